@@ -1,0 +1,1 @@
+//! RustBalance: one onion address, served by many machines.

@@ -1,0 +1,2 @@
+//! The `rustbalance` command.
+fn main() {}

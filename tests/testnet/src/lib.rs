@@ -1,0 +1,1 @@
+//! A private Tor network of C tor processes on loopback.
