@@ -1,1 +1,4 @@
 //! RustBalance: one onion address, served by many machines.
+
+pub mod keys;
+pub mod tor;

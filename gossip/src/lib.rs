@@ -1,1 +1,8 @@
 //! What RustBalance nodes must agree on. No Tor, no sockets, no clock, no randomness of its own.
+
+pub mod address;
+pub mod bytes;
+pub mod codec;
+pub mod id;
+pub mod record;
+pub mod signed;

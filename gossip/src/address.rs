@@ -1,0 +1,38 @@
+//! The address plan: each node has one fixed IPv6 ULA, derived from its id. Over Tor it is only a name that the
+//! transport resolves to the node's onion; over WireGuard it is the node's tunnel address.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use sha3::{Digest, Sha3_256};
+
+use crate::id::NodeId;
+
+/// The port in every mesh address; nothing listens there unless the fast path is up.
+pub const MESH_PORT: u16 = 7440;
+
+/// `fd` and the first 15 bytes of SHA3-256 over a label and the node id.
+pub fn mesh_address(node: &NodeId) -> Ipv6Addr {
+    let digest =
+        Sha3_256::new().chain_update(b"rustbalance mesh address v1\0").chain_update(node.public_key()).finalize();
+    let mut octets = [0xfd; 16];
+    octets[1..].copy_from_slice(&digest[..15]);
+    Ipv6Addr::from(octets)
+}
+
+/// The same with the port, as chitchat wants it.
+pub fn mesh_socket(node: &NodeId) -> SocketAddr {
+    SocketAddr::from((mesh_address(node), MESH_PORT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_unique_local_and_fixed() {
+        let node = NodeId::from_public_key([7; 32]);
+        assert_eq!(mesh_address(&node).octets()[0], 0xfd);
+        assert_eq!(mesh_address(&node), mesh_address(&node));
+        assert_ne!(mesh_address(&node), mesh_address(&NodeId::from_public_key([8; 32])));
+    }
+}

@@ -1,0 +1,215 @@
+//! Names: every id is an Ed25519 public key (or a relay's pair of identities) in a type of its own, so that one is
+//! never taken for another. Nodes and the master address are shown as what they are: onion addresses.
+
+use std::fmt;
+use std::str::FromStr;
+
+use data_encoding::BASE32_NOPAD;
+use serde::{Deserialize, Serialize};
+use sha3::{Digest, Sha3_256};
+
+use crate::bytes::FixedBytes;
+
+/// Why a text is no onion address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// The wrong number of characters before `.onion`.
+    #[error("an onion address has 56 characters before .onion, {0:?} has {1}")]
+    Length(String, usize),
+    /// A character outside base32.
+    #[error("{0:?} is no onion address: it holds a character outside a-z and 2-7")]
+    Alphabet(String),
+    /// The built-in checksum does not match.
+    #[error("{0:?} is no onion address: its checksum does not match, a character is mistyped")]
+    Checksum(String),
+    /// Another version of the address format.
+    #[error("{0:?} is an onion address of version {1}, only version 3 is in use")]
+    Version(String, u8),
+}
+
+/// A v3 onion address: an Ed25519 public key (rend-spec-v3, section 6).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct OnionAddress(FixedBytes<32>);
+
+impl OnionAddress {
+    /// The address of this public key.
+    pub fn from_public_key(key: [u8; 32]) -> Self {
+        Self(FixedBytes(key))
+    }
+
+    /// The public key it names.
+    pub fn public_key(&self) -> &[u8; 32] {
+        &self.0.0
+    }
+}
+
+/// The two bytes of checksum in an onion address.
+fn checksum(key: &[u8; 32]) -> [u8; 2] {
+    let digest = Sha3_256::new().chain_update(b".onion checksum").chain_update(key).chain_update([3]).finalize();
+    [digest[0], digest[1]]
+}
+
+impl fmt::Display for OnionAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut whole = [0; 35];
+        whole[..32].copy_from_slice(self.public_key());
+        whole[32..34].copy_from_slice(&checksum(self.public_key()));
+        whole[34] = 3;
+        write!(f, "{}.onion", BASE32_NOPAD.encode(&whole).to_ascii_lowercase())
+    }
+}
+
+impl fmt::Debug for OnionAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for OnionAddress {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        let text = text.trim();
+        let shown = || text.chars().take(80).collect::<String>();
+        let label = text.strip_suffix(".onion").unwrap_or(text);
+        if label.chars().count() != 56 {
+            return Err(AddressError::Length(shown(), label.chars().count()));
+        }
+        let whole =
+            BASE32_NOPAD.decode(label.to_ascii_uppercase().as_bytes()).map_err(|_| AddressError::Alphabet(shown()))?;
+        let (Some(key), Some(sum), Some(version)) = (whole.first_chunk::<32>(), whole.get(32..34), whole.get(34))
+        else {
+            return Err(AddressError::Alphabet(shown()));
+        };
+        if *version != 3 {
+            return Err(AddressError::Version(shown(), *version));
+        }
+        if sum != checksum(key) {
+            return Err(AddressError::Checksum(shown()));
+        }
+        Ok(Self::from_public_key(*key))
+    }
+}
+
+/// Makes a newtype over an onion address.
+macro_rules! onion_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(OnionAddress);
+
+        impl $name {
+            /// The id whose public key this is.
+            pub fn from_public_key(key: [u8; 32]) -> Self {
+                Self(OnionAddress::from_public_key(key))
+            }
+
+            /// The Ed25519 public key behind it.
+            pub fn public_key(&self) -> &[u8; 32] {
+                self.0.public_key()
+            }
+
+            /// As the address to dial.
+            pub fn address(&self) -> OnionAddress {
+                self.0
+            }
+
+            /// The first eight characters: enough for a person to tell nodes apart in a log.
+            pub fn short(&self) -> String {
+                self.0.to_string().chars().take(8).collect()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self.short())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = AddressError;
+            fn from_str(text: &str) -> Result<Self, AddressError> {
+                text.parse().map(Self)
+            }
+        }
+    };
+}
+
+onion_id! {
+    /// A node: its Ed25519 key is its name, its own onion address and its signature.
+    NodeId
+}
+onion_id! {
+    /// The public address that clients visit; the first one of a cluster names the cluster.
+    MasterId
+}
+
+/// Makes a newtype over a public key that is no address.
+macro_rules! key_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub struct $name(FixedBytes<32>);
+
+        impl $name {
+            /// The id whose public key this is.
+            pub fn from_public_key(key: [u8; 32]) -> Self {
+                Self(FixedBytes(key))
+            }
+
+            /// The Ed25519 public key behind it.
+            pub fn public_key(&self) -> &[u8; 32] {
+                &self.0.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&data_encoding::HEXLOWER.encode(self.public_key()))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), &self.to_string()[..8])
+            }
+        }
+    };
+}
+
+key_id! {
+    /// The cluster's certificate-signing key.
+    AuthorityId
+}
+key_id! {
+    /// An invitation: the public half of its token.
+    InvitationId
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DUCK: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
+
+    #[test]
+    fn an_address_reads_as_it_was_written() {
+        let address: OnionAddress = DUCK.parse().unwrap();
+        assert_eq!(address.to_string(), DUCK);
+        assert_eq!(DUCK.to_uppercase().replace(".ONION", "").parse(), Ok(address));
+    }
+
+    #[test]
+    fn a_mistyped_address_is_told_apart() {
+        assert!(matches!(DUCK.replace("duck", "puck").parse::<MasterId>(), Err(AddressError::Checksum(_))));
+        assert!(matches!("abc.onion".parse::<NodeId>(), Err(AddressError::Length(_, 3))));
+        assert!(matches!(DUCK.replace("duck", "du1k").parse::<NodeId>(), Err(AddressError::Alphabet(_))));
+        assert!(matches!("é".repeat(56).parse::<NodeId>(), Err(AddressError::Alphabet(_))));
+    }
+}

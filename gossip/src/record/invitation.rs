@@ -1,0 +1,48 @@
+//! An invitation: the public half of a token, and what has become of it.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::Role;
+use crate::id::{InvitationId, MasterId, NodeId};
+use crate::signed::Statement;
+
+/// The authority's word that whoever holds the secret half of `token` may join.
+///
+/// Every publisher keeps and gossips the invitations it knows; several versions of one are merged: who redeemed it is
+/// the union, revoked once is revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invitation {
+    /// The cluster it is for.
+    pub cluster: MasterId,
+    /// The public half of the token.
+    pub token: InvitationId,
+    /// What the joiner becomes.
+    pub role: Role,
+    /// How many nodes may join with it.
+    pub uses: u16,
+    /// When it was made, in seconds since the Unix epoch.
+    pub issued: u64,
+    /// Until when it is good, in seconds since the Unix epoch.
+    pub expires: u64,
+    /// Who has joined with it so far.
+    pub redeemed: BTreeSet<NodeId>,
+    /// Taken back before it was used up.
+    pub revoked: bool,
+}
+
+impl Statement for Invitation {
+    const CONTEXT: &'static str = "rustbalance invitation v1";
+    const MAX_SIZE: usize = 16_384;
+}
+
+impl Invitation {
+    /// Largest number of uses of one invitation: its record must stay small enough to gossip.
+    pub const MAX_USES: u16 = 256;
+
+    /// True while a joiner could still redeem it.
+    pub fn is_open(&self, unix: u64) -> bool {
+        !self.revoked && unix <= self.expires && self.redeemed.len() < usize::from(self.uses)
+    }
+}

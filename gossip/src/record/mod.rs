@@ -1,0 +1,69 @@
+//! The signed facts that nodes gossip.
+//!
+//! Each node speaks only for itself: its card, heartbeat, intro points, lease and publication are signed by its own key
+//! and carry a sequence number that rises over restarts. Facts about others (invitations, revocations) are signed by
+//! the cluster's authority key, so that any node may pass them on.
+
+mod certificate;
+mod invitation;
+mod node;
+
+pub use certificate::{AuthorityCertificate, Chain, ChainError, Member, MemberCertificate, Revocation, Role};
+pub use invitation::Invitation;
+pub use node::{
+    Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, NodeCard, PeriodId, Phase, Publication,
+    PublishedPeriod, RelayId,
+};
+
+/// The kinds of record, each under a key of its own in a node's gossiped state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RecordKind {
+    /// [`NodeCard`].
+    Card,
+    /// [`Heartbeat`].
+    Heartbeat,
+    /// [`IntroPoints`].
+    IntroPoints,
+    /// [`Lease`].
+    Lease,
+    /// [`Publication`].
+    Publication,
+    /// An [`Invitation`], one key each.
+    Invitation(crate::id::InvitationId),
+    /// A [`Revocation`], one key each.
+    Revocation(crate::id::NodeId),
+}
+
+impl RecordKind {
+    /// The key under which the record stands in a node's gossiped state.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Card => "card".into(),
+            Self::Heartbeat => "beat".into(),
+            Self::IntroPoints => "ipts".into(),
+            Self::Lease => "lease".into(),
+            Self::Publication => "pub".into(),
+            Self::Invitation(id) => format!("inv/{id}"),
+            Self::Revocation(node) => format!("rev/{node}"),
+        }
+    }
+
+    /// The kind a key names; `None` for a key of a newer version, which is passed on but not read.
+    pub fn from_key(key: &str) -> Option<Self> {
+        Some(match key {
+            "card" => Self::Card,
+            "beat" => Self::Heartbeat,
+            "ipts" => Self::IntroPoints,
+            "lease" => Self::Lease,
+            "pub" => Self::Publication,
+            other => {
+                if let Some(hex) = other.strip_prefix("inv/") {
+                    let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok()?;
+                    Self::Invitation(crate::id::InvitationId::from_public_key(bytes.try_into().ok()?))
+                } else {
+                    Self::Revocation(other.strip_prefix("rev/")?.parse().ok()?)
+                }
+            }
+        })
+    }
+}

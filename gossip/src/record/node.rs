@@ -1,0 +1,203 @@
+//! What a node says of itself.
+
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Chain;
+use crate::bytes::{FixedBytes, VarBytes};
+use crate::id::{MasterId, NodeId};
+use crate::signed::Statement;
+
+/// Most intro points in one record, and in one descriptor (rend-spec-v3: clients refuse more).
+pub const MAX_INTRO_POINTS: usize = 20;
+
+/// Where a node is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Has its certificate, has not reached the mesh.
+    Joining,
+    /// In the mesh, has no intro point or its target does not answer yet.
+    Initializing,
+    /// Serves clients.
+    Healthy,
+    /// Was healthy; its target fails its health check now.
+    Unhealthy,
+    /// Leaves the descriptor, still serves those who come.
+    Draining,
+    /// Said goodbye.
+    Gone,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Joining => "joining",
+            Self::Initializing => "initializing",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Draining => "draining",
+            Self::Gone => "gone",
+        })
+    }
+}
+
+/// A node's card: its proof of membership and what seldom changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeCard {
+    /// The cluster it is in.
+    pub cluster: MasterId,
+    /// Who speaks.
+    pub node: NodeId,
+    /// Rises with every card, over restarts too.
+    pub seq: u64,
+    /// The certificates.
+    pub chain: Chain,
+    /// Its mesh address; must be [`crate::address::mesh_address`] of the node id.
+    pub address: Ipv6Addr,
+    /// Lower is asked first to publish.
+    pub priority: u8,
+    /// Share of intro points relative to the others', 1 to 100.
+    pub weight: u8,
+    /// The program's version, for people.
+    pub version: String,
+}
+
+impl Statement for NodeCard {
+    const CONTEXT: &'static str = "rustbalance node card v1";
+    const MAX_SIZE: usize = 4096;
+}
+
+/// Says "I live, and this is how I am". Liveness is judged by these alone, never by the gossip layer's own counters,
+/// which any peer can raise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// The cluster it is in.
+    pub cluster: MasterId,
+    /// Who speaks.
+    pub node: NodeId,
+    /// Rises with every beat, over restarts too.
+    pub seq: u64,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The nodes it hears now: lets `status` tell one's own isolation from the others' death. At most 65,535.
+    pub hears: u16,
+}
+
+impl Statement for Heartbeat {
+    const CONTEXT: &'static str = "rustbalance heartbeat v1";
+    const MAX_SIZE: usize = 512;
+}
+
+/// A relay by both its identities. C tor knows the relay of a circuit by the RSA one, Arti by either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RelayId {
+    /// SHA-1 fingerprint of the RSA identity key.
+    pub rsa: FixedBytes<20>,
+    /// Ed25519 identity key.
+    pub ed25519: FixedBytes<32>,
+}
+
+impl std::fmt::Display for RelayId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "${}", data_encoding::HEXUPPER.encode(&self.rsa.0))
+    }
+}
+
+/// One introduction point, as far as a descriptor needs to know it (rend-spec-v3, section 2.5.2.2). All public.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct IntroPoint {
+    /// The relay.
+    pub relay: RelayId,
+    /// Its link specifiers, each encoded as in an EXTEND2 cell (type, length, body). At most 8 of at most 64 bytes.
+    pub link_specifiers: Vec<VarBytes>,
+    /// The relay's ntor onion key.
+    pub onion_key: FixedBytes<32>,
+    /// `KP_hs_ipt_sid`: names the point to its relay, Ed25519.
+    pub session_key: FixedBytes<32>,
+    /// `KP_hss_ntor`: encrypts introductions, Curve25519.
+    pub encryption_key: FixedBytes<32>,
+}
+
+/// The intro points at which a node waits for clients now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntroPoints {
+    /// The cluster it is in.
+    pub cluster: MasterId,
+    /// Who speaks.
+    pub node: NodeId,
+    /// Rises with every change, over restarts too.
+    pub seq: u64,
+    /// At most [`MAX_INTRO_POINTS`].
+    pub points: Vec<IntroPoint>,
+}
+
+impl Statement for IntroPoints {
+    const CONTEXT: &'static str = "rustbalance intro points v1";
+    const MAX_SIZE: usize = 12_288;
+}
+
+/// The right to publish, as its holder states it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The cluster it is for.
+    pub cluster: MasterId,
+    /// Who speaks and holds it.
+    pub holder: NodeId,
+    /// Rises with every renewal, over restarts too.
+    pub seq: u64,
+    /// Only rises, from holder to holder.
+    pub term: u64,
+    /// For how long it is good after it was first seen, in milliseconds. 0 gives it up.
+    pub ttl_ms: u32,
+}
+
+impl Statement for Lease {
+    const CONTEXT: &'static str = "rustbalance lease v1";
+    const MAX_SIZE: usize = 512;
+}
+
+/// A time period of onion-service descriptors (rend-spec-v3, section 2.2.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PeriodId {
+    /// Its number.
+    pub number: u64,
+    /// Its length in minutes.
+    pub length_minutes: u32,
+    /// Offset of the first period from the epoch, in seconds.
+    pub offset_seconds: u32,
+}
+
+/// What a publisher has put on the directories for one period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPeriod {
+    /// Which period.
+    pub period: PeriodId,
+    /// The highest revision it has used.
+    pub revision: u64,
+    /// Directories that hold its newest descriptor.
+    pub confirmed: u16,
+    /// Directories responsible.
+    pub directories: u16,
+}
+
+/// What a publisher has done: fences the revisions of whoever follows, and tells `status` on every node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    /// The cluster it is for.
+    pub cluster: MasterId,
+    /// Who speaks.
+    pub node: NodeId,
+    /// Rises with every change, over restarts too.
+    pub seq: u64,
+    /// The term it published in.
+    pub term: u64,
+    /// At most 8 periods.
+    pub periods: Vec<PublishedPeriod>,
+}
+
+impl Statement for Publication {
+    const CONTEXT: &'static str = "rustbalance publication v1";
+    const MAX_SIZE: usize = 2048;
+}

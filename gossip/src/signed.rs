@@ -1,0 +1,154 @@
+//! Statements and their signatures.
+//!
+//! Bytes off the wire become [`Unverified<T>`], which can be asked only who claims to have signed it. With the right
+//! key it becomes [`Verified<T>`], which can be read. What is signed is the statement's context string, a zero byte
+//! and its encoding, so that a signature over one kind of statement is never one over another.
+
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use ed25519_dalek::{Signature, VerifyingKey};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::bytes::{FixedBytes, VarBytes};
+use crate::codec::{self, DecodeError};
+
+/// What can be signed.
+pub trait Statement: Serialize + DeserializeOwned + Clone {
+    /// Names the kind and version of the statement inside what is signed.
+    const CONTEXT: &'static str;
+    /// The largest encoding accepted, in bytes, signature included.
+    const MAX_SIZE: usize;
+}
+
+/// A signing key in whichever form it is kept.
+pub trait Sign {
+    /// The Ed25519 public key.
+    fn public_key(&self) -> [u8; 32];
+    /// An Ed25519 signature over the bytes.
+    fn sign_bytes(&self, message: &[u8]) -> [u8; 64];
+}
+
+/// Why a signed statement was not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum VerifyError {
+    /// The envelope or the statement in it cannot be read.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// Signed by somebody other than expected.
+    #[error("signed by another key than expected")]
+    Signer,
+    /// The signature does not match.
+    #[error("bad signature")]
+    Signature,
+}
+
+/// The envelope on the wire.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Envelope {
+    signer: FixedBytes<32>,
+    statement: VarBytes,
+    signature: FixedBytes<64>,
+}
+
+/// A statement nobody has checked yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unverified<T> {
+    envelope: Envelope,
+    kind: PhantomData<fn() -> T>,
+}
+
+/// A statement whose signature has been checked. Dereferences to the statement.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Verified<T> {
+    envelope: Envelope,
+    statement: T,
+}
+
+fn signed_bytes<T: Statement>(statement: &[u8]) -> Vec<u8> {
+    [T::CONTEXT.as_bytes(), &[0], statement].concat()
+}
+
+impl<T: Statement> Unverified<T> {
+    /// Reads an envelope of at most `T::MAX_SIZE` bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DecodeError> {
+        codec::decode(bytes, T::MAX_SIZE).map(|envelope| Self { envelope, kind: PhantomData })
+    }
+
+    /// Who claims to have signed it: good for choosing the key to check with, for nothing else.
+    pub fn claimed_signer(&self) -> &[u8; 32] {
+        &self.envelope.signer.0
+    }
+
+    /// Checks the signature by `key` and reads the statement.
+    pub fn verify(self, key: &[u8; 32]) -> Result<Verified<T>, VerifyError> {
+        if self.claimed_signer() != key {
+            return Err(VerifyError::Signer);
+        }
+        let signed = signed_bytes::<T>(&self.envelope.statement.0);
+        VerifyingKey::from_bytes(key)
+            .and_then(|key| key.verify_strict(&signed, &Signature::from_bytes(&self.envelope.signature.0)))
+            .map_err(|_| VerifyError::Signature)?;
+        let statement = codec::decode(&self.envelope.statement.0, T::MAX_SIZE)?;
+        Ok(Verified { envelope: self.envelope, statement })
+    }
+}
+
+impl<T: Statement> Verified<T> {
+    /// Signs a statement of our own.
+    pub fn sign(statement: T, key: &dyn Sign) -> Result<Self, DecodeError> {
+        let encoded = codec::encode(&statement)?;
+        let signature = key.sign_bytes(&signed_bytes::<T>(&encoded));
+        let envelope = Envelope {
+            signer: FixedBytes(key.public_key()),
+            statement: VarBytes(encoded),
+            signature: FixedBytes(signature),
+        };
+        Ok(Self { envelope, statement })
+    }
+
+    /// The bytes for the wire.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
+        codec::encode(&self.envelope)
+    }
+
+    /// Who signed it.
+    pub fn signer(&self) -> &[u8; 32] {
+        &self.envelope.signer.0
+    }
+
+    /// The envelope without the knowledge that it was checked, to stand inside another message.
+    pub fn unverified(&self) -> Unverified<T> {
+        Unverified { envelope: self.envelope.clone(), kind: PhantomData }
+    }
+}
+
+impl<T> Deref for Verified<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.statement
+    }
+}
+
+impl<T> Serialize for Unverified<T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.envelope.serialize(serializer)
+    }
+}
+
+impl<'de, T> Deserialize<'de> for Unverified<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Envelope::deserialize(deserializer).map(|envelope| Self { envelope, kind: PhantomData })
+    }
+}
+
+impl Sign for ed25519_dalek::SigningKey {
+    fn public_key(&self) -> [u8; 32] {
+        self.verifying_key().to_bytes()
+    }
+
+    fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+        ed25519_dalek::Signer::sign(self, message).to_bytes()
+    }
+}

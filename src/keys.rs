@@ -1,0 +1,230 @@
+//! Secrets: one type per role, zeroized on drop, unreadable in `Debug`, never `Display`, never `Clone` by accident.
+//!
+//! Only `store` writes them to disk, only `join` seals them for a peer, only `tor` turns them into Arti's types.
+
+use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
+use ed25519_dalek::{SigningKey, VerifyingKey};
+use rand::{CryptoRng, RngExt};
+use rustbalance_gossip::id::{AuthorityId, InvitationId, MasterId, NodeId};
+use rustbalance_gossip::signed::Sign;
+use sha2::Sha512;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// Why bytes are no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The first half of the expanded key is no clamped scalar, so no Tor program made it.
+    #[error("not an expanded Ed25519 secret key: its scalar is not clamped")]
+    NotClamped,
+}
+
+/// Gives a secret a `Debug` that says nothing.
+macro_rules! redact {
+    ($($name:ident),*) => {
+        $(impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(concat!(stringify!($name), "(redacted)"))
+            }
+        })*
+    };
+}
+
+/// Makes a secret of a 32-byte Ed25519 seed whose public half is `$id`.
+macro_rules! seed_secret {
+    ($(#[$doc:meta])* $name:ident, $id:ident, $id_fn:ident) => {
+        $(#[$doc])*
+        #[derive(Zeroize, ZeroizeOnDrop)]
+        pub struct $name([u8; 32]);
+
+        impl $name {
+            /// A new one.
+            pub fn generate(rng: &mut impl CryptoRng) -> Self {
+                Self(rng.random())
+            }
+
+            /// The one of this seed.
+            pub fn from_seed(seed: &Zeroizing<[u8; 32]>) -> Self {
+                Self(**seed)
+            }
+
+            /// The seed, to be written to a file or sealed for a peer.
+            pub fn seed(&self) -> &[u8; 32] {
+                &self.0
+            }
+
+            /// Its public half.
+            pub fn $id_fn(&self) -> $id {
+                $id::from_public_key(self.public_key())
+            }
+
+            /// A second handle on the same secret.
+            pub fn duplicate(&self) -> Self {
+                Self(self.0)
+            }
+        }
+
+        impl Sign for $name {
+            fn public_key(&self) -> [u8; 32] {
+                SigningKey::from_bytes(&self.0).verifying_key().to_bytes()
+            }
+
+            fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+                SigningKey::from_bytes(&self.0).sign_bytes(message)
+            }
+        }
+    };
+}
+
+seed_secret! {
+    /// A node's key: its name, its onion address, its signature.
+    NodeSecret, NodeId, node_id
+}
+seed_secret! {
+    /// Signs certificates, invitations and revocations. Publishers hold it.
+    AuthoritySecret, AuthorityId, authority_id
+}
+seed_secret! {
+    /// What an invitation's token carries.
+    TokenSecret, InvitationId, invitation_id
+}
+
+/// The master address's identity key, `KS_hs_id`, in its expanded form (scalar and hash prefix), which is all that C
+/// tor keeps of it. Publishers hold it.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct MasterSecret([u8; 64]);
+
+impl MasterSecret {
+    /// A new one: a random clamped scalar (RFC 8032, section 5.1.5) and a random hash prefix.
+    pub fn generate(rng: &mut impl CryptoRng) -> Self {
+        let mut bytes = [0; 64];
+        rng.fill(&mut bytes);
+        bytes[0] &= 248;
+        bytes[31] &= 63;
+        bytes[31] |= 64;
+        Self(bytes)
+    }
+
+    /// The one of these bytes: 32 of scalar, 32 of hash prefix.
+    pub fn from_expanded(bytes: &Zeroizing<[u8; 64]>) -> Result<Self, KeyError> {
+        let clamped = bytes[0] & 7 == 0 && bytes[31] & 0xc0 == 0x40;
+        if clamped { Ok(Self(**bytes)) } else { Err(KeyError::NotClamped) }
+    }
+
+    /// The expanded key: 32 bytes of scalar, 32 of hash prefix.
+    pub fn expanded(&self) -> &[u8; 64] {
+        &self.0
+    }
+
+    /// The address.
+    pub fn master_id(&self) -> MasterId {
+        MasterId::from_public_key(self.public_key())
+    }
+
+    /// A second handle on the same secret.
+    pub fn duplicate(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+impl Sign for MasterSecret {
+    fn public_key(&self) -> [u8; 32] {
+        VerifyingKey::from(&ExpandedSecretKey::from_bytes(&self.0)).to_bytes()
+    }
+
+    fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+        let key = ExpandedSecretKey::from_bytes(&self.0);
+        raw_sign::<Sha512>(&key, message, &VerifyingKey::from(&key)).to_bytes()
+    }
+}
+
+/// The cluster-wide key that opens the descriptors of the nodes' own onion services (restricted discovery).
+/// Members hold it.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct DiscoverySecret([u8; 32]);
+
+/// Its public half, as the services list it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DiscoveryPublic(pub [u8; 32]);
+
+impl DiscoverySecret {
+    /// A new one.
+    pub fn generate(rng: &mut impl CryptoRng) -> Self {
+        Self(rng.random())
+    }
+
+    /// The one of these bytes.
+    pub fn from_bytes(bytes: &Zeroizing<[u8; 32]>) -> Self {
+        Self(**bytes)
+    }
+
+    /// The X25519 secret.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Its public half.
+    pub fn public(&self) -> DiscoveryPublic {
+        let secret = x25519_dalek::StaticSecret::from(self.0);
+        DiscoveryPublic(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+
+    /// A second handle on the same secret.
+    pub fn duplicate(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+/// The two secrets of an introduction point, made by us and kept over restarts.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct IntroPointSecrets {
+    /// Seed of `KS_hs_ipt_sid`, Ed25519: names the point to its relay.
+    pub session: [u8; 32],
+    /// `KS_hss_ntor`, X25519: opens introductions.
+    pub encryption: [u8; 32],
+}
+
+impl IntroPointSecrets {
+    /// New ones.
+    pub fn generate(rng: &mut impl CryptoRng) -> Self {
+        Self { session: rng.random(), encryption: rng.random() }
+    }
+
+    /// A second handle on the same secrets.
+    pub fn duplicate(&self) -> Self {
+        Self { session: self.session, encryption: self.encryption }
+    }
+}
+
+redact!(NodeSecret, AuthoritySecret, TokenSecret, MasterSecret, DiscoverySecret, IntroPointSecrets);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustbalance_gossip::record::AuthorityCertificate;
+    use rustbalance_gossip::signed::Verified;
+
+    #[test]
+    fn the_expanded_master_key_signs_for_its_address() {
+        let master = MasterSecret::generate(&mut rand::rng());
+        let certificate = AuthorityCertificate {
+            cluster: master.master_id(),
+            authority: AuthorityId::from_public_key([1; 32]),
+            issued: 7,
+        };
+        let signed = Verified::sign(certificate, &master).unwrap();
+        assert!(signed.unverified().verify(master.master_id().public_key()).is_ok());
+        let again = MasterSecret::from_expanded(&Zeroizing::new(*master.expanded())).unwrap();
+        assert_eq!(again.master_id(), master.master_id());
+    }
+
+    #[test]
+    fn a_scalar_that_is_not_clamped_is_refused() {
+        assert!(MasterSecret::from_expanded(&Zeroizing::new([0xff; 64])).is_err());
+    }
+
+    #[test]
+    fn debug_says_nothing() {
+        let secret = NodeSecret::generate(&mut rand::rng());
+        assert_eq!(format!("{secret:?}"), "NodeSecret(redacted)");
+    }
+}
