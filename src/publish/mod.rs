@@ -1,0 +1,3 @@
+//! Keeping the merged descriptor on every responsible directory. `plan` decides, `task` does.
+
+pub mod plan;
