@@ -1,5 +1,6 @@
 //! RustBalance: one onion address, served by many machines.
 
+pub mod balance;
 pub mod keys;
 pub mod publish;
 pub mod tor;
