@@ -1,0 +1,236 @@
+//! A stock C tor client.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::control::Control;
+use crate::facts::{ClientPorts, Facts};
+use crate::http::{self, Response};
+use crate::process::{self, Keeper};
+use crate::relay::{bootstrapped, log_tail};
+use crate::{keys, torrc};
+
+/// The folder of the network's own client.
+pub(crate) const MAIN: &str = "client";
+
+/// How much a new client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warmth {
+    /// Nothing: it fetches the consensus first, which takes it 2 to 6 s.
+    Fresh,
+    /// The directory documents of the network's own client; it has no guards, no circuits and no descriptors. About 1 s.
+    Warm,
+}
+
+/// A stock C tor client; its process ends when this is dropped, unless it is the network's own.
+#[derive(Debug)]
+pub struct Client {
+    base: PathBuf,
+    name: String,
+    ports: ClientPorts,
+    ends_with_us: bool,
+}
+
+impl Client {
+    /// Starts a client and waits until it is ready. `extra` is added to its `torrc`.
+    pub(crate) fn start(
+        keeper: &Keeper,
+        facts: &Facts,
+        name: &str,
+        warmth: Warmth,
+        extra: impl FnOnce(&Path) -> String,
+    ) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            bail!("a client cannot be called {name:?}; use letters, digits and dashes");
+        }
+        // Processes that share the network may choose the same name.
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let unique = format!("clients/{name}-{}-{number}", std::process::id());
+        let client = Self::launch(keeper, facts, unique, warmth, extra)?;
+        client.wait(Duration::from_secs(60))?;
+        client.finish()
+    }
+
+    /// Starts a client without waiting for it.
+    pub(crate) fn launch(
+        keeper: &Keeper,
+        facts: &Facts,
+        name: String,
+        warmth: Warmth,
+        extra: impl FnOnce(&Path) -> String,
+    ) -> Result<Starting> {
+        let base = keeper.base().to_path_buf();
+        let folder = base.join(&name);
+        let _ = fs::remove_dir_all(&folder);
+        keys::create_private(&folder)?;
+        if warmth == Warmth::Warm {
+            for document in [
+                "cached-certs",
+                "cached-microdesc-consensus",
+                "cached-microdescs",
+                "cached-microdescs.new",
+            ] {
+                // One that isn't there, or is half written, is fetched.
+                let _ = fs::copy(base.join(MAIN).join(document), folder.join(document));
+            }
+        }
+        let text = torrc::client(&folder, facts) + &extra(&folder);
+        fs::write(folder.join("torrc"), text)
+            .with_context(|| format!("cannot write to {}", folder.display()))?;
+        keeper.start(&name)?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Ok(Starting(Self {
+            base,
+            name,
+            ports: ClientPorts {
+                socks: nowhere,
+                control: nowhere,
+            },
+            ends_with_us: true,
+        }))
+    }
+
+    /// The network's own client, which somebody else ends.
+    pub(crate) fn main(base: &Path, ports: ClientPorts) -> Self {
+        Self {
+            base: base.to_path_buf(),
+            name: MAIN.to_owned(),
+            ports,
+            ends_with_us: false,
+        }
+    }
+
+    /// Its SOCKS port.
+    pub fn socks(&self) -> SocketAddr {
+        self.ports.socks
+    }
+
+    /// The folder with its log (`notice.log`) and its data.
+    pub fn folder(&self) -> PathBuf {
+        self.base.join(&self.name)
+    }
+
+    /// Fetches `http://HOST[:PORT]/PATH` through it; an answer with any status is a success.
+    pub fn get(&self, url: &str, timeout: Duration) -> Result<Response> {
+        http::request(self.ports.socks, None, url, None, timeout)
+    }
+
+    /// Like [`Client::get`], on circuits of its own: requests with the same `user` share circuits, others do not. Cached
+    /// descriptors, and the memory of failed intro points, are shared by all.
+    pub fn get_isolated(&self, user: &str, url: &str, timeout: Duration) -> Result<Response> {
+        http::request(self.ports.socks, Some(user), url, None, timeout)
+    }
+
+    /// Posts a body to `http://HOST[:PORT]/PATH`.
+    pub fn post(&self, url: &str, body: &[u8], timeout: Duration) -> Result<Response> {
+        http::request(self.ports.socks, None, url, Some(body), timeout)
+    }
+
+    /// Makes it forget its circuits, cached descriptors and failed intro points, and waits until it has. Tor does this
+    /// at most once in 10 s, so a second call waits for the rest of them.
+    pub fn new_identity(&self) -> Result<()> {
+        let mut control = self.control()?;
+        control.command("SETEVENTS SIGNAL")?;
+        control.command("SIGNAL NEWNYM")?;
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while let Some(event) = control.event(deadline)? {
+            if event.text() == "SIGNAL NEWNYM" {
+                return Ok(());
+            }
+        }
+        bail!("the client {} did not take a new identity within 15 s", self.name)
+    }
+
+    /// A new connection to its control port.
+    pub fn control(&self) -> Result<Control> {
+        Control::connect(self.ports.control, &self.folder())
+    }
+}
+
+/// A client that may not be ready yet; dropped, it ends.
+pub(crate) struct Starting(Client);
+
+impl Starting {
+    /// Waits until it is ready.
+    pub(crate) fn wait(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while !self.is_ready() {
+            if Instant::now() > deadline {
+                bail!(
+                    "the client {} was not ready within {patience:?}; its log ends with:\n{}",
+                    self.0.name,
+                    log_tail(&self.0.folder())
+                );
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Whether it is.
+    pub(crate) fn is_ready(&self) -> bool {
+        bootstrapped(&self.0.folder())
+    }
+
+    /// Where it listens; it must be ready.
+    pub(crate) fn find_ports(&self) -> Result<ClientPorts> {
+        let control = self.control_port()?;
+        let listeners = Control::connect(control, &self.0.folder())?.get_info("net/listeners/socks")?;
+        let socks = listeners
+            .trim_matches('"')
+            .parse()
+            .with_context(|| format!("tor says that its SOCKS port is {listeners:?}"))?;
+        Ok(ClientPorts { socks, control })
+    }
+
+    /// Where its control port is; it may not be ready yet, but must have started.
+    pub(crate) fn control_port(&self) -> Result<SocketAddr> {
+        let path = self.0.folder().join("control-port");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            if let Some(port) = text.trim().strip_prefix("PORT=") {
+                return port
+                    .parse()
+                    .with_context(|| format!("{} says {port:?}", path.display()));
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "tor did not open its control port within 10 s; its log ends with:\n{}",
+                    log_tail(&self.0.folder())
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// The ready client.
+    pub(crate) fn finish(mut self) -> Result<Client> {
+        self.0.ports = self.find_ports()?;
+        Ok(self.0)
+    }
+
+    /// Leaves its end to the network's.
+    pub(crate) fn release(&mut self) {
+        self.0.ends_with_us = false;
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !self.ends_with_us {
+            return;
+        }
+        let _ = process::kill(&self.base, &self.name);
+        // After a failure its log may tell why.
+        if !std::thread::panicking() && std::env::var_os(crate::ENV_KEEP).is_none() {
+            let _ = fs::remove_dir_all(self.folder());
+        }
+    }
+}
