@@ -46,7 +46,11 @@ impl Client {
         extra: impl FnOnce(&Path) -> String,
     ) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        if name.is_empty()
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        {
             bail!("a client cannot be called {name:?}; use letters, digits and dashes");
         }
         // Processes that share the network may choose the same name.
@@ -111,6 +115,11 @@ impl Client {
         self.ports.socks
     }
 
+    /// Whether its process exists.
+    pub fn is_running(&self) -> bool {
+        process::running(&self.base, &self.name).is_some()
+    }
+
     /// The folder with its log (`notice.log`) and its data.
     pub fn folder(&self) -> PathBuf {
         self.base.join(&self.name)
@@ -144,7 +153,10 @@ impl Client {
                 return Ok(());
             }
         }
-        bail!("the client {} did not take a new identity within 15 s", self.name)
+        bail!(
+            "the client {} did not take a new identity within 15 s",
+            self.name
+        )
     }
 
     /// A new connection to its control port.
@@ -181,7 +193,8 @@ impl Starting {
     /// Where it listens; it must be ready.
     pub(crate) fn find_ports(&self) -> Result<ClientPorts> {
         let control = self.control_port()?;
-        let listeners = Control::connect(control, &self.0.folder())?.get_info("net/listeners/socks")?;
+        let listeners =
+            Control::connect(control, &self.0.folder())?.get_info("net/listeners/socks")?;
         let socks = listeners
             .trim_matches('"')
             .parse()

@@ -178,7 +178,11 @@ impl Control {
                     return Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()));
                 }
                 Ok(_) => {}
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) => {}
                 Err(error) => return Err(error).context("cannot read from tor's control port"),
             }
         }

@@ -92,7 +92,12 @@ pub(crate) fn request(
         start,
         timeout,
     };
-    let late = |what: &str| format!("{url}: {what}, {:.1} s after the start", start.elapsed().as_secs_f64());
+    let late = |what: &str| {
+        format!(
+            "{url}: {what}, {:.1} s after the start",
+            start.elapsed().as_secs_f64()
+        )
+    };
     connect(&mut stream, user, host, port).with_context(|| late("no stream"))?;
     let connected = start.elapsed();
 

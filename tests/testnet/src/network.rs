@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::{Client, MAIN, Warmth};
 use crate::facts::Facts;
@@ -52,7 +53,11 @@ impl Network {
         sweep_temporary();
         keys::create_private(&options.base)?;
         let base = fs::canonicalize(&options.base)?;
-        if base.as_os_str().to_string_lossy().contains(['\n', '#', '"', '\\']) {
+        if base
+            .as_os_str()
+            .to_string_lossy()
+            .contains(['\n', '#', '"', '\\'])
+        {
             bail!(
                 "tor cannot be told to work in {}; choose a folder with a plainer name",
                 base.display()
@@ -93,8 +98,9 @@ impl Network {
         for relay in &facts.relays {
             process::launch(&base, &relay.nickname, NETWORK_RECORD)?;
         }
-        let mut client =
-            Client::launch(&keeper, &facts, MAIN.to_owned(), Warmth::Fresh, |_| String::new())?;
+        let mut client = Client::launch(&keeper, &facts, MAIN.to_owned(), Warmth::Fresh, |_| {
+            String::new()
+        })?;
         client.release();
         let is_ready = || client.is_ready();
         wait_for_consensus(&base, &facts, is_ready, &tell)?;
@@ -139,6 +145,36 @@ impl Network {
             monitor: Mutex::new(None),
             ownership: None,
         })
+    }
+
+    /// Ends the network in `base`: asks its owner to, if that is the command `rustbalance-testnet`, or ends what a dead one
+    /// left. Returns what was done, as a sentence.
+    pub fn end(base: &Path) -> Result<String> {
+        let base = fs::canonicalize(base)
+            .with_context(|| format!("no test network runs in {}", base.display()))?;
+        let left = process::count(&base);
+        if sweep_abandoned(&base) {
+            return Ok(match left {
+                0 => "nothing was running".to_owned(),
+                _ => format!("ended {left} processes whose owner was gone"),
+            });
+        }
+        if !base.join("lock").exists() {
+            bail!("{} holds no test network", base.display());
+        }
+        ask_owner_to_end(&base)?;
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while lock(&base).is_err() {
+            if Instant::now() > deadline {
+                bail!(
+                    "the owner of the network in {} did not end within 15 s",
+                    base.display()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        sweep_abandoned(&base);
+        Ok(format!("ended the network, {left} processes"))
     }
 
     /// The network that all tests of this process share: the one that `RUSTBALANCE_TESTNET` names, else one that is
@@ -224,7 +260,14 @@ impl Network {
         target: SocketAddr,
         options: &str,
     ) -> Result<OnionService> {
-        OnionService::start(&self.keeper, &self.facts, name, virtual_port, target, options)
+        OnionService::start(
+            &self.keeper,
+            &self.facts,
+            name,
+            virtual_port,
+            target,
+            options,
+        )
     }
 
     /// Time between two consensuses.
@@ -269,10 +312,31 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
+        // From now on nobody shall attach. The keeper, dropped next, ends the processes.
         if self.is_owner() {
             Facts::remove(self.base());
         }
-        // The keeper, dropped next, ends the processes.
+    }
+}
+
+/// Asks the owner of the network in `base` to end, if it is one of our own commands.
+fn ask_owner_to_end(base: &Path) -> Result<()> {
+    let facts = Facts::load(base)?;
+    let is_ours = fs::read(format!("/proc/{}/cmdline", facts.owner)).is_ok_and(|line| {
+        line.split(|byte| *byte == 0)
+            .next()
+            .is_some_and(|program| program.ends_with(b"rustbalance-testnet"))
+    });
+    let pid = i32::try_from(facts.owner).ok().and_then(Pid::from_raw);
+    match pid {
+        Some(pid) if is_ours => {
+            kill_process(pid, Signal::TERM).context("cannot signal the network's owner")
+        }
+        _ => bail!(
+            "the network in {} belongs to process {}, which is not rustbalance-testnet; end that one",
+            base.display(),
+            facts.owner
+        ),
     }
 }
 

@@ -90,7 +90,9 @@ impl Options {
                 self.relays
             );
         }
-        if self.voting_interval < Duration::from_secs(15) || self.voting_interval.subsec_nanos() != 0 {
+        if self.voting_interval < Duration::from_secs(15)
+            || self.voting_interval.subsec_nanos() != 0
+        {
             bail!(
                 "a voting interval of {:?} is not usable; ask for whole seconds, 15 at least",
                 self.voting_interval
@@ -156,7 +158,7 @@ pub(crate) struct Ports {
 impl Ports {
     /// Reserves the ports from `base`, if nobody uses them.
     fn reserve(base: u16, options: &Options) -> Result<Self> {
-        if base < 1024 || base > u16::MAX - 300 {
+        if !(1024..=u16::MAX - 300).contains(&base) {
             bail!("a port base lies between 1024 and {}", u16::MAX - 300);
         }
         let folder = std::env::temp_dir().join(format!(

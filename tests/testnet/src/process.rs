@@ -171,10 +171,7 @@ pub(crate) fn running(base: &Path, name: &str) -> Option<Pid> {
 /// Signals the process that runs in `base/name`.
 pub(crate) fn signal(base: &Path, name: &str, signal: Signal) -> Result<()> {
     let Some(pid) = running(base, name) else {
-        bail!(
-            "{name} of the network in {} is not running",
-            base.display()
-        );
+        bail!("{name} of the network in {} is not running", base.display());
     };
     kill_process(pid, signal).with_context(|| format!("cannot signal {name}, process {pid:?}"))
 }

@@ -41,7 +41,10 @@ pub(crate) fn ask(
     let mut control = monitor.control()?;
     control.command("SETEVENTS HS_DESC HS_DESC_CONTENT")?;
     for relay in relays {
-        control.send(&format!("HSFETCH {onion} SERVER=${}", relay.rsa_fingerprint))?;
+        control.send(&format!(
+            "HSFETCH {onion} SERVER=${}",
+            relay.rsa_fingerprint
+        ))?;
     }
     for _ in relays {
         // A relay that the monitor's consensus doesn't list is refused; it holds nothing that a client could get.

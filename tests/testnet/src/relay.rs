@@ -94,8 +94,7 @@ impl Relay {
 
 /// Whether the tor that logs in `folder` is ready.
 pub(crate) fn bootstrapped(folder: &std::path::Path) -> bool {
-    fs::read_to_string(folder.join("notice.log"))
-        .is_ok_and(|log| log.contains("Bootstrapped 100%"))
+    fs::read_to_string(folder.join("notice.log")).is_ok_and(|log| log.contains("Bootstrapped 100%"))
 }
 
 /// The end of what the tor in `folder` said.

@@ -136,18 +136,16 @@ fallback_caches = [
         );
     }
     let list = |each: &dyn Fn(&Relay) -> String| {
-        facts
-            .authorities()
-            .map(each)
-            .collect::<Vec<_>>()
-            .join(", ")
+        facts.authorities().map(each).collect::<Vec<_>>().join(", ")
     };
     let identities = list(&|authority| {
-        format!("\"{}\"", authority.v3_identity.as_deref().unwrap_or_default())
+        format!(
+            "\"{}\"",
+            authority.v3_identity.as_deref().unwrap_or_default()
+        )
     });
-    let addresses = list(&|authority| {
-        format!("[\"127.0.0.1:{}\"]", authority.dir_port.unwrap_or_default())
-    });
+    let addresses =
+        list(&|authority| format!("[\"127.0.0.1:{}\"]", authority.dir_port.unwrap_or_default()));
     let _ = write!(
         text,
         "]
