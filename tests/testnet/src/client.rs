@@ -32,6 +32,8 @@ pub enum Warmth {
 pub struct Client {
     base: PathBuf,
     name: String,
+    /// Where its pid is recorded.
+    record: String,
     ports: ClientPorts,
     ends_with_us: bool,
 }
@@ -56,24 +58,25 @@ impl Client {
         // Processes that share the network may choose the same name.
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let unique = format!("clients/{name}-{}-{number}", std::process::id());
-        let client = Self::launch(keeper, facts, unique, warmth, extra)?;
-        client.wait(Duration::from_secs(60))?;
-        client.finish()
+        let main = keeper.base().join(MAIN);
+        let teacher = (warmth == Warmth::Warm).then_some(main.as_path());
+        let client = Self::launch(keeper, facts, unique, teacher, extra)?;
+        client.finish(Duration::from_secs(60))
     }
 
-    /// Starts a client without waiting for it.
+    /// Starts a client without waiting for it. It begins with the directory documents of the tor in the folder `teacher`.
     pub(crate) fn launch(
         keeper: &Keeper,
         facts: &Facts,
         name: String,
-        warmth: Warmth,
+        teacher: Option<&Path>,
         extra: impl FnOnce(&Path) -> String,
     ) -> Result<Starting> {
         let base = keeper.base().to_path_buf();
         let folder = base.join(&name);
         let _ = fs::remove_dir_all(&folder);
         keys::create_private(&folder)?;
-        if warmth == Warmth::Warm {
+        if let Some(teacher) = teacher {
             for document in [
                 "cached-certs",
                 "cached-microdesc-consensus",
@@ -81,7 +84,7 @@ impl Client {
                 "cached-microdescs.new",
             ] {
                 // One that isn't there, or is half written, is fetched.
-                let _ = fs::copy(base.join(MAIN).join(document), folder.join(document));
+                let _ = fs::copy(teacher.join(document), folder.join(document));
             }
         }
         let text = torrc::client(&folder, facts) + &extra(&folder);
@@ -92,6 +95,7 @@ impl Client {
         Ok(Starting(Self {
             base,
             name,
+            record: keeper.own_record().to_owned(),
             ports: ClientPorts {
                 socks: nowhere,
                 control: nowhere,
@@ -105,6 +109,7 @@ impl Client {
         Self {
             base: base.to_path_buf(),
             name: MAIN.to_owned(),
+            record: String::new(),
             ports,
             ends_with_us: false,
         }
@@ -159,6 +164,22 @@ impl Client {
         )
     }
 
+    /// Kills it and starts it again; what it keeps on disk stays. Its ports change.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        process::kill(&self.base, &self.name)?;
+        for stale in ["notice.log", "control-port"] {
+            let _ = fs::remove_file(self.folder().join(stale));
+        }
+        process::launch(&self.base, &self.name, &self.record)?;
+        wait(self, Duration::from_secs(60))?;
+        self.ports = find_ports(&self.folder())?;
+        Ok(())
+    }
+
+    pub(crate) fn ports(&self) -> ClientPorts {
+        self.ports
+    }
+
     /// A new connection to its control port.
     pub fn control(&self) -> Result<Control> {
         Control::connect(self.ports.control, &self.folder())
@@ -170,62 +191,9 @@ pub(crate) struct Starting(Client);
 
 impl Starting {
     /// Waits until it is ready.
-    pub(crate) fn wait(&self, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
-        while !self.is_ready() {
-            if Instant::now() > deadline {
-                bail!(
-                    "the client {} was not ready within {patience:?}; its log ends with:\n{}",
-                    self.0.name,
-                    log_tail(&self.0.folder())
-                );
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    /// Whether it is.
-    pub(crate) fn is_ready(&self) -> bool {
-        bootstrapped(&self.0.folder())
-    }
-
-    /// Where it listens; it must be ready.
-    pub(crate) fn find_ports(&self) -> Result<ClientPorts> {
-        let control = self.control_port()?;
-        let listeners =
-            Control::connect(control, &self.0.folder())?.get_info("net/listeners/socks")?;
-        let socks = listeners
-            .trim_matches('"')
-            .parse()
-            .with_context(|| format!("tor says that its SOCKS port is {listeners:?}"))?;
-        Ok(ClientPorts { socks, control })
-    }
-
-    /// Where its control port is; it may not be ready yet, but must have started.
-    pub(crate) fn control_port(&self) -> Result<SocketAddr> {
-        let path = self.0.folder().join("control-port");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        loop {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            if let Some(port) = text.trim().strip_prefix("PORT=") {
-                return port
-                    .parse()
-                    .with_context(|| format!("{} says {port:?}", path.display()));
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "tor did not open its control port within 10 s; its log ends with:\n{}",
-                    log_tail(&self.0.folder())
-                );
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// The ready client.
-    pub(crate) fn finish(mut self) -> Result<Client> {
-        self.0.ports = self.find_ports()?;
+    pub(crate) fn finish(mut self, patience: Duration) -> Result<Client> {
+        wait(&self.0, patience)?;
+        self.0.ports = find_ports(&self.0.folder())?;
         Ok(self.0)
     }
 
@@ -233,6 +201,40 @@ impl Starting {
     pub(crate) fn release(&mut self) {
         self.0.ends_with_us = false;
     }
+}
+
+/// Waits until a client is ready.
+fn wait(client: &Client, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    while !bootstrapped(&client.folder()) {
+        if Instant::now() > deadline {
+            bail!(
+                "the client {} was not ready within {patience:?}; its log ends with:\n{}",
+                client.name,
+                log_tail(&client.folder())
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Where the client in `folder`, which must have started, listens.
+fn find_ports(folder: &Path) -> Result<ClientPorts> {
+    let path = folder.join("control-port");
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("tor opened no control port: cannot read {}", path.display()))?;
+    let control = text
+        .trim()
+        .strip_prefix("PORT=")
+        .and_then(|port| port.parse().ok())
+        .with_context(|| format!("{} says {text:?}", path.display()))?;
+    let listeners = Control::connect(control, folder)?.get_info("net/listeners/socks")?;
+    let socks = listeners
+        .trim_matches('"')
+        .parse()
+        .with_context(|| format!("tor says that its SOCKS port is {listeners:?}"))?;
+    Ok(ClientPorts { socks, control })
 }
 
 impl Drop for Client {

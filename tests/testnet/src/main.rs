@@ -222,7 +222,7 @@ fn up(mut arguments: Arguments) -> Result<ExitCode> {
 
 fn run(mut arguments: Arguments) -> Result<ExitCode> {
     let options = arguments.network()?;
-    if !arguments.0.first().is_some_and(|word| word == "--") {
+    if arguments.0.first().is_none_or(|word| word != "--") {
         return Err(Usage("a command is missing, after --".into()).into());
     }
     let words = arguments.0.split_off(1);

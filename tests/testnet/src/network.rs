@@ -1,6 +1,5 @@
 //! Booting a network, attaching to one, and ending it.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -95,17 +94,20 @@ impl Network {
         fs::write(base.join("arti.toml"), torrc::arti(&facts))?;
 
         let keeper = Keeper::new(&base, Scope::Everything, options.wipe)?;
+        await_a_good_start();
         for relay in &facts.relays {
             process::launch(&base, &relay.nickname, NETWORK_RECORD)?;
         }
-        let mut client = Client::launch(&keeper, &facts, MAIN.to_owned(), Warmth::Fresh, |_| {
-            String::new()
-        })?;
+        wait_for_consensus(&base, &facts, &tell)?;
+        // A client started earlier would ask in vain, and then wait ever longer before it asks again.
+        let teacher = facts.authorities().next().map(Relay::folder);
+        let mut client =
+            Client::launch(&keeper, &facts, MAIN.to_owned(), teacher.as_deref(), |_| {
+                String::new()
+            })?;
         client.release();
-        let is_ready = || client.is_ready();
-        wait_for_consensus(&base, &facts, is_ready, &tell)?;
-        facts.client = Some(client.find_ports()?);
-        let client = client.finish()?;
+        let client = client.finish(BOOT_PATIENCE)?;
+        facts.client = Some(client.ports());
         facts.save(&base)?;
         tell(&format!(
             "the network is up after {:.1} s",
@@ -285,12 +287,9 @@ impl Network {
     pub fn next_time_period(&self) -> Duration {
         let length = self.time_period_length().as_millis();
         // Periods are offset by 12 voting intervals, which is half of one.
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_millis();
+        let now = since_epoch().as_millis();
         let passed = (now + length / 2) % length;
-        Duration::from_millis(u64::try_from(length - passed).unwrap_or_default())
+        millis(length - passed)
     }
 
     /// What each directory holds now for an onion address (with or without `.onion`), in the current time period: every
@@ -386,39 +385,50 @@ fn sweep_temporary() {
     }
 }
 
-/// Waits until every authority's consensus lists every relay as a directory of onion services, and the client is ready.
-fn wait_for_consensus(
-    base: &Path,
-    facts: &Facts,
-    client_is_ready: impl Fn() -> bool,
-    tell: &impl Fn(&str),
-) -> Result<()> {
+/// Waits until the authorities' first vote is far enough away for every relay to have told them of itself. A consensus that
+/// misses some costs another voting interval.
+fn await_a_good_start() {
+    const ENOUGH: Duration = Duration::from_secs(6);
+    let interval = Duration::from_secs(torrc::FIRST_INTERVAL).as_millis();
+    let delays = Duration::from_secs(2 * torrc::FIRST_DELAY).as_millis();
+    let now = since_epoch().as_millis();
+    let to_vote = millis(interval - (now + delays) % interval);
+    if to_vote < ENOUGH {
+        std::thread::sleep(to_vote + Duration::from_millis(200));
+    }
+}
+
+fn millis(count: u128) -> Duration {
+    Duration::from_millis(u64::try_from(count).unwrap_or(u64::MAX))
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// Waits until every authority's consensus lists every relay as a directory of onion services.
+fn wait_for_consensus(base: &Path, facts: &Facts, tell: &impl Fn(&str)) -> Result<()> {
     let started = Instant::now();
     let seconds = || started.elapsed().as_secs_f64();
-    let mut told = HashSet::new();
-    let mut once = |what: &'static str| {
-        if told.insert(what) {
-            tell(&format!("{what} after {:.1} s", seconds()));
-        }
-    };
+    let mut most = 0;
     loop {
         let listed = facts
             .authorities()
             .map(|authority| directories_listed(&authority.folder()))
             .min()
             .unwrap_or(0);
-        if listed > 0 {
-            once("the authorities agreed on a consensus");
+        if listed > most {
+            most = listed;
+            tell(&format!(
+                "the consensus lists {listed} of {} relays after {:.1} s",
+                facts.relays.len(),
+                seconds()
+            ));
         }
-        let is_whole = listed == facts.relays.len();
-        if is_whole {
-            once("the consensus lists every relay");
-        }
-        if client_is_ready() {
-            once("the client is ready");
-            if is_whole && directories_listed(&base.join(MAIN)) == facts.relays.len() {
-                return Ok(());
-            }
+        if listed == facts.relays.len() {
+            return Ok(());
         }
         let running = |name: &str| process::running(base, name).is_some();
         if seconds() > 3.0
@@ -433,9 +443,12 @@ fn wait_for_consensus(
         if started.elapsed() > BOOT_PATIENCE {
             bail!(
                 "the network did not come up within {BOOT_PATIENCE:?}: the consensus lists {listed} of {} relays; is \
-                 the machine overloaded, or its clock being set? The client said:\n{}",
+                 the machine overloaded, or its clock being set? An authority said:\n{}",
                 facts.relays.len(),
-                log_tail(&base.join(MAIN))
+                facts
+                    .authorities()
+                    .next()
+                    .map_or_else(String::new, |authority| log_tail(&authority.folder()))
             );
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -63,6 +63,14 @@ impl OnionService {
         &self.client
     }
 
+    /// Kills its tor and starts it again, and waits until its new descriptor is published: the same address, other intro
+    /// points, a higher revision.
+    pub fn restart(&mut self) -> Result<()> {
+        let started = Instant::now();
+        self.client.restart()?;
+        self.wait_until_published(started)
+    }
+
     /// Waits until a directory has the descriptor and none is on its way.
     fn wait_until_published(&self, started: Instant) -> Result<()> {
         let mut control: Control = self.client.control()?;

@@ -101,6 +101,11 @@ impl Keeper {
         &self.base
     }
 
+    /// The record of what this keeper starts.
+    pub(crate) fn own_record(&self) -> &str {
+        &self.own_record
+    }
+
     /// Starts tor in the folder `name`, which holds its `torrc`; it ends with this keeper.
     pub(crate) fn start(&self, name: &str) -> Result<()> {
         launch(&self.base, name, &self.own_record)

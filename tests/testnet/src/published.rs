@@ -11,10 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::client::Client;
+use crate::control::Reply;
 use crate::relay::Relay;
 
 /// How long relays may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// After how long a relay is asked again, on another circuit: one through a frozen relay never answers.
+const ROUND: Duration = Duration::from_secs(3);
 
 /// A descriptor that a directory holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,45 +44,28 @@ pub(crate) fn ask(
     let deadline = Instant::now() + PATIENCE;
     let mut control = monitor.control()?;
     control.command("SETEVENTS HS_DESC HS_DESC_CONTENT")?;
-    for relay in relays {
-        control.send(&format!(
-            "HSFETCH {onion} SERVER=${}",
-            relay.rsa_fingerprint
-        ))?;
-    }
-    for _ in relays {
-        // A relay that the monitor's consensus doesn't list is refused; it holds nothing that a client could get.
-        let _ = control.reply("HSFETCH");
-    }
     let mut waiting: Vec<&str> = relays
         .iter()
         .filter(|relay| relay.is_running())
         .map(|relay| relay.rsa_fingerprint.as_str())
         .collect();
     let mut found = BTreeMap::new();
-    while !waiting.is_empty() {
-        let Some(event) = control.event(deadline)? else {
-            break;
-        };
-        let Some(line) = event.lines.first() else {
-            continue;
-        };
-        let words: Vec<&str> = line.text.split(' ').collect();
-        match words.as_slice() {
-            ["HS_DESC", "FAILED", address, _, relay, ..] if *address == onion => {
-                waiting.retain(|name| *name != fingerprint(relay));
-            }
-            ["HS_DESC_CONTENT", address, _, relay] if *address == onion => {
-                let text = line.data.clone().unwrap_or_default();
-                // A failed fetch is reported with an empty descriptor too.
-                if text.trim().is_empty() {
-                    continue;
-                }
-                let relay = fingerprint(relay).to_owned();
+    while !waiting.is_empty() && Instant::now() < deadline {
+        for relay in &waiting {
+            control.send(&format!("HSFETCH {onion} SERVER=${relay}"))?;
+        }
+        // A relay that the client's consensus doesn't list is refused; it holds nothing that a client could get.
+        waiting.retain(|_| control.reply("HSFETCH").is_ok());
+        let round = deadline.min(Instant::now() + ROUND);
+        while !waiting.is_empty()
+            && let Some(event) = control.event(round)?
+        {
+            if let Some((relay, text)) = answer(&event, onion) {
                 waiting.retain(|name| *name != relay);
-                found.insert(relay, text);
+                if let Some(text) = text {
+                    found.insert(relay.to_owned(), text);
+                }
             }
-            _ => {}
         }
     }
     found
@@ -93,6 +80,30 @@ pub(crate) fn ask(
             })
         })
         .collect()
+}
+
+/// Which relay an event says has answered, and what it holds; nothing if the event is about something else, or if the
+/// relay could not be asked.
+fn answer<'a>(event: &'a Reply, onion: &str) -> Option<(&'a str, Option<String>)> {
+    let line = event.lines.first()?;
+    let words: Vec<&str> = line.text.split(' ').collect();
+    match words.as_slice() {
+        [
+            "HS_DESC",
+            "FAILED",
+            address,
+            _,
+            relay,
+            ..,
+            "REASON=NOT_FOUND",
+        ] if *address == onion => Some((fingerprint(relay), None)),
+        // A failed fetch is reported with an empty text too.
+        ["HS_DESC_CONTENT", address, _, relay] if *address == onion => {
+            let text = line.data.clone().unwrap_or_default();
+            (!text.trim().is_empty()).then(|| (fingerprint(relay), Some(text)))
+        }
+        _ => None,
+    }
 }
 
 /// The digits of `$FINGERPRINT~nickname`.

@@ -10,6 +10,11 @@ use crate::relay::{Relay, Role};
 /// How many voting intervals C tor gives a time period under `TestingTorNetwork`.
 pub(crate) const ROUNDS_PER_PERIOD: u64 = 24;
 
+/// Seconds between the times at which authorities without a consensus make one, counted from the epoch.
+pub(crate) const FIRST_INTERVAL: u64 = 10;
+/// Seconds that their votes, and then their signatures, get before such a time.
+pub(crate) const FIRST_DELAY: u64 = 2;
+
 /// What every process needs, `owner` being the process with which it shall end.
 fn common(folder: &Path, facts: &Facts, owner: u32) -> String {
     let folder = folder.display();
@@ -77,9 +82,9 @@ DoSConnectionEnabled 0
 ExitRelay 0
 AuthoritativeDirectory 1
 V3AuthoritativeDirectory 1
-TestingV3AuthInitialVotingInterval 5
-TestingV3AuthInitialVoteDelay 2
-TestingV3AuthInitialDistDelay 2
+TestingV3AuthInitialVotingInterval {FIRST_INTERVAL}
+TestingV3AuthInitialVoteDelay {FIRST_DELAY}
+TestingV3AuthInitialDistDelay {FIRST_DELAY}
 V3AuthVotingInterval {vote}
 V3AuthVoteDelay 4
 V3AuthDistDelay 4

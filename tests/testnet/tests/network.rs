@@ -1,5 +1,5 @@
 //! The harness itself: a network that boots, serves and leaves nothing behind.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::time::{Duration, Instant};
 
