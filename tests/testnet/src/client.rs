@@ -207,6 +207,13 @@ impl Starting {
 fn wait(client: &Client, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     while !bootstrapped(&client.folder()) {
+        if !client.is_running() {
+            bail!(
+                "the client {} ended before it was ready; it said:\n{}",
+                client.name,
+                log_tail(&client.folder())
+            );
+        }
         if Instant::now() > deadline {
             bail!(
                 "the client {} was not ready within {patience:?}; its log ends with:\n{}",

@@ -157,6 +157,14 @@ pub(crate) fn launch(base: &Path, name: &str, record: &str) -> Result<()> {
         .process_group(0)
         .spawn()
         .with_context(|| format!("cannot start tor for {name}"))?;
+    // The launcher records itself, for us being killed now; we do too, for us looking before it has.
+    let pid = child.id();
+    fs::write(folder.join("pid"), pid.to_string())?;
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(base.join(RECORDS).join(record))?
+        .write_all(format!("{pid} {name}\n").as_bytes())?;
     // Somebody must collect it when it ends; the thread ends with it.
     std::thread::Builder::new()
         .name(format!("wait-{name}"))
@@ -238,7 +246,8 @@ pub(crate) fn count(base: &Path) -> usize {
         .filter_map(|entry| fs::read_to_string(entry.path()).ok())
         .flat_map(|text| text.lines().filter_map(parse_record).collect::<Vec<_>>())
         .filter(|(pid, name)| is_ours(base, name, *pid))
-        .count()
+        .collect::<std::collections::HashSet<_>>()
+        .len()
 }
 
 fn parse_record(line: &str) -> Option<(Pid, String)> {
@@ -250,8 +259,30 @@ fn parse_record(line: &str) -> Option<(Pid, String)> {
 fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let torrc = base.join(name).join("torrc");
-    fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| {
-        line.split(|byte| *byte == 0)
-            .any(|word| word == torrc.as_os_str().as_bytes())
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let Ok(line) = fs::read(folder.join("cmdline")) else {
+            return false;
+        };
+        if !line.is_empty() {
+            return line
+                .split(|byte| *byte == 0)
+                .any(|word| word == torrc.as_os_str().as_bytes());
+        }
+        // While the launcher becomes tor there is no command line for a moment.
+        if is_zombie(&folder) || Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether the process with this folder in `/proc` has ended, or does not exist.
+fn is_zombie(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("stat")).map_or(true, |stat| {
+        // The state follows the name, which is in parentheses and may hold any others.
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
     })
 }

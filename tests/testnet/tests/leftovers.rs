@@ -180,7 +180,7 @@ fn directories_are_seen_as_they_are(network: &Network) {
 }
 
 #[test]
-fn run_passes_on_what_its_command_says() {
+fn run_passes_on_what_its_command_says_and_obeys_signals() {
     let folder = Folder::new("run");
     let script = "test -s \"$RUSTBALANCE_TESTNET_ARTI\" && test -d \"$RUSTBALANCE_TESTNET\" && \
                   \"$0\" status \"$RUSTBALANCE_TESTNET\" >/dev/null && exit 42";
@@ -192,4 +192,21 @@ fn run_passes_on_what_its_command_says() {
         .unwrap();
     assert_eq!(status.code(), Some(42));
     assert_eq!(torrcs(&folder.0), [0_i32; 0]);
+
+    // Ended by a signal, while it boots.
+    let mut child = Command::new(PROGRAM)
+        .arg("run")
+        .arg(&folder.0)
+        .args(["--relays", "4", "--", "sleep", "100"])
+        .spawn()
+        .unwrap();
+    eventually("tor runs", Duration::from_secs(60), || {
+        !torrcs(&folder.0).is_empty()
+    });
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    eventually("all have ended", Duration::from_secs(5), || {
+        torrcs(&folder.0).is_empty()
+    });
 }
