@@ -15,6 +15,9 @@ use crate::process::{self, Keeper};
 use crate::relay::{bootstrapped, log_tail};
 use crate::{keys, torrc};
 
+/// How long a client may take to be ready.
+pub(crate) const READY_PATIENCE: Duration = Duration::from_secs(60);
+
 /// The folder of the network's own client.
 pub(crate) const MAIN: &str = "client";
 
@@ -47,6 +50,17 @@ impl Client {
         warmth: Warmth,
         extra: impl FnOnce(&Path) -> String,
     ) -> Result<Self> {
+        Self::begin(keeper, facts, name, warmth, extra)?.finish(READY_PATIENCE)
+    }
+
+    /// Starts a client without waiting until it is ready.
+    pub(crate) fn begin(
+        keeper: &Keeper,
+        facts: &Facts,
+        name: &str,
+        warmth: Warmth,
+        extra: impl FnOnce(&Path) -> String,
+    ) -> Result<Starting> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         if name.is_empty()
             || !name
@@ -60,8 +74,7 @@ impl Client {
         let unique = format!("clients/{name}-{}-{number}", std::process::id());
         let main = keeper.base().join(MAIN);
         let teacher = (warmth == Warmth::Warm).then_some(main.as_path());
-        let client = Self::launch(keeper, facts, unique, teacher, extra)?;
-        client.finish(Duration::from_secs(60))
+        Self::launch(keeper, facts, unique, teacher, extra)
     }
 
     /// Starts a client without waiting for it. It begins with the directory documents of the tor in the folder `teacher`.
@@ -164,16 +177,41 @@ impl Client {
         )
     }
 
-    /// Kills it and starts it again; what it keeps on disk stays. Its ports change.
-    pub(crate) fn restart(&mut self) -> Result<()> {
+    /// Kills it and starts it again; what it keeps on disk stays. Then [`Client::await_ready`] is due.
+    pub(crate) fn relaunch(&self) -> Result<()> {
         process::kill(&self.base, &self.name)?;
         for stale in ["notice.log", "control-port"] {
             let _ = fs::remove_file(self.folder().join(stale));
         }
-        process::launch(&self.base, &self.name, &self.record)?;
-        wait(self, Duration::from_secs(60))?;
-        self.ports = find_ports(&self.folder())?;
+        process::launch(&self.base, &self.name, &self.record)
+    }
+
+    /// Waits until it is ready, and learns its ports.
+    pub(crate) fn await_ready(&mut self, patience: Duration) -> Result<()> {
+        wait(self, patience)?;
+        let control = control_port(&self.folder())?;
+        let listeners =
+            Control::connect(control, &self.folder())?.get_info("net/listeners/socks")?;
+        let socks = listeners
+            .trim_matches('"')
+            .parse()
+            .with_context(|| format!("tor says that its SOCKS port is {listeners:?}"))?;
+        self.ports = ClientPorts { socks, control };
         Ok(())
+    }
+
+    /// A connection to its control port as soon as it has one, long before it is ready.
+    pub(crate) fn early_control(&self) -> Result<Control> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let control = control_port(&self.folder())
+                .and_then(|port| Control::connect(port, &self.folder()));
+            match control {
+                Ok(control) => return Ok(control),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
     }
 
     pub(crate) fn ports(&self) -> ClientPorts {
@@ -192,9 +230,13 @@ pub(crate) struct Starting(Client);
 impl Starting {
     /// Waits until it is ready.
     pub(crate) fn finish(mut self, patience: Duration) -> Result<Client> {
-        wait(&self.0, patience)?;
-        self.0.ports = find_ports(&self.0.folder())?;
+        self.0.await_ready(patience)?;
         Ok(self.0)
+    }
+
+    /// See [`Client::early_control`].
+    pub(crate) fn early_control(&self) -> Result<Control> {
+        self.0.early_control()
     }
 
     /// Leaves its end to the network's.
@@ -226,22 +268,15 @@ fn wait(client: &Client, patience: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Where the client in `folder`, which must have started, listens.
-fn find_ports(folder: &Path) -> Result<ClientPorts> {
+/// Where the control port of the client in `folder` is.
+fn control_port(folder: &Path) -> Result<SocketAddr> {
     let path = folder.join("control-port");
     let text = fs::read_to_string(&path)
         .with_context(|| format!("tor opened no control port: cannot read {}", path.display()))?;
-    let control = text
-        .trim()
+    text.trim()
         .strip_prefix("PORT=")
         .and_then(|port| port.parse().ok())
-        .with_context(|| format!("{} says {text:?}", path.display()))?;
-    let listeners = Control::connect(control, folder)?.get_info("net/listeners/socks")?;
-    let socks = listeners
-        .trim_matches('"')
-        .parse()
-        .with_context(|| format!("tor says that its SOCKS port is {listeners:?}"))?;
-    Ok(ClientPorts { socks, control })
+        .with_context(|| format!("{} says {text:?}", path.display()))
 }
 
 impl Drop for Client {

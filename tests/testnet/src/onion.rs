@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::client::{Client, Warmth};
+use crate::client::{Client, READY_PATIENCE, Warmth};
 use crate::control::Control;
 use crate::facts::Facts;
 use crate::process::Keeper;
@@ -33,18 +33,21 @@ impl OnionService {
         options: &str,
     ) -> Result<Self> {
         let started = Instant::now();
-        let client = Client::start(keeper, facts, name, Warmth::Warm, |folder| {
+        let starting = Client::begin(keeper, facts, name, Warmth::Warm, |folder| {
             format!(
                 "HiddenServiceDir {}/service\nHiddenServicePort {virtual_port} {target}\n{options}\n",
                 folder.display()
             )
         })?;
+        // Early, so that no upload goes unseen.
+        let uploads = watch_uploads(starting.early_control()?)?;
+        let client = starting.finish(READY_PATIENCE)?;
         let hostname = fs::read_to_string(client.folder().join("service/hostname"))
             .with_context(|| format!("tor made no key for the onion service {name}"))?
             .trim()
             .to_owned();
         let service = Self { client, hostname };
-        service.wait_until_published(started)?;
+        service.wait_until_published(uploads, started)?;
         Ok(service)
     }
 
@@ -67,20 +70,20 @@ impl OnionService {
     /// points, a higher revision.
     pub fn restart(&mut self) -> Result<()> {
         let started = Instant::now();
-        self.client.restart()?;
-        self.wait_until_published(started)
+        self.client.relaunch()?;
+        let uploads = watch_uploads(self.client.early_control()?)?;
+        self.client.await_ready(READY_PATIENCE)?;
+        self.wait_until_published(uploads, started)
     }
 
     /// Waits until a directory has the descriptor and none is on its way.
-    fn wait_until_published(&self, started: Instant) -> Result<()> {
-        let mut control: Control = self.client.control()?;
-        control.command("SETEVENTS HS_DESC")?;
+    fn wait_until_published(&self, mut uploads: Control, started: Instant) -> Result<()> {
         let (mut under_way, mut done) = (0_i32, 0);
         let deadline = started + PATIENCE;
-        // Tor reports every upload, but some may have been before we listened: a short quiet ends the wait.
+        // The two time periods are uploaded one after the other: a short quiet ends the wait.
         loop {
             let quiet = Instant::now() + Duration::from_millis(1500);
-            match control.event(quiet.min(deadline))? {
+            match uploads.event(quiet.min(deadline))? {
                 Some(event) => {
                     let mut words = event.text().split(' ');
                     match (words.next(), words.next()) {
@@ -103,4 +106,10 @@ impl OnionService {
             }
         }
     }
+}
+
+/// Has every upload of a descriptor reported.
+fn watch_uploads(mut control: Control) -> Result<Control> {
+    control.command("SETEVENTS HS_DESC")?;
+    Ok(control)
 }
