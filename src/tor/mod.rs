@@ -25,6 +25,7 @@ use crate::keys::{DiscoveryPublic, DiscoverySecret, NodeSecret};
 pub use error::TorError;
 pub use replay::{IntroPointKeys, ReplayLog};
 
+pub mod arti;
 pub mod descriptor;
 mod error;
 mod replay;
