@@ -25,6 +25,8 @@ use crate::keys::{DiscoveryPublic, DiscoverySecret, NodeSecret};
 pub use error::TorError;
 pub use replay::{IntroPointKeys, ReplayLog};
 
+pub mod arti;
+pub mod descriptor;
 mod error;
 mod replay;
 
@@ -172,8 +174,10 @@ pub struct Period {
     /// The responsible directories, replica by replica, each once.
     pub directories: Vec<Directory>,
     /// The time since the start of the period's shared-random run: what the order-preserving encryption of the
-    /// revision counter is fed with (see `descriptor::Credentials::revision`).
+    /// revision counter is fed with (see [`descriptor::PeriodCredentials::revision`]).
     pub revision_clock: Duration,
+    /// What the network's directory says about descriptors.
+    pub parameters: descriptor::DescriptorParameters,
 }
 
 /// A directory relay responsible for a descriptor.

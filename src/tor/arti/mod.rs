@@ -1,0 +1,3 @@
+//! The real engine, on Arti's public crates.
+
+mod directories;
