@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rustbalance_gossip::coordinator::Now;
+use rustbalance_gossip::time::Now;
 use rustbalance_gossip::record::{IntroPoint, RelayId};
 
 use crate::tor::RelayChoice;
@@ -85,14 +85,12 @@ pub enum Event {
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Open a slot; `fresh` means with new keys, else with those it has. Answer with `Opened` or `OpenFailed`.
+    /// Open a slot, with its keys if it has any. Answer with `Opened` or `OpenFailed`.
     Open {
         /// Which.
         slot: SlotId,
         /// Where.
         relay: Choice,
-        /// New keys.
-        fresh: bool,
     },
     /// Close a slot and forget its keys.
     Close(SlotId),
@@ -338,14 +336,16 @@ impl Plan {
                 .chain(self.failed.keys().copied())
                 .collect();
             let Some(slot) = self.slots.get_mut(&id) else { continue };
-            let (relay, fresh) = match slot.relay {
-                Some(relay) => (Choice::Exactly(relay), false),
+            let relay = match slot.relay {
+                Some(relay) => Choice::Exactly(relay),
                 None if choosing => continue,
-                None => (Choice::AnyBut(taken), true),
+                None => {
+                    choosing = true;
+                    Choice::AnyBut(taken)
+                }
             };
-            choosing |= fresh;
             slot.circuit = Circuit::Opening;
-            actions.push(Action::Open { slot: id, relay, fresh });
+            actions.push(Action::Open { slot: id, relay });
         }
     }
 
@@ -420,7 +420,7 @@ mod tests {
                         self.open.remove(&slot);
                         continue;
                     }
-                    Action::Open { slot, relay: choice, .. } => {
+                    Action::Open { slot, relay: choice } => {
                         let relay = match choice {
                             Choice::Exactly(relay) => Some(relay).filter(|relay| !self.dead.contains(relay)),
                             Choice::AnyBut(taken) => {

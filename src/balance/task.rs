@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::RngExt;
-use rustbalance_gossip::coordinator::Now;
 use rustbalance_gossip::id::MasterId;
 use rustbalance_gossip::record::{IntroPoint, RelayId};
+use rustbalance_gossip::time::Now;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -27,8 +27,8 @@ const COUNT_EVERY: Duration = Duration::from_secs(10);
 pub trait IntroPointStore: Send + Sync {
     /// Those from before a restart.
     fn restore(&self) -> Result<Vec<Stored>, String>;
-    /// The keys of a slot: made and stored if `fresh`, else those it has.
-    fn keys(&self, slot: SlotId, fresh: bool) -> Result<IntroPointKeys, String>;
+    /// The keys of a slot, made if it has none.
+    fn keys(&self, slot: SlotId) -> Result<IntroPointKeys, String>;
     /// Notes where a slot is and how worn.
     fn note(&self, stored: &Stored) -> Result<(), String>;
     /// Forgets a slot, its keys and its replay log.
@@ -158,7 +158,7 @@ impl Running {
         let now = self.now();
         for action in self.plan.handle(event, now) {
             match action {
-                Action::Open { slot, relay, fresh } => self.open(slot, relay.into(), fresh),
+                Action::Open { slot, relay } => self.open(slot, relay.into()),
                 Action::Close(slot) => self.close(slot),
                 Action::Advertise(points) => {
                     info!(points = points.len(), "introduction points advertised");
@@ -168,12 +168,10 @@ impl Running {
         }
     }
 
-    fn open(&mut self, slot: SlotId, relay: RelayChoice, fresh: bool) {
+    fn open(&mut self, slot: SlotId, relay: RelayChoice) {
         let engine = Arc::clone(&self.balance.engine);
         let (master, limits, streams) = (self.balance.master, Arc::clone(&self.balance.limits), self.balance.streams.clone());
-        // A slot that was never open has been given keys on its first try already; a new try needs no newer ones, but
-        // they have never been seen by anybody, so new ones are as good and simpler.
-        let keys = self.balance.store.keys(slot, fresh);
+        let keys = self.balance.store.keys(slot);
         self.jobs.spawn(async move {
             let opened = async {
                 let request = IntroRequest { master, keys: keys?, relay, limits };
