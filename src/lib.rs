@@ -1,4 +1,5 @@
 //! RustBalance: one onion address, served by many machines.
 
 pub mod keys;
+pub mod store;
 pub mod tor;
