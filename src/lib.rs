@@ -3,4 +3,5 @@
 pub mod balance;
 pub mod keys;
 pub mod publish;
+pub mod store;
 pub mod tor;
