@@ -121,9 +121,9 @@ async fn a_target_that_lingers_after_the_clients_end_is_cut_off() {
 
 #[tokio::test]
 async fn an_idle_stream_is_closed_and_a_moving_one_is_not() {
-    let (proxy, listener) = tcp_proxy(ProxyLimits { idle: Duration::from_millis(400), ..short() }).await;
+    let (proxy, listener) = tcp_proxy(ProxyLimits { idle: Duration::from_secs(1), ..short() }).await;
     let (mut client, mut target, served) = open(&proxy, &listener).await;
-    for _ in 0..8 {
+    for _ in 0..12 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         client.write_all(b"x").await.unwrap();
         target.read_exact(&mut [0]).await.unwrap();
@@ -131,7 +131,7 @@ async fn an_idle_stream_is_closed_and_a_moving_one_is_not() {
     assert!(!served.is_finished());
     served.await.unwrap();
     assert_eq!(proxy.traffic().refused(Refusal::Idle), 1);
-    assert_eq!(proxy.traffic().count().from_clients, 8);
+    assert_eq!(proxy.traffic().count().from_clients, 12);
 }
 
 #[tokio::test]
@@ -206,7 +206,7 @@ async fn shutdown_lets_streams_end_then_cuts_them_off() {
     let (proxy, listener) = tcp_proxy(short()).await;
     let (streams, queue) = mpsc::channel(4);
     let shutdown = CancellationToken::new();
-    let running = tokio::spawn(proxy.clone().run(queue, shutdown.clone(), Duration::from_millis(100)));
+    let running = tokio::spawn(proxy.clone().run(queue, shutdown.clone(), Duration::from_secs(1)));
     let (incoming, mut client, answer) = request(80);
     streams.send(incoming).await.ok().unwrap();
     let (mut target, _) = listener.accept().await.unwrap();
