@@ -1,0 +1,132 @@
+//! What is read, what is refused and in which words.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use proptest::prelude::*;
+
+const PORT: &str = "[[port]]\nvirtual = 80\ntarget = \"127.0.0.1:8080\"\n";
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text).map(|(config, _)| config).map_err(|problem| problem.to_string())
+}
+
+fn refused(text: &str) -> String {
+    parse(&format!("{text}\n{PORT}")).unwrap_err()
+}
+
+fn initial() -> Initial {
+    let ports = vec![
+        PortTarget { port: 80, target: "127.0.0.1:8080".parse().unwrap() },
+        PortTarget { port: 443, target: Target::Unix("/run/a \"b\\c\".sock".into()) },
+    ];
+    Initial { ports, arti: None }
+}
+
+#[test]
+fn the_first_file_holds_what_was_asked_for_and_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    Config::write_initial(dir.path(), &initial()).unwrap();
+    let config = Config::load(dir.path()).unwrap();
+    assert_eq!(config.ports, initial().ports);
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.arti, "");
+    let mode = std::fs::metadata(dir.path().join(FILE_NAME)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn the_comments_of_the_first_file_are_the_defaults() {
+    let text = initial::text(&initial());
+    let key = |line: &str| line.split(' ').nth(1) == Some("=");
+    let uncommented: Vec<_> =
+        text.lines().map(|line| line.strip_prefix("# ").filter(|rest| key(rest)).unwrap_or(line)).collect();
+    let (mut config, arti) = Config::parse(&uncommented.join("\n")).unwrap();
+    assert_eq!(arti.as_deref(), Some(Path::new(ARTI_FILE_NAME)));
+    assert_eq!(config.limits.introductions_per_second, Some((25, 200)), "the one key that is off by default");
+    config.limits.introductions_per_second = None;
+    assert_eq!(Ok(config), parse(&text));
+}
+
+#[test]
+fn artis_file_is_copied_and_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let arti = "# ours\n[vanguards]\nmode = \"full\"\n".to_string();
+    Config::write_initial(dir.path(), &Initial { arti: Some(arti.clone()), ..initial() }).unwrap();
+    assert_eq!(Config::load(dir.path()).unwrap().arti, arti);
+    std::fs::write(dir.path().join(ARTI_FILE_NAME), "mode = ").unwrap();
+    let error = Config::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("arti.toml: is no TOML"), "{error}");
+    std::fs::remove_file(dir.path().join(ARTI_FILE_NAME)).unwrap();
+    let error = Config::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("arti.toml: cannot be read"), "{error}");
+}
+
+#[test]
+fn artis_table_is_handed_on_as_it_is() {
+    let config = parse(&format!("{PORT}[arti.vanguards]\nmode = \"full\"\n[arti]\nx = 1\n")).unwrap();
+    let table: toml::Table = config.arti.parse().unwrap();
+    assert_eq!(table["vanguards"]["mode"].as_str(), Some("full"));
+    assert_eq!(table["x"].as_integer(), Some(1));
+}
+
+#[test]
+fn a_file_is_never_overwritten_and_one_that_is_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Config::load(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("rustbalance.toml: there is no such file: `rustbalance init`"), "{error}");
+    std::fs::write(dir.path().join(FILE_NAME), "mine").unwrap();
+    let error = Config::write_initial(dir.path(), &initial()).unwrap_err();
+    assert!(matches!(error.problem, Problem::Exists));
+    assert_eq!(std::fs::read(dir.path().join(FILE_NAME)).unwrap(), b"mine");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_table_and_the_nearest_known_one() {
+    insta::assert_snapshot!(refused("[cluster]\nhartbeat = \"2s\""), @r#"unknown key "hartbeat" in [cluster]: did you mean "heartbeat"?"#);
+    insta::assert_snapshot!(refused("[limit]\nstreams = 1"), @r#"unknown key "limit" in the top level: did you mean "limits"?"#);
+    insta::assert_snapshot!(refused("weight = 2"), @r#"unknown key "weight" in the top level: "weight" belongs in [node]"#);
+    insta::assert_snapshot!(refused("[node]\ncolour = 2"), @r#"unknown key "colour" in [node]: it knows priority, weight"#);
+    insta::assert_snapshot!(
+        parse("[[port]]\nvirtul = 80\ntarget = \"127.0.0.1:1\"").unwrap_err(),
+        @r#"unknown key "virtul" in [[port]]: did you mean "virtual"?"#
+    );
+}
+
+#[test]
+fn a_wrong_value_is_named_with_what_could_be() {
+    insta::assert_snapshot!(refused("[cluster]\nheartbeat = 2"), @r#""heartbeat" in [cluster]: 2 has no unit: write "2s" for seconds"#);
+    insta::assert_snapshot!(refused("[cluster]\nheartbeat = \"2h\""), @r#""heartbeat" in [cluster]: cannot be "2h": it is a time from 200ms to 30s, with its unit, in quotes"#);
+    insta::assert_snapshot!(refused("[cluster]\nheartbeat = \"20s\""), @r#""lease_ttl" in [cluster]: 30s is shorter than 3 heartbeats of 20s: a lease must outlive a lost one"#);
+    insta::assert_snapshot!(refused("[node]\nweight = 0"), @r#""weight" in [node]: cannot be 0: it is a whole number from 1 to 100"#);
+    insta::assert_snapshot!(refused("[node]\npriority = 256"), @r#""priority" in [node]: cannot be 256: it is a whole number from 0 to 255"#);
+    insta::assert_snapshot!(refused("[node]\npriority = \"first\""), @r#""priority" in [node]: cannot be "first": it is a whole number from 0 to 255"#);
+    insta::assert_snapshot!(refused("node = 1"), @r#""node" in the top level: cannot be 1: it is a table, write [node]"#);
+    insta::assert_snapshot!(refused("[limits]\nintroductions_burst = 5"), @r#""introductions_burst" in [limits]: means nothing without introductions_per_second"#);
+    insta::assert_snapshot!(refused("arti_config = \"a\"\n[arti]"), @r#""arti_config" in the top level: there is a table [arti] too: keep one of the two"#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 81\ntarget = \"example.com:80\""), @r#""target" in [[port]]: the target "example.com:80" is not on this host: a client's stream never leaves it in the clear; write "127.0.0.1:8080", "[::1]:8080", "localhost:8080" or "unix:/run/app.sock""#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 80\ntarget = \"[::1]:80\""), @r#""virtual" in [[port]]: 80 stands there twice: a port has one target"#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 7441\ntarget = \"[::1]:80\""), @r#""virtual" in [[port]]: 7440 and 7441 are used by the nodes themselves: choose another"#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 81"), @r#""target" in [[port]]: is missing: where do its streams go, as in "127.0.0.1:8080"?"#);
+    insta::assert_snapshot!(parse("[node]\nweight = 2").unwrap_err(), @r#""port" in the top level: there is none: add [[port]] with "virtual" and "target""#);
+}
+
+#[test]
+fn limits_reach_the_engine_and_the_proxy() {
+    let config = parse(&format!(
+        "{PORT}[limits]\nstreams = 7\nstreams_per_circuit = 3\nintroductions_per_second = 300\nidle_timeout = \"1h 5m\"\n"
+    ))
+    .unwrap();
+    assert_eq!(config.limits.proxy.streams, 7);
+    assert_eq!(config.limits.proxy.idle, Duration::from_secs(3900));
+    let service = config.limits.service_limits();
+    assert_eq!(service.streams_per_circuit, 3);
+    assert_eq!(service.introductions_per_second, Some((300, 300)));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_refused(text in "(\\[{0,2}(node|port|arti|limits|cluster)?\\]{0,2}\n?|[a-z_]{1,9} ?= ?[0-9\"a-z:.]{0,9}\n|\\PC{0,9}){0,9}") {
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,111 @@
+//! The answering side: one task a caller, at most [`CALLERS`] at once.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+use zeroize::Zeroizing;
+
+use super::{ControlError, LINE_LIMIT, MAX_REQUEST, Request, Response, read_line, socket_path};
+
+/// Callers heard at once; further ones wait in the socket's own queue.
+const CALLERS: usize = 16;
+/// How long answering one request may take: leaving waits for the others to know.
+const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+/// How much more of an overlong line is read, and for how long, so that its sender can read the answer.
+const MAX_REST: u64 = 65_536;
+const REST_LIMIT: Duration = Duration::from_secs(1);
+
+/// Who answers.
+#[async_trait]
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request. Dropped after [`ANSWER_LIMIT`].
+    async fn handle(&self, request: Request) -> Response;
+}
+
+/// Listens in the state directory `dir`.
+///
+/// The caller holds the directory's lock, so that a socket found there is of a daemon that is gone; one that still
+/// answers is left alone all the same.
+pub fn bind(dir: &Path) -> Result<UnixListener, ControlError> {
+    let path = socket_path(dir)?;
+    let failed = |action| {
+        let path = path.clone();
+        move |source| ControlError::Io { action, path, source }
+    };
+    match StdStream::connect(&path) {
+        Ok(_) => return Err(ControlError::AlreadyRunning(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(&path).map_err(failed("remove"))?;
+        }
+        Err(error) => return Err(failed("make")(error)),
+    }
+    let listener = UnixListener::bind(&path).map_err(failed("make"))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+    Ok(listener)
+}
+
+/// Answers callers until `shutdown`; then lets the answers under way out and removes the socket.
+pub async fn serve(listener: UnixListener, handler: Arc<dyn Handler>, shutdown: CancellationToken) {
+    let room = Arc::new(Semaphore::new(CALLERS));
+    let tasks = TaskTracker::new();
+    let accepting = async {
+        loop {
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let handler = handler.clone();
+                    tasks.spawn(async move {
+                        if let Err(error) = answer(stream, &*handler).await {
+                            debug!(%error, "a control connection broke off");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: trying at once would spin.
+                    warn!(%error, "cannot accept a control connection");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    };
+    shutdown.run_until_cancelled(accepting).await;
+    tasks.close();
+    // A `leave` ends in this shutdown and still has to be answered.
+    let _ = timeout(LINE_LIMIT, tasks.wait()).await;
+    if let Some(path) = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_path_buf)) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// One line in, one line out.
+async fn answer(mut stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
+    let line = timeout(LINE_LIMIT, read_line(&mut stream, MAX_REQUEST)).await??;
+    let response = match line.as_deref().map(serde_json::from_slice::<Request>) {
+        None => Response::refused(format!("a request is one line of at most {MAX_REQUEST} bytes")),
+        Some(Err(error)) => Response::refused(format!("the request cannot be read: {error}")),
+        Some(Ok(request)) => timeout(ANSWER_LIMIT, handler.handle(request))
+            .await
+            .unwrap_or_else(|_| Response::refused(format!("it was not done within {ANSWER_LIMIT:?}"))),
+    };
+    let mut line = Zeroizing::new(serde_json::to_vec(&response)?);
+    line.push(b'\n');
+    timeout(LINE_LIMIT, stream.write_all(&line)).await??;
+    stream.shutdown().await?;
+    // Closed with something unread, a Unix socket throws away what its caller has not read yet.
+    let rest = timeout(REST_LIMIT, tokio::io::copy(&mut stream.take(MAX_REST), &mut tokio::io::sink())).await;
+    rest.map(|_| ()).or(Ok(()))
+}

@@ -1,0 +1,200 @@
+//! What a node says of itself: the answer to [`super::Request::Status`], and the output of `status --json` as it is.
+//!
+//! Nothing in it is secret: ids, counts and the operator's own words.
+
+use std::collections::BTreeMap;
+
+use rustbalance_gossip::record::{Phase, Role};
+use serde::{Deserialize, Serialize};
+
+/// The state of a node and its picture of the cluster.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// The master address.
+    pub cluster: String,
+    /// This node's own address.
+    pub node: String,
+    /// This node's role.
+    pub role: Role,
+    /// Where this node is in its life.
+    pub phase: Phase,
+    /// Since the daemon's start.
+    pub uptime_seconds: u64,
+    /// The connection to the Tor network.
+    pub tor: Bootstrap,
+    /// Who publishes, as far as this node knows.
+    pub publisher: Option<PublisherStatus>,
+    /// The members, this node among them.
+    pub members: Vec<MemberStatus>,
+    /// This node's introduction points.
+    pub intro_points: Vec<IntroPointStatus>,
+    /// What is published, as far as this node knows.
+    pub publication: Option<PublicationStatus>,
+    /// The virtual ports and their targets on this node.
+    pub ports: Vec<PortStatus>,
+    /// What went through this node.
+    pub traffic: TrafficStatus,
+    /// What this node refused since start, by name.
+    pub refused: BTreeMap<String, u64>,
+    /// This node's links to other members.
+    pub links: Vec<LinkStatus>,
+    /// The invitations this node knows.
+    pub invitations: Vec<InvitationStatus>,
+}
+
+/// How far the connection to Tor is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bootstrap {
+    /// 0.0 to 1.0.
+    pub fraction: f32,
+    /// True once circuits can be built.
+    pub ready: bool,
+    /// What is waited for, in words.
+    pub message: String,
+}
+
+/// The publisher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublisherStatus {
+    /// Its address.
+    pub node: String,
+    /// The term of its lease.
+    pub term: u64,
+    /// Whether it is this node.
+    pub me: bool,
+}
+
+/// A member.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its address.
+    pub node: String,
+    /// Its role.
+    pub role: Role,
+    /// Where it says it is in its life; `None` if it has not been heard.
+    pub phase: Option<Phase>,
+    /// Whether this node believes it alive.
+    pub alive: bool,
+    /// Whether it is this node.
+    pub me: bool,
+    /// How long ago its last sign of life came; `None` if none has.
+    pub last_heard_seconds: Option<f64>,
+    /// Introduction points it offers.
+    pub intro_points: usize,
+    /// Of these, those that the publisher wants published.
+    pub published: usize,
+    /// Lower is asked first to publish; `None` if it has not been heard.
+    pub priority: Option<u8>,
+    /// Its share of the introduction points; `None` if it has not been heard.
+    pub weight: Option<u8>,
+}
+
+/// One of this node's introduction points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IntroPointStatus {
+    /// The relay, as `$FINGERPRINT`.
+    pub relay: String,
+    /// `KP_hs_ipt_sid`, in hexadecimal.
+    pub session_key: String,
+    /// Since it was established.
+    pub age_seconds: u64,
+    /// Introductions it has brought.
+    pub introductions: u64,
+}
+
+/// What the publisher wants published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicationStatus {
+    /// Who says so.
+    pub node: String,
+    /// In which term.
+    pub term: u64,
+    /// Period by period.
+    pub periods: Vec<PublishedPeriodStatus>,
+    /// The introduction points in the descriptor, sorted.
+    pub intro_points: Vec<PublishedPointStatus>,
+}
+
+/// What is published for one time period.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPeriodStatus {
+    /// Its number.
+    pub number: u64,
+    /// Its length.
+    pub length_minutes: u32,
+    /// The highest revision used.
+    pub revision: u64,
+    /// Directories responsible.
+    pub directories: u16,
+    /// Directories that hold the newest descriptor.
+    pub confirmed: u16,
+}
+
+/// An introduction point in the descriptor.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PublishedPointStatus {
+    /// Whose.
+    pub node: String,
+    /// The relay, as `$FINGERPRINT`.
+    pub relay: String,
+    /// `KP_hs_ipt_sid`, in hexadecimal.
+    pub session_key: String,
+}
+
+/// A virtual port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// The port that clients see.
+    pub port: u16,
+    /// Where its streams go.
+    pub target: String,
+    /// Whether the target answers.
+    pub healthy: bool,
+    /// The last failure, if it does not.
+    pub error: Option<String>,
+}
+
+/// What went through the proxy, since start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficStatus {
+    /// Streams open now.
+    pub streams_open: u64,
+    /// Streams accepted.
+    pub streams_total: u64,
+    /// Bytes that clients sent.
+    pub bytes_from_clients: u64,
+    /// Bytes that clients got.
+    pub bytes_to_clients: u64,
+}
+
+/// A link to another member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The other's address.
+    pub peer: String,
+    /// Whether this node dialled.
+    pub outgoing: bool,
+    /// Since it was made.
+    pub age_seconds: u64,
+    /// Frames received.
+    pub frames_in: u64,
+    /// Frames sent.
+    pub frames_out: u64,
+}
+
+/// An invitation: public, the token is not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InvitationStatus {
+    /// The public half of the token, in hexadecimal.
+    pub id: String,
+    /// What the joiner becomes.
+    pub role: Role,
+    /// How many nodes may join with it.
+    pub uses: u16,
+    /// How many have.
+    pub redeemed: u16,
+    /// When it ends, in seconds since the Unix epoch.
+    pub expires: u64,
+}

@@ -1,0 +1,135 @@
+//! Both sides over a real socket.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Does what it is told, in words.
+struct Echo;
+
+#[async_trait]
+impl Handler for Echo {
+    async fn handle(&self, request: Request) -> Response {
+        match request {
+            Request::Drain => std::future::pending().await,
+            other => Response::done(format!("{other:?}")),
+        }
+    }
+}
+
+fn start(dir: &Path) -> (CancellationToken, JoinHandle<()>) {
+    let shutdown = CancellationToken::new();
+    (shutdown.clone(), tokio::spawn(serve(bind(dir).unwrap(), Arc::new(Echo), shutdown)))
+}
+
+async fn ask_raw(dir: &Path, bytes: &[u8]) -> String {
+    let mut stream = UnixStream::connect(dir.join(SOCKET_NAME)).await.unwrap();
+    // The daemon may answer and close before it has read all.
+    let _ = stream.write_all(bytes).await;
+    let _ = stream.shutdown().await;
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer).await;
+    answer
+}
+
+#[tokio::test]
+async fn a_request_is_answered_and_the_socket_goes_with_the_daemon() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (shutdown, served) = start(dir.path());
+    let mode = std::fs::metadata(dir.path().join(SOCKET_NAME)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let invite = Request::Invite { role: Role::Worker, expires_seconds: 60, uses: 2 };
+    let answer = call(dir.path(), &invite, SECOND * 10).await.unwrap();
+    assert_eq!(answer, Response::done("Invite { role: Worker, expires_seconds: 60, uses: 2 }"));
+    shutdown.cancel();
+    served.await.unwrap();
+    assert!(matches!(call(dir.path(), &Request::Status, SECOND).await, Err(ControlError::NotRunning(_))));
+    assert!(!dir.path().join(SOCKET_NAME).exists());
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_refused_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_shutdown, _served) = start(dir.path());
+    for garbage in [
+        &b"\n"[..],
+        b"{}\n",
+        b"{\"request\":\"reboot\"}\n",
+        b"\xff\xfe\n",
+        b"{\"request\":\"evict\",\"node\":\"a/b\"}\n",
+    ] {
+        let answer = ask_raw(dir.path(), garbage).await;
+        assert!(answer.starts_with("{\"response\":\"refused\""), "{answer}");
+    }
+    let endless = ask_raw(dir.path(), &[b'x'; 4097]).await;
+    assert!(endless.contains("at most 4096 bytes"), "{endless}");
+    assert!(ask_raw(dir.path(), b"no end").await.contains("one line"));
+    assert!(matches!(call(dir.path(), &Request::Resume, SECOND * 10).await, Ok(Response::Done { .. })));
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_answer_is_a_timeout() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_shutdown, _served) = start(dir.path());
+    let limit = Duration::from_millis(50);
+    assert!(matches!(call(dir.path(), &Request::Drain, limit).await, Err(ControlError::Timeout(_))));
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(bind(dir.path()).unwrap());
+    assert!(dir.path().join(SOCKET_NAME).exists(), "a killed daemon leaves its socket");
+    assert!(matches!(call(dir.path(), &Request::Status, SECOND).await, Err(ControlError::NotRunning(_))));
+    let _live = bind(dir.path()).unwrap();
+    assert!(matches!(bind(dir.path()), Err(ControlError::AlreadyRunning(_))));
+}
+
+#[tokio::test]
+async fn what_lies_in_the_sockets_place_is_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join(SOCKET_NAME);
+    std::fs::create_dir(&link).unwrap();
+    assert!(bind(dir.path()).is_err());
+    assert!(link.is_dir());
+}
+
+#[tokio::test]
+async fn a_path_too_long_for_a_socket_is_told_with_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("d".repeat(100));
+    let error = bind(&deep).unwrap_err().to_string();
+    assert!(error.contains("at most 107: choose a shorter state directory with --dir"), "{error}");
+    assert!(matches!(call(&deep, &Request::Status, SECOND).await, Err(ControlError::PathTooLong(_))));
+}
+
+#[test]
+fn a_token_is_not_in_debug() {
+    let token = TokenText("rb1-secret".into());
+    let invited = Response::Invited { master: "m".into(), token, expires: 1 };
+    assert!(!format!("{invited:?}").contains("secret"));
+    assert!(serde_json::to_string(&invited).unwrap().contains("rb1-secret"));
+}
+
+#[test]
+fn a_node_is_named_by_the_beginning_of_its_address() {
+    let nodes = [NodeId::from_public_key([1; 32]), NodeId::from_public_key([2; 32])];
+    let whole: NodePrefix = nodes[0].to_string().to_uppercase().parse().unwrap();
+    assert_eq!(whole.choose(nodes), Ok(nodes[0]));
+    let short: NodePrefix = nodes[1].short().parse().unwrap();
+    assert_eq!(short.choose(nodes), Ok(nodes[1]));
+    assert!(short.choose([]).unwrap_err().contains("no member"));
+    assert!(short.choose([nodes[1], nodes[1]]).unwrap_err().contains("several"));
+    for wrong in ["", "abc", "a b c d", "../../etc", "0189"] {
+        assert!(wrong.parse::<NodePrefix>().is_err(), "{wrong}");
+    }
+}

@@ -1,0 +1,219 @@
+//! Is the target there? Connects to each target now and then, and says whether this node is fit for clients.
+//!
+//! One enters with [`Health::start`]. Every [`HealthSettings::interval`] each target is connected and let go. One
+//! success makes a target healthy at once; it takes [`HealthSettings::failures`] in a row to make it unhealthy, so that
+//! one lost connection moves no intro point. A node is ready while **all** its targets are healthy, and not before each
+//! has answered once. A failure for want of our own file descriptors says nothing about the target and changes nothing.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{info, warn};
+
+use crate::proxy::{PortTarget, Target};
+
+/// How often and how patiently targets are asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthSettings {
+    /// Between two rounds.
+    pub interval: Duration,
+    /// How long one connection may take.
+    pub timeout: Duration,
+    /// Failures in a row that make a healthy target unhealthy. At least 1.
+    pub failures: u32,
+}
+
+impl Default for HealthSettings {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(5), timeout: Duration::from_secs(2), failures: 3 }
+    }
+}
+
+/// What is known of the target of one virtual port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortHealth {
+    /// The virtual port.
+    pub port: u16,
+    /// Its target.
+    pub target: Target,
+    /// Whether streams would be served.
+    pub healthy: bool,
+    /// The last failure, `None` after a success.
+    pub error: Option<String>,
+}
+
+/// One port's judgement: no clock, no sockets.
+#[derive(Debug, Default)]
+struct Judge {
+    healthy: bool,
+    failures: u32,
+    error: Option<String>,
+}
+
+impl Judge {
+    /// Takes the outcome of one connection; true if `healthy` changed.
+    fn observe(&mut self, outcome: Result<(), String>, failures_allowed: u32) -> bool {
+        let before = self.healthy;
+        match outcome {
+            Ok(()) => *self = Self { healthy: true, failures: 0, error: None },
+            Err(error) => {
+                self.failures = self.failures.saturating_add(1);
+                self.healthy &= self.failures < failures_allowed.max(1);
+                self.error = Some(error);
+            }
+        }
+        before != self.healthy
+    }
+}
+
+/// The running checks; dropped, they stop.
+pub struct Health {
+    ready: watch::Receiver<bool>,
+    ports: watch::Receiver<Arc<[PortHealth]>>,
+    _stop: DropGuard,
+}
+
+impl Health {
+    /// Starts checking. Must be called within a tokio runtime.
+    pub fn start(ports: Vec<PortTarget>, settings: HealthSettings) -> Self {
+        let first = ports.iter().map(|port| report(port, &Judge::default())).collect();
+        let (ready, ready_receiver) = watch::channel(false);
+        let (statuses, ports_receiver) = watch::channel(first);
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        tokio::spawn(async move { stopped.run_until_cancelled(check(ports, settings, ready, statuses)).await });
+        Self { ready: ready_receiver, ports: ports_receiver, _stop: stop.drop_guard() }
+    }
+
+    /// True while every target is healthy.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    /// Port by port, in the order of the configuration.
+    pub fn ports(&self) -> Arc<[PortHealth]> {
+        self.ports.borrow().clone()
+    }
+}
+
+fn report(port: &PortTarget, judge: &Judge) -> PortHealth {
+    PortHealth { port: port.port, target: port.target.clone(), healthy: judge.healthy, error: judge.error.clone() }
+}
+
+/// Rounds without end.
+async fn check(
+    ports: Vec<PortTarget>,
+    settings: HealthSettings,
+    ready: watch::Sender<bool>,
+    statuses: watch::Sender<Arc<[PortHealth]>>,
+) {
+    let mut judges: Vec<Judge> = ports.iter().map(|_| Judge::default()).collect();
+    let mut rounds = interval(settings.interval);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        let asked = ports.iter().map(|port| ask(&port.target, settings.timeout));
+        let outcomes = futures::future::join_all(asked).await;
+        for ((port, judge), outcome) in ports.iter().zip(&mut judges).zip(outcomes) {
+            let Some(outcome) = outcome else { continue };
+            let first_failure = judge.error.is_none() && outcome.is_err();
+            match (judge.observe(outcome, settings.failures), judge.healthy) {
+                (true, true) => info!(port = port.port, target = %port.target, "the target answers"),
+                (true, false) => {
+                    warn!(port = port.port, target = %port.target, error = judge.error, "the target is down");
+                }
+                (false, false) if first_failure => {
+                    warn!(port = port.port, target = %port.target, error = judge.error, "the target does not answer yet");
+                }
+                (false, _) => {}
+            }
+        }
+        let all = ports.iter().zip(&judges).map(|(port, judge)| report(port, judge)).collect::<Arc<[_]>>();
+        let now_ready = all.iter().all(|port| port.healthy);
+        statuses.send_replace(all);
+        ready.send_if_modified(|ready| std::mem::replace(ready, now_ready) != now_ready);
+    }
+}
+
+/// Connects once; `None` where the failure is our own.
+async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
+    match timeout(limit, target.connect()).await {
+        Ok(Ok(_)) => Some(Ok(())),
+        Ok(Err(error)) if is_out_of_descriptors(&error) => {
+            warn!(%error, "cannot check a target: this process has too many files open, raise its limit (ulimit -n)");
+            None
+        }
+        Ok(Err(error)) => Some(Err(error.to_string())),
+        Err(_) => Some(Err(format!("no answer within {limit:?}"))),
+    }
+}
+
+/// EMFILE or ENFILE, which have no `ErrorKind`.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(24 | 23))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    fn fast() -> HealthSettings {
+        HealthSettings { interval: Duration::from_millis(20), timeout: Duration::from_secs(2), failures: 3 }
+    }
+
+    fn failed() -> Result<(), String> {
+        Err("refused".into())
+    }
+
+    #[test]
+    fn one_success_heals_and_three_failures_in_a_row_fell() {
+        let mut judge = Judge::default();
+        assert!(!judge.observe(failed(), 3));
+        assert!(judge.observe(Ok(()), 3) && judge.healthy);
+        assert!(!judge.observe(failed(), 3) && !judge.observe(failed(), 3));
+        assert!(!judge.observe(Ok(()), 3), "two failures are forgotten");
+        assert!(!judge.observe(failed(), 3) && !judge.observe(failed(), 3));
+        assert!(judge.healthy);
+        assert!(judge.observe(failed(), 3) && !judge.healthy);
+        assert_eq!(judge.error.as_deref(), Some("refused"));
+    }
+
+    #[tokio::test]
+    async fn a_node_is_ready_while_all_its_targets_answer() {
+        let first = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.sock");
+        let ports = vec![
+            PortTarget { port: 80, target: Target::Tcp(first.local_addr().unwrap()) },
+            PortTarget { port: 81, target: Target::Unix(path.clone()) },
+        ];
+        let health = Health::start(ports, fast());
+        let mut ready = health.ready();
+        assert!(!*ready.borrow());
+        // The second target is not there yet.
+        while !health.ports()[0].healthy {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!*ready.borrow());
+        assert!(health.ports()[1].error.is_some());
+        let second = tokio::net::UnixListener::bind(&path).unwrap();
+        ready.wait_for(|ready| *ready).await.unwrap();
+        drop((first, second));
+        ready.wait_for(|ready| !*ready).await.unwrap();
+        assert!(health.ports().iter().any(|port| !port.healthy && port.error.is_some()));
+    }
+
+    #[tokio::test]
+    async fn dropped_it_stops() {
+        let health = Health::start(Vec::new(), fast());
+        let mut ready = health.ready();
+        ready.wait_for(|ready| *ready).await.unwrap();
+        drop(health);
+        assert!(ready.changed().await.is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! Where a node sends its clients' streams: a place on its own host, written as the operator writes it.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::tor::BoxStream;
+
+/// Longest path of a Unix socket in bytes: `sun_path` holds 108 with the closing zero.
+pub const MAX_UNIX_PATH: usize = 107;
+
+/// What a target must look like, for error messages and help texts.
+const FORMS: &str = "write \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/app.sock\"";
+
+/// Why a text is no target.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// Neither of the forms.
+    #[error("{0:?} is no target: {FORMS}")]
+    Form(String),
+    /// Port 0.
+    #[error("the target {0:?} has port 0, which nothing listens on: {FORMS}")]
+    PortZero(String),
+    /// Another host: what leaves the host would leave Tor.
+    #[error("the target {0:?} is not on this host: a client's stream never leaves it in the clear; {FORMS}")]
+    OtherHost(String),
+    /// A Unix path that depends on the working directory.
+    #[error("the target {0:?} has a relative path: write it from the root, as in \"unix:/run/app.sock\"")]
+    RelativePath(String),
+    /// A Unix path that no socket can have.
+    #[error("the target {0:?} is too long for a Unix socket: its path has {1} bytes, at most {MAX_UNIX_PATH} fit")]
+    LongPath(String, usize),
+}
+
+/// Where a stream goes: always on this host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// A Unix stream socket, by absolute path.
+    Unix(PathBuf),
+}
+
+impl Target {
+    /// Connects. The caller bounds the time.
+    pub async fn connect(&self) -> io::Result<BoxStream> {
+        Ok(match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let text = text.trim();
+        let shown = || text.chars().take(120).collect::<String>();
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix_target(path, shown);
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| TargetError::Form(shown()))?;
+        let port: u16 = port.parse().map_err(|_| TargetError::Form(shown()))?;
+        let ip = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(v6) => IpAddr::V6(v6.parse().map_err(|_| TargetError::Form(shown()))?),
+            // No resolver is asked: "localhost" is what it always should be.
+            None if host.eq_ignore_ascii_case("localhost") => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            None if host.is_empty() || host.contains([':', '/', ' ']) => return Err(TargetError::Form(shown())),
+            None => IpAddr::V4(host.parse().map_err(|_| TargetError::OtherHost(shown()))?),
+        };
+        match ip {
+            _ if !ip.is_loopback() => Err(TargetError::OtherHost(shown())),
+            _ if port == 0 => Err(TargetError::PortZero(shown())),
+            _ => Ok(Self::Tcp(SocketAddr::new(ip, port))),
+        }
+    }
+}
+
+/// The target of what follows `unix:`.
+fn unix_target(path: &str, shown: impl Fn() -> String) -> Result<Target, TargetError> {
+    match path.len() {
+        0 => Err(TargetError::Form(shown())),
+        _ if path.contains('\0') => Err(TargetError::Form(shown())),
+        _ if !Path::new(path).is_absolute() => Err(TargetError::RelativePath(shown())),
+        length if length > MAX_UNIX_PATH => Err(TargetError::LongPath(shown(), length)),
+        _ => Ok(Target::Unix(path.into())),
+    }
+}
+
+/// A virtual port of the master address and where its streams go on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortTarget {
+    /// The port that clients see.
+    pub port: u16,
+    /// Where its streams go.
+    pub target: Target,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_target_reads_as_it_is_shown() {
+        for text in ["127.0.0.1:8080", "127.8.8.8:1", "[::1]:65535", "unix:/run/app.sock"] {
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+        }
+        assert_eq!("localhost:80".parse(), Ok(Target::Tcp(([127, 0, 0, 1], 80).into())));
+    }
+
+    #[test]
+    fn nothing_leaves_the_host() {
+        for text in ["10.0.0.1:80", "0.0.0.0:80", "[fe80::1]:80", "[::]:80", "example.com:80", "[::ffff:9.9.9.9]:80"] {
+            assert!(matches!(text.parse::<Target>(), Err(TargetError::OtherHost(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_target_is_named() {
+        for text in
+            ["", "80", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:99999", "::1:80", "unix:", "http://127.0.0.1:80"]
+        {
+            assert!(matches!(text.parse::<Target>(), Err(TargetError::Form(_))), "{text}");
+        }
+        assert!(matches!("127.0.0.1:0".parse::<Target>(), Err(TargetError::PortZero(_))));
+        assert!(matches!("unix:app.sock".parse::<Target>(), Err(TargetError::RelativePath(_))));
+        let long = format!("unix:/{}", "x".repeat(107));
+        assert!(matches!(long.parse::<Target>(), Err(TargetError::LongPath(_, 108))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,40}") {
+            if let Ok(Target::Tcp(address)) = text.parse::<Target>() {
+                prop_assert!(address.ip().is_loopback());
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The proxy on real sockets of this host, with clients in memory.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::tor::{BoxStream, StreamRequest};
+
+/// A client's request: tells whether it was accepted, and hands over the stream.
+struct FakeRequest {
+    stream: DuplexStream,
+    answered: Option<oneshot::Sender<bool>>,
+}
+
+#[async_trait]
+impl StreamRequest for FakeRequest {
+    async fn accept(mut self: Box<Self>) -> Result<BoxStream, TorError> {
+        self.answered.take().unwrap().send(true).ok();
+        Ok(Box::new(self.stream))
+    }
+
+    async fn reject(self: Box<Self>) {
+        self.answered.unwrap().send(false).ok();
+    }
+}
+
+/// A request for `port`, the client's end, and where the answer is told (an error: dropped unanswered).
+fn request(port: u16) -> (Incoming, DuplexStream, oneshot::Receiver<bool>) {
+    let (ours, theirs) = duplex(4096);
+    let (answered, answer) = oneshot::channel();
+    let request = FakeRequest { stream: theirs, answered: Some(answered) };
+    (Incoming { port, request: Box::new(request) }, ours, answer)
+}
+
+fn short() -> ProxyLimits {
+    ProxyLimits {
+        streams: 2,
+        connect: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+        stall: Duration::from_secs(60),
+        half_closed: Duration::from_secs(60),
+    }
+}
+
+async fn tcp_proxy(limits: ProxyLimits) -> (Proxy, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::Tcp(listener.local_addr().unwrap());
+    (Proxy::new(vec![PortTarget { port: 80, target }], limits), listener)
+}
+
+/// A client whose stream is open, the target's end of it, and the task that serves it.
+async fn open(proxy: &Proxy, listener: &TcpListener) -> (DuplexStream, TcpStream, JoinHandle<()>) {
+    let (incoming, client, answer) = request(80);
+    let proxy = proxy.clone();
+    let served = tokio::spawn(async move { proxy.serve(incoming).await });
+    let (target, _) = listener.accept().await.unwrap();
+    assert!(answer.await.unwrap());
+    (client, target, served)
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_and_are_counted() {
+    let (proxy, listener) = tcp_proxy(short()).await;
+    let (mut client, mut target, served) = open(&proxy, &listener).await;
+    client.write_all(b"GET /").await.unwrap();
+    let mut asked = [0; 5];
+    target.read_exact(&mut asked).await.unwrap();
+    assert_eq!(&asked, b"GET /");
+    assert_eq!(proxy.traffic().count().streams_open, 1);
+    let page = vec![7; 300_000];
+    let (page_sent, page_read) = tokio::join!(
+        async {
+            target.write_all(&page).await.unwrap();
+            drop(target);
+            page.len()
+        },
+        async {
+            let mut read = Vec::new();
+            client.read_to_end(&mut read).await.unwrap();
+            drop(client);
+            read.len()
+        }
+    );
+    served.await.unwrap();
+    assert_eq!(page_sent, page_read);
+    let expected = TrafficCount { streams_open: 0, streams_total: 1, from_clients: 5, to_clients: 300_000 };
+    assert_eq!(proxy.traffic().count(), expected);
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_all_still_hears_the_answer() {
+    let (proxy, listener) = tcp_proxy(short()).await;
+    let (mut client, mut target, served) = open(&proxy, &listener).await;
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut question = Vec::new();
+    target.read_to_end(&mut question).await.unwrap();
+    assert_eq!(question, b"question");
+    target.write_all(b"answer").await.unwrap();
+    drop(target);
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"answer");
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_target_that_lingers_after_the_clients_end_is_cut_off() {
+    let (proxy, listener) = tcp_proxy(ProxyLimits { half_closed: Duration::from_millis(50), ..short() }).await;
+    let (mut client, mut target, served) = open(&proxy, &listener).await;
+    client.shutdown().await.unwrap();
+    served.await.unwrap();
+    assert_eq!(target.read(&mut [0; 8]).await.unwrap(), 0);
+    assert_eq!(proxy.traffic().refused(Refusal::Idle), 0);
+}
+
+#[tokio::test]
+async fn an_idle_stream_is_closed_and_a_moving_one_is_not() {
+    let (proxy, listener) = tcp_proxy(ProxyLimits { idle: Duration::from_secs(1), ..short() }).await;
+    let (mut client, mut target, served) = open(&proxy, &listener).await;
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.write_all(b"x").await.unwrap();
+        target.read_exact(&mut [0]).await.unwrap();
+    }
+    assert!(!served.is_finished());
+    served.await.unwrap();
+    assert_eq!(proxy.traffic().refused(Refusal::Idle), 1);
+    assert_eq!(proxy.traffic().count().from_clients, 12);
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_off_and_holds_little() {
+    let (proxy, listener) = tcp_proxy(ProxyLimits { stall: Duration::from_millis(200), ..short() }).await;
+    let (client, mut target, served) = open(&proxy, &listener).await;
+    let flood = tokio::spawn(async move {
+        let mut sent = 0_u64;
+        while target.write_all(&[0; 65_536]).await.is_ok() {
+            sent += 65_536;
+        }
+        sent
+    });
+    served.await.unwrap();
+    flood.await.unwrap();
+    assert_eq!(proxy.traffic().refused(Refusal::Stalled), 1);
+    assert_eq!(proxy.traffic().count().to_clients, 4096, "only what the client's own window took");
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_refusing_target_and_an_unknown_port_are_a_rejected_stream() {
+    let (proxy, listener) = tcp_proxy(short()).await;
+    drop(listener);
+    let (incoming, _client, answer) = request(80);
+    proxy.serve(incoming).await;
+    assert!(!answer.await.unwrap());
+    let (incoming, _client, answer) = request(81);
+    proxy.serve(incoming).await;
+    assert!(!answer.await.unwrap());
+    assert_eq!(proxy.traffic().refused(Refusal::TargetDown), 1);
+    assert_eq!(proxy.traffic().refused(Refusal::UnknownPort), 1);
+    assert_eq!(proxy.traffic().count().streams_total, 0);
+}
+
+#[tokio::test]
+async fn a_unix_target_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let proxy = Proxy::new(vec![PortTarget { port: 80, target: Target::Unix(path) }], short());
+    let (incoming, mut client, answer) = request(80);
+    let served = tokio::spawn(async move { proxy.serve(incoming).await });
+    let (mut target, _) = listener.accept().await.unwrap();
+    assert!(answer.await.unwrap());
+    target.write_all(b"hello").await.unwrap();
+    drop(target);
+    let mut heard = Vec::new();
+    client.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, b"hello");
+    drop(client);
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn streams_over_the_limit_are_refused_until_one_ends() {
+    let (proxy, listener) = tcp_proxy(short()).await;
+    let first = open(&proxy, &listener).await;
+    let _second = open(&proxy, &listener).await;
+    let (incoming, _client, answer) = request(80);
+    proxy.serve(incoming).await;
+    assert!(!answer.await.unwrap());
+    assert_eq!(proxy.traffic().refused(Refusal::TooManyStreams), 1);
+    let (client, target, served) = first;
+    drop((client, target));
+    served.await.unwrap();
+    open(&proxy, &listener).await;
+}
+
+#[tokio::test]
+async fn shutdown_lets_streams_end_then_cuts_them_off() {
+    let (proxy, listener) = tcp_proxy(short()).await;
+    let (streams, queue) = mpsc::channel(4);
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(proxy.clone().run(queue, shutdown.clone(), Duration::from_secs(1)));
+    let (incoming, mut client, answer) = request(80);
+    streams.send(incoming).await.ok().unwrap();
+    let (mut target, _) = listener.accept().await.unwrap();
+    assert!(answer.await.unwrap());
+    shutdown.cancel();
+    client.write_all(b"late").await.unwrap();
+    target.read_exact(&mut [0; 4]).await.unwrap();
+    running.await.unwrap();
+    assert_eq!(client.read(&mut [0; 4]).await.unwrap(), 0);
+    assert_eq!(proxy.traffic().count().streams_open, 0);
+    assert!(streams.send(request(80).0).await.is_err());
+}
