@@ -28,6 +28,7 @@ pub use replay::{IntroPointKeys, ReplayLog};
 pub mod arti;
 pub mod descriptor;
 mod error;
+pub mod fake;
 mod replay;
 
 /// A two-way byte stream, whatever carries it.
