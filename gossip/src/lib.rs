@@ -3,6 +3,12 @@
 pub mod address;
 pub mod bytes;
 pub mod codec;
+pub mod coordinator;
 pub mod id;
+pub mod lease;
+pub mod liveness;
+pub mod plan;
 pub mod record;
 pub mod signed;
+pub mod time;
+pub mod view;
