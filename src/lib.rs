@@ -1,14 +1,13 @@
 //! RustBalance: one onion address, served by many machines.
 
 pub mod balance;
-pub mod keys;
-pub mod publish;
-pub mod store;
 pub mod config;
 pub mod control;
 pub mod health;
 pub mod keys;
 pub mod log;
 pub mod proxy;
+pub mod publish;
+pub mod store;
 pub mod systemd;
 pub mod tor;

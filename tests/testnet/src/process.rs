@@ -65,13 +65,8 @@ impl Keeper {
     pub(crate) fn new(base: &Path, scope: Scope, wipe: bool) -> Result<Self> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let records = base.join(RECORDS);
-        fs::create_dir_all(&records)
-            .with_context(|| format!("cannot create {}", records.display()))?;
-        let own_record = format!(
-            "{}-{}",
-            std::process::id(),
-            COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-        );
+        fs::create_dir_all(&records).with_context(|| format!("cannot create {}", records.display()))?;
+        let own_record = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         let pattern = match scope {
             Scope::Everything => "*",
             Scope::Own => own_record.as_str(),
@@ -87,13 +82,7 @@ impl Keeper {
             .process_group(0)
             .spawn()
             .context("cannot start the shell that cleans up after us")?;
-        Ok(Self {
-            base: base.to_path_buf(),
-            scope,
-            wipe,
-            own_record,
-            reaper: Mutex::new(Some(reaper)),
-        })
+        Ok(Self { base: base.to_path_buf(), scope, wipe, own_record, reaper: Mutex::new(Some(reaper)) })
     }
 
     /// The network's folder.
@@ -123,11 +112,7 @@ impl Drop for Keeper {
         if wipe {
             let _ = fs::remove_dir_all(&self.base);
         }
-        let reaper = self
-            .reaper
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let reaper = self.reaper.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut reaper) = reaper {
             if let Some(mut input) = reaper.stdin.take() {
                 let _ = input.write_all(b"dismissed\n");
@@ -143,8 +128,8 @@ pub(crate) const NETWORK_RECORD: &str = "network";
 /// Starts tor in `base/name` and records it.
 pub(crate) fn launch(base: &Path, name: &str, record: &str) -> Result<()> {
     let folder = base.join(name);
-    let output = fs::File::create(folder.join("stdout"))
-        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    let output =
+        fs::File::create(folder.join("stdout")).with_context(|| format!("cannot write to {}", folder.display()))?;
     let mut child = Command::new("sh")
         .args(["-c", LAUNCHER, "testnet-launcher"])
         .arg(base.join(RECORDS).join(record))
@@ -266,9 +251,7 @@ fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
             return false;
         };
         if !line.is_empty() {
-            return line
-                .split(|byte| *byte == 0)
-                .any(|word| word == torrc.as_os_str().as_bytes());
+            return line.split(|byte| *byte == 0).any(|word| word == torrc.as_os_str().as_bytes());
         }
         // While the launcher becomes tor there is no command line for a moment.
         if is_zombie(&folder) || Instant::now() > deadline {
@@ -282,7 +265,6 @@ fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
 fn is_zombie(folder: &Path) -> bool {
     fs::read_to_string(folder.join("stat")).map_or(true, |stat| {
         // The state follows the name, which is in parentheses and may hold any others.
-        stat.rsplit_once(") ")
-            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
     })
 }
