@@ -32,6 +32,8 @@ use stream::{Circuit, Faults, Path, Place, StreamRefused};
 use world::{Node, Point, Service, World};
 
 mod stream;
+#[cfg(test)]
+mod tests;
 mod world;
 
 /// How long a client waits for a service at a rendezvous point before it tries the next introduction point.
