@@ -4,5 +4,6 @@ pub mod address;
 pub mod bytes;
 pub mod codec;
 pub mod id;
+pub mod mesh;
 pub mod record;
 pub mod signed;
