@@ -4,6 +4,8 @@ pub mod balance;
 pub mod config;
 pub mod control;
 pub mod health;
+pub mod frame;
+pub mod join;
 pub mod keys;
 pub mod log;
 pub mod proxy;
