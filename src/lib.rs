@@ -1,5 +1,6 @@
 //! RustBalance: one onion address, served by many machines.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod health;
