@@ -1,6 +1,7 @@
 //! RustBalance: one onion address, served by many machines.
 
 pub mod balance;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod health;
