@@ -10,5 +10,7 @@ pub mod liveness;
 pub mod plan;
 pub mod record;
 pub mod signed;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod time;
 pub mod view;
