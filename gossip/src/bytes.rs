@@ -48,7 +48,8 @@ impl Serialize for VarBytes {
 
 impl<'de> Deserialize<'de> for VarBytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_bytes(BytesVisitor).map(Self)
+        // Not `deserialize_bytes`: ciborium reads that into a scratch buffer of 4 kB and refuses what is longer.
+        deserializer.deserialize_byte_buf(BytesVisitor).map(Self)
     }
 }
 
@@ -76,5 +77,21 @@ impl<'de> Visitor<'de> for BytesVisitor {
             bytes.push(byte);
         }
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{decode, encode};
+
+    #[test]
+    fn bytes_of_any_length_are_read_as_they_were_written() {
+        for length in [0, 1, 4096, 4097, 100_000] {
+            let bytes = VarBytes(vec![7; length]);
+            assert_eq!(decode(&encode(&bytes).unwrap(), 200_000), Ok(bytes));
+        }
+        assert_eq!(decode(&encode(&FixedBytes([7; 64])).unwrap(), 100), Ok(FixedBytes([7; 64])));
+        assert!(decode::<FixedBytes<63>>(&encode(&FixedBytes([7; 64])).unwrap(), 100).is_err());
     }
 }

@@ -311,3 +311,187 @@ impl Election {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(n: u8) -> NodeId {
+        NodeId::from_public_key([n; 32])
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn claim(n: u8, term: u64, priority: u8) -> Claim {
+        Claim { term, holder: node(n), rank: Rank::new(priority, term, node(n)) }
+    }
+
+    fn vacant(place: usize) -> Situation {
+        Situation { place: Some(place), ..Situation::default() }
+    }
+
+    fn live(claim: Claim) -> Situation {
+        Situation { best: Some(claim), live: true, highest: claim.term, place: Some(0), ..Situation::default() }
+    }
+
+    fn step(election: &mut Election, situation: &Situation, at: u64) -> Vec<Step> {
+        let mut out = Vec::new();
+        election.step(situation, seconds(at), &mut out);
+        out
+    }
+
+    /// An election that holds term 6 since second 12.
+    fn holding() -> Election {
+        let mut election = Election::new(node(1), Timing::default(), 5);
+        assert_eq!(step(&mut election, &vacant(0), 10), vec![]);
+        assert_eq!(step(&mut election, &vacant(0), 12), vec![Step::Store(6)]);
+        election.stored(6);
+        assert_eq!(step(&mut election, &vacant(0), 12), vec![Step::Renew(6), Step::Lead(6)]);
+        election
+    }
+
+    fn mine(term: u64) -> Situation {
+        live(claim(1, term, 100))
+    }
+
+    #[test]
+    fn claims_are_ordered_by_term_then_priority_then_lot() {
+        assert!(claim(1, 2, 200) > claim(2, 1, 0));
+        assert!(claim(1, 2, 9) > claim(2, 2, 10));
+        let winners: Vec<bool> = (0..20).map(|term| claim(1, term, 9) > claim(2, term, 9)).collect();
+        assert!(winners.contains(&true) && winners.contains(&false));
+    }
+
+    #[test]
+    fn it_listens_then_waits_its_turn_then_stores_then_claims() {
+        let mut election = Election::new(node(1), Timing::default(), 5);
+        assert_eq!(step(&mut election, &vacant(1), 9), vec![]);
+        assert_eq!(election.next_deadline(&vacant(1)), Some(seconds(10)));
+        assert_eq!(step(&mut election, &vacant(1), 10), vec![]);
+        assert_eq!(election.next_deadline(&vacant(1)), Some(seconds(16)));
+        assert_eq!(step(&mut election, &vacant(1), 15), vec![]);
+        assert_eq!(step(&mut election, &vacant(1), 16), vec![Step::Store(6)]);
+        assert_eq!(step(&mut election, &vacant(1), 17), vec![]);
+        assert_eq!(election.leading(), None);
+        election.stored(6);
+        assert_eq!(step(&mut election, &vacant(1), 18), vec![Step::Renew(6), Step::Lead(6)]);
+        assert_eq!(election.leading(), Some(6));
+    }
+
+    #[test]
+    fn alone_it_waits_for_nobody_but_the_disk() {
+        let mut election = Election::new(node(1), Timing::default(), 0);
+        let alone = Situation { alone: true, complete: true, ..vacant(0) };
+        assert_eq!(step(&mut election, &alone, 0), vec![Step::Store(1)]);
+        election.stored(1);
+        assert_eq!(step(&mut election, &alone, 0), vec![Step::Renew(1), Step::Lead(1)]);
+    }
+
+    #[test]
+    fn whoever_may_not_publish_never_claims() {
+        let mut election = Election::new(node(1), Timing::default(), 0);
+        for at in 0..500 {
+            assert_eq!(step(&mut election, &Situation::default(), at), vec![]);
+        }
+    }
+
+    #[test]
+    fn a_live_lease_is_respected_whoever_ranks_better() {
+        let mut election = Election::new(node(1), Timing::default(), 0);
+        let situation = live(claim(2, 7, 200));
+        assert_eq!(step(&mut election, &situation, 0), vec![Step::Store(7)]);
+        for at in 1..500 {
+            assert_eq!(step(&mut election, &situation, at), vec![]);
+        }
+        let dead = Situation { live: false, ..situation };
+        assert_eq!(step(&mut election, &dead, 500), vec![]);
+        assert_eq!(step(&mut election, &dead, 502), vec![Step::Store(8)]);
+    }
+
+    #[test]
+    fn it_renews_at_a_third_of_the_ttl() {
+        let mut election = holding();
+        assert_eq!(step(&mut election, &mine(6), 21), vec![]);
+        assert_eq!(election.next_deadline(&mine(6)), Some(seconds(22)));
+        assert_eq!(step(&mut election, &mine(6), 22), vec![Step::Renew(6)]);
+        assert_eq!(step(&mut election, &mine(6), 31), vec![]);
+    }
+
+    #[test]
+    fn a_lease_older_than_its_ttl_is_not_acted_on() {
+        let mut election = holding();
+        assert_eq!(step(&mut election, &mine(6), 42), vec![Step::Follow, Step::GiveUp(6)]);
+        assert_eq!(step(&mut election, &vacant(0), 51), vec![]);
+        step(&mut election, &vacant(0), 52);
+        assert_eq!(step(&mut election, &vacant(0), 54), vec![Step::Store(7)]);
+    }
+
+    #[test]
+    fn after_being_stopped_it_steps_down_and_listens() {
+        let mut election = holding();
+        let mut out = Vec::new();
+        election.interrupted(seconds(30), &mut out);
+        assert_eq!(out, vec![Step::Follow, Step::GiveUp(6)]);
+        assert_eq!(step(&mut election, &vacant(0), 39), vec![]);
+    }
+
+    #[test]
+    fn a_better_claim_wins_and_a_worse_one_does_not() {
+        let (better, worse) = if claim(2, 6, 100) > claim(1, 6, 100) { (50, 150) } else { (99, 101) };
+        let mut election = holding();
+        assert!(claim(2, 6, worse) < claim(1, 6, 100));
+        assert_eq!(step(&mut election, &mine(6), 13), vec![]);
+        assert_eq!(step(&mut election, &live(claim(2, 6, better)), 14), vec![Step::Follow, Step::GiveUp(6)]);
+        let mut election = holding();
+        assert_eq!(
+            step(&mut election, &live(claim(2, 9, 255)), 14),
+            vec![Step::Store(9), Step::Follow, Step::GiveUp(6)]
+        );
+        assert_eq!(election.leading(), None);
+    }
+
+    #[test]
+    fn the_lease_is_handed_over_at_once() {
+        let mut election = holding();
+        let situation = Situation { hand_over: true, ..mine(6) };
+        assert_eq!(step(&mut election, &situation, 13), vec![Step::Follow, Step::GiveUp(6)]);
+    }
+
+    #[test]
+    fn a_term_that_another_burned_is_passed_over_without_a_pause() {
+        let mut election = holding();
+        let burned = Situation { highest: 9, ..mine(6) };
+        assert_eq!(step(&mut election, &burned, 14), vec![Step::Store(9), Step::Store(10)]);
+        assert_eq!(election.leading(), Some(6));
+        assert_eq!(step(&mut election, &burned, 15), vec![]);
+        election.stored(10);
+        assert_eq!(step(&mut election, &burned, 16), vec![Step::Renew(10), Step::Lead(10)]);
+        assert_eq!(election.leading(), Some(10));
+    }
+
+    #[test]
+    fn a_claim_is_dropped_if_another_was_faster_than_the_disk() {
+        let mut election = Election::new(node(1), Timing::default(), 5);
+        step(&mut election, &vacant(0), 10);
+        assert_eq!(step(&mut election, &vacant(0), 12), vec![Step::Store(6)]);
+        assert_eq!(step(&mut election, &live(claim(2, 6, 100)), 13), vec![]);
+        election.stored(6);
+        assert_eq!(step(&mut election, &live(claim(2, 6, 100)), 14), vec![]);
+        assert_eq!(election.leading(), None);
+    }
+
+    #[test]
+    fn a_disk_that_does_not_answer_is_asked_for_a_higher_term() {
+        let mut election = Election::new(node(1), Timing::default(), 5);
+        step(&mut election, &vacant(0), 10);
+        assert_eq!(step(&mut election, &vacant(0), 12), vec![Step::Store(6)]);
+        assert_eq!(step(&mut election, &vacant(0), 42), vec![]);
+        assert_eq!(step(&mut election, &vacant(0), 44), vec![Step::Store(7)]);
+        election.stored(6);
+        assert_eq!(step(&mut election, &vacant(0), 45), vec![]);
+        election.stored(7);
+        assert_eq!(step(&mut election, &vacant(0), 46), vec![Step::Renew(7), Step::Lead(7)]);
+    }
+}

@@ -11,5 +11,7 @@ pub mod plan;
 pub mod mesh;
 pub mod record;
 pub mod signed;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 pub mod time;
 pub mod view;

@@ -142,3 +142,171 @@ fn share(offers: Vec<Offer<'_>>, limit: usize) -> Vec<(NodeId, IntroPoint)> {
         .flat_map(|offer| offer.points.iter().take(taken(offer)).map(|point| (offer.node, (*point).clone())))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::point;
+    use proptest::prelude::*;
+
+    fn node(n: u32) -> NodeId {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        NodeId::from_public_key(key)
+    }
+
+    #[derive(Debug, Clone)]
+    struct Given {
+        node: u32,
+        phase: Phase,
+        weight: u8,
+        points: Vec<IntroPoint>,
+    }
+
+    impl Given {
+        fn healthy(node: u32, points: u32) -> Self {
+            let points = (0..points).map(|n| point(node * 100 + n, node * 100 + n)).collect();
+            Self { node, phase: Phase::Healthy, weight: 10, points }
+        }
+
+        fn phase(self, phase: Phase) -> Self {
+            Self { phase, ..self }
+        }
+
+        fn weight(self, weight: u8) -> Self {
+            Self { weight, ..self }
+        }
+    }
+
+    fn choose_from(given: &[Given], before: &Choice, limit: usize, count: u64) -> Choice {
+        let candidates: Vec<Candidate<'_>> = given
+            .iter()
+            .map(|it| Candidate { node: node(it.node), phase: it.phase, weight: it.weight, points: &it.points })
+            .collect();
+        choose(&candidates, before, limit, count)
+    }
+
+    fn shares(choice: &Choice) -> BTreeMap<NodeId, usize> {
+        let mut shares = BTreeMap::new();
+        for (node, _) in &choice.points {
+            *shares.entry(*node).or_default() += 1;
+        }
+        shares
+    }
+
+    fn changed(a: &Choice, b: &Choice) -> usize {
+        b.points.iter().filter(|point| !a.points.contains(point)).count()
+    }
+
+    #[test]
+    fn shares_follow_weights() {
+        let given =
+            [Given::healthy(1, 20).weight(30), Given::healthy(2, 20).weight(10), Given::healthy(3, 20).weight(10)];
+        let choice = choose_from(&given, &Choice::default(), 20, 0);
+        assert_eq!(shares(&choice), BTreeMap::from([(node(1), 12), (node(2), 4), (node(3), 4)]));
+    }
+
+    #[test]
+    fn a_relay_stands_once_and_the_lower_id_keeps_it() {
+        let mut given = [Given::healthy(1, 2), Given::healthy(2, 2)];
+        given[1].points[0].relay = given[0].points[0].relay;
+        let choice = choose_from(&given, &Choice::default(), 20, 0);
+        assert_eq!(shares(&choice), BTreeMap::from([(node(1), 2), (node(2), 1)]));
+    }
+
+    #[test]
+    fn an_error_page_beats_a_dead_address() {
+        let healthy = [Given::healthy(1, 2), Given::healthy(2, 2), Given::healthy(3, 2).phase(Phase::Initializing)];
+        let first = choose_from(&healthy, &Choice::default(), 20, 0);
+        assert_eq!(shares(&first).len(), 2);
+        let sick: Vec<Given> = healthy.iter().cloned().map(|it| it.phase(Phase::Unhealthy)).collect();
+        let second = choose_from(&sick, &first, 20, 0);
+        assert_eq!(second.points, first.points);
+        assert_eq!(shares(&choose_from(&sick[1..], &second, 20, 0)).len(), 1);
+        assert_eq!(shares(&choose_from(&sick[2..], &second, 20, 0)), BTreeMap::from([(node(3), 2)]));
+        let leaving: Vec<Given> = sick.iter().cloned().map(|it| it.phase(Phase::Draining)).collect();
+        assert_eq!(shares(&choose_from(&leaving, &second, 20, 0)).len(), 3);
+        assert!(choose_from(&[], &second, 20, 0).points.is_empty());
+    }
+
+    #[test]
+    fn points_that_stand_already_are_kept() {
+        let mut given = vec![Given::healthy(1, 20), Given::healthy(2, 20)];
+        let first = choose_from(&given, &Choice::default(), 20, 0);
+        given[0].points.reverse();
+        given[1].points.rotate_left(7);
+        assert_eq!(choose_from(&given, &first, 20, 0).points, first.points);
+    }
+
+    #[test]
+    fn with_more_nodes_than_places_everybody_has_a_turn() {
+        let given: Vec<Given> = (0..60).map(|n| Given::healthy(n, 3)).collect();
+        let mut seen = BTreeSet::new();
+        for count in 0..40 {
+            let choice = choose_from(&given, &Choice::default(), 20, count);
+            assert_eq!((choice.points.len(), shares(&choice).len()), (20, 20));
+            assert_eq!(
+                changed(&choice, &choose_from(&given[1..], &choice, 20, count)),
+                usize::from(shares(&choice).contains_key(&node(0)))
+            );
+            seen.extend(shares(&choice).into_keys());
+        }
+        assert_eq!(seen.len(), 60);
+    }
+
+    fn any_given() -> impl Strategy<Value = Vec<Given>> {
+        let phase = prop::sample::select(vec![Phase::Healthy, Phase::Unhealthy, Phase::Initializing, Phase::Draining]);
+        let points = prop::collection::btree_map(0u32..10_000, 0u32..40, 0..20);
+        let node = (0u32..50, phase, 0u8..=255, points).prop_map(|(node, phase, weight, points)| {
+            let points = points.into_iter().map(|(key, at)| point(at, node * 10_000 + key)).collect();
+            Given { node, phase, weight, points }
+        });
+        prop::collection::vec(node, 0..40).prop_map(|mut given| {
+            given.sort_by_key(|it| it.node);
+            given.dedup_by_key(|it| it.node);
+            given
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn every_choice_is_publishable(given in any_given(), limit in 0usize..30, count: u64) {
+            let choice = choose_from(&given, &Choice::default(), limit, count);
+            let limit = limit.min(MAX_INTRO_POINTS);
+            prop_assert!(choice.points.len() <= limit);
+            let relays: BTreeSet<RelayId> = choice.points.iter().map(|(_, point)| point.relay).collect();
+            prop_assert_eq!(relays.len(), choice.points.len());
+            let of = |it: &Given, point: &IntroPoint| it.points.contains(point);
+            for (id, point) in &choice.points {
+                prop_assert!(given.iter().any(|it| node(it.node) == *id && of(it, point)));
+            }
+            // Nobody has a second point while another that could have one has none.
+            let shares = shares(&choice);
+            let free = |it: &&Given| it.points.iter().any(|point| {
+                choice.points.iter().all(|(id, other)| other.relay != point.relay || *id >= node(it.node))
+                    && given.iter().all(|other| other.node >= it.node || !other.points.iter().any(|b| b.relay == point.relay))
+            });
+            let absent = given.iter().filter(|it| it.phase == Phase::Healthy && !shares.contains_key(&node(it.node))).find(free);
+            if limit > 0 && absent.is_some() {
+                prop_assert!(shares.len() == limit);
+            }
+            prop_assert_eq!(&choose_from(&given, &Choice::default(), limit, count), &choice);
+            let again = choose_from(&given, &choice, limit, count);
+            prop_assert_eq!(choose_from(&given, &again, limit, count), again);
+        }
+
+        #[test]
+        fn one_node_more_moves_only_its_own_share(nodes in 1u32..30, weights in prop::collection::vec(1u8..=100, 31), count: u64) {
+            let given: Vec<Given> = (0..=nodes).map(|n| Given::healthy(n, 20).weight(weights[n as usize])).collect();
+            let before = choose_from(&given[..nodes as usize], &Choice::default(), 20, count);
+            let after = choose_from(&given, &before, 20, count);
+            let newcomer = shares(&after).get(&node(nodes)).copied().unwrap_or_default();
+            prop_assert_eq!(changed(&before, &after), newcomer);
+            prop_assert_eq!(before.points.len(), 20);
+            let gone = choose_from(&given[..nodes as usize], &after, 20, count);
+            prop_assert_eq!(changed(&after, &gone), newcomer);
+        }
+    }
+}

@@ -10,6 +10,8 @@
 
 mod own;
 mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -51,6 +53,8 @@ pub struct Coordinator {
     said_phase: Option<Phase>,
     joined: bool,
     draining: bool,
+    /// The lease was given up for the drain; if it comes back all the same, nobody else wanted it.
+    handed_over: bool,
     leaving: bool,
     ready: bool,
     been_healthy: bool,
@@ -86,6 +90,7 @@ impl Coordinator {
             said_phase: None,
             joined: false,
             draining: false,
+            handed_over: false,
             leaving: false,
             ready: false,
             been_healthy: false,
@@ -213,7 +218,7 @@ impl Coordinator {
             Event::Ready(ready) => self.ready = ready,
             Event::MeshReached => self.join(now),
             Event::Drain => self.draining = true,
-            Event::Resume => self.draining = false,
+            Event::Resume => (self.draining, self.handed_over) = (false, false),
             Event::Leave => self.leaving = true,
             Event::TermStored(term) => {
                 self.election.stored(term);
@@ -392,6 +397,7 @@ impl Coordinator {
         let mut steps = Vec::new();
         let mut situation = self.situation(now);
         self.election.step(&situation, now.mono, &mut steps);
+        self.handed_over |= situation.hand_over;
         if !steps.is_empty() {
             changes.leases = true;
             self.perform(&steps, now, out);
@@ -410,7 +416,7 @@ impl Coordinator {
         }
         let may = self.joined && !self.leaving;
         situation.place = if may { self.view.place(self.election.stored_term().max(highest) + 1) } else { None };
-        situation.hand_over = leading && self.draining && self.view.has_successor();
+        situation.hand_over = leading && self.draining && !self.handed_over && self.view.has_successor();
         if !leading {
             situation.alone = self.view.is_alone();
             situation.complete = self.election.listening_since().is_some_and(|since| self.view.heard_all_since(since));

@@ -10,6 +10,8 @@ mod ingest;
 mod invitations;
 mod pending;
 mod rejection;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -1,0 +1,338 @@
+//! One node's part, from start to goodbye.
+
+use super::*;
+use crate::signed::Statement;
+use crate::sim::{FOUNDED, Founder, Identity, point, sign};
+
+/// A coordinator under test, its clock, and what it has said last of each kind.
+struct Scene {
+    founder: Founder,
+    own: Identity,
+    node: Coordinator,
+    now: Now,
+    said: BTreeMap<RecordKind, Vec<u8>>,
+}
+
+fn settings() -> Settings {
+    Settings::new(1, 0)
+}
+
+impl Scene {
+    fn with(settings: Settings, role: Role) -> Self {
+        let founder = Founder::new(1);
+        let own = founder.node(0, role);
+        let node = Coordinator::new(settings, Box::new(own.key.clone()), own.member.clone());
+        let now = Now { mono: Duration::from_secs(100), unix: FOUNDED };
+        Self { founder, own, node, now, said: BTreeMap::new() }
+    }
+
+    fn new() -> Self {
+        Self::with(settings(), Role::Publisher)
+    }
+
+    fn event(&mut self, event: Event) -> Vec<Action> {
+        let actions = self.node.handle(event, self.now);
+        for action in &actions {
+            match action {
+                Action::Gossip { kind, bytes } => drop(self.said.insert(*kind, bytes.clone())),
+                Action::Retract(kind) => drop(self.said.remove(kind)),
+                _ => {}
+            }
+        }
+        actions
+    }
+
+    /// Lets time pass, ticking when asked to and storing terms at once.
+    fn pass(&mut self, seconds: u64) -> Vec<Action> {
+        let end = self.now.mono + Duration::from_secs(seconds);
+        let mut all = Vec::new();
+        while let Some(at) = self.node.next_timeout().filter(|at| *at <= end) {
+            let mono = at.max(self.now.mono);
+            self.now = Now { mono, unix: FOUNDED + mono.as_secs() - 100 };
+            let actions = self.event(Event::Tick);
+            all.extend(self.store(actions));
+        }
+        self.now = Now { mono: end, unix: FOUNDED + end.as_secs() - 100 };
+        all
+    }
+
+    fn store(&mut self, actions: Vec<Action>) -> Vec<Action> {
+        let mut all = Vec::new();
+        for action in actions {
+            if let Action::StoreTerm(term) = action {
+                let more = self.event(Event::TermStored(term));
+                all.extend(more);
+            }
+            all.push(action);
+        }
+        all
+    }
+
+    fn hear<T: Statement>(&mut self, who: &Identity, kind: RecordKind, word: T) -> Vec<Action> {
+        let bytes = sign(word, &who.key).to_bytes().unwrap();
+        self.event(Event::Record { origin: who.node(), kind, bytes })
+    }
+
+    /// Hears the card of another publisher, or worker.
+    fn meet(&mut self, number: u32, role: Role) -> Identity {
+        let who = self.founder.node(number, role);
+        self.hear(&who, RecordKind::Card, who.card(1, 100));
+        who
+    }
+
+    /// Hears `who` beat for so many seconds.
+    fn pass_with(&mut self, seconds: u64, who: &Identity, phase: Phase) -> Vec<Action> {
+        let mut all = Vec::new();
+        for _ in 0..seconds / 2 {
+            let seq = self.now.mono.as_secs() + 10;
+            all.extend(self.hear(who, RecordKind::Heartbeat, who.beat(seq, phase)));
+            all.extend(self.pass(2));
+        }
+        all
+    }
+
+    fn last<T: Statement>(&self, kind: RecordKind) -> Verified<T> {
+        let bytes = self.said.get(&kind).unwrap();
+        Unverified::from_bytes(bytes).unwrap().verify(self.own.node().public_key()).unwrap()
+    }
+
+    fn lease(&self) -> Verified<Lease> {
+        self.last(RecordKind::Lease)
+    }
+
+    /// A cluster of one that publishes, with one point.
+    fn publishing() -> Self {
+        let mut scene = Self::new();
+        scene.pass(1);
+        scene.event(Event::IntroPoints(vec![point(1, 1)]));
+        scene.event(Event::Ready(true));
+        scene
+    }
+}
+
+fn leads(actions: &[Action]) -> Vec<Leadership> {
+    actions.iter().filter_map(|it| if let Action::Leadership(it) = it { Some(*it) } else { None }).collect()
+}
+
+#[test]
+fn a_cluster_of_one_publishes_at_once_but_not_before_the_disk() {
+    let mut scene = Scene::new();
+    let actions = scene.event(Event::Tick);
+    assert!(actions.contains(&Action::StoreTerm(1)) && leads(&actions).is_empty());
+    assert_eq!((scene.lease().term, scene.lease().ttl_ms), (0, 0));
+    let actions = scene.event(Event::TermStored(1));
+    assert_eq!(leads(&actions), vec![Leadership::Publisher { term: 1 }]);
+    assert_eq!((scene.lease().term, scene.lease().ttl_ms), (1, 30_000));
+    assert_eq!(scene.node.view().holder(scene.now), Some((scene.own.node(), 1)));
+}
+
+#[test]
+fn a_worker_never_publishes() {
+    let mut scene = Scene::with(settings(), Role::Worker);
+    assert_eq!(leads(&scene.pass(300)), vec![]);
+    assert!(!scene.said.contains_key(&RecordKind::Lease));
+    assert!(scene.said.contains_key(&RecordKind::Heartbeat));
+}
+
+#[test]
+fn the_life_of_a_node() {
+    let mut scene = Scene::new();
+    let other = scene.founder.node(1, Role::Worker);
+    scene.event(Event::KnownMembers(vec![other.member.chain()]));
+    assert_eq!(scene.node.phase(), Phase::Joining);
+    scene.event(Event::MeshReached);
+    assert_eq!(scene.node.phase(), Phase::Initializing);
+    scene.event(Event::Ready(true));
+    assert_eq!(scene.node.phase(), Phase::Initializing);
+    scene.event(Event::IntroPoints(vec![point(1, 1)]));
+    assert_eq!(scene.node.phase(), Phase::Healthy);
+    assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Healthy);
+    assert_eq!(scene.node.desired().points.len(), 1);
+    scene.event(Event::Ready(false));
+    assert_eq!(scene.node.phase(), Phase::Unhealthy);
+    assert_eq!(scene.node.desired().points.len(), 1);
+    scene.event(Event::Drain);
+    assert_eq!(scene.node.phase(), Phase::Draining);
+    scene.event(Event::Resume);
+    assert_eq!(scene.node.phase(), Phase::Unhealthy);
+    scene.event(Event::Leave);
+    assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Gone);
+    assert_eq!((scene.node.next_timeout(), scene.event(Event::Tick)), (None, vec![]));
+}
+
+#[test]
+fn it_beats_every_two_seconds_with_rising_numbers_above_those_of_the_last_start() {
+    let mut scene = Scene::with(Settings::new(7, 0), Role::Worker);
+    let beats = |actions: Vec<Action>| {
+        actions.iter().filter(|it| matches!(it, Action::Gossip { kind: RecordKind::Heartbeat, .. })).count()
+    };
+    assert_eq!(beats(scene.pass(20)), 11);
+    let seq = scene.last::<Heartbeat>(RecordKind::Heartbeat).seq;
+    assert_eq!(seq >> 32, 7);
+    scene.pass(2);
+    assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > seq);
+}
+
+#[test]
+fn a_restarted_node_does_not_take_the_lease_back() {
+    let mut scene = Scene::with(Settings::new(2, 5), Role::Publisher);
+    let other = scene.founder.node(1, Role::Publisher);
+    scene.event(Event::KnownMembers(vec![other.member.chain()]));
+    scene.event(Event::MeshReached);
+    scene.hear(&other, RecordKind::Card, other.card(1, 255));
+    for round in 0..20 {
+        scene.hear(&other, RecordKind::Lease, other.lease(50 + round, 6, Duration::from_secs(30)));
+        assert_eq!(leads(&scene.pass_with(10, &other, Phase::Healthy)), vec![]);
+    }
+    assert_eq!(scene.node.view().holder(scene.now), Some((other.node(), 6)));
+}
+
+#[test]
+fn alone_among_the_dead_it_goes_on_without_them() {
+    let mut scene = Scene::new();
+    let other = scene.founder.node(1, Role::Publisher);
+    scene.event(Event::KnownMembers(vec![other.member.chain()]));
+    assert_eq!(leads(&scene.pass(50)), vec![]);
+    assert_eq!(leads(&scene.pass(20)), vec![Leadership::Publisher { term: 1 }]);
+}
+
+#[test]
+fn a_dead_publisher_is_followed_and_its_points_leave() {
+    let mut scene = Scene::new();
+    let other = scene.meet(1, Role::Publisher);
+    scene.event(Event::IntroPoints(vec![point(1, 1)]));
+    scene.event(Event::Ready(true));
+    scene.hear(&other, RecordKind::IntroPoints, other.points(2, vec![point(2, 2)]));
+    scene.hear(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));
+    assert_eq!(leads(&scene.pass_with(20, &other, Phase::Healthy)), vec![]);
+    assert_eq!(scene.node.desired().points.len(), 2);
+    scene.event(Event::Published(vec![]));
+    assert!(!scene.node.desired().left);
+    let actions = scene.pass(12);
+    assert_eq!(leads(&actions), vec![Leadership::Publisher { term: 5 }]);
+    assert!(actions.contains(&Action::DesiredChanged) && actions.contains(&Action::MembersChanged));
+    let desired = scene.node.desired();
+    assert!(desired.left && desired.points == vec![(scene.own.node(), point(1, 1))]);
+    assert!(desired.lacks(&[point(2, 2)]) && !desired.lacks(&[point(1, 1)]));
+}
+
+#[test]
+fn a_goodbye_is_acted_on_at_once() {
+    let mut scene = Scene::new();
+    let other = scene.meet(1, Role::Publisher);
+    scene.hear(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));
+    scene.pass_with(20, &other, Phase::Healthy);
+    scene.hear(&other, RecordKind::Heartbeat, other.beat(9999, Phase::Gone));
+    assert_eq!(leads(&scene.pass(2)), vec![Leadership::Publisher { term: 5 }]);
+}
+
+#[test]
+fn frozen_it_wakes_as_a_follower_and_declares_nobody_dead() {
+    let mut scene = Scene::publishing();
+    let other = scene.meet(1, Role::Worker);
+    scene.pass_with(10, &other, Phase::Healthy);
+    assert_eq!(scene.node.leadership(), Leadership::Publisher { term: 1 });
+    scene.now = scene.now.plus(Duration::from_secs(600));
+    let actions = scene.event(Event::Ready(true));
+    assert_eq!(leads(&actions), vec![Leadership::Follower]);
+    assert_eq!((scene.lease().term, scene.lease().ttl_ms), (1, 0));
+    assert_eq!(scene.node.view().hears(), 1);
+    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Healthy)), vec![Leadership::Publisher { term: 2 }]);
+}
+
+#[test]
+fn a_machine_that_slept_is_noticed_by_the_other_clock() {
+    let mut scene = Scene::publishing();
+    assert_eq!(scene.node.leadership(), Leadership::Publisher { term: 1 });
+    scene.now.unix += 3600;
+    assert_eq!(leads(&scene.event(Event::Tick))[..1], [Leadership::Follower]);
+}
+
+#[test]
+fn draining_hands_over_only_to_somebody() {
+    let mut scene = Scene::publishing();
+    let other = scene.meet(1, Role::Publisher);
+    assert_eq!(leads(&scene.event(Event::Drain)), vec![]);
+    scene.event(Event::Resume);
+    let unheard = scene.pass(2);
+    assert_eq!(leads(&unheard), vec![]);
+    scene.pass_with(6, &other, Phase::Healthy);
+    let actions = scene.event(Event::Drain);
+    assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
+    assert_eq!(leads(&scene.pass_with(4, &other, Phase::Healthy)), vec![]);
+    // The other does not take it: better one that drains than none.
+    assert_eq!(leads(&scene.pass_with(4, &other, Phase::Healthy)), vec![Leadership::Publisher { term: 2 }]);
+}
+
+#[test]
+fn leaving_gives_the_lease_up() {
+    let mut scene = Scene::publishing();
+    let actions = scene.event(Event::Leave);
+    assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
+}
+
+#[test]
+fn evicted_it_stops_and_says_why() {
+    let mut scene = Scene::publishing();
+    let revocation = scene.founder.revoke(scene.own.node());
+    let kind = RecordKind::Revocation(scene.own.node());
+    let origin = scene.founder.node(1, Role::Publisher).node();
+    let actions = scene.event(Event::Record { origin, kind, bytes: revocation.to_bytes().unwrap() });
+    assert_eq!(leads(&actions), vec![Leadership::Follower]);
+    assert!(matches!(&actions[1], Action::Excluded(reason) if reason.contains("evicted")));
+    assert_eq!((scene.node.phase(), scene.node.leadership()), (Phase::Gone, Leadership::Follower));
+    assert_eq!((scene.event(Event::Tick), scene.node.next_timeout()), (vec![], None));
+}
+
+#[test]
+fn of_two_with_one_token_the_later_excludes_itself() {
+    let mut scene = Scene::new();
+    let token = scene.founder.invitation(1, 1, &[]).token;
+    scene.own = scene.founder.admit(0, Role::Worker, FOUNDED + 9, Some(token));
+    scene.node = Coordinator::new(settings(), Box::new(scene.own.key.clone()), scene.own.member.clone());
+    let first = scene.founder.admit(1, Role::Worker, FOUNDED + 8, Some(token));
+    scene.hear(&first, RecordKind::Card, first.card(1, 1));
+    let whole = scene.founder.invitation(1, 1, &[scene.own.node(), first.node()]);
+    let actions = scene.event(Event::Invitation(whole));
+    assert!(actions.iter().any(|it| matches!(it, Action::Excluded(reason) if reason.contains("invitation"))));
+}
+
+#[test]
+fn words_of_its_own_that_come_back_raise_its_numbers_and_nothing_else() {
+    let mut scene = Scene::publishing();
+    let own = scene.own.clone();
+    let high = 9u64 << 32;
+    let other = scene.founder.node(1, Role::Publisher);
+    scene.hear(&own, RecordKind::Heartbeat, own.beat(1, Phase::Gone));
+    assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq >> 32, 1);
+    let forged = sign(own.beat(high, Phase::Gone), &other.key).to_bytes().unwrap();
+    scene.event(Event::Record { origin: own.node(), kind: RecordKind::Heartbeat, bytes: forged });
+    assert_eq!(scene.node.view().refused().of("own"), 0);
+    scene.hear(&own, RecordKind::Heartbeat, own.beat(high, Phase::Gone));
+    assert_eq!(scene.node.phase(), Phase::Healthy);
+    assert!(scene.last::<NodeCard>(RecordKind::Card).seq > high);
+    assert!(scene.last::<IntroPoints>(RecordKind::IntroPoints).seq > high);
+    assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > high);
+    let actions = scene.hear(&own, RecordKind::Lease, own.lease(3, 40, Duration::from_secs(30)));
+    assert!(scene.store(actions).contains(&Action::Leadership(Leadership::Publisher { term: 41 })));
+    assert_eq!(scene.node.view().refused().of("own"), 1);
+}
+
+#[test]
+fn the_authoritys_facts_are_passed_on_by_publishers_alone() {
+    for role in [Role::Publisher, Role::Worker] {
+        let mut scene = Scene::with(settings(), role);
+        let other = scene.meet(1, Role::Publisher);
+        let invitation = scene.founder.invitation(1, 1, &[]);
+        let (kind, bytes) = (RecordKind::Invitation(invitation.token), invitation.to_bytes().unwrap());
+        let actions = scene.event(Event::Record { origin: other.node(), kind, bytes: bytes.clone() });
+        assert!(actions.contains(&Action::InvitationsChanged));
+        let revocation = scene.founder.revoke(other.node());
+        let evicted = RecordKind::Revocation(other.node());
+        let actions =
+            scene.event(Event::Record { origin: other.node(), kind: evicted, bytes: revocation.to_bytes().unwrap() });
+        assert!(actions.contains(&Action::MembersChanged));
+        assert_eq!(scene.said.get(&kind) == Some(&bytes), role == Role::Publisher);
+        assert_eq!(scene.said.contains_key(&evicted), role == Role::Publisher);
+    }
+}

@@ -1,0 +1,392 @@
+//! What is believed and what is not; and that the order of arrival does not matter.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::lease::MAX_TERM_JUMP;
+use crate::record::{IntroPoint, PublishedPeriod, RecordKind};
+use crate::signed::Statement;
+use crate::sim::{FOUNDED, Founder, Identity, point, sign};
+
+const TTL: Duration = Duration::from_secs(30);
+
+fn at(seconds: u64) -> Now {
+    Now { mono: Duration::from_secs(seconds), unix: FOUNDED + seconds }
+}
+
+fn seq(boot: u64, n: u64) -> u64 {
+    boot << 32 | n
+}
+
+struct Scene {
+    founder: Founder,
+    view: View,
+}
+
+impl Scene {
+    /// The view of node 0.
+    fn new() -> Self {
+        let founder = Founder::new(1);
+        let view = View::new(founder.node(0, Role::Publisher).member, Patience::default(), 0);
+        Self { founder, view }
+    }
+
+    fn publisher(&self, number: u32) -> Identity {
+        self.founder.node(number, Role::Publisher)
+    }
+
+    fn say<T: Statement>(&mut self, who: &Identity, kind: RecordKind, word: T, now: Now) -> Result<Changes, Rejection> {
+        self.view.ingest(who.node(), kind, &sign(word, &who.key).to_bytes().unwrap(), now)
+    }
+
+    /// Has a node's card and two beats taken in.
+    fn meet(&mut self, number: u32, now: Now) -> Identity {
+        let who = self.publisher(number);
+        self.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), now).unwrap();
+        self.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 2), Phase::Healthy), now).unwrap();
+        self.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 3), Phase::Healthy), now.plus(Duration::from_secs(2)))
+            .unwrap();
+        who
+    }
+}
+
+#[test]
+fn a_member_is_met_heard_and_lost() {
+    let mut scene = Scene::new();
+    let who = scene.meet(1, at(0));
+    let seen = scene.view.member(&who.node()).unwrap();
+    assert!(seen.alive && seen.phase() == Phase::Healthy && seen.last_heard == Some(Duration::from_secs(2)));
+    assert_eq!((scene.view.members().count(), scene.view.hears()), (2, 1));
+    assert_eq!(scene.view.refresh(at(12)), Changes::default());
+    assert!(scene.view.refresh(at(13)).members);
+    assert!(!scene.view.member(&who.node()).unwrap().alive);
+    assert!(scene.view.is_member(&who.node()));
+}
+
+#[test]
+fn what_came_before_the_card_is_taken_in_with_it() {
+    let mut scene = Scene::new();
+    let who = scene.publisher(1);
+    let points = who.points(seq(1, 2), vec![point(1, 1)]);
+    assert_eq!(scene.say(&who, RecordKind::IntroPoints, points, at(0)), Err(Rejection::Unknown));
+    assert_eq!(scene.say(&who, RecordKind::Lease, who.lease(seq(1, 3), 1, TTL), at(0)), Err(Rejection::Unknown));
+    assert_eq!(scene.view.holder(at(0)), None);
+    scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(1)).unwrap();
+    assert_eq!(scene.view.holder(at(1)), Some((who.node(), 1)));
+    assert_eq!(scene.view.member(&who.node()).unwrap().intro_points.as_ref().unwrap().points.len(), 1);
+}
+
+#[test]
+fn certificates_known_from_elsewhere_make_a_member_too() {
+    let mut scene = Scene::new();
+    let who = scene.publisher(1);
+    scene.view.admit_chain(who.member.chain(), at(0)).unwrap();
+    assert!(scene.view.is_member(&who.node()));
+    assert!(scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 1), Phase::Healthy), at(0)).is_ok());
+    let foreign = Founder::new(2).node(2, Role::Publisher).member.chain();
+    assert!(matches!(scene.view.admit_chain(foreign, at(0)), Err(Rejection::Chain(_))));
+}
+
+#[test]
+fn nothing_is_believed_that_its_speaker_did_not_sign() {
+    let mut scene = Scene::new();
+    let (who, liar) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
+    let word = who.beat(seq(2, 1), Phase::Gone);
+    let forged = sign(word.clone(), &liar.key).to_bytes().unwrap();
+    assert_eq!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &forged, at(3)), Err(Rejection::Origin));
+    assert_eq!(scene.view.ingest(liar.node(), RecordKind::Heartbeat, &forged, at(3)), Err(Rejection::Origin));
+    let mut broken = sign(word, &who.key).to_bytes().unwrap();
+    let last = broken.len() - 1;
+    broken[last] ^= 1;
+    assert_eq!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &broken, at(3)), Err(Rejection::Signature));
+    // A record of one kind is not one of another.
+    let lease = sign(who.lease(seq(2, 1), 1, TTL), &who.key).to_bytes().unwrap();
+    assert!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &lease, at(3)).is_err());
+    assert!(matches!(
+        scene.view.ingest(who.node(), RecordKind::Heartbeat, &[0; 600], at(3)),
+        Err(Rejection::Unreadable(_))
+    ));
+    assert!(scene.view.member(&who.node()).unwrap().alive);
+    assert_eq!((scene.view.refused().of("origin"), scene.view.refused().of("signature")), (2, 2));
+}
+
+#[test]
+fn a_foreign_a_fallen_or_an_evicted_member_is_not_heard() {
+    let mut scene = Scene::new();
+    let foreign = Founder::new(2).node(9, Role::Publisher);
+    assert!(matches!(
+        scene.say(&foreign, RecordKind::Card, foreign.card(1, 1), at(0)),
+        Err(Rejection::Cluster | Rejection::Chain(_))
+    ));
+    let expired = scene.founder.admit(8, Role::Worker, FOUNDED - 2 * 365 * 24 * 3600, None);
+    assert_eq!(scene.say(&expired, RecordKind::Card, expired.card(1, 1), at(0)), Err(Rejection::Expired));
+    let who = scene.meet(1, at(0));
+    let revocation = scene.founder.revoke(who.node()).to_bytes().unwrap();
+    let changes = scene.view.ingest(foreign.node(), RecordKind::Revocation(who.node()), &revocation, at(3)).unwrap();
+    assert!(changes.members && changes.revocations);
+    assert!(!scene.view.is_member(&who.node()) && scene.view.revoked(&who.node()));
+    assert_eq!(scene.say(&who, RecordKind::Card, who.card(seq(9, 1), 1), at(4)), Err(Rejection::Revoked));
+    assert_eq!(
+        scene.say(&who, RecordKind::Heartbeat, who.beat(seq(9, 2), Phase::Healthy), at(4)),
+        Err(Rejection::Revoked)
+    );
+    assert_eq!(scene.view.admit_chain(who.member.chain(), at(4)), Err(Rejection::Revoked));
+    assert!(!scene.view.is_member(&who.node()));
+}
+
+#[test]
+fn only_the_authority_revokes_and_invites() {
+    let mut scene = Scene::new();
+    let (who, liar) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
+    let statement = Revocation { cluster: scene.founder.cluster(), node: who.node(), revoked: FOUNDED };
+    let forged = sign(statement, &liar.key).to_bytes().unwrap();
+    assert_eq!(
+        scene.view.ingest(liar.node(), RecordKind::Revocation(who.node()), &forged, at(3)),
+        Err(Rejection::Authority)
+    );
+    let invitation = scene.founder.invitation(1, 1, &[]);
+    let kind = RecordKind::Invitation(invitation.token);
+    let forged = sign((*invitation).clone(), &liar.key).to_bytes().unwrap();
+    assert_eq!(scene.view.ingest(liar.node(), kind, &forged, at(3)), Err(Rejection::Authority));
+    assert!(scene.view.ingest(liar.node(), kind, &invitation.to_bytes().unwrap(), at(3)).unwrap().invitations);
+    assert!(scene.view.has_open_invitation(FOUNDED));
+}
+
+#[test]
+fn replays_and_absurd_numbers_are_refused() {
+    let mut scene = Scene::new();
+    let who = scene.meet(1, at(0));
+    let beat = |n| who.beat(n, Phase::Healthy);
+    let stale = Rejection::Stale { known: seq(1, 3), got: seq(1, 2) };
+    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(seq(1, 2)), at(3)), Err(stale));
+    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(seq(1, 3)), at(3)), Ok(Changes::default()));
+    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(u64::MAX), at(3)), Err(Rejection::Jump("sequence number")));
+    let lease = |n, term| who.lease(seq(1, n), term, TTL);
+    let far = MAX_TERM_JUMP + 1;
+    assert_eq!(scene.say(&who, RecordKind::Lease, lease(4, far), at(3)), Err(Rejection::Jump("term")));
+    assert!(scene.say(&who, RecordKind::Lease, lease(5, far - 1), at(3)).is_ok());
+    assert!(scene.say(&who, RecordKind::Lease, lease(6, far), at(3)).is_ok());
+    let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
+    let publication = |n, revision| Publication {
+        cluster: scene.founder.cluster(),
+        node: who.node(),
+        seq: seq(1, n),
+        term: 1,
+        periods: vec![PublishedPeriod { period, revision, confirmed: 1, directories: 1 }],
+    };
+    let (absurd, high, low) = (publication(7, u64::MAX), publication(8, 77), publication(9, 7));
+    assert_eq!(scene.say(&who, RecordKind::Publication, absurd, at(3)), Err(Rejection::Jump("revision")));
+    assert!(scene.say(&who, RecordKind::Publication, high, at(3)).unwrap().publications);
+    assert!(scene.say(&who, RecordKind::Publication, low, at(3)).unwrap().publications);
+    assert_eq!(scene.view.highest_revision(&period), Some(77));
+}
+
+#[test]
+fn every_field_is_within_its_bounds() {
+    let mut scene = Scene::new();
+    let who = scene.meet(1, at(0));
+    let card = who.card(seq(1, 9), 100);
+    let elsewhere = NodeCard { address: "fd00::1".parse().unwrap(), ..card.clone() };
+    assert_eq!(scene.say(&who, RecordKind::Card, elsewhere, at(3)), Err(Rejection::Address));
+    for bad in [
+        NodeCard { weight: 0, ..card.clone() },
+        NodeCard { weight: 101, ..card.clone() },
+        NodeCard { version: "x".repeat(65), ..card.clone() },
+        NodeCard { version: "\u{1b}[2J".into(), ..card.clone() },
+    ] {
+        assert!(matches!(scene.say(&who, RecordKind::Card, bad, at(3)), Err(Rejection::Bounds(_))));
+    }
+    let long = |length| IntroPoint { link_specifiers: vec![crate::bytes::VarBytes(vec![0; length])], ..point(1, 1) };
+    for bad in [
+        (0..21).map(|n| point(n, n)).collect(),
+        vec![point(1, 1), point(2, 1)],
+        vec![IntroPoint { link_specifiers: vec![], ..point(1, 1) }],
+        vec![long(65)],
+    ] {
+        let points = who.points(seq(1, 9), bad);
+        let outcome = scene.say(&who, RecordKind::IntroPoints, points, at(3));
+        assert!(matches!(outcome, Err(Rejection::Bounds(_))), "{outcome:?}");
+    }
+    let points = who.points(seq(1, 9), (0..20).map(|n| point(n, n)).collect());
+    assert!(scene.say(&who, RecordKind::IntroPoints, points, at(3)).unwrap().points);
+}
+
+#[test]
+fn a_worker_holds_no_lease_and_publishes_nothing() {
+    let mut scene = Scene::new();
+    let worker = scene.founder.node(5, Role::Worker);
+    scene.say(&worker, RecordKind::Card, worker.card(1, 0), at(0)).unwrap();
+    assert_eq!(scene.say(&worker, RecordKind::Lease, worker.lease(2, 1, TTL), at(0)), Err(Rejection::Role));
+    assert_eq!((scene.view.holder(at(0)), scene.view.highest_term()), (None, 0));
+}
+
+#[test]
+fn a_lease_is_live_while_young_held_and_its_holder_lives() {
+    let mut scene = Scene::new();
+    let (who, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
+    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 4), 3, TTL), at(3)).unwrap();
+    assert_eq!(scene.view.holder(at(4)), Some((who.node(), 3)));
+    // Lower terms are not believed; time and silence end it; so does its holder's word.
+    scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), 2, TTL), at(4)).unwrap();
+    assert_eq!(scene.view.holder(at(4)), Some((who.node(), 3)));
+    for n in 5..20 {
+        scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, n), Phase::Healthy), at(2 * n)).unwrap();
+    }
+    assert_eq!(scene.view.holder(at(32)), Some((who.node(), 3)));
+    assert_eq!(scene.view.holder(at(33)), None);
+    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 21), 3, TTL), at(40)).unwrap();
+    assert_eq!(scene.view.holder(at(41)), Some((who.node(), 3)));
+    scene.view.refresh(at(60));
+    assert_eq!(scene.view.holder(at(60)), None);
+    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 22), 3, TTL), at(61)).unwrap();
+    assert_eq!(scene.view.holder(at(61)), Some((who.node(), 3)));
+    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 23), 3, Duration::ZERO), at(62)).unwrap();
+    assert_eq!(scene.view.holder(at(62)), None);
+}
+
+#[test]
+fn after_a_restart_lower_terms_than_on_disk_are_not_believed() {
+    let mut scene = Scene::new();
+    scene.view = View::new(scene.publisher(0).member, Patience::default(), 7);
+    let who = scene.meet(1, at(0));
+    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 4), 6, TTL), at(3)).unwrap();
+    assert_eq!((scene.view.holder(at(3)), scene.view.is_lower_live(at(3).mono)), (None, true));
+    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 5), 7, TTL), at(3)).unwrap();
+    assert_eq!(scene.view.holder(at(3)), Some((who.node(), 7)));
+}
+
+#[test]
+fn of_two_that_shared_a_token_the_first_stands() {
+    let mut scene = Scene::new();
+    let token = scene.founder.invitation(1, 1, &[]).token;
+    let early = scene.founder.admit(11, Role::Worker, FOUNDED + 10, Some(token));
+    let late = scene.founder.admit(12, Role::Worker, FOUNDED + 11, Some(token));
+    for (who, now) in [(&late, at(0)), (&early, at(1))] {
+        scene.say(who, RecordKind::Card, who.card(1, 1), now).unwrap();
+    }
+    assert!(scene.view.is_member(&late.node()) && scene.view.is_member(&early.node()));
+    for redeemed in [late.node(), early.node()] {
+        let version = scene.founder.invitation(1, 1, &[redeemed]).to_bytes().unwrap();
+        scene.view.ingest(early.node(), RecordKind::Invitation(token), &version, at(2)).unwrap();
+    }
+    assert_eq!(scene.view.invitations().get(&token).unwrap().redeemed.len(), 2);
+    assert_eq!(scene.view.invitations().unsigned().count(), 1);
+    assert!(scene.view.is_member(&early.node()) && !scene.view.is_member(&late.node()));
+    assert_eq!(scene.view.overdrawn().collect::<Vec<_>>(), vec![late.node()]);
+    let beat = late.beat(2, Phase::Healthy);
+    assert_eq!(scene.say(&late, RecordKind::Heartbeat, beat, at(3)), Err(Rejection::Overdrawn));
+}
+
+#[test]
+fn a_certificate_that_ends_ends_membership() {
+    let mut scene = Scene::new();
+    let who = scene.meet(1, at(0));
+    let later = Now { unix: who.member.certificate.expires + 1, ..at(4) };
+    assert!(scene.view.refresh(later).members);
+    assert!(!scene.view.is_member(&who.node()));
+    assert!(scene.view.refresh(at(5)).members);
+    assert!(scene.view.is_member(&who.node()));
+}
+
+#[test]
+fn there_is_room_for_so_many_and_no_more() {
+    let mut scene = Scene::new();
+    for number in 1..MAX_NODES as u32 {
+        scene.view.admit_chain(scene.publisher(number).member.chain(), at(0)).unwrap();
+    }
+    let one_more = scene.publisher(MAX_NODES as u32).member.chain();
+    assert_eq!(scene.view.admit_chain(one_more.clone(), at(0)), Err(Rejection::TooMany("nodes")));
+    let gone = scene.publisher(1).node();
+    let revocation = scene.founder.revoke(gone).to_bytes().unwrap();
+    scene.view.ingest(gone, RecordKind::Revocation(gone), &revocation, at(0)).unwrap();
+    assert!(scene.view.admit_chain(one_more, at(0)).is_ok());
+    assert!(scene.view.revoked(&gone) && !scene.view.is_member(&gone));
+}
+
+/// One thing that some node, or the authority, says.
+#[derive(Debug, Clone)]
+struct Said {
+    origin: NodeId,
+    kind: RecordKind,
+    bytes: Vec<u8>,
+}
+
+/// A cluster's worth of records: three publishers, five workers of which three raced for two places, and an eviction.
+fn everything() -> Vec<Said> {
+    let founder = Founder::new(1);
+    let token = founder.invitation(1, 2, &[]).token;
+    let mut nodes: Vec<Identity> = (1..4).map(|n| founder.node(n, Role::Publisher)).collect();
+    nodes.extend((4..6).map(|n| founder.node(n, Role::Worker)));
+    nodes.extend((6..9).map(|n| founder.admit(n, Role::Worker, FOUNDED + u64::from(n % 2), Some(token))));
+    let mut said = Vec::new();
+    let mut push =
+        |origin: NodeId, kind, bytes: Result<Vec<u8>, _>| said.push(Said { origin, kind, bytes: bytes.unwrap() });
+    for (index, who) in nodes.iter().enumerate() {
+        let id = who.node();
+        push(id, RecordKind::Card, sign(who.card(1, index as u8), &who.key).to_bytes());
+        for n in [2, 3] {
+            push(id, RecordKind::Heartbeat, sign(who.beat(n, Phase::Healthy), &who.key).to_bytes());
+        }
+        push(
+            id,
+            RecordKind::IntroPoints,
+            sign(who.points(4, vec![point(index as u32, index as u32)]), &who.key).to_bytes(),
+        );
+        push(id, RecordKind::Lease, sign(who.lease(5, 3 + index as u64 / 2, TTL), &who.key).to_bytes());
+    }
+    for redeemer in &nodes[5..] {
+        let version = founder.invitation(1, 2, &[redeemer.node()]);
+        push(nodes[0].node(), RecordKind::Invitation(token), version.to_bytes());
+    }
+    push(nodes[0].node(), RecordKind::Revocation(nodes[3].node()), founder.revoke(nodes[3].node()).to_bytes());
+    said
+}
+
+/// What two nodes must agree on.
+#[derive(Debug, PartialEq)]
+struct Opinion {
+    members: Vec<(NodeId, bool)>,
+    best: Option<Claim>,
+    holder: Option<(NodeId, u64)>,
+    invitations: Vec<Invitation>,
+}
+
+fn opinion(view: &View) -> Opinion {
+    Opinion {
+        members: view.members().map(|node| (node.node(), node.intro_points.is_some())).collect(),
+        best: view.best_claim(),
+        holder: view.holder(at(1)),
+        invitations: view.invitations().iter().cloned().collect(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn whoever_has_heard_the_same_believes_the_same(
+        order in Just(everything()).prop_shuffle(),
+        repeated in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+    ) {
+        let (mut scene, mut other) = (Scene::new(), Scene::new());
+        for said in everything() {
+            let _ = scene.view.ingest(said.origin, said.kind, &said.bytes, at(0));
+        }
+        let again: Vec<Said> = repeated.iter().map(|index| index.get(&order).clone()).collect();
+        for said in order.into_iter().chain(again) {
+            let _ = other.view.ingest(said.origin, said.kind, &said.bytes, at(0));
+        }
+        prop_assert_eq!(opinion(&scene.view), opinion(&other.view));
+        prop_assert_eq!(scene.view.members().count(), 7);
+    }
+
+    #[test]
+    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), kind in 0usize..5) {
+        let kinds = [RecordKind::Card, RecordKind::Heartbeat, RecordKind::IntroPoints, RecordKind::Lease, RecordKind::Publication];
+        let mut scene = Scene::new();
+        let who = scene.meet(1, at(0));
+        prop_assert!(scene.view.ingest(who.node(), kinds[kind], &bytes, at(3)).is_err());
+    }
+}
