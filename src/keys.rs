@@ -189,6 +189,11 @@ impl IntroPointSecrets {
         Self { session: rng.random(), encryption: rng.random() }
     }
 
+    /// `KP_hs_ipt_sid`, the public half of the session key.
+    pub fn session_key(&self) -> [u8; 32] {
+        SigningKey::from_bytes(&self.session).verifying_key().to_bytes()
+    }
+
     /// A second handle on the same secrets.
     pub fn duplicate(&self) -> Self {
         Self { session: self.session, encryption: self.encryption }

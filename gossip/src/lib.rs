@@ -3,6 +3,13 @@
 pub mod address;
 pub mod bytes;
 pub mod codec;
+pub mod coordinator;
 pub mod id;
+pub mod lease;
+pub mod liveness;
+pub mod plan;
+pub mod mesh;
 pub mod record;
 pub mod signed;
+pub mod time;
+pub mod view;

@@ -25,7 +25,12 @@ use crate::keys::{DiscoveryPublic, DiscoverySecret, NodeSecret};
 pub use error::TorError;
 pub use replay::{IntroPointKeys, ReplayLog};
 
+pub mod arti;
+#[cfg(test)]
+pub mod conformance;
+pub mod descriptor;
 mod error;
+pub mod fake;
 mod replay;
 
 /// A two-way byte stream, whatever carries it.
@@ -37,7 +42,8 @@ pub type BoxStream = Box<dyn ByteStream>;
 /// What the daemon needs of Tor.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
-    /// How far the connection to the network is; ends with [`Bootstrap::ready`] true.
+    /// How far the connection to the network is. The channel closes when the engine has stopped for good: from then on
+    /// every call answers [`TorError::Stopped`], and another engine has to be started.
     fn bootstrap(&self) -> watch::Receiver<Bootstrap>;
 
     /// Connects to `port` of the onion service `to`. Bounded by `limit`.
@@ -90,7 +96,7 @@ pub trait Engine: Send + Sync + 'static {
 pub struct Bootstrap {
     /// 0.0 to 1.0.
     pub fraction: f32,
-    /// True once circuits can be built.
+    /// True once circuits can be built. Stays true; what is wrong later is in the message.
     pub ready: bool,
     /// What is waited for, or what blocks, in words for a person.
     pub message: String,
@@ -172,8 +178,10 @@ pub struct Period {
     /// The responsible directories, replica by replica, each once.
     pub directories: Vec<Directory>,
     /// The time since the start of the period's shared-random run: what the order-preserving encryption of the
-    /// revision counter is fed with (see `descriptor::Credentials::revision`).
+    /// revision counter is fed with (see [`descriptor::PeriodCredentials::revision`]).
     pub revision_clock: Duration,
+    /// What the network's directory says about descriptors.
+    pub parameters: descriptor::DescriptorParameters,
 }
 
 /// A directory relay responsible for a descriptor.

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{AuthorityId, InvitationId, MasterId, NodeId};
-use crate::signed::{Statement, Unverified, Verified, VerifyError};
+use crate::signed::{Check, Statement, Strict, Unverified, Verified, VerifyError};
 
 /// The master identity key's word that this key signs certificates for the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,11 +118,17 @@ pub struct Member {
 impl Chain {
     /// Checks both certificates against the master address, at `unix` seconds since the epoch.
     pub fn verify(self, cluster: MasterId, unix: u64) -> Result<Member, ChainError> {
-        let authority = self.authority.verify(cluster.public_key()).map_err(ChainError::Authority)?;
+        self.verify_with(cluster, unix, &Strict)
+    }
+
+    /// The same with another way to check signatures.
+    pub fn verify_with(self, cluster: MasterId, unix: u64, check: &dyn Check) -> Result<Member, ChainError> {
+        let authority = self.authority.verify_with(cluster.public_key(), check).map_err(ChainError::Authority)?;
         if authority.cluster != cluster {
             return Err(ChainError::Cluster(authority.cluster));
         }
-        let certificate = self.member.verify(authority.authority.public_key()).map_err(ChainError::Member)?;
+        let certificate =
+            self.member.verify_with(authority.authority.public_key(), check).map_err(ChainError::Member)?;
         if certificate.cluster != cluster {
             return Err(ChainError::Cluster(certificate.cluster));
         }

@@ -149,6 +149,9 @@ pub struct Lease {
     pub seq: u64,
     /// Only rises, from holder to holder.
     pub term: u64,
+    /// The holder's priority when it claimed: with the term and the holder it decides between two claims of one term,
+    /// so that the record alone tells every node the same winner.
+    pub priority: u8,
     /// For how long it is good after it was first seen, in milliseconds. 0 gives it up.
     pub ttl_ms: u32,
 }

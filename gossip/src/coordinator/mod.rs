@@ -1,0 +1,566 @@
+//! One node's part in the cluster, whole: `handle(event, now) -> actions`.
+//!
+//! The caller feeds it what happens (records from the gossip, its own intro points and health, what the operator wants,
+//! what the disk and the directories have taken) and does what it says. It reads no clock and does no IO: it is told the
+//! time with every event, and [`Coordinator::next_timeout`] says when it wants an [`Event::Tick`] at the latest.
+//!
+//! After every event it does not react to that event but looks at the whole again, in this order: is this node still a
+//! member; where is it in its life; is a heartbeat due; who publishes; what of others' facts is to be passed on; what
+//! should stand in the descriptor.
+
+mod own;
+mod settings;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub use settings::{Action, Desired, Event, Leadership, Settings};
+
+use crate::address::mesh_address;
+use crate::bytes::FixedBytes;
+use crate::id::{MasterId, NodeId};
+use crate::lease::{Election, Situation, Step};
+use crate::plan::{Candidate, Choice, choose};
+use crate::record::{
+    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, NodeCard, PeriodId, Phase, Publication,
+    PublishedPeriod, RecordKind, Revocation, Role,
+};
+use crate::signed::{Check, Sign, Unverified, Verified};
+pub use crate::time::Now;
+use crate::view::{Changes, OwnWord, Rejection, Standing, View, check_points};
+use own::Voice;
+
+/// How long all is not said anew again after it was, because a higher word of our own came back.
+const REISSUE_PAUSE: Duration = Duration::from_secs(10);
+
+/// The node's part in the cluster.
+pub struct Coordinator {
+    settings: Settings,
+    cluster: MasterId,
+    me: NodeId,
+    member: Member,
+    voice: Voice,
+    view: View,
+    election: Election,
+    /// The time at the last event; `None` before the first.
+    last: Option<Now>,
+    started: Duration,
+    next_beat: Duration,
+    refresh_at: Duration,
+    elect_at: Option<Duration>,
+    said_phase: Option<Phase>,
+    joined: bool,
+    draining: bool,
+    leaving: bool,
+    ready: bool,
+    been_healthy: bool,
+    points: Vec<IntroPoint>,
+    periods: Vec<PublishedPeriod>,
+    last_term: u64,
+    reissued: Option<Duration>,
+    excluded: bool,
+    /// Facts signed by the authority that stand in our own gossip.
+    passed_on: BTreeMap<RecordKind, Vec<u8>>,
+    choice: Choice,
+    count: u64,
+    version: u64,
+    published: BTreeSet<FixedBytes<32>>,
+}
+
+impl Coordinator {
+    /// A node that starts. `key` is the node's own, of which `member` is the proof that it belongs.
+    pub fn new(settings: Settings, key: Box<dyn Sign + Send + Sync>, member: Member) -> Self {
+        let me = member.node();
+        Self {
+            cluster: member.authority.cluster,
+            me,
+            voice: Voice::new(key, settings.boot),
+            view: View::new(member.clone(), settings.patience, settings.term),
+            election: Election::new(me, settings.timing, settings.term),
+            member,
+            last: None,
+            started: Duration::ZERO,
+            next_beat: Duration::ZERO,
+            refresh_at: Duration::ZERO,
+            elect_at: None,
+            said_phase: None,
+            joined: false,
+            draining: false,
+            leaving: false,
+            ready: false,
+            been_healthy: false,
+            points: Vec::new(),
+            periods: Vec::new(),
+            last_term: settings.term,
+            reissued: None,
+            excluded: false,
+            passed_on: BTreeMap::new(),
+            choice: Choice::default(),
+            count: 0,
+            version: 0,
+            published: BTreeSet::new(),
+            settings,
+        }
+    }
+
+    /// Checks signatures in another way (see [`Check`]).
+    pub fn with_check(mut self, check: Box<dyn Check + Send + Sync>) -> Self {
+        self.view = self.view.with_check(check);
+        self
+    }
+
+    /// The cluster as this node knows it.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Whether this node publishes now.
+    pub fn leadership(&self) -> Leadership {
+        self.election.leading().map_or(Leadership::Follower, |term| Leadership::Publisher { term })
+    }
+
+    /// Where this node is in its life.
+    pub fn phase(&self) -> Phase {
+        if self.leaving || self.excluded {
+            Phase::Gone
+        } else if self.draining {
+            Phase::Draining
+        } else if !self.joined {
+            Phase::Joining
+        } else if self.ready && !self.points.is_empty() {
+            Phase::Healthy
+        } else if self.been_healthy && !self.points.is_empty() {
+            Phase::Unhealthy
+        } else {
+            Phase::Initializing
+        }
+    }
+
+    /// What the descriptor should list, as of the last event. Every node computes it; the publisher acts on it.
+    pub fn desired(&self) -> Desired {
+        let listed = |key: &FixedBytes<32>| self.choice.points.iter().any(|(_, point)| point.session_key == *key);
+        Desired {
+            points: self.choice.points.clone(),
+            left: self.published.iter().any(|key| !listed(key)),
+            version: self.version,
+        }
+    }
+
+    /// The highest revision that any publisher is known to have used in a period.
+    pub fn highest_revision(&self, period: &PeriodId) -> Option<u64> {
+        self.view.highest_revision(period)
+    }
+
+    /// When to send [`Event::Tick`] at the latest, on the monotonic clock. `None` when all is said and done.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        if self.excluded || (self.leaving && self.said_phase == Some(Phase::Gone)) {
+            return None;
+        }
+        let joining = (!self.joined).then_some(self.started + self.settings.joining);
+        [Some(self.next_beat), Some(self.refresh_at), self.elect_at, joining].into_iter().flatten().min()
+    }
+
+    /// Takes in what has happened and says what is to be done, in this order.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let mut out = Vec::new();
+        if self.excluded || (self.leaving && self.said_phase == Some(Phase::Gone)) {
+            return out;
+        }
+        let now = self.advance(now, &mut out);
+        let mut changes = self.take(event, now, &mut out);
+        if now.mono >= self.refresh_at || now.mono >= self.next_beat {
+            changes |= self.view.refresh(now);
+            self.refresh_at = self.view.next_deadline().unwrap_or(now.mono + self.settings.patience.most);
+        }
+        self.reconcile(changes, now, &mut out);
+        self.last = Some(now);
+        out
+    }
+
+    /// Notices the first event, a clock that stood and a process that was stopped.
+    fn advance(&mut self, mut now: Now, out: &mut Vec<Action>) -> Now {
+        let Some(last) = self.last else {
+            self.started = now.mono;
+            self.next_beat = now.mono;
+            self.election.listen(now.mono);
+            self.say_card(out);
+            // Whoever believes a lease of this node from before its restart must not wait until it is too old.
+            self.say_lease(self.settings.term, Duration::ZERO, now, out);
+            return now;
+        };
+        now.mono = now.mono.max(last.mono);
+        let passed = now.mono - last.mono;
+        // The monotonic clock of most systems stands while the machine sleeps; then only the other one tells.
+        let slept =
+            Duration::from_secs(now.unix.saturating_sub(last.unix)).saturating_sub(passed) >= self.settings.timing.ttl;
+        if slept || passed > self.settings.patience.interval * 3 {
+            self.view.amnesty(now.mono);
+            self.refresh_at = now.mono;
+        }
+        if slept || passed >= self.settings.patience.least {
+            let mut steps = Vec::new();
+            self.election.interrupted(now.mono, &mut steps);
+            self.perform(&steps, now, out);
+        }
+        now
+    }
+
+    fn take(&mut self, event: Event, now: Now, out: &mut Vec<Action>) -> Changes {
+        match event {
+            Event::Tick => {}
+            Event::Record { origin, kind, bytes } => return self.take_record(origin, kind, &bytes, now, out),
+            Event::IntroPoints(points) => return self.take_points(points, out),
+            Event::Ready(ready) => self.ready = ready,
+            Event::MeshReached => self.join(now),
+            Event::Drain => self.draining = true,
+            Event::Resume => self.draining = false,
+            Event::Leave => self.leaving = true,
+            Event::TermStored(term) => {
+                self.election.stored(term);
+                return Changes { leases: true, ..Changes::default() };
+            }
+            Event::Published(periods) => return self.take_published(periods, out),
+            Event::Invitation(invitation) => return self.fold(|view| view.fold_invitation(invitation, now)),
+            Event::Revocation(revocation) => return self.fold(|view| view.fold_revocation(revocation)),
+            Event::KnownMembers(chains) => {
+                let mut changes = Changes::default();
+                for chain in chains {
+                    changes |= self.view.admit_chain(chain, now).unwrap_or_default();
+                }
+                return changes;
+            }
+        }
+        Changes::default()
+    }
+
+    fn fold(&mut self, fold: impl FnOnce(&mut View) -> Result<Changes, Rejection>) -> Changes {
+        fold(&mut self.view).unwrap_or_else(|rejection| {
+            tracing::warn!(%rejection, "a record of our own is refused");
+            Changes::default()
+        })
+    }
+
+    fn take_record(
+        &mut self,
+        origin: NodeId,
+        kind: RecordKind,
+        bytes: &[u8],
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Changes {
+        if origin == self.me && !matches!(kind, RecordKind::Invitation(_) | RecordKind::Revocation(_)) {
+            self.hear_own(kind, bytes, now, out);
+            return Changes::default();
+        }
+        match self.view.ingest(origin, kind, bytes, now) {
+            Ok(changes) => changes,
+            Err(rejection) => {
+                tracing::debug!(origin = %origin.short(), kind = kind.key(), %rejection, "record refused");
+                Changes::default()
+            }
+        }
+    }
+
+    /// A word of our own that came back. It changes nothing that we say, only how high we must count from here.
+    fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now, out: &mut Vec<Action>) {
+        let heard = match kind {
+            RecordKind::Card => self.own_seq::<NodeCard>(bytes),
+            RecordKind::Heartbeat => self.own_seq::<Heartbeat>(bytes),
+            RecordKind::IntroPoints => self.own_seq::<IntroPoints>(bytes),
+            RecordKind::Lease => self.own_seq::<Lease>(bytes),
+            RecordKind::Publication => self.own_seq::<Publication>(bytes),
+            RecordKind::Invitation(_) | RecordKind::Revocation(_) => return,
+        };
+        let Some(seq) = heard else { return };
+        if kind == RecordKind::Lease
+            && let Ok(lease) =
+                Unverified::<Lease>::from_bytes(bytes).map_err(Rejection::from).and_then(|it| self.open(it))
+        {
+            self.view.raise_term(lease.term);
+        }
+        let rested = self.reissued.is_none_or(|at| now.mono >= at + REISSUE_PAUSE);
+        if rested && self.voice.heard(seq) {
+            tracing::warn!(
+                "a newer record of this node came back than it has made: an old backup, or a second node with its key"
+            );
+            self.view.count_refusal(&Rejection::Own);
+            self.reissued = Some(now.mono);
+            self.say_all(now, out);
+        }
+    }
+
+    fn open<T: OwnWord>(&self, record: Unverified<T>) -> Result<Verified<T>, Rejection> {
+        Ok(record.verify_with(self.me.public_key(), self.view.check())?)
+    }
+
+    fn own_seq<T: OwnWord>(&self, bytes: &[u8]) -> Option<u64> {
+        let record = self.open(Unverified::<T>::from_bytes(bytes).ok()?).ok()?;
+        (record.speaker() == self.me && record.cluster() == self.cluster).then(|| record.seq())
+    }
+
+    fn take_points(&mut self, mut points: Vec<IntroPoint>, out: &mut Vec<Action>) -> Changes {
+        points.truncate(crate::record::MAX_INTRO_POINTS);
+        if let Err(rejection) = check_points(&points) {
+            tracing::error!(%rejection, "our own intro points cannot be gossiped");
+            return Changes::default();
+        }
+        if points == self.points {
+            return Changes::default();
+        }
+        self.points = points;
+        self.say_points(out)
+    }
+
+    fn take_published(&mut self, periods: Vec<PublishedPeriod>, out: &mut Vec<Action>) -> Changes {
+        self.periods = periods;
+        self.published = self.choice.points.iter().map(|(_, point)| point.session_key).collect();
+        self.say_publication(out)
+    }
+
+    /// Looks at the whole again.
+    fn reconcile(&mut self, mut changes: Changes, now: Now, out: &mut Vec<Action>) {
+        if self.is_excluded(out) {
+            return;
+        }
+        self.live(now);
+        changes |= self.beat(now, out);
+        self.elect(&mut changes, now, out);
+        self.pass_on(&changes, now, out);
+        self.plan(&changes, now, out);
+        if changes.members || changes.revocations {
+            out.push(Action::MembersChanged);
+        }
+        if changes.invitations {
+            out.push(Action::InvitationsChanged);
+        }
+    }
+
+    fn is_excluded(&mut self, out: &mut Vec<Action>) -> bool {
+        let reason = match self.view.own_standing() {
+            Standing::Member => return false,
+            Standing::Expired => "this node's member certificate has expired: join again with a new invitation",
+            Standing::Revoked => {
+                "this node was evicted from the cluster: it comes back only under a new key, with a new invitation"
+            }
+            Standing::Overdrawn => {
+                "this node joined with an invitation that others had used up at the same time: join again with a new one"
+            }
+        };
+        if self.election.leading().is_some() {
+            out.push(Action::Leadership(Leadership::Follower));
+        }
+        self.election.listen(Duration::ZERO);
+        self.excluded = true;
+        out.push(Action::Excluded(reason.into()));
+        true
+    }
+
+    fn join(&mut self, now: Now) {
+        if !self.joined {
+            self.joined = true;
+            self.election.listen(now.mono);
+        }
+    }
+
+    /// Moves on in life.
+    fn live(&mut self, now: Now) {
+        if self.view.is_alone() || self.view.hears() > 0 || now.mono >= self.started + self.settings.joining {
+            self.join(now);
+        }
+        self.been_healthy |= self.phase() == Phase::Healthy;
+    }
+
+    fn beat(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
+        let phase = self.phase();
+        if now.mono < self.next_beat && self.said_phase == Some(phase) {
+            return Changes::default();
+        }
+        self.next_beat = now.mono + self.settings.patience.interval;
+        self.said_phase = Some(phase);
+        let (cluster, node, hears) = (self.cluster, self.me, u16::try_from(self.view.hears()).unwrap_or(u16::MAX));
+        let Some((beat, bytes)) = self.voice.say(|seq| Heartbeat { cluster, node, seq, phase, hears }) else {
+            return Changes::default();
+        };
+        out.push(Action::Gossip { kind: RecordKind::Heartbeat, bytes });
+        self.view.fold_heartbeat(beat, now)
+    }
+
+    fn elect(&mut self, changes: &mut Changes, now: Now, out: &mut Vec<Action>) {
+        if self.member.role() != Role::Publisher {
+            return;
+        }
+        let mut steps = Vec::new();
+        let mut situation = self.situation(now);
+        self.election.step(&situation, now.mono, &mut steps);
+        if !steps.is_empty() {
+            changes.leases = true;
+            self.perform(&steps, now, out);
+            situation = self.situation(now);
+        }
+        self.elect_at = self.election.next_deadline(&situation).filter(|at| *at > now.mono);
+    }
+
+    fn situation(&self, now: Now) -> Situation {
+        let (best, live) = (self.view.best_claim(), self.view.is_best_live(now.mono));
+        let highest = self.view.highest_term();
+        let leading = self.election.leading().is_some();
+        let mut situation = Situation { best, live, highest, ..Situation::default() };
+        if live && !leading {
+            return situation;
+        }
+        let may = self.joined && !self.leaving;
+        situation.place = if may { self.view.place(self.election.stored_term().max(highest) + 1) } else { None };
+        situation.hand_over = leading && self.draining && self.view.has_successor();
+        if !leading {
+            situation.alone = self.view.is_alone();
+            situation.complete = self.election.listening_since().is_some_and(|since| self.view.heard_all_since(since));
+            situation.lower = self.view.is_lower_live(now.mono);
+        }
+        situation
+    }
+
+    fn perform(&mut self, steps: &[Step], now: Now, out: &mut Vec<Action>) {
+        for step in steps {
+            match *step {
+                Step::Store(term) => out.push(Action::StoreTerm(term)),
+                Step::Renew(term) => self.say_lease(term, self.settings.timing.ttl, now, out),
+                Step::GiveUp(term) => self.say_lease(term, Duration::ZERO, now, out),
+                Step::Lead(term) => {
+                    self.last_term = term;
+                    out.push(Action::Leadership(Leadership::Publisher { term }));
+                }
+                Step::Follow => out.push(Action::Leadership(Leadership::Follower)),
+            }
+        }
+    }
+
+    /// Publishers keep the authority's facts alive in their own gossip: who said them first may die.
+    fn pass_on(&mut self, changes: &Changes, now: Now, out: &mut Vec<Action>) {
+        if self.member.role() != Role::Publisher || !(changes.invitations || changes.revocations) {
+            return;
+        }
+        let invitations = self.view.invitations();
+        let mut facts: BTreeMap<RecordKind, Vec<u8>> = BTreeMap::new();
+        for invitation in invitations.iter() {
+            let kind = RecordKind::Invitation(invitation.token);
+            // Until somebody signs the merger as a whole, what we say of it already is better than nothing.
+            let whole = invitations.whole(&invitation.token).and_then(|whole| whole.to_bytes().ok());
+            let bytes = whole.or_else(|| self.passed_on.get(&kind).cloned());
+            if let Some(bytes) = bytes.filter(|_| invitations.is_current(&kind, now.unix)) {
+                facts.insert(kind, bytes);
+            }
+        }
+        for revocation in self.view.revocations() {
+            if let Ok(bytes) = revocation.to_bytes() {
+                facts.insert(RecordKind::Revocation(revocation.node), bytes);
+            }
+        }
+        for (kind, bytes) in &facts {
+            if self.passed_on.get(kind) != Some(bytes) {
+                out.push(Action::Gossip { kind: *kind, bytes: bytes.clone() });
+            }
+        }
+        out.extend(self.passed_on.keys().filter(|kind| !facts.contains_key(kind)).map(|kind| Action::Retract(*kind)));
+        self.passed_on = facts;
+    }
+
+    fn plan(&mut self, changes: &Changes, now: Now, out: &mut Vec<Action>) {
+        let count = now.unix / self.settings.rotation.max(1);
+        if !changes.points && count == self.count {
+            return;
+        }
+        self.count = count;
+        let choice = {
+            let heard =
+                self.view.members().filter(|node| node.alive && !matches!(node.phase(), Phase::Gone | Phase::Joining));
+            let candidates: Vec<Candidate<'_>> = heard
+                .filter_map(|node| {
+                    let points = &node.intro_points.as_ref()?.points;
+                    Some(Candidate { node: node.node(), phase: node.phase(), weight: node.weight(), points })
+                })
+                .collect();
+            choose(&candidates, &self.choice, self.settings.intro_points, count)
+        };
+        if choice.points != self.choice.points {
+            self.version += 1;
+            out.push(Action::DesiredChanged);
+        }
+        self.choice = choice;
+    }
+
+    fn say_all(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.say_card(out);
+        self.next_beat = now.mono;
+        self.say_points(out);
+        match self.election.leading() {
+            Some(term) => self.say_lease(term, self.settings.timing.ttl, now, out),
+            None => self.say_lease(self.election.stored_term(), Duration::ZERO, now, out),
+        }
+        self.say_publication(out);
+    }
+
+    fn say_card(&mut self, out: &mut Vec<Action>) {
+        let card = |seq| NodeCard {
+            cluster: self.cluster,
+            node: self.me,
+            seq,
+            chain: self.member.chain(),
+            address: mesh_address(&self.me),
+            priority: self.settings.priority,
+            weight: self.settings.weight.clamp(1, 100),
+            version: self.settings.version.chars().filter(|it| it.is_ascii_graphic()).take(64).collect(),
+        };
+        if let Some((card, bytes)) = self.voice.say(card) {
+            out.push(Action::Gossip { kind: RecordKind::Card, bytes });
+            self.view.fold_card(card);
+        }
+    }
+
+    fn say_points(&mut self, out: &mut Vec<Action>) -> Changes {
+        let points = |seq| IntroPoints { cluster: self.cluster, node: self.me, seq, points: self.points.clone() };
+        let Some((points, bytes)) = self.voice.say(points) else { return Changes::default() };
+        out.push(Action::Gossip { kind: RecordKind::IntroPoints, bytes });
+        self.view.fold_points(points)
+    }
+
+    fn say_lease(&mut self, term: u64, ttl: Duration, now: Now, out: &mut Vec<Action>) {
+        if self.member.role() != Role::Publisher {
+            return;
+        }
+        let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
+        let (cluster, holder, priority) = (self.cluster, self.me, self.settings.priority);
+        let Some((lease, bytes)) = self.voice.say(|seq| Lease { cluster, holder, seq, term, priority, ttl_ms }) else {
+            return;
+        };
+        out.push(Action::Gossip { kind: RecordKind::Lease, bytes });
+        self.fold(|view| view.fold_lease(lease, now));
+    }
+
+    fn say_publication(&mut self, out: &mut Vec<Action>) -> Changes {
+        if self.member.role() != Role::Publisher || self.periods.is_empty() {
+            return Changes::default();
+        }
+        let (cluster, node) = (self.cluster, self.me);
+        let (term, periods) = (self.last_term, self.periods.clone());
+        let Some((publication, bytes)) = self.voice.say(|seq| Publication { cluster, node, seq, term, periods }) else {
+            return Changes::default();
+        };
+        out.push(Action::Gossip { kind: RecordKind::Publication, bytes });
+        self.fold(|view| view.fold_publication(publication))
+    }
+
+    /// An invitation as this node knows it: merged from all its versions.
+    pub fn invitation(&self, token: &crate::id::InvitationId) -> Option<&Invitation> {
+        self.view.invitations().get(token)
+    }
+
+    /// The revocation of a node, to be shown on links.
+    pub fn revocation(&self, node: &NodeId) -> Option<&Verified<Revocation>> {
+        self.view.revocations().find(|revocation| revocation.node == *node)
+    }
+
+    /// The certificates of every member, for the disk and for joiners.
+    pub fn chains(&self) -> Vec<Chain> {
+        self.view.members().map(|node| node.member.chain()).collect()
+    }
+}

@@ -1,0 +1,148 @@
+//! What a coordinator is told once, and what passes in and out of it.
+
+use std::time::Duration;
+
+use crate::id::NodeId;
+use crate::lease::Timing;
+use crate::liveness::Patience;
+use crate::record::{Chain, IntroPoint, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation};
+use crate::signed::Verified;
+
+/// What a coordinator is told at its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Lower is asked first to publish.
+    pub priority: u8,
+    /// Share of intro points relative to the others', 1 to 100.
+    pub weight: u8,
+    /// The program's version, at most 64 bytes.
+    pub version: String,
+    /// How often this node has started, this time included, from disk: the upper half of every sequence number.
+    pub boot: u64,
+    /// The highest term on disk.
+    pub term: u64,
+    /// When silence means death, and how often this node beats.
+    pub patience: Patience,
+    /// The times of the election.
+    pub timing: Timing,
+    /// How long to look for the others before going on without them.
+    pub joining: Duration,
+    /// Most intro points in the descriptor, at most [`MAX_INTRO_POINTS`].
+    pub intro_points: usize,
+    /// How long the same nodes stand in the descriptor when there are more than places, in seconds.
+    pub rotation: u64,
+}
+
+impl Settings {
+    /// The defaults, for a node that starts for the `boot`th time and has `term` on disk.
+    pub fn new(boot: u64, term: u64) -> Self {
+        Self {
+            priority: 100,
+            weight: 10,
+            version: env!("CARGO_PKG_VERSION").into(),
+            boot,
+            term,
+            patience: Patience::default(),
+            timing: Timing::default(),
+            joining: Duration::from_secs(45),
+            intro_points: MAX_INTRO_POINTS,
+            rotation: 3600,
+        }
+    }
+}
+
+/// What happens to a node.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A record has come by gossip.
+    Record {
+        /// Under whose name it stands there.
+        origin: NodeId,
+        /// As what it stands there.
+        kind: RecordKind,
+        /// The record.
+        bytes: Vec<u8>,
+    },
+    /// Time has passed: [`super::Coordinator::next_timeout`] is reached. Also a good first event.
+    Tick,
+    /// The intro points at which this node waits now, those it prefers first.
+    IntroPoints(Vec<IntroPoint>),
+    /// Whether this node's own target passes its health check.
+    Ready(bool),
+    /// The mesh has been reached: at least one link is up.
+    MeshReached,
+    /// Leave the descriptor, serve those who still come, let another publish.
+    Drain,
+    /// End of [`Event::Drain`].
+    Resume,
+    /// Say goodbye, for a shutdown or for good. Nothing more is said afterwards; a restart comes back.
+    Leave,
+    /// The term of an [`Action::StoreTerm`] is on disk, or a higher one.
+    TermStored(u64),
+    /// What is on the directories now, and (at the start) what the disk knows of it.
+    Published(Vec<PublishedPeriod>),
+    /// An invitation that this node made, or changed: signed with the authority key.
+    Invitation(Verified<Invitation>),
+    /// A revocation that this node made.
+    Revocation(Verified<Revocation>),
+    /// Members known from the answer to a join or from disk. If there are any, this must be the first event: a node
+    /// that knows of no others waits for none.
+    KnownMembers(Vec<Chain>),
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Write this term to disk (fsynced), then send [`Event::TermStored`]. Never write a lower one over a higher one.
+    StoreTerm(u64),
+    /// Say this in the gossip, in place of what was said there of the same kind.
+    Gossip {
+        /// As what.
+        kind: RecordKind,
+        /// The record.
+        bytes: Vec<u8>,
+    },
+    /// Say it no longer.
+    Retract(RecordKind),
+    /// Publish, or stop publishing.
+    Leadership(Leadership),
+    /// [`super::Coordinator::desired`] has changed.
+    DesiredChanged,
+    /// Who is a member, alive, revoked or in which phase has changed: links, the list on disk.
+    MembersChanged,
+    /// Invitations have changed: the join port, the list on disk, and if [`crate::view::Invitations::unsigned`] has
+    /// any, a holder of the authority key signs them anew.
+    InvitationsChanged,
+    /// This node is not a member any more, for the reason told. Final: nothing more is said or done.
+    Excluded(String),
+}
+
+/// Whether this node publishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leadership {
+    /// It does not.
+    Follower,
+    /// It does.
+    Publisher {
+        /// In this term.
+        term: u64,
+    },
+}
+
+/// What the descriptor should list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Desired {
+    /// By session key. Empty if nobody can serve: then what stands is best left standing.
+    pub points: Vec<(NodeId, IntroPoint)>,
+    /// True if a point that stood there at the last [`Event::Published`] should not any more: no time to lose.
+    pub left: bool,
+    /// Rises with every change.
+    pub version: u64,
+}
+
+impl Desired {
+    /// True if any of these (what a descriptor lists) should not stand there any more.
+    pub fn lacks(&self, listed: &[IntroPoint]) -> bool {
+        listed.iter().any(|old| !self.points.iter().any(|(_, new)| new.session_key == old.session_key))
+    }
+}

@@ -1,0 +1,432 @@
+//! How a record becomes part of the view, or does not.
+//!
+//! In this order: readable, signed by whom it came from, its signer a member, of this cluster, newer than what is known
+//! and not absurdly so, every field within its bounds. Only then is anything changed.
+
+use super::{Changes, MAX_NODES, MemberView, Rejection, Standing, View};
+use crate::address::mesh_address;
+use crate::id::{InvitationId, MasterId, NodeId};
+use crate::lease::{Claim, MAX_TERM_JUMP};
+use crate::record::{
+    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, Member, NodeCard, Phase,
+    Publication, RecordKind, Revocation, Role,
+};
+use crate::signed::{Statement, Unverified, Verified};
+use crate::time::Now;
+
+/// Most restarts that may lie between two records of one node, and twice over before the first.
+const MAX_BOOT_JUMP: u64 = 1 << 20;
+/// No revision is above: the clock gives less than 2^48, and one must be able to go above the highest.
+pub(crate) const MAX_REVISION: u64 = 1 << 56;
+/// Most periods in one publication.
+const MAX_PERIODS: usize = 8;
+/// Most periods whose highest revision is remembered.
+const MAX_REVISIONS: usize = 64;
+/// Most revocations kept.
+const MAX_REVOCATIONS: usize = 4096;
+/// Most authorities that the master address may have certified.
+const MAX_AUTHORITIES: usize = 16;
+/// Longest version string in a card, in bytes.
+const MAX_VERSION: usize = 64;
+
+/// What a node says of itself.
+pub(crate) trait OwnWord: Statement {
+    /// Which cluster it is about.
+    fn cluster(&self) -> MasterId;
+    /// Who speaks.
+    fn speaker(&self) -> NodeId;
+    /// Its sequence number.
+    fn seq(&self) -> u64;
+    /// Whether every field is within its bounds.
+    fn check_bounds(&self) -> Result<(), Rejection>;
+}
+
+macro_rules! own_word {
+    ($($name:ident, $speaker:ident, |$it:ident| $bounds:expr;)*) => {
+        $(impl OwnWord for $name {
+            fn cluster(&self) -> MasterId {
+                self.cluster
+            }
+            fn speaker(&self) -> NodeId {
+                self.$speaker
+            }
+            fn seq(&self) -> u64 {
+                self.seq
+            }
+            fn check_bounds(&self) -> Result<(), Rejection> {
+                let $it = self;
+                $bounds
+            }
+        })*
+    };
+}
+
+own_word! {
+    NodeCard, node, |card| check_card(card);
+    Heartbeat, node, |_beat| Ok(());
+    IntroPoints, node, |points| check_points(&points.points);
+    Lease, holder, |_lease| Ok(());
+    Publication, node, |publication| check_publication(publication);
+}
+
+fn within(condition: bool, what: &'static str) -> Result<(), Rejection> {
+    if condition { Ok(()) } else { Err(Rejection::Bounds(what)) }
+}
+
+fn check_card(card: &NodeCard) -> Result<(), Rejection> {
+    if card.address != mesh_address(&card.node) {
+        return Err(Rejection::Address);
+    }
+    within((1..=100).contains(&card.weight), "weight")?;
+    within(card.version.len() <= MAX_VERSION && !card.version.chars().any(char::is_control), "version")
+}
+
+/// Whether intro points are fit to stand in a descriptor.
+pub(crate) fn check_points(points: &[IntroPoint]) -> Result<(), Rejection> {
+    within(points.len() <= MAX_INTRO_POINTS, "number of intro points")?;
+    let sound = |point: &IntroPoint| {
+        (1..=8).contains(&point.link_specifiers.len())
+            && point.link_specifiers.iter().all(|specifier| (2..=64).contains(&specifier.0.len()))
+    };
+    within(points.iter().all(sound), "link specifiers")?;
+    let mut keys: Vec<_> = points.iter().map(|point| point.session_key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    within(keys.len() == points.len(), "session keys")
+}
+
+fn check_publication(publication: &Publication) -> Result<(), Rejection> {
+    within(publication.periods.len() <= MAX_PERIODS, "number of periods")?;
+    let sane = publication.periods.iter().all(|period| period.revision <= MAX_REVISION);
+    if sane { Ok(()) } else { Err(Rejection::Jump("revision")) }
+}
+
+/// Whether a sequence number may follow the one known.
+fn follows<T: OwnWord>(known: Option<&Verified<T>>, record: &Verified<T>) -> Result<(), Rejection> {
+    let known_seq = known.map(|known| known.seq());
+    if known_seq.is_some_and(|known| record.seq() <= known) {
+        return Err(Rejection::Stale { known: known_seq.unwrap_or_default(), got: record.seq() });
+    }
+    let furthest = known_seq.map_or(1 << 31, |known| (known >> 32) + MAX_BOOT_JUMP);
+    if record.seq() >> 32 > furthest { Err(Rejection::Jump("sequence number")) } else { Ok(()) }
+}
+
+impl View {
+    /// Takes in a record that came under the name of `origin`.
+    ///
+    /// A record whose signer's card has not come yet is kept (bounded) and taken in with the card. A record that is
+    /// known already changes nothing and is no error.
+    pub fn ingest(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
+        let outcome = self.take_in(origin, kind, bytes, now);
+        if let Err(rejection) = &outcome {
+            self.refused.count(rejection);
+        }
+        outcome
+    }
+
+    fn take_in(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
+        let of_itself = !matches!(kind, RecordKind::Invitation(_) | RecordKind::Revocation(_));
+        if of_itself && origin == self.me {
+            return Err(Rejection::Own);
+        }
+        if of_itself && self.revoked(&origin) {
+            return Err(Rejection::Revoked);
+        }
+        if of_itself && kind != RecordKind::Card && !self.nodes.contains_key(&origin) {
+            self.pending.keep(origin, kind, bytes);
+            return Err(Rejection::Unknown);
+        }
+        match kind {
+            RecordKind::Card => self.take_card(origin, bytes, now),
+            RecordKind::Heartbeat => {
+                let Some(beat) = self.check_word(origin, bytes, |node| node.heartbeat.as_ref())? else {
+                    return Ok(Changes::default());
+                };
+                Ok(self.fold_heartbeat(beat, now))
+            }
+            RecordKind::IntroPoints => {
+                let Some(points) = self.check_word(origin, bytes, |node| node.intro_points.as_ref())? else {
+                    return Ok(Changes::default());
+                };
+                Ok(self.fold_points(points))
+            }
+            RecordKind::Lease => {
+                let Some(lease) = self.check_word(origin, bytes, |node| node.lease.as_ref())? else {
+                    return Ok(Changes::default());
+                };
+                self.fold_lease(lease, now)
+            }
+            RecordKind::Publication => {
+                let Some(publication) = self.check_word(origin, bytes, |node| node.publication.as_ref())? else {
+                    return Ok(Changes::default());
+                };
+                self.fold_publication(publication)
+            }
+            RecordKind::Invitation(token) => self.take_invitation(token, bytes, now),
+            RecordKind::Revocation(node) => self.take_revocation(node, bytes),
+        }
+    }
+
+    /// What is checked of every word of a node about itself. `None`: it is known already, to the byte.
+    fn check_signed<T: OwnWord>(
+        &self,
+        origin: NodeId,
+        bytes: &[u8],
+        known: impl Fn(&MemberView) -> Option<&Verified<T>>,
+    ) -> Result<Option<Verified<T>>, Rejection> {
+        let envelope = Unverified::<T>::from_bytes(bytes)?;
+        let known = self.nodes.get(&origin).and_then(known);
+        if known.is_some_and(|known| known.is_same(&envelope)) {
+            return Ok(None);
+        }
+        let record = envelope.verify_with(origin.public_key(), &*self.check)?;
+        if record.speaker() != origin {
+            return Err(Rejection::Origin);
+        }
+        if record.cluster() != self.cluster {
+            return Err(Rejection::Cluster);
+        }
+        follows(known, &record)?;
+        record.check_bounds()?;
+        Ok(Some(record))
+    }
+
+    /// The same, and that the speaker is a member.
+    fn check_word<T: OwnWord>(
+        &self,
+        origin: NodeId,
+        bytes: &[u8],
+        known: impl Fn(&MemberView) -> Option<&Verified<T>>,
+    ) -> Result<Option<Verified<T>>, Rejection> {
+        let word = self.check_signed(origin, bytes, known)?;
+        match self.nodes.get(&origin).map(|node| node.standing) {
+            Some(Standing::Member) => Ok(word),
+            Some(Standing::Expired) => Err(Rejection::Expired),
+            Some(Standing::Overdrawn) => Err(Rejection::Overdrawn),
+            Some(Standing::Revoked) => Err(Rejection::Revoked),
+            None => Err(Rejection::Unknown),
+        }
+    }
+
+    fn take_card(&mut self, origin: NodeId, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
+        let Some(card) = self.check_signed(origin, bytes, |node| node.card.as_ref())? else {
+            return Ok(Changes::default());
+        };
+        // Its signer need not be a member yet, or still: the card itself brings the certificates.
+        let member = card.chain.clone().verify_with(self.cluster, now.unix, &*self.check)?;
+        if member.node() != origin {
+            return Err(Rejection::Origin);
+        }
+        let mut changes = self.admit(member, now)?;
+        changes |= self.fold_card(card);
+        Ok(changes)
+    }
+
+    /// Takes in the certificates of a member known from elsewhere than its own card (the answer to a join, the disk).
+    pub fn admit_chain(&mut self, chain: Chain, now: Now) -> Result<Changes, Rejection> {
+        let outcome = chain
+            .verify_with(self.cluster, now.unix, &*self.check)
+            .map_err(Rejection::from)
+            .and_then(|member| if member.node() == self.me { Err(Rejection::Own) } else { self.admit(member, now) });
+        if let Err(rejection) = &outcome {
+            self.refused.count(rejection);
+        }
+        outcome
+    }
+
+    /// Makes room for a member whose certificates have been checked, or renews them, and takes in what waited for it.
+    fn admit(&mut self, member: Member, now: Now) -> Result<Changes, Rejection> {
+        let node = member.node();
+        if self.revoked(&node) {
+            return Err(Rejection::Revoked);
+        }
+        if self.authorities.len() < MAX_AUTHORITIES {
+            self.authorities.insert(member.authority_id());
+        }
+        let changed = Changes { members: true, points: true, ..Changes::default() };
+        if let Some(known) = self.nodes.get_mut(&node) {
+            let age = |it: &Member| (it.certificate.issued, it.certificate.expires, it.role());
+            known.joined = known.joined.min(member.certificate.issued);
+            if age(&member) <= age(&known.member) {
+                return Ok(Changes::default());
+            }
+            known.member = member;
+            let mut changes = self.refresh(now);
+            changes |= changed;
+            return Ok(changes);
+        }
+        self.make_room()?;
+        let token = member.certificate.invitation;
+        self.nodes.insert(node, MemberView::new(member));
+        let mut changes = changed;
+        if let Some(token) = token {
+            changes |= self.judge_redeemers(&token);
+        }
+        for (kind, bytes) in self.pending.take(node) {
+            // A refusal of one that waited is counted like any other, and must not undo the card.
+            if let Ok(more) = self.ingest(node, kind, &bytes, now) {
+                changes |= more;
+            }
+        }
+        Ok(changes)
+    }
+
+    fn make_room(&mut self) -> Result<(), Rejection> {
+        if self.nodes.len() < MAX_NODES {
+            return Ok(());
+        }
+        // Whoever can never speak again is forgotten first; its revocation or expiry still keeps it out.
+        let mut lost = self.nodes.values().filter(|it| matches!(it.standing, Standing::Revoked | Standing::Expired));
+        let Some(lost) = lost.next().map(MemberView::node).filter(|lost| *lost != self.me) else {
+            return Err(Rejection::TooMany("nodes"));
+        };
+        self.nodes.remove(&lost);
+        self.liveness.forget(&lost);
+        Ok(())
+    }
+
+    pub(crate) fn fold_card(&mut self, card: Verified<NodeCard>) -> Changes {
+        if let Some(node) = self.nodes.get_mut(&card.node) {
+            node.card = Some(card);
+        }
+        Changes { members: true, points: true, ..Changes::default() }
+    }
+
+    pub(crate) fn fold_heartbeat(&mut self, beat: Verified<Heartbeat>, now: Now) -> Changes {
+        let (id, phase) = (beat.node, beat.phase);
+        let turned = id != self.me && self.liveness.beat(id, phase == Phase::Gone, now.mono);
+        let alive = id == self.me || self.liveness.is_alive(&id);
+        let Some(node) = self.nodes.get_mut(&id) else { return Changes::default() };
+        let changed = turned || node.phase() != phase || node.heartbeat.is_none();
+        node.heartbeat = Some(beat);
+        node.alive = alive;
+        node.last_heard = Some(now.mono);
+        Changes { members: changed, points: changed, ..Changes::default() }
+    }
+
+    pub(crate) fn fold_points(&mut self, points: Verified<IntroPoints>) -> Changes {
+        let Some(node) = self.nodes.get_mut(&points.node) else { return Changes::default() };
+        let changed = node.intro_points.as_ref().is_none_or(|known| known.points != points.points);
+        node.intro_points = Some(points);
+        Changes { points: changed, ..Changes::default() }
+    }
+
+    pub(crate) fn fold_lease(&mut self, lease: Verified<Lease>, now: Now) -> Result<Changes, Rejection> {
+        let Some(node) = self.nodes.get_mut(&lease.holder) else { return Ok(Changes::default()) };
+        if node.member.role() != Role::Publisher {
+            return Err(Rejection::Role);
+        }
+        if lease.holder != self.me && lease.term > self.highest_term.saturating_add(MAX_TERM_JUMP) {
+            return Err(Rejection::Jump("term"));
+        }
+        self.highest_term = self.highest_term.max(lease.term);
+        let claim = Claim::of(&lease);
+        // A lease given up is no claim: a node gives up whatever it may have held when it starts.
+        if lease.ttl_ms > 0 && lease.term >= self.floor && self.best.is_none_or(|best| claim > best) {
+            self.best = Some(claim);
+        }
+        node.lease = Some(lease);
+        node.lease_seen = now.mono;
+        Ok(Changes { leases: true, ..Changes::default() })
+    }
+
+    pub(crate) fn fold_publication(&mut self, publication: Verified<Publication>) -> Result<Changes, Rejection> {
+        let Some(node) = self.nodes.get_mut(&publication.node) else { return Ok(Changes::default()) };
+        if node.member.role() != Role::Publisher {
+            return Err(Rejection::Role);
+        }
+        for period in &publication.periods {
+            let highest = self.revisions.entry(period.period).or_default();
+            *highest = (*highest).max(period.revision);
+        }
+        while self.revisions.len() > MAX_REVISIONS {
+            self.revisions.pop_first();
+        }
+        node.publication = Some(publication);
+        Ok(Changes { publications: true, ..Changes::default() })
+    }
+
+    fn take_invitation(&mut self, token: InvitationId, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
+        let version = self.check_authority(Unverified::<Invitation>::from_bytes(bytes)?)?;
+        if version.token != token {
+            return Err(Rejection::Origin);
+        }
+        self.fold_invitation(version, now)
+    }
+
+    pub(crate) fn fold_invitation(&mut self, version: Verified<Invitation>, now: Now) -> Result<Changes, Rejection> {
+        if version.cluster != self.cluster {
+            return Err(Rejection::Cluster);
+        }
+        let token = version.token;
+        let mut changes = Changes { invitations: self.invitations.fold(version, now.unix)?, ..Changes::default() };
+        if changes.invitations {
+            changes |= self.judge_redeemers(&token);
+        }
+        Ok(changes)
+    }
+
+    fn take_revocation(&mut self, node: NodeId, bytes: &[u8]) -> Result<Changes, Rejection> {
+        let envelope = Unverified::<Revocation>::from_bytes(bytes)?;
+        if self.revocations.get(&node).is_some_and(|known| known.is_same(&envelope)) {
+            return Ok(Changes::default());
+        }
+        let revocation = self.check_authority(envelope)?;
+        if revocation.node != node {
+            return Err(Rejection::Origin);
+        }
+        self.fold_revocation(revocation)
+    }
+
+    pub(crate) fn fold_revocation(&mut self, revocation: Verified<Revocation>) -> Result<Changes, Rejection> {
+        if revocation.cluster != self.cluster {
+            return Err(Rejection::Cluster);
+        }
+        let node = revocation.node;
+        if self.revoked(&node) {
+            return Ok(Changes::default());
+        }
+        if self.revocations.len() >= MAX_REVOCATIONS {
+            return Err(Rejection::TooMany("revocations"));
+        }
+        self.revocations.insert(node, revocation);
+        let mut changes = Changes { members: true, points: true, revocations: true, ..Changes::default() };
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.standing = Standing::Revoked;
+            known.alive = false;
+            changes.leases = known.lease.is_some();
+        }
+        self.pending.take(node);
+        Ok(changes)
+    }
+
+    fn check_authority<T: Statement>(&self, record: Unverified<T>) -> Result<Verified<T>, Rejection> {
+        let signer = *record.claimed_signer();
+        if !self.authorities.iter().any(|authority| authority.public_key() == &signer) {
+            return Err(Rejection::Authority);
+        }
+        Ok(record.verify_with(&signer, &*self.check)?)
+    }
+
+    /// Decides anew who of those that joined with `token` came after it was used up.
+    fn judge_redeemers(&mut self, token: &InvitationId) -> Changes {
+        let with_token = |node: &MemberView| node.member.certificate.invitation == Some(*token);
+        let joined =
+            self.nodes.values().filter(|node| with_token(node)).map(|node| (node.joined, node.node())).collect();
+        let overdrawn = self.invitations.overdrawn(token, joined);
+        let mut changes = Changes::default();
+        for node in self.nodes.values_mut().filter(|node| with_token(node)) {
+            let standing = match (node.standing, overdrawn.contains(&node.node())) {
+                (Standing::Revoked, _) => Standing::Revoked,
+                (_, true) => Standing::Overdrawn,
+                (Standing::Overdrawn, false) => Standing::Member,
+                (other, false) => other,
+            };
+            if standing != node.standing {
+                node.standing = standing;
+                changes |= Changes { members: true, points: true, leases: true, ..Changes::default() };
+            }
+        }
+        changes
+    }
+}

@@ -1,0 +1,416 @@
+//! The verified picture of the cluster, folded from records and liveness.
+//!
+//! [`View::ingest`] is the one way in for what comes off the wire: it checks, then folds, or says why not
+//! ([`Rejection`]). What is read here has been verified. [`View::refresh`] lets time pass.
+//!
+//! Two nodes that have ingested the same records, in whatever order and however often, agree on who is a member, which
+//! claim to the lease is the best and what became of each invitation.
+
+mod ingest;
+mod invitations;
+mod pending;
+mod rejection;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub(crate) use ingest::{OwnWord, check_points};
+pub use invitations::Invitations;
+pub use rejection::{RefusedRecords, Rejection};
+
+use crate::id::{AuthorityId, MasterId, NodeId};
+use crate::lease::{Claim, MAX_TTL, Rank};
+use crate::liveness::{Liveness, Patience};
+use crate::record::{
+    Heartbeat, IntroPoints, Invitation, Lease, Member, NodeCard, PeriodId, Phase, Publication, RelayId, Revocation,
+    Role,
+};
+use crate::signed::{Check, Strict, Verified};
+use crate::time::Now;
+use pending::Pending;
+
+/// Most nodes in a cluster.
+pub const MAX_NODES: usize = 1024;
+
+/// Whether a node whose certificates are sound counts as a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It does.
+    Member,
+    /// Not any more: its certificate is past its end.
+    Expired,
+    /// Never again: it was revoked.
+    Revoked,
+    /// Never: it joined with a token that others had used up.
+    Overdrawn,
+}
+
+/// One node as this one sees it.
+#[derive(Debug, Clone)]
+pub struct MemberView {
+    /// Its certificates, checked.
+    pub member: Member,
+    /// Whether it counts.
+    pub standing: Standing,
+    /// Its newest card.
+    pub card: Option<Verified<NodeCard>>,
+    /// Its newest heartbeat.
+    pub heartbeat: Option<Verified<Heartbeat>>,
+    /// Its newest intro points.
+    pub intro_points: Option<Verified<IntroPoints>>,
+    /// Its newest lease, live or not.
+    pub lease: Option<Verified<Lease>>,
+    /// Its newest publication.
+    pub publication: Option<Verified<Publication>>,
+    /// True if it is heard now.
+    pub alive: bool,
+    /// When it was last heard, on the monotonic clock.
+    pub last_heard: Option<Duration>,
+    /// When its newest lease came.
+    lease_seen: Duration,
+    /// The earliest issue date of its certificates.
+    joined: u64,
+}
+
+impl MemberView {
+    fn new(member: Member) -> Self {
+        let joined = member.certificate.issued;
+        Self {
+            member,
+            standing: Standing::Member,
+            card: None,
+            heartbeat: None,
+            intro_points: None,
+            lease: None,
+            publication: None,
+            alive: false,
+            last_heard: None,
+            lease_seen: Duration::ZERO,
+            joined,
+        }
+    }
+
+    /// Who.
+    pub fn node(&self) -> NodeId {
+        self.member.node()
+    }
+
+    /// Where it says it is in its life; `Joining` before its first word.
+    pub fn phase(&self) -> Phase {
+        self.heartbeat.as_ref().map_or(Phase::Joining, |beat| beat.phase)
+    }
+
+    /// Its priority in elections, lower first; the last before its card has come.
+    pub fn priority(&self) -> u8 {
+        self.card.as_ref().map_or(u8::MAX, |card| card.priority)
+    }
+
+    /// Its share of intro points relative to the others', 1 to 100.
+    pub fn weight(&self) -> u8 {
+        self.card.as_ref().map_or(1, |card| card.weight)
+    }
+
+    /// True if it could take the lease over.
+    fn is_eligible(&self) -> bool {
+        self.standing == Standing::Member
+            && self.alive
+            && self.member.role() == Role::Publisher
+            && !matches!(self.phase(), Phase::Joining | Phase::Gone)
+    }
+
+    /// Its place in the queue for a term: whoever is draining comes after all others.
+    fn queue(&self, term: u64) -> (bool, Rank) {
+        (self.phase() == Phase::Draining, Rank::new(self.priority(), term, self.node()))
+    }
+}
+
+/// What changed in the view. Joined with `|=`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Who is a member, alive, in which phase, with which card.
+    pub members: bool,
+    /// Invitations.
+    pub invitations: bool,
+    /// What may stand in the descriptor.
+    pub points: bool,
+    /// Leases.
+    pub leases: bool,
+    /// Revocations.
+    pub revocations: bool,
+    /// What is published.
+    pub publications: bool,
+}
+
+impl std::ops::BitOrAssign for Changes {
+    fn bitor_assign(&mut self, other: Self) {
+        self.members |= other.members;
+        self.invitations |= other.invitations;
+        self.points |= other.points;
+        self.leases |= other.leases;
+        self.revocations |= other.revocations;
+        self.publications |= other.publications;
+    }
+}
+
+/// The cluster as this node knows it.
+pub struct View {
+    cluster: MasterId,
+    me: NodeId,
+    authorities: BTreeSet<AuthorityId>,
+    nodes: BTreeMap<NodeId, MemberView>,
+    revocations: BTreeMap<NodeId, Verified<Revocation>>,
+    invitations: Invitations,
+    liveness: Liveness,
+    pending: Pending,
+    refused: RefusedRecords,
+    /// No claim below is believed: the highest term known before this process started.
+    floor: u64,
+    best: Option<Claim>,
+    highest_term: u64,
+    revisions: BTreeMap<PeriodId, u64>,
+    check: Box<dyn Check + Send + Sync>,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View")
+            .field("me", &self.me)
+            .field("nodes", &self.nodes.len())
+            .field("best", &self.best)
+            .finish()
+    }
+}
+
+impl View {
+    /// Knows only this node itself. `term`: the highest term on disk, below which no claim is believed.
+    pub fn new(member: Member, patience: Patience, term: u64) -> Self {
+        let me = member.node();
+        let mut view = Self {
+            cluster: member.authority.cluster,
+            me,
+            authorities: BTreeSet::from([member.authority_id()]),
+            nodes: BTreeMap::new(),
+            revocations: BTreeMap::new(),
+            invitations: Invitations::default(),
+            liveness: Liveness::new(patience),
+            pending: Pending::default(),
+            refused: RefusedRecords::default(),
+            floor: term,
+            best: None,
+            highest_term: term,
+            revisions: BTreeMap::new(),
+            check: Box::new(Strict),
+        };
+        let mut own = MemberView::new(member);
+        own.alive = true;
+        view.nodes.insert(me, own);
+        view
+    }
+
+    /// Checks signatures in another way (see [`Check`]).
+    pub fn with_check(mut self, check: Box<dyn Check + Send + Sync>) -> Self {
+        self.check = check;
+        self
+    }
+
+    /// The cluster's name.
+    pub fn cluster(&self) -> MasterId {
+        self.cluster
+    }
+
+    /// This node.
+    pub fn me(&self) -> NodeId {
+        self.me
+    }
+
+    /// Every member, this node included, by id.
+    pub fn members(&self) -> impl Iterator<Item = &MemberView> + '_ {
+        self.nodes.values().filter(|node| node.standing == Standing::Member)
+    }
+
+    /// One member; `None` if it is not, or no longer, one.
+    pub fn member(&self, node: &NodeId) -> Option<&MemberView> {
+        self.nodes.get(node).filter(|node| node.standing == Standing::Member)
+    }
+
+    /// One node whose certificates are sound, member or not.
+    pub fn node(&self, node: &NodeId) -> Option<&MemberView> {
+        self.nodes.get(node)
+    }
+
+    /// True if the node is a member now.
+    pub fn is_member(&self, node: &NodeId) -> bool {
+        self.member(node).is_some()
+    }
+
+    /// This node's standing.
+    pub fn own_standing(&self) -> Standing {
+        self.nodes.get(&self.me).map_or(Standing::Member, |node| node.standing)
+    }
+
+    /// True if the node was revoked, whether it was ever known or not.
+    pub fn revoked(&self, node: &NodeId) -> bool {
+        self.revocations.contains_key(node)
+    }
+
+    /// Every revocation known.
+    pub fn revocations(&self) -> impl Iterator<Item = &Verified<Revocation>> + '_ {
+        self.revocations.values()
+    }
+
+    /// Nodes that joined with a token that others had used up. Whoever holds the authority key should revoke them, so
+    /// that those who never see all the certificates know it too.
+    pub fn overdrawn(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.nodes.values().filter(|node| node.standing == Standing::Overdrawn).map(MemberView::node)
+    }
+
+    /// The invitations known.
+    pub fn invitations(&self) -> &Invitations {
+        &self.invitations
+    }
+
+    /// How often records were refused, by reason.
+    pub fn refused(&self) -> &RefusedRecords {
+        &self.refused
+    }
+
+    pub(crate) fn count_refusal(&mut self, rejection: &Rejection) {
+        self.refused.count(rejection);
+    }
+
+    pub(crate) fn check(&self) -> &dyn Check {
+        &*self.check
+    }
+
+    /// A term that this node itself claimed before is out there.
+    pub(crate) fn raise_term(&mut self, term: u64) {
+        self.highest_term = self.highest_term.max(term);
+    }
+
+    /// How many other members are heard now.
+    pub fn hears(&self) -> usize {
+        self.members().filter(|node| node.alive && node.node() != self.me).count()
+    }
+
+    /// True if every other member has been heard since then (on the monotonic clock) and is alive.
+    pub fn heard_all_since(&self, mono: Duration) -> bool {
+        self.members().all(|node| node.node() == self.me || (node.alive && node.last_heard >= Some(mono)))
+    }
+
+    /// True if no other member is known.
+    pub fn is_alone(&self) -> bool {
+        self.members().all(|node| node.node() == self.me)
+    }
+
+    /// The relays at which other living members wait for clients.
+    pub fn relays_of_others(&self) -> BTreeSet<RelayId> {
+        self.points_of(|node| node != self.me)
+    }
+
+    /// The relays that this node must leave: another living member of a lower id waits there too, and clients can use
+    /// only one of them.
+    pub fn relays_to_leave(&self) -> BTreeSet<RelayId> {
+        let theirs = self.points_of(|node| node < self.me);
+        self.points_of(|node| node == self.me).intersection(&theirs).copied().collect()
+    }
+
+    fn points_of(&self, whose: impl Fn(NodeId) -> bool) -> BTreeSet<RelayId> {
+        let nodes = self.members().filter(|node| node.alive && whose(node.node()));
+        nodes.filter_map(|node| node.intro_points.as_ref()).flat_map(|it| &it.points).map(|point| point.relay).collect()
+    }
+
+    /// The publisher and its term, as far as this node believes in one now.
+    pub fn holder(&self, now: Now) -> Option<(NodeId, u64)> {
+        let best = self.best.filter(|_| self.is_best_live(now.mono))?;
+        Some((best.holder, best.term))
+    }
+
+    /// The best claim ever seen, live or not.
+    pub fn best_claim(&self) -> Option<Claim> {
+        self.best
+    }
+
+    /// The highest term seen in any lease, or on disk at the start.
+    pub fn highest_term(&self) -> u64 {
+        self.highest_term
+    }
+
+    /// True if the best claim's lease is good and its holder lives.
+    pub(crate) fn is_best_live(&self, mono: Duration) -> bool {
+        self.best.is_some_and(|best| self.is_live(&best.holder, best.term, mono))
+    }
+
+    /// True if a living node holds a good lease of a term that is too low to be believed here.
+    pub(crate) fn is_lower_live(&self, mono: Duration) -> bool {
+        self.members().any(|node| {
+            node.lease
+                .as_ref()
+                .is_some_and(|lease| lease.term < self.floor && self.is_live(&node.node(), lease.term, mono))
+        })
+    }
+
+    /// True if `holder` has a good lease of `term` and lives. Who has just renewed a lease is taken to live until the
+    /// shortest silence that means death is over: after a start, leases come before the beats that prove life.
+    fn is_live(&self, holder: &NodeId, term: u64, mono: Duration) -> bool {
+        let Some(node) = self.member(holder).filter(|node| node.member.role() == Role::Publisher) else { return false };
+        let Some(lease) = node.lease.as_ref().filter(|lease| lease.term == term) else { return false };
+        let age = mono.saturating_sub(node.lease_seen);
+        let ttl = Duration::from_millis(lease.ttl_ms.into()).min(MAX_TTL);
+        age < ttl && (node.alive || (age < self.liveness.least() && !self.liveness.is_gone(holder)))
+    }
+
+    /// How many eligible nodes stand before this one in the queue for `term`; `None` if this one is not eligible.
+    pub(crate) fn place(&self, term: u64) -> Option<usize> {
+        let own = self.member(&self.me).filter(|own| own.is_eligible())?.queue(term);
+        Some(self.members().filter(|node| node.is_eligible() && node.queue(term) < own).count())
+    }
+
+    /// True if another node could take the lease over and is not about to leave itself.
+    pub(crate) fn has_successor(&self) -> bool {
+        self.members().any(|node| node.node() != self.me && node.is_eligible() && node.phase() != Phase::Draining)
+    }
+
+    /// The highest revision that any publisher is known to have used in a period.
+    pub fn highest_revision(&self, period: &PeriodId) -> Option<u64> {
+        self.revisions.get(period).copied()
+    }
+
+    /// This process was stopped until now: nobody is judged by the silence meanwhile.
+    pub(crate) fn amnesty(&mut self, mono: Duration) {
+        self.liveness.amnesty(mono);
+    }
+
+    /// Lets time pass: who has been silent too long is dead, whose certificate has ended is no member.
+    pub fn refresh(&mut self, now: Now) -> Changes {
+        let mut changes = Changes::default();
+        for dead in self.liveness.expire(now.mono) {
+            if let Some(node) = self.nodes.get_mut(&dead) {
+                node.alive = false;
+                changes |= Changes { members: true, points: true, ..Changes::default() };
+            }
+        }
+        for node in self.nodes.values_mut() {
+            let expired = node.member.certificate.expires < now.unix;
+            let standing = match node.standing {
+                Standing::Member if expired => Standing::Expired,
+                Standing::Expired if !expired => Standing::Member,
+                other => other,
+            };
+            if standing != node.standing {
+                node.standing = standing;
+                changes |= Changes { members: true, points: true, ..Changes::default() };
+            }
+        }
+        changes
+    }
+
+    /// When [`View::refresh`] must be called at the latest.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.liveness.next_deadline()
+    }
+
+    /// Invitations that are still open: while there is one, the join port is.
+    pub fn has_open_invitation(&self, unix: u64) -> bool {
+        self.invitations.iter().any(|invitation: &Invitation| invitation.is_open(unix))
+    }
+}

@@ -1,0 +1,81 @@
+//! Records that came before their signer's card. Gossip delivers a value once, so they are kept until the card comes.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::id::NodeId;
+use crate::record::RecordKind;
+
+/// Most records that wait.
+const MAX_RECORDS: usize = 2048;
+/// Most bytes that wait.
+const MAX_BYTES: usize = 4 << 20;
+
+/// What waits, of unverified origin: bounded, oldest dropped first.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    records: BTreeMap<(NodeId, RecordKind), Vec<u8>>,
+    order: VecDeque<(NodeId, RecordKind)>,
+    bytes: usize,
+}
+
+impl Pending {
+    /// Keeps a record until its origin's card comes; of one kind and origin the last one.
+    pub(super) fn keep(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8]) {
+        match self.records.insert((origin, kind), bytes.to_vec()) {
+            Some(old) => self.bytes -= old.len(),
+            None => self.order.push_back((origin, kind)),
+        }
+        self.bytes += bytes.len();
+        while self.records.len() > MAX_RECORDS || self.bytes > MAX_BYTES {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.drop_record(&oldest);
+        }
+    }
+
+    /// Hands out what has waited for this node.
+    pub(super) fn take(&mut self, origin: NodeId) -> Vec<(RecordKind, Vec<u8>)> {
+        let kinds: Vec<RecordKind> = self.order.iter().filter(|key| key.0 == origin).map(|key| key.1).collect();
+        self.order.retain(|key| key.0 != origin);
+        kinds.into_iter().filter_map(|kind| self.drop_record(&(origin, kind)).map(|bytes| (kind, bytes))).collect()
+    }
+
+    fn drop_record(&mut self, key: &(NodeId, RecordKind)) -> Option<Vec<u8>> {
+        let record = self.records.remove(key)?;
+        self.bytes -= record.len();
+        Some(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(n: u32) -> NodeId {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&n.to_be_bytes());
+        NodeId::from_public_key(key)
+    }
+
+    #[test]
+    fn the_last_of_each_kind_waits_for_its_origin_alone() {
+        let mut pending = Pending::default();
+        pending.keep(node(1), RecordKind::Lease, b"old");
+        pending.keep(node(1), RecordKind::Lease, b"new");
+        pending.keep(node(2), RecordKind::Lease, b"other");
+        assert_eq!(pending.take(node(1)), vec![(RecordKind::Lease, b"new".to_vec())]);
+        assert_eq!(pending.take(node(1)), vec![]);
+        assert_eq!(pending.bytes, 5);
+    }
+
+    #[test]
+    fn a_flood_of_strangers_pushes_out_the_oldest() {
+        let mut pending = Pending::default();
+        for n in 0..3000 {
+            pending.keep(node(n), RecordKind::Heartbeat, &[0; 4000]);
+        }
+        assert!(pending.records.len() <= MAX_RECORDS && pending.bytes <= MAX_BYTES);
+        assert_eq!(pending.records.len(), pending.order.len());
+        assert!(pending.take(node(0)).is_empty());
+        assert_eq!(pending.take(node(2999)).len(), 1);
+    }
+}

@@ -1,0 +1,134 @@
+//! Why a record was not believed, and how often.
+
+use std::collections::BTreeMap;
+
+use crate::codec::DecodeError;
+use crate::record::ChainError;
+use crate::signed::VerifyError;
+
+/// Why a record was not folded into the view. Nothing in the view has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// It cannot be read.
+    #[error("cannot be read")]
+    Unreadable(#[from] DecodeError),
+    /// Signed by, or speaking for, somebody else than the node under whose name it came.
+    #[error("does not speak for the node under whose name it came")]
+    Origin,
+    /// The signature does not match.
+    #[error("bad signature")]
+    Signature,
+    /// Nothing is known yet of its signer's membership; it waits for the signer's card.
+    #[error("its signer's card is not known yet")]
+    Unknown,
+    /// The card's certificates do not make its signer a member.
+    #[error("its signer is not a member")]
+    Chain(#[source] ChainError),
+    /// The member certificate is past its end.
+    #[error("the member certificate has expired")]
+    Expired,
+    /// The signer was revoked.
+    #[error("its signer has been revoked")]
+    Revoked,
+    /// The signer joined with a token that others had used up before it.
+    #[error("its signer's token had been used up by others")]
+    Overdrawn,
+    /// Signed by an authority that the master address has not certified, as far as is known here.
+    #[error("not signed by the cluster's authority")]
+    Authority,
+    /// For another cluster.
+    #[error("of another cluster")]
+    Cluster,
+    /// Older than what is known.
+    #[error("sequence number {got} is not above {known}")]
+    Stale {
+        /// The highest known.
+        known: u64,
+        /// The record's.
+        got: u64,
+    },
+    /// A sequence number, term or revision further ahead than anything but malice explains.
+    #[error("a {0} too far ahead of what is known")]
+    Jump(&'static str),
+    /// The mesh address in the card is not the one derived from the node id.
+    #[error("the mesh address in the card is not the node's")]
+    Address,
+    /// A lease or publication of a node that may not publish.
+    #[error("its signer may not publish")]
+    Role,
+    /// A field outside its bounds.
+    #[error("{0} outside its bounds")]
+    Bounds(&'static str),
+    /// The view holds as many nodes, invitations or revocations as it may.
+    #[error("too many {0}")]
+    TooMany(&'static str),
+    /// A record of this very node that came back from elsewhere.
+    #[error("this node's own")]
+    Own,
+}
+
+impl From<VerifyError> for Rejection {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Decode(error) => Self::Unreadable(error),
+            VerifyError::Signer => Self::Origin,
+            VerifyError::Signature => Self::Signature,
+        }
+    }
+}
+
+impl From<ChainError> for Rejection {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::Expired(_) => Self::Expired,
+            ChainError::Cluster(_) => Self::Cluster,
+            other => Self::Chain(other),
+        }
+    }
+}
+
+impl Rejection {
+    /// A short name to count under.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "unreadable",
+            Self::Origin => "origin",
+            Self::Signature => "signature",
+            Self::Unknown => "unknown",
+            Self::Chain(_) => "chain",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Overdrawn => "overdrawn",
+            Self::Authority => "authority",
+            Self::Cluster => "cluster",
+            Self::Stale { .. } => "stale",
+            Self::Jump(_) => "jump",
+            Self::Address => "address",
+            Self::Role => "role",
+            Self::Bounds(_) => "bounds",
+            Self::TooMany(_) => "too-many",
+            Self::Own => "own",
+        }
+    }
+}
+
+/// How often records were refused since start, by reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RefusedRecords(BTreeMap<&'static str, u64>);
+
+impl RefusedRecords {
+    /// One more.
+    pub(super) fn count(&mut self, rejection: &Rejection) {
+        *self.0.entry(rejection.name()).or_default() += 1;
+    }
+
+    /// Every reason that occurred, by [`Rejection::name`].
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.0.iter().map(|(name, count)| (*name, *count))
+    }
+
+    /// How often this one did.
+    pub fn of(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+}

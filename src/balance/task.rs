@@ -1,0 +1,268 @@
+//! The thin shell that keeps this node's introduction points open: feeds [`Plan`] and carries out its actions over the
+//! [`Engine`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rand::RngExt;
+use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::record::{IntroPoint, RelayId};
+use rustbalance_gossip::time::Now;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::plan::{Action, Event, Lifetime, Plan, SlotId, Stored};
+use crate::tor::{
+    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError,
+};
+
+/// Bound on opening one point, in all.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
+/// How often introductions are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
+
+/// The points' keys, kept over restarts.
+pub trait IntroPointStore: Send + Sync {
+    /// Those from before a restart.
+    fn restore(&self) -> Result<Vec<Stored>, String>;
+    /// The keys of a slot, made if it has none.
+    fn keys(&self, slot: SlotId) -> Result<IntroPointKeys, String>;
+    /// Notes where a slot is and how worn.
+    fn note(&self, stored: &Stored) -> Result<(), String>;
+    /// Forgets a slot, its keys and its replay log.
+    fn forget(&self, slot: SlotId) -> Result<(), String>;
+}
+
+/// What the cluster wants of this node's points.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// How many to keep.
+    pub points: usize,
+    /// Relays of members with a lower node id: not to be used.
+    pub stronger: BTreeSet<RelayId>,
+    /// Relays of the other members: not to be chosen.
+    pub weaker: BTreeSet<RelayId>,
+}
+
+/// One open point, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PointStatus {
+    /// What is public of it.
+    pub point: IntroPoint,
+    /// When it was made, in seconds since the Unix epoch.
+    pub created: u64,
+    /// Introductions so far.
+    pub introductions: u64,
+}
+
+/// Everything the task needs.
+pub struct Balance {
+    /// Tor.
+    pub engine: Arc<dyn Engine>,
+    /// Whose clients come.
+    pub master: MasterId,
+    /// Keeps the keys.
+    pub store: Arc<dyn IntroPointStore>,
+    /// Bounds against floods.
+    pub limits: Arc<ServiceLimits>,
+    /// Where client streams go.
+    pub streams: mpsc::Sender<Incoming>,
+    /// What to do, changing.
+    pub wanted: watch::Receiver<Wanted>,
+    /// What to advertise.
+    pub advertised: watch::Sender<Vec<IntroPoint>>,
+    /// What is open, for `status`.
+    pub status: watch::Sender<Vec<PointStatus>>,
+}
+
+/// What a job has to say.
+enum Done {
+    Opened(SlotId, Result<Arc<dyn OpenIntroPoint>, String>),
+    Lost(SlotId, String),
+}
+
+struct Open {
+    handle: Arc<dyn OpenIntroPoint>,
+    stored: Stored,
+    /// Introductions before this circuit.
+    before: u64,
+    /// Stops waiting for the loss of the circuit when the slot is closed.
+    watcher: tokio::task::AbortHandle,
+}
+
+struct Running {
+    balance: Balance,
+    plan: Plan,
+    started: Instant,
+    open: BTreeMap<SlotId, Open>,
+    /// What is known of slots that are not open.
+    known: BTreeMap<SlotId, Stored>,
+    jobs: JoinSet<Done>,
+}
+
+/// Seconds since the Unix epoch.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// 18 to 24 hours or 16,384 to 32,768 introductions, as C tor draws them.
+fn draw_lifetime() -> Lifetime {
+    let mut rng = rand::rng();
+    Lifetime { seconds: rng.random_range(18 * 3600..24 * 3600), introductions: rng.random_range(16_384..32_768) }
+}
+
+impl Balance {
+    /// Runs until `stop`. Ends early only if the keys on disk cannot be read.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
+        let mut wanted = self.wanted.clone();
+        let plan = Plan::new(wanted.borrow_and_update().points);
+        let stored = self.store.restore()?;
+        let known = stored.iter().map(|stored| (stored.slot, stored.clone())).collect();
+        let (open, jobs, started) = (BTreeMap::new(), JoinSet::new(), Instant::now());
+        let mut running = Running { balance: self, plan, started, open, known, jobs };
+        let latest = wanted.borrow().clone();
+        running.want(latest);
+        running.tell(Event::Restored(stored.into_iter().map(|stored| (stored, draw_lifetime())).collect()));
+        let mut count = tokio::time::interval(COUNT_EVERY);
+        loop {
+            let now = running.now();
+            let timeout = running.plan.next_timeout(now).unwrap_or(now.mono + COUNT_EVERY);
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = wanted.changed() => {
+                    if changed.is_err() { return Ok(()) }
+                    let latest = wanted.borrow_and_update().clone();
+                    running.want(latest);
+                }
+                Some(done) = running.jobs.join_next() => if let Ok(done) = done { running.done(done) },
+                _ = count.tick() => running.count(),
+                () = tokio::time::sleep_until(running.started + timeout) => running.tell(Event::Tick),
+            }
+        }
+    }
+}
+
+impl Running {
+    fn now(&self) -> Now {
+        Now { mono: self.started.elapsed(), unix: unix_now() }
+    }
+
+    fn want(&mut self, wanted: Wanted) {
+        self.tell(Event::Others { stronger: wanted.stronger, weaker: wanted.weaker });
+        self.tell(Event::Want(wanted.points));
+    }
+
+    fn tell(&mut self, event: Event) {
+        let now = self.now();
+        for action in self.plan.handle(event, now) {
+            match action {
+                Action::Open { slot, relay } => self.open(slot, relay.into()),
+                Action::Close(slot) => self.close(slot),
+                Action::Advertise(points) => {
+                    info!(points = points.len(), "introduction points advertised");
+                    self.balance.advertised.send_replace(points);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, slot: SlotId, relay: RelayChoice) {
+        let engine = Arc::clone(&self.balance.engine);
+        let (master, limits, streams) =
+            (self.balance.master, Arc::clone(&self.balance.limits), self.balance.streams.clone());
+        let keys = self.balance.store.keys(slot);
+        self.jobs.spawn(async move {
+            let opened = async {
+                let request = IntroRequest { master, keys: keys?, relay, limits };
+                let opening = engine.open_intro_point(request, streams);
+                let timeout = || TorError::Timeout { what: "opening an introduction point".into(), limit: OPEN_LIMIT };
+                let opened = tokio::time::timeout(OPEN_LIMIT, opening).await.unwrap_or_else(|_| Err(timeout()));
+                opened.map(Arc::from).map_err(|error| error.to_string())
+            };
+            Done::Opened(slot, opened.await)
+        });
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Opened(slot, Ok(handle)) => self.opened(slot, handle),
+            Done::Opened(slot, Err(error)) => {
+                info!(slot = slot.0, %error, "cannot open an introduction point, will try again");
+                self.tell(Event::OpenFailed(slot));
+            }
+            Done::Lost(slot, why) => {
+                info!(slot = slot.0, %why, "introduction point lost");
+                self.note_count(slot);
+                if let Some(open) = self.open.remove(&slot) {
+                    self.known.insert(slot, open.stored);
+                }
+                self.tell(Event::Lost(slot));
+                self.show();
+            }
+        }
+    }
+
+    fn opened(&mut self, slot: SlotId, handle: Arc<dyn OpenIntroPoint>) {
+        let point = handle.describe();
+        let stored = match self.known.remove(&slot) {
+            Some(known) => known,
+            None => Stored { slot, relay: point.relay, created: unix_now(), introductions: 0 },
+        };
+        if let Err(error) = self.balance.store.note(&stored) {
+            warn!(%error, "cannot store an introduction point: after a restart its clients will have to come again");
+        }
+        debug!(slot = slot.0, relay = %point.relay, "introduction point open");
+        let watched = Arc::clone(&handle);
+        let watcher = self.jobs.spawn(async move { Done::Lost(slot, watched.lost().await) });
+        let before = stored.introductions;
+        self.open.insert(slot, Open { handle, stored, before, watcher });
+        self.tell(Event::Opened(slot, point, draw_lifetime()));
+        self.show();
+    }
+
+    fn close(&mut self, slot: SlotId) {
+        self.known.remove(&slot);
+        if let Some(open) = self.open.remove(&slot) {
+            open.watcher.abort();
+        }
+        if let Err(error) = self.balance.store.forget(slot) {
+            warn!(%error, "cannot remove the keys of a closed introduction point");
+        }
+        self.show();
+    }
+
+    /// Takes over what a circuit has counted.
+    fn note_count(&mut self, slot: SlotId) -> Option<u64> {
+        let open = self.open.get_mut(&slot)?;
+        let count = open.before + open.handle.introductions();
+        if count != open.stored.introductions {
+            open.stored.introductions = count;
+            if let Err(error) = self.balance.store.note(&open.stored) {
+                warn!(%error, "cannot store the count of introductions");
+            }
+        }
+        Some(count)
+    }
+
+    fn count(&mut self) {
+        for slot in self.open.keys().copied().collect::<Vec<_>>() {
+            if let Some(count) = self.note_count(slot) {
+                self.tell(Event::Introductions(slot, count));
+            }
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let status = |open: &Open| PointStatus {
+            point: open.handle.describe(),
+            created: open.stored.created,
+            introductions: open.stored.introductions,
+        };
+        self.balance.status.send_replace(self.open.values().map(status).collect());
+    }
+}

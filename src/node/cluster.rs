@@ -1,0 +1,349 @@
+//! The cluster actor: the one task that owns the [`Coordinator`]. Everything that happens reaches it as an event, in
+//! order; what it decides goes out over watches that the other tasks reconcile towards.
+//!
+//! It does no slow work itself: a lease or a heartbeat must never wait for a disk or a peer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
+use rustbalance_gossip::mesh::{Mesh, Update};
+use rustbalance_gossip::record::{PeriodId, Revocation};
+use rustbalance_gossip::signed::{Statement, Verified};
+use rustbalance_gossip::time::Now;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::keys::AuthoritySecret;
+use crate::link::MemberSet;
+use crate::store::Store;
+use crate::{balance, publish};
+
+/// Events and questions that may wait for the actor.
+const QUEUE: usize = 256;
+/// Writes that may wait for the disk.
+const WRITES: usize = 64;
+/// The longest the actor sleeps.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
+/// A question put to the coordinator inside its task.
+type Question = Box<dyn FnOnce(&Coordinator, Now) + Send>;
+
+enum Message {
+    Event(Box<Event>),
+    Question(Question),
+}
+
+/// The way to the actor. Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    messages: mpsc::Sender<Message>,
+}
+
+/// What the actor decides, for the tasks that carry it out.
+pub struct Decisions {
+    /// For the publisher task.
+    pub publish: watch::Receiver<publish::task::Wanted>,
+    /// For the intro-point task.
+    pub balance: watch::Receiver<balance::task::Wanted>,
+    /// For the links.
+    pub members: watch::Receiver<MemberSet>,
+    /// Why this node is no member any more, once it is not.
+    pub excluded: watch::Receiver<Option<String>>,
+}
+
+/// The actor has ended: the daemon is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the daemon is stopping")]
+pub struct Stopping;
+
+impl Cluster {
+    /// Tells it of something that happened.
+    pub async fn tell(&self, event: Event) -> Result<(), Stopping> {
+        self.messages.send(Message::Event(Box::new(event))).await.map_err(|_| Stopping)
+    }
+
+    /// Looks at its state.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Coordinator, Now) -> T + Send + 'static,
+    ) -> Result<T, Stopping> {
+        let (answer, answered) = oneshot::channel();
+        let question: Question = Box::new(move |coordinator, now| {
+            // Whoever asked may have given up meanwhile.
+            let _ = answer.send(question(coordinator, now));
+        });
+        self.messages.send(Message::Question(question)).await.map_err(|_| Stopping)?;
+        answered.await.map_err(|_| Stopping)
+    }
+}
+
+/// What the actor is made of.
+pub struct Parts {
+    /// The decisions themselves.
+    pub coordinator: Coordinator,
+    /// The mesh to gossip on.
+    pub mesh: Mesh,
+    /// What comes from it.
+    pub updates: mpsc::Receiver<Update>,
+    /// Where terms and what was learnt are kept.
+    pub store: Arc<Store>,
+    /// Signs what concerns others; publishers have it.
+    pub authority: Option<AuthoritySecret>,
+    /// How many introduction points this node keeps.
+    pub intro_points: usize,
+}
+
+/// The actor.
+struct Actor {
+    parts: Parts,
+    started: Instant,
+    publish: watch::Sender<publish::task::Wanted>,
+    balance: watch::Sender<balance::task::Wanted>,
+    members: watch::Sender<MemberSet>,
+    excluded: watch::Sender<Option<String>>,
+    /// Work for the disk, done one after the other.
+    writes: mpsc::Sender<Write>,
+}
+
+/// A piece of work for the disk, and the event that tells of its end.
+type Write = Box<dyn FnOnce(&Store) -> Option<Event> + Send>;
+
+/// Does the disk's work, in order, until the actor ends.
+fn write_all(store: &Store, mut writes: mpsc::Receiver<Write>, done: &mpsc::Sender<Event>) {
+    while let Some(write) = writes.blocking_recv() {
+        if let Some(event) = write(store) && done.blocking_send(event).is_err() {
+            return;
+        }
+    }
+}
+
+/// Seconds since the Unix epoch.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Makes the actor; it runs once [`Starting::run`] is polled.
+pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
+    let (messages, inbox) = mpsc::channel(QUEUE);
+    let (publish, publish_watch) = watch::channel(publish::task::Wanted::default());
+    let wanted = balance::task::Wanted { points: parts.intro_points, ..Default::default() };
+    let (balance, balance_watch) = watch::channel(wanted);
+    let (members, members_watch) = watch::channel(MemberSet::default());
+    let (excluded, excluded_watch) = watch::channel(None);
+    let decisions =
+        Decisions { publish: publish_watch, balance: balance_watch, members: members_watch, excluded: excluded_watch };
+    let (writes, queue) = mpsc::channel(WRITES);
+    let (done, written) = mpsc::channel(WRITES);
+    let store = Arc::clone(&parts.store);
+    let writer = tokio::task::spawn_blocking(move || write_all(&store, queue, &done));
+    let actor = Actor { parts, started: Instant::now(), publish, balance, members, excluded, writes };
+    (Cluster { messages }, decisions, Starting { actor, inbox, written, writer })
+}
+
+/// An actor that does not run yet.
+pub struct Starting {
+    actor: Actor,
+    inbox: mpsc::Receiver<Message>,
+    written: mpsc::Receiver<Event>,
+    writer: JoinHandle<()>,
+}
+
+impl Starting {
+    /// Runs until `stop`, and until what it wrote last is on disk. Gives the mesh back, to be shut down.
+    pub async fn run(self, stop: CancellationToken) -> Mesh {
+        let Self { mut actor, mut inbox, mut written, writer } = self;
+        actor.until(&stop, &mut inbox, &mut written).await;
+        let Actor { parts, writes, .. } = actor;
+        drop((writes, written));
+        if writer.await.is_err() {
+            error!("the task that writes to disk has failed");
+        }
+        parts.mesh
+    }
+}
+
+impl Actor {
+    async fn until(
+        &mut self,
+        stop: &CancellationToken,
+        inbox: &mut mpsc::Receiver<Message>,
+        written: &mut mpsc::Receiver<Event>,
+    ) {
+        let actor = self;
+        loop {
+            let now = actor.started.elapsed();
+            let wake = actor.parts.coordinator.next_timeout().unwrap_or(now + LONGEST_SLEEP).min(now + LONGEST_SLEEP);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                message = inbox.recv() => match message {
+                    None => return,
+                    Some(Message::Event(event)) => actor.handle(*event),
+                    Some(Message::Question(question)) => question(&actor.parts.coordinator, actor.now()),
+                },
+                update = actor.parts.updates.recv() => match update {
+                    None => return,
+                    Some(Update { origin, kind, bytes }) => actor.handle(Event::Record { origin, kind, bytes }),
+                },
+                Some(event) = written.recv() => actor.handle(event),
+                () = tokio::time::sleep_until(actor.started + wake) => actor.handle(Event::Tick),
+            }
+        }
+    }
+}
+
+impl Actor {
+    fn now(&self) -> Now {
+        Now { mono: self.started.elapsed(), unix: unix_now() }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = self.now();
+        for action in self.parts.coordinator.handle(event, now) {
+            self.carry_out(action);
+        }
+        self.decide();
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Gossip { kind, bytes } => {
+                if let Err(error) = self.parts.mesh.set(kind, &bytes) {
+                    error!(%error, kind = kind.key(), "cannot gossip");
+                }
+            }
+            Action::Retract(kind) => self.parts.mesh.retract(kind),
+            Action::StoreTerm(term) => self.store_term(term),
+            Action::Leadership(Leadership::Publisher { term }) => info!(term, "this node publishes now"),
+            Action::Leadership(Leadership::Follower) => info!("this node has stopped publishing"),
+            Action::Excluded(why) => {
+                error!(%why, "this node is no member of the cluster any more");
+                self.excluded.send_replace(Some(why));
+            }
+            Action::MembersChanged => self.members_changed(),
+            Action::InvitationsChanged => self.invitations_changed(),
+            Action::DesiredChanged => {}
+        }
+    }
+
+    /// A term is used only once it is on disk.
+    fn store_term(&mut self, term: u64) {
+        self.write(move |store| match store.raise_term(term) {
+            Ok(()) => Some(Event::TermStored(term)),
+            Err(error) => {
+                warn!(term, %error, "cannot store the term, so this node cannot publish");
+                None
+            }
+        });
+    }
+
+    /// Known members are kept, so that a restart finds its way back; whoever joined with a used-up token is revoked.
+    fn members_changed(&mut self) {
+        let view = self.parts.coordinator.view();
+        let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
+        self.parts.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
+        self.parts.mesh.set_members(members);
+        let overdrawn: Vec<_> = view.overdrawn().filter(|node| !view.revoked(node)).collect();
+        for node in overdrawn {
+            let revocation = Revocation { cluster: self.parts.store.cluster(), node, revoked: unix_now() };
+            if let Some(signed) = self.sign(revocation) {
+                self.handle(Event::Revocation(signed));
+            }
+        }
+        let chains = self.parts.coordinator.chains();
+        let revocations: Vec<_> = self.parts.coordinator.view().revocations().cloned().collect();
+        self.write(move |store| {
+            let written = store.put_members(&chains).and_then(|()| store.put_revocations(&revocations));
+            if let Err(error) = written {
+                warn!(%error, "cannot store the list of members");
+            }
+            None
+        });
+    }
+
+    /// Invitations are kept; versions that two publishers changed at once are signed anew as what they merge to.
+    fn invitations_changed(&mut self) {
+        let merged: Vec<_> = self.parts.coordinator.view().invitations().unsigned().cloned().collect();
+        for invitation in merged {
+            if let Some(signed) = self.sign(invitation) {
+                self.handle(Event::Invitation(signed));
+            }
+        }
+        let known = self.parts.coordinator.view().invitations();
+        let whole: Vec<_> = known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect();
+        self.write(move |store| {
+            if let Err(error) = store.put_invitations(&whole) {
+                warn!(%error, "cannot store the invitations");
+            }
+            None
+        });
+    }
+
+    /// As the cluster's authority, if this node has its key.
+    fn sign<T: Statement>(&self, statement: T) -> Option<Verified<T>> {
+        let authority = self.parts.authority.as_ref()?;
+        Verified::sign(statement, authority).inspect_err(|error| error!(%error, "cannot sign")).ok()
+    }
+
+    /// Writes to disk beside the actor, in order.
+    fn write(&mut self, job: impl FnOnce(&Store) -> Option<Event> + Send + 'static) {
+        if self.writes.try_send(Box::new(job)).is_err() {
+            error!("the disk does not keep up: a change is not stored");
+        }
+    }
+
+    /// Brings the watches up to date with the coordinator's state.
+    fn decide(&mut self) {
+        let coordinator = &self.parts.coordinator;
+        let term = match coordinator.leadership() {
+            Leadership::Publisher { term } => Some(term),
+            Leadership::Follower => None,
+        };
+        let points = coordinator.desired().points.into_iter().map(|(_, point)| point).collect();
+        let floors = self.revisions();
+        replace(&self.publish, publish::task::Wanted { term, points, floors });
+        replace(&self.balance, self.balance_wanted());
+        replace(&self.members, self.member_set());
+    }
+
+    /// The highest revision any publisher has told of, for each period.
+    fn revisions(&self) -> BTreeMap<PeriodId, u64> {
+        let mut highest = BTreeMap::new();
+        for publication in self.parts.coordinator.view().members().filter_map(|member| member.publication.as_ref()) {
+            for period in &publication.periods {
+                let known = highest.entry(period.period).or_insert(0);
+                *known = period.revision.max(*known);
+            }
+        }
+        highest
+    }
+
+    fn balance_wanted(&self) -> balance::task::Wanted {
+        let view = self.parts.coordinator.view();
+        let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
+        balance::task::Wanted { points: self.parts.intro_points, stronger, weaker }
+    }
+
+    fn member_set(&self) -> MemberSet {
+        let view = self.parts.coordinator.view();
+        MemberSet {
+            members: view.members().map(|member| member.node()).collect(),
+            revoked: view.revocations().map(|revocation| revocation.node).collect(),
+        }
+    }
+}
+
+/// Sends only what is new, so that nobody wakes for nothing.
+fn replace<T: PartialEq>(watch: &watch::Sender<T>, value: T) {
+    watch.send_if_modified(|held| {
+        let changed = *held != value;
+        if changed {
+            *held = value;
+        }
+        changed
+    });
+}

@@ -1,0 +1,109 @@
+//! What the tasks keep on disk, as they see it: each of their small traits answered by the one [`Store`].
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use rustbalance_gossip::record::PeriodId;
+
+use crate::balance::plan::{SlotId, Stored};
+use crate::balance::task::IntroPointStore;
+use crate::keys::{IntroPointSecrets, MasterSecret};
+use crate::publish::task::{CredentialSource, RevisionLog};
+use crate::store::{Store, StoredIntroPoint};
+use crate::tor::descriptor::PeriodCredentials;
+use crate::tor::{IntroPointKeys, ReplayLog, TorError};
+
+/// Credentials made from the master key on this node.
+pub struct MasterKeyCredentials(pub MasterSecret);
+
+impl CredentialSource for MasterKeyCredentials {
+    fn credentials(&self, period: PeriodId, now: SystemTime) -> Result<PeriodCredentials, TorError> {
+        PeriodCredentials::derive(&self.0, period, now)
+    }
+}
+
+/// The revisions in the store.
+pub struct StoredRevisions(pub Arc<Store>);
+
+impl RevisionLog for StoredRevisions {
+    fn highest(&self, period: PeriodId) -> u64 {
+        let known = self.0.revisions().unwrap_or_default();
+        known.into_iter().find(|(id, _)| *id == period).map_or(0, |(_, revision)| revision)
+    }
+
+    fn advance(&self, period: PeriodId, revision: u64) -> Result<(), String> {
+        self.0.raise_revision(period, revision).map_err(|error| error.to_string())
+    }
+}
+
+/// The intro points in the store, by slot.
+pub struct StoredIntroPoints {
+    store: Arc<Store>,
+    slots: Mutex<BTreeMap<SlotId, Slot>>,
+}
+
+/// A slot's keys.
+struct Slot {
+    secrets: IntroPointSecrets,
+    replays: Arc<ReplayLog>,
+    /// False until it was open for the first time: before, nobody has seen the keys and they may be forgotten.
+    on_disk: bool,
+}
+
+impl StoredIntroPoints {
+    /// Those of this store.
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store, slots: Mutex::new(BTreeMap::new()) }
+    }
+
+    fn slot(&self, secrets: IntroPointSecrets, on_disk: bool) -> Result<Slot, String> {
+        let path = self.store.replay_log_path(&secrets.session_key());
+        let replays = ReplayLog::open(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+        Ok(Slot { secrets, replays: Arc::new(replays), on_disk })
+    }
+}
+
+impl IntroPointStore for StoredIntroPoints {
+    fn restore(&self) -> Result<Vec<Stored>, String> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut restored = Vec::new();
+        for (number, point) in (1..).zip(self.store.intro_points().map_err(|error| error.to_string())?) {
+            let slot = SlotId(number);
+            let StoredIntroPoint { relay, secrets, created, introductions } = point;
+            slots.insert(slot, self.slot(secrets, true)?);
+            restored.push(Stored { slot, relay, created, introductions });
+        }
+        Ok(restored)
+    }
+
+    fn keys(&self, slot: SlotId) -> Result<IntroPointKeys, String> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = match slots.entry(slot) {
+            Entry::Occupied(kept) => kept.into_mut(),
+            Entry::Vacant(free) => free.insert(self.slot(IntroPointSecrets::generate(&mut rand::rng()), false)?),
+        };
+        Ok(IntroPointKeys { secrets: kept.secrets.duplicate(), replays: Arc::clone(&kept.replays) })
+    }
+
+    fn note(&self, stored: &Stored) -> Result<(), String> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = slots.get_mut(&stored.slot) else { return Ok(()) };
+        if kept.on_disk {
+            let session = kept.secrets.session_key();
+            return self.store.count_introductions(&session, stored.introductions).map_err(|error| error.to_string());
+        }
+        let Stored { relay, created, introductions, .. } = *stored;
+        let point = StoredIntroPoint { relay, secrets: kept.secrets.duplicate(), created, introductions };
+        self.store.add_intro_point(&point).map_err(|error| error.to_string())?;
+        kept.on_disk = true;
+        Ok(())
+    }
+
+    fn forget(&self, slot: SlotId) -> Result<(), String> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = slots.remove(&slot) else { return Ok(()) };
+        self.store.remove_intro_point(&kept.secrets.session_key()).map_err(|error| error.to_string())
+    }
+}

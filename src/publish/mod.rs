@@ -1,0 +1,4 @@
+//! Keeping the merged descriptor on every responsible directory. `plan` decides, `task` does.
+
+pub mod plan;
+pub mod task;

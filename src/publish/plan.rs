@@ -1,0 +1,676 @@
+//! What to upload where: a reconciler between what should be published and what each directory holds.
+//!
+//! Enter with [`Plan::handle`], once for each thing that happened; it answers with all that is to be done now, and
+//! [`Plan::next_timeout`] says when to come again if nothing happens. The algorithm looks at the whole state each time:
+//!
+//! 1. Not the publisher, no intro points known, or no directory known: nothing. (The last descriptor stays: an error
+//!    page beats a dead address.)
+//! 2. A period without an edition, or whose edition names other intro points than desired, or too old, or outdone by a
+//!    higher revision on a directory, gets a new **edition** (one built descriptor with one revision): soon if a point
+//!    left, after a short pause to batch if points only came, never within [`MIN_GAP`] of the one before.
+//! 3. Every responsible directory that has not confirmed the current edition gets it, with back-off after failures.
+//! 4. A confirmed directory is read back now and then; what differs is uploaded again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
+
+use crate::tor::{Directory, Period};
+
+/// Between two editions of one period: an equal revision is refused, and revisions of the clock step once a second.
+pub const MIN_GAP: Duration = Duration::from_secs(2);
+/// How long points that only came are gathered before a new edition.
+pub const BATCH_PAUSE: Duration = Duration::from_secs(2);
+/// How long the set of a publisher that has just been elected settles before its first edition.
+pub const SETTLE: Duration = Duration::from_millis(500);
+/// Between two looks at what a directory holds.
+pub const READ_BACK: Duration = Duration::from_secs(600);
+/// How soon after its upload a descriptor is first read back.
+pub const FIRST_READ_BACK: Duration = Duration::from_secs(20);
+/// Longest pause between two tries at one directory.
+const MAX_BACK_OFF: Duration = Duration::from_secs(60);
+/// Uploads and read-backs under way at once.
+const MAX_IN_FLIGHT: usize = 16;
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Time passed.
+    Tick,
+    /// This node became the publisher, or stopped being it (`None`).
+    Lead(Option<u64>),
+    /// What should be published: at most 20, ordered, one per relay.
+    Desired(Vec<IntroPoint>),
+    /// The current periods and their directories.
+    Periods(Vec<Period>),
+    /// A revision known to be in use for a period, from gossip or from disk.
+    Floor(PeriodId, u64),
+    /// An edition is built and its revision is on disk; or it could not be built.
+    Built(PeriodId, Result<u64, String>),
+    /// A directory accepted an edition, or did not.
+    Uploaded {
+        /// For which period.
+        period: PeriodId,
+        /// Where.
+        directory: Directory,
+        /// Which edition.
+        revision: u64,
+        /// Whether it was accepted.
+        outcome: Outcome,
+    },
+    /// What a directory holds, `None` for nothing; `Err` if it did not say.
+    Held {
+        /// For which period.
+        period: PeriodId,
+        /// Where.
+        directory: Directory,
+        /// Its revision and whether the text is the one this node uploaded.
+        reading: Result<Option<Reading>, String>,
+    },
+}
+
+/// What a directory holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Its revision.
+    pub revision: u64,
+    /// Whether it is, byte for byte, this node's current edition.
+    pub ours: bool,
+}
+
+/// How an upload ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The directory has it.
+    Accepted,
+    /// The directory said no: most likely it holds an equal or higher revision.
+    Refused,
+    /// It could not be reached.
+    Failed,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Build an edition with a revision above `floor`, store the revision, answer with [`Event::Built`].
+    Build {
+        /// For which period.
+        period: PeriodId,
+        /// What it names.
+        points: Vec<IntroPoint>,
+        /// The revision must be higher.
+        floor: u64,
+    },
+    /// Upload the current edition of the period.
+    Upload {
+        /// For which period.
+        period: PeriodId,
+        /// Where.
+        directory: Directory,
+        /// Which edition.
+        revision: u64,
+    },
+    /// Ask a directory what it holds.
+    ReadBack {
+        /// For which period.
+        period: PeriodId,
+        /// Where.
+        directory: Directory,
+    },
+    /// Tell the cluster what stands where.
+    Report(Vec<PublishedPeriod>),
+}
+
+/// One built descriptor.
+#[derive(Debug, Clone)]
+struct Edition {
+    revision: u64,
+    points: Vec<IntroPoint>,
+    made: Duration,
+}
+
+/// What is known of one directory, for one period.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    confirmed: Option<u64>,
+    busy: bool,
+    failures: u32,
+    not_before: Duration,
+    read_back_at: Option<Duration>,
+    /// Whether the next thing to do is to ask rather than to upload (after a refusal).
+    ask: bool,
+}
+
+/// One period.
+#[derive(Debug, Clone, Default)]
+struct Target {
+    directories: BTreeMap<Directory, Held>,
+    edition: Option<Edition>,
+    building: Option<Vec<IntroPoint>>,
+    floor: u64,
+    /// A new edition is wanted although its points are unchanged.
+    renew: bool,
+    not_before: Duration,
+}
+
+/// The reconciler. Owns no clock and no socket.
+#[derive(Debug)]
+pub struct Plan {
+    term: Option<u64>,
+    desired: Vec<IntroPoint>,
+    targets: BTreeMap<PeriodId, Target>,
+    floors: BTreeMap<PeriodId, u64>,
+    /// When the desired set last began to differ from what is published.
+    changed_at: Option<Duration>,
+    led_since: Duration,
+    refresh: Duration,
+    reported: Vec<PublishedPeriod>,
+}
+
+impl Plan {
+    /// `refresh`: after how long an unchanged descriptor is published anew (a random 60 to 120 minutes, drawn by the
+    /// caller).
+    pub fn new(refresh: Duration) -> Self {
+        Self {
+            term: None,
+            desired: Vec::new(),
+            targets: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            changed_at: None,
+            led_since: Duration::ZERO,
+            refresh,
+            reported: Vec::new(),
+        }
+    }
+
+    /// Takes note of what happened at `now` (any monotonic origin) and says what to do.
+    pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        match event {
+            Event::Tick => {}
+            Event::Lead(term) => self.lead(term, now),
+            Event::Desired(points) => self.desire(points, now),
+            Event::Periods(periods) => self.periods(periods),
+            Event::Floor(period, revision) => self.raise_floor(period, revision),
+            Event::Built(period, result) => self.built(period, result, now),
+            Event::Uploaded { period, directory, revision, outcome } => {
+                self.uploaded(period, &directory, revision, outcome, now);
+            }
+            Event::Held { period, directory, reading } => self.held(period, &directory, reading, now),
+        }
+        self.reconcile(now)
+    }
+
+    /// When to call again with [`Event::Tick`] if nothing else happens.
+    pub fn next_timeout(&self, now: Duration) -> Option<Duration> {
+        self.term?;
+        let mut at: Vec<Duration> = Vec::new();
+        for target in self.targets.values() {
+            if target.building.is_none()
+                && let Some(due) = self.edition_due(target)
+            {
+                at.push(due);
+            }
+            let current = target.edition.as_ref().map(|edition| edition.revision);
+            for held in target.directories.values().filter(|held| !held.busy) {
+                if held.ask || held.confirmed != current {
+                    at.push(held.not_before);
+                } else if let Some(read_back) = held.read_back_at {
+                    at.push(read_back.max(held.not_before));
+                }
+            }
+        }
+        // Never a busy loop: what is due already waits for an answer or for a place among those in flight.
+        at.into_iter().min().map(|at| at.max(now + Duration::from_millis(100)))
+    }
+
+    fn lead(&mut self, term: Option<u64>, now: Duration) {
+        if term.is_some() && term != self.term {
+            self.led_since = now;
+            for target in self.targets.values_mut() {
+                target.renew = true;
+            }
+        }
+        self.term = term;
+    }
+
+    fn desire(&mut self, points: Vec<IntroPoint>, now: Duration) {
+        if points != self.desired {
+            self.desired = points;
+            self.changed_at.get_or_insert(now);
+        }
+    }
+
+    fn periods(&mut self, periods: Vec<Period>) {
+        let current: BTreeSet<PeriodId> = periods.iter().map(|period| period.id).collect();
+        self.targets.retain(|id, _| current.contains(id));
+        self.floors.retain(|id, _| {
+            current.contains(id) || id.number + 2 >= current.iter().map(|id| id.number).max().unwrap_or(0)
+        });
+        for period in periods {
+            let floor = self.floors.get(&period.id).copied().unwrap_or(0);
+            let target = self.targets.entry(period.id).or_default();
+            target.floor = target.floor.max(floor);
+            let responsible: BTreeSet<Directory> = period.directories.into_iter().collect();
+            target.directories.retain(|directory, _| responsible.contains(directory));
+            for directory in responsible {
+                target.directories.entry(directory).or_default();
+            }
+        }
+    }
+
+    fn raise_floor(&mut self, period: PeriodId, revision: u64) {
+        let floor = self.floors.entry(period).or_default();
+        *floor = (*floor).max(revision);
+        if let Some(target) = self.targets.get_mut(&period) {
+            target.floor = target.floor.max(revision);
+        }
+    }
+
+    fn built(&mut self, period: PeriodId, result: Result<u64, String>, now: Duration) {
+        let Some(target) = self.targets.get_mut(&period) else { return };
+        let Some(points) = target.building.take() else { return };
+        target.not_before = now + MIN_GAP;
+        if let Ok(revision) = result {
+            target.floor = target.floor.max(revision);
+            target.renew = false;
+            target.edition = Some(Edition { revision, points, made: now });
+            for held in target.directories.values_mut() {
+                held.failures = 0;
+                held.not_before = now;
+                held.ask = false;
+            }
+        }
+        if self
+            .targets
+            .values()
+            .all(|target| target.edition.as_ref().is_some_and(|edition| edition.points == self.desired))
+        {
+            self.changed_at = None;
+        }
+    }
+
+    fn uploaded(&mut self, period: PeriodId, directory: &Directory, revision: u64, outcome: Outcome, now: Duration) {
+        let Some(held) = self.held_mut(period, directory) else { return };
+        held.busy = false;
+        match outcome {
+            Outcome::Accepted => {
+                held.confirmed = Some(revision);
+                held.failures = 0;
+                held.read_back_at = Some(now + FIRST_READ_BACK);
+            }
+            Outcome::Refused => {
+                held.ask = true;
+                held.back_off(now, directory);
+            }
+            Outcome::Failed => held.back_off(now, directory),
+        }
+    }
+
+    fn held(
+        &mut self,
+        period: PeriodId,
+        directory: &Directory,
+        reading: Result<Option<Reading>, String>,
+        now: Duration,
+    ) {
+        let Some(held) = self.held_mut(period, directory) else { return };
+        held.busy = false;
+        let Ok(reading) = reading else {
+            held.back_off(now, directory);
+            held.read_back_at = Some(now + READ_BACK);
+            return;
+        };
+        held.ask = false;
+        held.read_back_at = Some(now + READ_BACK);
+        held.confirmed = reading.filter(|reading| reading.ours).map(|reading| reading.revision);
+        let Some(target) = self.targets.get_mut(&period) else { return };
+        let current = target.edition.as_ref().map_or(0, |edition| edition.revision);
+        // Another publisher's, or our own from before a clock was set back: the next one must go above it.
+        if let Some(reading) = reading.filter(|reading| !reading.ours && reading.revision >= current) {
+            target.floor = target.floor.max(reading.revision);
+            target.renew = true;
+        }
+    }
+
+    fn held_mut(&mut self, period: PeriodId, directory: &Directory) -> Option<&mut Held> {
+        self.targets.get_mut(&period)?.directories.get_mut(directory)
+    }
+
+    /// When a new edition of this target is due, if ever.
+    fn edition_due(&self, target: &Target) -> Option<Duration> {
+        if self.desired.is_empty() || target.directories.is_empty() {
+            return None;
+        }
+        let settled = self.led_since + SETTLE;
+        let Some(edition) = &target.edition else { return Some(settled.max(target.not_before)) };
+        let refresh = edition.made + self.refresh;
+        let due = if edition.points != self.desired {
+            let left = edition.points.iter().any(|point| !self.desired.contains(point));
+            let changed = self.changed_at.unwrap_or(edition.made);
+            if left { changed } else { changed + BATCH_PAUSE }
+        } else if target.renew {
+            settled
+        } else {
+            refresh
+        };
+        Some(due.max(settled).max(target.not_before).min(refresh.max(target.not_before)))
+    }
+
+    fn reconcile(&mut self, now: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.term.is_some() {
+            self.start_editions(now, &mut actions);
+            self.start_transfers(now, &mut actions);
+        }
+        let report = self.report();
+        if self.term.is_some() && report != self.reported {
+            self.reported.clone_from(&report);
+            actions.push(Action::Report(report));
+        }
+        actions
+    }
+
+    fn start_editions(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let due: Vec<PeriodId> = self
+            .targets
+            .iter()
+            .filter(|(_, target)| target.building.is_none())
+            .filter(|(_, target)| self.edition_due(target).is_some_and(|due| due <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for period in due {
+            if let Some(target) = self.targets.get_mut(&period) {
+                target.building = Some(self.desired.clone());
+                actions.push(Action::Build { period, points: self.desired.clone(), floor: target.floor });
+            }
+        }
+    }
+
+    fn start_transfers(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let busy =
+            self.targets.values().flat_map(|target| target.directories.values()).filter(|held| held.busy).count();
+        let mut room = MAX_IN_FLIGHT.saturating_sub(busy);
+        for (&period, target) in &mut self.targets {
+            // While a newer edition is in the making, the old one is not worth a circuit.
+            let Some(edition) = target.edition.as_ref().filter(|_| target.building.is_none()) else { continue };
+            for (directory, held) in &mut target.directories {
+                if room == 0 || held.busy || held.not_before > now {
+                    continue;
+                }
+                let directory = directory.clone();
+                if held.ask
+                    || (held.confirmed == Some(edition.revision) && held.read_back_at.is_some_and(|at| at <= now))
+                {
+                    actions.push(Action::ReadBack { period, directory });
+                } else if held.confirmed != Some(edition.revision) {
+                    actions.push(Action::Upload { period, directory, revision: edition.revision });
+                } else {
+                    continue;
+                }
+                held.busy = true;
+                room -= 1;
+            }
+        }
+    }
+
+    fn report(&self) -> Vec<PublishedPeriod> {
+        self.targets
+            .iter()
+            .filter_map(|(&period, target)| {
+                let revision = target.edition.as_ref()?.revision;
+                let confirmed = target.directories.values().filter(|held| held.confirmed == Some(revision)).count();
+                let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+                Some(PublishedPeriod {
+                    period,
+                    revision,
+                    confirmed: count(confirmed),
+                    directories: count(target.directories.len()),
+                })
+            })
+            .collect()
+    }
+}
+
+impl Held {
+    /// Doubles from one second, with a share that differs from directory to directory so that they spread.
+    fn back_off(&mut self, now: Duration, directory: &Directory) {
+        self.failures = self.failures.saturating_add(1);
+        let base = Duration::from_secs(1 << (self.failures - 1).min(6)).min(MAX_BACK_OFF);
+        let share = u32::from(directory.relay.rsa.0[0]);
+        self.not_before = now + base + base * share / 512;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustbalance_gossip::bytes::FixedBytes;
+    use rustbalance_gossip::record::RelayId;
+
+    use crate::tor::descriptor::DescriptorParameters;
+
+    const NOON: Duration = Duration::from_secs(43_200);
+
+    fn relay(n: u8) -> RelayId {
+        RelayId { rsa: FixedBytes([n; 20]), ed25519: FixedBytes([n; 32]) }
+    }
+
+    fn point(n: u8) -> IntroPoint {
+        IntroPoint {
+            relay: relay(n),
+            link_specifiers: Vec::new(),
+            onion_key: FixedBytes([n; 32]),
+            session_key: FixedBytes([n; 32]),
+            encryption_key: FixedBytes([n; 32]),
+        }
+    }
+
+    fn period(number: u64, directories: std::ops::Range<u8>) -> Period {
+        Period {
+            id: PeriodId { number, length_minutes: 1440, offset_seconds: 43_200 },
+            directories: directories.map(|n| Directory { relay: relay(n) }).collect(),
+            revision_clock: Duration::ZERO,
+            parameters: DescriptorParameters::default(),
+        }
+    }
+
+    /// Plays the network: answers every action at once, all directories accepting what is newer than what they hold.
+    struct World {
+        plan: Plan,
+        now: Duration,
+        held: BTreeMap<(PeriodId, Directory), (u64, Vec<IntroPoint>)>,
+        editions: BTreeMap<(PeriodId, u64), Vec<IntroPoint>>,
+        uploads: usize,
+        editions_made: Vec<Duration>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let mut world = Self {
+                plan: Plan::new(Duration::from_secs(5000)),
+                now: NOON,
+                held: BTreeMap::new(),
+                editions: BTreeMap::new(),
+                uploads: 0,
+                editions_made: Vec::new(),
+            };
+            world.tell(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
+            world
+        }
+
+        fn tell(&mut self, event: Event) {
+            let mut actions = self.plan.handle(event, self.now);
+            while !actions.is_empty() {
+                let mut next = Vec::new();
+                for action in actions {
+                    if let Some(event) = self.carry_out(action) {
+                        next.extend(self.plan.handle(event, self.now));
+                    }
+                }
+                actions = next;
+            }
+        }
+
+        fn carry_out(&mut self, action: Action) -> Option<Event> {
+            match action {
+                Action::Build { period, points, floor } => {
+                    let revision = (self.now.as_secs()).max(floor + 1);
+                    assert!(!self.editions.contains_key(&(period, revision)), "a revision is used once");
+                    self.editions.insert((period, revision), points);
+                    self.editions_made.push(self.now);
+                    Some(Event::Built(period, Ok(revision)))
+                }
+                Action::Upload { period, directory, revision } => {
+                    self.uploads += 1;
+                    let points = self.editions[&(period, revision)].clone();
+                    let held = self.held.entry((period, directory.clone())).or_insert((0, Vec::new()));
+                    let outcome = if revision > held.0 { Outcome::Accepted } else { Outcome::Refused };
+                    if outcome == Outcome::Accepted {
+                        *held = (revision, points);
+                    }
+                    Some(Event::Uploaded { period, directory, revision, outcome })
+                }
+                Action::ReadBack { period, directory } => {
+                    let reading = self.held.get(&(period, directory.clone())).map(|(revision, points)| Reading {
+                        revision: *revision,
+                        ours: self.editions.get(&(period, *revision)) == Some(points),
+                    });
+                    Some(Event::Held { period, directory, reading: Ok(reading) })
+                }
+                Action::Report(_) => None,
+            }
+        }
+
+        fn run(&mut self, time: Duration) {
+            let end = self.now + time;
+            while let Some(at) = self.plan.next_timeout(self.now).filter(|at| *at <= end) {
+                self.now = at;
+                self.tell(Event::Tick);
+            }
+            self.now = end;
+        }
+
+        fn everywhere(&self, points: &[IntroPoint]) -> bool {
+            self.held.len() == 16 && self.held.values().all(|(_, held)| held == points)
+        }
+    }
+
+    #[test]
+    fn a_publisher_fills_every_directory_of_every_period() {
+        let mut world = World::new();
+        world.tell(Event::Desired(vec![point(1), point(2)]));
+        world.run(Duration::from_secs(60));
+        assert_eq!(world.uploads, 0, "a follower uploads nothing");
+        world.tell(Event::Lead(Some(1)));
+        world.run(Duration::from_secs(1));
+        assert!(world.everywhere(&[point(1), point(2)]));
+        world.run(Duration::from_secs(600));
+        assert_eq!(world.uploads, 16, "what is confirmed is not uploaded again");
+    }
+
+    #[test]
+    fn a_point_that_left_goes_out_at_once_and_one_that_came_after_a_pause() {
+        let mut world = World::new();
+        world.tell(Event::Desired(vec![point(1), point(2)]));
+        world.tell(Event::Lead(Some(1)));
+        world.run(Duration::from_secs(60));
+        world.tell(Event::Desired(vec![point(1)]));
+        assert!(world.everywhere(&[point(1)]));
+        world.run(Duration::from_secs(60));
+        world.tell(Event::Desired(vec![point(1), point(3)]));
+        assert!(world.everywhere(&[point(1)]));
+        world.run(BATCH_PAUSE);
+        assert!(world.everywhere(&[point(1), point(3)]));
+    }
+
+    #[test]
+    fn changes_never_outrun_the_revision_clock() {
+        let mut world = World::new();
+        world.tell(Event::Lead(Some(1)));
+        for n in 0..40 {
+            world.tell(Event::Desired(vec![point(n % 7)]));
+            world.run(Duration::from_millis(100));
+        }
+        world.run(Duration::from_secs(10));
+        assert!(world.everywhere(&[point(39 % 7)]));
+        for pair in world.editions_made.chunks(2).collect::<Vec<_>>().windows(2) {
+            assert!(pair[1][0] - pair[0][0] >= MIN_GAP);
+        }
+    }
+
+    #[test]
+    fn an_empty_set_leaves_the_last_descriptor_in_place() {
+        let mut world = World::new();
+        world.tell(Event::Desired(vec![point(1)]));
+        world.tell(Event::Lead(Some(1)));
+        world.run(Duration::from_secs(9));
+        world.tell(Event::Desired(Vec::new()));
+        world.run(Duration::from_secs(9000));
+        assert!(world.everywhere(&[point(1)]));
+    }
+
+    #[test]
+    fn a_higher_revision_on_a_directory_is_gone_above() {
+        let mut world = World::new();
+        let stranger =
+            (PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 }, Directory { relay: relay(3) });
+        world.held.insert(stranger.clone(), (99_999, vec![point(9)]));
+        world.tell(Event::Desired(vec![point(1)]));
+        world.tell(Event::Lead(Some(1)));
+        world.run(Duration::from_secs(30));
+        assert!(world.everywhere(&[point(1)]));
+        assert_eq!(world.held[&stranger].0, 100_000);
+    }
+
+    #[test]
+    fn a_directory_that_forgot_gets_it_again() {
+        let mut world = World::new();
+        world.tell(Event::Desired(vec![point(1)]));
+        world.tell(Event::Lead(Some(1)));
+        world.run(Duration::from_secs(120));
+        let key = world.held.keys().next().unwrap().clone();
+        world.held.remove(&key);
+        world.run(READ_BACK + Duration::from_secs(30));
+        assert!(world.everywhere(&[point(1)]));
+    }
+
+    #[test]
+    fn an_old_descriptor_is_made_new_and_a_floor_is_kept() {
+        let mut world = World::new();
+        let first = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 };
+        world.tell(Event::Floor(first, 1_000_000));
+        world.tell(Event::Desired(vec![point(1)]));
+        world.tell(Event::Lead(Some(1)));
+        world.run(Duration::from_secs(5100));
+        let made: BTreeSet<u64> =
+            world.editions.keys().filter(|(period, _)| *period == first).map(|key| key.1).collect();
+        assert_eq!(made, BTreeSet::from([1_000_001, 1_000_002]));
+    }
+
+    #[test]
+    fn an_unreachable_directory_is_retried_with_back_off() {
+        let mut plan = Plan::new(Duration::from_secs(5000));
+        let id = period(1, 0..1).id;
+        plan.handle(Event::Periods(vec![period(1, 0..1)]), NOON);
+        plan.handle(Event::Desired(vec![point(1)]), NOON);
+        plan.handle(Event::Lead(Some(1)), NOON);
+        let mut now = NOON + SETTLE;
+        plan.handle(Event::Tick, now);
+        let mut actions = plan.handle(Event::Built(id, Ok(5)), now);
+        let mut tries = 0;
+        while now < NOON + Duration::from_secs(600) {
+            for action in std::mem::take(&mut actions) {
+                if let Action::Upload { period, directory, revision } = action {
+                    tries += 1;
+                    actions.extend(
+                        plan.handle(Event::Uploaded { period, directory, revision, outcome: Outcome::Failed }, now),
+                    );
+                }
+            }
+            now = plan.next_timeout(now).unwrap();
+            actions.extend(plan.handle(Event::Tick, now));
+        }
+        assert!((8..25).contains(&tries), "{tries} tries in ten minutes");
+    }
+}

@@ -1,0 +1,259 @@
+//! The thin shell of the publisher: feeds [`Plan`] with what the cluster wants and the network says, and carries out
+//! its actions over the [`Engine`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::plan::{Action, Event, Outcome, Plan, Reading};
+use crate::tor::descriptor::{self, PeriodCredentials};
+use crate::tor::{Directory, Engine, Period, TorError};
+
+/// Bound on one upload, in all: a circuit that has to be built, the directory's answer.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(25);
+/// Bound on one read-back.
+const FETCH_LIMIT: Duration = Duration::from_secs(25);
+/// How soon the periods are asked for again when Tor's directory was not there.
+const NOT_READY_PAUSE: Duration = Duration::from_secs(2);
+/// How often the periods are looked at although nothing told of a change: a change of period is a matter of time alone.
+const PERIODS_PAUSE: Duration = Duration::from_secs(30);
+
+/// Where the credentials for a period come from: the master key on this node, today.
+pub trait CredentialSource: Send + Sync {
+    /// Those for `period`, good from `now` on.
+    fn credentials(&self, period: PeriodId, now: SystemTime) -> Result<PeriodCredentials, TorError>;
+}
+
+/// The revisions in use, kept over restarts.
+pub trait RevisionLog: Send + Sync {
+    /// The highest used for `period`, 0 if none.
+    fn highest(&self, period: PeriodId) -> u64;
+    /// Writes down that `revision` is about to be used; it is on disk when this returns.
+    fn advance(&self, period: PeriodId, revision: u64) -> Result<(), String>;
+}
+
+/// What the cluster wants of this node as a publisher.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The term it holds the lease in, `None` while another does.
+    pub term: Option<u64>,
+    /// What to publish: at most 20, ordered.
+    pub points: Vec<IntroPoint>,
+    /// Highest revisions known from gossip.
+    pub floors: BTreeMap<PeriodId, u64>,
+}
+
+/// Everything the task needs.
+pub struct Publisher {
+    /// Tor.
+    pub engine: Arc<dyn Engine>,
+    /// The address.
+    pub master: MasterId,
+    /// Signs and encrypts.
+    pub credentials: Arc<dyn CredentialSource>,
+    /// Keeps revisions rising.
+    pub revisions: Arc<dyn RevisionLog>,
+    /// What to do, changing.
+    pub wanted: watch::Receiver<Wanted>,
+    /// Where to tell what was done.
+    pub report: watch::Sender<Vec<PublishedPeriod>>,
+    /// After how long an unchanged descriptor is published anew.
+    pub refresh: Duration,
+}
+
+/// What a finished job has to say.
+enum Done {
+    Event(Event),
+    Edition(PeriodId, Result<(u64, Arc<str>), String>),
+}
+
+/// The task's state besides the plan.
+struct Running {
+    publisher: Publisher,
+    plan: Plan,
+    started: Instant,
+    /// When the periods were asked for, and what the network said of each.
+    periods: BTreeMap<PeriodId, (Instant, Period)>,
+    editions: BTreeMap<PeriodId, (u64, Arc<str>)>,
+    jobs: JoinSet<Done>,
+}
+
+impl Publisher {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut wanted = self.wanted.clone();
+        let mut network = self.engine.network_changes();
+        let mut periods_due = Instant::now();
+        let plan = Plan::new(self.refresh);
+        let (periods, editions, jobs) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
+        let mut running = Running { publisher: self, plan, started: Instant::now(), periods, editions, jobs };
+        running.want(&wanted.borrow_and_update().clone());
+        loop {
+            let now = running.started.elapsed();
+            let timeout = running.plan.next_timeout(now).unwrap_or(now + PERIODS_PAUSE);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = wanted.changed() => {
+                    if changed.is_err() { return }
+                    let latest = wanted.borrow_and_update().clone();
+                    running.want(&latest);
+                }
+                changed = network.changed() => {
+                    if changed.is_err() { return }
+                    periods_due = Instant::now();
+                }
+                () = tokio::time::sleep_until(periods_due) => periods_due = Instant::now() + running.look_at_periods().await,
+                Some(done) = running.jobs.join_next() => if let Ok(done) = done { running.done(done) },
+                () = tokio::time::sleep_until(running.started + timeout) => running.tell(Event::Tick),
+            }
+        }
+    }
+}
+
+impl Running {
+    fn want(&mut self, wanted: &Wanted) {
+        for (&period, &revision) in &wanted.floors {
+            self.tell(Event::Floor(period, revision));
+        }
+        self.tell(Event::Desired(wanted.points.clone()));
+        self.tell(Event::Lead(wanted.term));
+    }
+
+    fn tell(&mut self, event: Event) {
+        for action in self.plan.handle(event, self.started.elapsed()) {
+            self.carry_out(action);
+        }
+    }
+
+    /// Asks Tor which periods and directories there are; says when to ask again.
+    async fn look_at_periods(&mut self) -> Duration {
+        match self.publisher.engine.publication(self.publisher.master).await {
+            Ok(periods) => {
+                let now = Instant::now();
+                self.periods = periods.iter().map(|period| (period.id, (now, period.clone()))).collect();
+                self.editions.retain(|period, _| self.periods.contains_key(period));
+                for period in &periods {
+                    let stored = self.publisher.revisions.highest(period.id);
+                    self.tell(Event::Floor(period.id, stored));
+                }
+                self.tell(Event::Periods(periods));
+                PERIODS_PAUSE
+            }
+            Err(error) => {
+                debug!(%error, "no directories to publish at yet");
+                NOT_READY_PAUSE
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Event(event) => self.tell(event),
+            Done::Edition(period, Ok((revision, text))) => {
+                self.editions.insert(period, (revision, text));
+                self.tell(Event::Built(period, Ok(revision)));
+            }
+            Done::Edition(period, Err(error)) => {
+                warn!(period = period.number, %error, "cannot build the descriptor");
+                self.tell(Event::Built(period, Err(error)));
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Build { period, points, floor } => self.build(period, points, floor),
+            Action::Upload { period, directory, revision } => self.upload(period, directory, revision),
+            Action::ReadBack { period, directory } => self.read_back(period, directory),
+            Action::Report(periods) => {
+                for period in periods.iter().filter(|period| period.confirmed == period.directories) {
+                    info!(
+                        period = period.period.number,
+                        revision = period.revision,
+                        directories = period.directories,
+                        "descriptor is on every directory"
+                    );
+                }
+                self.publisher.report.send_replace(periods);
+            }
+        }
+    }
+
+    fn build(&mut self, period: PeriodId, points: Vec<IntroPoint>, floor: u64) {
+        let Some((asked, known)) = self.periods.get(&period) else { return };
+        let (clock, parameters) = (known.revision_clock + asked.elapsed(), known.parameters);
+        let credentials = Arc::clone(&self.publisher.credentials);
+        let revisions = Arc::clone(&self.publisher.revisions);
+        self.jobs.spawn_blocking(move || {
+            let now = SystemTime::now();
+            let built =
+                credentials.credentials(period, now).map_err(|error| error.to_string()).and_then(|credentials| {
+                    let revision = credentials.revision(clock).max(floor + 1);
+                    revisions.advance(period, revision)?;
+                    let text = descriptor::build(&credentials, &points, revision, parameters, now)
+                        .map_err(|error| error.to_string())?;
+                    debug!(
+                        period = period.number,
+                        revision,
+                        points = points.len(),
+                        bytes = text.len(),
+                        "descriptor built"
+                    );
+                    Ok((revision, Arc::from(text)))
+                });
+            Done::Edition(period, built)
+        });
+    }
+
+    fn upload(&mut self, period: PeriodId, directory: Directory, revision: u64) {
+        let text =
+            self.editions.get(&period).filter(|edition| edition.0 == revision).map(|edition| Arc::clone(&edition.1));
+        let engine = Arc::clone(&self.publisher.engine);
+        self.jobs.spawn(async move {
+            let outcome = match text {
+                None => Outcome::Failed,
+                Some(text) => match engine.upload(&directory, period, &text, UPLOAD_LIMIT).await {
+                    Ok(()) => Outcome::Accepted,
+                    Err(error @ TorError::Refused { .. }) => {
+                        warn!(period = period.number, revision, %error, "upload refused");
+                        Outcome::Refused
+                    }
+                    Err(error) => {
+                        info!(period = period.number, directory = %directory.relay, %error, "upload failed, will try again");
+                        Outcome::Failed
+                    }
+                },
+            };
+            Done::Event(Event::Uploaded { period, directory, revision, outcome })
+        });
+    }
+
+    fn read_back(&mut self, period: PeriodId, directory: Directory) {
+        let ours = self.editions.get(&period).map(|edition| Arc::clone(&edition.1));
+        let engine = Arc::clone(&self.publisher.engine);
+        let master = self.publisher.master;
+        self.jobs.spawn(async move {
+            let reading = match engine.fetch(&directory, master, period, FETCH_LIMIT).await {
+                Ok(None) => Ok(None),
+                Ok(Some(text)) => descriptor::read(&text, master, period, SystemTime::now())
+                    .map(|content| {
+                        Some(Reading { revision: content.revision, ours: ours.as_deref() == Some(text.as_str()) })
+                    })
+                    .map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = &reading {
+                debug!(period = period.number, directory = %directory.relay, %error, "cannot read the descriptor back");
+            }
+            Done::Event(Event::Held { period, directory, reading })
+        });
+    }
+}

@@ -1,0 +1,275 @@
+//! A state directory in the making.
+//!
+//! `pending` is written first and says what was begun, `membership` is written last and says that all is there; then
+//! `pending` goes. A crash in between leaves a directory that [`super::Store::open`] refuses with the command that goes
+//! on, and with which that command does go on: what is there already is used again. Another command may start over only
+//! while there is no master key in it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::record::{Chain, PeriodId};
+use zeroize::Zeroizing;
+
+use super::error::StoreError;
+use super::file::{self, Kind};
+use super::{Discovery, MAX_MEMBERS, Store, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
+use super::{sorted_ports, write_key, write_value};
+use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
+
+/// How a state directory comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    /// By `init`.
+    Founding,
+    /// By `join`.
+    Joining,
+}
+
+/// What was begun, and for which cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pending {
+    beginning: Beginning,
+    cluster: MasterId,
+}
+
+impl Pending {
+    fn doing(self) -> &'static str {
+        match self.beginning {
+            Beginning::Founding => "an init",
+            Beginning::Joining => "a join",
+        }
+    }
+
+    fn command(self) -> String {
+        match self.beginning {
+            Beginning::Founding => "init".into(),
+            Beginning::Joining => format!("join {}", self.cluster),
+        }
+    }
+
+    pub(super) fn unfinished(self, dir: &Path) -> StoreError {
+        StoreError::Unfinished { dir: dir.to_owned(), doing: self.doing(), command: self.command() }
+    }
+}
+
+/// What a whole state directory begins with.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// The node's certificates.
+    pub chain: &'a Chain,
+    /// Publishers only.
+    pub master: Option<&'a MasterSecret>,
+    /// Publishers only.
+    pub authority: Option<&'a AuthoritySecret>,
+    /// The key of the restricted discovery.
+    pub discovery: &'a Discovery,
+    /// Other members.
+    pub members: &'a [Chain],
+    /// Virtual ports of the master address.
+    pub ports: &'a [u16],
+}
+
+/// A locked state directory without a node, or with the beginnings of one.
+#[derive(Debug)]
+pub struct Draft {
+    dir: PathBuf,
+    lock: File,
+    /// The directory was not there before.
+    made: bool,
+    pending: Option<Pending>,
+}
+
+impl Draft {
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
+        }
+        let made = file::make_dir(dir)?;
+        let lock = lock::take(dir)?;
+        file::sweep(dir)?;
+        let membership = dir.join(Kind::Membership.name());
+        if let Some((cluster, _)) = file::read(&membership, Kind::Membership)? {
+            return Err(StoreError::Exists { dir: dir.to_owned(), cluster });
+        }
+        let pending = read_pending(dir)?;
+        if pending.is_none() && holds_state(dir) {
+            // Not an interrupted beginning: a whole node that has lost a file.
+            return Err(StoreError::Missing { path: membership, kind: Kind::Membership });
+        }
+        for inner in ["arti", "arti/state", "arti/cache"] {
+            file::make_dir(&dir.join(inner))?;
+        }
+        Ok(Self { dir: dir.to_owned(), lock, made, pending })
+    }
+
+    /// The state directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What was begun here earlier and not finished, and for which cluster.
+    pub fn begun(&self) -> Option<(Beginning, MasterId)> {
+        self.pending.map(|pending| (pending.beginning, pending.cluster))
+    }
+
+    /// Where Arti keeps its state. Exists, 0700.
+    pub fn arti_state_dir(&self) -> PathBuf {
+        self.dir.join("arti/state")
+    }
+
+    /// Where Arti keeps the network's directory. Exists, 0700.
+    pub fn arti_cache_dir(&self) -> PathBuf {
+        self.dir.join("arti/cache")
+    }
+
+    /// Begins, or goes on with what was begun. What another beginning left is removed, unless it has a master key.
+    pub fn begin(&mut self, beginning: Beginning, cluster: MasterId) -> Result<(), StoreError> {
+        let wanted = Pending { beginning, cluster };
+        if self.pending == Some(wanted) {
+            return Ok(());
+        }
+        if self.pending.is_some() {
+            self.clear()?;
+        }
+        let text = match beginning {
+            Beginning::Founding => "founding\n",
+            Beginning::Joining => "joining\n",
+        };
+        let bytes = file::encode(Kind::Pending, cluster, text.as_bytes());
+        file::replace(&self.path(Kind::Pending), &bytes)?;
+        self.pending = Some(wanted);
+        Ok(())
+    }
+
+    /// The node's key: the one from before, or the one that `make` gives, which is on disk when this returns.
+    pub fn node_secret(&self, make: impl FnOnce() -> NodeSecret) -> Result<NodeSecret, StoreError> {
+        let cluster = self.cluster()?;
+        if let Some(seed) = read_key(&self.dir, Kind::NodeKey, cluster)? {
+            return Ok(NodeSecret::from_seed(&seed));
+        }
+        let secret = make();
+        write_key(&self.dir, Kind::NodeKey, cluster, secret.seed())?;
+        Ok(secret)
+    }
+
+    /// The master key that an interrupted beginning left.
+    pub fn master_secret(&self) -> Result<Option<MasterSecret>, StoreError> {
+        let Some(pending) = self.pending else { return Ok(None) };
+        let path = self.path(Kind::MasterKey);
+        let Some(key) = read_key(&self.dir, Kind::MasterKey, pending.cluster)? else { return Ok(None) };
+        let secret =
+            MasterSecret::from_expanded(&key).map_err(|error| StoreError::content(&path, Kind::MasterKey, error))?;
+        if secret.master_id() != pending.cluster {
+            let why = format!("it is the key of {}", secret.master_id());
+            return Err(StoreError::content(&path, Kind::MasterKey, why));
+        }
+        Ok(Some(secret))
+    }
+
+    /// The authority key that an interrupted beginning left.
+    pub fn authority_secret(&self) -> Result<Option<AuthoritySecret>, StoreError> {
+        let seed = read_key(&self.dir, Kind::AuthorityKey, self.cluster()?)?;
+        Ok(seed.map(|seed| AuthoritySecret::from_seed(&seed)))
+    }
+
+    /// The discovery key that an interrupted beginning left.
+    pub fn discovery(&self) -> Result<Option<Discovery>, StoreError> {
+        let found = read_discovery(&self.dir, self.cluster()?)?;
+        Ok(found.map(|(generation, key)| Discovery { generation, secret: DiscoverySecret::from_bytes(&key) }))
+    }
+
+    /// Writes everything, `membership` last, and opens the store. Interrupted, it can be called again.
+    pub fn complete(self, contents: &Contents<'_>) -> Result<Store, StoreError> {
+        let (dir, cluster) = (&self.dir, self.cluster()?);
+        let ports = sorted_ports(contents.ports)?;
+        at_most("members", contents.members.len(), MAX_MEMBERS)?;
+        write_key(dir, Kind::MasterPub, cluster, format!("{cluster}\n").as_bytes())?;
+        if let Some(master) = contents.master {
+            write_key(dir, Kind::MasterKey, cluster, master.expanded())?;
+        }
+        if let Some(authority) = contents.authority {
+            write_key(dir, Kind::AuthorityKey, cluster, authority.seed())?;
+        }
+        write_discovery(dir, cluster, contents.discovery)?;
+        write_value(dir, Kind::Boot, cluster, &0u64)?;
+        write_value(dir, Kind::Term, cluster, &0u64)?;
+        write_value(dir, Kind::Revisions, cluster, &Vec::<(PeriodId, u64)>::new())?;
+        write_value(dir, Kind::Invitations, cluster, &Vec::<Chain>::new())?;
+        write_value(dir, Kind::Revocations, cluster, &Vec::<Chain>::new())?;
+        write_value(dir, Kind::Members, cluster, &contents.members)?;
+        write_value(dir, Kind::Ports, cluster, &ports)?;
+        write_value(dir, Kind::Membership, cluster, contents.chain)?;
+        Store::load(&self.dir, self.lock)
+    }
+
+    /// Removes all that was begun, for a beginning that was refused for good; the directory too, if it was made for
+    /// it and nothing else is in it. An error, and nothing removed, if there is a master key.
+    pub fn discard(self) -> Result<(), StoreError> {
+        self.clear()?;
+        file::remove(&self.path(Kind::Pending))?;
+        match fs::remove_dir_all(self.dir.join("arti")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::io("remove", &self.dir.join("arti"), error));
+            }
+            _ => {}
+        }
+        file::remove(&self.dir.join(lock::NAME))?;
+        if self.made {
+            match fs::remove_dir(&self.dir) {
+                Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+                    return Err(StoreError::io("remove", &self.dir, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every file of a node but `pending`, which goes last so that a crash here is known for what it is.
+    fn clear(&self) -> Result<(), StoreError> {
+        let master = self.path(Kind::MasterKey);
+        if let Some(pending) = self.pending
+            && master.symlink_metadata().is_ok()
+        {
+            return Err(StoreError::KeyInTheWay {
+                dir: self.dir.clone(),
+                cluster: pending.cluster,
+                doing: pending.doing(),
+                command: pending.command(),
+            });
+        }
+        for kind in Kind::FIXED {
+            if !matches!(kind, Kind::Pending | Kind::MasterKey | Kind::Membership) {
+                file::remove(&self.path(kind))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, kind: Kind) -> PathBuf {
+        self.dir.join(kind.name())
+    }
+
+    fn cluster(&self) -> Result<MasterId, StoreError> {
+        self.pending
+            .map(|pending| pending.cluster)
+            .ok_or_else(|| StoreError::Missing { path: self.path(Kind::Pending), kind: Kind::Pending })
+    }
+}
+
+/// What was begun in this directory and not finished.
+pub(super) fn read_pending(dir: &Path) -> Result<Option<Pending>, StoreError> {
+    let path = dir.join(Kind::Pending.name());
+    let Some((cluster, payload)): Option<(_, Zeroizing<Vec<u8>>)> = file::read(&path, Kind::Pending)? else {
+        return Ok(None);
+    };
+    let beginning = match payload.as_slice() {
+        b"founding\n" => Beginning::Founding,
+        b"joining\n" => Beginning::Joining,
+        _ => return Err(StoreError::content(&path, Kind::Pending, "it names nothing that can be begun")),
+    };
+    Ok(Some(Pending { beginning, cluster }))
+}

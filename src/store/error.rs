@@ -1,0 +1,259 @@
+//! What can be wrong with a state directory, each with its way out. No error here has changed an existing file, and
+//! none carries a byte of a file's payload.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustbalance_gossip::id::MasterId;
+
+use super::file::Kind;
+
+/// Why the state directory could not be used. Nothing on disk was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is nothing in the directory.
+    #[error("{} holds no node yet: make one with `rustbalance init` or `rustbalance join <master.onion>`", .0.display())]
+    NotFound(PathBuf),
+    /// There is a node in the directory and a new one was to be made.
+    #[error(
+        "{} already holds a node of {cluster}, and existing keys are never overwritten: \
+         start it with `rustbalance run`, or choose another directory with --dir",
+        dir.display()
+    )]
+    Exists {
+        /// The state directory.
+        dir: PathBuf,
+        /// The cluster of the node in it.
+        cluster: MasterId,
+    },
+    /// An `init` or `join` was interrupted.
+    #[error("{}: {doing} was interrupted: finish it with `rustbalance {command}`", dir.display())]
+    Unfinished {
+        /// The state directory.
+        dir: PathBuf,
+        /// What was interrupted.
+        doing: &'static str,
+        /// The command line that goes on with it.
+        command: String,
+    },
+    /// An interrupted `init` or `join` of another cluster left its master key.
+    #[error(
+        "{} holds the master key of {cluster} from {doing} that was interrupted, and keys are never removed: \
+         finish it with `rustbalance {command}`, or choose another directory with --dir",
+        dir.display()
+    )]
+    KeyInTheWay {
+        /// The state directory.
+        dir: PathBuf,
+        /// Whose key it is.
+        cluster: MasterId,
+        /// What was interrupted.
+        doing: &'static str,
+        /// The command line that goes on with it.
+        command: String,
+    },
+    /// Another process has it.
+    #[error(
+        "{} is in use by a running rustbalance{}: ask it with `rustbalance --dir {0} status`, or stop it first",
+        dir.display(), process.map(|id| format!(" (process {id})")).unwrap_or_default()
+    )]
+    Locked {
+        /// The state directory.
+        dir: PathBuf,
+        /// Its process id, as far as it is known.
+        process: Option<u32>,
+    },
+    /// Others may read or write it.
+    #[error("{} is open to other users (mode {mode:04o}): mend it with `chmod {want:04o} {}`", path.display(), quoted(path))]
+    Mode {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// What they should be.
+        want: u32,
+    },
+    /// Somebody else's.
+    #[error(
+        "{} belongs to user {owner}, rustbalance runs as user {me}: run it as its owner, or mend it with `chown {me} {}`",
+        path.display(), quoted(path)
+    )]
+    Owner {
+        /// The file or directory.
+        path: PathBuf,
+        /// The user id that owns it.
+        owner: u32,
+        /// The user id of this process.
+        me: u32,
+    },
+    /// A directory where a file should be, a link, or the other way round.
+    #[error("{} is no {want}: move it away", path.display())]
+    NotPlain {
+        /// What is in the way.
+        path: PathBuf,
+        /// "file" or "directory".
+        want: &'static str,
+    },
+    /// It cannot be read for what it should be.
+    #[error("{}: {damage}; nothing was overwritten. {}", path.display(), way_out(*kind, damage))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        kind: Kind,
+        /// What is wrong.
+        damage: Damage,
+    },
+    /// It must be there and is not.
+    #[error("{} is missing; nothing was overwritten. {}", path.display(), kind.way_out())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// What it should be.
+        kind: Kind,
+    },
+    /// A worker's directory holds what only publishers may hold.
+    #[error("{} is here although this node is a worker, which must not hold it: move it to a safe place", .0.display())]
+    NotForWorkers(PathBuf),
+    /// A key was to be written where another one is.
+    #[error("{} holds another key, and existing keys are never overwritten: choose another directory with --dir", .0.display())]
+    KeyExists(PathBuf),
+    /// The file system is full.
+    #[error("no space left to write {}: free some and try again; what was there before is intact", .0.display())]
+    Full(PathBuf),
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A number that only rises was to be lowered: a fault of the caller.
+    #[error("{what} would fall from {stored} to {given}")]
+    Falls {
+        /// Which.
+        what: &'static str,
+        /// What is stored.
+        stored: u64,
+        /// What was given.
+        given: u64,
+    },
+    /// A list would become longer than its bound.
+    #[error("{what}: {given} entries, at most {max} are kept")]
+    TooMany {
+        /// Which.
+        what: &'static str,
+        /// How many were given.
+        given: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// There is no such intro point.
+    #[error("no introduction point with session key {0} is stored")]
+    NoIntroPoint(String),
+    /// A value that cannot be encoded or that does not verify: a fault of the caller.
+    #[error("cannot store {what}: {why}")]
+    Invalid {
+        /// What.
+        what: &'static str,
+        /// In words.
+        why: String,
+    },
+}
+
+/// What is wrong with a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// Nothing in it.
+    #[error("is empty")]
+    Empty,
+    /// Its first line is not ours.
+    #[error("is not a file of rustbalance, or its first line is damaged")]
+    Header,
+    /// A file of ours, of another kind.
+    #[error("is a {0} file, not the one expected under this name")]
+    Kind(String),
+    /// Written by another version of the format.
+    #[error("is in format {0}, this build reads {expected}", expected = super::file::VERSION)]
+    Version(String),
+    /// Shorter than its header says.
+    #[error("is cut short ({have} of {want} bytes)")]
+    Short {
+        /// Bytes of payload there.
+        have: usize,
+        /// Bytes of payload its header announces.
+        want: usize,
+    },
+    /// Longer than its header says, or than the bound.
+    #[error("is too long ({have} bytes, {want} expected)")]
+    Long {
+        /// Bytes there.
+        have: usize,
+        /// Bytes expected.
+        want: usize,
+    },
+    /// Its content is not what was written.
+    #[error("is damaged: its checksum does not match")]
+    Checksum,
+    /// Another cluster's.
+    #[error("belongs to another cluster, {0}")]
+    Cluster(MasterId),
+    /// It fits its checksum and says what cannot be.
+    #[error("cannot be used: {0}")]
+    Content(String),
+}
+
+impl StoreError {
+    /// Of the operating system's error while doing `action` to `path`.
+    pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(path.to_owned()),
+            _ => Self::Io { action, path: path.to_owned(), source },
+        }
+    }
+
+    /// Of a file whose content fits its checksum and cannot be.
+    pub(super) fn content(path: &Path, kind: Kind, why: impl ToString) -> Self {
+        Self::Damaged { path: path.to_owned(), kind, damage: Damage::Content(why.to_string()) }
+    }
+}
+
+/// What to do about a damaged file.
+fn way_out(kind: Kind, damage: &Damage) -> &'static str {
+    match damage {
+        Damage::Version(_) => "Use the rustbalance that wrote it, or a newer one.",
+        Damage::Cluster(_) | Damage::Kind(_) => "Put the right file back from a backup of this directory.",
+        _ => kind.way_out(),
+    }
+}
+
+/// A path as it can be pasted into a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
+    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_can_be_pasted() {
+        assert_eq!(quoted(Path::new("/var/lib/rustbalance")), "/var/lib/rustbalance");
+        assert_eq!(quoted(Path::new("/a b/it's")), r"'/a b/it'\''s'");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_apart() {
+        let error = StoreError::io("write", Path::new("/x/term"), io::Error::from_raw_os_error(28));
+        assert_eq!(
+            error.to_string(),
+            "no space left to write /x/term: free some and try again; what was there before is intact"
+        );
+    }
+}

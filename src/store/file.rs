@@ -1,0 +1,418 @@
+//! One state file: how it looks and how it is written.
+//!
+//! A line of text, then the payload:
+//!
+//! ```text
+//! rustbalance <kind> v1 <cluster>.onion <payload bytes> <SHA3-256 in hexadecimal>\n
+//! ```
+//!
+//! The checksum is over the line up to itself and the payload, so that no byte of the file can change unseen. A file is
+//! replaced by writing a new one beside it, syncing it, renaming it over the old one and syncing the directory: after
+//! a crash at any moment there is the old content or the new. Key files are never replaced.
+
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use data_encoding::HEXLOWER;
+use rustbalance_gossip::id::MasterId;
+use sha3::{Digest, Sha3_256};
+use zeroize::Zeroizing;
+
+use super::error::{Damage, StoreError};
+
+/// The version of the format that this build writes, and the only one it reads.
+pub(super) const VERSION: &str = "v1";
+/// What every file begins with.
+const MAGIC: &str = "rustbalance";
+/// The longest first line, in bytes, its end included; ours need at most 180.
+const MAX_HEADER: usize = 256;
+/// What the names of files begin with that are still being written.
+const UNFINISHED: &str = ".new-";
+
+/// The files of a state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `pending`: an `init` or `join` is under way; gone once it is done.
+    Pending,
+    /// `node.key`: the node's seed.
+    NodeKey,
+    /// `master.pub`: the master address, as text.
+    MasterPub,
+    /// `master.key`: the expanded master identity key.
+    MasterKey,
+    /// `authority.key`: the seed of the certificate-signing key.
+    AuthorityKey,
+    /// `discovery.key`: generation and key of the restricted discovery.
+    DiscoveryKey,
+    /// `membership`: the node's own certificates. Written last: its presence says that the state is whole.
+    Membership,
+    /// `boot`: how often the daemon has started.
+    Boot,
+    /// `term`: the highest term known.
+    Term,
+    /// `revisions`: the highest revision used in each period.
+    Revisions,
+    /// `invitations`: those known.
+    Invitations,
+    /// `revocations`: those known.
+    Revocations,
+    /// `members`: certificates of other members.
+    Members,
+    /// `ports`: virtual ports of the master address.
+    Ports,
+    /// `intro/<session key>.point`: secrets and relay of an introduction point.
+    IntroPoint,
+}
+
+impl Kind {
+    /// Those under a fixed name, in the order in which they are checked.
+    pub(super) const FIXED: [Self; 14] = [
+        Self::Pending,
+        Self::NodeKey,
+        Self::MasterPub,
+        Self::MasterKey,
+        Self::AuthorityKey,
+        Self::DiscoveryKey,
+        Self::Membership,
+        Self::Boot,
+        Self::Term,
+        Self::Revisions,
+        Self::Invitations,
+        Self::Revocations,
+        Self::Members,
+        Self::Ports,
+    ];
+
+    /// Its name in the state directory; for [`Kind::IntroPoint`], the ending.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::NodeKey => "node.key",
+            Self::MasterPub => "master.pub",
+            Self::MasterKey => "master.key",
+            Self::AuthorityKey => "authority.key",
+            Self::DiscoveryKey => "discovery.key",
+            Self::Membership => "membership",
+            Self::Boot => "boot",
+            Self::Term => "term",
+            Self::Revisions => "revisions",
+            Self::Invitations => "invitations",
+            Self::Revocations => "revocations",
+            Self::Members => "members",
+            Self::Ports => "ports",
+            Self::IntroPoint => "point",
+        }
+    }
+
+    /// The largest payload, in bytes.
+    pub(super) fn max_payload(self) -> usize {
+        match self {
+            Self::Invitations => 4 << 20,
+            Self::Revocations | Self::Members => 2 << 20,
+            _ => 16 << 10,
+        }
+    }
+
+    /// What to do when it is lost.
+    pub(super) fn way_out(self) -> &'static str {
+        match self {
+            Self::Pending => {
+                "Remove it if no `master.key` stands beside it, and run `init` or `join` again; otherwise move the whole \
+                 directory to a safe place first."
+            }
+            Self::MasterKey | Self::AuthorityKey => {
+                "Put it back from a backup or from another publisher of this cluster, or move this directory to a safe \
+                 place and `rustbalance join` again."
+            }
+            Self::IntroPoint => "Remove it: the node makes a new introduction point.",
+            Self::Ports | Self::Members | Self::Invitations => {
+                "Put it back from a backup of this directory, or copy it from another node of this cluster."
+            }
+            _ => {
+                "Put it back from a backup of this directory, or, if the cluster has other nodes, move this directory \
+                 to a safe place and `rustbalance join` again."
+            }
+        }
+    }
+}
+
+/// The first line up to the checksum.
+fn header(kind: Kind, cluster: MasterId, payload: usize) -> String {
+    format!("{MAGIC} {} {VERSION} {cluster} {payload} ", kind.name())
+}
+
+fn checksum(header: &str, payload: &[u8]) -> String {
+    let digest = Sha3_256::new()
+        .chain_update(b"rustbalance state file\0")
+        .chain_update(header)
+        .chain_update(b"\0")
+        .chain_update(payload)
+        .finalize();
+    HEXLOWER.encode(&digest)
+}
+
+/// A whole file.
+pub(super) fn encode(kind: Kind, cluster: MasterId, payload: &[u8]) -> Zeroizing<Vec<u8>> {
+    let header = header(kind, cluster, payload.len());
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_HEADER + payload.len()));
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(checksum(&header, payload).as_bytes());
+    bytes.push(b'\n');
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// The cluster and the payload of a whole file.
+pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(MasterId, &[u8]), Damage> {
+    if bytes.is_empty() {
+        return Err(Damage::Empty);
+    }
+    let line_end = bytes.iter().take(MAX_HEADER).position(|&byte| byte == b'\n').ok_or(Damage::Header)?;
+    let (line, payload) = (&bytes[..line_end], &bytes[line_end + 1..]);
+    let line = std::str::from_utf8(line).map_err(|_| Damage::Header)?;
+    let mut fields = line.split(' ');
+    let mut next = || fields.next().ok_or(Damage::Header);
+    if next()? != MAGIC {
+        return Err(Damage::Header);
+    }
+    let (found_kind, version) = (next()?, next()?);
+    if version != VERSION {
+        let shown = version.strip_prefix('v').filter(|digits| digits.parse::<u32>().is_ok());
+        return Err(if shown.is_some() { Damage::Version(version.to_owned()) } else { Damage::Header });
+    }
+    let cluster: MasterId = next()?.parse().map_err(|_| Damage::Header)?;
+    let want: usize = next()?.parse().map_err(|_| Damage::Header)?;
+    let sum = next()?;
+    let known = Kind::FIXED.into_iter().chain([Kind::IntroPoint]).find(|known| known.name() == found_kind);
+    let found = known.ok_or(Damage::Header)?;
+    if payload.len() != want {
+        let have = payload.len();
+        return Err(if have < want { Damage::Short { have, want } } else { Damage::Long { have, want } });
+    }
+    // Rebuilding the line leaves no second way to write it.
+    let header = header(found, cluster, want);
+    if line.strip_prefix(&header) != Some(sum) || sum != checksum(&header, payload) {
+        return Err(Damage::Checksum);
+    }
+    if found != kind {
+        return Err(Damage::Kind(found.name().to_owned()));
+    }
+    Ok((cluster, payload))
+}
+
+/// The payload of the file at `path`; `None` if there is no such file.
+pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(MasterId, Zeroizing<Vec<u8>>)>, StoreError> {
+    let damaged = |damage| StoreError::Damaged { path: path.to_owned(), kind, damage };
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(StoreError::io("read", path, error)),
+    };
+    check_access(path, &metadata, false)?;
+    let max = MAX_HEADER + kind.max_payload();
+    let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    if size > max {
+        return Err(damaged(Damage::Long { have: size, want: max }));
+    }
+    // One allocation, so that no freed copy of a key stays behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(max.min(size + 1)));
+    File::open(path)
+        .and_then(|file| file.take(size as u64).read_to_end(&mut bytes))
+        .map_err(|error| StoreError::io("read", path, error))?;
+    let (cluster, payload) = decode(kind, &bytes).map_err(damaged)?;
+    Ok(Some((cluster, Zeroizing::new(payload.to_vec()))))
+}
+
+/// Refuses what others may read or write, what others own, and what is no plain file (or directory).
+pub(super) fn check_access(path: &Path, metadata: &Metadata, directory: bool) -> Result<(), StoreError> {
+    if directory && !metadata.is_dir() {
+        return Err(StoreError::NotPlain { path: path.to_owned(), want: "directory" });
+    }
+    if !directory && !metadata.is_file() {
+        return Err(StoreError::NotPlain { path: path.to_owned(), want: "file" });
+    }
+    let (owner, me) = (metadata.uid(), pwd_grp::geteuid());
+    if owner != me {
+        return Err(StoreError::Owner { path: path.to_owned(), owner, me });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(StoreError::Mode { path: path.to_owned(), mode, want: if directory { 0o700 } else { 0o600 } });
+    }
+    Ok(())
+}
+
+/// Makes a directory (0700) if it is missing, or checks the one that is there. True if it was made.
+pub(super) fn make_dir(path: &Path) -> Result<bool, StoreError> {
+    let made = match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(StoreError::io("make", path, error)),
+    };
+    let metadata = fs::metadata(path).map_err(|error| StoreError::io("read", path, error))?;
+    check_access(path, &metadata, true)?;
+    Ok(made)
+}
+
+/// Replaces the file at `path`, or makes it.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    put(path, true, |file| file.write_all(bytes))
+}
+
+/// Makes the key file at `path`. One with the same content may be there already, another never.
+pub(super) fn create(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    match put(path, false, |file| file.write_all(bytes)) {
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+            let mut there = Zeroizing::new(Vec::with_capacity(bytes.len() + 1));
+            File::open(path)
+                .and_then(|file| file.take(bytes.len() as u64 + 1).read_to_end(&mut there))
+                .map_err(|error| StoreError::io("read", path, error))?;
+            if **there == *bytes { Ok(()) } else { Err(StoreError::KeyExists(path.to_owned())) }
+        }
+        other => other,
+    }
+}
+
+/// Writes a file beside `path`, and puts it in its place once it is safely on disk.
+fn put(path: &Path, over: bool, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
+    let failed = |error| StoreError::io("write", path, error);
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut new = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .permissions(Permissions::from_mode(0o600))
+        .tempfile_in(dir)
+        .map_err(failed)?;
+    write(new.as_file_mut()).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
+    let placed = if over { new.persist(path) } else { new.persist_noclobber(path) };
+    placed.map_err(|error| failed(error.error))?;
+    sync_dir(dir)
+}
+
+/// Removes a file, if it is there, for good.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_dir(path.parent().unwrap_or(Path::new("."))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(StoreError::io("remove", path, error)),
+    }
+}
+
+/// Removes what a crash left half written. The caller holds the lock.
+pub(super) fn sweep(dir: &Path) -> Result<(), StoreError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(StoreError::io("read", dir, error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| StoreError::io("read", dir, error))?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a rename or removal in `dir` outlive a power cut.
+fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io("sync", dir, error))
+}
+
+/// Opens the lock file, making it (0600) if it is missing.
+pub(super) fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn cluster() -> MasterId {
+        MasterId::from_public_key([7; 32])
+    }
+
+    #[test]
+    fn a_file_reads_as_it_was_written() {
+        let bytes = encode(Kind::Term, cluster(), b"payload");
+        assert_eq!(decode(Kind::Term, &bytes), Ok((cluster(), &b"payload"[..])));
+        assert!(bytes.starts_with(b"rustbalance term v1 "));
+        assert_eq!(decode(Kind::Boot, &bytes), Err(Damage::Kind("term".into())));
+    }
+
+    #[test]
+    fn every_truncation_and_every_changed_bit_is_noticed() {
+        let bytes = encode(Kind::NodeKey, cluster(), &[0xa5; 32]);
+        for length in 0..bytes.len() {
+            assert!(decode(Kind::NodeKey, &bytes[..length]).is_err(), "cut to {length}");
+        }
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut changed = bytes.to_vec();
+                changed[at] ^= 1 << bit;
+                assert!(decode(Kind::NodeKey, &changed).is_err(), "bit {bit} of byte {at}");
+            }
+        }
+        let mut longer = bytes.to_vec();
+        longer.push(0);
+        assert_eq!(decode(Kind::NodeKey, &longer), Err(Damage::Long { have: 33, want: 32 }));
+    }
+
+    #[test]
+    fn a_newer_format_is_told_from_damage() {
+        let text = b"rustbalance term v2 something else entirely\n";
+        assert_eq!(decode(Kind::Term, text), Err(Damage::Version("v2".into())));
+    }
+
+    #[test]
+    fn a_write_that_fails_half_way_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("term");
+        replace(&path, b"old").unwrap();
+        let full = put(&path, true, |file| {
+            file.write_all(b"ne")?;
+            Err(io::Error::from_raw_os_error(28))
+        });
+        assert!(matches!(full, Err(StoreError::Full(at)) if at == path));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_key_is_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.key");
+        create(&path, b"one").unwrap();
+        create(&path, b"one").unwrap();
+        assert!(matches!(create(&path, b"two"), Err(StoreError::KeyExists(_))));
+        assert!(matches!(create(&path, b"one and more"), Err(StoreError::KeyExists(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn what_others_could_read_is_refused_with_the_command_that_mends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.key");
+        create(&path, &encode(Kind::NodeKey, cluster(), &[1; 32])).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let error = read(&path, Kind::NodeKey).unwrap_err().to_string();
+        assert!(error.contains("mode 0640") && error.contains(&format!("chmod 0600 {}", path.display())), "{error}");
+        std::os::unix::fs::symlink(&path, folder.path().join("boot")).unwrap();
+        assert!(matches!(read(&folder.path().join("boot"), Kind::Boot), Err(StoreError::NotPlain { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(decode(Kind::Term, &bytes).is_err());
+        }
+
+        #[test]
+        fn a_header_of_any_text_is_survived(line in "rustbalance (term|boot|x) v[0-9]{1,3} [ -~]{0,90} [0-9]{1,30} [0-9a-f]{0,70}\n") {
+            prop_assert!(decode(Kind::Term, line.as_bytes()).is_err());
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! The state directory: what a node must remember.
+//!
+//! [`Store::create`] gives a [`Draft`], which `init` and `join` fill; [`Store::open`] gives a whole one to the daemon.
+//! Both hold the directory's lock until dropped. Everything is checked when it is opened: a file that is missing,
+//! damaged, of another cluster or readable by others is an error that names it and the way out, and nothing is
+//! overwritten. Each write is on disk when it returns (see [`file`]); numbers that only rise refuse to fall. All
+//! methods block for the time of a disk access.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustbalance_gossip::codec;
+use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::record::{Chain, Invitation, Member, PeriodId, Revocation, Role};
+use rustbalance_gossip::signed::{Statement, Unverified, Verified};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
+
+pub use draft::{Beginning, Contents, Draft};
+pub use error::{Damage, StoreError};
+pub use file::Kind;
+pub use import::{ImportError, import_c_tor_key};
+pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
+
+mod draft;
+mod error;
+mod file;
+mod import;
+mod intro;
+mod lock;
+#[cfg(test)]
+mod tests;
+
+/// Most periods whose revisions are remembered; at most three are current at once.
+pub const MAX_REVISIONS: usize = 16;
+/// Most versions of invitations kept.
+pub const MAX_INVITATIONS: usize = 256;
+/// Most revocations kept.
+pub const MAX_REVOCATIONS: usize = 4096;
+/// Most members remembered.
+pub const MAX_MEMBERS: usize = 1024;
+/// Most virtual ports of the master address.
+pub const MAX_PORTS: usize = 64;
+
+/// The key of the restricted discovery, and how often it has been rotated.
+#[derive(Debug)]
+pub struct Discovery {
+    /// 0 for the first.
+    pub generation: u32,
+    /// The key.
+    pub secret: DiscoverySecret,
+}
+
+/// An open state directory.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+    membership: Member,
+    /// Held while something is read in order to be changed.
+    changing: Mutex<()>,
+    /// Locked until it is closed.
+    _lock: File,
+}
+
+impl Store {
+    /// Starts a new node in `dir`, which is made if missing. An error if there is a node already.
+    pub fn create(dir: &Path) -> Result<Draft, StoreError> {
+        Draft::open(dir)
+    }
+
+    /// Opens the state of a node that `init` or `join` has made, and checks all of it.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        if !holds_state(dir) {
+            return Err(StoreError::NotFound(dir.to_owned()));
+        }
+        file::make_dir(dir)?;
+        let lock = lock::take(dir)?;
+        file::sweep(dir)?;
+        if !dir.join(Kind::Membership.name()).exists()
+            && let Some(pending) = draft::read_pending(dir)?
+        {
+            return Err(pending.unfinished(dir));
+        }
+        Self::load(dir, lock)
+    }
+
+    /// Checks every file. The caller holds the lock.
+    fn load(dir: &Path, lock: File) -> Result<Self, StoreError> {
+        let cluster = read_cluster(dir)?;
+        let at = |kind: Kind| dir.join(kind.name());
+        let path = at(Kind::Membership);
+        let chain: Chain = read_value(dir, Kind::Membership, cluster)?;
+        // Whether the certificate has expired is for those to say who have a clock.
+        let membership =
+            chain.verify(cluster, 0).map_err(|error| StoreError::content(&path, Kind::Membership, error))?;
+        let store = Self { dir: dir.to_owned(), membership, changing: Mutex::new(()), _lock: lock };
+        store.check()?;
+        file::remove(&at(Kind::Pending))?;
+        Ok(store)
+    }
+
+    /// Reads all there is, so that what is damaged is known before the node starts.
+    fn check(&self) -> Result<(), StoreError> {
+        self.node_secret()?;
+        self.master_secret()?;
+        self.authority_secret()?;
+        self.discovery()?;
+        self.value::<u64>(Kind::Boot)?;
+        self.term()?;
+        self.revisions()?;
+        self.invitations()?;
+        self.revocations()?;
+        self.members()?;
+        self.virtual_ports()?;
+        for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir(), self.intro_dir()] {
+            file::make_dir(&dir)?;
+        }
+        self.sweep_intro_points()?;
+        self.intro_points().map(|_| ())
+    }
+
+    /// The state directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The cluster this node is in.
+    pub fn cluster(&self) -> MasterId {
+        self.membership.certificate.cluster
+    }
+
+    /// This node.
+    pub fn node_id(&self) -> NodeId {
+        self.membership.node()
+    }
+
+    /// This node's certificates. Signatures have been checked, expiry has not.
+    pub fn membership(&self) -> &Member {
+        &self.membership
+    }
+
+    /// Where Arti keeps its state (guards and the like). Exists, 0700.
+    pub fn arti_state_dir(&self) -> PathBuf {
+        self.arti_dir().join("state")
+    }
+
+    /// Where Arti keeps the network's directory. Exists, 0700.
+    pub fn arti_cache_dir(&self) -> PathBuf {
+        self.arti_dir().join("cache")
+    }
+
+    fn arti_dir(&self) -> PathBuf {
+        self.dir.join("arti")
+    }
+
+    /// The daemon's socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.dir.join("control.sock")
+    }
+
+    /// The node's key.
+    pub fn node_secret(&self) -> Result<NodeSecret, StoreError> {
+        let secret = NodeSecret::from_seed(&self.key(Kind::NodeKey)?);
+        if secret.node_id() != self.node_id() {
+            return Err(self.content(Kind::NodeKey, "it is not the key of the node that `membership` names"));
+        }
+        Ok(secret)
+    }
+
+    /// The master identity key: on publishers, and only there.
+    pub fn master_secret(&self) -> Result<Option<MasterSecret>, StoreError> {
+        if !self.publisher_file(Kind::MasterKey)? {
+            return Ok(None);
+        }
+        let secret = MasterSecret::from_expanded(&self.key(Kind::MasterKey)?)
+            .map_err(|error| self.content(Kind::MasterKey, error))?;
+        if secret.master_id() != self.cluster() {
+            return Err(self.content(Kind::MasterKey, format!("it is the key of {}", secret.master_id())));
+        }
+        Ok(Some(secret))
+    }
+
+    /// The certificate-signing key: on publishers, and only there.
+    pub fn authority_secret(&self) -> Result<Option<AuthoritySecret>, StoreError> {
+        if !self.publisher_file(Kind::AuthorityKey)? {
+            return Ok(None);
+        }
+        let secret = AuthoritySecret::from_seed(&self.key(Kind::AuthorityKey)?);
+        if secret.authority_id() != self.membership.authority_id() {
+            return Err(self.content(Kind::AuthorityKey, "it is not the key that signed `membership`"));
+        }
+        Ok(Some(secret))
+    }
+
+    /// True if a publisher's file is to be read; an error if it is where it must not be.
+    fn publisher_file(&self, kind: Kind) -> Result<bool, StoreError> {
+        let publisher = self.membership.role() == Role::Publisher;
+        let path = self.path(kind);
+        if !publisher && path.symlink_metadata().is_ok() { Err(StoreError::NotForWorkers(path)) } else { Ok(publisher) }
+    }
+
+    /// The key of the restricted discovery.
+    pub fn discovery(&self) -> Result<Discovery, StoreError> {
+        let (generation, key) = read_discovery(&self.dir, self.cluster())?
+            .ok_or_else(|| StoreError::Missing { path: self.path(Kind::DiscoveryKey), kind: Kind::DiscoveryKey })?;
+        Ok(Discovery { generation, secret: DiscoverySecret::from_bytes(&key) })
+    }
+
+    /// Puts a key of a newer generation in the place of the old one. The same one again changes nothing.
+    pub fn rotate_discovery(&self, next: &Discovery) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let now = self.discovery()?;
+        if now.generation == next.generation && now.secret.as_bytes() == next.secret.as_bytes() {
+            return Ok(());
+        }
+        if next.generation <= now.generation {
+            let (stored, given) = (now.generation.into(), next.generation.into());
+            return Err(StoreError::Falls { what: "the generation of the discovery key", stored, given });
+        }
+        write_discovery(&self.dir, self.cluster(), next)
+    }
+
+    /// Counts a start of the daemon: a number that no earlier start was given, below 2^32.
+    pub fn next_boot(&self) -> Result<u64, StoreError> {
+        let _changing = self.change();
+        let boot = self.value::<u64>(Kind::Boot)?.saturating_add(1);
+        if boot > u64::from(u32::MAX) {
+            return Err(self.content(Kind::Boot, "its count cannot rise any more"));
+        }
+        self.put_value(Kind::Boot, &boot)?;
+        Ok(boot)
+    }
+
+    /// The highest term stored; 0 before any.
+    pub fn term(&self) -> Result<u64, StoreError> {
+        self.value(Kind::Term)
+    }
+
+    /// Stores a term. It never falls.
+    pub fn raise_term(&self, term: u64) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let stored = self.term()?;
+        match term {
+            term if term < stored => Err(StoreError::Falls { what: "the term", stored, given: term }),
+            term if term == stored => Ok(()),
+            term => self.put_value(Kind::Term, &term),
+        }
+    }
+
+    /// The highest revision used in each period, newest period last; at most [`MAX_REVISIONS`].
+    pub fn revisions(&self) -> Result<Vec<(PeriodId, u64)>, StoreError> {
+        let revisions: Vec<(PeriodId, u64)> = self.value(Kind::Revisions)?;
+        self.bounded(Kind::Revisions, revisions, MAX_REVISIONS)
+    }
+
+    /// Stores the revision about to be used in a period. It never falls; the oldest periods are forgotten.
+    pub fn raise_revision(&self, period: PeriodId, revision: u64) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let mut revisions = self.revisions()?;
+        match revisions.iter_mut().find(|(known, _)| *known == period) {
+            Some((_, stored)) if revision < *stored => {
+                return Err(StoreError::Falls { what: "the revision", stored: *stored, given: revision });
+            }
+            Some((_, stored)) if revision == *stored => return Ok(()),
+            Some((_, stored)) => *stored = revision,
+            None => revisions.push((period, revision)),
+        }
+        revisions.sort_by_key(|(known, _)| (known.number.saturating_mul(known.length_minutes.into()), *known));
+        while revisions.len() > MAX_REVISIONS {
+            // The one just given stays, however old it is: it is in use.
+            let oldest = revisions.iter().position(|(known, _)| *known != period).unwrap_or(0);
+            revisions.remove(oldest);
+        }
+        self.put_value(Kind::Revisions, &revisions)
+    }
+
+    /// The invitations known. Several versions of one may be among them, none of which covers another.
+    pub fn invitations(&self) -> Result<Vec<Verified<Invitation>>, StoreError> {
+        self.statements(Kind::Invitations, MAX_INVITATIONS)
+    }
+
+    /// Adds these to the invitations known. What was redeemed or revoked stays so: of two versions the one that knows
+    /// more is kept, and both if each knows something of its own.
+    pub fn put_invitations(&self, given: &[Verified<Invitation>]) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let mut kept = self.invitations()?;
+        for invitation in given {
+            if !kept.iter().any(|known| covers(known, invitation)) {
+                kept.retain(|known| !covers(invitation, known));
+                kept.push(invitation.clone());
+            }
+        }
+        self.put_statements(Kind::Invitations, &kept, MAX_INVITATIONS)
+    }
+
+    /// Forgets the invitations for which `keep` is false.
+    pub fn retain_invitations(&self, keep: impl Fn(&Invitation) -> bool) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let mut kept = self.invitations()?;
+        let before = kept.len();
+        kept.retain(|invitation| keep(invitation));
+        if kept.len() == before {
+            return Ok(());
+        }
+        self.put_statements(Kind::Invitations, &kept, MAX_INVITATIONS)
+    }
+
+    /// The revocations known.
+    pub fn revocations(&self) -> Result<Vec<Verified<Revocation>>, StoreError> {
+        self.statements(Kind::Revocations, MAX_REVOCATIONS)
+    }
+
+    /// Adds these to the revocations known. None is ever forgotten.
+    pub fn put_revocations(&self, given: &[Verified<Revocation>]) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let mut kept = self.revocations()?;
+        let before = kept.len();
+        for revocation in given {
+            if !kept.iter().any(|known| known.node == revocation.node) {
+                kept.push(revocation.clone());
+            }
+        }
+        if kept.len() == before {
+            return Ok(());
+        }
+        self.put_statements(Kind::Revocations, &kept, MAX_REVOCATIONS)
+    }
+
+    /// The certificates of the members known, to be verified by whoever uses them.
+    pub fn members(&self) -> Result<Vec<Chain>, StoreError> {
+        let members: Vec<Chain> = self.value(Kind::Members)?;
+        self.bounded(Kind::Members, members, MAX_MEMBERS)
+    }
+
+    /// Replaces them.
+    pub fn put_members(&self, members: &[Chain]) -> Result<(), StoreError> {
+        at_most("members", members.len(), MAX_MEMBERS)?;
+        let _changing = self.change();
+        self.put_value(Kind::Members, &members)
+    }
+
+    /// The virtual ports of the master address, sorted.
+    pub fn virtual_ports(&self) -> Result<Vec<u16>, StoreError> {
+        let ports: Vec<u16> = self.value(Kind::Ports)?;
+        self.bounded(Kind::Ports, ports, MAX_PORTS)
+    }
+
+    /// Replaces them.
+    pub fn put_virtual_ports(&self, ports: &[u16]) -> Result<(), StoreError> {
+        let ports = sorted_ports(ports)?;
+        let _changing = self.change();
+        self.put_value(Kind::Ports, &ports)
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, kind: Kind) -> PathBuf {
+        self.dir.join(kind.name())
+    }
+
+    fn content(&self, kind: Kind, why: impl ToString) -> StoreError {
+        StoreError::content(&self.path(kind), kind, why)
+    }
+
+    fn key<const N: usize>(&self, kind: Kind) -> Result<Zeroizing<[u8; N]>, StoreError> {
+        read_key(&self.dir, kind, self.cluster())?.ok_or_else(|| StoreError::Missing { path: self.path(kind), kind })
+    }
+
+    fn value<T: DeserializeOwned>(&self, kind: Kind) -> Result<T, StoreError> {
+        read_value(&self.dir, kind, self.cluster())
+    }
+
+    fn put_value<T: Serialize>(&self, kind: Kind, value: &T) -> Result<(), StoreError> {
+        write_value(&self.dir, kind, self.cluster(), value)
+    }
+
+    fn bounded<T>(&self, kind: Kind, list: Vec<T>, max: usize) -> Result<Vec<T>, StoreError> {
+        let given = list.len();
+        if given > max { Err(self.content(kind, format!("{given} entries, {max} allowed"))) } else { Ok(list) }
+    }
+
+    /// A list of statements signed by the authority.
+    fn statements<T: Statement>(&self, kind: Kind, max: usize) -> Result<Vec<Verified<T>>, StoreError> {
+        let list: Vec<Unverified<T>> = self.value(kind)?;
+        let authority = self.membership.authority_id();
+        self.bounded(kind, list, max)?
+            .into_iter()
+            .map(|entry| entry.verify(authority.public_key()).map_err(|error| self.content(kind, error)))
+            .collect()
+    }
+
+    fn put_statements<T: Statement>(&self, kind: Kind, list: &[Verified<T>], max: usize) -> Result<(), StoreError> {
+        at_most(kind.name(), list.len(), max)?;
+        if list.iter().any(|entry| entry.signer() != self.membership.authority_id().public_key()) {
+            return Err(StoreError::Invalid { what: kind.name(), why: "not signed by the cluster's authority".into() });
+        }
+        let list: Vec<_> = list.iter().map(Verified::unverified).collect();
+        self.put_value(kind, &list)
+    }
+}
+
+/// True if nothing is lost when only `one` is kept.
+fn covers(one: &Invitation, other: &Invitation) -> bool {
+    one.token == other.token && one.redeemed.is_superset(&other.redeemed) && (one.revoked || !other.revoked)
+}
+
+fn at_most(what: &'static str, given: usize, max: usize) -> Result<(), StoreError> {
+    if given > max { Err(StoreError::TooMany { what, given, max }) } else { Ok(()) }
+}
+
+/// True if any file of a node is there, whole or not.
+fn holds_state(dir: &Path) -> bool {
+    Kind::FIXED.iter().any(|kind| dir.join(kind.name()).symlink_metadata().is_ok())
+}
+
+fn sorted_ports(ports: &[u16]) -> Result<Vec<u16>, StoreError> {
+    let ports: Vec<u16> = std::collections::BTreeSet::from_iter(ports.iter().copied()).into_iter().collect();
+    at_most("virtual ports", ports.len(), MAX_PORTS)?;
+    if ports.first() == Some(&0) {
+        return Err(StoreError::Invalid { what: "virtual ports", why: "0 is no port".into() });
+    }
+    Ok(ports)
+}
+
+/// The cluster that `master.pub` names.
+fn read_cluster(dir: &Path) -> Result<MasterId, StoreError> {
+    let (path, kind) = (dir.join(Kind::MasterPub.name()), Kind::MasterPub);
+    let (cluster, payload) =
+        file::read(&path, kind)?.ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
+    if *payload != format!("{cluster}\n").into_bytes() {
+        return Err(StoreError::content(&path, kind, "its two addresses differ"));
+    }
+    Ok(cluster)
+}
+
+/// The payload of a file of this cluster; `None` if there is no such file.
+fn read_payload(dir: &Path, kind: Kind, cluster: MasterId) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    let path = dir.join(kind.name());
+    match file::read(&path, kind)? {
+        Some((found, _)) if found != cluster => Err(StoreError::Damaged { path, kind, damage: Damage::Cluster(found) }),
+        found => Ok(found.map(|(_, payload)| payload)),
+    }
+}
+
+fn read_value<T: DeserializeOwned>(dir: &Path, kind: Kind, cluster: MasterId) -> Result<T, StoreError> {
+    let path = dir.join(kind.name());
+    let payload = read_payload(dir, kind, cluster)?.ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
+    codec::decode(&payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))
+}
+
+fn write_value<T: Serialize>(dir: &Path, kind: Kind, cluster: MasterId, value: &T) -> Result<(), StoreError> {
+    let payload =
+        codec::encode(value).map_err(|error| StoreError::Invalid { what: kind.name(), why: error.to_string() })?;
+    // What could not be read again is not written.
+    at_most(kind.name(), payload.len(), kind.max_payload())?;
+    file::replace(&dir.join(kind.name()), &file::encode(kind, cluster, &payload))
+}
+
+fn read_key<const N: usize>(
+    dir: &Path,
+    kind: Kind,
+    cluster: MasterId,
+) -> Result<Option<Zeroizing<[u8; N]>>, StoreError> {
+    let Some(payload) = read_payload(dir, kind, cluster)? else { return Ok(None) };
+    let mut key = Zeroizing::new([0; N]);
+    if payload.len() != N {
+        return Err(StoreError::content(&dir.join(kind.name()), kind, format!("a key of {} bytes", payload.len())));
+    }
+    key.copy_from_slice(&payload);
+    Ok(Some(key))
+}
+
+fn write_key(dir: &Path, kind: Kind, cluster: MasterId, key: &[u8]) -> Result<(), StoreError> {
+    file::create(&dir.join(kind.name()), &file::encode(kind, cluster, key))
+}
+
+/// Generation (4 bytes, big-endian) and key (32 bytes).
+fn read_discovery(dir: &Path, cluster: MasterId) -> Result<Option<(u32, Zeroizing<[u8; 32]>)>, StoreError> {
+    let Some(payload) = read_key::<36>(dir, Kind::DiscoveryKey, cluster)? else { return Ok(None) };
+    let (mut generation, mut key) = ([0; 4], Zeroizing::new([0; 32]));
+    generation.copy_from_slice(&payload[..4]);
+    key.copy_from_slice(&payload[4..]);
+    Ok(Some((u32::from_be_bytes(generation), key)))
+}
+
+fn write_discovery(dir: &Path, cluster: MasterId, discovery: &Discovery) -> Result<(), StoreError> {
+    let mut payload = Zeroizing::new([0; 36]);
+    payload[..4].copy_from_slice(&discovery.generation.to_be_bytes());
+    payload[4..].copy_from_slice(discovery.secret.as_bytes());
+    file::replace(&dir.join(Kind::DiscoveryKey.name()), &file::encode(Kind::DiscoveryKey, cluster, &*payload))
+}

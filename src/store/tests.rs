@@ -1,0 +1,544 @@
+//! The state directory as a whole.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use proptest::prelude::*;
+use rand::rng;
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::id::{InvitationId, MasterId};
+use rustbalance_gossip::record::{AuthorityCertificate, MemberCertificate, RelayId};
+use tempfile::TempDir;
+
+use super::*;
+use crate::keys::IntroPointSecrets;
+use crate::tor::ReplayLog;
+
+/// The keys of a cluster, to make state directories of.
+struct Cluster {
+    master: MasterSecret,
+    authority: AuthoritySecret,
+    discovery: Discovery,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        Self {
+            master: MasterSecret::generate(&mut rng()),
+            authority: AuthoritySecret::generate(&mut rng()),
+            discovery: Discovery { generation: 0, secret: DiscoverySecret::generate(&mut rng()) },
+        }
+    }
+
+    fn id(&self) -> MasterId {
+        self.master.master_id()
+    }
+
+    fn chain(&self, node: NodeId, role: Role) -> Chain {
+        let cluster = self.id();
+        let authority = AuthorityCertificate { cluster, authority: self.authority.authority_id(), issued: 1 };
+        let member = MemberCertificate { cluster, node, role, issued: 1, expires: 2, invitation: None };
+        Chain {
+            authority: Verified::sign(authority, &self.master).unwrap().unverified(),
+            member: Verified::sign(member, &self.authority).unwrap().unverified(),
+        }
+    }
+
+    fn complete(&self, mut draft: Draft, role: Role) -> Result<Store, StoreError> {
+        let beginning = if role == Role::Publisher { Beginning::Founding } else { Beginning::Joining };
+        draft.begin(beginning, self.id())?;
+        let node = draft.node_secret(|| NodeSecret::generate(&mut rng()))?;
+        let publisher = role == Role::Publisher;
+        draft.complete(&Contents {
+            chain: &self.chain(node.node_id(), role),
+            master: publisher.then_some(&self.master),
+            authority: publisher.then_some(&self.authority),
+            discovery: &self.discovery,
+            members: &[self.chain(NodeId::from_public_key([3; 32]), Role::Worker)],
+            ports: &[443, 80, 80],
+        })
+    }
+
+    fn invitation(&self, token: u8, redeemed: &[u8], revoked: bool) -> Verified<Invitation> {
+        let invitation = Invitation {
+            cluster: self.id(),
+            token: InvitationId::from_public_key([token; 32]),
+            role: Role::Worker,
+            uses: 3,
+            issued: 1,
+            expires: 2,
+            redeemed: redeemed.iter().map(|&node| NodeId::from_public_key([node; 32])).collect(),
+            revoked,
+        };
+        Verified::sign(invitation, &self.authority).unwrap()
+    }
+
+    fn revocation(&self, node: u8) -> Verified<Revocation> {
+        let revocation = Revocation { cluster: self.id(), node: NodeId::from_public_key([node; 32]), revoked: 5 };
+        Verified::sign(revocation, &self.authority).unwrap()
+    }
+}
+
+/// A publisher's state directory, closed.
+fn publisher() -> (TempDir, Cluster) {
+    let (folder, cluster) = (tempfile::tempdir().unwrap(), Cluster::new());
+    cluster.complete(Store::create(&folder.path().join("state")).unwrap(), Role::Publisher).unwrap();
+    (folder, cluster)
+}
+
+fn state(folder: &TempDir) -> PathBuf {
+    folder.path().join("state")
+}
+
+fn period(number: u64) -> PeriodId {
+    PeriodId { number, length_minutes: 1440, offset_seconds: 43_200 }
+}
+
+fn point(relay: u8) -> StoredIntroPoint {
+    StoredIntroPoint {
+        relay: RelayId { rsa: FixedBytes([relay; 20]), ed25519: FixedBytes([relay; 32]) },
+        secrets: IntroPointSecrets::generate(&mut rng()),
+        created: u64::from(relay),
+        introductions: 0,
+    }
+}
+
+#[test]
+fn what_was_written_is_there_after_opening_again() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    assert_eq!(store.cluster(), cluster.id());
+    assert_eq!(store.node_secret().unwrap().node_id(), store.node_id());
+    assert_eq!(store.master_secret().unwrap().unwrap().expanded(), cluster.master.expanded());
+    assert_eq!(store.authority_secret().unwrap().unwrap().seed(), cluster.authority.seed());
+    assert_eq!(store.discovery().unwrap().secret.as_bytes(), cluster.discovery.secret.as_bytes());
+    assert_eq!(store.virtual_ports().unwrap(), [80, 443]);
+    assert_eq!(store.members().unwrap().len(), 1);
+    assert_eq!(
+        fs::read_to_string(state(&folder).join("master.pub")).unwrap().lines().nth(1),
+        Some(&*cluster.id().to_string())
+    );
+}
+
+#[test]
+fn everything_is_for_the_owner_alone() {
+    let (folder, _) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    store.add_intro_point(&point(1)).unwrap();
+    let mut dirs = vec![state(&folder)];
+    while let Some(dir) = dirs.pop() {
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o700, "{}", dir.display());
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600, "{}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_looser_directory_is_refused_with_the_command_that_mends_it() {
+    let (folder, _) = publisher();
+    fs::set_permissions(state(&folder), fs::Permissions::from_mode(0o755)).unwrap();
+    let error = Store::open(&state(&folder)).unwrap_err();
+    assert!(error.to_string().ends_with(&format!("`chmod 0700 {}`", state(&folder).display())), "{error}");
+    assert!(matches!(Store::create(&state(&folder)), Err(StoreError::Mode { .. })));
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let (folder, _) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let error = Store::open(&state(&folder)).unwrap_err();
+    assert!(matches!(error, StoreError::Locked { process: Some(id), .. } if id == std::process::id()), "{error}");
+    assert!(error.to_string().contains("status"), "{error}");
+    assert!(matches!(Store::create(&state(&folder)), Err(StoreError::Locked { .. })));
+    drop(store);
+    Store::open(&state(&folder)).unwrap();
+}
+
+#[test]
+fn nothing_is_not_a_node_and_stays_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(Store::open(&state(&folder)), Err(StoreError::NotFound(_))));
+    assert!(!state(&folder).exists());
+    assert!(matches!(Store::open(folder.path()), Err(StoreError::NotFound(_))));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_node_is_never_made_over_another() {
+    let (folder, cluster) = publisher();
+    let before = snapshot(&folder);
+    assert!(
+        matches!(Store::create(&state(&folder)), Err(StoreError::Exists { cluster: found, .. }) if found == cluster.id())
+    );
+    assert_eq!(snapshot(&folder), before);
+}
+
+/// Name and content of every file but the lock.
+fn snapshot(folder: &TempDir) -> Vec<(String, Vec<u8>)> {
+    let files = fs::read_dir(state(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = files
+        .filter(|path| path.is_file() && !path.ends_with("lock"))
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_missing_file_is_named_and_nothing_is_made_in_its_place() {
+    for kind in Kind::FIXED.into_iter().filter(|kind| *kind != Kind::Pending) {
+        let (folder, _) = publisher();
+        fs::remove_file(state(&folder).join(kind.name())).unwrap();
+        let before = snapshot(&folder);
+        for error in [Store::open(&state(&folder)).unwrap_err(), Store::create(&state(&folder)).unwrap_err()] {
+            let exists = matches!(error, StoreError::Exists { .. });
+            let missing = matches!(&error, StoreError::Missing { path, .. } if path.ends_with(kind.name()));
+            assert!(missing || (exists && kind != Kind::Membership), "{}: {error}", kind.name());
+        }
+        assert_eq!(snapshot(&folder), before, "{}", kind.name());
+    }
+}
+
+#[test]
+fn every_file_cut_short_or_changed_is_named_and_left_alone() {
+    let (folder, _) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    store.add_intro_point(&point(1)).unwrap();
+    let intro = store.intro_files().unwrap();
+    let intro = PathBuf::from("intro").join(format!("{}.{}", intro[0].0, intro[0].1));
+    drop(store);
+    let names = Kind::FIXED.iter().filter(|kind| **kind != Kind::Pending).map(|kind| PathBuf::from(kind.name()));
+    for name in names.chain([intro]) {
+        let path = state(&folder).join(&name);
+        let whole = fs::read(&path).unwrap();
+        let cut = (0..whole.len()).step_by(7).chain([whole.len() - 1]).map(|length| whole[..length].to_vec());
+        let changed = (0..whole.len()).step_by(11).map(|at| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            bytes
+        });
+        for bytes in cut.chain(changed) {
+            fs::write(&path, &bytes).unwrap();
+            let error = Store::open(&state(&folder)).unwrap_err();
+            assert!(matches!(&error, StoreError::Damaged { path: at, .. } if *at == path), "{error}");
+            assert!(error.to_string().contains("nothing was overwritten"), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+        }
+        fs::write(&path, whole).unwrap();
+    }
+    Store::open(&state(&folder)).unwrap();
+}
+
+#[test]
+fn a_file_of_another_cluster_or_under_another_name_is_told() {
+    let ((ours, _), (theirs, other)) = (publisher(), publisher());
+    for kind in Kind::FIXED.into_iter().filter(|kind| !matches!(kind, Kind::Pending | Kind::MasterPub)) {
+        let path = state(&ours).join(kind.name());
+        let whole = fs::read(&path).unwrap();
+        fs::copy(state(&theirs).join(kind.name()), &path).unwrap();
+        let error = Store::open(&state(&ours)).unwrap_err();
+        assert!(error.to_string().contains(&other.id().to_string()), "{error}");
+        fs::copy(state(&ours).join("master.pub"), &path).unwrap();
+        let error = Store::open(&state(&ours)).unwrap_err();
+        assert!(error.to_string().contains("is a master.pub file"), "{error}");
+        fs::write(&path, whole).unwrap();
+    }
+}
+
+#[test]
+fn keys_of_another_node_or_authority_of_the_same_cluster_are_told() {
+    let (folder, cluster) = publisher();
+    for (kind, bytes) in [(Kind::NodeKey, vec![9; 32]), (Kind::AuthorityKey, vec![9; 32]), (Kind::NodeKey, vec![9; 31])]
+    {
+        let path = state(&folder).join(kind.name());
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &**file::encode(kind, cluster.id(), &bytes)).unwrap();
+        let error = Store::open(&state(&folder)).unwrap_err();
+        assert!(matches!(&error, StoreError::Damaged { damage: Damage::Content(_), .. }), "{error}");
+        fs::write(&path, whole).unwrap();
+    }
+}
+
+#[test]
+fn a_worker_has_no_key_of_the_master_address_and_may_not_get_one() {
+    let (folder, cluster) = (tempfile::tempdir().unwrap(), Cluster::new());
+    let store = cluster.complete(Store::create(&state(&folder)).unwrap(), Role::Worker).unwrap();
+    assert!(store.master_secret().unwrap().is_none());
+    assert!(store.authority_secret().unwrap().is_none());
+    assert!(!state(&folder).join("master.key").exists() && !state(&folder).join("authority.key").exists());
+    drop(store);
+    write_key(&state(&folder), Kind::MasterKey, cluster.id(), cluster.master.expanded()).unwrap();
+    assert!(
+        matches!(Store::open(&state(&folder)), Err(StoreError::NotForWorkers(path)) if path.ends_with("master.key"))
+    );
+}
+
+#[test]
+fn numbers_only_rise() {
+    let (folder, _) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    assert_eq!((store.next_boot().unwrap(), store.next_boot().unwrap()), (1, 2));
+    store.raise_term(7).unwrap();
+    store.raise_term(7).unwrap();
+    assert!(matches!(store.raise_term(6), Err(StoreError::Falls { stored: 7, given: 6, .. })));
+    store.raise_revision(period(1), 50).unwrap();
+    assert!(matches!(store.raise_revision(period(1), 49), Err(StoreError::Falls { stored: 50, given: 49, .. })));
+    store.raise_revision(period(2), 3).unwrap();
+    drop(store);
+    let store = Store::open(&state(&folder)).unwrap();
+    assert_eq!(store.next_boot().unwrap(), 3);
+    assert_eq!(store.term().unwrap(), 7);
+    assert_eq!(store.revisions().unwrap(), [(period(1), 50), (period(2), 3)]);
+}
+
+#[test]
+fn the_oldest_periods_are_forgotten_but_not_the_one_in_use() {
+    let (folder, _) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    for number in 100..130 {
+        store.raise_revision(period(number), number).unwrap();
+    }
+    assert_eq!(store.revisions().unwrap().len(), MAX_REVISIONS);
+    assert_eq!(store.revisions().unwrap()[0].0, period(114));
+    store.raise_revision(period(1), 9).unwrap();
+    assert!(store.revisions().unwrap().contains(&(period(1), 9)));
+    assert_eq!(store.revisions().unwrap().len(), MAX_REVISIONS);
+}
+
+#[test]
+fn a_redemption_is_never_forgotten() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[4], false), cluster.invitation(2, &[], false)]).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[], false)]).unwrap();
+    assert_eq!(store.invitations().unwrap().len(), 2);
+    assert_eq!(store.invitations().unwrap()[0].redeemed.len(), 1);
+    // Each of the two knows something of its own: both stay until one knows it all.
+    store.put_invitations(&[cluster.invitation(1, &[5], true)]).unwrap();
+    assert_eq!(store.invitations().unwrap().len(), 3);
+    store.put_invitations(&[cluster.invitation(1, &[4, 5], true)]).unwrap();
+    let kept = store.invitations().unwrap();
+    assert_eq!(kept.len(), 2);
+    assert!(kept.iter().any(|invitation| invitation.revoked && invitation.redeemed.len() == 2));
+    store.retain_invitations(|invitation| !invitation.revoked).unwrap();
+    assert_eq!(store.invitations().unwrap().len(), 1);
+}
+
+#[test]
+fn revocations_stay_and_only_the_authority_s_are_taken() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    store.put_revocations(&[cluster.revocation(1), cluster.revocation(1)]).unwrap();
+    store.put_revocations(&[cluster.revocation(2)]).unwrap();
+    assert_eq!(store.revocations().unwrap().len(), 2);
+    assert!(matches!(store.put_revocations(&[Cluster::new().revocation(3)]), Err(StoreError::Invalid { .. })));
+    assert!(matches!(
+        store.put_invitations(&[Cluster::new().invitation(1, &[], false)]),
+        Err(StoreError::Invalid { .. })
+    ));
+}
+
+#[test]
+fn lists_are_bounded_and_full_ones_leave_the_old_in_place() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let many: Vec<u16> = (1..=65).collect();
+    assert!(matches!(store.put_virtual_ports(&many), Err(StoreError::TooMany { given: 65, max: MAX_PORTS, .. })));
+    assert!(matches!(store.put_virtual_ports(&[0]), Err(StoreError::Invalid { .. })));
+    assert_eq!(store.virtual_ports().unwrap(), [80, 443]);
+    let member = cluster.chain(NodeId::from_public_key([3; 32]), Role::Worker);
+    store.put_members(&vec![member.clone(); MAX_MEMBERS]).unwrap();
+    assert!(matches!(store.put_members(&vec![member; MAX_MEMBERS + 1]), Err(StoreError::TooMany { .. })));
+    assert_eq!(store.members().unwrap().len(), MAX_MEMBERS);
+}
+
+#[test]
+fn the_discovery_key_changes_only_to_a_newer_generation() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let make = |generation| Discovery { generation, secret: DiscoverySecret::generate(&mut rng()) };
+    store.rotate_discovery(&cluster.discovery).unwrap();
+    assert!(matches!(store.rotate_discovery(&make(0)), Err(StoreError::Falls { .. })));
+    let next = make(2);
+    store.rotate_discovery(&next).unwrap();
+    assert!(matches!(store.rotate_discovery(&make(1)), Err(StoreError::Falls { .. })));
+    drop(store);
+    let found = Store::open(&state(&folder)).unwrap().discovery().unwrap();
+    assert_eq!((found.generation, found.secret.as_bytes()), (2, next.secret.as_bytes()));
+}
+
+#[test]
+fn intro_points_live_as_long_as_their_replay_logs() {
+    let (folder, _) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let (one, two) = (point(1), point(2));
+    store.add_intro_point(&two).unwrap();
+    store.add_intro_point(&one).unwrap();
+    for point in [&one, &two] {
+        ReplayLog::open(&store.replay_log_path(&point.session_key())).unwrap().is_new(b"hello").unwrap();
+    }
+    store.count_introductions(&one.session_key(), 9).unwrap();
+    drop(store);
+
+    let store = Store::open(&state(&folder)).unwrap();
+    let points = store.intro_points().unwrap();
+    assert_eq!(points.iter().map(|point| (point.created, point.introductions)).collect::<Vec<_>>(), [(1, 9), (2, 0)]);
+    assert_eq!(points[0].secrets.encryption, one.secrets.encryption);
+    assert_eq!(ReplayLog::open(&store.replay_log_path(&one.session_key())).unwrap().len(), 1);
+    store.remove_intro_point(&one.session_key()).unwrap();
+    assert!(!store.replay_log_path(&one.session_key()).exists());
+    assert!(matches!(store.count_introductions(&one.session_key(), 1), Err(StoreError::NoIntroPoint(_))));
+
+    // A crash between the two removals leaves a log without keys.
+    fs::remove_file(store.intro_dir().join(format!("{}.point", data_encoding::HEXLOWER.encode(&two.session_key()))))
+        .unwrap();
+    drop(store);
+    let store = Store::open(&state(&folder)).unwrap();
+    assert!(!store.replay_log_path(&two.session_key()).exists());
+}
+
+#[test]
+fn intro_points_are_bounded() {
+    let (folder, _) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    for relay in 0..64 {
+        store.add_intro_point(&point(relay)).unwrap();
+    }
+    assert!(matches!(store.add_intro_point(&point(64)), Err(StoreError::TooMany { .. })));
+    assert_eq!(store.intro_points().unwrap().len(), MAX_STORED_POINTS);
+}
+
+#[test]
+fn half_written_files_of_a_crash_are_swept() {
+    let (folder, _) = publisher();
+    let leftover = state(&folder).join(".new-abc");
+    fs::write(&leftover, b"half").unwrap();
+    Store::open(&state(&folder)).unwrap();
+    assert!(!leftover.exists());
+}
+
+/// Every state a crash of `complete` can leave is one that `open` explains and that the same command finishes.
+#[test]
+fn an_interrupted_beginning_can_be_finished() {
+    let order = [
+        "pending",
+        "node.key",
+        "master.pub",
+        "master.key",
+        "authority.key",
+        "discovery.key",
+        "boot",
+        "term",
+        "revisions",
+        "invitations",
+        "revocations",
+        "members",
+        "ports",
+    ];
+    for written in 1..=order.len() {
+        let (folder, cluster) = publisher();
+        // The whole directory, less what a crash would not have written yet.
+        fs::remove_file(state(&folder).join("membership")).unwrap();
+        let pending = file::encode(Kind::Pending, cluster.id(), b"founding\n");
+        file::replace(&state(&folder).join("pending"), &pending).unwrap();
+        for name in &order[written..] {
+            fs::remove_file(state(&folder).join(name)).unwrap();
+        }
+        let key = fs::read(state(&folder).join("node.key")).ok();
+        let error = Store::open(&state(&folder)).unwrap_err();
+        assert!(matches!(error, StoreError::Unfinished { .. }), "{error}");
+        assert!(error.to_string().contains("`rustbalance init`"), "{error}");
+        let draft = Store::create(&state(&folder)).unwrap();
+        assert_eq!(draft.begun(), Some((Beginning::Founding, cluster.id())));
+        assert_eq!(draft.master_secret().unwrap().is_some(), written >= 4);
+        cluster.complete(draft, Role::Publisher).unwrap();
+        let store = Store::open(&state(&folder)).unwrap();
+        assert!(key.is_none_or(|key| key == fs::read(state(&folder).join("node.key")).unwrap()));
+        assert_eq!(store.master_secret().unwrap().unwrap().expanded(), cluster.master.expanded());
+        assert!(!state(&folder).join("pending").exists());
+    }
+}
+
+#[test]
+fn another_beginning_starts_over_only_without_a_master_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (Cluster::new(), Cluster::new());
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, one.id()).unwrap();
+    let first = draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id();
+    assert_eq!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
+    drop(draft);
+    assert!(
+        Store::open(&state(&folder)).unwrap_err().to_string().contains(&format!("`rustbalance join {}`", one.id()))
+    );
+
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, two.id()).unwrap();
+    assert_ne!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
+
+    write_key(&state(&folder), Kind::MasterKey, two.id(), two.master.expanded()).unwrap();
+    let before = snapshot(&folder);
+    let error = draft.begin(Beginning::Founding, one.id()).unwrap_err();
+    assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");
+    assert!(matches!(draft.discard(), Err(StoreError::KeyInTheWay { .. })));
+    assert_eq!(snapshot(&folder), before);
+}
+
+#[test]
+fn a_refused_join_leaves_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
+    draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap();
+    fs::write(draft.arti_state_dir().join("guards"), b"x").unwrap();
+    draft.discard().unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    // What was there before stays.
+    fs::create_dir(state(&folder)).unwrap();
+    fs::set_permissions(state(&folder), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(state(&folder).join("rustbalance.toml"), b"").unwrap();
+    Store::create(&state(&folder)).unwrap().discard().unwrap();
+    assert_eq!(fs::read_dir(state(&folder)).unwrap().count(), 1);
+}
+
+#[test]
+fn no_error_and_no_debug_shows_a_secret() {
+    let (folder, cluster) = publisher();
+    let secret = data_encoding::HEXLOWER.encode(cluster.master.expanded());
+    let store = Store::open(&state(&folder)).unwrap();
+    assert!(!format!("{store:?}").contains(&secret[..16]));
+    assert!(format!("{:?}", store.discovery().unwrap()).contains("redacted"));
+    drop(store);
+    fs::write(state(&folder).join("master.key"), cluster.master.expanded()).unwrap();
+    let error = Store::open(&state(&folder)).unwrap_err();
+    assert!(!format!("{error} {error:?}").contains(&secret[..16]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn terms_and_boots_never_fall(steps in proptest::collection::vec((0u64..20, any::<bool>()), 1..20)) {
+        let (folder, _) = publisher();
+        let mut store = Store::open(&state(&folder)).unwrap();
+        let (mut highest, mut boots) = (0, BTreeSet::new());
+        for (term, restart) in steps {
+            prop_assert_eq!(store.raise_term(term).is_ok(), term >= highest);
+            highest = highest.max(term);
+            if restart {
+                drop(store);
+                store = Store::open(&state(&folder)).unwrap();
+                let boot = store.next_boot().unwrap();
+                prop_assert!(boots.last().is_none_or(|last| boot > *last));
+                boots.insert(boot);
+            }
+            prop_assert_eq!(store.term().unwrap(), highest);
+        }
+    }
+}

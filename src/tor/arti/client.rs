@@ -1,0 +1,369 @@
+//! Arti's client: configured, bootstrapped in the background, watched, stopped.
+//!
+//! Bootstrapping is tried for ever, with growing pauses; [`Bootstrap`] tells how far it is. The client is given up for
+//! good, and every later call answers [`TorError::Stopped`], when it is shut down or when it cannot recover by itself:
+//! Arti's vanguard manager ends for good if it meets an expired directory, and no circuit can be built from then on.
+//! There is no way to ask it, so two signs are taken for it: the directory had expired and is back, or many circuits
+//! in a row have failed for want of a vanguard. Whoever supervises the engine then starts another.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use arti_client::config::TorClientConfig;
+use arti_client::status::BootstrapStatus;
+use arti_client::{BootstrapBehavior, TorClient};
+use futures::StreamExt;
+use tokio::sync::watch;
+use tokio::time::{interval, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tor_circmgr::hspool::HsCircPool;
+use tor_config::load::ConfigResolveOptions;
+use tor_config::sources::MustRead;
+use tor_config::{ConfigurationSource, ConfigurationSources};
+use tor_netdir::{NetDir, NetDirProvider, Timeliness};
+use tor_rtcompat::PreferredRuntime;
+
+use super::dial::Dials;
+use super::directories::Directories;
+use super::own_service::Launched;
+use super::slots::Slots;
+use crate::tor::{Bootstrap, TorError};
+
+/// Between two attempts to bootstrap: doubles from the first to the second.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How often the directory is looked at without an event.
+const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
+
+/// So many failures for want of a vanguard in a row, over at least this time, mean that none will come.
+const NO_VANGUARD: (u32, Duration) = (10, Duration::from_secs(120));
+
+/// For the tasks to end and the state directory to be free again.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// How the engine is set up.
+#[derive(Debug, Clone)]
+pub struct ArtiConfig {
+    /// Arti's own configuration, as TOML, handed over as it is; its storage directories and key store are replaced.
+    pub toml: String,
+    /// Arti's state.
+    pub state_dir: PathBuf,
+    /// Arti's cache. Never shared with another running client.
+    pub cache_dir: PathBuf,
+}
+
+/// The client and what one needs of it to build circuits oneself.
+#[derive(Clone)]
+pub(super) struct Live {
+    pub(super) tor: Arc<TorClient<PreferredRuntime>>,
+    pub(super) netdir: Arc<dyn NetDirProvider>,
+    pub(super) pool: Arc<HsCircPool<PreferredRuntime>>,
+    pub(super) directories: Arc<Directories<PreferredRuntime>>,
+}
+
+impl Live {
+    /// The network's directory as long as it is good.
+    pub(super) fn netdir(&self) -> Result<Arc<NetDir>, TorError> {
+        self.netdir
+            .netdir(Timeliness::Timely)
+            .map_err(|e| TorError::NotReady(format!("there is no timely directory of the network: {e}")))
+    }
+}
+
+/// What the calls and the tasks of one engine share.
+pub(super) struct Shared {
+    /// The client; gone once stopped.
+    tor: RwLock<Option<Arc<TorClient<PreferredRuntime>>>>,
+    /// Filled once bootstrapped; gone once stopped.
+    live: RwLock<Option<Live>>,
+    stopped: OnceLock<String>,
+    vanguards: Mutex<Option<(u32, Instant)>>,
+    /// Kept to read it; the sender is with the task that watches the client.
+    pub(super) bootstrap: watch::Receiver<Bootstrap>,
+    pub(super) changes: watch::Receiver<u64>,
+    /// Ends all tasks.
+    pub(super) shutdown: CancellationToken,
+    pub(super) tasks: TaskTracker,
+    /// Rendezvous in the making, node-wide.
+    pub(super) pending: Arc<Slots>,
+    /// Rendezvous circuits open, node-wide.
+    pub(super) open: Arc<Slots>,
+    /// Circuits open to the node's own service.
+    pub(super) own: Arc<Slots>,
+    pub(super) dials: Dials,
+    pub(super) launched: Launched,
+    pub(super) state_dir: PathBuf,
+}
+
+/// Makes the client and starts to bootstrap it. Returns at once; must be called within a Tokio runtime.
+pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
+    install_crypto();
+    let runtime = PreferredRuntime::current()
+        .map_err(|e| TorError::Config("there is no Tokio runtime".into(), Some(Box::new(e))))?;
+    let tor = TorClient::with_runtime(runtime)
+        .config(configure(&config)?)
+        .bootstrap_behavior(BootstrapBehavior::Manual)
+        .create_unbootstrapped()
+        .map_err(|e| {
+            TorError::Config(format!("with its state in {}: {e}", config.state_dir.display()), Some(Box::new(e)))
+        })?;
+    let message = "connecting to the Tor network".into();
+    let (bootstrap_sender, bootstrap) = watch::channel(Bootstrap { message, ..Bootstrap::default() });
+    let (changes_sender, changes) = watch::channel(0);
+    let shared = Arc::new(Shared {
+        tor: RwLock::new(Some(Arc::clone(&tor))),
+        live: RwLock::default(),
+        stopped: OnceLock::new(),
+        vanguards: Mutex::default(),
+        bootstrap,
+        changes,
+        shutdown: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        pending: Arc::default(),
+        open: Arc::default(),
+        own: Arc::default(),
+        dials: Dials::default(),
+        launched: Launched::default(),
+        state_dir: config.state_dir,
+    });
+    let watched = watch_client(Arc::clone(&shared), tor, bootstrap_sender, changes_sender);
+    shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(watched));
+    Ok(shared)
+}
+
+/// TLS needs a crypto provider, once a process.
+fn install_crypto() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
+            tracing::debug!("another crypto provider was installed before");
+        }
+    });
+}
+
+/// Arti's configuration from the text, with our directories and a key store in memory: the node's key file is the only
+/// copy of its key.
+fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError> {
+    let invalid = |e: &(dyn std::error::Error + 'static), what: &str| {
+        let mut text = format!("{what}: {e}");
+        let mut cause = e.source();
+        while let Some(e) = cause {
+            text = format!("{text}: {e}");
+            cause = e.source();
+        }
+        TorError::Config(text, None)
+    };
+    let mut sources = ConfigurationSources::new_empty();
+    sources.push_source(ConfigurationSource::from_verbatim(config.toml.clone()), MustRead::MustRead);
+    sources.push_source(ConfigurationSource::from_verbatim(ours(config)?), MustRead::MustRead);
+    let tree = sources.load().map_err(|e| invalid(&e, "its configuration cannot be read"))?;
+    let options = ConfigResolveOptions::default();
+    let resolved = tor_config::resolve_return_results::<TorClientConfig>(&tree, &options)
+        .map_err(|e| invalid(&e, "its configuration is not valid; mend the [arti] table or the file it names"))?;
+    if let Some(key) = resolved.unrecognized.first() {
+        return Err(TorError::Config(
+            format!(
+                "its configuration has a key {key:?} that Arti's client does not know; correct or remove it (what \
+                 belongs to the arti program alone, such as proxy and logging, has no place here)",
+                key = key.to_string()
+            ),
+            None,
+        ));
+    }
+    Ok(resolved.value)
+}
+
+/// The part of the configuration that is ours, as TOML.
+fn ours(config: &ArtiConfig) -> Result<String, TorError> {
+    let literal = |path: &Path| {
+        let text = path.to_str().ok_or_else(|| {
+            TorError::Config(format!("the directory {} is not valid UTF-8; choose another", path.display()), None)
+        })?;
+        Ok(toml::Table::from_iter([("literal".to_owned(), toml::Value::from(text))]))
+    };
+    let mut storage = toml::Table::new();
+    storage.insert("state_dir".into(), literal(&config.state_dir)?.into());
+    storage.insert("cache_dir".into(), literal(&config.cache_dir)?.into());
+    let kind = toml::Table::from_iter([("kind".to_owned(), toml::Value::from("ephemeral"))]);
+    let mut keystore = toml::Table::from_iter([("enabled".to_owned(), toml::Value::from(true))]);
+    keystore.insert("primary".into(), kind.into());
+    storage.insert("keystore".into(), keystore.into());
+    Ok(toml::Table::from_iter([("storage".to_owned(), toml::Value::from(storage))]).to_string())
+}
+
+/// Bootstraps the client and then watches it, to the end.
+async fn watch_client(
+    shared: Arc<Shared>,
+    tor: Arc<TorClient<PreferredRuntime>>,
+    bootstrap: watch::Sender<Bootstrap>,
+    changes: watch::Sender<u64>,
+) {
+    let mut progress = tor.bootstrap_events();
+    let tell = |status: BootstrapStatus| {
+        bootstrap.send_modify(|told| (told.fraction, told.message) = (status.as_frac(), in_words(&status)));
+    };
+    let follow = async {
+        while let Some(status) = progress.next().await {
+            tell(status);
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = bootstrap_for_ever(&tor, &bootstrap) => {}
+        () = follow => {}
+    }
+    let live = match live(&tor) {
+        Ok(live) => live,
+        Err(e) => return shared.stop(format!("it came up without its parts: {e}")),
+    };
+    drop(tor);
+    let netdir = Arc::clone(&live.netdir);
+    *shared.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live);
+    bootstrap.send_modify(|told| *told = Bootstrap { fraction: 1.0, ready: true, message: "connected".into() });
+    changes.send_modify(|count| *count += 1);
+    let mut events = netdir.events();
+    let mut check = interval(DIRECTORY_CHECK);
+    let mut expired = false;
+    loop {
+        tokio::select! {
+            Some(status) = progress.next() => tell(status),
+            Some(_) = events.next() => changes.send_modify(|count| *count += 1),
+            _ = check.tick() => {}
+        }
+        match netdir.netdir(Timeliness::Timely) {
+            Ok(_) if expired => return shared.stop("the network's directory had expired and is back".into()),
+            Ok(_) => {}
+            Err(_) => expired = true,
+        }
+    }
+}
+
+/// Ends once the client has bootstrapped.
+async fn bootstrap_for_ever(tor: &TorClient<PreferredRuntime>, bootstrap: &watch::Sender<Bootstrap>) {
+    let mut pause = RETRY_PAUSE.0;
+    while let Err(e) = tor.bootstrap().await {
+        tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {e}");
+        bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {e}"));
+        sleep(pause).await;
+        pause = (pause * 2).min(RETRY_PAUSE.1);
+    }
+}
+
+/// The parts of a client that has bootstrapped.
+fn live(tor: &Arc<TorClient<PreferredRuntime>>) -> Result<Live, arti_client::Error> {
+    let netdir: Arc<dyn NetDirProvider> = tor.dirmgr()?.upcast_arc();
+    let pool = tor.hs_circ_pool()?;
+    let directories = Arc::new(Directories { netdir: Arc::clone(&netdir), pool: Arc::clone(&pool) });
+    Ok(Live { tor: Arc::clone(tor), netdir, pool, directories })
+}
+
+/// Arti's status for a person.
+fn in_words(status: &BootstrapStatus) -> String {
+    if let Some(blockage) = status.blocked() {
+        return format!("{}: {}", blockage.kind(), blockage.message());
+    }
+    let text = status.to_string();
+    // "42%: connecting to the internet; ...": the number is told apart.
+    text.split_once("%: ").map(|(_, words)| words.to_owned()).unwrap_or(text)
+}
+
+impl Shared {
+    /// The client's parts, or why there are none.
+    pub(super) fn live(&self) -> Result<Live, TorError> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).clone();
+        live.ok_or_else(|| match self.stopped.get() {
+            Some(why) => TorError::Stopped(why.clone()),
+            None => TorError::NotReady(self.bootstrap.borrow().message.clone()),
+        })
+    }
+
+    /// The client's parts once it is ready; an error only where it never will be.
+    pub(super) async fn ready(&self) -> Result<Live, TorError> {
+        let mut bootstrap = self.bootstrap.clone();
+        let _ = bootstrap.wait_for(|told| told.ready).await;
+        self.live()
+    }
+
+    /// The client whether ready or not.
+    pub(super) fn client(&self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
+        let tor = self.tor.read().unwrap_or_else(PoisonError::into_inner).clone();
+        tor.ok_or_else(|| TorError::Stopped(self.stopped.get().cloned().unwrap_or_default()))
+    }
+
+    /// Notes how the building of a circuit went; many failures for want of a vanguard end the client.
+    pub(super) fn note_circuit(&self, built: Result<(), &tor_circmgr::Error>) {
+        let mut failing = self.vanguards.lock().unwrap_or_else(PoisonError::into_inner);
+        match built {
+            Ok(()) => *failing = None,
+            Err(tor_circmgr::Error::VanguardMgrInit(_)) => {
+                let (count, since) = failing.get_or_insert_with(|| (0, Instant::now()));
+                *count += 1;
+                let (most, time) = NO_VANGUARD;
+                if *count >= most && since.elapsed() >= time {
+                    drop(failing);
+                    self.stop("its vanguard manager has ended".into());
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Gives the client up. The first reason stays.
+    pub(super) fn stop(&self, why: String) {
+        if self.stopped.set(why.clone()).is_ok() {
+            tracing::warn!("the Tor client has stopped: {why}");
+        }
+        *self.live.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.tor.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.shutdown.cancel();
+    }
+
+    /// Gives the client up and waits, for a while, until its directories are free for another.
+    pub(super) async fn close(&self, why: String) {
+        let freed = self.client().ok().map(|tor| tor.wait_for_stop());
+        self.stop(why);
+        self.tasks.close();
+        let ended = async {
+            self.tasks.wait().await;
+            if let Some(freed) = freed {
+                freed.await;
+            }
+        };
+        if tokio::time::timeout(SHUTDOWN_LIMIT, ended).await.is_err() {
+            tracing::debug!("some tasks of the Tor client are still running");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(toml: &str) -> ArtiConfig {
+        ArtiConfig { toml: toml.into(), state_dir: "/var/lib/a ${b}/state".into(), cache_dir: "/c".into() }
+    }
+
+    #[test]
+    fn the_directories_are_ours_whatever_the_text_says() {
+        let ours = configure(&config("[storage]\nstate_dir = \"/elsewhere\"\n")).unwrap();
+        let same = configure(&config("")).unwrap();
+        assert!(ours == same);
+        assert!(configure(&config("[vanguards]\nmode = \"full\"\n")).unwrap() != same);
+    }
+
+    #[test]
+    fn a_key_that_arti_does_not_know_is_named() {
+        let error = configure(&config("[path_rules]\nlong_live_ports = [1]\n")).unwrap_err().to_string();
+        assert!(error.contains("path_rules.long_live_ports"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named() {
+        let error = configure(&config("[vanguards]\nmode = \"fool\"\n")).unwrap_err().to_string();
+        assert!(error.contains("vanguards.mode"), "{error}");
+        let error = configure(&config("[vanguards\n")).unwrap_err().to_string();
+        assert!(error.contains("line 1, column 11"), "{error}");
+    }
+}

@@ -1,0 +1,162 @@
+//! Connections to other onion services, and the keys that open restricted ones.
+//!
+//! Arti keeps a circuit to a service and gives every later connection a stream on it; and it keeps the service's
+//! descriptor, and asks a directory again only after a quarter of an hour. Where the other side has been frozen or
+//! restarted, both are in the way. So after a failure the next connection to that address gets an isolation group of
+//! its own, that is a fresh descriptor and a fresh circuit; not too often, as what Arti keeps for a group stays for two
+//! days.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arti_client::{ErrorKind, HasKind, StreamPrefs};
+use rustbalance_gossip::id::{NodeId, OnionAddress};
+use tokio::time::timeout;
+use tor_hscrypto::pk::HsClientDescEncKey;
+use tor_keymgr::KeystoreSelector;
+
+use super::client::Shared;
+use super::keys;
+use super::stream::TorStream;
+use crate::keys::DiscoverySecret;
+use crate::tor::{BoxStream, TorError};
+
+/// Between two fresh starts to one address without a success: doubles from the first to the second.
+const FRESH_START: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(15 * 60));
+
+/// Addresses remembered; past this all start over.
+const MOST_ADDRESSES: usize = 4096;
+
+/// How each address was reached last.
+#[derive(Default)]
+pub(super) struct Dials {
+    addresses: Mutex<HashMap<OnionAddress, Dial>>,
+    keys: Mutex<()>,
+}
+
+/// What is kept of one address.
+struct Dial {
+    prefs: StreamPrefs,
+    /// When the last fresh start was made, and how long it lasts at least.
+    fresh: Option<(Instant, Duration)>,
+}
+
+impl Dials {
+    /// The isolation group to use now.
+    fn prefs(&self, to: OnionAddress) -> StreamPrefs {
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        addresses.get(&to).map(|dial| dial.prefs.clone()).unwrap_or_default()
+    }
+
+    /// It was reached: the next failure may start afresh at once.
+    fn reached(&self, to: OnionAddress) {
+        if let Some(dial) = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&to) {
+            dial.fresh = None;
+        }
+    }
+
+    /// It was not: start afresh, if that is not too soon after the last time. True if so.
+    fn failed(&self, to: OnionAddress, now: Instant) -> bool {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if addresses.len() >= MOST_ADDRESSES && !addresses.contains_key(&to) {
+            addresses.clear();
+        }
+        let dial = addresses.entry(to).or_insert_with(|| Dial { prefs: StreamPrefs::new(), fresh: None });
+        let lasts = match dial.fresh {
+            Some((since, lasts)) if now.duration_since(since) < lasts => return false,
+            Some((_, lasts)) => (lasts * 2).min(FRESH_START.1),
+            None => FRESH_START.0,
+        };
+        dial.prefs.new_isolation_group();
+        dial.fresh = Some((now, lasts));
+        true
+    }
+}
+
+/// Connects, within `limit`.
+pub(super) async fn dial(shared: &Shared, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError> {
+    let connecting = async {
+        let live = shared.ready().await?;
+        let prefs = shared.dials.prefs(to);
+        Ok(live.tor.connect_with_prefs((to.to_string(), port), &prefs).await)
+    };
+    let outcome = match timeout(limit, connecting).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(not_ready)) => return Err(not_ready),
+        Err(_) => {
+            shared.dials.failed(to, Instant::now());
+            return Err(TorError::Timeout { what: format!("connecting to port {port} of {to}"), limit });
+        }
+    };
+    match outcome {
+        Ok(stream) => {
+            shared.dials.reached(to);
+            Ok(Box::new(TorStream::new(stream, None)))
+        }
+        Err(e) => {
+            if !is_an_answer(e.kind()) {
+                shared.dials.failed(to, Instant::now());
+            }
+            Err(TorError::Unreachable { to: to.to_string(), why: in_words(&e), source: Some(Box::new(e)) })
+        }
+    }
+}
+
+/// True if the service itself has spoken: the circuit and the descriptor are good.
+fn is_an_answer(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::RemoteConnectionRefused
+            | ErrorKind::RemoteStreamClosed
+            | ErrorKind::RemoteStreamReset
+            | ErrorKind::RemoteStreamError
+            | ErrorKind::OnionServiceMissingClientAuth
+            | ErrorKind::OnionServiceWrongClientAuth
+    )
+}
+
+/// Why a service was not reached, for a person.
+fn in_words(e: &arti_client::Error) -> String {
+    match e.kind() {
+        ErrorKind::OnionServiceNotFound => "no directory has its descriptor: it is down, or has never been up".into(),
+        ErrorKind::OnionServiceNotRunning => "it is not running".into(),
+        ErrorKind::OnionServiceMissingClientAuth => "it requires a discovery key, and we have none for it".into(),
+        ErrorKind::OnionServiceWrongClientAuth => "it does not accept our discovery key".into(),
+        ErrorKind::RemoteConnectionRefused => "it refuses that port".into(),
+        _ => e.to_string(),
+    }
+}
+
+/// Uses `key` for the service of `node` from now on, in place of any other.
+pub(super) fn trust_discovery(shared: &Shared, node: NodeId, key: &DiscoverySecret) -> Result<(), TorError> {
+    let failed = |e: arti_client::Error| {
+        TorError::Invalid(format!("cannot keep the discovery key for {}: {e}", node.short()), Some(Box::new(e)))
+    };
+    let tor = shared.client()?;
+    let (id, secret) = (keys::service_id(node.address()), keys::discovery_secret(key));
+    // Looked at and replaced in one go.
+    let _alone = shared.dials.keys.lock().unwrap_or_else(PoisonError::into_inner);
+    match tor.get_service_discovery_key(id).map_err(failed)? {
+        Some(known) if known == HsClientDescEncKey::from(&secret) => return Ok(()),
+        Some(_) => drop(tor.remove_service_discovery_key(KeystoreSelector::Primary, id).map_err(failed)?),
+        None => {}
+    }
+    tor.insert_service_discovery_key(KeystoreSelector::Primary, id, secret).map_err(failed).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fresh_starts_are_few_until_one_succeeds() {
+        let (dials, to, start) = (Dials::default(), OnionAddress::from_public_key([1; 32]), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let fresh: Vec<u64> = (0..3600).filter(|s| dials.failed(to, at(*s))).collect();
+        assert_eq!(fresh, [0, 10, 30, 70, 150, 310, 630, 1270, 2170, 3070]);
+        assert!(!dials.failed(to, at(3601)));
+        dials.reached(to);
+        assert!(dials.failed(to, at(3602)));
+    }
+}

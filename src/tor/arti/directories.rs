@@ -1,0 +1,232 @@
+//! The directories of the master address: which they are, uploads to them, downloads from them.
+//!
+//! Nothing is kept here: what is responsible is computed from the network's directory at each call, and each transfer
+//! has a circuit of its own. Making a circuit is tried a few times, because the first ones after a start fail often
+//! (guards are tried speculatively, vanguards are not chosen yet). A request is sent once: an upload whose answer was
+//! lost may have been taken, and the same revision again would be refused.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::record::{PeriodId, RelayId};
+use tokio::time::{sleep, timeout};
+use tor_circmgr::hspool::HsCircPool;
+use tor_dirclient::request::{HsDescDownloadRequest, HsDescUploadRequest, Requestable};
+use tor_dirclient::{DirResponse, SourceInfo, send_request};
+use tor_linkspec::{OwnedCircTarget, RelayIds};
+use tor_netdir::{NetDir, NetDirProvider, Relay, Timeliness};
+use tor_proto::ClientTunnel;
+use tor_proto::client::stream::DataStream;
+use tor_protover::named::FLOWCTRL_CC;
+use tor_rtcompat::{PreferredRuntime, Runtime};
+
+use crate::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR};
+use crate::tor::{Directory, Period, TorError};
+
+/// Circuits tried for one transfer.
+const CIRCUIT_ATTEMPTS: u32 = 5;
+/// Pause after the first failed circuit; doubles with each.
+const CIRCUIT_PAUSE: Duration = Duration::from_millis(500);
+
+/// Which way a transfer goes: decides what kind of circuit it takes, so that we look to relays like what we are.
+#[derive(Clone, Copy)]
+enum Way {
+    /// As an onion service.
+    Upload,
+    /// As any client.
+    Download,
+}
+
+/// A stream to a directory, where its answers come from, and the circuit, which must live as long as the stream.
+type Connection = (DataStream, Option<SourceInfo>, Box<dyn AsRef<ClientTunnel> + Send>);
+
+/// Uploads and downloads over the circuits of `pool`.
+pub(super) struct Directories<R: Runtime> {
+    /// The network's directory.
+    pub(super) netdir: Arc<dyn NetDirProvider>,
+    /// Circuits for onion services.
+    pub(super) pool: Arc<HsCircPool<R>>,
+}
+
+impl<R: Runtime> Directories<R> {
+    /// See [`crate::tor::Engine::publication`].
+    pub(super) async fn publication(&self, master: MasterId) -> Result<Vec<Period>, TorError> {
+        let netdir = self.netdir()?;
+        let now = self.pool.wallclock();
+        let parameters = parameters(&netdir);
+        let period = |ring: tor_netdir::HsDirParams| {
+            let time_period = ring.time_period();
+            let (blinded, _) = descriptor::blinded(master, time_period)?;
+            let relays = netdir
+                .hs_dirs_upload(blinded.id(), time_period)
+                .map_err(|e| TorError::NotReady(format!("no directories for {time_period}: {e}")))?;
+            let mut seen = BTreeSet::new();
+            let directories = relays
+                .map(|relay| Directory { relay: relay_id(&relay) })
+                .filter(|directory| seen.insert(directory.clone()))
+                .collect();
+            let revision_clock = now.duration_since(ring.start_of_shard_rand_period()).unwrap_or_default();
+            Ok(Period { id: descriptor::period_id(time_period), directories, revision_clock, parameters })
+        };
+        netdir.hs_all_time_periods().into_iter().map(period).collect()
+    }
+
+    /// See [`crate::tor::Engine::upload`].
+    pub(super) async fn upload(
+        &self,
+        to: &Directory,
+        period: PeriodId,
+        descriptor: &str,
+        limit: Duration,
+    ) -> Result<(), TorError> {
+        if descriptor.len() > MAX_DESCRIPTOR {
+            return Err(TorError::Invalid(format!("a descriptor of {} bytes is too long", descriptor.len()), None));
+        }
+        let request = HsDescUploadRequest::new(descriptor.into());
+        let response = self.exchange(Way::Upload, to, &request, limit).await?;
+        tracing::trace!(directory = %to.relay, period = period.number, status = response.status_code(), "upload");
+        if response.status_code() == 200 {
+            return Ok(());
+        }
+        Err(TorError::Refused { directory: to.relay.to_string(), status: status_line(&response) })
+    }
+
+    /// See [`crate::tor::Engine::fetch`].
+    pub(super) async fn fetch(
+        &self,
+        from: &Directory,
+        master: MasterId,
+        period: PeriodId,
+        limit: Duration,
+    ) -> Result<Option<String>, TorError> {
+        let (blinded, _) = descriptor::blinded(master, descriptor::time_period(period)?)?;
+        let mut request = HsDescDownloadRequest::new(blinded.id());
+        request.set_max_len(MAX_DESCRIPTOR);
+        let response = self.exchange(Way::Download, from, &request, limit).await?;
+        match response.status_code() {
+            200 => response.into_output_string().map(Some).map_err(|e| unreachable(from, "its answer", e)),
+            404 => Ok(None),
+            _ => Err(TorError::Unreachable {
+                to: format!("directory {}", from.relay),
+                why: format!("it answers {}", status_line(&response)),
+                source: None,
+            }),
+        }
+    }
+
+    fn netdir(&self) -> Result<Arc<NetDir>, TorError> {
+        self.netdir
+            .netdir(Timeliness::Timely)
+            .map_err(|e| TorError::NotReady(format!("there is no timely directory of the network: {e}")))
+    }
+
+    /// One request to one directory, circuit included, within `limit`.
+    async fn exchange(
+        &self,
+        way: Way,
+        with: &Directory,
+        request: &impl Requestable,
+        limit: Duration,
+    ) -> Result<DirResponse, TorError> {
+        let runtime =
+            PreferredRuntime::current().map_err(|e| TorError::Stopped(format!("there is no Tokio runtime: {e}")))?;
+        let transfer = async {
+            let (mut stream, source, _tunnel) = self.connect(way, with).await?;
+            send_request(&runtime, request, &mut stream, source).await.map_err(|e| unreachable(with, "the transfer", e))
+        };
+        let late = |_| {
+            let what = match way {
+                Way::Upload => "the upload to",
+                Way::Download => "the download from",
+            };
+            TorError::Timeout { what: format!("{what} directory {}", with.relay), limit }
+        };
+        Box::pin(timeout(limit, transfer)).await.map_err(late)?
+    }
+
+    /// Tries up to [`CIRCUIT_ATTEMPTS`] circuits.
+    async fn connect(&self, way: Way, to: &Directory) -> Result<Connection, TorError> {
+        let netdir = self.netdir()?;
+        let relay = netdir.by_ids(&relay_ids(&to.relay)?).ok_or_else(|| TorError::Unreachable {
+            to: format!("directory {}", to.relay),
+            why: "the network does not list it any more".into(),
+            source: None,
+        })?;
+        let target = OwnedCircTarget::from_circ_target(&relay);
+        let (mut attempt, mut pause) = (1, CIRCUIT_PAUSE);
+        loop {
+            let result = self.connect_once(way, to, &netdir, target.clone()).await;
+            let Err(e) = &result else { return result };
+            if attempt == CIRCUIT_ATTEMPTS {
+                return result;
+            }
+            tracing::debug!(directory = %to.relay, attempt, error = %e, "no circuit to a directory yet");
+            sleep(pause).await;
+            (attempt, pause) = (attempt + 1, pause * 2);
+        }
+    }
+
+    async fn connect_once(
+        &self,
+        way: Way,
+        to: &Directory,
+        netdir: &NetDir,
+        target: OwnedCircTarget,
+    ) -> Result<Connection, TorError> {
+        let no_circuit = |e| unreachable(to, "no circuit", e);
+        match way {
+            Way::Upload => {
+                let tunnel = self.pool.get_or_launch_svc_dir(netdir, target).await.map_err(no_circuit)?;
+                let stream = tunnel.begin_dir_stream().await.map_err(no_circuit)?;
+                let source = SourceInfo::from_tunnel(&tunnel).map_err(|e| unreachable(to, "no circuit", e))?;
+                Ok((stream, source, Box::new(tunnel)))
+            }
+            Way::Download => {
+                let tunnel = self.pool.get_or_launch_client_dir(netdir, target).await.map_err(no_circuit)?;
+                let stream = tunnel.begin_dir_stream().await.map_err(no_circuit)?;
+                let source = SourceInfo::from_tunnel(&tunnel).map_err(|e| unreachable(to, "no circuit", e))?;
+                Ok((stream, source, Box::new(tunnel)))
+            }
+        }
+    }
+}
+
+fn parameters(netdir: &NetDir) -> DescriptorParameters {
+    let congestion_control = tor_proto::supported_client_protocols().supports_named_subver(FLOWCTRL_CC);
+    DescriptorParameters {
+        max_size: usize::try_from(netdir.params().hsdir_max_desc_size.get()).unwrap_or(MAX_DESCRIPTOR),
+        sendme_increment: congestion_control.then(|| netdir.params().cc_sendme_inc.into()),
+    }
+}
+
+fn relay_id(relay: &Relay<'_>) -> RelayId {
+    RelayId { rsa: FixedBytes(relay.rsa_id().to_bytes()), ed25519: FixedBytes((*relay.id()).into()) }
+}
+
+fn relay_ids(relay: &RelayId) -> Result<RelayIds, TorError> {
+    RelayIds::builder()
+        .rsa_identity(relay.rsa.0.into())
+        .ed_identity(relay.ed25519.0.into())
+        .build()
+        .map_err(|e| TorError::Invalid(format!("{relay} is no relay"), Some(e.into())))
+}
+
+fn status_line(response: &DirResponse) -> String {
+    // What a relay says ends up in logs and on terminals.
+    let message = response.status_message().unwrap_or_default();
+    let message: String = message.chars().filter(|c| !c.is_control()).take(100).collect();
+    format!("{} {message}", response.status_code()).trim_end().into()
+}
+
+fn unreachable(directory: &Directory, what: &str, source: impl std::error::Error + Send + Sync + 'static) -> TorError {
+    let mut why = format!("{what}: {source}");
+    let mut cause = source.source();
+    while let Some(next) = cause {
+        why = format!("{why}: {next}");
+        cause = next.source();
+    }
+    TorError::Unreachable { to: format!("directory {}", directory.relay), why, source: Some(source.into()) }
+}

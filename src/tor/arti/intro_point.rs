@@ -1,0 +1,392 @@
+//! One introduction point for the master address: made, watched, and its introductions answered.
+//!
+//! A circuit to the relay, ESTABLISH_INTRO on it, and then whatever comes: the handler in the circuit's reactor only
+//! queues INTRODUCE2 cells (a full queue drops them), a task per point reads them one after the other, and each that is
+//! good gets a rendezvous of its own. The point ends when its handle is dropped, when its circuit closes, or when the
+//! relay has been missing from the directory twice in a row. The circuits of clients that came by it go on.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
+use rustbalance_gossip::record::{IntroPoint, RelayId};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::DropGuard;
+use tor_bytes::Writer;
+use tor_cell::relaycell::RelayCmd;
+use tor_cell::relaycell::hs::est_intro::{DosParams, EstablishIntroDetails};
+use tor_cell::relaycell::msg::{AnyRelayMsg, Introduce2, Unrecognized};
+use tor_circmgr::ServiceOnionServiceIntroTunnel;
+use tor_hscrypto::pk::{HsIntroPtSessionIdKey, HsIntroPtSessionIdKeypair};
+use tor_linkspec::{CircTarget, HasRelayIds, RelayIdSet};
+use tor_netdir::{NetDir, Relay};
+use tor_proto::{MetaCellDisposition, MsgHandler, TargetHop};
+use tor_protover::named::HSINTRO_RATELIM;
+use tor_relay_selection::{RelayExclusion, RelaySelector, RelayUsage};
+
+use super::client::{Live, Shared};
+use super::introduction::{Reading, Unanswerable};
+use super::{keys, rendezvous};
+use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError};
+
+/// To make a point, all attempts together.
+const OPEN_LIMIT: Duration = Duration::from_secs(90);
+
+/// How many relays (or how often one relay) is tried.
+const ATTEMPTS: u32 = 5;
+
+/// Between two attempts: the time that a circuit manager just started needs to find its first relays.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// For a relay to answer ESTABLISH_INTRO.
+const ESTABLISH_LIMIT: Duration = Duration::from_secs(15);
+
+/// An introduction that has waited longer than this is dropped: its client has given up.
+const STALE: Duration = Duration::from_secs(30);
+
+/// Makes the point, within [`OPEN_LIMIT`].
+pub(super) async fn open(
+    shared: Arc<Shared>,
+    request: IntroRequest,
+    streams: mpsc::Sender<Incoming>,
+) -> Result<Box<dyn OpenIntroPoint>, TorError> {
+    let limit = OPEN_LIMIT;
+    let what = || "making an introduction point".into();
+    timeout(limit, open_unbounded(shared, request, streams))
+        .await
+        .unwrap_or_else(|_| Err(TorError::Timeout { what: what(), limit }))
+}
+
+async fn open_unbounded(
+    shared: Arc<Shared>,
+    request: IntroRequest,
+    streams: mpsc::Sender<Incoming>,
+) -> Result<Box<dyn OpenIntroPoint>, TorError> {
+    let live = shared.live()?;
+    let session = keys::session_keypair(&request.keys.secrets);
+    let encryption = keys::encryption_keypair(&request.keys.secrets);
+    let reading = Reading {
+        master: keys::master_key(request.master)?,
+        session: HsIntroPtSessionIdKey::from(session.as_ref().verifying_key()),
+        encryption,
+        replays: Arc::clone(&request.keys.replays),
+        cached: Mutex::default(),
+    };
+    let mut choice = request.relay;
+    let mut attempt = 1;
+    let (made, queue) = loop {
+        let (sender, queue) = mpsc::channel(request.limits.introduction_queue.max(1));
+        let handler = Handler { established: None, queue: sender, limits: Arc::clone(&request.limits) };
+        match establish(&shared, &live, &choice, &session, handler).await {
+            Ok(made) => break (made, queue),
+            Err((Some(relay), e)) if attempt < ATTEMPTS => {
+                tracing::debug!(attempt, "no introduction point at {relay}: {e}");
+                if let RelayChoice::AnyBut(excluded) = &mut choice {
+                    excluded.insert(relay);
+                }
+            }
+            Err((_, e)) => return Err(e),
+        }
+        sleep(RETRY_PAUSE).await;
+        attempt += 1;
+    };
+    let describe = IntroPoint {
+        relay: made.relay,
+        link_specifiers: made.link_specifiers,
+        onion_key: FixedBytes(made.onion_key),
+        session_key: FixedBytes(session.as_ref().verifying_key().to_bytes()),
+        encryption_key: FixedBytes(reading.encryption.public().to_bytes()),
+    };
+    let answering = Answering {
+        shared: Arc::clone(&shared),
+        live,
+        reading: Arc::new(reading),
+        introductions: Arc::default(),
+        limits: request.limits,
+        streams,
+    };
+    Ok(Box::new(start(&shared, made.tunnel, describe, answering, queue)))
+}
+
+/// An established circuit.
+struct Made {
+    tunnel: ServiceOnionServiceIntroTunnel,
+    relay: RelayId,
+    link_specifiers: Vec<VarBytes>,
+    onion_key: [u8; 32],
+}
+
+/// Chooses a relay and establishes the point there, once. An error names the relay if it is worth trying again.
+async fn establish(
+    shared: &Shared,
+    live: &Live,
+    choice: &RelayChoice,
+    session: &HsIntroPtSessionIdKeypair,
+    handler: Handler,
+) -> Result<Made, (Option<RelayId>, TorError)> {
+    let netdir = live.netdir().map_err(|e| (None, e))?;
+    let relay = choose(&netdir, choice).map_err(|e| (None, e))?;
+    let no_ids = || TorError::NoRelay("the chosen relay lacks an identity".into());
+    let id = keys::relay_id(&relay).ok_or_else(no_ids).map_err(|e| (None, e))?;
+    let again = |e| (Some(id), e);
+    let onion_key = relay.ntor_onion_key().to_bytes();
+    let link_specifiers = link_specifiers(&relay).map_err(again)?;
+    let dos =
+        relay.protovers().supports_named_subver(HSINTRO_RATELIM).then_some(handler.limits.introductions_per_second);
+    let launched = live.pool.get_or_launch_svc_intro(&netdir, relay).await;
+    shared.note_circuit(launched.as_ref().map(|_| ()));
+    let tunnel = launched.map_err(|e| again(unreachable(&id, "no circuit to it", e)))?;
+    drop(netdir);
+    let message = establish_intro(&tunnel, &id, session, dos.flatten()).await.map_err(again)?;
+    greet(&tunnel, &id, message, handler).await.map_err(again)?;
+    Ok(Made { tunnel, relay: id, link_specifiers, onion_key })
+}
+
+/// The relay to use now.
+fn choose<'d>(netdir: &'d NetDir, choice: &RelayChoice) -> Result<Relay<'d>, TorError> {
+    match choice {
+        RelayChoice::Exactly(relay) => netdir
+            .by_ids(&keys::relay_ids(relay))
+            .ok_or_else(|| TorError::NoRelay(format!("{relay} is not in the network's directory"))),
+        RelayChoice::AnyBut(excluded) => {
+            let selector = RelaySelector::new(
+                RelayUsage::new_intro_point(),
+                RelayExclusion::exclude_identities(identities(excluded)),
+            );
+            let (relay, info) = selector.select_relay(&mut rand::rng(), netdir);
+            relay.ok_or_else(|| TorError::NoRelay(format!("{} are excluded: {info}", excluded.len())))
+        }
+    }
+}
+
+/// Both identities of each relay: C tor knows relays by the one, Arti by the other.
+fn identities(relays: &BTreeSet<RelayId>) -> RelayIdSet {
+    let mut all = RelayIdSet::new();
+    for relay in relays {
+        for id in keys::relay_ids(relay).identities() {
+            all.insert(id.to_owned());
+        }
+    }
+    all
+}
+
+/// The relay's link specifiers as bytes.
+fn link_specifiers(relay: &Relay<'_>) -> Result<Vec<VarBytes>, TorError> {
+    let invalid = |e: tor_bytes::EncodeError| {
+        TorError::Invalid("cannot encode a relay's link specifiers".into(), Some(Box::new(e)))
+    };
+    let encode = |spec: &tor_linkspec::EncodedLinkSpec| {
+        let mut bytes = Vec::new();
+        bytes.write(spec).map_err(invalid)?;
+        Ok(VarBytes(bytes))
+    };
+    relay.linkspecs().map_err(invalid)?.iter().map(encode).collect()
+}
+
+/// The signed body of ESTABLISH_INTRO, bound to this circuit, as a message.
+async fn establish_intro(
+    tunnel: &ServiceOnionServiceIntroTunnel,
+    relay: &RelayId,
+    session: &HsIntroPtSessionIdKeypair,
+    dos: Option<(u32, u32)>,
+) -> Result<AnyRelayMsg, TorError> {
+    let invalid = |e: tor_cell::Error| TorError::Invalid("cannot make ESTABLISH_INTRO".into(), Some(Box::new(e)));
+    let mut details = EstablishIntroDetails::new(session.as_ref().verifying_key().into());
+    if let Some((rate, burst)) = dos {
+        let bounded = |value: u32| Some(i32::try_from(value).unwrap_or(i32::MAX));
+        details.set_extension_dos(DosParams::new(bounded(rate), bounded(burst)).map_err(invalid)?);
+    }
+    let binding = tunnel
+        .binding_key(TargetHop::LastHop)
+        .await
+        .map_err(|e| unreachable(relay, "the circuit closed", e))?
+        .ok_or_else(|| TorError::Invalid("the circuit to an introduction point has no binding key".into(), None))?;
+    let body = details.sign_and_encode(session.as_ref(), binding.hs_mac()).map_err(invalid)?;
+    Ok(AnyRelayMsg::Unrecognized(Unrecognized::new(RelayCmd::ESTABLISH_INTRO, body)))
+}
+
+/// Sends ESTABLISH_INTRO and waits for the relay's answer; from then on `handler` gets what comes.
+async fn greet(
+    tunnel: &ServiceOnionServiceIntroTunnel,
+    relay: &RelayId,
+    message: AnyRelayMsg,
+    mut handler: Handler,
+) -> Result<(), TorError> {
+    let (sender, established) = oneshot::channel();
+    handler.established = Some(sender);
+    tunnel
+        .start_conversation(Some(message), handler, TargetHop::LastHop)
+        .await
+        .map_err(|e| unreachable(relay, "cannot send ESTABLISH_INTRO", e))?;
+    match timeout(ESTABLISH_LIMIT, established).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(TorError::Unreachable {
+            to: relay.to_string(),
+            why: "it closed the circuit instead of becoming an introduction point".into(),
+            source: None,
+        }),
+        Err(_) => Err(TorError::Timeout { what: format!("ESTABLISH_INTRO at {relay}"), limit: ESTABLISH_LIMIT }),
+    }
+}
+
+/// A failure on the way to a relay.
+fn unreachable(relay: &RelayId, what: &str, e: tor_circmgr::Error) -> TorError {
+    TorError::Unreachable { to: relay.to_string(), why: format!("{what}: {e}"), source: Some(Box::new(e)) }
+}
+
+/// Takes the messages of one circuit, in its reactor: never waits, never computes.
+struct Handler {
+    established: Option<oneshot::Sender<()>>,
+    queue: mpsc::Sender<(Introduce2, Instant)>,
+    limits: Arc<ServiceLimits>,
+}
+
+impl MsgHandler for Handler {
+    fn handle_msg(&mut self, message: AnyRelayMsg) -> tor_proto::Result<MetaCellDisposition> {
+        let violation = |what: &str| Err(tor_proto::Error::CircProto(what.into()));
+        match (message, self.established.take()) {
+            (AnyRelayMsg::IntroEstablished(_), Some(established)) => {
+                let wanted = established.send(()).is_ok();
+                Ok(if wanted { MetaCellDisposition::Consumed } else { MetaCellDisposition::CloseCirc })
+            }
+            (AnyRelayMsg::IntroEstablished(_), None) => violation("a second INTRO_ESTABLISHED"),
+            (AnyRelayMsg::Introduce2(cell), None) => match self.queue.try_send((cell, Instant::now())) {
+                Ok(()) => Ok(MetaCellDisposition::Consumed),
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    self.limits.refused.introductions.fetch_add(1, Ordering::Relaxed);
+                    Ok(MetaCellDisposition::Consumed)
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => Ok(MetaCellDisposition::CloseCirc),
+            },
+            (AnyRelayMsg::Introduce2(_), Some(_)) => violation("INTRODUCE2 before INTRO_ESTABLISHED"),
+            _ => violation("an unexpected message on an introduction circuit"),
+        }
+    }
+}
+
+/// The handle; its drop ends the tasks, and they hold the circuit.
+struct Point {
+    describe: IntroPoint,
+    lost: watch::Receiver<Option<String>>,
+    introductions: Arc<AtomicU64>,
+    _stop: DropGuard,
+}
+
+#[async_trait]
+impl OpenIntroPoint for Point {
+    fn describe(&self) -> IntroPoint {
+        self.describe.clone()
+    }
+
+    async fn lost(&self) -> String {
+        let mut lost = self.lost.clone();
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        why.unwrap_or_else(|| "the Tor client has stopped".into())
+    }
+
+    fn introductions(&self) -> u64 {
+        self.introductions.load(Ordering::Relaxed)
+    }
+}
+
+/// What the task that answers introductions holds.
+struct Answering {
+    shared: Arc<Shared>,
+    live: Live,
+    reading: Arc<Reading>,
+    introductions: Arc<AtomicU64>,
+    limits: Arc<ServiceLimits>,
+    streams: mpsc::Sender<Incoming>,
+}
+
+/// Starts the tasks of a point: one watches the circuit, one answers introductions.
+fn start(
+    shared: &Arc<Shared>,
+    tunnel: ServiceOnionServiceIntroTunnel,
+    describe: IntroPoint,
+    answering: Answering,
+    queue: mpsc::Receiver<(Introduce2, Instant)>,
+) -> Point {
+    let stop = shared.shutdown.child_token();
+    let (why, lost) = watch::channel(None);
+    let introductions = Arc::clone(&answering.introductions);
+    let relay = describe.relay;
+    let netdir = Arc::clone(&answering.live.netdir);
+    shared.tasks.spawn(stop.clone().run_until_cancelled_owned(answering.run(queue)));
+    let ended = stop.clone();
+    shared.tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+        let reason = tokio::select! {
+            () = tunnel.wait_for_close() => "its circuit was closed".to_owned(),
+            () = unlisted(netdir, relay) => "its relay is no longer in the network's directory".to_owned(),
+        };
+        tracing::debug!("introduction point at {relay} lost: {reason}");
+        why.send_replace(Some(reason));
+        ended.cancel();
+    }));
+    Point { describe, lost, introductions, _stop: stop.drop_guard() }
+}
+
+/// Ends once two directories in a row lack the relay: one may have missed it.
+async fn unlisted(netdir: Arc<dyn tor_netdir::NetDirProvider>, relay: RelayId) {
+    let ids = keys::relay_ids(&relay);
+    let mut events = netdir.events();
+    let mut missing = 0;
+    while let Some(event) = events.next().await {
+        let tor_netdir::DirEvent::NewConsensus = event else { continue };
+        let listed = netdir.timely_netdir().ok().and_then(|dir| dir.ids_listed(&ids));
+        missing = if listed == Some(false) { missing + 1 } else { 0 };
+        if missing == 2 {
+            return;
+        }
+    }
+    // The directory manager has gone, and the circuit will tell.
+    std::future::pending().await
+}
+
+impl Answering {
+    /// Reads introductions one by one and starts a rendezvous for each that is good.
+    async fn run(self, mut queue: mpsc::Receiver<(Introduce2, Instant)>) {
+        while let Some((cell, arrived)) = queue.recv().await {
+            let pending = self.shared.pending.take(self.limits.pending_rendezvous.max(1)).await;
+            let open = self.shared.open.try_take(self.limits.open_rendezvous);
+            let (Some(open), true) = (open, arrived.elapsed() < STALE) else {
+                self.limits.refused.introductions.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            let introduction = match self.read(cell).await {
+                Ok(introduction) => introduction,
+                Err(e) => {
+                    tracing::debug!("dropped an introduction: {e}");
+                    continue;
+                }
+            };
+            let visit = rendezvous::Visit { introduction, arrived, pending, open };
+            let (shared, limits) = (Arc::clone(&self.shared), Arc::clone(&self.limits));
+            let task = rendezvous::answer(Arc::clone(&shared), visit, limits, self.streams.clone());
+            // Of its own: it outlives the point, and ends with the engine.
+            shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(task));
+        }
+    }
+
+    /// Reads one, away from the tasks that move bytes: it is arithmetic and a write to disk.
+    async fn read(&self, cell: Introduce2) -> Result<super::introduction::Introduction, TorError> {
+        let netdir = self.live.netdir()?;
+        let reading = Arc::clone(&self.reading);
+        let read = tokio::task::spawn_blocking(move || reading.read(&cell, &netdir)).await;
+        let read = read.map_err(|e| TorError::Invalid("reading an introduction failed".into(), Some(Box::new(e))))?;
+        if !matches!(read, Err(Unanswerable::Replay)) {
+            self.introductions.fetch_add(1, Ordering::Relaxed);
+        }
+        read.map_err(|e| {
+            let refused = &self.limits.refused;
+            let counter = if matches!(e, Unanswerable::Replay) { &refused.replays } else { &refused.malformed };
+            counter.fetch_add(1, Ordering::Relaxed);
+            TorError::Invalid(format!("cannot answer an introduction: {e}"), Some(Box::new(e)))
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! From an INTRODUCE2 cell to what is needed to meet the client.
+//!
+//! The master's *public* key is enough: the handshake wants the node's own keys of the introduction point and the
+//! subcredential of the time period whose descriptor the client has read. Which period that was the cell doesn't say,
+//! so all that can be are tried: the previous, the current and the next one, and all that the directory names.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tor_bytes::Reader;
+use tor_cell::relaycell::hs::intro_payload::{IntroduceHandshakePayload, OnionKey};
+use tor_cell::relaycell::msg::{Introduce2, Rendezvous1};
+use tor_hscrypto::Subcredential;
+use tor_hscrypto::pk::{HsIdKey, HsIntroPtSessionIdKey, HsSvcNtorKeypair};
+use tor_hscrypto::time::TimePeriod;
+use tor_linkspec::{OwnedCircTarget, verbatim::VerbatimLinkSpecCircTarget};
+use tor_netdir::NetDir;
+use tor_proto::client::circuit::handshake::hs_ntor::{self, HsNtorHkdfKeyGenerator};
+use tor_protover::{Protocols, named::FLOWCTRL_CC};
+
+use crate::tor::ReplayLog;
+
+/// What a point needs to read its introductions.
+pub(super) struct Reading {
+    /// `KP_hs_id` of the master.
+    pub(super) master: HsIdKey,
+    /// `KP_hs_ipt_sid`.
+    pub(super) session: HsIntroPtSessionIdKey,
+    /// `KS_hss_ntor`.
+    pub(super) encryption: HsSvcNtorKeypair,
+    /// What was seen before.
+    pub(super) replays: Arc<ReplayLog>,
+    /// The subcredentials of the periods they were computed for.
+    pub(super) cached: Mutex<(Vec<TimePeriod>, Arc<Vec<Subcredential>>)>,
+}
+
+/// An introduction that could be read.
+pub(super) struct Introduction {
+    /// Where the client waits.
+    pub(super) rendezvous_point: VerbatimLinkSpecCircTarget<OwnedCircTarget>,
+    /// What to send there.
+    pub(super) answer: Rendezvous1,
+    /// The keys shared with the client.
+    pub(super) keys: HsNtorHkdfKeyGenerator,
+    /// What the client asks for and we grant.
+    pub(super) capabilities: Protocols,
+}
+
+/// Why there is nothing to answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unanswerable {
+    /// Seen before.
+    #[error("a replay")]
+    Replay,
+    /// For another service, for a period long past, or garbage.
+    #[error("it does not decrypt")]
+    Handshake(#[source] tor_proto::Error),
+    /// Decrypts to garbage.
+    #[error("its payload cannot be parsed")]
+    Payload(#[source] tor_bytes::Error),
+    /// A kind of key we don't know, or a capability we never offered.
+    #[error("it asks for something we do not offer")]
+    Unsupported,
+    /// Names no relay that one could extend to.
+    #[error("its rendezvous point is invalid")]
+    RendezvousPoint(#[source] tor_netdir::VerbatimCircTargetDecodeError),
+}
+
+impl Reading {
+    /// Reads one cell. Computes and writes to the replay log: not for the reactor.
+    pub(super) fn read(&self, cell: &Introduce2, netdir: &NetDir) -> Result<Introduction, Unanswerable> {
+        match self.replays.is_new(cell.encrypted_body()) {
+            Ok(true) => {}
+            Ok(false) => return Err(Unanswerable::Replay),
+            // Remembered in memory; a full disk is no reason to turn clients away.
+            Err(e) => tracing::warn!("cannot write to the replay log of an introduction point: {e}"),
+        }
+        let subcredentials = self.subcredentials(netdir);
+        let (keys, answer, plain) = hs_ntor::server_receive_intro(
+            &mut rand::rng(),
+            &self.encryption,
+            &self.session,
+            &subcredentials,
+            cell.encoded_header(),
+            cell.encrypted_body(),
+        )
+        .map_err(Unanswerable::Handshake)?;
+        // Not required to be exhausted: the rest is padding.
+        let payload: IntroduceHandshakePayload = Reader::from_slice(&plain).extract().map_err(Unanswerable::Payload)?;
+        let OnionKey::NtorOnionKey(onion_key) = payload.onion_key() else {
+            return Err(Unanswerable::Unsupported);
+        };
+        let rendezvous_point = netdir
+            .circ_target_from_verbatim_linkspecs(payload.link_specifiers(), onion_key)
+            .map_err(Unanswerable::RendezvousPoint)?;
+        let capabilities = granted(&payload).ok_or(Unanswerable::Unsupported)?;
+        let answer = Rendezvous1::new(*payload.cookie(), answer);
+        Ok(Introduction { rendezvous_point, answer, keys, capabilities })
+    }
+
+    /// The subcredentials of all periods that a client may be in.
+    fn subcredentials(&self, netdir: &NetDir) -> Arc<Vec<Subcredential>> {
+        let periods = periods(netdir);
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached.0 != periods {
+            // A key that cannot be blinded for a period has no descriptor in it, so no client comes with it.
+            let of = |period: &TimePeriod| self.master.compute_blinded_key(*period).ok().map(|(_, sub)| sub);
+            let subcredentials = periods.iter().filter_map(of).collect();
+            *cached = (periods, Arc::new(subcredentials));
+        }
+        Arc::clone(&cached.1)
+    }
+}
+
+/// The current period, its neighbours, and all that the directory names. Each once.
+fn periods(netdir: &NetDir) -> Vec<TimePeriod> {
+    let current = netdir.hs_time_period();
+    let mut all = vec![current];
+    let named = netdir.hs_all_time_periods().into_iter().map(|params| params.time_period());
+    for period in current.next().into_iter().chain(current.prev()).chain(named) {
+        if !all.contains(&period) {
+            all.push(period);
+        }
+    }
+    all
+}
+
+/// What the client asks for, if we have offered all of it (only congestion control is ever offered in a descriptor).
+fn granted(payload: &IntroduceHandshakePayload) -> Option<Protocols> {
+    if payload.subprotocol_request_extension().is_some_and(|asked| !asked.contains_only(&Protocols::new())) {
+        return None;
+    }
+    Some(payload.cc_request_extension().map(|_| FLOWCTRL_CC).into_iter().collect())
+}

@@ -1,0 +1,115 @@
+//! The real engine, on Arti's public crates.
+//!
+//! `client` holds the Tor client and watches it; `dial` and `own_service` use it as it is. The master address has no
+//! `tor-hsservice` behind it: `intro_point` makes the points, `introduction` reads what clients send there,
+//! `rendezvous` meets them, `stream` hands their requests over, `directories` puts descriptors where clients look.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::record::PeriodId;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    Bootstrap, BoxStream, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
+    TorError,
+};
+use crate::keys::DiscoverySecret;
+
+pub use client::ArtiConfig;
+
+mod client;
+mod dial;
+mod directories;
+mod intro_point;
+mod introduction;
+mod keys;
+mod own_service;
+mod rendezvous;
+mod slots;
+mod stream;
+
+/// The engine on Arti. Dropped, it stops; [`ArtiEngine::shutdown`] also waits until its directories are free.
+pub struct ArtiEngine {
+    shared: Arc<client::Shared>,
+}
+
+impl ArtiEngine {
+    /// Makes the Tor client and returns; it connects to the network in the background, see [`Engine::bootstrap`].
+    /// Must be called within a Tokio runtime. An error names what is wrong with the configuration.
+    pub fn start(config: ArtiConfig) -> Result<Arc<Self>, TorError> {
+        Ok(Arc::new(Self { shared: client::start(config)? }))
+    }
+
+    /// Ends all circuits and services, and returns once the directories can be used by another engine (or after 10 s).
+    pub async fn shutdown(&self) {
+        self.shared.close("it was shut down".into()).await;
+    }
+}
+
+impl Drop for ArtiEngine {
+    fn drop(&mut self) {
+        self.shared.stop("it is no longer used".into());
+    }
+}
+
+#[async_trait]
+impl Engine for ArtiEngine {
+    fn bootstrap(&self) -> watch::Receiver<Bootstrap> {
+        self.shared.bootstrap.clone()
+    }
+
+    async fn dial(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError> {
+        dial::dial(&self.shared, to, port, limit).await
+    }
+
+    fn trust_discovery(&self, node: NodeId, key: &DiscoverySecret) -> Result<(), TorError> {
+        dial::trust_discovery(&self.shared, node, key)
+    }
+
+    async fn listen(
+        &self,
+        service: OwnService,
+        streams: mpsc::Sender<Incoming>,
+    ) -> Result<Box<dyn Listening>, TorError> {
+        own_service::listen(Arc::clone(&self.shared), service, streams).await
+    }
+
+    async fn open_intro_point(
+        &self,
+        request: IntroRequest,
+        streams: mpsc::Sender<Incoming>,
+    ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
+        intro_point::open(Arc::clone(&self.shared), request, streams).await
+    }
+
+    async fn publication(&self, master: MasterId) -> Result<Vec<Period>, TorError> {
+        self.shared.live()?.directories.publication(master).await
+    }
+
+    fn network_changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.clone()
+    }
+
+    async fn upload(
+        &self,
+        to: &Directory,
+        period: PeriodId,
+        descriptor: &str,
+        limit: Duration,
+    ) -> Result<(), TorError> {
+        self.shared.live()?.directories.upload(to, period, descriptor, limit).await
+    }
+
+    async fn fetch(
+        &self,
+        from: &Directory,
+        master: MasterId,
+        period: PeriodId,
+        limit: Duration,
+    ) -> Result<Option<String>, TorError> {
+        self.shared.live()?.directories.fetch(from, master, period, limit).await
+    }
+}

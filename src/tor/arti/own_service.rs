@@ -1,0 +1,196 @@
+//! The node's own onion service, run by `tor-hsservice` in restricted-discovery mode.
+//!
+//! Its identity comes from our key file and lives in Arti's key store in memory alone. What `tor-hsservice` keeps on disk
+//! refers to other keys of that store, so it means nothing to the next process and is removed at the first launch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::{Stream, StreamExt};
+use rustbalance_gossip::id::NodeId;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::DropGuard;
+use tor_config::Reconfigure;
+use tor_hsservice::config::OnionServiceConfigBuilder;
+use tor_hsservice::config::restricted_discovery::HsClientNickname;
+use tor_hsservice::{HsNickname, OnionServiceConfig, RendRequest, RunningOnionService};
+
+use super::client::Shared;
+use super::{keys, stream};
+use crate::keys::DiscoveryPublic;
+use crate::tor::{Incoming, Listening, OwnService, RefusedCounts, TorError};
+
+/// Circuits open to the service. Only members can open any, and each needs a few.
+const MOST_CIRCUITS: usize = 1024;
+
+/// Streams open on one of them.
+const STREAMS_PER_CIRCUIT: u32 = 64;
+
+/// From an introduction to a circuit.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Launches the service, once the client is ready.
+pub(super) async fn listen(
+    shared: Arc<Shared>,
+    service: OwnService,
+    streams: mpsc::Sender<Incoming>,
+) -> Result<Box<dyn Listening>, TorError> {
+    let OwnService { identity, discovery, ports } = service;
+    let node = identity.node_id();
+    let nickname = nickname(node)?;
+    let config = configure(&nickname, &discovery)?;
+    let live = shared.ready().await?;
+    let failed = |e: arti_client::Error| {
+        TorError::Invalid(format!("cannot launch the onion service of node {}: {e}", node.short()), Some(Box::new(e)))
+    };
+    let (running, requests) = if shared.launched.first(node) {
+        forget_former_state(&shared, &nickname).await;
+        let launched = live.tor.launch_onion_service_with_hsid(config, keys::node_keypair(&identity));
+        launched.map_err(failed)?.map(|(running, requests)| (running, requests.boxed()))
+    } else {
+        let launched = live.tor.launch_onion_service(config).map_err(failed)?;
+        launched.map(|(running, requests)| (running, requests.boxed()))
+    }
+    .ok_or_else(|| TorError::Invalid("the onion service of this node is disabled".into(), None))?;
+    let stop = shared.shutdown.child_token();
+    let (reached, reachable) = watch::channel(running.status().state().is_fully_reachable());
+    shared.tasks.spawn(stop.clone().run_until_cancelled_owned(follow_status(Arc::clone(&running), reached)));
+    let own = Own { shared: Arc::clone(&shared), ports: ports.into_iter().collect(), streams };
+    shared.tasks.spawn(stop.clone().run_until_cancelled_owned(Arc::new(own).run(requests)));
+    Ok(Box::new(Service { running, nickname, reachable, _stop: stop.drop_guard() }))
+}
+
+/// The identities launched by this process: their keys are in the key store already.
+#[derive(Default)]
+pub(super) struct Launched(Mutex<BTreeSet<NodeId>>);
+
+impl Launched {
+    /// True the first time.
+    fn first(&self, node: NodeId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node)
+    }
+}
+
+/// A name of its own for each identity, as Arti's key store knows services by name.
+fn nickname(node: NodeId) -> Result<HsNickname, TorError> {
+    let name = format!("node-{}", node.address().to_string().chars().take(16).collect::<String>());
+    HsNickname::new(name).map_err(|e| TorError::Invalid("cannot name the node's service".into(), Some(Box::new(e))))
+}
+
+/// Removes what an earlier process left of this service's state.
+async fn forget_former_state(shared: &Shared, nickname: &HsNickname) {
+    let folder = shared.state_dir.join("hss").join(nickname.to_string());
+    match tokio::fs::remove_dir_all(&folder).await {
+        Err(e) if e.kind() != ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}, which is of no use any more: {e}", folder.display());
+        }
+        _ => {}
+    }
+}
+
+/// A service that only holders of one of the keys can find.
+fn configure(nickname: &HsNickname, discovery: &[DiscoveryPublic]) -> Result<OnionServiceConfig, TorError> {
+    let invalid = |e: &dyn std::fmt::Display| TorError::Invalid(format!("cannot set up the node's service: {e}"), None);
+    if discovery.is_empty() {
+        return Err(invalid(&"without a discovery key everybody could find it"));
+    }
+    let keys: BTreeMap<[u8; 32], &DiscoveryPublic> = discovery.iter().map(|key| (key.0, key)).collect();
+    let mut builder = OnionServiceConfigBuilder::default();
+    builder.nickname(nickname.clone()).max_concurrent_streams_per_circuit(STREAMS_PER_CIRCUIT);
+    builder.restricted_discovery().enabled(true);
+    for key in keys.values() {
+        let name = format!("key-{}", data_encoding::HEXLOWER.encode(&key.0[..8]));
+        let name: HsClientNickname = name.parse().map_err(|e| invalid(&e))?;
+        builder.restricted_discovery().static_keys().access().push((name, keys::discovery_public(key)));
+    }
+    builder.build().map_err(|e| invalid(&e))
+}
+
+/// Tells whether the service is believed reachable.
+async fn follow_status(running: Arc<RunningOnionService>, reached: watch::Sender<bool>) {
+    let mut events = running.status_events();
+    drop(running);
+    while let Some(status) = events.next().await {
+        let now = status.state().is_fully_reachable();
+        reached.send_if_modified(|before| std::mem::replace(before, now) != now);
+        if let Some(problem) = status.current_problem() {
+            tracing::debug!(?problem, "the node's own service");
+        }
+    }
+}
+
+/// What serves the service's circuits.
+struct Own {
+    shared: Arc<Shared>,
+    ports: BTreeSet<u16>,
+    streams: mpsc::Sender<Incoming>,
+}
+
+impl Own {
+    /// Accepts circuits, a task each.
+    async fn run(self: Arc<Self>, mut requests: impl Stream<Item = RendRequest> + Unpin) {
+        let stop = self.shared.shutdown.child_token();
+        let _circuits_end_with_the_service = stop.clone().drop_guard();
+        while let Some(request) = requests.next().await {
+            let Some(place) = self.shared.own.try_take(MOST_CIRCUITS) else {
+                tracing::debug!("refused a circuit to the node's own service: {MOST_CIRCUITS} are open");
+                continue;
+            };
+            let own = Arc::clone(&self);
+            self.shared.tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
+                own.serve(request).await;
+                drop(place);
+            }));
+        }
+    }
+
+    async fn serve(&self, request: RendRequest) {
+        match timeout(ACCEPT_LIMIT, request.accept()).await {
+            Ok(Ok(requests)) => {
+                let uncounted = RefusedCounts::default();
+                stream::serve(requests, &self.streams, |port| self.ports.contains(&port), &uncounted).await;
+            }
+            Ok(Err(e)) => tracing::debug!("could not accept a circuit to the node's own service: {e}"),
+            Err(_) => tracing::debug!("accepting a circuit to the node's own service took too long"),
+        }
+    }
+}
+
+/// The handle: the service runs as long as Arti's own handle lives.
+struct Service {
+    running: Arc<RunningOnionService>,
+    nickname: HsNickname,
+    reachable: watch::Receiver<bool>,
+    _stop: DropGuard,
+}
+
+#[async_trait]
+impl Listening for Service {
+    async fn authorize(&self, discovery: Vec<DiscoveryPublic>) -> Result<(), TorError> {
+        let config = configure(&self.nickname, &discovery)?;
+        self.running
+            .reconfigure(config, Reconfigure::AllOrNothing)
+            .map_err(|e| TorError::Invalid("cannot change who may find the node's service".into(), Some(Box::new(e))))
+    }
+
+    fn reachable(&self) -> watch::Receiver<bool> {
+        self.reachable.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_everybody_could_find_is_refused() {
+        let nickname = nickname(NodeId::from_public_key([7; 32])).unwrap();
+        assert!(configure(&nickname, &[]).is_err());
+        let (one, two) = (DiscoveryPublic([1; 32]), DiscoveryPublic([2; 32]));
+        assert!(configure(&nickname, &[one, two, one]).unwrap() == configure(&nickname, &[two, one]).unwrap());
+    }
+}
