@@ -62,11 +62,7 @@ impl Client {
         extra: impl FnOnce(&Path) -> String,
     ) -> Result<Starting> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        if name.is_empty()
-            || !name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-        {
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
             bail!("a client cannot be called {name:?}; use letters, digits and dashes");
         }
         // Processes that share the network may choose the same name.
@@ -90,42 +86,28 @@ impl Client {
         let _ = fs::remove_dir_all(&folder);
         keys::create_private(&folder)?;
         if let Some(teacher) = teacher {
-            for document in [
-                "cached-certs",
-                "cached-microdesc-consensus",
-                "cached-microdescs",
-                "cached-microdescs.new",
-            ] {
+            for document in ["cached-certs", "cached-microdesc-consensus", "cached-microdescs", "cached-microdescs.new"]
+            {
                 // One that isn't there, or is half written, is fetched.
                 let _ = fs::copy(teacher.join(document), folder.join(document));
             }
         }
         let text = torrc::client(&folder, facts) + &extra(&folder);
-        fs::write(folder.join("torrc"), text)
-            .with_context(|| format!("cannot write to {}", folder.display()))?;
+        fs::write(folder.join("torrc"), text).with_context(|| format!("cannot write to {}", folder.display()))?;
         keeper.start(&name)?;
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         Ok(Starting(Self {
             base,
             name,
             record: keeper.own_record().to_owned(),
-            ports: ClientPorts {
-                socks: nowhere,
-                control: nowhere,
-            },
+            ports: ClientPorts { socks: nowhere, control: nowhere },
             ends_with_us: true,
         }))
     }
 
     /// The network's own client, which somebody else ends.
     pub(crate) fn main(base: &Path, ports: ClientPorts) -> Self {
-        Self {
-            base: base.to_path_buf(),
-            name: MAIN.to_owned(),
-            record: String::new(),
-            ports,
-            ends_with_us: false,
-        }
+        Self { base: base.to_path_buf(), name: MAIN.to_owned(), record: String::new(), ports, ends_with_us: false }
     }
 
     /// Its SOCKS port.
@@ -171,10 +153,7 @@ impl Client {
                 return Ok(());
             }
         }
-        bail!(
-            "the client {} did not take a new identity within 15 s",
-            self.name
-        )
+        bail!("the client {} did not take a new identity within 15 s", self.name)
     }
 
     /// Kills it and starts it again; what it keeps on disk stays. Then [`Client::await_ready`] is due.
@@ -190,8 +169,7 @@ impl Client {
     pub(crate) fn await_ready(&mut self, patience: Duration) -> Result<()> {
         wait(self, patience)?;
         let control = control_port(&self.folder())?;
-        let listeners =
-            Control::connect(control, &self.folder())?.get_info("net/listeners/socks")?;
+        let listeners = Control::connect(control, &self.folder())?.get_info("net/listeners/socks")?;
         let socks = listeners
             .trim_matches('"')
             .parse()
@@ -204,8 +182,7 @@ impl Client {
     pub(crate) fn early_control(&self) -> Result<Control> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let control = control_port(&self.folder())
-                .and_then(|port| Control::connect(port, &self.folder()));
+            let control = control_port(&self.folder()).and_then(|port| Control::connect(port, &self.folder()));
             match control {
                 Ok(control) => return Ok(control),
                 Err(error) if Instant::now() > deadline => return Err(error),
@@ -250,11 +227,7 @@ fn wait(client: &Client, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
     while !bootstrapped(&client.folder()) {
         if !client.is_running() {
-            bail!(
-                "the client {} ended before it was ready; it said:\n{}",
-                client.name,
-                log_tail(&client.folder())
-            );
+            bail!("the client {} ended before it was ready; it said:\n{}", client.name, log_tail(&client.folder()));
         }
         if Instant::now() > deadline {
             bail!(

@@ -55,8 +55,7 @@ impl Control {
     /// Connects, and proves that we can read the cookie in tor's folder.
     pub fn connect(address: SocketAddr, folder: &Path) -> Result<Self> {
         let path = folder.join("control_auth_cookie");
-        let cookie = fs::read(&path)
-            .with_context(|| format!("cannot read {}; is its tor running?", path.display()))?;
+        let cookie = fs::read(&path).with_context(|| format!("cannot read {}; is its tor running?", path.display()))?;
         let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))
             .with_context(|| format!("cannot connect to the control port {address}"))?;
         stream.set_nodelay(true)?;
@@ -85,10 +84,8 @@ impl Control {
     /// The text after `KEY=` of a `GETINFO KEY`, quotes removed.
     pub fn get_info(&mut self, key: &str) -> Result<String> {
         let reply = self.command(&format!("GETINFO {key}"))?;
-        let line = reply
-            .lines
-            .iter()
-            .find_map(|line| Some((line.text.strip_prefix(key)?.strip_prefix('=')?, &line.data)));
+        let line =
+            reply.lines.iter().find_map(|line| Some((line.text.strip_prefix(key)?.strip_prefix('=')?, &line.data)));
         match line {
             Some((_, Some(data))) => Ok(data.clone()),
             Some((text, None)) => Ok(text.trim_matches('"').to_owned()),
@@ -142,10 +139,9 @@ impl Control {
                 }
                 continue;
             }
-            let (Some(code), Some(kind)) = (
-                line.get(..3).and_then(|code| code.parse::<u16>().ok()),
-                line.as_bytes().get(3),
-            ) else {
+            let (Some(code), Some(kind)) =
+                (line.get(..3).and_then(|code| code.parse::<u16>().ok()), line.as_bytes().get(3))
+            else {
                 bail!("tor's control port said {line:?}, which is no reply");
             };
             self.in_data = *kind == b'+';
@@ -167,9 +163,7 @@ impl Control {
             if left.is_zero() && self.input.buffer().is_empty() {
                 return Ok(None);
             }
-            self.input
-                .get_ref()
-                .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            self.input.get_ref().set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             match self.input.read_until(b'\n', &mut self.partial) {
                 Ok(0) => bail!("tor closed its control connection; has it died?"),
                 Ok(_) if self.partial.last() == Some(&b'\n') => {
@@ -179,10 +173,8 @@ impl Control {
                 }
                 Ok(_) => {}
                 Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                    ) => {}
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted) => {
+                }
                 Err(error) => return Err(error).context("cannot read from tor's control port"),
             }
         }

@@ -59,10 +59,7 @@ pub fn decrypt(onion: &str, text: &str) -> Result<DecryptedDescriptor> {
     }
     let output = child.wait_with_output()?;
     if !output.status.success() {
-        bail!(
-            "the descriptor of {onion} is not sound: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("the descriptor of {onion} is not sound: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     serde_json::from_slice(&output.stdout).context("decrypt.py printed something unexpected")
 }

@@ -41,11 +41,7 @@ impl Facts {
     pub(crate) fn load(base: &Path) -> Result<Self> {
         let path = base.join(FILE);
         let text = fs::read_to_string(&path).with_context(|| {
-            format!(
-                "no test network runs in {}: cannot read {}; boot one there first",
-                base.display(),
-                path.display()
-            )
+            format!("no test network runs in {}: cannot read {}; boot one there first", base.display(), path.display())
         })?;
         let mut facts: Self = serde_json::from_str(&text)
             .with_context(|| format!("{} is not what this version writes", path.display()))?;
@@ -71,8 +67,6 @@ impl Facts {
 
     /// The authorities.
     pub(crate) fn authorities(&self) -> impl Iterator<Item = &Relay> {
-        self.relays
-            .iter()
-            .filter(|relay| relay.v3_identity.is_some())
+        self.relays.iter().filter(|relay| relay.v3_identity.is_some())
     }
 }

@@ -71,17 +71,11 @@ pub(crate) fn request(
     post: Option<&[u8]>,
     timeout: Duration,
 ) -> Result<Response> {
-    let rest = url
-        .strip_prefix("http://")
-        .with_context(|| format!("{url:?} is not a URL that begins with http://"))?;
+    let rest = url.strip_prefix("http://").with_context(|| format!("{url:?} is not a URL that begins with http://"))?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let path = if path.is_empty() { "/" } else { path };
     let (host, port) = match authority.split_once(':') {
-        Some((host, port)) => (
-            host,
-            port.parse()
-                .with_context(|| format!("{port:?} is not a port"))?,
-        ),
+        Some((host, port)) => (host, port.parse().with_context(|| format!("{port:?} is not a port"))?),
         None => (authority, 80),
     };
 
@@ -92,12 +86,7 @@ pub(crate) fn request(
         start,
         timeout,
     };
-    let late = |what: &str| {
-        format!(
-            "{url}: {what}, {:.1} s after the start",
-            start.elapsed().as_secs_f64()
-        )
-    };
+    let late = |what: &str| format!("{url}: {what}, {:.1} s after the start", start.elapsed().as_secs_f64());
     connect(&mut stream, user, host, port).with_context(|| late("no stream"))?;
     let connected = start.elapsed();
 
@@ -111,17 +100,13 @@ pub(crate) fn request(
     head.push_str("\r\n");
     let mut message = head.into_bytes();
     message.extend_from_slice(post.unwrap_or_default());
-    stream
-        .write_all(&message)
-        .with_context(|| late("the request broke off"))?;
+    stream.write_all(&message).with_context(|| late("the request broke off"))?;
 
     let mut answer = Vec::new();
     let mut first_byte = None;
     let mut buffer = vec![0; 64 * 1024];
     let (status, body_start, length) = loop {
-        let count = stream
-            .read(&mut buffer)
-            .with_context(|| late("no answer"))?;
+        let count = stream.read(&mut buffer).with_context(|| late("no answer"))?;
         if count == 0 {
             bail!(late("the stream ended before an answer"));
         }
@@ -132,10 +117,7 @@ pub(crate) fn request(
         }
     };
     while length.is_none_or(|length| answer.len() < body_start + length) {
-        match stream
-            .read(&mut buffer)
-            .with_context(|| late("the answer broke off"))?
-        {
+        match stream.read(&mut buffer).with_context(|| late("the answer broke off"))? {
             0 if length.is_some() => bail!(late("the answer ended too early")),
             0 => break,
             count => answer.extend_from_slice(&buffer[..count]),

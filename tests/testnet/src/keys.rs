@@ -43,11 +43,7 @@ pub(crate) fn relays(options: &Options, ports: &Ports, base: &Path) -> Result<Ve
         });
     }
     let todo = Mutex::new(relays.iter_mut().collect::<VecDeque<_>>());
-    let next = || {
-        todo.lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    };
+    let next = || todo.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let workers = std::thread::available_parallelism().map_or(2, |count| count.get().min(8));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers)
@@ -62,11 +58,7 @@ pub(crate) fn relays(options: &Options, ports: &Ports, base: &Path) -> Result<Ve
             .collect();
         threads
             .into_iter()
-            .map(|thread| {
-                thread
-                    .join()
-                    .map_err(|_| anyhow!("a thread that makes keys panicked"))?
-            })
+            .map(|thread| thread.join().map_err(|_| anyhow!("a thread that makes keys panicked"))?)
             .collect::<Result<Vec<()>>>()
     })?;
     Ok(relays)
@@ -76,13 +68,11 @@ pub(crate) fn relays(options: &Options, ports: &Ports, base: &Path) -> Result<Ve
 fn prepare(relay: &mut Relay, cache: &Path) -> Result<()> {
     let kept = cache.join(&relay.nickname);
     if !is_fresh(&kept) {
-        make(relay, &kept)
-            .with_context(|| format!("cannot make the keys of {}", relay.nickname))?;
+        make(relay, &kept).with_context(|| format!("cannot make the keys of {}", relay.nickname))?;
     }
     let read = |name: &str| {
         let path = kept.join(name);
-        fs::read_to_string(&path)
-            .with_context(|| format!("cannot read {}; remove {}", path.display(), cache.display()))
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}; remove {}", path.display(), cache.display()))
     };
     let second = |text: String| {
         text.split_whitespace()
@@ -144,11 +134,7 @@ fn make(relay: &Relay, kept: &Path) -> Result<()> {
         .output()
         .context("cannot run tor; scripts/install.sh installs it")?;
     if !fresh.join("fingerprint-ed25519").exists() {
-        bail!(
-            "tor --list-fingerprint made no keys ({}): {}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout)
-        );
+        bail!("tor --list-fingerprint made no keys ({}): {}", output.status, String::from_utf8_lossy(&output.stdout));
     }
     let _ = fs::remove_dir_all(kept);
     fs::rename(&fresh, kept).with_context(|| format!("cannot create {}", kept.display()))

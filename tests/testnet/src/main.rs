@@ -82,19 +82,14 @@ impl Arguments {
     /// Takes a flag.
     fn flag(&mut self, name: &str) -> bool {
         let end = self.0.iter().position(|word| word == "--");
-        let found = self.0[..end.unwrap_or(self.0.len())]
-            .iter()
-            .position(|word| word == name);
+        let found = self.0[..end.unwrap_or(self.0.len())].iter().position(|word| word == name);
         found.map(|index| self.0.remove(index)).is_some()
     }
 
     /// Takes an option with its value.
     fn option<T: std::str::FromStr>(&mut self, name: &str) -> Result<Option<T>> {
         let end = self.0.iter().position(|word| word == "--");
-        let Some(index) = self.0[..end.unwrap_or(self.0.len())]
-            .iter()
-            .position(|word| word == name)
-        else {
+        let Some(index) = self.0[..end.unwrap_or(self.0.len())].iter().position(|word| word == name) else {
             return Ok(None);
         };
         self.0.remove(index);
@@ -247,12 +242,8 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
         match receiver.recv().context("lost sight of the command")? {
             Event::CommandEnded(status) => {
                 let status = status.context("lost sight of the command")?;
-                let code = status
-                    .code()
-                    .or_else(|| status.signal().map(|signal| 128 + signal));
-                return Ok(ExitCode::from(
-                    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
-                ));
+                let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+                return Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
             }
             Event::Signal(signal) => {
                 asked += 1;
@@ -296,13 +287,7 @@ fn client(mut arguments: Arguments) -> Result<ExitCode> {
     let client = network.client(&name, warmth)?;
     println!("{}", client.socks());
     tell_ready(ready, &client.socks().to_string())?;
-    stay(sender, &receiver, || {
-        if client.is_running() {
-            Ok(())
-        } else {
-            bail!("the client {name} has ended")
-        }
-    })
+    stay(sender, &receiver, || if client.is_running() { Ok(()) } else { bail!("the client {name} has ended") })
 }
 
 fn get(mut arguments: Arguments) -> Result<ExitCode> {
@@ -316,16 +301,8 @@ fn get(mut arguments: Arguments) -> Result<ExitCode> {
         Some(warmth) => Some(network.client("get", warmth)?),
         None => None,
     };
-    let answer = own
-        .as_ref()
-        .unwrap_or_else(|| network.main_client())
-        .get(&url, timeout)?;
-    eprintln!(
-        "status {}, {} bytes, {:.2} s",
-        answer.status,
-        answer.body.len(),
-        answer.elapsed.as_secs_f64()
-    );
+    let answer = own.as_ref().unwrap_or_else(|| network.main_client()).get(&url, timeout)?;
+    eprintln!("status {}, {} bytes, {:.2} s", answer.status, answer.body.len(), answer.elapsed.as_secs_f64());
     use std::io::Write;
     std::io::stdout().write_all(&answer.body)?;
     if answer.body.last().is_some_and(|byte| *byte != b'\n') {
@@ -347,19 +324,12 @@ fn published(mut arguments: Arguments) -> Result<ExitCode> {
             .iter()
             .find(|relay| relay.rsa_fingerprint == descriptor.relay)
             .map_or("?", |relay| relay.nickname.as_str());
-        println!(
-            "{nickname:8} {} revision {}",
-            descriptor.relay, descriptor.revision
-        );
+        println!("{nickname:8} {} revision {}", descriptor.relay, descriptor.revision);
         if text {
             println!("{}", descriptor.text);
         }
     }
-    eprintln!(
-        "{} of {} relays hold a descriptor",
-        published.len(),
-        network.relays().len()
-    );
+    eprintln!("{} of {} relays hold a descriptor", published.len(), network.relays().len());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -398,10 +368,7 @@ fn describe(network: &Network) {
     println!("owner          process {}", network.owner());
     println!("processes      {}", network.processes());
     println!("SOCKS          {}", network.socks());
-    println!(
-        "Arti           {}",
-        network.base().join("arti.toml").display()
-    );
+    println!("Arti           {}", network.base().join("arti.toml").display());
     println!(
         "time period    {} s, the next begins in {} s",
         network.time_period_length().as_secs(),
@@ -416,11 +383,7 @@ fn describe(network: &Network) {
             relay.or_port,
             relay.control_port,
             relay.rsa_fingerprint,
-            if relay.is_running() {
-                ""
-            } else {
-                "(not running)"
-            }
+            if relay.is_running() { "" } else { "(not running)" }
         );
     }
 }

@@ -52,15 +52,8 @@ impl Network {
         sweep_temporary();
         keys::create_private(&options.base)?;
         let base = fs::canonicalize(&options.base)?;
-        if base
-            .as_os_str()
-            .to_string_lossy()
-            .contains(['\n', '#', '"', '\\'])
-        {
-            bail!(
-                "tor cannot be told to work in {}; choose a folder with a plainer name",
-                base.display()
-            );
+        if base.as_os_str().to_string_lossy().contains(['\n', '#', '"', '\\']) {
+            bail!("tor cannot be told to work in {}; choose a folder with a plainer name", base.display());
         }
         let lock = lock(&base)?;
         // Whoever ran here before is gone; what it left goes too.
@@ -101,34 +94,24 @@ impl Network {
         wait_for_consensus(&base, &facts, &tell)?;
         // A client started earlier would ask in vain, and then wait ever longer before it asks again.
         let teacher = facts.authorities().next().map(Relay::folder);
-        let mut client =
-            Client::launch(&keeper, &facts, MAIN.to_owned(), teacher.as_deref(), |_| {
-                String::new()
-            })?;
+        let mut client = Client::launch(&keeper, &facts, MAIN.to_owned(), teacher.as_deref(), |_| String::new())?;
         client.release();
         let client = client.finish(BOOT_PATIENCE)?;
         facts.client = Some(client.ports());
         facts.save(&base)?;
-        tell(&format!(
-            "the network is up after {:.1} s",
-            started.elapsed().as_secs_f64()
-        ));
+        tell(&format!("the network is up after {:.1} s", started.elapsed().as_secs_f64()));
         Ok(Self {
             facts,
             client,
             monitor: Mutex::new(None),
             keeper,
-            ownership: Some(Ownership {
-                _lock: lock,
-                _ports: ports,
-            }),
+            ownership: Some(Ownership { _lock: lock, _ports: ports }),
         })
     }
 
     /// Attaches to a network that another process owns, which goes on without us. Clients started here end with us.
     pub fn attach(base: &Path) -> Result<Self> {
-        let base = fs::canonicalize(base)
-            .with_context(|| format!("no test network runs in {}", base.display()))?;
+        let base = fs::canonicalize(base).with_context(|| format!("no test network runs in {}", base.display()))?;
         let facts = Facts::load(&base)?;
         if lock(&base).is_ok() {
             bail!(
@@ -137,9 +120,7 @@ impl Network {
                 facts.owner
             );
         }
-        let ports = facts
-            .client
-            .with_context(|| format!("the test network in {} is not up yet", base.display()))?;
+        let ports = facts.client.with_context(|| format!("the test network in {} is not up yet", base.display()))?;
         Ok(Self {
             client: Client::main(&base, ports),
             keeper: Keeper::new(&base, Scope::Own, false)?,
@@ -152,8 +133,7 @@ impl Network {
     /// Ends the network in `base`: asks its owner to, if that is the command `rustbalance-testnet`, or ends what a dead one
     /// left. Returns what was done, as a sentence.
     pub fn end(base: &Path) -> Result<String> {
-        let base = fs::canonicalize(base)
-            .with_context(|| format!("no test network runs in {}", base.display()))?;
+        let base = fs::canonicalize(base).with_context(|| format!("no test network runs in {}", base.display()))?;
         let left = process::count(&base);
         if sweep_abandoned(&base) {
             return Ok(match left {
@@ -168,10 +148,7 @@ impl Network {
         let deadline = Instant::now() + Duration::from_secs(15);
         while lock(&base).is_err() {
             if Instant::now() > deadline {
-                bail!(
-                    "the owner of the network in {} did not end within 15 s",
-                    base.display()
-                );
+                bail!("the owner of the network in {} did not end within 15 s", base.display());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -182,15 +159,25 @@ impl Network {
     /// The network that all tests of this process share: the one that `RUSTBALANCE_TESTNET` names, else one that is
     /// booted now, in a temporary folder, and ends with the process.
     pub fn shared() -> Result<&'static Self> {
+        Self::shared_or(Options::default())
+    }
+
+    /// Like [`Network::shared`]; the first caller in a process says what kind is booted.
+    pub fn shared_or(options: Options) -> Result<&'static Self> {
         static SHARED: OnceLock<Result<Network, String>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| {
             match std::env::var_os(ENV_DIR) {
                 Some(base) => Self::attach(Path::new(&base)),
-                None => Self::boot(Options::default()),
+                None => Self::boot(options),
             }
             .map_err(|error| format!("{error:#}"))
         });
         shared.as_ref().map_err(|error| anyhow!(error.clone()))
+    }
+
+    /// Ends what is started on the network.
+    pub(crate) fn keeper(&self) -> &Keeper {
+        &self.keeper
     }
 
     /// The folder that holds everything of the network.
@@ -245,12 +232,7 @@ impl Network {
     }
 
     /// Starts a plain C tor with a v3 onion service that leads to `target`, and waits until its descriptor is published.
-    pub fn onion_service(
-        &self,
-        name: &str,
-        virtual_port: u16,
-        target: SocketAddr,
-    ) -> Result<OnionService> {
+    pub fn onion_service(&self, name: &str, virtual_port: u16, target: SocketAddr) -> Result<OnionService> {
         OnionService::start(&self.keeper, &self.facts, name, virtual_port, target, "")
     }
 
@@ -262,14 +244,7 @@ impl Network {
         target: SocketAddr,
         options: &str,
     ) -> Result<OnionService> {
-        OnionService::start(
-            &self.keeper,
-            &self.facts,
-            name,
-            virtual_port,
-            target,
-            options,
-        )
+        OnionService::start(&self.keeper, &self.facts, name, virtual_port, target, options)
     }
 
     /// Time between two consensuses.
@@ -296,10 +271,7 @@ impl Network {
     /// relay is asked, at once, afresh each time. Relays that hold nothing, or do not answer within 10 s, are left out.
     pub fn published(&self, onion: &str) -> Result<Vec<PublishedDescriptor>> {
         let monitor = {
-            let mut monitor = self
-                .monitor
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut monitor = self.monitor.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             match &*monitor {
                 Some(client) => Arc::clone(client),
                 None => Arc::clone(monitor.insert(Arc::new(self.client("monitor", Warmth::Warm)?))),
@@ -322,15 +294,11 @@ impl Drop for Network {
 fn ask_owner_to_end(base: &Path) -> Result<()> {
     let facts = Facts::load(base)?;
     let is_ours = fs::read(format!("/proc/{}/cmdline", facts.owner)).is_ok_and(|line| {
-        line.split(|byte| *byte == 0)
-            .next()
-            .is_some_and(|program| program.ends_with(b"rustbalance-testnet"))
+        line.split(|byte| *byte == 0).next().is_some_and(|program| program.ends_with(b"rustbalance-testnet"))
     });
     let pid = i32::try_from(facts.owner).ok().and_then(Pid::from_raw);
     match pid {
-        Some(pid) if is_ours => {
-            kill_process(pid, Signal::TERM).context("cannot signal the network's owner")
-        }
+        Some(pid) if is_ours => kill_process(pid, Signal::TERM).context("cannot signal the network's owner"),
         _ => bail!(
             "the network in {} belongs to process {}, which is not rustbalance-testnet; end that one",
             base.display(),
@@ -344,14 +312,9 @@ fn lock(base: &Path) -> Result<File> {
     let path = base.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     file.try_lock().map_err(|_| {
-        let owner = Facts::load(base).map_or_else(
-            |_| "which is still booting".to_owned(),
-            |facts| format!("owned by process {}", facts.owner),
-        );
-        anyhow!(
-            "a test network runs in {} already, {owner}; stop it or choose another folder",
-            base.display()
-        )
+        let owner = Facts::load(base)
+            .map_or_else(|_| "which is still booting".to_owned(), |facts| format!("owned by process {}", facts.owner));
+        anyhow!("a test network runs in {} already, {owner}; stop it or choose another folder", base.display())
     })?;
     Ok(file)
 }
@@ -375,10 +338,7 @@ fn sweep_temporary() {
         return;
     };
     for entry in entries.flatten() {
-        let is_ours = entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with(TEMPORARY_PREFIX);
+        let is_ours = entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX);
         if is_ours && fs::canonicalize(entry.path()).is_ok_and(|base| sweep_abandoned(&base)) {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -403,9 +363,7 @@ fn millis(count: u128) -> Duration {
 }
 
 fn since_epoch() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// Waits until every authority's consensus lists every relay as a directory of onion services.
@@ -414,39 +372,24 @@ fn wait_for_consensus(base: &Path, facts: &Facts, tell: &impl Fn(&str)) -> Resul
     let seconds = || started.elapsed().as_secs_f64();
     let mut most = 0;
     loop {
-        let listed = facts
-            .authorities()
-            .map(|authority| directories_listed(&authority.folder()))
-            .min()
-            .unwrap_or(0);
+        let listed = facts.authorities().map(|authority| directories_listed(&authority.folder())).min().unwrap_or(0);
         if listed > most {
             most = listed;
-            tell(&format!(
-                "the consensus lists {listed} of {} relays after {:.1} s",
-                facts.relays.len(),
-                seconds()
-            ));
+            tell(&format!("the consensus lists {listed} of {} relays after {:.1} s", facts.relays.len(), seconds()));
         }
         if listed == facts.relays.len() {
             return Ok(());
         }
         let running = |name: &str| process::running(base, name).is_some();
         if let Some(dead) = facts.relays.iter().find(|relay| !running(&relay.nickname)) {
-            bail!(
-                "{} ended while the network was booting; it said:\n{}",
-                dead.nickname,
-                log_tail(&dead.folder())
-            );
+            bail!("{} ended while the network was booting; it said:\n{}", dead.nickname, log_tail(&dead.folder()));
         }
         if started.elapsed() > BOOT_PATIENCE {
             bail!(
                 "the network did not come up within {BOOT_PATIENCE:?}: the consensus lists {listed} of {} relays; is \
                  the machine overloaded, or its clock being set? An authority said:\n{}",
                 facts.relays.len(),
-                facts
-                    .authorities()
-                    .next()
-                    .map_or_else(String::new, |authority| log_tail(&authority.folder()))
+                facts.authorities().next().map_or_else(String::new, |authority| log_tail(&authority.folder()))
             );
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -457,8 +400,6 @@ fn wait_for_consensus(base: &Path, facts: &Facts, tell: &impl Fn(&str)) -> Resul
 fn directories_listed(folder: &Path) -> usize {
     let path: PathBuf = folder.join("cached-microdesc-consensus");
     fs::read_to_string(path).map_or(0, |text| {
-        text.lines()
-            .filter(|line| line.starts_with("s ") && line.split(' ').any(|flag| flag == "HSDir"))
-            .count()
+        text.lines().filter(|line| line.starts_with("s ") && line.split(' ').any(|flag| flag == "HSDir")).count()
     })
 }

@@ -36,16 +36,8 @@ impl Default for Options {
     /// Three authorities and eight relays in a temporary folder that is removed at the end.
     fn default() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "{}{}-{}",
-            TEMPORARY_PREFIX,
-            std::process::id(),
-            COUNT.fetch_add(1, Ordering::Relaxed)
-        );
-        Self {
-            wipe: true,
-            ..Self::at(std::env::temp_dir().join(name))
-        }
+        let name = format!("{}{}-{}", TEMPORARY_PREFIX, std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        Self { wipe: true, ..Self::at(std::env::temp_dir().join(name)) }
     }
 }
 
@@ -77,32 +69,16 @@ impl Options {
             );
         }
         if self.authorities + self.relays > 100 {
-            bail!(
-                "a network of {} relays has no room in 100 ports; ask for fewer",
-                self.authorities + self.relays
-            );
+            bail!("a network of {} relays has no room in 100 ports; ask for fewer", self.authorities + self.relays);
         }
         if self.exits == 0 || self.exits > self.relays {
-            bail!(
-                "of {} relays, {} cannot be exits; ask for 1 to {}",
-                self.relays,
-                self.exits,
-                self.relays
-            );
+            bail!("of {} relays, {} cannot be exits; ask for 1 to {}", self.relays, self.exits, self.relays);
         }
-        if self.voting_interval < Duration::from_secs(15)
-            || self.voting_interval.subsec_nanos() != 0
-        {
-            bail!(
-                "a voting interval of {:?} is not usable; ask for whole seconds, 15 at least",
-                self.voting_interval
-            );
+        if self.voting_interval < Duration::from_secs(15) || self.voting_interval.subsec_nanos() != 0 {
+            bail!("a voting interval of {:?} is not usable; ask for whole seconds, 15 at least", self.voting_interval);
         }
         if 86_400 % self.voting_interval.as_secs() != 0 {
-            bail!(
-                "a voting interval of {:?} does not divide a day, which tor demands",
-                self.voting_interval
-            );
+            bail!("a voting interval of {:?} does not divide a day, which tor demands", self.voting_interval);
         }
         Ok(())
     }
@@ -112,18 +88,7 @@ impl Options {
         if let Some(folder) = &self.key_cache {
             return folder.clone();
         }
-        if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
-            return PathBuf::from(target).join("testnet-keys");
-        }
-        // Cargo marks its target folder with this file; our executable is somewhere below it.
-        let target = std::env::current_exe().ok().and_then(|exe| {
-            exe.ancestors()
-                .find(|folder| folder.join("CACHEDIR.TAG").exists())
-                .map(PathBuf::from)
-        });
-        target
-            .unwrap_or_else(std::env::temp_dir)
-            .join("testnet-keys")
+        target_folder().unwrap_or_else(std::env::temp_dir).join("testnet-keys")
     }
 
     /// Reserves the ports of this network.
@@ -146,6 +111,16 @@ impl Options {
     }
 }
 
+/// Cargo's target folder, if this program is in one.
+pub(crate) fn target_folder() -> Option<PathBuf> {
+    if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
+        return Some(PathBuf::from(target));
+    }
+    // Cargo marks its target folder with this file; our executable is somewhere below it.
+    let exe = std::env::current_exe().ok()?;
+    exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).map(PathBuf::from)
+}
+
 /// The ports of one network, reserved against other networks of this user for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Ports {
@@ -161,20 +136,11 @@ impl Ports {
         if !(1024..=u16::MAX - 300).contains(&base) {
             bail!("a port base lies between 1024 and {}", u16::MAX - 300);
         }
-        let folder = std::env::temp_dir().join(format!(
-            "rustbalance-ports-{}",
-            rustix::process::getuid().as_raw()
-        ));
-        fs::create_dir_all(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let folder = std::env::temp_dir().join(format!("rustbalance-ports-{}", rustix::process::getuid().as_raw()));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let reservation = File::create(folder.join(format!("{base}.lock")))?;
-        reservation
-            .try_lock()
-            .map_err(|_| anyhow::anyhow!("another test network holds them"))?;
-        let ports = Self {
-            base,
-            _reservation: reservation,
-        };
+        reservation.try_lock().map_err(|_| anyhow::anyhow!("another test network holds them"))?;
+        let ports = Self { base, _reservation: reservation };
         let relays = options.authorities + options.relays;
         for index in 0..relays {
             let mut wanted = vec![ports.or_port(index), ports.control_port(index)];
@@ -182,8 +148,7 @@ impl Ports {
                 wanted.push(ports.dir_port(index));
             }
             for port in wanted {
-                TcpListener::bind(("127.0.0.1", port))
-                    .with_context(|| format!("port {port} is taken"))?;
+                TcpListener::bind(("127.0.0.1", port)).with_context(|| format!("port {port} is taken"))?;
             }
         }
         Ok(ports)

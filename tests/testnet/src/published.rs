@@ -32,11 +32,7 @@ pub struct PublishedDescriptor {
 }
 
 /// Asks every relay.
-pub(crate) fn ask(
-    monitor: &Client,
-    relays: &[Relay],
-    onion: &str,
-) -> Result<Vec<PublishedDescriptor>> {
+pub(crate) fn ask(monitor: &Client, relays: &[Relay], onion: &str) -> Result<Vec<PublishedDescriptor>> {
     let onion = onion.strip_suffix(".onion").unwrap_or(onion);
     if onion.len() != 56 || !onion.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         bail!("{onion:?} is not a v3 onion address, which has 56 letters and digits");
@@ -44,11 +40,8 @@ pub(crate) fn ask(
     let deadline = Instant::now() + PATIENCE;
     let mut control = monitor.control()?;
     control.command("SETEVENTS HS_DESC HS_DESC_CONTENT")?;
-    let mut waiting: Vec<&str> = relays
-        .iter()
-        .filter(|relay| relay.is_running())
-        .map(|relay| relay.rsa_fingerprint.as_str())
-        .collect();
+    let mut waiting: Vec<&str> =
+        relays.iter().filter(|relay| relay.is_running()).map(|relay| relay.rsa_fingerprint.as_str()).collect();
     let mut found = BTreeMap::new();
     while !waiting.is_empty() && Instant::now() < deadline {
         for relay in &waiting {
@@ -71,13 +64,8 @@ pub(crate) fn ask(
     found
         .into_iter()
         .map(|(relay, text)| {
-            let revision = revision(&text)
-                .with_context(|| format!("{relay} sent a descriptor without a revision"))?;
-            Ok(PublishedDescriptor {
-                relay,
-                revision,
-                text,
-            })
+            let revision = revision(&text).with_context(|| format!("{relay} sent a descriptor without a revision"))?;
+            Ok(PublishedDescriptor { relay, revision, text })
         })
         .collect()
 }
@@ -88,15 +76,9 @@ fn answer<'a>(event: &'a Reply, onion: &str) -> Option<(&'a str, Option<String>)
     let line = event.lines.first()?;
     let words: Vec<&str> = line.text.split(' ').collect();
     match words.as_slice() {
-        [
-            "HS_DESC",
-            "FAILED",
-            address,
-            _,
-            relay,
-            ..,
-            "REASON=NOT_FOUND",
-        ] if *address == onion => Some((fingerprint(relay), None)),
+        ["HS_DESC", "FAILED", address, _, relay, .., "REASON=NOT_FOUND"] if *address == onion => {
+            Some((fingerprint(relay), None))
+        }
         // A failed fetch is reported with an empty text too.
         ["HS_DESC_CONTENT", address, _, relay] if *address == onion => {
             let text = line.data.clone().unwrap_or_default();
@@ -114,9 +96,5 @@ fn fingerprint(name: &str) -> &str {
 
 /// The revision counter in a descriptor's outer layer.
 pub(crate) fn revision(text: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix("revision-counter "))?
-        .trim()
-        .parse()
-        .ok()
+    text.lines().find_map(|line| line.strip_prefix("revision-counter "))?.trim().parse().ok()
 }

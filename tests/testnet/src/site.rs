@@ -35,14 +35,11 @@ impl Site {
 
     /// Starts a site at a given address, say to bring one back.
     pub fn start_at(name: &str, address: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(address)
-            .with_context(|| format!("cannot listen on {address} for the site {name}"))?;
+        let listener =
+            TcpListener::bind(address).with_context(|| format!("cannot listen on {address} for the site {name}"))?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared {
-            name: name.to_owned(),
-            requests: AtomicU64::new(0),
-            stopped: AtomicBool::new(false),
-        });
+        let shared =
+            Arc::new(Shared { name: name.to_owned(), requests: AtomicU64::new(0), stopped: AtomicBool::new(false) });
         let for_thread = Arc::clone(&shared);
         std::thread::Builder::new()
             .name(format!("site-{name}"))
@@ -83,12 +80,9 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let Ok(stream) = stream else { continue };
         let shared = Arc::clone(shared);
         // Without a thread the connection is closed, which is what an overloaded site does.
-        let _ = std::thread::Builder::new()
-            .name("site-connection".into())
-            .stack_size(256 * 1024)
-            .spawn(move || {
-                let _ = serve(stream, &shared);
-            });
+        let _ = std::thread::Builder::new().name("site-connection".into()).stack_size(256 * 1024).spawn(move || {
+            let _ = serve(stream, &shared);
+        });
     }
 }
 
@@ -157,8 +151,5 @@ fn bytes_asked(path: &str) -> Option<u64> {
 }
 
 fn head(output: &mut impl Write, status: &str, length: u64) -> std::io::Result<()> {
-    write!(
-        output,
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n"
-    )
+    write!(output, "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n")
 }

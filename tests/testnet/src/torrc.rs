@@ -140,17 +140,9 @@ fallback_caches = [
             relay.rsa_fingerprint, relay.ed25519_id, relay.or_port
         );
     }
-    let list = |each: &dyn Fn(&Relay) -> String| {
-        facts.authorities().map(each).collect::<Vec<_>>().join(", ")
-    };
-    let identities = list(&|authority| {
-        format!(
-            "\"{}\"",
-            authority.v3_identity.as_deref().unwrap_or_default()
-        )
-    });
-    let addresses =
-        list(&|authority| format!("[\"127.0.0.1:{}\"]", authority.dir_port.unwrap_or_default()));
+    let list = |each: &dyn Fn(&Relay) -> String| facts.authorities().map(each).collect::<Vec<_>>().join(", ");
+    let identities = list(&|authority| format!("\"{}\"", authority.v3_identity.as_deref().unwrap_or_default()));
+    let addresses = list(&|authority| format!("[\"127.0.0.1:{}\"]", authority.dir_port.unwrap_or_default()));
     let _ = write!(
         text,
         "]

@@ -89,13 +89,9 @@ fn a_killed_harness_leaves_no_tor() {
     let mut child = up(base);
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually("the reaper has killed all", Duration::from_secs(5), || {
-        torrcs(base).is_empty()
-    });
+    eventually("the reaper has killed all", Duration::from_secs(5), || torrcs(base).is_empty());
     let reapers = || processes(&["testnet-reaper", base.to_str().unwrap()]);
-    eventually("the reaper has ended", Duration::from_secs(5), || {
-        reapers().is_empty()
-    });
+    eventually("the reaper has ended", Duration::from_secs(5), || reapers().is_empty());
 
     // Killed together with its reaper: `down` finds what was left, as the next start would.
     let mut child = up(base);
@@ -105,21 +101,13 @@ fn a_killed_harness_leaves_no_tor() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!torrcs(base).is_empty());
-    let output = Command::new(PROGRAM)
-        .arg("down")
-        .arg(base)
-        .output()
-        .unwrap();
+    let output = Command::new(PROGRAM).arg("down").arg(base).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(torrcs(base), [0_i32; 0]);
 
     // Asked politely, from another process.
     let mut child = up(base);
-    let output = Command::new(PROGRAM)
-        .arg("down")
-        .arg(base)
-        .output()
-        .unwrap();
+    let output = Command::new(PROGRAM).arg("down").arg(base).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(child.wait().unwrap().success());
     assert_eq!(torrcs(base), [0_i32; 0]);
@@ -159,11 +147,7 @@ fn directories_are_seen_as_they_are(network: &Network) {
 
     // A directory restarts, and has forgotten.
     let holder = network.published(onion).unwrap()[0].relay.clone();
-    let holder = network
-        .relays()
-        .iter()
-        .find(|relay| relay.rsa_fingerprint == holder)
-        .unwrap();
+    let holder = network.relays().iter().find(|relay| relay.rsa_fingerprint == holder).unwrap();
     holder.stop().unwrap();
     assert!(holder.is_running());
     let asked = Instant::now();
@@ -194,19 +178,11 @@ fn run_passes_on_what_its_command_says_and_obeys_signals() {
     assert_eq!(torrcs(&folder.0), [0_i32; 0]);
 
     // Ended by a signal, while it boots.
-    let mut child = Command::new(PROGRAM)
-        .arg("run")
-        .arg(&folder.0)
-        .args(["--relays", "4", "--", "sleep", "100"])
-        .spawn()
-        .unwrap();
-    eventually("tor runs", Duration::from_secs(60), || {
-        !torrcs(&folder.0).is_empty()
-    });
+    let mut child =
+        Command::new(PROGRAM).arg("run").arg(&folder.0).args(["--relays", "4", "--", "sleep", "100"]).spawn().unwrap();
+    eventually("tor runs", Duration::from_secs(60), || !torrcs(&folder.0).is_empty());
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    eventually("all have ended", Duration::from_secs(5), || {
-        torrcs(&folder.0).is_empty()
-    });
+    eventually("all have ended", Duration::from_secs(5), || torrcs(&folder.0).is_empty());
 }

@@ -21,14 +21,10 @@ fn clients_reach_a_site_and_directories_tell_what_they_hold() {
     let client = network.client("visitor", Warmth::Warm).unwrap();
     let answer = client.get(&format!("http://{onion}/"), TIMEOUT).unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (200, "alpha"));
-    let answer = client
-        .get(&format!("http://{onion}/bytes/1000000"), TIMEOUT)
-        .unwrap();
+    let answer = client.get(&format!("http://{onion}/bytes/1000000"), TIMEOUT).unwrap();
     assert_eq!(answer.body.len(), 1_000_000);
     let body = vec![7; 300_000];
-    let answer = client
-        .post(&format!("http://{onion}/echo"), &body, TIMEOUT)
-        .unwrap();
+    let answer = client.post(&format!("http://{onion}/echo"), &body, TIMEOUT).unwrap();
     assert_eq!(answer.body, body);
     mark("the first client was served");
     client.new_identity().unwrap();
@@ -36,9 +32,7 @@ fn clients_reach_a_site_and_directories_tell_what_they_hold() {
     assert_eq!(answer.text(), "alpha");
 
     // A site outside, through an exit.
-    let answer = client
-        .get(&format!("http://{}/", site.addr()), TIMEOUT)
-        .unwrap();
+    let answer = client.get(&format!("http://{}/", site.addr()), TIMEOUT).unwrap();
     assert_eq!(answer.text(), "alpha");
     assert_eq!(site.requests(), 5);
 
@@ -60,9 +54,7 @@ fn clients_reach_a_site_and_directories_tell_what_they_hold() {
     }
     let other = "a".repeat(56);
     assert!(decrypt(&other, &published[0].text).is_err());
-    let broken = published[0]
-        .text
-        .replace("revision-counter ", "revision-counter 1");
+    let broken = published[0].text.replace("revision-counter ", "revision-counter 1");
     assert!(decrypt(onion, &broken).is_err());
     // Asking often is no problem.
     for _ in 0..5 {
@@ -75,8 +67,6 @@ fn clients_reach_a_site_and_directories_tell_what_they_hold() {
     mark("a fresh client was served");
     assert!(network.published(&other).unwrap().is_empty());
     drop(service);
-    let error = fresh
-        .get(&format!("http://{other}.onion/"), TIMEOUT)
-        .unwrap_err();
+    let error = fresh.get(&format!("http://{other}.onion/"), TIMEOUT).unwrap_err();
     assert!(format!("{error:#}").contains("SOCKS reply"), "{error:#}");
 }
