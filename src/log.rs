@@ -1,7 +1,7 @@
 //! What the daemon writes to standard error, and in which form.
 //!
-//! One enters with [`init`], once. Our own crates log at `info` (`-v`: `debug`, `-vv`: `trace`), everything else,
-//! Arti included, at `warn`; the environment variable `RUSTBALANCE_LOG` replaces all of it with filters in the form of
+//! One enters with [`init`], once. Our own crates log at the level that is asked for (the daemon: `info`, the other
+//! commands: `warn`, each `-v` one more), everything else, Arti included, at `warn`; the environment variable `RUSTBALANCE_LOG` replaces all of it with filters in the form of
 //! `tracing` (`info,tor_hsservice=debug`). Arti redacts what is sensitive in its own messages (its `safelog`), which is
 //! left on; our secrets have types that cannot be shown. Into systemd's journal, lines go without time and colour, which
 //! the journal has itself, and with the level in its own notation.
@@ -40,7 +40,7 @@ pub enum LogError {
     Twice,
 }
 
-/// Starts logging. `verbosity` is the number of `-v`.
+/// Starts logging. `verbosity` is 0 for our warnings, 1 for `info`, 2 for `debug`, 3 for `trace`.
 pub fn init(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
     let filter = match std::env::var(FILTER_VARIABLE) {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|error| LogError::Filter(text, error))?,
@@ -57,11 +57,12 @@ pub fn init(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
     .map_err(|_| LogError::Twice)
 }
 
-/// The filters of so many `-v`.
+/// The filters of this verbosity.
 fn default_filter(verbosity: u8) -> String {
     let ours = match verbosity {
-        0 => "info",
-        1 => "debug",
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
         _ => "trace",
     };
     format!("warn,rustbalance={ours},rustbalance_gossip={ours}")
@@ -133,9 +134,10 @@ mod tests {
     #[test]
     fn ours_is_heard_and_artis_chatter_is_not() {
         assert_eq!(
-            logged(&default_filter(0)),
+            logged(&default_filter(1)),
             "<4> WARN tor_guardmgr: guard\n<6> INFO rustbalance::node: ours count=3\n"
         );
-        assert!(logged(&default_filter(1)).contains("<7>DEBUG rustbalance_gossip: detail\n"));
+        assert_eq!(logged(&default_filter(0)), "<4> WARN tor_guardmgr: guard\n");
+        assert!(logged(&default_filter(2)).contains("<7>DEBUG rustbalance_gossip: detail\n"));
     }
 }

@@ -1,2 +1,5 @@
 //! The `rustbalance` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    rustbalance::cli::main()
+}

@@ -14,8 +14,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rustbalance_gossip::time::Now;
 use rustbalance_gossip::record::{IntroPoint, RelayId};
+use rustbalance_gossip::time::Now;
 
 use crate::tor::RelayChoice;
 
@@ -119,7 +119,9 @@ impl From<Choice> for RelayChoice {
 #[derive(Debug)]
 enum Circuit {
     /// None; tried again at this time.
-    Down { not_before: Duration },
+    Down {
+        not_before: Duration,
+    },
     Opening,
     Up,
 }
@@ -325,7 +327,8 @@ impl Plan {
             slot.retired_at.is_none() && matches!(slot.circuit, Circuit::Down { not_before } if not_before <= now.mono)
         });
         // One new relay at a time: each choice must know of the one before.
-        let mut choosing = self.slots.values().any(|slot| slot.relay.is_none() && matches!(slot.circuit, Circuit::Opening));
+        let mut choosing =
+            self.slots.values().any(|slot| slot.relay.is_none() && matches!(slot.circuit, Circuit::Opening));
         for id in due {
             let taken: BTreeSet<RelayId> = self
                 .slots
@@ -423,9 +426,9 @@ mod tests {
                     Action::Open { slot, relay: choice } => {
                         let relay = match choice {
                             Choice::Exactly(relay) => Some(relay).filter(|relay| !self.dead.contains(relay)),
-                            Choice::AnyBut(taken) => {
-                                (1..=self.relays).map(relay).find(|relay| !taken.contains(relay) && !self.dead.contains(relay))
-                            }
+                            Choice::AnyBut(taken) => (1..=self.relays)
+                                .map(relay)
+                                .find(|relay| !taken.contains(relay) && !self.dead.contains(relay)),
                         };
                         match relay {
                             Some(relay) => {
@@ -483,7 +486,8 @@ mod tests {
     #[test]
     fn a_restart_serves_where_it_served() {
         let mut world = World::new(2);
-        let stored = |n: u8| Stored { slot: SlotId(n.into()), relay: relay(n), created: world.now.unix - 60, introductions: 5 };
+        let stored =
+            |n: u8| Stored { slot: SlotId(n.into()), relay: relay(n), created: world.now.unix - 60, introductions: 5 };
         world.tell(Event::Restored(vec![(stored(7), LIFETIME), (stored(8), LIFETIME)]));
         world.run(2);
         assert_eq!(world.relays_advertised(), BTreeSet::from([relay(7), relay(8)]));

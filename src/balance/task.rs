@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::plan::{Action, Event, Lifetime, Plan, SlotId, Stored};
-use crate::tor::{Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError};
+use crate::tor::{
+    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError,
+};
 
 /// Bound on opening one point, in all.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
@@ -170,7 +172,8 @@ impl Running {
 
     fn open(&mut self, slot: SlotId, relay: RelayChoice) {
         let engine = Arc::clone(&self.balance.engine);
-        let (master, limits, streams) = (self.balance.master, Arc::clone(&self.balance.limits), self.balance.streams.clone());
+        let (master, limits, streams) =
+            (self.balance.master, Arc::clone(&self.balance.limits), self.balance.streams.clone());
         let keys = self.balance.store.keys(slot);
         self.jobs.spawn(async move {
             let opened = async {

@@ -7,20 +7,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership, Now};
+use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::mesh::{Mesh, Update};
+use rustbalance_gossip::record::{PeriodId, Revocation};
+use rustbalance_gossip::signed::{Statement, Verified};
+use rustbalance_gossip::time::Now;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::keys::AuthoritySecret;
 use crate::link::MemberSet;
 use crate::store::Store;
 use crate::{balance, publish};
 
 /// Events and questions that may wait for the actor.
 const QUEUE: usize = 256;
+/// Writes that may wait for the disk.
+const WRITES: usize = 64;
 /// The longest the actor sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -86,6 +92,8 @@ pub struct Parts {
     pub updates: mpsc::Receiver<Update>,
     /// Where terms and what was learnt are kept.
     pub store: Arc<Store>,
+    /// Signs what concerns others; publishers have it.
+    pub authority: Option<AuthoritySecret>,
     /// How many introduction points this node keeps.
     pub intro_points: usize,
 }
@@ -98,8 +106,20 @@ struct Actor {
     balance: watch::Sender<balance::task::Wanted>,
     members: watch::Sender<MemberSet>,
     excluded: watch::Sender<Option<String>>,
-    /// Disk writes under way; each gives the event that says it is done.
-    writes: JoinSet<Option<Event>>,
+    /// Work for the disk, done one after the other.
+    writes: mpsc::Sender<Write>,
+}
+
+/// A piece of work for the disk, and the event that tells of its end.
+type Write = Box<dyn FnOnce(&Store) -> Option<Event> + Send>;
+
+/// Does the disk's work, in order, until the actor ends.
+fn write_all(store: &Store, mut writes: mpsc::Receiver<Write>, done: &mpsc::Sender<Event>) {
+    while let Some(write) = writes.blocking_recv() {
+        if let Some(event) = write(store) && done.blocking_send(event).is_err() {
+            return;
+        }
+    }
 }
 
 /// Seconds since the Unix epoch.
@@ -117,22 +137,44 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
     let (excluded, excluded_watch) = watch::channel(None);
     let decisions =
         Decisions { publish: publish_watch, balance: balance_watch, members: members_watch, excluded: excluded_watch };
-    let writes = JoinSet::new();
+    let (writes, queue) = mpsc::channel(WRITES);
+    let (done, written) = mpsc::channel(WRITES);
+    let store = Arc::clone(&parts.store);
+    let writer = tokio::task::spawn_blocking(move || write_all(&store, queue, &done));
     let actor = Actor { parts, started: Instant::now(), publish, balance, members, excluded, writes };
-    (Cluster { messages }, decisions, Starting { actor, inbox })
+    (Cluster { messages }, decisions, Starting { actor, inbox, written, writer })
 }
 
 /// An actor that does not run yet.
 pub struct Starting {
     actor: Actor,
     inbox: mpsc::Receiver<Message>,
+    written: mpsc::Receiver<Event>,
+    writer: JoinHandle<()>,
 }
 
 impl Starting {
-    /// Runs until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
-        let Self { mut actor, mut inbox } = self;
-        actor.handle(Event::Tick);
+    /// Runs until `stop`, and until what it wrote last is on disk. Gives the mesh back, to be shut down.
+    pub async fn run(self, stop: CancellationToken) -> Mesh {
+        let Self { mut actor, mut inbox, mut written, writer } = self;
+        actor.until(&stop, &mut inbox, &mut written).await;
+        let Actor { parts, writes, .. } = actor;
+        drop((writes, written));
+        if writer.await.is_err() {
+            error!("the task that writes to disk has failed");
+        }
+        parts.mesh
+    }
+}
+
+impl Actor {
+    async fn until(
+        &mut self,
+        stop: &CancellationToken,
+        inbox: &mut mpsc::Receiver<Message>,
+        written: &mut mpsc::Receiver<Event>,
+    ) {
+        let actor = self;
         loop {
             let now = actor.started.elapsed();
             let wake = actor.parts.coordinator.next_timeout().unwrap_or(now + LONGEST_SLEEP).min(now + LONGEST_SLEEP);
@@ -147,7 +189,7 @@ impl Starting {
                     None => return,
                     Some(Update { origin, kind, bytes }) => actor.handle(Event::Record { origin, kind, bytes }),
                 },
-                Some(written) = actor.writes.join_next() => if let Ok(Some(event)) = written { actor.handle(event) },
+                Some(event) = written.recv() => actor.handle(event),
                 () = tokio::time::sleep_until(actor.started + wake) => actor.handle(Event::Tick),
             }
         }
@@ -164,30 +206,33 @@ impl Actor {
         for action in self.parts.coordinator.handle(event, now) {
             self.carry_out(action);
         }
-        self.decide(now);
+        self.decide();
     }
 
     fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Gossip { kind, bytes } => self.parts.mesh.set(kind, bytes),
+            Action::Gossip { kind, bytes } => {
+                if let Err(error) = self.parts.mesh.set(kind, &bytes) {
+                    error!(%error, kind = kind.key(), "cannot gossip");
+                }
+            }
             Action::Retract(kind) => self.parts.mesh.retract(kind),
             Action::StoreTerm(term) => self.store_term(term),
             Action::Leadership(Leadership::Publisher { term }) => info!(term, "this node publishes now"),
-            Action::Leadership(Leadership::Follower) => info!("another node publishes now"),
+            Action::Leadership(Leadership::Follower) => info!("this node has stopped publishing"),
             Action::Excluded(why) => {
                 error!(%why, "this node is no member of the cluster any more");
                 self.excluded.send_replace(Some(why));
             }
-            Action::MembersChanged => self.keep_members(),
-            Action::InvitationsChanged => self.keep_invitations(),
+            Action::MembersChanged => self.members_changed(),
+            Action::InvitationsChanged => self.invitations_changed(),
             Action::DesiredChanged => {}
         }
     }
 
     /// A term is used only once it is on disk.
     fn store_term(&mut self, term: u64) {
-        let store = Arc::clone(&self.parts.store);
-        self.writes.spawn_blocking(move || match store.advance_term(term) {
+        self.write(move |store| match store.raise_term(term) {
             Ok(()) => Some(Event::TermStored(term)),
             Err(error) => {
                 warn!(term, %error, "cannot store the term, so this node cannot publish");
@@ -196,54 +241,90 @@ impl Actor {
         });
     }
 
-    /// Known members are kept so that a restart finds its way back when the others have new neighbours.
-    fn keep_members(&mut self) {
+    /// Known members are kept, so that a restart finds its way back; whoever joined with a used-up token is revoked.
+    fn members_changed(&mut self) {
         let view = self.parts.coordinator.view();
-        let chains: Vec<_> = view.members().map(|member| member.member.chain()).collect();
-        let revocations: Vec<_> = view.revocations().cloned().collect();
-        let store = Arc::clone(&self.parts.store);
-        self.writes.spawn_blocking(move || {
-            if let Err(error) = store.put_members(&chains).and_then(|()| store.put_revocations(&revocations)) {
+        let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
+        self.parts.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
+        self.parts.mesh.set_members(members);
+        let overdrawn: Vec<_> = view.overdrawn().filter(|node| !view.revoked(node)).collect();
+        for node in overdrawn {
+            let revocation = Revocation { cluster: self.parts.store.cluster(), node, revoked: unix_now() };
+            if let Some(signed) = self.sign(revocation) {
+                self.handle(Event::Revocation(signed));
+            }
+        }
+        let chains = self.parts.coordinator.chains();
+        let revocations: Vec<_> = self.parts.coordinator.view().revocations().cloned().collect();
+        self.write(move |store| {
+            let written = store.put_members(&chains).and_then(|()| store.put_revocations(&revocations));
+            if let Err(error) = written {
                 warn!(%error, "cannot store the list of members");
             }
             None
         });
     }
 
-    fn keep_invitations(&mut self) {
-        let invitations: Vec<_> = self.parts.coordinator.view().invitations().cloned().collect();
-        let store = Arc::clone(&self.parts.store);
-        self.writes.spawn_blocking(move || {
-            if let Err(error) = store.put_invitations(&invitations) {
+    /// Invitations are kept; versions that two publishers changed at once are signed anew as what they merge to.
+    fn invitations_changed(&mut self) {
+        let merged: Vec<_> = self.parts.coordinator.view().invitations().unsigned().cloned().collect();
+        for invitation in merged {
+            if let Some(signed) = self.sign(invitation) {
+                self.handle(Event::Invitation(signed));
+            }
+        }
+        let known = self.parts.coordinator.view().invitations();
+        let whole: Vec<_> = known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect();
+        self.write(move |store| {
+            if let Err(error) = store.put_invitations(&whole) {
                 warn!(%error, "cannot store the invitations");
             }
             None
         });
     }
 
+    /// As the cluster's authority, if this node has its key.
+    fn sign<T: Statement>(&self, statement: T) -> Option<Verified<T>> {
+        let authority = self.parts.authority.as_ref()?;
+        Verified::sign(statement, authority).inspect_err(|error| error!(%error, "cannot sign")).ok()
+    }
+
+    /// Writes to disk beside the actor, in order.
+    fn write(&mut self, job: impl FnOnce(&Store) -> Option<Event> + Send + 'static) {
+        if self.writes.try_send(Box::new(job)).is_err() {
+            error!("the disk does not keep up: a change is not stored");
+        }
+    }
+
     /// Brings the watches up to date with the coordinator's state.
-    fn decide(&mut self, now: Now) {
+    fn decide(&mut self) {
         let coordinator = &self.parts.coordinator;
         let term = match coordinator.leadership() {
             Leadership::Publisher { term } => Some(term),
             Leadership::Follower => None,
         };
-        let points = coordinator.desired(now).points.into_iter().map(|(_, point)| point).collect();
-        let floors: BTreeMap<_, _> = coordinator.view().revisions().into_iter().collect();
+        let points = coordinator.desired().points.into_iter().map(|(_, point)| point).collect();
+        let floors = self.revisions();
         replace(&self.publish, publish::task::Wanted { term, points, floors });
         replace(&self.balance, self.balance_wanted());
         replace(&self.members, self.member_set());
     }
 
-    /// Relays of the others, told apart by who wins a conflict.
+    /// The highest revision any publisher has told of, for each period.
+    fn revisions(&self) -> BTreeMap<PeriodId, u64> {
+        let mut highest = BTreeMap::new();
+        for publication in self.parts.coordinator.view().members().filter_map(|member| member.publication.as_ref()) {
+            for period in &publication.periods {
+                let known = highest.entry(period.period).or_insert(0);
+                *known = period.revision.max(*known);
+            }
+        }
+        highest
+    }
+
     fn balance_wanted(&self) -> balance::task::Wanted {
         let view = self.parts.coordinator.view();
-        let me = view.me();
-        let (mut stronger, mut weaker) = (BTreeSet::new(), BTreeSet::new());
-        for member in view.members().filter(|member| member.alive && member.node() != me) {
-            let relays = if member.node() < me { &mut stronger } else { &mut weaker };
-            relays.extend(member.intro_points().iter().map(|point| point.relay));
-        }
+        let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
         balance::task::Wanted { points: self.parts.intro_points, stronger, weaker }
     }
 

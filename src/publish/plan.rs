@@ -448,6 +448,8 @@ mod tests {
     use rustbalance_gossip::bytes::FixedBytes;
     use rustbalance_gossip::record::RelayId;
 
+    use crate::tor::descriptor::DescriptorParameters;
+
     const NOON: Duration = Duration::from_secs(43_200);
 
     fn relay(n: u8) -> RelayId {
@@ -469,6 +471,7 @@ mod tests {
             id: PeriodId { number, length_minutes: 1440, offset_seconds: 43_200 },
             directories: directories.map(|n| Directory { relay: relay(n) }).collect(),
             revision_clock: Duration::ZERO,
+            parameters: DescriptorParameters::default(),
         }
     }
 

@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use super::plan::{Action, Event, Outcome, Plan, Reading};
 use crate::tor::descriptor::{self, PeriodCredentials};
-use crate::tor::{Directory, Engine, TorError};
+use crate::tor::{Directory, Engine, Period, TorError};
 
 /// Bound on one upload, in all: a circuit that has to be built, the directory's answer.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(25);
@@ -80,8 +80,8 @@ struct Running {
     publisher: Publisher,
     plan: Plan,
     started: Instant,
-    /// When the periods were asked for, and the revision clock of each then.
-    clocks: BTreeMap<PeriodId, (Instant, Duration)>,
+    /// When the periods were asked for, and what the network said of each.
+    periods: BTreeMap<PeriodId, (Instant, Period)>,
     editions: BTreeMap<PeriodId, (u64, Arc<str>)>,
     jobs: JoinSet<Done>,
 }
@@ -93,8 +93,8 @@ impl Publisher {
         let mut network = self.engine.network_changes();
         let mut periods_due = Instant::now();
         let plan = Plan::new(self.refresh);
-        let (clocks, editions, jobs) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
-        let mut running = Running { publisher: self, plan, started: Instant::now(), clocks, editions, jobs };
+        let (periods, editions, jobs) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
+        let mut running = Running { publisher: self, plan, started: Instant::now(), periods, editions, jobs };
         running.want(&wanted.borrow_and_update().clone());
         loop {
             let now = running.started.elapsed();
@@ -138,8 +138,8 @@ impl Running {
         match self.publisher.engine.publication(self.publisher.master).await {
             Ok(periods) => {
                 let now = Instant::now();
-                self.clocks = periods.iter().map(|period| (period.id, (now, period.revision_clock))).collect();
-                self.editions.retain(|period, _| self.clocks.contains_key(period));
+                self.periods = periods.iter().map(|period| (period.id, (now, period.clone()))).collect();
+                self.editions.retain(|period, _| self.periods.contains_key(period));
                 for period in &periods {
                     let stored = self.publisher.revisions.highest(period.id);
                     self.tell(Event::Floor(period.id, stored));
@@ -175,8 +175,12 @@ impl Running {
             Action::ReadBack { period, directory } => self.read_back(period, directory),
             Action::Report(periods) => {
                 for period in periods.iter().filter(|period| period.confirmed == period.directories) {
-                    info!(period = period.period.number, revision = period.revision, directories = period.directories,
-                        "descriptor is on every directory");
+                    info!(
+                        period = period.period.number,
+                        revision = period.revision,
+                        directories = period.directories,
+                        "descriptor is on every directory"
+                    );
                 }
                 self.publisher.report.send_replace(periods);
             }
@@ -184,24 +188,34 @@ impl Running {
     }
 
     fn build(&mut self, period: PeriodId, points: Vec<IntroPoint>, floor: u64) {
-        let clock = self.clocks.get(&period).map_or(Duration::ZERO, |(at, clock)| *clock + at.elapsed());
+        let Some((asked, known)) = self.periods.get(&period) else { return };
+        let (clock, parameters) = (known.revision_clock + asked.elapsed(), known.parameters);
         let credentials = Arc::clone(&self.publisher.credentials);
         let revisions = Arc::clone(&self.publisher.revisions);
         self.jobs.spawn_blocking(move || {
             let now = SystemTime::now();
-            let built = credentials.credentials(period, now).map_err(|error| error.to_string()).and_then(|credentials| {
-                let revision = credentials.revision(clock).max(floor + 1);
-                revisions.advance(period, revision)?;
-                let text = descriptor::build(&credentials, &points, revision, now).map_err(|error| error.to_string())?;
-                debug!(period = period.number, revision, points = points.len(), bytes = text.len(), "descriptor built");
-                Ok((revision, Arc::from(text)))
-            });
+            let built =
+                credentials.credentials(period, now).map_err(|error| error.to_string()).and_then(|credentials| {
+                    let revision = credentials.revision(clock).max(floor + 1);
+                    revisions.advance(period, revision)?;
+                    let text = descriptor::build(&credentials, &points, revision, parameters, now)
+                        .map_err(|error| error.to_string())?;
+                    debug!(
+                        period = period.number,
+                        revision,
+                        points = points.len(),
+                        bytes = text.len(),
+                        "descriptor built"
+                    );
+                    Ok((revision, Arc::from(text)))
+                });
             Done::Edition(period, built)
         });
     }
 
     fn upload(&mut self, period: PeriodId, directory: Directory, revision: u64) {
-        let text = self.editions.get(&period).filter(|edition| edition.0 == revision).map(|edition| Arc::clone(&edition.1));
+        let text =
+            self.editions.get(&period).filter(|edition| edition.0 == revision).map(|edition| Arc::clone(&edition.1));
         let engine = Arc::clone(&self.publisher.engine);
         self.jobs.spawn(async move {
             let outcome = match text {
@@ -230,7 +244,9 @@ impl Running {
             let reading = match engine.fetch(&directory, master, period, FETCH_LIMIT).await {
                 Ok(None) => Ok(None),
                 Ok(Some(text)) => descriptor::read(&text, master, period, SystemTime::now())
-                    .map(|content| Some(Reading { revision: content.revision, ours: ours.as_deref() == Some(text.as_str()) }))
+                    .map(|content| {
+                        Some(Reading { revision: content.revision, ours: ours.as_deref() == Some(text.as_str()) })
+                    })
                     .map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };

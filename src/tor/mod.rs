@@ -26,6 +26,8 @@ pub use error::TorError;
 pub use replay::{IntroPointKeys, ReplayLog};
 
 pub mod arti;
+#[cfg(test)]
+pub mod conformance;
 pub mod descriptor;
 mod error;
 pub mod fake;

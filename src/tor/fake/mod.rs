@@ -32,6 +32,8 @@ use stream::{Circuit, Faults, Path, Place, StreamRefused};
 use world::{Node, Point, Service, World};
 
 mod stream;
+#[cfg(test)]
+mod tests;
 mod world;
 
 /// How long a client waits for a service at a rendezvous point before it tries the next introduction point.
@@ -99,7 +101,9 @@ impl FakeNet {
     /// Lets nothing through between two nodes; each still reaches everybody else, and the directories.
     pub fn sever(&self, one: &FakeEngine, other: &FakeEngine) {
         let pair = Faults::pair(one.node.id, other.node.id);
-        self.inner.faults.send_modify(|faults| drop(faults.severed.insert(pair)));
+        self.inner.faults.send_modify(|faults| {
+            faults.severed.insert(pair);
+        });
     }
 
     /// Undoes every [`FakeNet::sever`].
@@ -242,7 +246,7 @@ impl FakeEngine {
             ports: Some(service.ports),
             ended: service.stopped,
             open_streams: Arc::default(),
-            place: None,
+            _place: None,
         })
     }
 
@@ -290,7 +294,7 @@ impl FakeEngine {
             ports: None,
             ended: CancellationToken::new(),
             open_streams: Arc::default(),
-            place: open,
+            _place: open,
         })
     }
 }

@@ -94,7 +94,7 @@ pub(super) struct Circuit {
     pub(super) ended: CancellationToken,
     pub(super) open_streams: Arc<AtomicUsize>,
     /// Held while the circuit is open.
-    pub(super) place: Option<Place>,
+    pub(super) _place: Option<Place>,
 }
 
 impl Circuit {

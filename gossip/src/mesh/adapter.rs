@@ -1,0 +1,75 @@
+//! chitchat's transport over a [`Carrier`].
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chitchat::ChitchatEnvelope;
+use chitchat::transport::{RecvOutcome, SendOutcome, Socket, Transport};
+use tokio::sync::{Mutex, mpsc};
+use tracing::debug;
+
+use super::Carrier;
+use super::gate::Gate;
+use crate::address::mesh_socket;
+use crate::id::NodeId;
+
+/// Opened once per life; a later socket takes the messages over from the one before.
+#[derive(Clone)]
+pub(super) struct Adapter {
+    gate: Arc<Gate>,
+    send: Arc<dyn Fn(NodeId, Vec<u8>) + Send + Sync>,
+    received: Arc<Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>>,
+}
+
+impl Adapter {
+    pub(super) fn new(carrier: Carrier, gate: Arc<Gate>) -> Self {
+        Self { gate, send: carrier.send, received: Arc::new(Mutex::new(carrier.received)) }
+    }
+}
+
+#[async_trait]
+impl Transport for Adapter {
+    async fn open(&self, address: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        Ok(Box::new(AdapterSocket { address, adapter: self.clone() }))
+    }
+}
+
+struct AdapterSocket {
+    address: SocketAddr,
+    adapter: Adapter,
+}
+
+#[async_trait]
+impl Socket for AdapterSocket {
+    fn local_addr(&self) -> anyhow::Result<SocketAddr> {
+        Ok(self.address)
+    }
+
+    async fn send(&mut self, to: SocketAddr, envelope: ChitchatEnvelope) -> anyhow::Result<SendOutcome> {
+        let bytes = envelope.serialize_to_vec();
+        let outcome = SendOutcome { num_bytes_sent: bytes.len() };
+        // An address without a node is that of a life which has just been forgotten.
+        if let Some(node) = self.adapter.gate.node_at(&to) {
+            (self.adapter.send)(node, bytes);
+        }
+        Ok(outcome)
+    }
+
+    /// Cancel-safe, as chitchat needs it. Ends with an error when the carrier has gone: chitchat stops then.
+    async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
+        let mut received = self.adapter.received.lock().await;
+        loop {
+            let Some((from, bytes)) = received.recv().await else {
+                anyhow::bail!("nothing carries gossip any more");
+            };
+            match self.adapter.gate.read(from, &bytes) {
+                Ok(envelope) => {
+                    let from_addr = mesh_socket(&from);
+                    return Ok(RecvOutcome { from_addr, envelope, num_bytes_received: bytes.len() });
+                }
+                Err(error) => debug!(%from, %error, "gossip message refused"),
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Which node ids may enter chitchat's state.
+//!
+//! Every id that a peer mentions stays in the state, and so in every digest, for an hour; enough of them and no digest
+//! fits a message any more. A key is made in no time, so a hostile member could name thousands. Therefore: members enter
+//! freely, a few ids that are not known as members may enter (a newcomer's certificates arrive by gossip), each node
+//! with a few of its lives, and all together stay below a bound that fits into a message.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chitchat::ChitchatEnvelope;
+use tokio::time::Instant;
+
+use super::wire::{Life, Message, WireError};
+use crate::address::mesh_socket;
+use crate::id::NodeId;
+
+/// Lives in the state at once. 400 of them make a digest of about 35 kB.
+const MAX_LIVES: usize = 400;
+/// Lives of one node at once: it may have restarted several times within the hour for which chitchat remembers.
+const MAX_LIVES_OF_ONE: usize = 12;
+/// Nodes at once that are not known as members.
+const MAX_STRANGERS: usize = 64;
+/// For how long a life is remembered that chitchat has no state of.
+const FORGET: Duration = Duration::from_secs(60);
+
+/// What was kept out since start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MeshCounters {
+    /// Messages that could not be read.
+    pub malformed: u64,
+    /// Mentions of nodes that were left out.
+    pub strangers: u64,
+    /// Times that gossip was begun anew under a new generation, because it had stopped or others had been told lies of us.
+    pub restarts: u64,
+}
+
+/// The gate, shared by what reads messages and what looks after the state.
+pub(super) struct Gate {
+    me: NodeId,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    generation: u64,
+    members: BTreeSet<NodeId>,
+    lives: BTreeMap<Life, Instant>,
+    addresses: BTreeMap<SocketAddr, NodeId>,
+    claimed: Claim,
+    counters: MeshCounters,
+}
+
+/// The most that others say of this node's present life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) heartbeat: u64,
+    pub(super) version: u64,
+}
+
+impl Gate {
+    pub(super) fn new(me: NodeId) -> Self {
+        Self { me, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells which life this node begins now.
+    pub(super) fn begin(&self, generation: u64) {
+        let mut state = self.lock();
+        state.generation = generation;
+        state.claimed = Claim::default();
+    }
+
+    /// Tells who is known as a member.
+    pub(super) fn set_members(&self, members: BTreeSet<NodeId>) {
+        self.lock().members = members;
+    }
+
+    /// Lets messages be sent to this node.
+    pub(super) fn know(&self, node: NodeId) {
+        self.lock().addresses.insert(mesh_socket(&node), node);
+    }
+
+    /// Forgets lives that chitchat has forgotten, given those it has.
+    pub(super) fn prune(&self, has: &BTreeSet<Life>) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.lives.retain(|life, seen| has.contains(life) || now.duration_since(*seen) < FORGET);
+        let nodes: BTreeSet<_> = state.lives.keys().map(|life| life.node).collect();
+        let State { members, addresses, .. } = &mut *state;
+        addresses.retain(|_, node| nodes.contains(node) || members.contains(node));
+    }
+
+    /// Whose mesh address it is.
+    pub(super) fn node_at(&self, address: &SocketAddr) -> Option<NodeId> {
+        self.lock().addresses.get(address).copied()
+    }
+
+    /// What others say of this node's present life.
+    pub(super) fn claimed(&self) -> Claim {
+        self.lock().claimed
+    }
+
+    pub(super) fn counters(&self) -> MeshCounters {
+        self.lock().counters
+    }
+
+    pub(super) fn count_restart(&self) {
+        self.lock().counters.restarts += 1;
+    }
+
+    /// Reads a message that `from` has sent, leaving out what may not enter.
+    pub(super) fn read(&self, from: NodeId, bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
+        let mut state = self.lock();
+        let result = self.filter(&mut state, from, bytes);
+        if result.is_err() {
+            state.counters.malformed += 1;
+        }
+        result
+    }
+
+    fn filter(&self, state: &mut State, from: NodeId, bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
+        let mut message = Message::read(bytes)?;
+        let own = Life { node: self.me, generation: state.generation };
+        state.addresses.insert(mesh_socket(&from), from);
+        for known in message.digest().iter().filter(|known| known.life == own) {
+            state.claimed.heartbeat = state.claimed.heartbeat.max(known.heartbeat);
+            state.claimed.version = state.claimed.version.max(known.version);
+        }
+        let admitted: BTreeSet<Life> =
+            message.lives().into_iter().filter(|life| *life == own || state.admit(*life, from)).collect();
+        // Nobody tells this node about its own present life.
+        let changed = message.retain(|life| admitted.contains(life), |life| admitted.contains(life) && *life != own);
+        if changed { message.envelope() } else { super::wire::decode(bytes) }
+    }
+}
+
+impl State {
+    fn admit(&mut self, life: Life, from: NodeId) -> bool {
+        let now = Instant::now();
+        if let Some(seen) = self.lives.get_mut(&life) {
+            *seen = now;
+            return true;
+        }
+        let lives_of_it = |state: &Self| state.lives.keys().filter(|other| other.node == life.node).count();
+        let strangers = |state: &Self| {
+            let nodes: BTreeSet<_> = state.lives.keys().map(|life| life.node).collect();
+            nodes.difference(&state.members).count()
+        };
+        let admitted = self.lives.len() < MAX_LIVES
+            && (life.node == from || lives_of_it(self) < MAX_LIVES_OF_ONE)
+            && (self.members.contains(&life.node) || strangers(self) < MAX_STRANGERS);
+        if admitted {
+            self.lives.insert(life, now);
+            self.addresses.insert(mesh_socket(&life.node), life.node);
+        } else {
+            self.counters.strangers += 1;
+        }
+        admitted
+    }
+}

@@ -1,0 +1,284 @@
+//! The one task of a mesh: starts chitchat, writes own values, hands on others', asks seeds.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use chitchat::{
+    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, ProtocolVersion,
+    spawn_chitchat,
+};
+use data_encoding::BASE64;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{debug, warn};
+
+use super::adapter::Adapter;
+use super::gate::Gate;
+use super::wire::Life;
+use super::{Carrier, MAX_RECORD, MeshConfig, MeshError, Own, Update};
+use crate::address::mesh_socket;
+use crate::id::NodeId;
+use crate::record::RecordKind;
+
+/// Lives that one start of the node may have: its generation is the node's, shifted by as many bits.
+const LIFE_BITS: u32 = 16;
+/// Updates taken from chitchat's state at a time, so that its lock is held briefly.
+const BATCH: usize = 64;
+/// Peers told at a goodbye.
+const FAREWELLS: usize = 3;
+/// For how long chitchat remembers a silent node; after half of it the node's values are no longer passed on.
+const DEAD_NODE_GRACE: Duration = Duration::from_secs(3600);
+/// For how long a value that was taken back leaves a mark.
+const DELETION_GRACE: Duration = Duration::from_secs(2 * 3600);
+/// Shortest time between two lives.
+const REST: Duration = Duration::from_secs(60);
+
+pub(super) struct Keeper {
+    config: MeshConfig,
+    adapter: Adapter,
+    own: Arc<Own>,
+    gate: Arc<Gate>,
+    updates: mpsc::Sender<Update>,
+    chitchat: ChitchatHandle,
+    changed: Arc<Notify>,
+    life: u64,
+    born: Instant,
+    /// The highest version handed on, by life.
+    handed: BTreeMap<ChitchatId, u64>,
+    outbox: VecDeque<Update>,
+    next_seed: usize,
+}
+
+impl Keeper {
+    pub(super) async fn start(
+        config: MeshConfig,
+        carrier: Carrier,
+        own: Arc<Own>,
+        gate: Arc<Gate>,
+        updates: mpsc::Sender<Update>,
+    ) -> Result<Self, MeshError> {
+        let adapter = Adapter::new(carrier, Arc::clone(&gate));
+        let changed = Arc::new(Notify::new());
+        let chitchat = begin(&config, 0, &adapter, &gate, &changed).await?;
+        Ok(Self {
+            config,
+            adapter,
+            own,
+            gate,
+            updates,
+            chitchat,
+            changed,
+            life: 0,
+            born: Instant::now(),
+            handed: BTreeMap::new(),
+            outbox: VecDeque::new(),
+            next_seed: 0,
+        })
+    }
+
+    pub(super) async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+        let mut tick = interval(self.config.interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let own = Arc::clone(&self.own);
+        let changed = Arc::clone(&self.changed);
+        let updates = self.updates.clone();
+        loop {
+            tokio::select! {
+                _ = &mut stop => break,
+                () = own.changed.notified() => self.write_own().await,
+                () = changed.notified(), if self.outbox.is_empty() => self.collect().await,
+                permit = updates.reserve(), if !self.outbox.is_empty() => {
+                    let Ok(permit) = permit else { break };
+                    if let Some(update) = self.outbox.pop_front() {
+                        permit.send(update);
+                    }
+                }
+                _ = tick.tick() => self.look_after().await,
+            }
+        }
+        self.say_goodbye().await;
+    }
+
+    /// Writes own values wherever chitchat has others.
+    async fn write_own(&self) {
+        let values = self.own.values.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let chitchat = self.chitchat.chitchat();
+        let mut chitchat = chitchat.lock().await;
+        let state = chitchat.self_node_state();
+        for (key, value) in values {
+            match value {
+                Some(value) => state.set(key, value),
+                None if state.contains_key(&key) => state.delete(&key),
+                None => {}
+            }
+        }
+    }
+
+    /// Takes what is newer than what was handed on, at most a batch.
+    async fn collect(&mut self) {
+        let chitchat = self.chitchat.chitchat();
+        let chitchat = chitchat.lock().await;
+        for (id, state) in chitchat.node_states() {
+            let handed = self.handed.get(id).copied().unwrap_or(0);
+            if state.max_version() == handed || id == chitchat.self_chitchat_id() {
+                continue;
+            }
+            // A state that fell back was reset, and comes anew.
+            let handed = if state.max_version() < handed { 0 } else { handed };
+            let room = BATCH.saturating_sub(self.outbox.len());
+            let Ok(origin) = id.node_id.parse::<NodeId>() else { continue };
+            if origin == self.config.me {
+                continue;
+            }
+            let (values, upto) = newer(state, handed, room);
+            self.outbox.extend(values.into_iter().map(|(kind, bytes)| Update { origin, kind, bytes }));
+            self.handed.insert(id.clone(), upto);
+            if self.outbox.len() >= BATCH {
+                self.changed.notify_one();
+                break;
+            }
+        }
+    }
+
+    /// Once an interval: mends what has stopped, asks a seed, forgets.
+    async fn look_after(&mut self) {
+        // Whatever a notification may have missed.
+        self.changed.notify_one();
+        if self.must_begin_anew().await {
+            self.begin_anew().await;
+        }
+        self.write_own().await;
+        let chitchat = self.chitchat.chitchat();
+        let chitchat = chitchat.lock().await;
+        let states = chitchat.node_states();
+        let has: BTreeSet<Life> = states.keys().filter_map(life_of).collect();
+        self.gate.prune(&has);
+        self.handed.retain(|id, _| states.contains_key(id));
+        let live: BTreeSet<_> = chitchat.live_nodes().map(|id| id.gossip_advertise_addr).collect();
+        drop(chitchat);
+        self.ask_a_seed(&live);
+    }
+
+    async fn must_begin_anew(&self) -> bool {
+        if timeout(Duration::ZERO, self.chitchat.termination_watcher()).await.is_ok() {
+            return true;
+        }
+        let claimed = self.gate.claimed();
+        let chitchat = self.chitchat.chitchat();
+        let mut chitchat = chitchat.lock().await;
+        let state = chitchat.self_node_state();
+        let lied = claimed.version > state.max_version() || claimed.heartbeat > u64::from(state.heartbeat());
+        lied && self.born.elapsed() >= REST
+    }
+
+    async fn begin_anew(&mut self) {
+        if self.life + 1 >= 1 << LIFE_BITS {
+            return;
+        }
+        let life = self.life + 1;
+        self.chitchat.abort();
+        match begin(&self.config, life, &self.adapter, &self.gate, &self.changed).await {
+            Ok(chitchat) => {
+                warn!(life, "gossip begins anew");
+                self.chitchat = chitchat;
+                self.life = life;
+                self.born = Instant::now();
+                self.handed.clear();
+                self.gate.count_restart();
+            }
+            Err(error) => warn!(%error, "gossip does not begin anew; trying again"),
+        }
+    }
+
+    /// Asks one seed that is not heard, in turn. chitchat's own seeds are fixed at its start, so it is given none.
+    fn ask_a_seed(&mut self, live: &BTreeSet<SocketAddr>) {
+        let seeds = self.own.seeds.lock().unwrap_or_else(PoisonError::into_inner);
+        let others: Vec<_> = seeds.iter().filter(|seed| !live.contains(&mesh_socket(seed))).collect();
+        let Some(seed) = others.get(self.next_seed % others.len().max(1)) else { return };
+        self.next_seed = self.next_seed.wrapping_add(1);
+        self.gate.know(**seed);
+        if let Err(error) = self.chitchat.gossip(mesh_socket(seed)) {
+            debug!(%error, "gossip has stopped");
+        }
+    }
+
+    /// Lets the last values out before chitchat stops.
+    async fn say_goodbye(self) {
+        self.write_own().await;
+        let peers: Vec<_> = {
+            let chitchat = self.chitchat.chitchat();
+            let chitchat = chitchat.lock().await;
+            let peers = chitchat.live_nodes().filter(|id| *id != chitchat.self_chitchat_id());
+            peers.map(|id| id.gossip_advertise_addr).take(FAREWELLS).collect()
+        };
+        if peers.iter().any(|peer| self.chitchat.gossip(*peer).is_ok()) {
+            tokio::time::sleep(self.config.interval).await;
+        }
+        if let Err(error) = self.chitchat.shutdown().await {
+            debug!(%error, "gossip had stopped before");
+        }
+    }
+}
+
+fn life_of(id: &ChitchatId) -> Option<Life> {
+    Some(Life { node: id.node_id.parse().ok()?, generation: id.generation_id })
+}
+
+/// At most `room` values above version `handed` in the order of their versions, and the version up to which that is all.
+fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u8>)>, u64) {
+    let mut fresh: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > handed).collect();
+    fresh.sort_by_key(|(_, value)| value.version);
+    let upto = if fresh.len() > room { fresh.get(room.wrapping_sub(1)).map(|(_, value)| value.version) } else { None };
+    let upto = upto.unwrap_or(if fresh.len() > room { handed } else { state.max_version() });
+    let values = fresh.into_iter().take(room).filter(|(_, value)| !value.is_deleted());
+    let records = values.filter_map(|(key, value)| {
+        let kind = RecordKind::from_key(key)?;
+        let bytes = BASE64.decode(value.value.as_bytes()).ok()?;
+        (bytes.len() <= MAX_RECORD).then_some((kind, bytes))
+    });
+    (records.collect(), upto)
+}
+
+/// Starts chitchat for one life of this node.
+async fn begin(
+    config: &MeshConfig,
+    life: u64,
+    adapter: &Adapter,
+    gate: &Gate,
+    changed: &Arc<Notify>,
+) -> Result<ChitchatHandle, MeshError> {
+    let generation = (config.generation << LIFE_BITS) | life;
+    let address = mesh_socket(&config.me);
+    gate.begin(generation);
+    let chitchat_config = ChitchatConfig {
+        chitchat_id: ChitchatId::new(config.me.to_string(), generation, address),
+        cluster_id: config.cluster.to_string(),
+        gossip_interval: config.interval,
+        listen_addr: address,
+        seed_nodes: Vec::new(),
+        failure_detector_config: failure_detector(config.interval),
+        marked_for_deletion_grace_period: DELETION_GRACE,
+        catchup_callback: None,
+        extra_liveness_predicate: None,
+        protocol_version: ProtocolVersion::V1,
+    };
+    let handle = spawn_chitchat(chitchat_config, Vec::new(), adapter)
+        .await
+        .map_err(|error| MeshError::Start(error.to_string()))?;
+    let changed = Arc::clone(changed);
+    handle
+        .with_chitchat(move |chitchat: &mut Chitchat| {
+            let changed = Arc::clone(&changed);
+            chitchat.subscribe_event("", move |_| changed.notify_one()).forever();
+        })
+        .await;
+    Ok(handle)
+}
+
+/// Only chooses whom chitchat talks to; whether a node lives is judged by its signed heartbeats. Wide, because over Tor
+/// the time between two signs of life of a distant node varies from a part of a second to half a minute.
+fn failure_detector(interval: Duration) -> FailureDetectorConfig {
+    FailureDetectorConfig::new(8.0, 200, interval * 60, interval * 5, DEAD_NODE_GRACE)
+}

@@ -1,0 +1,126 @@
+//! A network in memory for tests: carries messages between nodes with delay, loss, partitions and counters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Carrier;
+use crate::id::NodeId;
+
+/// Messages that may wait at one node; later ones are lost.
+const QUEUE: usize = 256;
+
+/// What a node has put on the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages sent.
+    pub messages: u64,
+    /// Bytes sent.
+    pub bytes: u64,
+}
+
+/// The network; clones are the same one.
+#[derive(Clone, Default)]
+pub struct MemoryNetwork {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    sockets: BTreeMap<NodeId, mpsc::Sender<(NodeId, Vec<u8>)>>,
+    traffic: BTreeMap<NodeId, Traffic>,
+    side: BTreeMap<NodeId, u32>,
+    down: BTreeSet<NodeId>,
+    delay: Duration,
+    loss_percent: u64,
+    random: u64,
+}
+
+impl Inner {
+    /// Whether a message gets through; loss is drawn from a seeded splitmix64, so that a run can be had again.
+    fn passes(&mut self, from: NodeId, to: NodeId) -> bool {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let lost = (z ^ (z >> 31)) % 100 < self.loss_percent;
+        let split = self.side.get(&from) != self.side.get(&to);
+        !lost && !split && !self.down.contains(&from) && !self.down.contains(&to)
+    }
+}
+
+impl MemoryNetwork {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on every message takes this long.
+    pub fn set_delay(&self, delay: Duration) {
+        self.lock().delay = delay;
+    }
+
+    /// From now on this share of the messages is lost, drawn from `seed`.
+    pub fn set_loss(&self, percent: u64, seed: u64) {
+        let mut inner = self.lock();
+        inner.loss_percent = percent;
+        inner.random = seed;
+    }
+
+    /// Puts a node on a side; messages pass only between nodes of one side. All begin on the same one.
+    pub fn set_side(&self, node: NodeId, side: u32) {
+        self.lock().side.insert(node, side);
+    }
+
+    /// Ends every partition.
+    pub fn heal(&self) {
+        self.lock().side.clear();
+    }
+
+    /// Takes a node off the network (its messages and those to it vanish) or puts it back.
+    pub fn set_down(&self, node: NodeId, down: bool) {
+        let mut inner = self.lock();
+        if down {
+            inner.down.insert(node);
+        } else {
+            inner.down.remove(&node);
+        }
+    }
+
+    /// What each node has sent so far.
+    pub fn traffic(&self) -> BTreeMap<NodeId, Traffic> {
+        self.lock().traffic.clone()
+    }
+}
+
+impl MemoryNetwork {
+    /// Puts a node on the network. A second time, the first is cut off.
+    pub fn join(&self, node: NodeId) -> Carrier {
+        let (sender, received) = mpsc::channel(QUEUE);
+        self.lock().sockets.insert(node, sender);
+        let network = self.clone();
+        Carrier { send: Arc::new(move |to, bytes| network.send(node, to, bytes)), received }
+    }
+
+    fn send(&self, from: NodeId, to: NodeId, bytes: Vec<u8>) {
+        let mut inner = self.lock();
+        let traffic = inner.traffic.entry(from).or_default();
+        traffic.messages += 1;
+        traffic.bytes += bytes.len() as u64;
+        if !inner.passes(from, to) {
+            return;
+        }
+        let Some(socket) = inner.sockets.get(&to).cloned() else { return };
+        let delay = inner.delay;
+        if delay.is_zero() {
+            // A full queue loses the message, as a network would.
+            let _ = socket.try_send((from, bytes));
+        } else {
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let _ = socket.try_send((from, bytes));
+            });
+        }
+    }
+}

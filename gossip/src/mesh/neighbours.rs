@@ -1,0 +1,113 @@
+//! Which members a node keeps links to: few, chosen alike by everyone, and such that the graph stays connected.
+//!
+//! The members stand on a ring in the order of their ids. Each keeps links to its two successors, so that the ring
+//! alone connects all of them and one dead node does not cut it; the rest of its `k` are those that a hash of both ids
+//! prefers, which makes shortcuts across the ring and keeps the number of hops small.
+
+use std::collections::BTreeSet;
+
+use sha3::{Digest, Sha3_256};
+
+use crate::id::NodeId;
+
+/// Links that a node opens by default (DESIGN, section 4). As many again may be opened to it.
+pub const DEFAULT_NEIGHBOURS: usize = 6;
+
+/// How many of the neighbours are successors on the ring.
+const SUCCESSORS: usize = 2;
+
+/// The members to which `me` opens links, at most `k` (and never fewer than one where there is another member).
+/// `members` may hold `me` or not.
+pub fn neighbours(me: NodeId, members: &BTreeSet<NodeId>, k: usize) -> BTreeSet<NodeId> {
+    let k = k.max(1);
+    let others = || members.range(me..).chain(members.range(..me)).copied().filter(|member| *member != me);
+    if others().count() <= k {
+        return others().collect();
+    }
+    let mut chosen: BTreeSet<NodeId> = others().take(SUCCESSORS.min(k)).collect();
+    let mut rest: Vec<_> = others().filter(|member| !chosen.contains(member)).collect();
+    rest.sort_by_cached_key(|member| preference(me, *member));
+    chosen.extend(rest.into_iter().take(k - chosen.len()));
+    chosen
+}
+
+/// The lower, the sooner chosen; the same from both ends, so that a link serves both.
+fn preference(a: NodeId, b: NodeId) -> [u8; 32] {
+    let (low, high) = if a < b { (a, b) } else { (b, a) };
+    Sha3_256::new()
+        .chain_update(b"rustbalance neighbours v1\0")
+        .chain_update(low.public_key())
+        .chain_update(high.public_key())
+        .finalize()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(count: u8) -> BTreeSet<NodeId> {
+        (0..count).map(|i| NodeId::from_public_key(Sha3_256::digest([i]).into())).collect()
+    }
+
+    /// Who can be reached from the first member over links in either direction.
+    fn reached(members: &BTreeSet<NodeId>, k: usize, gone: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let edges: Vec<_> = members
+            .iter()
+            .flat_map(|a| neighbours(*a, members, k).into_iter().map(|b| (*a, b)))
+            .filter(|(a, b)| !gone.contains(a) && !gone.contains(b))
+            .collect();
+        let mut seen: BTreeSet<NodeId> = members.iter().filter(|m| !gone.contains(m)).take(1).copied().collect();
+        loop {
+            let before = seen.len();
+            for (a, b) in &edges {
+                if seen.contains(a) || seen.contains(b) {
+                    seen.extend([*a, *b]);
+                }
+            }
+            if seen.len() == before {
+                return seen;
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_cluster_is_a_full_mesh() {
+        let all = members(7);
+        for me in &all {
+            let mut others = all.clone();
+            others.remove(me);
+            assert_eq!(neighbours(*me, &all, 6), others);
+        }
+        assert!(neighbours(NodeId::from_public_key([9; 32]), &BTreeSet::new(), 6).is_empty());
+    }
+
+    #[test]
+    fn every_size_and_every_k_is_connected() {
+        for count in [2, 3, 8, 20, 61, 200] {
+            for k in [0, 1, 2, 3, 6] {
+                let all = members(count);
+                assert_eq!(reached(&all, k, &BTreeSet::new()), all, "{count} members, {k} neighbours");
+                assert!(all.iter().all(|me| neighbours(*me, &all, k).len() <= k.max(1)));
+            }
+        }
+    }
+
+    #[test]
+    fn any_one_death_leaves_it_connected() {
+        let all = members(40);
+        for dead in &all {
+            let gone = BTreeSet::from([*dead]);
+            assert_eq!(reached(&all, DEFAULT_NEIGHBOURS, &gone).len(), all.len() - 1);
+        }
+    }
+
+    #[test]
+    fn a_newcomer_moves_few_links() {
+        let mut all = members(50);
+        let before: Vec<_> = all.iter().map(|me| (*me, neighbours(*me, &all, 6))).collect();
+        all.insert(NodeId::from_public_key([77; 32]));
+        let moved: usize = before.iter().map(|(me, old)| old.difference(&neighbours(*me, &all, 6)).count()).sum();
+        assert!(moved <= 20, "{moved} of 300 links moved");
+    }
+}

@@ -1,0 +1,256 @@
+//! Real chitchat on the network in memory, with the clock going fifty times as fast as by default.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use sha3::{Digest, Sha3_256};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+use super::memory::MemoryNetwork;
+use super::*;
+use crate::record::RecordKind;
+
+const INTERVAL: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn node(i: u16) -> NodeId {
+    NodeId::from_public_key(Sha3_256::digest(i.to_be_bytes()).into())
+}
+
+/// A node with all that has reached it.
+struct Peer {
+    id: NodeId,
+    mesh: Mesh,
+    updates: mpsc::Receiver<Update>,
+    seen: BTreeMap<(NodeId, RecordKind), Vec<u8>>,
+}
+
+impl Peer {
+    async fn start(network: &MemoryNetwork, i: u16, generation: u64, interval: Duration) -> Self {
+        let id = node(i);
+        let config = MeshConfig { me: id, cluster: MasterId::from_public_key([1; 32]), generation, interval };
+        // Everyone knows the first two.
+        let (mesh, updates) = Mesh::start(config, network.join(id), vec![node(0), node(1)]).await.unwrap();
+        mesh.set(RecordKind::Card, format!("card {i}").as_bytes()).unwrap();
+        Self { id, mesh, updates, seen: BTreeMap::new() }
+    }
+
+    fn drain(&mut self) {
+        while let Ok(update) = self.updates.try_recv() {
+            self.seen.insert((update.origin, update.kind), update.bytes);
+        }
+    }
+
+    fn knows(&self, of: u16, kind: RecordKind, value: &str) -> bool {
+        self.seen.get(&(node(of), kind)).is_some_and(|bytes| bytes == value.as_bytes())
+    }
+}
+
+async fn start(network: &MemoryNetwork, count: u16, interval: Duration) -> Vec<Peer> {
+    let mut peers = Vec::new();
+    for i in 0..count {
+        peers.push(Peer::start(network, i, 1, interval).await);
+    }
+    peers
+}
+
+/// Waits until `done` holds, and says how long that took.
+async fn until(peers: &mut [Peer], what: &str, done: impl Fn(&[Peer]) -> bool) -> Duration {
+    let start = Instant::now();
+    loop {
+        peers.iter_mut().for_each(Peer::drain);
+        if done(peers) {
+            return start.elapsed();
+        }
+        assert!(start.elapsed() < PATIENCE, "never happened: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn all_cards_everywhere(peers: &[Peer]) -> bool {
+    let count = peers.len() as u16;
+    peers
+        .iter()
+        .all(|peer| (0..count).all(|of| node(of) == peer.id || peer.knows(of, RecordKind::Card, &format!("card {of}"))))
+}
+
+/// Joins, a change, a death, a partition and its end. Returns bytes sent per node and interval when nothing happens.
+async fn life_of_a_cluster(count: u16, interval: Duration) -> u64 {
+    let network = MemoryNetwork::default();
+    network.set_delay(interval / 5);
+    let mut peers = start(&network, count, interval).await;
+    let joined = until(&mut peers, "all cards everywhere", all_cards_everywhere).await;
+
+    peers[3].mesh.set(RecordKind::Lease, b"mine").unwrap();
+    let told = until(&mut peers, "a change everywhere", |peers| {
+        peers.iter().all(|peer| peer.id == node(3) || peer.knows(3, RecordKind::Lease, "mine"))
+    })
+    .await;
+
+    network.set_down(node(4), true);
+    peers[5].mesh.set(RecordKind::Lease, b"after a death").unwrap();
+    until(&mut peers, "a change after a death", |peers| {
+        peers
+            .iter()
+            .all(|peer| [node(4), node(5)].contains(&peer.id) || peer.knows(5, RecordKind::Lease, "after a death"))
+    })
+    .await;
+    network.set_down(node(4), false);
+
+    for i in 0..count / 2 {
+        network.set_side(node(i), 1);
+    }
+    peers[0].mesh.set(RecordKind::Publication, b"left").unwrap();
+    peers[usize::from(count) - 1].mesh.set(RecordKind::Publication, b"right").unwrap();
+    sleep(interval * 20).await;
+    peers.iter_mut().for_each(Peer::drain);
+    assert!(!peers[0].knows(count - 1, RecordKind::Publication, "right"), "the partition leaks");
+    network.heal();
+    let healed = until(&mut peers, "both sides' values everywhere", |peers| {
+        peers.iter().all(|peer| {
+            (peer.id == node(0) || peer.knows(0, RecordKind::Publication, "left"))
+                && (peer.id == node(count - 1) || peer.knows(count - 1, RecordKind::Publication, "right"))
+        })
+    })
+    .await;
+
+    let before: u64 = network.traffic().values().map(|traffic| traffic.bytes).sum();
+    sleep(interval * 20).await;
+    let after: u64 = network.traffic().values().map(|traffic| traffic.bytes).sum();
+    let idle = (after - before) / u64::from(count) / 20;
+    let rounds = |time: Duration| time.as_secs_f64() / interval.as_secs_f64();
+    eprintln!(
+        "{count} nodes: joined in {:.0} intervals, a change told in {:.0}, healed in {:.0}, idle {idle} bytes a node and interval",
+        rounds(joined),
+        rounds(told),
+        rounds(healed)
+    );
+    for peer in &peers {
+        assert_eq!(peer.mesh.counters(), MeshCounters::default());
+    }
+    idle
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_nodes_join_die_part_and_meet_again() {
+    let idle = life_of_a_cluster(20, INTERVAL).await;
+    assert!(idle < 60_000, "{idle} bytes a node and interval");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_nodes_do_too() {
+    life_of_a_cluster(60, Duration::from_millis(400)).await;
+}
+
+#[tokio::test]
+async fn a_lossy_network_only_delays() {
+    let network = MemoryNetwork::default();
+    network.set_loss(30, 7);
+    let mut peers = start(&network, 6, INTERVAL).await;
+    until(&mut peers, "all cards despite loss", all_cards_everywhere).await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_lags_still_gets_the_latest() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 2, INTERVAL).await;
+    // More than the queue holds, of many kinds, and one kind again and again.
+    for i in 0..200u16 {
+        let kind = RecordKind::Revocation(node(1000 + i));
+        peers[0].mesh.set(kind, &i.to_be_bytes()).unwrap();
+        peers[0].mesh.set(RecordKind::Heartbeat, &i.to_be_bytes()).unwrap();
+        if i % 20 == 0 {
+            sleep(INTERVAL / 2).await;
+        }
+    }
+    sleep(INTERVAL * 5).await;
+    until(&mut peers, "every last value", |peers| {
+        let seen = &peers[1].seen;
+        (0..200u16).all(|i| seen.contains_key(&(node(0), RecordKind::Revocation(node(1000 + i)))))
+            && seen.get(&(node(0), RecordKind::Heartbeat)) == Some(&199u16.to_be_bytes().to_vec())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_is_heard_at_once() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 3, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    let old = peers.pop().unwrap();
+    old.mesh.shutdown().await;
+    let again = Peer::start(&network, 2, 2, INTERVAL).await;
+    again.mesh.set(RecordKind::Card, b"card again").unwrap();
+    peers.push(again);
+    until(&mut peers, "its new card", |peers| peers[..2].iter().all(|p| p.knows(2, RecordKind::Card, "card again")))
+        .await;
+}
+
+#[tokio::test]
+async fn what_is_said_last_is_heard_before_it_stops() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 4, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    let leaving = peers.pop().unwrap();
+    leaving.mesh.set(RecordKind::Lease, b"given up").unwrap();
+    leaving.mesh.shutdown().await;
+    until(&mut peers, "the farewell", |peers| peers.iter().all(|p| p.knows(3, RecordKind::Lease, "given up"))).await;
+}
+
+#[tokio::test]
+async fn seeds_can_be_told_later_and_kinds_taken_back() {
+    let network = MemoryNetwork::default();
+    let config =
+        |i| MeshConfig { me: node(i), cluster: MasterId::from_public_key([1; 32]), generation: 1, interval: INTERVAL };
+    let (a, mut heard) = Mesh::start(config(0), network.join(node(0)), vec![]).await.unwrap();
+    let (b, _updates) = Mesh::start(config(1), network.join(node(1)), vec![]).await.unwrap();
+    b.set(RecordKind::Lease, b"taken back").unwrap();
+    b.set(RecordKind::Card, b"card").unwrap();
+    b.retract(RecordKind::Lease);
+    assert!(timeout(INTERVAL * 5, heard.recv()).await.is_err());
+    a.set_seeds(vec![node(1)]);
+    let update = timeout(PATIENCE, heard.recv()).await.unwrap().unwrap();
+    assert_eq!(update, Update { origin: node(1), kind: RecordKind::Card, bytes: b"card".to_vec() });
+    assert!(timeout(INTERVAL * 5, heard.recv()).await.is_err(), "what was taken back is still told");
+    assert!(matches!(b.set(RecordKind::Card, &[0; MAX_RECORD + 1]), Err(MeshError::TooLong(_))));
+}
+
+#[tokio::test]
+async fn another_cluster_is_not_heard() {
+    let network = MemoryNetwork::default();
+    let config = |i| MeshConfig {
+        me: node(i),
+        cluster: MasterId::from_public_key([i as u8; 32]),
+        generation: 1,
+        interval: INTERVAL,
+    };
+    let (_a, mut heard) = Mesh::start(config(0), network.join(node(0)), vec![node(1)]).await.unwrap();
+    let (b, _updates) = Mesh::start(config(1), network.join(node(1)), vec![node(0)]).await.unwrap();
+    b.set(RecordKind::Card, b"card").unwrap();
+    assert!(timeout(INTERVAL * 10, heard.recv()).await.is_err());
+}
+
+#[tokio::test]
+async fn garbage_and_crowds_change_nothing() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 3, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    let hostile = network.join(node(66));
+    (hostile.send)(node(0), vec![0xff; 1000]);
+    (hostile.send)(node(0), Vec::new());
+    for crowd in 0..20u16 {
+        let lives = (0..200).map(|i| (node(2000 + crowd * 200 + i), 1));
+        (hostile.send)(node(0), wire::tests::syn(lives, 5, 5));
+    }
+    // A lie about the others' counters: beyond belief, or only beyond the truth.
+    (hostile.send)(node(0), wire::tests::syn([(node(1), 1 << 16)].into_iter(), u64::MAX, 5));
+    sleep(INTERVAL * 5).await;
+    peers[1].mesh.set(RecordKind::Lease, b"still here").unwrap();
+    until(&mut peers, "a change despite it all", |p| p[0].knows(1, RecordKind::Lease, "still here")).await;
+    let counters = peers[0].mesh.counters();
+    assert_eq!(counters.malformed, 3, "{counters:?}");
+    assert!(counters.strangers > 3000, "{counters:?}");
+    let known: BTreeSet<_> = peers[2].seen.keys().map(|(origin, _)| *origin).collect();
+    assert_eq!(known.len(), 2);
+}

@@ -1,0 +1,17 @@
+//! `rustbalance evict`: a node that is lost or no longer trusted is a member no more.
+
+use clap::Args;
+
+use super::{Context, ask};
+use crate::control::{NodePrefix, Request};
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// The node's address, or the beginning of it as `rustbalance status` shows it
+    node: NodePrefix,
+}
+
+pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
+    context.log_quietly()?;
+    ask::order(context, Request::Evict { node: options.node }).await
+}

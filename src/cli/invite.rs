@@ -1,0 +1,71 @@
+//! `rustbalance invite`: a token for another machine. For a person it comes with the command to use it in; with
+//! `--quiet` alone, for a script to pipe.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use rustbalance_gossip::record::{Invitation, Role};
+
+use super::Context;
+use super::ask::{SHORT, ask, unexpected};
+use super::output::{moment, plural, say};
+use crate::control::{Request, Response};
+
+/// Bounds of `--expires`.
+const EXPIRES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 24 * 3600);
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// What the new node becomes
+    #[arg(long, value_enum, default_value_t = RoleOption::Publisher)]
+    role: RoleOption,
+    /// For how long the token is good, from 1m to 30d
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
+    expires: Duration,
+    /// How many nodes may join with it
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(Invitation::MAX_USES)))]
+    uses: u16,
+    /// Print the token and nothing else
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// `--role`.
+#[derive(Clone, Copy, ValueEnum)]
+enum RoleOption {
+    /// May publish and admit others; holds the address's key. Two or three are enough
+    Publisher,
+    /// Serves clients; never holds a secret of the address
+    Worker,
+}
+
+fn expires(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|_| "write it with its unit, as in 24h or 30m".to_owned())?;
+    if EXPIRES.contains(&time) { Ok(time) } else { Err("it must be from 1m to 30d".into()) }
+}
+
+pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
+    context.log_quietly()?;
+    let role = match options.role {
+        RoleOption::Publisher => Role::Publisher,
+        RoleOption::Worker => Role::Worker,
+    };
+    let request = Request::Invite { role, expires_seconds: options.expires.as_secs(), uses: options.uses };
+    let Response::Invited { master, token, expires } = ask(context, request, SHORT).await? else {
+        return Err(unexpected());
+    };
+    if options.quiet {
+        return Ok(say(&token.0)?);
+    }
+    let who = plural(usize::from(options.uses), &format!("new {role}"));
+    say(format_args!(
+        "An invitation for {who}, good until {}.\n\n\
+         On the new machine, with TARGET the place of your site there (as 127.0.0.1:8080):\n\n  \
+         rustbalance join {master} --target TARGET\n\n\
+         It asks for this token, which is a secret: whoever has it can join.\n\n  {}",
+        moment(expires),
+        token.0
+    ))?;
+    Ok(())
+}

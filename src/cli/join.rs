@@ -1,0 +1,11 @@
+//! `rustbalance join`.
+use clap::Args;
+
+use super::Context;
+
+#[derive(Args)]
+pub(super) struct Options {}
+
+pub(super) async fn execute(_context: &Context, _options: Options) -> anyhow::Result<()> {
+    anyhow::bail!("this build cannot join")
+}

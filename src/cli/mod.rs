@@ -1,0 +1,240 @@
+//! The `rustbalance` command: one file a command, formatting apart.
+//!
+//! One enters with [`main`]. The commands decide nothing: they read what the operator said, call the library or ask the
+//! daemon over its control socket, and say what happened. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon runs.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::control::ControlError;
+use crate::log::{self, LogFormat};
+use output::explain;
+
+mod ask;
+mod drain;
+mod evict;
+mod init;
+mod invite;
+mod join;
+mod leave;
+mod output;
+mod progress;
+mod resume;
+mod run;
+mod status;
+mod status_view;
+
+/// Exit code of a command that failed.
+const FAILED: u8 = 1;
+/// Exit code of a command that was used wrongly; clap's own too.
+const USAGE: u8 = 2;
+/// Exit code of a command that needs a daemon where none runs.
+const NOT_RUNNING: u8 = 3;
+
+/// One .onion address, served by many machines, with no machine that matters more than another.
+#[derive(Parser)]
+#[command(name = "rustbalance", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Options of every command.
+#[derive(Args)]
+struct Global {
+    /// State directory: keys, configuration and control socket [default: /var/lib/rustbalance for root, else
+    /// rustbalance in the XDG state directory]
+    #[arg(long, global = true, value_name = "DIR", env = "RUSTBALANCE_DIR", hide_env_values = true)]
+    dir: Option<PathBuf>,
+    /// Form of the log on standard error
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    log_format: Format,
+    /// Log more; twice and thrice for still more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// Lines for a person or systemd's journal
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a new onion address, and this machine its first node
+    Init(init::Options),
+    /// Run this machine's node (the daemon, in the foreground)
+    Run(run::Options),
+    /// Make a token with which another machine can join
+    Invite(invite::Options),
+    /// Make this machine a node of an existing address
+    Join(join::Options),
+    /// Show how the running node sees the cluster
+    Status(status::Options),
+    /// Take this node out of the cluster for good, and stop it
+    Leave(leave::Options),
+    /// Take no new clients on this node, for maintenance
+    Drain(drain::Options),
+    /// Take clients again after `drain`
+    Resume(resume::Options),
+    /// Expel another node from the cluster
+    Evict(evict::Options),
+}
+
+/// What every command is given.
+struct Context {
+    dir: PathBuf,
+    /// True where `dir` is what it would be without `--dir`.
+    default_dir: bool,
+    format: LogFormat,
+    verbose: u8,
+}
+
+impl Context {
+    /// Starts logging for a command that speaks to the operator itself.
+    fn log_quietly(&self) -> Result<(), log::LogError> {
+        log::init(self.format, self.verbose)
+    }
+
+    /// Starts logging for the daemon.
+    fn log_as_daemon(&self) -> Result<(), log::LogError> {
+        log::init(self.format, self.verbose.saturating_add(1))
+    }
+
+    /// A command line to suggest, with `--dir` where it takes one.
+    fn suggest(&self, command: &str) -> String {
+        match self.default_dir {
+            true => format!("rustbalance {command}"),
+            false => format!("rustbalance --dir {} {command}", output::shell_word(&self.dir.to_string_lossy())),
+        }
+    }
+}
+
+/// What was said on the command line cannot be done that way: exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, and their code is 0.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED));
+        }
+    };
+    match execute(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {}", explain(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<()> {
+    let context = context(cli.global)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Init(options) => init::execute(&context, options),
+            Command::Run(options) => run::execute(&context, options).await,
+            Command::Invite(options) => invite::execute(&context, options).await,
+            Command::Join(options) => join::execute(&context, options).await,
+            Command::Status(options) => status::execute(&context, options).await,
+            Command::Leave(options) => leave::execute(&context, options).await,
+            Command::Drain(options) => drain::execute(&context, options).await,
+            Command::Resume(options) => resume::execute(&context, options).await,
+            Command::Evict(options) => evict::execute(&context, options).await,
+        }
+    })
+}
+
+fn context(global: Global) -> anyhow::Result<Context> {
+    let default = default_dir(is_root(), |name| std::env::var_os(name));
+    let given = global.dir.map(std::path::absolute).transpose()?;
+    let dir = given.or_else(|| default.clone()).ok_or_else(|| {
+        Usage("neither XDG_STATE_HOME nor HOME is set: say with --dir where the state directory is".into())
+    })?;
+    let format = match global.log_format {
+        Format::Text => LogFormat::Text,
+        Format::Json => LogFormat::Json,
+    };
+    Ok(Context { default_dir: Some(&dir) == default.as_ref(), dir, format, verbose: global.verbose })
+}
+
+/// Where the state is unless `--dir` says otherwise.
+fn default_dir(root: bool, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    if root {
+        return Some("/var/lib/rustbalance".into());
+    }
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    Some(state.join("rustbalance"))
+}
+
+/// Whether this process is root's: its directory in `/proc` belongs to its effective user.
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    Path::new("/proc/self").metadata().is_ok_and(|process| process.uid() == 0)
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| cause.is::<Usage>()) {
+        USAGE
+    } else if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ControlError::NotRunning(_)))) {
+        NOT_RUNNING
+    } else {
+        FAILED
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    // Only our own standard output: a socket's broken pipe comes wrapped in an error of its own.
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_state_directory_is_where_it_is_expected() {
+        let none = |_: &str| None;
+        let home = |name: &str| (name == "HOME").then(|| "/home/a".into());
+        let xdg = |name: &str| Some(if name == "HOME" { "/home/a".into() } else { "/state".into() });
+        let relative = |name: &str| Some(if name == "HOME" { "/home/a".into() } else { "state".into() });
+        assert_eq!(default_dir(true, home), Some("/var/lib/rustbalance".into()));
+        assert_eq!(default_dir(false, home), Some("/home/a/.local/state/rustbalance".into()));
+        assert_eq!(default_dir(false, xdg), Some("/state/rustbalance".into()));
+        assert_eq!(default_dir(false, relative), Some("/home/a/.local/state/rustbalance".into()));
+        assert_eq!(default_dir(false, none), None);
+    }
+
+    #[test]
+    fn errors_have_their_exit_codes() {
+        assert_eq!(exit_code(&ControlError::NotRunning("/x".into()).into()), NOT_RUNNING);
+        assert_eq!(exit_code(&anyhow::Error::from(Usage("no".into())).context("while")), USAGE);
+        assert_eq!(exit_code(&anyhow::anyhow!("no")), FAILED);
+    }
+}

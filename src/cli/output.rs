@@ -1,0 +1,137 @@
+//! Words, numbers and times as a person reads them.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+
+/// Prints a line.
+pub(super) fn say(line: impl Display) -> io::Result<()> {
+    writeln!(io::stdout().lock(), "{line}")
+}
+
+/// An error with its causes, each once: some errors hold their cause's words already.
+pub(super) fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// A word for a shell, quoted where it needs it.
+pub(super) fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// A length of time in its two largest units.
+pub(super) fn time(seconds: u64) -> String {
+    let (minute, hour, day) = (60, 3600, 24 * 3600);
+    let two = |large: u64, name: &str, small: u64, small_name: &str| match (seconds / large, seconds % large / small) {
+        (count, 0) => format!("{count}{name}"),
+        (count, rest) => format!("{count}{name} {rest}{small_name}"),
+    };
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => two(minute, "m", 1, "s"),
+        3600..86_400 => two(hour, "h", minute, "m"),
+        _ => two(day, "d", hour, "h"),
+    }
+}
+
+/// A moment given in seconds since the Unix epoch.
+pub(super) fn moment(unix: u64) -> String {
+    let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(unix));
+    // What humantime writes ends with the year 9999.
+    match at.filter(|_| unix < 253_402_300_800) {
+        Some(at) => humantime::format_rfc3339_seconds(at).to_string().replace('T', " ").replace('Z', " UTC"),
+        None => "never".into(),
+    }
+}
+
+/// A number of bytes.
+pub(super) fn bytes(count: u64) -> String {
+    let mut value = count as f64;
+    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 {
+            return match unit {
+                "B" => format!("{count} B"),
+                _ => format!("{value:.1} {unit}"),
+            };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} PiB")
+}
+
+/// A count with its noun.
+pub(super) fn plural(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+/// Colours, on a terminal that is not asked to go without.
+#[derive(Clone, Copy)]
+pub(super) struct Paint(pub(super) bool);
+
+impl Paint {
+    /// For standard output.
+    pub(super) fn for_stdout() -> Self {
+        let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self(io::stdout().is_terminal() && !unwanted)
+    }
+
+    pub(super) fn bold(self, text: &str) -> String {
+        self.with("1", text)
+    }
+
+    pub(super) fn good(self, text: &str) -> String {
+        self.with("1;32", text)
+    }
+
+    pub(super) fn bad(self, text: &str) -> String {
+        self.with("1;31", text)
+    }
+
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_bytes_read_well() {
+        assert_eq!(
+            ["0s", "59s", "1m", "1m 1s", "2h", "2h 5m", "1d 1h"].map(String::from),
+            [0, 59, 60, 61, 7200, 7530, 90_001].map(time)
+        );
+        assert_eq!(["0 B", "1023 B", "1.0 KiB", "1.5 MiB"].map(String::from), [0, 1023, 1024, 1_572_864].map(bytes));
+        assert_eq!(moment(1_795_362_000), "2026-11-22 15:40:00 UTC");
+        assert_eq!(moment(u64::MAX), "never");
+        assert_eq!((plural(1, "node"), plural(2, "node")), ("1 node".into(), "2 nodes".into()));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = io::Error::other("disk full");
+        let error = anyhow::Error::from(cause).context("cannot write x: disk full").context("init failed");
+        assert_eq!(explain(&error), "init failed: cannot write x: disk full");
+    }
+
+    #[test]
+    fn words_for_the_shell_are_quoted_where_needed() {
+        assert_eq!(shell_word("/var/lib/rb"), "/var/lib/rb");
+        assert_eq!(shell_word("/a b"), "'/a b'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+    }
+}

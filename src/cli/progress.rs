@@ -1,0 +1,54 @@
+//! How far long work is, on standard error: a moving bar on a terminal, a line for each new step elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Long work under way. Dropped, the bar goes.
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+    last: String,
+}
+
+impl Progress {
+    /// Begins.
+    pub(super) fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(100);
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Self { bar, last: String::new() }
+    }
+
+    /// Says what is done now, and how far that is (0.0 to 1.0) where it can be known.
+    pub(super) fn step(&mut self, message: &str, fraction: Option<f32>) {
+        match &self.bar {
+            Some(bar) => {
+                let form = match fraction {
+                    Some(_) => "{spinner} {bar:24} {percent:>3}% {wide_msg}",
+                    None => "{spinner} {wide_msg} {elapsed}",
+                };
+                if let Ok(style) = ProgressStyle::with_template(form) {
+                    bar.set_style(style);
+                }
+                bar.set_position((fraction.unwrap_or_default().clamp(0.0, 1.0) * 100.0) as u64);
+                bar.set_message(message.to_owned());
+            }
+            None if message != self.last => {
+                let _ = writeln!(io::stderr(), "{message}");
+            }
+            None => {}
+        }
+        message.clone_into(&mut self.last);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! `rustbalance status`: how the running node sees itself and the cluster, once or again and again.
+
+use std::io::{IsTerminal, Write, stdout};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Context;
+use super::ask::{SHORT, ask, unexpected};
+use super::output::{Paint, explain, say};
+use super::status_view::view;
+use crate::control::{Request, Response, Status};
+
+/// Between two pictures of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Clears a terminal.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+#[derive(Args)]
+pub(super) struct Options {
+    /// Print JSON, for programs
+    #[arg(long)]
+    json: bool,
+    /// Go on and show it every two seconds; with --json, one line each
+    #[arg(short, long)]
+    watch: bool,
+}
+
+pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
+    context.log_quietly()?;
+    let mut status = fetch(context).await?;
+    if !options.watch {
+        return match options.json {
+            true => Ok(say(serde_json::to_string_pretty(&status)?)?),
+            false => Ok(write!(stdout(), "{}", view(&status, Paint::for_stdout()))?),
+        };
+    }
+    loop {
+        match options.json {
+            true => say(serde_json::to_string(&status)?)?,
+            false => show(&view(&status, Paint::for_stdout()))?,
+        }
+        status = loop {
+            tokio::time::sleep(WATCH_INTERVAL).await;
+            match fetch(context).await {
+                Ok(status) => break status,
+                // The daemon may be back in a moment; a program that reads JSON is told by the exit code.
+                Err(error) if options.json => return Err(error),
+                Err(error) => show(&format!("{}\n", explain(&error)))?,
+            }
+        };
+    }
+}
+
+async fn fetch(context: &Context) -> anyhow::Result<Status> {
+    match ask(context, Request::Status, SHORT).await? {
+        Response::Status(status) => Ok(*status),
+        _ => Err(unexpected()),
+    }
+}
+
+/// One picture in place of the last on a terminal, one after the other elsewhere.
+fn show(picture: &str) -> std::io::Result<()> {
+    let before = if stdout().is_terminal() { CLEAR } else { "" };
+    let mut out = stdout().lock();
+    write!(out, "{before}{picture}")?;
+    if before.is_empty() {
+        writeln!(out)?;
+    }
+    out.flush()
+}

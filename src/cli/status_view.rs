@@ -1,0 +1,334 @@
+//! The status as a person reads it: first whether clients are served, then what is wrong, then the tables.
+
+use std::fmt::Write;
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use rustbalance_gossip::record::{Phase, Role};
+
+use super::output::{Paint, bytes, moment, plural, time};
+use crate::control::{MemberStatus, Status};
+
+/// Characters of an address that tell nodes apart.
+const SHORT: usize = 8;
+
+/// The whole picture, ending with a line's end.
+pub(super) fn view(status: &Status, paint: Paint) -> String {
+    let mut text = String::new();
+    head(&mut text, status, paint);
+    members(&mut text, status, paint);
+    ports(&mut text, status, paint);
+    publication(&mut text, status, paint);
+    invitations(&mut text, status, paint);
+    tail(&mut text, status);
+    text
+}
+
+/// What an operator has to look at, the worst first.
+fn problems(status: &Status) -> Vec<String> {
+    let mut list = Vec::new();
+    if !status.tor.ready {
+        let percent = (status.tor.fraction * 100.0) as u8;
+        list.push(format!("Tor is not ready ({percent}%): {}", status.tor.message));
+    }
+    match (&status.publisher, &status.publication) {
+        (None, _) => list.push("no publisher is known: the address will not be kept up to date".into()),
+        (Some(_), None) => list.push("nothing is known to be published yet".into()),
+        (Some(_), Some(publication)) => {
+            if publication.intro_points.is_empty() {
+                list.push("nobody's introduction points are published: clients cannot reach the address".into());
+            }
+            for period in publication.periods.iter().filter(|period| period.confirmed < period.directories) {
+                list.push(format!(
+                    "period {}: {} of {} directories hold the newest descriptor",
+                    period.number, period.confirmed, period.directories
+                ));
+            }
+        }
+    }
+    for port in status.ports.iter().filter(|port| !port.healthy) {
+        let why = port.error.as_deref().unwrap_or("not checked yet");
+        list.push(format!("port {}: the target {} does not answer: {why}", port.port, port.target));
+    }
+    for member in status.members.iter().filter(|member| !member.me && !member.alive) {
+        match (member.phase, member.last_heard_seconds) {
+            (Some(Phase::Gone), _) => {}
+            (_, None) => list.push(format!("node {} has not been heard since this one started", short(&member.node))),
+            (_, Some(seconds)) => {
+                list.push(format!("node {} has been silent for {}", short(&member.node), time(seconds as u64)));
+            }
+        }
+    }
+    let serving = |member: &&MemberStatus| member.alive && member.phase == Some(Phase::Healthy);
+    if !status.members.is_empty() && !status.members.iter().any(|member| serving(&member)) {
+        list.push("no node is healthy".into());
+    }
+    for member in status.members.iter().filter(serving).filter(|member| member.published == 0) {
+        list.push(format!("node {} is healthy, but not published yet", short(&member.node)));
+    }
+    list
+}
+
+fn head(text: &mut String, status: &Status, paint: Paint) {
+    let _ = writeln!(text, "{}\n", paint.bold(&status.cluster));
+    let problems = problems(status);
+    if problems.is_empty() {
+        let nodes = status.members.iter().filter(|member| member.published > 0).count();
+        let _ = writeln!(text, "{} Served by {}.", paint.good("All is well."), plural(nodes, "node"));
+    } else {
+        let _ = writeln!(text, "{}", paint.bad(&format!("{}:", plural(problems.len(), "problem"))));
+        for problem in problems {
+            let _ = writeln!(text, "  ! {problem}");
+        }
+    }
+    let tor = if status.tor.ready { "ready" } else { "not ready" };
+    let publisher = match &status.publisher {
+        None => "none known".into(),
+        Some(publisher) if publisher.me => format!("this node, term {}", publisher.term),
+        Some(publisher) => format!("{}, term {}", short(&publisher.node), publisher.term),
+    };
+    let _ = writeln!(
+        text,
+        "\nThis node   {} ({}, {}), up {}, version {}\nTor         {tor}\nPublisher   {publisher}",
+        short(&status.node),
+        status.role,
+        status.phase,
+        time(status.uptime_seconds),
+        status.version,
+    );
+}
+
+fn members(text: &mut String, status: &Status, paint: Paint) {
+    let mut table =
+        table(&["NODE", "ROLE", "STATE", "HEARD", "OFFERS", "PUBLISHED", "PRIORITY", "WEIGHT"], &[4, 5, 6, 7]);
+    let dash = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
+    for member in &status.members {
+        let mark = match &status.publisher {
+            Some(publisher) if publisher.node == member.node => "*",
+            _ => "",
+        };
+        table.add_row([
+            format!("{}{mark}", short(&member.node)),
+            member.role.to_string(),
+            state(member),
+            heard(member),
+            member.intro_points.to_string(),
+            member.published.to_string(),
+            dash(member.priority),
+            dash(member.weight),
+        ]);
+    }
+    section(text, "Nodes (* publishes; what they offer and what is published are introduction points)", &table, paint);
+}
+
+fn state(member: &MemberStatus) -> String {
+    match (member.phase, member.alive) {
+        (Some(Phase::Gone), _) => "gone".into(),
+        (_, false) => "silent".into(),
+        (None, true) => "unknown".into(),
+        (Some(phase), true) => phase.to_string(),
+    }
+}
+
+fn heard(member: &MemberStatus) -> String {
+    match member.last_heard_seconds {
+        _ if member.me => "this node".into(),
+        None => "never".into(),
+        Some(seconds) if seconds < 5.0 => "now".into(),
+        Some(seconds) => format!("{} ago", time(seconds as u64)),
+    }
+}
+
+fn ports(text: &mut String, status: &Status, paint: Paint) {
+    let mut table = table(&["PORT", "TARGET", "STATE"], &[]);
+    for port in &status.ports {
+        let state = if port.healthy { "answers" } else { "down" };
+        table.add_row([port.port.to_string(), port.target.clone(), state.into()]);
+    }
+    section(text, "Ports", &table, paint);
+}
+
+fn publication(text: &mut String, status: &Status, paint: Paint) {
+    let Some(publication) = &status.publication else { return };
+    let mut table = table(&["PERIOD", "REVISION", "DIRECTORIES"], &[]);
+    for period in &publication.periods {
+        let held = format!("{} of {}", period.confirmed, period.directories);
+        table.add_row([period.number.to_string(), period.revision.to_string(), held]);
+    }
+    let what = plural(publication.intro_points.len(), "introduction point");
+    section(text, &format!("Published: {what}"), &table, paint);
+}
+
+fn invitations(text: &mut String, status: &Status, paint: Paint) {
+    if status.invitations.is_empty() {
+        return;
+    }
+    let mut table = table(&["INVITATION", "ROLE", "USED", "UNTIL"], &[]);
+    for invitation in &status.invitations {
+        let used = format!("{} of {}", invitation.redeemed, invitation.uses);
+        table.add_row([short(&invitation.id).into(), invitation.role.to_string(), used, moment(invitation.expires)]);
+    }
+    section(text, "Invitations", &table, paint);
+}
+
+fn tail(text: &mut String, status: &Status) {
+    let traffic = &status.traffic;
+    let introductions: u64 = status.intro_points.iter().map(|point| point.introductions).sum();
+    let _ = writeln!(
+        text,
+        "\nTraffic     {} open, {} since start, {} from clients, {} to clients",
+        plural(traffic.streams_open as usize, "stream"),
+        traffic.streams_total,
+        bytes(traffic.bytes_from_clients),
+        bytes(traffic.bytes_to_clients),
+    );
+    let own = plural(status.intro_points.len(), "introduction point");
+    let _ = writeln!(text, "Clients     {own} kept, {introductions} introductions");
+    let _ = writeln!(text, "Links       {}", status.links.len());
+    let refused: Vec<_> =
+        status.refused.iter().filter(|(_, count)| **count > 0).map(|(name, count)| format!("{count} {name}")).collect();
+    if !refused.is_empty() {
+        let _ = writeln!(text, "Refused     {}", refused.join(", "));
+    }
+}
+
+fn table(titles: &[&str], right: &[usize]) -> Table {
+    let mut table = Table::new();
+    // Never wrapped to the terminal: a cut line is easier to read than a folded one.
+    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(titles);
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn section(text: &mut String, title: &str, table: &Table, paint: Paint) {
+    let _ = writeln!(text, "\n{}", paint.bold(title));
+    for line in table.to_string().lines() {
+        let _ = writeln!(text, " {}", line.trim_end());
+    }
+}
+
+/// The beginning of an address or id.
+fn short(id: &str) -> &str {
+    id.get(..SHORT).unwrap_or(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::*;
+
+    fn member(name: &str, me: bool) -> MemberStatus {
+        MemberStatus {
+            node: name.repeat(8),
+            role: Role::Publisher,
+            phase: Some(Phase::Healthy),
+            alive: true,
+            me,
+            last_heard_seconds: Some(1.2),
+            intro_points: 3,
+            published: 3,
+            priority: Some(100),
+            weight: Some(1),
+        }
+    }
+
+    fn well() -> Status {
+        let point =
+            |node: &str| PublishedPointStatus { node: node.repeat(8), relay: "$AB".into(), session_key: "00".into() };
+        Status {
+            version: "0.1.0".into(),
+            cluster: "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion".into(),
+            node: "aa".repeat(8),
+            role: Role::Publisher,
+            phase: Phase::Healthy,
+            uptime_seconds: 11_100,
+            tor: Bootstrap { fraction: 1.0, ready: true, message: "connected".into() },
+            publisher: Some(PublisherStatus { node: "bb".repeat(8), term: 4, me: false }),
+            members: vec![member("aa", true), member("bb", false)],
+            intro_points: vec![IntroPointStatus {
+                relay: "$AB".into(),
+                session_key: "00".into(),
+                age_seconds: 60,
+                introductions: 17,
+            }],
+            publication: Some(PublicationStatus {
+                node: "bb".repeat(8),
+                term: 4,
+                periods: vec![PublishedPeriodStatus {
+                    number: 20_779,
+                    length_minutes: 1440,
+                    revision: 3_105_223_411,
+                    directories: 8,
+                    confirmed: 8,
+                }],
+                intro_points: vec![point("aa"), point("bb")],
+            }),
+            ports: vec![PortStatus { port: 80, target: "127.0.0.1:8080".into(), healthy: true, error: None }],
+            traffic: TrafficStatus {
+                streams_open: 2,
+                streams_total: 40,
+                bytes_from_clients: 9000,
+                bytes_to_clients: 1 << 21,
+            },
+            refused: [("replays".to_string(), 0), ("streams_idle".to_string(), 2)].into(),
+            links: vec![LinkStatus {
+                peer: "bb".repeat(8),
+                outgoing: true,
+                age_seconds: 9,
+                frames_in: 1,
+                frames_out: 2,
+            }],
+            invitations: vec![InvitationStatus {
+                id: "c0ffee00c0ffee00".into(),
+                role: Role::Worker,
+                uses: 2,
+                redeemed: 1,
+                expires: 1_795_362_000,
+            }],
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_well() {
+        insta::assert_snapshot!(view(&well(), Paint(false)));
+    }
+
+    #[test]
+    fn a_cluster_in_trouble() {
+        let mut status = well();
+        status.tor = Bootstrap { fraction: 0.45, ready: false, message: "fetching the directory".into() };
+        status.members[1].alive = false;
+        status.members[1].last_heard_seconds = Some(190.0);
+        status.members.push(MemberStatus {
+            phase: None,
+            alive: false,
+            last_heard_seconds: None,
+            intro_points: 0,
+            published: 0,
+            priority: None,
+            weight: None,
+            role: Role::Worker,
+            ..member("cc", false)
+        });
+        status.members[0].published = 0;
+        status.ports[0].healthy = false;
+        status.ports[0].error = Some("Connection refused (os error 111)".into());
+        status.publication.as_mut().unwrap().periods[0].confirmed = 5;
+        status.invitations.clear();
+        insta::assert_snapshot!(view(&status, Paint(false)));
+    }
+
+    #[test]
+    fn a_node_that_has_just_started() {
+        let mut status = well();
+        (status.publisher, status.publication) = (None, None);
+        status.members.clear();
+        assert_eq!(problems(&status), ["no publisher is known: the address will not be kept up to date"]);
+        assert!(!view(&status, Paint(false)).contains('\x1b'));
+        assert!(view(&status, Paint(true)).contains('\x1b'));
+    }
+}

@@ -1,0 +1,307 @@
+//! The publisher's side: challenges whoever says Hello, and admits whoever proves to hold a token that is good.
+//!
+//! The order matters. Before a signature by a known token's key has been checked, nothing is computed but a hash, and
+//! nothing is told but the version. The redemption is recorded (on disk, and given to gossip) before the answer goes
+//! out: an answer that is lost can be asked for again with the same node key and token, one that was never recorded
+//! could be asked for by another.
+
+use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
+use rustbalance_gossip::codec::{self, DecodeError};
+use rustbalance_gossip::id::{InvitationId, NodeId};
+use rustbalance_gossip::record::{Chain, Invitation, Member, MemberCertificate, Role};
+use rustbalance_gossip::signed::Verified;
+
+use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, Redeem, Refusal};
+use super::parcel::{Facts, Parcel, PublisherSecrets};
+use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
+use super::{MAX_SKEW, MEMBERSHIP_SECONDS};
+use crate::frame;
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
+use crate::store::Discovery;
+
+/// Who admits.
+#[derive(Debug)]
+pub struct Publisher {
+    /// Its own membership.
+    pub membership: Member,
+    /// Its node key.
+    pub node: NodeSecret,
+    /// Signs the new member's certificate.
+    pub authority: AuthoritySecret,
+    /// Given to new publishers.
+    pub master: MasterSecret,
+}
+
+/// The cluster as it is known at the moment of a decision.
+pub trait Admissions {
+    /// An invitation, all known versions of it merged.
+    fn invitation(&self, id: &InvitationId) -> Option<Invitation>;
+    /// The certificates of a node that is a member now.
+    fn member(&self, node: &NodeId) -> Option<Member>;
+    /// True if the node was evicted.
+    fn is_revoked(&self, node: &NodeId) -> bool;
+    /// Members worth knowing for a new one, the most useful (publishers, live ones) first.
+    fn chains(&self) -> Vec<Chain>;
+    /// Virtual ports of the master address.
+    fn virtual_ports(&self) -> Vec<u16>;
+    /// The key of the restricted discovery; `None` if it cannot be read now.
+    fn discovery(&self) -> Option<Discovery>;
+}
+
+/// What happens to an admission.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A frame came.
+    Frame(&'a [u8]),
+    /// The redemption asked for has been recorded, or could not be.
+    Recorded(bool),
+}
+
+/// What is to be done, in this order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send this frame.
+    Send(Vec<u8>),
+    /// Write this down for good and gossip it, then say [`Event::Recorded`].
+    Record(Box<Redemption>),
+    /// It is over.
+    Close(Outcome),
+}
+
+/// A new member, to be written down.
+#[derive(Debug, Clone)]
+pub struct Redemption {
+    /// The invitation, now redeemed by the new member too.
+    pub invitation: Verified<Invitation>,
+    /// The new member.
+    pub member: Member,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A member, the answer is out.
+    Admitted {
+        /// Who.
+        node: NodeId,
+        /// As what.
+        role: Role,
+        /// True if it was a member already and asked for its lost answer.
+        again: bool,
+    },
+    /// Turned away.
+    Refused(Refusal),
+}
+
+/// One joiner at the door.
+pub struct Admission {
+    fresh: Fresh,
+    state: State,
+}
+
+enum State {
+    /// Nothing has come.
+    Silent,
+    /// Challenge is out.
+    Challenged(Challenged),
+    /// The answer is ready and waits for the record.
+    Recording {
+        answer: Vec<u8>,
+        outcome: Outcome,
+    },
+    Over,
+}
+
+/// What was said so far, as it was on the wire.
+struct Challenged {
+    hello: Vec<u8>,
+    challenge: Vec<u8>,
+    /// The joiner's ephemeral key.
+    theirs: [u8; 32],
+}
+
+impl Admission {
+    /// Waits for Hello. `fresh` must never be used again.
+    pub fn new(fresh: Fresh) -> Self {
+        Self { fresh, state: State::Silent }
+    }
+
+    /// True while the next frame would be a Redeem: its effects must be carried out before another admission is asked
+    /// to decide, or a token could be used twice.
+    pub fn decides_next(&self) -> bool {
+        matches!(self.state, State::Challenged(_))
+    }
+
+    /// Takes an event, at `unix` seconds since the epoch.
+    pub fn handle(&mut self, event: Event<'_>, unix: u64, us: &Publisher, cluster: &dyn Admissions) -> Vec<Effect> {
+        let state = std::mem::replace(&mut self.state, State::Over);
+        let result = match (state, event) {
+            (State::Silent, Event::Frame(frame)) => self.challenge(frame, us),
+            (State::Challenged(said), Event::Frame(frame)) => self.decide(frame, &said, unix, us, cluster),
+            (State::Recording { answer, outcome }, Event::Recorded(true)) => {
+                Ok(vec![Effect::Send(answer), Effect::Close(outcome)])
+            }
+            (State::Recording { .. }, Event::Recorded(false)) => Err(Refusal::Failed),
+            _ => Err(Refusal::Malformed),
+        };
+        result.unwrap_or_else(|refusal| {
+            let frame = message::refusal(&refusal).ok().map(Effect::Send);
+            frame.into_iter().chain([Effect::Close(Outcome::Refused(refusal))]).collect()
+        })
+    }
+
+    fn challenge(&mut self, frame: &[u8], us: &Publisher) -> Result<Vec<Effect>, Refusal> {
+        let FromJoiner::Hello(Hello { version, cluster, ephemeral, .. }) = read(frame)? else {
+            return Err(Refusal::Malformed);
+        };
+        if version != message::VERSION {
+            return Err(Refusal::Version(message::VERSION));
+        }
+        if us.membership.role() != Role::Publisher {
+            return Err(Refusal::NotPublisher);
+        }
+        let ours = us.membership.certificate.cluster;
+        if cluster != ours {
+            return Err(Refusal::OtherCluster(ours));
+        }
+        let (nonce, public) = (FixedBytes(self.fresh.nonce), FixedBytes(self.fresh.public()));
+        let challenge = Challenge { version: message::VERSION, nonce, ephemeral: public };
+        let challenge = codec::encode(&FromPublisher::Challenge(challenge)).map_err(|_| Refusal::Failed)?;
+        let said = Challenged { hello: frame.to_vec(), challenge: challenge.clone(), theirs: ephemeral.0 };
+        self.state = State::Challenged(said);
+        Ok(vec![Effect::Send(challenge)])
+    }
+
+    fn decide(
+        &mut self,
+        frame: &[u8],
+        said: &Challenged,
+        unix: u64,
+        us: &Publisher,
+        cluster: &dyn Admissions,
+    ) -> Result<Vec<Effect>, Refusal> {
+        let FromJoiner::Redeem(redeem) = read(frame)? else { return Err(Refusal::Malformed) };
+        let invitation = cluster.invitation(&redeem.invitation).ok_or(Refusal::UnknownToken)?;
+        let request = transcript::request(&said.hello, &said.challenge, &redeem.node, &redeem.invitation, redeem.unix);
+        let proven =
+            |context, key, signature: &FixedBytes<64>| transcript::verify(context, &request, key, &signature.0);
+        if !proven(BY_TOKEN, redeem.invitation.public_key(), &redeem.token_signature) {
+            return Err(Refusal::UnknownToken);
+        }
+        if !proven(BY_NODE, redeem.node.public_key(), &redeem.node_signature) {
+            return Err(Refusal::Malformed);
+        }
+
+        let verdict = judge(&redeem, &invitation, unix, us, cluster)?;
+        let member = match &verdict {
+            Verdict::Again(member) => member.clone(),
+            Verdict::New => certify(&redeem, invitation.role, unix, us)?,
+        };
+        let answer = self.answer(&request, said.theirs, &member, unix, us, cluster)?;
+        let (node, role) = (member.node(), member.role());
+        if matches!(verdict, Verdict::Again(_)) {
+            let outcome = Outcome::Admitted { node, role, again: true };
+            return Ok(vec![Effect::Send(answer), Effect::Close(outcome)]);
+        }
+        let mut redeemed = invitation;
+        redeemed.redeemed.insert(node);
+        let invitation = Verified::sign(redeemed, &us.authority).map_err(|_| Refusal::Failed)?;
+        self.state = State::Recording { answer, outcome: Outcome::Admitted { node, role, again: false } };
+        Ok(vec![Effect::Record(Box::new(Redemption { invitation, member }))])
+    }
+
+    /// The sealed answer for this member.
+    fn answer(
+        &self,
+        request: &[u8; 32],
+        theirs: [u8; 32],
+        member: &Member,
+        unix: u64,
+        us: &Publisher,
+        cluster: &dyn Admissions,
+    ) -> Result<Vec<u8>, Refusal> {
+        let (role, publisher) = (member.role(), us.membership.node());
+        let said = transcript::answer(request, role, &publisher);
+        let facts = Facts {
+            signature: FixedBytes(transcript::sign(BY_PUBLISHER, &said, &us.node)),
+            publisher: us.membership.chain(),
+            member: member.chain(),
+            members: cluster.chains(),
+            ports: cluster.virtual_ports(),
+            unix,
+        };
+        let secrets = (role == Role::Publisher)
+            .then(|| PublisherSecrets { master: us.master.duplicate(), authority: us.authority.duplicate() });
+        let parcel = Parcel { discovery: cluster.discovery().ok_or(Refusal::Failed)?, secrets, facts };
+        let plain = parcel.to_bytes().ok_or(Refusal::Failed)?;
+        let sealed = transcript::seal(&self.fresh.ephemeral, theirs, &said, plain).ok_or(Refusal::Malformed)?;
+        let answer = Answer { role, publisher, sealed: VarBytes(sealed) };
+        codec::encode(&FromPublisher::Answer(answer)).map_err(|_| Refusal::Failed)
+    }
+}
+
+/// What a joiner who has proven itself is.
+enum Verdict {
+    New,
+    /// A member that asks for its lost answer.
+    Again(Member),
+}
+
+fn judge(
+    redeem: &Redeem,
+    invitation: &Invitation,
+    unix: u64,
+    us: &Publisher,
+    cluster: &dyn Admissions,
+) -> Result<Verdict, Refusal> {
+    if redeem.unix.abs_diff(unix) > MAX_SKEW {
+        return Err(Refusal::ClockSkew { publisher: unix, joiner: redeem.unix });
+    }
+    if cluster.is_revoked(&redeem.node) {
+        return Err(Refusal::Evicted);
+    }
+    if let Some(member) = cluster.member(&redeem.node) {
+        let same = member.certificate.invitation == Some(redeem.invitation) && member.role() == invitation.role;
+        return if same { Ok(Verdict::Again(member)) } else { Err(Refusal::AlreadyMember) };
+    }
+    if redeem.node == us.membership.node() {
+        return Err(Refusal::AlreadyMember);
+    }
+    if invitation.revoked {
+        return Err(Refusal::Revoked);
+    }
+    let (used, uses) = (invitation.redeemed.len(), usize::from(invitation.uses));
+    if invitation.redeemed.contains(&redeem.node) {
+        // Recorded, and its certificate was lost before anybody heard of it: it gets another.
+        return if used <= uses { Ok(Verdict::New) } else { Err(Refusal::UsedUp { uses: invitation.uses }) };
+    }
+    if unix > invitation.expires {
+        return Err(Refusal::Expired { ago: unix - invitation.expires });
+    }
+    if used >= uses {
+        return Err(Refusal::UsedUp { uses: invitation.uses });
+    }
+    Ok(Verdict::New)
+}
+
+/// Makes the new member's certificate.
+fn certify(redeem: &Redeem, role: Role, unix: u64, us: &Publisher) -> Result<Member, Refusal> {
+    let certificate = MemberCertificate {
+        cluster: us.membership.certificate.cluster,
+        node: redeem.node,
+        role,
+        issued: unix,
+        expires: unix.saturating_add(MEMBERSHIP_SECONDS),
+        invitation: Some(redeem.invitation),
+    };
+    let certificate = Verified::sign(certificate, &us.authority).map_err(|_| Refusal::Failed)?;
+    Ok(Member { authority: us.membership.authority.clone(), certificate })
+}
+
+/// A message from somebody who has proven nothing.
+fn read(frame: &[u8]) -> Result<FromJoiner, Refusal> {
+    message::read(frame, frame::MAX_UNPROVEN).map_err(|error| match error {
+        DecodeError::Version(_) => Refusal::Version(message::VERSION),
+        _ => Refusal::Malformed,
+    })
+}

@@ -1,0 +1,77 @@
+//! Writing the state directory of a new node: a founder's, or a joiner's. Interrupted at any moment, the same call
+//! finishes it with the same keys.
+
+use rand::CryptoRng;
+use rustbalance_gossip::record::{AuthorityCertificate, Chain, Member, MemberCertificate, Role};
+use rustbalance_gossip::signed::{Statement, Verified};
+
+use super::joiner::Joined;
+use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
+use crate::store::{Beginning, Contents, Discovery, Draft, Store, StoreError};
+
+/// How long a membership lasts, in seconds: ten years. It ends before that by eviction alone.
+pub const MEMBERSHIP_SECONDS: u64 = 10 * 365 * 86_400;
+
+/// Founds a cluster of one, at `unix` seconds since the epoch, with an imported master key or a new one.
+pub fn found(
+    mut draft: Draft,
+    imported: Option<MasterSecret>,
+    ports: &[u16],
+    unix: u64,
+    rng: &mut impl CryptoRng,
+) -> Result<Store, StoreError> {
+    // What an interrupted founding left is used again; what a join left is not ours to use.
+    let left = match draft.begun() {
+        Some((Beginning::Founding, _)) => draft.master_secret()?,
+        _ => None,
+    };
+    let master = imported.or(left).unwrap_or_else(|| MasterSecret::generate(rng));
+    let cluster = master.master_id();
+    draft.begin(Beginning::Founding, cluster)?;
+    let node = draft.node_secret(|| NodeSecret::generate(rng))?;
+    let authority = draft.authority_secret()?.unwrap_or_else(|| AuthoritySecret::generate(rng));
+    let discovery = match draft.discovery()? {
+        Some(left) => left,
+        None => Discovery { generation: 0, secret: DiscoverySecret::generate(rng) },
+    };
+
+    let certified = AuthorityCertificate { cluster, authority: authority.authority_id(), issued: unix };
+    let founder = MemberCertificate {
+        cluster,
+        node: node.node_id(),
+        role: Role::Publisher,
+        issued: unix,
+        expires: unix.saturating_add(MEMBERSHIP_SECONDS),
+        invitation: None,
+    };
+    let chain = Chain {
+        authority: signed(certified, &master)?.unverified(),
+        member: signed(founder, &authority)?.unverified(),
+    };
+    draft.complete(&Contents {
+        chain: &chain,
+        master: Some(&master),
+        authority: Some(&authority),
+        discovery: &discovery,
+        members: &[],
+        ports,
+    })
+}
+
+/// Writes what a join has brought. The draft is the one that gave the node key.
+pub fn persist_joined(draft: Draft, joined: &Joined) -> Result<Store, StoreError> {
+    let members: Vec<Chain> = joined.members.iter().map(Member::chain).collect();
+    draft.complete(&Contents {
+        chain: &joined.member.chain(),
+        master: joined.secrets.as_ref().map(|secrets| &secrets.master),
+        authority: joined.secrets.as_ref().map(|secrets| &secrets.authority),
+        discovery: &joined.discovery,
+        members: &members,
+        ports: &joined.ports,
+    })
+}
+
+fn signed<T: Statement>(statement: T, key: &dyn rustbalance_gossip::signed::Sign) -> Result<Verified<T>, StoreError> {
+    Verified::sign(statement, key)
+        .map_err(|error| StoreError::Invalid { what: "a certificate", why: error.to_string() })
+}

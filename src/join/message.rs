@@ -1,0 +1,161 @@
+//! What joiner and publisher say to each other, in order: Hello, Challenge, Redeem, Answer. The publisher may say
+//! Refused instead of either of its two.
+
+use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
+use rustbalance_gossip::codec::{self, DecodeError};
+use rustbalance_gossip::id::{InvitationId, MasterId, NodeId};
+use rustbalance_gossip::record::Role;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::frame;
+
+/// The version of the join that this build speaks.
+pub(super) const VERSION: u16 = 1;
+
+/// Opens: nothing in it names the joiner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Hello {
+    pub(super) version: u16,
+    /// The address the operator typed.
+    pub(super) cluster: MasterId,
+    pub(super) nonce: FixedBytes<32>,
+    /// X25519.
+    pub(super) ephemeral: FixedBytes<32>,
+}
+
+/// Asks for proof: nothing in it names the publisher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Challenge {
+    pub(super) version: u16,
+    pub(super) nonce: FixedBytes<32>,
+    /// X25519.
+    pub(super) ephemeral: FixedBytes<32>,
+}
+
+/// Proves that the joiner holds the token and the node key, both over the transcript so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Redeem {
+    pub(super) node: NodeId,
+    pub(super) invitation: InvitationId,
+    /// The joiner's clock, in seconds since the Unix epoch.
+    pub(super) unix: u64,
+    pub(super) token_signature: FixedBytes<64>,
+    pub(super) node_signature: FixedBytes<64>,
+}
+
+/// Admits. What matters is sealed (see [`super::parcel`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Answer {
+    pub(super) role: Role,
+    pub(super) publisher: NodeId,
+    pub(super) sealed: VarBytes,
+}
+
+/// Why a joiner was turned away, and what its operator can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// No such invitation, or the token's signature is wrong: not told apart, so that guessing teaches nothing.
+    #[error(
+        "the cluster does not know this token: check that it is the right one, wait a minute if it was made just now, \
+         or make a new one with `rustbalance invite`"
+    )]
+    UnknownToken,
+    /// Past its end.
+    #[error(
+        "the token expired {ago} s ago: make a new one with `rustbalance invite` (--expires says how long it lasts)"
+    )]
+    Expired {
+        /// For how long, in seconds.
+        ago: u64,
+    },
+    /// As many nodes as may have joined with it.
+    #[error(
+        "the token is used up ({uses} of {uses} nodes have joined with it): make a new one with `rustbalance invite`"
+    )]
+    UsedUp {
+        /// How many may.
+        uses: u16,
+    },
+    /// Taken back.
+    #[error("the token was revoked: make a new one with `rustbalance invite`")]
+    Revoked,
+    /// The joiner wants into another cluster.
+    #[error("this is the cluster of {0}, another than the one asked for: check the address")]
+    OtherCluster(MasterId),
+    /// The clocks are too far apart.
+    #[error(
+        "the clocks of this node and of the publisher are {} s apart ({}): set this node's clock (compare `date -u` on \
+         both) and try again; the token is still good",
+        publisher.abs_diff(*joiner), if joiner > publisher { "this node is ahead" } else { "this node is behind" }
+    )]
+    ClockSkew {
+        /// The publisher's clock, in seconds since the Unix epoch.
+        publisher: u64,
+        /// The joiner's, as it told.
+        joiner: u64,
+    },
+    /// Whoever answers is not a publisher.
+    #[error("the node that answered is a worker and cannot admit: try again in a minute")]
+    NotPublisher,
+    /// A worker answers that can reach no publisher.
+    #[error(
+        "no publisher of the cluster can be reached right now: check that one is running and try again in a minute"
+    )]
+    NoPublisher,
+    /// This node key has joined with another token.
+    #[error(
+        "this node's key has already joined the cluster with another token: run `rustbalance join` again with that \
+         one, or start over in an empty directory (--dir)"
+    )]
+    AlreadyMember,
+    /// This node key was evicted.
+    #[error(
+        "this node's key was evicted from the cluster, for good: start over in an empty directory (--dir) with a new token"
+    )]
+    Evicted,
+    /// Another version of the join.
+    #[error("the publisher speaks version {0} of the join, this build {VERSION}: update the older of the two")]
+    Version(u16),
+    /// Too many at once.
+    #[error("the cluster is busy with other joins: try again in a minute")]
+    Busy,
+    /// The publisher could not write down that it admits.
+    #[error("the publisher could not record the join (see its log): mend that and run the same command again")]
+    Failed,
+    /// What was sent makes no sense.
+    #[error("the publisher could not read what this node sent: update the older of the two")]
+    Malformed,
+}
+
+impl Refusal {
+    /// True where the same token and node key may be taken later: they are to be kept.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::NotPublisher | Self::NoPublisher | Self::AlreadyMember | Self::Busy | Self::Failed)
+    }
+}
+
+/// From the joiner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FromJoiner {
+    Hello(Hello),
+    Redeem(Redeem),
+}
+
+/// From the publisher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FromPublisher {
+    Challenge(Challenge),
+    Answer(Answer),
+    Refused(Refusal),
+}
+
+/// A message of at most `max` bytes.
+pub(super) fn read<T: DeserializeOwned>(frame: &[u8], max: usize) -> Result<T, DecodeError> {
+    codec::decode(frame, max.min(frame::MAX))
+}
+
+/// The frame of a refusal.
+pub(super) fn refusal(refusal: &Refusal) -> Result<Vec<u8>, DecodeError> {
+    codec::encode(&FromPublisher::Refused(refusal.clone()))
+}

@@ -1,0 +1,239 @@
+//! Moving the bytes of a join, with a bound on everything: time, sizes, how many at once.
+
+use std::sync::{Mutex as SyncMutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::{Instant, timeout};
+
+use super::admitter::{Admission, Admissions, Effect, Event, Outcome, Publisher, Redemption};
+use super::joiner::{JoinError, Joined, Joiner, Step};
+use super::message::{self, Refusal};
+use super::token::Token;
+use super::transcript::Fresh;
+use crate::frame::{self, FrameError};
+use crate::keys::NodeSecret;
+use crate::tor::BoxStream;
+use rustbalance_gossip::id::MasterId;
+
+/// How long the joiner waits for a frame: a worker may have to build a circuit to a publisher first.
+const JOINER_STEP: Duration = Duration::from_secs(90);
+/// How long the publisher waits for a frame to come or to go.
+const PUBLISHER_STEP: Duration = Duration::from_secs(30);
+/// How long recording a redemption may take.
+const RECORD: Duration = Duration::from_secs(20);
+/// How long the answer may take to be read before the stream is closed.
+const LINGER: Duration = Duration::from_secs(10);
+/// How long a worker carries one join.
+const CARRY: Duration = Duration::from_secs(180);
+/// The most a worker carries in one direction of a join, in bytes: a few small frames and one of the largest.
+const CARRY_BYTES: u64 = (frame::MAX + 4 * frame::MAX_UNPROVEN) as u64;
+/// Joiners at the door at once.
+const AT_ONCE: usize = 16;
+/// Joiners that may come in a burst before the rate below holds.
+const BURST: f64 = 32.0;
+/// Joiners a second, lasting.
+const RATE: f64 = 2.0;
+
+/// Redeems a token over a stream to the master address's join port. `unix` is our clock, in seconds since the epoch.
+///
+/// On an error, [`JoinError::is_final`] says whether the node key is to be kept for another try.
+pub async fn redeem(
+    mut stream: BoxStream,
+    token: &Token,
+    node: &NodeSecret,
+    cluster: MasterId,
+    unix: impl Fn() -> u64,
+) -> Result<Joined, JoinError> {
+    let (mut joiner, hello) = Joiner::new(token, node, cluster, Fresh::generate(&mut rand::rng()))?;
+    let mut next = hello;
+    loop {
+        let redeemed = joiner.has_redeemed();
+        // Once Redeem is on its way, only a refusal tells that we were not taken in.
+        let lost = |error: JoinError| match error {
+            JoinError::Refused(_) | JoinError::ClockSkew { .. } => error,
+            error if redeemed => JoinError::Unanswered(Box::new(error)),
+            error => error,
+        };
+        let exchange = async {
+            let written = frame::write(&mut stream, &next).await;
+            // A refusal may have come before we had written all: it says more than the failed write.
+            match frame::read(&mut stream, frame::MAX).await {
+                Err(_) if written.is_err() => written.map(|()| Vec::new()),
+                read => read,
+            }
+        };
+        let frame = timeout(JOINER_STEP, exchange)
+            .await
+            .map_err(|_| lost(JoinError::Timeout(JOINER_STEP.as_secs())))?
+            .map_err(|error| lost(error.into()))?;
+        match joiner.handle(&frame, unix()).map_err(lost)? {
+            Step::Send(frame) => next = frame,
+            Step::Joined(joined) => return Ok(*joined),
+        }
+    }
+}
+
+/// What the door needs of the node behind it.
+#[async_trait]
+pub trait Admitter: Send + Sync {
+    /// Who admits.
+    fn publisher(&self) -> &Publisher;
+    /// Our clock, in seconds since the epoch.
+    fn unix(&self) -> u64;
+    /// Shows the cluster as it is known now, all that was recorded included.
+    fn with_admissions(&self, decide: &mut dyn FnMut(&dyn Admissions));
+    /// Writes a redemption to disk, synced, and gives it to gossip. False if it could not be written.
+    async fn record(&self, redemption: &Redemption) -> bool;
+}
+
+/// Where joiners come to be admitted. One a node: it sees to it that they are decided upon one after another.
+pub struct Door {
+    places: Semaphore,
+    bucket: SyncMutex<(f64, Instant)>,
+    turn: Mutex<()>,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Door {
+    /// One with nobody before it.
+    pub fn new() -> Self {
+        Self { places: Semaphore::new(AT_ONCE), bucket: SyncMutex::new((BURST, Instant::now())), turn: Mutex::new(()) }
+    }
+
+    /// Admits or refuses whoever is on the stream, however it reached us. `None`: it went away or fell silent.
+    pub async fn admit(&self, mut stream: BoxStream, admitter: &dyn Admitter) -> Option<Outcome> {
+        let place = self.places.try_acquire();
+        if place.is_err() || !self.within_rate() {
+            drop(place);
+            refuse(stream, Refusal::Busy).await;
+            return Some(Outcome::Refused(Refusal::Busy));
+        }
+        let mut admission = Admission::new(Fresh::generate(&mut rand::rng()));
+        loop {
+            let frame = match timeout(PUBLISHER_STEP, frame::read(&mut stream, frame::MAX_UNPROVEN)).await.ok()? {
+                Ok(frame) => frame,
+                // Told as any other garbage.
+                Err(FrameError::TooLong { .. }) => Vec::new(),
+                Err(_) => return None,
+            };
+            let (frames, outcome) = self.decide(&mut admission, &frame, admitter).await;
+            for frame in frames {
+                timeout(PUBLISHER_STEP, frame::write(&mut stream, &frame)).await.ok()?.ok()?;
+            }
+            if outcome.is_some() {
+                finish(&mut stream).await;
+                return outcome;
+            }
+        }
+    }
+
+    /// Hands a frame to the admission and carries out its effects but for the sending.
+    async fn decide(
+        &self,
+        admission: &mut Admission,
+        frame: &[u8],
+        admitter: &dyn Admitter,
+    ) -> (Vec<Vec<u8>>, Option<Outcome>) {
+        let _turn = match admission.decides_next() {
+            true => Some(self.turn.lock().await),
+            false => None,
+        };
+        let mut effects = ask(admission, Event::Frame(frame), admitter);
+        if let [Effect::Record(redemption)] = effects.as_slice() {
+            let recorded = timeout(RECORD, admitter.record(redemption)).await.unwrap_or(false);
+            effects = ask(admission, Event::Recorded(recorded), admitter);
+        }
+        let (mut frames, mut outcome) = (Vec::new(), None);
+        for effect in effects {
+            match effect {
+                Effect::Send(frame) => frames.push(frame),
+                Effect::Close(how) => outcome = Some(how),
+                Effect::Record(_) => {}
+            }
+        }
+        (frames, outcome)
+    }
+
+    /// Takes from the bucket of joins; false if it is empty.
+    fn within_rate(&self) -> bool {
+        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let tokens = (bucket.0 + now.duration_since(bucket.1).as_secs_f64() * RATE).min(BURST);
+        let within = tokens >= 1.0;
+        *bucket = (if within { tokens - 1.0 } else { tokens }, now);
+        within
+    }
+}
+
+fn ask(admission: &mut Admission, event: Event<'_>, admitter: &dyn Admitter) -> Vec<Effect> {
+    let (mut event, mut effects) = (Some(event), Vec::new());
+    admitter.with_admissions(&mut |cluster| {
+        if let Some(event) = event.take() {
+            effects = admission.handle(event, admitter.unix(), admitter.publisher(), cluster);
+        }
+    });
+    effects
+}
+
+/// Turns a joiner away without a look at what it says: a worker that can reach no publisher does so.
+pub async fn refuse(mut stream: BoxStream, refusal: Refusal) {
+    if let Ok(frame) = message::refusal(&refusal)
+        && let Ok(Ok(())) = timeout(PUBLISHER_STEP, frame::write(&mut stream, &frame)).await
+    {
+        finish(&mut stream).await;
+    }
+}
+
+/// Closes a stream once the other side has closed it too: one that is dropped may take with it what is in flight.
+async fn finish(stream: &mut BoxStream) {
+    let close = async {
+        stream.shutdown().await?;
+        let mut rest = stream.take(CARRY_BYTES);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // It was told all there is to tell: how it goes away is its own affair.
+    let _ = timeout(LINGER, close).await;
+}
+
+/// Carries a join between a joiner and a publisher, unread, until either side is done. Gives the bytes carried from
+/// the joiner and to it.
+pub async fn carry(joiner: BoxStream, publisher: BoxStream) -> (u64, u64) {
+    let ((mut from_joiner, mut to_joiner), (mut from_publisher, mut to_publisher)) =
+        (tokio::io::split(joiner), tokio::io::split(publisher));
+    let (mut there, mut back) = (0, 0);
+    let both = async {
+        tokio::select! {
+            () = pump(&mut from_joiner, &mut to_publisher, &mut there) => {}
+            () = pump(&mut from_publisher, &mut to_joiner, &mut back) => {}
+        }
+    };
+    // However it ended, both sides see their stream closed.
+    let _ = timeout(CARRY, both).await;
+    let close = async {
+        let _ = tokio::join!(to_joiner.shutdown(), to_publisher.shutdown());
+        tokio::io::copy(&mut from_joiner.take(CARRY_BYTES), &mut tokio::io::sink()).await
+    };
+    let _ = timeout(LINGER, close).await;
+    (there, back)
+}
+
+/// Copies until the end, an error or the bound.
+async fn pump(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteExt + Unpin), count: &mut u64) {
+    let mut buffer = vec![0; 16 << 10];
+    while *count < CARRY_BYTES {
+        let Ok(size @ 1..) = from.read(&mut buffer).await else { return };
+        let Some(bytes) = buffer.get(..size) else { return };
+        if to.write_all(bytes).await.is_err() || to.flush().await.is_err() {
+            return;
+        }
+        *count += size as u64;
+    }
+}

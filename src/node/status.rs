@@ -1,0 +1,152 @@
+//! What `status` shows, gathered from those who know.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use rustbalance_gossip::coordinator::{Coordinator, Leadership};
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::MemberView;
+
+use crate::balance::task::PointStatus;
+use crate::control::{
+    IntroPointStatus, InvitationStatus, MemberStatus, PortStatus, PublicationStatus, PublishedPeriodStatus,
+    PublishedPointStatus, PublisherStatus, TrafficStatus,
+};
+use crate::health::PortHealth;
+use crate::proxy::{Refusal, Traffic};
+use crate::tor::RefusedCounts;
+
+/// The part of `status` that the coordinator knows.
+pub(super) struct ClusterPart {
+    pub(super) publisher: Option<PublisherStatus>,
+    pub(super) members: Vec<MemberStatus>,
+    pub(super) publication: Option<PublicationStatus>,
+    pub(super) invitations: Vec<InvitationStatus>,
+    pub(super) refused: BTreeMap<String, u64>,
+    pub(super) phase: rustbalance_gossip::record::Phase,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}
+
+/// Asks the coordinator.
+pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
+    let view = coordinator.view();
+    let mut wanted: BTreeMap<NodeId, usize> = BTreeMap::new();
+    let mut points: Vec<PublishedPointStatus> = Vec::new();
+    for (node, point) in coordinator.desired().points {
+        *wanted.entry(node).or_default() += 1;
+        points.push(PublishedPointStatus {
+            node: node.to_string(),
+            relay: point.relay.to_string(),
+            session_key: hex(&point.session_key.0),
+        });
+    }
+    points.sort_by(|a, b| (&a.node, &a.session_key).cmp(&(&b.node, &b.session_key)));
+    let holder = match coordinator.leadership() {
+        Leadership::Publisher { term } => Some((view.me(), term)),
+        Leadership::Follower => view.holder(now).filter(|(node, _)| *node != view.me()),
+    };
+    ClusterPart {
+        publisher: holder.map(|(node, term)| PublisherStatus { node: node.to_string(), term, me: node == view.me() }),
+        members: view.members().map(|member| member_status(member, view.me(), &wanted, now)).collect(),
+        publication: publication(coordinator, holder, points),
+        invitations: view.invitations().iter().map(invitation_status).collect(),
+        refused: view.refused().iter().map(|(name, count)| (format!("record_{name}"), count)).collect(),
+        phase: coordinator.phase(),
+    }
+}
+
+fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<NodeId, usize>, now: Now) -> MemberStatus {
+    let node = member.node();
+    MemberStatus {
+        node: node.to_string(),
+        role: member.member.role(),
+        phase: member.heartbeat.as_ref().map(|beat| beat.phase),
+        alive: member.alive,
+        me: node == me,
+        last_heard_seconds: member.last_heard.map(|heard| now.mono.saturating_sub(heard).as_secs_f64()),
+        intro_points: member.intro_points.as_ref().map_or(0, |record| record.points.len()),
+        published: wanted.get(&node).copied().unwrap_or(0),
+        priority: member.card.as_ref().map(|card| card.priority),
+        weight: member.card.as_ref().map(|card| card.weight),
+    }
+}
+
+/// What the publisher says it has put out; before its first word, or without one, there is nothing to show.
+fn publication(
+    coordinator: &Coordinator,
+    holder: Option<(NodeId, u64)>,
+    intro_points: Vec<PublishedPointStatus>,
+) -> Option<PublicationStatus> {
+    let (node, _) = holder?;
+    let said = coordinator.view().member(&node)?.publication.as_ref()?;
+    let periods = said.periods.iter().map(|period| PublishedPeriodStatus {
+        number: period.period.number,
+        length_minutes: period.period.length_minutes,
+        revision: period.revision,
+        directories: period.directories,
+        confirmed: period.confirmed,
+    });
+    Some(PublicationStatus { node: node.to_string(), term: said.term, periods: periods.collect(), intro_points })
+}
+
+fn invitation_status(invitation: &rustbalance_gossip::record::Invitation) -> InvitationStatus {
+    InvitationStatus {
+        id: invitation.token.to_string(),
+        role: invitation.role,
+        uses: invitation.uses,
+        redeemed: u16::try_from(invitation.redeemed.len()).unwrap_or(u16::MAX),
+        expires: invitation.expires,
+    }
+}
+
+/// This node's own points.
+pub(super) fn intro_points(points: &[PointStatus], unix: u64) -> Vec<IntroPointStatus> {
+    let status = |point: &PointStatus| IntroPointStatus {
+        relay: point.point.relay.to_string(),
+        session_key: hex(&point.point.session_key.0),
+        age_seconds: unix.saturating_sub(point.created),
+        introductions: point.introductions,
+    };
+    points.iter().map(status).collect()
+}
+
+/// The ports and how their targets do.
+pub(super) fn ports(ports: &[PortHealth]) -> Vec<PortStatus> {
+    let status = |port: &PortHealth| PortStatus {
+        port: port.port,
+        target: port.target.to_string(),
+        healthy: port.healthy,
+        error: port.error.clone(),
+    };
+    ports.iter().map(status).collect()
+}
+
+/// What went through the proxy.
+pub(super) fn traffic(traffic: &Traffic) -> TrafficStatus {
+    let count = traffic.count();
+    TrafficStatus {
+        streams_open: count.streams_open,
+        streams_total: count.streams_total,
+        bytes_from_clients: count.from_clients,
+        bytes_to_clients: count.to_clients,
+    }
+}
+
+/// What clients were refused, by the engine and by the proxy.
+pub(super) fn refused_clients(engine: &RefusedCounts, traffic: &Traffic, into: &mut BTreeMap<String, u64>) {
+    for (name, count) in [
+        ("introductions_replayed", &engine.replays),
+        ("introductions_malformed", &engine.malformed),
+        ("introductions_over_limit", &engine.introductions),
+        ("circuit_streams_over_limit", &engine.streams),
+    ] {
+        into.insert(name.into(), count.load(Ordering::Relaxed));
+    }
+    for refusal in Refusal::ALL {
+        into.insert(refusal.name().into(), traffic.refused(refusal));
+    }
+}
