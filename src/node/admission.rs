@@ -22,15 +22,13 @@ pub const JOIN_PORT: u16 = 7441;
 const AT_ONCE: usize = 16;
 /// Bound on accepting the stream of a joiner.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
-/// Bound on reaching one publisher.
-const REACH_LIMIT: Duration = Duration::from_secs(30);
 /// Publishers a worker tries for one joiner.
 const TRIES: usize = 3;
 
 /// Whoever answers at the join port of this node.
 pub(super) struct JoinPort {
     cluster: Cluster,
-    links: Links,
+    links: Arc<Links>,
     door: Door,
     /// On publishers.
     gatekeeper: Option<Gatekeeper>,
@@ -39,7 +37,7 @@ pub(super) struct JoinPort {
 
 impl JoinPort {
     /// `publisher` is what a publisher admits with; a worker has none.
-    pub(super) fn new(cluster: Cluster, links: Links, store: Arc<Store>, publisher: Option<Publisher>) -> Self {
+    pub(super) fn new(cluster: Cluster, links: Arc<Links>, store: Arc<Store>, publisher: Option<Publisher>) -> Self {
         let gatekeeper = publisher.map(|publisher| Gatekeeper { publisher, cluster: cluster.clone(), store });
         Self { cluster, links, door: Door::new(), gatekeeper, places: Arc::new(Semaphore::new(AT_ONCE)) }
     }
@@ -81,7 +79,7 @@ impl JoinPort {
     /// Takes the joiner's frames to a living publisher, unread.
     async fn carry(&self, joiner: BoxStream) {
         for publisher in self.cluster.look(|coordinator, _| living_publishers(coordinator)).into_iter().take(TRIES) {
-            match self.links.carry_join(publisher, REACH_LIMIT).await {
+            match self.links.carry_join(publisher).await {
                 Ok(link) => {
                     let (there, back) = join::carry(joiner, link).await;
                     info!(publisher = %publisher.short(), there, back, "carried a join");

@@ -127,7 +127,9 @@ type Write = Box<dyn FnOnce(&Store) -> Option<Event> + Send>;
 /// Does the disk's work, in order, until the actor ends.
 fn write_all(store: &Store, mut writes: mpsc::Receiver<Write>, done: &mpsc::Sender<Event>) {
     while let Some(write) = writes.blocking_recv() {
-        if let Some(event) = write(store) && done.blocking_send(event).is_err() {
+        if let Some(event) = write(store)
+            && done.blocking_send(event).is_err()
+        {
             return;
         }
     }

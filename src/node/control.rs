@@ -27,7 +27,7 @@ use crate::tor::{self, ServiceLimits};
 /// What can be asked once Tor is there and the cluster runs.
 pub(super) struct Running {
     pub(super) cluster: Cluster,
-    pub(super) links: Links,
+    pub(super) links: Arc<Links>,
     pub(super) points: watch::Receiver<Vec<PointStatus>>,
     pub(super) health: Arc<Health>,
     pub(super) traffic: Arc<Traffic>,
@@ -80,7 +80,9 @@ impl Daemon {
     fn authority(&self) -> Result<AuthoritySecret, Response> {
         match self.store.authority_secret() {
             Ok(Some(authority)) => Ok(authority),
-            Ok(None) => Err(Response::refused("this node is a worker, only publishers can do that: ask on one of them")),
+            Ok(None) => {
+                Err(Response::refused("this node is a worker, only publishers can do that: ask on one of them"))
+            }
             Err(error) => Err(Response::refused(error)),
         }
     }
@@ -92,7 +94,8 @@ impl Daemon {
             Err(refused) => return refused,
         };
         let terms = Terms { role, uses, lifetime: Duration::from_secs(expires_seconds) };
-        let (token, signed) = match join::invite(self.store.cluster(), &authority, terms, unix_now(), &mut rand::rng()) {
+        let (token, signed) = match join::invite(self.store.cluster(), &authority, terms, unix_now(), &mut rand::rng())
+        {
             Ok(made) => made,
             Err(error) => return Response::refused(error),
         };
@@ -114,7 +117,8 @@ impl Daemon {
 
     async fn evict(&self, prefix: &crate::control::NodePrefix) -> Response {
         let Some(running) = self.running.get() else { return not_yet() };
-        let members = |coordinator: &Coordinator, _| coordinator.view().members().map(MemberView::node).collect::<Vec<_>>();
+        let members =
+            |coordinator: &Coordinator, _| coordinator.view().members().map(MemberView::node).collect::<Vec<_>>();
         let members = running.cluster.look(members);
         let node = match prefix.choose(members) {
             Ok(node) if node == self.store.node_id() => {
@@ -174,7 +178,7 @@ impl Running {
         status.traffic = status::traffic(&self.traffic);
         status::refused_clients(&self.limits.refused, &self.traffic, &mut status.refused);
         status.links = self.links.status().into_iter().map(link_status).collect();
-        status.refused.extend(self.links.refused().iter().map(|(name, count)| (format!("link_{name}"), count)));
+        status.refused.extend(self.links.refused().into_iter().map(|(name, count)| (name.to_string(), count)));
     }
 }
 

@@ -26,7 +26,6 @@ use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::control::ControlError;
-use crate::link::LinkError;
 use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::tor::arti::{ArtiConfig, ArtiEngine};

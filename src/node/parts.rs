@@ -10,10 +10,10 @@ use rustbalance_gossip::lease::Timing;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::mesh::{Mesh, MeshConfig};
 use rustbalance_gossip::record::{Phase, PublishedPeriod, Role};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::NodeError;
 use super::admission::{JOIN_PORT, JoinPort};
@@ -25,12 +25,12 @@ use crate::config::Config;
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::DiscoverySecret;
-use crate::link::{LINK_PORT, LinkConfig, Links, MemberSet};
+use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet};
 use crate::proxy::Proxy;
 use crate::publish::task::Publisher;
 use crate::store::Store;
 use crate::systemd;
-use crate::tor::{BoxStream, Engine, Incoming, OwnService};
+use crate::tor::{Engine, Incoming, OwnService};
 
 /// Client streams that may wait to be taken.
 const STREAMS: usize = 256;
@@ -43,6 +43,13 @@ const GOSSIP_INTERVAL: Duration = Duration::from_millis(500);
 /// How soon the node's own service is tried again.
 const LISTEN_PAUSE: Duration = Duration::from_secs(2);
 
+/// Between two looks at what gives no word of its own.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+/// Streams to the node's own service that may be in the accepting at once.
+const ACCEPTING: usize = 32;
+/// Bound on accepting one.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
+
 /// A task that must not end before it is told to.
 type Ended = Result<&'static str, NodeError>;
 
@@ -54,7 +61,7 @@ pub(super) struct Parts {
     tasks: JoinSet<Ended>,
     actor: tokio::task::JoinHandle<Mesh>,
     proxy: tokio::task::JoinHandle<()>,
-    links: Links,
+    links: Arc<Links>,
     /// Ends the parts that take new work.
     stop_serving: CancellationToken,
     /// Ends the rest.
@@ -74,14 +81,18 @@ impl Parts {
         let me = store.node_id();
         let authority = store.authority_secret()?;
         let (members, members_watch) = watch::channel(known_members(&store)?);
-        let (links, carried) = Links::start(
-            LinkConfig::new(store.node_secret()?, store.membership().clone()),
-            Arc::clone(&engine),
-            members_watch,
-        )?;
+        let config_of_links = LinkConfig {
+            engine: Arc::clone(&engine),
+            identity: store.node_secret()?,
+            membership: store.membership().clone(),
+            cluster: store.cluster(),
+            limits: LinkLimits::default(),
+        };
+        let (links, LinkOutputs { carrier, joins }) = Links::start(config_of_links, members_watch);
+        let links = Arc::new(links);
         let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
         let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: GOSSIP_INTERVAL };
-        let (mesh, updates) = Mesh::start(mesh, links.carrier(), seeds).await?;
+        let (mesh, updates) = Mesh::start(mesh, carrier, seeds).await?;
         let coordinator = Coordinator::new(
             settings(&store, config, boot)?,
             Box::new(store.node_secret()?),
@@ -104,8 +115,8 @@ impl Parts {
         let Decisions { publish, balance, members: decided, excluded } = decisions;
         tasks.spawn(forward_members(decided.clone(), members));
         tasks.spawn(trust(decided, Arc::clone(&engine), store.discovery()?.secret, me));
-        tasks.spawn(listen(Arc::clone(&engine), Arc::clone(&store), links.clone(), stop_all.clone()));
-        tasks.spawn(tell_of_mesh(links.clone(), cluster.clone()));
+        tasks.spawn(listen(Arc::clone(&engine), Arc::clone(&store), Arc::clone(&links), stop_all.clone()));
+        tasks.spawn(tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
         let (streams, incoming) = mpsc::channel(STREAMS);
         let limits = Arc::new(config.limits.service_limits());
@@ -143,7 +154,12 @@ impl Parts {
                     Ok("publisher")
                 });
                 tasks.spawn(pump(report_watch, cluster.clone(), Event::Published, "publication report"));
-                Some(Admitting { membership: store.membership().clone(), node: store.node_secret()?, authority, master })
+                Some(Admitting {
+                    membership: store.membership().clone(),
+                    node: store.node_secret()?,
+                    authority,
+                    master,
+                })
             }
             _ => None,
         };
@@ -152,15 +168,21 @@ impl Parts {
         tasks.spawn(pump(health.ready(), cluster.clone(), Event::Ready, "health report"));
         let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
         let traffic = proxy.traffic();
-        let door = Arc::new(JoinPort::new(cluster.clone(), links.clone(), Arc::clone(&store), admitting));
+        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), Arc::clone(&store), admitting));
         let (to_proxy, clients) = mpsc::channel(STREAMS);
         tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door)));
-        tasks.spawn(answer_carried(carried, door));
+        tasks.spawn(answer_carried(joins, door));
         let proxy = tokio::spawn(proxy.run(clients, stop_serving.clone(), GRACE));
         tasks.spawn(tell_systemd(cluster.clone()));
 
-        let running =
-            Running { cluster: cluster.clone(), links: links.clone(), points: points_watch, health, traffic, limits };
+        let running = Running {
+            cluster: cluster.clone(),
+            links: Arc::clone(&links),
+            points: points_watch,
+            health,
+            traffic,
+            limits,
+        };
         // Set once: a daemon starts its parts once.
         let _ = daemon.running.set(running);
         let bootstrap = engine.bootstrap();
@@ -206,7 +228,7 @@ impl Parts {
             }
             _ => warn!("the cluster task did not end in time"),
         }
-        self.links.shutdown().await;
+        self.links.shutdown();
         self.tasks.shutdown().await;
         info!("stopped");
     }
@@ -297,7 +319,7 @@ async fn trust(
 }
 
 /// Keeps the node's own service up, and hands its streams to the links.
-async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Links, stop: CancellationToken) -> Ended {
+async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, stop: CancellationToken) -> Ended {
     let (streams, mut incoming) = mpsc::channel::<Incoming>(STREAMS);
     let listening = loop {
         let service = OwnService {
@@ -312,26 +334,38 @@ async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Links, stop: 
         }
         tokio::time::sleep(LISTEN_PAUSE).await;
     };
-    while let Some(Some(stream)) = stop.run_until_cancelled(incoming.recv()).await {
-        links.accept(stream);
+    let places = Arc::new(Semaphore::new(ACCEPTING));
+    while let Some(Some(incoming)) = stop.run_until_cancelled(incoming.recv()).await {
+        // Too many at once: dropped, it is rejected.
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let links = Arc::clone(&links);
+        tokio::spawn(async move {
+            if let Ok(Ok(stream)) = tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {
+                links.accept(stream);
+            }
+            drop(place);
+        });
     }
     drop(listening);
     Ok("own service")
 }
 
-/// Tells the cluster that others can be heard.
-async fn tell_of_mesh(links: Links, cluster: Cluster) -> Ended {
-    let mut connected = links.connected();
-    loop {
-        let reached = *connected.borrow_and_update() > 0;
-        if (reached && cluster.tell(Event::MeshReached).await.is_err()) || connected.changed().await.is_err() {
-            return Ok("links");
-        }
+/// Tells the cluster once that others can be heard.
+async fn tell_of_mesh(links: Arc<Links>, cluster: Cluster) -> Ended {
+    while links.status().is_empty() {
+        tokio::time::sleep(LOOK_PAUSE).await;
     }
+    // If the actor has ended, its own task tells why.
+    let _ = cluster.tell(Event::MeshReached).await;
+    std::future::pending().await
 }
 
 /// Joiners to the door, everybody else to the proxy.
-async fn sort_streams(mut incoming: mpsc::Receiver<Incoming>, proxy: mpsc::Sender<Incoming>, door: Arc<JoinPort>) -> Ended {
+async fn sort_streams(
+    mut incoming: mpsc::Receiver<Incoming>,
+    proxy: mpsc::Sender<Incoming>,
+    door: Arc<JoinPort>,
+) -> Ended {
     while let Some(stream) = incoming.recv().await {
         if stream.port == JOIN_PORT {
             // Bounded by the door's own places.
@@ -346,8 +380,10 @@ async fn sort_streams(mut incoming: mpsc::Receiver<Incoming>, proxy: mpsc::Sende
 }
 
 /// Joiners that workers have carried here.
-async fn answer_carried(mut carried: mpsc::Receiver<BoxStream>, door: Arc<JoinPort>) -> Ended {
-    while let Some(stream) = carried.recv().await {
+async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, door: Arc<JoinPort>) -> Ended {
+    while let Some(CarriedJoin { from, stream }) = carried.recv().await {
+        debug!(from = %from.short(), "a joiner is carried here");
+        // Bounded by the links' own limit on carried joins.
         let door = Arc::clone(&door);
         tokio::spawn(async move { door.answer_carried(stream).await });
     }
@@ -367,7 +403,7 @@ async fn tell_systemd(cluster: Cluster) -> Ended {
             }
             shown = Some(phase);
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
