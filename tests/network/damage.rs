@@ -15,7 +15,7 @@ const NOT_STATE: [&str; 3] = ["arti", "lock", "control.sock"];
 
 #[test]
 fn damaged_state_is_named_and_never_overwritten() {
-    scenario("damage", &["alpha"], |story, cluster, nodes| every_file(story, cluster, nodes));
+    scenario("damage", &["alpha"], every_file);
 }
 
 fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {

@@ -144,7 +144,7 @@ fn forms(bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
             let text = encoding.encode(&shifted);
             // Only whole digits of ours.
             let (first, last) = ((shift * 8).div_ceil(bits), shifted.len() * 8 / bits);
-            forms.push((name, text[first..last].as_bytes().to_vec()));
+            forms.push((name, text.as_bytes()[first..last].to_vec()));
             if bits == 5 {
                 forms.push((name, text[first..last].to_ascii_lowercase().into_bytes()));
             }
