@@ -26,8 +26,11 @@ pub use error::TorError;
 pub use replay::{IntroPointKeys, ReplayLog};
 
 pub mod arti;
+#[cfg(test)]
+mod conformance;
 pub mod descriptor;
 mod error;
+pub mod fake;
 mod replay;
 
 /// A two-way byte stream, whatever carries it.

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use tor_circmgr::hspool::HsCircPool;
 use tor_dirclient::request::{HsDescDownloadRequest, HsDescUploadRequest, Requestable};
 use tor_dirclient::{DirResponse, SourceInfo, send_request};
-use tor_linkspec::{HasRelayIds, OwnedCircTarget, RelayIds};
+use tor_linkspec::{OwnedCircTarget, RelayIds};
 use tor_netdir::{NetDir, NetDirProvider, Relay, Timeliness};
 use tor_proto::ClientTunnel;
 use tor_proto::client::stream::DataStream;

@@ -1,0 +1,80 @@
+#!/bin/sh
+# Installs what building and testing need on Debian: a C compiler, and for the private test network C tor, curl and
+# python3-stem. Silent and quick when all is there. Rust itself comes from https://rustup.rs.
+set -eu
+
+missing=
+need() { # PACKAGE CHECK...
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+
+has() {
+    command -v "$1"
+}
+
+need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
+need curl has curl
+need gcc has gcc
+need libc6-dev test -e /usr/include/stdlib.h
+need make has make
+need pkg-config has pkg-config
+need python3 test -x /usr/bin/python3
+need python3-cryptography /usr/bin/python3 -c 'import cryptography'
+need python3-stem /usr/bin/python3 -c 'import stem.descriptor.hidden_service'
+need tor has tor
+need tor has tor-gencert
+
+if [ -n "$missing" ]; then
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "install.sh: missing:$missing, and there is no apt-get here; install them and try again" >&2
+        exit 1
+    fi
+    as_root=
+    if [ "$(id -u)" -ne 0 ]; then
+        if ! command -v sudo >/dev/null 2>&1; then
+            echo "install.sh: missing:$missing; become root, or install sudo, and try again" >&2
+            exit 1
+        fi
+        as_root=sudo
+    fi
+    log=$(mktemp)
+    # Debian's tor package would start a system service. We want only the program: policy-rc.d says no to
+    # starting anything while packages are installed. An existing policy stays.
+    policy=/usr/sbin/policy-rc.d
+    ours=
+    clean_up() {
+        rm -f "$log"
+        [ -z "$ours" ] || $as_root rm -f "$policy"
+    }
+    trap clean_up EXIT
+    trap 'exit 130' INT TERM HUP
+    if [ ! -e "$policy" ]; then
+        ours=yes
+        printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+        $as_root chmod 755 "$policy"
+    fi
+    echo "install.sh: installing$missing" >&2
+    # Word splitting is wanted: a list of packages.
+    # shellcheck disable=SC2086
+    if ! { $as_root apt-get -q update &&
+        $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $missing; } >"$log" 2>&1; then
+        cat "$log" >&2
+        echo "install.sh: apt-get could not install:$missing" >&2
+        exit 1
+    fi
+    # The policy keeps it from starting now; this keeps it from starting with the machine.
+    case "$missing" in
+    *" tor"*)
+        if command -v systemctl >/dev/null 2>&1; then
+            $as_root systemctl disable tor.service >/dev/null 2>&1 || :
+        fi
+        ;;
+    esac
+fi
+
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "install.sh: there is no cargo; get Rust 1.95 or later from https://rustup.rs" >&2
+    exit 1
+fi

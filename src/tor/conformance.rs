@@ -1,0 +1,446 @@
+//! What every engine must do, whatever is behind it.
+//!
+//! Each function is one behaviour and panics where it is not met; [`all`] runs them one after the other. The unit
+//! tests run them over the fake, the network tests include this file and run them over Arti on a private Tor network.
+//! So they wait for what takes its time on a real network, and make no use of what only the fake can do.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use rustbalance::keys::{DiscoverySecret, IntroPointSecrets, MasterSecret, NodeSecret};
+use rustbalance::tor::descriptor::{self, PeriodCredentials};
+use rustbalance::tor::{
+    BoxStream, Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, RelayChoice,
+    ReplayLog, ServiceLimits, TorError,
+};
+use rustbalance_gossip::id::OnionAddress;
+use rustbalance_gossip::record::{IntroPoint, RelayId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+/// A port that is open, and one that is not.
+const OPEN: u16 = 80;
+const CLOSED: u16 = 81;
+/// More than a stream's window, so that both directions must flow at once.
+const BULK: usize = 300_000;
+
+/// The network that the engines are on.
+#[async_trait]
+pub(crate) trait Stage: Sync {
+    /// One more Tor client, of a node or of a visitor, with nothing remembered.
+    async fn engine(&self) -> Arc<dyn Engine>;
+    /// Ends a relay for good; false where that cannot be done.
+    async fn kill_relay(&self, relay: RelayId) -> bool;
+    /// For one thing to happen.
+    fn patience(&self) -> Duration;
+    /// For a connection that will not come about to be given up.
+    fn short(&self) -> Duration;
+}
+
+/// All behaviours, one after the other.
+pub(crate) async fn all(stage: &dyn Stage) {
+    /// Says which, and how long it took: on a real network that is worth seeing.
+    macro_rules! run {
+        ($($behaviour:ident),*) => {
+            $(
+                let started = Instant::now();
+                println!("{} ...", stringify!($behaviour));
+                $behaviour(stage).await;
+                println!("{} ok after {:.1} s", stringify!($behaviour), started.elapsed().as_secs_f64());
+            )*
+        };
+    }
+    run!(
+        becomes_ready,
+        directories_keep_the_highest_revision,
+        own_service_is_restricted,
+        clients_are_served_at_an_intro_point,
+        points_keep_clear_of_excluded_relays,
+        a_dropped_point_serves_again_with_its_keys,
+        streams_on_one_circuit_are_bounded,
+        rendezvous_are_bounded,
+        a_point_is_lost_with_its_relay
+    );
+}
+
+/// The bootstrap ends, and the network then has directories for every period.
+pub(crate) async fn becomes_ready(stage: &dyn Stage) {
+    let engine = ready(stage).await;
+    assert!(*engine.network_changes().borrow() > 0, "the directory has been seen");
+    let periods = engine.publication(new_master().master_id()).await.unwrap();
+    assert!(!periods.is_empty());
+    for period in &periods {
+        let distinct: BTreeSet<_> = period.directories.iter().collect();
+        assert!(!distinct.is_empty());
+        assert_eq!(distinct.len(), period.directories.len(), "each directory once");
+        assert!(period.parameters.max_size <= descriptor::MAX_DESCRIPTOR);
+    }
+    assert_eq!(periods.iter().map(|period| period.id).collect::<BTreeSet<_>>().len(), periods.len());
+}
+
+/// Uploads are taken once, read back as they were, and never replaced by an equal or lower revision.
+pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
+    let (engine, master) = (ready(stage).await, new_master());
+    let (streams, _kept) = mpsc::channel(1);
+    let point = open(&*engine, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits(), new_keys(), streams).await;
+    let period = engine.publication(master.master_id()).await.unwrap().swap_remove(0);
+    let directory = &period.directories[0];
+    let fetch = async |engine: &dyn Engine, of| {
+        eventually(stage, "download", async || engine.fetch(directory, of, period.id, stage.patience()).await).await
+    };
+    let upload = async |text: &str| {
+        let upload = async || match engine.upload(directory, period.id, text, stage.patience()).await {
+            Err(e) if !matches!(e, TorError::Refused { .. }) && e.is_transient() => Err(e),
+            answer => Ok(answer),
+        };
+        eventually(stage, "upload", upload).await
+    };
+    assert_eq!(fetch(&*engine, master.master_id()).await, None);
+    let credentials = PeriodCredentials::derive(&master, period.id, SystemTime::now()).unwrap();
+    let text = |revision| {
+        let points = [point.describe()];
+        descriptor::build(&credentials, &points, revision, period.parameters, SystemTime::now()).unwrap()
+    };
+    let first = text(1000);
+    upload(&first).await.unwrap();
+    for refused in [&first, &text(1000), &text(999), "garbage"] {
+        let answer = upload(refused).await;
+        assert!(matches!(answer, Err(TorError::Refused { .. })), "{answer:?}");
+    }
+    assert_eq!(fetch(&*ready(stage).await, master.master_id()).await.as_ref(), Some(&first), "read back by another");
+    let second = text(1001);
+    upload(&second).await.unwrap();
+    let held = fetch(&*engine, master.master_id()).await.unwrap();
+    assert_eq!(held, second);
+    let content = descriptor::read(&held, master.master_id(), period.id, SystemTime::now()).unwrap();
+    assert_eq!((content.revision, content.points), (1001, vec![point.describe()]));
+    assert_eq!(fetch(&*engine, new_master().master_id()).await, None, "another address");
+}
+
+/// A node's own service is reached by those who hold the discovery key, at its ports; the key can be rotated.
+pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
+    let host = ready(stage).await;
+    let [old, new] = [0; 2].map(|_| DiscoverySecret::generate(&mut rand::rng()));
+    let identity = NodeSecret::generate(&mut rand::rng());
+    let (node, address) = (identity.node_id(), identity.node_id().address());
+    let service = |discovery| OwnService { identity: identity.duplicate(), discovery, ports: vec![OPEN] };
+    let (streams, incoming) = mpsc::channel(16);
+    let nobody = host.listen(service(vec![]), streams.clone()).await;
+    assert!(matches!(nobody, Err(TorError::Invalid(..))), "a service that everybody can find");
+    let listening = host.listen(service(vec![old.public()]), streams).await.unwrap();
+    serve(incoming);
+
+    let friend = ready(stage).await;
+    friend.trust_discovery(node, &old).unwrap();
+    echoes(eventually(stage, "a friend's dial", async || friend.dial(address, OPEN, stage.patience()).await).await)
+        .await;
+    fails(stage, "a port that is not open", friend.dial(address, CLOSED, stage.patience())).await;
+    let stranger = ready(stage).await;
+    fails(stage, "a dial without the key", stranger.dial(address, OPEN, stage.short())).await;
+    stranger.trust_discovery(node, &new).unwrap();
+    fails(stage, "a dial with another key", stranger.dial(address, OPEN, stage.short())).await;
+
+    listening.authorize(vec![new.public()]).await.unwrap();
+    assert!(listening.authorize(vec![]).await.is_err());
+    let visitor = async |key| {
+        let visitor = ready(stage).await;
+        visitor.trust_discovery(node, key).unwrap();
+        (visitor.dial(address, OPEN, stage.short()).await, visitor)
+    };
+    let (stream, _visitor) = eventually(stage, "the new key", async || match visitor(&new).await {
+        (Ok(stream), visitor) => Ok((stream, visitor)),
+        (Err(e), _) => Err(e),
+    })
+    .await;
+    echoes(stream).await;
+    let shut_out = async || match visitor(&old).await.0 {
+        Ok(_) => Err("the old key still opens it"),
+        Err(_) => Ok(()),
+    };
+    eventually(stage, "rotation", shut_out).await;
+    drop(listening);
+    let gone = async || match visitor(&new).await.0 {
+        Ok(_) => Err("it still answers"),
+        Err(_) => Ok(()),
+    };
+    eventually(stage, "the end of the service", gone).await;
+}
+
+/// Clients find a published point, are counted, accepted or rejected; bytes go both ways, to the last one.
+pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
+    let (host, master) = (ready(stage).await, new_master());
+    let (streams, incoming) = mpsc::channel(16);
+    let limits = limits();
+    let keys = new_keys();
+    let session = ed25519_dalek::SigningKey::from_bytes(&keys.secrets.session).verifying_key().to_bytes();
+    let point = open(&*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, keys, streams).await;
+    assert_eq!(point.describe().session_key.0, session);
+    descriptor::check_point(&point.describe()).unwrap();
+    assert_eq!(point.introductions(), 0);
+    serve(incoming);
+    publish(stage, &*host, &master, &[point.describe()], 0).await;
+
+    let address = master.master_id().address();
+    let (stream, client) = visit(stage, address).await;
+    echoes(stream).await;
+    assert_eq!(point.introductions(), 1);
+    fails(stage, "a stream that the node rejects", client.dial(address, CLOSED, stage.patience())).await;
+    let mut again = client.dial(address, OPEN, stage.patience()).await.unwrap();
+    again.write_all(b"bulk").await.unwrap();
+    again.flush().await.unwrap();
+    let mut received = Vec::new();
+    // An error in place of the end is what Arti makes of END cells that C tor clients read as the end.
+    let _ = timeout(stage.patience(), again.read_to_end(&mut received)).await.expect("the end of a stream");
+    assert_eq!(received.len(), BULK, "all that was sent before the end");
+    let (stream, _other) = visit(stage, address).await;
+    echoes(stream).await;
+    assert!(point.introductions() >= 2);
+    let refused = &limits.refused;
+    let counts = [&refused.replays, &refused.malformed, &refused.introductions, &refused.streams];
+    assert!(counts.iter().all(|count| count.load(Relaxed) == 0), "{refused:?}");
+}
+
+/// No point is made at an excluded relay, and none at a relay that there is not.
+pub(crate) async fn points_keep_clear_of_excluded_relays(stage: &dyn Stage) {
+    let (host, master, limits) = (ready(stage).await, new_master(), limits());
+    let (streams, _kept) = mpsc::channel(1);
+    let mut points = Vec::new();
+    let mut taken = BTreeSet::new();
+    for _ in 0..3 {
+        let choice = RelayChoice::AnyBut(taken.clone());
+        let point = open(&*host, &master, choice, &limits, new_keys(), streams.clone()).await;
+        assert!(taken.insert(point.describe().relay), "an excluded relay was chosen");
+        points.push(point);
+    }
+    let mut nowhere = points[0].describe().relay;
+    nowhere.ed25519.0[0] ^= 1;
+    let request = request(&master, RelayChoice::Exactly(nowhere), &limits, new_keys());
+    let answer = host.open_intro_point(request, streams).await.map(|point| point.describe());
+    assert!(matches!(answer, Err(TorError::NoRelay(_))), "{answer:?}");
+}
+
+/// A point that is dropped serves nobody; made anew with its keys at its relay it serves those who know it from before.
+pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage) {
+    let (host, master, limits) = (ready(stage).await, new_master(), limits());
+    let (streams, incoming) = mpsc::channel(16);
+    serve(incoming);
+    let secrets = IntroPointSecrets::generate(&mut rand::rng());
+    let replays = Arc::new(ReplayLog::ephemeral());
+    let keys = || IntroPointKeys { secrets: secrets.duplicate(), replays: Arc::clone(&replays) };
+    let anywhere = RelayChoice::AnyBut(BTreeSet::new());
+    let point = open(&*host, &master, anywhere, &limits, keys(), streams.clone()).await;
+    let described = point.describe();
+    publish(stage, &*host, &master, std::slice::from_ref(&described), 0).await;
+    let address = master.master_id().address();
+    echoes(visit(stage, address).await.0).await;
+    let seen = replays.len();
+    assert!(seen > 0, "introductions are remembered");
+
+    drop(point);
+    let unserved = async || match ready(stage).await.dial(address, OPEN, stage.short()).await {
+        Ok(_) => Err("a dropped point serves"),
+        Err(_) => Ok(()),
+    };
+    eventually(stage, "the end of a point", unserved).await;
+
+    // As after a restart: another Tor client of the same node.
+    let host = ready(stage).await;
+    let point = open(&*host, &master, RelayChoice::Exactly(described.relay), &limits, keys(), streams).await;
+    assert_eq!(point.describe(), described);
+    echoes(visit(stage, address).await.0).await;
+    assert!(replays.len() > seen);
+}
+
+/// A client that asks for more streams on its circuit than it may have is refused those, and counted.
+pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
+    let (host, master) = (ready(stage).await, new_master());
+    let limits = Arc::new(ServiceLimits { streams_per_circuit: 1, ..owned_limits() });
+    let (streams, incoming) = mpsc::channel(16);
+    let point = open(&*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
+    serve(incoming);
+    publish(stage, &*host, &master, &[point.describe()], 0).await;
+    let address = master.master_id().address();
+    let (first, client) = visit(stage, address).await;
+    fails(stage, "a second stream", client.dial(address, OPEN, stage.patience())).await;
+    assert!(limits.refused.streams.load(Relaxed) >= 1);
+    echoes(first).await;
+    let freed = async || client.dial(address, OPEN, stage.patience()).await;
+    echoes(eventually(stage, "a stream after the first has ended", freed).await).await;
+}
+
+/// No more clients than there are places have a circuit; the others are dropped and counted, until a place is free.
+pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
+    let (host, master) = (ready(stage).await, new_master());
+    let limits = Arc::new(ServiceLimits { open_rendezvous: 1, ..owned_limits() });
+    let (streams, incoming) = mpsc::channel(16);
+    let point = open(&*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
+    serve(incoming);
+    publish(stage, &*host, &master, &[point.describe()], 0).await;
+    let address = master.master_id().address();
+    let (stream, client) = visit(stage, address).await;
+    fails(stage, "a second client", ready(stage).await.dial(address, OPEN, stage.short())).await;
+    assert!(limits.refused.introductions.load(Relaxed) >= 1);
+    echoes(stream).await;
+    drop(client);
+    echoes(visit(stage, address).await.0).await;
+}
+
+/// Whoever holds a point learns that its relay is gone.
+pub(crate) async fn a_point_is_lost_with_its_relay(stage: &dyn Stage) {
+    let (host, master, limits) = (ready(stage).await, new_master(), limits());
+    let (streams, _kept) = mpsc::channel(1);
+    let anywhere = RelayChoice::AnyBut(BTreeSet::new());
+    let point = open(&*host, &master, anywhere, &limits, new_keys(), streams).await;
+    let still = timeout(Duration::from_millis(200), point.lost()).await;
+    assert!(still.is_err(), "lost at once: {still:?}");
+    if stage.kill_relay(point.describe().relay).await {
+        let why = timeout(stage.patience(), point.lost()).await.expect("a relay died and nobody was told");
+        assert!(!why.is_empty());
+    }
+}
+
+async fn ready(stage: &dyn Stage) -> Arc<dyn Engine> {
+    let engine = stage.engine().await;
+    let mut bootstrap = engine.bootstrap();
+    timeout(stage.patience(), bootstrap.wait_for(|state| state.ready)).await.expect("a bootstrap").unwrap();
+    engine
+}
+
+fn new_master() -> MasterSecret {
+    MasterSecret::generate(&mut rand::rng())
+}
+
+fn new_keys() -> IntroPointKeys {
+    let secrets = IntroPointSecrets::generate(&mut rand::rng());
+    IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) }
+}
+
+fn owned_limits() -> ServiceLimits {
+    ServiceLimits {
+        pending_rendezvous: 16,
+        open_rendezvous: 64,
+        streams_per_circuit: 16,
+        introduction_queue: 16,
+        introductions_per_second: Some((25, 200)),
+        refused: Default::default(),
+    }
+}
+
+fn limits() -> Arc<ServiceLimits> {
+    Arc::new(owned_limits())
+}
+
+fn request(
+    master: &MasterSecret,
+    relay: RelayChoice,
+    limits: &Arc<ServiceLimits>,
+    keys: IntroPointKeys,
+) -> IntroRequest {
+    IntroRequest { master: master.master_id(), keys, relay, limits: Arc::clone(limits) }
+}
+
+async fn open(
+    engine: &dyn Engine,
+    master: &MasterSecret,
+    relay: RelayChoice,
+    limits: &Arc<ServiceLimits>,
+    keys: IntroPointKeys,
+    streams: mpsc::Sender<Incoming>,
+) -> Box<dyn OpenIntroPoint> {
+    engine.open_intro_point(request(master, relay, limits, keys), streams).await.unwrap()
+}
+
+/// Puts a descriptor on every directory of every period.
+async fn publish(stage: &dyn Stage, engine: &dyn Engine, master: &MasterSecret, points: &[IntroPoint], bump: u64) {
+    let upload = async |period: &Period, text: &str, at: usize| {
+        let upload = async || engine.upload(&period.directories[at], period.id, text, stage.patience()).await;
+        eventually(stage, "an upload", upload).await
+    };
+    for period in engine.publication(master.master_id()).await.unwrap() {
+        let now = SystemTime::now();
+        let credentials = PeriodCredentials::derive(master, period.id, now).unwrap();
+        let revision = credentials.revision(period.revision_clock) + bump;
+        let text = descriptor::build(&credentials, points, revision, period.parameters, now).unwrap();
+        join_all((0..period.directories.len()).map(|at| upload(&period, &text, at))).await;
+    }
+}
+
+/// A stream of a fresh client, and the client.
+async fn visit(stage: &dyn Stage, address: OnionAddress) -> (BoxStream, Arc<dyn Engine>) {
+    let visit = async || {
+        let client = ready(stage).await;
+        client.dial(address, OPEN, stage.patience()).await.map(|stream| (stream, client))
+    };
+    eventually(stage, "a fresh client's visit", visit).await
+}
+
+/// Accepts streams to the open port and rejects others. A client that says "bulk" gets much and then the end; all else
+/// comes back as it is.
+fn serve(mut incoming: mpsc::Receiver<Incoming>) {
+    tokio::spawn(async move {
+        while let Some(Incoming { port, request }) = incoming.recv().await {
+            if port != OPEN {
+                request.reject().await;
+                continue;
+            }
+            let Ok(mut stream) = request.accept().await else { continue };
+            tokio::spawn(async move {
+                let mut chunk = vec![0; 4096];
+                while let Ok(length @ 1..) = stream.read(&mut chunk).await {
+                    let bulk = &chunk[..length] == b"bulk";
+                    let answer = if bulk { vec![7; BULK] } else { chunk[..length].to_vec() };
+                    if stream.write_all(&answer).await.is_err() || stream.flush().await.is_err() || bulk {
+                        break;
+                    }
+                }
+                let _ = stream.shutdown().await;
+            });
+        }
+    });
+}
+
+/// Sends much and gets it back.
+async fn echoes(stream: BoxStream) {
+    let sent: Vec<u8> = (0..BULK).map(|at| (at % 251) as u8).collect();
+    let mut received = vec![0; BULK];
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let write = async {
+        writer.write_all(&sent).await.unwrap();
+        writer.flush().await.unwrap();
+    };
+    let both = async { tokio::join!(write, reader.read_exact(&mut received)).1 };
+    timeout(Duration::from_secs(60), both).await.expect("an echo").unwrap();
+    assert!(received == sent, "what came back is not what was sent");
+}
+
+async fn fails(stage: &dyn Stage, what: &str, dial: impl Future<Output = Result<BoxStream, TorError>>) {
+    let result = timeout(stage.patience() * 2, dial).await.unwrap_or_else(|_| panic!("{what}: no answer in time"));
+    let Err(e) = result else { panic!("{what} went through") };
+    assert!(e.is_transient(), "{what}: {e}");
+}
+
+/// Tries until it succeeds, for four times the stage's patience.
+async fn eventually<T, E: std::fmt::Display>(
+    stage: &dyn Stage,
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let started = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(value) => {
+                if started.elapsed() > Duration::from_secs(1) {
+                    println!("  {what} took {:.1} s", started.elapsed().as_secs_f64());
+                }
+                return value;
+            }
+            Err(e) if started.elapsed() > stage.patience() * 4 => panic!("{what}: {e}"),
+            Err(_) => sleep(stage.patience().min(Duration::from_secs(1)) / 10).await,
+        }
+    }
+}

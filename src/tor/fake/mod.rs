@@ -1,0 +1,475 @@
+//! The engine in memory: for tests of everything above, and for simulations of a few dozen nodes.
+//!
+//! A [`FakeNet`] is the Tor network; [`FakeNet::engine`] makes the Tor client of one node, or of a client of the
+//! service. It is honest where it matters: descriptors are real texts, signed, read and bounded by the same code;
+//! directories refuse what real ones refuse; a client finds introduction points in what a directory that stock clients
+//! ask holds, and is served only by a node that still waits there with those keys; restricted discovery restricts;
+//! later streams to an address use the circuit that is there. Time is Tokio's, so that it can be paused; chance comes
+//! from the seed.
+//!
+//! Faults: [`FakeNet::latency`], [`FakeNet::kill_relay`], [`FakeNet::sever`], [`FakeEngine::kill`],
+//! [`FakeEngine::freeze`].
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::descriptor::DescriptorParameters;
+use super::{
+    Bootstrap, BoxStream, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
+    TorError,
+};
+use crate::keys::{DiscoveryPublic, DiscoverySecret};
+use stream::{Circuit, Faults, Path, Place, StreamRefused};
+use world::{Node, Point, Service, World};
+
+mod stream;
+#[cfg(test)]
+mod tests;
+mod world;
+
+/// How long a client waits for a service at a rendezvous point before it tries the next introduction point.
+const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(15);
+
+/// A Tor network in memory. Its clones are the same network.
+#[derive(Clone)]
+pub struct FakeNet {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    world: Mutex<World>,
+    faults: watch::Sender<Faults>,
+    changes: watch::Sender<u64>,
+}
+
+impl FakeNet {
+    /// One of so many relays, each of them a directory too. The same seed gives the same choices.
+    pub fn new(seed: u64, relays: u16) -> Self {
+        let world = Mutex::new(World::new(seed, relays));
+        let inner = Inner { world, faults: watch::Sender::default(), changes: watch::Sender::new(1) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The Tor client of one more node.
+    pub fn engine(&self) -> Arc<FakeEngine> {
+        let id = {
+            let mut world = self.world();
+            world.nodes += 1;
+            world.nodes
+        };
+        let node = Node { id, dead: CancellationToken::new(), pending: Arc::default(), open: Arc::default() };
+        let ready = Bootstrap { fraction: 1.0, ready: true, message: "done".into() };
+        Arc::new(FakeEngine {
+            net: self.clone(),
+            node,
+            bootstrap: watch::Sender::new(ready),
+            trusted: Mutex::default(),
+            circuits: Mutex::default(),
+        })
+    }
+
+    /// The network's time.
+    pub fn now(&self) -> SystemTime {
+        self.world().now()
+    }
+
+    /// The relays that live.
+    pub fn relays(&self) -> Vec<RelayId> {
+        self.world().relays()
+    }
+
+    /// From now on everything takes this long, each way.
+    pub fn latency(&self, latency: Duration) {
+        self.inner.faults.send_modify(|faults| faults.latency = latency);
+    }
+
+    /// Ends a relay: its introduction points are lost, what it held as a directory is gone.
+    pub fn kill_relay(&self, relay: RelayId) {
+        self.world().kill_relay(relay);
+        self.changed();
+    }
+
+    /// Lets nothing through between two nodes; each still reaches everybody else, and the directories.
+    pub fn sever(&self, one: &FakeEngine, other: &FakeEngine) {
+        let pair = Faults::pair(one.node.id, other.node.id);
+        self.inner.faults.send_modify(|faults| {
+            faults.severed.insert(pair);
+        });
+    }
+
+    /// Undoes every [`FakeNet::sever`].
+    pub fn heal(&self) {
+        self.inner.faults.send_modify(|faults| faults.severed.clear());
+    }
+
+    /// Begins the next time period: the next one becomes the current one.
+    pub fn next_period(&self) {
+        self.world().next_period();
+        self.changed();
+    }
+
+    /// The current time period and the next.
+    pub fn periods(&self) -> [PeriodId; 2] {
+        self.world().periods()
+    }
+
+    /// The directories responsible for `master` in `period`.
+    pub fn directories(&self, master: MasterId, period: PeriodId) -> Vec<Directory> {
+        self.world().directories(master, period)
+    }
+
+    /// What a directory holds, without going there.
+    pub fn held(&self, at: &Directory, master: MasterId, period: PeriodId) -> Option<String> {
+        self.world().fetch(at, master, period).ok().flatten()
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.inner.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.inner.changes.send_modify(|changes| *changes += 1);
+    }
+}
+
+/// One node's Tor client on a [`FakeNet`]. Dropped, it is dead.
+pub struct FakeEngine {
+    net: FakeNet,
+    node: Node,
+    bootstrap: watch::Sender<Bootstrap>,
+    trusted: Mutex<HashMap<NodeId, DiscoveryPublic>>,
+    circuits: Mutex<HashMap<OnionAddress, Arc<Circuit>>>,
+}
+
+impl FakeEngine {
+    /// The process dies: all its streams end, what waits at relays for it is gone, every later call fails.
+    pub fn kill(&self) {
+        self.node.dead.cancel();
+        self.circuits().clear();
+        self.net.world().bury(self.node.id);
+    }
+
+    /// Frozen, nothing gets to it or comes from it, while its connections stay up; thawed, all goes on.
+    pub fn freeze(&self, frozen: bool) {
+        let id = self.node.id;
+        self.net.inner.faults.send_modify(|faults| {
+            if frozen {
+                faults.frozen.insert(id)
+            } else {
+                faults.frozen.remove(&id)
+            };
+        });
+    }
+
+    fn circuits(&self) -> MutexGuard<'_, HashMap<OnionAddress, Arc<Circuit>>> {
+        self.circuits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alive(&self) -> Result<(), TorError> {
+        if self.node.dead.is_cancelled() {
+            return Err(TorError::Stopped("it was killed".into()));
+        }
+        Ok(())
+    }
+
+    /// The way to another node; to the network itself if that is this node.
+    fn path(&self, other: usize) -> Path {
+        Path { faults: self.net.inner.faults.subscribe(), between: (self.node.id, other) }
+    }
+
+    /// Runs something that needs the network, within `limit`, as long as this node lives.
+    async fn within<T>(
+        &self,
+        what: impl FnOnce() -> String,
+        limit: Duration,
+        work: impl Future<Output = Result<T, TorError>>,
+    ) -> Result<T, TorError> {
+        self.alive()?;
+        tokio::select! {
+            () = self.node.dead.cancelled() => Err(TorError::Stopped("it was killed".into())),
+            result = timeout(limit, work) => result.unwrap_or_else(|_| Err(TorError::Timeout { what: what(), limit })),
+        }
+    }
+
+    async fn connect(&self, to: OnionAddress, port: u16) -> Result<BoxStream, TorError> {
+        let known = self.circuits().get(&to).filter(|circuit| circuit.usable()).cloned();
+        if let Some(circuit) = known {
+            match circuit.open_stream(port).await {
+                Err(StreamRefused::Gone) => {}
+                result => return result.map_err(|_| unreachable(to, "it refuses that port")),
+            }
+        }
+        let circuit = Arc::new(self.circuit(to).await?);
+        self.circuits().insert(to, Arc::clone(&circuit));
+        circuit.open_stream(port).await.map_err(|e| match e {
+            StreamRefused::Rejected => unreachable(to, "it refuses that port"),
+            StreamRefused::Gone => unreachable(to, "its circuit was closed"),
+        })
+    }
+
+    async fn circuit(&self, to: OnionAddress) -> Result<Circuit, TorError> {
+        self.path(self.node.id).pass().await;
+        let service = self.net.world().service(&to).cloned();
+        match service {
+            Some(service) => self.circuit_to_node(to, service).await,
+            None => self.circuit_to_master(to).await,
+        }
+    }
+
+    async fn circuit_to_node(&self, to: OnionAddress, service: Service) -> Result<Circuit, TorError> {
+        let node = NodeId::from_public_key(*to.public_key());
+        let key = self.trusted.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        match key {
+            None => return Err(unreachable(to, "it requires a discovery key, and we have none for it")),
+            Some(key) if !service.discovery.contains(&key) => {
+                return Err(unreachable(to, "it does not accept our discovery key"));
+            }
+            Some(_) => {}
+        }
+        let path = self.path(service.node.id);
+        path.pass().await;
+        Ok(Circuit {
+            client: self.node.clone(),
+            server: service.node,
+            path,
+            streams: service.streams,
+            limits: None,
+            ports: Some(service.ports),
+            ended: service.stopped,
+            open_streams: Arc::default(),
+            _place: None,
+        })
+    }
+
+    /// As a stock client does: descriptor, introduction point, rendezvous; the next point if that fails.
+    async fn circuit_to_master(&self, to: OnionAddress) -> Result<Circuit, TorError> {
+        let found = self.net.world().look_up(MasterId::from_public_key(*to.public_key()));
+        let points = found.ok_or_else(|| unreachable(to, "no directory has its descriptor"))?;
+        for described in &points {
+            self.path(self.node.id).pass().await;
+            let waiting = self.net.world().point(described);
+            let Some(point) = waiting else { continue };
+            if let Ok(Some(circuit)) = timeout(RENDEZVOUS_LIMIT, self.rendezvous(&point, described)).await {
+                return Ok(circuit);
+            }
+        }
+        Err(unreachable(to, "none of its introduction points answers"))
+    }
+
+    /// Introduces itself at a point and waits for the service; waits for ever if the service does not answer.
+    async fn rendezvous(&self, point: &Point, described: &IntroPoint) -> Option<Circuit> {
+        let body = self.net.world().unique();
+        let refused = &point.limits.refused;
+        let place = Place::take(&point.node.pending, point.limits.pending_rendezvous + point.limits.introduction_queue);
+        let path = self.path(point.node.id);
+        path.pass().await;
+        if described.encryption_key != point.described.encryption_key {
+            refused.malformed.fetch_add(1, Ordering::Relaxed);
+            return std::future::pending().await;
+        }
+        let open = Place::take(&point.node.open, point.limits.open_rendezvous);
+        if place.is_none() || open.is_none() {
+            refused.introductions.fetch_add(1, Ordering::Relaxed);
+            return std::future::pending().await;
+        }
+        if point.node.dead.is_cancelled() || !point.note(&body) {
+            return std::future::pending().await;
+        }
+        path.pass().await;
+        Some(Circuit {
+            client: self.node.clone(),
+            server: point.node.clone(),
+            path,
+            streams: point.streams.clone(),
+            limits: Some(Arc::clone(&point.limits)),
+            ports: None,
+            ended: CancellationToken::new(),
+            open_streams: Arc::default(),
+            _place: open,
+        })
+    }
+}
+
+impl Drop for FakeEngine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn unreachable(to: OnionAddress, why: &str) -> TorError {
+    TorError::Unreachable { to: to.to_string(), why: why.into(), source: None }
+}
+
+#[async_trait]
+impl Engine for FakeEngine {
+    fn bootstrap(&self) -> watch::Receiver<Bootstrap> {
+        self.bootstrap.subscribe()
+    }
+
+    async fn dial(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError> {
+        let what = || format!("connecting to port {port} of {to}");
+        let result = self.within(what, limit, self.connect(to, port)).await;
+        if matches!(result, Err(TorError::Timeout { .. })) {
+            self.circuits().remove(&to);
+        }
+        result
+    }
+
+    fn trust_discovery(&self, node: NodeId, key: &DiscoverySecret) -> Result<(), TorError> {
+        self.alive()?;
+        self.trusted.lock().unwrap_or_else(PoisonError::into_inner).insert(node, key.public());
+        Ok(())
+    }
+
+    async fn listen(
+        &self,
+        service: OwnService,
+        streams: mpsc::Sender<Incoming>,
+    ) -> Result<Box<dyn Listening>, TorError> {
+        self.alive()?;
+        some_discovery(&service.discovery)?;
+        let address = service.identity.node_id().address();
+        let stopped = CancellationToken::new();
+        let running = Service {
+            node: self.node.clone(),
+            streams,
+            stopped: stopped.clone(),
+            discovery: service.discovery,
+            ports: service.ports,
+        };
+        self.net.world().open_service(address, running);
+        let (reachable, _) = watch::channel(true);
+        Ok(Box::new(FakeListening { net: self.net.clone(), address, reachable, _stop: stopped.drop_guard() }))
+    }
+
+    async fn open_intro_point(
+        &self,
+        request: IntroRequest,
+        streams: mpsc::Sender<Incoming>,
+    ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
+        let IntroRequest { master, keys, relay, limits } = request;
+        let opening = async {
+            self.path(self.node.id).pass().await;
+            let (point, lost) = self.net.world().open_point(&self.node, master, &keys, &relay, limits, streams)?;
+            self.path(self.node.id).pass().await;
+            Ok(Box::new(FakePoint { net: self.net.clone(), point, lost }) as Box<dyn OpenIntroPoint>)
+        };
+        self.within(|| "making an introduction point".into(), Duration::from_secs(90), opening).await
+    }
+
+    async fn publication(&self, master: MasterId) -> Result<Vec<Period>, TorError> {
+        self.alive()?;
+        let mut world = self.net.world();
+        world.know(master);
+        let period = |id| Period {
+            id,
+            directories: world.directories(master, id),
+            revision_clock: world.elapsed(),
+            parameters: DescriptorParameters::default(),
+        };
+        Ok(world.periods().map(period).into())
+    }
+
+    fn network_changes(&self) -> watch::Receiver<u64> {
+        self.net.inner.changes.subscribe()
+    }
+
+    async fn upload(
+        &self,
+        to: &Directory,
+        period: PeriodId,
+        descriptor: &str,
+        limit: Duration,
+    ) -> Result<(), TorError> {
+        let uploading = async {
+            self.path(self.node.id).pass().await;
+            let answer = self.net.world().upload(to, period, descriptor);
+            self.path(self.node.id).pass().await;
+            answer
+        };
+        self.within(|| format!("the upload to directory {}", to.relay), limit, uploading).await
+    }
+
+    async fn fetch(
+        &self,
+        from: &Directory,
+        master: MasterId,
+        period: PeriodId,
+        limit: Duration,
+    ) -> Result<Option<String>, TorError> {
+        let fetching = async {
+            self.path(self.node.id).pass().await;
+            let answer = self.net.world().fetch(from, master, period);
+            self.path(self.node.id).pass().await;
+            answer
+        };
+        self.within(|| format!("the download from directory {}", from.relay), limit, fetching).await
+    }
+}
+
+struct FakeListening {
+    net: FakeNet,
+    address: OnionAddress,
+    reachable: watch::Sender<bool>,
+    _stop: DropGuard,
+}
+
+fn some_discovery(discovery: &[DiscoveryPublic]) -> Result<(), TorError> {
+    if discovery.is_empty() {
+        return Err(TorError::Invalid("a node's own service needs at least one discovery key".into(), None));
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Listening for FakeListening {
+    async fn authorize(&self, discovery: Vec<DiscoveryPublic>) -> Result<(), TorError> {
+        some_discovery(&discovery)?;
+        let mut world = self.net.world();
+        let service = world.service(&self.address).ok_or_else(|| TorError::Stopped("the service is gone".into()))?;
+        service.discovery = discovery;
+        Ok(())
+    }
+
+    fn reachable(&self) -> watch::Receiver<bool> {
+        self.reachable.subscribe()
+    }
+}
+
+struct FakePoint {
+    net: FakeNet,
+    point: Point,
+    lost: watch::Receiver<Option<String>>,
+}
+
+#[async_trait]
+impl OpenIntroPoint for FakePoint {
+    fn describe(&self) -> IntroPoint {
+        self.point.described.clone()
+    }
+
+    async fn lost(&self) -> String {
+        let mut lost = self.lost.clone();
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        why.unwrap_or_else(|| "the Tor client has stopped".into())
+    }
+
+    fn introductions(&self) -> u64 {
+        self.point.introductions.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for FakePoint {
+    fn drop(&mut self) {
+        self.net.world().close_point(&self.point);
+    }
+}

@@ -1,0 +1,339 @@
+//! What the relays and directories of the fake network know: who waits where, and which descriptors are held.
+//!
+//! Synchronous and behind one lock; nothing here waits.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rand::rngs::StdRng;
+use rand::seq::{IteratorRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
+use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
+use rustbalance_gossip::id::{MasterId, OnionAddress};
+use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
+use sha3::{Digest, Sha3_256};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::keys::DiscoveryPublic;
+use crate::tor::{Directory, Incoming, IntroPointKeys, RelayChoice, ServiceLimits, TorError, descriptor};
+
+/// Directories responsible for a descriptor: two replicas of four, as on the real network.
+const DIRECTORIES: usize = 8;
+/// Of each replica's four, clients ask the first three.
+const VISIBLE: [usize; 6] = [0, 1, 2, 4, 5, 6];
+/// Directories forget a descriptor after its lifetime.
+const LIFETIME: Duration = Duration::from_secs(3 * 3600);
+/// The first time period.
+const FIRST_PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
+
+/// A node (or a client) as the network sees it.
+#[derive(Clone)]
+pub(super) struct Node {
+    pub(super) id: usize,
+    /// Cancelled when it is killed.
+    pub(super) dead: CancellationToken,
+    /// Rendezvous in the making.
+    pub(super) pending: Arc<AtomicUsize>,
+    /// Rendezvous circuits open.
+    pub(super) open: Arc<AtomicUsize>,
+}
+
+/// Where the streams of a service are handed over.
+#[derive(Clone)]
+pub(super) struct Service {
+    pub(super) node: Node,
+    pub(super) streams: mpsc::Sender<Incoming>,
+    /// Cancelled when it stops.
+    pub(super) stopped: CancellationToken,
+    /// Who may read its descriptor.
+    pub(super) discovery: Vec<DiscoveryPublic>,
+    /// Ports that are open.
+    pub(super) ports: Vec<u16>,
+}
+
+/// An introduction circuit, as its relay holds it.
+#[derive(Clone)]
+pub(super) struct Point {
+    pub(super) described: IntroPoint,
+    pub(super) node: Node,
+    pub(super) streams: mpsc::Sender<Incoming>,
+    pub(super) limits: Arc<ServiceLimits>,
+    pub(super) replays: Arc<crate::tor::ReplayLog>,
+    pub(super) introductions: Arc<AtomicU64>,
+    /// Which circuit, of all that have been made with this session key.
+    circuit: u64,
+    lost: watch::Sender<Option<String>>,
+}
+
+/// A descriptor at a directory.
+struct Held {
+    text: String,
+    revision: u64,
+    since: Instant,
+}
+
+/// The state of the network.
+pub(super) struct World {
+    rng: StdRng,
+    started: (SystemTime, Instant),
+    relays: Vec<RelayId>,
+    dead_relays: BTreeSet<RelayId>,
+    period: u64,
+    circuits: u64,
+    pub(super) nodes: usize,
+    /// Addresses that somebody has published or waits for.
+    masters: BTreeSet<MasterId>,
+    services: HashMap<OnionAddress, Service>,
+    /// By session key.
+    points: HashMap<[u8; 32], Point>,
+    held: HashMap<(RelayId, MasterId, PeriodId), Held>,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, relays: u16) -> Self {
+        let relay = |number: u16| {
+            let digest = digest(&[b"relay", &seed.to_be_bytes(), &number.to_be_bytes()]);
+            let mut rsa = [0; 20];
+            rsa.copy_from_slice(&digest[..20]);
+            RelayId { rsa: FixedBytes(rsa), ed25519: FixedBytes(digest) }
+        };
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            started: (SystemTime::now(), Instant::now()),
+            relays: (0..relays).map(relay).collect(),
+            dead_relays: BTreeSet::new(),
+            period: FIRST_PERIOD.number,
+            circuits: 0,
+            nodes: 0,
+            masters: BTreeSet::new(),
+            services: HashMap::new(),
+            points: HashMap::new(),
+            held: HashMap::new(),
+        }
+    }
+
+    /// The network's time: real at the start, then Tokio's, which a test can pause.
+    pub(super) fn now(&self) -> SystemTime {
+        self.started.0 + self.elapsed()
+    }
+
+    /// Since the start.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.1.elapsed()
+    }
+
+    /// The current time period and the next.
+    pub(super) fn periods(&self) -> [PeriodId; 2] {
+        [self.period, self.period + 1].map(|number| PeriodId { number, ..FIRST_PERIOD })
+    }
+
+    pub(super) fn next_period(&mut self) {
+        self.period += 1;
+    }
+
+    pub(super) fn relays(&self) -> Vec<RelayId> {
+        self.relays.iter().filter(|relay| !self.dead_relays.contains(relay)).copied().collect()
+    }
+
+    pub(super) fn kill_relay(&mut self, relay: RelayId) {
+        self.dead_relays.insert(relay);
+        self.held.retain(|(at, ..), _| *at != relay);
+        self.end_points("its relay is gone", |point| point.described.relay == relay);
+    }
+
+    /// Everything that a dead node held at relays is gone.
+    pub(super) fn bury(&mut self, node: usize) {
+        self.services.retain(|_, service| service.node.id != node);
+        self.end_points("the Tor client has stopped", |point| point.node.id == node);
+    }
+
+    fn end_points(&mut self, why: &str, which: impl Fn(&Point) -> bool) {
+        for (_, point) in self.points.extract_if(|_, point| which(point)) {
+            point.lost.send_replace(Some(why.into()));
+        }
+    }
+
+    pub(super) fn know(&mut self, master: MasterId) {
+        self.masters.insert(master);
+    }
+
+    /// The directories responsible, replica by replica.
+    pub(super) fn directories(&self, master: MasterId, period: PeriodId) -> Vec<Directory> {
+        let mut relays = self.relays();
+        relays.sort_by_key(|relay| {
+            digest(&[b"ring", master.public_key(), &period.number.to_be_bytes(), &relay.ed25519.0])
+        });
+        relays.into_iter().take(DIRECTORIES).map(|relay| Directory { relay }).collect()
+    }
+
+    /// Takes a descriptor if a real directory would.
+    pub(super) fn upload(&mut self, to: &Directory, period: PeriodId, text: &str) -> Result<(), TorError> {
+        self.listed(to)?;
+        let refused = || TorError::Refused {
+            directory: to.relay.to_string(),
+            status: "400 Invalid HS descriptor. Rejected.".into(),
+        };
+        if !self.periods().contains(&period) {
+            return Err(refused());
+        }
+        let now = self.now();
+        let read = |master: &MasterId| Some((*master, descriptor::read(text, *master, period, now).ok()?.revision));
+        let (master, revision) = self.masters.iter().find_map(read).ok_or_else(refused)?;
+        let key = (to.relay, master, period);
+        if self.held.get(&key).is_some_and(|held| held.since.elapsed() < LIFETIME && held.revision >= revision) {
+            return Err(refused());
+        }
+        self.held.insert(key, Held { text: text.into(), revision, since: Instant::now() });
+        Ok(())
+    }
+
+    /// What a directory holds.
+    pub(super) fn fetch(
+        &self,
+        from: &Directory,
+        master: MasterId,
+        period: PeriodId,
+    ) -> Result<Option<String>, TorError> {
+        self.listed(from)?;
+        let held = self.held.get(&(from.relay, master, period)).filter(|held| held.since.elapsed() < LIFETIME);
+        Ok(held.map(|held| held.text.clone()))
+    }
+
+    fn listed(&self, directory: &Directory) -> Result<(), TorError> {
+        if self.relays.contains(&directory.relay) && !self.dead_relays.contains(&directory.relay) {
+            return Ok(());
+        }
+        Err(TorError::Unreachable {
+            to: format!("directory {}", directory.relay),
+            why: "the network does not list it any more".into(),
+            source: None,
+        })
+    }
+
+    /// The introduction points that a stock client finds, in the order in which it tries them; `None` if no directory
+    /// that it asks has a descriptor.
+    pub(super) fn look_up(&mut self, master: MasterId) -> Option<Vec<IntroPoint>> {
+        let period = self.periods()[0];
+        let directories = self.directories(master, period);
+        let mut visible: Vec<_> = VISIBLE.iter().filter_map(|at| directories.get(*at)).collect();
+        visible.shuffle(&mut self.rng);
+        let text = visible.into_iter().find_map(|directory| self.fetch(directory, master, period).ok()?)?;
+        let mut points = descriptor::read(&text, master, period, self.now()).ok()?.points;
+        points.shuffle(&mut self.rng);
+        Some(points)
+    }
+
+    /// The circuit that waits at this point, if its relay still has it.
+    pub(super) fn point(&self, point: &IntroPoint) -> Option<Point> {
+        self.points.get(&point.session_key.0).filter(|known| known.described.relay == point.relay).cloned()
+    }
+
+    /// Makes an introduction point. A second one with the same keys takes the place of the first, as at a real relay.
+    pub(super) fn open_point(
+        &mut self,
+        node: &Node,
+        master: MasterId,
+        keys: &IntroPointKeys,
+        choice: &RelayChoice,
+        limits: Arc<ServiceLimits>,
+        streams: mpsc::Sender<Incoming>,
+    ) -> Result<(Point, watch::Receiver<Option<String>>), TorError> {
+        let relay = self.choose(choice)?;
+        self.know(master);
+        self.circuits += 1;
+        let (lost, watched) = watch::channel(None);
+        let point = Point {
+            described: describe(relay, keys),
+            node: node.clone(),
+            streams,
+            limits,
+            replays: Arc::clone(&keys.replays),
+            introductions: Arc::default(),
+            circuit: self.circuits,
+            lost,
+        };
+        if let Some(replaced) = self.points.insert(point.described.session_key.0, point.clone()) {
+            replaced.lost.send_replace(Some("its relay has another circuit with the same keys".into()));
+        }
+        Ok((point, watched))
+    }
+
+    fn choose(&mut self, choice: &RelayChoice) -> Result<RelayId, TorError> {
+        let relays = self.relays();
+        match choice {
+            RelayChoice::Exactly(relay) => relays
+                .contains(relay)
+                .then_some(*relay)
+                .ok_or_else(|| TorError::NoRelay(format!("{relay} is not in the network's directory"))),
+            RelayChoice::AnyBut(excluded) => relays
+                .into_iter()
+                .filter(|relay| !excluded.contains(relay))
+                .choose(&mut self.rng)
+                .ok_or_else(|| TorError::NoRelay(format!("{} are excluded", excluded.len()))),
+        }
+    }
+
+    /// Closes a circuit, unless another has taken its place.
+    pub(super) fn close_point(&mut self, point: &Point) {
+        let key = &point.described.session_key.0;
+        if self.points.get(key).is_some_and(|known| known.circuit == point.circuit) {
+            self.points.remove(key);
+        }
+    }
+
+    pub(super) fn open_service(&mut self, address: OnionAddress, service: Service) {
+        self.services.insert(address, service);
+    }
+
+    pub(super) fn service(&mut self, address: &OnionAddress) -> Option<&mut Service> {
+        self.services.get_mut(address).filter(|service| !service.stopped.is_cancelled())
+    }
+
+    /// Bytes that have never been used before: the body of an introduction.
+    pub(super) fn unique(&mut self) -> [u8; 32] {
+        self.rng.random()
+    }
+}
+
+impl Point {
+    /// Counts an introduction; false if it is a replay.
+    pub(super) fn note(&self, body: &[u8]) -> bool {
+        if matches!(self.replays.is_new(body), Ok(false)) {
+            self.limits.refused.replays.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.introductions.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+}
+
+/// A point at a relay of this network, with real keys, so that descriptors of it are real.
+fn describe(relay: RelayId, keys: &IntroPointKeys) -> IntroPoint {
+    let session = ed25519_dalek::SigningKey::from_bytes(&keys.secrets.session).verifying_key();
+    let encryption = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(keys.secrets.encryption));
+    let port = [relay.rsa.0[0] | 0x80, relay.rsa.0[1]];
+    let specifier = |parts: &[&[u8]]| VarBytes(parts.concat());
+    IntroPoint {
+        relay,
+        link_specifiers: vec![
+            specifier(&[&[0, 6], &[127, 0, 0, 1], &port]),
+            specifier(&[&[2, 20], &relay.rsa.0]),
+            specifier(&[&[3, 32], &relay.ed25519.0]),
+        ],
+        onion_key: FixedBytes(digest(&[b"onion key", &relay.rsa.0])),
+        session_key: FixedBytes(session.to_bytes()),
+        encryption_key: FixedBytes(encryption.to_bytes()),
+    }
+}
+
+fn digest(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hasher = Sha3_256::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.finalize().into()
+}

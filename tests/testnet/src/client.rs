@@ -1,0 +1,293 @@
+//! A stock C tor client.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::control::Control;
+use crate::facts::{ClientPorts, Facts};
+use crate::http::{self, Response};
+use crate::process::{self, Keeper};
+use crate::relay::{bootstrapped, log_tail};
+use crate::{keys, torrc};
+
+/// How long a client may take to be ready.
+pub(crate) const READY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The folder of the network's own client.
+pub(crate) const MAIN: &str = "client";
+
+/// How much a new client knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warmth {
+    /// Nothing: it fetches the consensus first, which takes it 2 to 6 s.
+    Fresh,
+    /// The directory documents of the network's own client; it has no guards, no circuits and no descriptors. About 1 s.
+    Warm,
+}
+
+/// A stock C tor client; its process ends when this is dropped, unless it is the network's own.
+#[derive(Debug)]
+pub struct Client {
+    base: PathBuf,
+    name: String,
+    /// Where its pid is recorded.
+    record: String,
+    ports: ClientPorts,
+    ends_with_us: bool,
+}
+
+impl Client {
+    /// Starts a client and waits until it is ready. `extra` is added to its `torrc`.
+    pub(crate) fn start(
+        keeper: &Keeper,
+        facts: &Facts,
+        name: &str,
+        warmth: Warmth,
+        extra: impl FnOnce(&Path) -> String,
+    ) -> Result<Self> {
+        Self::begin(keeper, facts, name, warmth, extra)?.finish(READY_PATIENCE)
+    }
+
+    /// Starts a client without waiting until it is ready.
+    pub(crate) fn begin(
+        keeper: &Keeper,
+        facts: &Facts,
+        name: &str,
+        warmth: Warmth,
+        extra: impl FnOnce(&Path) -> String,
+    ) -> Result<Starting> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        if name.is_empty()
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        {
+            bail!("a client cannot be called {name:?}; use letters, digits and dashes");
+        }
+        // Processes that share the network may choose the same name.
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let unique = format!("clients/{name}-{}-{number}", std::process::id());
+        let main = keeper.base().join(MAIN);
+        let teacher = (warmth == Warmth::Warm).then_some(main.as_path());
+        Self::launch(keeper, facts, unique, teacher, extra)
+    }
+
+    /// Starts a client without waiting for it. It begins with the directory documents of the tor in the folder `teacher`.
+    pub(crate) fn launch(
+        keeper: &Keeper,
+        facts: &Facts,
+        name: String,
+        teacher: Option<&Path>,
+        extra: impl FnOnce(&Path) -> String,
+    ) -> Result<Starting> {
+        let base = keeper.base().to_path_buf();
+        let folder = base.join(&name);
+        let _ = fs::remove_dir_all(&folder);
+        keys::create_private(&folder)?;
+        if let Some(teacher) = teacher {
+            for document in [
+                "cached-certs",
+                "cached-microdesc-consensus",
+                "cached-microdescs",
+                "cached-microdescs.new",
+            ] {
+                // One that isn't there, or is half written, is fetched.
+                let _ = fs::copy(teacher.join(document), folder.join(document));
+            }
+        }
+        let text = torrc::client(&folder, facts) + &extra(&folder);
+        fs::write(folder.join("torrc"), text)
+            .with_context(|| format!("cannot write to {}", folder.display()))?;
+        keeper.start(&name)?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Ok(Starting(Self {
+            base,
+            name,
+            record: keeper.own_record().to_owned(),
+            ports: ClientPorts {
+                socks: nowhere,
+                control: nowhere,
+            },
+            ends_with_us: true,
+        }))
+    }
+
+    /// The network's own client, which somebody else ends.
+    pub(crate) fn main(base: &Path, ports: ClientPorts) -> Self {
+        Self {
+            base: base.to_path_buf(),
+            name: MAIN.to_owned(),
+            record: String::new(),
+            ports,
+            ends_with_us: false,
+        }
+    }
+
+    /// Its SOCKS port.
+    pub fn socks(&self) -> SocketAddr {
+        self.ports.socks
+    }
+
+    /// Whether its process exists.
+    pub fn is_running(&self) -> bool {
+        process::running(&self.base, &self.name).is_some()
+    }
+
+    /// The folder with its log (`notice.log`) and its data.
+    pub fn folder(&self) -> PathBuf {
+        self.base.join(&self.name)
+    }
+
+    /// Fetches `http://HOST[:PORT]/PATH` through it; an answer with any status is a success.
+    pub fn get(&self, url: &str, timeout: Duration) -> Result<Response> {
+        http::request(self.ports.socks, None, url, None, timeout)
+    }
+
+    /// Like [`Client::get`], on circuits of its own: requests with the same `user` share circuits, others do not. Cached
+    /// descriptors, and the memory of failed intro points, are shared by all.
+    pub fn get_isolated(&self, user: &str, url: &str, timeout: Duration) -> Result<Response> {
+        http::request(self.ports.socks, Some(user), url, None, timeout)
+    }
+
+    /// Posts a body to `http://HOST[:PORT]/PATH`.
+    pub fn post(&self, url: &str, body: &[u8], timeout: Duration) -> Result<Response> {
+        http::request(self.ports.socks, None, url, Some(body), timeout)
+    }
+
+    /// Makes it forget its circuits, cached descriptors and failed intro points, and waits until it has. Tor does this
+    /// at most once in 10 s, so a second call waits for the rest of them.
+    pub fn new_identity(&self) -> Result<()> {
+        let mut control = self.control()?;
+        control.command("SETEVENTS SIGNAL")?;
+        control.command("SIGNAL NEWNYM")?;
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while let Some(event) = control.event(deadline)? {
+            if event.text() == "SIGNAL NEWNYM" {
+                return Ok(());
+            }
+        }
+        bail!(
+            "the client {} did not take a new identity within 15 s",
+            self.name
+        )
+    }
+
+    /// Kills it and starts it again; what it keeps on disk stays. Then [`Client::await_ready`] is due.
+    pub(crate) fn relaunch(&self) -> Result<()> {
+        process::kill(&self.base, &self.name)?;
+        for stale in ["notice.log", "control-port"] {
+            let _ = fs::remove_file(self.folder().join(stale));
+        }
+        process::launch(&self.base, &self.name, &self.record)
+    }
+
+    /// Waits until it is ready, and learns its ports.
+    pub(crate) fn await_ready(&mut self, patience: Duration) -> Result<()> {
+        wait(self, patience)?;
+        let control = control_port(&self.folder())?;
+        let listeners =
+            Control::connect(control, &self.folder())?.get_info("net/listeners/socks")?;
+        let socks = listeners
+            .trim_matches('"')
+            .parse()
+            .with_context(|| format!("tor says that its SOCKS port is {listeners:?}"))?;
+        self.ports = ClientPorts { socks, control };
+        Ok(())
+    }
+
+    /// A connection to its control port as soon as it has one, long before it is ready.
+    pub(crate) fn early_control(&self) -> Result<Control> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let control = control_port(&self.folder())
+                .and_then(|port| Control::connect(port, &self.folder()));
+            match control {
+                Ok(control) => return Ok(control),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    pub(crate) fn ports(&self) -> ClientPorts {
+        self.ports
+    }
+
+    /// A new connection to its control port.
+    pub fn control(&self) -> Result<Control> {
+        Control::connect(self.ports.control, &self.folder())
+    }
+}
+
+/// A client that may not be ready yet; dropped, it ends.
+pub(crate) struct Starting(Client);
+
+impl Starting {
+    /// Waits until it is ready.
+    pub(crate) fn finish(mut self, patience: Duration) -> Result<Client> {
+        self.0.await_ready(patience)?;
+        Ok(self.0)
+    }
+
+    /// See [`Client::early_control`].
+    pub(crate) fn early_control(&self) -> Result<Control> {
+        self.0.early_control()
+    }
+
+    /// Leaves its end to the network's.
+    pub(crate) fn release(&mut self) {
+        self.0.ends_with_us = false;
+    }
+}
+
+/// Waits until a client is ready.
+fn wait(client: &Client, patience: Duration) -> Result<()> {
+    let deadline = Instant::now() + patience;
+    while !bootstrapped(&client.folder()) {
+        if !client.is_running() {
+            bail!(
+                "the client {} ended before it was ready; it said:\n{}",
+                client.name,
+                log_tail(&client.folder())
+            );
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "the client {} was not ready within {patience:?}; its log ends with:\n{}",
+                client.name,
+                log_tail(&client.folder())
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Where the control port of the client in `folder` is.
+fn control_port(folder: &Path) -> Result<SocketAddr> {
+    let path = folder.join("control-port");
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("tor opened no control port: cannot read {}", path.display()))?;
+    text.trim()
+        .strip_prefix("PORT=")
+        .and_then(|port| port.parse().ok())
+        .with_context(|| format!("{} says {text:?}", path.display()))
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !self.ends_with_us {
+            return;
+        }
+        let _ = process::kill(&self.base, &self.name);
+        // After a failure its log may tell why.
+        if !std::thread::panicking() && std::env::var_os(crate::ENV_KEEP).is_none() {
+            let _ = fs::remove_dir_all(self.folder());
+        }
+    }
+}

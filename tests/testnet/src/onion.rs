@@ -1,0 +1,115 @@
+//! A plain C tor onion service, to compare with.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::client::{Client, READY_PATIENCE, Warmth};
+use crate::control::Control;
+use crate::facts::Facts;
+use crate::process::Keeper;
+use crate::relay::log_tail;
+
+/// How long its descriptor may take to be published.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A plain C tor v3 onion service; it ends when this is dropped.
+#[derive(Debug)]
+pub struct OnionService {
+    client: Client,
+    hostname: String,
+}
+
+impl OnionService {
+    pub(crate) fn start(
+        keeper: &Keeper,
+        facts: &Facts,
+        name: &str,
+        virtual_port: u16,
+        target: SocketAddr,
+        options: &str,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let starting = Client::begin(keeper, facts, name, Warmth::Warm, |folder| {
+            format!(
+                "HiddenServiceDir {}/service\nHiddenServicePort {virtual_port} {target}\n{options}\n",
+                folder.display()
+            )
+        })?;
+        // Early, so that no upload goes unseen.
+        let uploads = watch_uploads(starting.early_control()?)?;
+        let client = starting.finish(READY_PATIENCE)?;
+        let hostname = fs::read_to_string(client.folder().join("service/hostname"))
+            .with_context(|| format!("tor made no key for the onion service {name}"))?
+            .trim()
+            .to_owned();
+        let service = Self { client, hostname };
+        service.wait_until_published(uploads, started)?;
+        Ok(service)
+    }
+
+    /// Its address, `.onion` included.
+    pub fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
+    /// The folder with its keys and `hostname`, tor's `HiddenServiceDir`.
+    pub fn service_folder(&self) -> PathBuf {
+        self.client.folder().join("service")
+    }
+
+    /// The tor that runs it, which is a client too.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Kills its tor and starts it again, and waits until its new descriptor is published: the same address, other intro
+    /// points, a higher revision.
+    pub fn restart(&mut self) -> Result<()> {
+        let started = Instant::now();
+        self.client.relaunch()?;
+        let uploads = watch_uploads(self.client.early_control()?)?;
+        self.client.await_ready(READY_PATIENCE)?;
+        self.wait_until_published(uploads, started)
+    }
+
+    /// Waits until a directory has the descriptor and none is on its way.
+    fn wait_until_published(&self, mut uploads: Control, started: Instant) -> Result<()> {
+        let (mut under_way, mut done) = (0_i32, 0);
+        let deadline = started + PATIENCE;
+        // The two time periods are uploaded one after the other: a short quiet ends the wait.
+        loop {
+            let quiet = Instant::now() + Duration::from_millis(1500);
+            match uploads.event(quiet.min(deadline))? {
+                Some(event) => {
+                    let mut words = event.text().split(' ');
+                    match (words.next(), words.next()) {
+                        (Some("HS_DESC"), Some("UPLOAD")) => under_way += 1,
+                        (Some("HS_DESC"), Some("UPLOADED")) => {
+                            under_way -= 1;
+                            done += 1;
+                        }
+                        (Some("HS_DESC"), Some("FAILED")) => under_way -= 1,
+                        _ => {}
+                    }
+                }
+                None if done > 0 && under_way <= 0 => return Ok(()),
+                None if Instant::now() >= deadline => bail!(
+                    "the onion service {} was not published within {PATIENCE:?}; its log ends with:\n{}",
+                    self.hostname,
+                    log_tail(&self.client.folder())
+                ),
+                None => {}
+            }
+        }
+    }
+}
+
+/// Has every upload of a descriptor reported.
+fn watch_uploads(mut control: Control) -> Result<Control> {
+    control.command("SETEVENTS HS_DESC")?;
+    Ok(control)
+}

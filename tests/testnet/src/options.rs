@@ -1,0 +1,211 @@
+//! What kind of network to boot, and where its ports are.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+/// Port bases tried in turn; all below the range from which Linux takes the ports of outgoing connections.
+const PORT_BASES: std::ops::Range<u16> = 15..32;
+
+/// What kind of network to boot.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder that holds everything of the network. It is created if need be.
+    pub base: PathBuf,
+    /// Whether to remove `base` when the network goes.
+    pub wipe: bool,
+    /// How many directory authorities; they are relays too.
+    pub authorities: usize,
+    /// How many relays besides the authorities.
+    pub relays: usize,
+    /// How many of the relays are exits (to loopback addresses too).
+    pub exits: usize,
+    /// Time between two consensuses. A time period of onion services lasts 24 of them. Arti wants at least 15 s.
+    pub voting_interval: Duration,
+    /// The first of 300 ports to use; `None` takes the first free of 15000, 16000 and so on.
+    pub port_base: Option<u16>,
+    /// Where keys are kept between runs; `None` takes `testnet-keys` in cargo's target folder.
+    pub key_cache: Option<PathBuf>,
+}
+
+impl Default for Options {
+    /// Three authorities and eight relays in a temporary folder that is removed at the end.
+    fn default() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "{}{}-{}",
+            TEMPORARY_PREFIX,
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        Self {
+            wipe: true,
+            ..Self::at(std::env::temp_dir().join(name))
+        }
+    }
+}
+
+/// How the temporary folders of [`Options::default`] are called.
+pub(crate) const TEMPORARY_PREFIX: &str = "rustbalance-testnet-";
+
+impl Options {
+    /// The default network in a folder that stays.
+    pub fn at(base: impl Into<PathBuf>) -> Self {
+        Self {
+            base: base.into(),
+            wipe: false,
+            authorities: 3,
+            relays: 8,
+            exits: 4,
+            voting_interval: Duration::from_secs(20),
+            port_base: None,
+            key_cache: None,
+        }
+    }
+
+    /// Refuses numbers that cannot make a network.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.authorities == 0 || self.authorities + self.relays < 5 {
+            bail!(
+                "a network needs an authority and at least 5 relays in all, not {} authorities and {} relays",
+                self.authorities,
+                self.relays
+            );
+        }
+        if self.authorities + self.relays > 100 {
+            bail!(
+                "a network of {} relays has no room in 100 ports; ask for fewer",
+                self.authorities + self.relays
+            );
+        }
+        if self.exits == 0 || self.exits > self.relays {
+            bail!(
+                "of {} relays, {} cannot be exits; ask for 1 to {}",
+                self.relays,
+                self.exits,
+                self.relays
+            );
+        }
+        if self.voting_interval < Duration::from_secs(15)
+            || self.voting_interval.subsec_nanos() != 0
+        {
+            bail!(
+                "a voting interval of {:?} is not usable; ask for whole seconds, 15 at least",
+                self.voting_interval
+            );
+        }
+        if 86_400 % self.voting_interval.as_secs() != 0 {
+            bail!(
+                "a voting interval of {:?} does not divide a day, which tor demands",
+                self.voting_interval
+            );
+        }
+        Ok(())
+    }
+
+    /// The folder in which keys are kept between runs.
+    pub(crate) fn key_cache(&self) -> PathBuf {
+        if let Some(folder) = &self.key_cache {
+            return folder.clone();
+        }
+        if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
+            return PathBuf::from(target).join("testnet-keys");
+        }
+        // Cargo marks its target folder with this file; our executable is somewhere below it.
+        let target = std::env::current_exe().ok().and_then(|exe| {
+            exe.ancestors()
+                .find(|folder| folder.join("CACHEDIR.TAG").exists())
+                .map(PathBuf::from)
+        });
+        target
+            .unwrap_or_else(std::env::temp_dir)
+            .join("testnet-keys")
+    }
+
+    /// Reserves the ports of this network.
+    pub(crate) fn reserve_ports(&self) -> Result<Ports> {
+        if let Some(base) = self.port_base {
+            return Ports::reserve(base, self).with_context(|| {
+                format!("cannot use the ports from {base}; choose another port base, or none to have one found")
+            });
+        }
+        for thousand in PORT_BASES {
+            if let Ok(ports) = Ports::reserve(thousand * 1000, self) {
+                return Ok(ports);
+            }
+        }
+        bail!(
+            "no free ports for a network from {}000 to {}000; stop other test networks or name a port base",
+            PORT_BASES.start,
+            PORT_BASES.end
+        )
+    }
+}
+
+/// The ports of one network, reserved against other networks of this user for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    /// The first port.
+    pub(crate) base: u16,
+    /// Locked; the lock goes with the process.
+    _reservation: File,
+}
+
+impl Ports {
+    /// Reserves the ports from `base`, if nobody uses them.
+    fn reserve(base: u16, options: &Options) -> Result<Self> {
+        if !(1024..=u16::MAX - 300).contains(&base) {
+            bail!("a port base lies between 1024 and {}", u16::MAX - 300);
+        }
+        let folder = std::env::temp_dir().join(format!(
+            "rustbalance-ports-{}",
+            rustix::process::getuid().as_raw()
+        ));
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let reservation = File::create(folder.join(format!("{base}.lock")))?;
+        reservation
+            .try_lock()
+            .map_err(|_| anyhow::anyhow!("another test network holds them"))?;
+        let ports = Self {
+            base,
+            _reservation: reservation,
+        };
+        let relays = options.authorities + options.relays;
+        for index in 0..relays {
+            let mut wanted = vec![ports.or_port(index), ports.control_port(index)];
+            if index < options.authorities {
+                wanted.push(ports.dir_port(index));
+            }
+            for port in wanted {
+                TcpListener::bind(("127.0.0.1", port))
+                    .with_context(|| format!("port {port} is taken"))?;
+            }
+        }
+        Ok(ports)
+    }
+
+    /// The directory port of an authority.
+    pub(crate) fn dir_port(&self, index: usize) -> u16 {
+        self.nth(0, index)
+    }
+
+    /// The onion-routing port of a relay.
+    pub(crate) fn or_port(&self, index: usize) -> u16 {
+        self.nth(100, index)
+    }
+
+    /// The control port of a relay.
+    pub(crate) fn control_port(&self, index: usize) -> u16 {
+        self.nth(200, index)
+    }
+
+    fn nth(&self, offset: u16, index: usize) -> u16 {
+        // `Options::check` keeps `index` below 100.
+        self.base + offset + u16::try_from(index).unwrap_or(99)
+    }
+}

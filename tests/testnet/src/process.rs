@@ -1,0 +1,288 @@
+//! Starting tor processes, and making sure that they end.
+//!
+//! Each process is recorded as a line `PID NAME` in a file of the folder `pids`, by a shell that then becomes tor: there is
+//! no moment at which a tor runs unrecorded. It lives in the folder `NAME` below the network's and is ours as long as its
+//! command line names the `torrc` in there.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The folder of the files that record pids.
+const RECORDS: &str = "pids";
+
+/// Records itself, then becomes tor.
+const LAUNCHER: &str = r#"
+echo "$$ $2" >>"$1" && echo "$$" >"$(dirname "$3")/pid" && exec tor --defaults-torrc /dev/null -f "$3"
+"#;
+
+/// Waits for the end of its input; then kills what the records name, as long as it is ours. A word on its input
+/// dismisses it instead. Sweeps more than once, for a launcher that was under way.
+const REAPER: &str = r#"
+trap '' HUP INT TERM
+base=$1 records=$2 wipe=$3
+read -r word && exit 0
+sweep() {
+    cat "$base/pids/"$records 2>/dev/null | while read -r pid name; do
+        tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF -- "$base/$name/torrc" && kill -9 "$pid"
+    done
+}
+sweep; sleep 0.2; sweep; sleep 1; sweep
+[ "$records" = '*' ] && rm -f -- "$base/facts.json"
+rm -f -- "$base/pids/"$records
+[ "$wipe" = wipe ] && rm -rf -- "$base"
+exit 0
+"#;
+
+/// Which records a keeper answers for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All: it owns the network.
+    Everything,
+    /// Its own: it is a guest.
+    Own,
+}
+
+/// Starts processes for one user of a network, and ends them when it goes.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    base: PathBuf,
+    scope: Scope,
+    wipe: bool,
+    own_record: String,
+    reaper: Mutex<Option<Child>>,
+}
+
+impl Keeper {
+    /// Takes charge of what `scope` says, in the network's folder.
+    pub(crate) fn new(base: &Path, scope: Scope, wipe: bool) -> Result<Self> {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let records = base.join(RECORDS);
+        fs::create_dir_all(&records)
+            .with_context(|| format!("cannot create {}", records.display()))?;
+        let own_record = format!(
+            "{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+        );
+        let pattern = match scope {
+            Scope::Everything => "*",
+            Scope::Own => own_record.as_str(),
+        };
+        let reaper = Command::new("sh")
+            .args(["-c", REAPER, "testnet-reaper"])
+            .arg(base)
+            .args([pattern, if wipe { "wipe" } else { "keep" }])
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .context("cannot start the shell that cleans up after us")?;
+        Ok(Self {
+            base: base.to_path_buf(),
+            scope,
+            wipe,
+            own_record,
+            reaper: Mutex::new(Some(reaper)),
+        })
+    }
+
+    /// The network's folder.
+    pub(crate) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// The record of what this keeper starts.
+    pub(crate) fn own_record(&self) -> &str {
+        &self.own_record
+    }
+
+    /// Starts tor in the folder `name`, which holds its `torrc`; it ends with this keeper.
+    pub(crate) fn start(&self, name: &str) -> Result<()> {
+        launch(&self.base, name, &self.own_record)
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let mine = match self.scope {
+            Scope::Everything => None,
+            Scope::Own => Some(self.own_record.as_str()),
+        };
+        sweep(&self.base, mine);
+        let wipe = self.wipe && std::env::var_os(crate::ENV_KEEP).is_none();
+        if wipe {
+            let _ = fs::remove_dir_all(&self.base);
+        }
+        let reaper = self
+            .reaper
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(mut reaper) = reaper {
+            if let Some(mut input) = reaper.stdin.take() {
+                let _ = input.write_all(b"dismissed\n");
+            }
+            let _ = reaper.wait();
+        }
+    }
+}
+
+/// The record of the relays, which belong to the network whoever restarts them.
+pub(crate) const NETWORK_RECORD: &str = "network";
+
+/// Starts tor in `base/name` and records it.
+pub(crate) fn launch(base: &Path, name: &str, record: &str) -> Result<()> {
+    let folder = base.join(name);
+    let output = fs::File::create(folder.join("stdout"))
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    let mut child = Command::new("sh")
+        .args(["-c", LAUNCHER, "testnet-launcher"])
+        .arg(base.join(RECORDS).join(record))
+        .arg(name)
+        .arg(folder.join("torrc"))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stderr(output.try_clone()?)
+        .stdout(output)
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot start tor for {name}"))?;
+    // The launcher records itself, for us being killed now; we do too, for us looking before it has.
+    let pid = child.id();
+    fs::write(folder.join("pid"), pid.to_string())?;
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(base.join(RECORDS).join(record))?
+        .write_all(format!("{pid} {name}\n").as_bytes())?;
+    // Somebody must collect it when it ends; the thread ends with it.
+    std::thread::Builder::new()
+        .name(format!("wait-{name}"))
+        .stack_size(64 * 1024)
+        .spawn(move || child.wait())
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+/// The pid of the process that runs in `base/name`, if it does.
+pub(crate) fn running(base: &Path, name: &str) -> Option<Pid> {
+    let pid = fs::read_to_string(base.join(name).join("pid")).ok()?;
+    let pid = Pid::from_raw(pid.trim().parse().ok()?)?;
+    is_ours(base, name, pid).then_some(pid)
+}
+
+/// Signals the process that runs in `base/name`.
+pub(crate) fn signal(base: &Path, name: &str, signal: Signal) -> Result<()> {
+    let Some(pid) = running(base, name) else {
+        bail!("{name} of the network in {} is not running", base.display());
+    };
+    kill_process(pid, signal).with_context(|| format!("cannot signal {name}, process {pid:?}"))
+}
+
+/// Kills the process that runs in `base/name`, and waits until it is gone.
+pub(crate) fn kill(base: &Path, name: &str) -> Result<()> {
+    let Some(pid) = running(base, name) else {
+        return Ok(());
+    };
+    let _ = kill_process(pid, Signal::KILL);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while is_ours(base, name, pid) {
+        if Instant::now() > deadline {
+            bail!("{name}, process {pid:?}, did not end within 5 s of being killed");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// Kills all that `record` names, or every record, and forgets it.
+pub(crate) fn sweep(base: &Path, record: Option<&str>) {
+    let folder = base.join(RECORDS);
+    let files = match record {
+        Some(record) => vec![folder.join(record)],
+        None => match fs::read_dir(&folder) {
+            Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+            Err(_) => return,
+        },
+    };
+    let mut left: Vec<(Pid, String)> = files
+        .iter()
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .flat_map(|text| text.lines().filter_map(parse_record).collect::<Vec<_>>())
+        .collect();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        left.retain(|(pid, name)| is_ours(base, name, *pid));
+        for (pid, _) in &left {
+            let _ = kill_process(*pid, Signal::KILL);
+        }
+        if left.is_empty() || Instant::now() > deadline {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for file in files {
+        let _ = fs::remove_file(file);
+    }
+}
+
+/// How many recorded processes run.
+pub(crate) fn count(base: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(base.join(RECORDS)) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok())
+        .flat_map(|text| text.lines().filter_map(parse_record).collect::<Vec<_>>())
+        .filter(|(pid, name)| is_ours(base, name, *pid))
+        .collect::<std::collections::HashSet<_>>()
+        .len()
+}
+
+fn parse_record(line: &str) -> Option<(Pid, String)> {
+    let (pid, name) = line.split_once(' ')?;
+    Some((Pid::from_raw(pid.parse().ok()?)?, name.to_owned()))
+}
+
+/// Whether the process exists and runs the `torrc` of `base/name`. A zombie has no command line, so it does not count.
+fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let torrc = base.join(name).join("torrc");
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let Ok(line) = fs::read(folder.join("cmdline")) else {
+            return false;
+        };
+        if !line.is_empty() {
+            return line
+                .split(|byte| *byte == 0)
+                .any(|word| word == torrc.as_os_str().as_bytes());
+        }
+        // While the launcher becomes tor there is no command line for a moment.
+        if is_zombie(&folder) || Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether the process with this folder in `/proc` has ended, or does not exist.
+fn is_zombie(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("stat")).map_or(true, |stat| {
+        // The state follows the name, which is in parentheses and may hold any others.
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    })
+}
