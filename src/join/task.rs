@@ -123,13 +123,18 @@ pub struct Door {
 
 impl Default for Door {
     fn default() -> Self {
-        Self::new(DoorLimits::default())
+        Self::new()
     }
 }
 
 impl Door {
-    /// One with nobody before it.
-    pub fn new(limits: DoorLimits) -> Self {
+    /// One with nobody before it, and the usual limits.
+    pub fn new() -> Self {
+        Self::with_limits(DoorLimits::default())
+    }
+
+    /// One with limits of its own.
+    pub fn with_limits(limits: DoorLimits) -> Self {
         let bucket = SyncMutex::new((limits.burst.into(), Instant::now()));
         Self { limits, places: Semaphore::new(limits.at_once), bucket, turn: Mutex::new(()) }
     }
@@ -270,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_let_in_and_then_the_rate_holds() {
-        let door = Door::new(DoorLimits { burst: 3, rate: 0.5, ..DoorLimits::default() });
+        let door = Door::with_limits(DoorLimits { burst: 3, rate: 0.5, ..DoorLimits::default() });
         let start = Instant::now();
         let seconds = [0, 0, 0, 0, 1, 2, 2, 3, 60, 60, 60, 60];
         let let_in = seconds.map(|second| door.within_rate(start + Duration::from_secs(second)));

@@ -104,7 +104,7 @@ async fn an_answer_lost_on_the_way_is_asked_for_again() {
 #[tokio::test]
 async fn silence_and_garbage_free_the_door_again() {
     let limits = DoorLimits { patience: Duration::from_millis(300), ..DoorLimits::default() };
-    let (host, door) = (Arc::new(Host::new()), Arc::new(Door::new(limits)));
+    let (host, door) = (Arc::new(Host::new()), Arc::new(Door::with_limits(limits)));
     let mut silent = Vec::new();
     let mut waiting = Vec::new();
     for _ in 0..16 {
@@ -135,7 +135,7 @@ async fn silence_and_garbage_free_the_door_again() {
 #[tokio::test]
 async fn a_flood_is_turned_away_beyond_the_burst() {
     let host = Host::new();
-    let door = Door::new(DoorLimits { burst: 4, rate: 1e-9, ..DoorLimits::default() });
+    let door = Door::with_limits(DoorLimits { burst: 4, rate: 1e-9, ..DoorLimits::default() });
     let mut busy = 0;
     for _ in 0..100 {
         let (near, far) = pair();
