@@ -7,8 +7,8 @@ pub mod coordinator;
 pub mod id;
 pub mod lease;
 pub mod liveness;
-pub mod plan;
 pub mod mesh;
+pub mod plan;
 pub mod record;
 pub mod signed;
 #[cfg(any(test, feature = "sim"))]

@@ -1,11 +1,75 @@
-//! `rustbalance init`.
+//! `rustbalance init`: a new address, or an imported one, and this machine its first node.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
 use clap::Args;
 
 use super::Context;
+use super::output::{say, shell_word};
+use crate::config::{self, Config, Initial};
+use crate::join::found;
+use crate::proxy::{PortTarget, Target};
+use crate::store::{Store, import_c_tor_key};
 
 #[derive(Args)]
-pub(super) struct Options {}
+pub(super) struct Options {
+    /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket (unix:/run/app.sock)
+    #[arg(long, value_name = "TARGET", default_value = "127.0.0.1:8080")]
+    target: Target,
+    /// The port of the onion address that clients use
+    #[arg(long, value_name = "PORT", default_value = "80", value_parser = virtual_port)]
+    port: u16,
+    /// Keep an existing address: C tor's file hs_ed25519_secret_key
+    #[arg(long, value_name = "FILE")]
+    import_key: Option<PathBuf>,
+    /// Configure Tor with this file of Arti's (TOML), which is copied
+    #[arg(long, value_name = "FILE")]
+    arti_config: Option<PathBuf>,
+    /// Print the address and nothing else
+    #[arg(short, long)]
+    quiet: bool,
+}
 
-pub(super) fn execute(_context: &Context, _options: Options) -> anyhow::Result<()> {
-    anyhow::bail!("this build cannot make an address")
+fn virtual_port(text: &str) -> Result<u16, String> {
+    let port = text.parse().map_err(|_| "a port is a number from 1 to 65535".to_owned())?;
+    config::check_virtual_port(port)
+}
+
+pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
+    context.log_quietly()?;
+    let imported = options.import_key.as_deref().map(import_c_tor_key).transpose()?;
+    let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).context("this machine's clock is before 1970")?.as_secs();
+
+    let draft = Store::create(&context.dir)?;
+    // Before the node is whole: then `init` can be run again if this fails.
+    let ports = vec![PortTarget { port: options.port, target: options.target.clone() }];
+    Config::write_initial(&context.dir, &Initial { ports, arti })?;
+    let store = found(draft, imported, &[options.port], unix, &mut rand::rng())?;
+
+    if options.quiet {
+        return Ok(say(store.cluster())?);
+    }
+    let dir = shell_word(&context.dir.to_string_lossy());
+    say(format_args!(
+        "{}\n\n\
+         is the address, and this machine its first node. Port {} goes to {}.\n\n\
+         Next:\n  \
+         {:<44}start this node, and leave it running\n  \
+         {:<44}let another machine join\n  \
+         {:<44}see how it is\n\n\
+         Configuration: {dir}/{}\n\
+         Keep a copy of {dir}/master.key in a safe place: whoever has it has the address, and without it and this\n\
+         machine the address is lost.",
+        store.cluster(),
+        options.port,
+        options.target,
+        context.suggest("run"),
+        context.suggest("invite"),
+        context.suggest("status"),
+        config::FILE_NAME,
+    ))?;
+    Ok(())
 }

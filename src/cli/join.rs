@@ -1,11 +1,283 @@
-//! `rustbalance join`.
-use clap::Args;
+//! `rustbalance join`: this machine becomes a node of an existing address, with the token that `invite` printed there.
+//!
+//! Nothing is written but the beginnings, until the cluster has taken this node in. A refusal removes them again; where
+//! the cluster may have taken us in and the answer was lost, they stay, and the same command goes on with them.
 
-use super::Context;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use rustbalance_gossip::id::MasterId;
+use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
+
+use super::output::{plural, say};
+use super::progress::Progress;
+use super::{Context, Usage, run};
+use crate::config::{self, Config, Initial, JOIN_PORT};
+use crate::join::{JoinError, Joined, Refusal, Token, persist_joined, redeem};
+use crate::keys::NodeSecret;
+use crate::proxy::{PortTarget, Target};
+use crate::store::{Beginning, Draft, Store};
+use crate::tor::Engine;
+use crate::tor::arti::{ArtiConfig, ArtiEngine};
+
+/// Tor's bootstrap is given up after this long without a step forward.
+const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(180);
+/// Dialling the master address once.
+const DIAL_LIMIT: Duration = Duration::from_secs(90);
+/// Pauses between attempts to reach the cluster.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(20)];
+/// Largest token file, in bytes.
+const MAX_TOKEN_FILE: u64 = 4096;
 
 #[derive(Args)]
-pub(super) struct Options {}
+pub(super) struct Options {
+    /// The address to serve
+    #[arg(value_name = "MASTER.ONION")]
+    master: MasterId,
+    /// Read the token from this file; "-" is standard input. Without it you are asked
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket (unix:/run/app.sock)
+    #[arg(long, value_name = "TARGET", default_value = "127.0.0.1:8080")]
+    target: Target,
+    /// Configure Tor with this file of Arti's (TOML), which is copied
+    #[arg(long, value_name = "FILE")]
+    arti_config: Option<PathBuf>,
+    /// Go on as `rustbalance run`
+    #[arg(long)]
+    run: bool,
+}
 
-pub(super) async fn execute(_context: &Context, _options: Options) -> anyhow::Result<()> {
-    anyhow::bail!("this build cannot join")
+pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
+    match options.run {
+        true => context.log_as_daemon()?,
+        false => context.log_quietly()?,
+    }
+    let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
+    let token = read_token(options.token_file.as_deref())?;
+    if !token.is_for(options.master) {
+        return Err(JoinError::ForeignToken(options.master).into());
+    }
+
+    let mut draft = Store::create(&context.dir)?;
+    let resumed = draft.begun() == Some((Beginning::Joining, options.master));
+    draft.begin(Beginning::Joining, options.master)?;
+    let outcome = Box::pin(take_in(&draft, &token, options.master, arti.clone().unwrap_or_default())).await;
+    let joined = match outcome {
+        Ok(joined) => joined,
+        Err(error) => {
+            if !is_worth_keeping(&error, resumed) {
+                draft.discard().context("cannot clean up after a join that failed")?;
+            }
+            return Err(error);
+        }
+    };
+    let ports: Vec<_> =
+        joined.ports.iter().map(|port| PortTarget { port: *port, target: options.target.clone() }).collect();
+    // Before the node is whole: then the same command can be run again if this fails.
+    Config::write_initial(&context.dir, &Initial { ports, arti })?;
+    let store = persist_joined(draft, &joined)?;
+    report(context, &options, &joined)?;
+    if !options.run {
+        return Ok(());
+    }
+    // The daemon opens the directory anew, and takes its lock.
+    drop(store);
+    run::serve(context).await
+}
+
+/// Whether what was begun on disk must stay for another try: the cluster may know its node key.
+fn is_worth_keeping(error: &anyhow::Error, resumed: bool) -> bool {
+    match error.downcast_ref::<JoinError>() {
+        Some(error) => !error.is_final(),
+        None => resumed,
+    }
+}
+
+/// From the token to the membership. Tor has let go of its directories when this returns.
+async fn take_in(draft: &Draft, token: &Token, master: MasterId, arti: String) -> anyhow::Result<Joined> {
+    let node = draft.node_secret(|| NodeSecret::generate(&mut rand::rng()))?;
+    let engine = ArtiEngine::start(ArtiConfig {
+        toml: arti,
+        state_dir: draft.arti_state_dir(),
+        cache_dir: draft.arti_cache_dir(),
+    })?;
+    let mut progress = Progress::new();
+    let outcome = async {
+        bootstrap(&engine, &mut progress).await?;
+        knock(&engine, token, &node, master, &mut progress).await
+    }
+    .await;
+    drop(progress);
+    engine.shutdown().await;
+    outcome
+}
+
+/// Waits until Tor is ready.
+async fn bootstrap(engine: &Arc<ArtiEngine>, progress: &mut Progress) -> anyhow::Result<()> {
+    let mut state = engine.bootstrap();
+    let mut furthest = -1.0;
+    let mut since = tokio::time::Instant::now();
+    loop {
+        let now = state.borrow_and_update().clone();
+        if now.ready {
+            return Ok(());
+        }
+        if now.fraction > furthest {
+            (furthest, since) = (now.fraction, tokio::time::Instant::now());
+        }
+        let said = if now.message.is_empty() { "connecting to Tor".into() } else { format!("Tor: {}", now.message) };
+        progress.step(&said, Some(now.fraction));
+        let left = BOOTSTRAP_PATIENCE.saturating_sub(since.elapsed());
+        match timeout(left, state.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => bail!("Tor has stopped: {}", now.message),
+            Err(_) => bail!(
+                "Tor does not get further than {:.0} % ({}): check this machine's network and clock, and whether it needs \
+                 bridges (--arti-config)",
+                now.fraction * 100.0,
+                now.message
+            ),
+        }
+    }
+}
+
+/// Dials the cluster and redeems the token, again where that may help.
+async fn knock(
+    engine: &Arc<ArtiEngine>,
+    token: &Token,
+    node: &NodeSecret,
+    master: MasterId,
+    progress: &mut Progress,
+) -> anyhow::Result<Joined> {
+    let mut pauses = PAUSES.into_iter();
+    loop {
+        progress.step(&format!("looking for {master}"), None);
+        let error = match engine.dial(master.address(), JOIN_PORT, DIAL_LIMIT).await {
+            Ok(stream) => {
+                progress.step("the cluster answers: redeeming the token", None);
+                match redeem(stream, token, node, master, unix_now).await {
+                    Ok(joined) => return Ok(joined),
+                    Err(error) if may_pass(&error) => error.into(),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(error) if error.is_transient() => anyhow::Error::from(error).context(format!(
+                "nobody admits nodes at {master}: its nodes listen for joins only while an invitation is open, so the \
+                 token may be used up, expired or revoked, or no node may be running"
+            )),
+            Err(error) => return Err(error.into()),
+        };
+        let Some(pause) = pauses.next() else { return Err(error) };
+        tracing::info!(error = format!("{error:#}"), ?pause, "trying again");
+        sleep(pause).await;
+    }
+}
+
+/// Whether the same call may go through in a moment.
+fn may_pass(error: &JoinError) -> bool {
+    matches!(
+        error,
+        JoinError::Connection(_)
+            | JoinError::Timeout(_)
+            | JoinError::Unanswered(_)
+            | JoinError::Refused(Refusal::NotPublisher | Refusal::NoPublisher | Refusal::Busy)
+    )
+}
+
+/// The token: from a file, from standard input, or typed without an echo. Never from the command line, which every
+/// user of the machine can read.
+fn read_token(file: Option<&Path>) -> anyhow::Result<Token> {
+    let text = match file {
+        Some(path) if path == Path::new("-") => read_bounded(io::stdin(), "standard input")?,
+        Some(path) => {
+            let shown = path.display().to_string();
+            let file = std::fs::File::open(path).with_context(|| format!("cannot open the token file {shown}"))?;
+            read_bounded(file, &shown)?
+        }
+        None if io::stdin().is_terminal() => {
+            Zeroizing::new(rpassword::prompt_password("Token (not shown): ").context("cannot read the token")?)
+        }
+        None => read_bounded(io::stdin(), "standard input")?,
+    };
+    if text.trim().is_empty() {
+        return Err(
+            Usage("there is no token: give it with --token-file FILE, on standard input, or typed".into()).into()
+        );
+    }
+    Ok(Token::parse(&text)?)
+}
+
+fn read_bounded(from: impl Read, name: &str) -> anyhow::Result<Zeroizing<String>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_TOKEN_FILE as usize + 1));
+    from.take(MAX_TOKEN_FILE + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
+    if bytes.len() as u64 > MAX_TOKEN_FILE {
+        bail!("{name} holds more than a token: give the one line that `rustbalance invite` printed");
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| anyhow::anyhow!("{name} holds no text, so no token"))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+fn report(context: &Context, options: &Options, joined: &Joined) -> anyhow::Result<()> {
+    let others = plural(joined.members.len(), "other member");
+    say(format_args!("This machine is a {} of {} now, with {others}.", joined.member.role(), options.master))?;
+    for port in &joined.ports {
+        say(format_args!("Port {port} goes to {} (in {}).", options.target, config::FILE_NAME))?;
+    }
+    if !options.run {
+        say(format_args!("\nNext: {}", context.suggest("run")))?;
+    }
+    Ok(())
+}
+
+/// Seconds since the Unix epoch; before it, 0, which the publisher tells as a wrong clock.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::TokenSecret;
+
+    fn token_text() -> Zeroizing<String> {
+        let master = MasterId::from_public_key([7; 32]);
+        Token::new(TokenSecret::generate(&mut rand::rng()), master).text()
+    }
+
+    #[test]
+    fn a_token_is_read_from_a_file_with_a_line_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{}\n", *token_text())).unwrap();
+        assert!(read_token(Some(file.path())).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused_without_showing_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut text = token_text();
+        text.truncate(40);
+        std::fs::write(file.path(), text.as_bytes()).unwrap();
+        let error = format!("{:#}", read_token(Some(file.path())).err().unwrap());
+        assert!(!error.contains(&text[4..12]), "{error}");
+        std::fs::write(file.path(), [b'a'; 5000]).unwrap();
+        assert!(read_token(Some(file.path())).err().unwrap().to_string().contains("more than a token"));
+        std::fs::write(file.path(), "\n").unwrap();
+        assert!(read_token(Some(file.path())).err().unwrap().is::<Usage>());
+    }
+
+    #[test]
+    fn a_key_the_cluster_may_know_is_kept() {
+        let keep = |error: JoinError, resumed| is_worth_keeping(&error.into(), resumed);
+        assert!(keep(JoinError::Unanswered(Box::new(JoinError::Timeout(90))), false));
+        assert!(!keep(JoinError::Refused(Refusal::UnknownToken), true));
+        assert!(!is_worth_keeping(&anyhow::anyhow!("no network"), false));
+        assert!(is_worth_keeping(&anyhow::anyhow!("no network"), true));
+    }
 }

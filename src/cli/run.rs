@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::Context;
 use crate::config::Config;
+use crate::store::Store;
 use crate::systemd;
 
 #[derive(Args)]
@@ -23,14 +24,9 @@ pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
     let shutdown = stop_on_signals()?;
     tokio::spawn(systemd::keep_watchdog());
     info!(version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), "starting");
-    let outcome = node(context, config, shutdown).await;
+    let outcome = crate::node::run(Store::open(&context.dir)?, config, shutdown).await;
     systemd::stopping();
-    outcome
-}
-
-/// Here the node is started: `crate::node::run(&context.dir, config, shutdown)`.
-async fn node(_context: &Context, _config: Config, _shutdown: CancellationToken) -> anyhow::Result<()> {
-    anyhow::bail!("this build has no node in it")
+    Ok(outcome?)
 }
 
 /// Cancelled by SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
-use rustbalance_gossip::record::{Phase, Role};
+use rustbalance_gossip::record::Phase;
 
 use super::output::{Paint, bytes, moment, plural, time};
 use crate::control::{MemberStatus, Status};
@@ -220,6 +220,7 @@ fn short(id: &str) -> &str {
 mod tests {
     use super::*;
     use crate::control::*;
+    use rustbalance_gossip::record::Role;
 
     fn member(name: &str, me: bool) -> MemberStatus {
         MemberStatus {

@@ -20,7 +20,8 @@ pub struct Initial {
 }
 
 impl Config {
-    /// Writes the first configuration into the state directory `dir`; an existing one is never overwritten.
+    /// Writes the first configuration into the state directory `dir`; an existing one that says
+    /// something else is an error, and stays.
     pub fn write_initial(dir: &Path, initial: &Initial) -> Result<(), ConfigError> {
         if let Some(arti) = &initial.arti {
             write_new(&dir.join(ARTI_FILE_NAME), arti)?;

@@ -26,8 +26,10 @@ pub const ARTI_FILE_NAME: &str = "arti.toml";
 const MAX_FILE: u64 = 1 << 20;
 /// Most virtual ports.
 const MAX_PORTS: usize = 64;
-/// Virtual ports that are ours: on a node's own address, and on the master address for joining nodes.
-const RESERVED_PORTS: [u16; 2] = [7440, 7441];
+/// Virtual port of a node's own address, at which other nodes dial it.
+pub const LINK_PORT: u16 = 7440;
+/// Virtual port of the master address, at which joining nodes dial.
+pub const JOIN_PORT: u16 = 7441;
 
 /// Why there is no configuration. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +54,7 @@ pub enum Problem {
     #[error("is larger than {MAX_FILE} bytes, which no configuration is")]
     TooLarge,
     /// Is there already.
-    #[error("is there already, and a configuration is never overwritten")]
+    #[error("is there already, says something else, and is never overwritten: move it away")]
     Exists,
     /// Is no TOML.
     #[error("is no TOML: {0}")]
@@ -242,13 +244,24 @@ fn read_port(mut section: Section<'_>) -> Result<PortTarget, Problem> {
         (Err(problem), _) | (_, Err(problem)) => Err(problem),
         (Ok(None), _) => Err(missing("virtual", "is missing: which port of the onion address is it?")),
         (_, Ok(None)) => Err(missing("target", "is missing: where do its streams go, as in \"127.0.0.1:8080\"?")),
-        (Ok(Some(port)), _) if RESERVED_PORTS.contains(&port) => {
-            Err(missing("virtual", "7440 and 7441 are used by the nodes themselves: choose another"))
-        }
-        (Ok(Some(port)), Ok(Some(target))) => Ok(PortTarget { port, target }),
+        (Ok(Some(port)), Ok(Some(target))) => match check_virtual_port(port) {
+            Ok(port) => Ok(PortTarget { port, target }),
+            Err(problem) => Err(missing("virtual", &problem)),
+        },
     };
     section.finish();
     read
+}
+
+/// A virtual port that clients may see; else in words why not.
+pub fn check_virtual_port(port: u16) -> Result<u16, String> {
+    match port {
+        0 => Err("there is no port 0: choose one from 1 to 65535".into()),
+        LINK_PORT | JOIN_PORT => {
+            Err(format!("{LINK_PORT} and {JOIN_PORT} are used by the nodes themselves: choose another"))
+        }
+        _ => Ok(port),
+    }
 }
 
 /// At least one port, and each once.
@@ -360,8 +373,12 @@ pub fn read_arti(path: &Path) -> Result<String, ConfigError> {
     }
 }
 
-/// Writes a new file, whole or not at all, readable by its owner alone.
+/// Writes a new file, whole or not at all, readable by its owner alone. One that says the same already is fine: an
+/// interrupted command has written it.
 fn write_new(path: &Path, text: &str) -> Result<(), ConfigError> {
+    if read_bounded(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
     let wrong = |error: io::Error| {
         let problem = match error.kind() {
             io::ErrorKind::AlreadyExists => Problem::Exists,

@@ -79,6 +79,9 @@ fn a_file_is_never_overwritten_and_one_that_is_missing_is_named() {
     let error = Config::write_initial(dir.path(), &initial()).unwrap_err();
     assert!(matches!(error.problem, Problem::Exists));
     assert_eq!(std::fs::read(dir.path().join(FILE_NAME)).unwrap(), b"mine");
+    std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
+    Config::write_initial(dir.path(), &initial()).unwrap();
+    Config::write_initial(dir.path(), &initial()).expect("an interrupted command is run again");
 }
 
 #[test]

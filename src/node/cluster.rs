@@ -4,14 +4,16 @@
 //! It does no slow work itself: a lease or a heartbeat must never wait for a disk or a peer.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
+use rustbalance_gossip::id::MasterId;
 use rustbalance_gossip::mesh::{Mesh, Update};
 use rustbalance_gossip::record::{PeriodId, Revocation};
 use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -30,18 +32,15 @@ const WRITES: usize = 64;
 /// The longest the actor sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
-/// A question put to the coordinator inside its task.
-type Question = Box<dyn FnOnce(&Coordinator, Now) + Send>;
-
-enum Message {
-    Event(Box<Event>),
-    Question(Question),
-}
+/// An event, and whom to tell once it has been dealt with.
+type Message = (Event, Option<oneshot::Sender<()>>);
 
 /// The way to the actor. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
     messages: mpsc::Sender<Message>,
+    coordinator: Arc<Mutex<Coordinator>>,
+    started: Instant,
 }
 
 /// What the actor decides, for the tasks that carry it out.
@@ -64,22 +63,29 @@ pub struct Stopping;
 impl Cluster {
     /// Tells it of something that happened.
     pub async fn tell(&self, event: Event) -> Result<(), Stopping> {
-        self.messages.send(Message::Event(Box::new(event))).await.map_err(|_| Stopping)
+        self.messages.send((event, None)).await.map_err(|_| Stopping)
+    }
+
+    /// The same, and waits until it has been dealt with: whoever looks afterwards sees it.
+    pub async fn tell_and_wait(&self, event: Event) -> Result<(), Stopping> {
+        let (done, dealt_with) = oneshot::channel();
+        self.messages.send((event, Some(done))).await.map_err(|_| Stopping)?;
+        dealt_with.await.map_err(|_| Stopping)
     }
 
     /// Looks at its state.
-    pub async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&Coordinator, Now) -> T + Send + 'static,
-    ) -> Result<T, Stopping> {
-        let (answer, answered) = oneshot::channel();
-        let question: Question = Box::new(move |coordinator, now| {
-            // Whoever asked may have given up meanwhile.
-            let _ = answer.send(question(coordinator, now));
-        });
-        self.messages.send(Message::Question(question)).await.map_err(|_| Stopping)?;
-        answered.await.map_err(|_| Stopping)
+    pub fn look<T>(&self, look: impl FnOnce(&Coordinator, Now) -> T) -> T {
+        let now = now(self.started);
+        look(&lock(&self.coordinator), now)
     }
+}
+
+fn lock(coordinator: &Mutex<Coordinator>) -> MutexGuard<'_, Coordinator> {
+    coordinator.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn now(started: Instant) -> Now {
+    Now { mono: started.elapsed(), unix: unix_now() }
 }
 
 /// What the actor is made of.
@@ -100,7 +106,12 @@ pub struct Parts {
 
 /// The actor.
 struct Actor {
-    parts: Parts,
+    coordinator: Arc<Mutex<Coordinator>>,
+    mesh: Mesh,
+    updates: mpsc::Receiver<Update>,
+    cluster: MasterId,
+    authority: Option<AuthoritySecret>,
+    intro_points: usize,
     started: Instant,
     publish: watch::Sender<publish::task::Wanted>,
     balance: watch::Sender<balance::task::Wanted>,
@@ -116,7 +127,9 @@ type Write = Box<dyn FnOnce(&Store) -> Option<Event> + Send>;
 /// Does the disk's work, in order, until the actor ends.
 fn write_all(store: &Store, mut writes: mpsc::Receiver<Write>, done: &mpsc::Sender<Event>) {
     while let Some(write) = writes.blocking_recv() {
-        if let Some(event) = write(store) && done.blocking_send(event).is_err() {
+        if let Some(event) = write(store)
+            && done.blocking_send(event).is_err()
+        {
             return;
         }
     }
@@ -141,8 +154,24 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
     let (done, written) = mpsc::channel(WRITES);
     let store = Arc::clone(&parts.store);
     let writer = tokio::task::spawn_blocking(move || write_all(&store, queue, &done));
-    let actor = Actor { parts, started: Instant::now(), publish, balance, members, excluded, writes };
-    (Cluster { messages }, decisions, Starting { actor, inbox, written, writer })
+    let Parts { coordinator, mesh, updates, store, authority, intro_points } = parts;
+    let (coordinator, started, cluster) = (Arc::new(Mutex::new(coordinator)), Instant::now(), store.cluster());
+    let handle = Cluster { messages, coordinator: Arc::clone(&coordinator), started };
+    let actor = Actor {
+        coordinator,
+        mesh,
+        updates,
+        cluster,
+        authority,
+        intro_points,
+        started,
+        publish,
+        balance,
+        members,
+        excluded,
+        writes,
+    };
+    (handle, decisions, Starting { actor, inbox, written, writer })
 }
 
 /// An actor that does not run yet.
@@ -158,12 +187,12 @@ impl Starting {
     pub async fn run(self, stop: CancellationToken) -> Mesh {
         let Self { mut actor, mut inbox, mut written, writer } = self;
         actor.until(&stop, &mut inbox, &mut written).await;
-        let Actor { parts, writes, .. } = actor;
+        let Actor { mesh, writes, .. } = actor;
         drop((writes, written));
         if writer.await.is_err() {
             error!("the task that writes to disk has failed");
         }
-        parts.mesh
+        mesh
     }
 }
 
@@ -174,36 +203,33 @@ impl Actor {
         inbox: &mut mpsc::Receiver<Message>,
         written: &mut mpsc::Receiver<Event>,
     ) {
-        let actor = self;
         loop {
-            let now = actor.started.elapsed();
-            let wake = actor.parts.coordinator.next_timeout().unwrap_or(now + LONGEST_SLEEP).min(now + LONGEST_SLEEP);
+            let now = self.started.elapsed();
+            let wake = lock(&self.coordinator).next_timeout().unwrap_or(now + LONGEST_SLEEP).min(now + LONGEST_SLEEP);
             tokio::select! {
                 () = stop.cancelled() => return,
                 message = inbox.recv() => match message {
                     None => return,
-                    Some(Message::Event(event)) => actor.handle(*event),
-                    Some(Message::Question(question)) => question(&actor.parts.coordinator, actor.now()),
+                    Some((event, done)) => {
+                        self.handle(event);
+                        // Whoever waited may have given up.
+                        let _ = done.map(|done| done.send(()));
+                    }
                 },
-                update = actor.parts.updates.recv() => match update {
+                update = self.updates.recv() => match update {
                     None => return,
-                    Some(Update { origin, kind, bytes }) => actor.handle(Event::Record { origin, kind, bytes }),
+                    Some(Update { origin, kind, bytes }) => self.handle(Event::Record { origin, kind, bytes }),
                 },
-                Some(event) = written.recv() => actor.handle(event),
-                () = tokio::time::sleep_until(actor.started + wake) => actor.handle(Event::Tick),
+                Some(event) = written.recv() => self.handle(event),
+                () = tokio::time::sleep_until(self.started + wake) => self.handle(Event::Tick),
             }
         }
     }
-}
-
-impl Actor {
-    fn now(&self) -> Now {
-        Now { mono: self.started.elapsed(), unix: unix_now() }
-    }
 
     fn handle(&mut self, event: Event) {
-        let now = self.now();
-        for action in self.parts.coordinator.handle(event, now) {
+        let now = now(self.started);
+        let actions = lock(&self.coordinator).handle(event, now);
+        for action in actions {
             self.carry_out(action);
         }
         self.decide();
@@ -212,11 +238,11 @@ impl Actor {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Gossip { kind, bytes } => {
-                if let Err(error) = self.parts.mesh.set(kind, &bytes) {
+                if let Err(error) = self.mesh.set(kind, &bytes) {
                     error!(%error, kind = kind.key(), "cannot gossip");
                 }
             }
-            Action::Retract(kind) => self.parts.mesh.retract(kind),
+            Action::Retract(kind) => self.mesh.retract(kind),
             Action::StoreTerm(term) => self.store_term(term),
             Action::Leadership(Leadership::Publisher { term }) => info!(term, "this node publishes now"),
             Action::Leadership(Leadership::Follower) => info!("this node has stopped publishing"),
@@ -243,19 +269,24 @@ impl Actor {
 
     /// Known members are kept, so that a restart finds its way back; whoever joined with a used-up token is revoked.
     fn members_changed(&mut self) {
-        let view = self.parts.coordinator.view();
-        let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
-        self.parts.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
-        self.parts.mesh.set_members(members);
-        let overdrawn: Vec<_> = view.overdrawn().filter(|node| !view.revoked(node)).collect();
+        let coordinator = Arc::clone(&self.coordinator);
+        let overdrawn: Vec<_> = {
+            let coordinator = lock(&coordinator);
+            let view = coordinator.view();
+            let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
+            self.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
+            self.mesh.set_members(members);
+            view.overdrawn().filter(|node| !view.revoked(node)).collect()
+        };
         for node in overdrawn {
-            let revocation = Revocation { cluster: self.parts.store.cluster(), node, revoked: unix_now() };
-            if let Some(signed) = self.sign(revocation) {
+            if let Some(signed) = self.sign(Revocation { cluster: self.cluster, node, revoked: unix_now() }) {
                 self.handle(Event::Revocation(signed));
             }
         }
-        let chains = self.parts.coordinator.chains();
-        let revocations: Vec<_> = self.parts.coordinator.view().revocations().cloned().collect();
+        let (chains, revocations) = {
+            let coordinator = lock(&coordinator);
+            (coordinator.chains(), coordinator.view().revocations().cloned().collect::<Vec<_>>())
+        };
         self.write(move |store| {
             let written = store.put_members(&chains).and_then(|()| store.put_revocations(&revocations));
             if let Err(error) = written {
@@ -267,14 +298,17 @@ impl Actor {
 
     /// Invitations are kept; versions that two publishers changed at once are signed anew as what they merge to.
     fn invitations_changed(&mut self) {
-        let merged: Vec<_> = self.parts.coordinator.view().invitations().unsigned().cloned().collect();
+        let merged: Vec<_> = lock(&self.coordinator).view().invitations().unsigned().cloned().collect();
         for invitation in merged {
             if let Some(signed) = self.sign(invitation) {
                 self.handle(Event::Invitation(signed));
             }
         }
-        let known = self.parts.coordinator.view().invitations();
-        let whole: Vec<_> = known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect();
+        let whole: Vec<_> = {
+            let coordinator = lock(&self.coordinator);
+            let known = coordinator.view().invitations();
+            known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect()
+        };
         self.write(move |store| {
             if let Err(error) = store.put_invitations(&whole) {
                 warn!(%error, "cannot store the invitations");
@@ -285,7 +319,7 @@ impl Actor {
 
     /// As the cluster's authority, if this node has its key.
     fn sign<T: Statement>(&self, statement: T) -> Option<Verified<T>> {
-        let authority = self.parts.authority.as_ref()?;
+        let authority = self.authority.as_ref()?;
         Verified::sign(statement, authority).inspect_err(|error| error!(%error, "cannot sign")).ok()
     }
 
@@ -297,44 +331,33 @@ impl Actor {
     }
 
     /// Brings the watches up to date with the coordinator's state.
-    fn decide(&mut self) {
-        let coordinator = &self.parts.coordinator;
+    fn decide(&self) {
+        let coordinator = lock(&self.coordinator);
+        let view = coordinator.view();
         let term = match coordinator.leadership() {
             Leadership::Publisher { term } => Some(term),
             Leadership::Follower => None,
         };
         let points = coordinator.desired().points.into_iter().map(|(_, point)| point).collect();
-        let floors = self.revisions();
-        replace(&self.publish, publish::task::Wanted { term, points, floors });
-        replace(&self.balance, self.balance_wanted());
-        replace(&self.members, self.member_set());
-    }
-
-    /// The highest revision any publisher has told of, for each period.
-    fn revisions(&self) -> BTreeMap<PeriodId, u64> {
-        let mut highest = BTreeMap::new();
-        for publication in self.parts.coordinator.view().members().filter_map(|member| member.publication.as_ref()) {
-            for period in &publication.periods {
-                let known = highest.entry(period.period).or_insert(0);
-                *known = period.revision.max(*known);
-            }
-        }
-        highest
-    }
-
-    fn balance_wanted(&self) -> balance::task::Wanted {
-        let view = self.parts.coordinator.view();
+        replace(&self.publish, publish::task::Wanted { term, points, floors: revisions(view) });
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
-        balance::task::Wanted { points: self.parts.intro_points, stronger, weaker }
+        replace(&self.balance, balance::task::Wanted { points: self.intro_points, stronger, weaker });
+        let members = view.members().map(|member| member.node()).collect();
+        let revoked = view.revocations().map(|revocation| revocation.node).collect();
+        replace(&self.members, MemberSet { members, revoked });
     }
+}
 
-    fn member_set(&self) -> MemberSet {
-        let view = self.parts.coordinator.view();
-        MemberSet {
-            members: view.members().map(|member| member.node()).collect(),
-            revoked: view.revocations().map(|revocation| revocation.node).collect(),
+/// The highest revision any publisher has told of, for each period.
+fn revisions(view: &View) -> BTreeMap<PeriodId, u64> {
+    let mut highest = BTreeMap::new();
+    for publication in view.members().filter_map(|member| member.publication.as_ref()) {
+        for period in &publication.periods {
+            let known = highest.entry(period.period).or_insert(0);
+            *known = period.revision.max(*known);
         }
     }
+    highest
 }
 
 /// Sends only what is new, so that nobody wakes for nothing.

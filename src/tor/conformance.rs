@@ -31,7 +31,7 @@ const BULK: usize = 300_000;
 
 /// The network that the engines are on.
 #[async_trait]
-pub trait Stage: Sync {
+pub(crate) trait Stage: Sync {
     /// One more Tor client, of a node or of a visitor, with nothing remembered.
     async fn engine(&self) -> Arc<dyn Engine>;
     /// Ends a relay for good; false where that cannot be done.
@@ -43,20 +43,33 @@ pub trait Stage: Sync {
 }
 
 /// All behaviours, one after the other.
-pub async fn all(stage: &dyn Stage) {
-    becomes_ready(stage).await;
-    directories_keep_the_highest_revision(stage).await;
-    own_service_is_restricted(stage).await;
-    clients_are_served_at_an_intro_point(stage).await;
-    points_keep_clear_of_excluded_relays(stage).await;
-    a_dropped_point_serves_again_with_its_keys(stage).await;
-    streams_on_one_circuit_are_bounded(stage).await;
-    rendezvous_are_bounded(stage).await;
-    a_point_is_lost_with_its_relay(stage).await;
+pub(crate) async fn all(stage: &dyn Stage) {
+    /// Says which, and how long it took: on a real network that is worth seeing.
+    macro_rules! run {
+        ($($behaviour:ident),*) => {
+            $(
+                let started = Instant::now();
+                println!("{} ...", stringify!($behaviour));
+                $behaviour(stage).await;
+                println!("{} ok after {:.1} s", stringify!($behaviour), started.elapsed().as_secs_f64());
+            )*
+        };
+    }
+    run!(
+        becomes_ready,
+        directories_keep_the_highest_revision,
+        own_service_is_restricted,
+        clients_are_served_at_an_intro_point,
+        points_keep_clear_of_excluded_relays,
+        a_dropped_point_serves_again_with_its_keys,
+        streams_on_one_circuit_are_bounded,
+        rendezvous_are_bounded,
+        a_point_is_lost_with_its_relay
+    );
 }
 
 /// The bootstrap ends, and the network then has directories for every period.
-pub async fn becomes_ready(stage: &dyn Stage) {
+pub(crate) async fn becomes_ready(stage: &dyn Stage) {
     let engine = ready(stage).await;
     assert!(*engine.network_changes().borrow() > 0, "the directory has been seen");
     let periods = engine.publication(new_master().master_id()).await.unwrap();
@@ -71,7 +84,7 @@ pub async fn becomes_ready(stage: &dyn Stage) {
 }
 
 /// Uploads are taken once, read back as they were, and never replaced by an equal or lower revision.
-pub async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
+pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
     let (engine, master) = (ready(stage).await, new_master());
     let (streams, _kept) = mpsc::channel(1);
     let point = open(&*engine, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits(), new_keys(), streams).await;
@@ -110,7 +123,7 @@ pub async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
 }
 
 /// A node's own service is reached by those who hold the discovery key, at its ports; the key can be rotated.
-pub async fn own_service_is_restricted(stage: &dyn Stage) {
+pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
     let host = ready(stage).await;
     let [old, new] = [0; 2].map(|_| DiscoverySecret::generate(&mut rand::rng()));
     let identity = NodeSecret::generate(&mut rand::rng());
@@ -159,7 +172,7 @@ pub async fn own_service_is_restricted(stage: &dyn Stage) {
 }
 
 /// Clients find a published point, are counted, accepted or rejected; bytes go both ways, to the last one.
-pub async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
+pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let (streams, incoming) = mpsc::channel(16);
     let limits = limits();
@@ -179,6 +192,7 @@ pub async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     fails(stage, "a stream that the node rejects", client.dial(address, CLOSED, stage.patience())).await;
     let mut again = client.dial(address, OPEN, stage.patience()).await.unwrap();
     again.write_all(b"bulk").await.unwrap();
+    again.flush().await.unwrap();
     let mut received = Vec::new();
     // An error in place of the end is what Arti makes of END cells that C tor clients read as the end.
     let _ = timeout(stage.patience(), again.read_to_end(&mut received)).await.expect("the end of a stream");
@@ -192,7 +206,7 @@ pub async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
 }
 
 /// No point is made at an excluded relay, and none at a relay that there is not.
-pub async fn points_keep_clear_of_excluded_relays(stage: &dyn Stage) {
+pub(crate) async fn points_keep_clear_of_excluded_relays(stage: &dyn Stage) {
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, _kept) = mpsc::channel(1);
     let mut points = Vec::new();
@@ -211,7 +225,7 @@ pub async fn points_keep_clear_of_excluded_relays(stage: &dyn Stage) {
 }
 
 /// A point that is dropped serves nobody; made anew with its keys at its relay it serves those who know it from before.
-pub async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage) {
+pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage) {
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, incoming) = mpsc::channel(16);
     serve(incoming);
@@ -243,7 +257,7 @@ pub async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage) {
 }
 
 /// A client that asks for more streams on its circuit than it may have is refused those, and counted.
-pub async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
+pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceLimits { streams_per_circuit: 1, ..owned_limits() });
     let (streams, incoming) = mpsc::channel(16);
@@ -260,7 +274,7 @@ pub async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
 }
 
 /// No more clients than there are places have a circuit; the others are dropped and counted, until a place is free.
-pub async fn rendezvous_are_bounded(stage: &dyn Stage) {
+pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceLimits { open_rendezvous: 1, ..owned_limits() });
     let (streams, incoming) = mpsc::channel(16);
@@ -277,7 +291,7 @@ pub async fn rendezvous_are_bounded(stage: &dyn Stage) {
 }
 
 /// Whoever holds a point learns that its relay is gone.
-pub async fn a_point_is_lost_with_its_relay(stage: &dyn Stage) {
+pub(crate) async fn a_point_is_lost_with_its_relay(stage: &dyn Stage) {
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, _kept) = mpsc::channel(1);
     let anywhere = RelayChoice::AnyBut(BTreeSet::new());
@@ -419,7 +433,12 @@ async fn eventually<T, E: std::fmt::Display>(
     let started = Instant::now();
     loop {
         match attempt().await {
-            Ok(value) => return value,
+            Ok(value) => {
+                if started.elapsed() > Duration::from_secs(1) {
+                    println!("  {what} took {:.1} s", started.elapsed().as_secs_f64());
+                }
+                return value;
+            }
             Err(e) if started.elapsed() > stage.patience() * 4 => panic!("{what}: {e}"),
             Err(_) => sleep(stage.patience().min(Duration::from_secs(1)) / 10).await,
         }

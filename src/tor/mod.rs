@@ -27,7 +27,7 @@ pub use replay::{IntroPointKeys, ReplayLog};
 
 pub mod arti;
 #[cfg(test)]
-pub mod conformance;
+mod conformance;
 pub mod descriptor;
 mod error;
 pub mod fake;

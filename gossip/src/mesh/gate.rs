@@ -13,7 +13,7 @@ use std::time::Duration;
 use chitchat::ChitchatEnvelope;
 use tokio::time::Instant;
 
-use super::wire::{Life, Message, WireError};
+use super::wire::{Life, Message, Names, WireError};
 use crate::address::mesh_socket;
 use crate::id::NodeId;
 
@@ -50,6 +50,7 @@ struct State {
     lives: BTreeMap<Life, Instant>,
     addresses: BTreeMap<SocketAddr, NodeId>,
     claimed: Claim,
+    names: Names,
     counters: MeshCounters,
 }
 
@@ -125,7 +126,7 @@ impl Gate {
     }
 
     fn filter(&self, state: &mut State, from: NodeId, bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
-        let mut message = Message::read(bytes)?;
+        let mut message = Message::read(bytes, &mut state.names)?;
         let own = Life { node: self.me, generation: state.generation };
         state.addresses.insert(mesh_socket(&from), from);
         for known in message.digest().iter().filter(|known| known.life == own) {
@@ -136,7 +137,7 @@ impl Gate {
             message.lives().into_iter().filter(|life| *life == own || state.admit(*life, from)).collect();
         // Nobody tells this node about its own present life.
         let changed = message.retain(|life| admitted.contains(life), |life| admitted.contains(life) && *life != own);
-        if changed { message.envelope() } else { super::wire::decode(bytes) }
+        if changed { message.envelope() } else { super::wire::envelope(bytes) }
     }
 }
 
@@ -149,8 +150,9 @@ impl State {
         }
         let lives_of_it = |state: &Self| state.lives.keys().filter(|other| other.node == life.node).count();
         let strangers = |state: &Self| {
-            let nodes: BTreeSet<_> = state.lives.keys().map(|life| life.node).collect();
-            nodes.difference(&state.members).count()
+            let mut nodes: Vec<_> = state.lives.keys().map(|life| life.node).collect();
+            nodes.dedup();
+            nodes.iter().filter(|node| !state.members.contains(node)).count()
         };
         let admitted = self.lives.len() < MAX_LIVES
             && (life.node == from || lives_of_it(self) < MAX_LIVES_OF_ONE)

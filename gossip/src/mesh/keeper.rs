@@ -210,10 +210,14 @@ impl Keeper {
         let peers: Vec<_> = {
             let chitchat = self.chitchat.chitchat();
             let chitchat = chitchat.lock().await;
-            let peers = chitchat.live_nodes().filter(|id| *id != chitchat.self_chitchat_id());
-            peers.map(|id| id.gossip_advertise_addr).take(FAREWELLS).collect()
+            let others = |id: &&ChitchatId| *id != chitchat.self_chitchat_id();
+            let live = chitchat.live_nodes().filter(others);
+            // Right after the start nobody counts as live yet.
+            let known = chitchat.node_states().keys().filter(others);
+            live.chain(known).map(|id| id.gossip_advertise_addr).take(FAREWELLS).collect()
         };
-        if peers.iter().any(|peer| self.chitchat.gossip(*peer).is_ok()) {
+        let told = peers.iter().filter(|peer| self.chitchat.gossip(**peer).is_ok()).count();
+        if told > 0 {
             tokio::time::sleep(self.config.interval).await;
         }
         if let Err(error) = self.chitchat.shutdown().await {

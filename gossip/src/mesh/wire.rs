@@ -5,7 +5,8 @@
 //! So each message is first taken apart here, within bounds, and what is not admitted is left out of what chitchat sees.
 //! The layout is that of chitchat 0.13 (`message_serialize.rs`, `digest.rs`, `delta.rs`, `serialize.rs`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use chitchat::ChitchatEnvelope;
 
@@ -34,7 +35,7 @@ const BAD_CLUSTER: u8 = 3;
 
 /// Why a message was thrown away.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WireError {
+pub(super) enum WireError {
     /// Larger than chitchat makes them, packed or unpacked.
     #[error("gossip message larger than allowed")]
     TooLong,
@@ -52,13 +53,8 @@ pub enum WireError {
     Count(u64),
 }
 
-/// Reads a message, whole.
-pub(super) fn decode(bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
-    Message::read(bytes)?;
-    envelope(bytes)
-}
-
-fn envelope(mut bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
+/// Has chitchat read a message that was taken apart here before.
+pub(super) fn envelope(mut bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
     let envelope = ChitchatEnvelope::deserialize(&mut bytes).map_err(|_| WireError::Malformed("chitchat"))?;
     if bytes.is_empty() { Ok(envelope) } else { Err(WireError::Length) }
 }
@@ -86,6 +82,31 @@ enum Operation {
     Version(u64),
 }
 
+/// Names read before, so that a node's address need not be derived each time that it is mentioned.
+#[derive(Default)]
+pub(super) struct Names(BTreeMap<String, (NodeId, SocketAddr)>);
+
+impl Names {
+    /// Names remembered; past that, they are all forgotten.
+    const MAX: usize = 1024;
+
+    /// The node of that name, if the name is written as it should be and the address is its.
+    fn node(&mut self, name: &str, address: SocketAddr) -> Result<NodeId, WireError> {
+        if let Some((node, at)) = self.0.get(name) {
+            return if *at == address { Ok(*node) } else { Err(WireError::Identity) };
+        }
+        let node: NodeId = name.parse().map_err(|_| WireError::Identity)?;
+        if node.to_string() != name || mesh_socket(&node) != address {
+            return Err(WireError::Identity);
+        }
+        if self.0.len() >= Self::MAX {
+            self.0.clear();
+        }
+        self.0.insert(name.to_owned(), (node, address));
+        Ok(node)
+    }
+}
+
 /// A message taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Message {
@@ -97,7 +118,7 @@ pub(super) struct Message {
 
 impl Message {
     /// Takes a message apart, within bounds.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, WireError> {
+    pub(super) fn read(bytes: &[u8], names: &mut Names) -> Result<Self, WireError> {
         if bytes.len() > MAX_MESSAGE {
             return Err(WireError::TooLong);
         }
@@ -109,14 +130,14 @@ impl Message {
         let mut message = Self { kind, digest: Vec::new(), delta: Vec::new(), cluster: String::new() };
         if matches!(kind, SYN | SYN_ACK) {
             message.digest = match version {
-                0 => (0..reader.u16()?).map(|_| reader.known()).collect::<Result<_, _>>()?,
-                1 => reader.stream(|r| r.known())?,
+                0 => (0..reader.u16()?).map(|_| reader.known(names)).collect::<Result<_, _>>()?,
+                1 => reader.stream(|r| r.known(names))?,
                 _ => return Err(WireError::Malformed("version")),
             };
         }
         match kind {
-            SYN => message.cluster = reader.text(MAX_KEY)?,
-            SYN_ACK | ACK => message.delta = reader.stream(|r| r.operation())?,
+            SYN => message.cluster = reader.text(MAX_KEY)?.to_owned(),
+            SYN_ACK | ACK => message.delta = reader.stream(|r| r.operation(names))?,
             BAD_CLUSTER => {}
             _ => return Err(WireError::Malformed("type")),
         }
@@ -153,6 +174,10 @@ impl Message {
 
     /// Puts it together again for chitchat.
     pub(super) fn envelope(&self) -> Result<ChitchatEnvelope, WireError> {
+        envelope(&self.write())
+    }
+
+    fn write(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend([1, self.kind]);
         if matches!(self.kind, SYN | SYN_ACK) {
@@ -169,7 +194,7 @@ impl Message {
             }
             _ => {}
         }
-        envelope(&bytes)
+        bytes
     }
 }
 
@@ -200,17 +225,16 @@ impl<'a> Reader<'a> {
         if count > MAX_COUNT { Err(WireError::Count(count)) } else { Ok(count) }
     }
 
-    fn text(&mut self, max: usize) -> Result<String, WireError> {
+    fn text(&mut self, max: usize) -> Result<&'a str, WireError> {
         let length = usize::from(self.u16()?);
         if length > max {
             return Err(WireError::TooLong);
         }
-        let text = std::str::from_utf8(self.take(length)?).map_err(|_| WireError::Malformed("text"))?;
-        Ok(text.to_owned())
+        std::str::from_utf8(self.take(length)?).map_err(|_| WireError::Malformed("text"))
     }
 
     /// A node id with the address that belongs to it. Written in one way only, so that one node is one key.
-    fn life(&mut self) -> Result<Life, WireError> {
+    fn life(&mut self, names: &mut Names) -> Result<Life, WireError> {
         let name = self.text(MAX_KEY)?;
         let generation = self.u64()?;
         let [family] = self.array()?;
@@ -218,25 +242,21 @@ impl<'a> Reader<'a> {
             return Err(WireError::Identity);
         }
         let octets: [u8; 16] = self.array()?;
-        let address = std::net::SocketAddr::from((octets, self.u16()?));
-        let node: NodeId = name.parse().map_err(|_| WireError::Identity)?;
-        if node.to_string() != name || mesh_socket(&node) != address {
-            return Err(WireError::Identity);
-        }
-        Ok(Life { node, generation })
+        let address = SocketAddr::from((octets, self.u16()?));
+        Ok(Life { node: names.node(name, address)?, generation })
     }
 
-    fn known(&mut self) -> Result<Known, WireError> {
-        Ok(Known { life: self.life()?, heartbeat: self.count()?, last_gc: self.count()?, version: self.count()? })
+    fn known(&mut self, names: &mut Names) -> Result<Known, WireError> {
+        Ok(Known { life: self.life(names)?, heartbeat: self.count()?, last_gc: self.count()?, version: self.count()? })
     }
 
-    fn operation(&mut self) -> Result<Operation, WireError> {
+    fn operation(&mut self, names: &mut Names) -> Result<Operation, WireError> {
         let [tag] = self.array()?;
         Ok(match tag {
-            0 => Operation::Life { life: self.life()?, last_gc: self.count()?, from: self.count()? },
+            0 => Operation::Life { life: self.life(names)?, last_gc: self.count()?, from: self.count()? },
             1 => Operation::Value {
-                key: self.text(MAX_KEY)?,
-                value: self.text(MAX_VALUE)?,
+                key: self.text(MAX_KEY)?.to_owned(),
+                value: self.text(MAX_VALUE)?.to_owned(),
                 version: self.count()?,
                 status: self.array::<1>()?[0],
             },
@@ -246,7 +266,10 @@ impl<'a> Reader<'a> {
     }
 
     /// A stream of blocks, each packed with zstd or not, and the items in it.
-    fn stream<T>(&mut self, item: impl Fn(&mut Reader<'_>) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
+    fn stream<T>(
+        &mut self,
+        mut item: impl FnMut(&mut Reader<'_>) -> Result<T, WireError>,
+    ) -> Result<Vec<T>, WireError> {
         let mut unpacked = Vec::new();
         for blocks in 0.. {
             let [block] = self.array()?;
@@ -348,6 +371,10 @@ pub(super) mod tests {
         bytes
     }
 
+    fn read(bytes: &[u8]) -> Result<Message, WireError> {
+        Message::read(bytes, &mut Names::default())
+    }
+
     fn node(i: u8) -> NodeId {
         NodeId::from_public_key([i; 32])
     }
@@ -356,9 +383,9 @@ pub(super) mod tests {
     fn our_reading_is_chitchats() {
         let bytes = syn([(node(1), 7), (node(2), 9)].into_iter(), 3, 4);
         // What chitchat makes of it, it writes packed; we read that as the same.
-        let packed = decode(&bytes).unwrap().serialize_to_vec();
+        let packed = envelope(&bytes).unwrap().serialize_to_vec();
         assert_ne!(packed, bytes);
-        let (mut ours, theirs) = (Message::read(&bytes).unwrap(), Message::read(&packed).unwrap());
+        let (mut ours, theirs) = (read(&bytes).unwrap(), read(&packed).unwrap());
         ours.digest.sort_by_key(|known| known.life.node.to_string());
         assert_eq!(ours, theirs);
         assert_eq!(theirs.digest()[0].version, 4);
@@ -384,25 +411,24 @@ pub(super) mod tests {
         let rest = message.delta[3..].to_vec();
         assert!(message.retain(|_| true, |told| *told == life(2)));
         assert_eq!(message.delta, rest);
-        let sent = message.envelope().unwrap().serialize_to_vec();
-        // chitchat keeps the length of what it has read and would not write it packed differently.
-        assert_eq!(Message::read(&sent).map(|read| read.delta), Ok(rest));
+        assert_eq!(read(&message.write()).map(|read| read.delta), Ok(rest));
+        assert!(message.envelope().is_ok());
     }
 
     #[test]
     fn lies_are_told_apart() {
         let good = syn([(node(1), 7)].into_iter(), 3, 4);
-        assert!(matches!(Message::read(&good[..good.len() - 1]), Err(WireError::Length)));
-        assert_eq!(Message::read(&[&good[..], &[0]].concat()), Err(WireError::Length));
-        assert_eq!(Message::read(&syn([(node(1), 7)].into_iter(), u64::MAX, 4)), Err(WireError::Count(u64::MAX)));
-        assert_eq!(Message::read(&vec![0; MAX_MESSAGE + 1]), Err(WireError::TooLong));
+        assert!(matches!(read(&good[..good.len() - 1]), Err(WireError::Length)));
+        assert_eq!(read(&[&good[..], &[0]].concat()), Err(WireError::Length));
+        assert_eq!(read(&syn([(node(1), 7)].into_iter(), u64::MAX, 4)), Err(WireError::Count(u64::MAX)));
+        assert_eq!(read(&vec![0; MAX_MESSAGE + 1]), Err(WireError::TooLong));
         let mut stolen = good.clone();
         let address = good.windows(16).position(|w| w == crate::address::mesh_address(&node(1)).octets()).unwrap();
         stolen[address + 1] ^= 1;
-        assert_eq!(Message::read(&stolen), Err(WireError::Identity));
+        assert_eq!(read(&stolen), Err(WireError::Identity));
         let mut shouted = good.clone();
         shouted[9..12].make_ascii_uppercase();
-        assert_eq!(Message::read(&shouted), Err(WireError::Identity));
+        assert_eq!(read(&shouted), Err(WireError::Identity));
     }
 
     #[test]
@@ -415,13 +441,13 @@ pub(super) mod tests {
             bytes.extend(&block);
         }
         bytes.push(0);
-        assert_eq!(Message::read(&bytes), Err(WireError::TooLong));
+        assert_eq!(read(&bytes), Err(WireError::TooLong));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode(&bytes);
+            let _ = read(&bytes).and_then(|_| envelope(&bytes));
         }
 
         #[test]
@@ -429,7 +455,7 @@ pub(super) mod tests {
             let mut bytes = syn([(node(1), 7), (node(2), 9), (node(3), 1)].into_iter(), 3, 4);
             let at = at % bytes.len();
             bytes[at] = to;
-            let _ = decode(&bytes);
+            let _ = read(&bytes).and_then(|_| envelope(&bytes));
         }
     }
 }

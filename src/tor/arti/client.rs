@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use arti_client::config::TorClientConfig;
-use arti_client::status::BootstrapStatus;
+use arti_client::status::{BlockageKind, BootstrapStatus};
 use arti_client::{BootstrapBehavior, TorClient};
 use futures::StreamExt;
 use tokio::sync::watch;
@@ -30,6 +30,9 @@ use super::directories::Directories;
 use super::own_service::Launched;
 use super::slots::Slots;
 use crate::tor::{Bootstrap, TorError};
+
+/// What is told at first.
+const CONNECTING: &str = "connecting to the Tor network";
 
 /// Between two attempts to bootstrap: doubles from the first to the second.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -106,10 +109,8 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
         .config(configure(&config)?)
         .bootstrap_behavior(BootstrapBehavior::Manual)
         .create_unbootstrapped()
-        .map_err(|e| {
-            TorError::Config(format!("with its state in {}: {e}", config.state_dir.display()), Some(Box::new(e)))
-        })?;
-    let message = "connecting to the Tor network".into();
+        .map_err(|e| TorError::Config(format!("its state in {}: {}", config.state_dir.display(), chain(&e)), None))?;
+    let message = CONNECTING.into();
     let (bootstrap_sender, bootstrap) = watch::channel(Bootstrap { message, ..Bootstrap::default() });
     let (changes_sender, changes) = watch::channel(0);
     let shared = Arc::new(Shared {
@@ -133,6 +134,17 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
     Ok(shared)
 }
 
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
+}
+
 /// TLS needs a crypto provider, once a process.
 fn install_crypto() {
     static ONCE: Once = Once::new();
@@ -146,15 +158,7 @@ fn install_crypto() {
 /// Arti's configuration from the text, with our directories and a key store in memory: the node's key file is the only
 /// copy of its key.
 fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError> {
-    let invalid = |e: &(dyn std::error::Error + 'static), what: &str| {
-        let mut text = format!("{what}: {e}");
-        let mut cause = e.source();
-        while let Some(e) = cause {
-            text = format!("{text}: {e}");
-            cause = e.source();
-        }
-        TorError::Config(text, None)
-    };
+    let invalid = |e: &dyn std::error::Error, what: &str| TorError::Config(format!("{what}: {}", chain(e)), None);
     let mut sources = ConfigurationSources::new_empty();
     sources.push_source(ConfigurationSource::from_verbatim(config.toml.clone()), MustRead::MustRead);
     sources.push_source(ConfigurationSource::from_verbatim(ours(config)?), MustRead::MustRead);
@@ -216,7 +220,7 @@ async fn watch_client(
     }
     let live = match live(&tor) {
         Ok(live) => live,
-        Err(e) => return shared.stop(format!("it came up without its parts: {e}")),
+        Err(e) => return shared.fail(&format!("it came up without its parts: {e}")),
     };
     drop(tor);
     let netdir = Arc::clone(&live.netdir);
@@ -233,7 +237,7 @@ async fn watch_client(
             _ = check.tick() => {}
         }
         match netdir.netdir(Timeliness::Timely) {
-            Ok(_) if expired => return shared.stop("the network's directory had expired and is back".into()),
+            Ok(_) if expired => return shared.fail("the network's directory had expired and is back"),
             Ok(_) => {}
             Err(_) => expired = true,
         }
@@ -244,7 +248,7 @@ async fn watch_client(
 async fn bootstrap_for_ever(tor: &TorClient<PreferredRuntime>, bootstrap: &watch::Sender<Bootstrap>) {
     let mut pause = RETRY_PAUSE.0;
     while let Err(e) = tor.bootstrap().await {
-        tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {e}");
+        tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {}", chain(&e));
         bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {e}"));
         sleep(pause).await;
         pause = (pause * 2).min(RETRY_PAUSE.1);
@@ -261,8 +265,11 @@ fn live(tor: &Arc<TorClient<PreferredRuntime>>) -> Result<Live, arti_client::Err
 
 /// Arti's status for a person.
 fn in_words(status: &BootstrapStatus) -> String {
-    if let Some(blockage) = status.blocked() {
-        return format!("{}: {}", blockage.kind(), blockage.message());
+    match status.blocked() {
+        // For the moment between our order to bootstrap and its arrival.
+        Some(blockage) if matches!(blockage.kind(), BlockageKind::Disabled) => return CONNECTING.into(),
+        Some(blockage) => return format!("{}: {}", blockage.kind(), blockage.message()),
+        None => {}
     }
     let text = status.to_string();
     // "42%: connecting to the internet; ...": the number is told apart.
@@ -303,25 +310,31 @@ impl Shared {
                 let (most, time) = NO_VANGUARD;
                 if *count >= most && since.elapsed() >= time {
                     drop(failing);
-                    self.stop("its vanguard manager has ended".into());
+                    self.fail("its vanguard manager has ended");
                 }
             }
             Err(_) => {}
         }
     }
 
-    /// Gives the client up. The first reason stays.
-    pub(super) fn stop(&self, why: String) {
-        if self.stopped.set(why.clone()).is_ok() {
-            tracing::warn!("the Tor client has stopped: {why}");
+    /// Gives the client up as it is of no use any more.
+    fn fail(&self, why: &str) {
+        tracing::warn!("the Tor client is given up: {why}");
+        self.stop(why);
+    }
+
+    /// Stops the client. The first reason stays.
+    pub(super) fn stop(&self, why: &str) {
+        if self.stopped.set(why.into()).is_ok() {
+            tracing::debug!("the Tor client has stopped: {why}");
         }
         *self.live.write().unwrap_or_else(PoisonError::into_inner) = None;
         *self.tor.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.shutdown.cancel();
     }
 
-    /// Gives the client up and waits, for a while, until its directories are free for another.
-    pub(super) async fn close(&self, why: String) {
+    /// Stops the client and waits, for a while, until its directories are free for another.
+    pub(super) async fn close(&self, why: &str) {
         let freed = self.client().ok().map(|tor| tor.wait_for_stop());
         self.stop(why);
         self.tasks.close();

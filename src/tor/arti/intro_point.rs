@@ -248,13 +248,13 @@ struct Handler {
 
 impl MsgHandler for Handler {
     fn handle_msg(&mut self, message: AnyRelayMsg) -> tor_proto::Result<MetaCellDisposition> {
-        let violation = |what: &str| Err(tor_proto::Error::CircProto(what.into()));
+        let violation = |what: &str| tor_proto::Error::CircProto(what.into());
         match (message, self.established.take()) {
             (AnyRelayMsg::IntroEstablished(_), Some(established)) => {
                 let wanted = established.send(()).is_ok();
                 Ok(if wanted { MetaCellDisposition::Consumed } else { MetaCellDisposition::CloseCirc })
             }
-            (AnyRelayMsg::IntroEstablished(_), None) => violation("a second INTRO_ESTABLISHED"),
+            (AnyRelayMsg::IntroEstablished(_), None) => Err(violation("a second INTRO_ESTABLISHED")),
             (AnyRelayMsg::Introduce2(cell), None) => match self.queue.try_send((cell, Instant::now())) {
                 Ok(()) => Ok(MetaCellDisposition::Consumed),
                 Err(mpsc::error::TrySendError::Full(_)) => {
@@ -263,8 +263,8 @@ impl MsgHandler for Handler {
                 }
                 Err(mpsc::error::TrySendError::Closed(_)) => Ok(MetaCellDisposition::CloseCirc),
             },
-            (AnyRelayMsg::Introduce2(_), Some(_)) => violation("INTRODUCE2 before INTRO_ESTABLISHED"),
-            _ => violation("an unexpected message on an introduction circuit"),
+            (AnyRelayMsg::Introduce2(_), Some(_)) => Err(violation("INTRODUCE2 before INTRO_ESTABLISHED")),
+            _ => Err(violation("an unexpected message on an introduction circuit")),
         }
     }
 }
@@ -388,5 +388,65 @@ impl Answering {
             counter.fetch_add(1, Ordering::Relaxed);
             TorError::Invalid(format!("cannot answer an introduction: {e}"), Some(Box::new(e)))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tor_bytes::Reader;
+    use tor_cell::relaycell::msg::{Body, IntroEstablished};
+
+    fn introduce2() -> AnyRelayMsg {
+        let mut bytes = vec![0; 20];
+        bytes.extend([2, 0, 32]);
+        bytes.extend([7; 32]);
+        bytes.push(0);
+        bytes.extend([9; 100]);
+        Introduce2::decode_from_reader(&mut Reader::from_slice(&bytes)).unwrap().into()
+    }
+
+    fn handler(queue: usize) -> (Handler, oneshot::Receiver<()>, mpsc::Receiver<(Introduce2, Instant)>) {
+        let limits = Arc::new(ServiceLimits {
+            pending_rendezvous: 1,
+            open_rendezvous: 1,
+            streams_per_circuit: 1,
+            introduction_queue: queue,
+            introductions_per_second: None,
+            refused: crate::tor::RefusedCounts::default(),
+        });
+        let (sender, established) = oneshot::channel();
+        let (queue, cells) = mpsc::channel(queue);
+        (Handler { established: Some(sender), queue, limits }, established, cells)
+    }
+
+    #[test]
+    fn a_relay_that_breaks_the_protocol_loses_its_circuit() {
+        let (mut handler, _established, _cells) = handler(1);
+        assert!(handler.handle_msg(introduce2()).is_err());
+        let (mut handler, _established, _cells) = self::handler(1);
+        handler.handle_msg(IntroEstablished::new().into()).unwrap();
+        assert!(handler.handle_msg(IntroEstablished::new().into()).is_err());
+    }
+
+    #[test]
+    fn introductions_past_the_queue_are_dropped_and_counted() {
+        let (mut handler, mut established, mut cells) = handler(2);
+        handler.handle_msg(IntroEstablished::new().into()).unwrap();
+        assert!(established.try_recv().is_ok());
+        for _ in 0..5 {
+            assert!(matches!(handler.handle_msg(introduce2()), Ok(MetaCellDisposition::Consumed)));
+        }
+        assert_eq!(handler.limits.refused.introductions.load(Ordering::Relaxed), 3);
+        assert_eq!(cells.try_recv().unwrap().0.encrypted_body(), [9; 100]);
+    }
+
+    #[test]
+    fn a_circuit_that_nobody_listens_to_any_more_is_closed() {
+        let (mut handler, established, cells) = handler(1);
+        drop(established);
+        assert!(matches!(handler.handle_msg(IntroEstablished::new().into()), Ok(MetaCellDisposition::CloseCirc)));
+        drop(cells);
+        assert!(matches!(handler.handle_msg(introduce2()), Ok(MetaCellDisposition::CloseCirc)));
     }
 }

@@ -53,7 +53,7 @@ pub(super) enum Unanswerable {
     Replay,
     /// For another service, for a period long past, or garbage.
     #[error("it does not decrypt")]
-    Handshake(#[source] tor_proto::Error),
+    Handshake(#[source] Box<tor_proto::Error>),
     /// Decrypts to garbage.
     #[error("its payload cannot be parsed")]
     Payload(#[source] tor_bytes::Error),
@@ -83,7 +83,7 @@ impl Reading {
             cell.encoded_header(),
             cell.encrypted_body(),
         )
-        .map_err(Unanswerable::Handshake)?;
+        .map_err(|e| Unanswerable::Handshake(Box::new(e)))?;
         // Not required to be exhausted: the rest is padding.
         let payload: IntroduceHandshakePayload = Reader::from_slice(&plain).extract().map_err(Unanswerable::Payload)?;
         let OnionKey::NtorOnionKey(onion_key) = payload.onion_key() else {
@@ -130,4 +130,33 @@ fn granted(payload: &IntroduceHandshakePayload) -> Option<Protocols> {
         return None;
     }
     Some(payload.cc_request_extension().map(|_| FLOWCTRL_CC).into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tor_cell::relaycell::extend::{CcRequest, CircRequestExt, SubprotocolRequest};
+    use tor_protover::named::{RELAY_CRYPT_CGO, RELAY_NTORV3};
+
+    fn payload(extensions: impl IntoIterator<Item = CircRequestExt>) -> IntroduceHandshakePayload {
+        let key = OnionKey::NtorOnionKey([1; 32].into());
+        let mut payload = IntroduceHandshakePayload::new([2; 20].into(), key, vec![], None);
+        extensions.into_iter().for_each(|extension| payload.add_extension(extension));
+        payload
+    }
+
+    #[test]
+    fn congestion_control_is_granted_where_asked_for() {
+        assert_eq!(granted(&payload([])), Some(Protocols::new()));
+        let asked = payload([CcRequest::default().into()]);
+        assert_eq!(granted(&asked), Some([FLOWCTRL_CC].into_iter().collect()));
+    }
+
+    #[test]
+    fn what_was_never_offered_is_not_granted() {
+        let asked: SubprotocolRequest = [RELAY_CRYPT_CGO, RELAY_NTORV3].into_iter().collect();
+        assert_eq!(granted(&payload([CcRequest::default().into(), asked.into()])), None);
+        let nothing: SubprotocolRequest = std::iter::empty::<tor_protover::NamedSubver>().collect();
+        assert_eq!(granted(&payload([nothing.into()])), Some(Protocols::new()));
+    }
 }

@@ -45,13 +45,13 @@ impl ArtiEngine {
 
     /// Ends all circuits and services, and returns once the directories can be used by another engine (or after 10 s).
     pub async fn shutdown(&self) {
-        self.shared.close("it was shut down".into()).await;
+        self.shared.close("it was shut down").await;
     }
 }
 
 impl Drop for ArtiEngine {
     fn drop(&mut self) {
-        self.shared.stop("it is no longer used".into());
+        self.shared.stop("it is no longer used");
     }
 }
 

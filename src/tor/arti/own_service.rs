@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -58,10 +58,11 @@ pub(super) async fn listen(
     .ok_or_else(|| TorError::Invalid("the onion service of this node is disabled".into(), None))?;
     let stop = shared.shutdown.child_token();
     let (reached, reachable) = watch::channel(running.status().state().is_fully_reachable());
-    shared.tasks.spawn(stop.clone().run_until_cancelled_owned(follow_status(Arc::clone(&running), reached)));
+    let handle = Arc::downgrade(&running);
+    shared.tasks.spawn(stop.clone().run_until_cancelled_owned(hold(running, reached)));
     let own = Own { shared: Arc::clone(&shared), ports: ports.into_iter().collect(), streams };
     shared.tasks.spawn(stop.clone().run_until_cancelled_owned(Arc::new(own).run(requests)));
-    Ok(Box::new(Service { running, nickname, reachable, _stop: stop.drop_guard() }))
+    Ok(Box::new(Service { running: handle, nickname, reachable, _stop: stop.drop_guard() }))
 }
 
 /// The identities launched by this process: their keys are in the key store already.
@@ -110,17 +111,15 @@ fn configure(nickname: &HsNickname, discovery: &[DiscoveryPublic]) -> Result<Oni
     builder.build().map_err(|e| invalid(&e))
 }
 
-/// Tells whether the service is believed reachable.
-async fn follow_status(running: Arc<RunningOnionService>, reached: watch::Sender<bool>) {
+/// Holds the service, which ends when Arti's handle is dropped, and tells whether it is believed reachable.
+async fn hold(running: Arc<RunningOnionService>, reached: watch::Sender<bool>) {
     let mut events = running.status_events();
-    drop(running);
     while let Some(status) = events.next().await {
         let now = status.state().is_fully_reachable();
         reached.send_if_modified(|before| std::mem::replace(before, now) != now);
-        if let Some(problem) = status.current_problem() {
-            tracing::debug!(?problem, "the node's own service");
-        }
+        tracing::trace!(state = ?status.state(), problem = ?status.current_problem(), "the node's own service");
     }
+    std::future::pending().await
 }
 
 /// What serves the service's circuits.
@@ -160,9 +159,9 @@ impl Own {
     }
 }
 
-/// The handle: the service runs as long as Arti's own handle lives.
+/// The handle; the task that holds the service ends with it, or with the engine.
 struct Service {
-    running: Arc<RunningOnionService>,
+    running: Weak<RunningOnionService>,
     nickname: HsNickname,
     reachable: watch::Receiver<bool>,
     _stop: DropGuard,
@@ -172,7 +171,8 @@ struct Service {
 impl Listening for Service {
     async fn authorize(&self, discovery: Vec<DiscoveryPublic>) -> Result<(), TorError> {
         let config = configure(&self.nickname, &discovery)?;
-        self.running
+        let running = self.running.upgrade().ok_or_else(|| TorError::Stopped("it was shut down".into()))?;
+        running
             .reconfigure(config, Reconfigure::AllOrNothing)
             .map_err(|e| TorError::Invalid("cannot change who may find the node's service".into(), Some(Box::new(e))))
     }

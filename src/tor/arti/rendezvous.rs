@@ -25,7 +25,7 @@ use super::stream;
 use crate::tor::{Incoming, ServiceLimits, TorError};
 
 /// From the introduction to RENDEZVOUS1. A client that has waited this long has gone.
-const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(45);
+const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often a circuit to the rendezvous point is tried.
 const ATTEMPTS: u32 = 6;

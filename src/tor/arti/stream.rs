@@ -221,3 +221,80 @@ impl AsyncWrite for TorStream {
         Poll::Ready(if was_over { Ok(()) } else { outcome })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tor_cell::relaycell::msg::{Begin, Resolve};
+
+    /// Tells how it was answered.
+    struct Asked(IncomingStreamRequest, mpsc::Sender<Option<EndReason>>);
+
+    #[async_trait]
+    impl Pending for Asked {
+        fn request(&self) -> &IncomingStreamRequest {
+            &self.0
+        }
+
+        async fn connect(self) -> Result<DataStream, Box<dyn std::error::Error + Send + Sync>> {
+            self.1.send(None).await.unwrap();
+            Err("the client has gone".into())
+        }
+
+        async fn refuse(self, end: End) {
+            self.1.send(Some(end.reason())).await.unwrap();
+        }
+    }
+
+    fn begin(host: &str, port: u16) -> IncomingStreamRequest {
+        Begin::new(host, port, 0).unwrap().into()
+    }
+
+    #[tokio::test]
+    async fn only_what_is_open_and_fits_is_offered() {
+        let (answer, mut answers) = mpsc::channel(9);
+        let (streams, mut offered) = mpsc::channel(2);
+        let refused = RefusedCounts::default();
+        let asked = [
+            begin("", 80),
+            begin("", 81),
+            begin("", 0),
+            Resolve::new("x").into(),
+            begin("any.host", 80),
+            begin("", 80),
+        ];
+        let asked = futures::stream::iter(asked.map(|request| Asked(request, answer.clone())));
+        serve(asked, &streams, |port| port != 81, &refused).await;
+        drop((answer, streams));
+        let first = offered.recv().await.unwrap();
+        assert_eq!(first.port, 80);
+        assert!(first.request.accept().await.is_err());
+        offered.recv().await.unwrap().request.reject().await;
+        assert!(offered.recv().await.is_none());
+        let mut all = Vec::new();
+        while let Some(answer) = answers.recv().await {
+            all.push(answer);
+        }
+        let refusal = Some(EndReason::CONNECTREFUSED);
+        assert_eq!(all, [refusal, refusal, refusal, refusal, None, refusal]);
+        assert_eq!(refused.streams.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_circuit_ends_when_nobody_takes_its_streams() {
+        let (answer, _answers) = mpsc::channel(9);
+        let (streams, offered) = mpsc::channel(1);
+        drop(offered);
+        let endless = futures::stream::repeat_with(|| Asked(begin("", 80), answer.clone()));
+        serve(endless, &streams, |_| true, &RefusedCounts::default()).await;
+    }
+
+    #[test]
+    fn an_ordinary_end_is_told_from_an_error() {
+        let io = |reason| io::Error::from(tor_proto::Error::EndReceived(reason));
+        assert!(is_plain_end(&io(EndReason::MISC)));
+        assert!(is_plain_end(&io(EndReason::DONE)));
+        assert!(!is_plain_end(&io(EndReason::CONNRESET)));
+        assert!(!is_plain_end(&io::Error::from(tor_proto::Error::CircuitClosed)));
+    }
+}

@@ -5,7 +5,7 @@
 //!
 //! # What is left behind: nothing
 //!
-//! Every tor process is recorded by its pid before it runs, and killed only after `/proc/PID/cmdline` shows that it is
+//! Every tor process, and every daemon of a [`cluster`], is recorded by its pid before it runs, and killed only after `/proc/PID/cmdline` shows that it is
 //! still ours. Three things do the killing, each for what the one before it cannot see:
 //!
 //! 1. dropping [`Network`] (also while a panic unwinds);
@@ -21,6 +21,7 @@
 //! attaches to that one instead, so that several test programs use one network.
 
 mod client;
+pub mod cluster;
 mod control;
 mod decrypt;
 mod facts;

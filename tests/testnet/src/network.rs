@@ -159,15 +159,25 @@ impl Network {
     /// The network that all tests of this process share: the one that `RUSTBALANCE_TESTNET` names, else one that is
     /// booted now, in a temporary folder, and ends with the process.
     pub fn shared() -> Result<&'static Self> {
+        Self::shared_or(Options::default())
+    }
+
+    /// Like [`Network::shared`]; the first caller in a process says what kind is booted.
+    pub fn shared_or(options: Options) -> Result<&'static Self> {
         static SHARED: OnceLock<Result<Network, String>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| {
             match std::env::var_os(ENV_DIR) {
                 Some(base) => Self::attach(Path::new(&base)),
-                None => Self::boot(Options::default()),
+                None => Self::boot(options),
             }
             .map_err(|error| format!("{error:#}"))
         });
         shared.as_ref().map_err(|error| anyhow!(error.clone()))
+    }
+
+    /// Ends what is started on the network.
+    pub(crate) fn keeper(&self) -> &Keeper {
+        &self.keeper
     }
 
     /// The folder that holds everything of the network.

@@ -88,14 +88,7 @@ impl Options {
         if let Some(folder) = &self.key_cache {
             return folder.clone();
         }
-        if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
-            return PathBuf::from(target).join("testnet-keys");
-        }
-        // Cargo marks its target folder with this file; our executable is somewhere below it.
-        let target = std::env::current_exe()
-            .ok()
-            .and_then(|exe| exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).map(PathBuf::from));
-        target.unwrap_or_else(std::env::temp_dir).join("testnet-keys")
+        target_folder().unwrap_or_else(std::env::temp_dir).join("testnet-keys")
     }
 
     /// Reserves the ports of this network.
@@ -116,6 +109,16 @@ impl Options {
             PORT_BASES.end
         )
     }
+}
+
+/// Cargo's target folder, if this program is in one.
+pub(crate) fn target_folder() -> Option<PathBuf> {
+    if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
+        return Some(PathBuf::from(target));
+    }
+    // Cargo marks its target folder with this file; our executable is somewhere below it.
+    let exe = std::env::current_exe().ok()?;
+    exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).map(PathBuf::from)
 }
 
 /// The ports of one network, reserved against other networks of this user for as long as this lives.

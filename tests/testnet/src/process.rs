@@ -1,15 +1,16 @@
-//! Starting tor processes, and making sure that they end.
+//! Starting processes, and making sure that they end.
 //!
-//! Each process is recorded as a line `PID NAME` in a file of the folder `pids`, by a shell that then becomes tor: there is
-//! no moment at which a tor runs unrecorded. It lives in the folder `NAME` below the network's and is ours as long as its
-//! command line names the `torrc` in there.
+//! Each process is recorded as a line `PID NAME` in a file of the folder `pids`, by a shell that then becomes it: there is
+//! no moment at which one runs unrecorded. It lives in the folder `NAME` below the network's and is ours as long as its
+//! command line names the `torrc` (a tor) or the `state` (one of our daemons) in there.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -18,9 +19,14 @@ use rustix::process::{Pid, Signal, kill_process};
 /// The folder of the files that record pids.
 const RECORDS: &str = "pids";
 
-/// Records itself, then becomes tor.
+/// What tells a tor of ours, in its folder.
+const TORRC: &str = "torrc";
+/// What tells a daemon of ours: its state directory, in its folder.
+pub(crate) const STATE: &str = "state";
+
+/// Records itself, then becomes the program that follows.
 const LAUNCHER: &str = r#"
-echo "$$ $2" >>"$1" && echo "$$" >"$(dirname "$3")/pid" && exec tor --defaults-torrc /dev/null -f "$3"
+echo "$$ $2" >>"$1" && echo "$$" >"$3" && shift 3 && exec "$@"
 "#;
 
 /// Waits for the end of its input; then kills what the records name, as long as it is ours. A word on its input
@@ -31,7 +37,8 @@ base=$1 records=$2 wipe=$3
 read -r word && exit 0
 sweep() {
     cat "$base/pids/"$records 2>/dev/null | while read -r pid name; do
-        tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF -- "$base/$name/torrc" && kill -9 "$pid"
+        tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" |
+            grep -qxF -e "$base/$name/torrc" -e "$base/$name/state" && kill -9 "$pid"
     done
 }
 sweep; sleep 0.2; sweep; sleep 1; sweep
@@ -125,23 +132,32 @@ impl Drop for Keeper {
 /// The record of the relays, which belong to the network whoever restarts them.
 pub(crate) const NETWORK_RECORD: &str = "network";
 
+/// How a process ended, once it has.
+pub(crate) type Exit = Arc<OnceLock<ExitStatus>>;
+
 /// Starts tor in `base/name` and records it.
 pub(crate) fn launch(base: &Path, name: &str, record: &str) -> Result<()> {
+    let torrc = base.join(name).join(TORRC);
+    let _ = fs::remove_file(base.join(name).join("stdout"));
+    let words = ["tor".as_ref(), "--defaults-torrc".as_ref(), "/dev/null".as_ref(), "-f".as_ref(), torrc.as_os_str()];
+    launch_program(base, name, record, "stdout", &words).map(|_| ())
+}
+
+/// Starts a program for `base/name` and records it. What it says is added to the file `output` in there.
+pub(crate) fn launch_program(base: &Path, name: &str, record: &str, output: &str, words: &[&OsStr]) -> Result<Exit> {
     let folder = base.join(name);
-    let output =
-        fs::File::create(folder.join("stdout")).with_context(|| format!("cannot write to {}", folder.display()))?;
-    let mut child = Command::new("sh")
-        .args(["-c", LAUNCHER, "testnet-launcher"])
-        .arg(base.join(RECORDS).join(record))
-        .arg(name)
-        .arg(folder.join("torrc"))
-        .current_dir("/")
+    let output = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(folder.join(output))
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    let mut child = recorded(base, name, record, &folder.join("pid"))
+        .args(words)
         .stdin(Stdio::null())
         .stderr(output.try_clone()?)
         .stdout(output)
-        .process_group(0)
         .spawn()
-        .with_context(|| format!("cannot start tor for {name}"))?;
+        .with_context(|| format!("cannot start {name}"))?;
     // The launcher records itself, for us being killed now; we do too, for us looking before it has.
     let pid = child.id();
     fs::write(folder.join("pid"), pid.to_string())?;
@@ -151,12 +167,32 @@ pub(crate) fn launch(base: &Path, name: &str, record: &str) -> Result<()> {
         .open(base.join(RECORDS).join(record))?
         .write_all(format!("{pid} {name}\n").as_bytes())?;
     // Somebody must collect it when it ends; the thread ends with it.
+    let exit = Exit::default();
+    let for_thread = Arc::clone(&exit);
     std::thread::Builder::new()
         .name(format!("wait-{name}"))
         .stack_size(64 * 1024)
-        .spawn(move || child.wait())
+        .spawn(move || {
+            if let Ok(status) = child.wait() {
+                let _ = for_thread.set(status);
+            }
+        })
         .context("cannot start a thread")?;
-    Ok(())
+    Ok(exit)
+}
+
+/// A command that records itself for `base/name`, in `pid_file` too, and becomes the program whose words are yet to be
+/// added. In a process group of its own: a Ctrl-C is for us to act on.
+pub(crate) fn recorded(base: &Path, name: &str, record: &str, pid_file: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", LAUNCHER, "testnet-launcher"])
+        .arg(base.join(RECORDS).join(record))
+        .arg(name)
+        .arg(pid_file)
+        .current_dir("/")
+        .process_group(0);
+    command
 }
 
 /// The pid of the process that runs in `base/name`, if it does.
@@ -240,10 +276,11 @@ fn parse_record(line: &str) -> Option<(Pid, String)> {
     Some((Pid::from_raw(pid.parse().ok()?)?, name.to_owned()))
 }
 
-/// Whether the process exists and runs the `torrc` of `base/name`. A zombie has no command line, so it does not count.
+/// Whether the process exists and runs the `torrc` or the `state` of `base/name`. A zombie has no command line, so it does
+/// not count.
 fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
     use std::os::unix::ffi::OsStrExt;
-    let torrc = base.join(name).join("torrc");
+    let marks = [TORRC, STATE].map(|mark| base.join(name).join(mark));
     let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
@@ -251,9 +288,11 @@ fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
             return false;
         };
         if !line.is_empty() {
-            return line.split(|byte| *byte == 0).any(|word| word == torrc.as_os_str().as_bytes());
+            return line
+                .split(|byte| *byte == 0)
+                .any(|word| marks.iter().any(|mark| word == mark.as_os_str().as_bytes()));
         }
-        // While the launcher becomes tor there is no command line for a moment.
+        // While the launcher becomes the program there is no command line for a moment.
         if is_zombie(&folder) || Instant::now() > deadline {
             return false;
         }

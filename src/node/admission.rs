@@ -1,0 +1,177 @@
+//! The join port: open only while an invitation is, answered by publishers, carried to one by workers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustbalance_gossip::coordinator::{Coordinator, Event};
+use rustbalance_gossip::id::{InvitationId, NodeId};
+use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
+use tokio::sync::Semaphore;
+use tracing::{debug, info, warn};
+
+use super::cluster::{Cluster, unix_now};
+use crate::join::{self, Admissions, Admitter, Door, Outcome, Publisher, Redemption, Refusal};
+use crate::link::Links;
+use crate::store::{Discovery, Store};
+use crate::tor::{BoxStream, Incoming};
+
+/// The virtual port of the master address at which nodes join.
+pub const JOIN_PORT: u16 = 7441;
+/// Joins under way at once; more are turned away by Tor's own refusal.
+const AT_ONCE: usize = 16;
+/// Bound on accepting the stream of a joiner.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
+/// Publishers a worker tries for one joiner.
+const TRIES: usize = 3;
+
+/// Whoever answers at the join port of this node.
+pub(super) struct JoinPort {
+    cluster: Cluster,
+    links: Arc<Links>,
+    door: Door,
+    /// On publishers.
+    gatekeeper: Option<Gatekeeper>,
+    places: Arc<Semaphore>,
+}
+
+impl JoinPort {
+    /// `publisher` is what a publisher admits with; a worker has none.
+    pub(super) fn new(cluster: Cluster, links: Arc<Links>, store: Arc<Store>, publisher: Option<Publisher>) -> Self {
+        let gatekeeper = publisher.map(|publisher| Gatekeeper { publisher, cluster: cluster.clone(), store });
+        Self { cluster, links, door: Door::new(), gatekeeper, places: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Answers a client that asks for the join port of the master address.
+    pub(super) async fn answer(&self, incoming: Incoming) {
+        let open = self.cluster.look(|coordinator, now| coordinator.view().has_open_invitation(now.unix));
+        let place = self.places.try_acquire();
+        if !open || place.is_err() {
+            incoming.request.reject().await;
+            return;
+        }
+        match tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {
+            Ok(Ok(stream)) => match &self.gatekeeper {
+                Some(gatekeeper) => self.admit(stream, gatekeeper).await,
+                None => self.carry(stream).await,
+            },
+            Ok(Err(error)) => debug!(%error, "a joiner is gone"),
+            Err(_) => debug!("a joiner did not take its stream in time"),
+        }
+    }
+
+    /// Answers a joiner that a worker has carried here, if this node is a publisher.
+    pub(super) async fn answer_carried(&self, stream: BoxStream) {
+        match &self.gatekeeper {
+            Some(gatekeeper) => self.admit(stream, gatekeeper).await,
+            None => join::refuse(stream, Refusal::NoPublisher).await,
+        }
+    }
+
+    async fn admit(&self, stream: BoxStream, gatekeeper: &Gatekeeper) {
+        match self.door.admit(stream, gatekeeper).await {
+            Some(Outcome::Admitted { node, role, again }) => info!(%node, %role, again, "admitted a new member"),
+            Some(Outcome::Refused(refusal)) => info!(%refusal, "turned a joiner away"),
+            None => debug!("a joiner went away"),
+        }
+    }
+
+    /// Takes the joiner's frames to a living publisher, unread.
+    async fn carry(&self, joiner: BoxStream) {
+        for publisher in self.cluster.look(|coordinator, _| living_publishers(coordinator)).into_iter().take(TRIES) {
+            match self.links.carry_join(publisher).await {
+                Ok(link) => {
+                    let (there, back) = join::carry(joiner, link).await;
+                    info!(publisher = %publisher.short(), there, back, "carried a join");
+                    return;
+                }
+                Err(error) => info!(publisher = %publisher.short(), %error, "cannot carry a join there"),
+            }
+        }
+        warn!("no publisher can be reached, so nobody can join through this node");
+        join::refuse(joiner, Refusal::NoPublisher).await;
+    }
+}
+
+/// Publishers that are heard now, the current one first.
+fn living_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
+    let view = coordinator.view();
+    let holder = view.best_claim().map(|claim| claim.holder);
+    let alive = view.members().filter(|member| member.alive && member.member.role() == Role::Publisher);
+    let mut publishers: Vec<_> = alive.map(|member| member.node()).filter(|node| *node != view.me()).collect();
+    publishers.sort_by_key(|node| Some(*node) != holder);
+    publishers
+}
+
+/// A publisher's side of a join.
+struct Gatekeeper {
+    publisher: Publisher,
+    cluster: Cluster,
+    store: Arc<Store>,
+}
+
+#[async_trait]
+impl Admitter for Gatekeeper {
+    fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
+    fn unix(&self) -> u64 {
+        unix_now()
+    }
+
+    fn with_admissions(&self, decide: &mut dyn FnMut(&dyn Admissions)) {
+        self.cluster.look(|coordinator, _| decide(&Known { coordinator, store: &self.store }));
+    }
+
+    async fn record(&self, redemption: &Redemption) -> bool {
+        let store = Arc::clone(&self.store);
+        let invitation = redemption.invitation.clone();
+        let written = tokio::task::spawn_blocking(move || store.put_invitations(&[invitation])).await;
+        match written {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                warn!(%error, "cannot admit a new member: the redemption cannot be stored");
+                return false;
+            }
+            Err(_) => return false,
+        }
+        let known = Event::KnownMembers(vec![redemption.member.chain()]);
+        self.cluster.tell_and_wait(Event::Invitation(redemption.invitation.clone())).await.is_ok()
+            && self.cluster.tell_and_wait(known).await.is_ok()
+    }
+}
+
+/// The cluster at the moment of a decision.
+struct Known<'a> {
+    coordinator: &'a Coordinator,
+    store: &'a Store,
+}
+
+impl Admissions for Known<'_> {
+    fn invitation(&self, id: &InvitationId) -> Option<Invitation> {
+        self.coordinator.invitation(id).cloned()
+    }
+
+    fn member(&self, node: &NodeId) -> Option<Member> {
+        self.coordinator.view().member(node).map(|member| member.member.clone())
+    }
+
+    fn is_revoked(&self, node: &NodeId) -> bool {
+        self.coordinator.view().revoked(node)
+    }
+
+    fn chains(&self) -> Vec<Chain> {
+        let mut members: Vec<_> = self.coordinator.view().members().collect();
+        members.sort_by_key(|member| (!member.alive, member.member.role()));
+        members.into_iter().map(|member| member.member.chain()).collect()
+    }
+
+    fn virtual_ports(&self) -> Vec<u16> {
+        self.store.virtual_ports().unwrap_or_default()
+    }
+
+    fn discovery(&self) -> Option<Discovery> {
+        self.store.discovery().inspect_err(|error| warn!(%error, "cannot read the discovery key")).ok()
+    }
+}

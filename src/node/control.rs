@@ -1,0 +1,193 @@
+//! Answers the control socket.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rustbalance_gossip::coordinator::{Coordinator, Event};
+use rustbalance_gossip::record::{Phase, Revocation, Role};
+use rustbalance_gossip::signed::Verified;
+use rustbalance_gossip::view::MemberView;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::cluster::{Cluster, unix_now};
+use super::status;
+use crate::balance::task::PointStatus;
+use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TokenText, TrafficStatus};
+use crate::health::Health;
+use crate::join::{self, Terms};
+use crate::keys::AuthoritySecret;
+use crate::link::Links;
+use crate::proxy::Traffic;
+use crate::store::Store;
+use crate::tor::{self, ServiceLimits};
+
+/// What can be asked once Tor is there and the cluster runs.
+pub(super) struct Running {
+    pub(super) cluster: Cluster,
+    pub(super) links: Arc<Links>,
+    pub(super) points: watch::Receiver<Vec<PointStatus>>,
+    pub(super) health: Arc<Health>,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) limits: Arc<ServiceLimits>,
+}
+
+/// The daemon, as the control socket sees it.
+pub(super) struct Daemon {
+    pub(super) store: Arc<Store>,
+    pub(super) started: Instant,
+    pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
+    pub(super) running: OnceLock<Running>,
+    /// Ends the daemon for good.
+    pub(super) leave: CancellationToken,
+}
+
+/// The answer while there is nobody to ask.
+fn not_yet() -> Response {
+    Response::refused("the daemon is still connecting to Tor: `rustbalance status` shows how far it is; try again then")
+}
+
+#[async_trait]
+impl Handler for Daemon {
+    async fn handle(&self, request: Request) -> Response {
+        match request {
+            Request::Status => Response::Status(Box::new(self.status())),
+            Request::Invite { role, expires_seconds, uses } => self.invite(role, expires_seconds, uses).await,
+            Request::Leave => {
+                info!("leaving, as asked");
+                self.leave.cancel();
+                Response::done("this node has said goodbye and stops; `rustbalance run` would bring it back")
+            }
+            Request::Drain => self.tell(Event::Drain, "draining: this node leaves the descriptor and serves on").await,
+            Request::Resume => self.tell(Event::Resume, "resumed: this node takes clients again").await,
+            Request::Evict { node } => self.evict(&node).await,
+        }
+    }
+}
+
+impl Daemon {
+    async fn tell(&self, event: Event, done: &str) -> Response {
+        let Some(running) = self.running.get() else { return not_yet() };
+        match running.cluster.tell(event).await {
+            Ok(()) => Response::done(done),
+            Err(stopping) => Response::refused(stopping),
+        }
+    }
+
+    /// The authority key, or why this node has none.
+    fn authority(&self) -> Result<AuthoritySecret, Response> {
+        match self.store.authority_secret() {
+            Ok(Some(authority)) => Ok(authority),
+            Ok(None) => {
+                Err(Response::refused("this node is a worker, only publishers can do that: ask on one of them"))
+            }
+            Err(error) => Err(Response::refused(error)),
+        }
+    }
+
+    async fn invite(&self, role: Role, expires_seconds: u64, uses: u16) -> Response {
+        let Some(running) = self.running.get() else { return not_yet() };
+        let authority = match self.authority() {
+            Ok(authority) => authority,
+            Err(refused) => return refused,
+        };
+        let terms = Terms { role, uses, lifetime: Duration::from_secs(expires_seconds) };
+        let (token, signed) = match join::invite(self.store.cluster(), &authority, terms, unix_now(), &mut rand::rng())
+        {
+            Ok(made) => made,
+            Err(error) => return Response::refused(error),
+        };
+        let expires = signed.expires;
+        // On disk before it is handed out, so that a crash cannot leave a person with a token nobody knows.
+        if let Err(error) = self.store.put_invitations(std::slice::from_ref(&signed)) {
+            return Response::refused(error);
+        }
+        if let Err(stopping) = running.cluster.tell_and_wait(Event::Invitation(signed)).await {
+            return Response::refused(stopping);
+        }
+        info!(%role, uses, "invitation made");
+        Response::Invited {
+            master: self.store.cluster().to_string(),
+            token: TokenText(token.text().to_string()),
+            expires,
+        }
+    }
+
+    async fn evict(&self, prefix: &crate::control::NodePrefix) -> Response {
+        let Some(running) = self.running.get() else { return not_yet() };
+        let members =
+            |coordinator: &Coordinator, _| coordinator.view().members().map(MemberView::node).collect::<Vec<_>>();
+        let members = running.cluster.look(members);
+        let node = match prefix.choose(members) {
+            Ok(node) if node == self.store.node_id() => {
+                return Response::refused("this is the node itself: use `rustbalance leave`, or evict it from another");
+            }
+            Ok(node) => node,
+            Err(why) => return Response::refused(why),
+        };
+        let signed = self.authority().and_then(|authority| {
+            let revocation = Revocation { cluster: self.store.cluster(), node, revoked: unix_now() };
+            Verified::sign(revocation, &authority).map_err(Response::refused)
+        });
+        match signed {
+            Ok(signed) => self.tell(Event::Revocation(signed), &format!("{node} is no member any more")).await,
+            Err(refused) => refused,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let bootstrap = self.bootstrap.borrow().clone();
+        let mut status = Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            cluster: self.store.cluster().to_string(),
+            node: self.store.node_id().to_string(),
+            role: self.store.membership().role(),
+            phase: Phase::Joining,
+            uptime_seconds: self.started.elapsed().as_secs(),
+            tor: Bootstrap { fraction: bootstrap.fraction, ready: bootstrap.ready, message: bootstrap.message },
+            publisher: None,
+            members: Vec::new(),
+            intro_points: Vec::new(),
+            publication: None,
+            ports: Vec::new(),
+            traffic: TrafficStatus::default(),
+            refused: Default::default(),
+            links: Vec::new(),
+            invitations: Vec::new(),
+        };
+        if let Some(running) = self.running.get() {
+            running.fill(&mut status);
+        }
+        status
+    }
+}
+
+impl Running {
+    fn fill(&self, status: &mut Status) {
+        let part = self.cluster.look(status::cluster_part);
+        status.publisher = part.publisher;
+        status.members = part.members;
+        status.publication = part.publication;
+        status.invitations = part.invitations;
+        status.refused = part.refused;
+        status.phase = part.phase;
+        status.intro_points = status::intro_points(&self.points.borrow(), unix_now());
+        status.ports = status::ports(&self.health.ports());
+        status.traffic = status::traffic(&self.traffic);
+        status::refused_clients(&self.limits.refused, &self.traffic, &mut status.refused);
+        status.links = self.links.status().into_iter().map(link_status).collect();
+        status.refused.extend(self.links.refused().into_iter().map(|(name, count)| (name.to_string(), count)));
+    }
+}
+
+fn link_status(link: crate::link::LinkStatus) -> LinkStatus {
+    LinkStatus {
+        peer: link.peer.to_string(),
+        outgoing: link.outgoing,
+        age_seconds: link.age.as_secs(),
+        frames_in: link.frames_in,
+        frames_out: link.frames_out,
+    }
+}

@@ -1,0 +1,127 @@
+//! The daemon: wires the parts together, watches over them, and takes them down in order.
+//!
+//! Enter with [`run`]. The parts are tasks that know nothing of each other; what connects them are watches (desired
+//! states) and the [`cluster`] actor's events:
+//!
+//! ```text
+//!   mesh ──records──► cluster actor ──► balance (own intro points) ──► engine
+//!   health ─────────►      │      └───► publish (descriptors)      ──► engine
+//!   links ──────────►      └──────────► links (whom to reach)      ──► engine
+//!   engine ──client streams──► proxy | join port
+//! ```
+
+mod admission;
+pub mod cluster;
+mod control;
+mod disk;
+mod parts;
+mod status;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use rustbalance_gossip::mesh::MeshError;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::control::ControlError;
+use crate::store::{Store, StoreError};
+use crate::systemd;
+use crate::tor::arti::{ArtiConfig, ArtiEngine};
+use crate::tor::{Engine, TorError};
+use control::Daemon;
+use parts::Parts;
+
+/// Why the daemon ended, other than because it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Tor.
+    #[error(transparent)]
+    Tor(#[from] TorError),
+    /// Gossip.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
+    /// The cluster has put this node out.
+    #[error("this node is no member of the cluster any more: {0}")]
+    Excluded(String),
+    /// The introduction points' keys cannot be used.
+    #[error("cannot keep introduction points: {0}")]
+    IntroPoints(String),
+    /// A part that must not end has ended.
+    #[error("the {0} task has ended unexpectedly: please report this with the log")]
+    TaskEnded(&'static str),
+}
+
+/// Runs the node of this state directory until `stop`, until it is told to leave, or until it cannot go on.
+pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Result<(), NodeError> {
+    let store = Arc::new(store);
+    let arti =
+        ArtiConfig { toml: config.arti.clone(), state_dir: store.arti_state_dir(), cache_dir: store.arti_cache_dir() };
+    let engine = ArtiEngine::start(arti)?;
+    let outcome = run_on(Arc::clone(&engine) as Arc<dyn Engine>, store, &config, stop).await;
+    engine.shutdown().await;
+    outcome
+}
+
+/// The same over any engine.
+pub async fn run_on(
+    engine: Arc<dyn Engine>,
+    store: Arc<Store>,
+    config: &Config,
+    stop: CancellationToken,
+) -> Result<(), NodeError> {
+    let daemon = Arc::new(Daemon {
+        store: Arc::clone(&store),
+        started: Instant::now(),
+        bootstrap: engine.bootstrap(),
+        running: OnceLock::new(),
+        leave: stop.clone(),
+    });
+    let socket = crate::control::bind(store.dir())?;
+    let closing = CancellationToken::new();
+    let serving = tokio::spawn(crate::control::serve(socket, Arc::clone(&daemon) as _, closing.clone()));
+    let outcome = match bootstrapped(&engine, &stop).await {
+        Ok(true) => match Parts::start(engine, store, config, &daemon).await {
+            Ok(parts) => parts.run(&stop).await,
+            Err(error) => Err(error),
+        },
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
+    closing.cancel();
+    if serving.await.is_err() {
+        warn!("the control socket's task has failed");
+    }
+    outcome
+}
+
+/// Waits until circuits can be built; false if it is told to stop before.
+async fn bootstrapped(engine: &Arc<dyn Engine>, stop: &CancellationToken) -> Result<bool, NodeError> {
+    let mut bootstrap = engine.bootstrap();
+    let mut shown = String::new();
+    loop {
+        let now = bootstrap.borrow_and_update().clone();
+        if now.message != shown {
+            let percent = (now.fraction * 100.0).round();
+            info!(percent, "connecting to Tor: {}", now.message);
+            systemd::status(&format!("connecting to Tor: {percent} %"));
+            shown = now.message;
+        }
+        if now.ready {
+            return Ok(true);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(false),
+            changed = bootstrap.changed() => if changed.is_err() {
+                return Err(TorError::Stopped("it has given up connecting".into()).into());
+            },
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! All the parts of a running node: started in order, watched over, taken down in order.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use rustbalance_gossip::coordinator::{Coordinator, Event, Settings};
+use rustbalance_gossip::lease::Timing;
+use rustbalance_gossip::liveness::Patience;
+use rustbalance_gossip::mesh::{Mesh, MeshConfig};
+use rustbalance_gossip::record::{Phase, PublishedPeriod, Role};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::NodeError;
+use super::admission::{JOIN_PORT, JoinPort};
+use super::cluster::{self, Cluster, Decisions};
+use super::control::{Daemon, Running};
+use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
+use crate::balance::task::Balance;
+use crate::config::Config;
+use crate::health::Health;
+use crate::join::Publisher as Admitting;
+use crate::keys::DiscoverySecret;
+use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet};
+use crate::proxy::Proxy;
+use crate::publish::task::Publisher;
+use crate::store::Store;
+use crate::systemd;
+use crate::tor::{Engine, Incoming, OwnService};
+
+/// Client streams that may wait to be taken.
+const STREAMS: usize = 256;
+/// How long open client streams may go on while the daemon stops.
+const GRACE: Duration = Duration::from_secs(5);
+/// Bound on each step of the shutdown that waits for others.
+const SHUTDOWN_STEP: Duration = Duration::from_secs(5);
+/// Between two rounds of gossip.
+const GOSSIP_INTERVAL: Duration = Duration::from_millis(500);
+/// How soon the node's own service is tried again.
+const LISTEN_PAUSE: Duration = Duration::from_secs(2);
+
+/// Between two looks at what gives no word of its own.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+/// Streams to the node's own service that may be in the accepting at once.
+const ACCEPTING: usize = 32;
+/// Bound on accepting one.
+const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
+
+/// A task that must not end before it is told to.
+type Ended = Result<&'static str, NodeError>;
+
+/// A running node.
+pub(super) struct Parts {
+    cluster: Cluster,
+    excluded: watch::Receiver<Option<String>>,
+    bootstrap: watch::Receiver<crate::tor::Bootstrap>,
+    tasks: JoinSet<Ended>,
+    actor: tokio::task::JoinHandle<Mesh>,
+    proxy: tokio::task::JoinHandle<()>,
+    links: Arc<Links>,
+    /// Ends the parts that take new work.
+    stop_serving: CancellationToken,
+    /// Ends the rest.
+    stop_all: CancellationToken,
+}
+
+impl Parts {
+    /// Starts everything on a Tor that is ready.
+    pub(super) async fn start(
+        engine: Arc<dyn Engine>,
+        store: Arc<Store>,
+        config: &Config,
+        daemon: &Daemon,
+    ) -> Result<Self, NodeError> {
+        let (stop_serving, stop_all) = (CancellationToken::new(), CancellationToken::new());
+        let boot = store.next_boot()?;
+        let me = store.node_id();
+        let authority = store.authority_secret()?;
+        let (members, members_watch) = watch::channel(known_members(&store)?);
+        let config_of_links = LinkConfig {
+            engine: Arc::clone(&engine),
+            identity: store.node_secret()?,
+            membership: store.membership().clone(),
+            cluster: store.cluster(),
+            limits: LinkLimits::default(),
+        };
+        let (links, LinkOutputs { carrier, joins }) = Links::start(config_of_links, members_watch);
+        let links = Arc::new(links);
+        let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
+        let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: GOSSIP_INTERVAL };
+        let (mesh, updates) = Mesh::start(mesh, carrier, seeds).await?;
+        let coordinator = Coordinator::new(
+            settings(&store, config, boot)?,
+            Box::new(store.node_secret()?),
+            store.membership().clone(),
+        );
+        let intro_points = config.cluster.intro_points;
+        let parts = cluster::Parts {
+            coordinator,
+            mesh,
+            updates,
+            store: Arc::clone(&store),
+            authority: authority.as_ref().map(|authority| authority.duplicate()),
+            intro_points,
+        };
+        let (cluster, decisions, actor) = cluster::start(parts);
+        let actor = tokio::spawn(actor.run(stop_all.clone()));
+        tell_what_the_disk_knows(&cluster, &store).await?;
+
+        let mut tasks = JoinSet::new();
+        let Decisions { publish, balance, members: decided, excluded } = decisions;
+        tasks.spawn(forward_members(decided.clone(), members));
+        tasks.spawn(trust(decided, Arc::clone(&engine), store.discovery()?.secret, me));
+        tasks.spawn(listen(Arc::clone(&engine), Arc::clone(&store), Arc::clone(&links), stop_all.clone()));
+        tasks.spawn(tell_of_mesh(Arc::clone(&links), cluster.clone()));
+
+        let (streams, incoming) = mpsc::channel(STREAMS);
+        let limits = Arc::new(config.limits.service_limits());
+        let (advertised, advertised_watch) = watch::channel(Vec::new());
+        let (points, points_watch) = watch::channel(Vec::new());
+        let balancing = Balance {
+            engine: Arc::clone(&engine),
+            master: store.cluster(),
+            store: Arc::new(StoredIntroPoints::new(Arc::clone(&store))),
+            limits: Arc::clone(&limits),
+            streams,
+            wanted: balance,
+            advertised,
+            status: points,
+        };
+        let stop = stop_all.clone();
+        tasks.spawn(async move { balancing.run(stop).await.map(|()| "intro points").map_err(NodeError::IntroPoints) });
+        tasks.spawn(pump(advertised_watch, cluster.clone(), Event::IntroPoints, "intro points report"));
+
+        let admitting = match (store.membership().role(), authority, store.master_secret()?) {
+            (Role::Publisher, Some(authority), Some(master)) => {
+                let (report, report_watch) = watch::channel(Vec::new());
+                let publisher = Publisher {
+                    engine: Arc::clone(&engine),
+                    master: store.cluster(),
+                    credentials: Arc::new(MasterKeyCredentials(master.duplicate())),
+                    revisions: Arc::new(StoredRevisions(Arc::clone(&store))),
+                    wanted: publish,
+                    report,
+                    refresh: Duration::from_secs(rand::rng().random_range(3600..7200)),
+                };
+                let stop = stop_all.clone();
+                tasks.spawn(async move {
+                    publisher.run(stop).await;
+                    Ok("publisher")
+                });
+                tasks.spawn(pump(report_watch, cluster.clone(), Event::Published, "publication report"));
+                Some(Admitting {
+                    membership: store.membership().clone(),
+                    node: store.node_secret()?,
+                    authority,
+                    master,
+                })
+            }
+            _ => None,
+        };
+
+        let health = Arc::new(Health::start(config.ports.clone(), config.health.clone()));
+        tasks.spawn(pump(health.ready(), cluster.clone(), Event::Ready, "health report"));
+        let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
+        let traffic = proxy.traffic();
+        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), Arc::clone(&store), admitting));
+        let (to_proxy, clients) = mpsc::channel(STREAMS);
+        tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door)));
+        tasks.spawn(answer_carried(joins, door));
+        let proxy = tokio::spawn(proxy.run(clients, stop_serving.clone(), GRACE));
+        tasks.spawn(tell_systemd(cluster.clone()));
+
+        let running = Running {
+            cluster: cluster.clone(),
+            links: Arc::clone(&links),
+            points: points_watch,
+            health,
+            traffic,
+            limits,
+        };
+        // Set once: a daemon starts its parts once.
+        let _ = daemon.running.set(running);
+        let bootstrap = engine.bootstrap();
+        Ok(Self { cluster, excluded, bootstrap, tasks, actor, proxy, links, stop_serving, stop_all })
+    }
+
+    /// Runs until told to stop, put out, or broken; then takes everything down in order.
+    pub(super) async fn run(mut self, stop: &CancellationToken) -> Result<(), NodeError> {
+        let outcome = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            why = excluded(&mut self.excluded) => Err(NodeError::Excluded(why)),
+            () = closed(&mut self.bootstrap) => {
+                Err(crate::tor::TorError::Stopped("its connection to the network is lost for good".into()).into())
+            }
+            Some(ended) = self.tasks.join_next() => Err(match ended {
+                Ok(Ok(name)) => NodeError::TaskEnded(name),
+                Ok(Err(error)) => error,
+                Err(_) => NodeError::TaskEnded("a"),
+            }),
+        };
+        if let Err(error) = &outcome {
+            warn!(%error, "stopping");
+        }
+        self.shut_down().await;
+        outcome
+    }
+
+    /// First goodbye, so that the others take over at once; then the clients; then the rest.
+    async fn shut_down(mut self) {
+        info!("saying goodbye");
+        // An actor that has ended has nothing to say.
+        let _ = self.cluster.tell_and_wait(Event::Leave).await;
+        self.stop_serving.cancel();
+        if tokio::time::timeout(GRACE + SHUTDOWN_STEP, &mut self.proxy).await.is_err() {
+            self.proxy.abort();
+        }
+        self.stop_all.cancel();
+        match tokio::time::timeout(SHUTDOWN_STEP, self.actor).await {
+            Ok(Ok(mesh)) => {
+                if tokio::time::timeout(SHUTDOWN_STEP, mesh.shutdown()).await.is_err() {
+                    warn!("the others may not have heard the goodbye");
+                }
+            }
+            _ => warn!("the cluster task did not end in time"),
+        }
+        self.links.shutdown();
+        self.tasks.shutdown().await;
+        info!("stopped");
+    }
+}
+
+/// What the coordinator starts with.
+fn settings(store: &Store, config: &Config, boot: u64) -> Result<Settings, NodeError> {
+    let heartbeat = config.cluster.heartbeat;
+    let mut settings = Settings::new(boot, store.term()?);
+    settings.priority = config.node.priority;
+    settings.weight = config.node.weight;
+    settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
+    settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
+    Ok(settings)
+}
+
+/// The members as of the last run, for the links to begin with.
+fn known_members(store: &Store) -> Result<MemberSet, NodeError> {
+    let unix = cluster::unix_now();
+    let chains = store.members()?;
+    let members = chains.into_iter().filter_map(|chain| chain.verify(store.cluster(), unix).ok());
+    let members: BTreeSet<_> = members.map(|member| member.node()).collect();
+    let revoked = store.revocations()?.iter().map(|revocation| revocation.node).collect();
+    Ok(MemberSet { members, revoked })
+}
+
+/// Members first: a node that knows of no others waits for none.
+async fn tell_what_the_disk_knows(cluster: &Cluster, store: &Store) -> Result<(), NodeError> {
+    let mut events = vec![Event::KnownMembers(store.members()?)];
+    events.extend(store.revocations()?.into_iter().map(Event::Revocation));
+    events.extend(store.invitations()?.into_iter().map(Event::Invitation));
+    let revisions = store.revisions()?.into_iter();
+    let published = |(period, revision)| PublishedPeriod { period, revision, confirmed: 0, directories: 0 };
+    events.push(Event::Published(revisions.map(published).collect()));
+    for event in events {
+        // The actor has just been started.
+        let _ = cluster.tell(event).await;
+    }
+    Ok(())
+}
+
+/// Hands every new value of a watch to the cluster.
+async fn pump<T: Clone>(
+    mut watch: watch::Receiver<T>,
+    cluster: Cluster,
+    event: impl Fn(T) -> Event,
+    name: &'static str,
+) -> Ended {
+    loop {
+        let value = watch.borrow_and_update().clone();
+        if cluster.tell(event(value)).await.is_err() || watch.changed().await.is_err() {
+            return Ok(name);
+        }
+    }
+}
+
+/// The links were started before there was anybody to decide on members.
+async fn forward_members(mut decided: watch::Receiver<MemberSet>, members: watch::Sender<MemberSet>) -> Ended {
+    while decided.changed().await.is_ok() {
+        let latest = decided.borrow_and_update().clone();
+        members.send_replace(latest);
+    }
+    Ok("members")
+}
+
+/// Lets the Tor client read the descriptor of every member's own service.
+async fn trust(
+    mut members: watch::Receiver<MemberSet>,
+    engine: Arc<dyn Engine>,
+    discovery: DiscoverySecret,
+    me: rustbalance_gossip::id::NodeId,
+) -> Ended {
+    let mut trusted = BTreeSet::from([me]);
+    loop {
+        let new: Vec<_> = members.borrow_and_update().members.difference(&trusted).copied().collect();
+        for node in new {
+            match engine.trust_discovery(node, &discovery) {
+                Ok(()) => {
+                    trusted.insert(node);
+                }
+                Err(error) => warn!(node = %node.short(), %error, "cannot prepare to reach a member"),
+            }
+        }
+        if members.changed().await.is_err() {
+            return Ok("discovery");
+        }
+    }
+}
+
+/// Keeps the node's own service up, and hands its streams to the links.
+async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, stop: CancellationToken) -> Ended {
+    let (streams, mut incoming) = mpsc::channel::<Incoming>(STREAMS);
+    let listening = loop {
+        let service = OwnService {
+            identity: store.node_secret()?,
+            discovery: vec![store.discovery()?.secret.public()],
+            ports: vec![LINK_PORT],
+        };
+        match engine.listen(service, streams.clone()).await {
+            Ok(listening) => break listening,
+            Err(error) if error.is_transient() => warn!(%error, "cannot start this node's own service, will try again"),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(LISTEN_PAUSE).await;
+    };
+    let places = Arc::new(Semaphore::new(ACCEPTING));
+    while let Some(Some(incoming)) = stop.run_until_cancelled(incoming.recv()).await {
+        // Too many at once: dropped, it is rejected.
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let links = Arc::clone(&links);
+        tokio::spawn(async move {
+            if let Ok(Ok(stream)) = tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {
+                links.accept(stream);
+            }
+            drop(place);
+        });
+    }
+    drop(listening);
+    Ok("own service")
+}
+
+/// Tells the cluster once that others can be heard.
+async fn tell_of_mesh(links: Arc<Links>, cluster: Cluster) -> Ended {
+    while links.status().is_empty() {
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    // If the actor has ended, its own task tells why.
+    let _ = cluster.tell(Event::MeshReached).await;
+    std::future::pending().await
+}
+
+/// Joiners to the door, everybody else to the proxy.
+async fn sort_streams(
+    mut incoming: mpsc::Receiver<Incoming>,
+    proxy: mpsc::Sender<Incoming>,
+    door: Arc<JoinPort>,
+) -> Ended {
+    while let Some(stream) = incoming.recv().await {
+        if stream.port == JOIN_PORT {
+            // Bounded by the door's own places.
+            let door = Arc::clone(&door);
+            tokio::spawn(async move { door.answer(stream).await });
+        } else {
+            // Full or closed: dropped, it is rejected.
+            let _ = proxy.try_send(stream);
+        }
+    }
+    Ok("client streams")
+}
+
+/// Joiners that workers have carried here.
+async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, door: Arc<JoinPort>) -> Ended {
+    while let Some(CarriedJoin { from, stream }) = carried.recv().await {
+        debug!(from = %from.short(), "a joiner is carried here");
+        // Bounded by the links' own limit on carried joins.
+        let door = Arc::clone(&door);
+        tokio::spawn(async move { door.answer_carried(stream).await });
+    }
+    Ok("carried joins")
+}
+
+/// Tells systemd (and the log) when the node serves, and when not.
+async fn tell_systemd(cluster: Cluster) -> Ended {
+    let mut shown: Option<Phase> = None;
+    loop {
+        let phase = cluster.look(|coordinator, _| coordinator.phase());
+        if shown != Some(phase) {
+            info!(%phase, "phase");
+            match phase {
+                Phase::Healthy => systemd::ready("serving clients"),
+                other => systemd::status(&other.to_string()),
+            }
+            shown = Some(phase);
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+async fn excluded(watch: &mut watch::Receiver<Option<String>>) -> String {
+    match watch.wait_for(Option::is_some).await {
+        Ok(why) => why.clone().unwrap_or_default(),
+        // The actor has ended: the tasks tell why.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn closed<T>(watch: &mut watch::Receiver<T>) {
+    while watch.changed().await.is_ok() {}
+}

@@ -1,0 +1,228 @@
+//! The command as an operator meets it: what it prints, what it refuses and with which exit code. No network.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use assert_cmd::Command;
+
+const DUCK: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
+
+/// What a command did.
+struct Done {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs `rustbalance --dir DIR ...` with `input` on standard input.
+fn run_with(dir: &Path, arguments: &[&str], input: &str) -> Done {
+    let output = Command::new(env!("CARGO_BIN_EXE_rustbalance"))
+        .env_remove("RUSTBALANCE_LOG")
+        .env_remove("RUSTBALANCE_DIR")
+        .arg("--dir")
+        .arg(dir)
+        .args(arguments)
+        .write_stdin(input)
+        .output()
+        .unwrap();
+    Done {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn run(dir: &Path, arguments: &[&str]) -> Done {
+    run_with(dir, arguments, "")
+}
+
+/// Every file in a directory with its bytes, but for the lock, which says who took it last.
+fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        match entry.file_type().unwrap().is_dir() {
+            _ if entry.file_name() == "lock" => {}
+            true => all.extend(contents(&entry.path())),
+            false => all.push((entry.path().display().to_string(), std::fs::read(entry.path()).unwrap())),
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn help_names_every_command() {
+    let home = tempfile::tempdir().unwrap();
+    let done = run(home.path(), &["--help"]);
+    assert_eq!(done.code, 0);
+    for command in ["init", "run", "invite", "join", "status", "leave", "drain", "resume", "evict"] {
+        assert!(done.out.contains(&format!("\n  {command} ")), "{command} is not in\n{}", done.out);
+        assert_eq!(run(home.path(), &[command, "--help"]).code, 0);
+    }
+}
+
+#[test]
+fn wrong_usage_has_exit_code_2() {
+    let home = tempfile::tempdir().unwrap();
+    for wrong in [
+        &["fly"][..],
+        &[],
+        &["init", "--target", "example.com:80"],
+        &["init", "--port", "7441"],
+        &["init", "--colour"],
+        &["invite", "--uses", "0"],
+        &["invite", "--expires", "1y"],
+        &["invite", "--role", "king"],
+        &["join", "abc.onion"],
+        &["evict", "x/y"],
+    ] {
+        let done = run(home.path(), wrong);
+        assert_eq!(done.code, 2, "{wrong:?}: {}", done.err);
+        assert!(done.out.is_empty());
+    }
+    let done = run(home.path(), &["init", "--target", "example.com:80"]);
+    assert!(done.err.contains("is not on this host"), "{}", done.err);
+    assert!(contents(home.path()).is_empty());
+}
+
+#[test]
+fn commands_for_a_daemon_that_does_not_run_have_exit_code_3() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("state");
+    for command in [
+        &["status"][..],
+        &["status", "--json"],
+        &["invite"],
+        &["leave"],
+        &["drain"],
+        &["resume"],
+        &["evict", "abcdefgh"],
+    ] {
+        let done = run(&dir, command);
+        assert_eq!(done.code, 3, "{command:?}: {}", done.err);
+        assert_eq!(done.err, format!("error: no daemon runs in {}: start it with `rustbalance run`\n", dir.display()),);
+    }
+    assert!(!dir.exists());
+}
+
+#[test]
+fn init_makes_a_node_once() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("a node");
+    let first = run(&dir, &["init", "--quiet", "--target", "unix:/run/app.sock", "--port", "8080"]);
+    assert_eq!((first.code, first.err.as_str()), (0, ""));
+    let address = first.out.trim();
+    assert!(address.len() == 62 && address.ends_with(".onion"), "{address}");
+    assert_eq!(std::fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+    let config = std::fs::read_to_string(dir.join("rustbalance.toml")).unwrap();
+    assert!(config.contains("virtual = 8080\ntarget = \"unix:/run/app.sock\"\n"), "{config}");
+    for (path, _) in contents(&dir) {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{path} is open to others");
+    }
+
+    let before = contents(&dir);
+    let second = run(&dir, &["init"]);
+    assert_eq!(second.code, 1);
+    assert!(second.err.starts_with("error: ") && second.err.contains(address), "{}", second.err);
+    let changed: Vec<_> =
+        contents(&dir).into_iter().filter(|file| !before.contains(file)).map(|(path, _)| path).collect();
+    assert_eq!((changed, contents(&dir).len()), (Vec::new(), before.len()), "nothing may change");
+}
+
+#[test]
+fn init_says_what_to_do_next() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("a node");
+    let done = run(&dir, &["init"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.out.contains("Port 80 goes to 127.0.0.1:8080."), "{}", done.out);
+    assert!(done.out.contains(&format!("rustbalance --dir '{}' run", dir.display())), "{}", done.out);
+}
+
+#[test]
+fn init_takes_over_the_key_of_c_tor_and_artis_file() {
+    let home = tempfile::tempdir().unwrap();
+    let key = home.path().join("hs_ed25519_secret_key");
+    let mut bytes = b"== ed25519v1-secret: type0 ==\0\0\0".to_vec();
+    bytes.extend([64; 64]);
+    std::fs::write(&key, bytes).unwrap();
+    let arti = home.path().join("my.toml");
+    std::fs::write(&arti, "# mine\n[vanguards]\nmode = \"full\"\n").unwrap();
+    let (first, second) = (home.path().join("1"), home.path().join("2"));
+    let options = ["init", "--quiet", "--import-key", key.to_str().unwrap(), "--arti-config", arti.to_str().unwrap()];
+    let done = run(&first, &options);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert_eq!(run(&second, &options).out, done.out, "one key is one address");
+    assert_eq!(std::fs::read(first.join("arti.toml")).unwrap(), std::fs::read(&arti).unwrap());
+
+    std::fs::write(&arti, "mode = ").unwrap();
+    let done = run(&home.path().join("3"), &options);
+    assert_eq!(done.code, 1);
+    assert!(done.err.contains("my.toml: is no TOML"), "{}", done.err);
+    assert!(!home.path().join("3").exists());
+}
+
+#[test]
+fn run_refuses_an_unknown_key_and_names_the_nearest() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("node");
+    assert_eq!(run(&dir, &["init"]).code, 0);
+    let path = dir.join("rustbalance.toml");
+    let config = std::fs::read_to_string(&path).unwrap().replace("# heartbeat = ", "hartbeat = ");
+    std::fs::write(&path, config).unwrap();
+    let done = run(&dir, &["run"]);
+    assert_eq!(done.code, 1);
+    let told =
+        format!("error: {}: unknown key \"hartbeat\" in [cluster]: did you mean \"heartbeat\"?\n", path.display());
+    assert_eq!(done.err, told);
+    let done = run(&home.path().join("none"), &["run"]);
+    assert!(done.err.contains("`rustbalance init`"), "{}", done.err);
+}
+
+#[test]
+fn join_without_a_token_that_can_be_one_touches_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("node");
+    let none = run(&dir, &["join", DUCK]);
+    assert_eq!(none.code, 2);
+    assert!(none.err.contains("there is no token"), "{}", none.err);
+    for token in ["hello", "rb1-abc"] {
+        let done = run_with(&dir, &["join", DUCK, "--token-file", "-"], token);
+        assert_eq!(done.code, 1);
+        assert!(done.err.starts_with("error: no"), "{}", done.err);
+    }
+    let missing = run(&dir, &["join", DUCK, "--token-file", "/nonexistent/token"]);
+    assert!(missing.err.contains("cannot open the token file /nonexistent/token"), "{}", missing.err);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_token_of_another_cluster_is_told_before_anything_is_touched() {
+    use rustbalance::join::Token;
+    use rustbalance::keys::TokenSecret;
+    use rustbalance_gossip::id::MasterId;
+
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("node");
+    let other = MasterId::from_public_key([7; 32]);
+    let token = Token::new(TokenSecret::generate(&mut rand::rng()), other).text();
+    let done = run_with(&dir, &["join", DUCK], &token);
+    assert_eq!(done.code, 1);
+    assert!(done.err.contains("another cluster"), "{}", done.err);
+    assert!(!done.err.contains(&token[4..12]));
+    assert!(!dir.exists());
+}
+
+#[test]
+fn log_filters_that_cannot_be_read_are_an_error() {
+    let home = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_rustbalance"))
+        .env("RUSTBALANCE_LOG", "rustbalance=loud")
+        .args(["--dir", home.path().to_str().unwrap(), "status"])
+        .output()
+        .unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err.starts_with("error: RUSTBALANCE_LOG=\"rustbalance=loud\" cannot be read"), "{err}");
+}

@@ -1,0 +1,80 @@
+//! Nodes that freeze: their connections stay up and nothing answers, which no broken circuit tells anybody.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rustbalance_testnet::cluster::{Cluster, Node};
+
+use crate::support::{Nodes, Story, agreed_publisher, all_served, check_directories, scenario, session_keys};
+
+/// From the freeze until no directory has the node's points.
+const OUT: Duration = Duration::from_secs(45);
+/// From the thaw until all agree on one publisher and the node is published again.
+const SETTLED: Duration = Duration::from_secs(60);
+/// How long a wait goes on beyond its bound, to tell slow from never.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[test]
+fn the_frozen_leave_the_directories_and_find_their_place_when_thawed() {
+    scenario("freezing", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+        let (publisher, _) = nodes.publisher()?;
+        let follower = nodes.but(publisher).remove(0);
+        freeze_and_thaw(story, cluster, nodes, &follower)?;
+        let (publisher, term) = nodes.publisher()?;
+        let publisher = publisher.clone();
+        freeze_and_thaw(story, cluster, nodes, &publisher)?;
+        let (holder, new_term) = nodes.publisher()?;
+        ensure!(
+            new_term > term,
+            "the frozen publisher was not replaced: {} publishes in term {new_term}",
+            holder.name()
+        );
+        Ok(())
+    });
+}
+
+fn freeze_and_thaw(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, victim: &Node) -> Result<()> {
+    let address = cluster.onion()?;
+    let gone = session_keys(victim)?;
+    let others = nodes.but(victim);
+    let there = others.iter().map(|node| session_keys(node)).collect::<Result<Vec<_>>>()?;
+    victim.stop()?;
+    let frozen = Instant::now();
+    let out = cluster.wait_until("a frozen node's points leave every directory", PATIENCE, || {
+        check_directories(&address, &there, &gone)?;
+        Ok(frozen.elapsed())
+    });
+    if out.is_err() {
+        victim.cont()?;
+    }
+    let out = out?;
+    story.tell(format_args!("{} was frozen; out of every directory after {:.1} s", victim.name(), out.as_secs_f64()));
+    let served = all_served(cluster, 6)?;
+    ensure!(!served.contains(victim.name()), "the frozen {} has served: {served:?}", victim.name());
+    let (holder, term) = agreed_publisher(&others)?;
+
+    victim.cont()?;
+    let thawed = Instant::now();
+    let settled = cluster.wait_until("a thawed node is published, by one publisher", PATIENCE, || {
+        let own = session_keys(victim)?;
+        ensure!(!own.is_empty(), "{} has no points", victim.name());
+        let agreed = agreed_publisher(&nodes.0)?;
+        ensure!(agreed == (holder.clone(), term), "{agreed:?} publishes, no longer {holder} in term {term}");
+        check_directories(&address, &[own], &Default::default())?;
+        Ok(thawed.elapsed())
+    })?;
+    story.tell(format_args!(
+        "{} was thawed; back with one publisher after {:.1} s",
+        victim.name(),
+        settled.as_secs_f64()
+    ));
+    ensure!(out <= OUT, "the frozen {} stayed for {out:?}, longer than {OUT:?}", victim.name());
+    ensure!(settled <= SETTLED, "the thawed {} took {settled:?} to find its place", victim.name());
+    // No second publisher lasts, nor comes again.
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        ensure!(agreed_publisher(&nodes.0)? == (holder.clone(), term), "the lease moved after the thaw");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    cluster.await_served(&nodes.0)
+}

@@ -1,0 +1,11 @@
+//! The product on a real Tor network: daemons as processes, stock C tor clients, and python3-stem to read what the
+//! directories hold. Every claim that the README makes of a cluster's behaviour has a scenario here.
+//!
+//! All scenarios share one network and take turns on it, so that what is measured is the product and not the machine.
+//! A failed one leaves the daemons' logs in `network-failures` in cargo's target folder.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+mod changes_of_time_period;
+mod deaths;
+mod freezing;
+mod support;

@@ -1,0 +1,271 @@
+//! What the scenarios share: the network, the turn to use it, an eye on the directories, and nodes by name.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
+use rustbalance::tor::descriptor::{self, DescriptorContent};
+use rustbalance::tor::{Directory, Engine, TorError};
+use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::record::PeriodId;
+use rustbalance_testnet::cluster::{Cluster, Node};
+use rustbalance_testnet::{Network, Options};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+/// The daemon under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
+
+/// Clusters that may live at once: more would measure the machine and not the product.
+const TURNS: usize = 2;
+/// How long a directory may take to answer.
+const ASK_LIMIT: Duration = Duration::from_secs(8);
+
+/// The network that all scenarios share: with some relays more than the default, for two clusters at once.
+pub(crate) fn network() -> &'static Network {
+    Network::shared_or(Options { relays: 11, exits: 4, ..Options::default() }).unwrap()
+}
+
+/// The right to have a cluster on the network, until dropped.
+pub(crate) struct Turn;
+
+static TAKEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+impl Turn {
+    /// Waits until fewer than [`TURNS`] clusters live.
+    pub(crate) fn take() -> Self {
+        let (taken, freed) = &TAKEN;
+        let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = freed.wait_while(taken, |taken| *taken >= TURNS).unwrap_or_else(PoisonError::into_inner);
+        *taken += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let (taken, freed) = &TAKEN;
+        *taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        freed.notify_one();
+    }
+}
+
+/// Runs a scenario on a cluster of its own: these names are started, the first two as publishers.
+pub(crate) fn scenario(title: &str, names: &[&str], body: impl FnOnce(&mut Story, &Cluster<'_>, &Nodes) -> Result<()>) {
+    let _turn = Turn::take();
+    let mut story = Story { title: title.to_owned(), started: Instant::now() };
+    let cluster = Cluster::new(network(), BINARY).unwrap();
+    let done = cluster.grow(names, &["publisher", "publisher", "worker"]).and_then(|nodes| {
+        story.tell(format_args!("{} nodes are published", nodes.len()));
+        body(&mut story, &cluster, &Nodes(nodes))
+    });
+    // While the cluster lives, so that its logs are kept.
+    if let Err(error) = done {
+        panic!("{title}: {error:#}");
+    }
+    story.tell(format_args!("done"));
+}
+
+/// Tells how far a scenario is, for whoever waits or reads a log afterwards.
+pub(crate) struct Story {
+    title: String,
+    started: Instant,
+}
+
+impl Story {
+    pub(crate) fn tell(&mut self, what: std::fmt::Arguments<'_>) {
+        eprintln!("{:>20} {:6.1} s  {what}", self.title, self.started.elapsed().as_secs_f64());
+    }
+}
+
+/// The running nodes of a cluster.
+pub(crate) struct Nodes(pub(crate) Vec<Arc<Node>>);
+
+impl Nodes {
+    pub(crate) fn named(&self, name: &str) -> Result<&Arc<Node>> {
+        self.0.iter().find(|node| node.name() == name).with_context(|| format!("there is no node {name}"))
+    }
+
+    /// Those but this one.
+    pub(crate) fn but(&self, left_out: &Node) -> Vec<Arc<Node>> {
+        self.0.iter().filter(|node| node.name() != left_out.name()).cloned().collect()
+    }
+
+    /// The one whose address this is.
+    pub(crate) fn at(&self, address: &str) -> Result<&Arc<Node>> {
+        for node in &self.0 {
+            if node.is_running() && node.status()?.node == address {
+                return Ok(node);
+            }
+        }
+        bail!("no running node has the address {address}")
+    }
+
+    /// The publisher, as all that run know it, and its term.
+    pub(crate) fn publisher(&self) -> Result<(&Arc<Node>, u64)> {
+        let running: Vec<_> = self.0.iter().filter(|node| node.is_running()).cloned().collect();
+        let (address, term) = agreed_publisher(&running)?;
+        Ok((self.at(&address)?, term))
+    }
+}
+
+/// Who publishes and in which term, if all these nodes say the same, and that one of itself.
+pub(crate) fn agreed_publisher(nodes: &[Arc<Node>]) -> Result<(String, u64)> {
+    let mut said = BTreeSet::new();
+    let mut holders = Vec::new();
+    for node in nodes {
+        let status = node.status()?;
+        let publisher = status.publisher.with_context(|| format!("{} knows no publisher", node.name()))?;
+        if publisher.me {
+            holders.push(publisher.node.clone());
+        }
+        said.insert((publisher.node, publisher.term));
+    }
+    let mut said = said.into_iter();
+    match (said.next(), said.next(), holders.as_slice()) {
+        (Some((node, term)), None, [holder]) if *holder == node => Ok((node, term)),
+        (first, second, _) => bail!("the nodes do not agree on a publisher: {first:?}, {second:?}, {holders:?}"),
+    }
+}
+
+/// Arti with folders of its own, ready to build circuits, and the runtime it lives in.
+pub(crate) struct Arti {
+    pub(crate) runtime: Runtime,
+    pub(crate) engine: Arc<ArtiEngine>,
+}
+
+impl Arti {
+    /// Starts one that knows nothing.
+    pub(crate) fn start(name: &str) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder: PathBuf = network().base().join(format!("arti/{}-{number}-{name}", std::process::id()));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let engine = runtime.block_on(async {
+            ArtiEngine::start(ArtiConfig {
+                toml: network().arti_toml(),
+                state_dir: folder.join("state"),
+                cache_dir: folder.join("cache"),
+            })
+        })?;
+        let mut bootstrap = engine.bootstrap();
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(60), bootstrap.wait_for(|state| state.ready))
+                .await
+                .context("Arti was not ready within 60 s")?
+                .context("Arti has stopped")?;
+            anyhow::Ok(())
+        })?;
+        Ok(Self { runtime, engine })
+    }
+}
+
+/// What one directory holds.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) period: PeriodId,
+    pub(crate) directory: Directory,
+    /// `None` if it holds nothing.
+    pub(crate) content: Option<DescriptorContent>,
+}
+
+impl Held {
+    /// The session keys in it, in hexadecimal digits.
+    pub(crate) fn keys(&self) -> BTreeSet<String> {
+        self.content.iter().flat_map(|content| &content.points).map(|point| hex(&point.session_key.0)).collect()
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(bytes)
+}
+
+/// Looks at what every responsible directory of every current period holds, at this moment.
+pub(crate) fn look(master: &str) -> Result<Vec<Held>> {
+    static EYE: OnceLock<Result<Arti, String>> = OnceLock::new();
+    let eye = EYE.get_or_init(|| Arti::start("eye").map_err(|error| format!("{error:#}")));
+    let eye = eye.as_ref().map_err(|error| anyhow::anyhow!(error.clone()))?;
+    let master: MasterId = master.parse()?;
+    eye.runtime.block_on(async {
+        let mut asked = JoinSet::new();
+        for period in eye.engine.publication(master).await? {
+            for directory in period.directories {
+                asked.spawn(ask(Arc::clone(&eye.engine), master, period.id, directory));
+            }
+        }
+        let mut held = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            held.push(answer??);
+        }
+        Ok(held)
+    })
+}
+
+/// Asks one directory, again if the circuit fails.
+async fn ask(engine: Arc<ArtiEngine>, master: MasterId, period: PeriodId, directory: Directory) -> Result<Held> {
+    let mut last: Option<TorError> = None;
+    for _ in 0..3 {
+        match engine.fetch(&directory, master, period, ASK_LIMIT).await {
+            Ok(text) => {
+                let now = std::time::SystemTime::now();
+                let content = text.map(|text| descriptor::read(&text, master, period, now)).transpose()?;
+                return Ok(Held { period, directory, content });
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.context("never asked")?.into())
+}
+
+/// The session keys of a node's intro points, as it says.
+pub(crate) fn session_keys(node: &Node) -> Result<BTreeSet<String>> {
+    Ok(node.status()?.intro_points.into_iter().map(|point| point.session_key).collect())
+}
+
+/// Fails unless every directory holds a descriptor, all with some of `there`'s points and none of `gone`.
+pub(crate) fn check_directories(
+    master: &str,
+    there: &[BTreeSet<String>],
+    gone: &BTreeSet<String>,
+) -> Result<Vec<Held>> {
+    let held = look(master)?;
+    if held.is_empty() {
+        bail!("no directory is responsible");
+    }
+    for one in &held {
+        let keys = one.keys();
+        let place = format!("{} in period {}", one.directory.relay, one.period.number);
+        if one.content.is_none() {
+            bail!("{place} holds nothing");
+        }
+        if let Some(key) = keys.intersection(gone).next() {
+            bail!("{place} still holds the point {key}");
+        }
+        if let Some(missed) = there.iter().position(|node| node.is_disjoint(&keys)) {
+            bail!("{place} holds no point of node {missed}");
+        }
+    }
+    Ok(held)
+}
+
+/// The middle one of several durations.
+pub(crate) fn median(mut durations: Vec<Duration>) -> Duration {
+    durations.sort_unstable();
+    durations[durations.len() / 2]
+}
+
+/// Has fresh clients fetch `count` times; each must succeed. Returns who served.
+pub(crate) fn all_served(cluster: &Cluster<'_>, count: usize) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for index in 0..count {
+        let (name, _) = cluster.fetch().with_context(|| {
+            format!("fresh client {} of {count} was not served\n{}", index + 1, cluster.diagnosis())
+        })?;
+        names.insert(name);
+    }
+    Ok(names)
+}

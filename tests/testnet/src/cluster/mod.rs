@@ -1,0 +1,234 @@
+//! Real `rustbalance` daemons on the network: what the network tests, the demo and the benchmark drive.
+//!
+//! A [`Cluster`] holds [`Node`]s, each a daemon with its own state directory and its own [`Site`], which answers the
+//! node's name, so that one sees who has served. Everything goes through the command line, as an operator's would.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::client::Warmth;
+use crate::network::Network;
+use crate::site::Site;
+use node::Common;
+
+pub use node::{Node, Said, Token};
+pub use status::{IntroPoint, Invitation, Link, Member, Period, Publication, Published, Publisher, Status};
+
+mod node;
+mod status;
+
+/// How long `init` may take: it makes keys, and asks nobody.
+const INIT_PATIENCE: Duration = Duration::from_secs(30);
+/// How long `join` may take: it boots a Tor client and talks to the cluster.
+pub const JOIN_PATIENCE: Duration = Duration::from_secs(150);
+/// How long one fetch may take.
+pub const FETCH_PATIENCE: Duration = Duration::from_secs(30);
+/// What the daemons log unless told otherwise.
+const LOG: &str = "warn,rustbalance=trace,rustbalance_gossip=trace";
+
+/// Some nodes with one master address; dropped, all are killed.
+#[derive(Debug)]
+pub struct Cluster<'n> {
+    network: &'n Network,
+    common: Arc<Common>,
+    nodes: Mutex<Vec<Arc<Node>>>,
+    master: Mutex<Option<String>>,
+}
+
+impl<'n> Cluster<'n> {
+    /// A cluster without nodes; `binary` is the `rustbalance` to run.
+    pub fn new(network: &'n Network, binary: impl AsRef<Path>) -> Result<Self> {
+        Self::logging(network, binary, LOG)
+    }
+
+    /// Like [`Cluster::new`], with filters for the daemons' logs in the form of `tracing`.
+    pub fn logging(network: &'n Network, binary: impl AsRef<Path>, filters: &str) -> Result<Self> {
+        let binary = std::fs::canonicalize(binary.as_ref())
+            .with_context(|| format!("there is no {}; build it first", binary.as_ref().display()))?;
+        let common = Common {
+            base: network.base().to_path_buf(),
+            record: network.keeper().own_record().to_owned(),
+            binary,
+            arti: network.base().join("arti.toml"),
+            log: filters.to_owned(),
+        };
+        Ok(Self { network, common: Arc::new(common), nodes: Mutex::default(), master: Mutex::default() })
+    }
+
+    /// The network it lives on.
+    pub fn network(&self) -> &'n Network {
+        self.network
+    }
+
+    /// Makes the first node with `init`; it isn't run yet.
+    pub fn init(&self, name: &str) -> Result<Arc<Node>> {
+        let node = self.vacant(name)?;
+        let target = node.site().addr().to_string();
+        let arti = self.common.arti.to_string_lossy().into_owned();
+        let words = ["init", "--target", &target, "--arti-config", &arti];
+        let said = node.command(&words, "", INIT_PATIENCE)?.ok("init")?;
+        let address = onion_in(&said).with_context(|| format!("init does not print the address: {said}"))?;
+        *self.master.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        Ok(node)
+    }
+
+    /// Makes a node that has not joined anything, with its site; not even its state directory exists.
+    pub fn vacant(&self, name: &str) -> Result<Arc<Node>> {
+        let node = Arc::new(Node::new(&self.common, name, Site::start(name)?)?);
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&node));
+        Ok(node)
+    }
+
+    /// Tries to make a vacant node a member of this cluster with `join`.
+    pub fn try_join(&self, node: &Node, token: &Token) -> Result<Said> {
+        let target = node.site().addr().to_string();
+        let arti = self.common.arti.to_string_lossy().into_owned();
+        let master = self.onion()?;
+        let words = ["join", &master, "--token-file", "-", "--target", &target, "--arti-config", &arti];
+        node.command(&words, &format!("{}\n", token.0), JOIN_PATIENCE)
+    }
+
+    /// Makes another node and has it join; it isn't run yet.
+    pub fn join(&self, name: &str, token: &Token) -> Result<Arc<Node>> {
+        let node = self.vacant(name)?;
+        self.try_join(&node, token)?.ok("join").with_context(|| self.diagnosis())?;
+        Ok(node)
+    }
+
+    /// A running cluster: the first node, a second publisher, and workers for the other names. Returns once every node
+    /// is in the descriptor and that is on every directory.
+    pub fn start(network: &'n Network, binary: impl AsRef<Path>, names: &[&str]) -> Result<(Self, Vec<Arc<Node>>)> {
+        let cluster = Self::new(network, binary)?;
+        let nodes = cluster.grow(names, &["publisher", "publisher", "worker"])?;
+        Ok((cluster, nodes))
+    }
+
+    /// What [`Cluster::start`] does, with a role for each name; the last role is for all further names.
+    pub fn grow(&self, names: &[&str], roles: &[&str]) -> Result<Vec<Arc<Node>>> {
+        let (Some((first, rest)), Some(last_role)) = (names.split_first(), roles.last()) else {
+            bail!("a cluster wants at least one name and one role");
+        };
+        let mut nodes = vec![self.init(first)?];
+        nodes[0].run()?;
+        self.await_served(&nodes)?;
+        for (index, name) in rest.iter().enumerate() {
+            let role = roles.get(index + 1).unwrap_or(last_role);
+            let token = nodes[0].invite(role, 1, "1h")?;
+            let node = self.join(name, &token)?;
+            node.run()?;
+            nodes.push(node);
+        }
+        self.await_served(&nodes)?;
+        Ok(nodes)
+    }
+
+    /// Waits until all these nodes are in the descriptor, and that is on every directory, as each of them knows.
+    pub fn await_served(&self, nodes: &[Arc<Node>]) -> Result<()> {
+        self.wait_until("every node is published", Duration::from_secs(90), || {
+            for node in nodes {
+                let status = node.status()?;
+                for other in nodes {
+                    let own = other.status()?;
+                    if status.published_of(&own.node) == 0 {
+                        bail!("{} does not know {} as published", node.name(), other.name());
+                    }
+                }
+                if !status.is_confirmed() {
+                    bail!("{} does not know every directory to hold the newest descriptor", node.name());
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The master address, `.onion` included.
+    pub fn onion(&self) -> Result<String> {
+        let master = self.master.lock().unwrap_or_else(PoisonError::into_inner);
+        master.clone().context("the cluster has no address yet; call init")
+    }
+
+    /// Fetches `/` from the master address with a new stock client that knows no descriptor and has no circuits. Returns
+    /// the name of the node that served, and the time from its request to the answer.
+    pub fn fetch(&self) -> Result<(String, Duration)> {
+        self.fetch_as(Warmth::Warm)
+    }
+
+    /// Like [`Cluster::fetch`], with a client as warm or fresh as asked for.
+    pub fn fetch_as(&self, warmth: Warmth) -> Result<(String, Duration)> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("visitor{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let client = self.network.client(&name, warmth)?;
+        let answer = client.get(&format!("http://{}/", self.onion()?), FETCH_PATIENCE)?;
+        if answer.status != 200 {
+            bail!("the site answered with status {}", answer.status);
+        }
+        Ok((answer.text(), answer.elapsed))
+    }
+
+    /// Polls until `check` succeeds; its errors say what is still missing. The failure tells the last of them, and the
+    /// state of every node.
+    pub fn wait_until<T>(&self, what: &str, limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
+        let started = Instant::now();
+        loop {
+            let missing = match check() {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
+            if started.elapsed() > limit {
+                bail!("not within {limit:?}: {what}: {missing:#}\n{}", self.diagnosis());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// The state of every node, for a failure's message.
+    pub fn diagnosis(&self) -> String {
+        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        nodes.iter().map(|node| node.diagnosis()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Cluster<'_> {
+    fn drop(&mut self) {
+        let nodes = self.nodes.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for node in nodes.iter() {
+            let _ = node.kill9();
+        }
+        if std::thread::panicking() {
+            keep_logs(nodes);
+        }
+    }
+}
+
+/// Saves the logs of a failed test from the removal of the network's folder.
+fn keep_logs(nodes: &[Arc<Node>]) {
+    let Some(folder) = crate::options::target_folder() else { return };
+    for node in nodes {
+        let kept = folder.join("network-failures").join(node.folder().file_name().unwrap_or_default());
+        let _ = std::fs::create_dir_all(&kept);
+        for file in node.said() {
+            let _ = std::fs::copy(&file, kept.join(file.file_name().unwrap_or_default()));
+        }
+    }
+}
+
+/// The first v3 onion address in a text, `.onion` included.
+fn onion_in(text: &str) -> Option<String> {
+    text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '.')
+        .filter_map(|word| word.trim_matches('.').strip_suffix(".onion"))
+        .find(|label| label.len() == 56)
+        .map(|label| format!("{label}.onion"))
+}
+
+/// The `rustbalance` that cargo puts beside this program, for the demo and the benchmark.
+pub fn binary_beside() -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name("rustbalance");
+    if !path.exists() {
+        bail!("there is no {}; build it with `cargo build`", path.display());
+    }
+    Ok(path)
+}

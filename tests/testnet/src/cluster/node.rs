@@ -1,0 +1,313 @@
+//! One node: a `rustbalance` daemon with its state directory, and the site that it serves.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+
+use super::Status;
+use crate::process::{self, Exit, STATE};
+use crate::site::Site;
+use crate::{keys, process as processes};
+
+/// How long a short command may take.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
+/// The file in a node's folder with what its daemon has said, over all its runs.
+const LOG: &str = "log";
+/// The file in a node's folder with what the other commands have said.
+const TRANSCRIPT: &str = "transcript";
+
+/// What the nodes of a cluster have in common.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) base: PathBuf,
+    pub(super) record: String,
+    pub(super) binary: PathBuf,
+    pub(super) arti: PathBuf,
+    /// Filters for the daemons' logs, in the form of `tracing`.
+    pub(super) log: String,
+}
+
+/// One node; dropped, its daemon is killed.
+#[derive(Debug)]
+pub struct Node {
+    common: Arc<Common>,
+    name: String,
+    /// Its folder, seen from the network's.
+    folder: String,
+    site: Site,
+    exit: Mutex<Option<Exit>>,
+}
+
+/// A token, which lets a node join. Never printed.
+#[derive(Clone)]
+pub struct Token(pub String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Token(redacted)")
+    }
+}
+
+/// What a command said, and how it ended.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub output: String,
+    /// Its standard error.
+    pub errors: String,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Said {
+    /// Its output, if it succeeded.
+    pub fn ok(self, what: &str) -> Result<String> {
+        match self.code {
+            Some(0) => Ok(self.output),
+            code => bail!(
+                "{what} failed ({}): {}{}",
+                code.map_or_else(|| "killed".into(), |code| format!("exit code {code}")),
+                self.output,
+                self.errors.trim()
+            ),
+        }
+    }
+}
+
+impl Node {
+    /// A node that serves `site`; nothing is run yet.
+    pub(super) fn new(common: &Arc<Common>, name: &str, site: Site) -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Short: the path of a Unix socket has at most 107 bytes.
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = format!("nodes/{}-{number}-{name}", std::process::id());
+        keys::create_private(&common.base.join(&folder))?;
+        Ok(Self { common: Arc::clone(common), name: name.to_owned(), folder, site, exit: Mutex::new(None) })
+    }
+
+    /// What the harness calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The site it serves, which answers the node's name unless told otherwise.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// The folder with its logs.
+    pub fn folder(&self) -> PathBuf {
+        self.common.base.join(&self.folder)
+    }
+
+    /// Its state directory, `--dir`.
+    pub fn state(&self) -> PathBuf {
+        self.folder().join(STATE)
+    }
+
+    /// All that its daemon has said so far, over all its runs.
+    pub fn log(&self) -> String {
+        read_lossy(&self.folder().join(LOG))
+    }
+
+    /// The files with all that its daemon and its commands have said.
+    pub fn said(&self) -> [PathBuf; 2] {
+        [LOG, TRANSCRIPT].map(|name| self.folder().join(name))
+    }
+
+    /// Starts its daemon.
+    pub fn run(&self) -> Result<()> {
+        if self.is_running() {
+            bail!("{} is running already", self.name);
+        }
+        let state = self.state();
+        let filter = format!("RUSTBALANCE_LOG={}", self.common.log);
+        let words: [&OsStr; 6] = [
+            "env".as_ref(),
+            filter.as_ref(),
+            self.common.binary.as_os_str(),
+            "--dir".as_ref(),
+            state.as_os_str(),
+            "run".as_ref(),
+        ];
+        let exit = processes::launch_program(&self.common.base, &self.folder, &self.common.record, LOG, &words)
+            .with_context(|| format!("cannot run {}", self.name))?;
+        *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
+        Ok(())
+    }
+
+    /// Whether its daemon's process exists; a frozen one does.
+    pub fn is_running(&self) -> bool {
+        process::running(&self.common.base, &self.folder).is_some()
+    }
+
+    /// Its daemon's process id, while it runs.
+    pub fn pid(&self) -> Option<i32> {
+        process::running(&self.common.base, &self.folder).map(|pid| pid.as_raw_nonzero().get())
+    }
+
+    /// Kills its daemon, as a power cut would. Nothing happens if it isn't running.
+    pub fn kill9(&self) -> Result<()> {
+        process::kill(&self.common.base, &self.folder)
+    }
+
+    /// Freezes its daemon: connections stay up, nothing is answered.
+    pub fn stop(&self) -> Result<()> {
+        process::signal(&self.common.base, &self.folder, Signal::STOP)
+    }
+
+    /// Thaws its daemon.
+    pub fn cont(&self) -> Result<()> {
+        process::signal(&self.common.base, &self.folder, Signal::CONT)
+    }
+
+    /// Asks its daemon to end, as systemd does.
+    pub fn term(&self) -> Result<()> {
+        process::signal(&self.common.base, &self.folder, Signal::TERM)
+    }
+
+    /// Waits until its daemon, started with [`Node::run`], has ended; its exit code, `None` if a signal ended it.
+    pub fn await_exit(&self, limit: Duration) -> Result<Option<i32>> {
+        let exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let exit = exit.with_context(|| format!("{} has not been run", self.name))?;
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(status) = exit.get() {
+                return Ok(status.code());
+            }
+            if Instant::now() > deadline {
+                bail!("{} did not end within {limit:?}; {}", self.name, self.diagnosis());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs `rustbalance --dir STATE WORDS...` with this standard input. What it says goes to the transcript too.
+    pub fn command(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
+        let said = self.command_untold(words, input, limit)?;
+        let text = format!("$ rustbalance {}\n{}{}", words.join(" "), said.output, said.errors);
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.folder().join(TRANSCRIPT))
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write the transcript of {}", self.name))?;
+        Ok(said)
+    }
+
+    /// Like [`Node::command`], for what shall say a secret.
+    fn command_untold(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
+        let started = Instant::now();
+        let record = &self.common.record;
+        let mut child = process::recorded(&self.common.base, &self.folder, record, Path::new("/dev/null"))
+            .arg(&self.common.binary)
+            .arg("--dir")
+            .arg(self.state())
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run rustbalance")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // Should it end early, its status tells more than a broken pipe.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        let output = drain(child.stdout.take());
+        let errors = drain(child.stderr.take());
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if started.elapsed() > limit {
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!(
+                    "`rustbalance {}` of {} did not end within {limit:?}; it said: {}{}",
+                    words.join(" "),
+                    self.name,
+                    collect(output),
+                    collect(errors)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        Ok(Said { code: status.code(), output: collect(output), errors: collect(errors), elapsed: started.elapsed() })
+    }
+
+    /// What its daemon says of itself and of the cluster.
+    pub fn status(&self) -> Result<Status> {
+        let text = self.command_untold(&["status", "--json"], "", COMMAND_PATIENCE)?.ok("status --json")?;
+        serde_json::from_str(&text).with_context(|| format!("{} says a status that cannot be read: {text}", self.name))
+    }
+
+    /// Makes an invitation. `expires` is as the command takes it: `24h`.
+    pub fn invite(&self, role: &str, uses: u16, expires: &str) -> Result<Token> {
+        let uses = uses.to_string();
+        let words = ["invite", "--quiet", "--role", role, "--uses", &uses, "--expires", expires];
+        let token = self.command_untold(&words, "", COMMAND_PATIENCE)?.ok("invite")?;
+        Ok(Token(token.trim().to_owned()))
+    }
+
+    /// What may tell why something went wrong: its last status and the end of its log.
+    pub fn diagnosis(&self) -> String {
+        let status = match self.is_running() {
+            true => self.status().map_or_else(|error| format!("no status: {error:#}"), |status| status.summary()),
+            false => "it is not running".into(),
+        };
+        format!("{} ({}): {status}; its log ends with:\n{}", self.name, self.folder().display(), self.log_tail())
+    }
+
+    /// The end of its log: warnings and news, then whatever came last.
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let is_news = |line: &&&str| !line.contains("TRACE") && !line.contains("DEBUG");
+        let mut news: Vec<&str> = lines.iter().rev().filter(is_news).take(12).copied().collect();
+        news.reverse();
+        let last = &lines[lines.len().saturating_sub(4)..];
+        format!("    {}\n    ...\n    {}", news.join("\n    "), last.join("\n    "))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.kill9();
+        if std::thread::panicking() || std::env::var_os(crate::ENV_KEEP).is_some() {
+            return;
+        }
+        let _ = fs::remove_dir_all(self.folder());
+    }
+}
+
+/// What a thread reads to the end.
+type Drained = std::thread::JoinHandle<Vec<u8>>;
+
+/// Reads a pipe to its end, so that whoever writes never waits.
+fn drain(pipe: Option<impl Read + Send + 'static>) -> Drained {
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut text);
+        }
+        text
+    })
+}
+
+fn collect(drained: Drained) -> String {
+    String::from_utf8_lossy(&drained.join().unwrap_or_default()).into_owned()
+}
+
+fn read_lossy(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}

@@ -1,0 +1,198 @@
+//! What `rustbalance status --json` says: the part of it that tests and the demo look at, told apart from the product's own
+//! types so that a change of the one is noticed by the other.
+
+use serde::Deserialize;
+
+/// The state of a node and its picture of the cluster.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Status {
+    /// The master address.
+    pub cluster: String,
+    /// The node's own address.
+    pub node: String,
+    /// `publisher` or `worker`.
+    pub role: String,
+    /// Where the node is in its life, such as `healthy`.
+    pub phase: String,
+    /// Since the daemon's start.
+    pub uptime_seconds: u64,
+    /// Who publishes, as far as the node knows.
+    pub publisher: Option<Publisher>,
+    /// The members, the node among them.
+    pub members: Vec<Member>,
+    /// The node's own introduction points.
+    pub intro_points: Vec<IntroPoint>,
+    /// What is published, as far as the node knows.
+    pub publication: Option<Publication>,
+    /// The links to other members.
+    pub links: Vec<Link>,
+    /// The invitations that the node knows.
+    pub invitations: Vec<Invitation>,
+}
+
+/// The publisher.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Publisher {
+    /// Its address.
+    pub node: String,
+    /// The term of its lease.
+    pub term: u64,
+    /// Whether it is the node that was asked.
+    pub me: bool,
+}
+
+/// A member.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Member {
+    /// Its address.
+    pub node: String,
+    /// `publisher` or `worker`.
+    pub role: String,
+    /// Where it says it is in its life.
+    pub phase: Option<String>,
+    /// Whether the node that was asked believes it alive.
+    pub alive: bool,
+    /// Whether it is the node that was asked.
+    pub me: bool,
+    /// How many introduction points it offers.
+    pub intro_points: usize,
+    /// How many of them are published.
+    pub published: usize,
+}
+
+/// An introduction point of the node.
+#[derive(Clone, Debug, Deserialize)]
+pub struct IntroPoint {
+    /// The relay, as `$FINGERPRINT`.
+    pub relay: String,
+    /// The key that names it to its relay, in hexadecimal digits.
+    pub session_key: String,
+}
+
+/// What the publisher wants published.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Publication {
+    /// The publisher.
+    pub node: String,
+    /// Its term.
+    pub term: u64,
+    /// Period by period.
+    pub periods: Vec<Period>,
+    /// What stands in the descriptor.
+    pub intro_points: Vec<Published>,
+}
+
+/// A time period.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Period {
+    /// Its number.
+    pub number: u64,
+    /// The highest revision used.
+    pub revision: u64,
+    /// How many directories are responsible.
+    pub directories: u16,
+    /// How many of them hold the newest descriptor.
+    pub confirmed: u16,
+}
+
+/// An introduction point in the descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Published {
+    /// Whose it is.
+    pub node: String,
+    /// The relay, as `$FINGERPRINT`.
+    pub relay: String,
+    /// The key that names it to its relay, in hexadecimal digits.
+    pub session_key: String,
+}
+
+/// A link to another member.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Link {
+    /// The other's address.
+    pub peer: String,
+}
+
+/// An invitation.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Invitation {
+    /// The public half of its token, in hexadecimal digits.
+    pub id: String,
+    /// How many nodes may join with it.
+    pub uses: u16,
+    /// How many have.
+    pub redeemed: u16,
+}
+
+impl Status {
+    /// The members that are believed alive, sorted.
+    pub fn alive(&self) -> Vec<&str> {
+        let mut alive: Vec<_> =
+            self.members.iter().filter(|member| member.alive).map(|member| member.node.as_str()).collect();
+        alive.sort_unstable();
+        alive
+    }
+
+    /// Whether the newest descriptor is known to be on every directory of every period.
+    pub fn is_confirmed(&self) -> bool {
+        self.publication.as_ref().is_some_and(|publication| {
+            !publication.periods.is_empty()
+                && publication
+                    .periods
+                    .iter()
+                    .all(|period| period.directories > 0 && period.confirmed == period.directories)
+        })
+    }
+
+    /// How many of `node`'s introduction points are in the descriptor.
+    pub fn published_of(&self, node: &str) -> usize {
+        self.publication
+            .iter()
+            .flat_map(|publication| &publication.intro_points)
+            .filter(|point| point.node == node)
+            .count()
+    }
+
+    /// One line for a person.
+    pub fn summary(&self) -> String {
+        let short = |node: &str| node.chars().take(6).collect::<String>();
+        let members: Vec<_> = self
+            .members
+            .iter()
+            .map(|member| {
+                format!(
+                    "{}{} {} {} points, {} published",
+                    short(&member.node),
+                    if member.me { " (itself)" } else { "" },
+                    match (&member.phase, member.alive) {
+                        (_, false) => "dead",
+                        (Some(phase), true) => phase.as_str(),
+                        (None, true) => "unheard",
+                    },
+                    member.intro_points,
+                    member.published
+                )
+            })
+            .collect();
+        let publisher = self
+            .publisher
+            .as_ref()
+            .map_or_else(|| "nobody".into(), |it| format!("{} in term {}", short(&it.node), it.term));
+        let periods: Vec<_> = self
+            .publication
+            .iter()
+            .flat_map(|publication| &publication.periods)
+            .map(|period| {
+                format!("{} revision {} on {}/{}", period.number, period.revision, period.confirmed, period.directories)
+            })
+            .collect();
+        format!(
+            "{} for {} s, {publisher} publishes [{}]; {} links; members: {}",
+            self.phase,
+            self.uptime_seconds,
+            periods.join("; "),
+            self.links.len(),
+            members.join("; ")
+        )
+    }
+}
