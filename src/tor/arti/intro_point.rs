@@ -68,7 +68,7 @@ async fn open_unbounded(
     streams: mpsc::Sender<Incoming>,
 ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
     let live = shared.live()?;
-    descriptor::subcredentials(request.master, [live.netdir()?.hs_time_period()])?;
+    descriptor::blinded(request.master, live.netdir()?.hs_time_period())?;
     let session = keys::session_keypair(&request.keys.secrets);
     let encryption = keys::encryption_keypair(&request.keys.secrets);
     let reading = Reading {

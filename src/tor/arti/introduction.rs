@@ -103,9 +103,10 @@ impl Reading {
         let periods = periods(netdir);
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if cached.0 != periods {
-            // An address that is no key was refused when the point was made.
-            let fresh = descriptor::subcredentials(self.master, periods.iter().copied()).unwrap_or_default();
-            *cached = (periods, Arc::new(fresh));
+            // A key that cannot be blinded for a period has no descriptor in it, so no client comes with it.
+            let of = |period: &TimePeriod| descriptor::blinded(self.master, *period).ok().map(|(_, sub)| sub);
+            let subcredentials = periods.iter().filter_map(of).collect();
+            *cached = (periods, Arc::new(subcredentials));
         }
         Arc::clone(&cached.1)
     }
