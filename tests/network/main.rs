@@ -6,6 +6,11 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod changes_of_time_period;
+mod damage;
 mod deaths;
 mod freezing;
+mod joining;
+mod needles;
+mod secrets;
+mod serving;
 mod support;

@@ -57,7 +57,7 @@ impl Drop for Turn {
 /// Runs a scenario on a cluster of its own: these names are started, the first two as publishers.
 pub(crate) fn scenario(title: &str, names: &[&str], body: impl FnOnce(&mut Story, &Cluster<'_>, &Nodes) -> Result<()>) {
     let _turn = Turn::take();
-    let mut story = Story { title: title.to_owned(), started: Instant::now() };
+    let mut story = Story::new(title);
     let cluster = Cluster::new(network(), BINARY).unwrap();
     let done = cluster.grow(names, &["publisher", "publisher", "worker"]).and_then(|nodes| {
         story.tell(format_args!("{} nodes are published", nodes.len()));
@@ -77,6 +77,10 @@ pub(crate) struct Story {
 }
 
 impl Story {
+    pub(crate) fn new(title: &str) -> Self {
+        Self { title: title.to_owned(), started: Instant::now() }
+    }
+
     pub(crate) fn tell(&mut self, what: std::fmt::Arguments<'_>) {
         eprintln!("{:>20} {:6.1} s  {what}", self.title, self.started.elapsed().as_secs_f64());
     }

@@ -205,8 +205,8 @@ impl Node {
         Ok(said)
     }
 
-    /// Like [`Node::command`], for what shall say a secret.
-    fn command_untold(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
+    /// Like [`Node::command`], for what says a secret: no transcript is kept.
+    pub fn command_untold(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
         let started = Instant::now();
         let record = &self.common.record;
         let mut child = process::recorded(&self.common.base, &self.folder, record, Path::new("/dev/null"))

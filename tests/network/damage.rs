@@ -1,0 +1,87 @@
+//! State files that are damaged: the daemon names the file and the way out, and overwrites nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustbalance_testnet::cluster::{Cluster, Node};
+
+use crate::support::{Nodes, Story, scenario};
+
+/// What is not ours to check, or not kept: Arti's own files, the lock, the socket.
+const NOT_STATE: [&str; 3] = ["arti", "lock", "control.sock"];
+
+#[test]
+fn damaged_state_is_named_and_never_overwritten() {
+    scenario("damage", &["alpha"], every_file);
+}
+
+fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let node = &nodes.0[0];
+    node.kill9()?;
+    let whole = files(&node.state())?;
+    ensure!(whole.len() >= 9, "only {} files of state were found: {:?}", whole.len(), whole.keys());
+    for (path, content) in &whole {
+        let name = path.file_name().context("a file has a name")?.to_string_lossy().into_owned();
+        // What people write has no checksum.
+        if name.ends_with(".toml") {
+            continue;
+        }
+        let mut flipped = content.clone();
+        let middle = flipped.len() / 2;
+        let byte = flipped.get_mut(middle).with_context(|| format!("{name} is empty"))?;
+        *byte ^= 0x15;
+        let cut = content[..content.len() / 2].to_vec();
+        for (how, damaged) in [("changed", flipped), ("cut short", cut), ("emptied", Vec::new())] {
+            fs::write(path, &damaged)?;
+            let errors = refuses_to_run(node).with_context(|| format!("with {name} {how}"))?;
+            ensure!(errors.contains(&name), "with {name} {how} the daemon says: {errors}");
+            let mut expected = whole.clone();
+            expected.insert(path.clone(), damaged);
+            ensure!(files(&node.state())? == expected, "with {name} {how} the daemon wrote to its state directory");
+        }
+        fs::write(path, content)?;
+    }
+    story.tell(format_args!("{} files were damaged in three ways, and named", whole.len()));
+
+    // An unknown key in the configuration is named, with the one that was probably meant.
+    let path = node.state().join("rustbalance.toml");
+    let text = fs::read_to_string(&path)?;
+    fs::write(&path, format!("{text}\n[cluster]\nhartbeat = \"2s\"\n"))?;
+    let errors = refuses_to_run(node)?;
+    ensure!(errors.contains("hartbeat") && errors.contains("heartbeat"), "the daemon says: {errors}");
+    fs::write(&path, text)?;
+
+    // And with everything as it was, it runs.
+    node.run()?;
+    cluster.await_served(&nodes.0)
+}
+
+/// Runs the daemon, which must end with exit code 1; what it says.
+fn refuses_to_run(node: &Node) -> Result<String> {
+    let said = node.command(&["run"], "", Duration::from_secs(20))?;
+    ensure!(said.code == Some(1), "the daemon ended with {:?}: {}", said.code, said.errors);
+    Ok(said.errors)
+}
+
+/// All files of a state directory that are ours.
+fn files(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if NOT_STATE.iter().any(|other| name == *other) {
+            continue;
+        }
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            found.extend(files(&path)?);
+        } else {
+            let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            found.insert(path, content);
+        }
+    }
+    Ok(found)
+}

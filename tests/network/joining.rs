@@ -1,0 +1,173 @@
+//! Tokens that don't admit, and one that two nodes race for: each refusal has its own words, and leaves nothing behind.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustbalance::control::{Request, Response, call};
+use rustbalance::join::Token as JoinToken;
+use rustbalance::keys::TokenSecret;
+use rustbalance::tor::Engine;
+use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::record::Role;
+use rustbalance_testnet::cluster::{Cluster, Node, Token};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::serving::garbage;
+use crate::support::{Arti, Nodes, Story, scenario};
+
+/// The virtual port of the master address at which nodes join.
+const JOIN_PORT: u16 = 7441;
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[test]
+fn only_a_good_token_admits_and_only_once() {
+    scenario("joining", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+        the_door_is_shut(cluster)?;
+        story.tell(format_args!("without an invitation the join port is shut"));
+        // From here on there is one, so that every joiner is heard.
+        let spare = nodes.named("beta")?.invite("worker", 1, "1h")?;
+        bad_tokens_are_refused(story, cluster, nodes)?;
+        garbage_at_the_door_changes_nothing(cluster, nodes)?;
+        story.tell(format_args!("garbage at the join port changed nothing"));
+        // It still admits; then it is used up.
+        let other = nodes.named("alpha")?.invite("worker", 1, "1h")?;
+        let joined = cluster.join("delta", &spare)?;
+        joined.run()?;
+        let mut all = nodes.0.clone();
+        all.push(joined);
+        cluster.await_served(&all)?;
+        refused(cluster, "late", &spare, "used up")?;
+        story.tell(format_args!("a used token is refused"));
+        a_race_has_one_winner(story, cluster, nodes, &other)
+    });
+}
+
+fn the_door_is_shut(cluster: &Cluster<'_>) -> Result<()> {
+    let arti = Arti::start("early")?;
+    let dialled = arti.runtime.block_on(arti.engine.dial(cluster.onion()?.parse()?, JOIN_PORT, LIMIT));
+    ensure!(dialled.is_err(), "the join port is open though no invitation is outstanding");
+    Ok(())
+}
+
+fn bad_tokens_are_refused(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let master: MasterId = cluster.onion()?.parse()?;
+    let unknown = JoinToken::new(TokenSecret::generate(&mut rand::rng()), master);
+    refused(cluster, "wrong", &Token(unknown.text().to_string()), "does not know this token")?;
+
+    let elsewhere = MasterId::from_public_key([7; 32]);
+    let foreign = JoinToken::new(TokenSecret::generate(&mut rand::rng()), elsewhere);
+    refused(cluster, "foreign", &Token(foreign.text().to_string()), "another cluster")?;
+
+    let mut mistyped = unknown.text().to_string();
+    let last = mistyped.pop().context("a token is not empty")?;
+    mistyped.push(if last == 'a' { 'b' } else { 'a' });
+    refused(cluster, "mistyped", &Token(mistyped), "mistyped")?;
+
+    let expired = short_lived(nodes.named("alpha")?)?;
+    std::thread::sleep(Duration::from_secs(2));
+    refused(cluster, "expired", &expired, "expired")?;
+    story.tell(format_args!("wrong, foreign, mistyped and expired tokens are refused"));
+    Ok(())
+}
+
+/// A token that is good for one second: shorter than the command allows.
+fn short_lived(node: &Node) -> Result<Token> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let request = Request::Invite { role: Role::Worker, expires_seconds: 1, uses: 1 };
+    match runtime.block_on(call(&node.state(), &request, LIMIT))? {
+        Response::Invited { token, .. } => Ok(Token(token.0.clone())),
+        other => bail!("the daemon answers {other:?}"),
+    }
+}
+
+/// A join that must fail with these words and leave nothing behind.
+fn refused(cluster: &Cluster<'_>, name: &str, token: &Token, words: &str) -> Result<()> {
+    let node = cluster.vacant(name)?;
+    let said = cluster.try_join(&node, token)?;
+    ensure!(said.code == Some(1), "joining with a {name} token ended with {:?}: {}", said.code, said.errors);
+    ensure!(said.errors.contains(words), "a {name} token is refused without {words:?}: {}", said.errors);
+    ensure!(!said.errors.contains(&token.0), "the refusal shows the token");
+    left_nothing(&node)
+}
+
+/// Fails if there is anything in a node's state directory.
+fn left_nothing(node: &Node) -> Result<()> {
+    match std::fs::read_dir(node.state()) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(entries) => {
+            let left: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+            ensure!(left.is_empty(), "{} was refused, and left {left:?}", node.name());
+            Ok(())
+        }
+    }
+}
+
+fn garbage_at_the_door_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let before = nodes.0.iter().map(|node| node.status()).collect::<Result<Vec<_>>>()?;
+    let arti = Arti::start("vandal")?;
+    let master = cluster.onion()?.parse()?;
+    for garbage in garbage() {
+        arti.runtime.block_on(async {
+            let mut stream = arti.engine.dial(master, JOIN_PORT, LIMIT).await.context("cannot send garbage")?;
+            // The other side may close at any moment, and shall.
+            let _ = stream.write_all(&garbage).await;
+            let _ = stream.flush().await;
+            let mut answer = Vec::new();
+            let ended = tokio::time::timeout(LIMIT * 2, stream.read_to_end(&mut answer)).await;
+            ensure!(ended.is_ok(), "{} bytes of garbage are kept waiting for", garbage.len());
+            ensure!(answer.len() < 4096, "{} bytes of garbage were answered with {}", garbage.len(), answer.len());
+            Ok(())
+        })?;
+    }
+    for (node, before) in nodes.0.iter().zip(before) {
+        let after = node.status()?;
+        ensure!(after.uptime_seconds >= before.uptime_seconds, "garbage ended {}", node.name());
+        ensure!(after.alive() == before.alive(), "garbage changed the members that {} knows", node.name());
+        ensure!(after.invitations == before.invitations, "garbage changed the invitations that {} knows", node.name());
+    }
+    Ok(())
+}
+
+/// Two nodes redeem one token at the same moment: one is a member in the end, whoever admitted them.
+fn a_race_has_one_winner(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, token: &Token) -> Result<()> {
+    let racers = [cluster.vacant("epsilon")?, cluster.vacant("zeta")?];
+    let finished = std::thread::scope(|scope| {
+        let threads = racers.each_ref().map(|racer| scope.spawn(|| cluster.try_join(racer, token)));
+        threads.map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a join panicked"))))
+    });
+    let mut admitted = Vec::new();
+    for (racer, said) in racers.iter().zip(finished) {
+        let said = said?;
+        if said.code == Some(0) {
+            admitted.push(racer);
+        } else {
+            ensure!(said.errors.contains("used up"), "the loser is told: {}", said.errors);
+            left_nothing(racer)?;
+        }
+    }
+    ensure!(!admitted.is_empty(), "nobody won the race");
+    story.tell(format_args!("of two racers with one token, {} were admitted at first", admitted.len()));
+    for racer in &admitted {
+        racer.run()?;
+    }
+    // If both were, the cluster finds out, and the loser stops by itself.
+    let started = Instant::now();
+    let winner = cluster.wait_until("one racer is a member", Duration::from_secs(90), || {
+        let running: Vec<_> = admitted.iter().filter(|racer| racer.is_running()).collect();
+        ensure!(running.len() == 1, "{} racers run", running.len());
+        let winner = running[0].status()?.node;
+        for node in &nodes.0 {
+            let status = node.status()?;
+            ensure!(status.published_of(&winner) > 0, "{} does not know the winner as published", node.name());
+        }
+        Ok(winner)
+    })?;
+    story.tell(format_args!("one racer is a member after {:.1} s", started.elapsed().as_secs_f64()));
+    for node in &nodes.0 {
+        let members = node.status()?.members;
+        ensure!(members.len() == 5, "{} knows {} members, not 5", node.name(), members.len());
+        ensure!(members.iter().any(|member| member.node == winner), "{} does not know the winner", node.name());
+    }
+    Ok(())
+}

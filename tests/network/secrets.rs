@@ -1,0 +1,212 @@
+//! Where secrets must not be: in any log, status, command line or error; and those of the master address, in no worker.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustbalance::join::Token as JoinToken;
+use rustbalance::store::Store;
+use rustbalance_testnet::cluster::{Cluster, Node, Token};
+use tempfile::TempDir;
+
+use crate::needles::Needles;
+use crate::support::{BINARY, Nodes, Story, Turn, all_served, network};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[test]
+fn no_secret_is_told_and_a_worker_holds_none_of_the_address() {
+    let _turn = Turn::take();
+    let mut story = Story::new("secrets");
+    // Everything that anybody logs, Arti and the runtime included.
+    let cluster = Cluster::logging(network(), BINARY, "trace").unwrap();
+    if let Err(error) = whole_life(&mut story, &cluster) {
+        panic!("secrets: {error:#}");
+    }
+}
+
+/// All that happens to nodes in their lives, then the search.
+fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
+    let mut nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
+    let (alpha, beta) = (nodes[0].clone(), nodes[1].clone());
+    let token = alpha.invite("publisher", 1, "1h")?;
+    the_hint_keeps_the_token_apart(&alpha)?;
+    // A join that fails for its token, one that receives the address's secrets, one that comes too late.
+    let mut mistyped = token.0.clone();
+    mistyped.replace_range(10..11, if &mistyped[10..11] == "a" { "b" } else { "a" });
+    ensure!(
+        cluster.try_join(&*cluster.vacant("mistaken")?, &Token(mistyped))?.code == Some(1),
+        "a mistyped token admits"
+    );
+    nodes.push(cluster.join("gamma", &token)?);
+    nodes[2].run()?;
+    cluster.await_served(&nodes)?;
+    ensure!(cluster.try_join(&*cluster.vacant("late")?, &token)?.code == Some(1), "a used token admits");
+    all_served(cluster, 3)?;
+    for node in &nodes {
+        node.command(&["status"], "", LIMIT)?.ok("status")?;
+        node.command(&["status", "--json"], "", LIMIT)?.ok("status --json")?;
+    }
+    story.tell(format_args!("three nodes are served, one a worker"));
+
+    let nodes = Nodes(nodes);
+    let mut needles = Needles::new();
+    for node in &nodes.0 {
+        opened_copy(node)?.add_to(&mut needles, node.name())?;
+    }
+    let seed = *JoinToken::parse(&token.0)?.secret().seed();
+    needles.add("the token's seed", &seed);
+    needles.add_exactly("the token", token.0.clone().into_bytes());
+
+    command_lines_are_clean(&needles, &nodes)?;
+    a_worker_holds_nothing(&nodes, &beta)?;
+    story.tell(format_args!("no command line tells a secret, and the worker holds none of the address"));
+
+    // Ends of every kind: asked, killed and run again, and refused for a damaged key.
+    alpha.term()?;
+    ensure!(alpha.await_exit(LIMIT)? == Some(0), "alpha did not end well");
+    beta.kill9()?;
+    beta.run()?;
+    let gamma = nodes.named("gamma")?;
+    gamma.kill9()?;
+    for file in ["node.key", "master.key", "authority.key", "discovery.key"] {
+        let path = gamma.state().join(file);
+        let whole = fs::read(&path)?;
+        fs::write(&path, &whole[..whole.len() - 1])?;
+        ensure!(gamma.command(&["run"], "", LIMIT)?.code == Some(1), "a node runs with half of {file}");
+        fs::write(&path, whole)?;
+    }
+    cluster.wait_until("the worker is back", LIMIT, || beta.status().map(|_| ()))?;
+    beta.command(&["leave"], "", LIMIT)?.ok("leave")?;
+    story.tell(format_args!("the nodes have ended in every way"));
+
+    for node in &nodes.0 {
+        let log = node.log();
+        ensure!(log.contains("TRACE"), "the log of {} does not go down to trace", node.name());
+        for file in node.said() {
+            let found = needles.find_in(&file)?;
+            ensure!(found.is_empty(), "{} of {} tells {found:?}", file.display(), node.name());
+        }
+    }
+    story.tell(format_args!("no log, status or error tells a secret"));
+    Ok(())
+}
+
+/// What a person is told to type must not have the token in it.
+fn the_hint_keeps_the_token_apart(node: &Node) -> Result<()> {
+    let said = node.command_untold(&["invite"], "", LIMIT)?.ok("invite")?;
+    let hint =
+        said.lines().find(|line| line.contains("rustbalance join")).context("invite does not say how to join")?;
+    ensure!(!hint.contains("rb1-"), "invite has the token typed on a command line");
+    ensure!(said.contains("rb1-"), "invite does not print the token");
+    Ok(())
+}
+
+fn command_lines_are_clean(needles: &Needles, nodes: &Nodes) -> Result<()> {
+    for node in &nodes.0 {
+        let pid = node.pid().with_context(|| format!("{} is not running", node.name()))?;
+        let mut found = BTreeSet::new();
+        for file in ["cmdline", "environ"] {
+            let text = fs::read(format!("/proc/{pid}/{file}"))?;
+            ensure!(!text.is_empty(), "{} has no {file}", node.name());
+            needles.find(&text, &mut found);
+        }
+        ensure!(found.is_empty(), "the command line or environment of {} tells {found:?}", node.name());
+    }
+    Ok(())
+}
+
+/// Neither its folder nor its memory. What is looked for is found where it belongs, so that looking is worth something.
+fn a_worker_holds_nothing(nodes: &Nodes, worker: &Node) -> Result<()> {
+    let publisher = nodes.named("alpha")?;
+    let mut of_address = Needles::new();
+    let copy = opened_copy(publisher)?;
+    copy.add_address_to(&mut of_address)?;
+    let mut of_worker = Needles::new();
+    let seed = *opened_copy(worker)?.store.node_secret()?.seed();
+    of_worker.add("the worker's own key", &seed);
+
+    ensure!(!of_address.find_in(&publisher.state())?.is_empty(), "the address's secrets are not found where they are");
+    ensure!(!of_worker.find_in(&worker.state())?.is_empty(), "the worker's key is not found where it is");
+    let found = of_address.find_in(&worker.state())?;
+    ensure!(found.is_empty(), "the worker's folder holds {found:?}");
+
+    let in_memory = |needles: &Needles, node: &Node| {
+        let pid = node.pid().with_context(|| format!("{} is not running", node.name()))?;
+        // Nothing moves while one looks.
+        node.stop()?;
+        let found = needles.find_in_memory(pid);
+        node.cont()?;
+        found
+    };
+    ensure!(!in_memory(&of_address, publisher)?.is_empty(), "the address's secrets are not found in a publisher");
+    ensure!(!in_memory(&of_worker, worker)?.is_empty(), "the worker's key is not found in its memory");
+    let found = in_memory(&of_address, worker)?;
+    ensure!(found.is_empty(), "the worker's memory holds {found:?}");
+    Ok(())
+}
+
+/// A state directory that can be opened while its daemon runs: a copy.
+pub(crate) struct OpenedCopy {
+    pub(crate) store: Store,
+    _folder: TempDir,
+}
+
+/// Copies the state of a node, but for Arti's part of it, and opens the copy.
+pub(crate) fn opened_copy(node: &Node) -> Result<OpenedCopy> {
+    let folder = tempfile::tempdir()?;
+    let copy = folder.path().join("state");
+    copy_state(&node.state(), &copy).with_context(|| format!("cannot copy the state of {}", node.name()))?;
+    Ok(OpenedCopy { store: Store::open(&copy)?, _folder: folder })
+}
+
+fn copy_state(from: &Path, to: &Path) -> Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_name() == "arti" {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            copy_state(&path, &copy)?;
+        } else if entry.file_type()?.is_file() {
+            // The daemon may be replacing it.
+            if let Ok(content) = fs::read(&path) {
+                let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy)?;
+                std::io::Write::write_all(&mut file, &content)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl OpenedCopy {
+    /// Adds all secrets of this node.
+    fn add_to(&self, needles: &mut Needles, name: &str) -> Result<()> {
+        self.add_address_to(needles)?;
+        needles.add(&format!("{name}'s key"), self.store.node_secret()?.seed());
+        needles.add("the discovery key", self.store.discovery()?.secret.as_bytes());
+        for point in self.store.intro_points()? {
+            needles.add(&format!("a point's session key of {name}"), &point.secrets.session);
+            needles.add(&format!("a point's encryption key of {name}"), &point.secrets.encryption);
+        }
+        Ok(())
+    }
+
+    /// Adds the secrets of the master address and of the cluster's authority, as far as the node has them.
+    fn add_address_to(&self, needles: &mut Needles) -> Result<()> {
+        if let Some(secret) = self.store.master_secret()? {
+            let (scalar, prefix) = secret.expanded().split_at(32);
+            needles.add("the address's scalar", scalar);
+            needles.add("the address's hash prefix", prefix);
+        }
+        if let Some(secret) = self.store.authority_secret()? {
+            needles.add("the authority's key", secret.seed());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,220 @@
+//! A cluster at rest: who is reached through the master address, what the directories say, and what strangers get.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rustbalance::tor::Engine;
+use rustbalance_testnet::cluster::Cluster;
+use rustbalance_testnet::{Warmth, decrypt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::secrets::opened_copy;
+use crate::support::{Arti, Nodes, Story, look, network, scenario};
+
+/// The virtual port of each node's own address.
+const LINK_PORT: u16 = 7440;
+/// With three nodes, fewer than one run in a million misses one in so many draws.
+const DRAWS: usize = 40;
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[test]
+fn everybody_reaches_every_node_and_strangers_learn_nothing() {
+    scenario("serving", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+        relays_differ(nodes)?;
+        story.tell(format_args!("no two nodes are at one relay"));
+        stock_clients_reach_all(story, cluster, nodes)?;
+        arti_clients_are_served(cluster, nodes)?;
+        story.tell(format_args!("an Arti client was served"));
+        bodies_arrive_whole(cluster)?;
+        story.tell(format_args!("large bodies arrive whole, both ways"));
+        directories_hold_what_status_says(cluster, nodes)?;
+        story.tell(format_args!("python3-stem reads what status says"));
+        strangers_learn_nothing(cluster, nodes)?;
+        story.tell(format_args!("strangers learn nothing"));
+        garbage_on_a_link_changes_nothing(cluster, nodes)
+    });
+}
+
+/// Stock clients can use only one of two points at one relay.
+fn relays_differ(nodes: &Nodes) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for node in &nodes.0 {
+        let points = node.status()?.intro_points;
+        ensure!(!points.is_empty(), "{} has no intro point", node.name());
+        for point in points {
+            ensure!(seen.insert(point.relay.clone()), "{} is at {} together with another", node.name(), point.relay);
+        }
+    }
+    Ok(())
+}
+
+/// Clients without any knowledge are served, by each node in turn.
+fn stock_clients_reach_all(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let wanted: BTreeSet<String> = nodes.0.iter().map(|node| node.name().to_owned()).collect();
+    let mut seen = BTreeSet::new();
+    for draw in 1..=DRAWS {
+        // The first has not even the network's directory.
+        let warmth = if draw == 1 { Warmth::Fresh } else { Warmth::Warm };
+        let (name, _) = cluster.fetch_as(warmth).with_context(|| format!("fetch {draw}\n{}", cluster.diagnosis()))?;
+        seen.insert(name);
+        if seen == wanted {
+            story.tell(format_args!("{draw} fresh stock clients, and all nodes have served"));
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{DRAWS} fresh clients reached only {seen:?}")
+}
+
+fn arti_clients_are_served(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let arti = Arti::start("visitor")?;
+    let master = cluster.onion()?.parse()?;
+    for _ in 0..3 {
+        let answer = arti.runtime.block_on(async {
+            let mut stream = arti.engine.dial(master, 80, LIMIT).await?;
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: site\r\nConnection: close\r\n\r\n").await?;
+            stream.flush().await?;
+            let mut answer = Vec::new();
+            // Arti's clients see the end of a stream as an error, after all of its data.
+            let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await?;
+            ensure!(read.is_ok() || !answer.is_empty(), "nothing was read: {read:?}");
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        })?;
+        let name = answer.rsplit("\r\n").next().unwrap_or_default();
+        ensure!(nodes.named(name).is_ok(), "an Arti client was answered {answer:?}");
+    }
+    Ok(())
+}
+
+fn bodies_arrive_whole(cluster: &Cluster<'_>) -> Result<()> {
+    let client = network().client("carrier", Warmth::Warm)?;
+    let onion = cluster.onion()?;
+    let answer = client.get(&format!("http://{onion}/bytes/3000000"), LIMIT * 2)?;
+    ensure!(answer.body.len() == 3_000_000 && answer.body.iter().all(|byte| *byte == b'x'), "a body was changed");
+    let body: Vec<u8> = (0..1_000_000_u32).map(|index| (index % 251) as u8).collect();
+    let answer = client.post(&format!("http://{onion}/echo"), &body, LIMIT * 2)?;
+    ensure!(answer.body == body, "a body of {} bytes came back as {}", body.len(), answer.body.len());
+    Ok(())
+}
+
+/// What an independent program decrypts from each responsible directory is what `status --json` says is published.
+fn directories_hold_what_status_says(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let onion = cluster.onion()?;
+    // A publication may be under way.
+    cluster.wait_until("the directories hold what status says", Duration::from_secs(60), || {
+        let responsible: BTreeSet<String> = look(&onion)?.iter().map(|held| held.directory.relay.to_string()).collect();
+        let published = network().published(&onion)?;
+        let texts: BTreeSet<String> = published
+            .into_iter()
+            .filter(|held| responsible.contains(&format!("${}", held.relay)))
+            .map(|held| held.text)
+            .collect();
+        ensure!(!texts.is_empty(), "no responsible directory holds anything");
+        for text in texts {
+            let said = decrypt(&onion, &text)?;
+            let read: BTreeSet<(String, String)> = said
+                .intro_points
+                .iter()
+                .map(|point| {
+                    (format!("${}", point.rsa_fingerprint.clone().unwrap_or_default()), point.auth_key.clone())
+                })
+                .collect();
+            ensure!(read.len() == said.intro_points.len(), "a point stands twice in the descriptor");
+            ensure!(read.len() <= 20, "{} points in one descriptor", read.len());
+            for node in &nodes.0 {
+                let status = node.status()?;
+                let publication = status.publication.context("nothing is published")?;
+                let known: BTreeSet<_> = publication
+                    .intro_points
+                    .iter()
+                    .map(|point| (point.relay.clone(), point.session_key.clone()))
+                    .collect();
+                ensure!(read == known, "the descriptor lists {read:?}, but {} says {known:?}", node.name());
+                let own = publication.intro_points.iter().filter(|point| point.node == status.node).count();
+                ensure!(own > 0, "{} is not in the descriptor", node.name());
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Whoever knows a node's own address, and no more, can neither read its descriptor nor connect.
+fn strangers_learn_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let address = nodes.named("gamma")?.status()?.node;
+    let client = network().client("stranger", Warmth::Warm)?;
+    let error = match client.get(&format!("http://{address}:{LINK_PORT}/"), LIMIT) {
+        Ok(answer) => anyhow::bail!("a stranger was answered: {answer:?}"),
+        Err(error) => format!("{error:#}"),
+    };
+    ensure!(error.contains("0xf4"), "a stranger is not told that authorization is missing, but: {error}");
+    let held = cluster.wait_until("the node's own descriptor is published", LIMIT, || {
+        let held = network().published(&address)?;
+        ensure!(!held.is_empty(), "no directory holds it");
+        Ok(held)
+    })?;
+    for held in held {
+        ensure!(
+            decrypt(&address, &held.text).is_err(),
+            "a stranger can decrypt the descriptor of a node's own service"
+        );
+    }
+    let arti = Arti::start("stranger")?;
+    let dialled = arti.runtime.block_on(arti.engine.dial(address.parse()?, LINK_PORT, LIMIT));
+    ensure!(dialled.is_err(), "an Arti client without the discovery key was connected");
+    Ok(())
+}
+
+/// Whoever has stolen the discovery key can connect, but without a member's certificate can do nothing.
+fn garbage_on_a_link_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let victim = nodes.named("gamma")?;
+    let before = victim.status()?;
+    let discovery = opened_copy(victim)?.store.discovery()?;
+    let arti = Arti::start("thief")?;
+    arti.engine.trust_discovery(before.node.parse()?, &discovery.secret)?;
+    let address = before.node.parse()?;
+    for garbage in garbage() {
+        arti.runtime.block_on(async {
+            let mut stream = arti.engine.dial(address, LINK_PORT, LIMIT).await.context("cannot send garbage")?;
+            // The other side may close at any moment, and shall.
+            let _ = stream.write_all(&garbage).await;
+            let _ = stream.flush().await;
+            let mut answer = Vec::new();
+            let ended = tokio::time::timeout(LIMIT * 2, stream.read_to_end(&mut answer)).await;
+            ensure!(ended.is_ok(), "{} bytes of garbage are kept waiting for", garbage.len());
+            ensure!(answer.len() < 4096, "{} bytes of garbage were answered with {}", garbage.len(), answer.len());
+            Ok(())
+        })?;
+    }
+    let after = victim.status()?;
+    ensure!(after.uptime_seconds >= before.uptime_seconds, "garbage ended the daemon");
+    ensure!(
+        after.alive() == before.alive(),
+        "garbage changed the members from {:?} to {:?}",
+        before.alive(),
+        after.alive()
+    );
+    ensure!(after.publisher == before.publisher, "garbage changed the publisher");
+    ensure!(after.invitations == before.invitations, "garbage changed the invitations");
+    cluster.await_served(&nodes.0)
+}
+
+/// Things that no peer would send: nothing sensible, an absurd length, a length that is kept with nothing sensible in it.
+pub(crate) fn garbage() -> Vec<Vec<u8>> {
+    let noise: Vec<u8> = (0..20_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let framed = |payload: &[u8]| {
+        let mut frame = (payload.len() as u32).to_be_bytes().to_vec();
+        frame.extend_from_slice(payload);
+        frame
+    };
+    vec![
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        noise.clone(),
+        vec![0xff; 64],
+        framed(&[]),
+        framed(&noise[..100]),
+        framed(&[1, 0xa0]),
+        // Version 1, then an array of 2^32 - 1 arrays.
+        framed(&[1, 0x9a, 0xff, 0xff, 0xff, 0xff, 0x9a, 0xff, 0xff, 0xff, 0xff]),
+        framed(&[1; 4000]).into_iter().cycle().take(40_000).collect(),
+    ]
+}
