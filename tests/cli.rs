@@ -215,6 +215,22 @@ fn a_token_of_another_cluster_is_told_before_anything_is_touched() {
 }
 
 #[test]
+fn a_join_that_fails_leaves_no_trace() {
+    use rustbalance::join::Token;
+    use rustbalance::keys::TokenSecret;
+
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("node");
+    let arti = home.path().join("arti-in.toml");
+    std::fs::write(&arti, "[address_filter]\nallow_onion_addrs = \"banana\"\n").unwrap();
+    let token = Token::new(TokenSecret::generate(&mut rand::rng()), DUCK.parse().unwrap()).text();
+    let done = run_with(&dir, &["join", DUCK, "--arti-config", arti.to_str().unwrap()], &token);
+    assert_eq!(done.code, 1);
+    assert!(done.err.starts_with("error: ") && done.err.contains("allow_onion_addrs"), "{}", done.err);
+    assert!(!dir.exists());
+}
+
+#[test]
 fn log_filters_that_cannot_be_read_are_an_error() {
     let home = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_rustbalance"))

@@ -47,6 +47,7 @@ struct Cli {
 
 /// Options of every command.
 #[derive(Args)]
+#[command(next_help_heading = "Global options")]
 struct Global {
     /// State directory: keys, configuration and control socket [default: /var/lib/rustbalance for root, else
     /// rustbalance in the XDG state directory]

@@ -192,21 +192,22 @@ impl Admission {
             return Err(Refusal::Malformed);
         }
 
-        let verdict = judge(&redeem, &invitation, unix, us, cluster)?;
-        let member = match &verdict {
-            Verdict::Again(member) => member.clone(),
-            Verdict::New => certify(&redeem, invitation.role, unix, us)?,
+        let known = judge(&redeem, &invitation, unix, us, cluster)?;
+        let again = known.is_some();
+        let member = match known {
+            Some(member) => member,
+            None => certify(&redeem, invitation.role, unix, us)?,
         };
         let answer = self.answer(&request, said.theirs, &member, unix, us, cluster)?;
         let (node, role) = (member.node(), member.role());
-        if matches!(verdict, Verdict::Again(_)) {
-            let outcome = Outcome::Admitted { node, role, again: true };
+        let outcome = Outcome::Admitted { node, role, again };
+        if again {
             return Ok(vec![Effect::Send(answer), Effect::Close(outcome)]);
         }
         let mut redeemed = invitation;
         redeemed.redeemed.insert(node);
         let invitation = Verified::sign(redeemed, &us.authority).map_err(|_| Refusal::Failed)?;
-        self.state = State::Recording { answer, outcome: Outcome::Admitted { node, role, again: false } };
+        self.state = State::Recording { answer, outcome };
         Ok(vec![Effect::Record(Box::new(Redemption { invitation, member }))])
     }
 
@@ -240,20 +241,15 @@ impl Admission {
     }
 }
 
-/// What a joiner who has proven itself is.
-enum Verdict {
-    New,
-    /// A member that asks for its lost answer.
-    Again(Member),
-}
-
+/// Whether a joiner who has proven itself is admitted; gives its membership if it is a member already and asks for its
+/// lost answer.
 fn judge(
     redeem: &Redeem,
     invitation: &Invitation,
     unix: u64,
     us: &Publisher,
     cluster: &dyn Admissions,
-) -> Result<Verdict, Refusal> {
+) -> Result<Option<Member>, Refusal> {
     if redeem.unix.abs_diff(unix) > MAX_SKEW {
         return Err(Refusal::ClockSkew { publisher: unix, joiner: redeem.unix });
     }
@@ -262,7 +258,7 @@ fn judge(
     }
     if let Some(member) = cluster.member(&redeem.node) {
         let same = member.certificate.invitation == Some(redeem.invitation) && member.role() == invitation.role;
-        return if same { Ok(Verdict::Again(member)) } else { Err(Refusal::AlreadyMember) };
+        return if same { Ok(Some(member)) } else { Err(Refusal::AlreadyMember) };
     }
     if redeem.node == us.membership.node() {
         return Err(Refusal::AlreadyMember);
@@ -273,7 +269,7 @@ fn judge(
     let (used, uses) = (invitation.redeemed.len(), usize::from(invitation.uses));
     if invitation.redeemed.contains(&redeem.node) {
         // Recorded, and its certificate was lost before anybody heard of it: it gets another.
-        return if used <= uses { Ok(Verdict::New) } else { Err(Refusal::UsedUp { uses: invitation.uses }) };
+        return if used <= uses { Ok(None) } else { Err(Refusal::UsedUp { uses: invitation.uses }) };
     }
     if unix > invitation.expires {
         return Err(Refusal::Expired { ago: unix - invitation.expires });
@@ -281,7 +277,7 @@ fn judge(
     if used >= uses {
         return Err(Refusal::UsedUp { uses: invitation.uses });
     }
-    Ok(Verdict::New)
+    Ok(None)
 }
 
 /// Makes the new member's certificate.

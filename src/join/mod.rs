@@ -35,7 +35,7 @@ pub use invite::{InviteError, MAX_LIFETIME, Terms, invite};
 pub use joiner::{JoinError, Joined, Joiner, Step};
 pub use message::Refusal;
 pub use parcel::PublisherSecrets;
-pub use task::{Admitter, Door, carry, redeem, refuse};
+pub use task::{Admitter, Door, DoorLimits, carry, redeem, refuse};
 pub use token::{Token, TokenError};
 pub use transcript::Fresh;
 

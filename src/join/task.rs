@@ -19,28 +19,52 @@ use crate::tor::BoxStream;
 use rustbalance_gossip::id::MasterId;
 
 /// How long the joiner waits for a frame: a worker may have to build a circuit to a publisher first.
-const JOINER_STEP: Duration = Duration::from_secs(90);
-/// How long the publisher waits for a frame to come or to go.
-const PUBLISHER_STEP: Duration = Duration::from_secs(30);
-/// How long recording a redemption may take.
-const RECORD: Duration = Duration::from_secs(20);
-/// How long the answer may take to be read before the stream is closed.
+const ANSWER: Duration = Duration::from_secs(90);
+/// How long the other side may take to close a stream when all is said.
 const LINGER: Duration = Duration::from_secs(10);
 /// How long a worker carries one join.
 const CARRY: Duration = Duration::from_secs(180);
 /// The most a worker carries in one direction of a join, in bytes: a few small frames and one of the largest.
 const CARRY_BYTES: u64 = (frame::MAX + 4 * frame::MAX_UNPROVEN) as u64;
-/// Joiners at the door at once.
-const AT_ONCE: usize = 16;
-/// Joiners that may come in a burst before the rate below holds.
-const BURST: f64 = 32.0;
-/// Joiners a second, lasting.
-const RATE: f64 = 2.0;
+
+/// What joiners may ask of a door.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DoorLimits {
+    /// How many may be at it at once.
+    pub at_once: usize,
+    /// How many may come in a burst before the rate holds.
+    pub burst: u32,
+    /// How many a second may come, lasting.
+    pub rate: f64,
+    /// How long one may take to say the next thing, or to hear it.
+    pub patience: Duration,
+    /// How long recording a redemption may take.
+    pub record: Duration,
+}
+
+impl Default for DoorLimits {
+    fn default() -> Self {
+        let (patience, record) = (Duration::from_secs(30), Duration::from_secs(20));
+        Self { at_once: 16, burst: 32, rate: 2.0, patience, record }
+    }
+}
 
 /// Redeems a token over a stream to the master address's join port. `unix` is our clock, in seconds since the epoch.
 ///
 /// On an error, [`JoinError::is_final`] says whether the node key is to be kept for another try.
 pub async fn redeem(
+    stream: BoxStream,
+    token: &Token,
+    node: &NodeSecret,
+    cluster: MasterId,
+    unix: impl Fn() -> u64,
+) -> Result<Joined, JoinError> {
+    redeem_within(ANSWER, stream, token, node, cluster, unix).await
+}
+
+/// The same, with another bound on the wait for each frame.
+pub(super) async fn redeem_within(
+    limit: Duration,
     mut stream: BoxStream,
     token: &Token,
     node: &NodeSecret,
@@ -65,9 +89,9 @@ pub async fn redeem(
                 read => read,
             }
         };
-        let frame = timeout(JOINER_STEP, exchange)
+        let frame = timeout(limit, exchange)
             .await
-            .map_err(|_| lost(JoinError::Timeout(JOINER_STEP.as_secs())))?
+            .map_err(|_| lost(JoinError::Timeout(limit)))?
             .map_err(|error| lost(error.into()))?;
         match joiner.handle(&frame, unix()).map_err(lost)? {
             Step::Send(frame) => next = frame,
@@ -91,6 +115,7 @@ pub trait Admitter: Send + Sync {
 
 /// Where joiners come to be admitted. One a node: it sees to it that they are decided upon one after another.
 pub struct Door {
+    limits: DoorLimits,
     places: Semaphore,
     bucket: SyncMutex<(f64, Instant)>,
     turn: Mutex<()>,
@@ -103,22 +128,28 @@ impl Default for Door {
 }
 
 impl Door {
-    /// One with nobody before it.
+    /// One with nobody before it, and the usual limits.
     pub fn new() -> Self {
-        Self { places: Semaphore::new(AT_ONCE), bucket: SyncMutex::new((BURST, Instant::now())), turn: Mutex::new(()) }
+        Self::with_limits(DoorLimits::default())
+    }
+
+    /// One with limits of its own.
+    pub fn with_limits(limits: DoorLimits) -> Self {
+        let bucket = SyncMutex::new((limits.burst.into(), Instant::now()));
+        Self { limits, places: Semaphore::new(limits.at_once), bucket, turn: Mutex::new(()) }
     }
 
     /// Admits or refuses whoever is on the stream, however it reached us. `None`: it went away or fell silent.
     pub async fn admit(&self, mut stream: BoxStream, admitter: &dyn Admitter) -> Option<Outcome> {
         let place = self.places.try_acquire();
-        if place.is_err() || !self.within_rate() {
+        if place.is_err() || !self.within_rate(Instant::now()) {
             drop(place);
             refuse(stream, Refusal::Busy).await;
             return Some(Outcome::Refused(Refusal::Busy));
         }
         let mut admission = Admission::new(Fresh::generate(&mut rand::rng()));
         loop {
-            let frame = match timeout(PUBLISHER_STEP, frame::read(&mut stream, frame::MAX_UNPROVEN)).await.ok()? {
+            let frame = match timeout(self.limits.patience, frame::read(&mut stream, frame::MAX_UNPROVEN)).await.ok()? {
                 Ok(frame) => frame,
                 // Told as any other garbage.
                 Err(FrameError::TooLong { .. }) => Vec::new(),
@@ -126,7 +157,7 @@ impl Door {
             };
             let (frames, outcome) = self.decide(&mut admission, &frame, admitter).await;
             for frame in frames {
-                timeout(PUBLISHER_STEP, frame::write(&mut stream, &frame)).await.ok()?.ok()?;
+                timeout(self.limits.patience, frame::write(&mut stream, &frame)).await.ok()?.ok()?;
             }
             if outcome.is_some() {
                 finish(&mut stream).await;
@@ -148,7 +179,7 @@ impl Door {
         };
         let mut effects = ask(admission, Event::Frame(frame), admitter);
         if let [Effect::Record(redemption)] = effects.as_slice() {
-            let recorded = timeout(RECORD, admitter.record(redemption)).await.unwrap_or(false);
+            let recorded = timeout(self.limits.record, admitter.record(redemption)).await.unwrap_or(false);
             effects = ask(admission, Event::Recorded(recorded), admitter);
         }
         let (mut frames, mut outcome) = (Vec::new(), None);
@@ -163,10 +194,10 @@ impl Door {
     }
 
     /// Takes from the bucket of joins; false if it is empty.
-    fn within_rate(&self) -> bool {
+    fn within_rate(&self, now: Instant) -> bool {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let tokens = (bucket.0 + now.duration_since(bucket.1).as_secs_f64() * RATE).min(BURST);
+        let tokens =
+            (bucket.0 + now.duration_since(bucket.1).as_secs_f64() * self.limits.rate).min(self.limits.burst.into());
         let within = tokens >= 1.0;
         *bucket = (if within { tokens - 1.0 } else { tokens }, now);
         within
@@ -186,7 +217,7 @@ fn ask(admission: &mut Admission, event: Event<'_>, admitter: &dyn Admitter) -> 
 /// Turns a joiner away without a look at what it says: a worker that can reach no publisher does so.
 pub async fn refuse(mut stream: BoxStream, refusal: Refusal) {
     if let Ok(frame) = message::refusal(&refusal)
-        && let Ok(Ok(())) = timeout(PUBLISHER_STEP, frame::write(&mut stream, &frame)).await
+        && let Ok(Ok(())) = timeout(LINGER, frame::write(&mut stream, &frame)).await
     {
         finish(&mut stream).await;
     }
@@ -235,5 +266,20 @@ async fn pump(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteE
             return;
         }
         *count += size as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_is_let_in_and_then_the_rate_holds() {
+        let door = Door::with_limits(DoorLimits { burst: 3, rate: 0.5, ..DoorLimits::default() });
+        let start = Instant::now();
+        let seconds = [0, 0, 0, 0, 1, 2, 2, 3, 60, 60, 60, 60];
+        let let_in = seconds.map(|second| door.within_rate(start + Duration::from_secs(second)));
+        let wanted = [true, true, true, false, false, true, false, false, true, true, true, false];
+        assert_eq!(let_in, wanted);
     }
 }

@@ -11,13 +11,12 @@ use std::path::{Path, PathBuf};
 
 use rustbalance_gossip::id::MasterId;
 use rustbalance_gossip::record::{Chain, PeriodId};
-use zeroize::Zeroizing;
 
 use super::error::StoreError;
 use super::file::{self, Kind};
 use super::{Discovery, MAX_MEMBERS, Store, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
 use super::{sorted_ports, write_key, write_value};
-use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
 
 /// How a state directory comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,8 +176,7 @@ impl Draft {
 
     /// The discovery key that an interrupted beginning left.
     pub fn discovery(&self) -> Result<Option<Discovery>, StoreError> {
-        let found = read_discovery(&self.dir, self.cluster()?)?;
-        Ok(found.map(|(generation, key)| Discovery { generation, secret: DiscoverySecret::from_bytes(&key) }))
+        read_discovery(&self.dir, self.cluster()?)
     }
 
     /// Writes everything, `membership` last, and opens the store. Interrupted, it can be called again.
@@ -263,7 +261,7 @@ impl Draft {
 /// What was begun in this directory and not finished.
 pub(super) fn read_pending(dir: &Path) -> Result<Option<Pending>, StoreError> {
     let path = dir.join(Kind::Pending.name());
-    let Some((cluster, payload)): Option<(_, Zeroizing<Vec<u8>>)> = file::read(&path, Kind::Pending)? else {
+    let Some((cluster, payload)) = file::read(&path, Kind::Pending)? else {
         return Ok(None);
     };
     let beginning = match payload.as_slice() {

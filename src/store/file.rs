@@ -31,6 +31,9 @@ const MAX_HEADER: usize = 256;
 /// What the names of files begin with that are still being written.
 const UNFINISHED: &str = ".new-";
 
+/// The content of a file, wiped from memory after use: it may be a key.
+pub(super) type Payload = Zeroizing<Vec<u8>>;
+
 /// The files of a state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -203,7 +206,7 @@ pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(MasterId, &[u8]), Dama
 }
 
 /// The payload of the file at `path`; `None` if there is no such file.
-pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(MasterId, Zeroizing<Vec<u8>>)>, StoreError> {
+pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(MasterId, Payload)>, StoreError> {
     let damaged = |damage| StoreError::Damaged { path: path.to_owned(), kind, damage };
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,

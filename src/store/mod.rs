@@ -205,9 +205,8 @@ impl Store {
 
     /// The key of the restricted discovery.
     pub fn discovery(&self) -> Result<Discovery, StoreError> {
-        let (generation, key) = read_discovery(&self.dir, self.cluster())?
-            .ok_or_else(|| StoreError::Missing { path: self.path(Kind::DiscoveryKey), kind: Kind::DiscoveryKey })?;
-        Ok(Discovery { generation, secret: DiscoverySecret::from_bytes(&key) })
+        read_discovery(&self.dir, self.cluster())?
+            .ok_or_else(|| StoreError::Missing { path: self.path(Kind::DiscoveryKey), kind: Kind::DiscoveryKey })
     }
 
     /// Puts a key of a newer generation in the place of the old one. The same one again changes nothing.
@@ -341,6 +340,20 @@ impl Store {
         at_most("members", members.len(), MAX_MEMBERS)?;
         let _changing = self.change();
         self.put_value(Kind::Members, &members)
+    }
+
+    /// Writes down that a node has joined: first that the invitation is used, then who the node is, so that a crash in
+    /// between never leaves a use uncounted. The members known longest are forgotten beyond [`MAX_MEMBERS`].
+    pub fn record_join(&self, invitation: &Verified<Invitation>, member: &Chain) -> Result<(), StoreError> {
+        self.put_invitations(std::slice::from_ref(invitation))?;
+        let _changing = self.change();
+        let mut members = self.members()?;
+        if !members.contains(member) {
+            members.push(member.clone());
+            members.drain(..members.len().saturating_sub(MAX_MEMBERS));
+            self.put_value(Kind::Members, &members)?;
+        }
+        Ok(())
     }
 
     /// The virtual ports of the master address, sorted.
@@ -481,12 +494,12 @@ fn write_key(dir: &Path, kind: Kind, cluster: MasterId, key: &[u8]) -> Result<()
 }
 
 /// Generation (4 bytes, big-endian) and key (32 bytes).
-fn read_discovery(dir: &Path, cluster: MasterId) -> Result<Option<(u32, Zeroizing<[u8; 32]>)>, StoreError> {
+fn read_discovery(dir: &Path, cluster: MasterId) -> Result<Option<Discovery>, StoreError> {
     let Some(payload) = read_key::<36>(dir, Kind::DiscoveryKey, cluster)? else { return Ok(None) };
     let (mut generation, mut key) = ([0; 4], Zeroizing::new([0; 32]));
     generation.copy_from_slice(&payload[..4]);
     key.copy_from_slice(&payload[4..]);
-    Ok(Some((u32::from_be_bytes(generation), key)))
+    Ok(Some(Discovery { generation: u32::from_be_bytes(generation), secret: DiscoverySecret::from_bytes(&key) }))
 }
 
 fn write_discovery(dir: &Path, cluster: MasterId, discovery: &Discovery) -> Result<(), StoreError> {

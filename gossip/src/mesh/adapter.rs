@@ -14,12 +14,15 @@ use super::gate::Gate;
 use crate::address::mesh_socket;
 use crate::id::NodeId;
 
+/// Messages with their senders.
+type Inbox = mpsc::Receiver<(NodeId, Vec<u8>)>;
+
 /// Opened once per life; a later socket takes the messages over from the one before.
 #[derive(Clone)]
 pub(super) struct Adapter {
     gate: Arc<Gate>,
     send: Arc<dyn Fn(NodeId, Vec<u8>) + Send + Sync>,
-    received: Arc<Mutex<mpsc::Receiver<(NodeId, Vec<u8>)>>>,
+    received: Arc<Mutex<Inbox>>,
 }
 
 impl Adapter {

@@ -43,8 +43,8 @@ const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
 /// So many failures for want of a vanguard in a row, over at least this time, mean that none will come.
 const NO_VANGUARD: (u32, Duration) = (10, Duration::from_secs(120));
 
-/// For the tasks to end and the state directory to be free again.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
+/// For the tasks to end.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 /// How the engine is set up.
 #[derive(Debug, Clone)]
@@ -333,19 +333,12 @@ impl Shared {
         self.shutdown.cancel();
     }
 
-    /// Stops the client and waits, for a while, until its directories are free for another.
+    /// Stops the client and waits, for a while, until all that we run on it has ended.
     pub(super) async fn close(&self, why: &str) {
-        let freed = self.client().ok().map(|tor| tor.wait_for_stop());
         self.stop(why);
         self.tasks.close();
-        let ended = async {
-            self.tasks.wait().await;
-            if let Some(freed) = freed {
-                freed.await;
-            }
-        };
-        if tokio::time::timeout(SHUTDOWN_LIMIT, ended).await.is_err() {
-            tracing::debug!("some tasks of the Tor client are still running");
+        if tokio::time::timeout(SHUTDOWN_LIMIT, self.tasks.wait()).await.is_err() {
+            tracing::debug!("{} tasks on the Tor client are still running", self.tasks.len());
         }
     }
 }

@@ -32,7 +32,7 @@ use tor_relay_selection::{RelayExclusion, RelaySelector, RelayUsage};
 use super::client::{Live, Shared};
 use super::introduction::{Reading, Unanswerable};
 use super::{keys, rendezvous};
-use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError};
+use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError, descriptor};
 
 /// To make a point, all attempts together.
 const OPEN_LIMIT: Duration = Duration::from_secs(90);
@@ -68,10 +68,11 @@ async fn open_unbounded(
     streams: mpsc::Sender<Incoming>,
 ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
     let live = shared.live()?;
+    descriptor::blinded(request.master, live.netdir()?.hs_time_period())?;
     let session = keys::session_keypair(&request.keys.secrets);
     let encryption = keys::encryption_keypair(&request.keys.secrets);
     let reading = Reading {
-        master: keys::master_key(request.master)?,
+        master: request.master,
         session: HsIntroPtSessionIdKey::from(session.as_ref().verifying_key()),
         encryption,
         replays: Arc::clone(&request.keys.replays),

@@ -6,23 +6,24 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustbalance_gossip::id::MasterId;
 use tor_bytes::Reader;
 use tor_cell::relaycell::hs::intro_payload::{IntroduceHandshakePayload, OnionKey};
 use tor_cell::relaycell::msg::{Introduce2, Rendezvous1};
 use tor_hscrypto::Subcredential;
-use tor_hscrypto::pk::{HsIdKey, HsIntroPtSessionIdKey, HsSvcNtorKeypair};
+use tor_hscrypto::pk::{HsIntroPtSessionIdKey, HsSvcNtorKeypair};
 use tor_hscrypto::time::TimePeriod;
 use tor_linkspec::{OwnedCircTarget, verbatim::VerbatimLinkSpecCircTarget};
 use tor_netdir::NetDir;
 use tor_proto::client::circuit::handshake::hs_ntor::{self, HsNtorHkdfKeyGenerator};
 use tor_protover::{Protocols, named::FLOWCTRL_CC};
 
-use crate::tor::ReplayLog;
+use crate::tor::{ReplayLog, descriptor};
 
 /// What a point needs to read its introductions.
 pub(super) struct Reading {
-    /// `KP_hs_id` of the master.
-    pub(super) master: HsIdKey,
+    /// Whose clients come.
+    pub(super) master: MasterId,
     /// `KP_hs_ipt_sid`.
     pub(super) session: HsIntroPtSessionIdKey,
     /// `KS_hss_ntor`.
@@ -103,7 +104,7 @@ impl Reading {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if cached.0 != periods {
             // A key that cannot be blinded for a period has no descriptor in it, so no client comes with it.
-            let of = |period: &TimePeriod| self.master.compute_blinded_key(*period).ok().map(|(_, sub)| sub);
+            let of = |period: &TimePeriod| descriptor::blinded(self.master, *period).ok().map(|(_, sub)| sub);
             let subcredentials = periods.iter().filter_map(of).collect();
             *cached = (periods, Arc::new(subcredentials));
         }

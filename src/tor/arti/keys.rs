@@ -1,17 +1,15 @@
 //! Our keys in Arti's types, and back.
 
 use rustbalance_gossip::bytes::FixedBytes;
-use rustbalance_gossip::id::{MasterId, OnionAddress};
+use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::RelayId;
 use tor_hscrypto::pk::{
-    HsClientDescEncKey, HsClientDescEncSecretKey, HsId, HsIdKey, HsIdKeypair, HsIntroPtSessionIdKeypair,
-    HsSvcNtorKeypair,
+    HsClientDescEncKey, HsClientDescEncSecretKey, HsId, HsIdKeypair, HsIntroPtSessionIdKeypair, HsSvcNtorKeypair,
 };
 use tor_linkspec::{HasRelayIds, RelayIds, RelayIdsBuilder};
 use tor_llcrypto::pk::{curve25519, ed25519, rsa};
 
 use crate::keys::{DiscoveryPublic, DiscoverySecret, IntroPointSecrets, NodeSecret};
-use crate::tor::TorError;
 
 /// The identity of a node's own onion service.
 pub(super) fn node_keypair(secret: &NodeSecret) -> HsIdKeypair {
@@ -22,12 +20,6 @@ pub(super) fn node_keypair(secret: &NodeSecret) -> HsIdKeypair {
 /// An address as Arti names a service.
 pub(super) fn service_id(address: OnionAddress) -> HsId {
     HsId::from(*address.public_key())
-}
-
-/// The master's public identity key.
-pub(super) fn master_key(master: MasterId) -> Result<HsIdKey, TorError> {
-    HsIdKey::try_from(service_id(master.address()))
-        .map_err(|e| TorError::Invalid(format!("{master} names no Ed25519 key"), Some(Box::new(e))))
 }
 
 /// `KS_hs_ipt_sid`.
@@ -72,6 +64,7 @@ pub(super) fn relay_ids(relay: &RelayId) -> RelayIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tor_hscrypto::pk::HsIdKey;
 
     #[test]
     fn a_node_has_the_address_of_its_key() {

@@ -31,7 +31,10 @@ mod rendezvous;
 mod slots;
 mod stream;
 
-/// The engine on Arti. Dropped, it stops; [`ArtiEngine::shutdown`] also waits until its directories are free.
+/// The engine on Arti. Dropped, it stops.
+///
+/// Arti itself lets go of its directories only at the network's next consensus. Another engine of the same process may
+/// be started on them all the same: it reads them and takes them over as soon as they are free.
 pub struct ArtiEngine {
     shared: Arc<client::Shared>,
 }
@@ -43,7 +46,7 @@ impl ArtiEngine {
         Ok(Arc::new(Self { shared: client::start(config)? }))
     }
 
-    /// Ends all circuits and services, and returns once the directories can be used by another engine (or after 10 s).
+    /// Ends all circuits and services, and returns once they have ended, or after 5 s.
     pub async fn shutdown(&self) {
         self.shared.close("it was shut down").await;
     }

@@ -1,0 +1,224 @@
+//! Replays, forgeries and garbage against both state machines.
+
+use proptest::prelude::*;
+use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
+use rustbalance_gossip::codec;
+
+use super::*;
+use crate::frame;
+use crate::join::message::{Challenge, FromJoiner, FromPublisher, Redeem};
+
+#[test]
+fn a_captured_join_is_worth_nothing_against_another_challenge() {
+    let host = Host::new();
+    let (token, node) = (host.invite(Role::Worker, 5), node());
+    let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+    let mut admission = Admission::new(fresh());
+    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
+
+    let mut other = Admission::new(fresh());
+    host.hear(&mut other, &hello, NOW);
+    assert_eq!(host.hear(&mut other, &redeem, NOW).1, Some(Outcome::Refused(Refusal::UnknownToken)));
+    assert_eq!(host.recorded(), 0);
+    // And a captured answer, to a joiner that did not ask for it.
+    let answer = host.hear(&mut admission, &redeem, NOW).0.unwrap();
+    let (mut again, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+    let challenge = host.hear(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
+    again.handle(&challenge, NOW).unwrap();
+    assert!(matches!(again.handle(&answer, NOW), Err(JoinError::Impostor { .. })));
+    assert!(joiner.handle(&answer, NOW).is_ok());
+}
+
+/// A worker that carries a join can change it: what it then says must not be believed.
+#[test]
+fn a_carrier_cannot_put_itself_in_the_joiner_s_or_the_publisher_s_place() {
+    let host = Host::new();
+    let (token, node) = (host.invite(Role::Worker, 5), node());
+    let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+    let mut admission = Admission::new(fresh());
+    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    // Its own ephemeral key in the publisher's challenge.
+    let Ok(FromPublisher::Challenge(said)) = codec::decode(&challenge, 4096) else { panic!() };
+    let forged = Challenge { ephemeral: FixedBytes(fresh().public()), ..said };
+    let forged = codec::encode(&FromPublisher::Challenge(forged)).unwrap();
+    let Ok(Step::Send(redeem)) = joiner.handle(&forged, NOW) else { panic!() };
+    assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(Refusal::UnknownToken)));
+
+    // Its own node id under the joiner's token signature.
+    let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+    let mut admission = Admission::new(fresh());
+    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
+    let Ok(FromJoiner::Redeem(redeem)) = codec::decode(&redeem, 4096) else { panic!() };
+    let thief = super::node();
+    let request = transcript::request(&hello, &challenge, &thief.node_id(), &token.invitation_id(), NOW);
+    let node_signature = FixedBytes(transcript::sign(transcript::BY_NODE, &request, &thief));
+    let stolen = Redeem { node: thief.node_id(), node_signature, ..redeem };
+    let stolen = codec::encode(&FromJoiner::Redeem(stolen)).unwrap();
+    assert_eq!(host.hear(&mut admission, &stolen, NOW).1, Some(Outcome::Refused(Refusal::UnknownToken)));
+    assert_eq!(host.recorded(), 0);
+}
+
+#[test]
+fn a_node_key_that_is_not_the_joiner_s_is_refused() {
+    let host = Host::new();
+    let (token, mine, victim) = (host.invite(Role::Worker, 5), node(), node());
+    let (mut joiner, hello) = Joiner::new(&token, &mine, host.cluster(), fresh()).unwrap();
+    let mut admission = Admission::new(fresh());
+    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    joiner.handle(&challenge, NOW).unwrap();
+    let request = transcript::request(&hello, &challenge, &victim.node_id(), &token.invitation_id(), NOW);
+    let redeem = Redeem {
+        node: victim.node_id(),
+        invitation: token.invitation_id(),
+        unix: NOW,
+        token_signature: FixedBytes(transcript::sign(transcript::BY_TOKEN, &request, token.secret())),
+        node_signature: FixedBytes(transcript::sign(transcript::BY_NODE, &request, &mine)),
+    };
+    let redeem = codec::encode(&FromJoiner::Redeem(redeem)).unwrap();
+    assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(Refusal::Malformed)));
+    assert_eq!(host.recorded(), 0);
+}
+
+#[test]
+fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
+    // A worker that would admit, with an authority key it should not have; and a whole other cluster.
+    let host = Host::new();
+    let (token, node) = (host.invite(Role::Worker, 5), node());
+    let worker = Host::beside(host.us.master.duplicate(), host.us.authority.duplicate(), Role::Worker);
+    let stranger = Host::new();
+    for impostor in [worker, stranger] {
+        let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+        let theirs = fresh();
+        let challenge = Challenge { version: 1, nonce: FixedBytes([1; 32]), ephemeral: FixedBytes(theirs.public()) };
+        let challenge = codec::encode(&FromPublisher::Challenge(challenge)).unwrap();
+        joiner.handle(&challenge, NOW).unwrap();
+        let Ok(FromJoiner::Hello(said)) = codec::decode(&hello, 4096) else { panic!() };
+        let request = transcript::request(&hello, &challenge, &node.node_id(), &token.invitation_id(), NOW);
+        let publisher = impostor.us.membership.node();
+        let key = transcript::answer(&request, Role::Worker, &publisher);
+        let certificate = MemberCertificate {
+            cluster: impostor.cluster(),
+            node: node.node_id(),
+            role: Role::Worker,
+            issued: NOW,
+            expires: NOW + 1000,
+            invitation: Some(token.invitation_id()),
+        };
+        let certificate = Verified::sign(certificate, &impostor.us.authority).unwrap();
+        let member = Member { authority: impostor.us.membership.authority.clone(), certificate };
+        let facts = parcel::Facts {
+            signature: FixedBytes(transcript::sign(transcript::BY_PUBLISHER, &key, &impostor.us.node)),
+            publisher: impostor.us.membership.chain(),
+            member: member.chain(),
+            members: vec![],
+            ports: vec![],
+            unix: NOW,
+        };
+        let discovery = Snapshot(&impostor).discovery().unwrap();
+        let plain = parcel::Parcel { discovery, secrets: None, facts }.to_bytes().unwrap();
+        let sealed = transcript::seal(&theirs.ephemeral, said.ephemeral.0, &key, plain).unwrap();
+        let sealed = VarBytes(sealed);
+        let answer = message::Answer { role: Role::Worker, publisher, sealed };
+        let answer = codec::encode(&FromPublisher::Answer(answer)).unwrap();
+        let error = joiner.handle(&answer, NOW).unwrap_err();
+        assert!(matches!(error, JoinError::Impostor { .. }), "{error}");
+        assert!(!error.is_final());
+    }
+}
+
+#[test]
+fn garbage_and_messages_out_of_turn_change_nothing() {
+    let host = Host::new();
+    let (token, node) = (host.invite(Role::Worker, 1), node());
+    let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+    let mut admission = Admission::new(fresh());
+    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
+    let malformed = Some(Outcome::Refused(Refusal::Malformed));
+    let long = [&[1][..], &vec![0x61; frame::MAX_UNPROVEN]].concat();
+    for first in [&b""[..], b"\x01", &redeem, &challenge, &long] {
+        assert_eq!(host.hear(&mut Admission::new(fresh()), first, NOW).1, malformed);
+    }
+    for second in [&b""[..], b"\x01\xff", &hello, &challenge] {
+        let mut admission = Admission::new(fresh());
+        host.hear(&mut admission, &hello, NOW);
+        assert_eq!(host.hear(&mut admission, second, NOW).1, malformed);
+        // It is over: even the right message changes nothing now.
+        assert_eq!(host.hear(&mut admission, &redeem, NOW).1, malformed);
+    }
+    assert_eq!(
+        host.hear(&mut Admission::new(fresh()), b"GET / HTTP/1.1\r\n", NOW).1,
+        Some(Outcome::Refused(Refusal::Version(1)))
+    );
+    for frame in [&b""[..], b"\x01\xff", &hello, &redeem, &challenge] {
+        let (mut joiner, _) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+        joiner.handle(&challenge, NOW).unwrap();
+        assert!(joiner.handle(frame, NOW).is_err());
+        assert!(joiner.handle(&challenge, NOW).is_err());
+    }
+    assert_eq!(host.recorded(), 0);
+}
+
+#[test]
+fn an_answer_with_a_thousand_members_still_fits() {
+    let host = Host::new();
+    for id in 0..1000u64 {
+        let key = std::array::from_fn(|at| id.to_be_bytes()[at % 8]);
+        let mut certificate = (*host.us.membership.certificate).clone();
+        certificate.node = NodeId::from_public_key(key);
+        let certificate = Verified::sign(certificate, &host.us.authority).unwrap();
+        let member = Member { authority: host.us.membership.authority.clone(), certificate };
+        host.known.lock().unwrap().members.insert(member.node(), member);
+    }
+    let joined = host.join(&host.invite(Role::Publisher, 1), &node()).unwrap();
+    assert!(joined.members.len() > 50 && joined.members.len() <= parcel::MAX_CHAINS, "{}", joined.members.len());
+    assert_eq!(joined.members[0].node(), host.us.node.node_id());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_change_on_the_way_ends_the_join(step in 0usize..4, at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        let host = Host::new();
+        let (token, node) = (host.invite(Role::Worker, 1), node());
+        let mut frames = 0;
+        let mut disturb = |mut frame: Vec<u8>| {
+            if frames == step {
+                let at = at.index(frame.len());
+                frame[at] ^= 1 << bit;
+            }
+            frames += 1;
+            frame
+        };
+        let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+        let mut admission = Admission::new(fresh());
+        let challenge = {
+            let hello = disturb(hello);
+            disturb(host.hear(&mut admission, &hello, NOW).0.unwrap())
+        };
+        if let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) {
+            let answer = {
+                let redeem = disturb(redeem);
+                disturb(host.hear(&mut admission, &redeem, NOW).0.unwrap())
+            };
+            prop_assert!(joiner.handle(&answer, NOW).is_err());
+        }
+        prop_assert_eq!(host.recorded(), usize::from(step == 3));
+    }
+
+    #[test]
+    fn any_frames_are_survived(frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 1..4)) {
+        let host = Host::new();
+        let (token, node) = (host.invite(Role::Worker, 1), node());
+        let mut admission = Admission::new(fresh());
+        let (mut joiner, _) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
+        for frame in frames {
+            host.hear(&mut admission, &frame, NOW);
+            prop_assert!(joiner.handle(&frame, NOW).is_err());
+        }
+        prop_assert_eq!(host.recorded(), 0);
+    }
+}

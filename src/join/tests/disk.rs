@@ -1,0 +1,91 @@
+//! What founding and joining leave in the state directory.
+
+use rustbalance_gossip::record::Revocation;
+
+use super::*;
+use crate::store::{Beginning, Store, StoreError};
+
+#[test]
+fn a_founder_is_a_publisher_of_a_cluster_of_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("founder");
+    let store = found(Store::create(&dir).unwrap(), None, &[80], NOW, &mut rng()).unwrap();
+    let cluster = store.cluster();
+    drop(store);
+    let store = Store::open(&dir).unwrap();
+    assert_eq!(store.cluster(), cluster);
+    assert_eq!(store.membership().clone().chain().verify(cluster, NOW).unwrap().role(), Role::Publisher);
+    assert_eq!(store.virtual_ports().unwrap(), [80]);
+    let again = Store::create(&dir).unwrap_err();
+    assert!(matches!(again, StoreError::Locked { .. }));
+}
+
+#[test]
+fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("founder");
+    let master = MasterSecret::generate(&mut rng());
+    let store = found(Store::create(&dir).unwrap(), Some(master.duplicate()), &[80], NOW, &mut rng()).unwrap();
+    assert_eq!(store.cluster(), master.master_id());
+    let node = store.node_id();
+    drop(store);
+    // As a crash before the last file would leave it.
+    std::fs::remove_file(dir.join("membership")).unwrap();
+    let other = folder.path().join("other");
+    let mut pending = Store::create(&other).unwrap();
+    pending.begin(Beginning::Founding, master.master_id()).unwrap();
+    std::fs::copy(other.join("pending"), dir.join("pending")).unwrap();
+
+    let error = found(Store::create(&dir).unwrap(), Some(MasterSecret::generate(&mut rng())), &[80], NOW, &mut rng())
+        .unwrap_err();
+    assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");
+    let store = found(Store::create(&dir).unwrap(), None, &[80], NOW, &mut rng()).unwrap();
+    assert_eq!((store.cluster(), store.node_id()), (master.master_id(), node));
+}
+
+#[test]
+fn what_a_join_brought_is_there_after_opening_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = Host::new();
+    for role in [Role::Worker, Role::Publisher] {
+        let dir = folder.path().join(role.to_string());
+        let mut draft = Store::create(&dir).unwrap();
+        draft.begin(Beginning::Joining, host.cluster()).unwrap();
+        let secret = draft.node_secret(node).unwrap();
+        let joined = host.join(&host.invite(role, 1), &secret).unwrap();
+        persist_joined(draft, &joined).unwrap();
+        let store = Store::open(&dir).unwrap();
+        assert_eq!(store.node_id(), secret.node_id());
+        assert_eq!(store.membership(), &joined.member);
+        assert_eq!(store.master_secret().unwrap().is_some(), role == Role::Publisher);
+        assert_eq!(store.discovery().unwrap().generation, 3);
+        assert_eq!(store.members().unwrap().len(), joined.members.len());
+        assert_eq!(store.virtual_ports().unwrap(), [80, 443]);
+    }
+    // No byte of the master's secrets in a worker's whole directory.
+    let mut dirs = vec![folder.path().join("worker")];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+            if entry.path().is_dir() {
+                dirs.push(entry.path());
+                continue;
+            }
+            let bytes = std::fs::read(entry.path()).unwrap();
+            for secret in [&host.us.master.expanded()[..16], &host.us.authority.seed()[..16]] {
+                assert!(!contains(&bytes, secret), "{}", entry.path().display());
+            }
+        }
+    }
+}
+
+#[test]
+fn revocations_of_the_cluster_can_be_stored_by_a_founder() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = found(Store::create(&folder.path().join("x")).unwrap(), None, &[80], NOW, &mut rng()).unwrap();
+    let revocation = Revocation { cluster: store.cluster(), node: NodeId::from_public_key([1; 32]), revoked: NOW };
+    let authority = store.authority_secret().unwrap().unwrap();
+    store.put_revocations(&[Verified::sign(revocation, &authority).unwrap()]).unwrap();
+    let (token, invitation) = invite(store.cluster(), &authority, Terms::default(), NOW, &mut rng()).unwrap();
+    store.put_invitations(&[invitation]).unwrap();
+    assert_eq!(store.invitations().unwrap()[0].token, token.invitation_id());
+}

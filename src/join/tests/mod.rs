@@ -1,0 +1,198 @@
+//! The join as a whole, against a publisher that lives in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rand::rng;
+use rustbalance_gossip::id::{InvitationId, MasterId, NodeId};
+use rustbalance_gossip::record::{AuthorityCertificate, Chain, Invitation, Member, MemberCertificate, Role};
+use rustbalance_gossip::signed::Verified;
+
+use super::*;
+use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
+use crate::store::Discovery;
+
+mod attacks;
+mod disk;
+mod streams;
+mod verdicts;
+
+/// The moment at which it all happens, in seconds since the epoch.
+const NOW: u64 = 1_800_000_000;
+
+/// What one publisher knows.
+#[derive(Default)]
+struct Known {
+    invitations: BTreeMap<InvitationId, Invitation>,
+    members: BTreeMap<NodeId, Member>,
+    revoked: BTreeSet<NodeId>,
+    recorded: Vec<Redemption>,
+}
+
+/// A publisher.
+struct Host {
+    us: Publisher,
+    discovery: Discovery,
+    known: Mutex<Known>,
+    broken_disk: AtomicBool,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self::beside(MasterSecret::generate(&mut rng()), AuthoritySecret::generate(&mut rng()), Role::Publisher)
+    }
+
+    /// A node of a cluster with these keys.
+    fn beside(master: MasterSecret, authority: AuthoritySecret, role: Role) -> Self {
+        let node = NodeSecret::generate(&mut rng());
+        let cluster = master.master_id();
+        let certificate = AuthorityCertificate { cluster, authority: authority.authority_id(), issued: NOW };
+        let expires = NOW + 1_000_000;
+        let founder = MemberCertificate { cluster, node: node.node_id(), role, issued: NOW, expires, invitation: None };
+        let membership = Member {
+            authority: Verified::sign(certificate, &master).unwrap(),
+            certificate: Verified::sign(founder, &authority).unwrap(),
+        };
+        Self {
+            us: Publisher { membership, node, authority, master },
+            discovery: Discovery { generation: 3, secret: DiscoverySecret::generate(&mut rng()) },
+            known: Mutex::default(),
+            broken_disk: AtomicBool::new(false),
+        }
+    }
+
+    fn cluster(&self) -> MasterId {
+        self.us.membership.certificate.cluster
+    }
+
+    fn invite(&self, role: Role, uses: u16) -> Token {
+        let terms = Terms { role, uses, lifetime: Duration::from_secs(3600) };
+        let (token, invitation) = invite(self.cluster(), &self.us.authority, terms, NOW, &mut rng()).unwrap();
+        self.known.lock().unwrap().invitations.insert(invitation.token, (*invitation).clone());
+        token
+    }
+
+    fn change(&self, token: &Token, change: impl FnOnce(&mut Invitation)) {
+        change(self.known.lock().unwrap().invitations.get_mut(&token.invitation_id()).unwrap());
+    }
+
+    fn write(&self, redemption: &Redemption) {
+        let mut known = self.known.lock().unwrap();
+        known.invitations.insert(redemption.invitation.token, (*redemption.invitation).clone());
+        known.members.insert(redemption.member.node(), redemption.member.clone());
+        known.recorded.push(redemption.clone());
+    }
+
+    fn recorded(&self) -> usize {
+        self.known.lock().unwrap().recorded.len()
+    }
+
+    /// One admission, frame by frame, with recording done at once. Gives the frame to send and the outcome.
+    fn hear(&self, admission: &mut Admission, bytes: &[u8], unix: u64) -> (Option<Vec<u8>>, Option<Outcome>) {
+        let mut effects = admission.handle(Event::Frame(bytes), unix, &self.us, &Snapshot(self));
+        if let [Effect::Record(redemption)] = effects.as_slice() {
+            let redemption = redemption.clone();
+            self.write(&redemption);
+            effects = admission.handle(Event::Recorded(true), unix, &self.us, &Snapshot(self));
+        }
+        let (mut sent, mut outcome) = (None, None);
+        for effect in effects {
+            match effect {
+                Effect::Send(frame) => assert!(sent.replace(frame).is_none()),
+                Effect::Close(how) => outcome = Some(how),
+                Effect::Record(_) => panic!("recorded twice"),
+            }
+        }
+        (sent, outcome)
+    }
+
+    /// A whole join between the two state machines.
+    fn join_at(&self, token: &Token, node: &NodeSecret, theirs: u64, ours: u64) -> Result<Joined, JoinError> {
+        let (mut joiner, mut frame) = Joiner::new(token, node, self.cluster(), fresh())?;
+        let mut admission = Admission::new(fresh());
+        loop {
+            let (answer, _) = self.hear(&mut admission, &frame, ours);
+            match joiner.handle(&answer.unwrap(), theirs)? {
+                Step::Send(next) => frame = next,
+                Step::Joined(joined) => return Ok(*joined),
+            }
+        }
+    }
+
+    fn join(&self, token: &Token, node: &NodeSecret) -> Result<Joined, JoinError> {
+        self.join_at(token, node, NOW, NOW)
+    }
+
+    fn refusal(&self, token: &Token, node: &NodeSecret) -> Refusal {
+        refusal(self.join(token, node))
+    }
+}
+
+struct Snapshot<'a>(&'a Host);
+
+impl Admissions for Snapshot<'_> {
+    fn invitation(&self, id: &InvitationId) -> Option<Invitation> {
+        self.0.known.lock().unwrap().invitations.get(id).cloned()
+    }
+    fn member(&self, node: &NodeId) -> Option<Member> {
+        self.0.known.lock().unwrap().members.get(node).cloned()
+    }
+    fn is_revoked(&self, node: &NodeId) -> bool {
+        self.0.known.lock().unwrap().revoked.contains(node)
+    }
+    fn chains(&self) -> Vec<Chain> {
+        let known = self.0.known.lock().unwrap();
+        std::iter::once(&self.0.us.membership).chain(known.members.values()).map(Member::chain).collect()
+    }
+    fn virtual_ports(&self) -> Vec<u16> {
+        vec![80, 443]
+    }
+    fn discovery(&self) -> Option<Discovery> {
+        let Discovery { generation, secret } = &self.0.discovery;
+        Some(Discovery { generation: *generation, secret: secret.duplicate() })
+    }
+}
+
+#[async_trait]
+impl Admitter for Host {
+    fn publisher(&self) -> &Publisher {
+        &self.us
+    }
+    fn unix(&self) -> u64 {
+        NOW
+    }
+    fn with_admissions(&self, decide: &mut dyn FnMut(&dyn Admissions)) {
+        decide(&Snapshot(self));
+    }
+    async fn record(&self, redemption: &Redemption) -> bool {
+        // As slow as a disk: whoever did not wait its turn would be admitted meanwhile.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let works = !self.broken_disk.load(Ordering::Relaxed);
+        if works {
+            self.write(redemption);
+        }
+        works
+    }
+}
+
+fn fresh() -> Fresh {
+    Fresh::generate(&mut rng())
+}
+
+fn node() -> NodeSecret {
+    NodeSecret::generate(&mut rng())
+}
+
+fn refusal(result: Result<Joined, JoinError>) -> Refusal {
+    match result {
+        Err(JoinError::Refused(refusal)) => refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn contains(bytes: &[u8], secret: &[u8]) -> bool {
+    bytes.windows(secret.len()).any(|window| window == secret)
+}

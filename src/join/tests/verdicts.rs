@@ -1,0 +1,214 @@
+//! Who is admitted, and what everybody else is told: both state machines, with injected time.
+
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::codec;
+
+use super::*;
+use crate::frame;
+use crate::join::message::{FromJoiner, FromPublisher};
+use crate::keys::TokenSecret;
+
+#[test]
+fn a_publisher_is_given_everything_and_it_verifies() {
+    let host = Host::new();
+    let (token, node) = (host.invite(Role::Publisher, 1), node());
+    let joined = host.join(&token, &node).unwrap();
+    assert_eq!((joined.member.node(), joined.member.role()), (node.node_id(), Role::Publisher));
+    assert_eq!(joined.publisher.node(), host.us.node.node_id());
+    assert_eq!(joined.members.len(), 1);
+    let secrets = joined.secrets.unwrap();
+    assert_eq!(secrets.master.expanded(), host.us.master.expanded());
+    assert_eq!(secrets.authority.seed(), host.us.authority.seed());
+    assert_eq!(joined.discovery.generation, 3);
+    assert_eq!(joined.discovery.secret.as_bytes(), host.discovery.secret.as_bytes());
+    assert_eq!(joined.ports, [80, 443]);
+    let recorded = &host.known.lock().unwrap().recorded[0];
+    assert_eq!(recorded.invitation.redeemed, BTreeSet::from([node.node_id()]));
+    assert!(recorded.invitation.unverified().verify(host.us.authority.authority_id().public_key()).is_ok());
+}
+
+#[test]
+fn a_worker_is_given_no_secret_of_the_master_address() {
+    let host = Host::new();
+    let (token, node) = (host.invite(Role::Worker, 1), node());
+    let joined = host.join(&token, &node).unwrap();
+    assert_eq!(joined.member.role(), Role::Worker);
+    assert!(joined.secrets.is_none());
+    // The plain text of its answer, looked through byte by byte; a publisher's shows that the search finds.
+    for (role, given) in [(Role::Worker, false), (Role::Publisher, true)] {
+        let facts = parcel::Facts {
+            signature: FixedBytes([0; 64]),
+            publisher: host.us.membership.chain(),
+            member: joined.member.chain(),
+            members: vec![],
+            ports: vec![80],
+            unix: NOW,
+        };
+        let secrets = (role == Role::Publisher)
+            .then(|| PublisherSecrets { master: host.us.master.duplicate(), authority: host.us.authority.duplicate() });
+        let discovery = Snapshot(&host).discovery().unwrap();
+        let plain = parcel::Parcel { discovery, secrets, facts }.to_bytes().unwrap();
+        for secret in [&host.us.master.expanded()[..32], &host.us.master.expanded()[32..], host.us.authority.seed()] {
+            assert_eq!(contains(&plain, secret), given, "{role}");
+        }
+    }
+}
+
+/// The very bytes of a worker's answer, opened with the joiner's own key.
+#[test]
+fn the_answer_on_the_wire_to_a_worker_opens_to_no_secret_of_the_master_address() {
+    let host = Host::new();
+    let (token, node) = (host.invite(Role::Worker, 1), node());
+    let (ours, theirs) = (fresh(), fresh());
+    let copy = Fresh { nonce: ours.nonce, ephemeral: ours.ephemeral.clone() };
+    let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), ours).unwrap();
+    let mut admission = Admission::new(theirs);
+    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
+    let answer = host.hear(&mut admission, &redeem, NOW).0.unwrap();
+    let (Ok(FromPublisher::Challenge(said)), Ok(FromPublisher::Answer(sealed))) =
+        (codec::decode(&challenge, 4096), codec::decode(&answer, frame::MAX))
+    else {
+        panic!()
+    };
+    let request = transcript::request(&hello, &challenge, &node.node_id(), &token.invitation_id(), NOW);
+    let key = transcript::answer(&request, sealed.role, &sealed.publisher);
+    let plain = transcript::open(&copy.ephemeral, said.ephemeral.0, &key, sealed.sealed.0).unwrap();
+    assert!(contains(&plain, host.discovery.secret.as_bytes()));
+    assert!(!contains(&answer, host.discovery.secret.as_bytes()));
+    for secret in [&host.us.master.expanded()[..32], &host.us.master.expanded()[32..], host.us.authority.seed()] {
+        assert!(!contains(&plain, secret));
+    }
+}
+
+#[test]
+fn each_token_that_is_not_good_has_its_own_refusal_and_none_is_recorded() {
+    let host = Host::new();
+    let unknown = Token::new(TokenSecret::generate(&mut rng()), host.cluster());
+    assert_eq!(host.refusal(&unknown, &node()), Refusal::UnknownToken);
+
+    let token = host.invite(Role::Worker, 2);
+    assert_eq!(refusal(host.join_at(&token, &node(), NOW + 3610, NOW + 3610)), Refusal::Expired { ago: 10 });
+    host.change(&token, |invitation| invitation.revoked = true);
+    assert_eq!(host.refusal(&token, &node()), Refusal::Revoked);
+    host.change(&token, |invitation| {
+        invitation.revoked = false;
+        invitation.redeemed = [1, 2].map(|id| NodeId::from_public_key([id; 32])).into();
+    });
+    assert_eq!(host.refusal(&token, &node()), Refusal::UsedUp { uses: 2 });
+
+    let foreign = Host::new().invite(Role::Worker, 1);
+    let error = host.join(&foreign, &node()).unwrap_err();
+    assert!(matches!(error, JoinError::ForeignToken(cluster) if cluster == host.cluster()), "{error}");
+    assert!(error.is_final());
+    assert_eq!(host.recorded(), 0);
+}
+
+#[test]
+fn clocks_too_far_apart_are_told_before_the_token_is_used() {
+    let host = Host::new();
+    let token = host.invite(Role::Worker, 1);
+    for joiner in [NOW - 3600, NOW + 3600, NOW + 601, NOW - 601] {
+        let refused = refusal(host.join_at(&token, &node(), joiner, NOW));
+        assert_eq!(refused, Refusal::ClockSkew { publisher: NOW, joiner });
+        assert!(JoinError::Refused(refused).is_final());
+    }
+    let told = Refusal::ClockSkew { publisher: NOW, joiner: NOW + 3600 }.to_string();
+    assert!(told.contains("3600 s apart (this node is ahead)") && told.contains("set this node's clock"), "{told}");
+    assert_eq!(host.recorded(), 0);
+    host.join_at(&token, &node(), NOW + 600, NOW).unwrap();
+}
+
+#[test]
+fn a_member_an_evicted_node_and_the_publisher_itself_are_told_so() {
+    let host = Host::new();
+    let (first, second, node) = (host.invite(Role::Worker, 1), host.invite(Role::Worker, 1), node());
+    host.join(&first, &node).unwrap();
+    assert_eq!(host.refusal(&second, &node), Refusal::AlreadyMember);
+    assert_eq!(host.refusal(&second, &host.us.node.duplicate()), Refusal::AlreadyMember);
+    host.known.lock().unwrap().revoked.insert(node.node_id());
+    assert_eq!(host.refusal(&first, &node), Refusal::Evicted);
+    assert_eq!(host.recorded(), 1);
+}
+
+#[test]
+fn another_cluster_another_version_and_a_worker_are_told_at_once() {
+    let host = Host::new();
+    let other = MasterId::from_public_key([9; 32]);
+    let token = Token::new(TokenSecret::generate(&mut rng()), other);
+    let (mut joiner, hello) = Joiner::new(&token, &node(), other, fresh()).unwrap();
+    let refused = host.hear(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
+    assert!(matches!(joiner.handle(&refused, NOW), Err(JoinError::Refused(Refusal::OtherCluster(_)))));
+
+    let Ok(FromJoiner::Hello(mut newer)) = codec::decode(&hello, 4096) else { panic!() };
+    newer.version = 2;
+    let newer = codec::encode(&FromJoiner::Hello(newer)).unwrap();
+    let (_, outcome) = host.hear(&mut Admission::new(fresh()), &newer, NOW);
+    assert_eq!(outcome, Some(Outcome::Refused(Refusal::Version(1))));
+
+    let worker = Host::beside(host.us.master.duplicate(), host.us.authority.duplicate(), Role::Worker);
+    assert_eq!(worker.refusal(&worker.invite(Role::Worker, 1), &node()), Refusal::NotPublisher);
+}
+
+#[test]
+fn every_refusal_says_what_to_do_in_words_of_its_own() {
+    let refusals = [
+        Refusal::UnknownToken,
+        Refusal::Expired { ago: 5 },
+        Refusal::UsedUp { uses: 1 },
+        Refusal::Revoked,
+        Refusal::OtherCluster(MasterId::from_public_key([9; 32])),
+        Refusal::ClockSkew { publisher: 1, joiner: 9 },
+        Refusal::NotPublisher,
+        Refusal::NoPublisher,
+        Refusal::AlreadyMember,
+        Refusal::Evicted,
+        Refusal::Version(2),
+        Refusal::Busy,
+        Refusal::Failed,
+        Refusal::Malformed,
+    ];
+    let texts: BTreeSet<String> = refusals.iter().map(ToString::to_string).collect();
+    assert_eq!(texts.len(), refusals.len());
+    for text in texts {
+        assert!(
+            ["try", "check", "make", "run", "update", "start", "set"].iter().any(|word| text.contains(word)),
+            "{text}"
+        );
+    }
+}
+
+/// The answer got lost: the same node key and token ask again.
+#[test]
+fn a_lost_answer_is_given_again_without_another_use() {
+    let host = Host::new();
+    let (token, node) = (host.invite(Role::Worker, 1), node());
+    let first = host.join(&token, &node).unwrap();
+    // Even after the token has expired: it was redeemed in time.
+    let again = host.join_at(&token, &node, NOW + 90_000, NOW + 90_000).unwrap();
+    assert_eq!(again.member, first.member);
+    assert_eq!(host.recorded(), 1);
+    assert_eq!(host.refusal(&token, &super::node()), Refusal::UsedUp { uses: 1 });
+
+    // Recorded, and the publisher lost the certificate with its memory: another one, still one use.
+    host.known.lock().unwrap().members.clear();
+    host.join(&token, &node).unwrap();
+    assert_eq!(host.known.lock().unwrap().invitations[&token.invitation_id()].redeemed.len(), 1);
+}
+
+#[test]
+fn the_loser_of_a_race_between_two_publishers_is_told_that_the_token_is_used_up() {
+    let one = Host::new();
+    let two = Host::beside(one.us.master.duplicate(), one.us.authority.duplicate(), Role::Publisher);
+    let (token, winner, loser) = (one.invite(Role::Worker, 1), node(), node());
+    let invitation = one.known.lock().unwrap().invitations[&token.invitation_id()].clone();
+    two.known.lock().unwrap().invitations.insert(invitation.token, invitation);
+    one.join(&token, &winner).unwrap();
+    two.join(&token, &loser).unwrap();
+    // Gossip merges the two versions; the loser is no member then.
+    one.change(&token, |invitation| {
+        invitation.redeemed.insert(loser.node_id());
+    });
+    assert_eq!(one.refusal(&token, &loser), Refusal::UsedUp { uses: 1 });
+    assert!(one.join(&token, &winner).is_ok());
+}

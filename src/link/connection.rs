@@ -1,0 +1,172 @@
+//! One open link: frames in, frames out, until either side falls silent.
+//!
+//! Each side pings every few seconds; whoever hears nothing for the bound closes, which is how a frozen peer is told
+//! from a quiet one. Nothing that a peer does (or fails to do) makes the other side wait: what is to be sent queues,
+//! bounded, the oldest dropped first, and a write that takes too long ends the link.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustbalance_gossip::bytes::VarBytes;
+use rustbalance_gossip::id::NodeId;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, interval, timeout};
+
+use super::LinkLimits;
+use super::bucket::Bucket;
+use super::frame::{FrameError, MAX_FRAME, read_message, write_message};
+use crate::tor::BoxStream;
+
+/// What crosses an open link.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Frame {
+    /// Are you there?
+    Ping(u64),
+    /// I am.
+    Pong(u64),
+    /// A message of the mesh.
+    Gossip(VarBytes),
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    /// Nothing came for too long.
+    #[error("silent for {0:?}")]
+    Silent(Duration),
+    /// The peer takes nothing.
+    #[error("the peer has read nothing for {0:?}")]
+    Stuck(Duration),
+    /// The stream failed, ended, or carried nonsense.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// Messages that wait to be sent on one link: the oldest are dropped.
+pub(super) struct OutQueue {
+    waiting: Mutex<VecDeque<Vec<u8>>>,
+    pong: Mutex<Option<u64>>,
+    changed: Notify,
+    bound: usize,
+}
+
+impl OutQueue {
+    pub(super) fn new(bound: usize) -> Self {
+        Self { waiting: Mutex::default(), pong: Mutex::default(), changed: Notify::new(), bound: bound.max(1) }
+    }
+
+    /// Queues a message; true if an older one was dropped for it.
+    pub(super) fn push(&self, message: Vec<u8>) -> bool {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = waiting.len() >= self.bound;
+        if full {
+            waiting.pop_front();
+        }
+        waiting.push_back(message);
+        self.changed.notify_one();
+        full
+    }
+
+    /// Has a ping answered; only the latest is.
+    fn answer(&self, ping: u64) {
+        *self.pong.lock().unwrap_or_else(PoisonError::into_inner) = Some(ping);
+        self.changed.notify_one();
+    }
+
+    fn pop(&self) -> Option<Frame> {
+        if let Some(ping) = self.pong.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Some(Frame::Pong(ping));
+        }
+        let message = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        message.map(|message| Frame::Gossip(VarBytes(message)))
+    }
+
+    async fn next(&self) -> Frame {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(frame) = self.pop() {
+                return frame;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// Counts of one link.
+#[derive(Debug, Default)]
+pub(super) struct LinkCounts {
+    pub(super) frames_in: AtomicU64,
+    pub(super) frames_out: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    /// Round-trip time in milliseconds, plus one; 0 while unknown.
+    pub(super) round_trip: AtomicU64,
+}
+
+/// What one link needs to run.
+pub(super) struct Connection {
+    pub(super) peer: NodeId,
+    pub(super) out: Arc<OutQueue>,
+    pub(super) counts: Arc<LinkCounts>,
+    pub(super) received: mpsc::Sender<(NodeId, Vec<u8>)>,
+    pub(super) limits: LinkLimits,
+}
+
+impl Connection {
+    /// Runs until the link ends. Cancel by dropping.
+    pub(super) async fn run(self, stream: BoxStream) -> Ended {
+        let (reader, writer) = tokio::io::split(stream);
+        let start = Instant::now();
+        tokio::select! {
+            ended = self.read(reader, start) => ended,
+            ended = self.write(writer, start) => ended,
+        }
+    }
+
+    async fn read<R: AsyncRead + Unpin>(&self, mut reader: R, start: Instant) -> Ended {
+        let mut bucket = Bucket::new(self.limits.bytes_per_second, self.limits.bytes_burst, Instant::now());
+        loop {
+            let frame = match timeout(self.limits.silence, read_message(&mut reader, MAX_FRAME)).await {
+                Err(_) => return Ended::Silent(self.limits.silence),
+                Ok(Err(error)) => return error.into(),
+                Ok(Ok(frame)) => frame,
+            };
+            self.counts.frames_in.fetch_add(1, Ordering::Relaxed);
+            match frame {
+                Frame::Ping(ping) => self.out.answer(ping),
+                Frame::Pong(sent) => {
+                    let now = start.elapsed().as_millis() as u64;
+                    self.counts.round_trip.store(now.saturating_sub(sent) + 1, Ordering::Relaxed);
+                }
+                Frame::Gossip(message) => {
+                    // A flood is dropped, not answered by closing: the peer would only dial again.
+                    let cost = message.0.len() as u64 + self.limits.bytes_per_message;
+                    let taken =
+                        bucket.take(cost, Instant::now()) && self.received.try_send((self.peer, message.0)).is_ok();
+                    if !taken {
+                        self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write<W: AsyncWrite + Unpin>(&self, mut writer: W, start: Instant) -> Ended {
+        let mut pings = interval(self.limits.ping);
+        loop {
+            let frame = tokio::select! {
+                frame = self.out.next() => frame,
+                _ = pings.tick() => Frame::Ping(start.elapsed().as_millis() as u64),
+            };
+            match timeout(self.limits.write, write_message(&mut writer, &frame, MAX_FRAME)).await {
+                Err(_) => return Ended::Stuck(self.limits.write),
+                Ok(Err(error)) => return error.into(),
+                Ok(Ok(())) => {}
+            }
+            self.counts.frames_out.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

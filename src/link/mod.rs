@@ -1,0 +1,228 @@
+//! Links: authenticated, framed, two-way connections between members, over whatever [`Engine`] reaches them by.
+//!
+//! One enters with [`Links::start`]. It dials the neighbours that the member set asks for, again and again with
+//! growing pauses, and takes the streams that [`Links::accept`] is handed. `handshake` says who may, `connection` runs
+//! one link, `pool` decides which links there should be, `task` does what it decides. Out of it come a [`Carrier`] for
+//! the mesh and the streams of joiners that other members pass on.
+
+mod bucket;
+mod connection;
+pub mod frame;
+pub mod handshake;
+mod pool;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::mesh::{Carrier, DEFAULT_NEIGHBOURS};
+use rustbalance_gossip::record::Member;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::keys::NodeSecret;
+use crate::tor::{BoxStream, Engine, TorError};
+use frame::FrameError;
+use handshake::HandshakeError;
+use task::Shared;
+
+/// The virtual port of a node's own onion service that takes links.
+pub const LINK_PORT: u16 = 7440;
+
+/// What links are made with.
+pub struct LinkConfig {
+    /// Dials.
+    pub engine: Arc<dyn Engine>,
+    /// This node's key.
+    pub identity: NodeSecret,
+    /// This node's certificates.
+    pub membership: Member,
+    /// The cluster.
+    pub cluster: MasterId,
+    /// Bounds.
+    pub limits: LinkLimits,
+}
+
+/// Bounds on links. All of them are this node's own; no peer needs to have the same.
+#[derive(Debug, Clone)]
+pub struct LinkLimits {
+    /// Links that this node opens; as many again and more may be opened to it.
+    pub neighbours: usize,
+    /// Mesh links at once, in both directions together.
+    pub links: usize,
+    /// Streams whose dialler has not proved itself yet, at once.
+    pub handshakes: usize,
+    /// New streams a second, and at once after a pause.
+    pub accepts_per_second: (u64, u64),
+    /// Joiners' streams that others pass on, at once; and of one member.
+    pub carried: (usize, usize),
+    /// For how long a dial may take.
+    pub dial: Duration,
+    /// For how long the handshake may take.
+    pub handshake: Duration,
+    /// Pause between pings.
+    pub ping: Duration,
+    /// Silence after which a link is closed.
+    pub silence: Duration,
+    /// For how long one frame may take to be written.
+    pub write: Duration,
+    /// Messages that may wait on one link.
+    pub queue: usize,
+    /// Bytes of gossip taken from one peer in a second.
+    pub bytes_per_second: u64,
+    /// Bytes of gossip taken from one peer at once after a pause.
+    pub bytes_burst: u64,
+    /// What each message counts besides its length, in bytes.
+    pub bytes_per_message: u64,
+    /// Shortest and longest pause between two dials of one node.
+    pub pause: (Duration, Duration),
+    /// Between two looks at the whole.
+    pub tick: Duration,
+}
+
+impl Default for LinkLimits {
+    fn default() -> Self {
+        Self {
+            neighbours: DEFAULT_NEIGHBOURS,
+            links: 64,
+            handshakes: 16,
+            accepts_per_second: (10, 30),
+            carried: (16, 4),
+            dial: Duration::from_secs(60),
+            handshake: Duration::from_secs(15),
+            ping: Duration::from_secs(5),
+            silence: Duration::from_secs(20),
+            write: Duration::from_secs(20),
+            queue: 64,
+            bytes_per_second: 512 * 1024,
+            bytes_burst: 4 * 1024 * 1024,
+            bytes_per_message: 1024,
+            pause: (Duration::from_secs(1), Duration::from_secs(60)),
+            tick: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Whom to have links with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemberSet {
+    /// Members that live, or of which nothing is known yet; with this node or without.
+    pub members: BTreeSet<NodeId>,
+    /// Evicted, or for another reason no members whatever their certificate says.
+    pub revoked: BTreeSet<NodeId>,
+}
+
+/// One link, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// With whom.
+    pub peer: NodeId,
+    /// True if this node dialled.
+    pub outgoing: bool,
+    /// For how long it has been open.
+    pub age: Duration,
+    /// Frames read.
+    pub frames_in: u64,
+    /// Frames written.
+    pub frames_out: u64,
+    /// Messages dropped in either direction.
+    pub dropped: u64,
+    /// Time of the latest ping and its answer.
+    pub round_trip: Option<Duration>,
+}
+
+/// A joiner's stream that a member passes on.
+pub struct CarriedJoin {
+    /// Who passes it on.
+    pub from: NodeId,
+    /// The joiner's bytes, as they come.
+    pub stream: BoxStream,
+}
+
+/// What comes out of the links.
+pub struct LinkOutputs {
+    /// For the mesh.
+    pub carrier: Carrier,
+    /// For the one who admits joiners; dropped, such streams are refused as busy.
+    pub joins: mpsc::Receiver<CarriedJoin>,
+}
+
+/// Why there is no link. Worth another try unless it was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// It could not be reached.
+    #[error("no link")]
+    Dial(#[source] TorError),
+    /// It answered, and that was all.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// The stream broke during the handshake.
+    #[error("the link to {0} broke while it was opened")]
+    Broken(NodeId, #[source] FrameError),
+    /// The handshake took too long.
+    #[error("{0} did not finish the handshake in time")]
+    Slow(NodeId),
+}
+
+/// The links of this node; dropped, all of them close.
+pub struct Links {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+}
+
+impl Links {
+    /// Begins to open links to those of `members` that are this node's neighbours, and to take them.
+    pub fn start(config: LinkConfig, members: watch::Receiver<MemberSet>) -> (Self, LinkOutputs) {
+        let (shared, outputs) = Shared::new(config, members);
+        let stop = shared.stop.clone();
+        tokio::spawn(task::reconcile(Arc::clone(&shared)));
+        (Self { shared, stop }, outputs)
+    }
+
+    /// Takes a stream that somebody has opened to [`LINK_PORT`]. Returns at once; a stream too many is dropped.
+    pub fn accept(&self, stream: BoxStream) {
+        task::accept(&self.shared, stream);
+    }
+
+    /// Opens a stream to `to` on which a joiner's bytes can be passed on.
+    pub async fn carry_join(&self, to: NodeId) -> Result<BoxStream, LinkError> {
+        self.shared.dial(to, handshake::Purpose::CarryJoin).await
+    }
+
+    /// The open links.
+    pub fn status(&self) -> Vec<LinkStatus> {
+        self.shared.pool().status(tokio::time::Instant::now())
+    }
+
+    /// What was refused or dropped since start, by name.
+    pub fn refused(&self) -> BTreeMap<&'static str, u64> {
+        self.shared.pool().refused.clone()
+    }
+
+    /// Closes all links.
+    pub fn shutdown(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Counts of what was refused, besides [`handshake::Refusal::name`].
+mod counted {
+    /// A stream came while too many were in their handshake, or too fast.
+    pub(super) const CROWD: &str = "link_crowd";
+    /// A dialler did not finish its handshake.
+    pub(super) const UNFINISHED: &str = "link_unfinished";
+    /// A message for which there was no link.
+    pub(super) const NO_LINK: &str = "link_none";
+    /// A message dropped because a queue was full or a peer sent too much.
+    pub(super) const DROPPED: &str = "link_dropped";
+}

@@ -1,0 +1,473 @@
+//! Links between nodes in one process, and peers that do what no honest one does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update};
+use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, PeriodId, RecordKind, Role};
+use rustbalance_gossip::signed::Verified;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Frame;
+use super::frame::{MAX_FRAME, MAX_HANDSHAKE_FRAME, read_frame, read_message, write_frame, write_message};
+use super::handshake::{Dialler, Purpose};
+use super::*;
+use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret};
+use crate::tor::{Bootstrap, Directory, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period};
+
+/// The time of tests without a clock, in seconds since the epoch.
+pub(super) const NOW: u64 = 1_800_000_000;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A cluster's keys.
+pub(super) struct World {
+    master: MasterSecret,
+    authority: AuthoritySecret,
+    keys: Vec<NodeSecret>,
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let mut rng = rand::rng();
+        let mut keys: Vec<_> = (0..6).map(|_| NodeSecret::generate(&mut rng)).collect();
+        keys.sort_by_key(NodeSecret::node_id);
+        Self { master: MasterSecret::generate(&mut rng), authority: AuthoritySecret::generate(&mut rng), keys }
+    }
+
+    pub(super) fn cluster(&self) -> MasterId {
+        self.master.master_id()
+    }
+
+    pub(super) fn key(&self, i: usize) -> NodeSecret {
+        self.keys[i].duplicate()
+    }
+
+    /// Node ids rise with their numbers.
+    pub(super) fn node(&self, i: usize) -> NodeId {
+        self.keys[i].node_id()
+    }
+
+    pub(super) fn member(&self, i: usize) -> Member {
+        self.member_of(i, self.cluster())
+    }
+
+    /// A certificate for whatever cluster.
+    pub(super) fn member_of(&self, i: usize, cluster: MasterId) -> Member {
+        let authority = AuthorityCertificate { cluster, authority: self.authority.authority_id(), issued: 7 };
+        let certificate = MemberCertificate {
+            cluster,
+            node: self.node(i),
+            role: Role::Worker,
+            issued: 7,
+            expires: 4_000_000_000,
+            invitation: None,
+        };
+        Member {
+            authority: Verified::sign(authority, &self.master).unwrap(),
+            certificate: Verified::sign(certificate, &self.authority).unwrap(),
+        }
+    }
+
+    fn set(&self, members: impl IntoIterator<Item = usize>) -> MemberSet {
+        MemberSet { members: members.into_iter().map(|i| self.node(i)).collect(), revoked: BTreeSet::new() }
+    }
+}
+
+/// Dials within this process. Streams can be cut.
+#[derive(Clone, Default)]
+struct Wires {
+    listeners: Arc<Mutex<BTreeMap<OnionAddress, mpsc::Sender<BoxStream>>>>,
+    cut: Arc<Mutex<CancellationToken>>,
+}
+
+impl Wires {
+    fn cut(&self) {
+        std::mem::take(&mut *self.cut.lock().unwrap()).cancel();
+    }
+}
+
+#[async_trait]
+impl Engine for Wires {
+    fn bootstrap(&self) -> watch::Receiver<Bootstrap> {
+        watch::channel(Bootstrap::default()).1
+    }
+
+    async fn dial(&self, to: OnionAddress, port: u16, _limit: Duration) -> Result<BoxStream, TorError> {
+        assert_eq!(port, LINK_PORT);
+        let listener = self.listeners.lock().unwrap().get(&to).cloned();
+        let listener = listener.ok_or(TorError::NotReady("nobody listens".into()))?;
+        let (near, mut near_end) = duplex(4096);
+        let (far, mut far_end) = duplex(4096);
+        let cut = self.cut.lock().unwrap().clone();
+        tokio::spawn(async move {
+            cut.run_until_cancelled(tokio::io::copy_bidirectional(&mut near_end, &mut far_end)).await;
+        });
+        listener.send(Box::new(far)).await.map_err(|_| TorError::NotReady("gone".into()))?;
+        Ok(Box::new(near))
+    }
+
+    fn trust_discovery(&self, _node: NodeId, _key: &DiscoverySecret) -> Result<(), TorError> {
+        Ok(())
+    }
+
+    async fn listen(&self, _: OwnService, _: mpsc::Sender<Incoming>) -> Result<Box<dyn Listening>, TorError> {
+        Err(TorError::NotReady("not here".into()))
+    }
+
+    async fn open_intro_point(
+        &self,
+        _: IntroRequest,
+        _: mpsc::Sender<Incoming>,
+    ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
+        Err(TorError::NotReady("not here".into()))
+    }
+
+    async fn publication(&self, _: MasterId) -> Result<Vec<Period>, TorError> {
+        Err(TorError::NotReady("not here".into()))
+    }
+
+    fn network_changes(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
+
+    async fn upload(&self, _: &Directory, _: PeriodId, _: &str, _: Duration) -> Result<(), TorError> {
+        Err(TorError::NotReady("not here".into()))
+    }
+
+    async fn fetch(&self, _: &Directory, _: MasterId, _: PeriodId, _: Duration) -> Result<Option<String>, TorError> {
+        Err(TorError::NotReady("not here".into()))
+    }
+}
+
+/// Default limits with shorter times.
+fn limits() -> LinkLimits {
+    LinkLimits {
+        handshake: Duration::from_millis(400),
+        ping: Duration::from_millis(100),
+        silence: Duration::from_millis(600),
+        write: Duration::from_millis(400),
+        pause: (Duration::from_millis(20), Duration::from_millis(200)),
+        tick: Duration::from_millis(20),
+        ..LinkLimits::default()
+    }
+}
+
+struct Node {
+    links: Arc<Links>,
+    set: watch::Sender<MemberSet>,
+    carrier: Option<Carrier>,
+    joins: Option<mpsc::Receiver<CarriedJoin>>,
+}
+
+fn node(world: &World, wires: &Wires, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
+    let (set, members) = watch::channel(set);
+    let config = LinkConfig {
+        engine: Arc::new(wires.clone()),
+        identity: world.key(i),
+        membership: world.member(i),
+        cluster: world.cluster(),
+        limits,
+    };
+    let (links, outputs) = Links::start(config, members);
+    let links = Arc::new(links);
+    let (streams, mut incoming) = mpsc::channel::<BoxStream>(16);
+    wires.listeners.lock().unwrap().insert(world.node(i).address(), streams);
+    let listening = Arc::downgrade(&links);
+    tokio::spawn(async move {
+        while let Some(stream) = incoming.recv().await {
+            let Some(links) = listening.upgrade() else { break };
+            links.accept(stream);
+        }
+    });
+    Node { links, set, carrier: Some(outputs.carrier), joins: Some(outputs.joins) }
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "never happened: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+impl Node {
+    fn peers(&self) -> BTreeSet<NodeId> {
+        self.links.status().iter().map(|link| link.peer).collect()
+    }
+
+    fn refused(&self, name: &str) -> u64 {
+        self.links.refused().get(name).copied().unwrap_or(0)
+    }
+
+    /// A raw stream to this node, as a stranger opens one.
+    fn stranger(&self) -> DuplexStream {
+        let (near, far) = duplex(4096);
+        self.links.accept(Box::new(far));
+        near
+    }
+
+    /// A stream to this node on which `i` has proved itself, in the hands of a test.
+    async fn hostile(&self, world: &World, i: usize, to: usize, purpose: Purpose) -> (DuplexStream, Vec<u8>) {
+        let mut stream = self.stranger();
+        let (membership, key) = (world.member(i), world.key(i));
+        let dialler =
+            Dialler { membership: &membership, key: &key, cluster: world.cluster(), dialled: world.node(to), purpose };
+        let challenge = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.unwrap();
+        write_frame(&mut stream, &dialler.challenge(&challenge).unwrap(), MAX_HANDSHAKE_FRAME).await.unwrap();
+        let answer = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.unwrap();
+        (stream, answer)
+    }
+}
+
+#[tokio::test]
+async fn neighbours_find_each_other_and_keep_one_link_each() {
+    let (world, wires) = (World::new(), Wires::default());
+    let nodes: Vec<_> = (0..4).map(|i| node(&world, &wires, i, world.set(0..4), limits())).collect();
+    until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 3)).await;
+    sleep(Duration::from_millis(300)).await;
+    for node in &nodes {
+        assert_eq!(node.links.status().len(), 3);
+        assert!(node.links.status().iter().all(|link| link.frames_in > 0 && link.round_trip.is_some()));
+    }
+    // Both ends agree on who has dialled.
+    let outgoing: usize = nodes.iter().map(|n| n.links.status().iter().filter(|link| link.outgoing).count()).sum();
+    assert_eq!(outgoing, 6);
+}
+
+async fn hears(updates: &mut mpsc::Receiver<Update>, origin: NodeId, value: &[u8]) {
+    let found = async {
+        while let Some(update) = updates.recv().await {
+            if update.origin == origin && update.bytes == value {
+                return;
+            }
+        }
+        panic!("the mesh has stopped");
+    };
+    timeout(PATIENCE, found).await.expect("never heard");
+}
+
+#[tokio::test]
+async fn records_travel_over_links_and_again_after_they_broke() {
+    let (world, wires) = (World::new(), Wires::default());
+    // A chain: 0 and 2 know each other only by what 1 passes on.
+    let sets = [vec![0, 1], vec![0, 1, 2], vec![1, 2]];
+    let mut nodes: Vec<_> =
+        sets.into_iter().enumerate().map(|(i, set)| node(&world, &wires, i, world.set(set), limits())).collect();
+    let mut meshes = Vec::new();
+    for (i, node) in nodes.iter_mut().enumerate() {
+        let interval = Duration::from_millis(50);
+        let config = MeshConfig { me: world.node(i), cluster: world.cluster(), generation: 1, interval };
+        let seeds = vec![world.node(1)];
+        meshes.push(Mesh::start(config, node.carrier.take().unwrap(), seeds).await.unwrap());
+    }
+    meshes[0].0.set(RecordKind::Card, b"from 0").unwrap();
+    meshes[2].0.set(RecordKind::Card, b"from 2").unwrap();
+    hears(&mut meshes[2].1, world.node(0), b"from 0").await;
+    hears(&mut meshes[0].1, world.node(2), b"from 2").await;
+    wires.cut();
+    until("the cut", || nodes.iter().any(|node| node.peers().is_empty())).await;
+    meshes[0].0.set(RecordKind::Lease, b"after the cut").unwrap();
+    hears(&mut meshes[2].1, world.node(0), b"after the cut").await;
+}
+
+#[tokio::test]
+async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
+    let (world, wires) = (World::new(), Wires::default());
+    // No tick helps: the change of the set alone must do it.
+    let patient = LinkLimits { tick: Duration::from_secs(3600), ..limits() };
+    let nodes: Vec<_> = (0..3).map(|i| node(&world, &wires, i, world.set(0..3), patient.clone())).collect();
+    until("links", || nodes[0].peers().contains(&world.node(1))).await;
+    nodes[0].set.send_modify(|set| {
+        set.revoked.insert(world.node(1));
+    });
+    until("the end of the link", || !nodes[0].peers().contains(&world.node(1))).await;
+    let (_stream, answer) = nodes[0].hostile(&world, 1, 0, Purpose::Mesh).await;
+    assert_eq!(answer, handshake::Listener::answer(Some(handshake::Refusal::Revoked)).unwrap());
+    until("the count", || nodes[0].refused("link_revoked") > 0).await;
+}
+
+#[tokio::test]
+async fn strangers_and_their_garbage_change_nothing() {
+    let (world, other, wires) = (World::new(), World::new(), Wires::default());
+    let nodes: Vec<_> = (0..2).map(|i| node(&world, &wires, i, world.set(0..2), limits())).collect();
+    until("a link", || nodes[0].peers().len() == 1).await;
+    for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0xff; 64], &[0, 0, 0, 3, 1, 2, 3], &[0, 0, 0, 9, 1]] {
+        let mut stream = nodes[0].stranger();
+        stream.write_all(garbage).await.unwrap();
+        stream.shutdown().await.unwrap();
+        // It sees the challenge, perhaps a refusal, and the end.
+        let mut seen = Vec::new();
+        timeout(PATIENCE, stream.read_to_end(&mut seen)).await.unwrap().unwrap();
+        assert!(seen.len() < 200, "a stranger is told {} bytes", seen.len());
+    }
+    // A member of another cluster.
+    let mut stream = nodes[0].stranger();
+    let challenge = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.unwrap();
+    let (membership, key) = (other.member(1), other.key(1));
+    let dialler = Dialler {
+        membership: &membership,
+        key: &key,
+        cluster: other.cluster(),
+        dialled: world.node(0),
+        purpose: Purpose::Mesh,
+    };
+    write_frame(&mut stream, &dialler.challenge(&challenge).unwrap(), MAX_HANDSHAKE_FRAME).await.unwrap();
+    let answer = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.unwrap();
+    assert_eq!(answer, handshake::Listener::answer(Some(handshake::Refusal::NotMember)).unwrap());
+    until("the counts", || nodes[0].refused("link_not_member") == 1 && nodes[0].refused("link_malformed") >= 2).await;
+    assert_eq!(nodes[0].peers(), BTreeSet::from([world.node(1)]));
+}
+
+#[tokio::test]
+async fn a_dialler_that_takes_its_time_loses_its_place() {
+    let (world, wires) = (World::new(), Wires::default());
+    let node = node(&world, &wires, 0, MemberSet::default(), LinkLimits { handshakes: 2, ..limits() });
+    let mut slow: Vec<_> = (0..10).map(|_| node.stranger()).collect();
+    assert_eq!(node.refused("link_crowd"), 8);
+    // One says nothing at all, the other a kilobyte, byte by byte.
+    let drip = async {
+        slow[0].write_all(&[0, 0, 4, 0]).await.unwrap();
+        while slow[0].write_all(&[0]).await.is_ok() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, drip).await.unwrap();
+    until("both given up", || node.refused("link_unfinished") == 2).await;
+    let (_stream, answer) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
+    assert_eq!(answer, handshake::Listener::answer(None).unwrap());
+}
+
+#[tokio::test]
+async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
+    let (world, wires) = (World::new(), Wires::default());
+    let mut node = node(&world, &wires, 0, MemberSet::default(), limits());
+    let carrier = node.carrier.take().unwrap();
+    // Frozen: nothing comes, nothing is read.
+    let (_frozen, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
+    until("a link", || node.peers().len() == 1).await;
+    let start = Instant::now();
+    until("the frozen one let go", || node.peers().is_empty()).await;
+    assert!(start.elapsed() < limits().silence * 3);
+    // Sends pings all right, but never reads.
+    let (stream, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
+    until("a link", || node.peers().len() == 1).await;
+    let (_unread, mut writer) = tokio::io::split(stream);
+    let pinging = tokio::spawn(async move {
+        while write_message(&mut writer, &Frame::Ping(1), MAX_FRAME).await.is_ok() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    });
+    // Sending waits for nobody: all of this happens before the peer could read any of it.
+    for _ in 0..2000 {
+        (carrier.send)(world.node(1), vec![7; 1000]);
+    }
+    until("the deaf one let go", || node.peers().is_empty()).await;
+    assert!(node.refused("link_dropped") > 1_900);
+    timeout(PATIENCE, pinging).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn nonsense_on_an_open_link_ends_that_link_only() {
+    let (world, wires) = (World::new(), Wires::default());
+    let mut nodes: Vec<_> = (0..2).map(|i| node(&world, &wires, i, world.set(0..2), limits())).collect();
+    until("a link", || nodes[0].peers().len() == 1).await;
+    let too_long = (MAX_FRAME as u32 + 1).to_be_bytes().to_vec();
+    let not_cbor = [&4u32.to_be_bytes()[..], &[1, 0xff, 0xff, 0xff]].concat();
+    let other_version = [&2u32.to_be_bytes()[..], &[9, 0]].concat();
+    let cut_short = [&100u32.to_be_bytes()[..], &[1; 50]].concat();
+    for bytes in [too_long, not_cbor, other_version, cut_short] {
+        let (mut stream, _) = nodes[0].hostile(&world, 2, 0, Purpose::Mesh).await;
+        until("its link", || nodes[0].peers().contains(&world.node(2))).await;
+        stream.write_all(&bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        until("its end", || !nodes[0].peers().contains(&world.node(2))).await;
+    }
+    assert_eq!(nodes[0].peers(), BTreeSet::from([world.node(1)]));
+    assert!(nodes[0].carrier.take().unwrap().received.try_recv().is_err(), "something of it came through");
+}
+
+#[tokio::test]
+async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
+    let (world, wires) = (World::new(), Wires::default());
+    let roomy = LinkLimits { accepts_per_second: (100_000, 100_000), handshakes: 64, ..limits() };
+    let mut node = node(&world, &wires, 0, MemberSet::default(), LinkLimits { bytes_burst: 100_000, ..roomy });
+    let mut open = Vec::new();
+    for _ in 0..1000 {
+        open.push(node.hostile(&world, 1, 0, Purpose::Mesh).await.0);
+        assert!(node.links.status().len() <= 1);
+    }
+    let (mut stream, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
+    let message = Frame::Gossip(rustbalance_gossip::bytes::VarBytes(vec![1; 9_000]));
+    for _ in 0..100 {
+        write_message(&mut stream, &message, MAX_FRAME).await.unwrap();
+    }
+    until("all read", || node.links.status().first().is_some_and(|link| link.frames_in >= 100)).await;
+    let mut carrier = node.carrier.take().unwrap();
+    let passed = std::iter::from_fn(|| carrier.received.try_recv().ok()).count();
+    // The burst, and what the rate gives while a slow machine runs this.
+    assert!((9..=90).contains(&passed), "{passed} of 100 messages passed");
+    assert!(node.links.status()[0].dropped >= 10);
+}
+
+#[tokio::test]
+async fn a_joiners_bytes_are_carried_both_ways() {
+    let (world, wires) = (World::new(), Wires::default());
+    let worker = node(&world, &wires, 0, MemberSet::default(), limits());
+    let limits = LinkLimits { carried: (3, 2), ..limits() };
+    let mut publisher = node(&world, &wires, 1, MemberSet::default(), limits);
+    let mut joins = publisher.joins.take().unwrap();
+    let mut near = worker.links.carry_join(world.node(1)).await.unwrap();
+    near.write_all(b"at once after the handshake").await.unwrap();
+    let mut carried = timeout(PATIENCE, joins.recv()).await.unwrap().unwrap();
+    assert_eq!(carried.from, world.node(0));
+    let mut bytes = [0; 27];
+    carried.stream.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"at once after the handshake");
+    carried.stream.write_all(b"answer").await.unwrap();
+    let mut bytes = [0; 6];
+    near.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"answer");
+    // Two at once of one member, and a place comes free again.
+    let second = worker.links.carry_join(world.node(1)).await.unwrap();
+    assert!(matches!(
+        worker.links.carry_join(world.node(1)).await,
+        Err(LinkError::Handshake(HandshakeError::Refused(_, handshake::Refusal::Busy)))
+    ));
+    drop((carried, second, joins.recv().await));
+    worker.links.carry_join(world.node(1)).await.unwrap();
+    drop(joins);
+    assert!(worker.links.carry_join(world.node(1)).await.is_err());
+    assert!(matches!(worker.links.carry_join(world.node(2)).await, Err(LinkError::Dial(_))));
+    // Such a stream is no mesh link.
+    assert!(publisher.links.status().is_empty());
+}
+
+#[tokio::test]
+async fn nothing_is_left_running() {
+    let (world, wires) = (World::new(), Wires::default());
+    let nodes: Vec<_> = (0..2).map(|i| node(&world, &wires, i, world.set(0..2), limits())).collect();
+    until("a link", || nodes[0].peers().len() == 1).await;
+    let mut nodes = nodes.into_iter();
+    let (gone, mut left) = (nodes.next().unwrap(), nodes.next().unwrap());
+    gone.links.shutdown();
+    until("the link's end", || left.peers().is_empty()).await;
+    let mut carrier = left.carrier.take().unwrap();
+    left.links.shutdown();
+    drop(left);
+    assert!(timeout(PATIENCE, carrier.received.recv()).await.unwrap().is_none(), "a task still holds the links");
+}
+
+#[tokio::test]
+async fn the_real_clock_is_within_the_certificates() {
+    // Tests that run on this machine's clock need certificates that are good now.
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(World::new().member(0).certificate.expires > unix);
+    let mut stream = duplex(64).0;
+    assert!(read_message::<Frame, _>(&mut stream, 10).await.is_err());
+}
