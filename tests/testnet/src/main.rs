@@ -1,6 +1,9 @@
 //! `rustbalance-testnet`: a private Tor network from the command line.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
+mod demo;
+
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -9,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustbalance_testnet::cluster::binary_beside;
 use rustbalance_testnet::{Client, ENV_ARTI, ENV_DIR, ENV_SOCKS, Network, Options, Site, Warmth};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -25,6 +29,9 @@ A private Tor network of C tor processes on loopback.
                                                              fetch with the network's own client, or with a new one
   rustbalance-testnet published DIR ONION [--text]           say which directories hold which revision
   rustbalance-testnet site NAME                              serve a tiny web site on loopback; stay as `up` does
+  rustbalance-testnet demo [--binary FILE]                   boot one, and show three nodes of RustBalance on it
+  rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (40)] [--bodies N (5)]
+                                                             boot one, and compare RustBalance with a C tor onion service
 
 NETWORK: --relays N (8)  --exits N (4)  --authorities N (3)  --voting-interval SECONDS (20)  --port-base PORT
 
@@ -51,6 +58,8 @@ fn main() -> ExitCode {
         "get" => get(arguments),
         "published" => published(arguments),
         "site" => site(arguments),
+        "demo" => show(arguments),
+        "bench" => measure(arguments),
         _ => Err(Usage(format!("there is no command {command:?}")).into()),
     };
     done.unwrap_or_else(|error| {
@@ -342,6 +351,46 @@ fn site(mut arguments: Arguments) -> Result<ExitCode> {
     println!("{}", site.addr());
     tell_ready(ready, &site.addr().to_string())?;
     stay(sender, &receiver, || Ok(()))
+}
+
+fn show(mut arguments: Arguments) -> Result<ExitCode> {
+    let binary = binary(&mut arguments)?;
+    arguments.end()?;
+    until_asked_to_end(move || demo::demo(binary))
+}
+
+fn measure(mut arguments: Arguments) -> Result<ExitCode> {
+    let binary = binary(&mut arguments)?;
+    let extent = bench::Extent {
+        starts: arguments.option("--starts")?.unwrap_or(3),
+        requests: arguments.option("--requests")?.unwrap_or(40),
+        bodies: arguments.option("--bodies")?.unwrap_or(5),
+    };
+    arguments.end()?;
+    until_asked_to_end(move || bench::bench(binary, &extent))
+}
+
+/// The daemon: the one named, or the one that cargo puts beside this program.
+fn binary(arguments: &mut Arguments) -> Result<PathBuf> {
+    arguments.option("--binary")?.map_or_else(binary_beside, Ok)
+}
+
+/// Does some work, unless a signal comes first; then this process ends, and the reaper ends what has been started.
+fn until_asked_to_end(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<ExitCode> {
+    let (_sender, receiver) = events()?;
+    let working = std::thread::spawn(work);
+    loop {
+        if working.is_finished() {
+            return match working.join() {
+                Ok(done) => done.map(|()| ExitCode::SUCCESS),
+                Err(_) => bail!("a bug of this program"),
+            };
+        }
+        if receiver.recv_timeout(Duration::from_millis(50)).is_ok() {
+            eprintln!("\nended before it was done; cleaning up");
+            return Ok(ExitCode::from(130));
+        }
+    }
 }
 
 /// Takes `--fresh` or `--warm`.

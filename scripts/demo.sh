@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The demonstration: a private Tor network on this machine, three nodes with one .onion address, stock Tor clients, and
+# the death of the publisher. Installs what is missing, builds, and leaves nothing running behind.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+./scripts/install.sh
+cargo build --locked --package rustbalance --package rustbalance-testnet
+exec "${CARGO_TARGET_DIR:-target}/debug/rustbalance-testnet" demo "$@"

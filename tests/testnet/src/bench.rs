@@ -1,0 +1,189 @@
+//! The benchmark: our proxied path beside a plain C tor onion service, on the same network, with the same site, by the
+//! same clients, turn by turn, so that what the machine does meanwhile hits both alike.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustbalance_testnet::cluster::Cluster;
+use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
+
+/// The bodies whose throughput is measured.
+const BODY: usize = 20_000_000;
+/// How long one request may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// How much is measured.
+pub(crate) struct Extent {
+    /// Starts of each kind.
+    pub(crate) starts: usize,
+    /// Requests, each on circuits of its own.
+    pub(crate) requests: usize,
+    /// Large bodies.
+    pub(crate) bodies: usize,
+}
+
+/// What one of the compared did.
+struct Subject {
+    name: &'static str,
+    onion: String,
+    /// From the start of the daemon to the first answer.
+    starts: Vec<Duration>,
+    /// A request by a client without circuits or descriptors.
+    first: Vec<Duration>,
+    /// A request on fresh circuits by a client that knows the descriptor.
+    requests: Vec<Duration>,
+    /// Bytes a second.
+    throughput: Vec<f64>,
+    failures: usize,
+}
+
+/// Measures, and prints a table in Markdown.
+pub(crate) fn bench(binary: PathBuf, extent: &Extent) -> Result<()> {
+    let network = Network::boot_and_tell(Options::default(), |line| eprintln!("{line}"))?;
+    let mut starts = [Vec::new(), Vec::new()];
+    for round in 1..=extent.starts {
+        eprintln!("start {round} of {}", extent.starts);
+        starts[0].push(c_tor_start(&network)?);
+        starts[1].push(our_start(&network, &binary)?);
+    }
+
+    let site = Site::start("tor")?;
+    let service = network.onion_service("reference", 80, site.addr())?;
+    let single = Cluster::new(&network, &binary)?;
+    single.grow(&["one"], &["publisher"])?;
+    let triple = Cluster::new(&network, &binary)?;
+    triple.grow(&["one", "two", "three"], &["publisher", "publisher", "worker"])?;
+    let [tor_starts, our_starts] = starts;
+    let mut subjects = [
+        Subject::new("C tor", service.hostname().to_owned(), tor_starts),
+        Subject::new("RustBalance, 1 node", single.onion()?, our_starts),
+        Subject::new("RustBalance, 3 nodes", triple.onion()?, Vec::new()),
+    ];
+    for round in 1..=extent.requests {
+        if round % 10 == 0 {
+            eprintln!("request {round} of {}", extent.requests);
+        }
+        for subject in &mut subjects {
+            // One in four by a client that has just come.
+            if round % 4 == 1 {
+                let client = network.client("newcomer", Warmth::Warm)?;
+                subject.request(&client, round, true);
+            }
+            subject.request(network.main_client(), round, false);
+        }
+    }
+    for round in 1..=extent.bodies {
+        eprintln!("body {round} of {}", extent.bodies);
+        for subject in &mut subjects {
+            subject.body(network.main_client(), round)?;
+        }
+    }
+    report(&subjects);
+    Ok(())
+}
+
+/// From the start of a C tor with an onion service to the first answer.
+fn c_tor_start(network: &Network) -> Result<Duration> {
+    let site = Site::start("tor")?;
+    let client = network.client("first", Warmth::Warm)?;
+    let started = Instant::now();
+    let service = network.onion_service("starting", 80, site.addr())?;
+    first_answer(&client, service.hostname())?;
+    Ok(started.elapsed())
+}
+
+/// From the start of our daemon, with its keys made as C tor's are, to the first answer.
+fn our_start(network: &Network, binary: &PathBuf) -> Result<Duration> {
+    let cluster = Cluster::new(network, binary)?;
+    let client = network.client("first", Warmth::Warm)?;
+    let started = Instant::now();
+    let node = cluster.init("starting")?;
+    node.run()?;
+    // A client that asks too early remembers it: the end of the wait is what C tor's is too, an upload confirmed.
+    cluster.wait_until("a descriptor is published", LIMIT, || {
+        let publication = node.status()?.publication.context("nothing is published")?;
+        ensure!(publication.periods.iter().any(|period| period.confirmed > 0), "no directory has confirmed");
+        Ok(())
+    })?;
+    first_answer(&client, &cluster.onion()?)?;
+    Ok(started.elapsed())
+}
+
+fn first_answer(client: &Client, onion: &str) -> Result<()> {
+    let answer = client.get(&format!("http://{onion}/"), LIMIT)?;
+    ensure!(answer.status == 200, "the first answer has status {}", answer.status);
+    Ok(())
+}
+
+impl Subject {
+    fn new(name: &'static str, onion: String, starts: Vec<Duration>) -> Self {
+        Self { name, onion, starts, first: Vec::new(), requests: Vec::new(), throughput: Vec::new(), failures: 0 }
+    }
+
+    /// One request on circuits of its own.
+    fn request(&mut self, client: &Client, round: usize, newcomer: bool) {
+        match client.get_isolated(&format!("request{round}"), &format!("http://{}/", self.onion), LIMIT) {
+            Ok(answer) if newcomer => self.first.push(answer.elapsed),
+            Ok(answer) => self.requests.push(answer.elapsed),
+            Err(error) => {
+                eprintln!("{}: {error:#}", self.name);
+                self.failures += 1;
+            }
+        }
+    }
+
+    /// One large body, on a connected circuit: what is measured begins with its first byte.
+    fn body(&mut self, client: &Client, round: usize) -> Result<()> {
+        let url = format!("http://{}/bytes/{BODY}", self.onion);
+        let answer = client.get_isolated(&format!("body{round}"), &url, LIMIT)?;
+        ensure!(answer.body.len() == BODY, "{} of {BODY} bytes came", answer.body.len());
+        self.throughput.push(BODY as f64 / (answer.elapsed - answer.first_byte).as_secs_f64());
+        Ok(())
+    }
+}
+
+/// The value below which `share` of all are; nothing of nothing.
+fn quantile<T: Copy + PartialOrd>(values: &[T], share: f64) -> Option<T> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(|one, other| one.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal));
+    let index = ((sorted.len() as f64 * share) as usize).min(sorted.len().checked_sub(1)?);
+    sorted.get(index).copied()
+}
+
+/// Prints the table; ratios are to the first subject.
+fn report(subjects: &[Subject]) {
+    let seconds = |values: &[Duration], share| quantile(values, share).map(|value| value.as_secs_f64());
+    type Measure = (&'static str, Box<dyn Fn(&Subject) -> Option<f64>>);
+    let measures: [Measure; 6] = [
+        ("start to first fetch, median (s)", Box::new(move |it| seconds(&it.starts, 0.5))),
+        ("first fetch of a new client, median (s)", Box::new(move |it| seconds(&it.first, 0.5))),
+        ("request on fresh circuits, median (s)", Box::new(move |it| seconds(&it.requests, 0.5))),
+        ("request on fresh circuits, p95 (s)", Box::new(move |it| seconds(&it.requests, 0.95))),
+        ("throughput of 20 MB, median (MB/s)", Box::new(|it| quantile(&it.throughput, 0.5).map(|value| value / 1e6))),
+        ("failed requests", Box::new(|it| Some(it.failures as f64))),
+    ];
+    println!("| |{}", subjects.iter().map(|it| format!(" {} |", it.name)).collect::<String>());
+    println!("|---|{}", "---:|".repeat(subjects.len()));
+    for (name, measure) in measures {
+        let reference = measure(&subjects[0]);
+        let mut row = format!("| {name} |");
+        for (index, subject) in subjects.iter().enumerate() {
+            let cell = match (measure(subject), reference) {
+                (None, _) => "-".to_owned(),
+                (Some(value), Some(base)) if index > 0 && base > 0.0 => format!("{value:.2} ({:.2}×)", value / base),
+                (Some(value), _) => format!("{value:.2}"),
+            };
+            row.push_str(&format!(" {cell} |"));
+        }
+        println!("{row}");
+    }
+    let of = &subjects[0];
+    println!(
+        "\n{} starts, {} first fetches, {} requests and {} bodies each; ratios to C tor.",
+        of.starts.len(),
+        of.first.len(),
+        of.requests.len(),
+        of.throughput.len()
+    );
+}
