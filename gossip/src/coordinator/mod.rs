@@ -440,14 +440,16 @@ impl Coordinator {
         }
     }
 
-    /// Publishers keep the authority's facts alive in their own gossip: who said them first may die.
+    /// Keeps the authority's facts alive in our own gossip: who said them first may be gone. Publishers do so with
+    /// invitations, everybody with revocations: if a single node is left that knows of one, all shall.
     fn pass_on(&mut self, changes: &Changes, now: Now, out: &mut Vec<Action>) {
-        if self.member.role() != Role::Publisher || !(changes.invitations || changes.revocations) {
+        if !(changes.invitations || changes.revocations) {
             return;
         }
+        let publisher = self.member.role() == Role::Publisher;
         let invitations = self.view.invitations();
         let mut facts: BTreeMap<RecordKind, Vec<u8>> = BTreeMap::new();
-        for invitation in invitations.iter() {
+        for invitation in invitations.iter().filter(|_| publisher) {
             let kind = RecordKind::Invitation(invitation.token);
             // Until somebody signs the merger as a whole, what we say of it already is better than nothing.
             let whole = invitations.whole(&invitation.token).and_then(|whole| whole.to_bytes().ok());
@@ -563,6 +565,17 @@ impl Coordinator {
     /// The revocation of a node, to be shown on links.
     pub fn revocation(&self, node: &NodeId) -> Option<&Verified<Revocation>> {
         self.view.revocations().find(|revocation| revocation.node == *node)
+    }
+
+    /// The authority's facts, for the disk: every revocation, and every invitation that somebody has signed as a whole.
+    /// After a restart each goes back in as an [`Event::Record`] of this node's own. What all nodes forget was never
+    /// said: an evicted node would be a member again.
+    pub fn facts(&self) -> Vec<(RecordKind, Vec<u8>)> {
+        let revocations = self.view.revocations().map(|it| (RecordKind::Revocation(it.node), it.to_bytes()));
+        let invitations = self.view.invitations();
+        let whole = invitations.iter().filter_map(|it| invitations.whole(&it.token));
+        let whole = whole.map(|it| (RecordKind::Invitation(it.token), it.to_bytes()));
+        revocations.chain(whole).filter_map(|(kind, bytes)| Some((kind, bytes.ok()?))).collect()
     }
 
     /// The certificates of every member, for the disk and for joiners.

@@ -108,9 +108,11 @@ pub enum Action {
     Leadership(Leadership),
     /// [`super::Coordinator::desired`] has changed.
     DesiredChanged,
-    /// Who is a member, alive, revoked or in which phase has changed: links, the list on disk.
+    /// Who is a member, alive, revoked or in which phase has changed: links, the lists on disk
+    /// ([`super::Coordinator::chains`], [`super::Coordinator::facts`]). If [`crate::view::View::overdrawn`] has any, a
+    /// holder of the authority key revokes them.
     MembersChanged,
-    /// Invitations have changed: the join port, the list on disk, and if [`crate::view::Invitations::unsigned`] has
+    /// Invitations have changed: the join port, the list on disk ([`super::Coordinator::facts`]), and if [`crate::view::Invitations::unsigned`] has
     /// any, a holder of the authority key signs them anew.
     InvitationsChanged,
     /// This node is not a member any more, for the reason told. Final: nothing more is said or done.

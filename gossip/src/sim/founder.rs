@@ -88,6 +88,11 @@ impl Founder {
         sign(statement, &self.authority)
     }
 
+    /// A merger of several versions, signed as one.
+    pub fn sign_invitation(&self, invitation: Invitation) -> Verified<Invitation> {
+        sign(invitation, &self.authority)
+    }
+
     /// The end of a node's membership.
     pub fn revoke(&self, node: NodeId) -> Verified<Revocation> {
         sign(Revocation { cluster: self.cluster(), node, revoked: FOUNDED }, &self.authority)

@@ -1,8 +1,32 @@
 //! A seeded simulation of whole clusters, for tests only (feature `sim`).
 //!
+//! A run is a discrete-event simulation of one cluster: every machine with its disk, its clocks and a real
+//! [`crate::coordinator::Coordinator`] in a thin shell; anti-entropy gossip between random pairs over a network that
+//! delays, loses, duplicates, reorders and partitions; directories that take only rising revisions. First a chaos phase,
+//! in which only safety is checked ([`Invariant`]); then all faults end, and within a stated time all must agree.
+//!
+//! One [`Scenario`] is one run, to the last bit. [`sweep`] tries many and prints how to replay what failed.
+//!
 //! This is a test harness: what cannot go on stops it.
-#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
+mod chaos;
+mod checks;
+mod faults;
 mod founder;
+mod gossip;
+mod host;
+mod memo;
+mod monitor;
+mod report;
+mod rng;
+mod world;
 
+pub use checks::LONGEST_SILENCE;
+pub use faults::{Bug, Scenario, Weights};
 pub use founder::{FOUNDED, Founder, Identity, point, relay, sign};
+pub use memo::Memo;
+pub use monitor::{Invariant, Violation};
+pub use report::{Outcome, run, sweep};
+pub use rng::Rng;
+pub use world::World;

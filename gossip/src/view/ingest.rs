@@ -227,7 +227,7 @@ impl View {
         let outcome = chain
             .verify_with(self.cluster, now.unix, &*self.check)
             .map_err(Rejection::from)
-            .and_then(|member| if member.node() == self.me { Err(Rejection::Own) } else { self.admit(member, now) });
+            .and_then(|member| if member.node() == self.me { Ok(Changes::default()) } else { self.admit(member, now) });
         if let Err(rejection) = &outcome {
             self.refused.count(rejection);
         }

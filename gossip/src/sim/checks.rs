@@ -1,0 +1,244 @@
+//! When what is checked: after every event for one node, every second for all, and at the end.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::faults::Bug;
+use super::host::Fate;
+use super::monitor::{Invariant, Violation};
+use super::world::World;
+use crate::coordinator::Event;
+use crate::id::NodeId;
+use crate::lease::Claim;
+use crate::plan::{Candidate, Choice, choose};
+use crate::record::{Heartbeat, IntroPoint, Lease, Phase, RecordKind};
+use crate::signed::Unverified;
+
+/// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken):
+/// the longest allowance, and a few seconds for the tick that acts on it.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(45);
+
+impl World {
+    pub(super) fn broken(&mut self, invariant: Invariant, host: usize, what: String) {
+        if self.violations.len() < 100 {
+            let what = format!("node {host} ({}): {what}", self.hosts[host].id().short());
+            self.violations.push(Violation { invariant, at: self.now, what });
+        }
+    }
+
+    /// Remembers what true things a node was told.
+    pub(super) fn note_told(&mut self, host: usize, event: &Event) {
+        let Event::Record { origin, kind, bytes } = event else { return };
+        let now = self.now;
+        let Some(process) = &mut self.hosts[host].process else { return };
+        match kind {
+            RecordKind::Heartbeat => {
+                let beat = Unverified::<Heartbeat>::from_bytes(bytes).ok();
+                if beat.and_then(|beat| beat.verify(origin.public_key()).ok()).is_some() {
+                    process.witness.heard.insert(*origin, now);
+                }
+            }
+            RecordKind::Lease => {
+                let lease = Unverified::<Lease>::from_bytes(bytes).ok();
+                let lease = lease.and_then(|lease| lease.verify(origin.public_key()).ok());
+                if let Some(lease) = lease.filter(|lease| lease.ttl_ms > 0)
+                    && process.coordinator.view().is_member(origin)
+                {
+                    let claim = Claim::of(&lease);
+                    process.witness.told = process.witness.told.max(Some(claim));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// After every event of a node.
+    pub(super) fn check(&mut self, host: usize) {
+        let clock = self.hosts[host].clock(self.now);
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let mut broken = Vec::new();
+        let view = process.coordinator.view();
+        let best = view.best_claim();
+        if let Some((holder, term)) = view.holder(clock) {
+            let claim = best.filter(|best| best.holder == holder && best.term == term);
+            if !self.claims.is_true(term, holder) {
+                broken.push((
+                    Invariant::OneHolder,
+                    format!("believes {} of term {term}, who never claimed it", holder.short()),
+                ));
+            }
+            if term < process.witness.floor {
+                broken.push((
+                    Invariant::Terms,
+                    format!("believes term {term}, {} is on its disk", process.witness.floor),
+                ));
+            }
+            if claim < process.witness.believed {
+                let before = process.witness.believed;
+                broken.push((Invariant::OneHolder, format!("believes {claim:?} after {before:?}")));
+            }
+            process.witness.believed = process.witness.believed.max(claim);
+        }
+        if let Some(term) = process.leading {
+            let own = process
+                .witness
+                .told
+                .filter(|told| (told.term, told.holder) != (term, self.hosts[host].identity.node()));
+            let own_claim = best.filter(|best| best.holder == self.hosts[host].identity.node());
+            if let Some(told) = own
+                && (told.term > term || (told.term == term && Some(told) > own_claim))
+            {
+                broken.push((Invariant::OneHolder, format!("publishes in term {term} knowing {told:?}")));
+            }
+        }
+        for (invariant, what) in broken {
+            self.broken(invariant, host, what);
+        }
+        self.check_revisions(host);
+        self.check_desired(host);
+    }
+
+    fn check_revisions(&mut self, host: usize) {
+        let periods: Vec<_> = self.directories.keys().rev().take(2).copied().collect();
+        for period in periods {
+            let Some(process) = &mut self.hosts[host].process else { return };
+            let known = process.coordinator.highest_revision(&period).unwrap_or_default();
+            let before = process.witness.revisions.insert(period, known).unwrap_or_default();
+            if known < before {
+                self.broken(Invariant::Revisions, host, format!("knew revision {before}, now {known}"));
+            }
+        }
+    }
+
+    fn check_desired(&mut self, host: usize) {
+        let points = self.wanted(host);
+        let relays: BTreeSet<_> = points.iter().map(|(_, point)| point.relay).collect();
+        let Some(process) = &self.hosts[host].process else { return };
+        let view = process.coordinator.view();
+        let stranger = points.iter().find(|(node, _)| !view.is_member(node)).map(|(node, _)| node.short());
+        if points.len() > 20 || relays.len() != points.len() {
+            self.broken(
+                Invariant::Descriptor,
+                host,
+                format!("wants {} points at {} relays", points.len(), relays.len()),
+            );
+        } else if let Some(stranger) = stranger {
+            self.broken(Invariant::Descriptor, host, format!("wants a point of {stranger}, no member"));
+        }
+    }
+
+    /// What a node wants published, through the eyes of the harness: here a plan that keeps the dead can be put in.
+    pub(super) fn wanted(&self, host: usize) -> Vec<(NodeId, IntroPoint)> {
+        let Some(process) = &self.hosts[host].process else { return Vec::new() };
+        if self.scenario.bug != Some(Bug::KeepsDead) {
+            return process.coordinator.desired().points;
+        }
+        let candidates: Vec<Candidate<'_>> = process
+            .coordinator
+            .view()
+            .members()
+            .filter_map(|node| {
+                let points = &node.intro_points.as_ref()?.points;
+                Some(Candidate { node: node.node(), phase: node.phase(), weight: node.weight(), points })
+            })
+            .collect();
+        choose(&candidates, &Choice::default(), 20, 0).points
+    }
+
+    /// Every second: nobody wants points of the long silent.
+    pub(super) fn probe(&mut self) {
+        for host in 0..self.hosts.len() {
+            if !self.hosts[host].runs() {
+                continue;
+            }
+            let me = self.hosts[host].id();
+            let wanted: BTreeSet<NodeId> = self.wanted(host).into_iter().map(|(node, _)| node).collect();
+            let Some(process) = &self.hosts[host].process else { continue };
+            let silent = wanted.into_iter().find(|node| {
+                let heard = process.witness.heard.get(node).copied().unwrap_or_default().max(process.witness.woken);
+                *node != me && self.now > heard + LONGEST_SILENCE
+            });
+            if let Some(silent) = silent {
+                let what = format!("wants a point of {}, long silent", silent.short());
+                self.broken(Invariant::NoDeadPoints, host, what);
+            }
+        }
+    }
+
+    /// Why the cluster has not settled; `None` once it has: one publisher whom all believe, one view, the whole
+    /// descriptor on the directories.
+    pub fn unsettled(&self) -> Option<String> {
+        let running: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].runs()).collect();
+        let ids: BTreeSet<NodeId> = running.iter().map(|host| self.hosts[*host].id()).collect();
+        let leaders: Vec<(usize, u64)> =
+            running.iter().filter_map(|host| Some((*host, self.hosts[*host].process.as_ref()?.leading?))).collect();
+        let [(leader, term)] = leaders[..] else { return Some(format!("publishers: {leaders:?}")) };
+        let holder = Some((self.hosts[leader].id(), term));
+        let mut members: Option<BTreeSet<NodeId>> = None;
+        for host in &running {
+            let process = self.hosts[*host].process.as_ref()?;
+            let view = process.coordinator.view();
+            let believed = view.holder(self.hosts[*host].clock(self.now));
+            if believed != holder {
+                return Some(format!("node {host} believes {believed:?}, not {holder:?}"));
+            }
+            let alive: BTreeSet<NodeId> = view.members().filter(|node| node.alive).map(|node| node.node()).collect();
+            if alive != ids {
+                let diff: Vec<_> = alive.symmetric_difference(&ids).map(|id| {
+                    let host = self.index.get(id).copied().unwrap_or_default();
+                    (host, self.hosts[host].fate, view.node(id).map(|node| (node.standing, node.phase(), node.last_heard)))
+                }).collect();
+                return Some(format!("node {host} is wrong about the life of {diff:?}, refused {:?}", view.refused()));
+            }
+            let seen: BTreeSet<NodeId> = view.members().map(|node| node.node()).collect();
+            let first = members.get_or_insert_with(|| seen.clone());
+            if let Some(odd) = first.symmetric_difference(&seen).next() {
+                return Some(self.disputed(*odd, &running));
+            }
+        }
+        self.incomplete(leader, &running)
+    }
+
+    fn disputed(&self, node: NodeId, running: &[usize]) -> String {
+        let standing = |host: &usize| {
+            let process = self.hosts[*host].process.as_ref()?;
+            Some((*host, process.coordinator.view().node(&node)?.standing))
+        };
+        let standings: Vec<_> = running.iter().filter_map(standing).collect();
+        let index = self.index.get(&node).copied().unwrap_or_default();
+        format!("node {index} ({:?}) stands differently with {standings:?} of {running:?}", self.hosts[index].fate)
+    }
+
+    fn incomplete(&self, leader: usize, running: &[usize]) -> Option<String> {
+        let wanted = self.wanted(leader);
+        let present: BTreeSet<NodeId> = wanted.iter().map(|(node, _)| *node).collect();
+        let healthy = running.iter().filter(|host| {
+            self.hosts[**host].process.as_ref().is_some_and(|process| process.coordinator.phase() == Phase::Healthy)
+        });
+        let healthy = healthy.count();
+        if present.len() != healthy.min(20) || wanted.len() != (healthy * 4).min(20) {
+            let process = self.hosts[leader].process.as_ref()?;
+            let seen = |host: &usize| {
+                let node = process.coordinator.view().node(&self.hosts[*host].id())?;
+                Some((*host, node.phase(), node.alive, node.intro_points.as_ref().map(|it| it.points.len())))
+            };
+            let seen: Vec<_> = running.iter().map(seen).collect();
+            let present = present.len();
+            return Some(format!("{} points of {present} nodes wanted by {leader}, who sees {seen:?}", wanted.len()));
+        }
+        if healthy != running.len() {
+            return Some(format!("{healthy} of {} are healthy", running.len()));
+        }
+        let unix = self.hosts[leader].clock(self.now).unix;
+        let current = self.directories.iter().rev().find(|(period, _)| period.number == unix / 28_800);
+        match current {
+            Some((_, directory)) if directory.points == wanted => None,
+            _ => Some("the directories hold something else than is wanted".into()),
+        }
+    }
+
+    /// True if this machine takes part, running or not.
+    pub(super) fn is_here(&self, host: usize) -> bool {
+        self.hosts[host].fate == Fate::Here
+    }
+}

@@ -1,0 +1,138 @@
+//! What goes wrong, and how often.
+
+use std::time::Duration;
+
+/// A deliberate bug in the harness around a node, to show that the simulation catches it. The node's own code carries
+/// no such switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// A restart finds no term on disk, and writes of it are lost.
+    ForgetsTerm,
+    /// The publisher's revision is the clock's, whatever gossip and directories say.
+    ClockRevision,
+    /// The view believes records without checking signatures.
+    TrustsUnverified,
+    /// The plan counts the dead.
+    KeepsDead,
+    /// Whoever loses the lease goes on renewing it.
+    LoserRenews,
+}
+
+impl Bug {
+    /// All of them, by name.
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("forgets-term", Self::ForgetsTerm),
+        ("clock-revision", Self::ClockRevision),
+        ("trusts-unverified", Self::TrustsUnverified),
+        ("keeps-dead", Self::KeepsDead),
+        ("loser-renews", Self::LoserRenews),
+    ];
+
+    /// The one of this name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, bug)| *bug)
+    }
+}
+
+/// How often each fault strikes, relative to the others. 0: never.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weights {
+    /// A process is killed; it may be started again.
+    pub crash: usize,
+    /// One that was killed is started again.
+    pub restart: usize,
+    /// A process is stopped for a while; its connections stay up.
+    pub freeze: usize,
+    /// A machine sleeps for a while: its monotonic clock stands.
+    pub sleep: usize,
+    /// The network falls apart in two.
+    pub partition: usize,
+    /// One node's messages do not arrive, the others' to it do.
+    pub one_way: usize,
+    /// All parts are joined again.
+    pub heal: usize,
+    /// A clock jumps.
+    pub clock: usize,
+    /// A new node joins.
+    pub join: usize,
+    /// Two new nodes join with one token of one use.
+    pub race: usize,
+    /// A node says goodbye.
+    pub leave: usize,
+    /// A node is evicted.
+    pub evict: usize,
+    /// A node drains, or ends it.
+    pub drain: usize,
+    /// A target fails, or is back.
+    pub target: usize,
+    /// An intro point is lost.
+    pub point: usize,
+    /// A member spreads forged records of others.
+    pub forge: usize,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            crash: 6,
+            restart: 8,
+            freeze: 4,
+            sleep: 1,
+            partition: 3,
+            one_way: 3,
+            heal: 5,
+            clock: 3,
+            join: 1,
+            race: 1,
+            leave: 1,
+            evict: 1,
+            drain: 2,
+            target: 3,
+            point: 6,
+            forge: 4,
+        }
+    }
+}
+
+/// One run: how large, how long, what goes wrong.
+#[derive(Debug, Clone, Copy)]
+pub struct Scenario {
+    /// Decides everything that is left to chance.
+    pub seed: u64,
+    /// Nodes at the start; at most as many join.
+    pub nodes: usize,
+    /// How long things go wrong; then only safety is checked.
+    pub chaos: Duration,
+    /// Mean time between two faults.
+    pub every: Duration,
+    /// Which.
+    pub weights: Weights,
+    /// Worst loss of messages, 0 to 1.
+    pub loss: f64,
+    /// Longest delay of a message.
+    pub delay: Duration,
+    /// Within how long after the last fault all must agree.
+    pub settle: Duration,
+    /// For how long they are then watched.
+    pub watch: Duration,
+    /// The bug to be caught.
+    pub bug: Option<Bug>,
+}
+
+impl Scenario {
+    /// The usual run of this seed.
+    pub fn new(seed: u64, nodes: usize) -> Self {
+        Self {
+            seed,
+            nodes,
+            chaos: Duration::from_secs(600),
+            every: Duration::from_secs(8),
+            weights: Weights::default(),
+            loss: 0.3,
+            delay: Duration::from_secs(10),
+            settle: Duration::from_secs(150),
+            watch: Duration::from_secs(60),
+            bug: None,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! One simulated machine: its disk, its clocks, and the process on it with the thin shell that a daemon puts around a
+//! coordinator.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::gossip::Store;
+use super::monitor::Witness;
+use super::{FOUNDED, Identity};
+use crate::coordinator::{Coordinator, Now};
+use crate::id::NodeId;
+use crate::record::{Chain, IntroPoint, PeriodId, RecordKind};
+
+/// Unix time at the start of every run: some time after the founding, so that clocks may go back.
+const START: u64 = FOUNDED + 100_000;
+
+/// What survives a crash.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Disk {
+    pub(super) boot: u64,
+    pub(super) term: u64,
+    pub(super) revisions: BTreeMap<PeriodId, u64>,
+    pub(super) chains: Vec<Chain>,
+    pub(super) facts: Vec<(RecordKind, Vec<u8>)>,
+    pub(super) points: Vec<IntroPoint>,
+}
+
+/// Whether a machine takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It does, running or crashed.
+    Here,
+    /// It said goodbye for good.
+    Left,
+    /// It was told that it is no member.
+    Excluded,
+}
+
+/// A running process.
+pub(super) struct Process {
+    pub(super) coordinator: Coordinator,
+    pub(super) store: Store,
+    pub(super) started: Duration,
+    pub(super) tick_at: Option<Duration>,
+    pub(super) leading: Option<u64>,
+    pub(super) witness: Witness,
+    /// Goodbye is said; it ends then.
+    pub(super) ends: bool,
+}
+
+/// A machine.
+pub(super) struct Host {
+    pub(super) identity: Identity,
+    pub(super) disk: Disk,
+    pub(super) fate: Fate,
+    pub(super) process: Option<Process>,
+    /// Rises with every start and every end of a process: what was meant for an earlier one is dropped.
+    pub(super) life: u64,
+    pub(super) frozen: bool,
+    /// How much the monotonic clock lost while the machine slept.
+    pub(super) slept: Duration,
+    /// How far the wall clock is off, in seconds.
+    pub(super) skew: i64,
+    pub(super) target_up: bool,
+    pub(super) draining: bool,
+    /// Since when nothing runs here, or it is frozen.
+    pub(super) silent_since: Option<Duration>,
+    /// Terms that a process here has published in, over all restarts.
+    pub(super) led: BTreeSet<u64>,
+    /// The highest revision ever used here, by period; the disk should know as much.
+    pub(super) used: BTreeMap<PeriodId, u64>,
+    pub(super) rotation: u32,
+}
+
+impl Host {
+    pub(super) fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            disk: Disk::default(),
+            fate: Fate::Here,
+            process: None,
+            life: 0,
+            frozen: false,
+            slept: Duration::ZERO,
+            skew: 0,
+            target_up: true,
+            draining: false,
+            silent_since: Some(Duration::ZERO),
+            led: BTreeSet::new(),
+            used: BTreeMap::new(),
+            rotation: 0,
+        }
+    }
+
+    pub(super) fn id(&self) -> NodeId {
+        self.identity.node()
+    }
+
+    /// What the clocks here say at this moment of the simulation.
+    pub(super) fn clock(&self, at: Duration) -> Now {
+        // Each process has an origin of its own.
+        let origin = self.process.as_ref().map_or(Duration::ZERO, |process| process.started);
+        let unix = (START + at.as_secs()).saturating_add_signed(self.skew);
+        Now { mono: at.saturating_sub(origin).saturating_sub(self.slept), unix }
+    }
+
+    /// When, in the simulation's time, the monotonic clock here will show `mono`.
+    pub(super) fn when(&self, mono: Duration) -> Duration {
+        let origin = self.process.as_ref().map_or(Duration::ZERO, |process| process.started);
+        origin + self.slept + mono
+    }
+
+    /// True if a process runs here and is not stopped.
+    pub(super) fn runs(&self) -> bool {
+        self.process.is_some() && !self.frozen
+    }
+}

@@ -1,0 +1,75 @@
+//! What must never happen, checked after every event; written without the code it checks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::id::NodeId;
+use crate::lease::Claim;
+use crate::record::{Lease, PeriodId};
+
+/// The invariants, each with a test file of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    /// A term never falls, over restarts too, and is on disk before it is claimed.
+    Terms,
+    /// In one term one holder is believed, one that really claimed it; whoever knows of a better claim does not publish.
+    OneHolder,
+    /// A revision never falls, and is above all that are known.
+    Revisions,
+    /// No point of a node that is long silent is wanted in the descriptor.
+    NoDeadPoints,
+    /// At most twenty points, one at each relay, each of a member.
+    Descriptor,
+    /// After the faults end, all agree within the stated time, and go on doing so.
+    Converges,
+}
+
+/// A broken invariant.
+#[derive(Debug, Clone)]
+pub struct Violation {
+    /// Which.
+    pub invariant: Invariant,
+    /// When, since the start of the run.
+    pub at: Duration,
+    /// Who saw it and what it was.
+    pub what: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} broken at {:.1} s: {}", self.invariant, self.at.as_secs_f64(), self.what)
+    }
+}
+
+/// What one process has been told and has believed, kept beside it.
+#[derive(Debug, Default)]
+pub(super) struct Witness {
+    /// The highest term on disk when it started.
+    pub(super) floor: u64,
+    /// The best true claim delivered to it of a node it knows as a member.
+    pub(super) told: Option<Claim>,
+    /// Whom it believed last.
+    pub(super) believed: Option<Claim>,
+    /// The highest revisions it knew.
+    pub(super) revisions: BTreeMap<PeriodId, u64>,
+    /// When a true new beat of each node was last delivered to it, on the simulation's clock.
+    pub(super) heard: BTreeMap<NodeId, Duration>,
+    /// When it was last woken from a stop, or its clock jumped: then the others have their allowance anew.
+    pub(super) woken: Duration,
+}
+
+/// True claims: what each node has really said.
+#[derive(Debug, Default)]
+pub(super) struct Claims(BTreeSet<(u64, NodeId)>);
+
+impl Claims {
+    pub(super) fn note(&mut self, lease: &Lease) {
+        if lease.ttl_ms > 0 {
+            self.0.insert((lease.term, lease.holder));
+        }
+    }
+
+    pub(super) fn is_true(&self, term: u64, holder: NodeId) -> bool {
+        self.0.contains(&(term, holder))
+    }
+}

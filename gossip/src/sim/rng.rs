@@ -1,0 +1,45 @@
+//! A small deterministic random number generator (SplitMix64): one seed, one run.
+
+use std::time::Duration;
+
+/// The source of all chance in a run.
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// The one of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed ^ 0x5eed_5eed_5eed_5eed)
+    }
+
+    /// The next 64 bits.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    /// A number below `bound`; 0 if the bound is 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+
+    /// True once in a while.
+    pub fn chance(&mut self, probability: f64) -> bool {
+        ((self.next() >> 11) as f64 / (1u64 << 53) as f64) < probability
+    }
+
+    /// A time between two, the short ones more often (even in the logarithm).
+    pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
+        let share = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
+        let (least, most) = (least.as_secs_f64().max(1e-6), most.as_secs_f64().max(1e-6));
+        Duration::from_secs_f64(least * (most / least).powf(share))
+    }
+
+    /// One of these.
+    pub fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
+        of.get(self.below(of.len()))
+    }
+}

@@ -1,0 +1,8 @@
+//! After the faults end there is one publisher, one view and a full descriptor within a stated time.
+
+use rustbalance_gossip::sim::{Scenario, sweep};
+
+#[test]
+fn after_the_faults_all_agree() {
+    sweep("convergence", 1, 3, 7, Scenario::new);
+}
