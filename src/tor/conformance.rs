@@ -81,7 +81,11 @@ pub(crate) async fn all(stage: &dyn Stage) {
 /// The bootstrap ends, and the network then has directories for every period.
 pub(crate) async fn becomes_ready(stage: &dyn Stage) {
     let engine = ready(stage).await;
-    assert!(*engine.network_changes().borrow() > 0, "the directory has been seen");
+    let mut changes = engine.network_changes();
+    timeout(stage.patience(), changes.wait_for(|count| *count > 0))
+        .await
+        .expect("the directory to be told of")
+        .unwrap();
     let periods = engine.publication(new_master().master_id()).await.unwrap();
     assert!(!periods.is_empty());
     for period in &periods {
@@ -322,7 +326,11 @@ pub(crate) async fn a_point_is_lost_with_its_relay(stage: &dyn Stage) {
 async fn ready(stage: &dyn Stage) -> Arc<dyn Engine> {
     let engine = stage.engine().await;
     let mut bootstrap = engine.bootstrap();
-    timeout(stage.patience(), bootstrap.wait_for(|state| state.ready)).await.expect("a bootstrap").unwrap();
+    let started = Instant::now();
+    timeout(stage.patience() * 2, bootstrap.wait_for(|state| state.ready)).await.expect("a bootstrap").unwrap();
+    if started.elapsed() > stage.patience() / 3 {
+        println!("  a bootstrap took {:.1} s", started.elapsed().as_secs_f64());
+    }
     engine
 }
 

@@ -21,7 +21,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-#[cfg(test)]
 #[path = "../../src/tor/conformance.rs"]
 mod conformance;
 
