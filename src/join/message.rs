@@ -8,7 +8,7 @@ use rustbalance_gossip::record::Role;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::frame;
+use crate::link::frame;
 
 /// The version of the join that this build speaks.
 pub(super) const VERSION: u16 = 1;
@@ -152,7 +152,7 @@ pub(super) enum FromPublisher {
 
 /// A message of at most `max` bytes.
 pub(super) fn read<T: DeserializeOwned>(frame: &[u8], max: usize) -> Result<T, DecodeError> {
-    codec::decode(frame, max.min(frame::MAX))
+    codec::decode(frame, max.min(frame::MAX_FRAME))
 }
 
 /// The frame of a refusal.
