@@ -5,8 +5,8 @@ use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec;
 
 use super::*;
-use crate::frame;
 use crate::join::message::{Challenge, FromJoiner, FromPublisher, Redeem};
+use crate::link::frame;
 
 #[test]
 fn a_captured_join_is_worth_nothing_against_another_challenge() {
@@ -88,7 +88,10 @@ fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
     let (token, node) = (host.invite(Role::Worker, 5), node());
     let worker = Host::beside(host.us.master.duplicate(), host.us.authority.duplicate(), Role::Worker);
     let stranger = Host::new();
-    for impostor in [worker, stranger] {
+    // And a carrier that knows the real publisher's certificates, but has not its key.
+    let copycat = Host::beside(host.us.master.duplicate(), host.us.authority.duplicate(), Role::Publisher);
+    let key = super::node();
+    for (impostor, key) in [(&worker, &worker.us.node), (&stranger, &stranger.us.node), (&copycat, &key)] {
         let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
         let theirs = fresh();
         let challenge = Challenge { version: 1, nonce: FixedBytes([1; 32]), ephemeral: FixedBytes(theirs.public()) };
@@ -97,7 +100,7 @@ fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
         let Ok(FromJoiner::Hello(said)) = codec::decode(&hello, 4096) else { panic!() };
         let request = transcript::request(&hello, &challenge, &node.node_id(), &token.invitation_id(), NOW);
         let publisher = impostor.us.membership.node();
-        let key = transcript::answer(&request, Role::Worker, &publisher);
+        let said_so = transcript::answer(&request, Role::Worker, &publisher);
         let certificate = MemberCertificate {
             cluster: impostor.cluster(),
             node: node.node_id(),
@@ -109,16 +112,16 @@ fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
         let certificate = Verified::sign(certificate, &impostor.us.authority).unwrap();
         let member = Member { authority: impostor.us.membership.authority.clone(), certificate };
         let facts = parcel::Facts {
-            signature: FixedBytes(transcript::sign(transcript::BY_PUBLISHER, &key, &impostor.us.node)),
+            signature: FixedBytes(transcript::sign(transcript::BY_PUBLISHER, &said_so, key)),
             publisher: impostor.us.membership.chain(),
             member: member.chain(),
             members: vec![],
             ports: vec![],
             unix: NOW,
         };
-        let discovery = Snapshot(&impostor).discovery().unwrap();
+        let discovery = Snapshot(impostor).discovery().unwrap();
         let plain = parcel::Parcel { discovery, secrets: None, facts }.to_bytes().unwrap();
-        let sealed = transcript::seal(&theirs.ephemeral, said.ephemeral.0, &key, plain).unwrap();
+        let sealed = transcript::seal(&theirs.ephemeral, said.ephemeral.0, &said_so, plain).unwrap();
         let sealed = VarBytes(sealed);
         let answer = message::Answer { role: Role::Worker, publisher, sealed };
         let answer = codec::encode(&FromPublisher::Answer(answer)).unwrap();
@@ -137,7 +140,7 @@ fn garbage_and_messages_out_of_turn_change_nothing() {
     let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
     let malformed = Some(Outcome::Refused(Refusal::Malformed));
-    let long = [&[1][..], &vec![0x61; frame::MAX_UNPROVEN]].concat();
+    let long = [&[1][..], &vec![0x61; frame::MAX_HANDSHAKE_FRAME]].concat();
     for first in [&b""[..], b"\x01", &redeem, &challenge, &long] {
         assert_eq!(host.hear(&mut Admission::new(fresh()), first, NOW).1, malformed);
     }
@@ -177,8 +180,20 @@ fn an_answer_with_a_thousand_members_still_fits() {
     assert_eq!(joined.members[0].node(), host.us.node.node_id());
 }
 
+#[test]
+fn the_same_message_in_another_encoding_is_not_taken() {
+    let host = Host::new();
+    let token = host.invite(Role::Worker, 1);
+    let (_, mut hello) = Joiner::new(&token, &node(), host.cluster(), fresh()).unwrap();
+    // The name of the first field as a byte string: serde would take it.
+    let at = hello.windows(8).position(|window| window == b"\x67version").unwrap();
+    hello[at] ^= 0x20;
+    assert!(codec::decode::<FromJoiner>(&hello, 4096).is_ok());
+    assert_eq!(host.hear(&mut Admission::new(fresh()), &hello, NOW).1, Some(Outcome::Refused(Refusal::Malformed)));
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
 
     #[test]
     fn any_change_on_the_way_ends_the_join(step in 0usize..4, at in any::<prop::sample::Index>(), bit in 0u8..8) {
