@@ -4,5 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/install.sh
-cargo build --locked --package rustbalance --package rustbalance-testnet
+# All targets, as the tests build them: what differs in features would compile Arti a second time.
+cargo build --locked --workspace --all-targets
 exec "${CARGO_TARGET_DIR:-target}/debug/rustbalance-testnet" demo "$@"

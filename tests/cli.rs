@@ -1,5 +1,8 @@
 //! The command as an operator meets it: what it prints, what it refuses and with which exit code. No network.
 
+// Helpers of tests are no tests to clippy.
+#![allow(clippy::unwrap_used)]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 

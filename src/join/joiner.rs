@@ -50,8 +50,8 @@ pub enum JoinError {
     #[error("the connection to the cluster was lost: {0}; try again")]
     Connection(#[from] FrameError),
     /// Nothing came for too long.
-    #[error("the cluster did not answer within {0:?}: try again")]
-    Timeout(std::time::Duration),
+    #[error("the cluster did not answer within {0} s: try again")]
+    Timeout(u64),
     /// The answer was lost on its way: the cluster may or may not have taken us in.
     #[error(
         "{0} (the cluster may have taken this node in: run the same command again, the token is not used up by that)"

@@ -91,7 +91,7 @@ pub(super) async fn redeem_within(
         };
         let frame = timeout(limit, exchange)
             .await
-            .map_err(|_| lost(JoinError::Timeout(limit)))?
+            .map_err(|_| lost(JoinError::Timeout(limit.as_secs())))?
             .map_err(|error| lost(error.into()))?;
         match joiner.handle(&frame, unix()).map_err(lost)? {
             Step::Send(frame) => next = frame,

@@ -18,7 +18,8 @@ use tokio::time::{Instant, interval, timeout};
 
 use super::LinkLimits;
 use super::bucket::Bucket;
-use super::frame::{FrameError, MAX_FRAME, read_message, write_message};
+use super::frame::{MessageError, read_message, write_message};
+use crate::frame::MAX;
 use crate::tor::BoxStream;
 
 /// What crosses an open link.
@@ -43,7 +44,7 @@ pub(super) enum Ended {
     Stuck(Duration),
     /// The stream failed, ended, or carried nonsense.
     #[error(transparent)]
-    Frame(#[from] FrameError),
+    Message(#[from] MessageError),
 }
 
 /// Messages that wait to be sent on one link: the oldest are dropped.
@@ -129,7 +130,7 @@ impl Connection {
     async fn read<R: AsyncRead + Unpin>(&self, mut reader: R, start: Instant) -> Ended {
         let mut bucket = Bucket::new(self.limits.bytes_per_second, self.limits.bytes_burst, Instant::now());
         loop {
-            let frame = match timeout(self.limits.silence, read_message(&mut reader, MAX_FRAME)).await {
+            let frame = match timeout(self.limits.silence, read_message(&mut reader, MAX)).await {
                 Err(_) => return Ended::Silent(self.limits.silence),
                 Ok(Err(error)) => return error.into(),
                 Ok(Ok(frame)) => frame,
@@ -161,7 +162,7 @@ impl Connection {
                 frame = self.out.next() => frame,
                 _ = pings.tick() => Frame::Ping(start.elapsed().as_millis() as u64),
             };
-            match timeout(self.limits.write, write_message(&mut writer, &frame, MAX_FRAME)).await {
+            match timeout(self.limits.write, write_message(&mut writer, &frame)).await {
                 Err(_) => return Ended::Stuck(self.limits.write),
                 Ok(Err(error)) => return error.into(),
                 Ok(Ok(())) => {}

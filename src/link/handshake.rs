@@ -20,7 +20,7 @@ use rustbalance_gossip::record::{Chain, ChainError, Member};
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 use serde::{Deserialize, Serialize};
 
-use super::frame::MAX_HANDSHAKE_FRAME;
+use crate::frame::MAX_UNPROVEN;
 
 /// The oldest and the newest version of the link protocol that this build speaks.
 pub const VERSIONS: (u16, u16) = (1, 1);
@@ -164,7 +164,7 @@ impl Listener {
 
     /// Judges the dialler's proof, at `unix` seconds since the epoch.
     pub fn proof(self, bytes: &[u8], revoked: &BTreeSet<NodeId>, unix: u64) -> Result<Proved, Refusal> {
-        let proof: Proof = codec::decode(bytes, MAX_HANDSHAKE_FRAME).map_err(|error| match error {
+        let proof: Proof = codec::decode(bytes, MAX_UNPROVEN).map_err(|error| match error {
             DecodeError::Version(_) => Refusal::Version,
             _ => Refusal::Malformed,
         })?;
@@ -212,7 +212,7 @@ impl Dialler<'_> {
     /// Answers the challenge; gives the proof to be sent.
     pub fn challenge(&self, bytes: &[u8]) -> Result<Vec<u8>, HandshakeError> {
         let malformed = |error| HandshakeError::Malformed(self.dialled, error);
-        let challenge: Challenge = codec::decode(bytes, MAX_HANDSHAKE_FRAME).map_err(malformed)?;
+        let challenge: Challenge = codec::decode(bytes, MAX_UNPROVEN).map_err(malformed)?;
         let (oldest, newest) = challenge.versions;
         let version = newest.min(VERSIONS.1);
         if version < oldest || version < VERSIONS.0 {
@@ -232,7 +232,7 @@ impl Dialler<'_> {
 
     /// Reads the last word.
     pub fn answer(&self, bytes: &[u8]) -> Result<(), HandshakeError> {
-        match codec::decode(bytes, MAX_HANDSHAKE_FRAME) {
+        match codec::decode(bytes, MAX_UNPROVEN) {
             Ok(Answer::Accepted) => Ok(()),
             Ok(Answer::Refused(refusal)) => Err(HandshakeError::Refused(self.dialled, refusal)),
             Err(error) => Err(HandshakeError::Malformed(self.dialled, error)),
@@ -280,7 +280,7 @@ mod tests {
                 purpose,
             };
             let proof = dialler.challenge(&challenge).unwrap();
-            assert!(proof.len() < MAX_HANDSHAKE_FRAME / 2, "{} bytes", proof.len());
+            assert!(proof.len() < MAX_UNPROVEN / 2, "{} bytes", proof.len());
             let proved = listener.proof(&proof, &none(), NOW).unwrap();
             assert_eq!((proved.member.node(), proved.purpose), (world.node(1), purpose));
             assert_eq!(dialler.answer(&Listener::answer(None).unwrap()), Ok(()));
@@ -364,7 +364,7 @@ mod tests {
             assert_eq!(error, HandshakeError::Version { node: world.node(0), theirs, ours: VERSIONS });
         }
         let (listener, ours) = Listener::new(world.node(0), world.cluster(), NONCE).unwrap();
-        let mut proof: Proof = codec::decode(&dialler.challenge(&ours).unwrap(), MAX_HANDSHAKE_FRAME).unwrap();
+        let mut proof: Proof = codec::decode(&dialler.challenge(&ours).unwrap(), MAX_UNPROVEN).unwrap();
         proof.version = VERSIONS.1 + 1;
         assert_eq!(listener.proof(&codec::encode(&proof).unwrap(), &none(), NOW), Err(Refusal::Version));
     }
@@ -375,7 +375,7 @@ mod tests {
         let listener = || Listener::new(world.node(0), world.cluster(), NONCE).unwrap().0;
         assert_eq!(listener().proof(b"", &none(), NOW), Err(Refusal::Malformed));
         assert_eq!(listener().proof(b"\x02later", &none(), NOW), Err(Refusal::Version));
-        assert_eq!(listener().proof(&[1; MAX_HANDSHAKE_FRAME + 1], &none(), NOW), Err(Refusal::Malformed));
+        assert_eq!(listener().proof(&[1; MAX_UNPROVEN + 1], &none(), NOW), Err(Refusal::Malformed));
     }
 
     proptest! {

@@ -7,7 +7,7 @@
 
 mod bucket;
 mod connection;
-pub mod frame;
+mod frame;
 pub mod handshake;
 mod pool;
 mod task;
@@ -24,9 +24,10 @@ use rustbalance_gossip::record::Member;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::frame::FrameError;
 use crate::keys::NodeSecret;
 use crate::tor::{BoxStream, Engine, TorError};
-use frame::FrameError;
+pub use frame::MessageError;
 use handshake::HandshakeError;
 use task::Shared;
 

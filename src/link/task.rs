@@ -18,10 +18,11 @@ use tracing::{Instrument, debug, info, info_span};
 
 use super::bucket::Bucket;
 use super::connection::Connection;
-use super::frame::{FrameError, MAX_HANDSHAKE_FRAME, read_frame, write_frame};
+use super::frame::MessageError;
 use super::handshake::{Dialler, HandshakeError, Listener, Proved, Purpose, Refusal};
 use super::pool::Pool;
 use super::{CarriedJoin, LINK_PORT, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, counted};
+use crate::frame::{self, FrameError, MAX_UNPROVEN};
 use crate::keys::NodeSecret;
 use crate::tor::{BoxStream, Engine};
 
@@ -93,14 +94,14 @@ impl Shared {
             Dialler { membership: &self.membership, key: &self.identity, cluster: self.cluster, dialled: to, purpose };
         let broken = |error| LinkError::Broken(to, error);
         let shake = async {
-            let challenge = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.map_err(broken)?;
+            let challenge = frame::read(&mut stream, MAX_UNPROVEN).await.map_err(broken)?;
             let proof = dialler.challenge(&challenge)?;
             // The other may have dialled meanwhile: then that link is as good, and this one would only cross it.
             if purpose == Purpose::Mesh && self.pool().has(to) {
                 return Err(HandshakeError::Refused(to, Refusal::Duplicate).into());
             }
-            write_frame(&mut stream, &proof, MAX_HANDSHAKE_FRAME).await.map_err(broken)?;
-            let answer = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.map_err(broken)?;
+            frame::write(&mut stream, &proof).await.map_err(broken)?;
+            let answer = frame::read(&mut stream, MAX_UNPROVEN).await.map_err(broken)?;
             dialler.answer(&answer).map_err(LinkError::from)
         };
         timeout(self.limits.handshake, shake).await.map_err(|_| LinkError::Slow(to))??;
@@ -225,18 +226,18 @@ async fn listen(shared: Arc<Shared>, mut stream: BoxStream, room: OwnedSemaphore
 async fn shake(
     shared: &Arc<Shared>,
     stream: &mut BoxStream,
-) -> Result<Result<(Proved, Option<Place>), Refusal>, FrameError> {
+) -> Result<Result<(Proved, Option<Place>), Refusal>, MessageError> {
     let (listener, challenge) = Listener::new(shared.me(), shared.cluster, rand::rng().random())?;
-    write_frame(stream, &challenge, MAX_HANDSHAKE_FRAME).await?;
-    let judged = match read_frame(stream, MAX_HANDSHAKE_FRAME).await {
+    frame::write(stream, &challenge).await?;
+    let judged = match frame::read(stream, MAX_UNPROVEN).await {
         Ok(proof) => {
             let revoked = shared.members.borrow().revoked.clone();
             listener.proof(&proof, &revoked, unix_now()).and_then(|proved| admit(shared, proved))
         }
         Err(FrameError::TooLong { .. }) => Err(Refusal::Malformed),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
-    write_frame(stream, &Listener::answer(judged.as_ref().err().copied())?, MAX_HANDSHAKE_FRAME).await?;
+    frame::write(stream, &Listener::answer(judged.as_ref().err().copied())?).await?;
     Ok(judged)
 }
 

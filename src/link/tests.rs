@@ -1,25 +1,25 @@
 //! Links between nodes in one process, and peers that do what no honest one does.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use async_trait::async_trait;
-use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update};
-use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, PeriodId, RecordKind, Role};
+use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, RecordKind, Role};
 use rustbalance_gossip::signed::Verified;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use super::connection::Frame;
-use super::frame::{MAX_FRAME, MAX_HANDSHAKE_FRAME, read_frame, read_message, write_frame, write_message};
+use super::frame::{read_message, write_message};
 use super::handshake::{Dialler, Purpose};
 use super::*;
+use crate::frame::{self, MAX, MAX_UNPROVEN};
 use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret};
-use crate::tor::{Bootstrap, Directory, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period};
+use crate::tor::fake::{FakeEngine, FakeNet};
+use crate::tor::{Incoming, Listening, OwnService};
 
 /// The time of tests without a clock, in seconds since the epoch.
 pub(super) const NOW: u64 = 1_800_000_000;
@@ -79,69 +79,15 @@ impl World {
     }
 }
 
-/// Dials within this process. Streams can be cut.
-#[derive(Clone, Default)]
-struct Wires {
-    listeners: Arc<Mutex<BTreeMap<OnionAddress, mpsc::Sender<BoxStream>>>>,
-    cut: Arc<Mutex<CancellationToken>>,
+/// A Tor network in memory, and the key that opens the nodes' services.
+struct Net {
+    fake: FakeNet,
+    discovery: DiscoverySecret,
 }
 
-impl Wires {
-    fn cut(&self) {
-        std::mem::take(&mut *self.cut.lock().unwrap()).cancel();
-    }
-}
-
-#[async_trait]
-impl Engine for Wires {
-    fn bootstrap(&self) -> watch::Receiver<Bootstrap> {
-        watch::channel(Bootstrap::default()).1
-    }
-
-    async fn dial(&self, to: OnionAddress, port: u16, _limit: Duration) -> Result<BoxStream, TorError> {
-        assert_eq!(port, LINK_PORT);
-        let listener = self.listeners.lock().unwrap().get(&to).cloned();
-        let listener = listener.ok_or(TorError::NotReady("nobody listens".into()))?;
-        let (near, mut near_end) = duplex(4096);
-        let (far, mut far_end) = duplex(4096);
-        let cut = self.cut.lock().unwrap().clone();
-        tokio::spawn(async move {
-            cut.run_until_cancelled(tokio::io::copy_bidirectional(&mut near_end, &mut far_end)).await;
-        });
-        listener.send(Box::new(far)).await.map_err(|_| TorError::NotReady("gone".into()))?;
-        Ok(Box::new(near))
-    }
-
-    fn trust_discovery(&self, _node: NodeId, _key: &DiscoverySecret) -> Result<(), TorError> {
-        Ok(())
-    }
-
-    async fn listen(&self, _: OwnService, _: mpsc::Sender<Incoming>) -> Result<Box<dyn Listening>, TorError> {
-        Err(TorError::NotReady("not here".into()))
-    }
-
-    async fn open_intro_point(
-        &self,
-        _: IntroRequest,
-        _: mpsc::Sender<Incoming>,
-    ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
-        Err(TorError::NotReady("not here".into()))
-    }
-
-    async fn publication(&self, _: MasterId) -> Result<Vec<Period>, TorError> {
-        Err(TorError::NotReady("not here".into()))
-    }
-
-    fn network_changes(&self) -> watch::Receiver<u64> {
-        watch::channel(0).1
-    }
-
-    async fn upload(&self, _: &Directory, _: PeriodId, _: &str, _: Duration) -> Result<(), TorError> {
-        Err(TorError::NotReady("not here".into()))
-    }
-
-    async fn fetch(&self, _: &Directory, _: MasterId, _: PeriodId, _: Duration) -> Result<Option<String>, TorError> {
-        Err(TorError::NotReady("not here".into()))
+impl Net {
+    fn new() -> Self {
+        Self { fake: FakeNet::new(1, 12), discovery: DiscoverySecret::generate(&mut rand::rng()) }
     }
 }
 
@@ -152,6 +98,7 @@ fn limits() -> LinkLimits {
         ping: Duration::from_millis(100),
         silence: Duration::from_millis(600),
         write: Duration::from_millis(400),
+        dial: Duration::from_millis(800),
         pause: (Duration::from_millis(20), Duration::from_millis(200)),
         tick: Duration::from_millis(20),
         ..LinkLimits::default()
@@ -160,15 +107,21 @@ fn limits() -> LinkLimits {
 
 struct Node {
     links: Arc<Links>,
+    engine: Arc<FakeEngine>,
     set: watch::Sender<MemberSet>,
     carrier: Option<Carrier>,
     joins: Option<mpsc::Receiver<CarriedJoin>>,
+    _service: Box<dyn Listening>,
 }
 
-fn node(world: &World, wires: &Wires, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
+async fn node(world: &World, net: &Net, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
+    let engine = net.fake.engine();
+    for other in 0..world.keys.len() {
+        engine.trust_discovery(world.node(other), &net.discovery).unwrap();
+    }
     let (set, members) = watch::channel(set);
     let config = LinkConfig {
-        engine: Arc::new(wires.clone()),
+        engine: Arc::clone(&engine) as Arc<dyn Engine>,
         identity: world.key(i),
         membership: world.member(i),
         cluster: world.cluster(),
@@ -176,16 +129,26 @@ fn node(world: &World, wires: &Wires, i: usize, set: MemberSet, limits: LinkLimi
     };
     let (links, outputs) = Links::start(config, members);
     let links = Arc::new(links);
-    let (streams, mut incoming) = mpsc::channel::<BoxStream>(16);
-    wires.listeners.lock().unwrap().insert(world.node(i).address(), streams);
+    let (streams, mut incoming) = mpsc::channel(16);
+    let service =
+        OwnService { identity: world.key(i), discovery: vec![net.discovery.public()], ports: vec![LINK_PORT] };
+    let service = engine.listen(service, streams).await.unwrap();
     let listening = Arc::downgrade(&links);
     tokio::spawn(async move {
-        while let Some(stream) = incoming.recv().await {
+        while let Some(Incoming { request, .. }) = incoming.recv().await {
             let Some(links) = listening.upgrade() else { break };
-            links.accept(stream);
+            links.accept(request.accept().await.unwrap());
         }
     });
-    Node { links, set, carrier: Some(outputs.carrier), joins: Some(outputs.joins) }
+    Node { links, engine, set, carrier: Some(outputs.carrier), joins: Some(outputs.joins), _service: service }
+}
+
+async fn nodes<const N: usize>(world: &World, net: &Net, sets: [MemberSet; N], limits: LinkLimits) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for (i, set) in sets.into_iter().enumerate() {
+        nodes.push(node(world, net, i, set, limits.clone()).await);
+    }
+    nodes
 }
 
 async fn until(what: &str, done: impl Fn() -> bool) {
@@ -218,17 +181,17 @@ impl Node {
         let (membership, key) = (world.member(i), world.key(i));
         let dialler =
             Dialler { membership: &membership, key: &key, cluster: world.cluster(), dialled: world.node(to), purpose };
-        let challenge = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.unwrap();
-        write_frame(&mut stream, &dialler.challenge(&challenge).unwrap(), MAX_HANDSHAKE_FRAME).await.unwrap();
-        let answer = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.unwrap();
+        let challenge = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
+        frame::write(&mut stream, &dialler.challenge(&challenge).unwrap()).await.unwrap();
+        let answer = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
         (stream, answer)
     }
 }
 
 #[tokio::test]
 async fn neighbours_find_each_other_and_keep_one_link_each() {
-    let (world, wires) = (World::new(), Wires::default());
-    let nodes: Vec<_> = (0..4).map(|i| node(&world, &wires, i, world.set(0..4), limits())).collect();
+    let (world, net) = (World::new(), Net::new());
+    let nodes = nodes(&world, &net, [(); 4].map(|()| world.set(0..4)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 3)).await;
     sleep(Duration::from_millis(300)).await;
     for node in &nodes {
@@ -254,11 +217,10 @@ async fn hears(updates: &mut mpsc::Receiver<Update>, origin: NodeId, value: &[u8
 
 #[tokio::test]
 async fn records_travel_over_links_and_again_after_they_broke() {
-    let (world, wires) = (World::new(), Wires::default());
+    let (world, net) = (World::new(), Net::new());
     // A chain: 0 and 2 know each other only by what 1 passes on.
-    let sets = [vec![0, 1], vec![0, 1, 2], vec![1, 2]];
-    let mut nodes: Vec<_> =
-        sets.into_iter().enumerate().map(|(i, set)| node(&world, &wires, i, world.set(set), limits())).collect();
+    let sets = [world.set([0, 1]), world.set([0, 1, 2]), world.set([1, 2])];
+    let mut nodes = nodes(&world, &net, sets, limits()).await;
     let mut meshes = Vec::new();
     for (i, node) in nodes.iter_mut().enumerate() {
         let interval = Duration::from_millis(50);
@@ -270,18 +232,31 @@ async fn records_travel_over_links_and_again_after_they_broke() {
     meshes[2].0.set(RecordKind::Card, b"from 2").unwrap();
     hears(&mut meshes[2].1, world.node(0), b"from 0").await;
     hears(&mut meshes[0].1, world.node(2), b"from 2").await;
-    wires.cut();
-    until("the cut", || nodes.iter().any(|node| node.peers().is_empty())).await;
-    meshes[0].0.set(RecordKind::Lease, b"after the cut").unwrap();
-    hears(&mut meshes[2].1, world.node(0), b"after the cut").await;
+    net.fake.sever(&nodes[0].engine, &nodes[1].engine);
+    until("the cut", || nodes[0].peers().is_empty() && !nodes[1].peers().contains(&world.node(0))).await;
+    meshes[0].0.set(RecordKind::Lease, b"said in the dark").unwrap();
+    net.fake.heal();
+    hears(&mut meshes[2].1, world.node(0), b"said in the dark").await;
+}
+
+#[tokio::test]
+async fn a_frozen_node_is_let_go_and_taken_back() {
+    let (world, net) = (World::new(), Net::new());
+    let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
+    until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
+    nodes[1].engine.freeze(true);
+    until("it let go", || [0, 2].iter().all(|i: &usize| !nodes[*i].peers().contains(&world.node(1)))).await;
+    assert!(nodes[0].peers().contains(&world.node(2)), "the others keep theirs");
+    nodes[1].engine.freeze(false);
+    until("a full mesh again", || nodes.iter().all(|node| node.peers().len() == 2)).await;
 }
 
 #[tokio::test]
 async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
-    let (world, wires) = (World::new(), Wires::default());
+    let (world, net) = (World::new(), Net::new());
     // No tick helps: the change of the set alone must do it.
     let patient = LinkLimits { tick: Duration::from_secs(3600), ..limits() };
-    let nodes: Vec<_> = (0..3).map(|i| node(&world, &wires, i, world.set(0..3), patient.clone())).collect();
+    let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), patient.clone()).await;
     until("links", || nodes[0].peers().contains(&world.node(1))).await;
     nodes[0].set.send_modify(|set| {
         set.revoked.insert(world.node(1));
@@ -294,8 +269,8 @@ async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
 
 #[tokio::test]
 async fn strangers_and_their_garbage_change_nothing() {
-    let (world, other, wires) = (World::new(), World::new(), Wires::default());
-    let nodes: Vec<_> = (0..2).map(|i| node(&world, &wires, i, world.set(0..2), limits())).collect();
+    let (world, other, net) = (World::new(), World::new(), Net::new());
+    let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
     for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0xff; 64], &[0, 0, 0, 3, 1, 2, 3], &[0, 0, 0, 9, 1]] {
         let mut stream = nodes[0].stranger();
@@ -308,7 +283,7 @@ async fn strangers_and_their_garbage_change_nothing() {
     }
     // A member of another cluster.
     let mut stream = nodes[0].stranger();
-    let challenge = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.unwrap();
+    let challenge = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
     let (membership, key) = (other.member(1), other.key(1));
     let dialler = Dialler {
         membership: &membership,
@@ -317,8 +292,8 @@ async fn strangers_and_their_garbage_change_nothing() {
         dialled: world.node(0),
         purpose: Purpose::Mesh,
     };
-    write_frame(&mut stream, &dialler.challenge(&challenge).unwrap(), MAX_HANDSHAKE_FRAME).await.unwrap();
-    let answer = read_frame(&mut stream, MAX_HANDSHAKE_FRAME).await.unwrap();
+    frame::write(&mut stream, &dialler.challenge(&challenge).unwrap()).await.unwrap();
+    let answer = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
     assert_eq!(answer, handshake::Listener::answer(Some(handshake::Refusal::NotMember)).unwrap());
     until("the counts", || nodes[0].refused("link_not_member") == 1 && nodes[0].refused("link_malformed") >= 2).await;
     assert_eq!(nodes[0].peers(), BTreeSet::from([world.node(1)]));
@@ -326,8 +301,8 @@ async fn strangers_and_their_garbage_change_nothing() {
 
 #[tokio::test]
 async fn a_dialler_that_takes_its_time_loses_its_place() {
-    let (world, wires) = (World::new(), Wires::default());
-    let node = node(&world, &wires, 0, MemberSet::default(), LinkLimits { handshakes: 2, ..limits() });
+    let (world, net) = (World::new(), Net::new());
+    let node = node(&world, &net, 0, MemberSet::default(), LinkLimits { handshakes: 2, ..limits() }).await;
     let mut slow: Vec<_> = (0..10).map(|_| node.stranger()).collect();
     assert_eq!(node.refused("link_crowd"), 8);
     // One says nothing at all, the other a kilobyte, byte by byte.
@@ -345,8 +320,8 @@ async fn a_dialler_that_takes_its_time_loses_its_place() {
 
 #[tokio::test]
 async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
-    let (world, wires) = (World::new(), Wires::default());
-    let mut node = node(&world, &wires, 0, MemberSet::default(), limits());
+    let (world, net) = (World::new(), Net::new());
+    let mut node = node(&world, &net, 0, MemberSet::default(), limits()).await;
     let carrier = node.carrier.take().unwrap();
     // Frozen: nothing comes, nothing is read.
     let (_frozen, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
@@ -359,7 +334,7 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
     until("a link", || node.peers().len() == 1).await;
     let (_unread, mut writer) = tokio::io::split(stream);
     let pinging = tokio::spawn(async move {
-        while write_message(&mut writer, &Frame::Ping(1), MAX_FRAME).await.is_ok() {
+        while write_message(&mut writer, &Frame::Ping(1)).await.is_ok() {
             sleep(Duration::from_millis(50)).await;
         }
     });
@@ -374,10 +349,10 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
 
 #[tokio::test]
 async fn nonsense_on_an_open_link_ends_that_link_only() {
-    let (world, wires) = (World::new(), Wires::default());
-    let mut nodes: Vec<_> = (0..2).map(|i| node(&world, &wires, i, world.set(0..2), limits())).collect();
+    let (world, net) = (World::new(), Net::new());
+    let mut nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
-    let too_long = (MAX_FRAME as u32 + 1).to_be_bytes().to_vec();
+    let too_long = (MAX as u32 + 1).to_be_bytes().to_vec();
     let not_cbor = [&4u32.to_be_bytes()[..], &[1, 0xff, 0xff, 0xff]].concat();
     let other_version = [&2u32.to_be_bytes()[..], &[9, 0]].concat();
     let cut_short = [&100u32.to_be_bytes()[..], &[1; 50]].concat();
@@ -394,9 +369,9 @@ async fn nonsense_on_an_open_link_ends_that_link_only() {
 
 #[tokio::test]
 async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
-    let (world, wires) = (World::new(), Wires::default());
+    let (world, net) = (World::new(), Net::new());
     let roomy = LinkLimits { accepts_per_second: (100_000, 100_000), handshakes: 64, ..limits() };
-    let mut node = node(&world, &wires, 0, MemberSet::default(), LinkLimits { bytes_burst: 100_000, ..roomy });
+    let mut node = node(&world, &net, 0, MemberSet::default(), LinkLimits { bytes_burst: 100_000, ..roomy }).await;
     let mut open = Vec::new();
     for _ in 0..1000 {
         open.push(node.hostile(&world, 1, 0, Purpose::Mesh).await.0);
@@ -405,7 +380,7 @@ async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
     let (mut stream, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
     let message = Frame::Gossip(rustbalance_gossip::bytes::VarBytes(vec![1; 9_000]));
     for _ in 0..100 {
-        write_message(&mut stream, &message, MAX_FRAME).await.unwrap();
+        write_message(&mut stream, &message).await.unwrap();
     }
     until("all read", || node.links.status().first().is_some_and(|link| link.frames_in >= 100)).await;
     let mut carrier = node.carrier.take().unwrap();
@@ -417,10 +392,10 @@ async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
 
 #[tokio::test]
 async fn a_joiners_bytes_are_carried_both_ways() {
-    let (world, wires) = (World::new(), Wires::default());
-    let worker = node(&world, &wires, 0, MemberSet::default(), limits());
+    let (world, net) = (World::new(), Net::new());
+    let worker = node(&world, &net, 0, MemberSet::default(), limits()).await;
     let limits = LinkLimits { carried: (3, 2), ..limits() };
-    let mut publisher = node(&world, &wires, 1, MemberSet::default(), limits);
+    let mut publisher = node(&world, &net, 1, MemberSet::default(), limits).await;
     let mut joins = publisher.joins.take().unwrap();
     let mut near = worker.links.carry_join(world.node(1)).await.unwrap();
     near.write_all(b"at once after the handshake").await.unwrap();
@@ -450,8 +425,8 @@ async fn a_joiners_bytes_are_carried_both_ways() {
 
 #[tokio::test]
 async fn nothing_is_left_running() {
-    let (world, wires) = (World::new(), Wires::default());
-    let nodes: Vec<_> = (0..2).map(|i| node(&world, &wires, i, world.set(0..2), limits())).collect();
+    let (world, net) = (World::new(), Net::new());
+    let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
     let mut nodes = nodes.into_iter();
     let (gone, mut left) = (nodes.next().unwrap(), nodes.next().unwrap());
@@ -469,5 +444,5 @@ async fn the_real_clock_is_within_the_certificates() {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!(World::new().member(0).certificate.expires > unix);
     let mut stream = duplex(64).0;
-    assert!(read_message::<Frame, _>(&mut stream, 10).await.is_err());
+    assert!(read_message::<Frame>(&mut stream, 10).await.is_err());
 }

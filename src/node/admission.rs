@@ -1,4 +1,4 @@
-//! The join port: open only while an invitation is, answered by publishers, carried to one by workers.
+//! The join port: open while there are invitations, answered by publishers, carried to one by workers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +16,9 @@ use crate::link::Links;
 use crate::store::{Discovery, Store};
 use crate::tor::{BoxStream, Incoming};
 
-/// The virtual port of the master address at which nodes join.
-pub const JOIN_PORT: u16 = 7441;
+/// How long after the end of the last invitation the port stays open, in seconds: whoever comes too late, or with a
+/// token that is used up, is told so.
+const TELL_WHY: u64 = 3600;
 /// Joins under way at once; more are turned away by Tor's own refusal.
 const AT_ONCE: usize = 16;
 /// Bound on accepting the stream of a joiner.
@@ -44,7 +45,10 @@ impl JoinPort {
 
     /// Answers a client that asks for the join port of the master address.
     pub(super) async fn answer(&self, incoming: Incoming) {
-        let open = self.cluster.look(|coordinator, now| coordinator.view().has_open_invitation(now.unix));
+        let open = self.cluster.look(|coordinator, now| {
+            let recent = |invitation: &Invitation| now.unix <= invitation.expires.saturating_add(TELL_WHY);
+            coordinator.view().invitations().iter().any(recent)
+        });
         let place = self.places.try_acquire();
         if !open || place.is_err() {
             incoming.request.reject().await;

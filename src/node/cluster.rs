@@ -102,6 +102,9 @@ pub struct Parts {
     pub authority: Option<AuthoritySecret>,
     /// How many introduction points this node keeps.
     pub intro_points: usize,
+    /// What the disk knows, told before anything else happens: members first, because a node that knows of no others
+    /// waits for none.
+    pub known: Vec<Event>,
 }
 
 /// The actor.
@@ -154,10 +157,10 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
     let (done, written) = mpsc::channel(WRITES);
     let store = Arc::clone(&parts.store);
     let writer = tokio::task::spawn_blocking(move || write_all(&store, queue, &done));
-    let Parts { coordinator, mesh, updates, store, authority, intro_points } = parts;
+    let Parts { coordinator, mesh, updates, store, authority, intro_points, known } = parts;
     let (coordinator, started, cluster) = (Arc::new(Mutex::new(coordinator)), Instant::now(), store.cluster());
     let handle = Cluster { messages, coordinator: Arc::clone(&coordinator), started };
-    let actor = Actor {
+    let mut actor = Actor {
         coordinator,
         mesh,
         updates,
@@ -171,6 +174,9 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         excluded,
         writes,
     };
+    for event in known {
+        actor.handle(event);
+    }
     (handle, decisions, Starting { actor, inbox, written, writer })
 }
 

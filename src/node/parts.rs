@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::NodeError;
-use super::admission::{JOIN_PORT, JoinPort};
+use super::admission::JoinPort;
 use super::cluster::{self, Cluster, Decisions};
 use super::control::{Daemon, Running};
 use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
 use crate::balance::task::Balance;
-use crate::config::Config;
+use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::DiscoverySecret;
@@ -106,10 +106,10 @@ impl Parts {
             store: Arc::clone(&store),
             authority: authority.as_ref().map(|authority| authority.duplicate()),
             intro_points,
+            known: what_the_disk_knows(&store)?,
         };
         let (cluster, decisions, actor) = cluster::start(parts);
         let actor = tokio::spawn(actor.run(stop_all.clone()));
-        tell_what_the_disk_knows(&cluster, &store).await?;
 
         let mut tasks = JoinSet::new();
         let Decisions { publish, balance, members: decided, excluded } = decisions;
@@ -255,19 +255,15 @@ fn known_members(store: &Store) -> Result<MemberSet, NodeError> {
     Ok(MemberSet { members, revoked })
 }
 
-/// Members first: a node that knows of no others waits for none.
-async fn tell_what_the_disk_knows(cluster: &Cluster, store: &Store) -> Result<(), NodeError> {
+/// What the coordinator is told first.
+fn what_the_disk_knows(store: &Store) -> Result<Vec<Event>, NodeError> {
     let mut events = vec![Event::KnownMembers(store.members()?)];
     events.extend(store.revocations()?.into_iter().map(Event::Revocation));
     events.extend(store.invitations()?.into_iter().map(Event::Invitation));
     let revisions = store.revisions()?.into_iter();
     let published = |(period, revision)| PublishedPeriod { period, revision, confirmed: 0, directories: 0 };
     events.push(Event::Published(revisions.map(published).collect()));
-    for event in events {
-        // The actor has just been started.
-        let _ = cluster.tell(event).await;
-    }
-    Ok(())
+    Ok(events)
 }
 
 /// Hands every new value of a watch to the cluster.

@@ -7,7 +7,6 @@ use std::fs;
 use std::path::PathBuf;
 
 use data_encoding::HEXLOWER;
-use ed25519_dalek::SigningKey;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::RelayId;
 use zeroize::Zeroizing;
@@ -40,7 +39,7 @@ pub struct StoredIntroPoint {
 impl StoredIntroPoint {
     /// `KP_hs_ipt_sid`, by which it is found.
     pub fn session_key(&self) -> [u8; 32] {
-        SigningKey::from_bytes(&self.secrets.session).verifying_key().to_bytes()
+        self.secrets.session_key()
     }
 }
 

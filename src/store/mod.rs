@@ -342,20 +342,6 @@ impl Store {
         self.put_value(Kind::Members, &members)
     }
 
-    /// Writes down that a node has joined: first that the invitation is used, then who the node is, so that a crash in
-    /// between never leaves a use uncounted. The members known longest are forgotten beyond [`MAX_MEMBERS`].
-    pub fn record_join(&self, invitation: &Verified<Invitation>, member: &Chain) -> Result<(), StoreError> {
-        self.put_invitations(std::slice::from_ref(invitation))?;
-        let _changing = self.change();
-        let mut members = self.members()?;
-        if !members.contains(member) {
-            members.push(member.clone());
-            members.drain(..members.len().saturating_sub(MAX_MEMBERS));
-            self.put_value(Kind::Members, &members)?;
-        }
-        Ok(())
-    }
-
     /// The virtual ports of the master address, sorted.
     pub fn virtual_ports(&self) -> Result<Vec<u16>, StoreError> {
         let ports: Vec<u16> = self.value(Kind::Ports)?;

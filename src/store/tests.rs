@@ -332,23 +332,6 @@ fn a_redemption_is_never_forgotten() {
 }
 
 #[test]
-fn a_join_is_recorded_once_and_counts() {
-    let (folder, cluster) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
-    let (invitation, member) =
-        (cluster.invitation(1, &[4], false), cluster.chain(NodeId::from_public_key([4; 32]), Role::Worker));
-    store.record_join(&invitation, &member).unwrap();
-    store.record_join(&invitation, &member).unwrap();
-    assert_eq!(store.members().unwrap().len(), 2);
-    assert_eq!(store.invitations().unwrap()[0].redeemed.len(), 1);
-    store.put_members(&vec![member; MAX_MEMBERS]).unwrap();
-    let newest = cluster.chain(NodeId::from_public_key([5; 32]), Role::Worker);
-    store.record_join(&invitation, &newest).unwrap();
-    assert_eq!(store.members().unwrap().last(), Some(&newest));
-    assert_eq!(store.members().unwrap().len(), MAX_MEMBERS);
-}
-
-#[test]
 fn revocations_stay_and_only_the_authority_s_are_taken() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();

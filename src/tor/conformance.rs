@@ -34,12 +34,22 @@ const BULK: usize = 300_000;
 pub(crate) trait Stage: Sync {
     /// One more Tor client, of a node or of a visitor, with nothing remembered.
     async fn engine(&self) -> Arc<dyn Engine>;
+    /// A visitor to a service that is not restricted, in a process of its own if that can be, and a stock one.
+    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Guest, TorError>;
     /// Ends a relay for good; false where that cannot be done.
     async fn kill_relay(&self, relay: RelayId) -> bool;
     /// For one thing to happen.
     fn patience(&self) -> Duration;
     /// For a connection that will not come about to be given up.
     fn short(&self) -> Duration;
+}
+
+/// A visitor whose circuits end with it. Tor clients within this process may keep theirs.
+pub(crate) struct Guest {
+    /// What it asked for.
+    pub(crate) stream: BoxStream,
+    /// Ends it when dropped.
+    pub(crate) life: Box<dyn Send + Sync>,
 }
 
 /// All behaviours, one after the other.
@@ -197,7 +207,8 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     // An error in place of the end is what Arti makes of END cells that C tor clients read as the end.
     let _ = timeout(stage.patience(), again.read_to_end(&mut received)).await.expect("the end of a stream");
     assert_eq!(received.len(), BULK, "all that was sent before the end");
-    let (stream, _other) = visit(stage, address).await;
+    let guest = async || stage.guest(address, OPEN, stage.patience()).await;
+    let Guest { stream, life: _life } = eventually(stage, "a stock client's visit", guest).await;
     echoes(stream).await;
     assert!(point.introductions() >= 2);
     let refused = &limits.refused;
@@ -282,12 +293,16 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     serve(incoming);
     publish(stage, &*host, &master, &[point.describe()], 0).await;
     let address = master.master_id().address();
-    let (stream, client) = visit(stage, address).await;
-    fails(stage, "a second client", ready(stage).await.dial(address, OPEN, stage.short())).await;
+    let guest = async |limit| stage.guest(address, OPEN, limit).await;
+    let first = eventually(stage, "the first client", async || guest(stage.patience()).await).await;
+    fails(stage, "a second client", async { guest(stage.short()).await.map(|guest| guest.stream) }).await;
     assert!(limits.refused.introductions.load(Relaxed) >= 1);
+    let Guest { stream, life } = first;
     echoes(stream).await;
-    drop(client);
-    echoes(visit(stage, address).await.0).await;
+    drop(life);
+    let third = async || guest(stage.short()).await;
+    let Guest { stream, life: _life } = eventually(stage, "a client after the first has gone", third).await;
+    echoes(stream).await;
 }
 
 /// Whoever holds a point learns that its relay is gone.

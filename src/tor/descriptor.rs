@@ -194,6 +194,14 @@ pub(super) fn blinded(master: MasterId, period: TimePeriod) -> Result<(HsBlindId
     HsIdKey::from(identity).compute_blinded_key(period).map_err(|e| no_key(e.into()))
 }
 
+/// The subcredentials of several periods, for opening introductions.
+pub(super) fn subcredentials(
+    master: MasterId,
+    periods: impl IntoIterator<Item = TimePeriod>,
+) -> Result<Vec<Subcredential>, TorError> {
+    periods.into_iter().map(|period| blinded(master, period).map(|(_, subcredential)| subcredential)).collect()
+}
+
 /// Arti's name for a period.
 pub(super) fn time_period(period: PeriodId) -> Result<TimePeriod, TorError> {
     if period.length_minutes == 0 || period.length_minutes > MAX_PERIOD_MINUTES {

@@ -1,6 +1,8 @@
 //! The engine on Arti does what every engine must, on the private Tor network.
 
 use std::fs::DirBuilder;
+use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,11 +10,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustbalance::tor::Engine;
+use conformance::Guest;
 use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
+use rustbalance::tor::{Engine, TorError};
+use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::RelayId;
-use rustbalance_testnet::{Network, Relay};
+use rustbalance_testnet::{Network, Relay, Warmth};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 #[cfg(test)]
 #[path = "../../src/tor/conformance.rs"]
@@ -31,6 +38,19 @@ impl conformance::Stage for ArtiStage<'_> {
     async fn engine(&self) -> Arc<dyn Engine> {
         let number = self.clients.fetch_add(1, Ordering::Relaxed);
         start(self.network, &self.folder.path().join(number.to_string()))
+    }
+
+    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Guest, TorError> {
+        // Starting one waits for its process.
+        let client = tokio::task::block_in_place(|| self.network.client("guest", Warmth::Warm)).unwrap();
+        let late = |_| TorError::Timeout { what: "a stock client's visit".into(), limit };
+        let stream = timeout(limit, socks_connect(client.socks(), to, port)).await.map_err(late)?;
+        let stream = stream.map_err(|e| TorError::Unreachable {
+            to: to.to_string(),
+            why: e.to_string(),
+            source: Some(e.into()),
+        })?;
+        Ok(Guest { stream: Box::new(stream), life: Box::new(client) })
     }
 
     async fn kill_relay(&self, relay: RelayId) -> bool {
@@ -59,6 +79,19 @@ impl Drop for ArtiStage<'_> {
             }
         }
     }
+}
+
+/// Asks a C tor client for a connection (RFC 1928, no authentication, by name).
+async fn socks_connect(socks: SocketAddr, to: OnionAddress, port: u16) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect(socks).await?;
+    stream.write_all(&[5, 1, 0]).await?;
+    stream.read_exact(&mut [0; 2]).await?;
+    let name = to.to_string();
+    let request = [&[5, 1, 0, 3, u8::try_from(name.len()).unwrap()], name.as_bytes(), &port.to_be_bytes()].concat();
+    stream.write_all(&request).await?;
+    let mut answer = [0; 10];
+    stream.read_exact(&mut answer).await?;
+    if answer[1] == 0 { Ok(stream) } else { Err(io::Error::other(format!("SOCKS error {}", answer[1]))) }
 }
 
 /// An engine of its own folder.

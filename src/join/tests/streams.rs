@@ -156,7 +156,7 @@ async fn a_worker_without_a_publisher_says_so_and_a_dead_cluster_times_out() {
     let (near, _far) = pair();
     let limit = Duration::from_millis(50);
     let error = redeem_within(limit, near, &token, &node, host.cluster(), || NOW).await.unwrap_err();
-    assert!(matches!(error, JoinError::Timeout(after) if after == limit) && !error.is_final(), "{error}");
+    assert!(matches!(error, JoinError::Timeout(_)) && !error.is_final(), "{error}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::keys::{IntroPointSecrets, MasterSecret, NodeSecret};
-use crate::tor::conformance::{self, Stage};
+use crate::tor::conformance::{self, Guest, Stage};
 use crate::tor::descriptor::{self, PeriodCredentials};
 use crate::tor::{IntroPointKeys, RelayChoice, ReplayLog, ServiceLimits};
 
@@ -18,6 +18,12 @@ const SHORT: Duration = Duration::from_millis(100);
 impl Stage for FakeNet {
     async fn engine(&self) -> Arc<dyn Engine> {
         FakeNet::engine(self)
+    }
+
+    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Guest, TorError> {
+        let engine = FakeNet::engine(self);
+        let stream = engine.dial(to, port, limit).await?;
+        Ok(Guest { stream, life: Box::new(engine) })
     }
 
     async fn kill_relay(&self, relay: RelayId) -> bool {

@@ -165,8 +165,8 @@ guard-min-filtered-sample-size = 5
 guard-n-primary-guards = 4
 guard-n-primary-guards-to-use = 2
 guard-n-primary-dir-guards-to-use = 3
-cbtmintimeout = 4000
-cbtinitialtimeout = 6000
+cbtmintimeout = 8000
+cbtinitialtimeout = 10000
 "
     );
     text

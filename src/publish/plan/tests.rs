@@ -1,0 +1,230 @@
+//! The reconciler against a world that answers at once.
+
+use super::*;
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::record::RelayId;
+
+use crate::tor::descriptor::DescriptorParameters;
+
+const NOON: Duration = Duration::from_secs(43_200);
+
+fn relay(n: u8) -> RelayId {
+    RelayId { rsa: FixedBytes([n; 20]), ed25519: FixedBytes([n; 32]) }
+}
+
+fn point(n: u8) -> IntroPoint {
+    IntroPoint {
+        relay: relay(n),
+        link_specifiers: Vec::new(),
+        onion_key: FixedBytes([n; 32]),
+        session_key: FixedBytes([n; 32]),
+        encryption_key: FixedBytes([n; 32]),
+    }
+}
+
+fn period(number: u64, directories: std::ops::Range<u8>) -> Period {
+    Period {
+        id: PeriodId { number, length_minutes: 1440, offset_seconds: 43_200 },
+        directories: directories.map(|n| Directory { relay: relay(n) }).collect(),
+        revision_clock: Duration::ZERO,
+        parameters: DescriptorParameters::default(),
+    }
+}
+
+/// Plays the network: answers every action at once, all directories accepting what is newer than what they hold.
+struct World {
+    plan: Plan,
+    now: Duration,
+    held: BTreeMap<(PeriodId, Directory), (u64, Vec<IntroPoint>)>,
+    editions: BTreeMap<(PeriodId, u64), Vec<IntroPoint>>,
+    uploads: usize,
+    editions_made: Vec<Duration>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            plan: Plan::new(Duration::from_secs(5000)),
+            now: NOON,
+            held: BTreeMap::new(),
+            editions: BTreeMap::new(),
+            uploads: 0,
+            editions_made: Vec::new(),
+        };
+        world.tell(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
+        world
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut actions = self.plan.handle(event, self.now);
+        while !actions.is_empty() {
+            let mut next = Vec::new();
+            for action in actions {
+                if let Some(event) = self.carry_out(action) {
+                    next.extend(self.plan.handle(event, self.now));
+                }
+            }
+            actions = next;
+        }
+    }
+
+    fn carry_out(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Build { period, points, floor } => {
+                let revision = (self.now.as_secs()).max(floor + 1);
+                assert!(!self.editions.contains_key(&(period, revision)), "a revision is used once");
+                self.editions.insert((period, revision), points);
+                self.editions_made.push(self.now);
+                Some(Event::Built(period, Ok(revision)))
+            }
+            Action::Upload { period, directory, revision } => {
+                self.uploads += 1;
+                let points = self.editions[&(period, revision)].clone();
+                let held = self.held.entry((period, directory.clone())).or_insert((0, Vec::new()));
+                let outcome = if revision > held.0 { Outcome::Accepted } else { Outcome::Refused };
+                if outcome == Outcome::Accepted {
+                    *held = (revision, points);
+                }
+                Some(Event::Uploaded { period, directory, revision, outcome })
+            }
+            Action::ReadBack { period, directory } => {
+                let reading = self.held.get(&(period, directory.clone())).map(|(revision, points)| Reading {
+                    revision: *revision,
+                    ours: self.editions.get(&(period, *revision)) == Some(points),
+                });
+                Some(Event::Held { period, directory, reading: Ok(reading) })
+            }
+            Action::Report(_) => None,
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.plan.next_timeout(self.now).filter(|at| *at <= end) {
+            self.now = at;
+            self.tell(Event::Tick);
+        }
+        self.now = end;
+    }
+
+    fn everywhere(&self, points: &[IntroPoint]) -> bool {
+        self.held.len() == 16 && self.held.values().all(|(_, held)| held == points)
+    }
+}
+
+#[test]
+fn a_publisher_fills_every_directory_of_every_period() {
+    let mut world = World::new();
+    world.tell(Event::Desired(vec![point(1), point(2)]));
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.uploads, 0, "a follower uploads nothing");
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(1));
+    assert!(world.everywhere(&[point(1), point(2)]));
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.uploads, 16, "what is confirmed is not uploaded again");
+}
+
+#[test]
+fn a_point_that_left_goes_out_at_once_and_one_that_came_after_a_pause() {
+    let mut world = World::new();
+    world.tell(Event::Desired(vec![point(1), point(2)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(60));
+    world.tell(Event::Desired(vec![point(1)]));
+    assert!(world.everywhere(&[point(1)]));
+    world.run(Duration::from_secs(60));
+    world.tell(Event::Desired(vec![point(1), point(3)]));
+    assert!(world.everywhere(&[point(1)]));
+    world.run(BATCH_PAUSE);
+    assert!(world.everywhere(&[point(1), point(3)]));
+}
+
+#[test]
+fn changes_never_outrun_the_revision_clock() {
+    let mut world = World::new();
+    world.tell(Event::Lead(Some(1)));
+    for n in 0..40 {
+        world.tell(Event::Desired(vec![point(n % 7)]));
+        world.run(Duration::from_millis(100));
+    }
+    world.run(Duration::from_secs(10));
+    assert!(world.everywhere(&[point(39 % 7)]));
+    for pair in world.editions_made.chunks(2).collect::<Vec<_>>().windows(2) {
+        assert!(pair[1][0] - pair[0][0] >= MIN_GAP);
+    }
+}
+
+#[test]
+fn an_empty_set_leaves_the_last_descriptor_in_place() {
+    let mut world = World::new();
+    world.tell(Event::Desired(vec![point(1)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(9));
+    world.tell(Event::Desired(Vec::new()));
+    world.run(Duration::from_secs(9000));
+    assert!(world.everywhere(&[point(1)]));
+}
+
+#[test]
+fn a_higher_revision_on_a_directory_is_gone_above() {
+    let mut world = World::new();
+    let stranger =
+        (PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 }, Directory { relay: relay(3) });
+    world.held.insert(stranger.clone(), (99_999, vec![point(9)]));
+    world.tell(Event::Desired(vec![point(1)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(30));
+    assert!(world.everywhere(&[point(1)]));
+    assert_eq!(world.held[&stranger].0, 100_000);
+}
+
+#[test]
+fn a_directory_that_forgot_gets_it_again() {
+    let mut world = World::new();
+    world.tell(Event::Desired(vec![point(1)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(120));
+    let key = world.held.keys().next().unwrap().clone();
+    world.held.remove(&key);
+    world.run(READ_BACK + Duration::from_secs(30));
+    assert!(world.everywhere(&[point(1)]));
+}
+
+#[test]
+fn an_old_descriptor_is_made_new_and_a_floor_is_kept() {
+    let mut world = World::new();
+    let first = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 };
+    world.tell(Event::Floor(first, 1_000_000));
+    world.tell(Event::Desired(vec![point(1)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(5100));
+    let made: BTreeSet<u64> = world.editions.keys().filter(|(period, _)| *period == first).map(|key| key.1).collect();
+    assert_eq!(made, BTreeSet::from([1_000_001, 1_000_002]));
+}
+
+#[test]
+fn an_unreachable_directory_is_retried_with_back_off() {
+    let mut plan = Plan::new(Duration::from_secs(5000));
+    let id = period(1, 0..1).id;
+    plan.handle(Event::Periods(vec![period(1, 0..1)]), NOON);
+    plan.handle(Event::Desired(vec![point(1)]), NOON);
+    plan.handle(Event::Lead(Some(1)), NOON);
+    let mut now = NOON + SETTLE;
+    plan.handle(Event::Tick, now);
+    let mut actions = plan.handle(Event::Built(id, Ok(5)), now);
+    let mut tries = 0;
+    while now < NOON + Duration::from_secs(600) {
+        for action in std::mem::take(&mut actions) {
+            if let Action::Upload { period, directory, revision } = action {
+                tries += 1;
+                actions.extend(
+                    plan.handle(Event::Uploaded { period, directory, revision, outcome: Outcome::Failed }, now),
+                );
+            }
+        }
+        now = plan.next_timeout(now).unwrap();
+        actions.extend(plan.handle(Event::Tick, now));
+    }
+    assert!((8..25).contains(&tries), "{tries} tries in ten minutes");
+}
