@@ -89,6 +89,8 @@ V3AuthVotingInterval {vote}
 V3AuthVoteDelay 4
 V3AuthDistDelay 4
 ConsensusParams hsdir_interval={minutes}
+AuthDirVoteStableGuaranteeMinUptime 1 second
+AuthDirVoteStableGuaranteeMTBF 1 second
 ",
                 relay.dir_port.unwrap_or_default()
             );
