@@ -15,8 +15,8 @@ use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, 
 use super::parcel::{Facts, Parcel, PublisherSecrets};
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
 use super::{MAX_SKEW, MEMBERSHIP_SECONDS};
+use crate::frame;
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
-use crate::link::frame;
 use crate::store::Discovery;
 
 /// Who admits.
@@ -296,7 +296,7 @@ fn certify(redeem: &Redeem, role: Role, unix: u64, us: &Publisher) -> Result<Mem
 
 /// A message from somebody who has proven nothing.
 fn read(frame: &[u8]) -> Result<FromJoiner, Refusal> {
-    message::read(frame, frame::MAX_HANDSHAKE_FRAME).map_err(|error| match error {
+    message::read(frame, frame::MAX_UNPROVEN).map_err(|error| match error {
         DecodeError::Version(_) => Refusal::Version(message::VERSION),
         _ => Refusal::Malformed,
     })

@@ -11,8 +11,8 @@ use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, 
 use super::parcel::{Parcel, PublisherSecrets};
 use super::token::Token;
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
+use crate::frame::{self, FrameError};
 use crate::keys::{NodeSecret, TokenSecret};
-use crate::link::frame::{self, FrameError};
 use crate::store::Discovery;
 
 /// Why a join did not come about.
@@ -145,7 +145,7 @@ impl Joiner {
 
     /// Takes a frame, at `unix` seconds since the epoch by our clock. After an error it takes no more.
     pub fn handle(&mut self, frame: &[u8], unix: u64) -> Result<Step, JoinError> {
-        match (std::mem::replace(&mut self.state, State::Over), message::read(frame, frame::MAX_FRAME)?) {
+        match (std::mem::replace(&mut self.state, State::Over), message::read(frame, frame::MAX)?) {
             (_, FromPublisher::Refused(refusal)) => Err(JoinError::Refused(refusal)),
             (State::Greeted { hello }, FromPublisher::Challenge(challenge)) => {
                 self.redeem(&hello, frame, &challenge, unix).map(Step::Send)

@@ -8,7 +8,7 @@ use rustbalance_gossip::record::Role;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::link::frame;
+use crate::frame;
 
 /// The version of the join that this build speaks.
 pub(super) const VERSION: u16 = 1;
@@ -153,7 +153,7 @@ pub(super) enum FromPublisher {
 /// A message of at most `max` bytes, in the one encoding it has: CBOR knows several ways to write the same, and what is
 /// not in the transcript must not be changed on the way unseen.
 pub(super) fn read<T: Serialize + DeserializeOwned>(frame: &[u8], max: usize) -> Result<T, DecodeError> {
-    let message = codec::decode(frame, max.min(frame::MAX_FRAME))?;
+    let message = codec::decode(frame, max.min(frame::MAX))?;
     if codec::encode(&message)? != frame {
         return Err(DecodeError::Malformed("not encoded as this kind of message is".into()));
     }

@@ -16,8 +16,8 @@ use rustbalance_gossip::record::{Chain, Role};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::frame;
 use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret};
-use crate::link::frame;
 use crate::store::{Discovery, MAX_PORTS};
 
 /// Bytes of secrets for a worker.
@@ -25,7 +25,7 @@ const WORKER: usize = 1 + 4 + 32;
 /// Bytes of secrets for a publisher.
 const PUBLISHER: usize = WORKER + 64 + 32;
 /// The largest parcel: with its seal and the message around it, it must fit a frame.
-const MAX: usize = frame::MAX_FRAME - 1024;
+const MAX: usize = frame::MAX - 1024;
 /// Most chains of other members in a parcel; the rest comes by gossip.
 pub(super) const MAX_CHAINS: usize = 128;
 

@@ -13,8 +13,8 @@ use super::joiner::{JoinError, Joined, Joiner, Step};
 use super::message::{self, Refusal};
 use super::token::Token;
 use super::transcript::Fresh;
+use crate::frame::{self, FrameError};
 use crate::keys::NodeSecret;
-use crate::link::frame::{self, FrameError};
 use crate::tor::BoxStream;
 use rustbalance_gossip::id::MasterId;
 
@@ -25,7 +25,7 @@ const LINGER: Duration = Duration::from_secs(10);
 /// How long a worker carries one join.
 const CARRY: Duration = Duration::from_secs(180);
 /// The most a worker carries in one direction of a join, in bytes: a few small frames and one of the largest.
-const CARRY_BYTES: u64 = (frame::MAX_FRAME + 4 * frame::MAX_HANDSHAKE_FRAME) as u64;
+const CARRY_BYTES: u64 = (frame::MAX + 4 * frame::MAX_UNPROVEN) as u64;
 
 /// What joiners may ask of a door.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -82,9 +82,9 @@ pub(super) async fn redeem_within(
             error => error,
         };
         let exchange = async {
-            let written = frame::write_frame(&mut stream, &next, frame::MAX_FRAME).await;
+            let written = frame::write(&mut stream, &next).await;
             // A refusal may have come before we had written all: it says more than the failed write.
-            match frame::read_frame(&mut stream, frame::MAX_FRAME).await {
+            match frame::read(&mut stream, frame::MAX).await {
                 Err(_) if written.is_err() => written.map(|()| Vec::new()),
                 read => read,
             }
@@ -149,10 +149,7 @@ impl Door {
         }
         let mut admission = Admission::new(Fresh::generate(&mut rand::rng()));
         loop {
-            let frame = match timeout(self.limits.patience, frame::read_frame(&mut stream, frame::MAX_HANDSHAKE_FRAME))
-                .await
-                .ok()?
-            {
+            let frame = match timeout(self.limits.patience, frame::read(&mut stream, frame::MAX_UNPROVEN)).await.ok()? {
                 Ok(frame) => frame,
                 // Told as any other garbage.
                 Err(FrameError::TooLong { .. }) => Vec::new(),
@@ -160,10 +157,7 @@ impl Door {
             };
             let (frames, outcome) = self.decide(&mut admission, &frame, admitter).await;
             for frame in frames {
-                timeout(self.limits.patience, frame::write_frame(&mut stream, &frame, frame::MAX_FRAME))
-                    .await
-                    .ok()?
-                    .ok()?;
+                timeout(self.limits.patience, frame::write(&mut stream, &frame)).await.ok()?.ok()?;
             }
             if outcome.is_some() {
                 finish(&mut stream).await;
@@ -223,7 +217,7 @@ fn ask(admission: &mut Admission, event: Event<'_>, admitter: &dyn Admitter) -> 
 /// Turns a joiner away without a look at what it says: a worker that can reach no publisher does so.
 pub async fn refuse(mut stream: BoxStream, refusal: Refusal) {
     if let Ok(frame) = message::refusal(&refusal)
-        && let Ok(Ok(())) = timeout(LINGER, frame::write_frame(&mut stream, &frame, frame::MAX_FRAME)).await
+        && let Ok(Ok(())) = timeout(LINGER, frame::write(&mut stream, &frame)).await
     {
         finish(&mut stream).await;
     }

@@ -18,7 +18,7 @@ use crate::tor::{BoxStream, Incoming};
 
 /// How long after the end of the last invitation the port stays open, in seconds: whoever comes too late, or with a
 /// token that is used up, is told so.
-const TELL_WHY: u64 = 3600;
+const TELL_WHY: u64 = 24 * 3600;
 /// Joins under way at once; more are turned away by Tor's own refusal.
 const AT_ONCE: usize = 16;
 /// Bound on accepting the stream of a joiner.

@@ -205,7 +205,7 @@ impl Running {
                     debug!(
                         period = period.number,
                         revision,
-                        points = points.len(),
+                        points = sound.len(),
                         bytes = text.len(),
                         "descriptor built"
                     );

@@ -5,8 +5,8 @@ use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec;
 
 use super::*;
+use crate::frame;
 use crate::join::message::{Challenge, FromJoiner, FromPublisher, Redeem};
-use crate::link::frame;
 
 #[test]
 fn a_captured_join_is_worth_nothing_against_another_challenge() {
@@ -140,7 +140,7 @@ fn garbage_and_messages_out_of_turn_change_nothing() {
     let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
     let malformed = Some(Outcome::Refused(Refusal::Malformed));
-    let long = [&[1][..], &vec![0x61; frame::MAX_HANDSHAKE_FRAME]].concat();
+    let long = [&[1][..], &vec![0x61; frame::MAX_UNPROVEN]].concat();
     for first in [&b""[..], b"\x01", &redeem, &challenge, &long] {
         assert_eq!(host.hear(&mut Admission::new(fresh()), first, NOW).1, malformed);
     }

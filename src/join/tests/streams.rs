@@ -6,9 +6,9 @@ use rustbalance_gossip::codec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::frame;
 use crate::join::message::FromPublisher;
 use crate::join::task::redeem_within;
-use crate::link::frame;
 
 fn pair() -> (crate::tor::BoxStream, crate::tor::BoxStream) {
     let (near, far) = tokio::io::duplex(1000);
@@ -84,11 +84,11 @@ async fn an_answer_lost_on_the_way_is_asked_for_again() {
     });
     let carrier = tokio::spawn(async move {
         for _ in 0..2 {
-            let frame = frame::read_frame(&mut carried, frame::MAX_FRAME).await.unwrap();
-            frame::write_frame(&mut inner, &frame, frame::MAX_FRAME).await.unwrap();
-            let frame = frame::read_frame(&mut inner, frame::MAX_FRAME).await.unwrap();
+            let frame = frame::read(&mut carried, frame::MAX).await.unwrap();
+            frame::write(&mut inner, &frame).await.unwrap();
+            let frame = frame::read(&mut inner, frame::MAX).await.unwrap();
             if frame.len() < 500 {
-                frame::write_frame(&mut carried, &frame, frame::MAX_FRAME).await.unwrap();
+                frame::write(&mut carried, &frame).await.unwrap();
             }
         }
     });
@@ -125,7 +125,7 @@ async fn silence_and_garbage_free_the_door_again() {
     near.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
     let refused = door.admit(far, &*host);
     let read = async move {
-        let frame = frame::read_frame(&mut near, frame::MAX_FRAME).await.unwrap();
+        let frame = frame::read(&mut near, frame::MAX).await.unwrap();
         assert!(matches!(codec::decode(&frame, 100), Ok(FromPublisher::Refused(Refusal::Malformed))));
     };
     tokio::join!(read, async { assert!(refused.await.is_some()) });

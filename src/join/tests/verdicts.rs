@@ -4,9 +4,9 @@ use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
 
 use super::*;
+use crate::frame;
 use crate::join::message::{FromJoiner, FromPublisher};
 use crate::keys::TokenSecret;
-use crate::link::frame;
 
 #[test]
 fn a_publisher_is_given_everything_and_it_verifies() {
@@ -67,7 +67,7 @@ fn the_answer_on_the_wire_to_a_worker_opens_to_no_secret_of_the_master_address()
     let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
     let answer = host.hear(&mut admission, &redeem, NOW).0.unwrap();
     let (Ok(FromPublisher::Challenge(said)), Ok(FromPublisher::Answer(sealed))) =
-        (codec::decode(&challenge, 4096), codec::decode(&answer, frame::MAX_FRAME))
+        (codec::decode(&challenge, 4096), codec::decode(&answer, frame::MAX))
     else {
         panic!()
     };
