@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use chitchat::ChitchatEnvelope;
-use chitchat::transport::{RecvOutcome, SendOutcome, Socket, Transport};
+use chitchat::transport::{Socket, Transport};
+use chitchat::{ChitchatMessage, Serializable};
 use tokio::sync::{Mutex, mpsc};
 use tracing::debug;
 
@@ -33,44 +33,34 @@ impl Adapter {
 
 #[async_trait]
 impl Transport for Adapter {
-    async fn open(&self, address: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        Ok(Box::new(AdapterSocket { address, adapter: self.clone() }))
+    async fn open(&self, _address: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        Ok(Box::new(AdapterSocket { adapter: self.clone() }))
     }
 }
 
 struct AdapterSocket {
-    address: SocketAddr,
     adapter: Adapter,
 }
 
 #[async_trait]
 impl Socket for AdapterSocket {
-    fn local_addr(&self) -> anyhow::Result<SocketAddr> {
-        Ok(self.address)
-    }
-
-    async fn send(&mut self, to: SocketAddr, envelope: ChitchatEnvelope) -> anyhow::Result<SendOutcome> {
-        let bytes = envelope.serialize_to_vec();
-        let outcome = SendOutcome { num_bytes_sent: bytes.len() };
+    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         // An address without a node is that of a life which has just been forgotten.
         if let Some(node) = self.adapter.gate.node_at(&to) {
-            (self.adapter.send)(node, bytes);
+            (self.adapter.send)(node, message.serialize_to_vec());
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// Cancel-safe, as chitchat needs it. Ends with an error when the carrier has gone: chitchat stops then.
-    async fn recv(&mut self) -> anyhow::Result<RecvOutcome> {
+    async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         let mut received = self.adapter.received.lock().await;
         loop {
             let Some((from, bytes)) = received.recv().await else {
                 anyhow::bail!("nothing carries gossip any more");
             };
             match self.adapter.gate.read(from, &bytes) {
-                Ok(envelope) => {
-                    let from_addr = mesh_socket(&from);
-                    return Ok(RecvOutcome { from_addr, envelope, num_bytes_received: bytes.len() });
-                }
+                Ok(message) => return Ok((mesh_socket(&from), message)),
                 Err(error) => debug!(%from, %error, "gossip message refused"),
             }
         }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chitchat::ChitchatEnvelope;
+use chitchat::ChitchatMessage;
 use tokio::time::Instant;
 
 use super::wire::{Life, Message, Names, WireError};
@@ -116,7 +116,7 @@ impl Gate {
     }
 
     /// Reads a message that `from` has sent, leaving out what may not enter.
-    pub(super) fn read(&self, from: NodeId, bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
+    pub(super) fn read(&self, from: NodeId, bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
         let mut state = self.lock();
         let result = self.filter(&mut state, from, bytes);
         if result.is_err() {
@@ -125,7 +125,7 @@ impl Gate {
         result
     }
 
-    fn filter(&self, state: &mut State, from: NodeId, bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
+    fn filter(&self, state: &mut State, from: NodeId, bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
         let mut message = Message::read(bytes, &mut state.names)?;
         let own = Life { node: self.me, generation: state.generation };
         state.addresses.insert(mesh_socket(&from), from);
@@ -137,7 +137,7 @@ impl Gate {
             message.lives().into_iter().filter(|life| *life == own || state.admit(*life, from)).collect();
         // Nobody tells this node about its own present life.
         let changed = message.retain(|life| admitted.contains(life), |life| admitted.contains(life) && *life != own);
-        if changed { message.envelope() } else { super::wire::envelope(bytes) }
+        if changed { message.for_chitchat() } else { super::wire::for_chitchat(bytes) }
     }
 }
 

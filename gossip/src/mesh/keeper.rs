@@ -6,8 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use chitchat::{
-    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, ProtocolVersion,
-    spawn_chitchat,
+    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, spawn_chitchat,
 };
 use data_encoding::BASE64;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -266,7 +265,6 @@ async fn begin(
         marked_for_deletion_grace_period: DELETION_GRACE,
         catchup_callback: None,
         extra_liveness_predicate: None,
-        protocol_version: ProtocolVersion::V1,
     };
     let handle = spawn_chitchat(chitchat_config, Vec::new(), adapter)
         .await

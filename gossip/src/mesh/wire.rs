@@ -3,12 +3,12 @@
 //! chitchat trusts its peers: a short message can unpack to hundreds of megabytes, a made-up node id stays in every
 //! node's state and in every digest until the digest no longer fits, a version near the end of its range makes it panic.
 //! So each message is first taken apart here, within bounds, and what is not admitted is left out of what chitchat sees.
-//! The layout is that of chitchat 0.13 (`message_serialize.rs`, `digest.rs`, `delta.rs`, `serialize.rs`).
+//! The layout is that of chitchat 0.11 (`message.rs`, `digest.rs`, `delta.rs`, `serialize.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use chitchat::ChitchatEnvelope;
+use chitchat::{ChitchatMessage, Deserializable};
 
 use crate::address::mesh_socket;
 use crate::id::NodeId;
@@ -28,6 +28,7 @@ const MAX_VALUE: usize = super::MAX_RECORD.div_ceil(3) * 4;
 const MAX_COUNT: u64 = 1 << 48;
 
 const MAGIC: [u8; 2] = 45_139u16.to_le_bytes();
+const VERSION: u8 = 0;
 const SYN: u8 = 0;
 const SYN_ACK: u8 = 1;
 const ACK: u8 = 2;
@@ -54,9 +55,9 @@ pub(super) enum WireError {
 }
 
 /// Has chitchat read a message that was taken apart here before.
-pub(super) fn envelope(mut bytes: &[u8]) -> Result<ChitchatEnvelope, WireError> {
-    let envelope = ChitchatEnvelope::deserialize(&mut bytes).map_err(|_| WireError::Malformed("chitchat"))?;
-    if bytes.is_empty() { Ok(envelope) } else { Err(WireError::Length) }
+pub(super) fn for_chitchat(mut bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
+    let message = ChitchatMessage::deserialize(&mut bytes).map_err(|_| WireError::Malformed("chitchat"))?;
+    if bytes.is_empty() { Ok(message) } else { Err(WireError::Length) }
 }
 
 /// One life of a node, as chitchat names it.
@@ -127,13 +128,12 @@ impl Message {
             return Err(WireError::Malformed("magic number"));
         }
         let [version, kind] = reader.array()?;
+        if version != VERSION {
+            return Err(WireError::Malformed("version"));
+        }
         let mut message = Self { kind, digest: Vec::new(), delta: Vec::new(), cluster: String::new() };
         if matches!(kind, SYN | SYN_ACK) {
-            message.digest = match version {
-                0 => (0..reader.u16()?).map(|_| reader.known(names)).collect::<Result<_, _>>()?,
-                1 => reader.stream(|r| r.known(names))?,
-                _ => return Err(WireError::Malformed("version")),
-            };
+            message.digest = (0..reader.u16()?).map(|_| reader.known(names)).collect::<Result<_, _>>()?;
         }
         match kind {
             SYN => message.cluster = reader.text(MAX_KEY)?.to_owned(),
@@ -173,17 +173,17 @@ impl Message {
     }
 
     /// Puts it together again for chitchat.
-    pub(super) fn envelope(&self) -> Result<ChitchatEnvelope, WireError> {
-        envelope(&self.write())
+    pub(super) fn for_chitchat(&self) -> Result<ChitchatMessage, WireError> {
+        for_chitchat(&self.write())
     }
 
     fn write(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
-        bytes.extend([1, self.kind]);
+        bytes.extend([VERSION, self.kind]);
         if matches!(self.kind, SYN | SYN_ACK) {
-            let mut body = Vec::new();
-            self.digest.iter().for_each(|known| write_known(&mut body, known));
-            write_stream(&mut bytes, &body);
+            // No more than were read, and their number was 16 bits.
+            bytes.extend((self.digest.len() as u16).to_le_bytes());
+            self.digest.iter().for_each(|known| write_known(&mut bytes, known));
         }
         match self.kind {
             SYN => write_text(&mut bytes, &self.cluster),
@@ -356,17 +356,18 @@ fn write_stream(out: &mut Vec<u8>, body: &[u8]) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use chitchat::Serializable;
     use proptest::prelude::*;
 
     /// A SYN that knows these lives.
     pub(in crate::mesh) fn syn(lives: impl Iterator<Item = (NodeId, u64)>, heartbeat: u64, version: u64) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
-        bytes.extend([1, SYN]);
-        let mut body = Vec::new();
+        bytes.extend([VERSION, SYN]);
+        let lives: Vec<_> = lives.collect();
+        bytes.extend((lives.len() as u16).to_le_bytes());
         for (node, generation) in lives {
-            write_known(&mut body, &Known { life: Life { node, generation }, heartbeat, last_gc: 0, version });
+            write_known(&mut bytes, &Known { life: Life { node, generation }, heartbeat, last_gc: 0, version });
         }
-        write_stream(&mut bytes, &body);
         write_text(&mut bytes, &crate::id::MasterId::from_public_key([1; 32]).to_string());
         bytes
     }
@@ -382,10 +383,8 @@ pub(super) mod tests {
     #[test]
     fn our_reading_is_chitchats() {
         let bytes = syn([(node(1), 7), (node(2), 9)].into_iter(), 3, 4);
-        // What chitchat makes of it, it writes packed; we read that as the same.
-        let packed = envelope(&bytes).unwrap().serialize_to_vec();
-        assert_ne!(packed, bytes);
-        let (mut ours, theirs) = (read(&bytes).unwrap(), read(&packed).unwrap());
+        let again = for_chitchat(&bytes).unwrap().serialize_to_vec();
+        let (mut ours, theirs) = (read(&bytes).unwrap(), read(&again).unwrap());
         ours.digest.sort_by_key(|known| known.life.node.to_string());
         assert_eq!(ours, theirs);
         assert_eq!(theirs.digest()[0].version, 4);
@@ -412,7 +411,7 @@ pub(super) mod tests {
         assert!(message.retain(|_| true, |told| *told == life(2)));
         assert_eq!(message.delta, rest);
         assert_eq!(read(&message.write()).map(|read| read.delta), Ok(rest));
-        assert!(message.envelope().is_ok());
+        assert!(message.for_chitchat().is_ok());
     }
 
     #[test]
@@ -434,7 +433,7 @@ pub(super) mod tests {
     #[test]
     fn a_message_that_unpacks_to_too_much_is_refused() {
         let block = zstd::bulk::compress(&[0; MAX_BLOCK], 0).unwrap();
-        let mut bytes = [&MAGIC[..], &[1, ACK]].concat();
+        let mut bytes = [&MAGIC[..], &[VERSION, ACK]].concat();
         while bytes.len() + block.len() + 4 < MAX_MESSAGE {
             bytes.push(1);
             bytes.extend((block.len() as u16).to_le_bytes());
@@ -447,7 +446,7 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(&bytes).and_then(|_| envelope(&bytes));
+            let _ = read(&bytes).and_then(|_| for_chitchat(&bytes));
         }
 
         #[test]
@@ -455,7 +454,7 @@ pub(super) mod tests {
             let mut bytes = syn([(node(1), 7), (node(2), 9), (node(3), 1)].into_iter(), 3, 4);
             let at = at % bytes.len();
             bytes[at] = to;
-            let _ = read(&bytes).and_then(|_| envelope(&bytes));
+            let _ = read(&bytes).and_then(|_| for_chitchat(&bytes));
         }
     }
 }
