@@ -194,11 +194,13 @@ impl Running {
         let revisions = Arc::clone(&self.publisher.revisions);
         self.jobs.spawn_blocking(move || {
             let now = SystemTime::now();
+            // One member's bad point must not spoil the descriptor of all.
+            let sound: Vec<IntroPoint> = points.into_iter().filter(is_sound).collect();
             let built =
                 credentials.credentials(period, now).map_err(|error| error.to_string()).and_then(|credentials| {
                     let revision = credentials.revision(clock).max(floor + 1);
                     revisions.advance(period, revision)?;
-                    let text = descriptor::build(&credentials, &points, revision, parameters, now)
+                    let text = descriptor::build(&credentials, &sound, revision, parameters, now)
                         .map_err(|error| error.to_string())?;
                     debug!(
                         period = period.number,
@@ -256,4 +258,13 @@ impl Running {
             Done::Event(Event::Held { period, directory, reading })
         });
     }
+}
+
+/// Whether a point can stand in a descriptor.
+fn is_sound(point: &IntroPoint) -> bool {
+    descriptor::check_point(point)
+        .inspect_err(
+            |error| warn!(relay = %point.relay, %error, "a member offers an introduction point that is no good"),
+        )
+        .is_ok()
 }

@@ -184,10 +184,17 @@ impl World {
             }
             let alive: BTreeSet<NodeId> = view.members().filter(|node| node.alive).map(|node| node.node()).collect();
             if alive != ids {
-                let diff: Vec<_> = alive.symmetric_difference(&ids).map(|id| {
-                    let host = self.index.get(id).copied().unwrap_or_default();
-                    (host, self.hosts[host].fate, view.node(id).map(|node| (node.standing, node.phase(), node.last_heard)))
-                }).collect();
+                let diff: Vec<_> = alive
+                    .symmetric_difference(&ids)
+                    .map(|id| {
+                        let host = self.index.get(id).copied().unwrap_or_default();
+                        (
+                            host,
+                            self.hosts[host].fate,
+                            view.node(id).map(|node| (node.standing, node.phase(), node.last_heard)),
+                        )
+                    })
+                    .collect();
                 return Some(format!("node {host} is wrong about the life of {diff:?}, refused {:?}", view.refused()));
             }
             let seen: BTreeSet<NodeId> = view.members().map(|node| node.node()).collect();
