@@ -9,7 +9,7 @@
 //! 3. A slot retires when it is old (a random 18 to 24 hours), worn (16,384 to 32,768 introductions; both as C tor
 //!    does), or at a relay that a member with a lower node id also uses. A retiring slot is no longer advertised, but
 //!    serves on for [`LINGER`] so that clients with the old descriptor still get through.
-//! 4. Fewer serving slots than wanted: a new one. More: the youngest retires.
+//! 4. Fewer serving slots than wanted: a new one, once it is known where the others are. More: the youngest retires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -65,6 +65,8 @@ pub enum Event {
     Restored(Vec<(Stored, Lifetime)>),
     /// How many points to keep; 0 while leaving.
     Want(usize),
+    /// Whether new relays may be chosen: not before it is known where the others are. True unless told otherwise.
+    MayChoose(bool),
     /// Relays of other members: those of members with a lower node id win a conflict, the rest lose it.
     Others {
         /// Relays that this node must leave.
@@ -144,6 +146,7 @@ struct Slot {
 #[derive(Debug)]
 pub struct Plan {
     want: usize,
+    may_choose: bool,
     slots: BTreeMap<SlotId, Slot>,
     next: u64,
     stronger: BTreeSet<RelayId>,
@@ -161,6 +164,7 @@ impl Plan {
     pub fn new(want: usize) -> Self {
         Self {
             want,
+            may_choose: true,
             slots: BTreeMap::new(),
             next: 1,
             stronger: BTreeSet::new(),
@@ -177,6 +181,7 @@ impl Plan {
             Event::Tick => {}
             Event::Restored(stored) => self.restore(stored, now),
             Event::Want(want) => self.want = want,
+            Event::MayChoose(may) => self.may_choose = may,
             Event::Others { stronger, weaker } => {
                 self.stronger = stronger;
                 self.weaker = weaker;
@@ -319,7 +324,8 @@ impl Plan {
     fn open(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.failed.retain(|_, at| now.mono < *at + AVOID);
         let serving = self.slots.values().filter(|slot| slot.retired_at.is_none()).count();
-        for _ in serving..self.want {
+        let missing = if self.may_choose { serving..self.want } else { 0..0 };
+        for _ in missing {
             self.slots.insert(SlotId(self.next), Slot::new(now));
             self.next += 1;
         }

@@ -42,6 +42,8 @@ pub trait IntroPointStore: Send + Sync {
 pub struct Wanted {
     /// How many to keep.
     pub points: usize,
+    /// Whether it is known where the others are, so that new relays may be chosen.
+    pub others_known: bool,
     /// Relays of members with a lower node id: not to be used.
     pub stronger: BTreeSet<RelayId>,
     /// Relays of the other members: not to be chosen.
@@ -125,8 +127,10 @@ impl Balance {
         let (open, jobs, started) = (BTreeMap::new(), JoinSet::new(), Instant::now());
         let mut running = Running { balance: self, plan, started, open, known, jobs };
         let latest = wanted.borrow().clone();
-        running.want(latest);
+        // What there is comes first: new points are for what is missing then.
+        running.tell(Event::MayChoose(false));
         running.tell(Event::Restored(stored.into_iter().map(|stored| (stored, draw_lifetime())).collect()));
+        running.want(latest);
         let mut count = tokio::time::interval(COUNT_EVERY);
         loop {
             let now = running.now();
@@ -154,6 +158,7 @@ impl Running {
     fn want(&mut self, wanted: Wanted) {
         self.tell(Event::Others { stronger: wanted.stronger, weaker: wanted.weaker });
         self.tell(Event::Want(wanted.points));
+        self.tell(Event::MayChoose(wanted.others_known));
     }
 
     fn tell(&mut self, event: Event) {

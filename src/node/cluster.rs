@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::id::MasterId;
 use rustbalance_gossip::mesh::{Mesh, Update};
-use rustbalance_gossip::record::{PeriodId, Revocation};
+use rustbalance_gossip::record::{PeriodId, Phase, Revocation};
 use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::View;
@@ -27,6 +27,8 @@ use crate::{balance, publish};
 
 /// Events and questions that may wait for the actor.
 const QUEUE: usize = 256;
+/// In the mesh, this long is enough to hear of all who live: then new introduction points may be chosen.
+const ACQUAINTANCE: Duration = Duration::from_secs(6);
 /// Writes that may wait for the disk.
 const WRITES: usize = 64;
 /// The longest the actor sleeps.
@@ -116,6 +118,10 @@ struct Actor {
     authority: Option<AuthoritySecret>,
     intro_points: usize,
     started: Instant,
+    /// When the mesh was reached.
+    joined: Option<Instant>,
+    /// Whether it is known where the others wait for clients: two nodes at one relay are worth one.
+    others_known: bool,
     publish: watch::Sender<publish::task::Wanted>,
     balance: watch::Sender<balance::task::Wanted>,
     members: watch::Sender<MemberSet>,
@@ -168,6 +174,8 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         authority,
         intro_points,
         started,
+        joined: None,
+        others_known: false,
         publish,
         balance,
         members,
@@ -337,9 +345,14 @@ impl Actor {
     }
 
     /// Brings the watches up to date with the coordinator's state.
-    fn decide(&self) {
+    fn decide(&mut self) {
         let coordinator = lock(&self.coordinator);
         let view = coordinator.view();
+        if coordinator.phase() != Phase::Joining {
+            let since = self.joined.get_or_insert_with(Instant::now);
+            let acquainted = view.is_alone() || view.heard_all_since(Duration::ZERO);
+            self.others_known |= acquainted || since.elapsed() >= ACQUAINTANCE;
+        }
         let term = match coordinator.leadership() {
             Leadership::Publisher { term } => Some(term),
             Leadership::Follower => None,
@@ -347,7 +360,8 @@ impl Actor {
         let points = coordinator.desired().points.into_iter().map(|(_, point)| point).collect();
         replace(&self.publish, publish::task::Wanted { term, points, floors: revisions(view) });
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
-        replace(&self.balance, balance::task::Wanted { points: self.intro_points, stronger, weaker });
+        let (points, others_known) = (self.intro_points, self.others_known);
+        replace(&self.balance, balance::task::Wanted { points, others_known, stronger, weaker });
         let members = view.members().map(|member| member.node()).collect();
         let revoked = view.revocations().map(|revocation| revocation.node).collect();
         replace(&self.members, MemberSet { members, revoked });

@@ -22,7 +22,7 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
     let node = &nodes.0[0];
     node.kill9()?;
     let whole = files(&node.state())?;
-    ensure!(whole.len() >= 9, "only {} files of state were found: {:?}", whole.len(), whole.keys());
+    let mut damaged_files = 0;
     for (path, content) in &whole {
         let name = path.file_name().context("a file has a name")?.to_string_lossy().into_owned();
         // What people write has no checksum, and of a replay log each whole entry counts for itself.
@@ -43,13 +43,16 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
             ensure!(files(&node.state())? == expected, "with {name} {how} the daemon wrote to its state directory");
         }
         fs::write(path, content)?;
+        damaged_files += 1;
     }
-    story.tell(format_args!("{} files were damaged in three ways, and named", whole.len()));
+    ensure!(damaged_files >= 9, "only {damaged_files} files of state were found: {:?}", whole.keys());
+    story.tell(format_args!("{damaged_files} files were damaged in three ways, and named"));
 
     // An unknown key in the configuration is named, with the one that was probably meant.
     let path = node.state().join("rustbalance.toml");
     let text = fs::read_to_string(&path)?;
-    fs::write(&path, format!("{text}\n[cluster]\nhartbeat = \"2s\"\n"))?;
+    ensure!(text.contains("\n[cluster]\n"), "the configuration has no table [cluster]: {text}");
+    fs::write(&path, text.replace("\n[cluster]\n", "\n[cluster]\nhartbeat = \"2s\"\n"))?;
     let errors = refuses_to_run(node)?;
     ensure!(errors.contains("hartbeat") && errors.contains("heartbeat"), "the daemon says: {errors}");
     fs::write(&path, text)?;

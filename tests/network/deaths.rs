@@ -91,6 +91,7 @@ fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()
     let address = cluster.onion()?;
     let (_, term) = nodes.publisher()?;
     let before = look(&address)?;
+    let keys = nodes.0.iter().map(|node| session_keys(node)).collect::<Result<Vec<_>>>()?;
     for node in &nodes.0 {
         node.kill9()?;
     }
@@ -102,7 +103,7 @@ fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()
         let (_, term) = agreed_publisher(&nodes.0)?;
         Ok(term)
     })?;
-    let keys = nodes.0.iter().map(|node| session_keys(node)).collect::<Result<Vec<_>>>()?;
+    // The points are those from before, so that clients with an old descriptor are served too.
     let newest = before.iter().filter_map(|held| Some((held.period, held.content.as_ref()?.revision)));
     let newest: Vec<_> = newest.collect();
     cluster.wait_until("every directory has a newer descriptor with every node in it", PATIENCE, || {

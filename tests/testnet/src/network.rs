@@ -84,6 +84,10 @@ impl Network {
         for relay in &facts.relays {
             fs::write(relay.folder().join("torrc"), torrc::relay(relay, &facts))?;
         }
+        let bandwidths = torrc::bandwidths(&facts, since_epoch().as_secs());
+        for authority in facts.authorities() {
+            fs::write(authority.folder().join("bandwidths"), &bandwidths)?;
+        }
         fs::write(base.join("arti.toml"), torrc::arti(&facts))?;
 
         let keeper = Keeper::new(&base, Scope::Everything, options.wipe)?;
