@@ -29,18 +29,18 @@ impl World {
     /// Remembers what true things a node was told.
     pub(super) fn note_told(&mut self, host: usize, event: &Event) {
         let Event::Record { origin, kind, bytes } = event else { return };
-        let now = self.now;
+        let (now, memo) = (self.now, &self.memo);
         let Some(process) = &mut self.hosts[host].process else { return };
         match kind {
             RecordKind::Heartbeat => {
                 let beat = Unverified::<Heartbeat>::from_bytes(bytes).ok();
-                if beat.and_then(|beat| beat.verify(origin.public_key()).ok()).is_some() {
+                if beat.and_then(|beat| beat.verify_with(origin.public_key(), memo).ok()).is_some() {
                     process.witness.heard.insert(*origin, now);
                 }
             }
             RecordKind::Lease => {
                 let lease = Unverified::<Lease>::from_bytes(bytes).ok();
-                let lease = lease.and_then(|lease| lease.verify(origin.public_key()).ok());
+                let lease = lease.and_then(|lease| lease.verify_with(origin.public_key(), memo).ok());
                 if let Some(lease) = lease.filter(|lease| lease.ttl_ms > 0)
                     && process.coordinator.view().is_member(origin)
                 {
@@ -111,6 +111,11 @@ impl World {
     }
 
     fn check_desired(&mut self, host: usize) {
+        let version = self.hosts[host].process.as_ref().map(|process| process.coordinator.desired_version());
+        let Some(process) = &mut self.hosts[host].process else { return };
+        if std::mem::replace(&mut process.witness.version, version) == version {
+            return;
+        }
         let points = self.wanted(host);
         let relays: BTreeSet<_> = points.iter().map(|(_, point)| point.relay).collect();
         let Some(process) = &self.hosts[host].process else { return };
@@ -184,10 +189,17 @@ impl World {
             }
             let alive: BTreeSet<NodeId> = view.members().filter(|node| node.alive).map(|node| node.node()).collect();
             if alive != ids {
-                let diff: Vec<_> = alive.symmetric_difference(&ids).map(|id| {
-                    let host = self.index.get(id).copied().unwrap_or_default();
-                    (host, self.hosts[host].fate, view.node(id).map(|node| (node.standing, node.phase(), node.last_heard)))
-                }).collect();
+                let diff: Vec<_> = alive
+                    .symmetric_difference(&ids)
+                    .map(|id| {
+                        let host = self.index.get(id).copied().unwrap_or_default();
+                        (
+                            host,
+                            self.hosts[host].fate,
+                            view.node(id).map(|node| (node.standing, node.phase(), node.last_heard)),
+                        )
+                    })
+                    .collect();
                 return Some(format!("node {host} is wrong about the life of {diff:?}, refused {:?}", view.refused()));
             }
             let seen: BTreeSet<NodeId> = view.members().map(|node| node.node()).collect();

@@ -52,6 +52,8 @@ pub(super) struct Witness {
     pub(super) believed: Option<Claim>,
     /// The highest revisions it knew.
     pub(super) revisions: BTreeMap<PeriodId, u64>,
+    /// The version of what it wants published that was checked last.
+    pub(super) version: Option<u64>,
     /// When a true new beat of each node was last delivered to it, on the simulation's clock.
     pub(super) heard: BTreeMap<NodeId, Duration>,
     /// When it was last woken from a stop, or its clock jumped: then the others have their allowance anew.
