@@ -324,6 +324,7 @@ impl World {
                     return;
                 }
                 process.store.say(me, boot, RecordKind::Lease, Some(bytes));
+                process.witness.lease(&lease);
                 self.claims.note(&lease);
                 if lease.ttl_ms > 0 && lease.term > self.hosts[host].disk.term {
                     self.broken(Invariant::Terms, host, format!("claims term {} before it is on disk", lease.term));
