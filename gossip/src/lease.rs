@@ -2,8 +2,8 @@
 //!
 //! The right to publish is a [`crate::record::Lease`]: signed by its holder, renewed at a third of its ttl, of a term
 //! that only rises. No quorum is asked: two publishers are harmless, none is not. What settles it is an order that all
-//! nodes compute alike, [`Claim`]: the higher term wins, in one term the better rank. The best claim ever seen is the
-//! only one that can be live, so what a node believes only ever moves up that order.
+//! nodes compute alike, [`Claim`]: the higher term wins, in one term the better rank. Only the best claim to the highest
+//! term ever claimed can be live, unless its holder has given it up; so the term that a node believes never falls.
 //!
 //! It acts when the best claim is no longer live (given up, too old, its holder dead): each eligible node waits a grace
 //! that grows with its place, has `term + 1` stored on disk, and only then claims. It steps down when it learns of a
@@ -48,7 +48,7 @@ impl Rank {
 }
 
 /// A node's claim to a term. The greatest is the best: the higher term, in one term the better rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// The term.
     pub term: u64,
@@ -62,6 +62,12 @@ impl Claim {
     pub fn of(lease: &Lease) -> Self {
         let rank = Rank::new(lease.priority, lease.term, lease.holder);
         Self { term: lease.term, holder: lease.holder, rank }
+    }
+}
+
+impl std::fmt::Debug for Claim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Claim(term {} by {})", self.term, self.holder.short())
     }
 }
 
@@ -110,7 +116,7 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// What the election needs to know of the cluster, at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Situation {
-    /// The best claim ever seen, own ones included.
+    /// The best claim to the highest term ever claimed that was not given up, own ones included.
     pub best: Option<Claim>,
     /// True if that claim's lease is live now.
     pub live: bool,

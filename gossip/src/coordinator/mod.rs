@@ -151,6 +151,11 @@ impl Coordinator {
         }
     }
 
+    /// [`Desired::version`] alone.
+    pub fn desired_version(&self) -> u64 {
+        self.version
+    }
+
     /// The highest revision that any publisher is known to have used in a period.
     pub fn highest_revision(&self, period: &PeriodId) -> Option<u64> {
         self.view.highest_revision(period)

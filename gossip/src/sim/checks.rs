@@ -9,7 +9,6 @@ use super::monitor::{Invariant, Violation};
 use super::world::World;
 use crate::coordinator::Event;
 use crate::id::NodeId;
-use crate::lease::Claim;
 use crate::plan::{Candidate, Choice, choose};
 use crate::record::{Heartbeat, IntroPoint, Lease, Phase, RecordKind};
 use crate::signed::Unverified;
@@ -29,23 +28,20 @@ impl World {
     /// Remembers what true things a node was told.
     pub(super) fn note_told(&mut self, host: usize, event: &Event) {
         let Event::Record { origin, kind, bytes } = event else { return };
-        let now = self.now;
+        let (now, memo) = (self.now, &self.memo);
         let Some(process) = &mut self.hosts[host].process else { return };
         match kind {
             RecordKind::Heartbeat => {
                 let beat = Unverified::<Heartbeat>::from_bytes(bytes).ok();
-                if beat.and_then(|beat| beat.verify(origin.public_key()).ok()).is_some() {
+                if beat.and_then(|beat| beat.verify_with(origin.public_key(), memo).ok()).is_some() {
                     process.witness.heard.insert(*origin, now);
                 }
             }
             RecordKind::Lease => {
                 let lease = Unverified::<Lease>::from_bytes(bytes).ok();
-                let lease = lease.and_then(|lease| lease.verify(origin.public_key()).ok());
-                if let Some(lease) = lease.filter(|lease| lease.ttl_ms > 0)
-                    && process.coordinator.view().is_member(origin)
-                {
-                    let claim = Claim::of(&lease);
-                    process.witness.told = process.witness.told.max(Some(claim));
+                let lease = lease.and_then(|lease| lease.verify_with(origin.public_key(), memo).ok());
+                if let Some(lease) = lease.filter(|_| process.coordinator.view().is_member(origin)) {
+                    process.witness.lease(&lease);
                 }
             }
             _ => {}
@@ -54,42 +50,25 @@ impl World {
 
     /// After every event of a node.
     pub(super) fn check(&mut self, host: usize) {
-        let clock = self.hosts[host].clock(self.now);
+        let (clock, me) = (self.hosts[host].clock(self.now), self.hosts[host].id());
         let Some(process) = &mut self.hosts[host].process else { return };
         let mut broken = Vec::new();
         let view = process.coordinator.view();
-        let best = view.best_claim();
-        if let Some((holder, term)) = view.holder(clock) {
-            let claim = best.filter(|best| best.holder == holder && best.term == term);
-            if !self.claims.is_true(term, holder) {
-                broken.push((
-                    Invariant::OneHolder,
-                    format!("believes {} of term {term}, who never claimed it", holder.short()),
-                ));
-            }
-            if term < process.witness.floor {
-                broken.push((
-                    Invariant::Terms,
-                    format!("believes term {term}, {} is on its disk", process.witness.floor),
-                ));
-            }
-            if claim < process.witness.believed {
-                let before = process.witness.believed;
-                broken.push((Invariant::OneHolder, format!("believes {claim:?} after {before:?}")));
-            }
-            process.witness.believed = process.witness.believed.max(claim);
+        let out: Vec<NodeId> = process.witness.told.keys().filter(|it| !view.is_member(it)).copied().collect();
+        for node in out {
+            process.witness.forget(&node);
         }
-        if let Some(term) = process.leading {
-            let own = process
-                .witness
-                .told
-                .filter(|told| (told.term, told.holder) != (term, self.hosts[host].identity.node()));
-            let own_claim = best.filter(|best| best.holder == self.hosts[host].identity.node());
-            if let Some(told) = own
-                && (told.term > term || (told.term == term && Some(told) > own_claim))
-            {
-                broken.push((Invariant::OneHolder, format!("publishes in term {term} knowing {told:?}")));
+        if let Some(claim) = view.best_claim().filter(|_| view.holder(clock).is_some()) {
+            if !self.claims.is_true(claim.term, claim.holder) {
+                let what = format!("believes {} of term {}, never claimed", claim.holder.short(), claim.term);
+                broken.push((Invariant::OneHolder, what));
             }
+            broken.extend(process.witness.believe(claim));
+        }
+        if let Some(term) = process.leading
+            && let Some(better) = process.witness.better(me, term)
+        {
+            broken.push((Invariant::OneHolder, format!("publishes in term {term} knowing {better:?}")));
         }
         for (invariant, what) in broken {
             self.broken(invariant, host, what);
@@ -111,6 +90,11 @@ impl World {
     }
 
     fn check_desired(&mut self, host: usize) {
+        let version = self.hosts[host].process.as_ref().map(|process| process.coordinator.desired_version());
+        let Some(process) = &mut self.hosts[host].process else { return };
+        if std::mem::replace(&mut process.witness.version, version) == version {
+            return;
+        }
         let points = self.wanted(host);
         let relays: BTreeSet<_> = points.iter().map(|(_, point)| point.relay).collect();
         let Some(process) = &self.hosts[host].process else { return };
@@ -180,7 +164,23 @@ impl World {
             let view = process.coordinator.view();
             let believed = view.holder(self.hosts[*host].clock(self.now));
             if believed != holder {
-                return Some(format!("node {host} believes {believed:?}, not {holder:?}"));
+                let known: Vec<_> = running
+                    .iter()
+                    .map(|host| {
+                        let process = self.hosts[*host].process.as_ref();
+                        let view = process.map(|it| it.coordinator.view());
+                        (
+                            *host,
+                            self.hosts[*host].disk.term,
+                            view.and_then(|it| it.best_claim().map(|it| (it.term, it.holder))),
+                            view.map(|it| it.highest_term()),
+                        )
+                    })
+                    .collect();
+                let best = view.best_claim();
+                return Some(format!(
+                    "node {host} believes {believed:?}, not {holder:?}; its best is {best:?}: {known:?}"
+                ));
             }
             let alive: BTreeSet<NodeId> = view.members().filter(|node| node.alive).map(|node| node.node()).collect();
             if alive != ids {

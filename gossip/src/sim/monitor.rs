@@ -46,16 +46,58 @@ impl std::fmt::Display for Violation {
 pub(super) struct Witness {
     /// The highest term on disk when it started.
     pub(super) floor: u64,
-    /// The best true claim delivered to it of a node it knows as a member.
-    pub(super) told: Option<Claim>,
-    /// Whom it believed last.
+    /// The last true claim of each member that it was told of, its own included, unless it was given up.
+    pub(super) told: BTreeMap<NodeId, Claim>,
+    /// Whom it believed last, unless that one has given up or was thrown out.
     pub(super) believed: Option<Claim>,
+    /// The highest term it believed.
+    pub(super) term: u64,
     /// The highest revisions it knew.
     pub(super) revisions: BTreeMap<PeriodId, u64>,
+    /// The version of what it wants published that was checked last.
+    pub(super) version: Option<u64>,
     /// When a true new beat of each node was last delivered to it, on the simulation's clock.
     pub(super) heard: BTreeMap<NodeId, Duration>,
     /// When it was last woken from a stop, or its clock jumped: then the others have their allowance anew.
     pub(super) woken: Duration,
+}
+
+impl Witness {
+    /// It was told of a true lease of a member, or said one itself.
+    pub(super) fn lease(&mut self, lease: &Lease) {
+        if lease.ttl_ms > 0 {
+            self.told.insert(lease.holder, Claim::of(lease));
+        } else {
+            self.forget(&lease.holder);
+        }
+    }
+
+    /// That node's claims count no more.
+    pub(super) fn forget(&mut self, holder: &NodeId) {
+        self.told.remove(holder);
+        self.believed = self.believed.filter(|it| it.holder != *holder);
+    }
+
+    /// It believes this claim now. Says what is wrong with that.
+    pub(super) fn believe(&mut self, claim: Claim) -> Option<(Invariant, String)> {
+        let before = self.believed.replace(claim);
+        let highest = self.term.max(self.floor);
+        self.term = highest.max(claim.term);
+        if claim.term < highest {
+            Some((Invariant::Terms, format!("believes term {} after {highest}", claim.term)))
+        } else if before.is_some_and(|before| claim < before) {
+            Some((Invariant::OneHolder, format!("believes {claim:?} after {before:?}")))
+        } else {
+            None
+        }
+    }
+
+    /// The best claim of another that it knows to be better than that of `me` to `term`.
+    pub(super) fn better(&self, me: NodeId, term: u64) -> Option<&Claim> {
+        let own = self.told.get(&me).filter(|own| own.term == term);
+        let others = self.told.values().filter(|it| it.holder != me && it.term >= term);
+        others.max().filter(|it| it.term > term || Some(*it) > own)
+    }
 }
 
 /// True claims: what each node has really said.

@@ -6,7 +6,7 @@
 use super::{Changes, MAX_NODES, MemberView, Rejection, Standing, View};
 use crate::address::mesh_address;
 use crate::id::{InvitationId, MasterId, NodeId};
-use crate::lease::{Claim, MAX_TERM_JUMP};
+use crate::lease::MAX_TERM_JUMP;
 use crate::record::{
     Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, Member, NodeCard, Phase,
     Publication, RecordKind, Revocation, Role,
@@ -252,6 +252,7 @@ impl View {
             }
             known.member = member;
             let mut changes = self.refresh(now);
+            self.rank_claims();
             changes |= changed;
             return Ok(changes);
         }
@@ -320,13 +321,13 @@ impl View {
             return Err(Rejection::Jump("term"));
         }
         self.highest_term = self.highest_term.max(lease.term);
-        let claim = Claim::of(&lease);
         // A lease given up is no claim: a node gives up whatever it may have held when it starts.
-        if lease.ttl_ms > 0 && lease.term >= self.floor && self.best.is_none_or(|best| claim > best) {
-            self.best = Some(claim);
+        if lease.ttl_ms > 0 {
+            self.claimed_term = self.claimed_term.max(lease.term);
         }
         node.lease = Some(lease);
         node.lease_seen = now.mono;
+        self.rank_claims();
         Ok(Changes { leases: true, ..Changes::default() })
     }
 
@@ -395,6 +396,7 @@ impl View {
             known.standing = Standing::Revoked;
             known.alive = false;
             changes.leases = known.lease.is_some();
+            self.rank_claims();
         }
         self.pending.take(node);
         Ok(changes)
@@ -426,6 +428,9 @@ impl View {
                 node.standing = standing;
                 changes |= Changes { members: true, points: true, leases: true, ..Changes::default() };
             }
+        }
+        if changes.leases {
+            self.rank_claims();
         }
         changes
     }

@@ -167,6 +167,9 @@ pub struct View {
     refused: RefusedRecords,
     /// No claim below is believed: the highest term known before this process started.
     floor: u64,
+    /// The highest term ever claimed. Never falls; claims of lower terms are void.
+    claimed_term: u64,
+    /// The best claim of that term that its holder has not given up.
     best: Option<Claim>,
     highest_term: u64,
     revisions: BTreeMap<PeriodId, u64>,
@@ -198,6 +201,7 @@ impl View {
             pending: Pending::default(),
             refused: RefusedRecords::default(),
             floor: term,
+            claimed_term: term,
             best: None,
             highest_term: term,
             revisions: BTreeMap::new(),
@@ -327,7 +331,7 @@ impl View {
         Some((best.holder, best.term))
     }
 
-    /// The best claim ever seen, live or not.
+    /// The best claim to the highest term ever claimed that its holder, a member still, has not given up; live or not.
     pub fn best_claim(&self) -> Option<Claim> {
         self.best
     }
@@ -335,6 +339,14 @@ impl View {
     /// The highest term seen in any lease, or on disk at the start.
     pub fn highest_term(&self) -> u64 {
         self.highest_term
+    }
+
+    /// Finds the best claim anew, after a change of leases or of members.
+    fn rank_claims(&mut self) {
+        let leases = self.members().filter(|node| node.member.role() == Role::Publisher);
+        let leases = leases.filter_map(|node| node.lease.as_ref());
+        let claims = leases.filter(|lease| lease.ttl_ms > 0 && lease.term == self.claimed_term);
+        self.best = claims.map(|lease| Claim::of(lease)).max();
     }
 
     /// True if the best claim's lease is good and its holder lives.
@@ -400,8 +412,11 @@ impl View {
             };
             if standing != node.standing {
                 node.standing = standing;
-                changes |= Changes { members: true, points: true, ..Changes::default() };
+                changes |= Changes { members: true, points: true, leases: true, ..Changes::default() };
             }
+        }
+        if changes.leases {
+            self.rank_claims();
         }
         changes
     }

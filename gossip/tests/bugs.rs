@@ -1,0 +1,45 @@
+//! The simulation proves itself: five plausible bugs, put in one at a time around the same node, are each caught.
+
+use rustbalance_gossip::sim::{Bug, Invariant, Scenario, Weights, run};
+
+/// Runs seeds until one breaks something; it must be one of these.
+fn is_caught(bug: Bug, weights: Weights, expected: &[Invariant]) {
+    for seed in 1..=20 {
+        let outcome = run(Scenario { bug: Some(bug), weights, ..Scenario::new(seed, 5) });
+        if let Some(first) = outcome.violations.first() {
+            eprintln!("{bug:?}, seed {seed}: {first}");
+            assert!(expected.contains(&first.invariant), "{bug:?} was caught as something else: {first}");
+            return;
+        }
+    }
+    panic!("{bug:?} was not caught in 20 seeds");
+}
+
+const CRASHES: Weights = Weights { crash: 6, restart: 8, ..Weights::NONE };
+
+#[test]
+fn an_election_that_forgets_its_term_is_caught() {
+    is_caught(Bug::ForgetsTerm, CRASHES, &[Invariant::Terms]);
+}
+
+#[test]
+fn a_revision_from_the_clock_alone_is_caught() {
+    is_caught(Bug::ClockRevision, Weights { point: 8, ..CRASHES }, &[Invariant::Revisions]);
+}
+
+#[test]
+fn a_view_that_trusts_unverified_records_is_caught() {
+    let expected = [Invariant::OneHolder, Invariant::NoDeadPoints, Invariant::Converges];
+    is_caught(Bug::TrustsUnverified, Weights { forge: 10, ..CRASHES }, &expected);
+}
+
+#[test]
+fn a_plan_that_keeps_the_dead_is_caught() {
+    is_caught(Bug::KeepsDead, CRASHES, &[Invariant::NoDeadPoints, Invariant::Converges]);
+}
+
+#[test]
+fn a_lease_renewed_by_its_loser_is_caught() {
+    let weights = Weights { partition: 6, heal: 8, freeze: 6, ..CRASHES };
+    is_caught(Bug::LoserRenews, weights, &[Invariant::OneHolder, Invariant::Converges]);
+}
