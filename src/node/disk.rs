@@ -16,7 +16,7 @@ use crate::tor::descriptor::PeriodCredentials;
 use crate::tor::{IntroPointKeys, ReplayLog, TorError};
 
 /// Credentials made from the master key on this node.
-pub struct MasterKeyCredentials(pub MasterSecret);
+pub(super) struct MasterKeyCredentials(pub(super) MasterSecret);
 
 impl CredentialSource for MasterKeyCredentials {
     fn credentials(&self, period: PeriodId, now: SystemTime) -> Result<PeriodCredentials, TorError> {
@@ -25,7 +25,7 @@ impl CredentialSource for MasterKeyCredentials {
 }
 
 /// The revisions in the store.
-pub struct StoredRevisions(pub Arc<Store>);
+pub(super) struct StoredRevisions(pub(super) Arc<Store>);
 
 impl RevisionLog for StoredRevisions {
     fn highest(&self, period: PeriodId) -> u64 {
@@ -39,7 +39,7 @@ impl RevisionLog for StoredRevisions {
 }
 
 /// The intro points in the store, by slot.
-pub struct StoredIntroPoints {
+pub(super) struct StoredIntroPoints {
     store: Arc<Store>,
     slots: Mutex<BTreeMap<SlotId, Slot>>,
 }
@@ -54,7 +54,7 @@ struct Slot {
 
 impl StoredIntroPoints {
     /// Those of this store.
-    pub fn new(store: Arc<Store>) -> Self {
+    pub(super) fn new(store: Arc<Store>) -> Self {
         Self { store, slots: Mutex::new(BTreeMap::new()) }
     }
 
