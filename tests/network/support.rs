@@ -27,7 +27,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(8);
 
 /// The network that all scenarios share: with some relays more than the default, for two clusters at once.
 pub(crate) fn network() -> &'static Network {
-    Network::shared_or(Options { relays: 11, exits: 4, ..Options::default() }).unwrap()
+    Network::shared_or(Options { relays: 13, exits: 4, ..Options::default() }).unwrap()
 }
 
 /// The right to have a cluster on the network, until dropped.

@@ -117,13 +117,17 @@ impl<'n> Cluster<'n> {
         self.await_served(&nodes)?;
         for (index, name) in rest.iter().enumerate() {
             let role = roles.get(index + 1).unwrap_or(last_role);
-            let token = nodes[0].invite(role, 1, "1h")?;
-            let node = self.join(name, &token)?;
-            node.run()?;
-            nodes.push(node);
+            nodes.push(self.add(&nodes[0], name, role)?);
         }
         self.await_served(&nodes)?;
         Ok(nodes)
+    }
+
+    /// Has a new node join by an invitation of `host`, and runs it.
+    pub fn add(&self, host: &Node, name: &str, role: &str) -> Result<Arc<Node>> {
+        let node = self.join(name, &host.invite(role, 1, "1h")?)?;
+        node.run()?;
+        Ok(node)
     }
 
     /// Waits until all these nodes are in the descriptor, and that is on every directory, as each of them knows.
