@@ -1,6 +1,8 @@
 //! The floors of the building: lower ones know nothing of higher ones, Arti is named in one place, gossip knows no Tor,
 //! no file outgrows a reader.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! The simulation proves itself: five plausible bugs, put in one at a time around the same node, are each caught.
 
+#![allow(missing_docs, clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
+
 use rustbalance_gossip::sim::{Bug, Invariant, Scenario, Weights, run};
 
 /// Runs seeds until one breaks something; it must be one of these.

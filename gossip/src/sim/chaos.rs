@@ -8,6 +8,9 @@ use super::{FOUNDED, sign};
 use crate::coordinator::Event;
 use crate::record::{Phase, RecordKind, Role};
 
+/// Something that goes wrong.
+type Fault = fn(&mut World);
+
 impl World {
     fn draw(&mut self, of: impl Fn(&Self, usize) -> bool) -> Option<usize> {
         let fit: Vec<usize> = (0..self.hosts.len()).filter(|host| of(self, *host)).collect();
@@ -31,7 +34,7 @@ impl World {
             return;
         }
         let weights = self.scenario.weights;
-        let faults: [(usize, fn(&mut Self)); 16] = [
+        let faults: [(usize, Fault); 16] = [
             (weights.crash, Self::crash),
             (weights.restart, Self::restart),
             (weights.freeze, Self::freeze),
