@@ -18,7 +18,6 @@ use std::time::Duration;
 
 pub use settings::{Action, Desired, Event, Leadership, Settings};
 
-use crate::address::mesh_address;
 use crate::bytes::FixedBytes;
 use crate::id::{MasterId, NodeId};
 use crate::lease::{Election, Situation, Step};
@@ -61,7 +60,9 @@ pub struct Coordinator {
     points: Vec<IntroPoint>,
     periods: Vec<PublishedPeriod>,
     last_term: u64,
+    /// When all was last said anew, and when it is to be again.
     reissued: Option<Duration>,
+    reissue_at: Option<Duration>,
     excluded: bool,
     /// Facts signed by the authority that stand in our own gossip.
     passed_on: BTreeMap<RecordKind, Vec<u8>>,
@@ -98,6 +99,7 @@ impl Coordinator {
             periods: Vec::new(),
             last_term: settings.term,
             reissued: None,
+            reissue_at: None,
             excluded: false,
             passed_on: BTreeMap::new(),
             choice: Choice::default(),
@@ -167,7 +169,10 @@ impl Coordinator {
             return None;
         }
         let joining = (!self.joined).then_some(self.started + self.settings.joining);
-        [Some(self.next_beat), Some(self.refresh_at), self.elect_at, joining].into_iter().flatten().min()
+        [Some(self.next_beat), Some(self.refresh_at), self.elect_at, joining, self.reissue_at]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes in what has happened and says what is to be done, in this order.
@@ -218,7 +223,7 @@ impl Coordinator {
     fn take(&mut self, event: Event, now: Now, out: &mut Vec<Action>) -> Changes {
         match event {
             Event::Tick => {}
-            Event::Record { origin, kind, bytes } => return self.take_record(origin, kind, &bytes, now, out),
+            Event::Record { origin, kind, bytes } => return self.take_record(origin, kind, &bytes, now),
             Event::IntroPoints(points) => return self.take_points(points, out),
             Event::Ready(ready) => self.ready = ready,
             Event::MeshReached => self.join(now),
@@ -250,16 +255,9 @@ impl Coordinator {
         })
     }
 
-    fn take_record(
-        &mut self,
-        origin: NodeId,
-        kind: RecordKind,
-        bytes: &[u8],
-        now: Now,
-        out: &mut Vec<Action>,
-    ) -> Changes {
+    fn take_record(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Changes {
         if origin == self.me && !matches!(kind, RecordKind::Invitation(_) | RecordKind::Revocation(_)) {
-            self.hear_own(kind, bytes, now, out);
+            self.hear_own(kind, bytes, now);
             return Changes::default();
         }
         match self.view.ingest(origin, kind, bytes, now) {
@@ -272,7 +270,7 @@ impl Coordinator {
     }
 
     /// A word of our own that came back. It changes nothing that we say, only how high we must count from here.
-    fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now, out: &mut Vec<Action>) {
+    fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
         let heard = match kind {
             RecordKind::Card => self.own_seq::<NodeCard>(bytes),
             RecordKind::Heartbeat => self.own_seq::<Heartbeat>(bytes),
@@ -288,14 +286,13 @@ impl Coordinator {
         {
             self.view.raise_term(lease.term);
         }
-        let rested = self.reissued.is_none_or(|at| now.mono >= at + REISSUE_PAUSE);
-        if rested && self.voice.heard(seq) {
+        if self.voice.heard(seq) {
             tracing::warn!(
                 "a newer record of this node came back than it has made: an old backup, or a second node with its key"
             );
             self.view.count_refusal(&Rejection::Own);
-            self.reissued = Some(now.mono);
-            self.say_all(now, out);
+            let rested = self.reissued.map_or(now.mono, |at| (at + REISSUE_PAUSE).max(now.mono));
+            self.reissue_at = self.reissue_at.or(Some(rested));
         }
     }
 
@@ -333,6 +330,10 @@ impl Coordinator {
             return;
         }
         self.live(now);
+        if self.reissue_at.is_some_and(|at| now.mono >= at) {
+            (self.reissue_at, self.reissued) = (None, Some(now.mono));
+            self.say_all(now, out);
+        }
         changes |= self.beat(now, out);
         self.elect(&mut changes, now, out);
         self.pass_on(&changes, now, out);
@@ -348,7 +349,9 @@ impl Coordinator {
     fn is_excluded(&mut self, out: &mut Vec<Action>) -> bool {
         let reason = match self.view.own_standing() {
             Standing::Member => return false,
-            Standing::Expired => "this node's member certificate has expired: join again with a new invitation",
+            Standing::Expired => {
+                "this node's member certificate has expired: check this machine's clock; if it is right, join again with a new invitation"
+            }
             Standing::Revoked => {
                 "this node was evicted from the cluster: it comes back only under a new key, with a new invitation"
             }
@@ -419,8 +422,10 @@ impl Coordinator {
         if live && !leading {
             return situation;
         }
-        let may = self.joined && !self.leaving;
-        situation.place = if may { self.view.place(self.election.stored_term().max(highest) + 1) } else { None };
+        let may = self.joined && !self.leaving && self.view.may_publish();
+        // Who leads stands in no queue; the others' ranks need not be computed for it.
+        let next = self.election.stored_term().max(highest) + 1;
+        situation.place = may.then(|| if leading { 0 } else { self.view.place(next) });
         situation.hand_over = leading && self.draining && !self.handed_over && self.view.has_successor();
         if !leading {
             situation.alone = self.view.is_alone();
@@ -499,67 +504,6 @@ impl Coordinator {
             out.push(Action::DesiredChanged);
         }
         self.choice = choice;
-    }
-
-    fn say_all(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.say_card(out);
-        self.next_beat = now.mono;
-        self.say_points(out);
-        match self.election.leading() {
-            Some(term) => self.say_lease(term, self.settings.timing.ttl, now, out),
-            None => self.say_lease(self.election.stored_term(), Duration::ZERO, now, out),
-        }
-        self.say_publication(out);
-    }
-
-    fn say_card(&mut self, out: &mut Vec<Action>) {
-        let card = |seq| NodeCard {
-            cluster: self.cluster,
-            node: self.me,
-            seq,
-            chain: self.member.chain(),
-            address: mesh_address(&self.me),
-            priority: self.settings.priority,
-            weight: self.settings.weight.clamp(1, 100),
-            version: self.settings.version.chars().filter(|it| it.is_ascii_graphic()).take(64).collect(),
-        };
-        if let Some((card, bytes)) = self.voice.say(card) {
-            out.push(Action::Gossip { kind: RecordKind::Card, bytes });
-            self.view.fold_card(card);
-        }
-    }
-
-    fn say_points(&mut self, out: &mut Vec<Action>) -> Changes {
-        let points = |seq| IntroPoints { cluster: self.cluster, node: self.me, seq, points: self.points.clone() };
-        let Some((points, bytes)) = self.voice.say(points) else { return Changes::default() };
-        out.push(Action::Gossip { kind: RecordKind::IntroPoints, bytes });
-        self.view.fold_points(points)
-    }
-
-    fn say_lease(&mut self, term: u64, ttl: Duration, now: Now, out: &mut Vec<Action>) {
-        if self.member.role() != Role::Publisher {
-            return;
-        }
-        let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
-        let (cluster, holder, priority) = (self.cluster, self.me, self.settings.priority);
-        let Some((lease, bytes)) = self.voice.say(|seq| Lease { cluster, holder, seq, term, priority, ttl_ms }) else {
-            return;
-        };
-        out.push(Action::Gossip { kind: RecordKind::Lease, bytes });
-        self.fold(|view| view.fold_lease(lease, now));
-    }
-
-    fn say_publication(&mut self, out: &mut Vec<Action>) -> Changes {
-        if self.member.role() != Role::Publisher || self.periods.is_empty() {
-            return Changes::default();
-        }
-        let (cluster, node) = (self.cluster, self.me);
-        let (term, periods) = (self.last_term, self.periods.clone());
-        let Some((publication, bytes)) = self.voice.say(|seq| Publication { cluster, node, seq, term, periods }) else {
-            return Changes::default();
-        };
-        out.push(Action::Gossip { kind: RecordKind::Publication, bytes });
-        self.fold(|view| view.fold_publication(publication))
     }
 
     /// An invitation as this node knows it: merged from all its versions.

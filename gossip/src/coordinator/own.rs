@@ -1,7 +1,13 @@
 //! What this node says of itself: each word signed, with a sequence number above all before it.
 
+use std::time::Duration;
+
+use super::{Action, Coordinator, Now};
+use crate::address::mesh_address;
 use crate::id::NodeId;
+use crate::record::{IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
 use crate::signed::{Sign, Statement, Verified};
+use crate::view::Changes;
 
 /// The node's voice.
 pub(super) struct Voice {
@@ -43,5 +49,69 @@ impl Voice {
             self.next = seq + 1;
         }
         ahead
+    }
+}
+
+impl Coordinator {
+    /// Says everything anew, above a number of ours that came back.
+    pub(super) fn say_all(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.say_card(out);
+        self.next_beat = now.mono;
+        self.say_points(out);
+        match self.election.leading() {
+            Some(term) => self.say_lease(term, self.settings.timing.ttl, now, out),
+            None => self.say_lease(self.election.stored_term(), Duration::ZERO, now, out),
+        }
+        self.say_publication(out);
+    }
+
+    pub(super) fn say_card(&mut self, out: &mut Vec<Action>) {
+        let card = |seq| NodeCard {
+            cluster: self.cluster,
+            node: self.me,
+            seq,
+            chain: self.member.chain(),
+            address: mesh_address(&self.me),
+            priority: self.settings.priority,
+            weight: self.settings.weight.clamp(1, 100),
+            version: self.settings.version.chars().filter(|it| it.is_ascii_graphic()).take(64).collect(),
+        };
+        if let Some((card, bytes)) = self.voice.say(card) {
+            out.push(Action::Gossip { kind: RecordKind::Card, bytes });
+            self.view.fold_card(card);
+        }
+    }
+
+    pub(super) fn say_points(&mut self, out: &mut Vec<Action>) -> Changes {
+        let points = |seq| IntroPoints { cluster: self.cluster, node: self.me, seq, points: self.points.clone() };
+        let Some((points, bytes)) = self.voice.say(points) else { return Changes::default() };
+        out.push(Action::Gossip { kind: RecordKind::IntroPoints, bytes });
+        self.view.fold_points(points)
+    }
+
+    pub(super) fn say_lease(&mut self, term: u64, ttl: Duration, now: Now, out: &mut Vec<Action>) {
+        if self.member.role() != Role::Publisher {
+            return;
+        }
+        let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
+        let (cluster, holder, priority) = (self.cluster, self.me, self.settings.priority);
+        let Some((lease, bytes)) = self.voice.say(|seq| Lease { cluster, holder, seq, term, priority, ttl_ms }) else {
+            return;
+        };
+        out.push(Action::Gossip { kind: RecordKind::Lease, bytes });
+        self.fold(|view| view.fold_lease(lease, now));
+    }
+
+    pub(super) fn say_publication(&mut self, out: &mut Vec<Action>) -> Changes {
+        if self.member.role() != Role::Publisher || self.periods.is_empty() {
+            return Changes::default();
+        }
+        let (cluster, node) = (self.cluster, self.me);
+        let (term, periods) = (self.last_term, self.periods.clone());
+        let Some((publication, bytes)) = self.voice.say(|seq| Publication { cluster, node, seq, term, periods }) else {
+            return Changes::default();
+        };
+        out.push(Action::Gossip { kind: RecordKind::Publication, bytes });
+        self.fold(|view| view.fold_publication(publication))
     }
 }

@@ -313,9 +313,16 @@ fn words_of_its_own_that_come_back_raise_its_numbers_and_nothing_else() {
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq > high);
     assert!(scene.last::<IntroPoints>(RecordKind::IntroPoints).seq > high);
     assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > high);
+    // Another one at once raises the numbers at once; everything else is said above it after a pause.
+    scene.hear(&own, RecordKind::Card, own.card(2 * high, 100));
+    assert!(scene.last::<NodeCard>(RecordKind::Card).seq < 2 * high);
+    scene.pass(2);
+    assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > 2 * high);
+    scene.pass(10);
+    assert!(scene.last::<NodeCard>(RecordKind::Card).seq > 2 * high);
     let actions = scene.hear(&own, RecordKind::Lease, own.lease(3, 40, Duration::from_secs(30)));
     assert!(scene.store(actions).contains(&Action::Leadership(Leadership::Publisher { term: 41 })));
-    assert_eq!(scene.node.view().refused().of("own"), 1);
+    assert_eq!(scene.node.view().refused().of("own"), 2);
 }
 
 #[test]

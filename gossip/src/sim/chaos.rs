@@ -98,10 +98,21 @@ impl World {
         }
     }
 
-    fn stop(&mut self, most: u64, asleep: bool) {
-        let Some(host) = self.running() else { return };
+    /// Stops a process until it is thawed.
+    pub(super) fn freeze_host(&mut self, host: usize) {
         self.hosts[host].frozen = true;
         self.hosts[host].silent_since = Some(self.now);
+    }
+
+    /// Has a process say goodbye; it ends when that is gossiped.
+    pub(super) fn say_goodbye(&mut self, host: usize) {
+        self.hosts[host].silent_since = Some(self.now);
+        self.handle(host, Event::Leave);
+    }
+
+    fn stop(&mut self, most: u64, asleep: bool) {
+        let Some(host) = self.running() else { return };
+        self.freeze_host(host);
         let after = self.rng.between(Duration::from_secs(1), Duration::from_secs(most));
         self.at(after, Happening::Thaw { host, asleep_since: asleep.then_some(self.now) });
     }
@@ -189,8 +200,7 @@ impl World {
         let here = (0..self.hosts.len()).filter(|host| self.is_here(*host)).count();
         if let Some(host) = self.running().filter(|_| here > 2) {
             self.hosts[host].fate = Fate::Left;
-            self.hosts[host].silent_since = Some(self.now);
-            self.handle(host, Event::Leave);
+            self.say_goodbye(host);
         }
     }
 

@@ -244,6 +244,16 @@ impl World {
         }
     }
 
+    /// The machine on which the one publisher runs.
+    pub(super) fn publisher_now(&self) -> Option<usize> {
+        let leads = |host: &usize| {
+            let host = &self.hosts[*host];
+            host.runs() && host.process.as_ref().is_some_and(|process| process.leading.is_some())
+        };
+        let mut leading = (0..self.hosts.len()).filter(leads);
+        leading.next().filter(|_| leading.next().is_none())
+    }
+
     /// True if this machine takes part, running or not.
     pub(super) fn is_here(&self, host: usize) -> bool {
         self.hosts[host].fate == Fate::Here

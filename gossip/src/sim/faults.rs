@@ -153,7 +153,7 @@ impl Scenario {
             loss: 0.3,
             delay: Duration::from_secs(10),
             settle: Duration::from_secs(60),
-            watch: Duration::from_secs(60),
+            watch: Duration::from_secs(30),
             bug: None,
         }
     }

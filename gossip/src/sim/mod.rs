@@ -20,6 +20,7 @@ mod memo;
 mod monitor;
 mod report;
 mod rng;
+mod takeover;
 mod world;
 
 pub use checks::LONGEST_SILENCE;
@@ -29,4 +30,5 @@ pub use memo::Memo;
 pub use monitor::{Invariant, Violation};
 pub use report::{Outcome, run, sweep};
 pub use rng::Rng;
+pub use takeover::{Death, Takeover, takeover};
 pub use world::World;

@@ -13,7 +13,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
-    pub fn draw(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,17 +23,17 @@ impl Rng {
 
     /// A number below `bound`; 0 if the bound is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.draw() % bound.max(1) as u64) as usize
+        (self.bits() % bound.max(1) as u64) as usize
     }
 
     /// True once in a while.
     pub fn chance(&mut self, probability: f64) -> bool {
-        ((self.draw() >> 11) as f64 / (1u64 << 53) as f64) < probability
+        ((self.bits() >> 11) as f64 / (1u64 << 53) as f64) < probability
     }
 
     /// A time between two, the short ones more often (even in the logarithm).
     pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
-        let share = (self.draw() >> 11) as f64 / (1u64 << 53) as f64;
+        let share = (self.bits() >> 11) as f64 / (1u64 << 53) as f64;
         let (least, most) = (least.as_secs_f64().max(1e-6), most.as_secs_f64().max(1e-6));
         Duration::from_secs_f64(least * (most / least).powf(share))
     }

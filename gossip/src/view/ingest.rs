@@ -118,7 +118,10 @@ impl View {
     /// known already changes nothing and is no error.
     pub fn ingest(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
         let outcome = self.take_in(origin, kind, bytes, now);
-        if let Err(rejection) = &outcome {
+        // What waits for a card is not refused yet.
+        if let Err(rejection) = &outcome
+            && *rejection != Rejection::Unknown
+        {
             self.refused.count(rejection);
         }
         outcome

@@ -373,10 +373,15 @@ impl View {
         age < ttl && (node.alive || (age < self.liveness.least() && !self.liveness.is_gone(holder)))
     }
 
-    /// How many eligible nodes stand before this one in the queue for `term`; `None` if this one is not eligible.
-    pub(crate) fn place(&self, term: u64) -> Option<usize> {
-        let own = self.member(&self.me).filter(|own| own.is_eligible())?.queue(term);
-        Some(self.members().filter(|node| node.is_eligible() && node.queue(term) < own).count())
+    /// True if this node may be elected.
+    pub(crate) fn may_publish(&self) -> bool {
+        self.member(&self.me).is_some_and(MemberView::is_eligible)
+    }
+
+    /// How many eligible nodes stand before this one in the queue for `term`.
+    pub(crate) fn place(&self, term: u64) -> usize {
+        let Some(own) = self.member(&self.me).map(|own| own.queue(term)) else { return usize::MAX };
+        self.members().filter(|node| node.is_eligible() && node.queue(term) < own).count()
     }
 
     /// True if another node could take the lease over and is not about to leave itself.
