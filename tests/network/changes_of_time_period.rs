@@ -53,6 +53,9 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
                 periods.extend(&now);
                 story.tell(format_args!("periods {now:?} are published; {fetches} fetches, {} failed", failures.len()));
             }
+            if fetches % 100 == 0 {
+                story.tell(format_args!("{fetches} fetches, {} failed", failures.len()));
+            }
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
         story.tell(format_args!("{fetches} fetches, {} failed", failures.len()));

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::demo::RELAYS;
 use anyhow::{Context, Result, ensure};
 use rustbalance_testnet::cluster::Cluster;
 use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
@@ -40,7 +41,7 @@ struct Subject {
 
 /// Measures, and prints a table in Markdown.
 pub(crate) fn bench(binary: PathBuf, extent: &Extent) -> Result<()> {
-    let network = Network::boot_and_tell(Options::default(), |line| eprintln!("{line}"))?;
+    let network = Network::boot_and_tell(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
     let mut starts = [Vec::new(), Vec::new()];
     for round in 1..=extent.starts {
         eprintln!("start {round} of {}", extent.starts);

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Network, Options};
 
+/// Relays beside the authorities: enough for every intro point to have one of its own.
+pub(crate) const RELAYS: usize = 11;
 /// The nodes, in the order in which they come.
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
 /// Fresh clients until each node has answered; three nodes are met within so many but once in ten million runs.
@@ -41,7 +43,7 @@ pub(crate) fn demo(binary: PathBuf) -> Result<()> {
     stage.title("RustBalance: one .onion address, served by three machines, none of which matters more than another");
 
     stage.step("A private Tor network boots: C tor processes on loopback, no internet");
-    let network = Network::boot_and_tell(Options::default(), |line| stage.note(line))?;
+    let network = Network::boot_and_tell(Options { relays: RELAYS, ..Options::default() }, |line| stage.note(line))?;
     measured.boot = stage.since_step();
 
     stage.step("Three nodes start; each has a site of its own, which answers the node's name");
@@ -134,54 +136,72 @@ fn kill_the_publisher(
     let killed = Instant::now();
     stage.note(&format!("{} is dead; {} and {} are left", dead.name(), rest[0].name(), rest[1].name()));
 
-    let mut heir = None;
-    loop {
-        measured.visitors_meanwhile += 1;
-        let at = killed.elapsed().as_secs_f64();
-        match cluster.fetch() {
-            Ok((name, took)) => {
-                stage.note(&format!("+{at:4.1} s  a visitor was served by {name} in {:.1} s", took.as_secs_f64()));
+    let heir = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch_takeover(stage, cluster, &rest, &publisher, killed));
+        // Visitors come all the while.
+        while !watcher.is_finished() {
+            let at = killed.elapsed().as_secs_f64();
+            measured.visitors_meanwhile += 1;
+            match cluster.fetch() {
+                Ok((name, took)) => {
+                    stage.note(&format!("+{at:4.1} s  a visitor was served by {name} in {:.1} s", took.as_secs_f64()));
+                }
+                Err(error) => {
+                    measured.failed_meanwhile += 1;
+                    stage.note(&format!("+{at:4.1} s  a visitor was not served: {}", error.root_cause()));
+                }
             }
-            Err(error) => {
-                measured.failed_meanwhile += 1;
-                stage.note(&format!("+{at:4.1} s  a visitor was not served: {}", error.root_cause()));
-            }
         }
-        let status = rest[0].status()?;
-        if let (None, Some(now)) = (&heir, &status.publisher)
-            && now.node != publisher
-        {
-            measured.takeover = killed.elapsed();
-            let found = rest.iter().find(|node| node.status().is_ok_and(|status| status.node == now.node));
-            let found = Arc::clone(found.context("the new publisher is none of the nodes")?);
-            let at = measured.takeover.as_secs_f64();
-            stage.loud(&format!("+{at:4.1} s  {} took over, in term {}", found.name(), now.term));
-            heir = Some(found);
-        }
-        let by_heir = status.publication.as_ref().is_some_and(|publication| publication.node != publisher);
-        if heir.is_some() && by_heir && status.published_of(&publisher) == 0 && status.is_confirmed() {
-            break;
-        }
-        if killed.elapsed() > TAKEOVER_PATIENCE {
-            bail!("nobody has taken over within {TAKEOVER_PATIENCE:?}\n{}", cluster.diagnosis());
-        }
-    }
-    measured.clean = killed.elapsed();
-    let at = measured.clean.as_secs_f64();
-    stage.loud(&format!("+{at:4.1} s  every directory holds a descriptor without {}", dead.name()));
+        watcher.join().unwrap_or_else(|_| Err(anyhow!("a bug of this program")))
+    });
+    let (heir, takeover, clean) = heir?;
+    (measured.takeover, measured.clean) = (takeover, clean);
     for _ in 0..VISITORS_AFTER {
         let (name, took) = cluster.fetch().with_context(|| cluster.diagnosis())?;
         ensure!(name != dead.name(), "the dead {name} has served");
         let at = killed.elapsed().as_secs_f64();
         stage.note(&format!("+{at:4.1} s  a visitor was served by {name} in {:.1} s", took.as_secs_f64()));
     }
-    Ok((dead, heir.context("nobody took over")?))
+    Ok((dead, heir))
+}
+
+/// Watches those who are left until one of them publishes and every directory has its descriptor, without the dead one.
+/// Returns it, when it took over, and when that was done.
+fn watch_takeover(
+    stage: &Stage,
+    cluster: &Cluster<'_>,
+    rest: &[Arc<Node>],
+    dead: &str,
+    killed: Instant,
+) -> Result<(Arc<Node>, Duration, Duration)> {
+    let heir = cluster.wait_until("another takes over", TAKEOVER_PATIENCE, || {
+        for node in rest {
+            let status = node.status()?;
+            if let Some(publisher) = status.publisher.filter(|publisher| publisher.me) {
+                return Ok((Arc::clone(node), publisher.term));
+            }
+        }
+        bail!("none of those left publishes")
+    });
+    let (heir, term) = heir?;
+    let takeover = killed.elapsed();
+    stage.loud(&format!("+{:4.1} s  {} took over, in term {term}", takeover.as_secs_f64(), heir.name()));
+    cluster.wait_until("every directory holds a descriptor without the dead", TAKEOVER_PATIENCE, || {
+        let status = heir.status()?;
+        let own = status.publication.as_ref().is_some_and(|publication| publication.node == status.node);
+        ensure!(own && status.published_of(dead) == 0, "the dead one is published still");
+        ensure!(status.is_confirmed(), "not every directory has confirmed");
+        Ok(())
+    })?;
+    let clean = killed.elapsed();
+    stage.loud(&format!("+{:4.1} s  every directory holds a descriptor without the dead one", clean.as_secs_f64()));
+    Ok((heir, takeover, clean))
 }
 
 /// Where it is shown: in colour on a terminal, plainly elsewhere.
 struct Stage {
     started: Instant,
-    step: std::cell::Cell<(usize, Instant)>,
+    step: Mutex<(usize, Instant)>,
     colour: bool,
 }
 
@@ -190,7 +210,7 @@ impl Stage {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let started = Instant::now();
         let colour = std::io::stdout().is_terminal() && !plain;
-        Self { started, step: std::cell::Cell::new((0, started)), colour }
+        Self { started, step: Mutex::new((0, started)), colour }
     }
 
     fn paint(&self, code: &str, text: &str) -> String {
@@ -202,13 +222,14 @@ impl Stage {
     }
 
     fn step(&self, text: &str) {
-        let number = self.step.get().0 + 1;
-        self.step.set((number, Instant::now()));
+        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        *step = (step.0 + 1, Instant::now());
+        let number = step.0;
         println!("\n{} {}", self.paint("1;36", &format!("{number}.")), self.paint("1", text));
     }
 
     fn since_step(&self) -> Duration {
-        self.step.get().1.elapsed()
+        self.step.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed()
     }
 
     fn note(&self, text: &str) {

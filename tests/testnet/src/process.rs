@@ -26,7 +26,7 @@ pub(crate) const STATE: &str = "state";
 
 /// Records itself, then becomes the program that follows.
 const LAUNCHER: &str = r#"
-echo "$$ $2" >>"$1" && echo "$$" >"$3" && shift 3 && exec "$@"
+echo "$$ $2" >>"$1" && shift 2 && exec "$@"
 "#;
 
 /// Waits for the end of its input; then kills what the records name, as long as it is ours. A word on its input
@@ -151,7 +151,7 @@ pub(crate) fn launch_program(base: &Path, name: &str, record: &str, output: &str
         .append(true)
         .open(folder.join(output))
         .with_context(|| format!("cannot write to {}", folder.display()))?;
-    let mut child = recorded(base, name, record, &folder.join("pid"))
+    let mut child = recorded(base, name, record)
         .args(words)
         .stdin(Stdio::null())
         .stderr(output.try_clone()?)
@@ -160,7 +160,9 @@ pub(crate) fn launch_program(base: &Path, name: &str, record: &str, output: &str
         .with_context(|| format!("cannot start {name}"))?;
     // The launcher records itself, for us being killed now; we do too, for us looking before it has.
     let pid = child.id();
-    fs::write(folder.join("pid"), pid.to_string())?;
+    // Never seen half written: it would look as if nothing ran.
+    fs::write(folder.join("pid.new"), pid.to_string())?;
+    fs::rename(folder.join("pid.new"), folder.join("pid"))?;
     fs::OpenOptions::new()
         .append(true)
         .create(true)
@@ -181,15 +183,13 @@ pub(crate) fn launch_program(base: &Path, name: &str, record: &str, output: &str
     Ok(exit)
 }
 
-/// A command that records itself for `base/name`, in `pid_file` too, and becomes the program whose words are yet to be
-/// added. In a process group of its own: a Ctrl-C is for us to act on.
-pub(crate) fn recorded(base: &Path, name: &str, record: &str, pid_file: &Path) -> Command {
+/// A command that records itself for `base/name`, and becomes the program whose words are yet to be added. In a process group of its own: a Ctrl-C is for us to act on.
+pub(crate) fn recorded(base: &Path, name: &str, record: &str) -> Command {
     let mut command = Command::new("sh");
     command
         .args(["-c", LAUNCHER, "testnet-launcher"])
         .arg(base.join(RECORDS).join(record))
         .arg(name)
-        .arg(pid_file)
         .current_dir("/")
         .process_group(0);
     command

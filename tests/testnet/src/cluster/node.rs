@@ -13,9 +13,9 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::Status;
+use crate::keys;
 use crate::process::{self, Exit, STATE};
 use crate::site::Site;
-use crate::{keys, process as processes};
 
 /// How long a short command may take.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
@@ -140,7 +140,7 @@ impl Node {
             state.as_os_str(),
             "run".as_ref(),
         ];
-        let exit = processes::launch_program(&self.common.base, &self.folder, &self.common.record, LOG, &words)
+        let exit = process::launch_program(&self.common.base, &self.folder, &self.common.record, LOG, &words)
             .with_context(|| format!("cannot run {}", self.name))?;
         *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
         Ok(())
@@ -209,7 +209,7 @@ impl Node {
     pub fn command_untold(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
         let started = Instant::now();
         let record = &self.common.record;
-        let mut child = process::recorded(&self.common.base, &self.folder, record, Path::new("/dev/null"))
+        let mut child = process::recorded(&self.common.base, &self.folder, record)
             .arg(&self.common.binary)
             .arg("--dir")
             .arg(self.state())
