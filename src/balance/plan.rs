@@ -8,7 +8,8 @@
 //! 2. A slot whose relay failed three times in a row gives the relay and its keys up, and a new slot takes its place.
 //! 3. A slot retires when it is old (a random 18 to 24 hours), worn (16,384 to 32,768 introductions; both as C tor
 //!    does), or at a relay that a member with a lower node id also uses. A retiring slot is no longer advertised, but
-//!    serves on for [`LINGER`] so that clients with the old descriptor still get through.
+//!    serves on for [`LINGER`] so that clients with the old descriptor still get through. Where two nodes have chosen one
+//!    relay at the same moment, no client has come yet, and the slot is closed at once.
 //! 4. Fewer serving slots than wanted: a new one, once it is known where the others are. More: the youngest retires.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,8 @@ use crate::tor::RelayChoice;
 pub const LINGER: Duration = Duration::from_secs(3 * 3600);
 /// Most retired points that serve on at once; beyond, the oldest is closed.
 pub const MAX_LINGERING: usize = 8;
+/// A point younger than this, in seconds, to which no client has come is in hardly any client's descriptor.
+const UNKNOWN: u64 = 60;
 /// How long a lost point is advertised on while its circuit is made again.
 pub const GRACE: Duration = Duration::from_secs(8);
 /// Failures in a row after which a relay is given up.
@@ -294,6 +297,13 @@ impl Plan {
 
     /// Marks what must go, and closes what has lingered long enough.
     fn retire(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let clashing = self.ids(|slot| {
+            let unknown = slot.introductions == 0 && now.unix < slot.created.saturating_add(UNKNOWN);
+            unknown && slot.relay.is_some_and(|relay| self.stronger.contains(&relay))
+        });
+        for id in clashing {
+            self.close(id, actions);
+        }
         for slot in self.slots.values_mut().filter(|slot| slot.retired_at.is_none()) {
             let old = slot.relay.is_some() && now.unix >= slot.created + slot.lifetime.seconds;
             let worn = slot.relay.is_some() && slot.introductions >= slot.lifetime.introductions;
@@ -501,9 +511,33 @@ mod tests {
     }
 
     #[test]
-    fn the_weaker_node_leaves_a_shared_relay_and_lingers_there() {
+    fn of_two_that_chose_one_relay_at_once_the_weaker_closes_its_point() {
         let mut world = World::new(2);
         world.run(3);
+        world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::new() });
+        world.run(3);
+        assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
+        assert_eq!(world.open.len(), 2, "nobody knows the old one");
+    }
+
+    #[test]
+    fn before_it_knows_the_others_it_opens_only_what_it_had() {
+        let mut world = World::new(2);
+        world.plan.handle(Event::MayChoose(false), world.now);
+        let stored = Stored { slot: SlotId(1), relay: relay(4), created: world.now.unix - 5, introductions: 0 };
+        world.tell(Event::Restored(vec![(stored, LIFETIME)]));
+        world.run(3);
+        assert_eq!(world.relays_advertised(), BTreeSet::from([relay(4)]));
+        world.tell(Event::Others { stronger: BTreeSet::new(), weaker: BTreeSet::from([relay(1)]) });
+        world.tell(Event::MayChoose(true));
+        world.run(3);
+        assert_eq!(world.relays_advertised(), BTreeSet::from([relay(4), relay(2)]));
+    }
+
+    #[test]
+    fn the_weaker_node_leaves_a_shared_relay_and_lingers_there() {
+        let mut world = World::new(2);
+        world.run(UNKNOWN + 3);
         world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::from([relay(2)]) });
         world.run(3);
         assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));

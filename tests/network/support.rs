@@ -1,6 +1,7 @@
 //! What the scenarios share: the network, the turn to use it, an eye on the directories, and nodes by name.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
@@ -82,7 +83,9 @@ impl Story {
     }
 
     pub(crate) fn tell(&mut self, what: std::fmt::Arguments<'_>) {
-        eprintln!("{:>20} {:6.1} s  {what}", self.title, self.started.elapsed().as_secs_f64());
+        // In one piece, whatever others write.
+        let line = format!("{:>20} {:6.1} s  {what}\n", self.title, self.started.elapsed().as_secs_f64());
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
 }
 
