@@ -266,7 +266,8 @@ impl Actor {
             }
             Action::MembersChanged => self.members_changed(),
             Action::InvitationsChanged => self.invitations_changed(),
-            Action::DesiredChanged => {}
+            // Both are seen by the publisher in what it is told to want: the points, and the revisions others have used.
+            Action::DesiredChanged | Action::Overwritten => {}
         }
     }
 

@@ -264,6 +264,8 @@ impl Plan {
         *floor = (*floor).max(revision);
         if let Some(target) = self.targets.get_mut(&period) {
             target.floor = target.floor.max(revision);
+            // Another publisher's, that could not hear of this one: its descriptor stands in place of ours.
+            target.renew |= target.edition.as_ref().is_some_and(|edition| revision > edition.revision);
         }
     }
 

@@ -15,7 +15,7 @@ use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
 use rustbalance::tor::{Engine, TorError};
 use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::RelayId;
-use rustbalance_testnet::{Network, Relay, Warmth};
+use rustbalance_testnet::{Network, Options, Relay, Warmth};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -107,4 +107,12 @@ pub(crate) async fn conforms(network: &Network) {
     let folder = tempfile::tempdir().unwrap();
     let stage = ArtiStage { network, folder, clients: AtomicUsize::new(0), killed: Mutex::default() };
     conformance::all(&stage).await;
+}
+
+/// On a network of its own, because a relay dies in it.
+#[test]
+fn the_engine_on_arti_does_what_every_engine_must() {
+    let network = Network::boot(Options::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(conforms(&network));
 }

@@ -8,6 +8,8 @@
 mod changes_of_time_period;
 mod damage;
 mod deaths;
+#[cfg(test)]
+mod engine;
 mod freezing;
 mod joining;
 mod needles;

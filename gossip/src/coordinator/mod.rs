@@ -338,12 +338,21 @@ impl Coordinator {
         self.elect(&mut changes, now, out);
         self.pass_on(&changes, now, out);
         self.plan(&changes, now, out);
+        if changes.publications && self.is_overwritten() {
+            out.push(Action::Overwritten);
+        }
         if changes.members || changes.revocations {
             out.push(Action::MembersChanged);
         }
         if changes.invitations {
             out.push(Action::InvitationsChanged);
         }
+    }
+
+    /// Whether another has published after us though we are the publisher.
+    fn is_overwritten(&self) -> bool {
+        let higher = |it: &PublishedPeriod| self.view.highest_revision(&it.period).is_some_and(|top| top > it.revision);
+        self.election.leading().is_some() && self.periods.iter().any(higher)
     }
 
     fn is_excluded(&mut self, out: &mut Vec<Action>) -> bool {

@@ -108,6 +108,9 @@ pub enum Action {
     Leadership(Leadership),
     /// [`super::Coordinator::desired`] has changed.
     DesiredChanged,
+    /// While this node publishes, another has put a descriptor on the directories after it, of a higher revision: publish
+    /// again, even if nothing else has changed. Two publishers that could not hear each other end like this.
+    Overwritten,
     /// Who is a member, alive, revoked or in which phase has changed: links, the lists on disk
     /// ([`super::Coordinator::chains`], [`super::Coordinator::facts`]). If [`crate::view::View::overdrawn`] has any, a
     /// holder of the authority key revokes them.

@@ -343,3 +343,20 @@ fn revocations_are_passed_on_by_all_invitations_by_publishers() {
         assert!(scene.said.contains_key(&evicted));
     }
 }
+
+#[test]
+fn a_publisher_that_was_overwritten_publishes_again() {
+    let mut scene = Scene::publishing();
+    let other = scene.meet(1, Role::Publisher);
+    let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
+    let published = |revision| vec![PublishedPeriod { period, revision, confirmed: 8, directories: 8 }];
+    scene.event(Event::Published(published(5)));
+    for (seq, revision, again) in [(2, 4, false), (3, 6, true)] {
+        let (cluster, node) = (scene.founder.cluster(), other.node());
+        let word = Publication { cluster, node, seq, term: 1, periods: published(revision) };
+        let actions = scene.hear(&other, RecordKind::Publication, word);
+        assert_eq!(actions.contains(&Action::Overwritten), again);
+    }
+    assert_eq!(scene.node.highest_revision(&period), Some(6));
+    assert!(!scene.event(Event::Published(published(7))).contains(&Action::Overwritten));
+}

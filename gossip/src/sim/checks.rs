@@ -197,7 +197,10 @@ impl World {
                     .collect();
                 return Some(format!("node {host} is wrong about the life of {diff:?}, refused {:?}", view.refused()));
             }
-            let seen: BTreeSet<NodeId> = view.members().map(|node| node.node()).collect();
+            // Whoever left need not be remembered by all: its certificates come back with it, if it does.
+            let left = |node: &NodeId| self.index.get(node).is_some_and(|host| self.hosts[*host].fate == Fate::Left);
+            let seen = view.members().map(|node| node.node()).filter(|node| !left(node));
+            let seen: BTreeSet<NodeId> = seen.collect();
             let first = members.get_or_insert_with(|| seen.clone());
             if let Some(odd) = first.symmetric_difference(&seen).next() {
                 return Some(self.disputed(*odd, &running));

@@ -348,7 +348,7 @@ impl World {
                     process.leading = None;
                 }
             }
-            Action::DesiredChanged => {
+            Action::DesiredChanged | Action::Overwritten => {
                 let wait = self.rng.between(Duration::from_millis(200), Duration::from_secs(2));
                 self.due(host, wait, Due::Publish);
             }

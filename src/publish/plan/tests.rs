@@ -228,3 +228,16 @@ fn an_unreachable_directory_is_retried_with_back_off() {
     }
     assert!((8..25).contains(&tries), "{tries} tries in ten minutes");
 }
+
+#[test]
+fn a_higher_revision_told_by_another_publisher_is_gone_above() {
+    let mut world = World::new();
+    world.tell(Event::Desired(vec![point(1)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(9));
+    let first = period(1, 0..0).id;
+    world.held.iter_mut().filter(|(key, _)| key.0 == first).for_each(|(_, held)| *held = (70_000, vec![point(9)]));
+    world.tell(Event::Floor(first, 70_000));
+    world.run(Duration::from_secs(9));
+    assert!(world.everywhere(&[point(1)]));
+}
