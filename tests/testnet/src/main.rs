@@ -30,7 +30,7 @@ A private Tor network of C tor processes on loopback.
   rustbalance-testnet published DIR ONION [--text]           say which directories hold which revision
   rustbalance-testnet site NAME                              serve a tiny web site on loopback; stay as `up` does
   rustbalance-testnet demo [--binary FILE]                   boot one, and show three nodes of RustBalance on it
-  rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (40)] [--bodies N (5)]
+  rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (100)] [--bodies N (5)]
                                                              boot one, and compare RustBalance with a C tor onion service
 
 NETWORK: --relays N (8)  --exits N (4)  --authorities N (3)  --voting-interval SECONDS (20)  --port-base PORT
@@ -363,7 +363,7 @@ fn measure(mut arguments: Arguments) -> Result<ExitCode> {
     let binary = binary(&mut arguments)?;
     let extent = bench::Extent {
         starts: arguments.option("--starts")?.unwrap_or(3),
-        requests: arguments.option("--requests")?.unwrap_or(40),
+        requests: arguments.option("--requests")?.unwrap_or(100),
         bodies: arguments.option("--bodies")?.unwrap_or(5),
     };
     arguments.end()?;

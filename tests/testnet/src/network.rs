@@ -240,6 +240,12 @@ impl Network {
         OnionService::start(&self.keeper, &self.facts, name, virtual_port, target, "")
     }
 
+    /// Like [`Network::onion_service`] at port 80, but waits only until one directory has its descriptor: to measure how
+    /// soon it can be reached.
+    pub fn onion_service_hastily(&self, name: &str, target: SocketAddr) -> Result<OnionService> {
+        OnionService::start_hastily(&self.keeper, &self.facts, name, target)
+    }
+
     /// Like [`Network::onion_service`], with more lines for its `torrc`, such as `HiddenServiceOnionBalanceInstance 1`.
     pub fn onion_service_with(
         &self,

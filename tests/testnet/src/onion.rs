@@ -51,6 +51,23 @@ impl OnionService {
         Ok(service)
     }
 
+    /// Like [`OnionService::start`], but returns as soon as one directory has the descriptor.
+    pub(crate) fn start_hastily(keeper: &Keeper, facts: &Facts, name: &str, target: SocketAddr) -> Result<Self> {
+        let started = Instant::now();
+        let starting = Client::begin(keeper, facts, name, Warmth::Warm, |folder| {
+            format!("HiddenServiceDir {}/service\nHiddenServicePort 80 {target}\n", folder.display())
+        })?;
+        let mut uploads = watch_uploads(starting.early_control()?)?;
+        let client = starting.finish(READY_PATIENCE)?;
+        let hostname = fs::read_to_string(client.folder().join("service/hostname"))?.trim().to_owned();
+        while let Some(event) = uploads.event(started + PATIENCE)? {
+            if event.text().starts_with("HS_DESC UPLOADED ") {
+                return Ok(Self { client, hostname });
+            }
+        }
+        bail!("the onion service {hostname} was not published within {PATIENCE:?}")
+    }
+
     /// Its address, `.onion` included.
     pub fn hostname(&self) -> &str {
         &self.hostname
