@@ -23,6 +23,7 @@ use tor_proto::client::stream::DataStream;
 use tor_protover::named::FLOWCTRL_CC;
 use tor_rtcompat::{PreferredRuntime, Runtime};
 
+use super::disaster;
 use crate::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR};
 use crate::tor::{Directory, Period, TorError};
 
@@ -71,7 +72,20 @@ impl<R: Runtime> Directories<R> {
             let revision_clock = now.duration_since(ring.start_of_shard_rand_period()).unwrap_or_default();
             Ok(Period { id: descriptor::period_id(time_period), directories, revision_clock, parameters })
         };
-        netdir.hs_all_time_periods().into_iter().map(period).collect()
+        let rings = netdir.hs_all_time_periods();
+        let alone = match rings.as_slice() {
+            [current] => current.time_period().next().map(|next| (current.time_period(), next)),
+            _ => None,
+        };
+        let mut periods: Vec<Period> = rings.into_iter().map(period).collect::<Result<_, _>>()?;
+        if let Some((current, next)) = alone {
+            let (blinded, _) = descriptor::blinded(master, next)?;
+            let directories = disaster::directories(&netdir, current, blinded.id().as_ref(), next);
+            // Its own clock starts with the period; the revisions begin below all that will follow.
+            let (id, revision_clock) = (descriptor::period_id(next), Duration::ZERO);
+            periods.push(Period { id, directories, revision_clock, parameters });
+        }
+        Ok(periods)
     }
 
     /// See [`crate::tor::Engine::upload`].
@@ -202,7 +216,7 @@ fn parameters(netdir: &NetDir) -> DescriptorParameters {
     }
 }
 
-fn relay_id(relay: &Relay<'_>) -> RelayId {
+pub(super) fn relay_id(relay: &Relay<'_>) -> RelayId {
     RelayId { rsa: FixedBytes(relay.rsa_id().to_bytes()), ed25519: FixedBytes((*relay.id()).into()) }
 }
 

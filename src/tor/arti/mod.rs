@@ -23,6 +23,7 @@ pub use client::ArtiConfig;
 mod client;
 mod dial;
 mod directories;
+mod disaster;
 mod intro_point;
 mod introduction;
 mod keys;
