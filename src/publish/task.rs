@@ -174,7 +174,10 @@ impl Running {
             Action::Upload { period, directory, revision } => self.upload(period, directory, revision),
             Action::ReadBack { period, directory } => self.read_back(period, directory),
             Action::Report(periods) => {
-                for period in periods.iter().filter(|period| period.confirmed == period.directories) {
+                let before = self.publisher.report.borrow().clone();
+                let complete =
+                    |period: &&PublishedPeriod| period.confirmed == period.directories && !before.contains(period);
+                for period in periods.iter().filter(complete) {
                     info!(
                         period = period.period.number,
                         revision = period.revision,
