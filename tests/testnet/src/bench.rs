@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::demo::RELAYS;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rustbalance_testnet::cluster::Cluster;
 use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
 
@@ -102,10 +102,9 @@ fn our_start(network: &Network, binary: &PathBuf) -> Result<Duration> {
     let started = Instant::now();
     let node = cluster.init("starting")?;
     node.run()?;
-    // A client that asks too early remembers it: both wait until one directory has confirmed.
+    // A client that asks too early remembers it: both wait until the directories have confirmed.
     cluster.wait_until("a descriptor is published", LIMIT, || {
-        let publication = node.status()?.publication.context("nothing is published")?;
-        ensure!(publication.periods.iter().any(|period| period.confirmed > 0), "no directory has confirmed");
+        ensure!(node.status()?.is_confirmed(), "not every directory has confirmed");
         Ok(())
     })?;
     first_answer(&client, &cluster.onion()?)?;

@@ -240,8 +240,8 @@ impl Network {
         OnionService::start(&self.keeper, &self.facts, name, virtual_port, target, "")
     }
 
-    /// Like [`Network::onion_service`] at port 80, but waits only until one directory has its descriptor: to measure how
-    /// soon it can be reached.
+    /// Like [`Network::onion_service`] at port 80, but waits only until the uploads that tor has begun are done: to measure
+    /// how soon it can be reached.
     pub fn onion_service_hastily(&self, name: &str, target: SocketAddr) -> Result<OnionService> {
         OnionService::start_hastily(&self.keeper, &self.facts, name, target)
     }

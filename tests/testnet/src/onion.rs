@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::client::{Client, READY_PATIENCE, Warmth};
-use crate::control::Control;
+use crate::control::{Control, Reply};
 use crate::facts::Facts;
 use crate::process::Keeper;
 use crate::relay::log_tail;
@@ -51,7 +51,7 @@ impl OnionService {
         Ok(service)
     }
 
-    /// Like [`OnionService::start`], but returns as soon as one directory has the descriptor.
+    /// Like [`OnionService::start`], but returns as soon as all uploads that tor has begun are done.
     pub(crate) fn start_hastily(keeper: &Keeper, facts: &Facts, name: &str, target: SocketAddr) -> Result<Self> {
         let started = Instant::now();
         let starting = Client::begin(keeper, facts, name, Warmth::Warm, |folder| {
@@ -60,8 +60,10 @@ impl OnionService {
         let mut uploads = watch_uploads(starting.early_control()?)?;
         let client = starting.finish(READY_PATIENCE)?;
         let hostname = fs::read_to_string(client.folder().join("service/hostname"))?.trim().to_owned();
+        let mut tally = Tally::default();
         while let Some(event) = uploads.event(started + PATIENCE)? {
-            if event.text().starts_with("HS_DESC UPLOADED ") {
+            tally.count(&event);
+            if tally.is_done() {
                 return Ok(Self { client, hostname });
             }
         }
@@ -95,25 +97,14 @@ impl OnionService {
 
     /// Waits until a directory has the descriptor and none is on its way.
     fn wait_until_published(&self, mut uploads: Control, started: Instant) -> Result<()> {
-        let (mut under_way, mut done) = (0_i32, 0);
+        let mut tally = Tally::default();
         let deadline = started + PATIENCE;
         // The two time periods are uploaded one after the other: a short quiet ends the wait.
         loop {
             let quiet = Instant::now() + Duration::from_millis(1500);
             match uploads.event(quiet.min(deadline))? {
-                Some(event) => {
-                    let mut words = event.text().split(' ');
-                    match (words.next(), words.next()) {
-                        (Some("HS_DESC"), Some("UPLOAD")) => under_way += 1,
-                        (Some("HS_DESC"), Some("UPLOADED")) => {
-                            under_way -= 1;
-                            done += 1;
-                        }
-                        (Some("HS_DESC"), Some("FAILED")) => under_way -= 1,
-                        _ => {}
-                    }
-                }
-                None if done > 0 && under_way <= 0 => return Ok(()),
+                Some(event) => tally.count(&event),
+                None if tally.is_done() => return Ok(()),
                 None if Instant::now() >= deadline => bail!(
                     "the onion service {} was not published within {PATIENCE:?}; its log ends with:\n{}",
                     self.hostname,
@@ -122,6 +113,33 @@ impl OnionService {
                 None => {}
             }
         }
+    }
+}
+
+/// How far the uploads are.
+#[derive(Default)]
+struct Tally {
+    under_way: i32,
+    done: usize,
+}
+
+impl Tally {
+    fn count(&mut self, event: &Reply) {
+        let mut words = event.text().split(' ');
+        match (words.next(), words.next()) {
+            (Some("HS_DESC"), Some("UPLOAD")) => self.under_way += 1,
+            (Some("HS_DESC"), Some("UPLOADED")) => {
+                self.under_way -= 1;
+                self.done += 1;
+            }
+            (Some("HS_DESC"), Some("FAILED")) => self.under_way -= 1,
+            _ => {}
+        }
+    }
+
+    /// Whether a directory has the descriptor and none is on its way.
+    fn is_done(&self) -> bool {
+        self.done > 0 && self.under_way <= 0
     }
 }
 
