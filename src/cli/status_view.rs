@@ -283,6 +283,7 @@ mod tests {
                 frames_in: 1,
                 frames_out: 2,
             }],
+            discovery_generation: 1,
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
                 role: Role::Worker,

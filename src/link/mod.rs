@@ -25,6 +25,7 @@ use rustbalance_gossip::signed::Verified;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::discovery::{Discovery, Offer};
 use crate::frame::FrameError;
 use crate::keys::NodeSecret;
 use crate::tor::{BoxStream, Engine, TorError};
@@ -45,6 +46,8 @@ pub struct LinkConfig {
     pub membership: Member,
     /// The cluster.
     pub cluster: MasterId,
+    /// The newest discovery key, to be handed to whoever may have it.
+    pub discovery: watch::Receiver<Option<Arc<Discovery>>>,
     /// Bounds.
     pub limits: LinkLimits,
 }
@@ -153,6 +156,8 @@ pub struct LinkOutputs {
     pub joins: mpsc::Receiver<CarriedJoin>,
     /// The authority's word that this node is no member any more, as a peer has shown it.
     pub revoked: mpsc::Receiver<Verified<Revocation>>,
+    /// Discovery keys that peers have handed over.
+    pub offered: mpsc::Receiver<Offer>,
 }
 
 /// Why there is no link. Worth another try unless it was refused.
@@ -200,6 +205,11 @@ impl Links {
     /// The open links.
     pub fn status(&self) -> Vec<LinkStatus> {
         self.shared.pool().status(tokio::time::Instant::now())
+    }
+
+    /// True if no member is reached, and at least one is there but accepts none of this node's discovery keys.
+    pub fn is_shut_out(&self) -> bool {
+        self.shared.pool().is_shut_out()
     }
 
     /// What was refused or dropped since start, by name.

@@ -16,6 +16,7 @@ use super::cluster::{Cluster, unix_now};
 use super::status;
 use crate::balance::task::PointStatus;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TokenText, TrafficStatus};
+use crate::discovery::Discovery;
 use crate::health::Health;
 use crate::join::{self, Terms};
 use crate::keys::AuthoritySecret;
@@ -29,6 +30,7 @@ pub(super) struct Running {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
     pub(super) points: watch::Receiver<Vec<PointStatus>>,
+    pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) health: Arc<Health>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) limits: Arc<ServiceLimits>,
@@ -156,6 +158,7 @@ impl Daemon {
             refused: Default::default(),
             links: Vec::new(),
             invitations: Vec::new(),
+            discovery_generation: 0,
         };
         if let Some(running) = self.running.get() {
             running.fill(&mut status);
@@ -173,6 +176,7 @@ impl Running {
         status.invitations = part.invitations;
         status.refused = part.refused;
         status.phase = part.phase;
+        status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
         status.intro_points = status::intro_points(&self.points.borrow(), unix_now());
         status.ports = status::ports(&self.health.ports());
         status.traffic = status::traffic(&self.traffic);
