@@ -6,7 +6,7 @@
 //!
 //! After every event it does not react to that event but looks at the whole again, in this order: is this node still a
 //! member; where is it in its life; is a heartbeat due; who publishes; what of others' facts is to be passed on; what
-//! should stand in the descriptor.
+//! should stand in the descriptor. The last is for the publisher; the others look at it when they beat.
 
 mod own;
 mod settings;
@@ -49,6 +49,10 @@ pub struct Coordinator {
     next_beat: Duration,
     refresh_at: Duration,
     elect_at: Option<Duration>,
+    /// This node's place in the queue for a term, until somebody comes, goes or changes.
+    place: Option<(u64, usize)>,
+    /// What may stand in the descriptor has changed since it was chosen.
+    unplanned: bool,
     said_phase: Option<Phase>,
     joined: bool,
     draining: bool,
@@ -88,6 +92,8 @@ impl Coordinator {
             next_beat: Duration::ZERO,
             refresh_at: Duration::ZERO,
             elect_at: None,
+            place: None,
+            unplanned: false,
             said_phase: None,
             joined: false,
             draining: false,
@@ -143,7 +149,7 @@ impl Coordinator {
         }
     }
 
-    /// What the descriptor should list, as of the last event. Every node computes it; the publisher acts on it.
+    /// What the descriptor should list. Every node computes it, the publisher after every event, the others once a beat.
     pub fn desired(&self) -> Desired {
         let listed = |key: &FixedBytes<32>| self.choice.points.iter().any(|(_, point)| point.session_key == *key);
         Desired {
@@ -151,6 +157,11 @@ impl Coordinator {
             left: self.published.iter().any(|key| !listed(key)),
             version: self.version,
         }
+    }
+
+    /// [`Desired::points`] alone.
+    pub fn desired_points(&self) -> &[(NodeId, IntroPoint)] {
+        &self.choice.points
     }
 
     /// [`Desired::version`] alone.
@@ -386,7 +397,8 @@ impl Coordinator {
 
     /// Moves on in life.
     fn live(&mut self, now: Now) {
-        if self.view.is_alone() || self.view.hears() > 0 || now.mono >= self.started + self.settings.joining {
+        let long_since = now.mono >= self.started + self.settings.joining;
+        if !self.joined && (long_since || self.view.is_alone() || self.view.hears() > 0) {
             self.join(now);
         }
         self.been_healthy |= self.phase() == Phase::Healthy;
@@ -411,6 +423,9 @@ impl Coordinator {
         if self.member.role() != Role::Publisher {
             return;
         }
+        if changes.members {
+            self.place = None;
+        }
         let mut steps = Vec::new();
         let mut situation = self.situation(now);
         self.election.step(&situation, now.mono, &mut steps);
@@ -423,7 +438,13 @@ impl Coordinator {
         self.elect_at = self.election.next_deadline(&situation).filter(|at| *at > now.mono);
     }
 
-    fn situation(&self, now: Now) -> Situation {
+    fn place(&mut self, term: u64) -> usize {
+        let known = self.place.filter(|(of, _)| *of == term);
+        let (_, place) = *self.place.insert(known.unwrap_or_else(|| (term, self.view.place(term))));
+        place
+    }
+
+    fn situation(&mut self, now: Now) -> Situation {
         let (best, live) = (self.view.best_claim(), self.view.is_best_live(now.mono));
         let highest = self.view.highest_term();
         let leading = self.election.leading().is_some();
@@ -434,7 +455,7 @@ impl Coordinator {
         let may = self.joined && !self.leaving && self.view.may_publish();
         // Who leads stands in no queue; the others' ranks need not be computed for it.
         let next = self.election.stored_term().max(highest) + 1;
-        situation.place = may.then(|| if leading { 0 } else { self.view.place(next) });
+        situation.place = may.then(|| if leading { 0 } else { self.place(next) });
         situation.hand_over = leading && self.draining && !self.handed_over && self.view.has_successor();
         if !leading {
             situation.alone = self.view.is_alone();
@@ -493,9 +514,14 @@ impl Coordinator {
 
     fn plan(&mut self, changes: &Changes, now: Now, out: &mut Vec<Action>) {
         let count = now.unix / self.settings.rotation.max(1);
-        if !changes.points && count == self.count {
+        self.unplanned |= changes.points || count != self.count;
+        // In a large cluster there are many changes a second, and choosing costs more than taking one in.
+        let pressing =
+            self.election.leading().is_some() || self.next_beat == now.mono + self.settings.patience.interval;
+        if !self.unplanned || !pressing {
             return;
         }
+        self.unplanned = false;
         self.count = count;
         let choice = {
             let heard =

@@ -310,19 +310,19 @@ impl View {
 
     /// The relays at which other living members wait for clients.
     pub fn relays_of_others(&self) -> BTreeSet<RelayId> {
-        self.points_of(|node| node != self.me)
+        self.points_of(|node| node != self.me).collect()
     }
 
     /// The relays that this node must leave: another living member of a lower id waits there too, and clients can use
     /// only one of them.
     pub fn relays_to_leave(&self) -> BTreeSet<RelayId> {
-        let theirs = self.points_of(|node| node < self.me);
-        self.points_of(|node| node == self.me).intersection(&theirs).copied().collect()
+        let own: BTreeSet<RelayId> = self.points_of(|node| node == self.me).collect();
+        self.points_of(|node| node < self.me).filter(|relay| own.contains(relay)).collect()
     }
 
-    fn points_of(&self, whose: impl Fn(NodeId) -> bool) -> BTreeSet<RelayId> {
-        let nodes = self.members().filter(|node| node.alive && whose(node.node()));
-        nodes.filter_map(|node| node.intro_points.as_ref()).flat_map(|it| &it.points).map(|point| point.relay).collect()
+    fn points_of(&self, whose: impl Fn(NodeId) -> bool) -> impl Iterator<Item = RelayId> {
+        let nodes = self.members().filter(move |node| node.alive && whose(node.node()));
+        nodes.filter_map(|node| node.intro_points.as_ref()).flat_map(|it| &it.points).map(|point| point.relay)
     }
 
     /// The publisher and its term, as far as this node believes in one now.
