@@ -47,6 +47,7 @@ pub struct Coordinator {
     last: Option<Now>,
     started: Duration,
     next_beat: Duration,
+    beaten: Option<Duration>,
     refresh_at: Duration,
     elect_at: Option<Duration>,
     /// This node's place in the queue for a term, until somebody comes, goes or changes.
@@ -90,6 +91,7 @@ impl Coordinator {
             last: None,
             started: Duration::ZERO,
             next_beat: Duration::ZERO,
+            beaten: None,
             refresh_at: Duration::ZERO,
             elect_at: None,
             place: None,
@@ -196,7 +198,7 @@ impl Coordinator {
         let mut changes = self.take(event, now, &mut out);
         if now.mono >= self.refresh_at || now.mono >= self.next_beat {
             changes |= self.view.refresh(now);
-            self.refresh_at = self.view.next_deadline().unwrap_or(now.mono + self.settings.patience.most);
+            self.refresh_at = self.view.next_deadline().unwrap_or(now.mono + self.view.patience().most);
         }
         self.reconcile(changes, now, &mut out);
         self.last = Some(now);
@@ -219,11 +221,11 @@ impl Coordinator {
         // The monotonic clock of most systems stands while the machine sleeps; then only the other one tells.
         let slept =
             Duration::from_secs(now.unix.saturating_sub(last.unix)).saturating_sub(passed) >= self.settings.timing.ttl;
-        if slept || passed > self.settings.patience.interval * 3 {
+        if slept || passed > self.view.patience().interval * 3 {
             self.view.amnesty(now.mono);
             self.refresh_at = now.mono;
         }
-        if slept || passed >= self.settings.patience.least {
+        if slept || passed >= self.view.patience().least {
             let mut steps = Vec::new();
             self.election.interrupted(now.mono, &mut steps);
             self.perform(&steps, now, out);
@@ -409,7 +411,8 @@ impl Coordinator {
         if now.mono < self.next_beat && self.said_phase == Some(phase) {
             return Changes::default();
         }
-        self.next_beat = now.mono + self.settings.patience.interval;
+        self.next_beat = now.mono + self.view.patience().interval;
+        self.beaten = Some(now.mono);
         self.said_phase = Some(phase);
         let (cluster, node, hears) = (self.cluster, self.me, u16::try_from(self.view.hears()).unwrap_or(u16::MAX));
         let Some((beat, bytes)) = self.voice.say(|seq| Heartbeat { cluster, node, seq, phase, hears }) else {
@@ -516,8 +519,7 @@ impl Coordinator {
         let count = now.unix / self.settings.rotation.max(1);
         self.unplanned |= changes.points || count != self.count;
         // In a large cluster there are many changes a second, and choosing costs more than taking one in.
-        let pressing =
-            self.election.leading().is_some() || self.next_beat == now.mono + self.settings.patience.interval;
+        let pressing = self.election.leading().is_some() || self.beaten == Some(now.mono);
         if !self.unplanned || !pressing {
             return;
         }

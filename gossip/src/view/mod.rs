@@ -72,6 +72,8 @@ pub struct MemberView {
     lease_seen: Duration,
     /// The earliest issue date of its certificates.
     joined: u64,
+    /// Its rank for the term and with the priority for which it was asked last.
+    rank: Option<(u64, u8, Rank)>,
 }
 
 impl MemberView {
@@ -89,6 +91,7 @@ impl MemberView {
             last_heard: None,
             lease_seen: Duration::ZERO,
             joined,
+            rank: None,
         }
     }
 
@@ -121,8 +124,12 @@ impl MemberView {
     }
 
     /// Its place in the queue for a term: whoever is draining comes after all others.
-    fn queue(&self, term: u64) -> (bool, Rank) {
-        (self.phase() == Phase::Draining, Rank::new(self.priority(), term, self.node()))
+    fn queue(&mut self, term: u64) -> (bool, Rank) {
+        let (priority, node) = (self.priority(), self.node());
+        let known = self.rank.filter(|(of, with, _)| (*of, *with) == (term, priority));
+        let (_, _, rank) =
+            *self.rank.insert(known.unwrap_or_else(|| (term, priority, Rank::new(priority, term, node))));
+        (self.phase() == Phase::Draining, rank)
     }
 }
 
@@ -370,7 +377,7 @@ impl View {
         let Some(lease) = node.lease.as_ref().filter(|lease| lease.term == term) else { return false };
         let age = mono.saturating_sub(node.lease_seen);
         let ttl = Duration::from_millis(lease.ttl_ms.into()).min(MAX_TTL);
-        age < ttl && (node.alive || (age < self.liveness.least() && !self.liveness.is_gone(holder)))
+        age < ttl && (node.alive || (age < self.patience().least && !self.liveness.is_gone(holder)))
     }
 
     /// True if this node may be elected.
@@ -379,9 +386,14 @@ impl View {
     }
 
     /// How many eligible nodes stand before this one in the queue for `term`.
-    pub(crate) fn place(&self, term: u64) -> usize {
-        let Some(own) = self.member(&self.me).map(|own| own.queue(term)) else { return usize::MAX };
-        self.members().filter(|node| node.is_eligible() && node.queue(term) < own).count()
+    pub(crate) fn place(&mut self, term: u64) -> usize {
+        let own = self.nodes.get_mut(&self.me).filter(|own| own.standing == Standing::Member);
+        let Some(own) = own.map(|own| own.queue(term)) else { return usize::MAX };
+        self.nodes
+            .values_mut()
+            .filter_map(|node| node.is_eligible().then(|| node.queue(term)))
+            .filter(|it| *it < own)
+            .count()
     }
 
     /// True if another node could take the lease over and is not about to leave itself.
@@ -394,6 +406,11 @@ impl View {
         self.revisions.get(period).copied()
     }
 
+    /// How often nodes beat and when silence means death, in a cluster of this size.
+    pub(crate) fn patience(&self) -> Patience {
+        self.liveness.patience()
+    }
+
     /// This process was stopped until now: nobody is judged by the silence meanwhile.
     pub(crate) fn amnesty(&mut self, mono: Duration) {
         self.liveness.amnesty(mono);
@@ -402,6 +419,7 @@ impl View {
     /// Lets time pass: who has been silent too long is dead, whose certificate has ended is no member.
     pub fn refresh(&mut self, now: Now) -> Changes {
         let mut changes = Changes::default();
+        self.liveness.adapt(self.members().count());
         for dead in self.liveness.expire(now.mono) {
             if let Some(node) = self.nodes.get_mut(&dead) {
                 node.alive = false;
