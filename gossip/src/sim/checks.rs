@@ -10,7 +10,7 @@ use super::monitor::Invariant;
 use super::world::World;
 use crate::id::NodeId;
 use crate::plan::{Candidate, Choice, choose};
-use crate::record::{IntroPoint, PeriodId, Phase};
+use crate::record::{IntroPoint, PeriodId, Phase, Role};
 
 /// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken):
 /// the longest allowance, and a few seconds for the tick that acts on it.
@@ -25,13 +25,18 @@ impl World {
     /// After every event of a node.
     pub(super) fn check(&mut self, host: usize) {
         let (clock, me) = (self.hosts[host].clock(self.now), self.hosts[host].id());
+        let worker = self.hosts[host].identity.member.role() != Role::Publisher;
         let Some(process) = &mut self.hosts[host].process else { return };
         let mut broken = Vec::new();
         let view = process.coordinator.view();
         if std::mem::take(&mut process.witness.recheck) {
             let out: Vec<NodeId> = process.witness.told.keys().filter(|it| !view.is_member(it)).copied().collect();
-            for node in out {
-                process.witness.forget(&node);
+            for node in &out {
+                process.witness.forget(node);
+            }
+            // A worker, who cannot claim a higher term, lets go of those that nodes thrown out had claimed.
+            if !out.is_empty() && worker {
+                process.witness.term = 0;
             }
         }
         let news = view.best_claim().filter(|claim| process.witness.believed != Some(*claim));

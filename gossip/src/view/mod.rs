@@ -356,6 +356,17 @@ impl View {
         self.best = claims.map(|lease| Claim::of(lease)).max();
     }
 
+    /// Some who were members are none, or are again: ranks the claims of those who are. A publisher goes on believing no
+    /// term below one that was ever claimed, and claims a higher one itself; who cannot do that would wait for ever for
+    /// somebody to go above the claim of a node that the others had thrown out before they heard of it.
+    fn rank_members_claims(&mut self) {
+        if self.nodes.get(&self.me).is_some_and(|own| own.member.role() != Role::Publisher) {
+            let leases = self.members().filter_map(|node| node.lease.as_ref()).filter(|lease| lease.ttl_ms > 0);
+            self.claimed_term = leases.map(|lease| lease.term).max().unwrap_or_default().max(self.floor);
+        }
+        self.rank_claims();
+    }
+
     /// True if the best claim's lease is good and its holder lives.
     pub(crate) fn is_best_live(&self, mono: Duration) -> bool {
         self.best.is_some_and(|best| self.is_live(&best.holder, best.term, mono))
@@ -439,7 +450,7 @@ impl View {
             }
         }
         if changes.leases {
-            self.rank_claims();
+            self.rank_members_claims();
         }
         changes
     }
