@@ -16,10 +16,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, interval, timeout};
 
-use super::LinkLimits;
 use super::bucket::Bucket;
 use super::frame::{MessageError, read_message, write_message};
-use crate::frame::MAX;
+use super::{LinkLimits, counted};
+use crate::frame::{FrameError, MAX};
 use crate::tor::BoxStream;
 
 /// What crosses an open link.
@@ -45,6 +45,19 @@ pub(super) enum Ended {
     /// The stream failed, ended, or carried nonsense.
     #[error(transparent)]
     Message(#[from] MessageError),
+}
+
+impl Ended {
+    /// The name under which it is counted, where the peer did what no member does.
+    pub(super) fn counted(&self) -> Option<&'static str> {
+        match self {
+            Self::Stuck(_) => Some(counted::DEAF),
+            Self::Message(MessageError::Decode(_) | MessageError::Frame(FrameError::TooLong { .. })) => {
+                Some(counted::NONSENSE)
+            }
+            Self::Silent(_) | Self::Message(MessageError::Frame(_)) => None,
+        }
+    }
 }
 
 /// Messages that wait to be sent on one link: the oldest are dropped.
@@ -113,6 +126,8 @@ pub(super) struct Connection {
     pub(super) out: Arc<OutQueue>,
     pub(super) counts: Arc<LinkCounts>,
     pub(super) received: mpsc::Sender<(NodeId, Vec<u8>)>,
+    /// Messages refused, of all links.
+    pub(super) flood: Arc<AtomicU64>,
     pub(super) limits: LinkLimits,
 }
 
@@ -148,6 +163,7 @@ impl Connection {
                     let taken =
                         bucket.take(cost, Instant::now()) && self.received.try_send((self.peer, message.0)).is_ok();
                     if !taken {
+                        self.flood.fetch_add(1, Ordering::Relaxed);
                         self.counts.dropped.fetch_add(1, Ordering::Relaxed);
                     }
                 }

@@ -152,6 +152,7 @@ async fn open(shared: Arc<Shared>, peer: NodeId) {
 /// Runs a link from the moment that both sides know who they are.
 async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, stream: BoxStream) {
     if shared.members.borrow().revoked.contains(&peer) {
+        shared.pool().count(Refusal::Revoked.name());
         return;
     }
     let opened = Instant::now();
@@ -159,13 +160,22 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         Ok(parts) => parts,
         Err(refusal) => {
             debug!(%refusal, "link not kept");
+            if !outgoing {
+                shared.pool().count(refusal.name());
+            }
             return;
         }
     };
     info!(outgoing, "link open");
-    let connection = Connection { peer, out, counts, received: shared.received.clone(), limits: shared.limits.clone() };
+    let (received, flood) = (shared.received.clone(), Arc::clone(&shared.pool().flood));
+    let connection = Connection { peer, out, counts, received, flood, limits: shared.limits.clone() };
     tokio::select! {
-        ended = connection.run(stream) => info!(reason = &ended as &dyn std::error::Error, "link ended"),
+        ended = connection.run(stream) => {
+            info!(reason = &ended as &dyn std::error::Error, "link ended");
+            if let Some(name) = ended.counted() {
+                shared.pool().count(name);
+            }
+        }
         () = close.cancelled() => info!("link closed: replaced, revoked, expired or not needed"),
         () = shared.stop.cancelled() => {}
     }

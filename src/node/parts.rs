@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -25,12 +26,12 @@ use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::DiscoverySecret;
-use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet};
+use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet};
 use crate::proxy::Proxy;
 use crate::publish::task::Publisher;
 use crate::store::Store;
 use crate::systemd;
-use crate::tor::{Engine, Incoming, OwnService};
+use crate::tor::{Engine, Incoming, OwnService, ServiceLimits};
 
 /// Client streams that may wait to be taken.
 const STREAMS: usize = 256;
@@ -86,13 +87,15 @@ impl Parts {
             identity: store.node_secret()?,
             membership: store.membership().clone(),
             cluster: store.cluster(),
-            limits: LinkLimits::default(),
+            limits: config.links.clone(),
         };
         let (links, LinkOutputs { carrier, joins }) = Links::start(config_of_links, members_watch);
         let links = Arc::new(links);
         let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
         let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: GOSSIP_INTERVAL };
         let (mesh, updates) = Mesh::start(mesh, carrier, seeds).await?;
+        mesh.set_limits(config.gossip.mesh);
+        let gossip = mesh.counting();
         let coordinator = Coordinator::new(
             settings(&store, config, boot)?,
             Box::new(store.node_secret()?),
@@ -168,10 +171,12 @@ impl Parts {
         tasks.spawn(pump(health.ready(), cluster.clone(), Event::Ready, "health report"));
         let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
         let traffic = proxy.traffic();
-        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), Arc::clone(&store), admitting));
+        let (links_of_door, store_of_door) = (Arc::clone(&links), Arc::clone(&store));
+        let door = JoinPort::new(cluster.clone(), links_of_door, store_of_door, admitting, config.joins);
+        let door = Arc::new(door);
         let (to_proxy, clients) = mpsc::channel(STREAMS);
-        tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door)));
-        tasks.spawn(answer_carried(joins, door));
+        tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door), Arc::clone(&limits)));
+        tasks.spawn(answer_carried(joins, Arc::clone(&door)));
         let proxy = tokio::spawn(proxy.run(clients, stop_serving.clone(), GRACE));
         tasks.spawn(tell_systemd(cluster.clone()));
 
@@ -182,6 +187,8 @@ impl Parts {
             health,
             traffic,
             limits,
+            door,
+            gossip: Box::new(gossip),
         };
         // Set once: a daemon starts its parts once.
         let _ = daemon.running.set(running);
@@ -242,6 +249,7 @@ fn settings(store: &Store, config: &Config, boot: u64) -> Result<Settings, NodeE
     settings.weight = config.node.weight;
     settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
     settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
+    settings.waiting = config.gossip.waiting;
     Ok(settings)
 }
 
@@ -333,7 +341,10 @@ async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, s
     let places = Arc::new(Semaphore::new(ACCEPTING));
     while let Some(Some(incoming)) = stop.run_until_cancelled(incoming.recv()).await {
         // Too many at once: dropped, it is rejected.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            links.count_crowd();
+            continue;
+        };
         let links = Arc::clone(&links);
         tokio::spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {
@@ -361,6 +372,7 @@ async fn sort_streams(
     mut incoming: mpsc::Receiver<Incoming>,
     proxy: mpsc::Sender<Incoming>,
     door: Arc<JoinPort>,
+    limits: Arc<ServiceLimits>,
 ) -> Ended {
     while let Some(stream) = incoming.recv().await {
         if stream.port == JOIN_PORT {
@@ -368,8 +380,10 @@ async fn sort_streams(
             let door = Arc::clone(&door);
             tokio::spawn(async move { door.answer(stream).await });
         } else {
-            // Full or closed: dropped, it is rejected.
-            let _ = proxy.try_send(stream);
+            // Full: dropped, it is rejected. Closed: the daemon is stopping.
+            if let Err(mpsc::error::TrySendError::Full(_)) = proxy.try_send(stream) {
+                limits.refused.streams.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
     Ok("client streams")
