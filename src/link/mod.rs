@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::mesh::{Carrier, DEFAULT_NEIGHBOURS};
-use rustbalance_gossip::record::Member;
+use rustbalance_gossip::record::{Member, Revocation};
+use rustbalance_gossip::signed::Verified;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -114,8 +115,8 @@ impl Default for LinkLimits {
 pub struct MemberSet {
     /// Members that live, or of which nothing is known yet; with this node or without.
     pub members: BTreeSet<NodeId>,
-    /// Evicted, or for another reason no members whatever their certificate says.
-    pub revoked: BTreeSet<NodeId>,
+    /// Evicted, or for another reason no members whatever their certificate says; with the authority's word.
+    pub revoked: BTreeMap<NodeId, Verified<Revocation>>,
 }
 
 /// One link, for `status`.
@@ -151,6 +152,8 @@ pub struct LinkOutputs {
     pub carrier: Carrier,
     /// For the one who admits joiners; dropped, such streams are refused as busy.
     pub joins: mpsc::Receiver<CarriedJoin>,
+    /// The authority's word that this node is no member any more, as a peer has shown it.
+    pub revoked: mpsc::Receiver<Verified<Revocation>>,
 }
 
 /// Why there is no link. Worth another try unless it was refused.

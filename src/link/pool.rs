@@ -153,13 +153,14 @@ impl Pool {
 
     /// Closes what must not or need not be, and says whom to dial now.
     pub(super) fn reconcile(&mut self, set: &MemberSet, unix: u64, now: Instant) -> Vec<NodeId> {
-        let trusted: BTreeSet<NodeId> = set.members.difference(&set.revoked).copied().collect();
+        let trusted: BTreeSet<NodeId> =
+            set.members.iter().filter(|node| !set.revoked.contains_key(node)).copied().collect();
         let wanted = neighbours(self.me, &trusted, self.limits.neighbours);
         for link in self.links.values_mut() {
             let needed = wanted.contains(&link.peer) || !link.outgoing;
             link.unneeded = if needed { None } else { link.unneeded.or(Some(now)) };
             let idle = link.unneeded.is_some_and(|since| now.saturating_duration_since(since) >= UNNEEDED);
-            if set.revoked.contains(&link.peer) || link.expires < unix || idle {
+            if set.revoked.contains_key(&link.peer) || link.expires < unix || idle {
                 link.close.cancel();
             }
         }
@@ -237,14 +238,21 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustbalance_gossip::record::Revocation;
+    use rustbalance_gossip::signed::Verified;
 
     fn node(i: u8) -> NodeId {
         NodeId::from_public_key([i; 32])
     }
 
     fn set(members: impl IntoIterator<Item = u8>, revoked: &[u8]) -> MemberSet {
-        let ids = |ids: Vec<u8>| ids.into_iter().map(node).collect();
-        MemberSet { members: ids(members.into_iter().collect()), revoked: ids(revoked.to_vec()) }
+        let authority = crate::keys::AuthoritySecret::generate(&mut rand::rng());
+        let revoke = |i: &u8| {
+            let cluster = rustbalance_gossip::id::MasterId::from_public_key([0; 32]);
+            let revocation = Revocation { cluster, node: node(*i), revoked: 9 };
+            (node(*i), Verified::sign(revocation, &authority).unwrap())
+        };
+        MemberSet { members: members.into_iter().map(node).collect(), revoked: revoked.iter().map(revoke).collect() }
     }
 
     fn pool(me: u8) -> Pool {

@@ -1,12 +1,12 @@
 //! Links between nodes in one process, and peers that do what no honest one does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update};
-use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, RecordKind, Role};
+use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, RecordKind, Revocation, Role};
 use rustbalance_gossip::signed::Verified;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
@@ -74,8 +74,13 @@ impl World {
         }
     }
 
+    pub(super) fn revocation(&self, i: usize) -> Verified<Revocation> {
+        let revocation = Revocation { cluster: self.cluster(), node: self.node(i), revoked: 9 };
+        Verified::sign(revocation, &self.authority).unwrap()
+    }
+
     fn set(&self, members: impl IntoIterator<Item = usize>) -> MemberSet {
-        MemberSet { members: members.into_iter().map(|i| self.node(i)).collect(), revoked: BTreeSet::new() }
+        MemberSet { members: members.into_iter().map(|i| self.node(i)).collect(), revoked: BTreeMap::new() }
     }
 }
 
@@ -111,6 +116,7 @@ struct Node {
     set: watch::Sender<MemberSet>,
     carrier: Option<Carrier>,
     joins: Option<mpsc::Receiver<CarriedJoin>>,
+    revoked: Option<mpsc::Receiver<Verified<Revocation>>>,
     _service: Box<dyn Listening>,
 }
 
@@ -140,7 +146,8 @@ async fn node(world: &World, net: &Net, i: usize, set: MemberSet, limits: LinkLi
             links.accept(request.accept().await.unwrap());
         }
     });
-    Node { links, engine, set, carrier: Some(outputs.carrier), joins: Some(outputs.joins), _service: service }
+    let LinkOutputs { carrier, joins, revoked } = outputs;
+    Node { links, engine, set, carrier: Some(carrier), joins: Some(joins), revoked: Some(revoked), _service: service }
 }
 
 async fn nodes<const N: usize>(world: &World, net: &Net, sets: [MemberSet; N], limits: LinkLimits) -> Vec<Node> {
@@ -259,12 +266,26 @@ async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), patient.clone()).await;
     until("links", || nodes[0].peers().contains(&world.node(1))).await;
     nodes[0].set.send_modify(|set| {
-        set.revoked.insert(world.node(1));
+        set.revoked.insert(world.node(1), world.revocation(1));
     });
     until("the end of the link", || !nodes[0].peers().contains(&world.node(1))).await;
     let (_stream, answer) = nodes[0].hostile(&world, 1, 0, Purpose::Mesh).await;
-    assert_eq!(answer, handshake::Listener::answer(Some(handshake::Refusal::Revoked)).unwrap());
+    let word = Some(world.revocation(1).unverified());
+    let refused = handshake::Refused { why: handshake::Refusal::Revoked, revocation: word };
+    assert_eq!(answer, handshake::Listener::answer(Some(refused)).unwrap());
     until("the count", || nodes[0].refused("link_revoked") > 0).await;
+}
+
+#[tokio::test]
+async fn who_was_put_out_while_away_is_shown_the_authoritys_word() {
+    let (world, net) = (World::new(), Net::new());
+    let mut set = world.set([0, 1]);
+    set.revoked.insert(world.node(1), world.revocation(1));
+    let _listening = node(&world, &net, 0, set, limits()).await;
+    // It knows of nothing, and dials.
+    let mut away = node(&world, &net, 1, world.set([0, 1]), limits()).await;
+    let mut revoked = away.revoked.take().unwrap();
+    assert_eq!(timeout(PATIENCE, revoked.recv()).await.unwrap(), Some(world.revocation(1)));
 }
 
 #[tokio::test]
@@ -294,7 +315,7 @@ async fn strangers_and_their_garbage_change_nothing() {
     };
     frame::write(&mut stream, &dialler.challenge(&challenge).unwrap()).await.unwrap();
     let answer = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
-    assert_eq!(answer, handshake::Listener::answer(Some(handshake::Refusal::NotMember)).unwrap());
+    assert_eq!(answer, handshake::Listener::answer(Some(handshake::Refusal::NotMember.into())).unwrap());
     until("the counts", || nodes[0].refused("link_not_member") == 1 && nodes[0].refused("link_malformed") >= 2).await;
     assert_eq!(nodes[0].peers(), BTreeSet::from([world.node(1)]));
 }

@@ -10,7 +10,8 @@ use rustbalance_gossip::coordinator::{Coordinator, Event, Settings};
 use rustbalance_gossip::lease::Timing;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::mesh::{Mesh, MeshConfig};
-use rustbalance_gossip::record::{Phase, PublishedPeriod, Role};
+use rustbalance_gossip::record::{Phase, PublishedPeriod, Revocation, Role};
+use rustbalance_gossip::signed::Verified;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -89,7 +90,7 @@ impl Parts {
             cluster: store.cluster(),
             limits: config.links.clone(),
         };
-        let (links, LinkOutputs { carrier, joins }) = Links::start(config_of_links, members_watch);
+        let (links, LinkOutputs { carrier, joins, revoked }) = Links::start(config_of_links, members_watch);
         let links = Arc::new(links);
         let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
         let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: GOSSIP_INTERVAL };
@@ -119,6 +120,7 @@ impl Parts {
         tasks.spawn(forward_members(decided.clone(), members));
         tasks.spawn(trust(decided, Arc::clone(&engine), store.discovery()?.secret, me));
         tasks.spawn(listen(Arc::clone(&engine), Arc::clone(&store), Arc::clone(&links), stop_all.clone()));
+        tasks.spawn(take_word(revoked, cluster.clone()));
         tasks.spawn(tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
         let (streams, incoming) = mpsc::channel(STREAMS);
@@ -259,7 +261,7 @@ fn known_members(store: &Store) -> Result<MemberSet, NodeError> {
     let chains = store.members()?;
     let members = chains.into_iter().filter_map(|chain| chain.verify(store.cluster(), unix).ok());
     let members: BTreeSet<_> = members.map(|member| member.node()).collect();
-    let revoked = store.revocations()?.iter().map(|revocation| revocation.node).collect();
+    let revoked = store.revocations()?.into_iter().map(|revocation| (revocation.node, revocation)).collect();
     Ok(MemberSet { members, revoked })
 }
 
@@ -355,6 +357,15 @@ async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, s
     }
     drop(listening);
     Ok("own service")
+}
+
+/// Passes on the authority's word that this node has been put out, which its peers show at closed doors.
+async fn take_word(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: Cluster) -> Ended {
+    while let Some(revocation) = revoked.recv().await {
+        // If the actor has ended, its own task tells why.
+        let _ = cluster.tell(Event::Revocation(revocation)).await;
+    }
+    Ok("revocations")
 }
 
 /// Tells the cluster once that others can be heard.
