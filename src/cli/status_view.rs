@@ -284,6 +284,7 @@ mod tests {
                 frames_out: 2,
                 dropped: 0,
             }],
+            discovery_generation: 1,
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
                 role: Role::Worker,

@@ -42,6 +42,8 @@ pub struct Status {
     pub links: Vec<LinkStatus>,
     /// The invitations this node knows.
     pub invitations: Vec<InvitationStatus>,
+    /// How often the discovery key has been changed, as far as this node has the new ones.
+    pub discovery_generation: u32,
 }
 
 /// How far the connection to Tor is.

@@ -26,6 +26,7 @@ use rustbalance_gossip::signed::Verified;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::discovery::{Discovery, Offer};
 use crate::frame::FrameError;
 use crate::keys::NodeSecret;
 use crate::tor::{BoxStream, Engine, TorError};
@@ -46,6 +47,8 @@ pub struct LinkConfig {
     pub membership: Member,
     /// The cluster.
     pub cluster: MasterId,
+    /// The newest discovery key, to be handed to whoever may have it.
+    pub discovery: watch::Receiver<Option<Arc<Discovery>>>,
     /// Bounds.
     pub limits: LinkLimits,
 }
@@ -154,6 +157,8 @@ pub struct LinkOutputs {
     pub joins: mpsc::Receiver<CarriedJoin>,
     /// The authority's word that this node is no member any more, as a peer has shown it.
     pub revoked: mpsc::Receiver<Verified<Revocation>>,
+    /// Discovery keys that peers have handed over.
+    pub offered: mpsc::Receiver<Offer>,
 }
 
 /// Why there is no link. Worth another try unless it was refused.
@@ -203,9 +208,19 @@ impl Links {
         self.shared.pool().count(counted::CROWD);
     }
 
+    /// Counts a discovery key that a member has handed over and that is not the authority's.
+    pub fn count_false_key(&self) {
+        self.shared.pool().count(counted::FALSE_KEY);
+    }
+
     /// The open links.
     pub fn status(&self) -> Vec<LinkStatus> {
         self.shared.pool().status(tokio::time::Instant::now())
+    }
+
+    /// True if no member is reached, and at least one is there but accepts none of this node's discovery keys.
+    pub fn is_shut_out(&self) -> bool {
+        self.shared.pool().is_shut_out()
     }
 
     /// What was refused or dropped since start, by name.
@@ -238,6 +253,8 @@ mod counted {
     pub(super) const NONSENSE: &str = "link_nonsense";
     /// A member that read nothing: its link was closed.
     pub(super) const DEAF: &str = "link_deaf";
+    /// A discovery key that the authority has not signed.
+    pub(super) const FALSE_KEY: &str = "link_false_key";
     /// A message of a member that sent too much.
     pub(super) const FLOOD: &str = "link_flood";
     /// A message for which there was no link.

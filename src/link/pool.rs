@@ -44,6 +44,8 @@ struct Dials {
     running: bool,
     failures: u32,
     not_before: Option<Instant>,
+    /// The last one found the node there, but closed to those who have only our keys.
+    shut_out: bool,
 }
 
 pub(super) struct Pool {
@@ -130,15 +132,22 @@ impl Pool {
         }
     }
 
-    /// Notes that a dial has come to nothing.
-    pub(super) fn dial_failed(&mut self, peer: NodeId, jitter: f64, now: Instant) {
-        self.dials.entry(peer).or_default().running = false;
+    /// Notes that a dial has come to nothing, perhaps because the node lets nobody find it who has only our keys.
+    pub(super) fn dial_failed(&mut self, peer: NodeId, shut_out: bool, jitter: f64, now: Instant) {
+        let dials = self.dials.entry(peer).or_default();
+        (dials.running, dials.shut_out) = (false, shut_out);
         self.pause(peer, jitter, now);
     }
 
     /// Notes that a dial has become a link.
     pub(super) fn dial_done(&mut self, peer: NodeId) {
-        self.dials.entry(peer).or_default().running = false;
+        let dials = self.dials.entry(peer).or_default();
+        (dials.running, dials.shut_out) = (false, false);
+    }
+
+    /// True if no member is reached, and at least one is there but closed to those who have only our keys.
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.links.is_empty() && self.dials.values().any(|dials| dials.shut_out)
     }
 
     /// Doubles the pause before the next dial of `peer`. `jitter` is drawn from 0 to 1: half of the pause is random,
@@ -313,6 +322,21 @@ mod tests {
     }
 
     #[test]
+    fn who_reaches_nobody_and_is_let_find_nobody_is_shut_out() {
+        let (mut pool, now) = (pool(1), Instant::now());
+        pool.dial_failed(node(2), false, 0.0, now);
+        assert!(!pool.is_shut_out(), "they may be dead");
+        pool.dial_failed(node(3), true, 0.0, now);
+        assert!(pool.is_shut_out());
+        let (id, ..) = pool.open(node(2), false, 99, now).unwrap();
+        assert!(!pool.is_shut_out(), "one has come");
+        pool.ended(id, node(2), LASTING, 0.0, now);
+        assert!(pool.is_shut_out());
+        pool.dial_failed(node(3), false, 0.0, now);
+        assert!(!pool.is_shut_out());
+    }
+
+    #[test]
     fn the_revoked_and_the_expired_are_closed_and_not_dialled() {
         let now = Instant::now();
         let mut pool = pool(1);
@@ -333,12 +357,12 @@ mod tests {
         for _ in 0..9 {
             assert_eq!(pool.reconcile(&members, 0, now), [node(2)]);
             assert!(pool.reconcile(&members, 0, now + Duration::from_secs(3600)).is_empty(), "two dials at once");
-            pool.dial_failed(node(2), 1.0, now);
+            pool.dial_failed(node(2), false, 1.0, now);
             let failed = now;
             while pool.reconcile(&members, 0, now).is_empty() {
                 now += Duration::from_millis(500);
             }
-            pool.dial_failed(node(2), 1.0, now);
+            pool.dial_failed(node(2), false, 1.0, now);
             pool.dials.get_mut(&node(2)).unwrap().failures -= 1;
             pool.dials.get_mut(&node(2)).unwrap().not_before = None;
             pauses.push((now - failed).as_secs());

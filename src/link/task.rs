@@ -23,12 +23,16 @@ use super::frame::MessageError;
 use super::handshake::{Dialler, HandshakeError, Listener, Proved, Purpose, Refusal, Refused};
 use super::pool::Pool;
 use super::{CarriedJoin, LINK_PORT, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, counted};
+use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError, MAX_UNPROVEN};
 use crate::keys::NodeSecret;
-use crate::tor::{BoxStream, Engine};
+use crate::tor::{BoxStream, Engine, TorError};
 
 /// Messages from all links that may wait for the mesh; later ones are dropped.
 const INBOX: usize = 256;
+
+/// Discovery keys from all links that may wait to be looked at.
+const OFFERS: usize = 8;
 
 /// What every task of the links has.
 pub(super) struct Shared {
@@ -44,6 +48,8 @@ pub(super) struct Shared {
     received: mpsc::Sender<(NodeId, Vec<u8>)>,
     joins: mpsc::Sender<CarriedJoin>,
     revoked: mpsc::Sender<Verified<Revocation>>,
+    discovery: watch::Receiver<Option<Arc<Discovery>>>,
+    offered: mpsc::Sender<Offer>,
     pub(super) stop: CancellationToken,
 }
 
@@ -57,6 +63,7 @@ impl Shared {
         let (received, inbox) = mpsc::channel(INBOX);
         let (joins, carried) = mpsc::channel(config.limits.carried.0.max(1));
         let (revoked, word) = mpsc::channel(1);
+        let (offered, offers) = mpsc::channel(OFFERS);
         let (rate, burst) = config.limits.accepts_per_second;
         let shared = Arc::new(Self {
             pool: Mutex::new(Pool::new(config.membership.node(), config.limits.clone())),
@@ -71,6 +78,8 @@ impl Shared {
             received,
             joins,
             revoked,
+            discovery: config.discovery,
+            offered,
             stop: CancellationToken::new(),
         });
         let sender = Arc::downgrade(&shared);
@@ -80,7 +89,7 @@ impl Shared {
             }
         };
         let carrier = Carrier { send: Arc::new(send), received: inbox };
-        (shared, LinkOutputs { carrier, joins: carried, revoked: word })
+        (shared, LinkOutputs { carrier, joins: carried, revoked: word, offered: offers })
     }
 
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
@@ -148,11 +157,12 @@ async fn open(shared: Arc<Shared>, peer: NodeId) {
         }
         Some(Err(error)) => {
             debug!(error = &error as &dyn std::error::Error, "no link");
+            let shut_out = matches!(&error, LinkError::Dial(TorError::ShutOut { .. }));
+            shared.pool().dial_failed(peer, shut_out, rand::rng().random(), Instant::now());
             if let LinkError::Handshake(HandshakeError::Revoked(revocation)) = error {
                 // Once is enough.
                 let _ = shared.revoked.try_send(*revocation);
             }
-            shared.pool().dial_failed(peer, rand::rng().random(), Instant::now());
         }
         None => {}
     }
@@ -176,8 +186,17 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         }
     };
     info!(outgoing, "link open");
-    let (received, flood) = (shared.received.clone(), Arc::clone(&shared.pool().flood));
-    let connection = Connection { peer, out, counts, received, flood, limits: shared.limits.clone() };
+    let connection = Connection {
+        peer,
+        out,
+        counts,
+        received: shared.received.clone(),
+        flood: Arc::clone(&shared.pool().flood),
+        members: shared.members.clone(),
+        discovery: shared.discovery.clone(),
+        offered: shared.offered.clone(),
+        limits: shared.limits.clone(),
+    };
     tokio::select! {
         ended = connection.run(stream) => {
             info!(reason = &ended as &dyn std::error::Error, "link ended");

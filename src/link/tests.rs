@@ -116,28 +116,36 @@ struct Node {
     set: watch::Sender<MemberSet>,
     carrier: Option<Carrier>,
     joins: Option<mpsc::Receiver<CarriedJoin>>,
-    revoked: Option<mpsc::Receiver<Verified<Revocation>>>,
+    revoked: mpsc::Receiver<Verified<Revocation>>,
+    newest: watch::Sender<Option<Arc<Discovery>>>,
+    offered: mpsc::Receiver<Offer>,
     _service: Box<dyn Listening>,
 }
 
 async fn node(world: &World, net: &Net, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
     let engine = net.fake.engine();
     for other in 0..world.keys.len() {
-        engine.trust_discovery(world.node(other), &net.discovery).unwrap();
+        engine.trust_discovery(world.node(other), &[&net.discovery]).unwrap();
     }
     let (set, members) = watch::channel(set);
+    let (newest, discovery) = watch::channel(None);
     let config = LinkConfig {
         engine: Arc::clone(&engine) as Arc<dyn Engine>,
         identity: world.key(i),
         membership: world.member(i),
         cluster: world.cluster(),
+        discovery,
         limits,
     };
     let (links, outputs) = Links::start(config, members);
     let links = Arc::new(links);
     let (streams, mut incoming) = mpsc::channel(16);
-    let service =
-        OwnService { identity: world.key(i), discovery: vec![net.discovery.public()], ports: vec![LINK_PORT] };
+    let service = OwnService {
+        identity: world.key(i),
+        discovery: vec![net.discovery.public()],
+        ports: vec![LINK_PORT],
+        refused: Arc::default(),
+    };
     let service = engine.listen(service, streams).await.unwrap();
     let listening = Arc::downgrade(&links);
     tokio::spawn(async move {
@@ -146,8 +154,9 @@ async fn node(world: &World, net: &Net, i: usize, set: MemberSet, limits: LinkLi
             links.accept(request.accept().await.unwrap());
         }
     });
-    let LinkOutputs { carrier, joins, revoked } = outputs;
-    Node { links, engine, set, carrier: Some(carrier), joins: Some(joins), revoked: Some(revoked), _service: service }
+    let LinkOutputs { carrier, joins, revoked, offered } = outputs;
+    let (carrier, joins) = (Some(carrier), Some(joins));
+    Node { links, engine, set, newest, carrier, joins, revoked, offered, _service: service }
 }
 
 async fn nodes<const N: usize>(world: &World, net: &Net, sets: [MemberSet; N], limits: LinkLimits) -> Vec<Node> {
@@ -284,8 +293,33 @@ async fn who_was_put_out_while_away_is_shown_the_authoritys_word() {
     let _listening = node(&world, &net, 0, set, limits()).await;
     // It knows of nothing, and dials.
     let mut away = node(&world, &net, 1, world.set([0, 1]), limits()).await;
-    let mut revoked = away.revoked.take().unwrap();
-    assert_eq!(timeout(PATIENCE, revoked.recv()).await.unwrap(), Some(world.revocation(1)));
+    assert_eq!(timeout(PATIENCE, away.revoked.recv()).await.unwrap(), Some(world.revocation(1)));
+}
+
+#[tokio::test]
+async fn a_new_discovery_key_reaches_all_but_the_revoked() {
+    let (world, net) = (World::new(), Net::new());
+    let mut nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
+    until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
+    let key = Discovery::generate(world.cluster(), 1, &world.authority, &mut rand::rng()).unwrap();
+    nodes[0].newest.send_replace(Some(Arc::new(key.duplicate())));
+    // It may be that one of the others was revoked and the news has not come yet.
+    sleep(Duration::from_millis(200)).await;
+    assert!(nodes[1].offered.try_recv().is_err() && nodes[2].offered.try_recv().is_err());
+    nodes[0].set.send_modify(|set| {
+        set.revoked.insert(world.node(2), world.revocation(2));
+    });
+    let offer = timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().unwrap();
+    assert_eq!(offer.verify(world.cluster(), world.authority.authority_id()).unwrap().key, key.key);
+    assert!(nodes[2].offered.try_recv().is_err(), "handed to the revoked");
+    // Once is enough; a newer one is handed over again.
+    let newer = Discovery::generate(world.cluster(), 2, &world.authority, &mut rand::rng()).unwrap();
+    nodes[0].newest.send_replace(Some(Arc::new(newer.duplicate())));
+    nodes[0].set.send_modify(|set| {
+        set.revoked.insert(world.node(4), world.revocation(4));
+    });
+    let offer = timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().unwrap();
+    assert_eq!(offer.key, newer.key.unverified());
 }
 
 #[tokio::test]

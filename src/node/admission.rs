@@ -12,9 +12,10 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use super::cluster::{Cluster, unix_now};
+use crate::discovery::Offer;
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;
-use crate::store::{Discovery, Store};
+use crate::store::Store;
 use crate::tor::{BoxStream, Incoming};
 
 /// How long after the end of the last invitation the port stays open, in seconds: whoever comes too late, or with a
@@ -214,7 +215,8 @@ impl Admissions for Known<'_> {
         self.store.virtual_ports().unwrap_or_default()
     }
 
-    fn discovery(&self) -> Option<Discovery> {
-        self.store.discovery().inspect_err(|error| warn!(%error, "cannot read the discovery key")).ok()
+    fn discovery(&self) -> Option<Offer> {
+        let ring = self.store.discovery().inspect_err(|error| warn!(%error, "cannot read the discovery key")).ok()?;
+        Some(ring.newest().offer())
     }
 }

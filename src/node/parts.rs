@@ -21,18 +21,19 @@ use super::NodeError;
 use super::admission::JoinPort;
 use super::cluster::{self, Cluster, Decisions};
 use super::control::{Daemon, Running};
+use super::discovery::Rotation;
 use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
 use crate::balance::task::Balance;
 use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
-use crate::keys::DiscoverySecret;
+use crate::keys::{DiscoveryPublic, NodeSecret};
 use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet};
 use crate::proxy::Proxy;
 use crate::publish::task::Publisher;
 use crate::store::Store;
 use crate::systemd;
-use crate::tor::{Engine, Incoming, OwnService, ServiceLimits};
+use crate::tor::{Engine, Incoming, OwnService, RefusedCounts, ServiceLimits};
 
 /// Client streams that may wait to be taken.
 const STREAMS: usize = 256;
@@ -53,7 +54,7 @@ const ACCEPTING: usize = 32;
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 
 /// A task that must not end before it is told to.
-type Ended = Result<&'static str, NodeError>;
+pub(super) type Ended = Result<&'static str, NodeError>;
 
 /// A running node.
 pub(super) struct Parts {
@@ -83,15 +84,27 @@ impl Parts {
         let me = store.node_id();
         let authority = store.authority_secret()?;
         let (members, members_watch) = watch::channel(known_members(&store)?);
+        let (newest, discovery) = watch::channel(None);
+        let (accepted, accepted_watch) = watch::channel(Vec::new());
         let config_of_links = LinkConfig {
             engine: Arc::clone(&engine),
             identity: store.node_secret()?,
             membership: store.membership().clone(),
             cluster: store.cluster(),
+            discovery: discovery.clone(),
             limits: config.links.clone(),
         };
-        let (links, LinkOutputs { carrier, joins, revoked }) = Links::start(config_of_links, members_watch);
+        let members_of_rotation = members_watch.clone();
+        let (links, LinkOutputs { carrier, joins, revoked, offered }) = Links::start(config_of_links, members_watch);
         let links = Arc::new(links);
+        let rotation = Rotation {
+            engine: Arc::clone(&engine),
+            store: Arc::clone(&store),
+            links: Arc::clone(&links),
+            members: members_of_rotation,
+            newest,
+            accepted,
+        };
         let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
         let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: GOSSIP_INTERVAL };
         let (mesh, updates) = Mesh::start(mesh, carrier, seeds).await?;
@@ -117,9 +130,18 @@ impl Parts {
 
         let mut tasks = JoinSet::new();
         let Decisions { publish, balance, members: decided, excluded } = decisions;
-        tasks.spawn(forward_members(decided.clone(), members));
-        tasks.spawn(trust(decided, Arc::clone(&engine), store.discovery()?.secret, me));
-        tasks.spawn(listen(Arc::clone(&engine), Arc::clone(&store), Arc::clone(&links), stop_all.clone()));
+        tasks.spawn(forward_members(decided, members));
+        tasks.spawn(rotation.run(publish.clone(), offered));
+        let own = Arc::new(RefusedCounts::default());
+        let service = listen(
+            Arc::clone(&engine),
+            store.node_secret()?,
+            accepted_watch,
+            Arc::clone(&links),
+            Arc::clone(&own),
+            stop_all.clone(),
+        );
+        tasks.spawn(service);
         tasks.spawn(take_word(revoked, cluster.clone()));
         tasks.spawn(tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
@@ -186,11 +208,13 @@ impl Parts {
             cluster: cluster.clone(),
             links: Arc::clone(&links),
             points: points_watch,
+            discovery,
             health,
             traffic,
             limits,
             door,
             gossip: Box::new(gossip),
+            own,
         };
         // Set once: a daemon starts its parts once.
         let _ = daemon.running.set(running);
@@ -300,39 +324,23 @@ async fn forward_members(mut decided: watch::Receiver<MemberSet>, members: watch
     Ok("members")
 }
 
-/// Lets the Tor client read the descriptor of every member's own service.
-async fn trust(
-    mut members: watch::Receiver<MemberSet>,
+/// Keeps the node's own service up for those who may find it, and hands its streams to the links.
+async fn listen(
     engine: Arc<dyn Engine>,
-    discovery: DiscoverySecret,
-    me: rustbalance_gossip::id::NodeId,
+    identity: NodeSecret,
+    mut accepted: watch::Receiver<Vec<DiscoveryPublic>>,
+    links: Arc<Links>,
+    refused: Arc<RefusedCounts>,
+    stop: CancellationToken,
 ) -> Ended {
-    let mut trusted = BTreeSet::from([me]);
-    loop {
-        let new: Vec<_> = members.borrow_and_update().members.difference(&trusted).copied().collect();
-        for node in new {
-            match engine.trust_discovery(node, &discovery) {
-                Ok(()) => {
-                    trusted.insert(node);
-                }
-                Err(error) => warn!(node = %node.short(), %error, "cannot prepare to reach a member"),
-            }
-        }
-        if members.changed().await.is_err() {
-            return Ok("discovery");
-        }
+    if accepted.wait_for(|keys| !keys.is_empty()).await.is_err() {
+        return Ok("own service");
     }
-}
-
-/// Keeps the node's own service up, and hands its streams to the links.
-async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, stop: CancellationToken) -> Ended {
     let (streams, mut incoming) = mpsc::channel::<Incoming>(STREAMS);
     let listening = loop {
-        let service = OwnService {
-            identity: store.node_secret()?,
-            discovery: vec![store.discovery()?.secret.public()],
-            ports: vec![LINK_PORT],
-        };
+        let discovery = accepted.borrow_and_update().clone();
+        let (identity, refused) = (identity.duplicate(), Arc::clone(&refused));
+        let service = OwnService { identity, discovery, ports: vec![LINK_PORT], refused };
         match engine.listen(service, streams.clone()).await {
             Ok(listening) => break listening,
             Err(error) if error.is_transient() => warn!(%error, "cannot start this node's own service, will try again"),
@@ -341,7 +349,19 @@ async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, s
         tokio::time::sleep(LISTEN_PAUSE).await;
     };
     let places = Arc::new(Semaphore::new(ACCEPTING));
-    while let Some(Some(incoming)) = stop.run_until_cancelled(incoming.recv()).await {
+    loop {
+        let incoming = tokio::select! {
+            () = stop.cancelled() => break,
+            Ok(()) = accepted.changed() => {
+                let keys = accepted.borrow_and_update().clone();
+                listening.authorize(keys).await?;
+                continue;
+            }
+            incoming = incoming.recv() => match incoming {
+                Some(incoming) => incoming,
+                None => break,
+            },
+        };
         // Too many at once: dropped, it is rejected.
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             links.count_crowd();
@@ -368,14 +388,28 @@ async fn take_word(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: C
     Ok("revocations")
 }
 
-/// Tells the cluster once that others can be heard.
+/// Tells the cluster once that others can be heard, and whenever they seem to have shut this node out.
 async fn tell_of_mesh(links: Arc<Links>, cluster: Cluster) -> Ended {
-    while links.status().is_empty() {
+    let (mut reached, mut shut_out) = (false, false);
+    loop {
+        if !reached && !links.status().is_empty() {
+            reached = true;
+            // If the actor has ended, its own task tells why: here and below.
+            let _ = cluster.tell(Event::MeshReached).await;
+        }
+        if links.is_shut_out() != shut_out {
+            shut_out = !shut_out;
+            if shut_out {
+                warn!(
+                    "the other members let nobody find them who has only this node's discovery keys: it was evicted, or \
+                     missed a change of keys. It will not publish before one of them reaches it; if none does within \
+                     minutes, look with `rustbalance status` on another node whether this one is a member still"
+                );
+            }
+            let _ = cluster.tell(Event::ShutOut(shut_out)).await;
+        }
         tokio::time::sleep(LOOK_PAUSE).await;
     }
-    // If the actor has ended, its own task tells why.
-    let _ = cluster.tell(Event::MeshReached).await;
-    std::future::pending().await
 }
 
 /// Joiners to the door, everybody else to the proxy.
@@ -429,10 +463,11 @@ async fn tell_systemd(cluster: Cluster) -> Ended {
 }
 
 async fn excluded(watch: &mut watch::Receiver<Option<String>>) -> String {
-    match watch.wait_for(Option::is_some).await {
-        Ok(why) => why.clone().unwrap_or_default(),
+    let why = watch.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+    match why {
+        Some(why) => why,
         // The actor has ended: the tasks tell why.
-        Err(_) => std::future::pending().await,
+        None => std::future::pending().await,
     }
 }
 

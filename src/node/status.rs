@@ -163,3 +163,11 @@ pub(super) fn kept_out(counters: MeshCounters) -> [(&'static str, u64); 5] {
         ("gossip_restarts", restarts),
     ]
 }
+
+/// What this node's own service has refused to members, by name.
+pub(super) fn refused_members(own: &RefusedCounts) -> [(&'static str, u64); 2] {
+    [
+        ("link_circuits_over_limit", own.introductions.load(Ordering::Relaxed)),
+        ("link_streams_over_limit", own.streams.load(Ordering::Relaxed)),
+    ]
+}

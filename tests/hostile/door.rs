@@ -96,7 +96,8 @@ async fn guessing_tokens_gets_nobody_in() {
         let (net, master) = (town.net.clone(), town.master);
         guesses.spawn(async move {
             let engine = net.engine();
-            let dial = rustbalance::tor::Engine::dial(&*engine, master.address(), 7441, std::time::Duration::from_secs(5));
+            let dial =
+                rustbalance::tor::Engine::dial(&*engine, master.address(), 7441, std::time::Duration::from_secs(5));
             let Ok(stream) = dial.await else { return };
             let guess = Token::new(TokenSecret::generate(&mut rand::rng()), master);
             let key = NodeSecret::generate(&mut rand::rng());
@@ -123,8 +124,7 @@ async fn a_captured_join_is_of_no_use_to_whoever_has_it() {
     let token = town.invite(Role::Publisher, 2).await;
     let visitors = town.visitors();
     let key = NodeSecret::generate(&mut rand::rng());
-    let (capture, joined) =
-        until("somebody joins", async || Box::pin(carried(&town, &token, &key, false)).await).await;
+    let (capture, joined) = until("somebody joins", async || Box::pin(carried(&town, &token, &key, false)).await).await;
     assert_eq!(joined.unwrap().member.node(), key.node_id());
     until("everybody knows that it was used", async || {
         for daemon in town.running() {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use rustbalance::discovery::{Discovery, Offer};
 use rustbalance::frame::{self, MAX_UNPROVEN};
 use rustbalance::link::handshake::{Dialler, HandshakeError, Purpose, Refusal};
 use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, Links, MemberSet};
@@ -28,6 +29,7 @@ pub(crate) enum Frame {
     Ping(u64),
     Pong(u64),
     Gossip(VarBytes),
+    Discovery(Offer),
 }
 
 impl Frame {
@@ -53,7 +55,7 @@ pub(crate) struct Voice {
 pub(crate) struct Mouth {
     _links: Links,
     carriers: Vec<Carrier>,
-    _members: watch::Sender<MemberSet>,
+    _set: (watch::Sender<MemberSet>, watch::Sender<Option<Arc<Discovery>>>),
 }
 
 impl Member {
@@ -66,9 +68,9 @@ impl Member {
     /// The member of a state directory.
     pub(crate) fn of(town: &Town, store: Store) -> Self {
         let engine = town.net.engine();
-        let discovery = store.discovery().unwrap().secret;
+        let keys = store.discovery().unwrap();
         for daemon in &town.daemons {
-            engine.trust_discovery(daemon.id, &discovery).unwrap();
+            engine.trust_discovery(daemon.id, &keys.secrets()).unwrap();
         }
         Self { engine, store }
     }
@@ -98,11 +100,13 @@ impl Member {
     pub(crate) async fn open(&self, town: &Town, voices: usize) -> Mouth {
         let members = town.daemons.iter().map(|daemon| daemon.id).collect();
         let (sender, members) = watch::channel(MemberSet { members, revoked: Default::default() });
+        let (keys, discovery) = watch::channel(None);
         let config = LinkConfig {
             engine: Arc::clone(&self.engine) as Arc<dyn Engine>,
             identity: self.store.node_secret().unwrap(),
             membership: self.store.membership().clone(),
             cluster: self.store.cluster(),
+            discovery,
             limits: LinkLimits { pause: (Duration::from_millis(100), Duration::from_secs(1)), ..LinkLimits::default() },
         };
         let (links, outputs) = Links::start(config, members);
@@ -112,7 +116,7 @@ impl Member {
             open => bail!("it has {open} of {wanted}"),
         })
         .await;
-        Mouth { _links: links, carriers: share(outputs.carrier, voices), _members: sender }
+        Mouth { _links: links, carriers: share(outputs.carrier, voices), _set: (sender, keys) }
     }
 
     /// Gossips as itself, and says who it is.
@@ -217,8 +221,5 @@ pub(crate) async fn first_message(member: &Member, town: &Town) -> Vec<u8> {
 
 /// Whether a link was refused because the member is none any more.
 pub(crate) fn is_revoked(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(HandshakeError::Refused(_, Refusal::Revoked) | HandshakeError::Revoked(_))
-    )
+    matches!(error.downcast_ref(), Some(HandshakeError::Refused(_, Refusal::Revoked) | HandshakeError::Revoked(_)))
 }

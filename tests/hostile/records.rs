@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rustbalance_gossip::id::{InvitationId, NodeId};
-use rustbalance_gossip::record::{
-    Heartbeat, IntroPoints, Invitation, Lease, Phase, RecordKind, Revocation, Role,
-};
+use rustbalance_gossip::record::{Heartbeat, IntroPoints, Invitation, Lease, Phase, RecordKind, Revocation, Role};
 use tokio::time::{Instant, sleep};
 
 use crate::member::{Member, Voice};

@@ -100,8 +100,7 @@ impl Town {
         let store = found(Store::create(&dir).unwrap(), None, &[80], unix_now(), &mut rand::rng()).unwrap();
         let (master, id) = (store.cluster(), store.node_id());
         drop(store);
-        let mut town =
-            Self { net: FakeNet::new(1, 30), master, daemons: Vec::new(), folder, extra: extra.to_owned() };
+        let mut town = Self { net: FakeNet::new(1, 30), master, daemons: Vec::new(), folder, extra: extra.to_owned() };
         town.add("alpha", id, dir).await;
         until("alpha is published", async || town.served().await).await;
         let publisher = town.invite(Role::Publisher, 1).await;

@@ -55,8 +55,7 @@ async fn a_worker_cannot_redeem_what_it_carries() {
     let visitors = town.visitors();
     let key = NodeSecret::generate(&mut rand::rng());
     // A joiner comes through it; it keeps back the proof and breaks the connection.
-    let (capture, joined) =
-        until("a joiner comes", async || Box::pin(carried(&town, &token, &key, true)).await).await;
+    let (capture, joined) = until("a joiner comes", async || Box::pin(carried(&town, &token, &key, true)).await).await;
     assert!(joined.is_none());
     // First as it is, then with its own name in it.
     let mut stolen: ciborium::Value = codec::decode(&capture.redeem, 4096).unwrap();

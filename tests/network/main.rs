@@ -10,6 +10,7 @@ mod damage;
 mod deaths;
 #[cfg(test)]
 mod engine;
+mod eviction;
 mod freezing;
 mod joining;
 mod needles;

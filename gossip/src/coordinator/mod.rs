@@ -55,6 +55,7 @@ pub struct Coordinator {
     /// The lease was given up for the drain; if it comes back all the same, nobody else wanted it.
     handed_over: bool,
     leaving: bool,
+    shut_out: bool,
     ready: bool,
     been_healthy: bool,
     points: Vec<IntroPoint>,
@@ -93,6 +94,7 @@ impl Coordinator {
             draining: false,
             handed_over: false,
             leaving: false,
+            shut_out: false,
             ready: false,
             been_healthy: false,
             points: Vec::new(),
@@ -168,7 +170,7 @@ impl Coordinator {
         if self.excluded || (self.leaving && self.said_phase == Some(Phase::Gone)) {
             return None;
         }
-        let joining = (!self.joined).then_some(self.started + self.settings.joining);
+        let joining = (!self.joined && !self.shut_out).then_some(self.started + self.settings.joining);
         [Some(self.next_beat), Some(self.refresh_at), self.elect_at, joining, self.reissue_at]
             .into_iter()
             .flatten()
@@ -227,6 +229,7 @@ impl Coordinator {
             Event::IntroPoints(points) => return self.take_points(points, out),
             Event::Ready(ready) => self.ready = ready,
             Event::MeshReached => self.join(now),
+            Event::ShutOut(shut_out) => self.shut_out = shut_out,
             Event::Drain => self.draining = true,
             Event::Resume => (self.draining, self.handed_over) = (false, false),
             Event::Leave => self.leaving = true,
@@ -386,7 +389,8 @@ impl Coordinator {
 
     /// Moves on in life.
     fn live(&mut self, now: Now) {
-        if self.view.is_alone() || self.view.hears() > 0 || now.mono >= self.started + self.settings.joining {
+        let waited = now.mono >= self.started + self.settings.joining && !self.shut_out;
+        if self.view.is_alone() || self.view.hears() > 0 || waited {
             self.join(now);
         }
         self.been_healthy |= self.phase() == Phase::Healthy;
@@ -431,7 +435,7 @@ impl Coordinator {
         if live && !leading {
             return situation;
         }
-        let may = self.joined && !self.leaving && self.view.may_publish();
+        let may = self.joined && !self.leaving && !self.shut_out && self.view.may_publish();
         // Who leads stands in no queue; the others' ranks need not be computed for it.
         let next = self.election.stored_term().max(highest) + 1;
         situation.place = may.then(|| if leading { 0 } else { self.view.place(next) });

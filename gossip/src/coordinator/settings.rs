@@ -75,6 +75,10 @@ pub enum Event {
     Ready(bool),
     /// The mesh has been reached: at least one link is up.
     MeshReached,
+    /// Whether the other members seem to have shut this node out: it reaches none, and at least one is there but lets
+    /// nobody find it who has only this node's keys. Then this node was evicted while it was away, or has missed a change
+    /// of keys, and the others will reach it. Until then it must not take them for dead.
+    ShutOut(bool),
     /// Leave the descriptor, serve those who still come, let another publish.
     Drain,
     /// End of [`Event::Drain`].

@@ -197,6 +197,21 @@ fn alone_among_the_dead_it_goes_on_without_them() {
 }
 
 #[test]
+fn shut_out_it_does_not_take_the_others_for_dead() {
+    let mut scene = Scene::new();
+    let other = scene.founder.node(1, Role::Publisher);
+    scene.event(Event::KnownMembers(vec![other.member.chain()]));
+    scene.event(Event::ShutOut(true));
+    assert_eq!(leads(&scene.pass(600)), vec![]);
+    assert_eq!(scene.node.phase(), Phase::Joining);
+    // They have died now, or the descriptor that nobody could read is gone.
+    scene.event(Event::ShutOut(false));
+    assert_eq!(leads(&scene.pass(60)), vec![Leadership::Publisher { term: 1 }]);
+    let stops = scene.event(Event::ShutOut(true));
+    assert_eq!(leads(&stops), vec![Leadership::Follower]);
+}
+
+#[test]
 fn a_dead_publisher_is_followed_and_its_points_leave() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);

@@ -19,7 +19,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::keys::DiscoveryPublic;
-use crate::tor::{Directory, Incoming, IntroPointKeys, RefusedCounts, RelayChoice, ServiceLimits, TorError, descriptor};
+use crate::tor::{
+    Directory, Incoming, IntroPointKeys, RefusedCounts, RelayChoice, ServiceLimits, TorError, descriptor,
+};
 
 /// Directories responsible for a descriptor: two replicas of four, as on the real network.
 const DIRECTORIES: usize = 8;
