@@ -282,6 +282,7 @@ mod tests {
                 age_seconds: 9,
                 frames_in: 1,
                 frames_out: 2,
+                dropped: 0,
             }],
             discovery_generation: 1,
             invitations: vec![InvitationStatus {

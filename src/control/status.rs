@@ -184,6 +184,8 @@ pub struct LinkStatus {
     pub frames_in: u64,
     /// Frames sent.
     pub frames_out: u64,
+    /// Messages dropped: of the other's because it sent too much, of ours because too many waited.
+    pub dropped: u64,
 }
 
 /// An invitation: public, the token is not in it.

@@ -18,9 +18,9 @@ use tokio::time::{Instant, interval, timeout};
 
 use super::bucket::Bucket;
 use super::frame::{MessageError, read_message, write_message};
-use super::{LinkLimits, MemberSet};
+use super::{LinkLimits, MemberSet, counted};
 use crate::discovery::{Discovery, Offer};
-use crate::frame::MAX;
+use crate::frame::{FrameError, MAX};
 use crate::tor::BoxStream;
 
 /// What crosses an open link.
@@ -48,6 +48,19 @@ pub(super) enum Ended {
     /// The stream failed, ended, or carried nonsense.
     #[error(transparent)]
     Message(#[from] MessageError),
+}
+
+impl Ended {
+    /// The name under which it is counted, where the peer did what no member does.
+    pub(super) fn counted(&self) -> Option<&'static str> {
+        match self {
+            Self::Stuck(_) => Some(counted::DEAF),
+            Self::Message(MessageError::Decode(_) | MessageError::Frame(FrameError::TooLong { .. })) => {
+                Some(counted::NONSENSE)
+            }
+            Self::Silent(_) | Self::Message(MessageError::Frame(_)) => None,
+        }
+    }
 }
 
 /// Messages that wait to be sent on one link: the oldest are dropped.
@@ -116,6 +129,8 @@ pub(super) struct Connection {
     pub(super) out: Arc<OutQueue>,
     pub(super) counts: Arc<LinkCounts>,
     pub(super) received: mpsc::Sender<(NodeId, Vec<u8>)>,
+    /// Messages refused, of all links.
+    pub(super) flood: Arc<AtomicU64>,
     pub(super) members: watch::Receiver<MemberSet>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) offered: mpsc::Sender<Offer>,
@@ -165,6 +180,7 @@ impl Connection {
 
     fn count(&self, taken: bool) {
         self.counts.dropped.fetch_add((!taken).into(), Ordering::Relaxed);
+        self.flood.fetch_add((!taken).into(), Ordering::Relaxed);
     }
 
     async fn write<W: AsyncWrite + Unpin>(&self, mut writer: W, start: Instant) -> Ended {

@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustbalance_gossip::id::{MasterId, NodeId};
@@ -53,7 +54,7 @@ pub struct LinkConfig {
 }
 
 /// Bounds on links. All of them are this node's own; no peer needs to have the same.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkLimits {
     /// Links that this node opens; as many again and more may be opened to it.
     pub neighbours: usize,
@@ -202,6 +203,16 @@ impl Links {
         self.shared.dial(to, handshake::Purpose::CarryJoin).await
     }
 
+    /// Counts a stream that was not even handed to [`Links::accept`], because too many came at once.
+    pub fn count_crowd(&self) {
+        self.shared.pool().count(counted::CROWD);
+    }
+
+    /// Counts a discovery key that a member has handed over and that is not the authority's.
+    pub fn count_false_key(&self) {
+        self.shared.pool().count(counted::FALSE_KEY);
+    }
+
     /// The open links.
     pub fn status(&self) -> Vec<LinkStatus> {
         self.shared.pool().status(tokio::time::Instant::now())
@@ -214,7 +225,10 @@ impl Links {
 
     /// What was refused or dropped since start, by name.
     pub fn refused(&self) -> BTreeMap<&'static str, u64> {
-        self.shared.pool().refused.clone()
+        let pool = self.shared.pool();
+        let mut refused = pool.refused.clone();
+        refused.insert(counted::FLOOD, pool.flood.load(Ordering::Relaxed));
+        refused
     }
 
     /// Closes all links.
@@ -235,8 +249,16 @@ mod counted {
     pub(super) const CROWD: &str = "link_crowd";
     /// A dialler did not finish its handshake.
     pub(super) const UNFINISHED: &str = "link_unfinished";
+    /// A frame on an open link that cannot be read, or is too long: the link ended with it.
+    pub(super) const NONSENSE: &str = "link_nonsense";
+    /// A member that read nothing: its link was closed.
+    pub(super) const DEAF: &str = "link_deaf";
+    /// A discovery key that the authority has not signed.
+    pub(super) const FALSE_KEY: &str = "link_false_key";
+    /// A message of a member that sent too much.
+    pub(super) const FLOOD: &str = "link_flood";
     /// A message for which there was no link.
     pub(super) const NO_LINK: &str = "link_none";
-    /// A message dropped because a queue was full or a peer sent too much.
+    /// A message that was not sent because too many waited.
     pub(super) const DROPPED: &str = "link_dropped";
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustbalance_gossip::id::NodeId;
@@ -58,6 +58,8 @@ pub(super) struct Pool {
     carried: BTreeMap<NodeId, usize>,
     turn: usize,
     pub(super) refused: BTreeMap<&'static str, u64>,
+    /// Messages refused of peers that sent too much: counted where they are read, without this pool's lock.
+    pub(super) flood: Arc<AtomicU64>,
 }
 
 impl Pool {
@@ -71,6 +73,7 @@ impl Pool {
             carried: BTreeMap::new(),
             turn: 0,
             refused: BTreeMap::new(),
+            flood: Arc::default(),
         }
     }
 

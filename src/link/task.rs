@@ -171,6 +171,7 @@ async fn open(shared: Arc<Shared>, peer: NodeId) {
 /// Runs a link from the moment that both sides know who they are.
 async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, stream: BoxStream) {
     if shared.members.borrow().revoked.contains_key(&peer) {
+        shared.pool().count(Refusal::Revoked.name());
         return;
     }
     let opened = Instant::now();
@@ -178,6 +179,9 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         Ok(parts) => parts,
         Err(refusal) => {
             debug!(%refusal, "link not kept");
+            if !outgoing {
+                shared.pool().count(refusal.name());
+            }
             return;
         }
     };
@@ -187,13 +191,19 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         out,
         counts,
         received: shared.received.clone(),
+        flood: Arc::clone(&shared.pool().flood),
         members: shared.members.clone(),
         discovery: shared.discovery.clone(),
         offered: shared.offered.clone(),
         limits: shared.limits.clone(),
     };
     tokio::select! {
-        ended = connection.run(stream) => info!(reason = &ended as &dyn std::error::Error, "link ended"),
+        ended = connection.run(stream) => {
+            info!(reason = &ended as &dyn std::error::Error, "link ended");
+            if let Some(name) = ended.counted() {
+                shared.pool().count(name);
+            }
+        }
         () = close.cancelled() => info!("link closed: replaced, revoked, expired or not needed"),
         () = shared.stop.cancelled() => {}
     }

@@ -140,8 +140,12 @@ async fn node(world: &World, net: &Net, i: usize, set: MemberSet, limits: LinkLi
     let (links, outputs) = Links::start(config, members);
     let links = Arc::new(links);
     let (streams, mut incoming) = mpsc::channel(16);
-    let service =
-        OwnService { identity: world.key(i), discovery: vec![net.discovery.public()], ports: vec![LINK_PORT] };
+    let service = OwnService {
+        identity: world.key(i),
+        discovery: vec![net.discovery.public()],
+        ports: vec![LINK_PORT],
+        refused: Arc::default(),
+    };
     let service = engine.listen(service, streams).await.unwrap();
     let listening = Arc::downgrade(&links);
     tokio::spawn(async move {

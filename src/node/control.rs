@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rustbalance_gossip::coordinator::{Coordinator, Event};
+use rustbalance_gossip::mesh::MeshCounters;
 use rustbalance_gossip::record::{Phase, Revocation, Role};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_gossip::view::MemberView;
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::admission::JoinPort;
 use super::cluster::{Cluster, unix_now};
 use super::status;
 use crate::balance::task::PointStatus;
@@ -23,7 +25,7 @@ use crate::keys::AuthoritySecret;
 use crate::link::Links;
 use crate::proxy::Traffic;
 use crate::store::Store;
-use crate::tor::{self, ServiceLimits};
+use crate::tor::{self, RefusedCounts, ServiceLimits};
 
 /// What can be asked once Tor is there and the cluster runs.
 pub(super) struct Running {
@@ -34,6 +36,11 @@ pub(super) struct Running {
     pub(super) health: Arc<Health>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) limits: Arc<ServiceLimits>,
+    pub(super) door: Arc<JoinPort>,
+    /// What the mesh has kept out.
+    pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
+    /// What this node's own service has refused.
+    pub(super) own: Arc<RefusedCounts>,
 }
 
 /// The daemon, as the control socket sees it.
@@ -182,7 +189,9 @@ impl Running {
         status.traffic = status::traffic(&self.traffic);
         status::refused_clients(&self.limits.refused, &self.traffic, &mut status.refused);
         status.links = self.links.status().into_iter().map(link_status).collect();
-        status.refused.extend(self.links.refused().into_iter().map(|(name, count)| (name.to_string(), count)));
+        let named = self.links.refused().into_iter().chain(self.door.refused());
+        let named = named.chain(status::kept_out((self.gossip)())).chain(status::refused_members(&self.own));
+        status.refused.extend(named.map(|(name, count)| (name.to_string(), count)));
     }
 }
 
@@ -193,5 +202,6 @@ fn link_status(link: crate::link::LinkStatus) -> LinkStatus {
         age_seconds: link.age.as_secs(),
         frames_in: link.frames_in,
         frames_out: link.frames_out,
+        dropped: link.dropped,
     }
 }

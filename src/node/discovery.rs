@@ -13,7 +13,7 @@ use super::cluster::unix_now;
 use super::parts::Ended;
 use crate::discovery::{Discovery, KeyRing, Offer};
 use crate::keys::DiscoveryPublic;
-use crate::link::MemberSet;
+use crate::link::{Links, MemberSet};
 use crate::publish::task::Wanted;
 use crate::store::{Store, StoreError};
 use crate::tor::Engine;
@@ -27,6 +27,8 @@ pub(super) struct Rotation {
     pub(super) engine: Arc<dyn Engine>,
     /// Where the keys are.
     pub(super) store: Arc<Store>,
+    /// Counts the keys that are refused.
+    pub(super) links: Arc<Links>,
     /// The members and the revoked, as the links see them.
     pub(super) members: watch::Receiver<MemberSet>,
     /// For the links: the newest key.
@@ -56,7 +58,10 @@ impl Rotation {
                 changed = publishing.changed() => if changed.is_err() { return Ok("discovery keys") },
                 Some(offer) = offered.recv() => match offer.verify(self.store.cluster(), self.store.membership().authority_id()) {
                     Ok(key) => self.adopt(&mut ring, key, &mut trusted)?,
-                    Err(error) => debug!(%error, "a discovery key is refused"),
+                    Err(error) => {
+                        self.links.count_false_key();
+                        debug!(%error, "a discovery key is refused");
+                    }
                 },
                 () = tokio::time::sleep(LOOK_PAUSE) => {}
             }

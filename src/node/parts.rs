@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -27,12 +28,12 @@ use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::{DiscoveryPublic, NodeSecret};
-use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet};
+use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet};
 use crate::proxy::Proxy;
 use crate::publish::task::Publisher;
 use crate::store::Store;
 use crate::systemd;
-use crate::tor::{Engine, Incoming, OwnService};
+use crate::tor::{Engine, Incoming, OwnService, RefusedCounts, ServiceLimits};
 
 /// Client streams that may wait to be taken.
 const STREAMS: usize = 256;
@@ -85,26 +86,30 @@ impl Parts {
         let (members, members_watch) = watch::channel(known_members(&store)?);
         let (newest, discovery) = watch::channel(None);
         let (accepted, accepted_watch) = watch::channel(Vec::new());
-        let rotation = Rotation {
-            engine: Arc::clone(&engine),
-            store: Arc::clone(&store),
-            members: members_watch.clone(),
-            newest,
-            accepted,
-        };
         let config_of_links = LinkConfig {
             engine: Arc::clone(&engine),
             identity: store.node_secret()?,
             membership: store.membership().clone(),
             cluster: store.cluster(),
             discovery: discovery.clone(),
-            limits: LinkLimits::default(),
+            limits: config.links.clone(),
         };
+        let members_of_rotation = members_watch.clone();
         let (links, LinkOutputs { carrier, joins, revoked, offered }) = Links::start(config_of_links, members_watch);
         let links = Arc::new(links);
+        let rotation = Rotation {
+            engine: Arc::clone(&engine),
+            store: Arc::clone(&store),
+            links: Arc::clone(&links),
+            members: members_of_rotation,
+            newest,
+            accepted,
+        };
         let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
         let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: GOSSIP_INTERVAL };
         let (mesh, updates) = Mesh::start(mesh, carrier, seeds).await?;
+        mesh.set_limits(config.gossip.mesh);
+        let gossip = mesh.counting();
         let coordinator = Coordinator::new(
             settings(&store, config, boot)?,
             Box::new(store.node_secret()?),
@@ -127,8 +132,16 @@ impl Parts {
         let Decisions { publish, balance, members: decided, excluded } = decisions;
         tasks.spawn(forward_members(decided, members));
         tasks.spawn(rotation.run(publish.clone(), offered));
-        let own = store.node_secret()?;
-        tasks.spawn(listen(Arc::clone(&engine), own, accepted_watch, Arc::clone(&links), stop_all.clone()));
+        let own = Arc::new(RefusedCounts::default());
+        let service = listen(
+            Arc::clone(&engine),
+            store.node_secret()?,
+            accepted_watch,
+            Arc::clone(&links),
+            Arc::clone(&own),
+            stop_all.clone(),
+        );
+        tasks.spawn(service);
         tasks.spawn(take_word(revoked, cluster.clone()));
         tasks.spawn(tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
@@ -182,10 +195,12 @@ impl Parts {
         tasks.spawn(pump(health.ready(), cluster.clone(), Event::Ready, "health report"));
         let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
         let traffic = proxy.traffic();
-        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), Arc::clone(&store), admitting));
+        let (links_of_door, store_of_door) = (Arc::clone(&links), Arc::clone(&store));
+        let door = JoinPort::new(cluster.clone(), links_of_door, store_of_door, admitting, config.joins);
+        let door = Arc::new(door);
         let (to_proxy, clients) = mpsc::channel(STREAMS);
-        tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door)));
-        tasks.spawn(answer_carried(joins, door));
+        tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door), Arc::clone(&limits)));
+        tasks.spawn(answer_carried(joins, Arc::clone(&door)));
         let proxy = tokio::spawn(proxy.run(clients, stop_serving.clone(), GRACE));
         tasks.spawn(tell_systemd(cluster.clone()));
 
@@ -197,6 +212,9 @@ impl Parts {
             health,
             traffic,
             limits,
+            door,
+            gossip: Box::new(gossip),
+            own,
         };
         // Set once: a daemon starts its parts once.
         let _ = daemon.running.set(running);
@@ -257,6 +275,7 @@ fn settings(store: &Store, config: &Config, boot: u64) -> Result<Settings, NodeE
     settings.weight = config.node.weight;
     settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
     settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
+    settings.waiting = config.gossip.waiting;
     Ok(settings)
 }
 
@@ -311,6 +330,7 @@ async fn listen(
     identity: NodeSecret,
     mut accepted: watch::Receiver<Vec<DiscoveryPublic>>,
     links: Arc<Links>,
+    refused: Arc<RefusedCounts>,
     stop: CancellationToken,
 ) -> Ended {
     if accepted.wait_for(|keys| !keys.is_empty()).await.is_err() {
@@ -319,7 +339,8 @@ async fn listen(
     let (streams, mut incoming) = mpsc::channel::<Incoming>(STREAMS);
     let listening = loop {
         let discovery = accepted.borrow_and_update().clone();
-        let service = OwnService { identity: identity.duplicate(), discovery, ports: vec![LINK_PORT] };
+        let (identity, refused) = (identity.duplicate(), Arc::clone(&refused));
+        let service = OwnService { identity, discovery, ports: vec![LINK_PORT], refused };
         match engine.listen(service, streams.clone()).await {
             Ok(listening) => break listening,
             Err(error) if error.is_transient() => warn!(%error, "cannot start this node's own service, will try again"),
@@ -342,7 +363,10 @@ async fn listen(
             },
         };
         // Too many at once: dropped, it is rejected.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            links.count_crowd();
+            continue;
+        };
         let links = Arc::clone(&links);
         tokio::spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {
@@ -393,6 +417,7 @@ async fn sort_streams(
     mut incoming: mpsc::Receiver<Incoming>,
     proxy: mpsc::Sender<Incoming>,
     door: Arc<JoinPort>,
+    limits: Arc<ServiceLimits>,
 ) -> Ended {
     while let Some(stream) = incoming.recv().await {
         if stream.port == JOIN_PORT {
@@ -400,8 +425,10 @@ async fn sort_streams(
             let door = Arc::clone(&door);
             tokio::spawn(async move { door.answer(stream).await });
         } else {
-            // Full or closed: dropped, it is rejected.
-            let _ = proxy.try_send(stream);
+            // Full: dropped, it is rejected. Closed: the daemon is stopping.
+            if let Err(mpsc::error::TrySendError::Full(_)) = proxy.try_send(stream) {
+                limits.refused.streams.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
     Ok("client streams")
@@ -436,10 +463,11 @@ async fn tell_systemd(cluster: Cluster) -> Ended {
 }
 
 async fn excluded(watch: &mut watch::Receiver<Option<String>>) -> String {
-    match watch.wait_for(Option::is_some).await {
-        Ok(why) => why.clone().unwrap_or_default(),
+    let why = watch.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+    match why {
+        Some(why) => why,
         // The actor has ended: the tasks tell why.
-        Err(_) => std::future::pending().await,
+        None => std::future::pending().await,
     }
 }
 

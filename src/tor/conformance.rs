@@ -142,7 +142,12 @@ pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
     let [old, new] = [0; 2].map(|_| DiscoverySecret::generate(&mut rand::rng()));
     let identity = NodeSecret::generate(&mut rand::rng());
     let (node, address) = (identity.node_id(), identity.node_id().address());
-    let service = |discovery| OwnService { identity: identity.duplicate(), discovery, ports: vec![OPEN] };
+    let service = |discovery| OwnService {
+        identity: identity.duplicate(),
+        discovery,
+        ports: vec![OPEN],
+        refused: Arc::default(),
+    };
     let (streams, incoming) = mpsc::channel(16);
     let nobody = host.listen(service(vec![]), streams.clone()).await;
     assert!(matches!(nobody, Err(TorError::Invalid(..))), "a service that everybody can find");

@@ -111,6 +111,8 @@ pub struct OwnService {
     pub discovery: Vec<DiscoveryPublic>,
     /// Virtual ports that are open.
     pub ports: Vec<u16>,
+    /// Counts what members asked for beyond the bounds of the service.
+    pub refused: Arc<RefusedCounts>,
 }
 
 /// A running own onion service; dropped, it stops.

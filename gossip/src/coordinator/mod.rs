@@ -86,7 +86,7 @@ impl Coordinator {
             cluster: member.authority.cluster,
             me,
             voice: Voice::new(key, settings.boot),
-            view: View::new(member.clone(), settings.patience, settings.term),
+            view: View::new(member.clone(), settings.patience, settings.term).with_waiting(settings.waiting),
             election: Election::new(me, settings.timing, settings.term),
             member,
             last: None,

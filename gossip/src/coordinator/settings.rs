@@ -7,6 +7,7 @@ use crate::lease::Timing;
 use crate::liveness::Patience;
 use crate::record::{Chain, IntroPoint, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation};
 use crate::signed::Verified;
+use crate::view::DEFAULT_WAITING;
 
 /// What a coordinator is told at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Settings {
     pub intro_points: usize,
     /// How long the same nodes stand in the descriptor when there are more than places, in seconds.
     pub rotation: u64,
+    /// Most records kept that came before their signer's card.
+    pub waiting: usize,
 }
 
 impl Settings {
@@ -47,6 +50,7 @@ impl Settings {
             joining: Duration::from_secs(45),
             intro_points: MAX_INTRO_POINTS,
             rotation: 3600,
+            waiting: DEFAULT_WAITING,
         }
     }
 }

@@ -135,7 +135,7 @@ async fn silence_and_garbage_free_the_door_again() {
 #[tokio::test(start_paused = true)]
 async fn a_flood_is_turned_away_beyond_the_burst() {
     let host = Host::new();
-    let door = Door::with_limits(DoorLimits { burst: 4, rate: 1e-9, ..DoorLimits::default() });
+    let door = Door::with_limits(DoorLimits { burst: 4, every: Duration::from_secs(1 << 30), ..DoorLimits::default() });
     let mut busy = 0;
     for _ in 0..100 {
         let (near, far) = pair();

@@ -243,6 +243,7 @@ impl FakeEngine {
             path,
             streams: service.streams,
             limits: None,
+            refused: Some(service.refused),
             ports: Some(service.ports),
             ended: service.stopped,
             open_streams: Arc::default(),
@@ -291,6 +292,7 @@ impl FakeEngine {
             path,
             streams: point.streams.clone(),
             limits: Some(Arc::clone(&point.limits)),
+            refused: None,
             ports: None,
             ended: CancellationToken::new(),
             open_streams: Arc::default(),
@@ -346,6 +348,7 @@ impl Engine for FakeEngine {
             stopped: stopped.clone(),
             discovery: service.discovery,
             ports: service.ports,
+            refused: service.refused,
         };
         self.net.world().open_service(address, running);
         let (reachable, _) = watch::channel(true);
