@@ -226,7 +226,10 @@ impl Running {
             let outcome = match text {
                 None => Outcome::Failed,
                 Some(text) => match engine.upload(&directory, period, &text, UPLOAD_LIMIT).await {
-                    Ok(()) => Outcome::Accepted,
+                    Ok(()) => {
+                        debug!(period = period.number, revision, directory = %directory.relay, "upload accepted");
+                        Outcome::Accepted
+                    }
                     Err(error @ TorError::Refused { .. }) => {
                         warn!(period = period.number, revision, %error, "upload refused");
                         Outcome::Refused

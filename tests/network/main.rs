@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod changes_of_time_period;
+mod chaos;
 mod damage;
 mod deaths;
 #[cfg(test)]
