@@ -158,7 +158,10 @@ fn grow<'n>(
     names: &[&str],
     story: &mut Story,
 ) -> Result<(Cluster<'n>, Vec<Arc<Node>>, Option<String>)> {
-    let cluster = Cluster::new(network, BINARY)?.cabled();
+    // A copy: whoever builds meanwhile does not change what is run again.
+    let binary = network.base().join("rustbalance");
+    std::fs::copy(BINARY, &binary)?;
+    let cluster = Cluster::new(network, &binary)?.cabled();
     let mut diskless = None;
     let mut run = |node: &Node| {
         if let Err(error) = node.confine() {

@@ -9,6 +9,7 @@ mod changes_of_time_period;
 mod chaos;
 mod damage;
 mod deaths;
+mod disks;
 #[cfg(test)]
 mod engine;
 mod freezing;

@@ -71,6 +71,9 @@ pub enum Event {
     Ready(bool),
     /// The mesh has been reached: at least one link is up.
     MeshReached,
+    /// This node cannot publish, for a reason of its own such as a full disk: if it should, let another. Forgotten with
+    /// the next [`Event::Published`].
+    CannotPublish,
     /// Leave the descriptor, serve those who still come, let another publish.
     Drain,
     /// End of [`Event::Drain`].
