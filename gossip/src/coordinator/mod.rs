@@ -59,6 +59,8 @@ pub struct Coordinator {
     draining: bool,
     /// The lease was given up for the drain; if it comes back all the same, nobody else wanted it.
     handed_over: bool,
+    /// It leads and cannot publish.
+    unable: bool,
     leaving: bool,
     shut_out: bool,
     ready: bool,
@@ -101,6 +103,7 @@ impl Coordinator {
             joined: false,
             draining: false,
             handed_over: false,
+            unable: false,
             leaving: false,
             shut_out: false,
             ready: false,
@@ -243,6 +246,7 @@ impl Coordinator {
             Event::Ready(ready) => self.ready = ready,
             Event::MeshReached => self.join(now),
             Event::ShutOut(shut_out) => self.shut_out = shut_out,
+            Event::CannotPublish => self.unable = self.election.leading().is_some(),
             Event::Drain => self.draining = true,
             Event::Resume => (self.draining, self.handed_over) = (false, false),
             Event::Leave => self.leaving = true,
@@ -336,6 +340,7 @@ impl Coordinator {
 
     fn take_published(&mut self, periods: Vec<PublishedPeriod>, out: &mut Vec<Action>) -> Changes {
         self.periods = periods;
+        self.unable = false;
         self.published = self.choice.points.iter().map(|(_, point)| point.session_key).collect();
         self.say_publication(out)
     }
@@ -435,7 +440,8 @@ impl Coordinator {
         let mut steps = Vec::new();
         let mut situation = self.situation(now);
         self.election.step(&situation, now.mono, &mut steps);
-        self.handed_over |= situation.hand_over;
+        self.handed_over |= situation.hand_over && self.draining;
+        self.unable &= self.election.leading().is_some();
         if !steps.is_empty() {
             changes.leases = true;
             self.perform(&steps, now, out);
@@ -462,7 +468,8 @@ impl Coordinator {
         // Who leads stands in no queue; the others' ranks need not be computed for it.
         let next = self.election.stored_term().max(highest) + 1;
         situation.place = may.then(|| if leading { 0 } else { self.place(next) });
-        situation.hand_over = leading && self.draining && !self.handed_over && self.view.has_successor();
+        let unwilling = self.unable || (self.draining && !self.handed_over);
+        situation.hand_over = leading && unwilling && self.view.has_successor();
         if !leading {
             situation.alone = self.view.is_alone();
             situation.complete = self.election.listening_since().is_some_and(|since| self.view.heard_all_since(since));
