@@ -113,6 +113,10 @@ pub struct Published {
 pub struct Link {
     /// The other's address.
     pub peer: String,
+    /// Frames read.
+    pub frames_in: u64,
+    /// Frames written.
+    pub frames_out: u64,
 }
 
 /// An invitation.
