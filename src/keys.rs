@@ -1,12 +1,15 @@
 //! Secrets: one type per role, zeroized on drop, unreadable in `Debug`, never `Display`, never `Clone` by accident.
 //!
-//! Only `store` writes them to disk, only `join` seals them for a peer, only `tor` turns them into Arti's types.
+//! Only `store` writes them to disk, only `tor` turns them into Arti's types. A peer gets them from `join`, sealed; the
+//! discovery key, which every member holds, from `link`.
 
 use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use rand::{CryptoRng, RngExt};
+use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::{AuthorityId, InvitationId, MasterId, NodeId};
 use rustbalance_gossip::signed::Sign;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Sha512;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -171,6 +174,18 @@ impl DiscoverySecret {
     /// A second handle on the same secret.
     pub fn duplicate(&self) -> Self {
         Self(self.0)
+    }
+}
+
+impl Serialize for DiscoverySecret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for DiscoverySecret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        FixedBytes::deserialize(deserializer).map(|FixedBytes(bytes)| Self::from_bytes(&Zeroizing::new(bytes)))
     }
 }
 

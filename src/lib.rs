@@ -4,6 +4,7 @@ pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod discovery;
 pub mod frame;
 pub mod health;
 pub mod join;

@@ -282,7 +282,9 @@ mod tests {
                 age_seconds: 9,
                 frames_in: 1,
                 frames_out: 2,
+                dropped: 0,
             }],
+            discovery_generation: 1,
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
                 role: Role::Worker,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::read::show;
 use super::{
-    ARTI_FILE_NAME, ClusterConfig, Config, ConfigError, DEFAULT_BURST, FILE_NAME, Limits, NodeConfig, write_new,
+    ARTI_FILE_NAME, ClusterConfig, Config, ConfigError, DEFAULT_BURST, FILE_NAME, Limits, NodeConfig, peers, write_new,
 };
 use crate::health::HealthSettings;
 use crate::proxy::PortTarget;
@@ -42,7 +42,7 @@ pub(super) fn text(initial: &Initial) -> String {
         Some(_) => format!("arti_config = {ARTI_FILE_NAME:?}\n"),
         None => format!("# arti_config = {ARTI_FILE_NAME:?}\n"),
     };
-    for (title, keys) in tables() {
+    for (title, keys) in tables().into_iter().chain(peers::tables()) {
         if title == "[cluster]" {
             text += &ports(&initial.ports);
         }
@@ -67,9 +67,10 @@ fn ports(ports: &[PortTarget]) -> String {
     text
 }
 
-type Key = (&'static str, String, &'static str);
+/// A key, its default, its meaning.
+pub(super) type Key = (&'static str, String, &'static str);
 
-/// Every table but the ports', with each key, its default and its meaning.
+/// The tables but the ports' and those about other nodes, with each key, its default and its meaning.
 fn tables() -> [(&'static str, Vec<Key>); 4] {
     let node = NodeConfig::default();
     let cluster = ClusterConfig::default();

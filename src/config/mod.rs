@@ -9,14 +9,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::health::HealthSettings;
+use crate::join::DoorLimits;
+use crate::link::LinkLimits;
 use crate::proxy::{PortTarget, ProxyLimits, Target};
 use crate::tor::{RefusedCounts, ServiceLimits};
 use read::{Asked, Section};
 
 mod initial;
+mod peers;
 mod read;
 
 pub use initial::Initial;
+pub use peers::GossipConfig;
 
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "rustbalance.toml";
@@ -94,6 +98,12 @@ pub struct Config {
     pub limits: Limits,
     /// `[health]`.
     pub health: HealthSettings,
+    /// `[links]`.
+    pub links: LinkLimits,
+    /// `[joins]`.
+    pub joins: DoorLimits,
+    /// `[gossip]`.
+    pub gossip: GossipConfig,
     /// What Arti is configured with, as TOML text; empty for its defaults.
     pub arti: String,
 }
@@ -204,6 +214,9 @@ impl Config {
         let cluster = read_cluster(top.section("cluster")?)?;
         let limits = read_limits(top.section("limits")?)?;
         let health = read_health(top.section("health")?)?;
+        let links = peers::read_links(top.section("links")?)?;
+        let joins = peers::read_joins(top.section("joins")?)?;
+        let gossip = peers::read_gossip(top.section("gossip")?)?;
         let arti_file: Option<PathBuf> = top.text("arti_config")?;
         let arti = match (top.take("arti"), &arti_file) {
             (None, _) => String::new(),
@@ -222,7 +235,7 @@ impl Config {
         top.finish();
         asked.finish()?;
         let ports = check_ports(ports.into_iter().collect::<Result<_, _>>()?, none)?;
-        Ok((Self { node, ports, cluster, limits, health, arti }, arti_file))
+        Ok((Self { node, ports, cluster, limits, health, links, joins, gossip, arti }, arti_file))
     }
 }
 

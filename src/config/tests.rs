@@ -127,6 +127,25 @@ fn limits_reach_the_engine_and_the_proxy() {
     assert_eq!(service.introductions_per_second, Some((300, 300)));
 }
 
+#[test]
+fn bounds_on_peers_are_read_and_checked() {
+    let config = parse(&format!(
+        "{PORT}[links]\nopen = 12\nneighbours = 3\naccepts_per_second = 4\nsilence = \"40s\"\n\
+         [joins]\nat_once = 2\nevery = \"2s\"\n[gossip]\nstrangers = 9\nwaiting = 10\n"
+    ))
+    .unwrap();
+    assert_eq!((config.links.links, config.links.neighbours, config.links.accepts_per_second), (12, 3, (4, 30)));
+    assert_eq!((config.links.silence, config.links.ping), (Duration::from_secs(40), Duration::from_secs(5)));
+    assert_eq!((config.joins.at_once, config.joins.every), (2, Duration::from_secs(2)));
+    assert_eq!((config.gossip.mesh.strangers, config.gossip.waiting), (9, 10));
+    insta::assert_snapshot!(refused("[links]\nopen = 11"), @r#""open" in [links]: 11 is less than twice the 6 neighbours: as many as this node dials may dial it"#);
+    insta::assert_snapshot!(refused("[links]\nping = \"15s\""), @r#""silence" in [links]: 20s is shorter than 2 pings of 15s"#);
+    insta::assert_snapshot!(refused("[links]\nbytes_burst = 1"), @r#""bytes_burst" in [links]: cannot be 1: it is a whole number from 262144 to 1073741824"#);
+    insta::assert_snapshot!(refused("[links]\nhandshake = 1"), @r#"unknown key "handshake" in [links]: did you mean "handshakes"?"#);
+    insta::assert_snapshot!(refused("[joins]\nat_once = 0"), @r#""at_once" in [joins]: cannot be 0: it is a whole number from 1 to 1024"#);
+    insta::assert_snapshot!(refused("[gossip]\nstranger = 1"), @r#"unknown key "stranger" in [gossip]: did you mean "strangers"?"#);
+}
+
 proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in "(\\[{0,2}(node|port|arti|limits|cluster)?\\]{0,2}\n?|[a-z_]{1,9} ?= ?[0-9\"a-z:.]{0,9}\n|\\PC{0,9}){0,9}") {

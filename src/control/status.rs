@@ -42,6 +42,8 @@ pub struct Status {
     pub links: Vec<LinkStatus>,
     /// The invitations this node knows.
     pub invitations: Vec<InvitationStatus>,
+    /// How often the discovery key has been changed, as far as this node has the new ones.
+    pub discovery_generation: u32,
 }
 
 /// How far the connection to Tor is.
@@ -182,6 +184,8 @@ pub struct LinkStatus {
     pub frames_in: u64,
     /// Frames sent.
     pub frames_out: u64,
+    /// Messages dropped: of the other's because it sent too much, of ours because too many waited.
+    pub dropped: u64,
 }
 
 /// An invitation: public, the token is not in it.

@@ -15,9 +15,9 @@ use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, 
 use super::parcel::{Facts, Parcel, PublisherSecrets};
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
 use super::{MAX_SKEW, MEMBERSHIP_SECONDS};
+use crate::discovery::Offer;
 use crate::frame;
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
-use crate::store::Discovery;
 
 /// Who admits.
 #[derive(Debug)]
@@ -44,8 +44,8 @@ pub trait Admissions {
     fn chains(&self) -> Vec<Chain>;
     /// Virtual ports of the master address.
     fn virtual_ports(&self) -> Vec<u16>;
-    /// The key of the restricted discovery; `None` if it cannot be read now.
-    fn discovery(&self) -> Option<Discovery>;
+    /// The newest key of the restricted discovery; `None` if it cannot be read now.
+    fn discovery(&self) -> Option<Offer>;
 }
 
 /// What happens to an admission.
@@ -223,17 +223,19 @@ impl Admission {
     ) -> Result<Vec<u8>, Refusal> {
         let (role, publisher) = (member.role(), us.membership.node());
         let said = transcript::answer(request, role, &publisher);
+        let discovery = cluster.discovery().ok_or(Refusal::Failed)?;
         let facts = Facts {
             signature: FixedBytes(transcript::sign(BY_PUBLISHER, &said, &us.node)),
             publisher: us.membership.chain(),
             member: member.chain(),
             members: cluster.chains(),
             ports: cluster.virtual_ports(),
+            discovery: discovery.key,
             unix,
         };
         let secrets = (role == Role::Publisher)
             .then(|| PublisherSecrets { master: us.master.duplicate(), authority: us.authority.duplicate() });
-        let parcel = Parcel { discovery: cluster.discovery().ok_or(Refusal::Failed)?, secrets, facts };
+        let parcel = Parcel { discovery: discovery.secret, secrets, facts };
         let plain = parcel.to_bytes().ok_or(Refusal::Failed)?;
         let sealed = transcript::seal(&self.fresh.ephemeral, theirs, &said, plain).ok_or(Refusal::Malformed)?;
         let answer = Answer { role, publisher, sealed: VarBytes(sealed) };

@@ -2,12 +2,14 @@
 //! finishes it with the same keys.
 
 use rand::CryptoRng;
+use rustbalance_gossip::codec::DecodeError;
 use rustbalance_gossip::record::{AuthorityCertificate, Chain, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
 
 use super::joiner::Joined;
-use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
-use crate::store::{Beginning, Contents, Discovery, Draft, Store, StoreError};
+use crate::discovery::{Discovery, KeyRing};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
+use crate::store::{Beginning, Contents, Draft, Store, StoreError};
 
 /// How long a membership lasts, in seconds: ten years. It ends before that by eviction alone.
 pub const MEMBERSHIP_SECONDS: u64 = 10 * 365 * 86_400;
@@ -30,9 +32,9 @@ pub fn found(
     draft.begin(Beginning::Founding, cluster)?;
     let node = draft.node_secret(|| NodeSecret::generate(rng))?;
     let authority = draft.authority_secret()?.unwrap_or_else(|| AuthoritySecret::generate(rng));
-    let discovery = match draft.discovery()? {
+    let discovery = match draft.discovery(authority.authority_id())? {
         Some(left) => left,
-        None => Discovery { generation: 0, secret: DiscoverySecret::generate(rng) },
+        None => KeyRing::new(Discovery::generate(cluster, 0, &authority, rng).map_err(unsigned)?),
     };
 
     let certified = AuthorityCertificate { cluster, authority: authority.authority_id(), issued: unix };
@@ -65,13 +67,16 @@ pub fn persist_joined(draft: Draft, joined: &Joined) -> Result<Store, StoreError
         chain: &joined.member.chain(),
         master: joined.secrets.as_ref().map(|secrets| &secrets.master),
         authority: joined.secrets.as_ref().map(|secrets| &secrets.authority),
-        discovery: &joined.discovery,
+        discovery: &KeyRing::new(joined.discovery.duplicate()),
         members: &members,
         ports: &joined.ports,
     })
 }
 
 fn signed<T: Statement>(statement: T, key: &dyn rustbalance_gossip::signed::Sign) -> Result<Verified<T>, StoreError> {
-    Verified::sign(statement, key)
-        .map_err(|error| StoreError::Invalid { what: "a certificate", why: error.to_string() })
+    Verified::sign(statement, key).map_err(unsigned)
+}
+
+fn unsigned(error: DecodeError) -> StoreError {
+    StoreError::Invalid { what: "a certificate", why: error.to_string() }
 }

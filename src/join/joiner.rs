@@ -11,9 +11,9 @@ use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, 
 use super::parcel::{Parcel, PublisherSecrets};
 use super::token::Token;
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
+use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError};
 use crate::keys::{NodeSecret, TokenSecret};
-use crate::store::Discovery;
 
 /// Why a join did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -207,12 +207,15 @@ impl Joiner {
                 return Err(impostor("the keys it gives are not this cluster's".into()));
             }
         }
+        let discovery = Offer { key: facts.discovery, secret: parcel.discovery };
+        let discovery =
+            discovery.verify(self.cluster, publisher.authority_id()).map_err(|error| impostor(error.to_string()))?;
         // Others' certificates are a help to find them; one that has expired meanwhile is none.
         let others = facts.members.into_iter().filter_map(|chain| chain.verify(self.cluster, now).ok());
         let others = others.filter(|other| other.node() != member.node() && other.node() != publisher.node());
         let members = std::iter::once(publisher.clone()).chain(others).collect();
         let skew = i64::try_from(facts.unix).unwrap_or(i64::MAX).saturating_sub_unsigned(unix);
-        let (discovery, ports, secrets) = (parcel.discovery, facts.ports, parcel.secrets);
+        let (ports, secrets) = (facts.ports, parcel.secrets);
         Ok(Joined { member, publisher, members, discovery, ports, secrets, skew })
     }
 

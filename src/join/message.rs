@@ -129,6 +129,26 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Its name in counters.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::UnknownToken => "join_unknown_token",
+            Self::Expired { .. } => "join_expired",
+            Self::UsedUp { .. } => "join_used_up",
+            Self::Revoked => "join_revoked_token",
+            Self::OtherCluster(_) => "join_other_cluster",
+            Self::ClockSkew { .. } => "join_clock_skew",
+            Self::NotPublisher => "join_not_publisher",
+            Self::NoPublisher => "join_no_publisher",
+            Self::AlreadyMember => "join_already_member",
+            Self::Evicted => "join_evicted",
+            Self::Version(_) => "join_version",
+            Self::Busy => "join_busy",
+            Self::Failed => "join_failed",
+            Self::Malformed => "join_malformed",
+        }
+    }
+
     /// True where the same token and node key may be taken later: they are to be kept.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::NotPublisher | Self::NoPublisher | Self::AlreadyMember | Self::Busy | Self::Failed)

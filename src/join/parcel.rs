@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! 1 byte    0: worker, 1: publisher
-//! 4 bytes   generation of the discovery key, big-endian
 //! 32 bytes  discovery key
 //! 96 bytes  publishers only: expanded master key (64), seed of the authority key (32)
 //! the rest  everything public, encoded as usual
@@ -12,16 +11,17 @@
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
-use rustbalance_gossip::record::{Chain, Role};
+use rustbalance_gossip::record::{Chain, DiscoveryKey, Role};
+use rustbalance_gossip::signed::Unverified;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::frame;
 use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret};
-use crate::store::{Discovery, MAX_PORTS};
+use crate::store::MAX_PORTS;
 
 /// Bytes of secrets for a worker.
-const WORKER: usize = 1 + 4 + 32;
+const WORKER: usize = 1 + 32;
 /// Bytes of secrets for a publisher.
 const PUBLISHER: usize = WORKER + 64 + 32;
 /// The largest parcel: with its seal and the message around it, it must fit a frame.
@@ -42,6 +42,8 @@ pub(super) struct Facts {
     pub(super) members: Vec<Chain>,
     /// Virtual ports of the master address, at most [`MAX_PORTS`].
     pub(super) ports: Vec<u16>,
+    /// The authority's word on the discovery key.
+    pub(super) discovery: Unverified<DiscoveryKey>,
     /// The publisher's clock, in seconds since the Unix epoch.
     pub(super) unix: u64,
 }
@@ -58,7 +60,7 @@ pub struct PublisherSecrets {
 /// What a new member is given.
 #[derive(Debug)]
 pub(super) struct Parcel {
-    pub(super) discovery: Discovery,
+    pub(super) discovery: DiscoverySecret,
     pub(super) secrets: Option<PublisherSecrets>,
     pub(super) facts: Facts,
 }
@@ -75,8 +77,7 @@ impl Parcel {
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(PUBLISHER + encoded.len() + 64));
         bytes.push(u8::from(self.secrets.is_some()));
-        bytes.extend_from_slice(&self.discovery.generation.to_be_bytes());
-        bytes.extend_from_slice(self.discovery.secret.as_bytes());
+        bytes.extend_from_slice(self.discovery.as_bytes());
         if let Some(secrets) = &self.secrets {
             bytes.extend_from_slice(secrets.master.expanded());
             bytes.extend_from_slice(secrets.authority.seed());
@@ -97,8 +98,7 @@ impl Parcel {
         if facts.members.len() > MAX_CHAINS || facts.ports.len() > MAX_PORTS || facts.ports.contains(&0) {
             return Err("it is out of bounds");
         }
-        let generation = u32::from_be_bytes(array(&secret[1..5])?);
-        let discovery = Discovery { generation, secret: DiscoverySecret::from_bytes(&key(&secret[5..WORKER])?) };
+        let discovery = DiscoverySecret::from_bytes(&key(&secret[1..WORKER])?);
         let secrets = if publisher {
             let master = MasterSecret::from_expanded(&key(&secret[WORKER..WORKER + 64])?)
                 .map_err(|_| "its master key is none")?;
@@ -109,10 +109,6 @@ impl Parcel {
         };
         Ok(Self { discovery, secrets, facts })
     }
-}
-
-fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N], &'static str> {
-    bytes.try_into().map_err(|_| "it is cut short")
 }
 
 /// A key, without a copy of it on the stack that nobody wipes.

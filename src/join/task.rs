@@ -28,14 +28,14 @@ const CARRY: Duration = Duration::from_secs(180);
 const CARRY_BYTES: u64 = (frame::MAX + 4 * frame::MAX_UNPROVEN) as u64;
 
 /// What joiners may ask of a door.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DoorLimits {
     /// How many may be at it at once.
     pub at_once: usize,
     /// How many may come in a burst before the rate holds.
     pub burst: u32,
-    /// How many a second may come, lasting.
-    pub rate: f64,
+    /// After such a burst, one may come in this time.
+    pub every: Duration,
     /// How long one may take to say the next thing, or to hear it.
     pub patience: Duration,
     /// How long recording a redemption may take.
@@ -45,7 +45,7 @@ pub struct DoorLimits {
 impl Default for DoorLimits {
     fn default() -> Self {
         let (patience, record) = (Duration::from_secs(30), Duration::from_secs(20));
-        Self { at_once: 16, burst: 32, rate: 2.0, patience, record }
+        Self { at_once: 16, burst: 32, every: Duration::from_millis(500), patience, record }
     }
 }
 
@@ -123,17 +123,12 @@ pub struct Door {
 
 impl Default for Door {
     fn default() -> Self {
-        Self::new()
+        Self::with_limits(DoorLimits::default())
     }
 }
 
 impl Door {
-    /// One with nobody before it, and the usual limits.
-    pub fn new() -> Self {
-        Self::with_limits(DoorLimits::default())
-    }
-
-    /// One with limits of its own.
+    /// One with nobody before it.
     pub fn with_limits(limits: DoorLimits) -> Self {
         let bucket = SyncMutex::new((limits.burst.into(), Instant::now()));
         Self { limits, places: Semaphore::new(limits.at_once), bucket, turn: Mutex::new(()) }
@@ -196,8 +191,8 @@ impl Door {
     /// Takes from the bucket of joins; false if it is empty.
     fn within_rate(&self, now: Instant) -> bool {
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let tokens =
-            (bucket.0 + now.duration_since(bucket.1).as_secs_f64() * self.limits.rate).min(self.limits.burst.into());
+        let come = now.duration_since(bucket.1).as_secs_f64() / self.limits.every.as_secs_f64().max(f64::EPSILON);
+        let tokens = (bucket.0 + come).min(self.limits.burst.into());
         let within = tokens >= 1.0;
         *bucket = (if within { tokens - 1.0 } else { tokens }, now);
         within
@@ -275,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_burst_is_let_in_and_then_the_rate_holds() {
-        let door = Door::with_limits(DoorLimits { burst: 3, rate: 0.5, ..DoorLimits::default() });
+        let door = Door::with_limits(DoorLimits { burst: 3, every: Duration::from_secs(2), ..DoorLimits::default() });
         let start = Instant::now();
         let seconds = [0, 0, 0, 0, 1, 2, 2, 3, 60, 60, 60, 60];
         let let_in = seconds.map(|second| door.within_rate(start + Duration::from_secs(second)));

@@ -13,17 +13,18 @@ use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::id::NodeId;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, interval, timeout};
 
-use super::LinkLimits;
 use super::bucket::Bucket;
 use super::frame::{MessageError, read_message, write_message};
-use crate::frame::MAX;
+use super::{LinkLimits, MemberSet, counted};
+use crate::discovery::{Discovery, Offer};
+use crate::frame::{FrameError, MAX};
 use crate::tor::BoxStream;
 
 /// What crosses an open link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Frame {
     /// Are you there?
     Ping(u64),
@@ -31,6 +32,8 @@ pub(super) enum Frame {
     Pong(u64),
     /// A message of the mesh.
     Gossip(VarBytes),
+    /// A discovery key that the other may not have yet.
+    Discovery(Offer),
 }
 
 /// Why a link ended.
@@ -45,6 +48,19 @@ pub(super) enum Ended {
     /// The stream failed, ended, or carried nonsense.
     #[error(transparent)]
     Message(#[from] MessageError),
+}
+
+impl Ended {
+    /// The name under which it is counted, where the peer did what no member does.
+    pub(super) fn counted(&self) -> Option<&'static str> {
+        match self {
+            Self::Stuck(_) => Some(counted::DEAF),
+            Self::Message(MessageError::Decode(_) | MessageError::Frame(FrameError::TooLong { .. })) => {
+                Some(counted::NONSENSE)
+            }
+            Self::Silent(_) | Self::Message(MessageError::Frame(_)) => None,
+        }
+    }
 }
 
 /// Messages that wait to be sent on one link: the oldest are dropped.
@@ -113,6 +129,11 @@ pub(super) struct Connection {
     pub(super) out: Arc<OutQueue>,
     pub(super) counts: Arc<LinkCounts>,
     pub(super) received: mpsc::Sender<(NodeId, Vec<u8>)>,
+    /// Messages refused, of all links.
+    pub(super) flood: Arc<AtomicU64>,
+    pub(super) members: watch::Receiver<MemberSet>,
+    pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
+    pub(super) offered: mpsc::Sender<Offer>,
     pub(super) limits: LinkLimits,
 }
 
@@ -145,22 +166,42 @@ impl Connection {
                 Frame::Gossip(message) => {
                     // A flood is dropped, not answered by closing: the peer would only dial again.
                     let cost = message.0.len() as u64 + self.limits.bytes_per_message;
-                    let taken =
-                        bucket.take(cost, Instant::now()) && self.received.try_send((self.peer, message.0)).is_ok();
-                    if !taken {
-                        self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-                    }
+                    self.count(
+                        bucket.take(cost, Instant::now()) && self.received.try_send((self.peer, message.0)).is_ok(),
+                    );
+                }
+                Frame::Discovery(offer) => {
+                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now());
+                    self.count(taken && self.offered.try_send(offer).is_ok());
                 }
             }
         }
     }
 
+    fn count(&self, taken: bool) {
+        self.counts.dropped.fetch_add((!taken).into(), Ordering::Relaxed);
+        self.flood.fetch_add((!taken).into(), Ordering::Relaxed);
+    }
+
     async fn write<W: AsyncWrite + Unpin>(&self, mut writer: W, start: Instant) -> Ended {
         let mut pings = interval(self.limits.ping);
+        let (mut discovery, mut members) = (self.discovery.clone(), self.members.clone());
+        // The first key of a cluster came with the join.
+        let mut handed_over = (0, [0xff; 32]);
         loop {
-            let frame = tokio::select! {
-                frame = self.out.next() => frame,
-                _ = pings.tick() => Frame::Ping(start.elapsed().as_millis() as u64),
+            let newest = discovery.borrow_and_update().clone();
+            let offer = newest.filter(|newest| newest.key.rank() > handed_over && self.may_have(newest, &mut members));
+            let frame = match offer {
+                Some(newest) => {
+                    handed_over = newest.key.rank();
+                    Frame::Discovery(newest.offer())
+                }
+                None => tokio::select! {
+                    frame = self.out.next() => frame,
+                    _ = pings.tick() => Frame::Ping(start.elapsed().as_millis() as u64),
+                    Ok(()) = discovery.changed() => continue,
+                    Ok(()) = members.changed() => continue,
+                },
             };
             match timeout(self.limits.write, write_message(&mut writer, &frame)).await {
                 Err(_) => return Ended::Stuck(self.limits.write),
@@ -169,5 +210,12 @@ impl Connection {
             }
             self.counts.frames_out.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a revocation that has not
+    /// come here yet. The key's generation says how many there were.
+    fn may_have(&self, newest: &Discovery, members: &mut watch::Receiver<MemberSet>) -> bool {
+        let revoked = &members.borrow_and_update().revoked;
+        newest.key.generation as usize <= revoked.len() && !revoked.contains_key(&self.peer)
     }
 }

@@ -1,9 +1,11 @@
-//! Values in frames: what links say to each other, each `codec`'s version byte and CBOR in a frame of its own.
+//! Values in frames: what links say to each other, each `codec`'s version byte and CBOR in a frame of its own. Some carry
+//! a secret, so every buffer is wiped.
 
 use rustbalance_gossip::codec::{self, DecodeError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
+use zeroize::Zeroizing;
 
 use crate::frame;
 
@@ -23,7 +25,7 @@ pub(super) async fn read_message<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     max: usize,
 ) -> Result<T, MessageError> {
-    let payload = frame::read(stream, max).await?;
+    let payload = Zeroizing::new(frame::read(stream, max).await?);
     Ok(codec::decode(&payload, max)?)
 }
 
@@ -32,7 +34,7 @@ pub(super) async fn write_message<T: Serialize>(
     stream: &mut (impl AsyncWrite + Unpin),
     value: &T,
 ) -> Result<(), MessageError> {
-    Ok(frame::write(stream, &codec::encode(value)?).await?)
+    Ok(frame::write(stream, &Zeroizing::new(codec::encode(value)?)).await?)
 }
 
 #[cfg(test)]

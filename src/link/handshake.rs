@@ -11,12 +11,12 @@
 //! proof. It is good for one stream (the nonce is fresh) and for one listener (whom it was meant for is signed), so it
 //! can neither be replayed nor passed on.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec::{self, DecodeError};
 use rustbalance_gossip::id::{MasterId, NodeId};
-use rustbalance_gossip::record::{Chain, ChainError, Member};
+use rustbalance_gossip::record::{Chain, ChainError, Member, Revocation};
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,23 @@ struct Proof {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Answer {
     Accepted,
-    Refused(Refusal),
+    Refused(Refused),
+}
+
+/// A refusal as it travels. Whoever was evicted while it was away, or has lost the race for a token, meets closed doors
+/// and would never hear why by gossip: so it is shown the authority's word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Why.
+    pub why: Refusal,
+    /// With [`Refusal::Revoked`].
+    pub revocation: Option<Unverified<Revocation>>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(why: Refusal) -> Self {
+        Self { why, revocation: None }
+    }
 }
 
 /// Why a listener does not open a link. A stranger learns no more than that it is one.
@@ -123,6 +139,9 @@ pub enum HandshakeError {
     /// The listener said no.
     #[error("{0} refused the link: {1}")]
     Refused(NodeId, Refusal),
+    /// The listener said no, and has shown that the cluster's authority has put this node out.
+    #[error("this node is no member of the cluster any more")]
+    Revoked(Box<Verified<Revocation>>),
     /// No common version.
     #[error("{node} speaks versions {theirs:?} of the link protocol, this node {ours:?}: update the older one")]
     Version {
@@ -163,33 +182,38 @@ impl Listener {
     }
 
     /// Judges the dialler's proof, at `unix` seconds since the epoch.
-    pub fn proof(self, bytes: &[u8], revoked: &BTreeSet<NodeId>, unix: u64) -> Result<Proved, Refusal> {
+    pub fn proof(
+        self,
+        bytes: &[u8],
+        revoked: &BTreeMap<NodeId, Verified<Revocation>>,
+        unix: u64,
+    ) -> Result<Proved, Refused> {
         let proof: Proof = codec::decode(bytes, MAX_UNPROVEN).map_err(|error| match error {
             DecodeError::Version(_) => Refusal::Version,
             _ => Refusal::Malformed,
         })?;
         if proof.version < VERSIONS.0 || proof.version > VERSIONS.1 {
-            return Err(Refusal::Version);
+            return Err(Refusal::Version.into());
         }
         let member = proof.chain.verify(self.cluster, unix).map_err(|error| match error {
             ChainError::Expired(_) => Refusal::Expired,
             _ => Refusal::NotMember,
         })?;
         let stated = proof.proof.verify(member.node().public_key()).map_err(|_| Refusal::NotMember)?;
-        if revoked.contains(&member.node()) {
-            return Err(Refusal::Revoked);
+        if let Some(revocation) = revoked.get(&member.node()) {
+            return Err(Refused { why: Refusal::Revoked, revocation: Some(revocation.unverified()) });
         }
         let meant = stated.cluster == self.cluster && stated.dialled == self.me && stated.nonce == self.nonce;
         let honest = stated.dialler == member.node() && stated.version == proof.version;
         // A node does not dial itself: what looks like it is a proof sent back.
         if !meant || !honest || member.node() == self.me {
-            return Err(Refusal::WrongNode);
+            return Err(Refusal::WrongNode.into());
         }
         Ok(Proved { member, purpose: stated.purpose })
     }
 
     /// The last word, to be sent.
-    pub fn answer(refusal: Option<Refusal>) -> Result<Vec<u8>, DecodeError> {
+    pub fn answer(refusal: Option<Refused>) -> Result<Vec<u8>, DecodeError> {
         codec::encode(&refusal.map_or(Answer::Accepted, Answer::Refused))
     }
 }
@@ -234,9 +258,18 @@ impl Dialler<'_> {
     pub fn answer(&self, bytes: &[u8]) -> Result<(), HandshakeError> {
         match codec::decode(bytes, MAX_UNPROVEN) {
             Ok(Answer::Accepted) => Ok(()),
-            Ok(Answer::Refused(refusal)) => Err(HandshakeError::Refused(self.dialled, refusal)),
+            Ok(Answer::Refused(Refused { why, revocation })) => Err(revocation
+                .and_then(|it| self.concerned(it))
+                .map_or(HandshakeError::Refused(self.dialled, why), |it| HandshakeError::Revoked(Box::new(it)))),
             Err(error) => Err(HandshakeError::Malformed(self.dialled, error)),
         }
+    }
+
+    /// The revocation, if it is this cluster's and this node's.
+    fn concerned(&self, revocation: Unverified<Revocation>) -> Option<Verified<Revocation>> {
+        let revocation = revocation.verify(self.membership.authority_id().public_key()).ok()?;
+        let ours = revocation.cluster == self.cluster && revocation.node == self.membership.node();
+        ours.then_some(revocation)
     }
 }
 
@@ -249,8 +282,8 @@ mod tests {
 
     const NONCE: [u8; 32] = [5; 32];
 
-    fn none() -> BTreeSet<NodeId> {
-        BTreeSet::new()
+    fn none() -> BTreeMap<NodeId, Verified<Revocation>> {
+        BTreeMap::new()
     }
 
     /// The proof that `key` makes with `membership` for `dialled`, and what `listener` says to it.
@@ -263,7 +296,7 @@ mod tests {
     ) -> Result<Proved, Refusal> {
         let (listener, challenge) = Listener::new(world.node(0), world.cluster(), NONCE).unwrap();
         let dialler = Dialler { membership, key, cluster: world.cluster(), dialled, purpose: Purpose::Mesh };
-        listener.proof(&dialler.challenge(&challenge).unwrap(), &none(), at)
+        listener.proof(&dialler.challenge(&challenge).unwrap(), &none(), at).map_err(|refused| refused.why)
     }
 
     #[test]
@@ -284,7 +317,7 @@ mod tests {
             let proved = listener.proof(&proof, &none(), NOW).unwrap();
             assert_eq!((proved.member.node(), proved.purpose), (world.node(1), purpose));
             assert_eq!(dialler.answer(&Listener::answer(None).unwrap()), Ok(()));
-            let no = Listener::answer(Some(Refusal::Busy)).unwrap();
+            let no = Listener::answer(Some(Refusal::Busy.into())).unwrap();
             assert_eq!(dialler.answer(&no), Err(HandshakeError::Refused(world.node(0), Refusal::Busy)));
             assert!(matches!(dialler.answer(b"\x01nonsense"), Err(HandshakeError::Malformed(..))));
         }
@@ -316,7 +349,18 @@ mod tests {
             purpose: Purpose::Mesh,
         };
         let proof = dialler.challenge(&challenge).unwrap();
-        assert_eq!(listener.proof(&proof, &BTreeSet::from([world.node(1)]), NOW), Err(Refusal::Revoked));
+        let revoked = BTreeMap::from([(world.node(1), world.revocation(1))]);
+        let refused = listener.proof(&proof, &revoked, NOW).unwrap_err();
+        assert_eq!(refused.why, Refusal::Revoked);
+        // It is shown the authority's word.
+        let answer = |refused| dialler.answer(&Listener::answer(Some(refused)).unwrap()).unwrap_err();
+        assert_eq!(answer(refused), HandshakeError::Revoked(Box::new(world.revocation(1))));
+        // Another's revocation, another cluster's, or a forged one, puts nobody out.
+        let other = World::new();
+        for word in [world.revocation(2), other.revocation(1)] {
+            let refused = Refused { why: Refusal::Revoked, revocation: Some(word.unverified()) };
+            assert_eq!(answer(refused), HandshakeError::Refused(world.node(0), Refusal::Revoked));
+        }
         let end = membership.certificate.expires;
         assert_eq!(judge(&world, &membership, &key, world.node(0), end + 1), Err(Refusal::Expired));
         assert!(judge(&world, &membership, &key, world.node(0), end).is_ok());
@@ -342,7 +386,7 @@ mod tests {
         let proof = dialler.challenge(&challenge).unwrap();
         assert!(first.proof(&proof, &none(), NOW).is_ok());
         let (second, _) = Listener::new(world.node(0), world.cluster(), [6; 32]).unwrap();
-        assert_eq!(second.proof(&proof, &none(), NOW), Err(Refusal::WrongNode));
+        assert_eq!(second.proof(&proof, &none(), NOW), Err(Refusal::WrongNode.into()));
     }
 
     #[test]
@@ -366,16 +410,16 @@ mod tests {
         let (listener, ours) = Listener::new(world.node(0), world.cluster(), NONCE).unwrap();
         let mut proof: Proof = codec::decode(&dialler.challenge(&ours).unwrap(), MAX_UNPROVEN).unwrap();
         proof.version = VERSIONS.1 + 1;
-        assert_eq!(listener.proof(&codec::encode(&proof).unwrap(), &none(), NOW), Err(Refusal::Version));
+        assert_eq!(listener.proof(&codec::encode(&proof).unwrap(), &none(), NOW), Err(Refusal::Version.into()));
     }
 
     #[test]
     fn nonsense_is_called_that() {
         let world = World::new();
         let listener = || Listener::new(world.node(0), world.cluster(), NONCE).unwrap().0;
-        assert_eq!(listener().proof(b"", &none(), NOW), Err(Refusal::Malformed));
-        assert_eq!(listener().proof(b"\x02later", &none(), NOW), Err(Refusal::Version));
-        assert_eq!(listener().proof(&[1; MAX_UNPROVEN + 1], &none(), NOW), Err(Refusal::Malformed));
+        assert_eq!(listener().proof(b"", &none(), NOW), Err(Refusal::Malformed.into()));
+        assert_eq!(listener().proof(b"\x02later", &none(), NOW), Err(Refusal::Version.into()));
+        assert_eq!(listener().proof(&[1; MAX_UNPROVEN + 1], &none(), NOW), Err(Refusal::Malformed.into()));
     }
 
     proptest! {

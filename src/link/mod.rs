@@ -16,14 +16,17 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::mesh::{Carrier, DEFAULT_NEIGHBOURS};
-use rustbalance_gossip::record::Member;
+use rustbalance_gossip::record::{Member, Revocation};
+use rustbalance_gossip::signed::Verified;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::discovery::{Discovery, Offer};
 use crate::frame::FrameError;
 use crate::keys::NodeSecret;
 use crate::tor::{BoxStream, Engine, TorError};
@@ -44,12 +47,14 @@ pub struct LinkConfig {
     pub membership: Member,
     /// The cluster.
     pub cluster: MasterId,
+    /// The newest discovery key, to be handed to whoever may have it.
+    pub discovery: watch::Receiver<Option<Arc<Discovery>>>,
     /// Bounds.
     pub limits: LinkLimits,
 }
 
 /// Bounds on links. All of them are this node's own; no peer needs to have the same.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkLimits {
     /// Links that this node opens; as many again and more may be opened to it.
     pub neighbours: usize,
@@ -113,8 +118,8 @@ impl Default for LinkLimits {
 pub struct MemberSet {
     /// Members that live, or of which nothing is known yet; with this node or without.
     pub members: BTreeSet<NodeId>,
-    /// Evicted, or for another reason no members whatever their certificate says.
-    pub revoked: BTreeSet<NodeId>,
+    /// Evicted, or for another reason no members whatever their certificate says; with the authority's word.
+    pub revoked: BTreeMap<NodeId, Verified<Revocation>>,
 }
 
 /// One link, for `status`.
@@ -150,6 +155,10 @@ pub struct LinkOutputs {
     pub carrier: Carrier,
     /// For the one who admits joiners; dropped, such streams are refused as busy.
     pub joins: mpsc::Receiver<CarriedJoin>,
+    /// The authority's word that this node is no member any more, as a peer has shown it.
+    pub revoked: mpsc::Receiver<Verified<Revocation>>,
+    /// Discovery keys that peers have handed over.
+    pub offered: mpsc::Receiver<Offer>,
 }
 
 /// Why there is no link. Worth another try unless it was refused.
@@ -194,14 +203,32 @@ impl Links {
         self.shared.dial(to, handshake::Purpose::CarryJoin).await
     }
 
+    /// Counts a stream that was not even handed to [`Links::accept`], because too many came at once.
+    pub fn count_crowd(&self) {
+        self.shared.pool().count(counted::CROWD);
+    }
+
+    /// Counts a discovery key that a member has handed over and that is not the authority's.
+    pub fn count_false_key(&self) {
+        self.shared.pool().count(counted::FALSE_KEY);
+    }
+
     /// The open links.
     pub fn status(&self) -> Vec<LinkStatus> {
         self.shared.pool().status(tokio::time::Instant::now())
     }
 
+    /// True if no member is reached, and at least one is there but accepts none of this node's discovery keys.
+    pub fn is_shut_out(&self) -> bool {
+        self.shared.pool().is_shut_out()
+    }
+
     /// What was refused or dropped since start, by name.
     pub fn refused(&self) -> BTreeMap<&'static str, u64> {
-        self.shared.pool().refused.clone()
+        let pool = self.shared.pool();
+        let mut refused = pool.refused.clone();
+        refused.insert(counted::FLOOD, pool.flood.load(Ordering::Relaxed));
+        refused
     }
 
     /// Closes all links.
@@ -222,8 +249,16 @@ mod counted {
     pub(super) const CROWD: &str = "link_crowd";
     /// A dialler did not finish its handshake.
     pub(super) const UNFINISHED: &str = "link_unfinished";
+    /// A frame on an open link that cannot be read, or is too long: the link ended with it.
+    pub(super) const NONSENSE: &str = "link_nonsense";
+    /// A member that read nothing: its link was closed.
+    pub(super) const DEAF: &str = "link_deaf";
+    /// A discovery key that the authority has not signed.
+    pub(super) const FALSE_KEY: &str = "link_false_key";
+    /// A message of a member that sent too much.
+    pub(super) const FLOOD: &str = "link_flood";
     /// A message for which there was no link.
     pub(super) const NO_LINK: &str = "link_none";
-    /// A message dropped because a queue was full or a peer sent too much.
+    /// A message that was not sent because too many waited.
     pub(super) const DROPPED: &str = "link_dropped";
 }

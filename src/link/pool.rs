@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustbalance_gossip::id::NodeId;
@@ -44,6 +44,8 @@ struct Dials {
     running: bool,
     failures: u32,
     not_before: Option<Instant>,
+    /// The last one found the node there, but closed to those who have only our keys.
+    shut_out: bool,
 }
 
 pub(super) struct Pool {
@@ -56,6 +58,8 @@ pub(super) struct Pool {
     carried: BTreeMap<NodeId, usize>,
     turn: usize,
     pub(super) refused: BTreeMap<&'static str, u64>,
+    /// Messages refused of peers that sent too much: counted where they are read, without this pool's lock.
+    pub(super) flood: Arc<AtomicU64>,
 }
 
 impl Pool {
@@ -69,6 +73,7 @@ impl Pool {
             carried: BTreeMap::new(),
             turn: 0,
             refused: BTreeMap::new(),
+            flood: Arc::default(),
         }
     }
 
@@ -127,15 +132,22 @@ impl Pool {
         }
     }
 
-    /// Notes that a dial has come to nothing.
-    pub(super) fn dial_failed(&mut self, peer: NodeId, jitter: f64, now: Instant) {
-        self.dials.entry(peer).or_default().running = false;
+    /// Notes that a dial has come to nothing, perhaps because the node lets nobody find it who has only our keys.
+    pub(super) fn dial_failed(&mut self, peer: NodeId, shut_out: bool, jitter: f64, now: Instant) {
+        let dials = self.dials.entry(peer).or_default();
+        (dials.running, dials.shut_out) = (false, shut_out);
         self.pause(peer, jitter, now);
     }
 
     /// Notes that a dial has become a link.
     pub(super) fn dial_done(&mut self, peer: NodeId) {
-        self.dials.entry(peer).or_default().running = false;
+        let dials = self.dials.entry(peer).or_default();
+        (dials.running, dials.shut_out) = (false, false);
+    }
+
+    /// True if no member is reached, and at least one is there but closed to those who have only our keys.
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.links.is_empty() && self.dials.values().any(|dials| dials.shut_out)
     }
 
     /// Doubles the pause before the next dial of `peer`. `jitter` is drawn from 0 to 1: half of the pause is random,
@@ -150,13 +162,14 @@ impl Pool {
 
     /// Closes what must not or need not be, and says whom to dial now.
     pub(super) fn reconcile(&mut self, set: &MemberSet, unix: u64, now: Instant) -> Vec<NodeId> {
-        let trusted: BTreeSet<NodeId> = set.members.difference(&set.revoked).copied().collect();
+        let trusted: BTreeSet<NodeId> =
+            set.members.iter().filter(|node| !set.revoked.contains_key(node)).copied().collect();
         let wanted = neighbours(self.me, &trusted, self.limits.neighbours);
         for link in self.links.values_mut() {
             let needed = wanted.contains(&link.peer) || !link.outgoing;
             link.unneeded = if needed { None } else { link.unneeded.or(Some(now)) };
             let idle = link.unneeded.is_some_and(|since| now.saturating_duration_since(since) >= UNNEEDED);
-            if set.revoked.contains(&link.peer) || link.expires < unix || idle {
+            if set.revoked.contains_key(&link.peer) || link.expires < unix || idle {
                 link.close.cancel();
             }
         }
@@ -234,14 +247,21 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustbalance_gossip::record::Revocation;
+    use rustbalance_gossip::signed::Verified;
 
     fn node(i: u8) -> NodeId {
         NodeId::from_public_key([i; 32])
     }
 
     fn set(members: impl IntoIterator<Item = u8>, revoked: &[u8]) -> MemberSet {
-        let ids = |ids: Vec<u8>| ids.into_iter().map(node).collect();
-        MemberSet { members: ids(members.into_iter().collect()), revoked: ids(revoked.to_vec()) }
+        let authority = crate::keys::AuthoritySecret::generate(&mut rand::rng());
+        let revoke = |i: &u8| {
+            let cluster = rustbalance_gossip::id::MasterId::from_public_key([0; 32]);
+            let revocation = Revocation { cluster, node: node(*i), revoked: 9 };
+            (node(*i), Verified::sign(revocation, &authority).unwrap())
+        };
+        MemberSet { members: members.into_iter().map(node).collect(), revoked: revoked.iter().map(revoke).collect() }
     }
 
     fn pool(me: u8) -> Pool {
@@ -302,6 +322,21 @@ mod tests {
     }
 
     #[test]
+    fn who_reaches_nobody_and_is_let_find_nobody_is_shut_out() {
+        let (mut pool, now) = (pool(1), Instant::now());
+        pool.dial_failed(node(2), false, 0.0, now);
+        assert!(!pool.is_shut_out(), "they may be dead");
+        pool.dial_failed(node(3), true, 0.0, now);
+        assert!(pool.is_shut_out());
+        let (id, ..) = pool.open(node(2), false, 99, now).unwrap();
+        assert!(!pool.is_shut_out(), "one has come");
+        pool.ended(id, node(2), LASTING, 0.0, now);
+        assert!(pool.is_shut_out());
+        pool.dial_failed(node(3), false, 0.0, now);
+        assert!(!pool.is_shut_out());
+    }
+
+    #[test]
     fn the_revoked_and_the_expired_are_closed_and_not_dialled() {
         let now = Instant::now();
         let mut pool = pool(1);
@@ -322,12 +357,12 @@ mod tests {
         for _ in 0..9 {
             assert_eq!(pool.reconcile(&members, 0, now), [node(2)]);
             assert!(pool.reconcile(&members, 0, now + Duration::from_secs(3600)).is_empty(), "two dials at once");
-            pool.dial_failed(node(2), 1.0, now);
+            pool.dial_failed(node(2), false, 1.0, now);
             let failed = now;
             while pool.reconcile(&members, 0, now).is_empty() {
                 now += Duration::from_millis(500);
             }
-            pool.dial_failed(node(2), 1.0, now);
+            pool.dial_failed(node(2), false, 1.0, now);
             pool.dials.get_mut(&node(2)).unwrap().failures -= 1;
             pool.dials.get_mut(&node(2)).unwrap().not_before = None;
             pauses.push((now - failed).as_secs());

@@ -9,7 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rand::RngExt;
 use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::mesh::Carrier;
-use rustbalance_gossip::record::Member;
+use rustbalance_gossip::record::{Member, Revocation};
+use rustbalance_gossip::signed::Verified;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -19,15 +20,19 @@ use tracing::{Instrument, debug, info, info_span};
 use super::bucket::Bucket;
 use super::connection::Connection;
 use super::frame::MessageError;
-use super::handshake::{Dialler, HandshakeError, Listener, Proved, Purpose, Refusal};
+use super::handshake::{Dialler, HandshakeError, Listener, Proved, Purpose, Refusal, Refused};
 use super::pool::Pool;
 use super::{CarriedJoin, LINK_PORT, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, counted};
+use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError, MAX_UNPROVEN};
 use crate::keys::NodeSecret;
-use crate::tor::{BoxStream, Engine};
+use crate::tor::{BoxStream, Engine, TorError};
 
 /// Messages from all links that may wait for the mesh; later ones are dropped.
 const INBOX: usize = 256;
+
+/// Discovery keys from all links that may wait to be looked at.
+const OFFERS: usize = 8;
 
 /// What every task of the links has.
 pub(super) struct Shared {
@@ -42,6 +47,9 @@ pub(super) struct Shared {
     handshakes: Arc<Semaphore>,
     received: mpsc::Sender<(NodeId, Vec<u8>)>,
     joins: mpsc::Sender<CarriedJoin>,
+    revoked: mpsc::Sender<Verified<Revocation>>,
+    discovery: watch::Receiver<Option<Arc<Discovery>>>,
+    offered: mpsc::Sender<Offer>,
     pub(super) stop: CancellationToken,
 }
 
@@ -54,6 +62,8 @@ impl Shared {
     pub(super) fn new(config: LinkConfig, members: watch::Receiver<MemberSet>) -> (Arc<Self>, LinkOutputs) {
         let (received, inbox) = mpsc::channel(INBOX);
         let (joins, carried) = mpsc::channel(config.limits.carried.0.max(1));
+        let (revoked, word) = mpsc::channel(1);
+        let (offered, offers) = mpsc::channel(OFFERS);
         let (rate, burst) = config.limits.accepts_per_second;
         let shared = Arc::new(Self {
             pool: Mutex::new(Pool::new(config.membership.node(), config.limits.clone())),
@@ -67,6 +77,9 @@ impl Shared {
             members,
             received,
             joins,
+            revoked,
+            discovery: config.discovery,
+            offered,
             stop: CancellationToken::new(),
         });
         let sender = Arc::downgrade(&shared);
@@ -75,7 +88,8 @@ impl Shared {
                 shared.pool().send(to, message);
             }
         };
-        (shared, LinkOutputs { carrier: Carrier { send: Arc::new(send), received: inbox }, joins: carried })
+        let carrier = Carrier { send: Arc::new(send), received: inbox };
+        (shared, LinkOutputs { carrier, joins: carried, revoked: word, offered: offers })
     }
 
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
@@ -143,7 +157,12 @@ async fn open(shared: Arc<Shared>, peer: NodeId) {
         }
         Some(Err(error)) => {
             debug!(error = &error as &dyn std::error::Error, "no link");
-            shared.pool().dial_failed(peer, rand::rng().random(), Instant::now());
+            let shut_out = matches!(&error, LinkError::Dial(TorError::ShutOut { .. }));
+            shared.pool().dial_failed(peer, shut_out, rand::rng().random(), Instant::now());
+            if let LinkError::Handshake(HandshakeError::Revoked(revocation)) = error {
+                // Once is enough.
+                let _ = shared.revoked.try_send(*revocation);
+            }
         }
         None => {}
     }
@@ -151,7 +170,8 @@ async fn open(shared: Arc<Shared>, peer: NodeId) {
 
 /// Runs a link from the moment that both sides know who they are.
 async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, stream: BoxStream) {
-    if shared.members.borrow().revoked.contains(&peer) {
+    if shared.members.borrow().revoked.contains_key(&peer) {
+        shared.pool().count(Refusal::Revoked.name());
         return;
     }
     let opened = Instant::now();
@@ -159,13 +179,31 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         Ok(parts) => parts,
         Err(refusal) => {
             debug!(%refusal, "link not kept");
+            if !outgoing {
+                shared.pool().count(refusal.name());
+            }
             return;
         }
     };
     info!(outgoing, "link open");
-    let connection = Connection { peer, out, counts, received: shared.received.clone(), limits: shared.limits.clone() };
+    let connection = Connection {
+        peer,
+        out,
+        counts,
+        received: shared.received.clone(),
+        flood: Arc::clone(&shared.pool().flood),
+        members: shared.members.clone(),
+        discovery: shared.discovery.clone(),
+        offered: shared.offered.clone(),
+        limits: shared.limits.clone(),
+    };
     tokio::select! {
-        ended = connection.run(stream) => info!(reason = &ended as &dyn std::error::Error, "link ended"),
+        ended = connection.run(stream) => {
+            info!(reason = &ended as &dyn std::error::Error, "link ended");
+            if let Some(name) = ended.counted() {
+                shared.pool().count(name);
+            }
+        }
         () = close.cancelled() => info!("link closed: replaced, revoked, expired or not needed"),
         () = shared.stop.cancelled() => {}
     }
@@ -216,28 +254,28 @@ async fn listen(shared: Arc<Shared>, mut stream: BoxStream, room: OwnedSemaphore
             }
         }
         Err(refusal) => {
-            debug!(%refusal, "link refused");
-            shared.pool().count(refusal.name());
+            debug!(refusal = %refusal.why, "link refused");
+            shared.pool().count(refusal.why.name());
         }
     }
 }
 
+/// Who has proved itself, with a place if it passes a joiner on; or why not.
+type Judged = Result<(Proved, Option<Place>), Refused>;
+
 /// Challenge, proof, answer. A refusal is told to the dialler and returned.
-async fn shake(
-    shared: &Arc<Shared>,
-    stream: &mut BoxStream,
-) -> Result<Result<(Proved, Option<Place>), Refusal>, MessageError> {
+async fn shake(shared: &Arc<Shared>, stream: &mut BoxStream) -> Result<Judged, MessageError> {
     let (listener, challenge) = Listener::new(shared.me(), shared.cluster, rand::rng().random())?;
     frame::write(stream, &challenge).await?;
     let judged = match frame::read(stream, MAX_UNPROVEN).await {
         Ok(proof) => {
             let revoked = shared.members.borrow().revoked.clone();
-            listener.proof(&proof, &revoked, unix_now()).and_then(|proved| admit(shared, proved))
+            listener.proof(&proof, &revoked, unix_now()).and_then(|proved| Ok(admit(shared, proved)?))
         }
-        Err(FrameError::TooLong { .. }) => Err(Refusal::Malformed),
+        Err(FrameError::TooLong { .. }) => Err(Refusal::Malformed.into()),
         Err(error) => return Err(error.into()),
     };
-    frame::write(stream, &Listener::answer(judged.as_ref().err().copied())?).await?;
+    frame::write(stream, &Listener::answer(judged.as_ref().err().cloned())?).await?;
     Ok(judged)
 }
 

@@ -1,6 +1,7 @@
 //! The join port: open while there are invitations, answered by publishers, carried to one by workers.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,16 +12,15 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use super::cluster::{Cluster, unix_now};
-use crate::join::{self, Admissions, Admitter, Door, Outcome, Publisher, Redemption, Refusal};
+use crate::discovery::Offer;
+use crate::join::{self, Admissions, Admitter, Door, DoorLimits, Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;
-use crate::store::{Discovery, Store};
+use crate::store::Store;
 use crate::tor::{BoxStream, Incoming};
 
 /// How long after the end of the last invitation the port stays open, in seconds: whoever comes too late, or with a
 /// token that is used up, is told so.
 const TELL_WHY: u64 = 24 * 3600;
-/// Joins under way at once; more are turned away by Tor's own refusal.
-const AT_ONCE: usize = 16;
 /// Bound on accepting the stream of a joiner.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 /// Publishers a worker tries for one joiner.
@@ -33,14 +33,42 @@ pub(super) struct JoinPort {
     door: Door,
     /// On publishers.
     gatekeeper: Option<Gatekeeper>,
-    places: Arc<Semaphore>,
+    /// For joiners that come to this node; more at once are turned away by Tor's own refusal.
+    places: Semaphore,
+    refused: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+/// Counts of what was refused, besides [`Refusal::name`].
+mod counted {
+    /// Somebody came while nobody was invited.
+    pub(super) const CLOSED: &str = "join_closed";
+    /// Somebody came while too many were there.
+    pub(super) const CROWD: &str = "join_crowd";
+    /// A joiner went away or fell silent.
+    pub(super) const UNFINISHED: &str = "join_unfinished";
 }
 
 impl JoinPort {
     /// `publisher` is what a publisher admits with; a worker has none.
-    pub(super) fn new(cluster: Cluster, links: Arc<Links>, store: Arc<Store>, publisher: Option<Publisher>) -> Self {
+    pub(super) fn new(
+        cluster: Cluster,
+        links: Arc<Links>,
+        store: Arc<Store>,
+        publisher: Option<Publisher>,
+        limits: DoorLimits,
+    ) -> Self {
         let gatekeeper = publisher.map(|publisher| Gatekeeper { publisher, cluster: cluster.clone(), store });
-        Self { cluster, links, door: Door::new(), gatekeeper, places: Arc::new(Semaphore::new(AT_ONCE)) }
+        let (door, places) = (Door::with_limits(limits), Semaphore::new(limits.at_once));
+        Self { cluster, links, door, gatekeeper, places, refused: Mutex::default() }
+    }
+
+    /// How often joiners were turned away since start, by name.
+    pub(super) fn refused(&self) -> BTreeMap<&'static str, u64> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count(&self, name: &'static str) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
     }
 
     /// Answers a client that asks for the join port of the master address.
@@ -51,6 +79,7 @@ impl JoinPort {
         });
         let place = self.places.try_acquire();
         if !open || place.is_err() {
+            self.count(if open { counted::CROWD } else { counted::CLOSED });
             incoming.request.reject().await;
             return;
         }
@@ -68,15 +97,26 @@ impl JoinPort {
     pub(super) async fn answer_carried(&self, stream: BoxStream) {
         match &self.gatekeeper {
             Some(gatekeeper) => self.admit(stream, gatekeeper).await,
-            None => join::refuse(stream, Refusal::NoPublisher).await,
+            None => self.refuse(stream, Refusal::NoPublisher).await,
         }
+    }
+
+    async fn refuse(&self, stream: BoxStream, refusal: Refusal) {
+        self.count(refusal.name());
+        join::refuse(stream, refusal).await;
     }
 
     async fn admit(&self, stream: BoxStream, gatekeeper: &Gatekeeper) {
         match self.door.admit(stream, gatekeeper).await {
             Some(Outcome::Admitted { node, role, again }) => info!(%node, %role, again, "admitted a new member"),
-            Some(Outcome::Refused(refusal)) => info!(%refusal, "turned a joiner away"),
-            None => debug!("a joiner went away"),
+            Some(Outcome::Refused(refusal)) => {
+                self.count(refusal.name());
+                info!(%refusal, "turned a joiner away");
+            }
+            None => {
+                self.count(counted::UNFINISHED);
+                debug!("a joiner went away");
+            }
         }
     }
 
@@ -93,7 +133,7 @@ impl JoinPort {
             }
         }
         warn!("no publisher can be reached, so nobody can join through this node");
-        join::refuse(joiner, Refusal::NoPublisher).await;
+        self.refuse(joiner, Refusal::NoPublisher).await;
     }
 }
 
@@ -175,7 +215,8 @@ impl Admissions for Known<'_> {
         self.store.virtual_ports().unwrap_or_default()
     }
 
-    fn discovery(&self) -> Option<Discovery> {
-        self.store.discovery().inspect_err(|error| warn!(%error, "cannot read the discovery key")).ok()
+    fn discovery(&self) -> Option<Offer> {
+        let ring = self.store.discovery().inspect_err(|error| warn!(%error, "cannot read the discovery key")).ok()?;
+        Some(ring.newest().offer())
     }
 }

@@ -364,7 +364,7 @@ impl Actor {
         let (points, others_known) = (self.intro_points, self.others_known);
         replace(&self.balance, balance::task::Wanted { points, others_known, stronger, weaker });
         let members = view.members().map(|member| member.node()).collect();
-        let revoked = view.revocations().map(|revocation| revocation.node).collect();
+        let revoked = view.revocations().map(|revocation| (revocation.node, revocation.clone())).collect();
         replace(&self.members, MemberSet { members, revoked });
     }
 }

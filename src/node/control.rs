@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rustbalance_gossip::coordinator::{Coordinator, Event};
+use rustbalance_gossip::mesh::MeshCounters;
 use rustbalance_gossip::record::{Phase, Revocation, Role};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_gossip::view::MemberView;
@@ -12,26 +13,34 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::admission::JoinPort;
 use super::cluster::{Cluster, unix_now};
 use super::status;
 use crate::balance::task::PointStatus;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TokenText, TrafficStatus};
+use crate::discovery::Discovery;
 use crate::health::Health;
 use crate::join::{self, Terms};
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
 use crate::proxy::Traffic;
 use crate::store::Store;
-use crate::tor::{self, ServiceLimits};
+use crate::tor::{self, RefusedCounts, ServiceLimits};
 
 /// What can be asked once Tor is there and the cluster runs.
 pub(super) struct Running {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
     pub(super) points: watch::Receiver<Vec<PointStatus>>,
+    pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) health: Arc<Health>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) limits: Arc<ServiceLimits>,
+    pub(super) door: Arc<JoinPort>,
+    /// What the mesh has kept out.
+    pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
+    /// What this node's own service has refused.
+    pub(super) own: Arc<RefusedCounts>,
 }
 
 /// The daemon, as the control socket sees it.
@@ -156,6 +165,7 @@ impl Daemon {
             refused: Default::default(),
             links: Vec::new(),
             invitations: Vec::new(),
+            discovery_generation: 0,
         };
         if let Some(running) = self.running.get() {
             running.fill(&mut status);
@@ -173,12 +183,15 @@ impl Running {
         status.invitations = part.invitations;
         status.refused = part.refused;
         status.phase = part.phase;
+        status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
         status.intro_points = status::intro_points(&self.points.borrow(), unix_now());
         status.ports = status::ports(&self.health.ports());
         status.traffic = status::traffic(&self.traffic);
         status::refused_clients(&self.limits.refused, &self.traffic, &mut status.refused);
         status.links = self.links.status().into_iter().map(link_status).collect();
-        status.refused.extend(self.links.refused().into_iter().map(|(name, count)| (name.to_string(), count)));
+        let named = self.links.refused().into_iter().chain(self.door.refused());
+        let named = named.chain(status::kept_out((self.gossip)())).chain(status::refused_members(&self.own));
+        status.refused.extend(named.map(|(name, count)| (name.to_string(), count)));
     }
 }
 
@@ -189,5 +202,6 @@ fn link_status(link: crate::link::LinkStatus) -> LinkStatus {
         age_seconds: link.age.as_secs(),
         frames_in: link.frames_in,
         frames_out: link.frames_out,
+        dropped: link.dropped,
     }
 }

@@ -13,6 +13,7 @@
 mod admission;
 pub mod cluster;
 mod control;
+mod discovery;
 mod disk;
 mod parts;
 mod status;

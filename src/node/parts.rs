@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -9,7 +10,8 @@ use rustbalance_gossip::coordinator::{Coordinator, Event, Settings};
 use rustbalance_gossip::lease::Timing;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::mesh::{Mesh, MeshConfig};
-use rustbalance_gossip::record::{Phase, PublishedPeriod, Role};
+use rustbalance_gossip::record::{Phase, PublishedPeriod, Revocation, Role};
+use rustbalance_gossip::signed::Verified;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -19,18 +21,19 @@ use super::NodeError;
 use super::admission::JoinPort;
 use super::cluster::{self, Cluster, Decisions};
 use super::control::{Daemon, Running};
+use super::discovery::Rotation;
 use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
 use crate::balance::task::Balance;
 use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
-use crate::keys::DiscoverySecret;
-use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet};
+use crate::keys::{DiscoveryPublic, NodeSecret};
+use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet};
 use crate::proxy::Proxy;
 use crate::publish::task::Publisher;
 use crate::store::Store;
 use crate::systemd;
-use crate::tor::{Engine, Incoming, OwnService};
+use crate::tor::{Engine, Incoming, OwnService, RefusedCounts, ServiceLimits};
 
 /// Client streams that may wait to be taken.
 const STREAMS: usize = 256;
@@ -51,7 +54,7 @@ const ACCEPTING: usize = 32;
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 
 /// A task that must not end before it is told to.
-type Ended = Result<&'static str, NodeError>;
+pub(super) type Ended = Result<&'static str, NodeError>;
 
 /// A running node.
 pub(super) struct Parts {
@@ -81,18 +84,32 @@ impl Parts {
         let me = store.node_id();
         let authority = store.authority_secret()?;
         let (members, members_watch) = watch::channel(known_members(&store)?);
+        let (newest, discovery) = watch::channel(None);
+        let (accepted, accepted_watch) = watch::channel(Vec::new());
         let config_of_links = LinkConfig {
             engine: Arc::clone(&engine),
             identity: store.node_secret()?,
             membership: store.membership().clone(),
             cluster: store.cluster(),
-            limits: LinkLimits::default(),
+            discovery: discovery.clone(),
+            limits: config.links.clone(),
         };
-        let (links, LinkOutputs { carrier, joins }) = Links::start(config_of_links, members_watch);
+        let members_of_rotation = members_watch.clone();
+        let (links, LinkOutputs { carrier, joins, revoked, offered }) = Links::start(config_of_links, members_watch);
         let links = Arc::new(links);
+        let rotation = Rotation {
+            engine: Arc::clone(&engine),
+            store: Arc::clone(&store),
+            links: Arc::clone(&links),
+            members: members_of_rotation,
+            newest,
+            accepted,
+        };
         let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
         let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: GOSSIP_INTERVAL };
         let (mesh, updates) = Mesh::start(mesh, carrier, seeds).await?;
+        mesh.set_limits(config.gossip.mesh);
+        let gossip = mesh.counting();
         let coordinator = Coordinator::new(
             settings(&store, config, boot)?,
             Box::new(store.node_secret()?),
@@ -113,9 +130,19 @@ impl Parts {
 
         let mut tasks = JoinSet::new();
         let Decisions { publish, balance, members: decided, excluded } = decisions;
-        tasks.spawn(forward_members(decided.clone(), members));
-        tasks.spawn(trust(decided, Arc::clone(&engine), store.discovery()?.secret, me));
-        tasks.spawn(listen(Arc::clone(&engine), Arc::clone(&store), Arc::clone(&links), stop_all.clone()));
+        tasks.spawn(forward_members(decided, members));
+        tasks.spawn(rotation.run(publish.clone(), offered));
+        let own = Arc::new(RefusedCounts::default());
+        let service = listen(
+            Arc::clone(&engine),
+            store.node_secret()?,
+            accepted_watch,
+            Arc::clone(&links),
+            Arc::clone(&own),
+            stop_all.clone(),
+        );
+        tasks.spawn(service);
+        tasks.spawn(take_word(revoked, cluster.clone()));
         tasks.spawn(tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
         let (streams, incoming) = mpsc::channel(STREAMS);
@@ -139,6 +166,7 @@ impl Parts {
         let admitting = match (store.membership().role(), authority, store.master_secret()?) {
             (Role::Publisher, Some(authority), Some(master)) => {
                 let (report, report_watch) = watch::channel(Vec::new());
+                let (unable, unable_watch) = watch::channel(());
                 let publisher = Publisher {
                     engine: Arc::clone(&engine),
                     master: store.cluster(),
@@ -146,6 +174,7 @@ impl Parts {
                     revisions: Arc::new(StoredRevisions(Arc::clone(&store))),
                     wanted: publish,
                     report,
+                    unable,
                     refresh: Duration::from_secs(rand::rng().random_range(3600..7200)),
                 };
                 let stop = stop_all.clone();
@@ -154,6 +183,7 @@ impl Parts {
                     Ok("publisher")
                 });
                 tasks.spawn(pump(report_watch, cluster.clone(), Event::Published, "publication report"));
+                tasks.spawn(pump(unable_watch, cluster.clone(), |()| Event::CannotPublish, "inability report"));
                 Some(Admitting {
                     membership: store.membership().clone(),
                     node: store.node_secret()?,
@@ -168,10 +198,12 @@ impl Parts {
         tasks.spawn(pump(health.ready(), cluster.clone(), Event::Ready, "health report"));
         let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
         let traffic = proxy.traffic();
-        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), Arc::clone(&store), admitting));
+        let (links_of_door, store_of_door) = (Arc::clone(&links), Arc::clone(&store));
+        let door = JoinPort::new(cluster.clone(), links_of_door, store_of_door, admitting, config.joins);
+        let door = Arc::new(door);
         let (to_proxy, clients) = mpsc::channel(STREAMS);
-        tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door)));
-        tasks.spawn(answer_carried(joins, door));
+        tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door), Arc::clone(&limits)));
+        tasks.spawn(answer_carried(joins, Arc::clone(&door)));
         let proxy = tokio::spawn(proxy.run(clients, stop_serving.clone(), GRACE));
         tasks.spawn(tell_systemd(cluster.clone()));
 
@@ -179,9 +211,13 @@ impl Parts {
             cluster: cluster.clone(),
             links: Arc::clone(&links),
             points: points_watch,
+            discovery,
             health,
             traffic,
             limits,
+            door,
+            gossip: Box::new(gossip),
+            own,
         };
         // Set once: a daemon starts its parts once.
         let _ = daemon.running.set(running);
@@ -242,6 +278,7 @@ fn settings(store: &Store, config: &Config, boot: u64) -> Result<Settings, NodeE
     settings.weight = config.node.weight;
     settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
     settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
+    settings.waiting = config.gossip.waiting;
     Ok(settings)
 }
 
@@ -251,7 +288,7 @@ fn known_members(store: &Store) -> Result<MemberSet, NodeError> {
     let chains = store.members()?;
     let members = chains.into_iter().filter_map(|chain| chain.verify(store.cluster(), unix).ok());
     let members: BTreeSet<_> = members.map(|member| member.node()).collect();
-    let revoked = store.revocations()?.iter().map(|revocation| revocation.node).collect();
+    let revoked = store.revocations()?.into_iter().map(|revocation| (revocation.node, revocation)).collect();
     Ok(MemberSet { members, revoked })
 }
 
@@ -290,39 +327,23 @@ async fn forward_members(mut decided: watch::Receiver<MemberSet>, members: watch
     Ok("members")
 }
 
-/// Lets the Tor client read the descriptor of every member's own service.
-async fn trust(
-    mut members: watch::Receiver<MemberSet>,
+/// Keeps the node's own service up for those who may find it, and hands its streams to the links.
+async fn listen(
     engine: Arc<dyn Engine>,
-    discovery: DiscoverySecret,
-    me: rustbalance_gossip::id::NodeId,
+    identity: NodeSecret,
+    mut accepted: watch::Receiver<Vec<DiscoveryPublic>>,
+    links: Arc<Links>,
+    refused: Arc<RefusedCounts>,
+    stop: CancellationToken,
 ) -> Ended {
-    let mut trusted = BTreeSet::from([me]);
-    loop {
-        let new: Vec<_> = members.borrow_and_update().members.difference(&trusted).copied().collect();
-        for node in new {
-            match engine.trust_discovery(node, &discovery) {
-                Ok(()) => {
-                    trusted.insert(node);
-                }
-                Err(error) => warn!(node = %node.short(), %error, "cannot prepare to reach a member"),
-            }
-        }
-        if members.changed().await.is_err() {
-            return Ok("discovery");
-        }
+    if accepted.wait_for(|keys| !keys.is_empty()).await.is_err() {
+        return Ok("own service");
     }
-}
-
-/// Keeps the node's own service up, and hands its streams to the links.
-async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, stop: CancellationToken) -> Ended {
     let (streams, mut incoming) = mpsc::channel::<Incoming>(STREAMS);
     let listening = loop {
-        let service = OwnService {
-            identity: store.node_secret()?,
-            discovery: vec![store.discovery()?.secret.public()],
-            ports: vec![LINK_PORT],
-        };
+        let discovery = accepted.borrow_and_update().clone();
+        let (identity, refused) = (identity.duplicate(), Arc::clone(&refused));
+        let service = OwnService { identity, discovery, ports: vec![LINK_PORT], refused };
         match engine.listen(service, streams.clone()).await {
             Ok(listening) => break listening,
             Err(error) if error.is_transient() => warn!(%error, "cannot start this node's own service, will try again"),
@@ -331,9 +352,24 @@ async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, s
         tokio::time::sleep(LISTEN_PAUSE).await;
     };
     let places = Arc::new(Semaphore::new(ACCEPTING));
-    while let Some(Some(incoming)) = stop.run_until_cancelled(incoming.recv()).await {
+    loop {
+        let incoming = tokio::select! {
+            () = stop.cancelled() => break,
+            Ok(()) = accepted.changed() => {
+                let keys = accepted.borrow_and_update().clone();
+                listening.authorize(keys).await?;
+                continue;
+            }
+            incoming = incoming.recv() => match incoming {
+                Some(incoming) => incoming,
+                None => break,
+            },
+        };
         // Too many at once: dropped, it is rejected.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            links.count_crowd();
+            continue;
+        };
         let links = Arc::clone(&links);
         tokio::spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {
@@ -346,14 +382,37 @@ async fn listen(engine: Arc<dyn Engine>, store: Arc<Store>, links: Arc<Links>, s
     Ok("own service")
 }
 
-/// Tells the cluster once that others can be heard.
+/// Passes on the authority's word that this node has been put out, which its peers show at closed doors.
+async fn take_word(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: Cluster) -> Ended {
+    while let Some(revocation) = revoked.recv().await {
+        // If the actor has ended, its own task tells why.
+        let _ = cluster.tell(Event::Revocation(revocation)).await;
+    }
+    Ok("revocations")
+}
+
+/// Tells the cluster once that others can be heard, and whenever they seem to have shut this node out.
 async fn tell_of_mesh(links: Arc<Links>, cluster: Cluster) -> Ended {
-    while links.status().is_empty() {
+    let (mut reached, mut shut_out) = (false, false);
+    loop {
+        if !reached && !links.status().is_empty() {
+            reached = true;
+            // If the actor has ended, its own task tells why: here and below.
+            let _ = cluster.tell(Event::MeshReached).await;
+        }
+        if links.is_shut_out() != shut_out {
+            shut_out = !shut_out;
+            if shut_out {
+                warn!(
+                    "the other members let nobody find them who has only this node's discovery keys: it was evicted, or \
+                     missed a change of keys. It will not publish before one of them reaches it; if none does within \
+                     minutes, look with `rustbalance status` on another node whether this one is a member still"
+                );
+            }
+            let _ = cluster.tell(Event::ShutOut(shut_out)).await;
+        }
         tokio::time::sleep(LOOK_PAUSE).await;
     }
-    // If the actor has ended, its own task tells why.
-    let _ = cluster.tell(Event::MeshReached).await;
-    std::future::pending().await
 }
 
 /// Joiners to the door, everybody else to the proxy.
@@ -361,6 +420,7 @@ async fn sort_streams(
     mut incoming: mpsc::Receiver<Incoming>,
     proxy: mpsc::Sender<Incoming>,
     door: Arc<JoinPort>,
+    limits: Arc<ServiceLimits>,
 ) -> Ended {
     while let Some(stream) = incoming.recv().await {
         if stream.port == JOIN_PORT {
@@ -368,8 +428,10 @@ async fn sort_streams(
             let door = Arc::clone(&door);
             tokio::spawn(async move { door.answer(stream).await });
         } else {
-            // Full or closed: dropped, it is rejected.
-            let _ = proxy.try_send(stream);
+            // Full: dropped, it is rejected. Closed: the daemon is stopping.
+            if let Err(mpsc::error::TrySendError::Full(_)) = proxy.try_send(stream) {
+                limits.refused.streams.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
     Ok("client streams")
@@ -404,10 +466,11 @@ async fn tell_systemd(cluster: Cluster) -> Ended {
 }
 
 async fn excluded(watch: &mut watch::Receiver<Option<String>>) -> String {
-    match watch.wait_for(Option::is_some).await {
-        Ok(why) => why.clone().unwrap_or_default(),
+    let why = watch.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+    match why {
+        Some(why) => why,
         // The actor has ended: the tasks tell why.
-        Err(_) => std::future::pending().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use rustbalance_gossip::coordinator::{Coordinator, Leadership};
 use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::mesh::MeshCounters;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MemberView;
 
@@ -149,4 +150,24 @@ pub(super) fn refused_clients(engine: &RefusedCounts, traffic: &Traffic, into: &
     for refusal in Refusal::ALL {
         into.insert(refusal.name().into(), traffic.refused(refusal));
     }
+}
+
+/// What the mesh has kept out, by name.
+pub(super) fn kept_out(counters: MeshCounters) -> [(&'static str, u64); 5] {
+    let MeshCounters { malformed, strangers, hoards, lies, restarts } = counters;
+    [
+        ("gossip_malformed", malformed),
+        ("gossip_strangers", strangers),
+        ("gossip_hoards", hoards),
+        ("gossip_lies", lies),
+        ("gossip_restarts", restarts),
+    ]
+}
+
+/// What this node's own service has refused to members, by name.
+pub(super) fn refused_members(own: &RefusedCounts) -> [(&'static str, u64); 2] {
+    [
+        ("link_circuits_over_limit", own.introductions.load(Ordering::Relaxed)),
+        ("link_streams_over_limit", own.streams.load(Ordering::Relaxed)),
+    ]
 }

@@ -9,13 +9,14 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::{AuthorityId, MasterId};
 use rustbalance_gossip::record::{Chain, PeriodId};
 
 use super::error::StoreError;
 use super::file::{self, Kind};
-use super::{Discovery, MAX_MEMBERS, Store, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
+use super::{MAX_MEMBERS, Store, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
 use super::{sorted_ports, write_key, write_value};
+use crate::discovery::KeyRing;
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
 
 /// How a state directory comes to be.
@@ -63,8 +64,8 @@ pub struct Contents<'a> {
     pub master: Option<&'a MasterSecret>,
     /// Publishers only.
     pub authority: Option<&'a AuthoritySecret>,
-    /// The key of the restricted discovery.
-    pub discovery: &'a Discovery,
+    /// The keys of the restricted discovery.
+    pub discovery: &'a KeyRing,
     /// Other members.
     pub members: &'a [Chain],
     /// Virtual ports of the master address.
@@ -174,9 +175,9 @@ impl Draft {
         Ok(seed.map(|seed| AuthoritySecret::from_seed(&seed)))
     }
 
-    /// The discovery key that an interrupted beginning left.
-    pub fn discovery(&self) -> Result<Option<Discovery>, StoreError> {
-        read_discovery(&self.dir, self.cluster()?)
+    /// The discovery keys that an interrupted beginning left, if this authority has signed them.
+    pub fn discovery(&self, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
+        read_discovery(&self.dir, self.cluster()?, authority)
     }
 
     /// Writes everything, `membership` last, and opens the store. Interrupted, it can be called again.

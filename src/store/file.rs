@@ -47,7 +47,7 @@ pub enum Kind {
     MasterKey,
     /// `authority.key`: the seed of the certificate-signing key.
     AuthorityKey,
-    /// `discovery.key`: generation and key of the restricted discovery.
+    /// `discovery.key`: the keys of the restricted discovery.
     DiscoveryKey,
     /// `membership`: the node's own certificates. Written last: its presence says that the state is whole.
     Membership,

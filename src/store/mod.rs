@@ -11,14 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{AuthorityId, MasterId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, PeriodId, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Unverified, Verified};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
+use crate::discovery::{Discovery, KeyRing};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
 
 pub use draft::{Beginning, Contents, Draft};
 pub use error::{Damage, StoreError};
@@ -45,15 +46,6 @@ pub const MAX_REVOCATIONS: usize = 4096;
 pub const MAX_MEMBERS: usize = 1024;
 /// Most virtual ports of the master address.
 pub const MAX_PORTS: usize = 64;
-
-/// The key of the restricted discovery, and how often it has been rotated.
-#[derive(Debug)]
-pub struct Discovery {
-    /// 0 for the first.
-    pub generation: u32,
-    /// The key.
-    pub secret: DiscoverySecret,
-}
 
 /// An open state directory.
 #[derive(Debug)]
@@ -203,24 +195,22 @@ impl Store {
         if !publisher && path.symlink_metadata().is_ok() { Err(StoreError::NotForWorkers(path)) } else { Ok(publisher) }
     }
 
-    /// The key of the restricted discovery.
-    pub fn discovery(&self) -> Result<Discovery, StoreError> {
-        read_discovery(&self.dir, self.cluster())?
+    /// The keys of the restricted discovery.
+    pub fn discovery(&self) -> Result<KeyRing, StoreError> {
+        read_discovery(&self.dir, self.cluster(), self.membership.authority_id())?
             .ok_or_else(|| StoreError::Missing { path: self.path(Kind::DiscoveryKey), kind: Kind::DiscoveryKey })
     }
 
-    /// Puts a key of a newer generation in the place of the old one. The same one again changes nothing.
-    pub fn rotate_discovery(&self, next: &Discovery) -> Result<(), StoreError> {
+    /// Puts a key on the ring, at `unix` seconds since the epoch. Gives the ring, and whether it has changed: only a key
+    /// newer than all of them is taken.
+    pub fn adopt_discovery(&self, next: Discovery, unix: u64) -> Result<(KeyRing, bool), StoreError> {
         let _changing = self.change();
-        let now = self.discovery()?;
-        if now.generation == next.generation && now.secret.as_bytes() == next.secret.as_bytes() {
-            return Ok(());
+        let mut ring = self.discovery()?;
+        let newer = ring.adopt(next, unix);
+        if newer {
+            write_discovery(&self.dir, self.cluster(), &ring)?;
         }
-        if next.generation <= now.generation {
-            let (stored, given) = (now.generation.into(), next.generation.into());
-            return Err(StoreError::Falls { what: "the generation of the discovery key", stored, given });
-        }
-        write_discovery(&self.dir, self.cluster(), next)
+        Ok((ring, newer))
     }
 
     /// Counts a start of the daemon: a number that no earlier start was given, below 2^32.
@@ -479,18 +469,15 @@ fn write_key(dir: &Path, kind: Kind, cluster: MasterId, key: &[u8]) -> Result<()
     file::create(&dir.join(kind.name()), &file::encode(kind, cluster, key))
 }
 
-/// Generation (4 bytes, big-endian) and key (32 bytes).
-fn read_discovery(dir: &Path, cluster: MasterId) -> Result<Option<Discovery>, StoreError> {
-    let Some(payload) = read_key::<36>(dir, Kind::DiscoveryKey, cluster)? else { return Ok(None) };
-    let (mut generation, mut key) = ([0; 4], Zeroizing::new([0; 32]));
-    generation.copy_from_slice(&payload[..4]);
-    key.copy_from_slice(&payload[4..]);
-    Ok(Some(Discovery { generation: u32::from_be_bytes(generation), secret: DiscoverySecret::from_bytes(&key) }))
+fn read_discovery(dir: &Path, cluster: MasterId, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
+    let Some(payload) = read_payload(dir, Kind::DiscoveryKey, cluster)? else { return Ok(None) };
+    let ring = KeyRing::from_bytes(&payload, cluster, authority);
+    ring.map(Some).map_err(|error| StoreError::content(&dir.join(Kind::DiscoveryKey.name()), Kind::DiscoveryKey, error))
 }
 
-fn write_discovery(dir: &Path, cluster: MasterId, discovery: &Discovery) -> Result<(), StoreError> {
-    let mut payload = Zeroizing::new([0; 36]);
-    payload[..4].copy_from_slice(&discovery.generation.to_be_bytes());
-    payload[4..].copy_from_slice(discovery.secret.as_bytes());
-    file::replace(&dir.join(Kind::DiscoveryKey.name()), &file::encode(Kind::DiscoveryKey, cluster, &*payload))
+fn write_discovery(dir: &Path, cluster: MasterId, ring: &KeyRing) -> Result<(), StoreError> {
+    let payload = ring
+        .to_bytes()
+        .map_err(|error| StoreError::Invalid { what: Kind::DiscoveryKey.name(), why: error.to_string() })?;
+    file::replace(&dir.join(Kind::DiscoveryKey.name()), &file::encode(Kind::DiscoveryKey, cluster, &payload))
 }

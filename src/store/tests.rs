@@ -19,16 +19,14 @@ use crate::tor::ReplayLog;
 struct Cluster {
     master: MasterSecret,
     authority: AuthoritySecret,
-    discovery: Discovery,
+    discovery: KeyRing,
 }
 
 impl Cluster {
     fn new() -> Self {
-        Self {
-            master: MasterSecret::generate(&mut rng()),
-            authority: AuthoritySecret::generate(&mut rng()),
-            discovery: Discovery { generation: 0, secret: DiscoverySecret::generate(&mut rng()) },
-        }
+        let (master, authority) = (MasterSecret::generate(&mut rng()), AuthoritySecret::generate(&mut rng()));
+        let first = Discovery::generate(master.master_id(), 0, &authority, &mut rng()).unwrap();
+        Self { master, authority, discovery: KeyRing::new(first) }
     }
 
     fn id(&self) -> MasterId {
@@ -112,7 +110,7 @@ fn what_was_written_is_there_after_opening_again() {
     assert_eq!(store.node_secret().unwrap().node_id(), store.node_id());
     assert_eq!(store.master_secret().unwrap().unwrap().expanded(), cluster.master.expanded());
     assert_eq!(store.authority_secret().unwrap().unwrap().seed(), cluster.authority.seed());
-    assert_eq!(store.discovery().unwrap().secret.as_bytes(), cluster.discovery.secret.as_bytes());
+    assert_eq!(store.discovery().unwrap().newest().key, cluster.discovery.newest().key);
     assert_eq!(store.virtual_ports().unwrap(), [80, 443]);
     assert_eq!(store.members().unwrap().len(), 1);
     assert_eq!(
@@ -363,15 +361,15 @@ fn lists_are_bounded_and_full_ones_leave_the_old_in_place() {
 fn the_discovery_key_changes_only_to_a_newer_generation() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
-    let make = |generation| Discovery { generation, secret: DiscoverySecret::generate(&mut rng()) };
-    store.rotate_discovery(&cluster.discovery).unwrap();
-    assert!(matches!(store.rotate_discovery(&make(0)), Err(StoreError::Falls { .. })));
-    let next = make(2);
-    store.rotate_discovery(&next).unwrap();
-    assert!(matches!(store.rotate_discovery(&make(1)), Err(StoreError::Falls { .. })));
+    let make = |generation| Discovery::generate(cluster.id(), generation, &cluster.authority, &mut rng()).unwrap();
+    let (older, next) = (make(1), make(2));
+    assert!(!store.adopt_discovery(cluster.discovery.newest().duplicate(), 5).unwrap().1);
+    assert!(store.adopt_discovery(next.duplicate(), 5).unwrap().1);
+    assert!(!store.adopt_discovery(older, 6).unwrap().1);
     drop(store);
     let found = Store::open(&state(&folder)).unwrap().discovery().unwrap();
-    assert_eq!((found.generation, found.secret.as_bytes()), (2, next.secret.as_bytes()));
+    assert_eq!(found.newest().key, next.key);
+    assert_eq!(found.secrets().len(), 2, "the one before is kept");
 }
 
 #[test]

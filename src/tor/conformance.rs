@@ -142,7 +142,12 @@ pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
     let [old, new] = [0; 2].map(|_| DiscoverySecret::generate(&mut rand::rng()));
     let identity = NodeSecret::generate(&mut rand::rng());
     let (node, address) = (identity.node_id(), identity.node_id().address());
-    let service = |discovery| OwnService { identity: identity.duplicate(), discovery, ports: vec![OPEN] };
+    let service = |discovery| OwnService {
+        identity: identity.duplicate(),
+        discovery,
+        ports: vec![OPEN],
+        refused: Arc::default(),
+    };
     let (streams, incoming) = mpsc::channel(16);
     let nobody = host.listen(service(vec![]), streams.clone()).await;
     assert!(matches!(nobody, Err(TorError::Invalid(..))), "a service that everybody can find");
@@ -150,35 +155,44 @@ pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
     serve(incoming);
 
     let friend = ready(stage).await;
-    friend.trust_discovery(node, &old).unwrap();
+    friend.trust_discovery(node, &[&old]).unwrap();
     echoes(eventually(stage, "a friend's dial", async || friend.dial(address, OPEN, stage.patience()).await).await)
         .await;
     fails(stage, "a port that is not open", friend.dial(address, CLOSED, stage.patience())).await;
     let stranger = ready(stage).await;
     fails(stage, "a dial without the key", stranger.dial(address, OPEN, stage.short())).await;
-    stranger.trust_discovery(node, &new).unwrap();
-    fails(stage, "a dial with another key", stranger.dial(address, OPEN, stage.short())).await;
+    stranger.trust_discovery(node, &[&new]).unwrap();
+    let told = async || match stranger.dial(address, OPEN, stage.patience()).await {
+        Err(TorError::ShutOut { .. }) => Ok(()),
+        Err(other) => Err(other.to_string()),
+        Ok(_) => Err("it was let in".into()),
+    };
+    eventually(stage, "a dial with another key is told so", told).await;
 
     listening.authorize(vec![new.public()]).await.unwrap();
     assert!(listening.authorize(vec![]).await.is_err());
-    let visitor = async |key| {
+    let visitor = async |key: &[&DiscoverySecret]| {
         let visitor = ready(stage).await;
         visitor.trust_discovery(node, key).unwrap();
         (visitor.dial(address, OPEN, stage.short()).await, visitor)
     };
-    let (stream, _visitor) = eventually(stage, "the new key", async || match visitor(&new).await {
+    // Whoever has both keys gets in, whichever the service accepts.
+    let both = ready(stage).await;
+    both.trust_discovery(node, &[&new, &old]).unwrap();
+    echoes(eventually(stage, "both keys", async || both.dial(address, OPEN, stage.patience()).await).await).await;
+    let (stream, _visitor) = eventually(stage, "the new key", async || match visitor(&[&new]).await {
         (Ok(stream), visitor) => Ok((stream, visitor)),
         (Err(e), _) => Err(e),
     })
     .await;
     echoes(stream).await;
-    let shut_out = async || match visitor(&old).await.0 {
+    let shut_out = async || match visitor(&[&old]).await.0 {
         Ok(_) => Err("the old key still opens it"),
         Err(_) => Ok(()),
     };
     eventually(stage, "rotation", shut_out).await;
     drop(listening);
-    let gone = async || match visitor(&new).await.0 {
+    let gone = async || match visitor(&[&new]).await.0 {
         Ok(_) => Err("it still answers"),
         Err(_) => Ok(()),
     };

@@ -23,6 +23,12 @@ pub enum TorError {
         #[source]
         source: Option<Cause>,
     },
+    /// The service is there, and does not let this node find it.
+    #[error("{to} accepts none of this node's discovery keys")]
+    ShutOut {
+        /// The onion address.
+        to: String,
+    },
     /// It took longer than allowed. Worth another try.
     #[error("{what} took longer than {limit:?}")]
     Timeout {

@@ -49,8 +49,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Connects to `port` of the onion service `to`. Bounded by `limit`.
     async fn dial(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError>;
 
-    /// Lets this client read the descriptors of `node`'s own (restricted) service from now on.
-    fn trust_discovery(&self, node: NodeId, key: &DiscoverySecret) -> Result<(), TorError>;
+    /// Lets this client read the descriptors of `node`'s own (restricted) service with one of `keys` from now on; the one
+    /// that most likely opens them first.
+    fn trust_discovery(&self, node: NodeId, keys: &[&DiscoverySecret]) -> Result<(), TorError>;
 
     /// Runs this node's own onion service until the returned handle is dropped. Streams to any port in
     /// [`OwnService::ports`] arrive on `streams`; others are refused.
@@ -110,6 +111,8 @@ pub struct OwnService {
     pub discovery: Vec<DiscoveryPublic>,
     /// Virtual ports that are open.
     pub ports: Vec<u16>,
+    /// Counts what members asked for beyond the bounds of the service.
+    pub refused: Arc<RefusedCounts>,
 }
 
 /// A running own onion service; dropped, it stops.

@@ -163,7 +163,8 @@ pub(crate) fn opened_copy(node: &Node) -> Result<OpenedCopy> {
     Ok(OpenedCopy { store: Store::open(&copy)?, _folder: folder })
 }
 
-fn copy_state(from: &Path, to: &Path) -> Result<()> {
+/// Copies a state directory, but for Arti's part of it.
+pub(crate) fn copy_state(from: &Path, to: &Path) -> Result<()> {
     fs::DirBuilder::new().mode(0o700).create(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -186,10 +187,10 @@ fn copy_state(from: &Path, to: &Path) -> Result<()> {
 
 impl OpenedCopy {
     /// Adds all secrets of this node.
-    fn add_to(&self, needles: &mut Needles, name: &str) -> Result<()> {
+    pub(crate) fn add_to(&self, needles: &mut Needles, name: &str) -> Result<()> {
         self.add_address_to(needles)?;
         needles.add(&format!("{name}'s key"), self.store.node_secret()?.seed());
-        needles.add("the discovery key", self.store.discovery()?.secret.as_bytes());
+        needles.add("the discovery key", self.store.discovery()?.newest().secret.as_bytes());
         for point in self.store.intro_points()? {
             needles.add(&format!("a point's session key of {name}"), &point.secrets.session);
             needles.add(&format!("a point's encryption key of {name}"), &point.secrets.encryption);

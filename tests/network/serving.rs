@@ -170,9 +170,9 @@ fn strangers_learn_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
 fn garbage_on_a_link_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let victim = nodes.named("gamma")?;
     let before = victim.status()?;
-    let discovery = opened_copy(victim)?.store.discovery()?;
+    let stolen = opened_copy(victim)?.store.discovery()?;
     let arti = Arti::start("thief")?;
-    arti.engine.trust_discovery(before.node.parse()?, &discovery.secret)?;
+    arti.engine.trust_discovery(before.node.parse()?, &stolen.secrets())?;
     let address = before.node.parse()?;
     for garbage in garbage() {
         arti.runtime.block_on(async {

@@ -59,7 +59,10 @@ pub struct Coordinator {
     draining: bool,
     /// The lease was given up for the drain; if it comes back all the same, nobody else wanted it.
     handed_over: bool,
+    /// It leads and cannot publish.
+    unable: bool,
     leaving: bool,
+    shut_out: bool,
     ready: bool,
     been_healthy: bool,
     points: Vec<IntroPoint>,
@@ -85,7 +88,7 @@ impl Coordinator {
             cluster: member.authority.cluster,
             me,
             voice: Voice::new(key, settings.boot),
-            view: View::new(member.clone(), settings.patience, settings.term),
+            view: View::new(member.clone(), settings.patience, settings.term).with_waiting(settings.waiting),
             election: Election::new(me, settings.timing, settings.term),
             member,
             last: None,
@@ -100,7 +103,9 @@ impl Coordinator {
             joined: false,
             draining: false,
             handed_over: false,
+            unable: false,
             leaving: false,
+            shut_out: false,
             ready: false,
             been_healthy: false,
             points: Vec::new(),
@@ -181,7 +186,7 @@ impl Coordinator {
         if self.excluded || (self.leaving && self.said_phase == Some(Phase::Gone)) {
             return None;
         }
-        let joining = (!self.joined).then_some(self.started + self.settings.joining);
+        let joining = (!self.joined && !self.shut_out).then_some(self.started + self.settings.joining);
         [Some(self.next_beat), Some(self.refresh_at), self.elect_at, joining, self.reissue_at]
             .into_iter()
             .flatten()
@@ -240,6 +245,8 @@ impl Coordinator {
             Event::IntroPoints(points) => return self.take_points(points, out),
             Event::Ready(ready) => self.ready = ready,
             Event::MeshReached => self.join(now),
+            Event::ShutOut(shut_out) => self.shut_out = shut_out,
+            Event::CannotPublish => self.unable = self.election.leading().is_some(),
             Event::Drain => self.draining = true,
             Event::Resume => (self.draining, self.handed_over) = (false, false),
             Event::Leave => self.leaving = true,
@@ -333,6 +340,7 @@ impl Coordinator {
 
     fn take_published(&mut self, periods: Vec<PublishedPeriod>, out: &mut Vec<Action>) -> Changes {
         self.periods = periods;
+        self.unable = false;
         self.published = self.choice.points.iter().map(|(_, point)| point.session_key).collect();
         self.say_publication(out)
     }
@@ -399,8 +407,8 @@ impl Coordinator {
 
     /// Moves on in life.
     fn live(&mut self, now: Now) {
-        let long_since = now.mono >= self.started + self.settings.joining;
-        if !self.joined && (long_since || self.view.is_alone() || self.view.hears() > 0) {
+        let waited = now.mono >= self.started + self.settings.joining && !self.shut_out;
+        if !self.joined && (waited || self.view.is_alone() || self.view.hears() > 0) {
             self.join(now);
         }
         self.been_healthy |= self.phase() == Phase::Healthy;
@@ -432,7 +440,8 @@ impl Coordinator {
         let mut steps = Vec::new();
         let mut situation = self.situation(now);
         self.election.step(&situation, now.mono, &mut steps);
-        self.handed_over |= situation.hand_over;
+        self.handed_over |= situation.hand_over && self.draining;
+        self.unable &= self.election.leading().is_some();
         if !steps.is_empty() {
             changes.leases = true;
             self.perform(&steps, now, out);
@@ -455,11 +464,12 @@ impl Coordinator {
         if live && !leading {
             return situation;
         }
-        let may = self.joined && !self.leaving && self.view.may_publish();
+        let may = self.joined && !self.leaving && !self.shut_out && self.view.may_publish();
         // Who leads stands in no queue; the others' ranks need not be computed for it.
         let next = self.election.stored_term().max(highest) + 1;
         situation.place = may.then(|| if leading { 0 } else { self.place(next) });
-        situation.hand_over = leading && self.draining && !self.handed_over && self.view.has_successor();
+        let unwilling = self.unable || (self.draining && !self.handed_over);
+        situation.hand_over = leading && unwilling && self.view.has_successor();
         if !leading {
             situation.alone = self.view.is_alone();
             situation.complete = self.election.listening_since().is_some_and(|since| self.view.heard_all_since(since));

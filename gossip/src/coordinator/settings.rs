@@ -7,6 +7,7 @@ use crate::lease::Timing;
 use crate::liveness::Patience;
 use crate::record::{Chain, IntroPoint, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation};
 use crate::signed::Verified;
+use crate::view::DEFAULT_WAITING;
 
 /// What a coordinator is told at its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Settings {
     pub intro_points: usize,
     /// How long the same nodes stand in the descriptor when there are more than places, in seconds.
     pub rotation: u64,
+    /// Most records kept that came before their signer's card.
+    pub waiting: usize,
 }
 
 impl Settings {
@@ -47,6 +50,7 @@ impl Settings {
             joining: Duration::from_secs(45),
             intro_points: MAX_INTRO_POINTS,
             rotation: 3600,
+            waiting: DEFAULT_WAITING,
         }
     }
 }
@@ -71,6 +75,13 @@ pub enum Event {
     Ready(bool),
     /// The mesh has been reached: at least one link is up.
     MeshReached,
+    /// Whether the other members seem to have shut this node out: it reaches none, and at least one is there but lets
+    /// nobody find it who has only this node's keys. Then this node was evicted while it was away, or has missed a change
+    /// of keys, and the others will reach it. Until then it must not take them for dead.
+    ShutOut(bool),
+    /// This node cannot publish, for a reason of its own such as a full disk: if it should, let another. Forgotten with
+    /// the next [`Event::Published`].
+    CannotPublish,
     /// Leave the descriptor, serve those who still come, let another publish.
     Drain,
     /// End of [`Event::Drain`].

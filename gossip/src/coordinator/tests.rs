@@ -197,6 +197,21 @@ fn alone_among_the_dead_it_goes_on_without_them() {
 }
 
 #[test]
+fn shut_out_it_does_not_take_the_others_for_dead() {
+    let mut scene = Scene::new();
+    let other = scene.founder.node(1, Role::Publisher);
+    scene.event(Event::KnownMembers(vec![other.member.chain()]));
+    scene.event(Event::ShutOut(true));
+    assert_eq!(leads(&scene.pass(600)), vec![]);
+    assert_eq!(scene.node.phase(), Phase::Joining);
+    // They have died now, or the descriptor that nobody could read is gone.
+    scene.event(Event::ShutOut(false));
+    assert_eq!(leads(&scene.pass(60)), vec![Leadership::Publisher { term: 1 }]);
+    let stops = scene.event(Event::ShutOut(true));
+    assert_eq!(leads(&stops), vec![Leadership::Follower]);
+}
+
+#[test]
 fn a_dead_publisher_is_followed_and_its_points_leave() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);
@@ -262,6 +277,22 @@ fn draining_hands_over_only_to_somebody() {
     assert_eq!(leads(&scene.pass_with(4, &other, Phase::Healthy)), vec![]);
     // The other does not take it: better one that drains than none.
     assert_eq!(leads(&scene.pass_with(4, &other, Phase::Healthy)), vec![Leadership::Publisher { term: 2 }]);
+}
+
+#[test]
+fn who_cannot_publish_hands_over_as_soon_as_there_is_somebody() {
+    let mut scene = Scene::publishing();
+    assert_eq!(leads(&scene.event(Event::CannotPublish)), vec![]);
+    let other = scene.meet(1, Role::Publisher);
+    let actions = scene.pass_with(6, &other, Phase::Healthy);
+    assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
+    // If nobody takes it, it tries again, and keeps it once it can publish.
+    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Healthy)), vec![Leadership::Publisher { term: 2 }]);
+    scene.event(Event::Published(vec![]));
+    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Healthy)), vec![]);
+    // Not said of the lease of another time.
+    scene.event(Event::Leave);
+    assert_eq!(leads(&scene.event(Event::CannotPublish)), vec![]);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! fits a message any more. A key is made in no time, so a hostile member could name thousands. Therefore: members enter
 //! freely, a few ids that are not known as members may enter (a newcomer's certificates arrive by gossip), each node
 //! with a few of its lives, and all together stay below a bound that fits into a message.
+//!
+//! Nor does chitchat ever forget a value, so what is told of each life is weighed: beyond a bound, no more of it enters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use chitchat::ChitchatMessage;
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::wire::{Life, Message, Names, WireError};
 use crate::address::mesh_socket;
@@ -21,18 +24,38 @@ use crate::id::NodeId;
 const MAX_LIVES: usize = 400;
 /// Lives of one node at once: it may have restarted several times within the hour for which chitchat remembers.
 const MAX_LIVES_OF_ONE: usize = 12;
-/// Nodes at once that are not known as members.
-const MAX_STRANGERS: usize = 64;
+/// What is kept of a value besides itself, about, in bytes.
+const OVERHEAD: usize = 64;
 /// For how long a life is remembered that chitchat has no state of.
 const FORGET: Duration = Duration::from_secs(60);
+
+/// Bounds on what a mesh keeps of others' words. No peer needs to have the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MeshLimits {
+    /// Nodes at once that are not known as members.
+    pub strangers: usize,
+    /// Bytes of what is said of one life of a member; of one that is not known as a member, an eighth. 2000 of the
+    /// authority's facts, which every node repeats, take a megabyte.
+    pub node_bytes: usize,
+}
+
+impl Default for MeshLimits {
+    fn default() -> Self {
+        Self { strangers: 64, node_bytes: 1 << 20 }
+    }
+}
 
 /// What was kept out since start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MeshCounters {
-    /// Messages that could not be read.
+    /// Messages that could not be read, and values that are no records.
     pub malformed: u64,
     /// Mentions of nodes that were left out.
     pub strangers: u64,
+    /// Times that more was told of one life than is kept.
+    pub hoards: u64,
+    /// Times that others claimed more of this node's present life than it has said.
+    pub lies: u64,
     /// Times that gossip was begun anew under a new generation, because it had stopped or others had been told lies of us.
     pub restarts: u64,
 }
@@ -43,11 +66,21 @@ pub(super) struct Gate {
     state: Mutex<State>,
 }
 
+/// What is kept of one life's values.
+#[derive(Debug, Default)]
+struct Hoard {
+    bytes: usize,
+    /// By key.
+    sizes: BTreeMap<String, usize>,
+}
+
 #[derive(Default)]
 struct State {
     generation: u64,
+    limits: MeshLimits,
     members: BTreeSet<NodeId>,
     lives: BTreeMap<Life, Instant>,
+    hoards: BTreeMap<Life, Hoard>,
     addresses: BTreeMap<SocketAddr, NodeId>,
     claimed: Claim,
     names: Names,
@@ -77,6 +110,11 @@ impl Gate {
         state.claimed = Claim::default();
     }
 
+    /// Sets other bounds than the default ones.
+    pub(super) fn set_limits(&self, limits: MeshLimits) {
+        self.lock().limits = limits;
+    }
+
     /// Tells who is known as a member.
     pub(super) fn set_members(&self, members: BTreeSet<NodeId>) {
         self.lock().members = members;
@@ -93,8 +131,9 @@ impl Gate {
         let now = Instant::now();
         state.lives.retain(|life, seen| has.contains(life) || now.duration_since(*seen) < FORGET);
         let nodes: BTreeSet<_> = state.lives.keys().map(|life| life.node).collect();
-        let State { members, addresses, .. } = &mut *state;
+        let State { members, addresses, lives, hoards, .. } = &mut *state;
         addresses.retain(|_, node| nodes.contains(node) || members.contains(node));
+        hoards.retain(|life, _| lives.contains_key(life));
     }
 
     /// Whose mesh address it is.
@@ -113,6 +152,14 @@ impl Gate {
 
     pub(super) fn count_restart(&self) {
         self.lock().counters.restarts += 1;
+    }
+
+    pub(super) fn count_lie(&self) {
+        self.lock().counters.lies += 1;
+    }
+
+    pub(super) fn count_malformed(&self, values: usize) {
+        self.lock().counters.malformed += values as u64;
     }
 
     /// Reads a message that `from` has sent, leaving out what may not enter.
@@ -136,7 +183,17 @@ impl Gate {
         let admitted: BTreeSet<Life> =
             message.lives().into_iter().filter(|life| *life == own || state.admit(*life, from)).collect();
         // Nobody tells this node about its own present life.
-        let changed = message.retain(|life| admitted.contains(life), |life| admitted.contains(life) && *life != own);
+        let mut heard: BTreeSet<Life> = admitted.iter().filter(|life| **life != own).copied().collect();
+        let mut told: BTreeMap<Life, Vec<(&str, usize)>> = BTreeMap::new();
+        for (life, key, size) in message.values().filter(|(life, ..)| heard.contains(life)) {
+            told.entry(life).or_default().push((key, size));
+        }
+        // All or nothing: with a part left out, chitchat would take what it has for the whole.
+        for (life, values) in told.into_iter().filter(|(life, values)| !state.weigh(*life, values)) {
+            debug!(node = %life.node.short(), %from, values = values.len(), "more is told of a node than is kept");
+            heard.remove(&life);
+        }
+        let changed = message.retain(|life| admitted.contains(life), |life| heard.contains(life));
         if changed { message.for_chitchat() } else { super::wire::for_chitchat(bytes) }
     }
 }
@@ -156,7 +213,7 @@ impl State {
         };
         let admitted = self.lives.len() < MAX_LIVES
             && (life.node == from || lives_of_it(self) < MAX_LIVES_OF_ONE)
-            && (self.members.contains(&life.node) || strangers(self) < MAX_STRANGERS);
+            && (self.members.contains(&life.node) || strangers(self) < self.limits.strangers);
         if admitted {
             self.lives.insert(life, now);
             self.addresses.insert(mesh_socket(&life.node), life.node);
@@ -164,5 +221,22 @@ impl State {
             self.counters.strangers += 1;
         }
         admitted
+    }
+
+    /// Notes values that are told of a life; false, and nothing is noted, if that would be more than is kept.
+    fn weigh(&mut self, life: Life, values: &[(&str, usize)]) -> bool {
+        let share = if self.members.contains(&life.node) { 1 } else { 8 };
+        let hoard = self.hoards.entry(life).or_default();
+        let mut latest: BTreeMap<&str, usize> = BTreeMap::new();
+        latest.extend(values.iter().map(|(key, size)| (*key, size + OVERHEAD)));
+        let replaced: usize = latest.keys().filter_map(|key| hoard.sizes.get(*key)).sum();
+        let bytes = hoard.bytes - replaced + latest.values().sum::<usize>();
+        if bytes > hoard.bytes && bytes > self.limits.node_bytes / share {
+            self.counters.hoards += 1;
+            return false;
+        }
+        hoard.bytes = bytes;
+        hoard.sizes.extend(latest.into_iter().map(|(key, size)| (key.to_owned(), size)));
+        true
     }
 }

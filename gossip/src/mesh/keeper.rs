@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, warn};
 
 use super::adapter::Adapter;
-use super::gate::Gate;
+use super::gate::{Claim, Gate};
 use super::wire::Life;
 use super::{Carrier, MAX_RECORD, MeshConfig, MeshError, Own, Update};
 use crate::address::mesh_socket;
@@ -31,7 +31,11 @@ const FAREWELLS: usize = 3;
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(3600);
 /// For how long a value that was taken back leaves a mark.
 const DELETION_GRACE: Duration = Duration::from_secs(2 * 3600);
-/// Shortest time between two lives.
+/// Shortest time before the first few further lives: while others are told lies of this node, nobody hears it.
+const SHORT_REST: Duration = Duration::from_secs(5);
+/// So many lives may be short: each stays in everybody's digests for as long as chitchat remembers.
+const SHORT_LIVES: u64 = 8;
+/// Shortest time between two lives after those.
 const REST: Duration = Duration::from_secs(60);
 
 pub(super) struct Keeper {
@@ -44,6 +48,8 @@ pub(super) struct Keeper {
     changed: Arc<Notify>,
     life: u64,
     born: Instant,
+    /// The last lie that was counted.
+    claimed: Claim,
     /// The highest version handed on, by life.
     handed: BTreeMap<ChitchatId, u64>,
     outbox: VecDeque<Update>,
@@ -71,6 +77,7 @@ impl Keeper {
             changed,
             life: 0,
             born: Instant::now(),
+            claimed: Claim::default(),
             handed: BTreeMap::new(),
             outbox: VecDeque::new(),
             next_seed: 0,
@@ -131,7 +138,8 @@ impl Keeper {
             if origin == self.config.me {
                 continue;
             }
-            let (values, upto) = newer(state, handed, room);
+            let (values, upto, nonsense) = newer(state, handed, room);
+            self.gate.count_malformed(nonsense);
             self.outbox.extend(values.into_iter().map(|(kind, bytes)| Update { origin, kind, bytes }));
             self.handed.insert(id.clone(), upto);
             if self.outbox.len() >= BATCH {
@@ -160,7 +168,7 @@ impl Keeper {
         self.ask_a_seed(&live);
     }
 
-    async fn must_begin_anew(&self) -> bool {
+    async fn must_begin_anew(&mut self) -> bool {
         if timeout(Duration::ZERO, self.chitchat.termination_watcher()).await.is_ok() {
             return true;
         }
@@ -169,7 +177,11 @@ impl Keeper {
         let mut chitchat = chitchat.lock().await;
         let state = chitchat.self_node_state();
         let lied = claimed.version > state.max_version() || claimed.heartbeat > u64::from(state.heartbeat());
-        lied && self.born.elapsed() >= REST
+        if lied && claimed != self.claimed {
+            self.claimed = claimed;
+            self.gate.count_lie();
+        }
+        lied && self.born.elapsed() >= if self.life < SHORT_LIVES { SHORT_REST } else { REST }
     }
 
     async fn begin_anew(&mut self) {
@@ -184,6 +196,7 @@ impl Keeper {
                 self.chitchat = chitchat;
                 self.life = life;
                 self.born = Instant::now();
+                self.claimed = Claim::default();
                 self.handed.clear();
                 self.gate.count_restart();
             }
@@ -230,19 +243,25 @@ fn life_of(id: &ChitchatId) -> Option<Life> {
     Some(Life { node: id.node_id.parse().ok()?, generation: id.generation_id })
 }
 
-/// At most `room` values above version `handed` in the order of their versions, and the version up to which that is all.
-fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u8>)>, u64) {
+/// At most `room` values above version `handed` in the order of their versions, the version up to which that is all, and
+/// how many values more could be no records. Kinds of newer versions are no nonsense.
+fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u8>)>, u64, usize) {
     let mut fresh: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > handed).collect();
     fresh.sort_by_key(|(_, value)| value.version);
     let upto = if fresh.len() > room { fresh.get(room.wrapping_sub(1)).map(|(_, value)| value.version) } else { None };
     let upto = upto.unwrap_or(if fresh.len() > room { handed } else { state.max_version() });
     let values = fresh.into_iter().take(room).filter(|(_, value)| !value.is_deleted());
-    let records = values.filter_map(|(key, value)| {
-        let kind = RecordKind::from_key(key)?;
-        let bytes = BASE64.decode(value.value.as_bytes()).ok()?;
-        (bytes.len() <= MAX_RECORD).then_some((kind, bytes))
-    });
-    (records.collect(), upto)
+    let known: Vec<_> = values.filter_map(|(key, value)| Some((RecordKind::from_key(key)?, value))).collect();
+    let count = known.len();
+    let records: Vec<_> = known
+        .into_iter()
+        .filter_map(|(kind, value)| {
+            let bytes = BASE64.decode(value.value.as_bytes()).ok()?;
+            (bytes.len() <= MAX_RECORD).then_some((kind, bytes))
+        })
+        .collect();
+    let nonsense = count - records.len();
+    (records, upto, nonsense)
 }
 
 /// Starts chitchat for one life of this node.

@@ -33,7 +33,7 @@ use tokio::task::JoinHandle;
 use crate::id::{MasterId, NodeId};
 use crate::record::RecordKind;
 
-pub use gate::MeshCounters;
+pub use gate::{MeshCounters, MeshLimits};
 pub use neighbours::{DEFAULT_NEIGHBOURS, neighbours};
 pub use wire::MAX_MESSAGE;
 
@@ -150,9 +150,20 @@ impl Mesh {
         self.gate.set_members(members);
     }
 
+    /// Sets other bounds than the default ones.
+    pub fn set_limits(&self, limits: MeshLimits) {
+        self.gate.set_limits(limits);
+    }
+
     /// What was kept out since start.
     pub fn counters(&self) -> MeshCounters {
         self.gate.counters()
+    }
+
+    /// The same for those who do not hold the mesh.
+    pub fn counting(&self) -> impl Fn() -> MeshCounters + Send + Sync + 'static {
+        let gate = Arc::clone(&self.gate);
+        move || gate.counters()
     }
 
     /// Tells some neighbours what was set last, then stops. Takes about one interval.

@@ -163,6 +163,19 @@ impl Message {
         self.digest.iter().map(|known| known.life).chain(told).collect()
     }
 
+    /// Every value it tells: of which life, its key, and the bytes of both.
+    pub(super) fn values(&self) -> impl Iterator<Item = (Life, &str, usize)> {
+        let mut told_of = None;
+        self.delta.iter().filter_map(move |operation| match operation {
+            Operation::Life { life, .. } => {
+                told_of = Some(*life);
+                None
+            }
+            Operation::Value { key, value, .. } => told_of.map(|life| (life, key.as_str(), key.len() + value.len())),
+            Operation::Version(_) => None,
+        })
+    }
+
     /// Leaves out what is not admitted: what is known of lives and what is told of them. True if anything was.
     pub(super) fn retain(&mut self, mut known: impl FnMut(&Life) -> bool, mut told: impl FnMut(&Life) -> bool) -> bool {
         let before = (self.digest.len(), self.delta.len());

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::FixedBytes;
 use crate::id::{AuthorityId, InvitationId, MasterId, NodeId};
 use crate::signed::{Check, Statement, Strict, Unverified, Verified, VerifyError};
 
@@ -78,6 +79,30 @@ pub struct Revocation {
 impl Statement for Revocation {
     const CONTEXT: &'static str = "rustbalance revocation v1";
     const MAX_SIZE: usize = 512;
+}
+
+/// The authority's word on the key that opens the descriptors of the members' own services. A new one is made after each
+/// revocation, so that who was put out does not find the others any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiscoveryKey {
+    /// The cluster it is for.
+    pub cluster: MasterId,
+    /// How many members had been revoked when it was made: whoever knows of fewer must not hand it on.
+    pub generation: u32,
+    /// Its public half, X25519.
+    pub public: FixedBytes<32>,
+}
+
+impl Statement for DiscoveryKey {
+    const CONTEXT: &'static str = "rustbalance discovery key v1";
+    const MAX_SIZE: usize = 512;
+}
+
+impl DiscoveryKey {
+    /// What decides which of two is newer: the generation, then the key, for two that were made at once.
+    pub fn rank(&self) -> (u32, [u8; 32]) {
+        (self.generation, self.public.0)
+    }
 }
 
 /// Both certificates of a member, as they travel.

@@ -8,7 +8,9 @@ mod certificate;
 mod invitation;
 mod node;
 
-pub use certificate::{AuthorityCertificate, Chain, ChainError, Member, MemberCertificate, Revocation, Role};
+pub use certificate::{
+    AuthorityCertificate, Chain, ChainError, DiscoveryKey, Member, MemberCertificate, Revocation, Role,
+};
 pub use invitation::Invitation;
 pub use node::{
     Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, NodeCard, PeriodId, Phase, Publication,

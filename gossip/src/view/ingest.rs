@@ -136,7 +136,9 @@ impl View {
             return Err(Rejection::Revoked);
         }
         if of_itself && kind != RecordKind::Card && !self.nodes.contains_key(&origin) {
-            self.pending.keep(origin, kind, bytes);
+            for _ in 0..self.pending.keep(origin, kind, bytes) {
+                self.refused.count(&Rejection::TooMany("records without a card"));
+            }
             return Err(Rejection::Unknown);
         }
         match kind {

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub(crate) use ingest::{OwnWord, check_points};
 pub use invitations::Invitations;
+pub use pending::DEFAULT_WAITING;
 pub use rejection::{RefusedRecords, Rejection};
 
 use crate::id::{AuthorityId, MasterId, NodeId};
@@ -226,6 +227,12 @@ impl View {
     /// Checks signatures in another way (see [`Check`]).
     pub fn with_check(mut self, check: Box<dyn Check + Send + Sync>) -> Self {
         self.check = check;
+        self
+    }
+
+    /// Keeps at most so many records that wait for their signer's card.
+    pub fn with_waiting(mut self, most: usize) -> Self {
+        self.pending.most = most;
         self
     }
 

@@ -5,31 +5,43 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::id::NodeId;
 use crate::record::RecordKind;
 
-/// Most records that wait.
-const MAX_RECORDS: usize = 2048;
+/// Most records that wait, unless told otherwise.
+pub const DEFAULT_WAITING: usize = 2048;
 /// Most bytes that wait.
 const MAX_BYTES: usize = 4 << 20;
 
 /// What waits, of unverified origin: bounded, oldest dropped first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pending {
+    /// Most that wait.
+    pub(super) most: usize,
     records: BTreeMap<(NodeId, RecordKind), Vec<u8>>,
     order: VecDeque<(NodeId, RecordKind)>,
     bytes: usize,
 }
 
+impl Default for Pending {
+    fn default() -> Self {
+        Self { most: DEFAULT_WAITING, records: BTreeMap::new(), order: VecDeque::new(), bytes: 0 }
+    }
+}
+
 impl Pending {
-    /// Keeps a record until its origin's card comes; of one kind and origin the last one.
-    pub(super) fn keep(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8]) {
+    /// Keeps a record until its origin's card comes; of one kind and origin the last one. Gives how many others were
+    /// dropped for it.
+    pub(super) fn keep(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8]) -> usize {
+        let mut dropped = 0;
         match self.records.insert((origin, kind), bytes.to_vec()) {
             Some(old) => self.bytes -= old.len(),
             None => self.order.push_back((origin, kind)),
         }
         self.bytes += bytes.len();
-        while self.records.len() > MAX_RECORDS || self.bytes > MAX_BYTES {
+        while self.records.len() > self.most || self.bytes > MAX_BYTES {
             let Some(oldest) = self.order.pop_front() else { break };
             self.drop_record(&oldest);
+            dropped += 1;
         }
+        dropped
     }
 
     /// Hands out what has waited for this node.
@@ -70,10 +82,9 @@ mod tests {
     #[test]
     fn a_flood_of_strangers_pushes_out_the_oldest() {
         let mut pending = Pending::default();
-        for n in 0..3000 {
-            pending.keep(node(n), RecordKind::Heartbeat, &[0; 4000]);
-        }
-        assert!(pending.records.len() <= MAX_RECORDS && pending.bytes <= MAX_BYTES);
+        let dropped: usize = (0..3000).map(|n| pending.keep(node(n), RecordKind::Heartbeat, &[0; 4000])).sum();
+        assert!(pending.records.len() <= DEFAULT_WAITING && pending.bytes <= MAX_BYTES);
+        assert_eq!(pending.records.len() + dropped, 3000);
         assert_eq!(pending.records.len(), pending.order.len());
         assert!(pending.take(node(0)).is_empty());
         assert_eq!(pending.take(node(2999)).len(), 1);

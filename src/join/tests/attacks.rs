@@ -117,9 +117,10 @@ fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
             member: member.chain(),
             members: vec![],
             ports: vec![],
+            discovery: impostor.discovery.key.unverified(),
             unix: NOW,
         };
-        let discovery = Snapshot(impostor).discovery().unwrap();
+        let discovery = Snapshot(impostor).discovery().unwrap().secret;
         let plain = parcel::Parcel { discovery, secrets: None, facts }.to_bytes().unwrap();
         let sealed = transcript::seal(&theirs.ephemeral, said.ephemeral.0, &said_so, plain).unwrap();
         let sealed = VarBytes(sealed);

@@ -58,7 +58,7 @@ fn what_a_join_brought_is_there_after_opening_again() {
         assert_eq!(store.node_id(), secret.node_id());
         assert_eq!(store.membership(), &joined.member);
         assert_eq!(store.master_secret().unwrap().is_some(), role == Role::Publisher);
-        assert_eq!(store.discovery().unwrap().generation, 3);
+        assert_eq!(store.discovery().unwrap().newest().key.generation, 3);
         assert_eq!(store.members().unwrap().len(), joined.members.len());
         assert_eq!(store.virtual_ports().unwrap(), [80, 443]);
     }

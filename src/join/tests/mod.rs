@@ -12,8 +12,8 @@ use rustbalance_gossip::record::{AuthorityCertificate, Chain, Invitation, Member
 use rustbalance_gossip::signed::Verified;
 
 use super::*;
-use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
-use crate::store::Discovery;
+use crate::discovery::{Discovery, Offer};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
 
 mod attacks;
 mod disk;
@@ -56,9 +56,10 @@ impl Host {
             authority: Verified::sign(certificate, &master).unwrap(),
             certificate: Verified::sign(founder, &authority).unwrap(),
         };
+        let discovery = Discovery::generate(cluster, 3, &authority, &mut rng()).unwrap();
         Self {
             us: Publisher { membership, node, authority, master },
-            discovery: Discovery { generation: 3, secret: DiscoverySecret::generate(&mut rng()) },
+            discovery,
             known: Mutex::default(),
             broken_disk: AtomicBool::new(false),
         }
@@ -150,9 +151,8 @@ impl Admissions for Snapshot<'_> {
     fn virtual_ports(&self) -> Vec<u16> {
         vec![80, 443]
     }
-    fn discovery(&self) -> Option<Discovery> {
-        let Discovery { generation, secret } = &self.0.discovery;
-        Some(Discovery { generation: *generation, secret: secret.duplicate() })
+    fn discovery(&self) -> Option<Offer> {
+        Some(self.0.discovery.offer())
     }
 }
 

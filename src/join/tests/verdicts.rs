@@ -19,7 +19,7 @@ fn a_publisher_is_given_everything_and_it_verifies() {
     let secrets = joined.secrets.unwrap();
     assert_eq!(secrets.master.expanded(), host.us.master.expanded());
     assert_eq!(secrets.authority.seed(), host.us.authority.seed());
-    assert_eq!(joined.discovery.generation, 3);
+    assert_eq!(joined.discovery.key.generation, 3);
     assert_eq!(joined.discovery.secret.as_bytes(), host.discovery.secret.as_bytes());
     assert_eq!(joined.ports, [80, 443]);
     let recorded = &host.known.lock().unwrap().recorded[0];
@@ -42,11 +42,12 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
             member: joined.member.chain(),
             members: vec![],
             ports: vec![80],
+            discovery: host.discovery.key.unverified(),
             unix: NOW,
         };
         let secrets = (role == Role::Publisher)
             .then(|| PublisherSecrets { master: host.us.master.duplicate(), authority: host.us.authority.duplicate() });
-        let discovery = Snapshot(&host).discovery().unwrap();
+        let discovery = Snapshot(&host).discovery().unwrap().secret;
         let plain = parcel::Parcel { discovery, secrets, facts }.to_bytes().unwrap();
         for secret in [&host.us.master.expanded()[..32], &host.us.master.expanded()[32..], host.us.authority.seed()] {
             assert_eq!(contains(&plain, secret), given, "{role}");

@@ -7,14 +7,15 @@
 //! days.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arti_client::{ErrorKind, HasKind, StreamPrefs};
+use arti_client::{DataStream, ErrorKind, HasKind, StreamPrefs, TorClient};
 use rustbalance_gossip::id::{NodeId, OnionAddress};
 use tokio::time::timeout;
 use tor_hscrypto::pk::HsClientDescEncKey;
 use tor_keymgr::KeystoreSelector;
+use tor_rtcompat::PreferredRuntime;
 
 use super::client::Shared;
 use super::keys;
@@ -32,7 +33,8 @@ const MOST_ADDRESSES: usize = 4096;
 #[derive(Default)]
 pub(super) struct Dials {
     addresses: Mutex<HashMap<OnionAddress, Dial>>,
-    keys: Mutex<()>,
+    /// Of each restricted service, the keys that may open it; the first is the one that Arti uses now.
+    keys: Mutex<HashMap<OnionAddress, Vec<DiscoverySecret>>>,
 }
 
 /// What is kept of one address.
@@ -43,6 +45,10 @@ struct Dial {
 }
 
 impl Dials {
+    fn keys(&self) -> MutexGuard<'_, HashMap<OnionAddress, Vec<DiscoverySecret>>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The isolation group to use now.
     fn prefs(&self, to: OnionAddress) -> StreamPrefs {
         let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,12 +80,20 @@ impl Dials {
     }
 }
 
-/// Connects, within `limit`.
+/// Connects, within `limit`. A service that does not accept a discovery key is tried with each of them.
 pub(super) async fn dial(shared: &Shared, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError> {
     let connecting = async {
         let live = shared.ready().await?;
-        let prefs = shared.dials.prefs(to);
-        Ok(live.tor.connect_with_prefs((to.to_string(), port), &prefs).await)
+        let others = shared.dials.keys().get(&to).map_or(0, |keys| keys.len().saturating_sub(1));
+        let mut outcome = connect(&live.tor, shared, to, port).await;
+        for _ in 0..others {
+            match &outcome {
+                Err(e) if e.kind() == ErrorKind::OnionServiceWrongClientAuth => use_next_key(shared, to)?,
+                _ => break,
+            }
+            outcome = connect(&live.tor, shared, to, port).await;
+        }
+        Ok(outcome)
     };
     let outcome = match timeout(limit, connecting).await {
         Ok(Ok(outcome)) => outcome,
@@ -94,6 +108,7 @@ pub(super) async fn dial(shared: &Shared, to: OnionAddress, port: u16, limit: Du
             shared.dials.reached(to);
             Ok(Box::new(TorStream::new(stream, None)))
         }
+        Err(e) if e.kind() == ErrorKind::OnionServiceWrongClientAuth => Err(TorError::ShutOut { to: to.to_string() }),
         Err(e) => {
             if !is_an_answer(e.kind()) {
                 shared.dials.failed(to, Instant::now());
@@ -101,6 +116,16 @@ pub(super) async fn dial(shared: &Shared, to: OnionAddress, port: u16, limit: Du
             Err(TorError::Unreachable { to: to.to_string(), why: in_words(&e), source: Some(Box::new(e)) })
         }
     }
+}
+
+async fn connect(
+    tor: &TorClient<PreferredRuntime>,
+    shared: &Shared,
+    to: OnionAddress,
+    port: u16,
+) -> Result<DataStream, arti_client::Error> {
+    let prefs = shared.dials.prefs(to);
+    tor.connect_with_prefs((to.to_string(), port), &prefs).await
 }
 
 /// True if the service itself has spoken: the circuit and the descriptor are good.
@@ -112,7 +137,6 @@ fn is_an_answer(kind: ErrorKind) -> bool {
             | ErrorKind::RemoteStreamReset
             | ErrorKind::RemoteStreamError
             | ErrorKind::OnionServiceMissingClientAuth
-            | ErrorKind::OnionServiceWrongClientAuth
     )
 }
 
@@ -122,21 +146,36 @@ fn in_words(e: &arti_client::Error) -> String {
         ErrorKind::OnionServiceNotFound => "no directory has its descriptor: it is down, or has never been up".into(),
         ErrorKind::OnionServiceNotRunning => "it is not running".into(),
         ErrorKind::OnionServiceMissingClientAuth => "it requires a discovery key, and we have none for it".into(),
-        ErrorKind::OnionServiceWrongClientAuth => "it does not accept our discovery key".into(),
         ErrorKind::RemoteConnectionRefused => "it refuses that port".into(),
         _ => e.to_string(),
     }
 }
 
-/// Uses `key` for the service of `node` from now on, in place of any other.
-pub(super) fn trust_discovery(shared: &Shared, node: NodeId, key: &DiscoverySecret) -> Result<(), TorError> {
+/// Uses these keys for the service of `node` from now on, in place of any others.
+pub(super) fn trust_discovery(shared: &Shared, node: NodeId, keys: &[&DiscoverySecret]) -> Result<(), TorError> {
+    let mut all = shared.dials.keys();
+    if let Some(first) = keys.first() {
+        hand_over(shared, node.address(), first)?;
+    }
+    all.insert(node.address(), keys.iter().map(|key| key.duplicate()).collect());
+    Ok(())
+}
+
+/// The key in use has not opened the service: the next one's turn.
+fn use_next_key(shared: &Shared, to: OnionAddress) -> Result<(), TorError> {
+    let mut all = shared.dials.keys();
+    let Some(keys) = all.get_mut(&to).filter(|keys| keys.len() > 1) else { return Ok(()) };
+    keys.rotate_left(1);
+    hand_over(shared, to, &keys[0])
+}
+
+/// Gives Arti the key for a service, in place of any other.
+fn hand_over(shared: &Shared, to: OnionAddress, key: &DiscoverySecret) -> Result<(), TorError> {
     let failed = |e: arti_client::Error| {
-        TorError::Invalid(format!("cannot keep the discovery key for {}: {e}", node.short()), Some(Box::new(e)))
+        TorError::Invalid(format!("cannot keep the discovery key for {to}: {e}"), Some(Box::new(e)))
     };
     let tor = shared.client()?;
-    let (id, secret) = (keys::service_id(node.address()), keys::discovery_secret(key));
-    // Looked at and replaced in one go.
-    let _alone = shared.dials.keys.lock().unwrap_or_else(PoisonError::into_inner);
+    let (id, secret) = (keys::service_id(to), keys::discovery_secret(key));
     match tor.get_service_discovery_key(id).map_err(failed)? {
         Some(known) if known == HsClientDescEncKey::from(&secret) => return Ok(()),
         Some(_) => drop(tor.remove_service_discovery_key(KeystoreSelector::Primary, id).map_err(failed)?),

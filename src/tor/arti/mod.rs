@@ -69,8 +69,8 @@ impl Engine for ArtiEngine {
         dial::dial(&self.shared, to, port, limit).await
     }
 
-    fn trust_discovery(&self, node: NodeId, key: &DiscoverySecret) -> Result<(), TorError> {
-        dial::trust_discovery(&self.shared, node, key)
+    fn trust_discovery(&self, node: NodeId, keys: &[&DiscoverySecret]) -> Result<(), TorError> {
+        dial::trust_discovery(&self.shared, node, keys)
     }
 
     async fn listen(

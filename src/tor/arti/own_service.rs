@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub(super) async fn listen(
     service: OwnService,
     streams: mpsc::Sender<Incoming>,
 ) -> Result<Box<dyn Listening>, TorError> {
-    let OwnService { identity, discovery, ports } = service;
+    let OwnService { identity, discovery, ports, refused } = service;
     let node = identity.node_id();
     let nickname = nickname(node)?;
     let config = configure(&nickname, &discovery)?;
@@ -60,7 +61,7 @@ pub(super) async fn listen(
     let (reached, reachable) = watch::channel(running.status().state().is_fully_reachable());
     let handle = Arc::downgrade(&running);
     shared.tasks.spawn(stop.clone().run_until_cancelled_owned(hold(running, reached)));
-    let own = Own { shared: Arc::clone(&shared), ports: ports.into_iter().collect(), streams };
+    let own = Own { shared: Arc::clone(&shared), ports: ports.into_iter().collect(), streams, refused };
     shared.tasks.spawn(stop.clone().run_until_cancelled_owned(Arc::new(own).run(requests)));
     Ok(Box::new(Service { running: handle, nickname, reachable, _stop: stop.drop_guard() }))
 }
@@ -127,6 +128,7 @@ struct Own {
     shared: Arc<Shared>,
     ports: BTreeSet<u16>,
     streams: mpsc::Sender<Incoming>,
+    refused: Arc<RefusedCounts>,
 }
 
 impl Own {
@@ -136,6 +138,7 @@ impl Own {
         let _circuits_end_with_the_service = stop.clone().drop_guard();
         while let Some(request) = requests.next().await {
             let Some(place) = self.shared.own.try_take(MOST_CIRCUITS) else {
+                self.refused.introductions.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!("refused a circuit to the node's own service: {MOST_CIRCUITS} are open");
                 continue;
             };
@@ -150,8 +153,7 @@ impl Own {
     async fn serve(&self, request: RendRequest) {
         match timeout(ACCEPT_LIMIT, request.accept()).await {
             Ok(Ok(requests)) => {
-                let uncounted = RefusedCounts::default();
-                stream::serve(requests, &self.streams, |port| self.ports.contains(&port), &uncounted).await;
+                stream::serve(requests, &self.streams, |port| self.ports.contains(&port), &self.refused).await;
             }
             Ok(Err(e)) => tracing::debug!("could not accept a circuit to the node's own service: {e}"),
             Err(_) => tracing::debug!("accepting a circuit to the node's own service took too long"),

@@ -146,7 +146,7 @@ pub struct FakeEngine {
     net: FakeNet,
     node: Node,
     bootstrap: watch::Sender<Bootstrap>,
-    trusted: Mutex<HashMap<NodeId, DiscoveryPublic>>,
+    trusted: Mutex<HashMap<NodeId, Vec<DiscoveryPublic>>>,
     circuits: Mutex<HashMap<OnionAddress, Arc<Circuit>>>,
 }
 
@@ -227,11 +227,11 @@ impl FakeEngine {
 
     async fn circuit_to_node(&self, to: OnionAddress, service: Service) -> Result<Circuit, TorError> {
         let node = NodeId::from_public_key(*to.public_key());
-        let key = self.trusted.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
-        match key {
+        let keys = self.trusted.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned();
+        match keys {
             None => return Err(unreachable(to, "it requires a discovery key, and we have none for it")),
-            Some(key) if !service.discovery.contains(&key) => {
-                return Err(unreachable(to, "it does not accept our discovery key"));
+            Some(keys) if !keys.iter().any(|key| service.discovery.contains(key)) => {
+                return Err(TorError::ShutOut { to: to.to_string() });
             }
             Some(_) => {}
         }
@@ -243,6 +243,7 @@ impl FakeEngine {
             path,
             streams: service.streams,
             limits: None,
+            refused: Some(service.refused),
             ports: Some(service.ports),
             ended: service.stopped,
             open_streams: Arc::default(),
@@ -291,6 +292,7 @@ impl FakeEngine {
             path,
             streams: point.streams.clone(),
             limits: Some(Arc::clone(&point.limits)),
+            refused: None,
             ports: None,
             ended: CancellationToken::new(),
             open_streams: Arc::default(),
@@ -324,9 +326,10 @@ impl Engine for FakeEngine {
         result
     }
 
-    fn trust_discovery(&self, node: NodeId, key: &DiscoverySecret) -> Result<(), TorError> {
+    fn trust_discovery(&self, node: NodeId, keys: &[&DiscoverySecret]) -> Result<(), TorError> {
         self.alive()?;
-        self.trusted.lock().unwrap_or_else(PoisonError::into_inner).insert(node, key.public());
+        let keys = keys.iter().map(|key| key.public()).collect();
+        self.trusted.lock().unwrap_or_else(PoisonError::into_inner).insert(node, keys);
         Ok(())
     }
 
@@ -345,6 +348,7 @@ impl Engine for FakeEngine {
             stopped: stopped.clone(),
             discovery: service.discovery,
             ports: service.ports,
+            refused: service.refused,
         };
         self.net.world().open_service(address, running);
         let (reachable, _) = watch::channel(true);

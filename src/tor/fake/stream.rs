@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::world::Node;
-use crate::tor::{BoxStream, Incoming, ServiceLimits, StreamRequest, TorError};
+use crate::tor::{BoxStream, Incoming, RefusedCounts, ServiceLimits, StreamRequest, TorError};
 
 /// Bytes that may be under way in one direction: about a stream's window on the real network.
 const WINDOW: usize = 64 * 1024;
@@ -88,6 +88,8 @@ pub(super) struct Circuit {
     pub(super) streams: mpsc::Sender<Incoming>,
     /// Bounds on the streams; a node's own service has none here.
     pub(super) limits: Option<Arc<ServiceLimits>>,
+    /// Counts what a node's own service refuses.
+    pub(super) refused: Option<Arc<RefusedCounts>>,
     /// Ports of a node's own service; streams to the master address are offered whatever their port.
     pub(super) ports: Option<Vec<u16>>,
     /// Ends it besides the death of either node.
@@ -103,6 +105,14 @@ impl Circuit {
         !self.ended.is_cancelled() && !self.server.dead.is_cancelled() && !self.client.dead.is_cancelled()
     }
 
+    /// Counts a stream too many.
+    fn count(&self) {
+        let refused = self.limits.as_ref().map(|limits| &limits.refused).or(self.refused.as_deref());
+        if let Some(refused) = refused {
+            refused.streams.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Asks for a stream and waits for the answer.
     pub(super) async fn open_stream(self: &Arc<Self>, port: u16) -> Result<BoxStream, StreamRefused> {
         self.path.pass().await;
@@ -114,16 +124,17 @@ impl Circuit {
         }
         let most = self.limits.as_ref().map_or(usize::MAX, |limits| limits.streams_per_circuit);
         let Some(place) = Place::take(&self.open_streams, most) else {
-            if let Some(limits) = &self.limits {
-                limits.refused.streams.fetch_add(1, Ordering::Relaxed);
-            }
+            self.count();
             return Err(StreamRefused::Rejected);
         };
         let (client, client_end) = duplex(WINDOW);
         let (server, server_end) = duplex(WINDOW);
         let (answer, answered) = oneshot::channel();
         let request = Box::new(Request { answer, stream: server });
-        self.streams.try_send(Incoming { port, request }).map_err(|_| StreamRefused::Rejected)?;
+        self.streams.try_send(Incoming { port, request }).map_err(|_| {
+            self.count();
+            StreamRefused::Rejected
+        })?;
         let ended = async {
             tokio::select! {
                 () = self.ended.cancelled() => {}

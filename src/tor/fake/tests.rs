@@ -169,10 +169,10 @@ async fn severed_nodes_reach_everybody_but_each_other() {
             drop(request.accept().await);
         }
     });
-    let service = OwnService { identity, discovery: vec![key.public()], ports: vec![1] };
+    let service = OwnService { identity, discovery: vec![key.public()], ports: vec![1], refused: Arc::default() };
     let _listening = one.listen(service, streams).await.unwrap();
     for engine in [&other, &third] {
-        engine.trust_discovery(node, &key).unwrap();
+        engine.trust_discovery(node, &[&key]).unwrap();
     }
     net.sever(&one, &other);
     assert!(matches!(other.dial(node.address(), 1, SHORT).await, Err(TorError::Timeout { .. })));

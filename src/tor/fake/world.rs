@@ -19,7 +19,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::keys::DiscoveryPublic;
-use crate::tor::{Directory, Incoming, IntroPointKeys, RelayChoice, ServiceLimits, TorError, descriptor};
+use crate::tor::{
+    Directory, Incoming, IntroPointKeys, RefusedCounts, RelayChoice, ServiceLimits, TorError, descriptor,
+};
 
 /// Directories responsible for a descriptor: two replicas of four, as on the real network.
 const DIRECTORIES: usize = 8;
@@ -53,6 +55,7 @@ pub(super) struct Service {
     pub(super) discovery: Vec<DiscoveryPublic>,
     /// Ports that are open.
     pub(super) ports: Vec<u16>,
+    pub(super) refused: Arc<RefusedCounts>,
 }
 
 /// An introduction circuit, as its relay holds it.

@@ -28,6 +28,8 @@ pub struct Status {
     pub links: Vec<Link>,
     /// The invitations that the node knows.
     pub invitations: Vec<Invitation>,
+    /// How often the discovery key has been changed.
+    pub discovery_generation: u32,
 }
 
 /// The publisher.

@@ -1,0 +1,286 @@
+//! The key that opens the descriptors of the members' own onion services, and its rotation.
+//!
+//! Whoever is evicted still has the key; so after each revocation the publisher makes a new one, and members hand it to
+//! each other over their links ([`Offer`]), each signed by the cluster's authority ([`DiscoveryKey`]). A [`KeyRing`] is
+//! what one member holds: the newest, and older ones, with which it still finds members that were away meanwhile. For a
+//! while after a rotation a member's service accepts the key before it, too, so that nobody is lost on the way.
+
+use std::time::Duration;
+
+use rand::CryptoRng;
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::codec::DecodeError;
+use rustbalance_gossip::id::{AuthorityId, MasterId};
+use rustbalance_gossip::record::DiscoveryKey;
+use rustbalance_gossip::signed::{Statement, Unverified, Verified, VerifyError};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::keys::{AuthoritySecret, DiscoveryPublic, DiscoverySecret};
+
+/// How long a member's service accepts the key before the newest: time for all to have the new one, and for the
+/// directories to have the service's new descriptor.
+pub const OVERLAP: Duration = Duration::from_secs(600);
+
+/// Most keys on a ring.
+pub const MAX_KEYS: usize = 8;
+
+/// Why a discovery key was not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DiscoveryError {
+    /// The statement is not the authority's.
+    #[error("the discovery key is not signed by the cluster's authority")]
+    Signature(#[from] VerifyError),
+    /// It is for another cluster.
+    #[error("the discovery key is for the cluster {0}")]
+    Cluster(MasterId),
+    /// The secret is not the one the statement names.
+    #[error("the discovery key is not the one that its signed statement names")]
+    Mismatch,
+    /// Bytes that are no ring.
+    #[error("it holds no discovery keys: {0}")]
+    Ring(&'static str),
+    /// A statement in it cannot be read.
+    #[error("it holds a discovery key whose statement cannot be read")]
+    Unreadable(#[from] DecodeError),
+}
+
+/// One key with the authority's word on it.
+#[derive(Debug)]
+pub struct Discovery {
+    /// The authority's word.
+    pub key: Verified<DiscoveryKey>,
+    /// The key.
+    pub secret: DiscoverySecret,
+}
+
+/// One key on its way to another member. Not to be believed before [`Offer::verify`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Offer {
+    /// Whose word it is remains to be seen.
+    pub key: Unverified<DiscoveryKey>,
+    /// The key.
+    pub secret: DiscoverySecret,
+}
+
+impl Offer {
+    /// Checks that the authority has named this key for this cluster.
+    pub fn verify(self, cluster: MasterId, authority: AuthorityId) -> Result<Discovery, DiscoveryError> {
+        let key = self.key.verify(authority.public_key())?;
+        if key.cluster != cluster {
+            return Err(DiscoveryError::Cluster(key.cluster));
+        }
+        if key.public.0 != self.secret.public().0 {
+            return Err(DiscoveryError::Mismatch);
+        }
+        Ok(Discovery { key, secret: self.secret })
+    }
+}
+
+impl Discovery {
+    /// A new key of this generation.
+    pub fn generate(
+        cluster: MasterId,
+        generation: u32,
+        authority: &AuthoritySecret,
+        rng: &mut impl CryptoRng,
+    ) -> Result<Self, DecodeError> {
+        let secret = DiscoverySecret::generate(rng);
+        let key = DiscoveryKey { cluster, generation, public: FixedBytes(secret.public().0) };
+        Ok(Self { key: Verified::sign(key, authority)?, secret })
+    }
+
+    /// For another member.
+    pub fn offer(&self) -> Offer {
+        Offer { key: self.key.unverified(), secret: self.secret.duplicate() }
+    }
+
+    /// A second handle on the same key.
+    pub fn duplicate(&self) -> Self {
+        Self { key: self.key.clone(), secret: self.secret.duplicate() }
+    }
+}
+
+/// The keys that a member holds, newest first; at least one.
+#[derive(Debug)]
+pub struct KeyRing {
+    keys: Vec<Discovery>,
+    /// When the newest came, in seconds since the Unix epoch.
+    rotated: u64,
+}
+
+impl KeyRing {
+    /// A ring with one key.
+    pub fn new(first: Discovery) -> Self {
+        Self { keys: vec![first], rotated: 0 }
+    }
+
+    /// The newest.
+    pub fn newest(&self) -> &Discovery {
+        &self.keys[0]
+    }
+
+    /// All secrets, newest first: with these, in this order, another member's service is looked for.
+    pub fn secrets(&self) -> Vec<&DiscoverySecret> {
+        self.keys.iter().map(|discovery| &discovery.secret).collect()
+    }
+
+    /// Whose holders may find this member's own service now.
+    pub fn accepted(&self, unix: u64) -> Vec<DiscoveryPublic> {
+        let overlap =
+            self.rotated.checked_add(OVERLAP.as_secs()).is_some_and(|end| (self.rotated..end).contains(&unix));
+        self.keys.iter().take(if overlap { 2 } else { 1 }).map(|discovery| discovery.secret.public()).collect()
+    }
+
+    /// The generation that is due once this many members have been revoked; `None` if the newest key was made after the
+    /// last of them.
+    pub fn due(&self, revoked: usize) -> Option<u32> {
+        u32::try_from(revoked).ok().filter(|due| *due > self.newest().key.generation)
+    }
+
+    /// Puts a key before the others, if it is newer than all of them. Of two that publishers cut off from each other have
+    /// made for one generation, every member takes the same in the end.
+    pub fn adopt(&mut self, next: Discovery, unix: u64) -> bool {
+        if next.key.rank() <= self.newest().key.rank() {
+            return false;
+        }
+        self.keys.insert(0, next);
+        self.keys.truncate(MAX_KEYS);
+        self.rotated = unix;
+        true
+    }
+
+    /// As it lies on disk: the time of the last rotation (8 bytes, big-endian), then for each key 32 bytes of secret, the
+    /// length of its statement (2 bytes, big-endian) and the statement.
+    pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, DecodeError> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(8 + MAX_KEYS * (34 + DiscoveryKey::MAX_SIZE)));
+        bytes.extend_from_slice(&self.rotated.to_be_bytes());
+        for Discovery { key, secret } in &self.keys {
+            let statement = key.to_bytes()?;
+            bytes.extend_from_slice(secret.as_bytes());
+            // Bounded by the statement's own size.
+            bytes.extend_from_slice(&(statement.len() as u16).to_be_bytes());
+            bytes.extend_from_slice(&statement);
+        }
+        Ok(bytes)
+    }
+
+    /// Reads and checks what [`KeyRing::to_bytes`] has made.
+    pub fn from_bytes(bytes: &[u8], cluster: MasterId, authority: AuthorityId) -> Result<Self, DiscoveryError> {
+        const SHORT: DiscoveryError = DiscoveryError::Ring("it is cut short");
+        let (rotated, mut rest) = bytes.split_first_chunk::<8>().ok_or(SHORT)?;
+        let mut keys = Vec::new();
+        while !rest.is_empty() {
+            if keys.len() == MAX_KEYS {
+                return Err(DiscoveryError::Ring("there are too many"));
+            }
+            let (secret, after) = rest.split_first_chunk::<32>().ok_or(SHORT)?;
+            let (length, after) = after.split_first_chunk::<2>().ok_or(SHORT)?;
+            let (statement, after) = after.split_at_checked(u16::from_be_bytes(*length).into()).ok_or(SHORT)?;
+            let offer = Offer {
+                key: Unverified::from_bytes(statement)?,
+                secret: DiscoverySecret::from_bytes(&Zeroizing::new(*secret)),
+            };
+            keys.push(offer.verify(cluster, authority)?);
+            rest = after;
+        }
+        if keys.is_empty() {
+            return Err(DiscoveryError::Ring("there is none"));
+        }
+        Ok(Self { keys, rotated: u64::from_be_bytes(*rotated) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: [u8; 32] = [7; 32];
+
+    fn cluster() -> MasterId {
+        MasterId::from_public_key(CLUSTER)
+    }
+
+    fn make(authority: &AuthoritySecret, generation: u32) -> Discovery {
+        Discovery::generate(cluster(), generation, authority, &mut rand::rng()).unwrap()
+    }
+
+    #[test]
+    fn only_what_the_authority_has_named_is_believed() {
+        let (authority, other) =
+            (AuthoritySecret::generate(&mut rand::rng()), AuthoritySecret::generate(&mut rand::rng()));
+        let (good, bad) = (make(&authority, 1), make(&other, 1));
+        let verify = |offer: Offer| offer.verify(cluster(), authority.authority_id());
+        assert_eq!(verify(good.offer()).unwrap().key, good.key);
+        assert!(matches!(verify(bad.offer()), Err(DiscoveryError::Signature(_))));
+        // The authority's word with a secret of one's own.
+        let swapped = Offer { key: good.key.unverified(), secret: bad.secret.duplicate() };
+        assert_eq!(verify(swapped).unwrap_err(), DiscoveryError::Mismatch);
+        let elsewhere = MasterId::from_public_key([8; 32]);
+        let foreign = Discovery::generate(elsewhere, 1, &authority, &mut rand::rng()).unwrap();
+        assert_eq!(verify(foreign.offer()).unwrap_err(), DiscoveryError::Cluster(elsewhere));
+    }
+
+    #[test]
+    fn two_of_one_generation_end_as_one_everywhere() {
+        let authority = AuthoritySecret::generate(&mut rand::rng());
+        let (first, one, other) = (make(&authority, 0), make(&authority, 1), make(&authority, 1));
+        let meet = |order: [&Discovery; 2]| {
+            let mut ring = KeyRing::new(first.duplicate());
+            for key in order {
+                ring.adopt(key.duplicate(), 100);
+            }
+            ring.newest().key.public
+        };
+        assert_eq!(meet([&one, &other]), meet([&other, &one]));
+        let mut ring = KeyRing::new(one.duplicate());
+        assert!(!ring.adopt(first, 100), "an older one");
+        assert!(!ring.adopt(one, 100), "the same");
+    }
+
+    #[test]
+    fn a_rotation_is_due_once_for_each_revocation() {
+        let authority = AuthoritySecret::generate(&mut rand::rng());
+        let mut ring = KeyRing::new(make(&authority, 0));
+        assert_eq!((ring.due(0), ring.due(1), ring.due(3)), (None, Some(1), Some(3)));
+        ring.adopt(make(&authority, 3), 100);
+        assert_eq!((ring.due(2), ring.due(3), ring.due(4)), (None, None, Some(4)));
+    }
+
+    #[test]
+    fn the_key_before_is_accepted_for_a_while_and_all_are_tried() {
+        let authority = AuthoritySecret::generate(&mut rand::rng());
+        let (old, new) = (make(&authority, 0), make(&authority, 1));
+        let publics = [new.secret.public(), old.secret.public()];
+        let mut ring = KeyRing::new(old);
+        assert_eq!(ring.accepted(50), publics[1..]);
+        ring.adopt(new, 1000);
+        assert_eq!(ring.accepted(1000), publics);
+        assert_eq!(ring.accepted(1000 + OVERLAP.as_secs() - 1), publics);
+        assert_eq!(ring.accepted(1000 + OVERLAP.as_secs()), publics[..1]);
+        // A clock that was set back does not bring the old key back.
+        assert_eq!(ring.accepted(999), publics[..1]);
+        assert_eq!(ring.secrets().len(), 2);
+    }
+
+    #[test]
+    fn a_ring_is_read_back_whole_or_not_at_all() {
+        let authority = AuthoritySecret::generate(&mut rand::rng());
+        let mut ring = KeyRing::new(make(&authority, 0));
+        for generation in 1..12 {
+            ring.adopt(make(&authority, generation), generation.into());
+        }
+        let bytes = ring.to_bytes().unwrap();
+        let read = |bytes: &[u8]| KeyRing::from_bytes(bytes, cluster(), authority.authority_id());
+        let again = read(&bytes).unwrap();
+        assert_eq!((again.keys.len(), again.rotated, &again.newest().key), (MAX_KEYS, 11, &ring.newest().key));
+        let whole = (bytes.len() - 8) / MAX_KEYS;
+        for end in 0..bytes.len() {
+            // What ends between two keys is a shorter ring.
+            assert_eq!(read(&bytes[..end]).is_ok(), end > 8 && (end - 8) % whole == 0, "{end} bytes");
+        }
+        let mut flipped = bytes.to_vec();
+        flipped[20] ^= 1;
+        assert_eq!(read(&flipped).unwrap_err(), DiscoveryError::Mismatch);
+    }
+}

@@ -1,0 +1,114 @@
+//! The rotation of the discovery key (see [`crate::discovery`]): makes a new one when it is due, takes those that peers
+//! hand over, and tells the links, the node's own service and the Tor client which ones to use.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustbalance_gossip::id::NodeId;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use super::cluster::unix_now;
+use super::parts::Ended;
+use crate::discovery::{Discovery, KeyRing, Offer};
+use crate::keys::DiscoveryPublic;
+use crate::link::{Links, MemberSet};
+use crate::publish::task::Wanted;
+use crate::store::{Store, StoreError};
+use crate::tor::Engine;
+
+/// Between two looks at what only time changes.
+const LOOK_PAUSE: Duration = Duration::from_secs(10);
+
+/// Keeps the discovery keys.
+pub(super) struct Rotation {
+    /// Told which keys open the other members' services.
+    pub(super) engine: Arc<dyn Engine>,
+    /// Where the keys are.
+    pub(super) store: Arc<Store>,
+    /// Counts the keys that are refused.
+    pub(super) links: Arc<Links>,
+    /// The members and the revoked, as the links see them.
+    pub(super) members: watch::Receiver<MemberSet>,
+    /// For the links: the newest key.
+    pub(super) newest: watch::Sender<Option<Arc<Discovery>>>,
+    /// For the node's own service: whose holders may find it.
+    pub(super) accepted: watch::Sender<Vec<DiscoveryPublic>>,
+}
+
+impl Rotation {
+    /// Runs until the daemon stops. `publishing` says whether this node is the publisher: only that one makes keys.
+    pub(super) async fn run(
+        mut self,
+        mut publishing: watch::Receiver<Wanted>,
+        mut offered: mpsc::Receiver<Offer>,
+    ) -> Ended {
+        let mut ring = self.store.discovery()?;
+        let mut trusted = BTreeSet::from([self.store.node_id()]);
+        loop {
+            let publisher = publishing.borrow_and_update().term.is_some();
+            let revoked = self.members.borrow_and_update().revoked.len();
+            if let Some(made) = ring.due(revoked).filter(|_| publisher).and_then(|generation| self.make(generation)) {
+                self.adopt(&mut ring, made, &mut trusted)?;
+            }
+            self.tell(&ring, &mut trusted);
+            tokio::select! {
+                changed = self.members.changed() => if changed.is_err() { return Ok("discovery keys") },
+                changed = publishing.changed() => if changed.is_err() { return Ok("discovery keys") },
+                Some(offer) = offered.recv() => match offer.verify(self.store.cluster(), self.store.membership().authority_id()) {
+                    Ok(key) => self.adopt(&mut ring, key, &mut trusted)?,
+                    Err(error) => {
+                        self.links.count_false_key();
+                        debug!(%error, "a discovery key is refused");
+                    }
+                },
+                () = tokio::time::sleep(LOOK_PAUSE) => {}
+            }
+        }
+    }
+
+    fn make(&self, generation: u32) -> Option<Discovery> {
+        let authority =
+            self.store.authority_secret().inspect_err(|error| error!(%error, "no new discovery key")).ok()??;
+        Discovery::generate(self.store.cluster(), generation, &authority, &mut rand::rng())
+            .inspect_err(|error| error!(%error, "no new discovery key"))
+            .ok()
+    }
+
+    /// Takes a key if it is newer. It is on disk before it is used.
+    fn adopt(&self, ring: &mut KeyRing, key: Discovery, trusted: &mut BTreeSet<NodeId>) -> Result<(), StoreError> {
+        let (now, newer) = self.store.adopt_discovery(key, unix_now())?;
+        if newer {
+            info!(generation = now.newest().key.generation, "the discovery key was rotated");
+            *ring = now;
+            trusted.retain(|node| *node == self.store.node_id());
+        }
+        Ok(())
+    }
+
+    /// Brings everybody up to date.
+    fn tell(&self, ring: &KeyRing, trusted: &mut BTreeSet<NodeId>) {
+        let newest = ring.newest();
+        self.newest.send_if_modified(|told| {
+            let news = told.as_ref().is_none_or(|told| told.key != newest.key);
+            if news {
+                *told = Some(Arc::new(newest.duplicate()));
+            }
+            news
+        });
+        let accepted = ring.accepted(unix_now());
+        self.accepted.send_if_modified(|told| {
+            let news = *told != accepted;
+            *told = accepted;
+            news
+        });
+        let new: Vec<NodeId> = self.members.borrow().members.difference(trusted).copied().collect();
+        for node in new {
+            match self.engine.trust_discovery(node, &ring.secrets()) {
+                Ok(()) => drop(trusted.insert(node)),
+                Err(error) => warn!(node = %node.short(), %error, "cannot prepare to reach a member"),
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! A stranger at the join port: guesses, replays what it has captured, races one token at two nodes.
+
+use anyhow::{Context, Result, ensure};
+use rustbalance::control::Status;
+use rustbalance::frame::{self, MAX};
+use rustbalance::join::{Joined, Token, persist_joined, redeem};
+use rustbalance::keys::{NodeSecret, TokenSecret};
+use rustbalance::link::handshake::Purpose;
+use rustbalance::node::NodeError;
+use rustbalance::store::{Beginning, Store};
+use rustbalance::tor::BoxStream;
+use rustbalance_gossip::codec;
+use rustbalance_gossip::record::Role;
+use tokio::task::JoinSet;
+
+use crate::member::Member;
+use crate::town::{Town, unix_now, until};
+
+/// Why a frame says that its join was refused.
+pub(crate) fn refusal_in(frame: &[u8]) -> Result<String> {
+    let value: ciborium::Value = codec::decode(frame, MAX)?;
+    let entries = value.as_map().context("no map")?;
+    let (key, refused) = entries.first().context("an empty map")?;
+    ensure!(key.as_text() == Some("Refused"), "{key:?} instead of a refusal");
+    refused.as_text().map(str::to_owned).with_context(|| format!("{refused:?}"))
+}
+
+/// What a joiner has sent, as whoever carries it sees it.
+pub(crate) struct Capture {
+    pub(crate) hello: Vec<u8>,
+    pub(crate) redeem: Vec<u8>,
+}
+
+/// Carries a join and keeps a copy. If `keep`, the last frame is kept back and the connection broken.
+pub(crate) async fn carried(
+    town: &Town,
+    token: &Token,
+    key: &NodeSecret,
+    keep: bool,
+) -> Result<(Capture, Option<Joined>)> {
+    let (near, mut joiner) = tokio::io::duplex(1 << 16);
+    let (mut cluster, _engine) = town.knock().await?;
+    let carrying = async {
+        let hello = frame::read(&mut joiner, MAX).await?;
+        frame::write(&mut cluster, &hello).await?;
+        frame::write(&mut joiner, &frame::read(&mut cluster, MAX).await?).await?;
+        let redeem = frame::read(&mut joiner, MAX).await?;
+        if !keep {
+            frame::write(&mut cluster, &redeem).await?;
+            frame::write(&mut joiner, &frame::read(&mut cluster, MAX).await?).await?;
+        }
+        drop(joiner);
+        anyhow::Ok(Capture { hello, redeem })
+    };
+    let near: BoxStream = Box::new(near);
+    let (joined, capture) = tokio::join!(redeem(near, token, key, town.master, unix_now), carrying);
+    match (capture?, joined) {
+        (capture, Ok(joined)) => Ok((capture, Some(joined))),
+        (capture, Err(_)) if keep => Ok((capture, None)),
+        (_, Err(error)) => Err(error.into()),
+    }
+}
+
+/// Says again what was captured, on a new stream; gives why it was refused.
+pub(crate) async fn replayed(mut stream: BoxStream, hello: &[u8], redeem: &[u8]) -> Result<String> {
+    frame::write(&mut stream, hello).await?;
+    let challenge = frame::read(&mut stream, MAX).await?;
+    ensure!(refusal_in(&challenge).is_err(), "refused before the proof: {:?}", refusal_in(&challenge));
+    frame::write(&mut stream, redeem).await?;
+    refusal_in(&frame::read(&mut stream, MAX).await?)
+}
+
+/// How often a token was redeemed.
+fn redeemed(status: &Status, token: &Token) -> u16 {
+    let id = token.invitation_id().to_string();
+    status.invitations.iter().find(|invitation| invitation.id == id).map_or(0, |invitation| invitation.redeemed)
+}
+
+/// How many members everybody knows.
+async fn members(town: &Town) -> usize {
+    let mut counts = Vec::new();
+    for daemon in town.running() {
+        counts.push(daemon.status().await.unwrap().members.len());
+    }
+    assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
+    counts[0]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guessing_tokens_gets_nobody_in() {
+    let town = Town::start("[joins]\nat_once = 6\nburst = 40\nevery = \"100ms\"\n").await;
+    let good = town.invite(Role::Worker, 1).await;
+    let visitors = town.visitors();
+    let mut guesses = JoinSet::new();
+    for _ in 0..150 {
+        let (net, master) = (town.net.clone(), town.master);
+        guesses.spawn(async move {
+            let engine = net.engine();
+            let dial =
+                rustbalance::tor::Engine::dial(&*engine, master.address(), 7441, std::time::Duration::from_secs(5));
+            let Ok(stream) = dial.await else { return };
+            let guess = Token::new(TokenSecret::generate(&mut rand::rng()), master);
+            let key = NodeSecret::generate(&mut rand::rng());
+            let joined = redeem(stream, &guess, &key, master, unix_now).await;
+            assert!(joined.is_err(), "a guess was good");
+        });
+    }
+    while let Some(guess) = guesses.join_next().await {
+        guess.unwrap();
+    }
+    town.counts("join_unknown_token", 10).await;
+    let turned_away = town.refused("join_crowd").await + town.refused("join_busy").await;
+    assert!(turned_away > 10, "{turned_away} guessers were turned away as too many");
+    assert_eq!(members(&town).await, 3);
+    // The good one is as good as before.
+    drop(town.join("delta", &good).await);
+    town.healthy().await;
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_captured_join_is_of_no_use_to_whoever_has_it() {
+    let town = Town::start("").await;
+    let token = town.invite(Role::Publisher, 2).await;
+    let visitors = town.visitors();
+    let key = NodeSecret::generate(&mut rand::rng());
+    let (capture, joined) = until("somebody joins", async || Box::pin(carried(&town, &token, &key, false)).await).await;
+    assert_eq!(joined.unwrap().member.node(), key.node_id());
+    until("everybody knows that it was used", async || {
+        for daemon in town.running() {
+            ensure!(redeemed(&daemon.status().await?, &token) == 1, "{} does not", daemon.name);
+        }
+        Ok(())
+    })
+    .await;
+    // The token has a use left, so nothing but the proof keeps the replay out. At whichever node it comes to.
+    for _ in 0..6 {
+        let refused = until("the replay is answered", async || {
+            let (stream, _engine) = town.knock().await?;
+            replayed(stream, &capture.hello, &capture.redeem).await
+        })
+        .await;
+        assert_eq!(refused, "UnknownToken");
+    }
+    town.counts("join_unknown_token", 6).await;
+    for daemon in town.running() {
+        assert_eq!(redeemed(&daemon.status().await.unwrap(), &token), 1, "{}", daemon.name);
+    }
+    town.healthy().await;
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_token_raced_at_two_publishers_makes_one_member() {
+    let mut town = Town::start("").await;
+    let token = town.invite(Role::Worker, 1).await;
+    // A worker carries each to another publisher, and neither publisher can hear of what the other does.
+    let carrier = Member::join(&town, Role::Worker).await;
+    let visitors = town.visitors();
+    let streams = [
+        carrier.link(town.daemons[0].id, Purpose::CarryJoin).await.unwrap(),
+        carrier.link(town.daemons[1].id, Purpose::CarryJoin).await.unwrap(),
+    ];
+    let engines: Vec<_> = town.daemons.iter().map(|daemon| std::sync::Arc::clone(&daemon.engine)).collect();
+    for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+        town.net.sever(&engines[one], &engines[other]);
+    }
+    let racer = async |name: &str, stream: BoxStream| -> Result<Store> {
+        let mut draft = Store::create(&town.daemons[0].dir().with_file_name(name))?;
+        draft.begin(Beginning::Joining, town.master)?;
+        let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng()))?;
+        let joined = redeem(stream, &token, &key, town.master, unix_now).await?;
+        Ok(persist_joined(draft, &joined)?)
+    };
+    let [to_alpha, to_beta] = streams;
+    let (one, two) = tokio::join!(racer("one", to_alpha), racer("two", to_beta));
+    town.net.heal();
+    for (name, store) in [("one", one.unwrap()), ("two", two.unwrap())] {
+        let (id, dir) = (store.node_id(), store.dir().to_owned());
+        drop(store);
+        town.add(name, id, dir).await;
+    }
+    // The cluster finds out; the loser is told, and stops.
+    let loser = until("one of two stops", async || {
+        let ended = ["one", "two"].into_iter().find(|name| town.named(name).has_ended());
+        ended.context("both run")
+    })
+    .await;
+    let why = town.named_mut(loser).end().await;
+    assert!(matches!(why, NodeError::Excluded(_)), "{loser} ends with {why}");
+    until("the loser is counted", async || {
+        let mut refused = 0;
+        for name in ["record_overdrawn", "record_revoked", "link_revoked"] {
+            refused += town.refused(name).await;
+        }
+        ensure!(refused > 0, "nowhere");
+        Ok(())
+    })
+    .await;
+    let gone = town.daemons.iter().position(|daemon| daemon.name == loser).unwrap();
+    town.daemons.remove(gone);
+    town.healthy().await;
+    assert_eq!(town.running().count(), 4);
+    assert_eq!(members(&town).await, 4);
+    let seen = visitors.end().await;
+    assert!(seen.failures.is_empty(), "{seen:?}");
+}

@@ -1,0 +1,104 @@
+//! A member that was evicted and comes back: over its links, with its old key and a new token, as a whole daemon.
+
+use anyhow::{bail, ensure};
+use rustbalance::control::{Request, Response};
+use rustbalance::join::{JoinError, Refusal};
+use rustbalance::link::handshake::Purpose;
+use rustbalance::node::NodeError;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::Role;
+
+use crate::member::{Member, is_revoked};
+use crate::town::{Town, until};
+
+async fn evict(town: &Town, node: NodeId) {
+    let prefix = node.to_string().trim_end_matches(".onion").parse().unwrap();
+    let answer = town.named("alpha").call(Request::Evict { node: prefix }).await.unwrap();
+    assert!(matches!(answer, Response::Done { .. }), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_evicted_member_is_kept_out_for_good() {
+    let mut town = Town::start("").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let id = mallory.id();
+    let mut mouth = mallory.open(&town, 1).await;
+    let voice = mallory.speak(&town, &mut mouth).await;
+    until("everybody knows it", async || {
+        for daemon in town.running() {
+            let known = daemon.status().await?.members;
+            ensure!(known.iter().any(|member| member.node == id.to_string()), "{} does not", daemon.name);
+        }
+        Ok(())
+    })
+    .await;
+    let visitors = town.visitors();
+    evict(&town, id).await;
+    until("all its links are closed", async || {
+        for daemon in town.running() {
+            let status = daemon.status().await?;
+            ensure!(status.links.iter().all(|link| link.peer != id.to_string()), "not by {}", daemon.name);
+            ensure!(status.members.iter().all(|member| member.node != id.to_string()), "{} lists it", daemon.name);
+        }
+        Ok(())
+    })
+    .await;
+    drop((voice, mouth));
+    // Its descriptors may be closed to it by now; if it gets through, the link is refused.
+    let knocks = async |town: &Town| {
+        for daemon in town.running() {
+            for purpose in [Purpose::Mesh, Purpose::CarryJoin] {
+                let Err(error) = mallory.link(daemon.id, purpose).await else { panic!("{} let it in", daemon.name) };
+                if is_revoked(&error) {
+                    assert!(daemon.refused("link_revoked").await > 0, "{} does not count it", daemon.name);
+                }
+            }
+        }
+    };
+    knocks(&town).await;
+    // With a new token, under the old key.
+    let token = town.invite(Role::Worker, 1).await;
+    let key = mallory.store.node_secret().unwrap();
+    let refused = until("its join is answered", async || match town.redeem(&token, &key).await {
+        Ok(_) => panic!("it has joined again"),
+        Err(error) => match error.downcast::<JoinError>()? {
+            JoinError::Refused(refusal) if !refusal.is_transient() => Ok(refusal),
+            other => bail!("{other}"),
+        },
+    })
+    .await;
+    assert_eq!(refused, Refusal::Evicted);
+    town.counts("join_evicted", 1).await;
+    town.healthy().await;
+    // Whoever has been away knows it too.
+    let net = town.net.clone();
+    for name in ["alpha", "beta"] {
+        town.named_mut(name).kill().await;
+        town.named_mut(name).run(&net);
+        town.healthy().await;
+    }
+    knocks(&town).await;
+    let seen = visitors.end().await;
+    assert!(seen.failures.len() <= 2, "more than the visits that the dead took along have failed: {seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_evicted_daemon_stops_and_does_not_come_back() {
+    let mut town = Town::start("").await;
+    let visitors = town.visitors();
+    evict(&town, town.named("gamma").id).await;
+    let why = town.named_mut("gamma").end().await;
+    assert!(matches!(&why, NodeError::Excluded(why) if why.contains("evicted")), "{why}");
+    town.healthy().await;
+    // Run again, it may not know yet. It is told, or it knows.
+    let net = town.net.clone();
+    town.named_mut("gamma").run(&net);
+    let why = town.named_mut("gamma").end().await;
+    assert!(matches!(&why, NodeError::Excluded(why) if why.contains("evicted")), "{why}");
+    town.healthy().await;
+    let served = town.visitors();
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert!(!served.end().await.by.contains_key("gamma"));
+    let seen = visitors.end().await;
+    assert!(seen.failures.len() <= 1, "more than the one visit that gamma took along has failed: {seen:?}");
+}

@@ -1,0 +1,173 @@
+//! A member that misuses its links: floods, nonsense, crowds, and never reading what it asks for.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use rustbalance::discovery::Discovery;
+use rustbalance::frame::{self, MAX};
+use rustbalance::keys::AuthoritySecret;
+use rustbalance::link::handshake::Purpose;
+use rustbalance_gossip::bytes::VarBytes;
+use rustbalance_gossip::record::Role;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::member::{Frame, Member, first_message};
+use crate::town::{PATIENCE, Town, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_is_bounded_and_disturbs_nobody() {
+    let town = Town::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let visitors = town.visitors();
+    let syn = Frame::Gossip(VarBytes(first_message(&mallory, &town).await)).bytes();
+    let heavy = Frame::Gossip(VarBytes(vec![0x5a; 60_000])).bytes();
+    let mut floods = JoinSet::new();
+    for daemon in &town.daemons {
+        let stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        // It reads what comes, so that nobody can hold its deafness against it.
+        floods.spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await.map(|_| ()) });
+        let (syn, heavy) = (syn.clone(), heavy.clone());
+        floods.spawn(async move {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(5) {
+                for message in [&syn, &heavy, &syn] {
+                    frame::write(&mut writer, message).await.map_err(std::io::Error::other)?;
+                }
+            }
+            Ok(())
+        });
+    }
+    for _ in &town.daemons {
+        town.healthy().await;
+    }
+    floods.shutdown().await;
+    for daemon in &town.daemons {
+        assert!(daemon.refused("link_flood").await > 50, "{} counts no flood", daemon.name);
+        assert!(daemon.refused("gossip_malformed").await > 0, "{} counts no nonsense", daemon.name);
+    }
+    town.healthy().await;
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn oversized_and_truncated_frames_end_one_link() {
+    let town = Town::start("[links]\nsilence = \"2s\"\nping = \"500ms\"\nhandshake_timeout = \"1s\"\n").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let visitors = town.visitors();
+    let alpha = town.named("alpha");
+    let links = async || alpha.status().await.unwrap().links.len();
+    let before = links().await;
+    let framed = |length: u32, payload: &[u8]| [&length.to_be_bytes()[..], payload].concat();
+    let (too_long, absurd) = (framed(MAX as u32 + 1, &[1; 4096]), framed(u32::MAX, &[1; 4096]));
+    let (no_cbor, later) = (framed(4, &[1, 0xff, 0xff, 0xff]), framed(2, &[9, 0]));
+    let bomb = framed(11, &[1, 0x9a, 0xff, 0xff, 0xff, 0xff, 0x9a, 0xff, 0xff, 0xff, 0xff]);
+    let (truncated, nothing) = (framed(100, &[1; 50]), Vec::new());
+    for bytes in [&too_long, &absurd, &no_cbor, &later, &bomb, &truncated, &nothing] {
+        // On a link, and before it is one. Left open: the other side must end it.
+        for mut stream in [mallory.link(alpha.id, Purpose::Mesh).await.unwrap(), mallory.dial(alpha.id).await.unwrap()]
+        {
+            let _ = stream.write_all(bytes).await;
+            let mut rest = Vec::new();
+            let ended = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+            assert!(ended.is_ok(), "{} bytes are waited for without an end", bytes.len());
+            assert!(rest.len() < 4096, "{} bytes are answered with {}", bytes.len(), rest.len());
+        }
+    }
+    for (name, least) in [("link_nonsense", 5), ("link_malformed", 4), ("link_unfinished", 2)] {
+        town.counts(name, least).await;
+    }
+    until("the others' links are as before", async || {
+        let now = links().await;
+        ensure!(now == before, "{now} of {before}");
+        Ok(())
+    })
+    .await;
+    town.healthy().await;
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_links_of_one_member_are_one() {
+    let town = Town::start("").await;
+    let mallory = std::sync::Arc::new(Member::join(&town, Role::Worker).await);
+    let visitors = town.visitors();
+    let alpha = town.named("alpha");
+    let mut dials = JoinSet::new();
+    for _ in 0..1000 {
+        let (mallory, to) = (std::sync::Arc::clone(&mallory), alpha.id);
+        dials.spawn(async move { mallory.link(to, Purpose::Mesh).await.ok() });
+    }
+    let mut open = Vec::new();
+    while let Some(stream) = dials.join_next().await {
+        open.extend(stream.unwrap());
+        if open.len() % 8 == 1 {
+            let status = alpha.status().await.unwrap();
+            let of_it = status.links.iter().filter(|link| link.peer == mallory.id().to_string()).count();
+            assert!(of_it <= 1 && status.links.len() <= 3, "{} links, {of_it} with one member", status.links.len());
+        }
+    }
+    assert!((1..=200).contains(&open.len()), "{} of 1000 were taken", open.len());
+    let counted = alpha.refused("link_crowd").await + alpha.refused("link_streams_over_limit").await;
+    assert!(counted + alpha.refused("link_busy").await + 100 > 1000 - open.len() as u64, "{counted} are counted");
+    town.healthy().await;
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_discovery_key_of_its_own_making_opens_nothing() {
+    let town = Town::start("").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let visitors = town.visitors();
+    let before = town.named("alpha").status().await.unwrap().discovery_generation;
+    let own = AuthoritySecret::generate(&mut rand::rng());
+    let false_key = || Discovery::generate(town.master, 99, &own, &mut rand::rng()).unwrap();
+    // Its own statement with its own key, and the authority's statement with its own key.
+    let mut borrowed = mallory.store.discovery().unwrap().newest().offer();
+    borrowed.secret = false_key().secret;
+    let offers = [false_key().offer(), borrowed].map(|offer| Frame::Discovery(offer).bytes());
+    for daemon in &town.daemons {
+        let mut stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
+        for offer in &offers {
+            frame::write(&mut stream, offer).await.unwrap();
+        }
+        until("both are refused", async || {
+            let refused = daemon.refused("link_false_key").await;
+            ensure!(refused == 2, "{refused} are");
+            Ok(())
+        })
+        .await;
+        assert_eq!(daemon.status().await.unwrap().discovery_generation, before);
+    }
+    town.healthy().await;
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_never_reads_is_let_go() {
+    let town = Town::start("[links]\nwrite_timeout = \"1s\"\n").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let visitors = town.visitors();
+    let syn = Frame::Gossip(VarBytes(first_message(&mallory, &town).await)).bytes();
+    let ping = Frame::Ping(1).bytes();
+    let mut deaf = JoinSet::new();
+    for daemon in &town.daemons {
+        let mut stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
+        let (syn, ping) = (syn.clone(), ping.clone());
+        // It asks for all there is, and takes nothing of it.
+        deaf.spawn(async move {
+            while frame::write(&mut stream, &ping).await.is_ok() && frame::write(&mut stream, &syn).await.is_ok() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+    let ended = async { while deaf.join_next().await.is_some() {} };
+    timeout(PATIENCE, ended).await.expect("a deaf member keeps its links");
+    for daemon in &town.daemons {
+        assert!(daemon.refused("link_deaf").await > 0, "{} counts no deaf member", daemon.name);
+    }
+    town.healthy().await;
+    visitors.all_served().await;
+}

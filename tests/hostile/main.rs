@@ -1,0 +1,14 @@
+//! Hostile peers against whole daemons, on the Tor network in memory: real links, real gossip, real joins.
+//!
+//! Each test is one hostility of somebody with real keys where it takes any. Each shows that the cluster stays healthy and
+//! serves all the while, that nothing hostile is believed, and that `status` counts what was refused.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+
+mod clients;
+mod door;
+mod evicted;
+mod links;
+mod member;
+mod records;
+mod town;
+mod workers;

@@ -1,0 +1,225 @@
+//! A member that has joined as everybody does, and then does as it likes with its keys: raw frames, links, gossip.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use rustbalance::discovery::{Discovery, Offer};
+use rustbalance::frame::{self, MAX_UNPROVEN};
+use rustbalance::link::handshake::{Dialler, HandshakeError, Purpose, Refusal};
+use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, Links, MemberSet};
+use rustbalance::store::Store;
+use rustbalance::tor::fake::FakeEngine;
+use rustbalance::tor::{BoxStream, Engine};
+use rustbalance_gossip::address::mesh_address;
+use rustbalance_gossip::bytes::VarBytes;
+use rustbalance_gossip::codec;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig, Update};
+use rustbalance_gossip::record::{NodeCard, RecordKind, Role};
+use rustbalance_gossip::signed::{Sign, Statement, Verified};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use crate::town::{Town, until};
+
+/// What crosses an open link, as the protocol has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Frame {
+    Ping(u64),
+    Pong(u64),
+    Gossip(VarBytes),
+    Discovery(Offer),
+}
+
+impl Frame {
+    /// As it stands in a frame.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        codec::encode(self).unwrap()
+    }
+}
+
+/// The member.
+pub(crate) struct Member {
+    pub(crate) engine: Arc<FakeEngine>,
+    pub(crate) store: Store,
+}
+
+/// Its gossip, under its own name or another's.
+pub(crate) struct Voice {
+    pub(crate) mesh: Mesh,
+    heard: Arc<Mutex<Vec<Update>>>,
+}
+
+/// Its links, and the gossip that goes over them.
+pub(crate) struct Mouth {
+    _links: Links,
+    carriers: Vec<Carrier>,
+    _set: (watch::Sender<MemberSet>, watch::Sender<Option<Arc<Discovery>>>),
+}
+
+impl Member {
+    /// One that joins with a token of its own.
+    pub(crate) async fn join(town: &Town, role: Role) -> Self {
+        let token = town.invite(role, 1).await;
+        Self::of(town, town.join("mallory", &token).await)
+    }
+
+    /// The member of a state directory.
+    pub(crate) fn of(town: &Town, store: Store) -> Self {
+        let engine = town.net.engine();
+        let keys = store.discovery().unwrap();
+        for daemon in &town.daemons {
+            engine.trust_discovery(daemon.id, &keys.secrets()).unwrap();
+        }
+        Self { engine, store }
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.store.node_id()
+    }
+
+    /// A stream to another's link port on which nothing has been said.
+    pub(crate) async fn dial(&self, to: NodeId) -> Result<BoxStream> {
+        Ok(self.engine.dial(to.address(), LINK_PORT, Duration::from_secs(10)).await?)
+    }
+
+    /// A stream on which it has proved who it is; an error if it is refused.
+    pub(crate) async fn link(&self, to: NodeId, purpose: Purpose) -> Result<BoxStream> {
+        let mut stream = self.dial(to).await?;
+        let (membership, key) = (self.store.membership(), self.store.node_secret()?);
+        let dialler = Dialler { membership, key: &key, cluster: self.store.cluster(), dialled: to, purpose };
+        let challenge = frame::read(&mut stream, MAX_UNPROVEN).await?;
+        frame::write(&mut stream, &dialler.challenge(&challenge)?).await?;
+        let answer = frame::read(&mut stream, MAX_UNPROVEN).await?;
+        dialler.answer(&answer)?;
+        Ok(stream)
+    }
+
+    /// Links to everybody, for so many voices.
+    pub(crate) async fn open(&self, town: &Town, voices: usize) -> Mouth {
+        let members = town.daemons.iter().map(|daemon| daemon.id).collect();
+        let (sender, members) = watch::channel(MemberSet { members, revoked: Default::default() });
+        let (keys, discovery) = watch::channel(None);
+        let config = LinkConfig {
+            engine: Arc::clone(&self.engine) as Arc<dyn Engine>,
+            identity: self.store.node_secret().unwrap(),
+            membership: self.store.membership().clone(),
+            cluster: self.store.cluster(),
+            discovery,
+            limits: LinkLimits { pause: (Duration::from_millis(100), Duration::from_secs(1)), ..LinkLimits::default() },
+        };
+        let (links, outputs) = Links::start(config, members);
+        let wanted = town.running().count();
+        until("the hostile member has links", async || match links.status().len() {
+            open if open == wanted => Ok(()),
+            open => bail!("it has {open} of {wanted}"),
+        })
+        .await;
+        Mouth { _links: links, carriers: share(outputs.carrier, voices), _set: (sender, keys) }
+    }
+
+    /// Gossips as itself, and says who it is.
+    pub(crate) async fn speak(&self, town: &Town, mouth: &mut Mouth) -> Voice {
+        let voice = mouth.speak(town, self.id(), 1).await;
+        voice.say(RecordKind::Card, &self.sign(self.card(self.id(), 1 << 32)));
+        voice
+    }
+
+    /// A card of `node` with this member's certificates.
+    pub(crate) fn card(&self, node: NodeId, seq: u64) -> NodeCard {
+        NodeCard {
+            cluster: self.store.cluster(),
+            node,
+            seq,
+            chain: self.store.membership().chain(),
+            address: mesh_address(&node),
+            priority: 0,
+            weight: 100,
+            version: "1".into(),
+        }
+    }
+
+    /// Signs as itself.
+    pub(crate) fn sign<T: Statement>(&self, statement: T) -> Vec<u8> {
+        Verified::sign(statement, &self.store.node_secret().unwrap()).unwrap().to_bytes().unwrap()
+    }
+
+    /// Signs as itself, and says that another had.
+    pub(crate) fn forge<T: Statement>(&self, statement: T, signer: [u8; 32]) -> Vec<u8> {
+        struct Forger(rustbalance::keys::NodeSecret, [u8; 32]);
+        impl Sign for Forger {
+            fn public_key(&self) -> [u8; 32] {
+                self.1
+            }
+            fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+                self.0.sign_bytes(message)
+            }
+        }
+        let forger = Forger(self.store.node_secret().unwrap(), signer);
+        Verified::sign(statement, &forger).unwrap().to_bytes().unwrap()
+    }
+}
+
+impl Mouth {
+    /// Gossips as `me`, whoever that is, in a life of its own or in another's.
+    pub(crate) async fn speak(&mut self, town: &Town, me: NodeId, generation: u64) -> Voice {
+        let carrier = self.carriers.pop().expect("a voice for each mesh");
+        let interval = Duration::from_millis(200);
+        let config = MeshConfig { me, cluster: town.master, generation, interval };
+        let seeds: Vec<_> = town.daemons.iter().map(|daemon| daemon.id).filter(|id| *id != me).collect();
+        let (mesh, mut updates) = Mesh::start(config, carrier, seeds).await.unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let note = Arc::clone(&heard);
+        tokio::spawn(async move {
+            while let Some(update) = updates.recv().await {
+                note.lock().unwrap().push(update);
+            }
+        });
+        Voice { mesh, heard }
+    }
+}
+
+impl Voice {
+    /// All that was heard of a node, of one kind, oldest first.
+    pub(crate) fn heard(&self, origin: NodeId, kind: RecordKind) -> Vec<Vec<u8>> {
+        let heard = self.heard.lock().unwrap();
+        let fits = |update: &&Update| update.origin == origin && update.kind == kind;
+        heard.iter().filter(fits).map(|update| update.bytes.clone()).collect()
+    }
+
+    pub(crate) fn say(&self, kind: RecordKind, bytes: &[u8]) {
+        self.mesh.set(kind, bytes).unwrap();
+    }
+}
+
+/// Lets several use what carries gossip: each hears everything.
+fn share(carrier: Carrier, voices: usize) -> Vec<Carrier> {
+    let Carrier { send, mut received } = carrier;
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..voices).map(|_| mpsc::channel(256)).unzip();
+    tokio::spawn(async move {
+        while let Some(message) = received.recv().await {
+            for sender in &senders {
+                // Who does not keep up hears less.
+                let _ = sender.try_send(message.clone());
+            }
+        }
+    });
+    receivers.into_iter().map(|received| Carrier { send: Arc::clone(&send), received }).collect()
+}
+
+/// The first message that a mesh of this member would send.
+pub(crate) async fn first_message(member: &Member, town: &Town) -> Vec<u8> {
+    let (sender, mut sent) = mpsc::unbounded_channel();
+    let (_nobody, received) = mpsc::channel(1);
+    let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
+    let config =
+        MeshConfig { me: member.id(), cluster: town.master, generation: 1, interval: Duration::from_millis(100) };
+    let (_mesh, _updates) = Mesh::start(config, Carrier { send, received }, vec![town.daemons[0].id]).await.unwrap();
+    sent.recv().await.unwrap()
+}
+
+/// Whether a link was refused because the member is none any more.
+pub(crate) fn is_revoked(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(HandshakeError::Refused(_, Refusal::Revoked) | HandshakeError::Revoked(_)))
+}

@@ -1,0 +1,191 @@
+//! A member that says what is not so: old words, others' words, absurd words.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rustbalance_gossip::id::{InvitationId, NodeId};
+use rustbalance_gossip::record::{Heartbeat, IntroPoints, Invitation, Lease, Phase, RecordKind, Revocation, Role};
+use tokio::time::{Instant, sleep};
+
+use crate::member::{Member, Voice};
+use crate::town::{Town, until};
+
+/// A life of another that it has never begun.
+const FUTURE: u64 = 900;
+
+/// Fails if a dead node is taken for alive, or published, by anybody, within a while from now.
+async fn stays_dead(town: &Town, dead: NodeId) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        for daemon in town.running() {
+            let status = daemon.status().await.unwrap();
+            let member = status.members.iter().find(|member| member.node == dead.to_string()).unwrap();
+            assert!(!member.alive && member.published == 0, "{} takes the dead one for alive", daemon.name);
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Waits until a voice has heard at least so many words of a kind from a node, and gives them.
+async fn hears(voice: &Voice, origin: NodeId, kind: RecordKind, least: usize) -> Vec<Vec<u8>> {
+    until("the hostile member hears it", async || {
+        let heard = voice.heard(origin, kind);
+        ensure!(heard.len() >= least, "{} words of {kind:?}", heard.len());
+        Ok(heard)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn old_records_do_not_keep_the_dead_alive() {
+    let mut town = Town::start("").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let beta = town.named("beta").id;
+    let mut mouth = mallory.open(&town, 2).await;
+    let own = mallory.speak(&town, &mut mouth).await;
+    let beats = hears(&own, beta, RecordKind::Heartbeat, 5).await;
+    let points = hears(&own, beta, RecordKind::IntroPoints, 1).await;
+    let visitors = town.visitors();
+    town.named_mut("beta").kill().await;
+    // What beta said, in a life that it never had, again and again.
+    let liar = mouth.speak(&town, beta, FUTURE).await;
+    liar.say(RecordKind::IntroPoints, &points[0]);
+    let replay = async {
+        for beat in beats.iter().cycle() {
+            liar.say(RecordKind::Heartbeat, beat);
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let judged = async {
+        town.healthy().await;
+        stays_dead(&town, beta).await;
+        town.counts("record_stale", 5).await;
+    };
+    tokio::select! { () = replay => {}, () = judged => {} }
+    let seen = visitors.end().await;
+    assert!(seen.failures.len() <= 1, "more than the one visit that beta took along has failed: {seen:?}");
+    // When beta itself speaks again, it is heard above all that.
+    let net = town.net.clone();
+    town.named_mut("beta").run(&net);
+    town.healthy().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forged_records_of_others_are_believed_by_nobody() {
+    let town = Town::start("").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let (alpha, gamma) = (town.named("alpha").id, town.named("gamma").id);
+    let before = town.publisher().await;
+    let mut mouth = mallory.open(&town, 2).await;
+    let visitors = town.visitors();
+    let cluster = town.master;
+    let seq = FUTURE << 32;
+    let mut liars = Vec::new();
+    for victim in [alpha, gamma] {
+        let liar = mouth.speak(&town, victim, FUTURE).await;
+        let gone = Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0 };
+        let points = IntroPoints { cluster, node: victim, seq, points: Vec::new() };
+        let lease = Lease { cluster, holder: victim, seq, term: before.1 + 1, priority: 0, ttl_ms: 60_000 };
+        let card = mallory.card(victim, seq);
+        let revocation = Revocation { cluster, node: alpha, revoked: 7 };
+        let token = InvitationId::from_public_key([7; 32]);
+        let invitation = Invitation {
+            cluster,
+            token,
+            role: Role::Publisher,
+            uses: 9,
+            issued: 7,
+            expires: u64::MAX,
+            redeemed: [mallory.id()].into(),
+            revoked: false,
+        };
+        // In its own name, and in the victim's with a signature that is none.
+        liar.say(RecordKind::Heartbeat, &mallory.forge(gone, *victim.public_key()));
+        liar.say(RecordKind::IntroPoints, &mallory.sign(points));
+        liar.say(RecordKind::Lease, &mallory.forge(lease, *victim.public_key()));
+        liar.say(RecordKind::Card, &mallory.sign(card));
+        liar.say(RecordKind::Revocation(alpha), &mallory.sign(revocation));
+        liar.say(RecordKind::Invitation(token), &mallory.sign(invitation));
+        for name in ["record_signature", "record_origin", "record_authority"] {
+            town.counts(name, 2).await;
+        }
+        liars.push(liar);
+    }
+    sleep(Duration::from_secs(2)).await;
+    town.healthy().await;
+    assert_eq!(town.publisher().await, before);
+    for daemon in town.running() {
+        let status = daemon.status().await.unwrap();
+        assert!(status.invitations.iter().all(|invitation| invitation.uses == 1), "{}", daemon.name);
+        assert!(status.members.iter().all(|member| member.weight != Some(100)), "{}", daemon.name);
+        assert!(status.members.len() <= 4, "{}", daemon.name);
+    }
+    // And a person sees it.
+    let shown = town.named("alpha").shown();
+    assert!(shown.contains("Refused") && shown.contains("record_signature"), "{shown}");
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
+    let mut town = Town::start("").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let (beta, gamma) = (town.named("beta").id, town.named("gamma").id);
+    let mut mouth = mallory.open(&town, 2).await;
+    let visitors = town.visitors();
+    town.named_mut("beta").kill().await;
+    // Beta's own life goes on, says chitchat.
+    let _dead = mouth.speak(&town, beta, 1).await;
+    town.healthy().await;
+    stays_dead(&town, beta).await;
+    // Gamma is said to have said what it never said: who believes that hears nothing of it until it begins anew.
+    let living = mouth.speak(&town, gamma, 1).await;
+    for version in 0..400_u32 {
+        living.say(RecordKind::Lease, &version.to_be_bytes());
+        sleep(Duration::from_millis(2)).await;
+    }
+    until("gamma notices", async || {
+        let (lies, restarts) =
+            (town.named("gamma").refused("gossip_lies").await, town.named("gamma").refused("gossip_restarts").await);
+        ensure!(lies > 0 && restarts > 0, "{lies} lies, {restarts} restarts");
+        Ok(())
+    })
+    .await;
+    drop(living);
+    town.healthy().await;
+    let seen = visitors.end().await;
+    assert!(seen.failures.len() <= 1, "more than the one visit that beta took along has failed: {seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn absurd_terms_are_claimed_in_vain() {
+    let mut town = Town::start("").await;
+    // A publisher: its word on leases counts.
+    let mallory = Member::join(&town, Role::Publisher).await;
+    let before = town.publisher().await;
+    let mut mouth = mallory.open(&town, 1).await;
+    let voice = mallory.speak(&town, &mut mouth).await;
+    let visitors = town.visitors();
+    let (cluster, me) = (town.master, mallory.id());
+    let mut seq = 1 << 32;
+    for term in [u64::MAX, u64::MAX / 2, before.1 + (1 << 40), before.1 + (1 << 25)] {
+        seq += 1;
+        let lease = Lease { cluster, holder: me, seq, term, priority: 0, ttl_ms: u32::MAX };
+        voice.say(RecordKind::Lease, &mallory.sign(lease));
+        sleep(Duration::from_millis(700)).await;
+    }
+    let absurd = Heartbeat { cluster, node: me, seq: u64::MAX, phase: Phase::Healthy, hears: 3 };
+    voice.say(RecordKind::Heartbeat, &mallory.sign(absurd));
+    town.counts("record_jump", 6).await;
+    town.healthy().await;
+    assert_eq!(town.publisher().await, before);
+    // Whoever follows takes the next term, none of those.
+    let publisher = town.running().find(|daemon| daemon.id.to_string() == before.0).context("a publisher").unwrap();
+    let name = publisher.name.clone();
+    town.named_mut(&name).kill().await;
+    town.healthy().await;
+    let after = town.publisher().await;
+    assert!(after.0 != before.0 && (before.1 + 1..before.1 + 9).contains(&after.1), "{before:?}, then {after:?}");
+    let seen = visitors.end().await;
+    assert!(seen.failures.len() <= 1, "more than the one visit that the dead one took along has failed: {seen:?}");
+}

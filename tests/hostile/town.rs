@@ -1,0 +1,405 @@
+//! A cluster of whole daemons in this process, each in a runtime of its own that can die like a process, and its clients.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustbalance::config::{Config, JOIN_PORT};
+use rustbalance::control::{Request, Response, Status, call};
+use rustbalance::join::{JoinError, Joined, Token, found, persist_joined, redeem};
+use rustbalance::keys::NodeSecret;
+use rustbalance::node::{NodeError, run_on};
+use rustbalance::store::{Beginning, Store};
+use rustbalance::tor::fake::{FakeEngine, FakeNet};
+use rustbalance::tor::{BoxStream, Engine};
+use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::record::{Phase, Role};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long anything that must happen may take, on a machine that has other work.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+/// How long one visit may take: a client that was kept waiting at one introduction point tries the next after 15 s.
+const VISIT: Duration = Duration::from_secs(40);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A cluster.
+pub(crate) struct Town {
+    pub(crate) net: FakeNet,
+    pub(crate) master: MasterId,
+    pub(crate) daemons: Vec<Daemon>,
+    folder: TempDir,
+    /// More lines for the configuration of daemons.
+    extra: String,
+}
+
+/// One daemon, running or not.
+pub(crate) struct Daemon {
+    pub(crate) name: String,
+    pub(crate) id: NodeId,
+    pub(crate) engine: Arc<FakeEngine>,
+    dir: PathBuf,
+    stop: CancellationToken,
+    /// Its process, so to say.
+    running: Option<(Runtime, JoinHandle<Result<(), NodeError>>)>,
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Waits until `check` gives something; its errors say what is missing.
+pub(crate) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Result<T>) -> T {
+    let start = Instant::now();
+    loop {
+        match check().await {
+            Ok(found) => return found,
+            Err(missing) => assert!(start.elapsed() < PATIENCE, "never happened: {what}: {missing:#}"),
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// The site of a node: answers a line. `name` is answered with the node's name, `flood` with bytes without an end.
+async fn site(name: String) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let name = name.clone();
+            tokio::spawn(async move {
+                let mut stream = BufReader::new(stream);
+                let mut asked = String::new();
+                stream.read_line(&mut asked).await?;
+                if asked == "flood\n" {
+                    while stream.write_all(&[0; 4096]).await.is_ok() {}
+                }
+                stream.write_all(name.as_bytes()).await?;
+                stream.shutdown().await
+            });
+        }
+    });
+    address
+}
+
+impl Town {
+    /// A cluster of two publishers and a worker: alpha, beta and gamma, all published. `extra` is for their configuration.
+    pub(crate) async fn start(extra: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("alpha");
+        let store = found(Store::create(&dir).unwrap(), None, &[80], unix_now(), &mut rand::rng()).unwrap();
+        let (master, id) = (store.cluster(), store.node_id());
+        drop(store);
+        let mut town = Self { net: FakeNet::new(1, 30), master, daemons: Vec::new(), folder, extra: extra.to_owned() };
+        town.add("alpha", id, dir).await;
+        until("alpha is published", async || town.served().await).await;
+        let publisher = town.invite(Role::Publisher, 1).await;
+        let worker = town.invite(Role::Worker, 1).await;
+        let (beta, gamma) = tokio::join!(town.join("beta", &publisher), town.join("gamma", &worker));
+        for (name, store) in [("beta", beta), ("gamma", gamma)] {
+            let (id, dir) = (store.node_id(), store.dir().to_owned());
+            drop(store);
+            town.add(name, id, dir).await;
+        }
+        town.healthy().await;
+        town
+    }
+
+    /// Runs a node of which the state directory is there.
+    pub(crate) async fn add(&mut self, name: &str, id: NodeId, dir: PathBuf) {
+        let site = site(name.to_owned()).await;
+        let text = format!(
+            "[[port]]\nvirtual = 80\ntarget = \"{site}\"\n[cluster]\nheartbeat = \"300ms\"\nlease_ttl = \"3s\"\n\
+             [health]\ninterval = \"500ms\"\n{}",
+            self.extra
+        );
+        std::fs::write(dir.join("rustbalance.toml"), text).unwrap();
+        let mut daemon = Daemon {
+            name: name.to_owned(),
+            id,
+            engine: self.net.engine(),
+            dir,
+            stop: CancellationToken::new(),
+            running: None,
+        };
+        daemon.run(&self.net);
+        self.daemons.push(daemon);
+    }
+
+    pub(crate) fn named(&self, name: &str) -> &Daemon {
+        self.daemons.iter().find(|daemon| daemon.name == name).unwrap()
+    }
+
+    pub(crate) fn named_mut(&mut self, name: &str) -> &mut Daemon {
+        self.daemons.iter_mut().find(|daemon| daemon.name == name).unwrap()
+    }
+
+    pub(crate) fn running(&self) -> impl Iterator<Item = &Daemon> {
+        self.daemons.iter().filter(|daemon| daemon.running.is_some())
+    }
+
+    /// A token, made on alpha and known to all.
+    pub(crate) async fn invite(&self, role: Role, uses: u16) -> Token {
+        let request = Request::Invite { role, expires_seconds: 3600, uses };
+        let token = match self.named("alpha").call(request).await.unwrap() {
+            Response::Invited { token, .. } => Token::parse(&token.0).unwrap(),
+            other => panic!("no token: {other:?}"),
+        };
+        let id = token.invitation_id().to_string();
+        until("everybody knows the invitation", async || {
+            for daemon in self.running() {
+                let known = daemon.status().await?.invitations;
+                ensure!(known.iter().any(|invitation| invitation.id == id), "{} does not", daemon.name);
+            }
+            Ok(())
+        })
+        .await;
+        token
+    }
+
+    /// A connection to the join port, from somebody whom nobody knows.
+    pub(crate) async fn knock(&self) -> Result<(BoxStream, Arc<FakeEngine>)> {
+        let engine = self.net.engine();
+        let stream = engine.dial(self.master.address(), JOIN_PORT, VISIT).await?;
+        Ok((stream, engine))
+    }
+
+    /// Redeems a token once, as the `join` command does.
+    pub(crate) async fn redeem(&self, token: &Token, key: &NodeSecret) -> Result<Joined> {
+        let (stream, _engine) = self.knock().await?;
+        Ok(redeem(stream, token, key, self.master, unix_now).await?)
+    }
+
+    /// Joins, and leaves what that brings in a state directory.
+    pub(crate) async fn join(&self, name: &str, token: &Token) -> Store {
+        let mut draft = Store::create(&self.folder.path().join(name)).unwrap();
+        draft.begin(Beginning::Joining, self.master).unwrap();
+        let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng())).unwrap();
+        let joined = until(&format!("{name} joins"), async || {
+            let joined = self.redeem(token, &key).await;
+            if let Some(JoinError::Refused(refusal)) = joined.as_ref().err().and_then(|e| e.downcast_ref()) {
+                assert!(refusal.is_transient(), "{name} is refused: {refusal}");
+            }
+            joined
+        })
+        .await;
+        persist_joined(draft, &joined).unwrap()
+    }
+
+    /// Fetches from the address as a client that knows nothing; gives the name of the node that has served.
+    pub(crate) async fn visit(&self) -> Result<String> {
+        visit(&self.net, self.master).await
+    }
+
+    async fn served(&self) -> Result<()> {
+        self.visit().await.map(|_| ())
+    }
+
+    /// Waits until every daemon that runs is healthy, heard and published, as all of them know; those that don't run are
+    /// neither; one publishes, and all directories hold what it wants; and clients are served.
+    pub(crate) async fn healthy(&self) {
+        until("a healthy cluster", async || self.is_healthy().await).await;
+        let served = timeout(PATIENCE, self.visit()).await.expect("a visit without an end");
+        served.expect("a client was not served");
+    }
+
+    pub(crate) async fn is_healthy(&self) -> Result<()> {
+        let mut publishers = BTreeSet::new();
+        for daemon in self.running() {
+            let (name, status) = (&daemon.name, daemon.status().await?);
+            ensure!(status.phase == Phase::Healthy, "{name} is {}", status.phase);
+            let publisher = status.publisher.with_context(|| format!("{name} knows no publisher"))?;
+            publishers.insert((publisher.node.clone(), publisher.term));
+            for other in &self.daemons {
+                let id = other.id.to_string();
+                let known = status.members.iter().find(|member| member.node == id);
+                let alive = known.is_some_and(|member| member.alive);
+                ensure!(alive == other.running.is_some(), "{name} believes alive of {}: {alive}", other.name);
+                let published = known.map_or(0, |member| member.published);
+                ensure!((published > 0) == alive, "{name} knows {published} points of {} published", other.name);
+            }
+            let publication = status.publication.with_context(|| format!("{name} knows nothing published"))?;
+            for period in &publication.periods {
+                let (confirmed, all) = (period.confirmed, period.directories);
+                ensure!(confirmed == all && all > 0, "{name} knows {confirmed} of {all} directories to be up to date");
+            }
+        }
+        let mut publishers = publishers.into_iter();
+        match (publishers.next(), publishers.next()) {
+            (Some((node, _)), None) if self.running().any(|daemon| daemon.id.to_string() == node) => Ok(()),
+            (first, second) => bail!("the publisher is not agreed on: {first:?}, {second:?}"),
+        }
+    }
+
+    /// The publisher and its term, of a healthy cluster.
+    pub(crate) async fn publisher(&self) -> (String, u64) {
+        let status = self.running().next().unwrap().status().await.unwrap();
+        status.publisher.map(|publisher| (publisher.node, publisher.term)).unwrap()
+    }
+
+    /// How often something of this name was refused, by all daemons that run.
+    pub(crate) async fn refused(&self, name: &str) -> u64 {
+        let mut sum = 0;
+        for daemon in self.running() {
+            sum += daemon.refused(name).await;
+        }
+        sum
+    }
+
+    /// Waits until `status` of some daemon counts at least so many refusals of this name.
+    pub(crate) async fn counts(&self, name: &str, least: u64) {
+        until(&format!("{least} {name} are counted"), async || {
+            let refused = self.refused(name).await;
+            ensure!(refused >= least, "{refused} are");
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Clients that visit one after the other from now on.
+    pub(crate) fn visitors(&self) -> Visitors {
+        let (net, master, enough) = (self.net.clone(), self.master, Arc::new(AtomicBool::new(false)));
+        let told = Arc::clone(&enough);
+        let task = tokio::spawn(async move {
+            let mut seen = Seen::default();
+            while !told.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                match visit(&net, master).await {
+                    Ok(name) => *seen.by.entry(name).or_default() += 1,
+                    Err(error) => seen.failures.push(format!("{error:#}")),
+                }
+                seen.slowest = seen.slowest.max(start.elapsed());
+                sleep(LOOK).await;
+            }
+            seen
+        });
+        Visitors { enough, task }
+    }
+}
+
+async fn visit(net: &FakeNet, master: MasterId) -> Result<String> {
+    let engine = net.engine();
+    let mut stream = engine.dial(master.address(), 80, VISIT).await?;
+    let fetch = async {
+        stream.write_all(b"name\n").await?;
+        let mut name = String::new();
+        stream.read_to_string(&mut name).await?;
+        anyhow::Ok(name)
+    };
+    let name = timeout(VISIT, fetch).await.context("no answer in time")??;
+    ensure!(!name.is_empty(), "an empty answer");
+    Ok(name)
+}
+
+/// Visits going on.
+pub(crate) struct Visitors {
+    enough: Arc<AtomicBool>,
+    task: JoinHandle<Seen>,
+}
+
+/// What clients have seen.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) by: BTreeMap<String, usize>,
+    pub(crate) failures: Vec<String>,
+    pub(crate) slowest: Duration,
+}
+
+impl Visitors {
+    /// What they have seen.
+    pub(crate) async fn end(self) -> Seen {
+        self.enough.store(true, Ordering::Relaxed);
+        self.task.await.unwrap()
+    }
+
+    /// All of them were served.
+    pub(crate) async fn all_served(self) {
+        let seen = self.end().await;
+        assert!(seen.failures.is_empty() && !seen.by.is_empty(), "{seen:?}");
+    }
+}
+
+impl Daemon {
+    /// Starts it.
+    pub(crate) fn run(&mut self, net: &FakeNet) {
+        assert!(self.running.is_none(), "{} runs already", self.name);
+        self.engine = net.engine();
+        self.stop = CancellationToken::new();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (engine, dir, stop) = (Arc::clone(&self.engine), self.dir.clone(), self.stop.clone());
+        let task = runtime.spawn(async move {
+            let config = Config::load(&dir).unwrap();
+            let store = Arc::new(Store::open(&dir)?);
+            Box::pin(run_on(engine, store, &config, stop)).await
+        });
+        self.running = Some((runtime, task));
+    }
+
+    /// It dies, and can say nothing more.
+    pub(crate) async fn kill(&mut self) {
+        let (runtime, _) = self.running.take().unwrap();
+        self.engine.kill();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.running.as_ref().is_some_and(|(_, task)| task.is_finished())
+    }
+
+    /// Waits until it ends by itself, and says why.
+    pub(crate) async fn end(&mut self) -> NodeError {
+        let (runtime, task) = self.running.take().unwrap();
+        let ended = timeout(PATIENCE, task).await.unwrap_or_else(|_| panic!("{} does not end", self.name));
+        self.engine.kill();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+        ended.unwrap().unwrap_err()
+    }
+
+    pub(crate) async fn call(&self, request: Request) -> Result<Response> {
+        Ok(call(&self.dir, &request, Duration::from_secs(10)).await?)
+    }
+
+    pub(crate) async fn status(&self) -> Result<Status> {
+        match self.call(Request::Status).await? {
+            Response::Status(status) => Ok(*status),
+            other => bail!("{} answers {other:?}", self.name),
+        }
+    }
+
+    /// How often it has refused something of this name.
+    pub(crate) async fn refused(&self, name: &str) -> u64 {
+        self.status().await.map_or(0, |status| status.refused.get(name).copied().unwrap_or(0))
+    }
+
+    /// Its state directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What `rustbalance status` shows a person.
+    pub(crate) fn shown(&self) -> String {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rustbalance"));
+        let output = command.arg("--dir").arg(&self.dir).arg("status").output().unwrap();
+        assert!(output.status.success(), "status fails: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some((runtime, _)) = self.running.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A worker that wants to be more: claims the lease, redeems what it only carries, asks for publishers' secrets.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use rustbalance::join::{JoinError, Refusal, redeem};
+use rustbalance::keys::NodeSecret;
+use rustbalance::link::handshake::Purpose;
+use rustbalance_gossip::codec;
+use rustbalance_gossip::record::{Chain, Lease, MemberCertificate, NodeCard, Publication, RecordKind, Role};
+use rustbalance_gossip::signed::{Sign, Verified};
+use tokio::time::sleep;
+
+use crate::door::{carried, replayed};
+use crate::member::Member;
+use crate::town::{Town, unix_now, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_claims_the_lease_in_vain() {
+    let town = Town::start("").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let before = town.publisher().await;
+    let mut mouth = mallory.open(&town, 1).await;
+    let voice = mallory.speak(&town, &mut mouth).await;
+    let visitors = town.visitors();
+    let (cluster, me, seq) = (town.master, mallory.id(), 1 << 32);
+    // A certificate as a publisher, by its own hand.
+    let own = &mallory.store.membership().certificate;
+    let promoted = MemberCertificate { role: Role::Publisher, issued: own.issued + 1, ..(**own).clone() };
+    let promoted = Verified::sign(promoted, &mallory.store.node_secret().unwrap()).unwrap();
+    let chain = Chain { authority: mallory.store.membership().authority.unverified(), member: promoted.unverified() };
+    let lease = Lease { cluster, holder: me, seq, term: before.1 + 1, priority: 0, ttl_ms: 60_000 };
+    voice.say(RecordKind::Lease, &mallory.sign(lease));
+    let publication = Publication { cluster, node: me, seq, term: before.1 + 1, periods: Vec::new() };
+    voice.say(RecordKind::Publication, &mallory.sign(publication));
+    town.counts("record_role", 6).await;
+    voice.say(RecordKind::Card, &mallory.sign(NodeCard { chain, ..mallory.card(me, seq + 1) }));
+    town.counts("record_chain", 3).await;
+    sleep(Duration::from_secs(2)).await;
+    town.healthy().await;
+    assert_eq!(town.publisher().await, before);
+    for daemon in town.running() {
+        let status = daemon.status().await.unwrap();
+        let known = status.members.iter().find(|member| member.node == me.to_string()).unwrap();
+        assert_eq!(known.role, Role::Worker, "{}", daemon.name);
+    }
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_cannot_redeem_what_it_carries() {
+    let town = Town::start("").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let token = town.invite(Role::Publisher, 1).await;
+    let visitors = town.visitors();
+    let key = NodeSecret::generate(&mut rand::rng());
+    // A joiner comes through it; it keeps back the proof and breaks the connection.
+    let (capture, joined) = until("a joiner comes", async || Box::pin(carried(&town, &token, &key, true)).await).await;
+    assert!(joined.is_none());
+    // First as it is, then with its own name in it.
+    let mut stolen: ciborium::Value = codec::decode(&capture.redeem, 4096).unwrap();
+    let fields = stolen.as_map_mut().and_then(|map| map[0].1.as_map_mut()).context("a Redeem").unwrap();
+    let node = fields.iter_mut().find(|(key, _)| key.as_text() == Some("node")).context("its node").unwrap();
+    let id: ciborium::Value = codec::decode(&codec::encode(&mallory.id()).unwrap(), 100).unwrap();
+    node.1 = id;
+    let stolen = codec::encode(&stolen).unwrap();
+    for publisher in ["alpha", "beta"] {
+        for redeem in [&capture.redeem, &stolen] {
+            let to = town.named(publisher).id;
+            let stream = mallory.link(to, Purpose::CarryJoin).await.unwrap();
+            assert_eq!(replayed(stream, &capture.hello, redeem).await.unwrap(), "UnknownToken");
+        }
+        assert_eq!(town.named(publisher).refused("join_unknown_token").await, 2, "{publisher}");
+    }
+    // The joiner tries again, elsewhere, and is in.
+    let joined = until("the joiner joins", async || town.redeem(&token, &key).await).await;
+    assert_eq!((joined.member.node(), joined.member.role()), (key.node_id(), Role::Publisher));
+    town.healthy().await;
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_is_given_no_secret_of_the_address() {
+    let town = Town::start("").await;
+    let own = town.invite(Role::Worker, 2).await;
+    let mallory = Member::of(&town, town.join("mallory", &own).await);
+    let visitors = town.visitors();
+    let key = mallory.store.node_secret().unwrap();
+    let alpha = town.named("alpha").id;
+    // What it was given once it may ask for again, as one who has lost the answer. There is nothing else in it.
+    let stream = mallory.link(alpha, Purpose::CarryJoin).await.unwrap();
+    let again = redeem(stream, &own, &key, town.master, unix_now).await.unwrap();
+    assert_eq!(again.member.role(), Role::Worker);
+    assert!(again.secrets.is_none(), "a worker was given publishers' secrets");
+    // Nor with a token for publishers, under the same key: it is a member already.
+    let better = town.invite(Role::Publisher, 1).await;
+    let stream = mallory.link(alpha, Purpose::CarryJoin).await.unwrap();
+    let refused = redeem(stream, &better, &key, town.master, unix_now).await.unwrap_err();
+    assert!(matches!(refused, JoinError::Refused(Refusal::AlreadyMember)), "{refused}");
+    town.counts("join_already_member", 1).await;
+    // On disk neither.
+    assert!(mallory.store.master_secret().unwrap().is_none());
+    let master = rustbalance::store::Store::open(town.named("alpha").dir());
+    assert!(master.is_err(), "the state of a running daemon can be opened");
+    assert_ne!(key.public_key(), *town.master.public_key());
+    town.healthy().await;
+    visitors.all_served().await;
+}

@@ -1,0 +1,111 @@
+//! A member is put out: it stops, its points go, the keys it had are changed, and it does not come back under its old name.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustbalance_testnet::cluster::{Cluster, Node};
+
+use crate::secrets::{copy_state, opened_copy};
+use crate::support::{Nodes, Story, all_served, check_directories, scenario, session_keys};
+
+/// From the command until no directory has its points.
+const OUT: Duration = Duration::from_secs(30);
+/// How long a wait goes on.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+#[test]
+fn the_evicted_stay_out() {
+    scenario("eviction", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+        let evicted = nodes.named("gamma")?;
+        let backup = tempfile::tempdir()?;
+        copy_state(&evicted.state(), &backup.path().join("state"))?;
+        let stayed = nodes.but(evicted);
+
+        it_stops_and_its_points_go(story, cluster, evicted, &stayed)?;
+        the_discovery_key_is_changed(story, cluster, evicted, &stayed)?;
+        it_does_not_come_back(story, cluster, evicted, &stayed)?;
+        // Not even as it was before it heard of its end: its peers tell it again.
+        fs::remove_dir_all(evicted.state())?;
+        copy_state(&backup.path().join("state"), &evicted.state())?;
+        it_does_not_come_back(story, cluster, evicted, &stayed)?;
+        a_new_member_is_given_the_new_key(story, cluster, &stayed)
+    });
+}
+
+fn it_stops_and_its_points_go(
+    story: &mut Story,
+    cluster: &Cluster<'_>,
+    evicted: &Node,
+    stayed: &[Arc<Node>],
+) -> Result<()> {
+    let (address, gone) = (evicted.status()?.node, session_keys(evicted)?);
+    let there = stayed.iter().map(|node| session_keys(node)).collect::<Result<Vec<_>>>()?;
+    stayed[1].command(&["evict", &address], "", PATIENCE)?.ok("evict")?;
+    let started = Instant::now();
+    let out = cluster.wait_until("the evicted node's points leave every directory", PATIENCE, || {
+        check_directories(&cluster.onion()?, &there, &gone)?;
+        Ok(started.elapsed())
+    })?;
+    story.tell(format_args!("out of every directory after {:.1} s", out.as_secs_f64()));
+    ensure!(out <= OUT, "the evicted node's points stayed for {out:?}");
+    let code = evicted.await_exit(PATIENCE)?.context("the evicted node goes on running")?;
+    ensure!(code == 1, "the evicted node ended with {code}");
+    ensure!(evicted.log().contains("was evicted"), "the evicted node does not say why it ended");
+    let served = all_served(cluster, 3)?;
+    ensure!(!served.contains(evicted.name()), "the evicted node has served: {served:?}");
+    Ok(())
+}
+
+fn the_discovery_key_is_changed(
+    story: &mut Story,
+    cluster: &Cluster<'_>,
+    evicted: &Node,
+    stayed: &[Arc<Node>],
+) -> Result<()> {
+    cluster.wait_until("every member has the new discovery key", PATIENCE, || {
+        for node in stayed {
+            let generation = node.status()?.discovery_generation;
+            ensure!(generation == 1, "{} has the key of generation {generation}", node.name());
+        }
+        Ok(())
+    })?;
+    let newest = |node: &Node| anyhow::Ok(opened_copy(node)?.store.discovery()?.newest().key.clone());
+    let (old, new) = (newest(evicted)?, newest(&stayed[0])?);
+    ensure!(new == newest(&stayed[1])?, "the members have different keys");
+    ensure!(old.generation == 0 && new.public != old.public, "the evicted node has the key in use");
+    story.tell(format_args!("the members have a new discovery key, the evicted node has not"));
+    Ok(())
+}
+
+fn it_does_not_come_back(story: &mut Story, cluster: &Cluster<'_>, evicted: &Node, stayed: &[Arc<Node>]) -> Result<()> {
+    let log = evicted.log().len();
+    evicted.run()?;
+    let code = evicted.await_exit(PATIENCE)?.context("the evicted node is back")?;
+    ensure!(code == 1, "the evicted node ended with {code}");
+    let said = evicted.log();
+    ensure!(said[log..].contains("was evicted"), "the evicted node does not say why it ended: {}", &said[log..]);
+    for node in stayed {
+        ensure!(node.status()?.members.len() == 2, "{} knows the evicted node again", node.name());
+    }
+    story.tell(format_args!("it came, was told, and ended"));
+    cluster.await_served(stayed)
+}
+
+/// Who joins now has the new key alone, and links with all.
+fn a_new_member_is_given_the_new_key(story: &mut Story, cluster: &Cluster<'_>, stayed: &[Arc<Node>]) -> Result<()> {
+    let joined = cluster.add(&stayed[0], "delta", "worker")?;
+    let all = Nodes(stayed.iter().chain([&joined]).cloned().collect());
+    cluster.await_served(&all.0)?;
+    cluster.wait_until("all are linked", PATIENCE, || {
+        for node in &all.0 {
+            let status = node.status()?;
+            ensure!(status.links.len() == 2, "{} has {} links", node.name(), status.links.len());
+            ensure!(status.discovery_generation == 1, "{} has an old key", node.name());
+        }
+        Ok(())
+    })?;
+    story.tell(format_args!("a new member has the new key, and is linked with all"));
+    all_served(cluster, 3).map(|_| ())
+}
