@@ -12,6 +12,9 @@ mod deaths;
 mod engine;
 mod eviction;
 mod freezing;
+#[path = "../hostile/hand.rs"]
+mod hand;
+mod hostile;
 mod joining;
 mod needles;
 mod secrets;
