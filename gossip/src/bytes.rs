@@ -23,10 +23,33 @@ impl<const N: usize> Serialize for FixedBytes<N> {
 
 impl<'de, const N: usize> Deserialize<'de> for FixedBytes<N> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_bytes(BytesVisitor).and_then(|bytes: Vec<u8>| {
-            let length = bytes.len();
-            bytes.try_into().map(Self).map_err(|_| D::Error::invalid_length(length, &"a byte string of the right size"))
-        })
+        deserializer.deserialize_bytes(FixedVisitor).map(Self)
+    }
+}
+
+/// Takes a byte string of one length, without a copy on the way.
+struct FixedVisitor<const N: usize>;
+
+impl<'de, const N: usize> Visitor<'de> for FixedVisitor<N> {
+    type Value = [u8; N];
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a byte string of {N} bytes")
+    }
+
+    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<[u8; N], E> {
+        bytes.try_into().map_err(|_| E::invalid_length(bytes.len(), &self))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<[u8; N], A::Error> {
+        let mut bytes = [0; N];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = seq.next_element()?.ok_or_else(|| A::Error::invalid_length(at, &self))?;
+        }
+        match seq.next_element::<u8>()? {
+            None => Ok(bytes),
+            Some(_) => Err(A::Error::invalid_length(N + 1, &self)),
+        }
     }
 }
 

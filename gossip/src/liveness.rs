@@ -5,6 +5,9 @@
 //! started hears them all. The allowance follows how often the node's beats arrive here: four times the mean interval,
 //! within bounds. A node that says goodbye is dead at once.
 //!
+//! All beats reach everybody, so a cluster of hundreds that beat as often as one of three would do little else. From
+//! a hundred nodes on they beat more seldom the more they are ([`Patience::among`]), and are given more time.
+//!
 //! When this process itself was stopped (SIGSTOP, a suspended machine), nobody's silence proves anything:
 //! [`Liveness::amnesty`] gives all the others their allowance anew.
 
@@ -32,6 +35,19 @@ impl Default for Patience {
 
 /// How many mean intervals of silence are allowed.
 const INTERVALS: u32 = 4;
+/// All beats of a cluster together come no closer than this: at most fifty a second.
+const BETWEEN_BEATS: Duration = Duration::from_millis(20);
+
+impl Patience {
+    /// What it is in a cluster of so many nodes. Everybody counts for itself; those who count differently for a moment
+    /// still hear each other in time, because beats that come seldom are allowed for.
+    pub fn among(self, nodes: usize) -> Self {
+        let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+        let interval = BETWEEN_BEATS.saturating_mul(nodes).max(self.interval);
+        let least = if interval > self.interval { self.least.max(interval * INTERVALS) } else { self.least };
+        Self { interval, least, most: self.most.max(least) }
+    }
+}
 
 /// What is known of one node's beats.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +74,9 @@ impl Pulse {
 /// The judge of who lives. The caller passes only beats that are verified and new.
 #[derive(Debug, Default)]
 pub struct Liveness {
+    /// As configured.
+    given: Patience,
+    /// As fits the size of the cluster.
     patience: Patience,
     pulses: BTreeMap<NodeId, Pulse>,
 }
@@ -65,7 +84,17 @@ pub struct Liveness {
 impl Liveness {
     /// Nobody has been heard yet.
     pub fn new(patience: Patience) -> Self {
-        Self { patience, pulses: BTreeMap::new() }
+        Self { given: patience, patience, pulses: BTreeMap::new() }
+    }
+
+    /// The cluster has so many nodes now.
+    pub fn adapt(&mut self, nodes: usize) {
+        self.patience = self.given.among(nodes);
+    }
+
+    /// The bounds and habits in force.
+    pub fn patience(&self) -> Patience {
+        self.patience
     }
 
     /// A new beat of `node` has come; `goodbye` if it says that it goes. True if the node's being alive changed.
@@ -123,11 +152,6 @@ impl Liveness {
     /// When the node was last heard, on the monotonic clock.
     pub fn last_heard(&self, node: &NodeId) -> Option<Duration> {
         self.pulses.get(node).map(|pulse| pulse.heard)
-    }
-
-    /// The shortest silence that can mean death.
-    pub fn least(&self) -> Duration {
-        self.patience.least
     }
 
     /// When the next of those alive would be declared dead if it stayed silent.
@@ -190,6 +214,20 @@ mod tests {
         assert_eq!(beating(15, 300).expire(seconds(339)), vec![]);
         assert_eq!(beating(15, 300).expire(seconds(341)), vec![node()]);
         liveness.beat(node(), false, seconds(186));
+    }
+
+    #[test]
+    fn hundreds_beat_more_seldom_and_are_given_more_time() {
+        let usual = Patience::default();
+        assert_eq!(usual.among(100), usual);
+        let many = usual.among(500);
+        assert_eq!((many.interval, many.least, many.most), (seconds(10), seconds(40), seconds(40)));
+        let mut liveness = Liveness::new(usual);
+        liveness.adapt(500);
+        liveness.beat(node(), false, seconds(0));
+        assert!(liveness.beat(node(), false, seconds(10)));
+        assert_eq!(liveness.expire(seconds(50)), vec![]);
+        assert_eq!(liveness.expire(seconds(51)), vec![node()]);
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! divisors, so that one node more or less moves only its own share). Points that stand already are kept before others.
 //!
 //! More nodes than places: each node draws a lot from the counter and its id, weighted, and the luckiest stand; the
-//! next count gives others their turn, and a node more or less moves at most one place.
+//! next count gives others their turn, and a node more or less moves at most one place. Only among those who stand is a
+//! relay given to one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,11 +48,7 @@ pub fn choose(candidates: &[Candidate<'_>], before: &Choice, limit: usize, count
     let candidates: Vec<Candidate<'_>> = candidates.iter().copied().filter(|it| !it.points.is_empty()).collect();
     let chosen = best_tier(&candidates, &before.healthy);
     let published: BTreeSet<_> = before.points.iter().map(|(node, point)| (*node, point.session_key)).collect();
-    let mut offers = one_per_relay(&chosen, &published);
-    if offers.len() > limit {
-        draw(&mut offers, limit, count);
-    }
-    let mut points = share(offers, limit);
+    let mut points = share(draw(chosen, &published, limit, count), limit);
     points.sort_by_key(|(_, point)| point.session_key);
     let healthy: BTreeSet<NodeId> =
         candidates.iter().filter(|it| it.phase == Phase::Healthy).map(|it| it.node).collect();
@@ -104,23 +101,40 @@ fn identity(relay: &RelayId) -> FixedBytes<20> {
     relay.rsa
 }
 
-/// Leaves the `limit` nodes with the best lots of this count.
-fn draw(offers: &mut Vec<Offer<'_>>, limit: usize, count: u64) {
-    offers.sort_by(|a, b| lot(a, count).total_cmp(&lot(b, count)).then(a.node.cmp(&b.node)));
-    offers.truncate(limit);
-    offers.sort_by_key(|offer| offer.node);
+/// What the nodes can give; if they are more than `limit`, those with the best lots of this count. A node that has
+/// nothing left to give beside luckier ones makes room for the next.
+fn draw<'a>(
+    mut candidates: Vec<Candidate<'a>>,
+    published: &BTreeSet<(NodeId, FixedBytes<32>)>,
+    limit: usize,
+    count: u64,
+) -> Vec<Offer<'a>> {
+    if candidates.len() <= limit {
+        return one_per_relay(&candidates, published);
+    }
+    candidates.sort_by_cached_key(|it| (lot(it, count), it.node));
+    let mut drawn = limit;
+    loop {
+        let offers = one_per_relay(&candidates[..drawn], published);
+        let room = limit.saturating_sub(offers.len()).min(candidates.len() - drawn);
+        if room == 0 {
+            return offers;
+        }
+        drawn += room;
+    }
 }
 
 /// An exponential variate of the node's weight as its rate: the least of many falls to each in proportion to its weight.
-fn lot(offer: &Offer<'_>, count: u64) -> f64 {
+/// As its bits, which order as it does.
+fn lot(of: &Candidate<'_>, count: u64) -> u64 {
     let digest = Sha3_256::new()
         .chain_update(b"rustbalance lot v1\0")
         .chain_update(count.to_be_bytes())
-        .chain_update(offer.node.public_key())
+        .chain_update(of.node.public_key())
         .finalize();
     let bits = digest.iter().take(6).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
     let uniform = (bits as f64 + 1.0) / (1u64 << 48) as f64;
-    -uniform.ln() / f64::from(offer.weight)
+    (uniform.ln().abs() / f64::from(of.weight.clamp(1, 100))).to_bits()
 }
 
 /// Gives each node one place, then the rest by weight.

@@ -204,7 +204,7 @@ impl Node {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn neighbours_find_each_other_and_keep_one_link_each() {
     let (world, net) = (World::new(), Net::new());
     let nodes = nodes(&world, &net, [(); 4].map(|()| world.set(0..4)), limits()).await;
@@ -231,7 +231,7 @@ async fn hears(updates: &mut mpsc::Receiver<Update>, origin: NodeId, value: &[u8
     timeout(PATIENCE, found).await.expect("never heard");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn records_travel_over_links_and_again_after_they_broke() {
     let (world, net) = (World::new(), Net::new());
     // A chain: 0 and 2 know each other only by what 1 passes on.
@@ -255,7 +255,7 @@ async fn records_travel_over_links_and_again_after_they_broke() {
     hears(&mut meshes[2].1, world.node(0), b"said in the dark").await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_frozen_node_is_let_go_and_taken_back() {
     let (world, net) = (World::new(), Net::new());
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
@@ -267,7 +267,7 @@ async fn a_frozen_node_is_let_go_and_taken_back() {
     until("a full mesh again", || nodes.iter().all(|node| node.peers().len() == 2)).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
     let (world, net) = (World::new(), Net::new());
     // No tick helps: the change of the set alone must do it.
@@ -285,7 +285,7 @@ async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
     until("the count", || nodes[0].refused("link_revoked") > 0).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_was_put_out_while_away_is_shown_the_authoritys_word() {
     let (world, net) = (World::new(), Net::new());
     let mut set = world.set([0, 1]);
@@ -296,7 +296,7 @@ async fn who_was_put_out_while_away_is_shown_the_authoritys_word() {
     assert_eq!(timeout(PATIENCE, away.revoked.recv()).await.unwrap(), Some(world.revocation(1)));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     let (world, net) = (World::new(), Net::new());
     let mut nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
@@ -322,7 +322,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     assert_eq!(offer.key, newer.key.unverified());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn strangers_and_their_garbage_change_nothing() {
     let (world, other, net) = (World::new(), World::new(), Net::new());
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
@@ -354,7 +354,7 @@ async fn strangers_and_their_garbage_change_nothing() {
     assert_eq!(nodes[0].peers(), BTreeSet::from([world.node(1)]));
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_dialler_that_takes_its_time_loses_its_place() {
     let (world, net) = (World::new(), Net::new());
     let node = node(&world, &net, 0, MemberSet::default(), LinkLimits { handshakes: 2, ..limits() }).await;
@@ -373,7 +373,7 @@ async fn a_dialler_that_takes_its_time_loses_its_place() {
     assert_eq!(answer, handshake::Listener::answer(None).unwrap());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
     let (world, net) = (World::new(), Net::new());
     let mut node = node(&world, &net, 0, MemberSet::default(), limits()).await;
@@ -402,7 +402,7 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
     timeout(PATIENCE, pinging).await.unwrap().unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nonsense_on_an_open_link_ends_that_link_only() {
     let (world, net) = (World::new(), Net::new());
     let mut nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
@@ -422,7 +422,7 @@ async fn nonsense_on_an_open_link_ends_that_link_only() {
     assert!(nodes[0].carrier.take().unwrap().received.try_recv().is_err(), "something of it came through");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
     let (world, net) = (World::new(), Net::new());
     let roomy = LinkLimits { accepts_per_second: (100_000, 100_000), handshakes: 64, ..limits() };
@@ -445,7 +445,7 @@ async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
     assert!(node.links.status()[0].dropped >= 10);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_joiners_bytes_are_carried_both_ways() {
     let (world, net) = (World::new(), Net::new());
     let worker = node(&world, &net, 0, MemberSet::default(), limits()).await;
@@ -478,7 +478,7 @@ async fn a_joiners_bytes_are_carried_both_ways() {
     assert!(publisher.links.status().is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nothing_is_left_running() {
     let (world, net) = (World::new(), Net::new());
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
@@ -493,7 +493,7 @@ async fn nothing_is_left_running() {
     assert!(timeout(PATIENCE, carrier.received.recv()).await.unwrap().is_none(), "a task still holds the links");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_real_clock_is_within_the_certificates() {
     // Tests that run on this machine's clock need certificates that are good now.
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();

@@ -166,6 +166,7 @@ impl Parts {
         let admitting = match (store.membership().role(), authority, store.master_secret()?) {
             (Role::Publisher, Some(authority), Some(master)) => {
                 let (report, report_watch) = watch::channel(Vec::new());
+                let (unable, unable_watch) = watch::channel(());
                 let publisher = Publisher {
                     engine: Arc::clone(&engine),
                     master: store.cluster(),
@@ -173,6 +174,7 @@ impl Parts {
                     revisions: Arc::new(StoredRevisions(Arc::clone(&store))),
                     wanted: publish,
                     report,
+                    unable,
                     refresh: Duration::from_secs(rand::rng().random_range(3600..7200)),
                 };
                 let stop = stop_all.clone();
@@ -181,6 +183,7 @@ impl Parts {
                     Ok("publisher")
                 });
                 tasks.spawn(pump(report_watch, cluster.clone(), Event::Published, "publication report"));
+                tasks.spawn(pump(unable_watch, cluster.clone(), |()| Event::CannotPublish, "inability report"));
                 Some(Admitting {
                     membership: store.membership().clone(),
                     node: store.node_secret()?,

@@ -65,6 +65,8 @@ pub struct Publisher {
     pub wanted: watch::Receiver<Wanted>,
     /// Where to tell what was done.
     pub report: watch::Sender<Vec<PublishedPeriod>>,
+    /// Where to tell, each time, that nothing can be done here: a revision that is not on disk is not used.
+    pub unable: watch::Sender<()>,
     /// After how long an unchanged descriptor is published anew.
     pub refresh: Duration,
 }
@@ -72,7 +74,16 @@ pub struct Publisher {
 /// What a finished job has to say.
 enum Done {
     Event(Event),
-    Edition(PeriodId, Result<(u64, Arc<str>), String>),
+    Edition(PeriodId, Result<(u64, Arc<str>), Unbuilt>),
+}
+
+/// Why there is no edition.
+#[derive(Debug, thiserror::Error)]
+enum Unbuilt {
+    #[error("cannot store its revision: {0}")]
+    Unstored(String),
+    #[error("{0}")]
+    Unmade(String),
 }
 
 /// The task's state besides the plan.
@@ -163,7 +174,11 @@ impl Running {
             }
             Done::Edition(period, Err(error)) => {
                 warn!(period = period.number, %error, "cannot build the descriptor");
-                self.tell(Event::Built(period, Err(error)));
+                // Another publisher's disk may do; what is wrong with the descriptor itself is wrong everywhere.
+                if matches!(error, Unbuilt::Unstored(_)) {
+                    self.publisher.unable.send_replace(());
+                }
+                self.tell(Event::Built(period, Err(error.to_string())));
             }
         }
     }
@@ -199,21 +214,14 @@ impl Running {
             let now = SystemTime::now();
             // One member's bad point must not spoil the descriptor of all.
             let sound: Vec<IntroPoint> = points.into_iter().filter(is_sound).collect();
-            let built =
-                credentials.credentials(period, now).map_err(|error| error.to_string()).and_then(|credentials| {
-                    let revision = credentials.revision(clock).max(floor + 1);
-                    revisions.advance(period, revision)?;
-                    let text = descriptor::build(&credentials, &sound, revision, parameters, now)
-                        .map_err(|error| error.to_string())?;
-                    debug!(
-                        period = period.number,
-                        revision,
-                        points = sound.len(),
-                        bytes = text.len(),
-                        "descriptor built"
-                    );
-                    Ok((revision, Arc::from(text)))
-                });
+            let unmade = |error: TorError| Unbuilt::Unmade(error.to_string());
+            let built = credentials.credentials(period, now).map_err(unmade).and_then(|credentials| {
+                let revision = credentials.revision(clock).max(floor + 1);
+                revisions.advance(period, revision).map_err(Unbuilt::Unstored)?;
+                let text = descriptor::build(&credentials, &sound, revision, parameters, now).map_err(unmade)?;
+                debug!(period = period.number, revision, points = sound.len(), bytes = text.len(), "descriptor built");
+                Ok((revision, Arc::from(text)))
+            });
             Done::Edition(period, built)
         });
     }
@@ -226,7 +234,10 @@ impl Running {
             let outcome = match text {
                 None => Outcome::Failed,
                 Some(text) => match engine.upload(&directory, period, &text, UPLOAD_LIMIT).await {
-                    Ok(()) => Outcome::Accepted,
+                    Ok(()) => {
+                        debug!(period = period.number, revision, directory = %directory.relay, "upload accepted");
+                        Outcome::Accepted
+                    }
                     Err(error @ TorError::Refused { .. }) => {
                         warn!(period = period.number, revision, %error, "upload refused");
                         Outcome::Refused
@@ -271,3 +282,6 @@ fn is_sound(point: &IntroPoint) -> bool {
         )
         .is_ok()
 }
+
+#[cfg(test)]
+mod tests;

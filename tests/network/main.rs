@@ -6,8 +6,10 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod changes_of_time_period;
+mod chaos;
 mod damage;
 mod deaths;
+mod disks;
 #[cfg(test)]
 mod engine;
 mod eviction;

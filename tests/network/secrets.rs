@@ -187,7 +187,7 @@ pub(crate) fn copy_state(from: &Path, to: &Path) -> Result<()> {
 
 impl OpenedCopy {
     /// Adds all secrets of this node.
-    fn add_to(&self, needles: &mut Needles, name: &str) -> Result<()> {
+    pub(crate) fn add_to(&self, needles: &mut Needles, name: &str) -> Result<()> {
         self.add_address_to(needles)?;
         needles.add(&format!("{name}'s key"), self.store.node_secret()?.seed());
         needles.add("the discovery key", self.store.discovery()?.newest().secret.as_bytes());

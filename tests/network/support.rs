@@ -25,6 +25,8 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
 const TURNS: usize = 2;
 /// How long a directory may take to answer.
 const ASK_LIMIT: Duration = Duration::from_secs(8);
+/// The same for one that is asked again in a moment.
+const GLANCE_LIMIT: Duration = Duration::from_secs(4);
 
 /// The network that all scenarios share: with some relays more than the default, for two clusters at once.
 pub(crate) fn network() -> &'static Network {
@@ -146,15 +148,20 @@ pub(crate) struct Arti {
 }
 
 impl Arti {
-    /// Starts one that knows nothing.
+    /// Starts one on the shared network; it knows nothing.
     pub(crate) fn start(name: &str) -> Result<Self> {
+        Self::start_on(network(), name)
+    }
+
+    /// Starts one on any network.
+    fn start_on(network: &Network, name: &str) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder: PathBuf = network().base().join(format!("arti/{}-{number}-{name}", std::process::id()));
+        let folder: PathBuf = network.base().join(format!("arti/{}-{number}-{name}", std::process::id()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let engine = runtime.block_on(async {
             ArtiEngine::start(ArtiConfig {
-                toml: network().arti_toml(),
+                toml: network.arti_toml(),
                 state_dir: folder.join("state"),
                 cache_dir: folder.join("cache"),
             })
@@ -191,32 +198,64 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
 }
 
-/// Looks at what every responsible directory of every current period holds, at this moment.
-pub(crate) fn look(master: &str) -> Result<Vec<Held>> {
-    static EYE: OnceLock<Result<Arti, String>> = OnceLock::new();
-    let eye = EYE.get_or_init(|| Arti::start("eye").map_err(|error| format!("{error:#}")));
-    let eye = eye.as_ref().map_err(|error| anyhow::anyhow!(error.clone()))?;
-    let master: MasterId = master.parse()?;
-    eye.runtime.block_on(async {
-        let mut asked = JoinSet::new();
-        for period in eye.engine.publication(master).await? {
-            for directory in period.directories {
-                asked.spawn(ask(Arc::clone(&eye.engine), master, period.id, directory));
+/// An eye on the directories of one network.
+pub(crate) struct Eye(Arti);
+
+impl Eye {
+    /// Opens one.
+    pub(crate) fn open(network: &Network) -> Result<Self> {
+        Arti::start_on(network, "eye").map(Self)
+    }
+
+    /// What every responsible directory of every current period holds, at this moment. A directory that does not answer is
+    /// an error.
+    pub(crate) fn look(&self, master: &str) -> Result<Vec<Held>> {
+        self.answers(master, 3, ASK_LIMIT)?.into_iter().collect()
+    }
+
+    /// What those directories hold that answer at once, and how many do not.
+    pub(crate) fn glance(&self, master: &str) -> Result<(Vec<Held>, usize)> {
+        let answers = self.answers(master, 1, GLANCE_LIMIT)?;
+        let asked = answers.len();
+        let held: Vec<_> = answers.into_iter().flatten().collect();
+        let silent = asked - held.len();
+        Ok((held, silent))
+    }
+
+    fn answers(&self, master: &str, tries: usize, limit: Duration) -> Result<Vec<Result<Held>>> {
+        let engine = &self.0.engine;
+        let master: MasterId = master.parse()?;
+        self.0.runtime.block_on(async {
+            let mut asked = JoinSet::new();
+            for period in engine.publication(master).await? {
+                for directory in period.directories {
+                    asked.spawn(ask(Arc::clone(engine), master, period.id, directory, tries, limit));
+                }
             }
-        }
-        let mut held = Vec::new();
-        while let Some(answer) = asked.join_next().await {
-            held.push(answer??);
-        }
-        Ok(held)
-    })
+            Ok(asked.join_all().await)
+        })
+    }
+}
+
+/// Looks at what every responsible directory of every current period of the shared network holds, at this moment.
+pub(crate) fn look(master: &str) -> Result<Vec<Held>> {
+    static EYE: OnceLock<Result<Eye, String>> = OnceLock::new();
+    let eye = EYE.get_or_init(|| Eye::open(network()).map_err(|error| format!("{error:#}")));
+    eye.as_ref().map_err(|error| anyhow::anyhow!(error.clone()))?.look(master)
 }
 
 /// Asks one directory, again if the circuit fails.
-async fn ask(engine: Arc<ArtiEngine>, master: MasterId, period: PeriodId, directory: Directory) -> Result<Held> {
+async fn ask(
+    engine: Arc<ArtiEngine>,
+    master: MasterId,
+    period: PeriodId,
+    directory: Directory,
+    tries: usize,
+    limit: Duration,
+) -> Result<Held> {
     let mut last: Option<TorError> = None;
-    for _ in 0..3 {
-        match engine.fetch(&directory, master, period, ASK_LIMIT).await {
+    for _ in 0..tries {
+        match engine.fetch(&directory, master, period, limit).await {
             Ok(text) => {
                 let now = std::time::SystemTime::now();
                 let content = text.map(|text| descriptor::read(&text, master, period, now)).transpose()?;
@@ -240,10 +279,16 @@ pub(crate) fn check_directories(
     gone: &BTreeSet<String>,
 ) -> Result<Vec<Held>> {
     let held = look(master)?;
+    check_held(&held, there, gone)?;
+    Ok(held)
+}
+
+/// The same of what has been looked at.
+pub(crate) fn check_held(held: &[Held], there: &[BTreeSet<String>], gone: &BTreeSet<String>) -> Result<()> {
     if held.is_empty() {
         bail!("no directory is responsible");
     }
-    for one in &held {
+    for one in held {
         let keys = one.keys();
         let place = format!("{} in period {}", one.directory.relay, one.period.number);
         if one.content.is_none() {
@@ -256,7 +301,7 @@ pub(crate) fn check_directories(
             bail!("{place} holds no point of node {missed}");
         }
     }
-    Ok(held)
+    Ok(())
 }
 
 /// The middle one of several durations.

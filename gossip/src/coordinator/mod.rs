@@ -6,7 +6,7 @@
 //!
 //! After every event it does not react to that event but looks at the whole again, in this order: is this node still a
 //! member; where is it in its life; is a heartbeat due; who publishes; what of others' facts is to be passed on; what
-//! should stand in the descriptor.
+//! should stand in the descriptor. The last is for the publisher; the others look at it when they beat.
 
 mod own;
 mod settings;
@@ -47,13 +47,20 @@ pub struct Coordinator {
     last: Option<Now>,
     started: Duration,
     next_beat: Duration,
+    beaten: Option<Duration>,
     refresh_at: Duration,
     elect_at: Option<Duration>,
+    /// This node's place in the queue for a term, until somebody comes, goes or changes.
+    place: Option<(u64, usize)>,
+    /// What may stand in the descriptor has changed since it was chosen.
+    unplanned: bool,
     said_phase: Option<Phase>,
     joined: bool,
     draining: bool,
     /// The lease was given up for the drain; if it comes back all the same, nobody else wanted it.
     handed_over: bool,
+    /// It leads and cannot publish.
+    unable: bool,
     leaving: bool,
     shut_out: bool,
     ready: bool,
@@ -87,12 +94,16 @@ impl Coordinator {
             last: None,
             started: Duration::ZERO,
             next_beat: Duration::ZERO,
+            beaten: None,
             refresh_at: Duration::ZERO,
             elect_at: None,
+            place: None,
+            unplanned: false,
             said_phase: None,
             joined: false,
             draining: false,
             handed_over: false,
+            unable: false,
             leaving: false,
             shut_out: false,
             ready: false,
@@ -145,7 +156,7 @@ impl Coordinator {
         }
     }
 
-    /// What the descriptor should list, as of the last event. Every node computes it; the publisher acts on it.
+    /// What the descriptor should list. Every node computes it, the publisher after every event, the others once a beat.
     pub fn desired(&self) -> Desired {
         let listed = |key: &FixedBytes<32>| self.choice.points.iter().any(|(_, point)| point.session_key == *key);
         Desired {
@@ -153,6 +164,11 @@ impl Coordinator {
             left: self.published.iter().any(|key| !listed(key)),
             version: self.version,
         }
+    }
+
+    /// [`Desired::points`] alone.
+    pub fn desired_points(&self) -> &[(NodeId, IntroPoint)] {
+        &self.choice.points
     }
 
     /// [`Desired::version`] alone.
@@ -187,7 +203,7 @@ impl Coordinator {
         let mut changes = self.take(event, now, &mut out);
         if now.mono >= self.refresh_at || now.mono >= self.next_beat {
             changes |= self.view.refresh(now);
-            self.refresh_at = self.view.next_deadline().unwrap_or(now.mono + self.settings.patience.most);
+            self.refresh_at = self.view.next_deadline().unwrap_or(now.mono + self.view.patience().most);
         }
         self.reconcile(changes, now, &mut out);
         self.last = Some(now);
@@ -210,11 +226,11 @@ impl Coordinator {
         // The monotonic clock of most systems stands while the machine sleeps; then only the other one tells.
         let slept =
             Duration::from_secs(now.unix.saturating_sub(last.unix)).saturating_sub(passed) >= self.settings.timing.ttl;
-        if slept || passed > self.settings.patience.interval * 3 {
+        if slept || passed > self.view.patience().interval * 3 {
             self.view.amnesty(now.mono);
             self.refresh_at = now.mono;
         }
-        if slept || passed >= self.settings.patience.least {
+        if slept || passed >= self.view.patience().least {
             let mut steps = Vec::new();
             self.election.interrupted(now.mono, &mut steps);
             self.perform(&steps, now, out);
@@ -230,6 +246,7 @@ impl Coordinator {
             Event::Ready(ready) => self.ready = ready,
             Event::MeshReached => self.join(now),
             Event::ShutOut(shut_out) => self.shut_out = shut_out,
+            Event::CannotPublish => self.unable = self.election.leading().is_some(),
             Event::Drain => self.draining = true,
             Event::Resume => (self.draining, self.handed_over) = (false, false),
             Event::Leave => self.leaving = true,
@@ -323,6 +340,7 @@ impl Coordinator {
 
     fn take_published(&mut self, periods: Vec<PublishedPeriod>, out: &mut Vec<Action>) -> Changes {
         self.periods = periods;
+        self.unable = false;
         self.published = self.choice.points.iter().map(|(_, point)| point.session_key).collect();
         self.say_publication(out)
     }
@@ -390,7 +408,7 @@ impl Coordinator {
     /// Moves on in life.
     fn live(&mut self, now: Now) {
         let waited = now.mono >= self.started + self.settings.joining && !self.shut_out;
-        if self.view.is_alone() || self.view.hears() > 0 || waited {
+        if !self.joined && (waited || self.view.is_alone() || self.view.hears() > 0) {
             self.join(now);
         }
         self.been_healthy |= self.phase() == Phase::Healthy;
@@ -401,7 +419,8 @@ impl Coordinator {
         if now.mono < self.next_beat && self.said_phase == Some(phase) {
             return Changes::default();
         }
-        self.next_beat = now.mono + self.settings.patience.interval;
+        self.next_beat = now.mono + self.view.patience().interval;
+        self.beaten = Some(now.mono);
         self.said_phase = Some(phase);
         let (cluster, node, hears) = (self.cluster, self.me, u16::try_from(self.view.hears()).unwrap_or(u16::MAX));
         let Some((beat, bytes)) = self.voice.say(|seq| Heartbeat { cluster, node, seq, phase, hears }) else {
@@ -415,10 +434,14 @@ impl Coordinator {
         if self.member.role() != Role::Publisher {
             return;
         }
+        if changes.members {
+            self.place = None;
+        }
         let mut steps = Vec::new();
         let mut situation = self.situation(now);
         self.election.step(&situation, now.mono, &mut steps);
-        self.handed_over |= situation.hand_over;
+        self.handed_over |= situation.hand_over && self.draining;
+        self.unable &= self.election.leading().is_some();
         if !steps.is_empty() {
             changes.leases = true;
             self.perform(&steps, now, out);
@@ -427,7 +450,13 @@ impl Coordinator {
         self.elect_at = self.election.next_deadline(&situation).filter(|at| *at > now.mono);
     }
 
-    fn situation(&self, now: Now) -> Situation {
+    fn place(&mut self, term: u64) -> usize {
+        let known = self.place.filter(|(of, _)| *of == term);
+        let (_, place) = *self.place.insert(known.unwrap_or_else(|| (term, self.view.place(term))));
+        place
+    }
+
+    fn situation(&mut self, now: Now) -> Situation {
         let (best, live) = (self.view.best_claim(), self.view.is_best_live(now.mono));
         let highest = self.view.highest_term();
         let leading = self.election.leading().is_some();
@@ -438,8 +467,9 @@ impl Coordinator {
         let may = self.joined && !self.leaving && !self.shut_out && self.view.may_publish();
         // Who leads stands in no queue; the others' ranks need not be computed for it.
         let next = self.election.stored_term().max(highest) + 1;
-        situation.place = may.then(|| if leading { 0 } else { self.view.place(next) });
-        situation.hand_over = leading && self.draining && !self.handed_over && self.view.has_successor();
+        situation.place = may.then(|| if leading { 0 } else { self.place(next) });
+        let unwilling = self.unable || (self.draining && !self.handed_over);
+        situation.hand_over = leading && unwilling && self.view.has_successor();
         if !leading {
             situation.alone = self.view.is_alone();
             situation.complete = self.election.listening_since().is_some_and(|since| self.view.heard_all_since(since));
@@ -497,9 +527,13 @@ impl Coordinator {
 
     fn plan(&mut self, changes: &Changes, now: Now, out: &mut Vec<Action>) {
         let count = now.unix / self.settings.rotation.max(1);
-        if !changes.points && count == self.count {
+        self.unplanned |= changes.points || count != self.count;
+        // In a large cluster there are many changes a second, and choosing costs more than taking one in.
+        let pressing = self.election.leading().is_some() || self.beaten == Some(now.mono);
+        if !self.unplanned || !pressing {
             return;
         }
+        self.unplanned = false;
         self.count = count;
         let choice = {
             let heard =

@@ -79,6 +79,9 @@ pub enum Event {
     /// nobody find it who has only this node's keys. Then this node was evicted while it was away, or has missed a change
     /// of keys, and the others will reach it. Until then it must not take them for dead.
     ShutOut(bool),
+    /// This node cannot publish, for a reason of its own such as a full disk: if it should, let another. Forgotten with
+    /// the next [`Event::Published`].
+    CannotPublish,
     /// Leave the descriptor, serve those who still come, let another publish.
     Drain,
     /// End of [`Event::Drain`].

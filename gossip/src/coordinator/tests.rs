@@ -280,6 +280,22 @@ fn draining_hands_over_only_to_somebody() {
 }
 
 #[test]
+fn who_cannot_publish_hands_over_as_soon_as_there_is_somebody() {
+    let mut scene = Scene::publishing();
+    assert_eq!(leads(&scene.event(Event::CannotPublish)), vec![]);
+    let other = scene.meet(1, Role::Publisher);
+    let actions = scene.pass_with(6, &other, Phase::Healthy);
+    assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
+    // If nobody takes it, it tries again, and keeps it once it can publish.
+    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Healthy)), vec![Leadership::Publisher { term: 2 }]);
+    scene.event(Event::Published(vec![]));
+    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Healthy)), vec![]);
+    // Not said of the lease of another time.
+    scene.event(Event::Leave);
+    assert_eq!(leads(&scene.event(Event::CannotPublish)), vec![]);
+}
+
+#[test]
 fn leaving_gives_the_lease_up() {
     let mut scene = Scene::publishing();
     let actions = scene.event(Event::Leave);

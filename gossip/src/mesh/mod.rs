@@ -12,6 +12,8 @@
 //! which would make them ignore what it really says), gossip begins anew under a higher generation.
 
 mod adapter;
+#[cfg(any(test, feature = "sim"))]
+pub mod conformance;
 mod gate;
 mod keeper;
 pub mod memory;

@@ -1,80 +1,87 @@
-//! One fault after the other, drawn by weight; then their end.
+//! What each fault does; then their end.
 
 use std::time::Duration;
 
-use super::host::Fate;
+use super::host::{Fate, Pace};
+use super::net::Wall;
+use super::rng::Rng;
+use super::script::{Fault, Planned, script};
 use super::world::{Due, Happening, World};
 use super::{FOUNDED, sign};
 use crate::coordinator::Event;
+use crate::id::InvitationId;
 use crate::record::{Phase, RecordKind, Role};
 
-/// Something that goes wrong.
-type Fault = fn(&mut World);
+/// Whom a fault struck and how; `None` if there was nothing to strike.
+type Struck = Option<String>;
+
+/// Machines that ever take part beyond those at the start: a view holds 1,024 nodes, and whoever left is among them.
+const MOST_NEWCOMERS: usize = 400;
 
 impl World {
     fn draw(&mut self, of: impl Fn(&Self, usize) -> bool) -> Option<usize> {
         let fit: Vec<usize> = (0..self.hosts.len()).filter(|host| of(self, *host)).collect();
-        self.rng.pick(&fit).copied()
+        self.dice.pick(&fit).copied()
     }
 
     fn running(&mut self) -> Option<usize> {
         self.draw(|world, host| world.hosts[host].runs())
     }
 
-    /// Starts the chaos.
-    pub(super) fn begin_chaos(&mut self) {
+    /// Starts the chaos: these faults of the scenario's script, or all of them.
+    pub(super) fn begin_chaos(&mut self, only: Option<&[usize]>) {
         self.loss = self.scenario.loss;
         self.delay = self.scenario.delay;
-        self.at(self.scenario.every, Happening::Fault);
+        for planned in script(&self.scenario) {
+            if only.is_none_or(|only| only.contains(&planned.number)) {
+                self.at(planned.at, Happening::Fault(planned));
+            }
+        }
     }
 
-    /// One fault, and the next is due.
-    pub(super) fn fault(&mut self) {
+    /// One fault.
+    pub(super) fn strike(&mut self, planned: Planned) {
         if self.calm {
             return;
         }
-        let weights = self.scenario.weights;
-        let faults: [(usize, Fault); 16] = [
-            (weights.crash, Self::crash),
-            (weights.restart, Self::restart),
-            (weights.freeze, Self::freeze),
-            (weights.sleep, Self::sleep),
-            (weights.partition, Self::partition),
-            (weights.one_way, Self::one_way),
-            (weights.heal, Self::heal),
-            (weights.clock, Self::clock_jump),
-            (weights.join, Self::join),
-            (weights.race, Self::race),
-            (weights.leave, Self::leave),
-            (weights.evict, Self::evict),
-            (weights.drain, Self::drain),
-            (weights.target, Self::target),
-            (weights.point, Self::lose_point),
-            (weights.forge, Self::forge),
-        ];
-        let total = faults.iter().map(|(weight, _)| weight).sum();
-        let mut lot = self.rng.below(total);
-        for (weight, fault) in faults {
-            if lot < weight {
-                fault(self);
-                break;
-            }
-            lot -= weight;
+        self.dice = Rng::new(planned.dice);
+        let struck = match planned.fault {
+            Fault::Crash => self.crash(),
+            Fault::Restart => self.restart(),
+            Fault::Freeze => self.stop(120, false),
+            Fault::Sleep => self.stop(300, true),
+            Fault::Partition => self.partition(),
+            Fault::OneWay => self.one_way(),
+            Fault::Heal => self.heal(),
+            Fault::Clock => self.clock_jump(),
+            Fault::SlowDisk => self.disk(Pace::Slow),
+            Fault::FullDisk => self.disk(Pace::Full),
+            Fault::Join => self.join(),
+            Fault::Race => self.race(),
+            Fault::Leave => self.leave(),
+            Fault::Evict => self.evict(),
+            Fault::Drain => self.drain(),
+            Fault::Target => self.target(),
+            Fault::Point => self.lose_point(),
+            Fault::Forge => self.forge(),
+        };
+        if let Some(whom) = struck {
+            *self.struck.entry(planned.fault).or_default() += 1;
+            let at = self.now.as_secs_f64();
+            self.log.push(format!("{at:.1} s, fault {}: {:?}: {whom}", planned.number, planned.fault));
         }
         // The weather changes, too.
-        self.loss = self.scenario.loss * (self.rng.below(5) as f64 / 4.0);
-        let every = self.scenario.every;
-        let next = self.rng.between(every / 4, every * 4);
-        self.at(next, Happening::Fault);
+        self.loss = planned.loss;
     }
 
     /// Ends all faults. Whoever has not left comes back.
     pub(super) fn end_chaos(&mut self) {
         self.calm = true;
-        self.cut.clear();
+        self.walls.clear();
         self.loss = 0.0;
         self.delay = Duration::from_secs(2);
         for host in 0..self.hosts.len() {
+            self.hosts[host].mended = self.now;
             self.thaw(host, None);
             self.hosts[host].target_up = true;
             self.hosts[host].draining = false;
@@ -86,16 +93,19 @@ impl World {
         }
     }
 
-    fn crash(&mut self) {
-        if let Some(host) = self.running() {
-            self.kill(host);
-        }
+    fn crash(&mut self) -> Struck {
+        // Best in the middle of a write.
+        let writing = |world: &Self, host: usize| world.hosts[host].process.as_ref().is_some_and(|it| it.storing > 0);
+        let torn = if self.dice.chance(0.5) { self.draw(writing) } else { None };
+        let host = torn.or_else(|| self.running())?;
+        self.kill(host);
+        Some(format!("node {host}{}", if torn.is_some() { ", while it stored a term" } else { "" }))
     }
 
-    fn restart(&mut self) {
-        if let Some(host) = self.draw(|world, host| world.is_here(host) && world.hosts[host].process.is_none()) {
-            self.start(host);
-        }
+    fn restart(&mut self) -> Struck {
+        let host = self.draw(|world, host| world.is_here(host) && world.hosts[host].process.is_none())?;
+        self.start(host);
+        Some(format!("node {host}"))
     }
 
     /// Stops a process until it is thawed.
@@ -110,64 +120,77 @@ impl World {
         self.handle(host, Event::Leave);
     }
 
-    fn stop(&mut self, most: u64, asleep: bool) {
-        let Some(host) = self.running() else { return };
+    fn stop(&mut self, most: u64, asleep: bool) -> Struck {
+        let host = self.running()?;
         self.freeze_host(host);
-        let after = self.rng.between(Duration::from_secs(1), Duration::from_secs(most));
+        let after = self.dice.between(Duration::from_secs(1), Duration::from_secs(most));
         self.at(after, Happening::Thaw { host, asleep_since: asleep.then_some(self.now) });
+        Some(format!("node {host} for {:.0} s", after.as_secs_f64()))
     }
 
-    fn freeze(&mut self) {
-        self.stop(120, false);
+    fn halves(&mut self) -> Vec<bool> {
+        (0..self.hosts.len()).map(|_| self.dice.chance(0.5)).collect()
     }
 
-    fn sleep(&mut self) {
-        self.stop(300, true);
+    fn partition(&mut self) -> Struck {
+        let inside = self.halves();
+        let side: Vec<usize> = (0..inside.len()).filter(|host| inside[*host]).collect();
+        self.walls.push(Wall { inside, out: true, into: true });
+        Some(format!("{side:?} from the others"))
     }
 
-    fn partition(&mut self) {
-        let side: Vec<bool> = self.hosts.iter().map(|_| false).collect();
-        let side: Vec<bool> = side.into_iter().map(|_| self.rng.chance(0.5)).collect();
-        for a in 0..side.len() {
-            for b in 0..side.len() {
-                if side[a] != side[b] {
-                    self.cut.insert((a, b));
-                }
-            }
+    fn one_way(&mut self) -> Struck {
+        let kind = self.dice.below(3);
+        if kind == 2 {
+            let inside = self.halves();
+            let side: Vec<usize> = (0..inside.len()).filter(|host| inside[*host]).collect();
+            self.walls.push(Wall { inside, out: true, into: false });
+            return Some(format!("the others do not hear {side:?}"));
         }
+        let host = self.running()?;
+        let inside = (0..self.hosts.len()).map(|other| other == host).collect();
+        self.walls.push(Wall { inside, out: kind == 0, into: kind == 1 });
+        Some(format!("node {host} {}", if kind == 0 { "is not heard" } else { "hears nobody" }))
     }
 
-    fn one_way(&mut self) {
-        if let Some(mute) = self.running() {
-            self.cut.extend((0..self.hosts.len()).map(|other| (mute, other)));
+    fn heal(&mut self) -> Struck {
+        let walls = self.walls.len();
+        self.walls.clear();
+        (walls > 0).then(|| format!("{walls} walls fall"))
+    }
+
+    fn clock_jump(&mut self) -> Struck {
+        let host = self.running()?;
+        let skew = self.dice.below(1201) as i64 - 600;
+        self.hosts[host].skew = skew;
+        // Taken for a sleep by the node, who then judges nobody by the silence meanwhile.
+        if let Some(process) = &mut self.hosts[host].process {
+            process.witness.woken = self.now;
         }
+        Some(format!("node {host} is {skew} s off"))
     }
 
-    fn heal(&mut self) {
-        self.cut.clear();
+    fn disk(&mut self, pace: Pace) -> Struck {
+        let host = self.draw(|world, host| world.is_here(host))?;
+        let lasts = self.dice.between(Duration::from_secs(10), Duration::from_secs(120));
+        self.hosts[host].pace = pace;
+        self.hosts[host].mended = self.now + lasts;
+        Some(format!("node {host} for {:.0} s", lasts.as_secs_f64()))
     }
 
-    fn clock_jump(&mut self) {
-        if let Some(host) = self.running() {
-            self.hosts[host].skew = self.rng.below(1201) as i64 - 600;
-            // Taken for a sleep by the node, who then judges nobody by the silence meanwhile.
-            if let Some(process) = &mut self.hosts[host].process {
-                process.witness.woken = self.now;
-            }
-        }
-    }
-
-    fn newcomer(&mut self, by: usize, token: Option<crate::id::InvitationId>) -> Option<usize> {
-        if self.hosts.len() >= self.scenario.nodes * 2 {
+    fn newcomer(&mut self, by: usize, token: Option<InvitationId>) -> Option<usize> {
+        let here = (0..self.hosts.len()).filter(|host| self.is_here(*host)).count();
+        if here >= self.scenario.nodes * 2 || self.hosts.len() >= self.scenario.nodes + MOST_NEWCOMERS {
             return None;
         }
-        let chains = self.hosts[by].process.as_ref()?.coordinator.chains();
+        let view = self.hosts[by].process.as_ref()?.coordinator.view();
+        let members = view.members().filter_map(|node| self.index.get(&node.node()).copied()).collect();
         let number = self.hosts.len() as u32;
         let role = if token.is_some() || number.is_multiple_of(3) { Role::Worker } else { Role::Publisher };
         let issued = FOUNDED + 1000 + self.now.as_secs();
         let identity = self.founder.admit(number, role, issued, token);
         let host = self.add(identity);
-        self.hosts[host].disk.chains = chains;
+        self.hosts[host].disk.members = members;
         self.start(host);
         Some(host)
     }
@@ -176,87 +199,90 @@ impl World {
         self.draw(|world, host| world.hosts[host].runs() && world.hosts[host].identity.member.role() == Role::Publisher)
     }
 
-    fn join(&mut self) {
-        if let Some(by) = self.publisher() {
-            self.newcomer(by, None);
-        }
+    fn join(&mut self) -> Struck {
+        let by = self.publisher()?;
+        let host = self.newcomer(by, None)?;
+        Some(format!("node {host}, let in by {by}"))
     }
 
     /// Two publishers, each unaware of the other, let a node in with the same token.
-    fn race(&mut self) {
-        let (Some(one), Some(two)) = (self.publisher(), self.publisher()) else { return };
+    fn race(&mut self) -> Struck {
+        let (one, two) = (self.publisher()?, self.publisher()?);
         self.tokens += 1;
         let token = self.founder.invitation(self.tokens, 1, &[]).token;
+        let mut joined = Vec::new();
         for by in [one, two] {
             if let Some(host) = self.newcomer(by, Some(token)) {
                 let redeemed = [self.hosts[host].id()];
                 let version = self.founder.invitation(self.tokens, 1, &redeemed);
                 self.handle(by, Event::Invitation(version));
+                joined.push(host);
             }
         }
+        (!joined.is_empty()).then(|| format!("nodes {joined:?}, let in by {one} and {two}"))
     }
 
-    fn leave(&mut self) {
+    fn leave(&mut self) -> Struck {
         let here = (0..self.hosts.len()).filter(|host| self.is_here(*host)).count();
-        if let Some(host) = self.running().filter(|_| here > 2) {
-            self.hosts[host].fate = Fate::Left;
-            self.say_goodbye(host);
-        }
+        let host = self.running().filter(|_| here > 2)?;
+        self.hosts[host].fate = Fate::Left;
+        self.say_goodbye(host);
+        Some(format!("node {host}"))
     }
 
-    fn evict(&mut self) {
+    fn evict(&mut self) -> Struck {
         let publishers = |world: &Self, host: usize| {
             world.is_here(host) && world.hosts[host].identity.member.role() == Role::Publisher
         };
         let left = (0..self.hosts.len()).filter(|host| publishers(self, *host)).count();
-        let (Some(by), Some(victim)) = (self.publisher(), self.draw(|world, host| world.is_here(host))) else { return };
-        if by != victim && left > 2 {
-            let revocation = self.founder.revoke(self.hosts[victim].id());
-            self.handle(by, Event::Revocation(revocation));
-        }
+        let by = self.publisher()?;
+        let victim = self.draw(|world, host| world.is_here(host)).filter(|victim| *victim != by && left > 2)?;
+        let revocation = self.founder.revoke(self.hosts[victim].id());
+        self.handle(by, Event::Revocation(revocation));
+        Some(format!("node {victim} by {by}"))
     }
 
-    fn drain(&mut self) {
-        if let Some(host) = self.running() {
-            self.hosts[host].draining ^= true;
-            let event = if self.hosts[host].draining { Event::Drain } else { Event::Resume };
-            self.handle(host, event);
-        }
+    fn drain(&mut self) -> Struck {
+        let host = self.running()?;
+        self.hosts[host].draining ^= true;
+        let drains = self.hosts[host].draining;
+        self.handle(host, if drains { Event::Drain } else { Event::Resume });
+        Some(format!("node {host} {}", if drains { "drains" } else { "is back" }))
     }
 
-    fn target(&mut self) {
-        if let Some(host) = self.running() {
-            self.hosts[host].target_up ^= true;
-            self.due(host, Duration::ZERO, Due::Target);
-        }
+    fn target(&mut self) -> Struck {
+        let host = self.running()?;
+        self.hosts[host].target_up ^= true;
+        self.due(host, Duration::ZERO, Due::Target);
+        Some(format!("of node {host} is {}", if self.hosts[host].target_up { "up" } else { "down" }))
     }
 
-    fn lose_point(&mut self) {
-        if let Some(host) = self.running().filter(|host| !self.hosts[*host].disk.points.is_empty()) {
-            let lost = self.rng.below(self.hosts[host].disk.points.len());
-            self.hosts[host].disk.points.remove(lost);
-            let points = self.hosts[host].disk.points.clone();
-            self.handle(host, Event::IntroPoints(points));
-        }
+    fn lose_point(&mut self) -> Struck {
+        let host = self.running().filter(|host| !self.hosts[*host].disk.points.is_empty())?;
+        let lost = self.dice.below(self.hosts[host].disk.points.len());
+        self.hosts[host].disk.points.remove(lost);
+        let points = self.hosts[host].disk.points.clone();
+        self.handle(host, Event::IntroPoints(points));
+        Some(format!("of node {host}"))
     }
 
     /// A member sends another words that a third never said: signed by itself, or with a signature made up.
-    fn forge(&mut self) {
-        let (Some(liar), Some(to), Some(victim)) = (self.running(), self.running(), self.running()) else { return };
+    fn forge(&mut self) -> Struck {
+        let (liar, to, victim) = (self.running()?, self.running()?, self.running()?);
         if victim == liar || to == victim {
-            return;
+            return None;
         }
         let who = self.hosts[victim].identity.clone();
-        let seq = (self.hosts[victim].disk.boot + 1) << 32 | self.rng.below(1000) as u64;
+        let seq = (self.hosts[victim].disk.boot + 1) << 32 | self.dice.below(1000) as u64;
         let ttl = Duration::from_secs(30);
         let term = self.hosts.iter().filter_map(|host| host.led.last().copied()).max().unwrap_or_default() + 5;
         let key = &self.hosts[liar].identity.key;
-        let mut forged = match self.rng.below(3) {
+        let mut forged = match self.dice.below(3) {
             0 => (RecordKind::Lease, sign(who.lease(seq, term, ttl), key).to_bytes()),
             1 => (RecordKind::Heartbeat, sign(who.beat(seq, Phase::Gone), key).to_bytes()),
             _ => (RecordKind::IntroPoints, sign(who.points(seq, vec![]), key).to_bytes()),
         };
-        if self.rng.chance(0.7)
+        if self.dice.chance(0.7)
             && let Ok(bytes) = &mut forged.1
         {
             // Under the victim's name, with the liar's signature.
@@ -268,5 +294,6 @@ impl World {
         let (kind, bytes) = (forged.0, forged.1.unwrap_or_default());
         let due = Due::Record { origin: who.node(), kind, bytes };
         self.at(Duration::from_millis(500), Happening::At { host: to, life: None, due });
+        Some(format!("{kind:?} of node {victim} by {liar} to {to}"))
     }
 }

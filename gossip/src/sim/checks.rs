@@ -1,64 +1,46 @@
 //! When what is checked: after every event for one node, every second for all, and at the end.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::faults::Bug;
 use super::host::Fate;
-use super::monitor::{Invariant, Violation};
+use super::monitor::Invariant;
 use super::world::World;
-use crate::coordinator::Event;
 use crate::id::NodeId;
 use crate::plan::{Candidate, Choice, choose};
-use crate::record::{Heartbeat, IntroPoint, Lease, Phase, RecordKind};
-use crate::signed::Unverified;
+use crate::record::{IntroPoint, PeriodId, Phase, Role};
 
 /// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken):
 /// the longest allowance, and a few seconds for the tick that acts on it.
 pub const LONGEST_SILENCE: Duration = Duration::from_secs(45);
 
+/// The time period of this moment.
+pub(super) fn period_at(unix: u64) -> PeriodId {
+    PeriodId { number: unix / 28_800, length_minutes: 480, offset_seconds: 0 }
+}
+
 impl World {
-    pub(super) fn broken(&mut self, invariant: Invariant, host: usize, what: String) {
-        if self.violations.len() < 100 {
-            let what = format!("node {host} ({}): {what}", self.hosts[host].id().short());
-            self.violations.push(Violation { invariant, at: self.now, what });
-        }
-    }
-
-    /// Remembers what true things a node was told.
-    pub(super) fn note_told(&mut self, host: usize, event: &Event) {
-        let Event::Record { origin, kind, bytes } = event else { return };
-        let (now, memo) = (self.now, &self.memo);
-        let Some(process) = &mut self.hosts[host].process else { return };
-        match kind {
-            RecordKind::Heartbeat => {
-                let beat = Unverified::<Heartbeat>::from_bytes(bytes).ok();
-                if beat.and_then(|beat| beat.verify_with(origin.public_key(), memo).ok()).is_some() {
-                    process.witness.heard.insert(*origin, now);
-                }
-            }
-            RecordKind::Lease => {
-                let lease = Unverified::<Lease>::from_bytes(bytes).ok();
-                let lease = lease.and_then(|lease| lease.verify_with(origin.public_key(), memo).ok());
-                if let Some(lease) = lease.filter(|_| process.coordinator.view().is_member(origin)) {
-                    process.witness.lease(&lease);
-                }
-            }
-            _ => {}
-        }
-    }
-
     /// After every event of a node.
     pub(super) fn check(&mut self, host: usize) {
         let (clock, me) = (self.hosts[host].clock(self.now), self.hosts[host].id());
+        let worker = self.hosts[host].identity.member.role() != Role::Publisher;
         let Some(process) = &mut self.hosts[host].process else { return };
         let mut broken = Vec::new();
         let view = process.coordinator.view();
-        let out: Vec<NodeId> = process.witness.told.keys().filter(|it| !view.is_member(it)).copied().collect();
-        for node in out {
-            process.witness.forget(&node);
+        if std::mem::take(&mut process.witness.recheck) {
+            let out: Vec<NodeId> = process.witness.told.keys().filter(|it| !view.is_member(it)).copied().collect();
+            for node in &out {
+                process.witness.forget(node);
+            }
+            // A worker, who cannot claim a higher term, lets go of those that nodes thrown out had claimed.
+            if !out.is_empty() && worker {
+                process.witness.term = 0;
+            }
         }
-        if let Some(claim) = view.best_claim().filter(|_| view.holder(clock).is_some()) {
+        let news = view.best_claim().filter(|claim| process.witness.believed != Some(*claim));
+        if let Some(claim) = news.filter(|_| view.holder(clock).is_some()) {
             if !self.claims.is_true(claim.term, claim.holder) {
                 let what = format!("believes {} of term {}, never claimed", claim.holder.short(), claim.term);
                 broken.push((Invariant::OneHolder, what));
@@ -73,11 +55,11 @@ impl World {
         for (invariant, what) in broken {
             self.broken(invariant, host, what);
         }
-        self.check_revisions(host);
         self.check_desired(host);
     }
 
-    fn check_revisions(&mut self, host: usize) {
+    /// After every publication that it hears of, or makes.
+    pub(super) fn check_revisions(&mut self, host: usize) {
         let periods: Vec<_> = self.directories.keys().rev().take(2).copied().collect();
         for period in periods {
             let Some(process) = &mut self.hosts[host].process else { return };
@@ -100,22 +82,19 @@ impl World {
         let Some(process) = &self.hosts[host].process else { return };
         let view = process.coordinator.view();
         let stranger = points.iter().find(|(node, _)| !view.is_member(node)).map(|(node, _)| node.short());
-        if points.len() > 20 || relays.len() != points.len() {
-            self.broken(
-                Invariant::Descriptor,
-                host,
-                format!("wants {} points at {} relays", points.len(), relays.len()),
-            );
+        let points = points.len();
+        if points > 20 || relays.len() != points {
+            self.broken(Invariant::Descriptor, host, format!("wants {points} points at {} relays", relays.len()));
         } else if let Some(stranger) = stranger {
             self.broken(Invariant::Descriptor, host, format!("wants a point of {stranger}, no member"));
         }
     }
 
     /// What a node wants published, through the eyes of the harness: here a plan that keeps the dead can be put in.
-    pub(super) fn wanted(&self, host: usize) -> Vec<(NodeId, IntroPoint)> {
-        let Some(process) = &self.hosts[host].process else { return Vec::new() };
+    pub(super) fn wanted(&self, host: usize) -> Cow<'_, [(NodeId, IntroPoint)]> {
+        let Some(process) = &self.hosts[host].process else { return Cow::Borrowed(&[]) };
         if self.scenario.bug != Some(Bug::KeepsDead) {
-            return process.coordinator.desired().points;
+            return Cow::Borrowed(process.coordinator.desired_points());
         }
         let candidates: Vec<Candidate<'_>> = process
             .coordinator
@@ -126,23 +105,21 @@ impl World {
                 Some(Candidate { node: node.node(), phase: node.phase(), weight: node.weight(), points })
             })
             .collect();
-        choose(&candidates, &Choice::default(), 20, 0).points
+        Cow::Owned(choose(&candidates, &Choice::default(), 20, 0).points)
     }
 
     /// Every second: nobody wants points of the long silent.
     pub(super) fn probe(&mut self) {
         for host in 0..self.hosts.len() {
-            if !self.hosts[host].runs() {
+            let Some(process) = self.hosts[host].process.as_ref().filter(|_| !self.hosts[host].frozen) else {
                 continue;
-            }
-            let me = self.hosts[host].id();
-            let wanted: BTreeSet<NodeId> = self.wanted(host).into_iter().map(|(node, _)| node).collect();
-            let Some(process) = &self.hosts[host].process else { continue };
-            let silent = wanted.into_iter().find(|node| {
-                let heard = process.witness.heard.get(node).copied().unwrap_or_default().max(process.witness.woken);
-                *node != me && self.now > heard + LONGEST_SILENCE
+            };
+            let wanted = self.wanted(host);
+            let silent = wanted.iter().find(|(node, _)| {
+                let machine = self.index[node];
+                machine != host && self.now > process.witness.silent_since(machine) + LONGEST_SILENCE
             });
-            if let Some(silent) = silent {
+            if let Some((silent, _)) = silent {
                 let what = format!("wants a point of {}, long silent", silent.short());
                 self.broken(Invariant::NoDeadPoints, host, what);
             }
@@ -240,9 +217,8 @@ impl World {
             return Some(format!("{healthy} of {} are healthy", running.len()));
         }
         let unix = self.hosts[leader].clock(self.now).unix;
-        let current = self.directories.iter().rev().find(|(period, _)| period.number == unix / 28_800);
-        match current {
-            Some((_, directory)) if directory.points == wanted => None,
+        match self.directories.get(&period_at(unix)) {
+            Some(directory) if directory.points == *wanted => None,
             _ => Some("the directories hold something else than is wanted".into()),
         }
     }

@@ -47,12 +47,16 @@ pub struct Weights {
     pub sleep: usize,
     /// The network falls apart in two.
     pub partition: usize,
-    /// One node's messages do not arrive, the others' to it do.
+    /// Messages pass in one direction only: a node is not heard, a node hears nobody, or one half does not hear the other.
     pub one_way: usize,
     /// All parts are joined again.
     pub heal: usize,
-    /// A clock jumps.
+    /// A clock jumps, to at most ten minutes off.
     pub clock: usize,
+    /// A disk takes seconds for every write for a while; a crash before a write has landed undoes it.
+    pub slow_disk: usize,
+    /// A disk is full for a while: nothing that is written stays, and nothing starts.
+    pub full_disk: usize,
     /// A new node joins.
     pub join: usize,
     /// Two new nodes join with one token of one use.
@@ -82,9 +86,11 @@ impl Default for Weights {
             one_way: 3,
             heal: 5,
             clock: 3,
-            join: 1,
+            slow_disk: 4,
+            full_disk: 1,
+            join: 2,
             race: 1,
-            leave: 1,
+            leave: 2,
             evict: 1,
             drain: 2,
             target: 3,
@@ -99,7 +105,7 @@ impl Default for Weights {
 pub struct Scenario {
     /// Decides everything that is left to chance.
     pub seed: u64,
-    /// Nodes at the start; at most as many join.
+    /// Nodes at the start; never more than twice as many take part at once.
     pub nodes: usize,
     /// How long things go wrong; then only safety is checked.
     pub chaos: Duration,
@@ -130,6 +136,8 @@ impl Weights {
         one_way: 0,
         heal: 0,
         clock: 0,
+        slow_disk: 0,
+        full_disk: 0,
         join: 0,
         race: 0,
         leave: 0,
@@ -142,13 +150,14 @@ impl Weights {
 }
 
 impl Scenario {
-    /// The usual run of this seed.
+    /// The usual run of this seed. The larger the cluster, the more often something strikes.
     pub fn new(seed: u64, nodes: usize) -> Self {
+        let every = Duration::from_secs(8).div_f64(1.0 + nodes as f64 / 50.0);
         Self {
             seed,
             nodes,
             chaos: Duration::from_secs(300),
-            every: Duration::from_secs(8),
+            every,
             weights: Weights::default(),
             loss: 0.3,
             delay: Duration::from_secs(10),

@@ -1,22 +1,36 @@
 //! Gossip as anti-entropy: each node keeps the latest of everything it has heard and compares with a few others at a
 //! time. The same contract as chitchat's: only the newest value of a key is ever passed on, by anybody, unchecked.
+//!
+//! Nodes are numbers here (machines of the run) and values are shared, so that hundreds of nodes can hold what hundreds
+//! of others said.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::id::NodeId;
+use crate::lease::Claim;
 use crate::record::RecordKind;
 
-/// Orders the values of one origin: the start at which it was said, then a counter.
-pub(super) type Stamp = (u64, u64);
+/// Orders the values of one origin: the start at which it was said (upper half), then a counter.
+pub(super) type Stamp = u64;
 
-/// One value of one origin; `None` once it was retracted.
+/// How far a node is with each machine.
+pub(super) type Digest = Rc<[Stamp]>;
+
+/// What an origin said, word for word, and what the harness knows of it without asking the code it checks.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub(super) kind: RecordKind,
+    /// `None` once it was retracted.
+    pub(super) bytes: Option<Vec<u8>>,
+    /// What a lease claims; `None` if it gives up, and for all else.
+    pub(super) claim: Option<Claim>,
+}
+
+/// One value of one origin.
 #[derive(Debug, Clone)]
 pub(super) struct Value {
-    pub(super) origin: NodeId,
-    pub(super) kind: RecordKind,
+    pub(super) origin: usize,
     pub(super) stamp: Stamp,
-    pub(super) bytes: Option<Rc<[u8]>>,
+    pub(super) said: Rc<Said>,
 }
 
 /// What is said between two nodes. `from`: a machine and its life; an answer to what an earlier process there asked
@@ -24,70 +38,73 @@ pub(super) struct Value {
 #[derive(Debug, Clone)]
 pub(super) enum Message {
     /// "This is how far I am with everybody, and this is what I say myself."
-    Syn { from: (usize, u64), digest: BTreeMap<NodeId, Stamp>, own: Vec<Value> },
+    Syn { from: (usize, u64), digest: Digest, own: Vec<Value> },
     /// "This is what you lack, and how far I am."
-    Ack { from: (usize, u64), digest: BTreeMap<NodeId, Stamp>, values: Vec<Value> },
+    Ack { from: (usize, u64), digest: Digest, values: Vec<Value> },
     /// "And this is what you lack."
     Delta { values: Vec<Value> },
 }
 
-/// All that a node has heard.
+/// All that a node has heard, by machine.
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    values: BTreeMap<NodeId, BTreeMap<RecordKind, Value>>,
-    reached: BTreeMap<NodeId, Stamp>,
+    values: Vec<Vec<Value>>,
+    reached: Vec<Stamp>,
 }
 
 impl Store {
     /// Says something of its own.
-    pub(super) fn say(&mut self, origin: NodeId, boot: u64, kind: RecordKind, bytes: Option<Vec<u8>>) {
-        let (last_boot, count) = self.reached.get(&origin).copied().unwrap_or_default();
-        let stamp = if last_boot == boot { (boot, count + 1) } else { (boot, 1) };
-        self.put(Value { origin, kind, stamp, bytes: bytes.map(Rc::from) });
+    pub(super) fn say(&mut self, origin: usize, boot: u64, said: Said) {
+        let last = self.reached.get(origin).copied().unwrap_or_default();
+        let stamp = last.max(boot << 32) + 1;
+        self.put(Value { origin, stamp, said: Rc::new(said) });
     }
 
     fn put(&mut self, value: Value) {
-        let reached = self.reached.entry(value.origin).or_default();
-        let kinds = self.values.entry(value.origin).or_default();
-        if value.stamp.0 > reached.0 {
+        if self.reached.len() <= value.origin {
+            self.reached.resize(value.origin + 1, 0);
+            self.values.resize(value.origin + 1, Vec::new());
+        }
+        let reached = &mut self.reached[value.origin];
+        let kinds = &mut self.values[value.origin];
+        if value.stamp >> 32 > *reached >> 32 {
             kinds.clear();
         }
         *reached = (*reached).max(value.stamp);
-        kinds.insert(value.kind, value);
+        match kinds.iter_mut().find(|known| known.said.kind == value.said.kind) {
+            Some(known) => *known = value,
+            None => kinds.push(value),
+        }
     }
 
     /// Takes in what others say; returns what was news. A delta is taken whole or not at all, per origin.
-    pub(super) fn merge(&mut self, values: Vec<Value>) -> Vec<Value> {
-        let mut news: Vec<Value> = values
-            .into_iter()
-            .filter(|value| self.reached.get(&value.origin).is_none_or(|reached| value.stamp > *reached))
-            .collect();
-        news.sort_by_key(|value| value.stamp);
-        for value in &news {
+    pub(super) fn merge(&mut self, mut values: Vec<Value>) -> Vec<Value> {
+        values.retain(|value| self.reached.get(value.origin).is_none_or(|reached| value.stamp > *reached));
+        values.sort_by_key(|value| (value.stamp, value.origin));
+        for value in &values {
             self.put(value.clone());
         }
-        news
+        values
     }
 
-    pub(super) fn digest(&self) -> BTreeMap<NodeId, Stamp> {
-        self.reached.clone()
+    pub(super) fn digest(&self) -> Digest {
+        Rc::from(self.reached.as_slice())
     }
 
     /// What somebody with this digest lacks.
-    pub(super) fn lacking(&self, digest: &BTreeMap<NodeId, Stamp>) -> Vec<Value> {
+    pub(super) fn lacking(&self, digest: &[Stamp]) -> Vec<Value> {
         let mut lacking = Vec::new();
-        for (origin, reached) in &self.reached {
+        for (origin, reached) in self.reached.iter().enumerate() {
             let theirs = digest.get(origin).copied().unwrap_or_default();
             if theirs < *reached {
-                let kinds = self.values.get(origin).into_iter().flat_map(BTreeMap::values);
-                lacking.extend(kinds.filter(|value| value.stamp > theirs).cloned());
+                lacking.extend(self.values[origin].iter().filter(|value| value.stamp > theirs).cloned());
             }
         }
         lacking
     }
 
     /// All that one origin says.
-    pub(super) fn of(&self, origin: &NodeId) -> Vec<Value> {
-        self.values.get(origin).into_iter().flat_map(BTreeMap::values).cloned().collect()
+    pub(super) fn of(&self, origin: usize) -> Vec<Value> {
+        self.values.get(origin).cloned().unwrap_or_default()
     }
 }

@@ -9,7 +9,7 @@ use super::monitor::Witness;
 use super::{FOUNDED, Identity};
 use crate::coordinator::{Coordinator, Now};
 use crate::id::NodeId;
-use crate::record::{Chain, IntroPoint, PeriodId, RecordKind};
+use crate::record::{IntroPoint, PeriodId, RecordKind};
 
 /// Unix time at the start of every run: some time after the founding, so that clocks may go back.
 const START: u64 = FOUNDED + 100_000;
@@ -20,9 +20,21 @@ pub(super) struct Disk {
     pub(super) boot: u64,
     pub(super) term: u64,
     pub(super) revisions: BTreeMap<PeriodId, u64>,
-    pub(super) chains: Vec<Chain>,
+    /// Whose certificates it has, by machine.
+    pub(super) members: Vec<usize>,
     pub(super) facts: Vec<(RecordKind, Vec<u8>)>,
     pub(super) points: Vec<IntroPoint>,
+}
+
+/// How a disk does its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Within half a second.
+    Normal,
+    /// Within 40 seconds.
+    Slow,
+    /// Not at all.
+    Full,
 }
 
 /// Whether a machine takes part.
@@ -44,6 +56,10 @@ pub(super) struct Process {
     pub(super) tick_at: Option<Duration>,
     pub(super) leading: Option<u64>,
     pub(super) witness: Witness,
+    /// Terms that are on their way to disk.
+    pub(super) storing: usize,
+    /// The list of members is on its way to disk.
+    pub(super) listing: bool,
     /// Goodbye is said; it ends then.
     pub(super) ends: bool,
 }
@@ -52,6 +68,9 @@ pub(super) struct Process {
 pub(super) struct Host {
     pub(super) identity: Identity,
     pub(super) disk: Disk,
+    pub(super) pace: Pace,
+    /// When the disk works as it should again.
+    pub(super) mended: Duration,
     pub(super) fate: Fate,
     pub(super) process: Option<Process>,
     /// Rises with every start and every end of a process: what was meant for an earlier one is dropped.
@@ -77,6 +96,8 @@ impl Host {
         Self {
             identity,
             disk: Disk::default(),
+            pace: Pace::Normal,
+            mended: Duration::ZERO,
             fate: Fate::Here,
             process: None,
             life: 0,
@@ -108,6 +129,11 @@ impl Host {
     pub(super) fn when(&self, mono: Duration) -> Duration {
         let origin = self.process.as_ref().map_or(Duration::ZERO, |process| process.started);
         origin + self.slept + mono
+    }
+
+    /// How the disk works at this moment of the simulation.
+    pub(super) fn pace(&self, at: Duration) -> Pace {
+        if at < self.mended { self.pace } else { Pace::Normal }
     }
 
     /// True if a process runs here and is not stopped.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::id::NodeId;
 use crate::lease::Claim;
-use crate::record::{Lease, PeriodId};
+use crate::record::PeriodId;
 
 /// The invariants, each with a test file of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +48,8 @@ pub(super) struct Witness {
     pub(super) floor: u64,
     /// The last true claim of each member that it was told of, its own included, unless it was given up.
     pub(super) told: BTreeMap<NodeId, Claim>,
+    /// Who is a member has changed since the claims above were looked through.
+    pub(super) recheck: bool,
     /// Whom it believed last, unless that one has given up or was thrown out.
     pub(super) believed: Option<Claim>,
     /// The highest term it believed.
@@ -56,20 +58,34 @@ pub(super) struct Witness {
     pub(super) revisions: BTreeMap<PeriodId, u64>,
     /// The version of what it wants published that was checked last.
     pub(super) version: Option<u64>,
-    /// When a true new beat of each node was last delivered to it, on the simulation's clock.
-    pub(super) heard: BTreeMap<NodeId, Duration>,
+    /// When a true new beat of each machine was last delivered to it, on the simulation's clock.
+    pub(super) heard: Vec<Duration>,
     /// When it was last woken from a stop, or its clock jumped: then the others have their allowance anew.
     pub(super) woken: Duration,
 }
 
 impl Witness {
     /// It was told of a true lease of a member, or said one itself.
-    pub(super) fn lease(&mut self, lease: &Lease) {
-        if lease.ttl_ms > 0 {
-            self.told.insert(lease.holder, Claim::of(lease));
-        } else {
-            self.forget(&lease.holder);
+    pub(super) fn lease(&mut self, holder: NodeId, claim: Option<Claim>) {
+        match claim {
+            Some(claim) => {
+                self.told.insert(holder, claim);
+            }
+            None => self.forget(&holder),
         }
+    }
+
+    /// A true new beat of that machine was delivered.
+    pub(super) fn beat(&mut self, of: usize, at: Duration) {
+        if self.heard.len() <= of {
+            self.heard.resize(of + 1, Duration::ZERO);
+        }
+        self.heard[of] = at;
+    }
+
+    /// Since when that machine's silence counts.
+    pub(super) fn silent_since(&self, machine: usize) -> Duration {
+        self.heard.get(machine).copied().unwrap_or_default().max(self.woken)
     }
 
     /// That node's claims count no more.
@@ -105,10 +121,8 @@ impl Witness {
 pub(super) struct Claims(BTreeSet<(u64, NodeId)>);
 
 impl Claims {
-    pub(super) fn note(&mut self, lease: &Lease) {
-        if lease.ttl_ms > 0 {
-            self.0.insert((lease.term, lease.holder));
-        }
+    pub(super) fn note(&mut self, claim: Claim) {
+        self.0.insert((claim.term, claim.holder));
     }
 
     pub(super) fn is_true(&self, term: u64, holder: NodeId) -> bool {

@@ -1,13 +1,20 @@
 //! Runs scenarios, and tells of a failure how to see it again.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::faults::{Bug, Scenario};
 use super::monitor::{Invariant, Violation};
+use super::script::Fault;
+use super::shrink::{Case, shrink};
 use super::world::World;
 
 /// How a run went.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Outcome {
     /// What broke, in order.
     pub violations: Vec<Violation>,
@@ -15,16 +22,30 @@ pub struct Outcome {
     pub settled: Option<Duration>,
     /// Messages delivered, and records handed to coordinators.
     pub traffic: (u64, u64),
+    /// How often each fault found something to strike.
+    pub struck: BTreeMap<Fault, u64>,
+    /// Processes killed while a term was on its way to disk.
+    pub torn: u64,
+    /// Every fault that struck, in order.
+    pub log: Vec<String>,
+    /// Simulated time.
+    pub lasted: Duration,
 }
 
 /// Time for the cluster to form before the first fault.
-const FORMING: Duration = Duration::from_secs(60);
+pub(super) const FORMING: Duration = Duration::from_secs(60);
 
 /// Runs a scenario to its end, or to the first broken invariant.
 pub fn run(scenario: Scenario) -> Outcome {
+    play(&Case { scenario, faults: None })
+}
+
+/// The same with some of its faults only.
+pub(super) fn play(case: &Case) -> Outcome {
+    let scenario = case.scenario;
     let mut world = World::new(scenario);
     world.run_until(FORMING);
-    world.begin_chaos();
+    world.begin_chaos(case.faults.as_deref());
     let mut settled = None;
     let chaos_ends = FORMING + scenario.chaos;
     while world.now < chaos_ends && world.violations.is_empty() {
@@ -34,7 +55,8 @@ pub fn run(scenario: Scenario) -> Outcome {
         world.end_chaos();
         settled = settle(&mut world, chaos_ends);
     }
-    Outcome { violations: world.violations, settled, traffic: world.traffic }
+    let World { violations, traffic, struck, torn, log, now, .. } = world;
+    Outcome { violations, settled, traffic, struck, torn, log, lasted: now }
 }
 
 /// How long a change that has to come (a new period, a point that is lost) may take to reach the directories.
@@ -72,67 +94,124 @@ fn number(name: &str) -> Option<u64> {
     env(name).map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// Runs `seeds` scenarios beginning with seed `first`, each made by `make` of a seed and a number of nodes, and panics
-/// with the command that replays the first failure.
+/// The numbers in `SIM_FAULTS`: "none", or with commas between.
+fn faults() -> Option<Vec<usize>> {
+    let text = env("SIM_FAULTS")?;
+    let one = |part: &str| part.parse().unwrap_or_else(|_| panic!("SIM_FAULTS={text}: {part:?} is no number"));
+    Some(text.split(',').filter(|part| *part != "none").map(one).collect())
+}
+
+/// A seed that nobody has chosen, short enough to be typed.
+fn fresh_seed() -> u64 {
+    RandomState::new().build_hasher().finish() >> 40
+}
+
+/// Runs the `pinned` seeds and then `fresh` ones that are drawn anew each time, each with the scenario that `make` makes
+/// of it and of a number of nodes; panics with the command that replays the first failure, made smaller.
 ///
-/// The environment has the last word: `SIM_SEED` runs one seed, `SIM_SEEDS` that many, `SIM_FROM` is the first,
-/// `SIM_NODES` the size, `SIM_CHAOS` the seconds of chaos, `SIM_BUG` the bug to be caught.
-pub fn sweep(test: &str, first: u64, seeds: u64, nodes: usize, make: impl Fn(u64, usize) -> Scenario) {
+/// The environment has the last word: `SIM_SEED` runs one seed as it is (`SIM_FAULTS` those faults of it only),
+/// `SIM_SEEDS` that many fresh ones and none that is pinned, `SIM_FROM` is the first of them, `SIM_NODES` the size,
+/// `SIM_CHAOS` the seconds of chaos, `SIM_BUG` the bug to be caught, `SIM_THREADS` how many run at once.
+pub fn sweep(test: &str, pinned: &[u64], fresh: u64, nodes: usize, make: impl Fn(u64, usize) -> Scenario + Sync) {
     let nodes = number("SIM_NODES").map_or(nodes, |nodes| nodes as usize);
-    let (first, seeds) = match number("SIM_SEED") {
-        Some(seed) => (seed, 1),
-        None => (number("SIM_FROM").unwrap_or(first), number("SIM_SEEDS").unwrap_or(seeds)),
+    let first = number("SIM_FROM").unwrap_or_else(fresh_seed);
+    let seeds: Vec<u64> = match (number("SIM_SEED"), number("SIM_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, Some(seeds)) => (first..first + seeds).collect(),
+        (None, None) => pinned.iter().copied().chain(first..first + fresh).collect(),
     };
     let bug =
         env("SIM_BUG").map(|name| Bug::by_name(&name).unwrap_or_else(|| panic!("SIM_BUG={name} is no known bug")));
-    let with = |seed, nodes| {
+    let case = |seed| {
         let scenario = make(seed, nodes);
         let chaos = number("SIM_CHAOS").map_or(scenario.chaos, Duration::from_secs);
-        Scenario { chaos, bug: bug.or(scenario.bug), ..scenario }
+        Case { scenario: Scenario { chaos, bug: bug.or(scenario.bug), ..scenario }, faults: faults() }
     };
-    let mut slowest = Duration::ZERO;
-    for seed in first..first + seeds {
-        let outcome = run(with(seed, nodes));
-        slowest = slowest.max(outcome.settled.unwrap_or_default());
-        if !outcome.violations.is_empty() {
-            fail(test, with(seed, nodes), &outcome);
+    let started = Instant::now();
+    let outcomes = run_all(&seeds, &case);
+    if let Some((seed, outcome)) = outcomes.iter().find(|(_, outcome)| !outcome.violations.is_empty()) {
+        fail(test, case(*seed), outcome);
+    }
+    let mut sum = Outcome::default();
+    for (_, outcome) in outcomes {
+        sum.settled = sum.settled.max(outcome.settled);
+        sum.traffic = (sum.traffic.0 + outcome.traffic.0, sum.traffic.1 + outcome.traffic.1);
+        sum.torn += outcome.torn;
+        sum.lasted += outcome.lasted;
+        for (fault, count) in outcome.struck {
+            *sum.struck.entry(fault).or_default() += count;
         }
     }
-    eprintln!("{test}: {seeds} seeds of {nodes} nodes, all settled within {:.0} s", slowest.as_secs_f64());
+    let (settled, wall) = (sum.settled.unwrap_or_default().as_secs(), started.elapsed().as_secs_f64());
+    eprintln!(
+        "{test}: {} seeds of {nodes} nodes (fresh from {first}), {:.1} simulated hours in {wall:.0} s, all settled within {settled} s",
+        seeds.len(),
+        sum.lasted.as_secs_f64() / 3600.0,
+    );
+    eprintln!(
+        "  {} messages, {} records; killed while storing: {}; struck: {:?}",
+        sum.traffic.0, sum.traffic.1, sum.torn, sum.struck
+    );
+}
+
+/// Runs these seeds, several at a time, until one breaks; in the order of the seeds.
+fn run_all(seeds: &[u64], case: &(impl Fn(u64) -> Case + Sync)) -> Vec<(u64, Outcome)> {
+    let threads = number("SIM_THREADS")
+        .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |threads| threads as usize);
+    let next = AtomicU64::new(0);
+    let outcomes = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, seeds.len().max(1)) {
+            scope.spawn(|| {
+                while let Some((place, seed)) = take(&next, seeds) {
+                    let outcome = play(&case(seed));
+                    let broken = !outcome.violations.is_empty();
+                    outcomes.lock().unwrap().insert(place, (seed, outcome));
+                    if broken {
+                        next.store(u64::MAX / 2, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    outcomes.into_inner().unwrap().into_values().collect()
+}
+
+fn take(next: &AtomicU64, seeds: &[u64]) -> Option<(usize, u64)> {
+    let place = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok()?;
+    seeds.get(place).map(|seed| (place, *seed))
 }
 
 /// Looks for a smaller failure near a failed run, and panics with it.
-fn fail(test: &str, scenario: Scenario, outcome: &Outcome) -> ! {
-    let mut small = scenario;
-    let mut seen = outcome.violations.clone();
-    if env("SIM_SEED").is_none() {
-        for nodes in 2..scenario.nodes {
-            let fewer = Scenario { nodes, ..small };
-            let outcome = run(fewer);
-            if !outcome.violations.is_empty() {
-                (small, seen) = (fewer, outcome.violations);
-                break;
-            }
-        }
-        while small.chaos > Duration::from_secs(20) {
-            let shorter = Scenario { chaos: small.chaos / 2, ..small };
-            let outcome = run(shorter);
-            if outcome.violations.is_empty() {
-                break;
-            }
-            (small, seen) = (shorter, outcome.violations);
-        }
-    }
-    let lines: Vec<String> = seen.iter().take(5).map(ToString::to_string).collect();
-    let bug = scenario.bug.and_then(|bug| Bug::ALL.iter().find(|(_, known)| *known == bug));
-    let bug = bug.map_or(String::new(), |(name, _)| format!("SIM_BUG={name} "));
+fn fail(test: &str, case: Case, outcome: &Outcome) -> ! {
+    let seed = case.scenario.seed;
+    eprintln!("{test}: seed {seed} with {} nodes breaks: {}", case.scenario.nodes, outcome.violations[0]);
+    eprintln!("  as it is: {}", command(test, &case));
+    let small = if env("SIM_SEED").is_none() { shrink(&case, outcome) } else { case };
+    let seen = play(&small);
+    let lines: Vec<String> = seen.violations.iter().take(5).map(ToString::to_string).collect();
     panic!(
-        "seed {} with {} nodes:\n  {}\nreplay: {bug}SIM_SEED={} SIM_NODES={} SIM_CHAOS={} cargo test -p rustbalance-gossip --test {test}",
-        small.seed,
-        small.nodes,
+        "seed {seed} with {} nodes and {} faults:\n  {}\nbreaks:\n  {}\nreplay: {}",
+        small.scenario.nodes,
+        seen.log.len(),
+        seen.log.join("\n  "),
         lines.join("\n  "),
-        small.seed,
-        small.nodes,
-        small.chaos.as_secs(),
+        command(test, &small),
     );
+}
+
+/// What replays a case.
+fn command(test: &str, case: &Case) -> String {
+    let bug = case.scenario.bug.and_then(|bug| Bug::ALL.iter().find(|(_, known)| *known == bug));
+    let bug = bug.map_or(String::new(), |(name, _)| format!("SIM_BUG={name} "));
+    let faults = case.faults.as_ref().map_or(String::new(), |faults| {
+        let numbers: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        format!("SIM_FAULTS={} ", if numbers.is_empty() { "none".into() } else { numbers.join(",") })
+    });
+    format!(
+        "{bug}SIM_SEED={} SIM_NODES={} SIM_CHAOS={} {faults}cargo test -p rustbalance-gossip --test {test}",
+        case.scenario.seed,
+        case.scenario.nodes,
+        case.scenario.chaos.as_secs(),
+    )
 }

@@ -401,7 +401,7 @@ impl View {
             known.standing = Standing::Revoked;
             known.alive = false;
             changes.leases = known.lease.is_some();
-            self.rank_claims();
+            self.rank_members_claims();
         }
         self.pending.take(node);
         Ok(changes)
@@ -435,7 +435,7 @@ impl View {
             }
         }
         if changes.leases {
-            self.rank_claims();
+            self.rank_members_claims();
         }
         changes
     }

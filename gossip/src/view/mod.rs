@@ -73,6 +73,8 @@ pub struct MemberView {
     lease_seen: Duration,
     /// The earliest issue date of its certificates.
     joined: u64,
+    /// Its rank for the term and with the priority for which it was asked last.
+    rank: Option<(u64, u8, Rank)>,
 }
 
 impl MemberView {
@@ -90,6 +92,7 @@ impl MemberView {
             last_heard: None,
             lease_seen: Duration::ZERO,
             joined,
+            rank: None,
         }
     }
 
@@ -122,8 +125,12 @@ impl MemberView {
     }
 
     /// Its place in the queue for a term: whoever is draining comes after all others.
-    fn queue(&self, term: u64) -> (bool, Rank) {
-        (self.phase() == Phase::Draining, Rank::new(self.priority(), term, self.node()))
+    fn queue(&mut self, term: u64) -> (bool, Rank) {
+        let (priority, node) = (self.priority(), self.node());
+        let known = self.rank.filter(|(of, with, _)| (*of, *with) == (term, priority));
+        let (_, _, rank) =
+            *self.rank.insert(known.unwrap_or_else(|| (term, priority, Rank::new(priority, term, node))));
+        (self.phase() == Phase::Draining, rank)
     }
 }
 
@@ -317,19 +324,19 @@ impl View {
 
     /// The relays at which other living members wait for clients.
     pub fn relays_of_others(&self) -> BTreeSet<RelayId> {
-        self.points_of(|node| node != self.me)
+        self.points_of(|node| node != self.me).collect()
     }
 
     /// The relays that this node must leave: another living member of a lower id waits there too, and clients can use
     /// only one of them.
     pub fn relays_to_leave(&self) -> BTreeSet<RelayId> {
-        let theirs = self.points_of(|node| node < self.me);
-        self.points_of(|node| node == self.me).intersection(&theirs).copied().collect()
+        let own: BTreeSet<RelayId> = self.points_of(|node| node == self.me).collect();
+        self.points_of(|node| node < self.me).filter(|relay| own.contains(relay)).collect()
     }
 
-    fn points_of(&self, whose: impl Fn(NodeId) -> bool) -> BTreeSet<RelayId> {
-        let nodes = self.members().filter(|node| node.alive && whose(node.node()));
-        nodes.filter_map(|node| node.intro_points.as_ref()).flat_map(|it| &it.points).map(|point| point.relay).collect()
+    fn points_of(&self, whose: impl Fn(NodeId) -> bool) -> impl Iterator<Item = RelayId> {
+        let nodes = self.members().filter(move |node| node.alive && whose(node.node()));
+        nodes.filter_map(|node| node.intro_points.as_ref()).flat_map(|it| &it.points).map(|point| point.relay)
     }
 
     /// The publisher and its term, as far as this node believes in one now.
@@ -356,6 +363,17 @@ impl View {
         self.best = claims.map(|lease| Claim::of(lease)).max();
     }
 
+    /// Some who were members are none, or are again: ranks the claims of those who are. A publisher goes on believing no
+    /// term below one that was ever claimed, and claims a higher one itself; who cannot do that would wait for ever for
+    /// somebody to go above the claim of a node that the others had thrown out before they heard of it.
+    fn rank_members_claims(&mut self) {
+        if self.nodes.get(&self.me).is_some_and(|own| own.member.role() != Role::Publisher) {
+            let leases = self.members().filter_map(|node| node.lease.as_ref()).filter(|lease| lease.ttl_ms > 0);
+            self.claimed_term = leases.map(|lease| lease.term).max().unwrap_or_default().max(self.floor);
+        }
+        self.rank_claims();
+    }
+
     /// True if the best claim's lease is good and its holder lives.
     pub(crate) fn is_best_live(&self, mono: Duration) -> bool {
         self.best.is_some_and(|best| self.is_live(&best.holder, best.term, mono))
@@ -377,7 +395,7 @@ impl View {
         let Some(lease) = node.lease.as_ref().filter(|lease| lease.term == term) else { return false };
         let age = mono.saturating_sub(node.lease_seen);
         let ttl = Duration::from_millis(lease.ttl_ms.into()).min(MAX_TTL);
-        age < ttl && (node.alive || (age < self.liveness.least() && !self.liveness.is_gone(holder)))
+        age < ttl && (node.alive || (age < self.patience().least && !self.liveness.is_gone(holder)))
     }
 
     /// True if this node may be elected.
@@ -386,9 +404,14 @@ impl View {
     }
 
     /// How many eligible nodes stand before this one in the queue for `term`.
-    pub(crate) fn place(&self, term: u64) -> usize {
-        let Some(own) = self.member(&self.me).map(|own| own.queue(term)) else { return usize::MAX };
-        self.members().filter(|node| node.is_eligible() && node.queue(term) < own).count()
+    pub(crate) fn place(&mut self, term: u64) -> usize {
+        let own = self.nodes.get_mut(&self.me).filter(|own| own.standing == Standing::Member);
+        let Some(own) = own.map(|own| own.queue(term)) else { return usize::MAX };
+        self.nodes
+            .values_mut()
+            .filter_map(|node| node.is_eligible().then(|| node.queue(term)))
+            .filter(|it| *it < own)
+            .count()
     }
 
     /// True if another node could take the lease over and is not about to leave itself.
@@ -401,6 +424,11 @@ impl View {
         self.revisions.get(period).copied()
     }
 
+    /// How often nodes beat and when silence means death, in a cluster of this size.
+    pub(crate) fn patience(&self) -> Patience {
+        self.liveness.patience()
+    }
+
     /// This process was stopped until now: nobody is judged by the silence meanwhile.
     pub(crate) fn amnesty(&mut self, mono: Duration) {
         self.liveness.amnesty(mono);
@@ -409,6 +437,7 @@ impl View {
     /// Lets time pass: who has been silent too long is dead, whose certificate has ended is no member.
     pub fn refresh(&mut self, now: Now) -> Changes {
         let mut changes = Changes::default();
+        self.liveness.adapt(self.members().count());
         for dead in self.liveness.expire(now.mono) {
             if let Some(node) = self.nodes.get_mut(&dead) {
                 node.alive = false;
@@ -428,7 +457,7 @@ impl View {
             }
         }
         if changes.leases {
-            self.rank_claims();
+            self.rank_members_claims();
         }
         changes
     }

@@ -37,7 +37,7 @@ async fn at_door(
     joined
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_node_joins_directly_and_through_a_carrier() {
     let (host, door) = (Host::new(), Door::default());
     for (carried, role) in [(false, Role::Publisher), (true, Role::Publisher), (true, Role::Worker)] {
@@ -48,7 +48,7 @@ async fn a_node_joins_directly_and_through_a_carrier() {
     assert_eq!(host.recorded(), 3);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_token_raced_at_one_door_makes_one_member() {
     let (host, door) = (Host::new(), Door::default());
     let (token, one, two) = (host.invite(Role::Worker, 1), node(), node());
@@ -59,7 +59,7 @@ async fn one_token_raced_at_one_door_makes_one_member() {
     assert_eq!(host.recorded(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
     let (host, door) = (Host::new(), Door::default());
     let (token, node) = (host.invite(Role::Worker, 1), node());
@@ -72,7 +72,7 @@ async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
 }
 
 /// The stream dies just before the answer: the joiner keeps its key, asks again and is a member once.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_answer_lost_on_the_way_is_asked_for_again() {
     let (host, door) = (Arc::new(Host::new()), Arc::new(Door::default()));
     let (token, node) = (host.invite(Role::Worker, 1), node());
@@ -101,7 +101,7 @@ async fn an_answer_lost_on_the_way_is_asked_for_again() {
     assert_eq!(host.recorded(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn silence_and_garbage_free_the_door_again() {
     let limits = DoorLimits { patience: Duration::from_millis(300), ..DoorLimits::default() };
     let (host, door) = (Arc::new(Host::new()), Arc::new(Door::with_limits(limits)));
@@ -132,7 +132,7 @@ async fn silence_and_garbage_free_the_door_again() {
     at_door(&door, &host, &token, &node, false).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_flood_is_turned_away_beyond_the_burst() {
     let host = Host::new();
     let door = Door::with_limits(DoorLimits { burst: 4, every: Duration::from_secs(1 << 30), ..DoorLimits::default() });
@@ -145,7 +145,7 @@ async fn a_flood_is_turned_away_beyond_the_burst() {
     assert_eq!(busy, 96);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_worker_without_a_publisher_says_so_and_a_dead_cluster_times_out() {
     let (host, node) = (Host::new(), node());
     let token = host.invite(Role::Worker, 1);
@@ -159,7 +159,7 @@ async fn a_worker_without_a_publisher_says_so_and_a_dead_cluster_times_out() {
     assert!(matches!(error, JoinError::Timeout(_)) && !error.is_final(), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_carrier_carries_no_more_than_a_join() {
     let ((mut joiner, near), (far, mut publisher)) = (pair(), pair());
     let carrier = tokio::spawn(carry(near, far));

@@ -187,7 +187,7 @@ fn connect(stream: &mut Bounded, user: Option<&str>, host: &str, port: u16) -> R
     let mut reply = [0; 4];
     stream.read_exact(&mut reply)?;
     if reply[1] != 0 {
-        bail!("tor says: {}", meaning(reply[1]));
+        bail!(Refusal(reply[1]));
     }
     let mut address = vec![
         0;
@@ -201,9 +201,21 @@ fn connect(stream: &mut Bounded, user: Option<&str>, host: &str, port: u16) -> R
     Ok(())
 }
 
+/// Why tor's SOCKS port refused a stream: its reply code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal(pub u8);
+
+impl std::error::Error for Refusal {}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "tor says: {} (SOCKS reply {:#04x})", meaning(self.0), self.0)
+    }
+}
+
 /// What an error code of tor's SOCKS port means.
-fn meaning(code: u8) -> String {
-    let text = match code {
+fn meaning(code: u8) -> &'static str {
+    match code {
         1 => "general failure",
         2 => "not allowed",
         3 => "network unreachable",
@@ -219,6 +231,5 @@ fn meaning(code: u8) -> String {
         0xF6 => "invalid onion address",
         0xF7 => "onion service introduction timed out",
         _ => "an unknown error",
-    };
-    format!("{text} (SOCKS reply {code:#04x})")
+    }
 }

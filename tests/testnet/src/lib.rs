@@ -20,6 +20,8 @@
 //! [`Network::shared`] gives all tests of a process one network. Started under `rustbalance-testnet run DIR -- CMD`, it
 //! attaches to that one instead, so that several test programs use one network.
 
+mod cable;
+pub mod chaos;
 mod client;
 pub mod cluster;
 mod control;
@@ -39,7 +41,7 @@ mod torrc;
 pub use client::{Client, Warmth};
 pub use control::{Control, Reply, ReplyLine};
 pub use decrypt::{DecryptedDescriptor, DecryptedIntroPoint, decrypt};
-pub use http::Response;
+pub use http::{Refusal, Response};
 pub use network::Network;
 pub use onion::OnionService;
 pub use options::Options;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::{Client, MAIN, Warmth};
+use crate::cluster::disk::unmount_below;
 use crate::facts::Facts;
 use crate::onion::OnionService;
 use crate::options::{Options, Ports, TEMPORARY_PREFIX};
@@ -59,6 +60,7 @@ impl Network {
         // Whoever ran here before is gone; what it left goes too.
         Facts::remove(&base);
         process::sweep(&base, None);
+        unmount_below(&base);
         for entry in fs::read_dir(&base)?.flatten() {
             if entry.path().is_dir() {
                 let _ = fs::remove_dir_all(entry.path());
@@ -339,6 +341,7 @@ pub(crate) fn sweep_abandoned(base: &Path) -> bool {
     };
     Facts::remove(base);
     process::sweep(base, None);
+    unmount_below(base);
     true
 }
 

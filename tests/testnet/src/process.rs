@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::cluster::disk::unmount_below;
+
 /// The folder of the files that record pids.
 const RECORDS: &str = "pids";
 
@@ -42,6 +44,9 @@ sweep() {
     done
 }
 sweep; sleep 0.2; sweep; sleep 1; sweep
+[ "$records" = '*' ] && while read -r _ place _; do
+    case "$place" in "$base"/*) umount -l "$place" ;; esac
+done </proc/self/mounts
 [ "$records" = '*' ] && rm -f -- "$base/facts.json"
 rm -f -- "$base/pids/"$records
 [ "$wipe" = wipe ] && rm -rf -- "$base"
@@ -115,6 +120,9 @@ impl Drop for Keeper {
             Scope::Own => Some(self.own_record.as_str()),
         };
         sweep(&self.base, mine);
+        if self.scope == Scope::Everything {
+            unmount_below(&self.base);
+        }
         let wipe = self.wipe && std::env::var_os(crate::ENV_KEEP).is_none();
         if wipe {
             let _ = fs::remove_dir_all(&self.base);

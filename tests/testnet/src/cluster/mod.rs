@@ -17,9 +17,12 @@ use node::Common;
 
 pub use node::{Node, Said, Token};
 pub use status::{IntroPoint, Invitation, Link, Member, Period, Publication, Published, Publisher, Status};
+pub use vitals::Vitals;
 
+pub(crate) mod disk;
 mod node;
 mod status;
+mod vitals;
 
 /// How long `init` may take: it makes keys, and asks nobody.
 const INIT_PATIENCE: Duration = Duration::from_secs(30);
@@ -54,9 +57,16 @@ impl<'n> Cluster<'n> {
             record: network.keeper().own_record().to_owned(),
             binary,
             arti: network.base().join("arti.toml"),
+            cabled: false,
             log: filters.to_owned(),
         };
         Ok(Self { network, common: Arc::new(common), nodes: Mutex::default(), master: Mutex::default() })
+    }
+
+    /// The same cluster, with each node's Tor client behind a cable that can be cut. Before any node is made.
+    pub fn cabled(mut self) -> Self {
+        Arc::make_mut(&mut self.common).cabled = true;
+        self
     }
 
     /// The network it lives on.
@@ -68,7 +78,7 @@ impl<'n> Cluster<'n> {
     pub fn init(&self, name: &str) -> Result<Arc<Node>> {
         let node = self.vacant(name)?;
         let target = node.site().addr().to_string();
-        let arti = self.common.arti.to_string_lossy().into_owned();
+        let arti = node.arti().to_string_lossy().into_owned();
         let words = ["init", "--target", &target, "--arti-config", &arti];
         let said = node.command(&words, "", INIT_PATIENCE)?.ok("init")?;
         let address = onion_in(&said).with_context(|| format!("init does not print the address: {said}"))?;
@@ -86,7 +96,7 @@ impl<'n> Cluster<'n> {
     /// Tries to make a vacant node a member of this cluster with `join`.
     pub fn try_join(&self, node: &Node, token: &Token) -> Result<Said> {
         let target = node.site().addr().to_string();
-        let arti = self.common.arti.to_string_lossy().into_owned();
+        let arti = node.arti().to_string_lossy().into_owned();
         let master = self.onion()?;
         let words = ["join", &master, "--token-file", "-", "--target", &target, "--arti-config", &arti];
         node.command(&words, &format!("{}\n", token.0), JOIN_PATIENCE)
@@ -189,6 +199,18 @@ impl<'n> Cluster<'n> {
         }
     }
 
+    /// Saves the nodes' logs from the removal of the network's folder, as is done when a test panics.
+    pub fn keep_logs(&self) {
+        let Some(folder) = crate::options::target_folder() else { return };
+        for node in self.nodes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let kept = folder.join("network-failures").join(node.folder().file_name().unwrap_or_default());
+            let _ = std::fs::create_dir_all(&kept);
+            for file in node.said() {
+                let _ = std::fs::copy(&file, kept.join(file.file_name().unwrap_or_default()));
+            }
+        }
+    }
+
     /// The state of every node, for a failure's message.
     pub fn diagnosis(&self) -> String {
         let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -203,19 +225,7 @@ impl Drop for Cluster<'_> {
             let _ = node.kill9();
         }
         if std::thread::panicking() {
-            keep_logs(nodes);
-        }
-    }
-}
-
-/// Saves the logs of a failed test from the removal of the network's folder.
-fn keep_logs(nodes: &[Arc<Node>]) {
-    let Some(folder) = crate::options::target_folder() else { return };
-    for node in nodes {
-        let kept = folder.join("network-failures").join(node.folder().file_name().unwrap_or_default());
-        let _ = std::fs::create_dir_all(&kept);
-        for file in node.said() {
-            let _ = std::fs::copy(&file, kept.join(file.file_name().unwrap_or_default()));
+            self.keep_logs();
         }
     }
 }

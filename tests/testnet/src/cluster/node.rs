@@ -13,6 +13,9 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::Status;
+use super::disk::Disk;
+use super::vitals::Vitals;
+use crate::cable::Cable;
 use crate::keys;
 use crate::process::{self, Exit, STATE};
 use crate::site::Site;
@@ -25,12 +28,14 @@ const LOG: &str = "log";
 const TRANSCRIPT: &str = "transcript";
 
 /// What the nodes of a cluster have in common.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Common {
     pub(super) base: PathBuf,
     pub(super) record: String,
     pub(super) binary: PathBuf,
     pub(super) arti: PathBuf,
+    /// Whether each node's Tor client is behind a cable that can be cut.
+    pub(super) cabled: bool,
     /// Filters for the daemons' logs, in the form of `tracing`.
     pub(super) log: String,
 }
@@ -43,6 +48,8 @@ pub struct Node {
     /// Its folder, seen from the network's.
     folder: String,
     site: Site,
+    cable: Option<Cable>,
+    disk: Mutex<Option<Disk>>,
     exit: Mutex<Option<Exit>>,
 }
 
@@ -92,7 +99,57 @@ impl Node {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = format!("nodes/{}-{number}-{name}", std::process::id());
         keys::create_private(&common.base.join(&folder))?;
-        Ok(Self { common: Arc::clone(common), name: name.to_owned(), folder, site, exit: Mutex::new(None) })
+        let cable = common.cabled.then(Cable::lay).transpose()?;
+        let (common, name) = (Arc::clone(common), name.to_owned());
+        let node = Self { common, name, folder, site, cable, disk: Mutex::new(None), exit: Mutex::new(None) };
+        if let Some(cable) = &node.cable {
+            let arti = fs::read_to_string(&node.common.arti).context("cannot read Arti's configuration")?;
+            fs::write(node.arti(), arti + &cable.arti_toml())?;
+        }
+        Ok(node)
+    }
+
+    /// The file with its Arti's configuration, for `init` and `join`.
+    pub(super) fn arti(&self) -> PathBuf {
+        if self.cable.is_some() { self.folder().join("arti.toml") } else { self.common.arti.clone() }
+    }
+
+    /// Cuts it off from the Tor network, or connects it again. It must be of a cabled cluster.
+    pub fn set_cut(&self, cut: bool) -> Result<()> {
+        let cable = self.cable.as_ref().with_context(|| format!("{} has no cable to cut", self.name))?;
+        if cut {
+            cable.cut()
+        } else {
+            cable.mend()
+        }
+        Ok(())
+    }
+
+    /// Moves its state to a small disk of its own; not while it runs. The error says why that can't be.
+    pub fn confine(&self) -> Result<()> {
+        if self.is_running() {
+            bail!("{} is running", self.name);
+        }
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(Disk::mount(&self.state())?);
+        Ok(())
+    }
+
+    /// Fills its disk to the last byte, or makes room again. It must have one of its own.
+    pub fn set_disk_full(&self, full: bool) -> Result<()> {
+        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let disk = disk.as_ref().with_context(|| format!("{} has no disk of its own", self.name))?;
+        if full { disk.fill() } else { disk.clear() }
+    }
+
+    /// What its daemon takes of the machine, while it runs.
+    pub fn vitals(&self) -> Option<Vitals> {
+        Vitals::of(self.pid()?)
+    }
+
+    /// How its daemon ended, started with [`Node::run`], once it has: its exit code, `None` if a signal ended it.
+    pub fn ended(&self) -> Option<Option<i32>> {
+        let exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        exit.get().map(|status| status.code())
     }
 
     /// What the harness calls it.
@@ -118,6 +175,11 @@ impl Node {
     /// All that its daemon has said so far, over all its runs.
     pub fn log(&self) -> String {
         read_lossy(&self.folder().join(LOG))
+    }
+
+    /// The last line that its daemon has said.
+    pub fn last_words(&self) -> String {
+        self.log().lines().last().unwrap_or_default().to_owned()
     }
 
     /// The files with all that its daemon and its commands have said.
@@ -283,6 +345,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.kill9();
+        drop(self.disk.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         if std::thread::panicking() || std::env::var_os(crate::ENV_KEEP).is_some() {
             return;
         }

@@ -1,0 +1,123 @@
+//! The network of a run, and the gossip on it: who hears whom, how late, how often.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::gossip::{Message, Value};
+use super::host::Fate;
+use super::world::{Due, Happening, World};
+use crate::coordinator::Event;
+use crate::record::RecordKind;
+
+/// Nodes that each node compares itself with, a round.
+const FANOUT: usize = 2;
+/// Time between two rounds of gossip.
+pub(super) const ROUND: Duration = Duration::from_secs(1);
+/// The shortest delay of a message.
+const SOONEST: Duration = Duration::from_millis(200);
+/// How often a message comes twice, while things go wrong.
+const TWICE: f64 = 0.03;
+
+/// What does not pass between the machines inside and those outside.
+#[derive(Debug, Clone)]
+pub(super) struct Wall {
+    /// By machine; newcomers are outside.
+    pub(super) inside: Vec<bool>,
+    /// Messages from the inside do not get out.
+    pub(super) out: bool,
+    /// Messages from the outside do not get in.
+    pub(super) into: bool,
+}
+
+impl Wall {
+    fn stops(&self, from: usize, to: usize) -> bool {
+        let inside = |host: usize| self.inside.get(host).copied().unwrap_or_default();
+        match (inside(from), inside(to)) {
+            (true, false) => self.out,
+            (false, true) => self.into,
+            _ => false,
+        }
+    }
+}
+
+impl World {
+    /// A round of gossip.
+    pub(super) fn round(&mut self, host: usize) {
+        let Some(process) = &self.hosts[host].process else { return };
+        let digest = process.store.digest();
+        // Now and then its own words go along unasked: the only ones that pass where answers do not come back.
+        let own = if self.rng.chance(0.3) { process.store.of(host) } else { Vec::new() };
+        for _ in 0..FANOUT {
+            if let Some(to) = self.peer(host) {
+                let from = (host, self.hosts[host].life);
+                let message = Message::Syn { from, digest: Rc::clone(&digest), own: own.clone() };
+                self.send(host, (to, None), message);
+            }
+        }
+        self.due(host, ROUND, Due::Round);
+    }
+
+    /// Some other machine that takes part, running or not.
+    fn peer(&mut self, host: usize) -> Option<usize> {
+        let drawn = |_| self.rng.below(self.hosts.len());
+        (0..20).map(drawn).find(|other| *other != host && self.hosts[*other].fate == Fate::Here)
+    }
+
+    fn send(&mut self, from: usize, (to, life): (usize, Option<u64>), message: Message) {
+        if self.walls.iter().any(|wall| wall.stops(from, to)) || self.rng.chance(self.loss) {
+            return;
+        }
+        if !self.calm && self.rng.chance(TWICE) {
+            self.deliver(to, life, message.clone());
+        }
+        self.deliver(to, life, message);
+    }
+
+    fn deliver(&mut self, host: usize, life: Option<u64>, message: Message) {
+        let after = self.rng.between(SOONEST, self.delay);
+        self.at(after, Happening::At { host, life, due: Due::Message(message) });
+    }
+
+    pub(super) fn hear(&mut self, host: usize, message: Message) {
+        self.traffic.0 += 1;
+        let own = (host, self.hosts[host].life);
+        let Some(process) = &mut self.hosts[host].process else { return };
+        match message {
+            Message::Syn { from: (from, life), digest, own: theirs } => {
+                self.take(host, theirs);
+                let Some(process) = &self.hosts[host].process else { return };
+                let (values, mine) = (process.store.lacking(&digest), process.store.digest());
+                self.send(host, (from, Some(life)), Message::Ack { from: own, digest: mine, values });
+            }
+            Message::Ack { from: (from, life), digest, values } => {
+                let lacking = process.store.lacking(&digest);
+                if !lacking.is_empty() {
+                    self.send(host, (from, Some(life)), Message::Delta { values: lacking });
+                }
+                self.take(host, values);
+            }
+            Message::Delta { values } => self.take(host, values),
+        }
+    }
+
+    fn take(&mut self, host: usize, values: Vec<Value>) {
+        let Some(process) = &mut self.hosts[host].process else { return };
+        for Value { origin, said, .. } in process.store.merge(values) {
+            let Some(bytes) = &said.bytes else { continue };
+            self.traffic.1 += 1;
+            let node = self.hosts[origin].id();
+            let Some(process) = &mut self.hosts[host].process else { return };
+            match said.kind {
+                RecordKind::Heartbeat => process.witness.beat(origin, self.now),
+                RecordKind::Lease if process.coordinator.view().is_member(&node) => {
+                    process.witness.lease(node, said.claim);
+                }
+                _ => {}
+            }
+            self.handle(host, Event::Record { origin: node, kind: said.kind, bytes: bytes.clone() });
+            if said.kind == RecordKind::Publication {
+                self.check_revisions(host);
+            }
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What the daemon's tasks do around a coordinator, in little: carry out its actions, keep the disk, keep introduction
+//! points, publish.
+
+use std::time::Duration;
+
+use super::checks::period_at;
+use super::faults::Bug;
+use super::gossip::Said;
+use super::host::{Fate, Pace};
+use super::monitor::Invariant;
+use super::point;
+use super::world::{Directory, Due, World};
+use crate::coordinator::{Action, Event, Leadership};
+use crate::id::NodeId;
+use crate::lease::Claim;
+use crate::record::{Lease, PeriodId, PublishedPeriod, RecordKind, Role};
+use crate::signed::Unverified;
+
+/// Introduction points that a node keeps.
+pub(super) const POINTS: usize = 4;
+
+impl World {
+    pub(super) fn act(&mut self, host: usize, action: Action) {
+        let loser_renews = self.scenario.bug == Some(Bug::LoserRenews);
+        let Some(process) = &mut self.hosts[host].process else { return };
+        match action {
+            Action::StoreTerm(term) => self.store_term(host, term),
+            Action::Gossip { kind: RecordKind::Lease, bytes } => self.say_lease(host, bytes),
+            Action::Gossip { kind, bytes } => self.say(host, Said { kind, bytes: Some(bytes), claim: None }),
+            Action::Retract(kind) => self.say(host, Said { kind, bytes: None, claim: None }),
+            Action::Leadership(Leadership::Publisher { term }) => {
+                let raised = process.leading.is_some_and(|before| before < term);
+                process.leading = Some(term);
+                if self.hosts[host].led.last().is_some_and(|last| *last >= term) {
+                    self.broken(Invariant::Terms, host, format!("publishes in term {term} a second time"));
+                }
+                self.hosts[host].led.insert(term);
+                if !raised {
+                    self.due(host, Duration::from_millis(500), Due::Publish);
+                }
+            }
+            Action::Leadership(Leadership::Follower) => {
+                if !loser_renews {
+                    process.leading = None;
+                }
+            }
+            Action::DesiredChanged | Action::Overwritten => {
+                // Followers want the same, and do nothing about it.
+                if process.leading.is_some() {
+                    let wait = self.rng.between(Duration::from_millis(200), Duration::from_secs(2));
+                    self.due(host, wait, Due::Publish);
+                }
+            }
+            Action::MembersChanged => {
+                process.witness.recheck = true;
+                self.list_members(host);
+                self.revoke_overdrawn(host);
+            }
+            Action::InvitationsChanged => {
+                self.list_members(host);
+                self.sign_mergers(host);
+            }
+            Action::Excluded(_) => {
+                self.hosts[host].fate = Fate::Excluded;
+                self.kill(host);
+            }
+        }
+    }
+
+    fn say(&mut self, host: usize, said: Said) {
+        let boot = self.hosts[host].disk.boot;
+        if let Some(process) = &mut self.hosts[host].process {
+            process.store.say(host, boot, said);
+        }
+    }
+
+    fn say_lease(&mut self, host: usize, bytes: Vec<u8>) {
+        let me = self.hosts[host].id();
+        let lease = Unverified::<Lease>::from_bytes(&bytes).unwrap().verify(me.public_key()).unwrap();
+        if self.scenario.bug == Some(Bug::LoserRenews) && lease.ttl_ms == 0 && lease.term > 0 {
+            return;
+        }
+        let claim = (lease.ttl_ms > 0).then(|| Claim::of(&lease));
+        self.say(host, Said { kind: RecordKind::Lease, bytes: Some(bytes), claim });
+        let Some(process) = &mut self.hosts[host].process else { return };
+        process.witness.lease(me, claim);
+        if let Some(claim) = claim {
+            self.claims.note(claim);
+            if claim.term > self.hosts[host].disk.term {
+                self.broken(Invariant::Terms, host, format!("claims term {} before it is on disk", claim.term));
+            }
+        }
+    }
+
+    /// How long the disk takes for a write now; `None` if it takes none.
+    fn write(&mut self, host: usize) -> Option<Duration> {
+        let most = match self.hosts[host].pace(self.now) {
+            Pace::Normal => 0.5,
+            Pace::Slow => 40.0,
+            Pace::Full => return None,
+        };
+        let least = if most > 1.0 { 1.0 } else { 0.005 };
+        Some(self.rng.between(Duration::from_secs_f64(least), Duration::from_secs_f64(most)))
+    }
+
+    fn store_term(&mut self, host: usize, term: u64) {
+        if let Some(wait) = self.write(host) {
+            if let Some(process) = &mut self.hosts[host].process {
+                process.storing += 1;
+            }
+            self.due(host, wait, Due::TermOnDisk(term));
+        }
+    }
+
+    pub(super) fn term_on_disk(&mut self, host: usize, term: u64) {
+        let it = &mut self.hosts[host];
+        it.disk.term = it.disk.term.max(term);
+        if let Some(process) = &mut it.process {
+            process.storing -= 1;
+        }
+        self.handle(host, Event::TermStored(term));
+    }
+
+    fn list_members(&mut self, host: usize) {
+        let listing = self.hosts[host].process.as_ref().is_none_or(|process| process.listing);
+        if !listing && let Some(wait) = self.write(host) {
+            if let Some(process) = &mut self.hosts[host].process {
+                process.listing = true;
+            }
+            self.due(host, wait, Due::ListOnDisk);
+        }
+    }
+
+    pub(super) fn list_on_disk(&mut self, host: usize) {
+        let Some(process) = &mut self.hosts[host].process else { return };
+        process.listing = false;
+        let members = process.coordinator.view().members();
+        let members = members.filter_map(|node| self.index.get(&node.node()).copied()).collect();
+        let facts = process.coordinator.facts();
+        let disk = &mut self.hosts[host].disk;
+        (disk.members, disk.facts) = (members, facts);
+    }
+
+    /// A publisher holds the authority key, and signs what was merged as a whole.
+    fn sign_mergers(&mut self, host: usize) {
+        let Some(process) = &self.hosts[host].process else { return };
+        if self.hosts[host].identity.member.role() == Role::Publisher {
+            let merged: Vec<_> = process.coordinator.view().invitations().unsigned().cloned().collect();
+            for invitation in merged {
+                let signed = self.founder.sign_invitation(invitation);
+                self.handle(host, Event::Invitation(signed));
+            }
+        }
+    }
+
+    /// It makes final, too, that a token's last redeemers lost.
+    fn revoke_overdrawn(&mut self, host: usize) {
+        let Some(process) = &self.hosts[host].process else { return };
+        if self.hosts[host].identity.member.role() == Role::Publisher {
+            let overdrawn: Vec<NodeId> = process.coordinator.view().overdrawn().collect();
+            for node in overdrawn {
+                let revocation = self.founder.revoke(node);
+                self.handle(host, Event::Revocation(revocation));
+            }
+        }
+    }
+
+    /// Has four points, none at a relay that another node has.
+    pub(super) fn keep_points(&mut self, host: usize) {
+        let Some(process) = &self.hosts[host].process else { return };
+        let view = process.coordinator.view();
+        let leave = view.relays_to_leave();
+        if !leave.is_empty() || self.hosts[host].disk.points.len() < POINTS {
+            let others = view.relays_of_others();
+            let mut points = self.hosts[host].disk.points.clone();
+            points.retain(|point| !leave.contains(&point.relay));
+            for _ in 0..50 {
+                if points.len() >= POINTS {
+                    break;
+                }
+                self.hosts[host].rotation += 1;
+                let number = (host as u32) << 20 | self.hosts[host].rotation;
+                let new = point(self.rng.below(self.relays) as u32, number);
+                if !others.contains(&new.relay) && points.iter().all(|point| point.relay != new.relay) {
+                    points.push(new);
+                }
+            }
+            if points != self.hosts[host].disk.points {
+                self.hosts[host].disk.points = points.clone();
+                self.handle(host, Event::IntroPoints(points));
+            }
+        }
+        self.due(host, Duration::from_secs(3), Due::Points);
+    }
+
+    /// The publisher's shell: one upload for the current period, and again in a while.
+    pub(super) fn publish(&mut self, host: usize) {
+        let clock = self.hosts[host].clock(self.now);
+        let Some(process) = &self.hosts[host].process else { return };
+        if process.leading.is_none() {
+            return;
+        }
+        if self.hosts[host].pace(self.now) == Pace::Full {
+            // A revision that cannot be written down is not used.
+            self.due(host, Duration::from_secs(5), Due::Publish);
+            return;
+        }
+        let points = self.wanted(host).into_owned();
+        let period = period_at(clock.unix);
+        let directory = self.directories.entry(period).or_default();
+        if points.is_empty() || (directory.points == points && self.calm) {
+            return;
+        }
+        let clocks = clock.unix << 16;
+        let known = process.coordinator.highest_revision(&period).unwrap_or_default();
+        let used = self.hosts[host].disk.revisions.get(&period).copied().unwrap_or_default();
+        let asked = if self.refused.remove(&(host, period)) { directory.revision } else { 0 };
+        let fenced = clocks.max(known + 1).max(used + 1).max(asked + 1);
+        let revision = if self.scenario.bug == Some(Bug::ClockRevision) { clocks } else { fenced };
+        let before = self.hosts[host].used.get(&period).copied().unwrap_or_default();
+        if revision <= known.max(before) {
+            let what = format!("offers revision {revision}, knows of {known}, has used {before}");
+            self.broken(Invariant::Revisions, host, what);
+        }
+        self.hosts[host].disk.revisions.insert(period, revision);
+        self.hosts[host].used.insert(period, revision.max(before));
+        let directory = self.directories.entry(period).or_default();
+        if revision <= directory.revision {
+            self.refused.insert((host, period));
+            self.due(host, Duration::from_secs(2), Due::Publish);
+            return;
+        }
+        *directory = Directory { revision, points };
+        let periods = self.hosts[host].disk.revisions.iter().rev().take(8);
+        let periods = periods.map(|(period, revision)| published(*period, *revision)).collect();
+        self.handle(host, Event::Published(periods));
+        self.check_revisions(host);
+    }
+}
+
+/// What the disk of a publisher knows of a period.
+pub(super) fn published(period: PeriodId, revision: u64) -> PublishedPeriod {
+    PublishedPeriod { period, revision, confirmed: 8, directories: 8 }
+}

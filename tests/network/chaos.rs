@@ -1,0 +1,316 @@
+//! Chaos: nodes are killed, restarted, frozen, cut off and run out of disk, relays and authorities die, time periods
+//! change, and stock clients ask for the service all the while. At the end nothing is broken any more, and all must be
+//! whole.
+//!
+//! What fails when is drawn from a seed by [`Driver`] (`tests/testnet/src/chaos`), which always leaves a publisher whole. The
+//! short form is a test like any other; the long one is `./scripts/soak.sh [MINUTES] [SEED]`. Each has a network of its own,
+//! because relays die in it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, ensure};
+use rustbalance_testnet::chaos::{Bounds, Driver, Event, Report, Rules, Visitors};
+use rustbalance_testnet::cluster::{Cluster, Node};
+use rustbalance_testnet::{Network, Options};
+
+use crate::support::{BINARY, Eye, Story, Turn, agreed_publisher, check_held, session_keys};
+use stage::Stage;
+use watch::Watch;
+
+mod after;
+mod stage;
+mod watch;
+
+/// The nodes, as many as are needed; the publishers come first.
+const NAMES: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
+const PUBLISHERS: usize = 3;
+/// How long the end is waited for, beyond its bound, to tell slow from never.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Visitors go on for so long after all is whole.
+const AFTERMATH: Duration = Duration::from_secs(10);
+
+/// How much chaos.
+struct Plan {
+    seed: u64,
+    chaos: Duration,
+    nodes: usize,
+    /// Beside the authorities. A node has three points, each at a relay of its own, and relays die.
+    relays: usize,
+    most_nodes: usize,
+    most_relays: usize,
+    regulars: usize,
+    newcomers: usize,
+    /// Where the report goes, for machines.
+    file: Option<PathBuf>,
+    bounds: Bounds,
+}
+
+/// Half a minute beyond what the long form is held to, for machines that do other work too.
+#[test]
+fn clients_are_served_through_a_short_chaos() {
+    let _turn = Turn::take();
+    run(Plan {
+        seed: drawn_seed(),
+        chaos: Duration::from_secs(90),
+        nodes: 4,
+        relays: 12,
+        most_nodes: 2,
+        most_relays: 1,
+        regulars: 2,
+        newcomers: 1,
+        file: variable("RUSTBALANCE_SOAK_REPORT").map(PathBuf::from),
+        bounds: Bounds {
+            outage: Duration::from_secs(60),
+            settled: Duration::from_secs(120),
+            period_changes: 0,
+            growth: 2.0,
+            growth_kib: 64 << 10,
+        },
+    });
+}
+
+/// `RUSTBALANCE_SOAK_MINUTES`, `RUSTBALANCE_SOAK_SEED` and `RUSTBALANCE_SOAK_REPORT` say how long, from which seed and where the
+/// report goes.
+#[test]
+#[ignore = "takes 25 minutes: ./scripts/soak.sh"]
+fn soak() {
+    let minutes: u64 =
+        variable("RUSTBALANCE_SOAK_MINUTES").map_or(22, |text| text.parse().expect("minutes are a number"));
+    run(Plan {
+        seed: drawn_seed(),
+        chaos: Duration::from_secs(60 * minutes),
+        nodes: 5,
+        relays: 18,
+        most_nodes: 3,
+        most_relays: 2,
+        regulars: 3,
+        newcomers: 2,
+        file: variable("RUSTBALANCE_SOAK_REPORT").map(PathBuf::from),
+        bounds: Bounds {
+            outage: Duration::from_secs(30),
+            settled: Duration::from_secs(60),
+            // One in 8 minutes.
+            period_changes: usize::try_from(minutes / 8).unwrap_or(0),
+            growth: 1.15,
+            growth_kib: 4 << 10,
+        },
+    });
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The seed that was asked for, or one from the clock.
+fn drawn_seed() -> u64 {
+    let asked = variable("RUSTBALANCE_SOAK_SEED");
+    let of_clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs() % 1_000_000);
+    asked.map_or_else(of_clock, |text| text.parse().expect("a seed is a number"))
+}
+
+fn run(plan: Plan) {
+    let report = match chaos(&plan) {
+        Ok(report) => report,
+        Err(error) => panic!("chaos from seed {}: {error:#}", plan.seed),
+    };
+    let missed = report.missed(&plan.bounds);
+    eprintln!("\n{}", report.text());
+    if let Some(file) = &plan.file {
+        let text = serde_json::to_vec_pretty(&report).unwrap();
+        std::fs::write(file, text).unwrap();
+        eprintln!("all of it, with the faults and samples over time, is in {}", file.display());
+    }
+    let replay = format!("RUSTBALANCE_SOAK_SEED={} draws the same faults", plan.seed);
+    assert!(missed.is_empty(), "{replay}; missed:\n  {}", missed.join("\n  "));
+}
+
+/// Tells what happens, and keeps it for the report.
+struct Teller {
+    started: Instant,
+    story: Mutex<(Story, Vec<(Duration, String)>)>,
+}
+
+impl Teller {
+    fn tell(&self, what: std::fmt::Arguments<'_>) {
+        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
+        story.0.tell(what);
+        story.1.push((self.started.elapsed(), what.to_string()));
+    }
+}
+
+/// Ends what goes on beside the chaos when it is dropped.
+struct Dismissal<'a>(&'a Visitors<'a>, &'a Watch<'a>);
+
+impl Drop for Dismissal<'_> {
+    fn drop(&mut self) {
+        self.0.dismiss();
+        self.1.end();
+    }
+}
+
+/// A cluster whose nodes can be cut off and, where disks can be mounted, have small ones. Says why not otherwise.
+fn grow<'n>(
+    network: &'n Network,
+    names: &[&str],
+    story: &mut Story,
+) -> Result<(Cluster<'n>, Vec<Arc<Node>>, Option<String>)> {
+    // A copy: whoever builds meanwhile does not change what is run again.
+    let binary = network.base().join("rustbalance");
+    std::fs::copy(BINARY, &binary)?;
+    let cluster = Cluster::new(network, &binary)?.cabled();
+    let mut diskless = None;
+    let mut run = |node: &Node| {
+        if let Err(error) = node.confine() {
+            diskless = Some(format!("full disks: {error:#}"));
+        }
+        node.run()
+    };
+    let first = cluster.init(names[0])?;
+    run(&first)?;
+    let mut nodes = vec![first];
+    cluster.await_served(&nodes)?;
+    for (index, name) in names.iter().enumerate().skip(1) {
+        let role = if index < PUBLISHERS { "publisher" } else { "worker" };
+        let node = cluster.join(name, &nodes[0].invite(role, 1, "1h")?)?;
+        run(&node)?;
+        nodes.push(node);
+    }
+    cluster.await_served(&nodes)?;
+    story.tell(format_args!("{} nodes are published", nodes.len()));
+    Ok((cluster, nodes, diskless))
+}
+
+/// All of it, from the boot of a network to the report.
+fn chaos(plan: &Plan) -> Result<Report> {
+    let mut story = Story::new("chaos");
+    story.tell(format_args!("seed {}", plan.seed));
+    let network = Network::boot(Options { relays: plan.relays, exits: 4, ..Options::default() })?;
+    let (cluster, nodes, diskless) = grow(&network, &NAMES[..plan.nodes], &mut story)?;
+    let onion = cluster.onion()?;
+    let eye = Eye::open(&network)?;
+    let authorities = network.relays().iter().filter(|relay| relay.dir_port.is_some()).count();
+    let rules = Rules {
+        publishers: PUBLISHERS,
+        nodes: nodes.len(),
+        relays: network.relays().len() - authorities,
+        authorities,
+        most_nodes: plan.most_nodes,
+        most_silent: plan.most_nodes.min(2),
+        most_relays: plan.most_relays,
+        disks: diskless.is_none(),
+        calm: plan.chaos,
+    };
+    let mut driver = Driver::new(rules, plan.seed);
+    let witness = nodes[driver.witness()].name().to_owned();
+    story.tell(format_args!("{witness} is the witness: its process is never ended"));
+
+    let started = Instant::now();
+    let teller = Teller { started, story: Mutex::new((story, Vec::new())) };
+    let watch = Watch::new(&nodes, &onion, &eye, &teller)?;
+    let visitors = Visitors::new(&network, &onion, &NAMES, started);
+    let stage = Stage::new(&network, &nodes, &watch, &teller);
+    let settled = thread::scope(|scope| {
+        // However this ends, those on other threads are to end too.
+        let _dismissal = Dismissal(&visitors, &watch);
+        for index in 0..plan.regulars {
+            let visitors = &visitors;
+            scope.spawn(move || visitors.regular(&format!("regular-{index}")));
+        }
+        for _ in 0..plan.newcomers {
+            scope.spawn(|| visitors.newcomers());
+        }
+        for index in 0..nodes.len() {
+            let watch = &watch;
+            scope.spawn(move || watch.node(index));
+        }
+        scope.spawn(|| watch.directories());
+        scope.spawn(|| watch.machine());
+        let calm = thread::scope(|deeds| {
+            let mut calm = None;
+            loop {
+                let now = started.elapsed();
+                let events = watch.whole().into_iter().map(Event::Whole).chain([Event::Tick]);
+                for action in events.flat_map(|event| driver.handle(event, now)).collect::<Vec<_>>() {
+                    stage.carry_out(action, deeds);
+                }
+                stage.supervise(&driver);
+                if now >= plan.chaos && calm.is_none() {
+                    teller.tell(format_args!("the calm begins"));
+                    calm = Some(Instant::now());
+                }
+                if calm.is_some_and(|calm| driver.is_all_whole() || calm.elapsed() > PATIENCE) {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+            calm.unwrap_or_else(Instant::now)
+        });
+        let settled = await_whole(&nodes, &onion, &eye, calm);
+        match &settled {
+            Ok(took) => teller.tell(format_args!("all is whole, {:.1} s after the calm began", took.as_secs_f64())),
+            Err(missing) => teller.tell(format_args!("not whole in the calm: {missing}")),
+        }
+        thread::sleep(AFTERMATH);
+        settled
+    });
+
+    let mut report = Report { seed: plan.seed, lasted: started.elapsed(), witness, ..Report::default() };
+    report.skipped.extend(diskless);
+    report.settled = Some(settled);
+    stage.tell_all(&mut report);
+    watch.tell_all(&mut report);
+    visitors.look(|ledger| {
+        report.requests = ledger.visits().len();
+        report.failures = ledger.failures();
+        report.failed = ledger.visits().iter().filter(|visit| visit.outcome.is_err()).cloned().collect();
+        report.served = ledger.served();
+        report.set_waits(&ledger.waits());
+        report.outages = ledger.outages().into_iter().take(20).collect();
+        report.silence = Some(ledger.longest_silence(started.elapsed()));
+    });
+    report.newcomers = visitors.newcomers_so_far();
+    after::read_logs(&nodes, &mut report)?;
+    after::search_secrets(&nodes, &mut report)?;
+    report.timeline = std::mem::take(&mut teller.story.lock().unwrap_or_else(PoisonError::into_inner).1);
+    if !report.missed(&plan.bounds).is_empty() {
+        cluster.keep_logs();
+    }
+    Ok(report)
+}
+
+/// Waits until all is whole: one publisher, known to all; every point of every node on every directory. How long after
+/// the beginning of the calm that was, or what was missing.
+fn await_whole(nodes: &[Arc<Node>], onion: &str, eye: &Eye, calm: Instant) -> Result<Duration, String> {
+    let check = || {
+        agreed_publisher(nodes)?;
+        let mut all = BTreeSet::new();
+        for node in nodes {
+            let status = node.status()?;
+            ensure!(status.phase == "healthy", "{} is {}", node.name(), status.phase);
+            ensure!(status.alive().len() == nodes.len(), "{} does not know all to live", node.name());
+            let own = session_keys(node)?;
+            ensure!(!own.is_empty(), "{} has no points", node.name());
+            all.insert(own);
+        }
+        let held = eye.look(onion)?;
+        check_held(&held, &all.iter().cloned().collect::<Vec<_>>(), &BTreeSet::new())?;
+        // All of them, and no others.
+        let all: BTreeSet<String> = all.into_iter().flatten().collect();
+        for one in &held {
+            let keys = one.keys();
+            ensure!(keys == all, "{} holds {} points, not {}", one.directory.relay, keys.len(), all.len());
+        }
+        Ok(())
+    };
+    loop {
+        match check() {
+            Ok(()) => return Ok(calm.elapsed()),
+            Err(error) if calm.elapsed() > PATIENCE => return Err(format!("{error:#}")),
+            Err(_) => thread::sleep(Duration::from_millis(500)),
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Afterwards: what the daemons' logs tell, and what they must not.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use rustbalance_testnet::chaos::Report;
+use rustbalance_testnet::cluster::Node;
+
+use crate::needles::Needles;
+use crate::secrets::opened_copy;
+
+/// Counts uploads, panics and complaints.
+pub(super) fn read_logs(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
+    let mut complaints = BTreeMap::new();
+    for node in nodes {
+        let [log, _] = node.said();
+        let file = std::fs::File::open(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        for line in BufReader::new(file).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            report.uploads += usize::from(line.contains("upload accepted"));
+            report.uploads_failed.0 += usize::from(line.contains("upload failed, will try again"));
+            report.uploads_failed.1 += usize::from(line.contains("upload refused"));
+            if line.contains("panicked at") {
+                report.panics.push(format!("{}: {line}", node.name()));
+            }
+            if let Some(complaint) = complaint(&line) {
+                *complaints.entry(complaint).or_default() += 1;
+            }
+        }
+    }
+    report.complaints = complaints;
+    Ok(())
+}
+
+/// A warning or an error without its time and its fields.
+fn complaint(line: &str) -> Option<String> {
+    let mut words = line.split_whitespace().skip(1);
+    let level = words.next().filter(|level| ["WARN", "ERROR"].contains(level))?;
+    let message: Vec<&str> = words.take_while(|word| !word.contains('=')).collect();
+    Some(format!("{level} {}", message.join(" ")))
+}
+
+/// Looks for every secret of every node in all that the daemons and commands have said.
+pub(super) fn search_secrets(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
+    let mut needles = Needles::new();
+    for node in nodes {
+        opened_copy(node)?.add_to(&mut needles, node.name())?;
+    }
+    for node in nodes {
+        for file in node.said().iter().filter(|file| file.exists()) {
+            let found = needles.find_in(file)?;
+            report.secrets.extend(found.into_iter().map(|secret| format!("{secret}, in {}", file.display())));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn complaints_are_told_apart_by_their_words() {
+    let line = "2026-11-22T19:00:00.000000Z  WARN rustbalance::publish::task: cannot build the descriptor period=7";
+    assert_eq!(complaint(line).as_deref(), Some("WARN rustbalance::publish::task: cannot build the descriptor"));
+    assert_eq!(complaint("2026-11-22T19:00:00.000000Z  INFO rustbalance: all is well"), None);
+    assert_eq!(complaint(""), None);
+}

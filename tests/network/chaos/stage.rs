@@ -1,0 +1,192 @@
+//! The stage: carries out what the driver decides, and runs again what ended by itself, as systemd would.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustbalance_testnet::chaos::{Action, Driver, Fault, Report};
+use rustbalance_testnet::cluster::Node;
+use rustbalance_testnet::{Network, Relay};
+
+use super::Teller;
+use super::watch::Watch;
+
+/// How long a daemon may take to end when it is asked to.
+const END_LIMIT: Duration = Duration::from_secs(30);
+/// After how long a daemon that ended by itself is run again: `RestartSec=` of the service file.
+const RESTART_PAUSE: Duration = Duration::from_secs(5);
+
+/// What is being done to a node's process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Process {
+    /// It should run.
+    Up,
+    /// It is, or will be, ended by us.
+    Down,
+    /// It ended by itself; run again when this has come.
+    Ended(Instant),
+}
+
+/// The stage.
+pub(super) struct Stage<'a> {
+    nodes: &'a [Arc<Node>],
+    /// Those that are no authorities, and the authorities.
+    relays: [Vec<&'a Relay>; 2],
+    watch: &'a Watch<'a>,
+    teller: &'a Teller,
+    state: Mutex<State>,
+}
+
+struct State {
+    processes: Vec<Process>,
+    counts: BTreeMap<&'static str, usize>,
+    starts: usize,
+    ended: Vec<String>,
+    ended_for_disk: usize,
+}
+
+impl<'a> Stage<'a> {
+    pub(super) fn new(network: &'a Network, nodes: &'a [Arc<Node>], watch: &'a Watch<'a>, teller: &'a Teller) -> Self {
+        let (authorities, relays) = network.relays().iter().partition(|relay| relay.dir_port.is_some());
+        let processes = vec![Process::Up; nodes.len()];
+        let (counts, ended) = (BTreeMap::new(), Vec::new());
+        let state = Mutex::new(State { processes, counts, starts: nodes.len(), ended, ended_for_disk: 0 });
+        Self { nodes, relays: [relays, authorities], watch, teller, state }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what was done to a report.
+    pub(super) fn tell_all(&self, report: &mut Report) {
+        let state = self.lock();
+        report.faults.clone_from(&state.counts);
+        report.ended.clone_from(&state.ended);
+        (report.starts, report.ended_for_disk) = (state.starts, state.ended_for_disk);
+    }
+
+    /// Carries out an action; what takes long, on a thread of its own.
+    pub(super) fn carry_out<'s>(&'s self, action: Action, deeds: &'s Scope<'s, '_>) {
+        match action {
+            Action::Begin(node, fault) => self.begin(node, fault),
+            Action::End(node, fault) => _ = deeds.spawn(move || self.end(node, fault)),
+            Action::KillRelay(relay) => self.kill_relay(self.relays[0][relay], "relay"),
+            Action::KillAuthority(relay) => self.kill_relay(self.relays[1][relay], "authority"),
+            Action::ReviveRelay(relay) => _ = deeds.spawn(move || self.revive(self.relays[0][relay])),
+            Action::ReviveAuthority(relay) => _ = deeds.spawn(move || self.revive(self.relays[1][relay])),
+        }
+    }
+
+    fn begin(&self, index: usize, fault: Fault) {
+        let node = &self.nodes[index];
+        *self.lock().counts.entry(fault.name()).or_default() += 1;
+        let publishes = self.watch.befall(index, fault);
+        self.teller.tell(format_args!(
+            "{}: {}{}",
+            node.name(),
+            fault.name(),
+            if publishes { ", and it publishes" } else { "" }
+        ));
+        let done = match fault {
+            Fault::Kill => self.down(index).and_then(|()| node.kill9()),
+            Fault::Restart => self.down(index).and_then(|()| node.term()),
+            Fault::Freeze => node.stop(),
+            Fault::Cut => node.set_cut(true),
+            Fault::FullDisk => node.set_disk_full(true),
+        };
+        // It may have ended by itself a moment ago, which the supervision notices.
+        if let Err(error) = done {
+            self.teller.tell(format_args!("{}: {} failed: {error:#}", node.name(), fault.name()));
+        }
+    }
+
+    fn end(&self, index: usize, fault: Fault) {
+        let node = &self.nodes[index];
+        let done = match fault {
+            Fault::Kill => self.up(index),
+            Fault::Restart => self.await_end(index).and_then(|()| self.up(index)),
+            Fault::Freeze => node.cont(),
+            Fault::Cut => node.set_cut(false),
+            Fault::FullDisk => node.set_disk_full(false),
+        };
+        if let Err(error) = done {
+            self.teller.tell(format_args!("{}: the end of {} failed: {error:#}", node.name(), fault.name()));
+        }
+        self.watch.relieve(index);
+        self.teller.tell(format_args!("{}: end of {}", node.name(), fault.name()));
+    }
+
+    fn down(&self, index: usize) -> Result<()> {
+        self.lock().processes[index] = Process::Down;
+        Ok(())
+    }
+
+    /// Runs a node again; while nothing runs, its state is looked at.
+    fn up(&self, index: usize) -> Result<()> {
+        self.watch.check_store(index);
+        self.nodes[index].run()?;
+        let mut state = self.lock();
+        state.processes[index] = Process::Up;
+        state.starts += 1;
+        Ok(())
+    }
+
+    fn await_end(&self, index: usize) -> Result<()> {
+        let node = &self.nodes[index];
+        match node.await_exit(END_LIMIT) {
+            Ok(Some(0)) => {}
+            Ok(code) => self.lock().ended.push(format!("{} ended with {code:?} when it was asked to end", node.name())),
+            Err(error) => {
+                self.lock().ended.push(format!("{error:#}"));
+                node.kill9()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether daemons have ended by themselves.
+    pub(super) fn supervise(&self, driver: &Driver) {
+        for (index, node) in self.nodes.iter().enumerate() {
+            let process = self.lock().processes[index];
+            match process {
+                Process::Up if !node.is_running() && node.ended().is_some() => {
+                    let said = node.last_words();
+                    let for_disk = driver.fault(index) == Some(Fault::FullDisk) && said.contains("No space left");
+                    self.teller.tell(format_args!("{} has ended by itself ({:?}): {said}", node.name(), node.ended()));
+                    let mut state = self.lock();
+                    if for_disk {
+                        state.ended_for_disk += 1;
+                    } else {
+                        state.ended.push(format!("{} ({:?}): {said}", node.name(), node.ended().flatten()));
+                    }
+                    state.processes[index] = Process::Ended(Instant::now() + RESTART_PAUSE);
+                }
+                Process::Ended(until) if Instant::now() >= until => {
+                    if let Err(error) = self.up(index) {
+                        self.teller.tell(format_args!("{} cannot be run again: {error:#}", node.name()));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn kill_relay(&self, relay: &Relay, what: &'static str) {
+        *self.lock().counts.entry(what).or_default() += 1;
+        let done = relay.kill().with_context(|| format!("cannot kill {}", relay.nickname));
+        self.teller.tell(format_args!("{what} {}: kill{}", relay.nickname, describe(&done)));
+    }
+
+    fn revive(&self, relay: &Relay) {
+        let done = relay.restart();
+        self.watch.forget_directory(relay);
+        self.teller.tell(format_args!("{}: run again{}", relay.nickname, describe(&done)));
+    }
+}
+
+fn describe(done: &Result<()>) -> String {
+    done.as_ref().err().map_or_else(String::new, |error| format!(", which failed: {error:#}"))
+}

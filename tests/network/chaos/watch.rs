@@ -1,0 +1,365 @@
+//! The watch: what nodes say, what directories hold and what the machine gives, all the while; and what is wrong in it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustbalance::store::Store;
+use rustbalance_gossip::record::PeriodId;
+use rustbalance_testnet::Relay;
+use rustbalance_testnet::chaos::{Departure, Fault, Report, Sample};
+use rustbalance_testnet::cluster::{Node, Status};
+
+use super::Teller;
+use crate::secrets::opened_copy;
+use crate::support::Eye;
+
+/// Between two questions to a node.
+const NODE_PAUSE: Duration = Duration::from_secs(2);
+/// Between two looks at the directories, while a node's points are watched and otherwise.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+const IDLE_LOOK_PAUSE: Duration = Duration::from_secs(10);
+/// Between two looks at the machine.
+const MACHINE_PAUSE: Duration = Duration::from_secs(5);
+/// Of four directories, so many must answer for a look to count. Those that don't can serve nobody either.
+const QUORUM: usize = 3;
+
+/// What must not be lost, as it was last seen in a state directory.
+struct Kept {
+    node: String,
+    cluster: String,
+    role: String,
+    term: u64,
+    revisions: BTreeMap<PeriodId, u64>,
+    members: usize,
+}
+
+impl Kept {
+    fn of(store: &Store) -> Result<Self> {
+        Ok(Self {
+            node: store.node_id().to_string(),
+            cluster: store.cluster().to_string(),
+            role: format!("{:?}", store.membership().role()),
+            term: store.term()?,
+            revisions: store.revisions()?.into_iter().collect(),
+            members: store.members()?.len(),
+        })
+    }
+
+    /// What is worse now than it was.
+    fn lost(&self, now: &Self) -> Vec<String> {
+        let mut lost = Vec::new();
+        for (what, was, is) in [
+            ("node id", &self.node, &now.node),
+            ("address", &self.cluster, &now.cluster),
+            ("role", &self.role, &now.role),
+        ] {
+            if was != is {
+                lost.push(format!("its {what} was {was} and is {is}"));
+            }
+        }
+        if now.term < self.term {
+            lost.push(format!("its term fell from {} to {}", self.term, now.term));
+        }
+        if now.members < self.members {
+            lost.push(format!("it knew {} members and knows {}", self.members, now.members));
+        }
+        for (period, was) in &self.revisions {
+            if let Some(is) = now.revisions.get(period).filter(|is| *is < was) {
+                lost.push(format!("its revision in period {} fell from {was} to {is}", period.number));
+            }
+        }
+        lost
+    }
+}
+
+/// One node as it was last seen.
+struct Seen {
+    status: Option<(Instant, Status)>,
+    /// The process, and the highest term it has told of.
+    term: (i32, u64),
+    fault: Option<Fault>,
+    /// Since when the last fault is over; until the node has been seen whole.
+    relieved: Option<Instant>,
+    departing: Option<Departing>,
+    kept: Option<Kept>,
+}
+
+/// A failed node whose points are watched.
+struct Departing {
+    at: Instant,
+    fault: Fault,
+    publisher: bool,
+    keys: BTreeSet<String>,
+    out: Option<Duration>,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: Vec<Seen>,
+    departures: Vec<Departure>,
+    samples: Vec<Sample>,
+    loads: Vec<f64>,
+    periods: BTreeSet<u64>,
+    terms: BTreeSet<u64>,
+    /// By period and directory.
+    revisions: BTreeMap<(u64, String), u64>,
+    lost: BTreeSet<String>,
+}
+
+/// The watch.
+pub(super) struct Watch<'a> {
+    nodes: &'a [Arc<Node>],
+    onion: &'a str,
+    eye: &'a Eye,
+    teller: &'a Teller,
+    /// Who the members are: addresses and roles.
+    members: BTreeSet<(String, String)>,
+    /// The node's addresses.
+    ids: Vec<String>,
+    state: Mutex<State>,
+    ended: AtomicBool,
+}
+
+impl<'a> Watch<'a> {
+    /// Of nodes that are all whole.
+    pub(super) fn new(nodes: &'a [Arc<Node>], onion: &'a str, eye: &'a Eye, teller: &'a Teller) -> Result<Self> {
+        let statuses = nodes.iter().map(|node| node.status()).collect::<Result<Vec<_>>>()?;
+        let members = statuses.iter().map(|status| (status.node.clone(), status.role.clone())).collect();
+        let ids = statuses.iter().map(|status| status.node.clone()).collect();
+        let seen = |status| Seen {
+            status: Some((Instant::now(), status)),
+            term: (0, 0),
+            fault: None,
+            relieved: None,
+            departing: None,
+            kept: None,
+        };
+        let state = Mutex::new(State { nodes: statuses.into_iter().map(seen).collect(), ..State::default() });
+        Ok(Self { nodes, onion, eye, teller, members, ids, state, ended: AtomicBool::new(false) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends all watching.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+
+    /// Sleeps; false once it has ended.
+    fn goes_on_after(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !self.ended.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(100));
+        }
+        !self.ended.load(Ordering::SeqCst)
+    }
+
+    /// A fault befalls a node: from now on its points are watched. Whether it publishes.
+    pub(super) fn befall(&self, index: usize, fault: Fault) -> bool {
+        let mut state = self.lock();
+        let seen = &mut state.nodes[index];
+        let status = seen.status.as_ref().map(|(_, status)| status);
+        let publisher = status.and_then(|status| status.publisher.as_ref()).is_some_and(|publisher| publisher.me);
+        let keys: BTreeSet<String> =
+            status.iter().flat_map(|status| &status.intro_points).map(|point| point.session_key.clone()).collect();
+        seen.departing = (matches!(fault, Fault::Kill | Fault::Freeze | Fault::Cut) && !keys.is_empty())
+            .then(|| Departing { at: Instant::now(), fault, publisher, keys, out: None });
+        seen.fault = Some(fault);
+        seen.relieved = None;
+        publisher
+    }
+
+    /// Its fault has ended.
+    pub(super) fn relieve(&self, index: usize) {
+        let mut state = self.lock();
+        let seen = &mut state.nodes[index];
+        seen.fault = None;
+        seen.relieved = Some(Instant::now());
+        if let Some(departing) = seen.departing.take() {
+            let Departing { at, fault, publisher, out, .. } = departing;
+            state.departures.push(Departure {
+                node: self.nodes[index].name().to_owned(),
+                fault: fault.name(),
+                publisher,
+                at: at.saturating_duration_since(self.teller.started),
+                out,
+                watched: at.elapsed(),
+            });
+        }
+    }
+
+    /// The nodes that have been seen to be whole again since this was asked last.
+    pub(super) fn whole(&self) -> Vec<usize> {
+        let mut state = self.lock();
+        let mut whole = Vec::new();
+        for index in 0..self.nodes.len() {
+            let Some(relieved) = state.nodes[index].relieved else { continue };
+            let mut fresh = state.nodes.iter().filter_map(|seen| {
+                let (at, status) = seen.status.as_ref()?;
+                (*at > relieved).then_some(status)
+            });
+            let own = fresh.clone().find(|status| status.node == self.ids[index]);
+            let is_publisher = |status: &&Status| status.publisher.as_ref().is_some_and(|publisher| publisher.me);
+            let is_published = fresh.any(|status| is_publisher(&status) && status.published_of(&self.ids[index]) > 0);
+            if own.is_some_and(|status| status.phase == "healthy") && is_published {
+                whole.push(index);
+            }
+        }
+        for index in &whole {
+            state.nodes[*index].relieved = None;
+        }
+        drop(state);
+        for index in &whole {
+            self.teller.tell(format_args!("{}: whole again", self.nodes[*index].name()));
+        }
+        whole
+    }
+
+    /// Watches a node until the end.
+    pub(super) fn node(&self, index: usize) {
+        let node = &self.nodes[index];
+        while self.goes_on_after(NODE_PAUSE) {
+            let Some(vitals) = node.vitals() else { continue };
+            let fault = {
+                let mut state = self.lock();
+                let at = self.teller.started.elapsed();
+                state.samples.push(Sample { at, node: node.name().to_owned(), vitals });
+                state.nodes[index].fault
+            };
+            // The frozen don't answer.
+            if matches!(fault, Some(Fault::Freeze | Fault::Kill | Fault::Restart)) {
+                continue;
+            }
+            let asked = Instant::now();
+            // It may just have died.
+            let Ok(status) = node.status() else { continue };
+            self.examine(index, vitals.pid, &status);
+            self.lock().nodes[index].status = Some((asked, status));
+        }
+    }
+
+    /// Looks for lost state in what a node says.
+    fn examine(&self, index: usize, pid: i32, status: &Status) {
+        let name = self.nodes[index].name();
+        let mut state = self.lock();
+        if status.node != self.ids[index] {
+            state.lost.insert(format!("{name} was {} and is {}", self.ids[index], status.node));
+        }
+        if status.cluster != self.onion {
+            state.lost.insert(format!("{name} serves {}", status.cluster));
+        }
+        // Before that it may not have told the members to those who answer.
+        if status.phase == "healthy" {
+            let said: BTreeSet<_> = status.members.iter().map(|it| (it.node.clone(), it.role.clone())).collect();
+            if said != self.members {
+                state.lost.insert(format!("{name} knows {} members, not {}", said.len(), self.members.len()));
+            }
+        }
+        if let Some(publisher) = &status.publisher {
+            state.terms.insert(publisher.term);
+            let (of, highest) = state.nodes[index].term;
+            if of == pid && publisher.term < highest {
+                state.lost.insert(format!("{name} told of term {highest}, then of {}", publisher.term));
+            }
+            state.nodes[index].term = (pid, publisher.term);
+        }
+        if let Some(publication) = &status.publication {
+            state.periods.extend(publication.periods.iter().map(|period| period.number));
+        }
+    }
+
+    /// Watches the directories until the end.
+    pub(super) fn directories(&self) {
+        let mut last = Instant::now();
+        while self.goes_on_after(LOOK_PAUSE) {
+            let watched =
+                self.lock().nodes.iter().any(|seen| seen.departing.as_ref().is_some_and(|it| it.out.is_none()));
+            if !watched && last.elapsed() < IDLE_LOOK_PAUSE {
+                continue;
+            }
+            last = Instant::now();
+            // Its own Tor client suffers from dead relays too.
+            let Ok((held, silent)) = self.eye.glance(self.onion) else { continue };
+            let mut state = self.lock();
+            for one in &held {
+                let Some(content) = &one.content else { continue };
+                let place = (one.period.number, one.directory.relay.to_string());
+                let known = state.revisions.entry(place).or_insert(0);
+                if content.revision < *known {
+                    let lost = format!("{} fell from revision {known} to {}", one.directory.relay, content.revision);
+                    state.lost.insert(lost);
+                } else {
+                    *known = content.revision;
+                }
+            }
+            if held.len() * 4 < (held.len() + silent) * QUORUM {
+                continue;
+            }
+            let keys: BTreeSet<String> = held.iter().flat_map(|one| one.keys()).collect();
+            for (seen, node) in state.nodes.iter_mut().zip(self.nodes) {
+                let Some(departing) = seen.departing.as_mut().filter(|it| it.out.is_none() && it.at < last) else {
+                    continue;
+                };
+                if departing.keys.is_disjoint(&keys) {
+                    departing.out = Some(departing.at.elapsed());
+                    let took = departing.at.elapsed().as_secs_f64();
+                    self.teller.tell(format_args!("{}: out of every directory after {took:.1} s", node.name()));
+                }
+            }
+        }
+    }
+
+    /// A directory that was run again has forgotten what it held, so anything is new to it.
+    pub(super) fn forget_directory(&self, relay: &Relay) {
+        self.lock().revisions.retain(|(_, known), _| !known.contains(&relay.rsa_fingerprint));
+    }
+
+    /// Watches the machine until the end.
+    pub(super) fn machine(&self) {
+        while self.goes_on_after(MACHINE_PAUSE) {
+            let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+            let load: Option<f64> = load.split(' ').next().and_then(|load| load.parse().ok());
+            self.lock().loads.extend(load);
+        }
+    }
+
+    /// Holds a node's state directory against what was in it before; it may run.
+    pub(super) fn check_store(&self, index: usize) {
+        let name = self.nodes[index].name();
+        let now =
+            opened_copy(&self.nodes[index]).and_then(|copy| Kept::of(&copy.store)).context("its state is damaged");
+        let mut state = self.lock();
+        match now {
+            Err(error) => _ = state.lost.insert(format!("{name}: {error:#}")),
+            Ok(now) => {
+                let lost = state.nodes[index].kept.as_ref().map_or_else(Vec::new, |kept| kept.lost(&now));
+                state.lost.extend(lost.into_iter().map(|lost| format!("{name}: {lost}")));
+                state.nodes[index].kept = Some(now);
+            }
+        }
+    }
+
+    /// Adds all that was seen to a report.
+    pub(super) fn tell_all(&self, report: &mut Report) {
+        for index in 0..self.nodes.len() {
+            self.check_store(index);
+        }
+        let mut state = self.lock();
+        report.departures = std::mem::take(&mut state.departures);
+        report.samples = std::mem::take(&mut state.samples);
+        report.periods = state.periods.iter().copied().collect();
+        report.terms = state.terms.iter().copied().collect();
+        report.lost = state.lost.iter().cloned().collect();
+        let mut loads = std::mem::take(&mut state.loads);
+        loads.sort_by(f64::total_cmp);
+        if let (Some(least), Some(most)) = (loads.first(), loads.last()) {
+            report.load = (*least, loads[loads.len() / 2], *most);
+        }
+    }
+}

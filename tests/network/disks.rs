@@ -1,0 +1,57 @@
+//! Disks that are full: a publisher that cannot write down a revision cannot publish, so another does.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use rustbalance_testnet::cluster::Cluster;
+
+use crate::support::{Nodes, Story, agreed_publisher, check_directories, scenario, session_keys};
+
+/// From a node's death until no directory has its points, the publisher's disk being full.
+const OUT: Duration = Duration::from_secs(45);
+/// How long a wait goes on beyond its bound, to tell slow from never.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_publisher_with_a_full_disk_hands_over() {
+    scenario("full disks", &["alpha", "beta", "gamma"], full_disk);
+}
+
+fn full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    for node in &nodes.0 {
+        node.kill9()?;
+        if let Err(error) = node.confine() {
+            story.tell(format_args!("skipped, because no disk can be mounted here: {error:#}"));
+            return Ok(());
+        }
+    }
+    for node in &nodes.0 {
+        node.run()?;
+    }
+    cluster.await_served(&nodes.0)?;
+    let (publisher, term) = nodes.publisher()?;
+    let worker = nodes.named("gamma")?;
+    let survivors = nodes.but(worker);
+    let there = survivors.iter().map(|node| session_keys(node)).collect::<Result<Vec<_>>>()?;
+    let gone = session_keys(worker)?;
+    publisher.set_disk_full(true)?;
+    worker.kill9()?;
+    let killed = Instant::now();
+    let out = cluster.wait_until("a dead node's points leave every directory", PATIENCE, || {
+        check_directories(&cluster.onion()?, &there, &gone)?;
+        Ok(killed.elapsed())
+    })?;
+    let (holder, new_term) =
+        cluster.wait_until("the survivors agree on a publisher", PATIENCE, || agreed_publisher(&survivors))?;
+    story.tell(format_args!(
+        "{} had a full disk; {} took over, and a dead node was out of every directory after {:.1} s",
+        publisher.name(),
+        nodes.at(&holder)?.name(),
+        out.as_secs_f64()
+    ));
+    ensure!(new_term > term && nodes.at(&holder)?.name() != publisher.name(), "the lease did not move");
+    ensure!(out <= OUT, "the dead node stayed for {out:?}, longer than {OUT:?}");
+    publisher.set_disk_full(false)?;
+    worker.run()?;
+    cluster.await_served(&nodes.0)
+}

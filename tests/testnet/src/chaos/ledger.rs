@@ -1,0 +1,245 @@
+//! What each visitor got, and what follows from it: failures by cause, and outages.
+//!
+//! An *outage* of a client lasts from the beginning of its first visit that was not served until an answer came: a slow
+//! answer counts too, from its request on. The longest one is what the worst-off person has waited. The *service's*
+//! outage is the longest time in which nobody at all got an answer.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::http::Refusal;
+
+/// Why a visit failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The client found no descriptor.
+    NoDescriptor,
+    /// The client could not read the descriptor.
+    BadDescriptor,
+    /// No introduction point took the request.
+    Introduction,
+    /// Introduction points did not answer in time.
+    IntroductionTimeout,
+    /// The service did not come to the rendezvous.
+    Rendezvous,
+    /// Tor gave the stream up for another reason.
+    Stream,
+    /// No answer within the visitor's patience.
+    Timeout,
+    /// The stream was there and broke off.
+    BrokenOff,
+    /// Somebody else's answer.
+    WrongBody,
+}
+
+impl Cause {
+    /// Why a request failed.
+    pub fn of(error: &anyhow::Error) -> Self {
+        for part in error.chain() {
+            if let Some(Refusal(code)) = part.downcast_ref() {
+                return match code {
+                    0xF0 => Self::NoDescriptor,
+                    0xF1 => Self::BadDescriptor,
+                    0xF2 => Self::Introduction,
+                    0xF3 => Self::Rendezvous,
+                    0xF7 => Self::IntroductionTimeout,
+                    _ => Self::Stream,
+                };
+            }
+            if let Some(error) = part.downcast_ref::<std::io::Error>()
+                && matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock)
+            {
+                return Self::Timeout;
+            }
+        }
+        Self::BrokenOff
+    }
+
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoDescriptor => "no descriptor",
+            Self::BadDescriptor => "bad descriptor",
+            Self::Introduction => "introduction failed",
+            Self::IntroductionTimeout => "introduction timed out",
+            Self::Rendezvous => "rendezvous failed",
+            Self::Stream => "stream refused",
+            Self::Timeout => "no answer in time",
+            Self::BrokenOff => "broke off",
+            Self::WrongBody => "wrong body",
+        }
+    }
+}
+
+/// One request of one visitor.
+#[derive(Clone, Debug, Serialize)]
+pub struct Visit {
+    /// Whose.
+    pub visitor: String,
+    /// When it began, since the start of the chaos.
+    pub begun: Duration,
+    /// When it ended.
+    pub ended: Duration,
+    /// Who served it, or why nobody did.
+    pub outcome: Result<String, Cause>,
+}
+
+/// A time without an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outage {
+    /// Who waited; nobody in particular if it is the service's.
+    pub visitor: Option<String>,
+    /// From when.
+    pub from: Duration,
+    /// For how long.
+    pub length: Duration,
+    /// Whether an answer came at its end.
+    pub ended: bool,
+    /// How many visits failed in it.
+    pub failures: usize,
+}
+
+/// All visits so far.
+#[derive(Debug, Default)]
+pub struct Ledger(Vec<Visit>);
+
+impl Ledger {
+    /// Adds a visit that has ended.
+    pub fn add(&mut self, visit: Visit) {
+        self.0.push(visit);
+    }
+
+    /// All, in the order in which they ended.
+    pub fn visits(&self) -> &[Visit] {
+        &self.0
+    }
+
+    /// How many failed, by cause.
+    pub fn failures(&self) -> BTreeMap<Cause, usize> {
+        let mut counts = BTreeMap::new();
+        for cause in self.0.iter().filter_map(|visit| visit.outcome.as_ref().err()) {
+            *counts.entry(*cause).or_default() += 1;
+        }
+        counts
+    }
+
+    /// How many each node has served.
+    pub fn served(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for name in self.0.iter().filter_map(|visit| visit.outcome.as_ref().ok()) {
+            *counts.entry(name.clone()).or_default() += 1;
+        }
+        counts
+    }
+
+    /// How long answers took, sorted.
+    pub fn waits(&self) -> Vec<Duration> {
+        let served = self.0.iter().filter(|visit| visit.outcome.is_ok());
+        let mut waits: Vec<_> = served.map(|visit| visit.ended.saturating_sub(visit.begun)).collect();
+        waits.sort_unstable();
+        waits
+    }
+
+    /// Each client's times without an answer that it had asked for, the longest first.
+    pub fn outages(&self) -> Vec<Outage> {
+        let mut of_visitors: BTreeMap<&str, Vec<&Visit>> = BTreeMap::new();
+        for visit in &self.0 {
+            of_visitors.entry(&visit.visitor).or_default().push(visit);
+        }
+        let mut outages = Vec::new();
+        for (visitor, mut visits) in of_visitors {
+            visits.sort_by_key(|visit| visit.begun);
+            let mut open: Option<Outage> = None;
+            for visit in visits {
+                let outage = open.get_or_insert_with(|| Outage {
+                    visitor: Some(visitor.to_owned()),
+                    from: visit.begun,
+                    length: Duration::ZERO,
+                    ended: false,
+                    failures: 0,
+                });
+                outage.length = visit.ended.saturating_sub(outage.from);
+                outage.failures += usize::from(visit.outcome.is_err());
+                if visit.outcome.is_ok() {
+                    outage.ended = true;
+                    outages.extend(open.take());
+                }
+            }
+            outages.extend(open);
+        }
+        outages.sort_by_key(|outage| std::cmp::Reverse(outage.length));
+        outages
+    }
+
+    /// The longest time in which nobody got an answer, until `end`.
+    pub fn longest_silence(&self, end: Duration) -> Outage {
+        let mut answers: Vec<_> =
+            self.0.iter().filter(|visit| visit.outcome.is_ok()).map(|visit| visit.ended).collect();
+        answers.sort_unstable();
+        let starts = [Duration::ZERO].into_iter().chain(answers.iter().copied());
+        let ends = answers.iter().copied().chain([end]);
+        let gaps = starts.zip(ends).map(|(from, to)| (from, to.saturating_sub(from)));
+        let (from, length) = gaps.max_by_key(|(_, length)| *length).unwrap_or_default();
+        let inside = |visit: &&Visit| visit.outcome.is_err() && visit.ended > from && visit.ended <= from + length;
+        let failures = self.0.iter().filter(inside).count();
+        Outage { visitor: None, from, length, ended: from + length < end, failures }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    fn ledger(visits: &[(&str, u64, u64, bool)]) -> Ledger {
+        let mut ledger = Ledger::default();
+        for (visitor, begun, ended, served) in visits {
+            let (begun, ended) = (Duration::from_secs(*begun), Duration::from_secs(*ended));
+            let outcome = if *served { Ok("alpha".to_owned()) } else { Err(Cause::Timeout) };
+            ledger.add(Visit { visitor: (*visitor).to_owned(), begun, ended, outcome });
+        }
+        ledger
+    }
+
+    #[test]
+    fn an_outage_lasts_from_the_first_request_in_vain_until_an_answer() {
+        let ledger = ledger(&[
+            ("a", 0, 1, true),
+            ("a", 3, 8, false),
+            ("b", 4, 5, true),
+            ("a", 9, 12, true),
+            ("a", 14, 15, true),
+        ]);
+        let longest = &ledger.outages()[0];
+        assert_eq!((longest.visitor.as_deref(), longest.from.as_secs(), longest.length.as_secs()), (Some("a"), 3, 9));
+        assert_eq!((longest.ended, longest.failures), (true, 1));
+    }
+
+    #[test]
+    fn an_answer_that_never_comes_is_an_outage_until_the_last_request() {
+        let longest = &ledger(&[("a", 0, 1, true), ("a", 3, 8, false), ("a", 9, 20, false)]).outages()[0];
+        assert_eq!((longest.length.as_secs(), longest.ended, longest.failures), (17, false, 2));
+    }
+
+    #[test]
+    fn a_silence_is_one_of_all_clients_and_reaches_to_the_end() {
+        let ledger = ledger(&[("a", 0, 1, true), ("b", 5, 7, true), ("a", 2, 9, true)]);
+        assert_eq!(ledger.longest_silence(Duration::from_secs(10)).length.as_secs(), 6);
+        let last = ledger.longest_silence(Duration::from_secs(40));
+        assert_eq!((last.from.as_secs(), last.length.as_secs(), last.ended), (9, 31, false));
+    }
+
+    #[test]
+    fn causes_are_found_below_what_was_added() {
+        let refused = anyhow::Error::new(Refusal(0xF0)).context("no stream");
+        assert_eq!(Cause::of(&refused), Cause::NoDescriptor);
+        let late: anyhow::Result<()> = Err(std::io::Error::from(ErrorKind::WouldBlock)).context("no answer");
+        assert_eq!(late.map_err(|error| Cause::of(&error)), Err(Cause::Timeout));
+        assert_eq!(Cause::of(&anyhow::anyhow!("the answer ended too early")), Cause::BrokenOff);
+    }
+}

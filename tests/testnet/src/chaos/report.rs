@@ -1,0 +1,420 @@
+//! What came of the chaos: for people, for machines, and held against bounds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::ledger::{Cause, Outage, Visit};
+use crate::cluster::Vitals;
+
+/// A life has to be this long for its memory to tell of growth.
+const LONG_LIFE: Duration = Duration::from_secs(600);
+/// Warming up, after which the early window begins.
+const WARM_UP: Duration = Duration::from_secs(180);
+/// The early window, and the late one, are this long.
+const WINDOW: Duration = Duration::from_secs(180);
+
+/// What must hold.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// No client waits longer for an answer.
+    pub outage: Duration,
+    /// From the calm until all is whole.
+    pub settled: Duration,
+    /// Changes of the time period to be lived through.
+    pub period_changes: usize,
+    /// The growth of a long life's memory that is none, as a factor.
+    pub growth: f64,
+    /// And in bytes, for what is small: KiB.
+    pub growth_kib: u64,
+}
+
+/// How long a failed node's introduction points stayed on a directory.
+#[derive(Clone, Debug, Serialize)]
+pub struct Departure {
+    /// The node.
+    pub node: String,
+    /// What befell it.
+    pub fault: &'static str,
+    /// Whether it was the publisher.
+    pub publisher: bool,
+    /// When.
+    pub at: Duration,
+    /// After how long no directory had its points.
+    pub out: Option<Duration>,
+    /// For how long they were watched, if the node came back before they were out.
+    pub watched: Duration,
+}
+
+/// What a daemon took at one moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    /// When.
+    pub at: Duration,
+    /// Which node's.
+    pub node: String,
+    /// What.
+    #[serde(flatten)]
+    pub vitals: Vitals,
+}
+
+/// A process from its first sample to its last.
+#[derive(Clone, Debug, Serialize)]
+pub struct Life {
+    /// Which node's.
+    pub node: String,
+    /// When it was first seen.
+    pub from: Duration,
+    /// How long it lived.
+    pub length: Duration,
+    /// Medians of memory in KiB, early and late, if it lived long enough.
+    pub rss_kib: Option<(u64, u64)>,
+    /// The same of file descriptors.
+    pub files: Option<(u64, u64)>,
+    /// The same of threads.
+    pub threads: Option<(u64, u64)>,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Draws the faults.
+    pub seed: u64,
+    /// How long the chaos lasted.
+    pub lasted: Duration,
+    /// The machine's load (over one minute): the least, the median and the most.
+    pub load: (f64, f64, f64),
+    /// What could not be done here, and why.
+    pub skipped: Vec<String>,
+    /// The node whose process lived through all.
+    pub witness: String,
+    /// Faults of nodes, relays and authorities, by kind.
+    pub faults: BTreeMap<&'static str, usize>,
+    /// Requests of all visitors.
+    pub requests: usize,
+    /// How many failed, by cause.
+    pub failures: BTreeMap<Cause, usize>,
+    /// How long answers took: median, 95 and 99 of a hundred, the longest.
+    pub waits: Vec<Duration>,
+    /// How many each node has served.
+    pub served: BTreeMap<String, usize>,
+    /// Newcomers, and those whose Tor client did not start.
+    pub newcomers: (usize, usize),
+    /// The longest times a client was without an answer.
+    pub outages: Vec<Outage>,
+    /// The longest time in which nobody got one.
+    pub silence: Option<Outage>,
+    /// The visits that failed.
+    pub failed: Vec<Visit>,
+    /// How long failed nodes stayed published.
+    pub departures: Vec<Departure>,
+    /// Descriptors that directories have taken.
+    pub uploads: usize,
+    /// Uploads that failed, and those that were refused.
+    pub uploads_failed: (usize, usize),
+    /// The time periods that were published.
+    pub periods: Vec<u64>,
+    /// How often the lease moved.
+    pub terms: Vec<u64>,
+    /// Starts of daemons, the first ones included.
+    pub starts: usize,
+    /// Daemons that ended though nobody had asked them: what they said last.
+    pub ended: Vec<String>,
+    /// Those of them that ended for their full disk, and said so.
+    pub ended_for_disk: usize,
+    /// Panics in logs.
+    pub panics: Vec<String>,
+    /// Warnings and errors in logs, without their details, and how often.
+    pub complaints: BTreeMap<String, usize>,
+    /// Secrets in logs.
+    pub secrets: Vec<String>,
+    /// State that was lost or fell.
+    pub lost: Vec<String>,
+    /// From the calm until all was whole, or what was missing.
+    pub settled: Option<Result<Duration, String>>,
+    /// What was done when.
+    pub timeline: Vec<(Duration, String)>,
+    /// Memory, file descriptors and threads over time.
+    pub samples: Vec<Sample>,
+}
+
+/// The value below which a share of all sorted ones are.
+fn quantile<T: Copy>(sorted: &[T], share: f64) -> Option<T> {
+    let index = (sorted.len() as f64 * share) as usize;
+    sorted.get(index.min(sorted.len().checked_sub(1)?)).copied()
+}
+
+fn median<T: Copy + Ord>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut sorted: Vec<T> = values.collect();
+    sorted.sort_unstable();
+    quantile(&sorted, 0.5)
+}
+
+impl Report {
+    /// Takes what matters of sorted waits.
+    pub fn set_waits(&mut self, sorted: &[Duration]) {
+        self.waits = [0.5, 0.95, 0.99, 1.0].iter().filter_map(|share| quantile(sorted, *share)).collect();
+    }
+
+    /// The processes, the longest lives first.
+    pub fn lives(&self) -> Vec<Life> {
+        let mut by_process: BTreeMap<(&str, i32), Vec<&Sample>> = BTreeMap::new();
+        for sample in &self.samples {
+            by_process.entry((&sample.node, sample.vitals.pid)).or_default().push(sample);
+        }
+        let mut lives: Vec<Life> = by_process.values().filter_map(|samples| life(samples)).collect();
+        lives.sort_by_key(|life| std::cmp::Reverse(life.length));
+        lives
+    }
+
+    /// How long points of the killed stayed, sorted; those who came back earlier are left out.
+    fn stayed(&self, fault: &str) -> Vec<Duration> {
+        let of_kind = self.departures.iter().filter(|departure| departure.fault == fault);
+        let mut stayed: Vec<_> = of_kind.filter_map(|departure| departure.out).collect();
+        stayed.sort_unstable();
+        stayed
+    }
+
+    /// What does not hold, each in a sentence.
+    pub fn missed(&self, bounds: &Bounds) -> Vec<String> {
+        let mut missed = Vec::new();
+        for outage in self.outages.iter().chain(&self.silence).filter(|outage| outage.length > bounds.outage) {
+            let who = outage.visitor.as_deref().unwrap_or("everybody");
+            let ended = if outage.ended { "" } else { ", without an end" };
+            missed.push(format!(
+                "{who} was without an answer for {:.1} s from {:.1} s on{ended}, longer than {:.0} s",
+                outage.length.as_secs_f64(),
+                outage.from.as_secs_f64(),
+                bounds.outage.as_secs_f64()
+            ));
+        }
+        let each = [("ended by itself", &self.ended), ("panicked", &self.panics), ("a secret is told", &self.secrets)];
+        for (what, found) in each.into_iter().chain([("state was lost", &self.lost)]) {
+            missed.extend(found.iter().map(|one| format!("{what}: {one}")));
+        }
+        match &self.settled {
+            None => missed.push("the calm was not reached".into()),
+            Some(Err(missing)) => missed.push(format!("not whole again: {missing}")),
+            Some(Ok(took)) if *took > bounds.settled => {
+                missed.push(format!("whole again after {took:?} only, longer than {:?}", bounds.settled));
+            }
+            Some(Ok(_)) => {}
+        }
+        if self.periods.len() < bounds.period_changes + 1 {
+            missed.push(format!("only these time periods were published: {:?}", self.periods));
+        }
+        let least = |value: u64, floor: u64| value.max(1) as f64 * bounds.growth + floor as f64;
+        for life in self.lives() {
+            let of = [("memory", life.rss_kib, bounds.growth_kib), ("file descriptors", life.files, 16)];
+            for (what, windows, floor) in of.into_iter().chain([("threads", life.threads, 8)]) {
+                if let Some((early, late)) = windows
+                    && late as f64 > least(early, floor)
+                {
+                    missed.push(format!("the {what} of {} grew from {early} to {late}", life.node));
+                }
+            }
+        }
+        missed
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let seconds = |duration: &Duration| format!("{:.1}", duration.as_secs_f64());
+        let list = |durations: &[Duration]| durations.iter().map(seconds).collect::<Vec<_>>().join(" / ");
+        let mut line = |what: &str, value: String| {
+            let _ = writeln!(text, "{what:34} {value}");
+        };
+        line("seed", self.seed.to_string());
+        line(
+            "lasted",
+            format!(
+                "{} s, at a load of {:.1} / {:.1} / {:.1}",
+                seconds(&self.lasted),
+                self.load.0,
+                self.load.1,
+                self.load.2
+            ),
+        );
+        for skipped in &self.skipped {
+            line("skipped", skipped.clone());
+        }
+        line("faults", counts(self.faults.iter().map(|(fault, count)| ((*fault).to_owned(), *count))));
+        let failed: usize = self.failures.values().sum();
+        line("requests", format!("{}, of which {failed} failed", self.requests));
+        line("failures", counts(self.failures.iter().map(|(cause, count)| (cause.name().to_owned(), *count))));
+        line("served by", counts(self.served.iter().map(|(name, count)| (name.clone(), *count))));
+        line(
+            "newcomers",
+            format!("{}, of which {} had a Tor client that did not start", self.newcomers.0, self.newcomers.1),
+        );
+        line("waits: median / 95 % / 99 % / most", format!("{} s", list(&self.waits)));
+        for outage in self.outages.iter().take(5) {
+            let who = outage.visitor.as_deref().unwrap_or_default();
+            line("longest without an answer", describe(who, outage));
+        }
+        if let Some(silence) = &self.silence {
+            line("longest without any answer", describe("all", silence));
+        }
+        for fault in ["kill", "freeze", "partition"] {
+            let stayed = self.stayed(fault);
+            let back = self.departures.iter().filter(|it| it.fault == fault && it.out.is_none()).count();
+            let of = [0.5, 1.0].iter().filter_map(|share| quantile(&stayed, *share)).collect::<Vec<_>>();
+            line(
+                &format!("published after {fault}: median / most"),
+                format!("{} s of {}; {back} came back first", list(&of), stayed.len()),
+            );
+        }
+        let hours = self.lasted.as_secs_f64() / 3600.0;
+        line(
+            "uploads",
+            format!(
+                "{} taken ({:.0} an hour), {} failed, {} refused",
+                self.uploads,
+                self.uploads as f64 / hours,
+                self.uploads_failed.0,
+                self.uploads_failed.1
+            ),
+        );
+        line("time periods published", self.periods.len().to_string());
+        line("terms", format!("{} to {}", self.terms.first().unwrap_or(&0), self.terms.last().unwrap_or(&0)));
+        line(
+            "daemons started",
+            format!(
+                "{}; ended by themselves {}, for a full disk {}; panics {}",
+                self.starts,
+                self.ended.len(),
+                self.ended_for_disk,
+                self.panics.len()
+            ),
+        );
+        for life in self.lives().iter().filter(|life| life.rss_kib.is_some()) {
+            let show = |windows: Option<(u64, u64)>, unit: u64| {
+                windows.map_or_else(String::new, |(early, late)| format!("{} to {}", early / unit, late / unit))
+            };
+            let name = if life.node == self.witness { format!("{} (witness)", life.node) } else { life.node.clone() };
+            line(
+                &format!("{name}, lived {} s", seconds(&life.length)),
+                format!(
+                    "{} MiB, {} files, {} threads",
+                    show(life.rss_kib, 1024),
+                    show(life.files, 1),
+                    show(life.threads, 1)
+                ),
+            );
+        }
+        line("secrets in logs", self.secrets.len().to_string());
+        line("lost state", self.lost.len().to_string());
+        line(
+            "whole again in the calm after",
+            match &self.settled {
+                Some(Ok(took)) => format!("{} s", seconds(took)),
+                Some(Err(missing)) => format!("never: {missing}"),
+                None => "never tried".into(),
+            },
+        );
+        text
+    }
+}
+
+fn describe(who: &str, outage: &Outage) -> String {
+    let (length, from) = (outage.length.as_secs_f64(), outage.from.as_secs_f64());
+    let ended = if outage.ended { "" } else { ", without an end" };
+    format!("{length:.1} s: {who}, from {from:.1} s on, {} failed{ended}", outage.failures)
+}
+
+fn counts(counts: impl Iterator<Item = (String, usize)>) -> String {
+    let all: Vec<_> = counts.map(|(name, count)| format!("{name} {count}")).collect();
+    if all.is_empty() { "none".into() } else { all.join(", ") }
+}
+
+/// A process by its samples, which are in order.
+fn life(samples: &[&Sample]) -> Option<Life> {
+    let (first, last) = (samples.first()?, samples.last()?);
+    let length = last.at.saturating_sub(first.at);
+    let early = first.at + WARM_UP..first.at + WARM_UP + WINDOW;
+    let late = last.at.saturating_sub(WINDOW)..last.at + Duration::from_nanos(1);
+    let windows = |of: &dyn Fn(&Vitals) -> u64| {
+        let within = |window: &std::ops::Range<Duration>| {
+            median(samples.iter().filter(|sample| window.contains(&sample.at)).map(|sample| of(&sample.vitals)))
+        };
+        if length < LONG_LIFE { None } else { within(&early).zip(within(&late)) }
+    };
+    Some(Life {
+        node: first.node.clone(),
+        from: first.at,
+        length,
+        rss_kib: windows(&|vitals| vitals.rss_kib),
+        files: windows(&|vitals| vitals.files as u64),
+        threads: windows(&|vitals| vitals.threads),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        outage: Duration::from_secs(30),
+        settled: Duration::from_secs(60),
+        period_changes: 0,
+        growth: 1.25,
+        growth_kib: 1024,
+    };
+
+    fn good() -> Report {
+        Report { settled: Some(Ok(Duration::from_secs(9))), periods: vec![7], ..Report::default() }
+    }
+
+    /// A life whose memory is as `rss_kib` says, with a sample every ten seconds.
+    fn lived(rss_kib: impl Fn(u64) -> u64, seconds: u64) -> Report {
+        let sample = |at: u64| Sample {
+            at: Duration::from_secs(at),
+            node: "alpha".into(),
+            vitals: Vitals { pid: 1, rss_kib: rss_kib(at), files: 30, threads: 4 },
+        };
+        Report { samples: (0..seconds).step_by(10).map(sample).collect(), ..good() }
+    }
+
+    #[test]
+    fn a_good_report_misses_nothing() {
+        assert_eq!(good().missed(&BOUNDS), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_bound_can_be_missed() {
+        let outage = Outage {
+            visitor: Some("a".into()),
+            from: Duration::ZERO,
+            length: Duration::from_secs(31),
+            ended: true,
+            failures: 2,
+        };
+        for bad in [
+            Report { outages: vec![outage.clone()], ..good() },
+            Report { silence: Some(outage), ..good() },
+            Report { ended: vec!["alpha".into()], ..good() },
+            Report { panics: vec!["alpha".into()], ..good() },
+            Report { secrets: vec!["a key".into()], ..good() },
+            Report { lost: vec!["a term".into()], ..good() },
+            Report { settled: None, ..good() },
+            Report { settled: Some(Ok(Duration::from_secs(61))), ..good() },
+            Report { settled: Some(Err("beta".into())), ..good() },
+            Report { periods: Vec::new(), ..good() },
+        ] {
+            assert_eq!(bad.missed(&BOUNDS).len(), 1, "{:?}", bad.missed(&BOUNDS));
+        }
+    }
+
+    #[test]
+    fn memory_that_warms_up_does_not_grow_and_memory_that_leaks_does() {
+        let warms_up = lived(|at| 40_000 + at.min(180) * 100, 1200);
+        assert_eq!(warms_up.missed(&BOUNDS), Vec::<String>::new());
+        let leaks = lived(|at| 40_000 + at * 30, 1200);
+        assert_eq!(leaks.missed(&BOUNDS).len(), 1);
+        // A short life tells nothing.
+        assert_eq!(lived(|at| 40_000 + at * 30, 500).missed(&BOUNDS), Vec::<String>::new());
+    }
+}
