@@ -15,6 +15,9 @@ mod disks;
 mod engine;
 mod eviction;
 mod freezing;
+#[path = "../hostile/hand.rs"]
+mod hand;
+mod hostile;
 mod joining;
 mod needles;
 mod secrets;
