@@ -4,6 +4,7 @@
 //! serves all the while, that nothing hostile is believed, and that `status` counts what was refused.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod away;
 mod clients;
 mod door;
 mod evicted;
