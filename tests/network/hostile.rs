@@ -32,9 +32,11 @@ const STRICT: [(&str, &str); 2] = [
 /// How long anything that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Streams that one client opens and never reads.
-const DEAF: usize = 20;
+const DEAF: usize = 8;
 /// Rendezvous that one client asks for at once.
-const CROWD: usize = 40;
+const CROWD: usize = 25;
+/// How long such a client waits before it goes away.
+const CROWDED: Duration = Duration::from_secs(20);
 
 #[test]
 fn hostile_members_and_clients_keep_nobody_out() {
@@ -184,8 +186,11 @@ impl Mallory {
             Ok(())
         })?;
         let count = undisturbed(cluster, nodes, "link_deaf")?;
-        let ended = self.arti.runtime.block_on(timeout(PATIENCE, deaf));
-        ended.context("the link of a deaf member stays open")???;
+        // Who never reads cannot notice that its link has ended; gamma can.
+        let me = self.store.node_id().to_string();
+        let linked = nodes.named("gamma")?.status()?.links.iter().any(|link| link.peer == me);
+        ensure!(!linked, "the link of a deaf member stays open");
+        deaf.abort();
         story.tell(format_args!("a member that never reads: {count} links ended, nobody disturbed"));
         Ok(())
     }
@@ -224,7 +229,7 @@ fn clients_come_in_crowds(story: &mut Story, cluster: &Cluster<'_>, nodes: &Node
             .flat_map(|client| (0..CROWD).map(move |user| (client, user)))
             .map(|(client, user)| {
                 let url = &url;
-                scope.spawn(move || client.get_isolated(&format!("user{user}"), url, PATIENCE).is_ok())
+                scope.spawn(move || client.get_isolated(&format!("user{user}"), url, CROWDED).is_ok())
             })
             .collect();
         let count = undisturbed(cluster, nodes, "introductions_over_limit");
