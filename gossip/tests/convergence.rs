@@ -8,5 +8,5 @@ use rustbalance_gossip::sim::{Scenario, sweep};
 /// more than the evicted had claimed.
 #[test]
 fn after_the_faults_all_agree() {
-    sweep("convergence", &[(5_389_144, 3), (8_802_610, 3)], 2, 7, Scenario::new);
+    sweep("convergence", &[(5_389_144, 3), (8_802_610, 3)], 12, 7, Scenario::new);
 }

@@ -1,11 +1,11 @@
-//! No intro point of a node that is long silent is wanted in the descriptor.
+//! No intro point of a node that is long silent (`sim::longest_silence`) is wanted in the descriptor.
 
 use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 
 /// Nodes die, freeze, leave, are evicted and fall ill.
 #[test]
 fn no_dead_nodes_point_stays() {
-    sweep("dead_points", &[(400, 8)], 3, 8, |seed, nodes| Scenario {
+    sweep("dead_points", &[(400, 8)], 6, 8, |seed, nodes| Scenario {
         weights: Weights {
             crash: 10,
             restart: 9,

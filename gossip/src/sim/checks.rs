@@ -9,12 +9,17 @@ use super::host::Fate;
 use super::monitor::Invariant;
 use super::world::World;
 use crate::id::NodeId;
+use crate::liveness::Patience;
 use crate::plan::{Candidate, Choice, choose};
 use crate::record::{IntroPoint, PeriodId, Phase, Role};
 
-/// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken):
-/// the longest allowance, and a few seconds for the tick that acts on it.
-pub const LONGEST_SILENCE: Duration = Duration::from_secs(45);
+/// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken): the
+/// longest allowance in a cluster of so many, the beat with which who does not publish acts on it, and three seconds. 45
+/// seconds up to a hundred nodes.
+pub fn longest_silence(nodes: usize) -> Duration {
+    let patience = Patience::default().among(nodes);
+    patience.most + patience.interval + Duration::from_secs(3)
+}
 
 /// The time period of this moment.
 pub(super) fn period_at(unix: u64) -> PeriodId {
@@ -103,6 +108,7 @@ impl World {
 
     /// Every second: nobody wants points of the long silent.
     pub(super) fn probe(&mut self) {
+        let allowed = longest_silence(self.hosts.len());
         for host in 0..self.hosts.len() {
             let Some(process) = self.hosts[host].process.as_ref().filter(|_| !self.hosts[host].frozen) else {
                 continue;
@@ -110,7 +116,7 @@ impl World {
             let wanted = self.wanted(host);
             let silent = wanted.iter().find(|(node, _)| {
                 let machine = self.index[node];
-                machine != host && self.now > process.witness.silent_since(machine) + LONGEST_SILENCE
+                machine != host && self.now > process.witness.silent_since(machine) + allowed
             });
             if let Some((silent, _)) = silent {
                 let what = format!("wants a point of {}, long silent", silent.short());

@@ -27,7 +27,7 @@ mod shrink;
 mod takeover;
 mod world;
 
-pub use checks::LONGEST_SILENCE;
+pub use checks::longest_silence;
 pub use faults::{Bug, Scenario, Weights};
 pub use founder::{FOUNDED, Founder, Identity, point, relay, sign};
 pub use memo::Memo;
