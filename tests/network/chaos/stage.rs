@@ -18,6 +18,9 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 /// After how long a daemon that ended by itself is run again: `RestartSec=` of the service file.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 
+/// A daemon that ends says why in so many of its last lines: the goodbye comes after.
+const LAST_LINES: usize = 300;
+
 /// What is being done to a node's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
@@ -185,7 +188,8 @@ impl<'a> Stage<'a> {
         let (code, said) = (node.ended().flatten(), node.last_words());
         self.teller.tell(format_args!("{} has ended by itself ({code:?}): {said}", node.name()));
         let mut state = self.lock();
-        let says_why = ["no space left", "No space left", "not updated any more"].iter().any(|why| said.contains(why));
+        let says_why = ["no space left", "No space left"].iter().any(|why| said.contains(why))
+            || node.log().lines().rev().take(LAST_LINES).any(|line| line.contains("directory is not updated any more"));
         if code == Some(1) && state.disk_was_full[index] && says_why {
             state.ended_for_disk += 1;
         } else {
