@@ -160,8 +160,8 @@ enum State {
     Vacant { since: Duration },
     /// Waits for the disk.
     Storing { term: u64, asked: Duration },
-    /// Holds the lease of the term. `raising`: a higher term that the disk has been asked to store.
-    Holding { term: u64, renewed: Duration, raising: Option<u64> },
+    /// Holds the lease of the term. `raising`: a higher term that the disk has been asked to store, and when.
+    Holding { term: u64, renewed: Duration, raising: Option<(u64, Duration)> },
 }
 
 /// The election state machine of one node.
@@ -291,7 +291,7 @@ impl Election {
         &mut self,
         term: u64,
         renewed: Duration,
-        raising: Option<u64>,
+        raising: Option<(u64, Duration)>,
         situation: &Situation,
         mono: Duration,
         out: &mut Vec<Step>,
@@ -302,14 +302,15 @@ impl Election {
         } else if beaten || situation.place.is_none() || situation.hand_over {
             out.extend([Step::Follow, Step::GiveUp(term)]);
             self.state = if situation.live { State::Following } else { State::Vacant { since: mono } };
-        } else if let Some(higher) = raising.filter(|higher| self.stored >= *higher) {
+        } else if let Some((higher, _)) = raising.filter(|(higher, _)| self.stored >= *higher) {
             self.state = State::Holding { term: higher, renewed: mono, raising: None };
             out.extend([Step::Renew(higher), Step::Lead(higher)]);
-        } else if situation.highest > term && raising.is_none() {
-            // Somebody burned a term (stored it, then died before claiming it): go above it without a pause.
+        } else if situation.highest > term && raising.is_none_or(|(_, asked)| mono >= asked + self.timing.storing) {
+            // Somebody burned a term (stored it, then died before claiming it): go above it without a pause. A disk that
+            // was full is asked again.
             let higher = self.asked.max(self.stored) + 1;
             self.asked = higher;
-            self.state = State::Holding { term, renewed, raising: Some(higher) };
+            self.state = State::Holding { term, renewed, raising: Some((higher, mono)) };
             out.push(Step::Store(higher));
         } else if mono.saturating_sub(renewed) >= self.timing.ttl / 3 {
             self.state = State::Holding { term, renewed: mono, raising };
@@ -475,6 +476,19 @@ mod tests {
         election.stored(10);
         assert_eq!(step(&mut election, &burned, 16), vec![Step::Renew(10), Step::Lead(10)]);
         assert_eq!(election.leading(), Some(10));
+    }
+
+    #[test]
+    fn a_disk_that_was_full_is_asked_again_while_the_lease_is_renewed() {
+        let mut election = holding();
+        let burned = Situation { highest: 9, ..mine(6) };
+        assert_eq!(step(&mut election, &burned, 14), vec![Step::Store(9), Step::Store(10)]);
+        for at in [22, 32, 42] {
+            assert_eq!(step(&mut election, &burned, at), vec![Step::Renew(6)]);
+        }
+        assert_eq!(step(&mut election, &burned, 44), vec![Step::Store(11)]);
+        election.stored(11);
+        assert_eq!(step(&mut election, &burned, 45), vec![Step::Renew(11), Step::Lead(11)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![allow(missing_docs, clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
-use rustbalance_gossip::sim::{Bug, Invariant, Scenario, Weights, run};
+use rustbalance_gossip::sim::{Bug, Invariant, Scenario, Weights, run, sweep};
 
 /// Runs seeds until one breaks something; it must be one of these. `SIM_BUG` and `./scripts/sim.sh` show the runs.
 fn is_caught(bug: Bug, weights: Weights, expected: &[Invariant]) {
@@ -38,4 +38,19 @@ fn a_plan_that_keeps_the_dead_is_caught() {
 fn a_lease_renewed_by_its_loser_is_caught() {
     let weights = Weights { partition: 6, heal: 8, freeze: 6, ..CRASHES };
     is_caught(Bug::LoserRenews, weights, &[Invariant::OneHolder, Invariant::Converges]);
+}
+
+/// What a sweep says of a failure: fewer nodes and faults than there were, what struck, and what replays it.
+#[test]
+fn a_failure_is_made_smaller_and_says_how_to_see_it_again() {
+    let weights = Weights { join: 2, partition: 2, heal: 4, point: 6, ..CRASHES };
+    let make = |seed, nodes| Scenario { bug: Some(Bug::KeepsDead), weights, ..Scenario::new(seed, nodes) };
+    let whole = run(make(7, 6));
+    let panic = std::panic::catch_unwind(|| sweep("bugs", &[(7, 6)], 0, 6, make)).unwrap_err();
+    let told = panic.downcast_ref::<String>().unwrap();
+    let struck = told.lines().filter(|line| line.contains(" s, fault ")).count();
+    assert!((1..=2).contains(&struck) && struck < whole.log.len(), "{} faults before, now: {told}", whole.log.len());
+    assert!(!told.contains("with 6 nodes") && told.contains("NoDeadPoints broken at"), "{told}");
+    assert!(told.contains("replay: SIM_BUG=keeps-dead SIM_SEED=7 SIM_NODES="), "{told}");
+    assert!(told.contains("SIM_FAULTS=") && told.contains("--test bugs"), "{told}");
 }

@@ -5,7 +5,7 @@ use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 /// Nodes die, freeze, leave, are evicted and fall ill.
 #[test]
 fn no_dead_nodes_point_stays() {
-    sweep("dead_points", &[400], 3, 8, |seed, nodes| Scenario {
+    sweep("dead_points", &[(400, 8)], 3, 8, |seed, nodes| Scenario {
         weights: Weights {
             crash: 10,
             restart: 9,

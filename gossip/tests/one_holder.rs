@@ -8,7 +8,7 @@ use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 /// The network falls apart and is joined again; members lie.
 #[test]
 fn a_term_has_one_holder() {
-    sweep("one_holder", &[200], 3, 6, |seed, nodes| Scenario {
+    sweep("one_holder", &[(200, 6)], 3, 6, |seed, nodes| Scenario {
         weights: Weights {
             partition: 8,
             one_way: 8,

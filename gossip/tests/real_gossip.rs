@@ -17,8 +17,8 @@ use tokio::time::sleep;
 async fn life_of_a_cluster(count: u32) {
     let mut cluster = Cluster::start(count).await;
     let formed = cluster.until("the cluster forms", Cluster::agrees).await;
-    sleep(Duration::from_secs(60)).await;
-    let traffic = cluster.traffic(Duration::from_secs(60)).await;
+    sleep(Duration::from_secs(20)).await;
+    let traffic = cluster.traffic(Duration::from_secs(30)).await;
 
     cluster.add(count).await;
     let joined = cluster.until("a join is known", Cluster::agrees).await;
@@ -30,7 +30,7 @@ async fn life_of_a_cluster(count: u32) {
 
     let half: Vec<_> = cluster.nodes.iter().take(cluster.nodes.len() / 2).map(|node| node.id).collect();
     half.iter().for_each(|node| cluster.network.set_side(*node, 1));
-    sleep(Duration::from_secs(120)).await;
+    sleep(Duration::from_secs(60)).await;
     cluster.network.heal();
     let one = cluster.until("one publisher after the partition", |it| it.publisher().is_some()).await;
     let healed = one + cluster.until("all agree after the partition", Cluster::agrees).await;

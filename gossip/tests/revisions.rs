@@ -5,7 +5,7 @@ use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 /// Clocks are minutes apart and jump, publishers die.
 #[test]
 fn a_revision_never_falls() {
-    sweep("revisions", &[300], 3, 5, |seed, nodes| Scenario {
+    sweep("revisions", &[(300, 5)], 3, 5, |seed, nodes| Scenario {
         weights: Weights {
             clock: 10,
             crash: 6,

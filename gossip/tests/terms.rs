@@ -5,7 +5,7 @@ use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 /// Processes die and come back all the time, on slow disks.
 #[test]
 fn a_term_never_falls() {
-    sweep("terms", &[100], 3, 5, |seed, nodes| Scenario {
+    sweep("terms", &[(100, 5)], 3, 5, |seed, nodes| Scenario {
         weights: Weights {
             crash: 10,
             restart: 14,

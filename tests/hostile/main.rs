@@ -7,6 +7,7 @@
 mod clients;
 mod door;
 mod evicted;
+mod hand;
 mod links;
 mod member;
 mod records;

@@ -219,6 +219,7 @@ impl Keeper {
     /// Lets the last values out before chitchat stops.
     async fn say_goodbye(self) {
         self.write_own().await;
+        self.adapter.ask_freely().await;
         let peers: Vec<_> = {
             let chitchat = self.chitchat.chitchat();
             let chitchat = chitchat.lock().await;

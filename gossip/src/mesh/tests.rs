@@ -251,7 +251,7 @@ async fn garbage_and_crowds_change_nothing() {
 }
 
 /// A member may say what it likes of itself, and of others what they have not said: neither fills the others' memory.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_hoarder_fills_nobodys_memory() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 3, INTERVAL).await;

@@ -54,6 +54,11 @@ pub(super) enum WireError {
     Count(u64),
 }
 
+/// True for the message that begins a comparison.
+pub(super) fn is_question(bytes: &[u8]) -> bool {
+    bytes.get(3) == Some(&SYN)
+}
+
 /// Has chitchat read a message that was taken apart here before.
 pub(super) fn for_chitchat(mut bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
     let message = ChitchatMessage::deserialize(&mut bytes).map_err(|_| WireError::Malformed("chitchat"))?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::host::{Fate, Pace};
+use super::host::{Fate, Host, Pace};
 use super::net::Wall;
 use super::rng::Rng;
 use super::script::{Fault, Planned, script};
@@ -222,21 +222,31 @@ impl World {
         (!joined.is_empty()).then(|| format!("nodes {joined:?}, let in by {one} and {two}"))
     }
 
+    /// How many publishers stay, as far as is known.
+    fn publishers_left(&self) -> usize {
+        let stays = |host: &&Host| host.fate == Fate::Here && !host.evicted;
+        self.hosts.iter().filter(stays).filter(|host| host.identity.member.role() == Role::Publisher).count()
+    }
+
+    /// Of two publishers none leaves: workers alone could publish nothing.
     fn leave(&mut self) -> Struck {
-        let here = (0..self.hosts.len()).filter(|host| self.is_here(*host)).count();
-        let host = self.running().filter(|_| here > 2)?;
+        let host = self.running()?;
+        let publishes = self.hosts[host].identity.member.role() == Role::Publisher;
+        if self.hosts[host].evicted || (publishes && self.publishers_left() <= 2) {
+            return None;
+        }
         self.hosts[host].fate = Fate::Left;
         self.say_goodbye(host);
         Some(format!("node {host}"))
     }
 
     fn evict(&mut self) -> Struck {
-        let publishers = |world: &Self, host: usize| {
-            world.is_here(host) && world.hosts[host].identity.member.role() == Role::Publisher
-        };
-        let left = (0..self.hosts.len()).filter(|host| publishers(self, *host)).count();
         let by = self.publisher()?;
-        let victim = self.draw(|world, host| world.is_here(host)).filter(|victim| *victim != by && left > 2)?;
+        let victim = self.draw(|world, host| world.is_here(host)).filter(|victim| *victim != by)?;
+        if self.publishers_left() <= 2 {
+            return None;
+        }
+        self.hosts[victim].evicted = true;
         let revocation = self.founder.revoke(self.hosts[victim].id());
         self.handle(by, Event::Revocation(revocation));
         Some(format!("node {victim} by {by}"))

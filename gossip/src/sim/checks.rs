@@ -30,14 +30,7 @@ impl World {
         let mut broken = Vec::new();
         let view = process.coordinator.view();
         if std::mem::take(&mut process.witness.recheck) {
-            let out: Vec<NodeId> = process.witness.told.keys().filter(|it| !view.is_member(it)).copied().collect();
-            for node in &out {
-                process.witness.forget(node);
-            }
-            // A worker, who cannot claim a higher term, lets go of those that nodes thrown out had claimed.
-            if !out.is_empty() && worker {
-                process.witness.term = 0;
-            }
+            process.witness.drop_claims(|node| view.is_member(node), worker);
         }
         let news = view.best_claim().filter(|claim| process.witness.believed != Some(*claim));
         if let Some(claim) = news.filter(|_| view.holder(clock).is_some()) {

@@ -72,6 +72,8 @@ pub(super) struct Host {
     /// When the disk works as it should again.
     pub(super) mended: Duration,
     pub(super) fate: Fate,
+    /// Somebody has evicted it; it may not know yet.
+    pub(super) evicted: bool,
     pub(super) process: Option<Process>,
     /// Rises with every start and every end of a process: what was meant for an earlier one is dropped.
     pub(super) life: u64,
@@ -99,6 +101,7 @@ impl Host {
             pace: Pace::Normal,
             mended: Duration::ZERO,
             fate: Fate::Here,
+            evicted: false,
             process: None,
             life: 0,
             frozen: false,

@@ -48,6 +48,8 @@ pub(super) struct Witness {
     pub(super) floor: u64,
     /// The last true claim of each member that it was told of, its own included, unless it was given up.
     pub(super) told: BTreeMap<NodeId, Claim>,
+    /// The highest term that each member ever claimed, of what it was told.
+    pub(super) claimed: BTreeMap<NodeId, u64>,
     /// Who is a member has changed since the claims above were looked through.
     pub(super) recheck: bool,
     /// Whom it believed last, unless that one has given up or was thrown out.
@@ -70,6 +72,8 @@ impl Witness {
         match claim {
             Some(claim) => {
                 self.told.insert(holder, claim);
+                let claimed = self.claimed.entry(holder).or_default();
+                *claimed = (*claimed).max(claim.term);
             }
             None => self.forget(&holder),
         }
@@ -92,6 +96,19 @@ impl Witness {
     pub(super) fn forget(&mut self, holder: &NodeId) {
         self.told.remove(holder);
         self.believed = self.believed.filter(|it| it.holder != *holder);
+    }
+
+    /// Drops the claims of who is no member. A worker, who cannot claim a higher term itself, also lets go of the terms
+    /// that they alone had claimed.
+    pub(super) fn drop_claims(&mut self, is_member: impl Fn(&NodeId) -> bool, worker: bool) {
+        let out: Vec<NodeId> = self.claimed.keys().filter(|it| !is_member(it)).copied().collect();
+        for node in &out {
+            self.forget(node);
+            self.claimed.remove(node);
+        }
+        if worker && !out.is_empty() {
+            self.term = self.term.min(self.claimed.values().max().copied().unwrap_or_default());
+        }
     }
 
     /// It believes this claim now. Says what is wrong with that.

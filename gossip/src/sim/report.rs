@@ -106,23 +106,30 @@ fn fresh_seed() -> u64 {
     RandomState::new().build_hasher().finish() >> 40
 }
 
-/// Runs the `pinned` seeds and then `fresh` ones that are drawn anew each time, each with the scenario that `make` makes
+/// Runs the `pinned` seeds, each with its number of nodes, and then `fresh` ones that are drawn anew each time, each with the scenario that `make` makes
 /// of it and of a number of nodes; panics with the command that replays the first failure, made smaller.
 ///
 /// The environment has the last word: `SIM_SEED` runs one seed as it is (`SIM_FAULTS` those faults of it only),
 /// `SIM_SEEDS` that many fresh ones and none that is pinned, `SIM_FROM` is the first of them, `SIM_NODES` the size,
 /// `SIM_CHAOS` the seconds of chaos, `SIM_BUG` the bug to be caught, `SIM_THREADS` how many run at once.
-pub fn sweep(test: &str, pinned: &[u64], fresh: u64, nodes: usize, make: impl Fn(u64, usize) -> Scenario + Sync) {
+pub fn sweep(
+    test: &str,
+    pinned: &[(u64, usize)],
+    fresh: u64,
+    nodes: usize,
+    make: impl Fn(u64, usize) -> Scenario + Sync,
+) {
     let nodes = number("SIM_NODES").map_or(nodes, |nodes| nodes as usize);
     let first = number("SIM_FROM").unwrap_or_else(fresh_seed);
-    let seeds: Vec<u64> = match (number("SIM_SEED"), number("SIM_SEEDS")) {
-        (Some(seed), _) => vec![seed],
-        (None, Some(seeds)) => (first..first + seeds).collect(),
-        (None, None) => pinned.iter().copied().chain(first..first + fresh).collect(),
+    let from_first = |count| (first..first + count).map(|seed| (seed, nodes));
+    let seeds: Vec<(u64, usize)> = match (number("SIM_SEED"), number("SIM_SEEDS")) {
+        (Some(seed), _) => vec![(seed, nodes)],
+        (None, Some(seeds)) => from_first(seeds).collect(),
+        (None, None) => pinned.iter().copied().chain(from_first(fresh)).collect(),
     };
     let bug =
         env("SIM_BUG").map(|name| Bug::by_name(&name).unwrap_or_else(|| panic!("SIM_BUG={name} is no known bug")));
-    let case = |seed| {
+    let case = |(seed, nodes)| {
         let scenario = make(seed, nodes);
         let chaos = number("SIM_CHAOS").map_or(scenario.chaos, Duration::from_secs);
         Case { scenario: Scenario { chaos, bug: bug.or(scenario.bug), ..scenario }, faults: faults() }
@@ -155,7 +162,7 @@ pub fn sweep(test: &str, pinned: &[u64], fresh: u64, nodes: usize, make: impl Fn
 }
 
 /// Runs these seeds, several at a time, until one breaks; in the order of the seeds.
-fn run_all(seeds: &[u64], case: &(impl Fn(u64) -> Case + Sync)) -> Vec<(u64, Outcome)> {
+fn run_all(seeds: &[(u64, usize)], case: &(impl Fn((u64, usize)) -> Case + Sync)) -> Vec<((u64, usize), Outcome)> {
     let threads = number("SIM_THREADS")
         .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |threads| threads as usize);
     let next = AtomicU64::new(0);
@@ -177,7 +184,7 @@ fn run_all(seeds: &[u64], case: &(impl Fn(u64) -> Case + Sync)) -> Vec<(u64, Out
     outcomes.into_inner().unwrap().into_values().collect()
 }
 
-fn take(next: &AtomicU64, seeds: &[u64]) -> Option<(usize, u64)> {
+fn take(next: &AtomicU64, seeds: &[(u64, usize)]) -> Option<(usize, (u64, usize))> {
     let place = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok()?;
     seeds.get(place).map(|seed| (place, *seed))
 }

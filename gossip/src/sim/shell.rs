@@ -203,6 +203,7 @@ impl World {
         if self.hosts[host].pace(self.now) == Pace::Full {
             // A revision that cannot be written down is not used.
             self.due(host, Duration::from_secs(5), Due::Publish);
+            self.handle(host, Event::CannotPublish);
             return;
         }
         let points = self.wanted(host).into_owned();

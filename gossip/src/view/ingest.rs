@@ -328,6 +328,7 @@ impl View {
         self.highest_term = self.highest_term.max(lease.term);
         // A lease given up is no claim: a node gives up whatever it may have held when it starts.
         if lease.ttl_ms > 0 {
+            node.claimed = node.claimed.max(lease.term);
             self.claimed_term = self.claimed_term.max(lease.term);
         }
         node.lease = Some(lease);

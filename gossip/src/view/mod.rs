@@ -71,6 +71,8 @@ pub struct MemberView {
     pub last_heard: Option<Duration>,
     /// When its newest lease came.
     lease_seen: Duration,
+    /// The highest term it ever claimed.
+    claimed: u64,
     /// The earliest issue date of its certificates.
     joined: u64,
     /// Its rank for the term and with the priority for which it was asked last.
@@ -91,6 +93,7 @@ impl MemberView {
             alive: false,
             last_heard: None,
             lease_seen: Duration::ZERO,
+            claimed: 0,
             joined,
             rank: None,
         }
@@ -368,8 +371,8 @@ impl View {
     /// somebody to go above the claim of a node that the others had thrown out before they heard of it.
     fn rank_members_claims(&mut self) {
         if self.nodes.get(&self.me).is_some_and(|own| own.member.role() != Role::Publisher) {
-            let leases = self.members().filter_map(|node| node.lease.as_ref()).filter(|lease| lease.ttl_ms > 0);
-            self.claimed_term = leases.map(|lease| lease.term).max().unwrap_or_default().max(self.floor);
+            let claimed = self.members().map(|node| node.claimed).max();
+            self.claimed_term = claimed.unwrap_or_default().max(self.floor);
         }
         self.rank_claims();
     }

@@ -136,6 +136,26 @@ fn a_foreign_a_fallen_or_an_evicted_member_is_not_heard() {
     assert!(!scene.view.is_member(&who.node()));
 }
 
+/// Cut off from the others, two nodes hear a third claim a term; the others throw it out and go on in a lower one.
+#[test]
+fn a_worker_does_not_wait_for_somebody_to_go_above_a_claim_of_the_evicted() {
+    let mut scene = Scene::new();
+    let worker = scene.founder.node(9, Role::Worker).member;
+    let mut of_worker = Scene { view: View::new(worker, Patience::default(), 0), founder: scene.founder.clone() };
+    for scene in [&mut scene, &mut of_worker] {
+        let (evicted, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
+        scene.say(&evicted, RecordKind::Lease, evicted.lease(seq(1, 4), 2, TTL), at(3)).unwrap();
+        scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), 1, TTL), at(4)).unwrap();
+        assert_eq!(scene.view.holder(at(4)), Some((evicted.node(), 2)));
+        let revocation = scene.founder.revoke(evicted.node());
+        scene.view.fold_revocation(revocation).unwrap();
+    }
+    let other = scene.publisher(2).node();
+    assert_eq!(of_worker.view.holder(at(5)), Some((other, 1)));
+    // A publisher claims a third term instead.
+    assert_eq!((scene.view.holder(at(5)), scene.view.highest_term()), (None, 2));
+}
+
 #[test]
 fn only_the_authority_revokes_and_invites() {
     let mut scene = Scene::new();

@@ -1,0 +1,27 @@
+//! The simulation does what it says: in an hour of it every kind of fault strikes, terms are lost on their way to disk,
+//! and one seed is one run.
+
+use std::time::Duration;
+
+use rustbalance_gossip::sim::{Fault, Scenario, Weights, run};
+
+fn an_hour(seed: u64) -> Scenario {
+    let weights = Weights { crash: 12, restart: 14, slow_disk: 14, ..Weights::default() };
+    Scenario { chaos: Duration::from_secs(3600), weights, ..Scenario::new(seed, 6) }
+}
+
+#[test]
+fn every_fault_strikes() {
+    let outcome = run(an_hour(1));
+    assert!(outcome.violations.is_empty(), "{:?}", outcome.violations);
+    let idle: Vec<_> = Fault::ALL.into_iter().filter(|fault| !outcome.struck.contains_key(fault)).collect();
+    assert!(idle.is_empty(), "never struck: {idle:?}");
+    assert!(outcome.torn > 0, "no process died while it stored a term");
+}
+
+#[test]
+fn one_seed_is_one_run() {
+    let once = || run(Scenario::new(3, 5));
+    let (one, two) = (once(), once());
+    assert_eq!((one.traffic, one.log, one.settled), (two.traffic, two.log, two.settled));
+}
