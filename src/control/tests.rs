@@ -128,6 +128,7 @@ fn a_node_is_named_by_the_beginning_of_its_address() {
     let short: NodePrefix = nodes[1].short().parse().unwrap();
     assert_eq!(short.choose(nodes), Ok(nodes[1]));
     assert!(short.choose([]).unwrap_err().contains("no member"));
+    assert_eq!(whole.choose([]), Ok(nodes[0]), "one that has never spoken");
     assert!(short.choose([nodes[1], nodes[1]]).unwrap_err().contains("several"));
     for wrong in ["", "abc", "a b c d", "../../etc", "0189"] {
         assert!(wrong.parse::<NodePrefix>().is_err(), "{wrong}");
