@@ -18,6 +18,6 @@ pub mod store;
 pub mod systemd;
 pub mod tor;
 
-// The engine's conformance suite names this crate from within and, included by the network tests, from without.
+// The conformance suites name this crate from within and, included by the network tests, from without.
 #[cfg(test)]
 extern crate self as rustbalance;

@@ -31,6 +31,13 @@ fn problems(status: &Status) -> Vec<String> {
         let percent = (status.tor.fraction * 100.0) as u8;
         list.push(format!("Tor is not ready ({percent}%): {}", status.tor.message));
     }
+    if status.shut_out {
+        list.push(
+            "the other members accept none of this node's discovery keys: it was evicted (ask `rustbalance status` on \
+             another node), or missed changes of the key and will be reached soon; it does not publish meanwhile"
+                .into(),
+        );
+    }
     match (&status.publisher, &status.publication) {
         (None, _) => list.push("no publisher is known: the address will not be kept up to date".into()),
         (Some(_), None) => list.push("nothing is known to be published yet".into()),
@@ -285,6 +292,7 @@ mod tests {
                 dropped: 0,
             }],
             discovery_generation: 1,
+            shut_out: false,
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
                 role: Role::Worker,

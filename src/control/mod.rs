@@ -145,12 +145,18 @@ impl std::fmt::Display for NodePrefix {
 }
 
 impl NodePrefix {
-    /// The one of `nodes` that it names; else in words what to do.
+    /// The one of `nodes` that it names; a whole address also names one that is not known yet, such as a member that has
+    /// never spoken. Else in words what to do.
     pub fn choose(&self, nodes: impl IntoIterator<Item = NodeId>) -> Result<NodeId, String> {
         let mut found = nodes.into_iter().filter(|node| node.to_string().starts_with(&self.0));
         match (found.next(), found.next()) {
             (Some(node), None) => Ok(node),
-            (None, _) => Err(format!("no member's address begins with {:?}", self.0)),
+            (None, _) => self.0.parse().map_err(|_| {
+                format!(
+                    "no member's address begins with {:?}: give the whole address of one that is not known here",
+                    self.0
+                )
+            }),
             (Some(_), Some(_)) => Err(format!("several members' addresses begin with {:?}: give more of it", self.0)),
         }
     }

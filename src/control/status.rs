@@ -44,6 +44,8 @@ pub struct Status {
     pub invitations: Vec<InvitationStatus>,
     /// How often the discovery key has been changed, as far as this node has the new ones.
     pub discovery_generation: u32,
+    /// True if no member is reached, and at least one is there but accepts none of this node's discovery keys.
+    pub shut_out: bool,
 }
 
 /// How far the connection to Tor is.

@@ -275,7 +275,8 @@ impl Dialler<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{NOW, World};
+    use super::super::conformance::World;
+    use super::super::tests::{NOW, revocation};
     use super::*;
     use crate::keys::NodeSecret;
     use proptest::prelude::*;
@@ -349,15 +350,15 @@ mod tests {
             purpose: Purpose::Mesh,
         };
         let proof = dialler.challenge(&challenge).unwrap();
-        let revoked = BTreeMap::from([(world.node(1), world.revocation(1))]);
+        let revoked = BTreeMap::from([(world.node(1), revocation(&world, 1))]);
         let refused = listener.proof(&proof, &revoked, NOW).unwrap_err();
         assert_eq!(refused.why, Refusal::Revoked);
         // It is shown the authority's word.
         let answer = |refused| dialler.answer(&Listener::answer(Some(refused)).unwrap()).unwrap_err();
-        assert_eq!(answer(refused), HandshakeError::Revoked(Box::new(world.revocation(1))));
+        assert_eq!(answer(refused), HandshakeError::Revoked(Box::new(revocation(&world, 1))));
         // Another's revocation, another cluster's, or a forged one, puts nobody out.
         let other = World::new();
-        for word in [world.revocation(2), other.revocation(1)] {
+        for word in [revocation(&world, 2), revocation(&other, 1)] {
             let refused = Refused { why: Refusal::Revoked, revocation: Some(word.unverified()) };
             assert_eq!(answer(refused), HandshakeError::Refused(world.node(0), Refusal::Revoked));
         }

@@ -6,6 +6,8 @@
 //! the mesh and the streams of joiners that other members pass on.
 
 mod bucket;
+#[cfg(test)]
+mod conformance;
 mod connection;
 mod frame;
 pub mod handshake;

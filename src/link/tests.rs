@@ -1,99 +1,39 @@
 //! Links between nodes in one process, and peers that do what no honest one does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustbalance_gossip::id::{MasterId, NodeId};
-use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update};
-use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, RecordKind, Revocation, Role};
+use async_trait::async_trait;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update, conformance};
+use rustbalance_gossip::record::{RecordKind, Revocation};
 use rustbalance_gossip::signed::Verified;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::conformance::{Ground, Launched, Linked, World, launch};
 use super::connection::Frame;
 use super::frame::{read_message, write_message};
 use super::handshake::{Dialler, Purpose};
 use super::*;
 use crate::frame::{self, MAX, MAX_UNPROVEN};
-use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret};
+use crate::tor::Listening;
 use crate::tor::fake::{FakeEngine, FakeNet};
-use crate::tor::{Incoming, Listening, OwnService};
 
 /// The time of tests without a clock, in seconds since the epoch.
 pub(super) const NOW: u64 = 1_800_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A cluster's keys.
-pub(super) struct World {
-    master: MasterSecret,
-    authority: AuthoritySecret,
-    keys: Vec<NodeSecret>,
+/// The authority's word that a node is put out.
+pub(super) fn revocation(world: &World, i: usize) -> Verified<Revocation> {
+    let revocation = Revocation { cluster: world.cluster(), node: world.node(i), revoked: 9 };
+    Verified::sign(revocation, &world.authority).unwrap()
 }
 
-impl World {
-    pub(super) fn new() -> Self {
-        let mut rng = rand::rng();
-        let mut keys: Vec<_> = (0..6).map(|_| NodeSecret::generate(&mut rng)).collect();
-        keys.sort_by_key(NodeSecret::node_id);
-        Self { master: MasterSecret::generate(&mut rng), authority: AuthoritySecret::generate(&mut rng), keys }
-    }
-
-    pub(super) fn cluster(&self) -> MasterId {
-        self.master.master_id()
-    }
-
-    pub(super) fn key(&self, i: usize) -> NodeSecret {
-        self.keys[i].duplicate()
-    }
-
-    /// Node ids rise with their numbers.
-    pub(super) fn node(&self, i: usize) -> NodeId {
-        self.keys[i].node_id()
-    }
-
-    pub(super) fn member(&self, i: usize) -> Member {
-        self.member_of(i, self.cluster())
-    }
-
-    /// A certificate for whatever cluster.
-    pub(super) fn member_of(&self, i: usize, cluster: MasterId) -> Member {
-        let authority = AuthorityCertificate { cluster, authority: self.authority.authority_id(), issued: 7 };
-        let certificate = MemberCertificate {
-            cluster,
-            node: self.node(i),
-            role: Role::Worker,
-            issued: 7,
-            expires: 4_000_000_000,
-            invitation: None,
-        };
-        Member {
-            authority: Verified::sign(authority, &self.master).unwrap(),
-            certificate: Verified::sign(certificate, &self.authority).unwrap(),
-        }
-    }
-
-    pub(super) fn revocation(&self, i: usize) -> Verified<Revocation> {
-        let revocation = Revocation { cluster: self.cluster(), node: self.node(i), revoked: 9 };
-        Verified::sign(revocation, &self.authority).unwrap()
-    }
-
-    fn set(&self, members: impl IntoIterator<Item = usize>) -> MemberSet {
-        MemberSet { members: members.into_iter().map(|i| self.node(i)).collect(), revoked: BTreeMap::new() }
-    }
-}
-
-/// A Tor network in memory, and the key that opens the nodes' services.
-struct Net {
-    fake: FakeNet,
-    discovery: DiscoverySecret,
-}
-
-impl Net {
-    fn new() -> Self {
-        Self { fake: FakeNet::new(1, 12), discovery: DiscoverySecret::generate(&mut rand::rng()) }
-    }
+fn net() -> FakeNet {
+    FakeNet::new(1, 12)
 }
 
 /// Default limits with shorter times.
@@ -122,44 +62,15 @@ struct Node {
     _service: Box<dyn Listening>,
 }
 
-async fn node(world: &World, net: &Net, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
-    let engine = net.fake.engine();
-    for other in 0..world.keys.len() {
-        engine.trust_discovery(world.node(other), &[&net.discovery]).unwrap();
-    }
-    let (set, members) = watch::channel(set);
-    let (newest, discovery) = watch::channel(None);
-    let config = LinkConfig {
-        engine: Arc::clone(&engine) as Arc<dyn Engine>,
-        identity: world.key(i),
-        membership: world.member(i),
-        cluster: world.cluster(),
-        discovery,
-        limits,
-    };
-    let (links, outputs) = Links::start(config, members);
-    let links = Arc::new(links);
-    let (streams, mut incoming) = mpsc::channel(16);
-    let service = OwnService {
-        identity: world.key(i),
-        discovery: vec![net.discovery.public()],
-        ports: vec![LINK_PORT],
-        refused: Arc::default(),
-    };
-    let service = engine.listen(service, streams).await.unwrap();
-    let listening = Arc::downgrade(&links);
-    tokio::spawn(async move {
-        while let Some(Incoming { request, .. }) = incoming.recv().await {
-            let Some(links) = listening.upgrade() else { break };
-            links.accept(request.accept().await.unwrap());
-        }
-    });
-    let LinkOutputs { carrier, joins, revoked, offered } = outputs;
+async fn node(world: &World, net: &FakeNet, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
+    let engine = net.engine();
+    let launched = launch(world, Arc::clone(&engine) as Arc<dyn Engine>, i, set, limits).await;
+    let Launched { links, outputs: LinkOutputs { carrier, joins, revoked, offered }, set, newest, service } = launched;
     let (carrier, joins) = (Some(carrier), Some(joins));
     Node { links, engine, set, newest, carrier, joins, revoked, offered, _service: service }
 }
 
-async fn nodes<const N: usize>(world: &World, net: &Net, sets: [MemberSet; N], limits: LinkLimits) -> Vec<Node> {
+async fn nodes<const N: usize>(world: &World, net: &FakeNet, sets: [MemberSet; N], limits: LinkLimits) -> Vec<Node> {
     let mut nodes = Vec::new();
     for (i, set) in sets.into_iter().enumerate() {
         nodes.push(node(world, net, i, set, limits.clone()).await);
@@ -206,7 +117,7 @@ impl Node {
 
 #[tokio::test(start_paused = true)]
 async fn neighbours_find_each_other_and_keep_one_link_each() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let nodes = nodes(&world, &net, [(); 4].map(|()| world.set(0..4)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 3)).await;
     sleep(Duration::from_millis(300)).await;
@@ -233,7 +144,7 @@ async fn hears(updates: &mut mpsc::Receiver<Update>, origin: NodeId, value: &[u8
 
 #[tokio::test(start_paused = true)]
 async fn records_travel_over_links_and_again_after_they_broke() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     // A chain: 0 and 2 know each other only by what 1 passes on.
     let sets = [world.set([0, 1]), world.set([0, 1, 2]), world.set([1, 2])];
     let mut nodes = nodes(&world, &net, sets, limits()).await;
@@ -248,16 +159,16 @@ async fn records_travel_over_links_and_again_after_they_broke() {
     meshes[2].0.set(RecordKind::Card, b"from 2").unwrap();
     hears(&mut meshes[2].1, world.node(0), b"from 0").await;
     hears(&mut meshes[0].1, world.node(2), b"from 2").await;
-    net.fake.sever(&nodes[0].engine, &nodes[1].engine);
+    net.sever(&nodes[0].engine, &nodes[1].engine);
     until("the cut", || nodes[0].peers().is_empty() && !nodes[1].peers().contains(&world.node(0))).await;
     meshes[0].0.set(RecordKind::Lease, b"said in the dark").unwrap();
-    net.fake.heal();
+    net.heal();
     hears(&mut meshes[2].1, world.node(0), b"said in the dark").await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_frozen_node_is_let_go_and_taken_back() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
     nodes[1].engine.freeze(true);
@@ -269,17 +180,17 @@ async fn a_frozen_node_is_let_go_and_taken_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     // No tick helps: the change of the set alone must do it.
     let patient = LinkLimits { tick: Duration::from_secs(3600), ..limits() };
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), patient.clone()).await;
     until("links", || nodes[0].peers().contains(&world.node(1))).await;
     nodes[0].set.send_modify(|set| {
-        set.revoked.insert(world.node(1), world.revocation(1));
+        set.revoked.insert(world.node(1), revocation(&world, 1));
     });
     until("the end of the link", || !nodes[0].peers().contains(&world.node(1))).await;
     let (_stream, answer) = nodes[0].hostile(&world, 1, 0, Purpose::Mesh).await;
-    let word = Some(world.revocation(1).unverified());
+    let word = Some(revocation(&world, 1).unverified());
     let refused = handshake::Refused { why: handshake::Refusal::Revoked, revocation: word };
     assert_eq!(answer, handshake::Listener::answer(Some(refused)).unwrap());
     until("the count", || nodes[0].refused("link_revoked") > 0).await;
@@ -287,18 +198,18 @@ async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn who_was_put_out_while_away_is_shown_the_authoritys_word() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let mut set = world.set([0, 1]);
-    set.revoked.insert(world.node(1), world.revocation(1));
+    set.revoked.insert(world.node(1), revocation(&world, 1));
     let _listening = node(&world, &net, 0, set, limits()).await;
     // It knows of nothing, and dials.
     let mut away = node(&world, &net, 1, world.set([0, 1]), limits()).await;
-    assert_eq!(timeout(PATIENCE, away.revoked.recv()).await.unwrap(), Some(world.revocation(1)));
+    assert_eq!(timeout(PATIENCE, away.revoked.recv()).await.unwrap(), Some(revocation(&world, 1)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_new_discovery_key_reaches_all_but_the_revoked() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let mut nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
     let key = Discovery::generate(world.cluster(), 1, &world.authority, &mut rand::rng()).unwrap();
@@ -307,7 +218,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     sleep(Duration::from_millis(200)).await;
     assert!(nodes[1].offered.try_recv().is_err() && nodes[2].offered.try_recv().is_err());
     nodes[0].set.send_modify(|set| {
-        set.revoked.insert(world.node(2), world.revocation(2));
+        set.revoked.insert(world.node(2), revocation(&world, 2));
     });
     let offer = timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().unwrap();
     assert_eq!(offer.verify(world.cluster(), world.authority.authority_id()).unwrap().key, key.key);
@@ -316,7 +227,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     let newer = Discovery::generate(world.cluster(), 2, &world.authority, &mut rand::rng()).unwrap();
     nodes[0].newest.send_replace(Some(Arc::new(newer.duplicate())));
     nodes[0].set.send_modify(|set| {
-        set.revoked.insert(world.node(4), world.revocation(4));
+        set.revoked.insert(world.node(4), revocation(&world, 4));
     });
     let offer = timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().unwrap();
     assert_eq!(offer.key, newer.key.unverified());
@@ -324,7 +235,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
 
 #[tokio::test(start_paused = true)]
 async fn strangers_and_their_garbage_change_nothing() {
-    let (world, other, net) = (World::new(), World::new(), Net::new());
+    let (world, other, net) = (World::new(), World::new(), net());
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
     for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0xff; 64], &[0, 0, 0, 3, 1, 2, 3], &[0, 0, 0, 9, 1]] {
@@ -356,7 +267,7 @@ async fn strangers_and_their_garbage_change_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dialler_that_takes_its_time_loses_its_place() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let node = node(&world, &net, 0, MemberSet::default(), LinkLimits { handshakes: 2, ..limits() }).await;
     let mut slow: Vec<_> = (0..10).map(|_| node.stranger()).collect();
     assert_eq!(node.refused("link_crowd"), 8);
@@ -375,7 +286,7 @@ async fn a_dialler_that_takes_its_time_loses_its_place() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let mut node = node(&world, &net, 0, MemberSet::default(), limits()).await;
     let carrier = node.carrier.take().unwrap();
     // Frozen: nothing comes, nothing is read.
@@ -404,7 +315,7 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
 
 #[tokio::test(start_paused = true)]
 async fn nonsense_on_an_open_link_ends_that_link_only() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let mut nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
     let too_long = (MAX as u32 + 1).to_be_bytes().to_vec();
@@ -424,7 +335,7 @@ async fn nonsense_on_an_open_link_ends_that_link_only() {
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let roomy = LinkLimits { accepts_per_second: (100_000, 100_000), handshakes: 64, ..limits() };
     let mut node = node(&world, &net, 0, MemberSet::default(), LinkLimits { bytes_burst: 100_000, ..roomy }).await;
     let mut open = Vec::new();
@@ -447,7 +358,7 @@ async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn a_joiners_bytes_are_carried_both_ways() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let worker = node(&world, &net, 0, MemberSet::default(), limits()).await;
     let limits = LinkLimits { carried: (3, 2), ..limits() };
     let mut publisher = node(&world, &net, 1, MemberSet::default(), limits).await;
@@ -480,7 +391,7 @@ async fn a_joiners_bytes_are_carried_both_ways() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_left_running() {
-    let (world, net) = (World::new(), Net::new());
+    let (world, net) = (World::new(), net());
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
     let mut nodes = nodes.into_iter();
@@ -500,4 +411,47 @@ async fn the_real_clock_is_within_the_certificates() {
     assert!(World::new().member(0).certificate.expires > unix);
     let mut stream = duplex(64).0;
     assert!(read_message::<Frame>(&mut stream, 10).await.is_err());
+}
+
+/// Engines in memory for the suite that every carrier must pass.
+struct Memory {
+    net: FakeNet,
+    engines: Vec<Arc<FakeEngine>>,
+}
+
+#[async_trait]
+impl Ground for Memory {
+    async fn engine(&self, number: usize) -> Arc<dyn Engine> {
+        Arc::clone(&self.engines[number]) as Arc<dyn Engine>
+    }
+
+    fn part(&self, side: &[usize], others: &[usize]) -> bool {
+        for one in side {
+            others.iter().for_each(|other| self.net.sever(&self.engines[*one], &self.engines[*other]));
+        }
+        true
+    }
+
+    fn heal(&self) {
+        self.net.heal();
+    }
+
+    fn limits(&self) -> LinkLimits {
+        limits()
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(100)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn links_are_a_carrier_of_the_mesh() {
+    let net = net();
+    let ground = Memory { engines: (0..6).map(|_| net.engine()).collect(), net };
+    conformance::check_all(|| Linked::new(&ground)).await;
 }

@@ -166,6 +166,7 @@ impl Daemon {
             links: Vec::new(),
             invitations: Vec::new(),
             discovery_generation: 0,
+            shut_out: false,
         };
         if let Some(running) = self.running.get() {
             running.fill(&mut status);
@@ -183,6 +184,7 @@ impl Running {
         status.invitations = part.invitations;
         status.refused = part.refused;
         status.phase = part.phase;
+        status.shut_out = self.links.is_shut_out();
         status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
         status.intro_points = status::intro_points(&self.points.borrow(), unix_now());
         status.ports = status::ports(&self.health.ports());

@@ -12,7 +12,7 @@ use crate::town::{Town, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_are_never_read_are_cut_off() {
-    let limits = "[limits]\nstreams = 100\nstreams_per_circuit = 8\nstall_timeout = \"3s\"\n";
+    let limits = "[limits]\nstreams = 200\nstreams_per_circuit = 8\nstall_timeout = \"3s\"\n";
     let town = Town::start(limits).await;
     let visitors = town.visitors();
     let mut clients = JoinSet::new();
@@ -56,16 +56,16 @@ async fn streams_that_are_never_read_are_cut_off() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_introductions_a_second_are_bounded() {
     let town = Town::start("[limits]\npending_rendezvous = 4\nintroduction_queue = 4\n").await;
-    town.net.latency(Duration::from_millis(25));
+    // A rendezvous takes as long as it does on Tor, so that many are in the making at once.
+    town.net.latency(Duration::from_millis(150));
     let visitors = town.visitors();
     let start = Instant::now();
     let mut clients = JoinSet::new();
-    for count in 0..3000_u32 {
+    for count in 0..1500_u32 {
         let (engine, address) = (town.net.engine(), town.master.address());
         clients.spawn(async move {
-            // Each is somebody new, who waits a while and then goes away.
-            let stream = engine.dial(address, 80, Duration::from_secs(1)).await;
-            drop(stream);
+            // Each is somebody new, who goes away again.
+            drop(engine.dial(address, 80, Duration::from_secs(10)).await);
         });
         if count % 100 == 99 {
             tokio::time::sleep_until(start + Duration::from_millis(u64::from(count))).await;
@@ -73,7 +73,7 @@ async fn a_thousand_introductions_a_second_are_bounded() {
     }
     while clients.join_next().await.is_some() {}
     town.counts("introductions_over_limit", 300).await;
-    // The links were never in danger, nor the publication.
+    town.net.latency(Duration::ZERO);
     town.healthy().await;
     let seen = visitors.end().await;
     // A client that meets a full queue tries the next introduction point; all were served in the end.

@@ -11,7 +11,7 @@ use rustbalance_gossip::record::Role;
 use crate::member::{Member, is_revoked};
 use crate::town::{Town, until};
 
-async fn evict(town: &Town, node: NodeId) {
+pub(crate) async fn evict(town: &Town, node: NodeId) {
     let prefix = node.to_string().trim_end_matches(".onion").parse().unwrap();
     let answer = town.named("alpha").call(Request::Evict { node: prefix }).await.unwrap();
     assert!(matches!(answer, Response::Done { .. }), "{answer:?}");

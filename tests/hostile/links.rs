@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use rustbalance::discovery::Discovery;
-use rustbalance::frame::{self, MAX};
+use rustbalance::frame;
 use rustbalance::keys::AuthoritySecret;
 use rustbalance::link::handshake::Purpose;
 use rustbalance_gossip::bytes::VarBytes;
@@ -13,7 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::member::{Frame, Member, first_message};
+use crate::hand::{Frame, nonsense, question};
+use crate::member::Member;
 use crate::town::{PATIENCE, Town, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -21,7 +22,7 @@ async fn a_flood_is_bounded_and_disturbs_nobody() {
     let town = Town::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
     let mallory = Member::join(&town, Role::Worker).await;
     let visitors = town.visitors();
-    let syn = Frame::Gossip(VarBytes(first_message(&mallory, &town).await)).bytes();
+    let syn = question(&mallory.store, town.daemons[0].id).await.bytes();
     let heavy = Frame::Gossip(VarBytes(vec![0x5a; 60_000])).bytes();
     let mut floods = JoinSet::new();
     for daemon in &town.daemons {
@@ -60,16 +61,11 @@ async fn oversized_and_truncated_frames_end_one_link() {
     let alpha = town.named("alpha");
     let links = async || alpha.status().await.unwrap().links.len();
     let before = links().await;
-    let framed = |length: u32, payload: &[u8]| [&length.to_be_bytes()[..], payload].concat();
-    let (too_long, absurd) = (framed(MAX as u32 + 1, &[1; 4096]), framed(u32::MAX, &[1; 4096]));
-    let (no_cbor, later) = (framed(4, &[1, 0xff, 0xff, 0xff]), framed(2, &[9, 0]));
-    let bomb = framed(11, &[1, 0x9a, 0xff, 0xff, 0xff, 0xff, 0x9a, 0xff, 0xff, 0xff, 0xff]);
-    let (truncated, nothing) = (framed(100, &[1; 50]), Vec::new());
-    for bytes in [&too_long, &absurd, &no_cbor, &later, &bomb, &truncated, &nothing] {
+    for bytes in nonsense() {
         // On a link, and before it is one. Left open: the other side must end it.
         for mut stream in [mallory.link(alpha.id, Purpose::Mesh).await.unwrap(), mallory.dial(alpha.id).await.unwrap()]
         {
-            let _ = stream.write_all(bytes).await;
+            let _ = stream.write_all(&bytes).await;
             let mut rest = Vec::new();
             let ended = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
             assert!(ended.is_ok(), "{} bytes are waited for without an end", bytes.len());
@@ -150,7 +146,7 @@ async fn a_member_that_never_reads_is_let_go() {
     let town = Town::start("[links]\nwrite_timeout = \"1s\"\n").await;
     let mallory = Member::join(&town, Role::Worker).await;
     let visitors = town.visitors();
-    let syn = Frame::Gossip(VarBytes(first_message(&mallory, &town).await)).bytes();
+    let syn = question(&mallory.store, town.daemons[0].id).await.bytes();
     let ping = Frame::Ping(1).bytes();
     let mut deaf = JoinSet::new();
     for daemon in &town.daemons {

@@ -4,9 +4,11 @@
 //! serves all the while, that nothing hostile is believed, and that `status` counts what was refused.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod away;
 mod clients;
 mod door;
 mod evicted;
+mod hand;
 mod links;
 mod member;
 mod records;

@@ -4,40 +4,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use rustbalance::discovery::{Discovery, Offer};
-use rustbalance::frame::{self, MAX_UNPROVEN};
-use rustbalance::link::handshake::{Dialler, HandshakeError, Purpose, Refusal};
-use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, Links, MemberSet};
+use rustbalance::discovery::Discovery;
+use rustbalance::link::handshake::{HandshakeError, Purpose, Refusal};
+use rustbalance::link::{LinkConfig, LinkLimits, Links, MemberSet};
 use rustbalance::store::Store;
 use rustbalance::tor::fake::FakeEngine;
 use rustbalance::tor::{BoxStream, Engine};
 use rustbalance_gossip::address::mesh_address;
-use rustbalance_gossip::bytes::VarBytes;
-use rustbalance_gossip::codec;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig, Update};
 use rustbalance_gossip::record::{NodeCard, RecordKind, Role};
 use rustbalance_gossip::signed::{Sign, Statement, Verified};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use crate::hand;
 use crate::town::{Town, until};
-
-/// What crosses an open link, as the protocol has it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Frame {
-    Ping(u64),
-    Pong(u64),
-    Gossip(VarBytes),
-    Discovery(Offer),
-}
-
-impl Frame {
-    /// As it stands in a frame.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        codec::encode(self).unwrap()
-    }
-}
 
 /// The member.
 pub(crate) struct Member {
@@ -81,19 +62,12 @@ impl Member {
 
     /// A stream to another's link port on which nothing has been said.
     pub(crate) async fn dial(&self, to: NodeId) -> Result<BoxStream> {
-        Ok(self.engine.dial(to.address(), LINK_PORT, Duration::from_secs(10)).await?)
+        hand::dial(&*self.engine, to).await
     }
 
     /// A stream on which it has proved who it is; an error if it is refused.
     pub(crate) async fn link(&self, to: NodeId, purpose: Purpose) -> Result<BoxStream> {
-        let mut stream = self.dial(to).await?;
-        let (membership, key) = (self.store.membership(), self.store.node_secret()?);
-        let dialler = Dialler { membership, key: &key, cluster: self.store.cluster(), dialled: to, purpose };
-        let challenge = frame::read(&mut stream, MAX_UNPROVEN).await?;
-        frame::write(&mut stream, &dialler.challenge(&challenge)?).await?;
-        let answer = frame::read(&mut stream, MAX_UNPROVEN).await?;
-        dialler.answer(&answer)?;
-        Ok(stream)
+        hand::link(&*self.engine, &self.store, to, purpose).await
     }
 
     /// Links to everybody, for so many voices.
@@ -206,17 +180,6 @@ fn share(carrier: Carrier, voices: usize) -> Vec<Carrier> {
         }
     });
     receivers.into_iter().map(|received| Carrier { send: Arc::clone(&send), received }).collect()
-}
-
-/// The first message that a mesh of this member would send.
-pub(crate) async fn first_message(member: &Member, town: &Town) -> Vec<u8> {
-    let (sender, mut sent) = mpsc::unbounded_channel();
-    let (_nobody, received) = mpsc::channel(1);
-    let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
-    let config =
-        MeshConfig { me: member.id(), cluster: town.master, generation: 1, interval: Duration::from_millis(100) };
-    let (_mesh, _updates) = Mesh::start(config, Carrier { send, received }, vec![town.daemons[0].id]).await.unwrap();
-    sent.recv().await.unwrap()
 }
 
 /// Whether a link was refused because the member is none any more.

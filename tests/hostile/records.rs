@@ -167,9 +167,8 @@ async fn absurd_terms_are_claimed_in_vain() {
     let voice = mallory.speak(&town, &mut mouth).await;
     let visitors = town.visitors();
     let (cluster, me) = (town.master, mallory.id());
-    let mut seq = 1 << 32;
-    for term in [u64::MAX, u64::MAX / 2, before.1 + (1 << 40), before.1 + (1 << 25)] {
-        seq += 1;
+    let terms = [u64::MAX, u64::MAX / 2, before.1 + (1 << 40), before.1 + (1 << 25)];
+    for (seq, term) in ((1 << 32) + 1..).zip(terms) {
         let lease = Lease { cluster, holder: me, seq, term, priority: 0, ttl_ms: u32::MAX };
         voice.say(RecordKind::Lease, &mallory.sign(lease));
         sleep(Duration::from_millis(700)).await;

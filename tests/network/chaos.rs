@@ -17,7 +17,7 @@ use rustbalance_testnet::chaos::{Bounds, Driver, Event, Report, Rules, Visitors}
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Network, Options};
 
-use crate::support::{BINARY, Eye, Story, Turn, agreed_publisher, check_held, session_keys};
+use crate::support::{BINARY, Eye, Story, Turn, agreed_publisher};
 use stage::Stage;
 use watch::Watch;
 
@@ -233,11 +233,11 @@ fn chaos(plan: &Plan) -> Result<Report> {
             let mut calm = None;
             loop {
                 let now = started.elapsed();
-                let events = watch.whole().into_iter().map(Event::Whole).chain([Event::Tick]);
+                let failed = stage.supervise().into_iter().map(Event::Failed);
+                let events = failed.chain(watch.whole().into_iter().map(Event::Whole)).chain([Event::Tick]);
                 for action in events.flat_map(|event| driver.handle(event, now)).collect::<Vec<_>>() {
                     stage.carry_out(action, deeds);
                 }
-                stage.supervise(&driver);
                 if now >= plan.chaos && calm.is_none() {
                     teller.tell(format_args!("the calm begins"));
                     calm = Some(Instant::now());
@@ -282,27 +282,31 @@ fn chaos(plan: &Plan) -> Result<Report> {
     Ok(report)
 }
 
-/// Waits until all is whole: one publisher, known to all; every point of every node on every directory. How long after
-/// the beginning of the calm that was, or what was missing.
+/// Waits until all is whole: one publisher, known to all, and every directory holding what it wants published, with points
+/// of every node. How long after the beginning of the calm that was, or what was missing.
 fn await_whole(nodes: &[Arc<Node>], onion: &str, eye: &Eye, calm: Instant) -> Result<Duration, String> {
     let check = || {
-        agreed_publisher(nodes)?;
-        let mut all = BTreeSet::new();
+        let (publisher, _) = agreed_publisher(nodes)?;
+        let mut wanted = BTreeSet::new();
         for node in nodes {
             let status = node.status()?;
             ensure!(status.phase == "healthy", "{} is {}", node.name(), status.phase);
             ensure!(status.alive().len() == nodes.len(), "{} does not know all to live", node.name());
-            let own = session_keys(node)?;
-            ensure!(!own.is_empty(), "{} has no points", node.name());
-            all.insert(own);
+            ensure!(status.published_of(&status.node) > 0, "{} does not know itself to be published", node.name());
+            if status.node == publisher {
+                for other in &status.members {
+                    ensure!(status.published_of(&other.node) > 0, "{} is not published", other.node);
+                }
+                let points = status.publication.into_iter().flat_map(|publication| publication.intro_points);
+                wanted = points.map(|point| point.session_key).collect();
+            }
         }
         let held = eye.look(onion)?;
-        check_held(&held, &all.iter().cloned().collect::<Vec<_>>(), &BTreeSet::new())?;
-        // All of them, and no others.
-        let all: BTreeSet<String> = all.into_iter().flatten().collect();
+        ensure!(!held.is_empty(), "no directory is responsible");
         for one in &held {
-            let keys = one.keys();
-            ensure!(keys == all, "{} holds {} points, not {}", one.directory.relay, keys.len(), all.len());
+            let (relay, keys) = (one.directory.relay, one.keys());
+            let period = one.period.number;
+            ensure!(keys == wanted, "{relay} in period {period} holds {} points, not {}", keys.len(), wanted.len());
         }
         Ok(())
     };

@@ -81,7 +81,7 @@ impl Drop for ArtiStage<'_> {
 }
 
 /// Asks a C tor client for a connection (RFC 1928, no authentication, by name).
-async fn socks_connect(socks: SocketAddr, to: OnionAddress, port: u16) -> io::Result<TcpStream> {
+pub(crate) async fn socks_connect(socks: SocketAddr, to: OnionAddress, port: u16) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(socks).await?;
     stream.write_all(&[5, 1, 0]).await?;
     stream.read_exact(&mut [0; 2]).await?;

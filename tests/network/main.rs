@@ -5,6 +5,7 @@
 //! A failed one leaves the daemons' logs in `network-failures` in cargo's target folder.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
+mod carrier;
 mod changes_of_time_period;
 mod chaos;
 mod damage;
@@ -14,6 +15,9 @@ mod disks;
 mod engine;
 mod eviction;
 mod freezing;
+#[path = "../hostile/hand.rs"]
+mod hand;
+mod hostile;
 mod joining;
 mod needles;
 mod secrets;

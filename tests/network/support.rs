@@ -279,16 +279,10 @@ pub(crate) fn check_directories(
     gone: &BTreeSet<String>,
 ) -> Result<Vec<Held>> {
     let held = look(master)?;
-    check_held(&held, there, gone)?;
-    Ok(held)
-}
-
-/// The same of what has been looked at.
-pub(crate) fn check_held(held: &[Held], there: &[BTreeSet<String>], gone: &BTreeSet<String>) -> Result<()> {
     if held.is_empty() {
         bail!("no directory is responsible");
     }
-    for one in held {
+    for one in &held {
         let keys = one.keys();
         let place = format!("{} in period {}", one.directory.relay, one.period.number);
         if one.content.is_none() {
@@ -301,7 +295,7 @@ pub(crate) fn check_held(held: &[Held], there: &[BTreeSet<String>], gone: &BTree
             bail!("{place} holds no point of node {missed}");
         }
     }
-    Ok(())
+    Ok(held)
 }
 
 /// The middle one of several durations.

@@ -4,11 +4,12 @@
 //! good, and every later call answers [`TorError::Stopped`], when it is shut down or when it cannot recover by itself:
 //! Arti's vanguard manager ends for good if it meets an expired directory, and no circuit can be built from then on.
 //! There is no way to ask it, so two signs are taken for it: the directory had expired and is back, or many circuits
-//! in a row have failed for want of a vanguard. Whoever supervises the engine then starts another.
+//! in a row have failed for want of a vanguard. And the task that updates the directory ends for good if it cannot write
+//! to disk; the sign of that is a directory long out of date. Whoever supervises the engine then starts another.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arti_client::config::TorClientConfig;
 use arti_client::status::{BlockageKind, BootstrapStatus};
@@ -39,6 +40,10 @@ const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 
 /// How often the directory is looked at without an event.
 const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
+
+/// How much longer than it is valid the network's directory may stay without a new one: at least, and as a part of the time
+/// between its beginning and its end. With a directory of three hours that is 45 minutes.
+const LATE: (Duration, u32) = (Duration::from_secs(120), 4);
 
 /// So many failures for want of a vanguard in a row, over at least this time, mean that none will come.
 const NO_VANGUARD: (u32, Duration) = (10, Duration::from_secs(120));
@@ -230,6 +235,7 @@ async fn watch_client(
     let mut events = netdir.events();
     let mut check = interval(DIRECTORY_CHECK);
     let mut expired = false;
+    let mut lateness = Lateness::default();
     loop {
         tokio::select! {
             Some(status) = progress.next() => tell(status),
@@ -241,6 +247,33 @@ async fn watch_client(
             Ok(_) => {}
             Err(_) => expired = true,
         }
+        // With an old one a publisher puts descriptors where nobody looks.
+        if let Ok(directory) = netdir.netdir(Timeliness::Unchecked) {
+            let lifetime = directory.lifetime();
+            if lateness.is_too_much(lifetime.valid_after(), lifetime.valid_until(), SystemTime::now(), Instant::now()) {
+                return shared.fail("the network's directory is not updated any more");
+            }
+        }
+    }
+}
+
+/// For how long the network's directory has been out of date.
+#[derive(Debug, Default)]
+struct Lateness {
+    since: Option<Instant>,
+}
+
+impl Lateness {
+    /// Looks at the directory in use; whether it has been out of date for too long. That is measured by the monotonic clock:
+    /// one that was set is no reason to give up.
+    fn is_too_much(&mut self, from: SystemTime, until: SystemTime, now: SystemTime, mono: Instant) -> bool {
+        if now <= until {
+            self.since = None;
+            return false;
+        }
+        let (least, part) = LATE;
+        let lifetime = until.duration_since(from).unwrap_or_default();
+        mono.duration_since(*self.since.get_or_insert(mono)) >= least.max(lifetime / part)
     }
 }
 
@@ -357,6 +390,26 @@ mod tests {
         let same = configure(&config("")).unwrap();
         assert!(ours == same);
         assert!(configure(&config("[vanguards]\nmode = \"full\"\n")).unwrap() != same);
+    }
+
+    #[test]
+    fn a_directory_may_be_late_for_a_while_but_not_for_ever() {
+        let (from, start) = (SystemTime::UNIX_EPOCH, Instant::now());
+        let until = from + Duration::from_secs(3 * 3600);
+        let mut lateness = Lateness::default();
+        let mut look = |now: u64, until: SystemTime| {
+            let now = Duration::from_secs(now);
+            lateness.is_too_much(from, until, from + now, start + now)
+        };
+        assert!(!look(3 * 3600, until));
+        assert!(!look(3 * 3600 + 1, until));
+        assert!(!look(3 * 3600 + 2600, until));
+        assert!(look(3 * 3600 + 2702, until));
+        // A new one came, and gets late in turn.
+        let until = until + Duration::from_secs(3600);
+        assert!(!look(3 * 3600 + 2703, until));
+        assert!(!look(4 * 3600 + 1, until));
+        assert!(look(4 * 3600 + 3700, until));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustbalance_testnet::chaos::{Action, Driver, Fault, Report};
+use rustbalance_testnet::chaos::{Action, Fault, Report};
 use rustbalance_testnet::cluster::Node;
 use rustbalance_testnet::{Network, Relay};
 
@@ -17,6 +17,9 @@ use super::watch::Watch;
 const END_LIMIT: Duration = Duration::from_secs(30);
 /// After how long a daemon that ended by itself is run again: `RestartSec=` of the service file.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
+
+/// A daemon that ends says why in so many of its last lines: the goodbye comes after.
+const LAST_LINES: usize = 300;
 
 /// What is being done to a node's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub(super) struct Stage<'a> {
 
 struct State {
     processes: Vec<Process>,
+    /// Whether the disk has been full since the process was started.
+    disk_was_full: Vec<bool>,
     counts: BTreeMap<&'static str, usize>,
     starts: usize,
     ended: Vec<String>,
@@ -51,8 +56,10 @@ impl<'a> Stage<'a> {
     pub(super) fn new(network: &'a Network, nodes: &'a [Arc<Node>], watch: &'a Watch<'a>, teller: &'a Teller) -> Self {
         let (authorities, relays) = network.relays().iter().partition(|relay| relay.dir_port.is_some());
         let processes = vec![Process::Up; nodes.len()];
+        let disk_was_full = vec![false; nodes.len()];
         let (counts, ended) = (BTreeMap::new(), Vec::new());
-        let state = Mutex::new(State { processes, counts, starts: nodes.len(), ended, ended_for_disk: 0 });
+        let state = State { processes, disk_was_full, counts, starts: nodes.len(), ended, ended_for_disk: 0 };
+        let state = Mutex::new(state);
         Self { nodes, relays: [relays, authorities], watch, teller, state }
     }
 
@@ -95,7 +102,7 @@ impl<'a> Stage<'a> {
             Fault::Restart => self.down(index).and_then(|()| node.term()),
             Fault::Freeze => node.stop(),
             Fault::Cut => node.set_cut(true),
-            Fault::FullDisk => node.set_disk_full(true),
+            Fault::FullDisk => self.fill_disk(index),
         };
         // It may have ended by itself a moment ago, which the supervision notices.
         if let Err(error) = done {
@@ -124,12 +131,18 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    fn fill_disk(&self, index: usize) -> Result<()> {
+        self.lock().disk_was_full[index] = true;
+        self.nodes[index].set_disk_full(true)
+    }
+
     /// Runs a node again; while nothing runs, its state is looked at.
     fn up(&self, index: usize) -> Result<()> {
         self.watch.check_store(index);
         self.nodes[index].run()?;
         let mut state = self.lock();
         state.processes[index] = Process::Up;
+        state.disk_was_full[index] = false;
         state.starts += 1;
         Ok(())
     }
@@ -147,31 +160,42 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Looks whether daemons have ended by themselves.
-    pub(super) fn supervise(&self, driver: &Driver) {
+    /// Looks whether daemons have ended by themselves, and runs them again. Those that have.
+    pub(super) fn supervise(&self) -> Vec<usize> {
+        let mut failed = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
             let process = self.lock().processes[index];
             match process {
                 Process::Up if !node.is_running() && node.ended().is_some() => {
-                    let said = node.last_words();
-                    let for_disk = driver.fault(index) == Some(Fault::FullDisk) && said.contains("No space left");
-                    self.teller.tell(format_args!("{} has ended by itself ({:?}): {said}", node.name(), node.ended()));
-                    let mut state = self.lock();
-                    if for_disk {
-                        state.ended_for_disk += 1;
-                    } else {
-                        state.ended.push(format!("{} ({:?}): {said}", node.name(), node.ended().flatten()));
-                    }
-                    state.processes[index] = Process::Ended(Instant::now() + RESTART_PAUSE);
+                    self.note_end(index);
+                    failed.push(index);
                 }
                 Process::Ended(until) if Instant::now() >= until => {
                     if let Err(error) = self.up(index) {
                         self.teller.tell(format_args!("{} cannot be run again: {error:#}", node.name()));
                     }
+                    self.watch.relieve(index);
                 }
                 _ => {}
             }
         }
+        failed
+    }
+
+    /// A daemon has ended by itself: that of a node whose disk was full may, if it says why.
+    fn note_end(&self, index: usize) {
+        let node = &self.nodes[index];
+        let (code, said) = (node.ended().flatten(), node.last_words());
+        self.teller.tell(format_args!("{} has ended by itself ({code:?}): {said}", node.name()));
+        let mut state = self.lock();
+        let says_why = ["no space left", "No space left"].iter().any(|why| said.contains(why))
+            || node.log().lines().rev().take(LAST_LINES).any(|line| line.contains("directory is not updated any more"));
+        if code == Some(1) && state.disk_was_full[index] && says_why {
+            state.ended_for_disk += 1;
+        } else {
+            state.ended.push(format!("{} ({code:?}): {said}", node.name()));
+        }
+        state.processes[index] = Process::Ended(Instant::now() + RESTART_PAUSE);
     }
 
     fn kill_relay(&self, relay: &Relay, what: &'static str) {

@@ -44,9 +44,9 @@ impl Fault {
         }
     }
 
-    /// Whether the node's process ends by it.
+    /// Whether the node's process ends by it, or may: Arti does not get over every write that failed.
     fn ends_process(self) -> bool {
-        matches!(self, Self::Kill | Self::Restart)
+        matches!(self, Self::Kill | Self::Restart | Self::FullDisk)
     }
 
     /// Whether nobody is told: connections stay, nothing answers.
@@ -95,6 +95,8 @@ pub enum Event {
     Tick,
     /// A node has been seen to be whole.
     Whole(usize),
+    /// A node has failed without the driver's doing.
+    Failed(usize),
 }
 
 /// What is to be done.
@@ -173,10 +175,18 @@ impl Driver {
 
     /// Takes in what happened by `now`, and says what is to be done.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
-        if let Event::Whole(node) = event
-            && let Some(condition @ Condition::Recovering) = self.nodes.get_mut(node)
-        {
-            *condition = Condition::Whole { since: now };
+        match event {
+            Event::Tick => {}
+            Event::Whole(node) => {
+                if let Some(condition @ Condition::Recovering) = self.nodes.get_mut(node) {
+                    *condition = Condition::Whole { since: now };
+                }
+            }
+            Event::Failed(node) => {
+                if let Some(condition @ Condition::Whole { .. }) = self.nodes.get_mut(node) {
+                    *condition = Condition::Recovering;
+                }
+            }
         }
         let calm = now >= self.rules.calm;
         let mut actions = self.ends(now, calm);

@@ -373,7 +373,7 @@ mod tests {
         let sample = |at: u64| Sample {
             at: Duration::from_secs(at),
             node: "alpha".into(),
-            vitals: Vitals { pid: 1, rss_kib: rss_kib(at), files: 30, threads: 4 },
+            vitals: Vitals { pid: 1, rss_kib: rss_kib(at), files: 30, threads: 4, cpu_ms: 0 },
         };
         Report { samples: (0..seconds).step_by(10).map(sample).collect(), ..good() }
     }

@@ -15,7 +15,7 @@ use crate::client::{Client, Warmth};
 use crate::network::Network;
 
 /// How long a person looks at an empty page before trying again.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two visits of one visitor.
 const PAUSE: Duration = Duration::from_millis(1500);
 /// How long a newcomer tries.

@@ -1,6 +1,8 @@
 //! What `rustbalance status --json` says: the part of it that tests and the demo look at, told apart from the product's own
 //! types so that a change of the one is noticed by the other.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 /// The state of a node and its picture of the cluster.
@@ -28,6 +30,8 @@ pub struct Status {
     pub links: Vec<Link>,
     /// The invitations that the node knows.
     pub invitations: Vec<Invitation>,
+    /// What the node has refused since its start, by name.
+    pub refused: BTreeMap<String, u64>,
     /// How often the discovery key has been changed.
     pub discovery_generation: u32,
 }
@@ -113,6 +117,10 @@ pub struct Published {
 pub struct Link {
     /// The other's address.
     pub peer: String,
+    /// Frames read.
+    pub frames_in: u64,
+    /// Frames written.
+    pub frames_out: u64,
 }
 
 /// An invitation.

@@ -15,6 +15,8 @@ pub struct Vitals {
     pub files: usize,
     /// Threads.
     pub threads: u64,
+    /// Time on a processor since its start, in milliseconds.
+    pub cpu_ms: u64,
 }
 
 impl Vitals {
@@ -26,6 +28,27 @@ impl Vitals {
             rest.split_whitespace().next()?.parse().ok()
         };
         let files = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-        Some(Self { pid, rss_kib: number("VmRSS:")?, files, threads: number("Threads:")? })
+        let cpu_ms = cpu_ms(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+        Some(Self { pid, rss_kib: number("VmRSS:")?, files, threads: number("Threads:")?, cpu_ms })
+    }
+}
+
+/// User and system time of a line of `/proc/PID/stat` (proc(5): fields 14 and 15, in hundredths of a second on Linux).
+fn cpu_ms(stat: &str) -> Option<u64> {
+    // The name, in brackets, may hold anything.
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some((ticks()? + ticks()?) * 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_on_a_processor_is_read_whatever_the_name() {
+        let line = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 9 1 1 1";
+        assert_eq!(cpu_ms(line), Some(3000));
+        assert_eq!(cpu_ms("7 (cut"), None);
     }
 }

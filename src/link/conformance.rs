@@ -1,0 +1,225 @@
+//! Links put to the suite that every carrier of the mesh must pass: in memory from here; over Tor from the network tests,
+//! which include this file.
+//!
+//! [`Linked`] is the suite's network, on engines that a [`Ground`] gives. [`launch`] is one node's links with its own onion
+//! service, as the daemon has them; [`World`] the keys of a small cluster.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustbalance::discovery::Discovery;
+use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
+use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet};
+use rustbalance::tor::{Engine, Incoming, Listening, OwnService};
+use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::mesh::Carrier;
+use rustbalance_gossip::mesh::conformance::Network;
+use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, Role};
+use rustbalance_gossip::signed::Verified;
+use tokio::sync::{mpsc, watch};
+
+/// A cluster's keys. Node ids rise with their numbers.
+pub(crate) struct World {
+    pub(crate) master: MasterSecret,
+    pub(crate) authority: AuthoritySecret,
+    /// Opens the nodes' services.
+    pub(crate) discovery: DiscoverySecret,
+    pub(crate) keys: Vec<NodeSecret>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let mut rng = rand::rng();
+        let mut keys: Vec<_> = (0..6).map(|_| NodeSecret::generate(&mut rng)).collect();
+        keys.sort_by_key(NodeSecret::node_id);
+        Self {
+            master: MasterSecret::generate(&mut rng),
+            authority: AuthoritySecret::generate(&mut rng),
+            discovery: DiscoverySecret::generate(&mut rng),
+            keys,
+        }
+    }
+
+    pub(crate) fn cluster(&self) -> MasterId {
+        self.master.master_id()
+    }
+
+    pub(crate) fn key(&self, i: usize) -> NodeSecret {
+        self.keys[i].duplicate()
+    }
+
+    pub(crate) fn node(&self, i: usize) -> NodeId {
+        self.keys[i].node_id()
+    }
+
+    pub(crate) fn member(&self, i: usize) -> Member {
+        self.member_of(i, self.cluster())
+    }
+
+    /// A certificate for whatever cluster.
+    pub(crate) fn member_of(&self, i: usize, cluster: MasterId) -> Member {
+        let authority = AuthorityCertificate { cluster, authority: self.authority.authority_id(), issued: 7 };
+        let certificate = MemberCertificate {
+            cluster,
+            node: self.node(i),
+            role: Role::Worker,
+            issued: 7,
+            expires: 4_000_000_000,
+            invitation: None,
+        };
+        Member {
+            authority: Verified::sign(authority, &self.master).unwrap(),
+            certificate: Verified::sign(certificate, &self.authority).unwrap(),
+        }
+    }
+
+    pub(crate) fn set(&self, members: impl IntoIterator<Item = usize>) -> MemberSet {
+        MemberSet { members: members.into_iter().map(|i| self.node(i)).collect(), revoked: BTreeMap::new() }
+    }
+}
+
+/// One node's links.
+pub(crate) struct Launched {
+    pub(crate) links: Arc<Links>,
+    pub(crate) outputs: LinkOutputs,
+    pub(crate) set: watch::Sender<MemberSet>,
+    pub(crate) newest: watch::Sender<Option<Arc<Discovery>>>,
+    pub(crate) service: Box<dyn Listening>,
+}
+
+/// Starts the links of node `i`, and its own onion service.
+pub(crate) async fn launch(
+    world: &World,
+    engine: Arc<dyn Engine>,
+    i: usize,
+    set: MemberSet,
+    limits: LinkLimits,
+) -> Launched {
+    for other in &world.keys {
+        engine.trust_discovery(other.node_id(), &[&world.discovery]).unwrap();
+    }
+    let (set, members) = watch::channel(set);
+    let (newest, discovery) = watch::channel(None);
+    let config = LinkConfig {
+        engine: Arc::clone(&engine),
+        identity: world.key(i),
+        membership: world.member(i),
+        cluster: world.cluster(),
+        discovery,
+        limits,
+    };
+    let (links, outputs) = Links::start(config, members);
+    let links = Arc::new(links);
+    let (streams, mut incoming) = mpsc::channel(16);
+    let service = OwnService {
+        identity: world.key(i),
+        discovery: vec![world.discovery.public()],
+        ports: vec![LINK_PORT],
+        refused: Arc::default(),
+    };
+    let service = engine.listen(service, streams).await.unwrap();
+    let listening = Arc::downgrade(&links);
+    tokio::spawn(async move {
+        while let Some(Incoming { request, .. }) = incoming.recv().await {
+            let Some(links) = listening.upgrade() else { break };
+            if let Ok(stream) = request.accept().await {
+                links.accept(stream);
+            }
+        }
+    });
+    Launched { links, outputs, set, newest, service }
+}
+
+/// Where links are put to the suite.
+#[async_trait]
+pub(crate) trait Ground: Send + Sync {
+    /// The engine of the node with this number: the same one whenever it is asked for.
+    async fn engine(&self, number: usize) -> Arc<dyn Engine>;
+    /// Lets nothing pass between these nodes and the others; false if that cannot be done here.
+    fn part(&self, side: &[usize], others: &[usize]) -> bool;
+    /// Ends that.
+    fn heal(&self);
+    /// Bounds that suit it.
+    fn limits(&self) -> LinkLimits;
+    /// See [`Network::patience`].
+    fn patience(&self) -> Duration;
+    /// See [`Network::interval`].
+    fn interval(&self) -> Duration;
+}
+
+/// Nodes connected by links.
+pub(crate) struct Linked<'g, G> {
+    ground: &'g G,
+    world: World,
+    count: usize,
+    running: BTreeMap<usize, Running>,
+}
+
+/// What keeps a node's links alive.
+struct Running {
+    _links: Arc<Links>,
+    _set: watch::Sender<MemberSet>,
+    _newest: watch::Sender<Option<Arc<Discovery>>>,
+    _service: Box<dyn Listening>,
+}
+
+impl<'g, G: Ground> Linked<'g, G> {
+    pub(crate) fn new(ground: &'g G) -> Self {
+        Self { ground, world: World::new(), count: 0, running: BTreeMap::new() }
+    }
+
+    async fn launch(&mut self, number: usize) -> Carrier {
+        let engine = self.ground.engine(number).await;
+        let set = self.world.set(0..self.count);
+        let Launched { links, outputs, set, newest, service } =
+            launch(&self.world, engine, number, set, self.ground.limits()).await;
+        let running = Running { _links: links, _set: set, _newest: newest, _service: service };
+        self.running.insert(number, running);
+        outputs.carrier
+    }
+
+    fn number(&self, node: NodeId) -> usize {
+        self.world.keys.iter().position(|key| key.node_id() == node).unwrap()
+    }
+}
+
+#[async_trait]
+impl<G: Ground> Network for Linked<'_, G> {
+    async fn start(&mut self, count: usize) -> Vec<(NodeId, Carrier)> {
+        self.count = count;
+        let mut carriers = Vec::new();
+        for number in 0..count {
+            carriers.push((self.world.node(number), self.launch(number).await));
+        }
+        carriers
+    }
+
+    async fn kill(&mut self, node: NodeId) {
+        self.running.remove(&self.number(node));
+    }
+
+    async fn restart(&mut self, node: NodeId) -> Carrier {
+        self.launch(self.number(node)).await
+    }
+
+    async fn part(&mut self, side: &BTreeSet<NodeId>) -> bool {
+        let (side, others): (Vec<_>, Vec<_>) =
+            (0..self.count).partition(|number| side.contains(&self.world.node(*number)));
+        self.ground.part(&side, &others)
+    }
+
+    async fn heal(&mut self) {
+        self.ground.heal();
+    }
+
+    fn patience(&self) -> Duration {
+        self.ground.patience()
+    }
+
+    fn interval(&self) -> Duration {
+        self.ground.interval()
+    }
+}

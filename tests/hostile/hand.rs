@@ -1,0 +1,80 @@
+//! What a hostile member does with its keys, over whatever engine: raw streams, proofs, frames.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use rustbalance::discovery::Offer;
+use rustbalance::frame::{self, MAX, MAX_UNPROVEN};
+use rustbalance::link::LINK_PORT;
+use rustbalance::link::handshake::{Dialler, Purpose};
+use rustbalance::store::Store;
+use rustbalance::tor::{BoxStream, Engine};
+use rustbalance_gossip::bytes::VarBytes;
+use rustbalance_gossip::codec;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+/// How long reaching another may take.
+const DIAL: Duration = Duration::from_secs(60);
+
+/// What crosses an open link, as the protocol has it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Frame {
+    Ping(u64),
+    Pong(u64),
+    Gossip(VarBytes),
+    Discovery(Offer),
+}
+
+impl Frame {
+    /// As it stands in a frame.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        codec::encode(self).unwrap()
+    }
+}
+
+/// A stream to a member's link port on which nothing has been said.
+pub(crate) async fn dial(engine: &dyn Engine, to: NodeId) -> Result<BoxStream> {
+    Ok(engine.dial(to.address(), LINK_PORT, DIAL).await?)
+}
+
+/// A stream on which the member of `store` has proved who it is; an error if it is refused.
+pub(crate) async fn link(engine: &dyn Engine, store: &Store, to: NodeId, purpose: Purpose) -> Result<BoxStream> {
+    let mut stream = dial(engine, to).await?;
+    let (membership, key) = (store.membership(), store.node_secret()?);
+    let dialler = Dialler { membership, key: &key, cluster: store.cluster(), dialled: to, purpose };
+    let challenge = frame::read(&mut stream, MAX_UNPROVEN).await?;
+    frame::write(&mut stream, &dialler.challenge(&challenge)?).await?;
+    let answer = frame::read(&mut stream, MAX_UNPROVEN).await?;
+    dialler.answer(&answer)?;
+    Ok(stream)
+}
+
+/// The first message that a mesh of this member would send: it asks for all there is.
+pub(crate) async fn question(store: &Store, to: NodeId) -> Frame {
+    let (sender, mut sent) = mpsc::unbounded_channel();
+    let (_nobody, received) = mpsc::channel(1);
+    let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
+    let (me, cluster) = (store.node_id(), store.cluster());
+    let config = MeshConfig { me, cluster, generation: 1, interval: Duration::from_millis(100) };
+    let (_mesh, _updates) = Mesh::start(config, Carrier { send, received }, vec![to]).await.unwrap();
+    Frame::Gossip(VarBytes(sent.recv().await.unwrap()))
+}
+
+/// Bytes that no member sends: too long, unreadable, of another version, and frames that never end.
+pub(crate) fn nonsense() -> Vec<Vec<u8>> {
+    let framed = |length: u32, payload: &[u8]| [&length.to_be_bytes()[..], payload].concat();
+    vec![
+        framed(MAX as u32 + 1, &[1; 4096]),
+        framed(u32::MAX, &[1; 4096]),
+        framed(4, &[1, 0xff, 0xff, 0xff]),
+        framed(2, &[9, 0]),
+        // An array of 2^32 - 1 arrays.
+        framed(11, &[1, 0x9a, 0xff, 0xff, 0xff, 0xff, 0x9a, 0xff, 0xff, 0xff, 0xff]),
+        framed(100, &[1; 50]),
+        Vec::new(),
+    ]
+}

@@ -1,0 +1,58 @@
+//! Links over Tor do what every carrier of the mesh must.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use conformance::{Ground, Linked};
+use rustbalance::link::LinkLimits;
+use rustbalance::tor::Engine;
+use rustbalance_gossip::mesh::conformance::check_all;
+
+use crate::support::{Arti, Story, Turn};
+
+#[path = "../../src/link/conformance.rs"]
+mod conformance;
+
+/// Tor clients, one a node. The network cannot be parted between them.
+struct Tor {
+    clients: Vec<Arti>,
+}
+
+#[async_trait]
+impl Ground for Tor {
+    async fn engine(&self, number: usize) -> Arc<dyn Engine> {
+        Arc::clone(&self.clients[number].engine) as Arc<dyn Engine>
+    }
+
+    fn part(&self, _side: &[usize], _others: &[usize]) -> bool {
+        false
+    }
+
+    fn heal(&self) {}
+
+    fn limits(&self) -> LinkLimits {
+        // Whoever was killed is dialled again soon: nobody waits here as long as an operator would.
+        LinkLimits { pause: (Duration::from_millis(500), Duration::from_secs(5)), ..LinkLimits::default() }
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(120)
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(500)
+    }
+}
+
+#[test]
+fn links_over_tor_are_a_carrier_of_the_mesh() {
+    let _turn = Turn::take();
+    let mut story = Story::new("carrier");
+    let clients = (0..5).map(|number| Arti::start(&format!("carrier-{number}")).unwrap()).collect();
+    let ground = Tor { clients };
+    story.tell(format_args!("five Tor clients are ready"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(check_all(|| Linked::new(&ground)));
+    story.tell(format_args!("done"));
+}

@@ -1,0 +1,246 @@
+//! A member and clients that misbehave over real Tor, while stock clients come: what memory alone cannot show, because it
+//! depends on Tor's windows, circuits and rendezvous. (Who was evicted and comes back: see `eviction`.)
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustbalance::config::FILE_NAME;
+use rustbalance::frame;
+use rustbalance::link::handshake::Purpose;
+use rustbalance::store::Store;
+use rustbalance_gossip::bytes::VarBytes;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_testnet::cluster::{Cluster, Node};
+use rustbalance_testnet::{Client, Warmth};
+use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::engine::socks_connect;
+use crate::hand::{Frame, link, nonsense, question};
+use crate::support::{Arti, Nodes, Story, network, scenario};
+
+/// Bounds that an attack from this machine reaches within seconds, in place of the defaults.
+const STRICT: [(&str, &str); 2] = [
+    ("[limits]\n", "stall_timeout = \"5s\"\npending_rendezvous = 3\nintroduction_queue = 2\n"),
+    ("[links]\n", "write_timeout = \"5s\"\nbytes_per_second = 65536\nbytes_burst = 524288\n"),
+];
+/// How long anything that must happen may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Streams that one client opens and never reads.
+const DEAF: usize = 8;
+/// Rendezvous that one client asks for at once.
+const CROWD: usize = 25;
+/// How long such a client waits before it goes away.
+const CROWDED: Duration = Duration::from_secs(20);
+
+#[test]
+fn hostile_members_and_clients_keep_nobody_out() {
+    scenario("hostile", &["alpha"], |story, cluster, nodes| {
+        let alpha = nodes.named("alpha")?.clone();
+        let beta = strict(cluster, &alpha, "beta", "publisher")?;
+        let gamma = strict(cluster, &alpha, "gamma", "worker")?;
+        let joined = cluster.join("mallory", &alpha.invite("worker", 1, "1h")?)?;
+        let nodes = &Nodes(vec![alpha, beta, gamma]);
+        cluster.await_served(&nodes.0)?;
+        let mallory = Mallory::of(&joined, nodes)?;
+        story.tell(format_args!("three nodes are published, and a fourth member is hostile"));
+        mallory.floods(story, cluster, nodes)?;
+        mallory.sends_nonsense(story, cluster, nodes)?;
+        mallory.never_reads(story, cluster, nodes)?;
+        clients_never_read(story, cluster, nodes)?;
+        clients_come_in_crowds(story, cluster, nodes)?;
+        cluster.await_served(&nodes.0)
+    });
+}
+
+/// Has a node join, and runs it with the strict bounds.
+fn strict(cluster: &Cluster<'_>, host: &Node, name: &str, role: &str) -> Result<Arc<Node>> {
+    let node = cluster.join(name, &host.invite(role, 1, "1h")?)?;
+    let path = node.state().join(FILE_NAME);
+    let mut text = std::fs::read_to_string(&path)?;
+    for (table, keys) in STRICT {
+        ensure!(text.contains(table), "the first configuration has no {table}");
+        text = text.replace(table, &format!("{table}{keys}"));
+    }
+    std::fs::write(&path, text)?;
+    node.run()?;
+    Ok(node)
+}
+
+/// How often something was refused, over all nodes.
+fn refused(nodes: &Nodes, name: &str) -> Result<u64> {
+    let mut sum = 0;
+    for node in &nodes.0 {
+        sum += node.status()?.refused.get(name).copied().unwrap_or(0);
+    }
+    Ok(sum)
+}
+
+/// Stock clients are served, everybody lives and believes so, and somebody counts what is refused: all while it goes on.
+fn undisturbed(cluster: &Cluster<'_>, nodes: &Nodes, counted: &str) -> Result<u64> {
+    let mut served = BTreeMap::new();
+    for _ in 0..3 {
+        // A client that meets a node which is busy with others is to try again, as a person would.
+        let name = cluster.wait_until("a stock client is served", PATIENCE, || Ok(cluster.fetch()?.0))?;
+        *served.entry(name).or_insert(0) += 1;
+    }
+    let count = cluster.wait_until("what is refused is counted", PATIENCE, || {
+        let count = refused(nodes, counted)?;
+        ensure!(count > 0, "no {counted} is");
+        Ok(count)
+    })?;
+    for node in &nodes.0 {
+        ensure!(node.is_running(), "{} has ended", node.name());
+        let alive = node.status()?.alive().len();
+        ensure!(alive == nodes.0.len(), "{} believes {alive} alive", node.name());
+    }
+    Ok(count)
+}
+
+/// A member with its keys, and a Tor client of its own.
+struct Mallory {
+    arti: Arti,
+    store: Arc<Store>,
+    /// By name.
+    others: BTreeMap<String, NodeId>,
+}
+
+impl Mallory {
+    fn of(joined: &Node, nodes: &Nodes) -> Result<Self> {
+        let store = Store::open(&joined.state())?;
+        let arti = Arti::start("mallory")?;
+        let mut others = BTreeMap::new();
+        for node in &nodes.0 {
+            let id: NodeId = node.status()?.node.parse()?;
+            rustbalance::tor::Engine::trust_discovery(&*arti.engine, id, &store.discovery()?.secrets())?;
+            others.insert(node.name().to_owned(), id);
+        }
+        Ok(Self { arti, store: Arc::new(store), others })
+    }
+
+    /// Runs an attack on a link to a node until it ends or is dropped.
+    fn attack<F: Future<Output = Result<()>> + Send + 'static>(
+        &self,
+        name: &str,
+        with: impl FnOnce(rustbalance::tor::BoxStream, Vec<u8>) -> F + Send + 'static,
+    ) -> Result<JoinHandle<Result<()>>> {
+        let to = *self.others.get(name).context("no such node")?;
+        let (engine, store) = (Arc::clone(&self.arti.engine), Arc::clone(&self.store));
+        Ok(self.arti.runtime.spawn(async move {
+            let question = question(&store, to).await.bytes();
+            let stream = link(&*engine, &store, to, Purpose::Mesh).await?;
+            with(stream, question).await
+        }))
+    }
+
+    fn floods(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+        let floods = ["alpha", "gamma"].map(|name| {
+            self.attack(name, |stream, question| async move {
+                let heavy = Frame::Gossip(VarBytes(vec![0x5a; 60_000])).bytes();
+                let (mut reader, mut writer) = tokio::io::split(stream);
+                let reading = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+                while frame::write(&mut writer, &heavy).await.is_ok()
+                    && frame::write(&mut writer, &question).await.is_ok()
+                {}
+                reading.abort();
+                Ok(())
+            })
+        });
+        let count = undisturbed(cluster, nodes, "link_flood")?;
+        for flood in floods {
+            flood?.abort();
+        }
+        story.tell(format_args!("a flood on two links: {count} messages refused, nobody disturbed"));
+        Ok(())
+    }
+
+    fn sends_nonsense(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+        // Without those that never end: these end by the silence, which memory shows sooner.
+        for bytes in nonsense().into_iter().take(5) {
+            let sent = self.attack("beta", |mut stream, _| async move {
+                tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes).await?;
+                tokio::io::AsyncWriteExt::flush(&mut stream).await?;
+                let mut rest = Vec::new();
+                // The other side closes, perhaps with an error.
+                let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.context("it is waited for")?;
+                Ok(())
+            })?;
+            self.arti.runtime.block_on(sent)??;
+        }
+        let count = undisturbed(cluster, nodes, "link_nonsense")?;
+        story.tell(format_args!("oversized and unreadable frames: {count} links ended, nobody disturbed"));
+        Ok(())
+    }
+
+    fn never_reads(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+        let deaf = self.attack("gamma", |mut stream, question| async move {
+            let ping = Frame::Ping(1).bytes();
+            while frame::write(&mut stream, &ping).await.is_ok() && frame::write(&mut stream, &question).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Ok(())
+        })?;
+        let count = undisturbed(cluster, nodes, "link_deaf")?;
+        // Who never reads cannot notice that its link has ended; gamma can.
+        let me = self.store.node_id().to_string();
+        let linked = nodes.named("gamma")?.status()?.links.iter().any(|link| link.peer == me);
+        ensure!(!linked, "the link of a deaf member stays open");
+        deaf.abort();
+        story.tell(format_args!("a member that never reads: {count} links ended, nobody disturbed"));
+        Ok(())
+    }
+}
+
+/// Clients ask for much, and take none of it.
+fn clients_never_read(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let onion = cluster.onion()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let clients = (0..3).map(|_| network().client("deaf", Warmth::Warm)).collect::<Result<Vec<Client>>>()?;
+    let mut deaf: Vec<TcpStream> = Vec::new();
+    for client in &clients {
+        for _ in 0..DEAF {
+            let connect = socks_connect(client.socks(), onion.parse()?, 80);
+            let Ok(Ok(stream)) = runtime.block_on(async { timeout(PATIENCE, connect).await }) else { continue };
+            let mut stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            stream.write_all(b"GET /bytes/20000000 HTTP/1.1\r\nHost: x\r\n\r\n")?;
+            deaf.push(stream);
+        }
+    }
+    ensure!(deaf.len() > DEAF, "only {} streams were opened", deaf.len());
+    let count = undisturbed(cluster, nodes, "streams_stalled")?;
+    story.tell(format_args!("{} streams that are never read: {count} cut off so far, nobody disturbed", deaf.len()));
+    Ok(())
+}
+
+/// Clients ask for as many rendezvous at once as stock clients can.
+fn clients_come_in_crowds(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let url = format!("http://{}/", cluster.onion()?);
+    let clients = (0..2).map(|_| network().client("crowd", Warmth::Warm)).collect::<Result<Vec<Client>>>()?;
+    let started = Instant::now();
+    let count = std::thread::scope(|scope| {
+        let visits: Vec<_> = clients
+            .iter()
+            .flat_map(|client| (0..CROWD).map(move |user| (client, user)))
+            .map(|(client, user)| {
+                let url = &url;
+                scope.spawn(move || client.get_isolated(&format!("user{user}"), url, CROWDED).is_ok())
+            })
+            .collect();
+        let count = undisturbed(cluster, nodes, "introductions_over_limit");
+        let served = visits.into_iter().filter_map(|visit| visit.join().ok()).filter(|served| *served).count();
+        story.tell(format_args!(
+            "of {} that came at once, {served} were served within {:.1} s",
+            2 * CROWD,
+            started.elapsed().as_secs_f64()
+        ));
+        count
+    })?;
+    story.tell(format_args!("{count} introductions were refused, nobody else was disturbed"));
+    Ok(())
+}
