@@ -408,7 +408,7 @@ impl Coordinator {
     /// Moves on in life.
     fn live(&mut self, now: Now) {
         let waited = now.mono >= self.started + self.settings.joining && !self.shut_out;
-        if !self.joined && (waited || self.view.is_alone() || self.view.hears() > 0) {
+        if !self.joined && (waited || self.view.is_alone() || self.view.hears_any()) {
             self.join(now);
         }
         self.been_healthy |= self.phase() == Phase::Healthy;

@@ -331,9 +331,13 @@ impl View {
             node.claimed = node.claimed.max(lease.term);
             self.claimed_term = self.claimed_term.max(lease.term);
         }
+        // Who gives up what it does not hold, as everybody does at a start, changes no order.
+        let ranks = lease.ttl_ms > 0 || self.best.is_some_and(|best| best.holder == lease.holder);
         node.lease = Some(lease);
         node.lease_seen = now.mono;
-        self.rank_claims();
+        if ranks {
+            self.rank_claims();
+        }
         Ok(Changes { leases: true, ..Changes::default() })
     }
 

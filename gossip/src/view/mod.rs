@@ -310,6 +310,11 @@ impl View {
         self.highest_term = self.highest_term.max(term);
     }
 
+    /// True if any other member is heard now.
+    pub(crate) fn hears_any(&self) -> bool {
+        self.members().any(|node| node.alive && node.node() != self.me)
+    }
+
     /// How many other members are heard now.
     pub fn hears(&self) -> usize {
         self.members().filter(|node| node.alive && node.node() != self.me).count()
@@ -384,11 +389,14 @@ impl View {
 
     /// True if a living node holds a good lease of a term that is too low to be believed here.
     pub(crate) fn is_lower_live(&self, mono: Duration) -> bool {
-        self.members().any(|node| {
-            node.lease
-                .as_ref()
-                .is_some_and(|lease| lease.term < self.floor && self.is_live(&node.node(), lease.term, mono))
-        })
+        // Most have no such memory: they need not look.
+        let floored = self.floor > 0;
+        floored
+            && self.members().any(|node| {
+                node.lease
+                    .as_ref()
+                    .is_some_and(|lease| lease.term < self.floor && self.is_live(&node.node(), lease.term, mono))
+            })
     }
 
     /// True if `holder` has a good lease of `term` and lives. Who has just renewed a lease is taken to live until the
