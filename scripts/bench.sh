@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# The benchmark: our proxied path beside a C tor onion service, on one private network, with the same site. Prints a
-# table in Markdown; progress goes to standard error. Options are handed on: --starts N --requests N --bodies N
+# Benchmarks on a private Tor network. Print tables in Markdown; progress goes to standard error.
+#
+#   ./scripts/bench.sh [--starts N] [--requests N] [--bodies N]    our proxied path beside a C tor onion service, with the same site
+#   ./scripts/bench.sh idle [--nodes N]                            what N nodes take while nobody visits them
 set -euo pipefail
 cd "$(dirname "$0")/.."
+what=bench
+if [ "${1:-}" = idle ]; then
+    what=idle
+    shift
+fi
 ./scripts/install.sh
 # All targets, as the tests build them: what differs in features would compile Arti a second time.
 cargo build --locked --workspace --all-targets
-exec "${CARGO_TARGET_DIR:-target}/debug/rustbalance-testnet" bench "$@"
+exec "${CARGO_TARGET_DIR:-target}/debug/rustbalance-testnet" "$what" "$@"

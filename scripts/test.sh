@@ -19,5 +19,5 @@ else
     # The place to install it, should it be a must.
     printf '\n== skipped: cargo-deny is not installed\n'
 fi
-step cargo test --locked --workspace
+step cargo test --locked --workspace --no-fail-fast
 printf '\nall is well after %d s\n' "$((SECONDS - started))"

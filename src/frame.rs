@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const MAX_UNPROVEN: usize = 4 << 10;
 /// The longest frame, in bytes.
 pub const MAX: usize = 128 << 10;
+/// What the length in front of a frame takes, in bytes.
+pub const HEADER: usize = 4;
 
 /// Why a frame could not be read or written. The stream is of no more use.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,7 @@ pub async fn write(stream: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Resu
     let too_long = || FrameError::TooLong { size: frame.len(), max: MAX };
     let size = u32::try_from(frame.len()).ok().filter(|_| frame.len() <= MAX).ok_or_else(too_long)?;
     // In one piece, so that a short frame is one cell and not two.
-    let mut bytes = Vec::with_capacity(4 + frame.len());
+    let mut bytes = Vec::with_capacity(HEADER + frame.len());
     bytes.extend_from_slice(&size.to_be_bytes());
     bytes.extend_from_slice(frame);
     stream.write_all(&bytes).await?;

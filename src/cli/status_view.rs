@@ -191,11 +191,25 @@ fn tail(text: &mut String, status: &Status) {
     );
     let own = plural(status.intro_points.len(), "introduction point");
     let _ = writeln!(text, "Clients     {own} kept, {introductions} introductions");
-    let _ = writeln!(text, "Links       {}", status.links.len());
+    let _ = writeln!(text, "Links       {}", links(status));
     let refused: Vec<_> =
         status.refused.iter().filter(|(_, count)| **count > 0).map(|(name, count)| format!("{count} {name}")).collect();
     if !refused.is_empty() {
         let _ = writeln!(text, "Refused     {}", refused.join(", "));
+    }
+}
+
+/// How many there are, and how long their answers take: over Tor that tells how the network does.
+fn links(status: &Status) -> String {
+    let times: Vec<u64> = status.links.iter().filter_map(|link| link.round_trip_ms).collect();
+    let seconds = |milliseconds: &u64| *milliseconds as f64 / 1000.0;
+    let open = format!("{} open", status.links.len());
+    match (times.iter().min(), times.iter().max()) {
+        (Some(least), Some(most)) if least == most => format!("{open}, answering after {:.1} s", seconds(least)),
+        (Some(least), Some(most)) => {
+            format!("{open}, answering after {:.1} to {:.1} s", seconds(least), seconds(most))
+        }
+        _ => open,
     }
 }
 
@@ -289,7 +303,10 @@ mod tests {
                 age_seconds: 9,
                 frames_in: 1,
                 frames_out: 2,
+                bytes_in: 100,
+                bytes_out: 200,
                 dropped: 0,
+                round_trip_ms: Some(340),
             }],
             discovery_generation: 1,
             shut_out: false,

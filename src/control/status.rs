@@ -186,8 +186,14 @@ pub struct LinkStatus {
     pub frames_in: u64,
     /// Frames sent.
     pub frames_out: u64,
+    /// Bytes received, of frames and their lengths.
+    pub bytes_in: u64,
+    /// Bytes sent, likewise.
+    pub bytes_out: u64,
     /// Messages dropped: of the other's because it sent too much, of ours because too many waited.
     pub dropped: u64,
+    /// From the last question to its answer, in milliseconds; `None` before the first answer.
+    pub round_trip_ms: Option<u64>,
 }
 
 /// An invitation: public, the token is not in it.

@@ -113,11 +113,30 @@ impl OutQueue {
     }
 }
 
+/// What went over one link in one direction.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    frames: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Passed {
+    fn add(&self, bytes: usize) {
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Frames, and their bytes.
+    pub(super) fn so_far(&self) -> (u64, u64) {
+        (self.frames.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
 /// Counts of one link.
 #[derive(Debug, Default)]
 pub(super) struct LinkCounts {
-    pub(super) frames_in: AtomicU64,
-    pub(super) frames_out: AtomicU64,
+    pub(super) read: Passed,
+    pub(super) written: Passed,
     pub(super) dropped: AtomicU64,
     /// Round-trip time in milliseconds, plus one; 0 while unknown.
     pub(super) round_trip: AtomicU64,
@@ -151,12 +170,12 @@ impl Connection {
     async fn read<R: AsyncRead + Unpin>(&self, mut reader: R, start: Instant) -> Ended {
         let mut bucket = Bucket::new(self.limits.bytes_per_second, self.limits.bytes_burst, Instant::now());
         loop {
-            let frame = match timeout(self.limits.silence, read_message(&mut reader, MAX)).await {
+            let (frame, bytes) = match timeout(self.limits.silence, read_message(&mut reader, MAX)).await {
                 Err(_) => return Ended::Silent(self.limits.silence),
                 Ok(Err(error)) => return error.into(),
-                Ok(Ok(frame)) => frame,
+                Ok(Ok(read)) => read,
             };
-            self.counts.frames_in.fetch_add(1, Ordering::Relaxed);
+            self.counts.read.add(bytes);
             match frame {
                 Frame::Ping(ping) => self.out.answer(ping),
                 Frame::Pong(sent) => {
@@ -206,9 +225,8 @@ impl Connection {
             match timeout(self.limits.write, write_message(&mut writer, &frame)).await {
                 Err(_) => return Ended::Stuck(self.limits.write),
                 Ok(Err(error)) => return error.into(),
-                Ok(Ok(())) => {}
+                Ok(Ok(bytes)) => self.counts.written.add(bytes),
             }
-            self.counts.frames_out.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -20,21 +20,23 @@ pub enum MessageError {
     Decode(#[from] DecodeError),
 }
 
-/// Reads one value of at most `max` bytes. Not cancel-safe.
+/// Reads one value of at most `max` bytes, and how many bytes it took. Not cancel-safe.
 pub(super) async fn read_message<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     max: usize,
-) -> Result<T, MessageError> {
+) -> Result<(T, usize), MessageError> {
     let payload = Zeroizing::new(frame::read(stream, max).await?);
-    Ok(codec::decode(&payload, max)?)
+    Ok((codec::decode(&payload, max)?, frame::HEADER + payload.len()))
 }
 
-/// Writes one value. Not cancel-safe.
+/// Writes one value, and says how many bytes that took. Not cancel-safe.
 pub(super) async fn write_message<T: Serialize>(
     stream: &mut (impl AsyncWrite + Unpin),
     value: &T,
-) -> Result<(), MessageError> {
-    Ok(frame::write(stream, &Zeroizing::new(codec::encode(value)?)).await?)
+) -> Result<usize, MessageError> {
+    let payload = Zeroizing::new(codec::encode(value)?);
+    frame::write(stream, &payload).await?;
+    Ok(frame::HEADER + payload.len())
 }
 
 #[cfg(test)]
@@ -51,11 +53,12 @@ mod tests {
     fn what_was_written_is_read_and_nothing_more() {
         block_on(async {
             let mut bytes = Vec::new();
-            write_message(&mut bytes, &VarBytes(vec![7; 30_000])).await.unwrap();
+            let written = write_message(&mut bytes, &VarBytes(vec![7; 30_000])).await.unwrap();
+            assert_eq!(written, bytes.len());
             bytes.extend(b"rest");
             let mut stream = &bytes[..];
-            let read: VarBytes = read_message(&mut stream, 40_000).await.unwrap();
-            assert_eq!(read.0, vec![7; 30_000]);
+            let read: (VarBytes, usize) = read_message(&mut stream, 40_000).await.unwrap();
+            assert_eq!(read, (VarBytes(vec![7; 30_000]), written));
             assert_eq!(stream, b"rest");
         });
     }

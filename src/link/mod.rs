@@ -137,6 +137,10 @@ pub struct LinkStatus {
     pub frames_in: u64,
     /// Frames written.
     pub frames_out: u64,
+    /// Bytes read.
+    pub bytes_in: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
     /// Messages dropped in either direction.
     pub dropped: u64,
     /// Time of the latest ping and its answer.

@@ -230,12 +230,16 @@ impl Pool {
     pub(super) fn status(&self, now: Instant) -> Vec<LinkStatus> {
         let status = self.links.values().map(|link| {
             let round_trip = link.counts.round_trip.load(Ordering::Relaxed);
+            let ((frames_in, bytes_in), (frames_out, bytes_out)) =
+                (link.counts.read.so_far(), link.counts.written.so_far());
             LinkStatus {
                 peer: link.peer,
                 outgoing: link.outgoing,
                 age: now.saturating_duration_since(link.since),
-                frames_in: link.counts.frames_in.load(Ordering::Relaxed),
-                frames_out: link.counts.frames_out.load(Ordering::Relaxed),
+                frames_in,
+                frames_out,
+                bytes_in,
+                bytes_out,
                 dropped: link.counts.dropped.load(Ordering::Relaxed),
                 round_trip: round_trip.checked_sub(1).map(Duration::from_millis),
             }

@@ -204,6 +204,9 @@ fn link_status(link: crate::link::LinkStatus) -> LinkStatus {
         age_seconds: link.age.as_secs(),
         frames_in: link.frames_in,
         frames_out: link.frames_out,
+        bytes_in: link.bytes_in,
+        bytes_out: link.bytes_out,
         dropped: link.dropped,
+        round_trip_ms: link.round_trip.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     }
 }

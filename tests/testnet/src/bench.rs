@@ -2,18 +2,15 @@
 //! same clients, turn by turn, so that what the machine does meanwhile hits both alike.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::demo::RELAYS;
-use anyhow::{Context, Result, ensure};
-use rustbalance_testnet::cluster::{Cluster, Node};
+use anyhow::{Result, ensure};
+use rustbalance_testnet::cluster::Cluster;
 use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
 
 /// The bodies whose throughput is measured.
 const BODY: usize = 20_000_000;
-/// How long a cluster at rest is watched.
-const IDLE: Duration = Duration::from_secs(60);
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -57,8 +54,7 @@ pub(crate) fn bench(binary: PathBuf, extent: &Extent) -> Result<()> {
     let single = Cluster::new(&network, &binary)?;
     single.grow(&["one"], &["publisher"])?;
     let triple = Cluster::new(&network, &binary)?;
-    let nodes = triple.grow(&["one", "two", "three"], &["publisher", "publisher", "worker"])?;
-    let idle = idle(&nodes)?;
+    triple.grow(&["one", "two", "three"], &["publisher", "publisher", "worker"])?;
     let [tor_starts, our_starts] = starts;
     let mut subjects = [
         Subject::new("C tor", service.hostname().to_owned(), tor_starts),
@@ -85,33 +81,7 @@ pub(crate) fn bench(binary: PathBuf, extent: &Extent) -> Result<()> {
         }
     }
     report(&subjects);
-    println!("{idle}");
     Ok(())
-}
-
-/// What nodes take while nobody visits them.
-fn idle(nodes: &[Arc<Node>]) -> Result<String> {
-    // What a start leaves to be done.
-    std::thread::sleep(IDLE / 2);
-    let look = |node: &Arc<Node>| {
-        let frames = node.status()?.links.iter().map(|link| link.frames_in + link.frames_out).sum::<u64>();
-        Ok((frames, node.vitals().with_context(|| format!("{} does not run", node.name()))?))
-    };
-    let before = nodes.iter().map(look).collect::<Result<Vec<_>>>()?;
-    std::thread::sleep(IDLE);
-    let after = nodes.iter().map(look).collect::<Result<Vec<_>>>()?;
-    let mut text = format!("\nIdle for {} s, a cluster of {}:\n", IDLE.as_secs(), nodes.len());
-    for (node, ((frames, was), (more_frames, is))) in nodes.iter().zip(before.into_iter().zip(after)) {
-        let share = (is.cpu_ms - was.cpu_ms) as f64 / IDLE.as_millis() as f64;
-        let frames = more_frames.saturating_sub(frames) as f64 / IDLE.as_secs_f64() * 60.0;
-        text.push_str(&format!(
-            "* {}: {:.1} % of a core, {} MiB resident, {frames:.0} frames in and out a minute\n",
-            node.name(),
-            share * 100.0,
-            is.rss_kib / 1024
-        ));
-    }
-    Ok(text)
 }
 
 /// From the start of a C tor with an onion service to the first answer. It knows the network's directory already, and

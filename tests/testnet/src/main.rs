@@ -3,6 +3,7 @@
 
 mod bench;
 mod demo;
+mod idle;
 
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
@@ -32,6 +33,7 @@ A private Tor network of C tor processes on loopback.
   rustbalance-testnet demo [--binary FILE]                   boot one, and show three nodes of RustBalance on it
   rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (100)] [--bodies N (5)]
                                                              boot one, and compare RustBalance with a C tor onion service
+  rustbalance-testnet idle [--binary FILE] [--nodes N (3)]   boot one, and tell what N nodes take while nobody visits them
 
 NETWORK: --relays N (8)  --exits N (4)  --authorities N (3)  --voting-interval SECONDS (20)  --port-base PORT
 
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         "site" => site(arguments),
         "demo" => show(arguments),
         "bench" => measure(arguments),
+        "idle" => watch_idle(arguments),
         _ => Err(Usage(format!("there is no command {command:?}")).into()),
     };
     done.unwrap_or_else(|error| {
@@ -368,6 +371,13 @@ fn measure(mut arguments: Arguments) -> Result<ExitCode> {
     };
     arguments.end()?;
     until_asked_to_end(move || bench::bench(binary, &extent))
+}
+
+fn watch_idle(mut arguments: Arguments) -> Result<ExitCode> {
+    let binary = binary(&mut arguments)?;
+    let nodes = arguments.option("--nodes")?.unwrap_or(3);
+    arguments.end()?;
+    until_asked_to_end(move || idle::idle(binary, nodes))
 }
 
 /// The daemon: the one named, or the one that cargo puts beside this program.

@@ -121,6 +121,10 @@ pub struct Link {
     pub frames_in: u64,
     /// Frames written.
     pub frames_out: u64,
+    /// Bytes read.
+    pub bytes_in: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
 }
 
 /// An invitation.

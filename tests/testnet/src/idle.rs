@@ -1,0 +1,78 @@
+//! What the nodes of a cluster take while nobody visits it: of the processor, of memory, and of the links between them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustbalance_testnet::cluster::{Cluster, Node, Vitals};
+use rustbalance_testnet::{Network, Options};
+
+/// What a start leaves to be done is over by then.
+const SETTLING: Duration = Duration::from_secs(30);
+/// How long a cluster at rest is watched.
+const WATCH: Duration = Duration::from_secs(120);
+/// Relays beyond those at which the nodes wait for clients, three each.
+const SPARE_RELAYS: usize = 4;
+
+/// A node at one moment.
+struct Look {
+    vitals: Vitals,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Look {
+    fn at(node: &Arc<Node>) -> Result<Self> {
+        let links = node.status()?.links;
+        Ok(Self {
+            vitals: node.vitals().with_context(|| format!("{} does not run", node.name()))?,
+            frames: links.iter().map(|link| link.frames_out).sum(),
+            bytes: links.iter().map(|link| link.bytes_out).sum(),
+        })
+    }
+}
+
+/// Watches a cluster of so many nodes, and prints a row of a table in Markdown for each, and for the middle of all.
+pub(crate) fn idle(binary: PathBuf, count: usize) -> Result<()> {
+    let options = Options { relays: 3 * count + SPARE_RELAYS, ..Options::default() };
+    let network = Network::boot_and_tell(options, |line| eprintln!("{line}"))?;
+    let cluster = Cluster::new(&network, &binary)?;
+    let names: Vec<String> = (1..=count).map(|number| format!("node{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    eprintln!("a cluster of {count} forms");
+    let nodes = cluster.grow(&names, &["publisher", "publisher", "publisher", "worker"])?;
+    std::thread::sleep(SETTLING);
+    eprintln!("watching it for {} s", WATCH.as_secs());
+    let before = nodes.iter().map(Look::at).collect::<Result<Vec<_>>>()?;
+    std::thread::sleep(WATCH);
+    let after = nodes.iter().map(Look::at).collect::<Result<Vec<_>>>()?;
+
+    let minutes = WATCH.as_secs_f64() / 60.0;
+    let mut columns: [Vec<f64>; 4] = Default::default();
+    println!("| node | processor (% of a core) | memory (MiB) | frames sent a minute | kB sent a minute |");
+    println!("|---|---:|---:|---:|---:|");
+    for (node, (was, is)) in nodes.iter().zip(before.iter().zip(&after)) {
+        let row = [
+            (is.vitals.cpu_ms - was.vitals.cpu_ms) as f64 / WATCH.as_millis() as f64 * 100.0,
+            is.vitals.rss_kib as f64 / 1024.0,
+            // A link that was made anew has forgotten what went before.
+            is.frames.saturating_sub(was.frames) as f64 / minutes,
+            is.bytes.saturating_sub(was.bytes) as f64 / 1000.0 / minutes,
+        ];
+        print_row(node.name(), row);
+        columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
+    }
+    print_row(
+        "median",
+        columns.map(|mut column| {
+            column.sort_unstable_by(f64::total_cmp);
+            column.get(column.len() / 2).copied().unwrap_or_default()
+        }),
+    );
+    Ok(())
+}
+
+fn print_row(name: &str, [processor, memory, frames, kilobytes]: [f64; 4]) {
+    println!("| {name} | {processor:.1} | {memory:.0} | {frames:.0} | {kilobytes:.0} |");
+}
