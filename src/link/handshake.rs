@@ -79,7 +79,7 @@ pub struct Refused {
     /// Why.
     pub why: Refusal,
     /// With [`Refusal::Revoked`].
-    pub revocation: Option<Unverified<Revocation>>,
+    pub revocation: Option<Box<Unverified<Revocation>>>,
 }
 
 impl From<Refusal> for Refused {
@@ -201,7 +201,7 @@ impl Listener {
         })?;
         let stated = proof.proof.verify(member.node().public_key()).map_err(|_| Refusal::NotMember)?;
         if let Some(revocation) = revoked.get(&member.node()) {
-            return Err(Refused { why: Refusal::Revoked, revocation: Some(revocation.unverified()) });
+            return Err(Refused { why: Refusal::Revoked, revocation: Some(Box::new(revocation.unverified())) });
         }
         let meant = stated.cluster == self.cluster && stated.dialled == self.me && stated.nonce == self.nonce;
         let honest = stated.dialler == member.node() && stated.version == proof.version;
@@ -259,7 +259,7 @@ impl Dialler<'_> {
         match codec::decode(bytes, MAX_UNPROVEN) {
             Ok(Answer::Accepted) => Ok(()),
             Ok(Answer::Refused(Refused { why, revocation })) => Err(revocation
-                .and_then(|it| self.concerned(it))
+                .and_then(|it| self.concerned(*it))
                 .map_or(HandshakeError::Refused(self.dialled, why), |it| HandshakeError::Revoked(Box::new(it)))),
             Err(error) => Err(HandshakeError::Malformed(self.dialled, error)),
         }
@@ -359,7 +359,7 @@ mod tests {
         // Another's revocation, another cluster's, or a forged one, puts nobody out.
         let other = World::new();
         for word in [revocation(&world, 2), revocation(&other, 1)] {
-            let refused = Refused { why: Refusal::Revoked, revocation: Some(word.unverified()) };
+            let refused = Refused { why: Refusal::Revoked, revocation: Some(Box::new(word.unverified())) };
             assert_eq!(answer(refused), HandshakeError::Refused(world.node(0), Refusal::Revoked));
         }
         let end = membership.certificate.expires;

@@ -190,7 +190,7 @@ async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
     });
     until("the end of the link", || !nodes[0].peers().contains(&world.node(1))).await;
     let (_stream, answer) = nodes[0].hostile(&world, 1, 0, Purpose::Mesh).await;
-    let word = Some(revocation(&world, 1).unverified());
+    let word = Some(Box::new(revocation(&world, 1).unverified()));
     let refused = handshake::Refused { why: handshake::Refusal::Revoked, revocation: word };
     assert_eq!(answer, handshake::Listener::answer(Some(refused)).unwrap());
     until("the count", || nodes[0].refused("link_revoked") > 0).await;
