@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what building and testing need on Debian: a C compiler, and for the private test network C tor, curl and
-# python3-stem. Silent and quick when all is there. Rust itself comes from https://rustup.rs.
+# python3-stem; `install.sh fuzz` for fuzzing, which needs a C++ compiler, too. Silent and quick when all is there. Rust
+# itself comes from https://rustup.rs.
 set -eu
 
 missing=
@@ -25,6 +26,7 @@ need python3-cryptography /usr/bin/python3 -c 'import cryptography'
 need python3-stem /usr/bin/python3 -c 'import stem.descriptor.hidden_service'
 need tor has tor
 need tor has tor-gencert
+[ "${1:-}" != fuzz ] || need g++ has g++
 
 if [ -n "$missing" ]; then
     if ! command -v apt-get >/dev/null 2>&1; then

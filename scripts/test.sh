@@ -12,6 +12,7 @@ step() {
 
 step ./scripts/install.sh
 step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-testnet --check
+step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 step cargo clippy --locked --workspace --all-targets -- -D warnings
 if command -v cargo-deny >/dev/null 2>&1; then
     step cargo deny --locked --config .deny.toml check licenses bans sources

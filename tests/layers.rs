@@ -125,7 +125,7 @@ fn gossip_has_no_sockets_and_no_clock_of_its_own() {
 
 #[test]
 fn every_file_says_what_it_is_and_stays_readable() {
-    for folder in ["src", "gossip/src", "tests/testnet/src"] {
+    for folder in ["src", "gossip/src", "tests/testnet/src", "tests/fuzz/src"] {
         for (path, text) in sources(folder) {
             assert!(text.starts_with("//!"), "{} has no header", path.display());
             let lines = text.lines().count();

@@ -72,12 +72,13 @@ pub enum ControlError {
     BrokenOff,
 }
 
-/// What the daemon can be asked.
+/// What the daemon can be asked. The braces of those without fields matter: for a variant without them serde lets unknown
+/// fields pass, and a newer command's `leave` that says "only if ..." would be a plain one here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// How is it? Answered by [`Response::Status`].
-    Status,
+    Status {},
     /// Make an invitation. Answered by [`Response::Invited`].
     Invite {
         /// What the joiner becomes.
@@ -88,11 +89,11 @@ pub enum Request {
         uses: u16,
     },
     /// Say goodbye and stop. Answered by [`Response::Done`] once the others know.
-    Leave,
+    Leave {},
     /// Take no new clients, serve those that are there.
-    Drain,
+    Drain {},
     /// Take clients again.
-    Resume,
+    Resume {},
     /// Revoke another member.
     Evict {
         /// Whom: the daemon finds it by the beginning of its address.

@@ -19,7 +19,7 @@ struct Echo;
 impl Handler for Echo {
     async fn handle(&self, request: Request) -> Response {
         match request {
-            Request::Drain => std::future::pending().await,
+            Request::Drain {} => std::future::pending().await,
             other => Response::done(format!("{other:?}")),
         }
     }
@@ -52,7 +52,7 @@ async fn a_request_is_answered_and_the_socket_goes_with_the_daemon() {
     assert_eq!(answer, Response::done("Invite { role: Worker, expires_seconds: 60, uses: 2 }"));
     shutdown.cancel();
     served.await.unwrap();
-    assert!(matches!(call(dir.path(), &Request::Status, SECOND).await, Err(ControlError::NotRunning(_))));
+    assert!(matches!(call(dir.path(), &Request::Status {}, SECOND).await, Err(ControlError::NotRunning(_))));
     assert!(!dir.path().join(SOCKET_NAME).exists());
 }
 
@@ -64,6 +64,7 @@ async fn what_is_no_request_is_refused_in_words() {
         &b"\n"[..],
         b"{}\n",
         b"{\"request\":\"reboot\"}\n",
+        b"{\"request\":\"leave\",\"unless\":\"alone\"}\n",
         b"\xff\xfe\n",
         b"{\"request\":\"evict\",\"node\":\"a/b\"}\n",
     ] {
@@ -73,7 +74,7 @@ async fn what_is_no_request_is_refused_in_words() {
     let endless = ask_raw(dir.path(), &[b'x'; 4097]).await;
     assert!(endless.contains("at most 4096 bytes"), "{endless}");
     assert!(ask_raw(dir.path(), b"no end").await.contains("one line"));
-    assert!(matches!(call(dir.path(), &Request::Resume, SECOND * 10).await, Ok(Response::Done { .. })));
+    assert!(matches!(call(dir.path(), &Request::Resume {}, SECOND * 10).await, Ok(Response::Done { .. })));
 }
 
 #[tokio::test]
@@ -81,7 +82,7 @@ async fn a_daemon_that_does_not_answer_is_a_timeout() {
     let dir = tempfile::tempdir().unwrap();
     let (_shutdown, _served) = start(dir.path());
     let limit = Duration::from_millis(50);
-    assert!(matches!(call(dir.path(), &Request::Drain, limit).await, Err(ControlError::Timeout(_))));
+    assert!(matches!(call(dir.path(), &Request::Drain {}, limit).await, Err(ControlError::Timeout(_))));
 }
 
 #[tokio::test]
@@ -89,7 +90,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
     let dir = tempfile::tempdir().unwrap();
     drop(bind(dir.path()).unwrap());
     assert!(dir.path().join(SOCKET_NAME).exists(), "a killed daemon leaves its socket");
-    assert!(matches!(call(dir.path(), &Request::Status, SECOND).await, Err(ControlError::NotRunning(_))));
+    assert!(matches!(call(dir.path(), &Request::Status {}, SECOND).await, Err(ControlError::NotRunning(_))));
     let _live = bind(dir.path()).unwrap();
     assert!(matches!(bind(dir.path()), Err(ControlError::AlreadyRunning(_))));
 }
@@ -109,7 +110,7 @@ async fn a_path_too_long_for_a_socket_is_told_with_the_way_out() {
     let deep = dir.path().join("d".repeat(100));
     let error = bind(&deep).unwrap_err().to_string();
     assert!(error.contains("at most 107: choose a shorter state directory with --dir"), "{error}");
-    assert!(matches!(call(&deep, &Request::Status, SECOND).await, Err(ControlError::PathTooLong(_))));
+    assert!(matches!(call(&deep, &Request::Status {}, SECOND).await, Err(ControlError::PathTooLong(_))));
 }
 
 #[test]

@@ -57,17 +57,17 @@ pub struct PublisherSecrets {
     pub authority: AuthoritySecret,
 }
 
-/// What a new member is given.
+/// What a new member is given, secrets included.
 #[derive(Debug)]
-pub(super) struct Parcel {
+pub struct Parcel {
     pub(super) discovery: DiscoverySecret,
     pub(super) secrets: Option<PublisherSecrets>,
     pub(super) facts: Facts,
 }
 
 impl Parcel {
-    /// The plain text, with room for the seal.
-    pub(super) fn to_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
+    /// The plain text, with room for the seal; `None` if it cannot be encoded.
+    pub fn to_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
         let mut facts = self.facts.clone();
         facts.members.truncate(MAX_CHAINS);
         let mut encoded = codec::encode(&facts).ok()?;
@@ -86,8 +86,9 @@ impl Parcel {
         Some(bytes)
     }
 
-    /// Reads the plain text of an answer in which the role was said to be `role`.
-    pub(super) fn from_bytes(bytes: &[u8], role: Role) -> Result<Self, &'static str> {
+    /// Reads the plain text of an answer in which the role was said to be `role`. Nothing in it is verified yet. An error
+    /// says in words what is wrong with it.
+    pub fn from_bytes(bytes: &[u8], role: Role) -> Result<Self, &'static str> {
         let publisher = role == Role::Publisher;
         let size = if publisher { PUBLISHER } else { WORKER };
         let (secret, rest) = bytes.split_at_checked(size).ok_or("it is cut short")?;

@@ -23,9 +23,9 @@ use crate::discovery::{Discovery, Offer};
 use crate::frame::{FrameError, MAX};
 use crate::tor::BoxStream;
 
-/// What crosses an open link.
+/// What crosses an open link, in a frame of at most [`MAX`] bytes.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Frame {
+pub enum Frame {
     /// Are you there?
     Ping(u64),
     /// I am.

@@ -32,6 +32,7 @@ use crate::discovery::{Discovery, Offer};
 use crate::frame::FrameError;
 use crate::keys::NodeSecret;
 use crate::tor::{BoxStream, Engine, TorError};
+pub use connection::Frame;
 pub use frame::MessageError;
 use handshake::HandshakeError;
 use task::Shared;

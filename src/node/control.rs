@@ -62,15 +62,17 @@ fn not_yet() -> Response {
 impl Handler for Daemon {
     async fn handle(&self, request: Request) -> Response {
         match request {
-            Request::Status => Response::Status(Box::new(self.status())),
+            Request::Status {} => Response::Status(Box::new(self.status())),
             Request::Invite { role, expires_seconds, uses } => self.invite(role, expires_seconds, uses).await,
-            Request::Leave => {
+            Request::Leave {} => {
                 info!("leaving, as asked");
                 self.leave.cancel();
                 Response::done("this node has said goodbye and stops; `rustbalance run` would bring it back")
             }
-            Request::Drain => self.tell(Event::Drain, "draining: this node leaves the descriptor and serves on").await,
-            Request::Resume => self.tell(Event::Resume, "resumed: this node takes clients again").await,
+            Request::Drain {} => {
+                self.tell(Event::Drain, "draining: this node leaves the descriptor and serves on").await
+            }
+            Request::Resume {} => self.tell(Event::Resume, "resumed: this node takes clients again").await,
             Request::Evict { node } => self.evict(&node).await,
         }
     }

@@ -90,12 +90,16 @@ pub fn import_c_tor_key(path: &Path) -> Result<MasterSecret, ImportError> {
     Ok(secret)
 }
 
+/// Longest file beside the key, in bytes.
+const LONGEST_COMPARED: usize = 128;
+
 /// Checks a file beside the key, if there is one.
 fn compare(path: PathBuf, key: MasterId, same: impl Fn(&[u8]) -> bool) -> Result<(), ImportError> {
-    match read(&path, 128) {
+    match read(&path, LONGEST_COMPARED) {
         Err(ImportError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-        Ok(bytes) if same(&bytes) => Ok(()),
+        // What was cut off may be anything.
+        Ok(bytes) if bytes.len() <= LONGEST_COMPARED && same(&bytes) => Ok(()),
         Ok(_) => Err(ImportError::Mismatch { path, key }),
     }
 }
@@ -138,6 +142,14 @@ mod tests {
         let other = MasterSecret::generate(&mut rand::rng()).master_id();
         let hostname = folder.path().join("hostname");
         fs::write(&hostname, format!("{other}\n")).unwrap();
+        assert!(matches!(import_c_tor_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
+    }
+
+    #[test]
+    fn a_hostname_is_read_to_its_end() {
+        let (folder, secret) = service();
+        let hostname = folder.path().join("hostname");
+        fs::write(&hostname, format!("{}\n{}and more", secret.master_id(), " ".repeat(100))).unwrap();
         assert!(matches!(import_c_tor_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
     }
 

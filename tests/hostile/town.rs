@@ -371,7 +371,7 @@ impl Daemon {
     }
 
     pub(crate) async fn status(&self) -> Result<Status> {
-        match self.call(Request::Status).await? {
+        match self.call(Request::Status {}).await? {
             Response::Status(status) => Ok(*status),
             other => bail!("{} answers {other:?}", self.name),
         }

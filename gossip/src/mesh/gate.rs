@@ -60,8 +60,8 @@ pub struct MeshCounters {
     pub restarts: u64,
 }
 
-/// The gate, shared by what reads messages and what looks after the state.
-pub(super) struct Gate {
+/// The gate, shared by what reads messages and what looks after the state. A [`super::Mesh`] has one of its own.
+pub struct Gate {
     me: NodeId,
     state: Mutex<State>,
 }
@@ -95,7 +95,8 @@ pub(super) struct Claim {
 }
 
 impl Gate {
-    pub(super) fn new(me: NodeId) -> Self {
+    /// One that lets a few strangers in and knows no member.
+    pub fn new(me: NodeId) -> Self {
         Self { me, state: Mutex::default() }
     }
 
@@ -116,7 +117,7 @@ impl Gate {
     }
 
     /// Tells who is known as a member.
-    pub(super) fn set_members(&self, members: BTreeSet<NodeId>) {
+    pub fn set_members(&self, members: BTreeSet<NodeId>) {
         self.lock().members = members;
     }
 
@@ -162,8 +163,9 @@ impl Gate {
         self.lock().counters.malformed += values as u64;
     }
 
-    /// Reads a message that `from` has sent, leaving out what may not enter.
-    pub(super) fn read(&self, from: NodeId, bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
+    /// Reads a message that `from` has sent, leaving out what may not enter. An error counts it as malformed, and nothing of
+    /// it enters.
+    pub fn read(&self, from: NodeId, bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
         let mut state = self.lock();
         let result = self.filter(&mut state, from, bytes);
         if result.is_err() {

@@ -33,11 +33,10 @@ use tokio::task::JoinHandle;
 use crate::id::{MasterId, NodeId};
 use crate::record::RecordKind;
 
-pub use gate::{MeshCounters, MeshLimits};
+pub use gate::{Gate, MeshCounters, MeshLimits};
 pub use neighbours::{DEFAULT_NEIGHBOURS, neighbours};
-pub use wire::MAX_MESSAGE;
+pub use wire::{MAX_MESSAGE, WireError};
 
-use gate::Gate;
 use keeper::Keeper;
 
 /// The largest record that is carried, in bytes: the largest `Statement::MAX_SIZE`.

@@ -36,7 +36,7 @@ const BAD_CLUSTER: u8 = 3;
 
 /// Why a message was thrown away.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum WireError {
+pub enum WireError {
     /// Larger than chitchat makes them, packed or unpacked.
     #[error("gossip message larger than allowed")]
     TooLong,
@@ -142,7 +142,10 @@ impl Message {
         }
         match kind {
             SYN => message.cluster = reader.text(MAX_KEY)?.to_owned(),
-            SYN_ACK | ACK => message.delta = reader.stream(|r| r.operation(names))?,
+            SYN_ACK | ACK => {
+                message.delta = reader.stream(|r| r.operation(names))?;
+                check_order(&message.delta)?;
+            }
             BAD_CLUSTER => {}
             _ => return Err(WireError::Malformed("type")),
         }
@@ -214,6 +217,20 @@ impl Message {
         }
         bytes
     }
+}
+
+/// What is told must be told of a life, and its versions must rise: chitchat panics where they end below the highest.
+fn check_order(delta: &[Operation]) -> Result<(), WireError> {
+    let mut highest = None;
+    for operation in delta {
+        highest = match (operation, highest) {
+            (Operation::Life { .. }, _) => Some(0),
+            (Operation::Value { version, .. }, Some(known)) if *version > known => Some(*version),
+            (Operation::Version(version), Some(known)) if *version >= known => Some(*version),
+            _ => return Err(WireError::Malformed("order of versions")),
+        };
+    }
+    Ok(())
 }
 
 /// Bytes not read yet.
@@ -430,6 +447,22 @@ pub(super) mod tests {
         assert_eq!(message.delta, rest);
         assert_eq!(read(&message.write()).map(|read| read.delta), Ok(rest));
         assert!(message.for_chitchat().is_ok());
+    }
+
+    #[test]
+    fn versions_that_fall_are_refused() {
+        let life = Operation::Life { life: Life { node: node(1), generation: 1 }, last_gc: 0, from: 0 };
+        let value = |version| Operation::Value { key: "k".into(), value: "v".into(), version, status: 0 };
+        let told = |delta: &[Operation]| {
+            let message = Message { kind: ACK, digest: Vec::new(), delta: delta.to_vec(), cluster: String::new() };
+            read(&message.write()).is_ok()
+        };
+        assert!(told(&[life.clone(), value(1), value(5), Operation::Version(5)]));
+        assert!(told(&[life.clone(), Operation::Version(9), life.clone(), Operation::Version(2)]));
+        assert!(!told(&[life.clone(), value(5), Operation::Version(4)]));
+        assert!(!told(&[life.clone(), Operation::Version(9), Operation::Version(8)]));
+        assert!(!told(&[life.clone(), value(5), value(5)]));
+        assert!(!told(&[value(1), life]));
     }
 
     #[test]

@@ -50,8 +50,13 @@ impl RecordKind {
         }
     }
 
-    /// The kind a key names; `None` for a key of a newer version, which is passed on but not read.
+    /// The kind a key names; `None` for a key of a newer version, which is passed on but not read. Each kind has one key: who
+    /// writes an address in capitals names nothing, or one record could stand under as many keys as that has letters.
     pub fn from_key(key: &str) -> Option<Self> {
+        Self::named(key).filter(|kind| kind.key() == key)
+    }
+
+    fn named(key: &str) -> Option<Self> {
         Some(match key {
             "card" => Self::Card,
             "beat" => Self::Heartbeat,
@@ -67,5 +72,23 @@ impl RecordKind {
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{InvitationId, NodeId};
+
+    #[test]
+    fn a_kind_has_one_key() {
+        let (token, node) = (InvitationId::from_public_key([7; 32]), NodeId::from_public_key([8; 32]));
+        for kind in [RecordKind::Card, RecordKind::Lease, RecordKind::Invitation(token), RecordKind::Revocation(node)] {
+            assert_eq!(RecordKind::from_key(&kind.key()), Some(kind));
+        }
+        let key = RecordKind::Revocation(node).key();
+        for other in [key.replace(".onion", ""), key.to_uppercase().replace("REV/", "rev/"), key + " "] {
+            assert_eq!(RecordKind::from_key(&other), None, "{other}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use tor_hscrypto::Subcredential;
 use tor_hscrypto::pk::{HsIntroPtSessionIdKey, HsSvcNtorKeypair};
 use tor_hscrypto::time::TimePeriod;
 use tor_linkspec::{OwnedCircTarget, verbatim::VerbatimLinkSpecCircTarget};
+use tor_llcrypto::pk::curve25519;
 use tor_netdir::NetDir;
 use tor_proto::client::circuit::handshake::hs_ntor::{self, HsNtorHkdfKeyGenerator};
 use tor_protover::{Protocols, named::FLOWCTRL_CC};
@@ -48,7 +49,7 @@ pub(super) struct Introduction {
 
 /// Why there is nothing to answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unanswerable {
+pub enum Unanswerable {
     /// Seen before.
     #[error("a replay")]
     Replay,
@@ -64,6 +65,29 @@ pub(super) enum Unanswerable {
     /// Names no relay that one could extend to.
     #[error("its rendezvous point is invalid")]
     RendezvousPoint(#[source] tor_netdir::VerbatimCircTargetDecodeError),
+}
+
+/// What a client asks for, as it stands in the decrypted part of its cell.
+#[derive(Debug)]
+pub struct Asked {
+    payload: IntroduceHandshakePayload,
+    /// Of the rendezvous point, ntor.
+    onion_key: curve25519::PublicKey,
+    /// What we grant.
+    capabilities: Protocols,
+}
+
+impl Asked {
+    /// Reads it. Whether its rendezvous point is a relay is for the network's directory to say.
+    pub fn read(plain: &[u8]) -> Result<Self, Unanswerable> {
+        // Not required to be exhausted: the rest is padding.
+        let payload: IntroduceHandshakePayload = Reader::from_slice(plain).extract().map_err(Unanswerable::Payload)?;
+        let OnionKey::NtorOnionKey(onion_key) = *payload.onion_key() else {
+            return Err(Unanswerable::Unsupported);
+        };
+        let capabilities = granted(&payload).ok_or(Unanswerable::Unsupported)?;
+        Ok(Self { payload, onion_key, capabilities })
+    }
 }
 
 impl Reading {
@@ -85,15 +109,10 @@ impl Reading {
             cell.encrypted_body(),
         )
         .map_err(|e| Unanswerable::Handshake(Box::new(e)))?;
-        // Not required to be exhausted: the rest is padding.
-        let payload: IntroduceHandshakePayload = Reader::from_slice(&plain).extract().map_err(Unanswerable::Payload)?;
-        let OnionKey::NtorOnionKey(onion_key) = payload.onion_key() else {
-            return Err(Unanswerable::Unsupported);
-        };
+        let Asked { payload, onion_key, capabilities } = Asked::read(&plain)?;
         let rendezvous_point = netdir
-            .circ_target_from_verbatim_linkspecs(payload.link_specifiers(), onion_key)
+            .circ_target_from_verbatim_linkspecs(payload.link_specifiers(), &onion_key)
             .map_err(Unanswerable::RendezvousPoint)?;
-        let capabilities = granted(&payload).ok_or(Unanswerable::Unsupported)?;
         let answer = Rendezvous1::new(*payload.cookie(), answer);
         Ok(Introduction { rendezvous_point, answer, keys, capabilities })
     }

@@ -19,6 +19,7 @@ use super::{
 use crate::keys::DiscoverySecret;
 
 pub use client::ArtiConfig;
+pub use introduction::{Asked, Unanswerable};
 
 mod client;
 mod dial;

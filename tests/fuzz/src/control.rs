@@ -1,0 +1,195 @@
+//! The control socket, both ends: a request as the daemon hears it, an answer as the commands do. Through real sockets, so
+//! that the bound on a line and its end are part of it.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustbalance::control::{
+    Bootstrap, Handler, IntroPointStatus, InvitationStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus,
+    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, Status,
+    TrafficStatus, bind, call, serve,
+};
+use rustbalance_gossip::record::{Phase, Role};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use super::world::{scratch, world};
+use super::{Seed, block_on};
+
+/// The longest line that the daemon reads, its end included.
+const MAX_REQUEST: usize = 4096;
+/// For an answer.
+const LIMIT: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static DAEMON: OnceCell<TempDir> = const { OnceCell::new() };
+    static IMPOSTOR: OnceCell<(TempDir, Arc<UnixListener>)> = const { OnceCell::new() };
+}
+
+/// Answers every request with itself.
+struct Echo;
+
+#[async_trait]
+impl Handler for Echo {
+    async fn handle(&self, request: Request) -> Response {
+        Response::done(serde_json::to_string(&request).unwrap())
+    }
+}
+
+/// What a caller writes. The daemon always answers with one line, and says back what it has understood.
+pub(crate) fn request(bytes: &[u8]) -> bool {
+    let dir = || {
+        let dir = scratch();
+        block_on(async {
+            let listener = bind(dir.path()).unwrap();
+            // It serves whenever this thread waits for something, to the end of the process.
+            drop(tokio::spawn(serve(listener, Arc::new(Echo), CancellationToken::new())));
+        });
+        dir
+    };
+    let path = DAEMON.with(|cell| cell.get_or_init(dir).path().join(SOCKET_NAME));
+    let line = block_on(async {
+        let mut stream = UnixStream::connect(path).await.unwrap();
+        // It may have heard enough before the end.
+        let _ = stream.write_all(bytes).await;
+        let _ = stream.shutdown().await;
+        let mut line = Vec::new();
+        stream.read_to_end(&mut line).await.unwrap();
+        line
+    });
+    assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "not one line: {line:?}");
+    match serde_json::from_slice(&line).unwrap() {
+        Response::Done { message } => {
+            let first = bytes.split(|byte| *byte == b'\n').next().unwrap();
+            assert!(first.len() < MAX_REQUEST);
+            let understood: Request = serde_json::from_str(&message).unwrap();
+            assert_eq!(serde_json::from_slice::<Request>(first).unwrap(), understood);
+            true
+        }
+        Response::Refused { .. } => false,
+        other => panic!("an answer to nothing: {other:?}"),
+    }
+}
+
+pub(crate) fn request_seeds() -> Vec<Seed> {
+    let line = |request: &Request| [&serde_json::to_vec(request).unwrap()[..], b"\n"].concat();
+    let invite = Request::Invite { role: Role::Publisher, expires_seconds: 86_400, uses: 1 };
+    let node = world().nodes[1].to_string();
+    vec![
+        Seed::good("status", line(&Request::Status {})),
+        Seed::good("invite", line(&invite)),
+        Seed::good("leave", line(&Request::Leave {})),
+        Seed::good("drain", line(&Request::Drain {})),
+        Seed::good("resume", line(&Request::Resume {})),
+        Seed::good("evict", line(&Request::Evict { node: node.parse().unwrap() })),
+        Seed::bad("evict-whom", &b"{\"request\":\"evict\",\"node\":\"abc\"}\n"[..]),
+        Seed::bad("no-end", &b"{\"request\":\"status\"}"[..]),
+        Seed::bad("unknown", &b"{\"request\":\"status\",\"loud\":true}\n"[..]),
+        Seed::bad("long", [&b"{\"request\":\"status\"}"[..], &[b' '; MAX_REQUEST], b"\n"].concat()),
+        Seed::bad("deep", [&[b'['; 2000][..], b"\n"].concat()),
+    ]
+}
+
+/// What a daemon answers. What the command understands, it understands the same when it is written again.
+pub(crate) fn status(bytes: &[u8]) -> bool {
+    let impostor = || {
+        let dir = scratch();
+        let listener = block_on(async { UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap() });
+        (dir, Arc::new(listener))
+    };
+    let (dir, listener) = IMPOSTOR.with(|cell| {
+        let (dir, listener) = cell.get_or_init(impostor);
+        (dir.path().to_owned(), Arc::clone(listener))
+    });
+    let answer = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut asked = [0; 64];
+        assert!(stream.read(&mut asked).await.unwrap() > 0);
+        let _ = stream.write_all(bytes).await;
+    };
+    let (outcome, ()) = block_on(async { tokio::join!(call(&dir, &Request::Status {}, LIMIT), answer) });
+    let Ok(response) = outcome else { return false };
+    let written = serde_json::to_string(&response).unwrap();
+    let again: Response = serde_json::from_str(&written).unwrap();
+    assert_eq!(rounded(again), rounded(response));
+    true
+}
+
+/// Without fractions, whose last digit JSON does not keep.
+fn rounded(response: Response) -> Response {
+    let Response::Status(mut status) = response else { return response };
+    status.tor.fraction = status.tor.fraction.round();
+    for member in &mut status.members {
+        member.last_heard_seconds = None;
+    }
+    Response::Status(status)
+}
+
+pub(crate) fn status_seeds() -> Vec<Seed> {
+    let line = |response: &Response| [&serde_json::to_vec(response).unwrap()[..], b"\n"].concat();
+    let (master, token) = (world().cluster.to_string(), rustbalance::control::TokenText("rb1-".into()));
+    vec![
+        Seed::good("status", line(&Response::Status(Box::new(example())))),
+        Seed::good("invited", line(&Response::Invited { master, token, expires: 1_800_000_000 })),
+        Seed::good("done", line(&Response::done("it is done"))),
+        Seed::good("refused", line(&Response::refused("it is not done"))),
+        Seed::bad("no-end", &b"{\"response\":\"done\",\"message\":\"\"}"[..]),
+        Seed::bad("nothing", &b""[..]),
+        Seed::bad("other-version", &b"{\"response\":\"status\",\"version\":\"9\"}\n"[..]),
+    ]
+}
+
+/// One of everything.
+fn example() -> Status {
+    let (node, relay, session_key) = (world().nodes[1].to_string(), format!("${}", "A".repeat(40)), "ab".repeat(32));
+    let member = MemberStatus {
+        node: node.clone(),
+        role: Role::Worker,
+        phase: Some(Phase::Healthy),
+        alive: true,
+        me: false,
+        last_heard_seconds: Some(1.5),
+        intro_points: 3,
+        published: 2,
+        priority: Some(100),
+        weight: None,
+    };
+    let period =
+        PublishedPeriodStatus { number: 20_000, length_minutes: 1440, revision: 9, directories: 6, confirmed: 5 };
+    let point = PublishedPointStatus { node: node.clone(), relay: relay.clone(), session_key: session_key.clone() };
+    Status {
+        version: "0.1.0".into(),
+        cluster: world().cluster.to_string(),
+        node: node.clone(),
+        role: Role::Publisher,
+        phase: Phase::Healthy,
+        uptime_seconds: 60,
+        tor: Bootstrap { fraction: 0.5, ready: true, message: "connected".into() },
+        publisher: Some(PublisherStatus { node: node.clone(), term: 3, me: true }),
+        members: vec![member],
+        intro_points: vec![IntroPointStatus { relay, session_key, age_seconds: 5, introductions: 7 }],
+        publication: Some(PublicationStatus {
+            node: node.clone(),
+            term: 3,
+            periods: vec![period],
+            intro_points: vec![point],
+        }),
+        ports: vec![PortStatus { port: 80, target: "127.0.0.1:8080".into(), healthy: false, error: Some("x".into()) }],
+        traffic: TrafficStatus::default(),
+        refused: [("link_busy".to_owned(), 3)].into(),
+        links: vec![LinkStatus { peer: node, outgoing: true, age_seconds: 5, frames_in: 1, frames_out: 2, dropped: 0 }],
+        invitations: vec![InvitationStatus {
+            id: world().token_id.to_string(),
+            role: Role::Worker,
+            uses: 3,
+            redeemed: 1,
+            expires: 1_800_000_000,
+        }],
+        discovery_generation: 0,
+        shut_out: false,
+    }
+}

@@ -1,0 +1,384 @@
+//! Files: the configuration, those of the state directory, and C tor's keys.
+//!
+//! Each thread has folders of its own, whose files an input replaces; afterwards they are as they were.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rustbalance::config::{self, Config, Initial};
+use rustbalance::join::found;
+use rustbalance::keys::IntroPointSecrets;
+use rustbalance::proxy::{PortTarget, Target};
+use rustbalance::store::{Beginning, Store, StoredIntroPoint, import_c_tor_key};
+use rustbalance::tor::ReplayLog;
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::id::AuthorityId;
+use rustbalance_gossip::record::RelayId;
+use rustbalance_gossip::signed::Verified;
+use sha3::{Digest, Sha3_256};
+use tempfile::TempDir;
+
+use super::Seed;
+use super::script::{Orders, Script};
+use super::world::{NOW, PERIOD, scratch, world};
+
+thread_local! {
+    static CONFIGURED: OnceCell<TempDir> = const { OnceCell::new() };
+    static GROUND: OnceCell<Ground> = const { OnceCell::new() };
+    static HIDDEN_SERVICE: OnceCell<TempDir> = const { OnceCell::new() };
+}
+
+/// Makes a file that only its owner may read, or replaces its content.
+fn put(path: &Path, bytes: &[u8]) {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+const ARTI: &str = "[storage]\n";
+
+/// The text of `rustbalance.toml`, and, read once more, of a file for Arti.
+pub(crate) fn config(bytes: &[u8]) -> bool {
+    let dir = CONFIGURED.with(|cell| cell.get_or_init(scratch).path().to_owned());
+    let file = dir.join(config::FILE_NAME);
+    put(&file, bytes);
+    put(&dir.join(config::ARTI_FILE_NAME), ARTI.as_bytes());
+    let is_toml = config::read_arti(&file).is_ok();
+    let config = match Config::load(&dir) {
+        Ok(config) => config,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return false;
+        }
+    };
+    assert!(is_toml);
+    within_bounds(&config);
+    // What can be asked for at `init` reads as it was asked for.
+    let initial = Initial { ports: config.ports.clone(), arti: Some(config.arti.clone()) };
+    fs::remove_file(&file).unwrap();
+    fs::remove_file(dir.join(config::ARTI_FILE_NAME)).unwrap();
+    Config::write_initial(&dir, &initial).unwrap();
+    let again = Config::load(&dir).unwrap();
+    assert_eq!((again.ports, again.arti), (config.ports, config.arti));
+    true
+}
+
+fn within_bounds(config: &Config) {
+    assert!((1..=64).contains(&config.ports.len()));
+    for (at, PortTarget { port, target }) in config.ports.iter().enumerate() {
+        assert!(config::check_virtual_port(*port).is_ok());
+        assert!(config.ports[..at].iter().all(|other| other.port != *port));
+        if let Target::Tcp(address) = target {
+            assert!(address.ip().is_loopback());
+        }
+    }
+    assert!((1..=100).contains(&config.node.weight));
+    assert!((1..=10).contains(&config.cluster.intro_points));
+    assert!(config.cluster.lease_ttl >= config.cluster.heartbeat * 3);
+    assert!(config.links.links >= 2 * config.links.neighbours);
+    assert!(config.links.silence >= config.links.ping * 2);
+    if let Some((rate, burst)) = config.limits.introductions_per_second {
+        assert!(rate > 0 && burst >= rate);
+    }
+    config.arti.parse::<toml::Table>().unwrap();
+}
+
+pub(crate) fn config_seeds() -> Vec<Seed> {
+    let dir = scratch();
+    let ports = ["127.0.0.1:8080", "[::1]:8443", "unix:/run/a \"b\".sock"];
+    let ports =
+        ports.iter().zip([80, 443, 22]).map(|(target, port)| PortTarget { port, target: target.parse().unwrap() });
+    Config::write_initial(dir.path(), &Initial { ports: ports.collect(), arti: Some(ARTI.into()) }).unwrap();
+    let initial = fs::read_to_string(dir.path().join(config::FILE_NAME)).unwrap();
+    // Every default as a value: the lines that are no sentence.
+    let is_key = |line: &str| {
+        line.strip_prefix("# ").is_some_and(|it| it.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')))
+    };
+    let all = initial.lines().map(|line| if is_key(line) { &line[2..] } else { line }).collect::<Vec<_>>().join("\n");
+    let port = "[[port]]\nvirtual = 80\ntarget = \"127.0.0.1:80\"\n";
+    let with = |text: &str| format!("{text}\n{port}");
+    vec![
+        Seed::good("initial", initial.as_str()),
+        Seed::good("all", all.as_str()),
+        Seed::good("port", port),
+        Seed::good("arti", format!("{port}[arti]\nx = [1, 2.5, \"y\"]\n[arti.bridges]\nenabled = true\n")),
+        Seed::bad("no-port", "[node]\nweight = 7\n"),
+        Seed::bad("unknown-key", with("[node]\nwieght = 7")),
+        Seed::bad("twice", port.repeat(2)),
+        Seed::bad("heartbeat", with("[cluster]\nheartbeat = \"20s\"\nlease_ttl = \"30s\"")),
+        Seed::bad("no-unit", with("[cluster]\nheartbeat = 2")),
+        Seed::bad("two-artis", format!("arti_config = \"arti.toml\"\n{port}[arti]\n")),
+        Seed::bad("not-utf8", &b"[node]\n# \xff\n"[..]),
+    ]
+}
+
+/// A whole state directory, of a publisher.
+struct Ground {
+    folder: TempDir,
+    authority: AuthorityId,
+    /// Every file, by its path below the folder.
+    files: BTreeMap<PathBuf, Vec<u8>>,
+}
+
+/// The files that an input can stand for; the last two are in `intro/`.
+const FILES: [&str; 16] = [
+    "pending",
+    "node.key",
+    "master.pub",
+    "master.key",
+    "authority.key",
+    "discovery.key",
+    "membership",
+    "boot",
+    "term",
+    "revisions",
+    "invitations",
+    "revocations",
+    "members",
+    "ports",
+    "point",
+    "replays",
+];
+/// The input is the payload of a file; else it is all of it.
+const PAYLOAD: u8 = 1;
+/// The file stands in a directory whose beginning was interrupted.
+const UNFINISHED: u8 = 2;
+
+impl Ground {
+    fn new() -> Self {
+        let (folder, world) = (scratch(), world());
+        let mut rng = StdRng::seed_from_u64(7);
+        let dir = folder.path().join("state");
+        let master = Some(world.master.duplicate());
+        let store = found(Store::create(&dir).unwrap(), master, &[80, 443], NOW, &mut rng).unwrap();
+        let authority = store.authority_secret().unwrap().unwrap();
+        store.put_members(&[world.chain(1), world.chain(2)]).unwrap();
+        store.put_invitations(&[Verified::sign(world.invitation(3), &authority).unwrap()]).unwrap();
+        store.put_revocations(&[Verified::sign(world.revocation(3), &authority).unwrap()]).unwrap();
+        store.raise_term(7).unwrap();
+        store.raise_revision(PERIOD, 9).unwrap();
+        let relay = RelayId { rsa: FixedBytes([1; 20]), ed25519: FixedBytes([1; 32]) };
+        let secrets = IntroPointSecrets { session: [3; 32], encryption: [4; 32] };
+        let point = StoredIntroPoint { relay, secrets, created: NOW, introductions: 5 };
+        store.add_intro_point(&point).unwrap();
+        ReplayLog::open(&store.replay_log_path(&point.session_key())).unwrap().is_new(b"seen").unwrap();
+        drop(store);
+        let files = [dir.clone(), dir.join("intro")].into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());
+        let files = files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+        let files = files.map(|path| (path.strip_prefix(&dir).unwrap().to_owned(), fs::read(path).unwrap())).collect();
+        Self { folder, authority: authority.authority_id(), files }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// All files as they were, and no others.
+    fn restore(&self) {
+        let dir = self.dir();
+        for entry in fs::read_dir(dir.join("intro")).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        let _ = fs::remove_file(dir.join("pending"));
+        for (name, bytes) in &self.files {
+            put(&dir.join(name), bytes);
+        }
+    }
+
+    /// The payload of a file as it was.
+    fn payload(&self, which: usize) -> Vec<u8> {
+        let file = self.files.iter().find(|(path, _)| path.to_str().unwrap().ends_with(FILES[which]));
+        let bytes = file.unwrap().1;
+        let line = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        bytes[line + 1..].to_vec()
+    }
+}
+
+/// A file as `src/store/file.rs` describes it.
+fn wrapped(kind: &str, payload: &[u8]) -> Vec<u8> {
+    let header = format!("rustbalance {kind} v1 {} {} ", world().cluster, payload.len());
+    let sum = Sha3_256::new()
+        .chain_update(b"rustbalance state file\0")
+        .chain_update(&header)
+        .chain_update(b"\0")
+        .chain_update(payload)
+        .finalize();
+    let sum: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+    [header.as_bytes(), sum.as_bytes(), b"\n", payload].concat()
+}
+
+/// One file of a state directory: the first byte says which, the second how it is given.
+pub(crate) fn state(bytes: &[u8]) -> bool {
+    let [which, how, content @ ..] = bytes else { return false };
+    let which = usize::from(*which) % FILES.len();
+    GROUND.with(|cell| {
+        let ground = cell.get_or_init(Ground::new);
+        let dir = ground.dir();
+        let whole = if how & PAYLOAD != 0 { wrapped(FILES[which], content) } else { content.to_vec() };
+        let taken = match FILES[which] {
+            "replays" => replays(&dir.join("intro/x.replays"), content),
+            "point" => {
+                let session = content.first_chunk::<32>().copied().unwrap_or_default();
+                let key = IntroPointSecrets { session, encryption: [0; 32] }.session_key();
+                let name: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+                put(&dir.join(format!("intro/{name}.point")), &whole);
+                opened(&dir)
+            }
+            name if how & UNFINISHED != 0 => {
+                fs::remove_file(dir.join("membership")).unwrap();
+                put(&dir.join("pending"), &wrapped("pending", b"founding\n"));
+                put(&dir.join(name), &whole);
+                resumed(&dir, ground.authority)
+            }
+            name => {
+                put(&dir.join(name), &whole);
+                opened(&dir)
+            }
+        };
+        ground.restore();
+        taken
+    })
+}
+
+/// Opens the directory. What opens can be written, and opens again with what was written.
+fn opened(dir: &Path) -> bool {
+    let store = match Store::open(dir) {
+        Ok(store) => store,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return false;
+        }
+    };
+    let (term, members, ports) = (store.term().unwrap(), store.members().unwrap(), store.virtual_ports().unwrap());
+    let (invitations, revocations) = (store.invitations().unwrap(), store.revocations().unwrap());
+    let points = store.intro_points().unwrap();
+    let ports_can_be = store.put_virtual_ports(&ports).is_ok();
+    let boot = store.next_boot();
+    store.raise_term(term.saturating_add(1)).unwrap();
+    store.put_members(&members).unwrap();
+    store.put_invitations(&invitations).unwrap();
+    store.put_revocations(&revocations).unwrap();
+    let revision = store.revisions().unwrap().iter().find(|(period, _)| *period == PERIOD).map_or(1, |known| known.1);
+    store.raise_revision(PERIOD, revision).unwrap();
+    for point in &points {
+        store.count_introductions(&point.session_key(), point.introductions).unwrap();
+    }
+    drop(store);
+    let again = Store::open(dir).unwrap();
+    assert_eq!(again.term().unwrap(), term.saturating_add(1));
+    assert_eq!(again.members().unwrap(), members);
+    assert_eq!(again.invitations().unwrap(), invitations);
+    assert_eq!(again.revocations().unwrap(), revocations);
+    assert!(again.revisions().unwrap().contains(&(PERIOD, revision)));
+    assert_eq!(again.intro_points().unwrap().len(), points.len());
+    let sorted = std::collections::BTreeSet::from_iter(ports.iter().copied());
+    assert!(!ports_can_be || again.virtual_ports().unwrap().into_iter().eq(sorted));
+    if let Ok(boot) = boot {
+        assert!(again.next_boot().is_ok_and(|next| next == boot + 1) || boot == u64::from(u32::MAX));
+    }
+    true
+}
+
+/// Goes on with an interrupted beginning, as far as what is there can be read.
+fn resumed(dir: &Path, signs: AuthorityId) -> bool {
+    assert!(Store::open(dir).is_err());
+    let Ok(mut draft) = Store::create(dir) else { return false };
+    let Some((Beginning::Founding, cluster)) = draft.begun() else { return false };
+    if draft.begin(Beginning::Founding, cluster).is_err() {
+        return false;
+    }
+    let node = draft.node_secret(|| world().keys[0].duplicate());
+    let (master, authority) = (draft.master_secret(), draft.authority_secret());
+    let ring = draft.discovery(signs);
+    node.is_ok()
+        && authority.is_ok()
+        && ring.is_ok()
+        && master.is_ok_and(|key| key.is_none_or(|key| key.master_id() == cluster))
+}
+
+/// A log of introductions seen: what was cut short is dropped, and the file goes on where it can be read.
+fn replays(path: &Path, bytes: &[u8]) -> bool {
+    put(path, bytes);
+    let log = ReplayLog::open(path).unwrap();
+    assert!(log.len() <= bytes.len() / 16);
+    let new = log.is_new(b"an introduction").unwrap();
+    assert!(!log.is_new(b"an introduction").unwrap());
+    let known = log.len();
+    drop(log);
+    let again = ReplayLog::open(path).unwrap();
+    assert_eq!(again.len(), known);
+    assert!(!again.is_new(b"an introduction").unwrap());
+    new
+}
+
+pub(crate) fn state_seeds() -> Vec<Seed> {
+    let ground = Ground::new();
+    let seed = |which: usize, how: u8, content: &[u8]| [&[which as u8, how][..], content].concat();
+    let mut seeds = Vec::new();
+    for (which, name) in FILES.iter().enumerate().skip(1) {
+        if *name == "replays" {
+            seeds.push(Seed::good(*name, seed(which, 0, &[7; 50])));
+        } else {
+            seeds.push(Seed::good(*name, seed(which, PAYLOAD, &ground.payload(which))));
+        }
+    }
+    let whole = &ground.files[Path::new("term")];
+    seeds.push(Seed::good("whole", seed(8, 0, whole)));
+    seeds.push(Seed::bad("cut", seed(8, 0, &whole[..whole.len() - 1])));
+    seeds.push(Seed::bad("newer", seed(8, 0, b"rustbalance term v2 something else entirely\n")));
+    seeds.push(Seed::good("pending", seed(0, PAYLOAD, b"joining\n")));
+    seeds.push(Seed::good("founding", seed(0, PAYLOAD | UNFINISHED, b"founding\n")));
+    seeds.push(Seed::good("unfinished-node-key", seed(1, PAYLOAD | UNFINISHED, &[9; 32])));
+    seeds
+}
+
+/// C tor's key and the files beside it, each with its length before it.
+pub(crate) fn import(bytes: &[u8]) -> bool {
+    let dir = HIDDEN_SERVICE.with(|cell| cell.get_or_init(scratch).path().to_owned());
+    let mut script = Script::new(bytes);
+    let beside = script.byte();
+    let (secret, public, hostname) = (script.bytes(), script.bytes(), script.rest());
+    put(&dir.join("hs_ed25519_secret_key"), secret);
+    for (bit, name, content) in [(1, "hs_ed25519_public_key", public), (2, "hostname", hostname)] {
+        if beside & bit != 0 {
+            put(&dir.join(name), content);
+        } else {
+            let _ = fs::remove_file(dir.join(name));
+        }
+    }
+    let Ok(key) = import_c_tor_key(&dir) else { return false };
+    assert_eq!(secret, [&HEADER[..], key.expanded()].concat());
+    if beside & 1 != 0 {
+        assert!(public.ends_with(key.master_id().public_key()));
+    }
+    if beside & 2 != 0 {
+        assert_eq!(std::str::from_utf8(hostname).unwrap().parse(), Ok(key.master_id()));
+    }
+    true
+}
+
+/// What C tor's secret key file begins with.
+const HEADER: &[u8; 32] = b"== ed25519v1-secret: type0 ==\0\0\0";
+
+pub(crate) fn import_seeds() -> Vec<Seed> {
+    let world = world();
+    let secret = [&HEADER[..], world.master.expanded()].concat();
+    let public = [&b"== ed25519v1-public: type0 ==\0\0\0"[..], world.cluster.public_key()].concat();
+    let files = |beside: u8, secret: &[u8], hostname: String| {
+        Orders::default().byte(beside).bytes(secret).bytes(&public).rest(hostname.as_bytes()).0
+    };
+    let hostname = || format!("{}\n", world.cluster);
+    vec![
+        Seed::good("alone", files(0, &secret, String::new())),
+        Seed::good("all", files(3, &secret, hostname())),
+        Seed::bad("another-hostname", files(2, &secret, world.nodes[0].to_string())),
+        Seed::bad("public", files(0, &public, String::new())),
+        Seed::bad("not-clamped", files(0, &[&HEADER[..], &[0xff; 64]].concat(), String::new())),
+        Seed::bad("long", files(0, &[&secret[..], b"x"].concat(), String::new())),
+    ]
+}

@@ -1,0 +1,167 @@
+//! The opening of a link, both sides; and discovery keys.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use rustbalance::discovery::{Discovery, KeyRing, MAX_KEYS, Offer};
+use rustbalance::frame::{MAX, MAX_UNPROVEN};
+use rustbalance::link::handshake::{Dialler, HandshakeError, Listener, Purpose, Refusal, Refused};
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::codec;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::{DiscoveryKey, Revocation};
+use rustbalance_gossip::signed::{Unverified, Verified};
+
+use super::Seed;
+use super::world::{NOW, unsigned, world};
+
+const NONCE: [u8; 32] = [5; 32];
+
+/// The first byte says whose turn it is.
+pub(crate) fn handshake(bytes: &[u8]) -> bool {
+    let Some((&turn, bytes)) = bytes.split_first() else { return false };
+    match turn % 3 {
+        0 => challenge(bytes),
+        1 => proof(bytes),
+        _ => answer(bytes),
+    }
+}
+
+/// Node 1 dials node 0.
+fn dialler(purpose: Purpose) -> Dialler<'static> {
+    let world = world();
+    let (membership, key) = (&world.members[1], &world.keys[1]);
+    Dialler { membership, key, cluster: world.cluster, dialled: world.nodes[0], purpose }
+}
+
+/// Node 0, with its challenge.
+fn listener() -> (Listener, Vec<u8>) {
+    Listener::new(world().nodes[0], world().cluster, NONCE).unwrap()
+}
+
+/// Node 3 has been put out.
+fn revoked() -> &'static BTreeMap<NodeId, Verified<Revocation>> {
+    static REVOKED: OnceLock<BTreeMap<NodeId, Verified<Revocation>>> = OnceLock::new();
+    let word = || Verified::sign(world().revocation(3), &world().authority).unwrap();
+    REVOKED.get_or_init(|| BTreeMap::from([(world().nodes[3], word())]))
+}
+
+/// A listener's challenge: whatever it asks, the proof is good for that listener's nonce alone.
+fn challenge(bytes: &[u8]) -> bool {
+    let Ok(proof) = dialler(Purpose::Mesh).challenge(bytes) else { return false };
+    assert!(proof.len() <= MAX_UNPROVEN);
+    let (listener, own) = listener();
+    match listener.proof(&proof, revoked(), NOW) {
+        Ok(proved) => assert!(proved.member == world().members[1] && !own.is_empty()),
+        Err(refused) => assert_eq!(refused.why, Refusal::WrongNode),
+    }
+    true
+}
+
+/// A dialler's proof: only one that a member has made for this stream is good.
+fn proof(bytes: &[u8]) -> bool {
+    match listener().0.proof(bytes, revoked(), NOW) {
+        Ok(proved) => {
+            assert_eq!(proved.member, world().members[1], "nobody else has ever dialled");
+            true
+        }
+        Err(refused) => {
+            assert_eq!(refused.revocation.is_some(), refused.why == Refusal::Revoked);
+            assert!(Listener::answer(Some(refused)).unwrap().len() <= MAX_UNPROVEN);
+            false
+        }
+    }
+}
+
+/// A listener's last word.
+fn answer(bytes: &[u8]) -> bool {
+    match dialler(Purpose::Mesh).answer(bytes) {
+        Ok(()) | Err(HandshakeError::Refused(..)) => true,
+        Err(HandshakeError::Revoked(word)) => {
+            assert_eq!(word.signer(), world().authority_id.public_key());
+            assert_eq!(*word, Verified::sign(world().revocation(1), &world().authority).unwrap());
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+pub(crate) fn handshake_seeds() -> Vec<Seed> {
+    let seed = |turn: u8, bytes: Vec<u8>| [&[turn][..], &bytes].concat();
+    let challenge = listener().1;
+    let refused = |why, word: Option<Revocation>| {
+        let revocation = word.map(|word| Box::new(Verified::sign(word, &world().authority).unwrap().unverified()));
+        Listener::answer(Some(Refused { why, revocation })).unwrap()
+    };
+    let other = Listener::new(world().nodes[0], world().cluster, [6; 32]).unwrap().1;
+    vec![
+        Seed::good("challenge", seed(0, challenge.clone())),
+        Seed::good("mesh", seed(1, dialler(Purpose::Mesh).challenge(&challenge).unwrap())),
+        Seed::good("carry-join", seed(1, dialler(Purpose::CarryJoin).challenge(&challenge).unwrap())),
+        Seed::bad("replayed", seed(1, dialler(Purpose::Mesh).challenge(&other).unwrap())),
+        Seed::good("accepted", seed(2, Listener::answer(None).unwrap())),
+        Seed::good("busy", seed(2, refused(Refusal::Busy, None))),
+        Seed::good("revoked", seed(2, refused(Refusal::Revoked, Some(world().revocation(1))))),
+        Seed::good("anothers-revocation", seed(2, refused(Refusal::Revoked, Some(world().revocation(2))))),
+    ]
+}
+
+/// One key that a member hands over, or all that lie on the disk.
+pub(crate) fn discovery(bytes: &[u8]) -> bool {
+    let Some((&which, bytes)) = bytes.split_first() else { return false };
+    if which % 2 == 0 { offer(bytes) } else { ring(bytes) }
+}
+
+fn offer(bytes: &[u8]) -> bool {
+    let world = world();
+    let Ok(offer) = codec::decode::<Offer>(bytes, MAX) else { return false };
+    let written = codec::encode(&offer).unwrap();
+    assert_eq!(codec::encode(&codec::decode::<Offer>(&written, MAX).unwrap()).unwrap(), written);
+    let Ok(discovery) = offer.verify(world.cluster, world.authority_id) else { return false };
+    assert_eq!(discovery.key.signer(), world.authority_id.public_key());
+    assert_eq!(discovery.key.public.0, discovery.secret.public().0);
+    true
+}
+
+fn ring(bytes: &[u8]) -> bool {
+    let world = world();
+    let Ok(ring) = KeyRing::from_bytes(bytes, world.cluster, world.authority_id) else { return false };
+    let written = ring.to_bytes().unwrap();
+    let again = KeyRing::from_bytes(&written, world.cluster, world.authority_id).unwrap();
+    assert_eq!(*again.to_bytes().unwrap(), *written);
+    assert!((1..=MAX_KEYS).contains(&ring.secrets().len()));
+    assert!((1..=2).contains(&ring.accepted(NOW).len()));
+    assert!(ring.due(0).is_none());
+    true
+}
+
+/// Of this generation, with a secret that follows from it.
+fn key(generation: u32) -> Discovery {
+    let secret = zeroize::Zeroizing::new([generation as u8 + 1; 32]);
+    let secret = rustbalance::keys::DiscoverySecret::from_bytes(&secret);
+    let key = DiscoveryKey { cluster: world().cluster, generation, public: FixedBytes(secret.public().0) };
+    Discovery { key: Verified::sign(key, &world().authority).unwrap(), secret }
+}
+
+pub(crate) fn discovery_seeds() -> Vec<Seed> {
+    let world = world();
+    let offered = |offer: Offer| [&[0][..], &codec::encode(&offer).unwrap()].concat();
+    let unsigned = unsigned(world.authority_id.public_key(), &*key(1).key);
+    let forged = Offer { key: Unverified::from_bytes(&unsigned).unwrap(), secret: key(1).secret };
+    let swapped = Offer { key: key(1).key.unverified(), secret: key(2).secret };
+    let ring = |rotations: u32| {
+        let mut ring = KeyRing::new(key(0));
+        (1..=rotations).for_each(|generation| assert!(ring.adopt(key(generation), NOW)));
+        [&[1][..], &ring.to_bytes().unwrap()].concat()
+    };
+    let whole = ring(3);
+    vec![
+        Seed::good("offer", offered(world.discovery.offer())),
+        Seed::bad("forged-offer", offered(forged)),
+        Seed::bad("swapped-offer", offered(swapped)),
+        Seed::good("ring", ring(0)),
+        Seed::good("rotated-ring", ring(1)),
+        Seed::good("full-ring", ring(12)),
+        Seed::bad("cut-ring", &whole[..whole.len() - 1]),
+    ]
+}

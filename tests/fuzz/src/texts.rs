@@ -1,0 +1,88 @@
+//! What people and members write as text: addresses, the beginnings of addresses, targets, ports, keys of records.
+
+use rustbalance::config::check_virtual_port;
+use rustbalance::control::NodePrefix;
+use rustbalance::proxy::{MAX_UNIX_PATH, Target};
+use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::record::RecordKind;
+
+use super::Seed;
+use super::world::world;
+
+/// All readers are given the same text.
+pub(crate) fn text(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let outcomes = [address(text), prefix(text), target(text), record_key(text), port(text)];
+    outcomes.contains(&true)
+}
+
+fn address(text: &str) -> bool {
+    let address = text.parse::<OnionAddress>();
+    // An error shows a part of the text, never all of a long one.
+    let shown = |error: &dyn std::fmt::Display| error.to_string().len();
+    assert!(address.as_ref().err().is_none_or(|error| shown(error) < 1200));
+    assert_eq!(text.parse::<NodeId>().map(|id| id.address()), address);
+    assert_eq!(text.parse::<MasterId>().map(|id| id.address()), address);
+    let Ok(address) = address else { return false };
+    let written = address.to_string();
+    assert_eq!(written.parse(), Ok(address));
+    assert_eq!(text.trim().to_ascii_lowercase().trim_end_matches(".onion"), written.trim_end_matches(".onion"));
+    true
+}
+
+fn prefix(text: &str) -> bool {
+    let Ok(prefix) = text.parse::<NodePrefix>() else { return false };
+    let written = prefix.to_string();
+    assert!((4..=56).contains(&written.len()));
+    assert_eq!(written.parse(), Ok(prefix.clone()));
+    if let Ok(node) = prefix.choose(world().nodes.iter().copied()) {
+        assert!(node.to_string().starts_with(&written));
+    }
+    true
+}
+
+fn target(text: &str) -> bool {
+    let Ok(target) = text.parse::<Target>() else { return false };
+    match &target {
+        Target::Tcp(address) => assert!(address.ip().is_loopback() && address.port() != 0),
+        Target::Unix(path) => assert!(path.is_absolute() && path.as_os_str().len() <= MAX_UNIX_PATH),
+    }
+    assert_eq!(target.to_string().parse(), Ok(target));
+    true
+}
+
+fn record_key(text: &str) -> bool {
+    let Some(kind) = RecordKind::from_key(text) else { return false };
+    assert_eq!(kind.key(), text, "one kind, one key");
+    true
+}
+
+fn port(text: &str) -> bool {
+    text.parse().is_ok_and(|port| check_virtual_port(port).is_ok_and(|good| good == port && good != 0))
+}
+
+pub(crate) fn text_seeds() -> Vec<Seed> {
+    let world = world();
+    let address = world.nodes[0].to_string();
+    vec![
+        Seed::good("address", address.as_str()),
+        Seed::good("shouted-address", format!(" {}\n", address.to_uppercase().replace(".ONION", ""))),
+        // No address, but it may be the beginning of one.
+        Seed::good(
+            "mistyped-address",
+            address.replacen(&address[..1], if &address[..1] == "a" { "b" } else { "a" }, 1),
+        ),
+        Seed::good("prefix", &address.as_bytes()[..8]),
+        Seed::good("ipv4", "127.0.0.1:8080"),
+        Seed::good("ipv6", "[::1]:8080"),
+        Seed::good("localhost", "LocalHost:80"),
+        Seed::good("socket", "unix:/run/app.sock"),
+        Seed::bad("elsewhere", "10.0.0.1:80"),
+        Seed::bad("mapped", "[::ffff:127.0.0.1]:80"),
+        Seed::good("card", RecordKind::Card.key()),
+        Seed::good("invitation", RecordKind::Invitation(world.token_id).key()),
+        Seed::good("revocation", RecordKind::Revocation(world.nodes[1]).key()),
+        Seed::good("port", "443"),
+        Seed::bad("link-port", "7440"),
+    ]
+}

@@ -1,0 +1,152 @@
+//! What directories and clients send: descriptors, and what a client says when it introduces itself; and the introduction
+//! points of other members, as they go into descriptors.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use rustbalance::tor::arti::Asked;
+use rustbalance::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR, PeriodCredentials};
+use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
+use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, RelayId};
+
+use super::Seed;
+use super::script::{Orders, Script};
+use super::world::{NOW, PERIOD, point, world};
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)
+}
+
+fn credentials() -> &'static PeriodCredentials {
+    static CREDENTIALS: OnceLock<PeriodCredentials> = OnceLock::new();
+    CREDENTIALS.get_or_init(|| PeriodCredentials::derive(&world().master, PERIOD, now()).unwrap())
+}
+
+fn build(points: &[IntroPoint]) -> String {
+    descriptor::build(credentials(), points, 77, DescriptorParameters::default(), now()).unwrap()
+}
+
+/// What a directory gives back. Only what the master key has signed is believed, and that names points of [`point`].
+pub(crate) fn descriptor(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let Ok(content) = descriptor::read(text, world().cluster, PERIOD, now()) else { return false };
+    assert!(text.len() <= MAX_DESCRIPTOR);
+    assert!((1..=MAX_INTRO_POINTS).contains(&content.points.len()) && content.points.is_sorted());
+    for read in &content.points {
+        assert_eq!(*read, point(read.relay.rsa.0[0]), "a point that nobody here has signed");
+        descriptor::check_point(read).unwrap();
+    }
+    true
+}
+
+pub(crate) fn descriptor_seeds() -> Vec<Seed> {
+    let text = build(&[point(1)]);
+    let other = |from: &str, to: &str| text.replacen(from, to, 1);
+    vec![
+        Seed::good("one", text.as_str()),
+        Seed::good("three", build(&[point(1), point(2), point(3)])),
+        Seed::bad("version", other("hs-descriptor 3", "hs-descriptor 4")),
+        Seed::bad("revision", other("revision-counter 77", "revision-counter 78")),
+        Seed::bad("cut", &text.as_bytes()[..text.len() / 2]),
+    ]
+}
+
+/// Points that other members offer: those that pass the check make a descriptor that reads as it was built.
+pub(crate) fn points(bytes: &[u8]) -> bool {
+    let mut script = Script::new(bytes);
+    let mut offered = Vec::new();
+    while !script.is_over() && offered.len() < MAX_INTRO_POINTS {
+        offered.push(offer(&mut script));
+    }
+    let mut relays = BTreeSet::new();
+    let mut identities = BTreeSet::new();
+    offered.retain(|point| {
+        descriptor::check_point(point).is_ok()
+            && relays.insert(point.relay.rsa)
+            && identities.insert(point.relay.ed25519)
+    });
+    if offered.is_empty() {
+        return false;
+    }
+    let text = build(&offered);
+    assert!(text.len() <= MAX_DESCRIPTOR);
+    let content = descriptor::read(&text, world().cluster, PERIOD, now()).unwrap();
+    offered.sort();
+    assert_eq!((content.revision, content.points), (77, offered));
+    true
+}
+
+/// A good point with some of its parts replaced.
+fn offer(script: &mut Script<'_>) -> IntroPoint {
+    let (spoilt, relay) = (script.byte(), script.byte());
+    let mut offered = point(relay);
+    let spoils = |part: u8| spoilt & (1 << part) != 0;
+    if spoils(0) {
+        offered.session_key = FixedBytes(script.array());
+    }
+    if spoils(1) {
+        offered.encryption_key = FixedBytes(script.array());
+    }
+    if spoils(2) {
+        offered.onion_key = FixedBytes(script.array());
+    }
+    if spoils(3) {
+        offered.relay = RelayId { rsa: FixedBytes(script.array()), ed25519: FixedBytes(script.array()) };
+    }
+    if spoils(4) {
+        let at = script.choice(offered.link_specifiers.len());
+        offered.link_specifiers[at] = VarBytes(script.bytes().to_vec());
+    }
+    if spoils(5) {
+        offered.link_specifiers.push(VarBytes(script.bytes().to_vec()));
+    }
+    offered
+}
+
+pub(crate) fn points_seeds() -> Vec<Seed> {
+    let good = |relay: u8| Orders::default().byte(0).byte(relay);
+    let spoilt = |part: u8| Orders::default().byte(1 << part).byte(1);
+    let ipv6 = [&[1, 18][..], &[9; 18]].concat();
+    let many = (0..20).flat_map(|relay| good(relay).0).collect::<Vec<u8>>();
+    vec![
+        Seed::good("one", good(1).0),
+        Seed::good("many", many),
+        Seed::good("ipv6", spoilt(5).bytes(&ipv6).0),
+        Seed::good("unknown-specifier", spoilt(5).bytes(&[99, 3, 1, 2, 3]).0),
+        Seed::good("onion-key", spoilt(2).rest(&[0xff; 32]).0),
+        Seed::bad("session-key", spoilt(0).rest(&[2; 32]).0),
+        Seed::bad("encryption-key", spoilt(1).rest(&[&[0xec][..], &[0xff; 30], &[0x7f]].concat()).0),
+        Seed::bad("relay", spoilt(3).rest(&[3; 52]).0),
+        Seed::bad("specifier", spoilt(4).byte(0).bytes(&[0, 6, 127, 0, 0]).0),
+        Seed::bad("second-identity", spoilt(5).bytes(&[&[2, 20][..], &[8; 20]].concat()).0),
+    ]
+}
+
+/// The decrypted part of an INTRODUCE2 cell, which any client can make.
+pub(crate) fn introduction(bytes: &[u8]) -> bool {
+    let taken = Asked::read(bytes).is_ok();
+    if taken {
+        // What follows is padding.
+        assert!(Asked::read(&[bytes, &[0; 50]].concat()).is_ok());
+        assert!(Asked::read(&[bytes, &[0xff; 50]].concat()).is_ok());
+    }
+    taken
+}
+
+pub(crate) fn introduction_seeds() -> Vec<Seed> {
+    // Cookie, extensions, an ntor key, link specifiers.
+    let payload = |extensions: &[u8], key: u8, specifiers: &[u8]| {
+        [&[2; 20][..], extensions, &[key, 0, 32], &[9; 32], specifiers].concat()
+    };
+    let specifiers = [&[2, 0, 6, 127, 0, 0, 1, 0x13, 0x88, 2, 20][..], &[7; 20]].concat();
+    vec![
+        Seed::good("plain", payload(&[0], 1, &specifiers)),
+        Seed::good("no-specifiers", payload(&[0], 1, &[0])),
+        Seed::good("congestion-control", payload(&[1, 1, 0], 1, &specifiers)),
+        Seed::good("proof-of-work", payload(&[1, 2, 4, 1, 2, 3, 4], 1, &specifiers)),
+        Seed::bad("other-key", payload(&[0], 2, &specifiers)),
+        Seed::bad("other-protocols", payload(&[1, 3, 2, 5, 6], 1, &specifiers)),
+        Seed::bad("cut", payload(&[0], 1, &specifiers[..20])),
+    ]
+}

@@ -1,0 +1,277 @@
+//! Records on their way into the view of a member, whose signatures are all believed: nothing but the record itself
+//! stands between it and the view.
+
+use rustbalance_gossip::address::mesh_address;
+use rustbalance_gossip::codec;
+use rustbalance_gossip::id::{InvitationId, NodeId};
+use rustbalance_gossip::lease::Claim;
+use rustbalance_gossip::liveness::Patience;
+use rustbalance_gossip::record::{
+    Chain, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MemberCertificate, NodeCard, PeriodId, Phase,
+    Publication, PublishedPeriod, RecordKind, Revocation, Role,
+};
+use rustbalance_gossip::signed::Unverified;
+use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::{MAX_NODES, Rejection, Standing, View};
+
+use super::Seed;
+use super::script::{Orders, Script};
+use super::world::{Lenient, MEMBERS, NODES, NOW, PERIOD, envelope, point, unsigned, world};
+
+/// Orders in one input; more say nothing new.
+const MOST: usize = 64;
+/// No revision is above.
+const MAX_REVISION: u64 = 1 << 56;
+
+/// Raw bytes as a record.
+const RAW: u8 = 0;
+/// Raw bytes as a statement in an envelope.
+const STATEMENT: u8 = 1;
+/// A record with these fields.
+const RECORD: u8 = 2;
+/// The record before once more, under another name.
+const AGAIN: u8 = 3;
+/// Time passes.
+const WAIT: u8 = 4;
+const ORDERS: usize = 5;
+
+/// A script of records, in the order in which they come.
+pub(crate) fn view(bytes: &[u8]) -> bool {
+    let mut script = Script::new(bytes);
+    let mut view = View::new(world().members[0].clone(), Patience::default(), 2).with_check(Box::new(Lenient));
+    let mut now = Now { mono: std::time::Duration::from_secs(100), unix: NOW };
+    let mut last = (RecordKind::Card, Vec::new());
+    let mut taken = false;
+    for _ in 0..MOST {
+        if script.is_over() {
+            break;
+        }
+        let order = script.choice(ORDERS) as u8;
+        if order == WAIT {
+            now = now.plus(std::time::Duration::from_secs(u64::from(script.byte())));
+            view.refresh(now);
+        } else {
+            let who = script.choice(NODES);
+            let origin = world().nodes[who];
+            if order != AGAIN {
+                let kind = kind(&mut script);
+                let record = match order {
+                    RAW => script.bytes().to_vec(),
+                    STATEMENT => envelope(&signer(kind, origin), script.bytes()),
+                    _ => composed(&mut script, kind, origin),
+                };
+                last = (kind, record);
+            }
+            taken |= put(&mut view, origin, last.0, &last.1, now);
+        }
+        check(&view, now);
+    }
+    taken
+}
+
+/// One of the seven kinds; who or what it is about comes with it.
+fn kind(script: &mut Script<'_>) -> RecordKind {
+    match script.choice(7) {
+        0 => RecordKind::Card,
+        1 => RecordKind::Heartbeat,
+        2 => RecordKind::IntroPoints,
+        3 => RecordKind::Lease,
+        4 => RecordKind::Publication,
+        5 => RecordKind::Invitation(token(script)),
+        _ => RecordKind::Revocation(world().nodes[script.choice(NODES)]),
+    }
+}
+
+fn token(script: &mut Script<'_>) -> InvitationId {
+    match script.byte() {
+        0 => world().token_id,
+        other => InvitationId::from_public_key([other; 32]),
+    }
+}
+
+/// The authority signs some kinds, the node itself the others.
+fn signer(kind: RecordKind, origin: NodeId) -> [u8; 32] {
+    match kind {
+        RecordKind::Invitation(_) | RecordKind::Revocation(_) => *world().authority_id.public_key(),
+        _ => *origin.public_key(),
+    }
+}
+
+/// A record of this kind whose fields are any numbers.
+fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8> {
+    let (cluster, node, key) = (world().cluster, origin, signer(kind, origin));
+    let seq = (u64::from(script.byte()) << 32) | script.number();
+    match kind {
+        RecordKind::Card => {
+            let (chain, address) = (certified(script, origin), mesh_address(&node));
+            let (priority, weight) = (script.byte(), script.byte());
+            let version = "v".repeat(script.byte().into());
+            unsigned(&key, &NodeCard { cluster, node, seq, chain, address, priority, weight, version })
+        }
+        RecordKind::Heartbeat => {
+            let phases = [Phase::Joining, Phase::Initializing, Phase::Healthy, Phase::Draining, Phase::Gone];
+            unsigned(&key, &Heartbeat { cluster, node, seq, phase: phases[script.choice(phases.len())], hears: 1 })
+        }
+        RecordKind::IntroPoints => {
+            let points = (0..script.choice(MAX_INTRO_POINTS + 2)).map(|_| point(script.byte())).collect();
+            unsigned(&key, &IntroPoints { cluster, node, seq, points })
+        }
+        RecordKind::Lease => {
+            let (term, ttl_ms, priority) = (script.number(), script.number() as u32, script.byte());
+            unsigned(&key, &Lease { cluster, holder: node, seq, term, priority, ttl_ms })
+        }
+        RecordKind::Publication => {
+            let mut period = || {
+                let period = PeriodId { number: script.number(), ..PERIOD };
+                PublishedPeriod { period, revision: script.number(), confirmed: 1, directories: 2 }
+            };
+            let periods = vec![period(), period()];
+            unsigned(&key, &Publication { cluster, node, seq, term: seq & 0xff, periods })
+        }
+        RecordKind::Invitation(token) => {
+            let (uses, revoked) = (script.byte().into(), script.byte() == 1);
+            let redeemed = (0..script.choice(NODES)).map(|_| world().nodes[script.choice(NODES)]).collect();
+            let expires = NOW.wrapping_add(script.number());
+            unsigned(&key, &Invitation { token, redeemed, revoked, expires, ..world().invitation(uses) })
+        }
+        RecordKind::Revocation(node) => unsigned(&key, &Revocation { cluster, node, revoked: seq }),
+    }
+}
+
+/// Certificates of any dates and for any token.
+fn certified(script: &mut Script<'_>, node: NodeId) -> Chain {
+    let world = world();
+    let role = if script.byte() & 1 == 0 { Role::Publisher } else { Role::Worker };
+    let (issued, expires) = (NOW.wrapping_sub(script.number()), NOW.wrapping_add(script.number()));
+    let invitation = (script.byte() & 1 == 0).then(|| token(script));
+    let certificate = MemberCertificate { cluster: world.cluster, node, role, issued, expires, invitation };
+    let member = Unverified::from_bytes(&unsigned(world.authority_id.public_key(), &certificate)).unwrap();
+    Chain { member, ..world.chain(0) }
+}
+
+/// Hands a record in, twice; true if it changed anything.
+fn put(view: &mut View, origin: NodeId, kind: RecordKind, record: &[u8], now: Now) -> bool {
+    let before = Summary::of(view, now);
+    let outcome = view.ingest(origin, kind, record, now);
+    let after = Summary::of(view, now);
+    assert!(after.highest_term >= before.highest_term);
+    match outcome {
+        Err(Rejection::Unknown) => assert_eq!(after, before),
+        Err(rejection) => {
+            assert_eq!(after, before, "refused as {rejection:?}");
+            assert!(view.refused().of(rejection.name()) > 0);
+            return false;
+        }
+        Ok(_) => {}
+    }
+    // What is known already changes nothing.
+    let _ = view.ingest(origin, kind, record, now);
+    assert_eq!(Summary::of(view, now), after, "a record that came again");
+    after != before
+}
+
+/// All that can be read of a view and must not change by a refusal.
+#[derive(Debug, PartialEq)]
+struct Summary {
+    nodes: Vec<(NodeId, Standing, bool, [Option<u64>; 5])>,
+    highest_term: u64,
+    best: Option<Claim>,
+    holder: Option<(NodeId, u64)>,
+    invitations: Vec<Invitation>,
+    revocations: usize,
+}
+
+impl Summary {
+    fn of(view: &View, now: Now) -> Self {
+        let nodes = world().nodes.iter().filter_map(|node| view.node(node)).map(|node| {
+            let seqs = [
+                node.card.as_ref().map(|it| it.seq),
+                node.heartbeat.as_ref().map(|it| it.seq),
+                node.intro_points.as_ref().map(|it| it.seq),
+                node.lease.as_ref().map(|it| it.seq),
+                node.publication.as_ref().map(|it| it.seq),
+            ];
+            (node.node(), node.standing, node.alive, seqs)
+        });
+        Self {
+            nodes: nodes.collect(),
+            highest_term: view.highest_term(),
+            best: view.best_claim(),
+            holder: view.holder(now),
+            invitations: view.invitations().iter().cloned().collect(),
+            revocations: view.revocations().count(),
+        }
+    }
+}
+
+/// What holds of every view.
+fn check(view: &View, now: Now) {
+    assert!(view.members().count() <= MAX_NODES);
+    assert!(view.node(&view.me()).is_some());
+    if let Some((holder, term)) = view.holder(now) {
+        assert!(view.member(&holder).is_some_and(|node| node.member.role() == Role::Publisher));
+        assert!(term <= view.highest_term());
+    }
+    for member in view.members() {
+        assert!(!view.revoked(&member.node()));
+        assert_eq!(member.member.certificate.cluster, view.cluster());
+        if let Some(card) = &member.card {
+            assert_eq!(card.address, mesh_address(&member.node()));
+            assert!((1..=100).contains(&card.weight));
+        }
+        if let Some(points) = &member.intro_points {
+            assert!(points.points.len() <= MAX_INTRO_POINTS);
+        }
+        if let Some(publication) = &member.publication {
+            assert!(publication.periods.iter().all(|period| period.revision <= MAX_REVISION));
+            for period in &publication.periods {
+                assert!(view.highest_revision(&period.period).is_none_or(|highest| highest >= period.revision));
+            }
+        }
+    }
+    for invitation in view.invitations().iter() {
+        assert!((1..=Invitation::MAX_USES).contains(&invitation.uses));
+    }
+}
+
+pub(crate) fn view_seeds() -> Vec<Seed> {
+    let world = world();
+    let record = |who: usize, kind: u8| Orders::default().byte(RECORD).byte(who as u8).byte(kind);
+    // Role, issued, expires, an invitation (its token), priority, weight, length of the version.
+    let card = |who: usize, role: u8| {
+        let card = record(who, 0).byte(1).number(1).byte(role).number(100).number(1000);
+        card.byte(0).byte(0).byte(100).byte(1).byte(5)
+    };
+    let beat = |who: usize, seq: u64| record(who, 1).byte(1).number(seq).byte(2);
+    let points = |who: usize| record(who, 2).byte(1).number(1).byte(2).byte(who as u8).byte(20);
+    let lease = |who: usize, term: u64| record(who, 3).byte(1).number(term).number(term).number(30_000).byte(100);
+    let publication = |who: usize| record(who, 4).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
+    let invitation = |uses: u8| record(1, 5).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
+    let revocation = |who: usize| record(1, 6).byte(who as u8).byte(1).number(1);
+    let script = |orders: Vec<Orders>| orders.into_iter().flat_map(|orders| orders.0).collect::<Vec<u8>>();
+    let again = |who: usize| Orders::default().byte(AGAIN).byte(who as u8);
+    let wait = Orders::default().byte(WAIT).byte(60);
+    let strange = unsigned(world.nodes[1].public_key(), &world.revocation(2));
+    let statement = codec::encode(&Lease {
+        cluster: world.cluster,
+        holder: world.nodes[1],
+        seq: 9 << 32,
+        term: 4,
+        priority: 1,
+        ttl_ms: 9000,
+    })
+    .unwrap();
+    let raw = |order: u8, kind: u8, bytes: &[u8]| Orders::default().byte(order).byte(1).byte(kind).bytes(bytes);
+    let whole = (1..MEMBERS).flat_map(|who| [card(who, u8::from(who > 1)), beat(who, 1), beat(who, 2), points(who)]);
+    vec![
+        Seed::good("members", script(whole.collect())),
+        Seed::good("leases", script(vec![card(1, 0), card(2, 0), lease(1, 3), lease(2, 3), lease(1, 5), lease(2, 4)])),
+        Seed::good("waiting", script(vec![beat(1, 1), lease(1, 3), publication(1), card(1, 0), beat(1, 2)])),
+        Seed::good("overdrawn", script(vec![card(1, 0), card(2, 1), card(3, 1), invitation(1), beat(3, 1)])),
+        Seed::good("evicted", script(vec![card(1, 0), lease(1, 3), revocation(1), beat(1, 9), card(1, 0)])),
+        Seed::good("silent", script(vec![card(1, 0), beat(1, 1), beat(1, 2), lease(1, 3), wait, beat(1, 3)])),
+        Seed::good("statement", script(vec![card(1, 0), raw(STATEMENT, 3, &statement), again(1), again(2)])),
+        Seed::bad("raw", script(vec![raw(RAW, 1, &strange), again(2)])),
+        Seed::bad("strangers", script(vec![beat(1, 1), beat(2, 1), again(5)])),
+    ]
+}
