@@ -181,7 +181,17 @@ fn example() -> Status {
         ports: vec![PortStatus { port: 80, target: "127.0.0.1:8080".into(), healthy: false, error: Some("x".into()) }],
         traffic: TrafficStatus::default(),
         refused: [("link_busy".to_owned(), 3)].into(),
-        links: vec![LinkStatus { peer: node, outgoing: true, age_seconds: 5, frames_in: 1, frames_out: 2, dropped: 0 }],
+        links: vec![LinkStatus {
+            peer: node,
+            outgoing: true,
+            age_seconds: 5,
+            frames_in: 1,
+            frames_out: 2,
+            bytes_in: 90,
+            bytes_out: 200,
+            dropped: 0,
+            round_trip_ms: Some(800),
+        }],
         invitations: vec![InvitationStatus {
             id: world().token_id.to_string(),
             role: Role::Worker,
