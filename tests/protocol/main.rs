@@ -1,14 +1,16 @@
-//! The protocol as it stands on the wire, held to `tests/vectors/protocol.json`.
+//! The protocol as it stands on the wire, held to `tests/vectors/protocol.json` and to docs/PROTOCOL.md.
 //!
 //! Everything in the file follows from fixed keys, times and nonces. These tests compute it anew with the code that the
-//! daemon runs and compare byte for byte, read every vector back, and see that nothing that was changed is believed.
+//! daemon runs and compare byte for byte, read every vector back, see that nothing that was changed is believed, and that
+//! the document quotes the file as it is.
 //!
 //! Nobody's node may stop understanding another's, so the file does not change. Where the protocol itself is changed on
-//! purpose, `RUSTBALANCE_WRITE_VECTORS=1 cargo test --test protocol` writes it anew.
+//! purpose, `RUSTBALANCE_WRITE_VECTORS=1 cargo test --test protocol` writes it anew; the document follows.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod cast;
+mod document;
 mod joins;
 mod links;
 mod mesh;
@@ -142,4 +144,9 @@ async fn what_crosses_a_link_is_read_back() {
 #[test]
 fn both_sides_of_a_join_understand_the_vectors() {
     joins::check(&Cast::new(), &committed()["joins"]);
+}
+
+#[test]
+fn the_document_quotes_the_vectors_as_they_are() {
+    document::check(&committed());
 }
