@@ -1,11 +1,12 @@
 //! The protocol as it stands on the wire, held to `tests/vectors/protocol.json` and to docs/PROTOCOL.md.
 //!
 //! Everything in the file follows from fixed keys, times and nonces. These tests compute it anew with the code that the
-//! daemon runs and compare byte for byte, read every vector back, see that nothing that was changed is believed, and that
-//! the document quotes the file as it is.
+//! daemon runs and compare byte for byte, read every vector back, see that nothing that was changed is believed, that the
+//! document quotes the file as it is, and that `tests/vectors/check.py`, which knows the document and none of our code,
+//! comes to the same.
 //!
 //! Nobody's node may stop understanding another's, so the file does not change. Where the protocol itself is changed on
-//! purpose, `RUSTBALANCE_WRITE_VECTORS=1 cargo test --test protocol` writes it anew; the document follows.
+//! purpose, `RUSTBALANCE_WRITE_VECTORS=1 cargo test --test protocol` writes it anew; the document and check.py follow.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -16,6 +17,9 @@ mod links;
 mod mesh;
 mod records;
 mod rules;
+
+use std::path::Path;
+use std::process::Command;
 
 use cast::Cast;
 use data_encoding::HEXLOWER;
@@ -149,4 +153,14 @@ fn both_sides_of_a_join_understand_the_vectors() {
 #[test]
 fn the_document_quotes_the_vectors_as_they_are() {
     document::check(&committed());
+}
+
+/// Another implementation, of the document alone.
+#[test]
+fn the_document_suffices_to_come_to_the_same() {
+    let script = Path::new(FILE).with_file_name("check.py");
+    let output = Command::new("/usr/bin/python3").arg(script).arg(FILE).output().unwrap();
+    let (said, erred) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}{erred}");
+    print!("{said}");
 }
