@@ -27,7 +27,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod token;
-mod transcript;
+pub mod transcript;
 
 pub use admitter::{Admission, Admissions, Effect, Event, Outcome, Publisher, Redemption};
 pub use founding::{MEMBERSHIP_SECONDS, found, persist_joined};

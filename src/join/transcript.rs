@@ -40,8 +40,8 @@ impl Fresh {
     }
 }
 
-/// Hello and Challenge as they were on the wire, and what Redeem adds to them.
-pub(super) fn request(hello: &[u8], challenge: &[u8], node: &NodeId, invitation: &InvitationId, unix: u64) -> [u8; 32] {
+/// Hello and Challenge as they were on the wire, and what Redeem adds to them. Both parts of the joiner's proof sign it.
+pub fn request(hello: &[u8], challenge: &[u8], node: &NodeId, invitation: &InvitationId, unix: u64) -> [u8; 32] {
     Sha3_256::new()
         .chain_update(b"rustbalance join request v1\0")
         .chain_update((hello.len() as u64).to_be_bytes())
@@ -55,8 +55,8 @@ pub(super) fn request(hello: &[u8], challenge: &[u8], node: &NodeId, invitation:
         .into()
 }
 
-/// The request and what the publisher makes of it.
-pub(super) fn answer(request: &[u8; 32], role: Role, publisher: &NodeId) -> [u8; 32] {
+/// The request and what the publisher makes of it. The publisher signs it, and the answer is sealed for it.
+pub fn answer(request: &[u8; 32], role: Role, publisher: &NodeId) -> [u8; 32] {
     let role = match role {
         Role::Publisher => 1,
         Role::Worker => 2,
@@ -84,9 +84,9 @@ pub(super) fn verify(context: &str, transcript: &[u8; 32], key: &[u8; 32], signa
         .is_ok()
 }
 
-/// The cipher and nonce that only the holders of the two ephemeral secrets can make, and only for this transcript.
-/// `None` if the other side's key would make the agreement predictable (RFC 7748, section 6.1). Used for one message.
-fn cipher(ours: &StaticSecret, theirs: [u8; 32], transcript: &[u8; 32]) -> Option<(Aes256Gcm, [u8; 12])> {
+/// What only the holders of the two ephemeral secrets can make, and only for this transcript: 32 bytes of key, 12 of
+/// nonce. `None` if the other side's key would make the agreement predictable (RFC 7748, section 6.1). For one message.
+pub fn answer_key(ours: &StaticSecret, theirs: [u8; 32], transcript: &[u8; 32]) -> Option<Zeroizing<[u8; 44]>> {
     let shared = ours.diffie_hellman(&PublicKey::from(theirs));
     if !shared.was_contributory() {
         return None;
@@ -95,6 +95,11 @@ fn cipher(ours: &StaticSecret, theirs: [u8; 32], transcript: &[u8; 32]) -> Optio
     Hkdf::<Sha256>::new(Some(transcript), shared.as_bytes())
         .expand(b"rustbalance join answer key v1", &mut *okm)
         .ok()?;
+    Some(okm)
+}
+
+fn cipher(ours: &StaticSecret, theirs: [u8; 32], transcript: &[u8; 32]) -> Option<(Aes256Gcm, [u8; 12])> {
+    let okm = answer_key(ours, theirs, transcript)?;
     let (key, nonce) = okm.split_first_chunk::<32>()?;
     Some((Aes256Gcm::new_from_slice(key).ok()?, nonce.try_into().ok()?))
 }
@@ -111,8 +116,8 @@ pub(super) fn seal(
     Some(std::mem::take(&mut *plain))
 }
 
-/// Opens it.
-pub(super) fn open(
+/// Opens it; `None` if it was sealed for another join, or changed.
+pub fn open(
     ours: &StaticSecret,
     theirs: [u8; 32],
     transcript: &[u8; 32],

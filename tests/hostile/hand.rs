@@ -4,37 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use rustbalance::discovery::Offer;
 use rustbalance::frame::{self, MAX, MAX_UNPROVEN};
-use rustbalance::link::LINK_PORT;
 use rustbalance::link::handshake::{Dialler, Purpose};
+use rustbalance::link::{Frame, LINK_PORT};
 use rustbalance::store::Store;
 use rustbalance::tor::{BoxStream, Engine};
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig};
-use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 /// How long reaching another may take.
 const DIAL: Duration = Duration::from_secs(60);
-
-/// What crosses an open link, as the protocol has it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum Frame {
-    Ping(u64),
-    Pong(u64),
-    Gossip(VarBytes),
-    Discovery(Offer),
-}
-
-impl Frame {
-    /// As it stands in a frame.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        codec::encode(self).unwrap()
-    }
-}
 
 /// A stream to a member's link port on which nothing has been said.
 pub(crate) async fn dial(engine: &dyn Engine, to: NodeId) -> Result<BoxStream> {
@@ -53,15 +35,20 @@ pub(crate) async fn link(engine: &dyn Engine, store: &Store, to: NodeId, purpose
     Ok(stream)
 }
 
+/// What a frame on an open link holds.
+pub(crate) fn payload(frame: &Frame) -> Vec<u8> {
+    codec::encode(frame).unwrap()
+}
+
 /// The first message that a mesh of this member would send: it asks for all there is.
-pub(crate) async fn question(store: &Store, to: NodeId) -> Frame {
+pub(crate) async fn question(store: &Store, to: NodeId) -> Vec<u8> {
     let (sender, mut sent) = mpsc::unbounded_channel();
     let (_nobody, received) = mpsc::channel(1);
     let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
     let (me, cluster) = (store.node_id(), store.cluster());
     let config = MeshConfig { me, cluster, generation: 1, interval: Duration::from_millis(100) };
     let (_mesh, _updates) = Mesh::start(config, Carrier { send, received }, vec![to]).await.unwrap();
-    Frame::Gossip(VarBytes(sent.recv().await.unwrap()))
+    payload(&Frame::Gossip(VarBytes(sent.recv().await.unwrap())))
 }
 
 /// Bytes that no member sends: too long, unreadable, of another version, and frames that never end.

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use rustbalance::discovery::Discovery;
 use rustbalance::frame;
 use rustbalance::keys::AuthoritySecret;
+use rustbalance::link::Frame;
 use rustbalance::link::handshake::Purpose;
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::record::Role;
@@ -13,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::hand::{Frame, nonsense, question};
+use crate::hand::{nonsense, payload, question};
 use crate::member::Member;
 use crate::town::{PATIENCE, Town, until};
 
@@ -22,8 +23,8 @@ async fn a_flood_is_bounded_and_disturbs_nobody() {
     let town = Town::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
     let mallory = Member::join(&town, Role::Worker).await;
     let visitors = town.visitors();
-    let syn = question(&mallory.store, town.daemons[0].id).await.bytes();
-    let heavy = Frame::Gossip(VarBytes(vec![0x5a; 60_000])).bytes();
+    let syn = question(&mallory.store, town.daemons[0].id).await;
+    let heavy = payload(&Frame::Gossip(VarBytes(vec![0x5a; 60_000])));
     let mut floods = JoinSet::new();
     for daemon in &town.daemons {
         let stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
@@ -123,7 +124,7 @@ async fn a_discovery_key_of_its_own_making_opens_nothing() {
     // Its own statement with its own key, and the authority's statement with its own key.
     let mut borrowed = mallory.store.discovery().unwrap().newest().offer();
     borrowed.secret = false_key().secret;
-    let offers = [false_key().offer(), borrowed].map(|offer| Frame::Discovery(offer).bytes());
+    let offers = [false_key().offer(), borrowed].map(|offer| payload(&Frame::Discovery(offer)));
     for daemon in &town.daemons {
         let mut stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
         for offer in &offers {
@@ -146,8 +147,8 @@ async fn a_member_that_never_reads_is_let_go() {
     let town = Town::start("[links]\nwrite_timeout = \"1s\"\n").await;
     let mallory = Member::join(&town, Role::Worker).await;
     let visitors = town.visitors();
-    let syn = question(&mallory.store, town.daemons[0].id).await.bytes();
-    let ping = Frame::Ping(1).bytes();
+    let syn = question(&mallory.store, town.daemons[0].id).await;
+    let ping = payload(&Frame::Ping(1));
     let mut deaf = JoinSet::new();
     for daemon in &town.daemons {
         let mut stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();

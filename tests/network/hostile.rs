@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustbalance::config::FILE_NAME;
 use rustbalance::frame;
+use rustbalance::link::Frame;
 use rustbalance::link::handshake::Purpose;
 use rustbalance::store::Store;
 use rustbalance_gossip::bytes::VarBytes;
@@ -21,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::engine::socks_connect;
-use crate::hand::{Frame, link, nonsense, question};
+use crate::hand::{link, nonsense, payload, question};
 use crate::support::{Arti, Nodes, Story, network, scenario};
 
 /// Bounds that an attack from this machine reaches within seconds, in place of the defaults.
@@ -132,7 +133,7 @@ impl Mallory {
         let to = *self.others.get(name).context("no such node")?;
         let (engine, store) = (Arc::clone(&self.arti.engine), Arc::clone(&self.store));
         Ok(self.arti.runtime.spawn(async move {
-            let question = question(&store, to).await.bytes();
+            let question = question(&store, to).await;
             let stream = link(&*engine, &store, to, Purpose::Mesh).await?;
             with(stream, question).await
         }))
@@ -141,7 +142,7 @@ impl Mallory {
     fn floods(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
         let floods = ["alpha", "gamma"].map(|name| {
             self.attack(name, |stream, question| async move {
-                let heavy = Frame::Gossip(VarBytes(vec![0x5a; 60_000])).bytes();
+                let heavy = payload(&Frame::Gossip(VarBytes(vec![0x5a; 60_000])));
                 let (mut reader, mut writer) = tokio::io::split(stream);
                 let reading = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
                 while frame::write(&mut writer, &heavy).await.is_ok()
@@ -179,7 +180,7 @@ impl Mallory {
 
     fn never_reads(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
         let deaf = self.attack("gamma", |mut stream, question| async move {
-            let ping = Frame::Ping(1).bytes();
+            let ping = payload(&Frame::Ping(1));
             while frame::write(&mut stream, &ping).await.is_ok() && frame::write(&mut stream, &question).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

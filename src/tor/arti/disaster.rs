@@ -6,13 +6,13 @@
 
 use std::collections::BTreeSet;
 
-use rustbalance_gossip::record::RelayId;
+use rustbalance_gossip::record::{PeriodId, RelayId};
 use sha3::{Digest, Sha3_256};
 use tor_hscrypto::pk::HsBlindId;
 use tor_hscrypto::time::TimePeriod;
 use tor_netdir::NetDir;
 
-use crate::tor::Directory;
+use crate::tor::{Directory, descriptor};
 
 /// Made-up descriptors in a row that must bring nothing new.
 const FRUITLESS: usize = 64;
@@ -25,14 +25,24 @@ pub(super) fn directories(
     blinded: &[u8; 32],
     period: TimePeriod,
 ) -> Vec<Directory> {
-    let value =
-        Sha3_256::new().chain_update(b"shared-random-disaster").chain_update(length_and_number(period)).finalize();
-    let index = |relay: RelayId| (node_index(&relay.ed25519.0, value.as_ref(), period), relay);
-    let mut ring: Vec<([u8; 32], RelayId)> = all(netdir, current).into_iter().map(index).collect();
-    ring.sort_unstable();
     let parameters = netdir.params();
     let replicas = u64::try_from(parameters.hsdir_n_replicas.get()).unwrap_or(2);
     let spread = usize::try_from(parameters.hsdir_spread_store.get()).unwrap_or(4);
+    responsible(all(netdir, current), blinded, descriptor::period_id(period), replicas, spread)
+}
+
+/// The same, given all the relays that are directories, the number of replicas and the directories of each.
+pub fn responsible(
+    relays: BTreeSet<RelayId>,
+    blinded: &[u8; 32],
+    period: PeriodId,
+    replicas: u64,
+    spread: usize,
+) -> Vec<Directory> {
+    let value = value(period);
+    let index = |relay: RelayId| (node_index(&relay.ed25519.0, &value, period), relay);
+    let mut ring: Vec<([u8; 32], RelayId)> = relays.into_iter().map(index).collect();
+    ring.sort_unstable();
     let mut chosen = BTreeSet::new();
     let mut directories = Vec::new();
     for replica in 1..=replicas {
@@ -67,26 +77,32 @@ fn all(netdir: &NetDir, current: TimePeriod) -> BTreeSet<RelayId> {
 }
 
 /// `INT_8(period_length) | INT_8(period_num)`.
-fn length_and_number(period: TimePeriod) -> [u8; 16] {
+fn length_and_number(period: PeriodId) -> [u8; 16] {
     let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&u64::from(period.length().as_minutes()).to_be_bytes());
-    bytes[8..].copy_from_slice(&period.interval_num().to_be_bytes());
+    bytes[..8].copy_from_slice(&u64::from(period.length_minutes).to_be_bytes());
+    bytes[8..].copy_from_slice(&period.number.to_be_bytes());
     bytes
 }
 
+/// What stands for the shared random value of a period that has none.
+fn value(period: PeriodId) -> [u8; 32] {
+    let digest = Sha3_256::new().chain_update(b"shared-random-disaster").chain_update(length_and_number(period));
+    digest.finalize().into()
+}
+
 /// `hsdir_index(node)`.
-fn node_index(identity: &[u8; 32], value: &[u8], period: TimePeriod) -> [u8; 32] {
+fn node_index(identity: &[u8; 32], value: &[u8; 32], period: PeriodId) -> [u8; 32] {
     let digest = Sha3_256::new()
         .chain_update(b"node-idx")
         .chain_update(identity)
         .chain_update(value)
-        .chain_update(period.interval_num().to_be_bytes())
-        .chain_update(u64::from(period.length().as_minutes()).to_be_bytes());
+        .chain_update(period.number.to_be_bytes())
+        .chain_update(u64::from(period.length_minutes).to_be_bytes());
     digest.finalize().into()
 }
 
 /// `hs_index(replicanum)`.
-fn replica_index(blinded: &[u8; 32], replica: u64, period: TimePeriod) -> [u8; 32] {
+fn replica_index(blinded: &[u8; 32], replica: u64, period: PeriodId) -> [u8; 32] {
     let digest = Sha3_256::new()
         .chain_update(b"store-at-idx")
         .chain_update(blinded)

@@ -24,7 +24,7 @@ pub use introduction::{Asked, Unanswerable};
 mod client;
 mod dial;
 mod directories;
-mod disaster;
+pub mod disaster;
 mod intro_point;
 mod introduction;
 mod keys;

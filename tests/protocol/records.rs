@@ -1,0 +1,206 @@
+//! Encodings, names and every signed statement.
+
+use std::fmt::Debug;
+
+use rustbalance::keys::AuthoritySecret;
+use rustbalance_gossip::address::mesh_address;
+use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
+use rustbalance_gossip::codec;
+use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::record::*;
+use rustbalance_gossip::signed::{Sign, Statement, Unverified};
+use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::View;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::cast::{Cast, NOW, bytes, sign};
+use crate::{hex, render, unhex};
+
+/// Every form of CBOR that is in use.
+pub(crate) fn codec_examples() -> Value {
+    let example = |name: &str, bytes: Result<Vec<u8>, _>| json!({ "what": name, "bytes": hex(&bytes.unwrap()) });
+    json!([
+        example("0", codec::encode(&0u64)),
+        example("23", codec::encode(&23u64)),
+        example("24", codec::encode(&24u64)),
+        example("255", codec::encode(&255u64)),
+        example("256", codec::encode(&256u64)),
+        example("65536", codec::encode(&65_536u64)),
+        example("4294967296", codec::encode(&4_294_967_296u64)),
+        example("true", codec::encode(&true)),
+        example("none", codec::encode(&None::<u8>)),
+        example("byte string h'0102'", codec::encode(&VarBytes(vec![1, 2]))),
+        example("list [1, 2]", codec::encode(&vec![1u8, 2])),
+        example("pair (1, 1)", codec::encode(&(1u16, 1u16))),
+        example("variant without a value", codec::encode(&Role::Worker)),
+        example("variant with fields", codec::encode(&rustbalance::join::Refusal::Expired { ago: 10 })),
+        example("variant with a value", codec::encode(&rustbalance::join::Refusal::Version(2))),
+    ])
+}
+
+/// Public keys, their addresses and their places in the address plan.
+pub(crate) fn names(cast: &Cast) -> Value {
+    let name = |id: NodeId| {
+        let (address, mesh) = (id.to_string(), mesh_address(&id).to_string());
+        json!({ "public": hex(id.public_key()), "address": address, "mesh": mesh })
+    };
+    let of_zeros = NodeId::from_public_key([0; 32]);
+    json!([name(cast.alpha.node_id()), name(cast.beta.node_id()), name(cast.gamma.node_id()), name(of_zeros)])
+}
+
+/// A statement of the cast with its signer.
+pub(crate) trait Told {
+    fn describe(&self) -> Value;
+    /// Reads the vector's envelope back, and tries all that it must not be.
+    fn check(&self, vector: &Value);
+}
+
+struct Tale<T> {
+    statement: T,
+    signer: Box<dyn Sign>,
+}
+
+fn tale<T: Statement>(statement: T, signer: impl Sign + 'static) -> Tale<T> {
+    Tale { statement, signer: Box::new(signer) }
+}
+
+impl<T: Statement + Serialize + Debug + PartialEq> Told for Tale<T> {
+    fn describe(&self) -> Value {
+        json!({
+            "context": T::CONTEXT,
+            "max": T::MAX_SIZE,
+            "signer": hex(&self.signer.public_key()),
+            "value": render(&ciborium::Value::serialized(&self.statement).unwrap()),
+            "statement": hex(&codec::encode(&self.statement).unwrap()),
+            "envelope": hex(&sign(self.statement.clone(), &*self.signer).to_bytes().unwrap()),
+        })
+    }
+
+    fn check(&self, vector: &Value) {
+        let envelope = unhex(&vector["envelope"]);
+        let read = |bytes: &[u8]| Unverified::<T>::from_bytes(bytes).ok()?.verify(&self.signer.public_key()).ok();
+        let verified = read(&envelope).unwrap();
+        assert_eq!(*verified, self.statement);
+        assert_eq!(codec::decode::<T>(&unhex(&vector["statement"]), T::MAX_SIZE).unwrap(), self.statement);
+
+        let stranger = AuthoritySecret::from_seed(&zeroize::Zeroizing::new(bytes(9)));
+        assert!(Unverified::<T>::from_bytes(&envelope).unwrap().verify(&stranger.public_key()).is_err());
+        let mut survivors = 0;
+        for flipped in crate::flips(&envelope) {
+            // CBOR has several ways to write the envelope's field names; what is signed stays what it was.
+            if let Some(again) = read(&flipped) {
+                assert!(verified.is_same(&again.unverified()), "{}", T::CONTEXT);
+                survivors += 1;
+            }
+        }
+        // A text string and a byte string differ by one bit: the names of three fields.
+        assert_eq!(survivors, 3, "{}", T::CONTEXT);
+    }
+}
+
+/// An introduction point at the `n`th relay.
+pub(crate) fn point(n: u8) -> IntroPoint {
+    let (rsa, ed25519) = ([n; 20], [n; 32]);
+    let specifier = |kind: u8, body: &[u8]| VarBytes([&[kind, body.len() as u8], body].concat());
+    IntroPoint {
+        relay: RelayId { rsa: FixedBytes(rsa), ed25519: FixedBytes(ed25519) },
+        link_specifiers: vec![specifier(0, &[192, 0, 2, n, 0x23, 0x29]), specifier(2, &rsa), specifier(3, &ed25519)],
+        onion_key: FixedBytes(bytes(n)),
+        session_key: FixedBytes(bytes(n.wrapping_add(0x40))),
+        encryption_key: FixedBytes(bytes(n.wrapping_add(0x80))),
+    }
+}
+
+pub(crate) const PERIOD: PeriodId = PeriodId { number: 20_832, length_minutes: 1440, offset_seconds: 43_200 };
+
+/// Every statement but the proof of a link, which `links` has.
+pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
+    let (cluster, node, seq) = (cast.cluster(), cast.alpha.node_id(), (7 << 32) | 1);
+    let founder = cast.founder();
+    let authority = || cast.authority.duplicate();
+    let alpha = || cast.alpha.duplicate();
+    let card = NodeCard {
+        cluster,
+        node,
+        seq,
+        chain: founder.chain(),
+        address: mesh_address(&node),
+        priority: 100,
+        weight: 10,
+        version: "0.1.0".into(),
+    };
+    let mut redeemed = cast.invitation(Role::Worker);
+    redeemed.redeemed = [cast.beta.node_id()].into();
+    let published = PublishedPeriod { period: PERIOD, revision: 1_414_213_562, confirmed: 7, directories: 8 };
+    vec![
+        (
+            "authority_certificate",
+            Box::new(tale((*founder.authority).clone(), cast.master.duplicate())) as Box<dyn Told>,
+        ),
+        ("founder_certificate", Box::new(tale((*founder.certificate).clone(), authority()))),
+        ("member_certificate", Box::new(tale((*cast.worker().certificate).clone(), authority()))),
+        ("invitation", Box::new(tale(cast.invitation(Role::Worker), authority()))),
+        ("invitation_redeemed", Box::new(tale(redeemed, authority()))),
+        ("revocation", Box::new(tale(revocation(cast), authority()))),
+        ("discovery_key", Box::new(tale((*cast.discovery(1).key).clone(), authority()))),
+        ("node_card", Box::new(tale(card, alpha()))),
+        ("heartbeat", Box::new(tale(heartbeat(cast), alpha()))),
+        ("intro_points", Box::new(tale(intro_points(cast), alpha()))),
+        ("lease", Box::new(tale(lease(cluster, node, 5, 100), alpha()))),
+        ("publication", Box::new(tale(Publication { cluster, node, seq, term: 5, periods: vec![published] }, alpha()))),
+    ]
+}
+
+pub(crate) fn revocation(cast: &Cast) -> Revocation {
+    Revocation { cluster: cast.cluster(), node: cast.beta.node_id(), revoked: NOW }
+}
+
+fn heartbeat(cast: &Cast) -> Heartbeat {
+    let (cluster, node) = (cast.cluster(), cast.alpha.node_id());
+    Heartbeat { cluster, node, seq: (7 << 32) | 2, phase: Phase::Healthy, hears: 2 }
+}
+
+fn intro_points(cast: &Cast) -> IntroPoints {
+    let (cluster, node) = (cast.cluster(), cast.alpha.node_id());
+    IntroPoints { cluster, node, seq: (7 << 32) | 3, points: vec![point(1), point(2)] }
+}
+
+pub(crate) fn lease(cluster: MasterId, holder: NodeId, term: u64, priority: u8) -> Lease {
+    Lease { cluster, holder, seq: (7 << 32) | 4, term, priority, ttl_ms: 30_000 }
+}
+
+/// All of them, as they stand in the file.
+pub(crate) fn statements(cast: &Cast) -> Value {
+    let described = tales(cast).into_iter().map(|(name, tale)| (name.to_owned(), tale.describe()));
+    Value::Object(described.collect::<Map<_, _>>())
+}
+
+/// A node that knows nothing takes the vectors in, one after the other, and believes them.
+pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
+    let gamma = cast.member(&cast.gamma, Role::Publisher, NOW, None);
+    let mut view = View::new(gamma, Default::default(), 0);
+    let now = Now { mono: std::time::Duration::ZERO, unix: NOW };
+    let alpha = cast.alpha.node_id();
+    let invitation = RecordKind::Invitation(cast.token(Role::Worker).invitation_id());
+    for (kind, name) in [
+        (RecordKind::Heartbeat, "heartbeat"),
+        (RecordKind::Card, "node_card"),
+        (RecordKind::IntroPoints, "intro_points"),
+        (RecordKind::Lease, "lease"),
+        (RecordKind::Publication, "publication"),
+        (invitation, "invitation"),
+        (RecordKind::Revocation(cast.beta.node_id()), "revocation"),
+    ] {
+        let outcome = view.ingest(alpha, kind, &unhex(&vectors[name]["envelope"]), now);
+        // The one that came before the card waits for it.
+        assert_eq!(outcome.is_ok(), name != "heartbeat", "{name}: {outcome:?}");
+    }
+    let known = view.member(&alpha).unwrap();
+    assert_eq!(known.phase(), Phase::Healthy);
+    assert_eq!(known.intro_points.as_ref().unwrap().points, intro_points(cast).points);
+    assert_eq!(view.best_claim().unwrap().holder, alpha);
+    assert_eq!(view.highest_revision(&PERIOD), Some(1_414_213_562));
+    assert!(view.invitations().get(&cast.token(Role::Worker).invitation_id()).is_some());
+    assert!(view.revoked(&cast.beta.node_id()));
+}
