@@ -39,6 +39,8 @@ use crate::tor::{Engine, Incoming, OwnService, RefusedCounts, ServiceLimits};
 const STREAMS: usize = 256;
 /// How long open client streams may go on while the daemon stops.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long Tor takes to be seen as ended once a task has ended with it.
+const TOR_ENDS: Duration = Duration::from_secs(1);
 /// Bound on each step of the shutdown that waits for others.
 const SHUTDOWN_STEP: Duration = Duration::from_secs(5);
 /// Between two rounds of gossip.
@@ -230,14 +232,17 @@ impl Parts {
         let outcome = tokio::select! {
             () = stop.cancelled() => Ok(()),
             why = excluded(&mut self.excluded) => Err(NodeError::Excluded(why)),
-            () = closed(&mut self.bootstrap) => {
-                Err(crate::tor::TorError::Stopped("its connection to the network is lost for good".into()).into())
+            () = closed(&mut self.bootstrap) => Err(tor_stopped()),
+            Some(ended) = self.tasks.join_next() => {
+                // With Tor all end that need it, in any order; then that is what to tell.
+                let tor_ended = tokio::time::timeout(TOR_ENDS, closed(&mut self.bootstrap)).await.is_ok();
+                Err(match ended {
+                    _ if tor_ended => tor_stopped(),
+                    Ok(Ok(name)) => NodeError::TaskEnded(name),
+                    Ok(Err(error)) => error,
+                    Err(_) => NodeError::TaskEnded("a"),
+                })
             }
-            Some(ended) = self.tasks.join_next() => Err(match ended {
-                Ok(Ok(name)) => NodeError::TaskEnded(name),
-                Ok(Err(error)) => error,
-                Err(_) => NodeError::TaskEnded("a"),
-            }),
         };
         if let Err(error) = &outcome {
             warn!(%error, "stopping");
@@ -472,6 +477,10 @@ async fn excluded(watch: &mut watch::Receiver<Option<String>>) -> String {
         // The actor has ended: the tasks tell why.
         None => std::future::pending().await,
     }
+}
+
+fn tor_stopped() -> NodeError {
+    crate::tor::TorError::Stopped("its connection to the network is lost for good".into()).into()
 }
 
 async fn closed<T>(watch: &mut watch::Receiver<T>) {
