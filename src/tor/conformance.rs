@@ -101,7 +101,8 @@ pub(crate) async fn becomes_ready(stage: &dyn Stage) {
 pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
     let (engine, master) = (ready(stage).await, new_master());
     let (streams, _kept) = mpsc::channel(1);
-    let point = open(&*engine, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits(), new_keys(), streams).await;
+    let point =
+        open(stage, &*engine, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits(), new_keys(), streams).await;
     let period = engine.publication(master.master_id()).await.unwrap().swap_remove(0);
     let directory = &period.directories[0];
     let fetch = async |engine: &dyn Engine, of| {
@@ -206,7 +207,7 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     let limits = limits();
     let keys = new_keys();
     let session = ed25519_dalek::SigningKey::from_bytes(&keys.secrets.session).verifying_key().to_bytes();
-    let point = open(&*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, keys, streams).await;
+    let point = open(stage, &*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, keys, streams).await;
     assert_eq!(point.describe().session_key.0, session);
     descriptor::check_point(&point.describe()).unwrap();
     assert_eq!(point.introductions(), 0);
@@ -216,9 +217,11 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     let address = master.master_id().address();
     let (stream, client) = visit(stage, address).await;
     echoes(stream).await;
-    assert_eq!(point.introductions(), 1);
+    let introduced = point.introductions();
+    assert!(introduced >= 1);
     fails(stage, "a stream that the node rejects", client.dial(address, CLOSED, stage.patience())).await;
-    let mut again = client.dial(address, OPEN, stage.patience()).await.unwrap();
+    let again = async || client.dial(address, OPEN, stage.patience()).await;
+    let mut again = eventually(stage, "another stream", again).await;
     again.write_all(b"bulk").await.unwrap();
     again.flush().await.unwrap();
     let mut received = Vec::new();
@@ -228,7 +231,7 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     let guest = async || stage.guest(address, OPEN, stage.patience()).await;
     let Guest { stream, life: _life } = eventually(stage, "a stock client's visit", guest).await;
     echoes(stream).await;
-    assert!(point.introductions() >= 2);
+    assert!(point.introductions() > introduced);
     let refused = &limits.refused;
     let counts = [&refused.replays, &refused.malformed, &refused.introductions, &refused.streams];
     assert!(counts.iter().all(|count| count.load(Relaxed) == 0), "{refused:?}");
@@ -242,7 +245,7 @@ pub(crate) async fn points_keep_clear_of_excluded_relays(stage: &dyn Stage) {
     let mut taken = BTreeSet::new();
     for _ in 0..3 {
         let choice = RelayChoice::AnyBut(taken.clone());
-        let point = open(&*host, &master, choice, &limits, new_keys(), streams.clone()).await;
+        let point = open(stage, &*host, &master, choice, &limits, new_keys(), streams.clone()).await;
         assert!(taken.insert(point.describe().relay), "an excluded relay was chosen");
         points.push(point);
     }
@@ -262,7 +265,7 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
     let replays = Arc::new(ReplayLog::ephemeral());
     let keys = || IntroPointKeys { secrets: secrets.duplicate(), replays: Arc::clone(&replays) };
     let anywhere = RelayChoice::AnyBut(BTreeSet::new());
-    let point = open(&*host, &master, anywhere, &limits, keys(), streams.clone()).await;
+    let point = open(stage, &*host, &master, anywhere, &limits, keys(), streams.clone()).await;
     let described = point.describe();
     publish(stage, &*host, &master, std::slice::from_ref(&described), 0).await;
     let address = master.master_id().address();
@@ -279,7 +282,7 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
 
     // As after a restart: another Tor client of the same node.
     let host = ready(stage).await;
-    let point = open(&*host, &master, RelayChoice::Exactly(described.relay), &limits, keys(), streams).await;
+    let point = open(stage, &*host, &master, RelayChoice::Exactly(described.relay), &limits, keys(), streams).await;
     assert_eq!(point.describe(), described);
     echoes(visit(stage, address).await.0).await;
     assert!(replays.len() > seen);
@@ -290,7 +293,7 @@ pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceLimits { streams_per_circuit: 1, ..owned_limits() });
     let (streams, incoming) = mpsc::channel(16);
-    let point = open(&*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
+    let point = open(stage, &*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
     serve(incoming);
     publish(stage, &*host, &master, &[point.describe()], 0).await;
     let address = master.master_id().address();
@@ -307,7 +310,7 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceLimits { open_rendezvous: 1, ..owned_limits() });
     let (streams, incoming) = mpsc::channel(16);
-    let point = open(&*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
+    let point = open(stage, &*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
     serve(incoming);
     publish(stage, &*host, &master, &[point.describe()], 0).await;
     let address = master.master_id().address();
@@ -328,7 +331,7 @@ pub(crate) async fn a_point_is_lost_with_its_relay(stage: &dyn Stage) {
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, _kept) = mpsc::channel(1);
     let anywhere = RelayChoice::AnyBut(BTreeSet::new());
-    let point = open(&*host, &master, anywhere, &limits, new_keys(), streams).await;
+    let point = open(stage, &*host, &master, anywhere, &limits, new_keys(), streams).await;
     let still = timeout(Duration::from_millis(200), point.lost()).await;
     assert!(still.is_err(), "lost at once: {still:?}");
     if stage.kill_relay(point.describe().relay).await {
@@ -381,7 +384,9 @@ fn request(
     IntroRequest { master: master.master_id(), keys, relay, limits: Arc::clone(limits) }
 }
 
+/// A point, made once the network allows: just after a bootstrap, circuits fail for a while.
 async fn open(
+    stage: &dyn Stage,
     engine: &dyn Engine,
     master: &MasterSecret,
     relay: RelayChoice,
@@ -389,7 +394,14 @@ async fn open(
     keys: IntroPointKeys,
     streams: mpsc::Sender<Incoming>,
 ) -> Box<dyn OpenIntroPoint> {
-    engine.open_intro_point(request(master, relay, limits, keys), streams).await.unwrap()
+    let attempt = async || {
+        let keys = IntroPointKeys { secrets: keys.secrets.duplicate(), replays: Arc::clone(&keys.replays) };
+        match engine.open_intro_point(request(master, relay.clone(), limits, keys), streams.clone()).await {
+            Err(e) if e.is_transient() => Err(e),
+            outcome => Ok(outcome.unwrap()),
+        }
+    };
+    eventually(stage, "an introduction point", attempt).await
 }
 
 /// Puts a descriptor on every directory of every period.
