@@ -31,7 +31,7 @@ pub trait IntroPointStore: Send + Sync {
     fn restore(&self) -> Result<Vec<Stored>, String>;
     /// The keys of a slot, made if it has none.
     fn keys(&self, slot: SlotId) -> Result<IntroPointKeys, String>;
-    /// Notes where a slot is and how worn.
+    /// Notes where a slot is, how worn, and whether it has retired.
     fn note(&self, stored: &Stored) -> Result<(), String>;
     /// Forgets a slot, its keys and its replay log.
     fn forget(&self, slot: SlotId) -> Result<(), String>;
@@ -129,7 +129,7 @@ impl Balance {
         let latest = wanted.borrow().clone();
         // What there is comes first: new points are for what is missing then.
         running.tell(Event::MayChoose(false));
-        running.tell(Event::Restored(stored.into_iter().map(|stored| (stored, draw_lifetime())).collect()));
+        running.tell(Event::Restored(stored));
         running.want(latest);
         let mut count = tokio::time::interval(COUNT_EVERY);
         loop {
@@ -142,7 +142,12 @@ impl Balance {
                     let latest = wanted.borrow_and_update().clone();
                     running.want(latest);
                 }
-                Some(done) = running.jobs.join_next() => if let Ok(done) = done { running.done(done) },
+                Some(done) = running.jobs.join_next() => match done {
+                    Ok(done) => running.done(done),
+                    // What it was to answer will not come: to begin anew is safer than to wait for it.
+                    Err(error) if error.is_panic() => return Err(error.to_string()),
+                    Err(_) => {}
+                },
                 _ = count.tick() => running.count(),
                 () = tokio::time::sleep_until(running.started + timeout) => running.tell(Event::Tick),
             }
@@ -166,6 +171,7 @@ impl Running {
         for action in self.plan.handle(event, now) {
             match action {
                 Action::Open { slot, relay } => self.open(slot, relay.into()),
+                Action::Retire(slot) => self.retire(slot),
                 Action::Close(slot) => self.close(slot),
                 Action::Advertise(points) => {
                     info!(points = points.len(), "introduction points advertised");
@@ -182,6 +188,8 @@ impl Running {
         let keys = self.balance.store.keys(slot);
         self.jobs.spawn(async move {
             let opened = async {
+                // Without a directory no relay is to blame. Once the engine has ended, its answer says so.
+                let _ = engine.bootstrap().wait_for(|told| told.ready).await;
                 let request = IntroRequest { master, keys: keys?, relay, limits };
                 let opening = engine.open_intro_point(request, streams);
                 let timeout = || TorError::Timeout { what: "opening an introduction point".into(), limit: OPEN_LIMIT };
@@ -215,7 +223,10 @@ impl Running {
         let point = handle.describe();
         let stored = match self.known.remove(&slot) {
             Some(known) => known,
-            None => Stored { slot, relay: point.relay, created: unix_now(), introductions: 0 },
+            None => {
+                let (relay, created, lifetime) = (point.relay, unix_now(), draw_lifetime());
+                Stored { slot, relay, created, introductions: 0, lifetime, retired: None }
+            }
         };
         if let Err(error) = self.balance.store.note(&stored) {
             warn!(%error, "cannot store an introduction point: after a restart its clients will have to come again");
@@ -223,10 +234,20 @@ impl Running {
         debug!(slot = slot.0, relay = %point.relay, "introduction point open");
         let watched = Arc::clone(&handle);
         let watcher = self.jobs.spawn(async move { Done::Lost(slot, watched.lost().await) });
-        let before = stored.introductions;
+        let (before, lifetime) = (stored.introductions, stored.lifetime);
         self.open.insert(slot, Open { handle, stored, before, watcher });
-        self.tell(Event::Opened(slot, point, draw_lifetime()));
+        self.tell(Event::Opened(slot, point, lifetime));
         self.show();
+    }
+
+    /// Notes that a point has retired. One that was never open is not known, and has nothing to note.
+    fn retire(&mut self, slot: SlotId) {
+        let open = self.open.get_mut(&slot).map(|open| &mut open.stored);
+        let Some(stored) = open.or_else(|| self.known.get_mut(&slot)) else { return };
+        stored.retired = Some(unix_now());
+        if let Err(error) = self.balance.store.note(stored) {
+            warn!(%error, "cannot store that an introduction point has retired: a restart may advertise it again");
+        }
     }
 
     fn close(&mut self, slot: SlotId) {

@@ -171,7 +171,7 @@ impl Admitter for Gatekeeper {
     async fn record(&self, redemption: &Redemption) -> bool {
         let store = Arc::clone(&self.store);
         let invitation = redemption.invitation.clone();
-        let written = tokio::task::spawn_blocking(move || store.put_invitations(&[invitation])).await;
+        let written = tokio::task::spawn_blocking(move || store.put_invitations(&[invitation], unix_now())).await;
         match written {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -325,7 +325,7 @@ impl Actor {
             known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect()
         };
         self.write(move |store| {
-            if let Err(error) = store.put_invitations(&whole) {
+            if let Err(error) = store.put_invitations(&whole, unix_now()) {
                 warn!(%error, "cannot store the invitations");
             }
             None

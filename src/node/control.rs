@@ -112,7 +112,7 @@ impl Daemon {
         };
         let expires = signed.expires;
         // On disk before it is handed out, so that a crash cannot leave a person with a token nobody knows.
-        if let Err(error) = self.store.put_invitations(std::slice::from_ref(&signed)) {
+        if let Err(error) = self.store.put_invitations(std::slice::from_ref(&signed), unix_now()) {
             return Response::refused(error);
         }
         if let Err(stopping) = running.cluster.tell_and_wait(Event::Invitation(signed)).await {

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use rustbalance_gossip::record::PeriodId;
 
-use crate::balance::plan::{SlotId, Stored};
+use crate::balance::plan::{Lifetime, SlotId, Stored};
 use crate::balance::task::IntroPointStore;
 use crate::keys::{IntroPointSecrets, MasterSecret};
 use crate::publish::task::{CredentialSource, RevisionLog};
@@ -71,9 +71,11 @@ impl IntroPointStore for StoredIntroPoints {
         let mut restored = Vec::new();
         for (number, point) in (1..).zip(self.store.intro_points().map_err(|error| error.to_string())?) {
             let slot = SlotId(number);
-            let StoredIntroPoint { relay, secrets, created, introductions } = point;
+            let StoredIntroPoint { relay, secrets, created, introductions, max_seconds, max_introductions, retired } =
+                point;
             slots.insert(slot, self.slot(secrets, true)?);
-            restored.push(Stored { slot, relay, created, introductions });
+            let lifetime = Lifetime { seconds: max_seconds, introductions: max_introductions };
+            restored.push(Stored { slot, relay, created, introductions, lifetime, retired });
         }
         Ok(restored)
     }
@@ -92,10 +94,14 @@ impl IntroPointStore for StoredIntroPoints {
         let Some(kept) = slots.get_mut(&stored.slot) else { return Ok(()) };
         if kept.on_disk {
             let session = kept.secrets.session_key();
-            return self.store.count_introductions(&session, stored.introductions).map_err(|error| error.to_string());
+            let updated = self.store.update_intro_point(&session, stored.introductions, stored.retired);
+            return updated.map_err(|error| error.to_string());
         }
-        let Stored { relay, created, introductions, .. } = *stored;
-        let point = StoredIntroPoint { relay, secrets: kept.secrets.duplicate(), created, introductions };
+        let Stored { relay, created, introductions, lifetime, retired, .. } = *stored;
+        let (max_seconds, max_introductions) = (lifetime.seconds, lifetime.introductions);
+        let secrets = kept.secrets.duplicate();
+        let point =
+            StoredIntroPoint { relay, secrets, created, introductions, max_seconds, max_introductions, retired };
         self.store.add_intro_point(&point).map_err(|error| error.to_string())?;
         kept.on_disk = true;
         Ok(())

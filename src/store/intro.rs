@@ -34,6 +34,12 @@ pub struct StoredIntroPoint {
     pub created: u64,
     /// Introductions seen so far, as of the last time this was stored.
     pub introductions: u64,
+    /// For how many seconds it is to serve.
+    pub max_seconds: u64,
+    /// For how many introductions.
+    pub max_introductions: u64,
+    /// When it retired, in seconds since the Unix epoch, if it has.
+    pub retired: Option<u64>,
 }
 
 impl StoredIntroPoint {
@@ -69,12 +75,17 @@ impl Store {
         file::create(&self.intro_path(&hex(&point.session_key()), Kind::IntroPoint.name()), &bytes)
     }
 
-    /// Notes how many introductions one has seen.
-    pub fn count_introductions(&self, session_key: &[u8; 32], introductions: u64) -> Result<(), StoreError> {
+    /// Notes how many introductions one has seen, and whether it has retired.
+    pub fn update_intro_point(
+        &self,
+        session_key: &[u8; 32],
+        introductions: u64,
+        retired: Option<u64>,
+    ) -> Result<(), StoreError> {
         let _changing = self.change();
         let key = hex(session_key);
         let mut point = self.read_intro_point(&key)?;
-        point.introductions = introductions;
+        (point.introductions, point.retired) = (introductions, retired);
         let bytes = self.encode_intro_point(&point)?;
         file::replace(&self.intro_path(&key, Kind::IntroPoint.name()), &bytes)
     }
@@ -122,7 +133,8 @@ impl Store {
     }
 
     fn encode_intro_point(&self, point: &StoredIntroPoint) -> Result<Zeroizing<Vec<u8>>, StoreError> {
-        let facts = codec::encode(&(point.relay, point.created, point.introductions))
+        let life = (point.max_seconds, point.max_introductions, point.retired);
+        let facts = codec::encode(&(point.relay, point.created, point.introductions, life))
             .map_err(|error| StoreError::Invalid { what: "an introduction point", why: error.to_string() })?;
         let mut payload = Zeroizing::new(Vec::with_capacity(SECRETS + facts.len()));
         payload.extend_from_slice(&point.secrets.session);
@@ -144,9 +156,10 @@ impl Store {
         };
         secrets.session.copy_from_slice(&head[..32]);
         secrets.encryption.copy_from_slice(&head[32..]);
-        let (relay, created, introductions) =
+        let (relay, created, introductions, (max_seconds, max_introductions, retired)) =
             codec::decode(facts, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))?;
-        let point = StoredIntroPoint { relay, secrets, created, introductions };
+        let point =
+            StoredIntroPoint { relay, secrets, created, introductions, max_seconds, max_introductions, retired };
         if hex(&point.session_key()) != key {
             return Err(StoreError::content(&path, kind, "its name is not that of its session key"));
         }

@@ -272,9 +272,10 @@ impl Store {
         self.statements(Kind::Invitations, MAX_INVITATIONS)
     }
 
-    /// Adds these to the invitations known. What was redeemed or revoked stays so: of two versions the one that knows
-    /// more is kept, and both if each knows something of its own.
-    pub fn put_invitations(&self, given: &[Verified<Invitation>]) -> Result<(), StoreError> {
+    /// Adds these to the invitations known, at `unix` seconds since the epoch. What was redeemed or revoked stays so: of
+    /// two versions the one that knows more is kept, and both if each knows something of its own. Where there is no room
+    /// left, those that ended long ago are forgotten.
+    pub fn put_invitations(&self, given: &[Verified<Invitation>], unix: u64) -> Result<(), StoreError> {
         let _changing = self.change();
         let mut kept = self.invitations()?;
         for invitation in given {
@@ -283,17 +284,8 @@ impl Store {
                 kept.push(invitation.clone());
             }
         }
-        self.put_statements(Kind::Invitations, &kept, MAX_INVITATIONS)
-    }
-
-    /// Forgets the invitations for which `keep` is false.
-    pub fn retain_invitations(&self, keep: impl Fn(&Invitation) -> bool) -> Result<(), StoreError> {
-        let _changing = self.change();
-        let mut kept = self.invitations()?;
-        let before = kept.len();
-        kept.retain(|invitation| keep(invitation));
-        if kept.len() == before {
-            return Ok(());
+        if kept.len() > MAX_INVITATIONS {
+            kept.retain(|invitation| invitation.is_kept(unix));
         }
         self.put_statements(Kind::Invitations, &kept, MAX_INVITATIONS)
     }

@@ -99,6 +99,9 @@ fn point(relay: u8) -> StoredIntroPoint {
         secrets: IntroPointSecrets::generate(&mut rng()),
         created: u64::from(relay),
         introductions: 0,
+        max_seconds: 70_000,
+        max_introductions: 20_000,
+        retired: None,
     }
 }
 
@@ -314,18 +317,33 @@ fn the_oldest_periods_are_forgotten_but_not_the_one_in_use() {
 fn a_redemption_is_never_forgotten() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
-    store.put_invitations(&[cluster.invitation(1, &[4], false), cluster.invitation(2, &[], false)]).unwrap();
-    store.put_invitations(&[cluster.invitation(1, &[], false)]).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[4], false), cluster.invitation(2, &[], false)], 2).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[], false)], 2).unwrap();
     assert_eq!(store.invitations().unwrap().len(), 2);
     assert_eq!(store.invitations().unwrap()[0].redeemed.len(), 1);
     // Each of the two knows something of its own: both stay until one knows it all.
-    store.put_invitations(&[cluster.invitation(1, &[5], true)]).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[5], true)], 2).unwrap();
     assert_eq!(store.invitations().unwrap().len(), 3);
-    store.put_invitations(&[cluster.invitation(1, &[4, 5], true)]).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[4, 5], true)], 2).unwrap();
     let kept = store.invitations().unwrap();
     assert_eq!(kept.len(), 2);
     assert!(kept.iter().any(|invitation| invitation.revoked && invitation.redeemed.len() == 2));
-    store.retain_invitations(|invitation| !invitation.revoked).unwrap();
+}
+
+#[test]
+fn invitations_that_ended_long_ago_make_room() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let full: Vec<_> = (0..=255).map(|token| cluster.invitation(token, &[], false)).collect();
+    store.put_invitations(&full, 2).unwrap();
+    let mut token = [7; 32];
+    token[0] = 0;
+    let (token, expires) = (InvitationId::from_public_key(token), u64::MAX);
+    let next = Invitation { token, expires, ..(*cluster.invitation(0, &[], false)).clone() };
+    let next = Verified::sign(next, &cluster.authority).unwrap();
+    assert!(matches!(store.put_invitations(std::slice::from_ref(&next), 3), Err(StoreError::TooMany { .. })));
+    assert_eq!(store.invitations().unwrap().len(), MAX_INVITATIONS, "what did not fit has changed nothing");
+    store.put_invitations(&[next], 30 * 24 * 3600).unwrap();
     assert_eq!(store.invitations().unwrap().len(), 1);
 }
 
@@ -338,7 +356,7 @@ fn revocations_stay_and_only_the_authority_s_are_taken() {
     assert_eq!(store.revocations().unwrap().len(), 2);
     assert!(matches!(store.put_revocations(&[Cluster::new().revocation(3)]), Err(StoreError::Invalid { .. })));
     assert!(matches!(
-        store.put_invitations(&[Cluster::new().invitation(1, &[], false)]),
+        store.put_invitations(&[Cluster::new().invitation(1, &[], false)], 2),
         Err(StoreError::Invalid { .. })
     ));
 }
@@ -382,17 +400,19 @@ fn intro_points_live_as_long_as_their_replay_logs() {
     for point in [&one, &two] {
         ReplayLog::open(&store.replay_log_path(&point.session_key())).unwrap().is_new(b"hello").unwrap();
     }
-    store.count_introductions(&one.session_key(), 9).unwrap();
+    store.update_intro_point(&one.session_key(), 9, Some(33)).unwrap();
     drop(store);
 
     let store = Store::open(&state(&folder)).unwrap();
     let points = store.intro_points().unwrap();
     assert_eq!(points.iter().map(|point| (point.created, point.introductions)).collect::<Vec<_>>(), [(1, 9), (2, 0)]);
     assert_eq!(points[0].secrets.encryption, one.secrets.encryption);
+    assert_eq!(points.iter().map(|point| point.retired).collect::<Vec<_>>(), [Some(33), None]);
+    assert_eq!((points[0].max_seconds, points[0].max_introductions), (70_000, 20_000));
     assert_eq!(ReplayLog::open(&store.replay_log_path(&one.session_key())).unwrap().len(), 1);
     store.remove_intro_point(&one.session_key()).unwrap();
     assert!(!store.replay_log_path(&one.session_key()).exists());
-    assert!(matches!(store.count_introductions(&one.session_key(), 1), Err(StoreError::NoIntroPoint(_))));
+    assert!(matches!(store.update_intro_point(&one.session_key(), 1, None), Err(StoreError::NoIntroPoint(_))));
 
     // A crash between the two removals leaves a log without keys.
     fs::remove_file(store.intro_dir().join(format!("{}.point", data_encoding::HEXLOWER.encode(&two.session_key()))))

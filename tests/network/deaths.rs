@@ -104,10 +104,13 @@ fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()
         Ok(term)
     })?;
     // The points are those from before, so that clients with an old descriptor are served too.
+    let published: BTreeSet<String> = before.iter().flat_map(|held| held.keys()).collect();
     let newest = before.iter().filter_map(|held| Some((held.period, held.content.as_ref()?.revision)));
     let newest: Vec<_> = newest.collect();
     cluster.wait_until("every directory has a newer descriptor with every node in it", PATIENCE, || {
         for held in check_directories(&address, &keys, &BTreeSet::new())? {
+            let missed: Vec<_> = published.difference(&held.keys()).cloned().collect();
+            ensure!(missed.is_empty(), "{} lacks points from before: {missed:?}", held.directory.relay);
             let revision = held.content.context("nothing is held")?.revision;
             let old = newest.iter().filter(|(period, _)| *period == held.period).map(|(_, revision)| *revision).max();
             ensure!(old.is_none_or(|old| revision > old), "{} has an old descriptor", held.directory.relay);

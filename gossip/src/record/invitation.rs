@@ -40,9 +40,16 @@ impl Statement for Invitation {
 impl Invitation {
     /// Largest number of uses of one invitation: its record must stay small enough to gossip.
     pub const MAX_USES: u16 = 256;
+    /// How long it is kept after its end, in seconds: its redeemers may still race.
+    const KEPT_SECONDS: u64 = 7 * 24 * 3600;
 
     /// True while a joiner could still redeem it.
     pub fn is_open(&self, unix: u64) -> bool {
         !self.revoked && unix <= self.expires && self.redeemed.len() < usize::from(self.uses)
+    }
+
+    /// True until it may be forgotten, a week after its end.
+    pub fn is_kept(&self, unix: u64) -> bool {
+        unix <= self.expires.saturating_add(Self::KEPT_SECONDS)
     }
 }

@@ -15,9 +15,6 @@ use crate::signed::Verified;
 /// Most invitations kept.
 const MAX_INVITATIONS: usize = 512;
 
-/// How long an invitation is kept after its end, in seconds: its redeemers may still race.
-const KEPT_SECONDS: u64 = 7 * 24 * 3600;
-
 /// One invitation.
 #[derive(Debug, Clone)]
 struct Known {
@@ -69,8 +66,8 @@ impl Invitations {
             return Ok(());
         }
         let oldest = self.known.iter().min_by_key(|(_, known)| known.merged.expires);
-        match oldest.map(|(token, known)| (*token, known.merged.expires)) {
-            Some((token, expires)) if expires + KEPT_SECONDS < unix => {
+        match oldest.map(|(token, known)| (*token, known.merged.is_kept(unix))) {
+            Some((token, false)) => {
                 self.known.remove(&token);
                 Ok(())
             }
@@ -101,9 +98,7 @@ impl Invitations {
     /// True while it is worth passing on.
     pub(crate) fn is_current(&self, kind: &RecordKind, unix: u64) -> bool {
         match kind {
-            RecordKind::Invitation(token) => {
-                self.get(token).is_some_and(|invitation| unix <= invitation.expires.saturating_add(KEPT_SECONDS))
-            }
+            RecordKind::Invitation(token) => self.get(token).is_some_and(|invitation| invitation.is_kept(unix)),
             _ => true,
         }
     }

@@ -86,6 +86,6 @@ fn revocations_of_the_cluster_can_be_stored_by_a_founder() {
     let authority = store.authority_secret().unwrap().unwrap();
     store.put_revocations(&[Verified::sign(revocation, &authority).unwrap()]).unwrap();
     let (token, invitation) = invite(store.cluster(), &authority, Terms::default(), NOW, &mut rng()).unwrap();
-    store.put_invitations(&[invitation]).unwrap();
+    store.put_invitations(&[invitation], NOW).unwrap();
     assert_eq!(store.invitations().unwrap()[0].token, token.invitation_id());
 }

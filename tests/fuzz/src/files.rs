@@ -158,13 +158,21 @@ impl Ground {
         let store = found(Store::create(&dir).unwrap(), master, &[80, 443], NOW, &mut rng).unwrap();
         let authority = store.authority_secret().unwrap().unwrap();
         store.put_members(&[world.chain(1), world.chain(2)]).unwrap();
-        store.put_invitations(&[Verified::sign(world.invitation(3), &authority).unwrap()]).unwrap();
+        store.put_invitations(&[Verified::sign(world.invitation(3), &authority).unwrap()], NOW).unwrap();
         store.put_revocations(&[Verified::sign(world.revocation(3), &authority).unwrap()]).unwrap();
         store.raise_term(7).unwrap();
         store.raise_revision(PERIOD, 9).unwrap();
         let relay = RelayId { rsa: FixedBytes([1; 20]), ed25519: FixedBytes([1; 32]) };
         let secrets = IntroPointSecrets { session: [3; 32], encryption: [4; 32] };
-        let point = StoredIntroPoint { relay, secrets, created: NOW, introductions: 5 };
+        let point = StoredIntroPoint {
+            relay,
+            secrets,
+            created: NOW,
+            introductions: 5,
+            max_seconds: 70_000,
+            max_introductions: 20_000,
+            retired: None,
+        };
         store.add_intro_point(&point).unwrap();
         ReplayLog::open(&store.replay_log_path(&point.session_key())).unwrap().is_new(b"seen").unwrap();
         drop(store);
@@ -261,12 +269,12 @@ fn opened(dir: &Path) -> bool {
     let boot = store.next_boot();
     store.raise_term(term.saturating_add(1)).unwrap();
     store.put_members(&members).unwrap();
-    store.put_invitations(&invitations).unwrap();
+    store.put_invitations(&invitations, NOW).unwrap();
     store.put_revocations(&revocations).unwrap();
     let revision = store.revisions().unwrap().iter().find(|(period, _)| *period == PERIOD).map_or(1, |known| known.1);
     store.raise_revision(PERIOD, revision).unwrap();
     for point in &points {
-        store.count_introductions(&point.session_key(), point.introductions).unwrap();
+        store.update_intro_point(&point.session_key(), point.introductions, point.retired).unwrap();
     }
     drop(store);
     let again = Store::open(dir).unwrap();

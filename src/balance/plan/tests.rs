@@ -1,0 +1,238 @@
+//! The plan against a world that opens whatever is asked for.
+
+use super::*;
+use rustbalance_gossip::bytes::FixedBytes;
+
+const LIFETIME: Lifetime = Lifetime { seconds: 70_000, introductions: 20_000 };
+
+fn relay(n: u8) -> RelayId {
+    RelayId { rsa: FixedBytes([n; 20]), ed25519: FixedBytes([n; 32]) }
+}
+
+fn point(relay: RelayId, keys: u8) -> IntroPoint {
+    IntroPoint {
+        relay,
+        link_specifiers: Vec::new(),
+        onion_key: FixedBytes([keys; 32]),
+        session_key: FixedBytes([keys; 32]),
+        encryption_key: FixedBytes([keys; 32]),
+    }
+}
+
+/// Opens whatever is asked for, at relays 1..=relays, unless a relay is dead.
+struct World {
+    plan: Plan,
+    now: Now,
+    relays: u8,
+    dead: BTreeSet<RelayId>,
+    advertised: Vec<IntroPoint>,
+    open: BTreeMap<SlotId, RelayId>,
+    retired: BTreeSet<SlotId>,
+}
+
+impl World {
+    fn new(want: usize) -> Self {
+        let now = Now { mono: Duration::from_secs(100), unix: 1_800_000_000 };
+        let plan = Plan::new(want);
+        let (dead, retired) = (BTreeSet::new(), BTreeSet::new());
+        Self { plan, now, relays: 9, dead, advertised: Vec::new(), open: BTreeMap::new(), retired }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let mut actions = self.plan.handle(event, self.now);
+        while let Some(action) = actions.pop() {
+            let event = match action {
+                Action::Advertise(points) => {
+                    self.advertised = points;
+                    continue;
+                }
+                Action::Retire(slot) => {
+                    self.retired.insert(slot);
+                    continue;
+                }
+                Action::Close(slot) => {
+                    self.open.remove(&slot);
+                    continue;
+                }
+                Action::Open { slot, relay: choice } => {
+                    let relay = match choice {
+                        Choice::Exactly(relay) => Some(relay).filter(|relay| !self.dead.contains(relay)),
+                        Choice::AnyBut(taken) => (1..=self.relays)
+                            .map(relay)
+                            .find(|relay| !taken.contains(relay) && !self.dead.contains(relay)),
+                    };
+                    match relay {
+                        Some(relay) => {
+                            self.open.insert(slot, relay);
+                            Event::Opened(slot, point(relay, slot.0 as u8), LIFETIME)
+                        }
+                        None => Event::OpenFailed(slot),
+                    }
+                }
+            };
+            // The latest word on what is advertised must win: what follows is handled after what is pending.
+            let later = self.plan.handle(event, self.now);
+            actions.splice(0..0, later.into_iter().rev());
+        }
+    }
+
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now.mono += Duration::from_secs(1);
+            self.now.unix += 1;
+            self.tell(Event::Tick);
+        }
+    }
+
+    fn relays_advertised(&self) -> BTreeSet<RelayId> {
+        self.advertised.iter().map(|point| point.relay).collect()
+    }
+}
+
+#[test]
+fn it_keeps_as_many_points_as_wanted_each_at_its_own_relay() {
+    let mut world = World::new(3);
+    world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::from([relay(2)]) });
+    world.run(5);
+    assert_eq!(world.relays_advertised(), BTreeSet::from([relay(3), relay(4), relay(5)]));
+}
+
+#[test]
+fn a_lost_point_comes_back_with_its_keys_and_a_dead_relay_is_replaced() {
+    let mut world = World::new(2);
+    world.run(3);
+    let before = world.advertised.clone();
+    let slot = *world.open.keys().next().unwrap();
+    world.tell(Event::Lost(slot));
+    world.run(2);
+    assert_eq!(world.advertised, before);
+    let dead = world.open[&slot];
+    world.dead.insert(dead);
+    world.tell(Event::Lost(slot));
+    world.run(60);
+    assert_eq!(world.advertised.len(), 2);
+    assert!(!world.relays_advertised().contains(&dead));
+}
+
+#[test]
+fn a_dead_relay_that_comes_back_serves_those_who_remember_it() {
+    let mut world = World::new(2);
+    world.run(3);
+    let (slot, dead) = world.open.pop_first().unwrap();
+    world.dead.insert(dead);
+    world.tell(Event::Lost(slot));
+    world.run(60);
+    assert!(world.retired.contains(&slot) && !world.open.contains_key(&slot));
+    world.dead.clear();
+    world.run(MAX_BACK_OFF.1.as_secs());
+    assert_eq!(world.open.get(&slot), Some(&dead));
+    assert!(!world.relays_advertised().contains(&dead));
+}
+
+fn stored(world: &World, n: u8) -> Stored {
+    let (slot, relay, created) = (SlotId(n.into()), relay(n), world.now.unix - 60);
+    Stored { slot, relay, created, introductions: 5, lifetime: LIFETIME, retired: None }
+}
+
+#[test]
+fn a_restart_serves_where_it_served() {
+    let mut world = World::new(2);
+    let restored = vec![stored(&world, 7), stored(&world, 8)];
+    world.tell(Event::Restored(restored));
+    world.run(2);
+    assert_eq!(world.relays_advertised(), BTreeSet::from([relay(7), relay(8)]));
+    assert_eq!(world.open.keys().copied().collect::<Vec<_>>(), [SlotId(7), SlotId(8)]);
+}
+
+#[test]
+fn a_restart_after_a_rotation_advertises_the_new_points_and_keeps_the_old_open() {
+    let mut world = World::new(2);
+    let old = |n: u8, ago: Duration| Stored {
+        retired: Some(world.now.unix - ago.as_secs()),
+        created: world.now.unix - LIFETIME.seconds,
+        ..stored(&world, n)
+    };
+    let lingering = old(1, LINGER - Duration::from_secs(30));
+    let over = old(2, LINGER);
+    let restored = vec![lingering, over, stored(&world, 3), stored(&world, 4)];
+    world.tell(Event::Restored(restored));
+    world.run(2);
+    assert_eq!(world.relays_advertised(), BTreeSet::from([relay(3), relay(4)]));
+    assert_eq!(world.open.keys().copied().collect::<Vec<_>>(), [SlotId(1), SlotId(3), SlotId(4)]);
+    assert!(world.retired.is_empty(), "none of them retires now");
+    world.run(30);
+    assert_eq!(world.open.keys().copied().collect::<Vec<_>>(), [SlotId(3), SlotId(4)]);
+}
+
+#[test]
+fn of_two_that_chose_one_relay_at_once_the_weaker_closes_its_point() {
+    let mut world = World::new(2);
+    world.run(3);
+    world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::new() });
+    world.run(3);
+    assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
+    assert_eq!(world.open.len(), 2, "nobody knows the old one");
+}
+
+#[test]
+fn before_it_knows_the_others_it_opens_only_what_it_had() {
+    let mut world = World::new(2);
+    world.plan.handle(Event::MayChoose(false), world.now);
+    let restored = vec![stored(&world, 4)];
+    world.tell(Event::Restored(restored));
+    world.run(3);
+    assert_eq!(world.relays_advertised(), BTreeSet::from([relay(4)]));
+    world.tell(Event::Others { stronger: BTreeSet::new(), weaker: BTreeSet::from([relay(1)]) });
+    world.tell(Event::MayChoose(true));
+    world.run(3);
+    assert_eq!(world.relays_advertised(), BTreeSet::from([relay(4), relay(2)]));
+}
+
+#[test]
+fn the_weaker_node_leaves_a_shared_relay_and_lingers_there() {
+    let mut world = World::new(2);
+    world.run(UNKNOWN + 3);
+    world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::from([relay(2)]) });
+    world.run(3);
+    assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
+    assert_eq!(world.open.len(), 3, "the old one still serves");
+    world.run(LINGER.as_secs());
+    assert_eq!(world.open.len(), 2);
+}
+
+#[test]
+fn points_rotate_by_age_and_by_wear() {
+    let mut world = World::new(1);
+    world.run(2);
+    let first = world.relays_advertised();
+    let slot = *world.open.keys().next().unwrap();
+    world.tell(Event::Introductions(slot, 20_000));
+    world.run(2);
+    let second = world.relays_advertised();
+    assert_ne!(first, second);
+    world.now.unix += 70_001;
+    world.now.mono += Duration::from_secs(70_001);
+    world.run(3);
+    assert_eq!(world.relays_advertised().len(), 1);
+    assert_ne!(world.relays_advertised(), second);
+}
+
+#[test]
+fn leaving_withdraws_everything_and_serves_on() {
+    let mut world = World::new(2);
+    world.run(3);
+    world.tell(Event::Want(0));
+    assert!(world.advertised.is_empty());
+    assert_eq!(world.open.len(), 2);
+}
+
+#[test]
+fn without_a_free_relay_it_waits_and_takes_the_first_that_frees() {
+    let mut world = World::new(2);
+    world.relays = 1;
+    world.run(30);
+    assert_eq!(world.advertised.len(), 1);
+    world.relays = 2;
+    world.run(60);
+    assert_eq!(world.advertised.len(), 2);
+}
