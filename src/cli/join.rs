@@ -22,7 +22,7 @@ use crate::join::{JoinError, Joined, Refusal, Token, persist_joined, redeem};
 use crate::keys::NodeSecret;
 use crate::proxy::{PortTarget, Target};
 use crate::store::{Beginning, Draft, Store};
-use crate::tor::Engine;
+use crate::tor::{Engine, TorError};
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
 
 /// Tor's bootstrap is given up after this long without a step forward.
@@ -157,26 +157,50 @@ async fn knock(
     progress: &mut Progress,
 ) -> anyhow::Result<Joined> {
     let mut pauses = PAUSES.into_iter();
+    let mut unanswered = None;
     loop {
         progress.step(&format!("looking for {master}"), None);
-        let error = match engine.dial(master.address(), JOIN_PORT, DIAL_LIMIT).await {
+        let (error, again) = match engine.dial(master.address(), JOIN_PORT, DIAL_LIMIT).await {
             Ok(stream) => {
                 progress.step("the cluster answers: redeeming the token", None);
                 match redeem(stream, token, node, master, unix_now).await {
                     Ok(joined) => return Ok(joined),
-                    Err(error) if may_pass(&error) => error.into(),
-                    Err(error) => return Err(error.into()),
+                    Err(error) => {
+                        let again = may_pass(&error);
+                        (error.into(), again)
+                    }
                 }
             }
-            Err(error) if error.is_transient() => anyhow::Error::from(error).context(format!(
-                "nobody admits nodes at {master}: its nodes listen for joins only while an invitation is open, so the \
-                 token may be used up, expired or revoked, or no node may be running"
-            )),
-            Err(error) => return Err(error.into()),
+            Err(error) if error.is_transient() => (nobody_admits(error, master), true),
+            Err(error) => (error.into(), false),
         };
-        let Some(pause) = pauses.next() else { return Err(error) };
+        let pause = if again { pauses.next() } else { None };
+        let Some(pause) = pause else { return Err(what_to_tell(unanswered, error)) };
         tracing::info!(error = format!("{error:#}"), ?pause, "trying again");
+        unanswered = unanswered.or_else(|| error.downcast().ok().filter(is_unanswered));
         sleep(pause).await;
+    }
+}
+
+fn nobody_admits(error: TorError, master: MasterId) -> anyhow::Error {
+    anyhow::Error::from(error).context(format!(
+        "nobody admits nodes at {master}: its nodes listen for joins only while an invitation is open, so the token may \
+         be used up, expired or revoked, or no node may be running"
+    ))
+}
+
+fn is_unanswered(error: &JoinError) -> bool {
+    matches!(error, JoinError::Unanswered(_))
+}
+
+/// Of several attempts, the one that may have let us in counts, whatever came after: by it the node key is kept.
+fn what_to_tell(unanswered: Option<JoinError>, last: anyhow::Error) -> anyhow::Error {
+    match unanswered {
+        Some(error) if !last.downcast_ref().is_some_and(is_unanswered) => {
+            tracing::info!(error = format!("{last:#}"), "the last attempt failed, too");
+            error.into()
+        }
+        _ => last,
     }
 }
 
@@ -279,5 +303,16 @@ mod tests {
         assert!(!keep(JoinError::Refused(Refusal::UnknownToken), true));
         assert!(!is_worth_keeping(&anyhow::anyhow!("no network"), false));
         assert!(is_worth_keeping(&anyhow::anyhow!("no network"), true));
+    }
+
+    #[test]
+    fn an_answer_that_was_lost_is_not_forgotten_over_later_attempts() {
+        let lost = || Some(JoinError::Unanswered(Box::new(JoinError::Timeout(90))));
+        for later in [anyhow::anyhow!("nobody admits nodes"), JoinError::Refused(Refusal::UnknownToken).into()] {
+            let told = what_to_tell(lost(), later);
+            assert!(told.to_string().contains("may have taken this node in"), "{told:#}");
+            assert!(is_worth_keeping(&told, false));
+        }
+        assert!(!is_worth_keeping(&what_to_tell(None, JoinError::Refused(Refusal::UnknownToken).into()), false));
     }
 }
