@@ -7,6 +7,7 @@
 //! in a row have failed for want of a vanguard. And the task that updates the directory ends for good if it cannot write
 //! to disk; the sign of that is a directory long out of date. Whoever supervises the engine then starts another.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -15,6 +16,7 @@ use arti_client::config::TorClientConfig;
 use arti_client::status::{BlockageKind, BootstrapStatus};
 use arti_client::{BootstrapBehavior, TorClient};
 use futures::StreamExt;
+use rand::RngExt;
 use tokio::sync::watch;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -41,9 +43,16 @@ const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::fro
 /// How often the directory is looked at without an event.
 const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
 
-/// How much longer than it is valid the network's directory may stay without a new one: at least, and as a part of the time
-/// between its beginning and its end. With a directory of three hours that is 45 minutes.
-const LATE: (Duration, u32) = (Duration::from_secs(120), 4);
+/// How much longer than it is valid the network's directory may stay without a new one, at least.
+const LATE: Duration = Duration::from_secs(120);
+
+/// The same, in lifetimes of the directory (3 hours on the public network): after the disk was full, and otherwise, of which
+/// each client draws its own. If the authorities make no directory, Arti goes on with the old one for three days, and
+/// the nodes of a cluster must not give up soon, nor all at once.
+const LATE_LIFETIMES: (f64, Range<f64>) = (0.25, 1.0..3.0);
+
+/// A disk with less room than this, in bytes, may have been too full for a directory.
+const ROOM: u64 = 16 << 20;
 
 /// So many failures for want of a vanguard in a row, over at least this time, mean that none will come.
 const NO_VANGUARD: (u32, Duration) = (10, Duration::from_secs(120));
@@ -134,7 +143,7 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
         launched: Launched::default(),
         state_dir: config.state_dir,
     });
-    let watched = watch_client(Arc::clone(&shared), tor, bootstrap_sender, changes_sender);
+    let watched = watch_client(Arc::clone(&shared), tor, config.cache_dir, bootstrap_sender, changes_sender);
     shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(watched));
     Ok(shared)
 }
@@ -206,6 +215,7 @@ fn ours(config: &ArtiConfig) -> Result<String, TorError> {
 async fn watch_client(
     shared: Arc<Shared>,
     tor: Arc<TorClient<PreferredRuntime>>,
+    cache_dir: PathBuf,
     bootstrap: watch::Sender<Bootstrap>,
     changes: watch::Sender<u64>,
 ) {
@@ -235,7 +245,7 @@ async fn watch_client(
     let mut events = netdir.events();
     let mut check = interval(DIRECTORY_CHECK);
     let mut expired = false;
-    let mut lateness = Lateness::default();
+    let mut lateness = Lateness::new(rand::rng().random_range(LATE_LIFETIMES.1));
     loop {
         tokio::select! {
             Some(status) = progress.next() => tell(status),
@@ -249,31 +259,51 @@ async fn watch_client(
         }
         // With an old one a publisher puts descriptors where nobody looks.
         if let Ok(directory) = netdir.netdir(Timeliness::Unchecked) {
-            let lifetime = directory.lifetime();
-            if lateness.is_too_much(lifetime.valid_after(), lifetime.valid_until(), SystemTime::now(), Instant::now()) {
+            let valid = (directory.lifetime().valid_after(), directory.lifetime().valid_until());
+            if lateness.is_too_much(valid, is_full(&cache_dir), SystemTime::now(), Instant::now()) {
                 return shared.fail("the network's directory is not updated any more");
             }
         }
     }
 }
 
+/// Whether the disk of this folder is full, or nearly.
+fn is_full(folder: &Path) -> bool {
+    rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM)
+}
+
 /// For how long the network's directory has been out of date.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lateness {
+    /// Until when the one in use is valid.
+    until: Option<SystemTime>,
     since: Option<Instant>,
+    /// Whether the disk was full while it was in use: then Arti has most likely ended its updates.
+    disk_was_full: bool,
+    /// How many of its lifetimes are too long, if it was not.
+    lifetimes: f64,
 }
 
 impl Lateness {
-    /// Looks at the directory in use; whether it has been out of date for too long. That is measured by the monotonic clock:
-    /// one that was set is no reason to give up.
-    fn is_too_much(&mut self, from: SystemTime, until: SystemTime, now: SystemTime, mono: Instant) -> bool {
+    fn new(lifetimes: f64) -> Self {
+        Self { until: None, since: None, disk_was_full: false, lifetimes }
+    }
+
+    /// Looks at the directory in use and the disk; whether it has been out of date for too long. That is measured by the
+    /// monotonic clock: one that was set is no reason to give up.
+    fn is_too_much(&mut self, valid: (SystemTime, SystemTime), full: bool, now: SystemTime, mono: Instant) -> bool {
+        let (from, until) = valid;
+        if self.until.replace(until) != Some(until) {
+            (self.since, self.disk_was_full) = (None, false);
+        }
+        self.disk_was_full |= full;
         if now <= until {
             self.since = None;
             return false;
         }
-        let (least, part) = LATE;
-        let lifetime = until.duration_since(from).unwrap_or_default();
-        mono.duration_since(*self.since.get_or_insert(mono)) >= least.max(lifetime / part)
+        let lifetimes = if self.disk_was_full { LATE_LIFETIMES.0 } else { self.lifetimes };
+        let patience = until.duration_since(from).unwrap_or_default().mul_f64(lifetimes);
+        mono.duration_since(*self.since.get_or_insert(mono)) >= LATE.max(patience)
     }
 }
 
@@ -396,20 +426,25 @@ mod tests {
     fn a_directory_may_be_late_for_a_while_but_not_for_ever() {
         let (from, start) = (SystemTime::UNIX_EPOCH, Instant::now());
         let until = from + Duration::from_secs(3 * 3600);
-        let mut lateness = Lateness::default();
-        let mut look = |now: u64, until: SystemTime| {
+        let mut lateness = Lateness::new(2.0);
+        let mut look = |now: u64, until: SystemTime, full: bool| {
             let now = Duration::from_secs(now);
-            lateness.is_too_much(from, until, from + now, start + now)
+            lateness.is_too_much((from, until), full, from + now, start + now)
         };
-        assert!(!look(3 * 3600, until));
-        assert!(!look(3 * 3600 + 1, until));
-        assert!(!look(3 * 3600 + 2600, until));
-        assert!(look(3 * 3600 + 2702, until));
-        // A new one came, and gets late in turn.
-        let until = until + Duration::from_secs(3600);
-        assert!(!look(3 * 3600 + 2703, until));
-        assert!(!look(4 * 3600 + 1, until));
-        assert!(look(4 * 3600 + 3700, until));
+        assert!(!look(3 * 3600, until, false));
+        assert!(!look(3 * 3600 + 1, until, false));
+        assert!(!look(9 * 3600, until, false));
+        assert!(look(9 * 3600 + 1, until, false));
+        // A new one came, and gets late in turn; meanwhile the disk was full.
+        let until = until + Duration::from_secs(9 * 3600);
+        assert!(!look(9 * 3600 + 2, until, true));
+        assert!(!look(12 * 3600 + 1, until, false));
+        assert!(!look(15 * 3600, until, false));
+        assert!(look(15 * 3600 + 1, until, false));
+        // The next one is not to blame for it.
+        let until = until + Duration::from_secs(6 * 3600);
+        assert!(!look(18 * 3600 + 1, until, false));
+        assert!(!look(50 * 3600, until, false));
     }
 
     #[test]
