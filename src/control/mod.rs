@@ -28,6 +28,8 @@ mod status;
 pub const SOCKET_NAME: &str = "control.sock";
 /// Largest request line, in bytes.
 const MAX_REQUEST: u64 = 4096;
+/// Room for any line with a token, in bytes: a buffer that outgrows its place leaves a copy behind.
+const LINE_ROOM: usize = 4096;
 /// Largest answer line, in bytes: the status of a thousand members fits.
 const MAX_RESPONSE: u64 = 8 << 20;
 /// How long a caller may take to send its line, and to take the answer.
@@ -225,7 +227,7 @@ fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
 /// Reads one line of at most `most` bytes, its end included; `None` if it is longer or not ended.
 async fn read_line(from: &mut (impl tokio::io::AsyncRead + Unpin), most: u64) -> io::Result<Option<Vec<u8>>> {
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-    let mut line = Vec::new();
+    let mut line = Vec::with_capacity(LINE_ROOM);
     BufReader::new(from.take(most)).read_until(b'\n', &mut line).await?;
     Ok(line.pop_if(|last| *last == b'\n').map(|_| line))
 }

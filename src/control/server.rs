@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::{ControlError, LINE_LIMIT, MAX_REQUEST, Request, Response, read_line, socket_path};
+use super::{ControlError, LINE_LIMIT, LINE_ROOM, MAX_REQUEST, Request, Response, read_line, socket_path};
 
 /// Callers heard at once; further ones wait in the socket's own queue.
 const CALLERS: usize = 16;
@@ -101,7 +101,8 @@ async fn answer(mut stream: UnixStream, handler: &dyn Handler) -> io::Result<()>
             .await
             .unwrap_or_else(|_| Response::refused(format!("it was not done within {ANSWER_LIMIT:?}"))),
     };
-    let mut line = Zeroizing::new(serde_json::to_vec(&response)?);
+    let mut line = Zeroizing::new(Vec::with_capacity(LINE_ROOM));
+    serde_json::to_writer(&mut *line, &response)?;
     line.push(b'\n');
     timeout(LINE_LIMIT, stream.write_all(&line)).await??;
     stream.shutdown().await?;

@@ -64,11 +64,7 @@ impl Handler for Daemon {
         match request {
             Request::Status {} => Response::Status(Box::new(self.status())),
             Request::Invite { role, expires_seconds, uses } => self.invite(role, expires_seconds, uses).await,
-            Request::Leave {} => {
-                info!("leaving, as asked");
-                self.leave.cancel();
-                Response::done("this node has said goodbye and stops; `rustbalance run` would bring it back")
-            }
+            Request::Leave {} => self.leave().await,
             Request::Drain {} => {
                 self.tell(Event::Drain, "draining: this node leaves the descriptor and serves on").await
             }
@@ -85,6 +81,17 @@ impl Daemon {
             Ok(()) => Response::done(done),
             Err(stopping) => Response::refused(stopping),
         }
+    }
+
+    /// The goodbye is in the mesh when this is answered; the shutdown gives it the time to spread.
+    async fn leave(&self) -> Response {
+        info!("leaving, as asked");
+        if let Some(running) = self.running.get() {
+            // Without its actor the node is stopping anyway.
+            let _ = running.cluster.tell_and_wait(Event::Leave).await;
+        }
+        self.leave.cancel();
+        Response::done("this node has said goodbye and stops; `rustbalance run` would bring it back")
     }
 
     /// The authority key, or why this node has none.
@@ -142,9 +149,17 @@ impl Daemon {
             let revocation = Revocation { cluster: self.store.cluster(), node, revoked: unix_now() };
             Verified::sign(revocation, &authority).map_err(Response::refused)
         });
-        match signed {
-            Ok(signed) => self.tell(Event::Revocation(signed), &format!("{node} is no member any more")).await,
-            Err(refused) => refused,
+        let signed = match signed {
+            Ok(signed) => signed,
+            Err(refused) => return refused,
+        };
+        // Once the operator has been told, no crash may bring the node back.
+        if let Err(error) = self.store.put_revocations(std::slice::from_ref(&signed)) {
+            return Response::refused(error);
+        }
+        match running.cluster.tell_and_wait(Event::Revocation(signed)).await {
+            Ok(()) => Response::done(format!("{node} is no member any more")),
+            Err(stopping) => Response::refused(stopping),
         }
     }
 

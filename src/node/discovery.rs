@@ -15,7 +15,7 @@ use crate::discovery::{Discovery, KeyRing, Offer};
 use crate::keys::DiscoveryPublic;
 use crate::link::{Links, MemberSet};
 use crate::publish::task::Wanted;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::tor::Engine;
 
 /// Between two looks at what only time changes.
@@ -50,14 +50,14 @@ impl Rotation {
             let publisher = publishing.borrow_and_update().term.is_some();
             let revoked = self.members.borrow_and_update().revoked.len();
             if let Some(made) = ring.due(revoked).filter(|_| publisher).and_then(|generation| self.make(generation)) {
-                self.adopt(&mut ring, made, &mut trusted)?;
+                self.adopt(&mut ring, made, &mut trusted);
             }
             self.tell(&ring, &mut trusted);
             tokio::select! {
                 changed = self.members.changed() => if changed.is_err() { return Ok("discovery keys") },
                 changed = publishing.changed() => if changed.is_err() { return Ok("discovery keys") },
                 Some(offer) = offered.recv() => match offer.verify(self.store.cluster(), self.store.membership().authority_id()) {
-                    Ok(key) => self.adopt(&mut ring, key, &mut trusted)?,
+                    Ok(key) => self.adopt(&mut ring, key, &mut trusted),
                     Err(error) => {
                         self.links.count_false_key();
                         debug!(%error, "a discovery key is refused");
@@ -76,15 +76,17 @@ impl Rotation {
             .ok()
     }
 
-    /// Takes a key if it is newer. It is on disk before it is used.
-    fn adopt(&self, ring: &mut KeyRing, key: Discovery, trusted: &mut BTreeSet<NodeId>) -> Result<(), StoreError> {
-        let (now, newer) = self.store.adopt_discovery(key, unix_now())?;
-        if newer {
-            info!(generation = now.newest().key.generation, "the discovery key was rotated");
-            *ring = now;
-            trusted.retain(|node| *node == self.store.node_id());
+    /// Takes a key if it is newer. It is on disk before it is used; one that cannot be written is made, or offered, again.
+    fn adopt(&self, ring: &mut KeyRing, key: Discovery, trusted: &mut BTreeSet<NodeId>) {
+        match self.store.adopt_discovery(key, unix_now()) {
+            Ok((now, true)) => {
+                info!(generation = now.newest().key.generation, "the discovery key was rotated");
+                *ring = now;
+                trusted.retain(|node| *node == self.store.node_id());
+            }
+            Ok((_, false)) => {}
+            Err(error) => warn!(%error, "cannot store a new discovery key"),
         }
-        Ok(())
     }
 
     /// Brings everybody up to date.

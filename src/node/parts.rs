@@ -233,6 +233,7 @@ impl Parts {
             () = stop.cancelled() => Ok(()),
             why = excluded(&mut self.excluded) => Err(NodeError::Excluded(why)),
             () = closed(&mut self.bootstrap) => Err(tor_stopped()),
+            _ = &mut self.proxy => Err(NodeError::TaskEnded("proxy")),
             Some(ended) = self.tasks.join_next() => {
                 // With Tor all end that need it, in any order; then that is what to tell.
                 let tor_ended = tokio::time::timeout(TOR_ENDS, closed(&mut self.bootstrap)).await.is_ok();
@@ -257,7 +258,8 @@ impl Parts {
         // An actor that has ended has nothing to say.
         let _ = self.cluster.tell_and_wait(Event::Leave).await;
         self.stop_serving.cancel();
-        if tokio::time::timeout(GRACE + SHUTDOWN_STEP, &mut self.proxy).await.is_err() {
+        // One that has ended by itself has been waited for.
+        if !self.proxy.is_finished() && tokio::time::timeout(GRACE + SHUTDOWN_STEP, &mut self.proxy).await.is_err() {
             self.proxy.abort();
         }
         self.stop_all.cancel();
@@ -453,15 +455,17 @@ async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, door: Arc<Join
     Ok("carried joins")
 }
 
-/// Tells systemd (and the log) when the node serves, and when not.
+/// Tells systemd (and the log) when the node serves, and when not. To systemd it is ready as soon as it can be asked for
+/// everything: whoever starts it must not wait for an application that does not answer.
 async fn tell_systemd(cluster: Cluster) -> Ended {
     let mut shown: Option<Phase> = None;
+    systemd::ready();
     loop {
         let phase = cluster.look(|coordinator, _| coordinator.phase());
         if shown != Some(phase) {
             info!(%phase, "phase");
             match phase {
-                Phase::Healthy => systemd::ready("serving clients"),
+                Phase::Healthy => systemd::status("serving clients"),
                 other => systemd::status(&other.to_string()),
             }
             shown = Some(phase);

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::plan::{Action, Event, Outcome, Plan, Reading};
 use crate::tor::descriptor::{self, PeriodCredentials};
@@ -122,7 +122,12 @@ impl Publisher {
                     periods_due = Instant::now();
                 }
                 () = tokio::time::sleep_until(periods_due) => periods_due = Instant::now() + running.look_at_periods().await,
-                Some(done) = running.jobs.join_next() => if let Ok(done) = done { running.done(done) },
+                Some(done) = running.jobs.join_next() => match done {
+                    Ok(done) => running.done(done),
+                    // What it was to answer will not come: to begin anew is safer than to wait for it.
+                    Err(error) if error.is_panic() => return error!(%error, "an upload has panicked"),
+                    Err(_) => {}
+                },
                 () = tokio::time::sleep_until(running.started + timeout) => running.tell(Event::Tick),
             }
         }
