@@ -5,9 +5,9 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// This node serves clients (systemd's `READY=1`), with one line for `systemctl status`.
-pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+/// This node is connected and does its duties (systemd's `READY=1`).
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
 }
 
 /// One line for `systemctl status`.

@@ -175,7 +175,7 @@ fn run_refuses_an_unknown_key_and_names_the_nearest() {
     let config = std::fs::read_to_string(&path).unwrap().replace("# heartbeat = ", "hartbeat = ");
     std::fs::write(&path, config).unwrap();
     let done = run(&dir, &["run"]);
-    assert_eq!(done.code, 1);
+    assert_eq!(done.code, 4);
     let told =
         format!("error: {}: unknown key \"hartbeat\" in [cluster]: did you mean \"heartbeat\"?\n", path.display());
     assert_eq!(done.err, told);

@@ -1,7 +1,8 @@
 //! The `rustbalance` command: one file a command, formatting apart.
 //!
 //! One enters with [`main`]. The commands decide nothing: they read what the operator said, call the library or ask the
-//! daemon over its control socket, and say what happened. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon runs.
+//! daemon over its control socket, and say what happened. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon runs,
+//! 4 the daemon cannot run until somebody has mended something, so that a supervisor need not try again.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::control::ControlError;
 use crate::log::{self, LogFormat};
+use crate::node::NodeError;
 use output::explain;
 
 mod ask;
@@ -34,6 +36,8 @@ const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 /// Exit code of a command that needs a daemon where none runs.
 const NOT_RUNNING: u8 = 3;
+/// Exit code of a daemon that would end in the same way if it were started again. `rustbalance.service` names it.
+const MEND_FIRST: u8 = 4;
 
 /// One .onion address, served by many machines, with no machine that matters more than another.
 #[derive(Parser)]
@@ -199,6 +203,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         USAGE
     } else if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ControlError::NotRunning(_)))) {
         NOT_RUNNING
+    } else if error.chain().any(|cause| cause.downcast_ref().is_some_and(NodeError::is_permanent)) {
+        MEND_FIRST
     } else {
         FAILED
     }
@@ -212,6 +218,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreError;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -237,5 +244,10 @@ mod tests {
         assert_eq!(exit_code(&ControlError::NotRunning("/x".into()).into()), NOT_RUNNING);
         assert_eq!(exit_code(&anyhow::Error::from(Usage("no".into())).context("while")), USAGE);
         assert_eq!(exit_code(&anyhow::anyhow!("no")), FAILED);
+        let store = |error| exit_code(&NodeError::Store(error).into());
+        assert_eq!(store(StoreError::NotForWorkers("/x".into())), MEND_FIRST);
+        assert_eq!(store(StoreError::Full("/x".into())), FAILED);
+        assert_eq!(exit_code(&NodeError::Excluded("evicted".into()).into()), MEND_FIRST);
+        assert_eq!(exit_code(&NodeError::TaskEnded("a").into()), FAILED);
     }
 }

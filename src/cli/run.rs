@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::Context;
 use crate::config::Config;
+use crate::node::{self, NodeError};
 use crate::store::Store;
 use crate::systemd;
 
@@ -20,11 +21,12 @@ pub(super) async fn execute(context: &Context, _options: Options) -> anyhow::Res
 
 /// Runs the node of the state directory. Logging has been started.
 pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
-    let config = Config::load(&context.dir)?;
+    let config = Config::load(&context.dir).map_err(NodeError::from)?;
     let shutdown = stop_on_signals()?;
     tokio::spawn(systemd::keep_watchdog());
     info!(version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), "starting");
-    let outcome = crate::node::run(Store::open(&context.dir)?, config, shutdown).await;
+    let store = Store::open(&context.dir).map_err(NodeError::from)?;
+    let outcome = node::run(store, config, shutdown).await;
     systemd::stopping();
     Ok(outcome?)
 }

@@ -25,7 +25,7 @@ use rustbalance_gossip::mesh::MeshError;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::control::ControlError;
 use crate::store::{Store, StoreError};
 use crate::systemd;
@@ -37,6 +37,9 @@ use parts::Parts;
 /// Why the daemon ended, other than because it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The state directory.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -58,6 +61,17 @@ pub enum NodeError {
     /// A part that must not end has ended.
     #[error("the {0} task has ended unexpectedly: please report this with the log")]
     TaskEnded(&'static str),
+}
+
+impl NodeError {
+    /// True if a start would end in the same way until somebody has mended what is named.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Config(_) | Self::Excluded(_) => true,
+            Self::Store(error) => error.is_permanent(),
+            _ => false,
+        }
+    }
 }
 
 /// Runs the node of this state directory until `stop`, until it is told to leave, or until it cannot go on.

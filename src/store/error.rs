@@ -165,6 +165,13 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// True if it stays so until somebody mends it: what is on disk is wrong, not the disk or the moment.
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, Self::Full(_) | Self::Io { .. } | Self::Locked { .. })
+    }
+}
+
 /// What is wrong with a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {

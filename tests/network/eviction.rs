@@ -51,7 +51,7 @@ fn it_stops_and_its_points_go(
     story.tell(format_args!("out of every directory after {:.1} s", out.as_secs_f64()));
     ensure!(out <= OUT, "the evicted node's points stayed for {out:?}");
     let code = evicted.await_exit(PATIENCE)?.context("the evicted node goes on running")?;
-    ensure!(code == 1, "the evicted node ended with {code}");
+    ensure!(code == 4, "the evicted node ended with {code}");
     ensure!(evicted.log().contains("was evicted"), "the evicted node does not say why it ended");
     let served = all_served(cluster, 3)?;
     ensure!(!served.contains(evicted.name()), "the evicted node has served: {served:?}");
@@ -83,7 +83,7 @@ fn it_does_not_come_back(story: &mut Story, cluster: &Cluster<'_>, evicted: &Nod
     let log = evicted.log().len();
     evicted.run()?;
     let code = evicted.await_exit(PATIENCE)?.context("the evicted node is back")?;
-    ensure!(code == 1, "the evicted node ended with {code}");
+    ensure!(code == 4, "the evicted node ended with {code}");
     let said = evicted.log();
     ensure!(said[log..].contains("was evicted"), "the evicted node does not say why it ended: {}", &said[log..]);
     for node in stayed {

@@ -76,7 +76,7 @@ fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
         let path = gamma.state().join(file);
         let whole = fs::read(&path)?;
         fs::write(&path, &whole[..whole.len() - 1])?;
-        ensure!(gamma.command(&["run"], "", LIMIT)?.code == Some(1), "a node runs with half of {file}");
+        ensure!(gamma.command(&["run"], "", LIMIT)?.code == Some(4), "a node runs with half of {file}");
         fs::write(&path, whole)?;
     }
     cluster.wait_until("the worker is back", LIMIT, || beta.status().map(|_| ()))?;
