@@ -15,6 +15,11 @@ pub(crate) const FIRST_INTERVAL: u64 = 10;
 /// Seconds that their votes, and then their signatures, get before such a time.
 pub(crate) const FIRST_DELAY: u64 = 2;
 
+/// The shortest time, in milliseconds, after which C tor gives up a circuit that is being built. It learns the time from
+/// its circuits: 1 to 2 s on the public network, 40 ms here, so that every circuit which a busy machine holds up for a moment
+/// would fail, and be held against the introduction point at its end.
+const LEAST_CIRCUIT_TIMEOUT: u64 = 1500;
+
 /// What every process needs, `owner` being the process with which it shall end.
 fn common(folder: &Path, facts: &Facts, owner: u32) -> String {
     let folder = folder.display();
@@ -88,7 +93,7 @@ TestingV3AuthInitialDistDelay {FIRST_DELAY}
 V3AuthVotingInterval {vote}
 V3AuthVoteDelay 4
 V3AuthDistDelay 4
-ConsensusParams hsdir_interval={minutes}
+ConsensusParams hsdir_interval={minutes} cbtmintimeout={LEAST_CIRCUIT_TIMEOUT}
 AuthDirVoteStableGuaranteeMinUptime 1 second
 AuthDirVoteStableGuaranteeMTBF 1 second
 V3BandwidthsFile {}/bandwidths
