@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rand::RngExt;
 use rustbalance_gossip::id::MasterId;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::plan::{Action, Event, Lifetime, Plan, SlotId, Stored};
+use crate::clock::unix_now;
 use crate::tor::{
     Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError,
 };
@@ -104,11 +105,6 @@ struct Running {
     /// What is known of slots that are not open.
     known: BTreeMap<SlotId, Stored>,
     jobs: JoinSet<Done>,
-}
-
-/// Seconds since the Unix epoch.
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// 18 to 24 hours or 16,384 to 32,768 introductions, as C tor draws them.

@@ -6,7 +6,7 @@
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -17,13 +17,14 @@ use zeroize::Zeroizing;
 use super::output::{plural, say};
 use super::progress::Progress;
 use super::{Context, Usage, run};
+use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
 use crate::join::{JoinError, Joined, Refusal, Token, persist_joined, redeem};
 use crate::keys::NodeSecret;
 use crate::proxy::{PortTarget, Target};
 use crate::store::{Beginning, Draft, Store};
-use crate::tor::{Engine, TorError};
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
+use crate::tor::{Engine, TorError};
 
 /// Tor's bootstrap is given up after this long without a step forward.
 const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(180);
@@ -258,11 +259,6 @@ fn report(context: &Context, options: &Options, joined: &Joined) -> anyhow::Resu
         say(format_args!("\nNext: {}", context.suggest("run")))?;
     }
     Ok(())
-}
-
-/// Seconds since the Unix epoch; before it, 0, which the publisher tells as a wrong clock.
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
 #[cfg(test)]

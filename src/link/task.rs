@@ -4,7 +4,6 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rand::RngExt;
 use rustbalance_gossip::id::{MasterId, NodeId};
@@ -23,6 +22,7 @@ use super::frame::MessageError;
 use super::handshake::{Dialler, HandshakeError, Listener, Proved, Purpose, Refusal, Refused};
 use super::pool::Pool;
 use super::{CarriedJoin, LINK_PORT, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, counted};
+use crate::clock::unix_now;
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError, MAX_UNPROVEN};
 use crate::keys::NodeSecret;
@@ -51,11 +51,6 @@ pub(super) struct Shared {
     discovery: watch::Receiver<Option<Arc<Discovery>>>,
     offered: mpsc::Sender<Offer>,
     pub(super) stop: CancellationToken,
-}
-
-/// Seconds since the epoch by this machine's clock.
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 impl Shared {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance_gossip::id::NodeId;
@@ -407,7 +407,7 @@ async fn nothing_is_left_running() {
 #[tokio::test(start_paused = true)]
 async fn the_real_clock_is_within_the_certificates() {
     // Tests that run on this machine's clock need certificates that are good now.
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let unix = crate::clock::unix_now();
     assert!(World::new().member(0).certificate.expires > unix);
     let mut stream = duplex(64).0;
     assert!(read_message::<Frame>(&mut stream, 10).await.is_err());

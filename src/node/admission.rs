@@ -11,7 +11,8 @@ use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
-use super::cluster::{Cluster, unix_now};
+use super::cluster::Cluster;
+use crate::clock::unix_now;
 use crate::discovery::Offer;
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::id::MasterId;
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::clock::unix_now;
 use crate::keys::AuthoritySecret;
 use crate::link::MemberSet;
 use crate::store::Store;
@@ -142,11 +143,6 @@ fn write_all(store: &Store, mut writes: mpsc::Receiver<Write>, done: &mpsc::Send
             return;
         }
     }
-}
-
-/// Seconds since the Unix epoch.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Makes the actor; it runs once [`Starting::run`] is polled.

@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::admission::JoinPort;
-use super::cluster::{Cluster, unix_now};
+use super::cluster::Cluster;
 use super::status;
 use crate::balance::task::PointStatus;
+use crate::clock::unix_now;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TokenText, TrafficStatus};
 use crate::discovery::Discovery;
 use crate::health::Health;

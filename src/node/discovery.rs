@@ -9,8 +9,8 @@ use rustbalance_gossip::id::NodeId;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
-use super::cluster::unix_now;
 use super::parts::Ended;
+use crate::clock::unix_now;
 use crate::discovery::{Discovery, KeyRing, Offer};
 use crate::keys::DiscoveryPublic;
 use crate::link::{Links, MemberSet};

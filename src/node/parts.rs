@@ -24,6 +24,7 @@ use super::control::{Daemon, Running};
 use super::discovery::Rotation;
 use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
 use crate::balance::task::Balance;
+use crate::clock::unix_now;
 use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
@@ -291,7 +292,7 @@ fn settings(store: &Store, config: &Config, boot: u64) -> Result<Settings, NodeE
 
 /// The members as of the last run, for the links to begin with.
 fn known_members(store: &Store) -> Result<MemberSet, NodeError> {
-    let unix = cluster::unix_now();
+    let unix = unix_now();
     let chains = store.members()?;
     let members = chains.into_iter().filter_map(|chain| chain.verify(store.cluster(), unix).ok());
     let members: BTreeSet<_> = members.map(|member| member.node()).collect();
