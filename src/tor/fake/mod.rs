@@ -71,7 +71,7 @@ impl FakeNet {
         Arc::new(FakeEngine {
             net: self.clone(),
             node,
-            bootstrap: watch::Sender::new(ready),
+            bootstrap: Mutex::new(Some(watch::Sender::new(ready))),
             trusted: Mutex::default(),
             circuits: Mutex::default(),
         })
@@ -145,7 +145,8 @@ impl FakeNet {
 pub struct FakeEngine {
     net: FakeNet,
     node: Node,
-    bootstrap: watch::Sender<Bootstrap>,
+    /// Gone once the process is dead.
+    bootstrap: Mutex<Option<watch::Sender<Bootstrap>>>,
     trusted: Mutex<HashMap<NodeId, Vec<DiscoveryPublic>>>,
     circuits: Mutex<HashMap<OnionAddress, Arc<Circuit>>>,
 }
@@ -154,6 +155,7 @@ impl FakeEngine {
     /// The process dies: all its streams end, what waits at relays for it is gone, every later call fails.
     pub fn kill(&self) {
         self.node.dead.cancel();
+        drop(self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.circuits().clear();
         self.net.world().bury(self.node.id);
     }
@@ -314,7 +316,9 @@ fn unreachable(to: OnionAddress, why: &str) -> TorError {
 #[async_trait]
 impl Engine for FakeEngine {
     fn bootstrap(&self) -> watch::Receiver<Bootstrap> {
-        self.bootstrap.subscribe()
+        let sender = self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
+        // One without a sender is closed.
+        sender.as_ref().map_or_else(|| watch::channel(Bootstrap::default()).1, watch::Sender::subscribe)
     }
 
     async fn dial(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError> {

@@ -1,0 +1,20 @@
+//! A node whose Tor client ends, as Arti does when it cannot go on: the daemon says that and not what ended with it, and
+//! the others serve on.
+
+use rustbalance::node::NodeError;
+use rustbalance::tor::TorError;
+
+use crate::town::Town;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_tor_ends_and_says_why() {
+    let mut town = Town::start("").await;
+    town.named("gamma").engine.kill();
+    let error = town.named_mut("gamma").end().await;
+    assert!(matches!(error, NodeError::Tor(TorError::Stopped(_))), "{error}");
+    assert!(!error.is_permanent(), "a restart is what helps");
+    town.healthy().await;
+    let net = town.net.clone();
+    town.named_mut("gamma").run(&net);
+    town.healthy().await;
+}
