@@ -31,7 +31,7 @@ pub const JOIN_PATIENCE: Duration = Duration::from_secs(150);
 /// How long one fetch may take.
 pub const FETCH_PATIENCE: Duration = Duration::from_secs(30);
 /// What the daemons log unless told otherwise.
-const LOG: &str = "warn,rustbalance=trace,rustbalance_gossip=trace";
+const LOG: &str = "warn,tor_circmgr::hspool=error,tor_netdir=error,rustbalance=trace,rustbalance_gossip=trace";
 
 /// Some nodes with one master address; dropped, all are killed.
 #[derive(Debug)]
