@@ -88,6 +88,19 @@ struct Seen {
     kept: Option<Kept>,
 }
 
+impl Seen {
+    /// Whether nothing is known to be wrong with it.
+    fn is_sound(&self) -> bool {
+        self.fault.is_none() && self.relieved.is_none()
+    }
+
+    /// What it has said to a question asked after this moment.
+    fn since(&self, moment: Instant) -> Option<&Status> {
+        let (asked, status) = self.status.as_ref()?;
+        (*asked > moment).then_some(status)
+    }
+}
+
 /// A failed node whose points are watched.
 struct Departing {
     at: Instant,
@@ -200,14 +213,17 @@ impl<'a> Watch<'a> {
         let mut whole = Vec::new();
         for index in 0..self.nodes.len() {
             let Some(relieved) = state.nodes[index].relieved else { continue };
-            let mut fresh = state.nodes.iter().filter_map(|seen| {
-                let (at, status) = seen.status.as_ref()?;
-                (*at > relieved).then_some(status)
-            });
-            let own = fresh.clone().find(|status| status.node == self.ids[index]);
-            let is_publisher = |status: &&Status| status.publisher.as_ref().is_some_and(|publisher| publisher.me);
-            let is_published = fresh.any(|status| is_publisher(&status) && status.published_of(&self.ids[index]) > 0);
-            if own.is_some_and(|status| status.phase == "healthy") && is_published {
+            // Somebody who was cut off may take itself for the publisher of everybody: the others must say so too.
+            let others = state.nodes.iter().enumerate().filter(|(other, seen)| *other == index || seen.is_sound());
+            let told: Option<Vec<&Status>> = others.map(|(_, seen)| seen.since(relieved)).collect();
+            let Some(told) = told else { continue };
+            let own = told.iter().find(|status| status.node == self.ids[index]);
+            let mut publishers = told.iter().filter(|it| it.publisher.as_ref().is_some_and(|publisher| publisher.me));
+            let published = match (publishers.next(), publishers.next()) {
+                (Some(only), None) => only.published_of(&self.ids[index]) > 0,
+                _ => false,
+            };
+            if own.is_some_and(|status| status.phase == "healthy") && published {
                 whole.push(index);
             }
         }
