@@ -95,8 +95,8 @@ fn soak() {
             settled: Duration::from_secs(60),
             // One in 8 minutes.
             period_changes: usize::try_from(minutes / 8).unwrap_or(0),
-            growth: 1.15,
-            growth_kib: 4 << 10,
+            growth: 1.1,
+            growth_kib: 2 << 10,
         },
     });
 }

@@ -1,8 +1,9 @@
 //! What each visitor got, and what follows from it: failures by cause, and outages.
 //!
 //! An *outage* of a client lasts from the beginning of its first visit that was not served until an answer came: a slow
-//! answer counts too, from its request on. The longest one is what the worst-off person has waited. The *service's*
-//! outage is the longest time in which nobody at all got an answer.
+//! answer counts too, from its request on. The longest one is what the worst-off person has waited. What a client spent
+//! on directories that had died is told apart: it depends on Tor alone. The *service's* outage is the longest time in
+//! which nobody at all got an answer.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -18,6 +19,8 @@ use crate::http::Refusal;
 pub enum Cause {
     /// The client found no descriptor.
     NoDescriptor,
+    /// The client was waiting for a descriptor from a directory that is dead.
+    DeadDirectory,
     /// The client could not read the descriptor.
     BadDescriptor,
     /// No introduction point took the request.
@@ -63,6 +66,7 @@ impl Cause {
     pub fn name(self) -> &'static str {
         match self {
             Self::NoDescriptor => "no descriptor",
+            Self::DeadDirectory => "a dead directory",
             Self::BadDescriptor => "bad descriptor",
             Self::Introduction => "introduction failed",
             Self::IntroductionTimeout => "introduction timed out",
@@ -101,6 +105,15 @@ pub struct Outage {
     pub ended: bool,
     /// How many visits failed in it.
     pub failures: usize,
+    /// How much of it the client spent waiting for dead directories.
+    pub on_directories: Duration,
+}
+
+impl Outage {
+    /// How much of it the service has to answer for.
+    pub fn of_service(&self) -> Duration {
+        self.length.saturating_sub(self.on_directories)
+    }
 }
 
 /// All visits so far.
@@ -144,7 +157,7 @@ impl Ledger {
         waits
     }
 
-    /// Each client's times without an answer that it had asked for, the longest first.
+    /// Each client's times without an answer that it had asked for; first that for which the service has most to answer.
     pub fn outages(&self) -> Vec<Outage> {
         let mut of_visitors: BTreeMap<&str, Vec<&Visit>> = BTreeMap::new();
         for visit in &self.0 {
@@ -154,6 +167,8 @@ impl Ledger {
         for (visitor, mut visits) in of_visitors {
             visits.sort_by_key(|visit| visit.begun);
             let mut open: Option<Outage> = None;
+            // Since when a dead directory is waited for.
+            let mut hanging: Option<Duration> = None;
             for visit in visits {
                 let outage = open.get_or_insert_with(|| Outage {
                     visitor: Some(visitor.to_owned()),
@@ -161,7 +176,12 @@ impl Ledger {
                     length: Duration::ZERO,
                     ended: false,
                     failures: 0,
+                    on_directories: Duration::ZERO,
                 });
+                if let Some(since) = hanging.take() {
+                    outage.on_directories += visit.begun.saturating_sub(since);
+                }
+                hanging = (visit.outcome == Err(Cause::DeadDirectory)).then_some(visit.begun);
                 outage.length = visit.ended.saturating_sub(outage.from);
                 outage.failures += usize::from(visit.outcome.is_err());
                 if visit.outcome.is_ok() {
@@ -169,9 +189,12 @@ impl Ledger {
                     outages.extend(open.take());
                 }
             }
+            if let (Some(outage), Some(since)) = (&mut open, hanging) {
+                outage.on_directories += (outage.from + outage.length).saturating_sub(since);
+            }
             outages.extend(open);
         }
-        outages.sort_by_key(|outage| std::cmp::Reverse(outage.length));
+        outages.sort_by_key(|outage| std::cmp::Reverse(outage.of_service()));
         outages
     }
 
@@ -186,7 +209,8 @@ impl Ledger {
         let (from, length) = gaps.max_by_key(|(_, length)| *length).unwrap_or_default();
         let inside = |visit: &&Visit| visit.outcome.is_err() && visit.ended > from && visit.ended <= from + length;
         let failures = self.0.iter().filter(inside).count();
-        Outage { visitor: None, from, length, ended: from + length < end, failures }
+        let ended = from + length < end;
+        Outage { visitor: None, from, length, ended, failures, on_directories: Duration::ZERO }
     }
 }
 
@@ -224,6 +248,27 @@ mod tests {
     fn an_answer_that_never_comes_is_an_outage_until_the_last_request() {
         let longest = &ledger(&[("a", 0, 1, true), ("a", 3, 8, false), ("a", 9, 20, false)]).outages()[0];
         assert_eq!((longest.length.as_secs(), longest.ended, longest.failures), (17, false, 2));
+    }
+
+    #[test]
+    fn waiting_for_dead_directories_is_told_apart() {
+        let visit = |begun, ended, outcome| Visit {
+            visitor: "a".into(),
+            begun: Duration::from_secs(begun),
+            ended: Duration::from_secs(ended),
+            outcome,
+        };
+        let mut ledger = Ledger::default();
+        ledger.add(visit(0, 10, Err(Cause::Timeout)));
+        ledger.add(visit(12, 22, Err(Cause::DeadDirectory)));
+        ledger.add(visit(24, 34, Err(Cause::DeadDirectory)));
+        let seconds = |ledger: &Ledger| {
+            let longest = &ledger.outages()[0];
+            (longest.length.as_secs(), longest.on_directories.as_secs(), longest.of_service().as_secs())
+        };
+        assert_eq!(seconds(&ledger), (34, 22, 12));
+        ledger.add(visit(36, 40, Ok("alpha".into())));
+        assert_eq!(seconds(&ledger), (40, 24, 16));
     }
 
     #[test]

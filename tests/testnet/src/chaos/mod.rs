@@ -5,6 +5,7 @@
 //! keeps what each got, and finds outages in it. [`Report`] says what came of it, for people and machines, and which
 //! goals were missed. The scenario that puts them together is `tests/network/chaos`.
 
+mod directories;
 mod driver;
 mod ledger;
 mod report;

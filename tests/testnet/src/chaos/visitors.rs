@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use super::directories::Directories;
 use super::ledger::{Cause, Ledger, Visit};
 use crate::client::{Client, Warmth};
 use crate::network::Network;
@@ -37,6 +38,19 @@ pub struct Visitors<'n> {
     dismissed: AtomicBool,
 }
 
+/// A visitor's Tor.
+struct Caller {
+    client: Client,
+    directories: Directories,
+}
+
+impl Caller {
+    fn new(client: Client) -> Result<Self> {
+        let directories = Directories::of(&client)?;
+        Ok(Self { client, directories })
+    }
+}
+
 impl<'n> Visitors<'n> {
     /// Those of an onion address whose sites answer one of these names. `started` is the time 0 of their visits.
     pub fn new(network: &'n Network, onion: &str, names: &[&str], started: Instant) -> Self {
@@ -54,11 +68,11 @@ impl<'n> Visitors<'n> {
 
     /// A regular: visits until dismissed. An error means that its Tor client could not be started.
     pub fn regular(&self, name: &str) -> Result<()> {
-        let client = self.network.client(name, Warmth::Warm)?;
+        let mut caller = Caller::new(self.network.client(name, Warmth::Warm)?)?;
         let mut count = 0_usize;
         while !self.is_dismissed() {
             count += 1;
-            self.visit(&client, name, &format!("visit{count}"));
+            self.visit(&mut caller, name, &format!("visit{count}"));
             std::thread::sleep(PAUSE);
         }
         Ok(())
@@ -70,20 +84,20 @@ impl<'n> Visitors<'n> {
             let number = self.newcomers.fetch_add(1, Ordering::Relaxed) + 1;
             let warmth = if number.is_multiple_of(WARM + 1) { Warmth::Fresh } else { Warmth::Warm };
             // One whose Tor does not even reach the network says nothing about the service.
-            match self.network.client("newcomer", warmth) {
-                Ok(client) => self.newcomer(&client, &format!("newcomer {number}")),
+            match self.network.client("newcomer", warmth).and_then(Caller::new) {
+                Ok(mut caller) => self.newcomer(&mut caller, &format!("newcomer {number}")),
                 Err(_) => _ = self.not_started.fetch_add(1, Ordering::Relaxed),
             }
             std::thread::sleep(PAUSE);
         }
     }
 
-    fn newcomer(&self, client: &Client, name: &str) {
+    fn newcomer(&self, caller: &mut Caller, name: &str) {
         let deadline = Instant::now() + PERSISTENCE;
         let mut count = 0_usize;
         while !self.is_dismissed() && Instant::now() < deadline {
             count += 1;
-            if self.visit(client, name, &format!("try{count}")) {
+            if self.visit(caller, name, &format!("try{count}")) {
                 return;
             }
             std::thread::sleep(PAUSE);
@@ -91,18 +105,27 @@ impl<'n> Visitors<'n> {
     }
 
     /// One visit, on circuits of its own; whether it was served.
-    fn visit(&self, client: &Client, visitor: &str, circuits: &str) -> bool {
+    fn visit(&self, caller: &mut Caller, visitor: &str, circuits: &str) -> bool {
         let begun = self.started.elapsed();
-        let answer = client.get_isolated(circuits, &self.url, PATIENCE);
+        let answer = caller.client.get_isolated(circuits, &self.url, PATIENCE);
         let outcome = match answer {
             Ok(answer) if answer.status == 200 && self.names.contains(&answer.text()) => Ok(answer.text()),
             Ok(_) => Err(Cause::WrongBody),
-            Err(error) => Err(Cause::of(&error)),
+            Err(error) => Err(match Cause::of(&error) {
+                Cause::Timeout if self.is_dead(caller.directories.awaited()) => Cause::DeadDirectory,
+                cause => cause,
+            }),
         };
         let served = outcome.is_ok();
         let visit = Visit { visitor: visitor.to_owned(), begun, ended: self.started.elapsed(), outcome };
         self.lock().add(visit);
         served
+    }
+
+    /// Whether a directory that a client says to wait for has died.
+    fn is_dead(&self, awaited: Result<Option<&str>>) -> bool {
+        let Ok(Some(awaited)) = awaited else { return false };
+        self.network.relays().iter().any(|relay| relay.rsa_fingerprint == awaited && !relay.is_running())
     }
 
     /// Lets all go after the visit they are at.
