@@ -9,7 +9,7 @@ use rand::RngExt;
 use rustbalance_gossip::coordinator::{Coordinator, Event, Settings};
 use rustbalance_gossip::lease::Timing;
 use rustbalance_gossip::liveness::Patience;
-use rustbalance_gossip::mesh::{Mesh, MeshConfig};
+use rustbalance_gossip::mesh::{Mesh, MeshConfig, ROUND};
 use rustbalance_gossip::record::{Phase, PublishedPeriod, Revocation, Role};
 use rustbalance_gossip::signed::Verified;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -44,8 +44,6 @@ const GRACE: Duration = Duration::from_secs(5);
 const TOR_ENDS: Duration = Duration::from_secs(1);
 /// Bound on each step of the shutdown that waits for others.
 const SHUTDOWN_STEP: Duration = Duration::from_secs(5);
-/// Between two rounds of gossip.
-const GOSSIP_INTERVAL: Duration = Duration::from_millis(500);
 /// How soon the node's own service is tried again.
 const LISTEN_PAUSE: Duration = Duration::from_secs(2);
 
@@ -109,7 +107,7 @@ impl Parts {
             accepted,
         };
         let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
-        let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: GOSSIP_INTERVAL };
+        let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: ROUND };
         let (mesh, updates) = Mesh::start(mesh, carrier, seeds).await?;
         mesh.set_limits(config.gossip.mesh);
         let gossip = mesh.counting();

@@ -42,6 +42,9 @@ use keeper::Keeper;
 /// The largest record that is carried, in bytes: the largest `Statement::MAX_SIZE`.
 pub const MAX_RECORD: usize = 16_384;
 
+/// Between two rounds of gossip of a daemon.
+pub const ROUND: Duration = Duration::from_millis(500);
+
 /// Updates that may wait for the receiver; what comes later waits in chitchat's state.
 const QUEUE: usize = 64;
 
@@ -62,7 +65,7 @@ pub struct MeshConfig {
     pub cluster: MasterId,
     /// Counts this node's starts: higher than ever before, below 2^47.
     pub generation: u64,
-    /// Between two rounds of gossip.
+    /// Between two rounds of gossip: [`ROUND`], or less in a test.
     pub interval: Duration,
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership, Settings};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::memory::{MemoryNetwork, Traffic};
-use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update};
+use rustbalance_gossip::mesh::{Mesh, MeshConfig, ROUND, Update};
 use rustbalance_gossip::record::{Chain, Role};
 use rustbalance_gossip::sim::{FOUNDED, Founder, Memo, point};
 use rustbalance_gossip::time::Now;
@@ -15,8 +15,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// Between two rounds of gossip, as in the daemon.
-const ROUND: Duration = Duration::from_secs(1);
 /// What a message takes; about as long as over Tor.
 const DELAY: Duration = Duration::from_millis(300);
 /// Introduction points of each node.
