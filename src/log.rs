@@ -2,7 +2,7 @@
 //!
 //! One enters with [`init`], once. Our own crates log at the level that is asked for (the daemon: `info`, the other
 //! commands: `warn`, each `-v` one more), everything else, Arti included, at `warn`, but for what only repeats itself
-//! ([`REPEATS`]); the environment variable `RUSTBALANCE_LOG` replaces all of it with filters in the form of `tracing`
+//! ([`REPEATED_WARNINGS`]); the environment variable `RUSTBALANCE_LOG` replaces all of it with filters in the form of `tracing`
 //! (`info,tor_hsservice=debug`). Arti redacts what is sensitive in its own messages (its `safelog`), which is
 //! left on; our secrets have types that cannot be shown. Into systemd's journal, lines go without time and colour, which
 //! the journal has itself, and with the level in its own notation.
@@ -17,6 +17,8 @@ use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::tor::arti::REPEATED_WARNINGS;
+
 /// The environment variable with the filters.
 pub const FILTER_VARIABLE: &str = "RUSTBALANCE_LOG";
 
@@ -29,10 +31,6 @@ pub enum LogFormat {
     /// One JSON object a line.
     Json,
 }
-
-/// Parts of Arti that repeat one warning with every circuit while the network cannot be reached: ten lines a second that
-/// say no more than the one of `tor_guardmgr`, which stays.
-const REPEATS: &str = "tor_circmgr::hspool=error,tor_netdir=error";
 
 /// Why logging could not start.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +68,7 @@ fn default_filter(verbosity: u8) -> String {
         2 => "debug",
         _ => "trace",
     };
-    format!("warn,{REPEATS},rustbalance={ours},rustbalance_gossip={ours}")
+    format!("warn,{REPEATED_WARNINGS},rustbalance={ours},rustbalance_gossip={ours}")
 }
 
 /// Whether standard error goes to systemd's journal: `JOURNAL_STREAM` names that very file, and not one inherited from
@@ -129,7 +127,6 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(target: "tor_guardmgr", "guard");
             tracing::info!(target: "tor_guardmgr", "chatter");
-            tracing::warn!(target: "tor_circmgr::hspool", "again");
             tracing::warn!(target: "tor_netdir", "again");
             tracing::info!(target: "rustbalance::node", count = 3, "ours");
             tracing::debug!(target: "rustbalance_gossip", "detail");

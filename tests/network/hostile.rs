@@ -134,7 +134,12 @@ impl Mallory {
         let (engine, store) = (Arc::clone(&self.arti.engine), Arc::clone(&self.store));
         Ok(self.arti.runtime.spawn(async move {
             let question = question(&store, to).await;
-            let stream = link(&*engine, &store, to, Purpose::Mesh).await?;
+            let mut linked = link(&*engine, &store, to, Purpose::Mesh).await;
+            // That its own Tor chose a bad path says nothing about the other side.
+            if linked.is_err() {
+                linked = link(&*engine, &store, to, Purpose::Mesh).await;
+            }
+            let stream = linked?;
             with(stream, question).await
         }))
     }

@@ -33,6 +33,10 @@ mod rendezvous;
 mod slots;
 mod stream;
 
+/// Filters, in the form of `tracing`, that leave out what Arti repeats with every circuit while the network cannot be
+/// reached: ten lines a second that say no more than the one of `tor_guardmgr`, which stays.
+pub const REPEATED_WARNINGS: &str = "tor_circmgr::hspool=error,tor_netdir=error";
+
 /// The engine on Arti. Dropped, it stops.
 ///
 /// Arti itself lets go of its directories only at the network's next consensus. Another engine of the same process may
