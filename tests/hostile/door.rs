@@ -1,6 +1,7 @@
 //! A stranger at the join port: guesses, replays what it has captured, races one token at two nodes.
 
 use anyhow::{Context, Result, ensure};
+use rustbalance::clock::unix_now;
 use rustbalance::control::Status;
 use rustbalance::frame::{self, MAX};
 use rustbalance::join::{Joined, Token, persist_joined, redeem};
@@ -14,7 +15,7 @@ use rustbalance_gossip::record::Role;
 use tokio::task::JoinSet;
 
 use crate::member::Member;
-use crate::town::{Town, unix_now, until};
+use crate::town::{Town, until};
 
 /// Why a frame says that its join was refused.
 pub(crate) fn refusal_in(frame: &[u8]) -> Result<String> {

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustbalance::clock::unix_now;
 use rustbalance::config::{Config, JOIN_PORT};
 use rustbalance::control::{Request, Response, Status, call};
 use rustbalance::join::{JoinError, Joined, Token, found, persist_joined, redeem};
@@ -51,11 +52,6 @@ pub(crate) struct Daemon {
     stop: CancellationToken,
     /// Its process, so to say.
     running: Option<(Runtime, JoinHandle<Result<(), NodeError>>)>,
-}
-
-/// Seconds since the Unix epoch.
-pub(crate) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 /// Waits until `check` gives something; its errors say what is missing.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rustbalance::clock::unix_now;
 use rustbalance::join::{JoinError, Refusal, redeem};
 use rustbalance::keys::NodeSecret;
 use rustbalance::link::handshake::Purpose;
@@ -13,7 +14,7 @@ use tokio::time::sleep;
 
 use crate::door::{carried, replayed};
 use crate::member::Member;
-use crate::town::{Town, unix_now, until};
+use crate::town::{Town, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_claims_the_lease_in_vain() {
