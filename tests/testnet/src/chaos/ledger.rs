@@ -167,9 +167,8 @@ impl Ledger {
         for (visitor, mut visits) in of_visitors {
             visits.sort_by_key(|visit| visit.begun);
             let mut open: Option<Outage> = None;
-            // Since when a dead directory is waited for.
-            let mut hanging: Option<Duration> = None;
-            for visit in visits {
+            let mut visits = visits.into_iter().peekable();
+            while let Some(visit) = visits.next() {
                 let outage = open.get_or_insert_with(|| Outage {
                     visitor: Some(visitor.to_owned()),
                     from: visit.begun,
@@ -178,19 +177,17 @@ impl Ledger {
                     failures: 0,
                     on_directories: Duration::ZERO,
                 });
-                if let Some(since) = hanging.take() {
-                    outage.on_directories += visit.begun.saturating_sub(since);
-                }
-                hanging = (visit.outcome == Err(Cause::DeadDirectory)).then_some(visit.begun);
                 outage.length = visit.ended.saturating_sub(outage.from);
                 outage.failures += usize::from(visit.outcome.is_err());
+                if visit.outcome == Err(Cause::DeadDirectory) {
+                    // The pause before the next visit is part of the wait.
+                    let until = visits.peek().map_or(visit.ended, |next| next.begun);
+                    outage.on_directories += until.saturating_sub(visit.begun);
+                }
                 if visit.outcome.is_ok() {
                     outage.ended = true;
                     outages.extend(open.take());
                 }
-            }
-            if let (Some(outage), Some(since)) = (&mut open, hanging) {
-                outage.on_directories += (outage.from + outage.length).saturating_sub(since);
             }
             outages.extend(open);
         }
