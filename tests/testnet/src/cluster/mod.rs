@@ -30,8 +30,8 @@ const INIT_PATIENCE: Duration = Duration::from_secs(30);
 pub const JOIN_PATIENCE: Duration = Duration::from_secs(150);
 /// How long one fetch may take.
 pub const FETCH_PATIENCE: Duration = Duration::from_secs(30);
-/// What the daemons log unless told otherwise.
-const LOG: &str = "warn,tor_circmgr::hspool=error,tor_netdir=error,rustbalance=trace,rustbalance_gossip=trace";
+/// No filters: the daemons' own at their most talkative.
+const LOG: &str = "";
 
 /// Some nodes with one master address; dropped, all are killed.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl<'n> Cluster<'n> {
         Self::logging(network, binary, LOG)
     }
 
-    /// Like [`Cluster::new`], with filters for the daemons' logs in the form of `tracing`.
+    /// Like [`Cluster::new`], with filters for the daemons' logs in the form of `tracing`; if empty, they choose.
     pub fn logging(network: &'n Network, binary: impl AsRef<Path>, filters: &str) -> Result<Self> {
         let binary = std::fs::canonicalize(binary.as_ref())
             .with_context(|| format!("there is no {}; build it first", binary.as_ref().display()))?;

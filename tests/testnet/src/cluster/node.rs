@@ -36,7 +36,7 @@ pub(super) struct Common {
     pub(super) arti: PathBuf,
     /// Whether each node's Tor client is behind a cable that can be cut.
     pub(super) cabled: bool,
-    /// Filters for the daemons' logs, in the form of `tracing`.
+    /// Filters for the daemons' logs, in the form of `tracing`; empty for those of `-vv`.
     pub(super) log: String,
 }
 
@@ -194,12 +194,13 @@ impl Node {
         }
         let state = self.state();
         let filter = format!("RUSTBALANCE_LOG={}", self.common.log);
-        let words: [&OsStr; 6] = [
+        let words: [&OsStr; 7] = [
             "env".as_ref(),
             filter.as_ref(),
             self.common.binary.as_os_str(),
             "--dir".as_ref(),
             state.as_os_str(),
+            "-vv".as_ref(),
             "run".as_ref(),
         ];
         let exit = process::launch_program(&self.common.base, &self.folder, &self.common.record, LOG, &words)
