@@ -8,9 +8,11 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use rand::{CryptoRng, RngExt};
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::{AuthorityId, InvitationId, MasterId, NodeId};
+use rustbalance_gossip::record::{IntroPoint, PointNonce};
 use rustbalance_gossip::signed::Sign;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Sha512;
+use sha3::{Digest, Sha3_256};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Why bytes are no key.
@@ -189,9 +191,53 @@ impl<'de> Deserialize<'de> for DiscoverySecret {
     }
 }
 
-/// The two secrets of an introduction point, made by us and kept over restarts.
+/// What the keys of all introduction points of one node are derived from. That node holds it, and whoever holds the
+/// authority key can derive it: a publisher stands in for the node with it, when it has died.
+#[derive(Zeroize, ZeroizeOnDrop)]
+pub struct PointSeed([u8; 32]);
+
+impl PointSeed {
+    /// That of `node`.
+    pub fn derive(authority: &AuthoritySecret, node: NodeId) -> Self {
+        Self(derived(b"rustbalance point seed v1\0", authority.seed(), node.public_key()))
+    }
+
+    /// The one of these bytes.
+    pub fn from_bytes(bytes: &Zeroizing<[u8; 32]>) -> Self {
+        Self(**bytes)
+    }
+
+    /// Its bytes, to be written to a file or sealed for the node.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The keys of a new point.
+    pub fn draw(&self, rng: &mut impl CryptoRng) -> IntroPointSecrets {
+        self.secrets(PointNonce(FixedBytes(rng.random())))
+    }
+
+    /// The keys of the point that was drawn with this nonce.
+    pub fn secrets(&self, nonce: PointNonce) -> IntroPointSecrets {
+        let of = |label| derived(label, &self.0, &nonce.0.0);
+        IntroPointSecrets {
+            nonce,
+            session: of(b"rustbalance point session v1\0"),
+            encryption: of(b"rustbalance point encryption v1\0"),
+        }
+    }
+}
+
+fn derived(label: &[u8], secret: &[u8; 32], public: &[u8]) -> [u8; 32] {
+    Sha3_256::new().chain_update(label).chain_update(secret).chain_update(public).finalize().into()
+}
+
+/// The two secrets of an introduction point, from [`PointSeed::draw`] or [`PointSeed::secrets`].
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct IntroPointSecrets {
+    /// What they were derived with. Public.
+    #[zeroize(skip)]
+    pub nonce: PointNonce,
     /// Seed of `KS_hs_ipt_sid`, Ed25519: names the point to its relay.
     pub session: [u8; 32],
     /// `KS_hss_ntor`, X25519: opens introductions.
@@ -199,23 +245,28 @@ pub struct IntroPointSecrets {
 }
 
 impl IntroPointSecrets {
-    /// New ones.
-    pub fn generate(rng: &mut impl CryptoRng) -> Self {
-        Self { session: rng.random(), encryption: rng.random() }
-    }
-
     /// `KP_hs_ipt_sid`, the public half of the session key.
     pub fn session_key(&self) -> [u8; 32] {
         SigningKey::from_bytes(&self.session).verifying_key().to_bytes()
     }
 
+    /// `KP_hss_ntor`, the public half of the encryption key.
+    pub fn encryption_key(&self) -> [u8; 32] {
+        x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(self.encryption)).to_bytes()
+    }
+
+    /// True if they are the secrets of that point.
+    pub fn are_of(&self, point: &IntroPoint) -> bool {
+        (self.session_key(), self.encryption_key()) == (point.session_key.0, point.encryption_key.0)
+    }
+
     /// A second handle on the same secrets.
     pub fn duplicate(&self) -> Self {
-        Self { session: self.session, encryption: self.encryption }
+        Self { nonce: self.nonce, session: self.session, encryption: self.encryption }
     }
 }
 
-redact!(NodeSecret, AuthoritySecret, TokenSecret, MasterSecret, DiscoverySecret, IntroPointSecrets);
+redact!(NodeSecret, AuthoritySecret, TokenSecret, MasterSecret, DiscoverySecret, PointSeed, IntroPointSecrets);
 
 #[cfg(test)]
 mod tests {
@@ -240,6 +291,20 @@ mod tests {
     #[test]
     fn a_scalar_that_is_not_clamped_is_refused() {
         assert!(MasterSecret::from_expanded(&Zeroizing::new([0xff; 64])).is_err());
+    }
+
+    #[test]
+    fn a_publisher_has_the_keys_of_every_nodes_points() {
+        let rng = &mut rand::rng();
+        let (authority, node) = (AuthoritySecret::generate(rng), NodeSecret::generate(rng).node_id());
+        let given = PointSeed::from_bytes(&Zeroizing::new(*PointSeed::derive(&authority, node).as_bytes()));
+        let (one, other) = (given.draw(rng), given.draw(rng));
+        let again = PointSeed::derive(&authority, node).secrets(one.nonce);
+        assert_eq!((again.session, again.encryption), (one.session, one.encryption));
+        assert_ne!(one.session, one.encryption);
+        assert_ne!((one.session, one.encryption), (other.session, other.encryption));
+        let stranger = PointSeed::derive(&authority, NodeSecret::generate(rng).node_id()).secrets(one.nonce);
+        assert_ne!(stranger.session, one.session);
     }
 
     #[test]

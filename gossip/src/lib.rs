@@ -13,5 +13,6 @@ pub mod record;
 pub mod signed;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod stand_in;
 pub mod time;
 pub mod view;

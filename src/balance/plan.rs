@@ -15,7 +15,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rustbalance_gossip::record::{IntroPoint, RelayId};
+use rustbalance_gossip::record::{RelayId, ServedPoint};
 use rustbalance_gossip::time::Now;
 
 use crate::tor::RelayChoice;
@@ -83,8 +83,8 @@ pub enum Event {
         /// Relays that this node must not choose, but may stay at.
         weaker: BTreeSet<RelayId>,
     },
-    /// A slot is open, and this is what the publisher must know of it.
-    Opened(SlotId, IntroPoint, Lifetime),
+    /// A slot is open, and this is what the others must know of it.
+    Opened(SlotId, ServedPoint, Lifetime),
     /// A slot could not be opened.
     OpenFailed(SlotId),
     /// The circuit of a slot ended.
@@ -108,7 +108,7 @@ pub enum Action {
     /// Close a slot and forget its keys.
     Close(SlotId),
     /// Advertise these, in this order.
-    Advertise(Vec<IntroPoint>),
+    Advertise(Vec<ServedPoint>),
 }
 
 /// As [`RelayChoice`], comparable.
@@ -143,7 +143,7 @@ enum Circuit {
 struct Slot {
     circuit: Circuit,
     /// Known once it was open.
-    point: Option<IntroPoint>,
+    point: Option<ServedPoint>,
     relay: Option<RelayId>,
     created: u64,
     introductions: u64,
@@ -165,7 +165,7 @@ pub struct Plan {
     weaker: BTreeSet<RelayId>,
     /// Relays given up lately, not chosen again while others are left.
     failed: BTreeMap<RelayId, Duration>,
-    advertised: Vec<IntroPoint>,
+    advertised: Vec<ServedPoint>,
 }
 
 /// How long a relay that failed is avoided.
@@ -233,7 +233,7 @@ impl Plan {
         }
     }
 
-    fn opened(&mut self, id: SlotId, point: IntroPoint, lifetime: Lifetime, now: Now, actions: &mut Vec<Action>) {
+    fn opened(&mut self, id: SlotId, point: ServedPoint, lifetime: Lifetime, now: Now, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else {
             // Given up while it was being opened.
             actions.push(Action::Close(id));
@@ -243,7 +243,7 @@ impl Plan {
             slot.created = now.unix;
             slot.lifetime = lifetime;
         }
-        slot.relay = Some(point.relay);
+        slot.relay = Some(point.point.relay);
         slot.point = Some(point);
         slot.circuit = Circuit::Up;
         slot.failures = 0;
@@ -279,7 +279,7 @@ impl Plan {
     fn reconcile(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.retire(now, actions);
         self.open(now, actions);
-        let advertise: Vec<IntroPoint> = self
+        let advertise: Vec<ServedPoint> = self
             .slots
             .values()
             .filter(|slot| !slot.is_retired())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rustbalance_gossip::id::MasterId;
-use rustbalance_gossip::record::{IntroPoint, RelayId};
+use rustbalance_gossip::record::{IntroPoint, PointNonce, RelayId, ServedPoint};
 use rustbalance_gossip::time::Now;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -77,14 +77,14 @@ pub struct Balance {
     /// What to do, changing.
     pub wanted: watch::Receiver<Wanted>,
     /// What to advertise.
-    pub advertised: watch::Sender<Vec<IntroPoint>>,
+    pub advertised: watch::Sender<Vec<ServedPoint>>,
     /// What is open, for `status`.
     pub status: watch::Sender<Vec<PointStatus>>,
 }
 
 /// What a job has to say.
 enum Done {
-    Opened(SlotId, Result<Arc<dyn OpenIntroPoint>, String>),
+    Opened(SlotId, Result<(Arc<dyn OpenIntroPoint>, PointNonce), String>),
     Lost(SlotId, String),
 }
 
@@ -186,11 +186,13 @@ impl Running {
             let opened = async {
                 // Without a directory no relay is to blame. Once the engine has ended, its answer says so.
                 let _ = engine.bootstrap().wait_for(|told| told.ready).await;
-                let request = IntroRequest { master, keys: keys?, relay, limits };
+                let keys = keys?;
+                let nonce = keys.secrets.nonce;
+                let request = IntroRequest { master, keys, relay, limits };
                 let opening = engine.open_intro_point(request, streams);
                 let timeout = || TorError::Timeout { what: "opening an introduction point".into(), limit: OPEN_LIMIT };
                 let opened = tokio::time::timeout(OPEN_LIMIT, opening).await.unwrap_or_else(|_| Err(timeout()));
-                opened.map(Arc::from).map_err(|error| error.to_string())
+                opened.map(|handle| (Arc::from(handle), nonce)).map_err(|error| error.to_string())
             };
             Done::Opened(slot, opened.await)
         });
@@ -198,7 +200,7 @@ impl Running {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Opened(slot, Ok(handle)) => self.opened(slot, handle),
+            Done::Opened(slot, Ok((handle, nonce))) => self.opened(slot, handle, nonce),
             Done::Opened(slot, Err(error)) => {
                 info!(slot = slot.0, %error, "cannot open an introduction point, will try again");
                 self.tell(Event::OpenFailed(slot));
@@ -215,7 +217,7 @@ impl Running {
         }
     }
 
-    fn opened(&mut self, slot: SlotId, handle: Arc<dyn OpenIntroPoint>) {
+    fn opened(&mut self, slot: SlotId, handle: Arc<dyn OpenIntroPoint>, nonce: PointNonce) {
         let point = handle.describe();
         let stored = match self.known.remove(&slot) {
             Some(known) => known,
@@ -232,7 +234,7 @@ impl Running {
         let watcher = self.jobs.spawn(async move { Done::Lost(slot, watched.lost().await) });
         let (before, lifetime) = (stored.introductions, stored.lifetime);
         self.open.insert(slot, Open { handle, stored, before, watcher });
-        self.tell(Event::Opened(slot, point, lifetime));
+        self.tell(Event::Opened(slot, ServedPoint { point, nonce }, lifetime));
         self.show();
     }
 

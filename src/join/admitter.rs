@@ -17,7 +17,7 @@ use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
 use super::{MAX_SKEW, MEMBERSHIP_SECONDS};
 use crate::discovery::Offer;
 use crate::frame;
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
 /// Who admits.
 #[derive(Debug)]
@@ -235,7 +235,8 @@ impl Admission {
         };
         let secrets = (role == Role::Publisher)
             .then(|| PublisherSecrets { master: us.master.duplicate(), authority: us.authority.duplicate() });
-        let parcel = Parcel { discovery: discovery.secret, secrets, facts };
+        let points = PointSeed::derive(&us.authority, member.node());
+        let parcel = Parcel { discovery: discovery.secret, points, secrets, facts };
         let plain = parcel.to_bytes().ok_or(Refusal::Failed)?;
         let sealed = transcript::seal(&self.fresh.ephemeral, theirs, &said, plain).ok_or(Refusal::Malformed)?;
         let answer = Answer { role, publisher, sealed: VarBytes(sealed) };

@@ -8,7 +8,7 @@ use rustbalance_gossip::signed::{Statement, Verified};
 
 use super::joiner::Joined;
 use crate::discovery::{Discovery, KeyRing};
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 use crate::store::{Beginning, Contents, Draft, Store, StoreError};
 
 /// How long a membership lasts, in seconds: ten years. It ends before that by eviction alone.
@@ -55,6 +55,7 @@ pub fn found(
         master: Some(&master),
         authority: Some(&authority),
         discovery: &discovery,
+        points: &PointSeed::derive(&authority, node.node_id()),
         members: &[],
         ports,
     })
@@ -68,6 +69,7 @@ pub fn persist_joined(draft: Draft, joined: &Joined) -> Result<Store, StoreError
         master: joined.secrets.as_ref().map(|secrets| &secrets.master),
         authority: joined.secrets.as_ref().map(|secrets| &secrets.authority),
         discovery: &KeyRing::new(joined.discovery.duplicate()),
+        points: &joined.points,
         members: &members,
         ports: &joined.ports,
     })

@@ -13,7 +13,7 @@ use super::token::Token;
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError};
-use crate::keys::{NodeSecret, TokenSecret};
+use crate::keys::{NodeSecret, PointSeed, TokenSecret};
 
 /// Why a join did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,8 @@ pub struct Joined {
     pub members: Vec<Member>,
     /// The key of the restricted discovery.
     pub discovery: Discovery,
+    /// What the keys of our introduction points are derived from.
+    pub points: PointSeed,
     /// Virtual ports of the master address.
     pub ports: Vec<u16>,
     /// If we joined as a publisher.
@@ -201,8 +203,10 @@ impl Joiner {
             return Err(impostor("the certificate it gives is not for this node and token".into()));
         }
         if let Some(secrets) = &parcel.secrets {
+            let points = PointSeed::derive(&secrets.authority, member.node());
             let fit = secrets.master.master_id() == self.cluster
-                && secrets.authority.authority_id() == publisher.authority_id();
+                && secrets.authority.authority_id() == publisher.authority_id()
+                && points.as_bytes() == parcel.points.as_bytes();
             if !fit {
                 return Err(impostor("the keys it gives are not this cluster's".into()));
             }
@@ -215,8 +219,8 @@ impl Joiner {
         let others = others.filter(|other| other.node() != member.node() && other.node() != publisher.node());
         let members = std::iter::once(publisher.clone()).chain(others).collect();
         let skew = i64::try_from(facts.unix).unwrap_or(i64::MAX).saturating_sub_unsigned(unix);
-        let (ports, secrets) = (facts.ports, parcel.secrets);
-        Ok(Joined { member, publisher, members, discovery, ports, secrets, skew })
+        let (points, ports, secrets) = (parcel.points, facts.ports, parcel.secrets);
+        Ok(Joined { member, publisher, members, discovery, points, ports, secrets, skew })
     }
 
     /// The invitation it redeems.

@@ -3,6 +3,7 @@
 //! ```text
 //! 1 byte    0: worker, 1: publisher
 //! 32 bytes  discovery key
+//! 32 bytes  seed of the node's introduction points
 //! 96 bytes  publishers only: expanded master key (64), seed of the authority key (32)
 //! the rest  everything public, encoded as usual
 //! ```
@@ -17,11 +18,11 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::frame;
-use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret};
+use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, PointSeed};
 use crate::store::MAX_PORTS;
 
 /// Bytes of secrets for a worker.
-const WORKER: usize = 1 + 32;
+const WORKER: usize = 1 + 32 + 32;
 /// Bytes of secrets for a publisher.
 const PUBLISHER: usize = WORKER + 64 + 32;
 /// The largest parcel: with its seal and the message around it, it must fit a frame.
@@ -61,6 +62,7 @@ pub struct PublisherSecrets {
 #[derive(Debug)]
 pub struct Parcel {
     pub(super) discovery: DiscoverySecret,
+    pub(super) points: PointSeed,
     pub(super) secrets: Option<PublisherSecrets>,
     pub(super) facts: Facts,
 }
@@ -78,6 +80,7 @@ impl Parcel {
         let mut bytes = Zeroizing::new(Vec::with_capacity(PUBLISHER + encoded.len() + 64));
         bytes.push(u8::from(self.secrets.is_some()));
         bytes.extend_from_slice(self.discovery.as_bytes());
+        bytes.extend_from_slice(self.points.as_bytes());
         if let Some(secrets) = &self.secrets {
             bytes.extend_from_slice(secrets.master.expanded());
             bytes.extend_from_slice(secrets.authority.seed());
@@ -99,7 +102,8 @@ impl Parcel {
         if facts.members.len() > MAX_CHAINS || facts.ports.len() > MAX_PORTS || facts.ports.contains(&0) {
             return Err("it is out of bounds");
         }
-        let discovery = DiscoverySecret::from_bytes(&key(&secret[1..WORKER])?);
+        let discovery = DiscoverySecret::from_bytes(&key(&secret[1..33])?);
+        let points = PointSeed::from_bytes(&key(&secret[33..WORKER])?);
         let secrets = if publisher {
             let master = MasterSecret::from_expanded(&key(&secret[WORKER..WORKER + 64])?)
                 .map_err(|_| "its master key is none")?;
@@ -108,7 +112,7 @@ impl Parcel {
         } else {
             None
         };
-        Ok(Self { discovery, secrets, facts })
+        Ok(Self { discovery, points, secrets, facts })
     }
 }
 

@@ -9,9 +9,9 @@ use rustbalance_gossip::record::PeriodId;
 
 use crate::balance::plan::{Lifetime, SlotId, Stored};
 use crate::balance::task::IntroPointStore;
-use crate::keys::{IntroPointSecrets, MasterSecret};
+use crate::keys::{IntroPointSecrets, MasterSecret, PointSeed};
 use crate::publish::task::{CredentialSource, RevisionLog};
-use crate::store::{Store, StoredIntroPoint};
+use crate::store::{Store, StoreError, StoredIntroPoint};
 use crate::tor::descriptor::PeriodCredentials;
 use crate::tor::{IntroPointKeys, ReplayLog, TorError};
 
@@ -41,6 +41,7 @@ impl RevisionLog for StoredRevisions {
 /// The intro points in the store, by slot.
 pub(super) struct StoredIntroPoints {
     store: Arc<Store>,
+    seed: PointSeed,
     slots: Mutex<BTreeMap<SlotId, Slot>>,
 }
 
@@ -54,12 +55,12 @@ struct Slot {
 
 impl StoredIntroPoints {
     /// Those of this store.
-    pub(super) fn new(store: Arc<Store>) -> Self {
-        Self { store, slots: Mutex::new(BTreeMap::new()) }
+    pub(super) fn new(store: Arc<Store>) -> Result<Self, StoreError> {
+        Ok(Self { seed: store.point_seed()?, store, slots: Mutex::new(BTreeMap::new()) })
     }
 
     fn slot(&self, secrets: IntroPointSecrets, on_disk: bool) -> Result<Slot, String> {
-        let path = self.store.replay_log_path(&secrets.session_key());
+        let path = self.store.replay_log_path(secrets.nonce);
         let replays = ReplayLog::open(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
         Ok(Slot { secrets, replays: Arc::new(replays), on_disk })
     }
@@ -71,9 +72,9 @@ impl IntroPointStore for StoredIntroPoints {
         let mut restored = Vec::new();
         for (number, point) in (1..).zip(self.store.intro_points().map_err(|error| error.to_string())?) {
             let slot = SlotId(number);
-            let StoredIntroPoint { relay, secrets, created, introductions, max_seconds, max_introductions, retired } =
+            let StoredIntroPoint { nonce, relay, created, introductions, max_seconds, max_introductions, retired } =
                 point;
-            slots.insert(slot, self.slot(secrets, true)?);
+            slots.insert(slot, self.slot(self.seed.secrets(nonce), true)?);
             let lifetime = Lifetime { seconds: max_seconds, introductions: max_introductions };
             restored.push(Stored { slot, relay, created, introductions, lifetime, retired });
         }
@@ -84,7 +85,7 @@ impl IntroPointStore for StoredIntroPoints {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = match slots.entry(slot) {
             Entry::Occupied(kept) => kept.into_mut(),
-            Entry::Vacant(free) => free.insert(self.slot(IntroPointSecrets::generate(&mut rand::rng()), false)?),
+            Entry::Vacant(free) => free.insert(self.slot(self.seed.draw(&mut rand::rng()), false)?),
         };
         Ok(IntroPointKeys { secrets: kept.secrets.duplicate(), replays: Arc::clone(&kept.replays) })
     }
@@ -93,15 +94,13 @@ impl IntroPointStore for StoredIntroPoints {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kept) = slots.get_mut(&stored.slot) else { return Ok(()) };
         if kept.on_disk {
-            let session = kept.secrets.session_key();
-            let updated = self.store.update_intro_point(&session, stored.introductions, stored.retired);
+            let updated = self.store.update_intro_point(kept.secrets.nonce, stored.introductions, stored.retired);
             return updated.map_err(|error| error.to_string());
         }
         let Stored { relay, created, introductions, lifetime, retired, .. } = *stored;
         let (max_seconds, max_introductions) = (lifetime.seconds, lifetime.introductions);
-        let secrets = kept.secrets.duplicate();
-        let point =
-            StoredIntroPoint { relay, secrets, created, introductions, max_seconds, max_introductions, retired };
+        let nonce = kept.secrets.nonce;
+        let point = StoredIntroPoint { nonce, relay, created, introductions, max_seconds, max_introductions, retired };
         self.store.add_intro_point(&point).map_err(|error| error.to_string())?;
         kept.on_disk = true;
         Ok(())
@@ -110,6 +109,6 @@ impl IntroPointStore for StoredIntroPoints {
     fn forget(&self, slot: SlotId) -> Result<(), String> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kept) = slots.remove(&slot) else { return Ok(()) };
-        self.store.remove_intro_point(&kept.secrets.session_key()).map_err(|error| error.to_string())
+        self.store.remove_intro_point(kept.secrets.nonce).map_err(|error| error.to_string())
     }
 }

@@ -153,7 +153,7 @@ impl Parts {
         let balancing = Balance {
             engine: Arc::clone(&engine),
             master: store.cluster(),
-            store: Arc::new(StoredIntroPoints::new(Arc::clone(&store))),
+            store: Arc::new(StoredIntroPoints::new(Arc::clone(&store))?),
             limits: Arc::clone(&limits),
             streams,
             wanted: balance,

@@ -17,7 +17,7 @@ use super::file::{self, Kind};
 use super::{MAX_MEMBERS, Store, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
 use super::{sorted_ports, write_key, write_value};
 use crate::discovery::KeyRing;
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
 /// How a state directory comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub struct Contents<'a> {
     pub authority: Option<&'a AuthoritySecret>,
     /// The keys of the restricted discovery.
     pub discovery: &'a KeyRing,
+    /// What the keys of the node's introduction points are derived from.
+    pub points: &'a PointSeed,
     /// Other members.
     pub members: &'a [Chain],
     /// Virtual ports of the master address.
@@ -193,6 +195,7 @@ impl Draft {
             write_key(dir, Kind::AuthorityKey, cluster, authority.seed())?;
         }
         write_discovery(dir, cluster, contents.discovery)?;
+        write_key(dir, Kind::PointSeed, cluster, contents.points.as_bytes())?;
         write_value(dir, Kind::Boot, cluster, &0u64)?;
         write_value(dir, Kind::Term, cluster, &0u64)?;
         write_value(dir, Kind::Revisions, cluster, &Vec::<(PeriodId, u64)>::new())?;

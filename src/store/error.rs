@@ -153,7 +153,7 @@ pub enum StoreError {
         max: usize,
     },
     /// There is no such intro point.
-    #[error("no introduction point with session key {0} is stored")]
+    #[error("no introduction point with nonce {0} is stored")]
     NoIntroPoint(String),
     /// A value that cannot be encoded or that does not verify: a fault of the caller.
     #[error("cannot store {what}: {why}")]

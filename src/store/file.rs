@@ -49,6 +49,8 @@ pub enum Kind {
     AuthorityKey,
     /// `discovery.key`: the keys of the restricted discovery.
     DiscoveryKey,
+    /// `points.key`: what the keys of the node's introduction points are derived from.
+    PointSeed,
     /// `membership`: the node's own certificates. Written last: its presence says that the state is whole.
     Membership,
     /// `boot`: how often the daemon has started.
@@ -65,19 +67,20 @@ pub enum Kind {
     Members,
     /// `ports`: virtual ports of the master address.
     Ports,
-    /// `intro/<session key>.point`: secrets and relay of an introduction point.
+    /// `intro/<nonce>.point`: an introduction point.
     IntroPoint,
 }
 
 impl Kind {
     /// Those under a fixed name, in the order in which they are checked.
-    pub(super) const FIXED: [Self; 14] = [
+    pub(super) const FIXED: [Self; 15] = [
         Self::Pending,
         Self::NodeKey,
         Self::MasterPub,
         Self::MasterKey,
         Self::AuthorityKey,
         Self::DiscoveryKey,
+        Self::PointSeed,
         Self::Membership,
         Self::Boot,
         Self::Term,
@@ -97,6 +100,7 @@ impl Kind {
             Self::MasterKey => "master.key",
             Self::AuthorityKey => "authority.key",
             Self::DiscoveryKey => "discovery.key",
+            Self::PointSeed => "points.key",
             Self::Membership => "membership",
             Self::Boot => "boot",
             Self::Term => "term",

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use crate::discovery::{Discovery, KeyRing};
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
 pub use draft::{Beginning, Contents, Draft};
 pub use error::{Damage, StoreError};
@@ -101,6 +101,7 @@ impl Store {
         self.master_secret()?;
         self.authority_secret()?;
         self.discovery()?;
+        self.point_seed()?;
         self.value::<u64>(Kind::Boot)?;
         self.term()?;
         self.revisions()?;
@@ -199,6 +200,18 @@ impl Store {
     pub fn discovery(&self) -> Result<KeyRing, StoreError> {
         read_discovery(&self.dir, self.cluster(), self.membership.authority_id())?
             .ok_or_else(|| StoreError::Missing { path: self.path(Kind::DiscoveryKey), kind: Kind::DiscoveryKey })
+    }
+
+    /// What the keys of this node's introduction points are derived from.
+    pub fn point_seed(&self) -> Result<PointSeed, StoreError> {
+        let seed = PointSeed::from_bytes(&self.key(Kind::PointSeed)?);
+        let derived = self.authority_secret()?.map(|authority| PointSeed::derive(&authority, self.node_id()));
+        match derived {
+            Some(derived) if derived.as_bytes() != seed.as_bytes() => {
+                Err(self.content(Kind::PointSeed, "it is not derived from `authority.key`"))
+            }
+            _ => Ok(seed),
+        }
     }
 
     /// Puts a key on the ring, at `unix` seconds since the epoch. Gives the ring, and whether it has changed: only a key

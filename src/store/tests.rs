@@ -8,11 +8,11 @@ use proptest::prelude::*;
 use rand::rng;
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::{InvitationId, MasterId};
-use rustbalance_gossip::record::{AuthorityCertificate, MemberCertificate, RelayId};
+use rustbalance_gossip::record::{AuthorityCertificate, MemberCertificate, PointNonce, RelayId};
 use tempfile::TempDir;
 
 use super::*;
-use crate::keys::IntroPointSecrets;
+use crate::keys::PointSeed;
 use crate::tor::ReplayLog;
 
 /// The keys of a cluster, to make state directories of.
@@ -48,11 +48,13 @@ impl Cluster {
         draft.begin(beginning, self.id())?;
         let node = draft.node_secret(|| NodeSecret::generate(&mut rng()))?;
         let publisher = role == Role::Publisher;
+        let points = PointSeed::derive(&self.authority, node.node_id());
         draft.complete(&Contents {
             chain: &self.chain(node.node_id(), role),
             master: publisher.then_some(&self.master),
             authority: publisher.then_some(&self.authority),
             discovery: &self.discovery,
+            points: &points,
             members: &[self.chain(NodeId::from_public_key([3; 32]), Role::Worker)],
             ports: &[443, 80, 80],
         })
@@ -96,7 +98,7 @@ fn period(number: u64) -> PeriodId {
 fn point(relay: u8) -> StoredIntroPoint {
     StoredIntroPoint {
         relay: RelayId { rsa: FixedBytes([relay; 20]), ed25519: FixedBytes([relay; 32]) },
-        secrets: IntroPointSecrets::generate(&mut rng()),
+        nonce: PointNonce(FixedBytes([relay; 16])),
         created: u64::from(relay),
         introductions: 0,
         max_seconds: 70_000,
@@ -398,28 +400,27 @@ fn intro_points_live_as_long_as_their_replay_logs() {
     store.add_intro_point(&two).unwrap();
     store.add_intro_point(&one).unwrap();
     for point in [&one, &two] {
-        ReplayLog::open(&store.replay_log_path(&point.session_key())).unwrap().is_new(b"hello").unwrap();
+        ReplayLog::open(&store.replay_log_path(point.nonce)).unwrap().is_new(b"hello").unwrap();
     }
-    store.update_intro_point(&one.session_key(), 9, Some(33)).unwrap();
+    store.update_intro_point(one.nonce, 9, Some(33)).unwrap();
     drop(store);
 
     let store = Store::open(&state(&folder)).unwrap();
     let points = store.intro_points().unwrap();
     assert_eq!(points.iter().map(|point| (point.created, point.introductions)).collect::<Vec<_>>(), [(1, 9), (2, 0)]);
-    assert_eq!(points[0].secrets.encryption, one.secrets.encryption);
     assert_eq!(points.iter().map(|point| point.retired).collect::<Vec<_>>(), [Some(33), None]);
     assert_eq!((points[0].max_seconds, points[0].max_introductions), (70_000, 20_000));
-    assert_eq!(ReplayLog::open(&store.replay_log_path(&one.session_key())).unwrap().len(), 1);
-    store.remove_intro_point(&one.session_key()).unwrap();
-    assert!(!store.replay_log_path(&one.session_key()).exists());
-    assert!(matches!(store.update_intro_point(&one.session_key(), 1, None), Err(StoreError::NoIntroPoint(_))));
+    assert_eq!(ReplayLog::open(&store.replay_log_path(one.nonce)).unwrap().len(), 1);
+    store.remove_intro_point(one.nonce).unwrap();
+    assert!(!store.replay_log_path(one.nonce).exists());
+    assert!(matches!(store.update_intro_point(one.nonce, 1, None), Err(StoreError::NoIntroPoint(_))));
 
     // A crash between the two removals leaves a log without keys.
-    fs::remove_file(store.intro_dir().join(format!("{}.point", data_encoding::HEXLOWER.encode(&two.session_key()))))
+    fs::remove_file(store.intro_dir().join(format!("{}.point", data_encoding::HEXLOWER.encode(&two.nonce.0.0))))
         .unwrap();
     drop(store);
     let store = Store::open(&state(&folder)).unwrap();
-    assert!(!store.replay_log_path(&two.session_key()).exists());
+    assert!(!store.replay_log_path(two.nonce).exists());
 }
 
 #[test]
@@ -452,6 +453,7 @@ fn an_interrupted_beginning_can_be_finished() {
         "master.key",
         "authority.key",
         "discovery.key",
+        "points.key",
         "boot",
         "term",
         "revisions",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use rustbalance::keys::{DiscoverySecret, IntroPointSecrets, MasterSecret, NodeSecret};
+use rustbalance::keys::{DiscoverySecret, MasterSecret, NodeSecret, PointSeed};
 use rustbalance::tor::descriptor::{self, PeriodCredentials};
 use rustbalance::tor::{
     BoxStream, Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, RelayChoice,
@@ -22,6 +22,7 @@ use rustbalance_gossip::record::{IntroPoint, RelayId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
 
 /// A port that is open, and one that is not.
 const OPEN: u16 = 80;
@@ -72,6 +73,7 @@ pub(crate) async fn all(stage: &dyn Stage) {
         clients_are_served_at_an_intro_point,
         points_keep_clear_of_excluded_relays,
         a_dropped_point_serves_again_with_its_keys,
+        a_point_passes_to_whoever_makes_it_last,
         streams_on_one_circuit_are_bounded,
         rendezvous_are_bounded,
         a_point_is_lost_with_its_relay
@@ -261,7 +263,7 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, incoming) = mpsc::channel(16);
     serve(incoming);
-    let secrets = IntroPointSecrets::generate(&mut rand::rng());
+    let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
     let replays = Arc::new(ReplayLog::ephemeral());
     let keys = || IntroPointKeys { secrets: secrets.duplicate(), replays: Arc::clone(&replays) };
     let anywhere = RelayChoice::AnyBut(BTreeSet::new());
@@ -286,6 +288,38 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
     assert_eq!(point.describe(), described);
     echoes(visit(stage, address).await.0).await;
     assert!(replays.len() > seen);
+}
+
+/// Another node that makes a point with its keys at its relay serves from then on those who know it, and whoever had it
+/// learns that it is lost; the same on the way back.
+pub(crate) async fn a_point_passes_to_whoever_makes_it_last(stage: &dyn Stage) {
+    let (first, second, master, limits) = (ready(stage).await, ready(stage).await, new_master(), limits());
+    let seed = PointSeed::from_bytes(&Zeroizing::new(rand::random()));
+    let nonce = seed.draw(&mut rand::rng()).nonce;
+    let keys = || IntroPointKeys { secrets: seed.secrets(nonce), replays: Arc::new(ReplayLog::ephemeral()) };
+    let (to_first, incoming) = mpsc::channel(16);
+    serve(incoming);
+    let (to_second, incoming) = mpsc::channel(16);
+    serve(incoming);
+    let anywhere = RelayChoice::AnyBut(BTreeSet::new());
+    let own = open(stage, &*first, &master, anywhere, &limits, keys(), to_first.clone()).await;
+    let described = own.describe();
+    publish(stage, &*first, &master, std::slice::from_ref(&described), 0).await;
+    let address = master.master_id().address();
+    echoes(visit(stage, address).await.0).await;
+    assert!(own.introductions() > 0);
+
+    let there = RelayChoice::Exactly(described.relay);
+    let taken = open(stage, &*second, &master, there.clone(), &limits, keys(), to_second).await;
+    assert_eq!(taken.describe(), described);
+    timeout(stage.patience(), own.lost()).await.expect("a point was taken and its holder was not told");
+    echoes(visit(stage, address).await.0).await;
+    assert!(taken.introductions() > 0);
+
+    let back = open(stage, &*first, &master, there, &limits, keys(), to_first).await;
+    timeout(stage.patience(), taken.lost()).await.expect("a point was taken back and its holder was not told");
+    echoes(visit(stage, address).await.0).await;
+    assert!(back.introductions() > 0);
 }
 
 /// A client that asks for more streams on its circuit than it may have is refused those, and counted.
@@ -356,7 +390,7 @@ fn new_master() -> MasterSecret {
 }
 
 fn new_keys() -> IntroPointKeys {
-    let secrets = IntroPointSecrets::generate(&mut rand::rng());
+    let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
     IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) }
 }
 

@@ -303,8 +303,9 @@ fn point_of_descriptor(point: &IntroPointDesc) -> Result<IntroPoint, TorError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::IntroPointSecrets;
+    use crate::keys::PointSeed;
     use proptest::prelude::*;
+    use rustbalance_gossip::record::PointNonce;
     use std::sync::OnceLock;
 
     const PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
@@ -326,8 +327,7 @@ mod tests {
 
     /// A point with an IPv6 address besides the IPv4 one: the longest there is.
     fn point(relay: u8) -> IntroPoint {
-        let secrets = IntroPointSecrets { session: [relay; 32], encryption: [relay.wrapping_add(100); 32] };
-        let encryption = curve25519::StaticSecret::from(secrets.encryption);
+        let secrets = PointSeed::from_bytes(&Zeroizing::new([relay; 32])).secrets(PointNonce(FixedBytes([relay; 16])));
         let relay = RelayId { rsa: FixedBytes([relay; 20]), ed25519: FixedBytes([relay; 32]) };
         IntroPoint {
             relay,
@@ -338,8 +338,8 @@ mod tests {
                 specifier(1, &[9; 18]),
             ],
             onion_key: FixedBytes([relay.rsa.0[0]; 32]),
-            session_key: FixedBytes(ed25519::Keypair::from_bytes(&secrets.session).verifying_key().to_bytes()),
-            encryption_key: FixedBytes(curve25519::PublicKey::from(&encryption).to_bytes()),
+            session_key: FixedBytes(secrets.session_key()),
+            encryption_key: FixedBytes(secrets.encryption_key()),
         }
     }
 

@@ -84,7 +84,7 @@ async fn forged_records_of_others_are_believed_by_nobody() {
     for victim in [alpha, gamma] {
         let liar = mouth.speak(&town, victim, FUTURE).await;
         let gone = Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0 };
-        let points = IntroPoints { cluster, node: victim, seq, points: Vec::new() };
+        let points = IntroPoints { cluster, node: victim, seq, points: Vec::new(), nonces: Vec::new() };
         let lease = Lease { cluster, holder: victim, seq, term: before.1 + 1, priority: 0, ttl_ms: 60_000 };
         let card = mallory.card(victim, seq);
         let revocation = Revocation { cluster, node: alpha, revoked: 7 };

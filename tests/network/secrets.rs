@@ -191,9 +191,12 @@ impl OpenedCopy {
         self.add_address_to(needles)?;
         needles.add(&format!("{name}'s key"), self.store.node_secret()?.seed());
         needles.add("the discovery key", self.store.discovery()?.newest().secret.as_bytes());
+        let seed = self.store.point_seed()?;
+        needles.add(&format!("the seed of {name}'s points"), seed.as_bytes());
         for point in self.store.intro_points()? {
-            needles.add(&format!("a point's session key of {name}"), &point.secrets.session);
-            needles.add(&format!("a point's encryption key of {name}"), &point.secrets.encryption);
+            let secrets = seed.secrets(point.nonce);
+            needles.add(&format!("a point's session key of {name}"), &secrets.session);
+            needles.add(&format!("a point's encryption key of {name}"), &secrets.encryption);
         }
         Ok(())
     }

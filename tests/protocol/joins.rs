@@ -7,7 +7,7 @@ use rustbalance::join::{
     Admission, Admissions, Effect, Event, Fresh, JoinError, Joined, Joiner, Outcome, Publisher, Redemption, Refusal,
     Step, Token, refuse,
 };
-use rustbalance::keys::NodeSecret;
+use rustbalance::keys::{NodeSecret, PointSeed};
 use rustbalance_gossip::id::{InvitationId, MasterId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use serde_json::{Value, json};
@@ -133,7 +133,7 @@ fn join(cast: &Cast, role: Role) -> Value {
     let key = transcript::answer_key(&ours, theirs.to_bytes(), &said).unwrap();
     let sealed = unhex_of(&value_of(&answer)["Answer"]["sealed"]);
     let plain = transcript::open(&ours, theirs.to_bytes(), &said, sealed).unwrap();
-    let secrets = if role == Role::Publisher { 129 } else { 33 };
+    let secrets = if role == Role::Publisher { 161 } else { 65 };
     let message = |bytes: &[u8]| json!({ "value": value_of(bytes), "bytes": hex(bytes) });
     json!({
         "token": &**cast.token(role).text(),
@@ -221,6 +221,7 @@ fn check_join(cast: &Cast, role: Role, vector: &Value) {
     assert_eq!((joined.member.node(), joined.member.role(), joined.skew), (node_id, role, 3));
     assert_eq!((joined.publisher.node(), &joined.ports), (cast.alpha.node_id(), &vec![80, 443]));
     assert_eq!(joined.discovery.key, cast.discovery(0).key);
+    assert_eq!(joined.points.as_bytes(), PointSeed::derive(&cast.authority, node_id).as_bytes());
     let secrets = joined.secrets.map(|secrets| (*secrets.master.expanded(), *secrets.authority.seed()));
     let expected = (*cast.master.expanded(), *cast.authority.seed());
     assert_eq!(secrets, (role == Role::Publisher).then_some(expected));

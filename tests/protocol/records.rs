@@ -112,6 +112,10 @@ pub(crate) fn point(n: u8) -> IntroPoint {
     }
 }
 
+pub(crate) fn nonce(n: u8) -> PointNonce {
+    PointNonce(FixedBytes([n.wrapping_add(0xc0); 16]))
+}
+
 pub(crate) const PERIOD: PeriodId = PeriodId { number: 20_832, length_minutes: 1440, offset_seconds: 43_200 };
 
 /// Every statement but the proof of a link, which `links` has.
@@ -163,7 +167,13 @@ fn heartbeat(cast: &Cast) -> Heartbeat {
 
 fn intro_points(cast: &Cast) -> IntroPoints {
     let (cluster, node) = (cast.cluster(), cast.alpha.node_id());
-    IntroPoints { cluster, node, seq: (7 << 32) | 3, points: vec![point(1), point(2)] }
+    IntroPoints {
+        cluster,
+        node,
+        seq: (7 << 32) | 3,
+        points: vec![point(1), point(2)],
+        nonces: vec![nonce(1), nonce(2)],
+    }
 }
 
 pub(crate) fn lease(cluster: MasterId, holder: NodeId, term: u64, priority: u8) -> Lease {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
 
-use rustbalance::keys::NodeSecret;
+use rustbalance::keys::{NodeSecret, PointSeed};
 use rustbalance::tor::arti::disaster;
 use rustbalance::tor::descriptor::PeriodCredentials;
 use rustbalance_gossip::bytes::FixedBytes;
@@ -12,13 +12,14 @@ use rustbalance_gossip::lease::{Claim, Rank};
 use rustbalance_gossip::liveness::{Liveness, Patience};
 use rustbalance_gossip::plan::{Candidate, Choice, choose};
 use rustbalance_gossip::record::{IntroPoint, Invitation, Phase, RecordKind, RelayId, Role};
+use rustbalance_gossip::stand_in;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::View;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::cast::{Cast, NOW, bytes, sign};
-use crate::records::{PERIOD, lease, point};
+use crate::records::{PERIOD, lease, nonce, point};
 use crate::{hex, render};
 
 fn node(n: u8) -> NodeId {
@@ -39,6 +40,8 @@ pub(crate) fn rules(cast: &Cast) -> Value {
         "discovery": discovery(cast),
         "neighbours": crate::links::neighbours(cast),
         "choices": choices(),
+        "point_keys": point_keys(cast),
+        "stand_ins": stand_ins(),
         "revisions": revisions(cast),
         "ring": ring(),
     })
@@ -215,6 +218,31 @@ fn choices() -> Value {
         choice(&many, &[], &[], 5, 1),
         choice(&many, &[], &[], 5, 2),
     ])
+}
+
+/// The keys of a point of beta's, which beta was given the seed of and every publisher derives.
+fn point_keys(cast: &Cast) -> Value {
+    let seed = PointSeed::derive(&cast.authority, cast.beta.node_id());
+    let secrets = seed.secrets(nonce(1));
+    json!({
+        "seed": hex(seed.as_bytes()),
+        "nonce": hex(&secrets.nonce.0.0),
+        "session_seed": hex(&secrets.session),
+        "session_key": hex(&secrets.session_key()),
+        "encryption_secret": hex(&secrets.encryption),
+        "encryption_key": hex(&secrets.encryption_key()),
+    })
+}
+
+/// Which of three publishers stands in at which points.
+fn stand_ins() -> Value {
+    let publishers = [node(10), node(20), node(30)];
+    let at = |n: u8| {
+        let point = point(n);
+        let stands_in = stand_in::drawn(&point, &publishers).unwrap();
+        json!({ "session_key": hex(&point.session_key.0), "stands_in": key(&stands_in) })
+    };
+    json!({ "publishers": publishers.each_ref().map(key), "points": (1..=6).map(at).collect::<Vec<_>>() })
 }
 
 /// Revisions that the clock alone gives, for seconds since the shared-random run began.

@@ -409,7 +409,8 @@ def check_join(vectors, role, size):
     plain = AESGCM(derived[:32]).decrypt(derived[32:], answer["sealed"], said)
     equal("secrets of the parcel", plain[:size].hex(), join["plain"]["secrets"])
     equal("facts of the parcel", plain[size:].hex(), join["plain"]["facts"]["bytes"])
-    secrets = [{"worker": b"\x00", "publisher": b"\x01"}[role], unhex(keys["discovery_0"]["secret"])]
+    points = sha3(b"rustbalance point seed v1\0", unhex(keys["authority"]["seed"]), redeem["node"])
+    secrets = [{"worker": b"\x00", "publisher": b"\x01"}[role], unhex(keys["discovery_0"]["secret"]), points]
     if role == "publisher":
         secrets += [unhex(keys["master"]["expanded"]), unhex(keys["authority"]["seed"])]
     equal("the secrets", plain[:size], b"".join(secrets))
@@ -428,8 +429,8 @@ def check_join(vectors, role, size):
 
 
 def check_joins(vectors):
-    check_join(vectors, "worker", 33)
-    check_join(vectors, "publisher", 129)
+    check_join(vectors, "worker", 65)
+    check_join(vectors, "publisher", 161)
     for refused in vectors["joins"]["refused"]:
         equal("variant of a refusal", list(message("refusal", refused)), ["Refused"])
 
@@ -497,7 +498,26 @@ def check_rules(vectors):
     equal("neighbours", [node.hex() for node in chosen], case["chosen"])
     for case in rules["choices"]:
         equal("choice", choose(case), case["chosen"])
+    check_points(vectors)
     check_publishing(vectors)
+
+
+def check_points(vectors):
+    keys, case = vectors["keys"], vectors["rules"]["point_keys"]
+    seed = sha3(b"rustbalance point seed v1\0", unhex(keys["authority"]["seed"]), unhex(keys["beta"]["public"]))
+    equal("seed of points", seed.hex(), case["seed"])
+    session = sha3(b"rustbalance point session v1\0", seed, unhex(case["nonce"]))
+    encryption = sha3(b"rustbalance point encryption v1\0", seed, unhex(case["nonce"]))
+    equal("session key", (session.hex(), public_of(session).hex()), (case["session_seed"], case["session_key"]))
+    equal(
+        "encryption key",
+        (encryption.hex(), x25519_public(encryption).hex()),
+        (case["encryption_secret"], case["encryption_key"]),
+    )
+    case = vectors["rules"]["stand_ins"]
+    for point in case["points"]:
+        lot = lambda node: sha3(b"rustbalance stand-in v1\0", unhex(point["session_key"]), unhex(node))
+        equal("who stands in", min(case["publishers"], key=lot), point["stands_in"])
 
 
 # 13. What is published.

@@ -23,10 +23,11 @@ use crate::id::{MasterId, NodeId};
 use crate::lease::{Election, Situation, Step};
 use crate::plan::{Candidate, Choice, choose};
 use crate::record::{
-    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, NodeCard, PeriodId, Phase, Publication,
-    PublishedPeriod, RecordKind, Revocation, Role,
+    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, NodeCard, PeriodId, Phase, PointNonce,
+    Publication, PublishedPeriod, RecordKind, Revocation, Role, ServedPoint,
 };
 use crate::signed::{Check, Sign, Unverified, Verified};
+use crate::stand_in::{self, Orphan};
 pub use crate::time::Now;
 use crate::view::{Changes, OwnWord, Rejection, Standing, View, check_points};
 use own::Voice;
@@ -66,6 +67,7 @@ pub struct Coordinator {
     ready: bool,
     been_healthy: bool,
     points: Vec<IntroPoint>,
+    nonces: Vec<PointNonce>,
     periods: Vec<PublishedPeriod>,
     last_term: u64,
     /// When all was last said anew, and when it is to be again.
@@ -109,6 +111,7 @@ impl Coordinator {
             ready: false,
             been_healthy: false,
             points: Vec::new(),
+            nonces: Vec::new(),
             periods: Vec::new(),
             last_term: settings.term,
             reissued: None,
@@ -174,6 +177,12 @@ impl Coordinator {
     /// [`Desired::version`] alone.
     pub fn desired_version(&self) -> u64 {
         self.version
+    }
+
+    /// The points of others at which this node is to serve. Not cheap with hundreds of nodes: once a second is enough.
+    pub fn stand_ins(&self, now: Now) -> Vec<Orphan> {
+        let out = !self.joined || self.draining || self.leaving || self.shut_out || self.excluded;
+        if out { Vec::new() } else { stand_in::share(&self.view, now.mono) }
     }
 
     /// The highest revision that any publisher is known to have used in a period.
@@ -325,8 +334,9 @@ impl Coordinator {
         (record.speaker() == self.me && record.cluster() == self.cluster).then(|| record.seq())
     }
 
-    fn take_points(&mut self, mut points: Vec<IntroPoint>, out: &mut Vec<Action>) -> Changes {
-        points.truncate(crate::record::MAX_INTRO_POINTS);
+    fn take_points(&mut self, mut served: Vec<ServedPoint>, out: &mut Vec<Action>) -> Changes {
+        served.truncate(crate::record::MAX_INTRO_POINTS);
+        let (points, nonces): (Vec<_>, Vec<_>) = served.into_iter().map(|it| (it.point, it.nonce)).unzip();
         if let Err(rejection) = check_points(&points) {
             tracing::error!(%rejection, "our own intro points cannot be gossiped");
             return Changes::default();
@@ -334,7 +344,7 @@ impl Coordinator {
         if points == self.points {
             return Changes::default();
         }
-        self.points = points;
+        (self.points, self.nonces) = (points, nonces);
         self.say_points(out)
     }
 

@@ -83,7 +83,9 @@ impl Coordinator {
     }
 
     pub(super) fn say_points(&mut self, out: &mut Vec<Action>) -> Changes {
-        let points = |seq| IntroPoints { cluster: self.cluster, node: self.me, seq, points: self.points.clone() };
+        let (cluster, node) = (self.cluster, self.me);
+        let (said, nonces) = (self.points.clone(), self.nonces.clone());
+        let points = |seq| IntroPoints { cluster, node, seq, points: said, nonces };
         let Some((points, bytes)) = self.voice.say(points) else { return Changes::default() };
         out.push(Action::Gossip { kind: RecordKind::IntroPoints, bytes });
         self.view.fold_points(points)

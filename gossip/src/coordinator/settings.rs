@@ -5,7 +5,9 @@ use std::time::Duration;
 use crate::id::NodeId;
 use crate::lease::Timing;
 use crate::liveness::Patience;
-use crate::record::{Chain, IntroPoint, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation};
+use crate::record::{
+    Chain, IntroPoint, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation, ServedPoint,
+};
 use crate::signed::Verified;
 use crate::view::DEFAULT_WAITING;
 
@@ -70,7 +72,7 @@ pub enum Event {
     /// Time has passed: [`super::Coordinator::next_timeout`] is reached. Also a good first event.
     Tick,
     /// The intro points at which this node waits now, those it prefers first.
-    IntroPoints(Vec<IntroPoint>),
+    IntroPoints(Vec<ServedPoint>),
     /// Whether this node's own target passes its health check.
     Ready(bool),
     /// The mesh has been reached: at least one link is up.

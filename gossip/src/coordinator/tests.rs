@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::signed::Statement;
-use crate::sim::{FOUNDED, Founder, Identity, point, sign};
+use crate::sim::{FOUNDED, Founder, Identity, point, served, sign};
 
 /// A coordinator under test, its clock, and what it has said last of each kind.
 struct Scene {
@@ -104,7 +104,7 @@ impl Scene {
     fn publishing() -> Self {
         let mut scene = Self::new();
         scene.pass(1);
-        scene.event(Event::IntroPoints(vec![point(1, 1)]));
+        scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
         scene.event(Event::Ready(true));
         scene
     }
@@ -144,7 +144,7 @@ fn the_life_of_a_node() {
     assert_eq!(scene.node.phase(), Phase::Initializing);
     scene.event(Event::Ready(true));
     assert_eq!(scene.node.phase(), Phase::Initializing);
-    scene.event(Event::IntroPoints(vec![point(1, 1)]));
+    scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
     assert_eq!(scene.node.phase(), Phase::Healthy);
     assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Healthy);
     assert_eq!(scene.node.desired().points.len(), 1);
@@ -215,7 +215,7 @@ fn shut_out_it_does_not_take_the_others_for_dead() {
 fn a_dead_publisher_is_followed_and_its_points_leave() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);
-    scene.event(Event::IntroPoints(vec![point(1, 1)]));
+    scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
     scene.event(Event::Ready(true));
     scene.hear(&other, RecordKind::IntroPoints, other.points(2, vec![point(2, 2)]));
     scene.hear(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));

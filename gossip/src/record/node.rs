@@ -120,6 +120,20 @@ pub struct IntroPoint {
     pub encryption_key: FixedBytes<32>,
 }
 
+/// Names the keys of one introduction point among all that its node's seed gives. Drawn at random.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PointNonce(pub FixedBytes<16>);
+
+/// An introduction point as the node that serves at it tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServedPoint {
+    /// What a descriptor says of it.
+    pub point: IntroPoint,
+    /// What its keys are derived with, besides a seed that only its node and the publishers have: so that one of them can
+    /// stand in for the node.
+    pub nonce: PointNonce,
+}
+
 /// The intro points at which a node waits for clients now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntroPoints {
@@ -131,6 +145,16 @@ pub struct IntroPoints {
     pub seq: u64,
     /// At most [`MAX_INTRO_POINTS`].
     pub points: Vec<IntroPoint>,
+    /// One for each point, in the same order.
+    pub nonces: Vec<PointNonce>,
+}
+
+impl IntroPoints {
+    /// The points, each with its nonce.
+    pub fn served(&self) -> impl Iterator<Item = ServedPoint> + '_ {
+        let pairs = self.points.iter().zip(&self.nonces);
+        pairs.map(|(point, nonce)| ServedPoint { point: point.clone(), nonce: *nonce })
+    }
 }
 
 impl Statement for IntroPoints {

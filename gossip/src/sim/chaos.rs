@@ -7,7 +7,7 @@ use super::net::Wall;
 use super::rng::Rng;
 use super::script::{Fault, Planned, script};
 use super::world::{Due, Happening, World};
-use super::{FOUNDED, sign};
+use super::{FOUNDED, served, sign};
 use crate::coordinator::Event;
 use crate::id::InvitationId;
 use crate::record::{Phase, RecordKind, Role};
@@ -272,7 +272,7 @@ impl World {
         let lost = self.dice.below(self.hosts[host].disk.points.len());
         self.hosts[host].disk.points.remove(lost);
         let points = self.hosts[host].disk.points.clone();
-        self.handle(host, Event::IntroPoints(points));
+        self.handle(host, Event::IntroPoints(points.into_iter().map(served).collect()));
         Some(format!("of node {host}"))
     }
 

@@ -10,7 +10,7 @@ use crate::bytes::{FixedBytes, VarBytes};
 use crate::id::{AuthorityId, InvitationId, MasterId, NodeId};
 use crate::record::{
     AuthorityCertificate, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, MemberCertificate, NodeCard,
-    Phase, RelayId, Revocation, Role,
+    Phase, PointNonce, RelayId, Revocation, Role, ServedPoint,
 };
 use crate::signed::{Sign, Statement, Verified};
 
@@ -142,7 +142,8 @@ impl Identity {
 
     /// Intro points.
     pub fn points(&self, seq: u64, points: Vec<IntroPoint>) -> IntroPoints {
-        IntroPoints { cluster: self.cluster(), node: self.node(), seq, points }
+        let nonces = points.iter().map(nonce).collect();
+        IntroPoints { cluster: self.cluster(), node: self.node(), seq, points, nonces }
     }
 }
 
@@ -167,4 +168,15 @@ pub fn point(at: u32, number: u32) -> IntroPoint {
         session_key: FixedBytes(session),
         encryption_key: FixedBytes([2; 32]),
     }
+}
+
+/// The same as its node tells of it.
+pub fn served(point: IntroPoint) -> ServedPoint {
+    ServedPoint { nonce: nonce(&point), point }
+}
+
+fn nonce(point: &IntroPoint) -> PointNonce {
+    let mut nonce = [0; 16];
+    nonce.copy_from_slice(&point.session_key.0[..16]);
+    PointNonce(FixedBytes(nonce))
 }

@@ -29,7 +29,7 @@ mod world;
 
 pub use checks::longest_silence;
 pub use faults::{Bug, Scenario, Weights};
-pub use founder::{FOUNDED, Founder, Identity, point, relay, sign};
+pub use founder::{FOUNDED, Founder, Identity, point, relay, served, sign};
 pub use memo::Memo;
 pub use monitor::{Invariant, Violation};
 pub use report::{Outcome, run, sweep};

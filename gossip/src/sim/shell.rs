@@ -8,8 +8,8 @@ use super::faults::Bug;
 use super::gossip::Said;
 use super::host::{Fate, Pace};
 use super::monitor::Invariant;
-use super::point;
 use super::world::{Directory, Due, World};
+use super::{point, served};
 use crate::coordinator::{Action, Event, Leadership};
 use crate::id::NodeId;
 use crate::lease::Claim;
@@ -187,7 +187,7 @@ impl World {
             }
             if points != self.hosts[host].disk.points {
                 self.hosts[host].disk.points = points.clone();
-                self.handle(host, Event::IntroPoints(points));
+                self.handle(host, Event::IntroPoints(points.into_iter().map(served).collect()));
             }
         }
         self.due(host, Duration::from_secs(3), Due::Points);

@@ -13,7 +13,7 @@ use super::net::{ROUND, Wall};
 use super::rng::Rng;
 use super::script::{Fault, Planned};
 use super::shell::{POINTS, published};
-use super::{Founder, Identity};
+use super::{Founder, Identity, served};
 use crate::coordinator::{Coordinator, Event, Settings};
 use crate::id::NodeId;
 use crate::record::{IntroPoint, PeriodId, RecordKind, Role};
@@ -281,7 +281,7 @@ impl World {
             self.handle(host, Event::Record { origin: me, kind, bytes });
         }
         self.handle(host, Event::Published(periods));
-        self.handle(host, Event::IntroPoints(points));
+        self.handle(host, Event::IntroPoints(points.into_iter().map(served).collect()));
         if draining {
             self.handle(host, Event::Drain);
         }

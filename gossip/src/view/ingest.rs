@@ -64,7 +64,10 @@ macro_rules! own_word {
 own_word! {
     NodeCard, node, |card| check_card(card);
     Heartbeat, node, |_beat| Ok(());
-    IntroPoints, node, |points| check_points(&points.points);
+    IntroPoints, node, |record| {
+        within(record.nonces.len() == record.points.len(), "number of nonces")?;
+        check_points(&record.points)
+    };
     Lease, holder, |_lease| Ok(());
     Publication, node, |publication| check_publication(publication);
 }

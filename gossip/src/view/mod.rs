@@ -256,6 +256,11 @@ impl View {
         self.nodes.get(node).filter(|node| node.standing == Standing::Member)
     }
 
+    /// Every node whose certificates are sound, member or not, by id.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &MemberView> + '_ {
+        self.nodes.values()
+    }
+
     /// One node whose certificates are sound, member or not.
     pub fn node(&self, node: &NodeId) -> Option<&MemberView> {
         self.nodes.get(node)

@@ -9,7 +9,7 @@ use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::memory::{MemoryNetwork, Traffic};
 use rustbalance_gossip::mesh::{Mesh, MeshConfig, ROUND, Update};
 use rustbalance_gossip::record::{Chain, Role};
-use rustbalance_gossip::sim::{FOUNDED, Founder, Memo, point};
+use rustbalance_gossip::sim::{FOUNDED, Founder, Memo, point, served};
 use rustbalance_gossip::time::Now;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -131,7 +131,7 @@ impl Cluster {
         let coordinator = Arc::new(Mutex::new(coordinator.with_check(Box::new(self.memo.clone()))));
         let config = MeshConfig { me: id, cluster: identity.cluster(), generation: 1, interval: ROUND };
         let (mesh, updates) = Mesh::start(config, self.network.join(id), vec![]).await.unwrap();
-        let points = (0..POINTS).map(|it| point(number * POINTS + it, number * POINTS + it)).collect();
+        let points = (0..POINTS).map(|it| served(point(number * POINTS + it, number * POINTS + it))).collect();
         let first = vec![
             Event::KnownMembers(self.chains.clone()),
             Event::IntroPoints(points),

@@ -2,6 +2,7 @@
 
 use super::*;
 use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::record::{IntroPoint, PointNonce};
 
 const LIFETIME: Lifetime = Lifetime { seconds: 70_000, introductions: 20_000 };
 
@@ -9,14 +10,15 @@ fn relay(n: u8) -> RelayId {
     RelayId { rsa: FixedBytes([n; 20]), ed25519: FixedBytes([n; 32]) }
 }
 
-fn point(relay: RelayId, keys: u8) -> IntroPoint {
-    IntroPoint {
+fn point(relay: RelayId, keys: u8) -> ServedPoint {
+    let point = IntroPoint {
         relay,
         link_specifiers: Vec::new(),
         onion_key: FixedBytes([keys; 32]),
         session_key: FixedBytes([keys; 32]),
         encryption_key: FixedBytes([keys; 32]),
-    }
+    };
+    ServedPoint { point, nonce: PointNonce(FixedBytes([keys; 16])) }
 }
 
 /// Opens whatever is asked for, at relays 1..=relays, unless a relay is dead.
@@ -25,7 +27,7 @@ struct World {
     now: Now,
     relays: u8,
     dead: BTreeSet<RelayId>,
-    advertised: Vec<IntroPoint>,
+    advertised: Vec<ServedPoint>,
     open: BTreeMap<SlotId, RelayId>,
     retired: BTreeSet<SlotId>,
 }
@@ -85,7 +87,7 @@ impl World {
     }
 
     fn relays_advertised(&self) -> BTreeSet<RelayId> {
-        self.advertised.iter().map(|point| point.relay).collect()
+        self.advertised.iter().map(|served| served.point.relay).collect()
     }
 }
 

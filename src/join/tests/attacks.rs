@@ -121,7 +121,8 @@ fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
             unix: NOW,
         };
         let discovery = Snapshot(impostor).discovery().unwrap().secret;
-        let plain = parcel::Parcel { discovery, secrets: None, facts }.to_bytes().unwrap();
+        let points = PointSeed::derive(&impostor.us.authority, node.node_id());
+        let plain = parcel::Parcel { discovery, points, secrets: None, facts }.to_bytes().unwrap();
         let sealed = transcript::seal(&theirs.ephemeral, said.ephemeral.0, &said_so, plain).unwrap();
         let sealed = VarBytes(sealed);
         let answer = message::Answer { role: Role::Worker, publisher, sealed };

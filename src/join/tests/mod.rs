@@ -13,7 +13,7 @@ use rustbalance_gossip::signed::Verified;
 
 use super::*;
 use crate::discovery::{Discovery, Offer};
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
 mod attacks;
 mod disk;

@@ -6,7 +6,7 @@ use rustbalance_gossip::codec;
 use super::*;
 use crate::frame;
 use crate::join::message::{FromJoiner, FromPublisher};
-use crate::keys::TokenSecret;
+use crate::keys::{PointSeed, TokenSecret};
 
 #[test]
 fn a_publisher_is_given_everything_and_it_verifies() {
@@ -21,6 +21,7 @@ fn a_publisher_is_given_everything_and_it_verifies() {
     assert_eq!(secrets.authority.seed(), host.us.authority.seed());
     assert_eq!(joined.discovery.key.generation, 3);
     assert_eq!(joined.discovery.secret.as_bytes(), host.discovery.secret.as_bytes());
+    assert_eq!(joined.points.as_bytes(), PointSeed::derive(&host.us.authority, node.node_id()).as_bytes());
     assert_eq!(joined.ports, [80, 443]);
     let recorded = &host.known.lock().unwrap().recorded[0];
     assert_eq!(recorded.invitation.redeemed, BTreeSet::from([node.node_id()]));
@@ -34,6 +35,7 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
     let joined = host.join(&token, &node).unwrap();
     assert_eq!(joined.member.role(), Role::Worker);
     assert!(joined.secrets.is_none());
+    assert_eq!(joined.points.as_bytes(), PointSeed::derive(&host.us.authority, node.node_id()).as_bytes());
     // The plain text of its answer, looked through byte by byte; a publisher's shows that the search finds.
     for (role, given) in [(Role::Worker, false), (Role::Publisher, true)] {
         let facts = parcel::Facts {
@@ -48,7 +50,8 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
         let secrets = (role == Role::Publisher)
             .then(|| PublisherSecrets { master: host.us.master.duplicate(), authority: host.us.authority.duplicate() });
         let discovery = Snapshot(&host).discovery().unwrap().secret;
-        let plain = parcel::Parcel { discovery, secrets, facts }.to_bytes().unwrap();
+        let points = PointSeed::derive(&host.us.authority, node.node_id());
+        let plain = parcel::Parcel { discovery, points, secrets, facts }.to_bytes().unwrap();
         for secret in [&host.us.master.expanded()[..32], &host.us.master.expanded()[32..], host.us.authority.seed()] {
             assert_eq!(contains(&plain, secret), given, "{role}");
         }

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::keys::{IntroPointSecrets, MasterSecret};
+use crate::keys::{MasterSecret, PointSeed};
 use crate::tor::fake::FakeNet;
 use crate::tor::{Incoming, IntroPointKeys, IntroRequest, RelayChoice, ReplayLog, ServiceLimits};
 
@@ -43,7 +43,7 @@ async fn point(engine: &Arc<crate::tor::fake::FakeEngine>, master: MasterId) -> 
         introductions_per_second: None,
         refused: Default::default(),
     });
-    let secrets = IntroPointSecrets::generate(&mut rand::rng());
+    let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
     let keys = IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) };
     let relay = RelayChoice::AnyBut(Default::default());
     let (streams, _incoming) = tokio::sync::mpsc::channel::<Incoming>(1);

@@ -100,8 +100,8 @@ async fn open_unbounded(
         relay: made.relay,
         link_specifiers: made.link_specifiers,
         onion_key: FixedBytes(made.onion_key),
-        session_key: FixedBytes(session.as_ref().verifying_key().to_bytes()),
-        encryption_key: FixedBytes(reading.encryption.public().to_bytes()),
+        session_key: FixedBytes(request.keys.secrets.session_key()),
+        encryption_key: FixedBytes(request.keys.secrets.encryption_key()),
     };
     let answering = Answering {
         shared: Arc::clone(&shared),

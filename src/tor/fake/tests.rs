@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::keys::{IntroPointSecrets, MasterSecret, NodeSecret};
+use crate::keys::{MasterSecret, NodeSecret, PointSeed};
 use crate::tor::conformance::{self, Guest, Stage};
 use crate::tor::descriptor::{self, PeriodCredentials};
 use crate::tor::{IntroPointKeys, RelayChoice, ReplayLog, ServiceLimits};
@@ -57,6 +57,7 @@ conforms!(
     clients_are_served_at_an_intro_point,
     points_keep_clear_of_excluded_relays,
     a_dropped_point_serves_again_with_its_keys,
+    a_point_passes_to_whoever_makes_it_last,
     streams_on_one_circuit_are_bounded,
     rendezvous_are_bounded,
     a_point_is_lost_with_its_relay,
@@ -87,7 +88,7 @@ async fn node(net: &FakeNet, master: &MasterSecret) -> (Arc<FakeEngine>, Box<dyn
         introductions_per_second: None,
         refused: Default::default(),
     });
-    let secrets = IntroPointSecrets::generate(&mut rand::rng());
+    let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
     let keys = IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) };
     let relay = RelayChoice::AnyBut(Default::default());
     let request = IntroRequest { master: master.master_id(), keys, relay, limits };

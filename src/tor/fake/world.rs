@@ -316,8 +316,6 @@ impl Point {
 
 /// A point at a relay of this network, with real keys, so that descriptors of it are real.
 fn describe(relay: RelayId, keys: &IntroPointKeys) -> IntroPoint {
-    let session = ed25519_dalek::SigningKey::from_bytes(&keys.secrets.session).verifying_key();
-    let encryption = x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(keys.secrets.encryption));
     let port = [relay.rsa.0[0] | 0x80, relay.rsa.0[1]];
     let specifier = |parts: &[&[u8]]| VarBytes(parts.concat());
     IntroPoint {
@@ -328,8 +326,8 @@ fn describe(relay: RelayId, keys: &IntroPointKeys) -> IntroPoint {
             specifier(&[&[3, 32], &relay.ed25519.0]),
         ],
         onion_key: FixedBytes(digest(&[b"onion key", &relay.rsa.0])),
-        session_key: FixedBytes(session.to_bytes()),
-        encryption_key: FixedBytes(encryption.to_bytes()),
+        session_key: FixedBytes(keys.secrets.session_key()),
+        encryption_key: FixedBytes(keys.secrets.encryption_key()),
     }
 }
 

@@ -13,13 +13,13 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rustbalance::config::{self, Config, Initial};
 use rustbalance::join::found;
-use rustbalance::keys::IntroPointSecrets;
 use rustbalance::proxy::{PortTarget, Target};
 use rustbalance::store::{Beginning, Store, StoredIntroPoint, import_c_tor_key};
 use rustbalance::tor::ReplayLog;
 use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::codec;
 use rustbalance_gossip::id::AuthorityId;
-use rustbalance_gossip::record::RelayId;
+use rustbalance_gossip::record::{PointNonce, RelayId};
 use rustbalance_gossip::signed::Verified;
 use sha3::{Digest, Sha3_256};
 use tempfile::TempDir;
@@ -125,8 +125,9 @@ struct Ground {
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
-/// The files that an input can stand for; the last two are in `intro/`.
-const FILES: [&str; 16] = [
+/// The files that an input can stand for; `point` and `replays` are in `intro/`. New ones come last, so that the corpus
+/// keeps its meaning.
+const FILES: [&str; 17] = [
     "pending",
     "node.key",
     "master.pub",
@@ -143,6 +144,7 @@ const FILES: [&str; 16] = [
     "ports",
     "point",
     "replays",
+    "points.key",
 ];
 /// The input is the payload of a file; else it is all of it.
 const PAYLOAD: u8 = 1;
@@ -163,10 +165,9 @@ impl Ground {
         store.raise_term(7).unwrap();
         store.raise_revision(PERIOD, 9).unwrap();
         let relay = RelayId { rsa: FixedBytes([1; 20]), ed25519: FixedBytes([1; 32]) };
-        let secrets = IntroPointSecrets { session: [3; 32], encryption: [4; 32] };
         let point = StoredIntroPoint {
+            nonce: PointNonce(FixedBytes([3; 16])),
             relay,
-            secrets,
             created: NOW,
             introductions: 5,
             max_seconds: 70_000,
@@ -174,7 +175,7 @@ impl Ground {
             retired: None,
         };
         store.add_intro_point(&point).unwrap();
-        ReplayLog::open(&store.replay_log_path(&point.session_key())).unwrap().is_new(b"seen").unwrap();
+        ReplayLog::open(&store.replay_log_path(point.nonce)).unwrap().is_new(b"seen").unwrap();
         drop(store);
         let files = [dir.clone(), dir.join("intro")].into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());
         let files = files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
@@ -231,9 +232,7 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
         let taken = match FILES[which] {
             "replays" => replays(&dir.join("intro/x.replays"), content),
             "point" => {
-                let session = content.first_chunk::<32>().copied().unwrap_or_default();
-                let key = IntroPointSecrets { session, encryption: [0; 32] }.session_key();
-                let name: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+                let name: String = named(content).iter().map(|byte| format!("{byte:02x}")).collect();
                 put(&dir.join(format!("intro/{name}.point")), &whole);
                 opened(&dir)
             }
@@ -251,6 +250,11 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
         ground.restore();
         taken
     })
+}
+
+/// The nonce of a stored point.
+fn named(payload: &[u8]) -> [u8; 16] {
+    codec::decode::<StoredIntroPoint>(payload, payload.len()).map_or([0; 16], |point| point.nonce.0.0)
 }
 
 /// Opens the directory. What opens can be written, and opens again with what was written.
@@ -274,7 +278,7 @@ fn opened(dir: &Path) -> bool {
     let revision = store.revisions().unwrap().iter().find(|(period, _)| *period == PERIOD).map_or(1, |known| known.1);
     store.raise_revision(PERIOD, revision).unwrap();
     for point in &points {
-        store.update_intro_point(&point.session_key(), point.introductions, point.retired).unwrap();
+        store.update_intro_point(point.nonce, point.introductions, point.retired).unwrap();
     }
     drop(store);
     let again = Store::open(dir).unwrap();

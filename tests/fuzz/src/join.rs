@@ -182,6 +182,7 @@ fn sealed(role: Role) -> Vec<u8> {
     };
     let mut bytes = vec![u8::from(role == Role::Publisher)];
     bytes.extend(world.discovery.secret.as_bytes());
+    bytes.extend([7; 32]);
     if role == Role::Publisher {
         bytes.extend(world.master.expanded());
         bytes.extend(world.authority.seed());

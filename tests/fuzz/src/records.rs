@@ -11,7 +11,7 @@ use rustbalance_gossip::record::{
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 
 use super::Seed;
-use super::world::{Lenient, NOW, PERIOD, envelope, point, unsigned, world};
+use super::world::{Lenient, NOW, PERIOD, envelope, nonce, point, unsigned, world};
 
 /// The first byte says of which kind the rest is.
 pub(crate) fn record(bytes: &[u8]) -> bool {
@@ -70,7 +70,13 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         version: "0.1.0".into(),
     };
     let beat = Heartbeat { cluster, node, seq: 1 << 32, phase: Phase::Healthy, hears: 3 };
-    let points = IntroPoints { cluster, node, seq: 1 << 32, points: (1..4).map(point).collect() };
+    let points = IntroPoints {
+        cluster,
+        node,
+        seq: 1 << 32,
+        points: (1..4).map(point).collect(),
+        nonces: (1..4).map(point).map(|it| nonce(&it)).collect(),
+    };
     let lease = Lease { cluster, holder, seq: 1 << 32, term: 3, priority: 100, ttl_ms: 30_000 };
     let period = PublishedPeriod { period: PERIOD, revision: 1 << 40, confirmed: 5, directories: 6 };
     let publication = Publication { cluster, node, seq: 1 << 32, term: 3, periods: vec![period] };

@@ -16,7 +16,7 @@ use rustbalance_gossip::view::{MAX_NODES, Rejection, Standing, View};
 
 use super::Seed;
 use super::script::{Orders, Script};
-use super::world::{Lenient, MEMBERS, NODES, NOW, PERIOD, envelope, point, unsigned, world};
+use super::world::{Lenient, MEMBERS, NODES, NOW, PERIOD, envelope, nonce, point, unsigned, world};
 
 /// Orders in one input; more say nothing new.
 const MOST: usize = 64;
@@ -113,8 +113,8 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
             unsigned(&key, &Heartbeat { cluster, node, seq, phase: phases[script.choice(phases.len())], hears: 1 })
         }
         RecordKind::IntroPoints => {
-            let points = (0..script.choice(MAX_INTRO_POINTS + 2)).map(|_| point(script.byte())).collect();
-            unsigned(&key, &IntroPoints { cluster, node, seq, points })
+            let points: Vec<_> = (0..script.choice(MAX_INTRO_POINTS + 2)).map(|_| point(script.byte())).collect();
+            unsigned(&key, &IntroPoints { cluster, node, seq, nonces: points.iter().map(nonce).collect(), points })
         }
         RecordKind::Lease => {
             let (term, ttl_ms, priority) = (script.number(), script.number() as u32, script.byte());

@@ -10,8 +10,8 @@ use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{AuthorityId, InvitationId, MasterId, NodeId};
 use rustbalance_gossip::record::{
-    AuthorityCertificate, Chain, DiscoveryKey, IntroPoint, Invitation, Member, MemberCertificate, PeriodId, RelayId,
-    Revocation, Role,
+    AuthorityCertificate, Chain, DiscoveryKey, IntroPoint, Invitation, Member, MemberCertificate, PeriodId, PointNonce,
+    RelayId, Revocation, Role,
 };
 use rustbalance_gossip::signed::{Check, Statement, Verified};
 use serde::Serialize;
@@ -122,6 +122,11 @@ pub(crate) fn point(relay: u8) -> IntroPoint {
         session_key: FixedBytes(*session.public_key()),
         encryption_key: FixedBytes(encryption.0),
     }
+}
+
+/// Its nonce.
+pub(crate) fn nonce(point: &IntroPoint) -> PointNonce {
+    PointNonce(FixedBytes(point.session_key.0.first_chunk().copied().unwrap_or_default()))
 }
 
 /// Believes every signature: what lies behind it is looked at, too.

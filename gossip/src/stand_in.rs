@@ -1,0 +1,225 @@
+//! Who stands in for a node that no longer answers, at the introduction points that old descriptors name.
+//!
+//! A new descriptor leaves such a node out, but clients keep the old one for hours, and a relay goes on passing them to a
+//! machine that has stopped dead until it notices. So a living publisher makes the same points anew, with the same keys
+//! at the same relays: a relay gives up the old circuit for the new one. The node, when it is back, does the same.
+//!
+//! Enter with [`share`], a pure function of the view. Each point falls to one publisher, drawn by a hash, so that those
+//! who see the same cluster agree and the load is spread. Where two differ, both serve, one after the other.
+
+use std::time::Duration;
+
+use sha3::{Digest, Sha3_256};
+
+use crate::id::NodeId;
+use crate::record::{IntroPoint, Phase, Role, ServedPoint};
+use crate::view::{MemberView, Standing, View};
+
+/// For how long after its last word a node is stood in for: as long as directories and clients keep a descriptor.
+pub const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
+/// Most points of others that one node serves at: as many as one descriptor names.
+pub const MAX_SHARE: usize = crate::record::MAX_INTRO_POINTS;
+/// Most points that are shared out among all, those of the nodes heard last.
+const MAX_ORPHANS: usize = 64;
+
+/// An introduction point at which its node does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Orphan {
+    /// Whose it is.
+    pub node: NodeId,
+    /// The point, as its node last told of it.
+    pub served: ServedPoint,
+}
+
+/// The points at which this node is to stand in, at most [`MAX_SHARE`]; none if it is no publisher that serves.
+pub fn share(view: &View, mono: Duration) -> Vec<Orphan> {
+    let publishers = able(view);
+    if !publishers.contains(&view.me()) {
+        return Vec::new();
+    }
+    let falls_to_me = |orphan: &Orphan| drawn(&orphan.served.point, &publishers) == Some(view.me());
+    orphans(view, mono).into_iter().filter(falls_to_me).take(MAX_SHARE).collect()
+}
+
+/// The one of these publishers to which a point falls; `None` if there are none.
+pub fn drawn(point: &IntroPoint, publishers: &[NodeId]) -> Option<NodeId> {
+    publishers.iter().copied().min_by_key(|publisher| lot(point, publisher))
+}
+
+/// The publishers that can serve clients now: the healthy ones, or else those whose target fails at the moment.
+fn able(view: &View) -> Vec<NodeId> {
+    let publishers = || view.members().filter(|node| node.alive && node.member.role() == Role::Publisher);
+    let in_phase = |phase| publishers().filter(move |node| node.phase() == phase).map(MemberView::node);
+    let healthy: Vec<NodeId> = in_phase(Phase::Healthy).collect();
+    if healthy.is_empty() { in_phase(Phase::Unhealthy).collect() } else { healthy }
+}
+
+/// The points of nodes that are dead or evicted and were heard not long ago, the last heard first.
+fn orphans(view: &View, mono: Duration) -> Vec<Orphan> {
+    // Whoever said goodbye serves for some seconds more, and whoever was not heard twice since our start may be alive.
+    let least = view.patience().least;
+    let silence = |node: &MemberView| node.last_heard.map(|heard| mono.saturating_sub(heard));
+    let lost = |node: &MemberView| {
+        let answers = node.alive && node.standing == Standing::Member;
+        !answers && silence(node).is_some_and(|silence| (least..REMEMBERED).contains(&silence))
+    };
+    let mut lost: Vec<&MemberView> = view.nodes().filter(|node| node.node() != view.me() && lost(node)).collect();
+    lost.sort_by_key(|node| (silence(node), node.node()));
+    let points = lost.into_iter().flat_map(|node| {
+        let record = node.intro_points.as_ref();
+        record.into_iter().flat_map(|it| it.served()).map(|served| Orphan { node: node.node(), served })
+    });
+    points.take(MAX_ORPHANS).collect()
+}
+
+fn lot(point: &IntroPoint, publisher: &NodeId) -> [u8; 32] {
+    Sha3_256::new()
+        .chain_update(b"rustbalance stand-in v1\0")
+        .chain_update(point.session_key.0)
+        .chain_update(publisher.public_key())
+        .finalize()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::liveness::Patience;
+    use crate::record::RecordKind;
+    use crate::signed::Verified;
+    use crate::sim::{FOUNDED, Founder, Identity, point, sign};
+    use crate::time::Now;
+
+    fn at(seconds: u64) -> Now {
+        Now { mono: Duration::from_secs(seconds), unix: FOUNDED + seconds }
+    }
+
+    /// Nodes 0 to 3 publish, 4 works; each has points `10 n` to `10 n + 3`.
+    struct Cluster {
+        founder: Founder,
+        nodes: Vec<Identity>,
+        views: Vec<View>,
+    }
+
+    impl Cluster {
+        fn new() -> Self {
+            let founder = Founder::new(1);
+            let role = |n| if n < 4 { Role::Publisher } else { Role::Worker };
+            let nodes: Vec<Identity> = (0..5).map(|n| founder.node(n, role(n))).collect();
+            let view = |identity: &Identity| View::new(identity.member.clone(), Patience::default(), 0);
+            let views = nodes.iter().map(view).collect();
+            let mut cluster = Self { founder, nodes, views };
+            for n in 0..5 {
+                let points = (0..4).map(|i| point(10 * n + i, 10 * n + i)).collect();
+                let node = &cluster.nodes[n as usize];
+                let card = sign(node.card(1, 100), &node.key).to_bytes().unwrap();
+                let points = sign(node.points(1, points), &node.key).to_bytes().unwrap();
+                cluster.tell(n as usize, RecordKind::Card, &card, 0);
+                cluster.tell(n as usize, RecordKind::IntroPoints, &points, 0);
+            }
+            cluster
+        }
+
+        fn tell(&mut self, of: usize, kind: RecordKind, bytes: &[u8], seconds: u64) {
+            let origin = self.nodes[of].node();
+            for (n, view) in self.views.iter_mut().enumerate() {
+                if n != of {
+                    view.ingest(origin, kind, bytes, at(seconds)).unwrap();
+                }
+            }
+        }
+
+        /// Every two seconds of this span these nodes are heard, in this phase.
+        fn beat(&mut self, who: &[usize], phase: Phase, span: std::ops::Range<u64>) {
+            for seconds in span.step_by(2) {
+                for of in who {
+                    let node = &self.nodes[*of];
+                    let beat: Verified<_> = sign(node.beat(seconds + 1, phase), &node.key);
+                    self.tell(*of, RecordKind::Heartbeat, &beat.to_bytes().unwrap(), seconds);
+                    self.views[*of].fold_heartbeat(beat, at(seconds));
+                }
+                for view in &mut self.views {
+                    view.refresh(at(seconds));
+                }
+            }
+        }
+
+        fn share(&self, of: usize, seconds: u64) -> Vec<Orphan> {
+            share(&self.views[of], at(seconds).mono)
+        }
+
+        /// Whose points are served by others, and how many of each by whom; no point by two.
+        fn shared(&self, among: &[usize], seconds: u64) -> Vec<(usize, usize)> {
+            let mut seen = BTreeSet::new();
+            let mut shared = Vec::new();
+            for publisher in among {
+                for orphan in self.share(*publisher, seconds) {
+                    assert!(seen.insert(orphan.served.point.session_key), "two stand in at one point");
+                    let whose = self.nodes.iter().position(|node| node.node() == orphan.node).unwrap();
+                    shared.push((whose, *publisher));
+                }
+            }
+            shared
+        }
+    }
+
+    #[test]
+    fn the_living_publishers_share_the_points_of_the_dead_and_of_nobody_else() {
+        let mut cluster = Cluster::new();
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        assert_eq!(cluster.shared(&[0, 1, 2, 3, 4], 30), []);
+        cluster.beat(&[0, 1, 4], Phase::Healthy, 30..60);
+        let shared = cluster.shared(&[0, 1, 4], 60);
+        let whose: Vec<usize> = shared.iter().map(|(whose, _)| *whose).collect();
+        assert_eq!((whose.iter().filter(|it| **it == 2).count(), whose.iter().filter(|it| **it == 3).count()), (4, 4));
+        assert_eq!(whose.len(), 8);
+        let by: BTreeSet<usize> = shared.iter().map(|(_, by)| *by).collect();
+        assert_eq!(by, BTreeSet::from([0, 1]), "a worker has no keys to do so with, and nobody has all the work");
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 60..70);
+        assert_eq!(cluster.shared(&[0, 1, 2, 3, 4], 70), [], "those who are back serve themselves");
+    }
+
+    #[test]
+    fn nobody_stands_in_before_the_silence_is_long_nor_when_no_client_can_remember() {
+        let mut cluster = Cluster::new();
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        cluster.beat(&[3], Phase::Gone, 30..31);
+        assert_eq!(cluster.shared(&[0, 1, 2], 36), [], "it serves until its last clients have gone");
+        cluster.beat(&[0, 1, 2, 4], Phase::Healthy, 32..50);
+        assert_eq!(cluster.shared(&[0, 1, 2], 50).len(), 4);
+        let later = 30 + REMEMBERED.as_secs();
+        cluster.beat(&[0, 1, 2, 4], Phase::Healthy, later - 20..later + 10);
+        assert_eq!(cluster.shared(&[0, 1, 2], later + 10), []);
+    }
+
+    #[test]
+    fn an_evicted_node_is_stood_in_for_though_it_may_live() {
+        let mut cluster = Cluster::new();
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        let revocation = cluster.founder.revoke(cluster.nodes[4].node());
+        for view in &mut cluster.views {
+            view.fold_revocation(revocation.clone()).unwrap();
+        }
+        cluster.beat(&[0, 1, 2, 3], Phase::Healthy, 30..44);
+        assert_eq!(cluster.shared(&[0, 1, 2, 3], 44).len(), 4);
+    }
+
+    #[test]
+    fn who_is_draining_or_sick_leaves_it_to_the_others_while_there_are_any() {
+        let mut cluster = Cluster::new();
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        for seconds in (30..60).step_by(2) {
+            cluster.beat(&[0], Phase::Draining, seconds..seconds + 1);
+            cluster.beat(&[1], Phase::Unhealthy, seconds..seconds + 1);
+            cluster.beat(&[2], Phase::Healthy, seconds..seconds + 1);
+        }
+        assert_eq!((cluster.share(0, 60).len(), cluster.share(1, 60).len(), cluster.share(2, 60).len()), (0, 0, 8));
+        for seconds in (60..80).step_by(2) {
+            cluster.beat(&[0], Phase::Draining, seconds..seconds + 1);
+            cluster.beat(&[1], Phase::Unhealthy, seconds..seconds + 1);
+        }
+        assert_eq!((cluster.share(0, 80).len(), cluster.share(1, 80).len()), (0, 12), "somebody's error beats silence");
+    }
+}
