@@ -1,5 +1,6 @@
 //! The status as a person reads it: first whether clients are served, then what is wrong, then the tables.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use comfy_table::presets::NOTHING;
@@ -191,12 +192,26 @@ fn tail(text: &mut String, status: &Status) {
     );
     let own = plural(status.intro_points.len(), "introduction point");
     let _ = writeln!(text, "Clients     {own} kept, {introductions} introductions");
+    if !status.stand_ins.is_empty() {
+        let _ = writeln!(text, "Standing in {}", stand_ins(status));
+    }
     let _ = writeln!(text, "Links       {}", links(status));
     let refused: Vec<_> =
         status.refused.iter().filter(|(_, count)| **count > 0).map(|(name, count)| format!("{count} {name}")).collect();
     if !refused.is_empty() {
         let _ = writeln!(text, "Refused     {}", refused.join(", "));
     }
+}
+
+/// For whom, and what it has brought.
+fn stand_ins(status: &Status) -> String {
+    let nodes: BTreeSet<&str> = status.stand_ins.iter().map(|point| short(&point.node)).collect();
+    let introductions: u64 = status.stand_ins.iter().map(|point| point.introductions).sum();
+    format!(
+        "at {} of {}, {introductions} introductions",
+        plural(status.stand_ins.len(), "introduction point"),
+        Vec::from_iter(nodes).join(", ")
+    )
 }
 
 /// How many there are, and how long their answers take: over Tor that tells how the network does.
@@ -277,6 +292,7 @@ mod tests {
                 age_seconds: 60,
                 introductions: 17,
             }],
+            stand_ins: Vec::new(),
             publication: Some(PublicationStatus {
                 node: "bb".repeat(8),
                 term: 4,
@@ -347,6 +363,8 @@ mod tests {
         status.ports[0].error = Some("Connection refused (os error 111)".into());
         status.publication.as_mut().unwrap().periods[0].confirmed = 5;
         status.invitations.clear();
+        let stand_in = |relay: &str| StandInStatus { node: "bb".repeat(8), relay: relay.into(), introductions: 4 };
+        status.stand_ins = vec![stand_in("$AB"), stand_in("$CD")];
         insta::assert_snapshot!(view(&status, Paint(false)));
     }
 

@@ -17,7 +17,7 @@ pub use client::call;
 pub use server::{Handler, bind, serve};
 pub use status::{
     Bootstrap, IntroPointStatus, InvitationStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus,
-    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Status, TrafficStatus,
+    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, Status, TrafficStatus,
 };
 
 mod client;

@@ -30,6 +30,8 @@ pub struct Status {
     pub members: Vec<MemberStatus>,
     /// This node's introduction points.
     pub intro_points: Vec<IntroPointStatus>,
+    /// Where this node stands in for others that do not answer.
+    pub stand_ins: Vec<StandInStatus>,
     /// What is published, as far as this node knows.
     pub publication: Option<PublicationStatus>,
     /// The virtual ports and their targets on this node.
@@ -105,6 +107,17 @@ pub struct IntroPointStatus {
     /// Since it was established.
     pub age_seconds: u64,
     /// Introductions it has brought.
+    pub introductions: u64,
+}
+
+/// An introduction point of another node, at which this one serves while the other does not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandInStatus {
+    /// Whose it is.
+    pub node: String,
+    /// The relay, as `$FINGERPRINT`.
+    pub relay: String,
+    /// Introductions it has brought since this node serves at it.
     pub introductions: u64,
 }
 

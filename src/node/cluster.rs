@@ -12,6 +12,7 @@ use rustbalance_gossip::id::MasterId;
 use rustbalance_gossip::mesh::{Mesh, Update};
 use rustbalance_gossip::record::{PeriodId, Phase, Revocation};
 use rustbalance_gossip::signed::{Statement, Verified};
+use rustbalance_gossip::stand_in::Orphan;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -52,6 +53,8 @@ pub struct Decisions {
     pub publish: watch::Receiver<publish::task::Wanted>,
     /// For the intro-point task.
     pub balance: watch::Receiver<balance::task::Wanted>,
+    /// For the task that stands in for others.
+    pub stand_in: watch::Receiver<BTreeSet<Orphan>>,
     /// For the links.
     pub members: watch::Receiver<MemberSet>,
     /// Why this node is no member any more, once it is not.
@@ -125,6 +128,9 @@ struct Actor {
     others_known: bool,
     publish: watch::Sender<publish::task::Wanted>,
     balance: watch::Sender<balance::task::Wanted>,
+    stand_in: watch::Sender<BTreeSet<Orphan>>,
+    /// When it was last asked where to stand in.
+    shared: Option<Instant>,
     members: watch::Sender<MemberSet>,
     excluded: watch::Sender<Option<String>>,
     /// Work for the disk, done one after the other.
@@ -151,10 +157,16 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
     let (publish, publish_watch) = watch::channel(publish::task::Wanted::default());
     let wanted = balance::task::Wanted { points: parts.intro_points, ..Default::default() };
     let (balance, balance_watch) = watch::channel(wanted);
+    let (stand_in, stand_in_watch) = watch::channel(BTreeSet::new());
     let (members, members_watch) = watch::channel(MemberSet::default());
     let (excluded, excluded_watch) = watch::channel(None);
-    let decisions =
-        Decisions { publish: publish_watch, balance: balance_watch, members: members_watch, excluded: excluded_watch };
+    let decisions = Decisions {
+        publish: publish_watch,
+        balance: balance_watch,
+        stand_in: stand_in_watch,
+        members: members_watch,
+        excluded: excluded_watch,
+    };
     let (writes, queue) = mpsc::channel(WRITES);
     let (done, written) = mpsc::channel(WRITES);
     let store = Arc::clone(&parts.store);
@@ -174,6 +186,8 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         others_known: false,
         publish,
         balance,
+        stand_in,
+        shared: None,
         members,
         excluded,
         writes,
@@ -359,6 +373,10 @@ impl Actor {
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
         let (points, others_known) = (self.intro_points, self.others_known);
         replace(&self.balance, balance::task::Wanted { points, others_known, stronger, weaker });
+        if self.shared.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {
+            self.shared = Some(Instant::now());
+            replace(&self.stand_in, coordinator.stand_ins(now(self.started)).into_iter().collect());
+        }
         let members = view.members().map(|member| member.node()).collect();
         let revoked = view.revocations().map(|revocation| (revocation.node, revocation.clone())).collect();
         replace(&self.members, MemberSet { members, revoked });

@@ -25,6 +25,7 @@ use crate::join::{self, Terms};
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
 use crate::proxy::Traffic;
+use crate::stand_in::task::StandInPoint;
 use crate::store::Store;
 use crate::tor::{self, RefusedCounts, ServiceLimits};
 
@@ -33,6 +34,7 @@ pub(super) struct Running {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
     pub(super) points: watch::Receiver<Vec<PointStatus>>,
+    pub(super) stand_ins: watch::Receiver<Vec<StandInPoint>>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) health: Arc<Health>,
     pub(super) traffic: Arc<Traffic>,
@@ -177,6 +179,7 @@ impl Daemon {
             publisher: None,
             members: Vec::new(),
             intro_points: Vec::new(),
+            stand_ins: Vec::new(),
             publication: None,
             ports: Vec::new(),
             traffic: TrafficStatus::default(),
@@ -205,6 +208,7 @@ impl Running {
         status.shut_out = self.links.is_shut_out();
         status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
         status.intro_points = status::intro_points(&self.points.borrow(), unix_now());
+        status.stand_ins = status::stand_ins(&self.stand_ins.borrow());
         status.ports = status::ports(&self.health.ports());
         status.traffic = status::traffic(&self.traffic);
         status::refused_clients(&self.limits.refused, &self.traffic, &mut status.refused);

@@ -32,6 +32,7 @@ use crate::keys::{DiscoveryPublic, NodeSecret};
 use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet};
 use crate::proxy::Proxy;
 use crate::publish::task::Publisher;
+use crate::stand_in::task::StandIn;
 use crate::store::Store;
 use crate::systemd;
 use crate::tor::{Engine, Incoming, OwnService, RefusedCounts, ServiceLimits};
@@ -130,7 +131,7 @@ impl Parts {
         let actor = tokio::spawn(actor.run(stop_all.clone()));
 
         let mut tasks = JoinSet::new();
-        let Decisions { publish, balance, members: decided, excluded } = decisions;
+        let Decisions { publish, balance, stand_in, members: decided, excluded } = decisions;
         tasks.spawn(forward_members(decided, members));
         tasks.spawn(rotation.run(publish.clone(), offered));
         let own = Arc::new(RefusedCounts::default());
@@ -155,7 +156,7 @@ impl Parts {
             master: store.cluster(),
             store: Arc::new(StoredIntroPoints::new(Arc::clone(&store))?),
             limits: Arc::clone(&limits),
-            streams,
+            streams: streams.clone(),
             wanted: balance,
             advertised,
             status: points,
@@ -164,6 +165,7 @@ impl Parts {
         tasks.spawn(async move { balancing.run(stop).await.map(|()| "intro points").map_err(NodeError::IntroPoints) });
         tasks.spawn(pump(advertised_watch, cluster.clone(), Event::IntroPoints, "intro points report"));
 
+        let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
         let admitting = match (store.membership().role(), authority, store.master_secret()?) {
             (Role::Publisher, Some(authority), Some(master)) => {
                 let (report, report_watch) = watch::channel(Vec::new());
@@ -185,6 +187,19 @@ impl Parts {
                 });
                 tasks.spawn(pump(report_watch, cluster.clone(), Event::Published, "publication report"));
                 tasks.spawn(pump(unable_watch, cluster.clone(), |()| Event::CannotPublish, "inability report"));
+                let standing_in = StandIn {
+                    engine: Arc::clone(&engine),
+                    master: store.cluster(),
+                    authority: authority.duplicate(),
+                    limits: Arc::clone(&limits),
+                    streams,
+                    wanted: stand_in,
+                    status: stand_ins,
+                };
+                let stop = stop_all.clone();
+                tasks.spawn(
+                    async move { standing_in.run(stop).await.map(|()| "stand-in").map_err(NodeError::IntroPoints) },
+                );
                 Some(Admitting {
                     membership: store.membership().clone(),
                     node: store.node_secret()?,
@@ -212,6 +227,7 @@ impl Parts {
             cluster: cluster.clone(),
             links: Arc::clone(&links),
             points: points_watch,
+            stand_ins: stand_ins_watch,
             discovery,
             health,
             traffic,

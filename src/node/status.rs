@@ -12,10 +12,11 @@ use rustbalance_gossip::view::MemberView;
 use crate::balance::task::PointStatus;
 use crate::control::{
     IntroPointStatus, InvitationStatus, MemberStatus, PortStatus, PublicationStatus, PublishedPeriodStatus,
-    PublishedPointStatus, PublisherStatus, TrafficStatus,
+    PublishedPointStatus, PublisherStatus, StandInStatus, TrafficStatus,
 };
 use crate::health::PortHealth;
 use crate::proxy::{Refusal, Traffic};
+use crate::stand_in::task::StandInPoint;
 use crate::tor::RefusedCounts;
 
 /// The part of `status` that the coordinator knows.
@@ -110,6 +111,16 @@ pub(super) fn intro_points(points: &[PointStatus], unix: u64) -> Vec<IntroPointS
         relay: point.point.relay.to_string(),
         session_key: hex(&point.point.session_key.0),
         age_seconds: unix.saturating_sub(point.created),
+        introductions: point.introductions,
+    };
+    points.iter().map(status).collect()
+}
+
+/// Others' points at which this node serves.
+pub(super) fn stand_ins(points: &[StandInPoint]) -> Vec<StandInStatus> {
+    let status = |point: &StandInPoint| StandInStatus {
+        node: point.node.to_string(),
+        relay: point.relay.to_string(),
         introductions: point.introductions,
     };
     points.iter().map(status).collect()

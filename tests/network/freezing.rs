@@ -1,8 +1,10 @@
 //! Nodes that freeze: their connections stay up and nothing answers, which no broken circuit tells anybody.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use rustbalance_testnet::Warmth;
 use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::support::{Nodes, Story, agreed_publisher, all_served, check_directories, scenario, session_keys};
@@ -11,6 +13,12 @@ use crate::support::{Nodes, Story, agreed_publisher, all_served, check_directori
 const OUT: Duration = Duration::from_secs(45);
 /// From the thaw until all agree on one publisher and the node is published again.
 const SETTLED: Duration = Duration::from_secs(60);
+/// From the freeze until another serves at a node's points.
+const TAKEN: Duration = Duration::from_secs(30);
+/// So many visits, each on circuits of its own, hardly ever miss the points of two nodes out of three.
+const VISITS: usize = 12;
+/// How long a client waits.
+const VISIT: Duration = Duration::from_secs(20);
 /// How long a wait goes on beyond its bound, to tell slow from never.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -29,8 +37,61 @@ fn the_frozen_leave_the_directories_and_find_their_place_when_thawed() {
             "the frozen publisher was not replaced: {} publishes in term {new_term}",
             holder.name()
         );
+        those_who_remember_the_frozen_are_served(story, cluster, nodes)
+    });
+}
+
+/// All but one freeze. Relays still pass clients with the old descriptor to the frozen, who will not come; so the last
+/// node takes their points, and gives them back.
+fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let url = format!("http://{}/", cluster.onion()?);
+    let client = cluster.network().client("regular", Warmth::Warm)?;
+    client.get_isolated("before", &url, VISIT)?;
+    let last = &nodes.0[0];
+    let frozen = nodes.but(last);
+    let points = frozen.iter().map(|node| session_keys(node)).collect::<Result<Vec<_>>>()?;
+    let points: usize = points.iter().map(BTreeSet::len).sum();
+    for node in &frozen {
+        node.stop()?;
+    }
+    let since = Instant::now();
+    let taken = cluster.wait_until("the last node serves at the points of the frozen", PATIENCE, || {
+        let taken = last.status()?.stand_ins.len();
+        ensure!(taken == points, "{taken} of {points} points");
+        Ok(since.elapsed())
+    });
+    let visits: Vec<_> = (0..VISITS)
+        .map(|visit| client.get_isolated(&format!("visit{visit}"), &url, VISIT).map(|answer| answer.text()))
+        .collect();
+    let brought = cluster.wait_until("clients have come by the points of the frozen", PATIENCE, || {
+        let brought: u64 = last.status()?.stand_ins.iter().map(|point| point.introductions).sum();
+        ensure!(brought > 0, "none has");
+        Ok(brought)
+    });
+    for node in &frozen {
+        node.cont()?;
+    }
+    let (taken, brought) = (taken?, brought?);
+    story.tell(format_args!(
+        "all but one were frozen; it served at their points after {:.1} s, and of {VISITS} visits {brought} came there",
+        taken.as_secs_f64()
+    ));
+    for visit in visits {
+        ensure!(visit? == last.name(), "a client with the old descriptor was served by a frozen node");
+    }
+    ensure!(taken <= TAKEN, "the points of the frozen were taken after {taken:?}, later than {TAKEN:?}");
+
+    let back = cluster.wait_until("the thawed have their points again", PATIENCE, || {
+        let left = last.status()?.stand_ins.len();
+        ensure!(left == 0, "{left} points are still served by another");
         Ok(())
     });
+    back?;
+    cluster.await_served(&nodes.0)?;
+    for visit in 0..VISITS {
+        client.get_isolated(&format!("again{visit}"), &url, VISIT)?;
+    }
+    Ok(())
 }
 
 fn freeze_and_thaw(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, victim: &Node) -> Result<()> {

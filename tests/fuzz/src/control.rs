@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance::control::{
     Bootstrap, Handler, IntroPointStatus, InvitationStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus,
-    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, Status,
-    TrafficStatus, bind, call, serve,
+    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus,
+    Status, TrafficStatus, bind, call, serve,
 };
 use rustbalance_gossip::record::{Phase, Role};
 use tempfile::TempDir;
@@ -171,7 +171,8 @@ fn example() -> Status {
         tor: Bootstrap { fraction: 0.5, ready: true, message: "connected".into() },
         publisher: Some(PublisherStatus { node: node.clone(), term: 3, me: true }),
         members: vec![member],
-        intro_points: vec![IntroPointStatus { relay, session_key, age_seconds: 5, introductions: 7 }],
+        intro_points: vec![IntroPointStatus { relay: relay.clone(), session_key, age_seconds: 5, introductions: 7 }],
+        stand_ins: vec![StandInStatus { node: node.clone(), relay, introductions: 2 }],
         publication: Some(PublicationStatus {
             node: node.clone(),
             term: 3,

@@ -16,7 +16,7 @@ use crate::site::Site;
 use node::Common;
 
 pub use node::{Node, Said, Token};
-pub use status::{IntroPoint, Invitation, Link, Member, Period, Publication, Published, Publisher, Status};
+pub use status::{IntroPoint, Invitation, Link, Member, Period, Publication, Published, Publisher, StandIn, Status};
 pub use vitals::Vitals;
 
 pub(crate) mod disk;

@@ -24,6 +24,8 @@ pub struct Status {
     pub members: Vec<Member>,
     /// The node's own introduction points.
     pub intro_points: Vec<IntroPoint>,
+    /// Where it stands in for others that do not answer.
+    pub stand_ins: Vec<StandIn>,
     /// What is published, as far as the node knows.
     pub publication: Option<Publication>,
     /// The links to other members.
@@ -73,6 +75,17 @@ pub struct IntroPoint {
     pub relay: String,
     /// The key that names it to its relay, in hexadecimal digits.
     pub session_key: String,
+}
+
+/// An introduction point of another node, at which the node serves.
+#[derive(Clone, Debug, Deserialize)]
+pub struct StandIn {
+    /// Whose it is.
+    pub node: String,
+    /// The relay, as `$FINGERPRINT`.
+    pub relay: String,
+    /// Introductions it has brought since.
+    pub introductions: u64,
 }
 
 /// What the publisher wants published.

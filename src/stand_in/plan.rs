@@ -1,0 +1,130 @@
+//! Which points of others this node serves at: a reconciler between those that fall to it and those it has.
+//!
+//! Enter with [`Plan::handle`]; [`Plan::next_timeout`] says when to come again. A point that falls to this node is opened
+//! at its relay. A circuit that is lost was most likely taken back by the node, alive after all, or by another publisher
+//! that sees the cluster otherwise: it is tried again, more and more rarely, so that two never fight for a point in
+//! earnest. One that does not fall to this node any more is kept for [`HOLD`]: the node that has come back makes its
+//! circuit anew, and clients are served until then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rustbalance_gossip::stand_in::Orphan;
+
+/// How long a point is served on after it has ceased to fall to this node.
+pub const HOLD: Duration = Duration::from_secs(60);
+/// Pause after the first setback, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Time passed.
+    Tick,
+    /// The points that fall to this node now.
+    Wanted(BTreeSet<Orphan>),
+    /// A point is open.
+    Opened(Orphan),
+    /// A point could not be opened.
+    OpenFailed(Orphan),
+    /// The circuit of a point ended.
+    Lost(Orphan),
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Open a point. Answer with `Opened` or `OpenFailed`.
+    Open(Orphan),
+    /// Close a point if it is open, and forget it.
+    Forget(Orphan),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Circuit {
+    /// None; tried again at this time.
+    Down {
+        not_before: Duration,
+    },
+    Opening,
+    Up,
+}
+
+#[derive(Debug)]
+struct Held {
+    circuit: Circuit,
+    /// How often it could not be opened, or was lost.
+    setbacks: u32,
+    /// Since when it does not fall to this node any more.
+    unwanted: Option<Duration>,
+}
+
+/// The reconciler. Owns no clock, no circuit.
+#[derive(Debug, Default)]
+pub struct Plan {
+    held: BTreeMap<Orphan, Held>,
+}
+
+impl Plan {
+    /// Takes note of what happened at `mono` on the monotonic clock, and says what to do.
+    pub fn handle(&mut self, event: Event, mono: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Tick => {}
+            Event::Wanted(wanted) => self.want(wanted, mono),
+            Event::Opened(orphan) => match self.held.get_mut(&orphan) {
+                Some(held) => held.circuit = Circuit::Up,
+                None => actions.push(Action::Forget(orphan)),
+            },
+            Event::OpenFailed(orphan) | Event::Lost(orphan) => self.set_back(&orphan, mono),
+        }
+        self.reconcile(mono, &mut actions);
+        actions
+    }
+
+    /// When to call again with [`Event::Tick`] if nothing else happens.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        let due = |held: &Held| match held.circuit {
+            Circuit::Down { not_before } => Some(not_before),
+            Circuit::Opening => None,
+            Circuit::Up => held.unwanted.map(|since| since + HOLD),
+        };
+        self.held.values().filter_map(due).min()
+    }
+
+    fn want(&mut self, wanted: BTreeSet<Orphan>, mono: Duration) {
+        for (orphan, held) in &mut self.held {
+            held.unwanted = if wanted.contains(orphan) { None } else { held.unwanted.or(Some(mono)) };
+        }
+        for orphan in wanted {
+            let circuit = Circuit::Down { not_before: mono };
+            self.held.entry(orphan).or_insert(Held { circuit, setbacks: 0, unwanted: None });
+        }
+    }
+
+    fn set_back(&mut self, orphan: &Orphan, mono: Duration) {
+        let Some(held) = self.held.get_mut(orphan) else { return };
+        let pause = PAUSES.0.saturating_mul(1 << held.setbacks.min(16)).min(PAUSES.1);
+        held.setbacks = held.setbacks.saturating_add(1);
+        held.circuit = Circuit::Down { not_before: mono + pause };
+    }
+
+    fn reconcile(&mut self, mono: Duration, actions: &mut Vec<Action>) {
+        let over = |held: &mut Held| match held.circuit {
+            Circuit::Down { .. } => held.unwanted.is_some(),
+            Circuit::Opening => false,
+            Circuit::Up => held.unwanted.is_some_and(|since| mono >= since + HOLD),
+        };
+        let over = self.held.extract_if(.., |_, held| over(held));
+        actions.extend(over.map(|(orphan, _)| Action::Forget(orphan)));
+        for (orphan, held) in &mut self.held {
+            if matches!(held.circuit, Circuit::Down { not_before } if not_before <= mono) {
+                held.circuit = Circuit::Opening;
+                actions.push(Action::Open(orphan.clone()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

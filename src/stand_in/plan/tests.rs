@@ -1,0 +1,95 @@
+//! The plan against a network in which a point can be taken back.
+
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::{IntroPoint, PointNonce, RelayId, ServedPoint};
+
+use super::*;
+
+fn orphan(n: u8) -> Orphan {
+    let point = IntroPoint {
+        relay: RelayId { rsa: FixedBytes([n; 20]), ed25519: FixedBytes([n; 32]) },
+        link_specifiers: Vec::new(),
+        onion_key: FixedBytes([n; 32]),
+        session_key: FixedBytes([n; 32]),
+        encryption_key: FixedBytes([n; 32]),
+    };
+    let served = ServedPoint { point, nonce: PointNonce(FixedBytes([n; 16])) };
+    Orphan { node: NodeId::from_public_key([n; 32]), served }
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn wanted(which: &[u8]) -> Event {
+    Event::Wanted(which.iter().copied().map(orphan).collect())
+}
+
+/// A plan that serves at these points.
+fn serving(which: &[u8]) -> Plan {
+    let mut plan = Plan::default();
+    let opened = plan.handle(wanted(which), seconds(0));
+    assert_eq!(opened, which.iter().copied().map(|n| Action::Open(orphan(n))).collect::<Vec<_>>());
+    for n in which {
+        assert_eq!(plan.handle(Event::Opened(orphan(*n)), seconds(1)), []);
+    }
+    plan
+}
+
+#[test]
+fn what_falls_to_this_node_is_opened_once() {
+    let mut plan = serving(&[1, 2]);
+    assert_eq!(plan.handle(wanted(&[1, 2]), seconds(2)), []);
+    assert_eq!(plan.next_timeout(), None);
+    assert_eq!(plan.handle(wanted(&[1, 2, 3]), seconds(3)), [Action::Open(orphan(3))]);
+}
+
+#[test]
+fn a_point_is_held_until_the_one_who_is_back_has_taken_it() {
+    let mut plan = serving(&[1, 2]);
+    assert_eq!(plan.handle(wanted(&[]), seconds(10)), []);
+    assert_eq!(plan.handle(Event::Lost(orphan(1)), seconds(12)), [Action::Forget(orphan(1))]);
+    assert_eq!(plan.next_timeout(), Some(seconds(10) + HOLD));
+    assert_eq!(plan.handle(Event::Tick, seconds(9) + HOLD), []);
+    assert_eq!(plan.handle(Event::Tick, seconds(10) + HOLD), [Action::Forget(orphan(2))]);
+    assert_eq!(plan.next_timeout(), None);
+}
+
+#[test]
+fn who_falls_silent_again_is_stood_in_for_at_once() {
+    let mut plan = serving(&[1, 2]);
+    plan.handle(wanted(&[]), seconds(10));
+    plan.handle(Event::Lost(orphan(1)), seconds(12));
+    assert_eq!(plan.handle(wanted(&[1, 2]), seconds(20)), [Action::Open(orphan(1))]);
+    plan.handle(Event::Opened(orphan(1)), seconds(21));
+    assert_eq!(plan.handle(Event::Tick, seconds(30) + HOLD), [], "the other is held as if nothing had been");
+}
+
+#[test]
+fn nobody_is_fought_for_a_point() {
+    let mut plan = serving(&[1]);
+    let (mut now, mut taken) = (seconds(1), Vec::new());
+    while now < seconds(3600) {
+        assert_eq!(plan.handle(Event::Lost(orphan(1)), now), []);
+        let next = plan.next_timeout().unwrap();
+        taken.push((next - now).as_secs());
+        now = next;
+        assert_eq!(plan.handle(Event::Tick, now), [Action::Open(orphan(1))]);
+        plan.handle(Event::Opened(orphan(1)), now);
+    }
+    assert_eq!(taken[..8], [5, 10, 20, 40, 80, 160, 320, 600]);
+    assert!(taken[8..].iter().all(|pause| *pause == 600));
+}
+
+#[test]
+fn what_cannot_be_opened_is_tried_again_while_it_falls_to_this_node() {
+    let mut plan = Plan::default();
+    plan.handle(wanted(&[1]), seconds(0));
+    assert_eq!(plan.handle(Event::OpenFailed(orphan(1)), seconds(2)), []);
+    assert_eq!(plan.next_timeout(), Some(seconds(7)));
+    assert_eq!(plan.handle(Event::Tick, seconds(7)), [Action::Open(orphan(1))]);
+    assert_eq!(plan.handle(wanted(&[]), seconds(8)), [], "it is being opened");
+    assert_eq!(plan.handle(Event::OpenFailed(orphan(1)), seconds(9)), [Action::Forget(orphan(1))]);
+    assert_eq!(plan.handle(Event::Opened(orphan(1)), seconds(10)), [Action::Forget(orphan(1))]);
+}

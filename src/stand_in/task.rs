@@ -1,0 +1,196 @@
+//! The thin shell that stands in for silent nodes: feeds [`Plan`] and carries out its actions over the [`Engine`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::record::RelayId;
+use rustbalance_gossip::stand_in::Orphan;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::plan::{Action, Event, Plan};
+use crate::keys::{AuthoritySecret, IntroPointSecrets, PointSeed};
+use crate::tor::{
+    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ReplayLog, ServiceLimits,
+};
+
+/// Bound on opening one point, in all.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
+/// How often introductions are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
+
+/// A point of another node at which this one serves, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandInPoint {
+    /// Whose it is.
+    pub node: NodeId,
+    /// Where.
+    pub relay: RelayId,
+    /// Introductions since this node serves at it.
+    pub introductions: u64,
+}
+
+/// Everything the task needs.
+pub struct StandIn {
+    /// Tor.
+    pub engine: Arc<dyn Engine>,
+    /// Whose clients come.
+    pub master: MasterId,
+    /// Gives the keys of everybody's points.
+    pub authority: AuthoritySecret,
+    /// Bounds against floods, shared with this node's own points.
+    pub limits: Arc<ServiceLimits>,
+    /// Where client streams go.
+    pub streams: mpsc::Sender<Incoming>,
+    /// The points that fall to this node, changing.
+    pub wanted: watch::Receiver<BTreeSet<Orphan>>,
+    /// Where it serves, for `status`.
+    pub status: watch::Sender<Vec<StandInPoint>>,
+}
+
+/// What a job has to say.
+enum Done {
+    Opened(Orphan, Result<Arc<dyn OpenIntroPoint>, String>),
+    Lost(Orphan, String),
+}
+
+struct Open {
+    handle: Arc<dyn OpenIntroPoint>,
+    /// Stops waiting for the loss of the circuit when the point is closed.
+    watcher: tokio::task::AbortHandle,
+}
+
+struct Running {
+    stand_in: StandIn,
+    plan: Plan,
+    started: Instant,
+    open: BTreeMap<Orphan, Open>,
+    /// What was seen at each point since this node began to serve at it.
+    seen: BTreeMap<Orphan, Arc<ReplayLog>>,
+    jobs: JoinSet<Done>,
+}
+
+impl StandIn {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
+        let mut wanted = self.wanted.clone();
+        wanted.mark_changed();
+        let mut running = Running {
+            stand_in: self,
+            plan: Plan::default(),
+            started: Instant::now(),
+            open: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            jobs: JoinSet::new(),
+        };
+        let mut count = tokio::time::interval(COUNT_EVERY);
+        loop {
+            let now = running.started.elapsed();
+            let timeout = running.plan.next_timeout().unwrap_or(now + COUNT_EVERY);
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = wanted.changed() => {
+                    if changed.is_err() { return Ok(()) }
+                    let latest = wanted.borrow_and_update().clone();
+                    running.tell(Event::Wanted(latest));
+                }
+                Some(done) = running.jobs.join_next() => match done {
+                    Ok(done) => running.done(done),
+                    // What it was to answer will not come: to begin anew is safer than to wait for it.
+                    Err(error) if error.is_panic() => return Err(error.to_string()),
+                    Err(_) => {}
+                },
+                _ = count.tick() => running.show(),
+                () = tokio::time::sleep_until(running.started + timeout) => running.tell(Event::Tick),
+            }
+        }
+    }
+
+    /// The keys of a point, if its node has told the truth about it.
+    fn secrets(&self, orphan: &Orphan) -> Result<IntroPointSecrets, String> {
+        let secrets = PointSeed::derive(&self.authority, orphan.node).secrets(orphan.served.nonce);
+        let lied = || "its keys are not those that its node was given".into();
+        secrets.are_of(&orphan.served.point).then_some(secrets).ok_or_else(lied)
+    }
+}
+
+impl Running {
+    fn tell(&mut self, event: Event) {
+        for action in self.plan.handle(event, self.started.elapsed()) {
+            match action {
+                Action::Open(orphan) => self.open(orphan),
+                Action::Forget(orphan) => self.forget(&orphan),
+            }
+        }
+    }
+
+    fn open(&mut self, orphan: Orphan) {
+        let StandIn { engine, master, limits, streams, .. } = &self.stand_in;
+        let (engine, limits, streams) = (Arc::clone(engine), Arc::clone(limits), streams.clone());
+        let replays = Arc::clone(self.seen.entry(orphan.clone()).or_insert_with(|| Arc::new(ReplayLog::ephemeral())));
+        let request = self.stand_in.secrets(&orphan).map(|secrets| IntroRequest {
+            master: *master,
+            keys: IntroPointKeys { secrets, replays },
+            relay: RelayChoice::Exactly(orphan.served.point.relay),
+            limits,
+        });
+        self.jobs.spawn(async move {
+            let opened = async {
+                let opening = engine.open_intro_point(request?, streams);
+                let opened = tokio::time::timeout(OPEN_LIMIT, opening).await.map_err(|late| late.to_string())?;
+                opened.map(Arc::from).map_err(|error| error.to_string())
+            };
+            let opened = opened.await;
+            Done::Opened(orphan, opened)
+        });
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Opened(orphan, Ok(handle)) => {
+                let (node, relay) = (orphan.node.short(), orphan.served.point.relay);
+                info!(%node, %relay, "standing in for a silent node at an introduction point");
+                let (watched, lost) = (Arc::clone(&handle), orphan.clone());
+                let watcher = self.jobs.spawn(async move { Done::Lost(lost, watched.lost().await) });
+                self.open.insert(orphan.clone(), Open { handle, watcher });
+                self.tell(Event::Opened(orphan));
+            }
+            Done::Opened(orphan, Err(error)) => {
+                let (node, relay) = (orphan.node.short(), orphan.served.point.relay);
+                debug!(%node, %relay, %error, "cannot stand in for a silent node, will try again");
+                self.tell(Event::OpenFailed(orphan));
+            }
+            Done::Lost(orphan, why) => {
+                let (node, relay) = (orphan.node.short(), orphan.served.point.relay);
+                info!(%node, %relay, %why, "no longer standing in at an introduction point");
+                self.open.remove(&orphan);
+                self.tell(Event::Lost(orphan));
+            }
+        }
+        self.show();
+    }
+
+    fn forget(&mut self, orphan: &Orphan) {
+        self.seen.remove(orphan);
+        if let Some(open) = self.open.remove(orphan) {
+            open.watcher.abort();
+            info!(node = %orphan.node.short(), "gave an introduction point of another node up");
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let status = |(orphan, open): (&Orphan, &Open)| StandInPoint {
+            node: orphan.node,
+            relay: orphan.served.point.relay,
+            introductions: open.handle.introductions(),
+        };
+        let points = self.open.iter().map(status).collect();
+        self.stand_in.status.send_if_modified(|shown| std::mem::replace(shown, points) != *shown);
+    }
+}
