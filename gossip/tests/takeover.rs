@@ -1,5 +1,5 @@
-//! On a network that behaves, a dead publisher is followed within a stated time, its points leave the descriptor, and
-//! when it comes back it does not take the lease back.
+//! On a network that behaves, a dead publisher is followed within a stated time, its points leave the descriptor and each
+//! is served by one other, and when it comes back it has its points again and does not take the lease back.
 
 use std::time::Duration;
 
@@ -11,9 +11,15 @@ fn is_followed(death: Death, limit: Duration) {
         for seed in 1..=3 {
             let seen = takeover(seed, nodes, death);
             let soon = Duration::from_secs(30);
-            let good = seen.is_some_and(|seen| {
+            let good = seen.as_ref().is_some_and(|seen| {
                 seen.formed <= soon && seen.followed <= limit && seen.returned <= soon && !seen.taken_back
             });
+            let one_for_each = |counts: &[usize]| !counts.is_empty() && counts.iter().all(|count| *count == 1);
+            let good = good
+                && seen.as_ref().is_some_and(|seen| {
+                    let [dead, back] = &seen.stand_ins;
+                    one_for_each(dead) && !back.is_empty() && back.iter().all(|count| *count == 0)
+                });
             assert!(good, "seed {seed}, {nodes} nodes: {seen:?}");
         }
     }

@@ -194,3 +194,6 @@ impl Running {
         self.stand_in.status.send_if_modified(|shown| std::mem::replace(shown, points) != *shown);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,6 +12,7 @@ use crate::id::NodeId;
 use crate::liveness::Patience;
 use crate::plan::{Candidate, Choice, choose};
 use crate::record::{IntroPoint, PeriodId, Phase, Role};
+use crate::stand_in::Orphan;
 
 /// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken): the
 /// longest allowance in a cluster of so many, the beat with which who does not publish acts on it, and three seconds. 45
@@ -230,6 +231,19 @@ impl World {
         };
         let mut leading = (0..self.hosts.len()).filter(leads);
         leading.next().filter(|_| leading.next().is_none())
+    }
+
+    /// How many of the running nodes stand in at each point of a machine, as the publisher knows its points.
+    pub(super) fn stand_ins(&self, of: usize) -> Vec<usize> {
+        let id = self.hosts[of].id();
+        let running = || self.hosts.iter().filter(|host| host.runs());
+        let coordinators =
+            || running().filter_map(|host| Some((host.clock(self.now), &host.process.as_ref()?.coordinator)));
+        let taken: Vec<Orphan> = coordinators().flat_map(|(clock, it)| it.stand_ins(clock)).collect();
+        let publisher = self.publisher_now().and_then(|host| self.hosts[host].process.as_ref());
+        let record = publisher.and_then(|it| it.coordinator.view().node(&id)?.intro_points.as_ref());
+        let count = |key| taken.iter().filter(|it| it.node == id && it.served.point.session_key == key).count();
+        record.into_iter().flat_map(|record| &record.points).map(|point| count(point.session_key)).collect()
     }
 
     /// True if this machine takes part, running or not.

@@ -17,7 +17,7 @@ pub enum Death {
 }
 
 /// What was measured.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Takeover {
     /// From the start of a new cluster until all agree.
     pub formed: Duration,
@@ -27,6 +27,8 @@ pub struct Takeover {
     pub returned: Duration,
     /// Whether the one who returned has the lease again.
     pub taken_back: bool,
+    /// How many stand in at each point of the dead one: while it is dead, and once it is back.
+    pub stand_ins: [Vec<usize>; 2],
 }
 
 /// Lets the world go on until it has settled; `None` if it does not in two minutes.
@@ -57,11 +59,13 @@ pub fn takeover(seed: u64, nodes: usize, death: Death) -> Option<Takeover> {
     let followed = until_settled(&mut world)?;
     let second = world.publisher_now()?;
     world.run_until(world.now + Duration::from_secs(20));
+    let stand_ins = world.stand_ins(first);
     match death {
         Death::Frozen => world.thaw(first, None),
         Death::Killed | Death::Goodbye => world.start(first),
     }
     let returned = until_settled(&mut world)?;
     let taken_back = world.publisher_now()? != second;
-    world.violations.is_empty().then_some(Takeover { formed, followed, returned, taken_back })
+    let stand_ins = [stand_ins, world.stand_ins(first)];
+    world.violations.is_empty().then_some(Takeover { formed, followed, returned, taken_back, stand_ins })
 }

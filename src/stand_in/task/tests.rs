@@ -1,0 +1,104 @@
+//! The task on the fake engine: it takes what its node has told the truth about, and gives it back.
+
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::record::{PointNonce, ServedPoint};
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::keys::NodeSecret;
+use crate::tor::fake::{FakeEngine, FakeNet};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn authority() -> AuthoritySecret {
+    AuthoritySecret::from_seed(&Zeroizing::new([1; 32]))
+}
+
+fn limits() -> Arc<ServiceLimits> {
+    Arc::new(ServiceLimits {
+        pending_rendezvous: 8,
+        open_rendezvous: 8,
+        streams_per_circuit: 8,
+        introduction_queue: 8,
+        introductions_per_second: None,
+        refused: Default::default(),
+    })
+}
+
+/// A node's Tor client, and the keys of its point.
+struct Owner {
+    engine: Arc<FakeEngine>,
+    node: NodeId,
+    seed: PointSeed,
+    nonce: PointNonce,
+    master: MasterId,
+}
+
+impl Owner {
+    fn new(net: &FakeNet) -> Self {
+        let node = NodeSecret::from_seed(&Zeroizing::new([2; 32])).node_id();
+        let (seed, nonce) = (PointSeed::derive(&authority(), node), PointNonce(FixedBytes([3; 16])));
+        Self { engine: net.engine(), node, seed, nonce, master: MasterId::from_public_key(*node.public_key()) }
+    }
+
+    async fn open(&self, relay: RelayChoice) -> Box<dyn OpenIntroPoint> {
+        let keys = IntroPointKeys { secrets: self.seed.secrets(self.nonce), replays: Arc::new(ReplayLog::ephemeral()) };
+        let (streams, _) = mpsc::channel(1);
+        let request = IntroRequest { master: self.master, keys, relay, limits: limits() };
+        self.engine.open_intro_point(request, streams).await.unwrap()
+    }
+}
+
+/// The task, told to stand in at these points.
+fn standing_in(net: &FakeNet, owner: &Owner, wanted: &[Orphan]) -> watch::Receiver<Vec<StandInPoint>> {
+    let (wanted, wanted_watch) = watch::channel(wanted.iter().cloned().collect());
+    let (status, shown) = watch::channel(Vec::new());
+    let (streams, _) = mpsc::channel(1);
+    let stand_in = StandIn {
+        engine: net.engine(),
+        master: owner.master,
+        authority: authority(),
+        limits: limits(),
+        streams,
+        wanted: wanted_watch,
+        status,
+    };
+    tokio::spawn(async move {
+        let _wanted = wanted;
+        stand_in.run(CancellationToken::new()).await
+    });
+    shown
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_nodes_point_is_taken_and_goes_back_to_it() {
+    let net = FakeNet::new(5, 12);
+    let owner = Owner::new(&net);
+    let own = owner.open(RelayChoice::AnyBut(Default::default())).await;
+    let orphan = Orphan { node: owner.node, served: ServedPoint { point: own.describe(), nonce: owner.nonce } };
+    let mut shown = standing_in(&net, &owner, std::slice::from_ref(&orphan));
+    timeout(LIMIT, own.lost()).await.expect("nobody took the point");
+    let taken = timeout(LIMIT, shown.wait_for(|points| !points.is_empty())).await.unwrap().unwrap().clone();
+    let relay = own.describe().relay;
+    assert_eq!(taken, [StandInPoint { node: owner.node, relay, introductions: 0 }]);
+
+    let own = owner.open(RelayChoice::Exactly(relay)).await;
+    timeout(LIMIT, shown.wait_for(Vec::is_empty)).await.unwrap().unwrap();
+    // It falls to the stand-in still, which leaves it alone for a while.
+    assert!(timeout(Duration::from_secs(4), own.lost()).await.is_err());
+    timeout(LIMIT, own.lost()).await.expect("nobody took the point again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_point_with_keys_that_its_node_was_not_given_is_left_alone() {
+    let net = FakeNet::new(6, 12);
+    let owner = Owner::new(&net);
+    let own = owner.open(RelayChoice::AnyBut(Default::default())).await;
+    let other = NodeSecret::from_seed(&Zeroizing::new([4; 32])).node_id();
+    let orphan = |node, nonce| Orphan { node, served: ServedPoint { point: own.describe(), nonce } };
+    let wanted = [orphan(other, owner.nonce), orphan(owner.node, PointNonce(FixedBytes([5; 16])))];
+    let shown = standing_in(&net, &owner, &wanted);
+    assert!(timeout(Duration::from_secs(600), own.lost()).await.is_err(), "a node has taken another's point");
+    assert!(shown.borrow().is_empty());
+}
