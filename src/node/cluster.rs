@@ -130,7 +130,7 @@ struct Actor {
     balance: watch::Sender<balance::task::Wanted>,
     stand_in: watch::Sender<BTreeSet<Orphan>>,
     /// When it was last asked where to stand in.
-    shared: Option<Instant>,
+    asked: Option<Instant>,
     members: watch::Sender<MemberSet>,
     excluded: watch::Sender<Option<String>>,
     /// Work for the disk, done one after the other.
@@ -187,7 +187,7 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         publish,
         balance,
         stand_in,
-        shared: None,
+        asked: None,
         members,
         excluded,
         writes,
@@ -373,8 +373,8 @@ impl Actor {
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
         let (points, others_known) = (self.intro_points, self.others_known);
         replace(&self.balance, balance::task::Wanted { points, others_known, stronger, weaker });
-        if self.shared.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {
-            self.shared = Some(Instant::now());
+        if self.asked.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {
+            self.asked = Some(Instant::now());
             replace(&self.stand_in, coordinator.stand_ins(now(self.started)).into_iter().collect());
         }
         let members = view.members().map(|member| member.node()).collect();
