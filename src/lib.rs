@@ -15,7 +15,6 @@ pub mod log;
 pub mod node;
 pub mod proxy;
 pub mod publish;
-pub mod stand_in;
 pub mod store;
 pub mod systemd;
 pub mod tor;

@@ -19,7 +19,6 @@ const FLOORS: &[(&str, u32)] = &[
     ("link", 2),
     ("balance", 2),
     ("publish", 2),
-    ("stand_in", 2),
     ("log", 2),
     ("health", 3),
     ("join", 3),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use sha3::{Digest, Sha3_256};
 
 use crate::id::NodeId;
-use crate::record::{IntroPoint, Phase, Role, ServedPoint};
+use crate::record::{IntroPoint, Phase, ServedPoint};
 use crate::view::{MemberView, Standing, View};
 
 /// For how long after its last word a node is stood in for: as long as directories and clients keep a descriptor.
@@ -48,7 +48,7 @@ pub fn drawn(point: &IntroPoint, publishers: &[NodeId]) -> Option<NodeId> {
 
 /// The publishers that can serve clients now: the healthy ones, or else those whose target fails at the moment.
 fn able(view: &View) -> Vec<NodeId> {
-    let publishers = || view.members().filter(|node| node.alive && node.member.role() == Role::Publisher);
+    let publishers = || view.members().filter(|node| node.is_eligible());
     let in_phase = |phase| publishers().filter(move |node| node.phase() == phase).map(MemberView::node);
     let healthy: Vec<NodeId> = in_phase(Phase::Healthy).collect();
     if healthy.is_empty() { in_phase(Phase::Unhealthy).collect() } else { healthy }
@@ -87,7 +87,7 @@ mod tests {
 
     use super::*;
     use crate::liveness::Patience;
-    use crate::record::RecordKind;
+    use crate::record::{RecordKind, Role};
     use crate::signed::Verified;
     use crate::sim::{FOUNDED, Founder, Identity, point, sign};
     use crate::time::Now;

@@ -11,15 +11,12 @@ fn is_followed(death: Death, limit: Duration) {
         for seed in 1..=3 {
             let seen = takeover(seed, nodes, death);
             let soon = Duration::from_secs(30);
+            let all = |counts: &[usize], are| !counts.is_empty() && counts.iter().all(|count| *count == are);
             let good = seen.as_ref().is_some_and(|seen| {
-                seen.formed <= soon && seen.followed <= limit && seen.returned <= soon && !seen.taken_back
+                let [dead, back] = &seen.stand_ins;
+                let in_time = seen.formed <= soon && seen.followed <= limit && seen.returned <= soon;
+                in_time && !seen.taken_back && all(dead, 1) && all(back, 0)
             });
-            let one_for_each = |counts: &[usize]| !counts.is_empty() && counts.iter().all(|count| *count == 1);
-            let good = good
-                && seen.as_ref().is_some_and(|seen| {
-                    let [dead, back] = &seen.stand_ins;
-                    one_for_each(dead) && !back.is_empty() && back.iter().all(|count| *count == 0)
-                });
             assert!(good, "seed {seed}, {nodes} nodes: {seen:?}");
         }
     }

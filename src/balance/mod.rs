@@ -1,4 +1,7 @@
-//! Keeping this node's introduction points for the master address. `plan` decides, `task` does.
+//! The introduction points for the master address at which this node serves: its own here, those of silent nodes in
+//! [`stand_in`]. A `plan` decides, a `task` does.
 
+mod circuit;
 pub mod plan;
+pub mod stand_in;
 pub mod task;

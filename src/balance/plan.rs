@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustbalance_gossip::record::{RelayId, ServedPoint};
 use rustbalance_gossip::time::Now;
 
+use super::circuit::Circuit;
 use crate::tor::RelayChoice;
 
 /// How long a retired point serves on: longer than clients keep a descriptor that was just replaced.
@@ -127,16 +128,6 @@ impl From<Choice> for RelayChoice {
             Choice::Exactly(relay) => Self::Exactly(relay),
         }
     }
-}
-
-#[derive(Debug)]
-enum Circuit {
-    /// None; tried again at this time.
-    Down {
-        not_before: Duration,
-    },
-    Opening,
-    Up,
 }
 
 #[derive(Debug)]
@@ -332,7 +323,7 @@ impl Plan {
             self.slots.insert(SlotId(self.next), Slot::new(now));
             self.next += 1;
         }
-        let due = self.ids(|slot| matches!(slot.circuit, Circuit::Down { not_before } if not_before <= now.mono));
+        let due = self.ids(|slot| slot.circuit.is_due(now.mono));
         // One new relay at a time: each choice must know of the one before.
         let mut choosing =
             self.slots.values().any(|slot| slot.relay.is_none() && matches!(slot.circuit, Circuit::Opening));

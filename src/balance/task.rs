@@ -15,16 +15,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::circuit;
 use super::plan::{Action, Event, Lifetime, Plan, SlotId, Stored};
 use crate::clock::unix_now;
-use crate::tor::{
-    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError,
-};
+use crate::tor::{Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits};
 
-/// Bound on opening one point, in all.
-const OPEN_LIMIT: Duration = Duration::from_secs(60);
 /// How often introductions are counted.
-const COUNT_EVERY: Duration = Duration::from_secs(10);
+pub(super) const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// The points' keys, kept over restarts.
 pub trait IntroPointStore: Send + Sync {
@@ -189,10 +186,8 @@ impl Running {
                 let keys = keys?;
                 let nonce = keys.secrets.nonce;
                 let request = IntroRequest { master, keys, relay, limits };
-                let opening = engine.open_intro_point(request, streams);
-                let timeout = || TorError::Timeout { what: "opening an introduction point".into(), limit: OPEN_LIMIT };
-                let opened = tokio::time::timeout(OPEN_LIMIT, opening).await.unwrap_or_else(|_| Err(timeout()));
-                opened.map(|handle| (Arc::from(handle), nonce)).map_err(|error| error.to_string())
+                let opened = circuit::open(&*engine, request, streams).await;
+                opened.map(|handle| (handle, nonce))
             };
             Done::Opened(slot, opened.await)
         });

@@ -16,6 +16,7 @@ use tracing::info;
 use super::admission::JoinPort;
 use super::cluster::Cluster;
 use super::status;
+use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
 use crate::clock::unix_now;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TokenText, TrafficStatus};
@@ -25,7 +26,6 @@ use crate::join::{self, Terms};
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
 use crate::proxy::Traffic;
-use crate::stand_in::task::StandInPoint;
 use crate::store::Store;
 use crate::tor::{self, RefusedCounts, ServiceLimits};
 

@@ -9,6 +9,7 @@ use rustbalance_gossip::mesh::MeshCounters;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MemberView;
 
+use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
 use crate::control::{
     IntroPointStatus, InvitationStatus, MemberStatus, PortStatus, PublicationStatus, PublishedPeriodStatus,
@@ -16,7 +17,6 @@ use crate::control::{
 };
 use crate::health::PortHealth;
 use crate::proxy::{Refusal, Traffic};
-use crate::stand_in::task::StandInPoint;
 use crate::tor::RefusedCounts;
 
 /// The part of `status` that the coordinator knows.

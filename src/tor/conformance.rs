@@ -263,8 +263,7 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, incoming) = mpsc::channel(16);
     serve(incoming);
-    let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
-    let replays = Arc::new(ReplayLog::ephemeral());
+    let IntroPointKeys { secrets, replays } = new_keys();
     let keys = || IntroPointKeys { secrets: secrets.duplicate(), replays: Arc::clone(&replays) };
     let anywhere = RelayChoice::AnyBut(BTreeSet::new());
     let point = open(stage, &*host, &master, anywhere, &limits, keys(), streams.clone()).await;

@@ -81,12 +81,11 @@ fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster
     }
     ensure!(taken <= TAKEN, "the points of the frozen were taken after {taken:?}, later than {TAKEN:?}");
 
-    let back = cluster.wait_until("the thawed have their points again", PATIENCE, || {
+    cluster.wait_until("the thawed have their points again", PATIENCE, || {
         let left = last.status()?.stand_ins.len();
         ensure!(left == 0, "{left} points are still served by another");
         Ok(())
-    });
-    back?;
+    })?;
     cluster.await_served(&nodes.0)?;
     for visit in 0..VISITS {
         client.get_isolated(&format!("again{visit}"), &url, VISIT)?;

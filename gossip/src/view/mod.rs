@@ -120,7 +120,7 @@ impl MemberView {
     }
 
     /// True if it could take the lease over.
-    fn is_eligible(&self) -> bool {
+    pub(crate) fn is_eligible(&self) -> bool {
         self.standing == Standing::Member
             && self.alive
             && self.member.role() == Role::Publisher

@@ -6,9 +6,10 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::keys::{MasterSecret, PointSeed};
+use crate::keys::MasterSecret;
 use crate::tor::fake::FakeNet;
-use crate::tor::{Incoming, IntroPointKeys, IntroRequest, RelayChoice, ReplayLog, ServiceLimits};
+use crate::tor::fake::tests::{limits, new_keys};
+use crate::tor::{Incoming, IntroRequest, RelayChoice};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -35,19 +36,13 @@ impl RevisionLog for Disk {
 }
 
 async fn point(engine: &Arc<crate::tor::fake::FakeEngine>, master: MasterId) -> IntroPoint {
-    let limits = Arc::new(ServiceLimits {
-        pending_rendezvous: 8,
-        open_rendezvous: 8,
-        streams_per_circuit: 8,
-        introduction_queue: 8,
-        introductions_per_second: None,
-        refused: Default::default(),
-    });
-    let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
-    let keys = IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) };
     let relay = RelayChoice::AnyBut(Default::default());
     let (streams, _incoming) = tokio::sync::mpsc::channel::<Incoming>(1);
-    engine.open_intro_point(IntroRequest { master, keys, relay, limits }, streams).await.unwrap().describe()
+    engine
+        .open_intro_point(IntroRequest { master, keys: new_keys(), relay, limits: limits() }, streams)
+        .await
+        .unwrap()
+        .describe()
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ use world::{Node, Point, Service, World};
 
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod world;
 
 /// How long a client waits for a service at a rendezvous point before it tries the next introduction point.

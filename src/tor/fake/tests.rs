@@ -70,6 +70,24 @@ async fn the_whole_suite_holds_on_a_slow_network() {
     conformance::all(&net).await;
 }
 
+/// Bounds that no test reaches.
+pub(crate) fn limits() -> Arc<ServiceLimits> {
+    Arc::new(ServiceLimits {
+        pending_rendezvous: 8,
+        open_rendezvous: 8,
+        streams_per_circuit: 8,
+        introduction_queue: 8,
+        introductions_per_second: None,
+        refused: Default::default(),
+    })
+}
+
+/// The keys of a new point.
+pub(crate) fn new_keys() -> IntroPointKeys {
+    let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
+    IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) }
+}
+
 /// A node with a point for `master`; its streams come back as they are.
 async fn node(net: &FakeNet, master: &MasterSecret) -> (Arc<FakeEngine>, Box<dyn OpenIntroPoint>) {
     let engine = net.engine();
@@ -80,18 +98,8 @@ async fn node(net: &FakeNet, master: &MasterSecret) -> (Arc<FakeEngine>, Box<dyn
             tokio::spawn(async move { tokio::io::copy(&mut reader, &mut writer).await });
         }
     });
-    let limits = Arc::new(ServiceLimits {
-        pending_rendezvous: 8,
-        open_rendezvous: 8,
-        streams_per_circuit: 8,
-        introduction_queue: 8,
-        introductions_per_second: None,
-        refused: Default::default(),
-    });
-    let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
-    let keys = IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) };
     let relay = RelayChoice::AnyBut(Default::default());
-    let request = IntroRequest { master: master.master_id(), keys, relay, limits };
+    let request = IntroRequest { master: master.master_id(), keys: new_keys(), relay, limits: limits() };
     let point = engine.open_intro_point(request, streams).await.unwrap();
     (engine, point)
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use rustbalance_gossip::stand_in::Orphan;
 
+use crate::balance::circuit::Circuit;
+
 /// How long a point is served on after it has ceased to fall to this node.
 pub const HOLD: Duration = Duration::from_secs(60);
 /// Pause after the first setback, and the longest.
@@ -38,16 +40,6 @@ pub enum Action {
     Open(Orphan),
     /// Close a point if it is open, and forget it.
     Forget(Orphan),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Circuit {
-    /// None; tried again at this time.
-    Down {
-        not_before: Duration,
-    },
-    Opening,
-    Up,
 }
 
 #[derive(Debug)]
@@ -118,7 +110,7 @@ impl Plan {
         let over = self.held.extract_if(.., |_, held| over(held));
         actions.extend(over.map(|(orphan, _)| Action::Forget(orphan)));
         for (orphan, held) in &mut self.held {
-            if matches!(held.circuit, Circuit::Down { not_before } if not_before <= mono) {
+            if held.circuit.is_due(mono) {
                 held.circuit = Circuit::Opening;
                 actions.push(Action::Open(orphan.clone()));
             }

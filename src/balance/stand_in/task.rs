@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::record::RelayId;
@@ -14,15 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::plan::{Action, Event, Plan};
+use crate::balance::circuit;
+use crate::balance::task::COUNT_EVERY;
 use crate::keys::{AuthoritySecret, IntroPointSecrets, PointSeed};
 use crate::tor::{
     Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ReplayLog, ServiceLimits,
 };
-
-/// Bound on opening one point, in all.
-const OPEN_LIMIT: Duration = Duration::from_secs(60);
-/// How often introductions are counted.
-const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// A point of another node at which this one serves, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,10 +49,10 @@ pub struct StandIn {
     pub status: watch::Sender<Vec<StandInPoint>>,
 }
 
-/// What a job has to say.
+/// What a job has to say of a point.
 enum Done {
-    Opened(Orphan, Result<Arc<dyn OpenIntroPoint>, String>),
-    Lost(Orphan, String),
+    Opened(Result<Arc<dyn OpenIntroPoint>, String>),
+    Lost(String),
 }
 
 struct Open {
@@ -72,7 +68,7 @@ struct Running {
     open: BTreeMap<Orphan, Open>,
     /// What was seen at each point since this node began to serve at it.
     seen: BTreeMap<Orphan, Arc<ReplayLog>>,
-    jobs: JoinSet<Done>,
+    jobs: JoinSet<(Orphan, Done)>,
 }
 
 impl StandIn {
@@ -100,7 +96,7 @@ impl StandIn {
                     running.tell(Event::Wanted(latest));
                 }
                 Some(done) = running.jobs.join_next() => match done {
-                    Ok(done) => running.done(done),
+                    Ok((orphan, done)) => running.done(orphan, done),
                     // What it was to answer will not come: to begin anew is safer than to wait for it.
                     Err(error) if error.is_panic() => return Err(error.to_string()),
                     Err(_) => {}
@@ -127,6 +123,7 @@ impl Running {
                 Action::Forget(orphan) => self.forget(&orphan),
             }
         }
+        self.show();
     }
 
     fn open(&mut self, orphan: Orphan) {
@@ -140,39 +137,34 @@ impl Running {
             limits,
         });
         self.jobs.spawn(async move {
-            let opened = async {
-                let opening = engine.open_intro_point(request?, streams);
-                let opened = tokio::time::timeout(OPEN_LIMIT, opening).await.map_err(|late| late.to_string())?;
-                opened.map(Arc::from).map_err(|error| error.to_string())
+            let opened = match request {
+                Ok(request) => circuit::open(&*engine, request, streams).await,
+                Err(lied) => Err(lied),
             };
-            let opened = opened.await;
-            Done::Opened(orphan, opened)
+            (orphan, Done::Opened(opened))
         });
     }
 
-    fn done(&mut self, done: Done) {
+    fn done(&mut self, orphan: Orphan, done: Done) {
+        let (node, relay) = (orphan.node.short(), orphan.served.point.relay);
         match done {
-            Done::Opened(orphan, Ok(handle)) => {
-                let (node, relay) = (orphan.node.short(), orphan.served.point.relay);
+            Done::Opened(Ok(handle)) => {
                 info!(%node, %relay, "standing in for a silent node at an introduction point");
                 let (watched, lost) = (Arc::clone(&handle), orphan.clone());
-                let watcher = self.jobs.spawn(async move { Done::Lost(lost, watched.lost().await) });
+                let watcher = self.jobs.spawn(async move { (lost, Done::Lost(watched.lost().await)) });
                 self.open.insert(orphan.clone(), Open { handle, watcher });
                 self.tell(Event::Opened(orphan));
             }
-            Done::Opened(orphan, Err(error)) => {
-                let (node, relay) = (orphan.node.short(), orphan.served.point.relay);
+            Done::Opened(Err(error)) => {
                 debug!(%node, %relay, %error, "cannot stand in for a silent node, will try again");
                 self.tell(Event::OpenFailed(orphan));
             }
-            Done::Lost(orphan, why) => {
-                let (node, relay) = (orphan.node.short(), orphan.served.point.relay);
+            Done::Lost(why) => {
                 info!(%node, %relay, %why, "no longer standing in at an introduction point");
                 self.open.remove(&orphan);
                 self.tell(Event::Lost(orphan));
             }
         }
-        self.show();
     }
 
     fn forget(&mut self, orphan: &Orphan) {
@@ -181,7 +173,6 @@ impl Running {
             open.watcher.abort();
             info!(node = %orphan.node.short(), "gave an introduction point of another node up");
         }
-        self.show();
     }
 
     fn show(&self) {

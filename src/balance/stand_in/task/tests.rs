@@ -1,5 +1,7 @@
 //! The task on the fake engine: it takes what its node has told the truth about, and gives it back.
 
+use std::time::Duration;
+
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::record::{PointNonce, ServedPoint};
 use tokio::time::timeout;
@@ -7,23 +9,13 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::keys::NodeSecret;
+use crate::tor::fake::tests::limits;
 use crate::tor::fake::{FakeEngine, FakeNet};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn authority() -> AuthoritySecret {
     AuthoritySecret::from_seed(&Zeroizing::new([1; 32]))
-}
-
-fn limits() -> Arc<ServiceLimits> {
-    Arc::new(ServiceLimits {
-        pending_rendezvous: 8,
-        open_rendezvous: 8,
-        streams_per_circuit: 8,
-        introduction_queue: 8,
-        introductions_per_second: None,
-        refused: Default::default(),
-    })
 }
 
 /// A node's Tor client, and the keys of its point.

@@ -1,0 +1,40 @@
+//! The circuit of an introduction point: where it stands, and how it is made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::tor::{Engine, Incoming, IntroRequest, OpenIntroPoint, TorError};
+
+/// Bound on opening one point, in all.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(super) enum Circuit {
+    /// None; tried again at this time.
+    Down {
+        not_before: Duration,
+    },
+    Opening,
+    Up,
+}
+
+impl Circuit {
+    /// True if it is to be made now.
+    pub(super) fn is_due(&self, mono: Duration) -> bool {
+        matches!(self, Self::Down { not_before } if *not_before <= mono)
+    }
+}
+
+/// Makes one, within [`OPEN_LIMIT`]. An error says why in words.
+pub(super) async fn open(
+    engine: &dyn Engine,
+    request: IntroRequest,
+    streams: mpsc::Sender<Incoming>,
+) -> Result<Arc<dyn OpenIntroPoint>, String> {
+    let opening = engine.open_intro_point(request, streams);
+    let timeout = || TorError::Timeout { what: "opening an introduction point".into(), limit: OPEN_LIMIT };
+    let opened = tokio::time::timeout(OPEN_LIMIT, opening).await.unwrap_or_else(|_| Err(timeout()));
+    opened.map(Arc::from).map_err(|error| error.to_string())
+}
