@@ -1,8 +1,8 @@
 //! What should stand in the descriptor: the choice of intro points (DESIGN, section 6, 1 and 2).
 //!
 //! A pure function of the candidates, what was chosen before and a counter. Who counts: the healthy ones; if nobody is,
-//! those of the last healthy set who still live; then whoever answers at all. One point per relay, the lower node id
-//! keeps it. Then every node gets one point before any gets a second, and the rest go by weight (Sainte-Laguë's
+//! those of the last healthy set who still live; then whoever answers at all. One point per relay: the one that stands
+//! already, else a lot of the relay and the node decides. Then every node gets one point before any gets a second, and the rest go by weight (Sainte-Laguë's
 //! divisors, so that one node more or less moves only its own share). Points that stand already are kept before others.
 //!
 //! More nodes than places: each node draws a lot from the counter and its id, weighted, and the luckiest stand; the
@@ -79,26 +79,51 @@ struct Offer<'a> {
     points: Vec<&'a IntroPoint>,
 }
 
+/// Of several nodes that wait at one relay, the one with the least keeps it. Drawn for each relay anew, so that whoever
+/// chooses its id can win some relays, but not all; and for both identities, the worse of which counts, so that nobody
+/// wins by naming another relay's identity beside the true one.
+pub(crate) fn relay_lot(relay: &RelayId, node: NodeId) -> [u8; 32] {
+    let lot = |identity: &[u8]| -> [u8; 32] {
+        let label = b"rustbalance relay v1\0";
+        let hash = Sha3_256::new().chain_update(label).chain_update(identity).chain_update(node.public_key());
+        hash.finalize().into()
+    };
+    relay.identities().map(lot).into_iter().max().unwrap_or_default()
+}
+
 fn one_per_relay<'a>(candidates: &[Candidate<'a>], published: &BTreeSet<(NodeId, FixedBytes<32>)>) -> Vec<Offer<'a>> {
     let mut candidates = candidates.to_vec();
     candidates.sort_by_key(|it| it.node);
     candidates.dedup_by_key(|it| it.node);
-    // Tor's clients know a relay by its RSA identity, so that alone makes two of them one.
-    let mut taken = BTreeSet::new();
-    let mut offers = Vec::new();
-    for it in candidates {
-        let mut points: Vec<&IntroPoint> = it.points.iter().collect();
-        points.sort_by_key(|point| !published.contains(&(it.node, point.session_key)));
-        points.retain(|point| taken.insert(identity(&point.relay)));
-        if !points.is_empty() {
-            offers.push(Offer { node: it.node, weight: it.weight.clamp(1, 100), points });
-        }
+    let name = |node: NodeId, point: &IntroPoint| (node, point.session_key);
+    let all = || candidates.iter().flat_map(|it| it.points.iter().map(|point| (it.node, point)));
+    let mut uses: BTreeMap<&[u8], u32> = BTreeMap::new();
+    for identity in all().flat_map(|(_, point)| point.relay.identities()) {
+        *uses.entry(identity).or_default() += 1;
     }
-    offers
-}
-
-fn identity(relay: &RelayId) -> FixedBytes<20> {
-    relay.rsa
+    let mut claims: Vec<_> = all()
+        .map(|(node, point)| {
+            let contested = point.relay.identities().iter().any(|identity| uses.get(identity) > Some(&1));
+            let lot = if contested { relay_lot(&point.relay, node) } else { Default::default() };
+            (!published.contains(&name(node, point)), lot, name(node, point), point)
+        })
+        .collect();
+    claims.sort_unstable();
+    let mut taken = BTreeSet::new();
+    claims.retain(|(.., point)| {
+        let free = point.relay.identities().iter().all(|identity| !taken.contains(identity));
+        if free {
+            taken.extend(point.relay.identities());
+        }
+        free
+    });
+    let held: BTreeSet<_> = claims.iter().map(|(.., name, _)| *name).collect();
+    let offers = candidates.iter().map(|it| {
+        let mut points: Vec<_> = it.points.iter().filter(|point| held.contains(&name(it.node, point))).collect();
+        points.sort_by_key(|point| !published.contains(&name(it.node, point)));
+        Offer { node: it.node, weight: it.weight.clamp(1, 100), points }
+    });
+    offers.filter(|offer| !offer.points.is_empty()).collect()
 }
 
 /// What the nodes can give; if they are more than `limit`, those with the best lots of this count. A node that has
@@ -160,7 +185,7 @@ fn share(offers: Vec<Offer<'_>>, limit: usize) -> Vec<(NodeId, IntroPoint)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::point;
+    use crate::sim::{point, relay};
     use proptest::prelude::*;
 
     fn node(n: u32) -> NodeId {
@@ -221,11 +246,35 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_stands_once_and_the_lower_id_keeps_it() {
-        let mut given = [Given::healthy(1, 2), Given::healthy(2, 2)];
-        given[1].points[0].relay = given[0].points[0].relay;
-        let choice = choose_from(&given, &Choice::default(), 20, 0);
-        assert_eq!(shares(&choice), BTreeMap::from([(node(1), 2), (node(2), 1)]));
+    fn a_relay_stands_once_and_a_lot_says_whose_it_is() {
+        let mut won = BTreeMap::<NodeId, u32>::new();
+        for at in 0..40 {
+            let mut given = [Given::healthy(1, 2), Given::healthy(2, 2)];
+            given[0].points[0].relay = relay(at);
+            given[1].points[0].relay = relay(at);
+            let choice = choose_from(&given, &Choice::default(), 20, 0);
+            assert_eq!(choice.points.len(), 3);
+            let (winner, _) = choice.points.iter().find(|(_, point)| point.relay == relay(at)).unwrap();
+            *won.entry(*winner).or_default() += 1;
+        }
+        assert!(won.values().all(|won| *won > 8), "{won:?}");
+    }
+
+    #[test]
+    fn who_names_the_relays_of_the_published_takes_none_of_them() {
+        let honest = [Given::healthy(2, 3), Given::healthy(3, 3)];
+        let first = choose_from(&honest, &Choice::default(), 20, 0);
+        for id in [1, 4] {
+            // By both identities, or by one of them with another's.
+            let relays = first.points.iter().map(|(_, point)| point.relay);
+            let half = relays.clone().map(|it| RelayId { rsa: FixedBytes([7; 20]), ..it });
+            let other_half = relays.clone().map(|it| RelayId { ed25519: FixedBytes([7; 32]), ..it });
+            let relays = relays.chain(half).chain(other_half);
+            let points = relays.zip(0..).map(|(relay, n)| IntroPoint { relay, ..point(0, 900 + n) }).collect();
+            let greedy = Given { node: id, phase: Phase::Healthy, weight: 100, points };
+            let given = [greedy, honest[0].clone(), honest[1].clone()];
+            assert_eq!(choose_from(&given, &first, 20, 0).points, first.points);
+        }
     }
 
     #[test]
@@ -272,7 +321,13 @@ mod tests {
         let phase = prop::sample::select(vec![Phase::Healthy, Phase::Unhealthy, Phase::Initializing, Phase::Draining]);
         let points = prop::collection::btree_map(0u32..10_000, 0u32..40, 0..20);
         let node = (0u32..50, phase, 0u8..=255, points).prop_map(|(node, phase, weight, points)| {
-            let points = points.into_iter().map(|(key, at)| point(at, node * 10_000 + key)).collect();
+            let points = points.into_iter().map(|(key, at)| {
+                // Some name one relay's RSA identity and the other one of another.
+                let ed25519 = relay(if key % 3 == 0 { key % 40 } else { at }).ed25519;
+                let point = point(at, node * 10_000 + key);
+                IntroPoint { relay: RelayId { ed25519, ..point.relay }, ..point }
+            });
+            let points = points.collect();
             Given { node, phase, weight, points }
         });
         prop::collection::vec(node, 0..40).prop_map(|mut given| {
@@ -290,17 +345,17 @@ mod tests {
             let choice = choose_from(&given, &Choice::default(), limit, count);
             let limit = limit.min(MAX_INTRO_POINTS);
             prop_assert!(choice.points.len() <= limit);
-            let relays: BTreeSet<RelayId> = choice.points.iter().map(|(_, point)| point.relay).collect();
-            prop_assert_eq!(relays.len(), choice.points.len());
+            let identities: BTreeSet<&[u8]> = choice.points.iter().flat_map(|(_, point)| point.relay.identities()).collect();
+            prop_assert_eq!(identities.len(), 2 * choice.points.len());
             let of = |it: &Given, point: &IntroPoint| it.points.contains(point);
             for (id, point) in &choice.points {
                 prop_assert!(given.iter().any(|it| node(it.node) == *id && of(it, point)));
             }
             // Nobody has a second point while another that could have one has none.
             let shares = shares(&choice);
+            let clash = |a: &IntroPoint, b: &IntroPoint| a != b && (a.relay.rsa == b.relay.rsa || a.relay.ed25519 == b.relay.ed25519);
             let free = |it: &&Given| it.points.iter().any(|point| {
-                choice.points.iter().all(|(id, other)| other.relay != point.relay || *id >= node(it.node))
-                    && given.iter().all(|other| other.node >= it.node || !other.points.iter().any(|b| b.relay == point.relay))
+                given.iter().all(|other| !other.points.iter().any(|b| clash(point, b)))
             });
             let absent = given.iter().filter(|it| it.phase == Phase::Healthy && !shares.contains_key(&node(it.node))).find(free);
             if limit > 0 && absent.is_some() {

@@ -180,7 +180,10 @@ fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], l
     let described: Vec<_> = servers
         .iter()
         .map(|it| {
-            let point = |point: &IntroPoint| json!({ "rsa": hex(&point.relay.rsa.0), "session_key": hex(&point.session_key.0) });
+            let point = |point: &IntroPoint| {
+                let RelayId { rsa, ed25519 } = point.relay;
+                json!({ "rsa": hex(&rsa.0), "ed25519": hex(&ed25519.0), "session_key": hex(&point.session_key.0) })
+            };
             let points: Vec<_> = it.points.iter().map(point).collect();
             json!({ "node": key(&it.node), "phase": it.phase.to_string(), "weight": it.weight, "points": points })
         })
@@ -209,10 +212,17 @@ fn choices() -> Value {
         ]
     };
     let many: Vec<Server> = (1..=12).map(|n| server(n * 20, Healthy, n, &[n, n / 2 + 20, 60 + n])).collect();
+    // One names the RSA identity of one relay and the other identity of another.
+    let mut mixed = few();
+    mixed[3].points[0].relay = RelayId { rsa: mixed[0].points[1].relay.rsa, ..mixed[1].points[2].relay };
     let ill = [server(10, Initializing, 10, &[1, 2]), server(20, Draining, 10, &[3]), server(30, Unhealthy, 10, &[4])];
     json!([
         choice(&few(), &[], &[], 9, 0),
         choice(&few(), &[(0, 2), (1, 3), (3, 2)], &[], 6, 0),
+        choice(&few(), &[(0, 3)], &[], 20, 0),
+        choice(&few(), &[(1, 0)], &[], 20, 0),
+        choice(&mixed, &[], &[], 20, 0),
+        choice(&mixed, &[(0, 1)], &[], 20, 0),
         choice(&ill, &[], &[], 20, 0),
         choice(&ill, &[], &[2], 20, 0),
         choice(&many, &[], &[], 5, 1),

@@ -530,13 +530,24 @@ def choose(case):
     once_healthy = [server for server in serving if server["node"] in case["last_healthy"]]
     tier = of("healthy") or once_healthy or serving or of("draining")
 
+    identities = lambda point: (point["rsa"], point["ed25519"])
+
+    def relay_lot(point, node):
+        return max(sha3(b"rustbalance relay v1\0", unhex(identity), unhex(node)) for identity in identities(point))
+
     def one_per_relay(servers):
-        taken, offers = set(), {}
-        for server in sorted(servers, key=lambda server: server["node"]):
-            points = sorted(server["points"], key=lambda point: point["session_key"] not in case["published"])
-            free = [point for point in points if point["rsa"] not in taken and not taken.add(point["rsa"])]
-            if free:
-                offers[server["node"]] = (server["weight"], [point["session_key"] for point in free])
+        new = lambda point: point["session_key"] not in case["published"]
+        claims = [(server["node"], point) for server in servers for point in server["points"]]
+        claims.sort(key=lambda claim: (new(claim[1]), relay_lot(claim[1], claim[0]), claim[0], claim[1]["session_key"]))
+        taken, held, offers = set(), set(), {}
+        for _, point in claims:
+            if taken.isdisjoint(identities(point)):
+                taken.update(identities(point))
+                held.add(point["session_key"])
+        for server in servers:
+            points = [point for point in sorted(server["points"], key=new) if point["session_key"] in held]
+            if points:
+                offers[server["node"]] = (server["weight"], [point["session_key"] for point in points])
         return offers
 
     def lot(server):

@@ -99,6 +99,13 @@ pub struct RelayId {
     pub ed25519: FixedBytes<32>,
 }
 
+impl RelayId {
+    /// Both identities: two relays that share either are one to somebody.
+    pub(crate) fn identities(&self) -> [&[u8]; 2] {
+        [&self.rsa.0, &self.ed25519.0]
+    }
+}
+
 impl std::fmt::Display for RelayId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "${}", data_encoding::HEXUPPER.encode(&self.rsa.0))

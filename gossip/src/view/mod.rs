@@ -24,6 +24,7 @@ pub use rejection::{RefusedRecords, Rejection};
 use crate::id::{AuthorityId, MasterId, NodeId};
 use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
+use crate::plan::relay_lot;
 use crate::record::{
     Heartbeat, IntroPoints, Invitation, Lease, Member, NodeCard, PeriodId, Phase, Publication, RelayId, Revocation,
     Role,
@@ -337,19 +338,27 @@ impl View {
 
     /// The relays at which other living members wait for clients.
     pub fn relays_of_others(&self) -> BTreeSet<RelayId> {
-        self.points_of(|node| node != self.me).collect()
+        self.points_of(|node| node != self.me).map(|(_, relay)| relay).collect()
     }
 
-    /// The relays that this node must leave: another living member of a lower id waits there too, and clients can use
+    /// The relays that this node must leave: another living member with a better lot waits there too, and clients can use
     /// only one of them.
     pub fn relays_to_leave(&self) -> BTreeSet<RelayId> {
-        let own: BTreeSet<RelayId> = self.points_of(|node| node == self.me).collect();
-        self.points_of(|node| node < self.me).filter(|relay| own.contains(relay)).collect()
+        let own: Vec<RelayId> = self.points_of(|node| node == self.me).map(|(_, relay)| relay).collect();
+        let own: BTreeMap<&[u8], &RelayId> =
+            own.iter().flat_map(|relay| relay.identities().map(|identity| (identity, relay))).collect();
+        let mut leave = BTreeSet::new();
+        for (node, theirs) in self.points_of(|node| node != self.me) {
+            let contested = theirs.identities().into_iter().filter_map(|identity| own.get(identity));
+            leave.extend(contested.filter(|ours| relay_lot(&theirs, node) < relay_lot(ours, self.me)).copied());
+        }
+        leave
     }
 
-    fn points_of(&self, whose: impl Fn(NodeId) -> bool) -> impl Iterator<Item = RelayId> {
+    fn points_of(&self, whose: impl Fn(NodeId) -> bool) -> impl Iterator<Item = (NodeId, RelayId)> {
         let nodes = self.members().filter(move |node| node.alive && whose(node.node()));
-        nodes.filter_map(|node| node.intro_points.as_ref()).flat_map(|it| &it.points).map(|point| point.relay)
+        let points = nodes.filter_map(|node| node.intro_points.as_ref().map(|it| (node.node(), &it.points)));
+        points.flat_map(|(node, points)| points.iter().map(move |point| (node, point.relay)))
     }
 
     /// The publisher and its term, as far as this node believes in one now.
