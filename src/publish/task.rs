@@ -217,14 +217,12 @@ impl Running {
         let revisions = Arc::clone(&self.publisher.revisions);
         self.jobs.spawn_blocking(move || {
             let now = SystemTime::now();
-            // One member's bad point must not spoil the descriptor of all.
-            let sound: Vec<IntroPoint> = points.into_iter().filter(is_sound).collect();
             let unmade = |error: TorError| Unbuilt::Unmade(error.to_string());
             let built = credentials.credentials(period, now).map_err(unmade).and_then(|credentials| {
                 let revision = credentials.revision(clock).max(floor + 1);
                 revisions.advance(period, revision).map_err(Unbuilt::Unstored)?;
-                let text = descriptor::build(&credentials, &sound, revision, parameters, now).map_err(unmade)?;
-                debug!(period = period.number, revision, points = sound.len(), bytes = text.len(), "descriptor built");
+                let text = descriptor::build(&credentials, &points, revision, parameters, now).map_err(unmade)?;
+                debug!(period = period.number, revision, points = points.len(), bytes = text.len(), "descriptor built");
                 Ok((revision, Arc::from(text)))
             });
             Done::Edition(period, built)
@@ -277,15 +275,6 @@ impl Running {
             Done::Event(Event::Held { period, directory, reading })
         });
     }
-}
-
-/// Whether a point can stand in a descriptor.
-fn is_sound(point: &IntroPoint) -> bool {
-    descriptor::check_point(point)
-        .inspect_err(
-            |error| warn!(relay = %point.relay, %error, "a member offers an introduction point that is no good"),
-        )
-        .is_ok()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::record::{
 use crate::signed::{Check, Sign, Unverified, Verified};
 use crate::stand_in::{self, Orphan};
 pub use crate::time::Now;
-use crate::view::{Changes, OwnWord, Rejection, Standing, View, check_points};
+use crate::view::{Changes, OwnWord, PointCheck, Rejection, Standing, View, check_points};
 use own::Voice;
 
 /// How long all is not said anew again after it was, because a higher word of our own came back.
@@ -129,6 +129,12 @@ impl Coordinator {
     /// Checks signatures in another way (see [`Check`]).
     pub fn with_check(mut self, check: Box<dyn Check + Send + Sync>) -> Self {
         self.view = self.view.with_check(check);
+        self
+    }
+
+    /// Believes of others only introduction points that pass this.
+    pub fn with_point_check(mut self, check: PointCheck) -> Self {
+        self.view = self.view.with_point_check(check);
         self
     }
 

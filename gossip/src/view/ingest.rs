@@ -156,6 +156,9 @@ impl View {
                 let Some(points) = self.check_word(origin, bytes, |node| node.intro_points.as_ref())? else {
                     return Ok(Changes::default());
                 };
+                if !points.served().all(|served| (self.point_check)(origin, &served)) {
+                    return Err(Rejection::Points);
+                }
                 Ok(self.fold_points(points))
             }
             RecordKind::Lease => {

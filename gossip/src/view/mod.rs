@@ -27,7 +27,7 @@ use crate::liveness::{Liveness, Patience};
 use crate::plan::relay_lot;
 use crate::record::{
     Heartbeat, IntroPoints, Invitation, Lease, Member, NodeCard, PeriodId, Phase, Publication, RelayId, Revocation,
-    Role,
+    Role, ServedPoint,
 };
 use crate::signed::{Check, Strict, Verified};
 use crate::time::Now;
@@ -166,6 +166,10 @@ impl std::ops::BitOrAssign for Changes {
     }
 }
 
+/// Whether an introduction point of which a node tells can be its own and stand in a descriptor: what takes Tor, or
+/// keys, to say.
+pub type PointCheck = Box<dyn Fn(NodeId, &ServedPoint) -> bool + Send + Sync>;
+
 /// The cluster as this node knows it.
 pub struct View {
     cluster: MasterId,
@@ -186,6 +190,7 @@ pub struct View {
     highest_term: u64,
     revisions: BTreeMap<PeriodId, u64>,
     check: Box<dyn Check + Send + Sync>,
+    point_check: PointCheck,
 }
 
 impl std::fmt::Debug for View {
@@ -218,6 +223,7 @@ impl View {
             highest_term: term,
             revisions: BTreeMap::new(),
             check: Box::new(Strict),
+            point_check: Box::new(|_, _| true),
         };
         let mut own = MemberView::new(member);
         own.alive = true;
@@ -228,6 +234,12 @@ impl View {
     /// Checks signatures in another way (see [`Check`]).
     pub fn with_check(mut self, check: Box<dyn Check + Send + Sync>) -> Self {
         self.check = check;
+        self
+    }
+
+    /// Believes of a node only introduction points that pass this.
+    pub fn with_point_check(mut self, check: PointCheck) -> Self {
+        self.point_check = check;
         self
     }
 

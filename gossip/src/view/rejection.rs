@@ -59,6 +59,9 @@ pub enum Rejection {
     /// A field outside its bounds.
     #[error("{0} outside its bounds")]
     Bounds(&'static str),
+    /// An introduction point that is not fit for a descriptor, or is not its speaker's.
+    #[error("an introduction point that cannot be the node's")]
+    Points,
     /// The view holds as many nodes, invitations or revocations as it may.
     #[error("too many {0}")]
     TooMany(&'static str),
@@ -106,6 +109,7 @@ impl Rejection {
             Self::Address => "address",
             Self::Role => "role",
             Self::Bounds(_) => "bounds",
+            Self::Points => "points",
             Self::TooMany(_) => "too-many",
             Self::Own => "own",
         }

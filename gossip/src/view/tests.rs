@@ -234,6 +234,42 @@ fn every_field_is_within_its_bounds() {
 }
 
 #[test]
+fn points_that_do_not_pass_the_check_are_not_believed() {
+    let mut scene = Scene::new();
+    let bad = point(2, 2).session_key;
+    scene.view = scene.view.with_point_check(Box::new(move |_, served| served.point.session_key != bad));
+    let who = scene.meet(1, at(0));
+    let points = who.points(seq(1, 9), vec![point(1, 1), point(2, 2)]);
+    assert_eq!(scene.say(&who, RecordKind::IntroPoints, points, at(3)), Err(Rejection::Points));
+    assert!(scene.view.member(&who.node()).unwrap().intro_points.is_none());
+    let points = who.points(seq(1, 9), vec![point(1, 1)]);
+    assert!(scene.say(&who, RecordKind::IntroPoints, points, at(3)).unwrap().points);
+}
+
+#[test]
+fn of_two_at_one_relay_one_leaves_whichever_identity_they_share() {
+    let mut scene = Scene::new();
+    let who = scene.meet(1, at(0));
+    let own = scene.publisher(0);
+    let mut left = [0, 0];
+    for at_relay in 0..40 {
+        let ours = point(at_relay, 100 + at_relay);
+        let half = RelayId { rsa: crate::bytes::FixedBytes([7; 20]), ..ours.relay };
+        for (position, relay) in [ours.relay, half].into_iter().enumerate() {
+            let n = 10 + u64::from(at_relay) * 2 + position as u64;
+            let theirs = IntroPoint { relay, ..point(0, 200 + at_relay) };
+            scene.say(&who, RecordKind::IntroPoints, who.points(seq(1, n), vec![theirs]), at(3)).unwrap();
+            scene.view.fold_points(sign(own.points(seq(1, n), vec![ours.clone()]), &own.key));
+            let leave = scene.view.relays_to_leave();
+            assert!(leave.is_empty() || leave == BTreeSet::from([ours.relay]));
+            left[position] += leave.len();
+        }
+    }
+    // By a lot; naming another identity beside the true one makes it no better.
+    assert!((8..=32).contains(&left[0]) && left[1] <= 32, "{left:?}");
+}
+
+#[test]
 fn a_worker_holds_no_lease_and_publishes_nothing() {
     let mut scene = Scene::new();
     let worker = scene.founder.node(5, Role::Worker);

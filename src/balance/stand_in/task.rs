@@ -7,7 +7,7 @@ use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::record::RelayId;
 use rustbalance_gossip::stand_in::Orphan;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
@@ -55,17 +55,12 @@ enum Done {
     Lost(String),
 }
 
-struct Open {
-    handle: Arc<dyn OpenIntroPoint>,
-    /// Stops waiting for the loss of the circuit when the point is closed.
-    watcher: tokio::task::AbortHandle,
-}
-
 struct Running {
     stand_in: StandIn,
     plan: Plan,
     started: Instant,
-    open: BTreeMap<Orphan, Open>,
+    /// Each held by the job that waits for the loss of its circuit; the abort of the job closes it.
+    open: BTreeMap<Orphan, AbortHandle>,
     /// What was seen at each point since this node began to serve at it.
     seen: BTreeMap<Orphan, Arc<ReplayLog>>,
     jobs: JoinSet<(Orphan, Done)>,
@@ -107,11 +102,9 @@ impl StandIn {
         }
     }
 
-    /// The keys of a point, if its node has told the truth about it.
-    fn secrets(&self, orphan: &Orphan) -> Result<IntroPointSecrets, String> {
-        let secrets = PointSeed::derive(&self.authority, orphan.node).secrets(orphan.served.nonce);
-        let lied = || "its keys are not those that its node was given".into();
-        secrets.are_of(&orphan.served.point).then_some(secrets).ok_or_else(lied)
+    /// The keys of a point. That they are those of which its node has told was checked when it did.
+    fn secrets(&self, orphan: &Orphan) -> IntroPointSecrets {
+        PointSeed::derive(&self.authority, orphan.node).secrets(orphan.served.nonce)
     }
 }
 
@@ -130,17 +123,14 @@ impl Running {
         let StandIn { engine, master, limits, streams, .. } = &self.stand_in;
         let (engine, limits, streams) = (Arc::clone(engine), Arc::clone(limits), streams.clone());
         let replays = Arc::clone(self.seen.entry(orphan.clone()).or_insert_with(|| Arc::new(ReplayLog::ephemeral())));
-        let request = self.stand_in.secrets(&orphan).map(|secrets| IntroRequest {
+        let request = IntroRequest {
             master: *master,
-            keys: IntroPointKeys { secrets, replays },
+            keys: IntroPointKeys { secrets: self.stand_in.secrets(&orphan), replays },
             relay: RelayChoice::Exactly(orphan.served.point.relay),
             limits,
-        });
+        };
         self.jobs.spawn(async move {
-            let opened = match request {
-                Ok(request) => circuit::open(&*engine, request, streams).await,
-                Err(lied) => Err(lied),
-            };
+            let opened = circuit::open(&*engine, request, streams).await;
             (orphan, Done::Opened(opened))
         });
     }
@@ -150,9 +140,9 @@ impl Running {
         match done {
             Done::Opened(Ok(handle)) => {
                 info!(%node, %relay, "standing in for a silent node at an introduction point");
-                let (watched, lost) = (Arc::clone(&handle), orphan.clone());
-                let watcher = self.jobs.spawn(async move { (lost, Done::Lost(watched.lost().await)) });
-                self.open.insert(orphan.clone(), Open { handle, watcher });
+                let lost = orphan.clone();
+                let holder = self.jobs.spawn(async move { (lost, Done::Lost(handle.lost().await)) });
+                self.open.insert(orphan.clone(), holder);
                 self.tell(Event::Opened(orphan));
             }
             Done::Opened(Err(error)) => {
@@ -169,19 +159,19 @@ impl Running {
 
     fn forget(&mut self, orphan: &Orphan) {
         self.seen.remove(orphan);
-        if let Some(open) = self.open.remove(orphan) {
-            open.watcher.abort();
+        if let Some(holder) = self.open.remove(orphan) {
+            holder.abort();
             info!(node = %orphan.node.short(), "gave an introduction point of another node up");
         }
     }
 
     fn show(&self) {
-        let status = |(orphan, open): (&Orphan, &Open)| StandInPoint {
+        let status = |orphan: &Orphan| StandInPoint {
             node: orphan.node,
             relay: orphan.served.point.relay,
-            introductions: open.handle.introductions(),
+            introductions: self.seen.get(orphan).map_or(0, |seen| seen.len() as u64),
         };
-        let points = self.open.iter().map(status).collect();
+        let points = self.open.keys().map(status).collect();
         self.stand_in.status.send_if_modified(|shown| std::mem::replace(shown, points) != *shown);
     }
 }

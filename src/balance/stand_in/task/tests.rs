@@ -1,4 +1,4 @@
-//! The task on the fake engine: it takes what its node has told the truth about, and gives it back.
+//! The task on the fake engine: it takes a point of a silent node, and gives it back.
 
 use std::time::Duration;
 
@@ -80,17 +80,4 @@ async fn a_silent_nodes_point_is_taken_and_goes_back_to_it() {
     // It falls to the stand-in still, which leaves it alone for a while.
     assert!(timeout(Duration::from_secs(4), own.lost()).await.is_err());
     timeout(LIMIT, own.lost()).await.expect("nobody took the point again");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_point_with_keys_that_its_node_was_not_given_is_left_alone() {
-    let net = FakeNet::new(6, 12);
-    let owner = Owner::new(&net);
-    let own = owner.open(RelayChoice::AnyBut(Default::default())).await;
-    let other = NodeSecret::from_seed(&Zeroizing::new([4; 32])).node_id();
-    let orphan = |node, nonce| Orphan { node, served: ServedPoint { point: own.describe(), nonce } };
-    let wanted = [orphan(other, owner.nonce), orphan(owner.node, PointNonce(FixedBytes([5; 16])))];
-    let shown = standing_in(&net, &owner, &wanted);
-    assert!(timeout(Duration::from_secs(600), own.lost()).await.is_err(), "a node has taken another's point");
-    assert!(shown.borrow().is_empty());
 }
