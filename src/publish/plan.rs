@@ -32,6 +32,9 @@ pub const FIRST_READ_BACK: Duration = Duration::from_secs(20);
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 /// Uploads and read-backs under way at once.
 const MAX_IN_FLIGHT: usize = 16;
+/// No honest revision is above: the clock gives less than 2^48. Whoever held the master key once can put a higher one on
+/// a directory; to go above that would end at a revision that has none above it.
+const MAX_REVISION: u64 = 1 << 55;
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -228,7 +231,7 @@ impl Plan {
         if term.is_some() && term != self.term {
             self.led_since = now;
             for target in self.targets.values_mut() {
-                target.renew = true;
+                target.edition = None;
             }
         }
         self.term = term;
@@ -244,9 +247,8 @@ impl Plan {
     fn periods(&mut self, periods: Vec<Period>) {
         let current: BTreeSet<PeriodId> = periods.iter().map(|period| period.id).collect();
         self.targets.retain(|id, _| current.contains(id));
-        self.floors.retain(|id, _| {
-            current.contains(id) || id.number + 2 >= current.iter().map(|id| id.number).max().unwrap_or(0)
-        });
+        // One that begins soon is told of before the network names it.
+        self.floors.retain(|id, _| current.iter().any(|it| it.number.abs_diff(id.number) <= 2));
         for period in periods {
             let floor = self.floors.get(&period.id).copied().unwrap_or(0);
             let target = self.targets.entry(period.id).or_default();
@@ -260,6 +262,9 @@ impl Plan {
     }
 
     fn raise_floor(&mut self, period: PeriodId, revision: u64) {
+        if revision > MAX_REVISION {
+            return;
+        }
         let floor = self.floors.entry(period).or_default();
         *floor = (*floor).max(revision);
         if let Some(target) = self.targets.get_mut(&period) {
@@ -330,8 +335,8 @@ impl Plan {
         let current = target.edition.as_ref().map_or(0, |edition| edition.revision);
         // Another publisher's, or our own from before a clock was set back: the next one must go above it.
         if let Some(reading) = reading.filter(|reading| !reading.ours && reading.revision >= current) {
-            target.floor = target.floor.max(reading.revision);
-            target.renew = true;
+            target.renew |= reading.revision <= MAX_REVISION;
+            self.raise_floor(period, reading.revision);
         }
     }
 

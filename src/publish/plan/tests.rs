@@ -180,6 +180,40 @@ fn a_higher_revision_on_a_directory_is_gone_above() {
 }
 
 #[test]
+fn a_revision_that_nobody_can_go_above_is_left_where_it_is() {
+    let mut world = World::new();
+    let id = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 };
+    let stranger = (id, Directory { relay: relay(3) });
+    world.held.insert(stranger.clone(), (u64::MAX, vec![point(9)]));
+    world.tell(Event::Floor(id, u64::MAX));
+    world.tell(Event::Floor(PeriodId { number: u64::MAX, ..id }, 7));
+    world.tell(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
+    world.tell(Event::Desired(vec![point(1)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.held.values().filter(|held| held.1 == [point(1)]).count(), 15);
+    assert!(world.editions_made.len() <= 4, "{} editions", world.editions_made.len());
+    assert!(world.uploads < 60, "{} uploads", world.uploads);
+}
+
+#[test]
+fn an_edition_of_an_earlier_term_is_not_uploaded() {
+    let mut world = World::new();
+    world.tell(Event::Desired(vec![point(1)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(30));
+    world.tell(Event::Lead(None));
+    world.tell(Event::Desired(vec![point(2)]));
+    world.tell(Event::Periods(vec![period(1, 1..9), period(2, 4..12)]));
+    world.run(Duration::from_secs(30));
+    let uploads = world.uploads;
+    world.tell(Event::Lead(Some(3)));
+    assert_eq!(world.uploads, uploads, "nothing before the new edition");
+    world.run(Duration::from_secs(30));
+    assert_eq!(world.held.values().filter(|held| held.1 == [point(2)]).count(), 16);
+}
+
+#[test]
 fn a_directory_that_forgot_gets_it_again() {
     let mut world = World::new();
     world.tell(Event::Desired(vec![point(1)]));
