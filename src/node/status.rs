@@ -155,6 +155,7 @@ pub(super) fn refused_clients(engine: &RefusedCounts, traffic: &Traffic, into: &
         ("introductions_malformed", &engine.malformed),
         ("introductions_over_limit", &engine.introductions),
         ("circuit_streams_over_limit", &engine.streams),
+        ("streams_queue_full", &engine.queue),
     ] {
         into.insert(name.into(), count.load(Ordering::Relaxed));
     }
@@ -179,6 +180,6 @@ pub(super) fn kept_out(counters: MeshCounters) -> [(&'static str, u64); 5] {
 pub(super) fn refused_members(own: &RefusedCounts) -> [(&'static str, u64); 2] {
     [
         ("link_circuits_over_limit", own.introductions.load(Ordering::Relaxed)),
-        ("link_streams_over_limit", own.streams.load(Ordering::Relaxed)),
+        ("link_streams_over_limit", own.queue.load(Ordering::Relaxed) + own.streams.load(Ordering::Relaxed)),
     ]
 }

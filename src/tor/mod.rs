@@ -64,7 +64,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes one introduction point for the master address and serves it until the returned handle is dropped.
     ///
     /// Every introduction is answered (replay filter, rendezvous, virtual hop) inside the engine, within `limits`;
-    /// what comes out are client streams.
+    /// what comes out are client streams. Several relays may be tried: the caller bounds the time.
     async fn open_intro_point(
         &self,
         request: IntroRequest,
@@ -222,4 +222,6 @@ pub struct RefusedCounts {
     pub introductions: std::sync::atomic::AtomicU64,
     /// Streams refused because their circuit had too many.
     pub streams: std::sync::atomic::AtomicU64,
+    /// Streams refused because too many waited for the proxy already.
+    pub queue: std::sync::atomic::AtomicU64,
 }

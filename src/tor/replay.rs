@@ -17,6 +17,9 @@ use crate::keys::IntroPointSecrets;
 
 /// Bytes of hash kept per introduction: a collision would only lose one client's first try.
 const ENTRY: usize = 16;
+/// Most introductions remembered at one point: twice as many as a point sees before another takes its place. What a
+/// hostile relay makes us keep, in memory and on disk, ends there.
+const MAX_ENTRIES: usize = 1 << 16;
 
 /// What was seen at one introduction point.
 pub struct ReplayLog {
@@ -47,14 +50,14 @@ impl ReplayLog {
         Ok(Self { inner: Mutex::new(Seen { hashes, file: Some(file) }) })
     }
 
-    /// Notes the encrypted body of an INTRODUCE2 cell; `Ok(false)` if it was seen before. An error means that it could
-    /// not be written down: it is remembered in memory all the same.
+    /// Notes the encrypted body of an INTRODUCE2 cell; `Ok(false)` if it was seen before, or if the log is full: then
+    /// nothing is new. An error means that it could not be written down: it is remembered in memory all the same.
     pub fn is_new(&self, body: &[u8]) -> io::Result<bool> {
         let digest = Sha3_256::new().chain_update(b"rustbalance introduction v1\0").chain_update(body).finalize();
         let mut entry = [0; ENTRY];
         entry.copy_from_slice(&digest[..ENTRY]);
         let mut seen = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !seen.hashes.insert(entry) {
+        if seen.hashes.len() >= MAX_ENTRIES || !seen.hashes.insert(entry) {
             return Ok(false);
         }
         match &mut seen.file {
@@ -99,5 +102,12 @@ mod tests {
         assert!(!log.is_new(b"one").unwrap());
         assert!(log.is_new(b"two").unwrap());
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 32);
+    }
+
+    #[test]
+    fn a_flood_fills_it_and_no_more() {
+        let log = ReplayLog::ephemeral();
+        let answered = (0..MAX_ENTRIES as u64 + 100).filter(|n| log.is_new(&n.to_be_bytes()).unwrap()).count();
+        assert_eq!((answered, log.len()), (MAX_ENTRIES, MAX_ENTRIES));
     }
 }

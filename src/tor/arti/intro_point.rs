@@ -34,9 +34,6 @@ use super::introduction::{Reading, Unanswerable};
 use super::{keys, rendezvous};
 use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError, descriptor};
 
-/// To make a point, all attempts together.
-const OPEN_LIMIT: Duration = Duration::from_secs(90);
-
 /// How many relays (or how often one relay) is tried.
 const ATTEMPTS: u32 = 5;
 
@@ -49,20 +46,8 @@ const ESTABLISH_LIMIT: Duration = Duration::from_secs(15);
 /// An introduction that has waited longer than this is dropped: its client has given up.
 const STALE: Duration = Duration::from_secs(30);
 
-/// Makes the point, within [`OPEN_LIMIT`].
+/// Makes the point.
 pub(super) async fn open(
-    shared: Arc<Shared>,
-    request: IntroRequest,
-    streams: mpsc::Sender<Incoming>,
-) -> Result<Box<dyn OpenIntroPoint>, TorError> {
-    let limit = OPEN_LIMIT;
-    let what = || "making an introduction point".into();
-    timeout(limit, open_unbounded(shared, request, streams))
-        .await
-        .unwrap_or_else(|_| Err(TorError::Timeout { what: what(), limit }))
-}
-
-async fn open_unbounded(
     shared: Arc<Shared>,
     request: IntroRequest,
     streams: mpsc::Sender<Incoming>,

@@ -101,7 +101,7 @@ pub(super) async fn serve<P: Pending>(
                 match streams.try_send(Incoming { port, request }) {
                     Ok(()) => {}
                     Err(mpsc::error::TrySendError::Full(incoming)) => {
-                        refused.streams.fetch_add(1, Ordering::Relaxed);
+                        refused.queue.fetch_add(1, Ordering::Relaxed);
                         incoming.request.reject().await;
                     }
                     Err(mpsc::error::TrySendError::Closed(_)) => return,
@@ -277,7 +277,7 @@ mod tests {
         }
         let refusal = Some(EndReason::CONNECTREFUSED);
         assert_eq!(all, [refusal, refusal, refusal, refusal, None, refusal]);
-        assert_eq!(refused.streams.load(Ordering::Relaxed), 1);
+        assert_eq!(refused.queue.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]
