@@ -1,6 +1,7 @@
 //! RustBalance: one onion address, served by many machines.
 
 pub mod balance;
+pub mod blocking;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Every module of the root crate and its floor. A module may name those of lower floors alone.
 const FLOORS: &[(&str, u32)] = &[
+    ("blocking", 0),
     ("clock", 0),
     ("keys", 0),
     ("discovery", 1),

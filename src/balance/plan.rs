@@ -6,8 +6,9 @@
 //!    one (after a restart or a loss: clients with an old descriptor are still served), else at any relay that neither
 //!    this node nor another member uses: stock clients can use only one of two points at the same relay.
 //! 2. A slot retires when it is old (a random 18 to 24 hours), worn (16,384 to 32,768 introductions; both as C tor
-//!    does), at a relay that a member with a lower node id also uses, or when its relay failed three times in a row. A
-//!    retired slot is no longer advertised, but kept open (and retried, more and more rarely) for [`LINGER`], over
+//!    does), at a relay that a stronger member also uses (now and then: a member that goes where others are must not have
+//!    them on the move for ever), or when its relay failed three times in a row or closed its circuit soon, again and
+//!    again. A retired slot is no longer advertised, but kept open (and retried, more and more rarely) for [`LINGER`], over
 //!    restarts too, so that clients with the old descriptor still get through. Where two nodes have chosen one relay at
 //!    the same moment, no client has come yet, and the slot is closed at once.
 //! 3. Fewer serving slots than wanted: a new one, once it is known where the others are. More: the youngest retires.
@@ -31,6 +32,12 @@ const UNKNOWN: u64 = 60;
 pub const GRACE: Duration = Duration::from_secs(8);
 /// Failures in a row after which a slot retires.
 const MAX_FAILURES: u32 = 3;
+/// A circuit that ends sooner was hardly one.
+const LASTING: Duration = Duration::from_secs(60);
+/// Such circuits in a row after which a slot is not advertised before one lasts, and after which it retires.
+const MAX_LOSSES: (u32, u32) = (1, 6);
+/// Slots that may leave a relay to a stronger member at once, and how long it takes until one more may.
+const MOVES: (u32, Duration) = (6, Duration::from_secs(1800));
 /// Longest pause between two tries of a slot that serves, and of a retired one.
 const MAX_BACK_OFF: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(300));
 /// Longest time until a slot's age is looked at again.
@@ -73,13 +80,11 @@ pub enum Event {
     Tick,
     /// The points from before a restart.
     Restored(Vec<Stored>),
-    /// How many points to keep; 0 while leaving.
-    Want(usize),
     /// Whether new relays may be chosen: not before it is known where the others are. True unless told otherwise.
     MayChoose(bool),
-    /// Relays of other members: those of members with a lower node id win a conflict, the rest lose it.
+    /// Relays of other members.
     Others {
-        /// Relays that this node must leave.
+        /// Relays of this node that another, who wins, also uses: to be left.
         stronger: BTreeSet<RelayId>,
         /// Relays that this node must not choose, but may stay at.
         weaker: BTreeSet<RelayId>,
@@ -140,6 +145,10 @@ struct Slot {
     introductions: u64,
     lifetime: Lifetime,
     failures: u32,
+    /// Circuits in a row that did not last.
+    losses: u32,
+    /// When its circuit will have lasted.
+    lasts_at: Duration,
     down_since: Option<Duration>,
     /// Set once it has retired.
     lingers_until: Option<Duration>,
@@ -154,6 +163,8 @@ pub struct Plan {
     next: u64,
     stronger: BTreeSet<RelayId>,
     weaker: BTreeSet<RelayId>,
+    /// How many slots may leave a relay to a stronger member, and when that was last more.
+    moves: (u32, Duration),
     /// Relays given up lately, not chosen again while others are left.
     failed: BTreeMap<RelayId, Duration>,
     advertised: Vec<ServedPoint>,
@@ -172,6 +183,7 @@ impl Plan {
             next: 1,
             stronger: BTreeSet::new(),
             weaker: BTreeSet::new(),
+            moves: (MOVES.0, Duration::ZERO),
             failed: BTreeMap::new(),
             advertised: Vec::new(),
         }
@@ -183,7 +195,6 @@ impl Plan {
         match event {
             Event::Tick => {}
             Event::Restored(stored) => self.restore(stored, now),
-            Event::Want(want) => self.want = want,
             Event::MayChoose(may) => self.may_choose = may,
             Event::Others { stronger, weaker } => {
                 self.stronger = stronger;
@@ -238,26 +249,30 @@ impl Plan {
         slot.point = Some(point);
         slot.circuit = Circuit::Up;
         slot.failures = 0;
-        slot.down_since = None;
-    }
-
-    fn failed(&mut self, id: SlotId, now: Now) {
-        let Some(slot) = self.slots.get_mut(&id) else { return };
-        slot.failures = slot.failures.saturating_add(1);
-        let most = if slot.is_retired() { MAX_BACK_OFF.1 } else { MAX_BACK_OFF.0 };
-        let pause = Duration::from_millis(500 << slot.failures.min(10)).min(most);
-        slot.circuit = Circuit::Down { not_before: now.mono + pause };
-        if slot.has_failed()
-            && let Some(relay) = slot.relay
-        {
-            self.failed.insert(relay, now.mono);
+        slot.lasts_at = now.mono + LASTING;
+        if slot.losses <= MAX_LOSSES.0 {
+            slot.down_since = None;
         }
     }
 
+    fn failed(&mut self, id: SlotId, now: Now) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.failures = slot.failures.saturating_add(1);
+            slot.pause(slot.failures, now);
+            self.failed.extend(slot.relay.filter(|_| slot.has_failed()).map(|relay| (relay, now.mono)));
+        }
+    }
+
+    /// Its circuit is made again at once, unless the one before was lost soon, too.
     fn lost(&mut self, id: SlotId, now: Now) {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.circuit = Circuit::Down { not_before: now.mono };
             slot.down_since.get_or_insert(now.mono);
+            if now.mono < slot.lasts_at {
+                slot.losses = slot.losses.saturating_add(1);
+                slot.pause(slot.losses.saturating_sub(1), now);
+                self.failed.extend(slot.relay.filter(|_| slot.has_failed()).map(|relay| (relay, now.mono)));
+            }
         }
     }
 
@@ -268,6 +283,11 @@ impl Plan {
     }
 
     fn reconcile(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for slot in self.slots.values_mut().filter(|slot| slot.lasts(now)) {
+            slot.losses = 0;
+            slot.down_since = None;
+        }
+        self.leave(now, actions);
         self.retire(now, actions);
         self.open(now, actions);
         let advertise: Vec<ServedPoint> = self
@@ -284,23 +304,38 @@ impl Plan {
         }
     }
 
+    /// Leaves relays to stronger members. A point that nobody knows yet goes at once.
+    fn leave(&mut self, now: Now, actions: &mut Vec<Action>) {
+        while self.moves.0 < MOVES.0 && now.mono >= self.moves.1 + MOVES.1 {
+            self.moves = (self.moves.0 + 1, self.moves.1 + MOVES.1);
+        }
+        let clashes = |slot: &Slot| slot.relay.is_some_and(|relay| self.stronger.contains(&relay));
+        for id in self.ids(|slot| !slot.is_retired() && clashes(slot)) {
+            let (Some(slot), 1..) = (self.slots.get(&id), self.moves.0) else { return };
+            let full = self.moves.0 == MOVES.0;
+            self.moves = (self.moves.0 - 1, if full { now.mono } else { self.moves.1 });
+            if slot.introductions == 0 && now.unix < slot.created.saturating_add(UNKNOWN) {
+                self.close(id, actions);
+            } else {
+                self.retire_one(id, now, actions);
+            }
+        }
+    }
+
+    fn retire_one(&mut self, id: SlotId, now: Now, actions: &mut Vec<Action>) {
+        if let Some(slot) = self.slots.get_mut(&id) {
+            slot.lingers_until = Some(now.mono + LINGER);
+            actions.push(Action::Retire(id));
+        }
+    }
+
     /// Marks what must go, and closes what has lingered long enough.
     fn retire(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let clashing = self.ids(|slot| {
-            let unknown = slot.introductions == 0 && now.unix < slot.created.saturating_add(UNKNOWN);
-            unknown && slot.relay.is_some_and(|relay| self.stronger.contains(&relay))
-        });
-        for id in clashing {
-            self.close(id, actions);
-        }
-        let over = self.ids(|slot| !slot.is_retired() && slot.is_over(&self.stronger, now));
+        let over = self.ids(|slot| !slot.is_retired() && slot.is_over(now));
         let serving = self.ids(|slot| !slot.is_retired());
         let surplus = serving.into_iter().filter(|id| !over.contains(id)).skip(self.want);
         for id in over.iter().copied().chain(surplus) {
-            if let Some(slot) = self.slots.get_mut(&id) {
-                slot.lingers_until = Some(now.mono + LINGER);
-                actions.push(Action::Retire(id));
-            }
+            self.retire_one(id, now, actions);
         }
         // One that never had a relay is known to nobody. Oldest first where there are too many.
         let lingering = self.ids(Slot::is_retired);
@@ -366,6 +401,8 @@ impl Slot {
             introductions: 0,
             lifetime: Lifetime { seconds: u64::MAX / 2, introductions: u64::MAX },
             failures: 0,
+            losses: 0,
+            lasts_at: Duration::ZERO,
             down_since: None,
             lingers_until: None,
         }
@@ -376,26 +413,39 @@ impl Slot {
     }
 
     fn has_failed(&self) -> bool {
-        self.relay.is_some() && self.failures >= MAX_FAILURES
+        self.relay.is_some() && (self.failures >= MAX_FAILURES || self.losses >= MAX_LOSSES.1)
     }
 
-    /// Whether it must retire: old, worn, at a relay that a stronger member uses, or at one that does not answer.
-    fn is_over(&self, stronger: &BTreeSet<RelayId>, now: Now) -> bool {
-        let Some(relay) = self.relay else { return false };
+    fn lasts(&self, now: Now) -> bool {
+        matches!(self.circuit, Circuit::Up) && now.mono >= self.lasts_at
+    }
+
+    /// Its circuit is made again after a pause that grows with what went wrong.
+    fn pause(&mut self, setbacks: u32, now: Now) {
+        let most = if self.is_retired() { MAX_BACK_OFF.1 } else { MAX_BACK_OFF.0 };
+        let pause =
+            if setbacks > 0 { Duration::from_millis(500 << setbacks.min(10)).min(most) } else { Duration::ZERO };
+        self.circuit = Circuit::Down { not_before: now.mono + pause };
+    }
+
+    /// Whether it must retire: old, worn, or at a relay that does not answer or does not keep it.
+    fn is_over(&self, now: Now) -> bool {
         let old = now.unix >= self.created.saturating_add(self.lifetime.seconds);
         let worn = self.introductions >= self.lifetime.introductions;
-        old || worn || stronger.contains(&relay) || self.has_failed()
+        self.relay.is_some() && (old || worn || self.has_failed())
     }
 
     fn next_timeout(&self, now: Now) -> Duration {
         let circuit = match self.circuit {
             Circuit::Down { not_before } => Some(not_before.max(now.mono + Duration::from_millis(100))),
-            Circuit::Opening => self.down_since.map(|since| since + GRACE).filter(|at| *at > now.mono),
-            Circuit::Up => None,
+            Circuit::Opening => None,
+            Circuit::Up => Some(self.lasts_at),
         };
+        let withdrawn = self.down_since.map(|since| since + GRACE);
+        let changes = [circuit, withdrawn].into_iter().flatten().filter(|at| *at > now.mono);
         let left = self.created.saturating_add(self.lifetime.seconds).saturating_sub(now.unix);
         let end = self.lingers_until.unwrap_or(now.mono + Duration::from_secs(left.clamp(1, DAY)));
-        circuit.map_or(end, |circuit| circuit.min(end))
+        changes.min().map_or(end, |change| change.min(end))
     }
 }
 

@@ -17,11 +17,14 @@ use tracing::{debug, info, warn};
 
 use super::circuit;
 use super::plan::{Action, Event, Lifetime, Plan, SlotId, Stored};
+use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::tor::{Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits};
 
 /// How often introductions are counted.
 pub(super) const COUNT_EVERY: Duration = Duration::from_secs(10);
+/// So many more are worth a write to disk.
+const WORTH_NOTING: u64 = 256;
 
 /// The points' keys, kept over restarts.
 pub trait IntroPointStore: Send + Sync {
@@ -38,11 +41,9 @@ pub trait IntroPointStore: Send + Sync {
 /// What the cluster wants of this node's points.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// How many to keep.
-    pub points: usize,
     /// Whether it is known where the others are, so that new relays may be chosen.
     pub others_known: bool,
-    /// Relays of members with a lower node id: not to be used.
+    /// Relays of this node that another, who wins, also uses: to be left.
     pub stronger: BTreeSet<RelayId>,
     /// Relays of the other members: not to be chosen.
     pub weaker: BTreeSet<RelayId>,
@@ -71,6 +72,8 @@ pub struct Balance {
     pub limits: Arc<ServiceLimits>,
     /// Where client streams go.
     pub streams: mpsc::Sender<Incoming>,
+    /// How many points to keep.
+    pub points: usize,
     /// What to do, changing.
     pub wanted: watch::Receiver<Wanted>,
     /// What to advertise.
@@ -88,8 +91,9 @@ enum Done {
 struct Open {
     handle: Arc<dyn OpenIntroPoint>,
     stored: Stored,
-    /// Introductions before this circuit.
+    /// Introductions before this circuit, and those that are on disk.
     before: u64,
+    noted: u64,
     /// Stops waiting for the loss of the circuit when the slot is closed.
     watcher: tokio::task::AbortHandle,
 }
@@ -114,12 +118,12 @@ impl Balance {
     /// Runs until `stop`. Ends early only if the keys on disk cannot be read.
     pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
         let mut wanted = self.wanted.clone();
-        let plan = Plan::new(wanted.borrow_and_update().points);
+        let plan = Plan::new(self.points);
         let stored = self.store.restore()?;
         let known = stored.iter().map(|stored| (stored.slot, stored.clone())).collect();
         let (open, jobs, started) = (BTreeMap::new(), JoinSet::new(), Instant::now());
         let mut running = Running { balance: self, plan, started, open, known, jobs };
-        let latest = wanted.borrow().clone();
+        let latest = wanted.borrow_and_update().clone();
         // What there is comes first: new points are for what is missing then.
         running.tell(Event::MayChoose(false));
         running.tell(Event::Restored(stored));
@@ -155,7 +159,6 @@ impl Running {
 
     fn want(&mut self, wanted: Wanted) {
         self.tell(Event::Others { stronger: wanted.stronger, weaker: wanted.weaker });
-        self.tell(Event::Want(wanted.points));
         self.tell(Event::MayChoose(wanted.others_known));
     }
 
@@ -178,7 +181,7 @@ impl Running {
         let engine = Arc::clone(&self.balance.engine);
         let (master, limits, streams) =
             (self.balance.master, Arc::clone(&self.balance.limits), self.balance.streams.clone());
-        let keys = self.balance.store.keys(slot);
+        let keys = on_disk(|| self.balance.store.keys(slot));
         self.jobs.spawn(async move {
             let opened = async {
                 // Without a directory no relay is to blame. Once the engine has ended, its answer says so.
@@ -221,14 +224,14 @@ impl Running {
                 Stored { slot, relay, created, introductions: 0, lifetime, retired: None }
             }
         };
-        if let Err(error) = self.balance.store.note(&stored) {
+        if let Err(error) = on_disk(|| self.balance.store.note(&stored)) {
             warn!(%error, "cannot store an introduction point: after a restart its clients will have to come again");
         }
         debug!(slot = slot.0, relay = %point.relay, "introduction point open");
         let watched = Arc::clone(&handle);
         let watcher = self.jobs.spawn(async move { Done::Lost(slot, watched.lost().await) });
         let (before, lifetime) = (stored.introductions, stored.lifetime);
-        self.open.insert(slot, Open { handle, stored, before, watcher });
+        self.open.insert(slot, Open { handle, stored, before, noted: before, watcher });
         self.tell(Event::Opened(slot, ServedPoint { point, nonce }, lifetime));
         self.show();
     }
@@ -238,7 +241,7 @@ impl Running {
         let open = self.open.get_mut(&slot).map(|open| &mut open.stored);
         let Some(stored) = open.or_else(|| self.known.get_mut(&slot)) else { return };
         stored.retired = Some(unix_now());
-        if let Err(error) = self.balance.store.note(stored) {
+        if let Err(error) = on_disk(|| self.balance.store.note(stored)) {
             warn!(%error, "cannot store that an introduction point has retired: a restart may advertise it again");
         }
     }
@@ -248,7 +251,7 @@ impl Running {
         if let Some(open) = self.open.remove(&slot) {
             open.watcher.abort();
         }
-        if let Err(error) = self.balance.store.forget(slot) {
+        if let Err(error) = on_disk(|| self.balance.store.forget(slot)) {
             warn!(%error, "cannot remove the keys of a closed introduction point");
         }
         self.show();
@@ -258,9 +261,10 @@ impl Running {
     fn note_count(&mut self, slot: SlotId) -> Option<u64> {
         let open = self.open.get_mut(&slot)?;
         let count = open.before + open.handle.introductions();
-        if count != open.stored.introductions {
-            open.stored.introductions = count;
-            if let Err(error) = self.balance.store.note(&open.stored) {
+        open.stored.introductions = count;
+        if count >= open.noted + WORTH_NOTING {
+            open.noted = count;
+            if let Err(error) = on_disk(|| self.balance.store.note(&open.stored)) {
                 warn!(%error, "cannot store the count of introductions");
             }
         }

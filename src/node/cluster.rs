@@ -106,8 +106,6 @@ pub struct Parts {
     pub store: Arc<Store>,
     /// Signs what concerns others; publishers have it.
     pub authority: Option<AuthoritySecret>,
-    /// How many introduction points this node keeps.
-    pub intro_points: usize,
     /// What the disk knows, told before anything else happens: members first, because a node that knows of no others
     /// waits for none.
     pub known: Vec<Event>,
@@ -120,7 +118,6 @@ struct Actor {
     updates: mpsc::Receiver<Update>,
     cluster: MasterId,
     authority: Option<AuthoritySecret>,
-    intro_points: usize,
     started: Instant,
     /// When the mesh was reached.
     joined: Option<Instant>,
@@ -155,8 +152,7 @@ fn write_all(store: &Store, mut writes: mpsc::Receiver<Write>, done: &mpsc::Send
 pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
     let (messages, inbox) = mpsc::channel(QUEUE);
     let (publish, publish_watch) = watch::channel(publish::task::Wanted::default());
-    let wanted = balance::task::Wanted { points: parts.intro_points, ..Default::default() };
-    let (balance, balance_watch) = watch::channel(wanted);
+    let (balance, balance_watch) = watch::channel(balance::task::Wanted::default());
     let (stand_in, stand_in_watch) = watch::channel(BTreeSet::new());
     let (members, members_watch) = watch::channel(MemberSet::default());
     let (excluded, excluded_watch) = watch::channel(None);
@@ -171,7 +167,7 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
     let (done, written) = mpsc::channel(WRITES);
     let store = Arc::clone(&parts.store);
     let writer = tokio::task::spawn_blocking(move || write_all(&store, queue, &done));
-    let Parts { coordinator, mesh, updates, store, authority, intro_points, known } = parts;
+    let Parts { coordinator, mesh, updates, store, authority, known } = parts;
     let (coordinator, started, cluster) = (Arc::new(Mutex::new(coordinator)), Instant::now(), store.cluster());
     let handle = Cluster { messages, coordinator: Arc::clone(&coordinator), started };
     let mut actor = Actor {
@@ -180,7 +176,6 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         updates,
         cluster,
         authority,
-        intro_points,
         started,
         joined: None,
         others_known: false,
@@ -371,8 +366,7 @@ impl Actor {
         let points = coordinator.desired().points.into_iter().map(|(_, point)| point).collect();
         replace(&self.publish, publish::task::Wanted { term, points, floors: revisions(view) });
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
-        let (points, others_known) = (self.intro_points, self.others_known);
-        replace(&self.balance, balance::task::Wanted { points, others_known, stronger, weaker });
+        replace(&self.balance, balance::task::Wanted { others_known: self.others_known, stronger, weaker });
         if self.asked.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {
             self.asked = Some(Instant::now());
             replace(&self.stand_in, coordinator.stand_ins(now(self.started)).into_iter().collect());

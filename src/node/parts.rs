@@ -23,6 +23,7 @@ use super::cluster::{self, Cluster, Decisions};
 use super::control::{Daemon, Running};
 use super::discovery::Rotation;
 use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
+use crate::balance::check::point_check;
 use crate::balance::stand_in::task::StandIn;
 use crate::balance::task::Balance;
 use crate::clock::unix_now;
@@ -116,15 +117,14 @@ impl Parts {
             settings(&store, config, boot)?,
             Box::new(store.node_secret()?),
             store.membership().clone(),
-        );
-        let intro_points = config.cluster.intro_points;
+        )
+        .with_point_check(point_check(authority.as_ref().map(|authority| authority.duplicate())));
         let parts = cluster::Parts {
             coordinator,
             mesh,
             updates,
             store: Arc::clone(&store),
             authority: authority.as_ref().map(|authority| authority.duplicate()),
-            intro_points,
             known: what_the_disk_knows(&store)?,
         };
         let (cluster, decisions, actor) = cluster::start(parts);
@@ -157,6 +157,7 @@ impl Parts {
             store: Arc::new(StoredIntroPoints::new(Arc::clone(&store))?),
             limits: Arc::clone(&limits),
             streams: streams.clone(),
+            points: config.cluster.intro_points,
             wanted: balance,
             advertised,
             status: points,
@@ -211,7 +212,9 @@ impl Parts {
         };
 
         let health = Arc::new(Health::start(config.ports.clone(), config.health.clone()));
-        tasks.spawn(pump(health.ready(), cluster.clone(), Event::Ready, "health report"));
+        let mut ready = health.ready();
+        ready.mark_changed();
+        tasks.spawn(pump(ready, cluster.clone(), Event::Ready, "health report"));
         let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
         let traffic = proxy.traffic();
         let (links_of_door, store_of_door) = (Arc::clone(&links), Arc::clone(&store));
@@ -325,19 +328,20 @@ fn what_the_disk_knows(store: &Store) -> Result<Vec<Event>, NodeError> {
     Ok(events)
 }
 
-/// Hands every new value of a watch to the cluster.
+/// Hands every new value of a watch to the cluster; the one that is there already says nothing yet.
 async fn pump<T: Clone>(
     mut watch: watch::Receiver<T>,
     cluster: Cluster,
     event: impl Fn(T) -> Event,
     name: &'static str,
 ) -> Ended {
-    loop {
+    while watch.changed().await.is_ok() {
         let value = watch.borrow_and_update().clone();
-        if cluster.tell(event(value)).await.is_err() || watch.changed().await.is_err() {
-            return Ok(name);
+        if cluster.tell(event(value)).await.is_err() {
+            break;
         }
     }
+    Ok(name)
 }
 
 /// The links were started before there was anybody to decide on members.
@@ -452,7 +456,7 @@ async fn sort_streams(
         } else {
             // Full: dropped, it is rejected. Closed: the daemon is stopping.
             if let Err(mpsc::error::TrySendError::Full(_)) = proxy.try_send(stream) {
-                limits.refused.streams.fetch_add(1, Ordering::Relaxed);
+                limits.refused.queue.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

@@ -220,12 +220,61 @@ fn points_rotate_by_age_and_by_wear() {
 }
 
 #[test]
-fn leaving_withdraws_everything_and_serves_on() {
+fn a_member_that_goes_where_this_node_is_has_it_on_the_move_for_a_while_only() {
     let mut world = World::new(2);
+    world.relays = 100;
+    world.run(2);
+    let mut opened = 0;
+    for _ in 0..1800 {
+        let before: BTreeSet<SlotId> = world.open.keys().copied().collect();
+        world.run(1);
+        let stronger = world.relays_advertised();
+        world.tell(Event::Others { stronger, weaker: BTreeSet::new() });
+        opened += world.open.keys().filter(|slot| !before.contains(slot)).count();
+        assert_eq!(world.advertised.len(), 2);
+    }
+    assert_eq!(opened, MOVES.0 as usize);
+    let relays = world.relays_advertised();
+    world.run(MOVES.1.as_secs());
+    assert_eq!(world.relays_advertised().intersection(&relays).count(), 1, "one more may move");
+}
+
+#[test]
+fn a_relay_that_closes_circuits_at_once_is_left() {
+    let mut world = World::new(1);
+    world.run(2 + LASTING.as_secs());
+    let (slot, bad) = world.open.pop_first().unwrap();
+    let mut shown = 0;
+    for lost in 1.. {
+        world.tell(Event::Lost(slot));
+        world.run(2);
+        if world.retired.contains(&slot) {
+            assert_eq!(lost, 1 + MAX_LOSSES.1);
+            break;
+        }
+        // It is asked for again, later and later.
+        while world.plan.slots[&slot].circuit.is_due(Duration::MAX) {
+            world.run(1);
+        }
+        shown += usize::from(world.relays_advertised().contains(&bad));
+    }
+    assert!(shown <= 4, "advertised after {shown} losses");
     world.run(3);
-    world.tell(Event::Want(0));
-    assert!(world.advertised.is_empty());
-    assert_eq!(world.open.len(), 2);
+    assert_eq!(world.advertised.len(), 1);
+    assert!(!world.relays_advertised().contains(&bad));
+}
+
+#[test]
+fn a_circuit_that_lasts_makes_up_for_those_that_did_not() {
+    let mut world = World::new(1);
+    world.run(2);
+    let slot = *world.open.keys().next().unwrap();
+    for _ in 0..20 {
+        world.tell(Event::Lost(slot));
+        world.run(LASTING.as_secs() + 40);
+        assert_eq!(world.advertised.len(), 1);
+    }
+    assert!(world.retired.is_empty());
 }
 
 #[test]
