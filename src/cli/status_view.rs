@@ -107,8 +107,10 @@ fn head(text: &mut String, status: &Status, paint: Paint) {
 }
 
 fn members(text: &mut String, status: &Status, paint: Paint) {
-    let mut table =
-        table(&["NODE", "ROLE", "STATE", "HEARD", "OFFERS", "PUBLISHED", "PRIORITY", "WEIGHT"], &[4, 5, 6, 7]);
+    let mut table = table(
+        &["NODE", "ROLE", "STATE", "HEARD", "OFFERS", "PUBLISHED", "PRIORITY", "WEIGHT", "INVITATION"],
+        &[4, 5, 6, 7],
+    );
     let dash = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
     for member in &status.members {
         let mark = match &status.publisher {
@@ -124,6 +126,7 @@ fn members(text: &mut String, status: &Status, paint: Paint) {
             member.published.to_string(),
             dash(member.priority),
             dash(member.weight),
+            member.invitation.as_deref().map_or("-", short).into(),
         ]);
     }
     section(text, "Nodes (* publishes; what they offer and what is published are introduction points)", &table, paint);
@@ -265,6 +268,7 @@ mod tests {
             phase: Some(Phase::Healthy),
             alive: true,
             me,
+            invitation: (!me).then(|| "c0ffee00c0ffee00".into()),
             last_heard_seconds: Some(1.2),
             intro_points: 3,
             published: 3,

@@ -85,6 +85,8 @@ pub struct MemberStatus {
     pub alive: bool,
     /// Whether it is this node.
     pub me: bool,
+    /// The invitation it joined with, by its id; `None` for the founder.
+    pub invitation: Option<String>,
     /// How long ago its last sign of life came; `None` if none has.
     pub last_heard_seconds: Option<f64>,
     /// Introduction points it offers.

@@ -69,6 +69,7 @@ fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<NodeId, usiz
         phase: member.heartbeat.as_ref().map(|beat| beat.phase),
         alive: member.alive,
         me: node == me,
+        invitation: member.member.certificate.invitation.map(|invitation| invitation.to_string()),
         last_heard_seconds: member.last_heard.map(|heard| now.mono.saturating_sub(heard).as_secs_f64()),
         intro_points: member.intro_points.as_ref().map_or(0, |record| record.points.len()),
         published: wanted.get(&node).copied().unwrap_or(0),

@@ -201,6 +201,14 @@ async fn one_token_raced_at_two_publishers_makes_one_member() {
     // Healthy is a cluster in which the winner is a member, and whoever does not run is none.
     town.healthy().await;
     assert_eq!(town.running().count(), 4);
+    let winner = town.named(if loser == "one" { "two" } else { "one" }).id.to_string();
+    let id = token.invitation_id().to_string();
+    for daemon in town.running() {
+        let members = daemon.status().await.unwrap().members;
+        let with_it = members.iter().filter(|member| member.invitation.as_deref() == Some(&id));
+        let with_it: Vec<&str> = with_it.map(|member| member.node.as_str()).collect();
+        assert_eq!(with_it, [winner.as_str()], "{} tells who joined with the token", daemon.name);
+    }
     let seen = visitors.end().await;
     assert!(seen.failures.is_empty(), "{seen:?}");
 }

@@ -152,6 +152,7 @@ fn example() -> Status {
         phase: Some(Phase::Healthy),
         alive: true,
         me: false,
+        invitation: Some(world().token_id.to_string()),
         last_heard_seconds: Some(1.5),
         intro_points: 3,
         published: 2,
