@@ -86,7 +86,7 @@ enum Command {
     Join(join::Options),
     /// Show how the running node sees the cluster
     Status(status::Options),
-    /// Take this node out of the cluster for good, and stop it
+    /// Say goodbye to the other nodes, and stop this one; it stays a member
     Leave(leave::Options),
     /// Take no new clients on this node, for maintenance
     Drain(drain::Options),
