@@ -2,7 +2,7 @@
 //! that costs.
 //!
 //! `cargo test -p rustbalance-gossip --test real_gossip -- --nocapture` prints what was measured;
-//! `GOSSIP_NODES=3,10,50,200` chooses the sizes.
+//! `GOSSIP_NODES=3,10,50` chooses the sizes, `GOSSIP_ROUND_MS=1000` other rounds of gossip than the daemon's.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
