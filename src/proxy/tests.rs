@@ -121,10 +121,10 @@ async fn a_target_that_lingers_after_the_clients_end_is_cut_off() {
 
 #[tokio::test]
 async fn an_idle_stream_is_closed_and_a_moving_one_is_not() {
-    let (proxy, listener) = tcp_proxy(ProxyLimits { idle: Duration::from_secs(1), ..short() }).await;
+    let (proxy, listener) = tcp_proxy(ProxyLimits { idle: Duration::from_secs(3), ..short() }).await;
     let (mut client, mut target, served) = open(&proxy, &listener).await;
     for _ in 0..12 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         client.write_all(b"x").await.unwrap();
         target.read_exact(&mut [0]).await.unwrap();
     }
