@@ -279,6 +279,18 @@ impl Network {
         millis(length - passed)
     }
 
+    /// Waits until no time period has begun lately, nor will for so long, at most 20 voting intervals: what is compared over a
+    /// change differs, because directories change and clients forget descriptors.
+    pub fn await_steady_period(&self, ahead: Duration) {
+        let settling = self.voting_interval() * 3;
+        let next = self.next_time_period();
+        let wait = match next < ahead {
+            true => next + settling,
+            false => (next + settling).saturating_sub(self.time_period_length()),
+        };
+        std::thread::sleep(wait);
+    }
+
     /// What each directory holds now for an onion address (with or without `.onion`), in the current time period: every
     /// relay is asked, at once, afresh each time. Relays that hold nothing, or do not answer within 10 s, are left out.
     pub fn published(&self, onion: &str) -> Result<Vec<PublishedDescriptor>> {

@@ -134,6 +134,7 @@ fn a_panic_leaves_no_tor_after_chaos() {
 
 /// Relays come and go, and `published` shows it.
 fn directories_are_seen_as_they_are(network: &Network) {
+    network.await_steady_period(Duration::from_secs(120));
     let site = Site::start("beta").unwrap();
     let mut service = network.onion_service("beta", 80, site.addr()).unwrap();
     let onion = &service.hostname().to_owned();

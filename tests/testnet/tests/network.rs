@@ -37,6 +37,7 @@ fn clients_reach_a_site_and_directories_tell_what_they_hold() {
     assert_eq!(site.requests(), 5);
 
     mark("with a new identity too");
+    network.await_steady_period(Duration::from_secs(90));
     let published = network.published(onion).unwrap();
     mark("asked every directory");
     assert!(published.len() >= 4, "{}", published.len());
