@@ -187,6 +187,7 @@ impl Mallory {
     }
 
     fn never_reads(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+        let before = refused(nodes, "link_deaf")?;
         let deaf = self.attack("gamma", |mut stream, question| async move {
             let ping = payload(&Frame::Ping(1));
             while frame::write(&mut stream, &ping).await.is_ok() && frame::write(&mut stream, &question).await.is_ok() {
@@ -194,11 +195,16 @@ impl Mallory {
             }
             Ok(())
         })?;
-        let count = undisturbed(cluster, nodes, "link_deaf")?;
         // Who never reads cannot notice that its link has ended; gamma can.
         let me = self.store.node_id().to_string();
-        let linked = nodes.named("gamma")?.status()?.links.iter().any(|link| link.peer == me);
-        ensure!(!linked, "the link of a deaf member stays open");
+        let gamma = nodes.named("gamma")?;
+        cluster.wait_until("the link of a deaf member is ended", PATIENCE, || {
+            let ended = refused(nodes, "link_deaf")? - before;
+            let linked = gamma.status()?.links.iter().any(|link| link.peer == me);
+            ensure!(ended > 0 && !linked, "{ended} were ended, and that of the deaf is open: {linked}");
+            Ok(())
+        })?;
+        let count = undisturbed(cluster, nodes, "link_deaf")? - before;
         deaf.abort();
         story.tell(format_args!("a member that never reads: {count} links ended, nobody disturbed"));
         Ok(())
