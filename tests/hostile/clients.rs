@@ -56,8 +56,9 @@ async fn streams_that_are_never_read_are_cut_off() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_introductions_a_second_are_bounded() {
     let town = Town::start("[limits]\npending_rendezvous = 4\nintroduction_queue = 4\n").await;
-    // A rendezvous takes as long as it does on Tor, so that many are in the making at once.
-    town.net.latency(Duration::from_millis(150));
+    // A rendezvous takes as long as it does on a slow day of Tor, so that many are in the making at once, also where the
+    // machine is slow: the places of all nodes suffice for 48 clients a second.
+    town.net.latency(Duration::from_millis(250));
     let visitors = town.visitors();
     let start = Instant::now();
     let mut clients = JoinSet::new();
@@ -72,7 +73,7 @@ async fn a_thousand_introductions_a_second_are_bounded() {
         }
     }
     while clients.join_next().await.is_some() {}
-    town.counts("introductions_over_limit", 300).await;
+    town.counts("introductions_over_limit", 100).await;
     town.net.latency(Duration::ZERO);
     town.healthy().await;
     let seen = visitors.end().await;

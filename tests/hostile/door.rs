@@ -89,7 +89,7 @@ async fn members(town: &Town) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guessing_tokens_gets_nobody_in() {
-    let town = Town::start("[joins]\nat_once = 6\nburst = 40\nevery = \"100ms\"\n").await;
+    let town = Town::start("[joins]\nat_once = 6\nburst = 20\nevery = \"1s\"\n").await;
     let good = town.invite(Role::Worker, 1).await;
     let visitors = town.visitors();
     let mut guesses = JoinSet::new();
