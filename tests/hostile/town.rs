@@ -30,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 /// How long one visit may take: a client that was kept waiting at one introduction point tries the next after 15 s.
 const VISIT: Duration = Duration::from_secs(40);
+/// More terms than a cluster comes to by itself in a test. Claims in vain are for later ones.
+pub(crate) const OWN_TERMS: u64 = 50;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -241,6 +243,14 @@ impl Town {
     pub(crate) async fn publisher(&self) -> (String, u64) {
         let status = self.running().next().unwrap().status().await.unwrap();
         status.publisher.map(|publisher| (publisher.node, publisher.term)).unwrap()
+    }
+
+    /// Fails unless an honest node publishes, in a term to which the cluster has come by itself since `before`. The lease may
+    /// have moved: a daemon that the machine does not let run for longer than the short silence of these tests gives it up.
+    pub(crate) async fn publishes_by_itself(&self, before: &(String, u64), hostile: NodeId) {
+        let after = self.publisher().await;
+        let own = (before.1..before.1 + OWN_TERMS).contains(&after.1);
+        assert!(own && after.0 != hostile.to_string(), "{before:?}, then {after:?}");
     }
 
     /// How often something of this name was refused, by all daemons that run.
