@@ -152,16 +152,8 @@ impl Drop for Dismissal<'_> {
     }
 }
 
-/// A cluster whose nodes can be cut off and, where disks can be mounted, have small ones. Says why not otherwise.
-fn grow<'n>(
-    network: &'n Network,
-    names: &[&str],
-    story: &mut Story,
-) -> Result<(Cluster<'n>, Vec<Arc<Node>>, Option<String>)> {
-    // A copy: whoever builds meanwhile does not change what is run again.
-    let binary = network.base().join("rustbalance");
-    std::fs::copy(BINARY, &binary)?;
-    let cluster = Cluster::new(network, &binary)?.cabled();
+/// Nodes that have small disks, where disks can be mounted. Says why not otherwise.
+fn grow(cluster: &Cluster<'_>, names: &[&str], story: &mut Story) -> Result<(Vec<Arc<Node>>, Option<String>)> {
     let mut diskless = None;
     let mut run = |node: &Node| {
         if let Err(error) = node.confine() {
@@ -181,7 +173,7 @@ fn grow<'n>(
     }
     cluster.await_served(&nodes)?;
     story.tell(format_args!("{} nodes are published", nodes.len()));
-    Ok((cluster, nodes, diskless))
+    Ok((nodes, diskless))
 }
 
 /// All of it, from the boot of a network to the report.
@@ -189,9 +181,23 @@ fn chaos(plan: &Plan) -> Result<Report> {
     let mut story = Story::new("chaos");
     story.tell(format_args!("seed {}", plan.seed));
     let network = Network::boot(Options { relays: plan.relays, exits: 4, ..Options::default() })?;
-    let (cluster, nodes, diskless) = grow(&network, &NAMES[..plan.nodes], &mut story)?;
+    // A copy: whoever builds meanwhile does not change what is run again.
+    let binary = network.base().join("rustbalance");
+    std::fs::copy(BINARY, &binary)?;
+    let cluster = Cluster::new(&network, &binary)?.cabled();
+    let report = torment(plan, &cluster, story);
+    if report.as_ref().map_or(true, |report| !report.missed(&plan.bounds).is_empty()) {
+        cluster.keep_logs();
+    }
+    report
+}
+
+/// Grows a cluster whose nodes can be cut off, and has all that fail which the plan draws.
+fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Report> {
+    let network = cluster.network();
+    let (nodes, diskless) = grow(cluster, &NAMES[..plan.nodes], &mut story)?;
     let onion = cluster.onion()?;
-    let eye = Eye::open(&network)?;
+    let eye = Eye::open(network)?;
     let authorities = network.relays().iter().filter(|relay| relay.dir_port.is_some()).count();
     let rules = Rules {
         publishers: PUBLISHERS,
@@ -211,8 +217,8 @@ fn chaos(plan: &Plan) -> Result<Report> {
     let started = Instant::now();
     let teller = Teller { started, story: Mutex::new((story, Vec::new())) };
     let watch = Watch::new(&nodes, &onion, &eye, &teller)?;
-    let visitors = Visitors::new(&network, &onion, &NAMES, started);
-    let stage = Stage::new(&network, &nodes, &watch, &teller);
+    let visitors = Visitors::new(network, &onion, &NAMES, started);
+    let stage = Stage::new(network, &nodes, &watch, &teller);
     let settled = thread::scope(|scope| {
         // However this ends, those on other threads are to end too.
         let _dismissal = Dismissal(&visitors, &watch);
@@ -229,26 +235,7 @@ fn chaos(plan: &Plan) -> Result<Report> {
         }
         scope.spawn(|| watch.directories());
         scope.spawn(|| watch.machine());
-        let calm = thread::scope(|deeds| {
-            let mut calm = None;
-            loop {
-                let now = started.elapsed();
-                let failed = stage.supervise().into_iter().map(Event::Failed);
-                let events = failed.chain(watch.whole().into_iter().map(Event::Whole)).chain([Event::Tick]);
-                for action in events.flat_map(|event| driver.handle(event, now)).collect::<Vec<_>>() {
-                    stage.carry_out(action, deeds);
-                }
-                if now >= plan.chaos && calm.is_none() {
-                    teller.tell(format_args!("the calm begins"));
-                    calm = Some(Instant::now());
-                }
-                if calm.is_some_and(|calm| driver.is_all_whole() || calm.elapsed() > PATIENCE) {
-                    break;
-                }
-                thread::sleep(Duration::from_millis(200));
-            }
-            calm.unwrap_or_else(Instant::now)
-        });
+        let calm = play(&mut driver, plan.chaos, &stage, &watch, &teller);
         let settled = await_whole(&nodes, &onion, &eye, calm);
         match &settled {
             Ok(took) => teller.tell(format_args!("all is whole, {:.1} s after the calm began", took.as_secs_f64())),
@@ -273,13 +260,34 @@ fn chaos(plan: &Plan) -> Result<Report> {
         report.silence = Some(ledger.longest_silence(started.elapsed()));
     });
     report.newcomers = visitors.newcomers_so_far();
-    after::read_logs(&nodes, &mut report)?;
-    after::search_secrets(&nodes, &mut report)?;
+    after::look(&nodes, &mut report);
     report.timeline = std::mem::take(&mut teller.story.lock().unwrap_or_else(PoisonError::into_inner).1);
-    if !report.missed(&plan.bounds).is_empty() {
-        cluster.keep_logs();
-    }
     Ok(report)
+}
+
+/// Does what the driver decides until the calm has come and all faults are over. When the calm began.
+fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'_>, teller: &Teller) -> Instant {
+    thread::scope(|deeds| {
+        let mut calm = None;
+        loop {
+            let now = teller.started.elapsed();
+            let failed = stage.supervise().into_iter().map(Event::Failed);
+            let events = failed.chain(watch.whole().into_iter().map(Event::Whole)).chain([Event::Tick]);
+            for action in events.flat_map(|event| driver.handle(event, now)).collect::<Vec<_>>() {
+                stage.carry_out(action, deeds);
+            }
+            if now >= chaos && calm.is_none() {
+                teller.tell(format_args!("the calm begins"));
+                calm = Some(Instant::now());
+            }
+            if let Some(calm) = calm
+                && (driver.is_all_whole() || calm.elapsed() > PATIENCE)
+            {
+                return calm;
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+    })
 }
 
 /// Waits until all is whole: one publisher, known to all, and every directory holding what it wants published, with points

@@ -11,8 +11,17 @@ use rustbalance_testnet::cluster::Node;
 use crate::needles::Needles;
 use crate::secrets::opened_copy;
 
+/// Reads all that was left behind. What cannot be read is lost, and does not take the rest of the report along.
+pub(super) fn look(nodes: &[Arc<Node>], report: &mut Report) {
+    for (what, read) in [("the logs", read_logs(nodes, report)), ("the secrets", search_secrets(nodes, report))] {
+        if let Err(error) = read {
+            report.lost.push(format!("{what} cannot be read: {error:#}"));
+        }
+    }
+}
+
 /// Counts uploads, panics and complaints.
-pub(super) fn read_logs(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
+fn read_logs(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
     let mut complaints = BTreeMap::new();
     for node in nodes {
         let [log, _] = node.said();
@@ -44,7 +53,7 @@ fn complaint(line: &str) -> Option<String> {
 }
 
 /// Looks for every secret of every node in all that the daemons and commands have said.
-pub(super) fn search_secrets(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
+fn search_secrets(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
     let mut needles = Needles::new();
     for node in nodes {
         opened_copy(node)?.add_to(&mut needles, node.name())?;
