@@ -10,6 +10,7 @@ if [ $# -lt 2 ]; then
     echo "usage: $0 SEEDS NODES [TEST...]   e.g. $0 100 7, or SIM_CHAOS=7200 $0 1 500 convergence" >&2
     exit 2
 fi
+./scripts/install.sh
 SIM_SEEDS=$1 SIM_NODES=$2
 shift 2
 [ $# -gt 0 ] || set -- convergence terms one_holder revisions dead_points descriptor

@@ -7,12 +7,35 @@ started=$SECONDS
 deny=0.20.2
 tools=$(realpath "${CARGO_TARGET_DIR:-target}")/tools
 
-step() {
+# Each step is a process group of its own, with which a signal to this script alone ends what cargo has started, too.
+child=
+stop() {
+    trap '' INT TERM HUP
+    [ -z "$child" ] || kill -- "-$child" 2>/dev/null || :
+    wait || :
+    exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
+
+tell() {
     printf '\n== %s (%d s)\n' "$*" "$((SECONDS - started))"
-    "$@"
 }
 
-step ./scripts/install.sh
+step() {
+    tell "$@"
+    set -m
+    "$@" &
+    child=$!
+    set +m
+    wait "$child"
+    child=
+}
+
+# In the foreground: it may ask for a password.
+tell ./scripts/install.sh
+./scripts/install.sh
 step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-testnet --check
 step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 step cargo clippy --locked --workspace --all-targets -- -D warnings
