@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 /// Port bases tried in turn; all below the range from which Linux takes the ports of outgoing connections.
 const PORT_BASES: std::ops::Range<u16> = 15..32;
@@ -98,15 +98,18 @@ impl Options {
                 format!("cannot use the ports from {base}; choose another port base, or none to have one found")
             });
         }
+        let mut last = None;
         for thousand in PORT_BASES {
-            if let Ok(ports) = Ports::reserve(thousand * 1000, self) {
-                return Ok(ports);
+            match Ports::reserve(thousand * 1000, self) {
+                Ok(ports) => return Ok(ports),
+                Err(error) => last = Some(error),
             }
         }
         bail!(
-            "no free ports for a network from {}000 to {}000; stop other test networks or name a port base",
+            "no free ports for a network from {}000 to {}000; stop other test networks or name a port base; of the last: {:#}",
             PORT_BASES.start,
-            PORT_BASES.end
+            PORT_BASES.end,
+            last.unwrap_or_else(|| anyhow!("none was tried"))
         )
     }
 }
@@ -119,6 +122,26 @@ pub(crate) fn target_folder() -> Option<PathBuf> {
     // Cargo marks its target folder with this file; our executable is somewhere below it.
     let exe = std::env::current_exe().ok()?;
     exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).map(PathBuf::from)
+}
+
+/// Who runs this, as files outside know it: in a user namespace, such as the soak's, everybody may be root.
+fn user() -> u32 {
+    let uid = rustix::process::getuid().as_raw();
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    outside(uid, &map).unwrap_or(uid)
+}
+
+/// What a user of this namespace is outside of it: each line has the first user here, the first outside, and how many.
+fn outside(uid: u32, map: &str) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>());
+        let (Some(Ok(here)), Some(Ok(there)), Some(Ok(count))) = (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return None;
+        };
+        let nth = uid.checked_sub(here).filter(|nth| *nth < count)?;
+        there.checked_add(nth)
+    })
 }
 
 /// The ports of one network, reserved against other networks of this user for as long as this lives.
@@ -136,10 +159,11 @@ impl Ports {
         if !(1024..=u16::MAX - 300).contains(&base) {
             bail!("a port base lies between 1024 and {}", u16::MAX - 300);
         }
-        let folder = std::env::temp_dir().join(format!("rustbalance-ports-{}", rustix::process::getuid().as_raw()));
+        let folder = std::env::temp_dir().join(format!("rustbalance-ports-{}", user()));
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let reservation = File::create(folder.join(format!("{base}.lock")))?;
-        reservation.try_lock().map_err(|_| anyhow::anyhow!("another test network holds them"))?;
+        let path = folder.join(format!("{base}.lock"));
+        let reservation = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        reservation.try_lock().map_err(|_| anyhow!("another test network holds them"))?;
         let ports = Self { base, _reservation: reservation };
         let relays = options.authorities + options.relays;
         for index in 0..relays {
@@ -172,5 +196,18 @@ impl Ports {
     fn nth(&self, offset: u16, index: usize) -> u16 {
         // `Options::check` keeps `index` below 100.
         self.base + offset + u16::try_from(index).unwrap_or(99)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_a_namespace_are_known_by_who_they_are_outside() {
+        assert_eq!(outside(0, "         0       1000          1\n"), Some(1000));
+        assert_eq!(outside(5, "0 1000 1\n1 100000 65536\n"), Some(100_004));
+        assert_eq!(outside(1000, "0 0 4294967295\n"), Some(1000));
+        assert_eq!(outside(7, "0 1000 1\n"), None);
     }
 }
