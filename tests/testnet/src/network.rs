@@ -364,7 +364,8 @@ fn sweep_temporary() {
     };
     for entry in entries.flatten() {
         let is_ours = entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX);
-        if is_ours && fs::canonicalize(entry.path()).is_ok_and(|base| sweep_abandoned(&base)) {
+        let is_over = is_ours && fs::canonicalize(entry.path()).is_ok_and(|base| sweep_abandoned(&base));
+        if is_over && !entry.path().join(process::KEPT).exists() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

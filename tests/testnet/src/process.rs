@@ -21,6 +21,9 @@ use crate::cluster::disk::unmount_below;
 /// The folder of the files that record pids.
 const RECORDS: &str = "pids";
 
+/// The file that tells that a temporary folder is to stay.
+pub(crate) const KEPT: &str = "kept";
+
 /// What tells a tor of ours, in its folder.
 const TORRC: &str = "torrc";
 /// What tells a daemon of ours: its state directory, in its folder.
@@ -78,6 +81,12 @@ impl Keeper {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let records = base.join(RECORDS);
         fs::create_dir_all(&records).with_context(|| format!("cannot create {}", records.display()))?;
+        // The reaper is told, too: it is what ends a network that a process shares until its own end. And who boots another.
+        let keep = std::env::var_os(crate::ENV_KEEP).is_some();
+        if wipe && keep {
+            fs::write(base.join(KEPT), "")?;
+        }
+        let wipe = wipe && !keep;
         let own_record = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         let pattern = match scope {
             Scope::Everything => "*",
@@ -123,8 +132,7 @@ impl Drop for Keeper {
         if self.scope == Scope::Everything {
             unmount_below(&self.base);
         }
-        let wipe = self.wipe && std::env::var_os(crate::ENV_KEEP).is_none();
-        if wipe {
+        if self.wipe {
             let _ = fs::remove_dir_all(&self.base);
         }
         let reaper = self.reaper.get_mut().unwrap_or_else(PoisonError::into_inner).take();
