@@ -34,7 +34,7 @@ const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 const MAX_IN_FLIGHT: usize = 16;
 /// No honest revision is above: the clock gives less than 2^48. Whoever held the master key once can put a higher one on
 /// a directory; to go above that would end at a revision that has none above it.
-const MAX_REVISION: u64 = 1 << 55;
+const MAX_REVISION: u64 = 1 << 56;
 
 /// What happened.
 #[derive(Debug, Clone)]
