@@ -87,7 +87,7 @@ mod tests {
 
     use super::*;
     use crate::liveness::Patience;
-    use crate::record::{RecordKind, Role};
+    use crate::record::{Heartbeat, RecordKind, Role};
     use crate::signed::Verified;
     use crate::sim::{FOUNDED, Founder, Identity, point, sign};
     use crate::time::Now;
@@ -136,7 +136,8 @@ mod tests {
             for seconds in span.step_by(2) {
                 for of in who {
                     let node = &self.nodes[*of];
-                    let beat: Verified<_> = sign(node.beat(seconds + 1, phase), &node.key);
+                    let beat: Verified<_> =
+                        sign(Heartbeat { unix: at(seconds).unix, ..node.beat(seconds + 1, phase) }, &node.key);
                     self.tell(*of, RecordKind::Heartbeat, &beat.to_bytes().unwrap(), seconds);
                     self.views[*of].fold_heartbeat(beat, at(seconds));
                 }

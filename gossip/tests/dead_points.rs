@@ -1,6 +1,6 @@
 //! No intro point of a node that is long silent (`sim::longest_silence`) is wanted in the descriptor.
 
-use rustbalance_gossip::sim::{Scenario, Weights, sweep};
+use rustbalance_gossip::sim::{Scenario, Weights, replay, sweep};
 
 /// Nodes die, freeze, leave, are evicted and fall ill.
 #[test]
@@ -22,4 +22,14 @@ fn no_dead_nodes_point_stays() {
         },
         ..Scenario::new(seed, nodes)
     });
+}
+
+/// A member repeats what a node said that is dead for hours, to others that were restarted meanwhile and know nothing of it.
+#[test]
+fn old_words_do_not_revive_the_dead_at_who_was_restarted() {
+    for seed in 1..=3 {
+        let seen = replay(seed, 5).unwrap();
+        assert!(seen.violations.is_empty(), "seed {seed}: {}", seen.violations[0]);
+        assert!(seen.refused.iter().all(|refused| *refused >= 20), "seed {seed}: {:?}", seen.refused);
+    }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rustbalance::clock::unix_now;
 use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::{Heartbeat, IntroPoints, Invitation, Lease, Phase, RecordKind, Revocation, Role};
 use tokio::time::{Instant, sleep};
@@ -83,7 +84,7 @@ async fn forged_records_of_others_are_believed_by_nobody() {
     let mut liars = Vec::new();
     for victim in [alpha, gamma] {
         let liar = mouth.speak(&town, victim, FUTURE).await;
-        let gone = Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0 };
+        let gone = Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0, unix: unix_now() };
         let points = IntroPoints { cluster, node: victim, seq, points: Vec::new(), nonces: Vec::new() };
         let lease = Lease { cluster, holder: victim, seq, term: before.1 + OWN_TERMS, priority: 0, ttl_ms: 60_000 };
         let card = mallory.card(victim, seq);
@@ -173,7 +174,7 @@ async fn absurd_terms_are_claimed_in_vain() {
         voice.say(RecordKind::Lease, &mallory.sign(lease));
         sleep(Duration::from_millis(700)).await;
     }
-    let absurd = Heartbeat { cluster, node: me, seq: u64::MAX, phase: Phase::Healthy, hears: 3 };
+    let absurd = Heartbeat { cluster, node: me, seq: u64::MAX, phase: Phase::Healthy, hears: 3, unix: unix_now() };
     voice.say(RecordKind::Heartbeat, &mallory.sign(absurd));
     town.counts("record_jump", 6).await;
     town.healthy().await;

@@ -162,7 +162,7 @@ pub(crate) fn revocation(cast: &Cast) -> Revocation {
 
 fn heartbeat(cast: &Cast) -> Heartbeat {
     let (cluster, node) = (cast.cluster(), cast.alpha.node_id());
-    Heartbeat { cluster, node, seq: (7 << 32) | 2, phase: Phase::Healthy, hears: 2 }
+    Heartbeat { cluster, node, seq: (7 << 32) | 2, phase: Phase::Healthy, hears: 2, unix: NOW }
 }
 
 fn intro_points(cast: &Cast) -> IntroPoints {

@@ -298,6 +298,13 @@ impl Coordinator {
         match self.view.ingest(origin, kind, bytes, now) {
             Ok(changes) => changes,
             Err(rejection) => {
+                if rejection == Rejection::Old && self.view.refused().of(rejection.name()) == 1 {
+                    tracing::warn!(
+                        origin = %origin.short(),
+                        "a member's word is old: this machine's clock is fast, or that one's slow, or somebody repeats \
+                         what a dead node once said"
+                    );
+                }
                 tracing::debug!(origin = %origin.short(), kind = kind.key(), %rejection, "record refused");
                 Changes::default()
             }
@@ -438,8 +445,9 @@ impl Coordinator {
         self.next_beat = now.mono + self.view.patience().interval;
         self.beaten = Some(now.mono);
         self.said_phase = Some(phase);
-        let (cluster, node, hears) = (self.cluster, self.me, u16::try_from(self.view.hears()).unwrap_or(u16::MAX));
-        let Some((beat, bytes)) = self.voice.say(|seq| Heartbeat { cluster, node, seq, phase, hears }) else {
+        let hears = u16::try_from(self.view.hears()).unwrap_or(u16::MAX);
+        let (cluster, node, unix) = (self.cluster, self.me, now.unix);
+        let Some((beat, bytes)) = self.voice.say(|seq| Heartbeat { cluster, node, seq, phase, hears, unix }) else {
             return Changes::default();
         };
         out.push(Action::Gossip { kind: RecordKind::Heartbeat, bytes });

@@ -83,6 +83,8 @@ pub struct Heartbeat {
     pub phase: Phase,
     /// The nodes it hears now: lets `status` tell one's own isolation from the others' death. At most 65,535.
     pub hears: u16,
+    /// Its clock, in seconds since the Unix epoch: tells who has never heard it how old the beat is.
+    pub unix: u64,
 }
 
 impl Statement for Heartbeat {

@@ -129,9 +129,9 @@ impl Identity {
         }
     }
 
-    /// A heartbeat.
+    /// A heartbeat of the time of the founding.
     pub fn beat(&self, seq: u64, phase: Phase) -> Heartbeat {
-        Heartbeat { cluster: self.cluster(), node: self.node(), seq, phase, hears: 0 }
+        Heartbeat { cluster: self.cluster(), node: self.node(), seq, phase, hears: 0, unix: FOUNDED }
     }
 
     /// A lease.

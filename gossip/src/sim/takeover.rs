@@ -32,7 +32,7 @@ pub struct Takeover {
 }
 
 /// Lets the world go on until it has settled; `None` if it does not in two minutes.
-fn until_settled(world: &mut World) -> Option<Duration> {
+pub(super) fn until_settled(world: &mut World) -> Option<Duration> {
     let since = world.now;
     while world.now < since + Duration::from_secs(120) {
         world.run_until(world.now + Duration::from_millis(250));

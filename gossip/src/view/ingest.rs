@@ -3,6 +3,8 @@
 //! In this order: readable, signed by whom it came from, its signer a member, of this cluster, newer than what is known
 //! and not absurdly so, every field within its bounds. Only then is anything changed.
 
+use std::time::Duration;
+
 use super::{Changes, MAX_NODES, MemberView, Rejection, Standing, View};
 use crate::address::mesh_address;
 use crate::id::{InvitationId, MasterId, NodeId};
@@ -14,6 +16,9 @@ use crate::record::{
 use crate::signed::{Statement, Unverified, Verified};
 use crate::time::Now;
 
+/// Oldest beat that proves the life of a node that was not heard for as long. Two clocks, each up to ten minutes off as a
+/// join allows, and the way through the mesh; and half of what honest nodes remember the last words of the dead for.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// Most restarts that may lie between two records of one node, and twice over before the first.
 const MAX_BOOT_JUMP: u64 = 1 << 20;
 /// No revision is above: the clock gives less than 2^48, and one must be able to go above the highest.
@@ -150,6 +155,10 @@ impl View {
                 let Some(beat) = self.check_word(origin, bytes, |node| node.heartbeat.as_ref())? else {
                     return Ok(Changes::default());
                 };
+                if self.is_too_old(&beat, now) {
+                    self.doubt(&origin, now);
+                    return Err(Rejection::Old);
+                }
                 Ok(self.fold_heartbeat(beat, now))
             }
             RecordKind::IntroPoints => {
@@ -216,6 +225,22 @@ impl View {
             Some(Standing::Overdrawn) => Err(Rejection::Overdrawn),
             Some(Standing::Revoked) => Err(Rejection::Revoked),
             None => Err(Rejection::Unknown),
+        }
+    }
+
+    /// Whether a beat may be a replay: of a node that was not heard for so long that its last word may be forgotten, all
+    /// that it ever said is new. Between those who hear each other no clock is asked; one that jumps silences nobody. A
+    /// date in the future is believed: nobody can replay what has not been said, and a slow clock of ours must not make
+    /// us deaf.
+    fn is_too_old(&self, beat: &Heartbeat, now: Now) -> bool {
+        let heard = self.nodes.get(&beat.node).and_then(|node| node.last_heard);
+        let lost = heard.is_none_or(|at| now.mono.saturating_sub(at) > MAX_AGE);
+        lost && beat.unix.saturating_add(MAX_AGE.as_secs()) < now.unix
+    }
+
+    fn doubt(&mut self, origin: &NodeId, now: Now) {
+        if let Some(node) = self.nodes.get_mut(origin) {
+            node.doubted = Some(now.mono);
         }
     }
 

@@ -70,6 +70,8 @@ pub struct MemberView {
     pub alive: bool,
     /// When it was last heard, on the monotonic clock.
     pub last_heard: Option<Duration>,
+    /// When a beat of it came last that was too old to prove that it lives.
+    doubted: Option<Duration>,
     /// When its newest lease came.
     lease_seen: Duration,
     /// The highest term it ever claimed.
@@ -93,6 +95,7 @@ impl MemberView {
             publication: None,
             alive: false,
             last_heard: None,
+            doubted: None,
             lease_seen: Duration::ZERO,
             claimed: 0,
             joined,
@@ -426,13 +429,15 @@ impl View {
     }
 
     /// True if `holder` has a good lease of `term` and lives. Who has just renewed a lease is taken to live until the
-    /// shortest silence that means death is over: after a start, leases come before the beats that prove life.
+    /// shortest silence that means death is over: after a start, leases come before the beats that prove life. So is who
+    /// goes on saying what is dated too long ago: if our own clock is fast, everybody does, and the lease is good.
     fn is_live(&self, holder: &NodeId, term: u64, mono: Duration) -> bool {
         let Some(node) = self.member(holder).filter(|node| node.member.role() == Role::Publisher) else { return false };
         let Some(lease) = node.lease.as_ref().filter(|lease| lease.term == term) else { return false };
         let age = mono.saturating_sub(node.lease_seen);
         let ttl = Duration::from_millis(lease.ttl_ms.into()).min(MAX_TTL);
-        age < ttl && (node.alive || (age < self.patience().least && !self.liveness.is_gone(holder)))
+        let doubted = node.doubted.is_some_and(|at| mono.saturating_sub(at) < self.patience().least);
+        age < ttl && (node.alive || doubted || (age < self.patience().least && !self.liveness.is_gone(holder)))
     }
 
     /// True if this node may be elected.

@@ -6,7 +6,8 @@ use crate::codec::DecodeError;
 use crate::record::ChainError;
 use crate::signed::VerifyError;
 
-/// Why a record was not folded into the view. Nothing in the view has changed then.
+/// Why a record was not folded into the view. Nothing in the view has changed then, but that a lease may count for longer
+/// whose holder's beats are [`Rejection::Old`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// It cannot be read.
@@ -65,6 +66,9 @@ pub enum Rejection {
     /// The view holds as many nodes, invitations or revocations as it may.
     #[error("too many {0}")]
     TooMany(&'static str),
+    /// A heartbeat from too long ago, of a node that is not known to live.
+    #[error("a sign of life from too long ago")]
+    Old,
     /// A record of this very node that came back from elsewhere.
     #[error("this node's own")]
     Own,
@@ -111,6 +115,7 @@ impl Rejection {
             Self::Bounds(_) => "bounds",
             Self::Points => "points",
             Self::TooMany(_) => "too-many",
+            Self::Old => "old",
             Self::Own => "own",
         }
     }

@@ -204,6 +204,46 @@ fn replays_and_absurd_numbers_are_refused() {
 }
 
 #[test]
+fn what_the_dead_said_long_ago_proves_nothing_to_who_never_heard_it() {
+    let mut scene = Scene::new();
+    let (who, hour) = (scene.publisher(1), 3600);
+    let beat = |n: u64, unix| Heartbeat { unix, ..who.beat(seq(1, n), Phase::Healthy) };
+    scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(hour)).unwrap();
+    for n in 1..60 {
+        let old = beat(n, FOUNDED + 2 * n);
+        assert_eq!(scene.say(&who, RecordKind::Heartbeat, old, at(hour + 2 * n)), Err(Rejection::Old));
+    }
+    let seen = scene.view.member(&who.node()).unwrap();
+    assert!(!seen.alive && seen.last_heard.is_none() && scene.view.refused().of("old") == 59);
+    // It is back, a quarter of an hour slow. Then either clock jumps, and it is heard all the same.
+    for (n, unix) in [(60, 2700), (61, 2702), (62, 0), (63, 1 << 30)] {
+        scene.say(&who, RecordKind::Heartbeat, beat(n, FOUNDED + unix), at(hour + 2 * n)).unwrap();
+        assert_eq!(scene.view.member(&who.node()).unwrap().alive, n > 60);
+    }
+    // Silent for so long that its last word may be forgotten, it must prove itself anew.
+    let late = at(2 * hour);
+    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(64, FOUNDED + hour), late), Err(Rejection::Old));
+    assert!(scene.say(&who, RecordKind::Heartbeat, beat(65, late.unix), late).is_ok());
+}
+
+#[test]
+fn with_a_fast_clock_it_hears_nobody_and_yet_leaves_the_lease_to_its_holder() {
+    let mut scene = Scene::new();
+    let who = scene.publisher(1);
+    scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(0)).unwrap();
+    let fast = |seconds| Now { unix: FOUNDED + 4000, ..at(seconds) };
+    for n in 1..30 {
+        if n % 6 == 1 {
+            scene.say(&who, RecordKind::Lease, who.lease(seq(1, 100 + n), 3, TTL), fast(2 * n)).unwrap();
+        }
+        let beat = who.beat(seq(1, n), Phase::Healthy);
+        assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat, fast(2 * n)), Err(Rejection::Old));
+        assert_eq!(scene.view.holder(fast(2 * n)), Some((who.node(), 3)));
+    }
+    assert_eq!((scene.view.hears(), scene.view.holder(fast(70))), (0, None));
+}
+
+#[test]
 fn every_field_is_within_its_bounds() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));

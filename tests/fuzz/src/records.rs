@@ -69,7 +69,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         weight: 1,
         version: "0.1.0".into(),
     };
-    let beat = Heartbeat { cluster, node, seq: 1 << 32, phase: Phase::Healthy, hears: 3 };
+    let beat = Heartbeat { cluster, node, seq: 1 << 32, phase: Phase::Healthy, hears: 3, unix: NOW };
     let points = IntroPoints {
         cluster,
         node,
