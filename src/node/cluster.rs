@@ -363,7 +363,7 @@ impl Actor {
             Leadership::Publisher { term } => Some(term),
             Leadership::Follower => None,
         };
-        let points = coordinator.desired().points.into_iter().map(|(_, point)| point).collect();
+        let points = coordinator.desired_points().iter().map(|(_, point)| point.clone()).collect();
         replace(&self.publish, publish::task::Wanted { term, points, floors: revisions(view) });
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
         replace(&self.balance, balance::task::Wanted { others_known: self.others_known, stronger, weaker });

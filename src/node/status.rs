@@ -38,8 +38,8 @@ pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
     let view = coordinator.view();
     let mut wanted: BTreeMap<NodeId, usize> = BTreeMap::new();
     let mut points: Vec<PublishedPointStatus> = Vec::new();
-    for (node, point) in coordinator.desired().points {
-        *wanted.entry(node).or_default() += 1;
+    for (node, point) in coordinator.desired_points() {
+        *wanted.entry(*node).or_default() += 1;
         points.push(PublishedPointStatus {
             node: node.to_string(),
             relay: point.relay.to_string(),

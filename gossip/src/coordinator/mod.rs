@@ -13,18 +13,17 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use settings::{Action, Desired, Event, Leadership, Settings};
+pub use settings::{Action, Event, Leadership, Settings};
 
-use crate::bytes::FixedBytes;
 use crate::id::{MasterId, NodeId};
 use crate::lease::{Election, Situation, Step};
 use crate::plan::{Candidate, Choice, choose};
 use crate::record::{
-    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, NodeCard, PeriodId, Phase, PointNonce,
-    Publication, PublishedPeriod, RecordKind, Revocation, Role, ServedPoint,
+    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, NodeCard, Phase, PointNonce, Publication,
+    PublishedPeriod, RecordKind, Role, ServedPoint,
 };
 use crate::signed::{Check, Sign, Unverified, Verified};
 use crate::stand_in::{self, Orphan};
@@ -79,7 +78,6 @@ pub struct Coordinator {
     choice: Choice,
     count: u64,
     version: u64,
-    published: BTreeSet<FixedBytes<32>>,
 }
 
 impl Coordinator {
@@ -121,7 +119,6 @@ impl Coordinator {
             choice: Choice::default(),
             count: 0,
             version: 0,
-            published: BTreeSet::new(),
             settings,
         }
     }
@@ -165,22 +162,13 @@ impl Coordinator {
         }
     }
 
-    /// What the descriptor should list. Every node computes it, the publisher after every event, the others once a beat.
-    pub fn desired(&self) -> Desired {
-        let listed = |key: &FixedBytes<32>| self.choice.points.iter().any(|(_, point)| point.session_key == *key);
-        Desired {
-            points: self.choice.points.clone(),
-            left: self.published.iter().any(|key| !listed(key)),
-            version: self.version,
-        }
-    }
-
-    /// [`Desired::points`] alone.
+    /// What the descriptor should list, by session key. Every node computes it, the publisher after every event, the others
+    /// once a beat. Empty if nobody can serve: then what stands is best left standing.
     pub fn desired_points(&self) -> &[(NodeId, IntroPoint)] {
         &self.choice.points
     }
 
-    /// [`Desired::version`] alone.
+    /// Rises with every change of [`Coordinator::desired_points`].
     pub fn desired_version(&self) -> u64 {
         self.version
     }
@@ -189,11 +177,6 @@ impl Coordinator {
     pub fn stand_ins(&self, now: Now) -> Vec<Orphan> {
         let out = !self.joined || self.draining || self.leaving || self.shut_out || self.excluded;
         if out { Vec::new() } else { stand_in::share(&self.view, now.mono) }
-    }
-
-    /// The highest revision that any publisher is known to have used in a period.
-    pub fn highest_revision(&self, period: &PeriodId) -> Option<u64> {
-        self.view.highest_revision(period)
     }
 
     /// When to send [`Event::Tick`] at the latest, on the monotonic clock. `None` when all is said and done.
@@ -364,7 +347,6 @@ impl Coordinator {
     fn take_published(&mut self, periods: Vec<PublishedPeriod>, out: &mut Vec<Action>) -> Changes {
         self.periods = periods;
         self.unable = false;
-        self.published = self.choice.points.iter().map(|(_, point)| point.session_key).collect();
         self.say_publication(out)
     }
 
@@ -580,22 +562,6 @@ impl Coordinator {
     /// An invitation as this node knows it: merged from all its versions.
     pub fn invitation(&self, token: &crate::id::InvitationId) -> Option<&Invitation> {
         self.view.invitations().get(token)
-    }
-
-    /// The revocation of a node, to be shown on links.
-    pub fn revocation(&self, node: &NodeId) -> Option<&Verified<Revocation>> {
-        self.view.revocations().find(|revocation| revocation.node == *node)
-    }
-
-    /// The authority's facts, for the disk: every revocation, and every invitation that somebody has signed as a whole.
-    /// After a restart each goes back in as an [`Event::Record`] of this node's own. What all nodes forget was never
-    /// said: an evicted node would be a member again.
-    pub fn facts(&self) -> Vec<(RecordKind, Vec<u8>)> {
-        let revocations = self.view.revocations().map(|it| (RecordKind::Revocation(it.node), it.to_bytes()));
-        let invitations = self.view.invitations();
-        let whole = invitations.iter().filter_map(|it| invitations.whole(&it.token));
-        let whole = whole.map(|it| (RecordKind::Invitation(it.token), it.to_bytes()));
-        revocations.chain(whole).filter_map(|(kind, bytes)| Some((kind, bytes.ok()?))).collect()
     }
 
     /// The certificates of every member, for the disk and for joiners.

@@ -5,9 +5,7 @@ use std::time::Duration;
 use crate::id::NodeId;
 use crate::lease::Timing;
 use crate::liveness::Patience;
-use crate::record::{
-    Chain, IntroPoint, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation, ServedPoint,
-};
+use crate::record::{Chain, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation, ServedPoint};
 use crate::signed::Verified;
 use crate::view::DEFAULT_WAITING;
 
@@ -119,17 +117,17 @@ pub enum Action {
     Retract(RecordKind),
     /// Publish, or stop publishing.
     Leadership(Leadership),
-    /// [`super::Coordinator::desired`] has changed.
+    /// [`super::Coordinator::desired_points`] has changed.
     DesiredChanged,
     /// While this node publishes, another has put a descriptor on the directories after it, of a higher revision: publish
     /// again, even if nothing else has changed. Two publishers that could not hear each other end like this.
     Overwritten,
     /// Who is a member, alive, revoked or in which phase has changed: links, the lists on disk
-    /// ([`super::Coordinator::chains`], [`super::Coordinator::facts`]). If [`crate::view::View::overdrawn`] has any, a
-    /// holder of the authority key revokes them.
+    /// ([`super::Coordinator::chains`], [`crate::view::View::revocations`]: what all nodes forget was never said). If
+    /// [`crate::view::View::overdrawn`] has any, a holder of the authority key revokes them.
     MembersChanged,
-    /// Invitations have changed: the join port, the list on disk ([`super::Coordinator::facts`]), and if [`crate::view::Invitations::unsigned`] has
-    /// any, a holder of the authority key signs them anew.
+    /// Invitations have changed: the join port, the list on disk ([`crate::view::Invitations::whole`]), and if
+    /// [`crate::view::Invitations::unsigned`] has any, a holder of the authority key signs them anew.
     InvitationsChanged,
     /// This node is not a member any more, for the reason told. Final: nothing more is said or done.
     Excluded(String),
@@ -145,22 +143,4 @@ pub enum Leadership {
         /// In this term.
         term: u64,
     },
-}
-
-/// What the descriptor should list.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Desired {
-    /// By session key. Empty if nobody can serve: then what stands is best left standing.
-    pub points: Vec<(NodeId, IntroPoint)>,
-    /// True if a point that stood there at the last [`Event::Published`] should not any more: no time to lose.
-    pub left: bool,
-    /// Rises with every change.
-    pub version: u64,
-}
-
-impl Desired {
-    /// True if any of these (what a descriptor lists) should not stand there any more.
-    pub fn lacks(&self, listed: &[IntroPoint]) -> bool {
-        listed.iter().any(|old| !self.points.iter().any(|(_, new)| new.session_key == old.session_key))
-    }
 }

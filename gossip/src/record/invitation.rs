@@ -43,11 +43,6 @@ impl Invitation {
     /// How long it is kept after its end, in seconds: its redeemers may still race.
     const KEPT_SECONDS: u64 = 7 * 24 * 3600;
 
-    /// True while a joiner could still redeem it.
-    pub fn is_open(&self, unix: u64) -> bool {
-        !self.revoked && unix <= self.expires && self.redeemed.len() < usize::from(self.uses)
-    }
-
     /// True until it may be forgotten, a week after its end.
     pub fn is_kept(&self, unix: u64) -> bool {
         unix <= self.expires.saturating_add(Self::KEPT_SECONDS)

@@ -62,7 +62,7 @@ impl World {
         let periods: Vec<_> = self.directories.keys().rev().take(2).copied().collect();
         for period in periods {
             let Some(process) = &mut self.hosts[host].process else { return };
-            let known = process.coordinator.highest_revision(&period).unwrap_or_default();
+            let known = process.coordinator.view().highest_revision(&period).unwrap_or_default();
             let before = process.witness.revisions.insert(period, known).unwrap_or_default();
             if known < before {
                 self.broken(Invariant::Revisions, host, format!("knew revision {before}, now {known}"));

@@ -15,6 +15,7 @@ use crate::id::NodeId;
 use crate::lease::Claim;
 use crate::record::{Lease, PeriodId, PublishedPeriod, RecordKind, Role};
 use crate::signed::Unverified;
+use crate::view::View;
 
 /// Introduction points that a node keeps.
 pub(super) const POINTS: usize = 4;
@@ -136,7 +137,7 @@ impl World {
         process.listing = false;
         let members = process.coordinator.view().members();
         let members = members.filter_map(|node| self.index.get(&node.node()).copied()).collect();
-        let facts = process.coordinator.facts();
+        let facts = facts(process.coordinator.view());
         let disk = &mut self.hosts[host].disk;
         (disk.members, disk.facts) = (members, facts);
     }
@@ -213,7 +214,7 @@ impl World {
             return;
         }
         let clocks = clock.unix << 16;
-        let known = process.coordinator.highest_revision(&period).unwrap_or_default();
+        let known = process.coordinator.view().highest_revision(&period).unwrap_or_default();
         let used = self.hosts[host].disk.revisions.get(&period).copied().unwrap_or_default();
         let asked = if self.refused.remove(&(host, period)) { directory.revision } else { 0 };
         let fenced = clocks.max(known + 1).max(used + 1).max(asked + 1);
@@ -237,6 +238,14 @@ impl World {
         self.handle(host, Event::Published(periods));
         self.check_revisions(host);
     }
+}
+
+/// The authority's facts, for the disk.
+fn facts(view: &View) -> Vec<(RecordKind, Vec<u8>)> {
+    let revocations = view.revocations().map(|it| (RecordKind::Revocation(it.node), it.to_bytes().unwrap()));
+    let invitations = view.invitations();
+    let whole = invitations.iter().filter_map(|it| invitations.whole(&it.token));
+    revocations.chain(whole.map(|it| (RecordKind::Invitation(it.token), it.to_bytes().unwrap()))).collect()
 }
 
 /// What the disk of a publisher knows of a period.

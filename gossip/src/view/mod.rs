@@ -26,8 +26,8 @@ use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
 use crate::plan::relay_lot;
 use crate::record::{
-    Heartbeat, IntroPoints, Invitation, Lease, Member, NodeCard, PeriodId, Phase, Publication, RelayId, Revocation,
-    Role, ServedPoint,
+    Heartbeat, IntroPoints, Lease, Member, NodeCard, PeriodId, Phase, Publication, RelayId, Revocation, Role,
+    ServedPoint,
 };
 use crate::signed::{Check, Strict, Verified};
 use crate::time::Now;
@@ -507,10 +507,5 @@ impl View {
     /// When [`View::refresh`] must be called at the latest.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.liveness.next_deadline()
-    }
-
-    /// Invitations that are still open: while there is one, the join port is.
-    pub fn has_open_invitation(&self, unix: u64) -> bool {
-        self.invitations.iter().any(|invitation: &Invitation| invitation.is_open(unix))
     }
 }
