@@ -33,6 +33,9 @@ use own::Voice;
 
 /// How long all is not said anew again after it was, because a higher word of our own came back.
 const REISSUE_PAUSE: Duration = Duration::from_secs(10);
+/// How often a node says again what changes seldom. A hostile member can have others believe that they have heard it all;
+/// who does never asks for it, and would else miss it until it changes.
+const REPEAT: Duration = Duration::from_secs(300);
 
 /// The node's part in the cluster.
 pub struct Coordinator {
@@ -72,6 +75,8 @@ pub struct Coordinator {
     /// When all was last said anew, and when it is to be again.
     reissued: Option<Duration>,
     reissue_at: Option<Duration>,
+    /// When what changes seldom is to be said again.
+    repeat_at: Duration,
     excluded: bool,
     /// Facts signed by the authority that stand in our own gossip.
     passed_on: BTreeMap<RecordKind, Vec<u8>>,
@@ -114,6 +119,7 @@ impl Coordinator {
             last_term: settings.term,
             reissued: None,
             reissue_at: None,
+            repeat_at: Duration::ZERO,
             excluded: false,
             passed_on: BTreeMap::new(),
             choice: Choice::default(),
@@ -185,10 +191,8 @@ impl Coordinator {
             return None;
         }
         let joining = (!self.joined && !self.shut_out).then_some(self.started + self.settings.joining);
-        [Some(self.next_beat), Some(self.refresh_at), self.elect_at, joining, self.reissue_at]
-            .into_iter()
-            .flatten()
-            .min()
+        let always = [self.next_beat, self.refresh_at, self.repeat_at];
+        always.into_iter().chain([self.elect_at, joining, self.reissue_at].into_iter().flatten()).min()
     }
 
     /// Takes in what has happened and says what is to be done, in this order.
@@ -213,6 +217,7 @@ impl Coordinator {
         let Some(last) = self.last else {
             self.started = now.mono;
             self.next_beat = now.mono;
+            self.repeat_at = now.mono + REPEAT;
             self.election.listen(now.mono);
             self.say_card(out);
             // Whoever believes a lease of this node from before its restart must not wait until it is too old.
@@ -359,6 +364,8 @@ impl Coordinator {
         if self.reissue_at.is_some_and(|at| now.mono >= at) {
             (self.reissue_at, self.reissued) = (None, Some(now.mono));
             self.say_all(now, out);
+        } else if now.mono >= self.repeat_at {
+            self.repeat(now, out);
         }
         changes |= self.beat(now, out);
         self.elect(&mut changes, now, out);

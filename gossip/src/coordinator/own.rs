@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Coordinator, Now};
+use super::{Action, Coordinator, Now, REPEAT};
 use crate::address::mesh_address;
 use crate::id::NodeId;
 use crate::record::{IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
@@ -55,13 +55,19 @@ impl Voice {
 impl Coordinator {
     /// Says everything anew, above a number of ours that came back.
     pub(super) fn say_all(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.say_card(out);
+        self.repeat(now, out);
         self.next_beat = now.mono;
-        self.say_points(out);
         match self.election.leading() {
             Some(term) => self.say_lease(term, self.settings.timing.ttl, now, out),
             None => self.say_lease(self.election.stored_term(), Duration::ZERO, now, out),
         }
+    }
+
+    /// Says again, under new numbers, what changes seldom: whoever had it kept from it hears it now.
+    pub(super) fn repeat(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.repeat_at = now.mono + REPEAT;
+        self.say_card(out);
+        self.say_points(out);
         self.say_publication(out);
     }
 

@@ -354,6 +354,29 @@ fn words_of_its_own_that_come_back_raise_its_numbers_and_nothing_else() {
 }
 
 #[test]
+fn what_changes_seldom_is_said_again_and_changes_nothing() {
+    let mut scene = Scene::publishing();
+    let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
+    scene.event(Event::Published(vec![PublishedPeriod { period, revision: 5, confirmed: 8, directories: 8 }]));
+    let kinds = [RecordKind::Card, RecordKind::IntroPoints, RecordKind::Publication];
+    let before = scene.said.clone();
+    let mut reader = View::new(scene.founder.node(1, Role::Publisher).member, Default::default(), 0);
+    let mut tell = |scene: &Scene, kind| {
+        reader
+            .ingest(scene.own.node(), kind, &scene.said[&kind], scene.now)
+            .map(|it| it.members || it.points || it.publications)
+    };
+    assert_eq!(kinds.map(|kind| tell(&scene, kind)), [Ok(true), Ok(true), Ok(true)]);
+    scene.pass(290);
+    assert!(kinds.iter().all(|kind| scene.said[kind] == before[kind]));
+    let actions = scene.pass(20);
+    assert!(kinds.iter().all(|kind| scene.said[kind] != before[kind]));
+    assert!(actions.iter().all(|it| matches!(it, Action::Gossip { .. })), "{actions:?}");
+    // Who has heard it does nothing for it.
+    assert_eq!(kinds.map(|kind| tell(&scene, kind)), [Ok(false), Ok(false), Ok(false)]);
+}
+
+#[test]
 fn revocations_are_passed_on_by_all_invitations_by_publishers() {
     for role in [Role::Publisher, Role::Worker] {
         let mut scene = Scene::with(settings(), role);

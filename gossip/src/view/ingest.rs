@@ -323,10 +323,12 @@ impl View {
     }
 
     pub(crate) fn fold_card(&mut self, card: Verified<NodeCard>) -> Changes {
-        if let Some(node) = self.nodes.get_mut(&card.node) {
-            node.card = Some(card);
-        }
-        Changes { members: true, points: true, ..Changes::default() }
+        let Some(node) = self.nodes.get_mut(&card.node) else { return Changes::default() };
+        // Everybody says its card again every few minutes: nothing is to be done, or written to disk, for that.
+        let again = |known: &Verified<NodeCard>| NodeCard { seq: card.seq, ..(**known).clone() } == *card;
+        let changed = !node.card.as_ref().is_some_and(again);
+        node.card = Some(card);
+        Changes { members: changed, points: changed, ..Changes::default() }
     }
 
     pub(crate) fn fold_heartbeat(&mut self, beat: Verified<Heartbeat>, now: Now) -> Changes {
@@ -384,8 +386,9 @@ impl View {
         while self.revisions.len() > MAX_REVISIONS {
             self.revisions.pop_first();
         }
+        let changed = node.publication.as_ref().is_none_or(|known| known.periods != publication.periods);
         node.publication = Some(publication);
-        Ok(Changes { publications: true, ..Changes::default() })
+        Ok(Changes { publications: changed, ..Changes::default() })
     }
 
     fn take_invitation(&mut self, token: InvitationId, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
