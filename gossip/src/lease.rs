@@ -17,9 +17,10 @@ use sha3::{Digest, Sha3_256};
 use crate::id::NodeId;
 use crate::record::Lease;
 
-/// Furthest that the term of a verified lease may be above the highest known. At one election every ten seconds a
-/// cluster needs five years for as many; a hostile publisher that jumps as far as it may needs 2^40 leases to use terms up.
-pub const MAX_TERM_JUMP: u64 = 1 << 24;
+/// No term is above this many for each second since the Unix epoch, on the reader's clock. However far a hostile publisher
+/// has had a cluster jump, a second later there are terms above for honest ones to claim, for 34,000 years; and whoever joins
+/// or comes back believes what the others do, because the bound does not depend on what was heard before.
+pub const TERMS_PER_SECOND: u64 = 1 << 24;
 
 /// Longest ttl that is believed.
 pub const MAX_TTL: Duration = Duration::from_secs(300);

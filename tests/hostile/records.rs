@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rustbalance::clock::unix_now;
 use rustbalance_gossip::id::{InvitationId, NodeId};
+use rustbalance_gossip::lease::TERMS_PER_SECOND;
 use rustbalance_gossip::record::{Heartbeat, IntroPoints, Invitation, Lease, Phase, RecordKind, Revocation, Role};
 use tokio::time::{Instant, sleep};
 
@@ -168,7 +169,8 @@ async fn absurd_terms_are_claimed_in_vain() {
     let voice = mallory.speak(&town, &mut mouth).await;
     let visitors = town.visitors();
     let (cluster, me) = (town.master, mallory.id());
-    let terms = [u64::MAX, u64::MAX / 2, before.1 + (1 << 40), before.1 + (1 << 25)];
+    let hour = 3600 * TERMS_PER_SECOND;
+    let terms = [u64::MAX, u64::MAX / 2, unix_now() * TERMS_PER_SECOND + hour, (1 << 60) - 1];
     for (seq, term) in ((1 << 32) + 1..).zip(terms) {
         let lease = Lease { cluster, holder: me, seq, term, priority: 0, ttl_ms: u32::MAX };
         voice.say(RecordKind::Lease, &mallory.sign(lease));
@@ -189,4 +191,20 @@ async fn absurd_terms_are_claimed_in_vain() {
     assert!(town.publisher().await.1 > before.1, "a dead node publishes");
     let seen = visitors.end().await;
     assert!(seen.failures.len() <= 1, "more than the one visit that the dead one took along has failed: {seen:?}");
+    // As high as is believed, twice: the publisher goes above it, and who was away follows.
+    for seq in [(1 << 32) + 10, (1 << 32) + 11] {
+        let term = unix_now() * TERMS_PER_SECOND;
+        let lease = Lease { cluster, holder: me, seq, term, priority: 0, ttl_ms: 0 };
+        voice.say(RecordKind::Lease, &mallory.sign(lease));
+        until("the publisher goes above it", async || {
+            let status = town.running().next().context("a daemon")?.status().await?;
+            let highest = status.publisher.map_or(0, |publisher| publisher.term);
+            ensure!(highest > term, "it publishes in term {highest}");
+            Ok(())
+        })
+        .await;
+    }
+    let net = town.net.clone();
+    town.named_mut(&name).run(&net);
+    town.healthy().await;
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Changes, MAX_NODES, MemberView, Rejection, Standing, View};
 use crate::address::mesh_address;
 use crate::id::{InvitationId, MasterId, NodeId};
-use crate::lease::MAX_TERM_JUMP;
+use crate::lease::TERMS_PER_SECOND;
 use crate::record::{
     Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, Member, NodeCard, Phase,
     Publication, RecordKind, Revocation, Role,
@@ -355,7 +355,7 @@ impl View {
         if node.member.role() != Role::Publisher {
             return Err(Rejection::Role);
         }
-        if lease.holder != self.me && lease.term > self.highest_term.saturating_add(MAX_TERM_JUMP) {
+        if lease.holder != self.me && lease.term > now.unix.saturating_mul(TERMS_PER_SECOND) {
             return Err(Rejection::Jump("term"));
         }
         self.highest_term = self.highest_term.max(lease.term);

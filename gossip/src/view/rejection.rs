@@ -48,8 +48,8 @@ pub enum Rejection {
         /// The record's.
         got: u64,
     },
-    /// A sequence number, term or revision further ahead than anything but malice explains.
-    #[error("a {0} too far ahead of what is known")]
+    /// A sequence number, term or revision higher than anything but malice explains.
+    #[error("a {0} too far ahead")]
     Jump(&'static str),
     /// The mesh address in the card is not the one derived from the node id.
     #[error("the mesh address in the card is not the node's")]
