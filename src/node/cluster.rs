@@ -3,18 +3,17 @@
 //!
 //! It does no slow work itself: a lease or a heartbeat must never wait for a disk or a peer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::id::MasterId;
 use rustbalance_gossip::mesh::{Mesh, Update};
-use rustbalance_gossip::record::{PeriodId, Phase, Revocation};
+use rustbalance_gossip::record::{Phase, Revocation};
 use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_gossip::stand_in::Orphan;
 use rustbalance_gossip::time::Now;
-use rustbalance_gossip::view::View;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -364,7 +363,7 @@ impl Actor {
             Leadership::Follower => None,
         };
         let points = coordinator.desired_points().iter().map(|(_, point)| point.clone()).collect();
-        replace(&self.publish, publish::task::Wanted { term, points, floors: revisions(view) });
+        replace(&self.publish, publish::task::Wanted { term, points, floors: view.revisions() });
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
         replace(&self.balance, balance::task::Wanted { others_known: self.others_known, stronger, weaker });
         if self.asked.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {
@@ -375,18 +374,6 @@ impl Actor {
         let revoked = view.revocations().map(|revocation| (revocation.node, revocation.clone())).collect();
         replace(&self.members, MemberSet { members, revoked });
     }
-}
-
-/// The highest revision any publisher has told of, for each period.
-fn revisions(view: &View) -> BTreeMap<PeriodId, u64> {
-    let mut highest = BTreeMap::new();
-    for publication in view.members().filter_map(|member| member.publication.as_ref()) {
-        for period in &publication.periods {
-            let known = highest.entry(period.period).or_insert(0);
-            *known = period.revision.max(*known);
-        }
-    }
-    highest
 }
 
 /// Sends only what is new, so that nobody wakes for nothing.

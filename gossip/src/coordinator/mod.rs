@@ -28,7 +28,7 @@ use crate::record::{
 use crate::signed::{Check, Sign, Unverified, Verified};
 use crate::stand_in::{self, Orphan};
 pub use crate::time::Now;
-use crate::view::{Changes, OwnWord, PointCheck, Rejection, Standing, View, check_points};
+use crate::view::{Changes, MAX_PERIODS, OwnWord, PointCheck, Rejection, Standing, View, check_points};
 use own::Voice;
 
 /// How long all is not said anew again after it was, because a higher word of our own came back.
@@ -257,7 +257,7 @@ impl Coordinator {
                 self.election.stored(term);
                 return Changes { leases: true, ..Changes::default() };
             }
-            Event::Published(periods) => return self.take_published(periods, out),
+            Event::Published(periods) => return self.take_published(periods, now, out),
             Event::Invitation(invitation) => return self.fold(|view| view.fold_invitation(invitation, now)),
             Event::Revocation(revocation) => return self.fold(|view| view.fold_revocation(revocation)),
             Event::KnownMembers(chains) => {
@@ -349,10 +349,13 @@ impl Coordinator {
         self.say_points(out)
     }
 
-    fn take_published(&mut self, periods: Vec<PublishedPeriod>, out: &mut Vec<Action>) -> Changes {
+    fn take_published(&mut self, mut periods: Vec<PublishedPeriod>, now: Now, out: &mut Vec<Action>) -> Changes {
+        // The disk knows of more than one record may tell of.
+        periods.sort_by_key(|it| it.period.start());
+        periods.drain(..periods.len().saturating_sub(MAX_PERIODS));
         self.periods = periods;
         self.unable = false;
-        self.say_publication(out)
+        self.say_publication(now, out)
     }
 
     /// Looks at the whole again.

@@ -68,7 +68,7 @@ impl Coordinator {
         self.repeat_at = now.mono + REPEAT;
         self.say_card(out);
         self.say_points(out);
-        self.say_publication(out);
+        self.say_publication(now, out);
     }
 
     pub(super) fn say_card(&mut self, out: &mut Vec<Action>) {
@@ -110,7 +110,7 @@ impl Coordinator {
         self.fold(|view| view.fold_lease(lease, now));
     }
 
-    pub(super) fn say_publication(&mut self, out: &mut Vec<Action>) -> Changes {
+    pub(super) fn say_publication(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
         if self.member.role() != Role::Publisher || self.periods.is_empty() {
             return Changes::default();
         }
@@ -120,6 +120,6 @@ impl Coordinator {
             return Changes::default();
         };
         out.push(Action::Gossip { kind: RecordKind::Publication, bytes });
-        self.fold(|view| view.fold_publication(publication))
+        self.fold(|view| view.fold_publication(publication, now))
     }
 }

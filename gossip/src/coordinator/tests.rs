@@ -396,6 +396,21 @@ fn revocations_are_passed_on_by_all_invitations_by_publishers() {
 }
 
 #[test]
+fn a_publisher_that_has_served_for_long_tells_of_the_newest_periods() {
+    let mut scene = Scene::publishing();
+    let period = |number| PeriodId { number, length_minutes: 1440, offset_seconds: 0 };
+    let published = |number| PublishedPeriod { period: period(number), revision: 7, confirmed: 0, directories: 0 };
+    scene.event(Event::Published((100..116).map(published).collect()));
+    let said = scene.last::<Publication>(RecordKind::Publication);
+    assert_eq!(said.periods, (108..116).map(published).collect::<Vec<_>>());
+    let mut reader = View::new(scene.founder.node(1, Role::Publisher).member, Default::default(), 0);
+    for kind in [RecordKind::Card, RecordKind::Publication] {
+        reader.ingest(scene.own.node(), kind, &scene.said[&kind], scene.now).unwrap();
+    }
+    assert_eq!(reader.highest_revision(&period(115)), Some(7));
+}
+
+#[test]
 fn a_publisher_that_was_overwritten_publishes_again() {
     let mut scene = Scene::publishing();
     let other = scene.meet(1, Role::Publisher);

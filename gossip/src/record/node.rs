@@ -205,6 +205,14 @@ pub struct PeriodId {
     pub offset_seconds: u32,
 }
 
+impl PeriodId {
+    /// When it begins, in seconds since the Unix epoch.
+    pub fn start(&self) -> u64 {
+        let length = u64::from(self.length_minutes) * 60;
+        self.number.saturating_mul(length).saturating_add(self.offset_seconds.into())
+    }
+}
+
 /// What a publisher has put on the directories for one period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPeriod {

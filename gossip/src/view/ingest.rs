@@ -10,7 +10,7 @@ use crate::address::mesh_address;
 use crate::id::{InvitationId, MasterId, NodeId};
 use crate::lease::TERMS_PER_SECOND;
 use crate::record::{
-    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, Member, NodeCard, Phase,
+    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, Member, NodeCard, PeriodId, Phase,
     Publication, RecordKind, Revocation, Role,
 };
 use crate::signed::{Statement, Unverified, Verified};
@@ -21,12 +21,18 @@ use crate::time::Now;
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// Most restarts that may lie between two records of one node, and twice over before the first.
 const MAX_BOOT_JUMP: u64 = 1 << 20;
-/// No revision is above: the clock gives less than 2^48, and one must be able to go above the highest.
-pub(crate) const MAX_REVISION: u64 = 1 << 56;
+/// Highest revision that a publisher is believed to have used: the clock gives less than 2^48.
+const MAX_REVISION: u64 = 1 << 57;
+/// Highest revision above which others go because of such a word alone. Theirs are then believed, too.
+const MAX_FENCE: u64 = 1 << 56;
 /// Most periods in one publication.
-const MAX_PERIODS: usize = 8;
-/// Most periods whose highest revision is remembered.
-const MAX_REVISIONS: usize = 64;
+pub(crate) const MAX_PERIODS: usize = 8;
+/// Most periods of one publisher whose highest revision is remembered.
+const MAX_REVISIONS: usize = 16;
+/// Longest period that Tor's consensus may ask for.
+const MAX_PERIOD_MINUTES: u32 = 14_400;
+/// No period begins later, in seconds since the Unix epoch: the year 10000.
+const MAX_PERIOD_START: u64 = 253_402_300_800;
 /// Most revocations kept.
 const MAX_REVOCATIONS: usize = 4096;
 /// Most authorities that the master address may have certified.
@@ -105,6 +111,8 @@ pub(crate) fn check_points(points: &[IntroPoint]) -> Result<(), Rejection> {
 
 fn check_publication(publication: &Publication) -> Result<(), Rejection> {
     within(publication.periods.len() <= MAX_PERIODS, "number of periods")?;
+    let sound = |id: &PeriodId| (1..=MAX_PERIOD_MINUTES).contains(&id.length_minutes) && id.start() < MAX_PERIOD_START;
+    within(publication.periods.iter().all(|it| sound(&it.period)), "period")?;
     let sane = publication.periods.iter().all(|period| period.revision <= MAX_REVISION);
     if sane { Ok(()) } else { Err(Rejection::Jump("revision")) }
 }
@@ -180,7 +188,7 @@ impl View {
                 let Some(publication) = self.check_word(origin, bytes, |node| node.publication.as_ref())? else {
                     return Ok(Changes::default());
                 };
-                self.fold_publication(publication)
+                self.fold_publication(publication, now)
             }
             RecordKind::Invitation(token) => self.take_invitation(token, bytes, now),
             RecordKind::Revocation(node) => self.take_revocation(node, bytes),
@@ -374,17 +382,23 @@ impl View {
         Ok(Changes { leases: true, ..Changes::default() })
     }
 
-    pub(crate) fn fold_publication(&mut self, publication: Verified<Publication>) -> Result<Changes, Rejection> {
+    pub(crate) fn fold_publication(
+        &mut self,
+        publication: Verified<Publication>,
+        now: Now,
+    ) -> Result<Changes, Rejection> {
         let Some(node) = self.nodes.get_mut(&publication.node) else { return Ok(Changes::default()) };
         if node.member.role() != Role::Publisher {
             return Err(Rejection::Role);
         }
         for period in &publication.periods {
-            let highest = self.revisions.entry(period.period).or_default();
-            *highest = (*highest).max(period.revision);
+            let highest = node.revisions.entry(period.period).or_default();
+            *highest = (*highest).max(period.revision.min(MAX_FENCE));
         }
-        while self.revisions.len() > MAX_REVISIONS {
-            self.revisions.pop_first();
+        while node.revisions.len() > MAX_REVISIONS {
+            // Whoever tells of the far past or future must not have the present forgotten.
+            let furthest = node.revisions.keys().copied().max_by_key(|id| (id.start().abs_diff(now.unix), *id));
+            furthest.map(|id| node.revisions.remove(&id));
         }
         let changed = node.publication.as_ref().is_none_or(|known| known.periods != publication.periods);
         node.publication = Some(publication);

@@ -16,7 +16,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub(crate) use ingest::{OwnWord, check_points};
+pub(crate) use ingest::{MAX_PERIODS, OwnWord, check_points};
 pub use invitations::Invitations;
 pub use pending::DEFAULT_WAITING;
 pub use rejection::{RefusedRecords, Rejection};
@@ -74,6 +74,8 @@ pub struct MemberView {
     doubted: Option<Duration>,
     /// When its newest lease came.
     lease_seen: Duration,
+    /// The highest revision that it ever told of, by period. Each has its own, so that nobody can have another's forgotten.
+    revisions: BTreeMap<PeriodId, u64>,
     /// The highest term it ever claimed.
     claimed: u64,
     /// The earliest issue date of its certificates.
@@ -97,6 +99,7 @@ impl MemberView {
             last_heard: None,
             doubted: None,
             lease_seen: Duration::ZERO,
+            revisions: BTreeMap::new(),
             claimed: 0,
             joined,
             rank: None,
@@ -191,7 +194,6 @@ pub struct View {
     /// The best claim of that term that its holder has not given up.
     best: Option<Claim>,
     highest_term: u64,
-    revisions: BTreeMap<PeriodId, u64>,
     check: Box<dyn Check + Send + Sync>,
     point_check: PointCheck,
 }
@@ -224,7 +226,6 @@ impl View {
             claimed_term: term,
             best: None,
             highest_term: term,
-            revisions: BTreeMap::new(),
             check: Box::new(Strict),
             point_check: Box::new(|_, _| true),
         };
@@ -461,9 +462,19 @@ impl View {
         self.members().any(|node| node.node() != self.me && node.is_eligible() && node.phase() != Phase::Draining)
     }
 
-    /// The highest revision that any publisher is known to have used in a period.
+    /// The highest revision that any publisher, evicted or not, is known to have used in a period.
     pub fn highest_revision(&self, period: &PeriodId) -> Option<u64> {
-        self.revisions.get(period).copied()
+        self.nodes.values().filter_map(|node| node.revisions.get(period)).max().copied()
+    }
+
+    /// The same of every period.
+    pub fn revisions(&self) -> BTreeMap<PeriodId, u64> {
+        let mut highest = BTreeMap::new();
+        for (period, revision) in self.nodes.values().flat_map(|node| &node.revisions) {
+            let known = highest.entry(*period).or_default();
+            *known = (*revision).max(*known);
+        }
+        highest
     }
 
     /// How often nodes beat and when silence means death, in a cluster of this size.

@@ -201,6 +201,43 @@ fn replays_and_absurd_numbers_are_refused() {
     assert_eq!(scene.view.highest_revision(&period), Some(77));
 }
 
+#[test]
+fn no_word_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refused() {
+    let mut scene = Scene::new();
+    let (liar, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
+    let day = |number| PeriodId { number, length_minutes: 1440, offset_seconds: 0 };
+    let today = FOUNDED / 86_400;
+    let (cluster, mut n) = (scene.founder.cluster(), 3);
+    let mut say = |scene: &mut Scene, who: &Identity, period, revision| {
+        n += 1;
+        let periods = vec![PublishedPeriod { period, revision, confirmed: 1, directories: 1 }];
+        let word = Publication { cluster, node: who.node(), seq: seq(1, n), term: 1, periods };
+        scene.say(who, RecordKind::Publication, word, at(3)).map(|changes| changes.publications)
+    };
+    let strange = [
+        day(u64::MAX),
+        day(3_000_000),
+        PeriodId { length_minutes: 0, ..day(today) },
+        PeriodId { length_minutes: u32::MAX, ..day(1) },
+    ];
+    for period in strange {
+        assert_eq!(say(&mut scene, &liar, period, 1), Err(Rejection::Bounds("period")));
+    }
+    assert_eq!(say(&mut scene, &other, day(today), 50), Ok(true));
+    // Its own memory is not used up either.
+    assert_eq!(say(&mut scene, &liar, day(today), 1 << 57), Ok(true));
+    for number in (0..60).chain(2_900_000..2_900_060) {
+        assert_eq!(say(&mut scene, &liar, day(number), 7), Ok(true));
+    }
+    assert_eq!(scene.view.highest_revision(&day(today)), Some(1 << 56));
+    assert_eq!(say(&mut scene, &other, day(today), (1 << 56) + 1), Ok(true));
+    // What the evicted have used is used.
+    scene.view.fold_revocation(scene.founder.revoke(liar.node())).unwrap();
+    scene.view.fold_revocation(scene.founder.revoke(other.node())).unwrap();
+    assert_eq!(scene.view.revisions().get(&day(today)), Some(&(1 << 56)));
+    assert!(scene.view.revisions().len() <= 17);
+}
+
 /// One that heard every jump, and one that comes later.
 #[test]
 fn after_a_hostile_publisher_has_jumped_as_it_liked_newcomers_follow_the_next() {
