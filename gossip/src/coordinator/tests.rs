@@ -354,6 +354,21 @@ fn words_of_its_own_that_come_back_raise_its_numbers_and_nothing_else() {
 }
 
 #[test]
+fn a_merger_that_somebody_signed_as_a_whole_is_passed_on() {
+    let mut scene = Scene::new();
+    let (one, two) = (scene.meet(1, Role::Publisher), scene.meet(2, Role::Publisher));
+    let version = |redeemed: &[NodeId]| scene.founder.invitation(1, 3, redeemed);
+    let versions = [version(&[one.node()]), version(&[two.node()]), version(&[one.node(), two.node()])];
+    let kind = RecordKind::Invitation(versions[0].token);
+    for version in &versions {
+        let bytes = version.to_bytes().unwrap();
+        let actions = scene.event(Event::Record { origin: one.node(), kind, bytes });
+        assert!(actions.contains(&Action::InvitationsChanged));
+    }
+    assert_eq!(scene.said[&kind], versions[2].to_bytes().unwrap());
+}
+
+#[test]
 fn what_changes_seldom_is_said_again_and_changes_nothing() {
     let mut scene = Scene::publishing();
     let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };

@@ -290,14 +290,21 @@ impl View {
         let changed = Changes { members: true, points: true, ..Changes::default() };
         if let Some(known) = self.nodes.get_mut(&node) {
             let age = |it: &Member| (it.certificate.issued, it.certificate.expires, it.role());
-            known.joined = known.joined.min(member.certificate.issued);
-            if age(&member) <= age(&known.member) {
-                return Ok(Changes::default());
+            let joined = known.joined.min(member.certificate.issued);
+            let earlier = std::mem::replace(&mut known.joined, joined) != joined;
+            let mut tokens = vec![known.member.certificate.invitation];
+            let mut changes = Changes::default();
+            if age(&member) > age(&known.member) {
+                tokens.push(member.certificate.invitation);
+                known.member = member;
+                changes |= self.refresh(now);
+                self.rank_claims();
+                changes |= changed;
             }
-            known.member = member;
-            let mut changes = self.refresh(now);
-            self.rank_claims();
-            changes |= changed;
+            // Who stands must not depend on the order in which certificates come.
+            if earlier || tokens.first() != tokens.last() {
+                tokens.into_iter().flatten().for_each(|token| changes |= self.judge_redeemers(&token));
+            }
             return Ok(changes);
         }
         self.make_room()?;

@@ -40,7 +40,7 @@ fn merge(into: &mut Invitation, other: &Invitation) {
 }
 
 impl Invitations {
-    /// Folds a version whose signature has been checked. True if it said anything new.
+    /// Folds a version whose signature has been checked. True if it said anything new, or is the first to say all.
     pub(super) fn fold(&mut self, version: Verified<Invitation>, unix: u64) -> Result<bool, Rejection> {
         if version.uses == 0 || version.uses > Invitation::MAX_USES {
             return Err(Rejection::Bounds("number of uses"));
@@ -51,14 +51,14 @@ impl Invitations {
             self.known.insert(token, Known { merged: (*version).clone(), whole: Some(version) });
             return Ok(true);
         };
-        let before = known.merged.clone();
+        let (before, unsigned) = (known.merged.clone(), known.whole.is_none());
         merge(&mut known.merged, &version);
         if *version == known.merged {
             known.whole = Some(version);
         } else if before != known.merged {
             known.whole = None;
         }
-        Ok(before != known.merged)
+        Ok(before != known.merged || (unsigned && known.whole.is_some()))
     }
 
     fn make_room(&mut self, unix: u64) -> Result<(), Rejection> {

@@ -429,6 +429,31 @@ fn of_two_that_shared_a_token_the_first_stands() {
 }
 
 #[test]
+fn of_two_that_shared_a_token_the_same_stands_in_whatever_order_their_certificates_come() {
+    let founder = Founder::new(1);
+    let (token, other_token) = (founder.invitation(1, 1, &[]).token, founder.invitation(2, 1, &[]).token);
+    let admit = |number, after, token| founder.admit(number, Role::Worker, FOUNDED + after, Some(token)).member;
+    let rival = admit(12, 11, token);
+    // One was given a second certificate with the same token, another with another one.
+    let cases = [
+        ([admit(11, 10, token), admit(11, 12, token), rival.clone()], vec![rival.node()]),
+        ([admit(11, 10, token), admit(11, 12, other_token), rival.clone()], vec![]),
+    ];
+    for (chains, overdrawn) in cases {
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let mut scene = Scene::new();
+            for number in [1, 2] {
+                scene.view.fold_invitation(founder.invitation(number, 1, &[]), at(0)).unwrap();
+            }
+            for index in order {
+                scene.view.admit_chain(chains[index].chain(), at(0)).unwrap();
+            }
+            assert_eq!(scene.view.overdrawn().collect::<Vec<_>>(), overdrawn, "{order:?}");
+        }
+    }
+}
+
+#[test]
 fn a_certificate_that_ends_ends_membership() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
