@@ -211,9 +211,10 @@ mod tests {
         let mut liveness = beating(8, 160);
         assert!(liveness.is_alive(&node()));
         assert_eq!(liveness.expire(seconds(185)), vec![]);
+        liveness.beat(node(), false, seconds(186));
+        assert!(liveness.is_alive(&node()));
         assert_eq!(beating(15, 300).expire(seconds(339)), vec![]);
         assert_eq!(beating(15, 300).expire(seconds(341)), vec![node()]);
-        liveness.beat(node(), false, seconds(186));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! What is believed and what is not; and that the order of arrival does not matter.
+//! What is believed and what is not.
+
+mod properties;
 
 use std::time::Duration;
 
-use proptest::prelude::*;
-
 use super::*;
+use crate::bytes::VarBytes;
 use crate::lease::TERMS_PER_SECOND;
 use crate::record::{IntroPoint, Invitation, PublishedPeriod, RecordKind};
 use crate::signed::Statement;
@@ -311,7 +312,7 @@ fn every_field_is_within_its_bounds() {
     ] {
         assert!(matches!(scene.say(&who, RecordKind::Card, bad, at(3)), Err(Rejection::Bounds(_))));
     }
-    let long = |length| IntroPoint { link_specifiers: vec![crate::bytes::VarBytes(vec![0; length])], ..point(1, 1) };
+    let long = |length| IntroPoint { link_specifiers: vec![VarBytes(vec![0; length])], ..point(1, 1) };
     for bad in [
         (0..21).map(|n| point(n, n)).collect(),
         vec![point(1, 1), point(2, 1)],
@@ -477,90 +478,4 @@ fn there_is_room_for_so_many_and_no_more() {
     scene.view.ingest(gone, RecordKind::Revocation(gone), &revocation, at(0)).unwrap();
     assert!(scene.view.admit_chain(one_more, at(0)).is_ok());
     assert!(scene.view.revoked(&gone) && !scene.view.is_member(&gone));
-}
-
-/// One thing that some node, or the authority, says.
-#[derive(Debug, Clone)]
-struct Said {
-    origin: NodeId,
-    kind: RecordKind,
-    bytes: Vec<u8>,
-}
-
-/// A cluster's worth of records: three publishers, five workers of which three raced for two places, and an eviction.
-fn everything() -> Vec<Said> {
-    let founder = Founder::new(1);
-    let token = founder.invitation(1, 2, &[]).token;
-    let mut nodes: Vec<Identity> = (1..4).map(|n| founder.node(n, Role::Publisher)).collect();
-    nodes.extend((4..6).map(|n| founder.node(n, Role::Worker)));
-    nodes.extend((6..9).map(|n| founder.admit(n, Role::Worker, FOUNDED + u64::from(n % 2), Some(token))));
-    let mut said = Vec::new();
-    let mut push =
-        |origin: NodeId, kind, bytes: Result<Vec<u8>, _>| said.push(Said { origin, kind, bytes: bytes.unwrap() });
-    for (index, who) in nodes.iter().enumerate() {
-        let id = who.node();
-        push(id, RecordKind::Card, sign(who.card(1, index as u8), &who.key).to_bytes());
-        for n in [2, 3] {
-            push(id, RecordKind::Heartbeat, sign(who.beat(n, Phase::Healthy), &who.key).to_bytes());
-        }
-        push(
-            id,
-            RecordKind::IntroPoints,
-            sign(who.points(4, vec![point(index as u32, index as u32)]), &who.key).to_bytes(),
-        );
-        push(id, RecordKind::Lease, sign(who.lease(5, 3 + index as u64 / 2, TTL), &who.key).to_bytes());
-    }
-    for redeemer in &nodes[5..] {
-        let version = founder.invitation(1, 2, &[redeemer.node()]);
-        push(nodes[0].node(), RecordKind::Invitation(token), version.to_bytes());
-    }
-    push(nodes[0].node(), RecordKind::Revocation(nodes[3].node()), founder.revoke(nodes[3].node()).to_bytes());
-    said
-}
-
-/// What two nodes must agree on.
-#[derive(Debug, PartialEq)]
-struct Opinion {
-    members: Vec<(NodeId, bool)>,
-    best: Option<Claim>,
-    holder: Option<(NodeId, u64)>,
-    invitations: Vec<Invitation>,
-}
-
-fn opinion(view: &View) -> Opinion {
-    Opinion {
-        members: view.members().map(|node| (node.node(), node.intro_points.is_some())).collect(),
-        best: view.best_claim(),
-        holder: view.holder(at(1)),
-        invitations: view.invitations().iter().cloned().collect(),
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
-
-    #[test]
-    fn whoever_has_heard_the_same_believes_the_same(
-        order in Just(everything()).prop_shuffle(),
-        repeated in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
-    ) {
-        let (mut scene, mut other) = (Scene::new(), Scene::new());
-        for said in everything() {
-            let _ = scene.view.ingest(said.origin, said.kind, &said.bytes, at(0));
-        }
-        let again: Vec<Said> = repeated.iter().map(|index| index.get(&order).clone()).collect();
-        for said in order.into_iter().chain(again) {
-            let _ = other.view.ingest(said.origin, said.kind, &said.bytes, at(0));
-        }
-        prop_assert_eq!(opinion(&scene.view), opinion(&other.view));
-        prop_assert_eq!(scene.view.members().count(), 7);
-    }
-
-    #[test]
-    fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..400), kind in 0usize..5) {
-        let kinds = [RecordKind::Card, RecordKind::Heartbeat, RecordKind::IntroPoints, RecordKind::Lease, RecordKind::Publication];
-        let mut scene = Scene::new();
-        let who = scene.meet(1, at(0));
-        prop_assert!(scene.view.ingest(who.node(), kinds[kind], &bytes, at(3)).is_err());
-    }
 }
