@@ -47,7 +47,7 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
     // Before the node is whole: then `init` can be run again if this fails.
     let ports = vec![PortTarget { port: options.port, target: options.target.clone() }];
     Config::write_initial(&context.dir, &Initial { ports, arti })?;
-    let store = found(draft, imported, &[options.port], unix, &mut rand::rng())?;
+    let store = found(draft, imported, unix, &mut rand::rng())?;
 
     if options.quiet {
         return Ok(say(store.cluster())?);

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::health::HealthSettings;
-use crate::join::DoorLimits;
-use crate::link::LinkLimits;
+use crate::join::{DoorLimits, MAX_PORTS};
+use crate::link::{LINK_PORT, LinkLimits};
 use crate::proxy::{PortTarget, ProxyLimits, Target};
 use crate::tor::{RefusedCounts, ServiceLimits};
 use read::{Asked, Section};
@@ -28,10 +28,6 @@ pub const FILE_NAME: &str = "rustbalance.toml";
 pub const ARTI_FILE_NAME: &str = "arti.toml";
 /// Largest configuration file, in bytes: room for Arti's lists of bridges and relays.
 const MAX_FILE: u64 = 1 << 20;
-/// Most virtual ports.
-const MAX_PORTS: usize = 64;
-/// Virtual port of a node's own address, at which other nodes dial it.
-pub const LINK_PORT: u16 = 7440;
 /// Virtual port of the master address, at which joining nodes dial.
 pub const JOIN_PORT: u16 = 7441;
 

@@ -44,7 +44,7 @@ pub trait Admissions {
     fn chains(&self) -> Vec<Chain>;
     /// Virtual ports of the master address.
     fn virtual_ports(&self) -> Vec<u16>;
-    /// The newest key of the restricted discovery; `None` if it cannot be read now.
+    /// The newest key of the restricted discovery; `None` if it is not known yet.
     fn discovery(&self) -> Option<Offer>;
 }
 

@@ -18,7 +18,6 @@ pub const MEMBERSHIP_SECONDS: u64 = 10 * 365 * 86_400;
 pub fn found(
     mut draft: Draft,
     imported: Option<MasterSecret>,
-    ports: &[u16],
     unix: u64,
     rng: &mut impl CryptoRng,
 ) -> Result<Store, StoreError> {
@@ -57,7 +56,6 @@ pub fn found(
         discovery: &discovery,
         points: &PointSeed::derive(&authority, node.node_id()),
         members: &[],
-        ports,
     })
 }
 
@@ -71,7 +69,6 @@ pub fn persist_joined(draft: Draft, joined: &Joined) -> Result<Store, StoreError
         discovery: &KeyRing::new(joined.discovery.duplicate()),
         points: &joined.points,
         members: &members,
-        ports: &joined.ports,
     })
 }
 

@@ -19,7 +19,6 @@ use zeroize::Zeroizing;
 
 use crate::frame;
 use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, PointSeed};
-use crate::store::MAX_PORTS;
 
 /// Bytes of secrets for a worker.
 const WORKER: usize = 1 + 32 + 32;
@@ -29,6 +28,8 @@ const PUBLISHER: usize = WORKER + 64 + 32;
 const MAX: usize = frame::MAX - 1024;
 /// Most chains of other members in a parcel; the rest comes by gossip.
 pub(super) const MAX_CHAINS: usize = 128;
+/// Most virtual ports of the master address.
+pub const MAX_PORTS: usize = 64;
 
 /// Everything public in a parcel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,12 +8,12 @@ use async_trait::async_trait;
 use rustbalance_gossip::coordinator::{Coordinator, Event};
 use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tracing::{debug, info, warn};
 
 use super::cluster::Cluster;
 use crate::clock::unix_now;
-use crate::discovery::Offer;
+use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;
 use crate::store::Store;
@@ -50,15 +50,8 @@ mod counted {
 }
 
 impl JoinPort {
-    /// `publisher` is what a publisher admits with; a worker has none.
-    pub(super) fn new(
-        cluster: Cluster,
-        links: Arc<Links>,
-        store: Arc<Store>,
-        publisher: Option<Publisher>,
-        limits: DoorLimits,
-    ) -> Self {
-        let gatekeeper = publisher.map(|publisher| Gatekeeper { publisher, cluster: cluster.clone(), store });
+    /// A worker has no gatekeeper.
+    pub(super) fn new(cluster: Cluster, links: Arc<Links>, gatekeeper: Option<Gatekeeper>, limits: DoorLimits) -> Self {
         let (door, places) = (Door::with_limits(limits), Semaphore::new(limits.at_once));
         Self { cluster, links, door, gatekeeper, places, refused: Mutex::default() }
     }
@@ -149,10 +142,14 @@ fn living_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
 }
 
 /// A publisher's side of a join.
-struct Gatekeeper {
-    publisher: Publisher,
-    cluster: Cluster,
-    store: Arc<Store>,
+pub(super) struct Gatekeeper {
+    pub(super) publisher: Publisher,
+    pub(super) cluster: Cluster,
+    pub(super) store: Arc<Store>,
+    /// The virtual ports that this node serves: a new node begins with the same.
+    pub(super) ports: Vec<u16>,
+    /// The newest key of the restricted discovery.
+    pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
 }
 
 #[async_trait]
@@ -166,7 +163,7 @@ impl Admitter for Gatekeeper {
     }
 
     fn with_admissions(&self, decide: &mut dyn FnMut(&dyn Admissions)) {
-        self.cluster.look(|coordinator, _| decide(&Known { coordinator, store: &self.store }));
+        self.cluster.look(|coordinator, _| decide(&Known { coordinator, gatekeeper: self }));
     }
 
     async fn record(&self, redemption: &Redemption) -> bool {
@@ -187,10 +184,10 @@ impl Admitter for Gatekeeper {
     }
 }
 
-/// The cluster at the moment of a decision.
+/// The cluster at the moment of a decision. All of it is in memory: the decision is made under the coordinator's lock.
 struct Known<'a> {
     coordinator: &'a Coordinator,
-    store: &'a Store,
+    gatekeeper: &'a Gatekeeper,
 }
 
 impl Admissions for Known<'_> {
@@ -213,11 +210,10 @@ impl Admissions for Known<'_> {
     }
 
     fn virtual_ports(&self) -> Vec<u16> {
-        self.store.virtual_ports().unwrap_or_default()
+        self.gatekeeper.ports.clone()
     }
 
     fn discovery(&self) -> Option<Offer> {
-        let ring = self.store.discovery().inspect_err(|error| warn!(%error, "cannot read the discovery key")).ok()?;
-        Some(ring.newest().offer())
+        self.gatekeeper.discovery.borrow().as_ref().map(|newest| newest.offer())
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::NodeError;
-use super::admission::JoinPort;
+use super::admission::{Gatekeeper, JoinPort};
 use super::cluster::{self, Cluster, Decisions};
 use super::control::{Daemon, Running};
 use super::discovery::Rotation;
@@ -217,9 +217,14 @@ impl Parts {
         tasks.spawn(pump(ready, cluster.clone(), Event::Ready, "health report"));
         let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
         let traffic = proxy.traffic();
-        let (links_of_door, store_of_door) = (Arc::clone(&links), Arc::clone(&store));
-        let door = JoinPort::new(cluster.clone(), links_of_door, store_of_door, admitting, config.joins);
-        let door = Arc::new(door);
+        let gatekeeper = admitting.map(|publisher| Gatekeeper {
+            publisher,
+            cluster: cluster.clone(),
+            store: Arc::clone(&store),
+            ports: config.ports.iter().map(|target| target.port).collect(),
+            discovery: discovery.clone(),
+        });
+        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), gatekeeper, config.joins));
         let (to_proxy, clients) = mpsc::channel(STREAMS);
         tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door), Arc::clone(&limits)));
         tasks.spawn(answer_carried(joins, Arc::clone(&door)));

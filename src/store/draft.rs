@@ -15,7 +15,7 @@ use rustbalance_gossip::record::{Chain, PeriodId};
 use super::error::StoreError;
 use super::file::{self, Kind};
 use super::{MAX_MEMBERS, Store, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
-use super::{sorted_ports, write_key, write_value};
+use super::{write_key, write_value};
 use crate::discovery::KeyRing;
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
@@ -70,8 +70,6 @@ pub struct Contents<'a> {
     pub points: &'a PointSeed,
     /// Other members.
     pub members: &'a [Chain],
-    /// Virtual ports of the master address.
-    pub ports: &'a [u16],
 }
 
 /// A locked state directory without a node, or with the beginnings of one.
@@ -185,7 +183,6 @@ impl Draft {
     /// Writes everything, `membership` last, and opens the store. Interrupted, it can be called again.
     pub fn complete(self, contents: &Contents<'_>) -> Result<Store, StoreError> {
         let (dir, cluster) = (&self.dir, self.cluster()?);
-        let ports = sorted_ports(contents.ports)?;
         at_most("members", contents.members.len(), MAX_MEMBERS)?;
         write_key(dir, Kind::MasterPub, cluster, format!("{cluster}\n").as_bytes())?;
         if let Some(master) = contents.master {
@@ -202,7 +199,6 @@ impl Draft {
         write_value(dir, Kind::Invitations, cluster, &Vec::<Chain>::new())?;
         write_value(dir, Kind::Revocations, cluster, &Vec::<Chain>::new())?;
         write_value(dir, Kind::Members, cluster, &contents.members)?;
-        write_value(dir, Kind::Ports, cluster, &ports)?;
         write_value(dir, Kind::Membership, cluster, contents.chain)?;
         Store::load(&self.dir, self.lock)
     }

@@ -65,15 +65,13 @@ pub enum Kind {
     Revocations,
     /// `members`: certificates of other members.
     Members,
-    /// `ports`: virtual ports of the master address.
-    Ports,
     /// `intro/<nonce>.point`: an introduction point.
     IntroPoint,
 }
 
 impl Kind {
     /// Those under a fixed name, in the order in which they are checked.
-    pub(super) const FIXED: [Self; 15] = [
+    pub(super) const FIXED: [Self; 14] = [
         Self::Pending,
         Self::NodeKey,
         Self::MasterPub,
@@ -88,7 +86,6 @@ impl Kind {
         Self::Invitations,
         Self::Revocations,
         Self::Members,
-        Self::Ports,
     ];
 
     /// Its name in the state directory; for [`Kind::IntroPoint`], the ending.
@@ -108,7 +105,6 @@ impl Kind {
             Self::Invitations => "invitations",
             Self::Revocations => "revocations",
             Self::Members => "members",
-            Self::Ports => "ports",
             Self::IntroPoint => "point",
         }
     }
@@ -134,7 +130,7 @@ impl Kind {
                  place and `rustbalance join` again."
             }
             Self::IntroPoint => "Remove it: the node makes a new introduction point.",
-            Self::Ports | Self::Members | Self::Invitations => {
+            Self::Members | Self::Invitations => {
                 "Put it back from a backup of this directory, or copy it from another node of this cluster."
             }
             _ => {

@@ -44,8 +44,6 @@ pub const MAX_INVITATIONS: usize = 256;
 pub const MAX_REVOCATIONS: usize = 4096;
 /// Most members remembered.
 pub const MAX_MEMBERS: usize = 1024;
-/// Most virtual ports of the master address.
-pub const MAX_PORTS: usize = 64;
 
 /// An open state directory.
 #[derive(Debug)]
@@ -108,7 +106,6 @@ impl Store {
         self.invitations()?;
         self.revocations()?;
         self.members()?;
-        self.virtual_ports()?;
         for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir(), self.intro_dir()] {
             file::make_dir(&dir)?;
         }
@@ -337,19 +334,6 @@ impl Store {
         self.put_value(Kind::Members, &members)
     }
 
-    /// The virtual ports of the master address, sorted.
-    pub fn virtual_ports(&self) -> Result<Vec<u16>, StoreError> {
-        let ports: Vec<u16> = self.value(Kind::Ports)?;
-        self.bounded(Kind::Ports, ports, MAX_PORTS)
-    }
-
-    /// Replaces them.
-    pub fn put_virtual_ports(&self, ports: &[u16]) -> Result<(), StoreError> {
-        let ports = sorted_ports(ports)?;
-        let _changing = self.change();
-        self.put_value(Kind::Ports, &ports)
-    }
-
     fn change(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -411,15 +395,6 @@ fn at_most(what: &'static str, given: usize, max: usize) -> Result<(), StoreErro
 /// True if any file of a node is there, whole or not.
 fn holds_state(dir: &Path) -> bool {
     Kind::FIXED.iter().any(|kind| dir.join(kind.name()).symlink_metadata().is_ok())
-}
-
-fn sorted_ports(ports: &[u16]) -> Result<Vec<u16>, StoreError> {
-    let ports: Vec<u16> = std::collections::BTreeSet::from_iter(ports.iter().copied()).into_iter().collect();
-    at_most("virtual ports", ports.len(), MAX_PORTS)?;
-    if ports.first() == Some(&0) {
-        return Err(StoreError::Invalid { what: "virtual ports", why: "0 is no port".into() });
-    }
-    Ok(ports)
 }
 
 /// The cluster that `master.pub` names.

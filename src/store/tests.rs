@@ -56,7 +56,6 @@ impl Cluster {
             discovery: &self.discovery,
             points: &points,
             members: &[self.chain(NodeId::from_public_key([3; 32]), Role::Worker)],
-            ports: &[443, 80, 80],
         })
     }
 
@@ -116,7 +115,6 @@ fn what_was_written_is_there_after_opening_again() {
     assert_eq!(store.master_secret().unwrap().unwrap().expanded(), cluster.master.expanded());
     assert_eq!(store.authority_secret().unwrap().unwrap().seed(), cluster.authority.seed());
     assert_eq!(store.discovery().unwrap().newest().key, cluster.discovery.newest().key);
-    assert_eq!(store.virtual_ports().unwrap(), [80, 443]);
     assert_eq!(store.members().unwrap().len(), 1);
     assert_eq!(
         fs::read_to_string(state(&folder).join("master.pub")).unwrap().lines().nth(1),
@@ -367,10 +365,6 @@ fn revocations_stay_and_only_the_authority_s_are_taken() {
 fn lists_are_bounded_and_full_ones_leave_the_old_in_place() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
-    let many: Vec<u16> = (1..=65).collect();
-    assert!(matches!(store.put_virtual_ports(&many), Err(StoreError::TooMany { given: 65, max: MAX_PORTS, .. })));
-    assert!(matches!(store.put_virtual_ports(&[0]), Err(StoreError::Invalid { .. })));
-    assert_eq!(store.virtual_ports().unwrap(), [80, 443]);
     let member = cluster.chain(NodeId::from_public_key([3; 32]), Role::Worker);
     store.put_members(&vec![member.clone(); MAX_MEMBERS]).unwrap();
     assert!(matches!(store.put_members(&vec![member; MAX_MEMBERS + 1]), Err(StoreError::TooMany { .. })));
@@ -460,7 +454,6 @@ fn an_interrupted_beginning_can_be_finished() {
         "invitations",
         "revocations",
         "members",
-        "ports",
     ];
     for written in 1..=order.len() {
         let (folder, cluster) = publisher();

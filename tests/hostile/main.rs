@@ -2,7 +2,7 @@
 //!
 //! Each test is one hostility of somebody with real keys where it takes any. Each shows that the cluster stays healthy and
 //! serves all the while, that nothing hostile is believed, and that `status` counts what was refused. In [`tor`] nobody is
-//! hostile: a node loses its Tor client.
+//! hostile: a node loses its Tor client; nor in [`newcomer`]: a node joins.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod away;
@@ -12,6 +12,7 @@ mod evicted;
 mod hand;
 mod links;
 mod member;
+mod newcomer;
 mod records;
 mod tor;
 mod town;

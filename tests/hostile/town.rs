@@ -95,7 +95,7 @@ impl Town {
     pub(crate) async fn start(extra: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("alpha");
-        let store = found(Store::create(&dir).unwrap(), None, &[80], unix_now(), &mut rand::rng()).unwrap();
+        let store = found(Store::create(&dir).unwrap(), None, unix_now(), &mut rand::rng()).unwrap();
         let (master, id) = (store.cluster(), store.node_id());
         drop(store);
         let mut town = Self { net: FakeNet::new(1, 30), master, daemons: Vec::new(), folder, extra: extra.to_owned() };

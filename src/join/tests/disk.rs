@@ -9,13 +9,12 @@ use crate::store::{Beginning, Store, StoreError};
 fn a_founder_is_a_publisher_of_a_cluster_of_one() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("founder");
-    let store = found(Store::create(&dir).unwrap(), None, &[80], NOW, &mut rng()).unwrap();
+    let store = found(Store::create(&dir).unwrap(), None, NOW, &mut rng()).unwrap();
     let cluster = store.cluster();
     drop(store);
     let store = Store::open(&dir).unwrap();
     assert_eq!(store.cluster(), cluster);
     assert_eq!(store.membership().clone().chain().verify(cluster, NOW).unwrap().role(), Role::Publisher);
-    assert_eq!(store.virtual_ports().unwrap(), [80]);
     let again = Store::create(&dir).unwrap_err();
     assert!(matches!(again, StoreError::Locked { .. }));
 }
@@ -25,7 +24,7 @@ fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("founder");
     let master = MasterSecret::generate(&mut rng());
-    let store = found(Store::create(&dir).unwrap(), Some(master.duplicate()), &[80], NOW, &mut rng()).unwrap();
+    let store = found(Store::create(&dir).unwrap(), Some(master.duplicate()), NOW, &mut rng()).unwrap();
     assert_eq!(store.cluster(), master.master_id());
     let node = store.node_id();
     drop(store);
@@ -36,10 +35,10 @@ fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
     pending.begin(Beginning::Founding, master.master_id()).unwrap();
     std::fs::copy(other.join("pending"), dir.join("pending")).unwrap();
 
-    let error = found(Store::create(&dir).unwrap(), Some(MasterSecret::generate(&mut rng())), &[80], NOW, &mut rng())
-        .unwrap_err();
+    let error =
+        found(Store::create(&dir).unwrap(), Some(MasterSecret::generate(&mut rng())), NOW, &mut rng()).unwrap_err();
     assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");
-    let store = found(Store::create(&dir).unwrap(), None, &[80], NOW, &mut rng()).unwrap();
+    let store = found(Store::create(&dir).unwrap(), None, NOW, &mut rng()).unwrap();
     assert_eq!((store.cluster(), store.node_id()), (master.master_id(), node));
 }
 
@@ -60,7 +59,6 @@ fn what_a_join_brought_is_there_after_opening_again() {
         assert_eq!(store.master_secret().unwrap().is_some(), role == Role::Publisher);
         assert_eq!(store.discovery().unwrap().newest().key.generation, 3);
         assert_eq!(store.members().unwrap().len(), joined.members.len());
-        assert_eq!(store.virtual_ports().unwrap(), [80, 443]);
     }
     // No byte of the master's secrets in a worker's whole directory.
     let mut dirs = vec![folder.path().join("worker")];
@@ -81,7 +79,7 @@ fn what_a_join_brought_is_there_after_opening_again() {
 #[test]
 fn revocations_of_the_cluster_can_be_stored_by_a_founder() {
     let folder = tempfile::tempdir().unwrap();
-    let store = found(Store::create(&folder.path().join("x")).unwrap(), None, &[80], NOW, &mut rng()).unwrap();
+    let store = found(Store::create(&folder.path().join("x")).unwrap(), None, NOW, &mut rng()).unwrap();
     let revocation = Revocation { cluster: store.cluster(), node: NodeId::from_public_key([1; 32]), revoked: NOW };
     let authority = store.authority_secret().unwrap().unwrap();
     store.put_revocations(&[Verified::sign(revocation, &authority).unwrap()]).unwrap();

@@ -127,7 +127,7 @@ struct Ground {
 
 /// The files that an input can stand for; `point` and `replays` are in `intro/`. New ones come last, so that the corpus
 /// keeps its meaning.
-const FILES: [&str; 17] = [
+const FILES: [&str; 16] = [
     "pending",
     "node.key",
     "master.pub",
@@ -141,10 +141,9 @@ const FILES: [&str; 17] = [
     "invitations",
     "revocations",
     "members",
-    "ports",
+    "points.key",
     "point",
     "replays",
-    "points.key",
 ];
 /// The input is the payload of a file; else it is all of it.
 const PAYLOAD: u8 = 1;
@@ -157,7 +156,7 @@ impl Ground {
         let mut rng = StdRng::seed_from_u64(7);
         let dir = folder.path().join("state");
         let master = Some(world.master.duplicate());
-        let store = found(Store::create(&dir).unwrap(), master, &[80, 443], NOW, &mut rng).unwrap();
+        let store = found(Store::create(&dir).unwrap(), master, NOW, &mut rng).unwrap();
         let authority = store.authority_secret().unwrap().unwrap();
         store.put_members(&[world.chain(1), world.chain(2)]).unwrap();
         store.put_invitations(&[Verified::sign(world.invitation(3), &authority).unwrap()], NOW).unwrap();
@@ -266,10 +265,9 @@ fn opened(dir: &Path) -> bool {
             return false;
         }
     };
-    let (term, members, ports) = (store.term().unwrap(), store.members().unwrap(), store.virtual_ports().unwrap());
+    let (term, members) = (store.term().unwrap(), store.members().unwrap());
     let (invitations, revocations) = (store.invitations().unwrap(), store.revocations().unwrap());
     let points = store.intro_points().unwrap();
-    let ports_can_be = store.put_virtual_ports(&ports).is_ok();
     let boot = store.next_boot();
     store.raise_term(term.saturating_add(1)).unwrap();
     store.put_members(&members).unwrap();
@@ -288,8 +286,6 @@ fn opened(dir: &Path) -> bool {
     assert_eq!(again.revocations().unwrap(), revocations);
     assert!(again.revisions().unwrap().contains(&(PERIOD, revision)));
     assert_eq!(again.intro_points().unwrap().len(), points.len());
-    let sorted = std::collections::BTreeSet::from_iter(ports.iter().copied());
-    assert!(!ports_can_be || again.virtual_ports().unwrap().into_iter().eq(sorted));
     if let Ok(boot) = boot {
         assert!(again.next_boot().is_ok_and(|next| next == boot + 1) || boot == u64::from(u32::MAX));
     }
