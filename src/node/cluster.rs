@@ -1,7 +1,8 @@
 //! The cluster actor: the one task that owns the [`Coordinator`]. Everything that happens reaches it as an event, in
 //! order; what it decides goes out over watches that the other tasks reconcile towards.
 //!
-//! It does no slow work itself: a lease or a heartbeat must never wait for a disk or a peer.
+//! It does no slow work itself: a lease or a heartbeat must never wait for a disk or a peer. What should be on disk is a
+//! watch, too (see [`super::writer`]).
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +19,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
+use super::writer::{self, Kept};
 use crate::clock::unix_now;
 use crate::keys::AuthoritySecret;
 use crate::link::MemberSet;
@@ -30,8 +32,6 @@ use crate::{balance, publish};
 const QUEUE: usize = 256;
 /// In the mesh, this long is enough to hear of all who live: then new introduction points may be chosen.
 const ACQUAINTANCE: Duration = Duration::from_secs(6);
-/// Writes that may wait for the disk.
-const WRITES: usize = 64;
 /// The longest the actor sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -129,22 +129,8 @@ struct Actor {
     asked: Option<Instant>,
     members: watch::Sender<MemberSet>,
     excluded: watch::Sender<Option<String>>,
-    /// Work for the disk, done one after the other.
-    writes: mpsc::Sender<Write>,
-}
-
-/// A piece of work for the disk, and the event that tells of its end.
-type Write = Box<dyn FnOnce(&Store) -> Option<Event> + Send>;
-
-/// Does the disk's work, in order, until the actor ends.
-fn write_all(store: &Store, mut writes: mpsc::Receiver<Write>, done: &mpsc::Sender<Event>) {
-    while let Some(write) = writes.blocking_recv() {
-        if let Some(event) = write(store)
-            && done.blocking_send(event).is_err()
-        {
-            return;
-        }
-    }
+    /// What should be on disk.
+    kept: watch::Sender<Kept>,
 }
 
 /// Makes the actor; it runs once [`Starting::run`] is polled.
@@ -162,10 +148,9 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         members: members_watch,
         excluded: excluded_watch,
     };
-    let (writes, queue) = mpsc::channel(WRITES);
-    let (done, written) = mpsc::channel(WRITES);
-    let store = Arc::clone(&parts.store);
-    let writer = tokio::task::spawn_blocking(move || write_all(&store, queue, &done));
+    let (kept, wanted) = watch::channel(Kept::default());
+    let (stored, stored_term) = watch::channel(0);
+    let writer = tokio::spawn(writer::write_all(Arc::clone(&parts.store), wanted, stored));
     let Parts { coordinator, mesh, updates, store, authority, known } = parts;
     let (coordinator, started, cluster) = (Arc::new(Mutex::new(coordinator)), Instant::now(), store.cluster());
     let handle = Cluster { messages, coordinator: Arc::clone(&coordinator), started };
@@ -184,29 +169,27 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         asked: None,
         members,
         excluded,
-        writes,
+        kept,
     };
-    for event in known {
-        actor.handle(event);
-    }
-    (handle, decisions, Starting { actor, inbox, written, writer })
+    actor.handle_all(known);
+    (handle, decisions, Starting { actor, inbox, stored_term, writer })
 }
 
 /// An actor that does not run yet.
 pub struct Starting {
     actor: Actor,
     inbox: mpsc::Receiver<Message>,
-    written: mpsc::Receiver<Event>,
+    stored_term: watch::Receiver<u64>,
     writer: JoinHandle<()>,
 }
 
 impl Starting {
     /// Runs until `stop`, and until what it wrote last is on disk. Gives the mesh back, to be shut down.
     pub async fn run(self, stop: CancellationToken) -> Mesh {
-        let Self { mut actor, mut inbox, mut written, writer } = self;
-        actor.until(&stop, &mut inbox, &mut written).await;
-        let Actor { mesh, writes, .. } = actor;
-        drop((writes, written));
+        let Self { mut actor, mut inbox, mut stored_term, writer } = self;
+        actor.until(&stop, &mut inbox, &mut stored_term).await;
+        let Actor { mesh, kept, .. } = actor;
+        drop(kept);
         if writer.await.is_err() {
             error!("the task that writes to disk has failed");
         }
@@ -219,7 +202,7 @@ impl Actor {
         &mut self,
         stop: &CancellationToken,
         inbox: &mut mpsc::Receiver<Message>,
-        written: &mut mpsc::Receiver<Event>,
+        stored_term: &mut watch::Receiver<u64>,
     ) {
         loop {
             let now = self.started.elapsed();
@@ -238,17 +221,37 @@ impl Actor {
                     None => return,
                     Some(Update { origin, kind, bytes }) => self.handle(Event::Record { origin, kind, bytes }),
                 },
-                Some(event) = written.recv() => self.handle(event),
+                Ok(()) = stored_term.changed() => {
+                    let term = *stored_term.borrow_and_update();
+                    self.handle(Event::TermStored(term));
+                }
                 () = tokio::time::sleep_until(self.started + wake) => self.handle(Event::Tick),
             }
         }
     }
 
     fn handle(&mut self, event: Event) {
-        let now = now(self.started);
-        let actions = lock(&self.coordinator).handle(event, now);
-        for action in actions {
-            self.carry_out(action);
+        self.handle_all([event]);
+    }
+
+    /// Takes in events in order, then looks once at what they have changed: the disk may know of thousands.
+    fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
+        let (mut members, mut invitations) = (false, false);
+        for event in events {
+            let actions = lock(&self.coordinator).handle(event, now(self.started));
+            for action in actions {
+                match action {
+                    Action::MembersChanged => members = true,
+                    Action::InvitationsChanged => invitations = true,
+                    action => self.carry_out(action),
+                }
+            }
+        }
+        if members {
+            self.members_changed();
+        }
+        if invitations {
+            self.invitations_changed();
         }
         self.decide();
     }
@@ -268,8 +271,8 @@ impl Actor {
                 error!(%why, "this node is no member of the cluster any more");
                 self.excluded.send_replace(Some(why));
             }
-            Action::MembersChanged => self.members_changed(),
-            Action::InvitationsChanged => self.invitations_changed(),
+            // Dealt with once for all events.
+            Action::MembersChanged | Action::InvitationsChanged => {}
             // Both are seen by the publisher in what it is told to want: the points, and the revisions others have used.
             Action::DesiredChanged | Action::Overwritten => {}
         }
@@ -277,12 +280,10 @@ impl Actor {
 
     /// A term is used only once it is on disk.
     fn store_term(&mut self, term: u64) {
-        self.write(move |store| match store.raise_term(term) {
-            Ok(()) => Some(Event::TermStored(term)),
-            Err(error) => {
-                warn!(term, %error, "cannot store the term, so this node cannot publish");
-                None
-            }
+        self.kept.send_if_modified(|kept| {
+            let higher = term > kept.term;
+            kept.term = kept.term.max(term);
+            higher
         });
     }
 
@@ -306,13 +307,7 @@ impl Actor {
             let coordinator = lock(&coordinator);
             (coordinator.chains(), coordinator.view().revocations().cloned().collect::<Vec<_>>())
         };
-        self.write(move |store| {
-            let written = store.put_members(&chains).and_then(|()| store.put_revocations(&revocations));
-            if let Err(error) = written {
-                warn!(%error, "cannot store the list of members");
-            }
-            None
-        });
+        self.kept.send_if_modified(|kept| put(&mut kept.members, chains) | put(&mut kept.revocations, revocations));
     }
 
     /// Invitations are kept; versions that two publishers changed at once are signed anew as what they merge to.
@@ -328,25 +323,13 @@ impl Actor {
             let known = coordinator.view().invitations();
             known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect()
         };
-        self.write(move |store| {
-            if let Err(error) = store.put_invitations(&whole, unix_now()) {
-                warn!(%error, "cannot store the invitations");
-            }
-            None
-        });
+        self.kept.send_if_modified(|kept| put(&mut kept.invitations, whole));
     }
 
     /// As the cluster's authority, if this node has its key.
     fn sign<T: Statement>(&self, statement: T) -> Option<Verified<T>> {
         let authority = self.authority.as_ref()?;
         Verified::sign(statement, authority).inspect_err(|error| error!(%error, "cannot sign")).ok()
-    }
-
-    /// Writes to disk beside the actor, in order.
-    fn write(&mut self, job: impl FnOnce(&Store) -> Option<Event> + Send + 'static) {
-        if self.writes.try_send(Box::new(job)).is_err() {
-            error!("the disk does not keep up: a change is not stored");
-        }
     }
 
     /// Brings the watches up to date with the coordinator's state.
@@ -378,11 +361,17 @@ impl Actor {
 
 /// Sends only what is new, so that nobody wakes for nothing.
 fn replace<T: PartialEq>(watch: &watch::Sender<T>, value: T) {
-    watch.send_if_modified(|held| {
-        let changed = *held != value;
-        if changed {
-            *held = value;
-        }
-        changed
-    });
+    watch.send_if_modified(|held| put(held, value));
 }
+
+/// True if that changes it.
+fn put<T: PartialEq>(held: &mut T, value: T) -> bool {
+    let changed = *held != value;
+    if changed {
+        *held = value;
+    }
+    changed
+}
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,7 @@ mod discovery;
 mod disk;
 mod parts;
 mod status;
+mod writer;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;

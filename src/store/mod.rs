@@ -288,11 +288,16 @@ impl Store {
     pub fn put_invitations(&self, given: &[Verified<Invitation>], unix: u64) -> Result<(), StoreError> {
         let _changing = self.change();
         let mut kept = self.invitations()?;
+        let mut changed = false;
         for invitation in given {
             if !kept.iter().any(|known| covers(known, invitation)) {
                 kept.retain(|known| !covers(invitation, known));
                 kept.push(invitation.clone());
+                changed = true;
             }
+        }
+        if !changed {
+            return Ok(());
         }
         if kept.len() > MAX_INVITATIONS {
             kept.retain(|invitation| invitation.is_kept(unix));
@@ -331,6 +336,9 @@ impl Store {
     pub fn put_members(&self, members: &[Chain]) -> Result<(), StoreError> {
         at_most("members", members.len(), MAX_MEMBERS)?;
         let _changing = self.change();
+        if self.members().is_ok_and(|kept| kept == members) {
+            return Ok(());
+        }
         self.put_value(Kind::Members, &members)
     }
 

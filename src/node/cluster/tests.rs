@@ -1,0 +1,147 @@
+//! The actor and what it has brought to disk.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rand::rng;
+use rustbalance_gossip::address::mesh_address;
+use rustbalance_gossip::coordinator::Settings;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::mesh::{Carrier, MeshConfig};
+use rustbalance_gossip::record::{Heartbeat, Member, MemberCertificate, NodeCard, RecordKind, Role};
+use rustbalance_gossip::signed::Sign;
+use tempfile::TempDir;
+
+use super::*;
+use crate::join::{Terms, found, invite};
+use crate::keys::NodeSecret;
+
+/// A founder's state directory.
+fn founder() -> (TempDir, Arc<Store>) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = found(Store::create(&folder.path().join("state")).unwrap(), None, unix_now(), &mut rng()).unwrap();
+    (folder, Arc::new(store))
+}
+
+/// Its actor, over a mesh without anybody in it.
+async fn actor(store: &Arc<Store>, known: Vec<Event>) -> (Cluster, Starting, mpsc::Sender<(NodeId, Vec<u8>)>) {
+    let (others, received) = mpsc::channel(1);
+    let carrier = Carrier { send: Arc::new(|_, _| {}), received };
+    let config = MeshConfig {
+        me: store.node_id(),
+        cluster: store.cluster(),
+        generation: 1,
+        interval: Duration::from_millis(100),
+    };
+    let (mesh, updates) = Mesh::start(config, carrier, Vec::new()).await.unwrap();
+    let key = Box::new(store.node_secret().unwrap());
+    let coordinator = Coordinator::new(Settings::new(1, store.term().unwrap()), key, store.membership().clone());
+    let authority = store.authority_secret().unwrap();
+    let store = Arc::clone(store);
+    let (cluster, _, starting) = start(Parts { coordinator, mesh, updates, store, authority, intro_points: 3, known });
+    (cluster, starting, others)
+}
+
+/// A worker of that cluster.
+fn worker(store: &Store) -> (NodeSecret, Member) {
+    let key = NodeSecret::generate(&mut rng());
+    let (cluster, node, issued) = (store.cluster(), key.node_id(), unix_now());
+    let expires = issued + 1_000_000;
+    let certificate = MemberCertificate { cluster, node, role: Role::Worker, issued, expires, invitation: None };
+    let certificate = Verified::sign(certificate, &store.authority_secret().unwrap().unwrap()).unwrap();
+    (key, Member { authority: store.membership().authority.clone(), certificate })
+}
+
+fn said<T: Statement>(key: &NodeSecret, kind: RecordKind, statement: T) -> Event {
+    let bytes = Verified::sign(statement, key).unwrap().to_bytes().unwrap();
+    Event::Record { origin: NodeId::from_public_key(key.public_key()), kind, bytes }
+}
+
+/// Each write makes a new file in place of the old one.
+fn inode(dir: &Path, name: &str) -> u64 {
+    fs::metadata(dir.join(name)).unwrap().ino()
+}
+
+#[tokio::test]
+async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
+    let (_folder, store) = founder();
+    let (key, member) = worker(&store);
+    let (cluster, node) = (store.cluster(), key.node_id());
+    // As the last run has left it.
+    let mut chains = vec![store.membership().chain(), member.chain()];
+    chains.sort_by_key(|chain| chain.clone().verify(cluster, 0).unwrap().node());
+    store.put_members(&chains).unwrap();
+    let before = inode(store.dir(), "members");
+    let (handle, starting, _others) = actor(&store, vec![Event::KnownMembers(chains)]).await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(starting.run(stop.clone()));
+    let card = NodeCard {
+        cluster,
+        node,
+        seq: 1 << 32,
+        chain: member.chain(),
+        address: mesh_address(&node),
+        priority: 0,
+        weight: 1,
+        version: "1".into(),
+    };
+    handle.tell(said(&key, RecordKind::Card, card)).await.unwrap();
+    for turn in 1..200 {
+        let phase = if turn % 2 == 0 { Phase::Draining } else { Phase::Initializing };
+        let beat = Heartbeat { cluster, node, seq: (1 << 32) + turn, phase, hears: 1 };
+        handle.tell_and_wait(said(&key, RecordKind::Heartbeat, beat)).await.unwrap();
+    }
+    let known = handle.look(|coordinator, _| coordinator.view().member(&node).map(|member| member.phase()));
+    assert_eq!(known, Some(Phase::Initializing), "the worker is not heard");
+    stop.cancel();
+    running.await.unwrap().shutdown().await;
+    assert_eq!(inode(store.dir(), "members"), before, "the list of members was written anew");
+    assert_eq!(store.members().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn what_the_disk_knows_is_not_written_again_and_hides_no_term() {
+    let (_folder, store) = founder();
+    let authority = store.authority_secret().unwrap().unwrap();
+    let invitations: Vec<_> = (0..100)
+        .map(|_| invite(store.cluster(), &authority, Terms::default(), unix_now(), &mut rng()).unwrap().1)
+        .collect();
+    store.put_invitations(&invitations, unix_now()).unwrap();
+    let before = inode(store.dir(), "invitations");
+    let known = store.invitations().unwrap().into_iter().map(Event::Invitation).collect();
+    let (handle, starting, _others) = actor(&store, known).await;
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(starting.run(stop.clone()));
+    // Alone, it publishes as soon as its term is on disk.
+    while handle.look(|coordinator, _| coordinator.leadership()) == Leadership::Follower {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    stop.cancel();
+    running.await.unwrap().shutdown().await;
+    assert_eq!(store.term().unwrap(), 1);
+    assert_eq!(inode(store.dir(), "invitations"), before, "the invitations were written anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_term_that_could_not_be_stored_is_stored_later() {
+    let (_folder, store) = founder();
+    let (path, aside) = (store.dir().join("term"), store.dir().join("aside"));
+    fs::rename(&path, &aside).unwrap();
+    let (kept, wanted) = watch::channel(Kept { term: 7, ..Kept::default() });
+    let (stored, mut told) = watch::channel(0);
+    let writer = tokio::spawn(writer::write_all(Arc::clone(&store), wanted, stored));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(*told.borrow(), 0, "it was told to be on disk and is not");
+    // Asked for meanwhile, and with it the one before.
+    kept.send_modify(|kept| kept.term = 9);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    fs::rename(&aside, &path).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), told.changed()).await.expect("it was not tried again").unwrap();
+    assert_eq!((*told.borrow_and_update(), store.term().unwrap()), (9, 9));
+    // What is wanted last is written before the end.
+    kept.send_modify(|kept| kept.term = 10);
+    drop(kept);
+    writer.await.unwrap();
+    assert_eq!(store.term().unwrap(), 10);
+}

@@ -1,0 +1,87 @@
+//! Brings to disk what the cluster actor has learnt, beside it.
+//!
+//! The actor says in a watch what should be on disk, and this task writes what differs from what it has written. So the
+//! actor waits for no disk; however often something changes, nothing is lost and only the newest is written; and what
+//! could not be written is tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustbalance_gossip::record::{Chain, Invitation, Revocation};
+use rustbalance_gossip::signed::Verified;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{error, warn};
+
+use crate::clock::unix_now;
+use crate::store::{Store, StoreError};
+
+/// Between two attempts at what could not be written.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What should be on disk.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept {
+    /// The highest term that this node has claimed or seen.
+    pub(super) term: u64,
+    /// The members, this node among them.
+    pub(super) members: Vec<Chain>,
+    /// Who was put out.
+    pub(super) revocations: Vec<Verified<Revocation>>,
+    /// The invitations of which somebody has signed all that is known.
+    pub(super) invitations: Vec<Verified<Invitation>>,
+}
+
+/// Writes until nobody wants anything any more, and what was wanted last has been tried. Tells which term is on disk.
+pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kept>, stored: watch::Sender<u64>) {
+    let mut written = Kept::default();
+    loop {
+        let (next, store, told) = (wanted.borrow_and_update().clone(), Arc::clone(&store), stored.clone());
+        let work = tokio::task::spawn_blocking(move || {
+            let whole = write(&store, next, &mut written, &told);
+            (written, whole)
+        });
+        let whole;
+        (written, whole) = match work.await {
+            Ok(done) => done,
+            Err(error) => return error!(%error, "the task that writes to disk has failed"),
+        };
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = sleep(RETRY), if !whole => {}
+        }
+    }
+}
+
+/// Writes what differs; false if something could not be written.
+fn write(store: &Store, wanted: Kept, written: &mut Kept, stored: &watch::Sender<u64>) -> bool {
+    let Kept { term, members, revocations, invitations } = wanted;
+    // The term first, for the election waits for it.
+    let mut whole = put("the term (this node cannot publish)", term, &mut written.term, |term| store.raise_term(*term));
+    if whole {
+        stored.send_if_modified(|told| std::mem::replace(told, term) != term);
+    }
+    whole &= put("the members", members, &mut written.members, |list| store.put_members(list));
+    whole &= put("the revocations", revocations, &mut written.revocations, |list| store.put_revocations(list));
+    whole
+        & put("the invitations", invitations, &mut written.invitations, |list| store.put_invitations(list, unix_now()))
+}
+
+fn put<T: PartialEq>(
+    what: &'static str,
+    wanted: T,
+    written: &mut T,
+    put: impl FnOnce(&T) -> Result<(), StoreError>,
+) -> bool {
+    if wanted == *written {
+        return true;
+    }
+    match put(&wanted) {
+        Ok(()) => *written = wanted,
+        Err(error) => {
+            warn!(what, %error, "cannot store what was learnt, will try again");
+            return false;
+        }
+    }
+    true
+}
