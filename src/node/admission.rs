@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tracing::{debug, info, warn};
 
 use super::cluster::Cluster;
+use super::disk::on_disk;
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, Outcome, Publisher, Redemption, Refusal};
@@ -167,16 +168,10 @@ impl Admitter for Gatekeeper {
     }
 
     async fn record(&self, redemption: &Redemption) -> bool {
-        let store = Arc::clone(&self.store);
         let invitation = redemption.invitation.clone();
-        let written = tokio::task::spawn_blocking(move || store.put_invitations(&[invitation], unix_now())).await;
-        match written {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                warn!(%error, "cannot admit a new member: the redemption cannot be stored");
-                return false;
-            }
-            Err(_) => return false,
+        if let Err(error) = on_disk(&self.store, move |store| store.put_invitations(&[invitation], unix_now())).await {
+            warn!(%error, "cannot admit a new member: the redemption cannot be stored");
+            return false;
         }
         let known = Event::KnownMembers(vec![redemption.member.chain()]);
         self.cluster.tell_and_wait(Event::Invitation(redemption.invitation.clone())).await.is_ok()

@@ -15,6 +15,7 @@ use tracing::info;
 
 use super::admission::JoinPort;
 use super::cluster::Cluster;
+use super::disk::on_disk;
 use super::status;
 use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
@@ -157,7 +158,8 @@ impl Daemon {
             Err(refused) => return refused,
         };
         // Once the operator has been told, no crash may bring the node back.
-        if let Err(error) = self.store.put_revocations(std::slice::from_ref(&signed)) {
+        let given = [signed.clone()];
+        if let Err(error) = on_disk(&self.store, move |store| store.put_revocations(&given)).await {
             return Response::refused(error);
         }
         match running.cluster.tell_and_wait(Event::Revocation(signed)).await {
