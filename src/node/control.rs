@@ -8,7 +8,7 @@ use rustbalance_gossip::coordinator::{Coordinator, Event};
 use rustbalance_gossip::mesh::MeshCounters;
 use rustbalance_gossip::record::{Phase, Revocation, Role};
 use rustbalance_gossip::signed::Verified;
-use rustbalance_gossip::view::MemberView;
+use rustbalance_gossip::view::{MAX_INVITATIONS, MemberView};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -27,7 +27,7 @@ use crate::join::{self, Terms};
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
 use crate::proxy::Traffic;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::tor::{self, RefusedCounts, ServiceLimits};
 
 /// What can be asked once Tor is there and the cluster runs.
@@ -60,6 +60,14 @@ pub(super) struct Daemon {
 /// The answer while there is nobody to ask.
 fn not_yet() -> Response {
     Response::refused("the daemon is still connecting to Tor: `rustbalance status` shows how far it is; try again then")
+}
+
+/// The answer when there is no room for another invitation.
+fn too_many_invitations() -> Response {
+    Response::refused(format!(
+        "the cluster knows {MAX_INVITATIONS} invitations, and no more are kept until one of them has been over for a week: \
+         make fewer, each for more nodes (--uses) or for a shorter time (--expires)"
+    ))
 }
 
 #[async_trait]
@@ -121,13 +129,19 @@ impl Daemon {
             Ok(made) => made,
             Err(error) => return Response::refused(error),
         };
-        let expires = signed.expires;
+        let (id, expires) = (signed.token, signed.expires);
         // On disk before it is handed out, so that a crash cannot leave a person with a token nobody knows.
-        if let Err(error) = self.store.put_invitations(std::slice::from_ref(&signed), unix_now()) {
-            return Response::refused(error);
+        let given = [signed.clone()];
+        match on_disk(&self.store, move |store| store.put_invitations(&given, unix_now())).await {
+            Ok(()) => {}
+            Err(StoreError::TooMany { .. }) => return too_many_invitations(),
+            Err(error) => return Response::refused(error),
         }
         if let Err(stopping) = running.cluster.tell_and_wait(Event::Invitation(signed)).await {
             return Response::refused(stopping);
+        }
+        if running.cluster.look(|coordinator, _| coordinator.invitation(&id).is_none()) {
+            return too_many_invitations();
         }
         info!(%role, uses, "invitation made");
         Response::Invited {

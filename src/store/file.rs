@@ -112,7 +112,7 @@ impl Kind {
     /// The largest payload, in bytes.
     pub(super) fn max_payload(self) -> usize {
         match self {
-            Self::Invitations => 4 << 20,
+            Self::Invitations => 8 << 20,
             Self::Revocations | Self::Members => 2 << 20,
             _ => 16 << 10,
         }

@@ -14,6 +14,7 @@ use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{AuthorityId, MasterId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, PeriodId, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Unverified, Verified};
+use rustbalance_gossip::view::MAX_INVITATIONS;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -38,8 +39,6 @@ mod tests;
 
 /// Most periods whose revisions are remembered; at most three are current at once.
 pub const MAX_REVISIONS: usize = 16;
-/// Most versions of invitations kept.
-pub const MAX_INVITATIONS: usize = 256;
 /// Most revocations kept.
 pub const MAX_REVOCATIONS: usize = 4096;
 /// Most members remembered.
@@ -284,7 +283,8 @@ impl Store {
 
     /// Adds these to the invitations known, at `unix` seconds since the epoch. What was redeemed or revoked stays so: of
     /// two versions the one that knows more is kept, and both if each knows something of its own. Where there is no room
-    /// left, those that ended long ago are forgotten.
+    /// left, those that ended long ago are forgotten, then others that are over, the longest first. One that is used up
+    /// and not over stays: forgotten, an older version that somebody kept would make its token good again.
     pub fn put_invitations(&self, given: &[Verified<Invitation>], unix: u64) -> Result<(), StoreError> {
         let _changing = self.change();
         let mut kept = self.invitations()?;
@@ -301,6 +301,9 @@ impl Store {
         }
         if kept.len() > MAX_INVITATIONS {
             kept.retain(|invitation| invitation.is_kept(unix));
+            kept.sort_by_key(|invitation| invitation.expires);
+            let over = kept.iter().take_while(|invitation| invitation.expires < unix).count();
+            kept.drain(..over.min(kept.len().saturating_sub(MAX_INVITATIONS)));
         }
         self.put_statements(Kind::Invitations, &kept, MAX_INVITATIONS)
     }

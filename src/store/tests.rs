@@ -334,17 +334,41 @@ fn a_redemption_is_never_forgotten() {
 fn invitations_that_ended_long_ago_make_room() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
-    let full: Vec<_> = (0..=255).map(|token| cluster.invitation(token, &[], false)).collect();
+    let invitation = |number: usize, expires: u64, redeemed: usize| {
+        let mut token = [7; 32];
+        token[..8].copy_from_slice(&number.to_be_bytes());
+        let redeemed = (0..redeemed).map(|node| NodeId::from_public_key([node as u8; 32])).collect();
+        let token = InvitationId::from_public_key(token);
+        let whole = Invitation { token, expires, redeemed, ..(*cluster.invitation(0, &[], false)).clone() };
+        Verified::sign(whole, &cluster.authority).unwrap()
+    };
+    // As many as the cluster itself keeps; each ends a second after the one before.
+    let full: Vec<_> = (0..MAX_INVITATIONS).map(|number| invitation(number, 100 + number as u64, 3)).collect();
     store.put_invitations(&full, 2).unwrap();
-    let mut token = [7; 32];
-    token[0] = 0;
-    let (token, expires) = (InvitationId::from_public_key(token), u64::MAX);
-    let next = Invitation { token, expires, ..(*cluster.invitation(0, &[], false)).clone() };
-    let next = Verified::sign(next, &cluster.authority).unwrap();
-    assert!(matches!(store.put_invitations(std::slice::from_ref(&next), 3), Err(StoreError::TooMany { .. })));
+    let next = [invitation(1000, 1_000_000_000, 0), invitation(1001, 1_000_000_000, 0)];
+    // Used up is not over.
+    assert!(matches!(store.put_invitations(&next, 100), Err(StoreError::TooMany { .. })));
     assert_eq!(store.invitations().unwrap().len(), MAX_INVITATIONS, "what did not fit has changed nothing");
-    store.put_invitations(&[next], 30 * 24 * 3600).unwrap();
-    assert_eq!(store.invitations().unwrap().len(), 1);
+    // Those that are over go, the longest first, and no more of them than must.
+    store.put_invitations(&next, 110).unwrap();
+    let kept = store.invitations().unwrap();
+    assert_eq!((kept.len(), kept[0].expires), (MAX_INVITATIONS, 102));
+    store.put_invitations(&[invitation(1002, 1_000_000_000, 0)], 30 * 24 * 3600).unwrap();
+    assert_eq!(store.invitations().unwrap().len(), 3);
+}
+
+#[test]
+fn what_changes_nothing_is_not_written() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let inode = |name: &str| fs::metadata(state(&folder).join(name)).unwrap().ino();
+    let (members, given) = (store.members().unwrap(), [cluster.invitation(1, &[4], false)]);
+    store.put_invitations(&given, 2).unwrap();
+    let before = (inode("members"), inode("invitations"));
+    store.put_members(&members).unwrap();
+    store.put_invitations(&given, 2).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[], false)], 2).unwrap();
+    assert_eq!((inode("members"), inode("invitations")), before);
 }
 
 #[test]

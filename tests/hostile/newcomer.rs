@@ -1,7 +1,13 @@
-//! What a node that joins is given. Nobody is hostile here but the operator's hand in the configuration.
+//! What a node that joins is given, and when there is no room to invite another. Nobody is hostile here.
 
+use anyhow::bail;
+use rustbalance::clock::unix_now;
+use rustbalance::control::{Request, Response};
+use rustbalance::join::{Terms, invite};
 use rustbalance::keys::NodeSecret;
+use rustbalance::store::Store;
 use rustbalance_gossip::record::Role;
+use rustbalance_gossip::view::MAX_INVITATIONS;
 use tokio::net::TcpListener;
 
 use crate::town::{Town, until};
@@ -21,4 +27,28 @@ async fn a_newcomer_is_given_the_ports_that_are_served() {
     let key = NodeSecret::generate(&mut rand::rng());
     let joined = until("somebody joins", async || town.redeem(&token, &key).await).await;
     assert_eq!(joined.ports, [80, 25]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_invitation_too_many_is_refused_with_the_way_out() {
+    let mut town = Town::start("").await;
+    town.named_mut("alpha").kill().await;
+    let store = Store::open(town.named("alpha").dir()).unwrap();
+    let authority = store.authority_secret().unwrap().unwrap();
+    let one = || invite(town.master, &authority, Terms::default(), unix_now(), &mut rand::rng()).unwrap().1;
+    // With the two that made beta and gamma members.
+    let more: Vec<_> = (2..MAX_INVITATIONS).map(|_| one()).collect();
+    store.put_invitations(&more, unix_now()).unwrap();
+    drop(store);
+    let net = town.net.clone();
+    town.named_mut("alpha").run(&net);
+    let told = until("alpha refuses another", async || {
+        let request = Request::Invite { role: Role::Worker, expires_seconds: 60, uses: 1 };
+        match town.named("alpha").call(request).await? {
+            Response::Refused { message } if message.contains("invitations") => Ok(message),
+            other => bail!("{other:?}"),
+        }
+    })
+    .await;
+    assert!(told.contains("--uses") && told.contains("--expires"), "{told}");
 }

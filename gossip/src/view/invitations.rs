@@ -13,7 +13,7 @@ use crate::record::{Invitation, RecordKind};
 use crate::signed::Verified;
 
 /// Most invitations kept.
-const MAX_INVITATIONS: usize = 512;
+pub const MAX_INVITATIONS: usize = 512;
 
 /// One invitation.
 #[derive(Debug, Clone)]

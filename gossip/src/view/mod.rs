@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub(crate) use ingest::{MAX_PERIODS, OwnWord, check_points};
-pub use invitations::Invitations;
+pub use invitations::{Invitations, MAX_INVITATIONS};
 pub use pending::DEFAULT_WAITING;
 pub use rejection::{RefusedRecords, Rejection};
 
