@@ -1,7 +1,8 @@
 //! `rustbalance join`: this machine becomes a node of an existing address, with the token that `invite` printed there.
 //!
-//! Nothing is written but the beginnings, until the cluster has taken this node in. A refusal removes them again; where
-//! the cluster may have taken us in and the answer was lost, they stay, and the same command goes on with them.
+//! Nothing is written but the beginnings, until the cluster has taken this node in. A join that did not get so far as to
+//! ask for that removes them again; from then on the cluster may know the node's key whatever is answered, so they stay,
+//! and the same command goes on with them.
 
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -14,12 +15,12 @@ use rustbalance_gossip::id::MasterId;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::output::{plural, say};
+use super::output::{note, plural, say};
 use super::progress::Progress;
 use super::{Context, Usage, run};
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
-use crate::join::{JoinError, Joined, Refusal, Token, persist_joined, redeem};
+use crate::join::{JoinError, Joined, Token, persist_joined, redeem};
 use crate::keys::NodeSecret;
 use crate::proxy::{PortTarget, Target};
 use crate::store::{Beginning, Draft, Store};
@@ -67,15 +68,14 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     }
 
     let mut draft = Store::create(&context.dir)?;
-    let resumed = draft.begun() == Some((Beginning::Joining, options.master));
+    // What an earlier try left would not be there if it had not asked.
+    let mut known = draft.begun() == Some((Beginning::Joining, options.master));
     draft.begin(Beginning::Joining, options.master)?;
-    let outcome = Box::pin(take_in(&draft, &token, options.master, arti.clone().unwrap_or_default())).await;
-    let joined = match outcome {
+    let config = arti.clone().unwrap_or_default();
+    let joined = match Box::pin(take_in(&draft, &token, options.master, config, &mut known)).await {
         Ok(joined) => joined,
         Err(error) => {
-            if !is_worth_keeping(&error, resumed) {
-                draft.discard().context("cannot clean up after a join that failed")?;
-            }
+            clean_up(draft, known);
             return Err(error);
         }
     };
@@ -93,16 +93,30 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     run::serve(context).await
 }
 
-/// Whether what was begun on disk must stay for another try: the cluster may know its node key.
-fn is_worth_keeping(error: &anyhow::Error, resumed: bool) -> bool {
-    match error.downcast_ref::<JoinError>() {
-        Some(error) => !error.is_final(),
-        None => resumed,
+/// After a join that failed: what was begun on disk stays for another try if the cluster may know its node key. What goes
+/// wrong here must not hide why the join has failed.
+fn clean_up(draft: Draft, known: bool) {
+    let dir = draft.dir().to_owned();
+    if known {
+        note(format_args!(
+            "what was begun stays in {}, for the cluster may know this node's key by now: the same command goes on with \
+             it, with this token or another",
+            dir.display()
+        ));
+    } else if let Err(error) = draft.discard() {
+        note(format_args!("what was begun in {} could not be removed: {error}", dir.display()));
     }
 }
 
-/// From the token to the membership. Tor has let go of its directories when this returns.
-async fn take_in(draft: &Draft, token: &Token, master: MasterId, arti: String) -> anyhow::Result<Joined> {
+/// From the token to the membership. Tor has let go of its directories when this returns. Says in `known` whether the
+/// cluster may know the node's key.
+async fn take_in(
+    draft: &Draft,
+    token: &Token,
+    master: MasterId,
+    arti: String,
+    known: &mut bool,
+) -> anyhow::Result<Joined> {
     let node = draft.node_secret(|| NodeSecret::generate(&mut rand::rng()))?;
     let engine = ArtiEngine::start(ArtiConfig {
         toml: arti,
@@ -112,7 +126,7 @@ async fn take_in(draft: &Draft, token: &Token, master: MasterId, arti: String) -
     let mut progress = Progress::new();
     let outcome = async {
         bootstrap(&engine, &mut progress).await?;
-        knock(&engine, token, &node, master, &mut progress).await
+        knock(&engine, token, &node, master, known, &mut progress).await
     }
     .await;
     drop(progress);
@@ -155,6 +169,7 @@ async fn knock(
     token: &Token,
     node: &NodeSecret,
     master: MasterId,
+    known: &mut bool,
     progress: &mut Progress,
 ) -> anyhow::Result<Joined> {
     let mut pauses = PAUSES.into_iter();
@@ -167,6 +182,7 @@ async fn knock(
                 match redeem(stream, token, node, master, unix_now).await {
                     Ok(joined) => return Ok(joined),
                     Err(error) => {
+                        *known |= error.may_have_joined();
                         let again = may_pass(&error);
                         (error.into(), again)
                     }
@@ -185,8 +201,8 @@ async fn knock(
 
 fn nobody_admits(error: TorError, master: MasterId) -> anyhow::Error {
     anyhow::Error::from(error).context(format!(
-        "nobody admits nodes at {master}: its nodes listen for joins only while an invitation is open, so the token may \
-         be used up, expired or revoked, or no node may be running"
+        "nobody admits nodes at {master}: its nodes listen for joins only while there are invitations, and for a day \
+         after the last has ended, so the token may be an old one, or no node may be running"
     ))
 }
 
@@ -194,7 +210,7 @@ fn is_unanswered(error: &JoinError) -> bool {
     matches!(error, JoinError::Unanswered(_))
 }
 
-/// Of several attempts, the one that may have let us in counts, whatever came after: by it the node key is kept.
+/// Of several attempts, the one that may have let us in is worth telling, whatever came after.
 fn what_to_tell(unanswered: Option<JoinError>, last: anyhow::Error) -> anyhow::Error {
     match unanswered {
         Some(error) if !last.downcast_ref().is_some_and(is_unanswered) => {
@@ -207,13 +223,8 @@ fn what_to_tell(unanswered: Option<JoinError>, last: anyhow::Error) -> anyhow::E
 
 /// Whether the same call may go through in a moment.
 fn may_pass(error: &JoinError) -> bool {
-    matches!(
-        error,
-        JoinError::Connection(_)
-            | JoinError::Timeout(_)
-            | JoinError::Unanswered(_)
-            | JoinError::Refused(Refusal::NotPublisher | Refusal::NoPublisher | Refusal::Busy)
-    )
+    matches!(error, JoinError::Connection(_) | JoinError::Timeout(_) | JoinError::Unanswered(_))
+        || matches!(error, JoinError::Refused(refusal) if refusal.is_transient())
 }
 
 /// The token: from a file, from standard input, or typed without an echo. Never from the command line, which every
@@ -264,7 +275,9 @@ fn report(context: &Context, options: &Options, joined: &Joined) -> anyhow::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::TokenSecret;
+    use crate::join::Refusal;
+    use crate::keys::{MasterSecret, TokenSecret};
+    use crate::store::StoreError;
 
     fn token_text() -> Zeroizing<String> {
         let master = MasterId::from_public_key([7; 32]);
@@ -294,11 +307,40 @@ mod tests {
 
     #[test]
     fn a_key_the_cluster_may_know_is_kept() {
-        let keep = |error: JoinError, resumed| is_worth_keeping(&error.into(), resumed);
-        assert!(keep(JoinError::Unanswered(Box::new(JoinError::Timeout(90))), false));
-        assert!(!keep(JoinError::Refused(Refusal::UnknownToken), true));
-        assert!(!is_worth_keeping(&anyhow::anyhow!("no network"), false));
-        assert!(is_worth_keeping(&anyhow::anyhow!("no network"), true));
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("node");
+        let master = MasterSecret::generate(&mut rand::rng());
+        let begin = || {
+            let mut draft = Store::create(&dir).unwrap();
+            draft.begin(Beginning::Joining, master.master_id()).unwrap();
+            let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng())).unwrap();
+            (draft, key.node_id())
+        };
+        let (draft, first) = begin();
+        clean_up(draft, true);
+        let (draft, again) = begin();
+        assert_eq!(again, first);
+        draft.discard().unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        clean_up(begin().0, false);
+        assert!(!dir.exists());
+        assert!(JoinError::Unanswered(Box::new(JoinError::Timeout(90))).may_have_joined());
+        assert!(JoinError::Refused(Refusal::UnknownToken).may_have_joined());
+        assert!(!JoinError::Timeout(90).may_have_joined());
+    }
+
+    /// The master key that an interrupted join has brought: it stays, and why the join failed is told all the same.
+    #[test]
+    fn what_cannot_be_removed_hides_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut draft = Store::create(&folder.path().join("node")).unwrap();
+        draft.begin(Beginning::Joining, MasterId::from_public_key([7; 32])).unwrap();
+        let key = draft.dir().join("master.key");
+        std::fs::write(&key, "x").unwrap();
+        clean_up(draft, false);
+        assert!(key.exists());
+        let draft = Store::create(key.parent().unwrap()).unwrap();
+        assert!(matches!(draft.discard(), Err(StoreError::KeyInTheWay { .. })));
     }
 
     #[test]
@@ -307,8 +349,8 @@ mod tests {
         for later in [anyhow::anyhow!("nobody admits nodes"), JoinError::Refused(Refusal::UnknownToken).into()] {
             let told = what_to_tell(lost(), later);
             assert!(told.to_string().contains("may have taken this node in"), "{told:#}");
-            assert!(is_worth_keeping(&told, false));
         }
-        assert!(!is_worth_keeping(&what_to_tell(None, JoinError::Refused(Refusal::UnknownToken).into()), false));
+        let told = what_to_tell(None, JoinError::Refused(Refusal::UnknownToken).into());
+        assert!(told.to_string().contains("does not know this token"), "{told:#}");
     }
 }

@@ -8,6 +8,11 @@ pub(super) fn say(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
+/// Tells something beside the error that the command ends with. That nobody may hear it must not hide the error.
+pub(super) fn note(line: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "note: {line}");
+}
+
 /// An error with its causes, each once: some errors hold their cause's words already.
 pub(super) fn explain(error: &anyhow::Error) -> String {
     let mut text = error.to_string();

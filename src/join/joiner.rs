@@ -60,14 +60,11 @@ pub enum JoinError {
 }
 
 impl JoinError {
-    /// True if nothing was gained and the same token and node key will not be taken later either: what `join` has
-    /// begun on disk is to be discarded. Otherwise the node key must be kept for another try.
-    pub fn is_final(&self) -> bool {
-        match self {
-            Self::Refused(refusal) => !refusal.is_transient(),
-            Self::ForeignToken(_) => true,
-            _ => false,
-        }
+    /// True if the cluster may have taken us in all the same: then the node key must be kept for another try. No refusal
+    /// proves the contrary: whoever carries a join can make one up, and a publisher that took us in may have died
+    /// before the others heard of it.
+    pub fn may_have_joined(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::ClockSkew { .. } | Self::Unanswered(_))
     }
 }
 

@@ -149,9 +149,9 @@ impl Refusal {
         }
     }
 
-    /// True where the same token and node key may be taken later: they are to be kept.
+    /// True where the same call may go through in a moment.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::NotPublisher | Self::NoPublisher | Self::AlreadyMember | Self::Busy | Self::Failed)
+        matches!(self, Self::NotPublisher | Self::NoPublisher | Self::Busy | Self::Failed)
     }
 }
 

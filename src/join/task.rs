@@ -51,7 +51,7 @@ impl Default for DoorLimits {
 
 /// Redeems a token over a stream to the master address's join port. `unix` is our clock, in seconds since the epoch.
 ///
-/// On an error, [`JoinError::is_final`] says whether the node key is to be kept for another try.
+/// On an error, [`JoinError::may_have_joined`] says whether the node key must be kept for another try.
 pub async fn redeem(
     stream: BoxStream,
     token: &Token,
@@ -75,7 +75,7 @@ pub(super) async fn redeem_within(
     let mut next = hello;
     loop {
         let redeemed = joiner.has_redeemed();
-        // Once Redeem is on its way, only a refusal tells that we were not taken in.
+        // Once Redeem is on its way, silence is as good as an answer that was lost. A refusal speaks for itself.
         let lost = |error: JoinError| match error {
             JoinError::Refused(_) | JoinError::ClockSkew { .. } => error,
             error if redeemed => JoinError::Unanswered(Box::new(error)),

@@ -1,5 +1,7 @@
-//! Tokens that don't admit, and one that two nodes race for: each refusal has its own words, and leaves nothing behind.
+//! Tokens that don't admit, and one that two nodes race for: each refusal has its own words. Who has shown its key keeps
+//! it, everybody else is left with nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -41,7 +43,7 @@ fn only_a_good_token_admits_and_only_once() {
         let mut all = nodes.0.clone();
         all.push(joined);
         cluster.await_served(&all)?;
-        refused(cluster, "late", &spare, "used up")?;
+        kept_its_key(&*refused(cluster, "late", &spare, "used up")?)?;
         story.tell(format_args!("a used token is refused"));
         a_race_has_one_winner(story, cluster, nodes, &other)
     });
@@ -57,20 +59,20 @@ fn the_door_is_shut(cluster: &Cluster<'_>) -> Result<()> {
 fn bad_tokens_are_refused(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let master: MasterId = cluster.onion()?.parse()?;
     let unknown = JoinToken::new(TokenSecret::generate(&mut rand::rng()), master);
-    refused(cluster, "wrong", &Token(unknown.text().to_string()), "does not know this token")?;
+    kept_its_key(&*refused(cluster, "wrong", &Token(unknown.text().to_string()), "does not know this token")?)?;
 
     let elsewhere = MasterId::from_public_key([7; 32]);
     let foreign = JoinToken::new(TokenSecret::generate(&mut rand::rng()), elsewhere);
-    refused(cluster, "foreign", &Token(foreign.text().to_string()), "another cluster")?;
+    left_nothing(&*refused(cluster, "foreign", &Token(foreign.text().to_string()), "another cluster")?)?;
 
     let mut mistyped = unknown.text().to_string();
     let last = mistyped.pop().context("a token is not empty")?;
     mistyped.push(if last == 'a' { 'b' } else { 'a' });
-    refused(cluster, "mistyped", &Token(mistyped), "mistyped")?;
+    left_nothing(&*refused(cluster, "mistyped", &Token(mistyped), "mistyped")?)?;
 
     let expired = short_lived(nodes.named("alpha")?)?;
     std::thread::sleep(Duration::from_secs(2));
-    refused(cluster, "expired", &expired, "expired")?;
+    kept_its_key(&*refused(cluster, "expired", &expired, "expired")?)?;
     story.tell(format_args!("wrong, foreign, mistyped and expired tokens are refused"));
     Ok(())
 }
@@ -85,14 +87,22 @@ fn short_lived(node: &Node) -> Result<Token> {
     }
 }
 
-/// A join that must fail with these words and leave nothing behind.
-fn refused(cluster: &Cluster<'_>, name: &str, token: &Token, words: &str) -> Result<()> {
+/// A join that must fail with these words.
+fn refused(cluster: &Cluster<'_>, name: &str, token: &Token, words: &str) -> Result<Arc<Node>> {
     let node = cluster.vacant(name)?;
     let said = cluster.try_join(&node, token)?;
     ensure!(said.code == Some(1), "joining with a {name} token ended with {:?}: {}", said.code, said.errors);
     ensure!(said.errors.contains(words), "a {name} token is refused without {words:?}: {}", said.errors);
     ensure!(!said.errors.contains(&token.0), "the refusal shows the token");
-    left_nothing(&node)
+    Ok(node)
+}
+
+/// Fails unless there is a node's key in its state directory, and no membership.
+fn kept_its_key(node: &Node) -> Result<()> {
+    let there = |name| node.state().join(name).exists();
+    ensure!(there("node.key"), "{} was refused, and has thrown away the key that it had shown", node.name());
+    ensure!(!there("membership"), "{} was refused, and has a membership", node.name());
+    Ok(())
 }
 
 /// Fails if there is anything in a node's state directory.
@@ -148,7 +158,7 @@ fn a_race_has_one_winner(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes
             admitted.push(racer);
         } else {
             ensure!(said.errors.contains("used up"), "the loser is told: {}", said.errors);
-            left_nothing(racer)?;
+            kept_its_key(racer)?;
         }
     }
     ensure!(!admitted.is_empty(), "nobody won the race");

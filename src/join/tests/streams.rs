@@ -65,7 +65,7 @@ async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
     let (token, node) = (host.invite(Role::Worker, 1), node());
     host.broken_disk.store(true, Ordering::Relaxed);
     let error = at_door(&door, &host, &token, &node, false).await.unwrap_err();
-    assert!(matches!(error, JoinError::Refused(Refusal::Failed)) && !error.is_final());
+    assert!(matches!(error, JoinError::Refused(Refusal::Failed)) && error.may_have_joined());
     host.broken_disk.store(false, Ordering::Relaxed);
     at_door(&door, &host, &token, &node, false).await.unwrap();
     assert_eq!(host.recorded(), 1);
@@ -93,12 +93,41 @@ async fn an_answer_lost_on_the_way_is_asked_for_again() {
         }
     });
     let error = redeem(near, &token, &node, host.cluster(), || NOW).await.unwrap_err();
-    assert!(matches!(&error, JoinError::Unanswered(_)) && !error.is_final(), "{error}");
+    assert!(matches!(&error, JoinError::Unanswered(_)) && error.may_have_joined(), "{error}");
     assert!(error.to_string().contains("run the same command again"), "{error}");
     carrier.await.unwrap();
     assert!(matches!(admitted.await.unwrap(), Some(Outcome::Admitted { again: false, .. })));
     at_door(&door, &host, &token, &node, false).await.unwrap();
     assert_eq!(host.recorded(), 1);
+}
+
+/// A carrier lets Redeem through and makes up a refusal: the joiner is a member, and must not throw its key away.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_a_carrier_makes_up_costs_no_key() {
+    for made_up in [Refusal::UnknownToken, Refusal::Evicted, Refusal::UsedUp { uses: 1 }] {
+        let (host, door) = (Host::new(), Door::default());
+        let (token, node) = (host.invite(Role::Worker, 1), node());
+        let (near, mut carried) = pair();
+        let (mut inner, far) = pair();
+        let carrier = async {
+            for frame_from_publisher in ["challenge", "answer"] {
+                let frame = frame::read(&mut carried, frame::MAX).await.unwrap();
+                frame::write(&mut inner, &frame).await.unwrap();
+                let mut frame = frame::read(&mut inner, frame::MAX).await.unwrap();
+                if frame_from_publisher == "answer" {
+                    frame = codec::encode(&FromPublisher::Refused(made_up.clone())).unwrap();
+                }
+                frame::write(&mut carried, &frame).await.unwrap();
+            }
+            drop((carried, inner));
+        };
+        let (joined, _, ()) =
+            tokio::join!(redeem(near, &token, &node, host.cluster(), || NOW), door.admit(far, &host), carrier);
+        let error = joined.unwrap_err();
+        assert!(error.may_have_joined(), "{error}");
+        assert_eq!(host.recorded(), 1);
+        at_door(&door, &host, &token, &node, false).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -116,7 +145,7 @@ async fn silence_and_garbage_free_the_door_again() {
     tokio::task::yield_now().await;
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let error = at_door(&door, &host, &token, &node, false).await.unwrap_err();
-    assert!(matches!(error, JoinError::Refused(Refusal::Busy)) && !error.is_final());
+    assert!(matches!(error, JoinError::Refused(Refusal::Busy)), "{error}");
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap(), None);
     }
@@ -156,7 +185,7 @@ async fn a_worker_without_a_publisher_says_so_and_a_dead_cluster_times_out() {
     let (near, _far) = pair();
     let limit = Duration::from_millis(50);
     let error = redeem_within(limit, near, &token, &node, host.cluster(), || NOW).await.unwrap_err();
-    assert!(matches!(error, JoinError::Timeout(_)) && !error.is_final(), "{error}");
+    assert!(matches!(error, JoinError::Timeout(_)) && !error.may_have_joined(), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
