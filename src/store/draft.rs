@@ -77,8 +77,8 @@ pub struct Contents<'a> {
 pub struct Draft {
     dir: PathBuf,
     lock: File,
-    /// The directory was not there before.
-    made: bool,
+    /// Which directories were not there before, outermost first.
+    made: Vec<PathBuf>,
     pending: Option<Pending>,
 }
 
@@ -87,7 +87,10 @@ impl Draft {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
         }
-        let made = file::make_dir(dir)?;
+        let mut made = Vec::new();
+        if file::make_dir(dir)? {
+            made.push(dir.to_owned());
+        }
         let lock = lock::take(dir)?;
         file::sweep(dir)?;
         let membership = dir.join(Kind::Membership.name());
@@ -100,7 +103,10 @@ impl Draft {
             return Err(StoreError::Missing { path: membership, kind: Kind::Membership });
         }
         for inner in ["arti", "arti/state", "arti/cache"] {
-            file::make_dir(&dir.join(inner))?;
+            let inner = dir.join(inner);
+            if file::make_dir(&inner)? {
+                made.push(inner);
+            }
         }
         Ok(Self { dir: dir.to_owned(), lock, made, pending })
     }
@@ -203,19 +209,22 @@ impl Draft {
         Store::load(&self.dir, self.lock)
     }
 
-    /// Removes all that was begun, for a beginning that was refused for good; the directory too, if it was made for
-    /// it and nothing else is in it. An error, and nothing removed, if there is a master key.
+    /// Removes all that was begun and has come to nothing. Of directories only those that were made for it, and the
+    /// outermost only if nothing else is in it: somebody's own files may be in the place that was named by mistake. An
+    /// error, and nothing removed, if there is a master key.
     pub fn discard(self) -> Result<(), StoreError> {
         self.clear()?;
         file::remove(&self.path(Kind::Pending))?;
-        match fs::remove_dir_all(self.dir.join("arti")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(StoreError::io("remove", &self.dir.join("arti"), error));
+        for inner in self.made.iter().filter(|made| **made != self.dir) {
+            match fs::remove_dir_all(inner) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("remove", inner, error));
+                }
+                _ => {}
             }
-            _ => {}
         }
         file::remove(&self.dir.join(lock::NAME))?;
-        if self.made {
+        if self.made.contains(&self.dir) {
             match fs::remove_dir(&self.dir) {
                 Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
                     return Err(StoreError::io("remove", &self.dir, error));

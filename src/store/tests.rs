@@ -546,6 +546,22 @@ fn a_refused_join_leaves_no_trace() {
 }
 
 #[test]
+fn a_refused_join_removes_nothing_that_it_did_not_make() {
+    let folder = tempfile::tempdir().unwrap();
+    let made_before = state(&folder).join("arti/state");
+    fs::create_dir_all(&made_before).unwrap();
+    for dir in [state(&folder), state(&folder).join("arti"), made_before.clone()] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    fs::write(made_before.join("guards"), b"somebody's own").unwrap();
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
+    draft.discard().unwrap();
+    assert_eq!(fs::read(made_before.join("guards")).unwrap(), b"somebody's own");
+    assert!(!state(&folder).join("arti/cache").exists() && !state(&folder).join("pending").exists());
+}
+
+#[test]
 fn no_error_and_no_debug_shows_a_secret() {
     let (folder, cluster) = publisher();
     let secret = data_encoding::HEXLOWER.encode(cluster.master.expanded());
