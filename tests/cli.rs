@@ -179,6 +179,12 @@ fn run_refuses_an_unknown_key_and_names_the_nearest() {
     let told =
         format!("error: {}: unknown key \"hartbeat\" in [cluster]: did you mean \"heartbeat\"?\n", path.display());
     assert_eq!(done.err, told);
+    let wrong = "\n[arti.address_filter]\nallow_onion_addrs = \"banana\"\n";
+    let config = std::fs::read_to_string(&path).unwrap().replace("hartbeat = ", "# heartbeat = ");
+    std::fs::write(&path, config + wrong).unwrap();
+    let done = run(&dir, &["run"]);
+    assert_eq!(done.code, 4, "a supervisor would start it for ever: {}", done.err);
+    assert!(done.err.contains("allow_onion_addrs"), "{}", done.err);
     let done = run(&home.path().join("none"), &["run"]);
     assert!(done.err.contains("`rustbalance init`"), "{}", done.err);
 }

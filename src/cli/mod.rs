@@ -219,6 +219,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 mod tests {
     use super::*;
     use crate::store::StoreError;
+    use crate::tor::TorError;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -249,5 +250,11 @@ mod tests {
         assert_eq!(store(StoreError::Full("/x".into())), FAILED);
         assert_eq!(exit_code(&NodeError::Excluded("evicted".into()).into()), MEND_FIRST);
         assert_eq!(exit_code(&NodeError::TaskEnded("a").into()), FAILED);
+        let tor = |error| exit_code(&NodeError::Tor(error).into());
+        assert_eq!(tor(TorError::Config("a wrong key".into(), None)), MEND_FIRST);
+        assert_eq!(tor(TorError::State { dir: "/x".into(), why: "no space".into() }), FAILED);
+        let control = |error| exit_code(&NodeError::Control(error).into());
+        assert_eq!(control(ControlError::PathTooLong("/x".into())), MEND_FIRST);
+        assert_eq!(control(ControlError::AlreadyRunning("/x".into())), FAILED);
     }
 }

@@ -69,6 +69,8 @@ impl NodeError {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Config(_) | Self::Excluded(_) => true,
+            Self::Tor(error) => matches!(error, TorError::Config(..)),
+            Self::Control(error) => matches!(error, ControlError::PathTooLong(_)),
             Self::Store(error) => error.is_permanent(),
             _ => false,
         }

@@ -9,6 +9,14 @@ pub enum TorError {
     /// The Tor client could not be made from its configuration.
     #[error("cannot start Tor: {0}")]
     Config(String, #[source] Option<Cause>),
+    /// The Tor client's files could not be opened. Worth another try: somebody else may have them, or the disk be full.
+    #[error("cannot start Tor with its state in {}: {why}", dir.display())]
+    State {
+        /// Where they are.
+        dir: std::path::PathBuf,
+        /// In words.
+        why: String,
+    },
     /// Nothing can be built yet: the directory is not there.
     #[error("Tor is not ready yet: {0}")]
     NotReady(String),

@@ -123,7 +123,7 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
         .config(configure(&config)?)
         .bootstrap_behavior(BootstrapBehavior::Manual)
         .create_unbootstrapped()
-        .map_err(|e| TorError::Config(format!("its state in {}: {}", config.state_dir.display(), chain(&e)), None))?;
+        .map_err(|e| TorError::State { dir: config.state_dir.clone(), why: chain(&e) })?;
     let message = CONNECTING.into();
     let (bootstrap_sender, bootstrap) = watch::channel(Bootstrap { message, ..Bootstrap::default() });
     let (changes_sender, changes) = watch::channel(0);
