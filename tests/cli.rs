@@ -141,6 +141,8 @@ fn init_says_what_to_do_next() {
     assert_eq!(done.code, 0, "{}", done.err);
     assert!(done.out.contains("Port 80 goes to 127.0.0.1:8080."), "{}", done.out);
     assert!(done.out.contains(&format!("rustbalance --dir '{}' run", dir.display())), "{}", done.out);
+    let invite = done.out.lines().find(|line| line.contains(" invite ")).unwrap();
+    assert!(invite.contains("as a publisher, with the address's key") && invite.contains("--role worker"), "{invite}");
 }
 
 #[test]

@@ -57,9 +57,9 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
         "{}\n\n\
          is the address, and this machine its first node. Port {} goes to {}.\n\n\
          Next:\n  \
-         {:<44}start this node, and leave it running\n  \
-         {:<44}let another machine join\n  \
-         {:<44}see how it is\n\n\
+         {:<43} start this node, and leave it running\n  \
+         {:<43} let another machine join as a publisher, with the address's key (--role worker: without)\n  \
+         {:<43} see how it is\n\n\
          Configuration: {dir}/{}\n\
          Keep a copy of {dir}/master.key in a safe place: whoever has it has the address, and without it and this\n\
          machine the address is lost.",

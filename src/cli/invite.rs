@@ -40,6 +40,16 @@ enum RoleOption {
     Worker,
 }
 
+/// What it means to invite one.
+fn meaning(role: Role) -> &'static str {
+    match role {
+        Role::Publisher => {
+            "A publisher holds the address's key and admits others: whoever has the machine has the address."
+        }
+        Role::Worker => "A worker serves clients and never receives the address's key.",
+    }
+}
+
 fn expires(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|_| "write it with its unit, as in 24h or 30m".to_owned())?;
     if EXPIRES.contains(&time) { Ok(time) } else { Err("it must be from 1m to 30d".into()) }
@@ -60,12 +70,25 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     }
     let who = plural(usize::from(options.uses), &format!("new {role}"));
     say(format_args!(
-        "An invitation for {who}, good until {}.\n\n\
+        "An invitation for {who}, good until {}.\n\
+         {}\n\n\
          On the new machine, with TARGET the place of your site there (as 127.0.0.1:8080):\n\n  \
          rustbalance join {master} --target TARGET\n\n\
          It asks for this token, which is a secret: whoever has it can join.\n\n  {}",
         moment(expires),
+        meaning(role),
         token.0
     ))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_invites_is_told_what_is_given_away() {
+        assert!(meaning(Role::Publisher).contains("holds the address's key"));
+        assert!(meaning(Role::Worker).contains("never receives the address's key"));
+    }
 }
