@@ -170,12 +170,16 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         return;
     }
     let opened = Instant::now();
-    let (id, out, counts, close) = match shared.pool().open(peer, outgoing, expires, opened) {
+    // In a statement of its own: in the match the pool would stay locked, and a refusal has to be noted in it.
+    let open = shared.pool().open(peer, outgoing, expires, opened);
+    let (id, out, counts, close) = match open {
         Ok(parts) => parts,
         Err(refusal) => {
             debug!(%refusal, "link not kept");
-            if !outgoing {
-                shared.pool().count(refusal.name());
+            match outgoing {
+                // No better than a dial that was refused over there: the next one has to wait.
+                true => shared.pool().dial_failed(peer, false, rand::rng().random(), opened),
+                false => shared.pool().count(refusal.name()),
             }
             return;
         }

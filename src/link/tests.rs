@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::conformance::{Ground, Launched, Linked, World, launch};
 use super::connection::Frame;
-use super::frame::{read_message, write_message};
+use super::frame::write_message;
 use super::handshake::{Dialler, Purpose};
 use super::*;
 use crate::frame::{self, MAX, MAX_UNPROVEN};
@@ -405,12 +405,19 @@ async fn nothing_is_left_running() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_real_clock_is_within_the_certificates() {
-    // Tests that run on this machine's clock need certificates that are good now.
-    let unix = crate::clock::unix_now();
-    assert!(World::new().member(0).certificate.expires > unix);
-    let mut stream = duplex(64).0;
-    assert!(read_message::<Frame>(&mut stream, 10).await.is_err());
+async fn a_node_without_room_for_another_link_dials_less_and_less() {
+    let (world, net) = (World::new(), net());
+    let patient = LinkLimits { silence: PATIENCE * 9, ..limits() };
+    let full = LinkLimits { links: 1, pause: (Duration::from_millis(20), Duration::from_secs(5)), ..patient.clone() };
+    let full = node(&world, &net, 0, world.set([0, 2]), full).await;
+    let (_held, answer) = full.hostile(&world, 1, 0, Purpose::Mesh).await;
+    assert!(!answer.is_empty() && full.peers() == BTreeSet::from([world.node(1)]));
+    // The one it dials takes a few, and counts what comes beyond.
+    let dialled =
+        node(&world, &net, 2, MemberSet::default(), LinkLimits { accepts_per_second: (1, 20), ..patient }).await;
+    sleep(Duration::from_secs(4)).await;
+    assert_eq!(full.peers(), BTreeSet::from([world.node(1)]));
+    assert_eq!(dialled.refused(counted::CROWD), 0, "it dials again and again without a pause");
 }
 
 /// Engines in memory for the suite that every carrier must pass.
