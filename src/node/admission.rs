@@ -1,4 +1,4 @@
-//! The join port: open while there are invitations, answered by publishers, carried to one by workers.
+//! The join port: open while there are invitations and for a day after, answered by publishers, carried to one by workers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
