@@ -1,30 +1,24 @@
 //! The one task of a mesh: starts chitchat, writes own values, hands on others', asks seeds.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use chitchat::{
-    Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, spawn_chitchat,
-};
-use data_encoding::BASE64;
+use chitchat::{Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, warn};
 
 use super::adapter::Adapter;
+use super::delivery::Delivery;
 use super::gate::{Claim, Gate};
 use super::wire::Life;
-use super::{Carrier, MAX_RECORD, MeshConfig, MeshError, Own, Update};
+use super::{Carrier, MeshConfig, MeshError, Own, Update};
 use crate::address::mesh_socket;
-use crate::id::NodeId;
-use crate::record::RecordKind;
 
 /// Lives that one start of the node may have: its generation is the node's, shifted by as many bits.
 const LIFE_BITS: u32 = 16;
-/// Updates taken from chitchat's state at a time, so that its lock is held briefly.
-const BATCH: usize = 64;
 /// Peers told at a goodbye.
 const FAREWELLS: usize = 3;
 /// For how long chitchat remembers a silent node; after half of it the node's values are no longer passed on.
@@ -50,8 +44,7 @@ pub(super) struct Keeper {
     born: Instant,
     /// The last lie that was counted.
     claimed: Claim,
-    /// The highest version handed on, by life.
-    handed: BTreeMap<ChitchatId, u64>,
+    delivery: Delivery,
     outbox: VecDeque<Update>,
     next_seed: usize,
 }
@@ -78,7 +71,7 @@ impl Keeper {
             life: 0,
             born: Instant::now(),
             claimed: Claim::default(),
-            handed: BTreeMap::new(),
+            delivery: Delivery::default(),
             outbox: VecDeque::new(),
             next_seed: 0,
         })
@@ -126,26 +119,12 @@ impl Keeper {
     async fn collect(&mut self) {
         let chitchat = self.chitchat.chitchat();
         let chitchat = chitchat.lock().await;
-        for (id, state) in chitchat.node_states() {
-            let handed = self.handed.get(id).copied().unwrap_or(0);
-            if state.max_version() == handed || id == chitchat.self_chitchat_id() {
-                continue;
-            }
-            // A state that fell back was reset, and comes anew.
-            let handed = if state.max_version() < handed { 0 } else { handed };
-            let room = BATCH.saturating_sub(self.outbox.len());
-            let Ok(origin) = id.node_id.parse::<NodeId>() else { continue };
-            if origin == self.config.me {
-                continue;
-            }
-            let (values, upto, nonsense) = newer(state, handed, room);
-            self.gate.count_malformed(nonsense);
-            self.outbox.extend(values.into_iter().map(|(kind, bytes)| Update { origin, kind, bytes }));
-            self.handed.insert(id.clone(), upto);
-            if self.outbox.len() >= BATCH {
-                self.changed.notify_one();
-                break;
-            }
+        let batch = self.delivery.next(chitchat.node_states(), chitchat.self_chitchat_id());
+        drop(chitchat);
+        self.gate.count_malformed(batch.nonsense);
+        self.outbox.extend(batch.updates);
+        if batch.more {
+            self.changed.notify_one();
         }
     }
 
@@ -162,7 +141,7 @@ impl Keeper {
         let states = chitchat.node_states();
         let has: BTreeSet<Life> = states.keys().filter_map(life_of).collect();
         self.gate.prune(&has);
-        self.handed.retain(|id, _| states.contains_key(id));
+        self.delivery.forget(|id| !states.contains_key(id));
         let live: BTreeSet<_> = chitchat.live_nodes().map(|id| id.gossip_advertise_addr).collect();
         drop(chitchat);
         self.ask_a_seed(&live);
@@ -197,7 +176,7 @@ impl Keeper {
                 self.life = life;
                 self.born = Instant::now();
                 self.claimed = Claim::default();
-                self.handed.clear();
+                self.delivery = Delivery::default();
                 self.gate.count_restart();
             }
             Err(error) => warn!(%error, "gossip does not begin anew; trying again"),
@@ -241,27 +220,6 @@ impl Keeper {
 
 fn life_of(id: &ChitchatId) -> Option<Life> {
     Some(Life { node: id.node_id.parse().ok()?, generation: id.generation_id })
-}
-
-/// At most `room` values above version `handed` in the order of their versions, the version up to which that is all, and
-/// how many values more could be no records. Kinds of newer versions are no nonsense.
-fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u8>)>, u64, usize) {
-    let mut fresh: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > handed).collect();
-    fresh.sort_by_key(|(_, value)| value.version);
-    let upto = if fresh.len() > room { fresh.get(room.wrapping_sub(1)).map(|(_, value)| value.version) } else { None };
-    let upto = upto.unwrap_or(if fresh.len() > room { handed } else { state.max_version() });
-    let values = fresh.into_iter().take(room).filter(|(_, value)| !value.is_deleted());
-    let known: Vec<_> = values.filter_map(|(key, value)| Some((RecordKind::from_key(key)?, value))).collect();
-    let count = known.len();
-    let records: Vec<_> = known
-        .into_iter()
-        .filter_map(|(kind, value)| {
-            let bytes = BASE64.decode(value.value.as_bytes()).ok()?;
-            (bytes.len() <= MAX_RECORD).then_some((kind, bytes))
-        })
-        .collect();
-    let nonsense = count - records.len();
-    (records, upto, nonsense)
 }
 
 /// Starts chitchat for one life of this node.

@@ -4,8 +4,8 @@
 //! [`Update`]s. Nothing that comes out of it is verified: gossip is dissemination, never authority.
 //!
 //! One task looks after everything ([`Keeper`]). Own records are kept here and written to chitchat whenever they differ
-//! from what stands there. Others' values are delivered by version: for every life of every node the task remembers the
-//! highest version it has handed on, and whenever something has changed it hands on what is newer. A receiver that lags
+//! from what stands there. Others' values are [delivered](delivery) by version: for every life of every node the task remembers
+//! the highest version it has handed on, and whenever something has changed it hands on what is newer. A receiver that lags
 //! thus loses superseded values and never the latest. Messages pass a [`gate`] on their way in.
 //!
 //! If chitchat stops, or if others have been told lies about this node's present life (versions it has never reached,
@@ -14,6 +14,7 @@
 mod adapter;
 #[cfg(any(test, feature = "sim"))]
 pub mod conformance;
+mod delivery;
 mod gate;
 mod keeper;
 pub mod memory;
@@ -72,7 +73,8 @@ pub struct MeshConfig {
 /// A value that is new or has changed. Not verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
-    /// In whose state it stands: the only node that it may speak for, unless it is signed by the authority.
+    /// In whose state it stands: the only node that it may speak for, unless it is signed by the authority. This node's own
+    /// words come back, too, if they are of an earlier life.
     pub origin: NodeId,
     /// What it is said to be.
     pub kind: RecordKind,

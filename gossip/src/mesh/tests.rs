@@ -299,3 +299,21 @@ async fn a_lie_about_a_living_node_silences_it_for_seconds() {
     let counters = peers[1].mesh.counters();
     assert_eq!((counters.lies, counters.restarts), (3, 3), "{counters:?}");
 }
+
+/// A node whose disk is an older one than it was hears its own later words again, so that it can count on from there.
+#[tokio::test(start_paused = true)]
+async fn a_node_hears_what_it_has_said_in_another_life() {
+    let network = MemoryNetwork::default();
+    let mut peers = vec![Peer::start(&network, 0, 1, INTERVAL).await, Peer::start(&network, 1, 5, INTERVAL).await];
+    peers[1].mesh.set(RecordKind::Lease, b"in the fifth").unwrap();
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    until(&mut peers, "its lease", |peers| peers[0].knows(1, RecordKind::Lease, "in the fifth")).await;
+    peers.pop().unwrap().mesh.shutdown().await;
+    peers.push(Peer::start(&network, 1, 2, INTERVAL).await);
+    until(&mut peers, "its own word", |peers| peers[1].knows(1, RecordKind::Lease, "in the fifth")).await;
+    // What it says now it is not told.
+    peers[1].mesh.set(RecordKind::Lease, b"in the second").unwrap();
+    until(&mut peers, "its new lease", |peers| peers[0].knows(1, RecordKind::Lease, "in the second")).await;
+    sleep(INTERVAL * 5).await;
+    until(&mut peers, "nothing", |peers| peers[1].knows(1, RecordKind::Lease, "in the fifth")).await;
+}

@@ -1,0 +1,162 @@
+//! Which of the values in chitchat's state are handed on next: of each life some, in turn, so that one that changes its own
+//! without end delays nobody else's for long.
+//!
+//! Values go by version: of every life it is remembered up to which version it was handed on. What is superseded before
+//! its turn is never handed on; the latest always is.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use chitchat::{ChitchatId, NodeState};
+use data_encoding::BASE64;
+
+use super::{MAX_RECORD, Update};
+use crate::id::NodeId;
+use crate::record::RecordKind;
+
+/// Updates taken from chitchat's state at a time, so that its lock is held briefly.
+const BATCH: usize = 64;
+/// Updates of one life among them.
+const SHARE: usize = 8;
+
+/// What was handed on so far.
+#[derive(Default)]
+pub(super) struct Delivery {
+    /// The highest version, by life.
+    handed: BTreeMap<ChitchatId, u64>,
+    /// Whose turn was last.
+    last: Option<ChitchatId>,
+}
+
+/// What is handed on at a time.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) updates: Vec<Update>,
+    /// Values that could be no records.
+    pub(super) nonsense: usize,
+    /// Whether there may be more.
+    pub(super) more: bool,
+}
+
+impl Delivery {
+    /// Takes what is newer than what was handed on, of all lives but the present one of this node, beginning after the one
+    /// whose turn was last.
+    pub(super) fn next(&mut self, states: &BTreeMap<ChitchatId, NodeState>, own: &ChitchatId) -> Batch {
+        let mut batch = Batch::default();
+        let last = self.last.clone();
+        let after = last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+        let upto = last.as_ref().map_or(Bound::Unbounded, Bound::Included);
+        let wrapped = states.range((Bound::Unbounded, upto)).filter(|_| last.is_some());
+        for (id, state) in states.range((after, Bound::Unbounded)).chain(wrapped) {
+            let handed = self.handed.get(id).copied().unwrap_or(0);
+            if state.max_version() == handed || id == own {
+                continue;
+            }
+            let Ok(origin) = id.node_id.parse::<NodeId>() else { continue };
+            if batch.updates.len() == BATCH {
+                batch.more = true;
+                break;
+            }
+            // A state that fell back was reset, and comes anew.
+            let handed = if state.max_version() < handed { 0 } else { handed };
+            let (values, upto, nonsense) = newer(state, handed, SHARE.min(BATCH - batch.updates.len()));
+            batch.nonsense += nonsense;
+            batch.updates.extend(values.into_iter().map(|(kind, bytes)| Update { origin, kind, bytes }));
+            batch.more |= upto < state.max_version();
+            self.handed.insert(id.clone(), upto);
+            self.last = Some(id.clone());
+        }
+        batch
+    }
+
+    /// Forgets lives that are gone.
+    pub(super) fn forget(&mut self, gone: impl Fn(&ChitchatId) -> bool) {
+        self.handed.retain(|id, _| !gone(id));
+    }
+}
+
+/// At most `room` values above version `handed` in the order of their versions, the version up to which that is all, and
+/// how many values more could be no records. Kinds of newer versions are no nonsense.
+fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u8>)>, u64, usize) {
+    let mut fresh: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > handed).collect();
+    fresh.sort_by_key(|(_, value)| value.version);
+    let last = fresh.get(room.saturating_sub(1)).filter(|_| fresh.len() > room);
+    let upto = last.map_or(state.max_version(), |(_, value)| value.version);
+    let values = fresh.into_iter().take(room).filter(|(_, value)| !value.is_deleted());
+    let known: Vec<_> = values.filter_map(|(key, value)| Some((RecordKind::from_key(key)?, value))).collect();
+    let count = known.len();
+    let records: Vec<_> = known
+        .into_iter()
+        .filter_map(|(kind, value)| {
+            let bytes = BASE64.decode(value.value.as_bytes()).ok()?;
+            (bytes.len() <= MAX_RECORD).then_some((kind, bytes))
+        })
+        .collect();
+    let nonsense = count - records.len();
+    (records, upto, nonsense)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::mesh_socket;
+    use crate::id::InvitationId;
+
+    fn id(i: u8, generation: u64) -> ChitchatId {
+        let node = NodeId::from_public_key([i; 32]);
+        ChitchatId::new(node.to_string(), generation, mesh_socket(&node))
+    }
+
+    fn say(state: &mut NodeState, i: u8, word: &str) {
+        let kind = RecordKind::Invitation(InvitationId::from_public_key([i; 32]));
+        state.set(kind.key(), BASE64.encode(word.as_bytes()));
+    }
+
+    /// A life that comes first and changes more than can be handed on, each time.
+    #[test]
+    fn one_that_never_stops_delays_nobody_else() {
+        let mut ids: Vec<_> = (1..=20).map(|i| id(i, 1)).collect();
+        ids.sort();
+        let own = id(99, 1);
+        let mut states: BTreeMap<_, _> = ids.iter().map(|id| (id.clone(), NodeState::for_test())).collect();
+        let mut delivery = Delivery::default();
+        let quiet: NodeId = ids[19].node_id.parse().unwrap();
+        let mut heard = 0;
+        for round in 0..40 {
+            for loud in &ids[..19] {
+                let state = states.get_mut(loud).unwrap();
+                (0..100).for_each(|i| say(state, i, &format!("again {round}")));
+            }
+            say(states.get_mut(&ids[19]).unwrap(), 1, &format!("word {round}"));
+            let batch = delivery.next(&states, &own);
+            assert!(batch.more && batch.updates.len() == BATCH);
+            heard += batch.updates.iter().filter(|update| update.origin == quiet).count();
+        }
+        // Twenty lives, eight at a time.
+        assert!(heard >= 40 / 3 - 1, "{heard}");
+    }
+
+    #[test]
+    fn all_is_handed_on_once_but_for_what_this_life_says() {
+        let own = id(1, 2);
+        let mut states = BTreeMap::new();
+        for id in [id(1, 1), own.clone(), id(2, 1)] {
+            let mut state = NodeState::for_test();
+            (0..20).for_each(|i| say(&mut state, i, "word"));
+            states.insert(id, state);
+        }
+        let mut delivery = Delivery::default();
+        let mut updates = Vec::new();
+        loop {
+            let batch = delivery.next(&states, &own);
+            updates.extend(batch.updates);
+            if !batch.more {
+                break;
+            }
+        }
+        assert_eq!(updates.len(), 40, "of an earlier life of this node and of another");
+        assert!(delivery.next(&states, &own).updates.is_empty());
+        say(states.get_mut(&id(2, 1)).unwrap(), 3, "another");
+        assert_eq!(delivery.next(&states, &own).updates.len(), 1);
+    }
+}
