@@ -101,7 +101,8 @@ impl Socket for AdapterSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
         // An address without a node is that of a life which has just been forgotten.
         if let Some(node) = self.adapter.gate.node_at(&to) {
-            let bytes = message.serialize_to_vec();
+            let mut bytes = message.serialize_to_vec();
+            self.adapter.gate.decline(node, &mut bytes);
             if !wire::is_question(&bytes) || self.adapter.budget.lock().await.allows(bytes.len()) {
                 (self.adapter.send)(node, bytes);
             }

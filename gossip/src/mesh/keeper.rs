@@ -1,6 +1,6 @@
 //! The one task of a mesh: starts chitchat, writes own values, hands on others', asks seeds.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -23,8 +23,9 @@ const LIFE_BITS: u32 = 16;
 const FAREWELLS: usize = 3;
 /// For how long chitchat remembers a silent node; after half of it the node's values are no longer passed on.
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(3600);
-/// For how long a value that was taken back leaves a mark.
-const DELETION_GRACE: Duration = Duration::from_secs(2 * 3600);
+/// For how long a value that was taken back leaves a mark: for as long as any life lasts. Where marks were collected, a
+/// version says nothing of which values there are below it, and anybody could hide values by claiming that.
+const DELETION_GRACE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Shortest time before the first few further lives: while others are told lies of this node, nobody hears it.
 const SHORT_REST: Duration = Duration::from_secs(5);
 /// So many lives may be short: each stays in everybody's digests for as long as chitchat remembers.
@@ -139,7 +140,8 @@ impl Keeper {
         let chitchat = self.chitchat.chitchat();
         let chitchat = chitchat.lock().await;
         let states = chitchat.node_states();
-        let has: BTreeSet<Life> = states.keys().filter_map(life_of).collect();
+        let has: BTreeMap<Life, u64> =
+            states.iter().filter_map(|(id, state)| Some((life_of(id)?, state.max_version()))).collect();
         self.gate.prune(&has);
         self.delivery.forget(|id| !states.contains_key(id));
         let live: BTreeSet<_> = chitchat.live_nodes().map(|id| id.gossip_advertise_addr).collect();

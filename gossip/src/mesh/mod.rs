@@ -6,7 +6,7 @@
 //! One task looks after everything ([`Keeper`]). Own records are kept here and written to chitchat whenever they differ
 //! from what stands there. Others' values are [delivered](delivery) by version: for every life of every node the task remembers
 //! the highest version it has handed on, and whenever something has changed it hands on what is newer. A receiver that lags
-//! thus loses superseded values and never the latest. Messages pass a [`gate`] on their way in.
+//! thus loses superseded values and never the latest. Messages pass a [`gate`] on their way in, and out.
 //!
 //! If chitchat stops, or if others have been told lies about this node's present life (versions it has never reached,
 //! which would make them ignore what it really says), gossip begins anew under a higher generation.
@@ -16,7 +16,9 @@ mod adapter;
 pub mod conformance;
 mod delivery;
 mod gate;
+mod hoard;
 mod keeper;
+mod lives;
 pub mod memory;
 mod neighbours;
 #[cfg(test)]

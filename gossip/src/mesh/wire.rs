@@ -16,10 +16,15 @@ use crate::id::NodeId;
 /// The largest message, in bytes; chitchat makes none larger.
 pub const MAX_MESSAGE: usize = 65_507;
 
-/// Blocks in one compressed stream. Each unpacks to at most 64 KiB; an honest message has about six.
-const MAX_BLOCKS: usize = 24;
-/// Bytes in one unpacked block.
-const MAX_BLOCK: usize = u16::MAX as usize;
+/// Blocks in one packed stream. An honest message has about six, or some thirty where the same few facts stand in the
+/// states of hundreds of nodes.
+const MAX_BLOCKS: usize = 48;
+/// Bytes in one unpacked block; chitchat fills none further.
+const MAX_BLOCK: usize = 16_384;
+/// Operations in one message. The shortest that cannot be packed, a value taken back, still needs some 45 bytes of it.
+const MAX_OPERATIONS: usize = 4096;
+/// Bytes of the name of a life in a delta.
+const LIFE: usize = 108;
 /// Bytes in a key; ours have at most 68.
 const MAX_KEY: usize = 128;
 /// Bytes in a value: base64 of the largest record.
@@ -49,6 +54,9 @@ pub enum WireError {
     /// A node id that is no onion address, or whose mesh address is another's.
     #[error("gossip message names a node whose address does not belong to its id")]
     Identity,
+    /// From a peer whose messages have unpacked to more than is read of one.
+    #[error("more gossip than is read of one peer")]
+    Greedy,
     /// A counter beyond any honest node's.
     #[error("gossip message with an absurd counter, {0}")]
     Count(u64),
@@ -81,11 +89,30 @@ pub(super) struct Known {
     pub(super) version: u64,
 }
 
+/// chitchat has a third, which raises a life's version without a value. It stands for values that were taken back and
+/// collected since, and we never collect; from anybody else it would hide all that the life says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Operation {
-    Life { life: Life, last_gc: u64, from: u64 },
+    Life { life: Life, from: u64 },
     Value { key: String, value: String, version: u64, status: u8 },
-    Version(u64),
+}
+
+/// What a message tells of one life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Told<'a> {
+    pub(super) life: Life,
+    /// It is all above this version.
+    pub(super) from: u64,
+    /// In the order of their versions.
+    pub(super) words: Vec<Word<'a>>,
+}
+
+/// One value, with the bytes that it and its key have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Word<'a> {
+    pub(super) key: &'a str,
+    pub(super) bytes: usize,
+    pub(super) version: u64,
 }
 
 /// Names read before, so that a node's address need not be derived each time that it is mentioned.
@@ -157,40 +184,70 @@ impl Message {
         &self.digest
     }
 
-    /// Every life it mentions.
-    pub(super) fn lives(&self) -> BTreeSet<Life> {
-        let told = self.delta.iter().filter_map(|operation| match operation {
-            Operation::Life { life, .. } => Some(*life),
-            _ => None,
-        });
-        self.digest.iter().map(|known| known.life).chain(told).collect()
+    /// Whether it says what its sender knows.
+    pub(super) fn has_digest(&self) -> bool {
+        matches!(self.kind, SYN | SYN_ACK)
     }
 
-    /// Every value it tells: of which life, its key, and the bytes of both.
-    pub(super) fn values(&self) -> impl Iterator<Item = (Life, &str, usize)> {
-        let mut told_of = None;
-        self.delta.iter().filter_map(move |operation| match operation {
-            Operation::Life { life, .. } => {
-                told_of = Some(*life);
-                None
+    /// What it tells of each life.
+    pub(super) fn told(&self) -> Vec<Told<'_>> {
+        let mut told: Vec<Told<'_>> = Vec::new();
+        for operation in &self.delta {
+            match operation {
+                Operation::Life { life, from } => told.push(Told { life: *life, from: *from, words: Vec::new() }),
+                Operation::Value { key, value, version, .. } => {
+                    if let Some(told) = told.last_mut() {
+                        told.words.push(Word { key, bytes: key.len() + value.len(), version: *version });
+                    }
+                }
             }
-            Operation::Value { key, value, .. } => told_of.map(|life| (life, key.as_str(), key.len() + value.len())),
-            Operation::Version(_) => None,
-        })
+        }
+        told
     }
 
-    /// Leaves out what is not admitted: what is known of lives and what is told of them. True if anything was.
-    pub(super) fn retain(&mut self, mut known: impl FnMut(&Life) -> bool, mut told: impl FnMut(&Life) -> bool) -> bool {
+    /// Bytes of all that it tells.
+    pub(super) fn told_bytes(&self) -> usize {
+        let bytes = |operation: &Operation| match operation {
+            Operation::Life { .. } => LIFE,
+            Operation::Value { key, value, .. } => key.len() + value.len(),
+        };
+        self.delta.iter().map(bytes).sum()
+    }
+
+    /// Leaves out what is not admitted: what is known of lives, and what is told of each beyond so many values. The first
+    /// values of a life are a message of their own, up to their version. True if anything was left out.
+    pub(super) fn retain(
+        &mut self,
+        mut known: impl FnMut(&Life) -> bool,
+        mut told: impl FnMut(&Life) -> usize,
+    ) -> bool {
         let before = (self.digest.len(), self.delta.len());
         self.digest.retain(|entry| known(&entry.life));
-        let mut keep = false;
-        self.delta.retain(|operation| {
-            if let Operation::Life { life, .. } = operation {
-                keep = told(life);
+        let mut left = 0;
+        self.delta.retain(|operation| match operation {
+            Operation::Life { life, .. } => {
+                left = told(life);
+                left > 0
             }
-            keep
+            Operation::Value { .. } if left > 0 => {
+                left -= 1;
+                true
+            }
+            Operation::Value { .. } => false,
         });
         before != (self.digest.len(), self.delta.len())
+    }
+
+    /// Has it say that its sender knows all of these lives, so that chitchat tells nothing of them. True if there are any.
+    pub(super) fn know_all(&mut self, lives: &BTreeSet<Life>) -> bool {
+        let mut named = BTreeSet::new();
+        for known in self.digest.iter_mut().filter(|known| lives.contains(&known.life)) {
+            known.version = MAX_COUNT;
+            named.insert(known.life);
+        }
+        let unnamed = lives.difference(&named);
+        self.digest.extend(unnamed.map(|life| Known { life: *life, heartbeat: 0, last_gc: 0, version: MAX_COUNT }));
+        !lives.is_empty()
     }
 
     /// Puts it together again for chitchat.
@@ -202,7 +259,7 @@ impl Message {
         let mut bytes = MAGIC.to_vec();
         bytes.extend([VERSION, self.kind]);
         if matches!(self.kind, SYN | SYN_ACK) {
-            // No more than were read, and their number was 16 bits.
+            // No more than were read and are kept, which 16 bits can count.
             bytes.extend((self.digest.len() as u16).to_le_bytes());
             self.digest.iter().for_each(|known| write_known(&mut bytes, known));
         }
@@ -219,16 +276,40 @@ impl Message {
     }
 }
 
-/// What is told must be told of a life, and its versions must rise: chitchat panics where they end below the highest.
+/// What is told must be told of a life, of each once, and its versions must rise: chitchat panics where they end below the
+/// highest.
 fn check_order(delta: &[Operation]) -> Result<(), WireError> {
+    let mut lives = BTreeSet::new();
     let mut highest = None;
     for operation in delta {
         highest = match (operation, highest) {
-            (Operation::Life { .. }, _) => Some(0),
+            (Operation::Life { life, .. }, _) if lives.insert(*life) => Some(0),
             (Operation::Value { version, .. }, Some(known)) if *version > known => Some(*version),
-            (Operation::Version(version), Some(known)) if *version >= known => Some(*version),
             _ => return Err(WireError::Malformed("order of versions")),
         };
+    }
+    Ok(())
+}
+
+/// Has a message that goes out say that all is known of some lives, so that the peer tells nothing of them. It keeps its
+/// length.
+pub(super) fn decline(bytes: &mut [u8], names: &mut Names, life: impl Fn(&Life) -> bool) -> Result<(), WireError> {
+    let length = bytes.len();
+    let mut reader = Reader(bytes);
+    let [.., kind] = reader.array::<4>()?;
+    if !matches!(kind, SYN | SYN_ACK) {
+        return Ok(());
+    }
+    let mut ends = Vec::new();
+    for _ in 0..reader.u16()? {
+        if life(&reader.known(names)?.life) {
+            ends.push(length - reader.0.len());
+        }
+    }
+    for end in ends {
+        if let Some(version) = bytes.get_mut(end - 8..end) {
+            version.copy_from_slice(&MAX_COUNT.to_le_bytes());
+        }
     }
     Ok(())
 }
@@ -288,14 +369,20 @@ impl<'a> Reader<'a> {
     fn operation(&mut self, names: &mut Names) -> Result<Operation, WireError> {
         let [tag] = self.array()?;
         Ok(match tag {
-            0 => Operation::Life { life: self.life(names)?, last_gc: self.count()?, from: self.count()? },
+            0 => {
+                let life = self.life(names)?;
+                // Where values were collected, chitchat would throw away what it has.
+                if self.count()? != 0 {
+                    return Err(WireError::Malformed("collected values"));
+                }
+                Operation::Life { life, from: self.count()? }
+            }
             1 => Operation::Value {
                 key: self.text(MAX_KEY)?.to_owned(),
                 value: self.text(MAX_VALUE)?.to_owned(),
                 version: self.count()?,
                 status: self.array::<1>()?[0],
             },
-            2 => Operation::Version(self.count()?),
             _ => return Err(WireError::Malformed("operation")),
         })
     }
@@ -305,7 +392,7 @@ impl<'a> Reader<'a> {
         &mut self,
         mut item: impl FnMut(&mut Reader<'_>) -> Result<T, WireError>,
     ) -> Result<Vec<T>, WireError> {
-        let mut unpacked = Vec::new();
+        let mut unpacked: Vec<u8> = Vec::new();
         for blocks in 0.. {
             let [block] = self.array()?;
             if block == 0 {
@@ -321,6 +408,7 @@ impl<'a> Reader<'a> {
                     let bytes = zstd::bulk::decompress(bytes, MAX_BLOCK).map_err(|_| WireError::Malformed("block"))?;
                     unpacked.extend(bytes);
                 }
+                2 if length > MAX_BLOCK => return Err(WireError::TooLong),
                 2 => unpacked.extend(bytes),
                 _ => return Err(WireError::Malformed("block type")),
             }
@@ -328,6 +416,9 @@ impl<'a> Reader<'a> {
         let mut reader = Reader(&unpacked);
         let mut items = Vec::new();
         while !reader.0.is_empty() {
+            if items.len() == MAX_OPERATIONS {
+                return Err(WireError::TooLong);
+            }
             items.push(item(&mut reader)?);
         }
         Ok(items)
@@ -358,10 +449,10 @@ fn write_known(out: &mut Vec<u8>, known: &Known) {
 
 fn write_operation(out: &mut Vec<u8>, operation: &Operation) {
     match operation {
-        Operation::Life { life, last_gc, from } => {
+        Operation::Life { life, from } => {
             out.push(0);
             write_life(out, life);
-            out.extend(last_gc.to_le_bytes());
+            out.extend(0u64.to_le_bytes());
             out.extend(from.to_le_bytes());
         }
         Operation::Value { key, value, version, status } => {
@@ -370,10 +461,6 @@ fn write_operation(out: &mut Vec<u8>, operation: &Operation) {
             write_text(out, value);
             out.extend(version.to_le_bytes());
             out.push(*status);
-        }
-        Operation::Version(version) => {
-            out.push(2);
-            out.extend(version.to_le_bytes());
         }
     }
 }
@@ -389,123 +476,4 @@ fn write_stream(out: &mut Vec<u8>, body: &[u8]) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use chitchat::Serializable;
-    use proptest::prelude::*;
-
-    /// A SYN that knows these lives.
-    pub(in crate::mesh) fn syn(lives: impl Iterator<Item = (NodeId, u64)>, heartbeat: u64, version: u64) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend([VERSION, SYN]);
-        let lives: Vec<_> = lives.collect();
-        bytes.extend((lives.len() as u16).to_le_bytes());
-        for (node, generation) in lives {
-            write_known(&mut bytes, &Known { life: Life { node, generation }, heartbeat, last_gc: 0, version });
-        }
-        write_text(&mut bytes, &crate::id::MasterId::from_public_key([1; 32]).to_string());
-        bytes
-    }
-
-    fn read(bytes: &[u8]) -> Result<Message, WireError> {
-        Message::read(bytes, &mut Names::default())
-    }
-
-    fn node(i: u8) -> NodeId {
-        NodeId::from_public_key([i; 32])
-    }
-
-    #[test]
-    fn our_reading_is_chitchats() {
-        let bytes = syn([(node(1), 7), (node(2), 9)].into_iter(), 3, 4);
-        let again = for_chitchat(&bytes).unwrap().serialize_to_vec();
-        let (mut ours, theirs) = (read(&bytes).unwrap(), read(&again).unwrap());
-        ours.digest.sort_by_key(|known| known.life.node.to_string());
-        assert_eq!(ours, theirs);
-        assert_eq!(theirs.digest()[0].version, 4);
-    }
-
-    #[test]
-    fn what_is_not_admitted_is_left_out_and_the_rest_stays() {
-        let life = |i| Life { node: node(i), generation: 1 };
-        let value = |version| Operation::Value { key: "k".into(), value: "v".into(), version, status: 0 };
-        let mut message = Message {
-            kind: ACK,
-            digest: Vec::new(),
-            delta: vec![
-                Operation::Life { life: life(1), last_gc: 0, from: 0 },
-                value(1),
-                value(2),
-                Operation::Life { life: life(2), last_gc: 0, from: 0 },
-                value(3),
-            ],
-            cluster: String::new(),
-        };
-        assert_eq!(message.lives(), BTreeSet::from([life(1), life(2)]));
-        let rest = message.delta[3..].to_vec();
-        assert!(message.retain(|_| true, |told| *told == life(2)));
-        assert_eq!(message.delta, rest);
-        assert_eq!(read(&message.write()).map(|read| read.delta), Ok(rest));
-        assert!(message.for_chitchat().is_ok());
-    }
-
-    #[test]
-    fn versions_that_fall_are_refused() {
-        let life = Operation::Life { life: Life { node: node(1), generation: 1 }, last_gc: 0, from: 0 };
-        let value = |version| Operation::Value { key: "k".into(), value: "v".into(), version, status: 0 };
-        let told = |delta: &[Operation]| {
-            let message = Message { kind: ACK, digest: Vec::new(), delta: delta.to_vec(), cluster: String::new() };
-            read(&message.write()).is_ok()
-        };
-        assert!(told(&[life.clone(), value(1), value(5), Operation::Version(5)]));
-        assert!(told(&[life.clone(), Operation::Version(9), life.clone(), Operation::Version(2)]));
-        assert!(!told(&[life.clone(), value(5), Operation::Version(4)]));
-        assert!(!told(&[life.clone(), Operation::Version(9), Operation::Version(8)]));
-        assert!(!told(&[life.clone(), value(5), value(5)]));
-        assert!(!told(&[value(1), life]));
-    }
-
-    #[test]
-    fn lies_are_told_apart() {
-        let good = syn([(node(1), 7)].into_iter(), 3, 4);
-        assert!(matches!(read(&good[..good.len() - 1]), Err(WireError::Length)));
-        assert_eq!(read(&[&good[..], &[0]].concat()), Err(WireError::Length));
-        assert_eq!(read(&syn([(node(1), 7)].into_iter(), u64::MAX, 4)), Err(WireError::Count(u64::MAX)));
-        assert_eq!(read(&vec![0; MAX_MESSAGE + 1]), Err(WireError::TooLong));
-        let mut stolen = good.clone();
-        let address = good.windows(16).position(|w| w == crate::address::mesh_address(&node(1)).octets()).unwrap();
-        stolen[address + 1] ^= 1;
-        assert_eq!(read(&stolen), Err(WireError::Identity));
-        let mut shouted = good.clone();
-        shouted[9..12].make_ascii_uppercase();
-        assert_eq!(read(&shouted), Err(WireError::Identity));
-    }
-
-    #[test]
-    fn a_message_that_unpacks_to_too_much_is_refused() {
-        let block = zstd::bulk::compress(&[0; MAX_BLOCK], 0).unwrap();
-        let mut bytes = [&MAGIC[..], &[VERSION, ACK]].concat();
-        while bytes.len() + block.len() + 4 < MAX_MESSAGE {
-            bytes.push(1);
-            bytes.extend((block.len() as u16).to_le_bytes());
-            bytes.extend(&block);
-        }
-        bytes.push(0);
-        assert_eq!(read(&bytes), Err(WireError::TooLong));
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(&bytes).and_then(|_| for_chitchat(&bytes));
-        }
-
-        #[test]
-        fn any_change_of_a_good_message_is_survived(at in 0usize..400, to in any::<u8>()) {
-            let mut bytes = syn([(node(1), 7), (node(2), 9), (node(3), 1)].into_iter(), 3, 4);
-            let at = at % bytes.len();
-            bytes[at] = to;
-            let _ = read(&bytes).and_then(|_| for_chitchat(&bytes));
-        }
-    }
-}
+pub(super) mod tests;

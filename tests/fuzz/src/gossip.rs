@@ -16,7 +16,7 @@ use super::script::{Orders, Script};
 use super::world::{MEMBERS, NODES, world};
 
 /// Bytes in an unpacked block.
-const BLOCK: usize = u16::MAX as usize;
+const BLOCK: usize = 16_384;
 /// The life that this node is in, in [`mesh`].
 const OWN_LIFE: u64 = 1 << 16;
 const SYN: u8 = 0;
@@ -166,7 +166,7 @@ pub(crate) fn message_seeds() -> Vec<Seed> {
         Seed::good("packed-answer", from(&syn_ack(&known, &told("QUJD"), true))),
         Seed::good("values", from(&ack(&told("QUJD"), false))),
         Seed::good("deleted", from(&ack(&deleted, false))),
-        Seed::good("silent", from(&ack(&silent, false))),
+        Seed::bad("silent", from(&ack(&silent, false))),
         Seed::good("nothing", from(&ack(&[], true))),
         Seed::good("other-cluster", from(&Writer::new(3).0)),
         Seed::bad("absurd", from(&syn(&absurd))),

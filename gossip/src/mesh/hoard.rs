@@ -1,0 +1,193 @@
+//! How much is kept of what is said of each life.
+//!
+//! chitchat forgets no value, and passes on what it has. So what is told of a life is counted before chitchat gets it, and
+//! beyond a bound no more of it enters. What a node says of itself over its own link is counted apart from what others
+//! say of it: those can make up values of anybody, and would leave it no room.
+
+use std::collections::BTreeMap;
+
+use tokio::time::Instant;
+
+use super::wire::{Life, Told};
+
+/// What is kept of a value besides itself, about, in bytes.
+const OVERHEAD: usize = 64;
+
+/// Something that is used up and comes back with time.
+#[derive(Debug)]
+pub(super) struct Spent {
+    amount: f64,
+    at: Instant,
+}
+
+impl Spent {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { amount: 0.0, at: now }
+    }
+
+    /// What is used up now, if so much comes back in a second.
+    pub(super) fn now(&mut self, now: Instant, per_second: usize) -> f64 {
+        let back = now.duration_since(self.at).as_secs_f64() * per_second as f64;
+        self.amount = (self.amount - back).max(0.0);
+        self.at = now;
+        self.amount
+    }
+
+    pub(super) fn add(&mut self, amount: usize) {
+        self.amount += amount as f64;
+    }
+}
+
+/// Bounds on one life, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// What it may have in any case.
+    pub(super) least: usize,
+    /// What it may have at most; also what of it may change at once.
+    pub(super) most: usize,
+    /// What it and those that share with it may have.
+    pub(super) together: usize,
+    /// What of it may change in a second, for long.
+    pub(super) per_second: usize,
+}
+
+/// What may enter of what is told of a life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Weighed {
+    /// So many values, from the first.
+    pub(super) kept: usize,
+    /// Whether there were more, for which there is no room.
+    pub(super) full: bool,
+}
+
+/// Of which life, and whether its node says it itself.
+type Account = (Life, bool);
+
+/// What is kept of all lives.
+#[derive(Default)]
+pub(super) struct Hoards {
+    kept: BTreeMap<Account, Hoard>,
+    /// Up to which version chitchat has each.
+    versions: BTreeMap<Life, u64>,
+}
+
+struct Hoard {
+    bytes: usize,
+    /// By key.
+    sizes: BTreeMap<String, usize>,
+    changed: Spent,
+}
+
+impl Hoards {
+    /// Notes what is told of a life, and says how much of it may enter. `shares` tells which accounts share with it.
+    pub(super) fn weigh(
+        &mut self,
+        told: &Told<'_>,
+        first_hand: bool,
+        room: Room,
+        shares: impl Fn(&Account) -> bool,
+        now: Instant,
+    ) -> Weighed {
+        let account = (told.life, first_hand);
+        let known = self.versions.entry(told.life).or_default();
+        // chitchat ignores what would leave a gap, and what is not new.
+        if told.from > *known || told.words.last().is_none_or(|word| word.version <= *known) {
+            return Weighed { kept: 0, full: false };
+        }
+        let others = |(other, _): &(&Account, &Hoard)| **other != account && shares(other);
+        let shared: usize = self.kept.iter().filter(others).map(|(_, hoard)| hoard.bytes).sum();
+        let new = || Hoard { bytes: 0, sizes: BTreeMap::new(), changed: Spent::new(now) };
+        let hoard = self.kept.entry(account).or_insert_with(new);
+        let mut changed = hoard.changed.now(now, room.per_second) as usize;
+        let before = *known;
+        for (count, word) in told.words.iter().enumerate() {
+            if word.version <= before {
+                continue;
+            }
+            let size = word.bytes + OVERHEAD;
+            let replaced = hoard.sizes.get(word.key).copied().unwrap_or(0);
+            let bytes = hoard.bytes - replaced + size;
+            let fits = bytes <= room.least || (bytes <= room.most && shared + bytes <= room.together);
+            if (size > replaced && !fits) || changed + size > room.most {
+                return Weighed { kept: count, full: true };
+            }
+            changed += size;
+            hoard.changed.add(size);
+            hoard.bytes = bytes;
+            hoard.sizes.insert(word.key.to_owned(), size);
+            *known = word.version;
+        }
+        Weighed { kept: told.words.len(), full: false }
+    }
+
+    /// Forgets lives that chitchat has forgotten, given the version up to which it has each.
+    pub(super) fn prune(&mut self, has: &BTreeMap<Life, u64>) {
+        self.kept.retain(|(life, _), _| has.contains_key(life));
+        self.versions.clone_from(has);
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.kept.clear();
+        self.versions.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::wire::Word;
+    use super::*;
+    use crate::id::NodeId;
+
+    const ROOM: Room = Room { least: 1000, most: 10_000, together: 15_000, per_second: 100 };
+
+    fn life(generation: u64) -> Life {
+        Life { node: NodeId::from_public_key([1; 32]), generation }
+    }
+
+    /// Tells of a life values of 1000 bytes each under these keys, from a version on.
+    fn tell(hoards: &mut Hoards, of: u64, first_hand: bool, keys: &[&str], version: u64, now: Instant) -> Weighed {
+        let word = |(i, key): (usize, &&'static str)| Word { key, bytes: 1000 - OVERHEAD, version: version + i as u64 };
+        let keys: Vec<&'static str> = keys.iter().map(|key| &*String::leak((*key).to_owned())).collect();
+        let told = Told { life: life(of), from: 0, words: keys.iter().enumerate().map(word).collect() };
+        hoards.weigh(&told, first_hand, ROOM, |(_, own)| *own == first_hand, now)
+    }
+
+    const KEYS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+
+    #[test]
+    fn the_first_values_enter_as_far_as_there_is_room() {
+        let (mut hoards, now) = (Hoards::default(), Instant::now());
+        assert_eq!(tell(&mut hoards, 1, false, &KEYS, 1, now), Weighed { kept: 10, full: true });
+        assert_eq!(tell(&mut hoards, 2, false, &KEYS, 1, now), Weighed { kept: 5, full: true });
+        assert_eq!(tell(&mut hoards, 3, false, &KEYS, 1, now), Weighed { kept: 1, full: true }, "what each may have");
+        assert_eq!(tell(&mut hoards, 3, true, &KEYS, 2, now), Weighed { kept: 10, full: true }, "its own words");
+        hoards.prune(&BTreeMap::from([(life(2), 5)]));
+        assert_eq!(tell(&mut hoards, 1, false, &KEYS, 1, now), Weighed { kept: 10, full: true }, "forgotten");
+    }
+
+    /// What chitchat ignores is not counted, or others could fill a node's room with what is not there.
+    #[test]
+    fn what_is_not_new_or_leaves_a_gap_does_not_count() {
+        let (mut hoards, now) = (Hoards::default(), Instant::now());
+        assert_eq!(tell(&mut hoards, 1, false, &KEYS[..2], 100, now).kept, 2);
+        assert_eq!(tell(&mut hoards, 1, false, &KEYS[2..], 1, now), Weighed { kept: 0, full: false });
+        let gap = Told { life: life(1), from: 102, words: vec![Word { key: "z", bytes: 9, version: 103 }] };
+        assert_eq!(hoards.weigh(&gap, false, ROOM, |_| true, now), Weighed { kept: 0, full: false });
+        assert_eq!(tell(&mut hoards, 1, false, &KEYS[2..10], 102, now), Weighed { kept: 8, full: false });
+    }
+
+    #[test]
+    fn what_changes_without_end_is_taken_at_a_slow_rate() {
+        let (mut hoards, now) = (Hoards::default(), Instant::now());
+        let often: Vec<u64> = (0..50).map(|i| i + 1).collect();
+        let taken = |hoards: &mut Hoards, now, more: u64| {
+            often.iter().filter(|i| tell(hoards, 1, false, &["a"], *i + more, now).kept == 1).count()
+        };
+        assert_eq!(taken(&mut hoards, now, 0), 10);
+        assert_eq!(taken(&mut hoards, now + Duration::from_secs(20), 100), 2);
+        assert_eq!(taken(&mut hoards, now + Duration::from_secs(1000), 200), 10);
+    }
+}

@@ -1,0 +1,199 @@
+//! Which lives of which nodes are kept: few of each, and room is left for what a member says of itself over its own link.
+//!
+//! chitchat keeps a life for an hour after its last sign, and names it in each digest, whoever has made it up; it cannot be
+//! told to forget one. So what enters is counted. A peer can make up lives of itself and of everybody else, but not the
+//! link over which a member names its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::wire::Life;
+use crate::id::NodeId;
+
+/// Lives at once, apart from those for which room is reserved.
+const MAX_LIVES: usize = 376;
+/// More of them that members name of themselves. Of all together a digest has 49 kB: with more of it chitchat would have
+/// less than one of its blocks left to tell in, and then it panics.
+const RESERVED: usize = 48;
+/// So many of these are any one member's.
+const RESERVED_OF_ONE: usize = 4;
+/// Lives that one member names of itself. It may have restarted several times within the hour.
+const FIRST_HAND: usize = 24;
+/// Lives that others name of one member.
+const HEARSAY: usize = 12;
+/// Lives that others name of all members, besides one of each.
+const FURTHER_HEARSAY: usize = 120;
+/// Lives of one node that is not known as a member.
+const OF_A_STRANGER: usize = 2;
+/// Who has had as many lives gets one more after so long: as often as one begins anew of which others are told lies.
+const PACE: Duration = Duration::from_secs(60);
+/// For how long a life is remembered that chitchat has no state of.
+const FORGET: Duration = Duration::from_secs(60);
+
+/// The lives that are kept.
+#[derive(Default)]
+pub(super) struct Lives(BTreeMap<Life, Held>);
+
+struct Held {
+    since: Instant,
+    named: Instant,
+    /// Its node has named it itself.
+    first_hand: bool,
+}
+
+/// Who names a life, and what is known of its node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Naming<'a> {
+    pub(super) from: NodeId,
+    pub(super) members: &'a BTreeSet<NodeId>,
+    /// Lives at most of all nodes that are not known as members.
+    pub(super) strangers: usize,
+    pub(super) now: Instant,
+}
+
+impl Lives {
+    /// Whether a life that a peer names is kept from here on, or is already.
+    pub(super) fn admit(&mut self, life: Life, naming: Naming<'_>) -> bool {
+        let first_hand = life.node == naming.from;
+        if let Some(held) = self.0.get_mut(&life) {
+            held.named = naming.now;
+            held.first_hand |= first_hand;
+            return true;
+        }
+        let total = self.0.len();
+        let admitted = if !naming.members.contains(&life.node) {
+            total < MAX_LIVES && self.admits_stranger(life.node, naming)
+        } else if first_hand {
+            (total < MAX_LIVES && self.has_few(life.node, true, FIRST_HAND, naming.now))
+                || (total < MAX_LIVES + RESERVED && self.has_few(life.node, true, RESERVED_OF_ONE, naming.now))
+        } else {
+            total < MAX_LIVES
+                && self.has_few(life.node, false, HEARSAY, naming.now)
+                && self.admits_hearsay(life.node, naming.members)
+        };
+        if admitted {
+            self.0.insert(life, Held { since: naming.now, named: naming.now, first_hand });
+        }
+        admitted
+    }
+
+    fn of(&self, node: NodeId) -> impl Iterator<Item = &Held> {
+        let all = Life { node, generation: 0 }..=Life { node, generation: u64::MAX };
+        self.0.range(all).map(|(_, held)| held)
+    }
+
+    /// Whether a node has had few lives of either sort, or none for a while.
+    fn has_few(&self, node: NodeId, first_hand: bool, most: usize, now: Instant) -> bool {
+        let alike = || self.of(node).filter(|held| held.first_hand == first_hand);
+        alike().count() < most || alike().all(|held| now.duration_since(held.since) >= PACE)
+    }
+
+    fn admits_hearsay(&self, node: NodeId, members: &BTreeSet<NodeId>) -> bool {
+        let told = || self.0.iter().filter(|(life, held)| !held.first_hand && members.contains(&life.node));
+        let nodes: BTreeSet<_> = told().map(|(life, _)| life.node).collect();
+        self.of(node).next().is_none() || told().count() - nodes.len() < FURTHER_HEARSAY
+    }
+
+    fn admits_stranger(&self, node: NodeId, naming: Naming<'_>) -> bool {
+        let strangers = self.0.keys().filter(|life| !naming.members.contains(&life.node)).count();
+        strangers < naming.strangers && self.of(node).count() < OF_A_STRANGER
+    }
+
+    pub(super) fn contains(&self, life: &Life) -> bool {
+        self.0.contains_key(life)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Life> {
+        self.0.keys().copied()
+    }
+
+    /// The newest life that each member has named of itself.
+    pub(super) fn newest_first_hand(&self, members: &BTreeSet<NodeId>) -> BTreeSet<Life> {
+        let named = self.0.iter().filter(|(life, held)| held.first_hand && members.contains(&life.node));
+        let newest: BTreeMap<NodeId, Life> = named.map(|(life, _)| (life.node, *life)).collect();
+        newest.into_values().collect()
+    }
+
+    /// Forgets lives that chitchat has forgotten.
+    pub(super) fn prune(&mut self, has: impl Fn(&Life) -> bool, now: Instant) {
+        self.0.retain(|life, held| has(life) || now.duration_since(held.named) < FORGET);
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha3::{Digest, Sha3_256};
+
+    const MEMBERS: u16 = 300;
+
+    fn node(i: u16) -> NodeId {
+        NodeId::from_public_key(Sha3_256::digest(i.to_be_bytes()).into())
+    }
+
+    /// How many of these lives are admitted from a peer at a time.
+    fn name(lives: &mut Lives, from: u16, named: impl Iterator<Item = (u16, u64)>, now: Instant) -> usize {
+        let members = (0..MEMBERS).map(node).collect();
+        let naming = Naming { from: node(from), members: &members, strangers: 64, now };
+        named.filter(|(of, generation)| lives.admit(Life { node: node(*of), generation: *generation }, naming)).count()
+    }
+
+    #[test]
+    fn nobody_fills_it_with_lives_of_its_own() {
+        let (mut lives, now) = (Lives::default(), Instant::now());
+        assert_eq!(name(&mut lives, 7, (0..400).map(|life| (7, life)), now), FIRST_HAND);
+        assert_eq!(name(&mut lives, 8, (400..800).map(|life| (7, life)), now), HEARSAY);
+        assert_eq!(name(&mut lives, 7, (0..400).map(|life| (9, life)), now), HEARSAY);
+        assert_eq!(name(&mut lives, 9, [(9, 1000)].into_iter(), now), 1, "a member's own word");
+    }
+
+    #[test]
+    fn who_has_had_many_lives_is_heard_again_before_long() {
+        let (mut lives, now) = (Lives::default(), Instant::now());
+        assert_eq!(name(&mut lives, 7, (0..100).map(|life| (7, life)), now), FIRST_HAND);
+        assert_eq!(name(&mut lives, 8, (100..200).map(|life| (7, life)), now), HEARSAY);
+        assert_eq!(name(&mut lives, 7, (200..300).map(|life| (7, life)), now + PACE), 1);
+        assert_eq!(name(&mut lives, 8, (300..400).map(|life| (7, life)), now + PACE), 1);
+    }
+
+    #[test]
+    fn made_up_lives_leave_room_for_one_of_each_member_and_for_what_members_say_themselves() {
+        let (mut lives, now) = (Lives::default(), Instant::now());
+        let all = (0..MEMBERS - 100).flat_map(|of| (0..20).map(move |life| (of, life)));
+        // One of each other member, so many more, and twenty of its own.
+        assert_eq!(name(&mut lives, 7, all, now), 199 + FURTHER_HEARSAY + 20);
+        let strangers = (0..200).flat_map(|of| (0..20).map(move |life| (1000 + of, life)));
+        name(&mut lives, 7, strangers, now);
+        name(&mut lives, 7, (0..MEMBERS).map(|of| (of, 77)), now);
+        assert_eq!(lives.iter().count(), MAX_LIVES);
+        for member in 20..30 {
+            assert_eq!(name(&mut lives, member, (100..200).map(|life| (member, life)), now), RESERVED_OF_ONE);
+        }
+        name(&mut lives, 40, (100..200).map(|life| (40, life)), now);
+        assert!(lives.iter().count() <= MAX_LIVES + RESERVED);
+    }
+
+    #[test]
+    fn of_strangers_there_are_few() {
+        let (mut lives, now) = (Lives::default(), Instant::now());
+        let strangers = (0..200).flat_map(|of| (0..20).map(move |life| (1000 + of, life)));
+        assert_eq!(name(&mut lives, 7, strangers, now), 64);
+        assert_eq!(name(&mut lives, 1500, [(1500, 1)].into_iter(), now), 0);
+        lives.prune(|_| false, now + FORGET);
+        assert_eq!(name(&mut lives, 7, (0..20).map(|life| (1000, life)), now), OF_A_STRANGER);
+    }
+
+    /// chitchat panics where less than one of its blocks is left beside the digest.
+    #[test]
+    fn the_digest_leaves_room_to_tell_in() {
+        let digest = 2 + 115 * (MAX_LIVES + RESERVED + 1);
+        assert!(super::super::MAX_MESSAGE - 1 - digest >= 16_384);
+    }
+}

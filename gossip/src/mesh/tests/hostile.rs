@@ -1,0 +1,208 @@
+//! Hostile members against real chitchat: whatever they make up, the honest go on hearing each other.
+
+use std::collections::BTreeSet;
+
+use super::wire::tests::{ack, bare_version, syn};
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn garbage_and_crowds_change_nothing() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 3, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    let hostile = network.join(node(66));
+    (hostile.send)(node(0), vec![0xff; 1000]);
+    (hostile.send)(node(0), Vec::new());
+    for crowd in 0..20u16 {
+        let lives = (0..200).map(|i| (node(2000 + crowd * 200 + i), 1));
+        (hostile.send)(node(0), syn(lives, 5, 5));
+    }
+    // A lie about the others' counters: beyond belief, or only beyond the truth.
+    (hostile.send)(node(0), syn([(node(1), 1 << 16)].into_iter(), u64::MAX, 5));
+    sleep(INTERVAL * 5).await;
+    peers[1].mesh.set(RecordKind::Lease, b"still here").unwrap();
+    until(&mut peers, "a change despite it all", |p| p[0].knows(1, RecordKind::Lease, "still here")).await;
+    let counters = peers[0].mesh.counters();
+    assert_eq!(counters.malformed, 3, "{counters:?}");
+    assert!(counters.strangers > 3000, "{counters:?}");
+    let known: BTreeSet<_> = peers[2].seen.keys().map(|(origin, _)| *origin).collect();
+    assert_eq!(known.len(), 2);
+}
+
+/// A member may say what it likes of itself, and of others what they have not said: neither fills the others' memory.
+#[tokio::test(start_paused = true)]
+async fn a_hoarder_fills_nobodys_memory() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 3, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    for peer in &peers {
+        peer.mesh.set_limits(MeshLimits { node_bytes: 160_000, ..MeshLimits::default() });
+        peer.mesh.set_members((0..3).map(node).collect());
+    }
+    let hoarder = &peers[2].mesh;
+    for i in 0..50 {
+        let token = crate::id::InvitationId::from_public_key([i; 32]);
+        // Nothing that could be packed, as signatures cannot.
+        let noise: Vec<u8> =
+            (0..280u16).flat_map(|n| Sha3_256::digest([&[i][..], &n.to_be_bytes()].concat())).collect();
+        hoarder.set(RecordKind::Invitation(token), &noise).unwrap();
+    }
+    let full = |peers: &[Peer]| peers[..2].iter().all(|peer| peer.mesh.counters().hoards > 3);
+    until(&mut peers, "no more is taken of the hoarder", full).await;
+    for peer in &peers[..2] {
+        let bytes: usize =
+            peer.seen.iter().filter(|((origin, _), _)| *origin == node(2)).map(|(_, value)| value.len()).sum();
+        assert!(bytes < 160_000, "{bytes} bytes of the hoarder were taken");
+    }
+    peers[1].mesh.set(RecordKind::Lease, b"still here").unwrap();
+    until(&mut peers, "a change despite it all", |p| p[0].knows(1, RecordKind::Lease, "still here")).await;
+}
+
+/// Who is told lies about itself is heard again soon, and says how often that was.
+#[tokio::test(start_paused = true)]
+async fn a_lie_about_a_living_node_silences_it_for_seconds() {
+    let network = MemoryNetwork::default();
+    let interval = Duration::from_millis(500);
+    let mut peers = start(&network, 3, interval).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    let hostile = network.join(node(66));
+    for lie in 0..3 {
+        for to in 0..3 {
+            (hostile.send)(node(to), syn([(node(1), (1 << 16) | lie)].into_iter(), 50_000, 50_000));
+        }
+        sleep(Duration::from_secs(8)).await;
+        let said = format!("after lie {lie}");
+        peers[1].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
+        until(&mut peers, "a word after the lie", |p| p[0].knows(1, RecordKind::Lease, &said)).await;
+    }
+    let counters = peers[1].mesh.counters();
+    assert_eq!((counters.lies, counters.restarts), (3, 3), "{counters:?}");
+}
+
+/// What cannot be packed, as signatures cannot, in this many pieces of some 20 kB; at most three fit into a message.
+fn junk(about: &str, pieces: u64, version: u64) -> Vec<(String, String, u64)> {
+    let noise = |i: u64| -> Vec<u8> {
+        (0..480u32).flat_map(|n| Sha3_256::digest(format!("{about} {i} {n}"))).collect::<Vec<u8>>()
+    };
+    let piece = |i| (format!("junk/{about}/{i}"), BASE64.encode(&noise(i)), version + i);
+    (0..pieces).map(piece).collect()
+}
+
+/// Four members' made-up lives, twelve each.
+fn made_up(first: u64) -> impl Iterator<Item = (NodeId, u64)> {
+    (10..14).flat_map(move |of| (first..first + 12).map(move |life| (node(of), life << 16)))
+}
+
+/// Names made-up lives, and says some 60 kB of each.
+async fn make_up(hostile: &Carrier, to: u16) {
+    (hostile.send)(node(to), syn(made_up(1), 5, 0));
+    for (of, life) in made_up(1) {
+        (hostile.send)(node(to), ack(of, life, &junk(&format!("{of} {life}"), 3, 1)));
+        sleep(INTERVAL * 2).await;
+    }
+}
+
+/// Two nodes that each are full of what the other does not take still hear each other.
+#[tokio::test(start_paused = true)]
+async fn what_one_refuses_does_not_keep_the_others_words_from_it() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 2, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    network.set_side(node(1), 1);
+    network.set_side(node(67), 1);
+    (network.join(node(67)).send)(node(1), syn(made_up(101), 5, 0));
+    make_up(&network.join(node(66)), 0).await;
+    network.heal();
+    sleep(INTERVAL * 20).await;
+    for round in 0..5 {
+        let said = format!("round {round}");
+        peers[0].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
+        let took = until(&mut peers, "a word", |p| p[1].knows(0, RecordKind::Lease, &said)).await;
+        assert!(took < INTERVAL * 30, "{took:?}");
+    }
+    assert!(peers[1].mesh.counters().strangers > 40, "{:?}", peers[1].mesh.counters());
+}
+
+/// The same where the other has taken as much of a life as it keeps.
+#[tokio::test(start_paused = true)]
+async fn more_of_a_life_than_one_keeps_does_not_keep_the_others_words_from_it() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 2, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    peers[1].mesh.set_limits(MeshLimits { node_bytes: 65_536, ..MeshLimits::default() });
+    let hostile = network.join(node(66));
+    (hostile.send)(node(0), syn([(node(66), 1 << 16)].into_iter(), 5, 0));
+    for piece in 0..8 {
+        (hostile.send)(node(0), ack(node(66), 1 << 16, &junk("mine", 3, 1 + piece * 3)));
+        sleep(INTERVAL).await;
+    }
+    for round in 0..5 {
+        let said = format!("round {round}");
+        peers[0].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
+        until(&mut peers, "a word", |p| p[1].knows(0, RecordKind::Lease, &said)).await;
+        sleep(INTERVAL * 10).await;
+    }
+    let counters = peers[1].mesh.counters();
+    assert!((1..20).contains(&counters.hoards), "{counters:?}");
+}
+
+/// What is new to the other, and taken by it, comes before all else, but not every time.
+#[tokio::test(start_paused = true)]
+async fn what_members_say_themselves_comes_between_what_is_made_up() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 2, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    network.set_side(node(1), 1);
+    make_up(&network.join(node(66)), 0).await;
+    network.heal();
+    // It asks now for all of it, which takes dozens of rounds.
+    sleep(INTERVAL * 3).await;
+    peers[0].mesh.set(RecordKind::Lease, b"meanwhile").unwrap();
+    let took = until(&mut peers, "a word", |p| p[1].knows(0, RecordKind::Lease, "meanwhile")).await;
+    assert!(took < INTERVAL * 30, "{took:?}");
+}
+
+/// Lives without number, of the hostile member itself and of everybody: who restarts is heard all the same.
+#[tokio::test(start_paused = true)]
+async fn who_restarts_is_heard_among_lives_that_are_made_up() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 2, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    let hostile = network.join(node(66));
+    for to in 0..2 {
+        (hostile.send)(node(to), syn((0..500).map(|life| (node(66), life)), 5, 5));
+        for life in 0..20u64 {
+            (hostile.send)(node(to), syn((0..MEMBERS).map(|of| (node(of), (1000 + life) << 16)), 5, 5));
+        }
+        (hostile.send)(node(to), syn((0..200).map(|i| (node(2000 + i), 1)), 5, 5));
+    }
+    sleep(INTERVAL * 2).await;
+    for generation in 2..20 {
+        peers.pop();
+        peers.push(Peer::start(&network, 1, generation, INTERVAL).await);
+        let said = format!("life {generation}");
+        peers[1].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
+        until(&mut peers, "a word", |p| p[0].knows(1, RecordKind::Lease, &said)).await;
+    }
+}
+
+/// Who begins is told that it knows all, by one who tells it nothing.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_hidden_by_a_version_without_its_values() {
+    let network = MemoryNetwork::default();
+    let mut peers = start(&network, 2, INTERVAL).await;
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    network.set_side(node(2), 1);
+    network.set_side(node(66), 1);
+    let hostile = network.join(node(66));
+    peers.push(Peer::start(&network, 2, 1, INTERVAL).await);
+    for of in 0..2 {
+        (hostile.send)(node(2), syn([(node(of), 1 << 16)].into_iter(), 1, 0));
+        (hostile.send)(node(2), bare_version(node(of), 1 << 16, 0, 1));
+        (hostile.send)(node(2), bare_version(node(of), 1 << 16, 1, 1));
+    }
+    sleep(INTERVAL).await;
+    network.heal();
+    until(&mut peers, "all cards", all_cards_everywhere).await;
+    assert_eq!(peers[2].mesh.counters().malformed, 4);
+}
