@@ -159,8 +159,8 @@ pub(super) fn tables() -> [(&'static str, Vec<Key>); 3] {
         (
             "[gossip]",
             vec![
-                ("strangers", gossip.mesh.strangers.to_string(), "Nodes not known as members that are listened to."),
-                ("node_bytes", gossip.mesh.node_bytes.to_string(), "Bytes kept of what one node says."),
+                ("strangers", gossip.mesh.strangers.to_string(), "Lives of strangers that are listened to."),
+                ("node_bytes", gossip.mesh.node_bytes.to_string(), "Bytes kept of one life of a node."),
                 ("waiting", gossip.waiting.to_string(), "Records kept until their signer's certificates come."),
             ],
         ),

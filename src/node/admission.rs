@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tracing::{debug, info, warn};
 
 use super::cluster::Cluster;
-use super::disk::on_disk;
+use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, Outcome, Publisher, Redemption, Refusal};
@@ -168,8 +168,8 @@ impl Admitter for Gatekeeper {
     }
 
     async fn record(&self, redemption: &Redemption) -> bool {
-        let invitation = redemption.invitation.clone();
-        if let Err(error) = on_disk(&self.store, move |store| store.put_invitations(&[invitation], unix_now())).await {
+        let invitation = std::slice::from_ref(&redemption.invitation);
+        if let Err(error) = on_disk(|| self.store.put_invitations(invitation, unix_now())) {
             warn!(%error, "cannot admit a new member: the redemption cannot be stored");
             return false;
         }

@@ -15,10 +15,10 @@ use tracing::info;
 
 use super::admission::JoinPort;
 use super::cluster::Cluster;
-use super::disk::on_disk;
 use super::status;
 use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
+use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TokenText, TrafficStatus};
 use crate::discovery::Discovery;
@@ -131,8 +131,7 @@ impl Daemon {
         };
         let (id, expires) = (signed.token, signed.expires);
         // On disk before it is handed out, so that a crash cannot leave a person with a token nobody knows.
-        let given = [signed.clone()];
-        match on_disk(&self.store, move |store| store.put_invitations(&given, unix_now())).await {
+        match on_disk(|| self.store.put_invitations(std::slice::from_ref(&signed), unix_now())) {
             Ok(()) => {}
             Err(StoreError::TooMany { .. }) => return too_many_invitations(),
             Err(error) => return Response::refused(error),
@@ -172,8 +171,7 @@ impl Daemon {
             Err(refused) => return refused,
         };
         // Once the operator has been told, no crash may bring the node back.
-        let given = [signed.clone()];
-        if let Err(error) = on_disk(&self.store, move |store| store.put_revocations(&given)).await {
+        if let Err(error) = on_disk(|| self.store.put_revocations(std::slice::from_ref(&signed))) {
             return Response::refused(error);
         }
         match running.cluster.tell_and_wait(Event::Revocation(signed)).await {

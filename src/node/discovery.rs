@@ -9,8 +9,8 @@ use rustbalance_gossip::id::NodeId;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
-use super::disk::on_disk;
 use super::parts::Ended;
+use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, KeyRing, Offer};
 use crate::keys::DiscoveryPublic;
@@ -51,14 +51,14 @@ impl Rotation {
             let publisher = publishing.borrow_and_update().term.is_some();
             let revoked = self.members.borrow_and_update().revoked.len();
             if let Some(made) = ring.due(revoked).filter(|_| publisher).and_then(|generation| self.make(generation)) {
-                self.adopt(&mut ring, made, &mut trusted).await;
+                self.adopt(&mut ring, made, &mut trusted);
             }
             self.tell(&ring, &mut trusted);
             tokio::select! {
                 changed = self.members.changed() => if changed.is_err() { return Ok("discovery keys") },
                 changed = publishing.changed() => if changed.is_err() { return Ok("discovery keys") },
                 Some(offer) = offered.recv() => match offer.verify(self.store.cluster(), self.store.membership().authority_id()) {
-                    Ok(key) => self.adopt(&mut ring, key, &mut trusted).await,
+                    Ok(key) => self.adopt(&mut ring, key, &mut trusted),
                     Err(error) => {
                         self.links.count_false_key();
                         debug!(%error, "a discovery key is refused");
@@ -78,8 +78,8 @@ impl Rotation {
     }
 
     /// Takes a key if it is newer. It is on disk before it is used; one that cannot be written is made, or offered, again.
-    async fn adopt(&self, ring: &mut KeyRing, key: Discovery, trusted: &mut BTreeSet<NodeId>) {
-        match on_disk(&self.store, |store| store.adopt_discovery(key, unix_now())).await {
+    fn adopt(&self, ring: &mut KeyRing, key: Discovery, trusted: &mut BTreeSet<NodeId>) {
+        match on_disk(|| self.store.adopt_discovery(key, unix_now())) {
             Ok((now, true)) => {
                 info!(generation = now.newest().key.generation, "the discovery key was rotated");
                 *ring = now;

@@ -15,18 +15,6 @@ use crate::store::{Store, StoreError, StoredIntroPoint};
 use crate::tor::descriptor::PeriodCredentials;
 use crate::tor::{IntroPointKeys, ReplayLog, TorError};
 
-/// Does what takes a disk's time beside the tasks: none of them, least of all one with a heartbeat to send, waits for it.
-pub(super) async fn on_disk<T: Send + 'static>(
-    store: &Arc<Store>,
-    work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
-) -> Result<T, StoreError> {
-    let (dir, store) = (store.dir().to_owned(), Arc::clone(store));
-    let done = tokio::task::spawn_blocking(move || work(&store)).await;
-    done.unwrap_or_else(|error| {
-        Err(StoreError::Io { action: "finish the work in", path: dir, source: std::io::Error::other(error) })
-    })
-}
-
 /// Credentials made from the master key on this node.
 pub(super) struct MasterKeyCredentials(pub(super) MasterSecret);
 
