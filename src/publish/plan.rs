@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
+use rustbalance_gossip::view::MAX_FENCE;
 
 use crate::tor::{Directory, Period};
 
@@ -32,9 +33,6 @@ pub const FIRST_READ_BACK: Duration = Duration::from_secs(20);
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 /// Uploads and read-backs under way at once.
 const MAX_IN_FLIGHT: usize = 16;
-/// No honest revision is above: the clock gives less than 2^48. Whoever held the master key once can put a higher one on
-/// a directory; to go above that would end at a revision that has none above it.
-const MAX_REVISION: u64 = 1 << 56;
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -262,7 +260,7 @@ impl Plan {
     }
 
     fn raise_floor(&mut self, period: PeriodId, revision: u64) {
-        if revision > MAX_REVISION {
+        if revision > MAX_FENCE {
             return;
         }
         let floor = self.floors.entry(period).or_default();
@@ -335,7 +333,7 @@ impl Plan {
         let current = target.edition.as_ref().map_or(0, |edition| edition.revision);
         // Another publisher's, or our own from before a clock was set back: the next one must go above it.
         if let Some(reading) = reading.filter(|reading| !reading.ours && reading.revision >= current) {
-            target.renew |= reading.revision <= MAX_REVISION;
+            target.renew |= reading.revision <= MAX_FENCE;
             self.raise_floor(period, reading.revision);
         }
     }

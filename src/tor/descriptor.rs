@@ -38,8 +38,6 @@ pub const MAX_DESCRIPTOR: usize = 50_000;
 const LIFETIME_MINUTES: u16 = 180;
 /// How long the certificates in a descriptor are good: 48 hours of use and 6 of slack, as C tor and Arti have it.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(54 * 3600);
-/// Longest time period in minutes (the consensus bounds it to ten days).
-const MAX_PERIOD_MINUTES: u32 = 14_400;
 /// The revision counter's encryption costs time linear in the clock; no shared-random run is that long.
 const MAX_REVISION_CLOCK: u32 = 30 * 24 * 3600;
 /// Most link specifiers of one point.
@@ -196,7 +194,7 @@ pub(super) fn blinded(master: MasterId, period: TimePeriod) -> Result<(HsBlindId
 
 /// Arti's name for a period.
 pub(super) fn time_period(period: PeriodId) -> Result<TimePeriod, TorError> {
-    if period.length_minutes == 0 || period.length_minutes > MAX_PERIOD_MINUTES {
+    if period.length_minutes == 0 || period.length_minutes > PeriodId::MAX_MINUTES {
         return Err(TorError::Invalid(format!("no time period lasts {} minutes", period.length_minutes), None));
     }
     Ok(TimePeriod::from_parts(period.length_minutes, period.number, period.offset_seconds))

@@ -206,6 +206,9 @@ pub struct PeriodId {
 }
 
 impl PeriodId {
+    /// Longest period that Tor's consensus may ask for.
+    pub const MAX_MINUTES: u32 = 14_400;
+
     /// When it begins, in seconds since the Unix epoch.
     pub fn start(&self) -> u64 {
         let length = u64::from(self.length_minutes) * 60;

@@ -23,14 +23,13 @@ const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 const MAX_BOOT_JUMP: u64 = 1 << 20;
 /// Highest revision that a publisher is believed to have used: the clock gives less than 2^48.
 const MAX_REVISION: u64 = 1 << 57;
-/// Highest revision above which others go because of such a word alone. Theirs are then believed, too.
-const MAX_FENCE: u64 = 1 << 56;
+/// Highest revision above which anybody goes, on such a word alone or for what a directory holds: whoever held the master
+/// key once can make up any, and the highest of all has none above it. What goes above this one is believed, too.
+pub const MAX_FENCE: u64 = 1 << 56;
 /// Most periods in one publication.
 pub(crate) const MAX_PERIODS: usize = 8;
 /// Most periods of one publisher whose highest revision is remembered.
 const MAX_REVISIONS: usize = 16;
-/// Longest period that Tor's consensus may ask for.
-const MAX_PERIOD_MINUTES: u32 = 14_400;
 /// No period begins later, in seconds since the Unix epoch: the year 10000.
 const MAX_PERIOD_START: u64 = 253_402_300_800;
 /// Most revocations kept.
@@ -111,7 +110,8 @@ pub(crate) fn check_points(points: &[IntroPoint]) -> Result<(), Rejection> {
 
 fn check_publication(publication: &Publication) -> Result<(), Rejection> {
     within(publication.periods.len() <= MAX_PERIODS, "number of periods")?;
-    let sound = |id: &PeriodId| (1..=MAX_PERIOD_MINUTES).contains(&id.length_minutes) && id.start() < MAX_PERIOD_START;
+    let sound =
+        |id: &PeriodId| (1..=PeriodId::MAX_MINUTES).contains(&id.length_minutes) && id.start() < MAX_PERIOD_START;
     within(publication.periods.iter().all(|it| sound(&it.period)), "period")?;
     let sane = publication.periods.iter().all(|period| period.revision <= MAX_REVISION);
     if sane { Ok(()) } else { Err(Rejection::Jump("revision")) }

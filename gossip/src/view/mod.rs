@@ -16,6 +16,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub use ingest::MAX_FENCE;
 pub(crate) use ingest::{MAX_PERIODS, OwnWord, check_points};
 pub use invitations::{Invitations, MAX_INVITATIONS};
 pub use pending::DEFAULT_WAITING;

@@ -1,14 +1,16 @@
 //! What directories and clients send: descriptors, and what a client says when it introduces itself; and the introduction
 //! points of other members, as they go into descriptors.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use rustbalance::tor::arti::Asked;
 use rustbalance::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR, PeriodCredentials};
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
-use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, RelayId};
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::plan::{Candidate, Choice, choose};
+use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, Phase, RelayId};
 
 use super::Seed;
 use super::script::{Orders, Script};
@@ -52,28 +54,32 @@ pub(crate) fn descriptor_seeds() -> Vec<Seed> {
     ]
 }
 
-/// Points that other members offer: those that pass the check make a descriptor that reads as it was built.
+/// Points that two members offer: what is chosen of those that pass the check makes a descriptor that reads as it was built.
 pub(crate) fn points(bytes: &[u8]) -> bool {
     let mut script = Script::new(bytes);
-    let mut offered = Vec::new();
+    let mut offered = BTreeMap::new();
     while !script.is_over() && offered.len() < MAX_INTRO_POINTS {
-        offered.push(offer(&mut script));
+        let point = offer(&mut script);
+        // No record names a session key twice.
+        offered.insert(point.session_key, point);
     }
-    let mut relays = BTreeSet::new();
-    let mut identities = BTreeSet::new();
-    offered.retain(|point| {
-        descriptor::check_point(point).is_ok()
-            && relays.insert(point.relay.rsa)
-            && identities.insert(point.relay.ed25519)
-    });
+    let offered: Vec<IntroPoint> =
+        offered.into_values().filter(|point| descriptor::check_point(point).is_ok()).collect();
     if offered.is_empty() {
         return false;
     }
-    let text = build(&offered);
+    let (ours, theirs) = offered.split_at(offered.len() / 2);
+    let candidates = [(1, ours), (2, theirs)].map(|(id, points)| {
+        let node = NodeId::from_public_key([id; 32]);
+        Candidate { node, phase: Phase::Healthy, weight: 1, points }
+    });
+    let chosen = choose(&candidates, &Choice::default(), MAX_INTRO_POINTS, 0).points;
+    let mut chosen: Vec<IntroPoint> = chosen.into_iter().map(|(_, point)| point).collect();
+    let text = build(&chosen);
     assert!(text.len() <= MAX_DESCRIPTOR);
     let content = descriptor::read(&text, world().cluster, PERIOD, now()).unwrap();
-    offered.sort();
-    assert_eq!((content.revision, content.points), (77, offered));
+    chosen.sort();
+    assert_eq!((content.revision, content.points), (77, chosen));
     true
 }
 
