@@ -259,21 +259,24 @@ impl Plan {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.failures = slot.failures.saturating_add(1);
             slot.pause(slot.failures, now);
-            self.failed.extend(slot.relay.filter(|_| slot.has_failed()).map(|relay| (relay, now.mono)));
         }
+        self.avoid_failed(id, now);
     }
 
     /// Its circuit is made again at once, unless the one before was lost soon, too.
     fn lost(&mut self, id: SlotId, now: Now) {
         if let Some(slot) = self.slots.get_mut(&id) {
-            slot.circuit = Circuit::Down { not_before: now.mono };
+            slot.losses = if now.mono < slot.lasts_at { slot.losses.saturating_add(1) } else { 0 };
+            slot.pause(slot.losses.saturating_sub(1), now);
             slot.down_since.get_or_insert(now.mono);
-            if now.mono < slot.lasts_at {
-                slot.losses = slot.losses.saturating_add(1);
-                slot.pause(slot.losses.saturating_sub(1), now);
-                self.failed.extend(slot.relay.filter(|_| slot.has_failed()).map(|relay| (relay, now.mono)));
-            }
         }
+        self.avoid_failed(id, now);
+    }
+
+    /// Chooses the relay of a slot that has failed no more for a while.
+    fn avoid_failed(&mut self, id: SlotId, now: Now) {
+        let failed = self.slots.get(&id).filter(|slot| slot.has_failed());
+        self.failed.extend(failed.and_then(|slot| slot.relay).map(|relay| (relay, now.mono)));
     }
 
     fn close(&mut self, id: SlotId, actions: &mut Vec<Action>) {

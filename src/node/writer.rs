@@ -11,8 +11,9 @@ use rustbalance_gossip::record::{Chain, Invitation, Revocation};
 use rustbalance_gossip::signed::Verified;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::{error, warn};
+use tracing::warn;
 
+use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::store::{Store, StoreError};
 
@@ -36,16 +37,8 @@ pub(super) struct Kept {
 pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kept>, stored: watch::Sender<u64>) {
     let mut written = Kept::default();
     loop {
-        let (next, store, told) = (wanted.borrow_and_update().clone(), Arc::clone(&store), stored.clone());
-        let work = tokio::task::spawn_blocking(move || {
-            let whole = write(&store, next, &mut written, &told);
-            (written, whole)
-        });
-        let whole;
-        (written, whole) = match work.await {
-            Ok(done) => done,
-            Err(error) => return error!(%error, "the task that writes to disk has failed"),
-        };
+        let next = wanted.borrow_and_update().clone();
+        let whole = on_disk(|| write(&store, next, &mut written, &stored));
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },
             () = sleep(RETRY), if !whole => {}
