@@ -148,6 +148,9 @@ impl Drop for Keeper {
 /// The record of the relays, which belong to the network whoever restarts them.
 pub(crate) const NETWORK_RECORD: &str = "network";
 
+/// How long a killed process may take to be gone: a thread that waits for the disk dies after that.
+const DYING: Duration = Duration::from_secs(20);
+
 /// How a process ended, once it has.
 pub(crate) type Exit = Arc<OnceLock<ExitStatus>>;
 
@@ -226,16 +229,16 @@ pub(crate) fn signal(base: &Path, name: &str, signal: Signal) -> Result<()> {
     kill_process(pid, signal).with_context(|| format!("cannot signal {name}, process {pid:?}"))
 }
 
-/// Kills the process that runs in `base/name`, and waits until it is gone.
+/// Kills the process that runs in `base/name`, and waits until the last of its threads has let go of its ports and files.
 pub(crate) fn kill(base: &Path, name: &str) -> Result<()> {
     let Some(pid) = running(base, name) else {
         return Ok(());
     };
     let _ = kill_process(pid, Signal::KILL);
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while is_ours(base, name, pid) {
+    let deadline = Instant::now() + DYING;
+    while !has_ended(pid) {
         if Instant::now() > deadline {
-            bail!("{name}, process {pid:?}, did not end within 5 s of being killed");
+            bail!("{name}, process {pid:?}, did not end within {DYING:?} of being killed");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -297,10 +300,9 @@ fn parse_record(line: &str) -> Option<(Pid, String)> {
 fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let marks = [TORRC, STATE].map(|mark| base.join(name).join(mark));
-    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
-        let Ok(line) = fs::read(folder.join("cmdline")) else {
+        let Ok(line) = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())) else {
             return false;
         };
         if !line.is_empty() {
@@ -309,17 +311,44 @@ fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
                 .any(|word| marks.iter().any(|mark| word == mark.as_os_str().as_bytes()));
         }
         // While the launcher becomes the program there is no command line for a moment.
-        if is_zombie(&folder) || Instant::now() > deadline {
+        if has_ended(pid) || Instant::now() > deadline {
             return false;
         }
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Whether the process with this folder in `/proc` has ended, or does not exist.
-fn is_zombie(folder: &Path) -> bool {
-    fs::read_to_string(folder.join("stat")).map_or(true, |stat| {
-        // The state follows the name, which is in parentheses and may hold any others.
-        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
-    })
+/// Whether the process has ended with all of its threads, or does not exist.
+fn has_ended(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).map_or(true, |stat| is_over(&stat))
+}
+
+/// Whether this `/proc/PID/stat` is that of a process that holds nothing any more: it is a zombie as soon as its first
+/// thread has ended, but its ports and locks go with the last one.
+fn is_over(stat: &str) -> bool {
+    // The fields follow the name, which is in parentheses and may hold any others. See proc(5): the state is the third,
+    // the number of threads the twentieth.
+    let fields: Vec<&str> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    let threads = fields.get(17).and_then(|count| count.parse::<u32>().ok());
+    matches!(fields.first(), None | Some(&("Z" | "X"))) && threads.is_none_or(|count| count <= 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_over_once_its_last_thread_is() {
+        let stat = |state: &str, threads: u32| {
+            format!(
+                "25014 (a ) Z) {state} 25009 25009 24290 0 -1 4227084 3016 0 8 0 6 4 5 4 20 0 {threads} 0 3893081 0 0"
+            )
+        };
+        assert!(!is_over(&stat("R", 1)));
+        assert!(!is_over(&stat("T", 3)));
+        assert!(!is_over(&stat("Z", 2)));
+        assert!(is_over(&stat("Z", 1)));
+        assert!(is_over(&stat("X", 0)));
+        assert!(is_over(""));
+    }
 }

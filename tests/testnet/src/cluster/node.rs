@@ -22,8 +22,6 @@ use crate::site::Site;
 
 /// How long a short command may take.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
-/// How long a killed daemon may take to be gone: a thread that waits for the disk dies after that.
-const DYING: Duration = Duration::from_secs(10);
 /// The file in a node's folder with what its daemon has said, over all its runs.
 const LOG: &str = "log";
 /// The file in a node's folder with what the other commands have said.
@@ -224,12 +222,7 @@ impl Node {
     /// Kills its daemon, as a power cut would, and waits until the last of its threads has let go of its files. Nothing
     /// happens if it isn't running.
     pub fn kill9(&self) -> Result<()> {
-        process::kill(&self.common.base, &self.folder)?;
-        let was_run = self.exit.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if was_run {
-            self.await_exit(DYING)?;
-        }
-        Ok(())
+        process::kill(&self.common.base, &self.folder)
     }
 
     /// Freezes its daemon: connections stay up, nothing is answered.
