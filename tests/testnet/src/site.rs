@@ -30,13 +30,8 @@ struct Shared {
 impl Site {
     /// Starts a site on a free port.
     pub fn start(name: &str) -> Result<Self> {
-        Self::start_at(name, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
-    }
-
-    /// Starts a site at a given address, say to bring one back.
-    pub fn start_at(name: &str, address: SocketAddr) -> Result<Self> {
-        let listener =
-            TcpListener::bind(address).with_context(|| format!("cannot listen on {address} for the site {name}"))?;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .with_context(|| format!("cannot listen on loopback for the site {name}"))?;
         let address = listener.local_addr()?;
         let shared =
             Arc::new(Shared { name: name.to_owned(), requests: AtomicU64::new(0), stopped: AtomicBool::new(false) });
