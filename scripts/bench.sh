@@ -3,13 +3,16 @@
 #
 #   ./scripts/bench.sh [--starts N] [--requests N] [--bodies N]    our proxied path beside a C tor onion service, with the same site
 #   ./scripts/bench.sh idle [--nodes N]                            what N nodes take while nobody visits them
+#   ./scripts/bench.sh steady [--minutes N]                        what three nodes keep in memory while clients come and go
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=bench
-if [ "${1:-}" = idle ]; then
-    what=idle
+case "${1:-}" in
+idle | steady)
+    what=$1
     shift
-fi
+    ;;
+esac
 ./scripts/install.sh
 # All targets, as the tests build them: what differs in features would compile Arti a second time.
 cargo build --locked --workspace --all-targets

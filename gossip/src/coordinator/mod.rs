@@ -528,9 +528,10 @@ impl Coordinator {
             }
         }
         for revocation in self.view.revocations() {
-            if let Ok(bytes) = revocation.to_bytes() {
-                facts.insert(RecordKind::Revocation(revocation.node), bytes);
-            }
+            let kind = RecordKind::Revocation(revocation.node);
+            // The first of a node stays, and a node that starts hears of all, one after the other.
+            let bytes = self.passed_on.get(&kind).cloned().or_else(|| revocation.to_bytes().ok());
+            facts.extend(bytes.map(|bytes| (kind, bytes)));
         }
         for (kind, bytes) in &facts {
             if self.passed_on.get(kind) != Some(bytes) {

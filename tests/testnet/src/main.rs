@@ -4,6 +4,7 @@
 mod bench;
 mod demo;
 mod idle;
+mod steady;
 
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
@@ -34,6 +35,8 @@ A private Tor network of C tor processes on loopback.
   rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (100)] [--bodies N (5)]
                                                              boot one, and compare RustBalance with a C tor onion service
   rustbalance-testnet idle [--binary FILE] [--nodes N (3)]   boot one, and tell what N nodes take while nobody visits them
+  rustbalance-testnet steady [--binary FILE] [--minutes N (60)]
+                                                             boot one, and tell what three nodes keep in memory over time
 
 NETWORK: --relays N (8)  --exits N (4)  --authorities N (3)  --voting-interval SECONDS (20)  --port-base PORT
 
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         "demo" => show(arguments),
         "bench" => measure(arguments),
         "idle" => watch_idle(arguments),
+        "steady" => watch_steady(arguments),
         _ => Err(Usage(format!("there is no command {command:?}")).into()),
     };
     done.unwrap_or_else(|error| {
@@ -378,6 +382,13 @@ fn watch_idle(mut arguments: Arguments) -> Result<ExitCode> {
     let nodes = arguments.option("--nodes")?.unwrap_or(3);
     arguments.end()?;
     until_asked_to_end(move || idle::idle(binary, nodes))
+}
+
+fn watch_steady(mut arguments: Arguments) -> Result<ExitCode> {
+    let binary = binary(&mut arguments)?;
+    let minutes = arguments.option("--minutes")?.unwrap_or(60);
+    arguments.end()?;
+    until_asked_to_end(move || steady::steady(binary, minutes))
 }
 
 /// The daemon: the one named, or the one that cargo puts beside this program.
