@@ -29,4 +29,6 @@ for flags in --mount '--user --map-root-user --mount'; do
         break
     fi
 done
-exec ${contained[@]+"${contained[@]}"} cargo test --quiet --locked --workspace --test network -- --exact chaos::soak --ignored --nocapture
+# Itself, not by cargo: a signal to this process is one to the test, and what it has started ends with it.
+program=$(cargo test --locked --workspace --test network --no-run 2>&1 | sed -n 's|.* tests/network/main.rs (\(.*\))|\1|p')
+exec ${contained[@]+"${contained[@]}"} "$program" --exact chaos::soak --ignored --nocapture
