@@ -5,6 +5,7 @@
 //! [`QUESTIONS`] allows, drawn at random, so that the silent are asked, too; answers and farewells always go out. Up to
 //! 45 nodes or so this changes nothing.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -27,11 +28,14 @@ type Inbox = mpsc::Receiver<(NodeId, Vec<u8>)>;
 const QUESTIONS: f64 = 16_384.0;
 /// What may be asked at once after a pause.
 const BURST: f64 = MAX_MESSAGE as f64;
-/// With less than this left, every second question is left out: the first of a round are no better than the others.
+/// With less than this left, half of the questions are left out, whichever: a round ends with those to the silent, and where
+/// its first were always asked, halves of a cluster that were cut off from each other would never meet again.
 const SCARCE: f64 = BURST * 0.75;
 
 /// What may be asked now.
 struct Budget {
+    /// Draws otherwise than others do.
+    me: NodeId,
     bytes: f64,
     at: Instant,
     asked: u64,
@@ -40,8 +44,16 @@ struct Budget {
 }
 
 impl Budget {
-    fn new() -> Self {
-        Self { bytes: BURST, at: Instant::now(), asked: 0, open: false }
+    fn new(me: NodeId) -> Self {
+        Self { me, bytes: BURST, at: Instant::now(), asked: 0, open: false }
+    }
+
+    /// Whether the question whose turn it is may be asked when not all can be. A coin: what repeats, as a round does, would
+    /// fall in step with anything less.
+    fn draw(&self) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (self.me, self.asked).hash(&mut hasher);
+        hasher.finish().is_multiple_of(2)
     }
 
     fn allows(&mut self, size: usize) -> bool {
@@ -50,8 +62,7 @@ impl Budget {
         self.bytes = (self.bytes + since * QUESTIONS).min(BURST);
         self.at = now;
         self.asked += 1;
-        // A hash of their number (Fibonacci hashing) is random enough for that.
-        let drawn = self.bytes >= SCARCE || self.asked.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63 == 0;
+        let drawn = self.bytes >= SCARCE || self.draw();
         let allowed = self.open || (drawn && self.bytes >= size as f64);
         if allowed {
             self.bytes = (self.bytes - size as f64).max(0.0);
@@ -70,12 +81,12 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(carrier: Carrier, gate: Arc<Gate>) -> Self {
+    pub(super) fn new(me: NodeId, carrier: Carrier, gate: Arc<Gate>) -> Self {
         Self {
             gate,
             send: carrier.send,
             received: Arc::new(Mutex::new(carrier.received)),
-            budget: Arc::new(Mutex::new(Budget::new())),
+            budget: Arc::new(Mutex::new(Budget::new(me))),
         }
     }
 
@@ -121,6 +132,31 @@ impl Socket for AdapterSocket {
                 Ok(message) => return Ok((mesh_socket(&from), message)),
                 Err(error) => debug!(%from, %error, "gossip message refused"),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// In each round three of the living are asked, then two of the silent; there is enough for less than one of them.
+    #[tokio::test(start_paused = true)]
+    async fn the_silent_are_asked_too_where_not_all_can_be() {
+        for digest in [10_000, 12_000, 25_000, 40_000] {
+            let mut budget = Budget::new(NodeId::from_public_key([7; 32]));
+            let mut asked = [0_usize; 5];
+            for _ in 0..10_000 {
+                for count in &mut asked {
+                    *count += usize::from(budget.allows(digest));
+                }
+                tokio::time::advance(Duration::from_millis(500)).await;
+            }
+            let all: usize = asked.iter().sum();
+            assert!(all * digest <= 10_000 * QUESTIONS as usize / 2 + BURST as usize, "{asked:?}");
+            assert!(asked.iter().all(|count| *count * 50 >= all), "of {digest} bytes: {asked:?}");
         }
     }
 }

@@ -58,7 +58,7 @@ impl Keeper {
         gate: Arc<Gate>,
         updates: mpsc::Sender<Update>,
     ) -> Result<Self, MeshError> {
-        let adapter = Adapter::new(carrier, Arc::clone(&gate));
+        let adapter = Adapter::new(config.me, carrier, Arc::clone(&gate));
         let changed = Arc::new(Notify::new());
         let chitchat = begin(&config, 0, &adapter, &gate, &changed).await?;
         Ok(Self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership, Settings};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::memory::{MemoryNetwork, Traffic};
-use rustbalance_gossip::mesh::{Mesh, MeshConfig, ROUND, Update};
+use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update};
 use rustbalance_gossip::record::{Chain, Role};
 use rustbalance_gossip::sim::{FOUNDED, Founder, Memo, point, served};
 use rustbalance_gossip::time::Now;
@@ -105,17 +105,20 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     founder: Founder,
     chains: Vec<Chain>,
+    /// Between two rounds of gossip.
+    round: Duration,
     /// Signatures are checked once, not once a node.
     memo: Memo,
 }
 
 impl Cluster {
-    pub(crate) async fn start(count: u32) -> Self {
+    /// Starts so many nodes with so long between two rounds of gossip.
+    pub(crate) async fn start(count: u32, round: Duration) -> Self {
         let founder = Founder::new(1);
         let network = MemoryNetwork::default();
         network.set_delay(DELAY);
         let chains = (0..count).map(|number| founder.node(number, role(number)).member.chain()).collect();
-        let mut cluster = Self { network, nodes: Vec::new(), founder, chains, memo: Memo::default() };
+        let mut cluster = Self { network, nodes: Vec::new(), founder, chains, round, memo: Memo::default() };
         for number in 0..count {
             cluster.add(number).await;
         }
@@ -129,7 +132,7 @@ impl Cluster {
         let coordinator =
             Coordinator::new(Settings::new(1, 0), Box::new(identity.key.clone()), identity.member.clone());
         let coordinator = Arc::new(Mutex::new(coordinator.with_check(Box::new(self.memo.clone()))));
-        let config = MeshConfig { me: id, cluster: identity.cluster(), generation: 1, interval: round() };
+        let config = MeshConfig { me: id, cluster: identity.cluster(), generation: 1, interval: self.round };
         let (mesh, updates) = Mesh::start(config, self.network.join(id), vec![]).await.unwrap();
         let points = (0..POINTS).map(|it| served(point(number * POINTS + it, number * POINTS + it))).collect();
         let first = vec![
@@ -169,6 +172,13 @@ impl Cluster {
         since.elapsed()
     }
 
+    /// Cuts half of the nodes off from the others for so long.
+    pub(crate) async fn split(&self, time: Duration) {
+        self.nodes.iter().take(self.nodes.len() / 2).for_each(|node| self.network.set_side(node.id, 1));
+        sleep(time).await;
+        self.network.heal();
+    }
+
     /// Kills a node; how long until the publisher, another one if need be, is agreed upon and does not want it.
     pub(crate) async fn kill(&mut self, node: usize) -> Duration {
         let dead = self.nodes.remove(node).id;
@@ -192,12 +202,6 @@ impl Cluster {
         let per = |before: u64, after: u64| ((after - before) as f64 / share) as u64;
         Traffic { messages: per(before.messages, after.messages), bytes: per(before.bytes, after.bytes) }
     }
-}
-
-/// Between two rounds of gossip: the daemon's, unless `GOSSIP_ROUND_MS` says otherwise. On very large clusters those take
-/// longer to compute than is worth waiting for.
-fn round() -> Duration {
-    std::env::var("GOSSIP_ROUND_MS").map_or(ROUND, |text| Duration::from_millis(text.parse().unwrap()))
 }
 
 /// Every third is a worker.
