@@ -2,7 +2,7 @@
 //! that costs.
 //!
 //! `cargo test -p rustbalance-gossip --test real_gossip -- --nocapture` prints what was measured;
-//! `GOSSIP_NODES=3,10,50` chooses the sizes, `GOSSIP_ROUND_MS=1000` other rounds of gossip than the daemon's.
+//! `GOSSIP_NODES=3,10,50` chooses the sizes.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
@@ -14,15 +14,9 @@ use cluster::Cluster;
 use rustbalance_gossip::mesh::ROUND;
 use tokio::time::sleep;
 
-/// Between two rounds of gossip: the daemon's, unless `GOSSIP_ROUND_MS` says otherwise. On very large clusters those take
-/// longer to compute than is worth waiting for.
-fn round() -> Duration {
-    std::env::var("GOSSIP_ROUND_MS").map_or(ROUND, |text| Duration::from_millis(text.parse().unwrap()))
-}
-
 /// Everything once, in a cluster of this size; within bounds, and told.
 async fn life_of_a_cluster(count: u32) {
-    let mut cluster = Cluster::start(count, round()).await;
+    let mut cluster = Cluster::start(count, ROUND).await;
     let formed = cluster.until("the cluster forms", Cluster::agrees).await;
     sleep(Duration::from_secs(20)).await;
     let traffic = cluster.traffic(Duration::from_secs(30)).await;
