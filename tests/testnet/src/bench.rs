@@ -145,7 +145,7 @@ impl Subject {
 }
 
 /// The value below which `share` of all are; nothing of nothing.
-fn quantile<T: Copy + PartialOrd>(values: &[T], share: f64) -> Option<T> {
+pub(crate) fn quantile<T: Copy + PartialOrd>(values: &[T], share: f64) -> Option<T> {
     let mut sorted = values.to_vec();
     sorted.sort_by(|one, other| one.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal));
     let index = ((sorted.len() as f64 * share) as usize).min(sorted.len().checked_sub(1)?);

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use rustbalance_testnet::cluster::{Cluster, Node, Vitals};
 use rustbalance_testnet::{Network, Options};
 
+use crate::bench::quantile;
+
 /// What a start leaves to be done is over by then.
 const SETTLING: Duration = Duration::from_secs(30);
 /// How long a cluster at rest is watched.
@@ -63,13 +65,7 @@ pub(crate) fn idle(binary: PathBuf, count: usize) -> Result<()> {
         print_row(node.name(), row);
         columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
     }
-    print_row(
-        "median",
-        columns.map(|mut column| {
-            column.sort_unstable_by(f64::total_cmp);
-            column.get(column.len() / 2).copied().unwrap_or_default()
-        }),
-    );
+    print_row("median", columns.map(|column| quantile(&column, 0.5).unwrap_or_default()));
     Ok(())
 }
 

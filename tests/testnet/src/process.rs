@@ -326,11 +326,16 @@ fn has_ended(pid: Pid) -> bool {
 /// Whether this `/proc/PID/stat` is that of a process that holds nothing any more: it is a zombie as soon as its first
 /// thread has ended, but its ports and locks go with the last one.
 fn is_over(stat: &str) -> bool {
-    // The fields follow the name, which is in parentheses and may hold any others. See proc(5): the state is the third,
-    // the number of threads the twentieth.
-    let fields: Vec<&str> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
-    let threads = fields.get(17).and_then(|count| count.parse::<u32>().ok());
-    matches!(fields.first(), None | Some(&("Z" | "X"))) && threads.is_none_or(|count| count <= 1)
+    let Some(mut fields) = stat_fields(stat) else { return true };
+    let is_zombie = matches!(fields.next(), Some("Z" | "X"));
+    let threads = fields.nth(16).and_then(|count| count.parse::<u32>().ok());
+    is_zombie && threads.is_none_or(|count| count <= 1)
+}
+
+/// The fields of a `/proc/PID/stat` from the third on, which is the state (proc(5); the twentieth is the number of threads).
+pub(crate) fn stat_fields(stat: &str) -> Option<std::str::Split<'_, char>> {
+    // They follow the name, which is in parentheses and may hold any others.
+    stat.rsplit_once(") ").map(|(_, rest)| rest.split(' '))
 }
 
 #[cfg(test)]

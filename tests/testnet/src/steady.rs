@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use rustbalance_testnet::cluster::Cluster;
 use rustbalance_testnet::{Network, Options};
 
+use crate::bench::quantile;
 use crate::demo::RELAYS;
 
 /// Between two requests, each on circuits of its own: a minute of them is an hour of a small site.
@@ -42,15 +43,13 @@ pub(crate) fn steady(binary: PathBuf, minutes: u64) -> Result<()> {
             }
             std::thread::sleep(PACE.saturating_sub(asked.elapsed()));
         }
-        let medians: Vec<String> = samples.iter_mut().map(|samples| mebibytes(samples)).collect();
+        let medians: Vec<String> = samples.iter().map(|samples| mebibytes(samples)).collect();
         println!("| {} min | {} | {requests} | {failed} |", started.elapsed().as_secs() / 60, medians.join(", "));
     }
     Ok(())
 }
 
 /// The middle of some sizes in KiB, in MiB.
-fn mebibytes(sizes: &mut [u64]) -> String {
-    sizes.sort_unstable();
-    let middle = sizes.get(sizes.len() / 2).copied().unwrap_or_default();
-    format!("{:.1}", middle as f64 / 1024.0)
+fn mebibytes(sizes: &[u64]) -> String {
+    format!("{:.1}", quantile(sizes, 0.5).unwrap_or_default() as f64 / 1024.0)
 }

@@ -4,6 +4,8 @@ use std::fs;
 
 use serde::Serialize;
 
+use crate::process::stat_fields;
+
 /// What a process takes at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Vitals {
@@ -35,8 +37,7 @@ impl Vitals {
 
 /// User and system time of a line of `/proc/PID/stat` (proc(5): fields 14 and 15, in hundredths of a second on Linux).
 fn cpu_ms(stat: &str) -> Option<u64> {
-    // The name, in brackets, may hold anything.
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11);
+    let mut fields = stat_fields(stat)?.skip(11);
     let mut ticks = || fields.next()?.parse::<u64>().ok();
     Some((ticks()? + ticks()?) * 10)
 }
