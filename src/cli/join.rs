@@ -193,6 +193,7 @@ async fn knock(
         };
         let pause = if again { pauses.next() } else { None };
         let Some(pause) = pause else { return Err(what_to_tell(unanswered, error)) };
+        progress.step(&format!("trying again in {} s: {error:#}", pause.as_secs()), None);
         tracing::info!(error = format!("{error:#}"), ?pause, "trying again");
         unanswered = unanswered.or_else(|| error.downcast().ok().filter(is_unanswered));
         sleep(pause).await;
@@ -327,6 +328,17 @@ mod tests {
         assert!(JoinError::Unanswered(Box::new(JoinError::Timeout(90))).may_have_joined());
         assert!(JoinError::Refused(Refusal::UnknownToken).may_have_joined());
         assert!(!JoinError::Timeout(90).may_have_joined());
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again_and_what_does_not_is_told_at_once() {
+        // A token that was made a moment ago is unknown to a publisher that has not heard of it.
+        for passing in [Refusal::UnknownToken, Refusal::NoPublisher, Refusal::Busy] {
+            assert!(may_pass(&JoinError::Refused(passing)));
+        }
+        for lasting in [Refusal::Revoked, Refusal::Evicted, Refusal::UsedUp { uses: 1 }, Refusal::Expired { ago: 1 }] {
+            assert!(!may_pass(&JoinError::Refused(lasting)));
+        }
     }
 
     /// The master key that an interrupted join has brought: it stays, and why the join failed is told all the same.

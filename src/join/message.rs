@@ -149,9 +149,10 @@ impl Refusal {
         }
     }
 
-    /// True where the same call may go through in a moment.
+    /// True where the same call may go through in a moment. A token is unknown, too, to a publisher that has not heard yet of
+    /// what another has just made.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::NotPublisher | Self::NoPublisher | Self::Busy | Self::Failed)
+        matches!(self, Self::UnknownToken | Self::NotPublisher | Self::NoPublisher | Self::Busy | Self::Failed)
     }
 }
 

@@ -23,9 +23,8 @@ fn no_secret_is_told_and_a_worker_holds_none_of_the_address() {
     let mut story = Story::new("secrets");
     // Everything that anybody logs, Arti and the runtime included.
     let cluster = Cluster::logging(network(), BINARY, "trace").unwrap();
-    if let Err(error) = whole_life(&mut story, &cluster) {
-        panic!("secrets: {error:#}");
-    }
+    let done = whole_life(&mut story, &cluster);
+    story.ends(done);
 }
 
 /// All that happens to nodes in their lives, then the search.

@@ -67,10 +67,7 @@ pub(crate) fn scenario(title: &str, names: &[&str], body: impl FnOnce(&mut Story
         body(&mut story, &cluster, &Nodes(nodes))
     });
     // While the cluster lives, so that its logs are kept.
-    if let Err(error) = done {
-        panic!("{title}: {error:#}");
-    }
-    story.tell(format_args!("done"));
+    story.ends(done);
 }
 
 /// Tells how far a scenario is, for whoever waits or reads a log afterwards.
@@ -88,6 +85,15 @@ impl Story {
         // In one piece, whatever others write.
         let line = format!("{:>20} {:6.1} s  {what}\n", self.title, self.started.elapsed().as_secs_f64());
         let _ = std::io::stderr().write_all(line.as_bytes());
+    }
+
+    /// Tells the end, and panics if it is a bad one. First in one line, because the message of the panic holds the nodes' logs,
+    /// and whoever keeps only a part of it wants the reason.
+    pub(crate) fn ends(&mut self, done: Result<()>) {
+        let Err(error) = done else { return self.tell(format_args!("done")) };
+        let message = format!("{error:#}");
+        self.tell(format_args!("failed: {}", message.lines().next().unwrap_or_default()));
+        panic!("{}: {message}", self.title);
     }
 }
 
