@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use data_encoding::BASE32_NOPAD;
+use data_encoding::{BASE32_NOPAD, DecodeKind};
 use rustbalance_gossip::id::{InvitationId, MasterId};
 use sha3::{Digest, Sha3_256};
 use zeroize::Zeroizing;
@@ -62,7 +62,11 @@ impl Token {
             return Err(TokenError::Length(body.len()));
         }
         let mut bytes = Zeroizing::new([0; SIZE]);
-        BASE32_NOPAD.decode_mut(body, &mut *bytes).map_err(|_| TokenError::Alphabet)?;
+        BASE32_NOPAD.decode_mut(body, &mut *bytes).map_err(|partial| match partial.error.kind {
+            // The last character stands for fewer bits than it has, so most of the alphabet cannot be there.
+            DecodeKind::Trailing => TokenError::Checksum,
+            _ => TokenError::Alphabet,
+        })?;
         let mut seed = Zeroizing::new([0; 32]);
         seed.copy_from_slice(&bytes[..32]);
         let cluster = [bytes[32], bytes[33]];

@@ -17,7 +17,7 @@ const TAKEN: Duration = Duration::from_secs(30);
 /// So many visits, each on circuits of its own, hardly ever miss the points of two nodes out of three.
 const VISITS: usize = 12;
 /// How long a client waits.
-const VISIT: Duration = Duration::from_secs(20);
+const VISIT: Duration = Duration::from_secs(40);
 /// From the fetch of a descriptor until the last visit that is to go by it, at most.
 const REMEMBERED: Duration = Duration::from_secs(120);
 /// How long a wait goes on beyond its bound, to tell slow from never.
@@ -66,7 +66,10 @@ fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster
     let visits: Vec<_> = (0..VISITS)
         .map(|visit| client.get_isolated(&format!("visit{visit}"), &url, VISIT).map(|answer| answer.text()))
         .collect();
+    let mut late = 0;
     let brought = cluster.wait_until("clients have come by the points of the frozen", PATIENCE, || {
+        late += 1;
+        client.get_isolated(&format!("late{late}"), &url, VISIT)?;
         let brought: u64 = last.status()?.stand_ins.iter().map(|point| point.introductions).sum();
         ensure!(brought > 0, "none has");
         Ok(brought)

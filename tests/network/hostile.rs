@@ -105,7 +105,7 @@ fn undisturbed(cluster: &Cluster<'_>, nodes: &Nodes, counted: &str) -> Result<u6
     let mut served = BTreeMap::new();
     for _ in 0..3 {
         // A client that meets a node which is busy with others is to try again, as a person would.
-        let name = cluster.wait_until("a stock client is served", PATIENCE, || Ok(cluster.fetch()?.0))?;
+        let name = cluster.wait_until("a stock client is served", PATIENCE * 3, || Ok(cluster.fetch()?.0))?;
         *served.entry(name).or_insert(0) += 1;
     }
     let count = cluster.wait_until("what is refused is counted", PATIENCE, || {
@@ -115,8 +115,11 @@ fn undisturbed(cluster: &Cluster<'_>, nodes: &Nodes, counted: &str) -> Result<u6
     })?;
     for node in &nodes.0 {
         ensure!(node.is_running(), "{} has ended", node.name());
-        let alive = node.status()?.alive().len();
-        ensure!(alive == nodes.0.len(), "{} believes {alive} alive", node.name());
+        cluster.wait_until("all are believed to live", PATIENCE, || {
+            let alive = node.status()?.alive().len();
+            ensure!(alive == nodes.0.len(), "{} believes {alive} alive", node.name());
+            Ok(())
+        })?;
     }
     Ok(count)
 }

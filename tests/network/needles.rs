@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -66,18 +66,30 @@ impl Needles {
 
     /// The names of the secrets in a file, or in all files below a folder.
     pub(crate) fn find_in(&self, path: &Path) -> Result<BTreeSet<String>> {
-        let mut found = BTreeSet::new();
         let kind = std::fs::metadata(path).with_context(|| format!("cannot look into {}", path.display()))?;
-        if kind.is_dir() {
-            for entry in std::fs::read_dir(path)? {
-                let entry = entry?;
-                if entry.file_type()?.is_dir() || entry.file_type()?.is_file() {
-                    let here = self.find_in(&entry.path())?;
-                    found.extend(here.into_iter().map(|name| format!("{name} in {}", entry.path().display())));
-                }
-            }
-            return Ok(found);
+        if !kind.is_dir() {
+            return self.find_in_file(path).with_context(|| format!("cannot read {}", path.display()));
         }
+        let mut found = BTreeSet::new();
+        for entry in std::fs::read_dir(path)? {
+            let path = entry?.path();
+            let here = match std::fs::symlink_metadata(&path) {
+                Ok(kind) if kind.is_dir() => self.find_in(&path)?,
+                Ok(kind) if kind.is_file() => match self.find_in_file(&path) {
+                    Ok(here) => here,
+                    // A daemon that runs replaces its files.
+                    Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error.into()),
+                },
+                _ => continue,
+            };
+            found.extend(here.into_iter().map(|name| format!("{name} in {}", path.display())));
+        }
+        Ok(found)
+    }
+
+    fn find_in_file(&self, path: &Path) -> std::io::Result<BTreeSet<String>> {
+        let mut found = BTreeSet::new();
         let mut file = File::open(path)?;
         let (mut buffer, mut kept) = (vec![0; CHUNK + OVERLAP], 0);
         loop {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
 use rustbalance::tor::descriptor::{self, DescriptorContent};
-use rustbalance::tor::{Directory, Engine, TorError};
-use rustbalance_gossip::id::MasterId;
+use rustbalance::tor::{BoxStream, Directory, Engine, TorError};
+use rustbalance_gossip::id::{MasterId, OnionAddress};
 use rustbalance_gossip::record::PeriodId;
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Network, Options};
@@ -23,6 +23,11 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
 
 /// Clusters that may live at once: more would measure the machine and not the product.
 const TURNS: usize = 2;
+/// How long Arti may take until it can build circuits.
+const READY_LIMIT: Duration = Duration::from_secs(180);
+/// How often an address is dialled until it is reached, and for how long each time.
+const DIALS: usize = 5;
+const DIAL_LIMIT: Duration = Duration::from_secs(60);
 /// How long a directory may take to answer.
 const ASK_LIMIT: Duration = Duration::from_secs(8);
 /// The same for one that is asked again in a moment.
@@ -174,13 +179,26 @@ impl Arti {
         })?;
         let mut bootstrap = engine.bootstrap();
         runtime.block_on(async {
-            tokio::time::timeout(Duration::from_secs(60), bootstrap.wait_for(|state| state.ready))
+            tokio::time::timeout(READY_LIMIT, bootstrap.wait_for(|state| state.ready))
                 .await
-                .context("Arti was not ready within 60 s")?
+                .with_context(|| format!("Arti was not ready within {READY_LIMIT:?}"))?
                 .context("Arti has stopped")?;
             anyhow::Ok(())
         })?;
         Ok(Self { runtime, engine })
+    }
+
+    /// A stream to an address that is up. That its Tor chose bad paths at first says nothing about the other side.
+    pub(crate) async fn reach(&self, to: OnionAddress, port: u16) -> Result<BoxStream> {
+        let mut dialled = self.engine.dial(to, port, DIAL_LIMIT).await;
+        for _ in 1..DIALS {
+            if dialled.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            dialled = self.engine.dial(to, port, DIAL_LIMIT).await;
+        }
+        Ok(dialled?)
     }
 }
 

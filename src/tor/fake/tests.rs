@@ -12,7 +12,7 @@ use crate::tor::descriptor::{self, PeriodCredentials};
 use crate::tor::{IntroPointKeys, RelayChoice, ReplayLog, ServiceLimits};
 
 const LIMIT: Duration = Duration::from_secs(5);
-const SHORT: Duration = Duration::from_millis(100);
+const SHORT: Duration = Duration::from_millis(500);
 
 #[async_trait]
 impl Stage for FakeNet {

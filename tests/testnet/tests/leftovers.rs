@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustbalance_testnet::{Network, Options, Site};
+use rustbalance_testnet::{Network, Options, PublishedDescriptor, Site};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rustbalance-testnet");
 
@@ -89,9 +89,9 @@ fn a_killed_harness_leaves_no_tor() {
     let mut child = up(base);
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually("the reaper has killed all", Duration::from_secs(5), || torrcs(base).is_empty());
+    eventually("the reaper has killed all", Duration::from_secs(30), || torrcs(base).is_empty());
     let reapers = || processes(&["testnet-reaper", base.to_str().unwrap()]);
-    eventually("the reaper has ended", Duration::from_secs(5), || reapers().is_empty());
+    eventually("the reaper has ended", Duration::from_secs(30), || reapers().is_empty());
 
     // Killed together with its reaper: `down` finds what was left, as the next start would.
     let mut child = up(base);
@@ -138,16 +138,18 @@ fn directories_are_seen_as_they_are(network: &Network) {
     let site = Site::start("beta").unwrap();
     let mut service = network.onion_service("beta", 80, site.addr()).unwrap();
     let onion = &service.hostname().to_owned();
-    let published = network.published(onion).unwrap();
-    let before = published.iter().map(|held| held.revision).max().unwrap();
+    let limit = Duration::from_secs(60);
+    let held = || network.published(onion).unwrap();
+    eventually("directories hold the descriptor", limit, || !held().is_empty());
+    let before = held().iter().map(|held| held.revision).max().unwrap();
 
     // The service publishes anew, and that is what is seen, though nobody told the client that asks.
     service.restart().unwrap();
-    let published = network.published(onion).unwrap();
-    assert!(published.iter().all(|held| held.revision > before));
+    let is_new = |held: &[PublishedDescriptor]| held.iter().all(|held| held.revision > before) && !held.is_empty();
+    eventually("directories hold the new descriptor", limit, || is_new(&held()));
 
     // A directory restarts, and has forgotten.
-    let holder = network.published(onion).unwrap()[0].relay.clone();
+    let holder = held()[0].relay.clone();
     let holder = network.relays().iter().find(|relay| relay.rsa_fingerprint == holder).unwrap();
     holder.stop().unwrap();
     assert!(holder.is_running());
@@ -185,5 +187,5 @@ fn run_passes_on_what_its_command_says_and_obeys_signals() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    eventually("all have ended", Duration::from_secs(5), || torrcs(&folder.0).is_empty());
+    eventually("all have ended", Duration::from_secs(30), || torrcs(&folder.0).is_empty());
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustbalance_testnet::{Network, Site, Warmth, decrypt};
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[test]
 fn clients_reach_a_site_and_directories_tell_what_they_hold() {

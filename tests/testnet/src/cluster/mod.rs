@@ -27,9 +27,11 @@ mod vitals;
 /// How long `init` may take: it makes keys, and asks nobody.
 const INIT_PATIENCE: Duration = Duration::from_secs(30);
 /// How long `join` may take: it boots a Tor client and talks to the cluster.
-pub const JOIN_PATIENCE: Duration = Duration::from_secs(150);
+pub const JOIN_PATIENCE: Duration = Duration::from_secs(300);
 /// How long one fetch may take.
-pub const FETCH_PATIENCE: Duration = Duration::from_secs(30);
+pub const FETCH_PATIENCE: Duration = Duration::from_secs(60);
+/// How long nodes may take to be published.
+const SERVED_PATIENCE: Duration = Duration::from_secs(240);
 /// No filters: the daemons' own at their most talkative.
 const LOG: &str = "";
 
@@ -142,7 +144,7 @@ impl<'n> Cluster<'n> {
 
     /// Waits until all these nodes are in the descriptor, and that is on every directory, as each of them knows.
     pub fn await_served(&self, nodes: &[Arc<Node>]) -> Result<()> {
-        self.wait_until("every node is published", Duration::from_secs(90), || {
+        self.wait_until("every node is published", SERVED_PATIENCE, || {
             for node in nodes {
                 let status = node.status()?;
                 for other in nodes {
