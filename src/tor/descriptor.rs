@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::id::MasterId;
-use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, PeriodId, RelayId};
+use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, MAX_SPECIFIED, PeriodId, RelayId};
 use tor_bytes::{Readable, Reader, Writeable};
 use tor_cell::chancell::msg::HandshakeType;
 use tor_cert::EncodedEd25519Cert;
@@ -231,6 +231,9 @@ fn descriptor_point(point: &IntroPoint) -> Result<IntroPointDesc, TorError> {
         .collect::<Option<Vec<_>>>()
         .filter(|all| all.len() <= MAX_LINK_SPECIFIERS)
         .ok_or_else(|| bad("its link specifiers cannot be read"))?;
+    if point.link_specifiers.iter().map(|encoded| encoded.0.len()).sum::<usize>() > MAX_SPECIFIED {
+        return Err(bad("its link specifiers are too long"));
+    }
     if specified_relay(&specifiers) != Some(point.relay) {
         return Err(bad("its link specifiers do not lead to that relay"));
     }
@@ -368,8 +371,21 @@ mod tests {
 
     #[test]
     fn the_largest_descriptor_is_within_the_directories_bound() {
+        let mut largest = points(20);
+        for point in &mut largest {
+            // Of a type that nobody knows: a hostile member may invent as many as are allowed.
+            let known: usize = point.link_specifiers.iter().map(|specifier| specifier.0.len()).sum();
+            let (mut left, mut unknown) = (MAX_SPECIFIED - known, Vec::new());
+            while left > 0 {
+                let size = left.min(MAX_LINK_SPECIFIER);
+                unknown.push(specifier(9, &vec![0; size - 2]));
+                left -= size;
+            }
+            point.link_specifiers.extend(unknown);
+            assert!(check_point(point).is_ok(), "{point:?}");
+        }
+        assert_eq!(built(&largest).map(|text| text.len() <= MAX_DESCRIPTOR).unwrap(), true);
         let text = built(&points(20)).unwrap();
-        assert!(text.len() <= MAX_DESCRIPTOR, "{} bytes", text.len());
         let tight = DescriptorParameters { max_size: text.len() - 1, ..Default::default() };
         assert!(build(&credentials(), &points(20), 77, tight, now()).is_err());
     }
@@ -417,6 +433,7 @@ mod tests {
         assert!(spoilt(|p| p.link_specifiers[0].0.push(1)).ends_with("cannot be read"));
         assert!(spoilt(|p| p.link_specifiers.push(specifier(9, &[0; 63]))).ends_with("cannot be read"));
         assert!(spoilt(|p| p.link_specifiers.extend((0..5).map(|_| specifier(9, &[])))).ends_with("cannot be read"));
+        assert!(spoilt(|p| p.link_specifiers.extend((0..4).map(|_| specifier(9, &[0; 62])))).ends_with("too long"));
         // u = -1 has no counterpart on the Edwards curve.
         let nowhere: fn(&mut IntroPoint) = |p| {
             p.encryption_key.0 = [0xff; 32];

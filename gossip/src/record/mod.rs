@@ -13,8 +13,8 @@ pub use certificate::{
 };
 pub use invitation::Invitation;
 pub use node::{
-    Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, NodeCard, PeriodId, Phase, PointNonce, Publication,
-    PublishedPeriod, RelayId, ServedPoint,
+    Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, NodeCard, PeriodId, Phase, PointNonce,
+    Publication, PublishedPeriod, RelayId, ServedPoint,
 };
 
 /// The kinds of record, each under a key of its own in a node's gossiped state.

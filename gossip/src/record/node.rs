@@ -114,12 +114,17 @@ impl std::fmt::Display for RelayId {
     }
 }
 
+/// Longest link specifiers of one introduction point, together, in bytes: three times what relays have today, and so few that
+/// [`MAX_INTRO_POINTS`] such points fit into a descriptor.
+pub const MAX_SPECIFIED: usize = 256;
+
 /// One introduction point, as far as a descriptor needs to know it (rend-spec-v3, section 2.5.2.2). All public.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IntroPoint {
     /// The relay.
     pub relay: RelayId,
-    /// Its link specifiers, each encoded as in an EXTEND2 cell (type, length, body). At most 8 of at most 64 bytes.
+    /// Its link specifiers, each encoded as in an EXTEND2 cell (type, length, body). At most 8 of at most 64 bytes, together at
+    /// most [`MAX_SPECIFIED`].
     pub link_specifiers: Vec<VarBytes>,
     /// The relay's ntor onion key.
     pub onion_key: FixedBytes<32>,

@@ -10,8 +10,8 @@ use crate::address::mesh_address;
 use crate::id::{InvitationId, MasterId, NodeId};
 use crate::lease::TERMS_PER_SECOND;
 use crate::record::{
-    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, Member, NodeCard, PeriodId, Phase,
-    Publication, RecordKind, Revocation, Role,
+    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, Member, NodeCard,
+    PeriodId, Phase, Publication, RecordKind, Revocation, Role,
 };
 use crate::signed::{Statement, Unverified, Verified};
 use crate::time::Now;
@@ -20,7 +20,7 @@ use crate::time::Now;
 /// join allows, and the way through the mesh; and half of what honest nodes remember the last words of the dead for.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// Most restarts that may lie between two records of one node, and twice over before the first.
-const MAX_BOOT_JUMP: u64 = 1 << 20;
+pub const MAX_BOOT_JUMP: u64 = 1 << 20;
 /// Highest revision that a publisher is believed to have used: the clock gives less than 2^48.
 const MAX_REVISION: u64 = 1 << 57;
 /// Highest revision above which anybody goes, on such a word alone or for what a directory holds: whoever held the master
@@ -100,6 +100,7 @@ pub(crate) fn check_points(points: &[IntroPoint]) -> Result<(), Rejection> {
     let sound = |point: &IntroPoint| {
         (1..=8).contains(&point.link_specifiers.len())
             && point.link_specifiers.iter().all(|specifier| (2..=64).contains(&specifier.0.len()))
+            && point.link_specifiers.iter().map(|specifier| specifier.0.len()).sum::<usize>() <= MAX_SPECIFIED
     };
     within(points.iter().all(sound), "link specifiers")?;
     let mut keys: Vec<_> = points.iter().map(|point| point.session_key).collect();

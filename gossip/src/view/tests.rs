@@ -318,6 +318,7 @@ fn every_field_is_within_its_bounds() {
         vec![point(1, 1), point(2, 1)],
         vec![IntroPoint { link_specifiers: vec![], ..point(1, 1) }],
         vec![long(65)],
+        vec![IntroPoint { link_specifiers: vec![VarBytes(vec![0; 52]); 5], ..point(1, 1) }],
     ] {
         let points = who.points(seq(1, 9), bad);
         let outcome = scene.say(&who, RecordKind::IntroPoints, points, at(3));
