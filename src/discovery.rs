@@ -3,7 +3,9 @@
 //! Whoever is evicted still has the key; so after each revocation the publisher makes a new one, and members hand it to
 //! each other over their links ([`Offer`]), each signed by the cluster's authority ([`DiscoveryKey`]). A [`KeyRing`] is
 //! what one member holds: the newest, and older ones, with which it still finds members that were away meanwhile. For a
-//! while after a rotation a member's service accepts the key before it, too, so that nobody is lost on the way.
+//! while after a rotation a member's service accepts the key before it, too, so that nobody is lost on the way; and all of
+//! them while another member lets nobody find it who has only these keys. Both may have rotated while they were cut off from
+//! each other, and only a key from before opens a way between them.
 
 use std::time::Duration;
 
@@ -125,11 +127,16 @@ impl KeyRing {
         self.keys.iter().map(|discovery| &discovery.secret).collect()
     }
 
-    /// Whose holders may find this member's own service now.
-    pub fn accepted(&self, unix: u64) -> Vec<DiscoveryPublic> {
+    /// Whose holders may find this member's own service now; `refused`: another member accepts none of these keys.
+    pub fn accepted(&self, unix: u64, refused: bool) -> Vec<DiscoveryPublic> {
         let overlap =
             self.rotated.checked_add(OVERLAP.as_secs()).is_some_and(|end| (self.rotated..end).contains(&unix));
-        self.keys.iter().take(if overlap { 2 } else { 1 }).map(|discovery| discovery.secret.public()).collect()
+        let count = match (refused, overlap) {
+            (true, _) => MAX_KEYS,
+            (false, true) => 2,
+            (false, false) => 1,
+        };
+        self.keys.iter().take(count).map(|discovery| discovery.secret.public()).collect()
     }
 
     /// The generation that is due once this many members have been revoked; `None` if the newest key was made after the
@@ -253,13 +260,14 @@ mod tests {
         let (old, new) = (make(&authority, 0), make(&authority, 1));
         let publics = [new.secret.public(), old.secret.public()];
         let mut ring = KeyRing::new(old);
-        assert_eq!(ring.accepted(50), publics[1..]);
+        assert_eq!(ring.accepted(50, false), publics[1..]);
         ring.adopt(new, 1000);
-        assert_eq!(ring.accepted(1000), publics);
-        assert_eq!(ring.accepted(1000 + OVERLAP.as_secs() - 1), publics);
-        assert_eq!(ring.accepted(1000 + OVERLAP.as_secs()), publics[..1]);
+        assert_eq!(ring.accepted(1000, false), publics);
+        assert_eq!(ring.accepted(1000 + OVERLAP.as_secs() - 1, false), publics);
+        assert_eq!(ring.accepted(1000 + OVERLAP.as_secs(), false), publics[..1]);
         // A clock that was set back does not bring the old key back.
-        assert_eq!(ring.accepted(999), publics[..1]);
+        assert_eq!(ring.accepted(999, false), publics[..1]);
+        assert_eq!(ring.accepted(1000 + OVERLAP.as_secs(), true), publics, "another may have rotated by itself");
         assert_eq!(ring.secrets().len(), 2);
     }
 

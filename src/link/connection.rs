@@ -23,6 +23,10 @@ use crate::discovery::{Discovery, Offer};
 use crate::frame::{FrameError, MAX};
 use crate::tor::BoxStream;
 
+/// After how long a discovery key is offered again on a link: whoever took it before takes no notice, and whoever could not
+/// write it down, or had no room for it, must not wait for another link.
+const OFFER_AGAIN: Duration = Duration::from_secs(300);
+
 /// What crosses an open link, in a frame of at most [`MAX`] bytes.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Frame {
@@ -206,13 +210,17 @@ impl Connection {
         let mut pings = interval(self.limits.ping);
         let (mut discovery, mut members) = (self.discovery.clone(), self.members.clone());
         // The first key of a cluster came with the join.
-        let mut handed_over = (0, [0xff; 32]);
+        let mut handed_over = ((0, [0xff; 32]), start);
         loop {
             let newest = discovery.borrow_and_update().clone();
-            let offer = newest.filter(|newest| newest.key.rank() > handed_over && self.may_have(newest, &mut members));
+            let offer = newest.filter(|newest| {
+                let (rank, (last, since)) = (newest.key.rank(), handed_over);
+                let again = rank == last && since.elapsed() >= OFFER_AGAIN;
+                (rank > last || again) && self.may_have(newest, &mut members)
+            });
             let frame = match offer {
                 Some(newest) => {
-                    handed_over = newest.key.rank();
+                    handed_over = (newest.key.rank(), Instant::now());
                     Frame::Discovery(newest.offer())
                 }
                 None => tokio::select! {

@@ -225,6 +225,11 @@ impl Links {
         self.shared.pool().status(tokio::time::Instant::now())
     }
 
+    /// True if some member that is not reached is there, but accepts none of this node's discovery keys.
+    pub fn is_refused(&self) -> bool {
+        self.shared.pool().is_refused()
+    }
+
     /// True if no member is reached, and at least one is there but accepts none of this node's discovery keys.
     pub fn is_shut_out(&self) -> bool {
         self.shared.pool().is_shut_out()

@@ -145,6 +145,11 @@ impl Pool {
         (dials.running, dials.shut_out) = (false, false);
     }
 
+    /// True if some member is there, is not reached, and is closed to those who have only our keys.
+    pub(super) fn is_refused(&self) -> bool {
+        self.dials.iter().any(|(peer, dials)| dials.shut_out && !self.has(*peer))
+    }
+
     /// True if no member is reached, and at least one is there but closed to those who have only our keys.
     pub(super) fn is_shut_out(&self) -> bool {
         self.links.is_empty() && self.dials.values().any(|dials| dials.shut_out)
@@ -331,11 +336,15 @@ mod tests {
         pool.dial_failed(node(2), false, 0.0, now);
         assert!(!pool.is_shut_out(), "they may be dead");
         pool.dial_failed(node(3), true, 0.0, now);
-        assert!(pool.is_shut_out());
+        assert!(pool.is_shut_out() && pool.is_refused());
         let (id, ..) = pool.open(node(2), false, 99, now).unwrap();
         assert!(!pool.is_shut_out(), "one has come");
+        assert!(pool.is_refused(), "but not by that one");
         pool.ended(id, node(2), LASTING, 0.0, now);
         assert!(pool.is_shut_out());
+        let (id, ..) = pool.open(node(3), false, 99, now).unwrap();
+        assert!(!pool.is_refused());
+        pool.ended(id, node(3), LASTING, 0.0, now);
         pool.dial_failed(node(3), false, 0.0, now);
         assert!(!pool.is_shut_out());
     }

@@ -223,7 +223,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     let offer = timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().unwrap();
     assert_eq!(offer.verify(world.cluster(), world.authority.authority_id()).unwrap().key, key.key);
     assert!(nodes[2].offered.try_recv().is_err(), "handed to the revoked");
-    // Once is enough; a newer one is handed over again.
+    // A newer one is handed over at once,
     let newer = Discovery::generate(world.cluster(), 2, &world.authority, &mut rand::rng()).unwrap();
     nodes[0].newest.send_replace(Some(Arc::new(newer.duplicate())));
     nodes[0].set.send_modify(|set| {
@@ -231,6 +231,12 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     });
     let offer = timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().unwrap();
     assert_eq!(offer.key, newer.key.unverified());
+    // and the same again after a while, for it may not have been written down.
+    sleep(Duration::from_secs(200)).await;
+    assert!(nodes[1].offered.try_recv().is_err(), "handed over again too soon");
+    let offer = timeout(Duration::from_secs(200), nodes[1].offered.recv()).await.unwrap().unwrap();
+    assert_eq!(offer.key, newer.key.unverified());
+    assert!(nodes[2].offered.try_recv().is_err(), "handed to the revoked");
 }
 
 #[tokio::test(start_paused = true)]

@@ -100,7 +100,7 @@ impl Rotation {
             }
             news
         });
-        let accepted = ring.accepted(unix_now());
+        let accepted = ring.accepted(unix_now(), self.links.is_refused());
         self.accepted.send_if_modified(|told| {
             let news = *told != accepted;
             *told = accepted;

@@ -1,9 +1,15 @@
-//! Members that were away while the discovery key was changed: who was evicted meanwhile, and who was not.
+//! Members that were away while the discovery key was changed: who was evicted meanwhile, who was not, and who has changed
+//! it, too.
 
 use std::time::Duration;
 
 use anyhow::ensure;
-use rustbalance_gossip::record::{Phase, Role};
+use rustbalance::clock::unix_now;
+use rustbalance::discovery::{Discovery, OVERLAP};
+use rustbalance::keys::NodeSecret;
+use rustbalance::store::Store;
+use rustbalance_gossip::record::{Phase, Revocation, Role};
+use rustbalance_gossip::signed::Verified;
 
 use crate::evicted::evict;
 use crate::member::Member;
@@ -43,6 +49,46 @@ async fn who_missed_the_new_keys_is_reached_and_given_them() {
         Ok(())
     })
     .await;
+}
+
+/// Alpha was cut off from the others, and either side has evicted somebody and made a key long ago.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn halves_that_have_changed_the_key_apart_find_each_other() {
+    const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+    let mut town = Town::start("").await;
+    for name in NAMES {
+        town.named_mut(name).kill().await;
+    }
+    let authority = Store::open(&town.named("alpha").dir).unwrap().authority_secret().unwrap().unwrap();
+    let evicted = NodeSecret::generate(&mut rand::rng()).node_id();
+    let word = Revocation { cluster: town.master, node: evicted, revoked: unix_now() };
+    let word = Verified::sign(word, &authority).unwrap();
+    let [key, other] = [(); 2].map(|()| Discovery::generate(town.master, 1, &authority, &mut rand::rng()).unwrap());
+    for (name, key) in NAMES.into_iter().zip([&key, &other, &other]) {
+        let store = Store::open(&town.named(name).dir).unwrap();
+        store.put_revocations(std::slice::from_ref(&word)).unwrap();
+        assert!(store.adopt_discovery(key.duplicate(), unix_now() - 2 * OVERLAP.as_secs()).unwrap().1);
+    }
+    let net = town.net.clone();
+    for name in NAMES {
+        town.named_mut(name).run(&net);
+    }
+    until("all are linked with alpha", async || {
+        let links = town.named("alpha").status().await?.links.len();
+        ensure!(links == 2, "{links} are");
+        Ok(())
+    })
+    .await;
+    town.healthy().await;
+    for name in NAMES {
+        town.named_mut(name).kill().await;
+    }
+    // Of the two the greater, everywhere.
+    let greater = if key.key.rank() > other.key.rank() { key } else { other };
+    for name in NAMES {
+        let ring = Store::open(&town.named(name).dir).unwrap().discovery().unwrap();
+        assert_eq!(ring.newest().key, greater.key, "{name} has another");
+    }
 }
 
 /// Nobody can tell it: the others do not dial it, and it finds none of them.

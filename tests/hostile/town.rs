@@ -50,7 +50,7 @@ pub(crate) struct Daemon {
     pub(crate) name: String,
     pub(crate) id: NodeId,
     pub(crate) engine: Arc<FakeEngine>,
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     stop: CancellationToken,
     /// Its process, so to say.
     running: Option<(Runtime, JoinHandle<Result<(), NodeError>>)>,

@@ -181,7 +181,7 @@ impl Coordinator {
 
     /// The points of others at which this node is to serve. Not cheap with hundreds of nodes: once a second is enough.
     pub fn stand_ins(&self, now: Now) -> Vec<Orphan> {
-        let out = !self.joined || self.draining || self.leaving || self.shut_out || self.excluded;
+        let out = !self.joined || self.draining || self.leaving || self.is_shut_out() || self.excluded;
         if out { Vec::new() } else { stand_in::share(&self.view, now.mono) }
     }
 
@@ -190,7 +190,7 @@ impl Coordinator {
         if self.excluded || (self.leaving && self.said_phase == Some(Phase::Gone)) {
             return None;
         }
-        let joining = (!self.joined && !self.shut_out).then_some(self.started + self.settings.joining);
+        let joining = (!self.joined && !self.is_shut_out()).then_some(self.started + self.settings.joining);
         let always = [self.next_beat, self.refresh_at, self.repeat_at];
         always.into_iter().chain([self.elect_at, joining, self.reissue_at].into_iter().flatten()).min()
     }
@@ -420,9 +420,15 @@ impl Coordinator {
         }
     }
 
+    /// True if the others have shut this node out, and may do so: only publishers evict and change keys, so where there is no
+    /// other a worker that closes its door proves nothing.
+    fn is_shut_out(&self) -> bool {
+        self.shut_out && self.view.has_other_publisher()
+    }
+
     /// Moves on in life.
     fn live(&mut self, now: Now) {
-        let waited = now.mono >= self.started + self.settings.joining && !self.shut_out;
+        let waited = now.mono >= self.started + self.settings.joining && !self.is_shut_out();
         if !self.joined && (waited || self.view.is_alone() || self.view.hears_any()) {
             self.join(now);
         }
@@ -480,7 +486,7 @@ impl Coordinator {
         if live && !leading {
             return situation;
         }
-        let may = self.joined && !self.leaving && !self.shut_out && self.view.may_publish();
+        let may = self.joined && !self.leaving && !self.is_shut_out() && self.view.may_publish();
         // Who leads stands in no queue; the others' ranks need not be computed for it.
         let next = self.election.stored_term().max(highest) + 1;
         situation.place = may.then(|| if leading { 0 } else { self.place(next) });

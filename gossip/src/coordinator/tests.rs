@@ -213,6 +213,16 @@ fn shut_out_it_does_not_take_the_others_for_dead() {
 }
 
 #[test]
+fn a_worker_that_closes_its_door_stops_no_publisher() {
+    let mut scene = Scene::new();
+    let worker = scene.founder.node(1, Role::Worker);
+    scene.event(Event::KnownMembers(vec![worker.member.chain()]));
+    scene.event(Event::ShutOut(true));
+    assert_eq!(leads(&scene.pass(70)), vec![Leadership::Publisher { term: 1 }]);
+    assert_eq!(leads(&scene.event(Event::ShutOut(true))), vec![]);
+}
+
+#[test]
 fn a_dead_publisher_is_followed_and_its_points_leave() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);

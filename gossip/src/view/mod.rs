@@ -16,7 +16,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use ingest::MAX_FENCE;
+pub use ingest::{MAX_BOOT_JUMP, MAX_FENCE};
 pub(crate) use ingest::{MAX_PERIODS, OwnWord, check_points};
 pub use invitations::{Invitations, MAX_INVITATIONS};
 pub use pending::DEFAULT_WAITING;
@@ -461,6 +461,11 @@ impl View {
     /// True if another node could take the lease over and is not about to leave itself.
     pub(crate) fn has_successor(&self) -> bool {
         self.members().any(|node| node.node() != self.me && node.is_eligible() && node.phase() != Phase::Draining)
+    }
+
+    /// True if another member, alive or not, is a publisher.
+    pub(crate) fn has_other_publisher(&self) -> bool {
+        self.members().any(|node| node.node() != self.me && node.member.role() == Role::Publisher)
     }
 
     /// The highest revision that any publisher, evicted or not, is known to have used in a period.

@@ -130,7 +130,7 @@ fn ring(bytes: &[u8]) -> bool {
     let again = KeyRing::from_bytes(&written, world.cluster, world.authority_id).unwrap();
     assert_eq!(*again.to_bytes().unwrap(), *written);
     assert!((1..=MAX_KEYS).contains(&ring.secrets().len()));
-    assert!((1..=2).contains(&ring.accepted(NOW).len()));
+    assert!((1..=2).contains(&ring.accepted(NOW, false).len()));
     assert!(ring.due(0).is_none());
     true
 }
