@@ -6,6 +6,7 @@
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::Zeroizing;
 
 /// The longest frame from a peer that has proven nothing, in bytes.
 pub const MAX_UNPROVEN: usize = 4 << 10;
@@ -46,9 +47,10 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin), max: usize) -> Result<V
     if size > max {
         return Err(FrameError::TooLong { size, max });
     }
-    let mut frame = vec![0; size];
+    // Wiped if the rest does not come: it may be half a secret.
+    let mut frame = Zeroizing::new(vec![0; size]);
     stream.read_exact(&mut frame).await?;
-    Ok(frame)
+    Ok(std::mem::take(&mut *frame))
 }
 
 /// Writes one frame of at most [`MAX`] bytes and flushes.
@@ -56,7 +58,7 @@ pub async fn write(stream: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Resu
     let too_long = || FrameError::TooLong { size: frame.len(), max: MAX };
     let size = u32::try_from(frame.len()).ok().filter(|_| frame.len() <= MAX).ok_or_else(too_long)?;
     // In one piece, so that a short frame is one cell and not two.
-    let mut bytes = Vec::with_capacity(HEADER + frame.len());
+    let mut bytes = Zeroizing::new(Vec::with_capacity(HEADER + frame.len()));
     bytes.extend_from_slice(&size.to_be_bytes());
     bytes.extend_from_slice(frame);
     stream.write_all(&bytes).await?;

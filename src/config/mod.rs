@@ -41,6 +41,14 @@ pub struct ConfigError {
     pub problem: Problem,
 }
 
+impl ConfigError {
+    /// True if it stays so until somebody mends it: what is written is wrong, not the disk or the moment.
+    pub fn is_permanent(&self) -> bool {
+        let lasts = |kind| matches!(kind, io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData);
+        !matches!(&self.problem, Problem::Io(_, error) if !lasts(error.kind()))
+    }
+}
+
 /// What is wrong with a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {

@@ -196,7 +196,7 @@ impl Admission {
         let again = known.is_some();
         let member = match known {
             Some(member) => member,
-            None => certify(&redeem, invitation.role, unix, us)?,
+            None => certify(&redeem, &invitation, unix, us)?,
         };
         let answer = self.answer(&request, said.theirs, &member, unix, us, cluster)?;
         let (node, role) = (member.node(), member.role());
@@ -283,13 +283,15 @@ fn judge(
     Ok(None)
 }
 
-/// Makes the new member's certificate.
-fn certify(redeem: &Redeem, role: Role, unix: u64, us: &Publisher) -> Result<Member, Refusal> {
+/// Makes the new member's certificate. Another one for a node that has redeemed before is dated like the invitation: where two
+/// nodes race for it, the earlier certificate wins, and a node must not fall behind by asking again.
+fn certify(redeem: &Redeem, invitation: &Invitation, unix: u64, us: &Publisher) -> Result<Member, Refusal> {
+    let again = invitation.redeemed.contains(&redeem.node);
     let certificate = MemberCertificate {
         cluster: us.membership.certificate.cluster,
         node: redeem.node,
-        role,
-        issued: unix,
+        role: invitation.role,
+        issued: if again { invitation.issued.min(unix) } else { unix },
         expires: unix.saturating_add(MEMBERSHIP_SECONDS),
         invitation: Some(redeem.invitation),
     };

@@ -68,7 +68,8 @@ impl NodeError {
     /// True if a start would end in the same way until somebody has mended what is named.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Config(_) | Self::Excluded(_) => true,
+            Self::Config(error) => error.is_permanent(),
+            Self::Excluded(_) => true,
             Self::Tor(error) => matches!(error, TorError::Config(..)),
             Self::Control(error) => matches!(error, ControlError::PathTooLong(_)),
             Self::Store(error) => error.is_permanent(),

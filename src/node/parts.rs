@@ -83,7 +83,7 @@ impl Parts {
         daemon: &Daemon,
     ) -> Result<Self, NodeError> {
         let (stop_serving, stop_all) = (CancellationToken::new(), CancellationToken::new());
-        let boot = store.next_boot()?;
+        let boot = store.next_boot(unix_now())?;
         let me = store.node_id();
         let authority = store.authority_secret()?;
         let (members, members_watch) = watch::channel(known_members(&store)?);

@@ -53,7 +53,7 @@ pub enum Kind {
     PointSeed,
     /// `membership`: the node's own certificates. Written last: its presence says that the state is whole.
     Membership,
-    /// `boot`: how often the daemon has started.
+    /// `boot`: the number of the last start of the daemon.
     Boot,
     /// `term`: the highest term known.
     Term,

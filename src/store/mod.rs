@@ -14,7 +14,7 @@ use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{AuthorityId, MasterId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, PeriodId, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Unverified, Verified};
-use rustbalance_gossip::view::MAX_INVITATIONS;
+use rustbalance_gossip::view::{MAX_BOOT_JUMP, MAX_INVITATIONS};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -222,10 +222,16 @@ impl Store {
         Ok((ring, newer))
     }
 
-    /// Counts a start of the daemon: a number that no earlier start was given, below 2^32.
-    pub fn next_boot(&self) -> Result<u64, StoreError> {
+    /// Counts a start of the daemon, at `unix` seconds since the epoch: a number that no earlier start was given, below 2^32.
+    ///
+    /// At least the hours since the epoch, so that a directory restored from an old backup, which has forgotten the starts
+    /// since, does not give their numbers again: what others still know of those would outlive every word of this node.
+    pub fn next_boot(&self, unix: u64) -> Result<u64, StoreError> {
         let _changing = self.change();
-        let boot = self.value::<u64>(Kind::Boot)?.saturating_add(1);
+        let counted = self.value::<u64>(Kind::Boot)?;
+        // Others believe no greater step, whatever this machine's clock says.
+        let hours = (unix / 3600).min(counted.saturating_add(MAX_BOOT_JUMP));
+        let boot = counted.saturating_add(1).max(hours);
         if boot > u64::from(u32::MAX) {
             return Err(self.content(Kind::Boot, "its count cannot rise any more"));
         }

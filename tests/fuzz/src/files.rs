@@ -268,7 +268,7 @@ fn opened(dir: &Path) -> bool {
     let (term, members) = (store.term().unwrap(), store.members().unwrap());
     let (invitations, revocations) = (store.invitations().unwrap(), store.revocations().unwrap());
     let points = store.intro_points().unwrap();
-    let boot = store.next_boot();
+    let boot = store.next_boot(0);
     store.raise_term(term.saturating_add(1)).unwrap();
     store.put_members(&members).unwrap();
     store.put_invitations(&invitations, NOW).unwrap();
@@ -287,7 +287,7 @@ fn opened(dir: &Path) -> bool {
     assert!(again.revisions().unwrap().contains(&(PERIOD, revision)));
     assert_eq!(again.intro_points().unwrap().len(), points.len());
     if let Ok(boot) = boot {
-        assert!(again.next_boot().is_ok_and(|next| next == boot + 1) || boot == u64::from(u32::MAX));
+        assert!(again.next_boot(0).is_ok_and(|next| next == boot + 1) || boot == u64::from(u32::MAX));
     }
     true
 }
