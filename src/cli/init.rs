@@ -11,7 +11,7 @@ use super::output::{say, shell_word};
 use crate::config::{self, Config, Initial};
 use crate::join::found;
 use crate::proxy::{PortTarget, Target};
-use crate::store::{Store, import_c_tor_key};
+use crate::store::{Store, import_master_key};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -21,7 +21,7 @@ pub(super) struct Options {
     /// The port of the onion address that clients use
     #[arg(long, value_name = "PORT", default_value = "80", value_parser = virtual_port)]
     port: u16,
-    /// Keep an existing address: C tor's file hs_ed25519_secret_key
+    /// Keep an existing address: C tor's file hs_ed25519_secret_key, or a copy of a publisher's master.key
     #[arg(long, value_name = "FILE")]
     import_key: Option<PathBuf>,
     /// Configure Tor with this file of Arti's (TOML), which is copied
@@ -39,7 +39,7 @@ fn virtual_port(text: &str) -> Result<u16, String> {
 
 pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
-    let imported = options.import_key.as_deref().map(import_c_tor_key).transpose()?;
+    let imported = options.import_key.as_deref().map(import_master_key).transpose()?;
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).context("this machine's clock is before 1970")?.as_secs();
 
@@ -61,8 +61,8 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
          {:<43} let another machine join as a publisher, with the address's key (--role worker: without)\n  \
          {:<43} see how it is\n\n\
          Configuration: {dir}/{}\n\
-         Keep a copy of {dir}/master.key in a safe place: whoever has it has the address, and without it and this\n\
-         machine the address is lost.",
+         Keep a copy of {dir}/master.key in a safe place: whoever has it has the address (`init --import-key`), and\n\
+         without it and this machine the address is lost.",
         store.cluster(),
         options.port,
         options.target,

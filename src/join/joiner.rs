@@ -3,7 +3,7 @@
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec::{self, DecodeError};
-use rustbalance_gossip::id::{InvitationId, MasterId};
+use rustbalance_gossip::id::MasterId;
 use rustbalance_gossip::record::{ChainError, Member, Role};
 
 use super::MAX_SKEW;
@@ -218,10 +218,5 @@ impl Joiner {
         let skew = i64::try_from(facts.unix).unwrap_or(i64::MAX).saturating_sub_unsigned(unix);
         let (points, ports, secrets) = (parcel.points, facts.ports, parcel.secrets);
         Ok(Joined { member, publisher, members, discovery, points, ports, secrets, skew })
-    }
-
-    /// The invitation it redeems.
-    pub fn invitation(&self) -> InvitationId {
-        self.token.invitation_id()
     }
 }

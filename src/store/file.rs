@@ -167,6 +167,16 @@ pub(super) fn encode(kind: Kind, cluster: MasterId, payload: &[u8]) -> Zeroizing
     bytes
 }
 
+/// The size of the largest file of a kind, in bytes.
+pub(super) fn max_size(kind: Kind) -> usize {
+    MAX_HEADER + kind.max_payload()
+}
+
+/// True if it begins like a file of ours, whole or not.
+pub(super) fn is_ours(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(MAGIC.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
+}
+
 /// The cluster and the payload of a whole file.
 pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(MasterId, &[u8]), Damage> {
     if bytes.is_empty() {
@@ -214,7 +224,7 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(MasterId, Payload)
         Err(error) => return Err(StoreError::io("read", path, error)),
     };
     check_access(path, &metadata, false)?;
-    let max = MAX_HEADER + kind.max_payload();
+    let max = max_size(kind);
     let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
     if size > max {
         return Err(damaged(Damage::Long { have: size, want: max }));

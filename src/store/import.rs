@@ -1,4 +1,5 @@
-//! A master key from C tor: the `hs_ed25519_secret_key` of a `HiddenServiceDir`.
+//! A master key that is there already: the `hs_ed25519_secret_key` of C tor's `HiddenServiceDir`, or a copy of our own
+//! `master.key`, which is all that is needed to have the address again.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -7,6 +8,8 @@ use std::path::{Path, PathBuf};
 use rustbalance_gossip::id::MasterId;
 use zeroize::Zeroizing;
 
+use super::error::Damage;
+use super::file::{self, Kind};
 use crate::keys::{KeyError, MasterSecret};
 
 /// What C tor's secret key file begins with.
@@ -31,7 +34,7 @@ pub enum ImportError {
     /// It is not what C tor writes.
     #[error(
         "{} is no v3 onion service key of C tor (it has {size} bytes{}): give the file hs_ed25519_secret_key of the \
-         service's HiddenServiceDir", path.display(), if *header { "" } else { ", and another header" }
+         service's HiddenServiceDir, or the master.key of a publisher", path.display(), if *header { "" } else { ", and another header" }
     )]
     Format {
         /// The file.
@@ -40,6 +43,14 @@ pub enum ImportError {
         size: u64,
         /// True if its header is right.
         header: bool,
+    },
+    /// It is a file of ours, and not the whole master key.
+    #[error("{} {damage}: give another copy of the master.key of a publisher", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        damage: Damage,
     },
     /// The public key file was given.
     #[error("{} is the public key: give the file hs_ed25519_secret_key beside it", .0.display())]
@@ -53,10 +64,10 @@ pub enum ImportError {
         #[source]
         source: KeyError,
     },
-    /// It does not belong to what stands beside it.
-    #[error("{} names another address than the secret key, which is that of {key}: the files do not belong together", path.display())]
+    /// It does not belong to what stands beside it, or in it.
+    #[error("{} names another address than the secret key, which is that of {key}: they do not belong together", path.display())]
     Mismatch {
-        /// The file beside the key.
+        /// What names the address.
         path: PathBuf,
         /// The address of the secret key.
         key: MasterId,
@@ -64,22 +75,22 @@ pub enum ImportError {
 }
 
 /// Reads the key from C tor's `hs_ed25519_secret_key`, or from the directory that holds it, and compares it with the
-/// public key and the `hostname` beside it, where there are any.
-pub fn import_c_tor_key(path: &Path) -> Result<MasterSecret, ImportError> {
+/// public key and the `hostname` beside it, where there are any; or from a publisher's `master.key`.
+pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
     let path = if path.is_dir() { path.join(SECRET_NAME) } else { path.to_owned() };
-    let bytes = read(&path, SECRET_HEADER.len() + 64)?;
+    let bytes = read(&path, file::max_size(Kind::MasterKey))?;
+    if file::is_ours(&bytes) {
+        return own_key(path, &bytes);
+    }
     if bytes.starts_with(PUBLIC_HEADER) {
         return Err(ImportError::Public(path));
     }
-    let key = bytes.strip_prefix(SECRET_HEADER).filter(|key| key.len() == 64);
+    let key = bytes.strip_prefix(SECRET_HEADER).and_then(|key| key.try_into().ok());
     let Some(key) = key else {
         let size = fs::metadata(&path).map_or(bytes.len() as u64, |metadata| metadata.len());
         return Err(ImportError::Format { path, size, header: bytes.starts_with(SECRET_HEADER) });
     };
-    let mut expanded = Zeroizing::new([0; 64]);
-    expanded.copy_from_slice(key);
-    let secret =
-        MasterSecret::from_expanded(&expanded).map_err(|source| ImportError::Key { path: path.clone(), source })?;
+    let secret = secret(&path, key)?;
     let address = secret.master_id();
 
     let public = [&PUBLIC_HEADER[..], address.public_key()].concat();
@@ -88,6 +99,29 @@ pub fn import_c_tor_key(path: &Path) -> Result<MasterSecret, ImportError> {
         std::str::from_utf8(bytes).is_ok_and(|text| text.parse() == Ok(address))
     })?;
     Ok(secret)
+}
+
+/// The key in a `master.key`.
+fn own_key(path: PathBuf, bytes: &[u8]) -> Result<MasterSecret, ImportError> {
+    let (cluster, key) = match file::decode(Kind::MasterKey, bytes) {
+        Ok(whole) => whole,
+        Err(damage) => return Err(ImportError::Damaged { path, damage }),
+    };
+    let Ok(expanded) = key.try_into() else {
+        let damage = Damage::Short { have: key.len(), want: 64 };
+        return Err(ImportError::Damaged { path, damage });
+    };
+    let secret = secret(&path, expanded)?;
+    if secret.master_id() == cluster {
+        Ok(secret)
+    } else {
+        Err(ImportError::Mismatch { path, key: secret.master_id() })
+    }
+}
+
+fn secret(path: &Path, expanded: &[u8; 64]) -> Result<MasterSecret, ImportError> {
+    MasterSecret::from_expanded(&Zeroizing::new(*expanded))
+        .map_err(|source| ImportError::Key { path: path.to_owned(), source })
 }
 
 /// Longest file beside the key, in bytes.
@@ -128,12 +162,30 @@ mod tests {
     fn the_key_of_a_hidden_service_dir_is_taken() {
         let (folder, secret) = service();
         let file = folder.path().join(SECRET_NAME);
-        assert_eq!(import_c_tor_key(&file).unwrap().expanded(), secret.expanded());
+        assert_eq!(import_master_key(&file).unwrap().expanded(), secret.expanded());
         let address = secret.master_id();
         fs::write(folder.path().join("hostname"), format!("{address}\n")).unwrap();
         let public = [&PUBLIC_HEADER[..], address.public_key()].concat();
         fs::write(folder.path().join("hs_ed25519_public_key"), public).unwrap();
-        assert_eq!(import_c_tor_key(folder.path()).unwrap().master_id(), address);
+        assert_eq!(import_master_key(folder.path()).unwrap().master_id(), address);
+    }
+
+    #[test]
+    fn a_copy_of_our_own_master_key_is_taken_whole_or_not_at_all() {
+        let (folder, secret) = service();
+        let (path, address) = (folder.path().join("copy"), secret.master_id());
+        let whole = file::encode(Kind::MasterKey, address, secret.expanded());
+        fs::write(&path, &*whole).unwrap();
+        assert_eq!(import_master_key(&path).unwrap().expanded(), secret.expanded());
+        for cut in [whole.len() - 1, whole.len() - 64, 20] {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert!(matches!(import_master_key(&path), Err(ImportError::Damaged { .. })), "cut to {cut}");
+        }
+        let other = MasterSecret::generate(&mut rand::rng()).master_id();
+        fs::write(&path, &*file::encode(Kind::MasterKey, other, secret.expanded())).unwrap();
+        assert!(matches!(import_master_key(&path), Err(ImportError::Mismatch { key, .. }) if key == address));
+        fs::write(&path, &*file::encode(Kind::AuthorityKey, address, &secret.expanded()[..32])).unwrap();
+        assert!(matches!(import_master_key(&path), Err(ImportError::Damaged { damage: Damage::Kind(_), .. })));
     }
 
     #[test]
@@ -142,7 +194,9 @@ mod tests {
         let other = MasterSecret::generate(&mut rand::rng()).master_id();
         let hostname = folder.path().join("hostname");
         fs::write(&hostname, format!("{other}\n")).unwrap();
-        assert!(matches!(import_c_tor_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
+        assert!(
+            matches!(import_master_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname)
+        );
     }
 
     #[test]
@@ -150,7 +204,9 @@ mod tests {
         let (folder, secret) = service();
         let hostname = folder.path().join("hostname");
         fs::write(&hostname, format!("{}\n{}and more", secret.master_id(), " ".repeat(100))).unwrap();
-        assert!(matches!(import_c_tor_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
+        assert!(
+            matches!(import_master_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname)
+        );
     }
 
     #[test]
@@ -160,14 +216,14 @@ mod tests {
         let whole = fs::read(&file).unwrap();
         for length in 0..whole.len() {
             fs::write(&file, &whole[..length]).unwrap();
-            assert!(matches!(import_c_tor_key(&file), Err(ImportError::Format { .. })), "cut to {length}");
+            assert!(matches!(import_master_key(&file), Err(ImportError::Format { .. })), "cut to {length}");
         }
         fs::write(&file, [&whole[..], b"x"].concat()).unwrap();
-        assert!(matches!(import_c_tor_key(&file), Err(ImportError::Format { size: 97, header: true, .. })));
+        assert!(matches!(import_master_key(&file), Err(ImportError::Format { size: 97, header: true, .. })));
         fs::write(&file, [&PUBLIC_HEADER[..], secret.master_id().public_key()].concat()).unwrap();
-        assert!(matches!(import_c_tor_key(&file), Err(ImportError::Public(_))));
+        assert!(matches!(import_master_key(&file), Err(ImportError::Public(_))));
         fs::write(&file, [&SECRET_HEADER[..], &[0xff; 64]].concat()).unwrap();
-        assert!(matches!(import_c_tor_key(&file), Err(ImportError::Key { .. })));
-        assert!(matches!(import_c_tor_key(Path::new("/nonexistent")), Err(ImportError::Io { .. })));
+        assert!(matches!(import_master_key(&file), Err(ImportError::Key { .. })));
+        assert!(matches!(import_master_key(Path::new("/nonexistent")), Err(ImportError::Io { .. })));
     }
 }

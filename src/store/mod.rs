@@ -25,7 +25,7 @@ use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 pub use draft::{Beginning, Contents, Draft};
 pub use error::{Damage, StoreError};
 pub use file::Kind;
-pub use import::{ImportError, import_c_tor_key};
+pub use import::{ImportError, import_master_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
 
 mod draft;
@@ -144,11 +144,6 @@ impl Store {
 
     fn arti_dir(&self) -> PathBuf {
         self.dir.join("arti")
-    }
-
-    /// The daemon's socket.
-    pub fn control_socket(&self) -> PathBuf {
-        self.dir.join("control.sock")
     }
 
     /// The node's key.

@@ -296,8 +296,7 @@ fn numbers_only_rise() {
     let store = Store::open(&state(&folder)).unwrap();
     assert_eq!(store.next_boot(0).unwrap(), 3);
     // What a backup has forgotten is not given again; a clock that is far ahead takes the count only so far.
-    assert_eq!(store.next_boot(3600 * 500_000).unwrap(), 500_000);
-    assert_eq!(store.next_boot(3600 * 500_000).unwrap(), 500_001);
+    assert_eq!([(); 2].map(|()| store.next_boot(3600 * 500_000).unwrap()), [500_000, 500_001]);
     assert_eq!(store.next_boot(u64::MAX).unwrap(), 500_001 + MAX_BOOT_JUMP);
     assert_eq!(store.term().unwrap(), 7);
     assert_eq!(store.revisions().unwrap(), [(period(1), 50), (period(2), 3)]);

@@ -14,7 +14,7 @@ use rand::rngs::StdRng;
 use rustbalance::config::{self, Config, Initial};
 use rustbalance::join::found;
 use rustbalance::proxy::{PortTarget, Target};
-use rustbalance::store::{Beginning, Store, StoredIntroPoint, import_c_tor_key};
+use rustbalance::store::{Beginning, Store, StoredIntroPoint, import_master_key};
 use rustbalance::tor::ReplayLog;
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
@@ -359,7 +359,7 @@ pub(crate) fn import(bytes: &[u8]) -> bool {
             let _ = fs::remove_file(dir.join(name));
         }
     }
-    let Ok(key) = import_c_tor_key(&dir) else { return false };
+    let Ok(key) = import_master_key(&dir) else { return false };
     assert_eq!(secret, [&HEADER[..], key.expanded()].concat());
     if beside & 1 != 0 {
         assert!(public.ends_with(key.master_id().public_key()));
