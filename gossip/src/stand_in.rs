@@ -19,7 +19,7 @@ use crate::view::{MemberView, Standing, View};
 pub const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
 /// Most points of others that one node serves at: as many as one descriptor names.
 pub const MAX_SHARE: usize = crate::record::MAX_INTRO_POINTS;
-/// Most points that are shared out among all, those of the nodes heard last.
+/// Most points that are shared out among all: in turn one of each node, those heard last first.
 const MAX_ORPHANS: usize = 64;
 
 /// An introduction point at which its node does not answer.
@@ -67,9 +67,13 @@ fn orphans(view: &View, mono: Duration) -> Vec<Orphan> {
     lost.sort_by_key(|node| (silence(node), node.node()));
     let points = lost.into_iter().flat_map(|node| {
         let record = node.intro_points.as_ref();
-        record.into_iter().flat_map(|it| it.served()).map(|served| Orphan { node: node.node(), served })
+        let served = record.into_iter().flat_map(|it| it.served()).enumerate();
+        served.map(|(turn, served)| (turn, Orphan { node: node.node(), served }))
     });
-    points.take(MAX_ORPHANS).collect()
+    // In turn, so that one with many points, at relays that there may not be, leaves room for the others.
+    let mut points: Vec<(usize, Orphan)> = points.collect();
+    points.sort_by_key(|(turn, _)| *turn);
+    points.into_iter().map(|(_, orphan)| orphan).take(MAX_ORPHANS).collect()
 }
 
 fn lot(point: &IntroPoint, publisher: &NodeId) -> [u8; 32] {
@@ -193,6 +197,21 @@ mod tests {
         let later = 30 + REMEMBERED.as_secs();
         cluster.beat(&[0, 1, 2, 4], Phase::Healthy, later - 20..later + 10);
         assert_eq!(cluster.shared(&[0, 1, 2], later + 10), []);
+    }
+
+    #[test]
+    fn who_had_many_points_leaves_room_for_those_of_others() {
+        let mut cluster = Cluster::new();
+        let many = (0..20).map(|i| point(100 + i, 100 + i)).collect();
+        let many = sign(cluster.nodes[3].points(2, many), &cluster.nodes[3].key).to_bytes().unwrap();
+        cluster.tell(3, RecordKind::IntroPoints, &many, 0);
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        cluster.beat(&[0, 3], Phase::Healthy, 30..40);
+        cluster.beat(&[0], Phase::Healthy, 40..60);
+        // The one who fell silent last is the one with many.
+        let shared = cluster.shared(&[0], 60);
+        let of = |whose| shared.iter().filter(|(node, _)| *node == whose).count();
+        assert_eq!((of(1), of(2), of(4), of(3)), (4, 4, 4, 8));
     }
 
     #[test]

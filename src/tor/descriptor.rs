@@ -384,7 +384,7 @@ mod tests {
             point.link_specifiers.extend(unknown);
             assert!(check_point(point).is_ok(), "{point:?}");
         }
-        assert_eq!(built(&largest).map(|text| text.len() <= MAX_DESCRIPTOR).unwrap(), true);
+        assert!(built(&largest).unwrap().len() <= MAX_DESCRIPTOR);
         let text = built(&points(20)).unwrap();
         let tight = DescriptorParameters { max_size: text.len() - 1, ..Default::default() };
         assert!(build(&credentials(), &points(20), 77, tight, now()).is_err());

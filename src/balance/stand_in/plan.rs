@@ -15,8 +15,10 @@ use crate::balance::circuit::Circuit;
 
 /// How long a point is served on after it has ceased to fall to this node.
 pub const HOLD: Duration = Duration::from_secs(60);
-/// Pause after the first setback, and the longest.
+/// Pause after the first setback, and the longest: who has taken a point back shall keep it.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+/// The longest pause before a circuit that could not be made, which may well be for this node's own network.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -68,7 +70,8 @@ impl Plan {
                 Some(held) => held.circuit = Circuit::Up,
                 None => actions.push(Action::Forget(orphan)),
             },
-            Event::OpenFailed(orphan) | Event::Lost(orphan) => self.set_back(&orphan, mono),
+            Event::OpenFailed(orphan) => self.set_back(&orphan, RETRY, mono),
+            Event::Lost(orphan) => self.set_back(&orphan, PAUSES.1, mono),
         }
         self.reconcile(mono, &mut actions);
         actions
@@ -94,9 +97,9 @@ impl Plan {
         }
     }
 
-    fn set_back(&mut self, orphan: &Orphan, mono: Duration) {
+    fn set_back(&mut self, orphan: &Orphan, longest: Duration, mono: Duration) {
         let Some(held) = self.held.get_mut(orphan) else { return };
-        let pause = PAUSES.0.saturating_mul(1 << held.setbacks.min(16)).min(PAUSES.1);
+        let pause = PAUSES.0.saturating_mul(1 << held.setbacks.min(16)).min(longest);
         held.setbacks = held.setbacks.saturating_add(1);
         held.circuit = Circuit::Down { not_before: mono + pause };
     }
