@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep};
 use crate::member::{Member, Voice};
 use crate::town::{OWN_TERMS, Town, until};
 
-/// A life of another that it has never begun.
-const FUTURE: u64 = 900;
+/// A start of another that has never been: above the hours since the epoch.
+const FUTURE: u64 = 1 << 20;
 
 /// Fails if a dead node is taken for alive, or published, by anybody, within a while from now.
 async fn stays_dead(town: &Town, dead: NodeId) {

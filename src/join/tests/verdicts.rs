@@ -194,8 +194,12 @@ fn a_lost_answer_is_given_again_without_another_use() {
     assert_eq!(host.refusal(&token, &super::node()), Refusal::UsedUp { uses: 1 });
 
     // Recorded, and the publisher lost the certificate with its memory: another one, still one use.
+    // It is dated like the invitation, lest a rival that came after the first be before it now.
     host.known.lock().unwrap().members.clear();
-    host.join(&token, &node).unwrap();
+    let other = host.join_at(&token, &node, NOW + 60, NOW + 60).unwrap();
+    let issued = host.known.lock().unwrap().invitations[&token.invitation_id()].issued;
+    assert_eq!(other.member.certificate.issued, issued);
+    assert!(issued <= first.member.certificate.issued);
     assert_eq!(host.known.lock().unwrap().invitations[&token.invitation_id()].redeemed.len(), 1);
 }
 
