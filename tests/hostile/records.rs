@@ -7,6 +7,7 @@ use rustbalance::clock::unix_now;
 use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::lease::TERMS_PER_SECOND;
 use rustbalance_gossip::record::{Heartbeat, IntroPoints, Invitation, Lease, Phase, RecordKind, Revocation, Role};
+use rustbalance_gossip::signed::Unverified;
 use tokio::time::{Instant, sleep};
 
 use crate::member::{Member, Voice};
@@ -36,6 +37,13 @@ async fn hears(voice: &Voice, origin: NodeId, kind: RecordKind, least: usize) ->
         Ok(heard)
     })
     .await
+}
+
+/// The number of a node's present start, as its heartbeats tell.
+async fn hears_start(voice: &Voice, node: NodeId) -> u64 {
+    let beats = hears(voice, node, RecordKind::Heartbeat, 1).await;
+    let beat = Unverified::<Heartbeat>::from_bytes(&beats[0]).unwrap().verify(node.public_key()).unwrap();
+    beat.seq >> 32
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,15 +141,17 @@ async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
     let mut town = Town::start("").await;
     let mallory = Member::join(&town, Role::Worker).await;
     let (beta, gamma) = (town.named("beta").id, town.named("gamma").id);
-    let mut mouth = mallory.open(&town, 2).await;
+    let mut mouth = mallory.open(&town, 3).await;
+    let own = mallory.speak(&town, &mut mouth).await;
+    let (of_beta, of_gamma) = (hears_start(&own, beta).await, hears_start(&own, gamma).await);
     let visitors = town.visitors();
     town.named_mut("beta").kill().await;
     // Beta's own life goes on, says chitchat.
-    let _dead = mouth.speak(&town, beta, 1).await;
+    let _dead = mouth.speak(&town, beta, of_beta).await;
     town.healthy().await;
     stays_dead(&town, beta).await;
     // Gamma is said to have said what it never said: who believes that hears nothing of it until it begins anew.
-    let living = mouth.speak(&town, gamma, 1).await;
+    let living = mouth.speak(&town, gamma, of_gamma).await;
     for version in 0..400_u32 {
         living.say(RecordKind::Lease, &version.to_be_bytes());
         sleep(Duration::from_millis(2)).await;
