@@ -47,15 +47,23 @@ async fn a_hoarder_fills_nobodys_memory() {
             (0..280u16).flat_map(|n| Sha3_256::digest([&[i][..], &n.to_be_bytes()].concat())).collect();
         hoarder.set(RecordKind::Invitation(token), &noise).unwrap();
     }
-    let full = |peers: &[Peer]| peers[..2].iter().all(|peer| peer.mesh.counters().hoards > 3);
-    until(&mut peers, "no more is taken of the hoarder", full).await;
-    for peer in &peers[..2] {
-        let bytes: usize =
-            peer.seen.iter().filter(|((origin, _), _)| *origin == node(2)).map(|(_, value)| value.len()).sum();
+    let taken = |peer: &Peer| -> usize {
+        peer.seen.iter().filter(|((origin, _), _)| *origin == node(2)).map(|(_, value)| value.len()).sum()
+    };
+    // One after the other: what they tell each other of the hoarder is counted apart.
+    for (filled, away) in [(0, 1), (1, 0)] {
+        network.set_down(node(away), true);
+        let full = |peers: &[Peer]| peers[filled].mesh.counters().hoards > 3;
+        until(&mut peers, "no more is taken of the hoarder", full).await;
+        let bytes = taken(&peers[filled]);
         assert!(bytes < 160_000, "{bytes} bytes of the hoarder were taken");
+        network.set_down(node(away), false);
     }
     peers[1].mesh.set(RecordKind::Lease, b"still here").unwrap();
     until(&mut peers, "a change despite it all", |p| p[0].knows(1, RecordKind::Lease, "still here")).await;
+    for bytes in peers[..2].iter().map(taken) {
+        assert!(bytes < 2 * 160_000, "{bytes} bytes of the hoarder were taken, from itself and others");
+    }
 }
 
 /// Who is told lies about itself is heard again soon, and says how often that was.
