@@ -152,7 +152,7 @@ impl Pool {
 
     /// True if no member is reached, and at least one is there but closed to those who have only our keys.
     pub(super) fn is_shut_out(&self) -> bool {
-        self.links.is_empty() && self.dials.values().any(|dials| dials.shut_out)
+        self.links.is_empty() && self.is_refused()
     }
 
     /// Doubles the pause before the next dial of `peer`. `jitter` is drawn from 0 to 1: half of the pause is random,

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 
 use crate::engine::socks_connect;
 use crate::hand::{link, nonsense, payload, question};
-use crate::support::{Arti, Nodes, Story, network, scenario};
+use crate::support::{Arti, Nodes, Story, network, over_tor, scenario};
 
 /// Bounds that an attack from this machine reaches within seconds, in place of the defaults: of every node, because a client
 /// that never reads may come to any,
@@ -36,8 +36,6 @@ const STRICT: [(&str, &str); 2] = [
 ];
 /// How long anything that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How often a hostile member tries again to open its link.
-const LINK_TRIES: usize = 4;
 /// Streams that one client opens and never reads.
 const DEAF: usize = 8;
 /// Rendezvous that one client asks for at once.
@@ -155,16 +153,7 @@ impl Mallory {
         let (engine, store) = (Arc::clone(&self.arti.engine), Arc::clone(&self.store));
         Ok(self.arti.runtime.spawn(async move {
             let question = question(&store, to).await;
-            let mut linked = link(&*engine, &store, to, Purpose::Mesh).await;
-            // That its own Tor chose bad paths says nothing about the other side.
-            for _ in 0..LINK_TRIES {
-                if linked.is_ok() {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                linked = link(&*engine, &store, to, Purpose::Mesh).await;
-            }
-            let stream = linked?;
+            let stream = over_tor(|| link(&*engine, &store, to, Purpose::Mesh)).await?;
             with(stream, question).await
         }))
     }

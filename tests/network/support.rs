@@ -25,8 +25,9 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
 const TURNS: usize = 2;
 /// How long Arti may take until it can build circuits.
 const READY_LIMIT: Duration = Duration::from_secs(180);
-/// How often an address is dialled until it is reached, and for how long each time.
-const DIALS: usize = 5;
+/// How often what needs a way through Tor is tried.
+const TRIES: usize = 5;
+/// How long each dial may take.
 const DIAL_LIMIT: Duration = Duration::from_secs(60);
 /// How long a directory may take to answer.
 const ASK_LIMIT: Duration = Duration::from_secs(8);
@@ -188,18 +189,23 @@ impl Arti {
         Ok(Self { runtime, engine })
     }
 
-    /// A stream to an address that is up. That its Tor chose bad paths at first says nothing about the other side.
+    /// A stream to an address that is up.
     pub(crate) async fn reach(&self, to: OnionAddress, port: u16) -> Result<BoxStream> {
-        let mut dialled = self.engine.dial(to, port, DIAL_LIMIT).await;
-        for _ in 1..DIALS {
-            if dialled.is_ok() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            dialled = self.engine.dial(to, port, DIAL_LIMIT).await;
-        }
-        Ok(dialled?)
+        Ok(over_tor(|| self.engine.dial(to, port, DIAL_LIMIT)).await?)
     }
+}
+
+/// Tries what needs a way through Tor: that it chose bad paths at first says nothing about the other side.
+pub(crate) async fn over_tor<T, E, F: Future<Output = Result<T, E>>>(mut attempt: impl FnMut() -> F) -> Result<T, E> {
+    let mut outcome = attempt().await;
+    for _ in 1..TRIES {
+        if outcome.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        outcome = attempt().await;
+    }
+    outcome
 }
 
 /// What one directory holds.

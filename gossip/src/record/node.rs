@@ -134,6 +134,13 @@ pub struct IntroPoint {
     pub encryption_key: FixedBytes<32>,
 }
 
+impl IntroPoint {
+    /// What its link specifiers take together, in bytes.
+    pub fn specified(&self) -> usize {
+        self.link_specifiers.iter().map(|specifier| specifier.0.len()).sum()
+    }
+}
+
 /// Names the keys of one introduction point among all that its node's seed gives. Drawn at random.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PointNonce(pub FixedBytes<16>);

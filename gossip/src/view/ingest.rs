@@ -100,7 +100,7 @@ pub(crate) fn check_points(points: &[IntroPoint]) -> Result<(), Rejection> {
     let sound = |point: &IntroPoint| {
         (1..=8).contains(&point.link_specifiers.len())
             && point.link_specifiers.iter().all(|specifier| (2..=64).contains(&specifier.0.len()))
-            && point.link_specifiers.iter().map(|specifier| specifier.0.len()).sum::<usize>() <= MAX_SPECIFIED
+            && point.specified() <= MAX_SPECIFIED
     };
     within(points.iter().all(sound), "link specifiers")?;
     let mut keys: Vec<_> = points.iter().map(|point| point.session_key).collect();
