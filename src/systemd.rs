@@ -5,7 +5,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// This node is connected and does its duties (systemd's `READY=1`).
+/// The control socket answers (systemd's `READY=1`). How far Tor and the node are is in [`status`].
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }

@@ -54,6 +54,9 @@ fn problems(status: &Status) -> Vec<String> {
             }
         }
     }
+    if status.phase == Phase::Draining {
+        list.push("this node drains: it takes no new clients until `rustbalance resume`, also after a restart".into());
+    }
     for port in status.ports.iter().filter(|port| !port.healthy) {
         let why = port.error.as_deref().unwrap_or("not checked yet");
         list.push(format!("port {}: the target {} does not answer: {why}", port.port, port.target));

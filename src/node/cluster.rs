@@ -78,6 +78,11 @@ impl Cluster {
         dealt_with.await.map_err(|_| Stopping)
     }
 
+    /// Waits until the actor has ended.
+    pub async fn ended(&self) {
+        self.messages.closed().await;
+    }
+
     /// Looks at its state.
     pub fn look<T>(&self, look: impl FnOnce(&Coordinator, Now) -> T) -> T {
         let now = now(self.started);

@@ -77,21 +77,35 @@ impl Handler for Daemon {
             Request::Status {} => Response::Status(Box::new(self.status())),
             Request::Invite { role, expires_seconds, uses } => self.invite(role, expires_seconds, uses).await,
             Request::Leave {} => self.leave().await,
-            Request::Drain {} => {
-                self.tell(Event::Drain, "draining: this node leaves the descriptor and serves on").await
-            }
-            Request::Resume {} => self.tell(Event::Resume, "resumed: this node takes clients again").await,
+            Request::Drain {} => self.set_draining(true).await,
+            Request::Resume {} => self.set_draining(false).await,
             Request::Evict { node } => self.evict(&node).await,
         }
     }
 }
 
 impl Daemon {
-    async fn tell(&self, event: Event, done: &str) -> Response {
+    /// Drains or resumes, whatever the disk says: an operator whose disk is full may need to drain all the more.
+    async fn set_draining(&self, draining: bool) -> Response {
         let Some(running) = self.running.get() else { return not_yet() };
-        match running.cluster.tell(event).await {
-            Ok(()) => Response::done(done),
-            Err(stopping) => Response::refused(stopping),
+        let stored = on_disk(|| self.store.set_draining(draining));
+        let event = if draining { Event::Drain } else { Event::Resume };
+        if let Err(stopping) = running.cluster.tell_and_wait(event).await {
+            return Response::refused(stopping);
+        }
+        info!(draining, "the operator has changed whether this node takes new clients");
+        let done = match draining {
+            true => "draining: this node leaves the descriptor and serves on",
+            false => "resumed: this node takes clients again",
+        };
+        match (stored, draining) {
+            (Ok(()), true) => {
+                Response::done(format!("{done}; it drains until `rustbalance resume`, also after a restart"))
+            }
+            (Ok(()), false) => Response::done(done),
+            (Err(error), _) => {
+                Response::done(format!("{done}, but a restart forgets it, for it cannot be stored: {error}"))
+            }
         }
     }
 

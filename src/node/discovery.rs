@@ -9,7 +9,7 @@ use rustbalance_gossip::id::NodeId;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
-use super::parts::Ended;
+use super::tasks::Ended;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, KeyRing, Offer};
@@ -55,8 +55,8 @@ impl Rotation {
             }
             self.tell(&ring, &mut trusted);
             tokio::select! {
-                changed = self.members.changed() => if changed.is_err() { return Ok("discovery keys") },
-                changed = publishing.changed() => if changed.is_err() { return Ok("discovery keys") },
+                changed = self.members.changed() => if changed.is_err() { return Ok(()) },
+                changed = publishing.changed() => if changed.is_err() { return Ok(()) },
                 Some(offer) = offered.recv() => match offer.verify(self.store.cluster(), self.store.membership().authority_id()) {
                     Ok(key) => self.adopt(&mut ring, key, &mut trusted),
                     Err(error) => {

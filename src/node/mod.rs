@@ -17,6 +17,7 @@ mod discovery;
 mod disk;
 mod parts;
 mod status;
+mod tasks;
 mod writer;
 
 use std::sync::{Arc, OnceLock};
@@ -106,6 +107,9 @@ pub async fn run_on(
     let socket = crate::control::bind(store.dir())?;
     let closing = CancellationToken::new();
     let serving = tokio::spawn(crate::control::serve(socket, Arc::clone(&daemon) as _, closing.clone()));
+    // From here on `status` is answered. Tor may take minutes, or for ever on a censored host: `systemctl start` and the
+    // boot of the machine must not wait for it.
+    systemd::ready();
     let outcome = match bootstrapped(&engine, &stop).await {
         Ok(true) => match Parts::start(engine, store, config, &daemon).await {
             Ok(parts) => parts.run(&stop).await,

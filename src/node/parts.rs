@@ -13,7 +13,6 @@ use rustbalance_gossip::mesh::{Mesh, MeshConfig, ROUND};
 use rustbalance_gossip::record::{Phase, PublishedPeriod, Revocation, Role};
 use rustbalance_gossip::signed::Verified;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -23,6 +22,7 @@ use super::cluster::{self, Cluster, Decisions};
 use super::control::{Daemon, Running};
 use super::discovery::Rotation;
 use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
+use super::tasks::{Ended, Tasks};
 use crate::balance::check::point_check;
 use crate::balance::stand_in::task::StandIn;
 use crate::balance::task::Balance;
@@ -56,15 +56,12 @@ const ACCEPTING: usize = 32;
 /// Bound on accepting one.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 
-/// A task that must not end before it is told to.
-pub(super) type Ended = Result<&'static str, NodeError>;
-
 /// A running node.
 pub(super) struct Parts {
     cluster: Cluster,
     excluded: watch::Receiver<Option<String>>,
     bootstrap: watch::Receiver<crate::tor::Bootstrap>,
-    tasks: JoinSet<Ended>,
+    tasks: Tasks,
     actor: tokio::task::JoinHandle<Mesh>,
     proxy: tokio::task::JoinHandle<()>,
     links: Arc<Links>,
@@ -130,10 +127,10 @@ impl Parts {
         let (cluster, decisions, actor) = cluster::start(parts);
         let actor = tokio::spawn(actor.run(stop_all.clone()));
 
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
         let Decisions { publish, balance, stand_in, members: decided, excluded } = decisions;
-        tasks.spawn(forward_members(decided, members));
-        tasks.spawn(rotation.run(publish.clone(), offered));
+        tasks.spawn("members", forward_members(decided, members));
+        tasks.spawn("discovery keys", rotation.run(publish.clone(), offered));
         let own = Arc::new(RefusedCounts::default());
         let service = listen(
             Arc::clone(&engine),
@@ -143,9 +140,9 @@ impl Parts {
             Arc::clone(&own),
             stop_all.clone(),
         );
-        tasks.spawn(service);
-        tasks.spawn(take_word(revoked, cluster.clone()));
-        tasks.spawn(tell_of_mesh(Arc::clone(&links), cluster.clone()));
+        tasks.spawn("own service", service);
+        tasks.spawn("revocations", take_word(revoked, cluster.clone()));
+        tasks.spawn("mesh report", tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
         let (streams, incoming) = mpsc::channel(STREAMS);
         let limits = Arc::new(config.limits.service_limits());
@@ -163,8 +160,8 @@ impl Parts {
             status: points,
         };
         let stop = stop_all.clone();
-        tasks.spawn(async move { balancing.run(stop).await.map(|()| "intro points").map_err(NodeError::IntroPoints) });
-        tasks.spawn(pump(advertised_watch, cluster.clone(), Event::IntroPoints, "intro points report"));
+        tasks.spawn("intro points", async move { balancing.run(stop).await.map_err(NodeError::IntroPoints) });
+        tasks.spawn("intro points report", pump(advertised_watch, cluster.clone(), Event::IntroPoints));
 
         let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
         let admitting = match (store.membership().role(), authority, store.master_secret()?) {
@@ -182,12 +179,12 @@ impl Parts {
                     refresh: Duration::from_secs(rand::rng().random_range(3600..7200)),
                 };
                 let stop = stop_all.clone();
-                tasks.spawn(async move {
+                tasks.spawn("publisher", async move {
                     publisher.run(stop).await;
-                    Ok("publisher")
+                    Ok(())
                 });
-                tasks.spawn(pump(report_watch, cluster.clone(), Event::Published, "publication report"));
-                tasks.spawn(pump(unable_watch, cluster.clone(), |()| Event::CannotPublish, "inability report"));
+                tasks.spawn("publication report", pump(report_watch, cluster.clone(), Event::Published));
+                tasks.spawn("inability report", pump(unable_watch, cluster.clone(), |()| Event::CannotPublish));
                 let standing_in = StandIn {
                     engine: Arc::clone(&engine),
                     master: store.cluster(),
@@ -198,9 +195,7 @@ impl Parts {
                     status: stand_ins,
                 };
                 let stop = stop_all.clone();
-                tasks.spawn(
-                    async move { standing_in.run(stop).await.map(|()| "stand-in").map_err(NodeError::IntroPoints) },
-                );
+                tasks.spawn("stand-in", async move { standing_in.run(stop).await.map_err(NodeError::IntroPoints) });
                 Some(Admitting {
                     membership: store.membership().clone(),
                     node: store.node_secret()?,
@@ -214,7 +209,7 @@ impl Parts {
         let health = Arc::new(Health::start(config.ports.clone(), config.health.clone()));
         let mut ready = health.ready();
         ready.mark_changed();
-        tasks.spawn(pump(ready, cluster.clone(), Event::Ready, "health report"));
+        tasks.spawn("health report", pump(ready, cluster.clone(), Event::Ready));
         let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
         let traffic = proxy.traffic();
         let gatekeeper = admitting.map(|publisher| Gatekeeper {
@@ -226,10 +221,10 @@ impl Parts {
         });
         let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), gatekeeper, config.joins));
         let (to_proxy, clients) = mpsc::channel(STREAMS);
-        tasks.spawn(sort_streams(incoming, to_proxy, Arc::clone(&door), Arc::clone(&limits)));
-        tasks.spawn(answer_carried(joins, Arc::clone(&door)));
+        tasks.spawn("client streams", sort_streams(incoming, to_proxy, Arc::clone(&door), Arc::clone(&limits)));
+        tasks.spawn("carried joins", answer_carried(joins, Arc::clone(&door)));
         let proxy = tokio::spawn(proxy.run(clients, stop_serving.clone(), GRACE));
-        tasks.spawn(tell_systemd(cluster.clone()));
+        tasks.spawn("phase report", tell_systemd(cluster.clone()));
 
         let running = Running {
             cluster: cluster.clone(),
@@ -257,14 +252,14 @@ impl Parts {
             why = excluded(&mut self.excluded) => Err(NodeError::Excluded(why)),
             () = closed(&mut self.bootstrap) => Err(tor_stopped()),
             _ = &mut self.proxy => Err(NodeError::TaskEnded("proxy")),
-            Some(ended) = self.tasks.join_next() => {
-                // With Tor all end that need it, in any order; then that is what to tell.
+            () = self.cluster.ended() => Err(NodeError::TaskEnded("cluster")),
+            error = self.tasks.first_end() => {
+                // Tasks that need Tor or the cluster task end with it, in any order: the cause is named, not the first of them.
                 let tor_ended = tokio::time::timeout(TOR_ENDS, closed(&mut self.bootstrap)).await.is_ok();
-                Err(match ended {
+                Err(match error {
                     _ if tor_ended => tor_stopped(),
-                    Ok(Ok(name)) => NodeError::TaskEnded(name),
-                    Ok(Err(error)) => error,
-                    Err(_) => NodeError::TaskEnded("a"),
+                    _ if self.actor.is_finished() => NodeError::TaskEnded("cluster"),
+                    error => error,
                 })
             }
         };
@@ -292,7 +287,8 @@ impl Parts {
                     warn!("the others may not have heard the goodbye");
                 }
             }
-            _ => warn!("the cluster task did not end in time"),
+            Ok(Err(error)) => warn!(%error, "the cluster task has failed: the others have heard no goodbye"),
+            Err(_) => warn!("the cluster task did not end in time"),
         }
         self.links.shutdown();
         self.tasks.shutdown().await;
@@ -330,23 +326,22 @@ fn what_the_disk_knows(store: &Store) -> Result<Vec<Event>, NodeError> {
     let revisions = store.revisions()?.into_iter();
     let published = |(period, revision)| PublishedPeriod { period, revision, confirmed: 0, directories: 0 };
     events.push(Event::Published(revisions.map(published).collect()));
+    if store.is_draining()? {
+        info!("this node drains, as before its restart: it takes no new clients until `rustbalance resume`");
+        events.push(Event::Drain);
+    }
     Ok(events)
 }
 
 /// Hands every new value of a watch to the cluster; the one that is there already says nothing yet.
-async fn pump<T: Clone>(
-    mut watch: watch::Receiver<T>,
-    cluster: Cluster,
-    event: impl Fn(T) -> Event,
-    name: &'static str,
-) -> Ended {
+async fn pump<T: Clone>(mut watch: watch::Receiver<T>, cluster: Cluster, event: impl Fn(T) -> Event) -> Ended {
     while watch.changed().await.is_ok() {
         let value = watch.borrow_and_update().clone();
         if cluster.tell(event(value)).await.is_err() {
             break;
         }
     }
-    Ok(name)
+    Ok(())
 }
 
 /// The links were started before there was anybody to decide on members.
@@ -355,7 +350,7 @@ async fn forward_members(mut decided: watch::Receiver<MemberSet>, members: watch
         let latest = decided.borrow_and_update().clone();
         members.send_replace(latest);
     }
-    Ok("members")
+    Ok(())
 }
 
 /// Keeps the node's own service up for those who may find it, and hands its streams to the links.
@@ -368,7 +363,7 @@ async fn listen(
     stop: CancellationToken,
 ) -> Ended {
     if accepted.wait_for(|keys| !keys.is_empty()).await.is_err() {
-        return Ok("own service");
+        return Ok(());
     }
     let (streams, mut incoming) = mpsc::channel::<Incoming>(STREAMS);
     let listening = loop {
@@ -410,7 +405,7 @@ async fn listen(
         });
     }
     drop(listening);
-    Ok("own service")
+    Ok(())
 }
 
 /// Passes on the authority's word that this node has been put out, which its peers show at closed doors.
@@ -419,7 +414,7 @@ async fn take_word(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: C
         // If the actor has ended, its own task tells why.
         let _ = cluster.tell(Event::Revocation(revocation)).await;
     }
-    Ok("revocations")
+    Ok(())
 }
 
 /// Tells the cluster once that others can be heard, and whenever they seem to have shut this node out.
@@ -465,7 +460,7 @@ async fn sort_streams(
             }
         }
     }
-    Ok("client streams")
+    Ok(())
 }
 
 /// Joiners that workers have carried here.
@@ -476,14 +471,12 @@ async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, door: Arc<Join
         let door = Arc::clone(&door);
         tokio::spawn(async move { door.answer_carried(stream).await });
     }
-    Ok("carried joins")
+    Ok(())
 }
 
-/// Tells systemd (and the log) when the node serves, and when not. To systemd it is ready as soon as it can be asked for
-/// everything: whoever starts it must not wait for an application that does not answer.
+/// Shows the phase in the log and in `systemctl status` whenever it changes.
 async fn tell_systemd(cluster: Cluster) -> Ended {
     let mut shown: Option<Phase> = None;
-    systemd::ready();
     loop {
         let phase = cluster.look(|coordinator, _| coordinator.phase());
         if shown != Some(phase) {

@@ -248,7 +248,7 @@ impl Draft {
                 command: pending.command(),
             });
         }
-        for kind in Kind::FIXED {
+        for kind in Kind::FIXED.into_iter().chain(Kind::OPTIONAL) {
             if !matches!(kind, Kind::Pending | Kind::MasterKey | Kind::Membership) {
                 file::remove(&self.path(kind))?;
             }

@@ -65,6 +65,8 @@ pub enum Kind {
     Revocations,
     /// `members`: certificates of other members.
     Members,
+    /// `draining`: there while the node takes no new clients, by `drain`; `resume` removes it. Its payload is empty.
+    Draining,
     /// `intro/<nonce>.point`: an introduction point.
     IntroPoint,
 }
@@ -88,6 +90,9 @@ impl Kind {
         Self::Members,
     ];
 
+    /// Those under a fixed name that a whole node may lack: absent means the default.
+    pub(super) const OPTIONAL: [Self; 1] = [Self::Draining];
+
     /// Its name in the state directory; for [`Kind::IntroPoint`], the ending.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -105,6 +110,7 @@ impl Kind {
             Self::Invitations => "invitations",
             Self::Revocations => "revocations",
             Self::Members => "members",
+            Self::Draining => "draining",
             Self::IntroPoint => "point",
         }
     }
@@ -130,6 +136,7 @@ impl Kind {
                  place and `rustbalance join` again."
             }
             Self::IntroPoint => "Remove it: the node makes a new introduction point.",
+            Self::Draining => "Remove it, and run `rustbalance drain` again if this node is to take no clients.",
             Self::Members | Self::Invitations => {
                 "Put it back from a backup of this directory, or copy it from another node of this cluster."
             }
@@ -198,7 +205,11 @@ pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(MasterId, &[u8]), Dama
     let cluster: MasterId = next()?.parse().map_err(|_| Damage::Header)?;
     let want: usize = next()?.parse().map_err(|_| Damage::Header)?;
     let sum = next()?;
-    let known = Kind::FIXED.into_iter().chain([Kind::IntroPoint]).find(|known| known.name() == found_kind);
+    let known = Kind::FIXED
+        .into_iter()
+        .chain(Kind::OPTIONAL)
+        .chain([Kind::IntroPoint])
+        .find(|known| known.name() == found_kind);
     let found = known.ok_or(Damage::Header)?;
     if payload.len() != want {
         let have = payload.len();

@@ -105,6 +105,7 @@ impl Store {
         self.invitations()?;
         self.revocations()?;
         self.members()?;
+        self.is_draining()?;
         for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir(), self.intro_dir()] {
             file::make_dir(&dir)?;
         }
@@ -247,6 +248,21 @@ impl Store {
             term if term < stored => Err(StoreError::Falls { what: "the term", stored, given: term }),
             term if term == stored => Ok(()),
             term => self.put_value(Kind::Term, &term),
+        }
+    }
+
+    /// Whether the node was told to take no new clients: [`Store::set_draining`].
+    pub fn is_draining(&self) -> Result<bool, StoreError> {
+        Ok(read_payload(&self.dir, Kind::Draining, self.cluster())?.is_some())
+    }
+
+    /// Stores that the node takes no new clients, or that it takes them again, for the next start.
+    pub fn set_draining(&self, draining: bool) -> Result<(), StoreError> {
+        let path = self.path(Kind::Draining);
+        if draining {
+            file::replace(&path, &file::encode(Kind::Draining, self.cluster(), &[]))
+        } else {
+            file::remove(&path)
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! Each test is one hostility of somebody with real keys where it takes any. Each shows that the cluster stays healthy and
 //! serves all the while, that nothing hostile is believed, and that `status` counts what was refused. In [`tor`] nobody is
-//! hostile: a node loses its Tor client; nor in [`newcomer`]: a node joins.
+//! hostile: a node loses its Tor client; nor in [`newcomer`]: a node joins; nor in [`operators`].
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+#![allow(clippy::disallowed_methods)]
 
 mod away;
 mod clients;
@@ -13,6 +14,7 @@ mod hand;
 mod links;
 mod member;
 mod newcomer;
+mod operators;
 mod records;
 mod tor;
 mod town;

@@ -155,10 +155,10 @@ impl Coordinator {
     pub fn phase(&self) -> Phase {
         if self.leaving || self.excluded {
             Phase::Gone
-        } else if self.draining {
-            Phase::Draining
         } else if !self.joined {
             Phase::Joining
+        } else if self.draining {
+            Phase::Draining
         } else if self.ready && !self.points.is_empty() {
             Phase::Healthy
         } else if self.been_healthy && !self.points.is_empty() {

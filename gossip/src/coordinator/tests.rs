@@ -162,6 +162,22 @@ fn the_life_of_a_node() {
 }
 
 #[test]
+fn a_node_that_starts_drained_joins_first_and_drains_then() {
+    let mut scene = Scene::new();
+    let other = scene.founder.node(1, Role::Publisher);
+    scene.event(Event::KnownMembers(vec![other.member.chain()]));
+    scene.event(Event::Drain);
+    assert_eq!(scene.node.phase(), Phase::Joining, "a node that has heard no other must not be taken for one that has");
+    scene.event(Event::MeshReached);
+    assert_eq!(scene.node.phase(), Phase::Draining);
+    scene.event(Event::Ready(true));
+    scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
+    assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Draining);
+    scene.event(Event::Resume);
+    assert_eq!(scene.node.phase(), Phase::Healthy);
+}
+
+#[test]
 fn it_beats_every_two_seconds_with_rising_numbers_above_those_of_the_last_start() {
     let mut scene = Scene::with(Settings::new(7, 0), Role::Worker);
     let beats = |actions: Vec<Action>| {

@@ -1,0 +1,48 @@
+//! What operators do: nobody is hostile here.
+
+use anyhow::ensure;
+use rustbalance::control::{Request, Response};
+use rustbalance_gossip::record::Phase;
+
+use crate::town::{Town, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_drains_on_after_a_restart_until_it_is_resumed() {
+    let mut town = Town::start("").await;
+    let beta = town.named("beta").id.to_string();
+    let drained = async |town: &Town| {
+        until("beta drains, and has no clients", async || {
+            let status = town.named("beta").status().await?;
+            ensure!(status.phase == Phase::Draining, "beta is {}", status.phase);
+            let alpha = town.named("alpha").status().await?;
+            let known = alpha.members.iter().find(|member| member.node == beta);
+            ensure!(known.is_some_and(|member| member.alive && member.phase == Some(Phase::Draining)), "{known:?}");
+            ensure!(known.is_some_and(|member| member.published == 0), "{known:?}");
+            ensure!(alpha.publisher.is_some_and(|publisher| publisher.node != beta), "beta publishes");
+            Ok(())
+        })
+        .await;
+    };
+    match town.named("beta").call(Request::Drain {}).await.unwrap() {
+        Response::Done { message } => assert!(message.contains("also after a restart"), "{message}"),
+        other => panic!("beta does not drain: {other:?}"),
+    }
+    drained(&town).await;
+
+    let net = town.net.clone();
+    let node = town.named_mut("beta");
+    node.kill().await;
+    node.run(&net);
+    until("beta answers", async || town.named("beta").status().await).await;
+    drained(&town).await;
+    let shown = town.named("beta").shown();
+    assert!(shown.contains("this node drains") && shown.contains("`rustbalance resume`"), "{shown}");
+
+    let resumed = town.named("beta").call(Request::Resume {}).await.unwrap();
+    assert!(matches!(resumed, Response::Done { .. }), "{resumed:?}");
+    town.healthy().await;
+    let node = town.named_mut("beta");
+    node.kill().await;
+    node.run(&net);
+    town.healthy().await;
+}
