@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -27,6 +27,8 @@ mod output;
 mod progress;
 mod resume;
 mod run;
+mod secrecy;
+mod signals;
 mod status;
 mod status_view;
 
@@ -38,6 +40,9 @@ const USAGE: u8 = 2;
 const NOT_RUNNING: u8 = 3;
 /// Exit code of a daemon that would end in the same way if it were started again. `rustbalance.service` names it.
 const MEND_FIRST: u8 = 4;
+
+/// The state directory of the machine's own node: root's, and that of `rustbalance.service`.
+const SYSTEM_DIR: &str = "/var/lib/rustbalance";
 
 /// One .onion address, served by many machines, with no machine that matters more than another.
 #[derive(Parser)]
@@ -88,7 +93,7 @@ enum Command {
     Status(status::Options),
     /// Say goodbye to the other nodes, and stop this one; it stays a member
     Leave(leave::Options),
-    /// Take no new clients on this node, for maintenance
+    /// Take no new clients on this node until `resume`, also after a restart
     Drain(drain::Options),
     /// Take clients again after `drain`
     Resume(resume::Options),
@@ -132,6 +137,7 @@ struct Usage(String);
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    secrecy::protect();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -186,16 +192,15 @@ fn context(global: Global) -> anyhow::Result<Context> {
 fn default_dir(root: bool, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if root {
-        return Some("/var/lib/rustbalance".into());
+        return Some(SYSTEM_DIR.into());
     }
     let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
     Some(state.join("rustbalance"))
 }
 
-/// Whether this process is root's: its directory in `/proc` belongs to its effective user.
+/// Whether this process is root's. The kernel is asked, not `/proc`: a bare chroot has none.
 fn is_root() -> bool {
-    use std::os::unix::fs::MetadataExt;
-    Path::new("/proc/self").metadata().is_ok_and(|process| process.uid() == 0)
+    pwd_grp::geteuid() == 0
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

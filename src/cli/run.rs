@@ -1,11 +1,11 @@
-//! `rustbalance run`: the daemon, in the foreground, until it is told to stop.
+//! `rustbalance run`: the daemon, in the foreground, until a signal or `leave` stops it.
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Context;
+use super::{Context, signals};
 use crate::config::Config;
 use crate::node::{self, NodeError};
 use crate::store::Store;
@@ -31,19 +31,27 @@ pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
     Ok(outcome?)
 }
 
-/// Cancelled by SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
+/// Cancelled by SIGTERM or SIGINT; a second one ends the process at once. SIGHUP is answered in the log and changes nothing.
+/// A signal that the process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
 fn stop_on_signals() -> std::io::Result<CancellationToken> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let ignored = signals::ignored_at_start();
+    let mut terminate = signals::listen(SignalKind::terminate(), &ignored)?;
+    let mut interrupt = signals::listen(SignalKind::interrupt(), &ignored)?;
+    let mut hangup = signals::listen(SignalKind::hangup(), &ignored)?;
     let stop = CancellationToken::new();
     let told = stop.clone();
     tokio::spawn(async move {
         loop {
             let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-                _ = hangup.recv() => "SIGHUP",
+                () = signals::next(&mut terminate) => "SIGTERM",
+                () = signals::next(&mut interrupt) => "SIGINT",
+                () = signals::next(&mut hangup) => {
+                    warn!(
+                        "SIGHUP: nothing was read again, and nothing changes; restart the daemon to apply a changed \
+                         configuration (`systemctl restart rustbalance`)"
+                    );
+                    continue;
+                }
             };
             if told.is_cancelled() {
                 warn!("{name} again: ending at once");

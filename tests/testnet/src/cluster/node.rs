@@ -27,6 +27,9 @@ const LOG: &str = "log";
 /// The file in a node's folder with what the other commands have said.
 const TRANSCRIPT: &str = "transcript";
 
+/// Has a daemon leave its memory readable for others of its user: for its vitals, and for tests that look for secrets.
+const READABLE: &str = "RUSTBALANCE_READABLE_MEMORY=1";
+
 /// What the nodes of a cluster have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Common {
@@ -194,9 +197,10 @@ impl Node {
         }
         let state = self.state();
         let filter = format!("RUSTBALANCE_LOG={}", self.common.log);
-        let words: [&OsStr; 7] = [
+        let words: [&OsStr; 8] = [
             "env".as_ref(),
             filter.as_ref(),
+            READABLE.as_ref(),
             self.common.binary.as_os_str(),
             "--dir".as_ref(),
             state.as_os_str(),

@@ -1,0 +1,315 @@
+//! The daemon as a process, where it reaches no Tor network: its signals, what it tells systemd, who can look into it.
+
+// Helpers of tests are no tests to clippy.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use tempfile::TempDir;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
+/// How long anything may take that must happen, on a machine that has other work.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A plain user: Debian's `nobody`.
+const PLAIN_USER: u32 = 65_534;
+
+/// Arti's configuration for a network of which no relay answers: nothing listens on the discard port.
+const NO_NETWORK: &str = r#"
+[tor_network]
+fallback_caches = [
+  { rsa_identity = "1111111111111111111111111111111111111111", ed_identity = "qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqo", orports = ["127.0.0.1:9"] },
+]
+[tor_network.authorities]
+v3idents = ["2222222222222222222222222222222222222222"]
+uploads = [["127.0.0.1:9"]]
+downloads = [["127.0.0.1:9"]]
+votes = [["127.0.0.1:9"]]
+[address_filter]
+allow_local_addrs = true
+[storage.permissions]
+dangerously_trust_everyone = true
+"#;
+
+/// A daemon without a network; dropped, it is killed.
+struct Daemon {
+    folder: TempDir,
+    /// The program that [`Daemon::start`] runs.
+    program: PathBuf,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    /// A node of its own, not running yet.
+    fn founded() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let arti = folder.path().join("no-network.toml");
+        fs::write(&arti, NO_NETWORK).unwrap();
+        let daemon = Self { folder, program: BINARY.into(), child: None };
+        let done = daemon.command(&["init", "--arti-config", arti.to_str().unwrap()]);
+        assert!(done.status.success(), "{done:?}");
+        daemon
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join("node")
+    }
+
+    /// Starts it with `run`; `launcher` is the command before it, such as `nohup`.
+    fn start(&mut self, launcher: &[&str], change: impl FnOnce(&mut Command)) {
+        let program = self.program.to_str().unwrap();
+        let words: Vec<&str> = launcher.iter().copied().chain([program]).collect();
+        let log = fs::File::create(self.folder.path().join("log")).unwrap();
+        let mut command = Command::new(words[0]);
+        command
+            .args(&words[1..])
+            .arg("--dir")
+            .arg(self.dir())
+            .arg("run")
+            .env_remove("RUSTBALANCE_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        change(&mut command);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    fn command(&self, words: &[&str]) -> Output {
+        Command::new(BINARY)
+            .env_remove("RUSTBALANCE_LOG")
+            .arg("--dir")
+            .arg(self.dir())
+            .args(words)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().unwrap())
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.as_mut().unwrap().try_wait().unwrap().is_some()
+    }
+
+    /// Waits until `done` is true, and the daemon lives so long.
+    fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(!self.has_ended(), "it has ended before {what}: {}", self.log());
+            assert!(start.elapsed() < PATIENCE, "never happened: {what}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn until_it_can_be_asked(&mut self) {
+        self.until("it can be asked", |daemon| daemon.command(&["status"]).status.success());
+    }
+
+    /// Waits until it has ended; its exit code.
+    fn end(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        while !self.has_ended() {
+            assert!(start.elapsed() < PATIENCE, "it does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.child.take().unwrap().wait().unwrap().code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn a_hangup_changes_nothing_and_says_how_to_apply_a_configuration() {
+    let mut daemon = Daemon::founded();
+    daemon.start(&[], |_| {});
+    daemon.until_it_can_be_asked();
+    for _ in 0..2 {
+        daemon.signal(Signal::HUP);
+    }
+    daemon.until("it answers SIGHUP in the log", |daemon| daemon.log().contains("SIGHUP: nothing was read again"));
+    assert!(daemon.log().contains("systemctl restart rustbalance"), "{}", daemon.log());
+    std::thread::sleep(Duration::from_millis(500));
+    daemon.until_it_can_be_asked();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn a_signal_that_is_ignored_at_the_start_stays_ignored() {
+    let mut daemon = Daemon::founded();
+    daemon.start(&["sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh"], |_| {});
+    daemon.until_it_can_be_asked();
+    for signal in [Signal::HUP, Signal::INT] {
+        daemon.signal(signal);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    daemon.until_it_can_be_asked();
+    assert!(!daemon.log().contains("SIGHUP") && !daemon.log().contains("SIGINT"), "{}", daemon.log());
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn systemd_hears_ready_once_the_node_can_be_asked_whatever_tor_does() {
+    let mut daemon = Daemon::founded();
+    let path = daemon.folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = || {
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).expect("the daemon tells systemd nothing");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    daemon.start(&[], |command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    let mut before = Vec::new();
+    loop {
+        match heard() {
+            ready if ready.contains("READY=1") => break,
+            other => before.push(other),
+        }
+    }
+    let status = daemon.command(&["status"]);
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.status.success() && text.contains("Tor is not ready"), "{before:?} {text}");
+    while !heard().contains("STATUS=connecting to Tor: ") {}
+    for words in [&["invite"][..], &["drain"], &["resume"], &["evict", "abcdefgh"]] {
+        let refused = daemon.command(words);
+        let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{words:?}: {why}");
+        assert!(why.contains("still connecting to Tor") && why.contains("`rustbalance status`"), "{words:?}: {why}");
+    }
+    daemon.signal(Signal::TERM);
+    while !heard().contains("STOPPING=1") {}
+    assert_eq!(daemon.end(), Some(0));
+}
+
+/// Makes a node that the plain user owns, with the program where that user can run it.
+fn of_the_plain_user() -> Daemon {
+    let mut daemon = Daemon::founded();
+    let folder = daemon.folder.path();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.join("rustbalance");
+    fs::copy(BINARY, &program).unwrap();
+    give_away(&daemon.dir());
+    daemon.program = program;
+    daemon
+}
+
+fn give_away(path: &Path) {
+    chown(path, Some(PLAIN_USER), Some(PLAIN_USER)).unwrap();
+    if path.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            give_away(&entry.unwrap().path());
+        }
+    }
+}
+
+#[test]
+fn no_process_of_the_same_user_reads_its_memory_and_no_core_is_dumped() {
+    if !geteuid().is_root() {
+        eprintln!("skipped: only root can start a daemon as another user");
+        return;
+    }
+    // Both times as the plain user: root can read all, whatever a process has asked for.
+    for readable in [true, false] {
+        let mut daemon = of_the_plain_user();
+        daemon.start(&[], |command| {
+            command.uid(PLAIN_USER).gid(PLAIN_USER);
+            if readable {
+                command.env("RUSTBALANCE_READABLE_MEMORY", "1");
+            }
+        });
+        daemon.until("it has its socket", |daemon| daemon.dir().join("control.sock").exists());
+        let proc = PathBuf::from(format!("/proc/{}", daemon.pid().as_raw_nonzero()));
+        let environment = Command::new("head")
+            .args(["-c", "1"])
+            .arg(proc.join("environ"))
+            .uid(PLAIN_USER)
+            .gid(PLAIN_USER)
+            .output()
+            .unwrap();
+        assert_eq!(environment.status.success(), readable, "{environment:?}");
+        let owner = fs::metadata(proc.join("mem")).unwrap().uid();
+        assert_eq!(owner, if readable { PLAIN_USER } else { 0 });
+        if !readable {
+            let limits = fs::read_to_string(proc.join("limits")).unwrap();
+            let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+            assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+        }
+        daemon.signal(Signal::TERM);
+        assert_eq!(daemon.end(), Some(0));
+    }
+}
+
+/// Runs a shell script with file systems of its own to mount; `None`, with the reason printed, where that cannot be.
+fn with_own_mounts(script: &str, program: &Path) -> Option<Output> {
+    let unshare = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", script, "sh"]).arg(program);
+        command.env_remove("RUSTBALANCE_DIR").env_remove("XDG_STATE_HOME").env("HOME", "/root").output().unwrap()
+    };
+    let possible = unshare("mount -t tmpfs none /var/lib");
+    if !possible.status.success() {
+        eprintln!("skipped: mounting is not allowed here: {}", String::from_utf8_lossy(&possible.stderr).trim());
+        return None;
+    }
+    Some(unshare(script))
+}
+
+#[test]
+fn a_plain_user_is_told_where_the_machines_node_is() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.path().join("rustbalance");
+    fs::copy(BINARY, &program).unwrap();
+    let ask = |state: &str| {
+        let script = format!(
+            "mount -t tmpfs none /var/lib; {state}
+            HOME=/nonexistent exec setpriv --reuid {PLAIN_USER} --regid {PLAIN_USER} --clear-groups \"$1\" status"
+        );
+        with_own_mounts(&script, &program)
+    };
+    let Some(hidden) = ask("mkdir -m 0700 /var/lib/rustbalance;") else { return };
+    let why = String::from_utf8_lossy(&hidden.stderr).into_owned();
+    assert_eq!(hidden.status.code(), Some(1), "{why}");
+    assert!(why.contains("/nonexistent/.local/state/rustbalance"), "{why}");
+    assert!(why.contains("there is /var/lib/rustbalance") && why.contains("sudo"), "{why}");
+    let Some(none) = ask("") else { return };
+    let why = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert_eq!(none.status.code(), Some(3), "{why}");
+    assert!(!why.contains("/var/lib"), "{why}");
+}
+
+#[test]
+fn root_is_root_without_proc() {
+    let script = "mount -t tmpfs none /var/lib; mount -t tmpfs none /proc; exec \"$1\" status";
+    let Some(done) = with_own_mounts(script, Path::new(BINARY)) else { return };
+    let why = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(why, "error: no daemon runs in /var/lib/rustbalance: start it with `rustbalance run`\n");
+    assert_eq!(done.status.code(), Some(3));
+}
