@@ -167,7 +167,7 @@ fn init_takes_over_the_key_of_c_tor_and_artis_file() {
     std::fs::write(&arti, "mode = ").unwrap();
     let done = run(&home.path().join("3"), &options);
     assert_eq!(done.code, 1);
-    assert!(done.err.contains("my.toml: is no TOML"), "{}", done.err);
+    assert!(done.err.contains("my.toml: is not valid TOML: line 1, column "), "{}", done.err);
     assert!(!home.path().join("3").exists());
 }
 

@@ -97,7 +97,7 @@ fn tables() -> [(&'static str, Vec<Key>); 4] {
         (
             "[health]",
             vec![
-                ("interval", time(health.interval), "Between two connections to each target."),
+                ("interval", time(health.interval), "Between two connections to each target, which its log may show."),
                 ("timeout", time(health.timeout), "How long one may take."),
                 (
                     "failures",

@@ -56,10 +56,19 @@ fn artis_file_is_copied_and_read() {
     assert_eq!(Config::load(dir.path()).unwrap().arti, arti);
     std::fs::write(dir.path().join(ARTI_FILE_NAME), "mode = ").unwrap();
     let error = Config::load(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("arti.toml: is no TOML"), "{error}");
+    assert!(error.contains("arti.toml: is not valid TOML"), "{error}");
     std::fs::remove_file(dir.path().join(ARTI_FILE_NAME)).unwrap();
     let error = Config::load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("arti.toml: cannot be read"), "{error}");
+}
+
+#[test]
+fn a_syntax_error_names_its_place_and_quotes_no_bridge_line() {
+    let bridge = "obfs4 192.0.2.7:443 0123456789012345678901234567890123456789 cert=secret iat-mode=0";
+    let text = format!("# \u{e4}\n[arti.bridges]\nbridges = [\"{bridge}\n");
+    let error = parse(&text).unwrap_err().to_string();
+    assert!(error.starts_with("is not valid TOML: line 3, column "), "{error}");
+    assert!(!bridge.split(' ').any(|word| error.contains(word)), "{error}");
 }
 
 #[test]

@@ -147,8 +147,23 @@ async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
             warn!(%error, "cannot check a target: this process has too many files open, raise its limit (ulimit -n)");
             None
         }
-        Ok(Err(error)) => Some(Err(error.to_string())),
+        Ok(Err(error)) => Some(Err(explain(target, &error))),
         Err(_) => Some(Err(format!("no answer within {limit:?}"))),
+    }
+}
+
+/// Where `rustbalance.service` shows the daemon an empty directory (`PrivateTmp=`) or none (`ProtectHome=`).
+const HIDDEN_BY_THE_UNIT: [&str; 5] = ["/tmp", "/var/tmp", "/home", "/root", "/run/user"];
+
+/// Why a target could not be reached, with what an operator does not see from outside the daemon.
+fn explain(target: &Target, error: &io::Error) -> String {
+    let unseen = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
+    match target {
+        Target::Unix(path) if unseen && HIDDEN_BY_THE_UNIT.iter().any(|hidden| path.starts_with(hidden)) => format!(
+            "{error}; under systemd the daemon does not see this path even if the socket is there, because \
+             rustbalance.service has PrivateTmp= and ProtectHome=: put the socket under /run"
+        ),
+        _ => error.to_string(),
     }
 }
 
@@ -206,6 +221,20 @@ mod tests {
         drop((first, second));
         ready.wait_for(|ready| !*ready).await.unwrap();
         assert!(health.ports().iter().any(|port| !port.healthy && port.error.is_some()));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_the_unit_hides_is_told_from_one_that_is_not_there() {
+        let asked = |path: &str| {
+            let target = Target::Unix(path.into());
+            async move { ask(&target, Duration::from_secs(2)).await.unwrap().unwrap_err() }
+        };
+        for hidden in ["/tmp/none/app.sock", "/home/none/app.sock", "/root/none/app.sock", "/run/user/0/none.sock"] {
+            let error = asked(hidden).await;
+            assert!(error.contains("PrivateTmp=") && error.contains("put the socket under /run"), "{hidden}: {error}");
+        }
+        let error = asked("/run/none/app.sock").await;
+        assert!(error.contains("os error 2") && !error.contains("systemd"), "{error}");
     }
 
     #[tokio::test]

@@ -26,7 +26,11 @@ pub enum TargetError {
     #[error("the target {0:?} has port 0, which nothing listens on: {FORMS}")]
     PortZero(String),
     /// Another host: what leaves the host would leave Tor.
-    #[error("the target {0:?} is not on this host: a client's stream never leaves it in the clear; {FORMS}")]
+    #[error(
+        "the target {0:?} is not on this host: a client's stream never leaves it in the clear. For an application in \
+         another container share a Unix socket between the two (a common volume and unix:/...), or the network \
+         (network_mode: \"service:NAME\" or \"container:NAME\", and 127.0.0.1:PORT); {FORMS}"
+    )]
     OtherHost(String),
     /// A Unix path that depends on the working directory.
     #[error("the target {0:?} has a relative path: write it from the root, as in \"unix:/run/app.sock\"")]
@@ -50,6 +54,7 @@ impl Target {
     pub async fn connect(&self) -> io::Result<BoxStream> {
         Ok(match self {
             Self::Tcp(address) => {
+                #[expect(clippy::disallowed_methods, reason = "a loopback address, never a name")]
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
                 Box::new(stream)
@@ -131,6 +136,11 @@ mod tests {
     fn nothing_leaves_the_host() {
         for text in ["10.0.0.1:80", "0.0.0.0:80", "[fe80::1]:80", "[::]:80", "example.com:80", "[::ffff:9.9.9.9]:80"] {
             assert!(matches!(text.parse::<Target>(), Err(TargetError::OtherHost(_))), "{text}");
+        }
+        // What people write for an application in another container, and the two ways that work.
+        for text in ["web:80", "172.17.0.1:8080", "host.docker.internal:80"] {
+            let error = text.parse::<Target>().unwrap_err().to_string();
+            assert!(error.contains("Unix socket") && error.contains("network_mode: \"service:NAME\""), "{error}");
         }
     }
 

@@ -30,6 +30,7 @@ use tor_rtcompat::PreferredRuntime;
 
 use super::dial::Dials;
 use super::directories::Directories;
+use super::memory;
 use super::own_service::Launched;
 use super::slots::Slots;
 use crate::tor::{Bootstrap, TorError};
@@ -172,8 +173,12 @@ fn install_crypto() {
 /// Arti's configuration from the text, with our directories and a key store in memory: the node's key file is the only
 /// copy of its key.
 fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError> {
-    let invalid = |e: &dyn std::error::Error, what: &str| TorError::Config(format!("{what}: {}", chain(e)), None);
+    let invalid = |e: &dyn std::error::Error, what: &str| {
+        TorError::Config(format!("{what}: {}", without_bridges(chain(e), &config.toml)), None)
+    };
     let mut sources = ConfigurationSources::new_empty();
+    // Later ones win: the operator's over our defaults, and what is ours alone over both.
+    sources.push_source(ConfigurationSource::from_verbatim(defaults(memory::quota())), MustRead::MustRead);
     sources.push_source(ConfigurationSource::from_verbatim(config.toml.clone()), MustRead::MustRead);
     sources.push_source(ConfigurationSource::from_verbatim(ours(config)?), MustRead::MustRead);
     let tree = sources.load().map_err(|e| invalid(&e, "its configuration cannot be read"))?;
@@ -191,6 +196,29 @@ fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError> {
         ));
     }
     Ok(resolved.value)
+}
+
+/// An error text without the words of the bridge lines in the configuration: it ends in the journal, and a bridge's address
+/// and fingerprint must not.
+fn without_bridges(mut text: String, toml: &str) -> String {
+    let table: toml::Table = toml.parse().unwrap_or_default();
+    let bridges = table.get("bridges").and_then(|table| table.get("bridges"));
+    let lines = match bridges {
+        Some(toml::Value::String(lines)) => vec![lines.as_str()],
+        Some(toml::Value::Array(lines)) => lines.iter().filter_map(toml::Value::as_str).collect(),
+        _ => Vec::new(),
+    };
+    // Shorter ones name a transport, or nothing that tells one bridge from another.
+    let words = lines.iter().flat_map(|line| line.split([' ', '\t', '\n', '=', ','])).filter(|word| word.len() > 5);
+    for word in words {
+        text = text.replace(word, "[bridge]");
+    }
+    text
+}
+
+/// What we would have otherwise than Arti's defaults, unless the operator says it, as TOML.
+fn defaults(quota: Option<u64>) -> String {
+    quota.map(|bytes| format!("[system.memory]\nmax = \"{bytes}\"\n")).unwrap_or_default()
 }
 
 /// The part of the configuration that is ours, as TOML.
@@ -420,6 +448,27 @@ mod tests {
         let same = configure(&config("")).unwrap();
         assert!(ours == same);
         assert!(configure(&config("[vanguards]\nmode = \"full\"\n")).unwrap() != same);
+    }
+
+    #[test]
+    fn an_error_about_a_bridge_does_not_name_it() {
+        for line in ["192.0.2.7:443 not-a-fingerprint", "obfs4 192.0.2.777:443 0123456789abcdef cert=c2VjcmV0"] {
+            for toml in [format!("[bridges]\nbridges = [\"{line}\"]\n"), format!("[bridges]\nbridges = \"{line}\"\n")] {
+                let error = configure(&config(&toml)).unwrap_err().to_string();
+                let named = line.split([' ', '=']).find(|word| word.len() > 5 && error.contains(word));
+                assert_eq!(named, None, "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_memory_quota_is_ours_unless_the_operator_sets_it() {
+        assert_eq!(defaults(None), "");
+        let with = |max: &str| configure(&config(&format!("[system.memory]\nmax = \"{max}\"\n"))).unwrap();
+        let ours = configure(&config("")).unwrap();
+        assert!(ours == with(&memory::quota().unwrap().to_string()));
+        assert!(ours != with("auto"), "Arti's own is three quarters of the machine's memory");
+        assert!(with("300 MiB") == with("314572800") && with("300 MiB") != ours);
     }
 
     #[test]

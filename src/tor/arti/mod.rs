@@ -28,6 +28,7 @@ pub mod disaster;
 mod intro_point;
 mod introduction;
 mod keys;
+mod memory;
 mod own_service;
 mod rendezvous;
 mod slots;

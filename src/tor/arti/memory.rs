@@ -1,0 +1,78 @@
+//! How much memory Arti may fill with what clients and targets have sent and the other side has not taken.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Arti starts to close the circuits that hold most at this share of the memory. Its own default is three quarters, which
+/// on a small host is what the application needs; and it does not see the limit of a systemd unit.
+const SHARE: u64 = 4;
+/// Least bytes: fewer would close circuits of clients that only download.
+const LEAST: u64 = 64 << 20;
+
+/// The quota in bytes for this machine and control group; `None` if neither tells how much memory there is.
+pub(super) fn quota() -> Option<u64> {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limits = limits_of(&groups).into_iter().filter_map(|file| fs::read_to_string(file).ok());
+    of(machine, limits.filter_map(|text| text.trim().parse().ok()))
+}
+
+/// The share of the smallest of these.
+fn of(machine: Option<u64>, limits: impl Iterator<Item = u64>) -> Option<u64> {
+    let memory = machine.into_iter().chain(limits).min()?;
+    Some((memory / SHARE).max(LEAST))
+}
+
+/// `MemTotal` of `/proc/meminfo`, in bytes.
+fn total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The files with the limits of a process's control group and of all above it, by its `/proc/PID/cgroup` (version 2).
+fn limits_of(cgroup: &str) -> Vec<PathBuf> {
+    let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
+    let root = Path::new("/sys/fs/cgroup");
+    root.join(own)
+        .ancestors()
+        .take_while(|group| group.starts_with(root))
+        .map(|group| group.join("memory.max"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quota_is_a_quarter_of_the_least_memory_there_is() {
+        let meminfo = "MemTotal:        2048000 kB\nMemFree:          100000 kB\n";
+        assert_eq!(total(meminfo), Some(2_048_000 * 1024));
+        assert_eq!(total("MemFree: 1 kB"), None);
+        assert_eq!(of(total(meminfo), [].into_iter()), Some(512_000 * 1024));
+        assert_eq!(
+            of(total(meminfo), [1 << 30, 600 << 20].into_iter()),
+            Some(150 << 20),
+            "a unit's or container's limit"
+        );
+        assert_eq!(of(Some(128 << 20), [].into_iter()), Some(LEAST));
+        assert_eq!(of(None, [].into_iter()), None);
+    }
+
+    #[test]
+    fn the_limits_of_all_groups_above_count() {
+        let files = limits_of("1:name=x:/old\n0::/system.slice/rustbalance.service\n");
+        let names: Vec<_> = files.iter().map(|file| file.to_str().unwrap()).collect();
+        assert_eq!(
+            names,
+            [
+                "/sys/fs/cgroup/system.slice/rustbalance.service/memory.max",
+                "/sys/fs/cgroup/system.slice/memory.max",
+                "/sys/fs/cgroup/memory.max"
+            ]
+        );
+        assert_eq!(limits_of("0::/\n"), [PathBuf::from("/sys/fs/cgroup/memory.max")], "in a container");
+        assert!(limits_of("").is_empty());
+    }
+}
