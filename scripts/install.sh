@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs what building and testing need on Debian: a C compiler, and for the private test network C tor, curl and
-# python3-stem; `install.sh fuzz` for fuzzing, which needs a C++ compiler, too. Silent and quick when all is there. Rust
+# Installs what building and testing need on Debian: a C compiler; for the private test network C tor, curl, python3-stem
+# and iproute2; systemd-analyze, which checks the unit (nothing is started by it); `install.sh fuzz` for fuzzing, which needs a C++ compiler, too. Silent and quick when all is there. Rust
 # itself comes from https://rustup.rs.
 set -eu
 
@@ -8,7 +8,12 @@ missing=
 need() { # PACKAGE CHECK...
     package=$1
     shift
-    "$@" >/dev/null 2>&1 || missing="$missing $package"
+    "$@" >/dev/null 2>&1 && return
+    # Once each, however many checks name it.
+    case "$missing " in
+    *" $package "*) ;;
+    *) missing="$missing $package" ;;
+    esac
 }
 
 has() {
@@ -24,6 +29,8 @@ need pkg-config has pkg-config
 need python3 test -x /usr/bin/python3
 need python3-cryptography /usr/bin/python3 -c 'import cryptography'
 need python3-stem /usr/bin/python3 -c 'import stem.descriptor.hidden_service'
+need systemd has systemd-analyze
+need iproute2 has ip
 need tor has tor
 need tor has tor-gencert
 [ "${1:-}" != fuzz ] || need g++ has g++
@@ -58,10 +65,24 @@ if [ -n "$missing" ]; then
         $as_root chmod 755 "$policy"
     fi
     echo "install.sh: installing$missing" >&2
+    # A fresh machine runs its unattended upgrades now. apt-get waits for dpkg's lock if asked to, but not for those of the
+    # package lists and of the archive: there it is tried again, for as long.
+    patience=600
+    waiting=
+    apt() {
+        since=$(date +%s)
+        until $as_root env LC_ALL=C DEBIAN_FRONTEND=noninteractive \
+            apt-get -q -y -o "DPkg::Lock::Timeout=$patience" "$@" >"$log" 2>&1; do
+            grep -qE 'Could not get lock|Unable to lock|Unable to acquire the dpkg' "$log" || return 1
+            [ "$(($(date +%s) - since))" -lt "$patience" ] || return 1
+            [ -n "$waiting" ] || echo "install.sh: another program installs packages now; waiting for it" >&2
+            waiting=yes
+            sleep 5
+        done
+    }
     # Word splitting is wanted: a list of packages.
     # shellcheck disable=SC2086
-    if ! { $as_root apt-get -q update &&
-        $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y install --no-install-recommends $missing; } >"$log" 2>&1; then
+    if ! { apt update && apt install --no-install-recommends $missing; }; then
         cat "$log" >&2
         echo "install.sh: apt-get could not install:$missing" >&2
         exit 1

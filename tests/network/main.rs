@@ -4,6 +4,7 @@
 //! All scenarios share one network and take turns on it, so that what is measured is the product and not the machine.
 //! A failed one leaves the daemons' logs in `network-failures` in cargo's target folder.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
+#![allow(clippy::disallowed_methods)]
 
 mod carrier;
 mod changes_of_time_period;

@@ -20,6 +20,9 @@
 //! [`Network::shared`] gives all tests of a process one network. Started under `rustbalance-testnet run DIR -- CMD`, it
 //! attaches to that one instead, so that several test programs use one network.
 
+// It listens and connects on loopback, for tests alone.
+#![allow(clippy::disallowed_methods)]
+
 mod cable;
 pub mod chaos;
 mod client;

@@ -1,0 +1,194 @@
+//! What stands in `scripts/` for operators: the systemd unit, its drop-ins, and the installation of packages.
+
+// Helpers of tests are no tests to clippy.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn packaging(name: &str) -> String {
+    fs::read_to_string(repository().join("scripts/packaging").join(name)).unwrap()
+}
+
+/// The unit with these drop-ins, where `systemd-analyze` finds both, and with a program that is there.
+fn installed(drop_ins: &[&str]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let unit = folder.path().join("rustbalance.service");
+    let text = packaging("rustbalance.service");
+    let program = "ExecStart=/usr/local/bin/rustbalance ";
+    assert!(text.contains(program));
+    fs::write(&unit, text.replace(program, "ExecStart=/bin/true ")).unwrap();
+    let beside = folder.path().join("rustbalance.service.d");
+    fs::create_dir(&beside).unwrap();
+    for name in drop_ins {
+        fs::write(beside.join(name), packaging(name)).unwrap();
+    }
+    (folder, unit)
+}
+
+fn analyze(words: &[&str], unit: &Path) -> Output {
+    Command::new("systemd-analyze")
+        .args(words)
+        .arg(unit)
+        .env("LC_ALL", "C")
+        .output()
+        .expect("systemd-analyze is missing: ./scripts/install.sh installs it")
+}
+
+/// How exposed the service is by systemd's own count: 0 is best, 10 worst.
+fn exposure(unit: &Path) -> f32 {
+    let output = analyze(&["security", "--offline=true", "--no-pager"], unit);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, level) = text.split_once("Overall exposure level for rustbalance.service: ").expect(&text);
+    level.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
+    for (drop_ins, most_exposed) in
+        [(&[][..], 1.2), (&["webrtc.conf"], 1.4), (&["lxc.conf"], 3.3), (&["lxc.conf", "webrtc.conf"], 3.5)]
+    {
+        let (_folder, unit) = installed(drop_ins);
+        let verified = analyze(&["verify", "--man=no"], &unit);
+        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        // An unknown key or value is a warning to systemd, which then does without it.
+        assert!(verified.status.success() && said.is_empty(), "{drop_ins:?}: {said}");
+        let exposure = exposure(&unit);
+        assert!(exposure <= most_exposed, "{drop_ins:?}: {exposure}");
+    }
+    // That a mistake would be seen.
+    let (_folder, unit) = installed(&[]);
+    fs::write(unit.with_extension("service.d").join("wrong.conf"), "[Service]\nProtectTheHome=yes\n").unwrap();
+    assert!(String::from_utf8_lossy(&analyze(&["verify", "--man=no"], &unit).stderr).contains("ProtectTheHome"));
+}
+
+#[test]
+fn the_lxc_drop_in_turns_off_all_that_needs_a_namespace_and_nothing_else() {
+    let (unit, drop_in) = (packaging("rustbalance.service"), packaging("lxc.conf"));
+    let keys = |text: &str| {
+        let of = |line: &str| line.split_once('=').map(|(key, _)| key.to_owned());
+        text.lines().filter(|line| !line.starts_with(['#', '['])).filter_map(of).collect::<Vec<_>>()
+    };
+    let in_unit = keys(&unit);
+    for key in keys(&drop_in) {
+        assert!(in_unit.contains(&key), "{key} is turned off, and the unit does not set it");
+    }
+    // systemd.exec(5) has these make a mount namespace, or one for the host's name.
+    let namespaced =
+        |key: &&String| key.starts_with("Protect") || (key.starts_with("Private") && *key != "PrivateUsers");
+    let turned_off = keys(&drop_in);
+    for key in in_unit.iter().filter(namespaced) {
+        assert!(turned_off.contains(key), "{key} fails in a container without namespaces");
+    }
+}
+
+#[test]
+fn the_unit_does_what_the_documents_say() {
+    let unit = packaging("rustbalance.service");
+    let has = |line: &str| unit.lines().any(|there| there == line);
+    // Exit code 4 is what the daemon ends with where a restart changes nothing: tests/cli.rs.
+    for line in ["Restart=on-failure", "RestartPreventExitStatus=4", "LimitCORE=0", "MemorySwapMax=0", "Type=notify"] {
+        assert!(has(line), "{line}");
+    }
+    assert!(!unit.contains("TimeoutStartSec=infinity"), "a start must not wait for the network for ever");
+    assert!(!unit.contains("OOMScoreAdjust"), "the application must not be killed in this daemon's place");
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    for name in ["lxc.conf", "webrtc.conf"] {
+        assert!(readme.contains(name) && unit.contains(name), "{name} is not documented");
+    }
+}
+
+/// Runs `install.sh` where the commands `missing` are missing, and `apt-get` is this script. What apt-get was asked for is in
+/// the file `asked` of the folder.
+fn install(missing: &[&str], apt_get: &str) -> (Output, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let bin = folder.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let script = |name: &str, text: &str| {
+        let path = bin.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    for name in ["sh", "test", "env", "grep", "cat", "date", "mktemp", "expr"] {
+        let real = ["/usr/bin", "/bin"].map(|place| Path::new(place).join(name)).into_iter().find(|path| path.exists());
+        symlink(real.unwrap(), bin.join(name)).unwrap();
+    }
+    for name in ["curl", "gcc", "make", "pkg-config", "tor", "tor-gencert", "systemd-analyze", "ip", "cargo"] {
+        if !missing.contains(&name) {
+            script(name, "exit 0");
+        }
+    }
+    // Nothing outside of the folder may change: no policy-rc.d, no rights asked for, no time waited.
+    for name in ["tee", "chmod", "rm", "sleep", "systemctl"] {
+        script(name, "exit 0");
+    }
+    script("id", "echo 0");
+    script("apt-get", &format!("echo \"$*\" >>{0}/asked\n{apt_get}", folder.path().display()));
+    let output = Command::new("/bin/sh")
+        .arg(repository().join("scripts/install.sh"))
+        .env("PATH", &bin)
+        .env("TMPDIR", folder.path())
+        .env("FOLDER", folder.path())
+        .output()
+        .unwrap();
+    (output, folder)
+}
+
+#[test]
+fn install_waits_for_another_installation_and_names_each_package_once() {
+    // Busy for the first two times: what apt-get says of the package lists' lock, and of dpkg's.
+    let busy = r#"case $(grep -c . "$FOLDER/asked") in
+1) echo "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)" >&2; exit 100 ;;
+3) echo "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?" >&2; exit 100 ;;
+esac"#;
+    let (output, folder) = install(&["tor", "tor-gencert", "make"], busy);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("waiting for it").count(), 1, "{said}");
+    let asked = fs::read_to_string(folder.path().join("asked")).unwrap();
+    let asked: Vec<&str> = asked.lines().collect();
+    assert_eq!(asked.len(), 4, "{asked:?}");
+    assert!(asked[..2].iter().all(|words| words.ends_with(" update")), "{asked:?}");
+    for words in &asked[2..] {
+        assert!(words.contains("-o DPkg::Lock::Timeout="), "{words}");
+        let packages: Vec<&str> = words.split_once("--no-install-recommends ").unwrap().1.split(' ').collect();
+        assert!(packages.contains(&"make"), "{packages:?}");
+        assert_eq!(packages.iter().filter(|package| **package == "tor").count(), 1, "{packages:?}");
+    }
+}
+
+#[test]
+fn install_gives_up_at_once_where_waiting_does_not_help() {
+    let (output, folder) = install(&["tor"], "echo 'E: Unable to locate package tor' >&2; exit 100");
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("Unable to locate package tor") && said.contains("could not install: tor"), "{said}");
+    assert_eq!(fs::read_to_string(folder.path().join("asked")).unwrap().lines().count(), 1);
+}
+
+#[test]
+fn the_check_for_advisories_says_that_it_needs_the_internet() {
+    let folder = tempfile::tempdir().unwrap();
+    let git = folder.path().join("git");
+    fs::write(&git, "#!/bin/sh\nexit 128\n").unwrap();
+    fs::set_permissions(&git, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let output = Command::new(repository().join("scripts/advisories.sh"))
+        .env("PATH", path)
+        .env("CARGO_TARGET_DIR", folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("cannot be reached: run this on a machine with internet"), "{said}");
+    let release = fs::read_to_string(repository().join("docs/RELEASE.md")).unwrap();
+    assert!(release.contains("./scripts/advisories.sh"));
+}
