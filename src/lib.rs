@@ -19,7 +19,9 @@ pub mod log;
 pub mod node;
 pub mod proxy;
 pub mod publish;
+mod shell;
 pub mod store;
+mod syntax;
 pub mod systemd;
 pub mod tor;
 

@@ -167,7 +167,7 @@ fn init_takes_over_the_key_of_c_tor_and_artis_file() {
     std::fs::write(&arti, "mode = ").unwrap();
     let done = run(&home.path().join("3"), &options);
     assert_eq!(done.code, 1);
-    assert!(done.err.contains("my.toml: is not valid TOML: line 1, column "), "{}", done.err);
+    assert!(done.err.contains("my.toml: is not valid TOML: line 1, column 8 (\"mode\")"), "{}", done.err);
     assert!(!home.path().join("3").exists());
 }
 
@@ -192,6 +192,63 @@ fn run_refuses_an_unknown_key_and_names_the_nearest() {
     assert!(done.err.contains("allow_onion_addrs"), "{}", done.err);
     let done = run(&home.path().join("none"), &["run"]);
     assert!(done.err.contains("`rustbalance init`"), "{}", done.err);
+}
+
+/// What `run` would refuse, `init` and `join` refuse too, before anything is made and before a token is read.
+#[test]
+fn what_run_needs_is_checked_before_anything_is_made() {
+    let home = tempfile::tempdir().unwrap();
+    let open = home.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o775)).unwrap();
+    let long = home.path().join("x".repeat(100));
+    let arti = home.path().join("program.toml");
+    std::fs::write(&arti, "[application]\nx = 1\n[proxy]\ny = 2\n[logging]\nz = 3\n").unwrap();
+    let options = ["--arti-config", arti.to_str().unwrap()];
+    let cases: [(&Path, &[&str], &[&str]); 3] = [
+        (&long, &[], &["a Unix socket's has at most 107", "--dir"]),
+        (&open.join("node"), &[], &["mode 0775", "`chmod go-w "]),
+        (&home.path().join("node"), &options, &["\"application", "\"proxy", "\"logging"]),
+    ];
+    for (dir, options, told) in cases {
+        for command in [&["init"][..], &["join", DUCK]] {
+            let done = run_with(dir, &[command, options].concat(), "no token");
+            assert_eq!(done.code, 1, "{command:?}: {}", done.err);
+            assert!(told.iter().all(|part| done.err.contains(part)), "{command:?}: {}", done.err);
+            assert!(!dir.exists(), "{command:?} has made something");
+        }
+    }
+    // `run` says the same, and no supervisor tries again.
+    let node = home.path().join("parent/node");
+    std::fs::create_dir(home.path().join("parent")).unwrap();
+    assert_eq!(run(&node, &["init"]).code, 0);
+    std::fs::set_permissions(home.path().join("parent"), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let done = run(&node, &["run"]);
+    assert!(done.code == 4 && done.err.contains("mode 0777") && done.err.contains("`chmod go-w "), "{}", done.err);
+}
+
+/// A copy of a backup that kept neither modes nor owners: one start names all of it, one command each mends it.
+#[test]
+fn one_message_and_one_command_mend_a_backup_without_modes_and_owners() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("node");
+    assert_eq!(run(&dir, &["init", "--quiet"]).code, 0);
+    let sh =
+        |line: &str| assert!(std::process::Command::new("sh").args(["-c", line]).status().unwrap().success(), "{line}");
+    let root = std::fs::metadata(&dir).map(|dir| std::os::unix::fs::MetadataExt::uid(&dir)).unwrap() == 0;
+    sh(&format!("chmod -R a+rX {}", dir.display()));
+    if root {
+        sh(&format!("chown -R 12345 {}", dir.display()));
+    }
+    let done = run(&dir, &["run"]);
+    assert_eq!(done.code, 4, "{}", done.err);
+    let commands: Vec<_> = done.err.split('`').filter(|part| part.starts_with("ch")).collect();
+    assert_eq!(commands.len(), if root { 2 } else { 1 }, "{}", done.err);
+    commands.into_iter().for_each(sh);
+    // All is well again but for one thing that only a later check sees.
+    std::fs::write(dir.join("members"), "").unwrap();
+    let done = run(&dir, &["run"]);
+    assert!(done.code == 4 && done.err.contains("members: is empty"), "{}", done.err);
 }
 
 #[test]

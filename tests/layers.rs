@@ -13,6 +13,8 @@ const FLOORS: &[(&str, u32)] = &[
     ("keys", 0),
     ("discovery", 1),
     ("frame", 0),
+    ("shell", 0),
+    ("syntax", 0),
     ("systemd", 0),
     ("tor", 1),
     ("store", 2),

@@ -1,16 +1,17 @@
 //! `rustbalance init`: a new address, or an imported one, and this machine its first node.
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context as _;
 use clap::Args;
 
 use super::Context;
-use super::output::{say, shell_word};
+use super::output::say;
+use crate::clock::unix_now;
 use crate::config::{self, Config, Initial};
 use crate::join::found;
+use crate::node::preflight;
 use crate::proxy::{PortTarget, Target};
+use crate::shell;
 use crate::store::{Store, import_master_key};
 
 #[derive(Args)]
@@ -41,18 +42,18 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
     context.log_quietly()?;
     let imported = options.import_key.as_deref().map(import_master_key).transpose()?;
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).context("this machine's clock is before 1970")?.as_secs();
+    preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
 
     let draft = Store::create(&context.dir)?;
     // Before the node is whole: then `init` can be run again if this fails.
     let ports = vec![PortTarget { port: options.port, target: options.target.clone() }];
     Config::write_initial(&context.dir, &Initial { ports, arti })?;
-    let store = found(draft, imported, unix, &mut rand::rng())?;
+    let store = found(draft, imported, unix_now(), &mut rand::rng())?;
 
     if options.quiet {
         return Ok(say(store.cluster())?);
     }
-    let dir = shell_word(&context.dir.to_string_lossy());
+    let dir = shell::path(&context.dir);
     say(format_args!(
         "{}\n\n\
          is the address, and this machine its first node. Port {} goes to {}.\n\n\

@@ -22,6 +22,7 @@ use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
 use crate::join::{JoinError, Joined, Token, persist_joined, redeem};
 use crate::keys::NodeSecret;
+use crate::node::preflight;
 use crate::proxy::{PortTarget, Target};
 use crate::store::{Beginning, Draft, Store};
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
@@ -62,6 +63,8 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
         false => context.log_quietly()?,
     }
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
+    // Before the token is spent: what stops `run` must not be found out after that.
+    preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
     let token = read_token(options.token_file.as_deref())?;
     if !token.is_for(options.master) {
         return Err(JoinError::ForeignToken(options.master).into());
@@ -275,6 +278,8 @@ fn report(context: &Context, options: &Options, joined: &Joined) -> anyhow::Resu
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::join::Refusal;
     use crate::keys::{MasterSecret, TokenSecret};
@@ -349,6 +354,7 @@ mod tests {
         draft.begin(Beginning::Joining, MasterId::from_public_key([7; 32])).unwrap();
         let key = draft.dir().join("master.key");
         std::fs::write(&key, "x").unwrap();
+        std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
         clean_up(draft, false);
         assert!(key.exists());
         let draft = Store::create(key.parent().unwrap()).unwrap();

@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::control::ControlError;
 use crate::log::{self, LogFormat};
 use crate::node::NodeError;
+use crate::shell;
 use output::explain;
 
 mod ask;
@@ -125,7 +126,7 @@ impl Context {
     fn suggest(&self, command: &str) -> String {
         match self.default_dir {
             true => format!("rustbalance {command}"),
-            false => format!("rustbalance --dir {} {command}", output::shell_word(&self.dir.to_string_lossy())),
+            false => format!("rustbalance --dir {} {command}", shell::path(&self.dir)),
         }
     }
 }

@@ -25,15 +25,6 @@ pub(super) fn explain(error: &anyhow::Error) -> String {
     text
 }
 
-/// A word for a shell, quoted where it needs it.
-pub(super) fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+".contains(c);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.into(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
-    }
-}
-
 /// A length of time in its two largest units.
 pub(super) fn time(seconds: u64) -> String {
     let (minute, hour, day) = (60, 3600, 24 * 3600);
@@ -131,12 +122,5 @@ mod tests {
         let cause = io::Error::other("disk full");
         let error = anyhow::Error::from(cause).context("cannot write x: disk full").context("init failed");
         assert_eq!(explain(&error), "init failed: cannot write x: disk full");
-    }
-
-    #[test]
-    fn words_for_the_shell_are_quoted_where_needed() {
-        assert_eq!(shell_word("/var/lib/rb"), "/var/lib/rb");
-        assert_eq!(shell_word("/a b"), "'/a b'");
-        assert_eq!(shell_word("it's"), r"'it'\''s'");
     }
 }

@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::{Context, signals};
 use crate::config::Config;
 use crate::node::{self, NodeError};
-use crate::store::Store;
+use crate::store::{self, Store};
 use crate::systemd;
 
 #[derive(Args)]
@@ -21,7 +21,10 @@ pub(super) async fn execute(context: &Context, _options: Options) -> anyhow::Res
 
 /// Runs the node of the state directory. Logging has been started.
 pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
+    // First, so that one message names all files that cannot be read.
+    store::check_all(&context.dir).map_err(NodeError::from)?;
     let config = Config::load(&context.dir).map_err(NodeError::from)?;
+    node::preflight(&context.dir, &config.arti).map_err(NodeError::from)?;
     let shutdown = stop_on_signals()?;
     tokio::spawn(systemd::keep_watchdog());
     info!(version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), "starting");

@@ -12,6 +12,7 @@ use crate::health::HealthSettings;
 use crate::join::{DoorLimits, MAX_PORTS};
 use crate::link::{LINK_PORT, LinkLimits};
 use crate::proxy::{PortTarget, ProxyLimits, Target};
+use crate::syntax;
 use crate::tor::{RefusedCounts, ServiceLimits};
 use read::{Asked, Section};
 
@@ -64,16 +65,9 @@ pub enum Problem {
     /// Is there already.
     #[error("is there already, says something else, and is never overwritten: move it away")]
     Exists,
-    /// Not TOML: where, and why. Never the line itself, which may be a bridge's and would stand in the journal.
-    #[error("is not valid TOML: line {line}, column {column}: {why}")]
-    Syntax {
-        /// From 1.
-        line: usize,
-        /// From 1, in characters.
-        column: usize,
-        /// What is wrong there.
-        why: String,
-    },
+    /// Not TOML. Says where, and quotes nothing of the file.
+    #[error("is not valid TOML: {0}")]
+    Syntax(String),
     /// A key nobody reads.
     #[error("unknown key {key:?} in {table}: {hint}")]
     UnknownKey {
@@ -217,7 +211,7 @@ impl Config {
 
     /// Reads the text of the file; the second is the file that `arti_config` names.
     fn parse(text: &str) -> Result<(Self, Option<PathBuf>), Problem> {
-        let table = text.parse().map_err(|error| syntax(text, &error))?;
+        let table = text.parse().map_err(|error| Problem::Syntax(syntax::describe(text, &error)))?;
         let asked = Asked::default();
         let mut top = Section::top(table, &asked);
         let node = read_node(top.section("node")?)?;
@@ -393,17 +387,8 @@ pub fn read_arti(path: &Path) -> Result<String, ConfigError> {
     })?;
     match text.parse::<toml::Table>() {
         Ok(_) => Ok(text),
-        Err(error) => Err(wrong(syntax(&text, &error))),
+        Err(error) => Err(wrong(Problem::Syntax(syntax::describe(&text, &error)))),
     }
-}
-
-/// The place of a syntax error in the text, without the text.
-fn syntax(text: &str, error: &toml::de::Error) -> Problem {
-    let at = error.span().map_or(0, |span| span.start);
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    Problem::Syntax { line, column, why: error.message().lines().next().unwrap_or_default().to_owned() }
 }
 
 /// Writes a new file, whole or not at all, readable by its owner alone. One that says the same already is fine: an

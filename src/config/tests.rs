@@ -56,10 +56,26 @@ fn artis_file_is_copied_and_read() {
     assert_eq!(Config::load(dir.path()).unwrap().arti, arti);
     std::fs::write(dir.path().join(ARTI_FILE_NAME), "mode = ").unwrap();
     let error = Config::load(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("arti.toml: is not valid TOML"), "{error}");
+    assert!(error.contains("arti.toml: is not valid TOML: line 1, column 8 (\"mode\")"), "{error}");
     std::fs::remove_file(dir.path().join(ARTI_FILE_NAME)).unwrap();
     let error = Config::load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("arti.toml: cannot be read"), "{error}");
+}
+
+/// Errors end in the journal, where a bridge's address and fingerprint have no place.
+#[test]
+fn no_error_shows_a_bridge_line() {
+    let bridge = "obfs4 192.0.2.7:4430 0123456789ABCDEF0123456789ABCDEF01234567 cert=sEcReT";
+    let dir = tempfile::tempdir().unwrap();
+    let broken = format!("[bridges]\nbridges = [\n  \"{bridge}\n]\n");
+    std::fs::write(dir.path().join("mine.toml"), &broken).unwrap();
+    let ours = format!("{PORT}[arti.bridges]\nbridges = \"{bridge}\nenabled = true\n");
+    for error in [parse(&ours).unwrap_err(), read_arti(&dir.path().join("mine.toml")).unwrap_err().to_string()] {
+        assert!(error.contains("is not valid TOML: line ") && error.contains(", column "), "{error}");
+        for part in ["192.0.2", "01234567", "sEcReT", "obfs4"] {
+            assert!(!error.contains(part), "{error}");
+        }
+    }
 }
 
 #[test]

@@ -215,8 +215,11 @@ impl Response {
     }
 }
 
-/// The socket's path in the state directory, if it can be one.
-fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
+/// The socket's path in the state directory.
+///
+/// # Errors
+/// [`ControlError::PathTooLong`] if a socket's address has no room for it.
+pub fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
     let path = dir.join(SOCKET_NAME);
     match path.as_os_str().len() <= crate::proxy::MAX_UNIX_PATH {
         true => Ok(path),

@@ -213,6 +213,7 @@ impl Joiner {
             discovery.verify(self.cluster, publisher.authority_id()).map_err(|error| impostor(error.to_string()))?;
         // Others' certificates are a help to find them; one that has expired meanwhile is none.
         let others = facts.members.into_iter().filter_map(|chain| chain.verify(self.cluster, now).ok());
+        let others = others.filter(|other| other.authority_id() == publisher.authority_id());
         let others = others.filter(|other| other.node() != member.node() && other.node() != publisher.node());
         let members = std::iter::once(publisher.clone()).chain(others).collect();
         let skew = i64::try_from(facts.unix).unwrap_or(i64::MAX).saturating_sub_unsigned(unix);

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec::{self, DecodeError};
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{AuthorityId, MasterId, NodeId};
 use rustbalance_gossip::record::{Chain, ChainError, Member, Revocation};
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 use serde::{Deserialize, Serialize};
@@ -170,15 +170,17 @@ pub struct Proved {
 pub struct Listener {
     me: NodeId,
     cluster: MasterId,
+    authority: AuthorityId,
     nonce: FixedBytes<32>,
 }
 
 impl Listener {
-    /// Begins with a nonce that was never used before; gives the challenge to be sent.
-    pub fn new(me: NodeId, cluster: MasterId, nonce: [u8; 32]) -> Result<(Self, Vec<u8>), DecodeError> {
+    /// Begins, as the node of this membership, with a nonce that was never used before; gives the challenge to be sent.
+    pub fn new(membership: &Member, nonce: [u8; 32]) -> Result<(Self, Vec<u8>), DecodeError> {
         let nonce = FixedBytes(nonce);
         let challenge = codec::encode(&Challenge { versions: VERSIONS, nonce })?;
-        Ok((Self { me, cluster, nonce }, challenge))
+        let (me, authority) = (membership.node(), membership.authority_id());
+        Ok((Self { me, cluster: membership.authority.cluster, authority, nonce }, challenge))
     }
 
     /// Judges the dialler's proof, at `unix` seconds since the epoch.
@@ -199,6 +201,10 @@ impl Listener {
             ChainError::Expired(_) => Refusal::Expired,
             _ => Refusal::NotMember,
         })?;
+        // The master key may have certified another authority, of which no revocation is known here.
+        if member.authority_id() != self.authority {
+            return Err(Refusal::NotMember.into());
+        }
         let stated = proof.proof.verify(member.node().public_key()).map_err(|_| Refusal::NotMember)?;
         if let Some(revocation) = revoked.get(&member.node()) {
             return Err(Refused { why: Refusal::Revoked, revocation: Some(Box::new(revocation.unverified())) });
@@ -295,7 +301,7 @@ mod tests {
         dialled: NodeId,
         at: u64,
     ) -> Result<Proved, Refusal> {
-        let (listener, challenge) = Listener::new(world.node(0), world.cluster(), NONCE).unwrap();
+        let (listener, challenge) = Listener::new(&world.member(0), NONCE).unwrap();
         let dialler = Dialler { membership, key, cluster: world.cluster(), dialled, purpose: Purpose::Mesh };
         listener.proof(&dialler.challenge(&challenge).unwrap(), &none(), at).map_err(|refused| refused.why)
     }
@@ -304,7 +310,7 @@ mod tests {
     fn a_member_is_let_in_for_what_it_wants() {
         let world = World::new();
         for purpose in [Purpose::Mesh, Purpose::CarryJoin] {
-            let (listener, challenge) = Listener::new(world.node(0), world.cluster(), NONCE).unwrap();
+            let (listener, challenge) = Listener::new(&world.member(0), NONCE).unwrap();
             let (membership, key) = (world.member(1), world.key(1));
             let dialler = Dialler {
                 membership: &membership,
@@ -340,7 +346,7 @@ mod tests {
     #[test]
     fn the_revoked_and_the_expired_are_refused() {
         let world = World::new();
-        let (listener, challenge) = Listener::new(world.node(0), world.cluster(), NONCE).unwrap();
+        let (listener, challenge) = Listener::new(&world.member(0), NONCE).unwrap();
         let (membership, key) = (world.member(1), world.key(1));
         let dialler = Dialler {
             membership: &membership,
@@ -383,10 +389,10 @@ mod tests {
             dialled: world.node(0),
             purpose: Purpose::Mesh,
         };
-        let (first, challenge) = Listener::new(world.node(0), world.cluster(), NONCE).unwrap();
+        let (first, challenge) = Listener::new(&world.member(0), NONCE).unwrap();
         let proof = dialler.challenge(&challenge).unwrap();
         assert!(first.proof(&proof, &none(), NOW).is_ok());
-        let (second, _) = Listener::new(world.node(0), world.cluster(), [6; 32]).unwrap();
+        let (second, _) = Listener::new(&world.member(0), [6; 32]).unwrap();
         assert_eq!(second.proof(&proof, &none(), NOW), Err(Refusal::WrongNode.into()));
     }
 
@@ -408,7 +414,7 @@ mod tests {
             let error = dialler.challenge(&challenge(theirs)).unwrap_err();
             assert_eq!(error, HandshakeError::Version { node: world.node(0), theirs, ours: VERSIONS });
         }
-        let (listener, ours) = Listener::new(world.node(0), world.cluster(), NONCE).unwrap();
+        let (listener, ours) = Listener::new(&world.member(0), NONCE).unwrap();
         let mut proof: Proof = codec::decode(&dialler.challenge(&ours).unwrap(), MAX_UNPROVEN).unwrap();
         proof.version = VERSIONS.1 + 1;
         assert_eq!(listener.proof(&codec::encode(&proof).unwrap(), &none(), NOW), Err(Refusal::Version.into()));
@@ -417,7 +423,7 @@ mod tests {
     #[test]
     fn nonsense_is_called_that() {
         let world = World::new();
-        let listener = || Listener::new(world.node(0), world.cluster(), NONCE).unwrap().0;
+        let listener = || Listener::new(&world.member(0), NONCE).unwrap().0;
         assert_eq!(listener().proof(b"", &none(), NOW), Err(Refusal::Malformed.into()));
         assert_eq!(listener().proof(b"\x02later", &none(), NOW), Err(Refusal::Version.into()));
         assert_eq!(listener().proof(&[1; MAX_UNPROVEN + 1], &none(), NOW), Err(Refusal::Malformed.into()));
@@ -429,7 +435,7 @@ mod tests {
             let world = World::new();
             let (membership, key) = (world.member(1), world.key(1));
             let dialler = Dialler { membership: &membership, key: &key, cluster: world.cluster(), dialled: world.node(0), purpose: Purpose::Mesh };
-            prop_assert!(Listener::new(world.node(0), world.cluster(), NONCE).unwrap().0.proof(&bytes, &none(), NOW).is_err());
+            prop_assert!(Listener::new(&world.member(0), NONCE).unwrap().0.proof(&bytes, &none(), NOW).is_err());
             prop_assert!(dialler.challenge(&bytes).is_err());
             prop_assert!(dialler.answer(&bytes).is_err());
         }

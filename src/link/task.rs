@@ -91,10 +91,6 @@ impl Shared {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn me(&self) -> NodeId {
-        self.membership.node()
-    }
-
     /// Dials and proves who we are. What comes back is open for its purpose.
     pub(super) async fn dial(&self, to: NodeId, purpose: Purpose) -> Result<BoxStream, LinkError> {
         let dial = self.engine.dial(to.address(), LINK_PORT, self.limits.dial);
@@ -264,7 +260,7 @@ type Judged = Result<(Proved, Option<Place>), Refused>;
 
 /// Challenge, proof, answer. A refusal is told to the dialler and returned.
 async fn shake(shared: &Arc<Shared>, stream: &mut BoxStream) -> Result<Judged, MessageError> {
-    let (listener, challenge) = Listener::new(shared.me(), shared.cluster, rand::rng().random())?;
+    let (listener, challenge) = Listener::new(&shared.membership, rand::rng().random())?;
     frame::write(stream, &challenge).await?;
     let judged = match frame::read(stream, MAX_UNPROVEN).await {
         Ok(proof) => {

@@ -16,6 +16,7 @@ mod control;
 mod discovery;
 mod disk;
 mod parts;
+mod preflight;
 mod status;
 mod tasks;
 mod writer;
@@ -36,12 +37,17 @@ use crate::tor::{Engine, TorError};
 use control::Daemon;
 use parts::Parts;
 
+pub use preflight::{PreflightError, preflight};
+
 /// Why the daemon ended, other than because it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The machine, or the place of the state directory.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
     /// The state directory.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -70,8 +76,8 @@ impl NodeError {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Config(error) => error.is_permanent(),
-            Self::Excluded(_) => true,
-            Self::Tor(error) => matches!(error, TorError::Config(..)),
+            Self::Excluded(_) | Self::Preflight(_) => true,
+            Self::Tor(error) => matches!(error, TorError::Config(..) | TorError::Files(_)),
             Self::Control(error) => matches!(error, ControlError::PathTooLong(_)),
             Self::Store(error) => error.is_permanent(),
             _ => false,
@@ -143,6 +149,9 @@ async fn bootstrapped(engine: &Arc<dyn Engine>, stop: &CancellationToken) -> Res
         tokio::select! {
             () = stop.cancelled() => return Ok(false),
             changed = bootstrap.changed() => if changed.is_err() {
+                if let Some(why) = bootstrap.borrow().hopeless.clone() {
+                    return Err(TorError::Files(why).into());
+                }
                 return Err(TorError::Stopped("it has given up connecting".into()).into());
             },
         }

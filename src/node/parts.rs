@@ -313,6 +313,7 @@ fn known_members(store: &Store) -> Result<MemberSet, NodeError> {
     let unix = unix_now();
     let chains = store.members()?;
     let members = chains.into_iter().filter_map(|chain| chain.verify(store.cluster(), unix).ok());
+    let members = members.filter(|member| member.authority_id() == store.membership().authority_id());
     let members: BTreeSet<_> = members.map(|member| member.node()).collect();
     let revoked = store.revocations()?.into_iter().map(|revocation| (revocation.node, revocation)).collect();
     Ok(MemberSet { members, revoked })

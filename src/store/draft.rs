@@ -14,7 +14,7 @@ use rustbalance_gossip::record::{Chain, PeriodId};
 
 use super::error::StoreError;
 use super::file::{self, Kind};
-use super::{MAX_MEMBERS, Store, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
+use super::{MAX_MEMBERS, Store, access, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
 use super::{write_key, write_value};
 use crate::discovery::KeyRing;
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
@@ -87,6 +87,7 @@ impl Draft {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
         }
+        access::check_all(dir)?;
         let mut made = Vec::new();
         if file::make_dir(dir)? {
             made.push(dir.to_owned());

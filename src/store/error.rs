@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustbalance_gossip::id::MasterId;
 
+use super::access::Exposed;
 use super::file::Kind;
 
 /// Why the state directory could not be used. Nothing on disk was changed.
@@ -63,29 +64,9 @@ pub enum StoreError {
         /// Its process id, as far as it is known.
         process: Option<u32>,
     },
-    /// Others may read or write it.
-    #[error("{} is open to other users (mode {mode:04o}): mend it with `chmod {want:04o} {}`", path.display(), quoted(path))]
-    Mode {
-        /// The file or directory.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-        /// What they should be.
-        want: u32,
-    },
-    /// Somebody else's.
-    #[error(
-        "{} belongs to user {owner}, rustbalance runs as user {me}: run it as its owner, or mend it with `chown {me} {}`",
-        path.display(), quoted(path)
-    )]
-    Owner {
-        /// The file or directory.
-        path: PathBuf,
-        /// The user id that owns it.
-        owner: u32,
-        /// The user id of this process.
-        me: u32,
-    },
+    /// Other users own, may read or may write what they must not.
+    #[error("{0}")]
+    Exposed(Box<Exposed>),
     /// A directory where a file should be, a link, or the other way round.
     #[error("{} is no {want}: move it away", path.display())]
     NotPlain {
@@ -122,7 +103,7 @@ pub enum StoreError {
     #[error("no space left to write {}: free some and try again; what was there before is intact", .0.display())]
     Full(PathBuf),
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -168,7 +149,11 @@ pub enum StoreError {
 impl StoreError {
     /// True if it stays so until somebody mends it: what is on disk is wrong, not the disk or the moment.
     pub fn is_permanent(&self) -> bool {
-        !matches!(self, Self::Full(_) | Self::Io { .. } | Self::Locked { .. })
+        match self {
+            Self::Full(_) | Self::Locked { .. } => false,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            _ => true,
+        }
     }
 }
 
@@ -229,6 +214,19 @@ impl StoreError {
     }
 }
 
+/// What to do about an error of the operating system, where there is something.
+fn hint(source: &io::Error) -> &'static str {
+    use rustix::io::Errno;
+    match Errno::from_io_error(source) {
+        Some(Errno::ROFS) => {
+            "; the disk was mounted read-only, perhaps after an error: look at `dmesg`, and remount it"
+        }
+        Some(Errno::IO) => "; the disk is failing: look at `dmesg`",
+        Some(Errno::ACCESS | Errno::PERM) => "; the user that rustbalance runs as must be able to write there",
+        _ => "",
+    }
+}
+
 /// What to do about a damaged file.
 fn way_out(kind: Kind, damage: &Damage) -> &'static str {
     match damage {
@@ -238,22 +236,9 @@ fn way_out(kind: Kind, damage: &Damage) -> &'static str {
     }
 }
 
-/// A path as it can be pasted into a shell.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_can_be_pasted() {
-        assert_eq!(quoted(Path::new("/var/lib/rustbalance")), "/var/lib/rustbalance");
-        assert_eq!(quoted(Path::new("/a b/it's")), r"'/a b/it'\''s'");
-    }
 
     #[test]
     fn a_full_disk_is_told_apart() {

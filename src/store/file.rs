@@ -10,9 +10,9 @@
 //! replaced by writing a new one beside it, syncing it, renaming it over the old one and syncing the directory: after
 //! a crash at any moment there is the old content or the new. Key files are never replaced.
 
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
@@ -20,6 +20,7 @@ use rustbalance_gossip::id::MasterId;
 use sha3::{Digest, Sha3_256};
 use zeroize::Zeroizing;
 
+use super::access;
 use super::error::{Damage, StoreError};
 
 /// The version of the format that this build writes, and the only one it reads.
@@ -234,7 +235,7 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(MasterId, Payload)
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io("read", path, error)),
     };
-    check_access(path, &metadata, false)?;
+    access::check_one(path, &metadata, false)?;
     let max = max_size(kind);
     let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
     if size > max {
@@ -249,25 +250,6 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(MasterId, Payload)
     Ok(Some((cluster, Zeroizing::new(payload.to_vec()))))
 }
 
-/// Refuses what others may read or write, what others own, and what is no plain file (or directory).
-pub(super) fn check_access(path: &Path, metadata: &Metadata, directory: bool) -> Result<(), StoreError> {
-    if directory && !metadata.is_dir() {
-        return Err(StoreError::NotPlain { path: path.to_owned(), want: "directory" });
-    }
-    if !directory && !metadata.is_file() {
-        return Err(StoreError::NotPlain { path: path.to_owned(), want: "file" });
-    }
-    let (owner, me) = (metadata.uid(), pwd_grp::geteuid());
-    if owner != me {
-        return Err(StoreError::Owner { path: path.to_owned(), owner, me });
-    }
-    let mode = metadata.mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(StoreError::Mode { path: path.to_owned(), mode, want: if directory { 0o700 } else { 0o600 } });
-    }
-    Ok(())
-}
-
 /// Makes a directory (0700) if it is missing, or checks the one that is there. True if it was made.
 pub(super) fn make_dir(path: &Path) -> Result<bool, StoreError> {
     let made = match fs::DirBuilder::new().mode(0o700).create(path) {
@@ -276,7 +258,7 @@ pub(super) fn make_dir(path: &Path) -> Result<bool, StoreError> {
         Err(error) => return Err(StoreError::io("make", path, error)),
     };
     let metadata = fs::metadata(path).map_err(|error| StoreError::io("read", path, error))?;
-    check_access(path, &metadata, true)?;
+    access::check_one(path, &metadata, true)?;
     Ok(made)
 }
 
@@ -351,6 +333,8 @@ pub(super) fn open_lock(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -423,7 +407,7 @@ mod tests {
         create(&path, &encode(Kind::NodeKey, cluster(), &[1; 32])).unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
         let error = read(&path, Kind::NodeKey).unwrap_err().to_string();
-        assert!(error.contains("mode 0640") && error.contains(&format!("chmod 0600 {}", path.display())), "{error}");
+        assert!(error.contains("mode 0640") && error.contains(&format!("chmod -R go= {}", path.display())), "{error}");
         std::os::unix::fs::symlink(&path, folder.path().join("boot")).unwrap();
         assert!(matches!(read(&folder.path().join("boot"), Kind::Boot), Err(StoreError::NotPlain { .. })));
     }

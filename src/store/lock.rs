@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::error::StoreError;
-use super::file::{self, check_access};
+use super::{access, file};
 
 /// The lock file's name.
 pub(super) const NAME: &str = "lock";
@@ -19,7 +19,7 @@ pub(super) fn take(dir: &Path) -> Result<File, StoreError> {
     loop {
         let mut file = file::open_lock(&path).map_err(failed)?;
         let opened = file.metadata().map_err(failed)?;
-        check_access(&path, &opened, false)?;
+        access::check_one(&path, &opened, false)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

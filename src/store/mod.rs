@@ -17,17 +17,20 @@ use rustbalance_gossip::signed::{Statement, Unverified, Verified};
 use rustbalance_gossip::view::{MAX_BOOT_JUMP, MAX_INVITATIONS};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::discovery::{Discovery, KeyRing};
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
+pub use access::{Exposed, check_all};
 pub use draft::{Beginning, Contents, Draft};
 pub use error::{Damage, StoreError};
 pub use file::Kind;
 pub use import::{ImportError, import_master_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
 
+mod access;
 mod draft;
 mod error;
 mod file;
@@ -66,6 +69,7 @@ impl Store {
         if !holds_state(dir) {
             return Err(StoreError::NotFound(dir.to_owned()));
         }
+        check_all(dir)?;
         file::make_dir(dir)?;
         let lock = lock::take(dir)?;
         file::sweep(dir)?;
@@ -306,7 +310,7 @@ impl Store {
         let _changing = self.change();
         let mut kept = self.invitations()?;
         let mut changed = false;
-        for invitation in given {
+        for invitation in given.iter().filter(|given| self.is_of_our_authority(Kind::Invitations, given.signer())) {
             if !kept.iter().any(|known| covers(known, invitation)) {
                 kept.retain(|known| !covers(invitation, known));
                 kept.push(invitation.clone());
@@ -335,7 +339,7 @@ impl Store {
         let _changing = self.change();
         let mut kept = self.revocations()?;
         let before = kept.len();
-        for revocation in given {
+        for revocation in given.iter().filter(|given| self.is_of_our_authority(Kind::Revocations, given.signer())) {
             if !kept.iter().any(|known| known.node == revocation.node) {
                 kept.push(revocation.clone());
             }
@@ -397,15 +401,23 @@ impl Store {
         let authority = self.membership.authority_id();
         self.bounded(kind, list, max)?
             .into_iter()
+            .filter(|entry| self.is_of_our_authority(kind, entry.claimed_signer()))
             .map(|entry| entry.verify(authority.public_key()).map_err(|error| self.content(kind, error)))
             .collect()
     }
 
+    /// Whether the cluster's authority is the signer. One foreign entry must not keep the others off the disk, so it is
+    /// skipped, and logged.
+    fn is_of_our_authority(&self, kind: Kind, signer: &[u8; 32]) -> bool {
+        let ours = signer == self.membership.authority_id().public_key();
+        if !ours {
+            warn!(file = kind.name(), "an entry that another authority has signed is skipped");
+        }
+        ours
+    }
+
     fn put_statements<T: Statement>(&self, kind: Kind, list: &[Verified<T>], max: usize) -> Result<(), StoreError> {
         at_most(kind.name(), list.len(), max)?;
-        if list.iter().any(|entry| entry.signer() != self.membership.authority_id().public_key()) {
-            return Err(StoreError::Invalid { what: kind.name(), why: "not signed by the cluster's authority".into() });
-        }
         let list: Vec<_> = list.iter().map(Verified::unverified).collect();
         self.put_value(kind, &list)
     }

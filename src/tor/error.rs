@@ -17,6 +17,9 @@ pub enum TorError {
         /// In words.
         why: String,
     },
+    /// What the Tor client keeps on disk is wrong in a way that only the operator can mend. Says which file, and how.
+    #[error("cannot start Tor: {0}")]
+    Files(String),
     /// Nothing can be built yet: the directory is not there.
     #[error("Tor is not ready yet: {0}")]
     NotReady(String),
@@ -67,6 +70,6 @@ pub enum TorError {
 impl TorError {
     /// True where the same call may go through later.
     pub fn is_transient(&self) -> bool {
-        !matches!(self, Self::Config(..) | Self::Invalid(..) | Self::Stopped(_))
+        !matches!(self, Self::Config(..) | Self::Files(_) | Self::Invalid(..) | Self::Stopped(_))
     }
 }

@@ -101,6 +101,8 @@ pub struct Bootstrap {
     pub ready: bool,
     /// What is waited for, or what blocks, in words for a person.
     pub message: String,
+    /// Why it never will be ready, where only the operator can mend that; the channel closes then.
+    pub hopeless: Option<String>,
 }
 
 /// A node's own onion service.

@@ -37,17 +37,36 @@ impl ReplayLog {
         Self { inner: Mutex::new(Seen { hashes: HashSet::new(), file: None }) }
     }
 
-    /// The one in this file, made (0600) if missing. An entry cut short by a crash is dropped.
+    /// The one in this file, made (0600) if missing. An entry cut short by a crash is dropped. Where the disk refuses
+    /// writes, what is seen from now on is remembered in memory alone: that is no reason to turn clients away.
+    ///
+    /// # Errors
+    /// If what is there cannot be read.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let writable = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
+        let (mut source, file) = match writable {
+            Ok(file) => (file.try_clone()?, Some(file)),
+            Err(error) => {
+                tracing::warn!(
+                    %error, file = %path.display(), "cannot write to the replay log of an introduction point"
+                );
+                match File::open(path) {
+                    Ok(file) => (file, None),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::ephemeral()),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+        source.read_to_end(&mut bytes)?;
         let whole = bytes.len() - bytes.len() % ENTRY;
-        if whole != bytes.len() {
+        if let Some(file) = &file
+            && whole != bytes.len()
+        {
             file.set_len(whole as u64)?;
         }
         let hashes = bytes[..whole].as_chunks::<ENTRY>().0.iter().copied().collect();
-        Ok(Self { inner: Mutex::new(Seen { hashes, file: Some(file) }) })
+        Ok(Self { inner: Mutex::new(Seen { hashes, file }) })
     }
 
     /// Notes the encrypted body of an INTRODUCE2 cell; `Ok(false)` if it was seen before, or if the log is full: then

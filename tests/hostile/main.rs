@@ -8,6 +8,7 @@
 
 mod away;
 mod clients;
+mod disks;
 mod door;
 mod evicted;
 mod hand;

@@ -29,7 +29,7 @@ const REFUSALS: [Refusal; 8] = [
 ];
 
 fn listener(cast: &Cast) -> (Listener, Vec<u8>) {
-    Listener::new(cast.alpha.node_id(), cast.cluster(), bytes(NONCE)).unwrap()
+    Listener::new(&cast.founder(), bytes(NONCE)).unwrap()
 }
 
 fn dialler<'a>(cast: &'a Cast, membership: &'a Member, purpose: Purpose) -> Dialler<'a> {

@@ -45,7 +45,12 @@ pub struct Identity {
 impl Founder {
     /// The cluster of this number.
     pub fn new(number: u32) -> Self {
-        let (master, authority) = (key(b'm', number), key(b'a', number));
+        Self::with_authority(number, number)
+    }
+
+    /// The same cluster, whose address has certified the `other`th authority too.
+    pub fn with_authority(number: u32, other: u32) -> Self {
+        let (master, authority) = (key(b'm', number), key(b'a', other));
         let cluster = MasterId::from_public_key(master.public_key());
         let authority_id = AuthorityId::from_public_key(authority.public_key());
         let statement = AuthorityCertificate { cluster, authority: authority_id, issued: FOUNDED };

@@ -181,7 +181,8 @@ pub type PointCheck = Box<dyn Fn(NodeId, &ServedPoint) -> bool + Send + Sync>;
 pub struct View {
     cluster: MasterId,
     me: NodeId,
-    authorities: BTreeSet<AuthorityId>,
+    /// The one key that signs for the cluster. The store and the discovery keys know one as well.
+    authority: AuthorityId,
     nodes: BTreeMap<NodeId, MemberView>,
     revocations: BTreeMap<NodeId, Verified<Revocation>>,
     invitations: Invitations,
@@ -216,7 +217,7 @@ impl View {
         let mut view = Self {
             cluster: member.authority.cluster,
             me,
-            authorities: BTreeSet::from([member.authority_id()]),
+            authority: member.authority_id(),
             nodes: BTreeMap::new(),
             revocations: BTreeMap::new(),
             invitations: Invitations::default(),

@@ -34,7 +34,7 @@ pub enum Rejection {
     /// The signer joined with a token that others had used up before it.
     #[error("its signer's token had been used up by others")]
     Overdrawn,
-    /// Signed by an authority that the master address has not certified, as far as is known here.
+    /// Not of the one authority that signed this node's own certificate.
     #[error("not signed by the cluster's authority")]
     Authority,
     /// For another cluster.

@@ -174,6 +174,29 @@ fn only_the_authority_revokes_and_invites() {
     assert!(scene.view.ingest(liar.node(), kind, &invitation.to_bytes().unwrap(), at(3)).unwrap().invitations);
 }
 
+/// A publisher holds the master key, and can certify a second authority.
+#[test]
+fn a_second_authority_of_the_address_is_not_believed() {
+    let mut scene = Scene::new();
+    let honest = scene.meet(1, at(0));
+    let second = Founder::with_authority(1, 2);
+    assert_eq!(second.cluster(), scene.founder.cluster());
+    let made_up = second.node(9, Role::Publisher);
+    assert_eq!(scene.view.admit_chain(made_up.member.chain(), at(1)), Err(Rejection::Authority));
+    let card = made_up.card(seq(1, 1), 100);
+    assert_eq!(scene.say(&made_up, RecordKind::Card, card, at(1)), Err(Rejection::Authority));
+    let renewed = second.admit(1, Role::Publisher, FOUNDED + 9, None).member.chain();
+    assert_eq!(scene.view.admit_chain(renewed, at(1)), Err(Rejection::Authority));
+    let revocation = second.revoke(honest.node()).to_bytes().unwrap();
+    let kind = RecordKind::Revocation(honest.node());
+    assert_eq!(scene.view.ingest(honest.node(), kind, &revocation, at(1)), Err(Rejection::Authority));
+    let invitation = second.invitation(1, 1, &[]);
+    let kind = RecordKind::Invitation(invitation.token);
+    let refused = scene.view.ingest(honest.node(), kind, &invitation.to_bytes().unwrap(), at(1));
+    assert_eq!(refused, Err(Rejection::Authority));
+    assert!(scene.view.is_member(&honest.node()) && !scene.view.is_member(&made_up.node()));
+}
+
 #[test]
 fn replays_and_absurd_numbers_are_refused() {
     let mut scene = Scene::new();

@@ -7,13 +7,14 @@
 //! in a row have failed for want of a vanguard. And the task that updates the directory ends for good if it cannot write
 //! to disk; the sign of that is a directory long out of date. Whoever supervises the engine then starts another.
 
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arti_client::config::TorClientConfig;
-use arti_client::status::{BlockageKind, BootstrapStatus};
+use arti_client::status::{BlockageKind, BootstrapEvents, BootstrapStatus};
 use arti_client::{BootstrapBehavior, TorClient};
 use futures::StreamExt;
 use rand::RngExt;
@@ -22,17 +23,17 @@ use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tor_circmgr::hspool::HsCircPool;
-use tor_config::load::ConfigResolveOptions;
-use tor_config::sources::MustRead;
-use tor_config::{ConfigurationSource, ConfigurationSources};
 use tor_netdir::{NetDir, NetDirProvider, Timeliness};
 use tor_rtcompat::PreferredRuntime;
 
+use super::chain;
+use super::config::{ArtiConfig, configure};
 use super::dial::Dials;
 use super::directories::Directories;
-use super::memory;
 use super::own_service::Launched;
+use super::salvage::{Salvage, Verdict};
 use super::slots::Slots;
+use crate::blocking::on_disk;
 use crate::tor::{Bootstrap, TorError};
 
 /// What is told at first.
@@ -47,7 +48,7 @@ const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
 /// How much longer than it is valid the network's directory may stay without a new one, at least.
 const LATE: Duration = Duration::from_secs(120);
 
-/// The same, in lifetimes of the directory (3 hours on the public network): after the disk was full, and otherwise, of which
+/// The same, in lifetimes of the directory (3 hours on the public network): after the disk refused writes, and otherwise, of which
 /// each client draws its own. If the authorities make no directory, Arti goes on with the old one for three days, and
 /// the nodes of a cluster must not give up soon, nor all at once.
 const LATE_LIFETIMES: (f64, Range<f64>) = (0.25, 1.0..3.0);
@@ -55,22 +56,14 @@ const LATE_LIFETIMES: (f64, Range<f64>) = (0.25, 1.0..3.0);
 /// A disk with less room than this, in bytes, may have been too full for a directory.
 const ROOM: u64 = 16 << 20;
 
+/// What is written to see whether a disk takes anything, in bytes.
+const PROBE: usize = 4096;
+
 /// So many failures for want of a vanguard in a row, over at least this time, mean that none will come.
 const NO_VANGUARD: (u32, Duration) = (10, Duration::from_secs(120));
 
 /// For the tasks to end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
-
-/// How the engine is set up.
-#[derive(Debug, Clone)]
-pub struct ArtiConfig {
-    /// Arti's own configuration, as TOML, handed over as it is; its storage directories and key store are replaced.
-    pub toml: String,
-    /// Arti's state.
-    pub state_dir: PathBuf,
-    /// Arti's cache. Never shared with another running client.
-    pub cache_dir: PathBuf,
-}
 
 /// The client and what one needs of it to build circuits oneself.
 #[derive(Clone)]
@@ -118,13 +111,8 @@ pub(super) struct Shared {
 /// Makes the client and starts to bootstrap it. Returns at once; must be called within a Tokio runtime.
 pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
     install_crypto();
-    let runtime = PreferredRuntime::current()
-        .map_err(|e| TorError::Config("there is no Tokio runtime".into(), Some(Box::new(e))))?;
-    let tor = TorClient::with_runtime(runtime)
-        .config(configure(&config)?)
-        .bootstrap_behavior(BootstrapBehavior::Manual)
-        .create_unbootstrapped()
-        .map_err(|e| TorError::State { dir: config.state_dir.clone(), why: chain(&e) })?;
+    let mut maker = Maker::new(&config)?;
+    let tor = maker.make()?;
     let message = CONNECTING.into();
     let (bootstrap_sender, bootstrap) = watch::channel(Bootstrap { message, ..Bootstrap::default() });
     let (changes_sender, changes) = watch::channel(0);
@@ -144,20 +132,47 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
         launched: Launched::default(),
         state_dir: config.state_dir,
     });
-    let watched = watch_client(Arc::clone(&shared), tor, config.cache_dir, bootstrap_sender, changes_sender);
+    let watched = watch_client(Arc::clone(&shared), maker, tor, bootstrap_sender, changes_sender);
     shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(watched));
     Ok(shared)
 }
 
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
+/// Makes clients on the same directories, and has damaged files set aside.
+struct Maker {
+    config: TorClientConfig,
+    runtime: PreferredRuntime,
+    salvage: Salvage,
+    state_dir: PathBuf,
+    cache_dir: PathBuf,
+}
+
+impl Maker {
+    fn new(config: &ArtiConfig) -> Result<Self, TorError> {
+        let runtime = PreferredRuntime::current()
+            .map_err(|e| TorError::Config("there is no Tokio runtime".into(), Some(Box::new(e))))?;
+        let ArtiConfig { state_dir, cache_dir, .. } = config.clone();
+        let salvage = Salvage::new(&state_dir, &cache_dir);
+        Ok(Self { config: configure(config)?, runtime, salvage, state_dir, cache_dir })
     }
-    text
+
+    fn make(&mut self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
+        self.salvage.sift_state();
+        loop {
+            let made = TorClient::with_runtime(self.runtime.clone())
+                .config(self.config.clone())
+                .bootstrap_behavior(BootstrapBehavior::Manual)
+                .create_unbootstrapped();
+            let error = match made {
+                Ok(tor) => return Ok(tor),
+                Err(error) => error,
+            };
+            match self.salvage.judge(&error, true) {
+                Verdict::Mended => {}
+                Verdict::Wait => return Err(TorError::State { dir: self.state_dir.clone(), why: chain(&error) }),
+                Verdict::Hopeless(why) => return Err(why),
+            }
+        }
+    }
 }
 
 /// TLS needs a crypto provider, once a process.
@@ -170,97 +185,25 @@ fn install_crypto() {
     });
 }
 
-/// Arti's configuration from the text, with our directories and a key store in memory: the node's key file is the only
-/// copy of its key.
-fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError> {
-    let invalid = |e: &dyn std::error::Error, what: &str| {
-        TorError::Config(format!("{what}: {}", without_bridges(chain(e), &config.toml)), None)
-    };
-    let mut sources = ConfigurationSources::new_empty();
-    // Later ones win: the operator's over our defaults, and what is ours alone over both.
-    sources.push_source(ConfigurationSource::from_verbatim(defaults(memory::quota())), MustRead::MustRead);
-    sources.push_source(ConfigurationSource::from_verbatim(config.toml.clone()), MustRead::MustRead);
-    sources.push_source(ConfigurationSource::from_verbatim(ours(config)?), MustRead::MustRead);
-    let tree = sources.load().map_err(|e| invalid(&e, "its configuration cannot be read"))?;
-    let options = ConfigResolveOptions::default();
-    let resolved = tor_config::resolve_return_results::<TorClientConfig>(&tree, &options)
-        .map_err(|e| invalid(&e, "its configuration is not valid; mend the [arti] table or the file it names"))?;
-    if let Some(key) = resolved.unrecognized.first() {
-        return Err(TorError::Config(
-            format!(
-                "its configuration has a key {key:?} that Arti's client does not know; correct or remove it (what \
-                 belongs to the arti program alone, such as proxy and logging, has no place here)",
-                key = key.to_string()
-            ),
-            None,
-        ));
-    }
-    Ok(resolved.value)
-}
-
-/// An error text without the words of the bridge lines in the configuration: it ends in the journal, and a bridge's address
-/// and fingerprint must not.
-fn without_bridges(mut text: String, toml: &str) -> String {
-    let table: toml::Table = toml.parse().unwrap_or_default();
-    let bridges = table.get("bridges").and_then(|table| table.get("bridges"));
-    let lines = match bridges {
-        Some(toml::Value::String(lines)) => vec![lines.as_str()],
-        Some(toml::Value::Array(lines)) => lines.iter().filter_map(toml::Value::as_str).collect(),
-        _ => Vec::new(),
-    };
-    // Shorter ones name a transport, or nothing that tells one bridge from another.
-    let words = lines.iter().flat_map(|line| line.split([' ', '\t', '\n', '=', ','])).filter(|word| word.len() > 5);
-    for word in words {
-        text = text.replace(word, "[bridge]");
-    }
-    text
-}
-
-/// What we would have otherwise than Arti's defaults, unless the operator says it, as TOML.
-fn defaults(quota: Option<u64>) -> String {
-    quota.map(|bytes| format!("[system.memory]\nmax = \"{bytes}\"\n")).unwrap_or_default()
-}
-
-/// The part of the configuration that is ours, as TOML.
-fn ours(config: &ArtiConfig) -> Result<String, TorError> {
-    let literal = |path: &Path| {
-        let text = path.to_str().ok_or_else(|| {
-            TorError::Config(format!("the directory {} is not valid UTF-8; choose another", path.display()), None)
-        })?;
-        Ok(toml::Table::from_iter([("literal".to_owned(), toml::Value::from(text))]))
-    };
-    let mut storage = toml::Table::new();
-    storage.insert("state_dir".into(), literal(&config.state_dir)?.into());
-    storage.insert("cache_dir".into(), literal(&config.cache_dir)?.into());
-    let kind = toml::Table::from_iter([("kind".to_owned(), toml::Value::from("ephemeral"))]);
-    let mut keystore = toml::Table::from_iter([("enabled".to_owned(), toml::Value::from(true))]);
-    keystore.insert("primary".into(), kind.into());
-    storage.insert("keystore".into(), keystore.into());
-    Ok(toml::Table::from_iter([("storage".to_owned(), toml::Value::from(storage))]).to_string())
-}
-
 /// Bootstraps the client and then watches it, to the end.
 async fn watch_client(
     shared: Arc<Shared>,
+    mut maker: Maker,
     tor: Arc<TorClient<PreferredRuntime>>,
-    cache_dir: PathBuf,
     bootstrap: watch::Sender<Bootstrap>,
     changes: watch::Sender<u64>,
 ) {
-    let mut progress = tor.bootstrap_events();
-    let tell = |status: BootstrapStatus| {
-        bootstrap.send_modify(|told| (told.fraction, told.message) = (status.as_frac(), in_words(&status)));
-    };
-    let follow = async {
-        while let Some(status) = progress.next().await {
-            tell(status);
+    let (tor, mut progress) = match connect(&shared, &mut maker, tor, &bootstrap).await {
+        Ok(connected) => connected,
+        Err(error) => {
+            let why = error.to_string();
+            bootstrap.send_modify(|told| told.message.clone_from(&why));
+            if let TorError::Files(why) = error {
+                bootstrap.send_modify(|told| told.hopeless = Some(why));
+            }
+            return shared.fail(&why);
         }
-        std::future::pending().await
     };
-    tokio::select! {
-        () = bootstrap_for_ever(&tor, &bootstrap) => {}
-        () = follow => {}
-    }
     let live = match live(&tor) {
         Ok(live) => live,
         Err(e) => return shared.fail(&format!("it came up without its parts: {e}")),
@@ -268,17 +211,20 @@ async fn watch_client(
     drop(tor);
     let netdir = Arc::clone(&live.netdir);
     *shared.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live);
-    bootstrap.send_modify(|told| *told = Bootstrap { fraction: 1.0, ready: true, message: "connected".into() });
+    bootstrap.send_modify(|told| {
+        *told = Bootstrap { fraction: 1.0, ready: true, message: "connected".into(), hopeless: None }
+    });
     changes.send_modify(|count| *count += 1);
     let mut events = netdir.events();
     let mut check = interval(DIRECTORY_CHECK);
     let mut expired = false;
     let mut lateness = Lateness::new(rand::rng().random_range(LATE_LIFETIMES.1));
+    let mut refuses = false;
     loop {
         tokio::select! {
-            Some(status) = progress.next() => tell(status),
+            Some(status) = progress.next() => tell(&bootstrap, &status),
             Some(_) = events.next() => changes.send_modify(|count| *count += 1),
-            _ = check.tick() => {}
+            _ = check.tick() => refuses = on_disk(|| refuses_writes(&maker.cache_dir)),
         }
         match netdir.netdir(Timeliness::Timely) {
             Ok(_) if expired => return shared.fail("the network's directory had expired and is back"),
@@ -288,16 +234,23 @@ async fn watch_client(
         // With an old one a publisher puts descriptors where nobody looks.
         if let Ok(directory) = netdir.netdir(Timeliness::Unchecked) {
             let valid = (directory.lifetime().valid_after(), directory.lifetime().valid_until());
-            if lateness.is_too_much(valid, is_full(&cache_dir), SystemTime::now(), Instant::now()) {
+            if lateness.is_too_much(valid, refuses, SystemTime::now(), Instant::now()) {
                 return shared.fail("the network's directory is not updated any more");
             }
         }
     }
 }
 
-/// Whether the disk of this folder is full, or nearly.
-fn is_full(folder: &Path) -> bool {
-    rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM)
+/// Whether the disk of this folder takes nothing: it is full, or nearly, or refuses a small write for whatever reason (it
+/// was mounted read-only after an error, a quota is used up, the device fails).
+fn refuses_writes(folder: &Path) -> bool {
+    let full = rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM);
+    let probe = || {
+        let mut file = tempfile::tempfile_in(folder)?;
+        file.write_all(&[0; PROBE])?;
+        file.sync_data()
+    };
+    full || probe().is_err()
 }
 
 /// For how long the network's directory has been out of date.
@@ -306,44 +259,82 @@ struct Lateness {
     /// Until when the one in use is valid.
     until: Option<SystemTime>,
     since: Option<Instant>,
-    /// Whether the disk was full while it was in use: then Arti has most likely ended its updates.
-    disk_was_full: bool,
+    /// Whether the disk refused writes while it was in use: then Arti has most likely ended its updates.
+    disk_refused: bool,
     /// How many of its lifetimes are too long, if it was not.
     lifetimes: f64,
 }
 
 impl Lateness {
     fn new(lifetimes: f64) -> Self {
-        Self { until: None, since: None, disk_was_full: false, lifetimes }
+        Self { until: None, since: None, disk_refused: false, lifetimes }
     }
 
     /// Looks at the directory in use and the disk; whether it has been out of date for too long. That is measured by the
     /// monotonic clock: one that was set is no reason to give up.
-    fn is_too_much(&mut self, valid: (SystemTime, SystemTime), full: bool, now: SystemTime, mono: Instant) -> bool {
+    fn is_too_much(&mut self, valid: (SystemTime, SystemTime), refuses: bool, now: SystemTime, mono: Instant) -> bool {
         let (from, until) = valid;
         if self.until.replace(until) != Some(until) {
-            (self.since, self.disk_was_full) = (None, false);
+            (self.since, self.disk_refused) = (None, false);
         }
-        self.disk_was_full |= full;
+        self.disk_refused |= refuses;
         if now <= until {
             self.since = None;
             return false;
         }
-        let lifetimes = if self.disk_was_full { LATE_LIFETIMES.0 } else { self.lifetimes };
+        let lifetimes = if self.disk_refused { LATE_LIFETIMES.0 } else { self.lifetimes };
         let patience = until.duration_since(from).unwrap_or_default().mul_f64(lifetimes);
         mono.duration_since(*self.since.get_or_insert(mono)) >= LATE.max(patience)
     }
 }
 
-/// Ends once the client has bootstrapped.
-async fn bootstrap_for_ever(tor: &TorClient<PreferredRuntime>, bootstrap: &watch::Sender<Bootstrap>) {
+/// Bootstraps the client, with growing pauses, for as long as it takes; gives the one that has bootstrapped, which is a
+/// new one where damaged files had to be set aside. An error if only the operator can mend what is wrong.
+async fn connect(
+    shared: &Shared,
+    maker: &mut Maker,
+    mut tor: Arc<TorClient<PreferredRuntime>>,
+    bootstrap: &watch::Sender<Bootstrap>,
+) -> Result<(Arc<TorClient<PreferredRuntime>>, BootstrapEvents), TorError> {
     let mut pause = RETRY_PAUSE.0;
-    while let Err(e) = tor.bootstrap().await {
-        tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {}", chain(&e));
-        bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {e}"));
-        sleep(pause).await;
-        pause = (pause * 2).min(RETRY_PAUSE.1);
+    loop {
+        let mut progress = tor.bootstrap_events();
+        let follow = async {
+            while let Some(status) = progress.next().await {
+                tell(bootstrap, &status);
+            }
+            std::future::pending().await
+        };
+        let error = tokio::select! {
+            outcome = tor.bootstrap() => match outcome {
+                Ok(()) => None,
+                Err(error) => Some(error),
+            },
+            () = follow => None,
+        };
+        let Some(error) = error else { return Ok((tor, progress)) };
+        let mended = match on_disk(|| maker.salvage.judge(&error, false)) {
+            Verdict::Mended => true,
+            Verdict::Wait => false,
+            Verdict::Hopeless(why) => return Err(why),
+        };
+        if !mended {
+            tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {}", chain(&error));
+            bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {error}"));
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE.1);
+        }
+        // A client that could not make its parts answers with the same error for ever.
+        if mended || tor.dirmgr().is_err() {
+            drop(tor);
+            tor = shared.renew(maker)?;
+        }
     }
+}
+
+/// Passes on how far the client is.
+fn tell(bootstrap: &watch::Sender<Bootstrap>, status: &BootstrapStatus) {
+    bootstrap.send_modify(|told| (told.fraction, told.message) = (status.as_frac(), in_words(status)));
 }
 
 /// The parts of a client that has bootstrapped.
@@ -388,6 +379,18 @@ impl Shared {
     pub(super) fn client(&self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
         let tor = self.tor.read().unwrap_or_else(PoisonError::into_inner).clone();
         tor.ok_or_else(|| TorError::Stopped(self.stopped.get().cloned().unwrap_or_default()))
+    }
+
+    /// Puts a new client in the place of the one that did not come up.
+    fn renew(&self, maker: &mut Maker) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
+        *self.tor.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let tor = on_disk(|| maker.make())?;
+        let mut place = self.tor.write().unwrap_or_else(PoisonError::into_inner);
+        // If it was stopped meanwhile, it stays so.
+        if self.stopped.get().is_none() {
+            *place = Some(Arc::clone(&tor));
+        }
+        Ok(tor)
     }
 
     /// Notes how the building of a circuit went; many failures for want of a vanguard end the client.
@@ -438,39 +441,6 @@ impl Shared {
 mod tests {
     use super::*;
 
-    fn config(toml: &str) -> ArtiConfig {
-        ArtiConfig { toml: toml.into(), state_dir: "/var/lib/a ${b}/state".into(), cache_dir: "/c".into() }
-    }
-
-    #[test]
-    fn the_directories_are_ours_whatever_the_text_says() {
-        let ours = configure(&config("[storage]\nstate_dir = \"/elsewhere\"\n")).unwrap();
-        let same = configure(&config("")).unwrap();
-        assert!(ours == same);
-        assert!(configure(&config("[vanguards]\nmode = \"full\"\n")).unwrap() != same);
-    }
-
-    #[test]
-    fn an_error_about_a_bridge_does_not_name_it() {
-        for line in ["192.0.2.7:443 not-a-fingerprint", "obfs4 192.0.2.777:443 0123456789abcdef cert=c2VjcmV0"] {
-            for toml in [format!("[bridges]\nbridges = [\"{line}\"]\n"), format!("[bridges]\nbridges = \"{line}\"\n")] {
-                let error = configure(&config(&toml)).unwrap_err().to_string();
-                let named = line.split([' ', '=']).find(|word| word.len() > 5 && error.contains(word));
-                assert_eq!(named, None, "{error}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_memory_quota_is_ours_unless_the_operator_sets_it() {
-        assert_eq!(defaults(None), "");
-        let with = |max: &str| configure(&config(&format!("[system.memory]\nmax = \"{max}\"\n"))).unwrap();
-        let ours = configure(&config("")).unwrap();
-        assert!(ours == with(&memory::quota().unwrap().to_string()));
-        assert!(ours != with("auto"), "Arti's own is three quarters of the machine's memory");
-        assert!(with("300 MiB") == with("314572800") && with("300 MiB") != ours);
-    }
-
     #[test]
     fn a_directory_may_be_late_for_a_while_but_not_for_ever() {
         let (from, start) = (SystemTime::UNIX_EPOCH, Instant::now());
@@ -484,7 +454,7 @@ mod tests {
         assert!(!look(3 * 3600 + 1, until, false));
         assert!(!look(9 * 3600, until, false));
         assert!(look(9 * 3600 + 1, until, false));
-        // A new one came, and gets late in turn; meanwhile the disk was full.
+        // A new one came, and gets late in turn; meanwhile the disk refused writes.
         let until = until + Duration::from_secs(9 * 3600);
         assert!(!look(9 * 3600 + 2, until, true));
         assert!(!look(12 * 3600 + 1, until, false));
@@ -494,19 +464,5 @@ mod tests {
         let until = until + Duration::from_secs(6 * 3600);
         assert!(!look(18 * 3600 + 1, until, false));
         assert!(!look(50 * 3600, until, false));
-    }
-
-    #[test]
-    fn a_key_that_arti_does_not_know_is_named() {
-        let error = configure(&config("[path_rules]\nlong_live_ports = [1]\n")).unwrap_err().to_string();
-        assert!(error.contains("path_rules.long_live_ports"), "{error}");
-    }
-
-    #[test]
-    fn a_wrong_value_is_named() {
-        let error = configure(&config("[vanguards]\nmode = \"fool\"\n")).unwrap_err().to_string();
-        assert!(error.contains("vanguards.mode"), "{error}");
-        let error = configure(&config("[vanguards\n")).unwrap_err().to_string();
-        assert!(error.contains("line 1, column 11"), "{error}");
     }
 }

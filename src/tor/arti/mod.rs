@@ -1,6 +1,6 @@
 //! The real engine, on Arti's public crates.
 //!
-//! `client` holds the Tor client and watches it; `dial` and `own_service` use it as it is. The master address has no
+//! `config` reads Arti's configuration, `client` holds the Tor client and watches it; `dial` and `own_service` use it as it is. The master address has no
 //! `tor-hsservice` behind it: `intro_point` makes the points, `introduction` reads what clients send there,
 //! `rendezvous` meets them, `stream` hands their requests over, `directories` puts descriptors where clients look.
 
@@ -18,10 +18,11 @@ use super::{
 };
 use crate::keys::DiscoverySecret;
 
-pub use client::ArtiConfig;
+pub use config::{ArtiConfig, check};
 pub use introduction::{Asked, Unanswerable};
 
 mod client;
+mod config;
 mod dial;
 mod directories;
 pub mod disaster;
@@ -31,6 +32,7 @@ mod keys;
 mod memory;
 mod own_service;
 mod rendezvous;
+mod salvage;
 mod slots;
 mod stream;
 
@@ -63,6 +65,17 @@ impl Drop for ArtiEngine {
     fn drop(&mut self) {
         self.shared.stop("it is no longer used");
     }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text = format!("{text}: {next}");
+        cause = next.source();
+    }
+    text
 }
 
 #[async_trait]

@@ -67,7 +67,7 @@ impl FakeNet {
             world.nodes
         };
         let node = Node { id, dead: CancellationToken::new(), pending: Arc::default(), open: Arc::default() };
-        let ready = Bootstrap { fraction: 1.0, ready: true, message: "done".into() };
+        let ready = Bootstrap { fraction: 1.0, ready: true, message: "done".into(), hopeless: None };
         Arc::new(FakeEngine {
             net: self.clone(),
             node,

@@ -36,7 +36,7 @@ fn dialler(purpose: Purpose) -> Dialler<'static> {
 
 /// Node 0, with its challenge.
 fn listener() -> (Listener, Vec<u8>) {
-    Listener::new(world().nodes[0], world().cluster, NONCE).unwrap()
+    Listener::new(&world().members[0], NONCE).unwrap()
 }
 
 /// Node 3 has been put out.
@@ -93,7 +93,7 @@ pub(crate) fn handshake_seeds() -> Vec<Seed> {
         let revocation = word.map(|word| Box::new(Verified::sign(word, &world().authority).unwrap().unverified()));
         Listener::answer(Some(Refused { why, revocation })).unwrap()
     };
-    let other = Listener::new(world().nodes[0], world().cluster, [6; 32]).unwrap().1;
+    let other = Listener::new(&world().members[0], [6; 32]).unwrap().1;
     vec![
         Seed::good("challenge", seed(0, challenge.clone())),
         Seed::good("mesh", seed(1, dialler(Purpose::Mesh).challenge(&challenge).unwrap())),

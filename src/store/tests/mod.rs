@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 
 use proptest::prelude::*;
 use rand::rng;
@@ -14,6 +14,10 @@ use tempfile::TempDir;
 use super::*;
 use crate::keys::PointSeed;
 use crate::tor::ReplayLog;
+
+mod access;
+mod drafts;
+mod lists;
 
 /// The keys of a cluster, to make state directories of.
 struct Cluster {
@@ -120,34 +124,6 @@ fn what_was_written_is_there_after_opening_again() {
         fs::read_to_string(state(&folder).join("master.pub")).unwrap().lines().nth(1),
         Some(&*cluster.id().to_string())
     );
-}
-
-#[test]
-fn everything_is_for_the_owner_alone() {
-    let (folder, _) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
-    store.add_intro_point(&point(1)).unwrap();
-    let mut dirs = vec![state(&folder)];
-    while let Some(dir) = dirs.pop() {
-        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o700, "{}", dir.display());
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else {
-                assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600, "{}", path.display());
-            }
-        }
-    }
-}
-
-#[test]
-fn a_looser_directory_is_refused_with_the_command_that_mends_it() {
-    let (folder, _) = publisher();
-    fs::set_permissions(state(&folder), fs::Permissions::from_mode(0o755)).unwrap();
-    let error = Store::open(&state(&folder)).unwrap_err();
-    assert!(error.to_string().ends_with(&format!("`chmod 0700 {}`", state(&folder).display())), "{error}");
-    assert!(matches!(Store::create(&state(&folder)), Err(StoreError::Mode { .. })));
 }
 
 #[test]
@@ -317,88 +293,6 @@ fn the_oldest_periods_are_forgotten_but_not_the_one_in_use() {
 }
 
 #[test]
-fn a_redemption_is_never_forgotten() {
-    let (folder, cluster) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
-    store.put_invitations(&[cluster.invitation(1, &[4], false), cluster.invitation(2, &[], false)], 2).unwrap();
-    store.put_invitations(&[cluster.invitation(1, &[], false)], 2).unwrap();
-    assert_eq!(store.invitations().unwrap().len(), 2);
-    assert_eq!(store.invitations().unwrap()[0].redeemed.len(), 1);
-    // Each of the two knows something of its own: both stay until one knows it all.
-    store.put_invitations(&[cluster.invitation(1, &[5], true)], 2).unwrap();
-    assert_eq!(store.invitations().unwrap().len(), 3);
-    store.put_invitations(&[cluster.invitation(1, &[4, 5], true)], 2).unwrap();
-    let kept = store.invitations().unwrap();
-    assert_eq!(kept.len(), 2);
-    assert!(kept.iter().any(|invitation| invitation.revoked && invitation.redeemed.len() == 2));
-}
-
-#[test]
-fn invitations_that_ended_long_ago_make_room() {
-    let (folder, cluster) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
-    let invitation = |number: usize, expires: u64, redeemed: usize| {
-        let mut token = [7; 32];
-        token[..8].copy_from_slice(&number.to_be_bytes());
-        let redeemed = (0..redeemed).map(|node| NodeId::from_public_key([node as u8; 32])).collect();
-        let token = InvitationId::from_public_key(token);
-        let whole = Invitation { token, expires, redeemed, ..(*cluster.invitation(0, &[], false)).clone() };
-        Verified::sign(whole, &cluster.authority).unwrap()
-    };
-    // As many as the cluster itself keeps; each ends a second after the one before.
-    let full: Vec<_> = (0..MAX_INVITATIONS).map(|number| invitation(number, 100 + number as u64, 3)).collect();
-    store.put_invitations(&full, 2).unwrap();
-    let next = [invitation(1000, 1_000_000_000, 0), invitation(1001, 1_000_000_000, 0)];
-    // Used up is not over.
-    assert!(matches!(store.put_invitations(&next, 100), Err(StoreError::TooMany { .. })));
-    assert_eq!(store.invitations().unwrap().len(), MAX_INVITATIONS, "what did not fit has changed nothing");
-    // Those that are over go, the longest first, and no more of them than must.
-    store.put_invitations(&next, 110).unwrap();
-    let kept = store.invitations().unwrap();
-    assert_eq!((kept.len(), kept[0].expires), (MAX_INVITATIONS, 102));
-    store.put_invitations(&[invitation(1002, 1_000_000_000, 0)], 30 * 24 * 3600).unwrap();
-    assert_eq!(store.invitations().unwrap().len(), 3);
-}
-
-#[test]
-fn what_changes_nothing_is_not_written() {
-    let (folder, cluster) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
-    let inode = |name: &str| fs::metadata(state(&folder).join(name)).unwrap().ino();
-    let (members, given) = (store.members().unwrap(), [cluster.invitation(1, &[4], false)]);
-    store.put_invitations(&given, 2).unwrap();
-    let before = (inode("members"), inode("invitations"));
-    store.put_members(&members).unwrap();
-    store.put_invitations(&given, 2).unwrap();
-    store.put_invitations(&[cluster.invitation(1, &[], false)], 2).unwrap();
-    assert_eq!((inode("members"), inode("invitations")), before);
-}
-
-#[test]
-fn revocations_stay_and_only_the_authority_s_are_taken() {
-    let (folder, cluster) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
-    store.put_revocations(&[cluster.revocation(1), cluster.revocation(1)]).unwrap();
-    store.put_revocations(&[cluster.revocation(2)]).unwrap();
-    assert_eq!(store.revocations().unwrap().len(), 2);
-    assert!(matches!(store.put_revocations(&[Cluster::new().revocation(3)]), Err(StoreError::Invalid { .. })));
-    assert!(matches!(
-        store.put_invitations(&[Cluster::new().invitation(1, &[], false)], 2),
-        Err(StoreError::Invalid { .. })
-    ));
-}
-
-#[test]
-fn lists_are_bounded_and_full_ones_leave_the_old_in_place() {
-    let (folder, cluster) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
-    let member = cluster.chain(NodeId::from_public_key([3; 32]), Role::Worker);
-    store.put_members(&vec![member.clone(); MAX_MEMBERS]).unwrap();
-    assert!(matches!(store.put_members(&vec![member; MAX_MEMBERS + 1]), Err(StoreError::TooMany { .. })));
-    assert_eq!(store.members().unwrap().len(), MAX_MEMBERS);
-}
-
-#[test]
 fn the_discovery_key_changes_only_to_a_newer_generation() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
@@ -462,106 +356,6 @@ fn half_written_files_of_a_crash_are_swept() {
     fs::write(&leftover, b"half").unwrap();
     Store::open(&state(&folder)).unwrap();
     assert!(!leftover.exists());
-}
-
-/// Every state a crash of `complete` can leave is one that `open` explains and that the same command finishes.
-#[test]
-fn an_interrupted_beginning_can_be_finished() {
-    let order = [
-        "pending",
-        "node.key",
-        "master.pub",
-        "master.key",
-        "authority.key",
-        "discovery.key",
-        "points.key",
-        "boot",
-        "term",
-        "revisions",
-        "invitations",
-        "revocations",
-        "members",
-    ];
-    for written in 1..=order.len() {
-        let (folder, cluster) = publisher();
-        // The whole directory, less what a crash would not have written yet.
-        fs::remove_file(state(&folder).join("membership")).unwrap();
-        let pending = file::encode(Kind::Pending, cluster.id(), b"founding\n");
-        file::replace(&state(&folder).join("pending"), &pending).unwrap();
-        for name in &order[written..] {
-            fs::remove_file(state(&folder).join(name)).unwrap();
-        }
-        let key = fs::read(state(&folder).join("node.key")).ok();
-        let error = Store::open(&state(&folder)).unwrap_err();
-        assert!(matches!(error, StoreError::Unfinished { .. }), "{error}");
-        assert!(error.to_string().contains("`rustbalance init`"), "{error}");
-        let draft = Store::create(&state(&folder)).unwrap();
-        assert_eq!(draft.begun(), Some((Beginning::Founding, cluster.id())));
-        assert_eq!(draft.master_secret().unwrap().is_some(), written >= 4);
-        cluster.complete(draft, Role::Publisher).unwrap();
-        let store = Store::open(&state(&folder)).unwrap();
-        assert!(key.is_none_or(|key| key == fs::read(state(&folder).join("node.key")).unwrap()));
-        assert_eq!(store.master_secret().unwrap().unwrap().expanded(), cluster.master.expanded());
-        assert!(!state(&folder).join("pending").exists());
-    }
-}
-
-#[test]
-fn another_beginning_starts_over_only_without_a_master_key() {
-    let folder = tempfile::tempdir().unwrap();
-    let (one, two) = (Cluster::new(), Cluster::new());
-    let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, one.id()).unwrap();
-    let first = draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id();
-    assert_eq!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
-    drop(draft);
-    assert!(
-        Store::open(&state(&folder)).unwrap_err().to_string().contains(&format!("`rustbalance join {}`", one.id()))
-    );
-
-    let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, two.id()).unwrap();
-    assert_ne!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
-
-    write_key(&state(&folder), Kind::MasterKey, two.id(), two.master.expanded()).unwrap();
-    let before = snapshot(&folder);
-    let error = draft.begin(Beginning::Founding, one.id()).unwrap_err();
-    assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");
-    assert!(matches!(draft.discard(), Err(StoreError::KeyInTheWay { .. })));
-    assert_eq!(snapshot(&folder), before);
-}
-
-#[test]
-fn a_refused_join_leaves_no_trace() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
-    draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap();
-    fs::write(draft.arti_state_dir().join("guards"), b"x").unwrap();
-    draft.discard().unwrap();
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    // What was there before stays.
-    fs::create_dir(state(&folder)).unwrap();
-    fs::set_permissions(state(&folder), fs::Permissions::from_mode(0o700)).unwrap();
-    fs::write(state(&folder).join("rustbalance.toml"), b"").unwrap();
-    Store::create(&state(&folder)).unwrap().discard().unwrap();
-    assert_eq!(fs::read_dir(state(&folder)).unwrap().count(), 1);
-}
-
-#[test]
-fn a_refused_join_removes_nothing_that_it_did_not_make() {
-    let folder = tempfile::tempdir().unwrap();
-    let made_before = state(&folder).join("arti/state");
-    fs::create_dir_all(&made_before).unwrap();
-    for dir in [state(&folder), state(&folder).join("arti"), made_before.clone()] {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
-    }
-    fs::write(made_before.join("guards"), b"somebody's own").unwrap();
-    let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
-    draft.discard().unwrap();
-    assert_eq!(fs::read(made_before.join("guards")).unwrap(), b"somebody's own");
-    assert!(!state(&folder).join("arti/cache").exists() && !state(&folder).join("pending").exists());
 }
 
 #[test]

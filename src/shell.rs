@@ -1,0 +1,29 @@
+//! Text that can be pasted into a shell.
+
+use std::path::Path;
+
+/// A word for a shell, quoted where it needs it.
+pub(crate) fn word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// A path for a shell, quoted where it needs it.
+pub(crate) fn path(path: &Path) -> String {
+    word(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_paths_can_be_pasted() {
+        assert_eq!(word("/var/lib/rb"), "/var/lib/rb");
+        assert_eq!(word(""), "''");
+        assert_eq!(path(Path::new("/a b/it's")), r"'/a b/it'\''s'");
+    }
+}

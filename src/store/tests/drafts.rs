@@ -1,0 +1,105 @@
+//! State directories in the making.
+
+use std::fs;
+
+use super::*;
+
+/// Every state a crash of `complete` can leave is one that `open` explains and that the same command finishes.
+#[test]
+fn an_interrupted_beginning_can_be_finished() {
+    let order = [
+        "pending",
+        "node.key",
+        "master.pub",
+        "master.key",
+        "authority.key",
+        "discovery.key",
+        "points.key",
+        "boot",
+        "term",
+        "revisions",
+        "invitations",
+        "revocations",
+        "members",
+    ];
+    for written in 1..=order.len() {
+        let (folder, cluster) = publisher();
+        // The whole directory, less what a crash would not have written yet.
+        fs::remove_file(state(&folder).join("membership")).unwrap();
+        let pending = file::encode(Kind::Pending, cluster.id(), b"founding\n");
+        file::replace(&state(&folder).join("pending"), &pending).unwrap();
+        for name in &order[written..] {
+            fs::remove_file(state(&folder).join(name)).unwrap();
+        }
+        let key = fs::read(state(&folder).join("node.key")).ok();
+        let error = Store::open(&state(&folder)).unwrap_err();
+        assert!(matches!(error, StoreError::Unfinished { .. }), "{error}");
+        assert!(error.to_string().contains("`rustbalance init`"), "{error}");
+        let draft = Store::create(&state(&folder)).unwrap();
+        assert_eq!(draft.begun(), Some((Beginning::Founding, cluster.id())));
+        assert_eq!(draft.master_secret().unwrap().is_some(), written >= 4);
+        cluster.complete(draft, Role::Publisher).unwrap();
+        let store = Store::open(&state(&folder)).unwrap();
+        assert!(key.is_none_or(|key| key == fs::read(state(&folder).join("node.key")).unwrap()));
+        assert_eq!(store.master_secret().unwrap().unwrap().expanded(), cluster.master.expanded());
+        assert!(!state(&folder).join("pending").exists());
+    }
+}
+
+#[test]
+fn another_beginning_starts_over_only_without_a_master_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (Cluster::new(), Cluster::new());
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, one.id()).unwrap();
+    let first = draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id();
+    assert_eq!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
+    drop(draft);
+    assert!(
+        Store::open(&state(&folder)).unwrap_err().to_string().contains(&format!("`rustbalance join {}`", one.id()))
+    );
+
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, two.id()).unwrap();
+    assert_ne!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
+
+    write_key(&state(&folder), Kind::MasterKey, two.id(), two.master.expanded()).unwrap();
+    let before = snapshot(&folder);
+    let error = draft.begin(Beginning::Founding, one.id()).unwrap_err();
+    assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");
+    assert!(matches!(draft.discard(), Err(StoreError::KeyInTheWay { .. })));
+    assert_eq!(snapshot(&folder), before);
+}
+
+#[test]
+fn a_refused_join_leaves_no_trace() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
+    draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap();
+    fs::write(draft.arti_state_dir().join("guards"), b"x").unwrap();
+    draft.discard().unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    // What was there before stays.
+    fs::create_dir(state(&folder)).unwrap();
+    fs::set_permissions(state(&folder), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(state(&folder).join("rustbalance.toml"), b"").unwrap();
+    Store::create(&state(&folder)).unwrap().discard().unwrap();
+    assert_eq!(fs::read_dir(state(&folder)).unwrap().count(), 1);
+}
+
+#[test]
+fn a_refused_join_removes_nothing_that_it_did_not_make() {
+    let folder = tempfile::tempdir().unwrap();
+    let made_before = state(&folder).join("arti/state");
+    fs::create_dir_all(&made_before).unwrap();
+    for dir in [state(&folder), state(&folder).join("arti"), made_before.clone()] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    fs::write(made_before.join("guards"), b"somebody's own").unwrap();
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
+    draft.discard().unwrap();
+    assert_eq!(fs::read(made_before.join("guards")).unwrap(), b"somebody's own");
+    assert!(!state(&folder).join("arti/cache").exists() && !state(&folder).join("pending").exists());
+}

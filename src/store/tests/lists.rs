@@ -1,0 +1,105 @@
+//! What the authority has signed, and other lists.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+
+#[test]
+fn a_redemption_is_never_forgotten() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[4], false), cluster.invitation(2, &[], false)], 2).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[], false)], 2).unwrap();
+    assert_eq!(store.invitations().unwrap().len(), 2);
+    assert_eq!(store.invitations().unwrap()[0].redeemed.len(), 1);
+    // Each of the two knows something of its own: both stay until one knows it all.
+    store.put_invitations(&[cluster.invitation(1, &[5], true)], 2).unwrap();
+    assert_eq!(store.invitations().unwrap().len(), 3);
+    store.put_invitations(&[cluster.invitation(1, &[4, 5], true)], 2).unwrap();
+    let kept = store.invitations().unwrap();
+    assert_eq!(kept.len(), 2);
+    assert!(kept.iter().any(|invitation| invitation.revoked && invitation.redeemed.len() == 2));
+}
+
+#[test]
+fn invitations_that_ended_long_ago_make_room() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let invitation = |number: usize, expires: u64, redeemed: usize| {
+        let mut token = [7; 32];
+        token[..8].copy_from_slice(&number.to_be_bytes());
+        let redeemed = (0..redeemed).map(|node| NodeId::from_public_key([node as u8; 32])).collect();
+        let token = InvitationId::from_public_key(token);
+        let whole = Invitation { token, expires, redeemed, ..(*cluster.invitation(0, &[], false)).clone() };
+        Verified::sign(whole, &cluster.authority).unwrap()
+    };
+    // As many as the cluster itself keeps; each ends a second after the one before.
+    let full: Vec<_> = (0..MAX_INVITATIONS).map(|number| invitation(number, 100 + number as u64, 3)).collect();
+    store.put_invitations(&full, 2).unwrap();
+    let next = [invitation(1000, 1_000_000_000, 0), invitation(1001, 1_000_000_000, 0)];
+    // Used up is not over.
+    assert!(matches!(store.put_invitations(&next, 100), Err(StoreError::TooMany { .. })));
+    assert_eq!(store.invitations().unwrap().len(), MAX_INVITATIONS, "what did not fit has changed nothing");
+    // Those that are over go, the longest first, and no more of them than must.
+    store.put_invitations(&next, 110).unwrap();
+    let kept = store.invitations().unwrap();
+    assert_eq!((kept.len(), kept[0].expires), (MAX_INVITATIONS, 102));
+    store.put_invitations(&[invitation(1002, 1_000_000_000, 0)], 30 * 24 * 3600).unwrap();
+    assert_eq!(store.invitations().unwrap().len(), 3);
+}
+
+#[test]
+fn what_changes_nothing_is_not_written() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let inode = |name: &str| fs::metadata(state(&folder).join(name)).unwrap().ino();
+    let (members, given) = (store.members().unwrap(), [cluster.invitation(1, &[4], false)]);
+    store.put_invitations(&given, 2).unwrap();
+    let before = (inode("members"), inode("invitations"));
+    store.put_members(&members).unwrap();
+    store.put_invitations(&given, 2).unwrap();
+    store.put_invitations(&[cluster.invitation(1, &[], false)], 2).unwrap();
+    assert_eq!((inode("members"), inode("invitations")), before);
+}
+
+#[test]
+fn revocations_stay() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    store.put_revocations(&[cluster.revocation(1), cluster.revocation(1)]).unwrap();
+    store.put_revocations(&[cluster.revocation(2)]).unwrap();
+    assert_eq!(store.revocations().unwrap().len(), 2);
+}
+
+/// A hostile publisher can certify a second authority; what that one has signed must not keep the rest off the disk.
+#[test]
+fn entries_of_another_authority_are_skipped_and_the_others_written_and_read() {
+    let (folder, cluster) = publisher();
+    let foreign = Cluster { master: cluster.master.duplicate(), ..Cluster::new() };
+    let revoked = |store: &Store| store.revocations().unwrap().iter().map(|it| it.node).collect::<Vec<_>>();
+    let node = |number| NodeId::from_public_key([number; 32]);
+    let store = Store::open(&state(&folder)).unwrap();
+    store.put_revocations(&[foreign.revocation(1), cluster.revocation(1), foreign.revocation(2)]).unwrap();
+    store.put_revocations(&[cluster.revocation(3), foreign.revocation(4)]).unwrap();
+    store.put_invitations(&[foreign.invitation(1, &[], false), cluster.invitation(2, &[], false)], 2).unwrap();
+    assert_eq!((revoked(&store), store.invitations().unwrap().len()), (vec![node(1), node(3)], 1));
+    // As an older version may have left the file.
+    let list = [foreign.revocation(1), cluster.revocation(3)].map(|entry| entry.unverified());
+    let bytes = file::encode(Kind::Revocations, cluster.id(), &codec::encode(&list).unwrap());
+    file::replace(&state(&folder).join("revocations"), &bytes).unwrap();
+    drop(store);
+    let store = Store::open(&state(&folder)).unwrap();
+    store.put_revocations(&[cluster.revocation(5)]).unwrap();
+    assert_eq!(revoked(&store), [node(3), node(5)]);
+}
+
+#[test]
+fn lists_are_bounded_and_full_ones_leave_the_old_in_place() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let member = cluster.chain(NodeId::from_public_key([3; 32]), Role::Worker);
+    store.put_members(&vec![member.clone(); MAX_MEMBERS]).unwrap();
+    assert!(matches!(store.put_members(&vec![member; MAX_MEMBERS + 1]), Err(StoreError::TooMany { .. })));
+    assert_eq!(store.members().unwrap().len(), MAX_MEMBERS);
+}

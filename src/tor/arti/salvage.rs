@@ -1,0 +1,205 @@
+//! What Arti keeps on disk can all be fetched or made again, so what is damaged there is set aside, logged, and the start
+//! goes on. Each half (state, cache) is set aside as a whole once a process: damage that comes back is the disk's, and ends
+//! the node.
+//!
+//! Arti writes its state without fsync, so a power cut can leave an empty file; and it opens no database that is damaged.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use arti_client::{ErrorKind, HasKind};
+use serde::de::IgnoredAny;
+use tracing::warn;
+
+use super::chain;
+use crate::shell;
+use crate::tor::TorError;
+
+/// Where damaged files go: beside Arti's state and cache. Only the last of each name is kept.
+const ASIDE: &str = "damaged";
+/// Largest state file that is looked at, in bytes; Arti's guards take some ten thousand.
+const MAX_STATE_FILE: u64 = 16 << 20;
+
+/// What to do about an error of Arti's.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// What was damaged is out of the way: start again, with a new client.
+    Mended,
+    /// Not a matter of damaged files, or one that may pass.
+    Wait,
+    /// It stays so until the operator has mended it.
+    Hopeless(TorError),
+}
+
+/// Arti's directories, and what was set aside of them by this process.
+#[derive(Debug)]
+pub(super) struct Salvage {
+    state_dir: PathBuf,
+    cache_dir: PathBuf,
+    state_done: bool,
+    cache_done: bool,
+}
+
+impl Salvage {
+    pub(super) fn new(state_dir: &Path, cache_dir: &Path) -> Self {
+        let (state_dir, cache_dir) = (state_dir.to_owned(), cache_dir.to_owned());
+        Self { state_dir, cache_dir, state_done: false, cache_done: false }
+    }
+
+    /// Before Arti starts: sets each state file aside that is not JSON. Arti replaces none that it cannot read.
+    pub(super) fn sift_state(&self) {
+        for path in self.state_files() {
+            if let Err(error) = read_json(&path) {
+                match self.set_aside(&path) {
+                    Ok(aside) => log_set_aside(&path, &aside, &error),
+                    Err(refused) => warn!(file = %path.display(), %error, %refused, "cannot set a damaged file aside"),
+                }
+            }
+        }
+    }
+
+    /// Judges why no client could be made, or why it could not connect.
+    pub(super) fn judge(&mut self, error: &arti_client::Error, creating: bool) -> Verdict {
+        match error.kind() {
+            ErrorKind::PersistentStateCorrupted => self.mend_state(error),
+            ErrorKind::CacheCorrupted => self.mend_cache(error),
+            // SQLite's words for a file that is no database, and for tables that are not as they should be.
+            ErrorKind::InvalidConfig | ErrorKind::Internal if creating && !self.cache_done => self.mend_cache(error),
+            ErrorKind::FsPermissions => Verdict::Hopeless(TorError::Files(format!(
+                "{}; mend it with `chmod -R go= {}`",
+                chain(error),
+                shell::path(self.arti_dir())
+            ))),
+            _ => Verdict::Wait,
+        }
+    }
+
+    /// JSON that Arti cannot use.
+    fn mend_state(&mut self, error: &arti_client::Error) -> Verdict {
+        if self.state_done {
+            return self.hopeless(error, &self.state_dir);
+        }
+        for path in self.state_files() {
+            match self.set_aside(&path) {
+                Ok(aside) => log_set_aside(&path, &aside, &chain(error)),
+                Err(refused) => return cannot(&path, &refused),
+            }
+        }
+        self.state_done = true;
+        Verdict::Mended
+    }
+
+    fn mend_cache(&mut self, error: &arti_client::Error) -> Verdict {
+        if self.cache_done {
+            return self.hopeless(error, &self.cache_dir);
+        }
+        match self.set_aside(&self.cache_dir).and_then(|aside| {
+            fs::DirBuilder::new().mode(0o700).create(&self.cache_dir)?;
+            Ok(aside)
+        }) {
+            Ok(aside) => log_set_aside(&self.cache_dir, &aside, &chain(error)),
+            Err(refused) => return cannot(&self.cache_dir, &refused),
+        }
+        self.cache_done = true;
+        Verdict::Mended
+    }
+
+    fn hopeless(&self, error: &arti_client::Error, dir: &Path) -> Verdict {
+        Verdict::Hopeless(TorError::Files(format!(
+            "what it keeps in {} was set aside as damaged and is damaged again: {}; check the disk, then remove that \
+             directory",
+            dir.display(),
+            chain(error)
+        )))
+    }
+
+    /// Arti's state files, as far as they can be listed.
+    fn state_files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.state_dir.join("state")).into_iter().flatten().flatten();
+        let json = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "json");
+        entries.map(|entry| entry.path()).filter(json).collect()
+    }
+
+    fn arti_dir(&self) -> &Path {
+        self.state_dir.parent().unwrap_or(&self.state_dir)
+    }
+
+    /// Moves a file or a directory away; where to.
+    fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
+        let folder = self.arti_dir().join(ASIDE);
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
+        let aside = folder.join(path.file_name().unwrap_or(path.as_os_str()));
+        // What was set aside before makes room; a rename over a directory that is not empty would fail.
+        match fs::symlink_metadata(&aside) {
+            Ok(there) if there.is_dir() => fs::remove_dir_all(&aside)?,
+            Ok(_) => fs::remove_file(&aside)?,
+            Err(_) => {}
+        }
+        fs::rename(path, &aside)?;
+        Ok(aside)
+    }
+}
+
+fn log_set_aside(path: &Path, aside: &Path, error: &dyn std::fmt::Display) {
+    warn!(
+        file = %path.display(), aside = %aside.display(), %error,
+        "a damaged file of Tor's is set aside: what was in it is fetched again"
+    );
+}
+
+fn cannot(path: &Path, error: &io::Error) -> Verdict {
+    warn!(file = %path.display(), %error, "cannot set a damaged file aside, will try again");
+    Verdict::Wait
+}
+
+/// Whether a file is JSON, whatever is in it.
+fn read_json(path: &Path) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_STATE_FILE).read_to_end(&mut bytes)?;
+    serde_json::from_slice::<IgnoredAny>(&bytes).map(|_| ()).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arti() -> (tempfile::TempDir, Salvage) {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, cache) = (folder.path().join("state"), folder.path().join("cache"));
+        fs::create_dir_all(state.join("state")).unwrap();
+        fs::create_dir_all(cache.join("dir_blobs")).unwrap();
+        let salvage = Salvage::new(&state, &cache);
+        (folder, salvage)
+    }
+
+    #[test]
+    fn what_is_not_json_is_set_aside_and_what_is_stays() {
+        let (folder, salvage) = arti();
+        let state = folder.path().join("state/state");
+        for round in 0..2 {
+            for (name, content) in [("guards.json", ""), ("cut.json", "{\"a\": [1,"), ("noise.json", "\u{1}\u{2}")] {
+                fs::write(state.join(name), content).unwrap();
+            }
+            fs::write(state.join("good.json"), "{}").unwrap();
+            fs::write(state.join("state.lock"), "").unwrap();
+            fs::create_dir_all(state.join("odd.json")).unwrap();
+            salvage.sift_state();
+            let mut left: Vec<_> =
+                fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            left.sort();
+            assert_eq!(left, ["good.json", "state.lock"], "round {round}");
+        }
+        assert_eq!(fs::read_dir(folder.path().join("damaged")).unwrap().count(), 4, "only the last of each is kept");
+        assert_eq!(fs::read_to_string(folder.path().join("damaged/cut.json")).unwrap(), "{\"a\": [1,");
+    }
+
+    #[test]
+    fn nothing_there_is_nothing_damaged() {
+        let (folder, salvage) = arti();
+        fs::remove_dir_all(folder.path().join("state")).unwrap();
+        salvage.sift_state();
+        assert!(!folder.path().join("damaged").exists());
+    }
+}

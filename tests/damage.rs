@@ -1,0 +1,246 @@
+//! Every file of a state directory, Arti's too, damaged in every way that a power cut or a failing disk has: the daemon
+//! starts and says what it has set aside, or it ends with exit code 4 and names the file and the way out. Never does it try
+//! again and again in silence.
+//!
+//! No network: the one fallback relay that Tor is given is a closed port of this host.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustbalance::store::{Store, StoredIntroPoint};
+use rustbalance::tor::ReplayLog;
+use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::record::{PointNonce, RelayId};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
+/// For the daemon to end, or to answer at its socket.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// For what is said shortly after.
+const MOMENT: Duration = Duration::from_millis(1500);
+/// Daemons at once.
+const PARALLEL: usize = 4;
+/// One test at a time: a process that is being started has, for a moment, what another test has locked.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Tor's configuration: nothing to connect to.
+const NOWHERE: &str = "
+[arti.tor_network]
+fallback_caches = [
+  { rsa_identity = \"0123456789012345678901234567890123456789\", ed_identity = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\", orports = [\"127.0.0.1:9\"] },
+]
+[arti.address_filter]
+allow_local_addrs = true
+";
+
+/// What the daemon did.
+#[derive(Debug)]
+struct Outcome {
+    /// Its exit code; `None` if it answers at its socket.
+    code: Option<i32>,
+    log: String,
+}
+
+/// Runs the daemon until it ends, or answers and has had a moment to say more; then ends it.
+fn run(dir: &Path) -> Outcome {
+    let log_path = dir.with_extension("log");
+    let mut daemon = Command::new(BINARY)
+        .args(["--dir", dir.to_str().unwrap(), "run"])
+        .env_remove("RUSTBALANCE_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(&log_path).unwrap())
+        .spawn()
+        .unwrap();
+    let (start, mut answered) = (Instant::now(), None);
+    let code = loop {
+        if let Some(status) = daemon.try_wait().unwrap() {
+            break Some(status.code().unwrap_or(-1));
+        }
+        if answered.is_none() && UnixStream::connect(dir.join("control.sock")).is_ok() {
+            answered = Some(Instant::now());
+        }
+        let said = fs::read_to_string(&log_path).unwrap().contains("set aside");
+        if answered.is_some_and(|since: Instant| said || since.elapsed() >= MOMENT) {
+            daemon.kill().unwrap();
+            daemon.wait().unwrap();
+            break None;
+        }
+        assert!(start.elapsed() < PATIENCE, "neither ends nor answers: {}", fs::read_to_string(&log_path).unwrap());
+        sleep(Duration::from_millis(20));
+    };
+    let log = fs::read_to_string(&log_path).unwrap();
+    // A socket that a killed daemon left would be taken for an answer.
+    let _ = fs::remove_file(dir.join("control.sock"));
+    Outcome { code, log }
+}
+
+/// The state directory of a node that has run.
+fn node(folder: &Path) -> PathBuf {
+    let dir = folder.join("node");
+    let made = Command::new(BINARY).args(["--dir", dir.to_str().unwrap(), "init", "-q"]).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let config = fs::read_to_string(dir.join("rustbalance.toml")).unwrap();
+    fs::write(dir.join("rustbalance.toml"), config + NOWHERE).unwrap();
+    let store = Store::open(&dir).unwrap();
+    let point = StoredIntroPoint {
+        nonce: PointNonce(FixedBytes([7; 16])),
+        relay: RelayId { rsa: FixedBytes([7; 20]), ed25519: FixedBytes([7; 32]) },
+        created: 7,
+        introductions: 0,
+        max_seconds: 70_000,
+        max_introductions: 20_000,
+        retired: None,
+    };
+    store.add_intro_point(&point).unwrap();
+    let replays = ReplayLog::open(&store.replay_log_path(point.nonce)).unwrap();
+    assert!(replays.is_new(b"an introduction").unwrap());
+    drop(store);
+    let first = run(&dir);
+    assert!(first.code.is_none() && !first.log.contains("set aside"), "{first:?}");
+    // What Arti writes once it has been connected.
+    for (name, json) in [("guards.json", "{}"), ("circuit_timeouts.json", "{}"), ("vanguards.json", "{}")] {
+        let path = dir.join("arti/state/state").join(name);
+        if !path.exists() {
+            fs::write(&path, json).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+    }
+    dir
+}
+
+/// All files below a directory, relative to it.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            match entry.file_type().unwrap() {
+                kind if kind.is_dir() => folders.push(entry.path()),
+                kind if kind.is_file() => found.push(entry.path().strip_prefix(dir).unwrap().to_owned()),
+                _ => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+}
+
+/// Bytes as a failing disk gives them, the same each time.
+fn noise(length: usize) -> Vec<u8> {
+    (0..length as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 | 1).collect()
+}
+
+/// The ways to damage a file, by name.
+fn damages(name: &str, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let mut ways = vec![
+        ("emptied", Vec::new()),
+        ("cut to half", whole[..whole.len() / 2].to_vec()),
+        ("made of noise", noise(whole.len().max(64))),
+    ];
+    if name.ends_with(".json") {
+        ways.push(("of another shape", b"[17]".to_vec()));
+    }
+    if name.ends_with("sqlite3") {
+        assert!(whole.len() > 8192, "the cache is too small to be damaged in its middle");
+        ways.push(("cut to 5000 bytes", whole[..5000].to_vec()));
+        let mut middle = whole[..4096].to_vec();
+        middle.extend(noise(whole.len() - 4096));
+        ways.push(("noise from the second page on", middle));
+    }
+    ways
+}
+
+/// Whether the daemon may start without a word about this file: what people write has no checksum, of a replay log each
+/// whole entry counts for itself, what locks hold means nothing, and an empty database is a new one.
+fn may_pass(path: &Path, how: &str) -> bool {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    name.ends_with(".toml")
+        || name.ends_with(".replays")
+        || name.ends_with("lock")
+        || (name.ends_with("sqlite3") && how == "emptied")
+}
+
+fn check(path: &Path, how: &str, outcome: &Outcome, dir: &Path) -> Result<(), String> {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let of_arti = path.starts_with("arti");
+    let wrong = |what: &str| Err(format!("{} {how}: {what}: {outcome:?}", path.display()));
+    match outcome.code {
+        // SQLite's database goes with the whole cache.
+        None if of_arti && outcome.log.contains("set aside") => {
+            let aside = dir.join("arti/damaged");
+            let there = aside.join(name).exists() || aside.join("cache").join(name).exists();
+            if there { Ok(()) } else { wrong("what was set aside is not there") }
+        }
+        None if may_pass(path, how) => Ok(()),
+        None => wrong("it starts and says nothing"),
+        Some(4) if outcome.log.contains(name) => Ok(()),
+        Some(4) => wrong("the file is not named"),
+        Some(_) => wrong("it ends with another code than 4"),
+    }
+}
+
+#[test]
+fn whatever_is_damaged_is_set_aside_or_named() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let node = node(folder.path());
+    let all = files(&node);
+    for least in ["node.key", "master.key", "membership", "arti/state/state/guards.json", "arti/cache/dir.sqlite3"] {
+        assert!(all.contains(&PathBuf::from(least)), "{least} is not among {all:?}");
+    }
+    let mut cases = Vec::new();
+    for path in &all {
+        let whole = fs::read(node.join(path)).unwrap();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        cases.extend(damages(name, &whole).into_iter().map(|(how, bytes)| (path, how, bytes)));
+    }
+    let cases = Mutex::new(cases.into_iter().enumerate());
+    let wrong = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL {
+            scope.spawn(|| {
+                loop {
+                    let Some((number, (path, how, bytes))) = cases.lock().unwrap().next() else { return };
+                    let dir = folder.path().join(format!("case-{number}"));
+                    copy(&node, &dir);
+                    fs::write(dir.join(path), bytes).unwrap();
+                    let outcome = run(&dir);
+                    if let Err(what) = check(path, how, &outcome, &dir) {
+                        wrong.lock().unwrap().push(what);
+                    }
+                    fs::remove_dir_all(&dir).unwrap();
+                }
+            });
+        }
+    });
+    let wrong = wrong.into_inner().unwrap();
+    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What was set aside does not come back: the next start has nothing to say.
+#[test]
+fn a_start_after_damage_is_like_any_other() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().unwrap();
+    let node = node(folder.path());
+    fs::write(node.join("arti/state/state/guards.json"), "").unwrap();
+    fs::write(node.join("arti/cache/dir.sqlite3"), noise(5000)).unwrap();
+    let outcome = run(&node);
+    assert!(outcome.code.is_none(), "{outcome:?}");
+    assert_eq!(outcome.log.matches("is set aside").count(), 2, "{}", outcome.log);
+    assert!(outcome.log.contains("guards.json") && outcome.log.contains("cache"), "{}", outcome.log);
+    let again = run(&node);
+    assert!(again.code.is_none() && !again.log.contains("set aside"), "{again:?}");
+}
