@@ -106,7 +106,8 @@ fn node(folder: &Path) -> PathBuf {
     let first = run(&dir);
     assert!(first.code.is_none() && !first.log.contains("set aside"), "{first:?}");
     // What Arti writes once it has been connected.
-    for (name, json) in [("guards.json", "{}"), ("circuit_timeouts.json", "{}"), ("vanguards.json", "{}")] {
+    let vanguards = r#"{"l2_vanguards": [], "l3_vanguards": []}"#;
+    for (name, json) in [("guards.json", "{}"), ("circuit_timeouts.json", "{}"), ("vanguards.json", vanguards)] {
         let path = dir.join("arti/state/state").join(name);
         if !path.exists() {
             fs::write(&path, json).unwrap();
@@ -151,6 +152,10 @@ fn damages(name: &str, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ];
     if name.ends_with(".json") {
         ways.push(("of another shape", b"[17]".to_vec()));
+        // Of this one Arti alone can tell that it is not as it should be. It takes any fields in the timeouts.
+        if !name.contains("timeouts") {
+            ways.push(("of other types", br#"{"default": 17, "l2_vanguards": 17, "l3_vanguards": 17}"#.to_vec()));
+        }
     }
     if name.ends_with("sqlite3") {
         assert!(whole.len() > 8192, "the cache is too small to be damaged in its middle");

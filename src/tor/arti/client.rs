@@ -306,10 +306,7 @@ async fn connect(
             std::future::pending().await
         };
         let error = tokio::select! {
-            outcome = tor.bootstrap() => match outcome {
-                Ok(()) => None,
-                Err(error) => Some(error),
-            },
+            outcome = tor.bootstrap() => outcome.err(),
             () = follow => None,
         };
         let Some(error) = error else { return Ok((tor, progress)) };

@@ -4,6 +4,7 @@
 //!
 //! Arti writes its state without fsync, so a power cut can leave an empty file; and it opens no database that is damaged.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
@@ -48,7 +49,7 @@ impl Salvage {
         Self { state_dir, cache_dir, state_done: false, cache_done: false }
     }
 
-    /// Before Arti starts: sets each state file aside that is not JSON. Arti replaces none that it cannot read.
+    /// Before Arti starts: sets each state file aside that is not a JSON object. Arti replaces none that it cannot read.
     pub(super) fn sift_state(&self) {
         for path in self.state_files() {
             if let Err(error) = read_json(&path) {
@@ -154,11 +155,11 @@ fn cannot(path: &Path, error: &io::Error) -> Verdict {
     Verdict::Wait
 }
 
-/// Whether a file is JSON, whatever is in it.
+/// Whether a file is a JSON object, as all of Arti's are, whatever its fields are.
 fn read_json(path: &Path) -> io::Result<()> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(MAX_STATE_FILE).read_to_end(&mut bytes)?;
-    serde_json::from_slice::<IgnoredAny>(&bytes).map(|_| ()).map_err(io::Error::from)
+    serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(&bytes).map(|_| ()).map_err(io::Error::from)
 }
 
 #[cfg(test)]
@@ -179,7 +180,7 @@ mod tests {
         let (folder, salvage) = arti();
         let state = folder.path().join("state/state");
         for round in 0..2 {
-            for (name, content) in [("guards.json", ""), ("cut.json", "{\"a\": [1,"), ("noise.json", "\u{1}\u{2}")] {
+            for (name, content) in [("guards.json", ""), ("cut.json", "{\"a\": [1,"), ("list.json", "[1]")] {
                 fs::write(state.join(name), content).unwrap();
             }
             fs::write(state.join("good.json"), "{}").unwrap();
