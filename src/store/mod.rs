@@ -257,7 +257,10 @@ impl Store {
 
     /// Whether the node was told to take no new clients: [`Store::set_draining`].
     pub fn is_draining(&self) -> Result<bool, StoreError> {
-        Ok(read_payload(&self.dir, Kind::Draining, self.cluster())?.is_some())
+        match read_payload(&self.dir, Kind::Draining, self.cluster())? {
+            Some(payload) if !payload.is_empty() => Err(self.content(Kind::Draining, "it holds more than its header")),
+            found => Ok(found.is_some()),
+        }
     }
 
     /// Stores that the node takes no new clients, or that it takes them again, for the next start.

@@ -24,3 +24,4 @@ mod needles;
 mod secrets;
 mod serving;
 mod support;
+mod wire;

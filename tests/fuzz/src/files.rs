@@ -127,7 +127,7 @@ struct Ground {
 
 /// The files that an input can stand for; `point` and `replays` are in `intro/`. New ones come last, so that the corpus
 /// keeps its meaning.
-const FILES: [&str; 16] = [
+const FILES: [&str; 17] = [
     "pending",
     "node.key",
     "master.pub",
@@ -144,6 +144,7 @@ const FILES: [&str; 16] = [
     "points.key",
     "point",
     "replays",
+    "draining",
 ];
 /// The input is the payload of a file; else it is all of it.
 const PAYLOAD: u8 = 1;
@@ -162,6 +163,7 @@ impl Ground {
         store.put_invitations(&[Verified::sign(world.invitation(3), &authority).unwrap()], NOW).unwrap();
         store.put_revocations(&[Verified::sign(world.revocation(3), &authority).unwrap()]).unwrap();
         store.raise_term(7).unwrap();
+        store.set_draining(true).unwrap();
         store.raise_revision(PERIOD, 9).unwrap();
         let relay = RelayId { rsa: FixedBytes([1; 20]), ed25519: FixedBytes([1; 32]) };
         let point = StoredIntroPoint {

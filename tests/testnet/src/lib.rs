@@ -32,6 +32,7 @@ mod decrypt;
 mod facts;
 mod http;
 mod keys;
+pub mod namespace;
 mod network;
 mod onion;
 mod options;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::client::Warmth;
+use crate::namespace::Namespace;
 use crate::network::Network;
 use crate::site::Site;
 use node::Common;
@@ -60,6 +61,7 @@ impl<'n> Cluster<'n> {
             binary,
             arti: network.base().join("arti.toml"),
             cabled: false,
+            namespace: None,
             log: filters.to_owned(),
         };
         Ok(Self { network, common: Arc::new(common), nodes: Mutex::default(), master: Mutex::default() })
@@ -69,6 +71,16 @@ impl<'n> Cluster<'n> {
     pub fn cabled(mut self) -> Self {
         Arc::make_mut(&mut self.common).cabled = true;
         self
+    }
+
+    /// The same cluster, with all its daemons and commands in a network namespace, from which they reach the relays' ports for
+    /// Tor and their own sites. Before any node is made.
+    pub fn within(mut self, namespace: &Arc<Namespace>) -> Result<Self> {
+        for relay in self.network.relays() {
+            namespace.forward(relay.or_port)?;
+        }
+        Arc::make_mut(&mut self.common).namespace = Some(Arc::clone(namespace));
+        Ok(self)
     }
 
     /// The network it lives on.
@@ -90,7 +102,11 @@ impl<'n> Cluster<'n> {
 
     /// Makes a node that has not joined anything, with its site; not even its state directory exists.
     pub fn vacant(&self, name: &str) -> Result<Arc<Node>> {
-        let node = Arc::new(Node::new(&self.common, name, Site::start(name)?)?);
+        let site = Site::start(name)?;
+        if let Some(namespace) = &self.common.namespace {
+            namespace.forward(site.addr().port())?;
+        }
+        let node = Arc::new(Node::new(&self.common, name, site)?);
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&node));
         Ok(node)
     }

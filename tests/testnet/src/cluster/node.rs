@@ -17,6 +17,7 @@ use super::disk::Disk;
 use super::vitals::Vitals;
 use crate::cable::Cable;
 use crate::keys;
+use crate::namespace::Namespace;
 use crate::process::{self, Exit, STATE};
 use crate::site::Site;
 
@@ -39,8 +40,20 @@ pub(super) struct Common {
     pub(super) arti: PathBuf,
     /// Whether each node's Tor client is behind a cable that can be cut.
     pub(super) cabled: bool,
+    /// The network namespace in which all runs; `None` for the host's.
+    pub(super) namespace: Option<Arc<Namespace>>,
     /// Filters for the daemons' logs, in the form of `tracing`; empty for those of `-vv`.
     pub(super) log: String,
+}
+
+impl Common {
+    /// The command that enters the namespace, before the one to run there; nothing for the host's.
+    fn entry(&self) -> Vec<String> {
+        let enter = |namespace: &Arc<Namespace>| {
+            vec!["nsenter".into(), format!("--net={}", namespace.path().display()), "--".into()]
+        };
+        self.namespace.as_ref().map(enter).unwrap_or_default()
+    }
 }
 
 /// One node; dropped, its daemon is killed.
@@ -197,7 +210,9 @@ impl Node {
         }
         let state = self.state();
         let filter = format!("RUSTBALANCE_LOG={}", self.common.log);
-        let words: [&OsStr; 8] = [
+        let entry = self.common.entry();
+        let mut words: Vec<&OsStr> = entry.iter().map(AsRef::as_ref).collect();
+        words.extend::<[&OsStr; 8]>([
             "env".as_ref(),
             filter.as_ref(),
             READABLE.as_ref(),
@@ -206,7 +221,7 @@ impl Node {
             state.as_os_str(),
             "-vv".as_ref(),
             "run".as_ref(),
-        ];
+        ]);
         let exit = process::launch_program(&self.common.base, &self.folder, &self.common.record, LOG, &words)
             .with_context(|| format!("cannot run {}", self.name))?;
         *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
@@ -278,6 +293,7 @@ impl Node {
         let started = Instant::now();
         let record = &self.common.record;
         let mut child = process::recorded(&self.common.base, &self.folder, record)
+            .args(self.common.entry())
             .arg(&self.common.binary)
             .arg("--dir")
             .arg(self.state())

@@ -1,0 +1,82 @@
+//! What a node opens to others, and what it sends to whom: seen from its network namespace.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use rustbalance_testnet::cluster::{Cluster, Node};
+use rustbalance_testnet::namespace::{Flow, Namespace};
+
+use crate::support::{BINARY, Story, Turn, all_served, network};
+
+/// How long a command may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// A resolver that no machine has (RFC 5737).
+const RESOLVER: (&str, u16) = ("198.51.100.53", 53);
+
+#[test]
+fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
+    let _turn = Turn::take();
+    let mut story = Story::new("wire");
+    if let Some(reason) = Namespace::impossible() {
+        return story.tell(format_args!("skipped, for there can be no network namespace here: {reason}"));
+    }
+    let namespace = Arc::new(Namespace::open().unwrap());
+    let cluster = Cluster::new(network(), BINARY).unwrap().within(&namespace).unwrap();
+    let done = a_cluster_lives(&mut story, &cluster, &namespace);
+    story.ends(done);
+}
+
+/// Nodes are made, join, publish, are linked, serve, and one is evicted and one leaves: all in the namespace.
+fn a_cluster_lives(story: &mut Story, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
+    let before = namespace.listeners()?;
+    let nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
+    all_served(cluster, 3)?;
+    story.tell(format_args!("two nodes are published, linked and serve"));
+
+    let opened: BTreeSet<String> = namespace.listeners()?.difference(&before).cloned().collect();
+    let sites: BTreeSet<String> = nodes.iter().map(|node| forwarded(node.site().addr().port())).collect();
+    let sockets = nodes.iter().map(|node| format!("unix {}", node.state().join("control.sock").display()));
+    ensure!(opened == &sites | &sockets.collect(), "listened on: {opened:?}");
+    let relays: BTreeSet<String> = network().relays().iter().map(|relay| forwarded(relay.or_port)).collect();
+    ensure!(before == relays, "the namespace itself listens on {before:?}");
+    story.tell(format_args!("the nodes listen on nothing but their control sockets"));
+
+    let (alpha, beta) = (&nodes[0], &nodes[1]);
+    alpha.command(&["evict", &beta.status()?.node], "", COMMAND_LIMIT)?.ok("evict")?;
+    alpha.command(&["leave"], "", COMMAND_LIMIT)?.ok("leave")?;
+    only_relays_were_sent_to(story, namespace, &nodes)
+}
+
+fn only_relays_were_sent_to(story: &mut Story, namespace: &Namespace, nodes: &[Arc<Node>]) -> Result<()> {
+    let relays: BTreeSet<u16> = network().relays().iter().map(|relay| relay.or_port).collect();
+    let sites: BTreeSet<u16> = nodes.iter().map(|node| node.site().addr().port()).collect();
+    let between = |flow: &Flow, ports: &BTreeSet<u16>| {
+        flow.device == "lo"
+            && flow.protocol == "tcp"
+            && (flow.source.as_str(), flow.target.as_str()) == ("127.0.0.1", "127.0.0.1")
+            && (ports.contains(&flow.source_port) || ports.contains(&flow.target_port))
+    };
+    // The kernel's own: it looks for routers and neighbours of an interface that comes up.
+    let kernel = |flow: &Flow| flow.protocol == "icmpv6";
+    let seen = namespace.capture()?;
+    ensure!(seen.dropped == 0, "{} packets were not looked at", seen.dropped);
+    let to_relays: u64 = seen.flows.iter().filter(|flow| between(flow, &relays)).map(|flow| flow.packets).sum();
+    let others = seen.flows.iter().filter(|flow| !between(flow, &relays) && !between(flow, &sites) && !kernel(flow));
+    let others: Vec<_> = others.collect();
+    ensure!(others.is_empty(), "sent to others than relays and the nodes' own targets: {others:?}");
+    ensure!(to_relays > 100, "only {to_relays} packets to and from relays were seen");
+
+    namespace.probe(RESOLVER.0, RESOLVER.1)?;
+    let after = namespace.capture()?;
+    let is_probe = |flow: &&Flow| flow.device == "wire" && (flow.target.as_str(), flow.target_port) == RESOLVER;
+    ensure!(after.flows.iter().any(|flow| is_probe(&flow)), "a question to a resolver would not be seen: {after:?}");
+    story.tell(format_args!("all of {to_relays} packets that left the nodes were to or from relays"));
+    Ok(())
+}
+
+/// How `/proc/net/tcp` writes a listener on a port of 127.0.0.1.
+fn forwarded(port: u16) -> String {
+    format!("tcp {:08X}:{port:04X}", u32::from_le_bytes([127, 0, 0, 1]))
+}
