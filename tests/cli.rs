@@ -313,3 +313,69 @@ fn log_filters_that_cannot_be_read_are_an_error() {
     assert_eq!(output.status.code(), Some(1));
     assert!(err.starts_with("error: RUSTBALANCE_LOG=\"rustbalance=loud\" cannot be read"), "{err}");
 }
+
+/// A daemon in a shell that limits its open files; killed when dropped. It finds no Tor network, and needs none to be asked.
+struct Limited(std::process::Child);
+
+impl Limited {
+    fn run(dir: &Path, ulimit: &str, log: &Path) -> Self {
+        let script = format!("{ulimit} && exec \"$0\" \"$@\"");
+        let child = std::process::Command::new("bash")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_rustbalance"), "--dir"])
+            .arg(dir)
+            .arg("run")
+            .env_remove("RUSTBALANCE_LOG")
+            .stderr(std::fs::File::create(log).unwrap())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// The soft and the hard limit, as the kernel has them.
+    fn files(&self) -> Option<(String, String)> {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.0.id())).ok()?;
+        let line = limits.lines().find(|line| line.starts_with("Max open files"))?.to_owned();
+        let mut words = line.split_whitespace().skip(3).map(str::to_owned);
+        Some((words.next()?, words.next()?))
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn within_a_minute<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = std::time::Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed().as_secs() < 60, "never happened: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn run_raises_the_soft_limit_of_open_files_and_says_where_even_the_hard_one_is_too_low() {
+    let home = tempfile::tempdir().unwrap();
+    let (dir, log) = (home.path().join("node"), home.path().join("log"));
+    assert_eq!(run(&dir, &["init"]).code, 0);
+    let log_of = || std::fs::read_to_string(&log).unwrap();
+    let status = || Some(run(&dir, &["status"])).filter(|done| done.code == 0);
+    {
+        let daemon = Limited::run(&dir, "ulimit -Sn 300 && ulimit -Hn 4352", &log);
+        let as_hard = || daemon.files().filter(|(soft, hard)| soft == hard && hard == "4352");
+        within_a_minute("the soft limit is the hard one", as_hard);
+        let shown = within_a_minute("the daemon answers", status).out;
+        assert!(!shown.contains("open files"), "{shown}");
+        assert!(!log_of().contains("open files"), "{}", log_of());
+    }
+    let _daemon = Limited::run(&dir, "ulimit -Sn 300 && ulimit -Hn 1000", &log);
+    let shown = within_a_minute("the daemon answers", status).out;
+    assert!(shown.contains("only 1000 open files are allowed, and [limits] streams needs 4352"), "{shown}");
+    let log = log_of();
+    assert!(log.contains("limit=1000 needed=4352 streams=744"), "{log}");
+}

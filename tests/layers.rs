@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[(&str, u32)] = &[
     ("blocking", 0),
     ("clock", 0),
+    ("descriptors", 0),
     ("keys", 0),
     ("discovery", 1),
     ("frame", 0),

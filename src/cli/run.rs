@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use super::{Context, signals};
 use crate::config::Config;
+use crate::descriptors;
 use crate::node::{self, NodeError};
 use crate::store::{self, Store};
 use crate::systemd;
@@ -28,6 +29,9 @@ pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
     let shutdown = stop_on_signals()?;
     tokio::spawn(systemd::keep_watchdog());
     info!(version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), "starting");
+    if let Err(error) = descriptors::raise() {
+        warn!(%error, "cannot raise the soft limit of open files to the hard one");
+    }
     let store = Store::open(&context.dir).map_err(NodeError::from)?;
     let outcome = node::run(store, config, shutdown).await;
     systemd::stopping();

@@ -57,6 +57,13 @@ fn problems(status: &Status) -> Vec<String> {
     if status.phase == Phase::Draining {
         list.push("this node drains: it takes no new clients until `rustbalance resume`, also after a restart".into());
     }
+    if let Some(allowed) = status.files_allowed.filter(|allowed| *allowed < status.files_needed) {
+        list.push(format!(
+            "only {allowed} open files are allowed, and [limits] streams needs {}: this node serves fewer clients at once; \
+             raise the limit (LimitNOFILE= in the unit, `ulimit -n` in a shell) and restart the daemon",
+            status.files_needed
+        ));
+    }
     for port in status.ports.iter().filter(|port| !port.healthy) {
         let why = port.error.as_deref().unwrap_or("not checked yet");
         list.push(format!("port {}: the target {} does not answer: {why}", port.port, port.target));
@@ -332,6 +339,8 @@ mod tests {
                 round_trip_ms: Some(340),
             }],
             discovery_generation: 1,
+            files_allowed: Some(65_536),
+            files_needed: 4352,
             shut_out: false,
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
@@ -373,6 +382,14 @@ mod tests {
         let stand_in = |relay: &str| StandInStatus { node: "bb".repeat(8), relay: relay.into(), introductions: 4 };
         status.stand_ins = vec![stand_in("$AB"), stand_in("$CD")];
         insta::assert_snapshot!(view(&status, Paint(false)));
+    }
+
+    #[test]
+    fn too_few_open_files_are_a_problem_with_its_numbers() {
+        let with = |files_allowed| problems(&Status { files_allowed, ..well() });
+        assert_eq!((with(None).len(), with(Some(4352)).len()), (0, 0));
+        let problem = with(Some(1024)).join("\n");
+        assert!(problem.contains("only 1024 open files") && problem.contains("needs 4352"), "{problem}");
     }
 
     #[test]

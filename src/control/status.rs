@@ -46,6 +46,12 @@ pub struct Status {
     pub invitations: Vec<InvitationStatus>,
     /// How often the discovery key has been changed, as far as this node has the new ones.
     pub discovery_generation: u32,
+    /// Open files that the system allows the daemon; `None` where there is no limit.
+    #[serde(default)]
+    pub files_allowed: Option<u64>,
+    /// Open files that `[limits]` needs.
+    #[serde(default)]
+    pub files_needed: u64,
     /// True if no member is reached, and at least one is there but accepts none of this node's discovery keys.
     pub shut_out: bool,
 }

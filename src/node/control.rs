@@ -21,6 +21,7 @@ use crate::balance::task::PointStatus;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TokenText, TrafficStatus};
+use crate::descriptors::Descriptors;
 use crate::discovery::Discovery;
 use crate::health::Health;
 use crate::join::{self, Terms};
@@ -52,6 +53,7 @@ pub(super) struct Daemon {
     pub(super) store: Arc<Store>,
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
+    pub(super) descriptors: Descriptors,
     pub(super) running: OnceLock<Running>,
     /// Ends the daemon for good.
     pub(super) leave: CancellationToken,
@@ -215,6 +217,8 @@ impl Daemon {
             links: Vec::new(),
             invitations: Vec::new(),
             discovery_generation: 0,
+            files_allowed: Some(self.descriptors.limit).filter(|limit| *limit < u64::MAX),
+            files_needed: self.descriptors.needed,
             shut_out: false,
         };
         if let Some(running) = self.running.get() {

@@ -30,6 +30,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError};
 use crate::control::ControlError;
+use crate::descriptors::Descriptors;
 use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
@@ -103,10 +104,22 @@ pub async fn run_on(
     config: &Config,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
+    let descriptors = Descriptors::of_process(config.limits.proxy.streams);
+    if !descriptors.suffice() {
+        let Descriptors { limit, needed } = descriptors;
+        warn!(
+            limit,
+            needed,
+            streams = descriptors.streams(),
+            "too few open files are allowed for [limits] streams, so fewer streams are served at once: raise the limit \
+             (LimitNOFILE= in the unit, `ulimit -n` in a shell) or lower streams"
+        );
+    }
     let daemon = Arc::new(Daemon {
         store: Arc::clone(&store),
         started: Instant::now(),
         bootstrap: engine.bootstrap(),
+        descriptors,
         running: OnceLock::new(),
         leave: stop.clone(),
     });

@@ -32,7 +32,7 @@ use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::{DiscoveryPublic, NodeSecret};
 use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, ProxyLimits};
 use crate::publish::task::Publisher;
 use crate::store::Store;
 use crate::systemd;
@@ -210,7 +210,8 @@ impl Parts {
         let mut ready = health.ready();
         ready.mark_changed();
         tasks.spawn("health report", pump(ready, cluster.clone(), Event::Ready));
-        let proxy = Proxy::new(config.ports.clone(), config.limits.proxy.clone());
+        let streams = daemon.descriptors.streams();
+        let proxy = Proxy::new(config.ports.clone(), ProxyLimits { streams, ..config.limits.proxy.clone() });
         let traffic = proxy.traffic();
         let gatekeeper = admitting.map(|publisher| Gatekeeper {
             publisher,

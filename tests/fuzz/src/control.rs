@@ -202,6 +202,8 @@ fn example() -> Status {
             expires: 1_800_000_000,
         }],
         discovery_generation: 0,
+        files_allowed: None,
+        files_needed: 4352,
         shut_out: false,
     }
 }

@@ -1,0 +1,79 @@
+//! Open files: how many the system lets this process have, and how many a node needs.
+//!
+//! Each client's stream is a connection to a target, so an open file. Where there are not enough, nothing of the node works
+//! any more: circuits cannot be built, and nothing can be written to disk. So the soft limit is raised at the start, and no more
+//! streams are served than there are files for.
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Files for all but streams: Tor's connections and databases, links, the control socket, the state directory. Some sixty
+/// are in use at rest, a hundred while circuits are made.
+pub const RESERVE: u64 = 256;
+
+/// Open files that the process may have, and that its configuration needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptors {
+    /// What the system allows; `u64::MAX` where it sets no limit.
+    pub limit: u64,
+    /// What `[limits] streams` needs, with [`RESERVE`].
+    pub needed: u64,
+}
+
+impl Descriptors {
+    /// Those of this process, for so many streams.
+    pub fn of_process(streams: usize) -> Self {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Self { limit, needed: RESERVE.saturating_add(streams as u64) }
+    }
+
+    /// False if there are fewer than needed.
+    pub fn suffice(&self) -> bool {
+        self.limit >= self.needed
+    }
+
+    /// Streams that can be served at once: as many as are configured, or as there are files for. At least an eighth of all
+    /// files, so that a node with very few serves somebody.
+    pub fn streams(&self) -> usize {
+        let wanted = self.needed - RESERVE;
+        let room = self.limit.saturating_sub(RESERVE).max(self.limit / 8).max(1);
+        usize::try_from(wanted.min(room)).unwrap_or(usize::MAX)
+    }
+}
+
+/// Raises the soft limit of this process to the hard one, as any process may.
+///
+/// # Errors
+/// If the system refuses it (a sandbox may).
+pub fn raise() -> Result<(), Errno> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return Ok(());
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_streams_are_served_than_there_are_files_for() {
+        let streams = |limit, streams: u64| Descriptors { limit, needed: RESERVE + streams }.streams();
+        assert_eq!(streams(u64::MAX, 4096), 4096);
+        assert_eq!(streams(4352, 4096), 4096);
+        assert_eq!(streams(1024, 4096), 768);
+        assert_eq!(streams(200, 4096), 25);
+        assert_eq!(streams(0, 4096), 1);
+        assert!(Descriptors { limit: 4352, needed: 4352 }.suffice());
+        assert!(!Descriptors { limit: 4351, needed: 4352 }.suffice());
+    }
+
+    #[test]
+    fn the_soft_limit_becomes_the_hard_one() {
+        let before = getrlimit(Resource::Nofile);
+        raise().unwrap();
+        let after = getrlimit(Resource::Nofile);
+        assert_eq!((after.current, after.maximum), (before.maximum, before.maximum));
+    }
+}
