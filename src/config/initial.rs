@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::read::show;
+use super::read::{show, show_or_never};
 use super::{
     ARTI_FILE_NAME, ClusterConfig, Config, ConfigError, DEFAULT_BURST, FILE_NAME, Limits, NodeConfig, peers, write_new,
 };
@@ -111,8 +111,13 @@ fn tables() -> [(&'static str, Vec<Key>); 4] {
 
 fn limits_keys(limits: &Limits, time: impl Fn(std::time::Duration) -> String) -> Vec<Key> {
     let proxy = &limits.proxy;
+    let or_never = |time| format!("\"{}\"", show_or_never(time));
     vec![
-        ("streams", proxy.streams.to_string(), "Clients' streams open at once, each a connection to a target."),
+        (
+            "streams",
+            proxy.streams.to_string(),
+            "Clients' streams open at once, each a connection to a target: no more than the targets take.",
+        ),
         ("streams_per_circuit", limits.streams_per_circuit.to_string(), "Of these, on one client's circuit."),
         ("open_rendezvous", limits.open_rendezvous.to_string(), "Clients' circuits open at once."),
         ("pending_rendezvous", limits.pending_rendezvous.to_string(), "Clients' circuits in the making at once."),
@@ -120,8 +125,12 @@ fn limits_keys(limits: &Limits, time: impl Fn(std::time::Duration) -> String) ->
         ("introductions_per_second", "25".into(), "Let the relays pass on so many clients a second; off when not set."),
         ("introductions_burst", DEFAULT_BURST.to_string(), "And so many at once. Only with introductions_per_second."),
         ("connect_timeout", time(proxy.connect), "How long connecting to a target may take."),
-        ("idle_timeout", time(proxy.idle), "A stream on which nothing moves for this long is closed."),
-        ("stall_timeout", time(proxy.stall), "A stream of which one side does not read for this long is closed."),
+        (
+            "idle_timeout",
+            or_never(proxy.idle),
+            "A stream on which nothing moves for this long is closed, or \"never\".",
+        ),
+        ("stall_timeout", or_never(proxy.stall), "A stream of which one side does not read for this long, likewise."),
         ("half_closed_timeout", time(proxy.half_closed), "The same once one side has ended and nothing moves."),
     ]
 }

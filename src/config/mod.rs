@@ -339,9 +339,9 @@ fn read_limits(mut section: Section<'_>) -> Result<Limits, Problem> {
     let proxy = ProxyLimits {
         streams,
         connect: time("connect_timeout", seconds(60), default.proxy.connect)?,
-        idle: time("idle_timeout", day, default.proxy.idle)?,
-        stall: time("stall_timeout", day, default.proxy.stall)?,
         half_closed: time("half_closed_timeout", day, default.proxy.half_closed)?,
+        idle: section.duration_or_never("idle_timeout", seconds(1)..=day)?.unwrap_or(default.proxy.idle),
+        stall: section.duration_or_never("stall_timeout", seconds(1)..=day)?.unwrap_or(default.proxy.stall),
     };
     section.finish();
     Ok(Limits {

@@ -144,6 +144,25 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A time as in [`Section::duration`], or `"never"` (also `"off"`), which is `Some(None)`.
+    pub(super) fn duration_or_never(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Duration>,
+    ) -> Result<Option<Option<Duration>>, Problem> {
+        if self.table.get(key).and_then(Value::as_str).is_some_and(|text| matches!(text.trim(), NEVER | "off")) {
+            self.take(key);
+            return Ok(Some(None));
+        }
+        let read = self.duration(key, range).map_err(|problem| match problem {
+            Problem::Value { key, table, problem } => {
+                Problem::Value { key, table, problem: format!("{problem}; or {NEVER:?}") }
+            }
+            other => other,
+        });
+        Ok(read?.map(Some))
+    }
+
     /// Notes the keys that nobody asked for; [`Asked::finish`] tells of them.
     pub(super) fn finish(self) {
         self.asked.unknown.borrow_mut().extend(self.table.into_iter().map(|(key, _)| (self.name.clone(), key)));
@@ -160,7 +179,15 @@ impl<'a> Section<'a> {
     }
 }
 
+/// How a time that never comes is written.
+const NEVER: &str = "never";
+
 /// A time as one writes it in the file.
 pub(super) fn show(time: Duration) -> String {
     humantime::format_duration(time).to_string()
+}
+
+/// The same for a time that may be off.
+pub(super) fn show_or_never(time: Option<Duration>) -> String {
+    time.map_or(NEVER.into(), show)
 }

@@ -146,7 +146,7 @@ fn limits_reach_the_engine_and_the_proxy() {
     ))
     .unwrap();
     assert_eq!(config.limits.proxy.streams, 7);
-    assert_eq!(config.limits.proxy.idle, Duration::from_secs(3900));
+    assert_eq!(config.limits.proxy.idle, Some(Duration::from_secs(3900)));
     let service = config.limits.service_limits();
     assert_eq!(service.streams_per_circuit, 3);
     assert_eq!(service.introductions_per_second, Some((300, 300)));
@@ -176,4 +176,14 @@ proptest! {
     fn any_text_is_read_or_refused(text in "(\\[{0,2}(node|port|arti|limits|cluster)?\\]{0,2}\n?|[a-z_]{1,9} ?= ?[0-9\"a-z:.]{0,9}\n|\\PC{0,9}){0,9}") {
         let _ = parse(&text);
     }
+}
+
+#[test]
+fn idle_and_stalled_streams_are_closed_only_if_the_operator_says_so() {
+    let limits = |keys: &str| parse(&format!("{PORT}[limits]\n{keys}")).unwrap().limits.proxy;
+    assert_eq!((limits("").idle, limits("").stall), (None, None), "as with C tor");
+    assert_eq!(limits("idle_timeout = \"never\"\nstall_timeout = \"off\"\n"), limits(""));
+    let set = limits("idle_timeout = \"30m\"\nstall_timeout = \"2m\"\n");
+    assert_eq!((set.idle, set.stall), (Some(Duration::from_secs(1800)), Some(Duration::from_secs(120))));
+    insta::assert_snapshot!(refused("[limits]\nidle_timeout = \"ever\""), @r#""idle_timeout" in [limits]: cannot be "ever": it is a time from 1s to 1day, with its unit, in quotes; or "never""#);
 }

@@ -181,10 +181,20 @@ impl Connection {
             };
             self.counts.read.add(bytes);
             match frame {
-                Frame::Ping(ping) => self.out.answer(ping),
+                Frame::Ping(ping) => {
+                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now());
+                    self.count(taken);
+                    if taken {
+                        self.out.answer(ping);
+                    }
+                }
                 Frame::Pong(sent) => {
-                    let now = start.elapsed().as_millis() as u64;
-                    self.counts.round_trip.store(now.saturating_sub(sent) + 1, Ordering::Relaxed);
+                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now());
+                    self.count(taken);
+                    if taken {
+                        let now = start.elapsed().as_millis() as u64;
+                        self.counts.round_trip.store(now.saturating_sub(sent) + 1, Ordering::Relaxed);
+                    }
                 }
                 Frame::Gossip(message) => {
                     // A flood is dropped, not answered by closing: the peer would only dial again.

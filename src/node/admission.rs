@@ -18,7 +18,7 @@ use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;
 use crate::store::Store;
-use crate::tor::{BoxStream, Incoming};
+use crate::tor::{BoxStream, Incoming, Rejection};
 
 /// How long after the end of the last invitation the port stays open, in seconds: whoever comes too late, or with a
 /// token that is used up, is told so.
@@ -75,7 +75,7 @@ impl JoinPort {
         let place = self.places.try_acquire();
         if !open || place.is_err() {
             self.count(if open { counted::CROWD } else { counted::CLOSED });
-            incoming.request.reject().await;
+            incoming.request.reject(Rejection::Unavailable).await;
             return;
         }
         match tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {

@@ -155,6 +155,8 @@ pub(super) fn refused_clients(engine: &RefusedCounts, traffic: &Traffic, into: &
         ("introductions_replayed", &engine.replays),
         ("introductions_malformed", &engine.malformed),
         ("introductions_over_limit", &engine.introductions),
+        ("introductions_given_up", &engine.given_up),
+        ("circuits_evicted", &engine.circuits),
         ("circuit_streams_over_limit", &engine.streams),
         ("streams_queue_full", &engine.queue),
     ] {
@@ -180,7 +182,10 @@ pub(super) fn kept_out(counters: MeshCounters) -> [(&'static str, u64); 5] {
 /// What this node's own service has refused to members, by name.
 pub(super) fn refused_members(own: &RefusedCounts) -> [(&'static str, u64); 2] {
     [
-        ("link_circuits_over_limit", own.introductions.load(Ordering::Relaxed)),
+        (
+            "link_circuits_over_limit",
+            [&own.introductions, &own.given_up, &own.circuits].map(|count| count.load(Ordering::Relaxed)).iter().sum(),
+        ),
         ("link_streams_over_limit", own.queue.load(Ordering::Relaxed) + own.streams.load(Ordering::Relaxed)),
     ]
 }

@@ -1,13 +1,13 @@
-//! Copies bytes both ways between a client and the target until one of four things happens: both sides have ended, one
-//! fails, nothing has moved for the idle time, or one side has not taken a byte for the stall time.
+//! Copies bytes both ways between a client and the target until both sides have ended or one fails; where the operator has
+//! set these times, also once nothing has moved for the idle time, or one side has not taken a byte for the stall time.
 //!
 //! Tor streams have no half-close: a client's END closes both ways. Targets do not know that, and neither does the
 //! code on a TCP socket. So the end of one direction is passed on as a shutdown, and the other direction goes on for as
 //! long as it moves within the (shorter) half-close time: a target may finish what it writes, and none can linger.
 
 use std::io;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -16,16 +16,19 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::tor::BoxStream;
 
+/// How much has to pass until it is reported once more that bytes move: each report takes a lock.
+const REPORT: Duration = Duration::from_millis(500);
+
 /// One read: 32 relay cells' worth of payload, so that whole cells go out.
 const BUFFER: usize = 32 * 498;
 
 /// The bounds of one stream's life.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// Nothing has moved either way.
-    pub(super) idle: Duration,
-    /// One side does not take what the other has sent.
-    pub(super) stall: Duration,
+    /// Nothing has moved either way; `None` for no bound.
+    pub(super) idle: Option<Duration>,
+    /// One side does not take what the other has sent; `None` for no bound.
+    pub(super) stall: Option<Duration>,
     /// Nothing has moved since one side ended.
     pub(super) half_closed: Duration,
 }
@@ -45,52 +48,109 @@ pub(super) enum Ended {
     Broken(io::Error),
 }
 
-/// When something last moved, and whether one side has ended.
-struct Activity {
-    last: Mutex<Instant>,
-    half_closed: AtomicBool,
+/// What a stream does, for those who may have to close it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// The client has sent its first bytes.
+    Used,
+    /// Bytes have moved, either way.
+    Moved,
 }
 
-impl Activity {
-    fn touch(&self) {
-        *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    FromClient,
+    ToClient,
+}
+
+/// When something last moved, and whether one side has ended.
+struct Activity<'a> {
+    times: Mutex<Times>,
+    half_closed: AtomicBool,
+    report: &'a (dyn Fn(Sign) + Sync),
+}
+
+struct Times {
+    last: Instant,
+    reported: Instant,
+    used: bool,
+}
+
+impl<'a> Activity<'a> {
+    fn new(report: &'a (dyn Fn(Sign) + Sync)) -> Self {
+        let now = Instant::now();
+        let times = Mutex::new(Times { last: now, reported: now, used: false });
+        Self { times, half_closed: AtomicBool::new(false), report }
+    }
+
+    fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes have moved.
+    fn touch(&self, way: Way) {
+        let now = Instant::now();
+        let sign = {
+            let mut times = self.times();
+            times.last = now;
+            if way == Way::FromClient && !times.used {
+                times.used = true;
+                Some(Sign::Used)
+            } else if now >= times.reported + REPORT {
+                times.reported = now;
+                Some(Sign::Moved)
+            } else {
+                None
+            }
+        };
+        if let Some(sign) = sign {
+            (self.report)(sign);
+        }
+    }
+
+    fn end_one_way(&self) {
+        self.times().last = Instant::now();
+        self.half_closed.store(true, Ordering::Relaxed);
     }
 
     fn last(&self) -> Instant {
-        *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.times().last
     }
 
     /// Returns once nothing has moved for as long as is allowed now.
     async fn watch(&self, bounds: Bounds) -> Ended {
         // Looking again at least this often notices a half-close in time without a channel for it.
-        let beat = bounds.half_closed.min(bounds.idle);
+        let beat = bounds.idle.map_or(bounds.half_closed, |idle| idle.min(bounds.half_closed));
         loop {
             let (limit, ended) = match self.half_closed.load(Ordering::Relaxed) {
-                true => (bounds.half_closed, Ended::HalfClosed),
+                true => (Some(bounds.half_closed), Ended::HalfClosed),
                 false => (bounds.idle, Ended::Idle),
             };
-            let deadline = self.last() + limit;
-            if Instant::now() >= deadline {
+            let look = Instant::now() + beat;
+            let deadline = limit.map(|limit| self.last() + limit);
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return ended;
             }
-            sleep_until(deadline.min(Instant::now() + beat)).await;
+            sleep_until(deadline.map_or(look, |deadline| deadline.min(look))).await;
         }
     }
 }
 
-/// Copies until the stream ends. `from_client` and `to_client` count the bytes delivered.
+/// Copies until the stream ends. `report` hears what it does, at most every half second; `from_client` and `to_client` count the bytes delivered.
 pub(super) async fn copy_both(
     client: BoxStream,
     target: BoxStream,
     bounds: Bounds,
+    report: &(dyn Fn(Sign) + Sync),
     from_client: &AtomicU64,
     to_client: &AtomicU64,
 ) -> Ended {
     let (client_read, client_write) = tokio::io::split(client);
     let (target_read, target_write) = tokio::io::split(target);
-    let activity = Activity { last: Mutex::new(Instant::now()), half_closed: AtomicBool::new(false) };
-    let up = copy_one_way(client_read, target_write, bounds.stall, &activity, from_client);
-    let down = copy_one_way(target_read, client_write, bounds.stall, &activity, to_client);
+    let activity = Activity::new(report);
+    let up = copy_one_way(client_read, target_write, bounds.stall, (&activity, Way::FromClient), from_client);
+    let down = copy_one_way(target_read, client_write, bounds.stall, (&activity, Way::ToClient), to_client);
     tokio::select! {
         done = futures::future::try_join(up, down) => done.err().unwrap_or(Ended::Whole),
         ended = activity.watch(bounds) => ended,
@@ -101,8 +161,8 @@ pub(super) async fn copy_both(
 async fn copy_one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    stall: Duration,
-    activity: &Activity,
+    stall: Option<Duration>,
+    (activity, way): (&Activity<'_>, Way),
     bytes: &AtomicU64,
 ) -> Result<(), Ended> {
     let mut buffer = vec![0; BUFFER];
@@ -122,25 +182,28 @@ async fn copy_one_way(
         if length == 0 {
             break;
         }
-        activity.touch();
+        activity.touch(way);
         let mut rest = buffer.get(..length).unwrap_or_default();
         while !rest.is_empty() {
             let written = within(stall, to.write(rest)).await?;
             if written == 0 {
                 return Err(Ended::Broken(io::ErrorKind::WriteZero.into()));
             }
-            activity.touch();
+            activity.touch(way);
             bytes.fetch_add(written as u64, Ordering::Relaxed);
             rest = rest.get(written..).unwrap_or_default();
         }
         unflushed = true;
     }
-    activity.touch();
-    activity.half_closed.store(true, Ordering::Relaxed);
+    activity.end_one_way();
     within(stall, to.shutdown()).await
 }
 
-/// Bounds a write by the stall time.
-async fn within<T>(stall: Duration, write: impl Future<Output = io::Result<T>>) -> Result<T, Ended> {
-    timeout(stall, write).await.map_err(|_| Ended::Stalled)?.map_err(Ended::Broken)
+/// Bounds a write by the stall time, if there is one.
+async fn within<T>(stall: Option<Duration>, write: impl Future<Output = io::Result<T>>) -> Result<T, Ended> {
+    let written = match stall {
+        Some(stall) => timeout(stall, write).await.map_err(|_| Ended::Stalled)?,
+        None => write.await,
+    };
+    written.map_err(Ended::Broken)
 }

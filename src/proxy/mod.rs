@@ -2,26 +2,29 @@
 //!
 //! One enters with [`Proxy::run`] (a queue of streams) or [`Proxy::serve`] (one). For each stream, the target of its
 //! virtual port is connected **first**; only then is the client told that it is connected, so that a dead target is a
-//! refused stream and not an empty answer. Then bytes go both ways until the stream ends (see `copy`). Everything is
-//! bounded by [`ProxyLimits`]: streams at once, the time to connect, idleness, and how long a side that does not read is
-//! waited for. What was refused is counted by reason.
+//! refused stream and not an empty answer. Then bytes go both ways until the stream ends (see `copy`). Streams at once
+//! are bounded, and which stay when there is no room for all is decided in `plan`. What was refused or closed for that is counted
+//! by reason.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::tor::{Incoming, TorError};
-use copy::{Bounds, Ended, copy_both};
+use crate::tor::{CircuitId, Incoming, Rejection, TorError};
+use copy::{Bounds, Ended, Sign, copy_both};
+use room::{Admitted, Room};
 
 pub use target::{MAX_UNIX_PATH, PortTarget, Target, TargetError};
 
 mod copy;
+mod plan;
+mod room;
 mod target;
 
 /// The longest that telling a client "connected" may take.
@@ -34,10 +37,10 @@ pub struct ProxyLimits {
     pub streams: usize,
     /// How long connecting to a target may take.
     pub connect: Duration,
-    /// A stream on which nothing has moved for this long is closed.
-    pub idle: Duration,
-    /// A stream of which one side has not taken a byte for this long is closed.
-    pub stall: Duration,
+    /// A stream on which nothing has moved for this long is closed; `None`: never, as with C tor, unless others need the room.
+    pub idle: Option<Duration>,
+    /// A stream of which one side has not taken a byte for this long is closed; `None`: never, likewise.
+    pub stall: Option<Duration>,
     /// A stream of which one side has ended and nothing has moved for this long is closed.
     pub half_closed: Duration,
 }
@@ -47,8 +50,8 @@ impl Default for ProxyLimits {
         Self {
             streams: 4096,
             connect: Duration::from_secs(5),
-            idle: Duration::from_secs(30 * 60),
-            stall: Duration::from_secs(2 * 60),
+            idle: None,
+            stall: None,
             half_closed: Duration::from_secs(30),
         }
     }
@@ -69,8 +72,12 @@ pub struct Traffic {
 pub enum Refusal {
     /// No target is configured for its virtual port.
     UnknownPort,
-    /// As many streams as allowed were open.
+    /// As many streams as allowed were open, and none of them could go.
     TooManyStreams,
+    /// While most of the allowed streams were open, its circuit had its share.
+    OverShare,
+    /// It was closed because another needed the room.
+    Evicted,
     /// The target refused, or did not answer in time.
     TargetDown,
     /// Nothing moved for the idle time.
@@ -81,13 +88,23 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them, in the order of `status`.
-    pub const ALL: [Self; 5] = [Self::UnknownPort, Self::TooManyStreams, Self::TargetDown, Self::Idle, Self::Stalled];
+    pub const ALL: [Self; 7] = [
+        Self::UnknownPort,
+        Self::TooManyStreams,
+        Self::OverShare,
+        Self::Evicted,
+        Self::TargetDown,
+        Self::Idle,
+        Self::Stalled,
+    ];
 
     /// The name of its counter in `status`.
     pub fn name(self) -> &'static str {
         match self {
             Self::UnknownPort => "streams_unknown_port",
             Self::TooManyStreams => "streams_over_limit",
+            Self::OverShare => "streams_over_share",
+            Self::Evicted => "streams_evicted",
             Self::TargetDown => "streams_target_down",
             Self::Idle => "streams_idle",
             Self::Stalled => "streams_stalled",
@@ -157,14 +174,14 @@ pub struct Proxy {
 struct Inner {
     ports: Vec<PortTarget>,
     limits: ProxyLimits,
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
     traffic: Arc<Traffic>,
 }
 
 impl Proxy {
     /// A proxy for these virtual ports.
     pub fn new(ports: Vec<PortTarget>, limits: ProxyLimits) -> Self {
-        let room = Arc::new(Semaphore::new(limits.streams.min(Semaphore::MAX_PERMITS)));
+        let room = Arc::new(Room::new(limits.streams));
         Self { inner: Arc::new(Inner { ports, limits, room, traffic: Arc::default() }) }
     }
 
@@ -179,11 +196,11 @@ impl Proxy {
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         while let Some(Some(incoming)) = shutdown.run_until_cancelled(streams.recv()).await {
-            // The permit is taken before the task is made, so the tasks are bounded by it too.
+            // The place is taken before the task is made, so the tasks are bounded by it too.
             // Dropped, a request is rejected: a flood makes no tasks at all.
-            let Some(permit) = self.admit() else { continue };
+            let Some(admitted) = self.admit(incoming.circuit) else { continue };
             let (proxy, cut) = (self.clone(), cut.clone());
-            tasks.spawn(async move { cut.run_until_cancelled(proxy.serve_admitted(incoming, permit)).await });
+            tasks.spawn(async move { cut.run_until_cancelled(proxy.serve_admitted(incoming, admitted)).await });
         }
         streams.close();
         tasks.close();
@@ -196,27 +213,31 @@ impl Proxy {
 
     /// Serves one stream to its end.
     pub async fn serve(&self, incoming: Incoming) {
-        match self.admit() {
-            Some(permit) => self.serve_admitted(incoming, permit).await,
-            None => incoming.request.reject().await,
+        match self.admit(incoming.circuit) {
+            Some(admitted) => self.serve_admitted(incoming, admitted).await,
+            None => incoming.request.reject(Rejection::Unavailable).await,
         }
     }
 
-    fn admit(&self) -> Option<OwnedSemaphorePermit> {
-        let permit = self.inner.room.clone().try_acquire_owned().ok();
-        if permit.is_none() {
-            self.inner.traffic.refuse(Refusal::TooManyStreams);
-        }
-        permit
+    fn admit(&self, circuit: CircuitId) -> Option<Admitted> {
+        self.inner.room.admit(circuit).map_err(|why| self.inner.traffic.refuse(why)).ok()
     }
 
-    async fn serve_admitted(&self, incoming: Incoming, _permit: OwnedSemaphorePermit) {
+    /// Serves a stream until it ends, or until another needs its room.
+    async fn serve_admitted(&self, incoming: Incoming, admitted: Admitted) {
+        let served = self.serve_whole(incoming, &admitted);
+        if admitted.closed().run_until_cancelled(served).await.is_none() {
+            self.inner.traffic.refuse(Refusal::Evicted);
+        }
+    }
+
+    async fn serve_whole(&self, incoming: Incoming, admitted: &Admitted) {
         let Inner { ports, limits, traffic, .. } = &*self.inner;
-        let Incoming { port, request } = incoming;
+        let Incoming { port, request, .. } = incoming;
         let Some(PortTarget { target, .. }) = ports.iter().find(|candidate| candidate.port == port) else {
             traffic.refuse(Refusal::UnknownPort);
             debug!(port, "refused a stream: no target is configured for its port");
-            return request.reject().await;
+            return request.reject(Rejection::Unavailable).await;
         };
         let connected = match timeout(limits.connect, target.connect()).await {
             Ok(connected) => connected.map_err(|error| error.to_string()),
@@ -227,7 +248,7 @@ impl Proxy {
             Err(error) => {
                 traffic.refuse(Refusal::TargetDown);
                 debug!(port, %target, error, "refused a stream: its target cannot be reached");
-                return request.reject().await;
+                return request.reject(Rejection::Refused).await;
             }
         };
         let accepted = timeout(ACCEPT_LIMIT, request.accept()).await;
@@ -239,7 +260,8 @@ impl Proxy {
         };
         let _open = OpenStream::new(traffic);
         let bounds = Bounds { idle: limits.idle, stall: limits.stall, half_closed: limits.half_closed };
-        match copy_both(client, upstream, bounds, &traffic.from_clients, &traffic.to_clients).await {
+        let report = |sign: Sign| admitted.report(sign);
+        match copy_both(client, upstream, bounds, &report, &traffic.from_clients, &traffic.to_clients).await {
             Ended::Whole | Ended::HalfClosed => {}
             Ended::Idle => traffic.refuse(Refusal::Idle),
             Ended::Stalled => traffic.refuse(Refusal::Stalled),

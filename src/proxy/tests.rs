@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::tor::{BoxStream, StreamRequest};
+use crate::tor::{BoxStream, CircuitId, Rejection, StreamRequest};
 
 /// A client's request: tells whether it was accepted, and hands over the stream.
 struct FakeRequest {
@@ -24,25 +24,30 @@ impl StreamRequest for FakeRequest {
         Ok(Box::new(self.stream))
     }
 
-    async fn reject(self: Box<Self>) {
+    async fn reject(self: Box<Self>, _why: Rejection) {
         self.answered.unwrap().send(false).ok();
     }
 }
 
 /// A request for `port`, the client's end, and where the answer is told (an error: dropped unanswered).
 fn request(port: u16) -> (Incoming, DuplexStream, oneshot::Receiver<bool>) {
+    request_on(CircuitId(1), port)
+}
+
+/// The same on this circuit.
+fn request_on(circuit: CircuitId, port: u16) -> (Incoming, DuplexStream, oneshot::Receiver<bool>) {
     let (ours, theirs) = duplex(4096);
     let (answered, answer) = oneshot::channel();
     let request = FakeRequest { stream: theirs, answered: Some(answered) };
-    (Incoming { port, request: Box::new(request) }, ours, answer)
+    (Incoming { port, circuit, request: Box::new(request) }, ours, answer)
 }
 
 fn short() -> ProxyLimits {
     ProxyLimits {
         streams: 2,
         connect: Duration::from_secs(5),
-        idle: Duration::from_secs(60),
-        stall: Duration::from_secs(60),
+        idle: Some(Duration::from_secs(60)),
+        stall: Some(Duration::from_secs(60)),
         half_closed: Duration::from_secs(60),
     }
 }
@@ -121,7 +126,7 @@ async fn a_target_that_lingers_after_the_clients_end_is_cut_off() {
 
 #[tokio::test]
 async fn an_idle_stream_is_closed_and_a_moving_one_is_not() {
-    let (proxy, listener) = tcp_proxy(ProxyLimits { idle: Duration::from_secs(3), ..short() }).await;
+    let (proxy, listener) = tcp_proxy(ProxyLimits { idle: Some(Duration::from_secs(3)), ..short() }).await;
     let (mut client, mut target, served) = open(&proxy, &listener).await;
     for _ in 0..12 {
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -136,7 +141,7 @@ async fn an_idle_stream_is_closed_and_a_moving_one_is_not() {
 
 #[tokio::test]
 async fn a_client_that_never_reads_is_cut_off_and_holds_little() {
-    let (proxy, listener) = tcp_proxy(ProxyLimits { stall: Duration::from_millis(200), ..short() }).await;
+    let (proxy, listener) = tcp_proxy(ProxyLimits { stall: Some(Duration::from_millis(200)), ..short() }).await;
     let (client, mut target, served) = open(&proxy, &listener).await;
     let flood = tokio::spawn(async move {
         let mut sent = 0_u64;
@@ -184,6 +189,44 @@ async fn a_unix_target_is_served() {
     assert_eq!(heard, b"hello");
     drop(client);
     served.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn by_default_an_idle_stream_and_one_that_is_not_read_live_on() {
+    let (proxy, _listener) = tcp_proxy(ProxyLimits::default()).await;
+    let (client, theirs) = duplex(16);
+    let (mut target, targets) = duplex(16);
+    let traffic = proxy.traffic();
+    let bounds = Bounds { idle: None, stall: None, half_closed: Duration::from_secs(30) };
+    let copying = tokio::spawn(async move {
+        copy_both(Box::new(theirs), Box::new(targets), bounds, &|_| {}, &traffic.from_clients, &traffic.to_clients)
+            .await
+    });
+    // More than the client's window and the buffer on the way take: it waits for the client.
+    let page = tokio::spawn(async move { target.write_all(&[7; 40_000]).await });
+    tokio::time::sleep(Duration::from_secs(30 * 24 * 3600)).await;
+    assert!(!copying.is_finished() && !page.is_finished());
+    let mut client = client;
+    let mut body = Vec::new();
+    client.read_to_end(&mut body).await.unwrap();
+    assert_eq!(body.len(), 40_000);
+    drop(client);
+    assert!(matches!(copying.await.unwrap(), Ended::Whole | Ended::HalfClosed), "after a month");
+}
+
+#[tokio::test]
+async fn an_idle_stream_gives_way_and_its_target_with_it() {
+    let (proxy, listener) = tcp_proxy(ProxyLimits { streams: 1, ..short() }).await;
+    let (mut client, mut target, served) = open(&proxy, &listener).await;
+    client.write_all(b"x").await.unwrap();
+    target.read_exact(&mut [0]).await.unwrap();
+    tokio::time::sleep(plan::PATIENCE + Duration::from_millis(100)).await;
+    let _second = open(&proxy, &listener).await;
+    served.await.unwrap();
+    assert_eq!(target.read(&mut [0]).await.unwrap(), 0, "the application's connection is closed too");
+    assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    assert_eq!(proxy.traffic().refused(Refusal::Evicted), 1);
+    assert_eq!(proxy.traffic().count().streams_open, 1);
 }
 
 #[tokio::test]

@@ -14,8 +14,8 @@ use futures::future::join_all;
 use rustbalance::keys::{DiscoverySecret, MasterSecret, NodeSecret, PointSeed};
 use rustbalance::tor::descriptor::{self, PeriodCredentials};
 use rustbalance::tor::{
-    BoxStream, Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, RelayChoice,
-    ReplayLog, ServiceLimits, TorError,
+    BoxStream, Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, Rejection,
+    RelayChoice, ReplayLog, ServiceLimits, TorError,
 };
 use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::{IntroPoint, RelayId};
@@ -338,7 +338,8 @@ pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     echoes(eventually(stage, "a stream after the first has ended", freed).await).await;
 }
 
-/// No more clients than there are places have a circuit; the others are dropped and counted, until a place is free.
+/// No more clients than there are places have a circuit. As long as all are in use the others are dropped and counted; one
+/// that is idle gives way.
 pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceLimits { open_rendezvous: 1, ..owned_limits() });
@@ -349,14 +350,25 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let address = master.master_id().address();
     let guest = async |limit| stage.guest(address, OPEN, limit).await;
     let first = eventually(stage, "the first client", async || guest(stage.patience()).await).await;
-    fails(stage, "a second client", async { guest(stage.short()).await.map(|guest| guest.stream) }).await;
+    let Guest { mut stream, life: _life } = first;
+    let in_use = async {
+        while stream.write_all(b"x").await.is_ok() && stream.flush().await.is_ok() {
+            stream.read_exact(&mut [0]).await.unwrap();
+            sleep(Duration::from_millis(200)).await;
+        }
+        panic!("a circuit in use was closed");
+    };
+    tokio::select! {
+        () = in_use => {}
+        () = fails(stage, "a second client", async { guest(stage.short()).await.map(|guest| guest.stream) }) => {}
+    }
     assert!(limits.refused.introductions.load(Relaxed) >= 1);
-    let Guest { stream, life } = first;
-    echoes(stream).await;
-    drop(life);
     let third = async || guest(stage.short()).await;
-    let Guest { stream, life: _life } = eventually(stage, "a client after the first has gone", third).await;
-    echoes(stream).await;
+    let third = eventually(stage, "a client after the first is idle", third).await;
+    assert!(limits.refused.circuits.load(Relaxed) >= 1);
+    let ended = timeout(stage.patience(), stream.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok(), "the idle client still has its circuit");
+    echoes(third.stream).await;
 }
 
 /// Whoever holds a point learns that its relay is gone.
@@ -465,9 +477,9 @@ async fn visit(stage: &dyn Stage, address: OnionAddress) -> (BoxStream, Arc<dyn 
 /// comes back as it is.
 fn serve(mut incoming: mpsc::Receiver<Incoming>) {
     tokio::spawn(async move {
-        while let Some(Incoming { port, request }) = incoming.recv().await {
+        while let Some(Incoming { port, request, .. }) = incoming.recv().await {
             if port != OPEN {
-                request.reject().await;
+                request.reject(Rejection::Refused).await;
                 continue;
             }
             let Ok(mut stream) = request.accept().await else { continue };

@@ -22,10 +22,12 @@ use tokio::sync::{mpsc, watch};
 
 use crate::keys::{DiscoveryPublic, DiscoverySecret, NodeSecret};
 
+pub use circuits::CircuitId;
 pub use error::TorError;
 pub use replay::{IntroPointKeys, ReplayLog};
 
 pub mod arti;
+mod circuits;
 #[cfg(test)]
 mod conformance;
 pub mod descriptor;
@@ -126,10 +128,12 @@ pub trait Listening: Send + Sync {
     fn reachable(&self) -> watch::Receiver<bool>;
 }
 
-/// A stream a client has asked for and that nobody has answered yet.
+/// A client's stream request that has no answer yet.
 pub struct Incoming {
     /// The virtual port asked for.
     pub port: u16,
+    /// The circuit it came on: streams of one circuit belong to one client.
+    pub circuit: CircuitId,
     /// Answers it.
     pub request: Box<dyn StreamRequest>,
 }
@@ -137,10 +141,21 @@ pub struct Incoming {
 /// The two answers to a stream request. Dropped without one, it is rejected.
 #[async_trait]
 pub trait StreamRequest: Send {
-    /// Accepts: the client is told it is connected.
+    /// Accepts: the client learns that it is connected.
     async fn accept(self: Box<Self>) -> Result<BoxStream, TorError>;
-    /// Rejects (END with reason CONNECTREFUSED).
-    async fn reject(self: Box<Self>);
+    /// Rejects.
+    async fn reject(self: Box<Self>, why: Rejection);
+}
+
+/// What a rejected client learns; C tor 0.4.9 gives the same answer in each case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// The target does not take the connection: END with reason CONNECTREFUSED.
+    Refused,
+    /// No target stands behind the port, or the client has too many streams: END with reason DONE. The circuit stays open, but
+    /// does not live longer for it. C tor does the same unless HiddenServiceAllowUnknownPorts is 1 (its manual says the opposite;
+    /// see `hs_service_set_conn_addr_port` in its source).
+    Unavailable,
 }
 
 /// What makes an introduction point.
@@ -213,6 +228,13 @@ pub struct ServiceLimits {
     pub refused: RefusedCounts,
 }
 
+impl ServiceLimits {
+    /// The bounds on clients' circuits.
+    pub(crate) fn circuits(&self) -> circuits::CircuitBounds {
+        circuits::CircuitBounds { making: self.pending_rendezvous.max(1), open: self.open_rendezvous }
+    }
+}
+
 /// Counters of refusals since start.
 #[derive(Debug, Default)]
 pub struct RefusedCounts {
@@ -222,6 +244,10 @@ pub struct RefusedCounts {
     pub malformed: std::sync::atomic::AtomicU64,
     /// Introductions dropped because a queue or the rendezvous bound was full.
     pub introductions: std::sync::atomic::AtomicU64,
+    /// Clients that were being met and gave way to others, because their rendezvous point did not answer.
+    pub given_up: std::sync::atomic::AtomicU64,
+    /// Open circuits closed to make room for others.
+    pub circuits: std::sync::atomic::AtomicU64,
     /// Streams refused because their circuit had too many.
     pub streams: std::sync::atomic::AtomicU64,
     /// Streams refused because too many waited for the proxy already.

@@ -2,14 +2,15 @@
 //!
 //! A relay (or whoever watches it) can send the same INTRODUCE2 cell again and make us build a circuit for it each
 //! time. Each point therefore remembers a hash of every cell it has answered, in memory and in a file that lives as
-//! long as the point's keys do, so that a restart forgets nothing.
+//! long as the point's keys do, so that a restart forgets nothing. What is remembered is bounded: full, the older half goes,
+//! so that a flood makes a point forget, and never deaf.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sha3::{Digest, Sha3_256};
 
@@ -20,21 +21,66 @@ const ENTRY: usize = 16;
 /// Most introductions remembered at one point: twice as many as a point sees before another takes its place. What a
 /// hostile relay makes us keep, in memory and on disk, ends there.
 const MAX_ENTRIES: usize = 1 << 16;
+/// What is forgotten at once.
+const HALF: usize = MAX_ENTRIES / 2;
 
 /// What was seen at one introduction point.
 pub struct ReplayLog {
     inner: Mutex<Seen>,
 }
 
+type Entry = [u8; ENTRY];
+
 struct Seen {
-    hashes: HashSet<[u8; ENTRY]>,
-    file: Option<File>,
+    /// At most half of all: the older one of two, whole, or nothing yet.
+    older: HashSet<Entry>,
+    /// The newer one, in which there is always room for one more.
+    newer: HashSet<Entry>,
+    file: Option<(PathBuf, File)>,
+}
+
+impl Seen {
+    fn contains(&self, entry: &Entry) -> bool {
+        self.newer.contains(entry) || self.older.contains(entry)
+    }
+
+    /// Adds one that is not there.
+    fn add(&mut self, entry: Entry) -> io::Result<()> {
+        self.newer.insert(entry);
+        let written = match &mut self.file {
+            Some((_, file)) => file.write_all(&entry),
+            None => Ok(()),
+        };
+        if self.newer.len() < HALF {
+            return written;
+        }
+        self.older = std::mem::take(&mut self.newer);
+        if let Some((path, file)) = &mut self.file {
+            *file = rewritten(path, &self.older)?;
+        }
+        Ok(())
+    }
+}
+
+/// Replaces the file by one with these alone, whole or not at all.
+fn rewritten(path: &Path, entries: &HashSet<Entry>) -> io::Result<File> {
+    let bytes: Vec<u8> = entries.iter().flatten().copied().collect();
+    // What a crash leaves under this prefix, the store removes.
+    let mut new = tempfile::Builder::new().prefix(".new-").tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
+    new.write_all(&bytes)?;
+    new.persist(path)?;
+    open(path)
+}
+
+/// Opens the file to read all and to add to its end; made (0600) if missing.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
 }
 
 impl ReplayLog {
     /// One that lives in memory alone.
     pub fn ephemeral() -> Self {
-        Self { inner: Mutex::new(Seen { hashes: HashSet::new(), file: None }) }
+        Self { inner: Mutex::new(Seen { older: HashSet::new(), newer: HashSet::new(), file: None }) }
     }
 
     /// The one in this file, made (0600) if missing. An entry cut short by a crash is dropped. Where the disk refuses
@@ -43,8 +89,7 @@ impl ReplayLog {
     /// # Errors
     /// If what is there cannot be read.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let writable = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path);
-        let (mut source, file) = match writable {
+        let (mut source, file) = match open(path) {
             Ok(file) => (file.try_clone()?, Some(file)),
             Err(error) => {
                 tracing::warn!(
@@ -65,35 +110,54 @@ impl ReplayLog {
         {
             file.set_len(whole as u64)?;
         }
-        let hashes = bytes[..whole].as_chunks::<ENTRY>().0.iter().copied().collect();
-        Ok(Self { inner: Mutex::new(Seen { hashes, file }) })
+        let entries = bytes[..whole].as_chunks::<ENTRY>().0;
+        // Whole halves first: the last of them is the older one, what follows is the newer one.
+        let (halves, newer) = entries.as_chunks::<HALF>();
+        let older = halves.last().map(|half| half.iter().copied().collect()).unwrap_or_default();
+        let newer = newer.iter().copied().collect();
+        Ok(Self { inner: Mutex::new(Seen { older, newer, file: file.map(|file| (path.to_owned(), file)) }) })
     }
 
-    /// Notes the encrypted body of an INTRODUCE2 cell; `Ok(false)` if it was seen before, or if the log is full: then
-    /// nothing is new. An error means that it could not be written down: it is remembered in memory all the same.
+    /// Whether this encrypted body of an INTRODUCE2 cell is remembered.
+    pub fn has_seen(&self, body: &[u8]) -> bool {
+        self.seen().contains(&entry(body))
+    }
+
+    /// Notes the encrypted body of an INTRODUCE2 cell; `Ok(false)` if it is remembered already.
+    ///
+    /// # Errors
+    /// If it could not be written down. It is remembered in memory all the same.
     pub fn is_new(&self, body: &[u8]) -> io::Result<bool> {
-        let digest = Sha3_256::new().chain_update(b"rustbalance introduction v1\0").chain_update(body).finalize();
-        let mut entry = [0; ENTRY];
-        entry.copy_from_slice(&digest[..ENTRY]);
-        let mut seen = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if seen.hashes.len() >= MAX_ENTRIES || !seen.hashes.insert(entry) {
+        let entry = entry(body);
+        let mut seen = self.seen();
+        if seen.contains(&entry) {
             return Ok(false);
         }
-        match &mut seen.file {
-            Some(file) => file.write_all(&entry).map(|()| true),
-            None => Ok(true),
-        }
+        seen.add(entry).map(|()| true)
     }
 
     /// How many introductions it remembers.
     pub fn len(&self) -> usize {
-        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner).hashes.len()
+        let seen = self.seen();
+        seen.older.len() + seen.newer.len()
     }
 
     /// True if it remembers none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is kept of one cell.
+fn entry(body: &[u8]) -> Entry {
+    let digest = Sha3_256::new().chain_update(b"rustbalance introduction v1\0").chain_update(body).finalize();
+    let mut entry = [0; ENTRY];
+    entry.copy_from_slice(&digest[..ENTRY]);
+    entry
 }
 
 /// All that a point is besides its relay: its secrets and what it has seen.
@@ -124,9 +188,20 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_fills_it_and_no_more() {
-        let log = ReplayLog::ephemeral();
-        let answered = (0..MAX_ENTRIES as u64 + 100).filter(|n| log.is_new(&n.to_be_bytes()).unwrap()).count();
-        assert_eq!((answered, log.len()), (MAX_ENTRIES, MAX_ENTRIES));
+    fn a_flood_makes_it_forget_the_oldest_and_never_deaf() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("replay");
+        let log = ReplayLog::open(&path).unwrap();
+        let all = MAX_ENTRIES as u64 + 100;
+        assert!((0..all).all(|n| log.is_new(&n.to_be_bytes()).unwrap()));
+        let remembers = |log: &ReplayLog| {
+            assert!((HALF as u64..all).all(|n| log.has_seen(&n.to_be_bytes())), "the newer half is remembered");
+            assert!((0..HALF as u64).all(|n| !log.has_seen(&n.to_be_bytes())), "the oldest are forgotten");
+            assert_eq!(log.len(), HALF + 100);
+        };
+        remembers(&log);
+        drop(log);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), ((HALF + 100) * ENTRY) as u64);
+        remembers(&ReplayLog::open(&path).unwrap());
     }
 }

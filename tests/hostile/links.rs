@@ -143,6 +143,33 @@ async fn a_discovery_key_of_its_own_making_opens_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_pings_is_bounded_as_any_other() {
+    let town = Town::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
+    let mallory = Member::join(&town, Role::Worker).await;
+    let visitors = town.visitors();
+    let alpha = town.named("alpha");
+    let stream = mallory.link(alpha.id, Purpose::Mesh).await.unwrap();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let answers = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+    for ping in [Frame::Ping(1), Frame::Pong(1)] {
+        let before = alpha.refused("link_flood").await;
+        let ping = payload(&ping);
+        for _ in 0..5000 {
+            frame::write(&mut writer, &ping).await.unwrap();
+        }
+        until("most of the flood is refused", async || {
+            let refused = alpha.refused("link_flood").await - before;
+            ensure!(refused > 2000, "{refused} are");
+            Ok(())
+        })
+        .await;
+    }
+    answers.abort();
+    town.healthy().await;
+    visitors.all_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_never_reads_is_let_go() {
     let town = Town::start("[links]\nwrite_timeout = \"1s\"\n").await;
     let mallory = Member::join(&town, Role::Worker).await;

@@ -32,8 +32,8 @@ use super::dial::Dials;
 use super::directories::Directories;
 use super::own_service::Launched;
 use super::salvage::{Salvage, Verdict};
-use super::slots::Slots;
 use crate::blocking::on_disk;
+use crate::tor::circuits::Circuits;
 use crate::tor::{Bootstrap, TorError};
 
 /// What is told at first.
@@ -97,12 +97,10 @@ pub(super) struct Shared {
     /// Ends all tasks.
     pub(super) shutdown: CancellationToken,
     pub(super) tasks: TaskTracker,
-    /// Rendezvous in the making, node-wide.
-    pub(super) pending: Arc<Slots>,
-    /// Rendezvous circuits open, node-wide.
-    pub(super) open: Arc<Slots>,
-    /// Circuits open to the node's own service.
-    pub(super) own: Arc<Slots>,
+    /// The circuits of clients.
+    pub(super) circuits: Arc<Circuits>,
+    /// The circuits of members to the node's own service.
+    pub(super) own: Arc<Circuits>,
     pub(super) dials: Dials,
     pub(super) launched: Launched,
     pub(super) state_dir: PathBuf,
@@ -125,8 +123,7 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
         changes,
         shutdown: CancellationToken::new(),
         tasks: TaskTracker::new(),
-        pending: Arc::default(),
-        open: Arc::default(),
+        circuits: Arc::default(),
         own: Arc::default(),
         dials: Dials::default(),
         launched: Launched::default(),

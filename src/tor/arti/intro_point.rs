@@ -61,6 +61,7 @@ pub(super) async fn open(
         session: HsIntroPtSessionIdKey::from(session.as_ref().verifying_key()),
         encryption,
         replays: Arc::clone(&request.keys.replays),
+        unwritten: Default::default(),
         cached: Mutex::default(),
     };
     let mut choice = request.relay;
@@ -335,15 +336,13 @@ async fn unlisted(netdir: Arc<dyn tor_netdir::NetDirProvider>, relay: RelayId) {
 }
 
 impl Answering {
-    /// Reads introductions one by one and starts a rendezvous for each that is good.
+    /// Reads introductions one by one and starts a rendezvous for each that is good. Nothing here waits for another client.
     async fn run(self, mut queue: mpsc::Receiver<(Introduce2, Instant)>) {
         while let Some((cell, arrived)) = queue.recv().await {
-            let pending = self.shared.pending.take(self.limits.pending_rendezvous.max(1)).await;
-            let open = self.shared.open.try_take(self.limits.open_rendezvous);
-            let (Some(open), true) = (open, arrived.elapsed() < STALE) else {
+            if arrived.elapsed() >= STALE {
                 self.limits.refused.introductions.fetch_add(1, Ordering::Relaxed);
                 continue;
-            };
+            }
             let introduction = match self.read(cell).await {
                 Ok(introduction) => introduction,
                 Err(e) => {
@@ -351,8 +350,10 @@ impl Answering {
                     continue;
                 }
             };
-            let visit = rendezvous::Visit { introduction, arrived, pending, open };
             let (shared, limits) = (Arc::clone(&self.shared), Arc::clone(&self.limits));
+            let at = introduction.waits_at;
+            let Some(place) = shared.circuits.introduce(at, limits.circuits(), &limits.refused) else { continue };
+            let visit = rendezvous::Visit { introduction, arrived, place };
             let task = rendezvous::answer(Arc::clone(&shared), visit, limits, self.streams.clone());
             // Of its own: it outlives the point, and ends with the engine.
             shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(task));
@@ -365,7 +366,8 @@ impl Answering {
         let reading = Arc::clone(&self.reading);
         let read = tokio::task::spawn_blocking(move || reading.read(&cell, &netdir)).await;
         let read = read.map_err(|e| TorError::Invalid("reading an introduction failed".into(), Some(Box::new(e))))?;
-        if !matches!(read, Err(Unanswerable::Replay)) {
+        // What does not decrypt costs its sender nothing, and must not wear the point.
+        if !matches!(read, Err(Unanswerable::Replay | Unanswerable::Handshake(_))) {
             self.introductions.fetch_add(1, Ordering::Relaxed);
         }
         read.map_err(|e| {

@@ -5,6 +5,7 @@
 //! so all that can be are tried: the previous, the current and the next one, and all that the directory names.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustbalance_gossip::id::MasterId;
 use tor_bytes::Reader;
@@ -13,12 +14,14 @@ use tor_cell::relaycell::msg::{Introduce2, Rendezvous1};
 use tor_hscrypto::Subcredential;
 use tor_hscrypto::pk::{HsIntroPtSessionIdKey, HsSvcNtorKeypair};
 use tor_hscrypto::time::TimePeriod;
-use tor_linkspec::{OwnedCircTarget, verbatim::VerbatimLinkSpecCircTarget};
+use tor_linkspec::verbatim::VerbatimLinkSpecCircTarget;
+use tor_linkspec::{CircTarget, HasAddrs, HasRelayIds, OwnedCircTarget};
 use tor_llcrypto::pk::curve25519;
 use tor_netdir::NetDir;
 use tor_proto::client::circuit::handshake::hs_ntor::{self, HsNtorHkdfKeyGenerator};
 use tor_protover::{Protocols, named::FLOWCTRL_CC};
 
+use crate::tor::circuits::RendezvousPoint;
 use crate::tor::{ReplayLog, descriptor};
 
 /// What a point needs to read its introductions.
@@ -31,14 +34,18 @@ pub(super) struct Reading {
     pub(super) encryption: HsSvcNtorKeypair,
     /// What was seen before.
     pub(super) replays: Arc<ReplayLog>,
+    /// Complaints that introductions cannot be remembered on disk.
+    pub(super) unwritten: OnceAMinute,
     /// The subcredentials of the periods they were computed for.
     pub(super) cached: Mutex<(Vec<TimePeriod>, Arc<Vec<Subcredential>>)>,
 }
 
 /// An introduction that could be read.
 pub(super) struct Introduction {
-    /// Where the client waits.
+    /// How to get to where the client waits.
     pub(super) rendezvous_point: VerbatimLinkSpecCircTarget<OwnedCircTarget>,
+    /// Where that is.
+    pub(super) waits_at: RendezvousPoint,
     /// What to send there.
     pub(super) answer: Rendezvous1,
     /// The keys shared with the client.
@@ -93,11 +100,8 @@ impl Asked {
 impl Reading {
     /// Reads one cell. Computes and writes to the replay log: not for the reactor.
     pub(super) fn read(&self, cell: &Introduce2, netdir: &NetDir) -> Result<Introduction, Unanswerable> {
-        match self.replays.is_new(cell.encrypted_body()) {
-            Ok(true) => {}
-            Ok(false) => return Err(Unanswerable::Replay),
-            // Remembered in memory; a full disk is no reason to turn clients away.
-            Err(e) => tracing::warn!("cannot write to the replay log of an introduction point: {e}"),
+        if self.replays.has_seen(cell.encrypted_body()) {
+            return Err(Unanswerable::Replay);
         }
         let subcredentials = self.subcredentials(netdir);
         let (keys, answer, plain) = hs_ntor::server_receive_intro(
@@ -109,12 +113,22 @@ impl Reading {
             cell.encrypted_body(),
         )
         .map_err(|e| Unanswerable::Handshake(Box::new(e)))?;
+        // Only what decrypts is remembered: anybody can make up any number of others.
+        match self.replays.is_new(cell.encrypted_body()) {
+            Ok(true) => {}
+            Ok(false) => return Err(Unanswerable::Replay),
+            // Remembered in memory; a full disk is no reason to turn clients away.
+            Err(error) => self.unwritten.complain(Instant::now(), |times| {
+                tracing::warn!(%error, times, "cannot write to the replay log of an introduction point");
+            }),
+        }
         let Asked { payload, onion_key, capabilities } = Asked::read(&plain)?;
         let rendezvous_point = netdir
             .circ_target_from_verbatim_linkspecs(payload.link_specifiers(), &onion_key)
             .map_err(Unanswerable::RendezvousPoint)?;
+        let waits_at = waits_at(&rendezvous_point, &onion_key, netdir);
         let answer = Rendezvous1::new(*payload.cookie(), answer);
-        Ok(Introduction { rendezvous_point, answer, keys, capabilities })
+        Ok(Introduction { rendezvous_point, waits_at, answer, keys, capabilities })
     }
 
     /// The subcredentials of all periods that a client may be in.
@@ -131,6 +145,20 @@ impl Reading {
     }
 }
 
+/// The relay, and whether it is in the directory just so. A client can make up any number of relays that do not exist, or lead
+/// to where nothing answers: these it cannot have by the thousand.
+fn waits_at(
+    target: &VerbatimLinkSpecCircTarget<OwnedCircTarget>,
+    onion_key: &curve25519::PublicKey,
+    netdir: &NetDir,
+) -> RendezvousPoint {
+    let listed = netdir.by_ids(target).is_some_and(|relay| {
+        let addresses: Vec<_> = relay.addrs().collect();
+        relay.ntor_onion_key() == onion_key && target.addrs().all(|address| addresses.contains(&address))
+    });
+    RendezvousPoint { relay: target.rsa_identity().map_or([0; 20], |id| id.to_bytes()), listed }
+}
+
 /// The current period, its neighbours, and all that the directory names. Each once.
 fn periods(netdir: &NetDir) -> Vec<TimePeriod> {
     let current = netdir.hs_time_period();
@@ -142,6 +170,23 @@ fn periods(netdir: &NetDir) -> Vec<TimePeriod> {
         }
     }
     all
+}
+
+/// Something that strangers can repeat at will, logged once a minute with how often it happened.
+#[derive(Default)]
+pub(super) struct OnceAMinute(Mutex<(Option<Instant>, u64)>);
+
+impl OnceAMinute {
+    /// It happened: logs how often since the last time, unless that is less than a minute ago.
+    fn complain(&self, now: Instant, log: impl FnOnce(u64)) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, times) = &mut *state;
+        *times += 1;
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= Duration::from_secs(60)) {
+            *last = Some(now);
+            log(std::mem::take(times));
+        }
+    }
 }
 
 /// What the client asks for, if we have offered all of it (only congestion control is ever offered in a descriptor).
@@ -157,6 +202,16 @@ mod tests {
     use super::*;
     use tor_cell::relaycell::extend::{CcRequest, CircRequestExt, SubprotocolRequest};
     use tor_protover::named::{RELAY_CRYPT_CGO, RELAY_NTORV3};
+
+    #[test]
+    fn what_strangers_repeat_is_logged_once_a_minute_with_its_count() {
+        let (complaint, start) = (OnceAMinute::default(), Instant::now());
+        let mut logged = Vec::new();
+        for second in 0..150 {
+            complaint.complain(start + Duration::from_secs(second), |times| logged.push((second, times)));
+        }
+        assert_eq!(logged, [(0, 1), (60, 60), (120, 60)]);
+    }
 
     fn payload(extensions: impl IntoIterator<Item = CircRequestExt>) -> IntroduceHandshakePayload {
         let key = OnionKey::NtorOnionKey([1; 32].into());

@@ -33,7 +33,6 @@ mod memory;
 mod own_service;
 mod rendezvous;
 mod salvage;
-mod slots;
 mod stream;
 
 /// Filters, in the form of `tracing`, that leave out what Arti repeats with every circuit while the network cannot be

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -23,10 +22,17 @@ use tor_hsservice::{HsNickname, OnionServiceConfig, RendRequest, RunningOnionSer
 use super::client::Shared;
 use super::{keys, stream};
 use crate::keys::DiscoveryPublic;
+use crate::tor::circuits::{CircuitBounds, Place, RendezvousPoint};
 use crate::tor::{Incoming, Listening, OwnService, RefusedCounts, TorError};
 
 /// Circuits open to the service. Only members can open any, and each needs a few.
 const MOST_CIRCUITS: usize = 1024;
+
+/// The same, as bounds; as many may be in the making.
+const BOUNDS: CircuitBounds = CircuitBounds { making: MOST_CIRCUITS, open: MOST_CIRCUITS };
+
+/// `tor-hsservice` does not say where a member waits, so all are taken alike.
+const ANY_RENDEZVOUS_POINT: RendezvousPoint = RendezvousPoint { relay: [0; 20], listed: true };
 
 /// Streams open on one of them.
 const STREAMS_PER_CIRCUIT: u32 = 64;
@@ -137,23 +143,24 @@ impl Own {
         let stop = self.shared.shutdown.child_token();
         let _circuits_end_with_the_service = stop.clone().drop_guard();
         while let Some(request) = requests.next().await {
-            let Some(place) = self.shared.own.try_take(MOST_CIRCUITS) else {
-                self.refused.introductions.fetch_add(1, Ordering::Relaxed);
+            let Some(place) = self.shared.own.introduce(ANY_RENDEZVOUS_POINT, BOUNDS, &self.refused) else {
                 tracing::debug!("refused a circuit to the node's own service: {MOST_CIRCUITS} are open");
                 continue;
             };
             let own = Arc::clone(&self);
             self.shared.tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-                own.serve(request).await;
-                drop(place);
+                own.serve(request, Arc::new(place)).await;
             }));
         }
     }
 
-    async fn serve(&self, request: RendRequest) {
+    async fn serve(&self, request: RendRequest, place: Arc<Place>) {
         match timeout(ACCEPT_LIMIT, request.accept()).await {
+            Ok(Ok(_)) if !place.met(&self.refused) => {
+                tracing::debug!("refused a circuit to the node's own service: {MOST_CIRCUITS} are open");
+            }
             Ok(Ok(requests)) => {
-                stream::serve(requests, &self.streams, |port| self.ports.contains(&port), &self.refused).await;
+                stream::serve(requests, &self.streams, |port| self.ports.contains(&port), &self.refused, &place).await;
             }
             Ok(Err(e)) => tracing::debug!("could not accept a circuit to the node's own service: {e}"),
             Err(_) => tracing::debug!("accepting a circuit to the node's own service took too long"),

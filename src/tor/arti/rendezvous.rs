@@ -5,7 +5,7 @@
 //! is served for as long as it is used, whatever becomes of the introduction point it came by.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -20,19 +20,9 @@ use tor_proto::stream::{IncomingStreamRequestContext, IncomingStreamRequestDispo
 
 use super::client::Shared;
 use super::introduction::Introduction;
-use super::slots::Slot;
 use super::stream;
+use crate::tor::circuits::{ATTEMPT_LIMIT, MEETING_LIMIT, Place};
 use crate::tor::{Incoming, ServiceLimits, TorError};
-
-/// From the introduction to RENDEZVOUS1. A client that has waited this long has gone.
-const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(30);
-
-/// How often a circuit to the rendezvous point is tried.
-const ATTEMPTS: u32 = 6;
-
-/// Between two of those, times the number of the attempt. Some failures (a guard that was only guessed at) are over at
-/// once.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// A client to be met.
 pub(super) struct Visit {
@@ -40,10 +30,8 @@ pub(super) struct Visit {
     pub(super) introduction: Introduction,
     /// When it said so.
     pub(super) arrived: Instant,
-    /// The place of a rendezvous in the making.
-    pub(super) pending: Slot,
-    /// The place of an open circuit.
-    pub(super) open: Slot,
+    /// The place of its circuit.
+    pub(super) place: Place,
 }
 
 /// Meets one client and serves its circuit to the end.
@@ -53,22 +41,24 @@ pub(super) async fn answer(
     limits: Arc<ServiceLimits>,
     streams: mpsc::Sender<Incoming>,
 ) {
-    let Visit { introduction, arrived, pending, open } = visit;
+    let Visit { introduction, arrived, place } = visit;
+    let place = Arc::new(place);
     let per_circuit = StreamCap { limits: Arc::clone(&limits) };
-    let made = match timeout(RENDEZVOUS_LIMIT, meet(&shared, introduction, per_circuit)).await {
-        Ok(made) => made,
-        Err(_) => Err(TorError::Timeout { what: "meeting a client".into(), limit: RENDEZVOUS_LIMIT }),
+    let made = tokio::select! {
+        () = place.closed().cancelled() => return tracing::debug!("gave up a client that was not met in time"),
+        made = timeout(MEETING_LIMIT, meet(&shared, introduction, per_circuit, &place)) => made,
     };
-    drop(pending);
-    match made {
+    match made.unwrap_or_else(|_| Err(TorError::Timeout { what: "meeting a client".into(), limit: MEETING_LIMIT })) {
         Ok((tunnel, requests)) => {
-            tracing::debug!(after = ?arrived.elapsed(), "met a client");
             let _ends_with_us = Terminating(tunnel);
-            stream::serve(requests, &streams, |_| true, &limits.refused).await;
+            if !place.met(&limits.refused) {
+                return tracing::debug!("met a client, but there is no room for its circuit");
+            }
+            tracing::debug!(after = ?arrived.elapsed(), "met a client");
+            stream::serve(requests, &streams, |_| true, &limits.refused, &place).await;
         }
-        Err(e) => tracing::debug!("could not meet a client at its rendezvous point: {e}"),
+        Err(error) => tracing::debug!(%error, "could not meet a client at its rendezvous point"),
     }
-    drop(open);
 }
 
 /// Closes the circuit with all streams on it, also where the task is aborted.
@@ -85,6 +75,7 @@ async fn meet(
     shared: &Shared,
     introduction: Introduction,
     filter: StreamCap,
+    place: &Place,
 ) -> Result<(ServiceOnionServiceDataTunnel, impl futures::Stream<Item = tor_proto::stream::IncomingStream>), TorError> {
     let live = shared.live()?;
     let failed = |why: &str, e: tor_circmgr::Error| TorError::Unreachable {
@@ -93,7 +84,7 @@ async fn meet(
         source: Some(Box::new(e)),
     };
     let netdir = live.netdir()?;
-    let tunnel = circuit(shared, &live, &introduction).await?;
+    let tunnel = circuit(shared, &live, &introduction, place).await?;
     let last_real_hop = tunnel.last_hop().map_err(|e| failed("the circuit has no last hop", e))?;
     let params = onion_circparams_from_netparams(netdir.params())
         .map_err(|e| failed("the network's parameters make no circuit", e))?;
@@ -120,37 +111,42 @@ async fn meet(
     Ok((tunnel, requests))
 }
 
-/// A circuit to the rendezvous point, within [`ATTEMPTS`].
+/// A circuit to the rendezvous point, in as many attempts as its place allows.
 async fn circuit(
     shared: &Shared,
     live: &super::client::Live,
     introduction: &Introduction,
+    place: &Place,
 ) -> Result<ServiceOnionServiceDataTunnel, TorError> {
-    let mut attempt = 1;
     loop {
         let netdir: Arc<NetDir> = live
             .netdir
             .netdir(Timeliness::Timely)
             .map_err(|e| TorError::NotReady(format!("the network's directory has expired: {e}")))?;
-        match live.pool.get_or_launch_svc_rend(&netdir, introduction.rendezvous_point.clone()).await {
-            Ok(tunnel) => {
+        let started = Instant::now();
+        let launched = live.pool.get_or_launch_svc_rend(&netdir, introduction.rendezvous_point.clone());
+        let error = match timeout(ATTEMPT_LIMIT, launched).await {
+            Ok(Ok(tunnel)) => {
                 shared.note_circuit(Ok(()));
                 return Ok(tunnel);
             }
-            Err(e) => {
-                shared.note_circuit(Err(&e));
-                tracing::trace!(attempt, "no circuit to a rendezvous point: {e}");
-                if attempt == ATTEMPTS {
-                    return Err(TorError::Unreachable {
-                        to: "a client's rendezvous point".into(),
-                        why: format!("no circuit in {ATTEMPTS} attempts, the last one: {e}"),
-                        source: Some(Box::new(e)),
-                    });
+            Ok(Err(error)) => {
+                shared.note_circuit(Err(&error));
+                TorError::Unreachable {
+                    to: "a client's rendezvous point".into(),
+                    why: format!("no circuit to it: {error}"),
+                    source: Some(Box::new(error)),
                 }
             }
+            Err(_) => {
+                TorError::Timeout { what: "a circuit to a client's rendezvous point".into(), limit: ATTEMPT_LIMIT }
+            }
+        };
+        tracing::trace!(%error, "an attempt to meet a client failed");
+        match place.failed(started.elapsed()) {
+            Some(pause) => sleep(pause).await,
+            None => return Err(error),
         }
-        sleep(RETRY_PAUSE * attempt).await;
-        attempt += 1;
     }
 }
 
@@ -169,7 +165,7 @@ impl IncomingStreamRequestFilter for StreamCap {
             return Ok(IncomingStreamRequestDisposition::Accept);
         }
         self.limits.refused.streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let end = End::new_with_reason(EndReason::RESOURCELIMIT);
+        let end = End::new_with_reason(EndReason::DONE);
         Ok(IncomingStreamRequestDisposition::RejectRequest(end))
     }
 }

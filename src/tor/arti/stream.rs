@@ -1,7 +1,7 @@
 //! Streams as the rest of the daemon sees them: client requests on a circuit, and the bytes once one is accepted.
 //!
-//! [`serve`] runs one circuit: it takes each request off it, bounds and offers it, and ends the circuit when nobody has
-//! used it for a while.
+//! [`serve`] runs one circuit: it takes each request off it and offers it, until the circuit's place is lost (see
+//! `crate::tor::circuits`): because it was not used for a while, or another circuit needs the place.
 
 use std::io;
 use std::pin::Pin;
@@ -19,20 +19,11 @@ use tor_cell::relaycell::msg::{Connected, End, EndReason};
 use tor_proto::client::stream::DataStream;
 use tor_proto::stream::{IncomingStream, IncomingStreamRequest};
 
-use crate::tor::{BoxStream, Incoming, RefusedCounts, StreamRequest, TorError};
+use crate::tor::circuits::{Place, StreamUse};
+use crate::tor::{BoxStream, Incoming, RefusedCounts, Rejection, StreamRequest, TorError};
 
 /// For the answer to a request to reach the circuit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-
-/// A circuit without any stream is closed after this. Longer than a C tor client keeps one itself (10 minutes).
-const IDLE_LIMIT: Duration = Duration::from_secs(15 * 60);
-
-/// A circuit on which the client has not asked for anything at all is closed after this: clients make one because they
-/// have a request waiting.
-const FIRST_REQUEST_LIMIT: Duration = Duration::from_secs(120);
-
-/// How often an idle circuit is looked at.
-const IDLE_CHECK: Duration = Duration::from_secs(30);
 
 /// A client's request on a circuit, on the master's circuits and on those of the node's own service alike.
 #[async_trait]
@@ -75,46 +66,42 @@ impl Pending for tor_hsservice::StreamRequest {
     }
 }
 
-/// Offers the requests of one circuit on `streams` until the circuit closes, nobody takes them any more, or the circuit
-/// has been idle for long. Only BEGIN for a port that `open` has is offered; what does not fit is refused and counted.
+/// Offers the requests of one circuit on `streams` until the circuit closes, loses its place, or the other end of `streams`
+/// has gone. Only BEGIN for a port that `open` has is offered; what does not fit is refused and counted.
 pub(super) async fn serve<P: Pending>(
     requests: impl Stream<Item = P>,
     streams: &mpsc::Sender<Incoming>,
     open: impl Fn(u16) -> bool,
     refused: &RefusedCounts,
+    place: &Arc<Place>,
 ) {
     let mut requests = std::pin::pin!(requests);
-    // Each stream holds one: so we know how many are open.
-    let in_use = Arc::new(());
-    let mut idle = Duration::ZERO;
-    let mut patience = FIRST_REQUEST_LIMIT;
     loop {
-        match timeout(IDLE_CHECK, requests.next()).await {
-            Ok(Some(request)) => {
-                (idle, patience) = (Duration::ZERO, IDLE_LIMIT);
-                let port = begin_port(request.request()).filter(|port| open(*port));
-                let Some(port) = port else {
-                    refuse(request, EndReason::CONNECTREFUSED).await;
-                    continue;
-                };
-                let request = Box::new(Request { pending: Some(request), in_use: Arc::clone(&in_use) });
-                match streams.try_send(Incoming { port, request }) {
-                    Ok(()) => {}
-                    Err(mpsc::error::TrySendError::Full(incoming)) => {
-                        refused.queue.fetch_add(1, Ordering::Relaxed);
-                        incoming.request.reject().await;
-                    }
-                    Err(mpsc::error::TrySendError::Closed(_)) => return,
-                }
-            }
+        let left = place.left();
+        if left.is_zero() {
+            return;
+        }
+        let next = tokio::select! {
+            () = place.closed().cancelled() => return,
+            next = timeout(left, requests.next()) => next,
+        };
+        let request = match next {
+            Ok(Some(request)) => request,
             Ok(None) => return,
-            Err(_) if Arc::strong_count(&in_use) > 1 => idle = Duration::ZERO,
-            Err(_) => {
-                idle += IDLE_CHECK;
-                if idle >= patience {
-                    return;
-                }
+            Err(_) => continue,
+        };
+        let Some(port) = begin_port(request.request()).filter(|port| open(*port)) else {
+            refuse(request, Rejection::Unavailable).await;
+            continue;
+        };
+        let request = Box::new(Request { pending: Some(request), place: Arc::clone(place) });
+        match streams.try_send(Incoming { port, circuit: place.id(), request }) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(incoming)) => {
+                refused.queue.fetch_add(1, Ordering::Relaxed);
+                incoming.request.reject(Rejection::Unavailable).await;
             }
+            Err(mpsc::error::TrySendError::Closed(_)) => return,
         }
     }
 }
@@ -128,14 +115,18 @@ fn begin_port(request: &IncomingStreamRequest) -> Option<u16> {
 }
 
 /// Tells the client, unless the circuit does not take the message in time.
-async fn refuse<P: Pending>(request: P, reason: EndReason) {
+async fn refuse<P: Pending>(request: P, why: Rejection) {
+    let reason = match why {
+        Rejection::Refused => EndReason::CONNECTREFUSED,
+        Rejection::Unavailable => EndReason::DONE,
+    };
     let _ = timeout(ANSWER_LIMIT, request.refuse(End::new_with_reason(reason))).await;
 }
 
 /// A request on its way to whoever answers it.
 struct Request<P: Pending> {
     pending: Option<P>,
-    in_use: Arc<()>,
+    place: Arc<Place>,
 }
 
 #[async_trait]
@@ -145,7 +136,7 @@ impl<P: Pending> StreamRequest for Request<P> {
             return Err(TorError::Invalid("this request was answered before".into(), None));
         };
         match timeout(ANSWER_LIMIT, pending.connect()).await {
-            Ok(Ok(inner)) => Ok(Box::new(TorStream::new(inner, Some(Arc::clone(&self.in_use))))),
+            Ok(Ok(inner)) => Ok(Box::new(TorStream::new(inner, Some(self.place.accepted())))),
             Ok(Err(e)) => Err(TorError::Unreachable {
                 to: "the client".into(),
                 why: "it went away before it was answered".into(),
@@ -155,9 +146,9 @@ impl<P: Pending> StreamRequest for Request<P> {
         }
     }
 
-    async fn reject(mut self: Box<Self>) {
+    async fn reject(mut self: Box<Self>, why: Rejection) {
         if let Some(pending) = self.pending.take() {
-            refuse(pending, EndReason::CONNECTREFUSED).await;
+            refuse(pending, why).await;
         }
     }
 }
@@ -173,13 +164,20 @@ pub(super) struct TorStream {
     ended: bool,
     /// We have closed.
     closed: bool,
-    _in_use: Option<Arc<()>>,
+    /// What keeps the circuit, on the service's side.
+    hold: Option<StreamUse>,
 }
 
 impl TorStream {
-    /// Wraps it; `in_use` lives as long as the stream.
-    pub(super) fn new(inner: DataStream, in_use: Option<Arc<()>>) -> Self {
-        Self { inner, ended: false, closed: false, _in_use: in_use }
+    /// Wraps it; `hold` lives as long as the stream.
+    pub(super) fn new(inner: DataStream, hold: Option<StreamUse>) -> Self {
+        Self { inner, ended: false, closed: false, hold }
+    }
+
+    fn moved(&mut self) {
+        if let Some(hold) = &mut self.hold {
+            hold.moved();
+        }
     }
 }
 
@@ -196,7 +194,10 @@ impl AsyncRead for TorStream {
         }
         let before = buf.filled().len();
         match ready!(AsyncRead::poll_read(Pin::new(&mut self.inner), cx, buf)) {
-            Ok(()) => self.ended = buf.filled().len() == before,
+            Ok(()) => {
+                self.ended = buf.filled().len() == before;
+                self.moved();
+            }
             Err(e) if self.closed || is_plain_end(&e) => self.ended = true,
             Err(e) => return Poll::Ready(Err(e)),
         }
@@ -206,7 +207,9 @@ impl AsyncRead for TorStream {
 
 impl AsyncWrite for TorStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.inner), cx, data)
+        let written = ready!(AsyncWrite::poll_write(Pin::new(&mut self.inner), cx, data));
+        self.moved();
+        Poll::Ready(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -225,6 +228,7 @@ impl AsyncWrite for TorStream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tor::circuits::{CircuitBounds, Circuits, RendezvousPoint};
     use tor_cell::relaycell::msg::{Begin, Resolve};
 
     /// Tells how it was answered.
@@ -250,6 +254,15 @@ mod tests {
         Begin::new(host, port, 0).unwrap().into()
     }
 
+    /// The place of an open circuit.
+    fn place() -> Arc<Place> {
+        let (bounds, refused) = (CircuitBounds { making: 1, open: 1 }, RefusedCounts::default());
+        let at = RendezvousPoint { relay: [1; 20], listed: true };
+        let place = Arc::<Circuits>::default().introduce(at, bounds, &refused).unwrap();
+        assert!(place.met(&refused));
+        Arc::new(place)
+    }
+
     #[tokio::test]
     async fn only_what_is_open_and_fits_is_offered() {
         let (answer, mut answers) = mpsc::channel(9);
@@ -264,19 +277,19 @@ mod tests {
             begin("", 80),
         ];
         let asked = futures::stream::iter(asked.map(|request| Asked(request, answer.clone())));
-        serve(asked, &streams, |port| port != 81, &refused).await;
+        serve(asked, &streams, |port| port != 81, &refused, &place()).await;
         drop((answer, streams));
         let first = offered.recv().await.unwrap();
         assert_eq!(first.port, 80);
         assert!(first.request.accept().await.is_err());
-        offered.recv().await.unwrap().request.reject().await;
+        offered.recv().await.unwrap().request.reject(Rejection::Refused).await;
         assert!(offered.recv().await.is_none());
         let mut all = Vec::new();
         while let Some(answer) = answers.recv().await {
             all.push(answer);
         }
-        let refusal = Some(EndReason::CONNECTREFUSED);
-        assert_eq!(all, [refusal, refusal, refusal, refusal, None, refusal]);
+        let (done, refused_by_target) = (Some(EndReason::DONE), Some(EndReason::CONNECTREFUSED));
+        assert_eq!(all, [done, done, done, done, None, refused_by_target]);
         assert_eq!(refused.queue.load(Ordering::Relaxed), 1);
     }
 
@@ -286,7 +299,30 @@ mod tests {
         let (streams, offered) = mpsc::channel(1);
         drop(offered);
         let endless = futures::stream::repeat_with(|| Asked(begin("", 80), answer.clone()));
-        serve(endless, &streams, |_| true, &RefusedCounts::default()).await;
+        serve(endless, &streams, |_| true, &RefusedCounts::default(), &place()).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_are_not_accepted_do_not_keep_a_circuit() {
+        let (answer, mut answers) = mpsc::channel(99);
+        let (streams, _offered) = mpsc::channel(1);
+        let start = tokio::time::Instant::now();
+        // A BEGIN for a port that is not there, every ten seconds.
+        let scan = futures::stream::unfold(answer, |answer| async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            Some((Asked(begin("", 81), answer.clone()), answer))
+        });
+        serve(scan, &streams, |port| port == 80, &RefusedCounts::default(), &place()).await;
+        assert_eq!(start.elapsed().as_secs(), 30);
+        assert_eq!(answers.recv().await, Some(Some(EndReason::DONE)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_circuit_on_which_nothing_is_asked_for_ends_soon() {
+        let (streams, _offered) = mpsc::channel(1);
+        let start = tokio::time::Instant::now();
+        serve(futures::stream::pending::<Asked>(), &streams, |_| true, &RefusedCounts::default(), &place()).await;
+        assert_eq!(start.elapsed().as_secs(), 30);
     }
 
     #[test]

@@ -12,23 +12,24 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
 use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
     Bootstrap, BoxStream, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
     TorError,
 };
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
-use stream::{Circuit, Faults, Path, Place, StreamRefused};
+use stream::{Circuit, Faults, Path, StreamRefused};
 use world::{Node, Point, Service, World};
 
 mod stream;
@@ -66,7 +67,7 @@ impl FakeNet {
             world.nodes += 1;
             world.nodes
         };
-        let node = Node { id, dead: CancellationToken::new(), pending: Arc::default(), open: Arc::default() };
+        let node = Node { id, dead: CancellationToken::new(), circuits: Arc::default() };
         let ready = Bootstrap { fraction: 1.0, ready: true, message: "done".into(), hopeless: None };
         Arc::new(FakeEngine {
             net: self.clone(),
@@ -172,6 +173,34 @@ impl FakeEngine {
         });
     }
 
+    /// Introduces a client that waits at a rendezvous point which never answers; `relay` tells such points apart. Returns
+    /// once a node has the introduction.
+    pub async fn introduce_in_vain(&self, to: OnionAddress, relay: u8) -> Result<(), TorError> {
+        let found = self.net.world().look_up(MasterId::from_public_key(*to.public_key()));
+        let points = found.ok_or_else(|| unreachable(to, "no directory has its descriptor"))?;
+        let point = points.iter().find_map(|described| self.net.world().point(described));
+        let point = point.ok_or_else(|| unreachable(to, "none of its introduction points answers"))?;
+        self.path(point.node.id).pass().await;
+        let waits_at = RendezvousPoint { relay: [relay; 20], listed: true };
+        let introduced = point.node.circuits.introduce(waits_at, point.limits.circuits(), &point.limits.refused);
+        let Some(place) = introduced else { return Ok(()) };
+        point.note(&self.net.world().unique());
+        tokio::spawn(async move {
+            let attempts = async {
+                sleep(ATTEMPT_LIMIT).await;
+                while let Some(pause) = place.failed(ATTEMPT_LIMIT) {
+                    sleep(pause + ATTEMPT_LIMIT).await;
+                }
+            };
+            tokio::select! {
+                () = place.closed().cancelled() => {}
+                () = attempts => {}
+                () = point.node.dead.cancelled() => {}
+            }
+        });
+        Ok(())
+    }
+
     fn circuits(&self) -> MutexGuard<'_, HashMap<OnionAddress, Arc<Circuit>>> {
         self.circuits.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -249,7 +278,7 @@ impl FakeEngine {
             ports: Some(service.ports),
             ended: service.stopped,
             open_streams: Arc::default(),
-            _place: None,
+            place: None,
         })
     }
 
@@ -272,22 +301,23 @@ impl FakeEngine {
     async fn rendezvous(&self, point: &Point, described: &IntroPoint) -> Option<Circuit> {
         let body = self.net.world().unique();
         let refused = &point.limits.refused;
-        let place = Place::take(&point.node.pending, point.limits.pending_rendezvous + point.limits.introduction_queue);
         let path = self.path(point.node.id);
         path.pass().await;
         if described.encryption_key != point.described.encryption_key {
             refused.malformed.fetch_add(1, Ordering::Relaxed);
             return std::future::pending().await;
         }
-        let open = Place::take(&point.node.open, point.limits.open_rendezvous);
-        if place.is_none() || open.is_none() {
-            refused.introductions.fetch_add(1, Ordering::Relaxed);
+        let waits_at = RendezvousPoint { relay: relay_of(self.node.id), listed: true };
+        let place = point.node.circuits.introduce(waits_at, point.limits.circuits(), refused);
+        let Some(place) = place.filter(|_| !point.node.dead.is_cancelled() && point.note(&body)) else {
             return std::future::pending().await;
-        }
-        if point.node.dead.is_cancelled() || !point.note(&body) {
-            return std::future::pending().await;
-        }
+        };
         path.pass().await;
+        if !place.met(refused) {
+            return std::future::pending().await;
+        }
+        let place = Arc::new(place);
+        tokio::spawn(expire(Arc::downgrade(&place)));
         Some(Circuit {
             client: self.node.clone(),
             server: point.node.clone(),
@@ -296,11 +326,31 @@ impl FakeEngine {
             limits: Some(Arc::clone(&point.limits)),
             refused: None,
             ports: None,
-            ended: CancellationToken::new(),
+            ended: place.closed().clone(),
             open_streams: Arc::default(),
-            _place: open,
+            place: Some(place),
         })
     }
+}
+
+/// Ends a circuit once it was not used for long enough.
+async fn expire(place: Weak<Place>) {
+    while let Some(left) = place.upgrade().map(|place| place.left()) {
+        if left.is_zero() {
+            if let Some(place) = place.upgrade() {
+                place.closed().cancel();
+            }
+            return;
+        }
+        sleep(left).await;
+    }
+}
+
+/// The rendezvous point of one client: each has its own.
+fn relay_of(client: usize) -> [u8; 20] {
+    let mut relay = [0; 20];
+    relay[..8].copy_from_slice(&(client as u64).to_be_bytes());
+    relay
 }
 
 impl Drop for FakeEngine {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,7 +13,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::world::Node;
-use crate::tor::{BoxStream, Incoming, RefusedCounts, ServiceLimits, StreamRequest, TorError};
+use crate::tor::circuits::{CircuitId, Place, StreamUse};
+use crate::tor::{BoxStream, Incoming, RefusedCounts, Rejection, ServiceLimits, StreamRequest, TorError};
 
 /// Bytes that may be under way in one direction: about a stream's window on the real network.
 const WINDOW: usize = 64 * 1024;
@@ -63,10 +64,10 @@ impl Path {
     }
 }
 
-/// One of a few places; free again when dropped.
-pub(super) struct Place(Arc<AtomicUsize>);
+/// One of the few streams of a circuit; free again when dropped.
+pub(super) struct OpenStream(Arc<AtomicUsize>);
 
-impl Place {
+impl OpenStream {
     /// A place if fewer than `most` are taken.
     pub(super) fn take(places: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
         let add = |taken: usize| (taken < most).then_some(taken + 1);
@@ -74,7 +75,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -95,8 +96,8 @@ pub(super) struct Circuit {
     /// Ends it besides the death of either node.
     pub(super) ended: CancellationToken,
     pub(super) open_streams: Arc<AtomicUsize>,
-    /// Held while the circuit is open.
-    pub(super) _place: Option<Place>,
+    /// Held while the circuit is open; one to a node's own service has none here.
+    pub(super) place: Option<Arc<Place>>,
 }
 
 impl Circuit {
@@ -123,7 +124,7 @@ impl Circuit {
             return Err(StreamRefused::Rejected);
         }
         let most = self.limits.as_ref().map_or(usize::MAX, |limits| limits.streams_per_circuit);
-        let Some(place) = Place::take(&self.open_streams, most) else {
+        let Some(open) = OpenStream::take(&self.open_streams, most) else {
             self.count();
             return Err(StreamRefused::Rejected);
         };
@@ -131,7 +132,8 @@ impl Circuit {
         let (server, server_end) = duplex(WINDOW);
         let (answer, answered) = oneshot::channel();
         let request = Box::new(Request { answer, stream: server });
-        self.streams.try_send(Incoming { port, request }).map_err(|_| {
+        let circuit = self.place.as_ref().map_or(CircuitId(0), |place| place.id());
+        self.streams.try_send(Incoming { port, circuit, request }).map_err(|_| {
             self.count();
             StreamRefused::Rejected
         })?;
@@ -145,18 +147,26 @@ impl Circuit {
             answer = answered => answer.map_err(|_| StreamRefused::Rejected)?,
             () = ended => return Err(StreamRefused::Gone),
         }
-        tokio::spawn(Arc::clone(self).carry(client_end, server_end, place));
+        let kept = self.place.as_ref().map(Place::accepted);
+        tokio::spawn(Arc::clone(self).carry(client_end, server_end, open, kept));
         self.path.pass().await;
         Ok(Box::new(client))
     }
 
     /// Moves the bytes of one stream until either side ends it: as on Tor, that ends both directions.
-    async fn carry(self: Arc<Self>, client: DuplexStream, server: DuplexStream, _place: Place) {
+    async fn carry(
+        self: Arc<Self>,
+        client: DuplexStream,
+        server: DuplexStream,
+        _open: OpenStream,
+        kept: Option<StreamUse>,
+    ) {
         let (client_out, client_in) = split(client);
         let (server_out, server_in) = split(server);
+        let kept = Mutex::new(kept);
         tokio::select! {
-            _ = one_way(client_out, server_in, &self.path) => {}
-            _ = one_way(server_out, client_in, &self.path) => {}
+            _ = one_way(client_out, server_in, &self.path, &kept) => {}
+            _ = one_way(server_out, client_in, &self.path, &kept) => {}
             () = self.ended.cancelled() => {}
             () = self.client.dead.cancelled() => {}
             () = self.server.dead.cancelled() => {}
@@ -172,13 +182,21 @@ pub(super) enum StreamRefused {
     Gone,
 }
 
-async fn one_way(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>, path: &Path) -> io::Result<()> {
+async fn one_way(
+    mut from: ReadHalf<DuplexStream>,
+    mut to: WriteHalf<DuplexStream>,
+    path: &Path,
+    kept: &Mutex<Option<StreamUse>>,
+) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {
         let length = from.read(&mut chunk).await?;
         path.pass().await;
         if length == 0 {
             return Ok(());
+        }
+        if let Some(kept) = kept.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            kept.moved();
         }
         to.write_all(&chunk[..length]).await?;
     }
@@ -201,5 +219,5 @@ impl StreamRequest for Request {
         Ok(Box::new(self.stream))
     }
 
-    async fn reject(self: Box<Self>) {}
+    async fn reject(self: Box<Self>, _why: Rejection) {}
 }

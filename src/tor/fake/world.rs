@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rand::rngs::StdRng;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::keys::DiscoveryPublic;
+use crate::tor::circuits::Circuits;
 use crate::tor::{
     Directory, Incoming, IntroPointKeys, RefusedCounts, RelayChoice, ServiceLimits, TorError, descriptor,
 };
@@ -38,10 +39,8 @@ pub(super) struct Node {
     pub(super) id: usize,
     /// Cancelled when it is killed.
     pub(super) dead: CancellationToken,
-    /// Rendezvous in the making.
-    pub(super) pending: Arc<AtomicUsize>,
-    /// Rendezvous circuits open.
-    pub(super) open: Arc<AtomicUsize>,
+    /// The circuits of its clients.
+    pub(super) circuits: Arc<Circuits>,
 }
 
 /// Where the streams of a service are handed over.

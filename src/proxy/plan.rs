@@ -1,0 +1,170 @@
+//! Which client streams stay when there is no room for all: a newcomer is served, and the stream that matters least goes.
+//!
+//! Enter with [`StreamPlan::handle`]. Each stream is a connection to a target, so the bounds here spare the application too:
+//!
+//! 1. Above three quarters of `streams`, a circuit that holds [`SHARE`] of them gets no more.
+//! 2. An unused stream is one on which the client has not sent a byte. Where an eighth of `streams` are unused, the one that
+//!    has been so for longest goes for a newcomer, if that is [`PATIENCE`].
+//! 3. Where `streams` are open, the first of these goes that there is:
+//!    a stream that has been unused for [`PATIENCE`]; one idle for [`PATIENCE`] on a circuit that holds more than
+//!    [`SHARE`]; any that is idle for [`PATIENCE`] (of each kind, the longest idle); the longest idle on the circuit that holds
+//!    most streams, if that holds at least two more than the newcomer's.
+//! 4. If there is none, the newcomer is refused: then every circuit has its share, and every stream moves.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use crate::tor::CircuitId;
+
+/// Streams that one circuit may open under pressure: browsers open six to a site at once.
+pub(super) const SHARE: usize = 8;
+/// A stream that has not moved for less than this may be a client waiting for Tor (a round trip takes one to three seconds).
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// The part of all streams that may be unused.
+const UNUSED_PART: usize = 8;
+
+/// Names a stream for as long as the proxy runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct StreamId(u64);
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Event {
+    /// A client asks for a stream on this circuit.
+    Asked(CircuitId),
+    /// The client has sent its first bytes.
+    Used(StreamId),
+    /// Bytes have moved, either way.
+    Moved(StreamId),
+    /// The stream is over.
+    Ended(StreamId),
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Serve the stream that was asked for.
+    Serve(StreamId),
+    /// Close this stream for it.
+    Close(StreamId),
+    /// Refuse it: its circuit holds its share.
+    RefuseShare,
+    /// Refuse it: no other stream may go for it.
+    RefuseFull,
+}
+
+#[derive(Debug)]
+struct Stream {
+    circuit: CircuitId,
+    used: bool,
+    /// When it was asked for, or last moved.
+    moved: Duration,
+}
+
+/// The streams that are open or being connected.
+#[derive(Debug)]
+pub(super) struct StreamPlan {
+    most: usize,
+    next: u64,
+    streams: BTreeMap<StreamId, Stream>,
+    on_circuit: HashMap<CircuitId, usize>,
+    unused: usize,
+}
+
+impl StreamPlan {
+    /// At most `most` streams at once.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, next: 0, streams: BTreeMap::new(), on_circuit: HashMap::new(), unused: 0 }
+    }
+
+    /// Takes what happened at `now`, the time since any fixed origin.
+    pub(super) fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        match event {
+            Event::Asked(circuit) => return self.asked(circuit, now),
+            Event::Used(id) => self.note(id, true, now),
+            Event::Moved(id) => self.note(id, false, now),
+            Event::Ended(id) => self.remove(id),
+        }
+        Vec::new()
+    }
+
+    fn asked(&mut self, circuit: CircuitId, now: Duration) -> Vec<Action> {
+        let held = self.held(circuit);
+        if self.is_pressed() && held >= SHARE {
+            return vec![Action::RefuseShare];
+        }
+        let victim = match (self.streams.len() >= self.most, self.unused >= (self.most / UNUSED_PART).max(1)) {
+            (true, _) => match self.least(held, now) {
+                None => return vec![Action::RefuseFull],
+                victim => victim,
+            },
+            (false, true) => self.longest_unused(now),
+            (false, false) => None,
+        };
+        if let Some(victim) = victim {
+            self.remove(victim);
+        }
+        let id = StreamId(self.next);
+        self.next += 1;
+        self.streams.insert(id, Stream { circuit, used: false, moved: now });
+        *self.on_circuit.entry(circuit).or_default() += 1;
+        self.unused += 1;
+        victim.map(Action::Close).into_iter().chain([Action::Serve(id)]).collect()
+    }
+
+    /// The stream that has been unused for longest, if that is [`PATIENCE`].
+    fn longest_unused(&self, now: Duration) -> Option<StreamId> {
+        let unused = self.streams.iter().filter(|(_, stream)| !stream.used && now >= stream.moved + PATIENCE);
+        unused.min_by_key(|(id, stream)| (stream.moved, **id)).map(|(id, _)| *id)
+    }
+
+    /// The stream that matters least, for a newcomer whose circuit holds `held`.
+    fn least(&self, held: usize, now: Duration) -> Option<StreamId> {
+        let rank = |stream: &Stream| {
+            let on_circuit = self.held(stream.circuit);
+            let idle = now.saturating_sub(stream.moved);
+            match (idle >= PATIENCE, stream.used) {
+                (true, false) => Some((3, 0, idle)),
+                (true, true) if on_circuit > SHARE => Some((2, 0, idle)),
+                (true, true) => Some((1, 0, idle)),
+                (false, _) => (on_circuit > held + 1).then_some((0, on_circuit, idle)),
+            }
+        };
+        let ranked = self.streams.iter().filter_map(|(id, stream)| rank(stream).map(|rank| (rank, *id)));
+        // Of equals, the one that came first.
+        ranked.max_by_key(|(rank, id)| (*rank, std::cmp::Reverse(*id))).map(|(_, id)| id)
+    }
+
+    fn note(&mut self, id: StreamId, used: bool, now: Duration) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.moved = now;
+        if used && !stream.used {
+            stream.used = true;
+            self.unused -= 1;
+        }
+    }
+
+    fn remove(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.remove(&id) else { return };
+        self.unused -= usize::from(!stream.used);
+        if let Some(held) = self.on_circuit.get_mut(&stream.circuit) {
+            *held -= 1;
+            if *held == 0 {
+                self.on_circuit.remove(&stream.circuit);
+            }
+        }
+    }
+
+    /// How many streams this circuit holds.
+    fn held(&self, circuit: CircuitId) -> usize {
+        self.on_circuit.get(&circuit).copied().unwrap_or(0)
+    }
+
+    /// True above three quarters of the bound.
+    fn is_pressed(&self) -> bool {
+        self.streams.len() * 4 > self.most * 3
+    }
+}
+
+#[cfg(test)]
+mod tests;

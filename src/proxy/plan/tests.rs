@@ -1,0 +1,204 @@
+//! The plan for streams: single cases, and what holds whatever clients do.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const MOST: usize = 64;
+
+fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn circuit(number: u64) -> CircuitId {
+    CircuitId(number)
+}
+
+/// Asks for a stream; gives it, and the one that went for it.
+fn ask(plan: &mut StreamPlan, from: u64, now: Duration) -> Result<(StreamId, Option<StreamId>), Action> {
+    match *plan.handle(Event::Asked(circuit(from)), now).as_slice() {
+        [Action::Serve(id)] => Ok((id, None)),
+        [Action::Close(victim), Action::Serve(id)] => Ok((id, Some(victim))),
+        [refusal] => Err(refusal),
+        ref other => panic!("not an answer: {other:?}"),
+    }
+}
+
+/// Fills it with used streams, `each` to a circuit from number 1 on.
+fn filled(each: u64, now: Duration) -> StreamPlan {
+    let mut plan = StreamPlan::new(MOST);
+    for number in 0..MOST as u64 {
+        let (id, victim) = ask(&mut plan, 1 + number / each, now).unwrap();
+        assert_eq!(victim, None);
+        plan.handle(Event::Used(id), now);
+    }
+    plan
+}
+
+#[test]
+fn the_longest_idle_goes_and_not_the_newcomer() {
+    let mut plan = filled(4, at(0));
+    for number in 0..MOST as u64 {
+        plan.handle(Event::Moved(StreamId(number)), at(100 - number));
+    }
+    assert_eq!(ask(&mut plan, 99, at(110)).unwrap().1, Some(StreamId(63)));
+    assert_eq!(ask(&mut plan, 99, at(110)).unwrap().1, Some(StreamId(62)));
+}
+
+#[test]
+fn a_stream_that_was_never_used_goes_before_one_that_is_idle_for_longer() {
+    let mut plan = filled(4, at(0));
+    plan.handle(Event::Ended(StreamId(7)), at(1));
+    let (unused, _) = ask(&mut plan, 50, at(90)).unwrap();
+    assert_eq!(ask(&mut plan, 99, at(96)).unwrap().1, Some(unused));
+}
+
+#[test]
+fn a_newcomer_has_time_to_send_its_first_byte() {
+    let mut plan = filled(4, at(0));
+    let (first, _) = ask(&mut plan, 98, at(90)).unwrap();
+    let (_, victim) = ask(&mut plan, 99, at(91)).unwrap();
+    assert!(victim.is_some_and(|victim| victim != first), "{victim:?}");
+}
+
+#[test]
+fn a_circuit_that_holds_more_than_its_share_gives_first() {
+    let mut plan = StreamPlan::new(MOST);
+    let mut hog = Vec::new();
+    for number in 0..MOST as u64 {
+        // Before the pressure, one circuit takes thirty; the others are idle for longer.
+        let from = if (10..40).contains(&number) { 1 } else { 100 + number };
+        let Ok((id, _)) = ask(&mut plan, from, at(number)) else { panic!("{number}") };
+        plan.handle(Event::Used(id), at(number));
+        hog.extend((from == 1).then_some(id));
+    }
+    let (_, victim) = ask(&mut plan, 99, at(200)).unwrap();
+    assert_eq!(victim, hog.first().copied());
+}
+
+#[test]
+fn under_pressure_a_circuit_gets_no_more_than_its_share() {
+    let mut plan = filled(8, at(0));
+    assert_eq!(ask(&mut plan, 1, at(100)), Err(Action::RefuseShare));
+    for number in 8..32 {
+        plan.handle(Event::Ended(StreamId(number)), at(100));
+    }
+    assert!(ask(&mut plan, 1, at(100)).is_ok(), "without pressure it gets more");
+}
+
+#[test]
+fn where_all_move_a_circuit_that_holds_much_gives_to_one_that_holds_little() {
+    let mut plan = filled(4, at(0));
+    let (_, victim) = ask(&mut plan, 99, at(1)).unwrap();
+    assert_eq!(victim, Some(StreamId(0)));
+}
+
+#[test]
+fn where_all_have_one_stream_and_use_it_the_newcomer_is_refused() {
+    let mut plan = filled(1, at(0));
+    assert_eq!(ask(&mut plan, 999, at(1)), Err(Action::RefuseFull));
+}
+
+#[test]
+fn an_eighth_may_be_unused_and_the_application_is_spared_the_rest() {
+    let mut plan = StreamPlan::new(MOST);
+    let unused: Vec<_> = (0..8).map(|number| ask(&mut plan, number, at(number)).unwrap().0).collect();
+    assert_eq!(ask(&mut plan, 99, at(60)).unwrap().1, Some(unused[0]));
+    // Those that have just come have time: nothing goes as long as there is room.
+    let mut plan = StreamPlan::new(MOST);
+    assert!((0..20).all(|number| ask(&mut plan, number, at(0)).unwrap().1.is_none()));
+}
+
+/// What clients do in a second, each on circuits of its own.
+#[derive(Debug, Clone)]
+enum Step {
+    Ask(u64),
+    Use(u64),
+    Move(u64),
+    End(u64),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..12_u64).prop_map(Step::Ask),
+        2 => (0..200_u64).prop_map(Step::Use),
+        2 => (0..200_u64).prop_map(Step::Move),
+        1 => (0..200_u64).prop_map(Step::End),
+        1 => (0..20_u64).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_bound_holds_and_only_what_was_served_is_closed(steps in prop::collection::vec(step(), 0..400), most in 1..40_usize) {
+        let mut plan = StreamPlan::new(most);
+        let mut open = std::collections::BTreeSet::new();
+        let mut now = Duration::ZERO;
+        for step in steps {
+            let event = match step {
+                Step::Ask(from) => Event::Asked(circuit(from)),
+                Step::Use(id) => Event::Used(StreamId(id)),
+                Step::Move(id) => Event::Moved(StreamId(id)),
+                Step::End(id) => Event::Ended(StreamId(id)),
+                Step::Wait(seconds) => { now += at(seconds); continue }
+            };
+            if let Event::Ended(id) = event {
+                open.remove(&id);
+            }
+            for action in plan.handle(event, now) {
+                match action {
+                    Action::Serve(id) => prop_assert!(open.insert(id)),
+                    Action::Close(id) => prop_assert!(open.remove(&id)),
+                    Action::RefuseShare => prop_assert!(open.len() * 4 > most * 3),
+                    Action::RefuseFull => prop_assert_eq!(open.len(), most),
+                }
+            }
+            prop_assert!(open.len() <= most);
+            prop_assert_eq!(open.len(), plan.streams.len());
+            prop_assert_eq!(plan.unused, plan.streams.values().filter(|stream| !stream.used).count());
+            prop_assert_eq!(plan.on_circuit.values().sum::<usize>(), open.len());
+        }
+    }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Attackers open what they can on circuits of theirs, and send a byte on each from time to time; an honest client comes
+    /// now and then, with one stream that it uses within two seconds.
+    #[test]
+    fn an_honest_client_is_served_whatever_others_hold(
+        circuits in 1..40_u64, each in 1..12_u64, pause in prop_oneof![Just(None), (1..120_u64).prop_map(Some)],
+    ) {
+        let mut plan = StreamPlan::new(MOST);
+        let mut held = Vec::new();
+        // More circuits than half of the streams hold one each, and nothing is unfair or idle: known, and in THREATS.
+        prop_assume!(circuits * 2 <= MOST as u64 || pause.is_none_or(|pause| pause > PATIENCE.as_secs()));
+        for second in 0..60 {
+            let now = at(4 * second);
+            for number in 0..circuits * each {
+                if let Ok((id, _)) = ask(&mut plan, 1000 + number % circuits, now) {
+                    held.push(id);
+                }
+            }
+            held.retain(|id| plan.streams.contains_key(id));
+            if pause.is_some_and(|pause| second % pause == 0) {
+                for id in &held {
+                    plan.handle(Event::Used(*id), now);
+                }
+            }
+            if second % 10 == 9 {
+                let Ok((id, _)) = ask(&mut plan, second, now) else { panic!("refused in second {second}") };
+                // Attackers go on, until the honest client's first byte is here.
+                for number in 0..circuits * each {
+                    let _ = ask(&mut plan, 1000 + number % circuits, now + at(2));
+                }
+                prop_assert!(plan.streams.contains_key(&id), "closed in second {}", second);
+                plan.handle(Event::Used(id), now + at(2));
+                plan.handle(Event::Ended(id), now + at(3));
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The shell of `plan`: reads the clock, remembers how to close each stream, and closes those that make room.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Refusal;
+use super::copy::Sign;
+use super::plan::{Action, Event, StreamId, StreamPlan};
+use crate::tor::CircuitId;
+
+/// The room for streams.
+pub(super) struct Room {
+    origin: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    plan: StreamPlan,
+    /// Cancelled when the plan closes a stream.
+    closing: HashMap<StreamId, CancellationToken>,
+}
+
+impl Room {
+    /// For at most `streams` at once.
+    pub(super) fn new(streams: usize) -> Self {
+        let state = State { plan: StreamPlan::new(streams), closing: HashMap::new() };
+        Self { origin: Instant::now(), state: Mutex::new(state) }
+    }
+
+    /// Takes a stream of this circuit in, or says why not. Another stream may be closed for it.
+    pub(super) fn admit(self: &Arc<Self>, circuit: CircuitId) -> Result<Admitted, Refusal> {
+        let mut state = self.state();
+        let mut refusal = Refusal::TooManyStreams;
+        for action in state.plan.handle(Event::Asked(circuit), self.origin.elapsed()) {
+            match action {
+                Action::Serve(id) => {
+                    let closed = CancellationToken::new();
+                    state.closing.insert(id, closed.clone());
+                    return Ok(Admitted { id, room: Arc::clone(self), closed });
+                }
+                Action::Close(id) => {
+                    if let Some(closed) = state.closing.remove(&id) {
+                        closed.cancel();
+                    }
+                }
+                Action::RefuseShare => refusal = Refusal::OverShare,
+                Action::RefuseFull => refusal = Refusal::TooManyStreams,
+            }
+        }
+        Err(refusal)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The room that one stream takes; free again when dropped.
+pub(super) struct Admitted {
+    id: StreamId,
+    room: Arc<Room>,
+    closed: CancellationToken,
+}
+
+impl Admitted {
+    /// Cancelled when another stream needs the room.
+    pub(super) fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    /// The stream does something.
+    pub(super) fn report(&self, sign: Sign) {
+        let event = match sign {
+            Sign::Used => Event::Used(self.id),
+            Sign::Moved => Event::Moved(self.id),
+        };
+        self.room.state().plan.handle(event, self.room.origin.elapsed());
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut state = self.room.state();
+        state.plan.handle(Event::Ended(self.id), self.room.origin.elapsed());
+        state.closing.remove(&self.id);
+    }
+}

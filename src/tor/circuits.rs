@@ -1,0 +1,170 @@
+//! The circuits of clients, node-wide: how many may be in the making and open, and which goes when there is no room.
+//!
+//! [`plan::CircuitPlan`] decides. [`Circuits`] is its shell, one for each engine: it reads the clock, and closes what is to be
+//! closed. A [`Place`] is one circuit from the introduction to its end.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::RefusedCounts;
+use plan::{Action, CircuitPlan, Event};
+
+pub(crate) use plan::{ATTEMPT_LIMIT, CircuitBounds, MEETING_LIMIT, RendezvousPoint};
+
+mod plan;
+
+/// Names a client's circuit for as long as the engine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CircuitId(pub u64);
+
+/// How much has to pass until it is reported once more that bytes move on a stream: each report takes a lock.
+const REPORT: Duration = Duration::from_millis(500);
+
+/// All circuits of clients that one engine makes.
+pub(crate) struct Circuits {
+    origin: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    plan: CircuitPlan,
+    /// Cancelled when the plan closes a circuit.
+    closing: HashMap<CircuitId, CancellationToken>,
+}
+
+impl Default for Circuits {
+    fn default() -> Self {
+        Self { origin: Instant::now(), state: Mutex::default() }
+    }
+}
+
+impl Circuits {
+    /// A place for a client that waits at this rendezvous point, or `None` if there is none for it; counted then.
+    pub(crate) fn introduce(
+        self: &Arc<Self>,
+        at: RendezvousPoint,
+        bounds: CircuitBounds,
+        refused: &RefusedCounts,
+    ) -> Option<Place> {
+        let mut state = self.state();
+        let actions = state.plan.handle(Event::Introduced { at, bounds }, self.origin.elapsed());
+        let id = state.carry_out(actions, refused)?;
+        let closed = CancellationToken::new();
+        state.closing.insert(id, closed.clone());
+        Some(Place { id, circuits: Arc::clone(self), closed, bounds })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Gives the circuit that may be made.
+    fn carry_out(&mut self, actions: Vec<Action>, refused: &RefusedCounts) -> Option<CircuitId> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let mut made = None;
+        for action in actions {
+            match action {
+                Action::Make(id) => made = Some(id),
+                Action::Refuse => drop(refused.introductions.fetch_add(1, Relaxed)),
+                Action::GiveUp(id) | Action::Close(id) => {
+                    let count = match action {
+                        Action::GiveUp(_) => &refused.given_up,
+                        _ => &refused.circuits,
+                    };
+                    count.fetch_add(1, Relaxed);
+                    if let Some(closed) = self.closing.remove(&id) {
+                        closed.cancel();
+                    }
+                }
+            }
+        }
+        made
+    }
+}
+
+/// One circuit of a client, in the making or open; over when dropped.
+pub(crate) struct Place {
+    id: CircuitId,
+    circuits: Arc<Circuits>,
+    closed: CancellationToken,
+    bounds: CircuitBounds,
+}
+
+impl Place {
+    /// The circuit's name.
+    pub(crate) fn id(&self) -> CircuitId {
+        self.id
+    }
+
+    /// Cancelled when the circuit has to make room for another.
+    pub(crate) fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    /// An attempt to reach the rendezvous point failed, after so long: how long to wait until the next one; `None` to give up.
+    pub(crate) fn failed(&self, took: Duration) -> Option<Duration> {
+        let mut state = self.circuits.state();
+        state.plan.failed(self.id, took, self.bounds.making, self.circuits.origin.elapsed())
+    }
+
+    /// The client is met: false if there is no room for an open circuit; counted then.
+    pub(crate) fn met(&self, refused: &RefusedCounts) -> bool {
+        let mut state = self.circuits.state();
+        let event = Event::Met { id: self.id, most: self.bounds.open };
+        let actions = state.plan.handle(event, self.circuits.origin.elapsed());
+        let is_refused = actions.contains(&Action::Refuse);
+        state.carry_out(actions, refused);
+        !is_refused
+    }
+
+    /// How long the circuit may stay if nothing happens on it; zero when it is over.
+    pub(crate) fn left(&self) -> Duration {
+        self.circuits.state().plan.left(self.id, self.circuits.origin.elapsed())
+    }
+
+    /// Keeps the circuit, as long as the stream that was accepted on it holds the returned value.
+    pub(crate) fn accepted(self: &Arc<Self>) -> StreamUse {
+        self.tell(Event::Accepted(self.id));
+        StreamUse { place: Arc::clone(self), reported: Instant::now() }
+    }
+
+    fn tell(&self, event: Event) {
+        self.circuits.state().plan.handle(event, self.circuits.origin.elapsed());
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.tell(Event::Ended(self.id));
+        self.circuits.state().closing.remove(&self.id);
+    }
+}
+
+/// An accepted stream's hold on its circuit.
+pub(crate) struct StreamUse {
+    place: Arc<Place>,
+    reported: Instant,
+}
+
+impl StreamUse {
+    /// Bytes have moved on the stream.
+    pub(crate) fn moved(&mut self) {
+        if self.reported.elapsed() >= REPORT {
+            self.reported = Instant::now();
+            self.place.tell(Event::Moved(self.place.id));
+        }
+    }
+}
+
+impl Drop for StreamUse {
+    fn drop(&mut self) {
+        self.place.tell(Event::Released(self.place.id));
+    }
+}
