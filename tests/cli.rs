@@ -58,7 +58,7 @@ fn help_names_every_command() {
     let home = tempfile::tempdir().unwrap();
     let done = run(home.path(), &["--help"]);
     assert_eq!(done.code, 0);
-    for command in ["init", "run", "invite", "join", "status", "leave", "drain", "resume", "evict"] {
+    for command in ["init", "run", "invite", "join", "status", "leave", "drain", "resume", "evict", "acknowledge"] {
         assert!(done.out.contains(&format!("\n  {command} ")), "{command} is not in\n{}", done.out);
         assert_eq!(run(home.path(), &[command, "--help"]).code, 0);
     }
@@ -76,6 +76,10 @@ fn wrong_usage_has_exit_code_2() {
         &["invite", "--uses", "0"],
         &["invite", "--expires", "1y"],
         &["invite", "--role", "king"],
+        &["invite", "--list", "--uses", "2"],
+        &["invite", "--json"],
+        &["invite", "--revoke", "x"],
+        &["invite", "--revoke", "abcd", "--role", "worker"],
         &["join", "abc.onion"],
         &["evict", "x/y"],
     ] {
@@ -96,10 +100,13 @@ fn commands_for_a_daemon_that_does_not_run_have_exit_code_3() {
         &["status"][..],
         &["status", "--json"],
         &["invite"],
+        &["invite", "--list"],
+        &["invite", "--revoke", "abcd1234"],
         &["leave"],
         &["drain"],
         &["resume"],
         &["evict", "abcdefgh"],
+        &["acknowledge", "abcd1234"],
     ] {
         let done = run(&dir, command);
         assert_eq!(done.code, 3, "{command:?}: {}", done.err);
@@ -142,7 +149,7 @@ fn init_says_what_to_do_next() {
     assert!(done.out.contains("Port 80 goes to 127.0.0.1:8080."), "{}", done.out);
     assert!(done.out.contains(&format!("rustbalance --dir '{}' run", dir.display())), "{}", done.out);
     let invite = done.out.lines().find(|line| line.contains(" invite ")).unwrap();
-    assert!(invite.contains("as a publisher, with the address's key") && invite.contains("--role worker"), "{invite}");
+    assert!(invite.contains("as a worker") && invite.contains("--role publisher"), "{invite}");
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
     let draft = Store::create(&context.dir)?;
     // Before the node is whole: then `init` can be run again if this fails.
     let ports = vec![PortTarget { port: options.port, target: options.target.clone() }];
-    Config::write_initial(&context.dir, &Initial { ports, arti })?;
+    Config::write_initial(&context.dir, &Initial { ports, arti, ..Initial::default() })?;
     let store = found(draft, imported, unix_now(), &mut rand::rng())?;
 
     if options.quiet {
@@ -59,7 +59,7 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
          is the address, and this machine its first node. Port {} goes to {}.\n\n\
          Next:\n  \
          {:<43} start this node, and leave it running\n  \
-         {:<43} let another machine join as a publisher, with the address's key (--role worker: without)\n  \
+         {:<43} let another machine join, as a worker; with --role publisher it gets the address's key, too\n  \
          {:<43} see how it is\n\n\
          Configuration: {dir}/{}\n\
          Keep a copy of {dir}/master.key in a safe place: whoever has it has the address (`init --import-key`), and\n\

@@ -1,5 +1,5 @@
-//! `rustbalance invite`: a token for another machine. For a person it comes with the command to use it in; with
-//! `--quiet` alone, for a script to pipe.
+//! `rustbalance invite`: a token for another machine; which tokens there are; and the way to take one back. For a person a
+//! token comes with the command to use it in; with `--quiet` alone, for a script to pipe.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -8,17 +8,21 @@ use clap::{Args, ValueEnum};
 use rustbalance_gossip::record::{Invitation, Role};
 
 use super::Context;
-use super::ask::{SHORT, ask, unexpected};
-use super::output::{moment, plural, say};
-use crate::control::{Request, Response};
+use super::ask::{SHORT, ask, order, unexpected};
+use super::output::{moment, note, plural, say};
+use super::status::fetch;
+use super::status_view::invitation_table;
+use crate::control::{InvitationPrefix, Request, Response};
 
 /// Bounds of `--expires`.
 const EXPIRES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 24 * 3600);
+/// Options that make a token.
+const MAKING: [&str; 4] = ["role", "expires", "uses", "quiet"];
 
 #[derive(Args)]
 pub(super) struct Options {
     /// What the new node becomes
-    #[arg(long, value_enum, default_value_t = RoleOption::Publisher)]
+    #[arg(long, value_enum, default_value_t = RoleOption::Worker)]
     role: RoleOption,
     /// For how long the token is good, from 1m to 30d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
@@ -29,15 +33,24 @@ pub(super) struct Options {
     /// Print the token and nothing else
     #[arg(short, long)]
     quiet: bool,
+    /// Make no token; show the invitations that there are, and which nodes joined with them
+    #[arg(long, conflicts_with_all = MAKING)]
+    list: bool,
+    /// With --list: print JSON, for programs
+    #[arg(long, requires = "list")]
+    json: bool,
+    /// Make no token; take back the invitation with this id, or the beginning of it as --list shows it
+    #[arg(long, value_name = "ID", conflicts_with_all = MAKING, conflicts_with = "list")]
+    revoke: Option<InvitationPrefix>,
 }
 
 /// `--role`.
 #[derive(Clone, Copy, ValueEnum)]
 enum RoleOption {
-    /// May publish and admit others; holds the address's key. Two or three are enough
-    Publisher,
     /// Serves clients; never holds a secret of the address
     Worker,
+    /// May publish and admit others; holds the address's key. Two or three are enough
+    Publisher,
 }
 
 /// What it means to invite one.
@@ -57,14 +70,23 @@ fn expires(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
+    if let Some(invitation) = options.revoke {
+        return order(context, Request::RevokeInvitation { invitation }).await;
+    }
+    if options.list {
+        return list(context, options.json).await;
+    }
     let role = match options.role {
         RoleOption::Publisher => Role::Publisher,
         RoleOption::Worker => Role::Worker,
     };
     let request = Request::Invite { role, expires_seconds: options.expires.as_secs(), uses: options.uses };
-    let Response::Invited { master, token, expires } = ask(context, request, SHORT).await? else {
+    let Response::Invited { master, token, id, expires, note: hindrance } = ask(context, request, SHORT).await? else {
         return Err(unexpected());
     };
+    if let Some(hindrance) = hindrance {
+        note(hindrance);
+    }
     if options.quiet {
         return Ok(say(&token.0)?);
     }
@@ -74,11 +96,23 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
          {}\n\n\
          On the new machine, with TARGET the place of your site there (as 127.0.0.1:8080):\n\n  \
          rustbalance join {master} --target TARGET\n\n\
-         It asks for this token, which is a secret: whoever has it can join.\n\n  {}",
+         It asks for this token, which is a secret: whoever has it can join.\n\n  {}\n\n\
+         To take it back: {}",
         moment(expires),
         meaning(role),
-        token.0
+        token.0,
+        context.suggest(&format!("invite --revoke {}", id.get(..8).unwrap_or(&id))),
     ))?;
+    Ok(())
+}
+
+async fn list(context: &Context, json: bool) -> anyhow::Result<()> {
+    let invitations = fetch(context).await?.invitations;
+    match (json, invitations.is_empty()) {
+        (true, _) => say(serde_json::to_string_pretty(&invitations)?)?,
+        (false, true) => say("No invitation is known here.")?,
+        (false, false) => say(invitation_table(&invitations, true))?,
+    }
     Ok(())
 }
 

@@ -11,16 +11,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use rustbalance_gossip::coordinator::LISTEN_BEFORE_ADMITTING;
 use rustbalance_gossip::id::MasterId;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::output::{note, plural, say};
 use super::progress::Progress;
+use super::targets::{self, Assigned, TargetOption};
 use super::{Context, Usage, run};
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
-use crate::join::{JoinError, Joined, Token, persist_joined, redeem};
+use crate::join::{JoinError, Joined, Refusal, Token, persist_joined, redeem};
 use crate::keys::NodeSecret;
 use crate::node::preflight;
 use crate::proxy::{PortTarget, Target};
@@ -35,6 +37,10 @@ const DIAL_LIMIT: Duration = Duration::from_secs(90);
 /// Pauses between attempts to reach the cluster.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(20)];
+/// Pause before a publisher that admits no joiner yet is asked again.
+const NOT_YET_PAUSE: Duration = Duration::from_secs(5);
+/// Such pauses: together a little longer than a publisher listens after its start before it admits workers.
+const NOT_YET_PAUSES: u64 = LISTEN_BEFORE_ADMITTING.as_secs() / NOT_YET_PAUSE.as_secs() + 2;
 /// Largest token file, in bytes.
 const MAX_TOKEN_FILE: u64 = 4096;
 
@@ -46,9 +52,10 @@ pub(super) struct Options {
     /// Read the token from this file; "-" is standard input. Without it you are asked
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket (unix:/run/app.sock)
-    #[arg(long, value_name = "TARGET", default_value = "127.0.0.1:8080")]
-    target: Target,
+    /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket (unix:/run/app.sock). Where the
+    /// address has several ports, once for each, as in 80=127.0.0.1:8080
+    #[arg(long, value_name = "[PORT=]TARGET", default_value = "127.0.0.1:8080")]
+    target: Vec<TargetOption>,
     /// Configure Tor with this file of Arti's (TOML), which is copied
     #[arg(long, value_name = "FILE")]
     arti_config: Option<PathBuf>,
@@ -62,6 +69,17 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
         true => context.log_as_daemon()?,
         false => context.log_quietly()?,
     }
+    // The token and what the join has brought end here: the daemon would hold them for its whole life.
+    Box::pin(join(context, &options)).await?;
+    match options.run {
+        true => run::serve(context).await,
+        false => Ok(()),
+    }
+}
+
+/// Joins and writes the state directory; gives its lock back.
+async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
+    targets::check(&options.target)?;
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
     // Before the token is spent: what stops `run` must not be found out after that.
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
@@ -82,18 +100,20 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
             return Err(error);
         }
     };
-    let ports: Vec<_> =
-        joined.ports.iter().map(|port| PortTarget { port: *port, target: options.target.clone() }).collect();
+    let ask: Option<&mut dyn FnMut(u16) -> io::Result<Option<Target>>> =
+        if targets::can_ask() { Some(&mut targets::ask) } else { None };
+    let Assigned { served, unserved } = match targets::assign(&options.target, &joined.ports, ask) {
+        Ok(assigned) => assigned,
+        Err(error) => {
+            clean_up(draft, true);
+            return Err(error);
+        }
+    };
     // Before the node is whole: then the same command can be run again if this fails.
-    Config::write_initial(&context.dir, &Initial { ports, arti })?;
-    let store = persist_joined(draft, &joined)?;
-    report(context, &options, &joined)?;
-    if !options.run {
-        return Ok(());
-    }
-    // The daemon opens the directory anew, and takes its lock.
-    drop(store);
-    run::serve(context).await
+    let initial = Initial { ports: served, unserved, arti };
+    Config::write_initial(&context.dir, &initial)?;
+    drop(persist_joined(draft, &joined)?);
+    report(context, options, &joined, &initial)
 }
 
 /// After a join that failed: what was begun on disk stays for another try if the cluster may know its node key. What goes
@@ -175,7 +195,7 @@ async fn knock(
     known: &mut bool,
     progress: &mut Progress,
 ) -> anyhow::Result<Joined> {
-    let mut pauses = PAUSES.into_iter();
+    let mut pauses = Pauses::default();
     let mut unanswered = None;
     loop {
         progress.step(&format!("looking for {master}"), None);
@@ -186,16 +206,15 @@ async fn knock(
                     Ok(joined) => return Ok(joined),
                     Err(error) => {
                         *known |= error.may_have_joined();
-                        let again = may_pass(&error);
+                        let again = pauses.after(&error);
                         (error.into(), again)
                     }
                 }
             }
-            Err(error) if error.is_transient() => (nobody_admits(error, master), true),
-            Err(error) => (error.into(), false),
+            Err(error) if error.is_transient() => (nobody_admits(error, master), pauses.next()),
+            Err(error) => (error.into(), None),
         };
-        let pause = if again { pauses.next() } else { None };
-        let Some(pause) = pause else { return Err(what_to_tell(unanswered, error)) };
+        let Some(pause) = again else { return Err(what_to_tell(unanswered, error)) };
         progress.step(&format!("trying again in {} s: {error:#}", pause.as_secs()), None);
         tracing::info!(error = format!("{error:#}"), ?pause, "trying again");
         unanswered = unanswered.or_else(|| error.downcast().ok().filter(is_unanswered));
@@ -225,10 +244,37 @@ fn what_to_tell(unanswered: Option<JoinError>, last: anyhow::Error) -> anyhow::E
     }
 }
 
-/// Whether the same call may go through in a moment.
-fn may_pass(error: &JoinError) -> bool {
-    matches!(error, JoinError::Connection(_) | JoinError::Timeout(_) | JoinError::Unanswered(_))
-        || matches!(error, JoinError::Refused(refusal) if refusal.is_transient())
+/// How long to wait before the next attempt.
+struct Pauses {
+    left: std::array::IntoIter<Duration, 4>,
+    not_yet: u64,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self { left: PAUSES.into_iter(), not_yet: NOT_YET_PAUSES }
+    }
+}
+
+impl Pauses {
+    fn next(&mut self) -> Option<Duration> {
+        self.left.next()
+    }
+
+    /// After an answer; `None` where the same call cannot go through in a moment, or was tried often enough.
+    fn after(&mut self, error: &JoinError) -> Option<Duration> {
+        match error {
+            JoinError::Refused(Refusal::NotYet) => {
+                self.not_yet = self.not_yet.checked_sub(1)?;
+                Some(NOT_YET_PAUSE)
+            }
+            JoinError::Refused(refusal) if !refusal.is_transient() => None,
+            JoinError::Refused(_) | JoinError::Connection(_) | JoinError::Timeout(_) | JoinError::Unanswered(_) => {
+                self.next()
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The token: from a file, from standard input, or typed without an echo. Never from the command line, which every
@@ -264,11 +310,18 @@ fn read_bounded(from: impl Read, name: &str) -> anyhow::Result<Zeroizing<String>
     Ok(Zeroizing::new(text.to_owned()))
 }
 
-fn report(context: &Context, options: &Options, joined: &Joined) -> anyhow::Result<()> {
+fn report(context: &Context, options: &Options, joined: &Joined, initial: &Initial) -> anyhow::Result<()> {
     let others = plural(joined.members.len(), "other member");
     say(format_args!("This machine is a {} of {} now, with {others}.", joined.member.role(), options.master))?;
-    for port in &joined.ports {
-        say(format_args!("Port {port} goes to {} (in {}).", options.target, config::FILE_NAME))?;
+    for PortTarget { port, target } in &initial.ports {
+        say(format_args!("Port {port} goes to {target} (in {}).", config::FILE_NAME))?;
+    }
+    for port in &initial.unserved {
+        note(format_args!(
+            "port {port} of the address has no target here: clients that reach this node are refused there, until you \
+             write one in {}",
+            context.dir.join(config::FILE_NAME).display()
+        ));
     }
     if !options.run {
         say(format_args!("\nNext: {}", context.suggest("run")))?;
@@ -281,7 +334,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::join::Refusal;
     use crate::keys::{MasterSecret, TokenSecret};
     use crate::store::StoreError;
 
@@ -338,12 +390,22 @@ mod tests {
     #[test]
     fn what_may_pass_is_tried_again_and_what_does_not_is_told_at_once() {
         // A token that was made a moment ago is unknown to a publisher that has not heard of it.
-        for passing in [Refusal::UnknownToken, Refusal::NoPublisher, Refusal::Busy] {
-            assert!(may_pass(&JoinError::Refused(passing)));
+        let after = |refusal| Pauses::default().after(&JoinError::Refused(refusal));
+        for passing in [Refusal::UnknownToken, Refusal::NoPublisher, Refusal::Busy, Refusal::NotYet] {
+            assert!(after(passing.clone()).is_some(), "{passing}");
         }
         for lasting in [Refusal::Revoked, Refusal::Evicted, Refusal::UsedUp { uses: 1 }, Refusal::Expired { ago: 1 }] {
-            assert!(!may_pass(&JoinError::Refused(lasting)));
+            assert!(after(lasting.clone()).is_none(), "{lasting}");
         }
+    }
+
+    #[test]
+    fn a_publisher_that_has_just_started_is_asked_until_it_admits_workers() {
+        let mut pauses = Pauses::default();
+        let not_yet = || JoinError::Refused(Refusal::NotYet);
+        let waited: Duration = std::iter::from_fn(|| pauses.after(&not_yet())).sum();
+        assert!(waited > LISTEN_BEFORE_ADMITTING && waited < LISTEN_BEFORE_ADMITTING * 2, "{waited:?}");
+        assert!(pauses.after(&JoinError::Refused(Refusal::Busy)).is_some(), "what else happens has its own pauses");
     }
 
     /// The master key that an interrupted join has brought: it stays, and why the join failed is told all the same.

@@ -17,6 +17,7 @@ use crate::node::NodeError;
 use crate::shell;
 use output::explain;
 
+mod acknowledge;
 mod ask;
 mod drain;
 mod evict;
@@ -32,6 +33,7 @@ mod secrecy;
 mod signals;
 mod status;
 mod status_view;
+mod targets;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
@@ -100,6 +102,8 @@ enum Command {
     Resume(resume::Options),
     /// Expel another node from the cluster
     Evict(evict::Options),
+    /// End the alarm that the address's key was given to more nodes than you wanted
+    Acknowledge(acknowledge::Options),
 }
 
 /// What every command is given.
@@ -172,6 +176,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
             Command::Drain(options) => drain::execute(&context, options).await,
             Command::Resume(options) => resume::execute(&context, options).await,
             Command::Evict(options) => evict::execute(&context, options).await,
+            Command::Acknowledge(options) => acknowledge::execute(&context, options).await,
         }
     })
 }

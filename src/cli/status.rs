@@ -52,7 +52,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     }
 }
 
-async fn fetch(context: &Context) -> anyhow::Result<Status> {
+pub(super) async fn fetch(context: &Context) -> anyhow::Result<Status> {
     match ask(context, Request::Status {}, SHORT).await? {
         Response::Status(status) => Ok(*status),
         _ => Err(unexpected()),

@@ -8,8 +8,12 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use rustbalance_gossip::record::Phase;
 
 use super::output::{Paint, bytes, moment, plural, time};
-use crate::control::{MemberStatus, Status};
+use crate::control::{AlarmStatus, InvitationStatus, MemberStatus, Status};
 
+/// Nodes that an alarm names.
+const MOST_NODES: usize = 6;
+/// Ports of which it is said one by one that some nodes do not serve them.
+const MOST_PORTS: usize = 5;
 /// Characters of an address that tell nodes apart.
 const SHORT: usize = 8;
 
@@ -27,7 +31,7 @@ pub(super) fn view(status: &Status, paint: Paint) -> String {
 
 /// What an operator has to look at, the worst first.
 fn problems(status: &Status) -> Vec<String> {
-    let mut list = Vec::new();
+    let mut list: Vec<String> = status.alarms.iter().map(alarm).collect();
     if !status.tor.ready {
         let percent = (status.tor.fraction * 100.0) as u8;
         list.push(format!("Tor is not ready ({percent}%): {}", status.tor.message));
@@ -68,6 +72,7 @@ fn problems(status: &Status) -> Vec<String> {
         let why = port.error.as_deref().unwrap_or("not checked yet");
         list.push(format!("port {}: the target {} does not answer: {why}", port.port, port.target));
     }
+    list.extend(ports_apart(&status.members));
     for member in status.members.iter().filter(|member| !member.me && !member.alive) {
         match (member.phase, member.last_heard_seconds) {
             (Some(Phase::Gone), _) => {}
@@ -85,6 +90,45 @@ fn problems(status: &Status) -> Vec<String> {
         list.push(format!("node {} is healthy, but not published yet", short(&member.node)));
     }
     list
+}
+
+/// Ports that some nodes serve and others do not: a client is sent to any node.
+fn ports_apart(members: &[MemberStatus]) -> Vec<String> {
+    let serving = members.iter().filter(|member| member.alive && member.phase != Some(Phase::Gone));
+    let nodes: Vec<_> = serving.filter_map(|member| Some((short(&member.node), member.ports.as_ref()?))).collect();
+    let all: BTreeSet<u16> = nodes.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
+    let apart = all.into_iter().filter_map(|port| {
+        let (with, without): (Vec<_>, Vec<_>) = nodes.iter().partition(|(_, ports)| ports.contains(&port));
+        let names = |nodes: Vec<&(&str, &Vec<u16>)>| Vec::from_iter(nodes.iter().map(|(node, _)| *node)).join(", ");
+        (!without.is_empty()).then(|| {
+            format!(
+                "port {port} is served by {} and not by {}, which refuses clients there: write [[port]] in its \
+                 rustbalance.toml, or take the port out of the others'",
+                names(with),
+                names(without)
+            )
+        })
+    });
+    let mut list: Vec<String> = apart.collect();
+    // A hostile member may name ports as it likes.
+    let more = list.len().saturating_sub(MOST_PORTS);
+    list.truncate(MOST_PORTS);
+    list.extend((more > 0).then(|| format!("{} more are served by some nodes alone", plural(more, "port"))));
+    list
+}
+
+/// The worst there is: a node that is not the operator's may have the address.
+fn alarm(alarm: &AlarmStatus) -> String {
+    let named: Vec<_> = alarm.nodes.iter().take(MOST_NODES).map(|node| short(node)).collect();
+    let more = if alarm.nodes.len() > MOST_NODES { ", ..." } else { "" };
+    let id = short(&alarm.invitation);
+    format!(
+        "the key of the address has been given to {} ({}{more}) with invitation {id}, which was for {}: if one of them is not \
+         yours, move to a new address; `rustbalance acknowledge {id}` ends this warning on this node",
+        plural(alarm.nodes.len(), "node"),
+        named.join(", "),
+        alarm.uses
+    )
 }
 
 fn head(text: &mut String, status: &Status, paint: Paint) {
@@ -181,15 +225,30 @@ fn publication(text: &mut String, status: &Status, paint: Paint) {
 }
 
 fn invitations(text: &mut String, status: &Status, paint: Paint) {
-    if status.invitations.is_empty() {
-        return;
+    if !status.invitations.is_empty() {
+        section(text, "Invitations", &invitation_table(&status.invitations, false), paint);
     }
-    let mut table = table(&["INVITATION", "ROLE", "USED", "UNTIL"], &[]);
-    for invitation in &status.invitations {
-        let used = format!("{} of {}", invitation.redeemed, invitation.uses);
-        table.add_row([short(&invitation.id).into(), invitation.role.to_string(), used, moment(invitation.expires)]);
+}
+
+/// Those that admit nodes first, then what has become of the others. `nodes`: with those that have joined.
+pub(super) fn invitation_table(invitations: &[InvitationStatus], nodes: bool) -> Table {
+    let titles = ["INVITATION", "ROLE", "USED", "UNTIL", "STATE", "NODES"];
+    let mut table = table(if nodes { &titles } else { &titles[..5] }, &[]);
+    let mut sorted = Vec::from_iter(invitations);
+    sorted.sort_by_key(|invitation| (invitation.state, invitation.expires));
+    for invitation in sorted {
+        let joined = invitation.nodes.iter().map(|node| short(node));
+        let mut row = vec![
+            short(&invitation.id).into(),
+            invitation.role.to_string(),
+            format!("{} of {}", invitation.redeemed, invitation.uses),
+            moment(invitation.expires),
+            invitation.state.to_string(),
+        ];
+        row.extend(nodes.then(|| if joined.len() == 0 { "-".into() } else { Vec::from_iter(joined).join(" ") }));
+        table.add_row(row);
     }
-    section(text, "Invitations", &table, paint);
+    table
 }
 
 fn tail(text: &mut String, status: &Status) {
@@ -284,6 +343,7 @@ mod tests {
             published: 3,
             priority: Some(100),
             weight: Some(1),
+            ports: Some(vec![80]),
         }
     }
 
@@ -342,12 +402,15 @@ mod tests {
             files_allowed: Some(65_536),
             files_needed: 4352,
             shut_out: false,
+            alarms: Vec::new(),
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
                 role: Role::Worker,
                 uses: 2,
                 redeemed: 1,
+                nodes: vec!["bb".repeat(8)],
                 expires: 1_795_362_000,
+                state: InvitationState::Open,
             }],
         }
     }
@@ -371,14 +434,21 @@ mod tests {
             published: 0,
             priority: None,
             weight: None,
+            ports: None,
             role: Role::Worker,
             ..member("cc", false)
         });
         status.members[0].published = 0;
+        status.members.push(MemberStatus { ports: Some(vec![22, 80]), ..member("ee", false) });
         status.ports[0].healthy = false;
         status.ports[0].error = Some("Connection refused (os error 111)".into());
         status.publication.as_mut().unwrap().periods[0].confirmed = 5;
         status.invitations.clear();
+        status.alarms = vec![AlarmStatus {
+            invitation: "c0ffee00c0ffee00".into(),
+            uses: 1,
+            nodes: vec!["bb".repeat(8), "dd".repeat(8)],
+        }];
         let stand_in = |relay: &str| StandInStatus { node: "bb".repeat(8), relay: relay.into(), introductions: 4 };
         status.stand_ins = vec![stand_in("$AB"), stand_in("$CD")];
         insta::assert_snapshot!(view(&status, Paint(false)));

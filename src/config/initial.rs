@@ -15,6 +15,8 @@ use crate::proxy::PortTarget;
 pub struct Initial {
     /// The virtual ports and their targets.
     pub ports: Vec<PortTarget>,
+    /// Virtual ports of the address for which no target was given: written as comments.
+    pub unserved: Vec<u16>,
     /// The text of the file given with `--arti-config` (see [`super::read_arti`]); it is copied as it is.
     pub arti: Option<String>,
 }
@@ -45,6 +47,7 @@ pub(super) fn text(initial: &Initial) -> String {
     for (title, keys) in tables().into_iter().chain(peers::tables()) {
         if title == "[cluster]" {
             text += &ports(&initial.ports);
+            text += &unserved(&initial.unserved);
         }
         text += &format!("\n{title}\n");
         for (key, value, meaning) in keys {
@@ -63,6 +66,19 @@ fn ports(ports: &[PortTarget]) -> String {
         // As a TOML value: a path may hold quotes and backslashes.
         let target = toml::Value::String(target.to_string());
         let _ = write!(text, "[[port]]\nvirtual = {port}\ntarget = {target}\n");
+    }
+    text
+}
+
+fn unserved(ports: &[u16]) -> String {
+    let mut text = String::new();
+    for port in ports {
+        let _ = write!(
+            text,
+            "\n# The address has port {port}, too. This node refuses it until it has a target: clients that reach another\n\
+             # node are served, those that reach this one are not.\n\
+             #[[port]]\n#virtual = {port}\n#target = \"127.0.0.1:{port}\"\n"
+        );
     }
     text
 }

@@ -20,7 +20,7 @@ fn initial() -> Initial {
         PortTarget { port: 80, target: "127.0.0.1:8080".parse().unwrap() },
         PortTarget { port: 443, target: Target::Unix("/run/a \"b\\c\".sock".into()) },
     ];
-    Initial { ports, arti: None }
+    Initial { ports, ..Initial::default() }
 }
 
 #[test]

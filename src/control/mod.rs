@@ -14,13 +14,16 @@ use serde::{Deserialize, Serialize};
 use zeroize::ZeroizeOnDrop;
 
 pub use client::call;
+pub use invitation::{InvitationPrefix, InvitationPrefixError};
 pub use server::{Handler, bind, serve};
 pub use status::{
-    Bootstrap, IntroPointStatus, InvitationStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus,
-    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, Status, TrafficStatus,
+    AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus, PortStatus,
+    PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, Status,
+    TrafficStatus,
 };
 
 mod client;
+mod invitation;
 mod server;
 mod status;
 
@@ -89,6 +92,16 @@ pub enum Request {
         expires_seconds: u64,
         /// How many nodes may join with it.
         uses: u16,
+    },
+    /// Take an invitation back. Answered by [`Response::Done`].
+    RevokeInvitation {
+        /// Which: the daemon finds it by the beginning of its id.
+        invitation: InvitationPrefix,
+    },
+    /// The operator knows to whom the key of the address was given with this invitation. Answered by [`Response::Done`].
+    Acknowledge {
+        /// Which: the daemon finds it by the beginning of its id.
+        invitation: InvitationPrefix,
     },
     /// Say goodbye and stop. Answered by [`Response::Done`] once the others know.
     Leave {},
@@ -188,8 +201,12 @@ pub enum Response {
         master: String,
         /// The secret to join with.
         token: TokenText,
+        /// The invitation's id, the public half of the token, in hexadecimal.
+        id: String,
         /// When it ends, in seconds since the Unix epoch.
         expires: u64,
+        /// A sentence for a person: what keeps nodes from joining with it at the moment.
+        note: Option<String>,
     },
     /// It was done; in words what happened.
     Done {

@@ -44,6 +44,8 @@ pub struct Status {
     pub links: Vec<LinkStatus>,
     /// The invitations this node knows.
     pub invitations: Vec<InvitationStatus>,
+    /// Tokens with which the key of the address was given to more nodes than they were made for, until acknowledged here.
+    pub alarms: Vec<AlarmStatus>,
     /// How often the discovery key has been changed, as far as this node has the new ones.
     pub discovery_generation: u32,
     /// Open files that the system allows the daemon; `None` where there is no limit.
@@ -103,6 +105,8 @@ pub struct MemberStatus {
     pub priority: Option<u8>,
     /// Its share of the introduction points; `None` if it has not been heard.
     pub weight: Option<u8>,
+    /// The virtual ports it serves; `None` if it has not been heard.
+    pub ports: Option<Vec<u16>>,
 }
 
 /// One of this node's introduction points.
@@ -228,6 +232,49 @@ pub struct InvitationStatus {
     pub uses: u16,
     /// How many have.
     pub redeemed: u16,
+    /// The addresses of those that have, members still or not.
+    pub nodes: Vec<String>,
     /// When it ends, in seconds since the Unix epoch.
     pub expires: u64,
+    /// Whether a node can join with it now.
+    pub state: InvitationState,
+}
+
+/// The key of the address was given to more nodes than the operator wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlarmStatus {
+    /// The invitation, by its id.
+    pub invitation: String,
+    /// How many nodes it was made for.
+    pub uses: u16,
+    /// The addresses of all nodes that joined with it.
+    pub nodes: Vec<String>,
+}
+
+/// What has become of an invitation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InvitationState {
+    /// Nodes can join with it.
+    Open,
+    /// As many nodes have joined as may.
+    Used,
+    /// More nodes have joined than may, at publishers that could not hear each other: some of them are expelled.
+    Overdrawn,
+    /// Taken back.
+    Revoked,
+    /// Past its end.
+    Expired,
+}
+
+impl std::fmt::Display for InvitationState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Used => "used up",
+            Self::Overdrawn => "overdrawn",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+        })
+    }
 }

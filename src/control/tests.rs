@@ -116,7 +116,7 @@ async fn a_path_too_long_for_a_socket_is_told_with_the_way_out() {
 #[test]
 fn a_token_is_not_in_debug() {
     let token = TokenText("rb1-secret".into());
-    let invited = Response::Invited { master: "m".into(), token, expires: 1 };
+    let invited = Response::Invited { master: "m".into(), token, id: "00".into(), expires: 1, note: None };
     assert!(!format!("{invited:?}").contains("secret"));
     assert!(serde_json::to_string(&invited).unwrap().contains("rb1-secret"));
 }

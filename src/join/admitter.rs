@@ -40,6 +40,8 @@ pub trait Admissions {
     fn member(&self, node: &NodeId) -> Option<Member>;
     /// True if the node was evicted.
     fn is_revoked(&self, node: &NodeId) -> bool;
+    /// Why nobody may be admitted as `role` at this moment, however good the token is; `None` if nothing speaks against it.
+    fn postponed(&self, role: Role) -> Option<Refusal>;
     /// Members worth knowing for a new one, the most useful (publishers, live ones) first.
     fn chains(&self) -> Vec<Chain>;
     /// Virtual ports of the master address.
@@ -193,6 +195,10 @@ impl Admission {
         }
 
         let known = judge(&redeem, &invitation, unix, us, cluster)?;
+        // What is final was said above. From here on secrets leave, also to a member that asks again.
+        if let Some(postponed) = cluster.postponed(invitation.role) {
+            return Err(postponed);
+        }
         let again = known.is_some();
         let member = match known {
             Some(member) => member,

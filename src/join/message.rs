@@ -120,6 +120,18 @@ pub enum Refusal {
     /// Too many at once.
     #[error("the cluster is busy with other joins: try again in a minute")]
     Busy,
+    /// The publisher may lack news of what others have admitted: it has just started, or is cut off from them.
+    #[error(
+        "the publisher that answered has not yet heard from the other publishers since it started, so it cannot tell \
+         whether the token was used there: try again in a minute"
+    )]
+    NotYet,
+    /// Another publisher is silent, and may have admitted a publisher with this token.
+    #[error(
+        "publisher {0} is silent, so it is not known whether the token was used there: start it, or expel it with \
+         `rustbalance evict` if it is lost, and run the same command again"
+    )]
+    Silent(NodeId),
     /// The publisher could not write down that it admits.
     #[error("the publisher could not record the join (see its log): mend that and run the same command again")]
     Failed,
@@ -144,6 +156,8 @@ impl Refusal {
             Self::Evicted => "join_evicted",
             Self::Version(_) => "join_version",
             Self::Busy => "join_busy",
+            Self::NotYet => "join_not_yet",
+            Self::Silent(_) => "join_publisher_silent",
             Self::Failed => "join_failed",
             Self::Malformed => "join_malformed",
         }
@@ -152,7 +166,16 @@ impl Refusal {
     /// True where the same call may go through in a moment. A token is unknown, too, to a publisher that has not heard yet of
     /// what another has just made.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::UnknownToken | Self::NotPublisher | Self::NoPublisher | Self::Busy | Self::Failed)
+        matches!(
+            self,
+            Self::UnknownToken
+                | Self::NotPublisher
+                | Self::NoPublisher
+                | Self::Busy
+                | Self::NotYet
+                | Self::Silent(_)
+                | Self::Failed
+        )
     }
 }
 

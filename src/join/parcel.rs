@@ -12,7 +12,7 @@
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
-use rustbalance_gossip::record::{Chain, DiscoveryKey, Role};
+use rustbalance_gossip::record::{Chain, DiscoveryKey, NodeCard, Role};
 use rustbalance_gossip::signed::Unverified;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -29,7 +29,7 @@ const MAX: usize = frame::MAX - 1024;
 /// Most chains of other members in a parcel; the rest comes by gossip.
 pub(super) const MAX_CHAINS: usize = 128;
 /// Most virtual ports of the master address.
-pub const MAX_PORTS: usize = 64;
+pub const MAX_PORTS: usize = NodeCard::MAX_PORTS;
 
 /// Everything public in a parcel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -190,9 +190,24 @@ impl Door {
 
     /// Takes from the bucket of joins; false if it is empty.
     fn within_rate(&self, now: Instant) -> bool {
+        self.take(now, self.limits.every, self.limits.burst.into())
+    }
+
+    /// The same for a node that only carries joins, one of `carriers`: together they carry what one publisher admits, in
+    /// bursts of a quarter. Each join that is carried takes one of the links that a publisher accepts in a second from
+    /// all members.
+    pub fn may_carry(&self, now: Instant, carriers: usize) -> bool {
+        let carriers = u32::try_from(carriers).unwrap_or(u32::MAX).max(1);
+        let burst = f64::from(self.limits.burst) / 4.0 / f64::from(carriers);
+        self.take(now, self.limits.every.saturating_mul(carriers), burst.max(1.0))
+    }
+
+    /// Takes one from a bucket that holds `burst` and gains one in `every`.
+    fn take(&self, now: Instant, every: Duration, burst: f64) -> bool {
+        let every = every.as_secs_f64().max(f64::EPSILON);
         let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let come = now.duration_since(bucket.1).as_secs_f64() / self.limits.every.as_secs_f64().max(f64::EPSILON);
-        let tokens = (bucket.0 + come).min(self.limits.burst.into());
+        let come = now.duration_since(bucket.1).as_secs_f64() / every;
+        let tokens = (bucket.0 + come).min(burst);
         let within = tokens >= 1.0;
         *bucket = (if within { tokens - 1.0 } else { tokens }, now);
         within
@@ -276,5 +291,17 @@ mod tests {
         let let_in = seconds.map(|second| door.within_rate(start + Duration::from_secs(second)));
         let wanted = [true, true, true, false, false, true, false, false, true, true, true, false];
         assert_eq!(let_in, wanted);
+    }
+
+    #[test]
+    fn nodes_that_carry_share_the_rate_of_one_door() {
+        let limits = DoorLimits { burst: 32, every: Duration::from_secs(1), ..DoorLimits::default() };
+        let doors = [(); 4].map(|()| Door::with_limits(limits));
+        let start = Instant::now();
+        let carried = |second| {
+            let now = start + Duration::from_secs(second);
+            doors.iter().map(|door| (0..99).filter(|_| door.may_carry(now, 4)).count()).sum::<usize>()
+        };
+        assert_eq!([0, 2, 4, 8].map(carried), [8, 0, 4, 4]);
     }
 }

@@ -5,17 +5,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustbalance_gossip::coordinator::{Coordinator, Event};
+use rustbalance_gossip::coordinator::{Coordinator, Event, NotYet};
 use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
+use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::MemberView;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::cluster::Cluster;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, Offer};
-use crate::join::{self, Admissions, Admitter, Door, DoorLimits, Outcome, Publisher, Redemption, Refusal};
+use crate::join::{self, Admissions, Admitter, Door, DoorLimits, MAX_PORTS, Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;
 use crate::store::Store;
 use crate::tor::{BoxStream, Incoming, Rejection};
@@ -73,7 +76,7 @@ impl JoinPort {
             coordinator.view().invitations().iter().any(recent)
         });
         let place = self.places.try_acquire();
-        if !open || place.is_err() {
+        if !open || place.is_err() || !self.may_carry() {
             self.count(if open { counted::CROWD } else { counted::CLOSED });
             incoming.request.reject(Rejection::Unavailable).await;
             return;
@@ -85,6 +88,16 @@ impl JoinPort {
             },
             Ok(Err(error)) => debug!(%error, "a joiner is gone"),
             Err(_) => debug!("a joiner did not take its stream in time"),
+        }
+    }
+
+    /// False where this node would carry a join and has carried too many: strangers must not fill the publishers' links.
+    /// A publisher's own door keeps the rate itself.
+    fn may_carry(&self) -> bool {
+        let worker = |member: &&MemberView| member.alive && member.member.role() == Role::Worker;
+        self.gatekeeper.is_some() || {
+            let workers = self.cluster.look(|coordinator, _| coordinator.view().members().filter(worker).count());
+            self.door.may_carry(Instant::now(), workers)
         }
     }
 
@@ -106,7 +119,8 @@ impl JoinPort {
             Some(Outcome::Admitted { node, role, again }) => info!(%node, %role, again, "admitted a new member"),
             Some(Outcome::Refused(refusal)) => {
                 self.count(refusal.name());
-                info!(%refusal, "turned a joiner away");
+                // Strangers choose how often this and what follows happen: the counters tell of it.
+                debug!(%refusal, "turned a joiner away");
             }
             None => {
                 self.count(counted::UNFINISHED);
@@ -121,13 +135,13 @@ impl JoinPort {
             match self.links.carry_join(publisher).await {
                 Ok(link) => {
                     let (there, back) = join::carry(joiner, link).await;
-                    info!(publisher = %publisher.short(), there, back, "carried a join");
+                    debug!(publisher = %publisher.short(), there, back, "carried a join");
                     return;
                 }
-                Err(error) => info!(publisher = %publisher.short(), %error, "cannot carry a join there"),
+                Err(error) => debug!(publisher = %publisher.short(), %error, "cannot carry a join there"),
             }
         }
-        warn!("no publisher can be reached, so nobody can join through this node");
+        debug!("no publisher can be reached, so no node can join through this one");
         self.refuse(joiner, Refusal::NoPublisher).await;
     }
 }
@@ -147,7 +161,7 @@ pub(super) struct Gatekeeper {
     pub(super) publisher: Publisher,
     pub(super) cluster: Cluster,
     pub(super) store: Arc<Store>,
-    /// The virtual ports that this node serves: a new node begins with the same.
+    /// The virtual ports that this node serves: with those of other publishers, a new node is given them.
     pub(super) ports: Vec<u16>,
     /// The newest key of the restricted discovery.
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
@@ -164,7 +178,7 @@ impl Admitter for Gatekeeper {
     }
 
     fn with_admissions(&self, decide: &mut dyn FnMut(&dyn Admissions)) {
-        self.cluster.look(|coordinator, _| decide(&Known { coordinator, gatekeeper: self }));
+        self.cluster.look(|coordinator, now| decide(&Known { coordinator, now, gatekeeper: self }));
     }
 
     async fn record(&self, redemption: &Redemption) -> bool {
@@ -182,6 +196,7 @@ impl Admitter for Gatekeeper {
 /// The cluster at the moment of a decision. All of it is in memory: the decision is made under the coordinator's lock.
 struct Known<'a> {
     coordinator: &'a Coordinator,
+    now: Now,
     gatekeeper: &'a Gatekeeper,
 }
 
@@ -198,6 +213,13 @@ impl Admissions for Known<'_> {
         self.coordinator.view().revoked(node)
     }
 
+    fn postponed(&self, role: Role) -> Option<Refusal> {
+        self.coordinator.may_admit(role, self.now).err().map(|missing| match missing {
+            NotYet::Isolated | NotYet::Starting(_) => Refusal::NotYet,
+            NotYet::Silent(node) => Refusal::Silent(node),
+        })
+    }
+
     fn chains(&self) -> Vec<Chain> {
         let mut members: Vec<_> = self.coordinator.view().members().collect();
         members.sort_by_key(|member| (!member.alive, member.member.role()));
@@ -205,7 +227,17 @@ impl Admissions for Known<'_> {
     }
 
     fn virtual_ports(&self) -> Vec<u16> {
-        self.gatekeeper.ports.clone()
+        let others = self.coordinator.view().members().filter(|member| {
+            member.alive && member.member.role() == Role::Publisher && member.node() != self.coordinator.view().me()
+        });
+        let of_others = others.filter_map(|member| member.card.as_ref()).flat_map(|card| card.ports.iter().copied());
+        let mut ports = self.gatekeeper.ports.clone();
+        for port in of_others {
+            if !ports.contains(&port) && ports.len() < MAX_PORTS {
+                ports.push(port);
+            }
+        }
+        ports
     }
 
     fn discovery(&self) -> Option<Offer> {

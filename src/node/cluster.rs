@@ -19,8 +19,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
+use super::alarms::Alarms;
 use super::writer::{self, Kept};
 use crate::clock::unix_now;
 use crate::keys::AuthoritySecret;
@@ -108,6 +109,8 @@ pub struct Parts {
     pub updates: mpsc::Receiver<Update>,
     /// Where terms and what was learnt are kept.
     pub store: Arc<Store>,
+    /// Whom the key of the address was given to beyond what a token was made for.
+    pub alarms: Arc<Alarms>,
     /// Signs what concerns others; publishers have it.
     pub authority: Option<AuthoritySecret>,
     /// What the disk knows, told before anything else happens: members first, because a node that knows of no others
@@ -121,6 +124,7 @@ struct Actor {
     mesh: Mesh,
     updates: mpsc::Receiver<Update>,
     cluster: MasterId,
+    alarms: Arc<Alarms>,
     authority: Option<AuthoritySecret>,
     started: Instant,
     /// When the mesh was reached.
@@ -156,7 +160,7 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
     let (kept, wanted) = watch::channel(Kept::default());
     let (stored, stored_term) = watch::channel(0);
     let writer = tokio::spawn(writer::write_all(Arc::clone(&parts.store), wanted, stored));
-    let Parts { coordinator, mesh, updates, store, authority, known } = parts;
+    let Parts { coordinator, mesh, updates, store, alarms, authority, known } = parts;
     let (coordinator, started, cluster) = (Arc::new(Mutex::new(coordinator)), Instant::now(), store.cluster());
     let handle = Cluster { messages, coordinator: Arc::clone(&coordinator), started };
     let mut actor = Actor {
@@ -164,6 +168,7 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         mesh,
         updates,
         cluster,
+        alarms,
         authority,
         started,
         joined: None,
@@ -304,6 +309,7 @@ impl Actor {
             view.overdrawn().filter(|node| !view.revoked(node)).collect()
         };
         for node in overdrawn {
+            warn!(node = %node.short(), "expelled: it joined with an invitation that other nodes had used up");
             if let Some(signed) = self.sign(Revocation { cluster: self.cluster, node, revoked: unix_now() }) {
                 self.handle(Event::Revocation(signed));
             }
@@ -326,9 +332,11 @@ impl Actor {
         let whole: Vec<_> = {
             let coordinator = lock(&self.coordinator);
             let known = coordinator.view().invitations();
+            self.alarms.look_at(known.iter());
             known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect()
         };
-        self.kept.send_if_modified(|kept| put(&mut kept.invitations, whole));
+        let alarms = self.alarms.all();
+        self.kept.send_if_modified(|kept| put(&mut kept.invitations, whole) | put(&mut kept.alarms, alarms));
     }
 
     /// As the cluster's authority, if this node has its key.

@@ -1,34 +1,34 @@
 //! Answers the control socket.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use rustbalance_gossip::coordinator::{Coordinator, Event};
 use rustbalance_gossip::mesh::MeshCounters;
-use rustbalance_gossip::record::{Phase, Revocation, Role};
+use rustbalance_gossip::record::{Phase, Revocation};
 use rustbalance_gossip::signed::Verified;
-use rustbalance_gossip::view::{MAX_INVITATIONS, MemberView};
+use rustbalance_gossip::view::MemberView;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::admission::JoinPort;
+use super::alarms::Alarms;
 use super::cluster::Cluster;
 use super::status;
 use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
-use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TokenText, TrafficStatus};
+use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus};
 use crate::descriptors::Descriptors;
 use crate::discovery::Discovery;
 use crate::health::Health;
-use crate::join::{self, Terms};
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
 use crate::proxy::Traffic;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::tor::{self, RefusedCounts, ServiceLimits};
 
 /// What can be asked once Tor is there and the cluster runs.
@@ -44,6 +44,8 @@ pub(super) struct Running {
     pub(super) door: Arc<JoinPort>,
     /// What the mesh has kept out.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
+    /// Whom the key of the address was given to beyond what a token was made for.
+    pub(super) alarms: Arc<Alarms>,
     /// What this node's own service has refused.
     pub(super) own: Arc<RefusedCounts>,
 }
@@ -60,16 +62,8 @@ pub(super) struct Daemon {
 }
 
 /// The answer while there is nobody to ask.
-fn not_yet() -> Response {
+pub(super) fn not_yet() -> Response {
     Response::refused("the daemon is still connecting to Tor: `rustbalance status` shows how far it is; try again then")
-}
-
-/// The answer when there is no room for another invitation.
-fn too_many_invitations() -> Response {
-    Response::refused(format!(
-        "the cluster knows {MAX_INVITATIONS} invitations, and no more are kept until one of them has been over for a week: \
-         make fewer, each for more nodes (--uses) or for a shorter time (--expires)"
-    ))
 }
 
 #[async_trait]
@@ -78,6 +72,8 @@ impl Handler for Daemon {
         match request {
             Request::Status {} => Response::Status(Box::new(self.status())),
             Request::Invite { role, expires_seconds, uses } => self.invite(role, expires_seconds, uses).await,
+            Request::RevokeInvitation { invitation } => self.revoke_invitation(&invitation).await,
+            Request::Acknowledge { invitation } => self.acknowledge(&invitation),
             Request::Leave {} => self.leave().await,
             Request::Drain {} => self.set_draining(true).await,
             Request::Resume {} => self.set_draining(false).await,
@@ -123,46 +119,13 @@ impl Daemon {
     }
 
     /// The authority key, or why this node has none.
-    fn authority(&self) -> Result<AuthoritySecret, Response> {
+    pub(super) fn authority(&self) -> Result<AuthoritySecret, Response> {
         match self.store.authority_secret() {
             Ok(Some(authority)) => Ok(authority),
             Ok(None) => {
                 Err(Response::refused("this node is a worker, only publishers can do that: ask on one of them"))
             }
             Err(error) => Err(Response::refused(error)),
-        }
-    }
-
-    async fn invite(&self, role: Role, expires_seconds: u64, uses: u16) -> Response {
-        let Some(running) = self.running.get() else { return not_yet() };
-        let authority = match self.authority() {
-            Ok(authority) => authority,
-            Err(refused) => return refused,
-        };
-        let terms = Terms { role, uses, lifetime: Duration::from_secs(expires_seconds) };
-        let (token, signed) = match join::invite(self.store.cluster(), &authority, terms, unix_now(), &mut rand::rng())
-        {
-            Ok(made) => made,
-            Err(error) => return Response::refused(error),
-        };
-        let (id, expires) = (signed.token, signed.expires);
-        // On disk before it is handed out, so that a crash cannot leave a person with a token nobody knows.
-        match on_disk(|| self.store.put_invitations(std::slice::from_ref(&signed), unix_now())) {
-            Ok(()) => {}
-            Err(StoreError::TooMany { .. }) => return too_many_invitations(),
-            Err(error) => return Response::refused(error),
-        }
-        if let Err(stopping) = running.cluster.tell_and_wait(Event::Invitation(signed)).await {
-            return Response::refused(stopping);
-        }
-        if running.cluster.look(|coordinator, _| coordinator.invitation(&id).is_none()) {
-            return too_many_invitations();
-        }
-        info!(%role, uses, "invitation made");
-        Response::Invited {
-            master: self.store.cluster().to_string(),
-            token: TokenText(token.text().to_string()),
-            expires,
         }
     }
 
@@ -216,6 +179,7 @@ impl Daemon {
             refused: Default::default(),
             links: Vec::new(),
             invitations: Vec::new(),
+            alarms: Vec::new(),
             discovery_generation: 0,
             files_allowed: Some(self.descriptors.limit).filter(|limit| *limit < u64::MAX),
             files_needed: self.descriptors.needed,
@@ -235,6 +199,7 @@ impl Running {
         status.members = part.members;
         status.publication = part.publication;
         status.invitations = part.invitations;
+        status.alarms = self.alarms.open();
         status.refused = part.refused;
         status.phase = part.phase;
         status.shut_out = self.links.is_shut_out();

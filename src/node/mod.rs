@@ -11,10 +11,12 @@
 //! ```
 
 mod admission;
+pub mod alarms;
 pub mod cluster;
 mod control;
 mod discovery;
 mod disk;
+mod invitations;
 mod parts;
 mod preflight;
 mod status;

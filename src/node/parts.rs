@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::NodeError;
 use super::admission::{Gatekeeper, JoinPort};
+use super::alarms::Alarms;
 use super::cluster::{self, Cluster, Decisions};
 use super::control::{Daemon, Running};
 use super::discovery::Rotation;
@@ -116,11 +117,13 @@ impl Parts {
             store.membership().clone(),
         )
         .with_point_check(point_check(authority.as_ref().map(|authority| authority.duplicate())));
+        let alarms = Arc::new(Alarms::new(store.alarms()?));
         let parts = cluster::Parts {
             coordinator,
             mesh,
             updates,
             store: Arc::clone(&store),
+            alarms: Arc::clone(&alarms),
             authority: authority.as_ref().map(|authority| authority.duplicate()),
             known: what_the_disk_knows(&store)?,
         };
@@ -238,6 +241,7 @@ impl Parts {
             limits,
             door,
             gossip: Box::new(gossip),
+            alarms,
             own,
         };
         // Set once: a daemon starts its parts once.
@@ -303,6 +307,7 @@ fn settings(store: &Store, config: &Config, boot: u64) -> Result<Settings, NodeE
     let mut settings = Settings::new(boot, store.term()?);
     settings.priority = config.node.priority;
     settings.weight = config.node.weight;
+    settings.ports = config.ports.iter().map(|port| port.port).collect();
     settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
     settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
     settings.waiting = config.gossip.waiting;

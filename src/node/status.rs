@@ -6,14 +6,15 @@ use std::sync::atomic::Ordering;
 use rustbalance_gossip::coordinator::{Coordinator, Leadership};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::MeshCounters;
+use rustbalance_gossip::record::Invitation;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MemberView;
 
 use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
 use crate::control::{
-    IntroPointStatus, InvitationStatus, MemberStatus, PortStatus, PublicationStatus, PublishedPeriodStatus,
-    PublishedPointStatus, PublisherStatus, StandInStatus, TrafficStatus,
+    IntroPointStatus, InvitationState, InvitationStatus, MemberStatus, PortStatus, PublicationStatus,
+    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, TrafficStatus,
 };
 use crate::health::PortHealth;
 use crate::proxy::{Refusal, Traffic};
@@ -55,7 +56,7 @@ pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
         publisher: holder.map(|(node, term)| PublisherStatus { node: node.to_string(), term, me: node == view.me() }),
         members: view.members().map(|member| member_status(member, view.me(), &wanted, now)).collect(),
         publication: publication(coordinator, holder, points),
-        invitations: view.invitations().iter().map(invitation_status).collect(),
+        invitations: view.invitations().iter().map(|it| invitation_status(it, now.unix)).collect(),
         refused: view.refused().iter().map(|(name, count)| (format!("record_{name}"), count)).collect(),
         phase: coordinator.phase(),
     }
@@ -75,6 +76,7 @@ fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<NodeId, usiz
         published: wanted.get(&node).copied().unwrap_or(0),
         priority: member.card.as_ref().map(|card| card.priority),
         weight: member.card.as_ref().map(|card| card.weight),
+        ports: member.card.as_ref().map(|card| card.ports.clone()),
     }
 }
 
@@ -96,13 +98,23 @@ fn publication(
     Some(PublicationStatus { node: node.to_string(), term: said.term, periods: periods.collect(), intro_points })
 }
 
-fn invitation_status(invitation: &rustbalance_gossip::record::Invitation) -> InvitationStatus {
+fn invitation_status(invitation: &Invitation, unix: u64) -> InvitationStatus {
+    let (used, uses) = (invitation.redeemed.len(), usize::from(invitation.uses));
+    let state = match used {
+        _ if used > uses => InvitationState::Overdrawn,
+        _ if invitation.revoked => InvitationState::Revoked,
+        _ if used == uses => InvitationState::Used,
+        _ if unix > invitation.expires => InvitationState::Expired,
+        _ => InvitationState::Open,
+    };
     InvitationStatus {
         id: invitation.token.to_string(),
         role: invitation.role,
         uses: invitation.uses,
-        redeemed: u16::try_from(invitation.redeemed.len()).unwrap_or(u16::MAX),
+        redeemed: u16::try_from(used).unwrap_or(u16::MAX),
+        nodes: invitation.redeemed.iter().map(ToString::to_string).collect(),
         expires: invitation.expires,
+        state,
     }
 }
 

@@ -15,7 +15,7 @@ use tracing::warn;
 
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
-use crate::store::{Store, StoreError};
+use crate::store::{KeyAlarm, Store, StoreError};
 
 /// Between two attempts at what could not be written.
 const RETRY: Duration = Duration::from_secs(10);
@@ -31,6 +31,8 @@ pub(super) struct Kept {
     pub(super) revocations: Vec<Verified<Revocation>>,
     /// The invitations of which somebody has signed all that is known.
     pub(super) invitations: Vec<Verified<Invitation>>,
+    /// Whom the key of the address was given to with a token that was used up.
+    pub(super) alarms: Vec<KeyAlarm>,
 }
 
 /// Writes until nobody wants anything any more, and what was wanted last has been tried. Tells which term is on disk.
@@ -48,7 +50,7 @@ pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kep
 
 /// Writes what differs; false if something could not be written.
 fn write(store: &Store, wanted: Kept, written: &mut Kept, stored: &watch::Sender<u64>) -> bool {
-    let Kept { term, members, revocations, invitations } = wanted;
+    let Kept { term, members, revocations, invitations, alarms } = wanted;
     // The term first, for the election waits for it.
     let mut whole = put("the term (this node cannot publish)", term, &mut written.term, |term| store.raise_term(*term));
     if whole {
@@ -56,8 +58,9 @@ fn write(store: &Store, wanted: Kept, written: &mut Kept, stored: &watch::Sender
     }
     whole &= put("the members", members, &mut written.members, |list| store.put_members(list));
     whole &= put("the revocations", revocations, &mut written.revocations, |list| store.put_revocations(list));
-    whole
-        & put("the invitations", invitations, &mut written.invitations, |list| store.put_invitations(list, unix_now()))
+    whole &=
+        put("the invitations", invitations, &mut written.invitations, |list| store.put_invitations(list, unix_now()));
+    whole & put("the alarms", alarms, &mut written.alarms, |list| store.put_alarms(list))
 }
 
 fn put<T: PartialEq>(

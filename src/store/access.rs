@@ -100,7 +100,8 @@ fn listed<T>(all: &[T], show: impl Fn(&T) -> String) -> String {
 /// (the configuration) may be as the operator likes.
 pub fn check_all(dir: &Path) -> Result<(), StoreError> {
     let mut exposed = Exposed::none(dir);
-    let names = Kind::FIXED.iter().map(|kind| kind.name()).chain([lock::NAME, "intro", ARTI]);
+    let kinds = Kind::FIXED.into_iter().chain(Kind::OPTIONAL);
+    let names = kinds.map(|kind| kind.name()).chain([lock::NAME, "intro", ARTI]);
     for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {
         walk(&mut exposed, &path, path == dir, 0)?;
     }

@@ -68,6 +68,8 @@ pub enum Kind {
     Members,
     /// `draining`: there while the node takes no new clients, by `drain`; `resume` removes it. Its payload is empty.
     Draining,
+    /// `alarms`: to whom the key of the address was given beyond what a token was made for. Not there before the first.
+    Alarms,
     /// `intro/<nonce>.point`: an introduction point.
     IntroPoint,
 }
@@ -92,7 +94,7 @@ impl Kind {
     ];
 
     /// Those under a fixed name that a whole node may lack: absent means the default.
-    pub(super) const OPTIONAL: [Self; 1] = [Self::Draining];
+    pub(super) const OPTIONAL: [Self; 2] = [Self::Draining, Self::Alarms];
 
     /// Its name in the state directory; for [`Kind::IntroPoint`], the ending.
     pub(super) fn name(self) -> &'static str {
@@ -112,6 +114,7 @@ impl Kind {
             Self::Revocations => "revocations",
             Self::Members => "members",
             Self::Draining => "draining",
+            Self::Alarms => "alarms",
             Self::IntroPoint => "point",
         }
     }
@@ -120,7 +123,7 @@ impl Kind {
     pub(super) fn max_payload(self) -> usize {
         match self {
             Self::Invitations => 8 << 20,
-            Self::Revocations | Self::Members => 2 << 20,
+            Self::Revocations | Self::Members | Self::Alarms => 2 << 20,
             _ => 16 << 10,
         }
     }
@@ -135,6 +138,9 @@ impl Kind {
             Self::MasterKey | Self::AuthorityKey => {
                 "Put it back from a backup or from another publisher of this cluster, or move this directory to a safe \
                  place and `rustbalance join` again."
+            }
+            Self::Alarms => {
+                "Put it back from a backup of this directory, or remove it: alarms of old tokens are forgotten then."
             }
             Self::IntroPoint => "Remove it: the node makes a new introduction point.",
             Self::Draining => "Remove it, and run `rustbalance drain` again if this node is to take no clients.",

@@ -24,6 +24,7 @@ use crate::discovery::{Discovery, KeyRing};
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
 pub use access::{Exposed, check_all};
+pub use alarms::{KeyAlarm, MAX_ALARMS};
 pub use draft::{Beginning, Contents, Draft};
 pub use error::{Damage, StoreError};
 pub use file::Kind;
@@ -31,6 +32,7 @@ pub use import::{ImportError, import_master_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
 
 mod access;
+mod alarms;
 mod draft;
 mod error;
 mod file;
@@ -110,6 +112,7 @@ impl Store {
         self.revocations()?;
         self.members()?;
         self.is_draining()?;
+        self.alarms()?;
         for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir(), self.intro_dir()] {
             file::make_dir(&dir)?;
         }

@@ -17,6 +17,7 @@ mod member;
 mod newcomer;
 mod operators;
 mod records;
+mod tokens;
 mod tor;
 mod town;
 mod workers;

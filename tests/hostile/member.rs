@@ -111,6 +111,7 @@ impl Member {
             priority: 0,
             weight: 100,
             version: "1".into(),
+            ports: vec![80],
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a node that joins is given, and when there is no room to invite another. Nobody is hostile here.
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use rustbalance::clock::unix_now;
 use rustbalance::control::{Request, Response};
 use rustbalance::join::{Terms, invite};
@@ -51,4 +51,32 @@ async fn one_invitation_too_many_is_refused_with_the_way_out() {
     })
     .await;
     assert!(told.contains("--uses") && told.contains("--expires"), "{told}");
+}
+
+/// A client is sent to any node: one that lacks a port is named by `status` of every node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lacks_a_port_is_shown_everywhere() {
+    let mail = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = format!("[[port]]\nvirtual = 25\ntarget = \"{}\"\n", mail.local_addr().unwrap());
+    tokio::spawn(async move { while mail.accept().await.is_ok() {} });
+    let mut town = Town::start(&port).await;
+    let told = |town: &Town, name: &str| town.named(name).shown().contains("port 25 is served by");
+    for name in ["alpha", "beta", "gamma"] {
+        assert!(!told(&town, name), "{name} misses a port though all nodes have all");
+    }
+    let (file, gamma) = (town.named("gamma").dir().join("rustbalance.toml"), town.named("gamma").id.short());
+    let config = std::fs::read_to_string(&file).unwrap().replace(&port, "");
+    std::fs::write(&file, config).unwrap();
+    town.named_mut("gamma").stop().await;
+    let net = town.net.clone();
+    town.named_mut("gamma").run(&net);
+    for name in ["alpha", "beta", "gamma"] {
+        until("it is shown", async || {
+            ensure!(told(&town, name), "{name} does not show it");
+            Ok(())
+        })
+        .await;
+        let shown = town.named(name).shown();
+        assert!(shown.contains(&format!("and not by {gamma}")), "{name} shows {shown}");
+    }
 }

@@ -358,6 +358,15 @@ impl Daemon {
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
     }
 
+    /// It is told to stop, says goodbye and ends.
+    pub(crate) async fn stop(&mut self) {
+        let (runtime, task) = self.running.take().unwrap();
+        self.stop.cancel();
+        timeout(PATIENCE, task).await.unwrap_or_else(|_| panic!("{} does not stop", self.name)).unwrap().unwrap();
+        self.engine.kill();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+    }
+
     /// Whether it has ended by itself.
     pub(crate) fn has_ended(&self) -> bool {
         self.running.as_ref().is_some_and(|(_, task)| task.is_finished())

@@ -70,6 +70,9 @@ impl Admissions for Host<'_> {
     fn is_revoked(&self, _: &NodeId) -> bool {
         false
     }
+    fn postponed(&self, _: Role) -> Option<Refusal> {
+        None
+    }
     fn chains(&self) -> Vec<Chain> {
         vec![self.us.membership.chain()]
     }
@@ -159,7 +162,7 @@ fn unhex_of(rendered: &Value) -> Vec<u8> {
     unhex(&text.unwrap().into())
 }
 
-fn every_refusal(cluster: MasterId) -> Vec<Refusal> {
+fn every_refusal(cluster: MasterId, node: NodeId) -> Vec<Refusal> {
     vec![
         Refusal::UnknownToken,
         Refusal::Expired { ago: 10 },
@@ -173,6 +176,8 @@ fn every_refusal(cluster: MasterId) -> Vec<Refusal> {
         Refusal::Evicted,
         Refusal::Version(1),
         Refusal::Busy,
+        Refusal::NotYet,
+        Refusal::Silent(node),
         Refusal::Failed,
         Refusal::Malformed,
     ]
@@ -180,7 +185,7 @@ fn every_refusal(cluster: MasterId) -> Vec<Refusal> {
 
 async fn refusals(cast: &Cast) -> Value {
     let mut frames = Vec::new();
-    for refusal in every_refusal(cast.cluster()) {
+    for refusal in every_refusal(cast.cluster(), cast.alpha.node_id()) {
         let (near, mut far) = tokio::io::duplex(4096);
         let refused = tokio::spawn(refuse(Box::new(near), refusal));
         let frame = frame::read(&mut far, frame::MAX).await.unwrap();
@@ -197,7 +202,9 @@ pub(crate) fn check(cast: &Cast, vectors: &Value) {
     for role in [Role::Worker, Role::Publisher] {
         check_join(cast, role, &vectors[role.to_string()]);
     }
-    for (refusal, frame) in every_refusal(cast.cluster()).into_iter().zip(vectors["refused"].as_array().unwrap()) {
+    for (refusal, frame) in
+        every_refusal(cast.cluster(), cast.alpha.node_id()).into_iter().zip(vectors["refused"].as_array().unwrap())
+    {
         let (mut joiner, _) = joiner(cast, Role::Worker);
         let heard = joiner.handle(&unhex(&frame["bytes"]), JOINER_UNIX);
         assert!(matches!(heard, Err(JoinError::Refused(heard)) if heard == refusal), "{refusal:?}");

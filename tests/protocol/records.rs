@@ -133,6 +133,7 @@ pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
         priority: 100,
         weight: 10,
         version: "0.1.0".into(),
+        ports: vec![22, 80],
     };
     let mut redeemed = cast.invitation(Role::Worker);
     redeemed.redeemed = [cast.beta.node_id()].into();

@@ -8,6 +8,7 @@
 //! member; where is it in its life; is a heartbeat due; who publishes; what of others' facts is to be passed on; what
 //! should stand in the descriptor. The last is for the publisher; the others look at it when they beat.
 
+mod admit;
 mod own;
 mod settings;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use admit::{LISTEN_BEFORE_ADMITTING, NotYet};
 pub use settings::{Action, Event, Leadership, Settings};
 
 use crate::id::{MasterId, NodeId};
@@ -49,6 +51,8 @@ pub struct Coordinator {
     /// The time at the last event; `None` before the first.
     last: Option<Now>,
     started: Duration,
+    /// The same on the other clock, in seconds since the Unix epoch.
+    started_unix: u64,
     next_beat: Duration,
     beaten: Option<Duration>,
     refresh_at: Duration,
@@ -98,6 +102,7 @@ impl Coordinator {
             member,
             last: None,
             started: Duration::ZERO,
+            started_unix: 0,
             next_beat: Duration::ZERO,
             beaten: None,
             refresh_at: Duration::ZERO,
@@ -215,7 +220,7 @@ impl Coordinator {
     /// Notices the first event, a clock that stood and a process that was stopped.
     fn advance(&mut self, mut now: Now, out: &mut Vec<Action>) -> Now {
         let Some(last) = self.last else {
-            self.started = now.mono;
+            (self.started, self.started_unix) = (now.mono, now.unix);
             self.next_beat = now.mono;
             self.repeat_at = now.mono + REPEAT;
             self.election.listen(now.mono);

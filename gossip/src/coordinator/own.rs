@@ -81,6 +81,7 @@ impl Coordinator {
             priority: self.settings.priority,
             weight: self.settings.weight.clamp(1, 100),
             version: self.settings.version.chars().filter(|it| it.is_ascii_graphic()).take(64).collect(),
+            ports: self.settings.ports.iter().copied().take(NodeCard::MAX_PORTS).collect(),
         };
         if let Some((card, bytes)) = self.voice.say(card) {
             out.push(Action::Gossip { kind: RecordKind::Card, bytes });

@@ -1,5 +1,6 @@
 //! What a coordinator is told once, and what passes in and out of it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::id::NodeId;
@@ -18,6 +19,8 @@ pub struct Settings {
     pub weight: u8,
     /// The program's version, at most 64 bytes.
     pub version: String,
+    /// The virtual ports that this node serves, none of them 0.
+    pub ports: BTreeSet<u16>,
     /// How often this node has started, this time included, from disk: the upper half of every sequence number.
     pub boot: u64,
     /// The highest term on disk.
@@ -43,6 +46,7 @@ impl Settings {
             priority: 100,
             weight: 10,
             version: env!("CARGO_PKG_VERSION").into(),
+            ports: BTreeSet::new(),
             boot,
             term,
             patience: Patience::default(),

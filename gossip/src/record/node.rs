@@ -62,6 +62,13 @@ pub struct NodeCard {
     pub weight: u8,
     /// The program's version, for people.
     pub version: String,
+    /// The virtual ports that the node serves: rising, none 0, at most [`NodeCard::MAX_PORTS`].
+    pub ports: Vec<u16>,
+}
+
+impl NodeCard {
+    /// Most virtual ports of one node.
+    pub const MAX_PORTS: usize = 64;
 }
 
 impl Statement for NodeCard {

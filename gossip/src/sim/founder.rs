@@ -131,6 +131,7 @@ impl Identity {
             priority,
             weight: 10,
             version: "0".into(),
+            ports: vec![80],
         }
     }
 

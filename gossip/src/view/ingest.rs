@@ -89,7 +89,9 @@ fn check_card(card: &NodeCard) -> Result<(), Rejection> {
         return Err(Rejection::Address);
     }
     within((1..=100).contains(&card.weight), "weight")?;
-    within(card.version.len() <= MAX_VERSION && !card.version.chars().any(char::is_control), "version")
+    within(card.version.len() <= MAX_VERSION && !card.version.chars().any(char::is_control), "version")?;
+    let rising = card.ports.is_sorted_by(|a, b| a < b) && !card.ports.contains(&0);
+    within(rising && card.ports.len() <= NodeCard::MAX_PORTS, "ports")
 }
 
 /// Whether intro points are fit to stand in a descriptor.
@@ -354,6 +356,7 @@ impl View {
         let changed = turned || node.phase() != phase || node.heartbeat.is_none();
         node.heartbeat = Some(beat);
         node.alive = alive;
+        node.been_alive |= alive;
         node.last_heard = Some(now.mono);
         Changes { members: changed, points: changed, ..Changes::default() }
     }

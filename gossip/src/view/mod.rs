@@ -69,6 +69,8 @@ pub struct MemberView {
     pub publication: Option<Verified<Publication>>,
     /// True if it is heard now.
     pub alive: bool,
+    /// True if it was heard at any time since this process started.
+    pub been_alive: bool,
     /// When it was last heard, on the monotonic clock.
     pub last_heard: Option<Duration>,
     /// When a beat of it came last that was too old to prove that it lives.
@@ -97,6 +99,7 @@ impl MemberView {
             lease: None,
             publication: None,
             alive: false,
+            been_alive: false,
             last_heard: None,
             doubted: None,
             lease_seen: Duration::ZERO,

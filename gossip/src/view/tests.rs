@@ -332,6 +332,9 @@ fn every_field_is_within_its_bounds() {
         NodeCard { weight: 101, ..card.clone() },
         NodeCard { version: "x".repeat(65), ..card.clone() },
         NodeCard { version: "\u{1b}[2J".into(), ..card.clone() },
+        NodeCard { ports: vec![0], ..card.clone() },
+        NodeCard { ports: vec![80, 80], ..card.clone() },
+        NodeCard { ports: (1..=65).collect(), ..card.clone() },
     ] {
         assert!(matches!(scene.say(&who, RecordKind::Card, bad, at(3)), Err(Rejection::Bounds(_))));
     }

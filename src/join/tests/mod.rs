@@ -30,6 +30,8 @@ struct Known {
     members: BTreeMap<NodeId, Member>,
     revoked: BTreeSet<NodeId>,
     recorded: Vec<Redemption>,
+    /// Why nobody is admitted at the moment.
+    postponed: Option<Refusal>,
 }
 
 /// A publisher.
@@ -143,6 +145,9 @@ impl Admissions for Snapshot<'_> {
     }
     fn is_revoked(&self, node: &NodeId) -> bool {
         self.0.known.lock().unwrap().revoked.contains(node)
+    }
+    fn postponed(&self, _: Role) -> Option<Refusal> {
+        self.0.known.lock().unwrap().postponed.clone()
     }
     fn chains(&self) -> Vec<Chain> {
         let known = self.0.known.lock().unwrap();

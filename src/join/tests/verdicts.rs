@@ -168,6 +168,8 @@ fn every_refusal_says_what_to_do_in_words_of_its_own() {
         Refusal::Evicted,
         Refusal::Version(2),
         Refusal::Busy,
+        Refusal::NotYet,
+        Refusal::Silent(node().node_id()),
         Refusal::Failed,
         Refusal::Malformed,
     ];
@@ -179,6 +181,23 @@ fn every_refusal_says_what_to_do_in_words_of_its_own() {
             "{text}"
         );
     }
+}
+
+/// A publisher that lacks news refuses for the moment: no use is taken, and what is final is said all the same.
+#[test]
+fn while_admitting_is_postponed_no_token_is_redeemed() {
+    let host = Host::new();
+    let (token, joiner) = (host.invite(Role::Publisher, 1), node());
+    let postpone = |why| host.known.lock().unwrap().postponed = why;
+    postpone(Some(Refusal::NotYet));
+    assert_eq!(host.refusal(&token, &joiner), Refusal::NotYet);
+    assert_eq!(host.recorded(), 0);
+    postpone(None);
+    host.join(&token, &joiner).unwrap();
+    // Nor are secrets given once more; and who comes too late learns it at once.
+    postpone(Some(Refusal::NotYet));
+    assert_eq!(host.refusal(&token, &joiner), Refusal::NotYet);
+    assert_eq!(host.refusal(&token, &node()), Refusal::UsedUp { uses: 1 });
 }
 
 /// The answer got lost: the same node key and token ask again.

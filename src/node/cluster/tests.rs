@@ -39,7 +39,8 @@ async fn actor(store: &Arc<Store>, known: Vec<Event>) -> (Cluster, Starting, mps
     let coordinator = Coordinator::new(Settings::new(1, store.term().unwrap()), key, store.membership().clone());
     let authority = store.authority_secret().unwrap();
     let store = Arc::clone(store);
-    let (cluster, _, starting) = start(Parts { coordinator, mesh, updates, store, authority, known });
+    let (cluster, _, starting) =
+        start(Parts { coordinator, mesh, updates, store, alarms: Arc::default(), authority, known });
     (cluster, starting, others)
 }
 
@@ -85,6 +86,7 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
         priority: 0,
         weight: 1,
         version: "1".into(),
+        ports: vec![80],
     };
     handle.tell(said(&key, RecordKind::Card, card)).await.unwrap();
     for turn in 1..200 {

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance::control::{
-    Bootstrap, Handler, IntroPointStatus, InvitationStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus,
-    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus,
-    Status, TrafficStatus, bind, call, serve,
+    AlarmStatus, Bootstrap, Handler, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
+    PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response,
+    SOCKET_NAME, StandInStatus, Status, TrafficStatus, bind, call, serve,
 };
 use rustbalance_gossip::record::{Phase, Role};
 use tempfile::TempDir;
@@ -134,7 +134,10 @@ pub(crate) fn status_seeds() -> Vec<Seed> {
     let (master, token) = (world().cluster.to_string(), rustbalance::control::TokenText("rb1-".into()));
     vec![
         Seed::good("status", line(&Response::Status(Box::new(example())))),
-        Seed::good("invited", line(&Response::Invited { master, token, expires: 1_800_000_000 })),
+        Seed::good(
+            "invited",
+            line(&Response::Invited { master, token, id: "00".into(), expires: 1_800_000_000, note: None }),
+        ),
         Seed::good("done", line(&Response::done("it is done"))),
         Seed::good("refused", line(&Response::refused("it is not done"))),
         Seed::bad("no-end", &b"{\"response\":\"done\",\"message\":\"\"}"[..]),
@@ -158,6 +161,7 @@ fn example() -> Status {
         published: 2,
         priority: Some(100),
         weight: None,
+        ports: Some(vec![80]),
     };
     let period =
         PublishedPeriodStatus { number: 20_000, length_minutes: 1440, revision: 9, directories: 6, confirmed: 5 };
@@ -199,8 +203,11 @@ fn example() -> Status {
             role: Role::Worker,
             uses: 3,
             redeemed: 1,
+            nodes: Vec::new(),
             expires: 1_800_000_000,
+            state: InvitationState::Open,
         }],
+        alarms: vec![AlarmStatus { invitation: world().token_id.to_string(), uses: 1, nodes: Vec::new() }],
         discovery_generation: 0,
         files_allowed: None,
         files_needed: 4352,

@@ -59,7 +59,7 @@ pub(crate) fn config(bytes: &[u8]) -> bool {
     assert!(is_toml);
     within_bounds(&config);
     // What can be asked for at `init` reads as it was asked for.
-    let initial = Initial { ports: config.ports.clone(), arti: Some(config.arti.clone()) };
+    let initial = Initial { ports: config.ports.clone(), unserved: vec![22], arti: Some(config.arti.clone()) };
     fs::remove_file(&file).unwrap();
     fs::remove_file(dir.join(config::ARTI_FILE_NAME)).unwrap();
     Config::write_initial(&dir, &initial).unwrap();
@@ -93,7 +93,8 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
     let ports = ["127.0.0.1:8080", "[::1]:8443", "unix:/run/a \"b\".sock"];
     let ports =
         ports.iter().zip([80, 443, 22]).map(|(target, port)| PortTarget { port, target: target.parse().unwrap() });
-    Config::write_initial(dir.path(), &Initial { ports: ports.collect(), arti: Some(ARTI.into()) }).unwrap();
+    Config::write_initial(dir.path(), &Initial { ports: ports.collect(), unserved: vec![22], arti: Some(ARTI.into()) })
+        .unwrap();
     let initial = fs::read_to_string(dir.path().join(config::FILE_NAME)).unwrap();
     // Every default as a value: the lines that are no sentence.
     let is_key = |line: &str| {

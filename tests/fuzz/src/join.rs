@@ -4,7 +4,9 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rustbalance::discovery::Offer;
 use rustbalance::frame::{MAX, MAX_UNPROVEN};
-use rustbalance::join::{Admission, Admissions, Effect, Event, Fresh, Joiner, Outcome, Parcel, Publisher, Step, Token};
+use rustbalance::join::{
+    Admission, Admissions, Effect, Event, Fresh, Joiner, Outcome, Parcel, Publisher, Refusal, Step, Token,
+};
 use rustbalance::keys::TokenSecret;
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
@@ -34,6 +36,10 @@ impl Admissions for Cluster {
 
     fn is_revoked(&self, node: &NodeId) -> bool {
         *node == world().nodes[3]
+    }
+
+    fn postponed(&self, _: Role) -> Option<Refusal> {
+        None
     }
 
     fn chains(&self) -> Vec<Chain> {

@@ -68,6 +68,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         priority: 100,
         weight: 1,
         version: "0.1.0".into(),
+        ports: vec![22, 80],
     };
     let beat = Heartbeat { cluster, node, seq: 1 << 32, phase: Phase::Healthy, hears: 3, unix: NOW };
     let points = IntroPoints {

@@ -106,7 +106,8 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
             let (chain, address) = (certified(script, origin), mesh_address(&node));
             let (priority, weight) = (script.byte(), script.byte());
             let version = "v".repeat(script.byte().into());
-            unsigned(&key, &NodeCard { cluster, node, seq, chain, address, priority, weight, version })
+            let ports = (1..=u16::from(priority / 2)).collect();
+            unsigned(&key, &NodeCard { cluster, node, seq, chain, address, priority, weight, version, ports })
         }
         RecordKind::Heartbeat => {
             let phases = [Phase::Joining, Phase::Initializing, Phase::Healthy, Phase::Draining, Phase::Gone];

@@ -1,0 +1,185 @@
+//! Whether this node may let a joiner in.
+//!
+//! A token is used up once for the whole cluster, but each publisher judges by what it has heard, and the secrets that a
+//! joiner is given cannot be taken back. So a publisher that may lack news admits no joiner. Of two publishers that
+//! redeem one token, the later one need only have heard the earlier one; as neither knows which it is, both listen.
+
+use std::time::Duration;
+
+use super::{Coordinator, Now};
+use crate::id::NodeId;
+use crate::record::{Phase, Role};
+use crate::view::MemberView;
+
+/// How long after its start a node waits for the other publishers before it admits a worker without having heard them:
+/// 60 s is several times what a restarted node needs for its links over Tor. A publisher is never admitted without them.
+pub const LISTEN_BEFORE_ADMITTING: Duration = Duration::from_secs(60);
+
+/// Why a node may not admit a joiner yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotYet {
+    /// The other members accept none of this node's discovery keys, or it is no member any more.
+    Isolated,
+    /// This node has started a short while ago, and has not heard this publisher since.
+    Starting(NodeId),
+    /// This publisher is silent, and the joiner is to become a publisher.
+    Silent(NodeId),
+}
+
+impl Coordinator {
+    /// Whether a joiner may be admitted as `role` now: false knowledge of what other publishers have admitted would make
+    /// a used token good again.
+    ///
+    /// # Errors
+    /// Says what is missing. All of it passes by itself, but for a publisher that never comes back: that one has to be
+    /// evicted before another publisher is admitted.
+    pub fn may_admit(&self, role: Role, now: Now) -> Result<(), NotYet> {
+        if self.excluded || self.is_shut_out() {
+            return Err(NotYet::Isolated);
+        }
+        let starting = now.mono < self.started + LISTEN_BEFORE_ADMITTING;
+        let mut others = self.view.members().filter(|node| self.is_other_publisher(node));
+        let missing = match role {
+            Role::Publisher => others.find(|node| !(node.alive || self.has_nothing_to_tell(node))),
+            // What a publisher that joined after our start has admitted was said while we listened.
+            Role::Worker if starting => {
+                others.find(|node| !(node.been_alive || self.is_newcomer(node) || self.has_nothing_to_tell(node)))
+            }
+            Role::Worker => None,
+        };
+        match missing {
+            None => Ok(()),
+            Some(node) if starting && !node.been_alive => Err(NotYet::Starting(node.node())),
+            Some(node) => Err(NotYet::Silent(node.node())),
+        }
+    }
+
+    fn is_other_publisher(&self, node: &MemberView) -> bool {
+        node.node() != self.me && node.member.role() == Role::Publisher
+    }
+
+    /// True of a publisher that said goodbye, after all else it had to say; and of one that joined since our start and
+    /// has never spoken: it has not run yet, and will have to hear us before it admits a publisher itself.
+    fn has_nothing_to_tell(&self, node: &MemberView) -> bool {
+        node.phase() == Phase::Gone || (self.is_newcomer(node) && node.card.is_none())
+    }
+
+    fn is_newcomer(&self, node: &MemberView) -> bool {
+        node.member.certificate.issued >= self.started_unix
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinator::{Event, Settings};
+    use crate::record::{Heartbeat, RecordKind};
+    use crate::sim::{FOUNDED, Founder, Identity, sign};
+
+    /// A publisher that starts at second 0, an hour after the founding, and knows these members from its disk.
+    struct Node {
+        coordinator: Coordinator,
+    }
+
+    const START: u64 = FOUNDED + 3600;
+
+    fn at(second: u64) -> Now {
+        Now { mono: Duration::from_secs(second), unix: START + second }
+    }
+
+    impl Node {
+        fn new(own: &Identity, known: &[&Identity]) -> Self {
+            let mut coordinator = Coordinator::new(Settings::new(1, 0), Box::new(own.key.clone()), own.member.clone());
+            let chains = known.iter().map(|it| it.member.chain()).collect();
+            coordinator.handle(Event::KnownMembers(chains), at(0));
+            Self { coordinator }
+        }
+
+        fn hear(&mut self, of: &Identity, seq: u64, phase: Phase, second: u64) {
+            let beat = Heartbeat { unix: START + second, ..of.beat(seq, phase) };
+            let bytes = sign(beat, &of.key).to_bytes().unwrap();
+            let record = Event::Record { origin: of.node(), kind: RecordKind::Heartbeat, bytes };
+            self.coordinator.handle(record, at(second));
+        }
+
+        /// Two beats: the first proves nothing.
+        fn hear_alive(&mut self, of: &Identity, seq: u64, second: u64) {
+            self.hear(of, seq, Phase::Healthy, second - 1);
+            self.hear(of, seq + 1, Phase::Healthy, second);
+        }
+
+        fn may(&self, role: Role, second: u64) -> Result<(), NotYet> {
+            self.coordinator.may_admit(role, at(second))
+        }
+    }
+
+    #[test]
+    fn a_publisher_that_starts_admits_once_it_has_heard_the_others() {
+        let founder = Founder::new(1);
+        let [me, other] = [1, 2].map(|number| founder.node(number, Role::Publisher));
+        let worker = founder.node(3, Role::Worker);
+        let mut node = Node::new(&me, &[&other, &worker]);
+        for role in [Role::Worker, Role::Publisher] {
+            assert_eq!(node.may(role, 1), Err(NotYet::Starting(other.node())), "{role}");
+        }
+        node.hear(&other, 1, Phase::Healthy, 2);
+        assert_eq!(node.may(Role::Worker, 2), Err(NotYet::Starting(other.node())), "one beat proves no life");
+        node.hear(&other, 2, Phase::Healthy, 4);
+        for role in [Role::Worker, Role::Publisher] {
+            assert_eq!(node.may(role, 4), Ok(()), "{role}");
+        }
+    }
+
+    #[test]
+    fn after_a_minute_workers_are_admitted_and_publishers_only_if_all_publishers_are_heard() {
+        let founder = Founder::new(1);
+        let [me, other] = [1, 2].map(|number| founder.node(number, Role::Publisher));
+        let mut node = Node::new(&me, &[&other]);
+        assert_eq!(node.may(Role::Worker, 59), Err(NotYet::Starting(other.node())));
+        assert_eq!(node.may(Role::Worker, 60), Ok(()));
+        assert_eq!(node.may(Role::Publisher, 60), Err(NotYet::Silent(other.node())));
+        // It comes, falls silent, and comes back to say goodbye.
+        node.hear_alive(&other, 1, 70);
+        assert_eq!(node.may(Role::Publisher, 70), Ok(()));
+        for second in 71..=130 {
+            node.coordinator.handle(Event::Tick, at(second));
+        }
+        assert_eq!(node.may(Role::Publisher, 130), Err(NotYet::Silent(other.node())));
+        node.hear(&other, 3, Phase::Gone, 131);
+        assert_eq!(node.may(Role::Publisher, 131), Ok(()));
+        // Evicted, it is waited for no more.
+        let mut node = Node::new(&me, &[&other]);
+        node.coordinator.handle(Event::Revocation(founder.revoke(other.node())), at(61));
+        assert_eq!(node.may(Role::Publisher, 61), Ok(()));
+    }
+
+    #[test]
+    fn one_that_joined_a_moment_ago_and_does_not_run_yet_is_not_waited_for() {
+        let founder = Founder::new(1);
+        let me = founder.node(1, Role::Publisher);
+        let newcomer = founder.admit(2, Role::Publisher, START + 5, None);
+        let mut node = Node::new(&me, &[]);
+        node.coordinator.handle(Event::KnownMembers(vec![newcomer.member.chain()]), at(5));
+        for role in [Role::Worker, Role::Publisher] {
+            assert_eq!(node.may(role, 6), Ok(()), "{role}");
+        }
+        // Once it has spoken, it counts as every other.
+        let bytes = sign(newcomer.card(1, 100), &newcomer.key).to_bytes().unwrap();
+        node.coordinator.handle(Event::Record { origin: newcomer.node(), kind: RecordKind::Card, bytes }, at(7));
+        assert_eq!(node.may(Role::Publisher, 7), Err(NotYet::Starting(newcomer.node())));
+        assert_eq!(node.may(Role::Worker, 7), Ok(()));
+    }
+
+    #[test]
+    fn a_node_that_is_shut_out_admits_no_joiner() {
+        let founder = Founder::new(1);
+        let [me, other] = [1, 2].map(|number| founder.node(number, Role::Publisher));
+        let mut node = Node::new(&me, &[&other]);
+        node.coordinator.handle(Event::ShutOut(true), at(100));
+        assert_eq!(node.may(Role::Worker, 100), Err(NotYet::Isolated));
+        node.coordinator.handle(Event::ShutOut(false), at(101));
+        assert_eq!(node.may(Role::Worker, 101), Ok(()));
+        node.coordinator.handle(Event::Revocation(founder.revoke(me.node())), at(102));
+        assert_eq!(node.may(Role::Worker, 102), Err(NotYet::Isolated));
+    }
+}

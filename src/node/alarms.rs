@@ -1,0 +1,92 @@
+//! The alarm that the key of the address was given to more nodes than the operator wanted.
+//!
+//! Publishers that cannot hear each other may let two nodes in with one token. The second is expelled once they can, but it
+//! has the key: only the operator can tell whether it is a thief's. So each node that learns of it says so in its log once,
+//! and in `status` until its own operator acknowledges it. No record can end the alarm: who holds the key could sign one.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustbalance_gossip::id::InvitationId;
+use rustbalance_gossip::record::{Invitation, Role};
+use tracing::error;
+
+use crate::control::{AlarmStatus, InvitationPrefix};
+use crate::store::{KeyAlarm, MAX_ALARMS};
+
+/// Nodes that a line of the log names.
+const MOST_NODES: usize = 6;
+
+/// The alarms that this node knows. In memory; [`super::writer`] brings them to disk.
+#[derive(Debug, Default)]
+pub struct Alarms {
+    known: Mutex<BTreeMap<InvitationId, KeyAlarm>>,
+}
+
+impl Alarms {
+    /// Those of the last run.
+    pub fn new(stored: Vec<KeyAlarm>) -> Self {
+        let known = stored.into_iter().map(|alarm| (alarm.invitation, alarm)).collect();
+        Self { known: Mutex::new(known) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<InvitationId, KeyAlarm>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks for publishers' invitations with which more nodes have joined than may, and logs those that are new.
+    pub(super) fn look_at<'a>(&self, invitations: impl Iterator<Item = &'a Invitation>) {
+        let over = |it: &&Invitation| it.role == Role::Publisher && it.redeemed.len() > usize::from(it.uses);
+        let mut known = self.lock();
+        for invitation in invitations.filter(over) {
+            let alarm = KeyAlarm::new(invitation);
+            let room = known.len() < MAX_ALARMS;
+            let new = match known.get_mut(&alarm.invitation) {
+                Some(known) => known.merge(&alarm),
+                None if room => known.insert(alarm.invitation, alarm.clone()).is_none(),
+                None => false,
+            };
+            if new {
+                let (id, nodes) = (alarm.invitation.to_string(), alarm.nodes.len());
+                let named: Vec<_> = alarm.nodes.iter().take(MOST_NODES).map(|node| node.short()).collect();
+                error!(
+                    invitation = &id[..8],
+                    uses = alarm.uses,
+                    nodes = named.join(" "),
+                    "the key of the address has been given to {nodes} nodes with an invitation for fewer: if one of them \
+                     is not yours, move to a new address; `rustbalance acknowledge {}` ends this alarm here",
+                    &id[..8]
+                );
+            }
+        }
+    }
+
+    /// All, for the disk.
+    pub(super) fn all(&self) -> Vec<KeyAlarm> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Those that the operator has not acknowledged.
+    pub(super) fn open(&self) -> Vec<AlarmStatus> {
+        let known = self.lock();
+        let status = |alarm: &KeyAlarm| AlarmStatus {
+            invitation: alarm.invitation.to_string(),
+            uses: alarm.uses,
+            nodes: alarm.nodes.iter().map(ToString::to_string).collect(),
+        };
+        known.values().filter(|alarm| alarm.is_open()).map(status).collect()
+    }
+
+    /// Ends an alarm for the nodes that it names now.
+    ///
+    /// # Errors
+    /// A sentence that says what to do, where no open alarm is about such an invitation, or several are.
+    pub(super) fn acknowledge(&self, prefix: &InvitationPrefix) -> Result<KeyAlarm, String> {
+        let mut known = self.lock();
+        let open = known.values().filter(|alarm| alarm.is_open()).map(|alarm| alarm.invitation);
+        let id = prefix.choose(open).map_err(|why| format!("there is no such alarm here: {why}"))?;
+        let alarm = known.get_mut(&id).ok_or("there is no such alarm here")?;
+        alarm.acknowledged = alarm.nodes.clone();
+        Ok(alarm.clone())
+    }
+}

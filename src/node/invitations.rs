@@ -1,0 +1,132 @@
+//! What the operator does with invitations: makes them and takes them back.
+
+use std::time::Duration;
+
+use rustbalance_gossip::coordinator::{Coordinator, Event, NotYet};
+use rustbalance_gossip::id::InvitationId;
+use rustbalance_gossip::record::{Invitation, Role};
+use rustbalance_gossip::signed::Verified;
+use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::MAX_INVITATIONS;
+use tracing::info;
+
+use super::control::{Daemon, Running, not_yet};
+use crate::blocking::on_disk;
+use crate::clock::unix_now;
+use crate::control::{InvitationPrefix, Response, TokenText};
+use crate::join::{self, Terms};
+use crate::store::StoreError;
+
+/// The answer when there is no room for another invitation.
+fn too_many_invitations() -> Response {
+    Response::refused(format!(
+        "the cluster knows {MAX_INVITATIONS} invitations, and no more are kept until one of them has been over for a week: \
+         make fewer, each for more nodes (--uses) or for a shorter time (--expires)"
+    ))
+}
+
+/// What stands in the way of a new token at this moment, if anything does.
+fn hindrance(coordinator: &Coordinator, role: Role, now: Now) -> Option<String> {
+    match coordinator.may_admit(role, now).err()? {
+        NotYet::Isolated => Some("this node is cut off from the others, and admits no node until it is not".into()),
+        // It passes within a minute, and `join` waits for it.
+        NotYet::Starting(_) => None,
+        NotYet::Silent(node) => Some(format!(
+            "publisher {} is silent: no other publisher is admitted until it is heard, or expelled with `rustbalance evict`",
+            node.short()
+        )),
+    }
+}
+
+impl Daemon {
+    pub(super) async fn invite(&self, role: Role, expires_seconds: u64, uses: u16) -> Response {
+        let Some(running) = self.running.get() else { return not_yet() };
+        let authority = match self.authority() {
+            Ok(authority) => authority,
+            Err(refused) => return refused,
+        };
+        let terms = Terms { role, uses, lifetime: Duration::from_secs(expires_seconds) };
+        let (token, signed) = match join::invite(self.store.cluster(), &authority, terms, unix_now(), &mut rand::rng())
+        {
+            Ok(made) => made,
+            Err(error) => return Response::refused(error),
+        };
+        let (id, expires) = (signed.token, signed.expires);
+        if let Err(refused) = self.announce(running, signed).await {
+            return refused;
+        }
+        if running.cluster.look(|coordinator, _| coordinator.invitation(&id).is_none()) {
+            return too_many_invitations();
+        }
+        info!(%role, uses, "invitation made");
+        Response::Invited {
+            master: self.store.cluster().to_string(),
+            token: TokenText(token.text().to_string()),
+            id: id.to_string(),
+            expires,
+            note: running.cluster.look(|coordinator, now| hindrance(coordinator, role, now)),
+        }
+    }
+
+    /// Takes an invitation back: the nodes that have joined with it stay members, no other joins.
+    pub(super) async fn revoke_invitation(&self, prefix: &InvitationPrefix) -> Response {
+        let Some(running) = self.running.get() else { return not_yet() };
+        let known = running.cluster.look(|coordinator, _| {
+            let invitations = coordinator.view().invitations();
+            let id: InvitationId = prefix.choose(invitations.iter().map(|invitation| invitation.token))?;
+            invitations.get(&id).cloned().ok_or_else(|| format!("invitation {id} was forgotten: it is long over"))
+        });
+        let known = match known {
+            Ok(known) => known,
+            Err(why) => return Response::refused(why),
+        };
+        let signed = self.authority().and_then(|authority| {
+            Verified::sign(Invitation { revoked: true, ..known.clone() }, &authority).map_err(Response::refused)
+        });
+        let signed = match signed {
+            Ok(signed) => signed,
+            Err(refused) => return refused,
+        };
+        if let Err(refused) = self.announce(running, signed).await {
+            return refused;
+        }
+        let id = known.token.to_string();
+        info!(invitation = &id[..8], "invitation revoked");
+        let members = match known.redeemed.len() {
+            0 => "no node has joined with it".into(),
+            joined => format!("nodes that joined with it stay members: {joined} ({})", nodes(&known)),
+        };
+        Response::done(format!("invitation {} is revoked, its token admits no node any more; {members}", &id[..8]))
+    }
+
+    /// Ends an alarm, on this node alone: whoever holds the key of the address must not be able to end it everywhere.
+    pub(super) fn acknowledge(&self, prefix: &InvitationPrefix) -> Response {
+        let Some(running) = self.running.get() else { return not_yet() };
+        let alarm = match running.alarms.acknowledge(prefix) {
+            Ok(alarm) => alarm,
+            Err(why) => return Response::refused(why),
+        };
+        match on_disk(|| self.store.put_alarms(std::slice::from_ref(&alarm))) {
+            Ok(()) => Response::done(
+                "acknowledged on this node; the other nodes go on warning until it is acknowledged there, too",
+            ),
+            Err(error) => Response::refused(format!("acknowledged until this node restarts: {error}")),
+        }
+    }
+
+    /// Writes an invitation to disk, then tells the cluster of it: a crash cannot leave a person with a token that no node
+    /// knows, nor bring back one that was revoked.
+    async fn announce(&self, running: &Running, signed: Verified<Invitation>) -> Result<(), Response> {
+        match on_disk(|| self.store.put_invitations(std::slice::from_ref(&signed), unix_now())) {
+            Ok(()) => {}
+            Err(StoreError::TooMany { .. }) => return Err(too_many_invitations()),
+            Err(error) => return Err(Response::refused(error)),
+        }
+        running.cluster.tell_and_wait(Event::Invitation(signed)).await.map_err(Response::refused)
+    }
+}
+
+/// The nodes that have joined with it, as `rustbalance evict` takes them.
+fn nodes(invitation: &Invitation) -> String {
+    Vec::from_iter(invitation.redeemed.iter().map(|node| node.short())).join(", ")
+}

@@ -1,0 +1,87 @@
+//! Whom the key of the address was given to with a token that was used up: remembered until the operator has acknowledged
+//! it, however long ago the token ended.
+
+use std::collections::BTreeSet;
+
+use rustbalance_gossip::codec;
+use rustbalance_gossip::id::{InvitationId, NodeId};
+use rustbalance_gossip::record::Invitation;
+use serde::{Deserialize, Serialize};
+
+use super::file::Kind;
+use super::{Store, StoreError, read_payload};
+
+/// Most alarms kept. Who makes more of them up holds the key of the address, which the first one says.
+pub const MAX_ALARMS: usize = 64;
+
+/// More nodes joined as publishers with one token than it was made for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyAlarm {
+    /// The token's public half.
+    pub invitation: InvitationId,
+    /// How many nodes it was made for.
+    pub uses: u16,
+    /// Every node that was given the key with it; which of them was not meant to be, no record can tell.
+    pub nodes: BTreeSet<NodeId>,
+    /// Those of which the operator of this node has said that they are known.
+    pub acknowledged: BTreeSet<NodeId>,
+}
+
+impl KeyAlarm {
+    /// One that nobody has acknowledged.
+    pub fn new(invitation: &Invitation) -> Self {
+        Self {
+            invitation: invitation.token,
+            uses: invitation.uses,
+            nodes: invitation.redeemed.clone(),
+            acknowledged: BTreeSet::new(),
+        }
+    }
+
+    /// True until all nodes are acknowledged.
+    pub fn is_open(&self) -> bool {
+        !self.nodes.is_subset(&self.acknowledged)
+    }
+
+    /// Takes in what another version knows: neither a node nor an acknowledgement is ever forgotten. True if it knew more.
+    pub fn merge(&mut self, other: &Self) -> bool {
+        let before = (self.nodes.len(), self.acknowledged.len());
+        self.nodes.extend(&other.nodes);
+        self.acknowledged.extend(&other.acknowledged);
+        before != (self.nodes.len(), self.acknowledged.len())
+    }
+}
+
+impl Store {
+    /// The alarms known; none where there is no such file, as in a directory of an earlier version.
+    ///
+    /// # Errors
+    /// The file is damaged or cannot be read.
+    pub fn alarms(&self) -> Result<Vec<KeyAlarm>, StoreError> {
+        let Some(payload) = read_payload(&self.dir, Kind::Alarms, self.cluster())? else { return Ok(Vec::new()) };
+        let alarms = codec::decode(&payload, Kind::Alarms.max_payload());
+        self.bounded(Kind::Alarms, alarms.map_err(|error| self.content(Kind::Alarms, error))?, MAX_ALARMS)
+    }
+
+    /// Merges these into the alarms known. Those beyond [`MAX_ALARMS`] are not kept.
+    ///
+    /// # Errors
+    /// The file is damaged, or cannot be read or written.
+    pub fn put_alarms(&self, given: &[KeyAlarm]) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let mut kept = self.alarms()?;
+        let mut changed = false;
+        for alarm in given {
+            let room = kept.len() < MAX_ALARMS;
+            match kept.iter_mut().find(|known| known.invitation == alarm.invitation) {
+                Some(known) => changed |= known.merge(alarm),
+                None if room => {
+                    kept.push(alarm.clone());
+                    changed = true;
+                }
+                None => {}
+            }
+        }
+        if changed { self.put_value(Kind::Alarms, &kept) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,250 @@
+//! Tokens that are used up, at publishers that may not know it; and strangers who come in crowds where tokens are redeemed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustbalance::clock::unix_now;
+use rustbalance::config::JOIN_PORT;
+use rustbalance::control::{InvitationState, Request, Response};
+use rustbalance::join::{JoinError, Joined, Refusal, Token, redeem};
+use rustbalance::keys::NodeSecret;
+use rustbalance::link::handshake::Purpose;
+use rustbalance::tor::Engine;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::Role;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::member::Member;
+use crate::town::{Town, until};
+
+fn key() -> NodeSecret {
+    NodeSecret::generate(&mut rand::rng())
+}
+
+/// Redeems at this publisher: a member carries the join there.
+async fn redeem_at(town: &Town, carrier: &Member, at: NodeId, token: &Token, key: &NodeSecret) -> Result<Joined> {
+    let stream = carrier.link(at, Purpose::CarryJoin).await?;
+    Ok(redeem(stream, token, key, town.master, unix_now).await?)
+}
+
+/// Why the thief was refused; an error where it had no answer.
+fn refusal(joined: Result<Joined>) -> Result<Refusal> {
+    match joined {
+        Ok(joined) => panic!("the thief is a {}", joined.member.role()),
+        Err(error) => match error.downcast::<JoinError>()? {
+            JoinError::Refused(refusal) => Ok(refusal),
+            other => Err(other.into()),
+        },
+    }
+}
+
+/// The paths of a publisher that comes back are cut: all that it knows of the token is on its disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_used_token_stays_used_at_a_publisher_that_was_away() {
+    let mut town = Town::start("").await;
+    let carrier = Member::join(&town, Role::Worker).await;
+    let tokens = [town.invite(Role::Publisher, 1).await, town.invite(Role::Worker, 1).await];
+    let (alpha, beta, thief) = (town.named("alpha").id, town.named("beta").id, key());
+    town.named_mut("beta").stop().await;
+    for token in &tokens {
+        let honest = key();
+        until("an honest node joins", async || redeem_at(&town, &carrier, alpha, token, &honest).await).await;
+    }
+    let net = town.net.clone();
+    town.named_mut("beta").run(&net);
+    for name in ["alpha", "gamma"] {
+        town.net.sever(&town.named("beta").engine, &town.named(name).engine);
+    }
+    for token in &tokens {
+        let mut answers = 0;
+        while answers < 5 {
+            match refusal(redeem_at(&town, &carrier, beta, token, &thief).await) {
+                Ok(refusal) => {
+                    assert_eq!(refusal, Refusal::NotYet);
+                    answers += 1;
+                }
+                // It is not up yet.
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+    assert_eq!(town.named("beta").refused("join_not_yet").await, 10);
+    town.net.heal();
+    for token in &tokens {
+        until("beta knows that the token is used up", async || {
+            match refusal(redeem_at(&town, &carrier, beta, token, &thief).await)? {
+                Refusal::UsedUp { uses: 1 } => Ok(()),
+                other => bail!("{other}"),
+            }
+        })
+        .await;
+    }
+}
+
+/// Nothing is cut, but all takes its time: the thief is as near to the publisher that comes back as the others are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thief_does_not_outrun_the_news_to_a_publisher_that_starts() {
+    let mut town = Town::start("").await;
+    let carrier = Member::join(&town, Role::Worker).await;
+    let token = town.invite(Role::Publisher, 1).await;
+    let (alpha, beta, thief, honest) = (town.named("alpha").id, town.named("beta").id, key(), key());
+    town.named_mut("beta").stop().await;
+    until("an honest node joins", async || redeem_at(&town, &carrier, alpha, &token, &honest).await).await;
+    town.net.latency(Duration::from_millis(150));
+    let net = town.net.clone();
+    town.named_mut("beta").run(&net);
+    until("beta knows that the token is used up", async || {
+        let tries = (0..8).map(|_| redeem_at(&town, &carrier, beta, &token, &thief));
+        let answers = futures::future::join_all(tries).await;
+        let refusals: Vec<_> = answers.into_iter().filter_map(|joined| refusal(joined).ok()).collect();
+        let used_up = refusals.iter().filter(|refusal| matches!(refusal, Refusal::UsedUp { .. })).count();
+        ensure!(used_up > 0, "it says {refusals:?}");
+        Ok(())
+    })
+    .await;
+}
+
+/// A publisher that is silent may have admitted somebody with the same token: no other publisher is admitted meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_publisher_is_admitted_while_another_is_silent() {
+    let mut town = Town::start("").await;
+    let tokens = [town.invite(Role::Publisher, 1).await, town.invite(Role::Worker, 1).await];
+    let (beta, joiner) = (town.named("beta").id, key());
+    town.named_mut("beta").kill().await;
+    until("alpha refuses a publisher", async || {
+        match town.redeem(&tokens[0], &joiner).await.err().context("it was admitted")?.downcast()? {
+            JoinError::Refused(Refusal::Silent(node)) if node == beta => Ok(()),
+            other => bail!(other),
+        }
+    })
+    .await;
+    until("a worker joins", async || town.redeem(&tokens[1], &key()).await).await;
+    let net = town.net.clone();
+    town.named_mut("beta").run(&net);
+    until("the publisher joins", async || town.redeem(&tokens[0], &joiner).await).await;
+}
+
+/// Each join that a worker carries is a dial to a publisher, which accepts a bounded number from all members.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_at_a_workers_join_port_do_not_crowd_the_publishers_links() {
+    let town = Town::start("").await;
+    let _open = town.invite(Role::Worker, 1).await;
+    let publishers =
+        async || town.named("alpha").refused("link_crowd").await + town.named("beta").refused("link_crowd").await;
+    let (before, stop) = (publishers().await, Instant::now() + Duration::from_secs(6));
+    let mut strangers = JoinSet::new();
+    for _ in 0..40 {
+        let (net, master) = (town.net.clone(), town.master);
+        strangers.spawn(async move {
+            while Instant::now() < stop {
+                let engine = net.engine();
+                let stream = Engine::dial(&*engine, master.address(), JOIN_PORT, Duration::from_secs(5)).await;
+                drop(stream);
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+    strangers.join_all().await;
+    let turned_away = town.named("gamma").refused("join_crowd").await;
+    assert!(turned_away > 100, "the worker has turned away {turned_away} strangers");
+    assert_eq!(publishers().await, before, "publishers have refused links for lack of room");
+    town.healthy().await;
+}
+
+/// Two publishers that cannot hear each other let a node in with one token, each: both have the key of the address then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publishers_token_that_two_nodes_used_is_an_alarm_until_it_is_acknowledged() {
+    let mut town = Town::start("").await;
+    let carrier = Member::join(&town, Role::Worker).await;
+    let token = town.invite(Role::Publisher, 1).await;
+    let keys = [key(), key()];
+    // The streams are there before the paths are cut; neither publisher takes the other for silent yet.
+    let mut streams = Vec::new();
+    for daemon in &town.daemons[..2] {
+        streams.push(carrier.link(daemon.id, Purpose::CarryJoin).await.unwrap());
+    }
+    for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+        town.net.sever(&town.daemons[one].engine, &town.daemons[other].engine);
+    }
+    let joins = streams.into_iter().zip(&keys).map(|(stream, key)| redeem(stream, &token, key, town.master, unix_now));
+    for joined in futures::future::join_all(joins).await {
+        assert!(joined.unwrap().secrets.is_some());
+    }
+    town.net.heal();
+    let id = token.invitation_id().to_string();
+    let warned = async |town: &Town, name: &str| -> Result<bool> {
+        let alarms = town.named(name).status().await?.alarms;
+        let both = |nodes: &[String]| keys.iter().all(|key| nodes.contains(&key.node_id().to_string()));
+        Ok(alarms.iter().any(|alarm| alarm.invitation == id && alarm.uses == 1 && both(&alarm.nodes)))
+    };
+    for name in ["alpha", "beta", "gamma"] {
+        until("every node warns", async || {
+            ensure!(warned(&town, name).await?, "{name} does not");
+            Ok(())
+        })
+        .await;
+        let shown = town.named(name).shown();
+        assert!(shown.contains("the key of the address has been given to 2 nodes"), "{name} shows {shown}");
+    }
+    // A restart forgets neither the alarm nor its end.
+    let net = town.net.clone();
+    let acknowledge = || Request::Acknowledge { invitation: id[..8].parse().unwrap() };
+    for (acknowledged, name) in [(false, "gamma"), (true, "gamma")] {
+        if acknowledged {
+            let answer = town.named(name).call(acknowledge()).await.unwrap();
+            assert!(matches!(answer, Response::Done { .. }), "{answer:?}");
+        }
+        town.named_mut(name).stop().await;
+        town.named_mut(name).run(&net);
+        until("it is back", async || {
+            ensure!(town.named(name).status().await?.invitations.iter().any(|it| it.id == id), "not yet");
+            Ok(())
+        })
+        .await;
+        assert_eq!(warned(&town, name).await.unwrap(), !acknowledged);
+    }
+    // Whoever has the key could speak for the cluster: each operator ends the alarm on the nodes before them.
+    assert!(warned(&town, "alpha").await.unwrap());
+    let again = town.named("gamma").call(acknowledge()).await.unwrap();
+    assert!(matches!(again, Response::Refused { .. }), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_was_taken_back_admits_no_node_anywhere() {
+    let town = Town::start("").await;
+    let token = town.invite(Role::Worker, 3).await;
+    let early = key();
+    until("a node joins", async || town.redeem(&token, &early).await).await;
+    let id = token.invitation_id().to_string();
+    let revoke = |beginning: &str| Request::RevokeInvitation { invitation: beginning.parse().unwrap() };
+    let at_worker = town.named("gamma").call(revoke(&id[..6])).await.unwrap();
+    assert!(matches!(&at_worker, Response::Refused { message } if message.contains("worker")), "{at_worker:?}");
+    until("beta knows who joined", async || {
+        let known = town.named("beta").status().await?.invitations;
+        ensure!(known.iter().any(|it| it.id == id && it.redeemed == 1), "it does not");
+        Ok(())
+    })
+    .await;
+    let answer = town.named("beta").call(revoke(&id[..6])).await.unwrap();
+    let Response::Done { message } = answer else { panic!("{answer:?}") };
+    assert!(message.contains(&early.node_id().short()), "who has joined is named: {message}");
+    until("every node knows", async || {
+        for daemon in town.running() {
+            let known = daemon.status().await?.invitations;
+            let state = known.iter().find(|invitation| invitation.id == id).map(|invitation| invitation.state);
+            ensure!(state == Some(InvitationState::Revoked), "{} takes it for {state:?}", daemon.name);
+        }
+        Ok(())
+    })
+    .await;
+    for _ in 0..4 {
+        until("the late joiner is told", async || match refusal(town.redeem(&token, &key()).await)? {
+            Refusal::Revoked => Ok(()),
+            other => bail!("{other}"),
+        })
+        .await;
+    }
+    let unknown = town.named("beta").call(revoke("0000")).await.unwrap();
+    assert!(matches!(unknown, Response::Refused { .. }), "{unknown:?}");
+}
