@@ -1,4 +1,4 @@
-//! The daemon as a process, where it reaches no Tor network: its signals, what it tells systemd, who can look into it.
+//! The daemon as a process, where it reaches no Tor network: its signals, its reports to systemd, and what other processes see of it.
 
 // Helpers of tests are no tests to clippy.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]

@@ -1,4 +1,4 @@
-//! The tasks of a node that must not end before they are told to, each under the name that a failure report shows.
+//! The tasks of a node that run until it stops, each under the name that a failure report shows.
 
 use std::collections::HashMap;
 use std::future::Future;

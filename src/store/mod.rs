@@ -258,7 +258,7 @@ impl Store {
         }
     }
 
-    /// Whether the node was told to take no new clients: [`Store::set_draining`].
+    /// Whether the node takes no new clients: what [`Store::set_draining`] has stored last.
     pub fn is_draining(&self) -> Result<bool, StoreError> {
         match read_payload(&self.dir, Kind::Draining, self.cluster())? {
             Some(payload) if !payload.is_empty() => Err(self.content(Kind::Draining, "it holds more than its header")),

@@ -1,4 +1,4 @@
-//! What operators do: nobody is hostile here.
+//! Commands of operators, across restarts of whole daemons. No hostile peer takes part.
 
 use anyhow::ensure;
 use rustbalance::control::{Request, Response};

@@ -1,4 +1,4 @@
-//! What a node opens to others, and what it sends to whom: seen from its network namespace.
+//! The ports that a node opens, and the receivers of its packets: seen from its network namespace.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -58,7 +58,7 @@ def ports(protocol, rest):
 
 
 def flow(packet):
-    """Who sends to whom by which protocol, of an Ethernet frame."""
+    """Protocol, sender and receiver of an Ethernet frame."""
     kind, body = struct.unpack("!H", packet[12:14])[0], packet[14:]
     if kind == 0x0800:
         protocol, start = body[9], (body[0] & 15) * 4
@@ -115,7 +115,7 @@ async def forward(port):
 
 
 def probe(address, port):
-    """Sends one datagram, as whoever asks a resolver would."""
+    """Sends one datagram, as a question to a resolver is sent."""
     checked(LIBC.setns(INSIDE, NEW_NET))
     try:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"?", (address, port))
