@@ -1,5 +1,6 @@
-//! `rustbalance invite`: a token for another machine; which tokens there are; and the way to take one back. For a person a
-//! token comes with the command to use it in; with `--quiet` alone, for a script to pipe.
+//! `rustbalance invite`: a token for another machine; which tokens there are; and the way to take
+//! one back. For a person a token comes with the command to use it in; with `--quiet` alone, for a
+//! script to pipe.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -39,7 +40,8 @@ pub(super) struct Options {
     /// With --list: print JSON, for programs
     #[arg(long, requires = "list")]
     json: bool,
-    /// Make no token; take back the invitation with this id, or the beginning of it as --list shows it
+    /// Make no token; take back the invitation with this id, or the beginning of it as --list shows
+    /// it
     #[arg(long, value_name = "ID", conflicts_with_all = MAKING, conflicts_with = "list")]
     revoke: Option<InvitationPrefix>,
 }

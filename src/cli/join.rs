@@ -39,7 +39,8 @@ const PAUSES: [Duration; 4] =
     [Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(20)];
 /// Pause before a publisher that admits no joiner yet is asked again.
 const NOT_YET_PAUSE: Duration = Duration::from_secs(5);
-/// Such pauses: together a little longer than a publisher listens after its start before it admits workers.
+/// Such pauses: together a little longer than a publisher listens after its start before it admits
+/// workers.
 const NOT_YET_PAUSES: u64 = LISTEN_BEFORE_ADMITTING.as_secs() / NOT_YET_PAUSE.as_secs() + 2;
 /// Largest token file, in bytes.
 const MAX_TOKEN_FILE: u64 = 4096;
@@ -52,8 +53,9 @@ pub(super) struct Options {
     /// Read the token from this file; "-" is standard input. Without it you are asked
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket (unix:/run/app.sock). Where the
-    /// address has several ports, once for each, as in 80=127.0.0.1:8080
+    /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket
+    /// (unix:/run/app.sock). Where the address has several ports, once for each, as in
+    /// 80=127.0.0.1:8080
     #[arg(long, value_name = "[PORT=]TARGET", default_value = "127.0.0.1:8080")]
     target: Vec<TargetOption>,
     /// Configure Tor with this file of Arti's (TOML), which is copied
@@ -69,7 +71,8 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
         true => context.log_as_daemon()?,
         false => context.log_quietly()?,
     }
-    // The token and what the join has brought end here: the daemon would hold them for its whole life.
+    // The token and what the join has brought end here: the daemon would hold them for its whole
+    // life.
     Box::pin(join(context, &options)).await?;
     match options.run {
         true => run::serve(context).await,
@@ -261,7 +264,8 @@ impl Pauses {
         self.left.next()
     }
 
-    /// After an answer; `None` where the same call cannot go through in a moment, or was tried often enough.
+    /// After an answer; `None` where the same call cannot go through in a moment, or was tried
+    /// often enough.
     fn after(&mut self, error: &JoinError) -> Option<Duration> {
         match error {
             JoinError::Refused(Refusal::NotYet) => {

@@ -230,7 +230,8 @@ fn invitations(text: &mut String, status: &Status, paint: Paint) {
     }
 }
 
-/// Those that admit nodes first, then what has become of the others. `nodes`: with those that have joined.
+/// Those that admit nodes first, then what has become of the others. `nodes`: with those that have
+/// joined.
 pub(super) fn invitation_table(invitations: &[InvitationStatus], nodes: bool) -> Table {
     let titles = ["INVITATION", "ROLE", "USED", "UNTIL", "STATE", "NODES"];
     let mut table = table(if nodes { &titles } else { &titles[..5] }, &[]);

@@ -1,8 +1,9 @@
-//! `join --target`: where a node sends clients, for the one port of the address or for each of several.
+//! `join --target`: where a node sends clients, for the one port of the address or for each of
+//! several.
 //!
-//! Which ports the address has is known only once the cluster has let this node in. So nothing here costs the token: where
-//! a target is missing, the person at the terminal is asked; without one, either the same command goes on with more
-//! targets, or the port is written as a comment.
+//! Which ports the address has is known only once the cluster has let this node in. So nothing here
+//! costs the token: where a target is missing, the person at the terminal is asked; without one,
+//! either the same command goes on with more targets, or the port is written as a comment.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::str::FromStr;
@@ -56,11 +57,12 @@ pub(super) fn check(options: &[TargetOption]) -> Result<(), Usage> {
     }
 }
 
-/// Gives each port of the address its target. `ask` is called for a port that has none, and gives `None` where the node is
-/// not to serve it; without `ask` there is nobody to answer.
+/// Gives each port of the address its target. `ask` is called for a port that has none; it gives
+/// `None` where the node is not to serve that port. Without `ask` no person is there to answer.
 ///
 /// # Errors
-/// A target for several ports, or for a port that the address has not. The same command may go on with others.
+/// A target for several ports, or for a port that the address has not. The same command may go on
+/// with others.
 pub(super) fn assign(
     options: &[TargetOption],
     ports: &[u16],

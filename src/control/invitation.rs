@@ -5,7 +5,8 @@ use std::str::FromStr;
 use rustbalance_gossip::id::InvitationId;
 use serde::{Deserialize, Serialize};
 
-/// The beginning of an invitation's id, as `rustbalance invite --list` shows it: 4 to 64 hexadecimal digits, in lower case.
+/// The beginning of an invitation's id, as `rustbalance invite --list` shows it: 4 to 64
+/// hexadecimal digits, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InvitationPrefix(String);

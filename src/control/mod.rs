@@ -98,7 +98,8 @@ pub enum Request {
         /// Which: the daemon finds it by the beginning of its id.
         invitation: InvitationPrefix,
     },
-    /// The operator knows to whom the key of the address was given with this invitation. Answered by [`Response::Done`].
+    /// The operator knows to whom the key of the address was given with this invitation. Answered
+    /// by [`Response::Done`].
     Acknowledge {
         /// Which: the daemon finds it by the beginning of its id.
         invitation: InvitationPrefix,

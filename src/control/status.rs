@@ -44,7 +44,8 @@ pub struct Status {
     pub links: Vec<LinkStatus>,
     /// The invitations this node knows.
     pub invitations: Vec<InvitationStatus>,
-    /// Tokens with which the key of the address was given to more nodes than they were made for, until acknowledged here.
+    /// Tokens with which the key of the address was given to more nodes than they were made for,
+    /// until acknowledged here.
     pub alarms: Vec<AlarmStatus>,
     /// How often the discovery key has been changed, as far as this node has the new ones.
     pub discovery_generation: u32,
@@ -251,15 +252,16 @@ pub struct AlarmStatus {
     pub nodes: Vec<String>,
 }
 
-/// What has become of an invitation.
+/// Whether an invitation still admits nodes, or why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InvitationState {
     /// Nodes can join with it.
     Open,
-    /// As many nodes have joined as may.
+    /// All its uses are taken.
     Used,
-    /// More nodes have joined than may, at publishers that could not hear each other: some of them are expelled.
+    /// More nodes have joined than may, at publishers that could not hear each other: some of them
+    /// are expelled.
     Overdrawn,
     /// Taken back.
     Revoked,

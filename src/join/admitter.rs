@@ -40,7 +40,8 @@ pub trait Admissions {
     fn member(&self, node: &NodeId) -> Option<Member>;
     /// True if the node was evicted.
     fn is_revoked(&self, node: &NodeId) -> bool;
-    /// Why nobody may be admitted as `role` at this moment, however good the token is; `None` if nothing speaks against it.
+    /// Why no joiner may be admitted as `role` at this moment, however good its token is. `None`:
+    /// it may.
     fn postponed(&self, role: Role) -> Option<Refusal>;
     /// Members worth knowing for a new one, the most useful (publishers, live ones) first.
     fn chains(&self) -> Vec<Chain>;
@@ -195,7 +196,7 @@ impl Admission {
         }
 
         let known = judge(&redeem, &invitation, unix, us, cluster)?;
-        // What is final was said above. From here on secrets leave, also to a member that asks again.
+        // Final refusals came first: they stay true. A member that asks again gets secrets, too.
         if let Some(postponed) = cluster.postponed(invitation.role) {
             return Err(postponed);
         }

@@ -120,7 +120,8 @@ pub enum Refusal {
     /// Too many at once.
     #[error("the cluster is busy with other joins: try again in a minute")]
     Busy,
-    /// The publisher may lack news of what others have admitted: it has just started, or is cut off from them.
+    /// The publisher may lack news of what others have admitted: it has just started, or is cut off
+    /// from them.
     #[error(
         "the publisher that answered has not yet heard from the other publishers since it started, so it cannot tell \
          whether the token was used there: try again in a minute"

@@ -193,9 +193,9 @@ impl Door {
         self.take(now, self.limits.every, self.limits.burst.into())
     }
 
-    /// The same for a node that only carries joins, one of `carriers`: together they carry what one publisher admits, in
-    /// bursts of a quarter. Each join that is carried takes one of the links that a publisher accepts in a second from
-    /// all members.
+    /// The same for a node that only carries joins, one of `carriers`: together they carry what one
+    /// publisher admits, in bursts of a quarter. Each join that is carried takes one of the links
+    /// that a publisher accepts in a second from all members.
     pub fn may_carry(&self, now: Instant, carriers: usize) -> bool {
         let carriers = u32::try_from(carriers).unwrap_or(u32::MAX).max(1);
         let burst = f64::from(self.limits.burst) / 4.0 / f64::from(carriers);

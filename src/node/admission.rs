@@ -91,8 +91,8 @@ impl JoinPort {
         }
     }
 
-    /// False where this node would carry a join and has carried too many: strangers must not fill the publishers' links.
-    /// A publisher's own door keeps the rate itself.
+    /// False where this node would carry a join and has carried too many: strangers must not fill
+    /// the publishers' links. A publisher's own door keeps the rate itself.
     fn may_carry(&self) -> bool {
         let worker = |member: &&MemberView| member.alive && member.member.role() == Role::Worker;
         self.gatekeeper.is_some() || {
@@ -161,7 +161,8 @@ pub(super) struct Gatekeeper {
     pub(super) publisher: Publisher,
     pub(super) cluster: Cluster,
     pub(super) store: Arc<Store>,
-    /// The virtual ports that this node serves: with those of other publishers, a new node is given them.
+    /// The virtual ports that this node serves: with those of other publishers, a new node is given
+    /// them.
     pub(super) ports: Vec<u16>,
     /// The newest key of the restricted discovery.
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,

@@ -1,8 +1,9 @@
 //! The alarm that the key of the address was given to more nodes than the operator wanted.
 //!
-//! Publishers that cannot hear each other may let two nodes in with one token. The second is expelled once they can, but it
-//! has the key: only the operator can tell whether it is a thief's. So each node that learns of it says so in its log once,
-//! and in `status` until its own operator acknowledges it. No record can end the alarm: who holds the key could sign one.
+//! Publishers that cannot hear each other may let two nodes in with one token. The second is
+//! expelled once they can, but it has the key: only the operator can tell whether it is a thief's.
+//! So each node that learns of it says so in its log once, and in `status` until its own operator
+//! acknowledges it. No record can end the alarm: a holder of the key could sign one.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,7 +35,8 @@ impl Alarms {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks for publishers' invitations with which more nodes have joined than may, and logs those that are new.
+    /// Looks for publishers' invitations with which more nodes have joined than may, and logs those
+    /// that are new.
     pub(super) fn look_at<'a>(&self, invitations: impl Iterator<Item = &'a Invitation>) {
         let over = |it: &&Invitation| it.role == Role::Publisher && it.redeemed.len() > usize::from(it.uses);
         let mut known = self.lock();
@@ -80,7 +82,8 @@ impl Alarms {
     /// Ends an alarm for the nodes that it names now.
     ///
     /// # Errors
-    /// A sentence that says what to do, where no open alarm is about such an invitation, or several are.
+    /// A sentence that says what to do, where no open alarm is about such an invitation, or several
+    /// are.
     pub(super) fn acknowledge(&self, prefix: &InvitationPrefix) -> Result<KeyAlarm, String> {
         let mut known = self.lock();
         let open = known.values().filter(|alarm| alarm.is_open()).map(|alarm| alarm.invitation);

@@ -109,7 +109,7 @@ pub struct Parts {
     pub updates: mpsc::Receiver<Update>,
     /// Where terms and what was learnt are kept.
     pub store: Arc<Store>,
-    /// Whom the key of the address was given to beyond what a token was made for.
+    /// Publishers' tokens that more nodes have used than may.
     pub alarms: Arc<Alarms>,
     /// Signs what concerns others; publishers have it.
     pub authority: Option<AuthoritySecret>,

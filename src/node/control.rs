@@ -44,7 +44,7 @@ pub(super) struct Running {
     pub(super) door: Arc<JoinPort>,
     /// What the mesh has kept out.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
-    /// Whom the key of the address was given to beyond what a token was made for.
+    /// Publishers' tokens that more nodes have used than may.
     pub(super) alarms: Arc<Alarms>,
     /// What this node's own service has refused.
     pub(super) own: Arc<RefusedCounts>,

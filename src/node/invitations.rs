@@ -25,7 +25,7 @@ fn too_many_invitations() -> Response {
     ))
 }
 
-/// What stands in the way of a new token at this moment, if anything does.
+/// A sentence for a person: why no node can join with a new token at this moment. `None`: one can.
 fn hindrance(coordinator: &Coordinator, role: Role, now: Now) -> Option<String> {
     match coordinator.may_admit(role, now).err()? {
         NotYet::Isolated => Some("this node is cut off from the others, and admits no node until it is not".into()),
@@ -99,7 +99,8 @@ impl Daemon {
         Response::done(format!("invitation {} is revoked, its token admits no node any more; {members}", &id[..8]))
     }
 
-    /// Ends an alarm, on this node alone: whoever holds the key of the address must not be able to end it everywhere.
+    /// Ends an alarm on this node alone: a thief that holds the key must not be able to end it on
+    /// all nodes.
     pub(super) fn acknowledge(&self, prefix: &InvitationPrefix) -> Response {
         let Some(running) = self.running.get() else { return not_yet() };
         let alarm = match running.alarms.acknowledge(prefix) {
@@ -114,8 +115,8 @@ impl Daemon {
         }
     }
 
-    /// Writes an invitation to disk, then tells the cluster of it: a crash cannot leave a person with a token that no node
-    /// knows, nor bring back one that was revoked.
+    /// Writes an invitation to disk, then tells the cluster of it: a crash cannot leave a person
+    /// with a token that no node knows, nor bring back one that was revoked.
     async fn announce(&self, running: &Running, signed: Verified<Invitation>) -> Result<(), Response> {
         match on_disk(|| self.store.put_invitations(std::slice::from_ref(&signed), unix_now())) {
             Ok(()) => {}

@@ -31,7 +31,7 @@ pub(super) struct Kept {
     pub(super) revocations: Vec<Verified<Revocation>>,
     /// The invitations of which somebody has signed all that is known.
     pub(super) invitations: Vec<Verified<Invitation>>,
-    /// Whom the key of the address was given to with a token that was used up.
+    /// Publishers' tokens that more nodes have used than may.
     pub(super) alarms: Vec<KeyAlarm>,
 }
 

@@ -1,5 +1,5 @@
-//! Whom the key of the address was given to with a token that was used up: remembered until the operator has acknowledged
-//! it, however long ago the token ended.
+//! Publishers' tokens that more nodes have used than may. Kept until the operator acknowledges it,
+//! however long ago the token ended.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::file::Kind;
 use super::{Store, StoreError, read_payload};
 
-/// Most alarms kept. Who makes more of them up holds the key of the address, which the first one says.
+/// Most alarms kept. A member that makes up more of them holds the key of the address, which the
+/// first alarm says.
 pub const MAX_ALARMS: usize = 64;
 
 /// More nodes joined as publishers with one token than it was made for.
@@ -21,14 +22,15 @@ pub struct KeyAlarm {
     pub invitation: InvitationId,
     /// How many nodes it was made for.
     pub uses: u16,
-    /// Every node that was given the key with it; which of them was not meant to be, no record can tell.
+    /// Every node that was given the key with it. Only the operator can tell which of them was not
+    /// meant to have it.
     pub nodes: BTreeSet<NodeId>,
     /// Those of which the operator of this node has said that they are known.
     pub acknowledged: BTreeSet<NodeId>,
 }
 
 impl KeyAlarm {
-    /// One that nobody has acknowledged.
+    /// One that the operator has not acknowledged.
     pub fn new(invitation: &Invitation) -> Self {
         Self {
             invitation: invitation.token,
@@ -43,7 +45,8 @@ impl KeyAlarm {
         !self.nodes.is_subset(&self.acknowledged)
     }
 
-    /// Takes in what another version knows: neither a node nor an acknowledgement is ever forgotten. True if it knew more.
+    /// Takes in what another version knows: neither a node nor an acknowledgement is ever
+    /// forgotten. True if it knew more.
     pub fn merge(&mut self, other: &Self) -> bool {
         let before = (self.nodes.len(), self.acknowledged.len());
         self.nodes.extend(&other.nodes);

@@ -68,7 +68,7 @@ pub enum Kind {
     Members,
     /// `draining`: there while the node takes no new clients, by `drain`; `resume` removes it. Its payload is empty.
     Draining,
-    /// `alarms`: to whom the key of the address was given beyond what a token was made for. Not there before the first.
+    /// `alarms`: publishers' tokens that more nodes have used than may. Absent before the first.
     Alarms,
     /// `intro/<nonce>.point`: an introduction point.
     IntroPoint,

@@ -60,9 +60,9 @@ async fn a_node_that_lacks_a_port_is_shown_everywhere() {
     let port = format!("[[port]]\nvirtual = 25\ntarget = \"{}\"\n", mail.local_addr().unwrap());
     tokio::spawn(async move { while mail.accept().await.is_ok() {} });
     let mut town = Town::start(&port).await;
-    let told = |town: &Town, name: &str| town.named(name).shown().contains("port 25 is served by");
+    let shows = |town: &Town, name: &str| town.named(name).shown().contains("port 25 is served by");
     for name in ["alpha", "beta", "gamma"] {
-        assert!(!told(&town, name), "{name} misses a port though all nodes have all");
+        assert!(!shows(&town, name), "{name} misses a port though all nodes have all");
     }
     let (file, gamma) = (town.named("gamma").dir().join("rustbalance.toml"), town.named("gamma").id.short());
     let config = std::fs::read_to_string(&file).unwrap().replace(&port, "");
@@ -72,7 +72,7 @@ async fn a_node_that_lacks_a_port_is_shown_everywhere() {
     town.named_mut("gamma").run(&net);
     for name in ["alpha", "beta", "gamma"] {
         until("it is shown", async || {
-            ensure!(told(&town, name), "{name} does not show it");
+            ensure!(shows(&town, name), "{name} does not show it");
             Ok(())
         })
         .await;

@@ -1,4 +1,5 @@
-//! Tokens that are used up, at publishers that may not know it; and strangers who come in crowds where tokens are redeemed.
+//! Tokens that are used up, at publishers that may not know it; and strangers who come in crowds
+//! where tokens are redeemed.
 
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,8 @@ async fn a_used_token_stays_used_at_a_publisher_that_was_away() {
     }
 }
 
-/// Nothing is cut, but all takes its time: the thief is as near to the publisher that comes back as the others are.
+/// Nothing is cut, but all takes its time: the thief is as near to the publisher that comes back as
+/// the others are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thief_does_not_outrun_the_news_to_a_publisher_that_starts() {
     let mut town = Town::start("").await;
@@ -105,7 +107,8 @@ async fn a_thief_does_not_outrun_the_news_to_a_publisher_that_starts() {
     .await;
 }
 
-/// A publisher that is silent may have admitted somebody with the same token: no other publisher is admitted meanwhile.
+/// A silent publisher may have admitted a node with the same token: no other publisher is admitted
+/// meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_publisher_is_admitted_while_another_is_silent() {
     let mut town = Town::start("").await;
@@ -125,7 +128,8 @@ async fn no_publisher_is_admitted_while_another_is_silent() {
     until("the publisher joins", async || town.redeem(&tokens[0], &joiner).await).await;
 }
 
-/// Each join that a worker carries is a dial to a publisher, which accepts a bounded number from all members.
+/// Each join that a worker carries is a dial to a publisher, which accepts a bounded number from
+/// all members.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_at_a_workers_join_port_do_not_crowd_the_publishers_links() {
     let town = Town::start("").await;
@@ -152,14 +156,16 @@ async fn strangers_at_a_workers_join_port_do_not_crowd_the_publishers_links() {
     town.healthy().await;
 }
 
-/// Two publishers that cannot hear each other let a node in with one token, each: both have the key of the address then.
+/// Two publishers that cannot hear each other let a node in with one token, each: both have the key
+/// of the address then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publishers_token_that_two_nodes_used_is_an_alarm_until_it_is_acknowledged() {
     let mut town = Town::start("").await;
     let carrier = Member::join(&town, Role::Worker).await;
     let token = town.invite(Role::Publisher, 1).await;
     let keys = [key(), key()];
-    // The streams are there before the paths are cut; neither publisher takes the other for silent yet.
+    // The streams are there before the paths are cut; neither publisher takes the other for silent
+    // yet.
     let mut streams = Vec::new();
     for daemon in &town.daemons[..2] {
         streams.push(carrier.link(daemon.id, Purpose::CarryJoin).await.unwrap());
@@ -204,7 +210,7 @@ async fn a_publishers_token_that_two_nodes_used_is_an_alarm_until_it_is_acknowle
         .await;
         assert_eq!(warned(&town, name).await.unwrap(), !acknowledged);
     }
-    // Whoever has the key could speak for the cluster: each operator ends the alarm on the nodes before them.
+    // A thief with the key could speak for the cluster: the alarm ends on one node at a time.
     assert!(warned(&town, "alpha").await.unwrap());
     let again = town.named("gamma").call(acknowledge()).await.unwrap();
     assert!(matches!(again, Response::Refused { .. }), "{again:?}");
@@ -239,7 +245,7 @@ async fn a_token_that_was_taken_back_admits_no_node_anywhere() {
     })
     .await;
     for _ in 0..4 {
-        until("the late joiner is told", async || match refusal(town.redeem(&token, &key()).await)? {
+        until("the late joiner is refused", async || match refusal(town.redeem(&token, &key()).await)? {
             Refusal::Revoked => Ok(()),
             other => bail!("{other}"),
         })

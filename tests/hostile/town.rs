@@ -358,7 +358,7 @@ impl Daemon {
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
     }
 
-    /// It is told to stop, says goodbye and ends.
+    /// Stops it as SIGTERM does: it says goodbye and ends.
     pub(crate) async fn stop(&mut self) {
         let (runtime, task) = self.running.take().unwrap();
         self.stop.cancel();

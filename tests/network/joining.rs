@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustbalance::control::{Request, Response, call};
+use rustbalance::control::{InvitationState, InvitationStatus, Request, Response, call};
 use rustbalance::join::Token as JoinToken;
 use rustbalance::keys::TokenSecret;
 use rustbalance::tor::Engine;
@@ -77,8 +77,28 @@ fn bad_tokens_are_refused(story: &mut Story, cluster: &Cluster<'_>, nodes: &Node
     let expired = short_lived(nodes.named("alpha")?)?;
     std::thread::sleep(Duration::from_secs(2));
     kept_its_key(&*refused(cluster, "expired", &expired, "expired")?)?;
-    story.tell(format_args!("wrong, foreign, mistyped and expired tokens are refused"));
+    let revoked = revoked(cluster, nodes)?;
+    kept_its_key(&*refused(cluster, "revoked", &revoked, "was revoked")?)?;
+    story.tell(format_args!("wrong, foreign, mistyped, expired and revoked tokens are refused"));
     Ok(())
+}
+
+/// A token that was taken back, as every node knows.
+fn revoked(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<Token> {
+    let alpha = nodes.named("alpha")?;
+    let token = alpha.invite("worker", 1, "1h")?;
+    let id = JoinToken::parse(&token.0)?.invitation_id().to_string();
+    alpha.command(&["invite", "--revoke", &id[..8]], "", LIMIT)?.ok("invite --revoke")?;
+    cluster.wait_until("every node knows that a token was taken back", LIMIT, || {
+        for node in &nodes.0 {
+            let listed = node.command(&["invite", "--list", "--json"], "", LIMIT)?.ok("invite --list")?;
+            let invitations: Vec<InvitationStatus> = serde_json::from_str(&listed)?;
+            let state = invitations.iter().find(|invitation| invitation.id == id).map(|invitation| invitation.state);
+            ensure!(state == Some(InvitationState::Revoked), "{} takes it for {state:?}", node.name());
+        }
+        Ok(())
+    })?;
+    Ok(token)
 }
 
 /// A token that is good for one second: shorter than the command allows.

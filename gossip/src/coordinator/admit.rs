@@ -1,8 +1,9 @@
 //! Whether this node may let a joiner in.
 //!
-//! A token is used up once for the whole cluster, but each publisher judges by what it has heard, and the secrets that a
-//! joiner is given cannot be taken back. So a publisher that may lack news admits no joiner. Of two publishers that
-//! redeem one token, the later one need only have heard the earlier one; as neither knows which it is, both listen.
+//! A token is used up once for the whole cluster, but each publisher judges by what it has heard,
+//! and the secrets that a joiner is given cannot be taken back. So a publisher that may lack news
+//! admits no joiner. Of two publishers that redeem one token, the later one need only have heard
+//! the earlier one; as neither knows which it is, both listen.
 
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use crate::id::NodeId;
 use crate::record::{Phase, Role};
 use crate::view::MemberView;
 
-/// How long after its start a node waits for the other publishers before it admits a worker without having heard them:
-/// 60 s is several times what a restarted node needs for its links over Tor. A publisher is never admitted without them.
+/// How long after its start a node waits for the other publishers before it admits a worker without
+/// having heard them: 60 s is several times what a restarted node needs for its links over Tor. A
+/// publisher is never admitted without them.
 pub const LISTEN_BEFORE_ADMITTING: Duration = Duration::from_secs(60);
 
 /// Why a node may not admit a joiner yet.
@@ -27,12 +29,12 @@ pub enum NotYet {
 }
 
 impl Coordinator {
-    /// Whether a joiner may be admitted as `role` now: false knowledge of what other publishers have admitted would make
-    /// a used token good again.
+    /// Whether a joiner may be admitted as `role` now: false knowledge of what other publishers
+    /// have admitted would make a used token good again.
     ///
     /// # Errors
-    /// Says what is missing. All of it passes by itself, but for a publisher that never comes back: that one has to be
-    /// evicted before another publisher is admitted.
+    /// Says what is missing. All of it passes by itself, but for a publisher that never comes back:
+    /// that one has to be evicted before another publisher is admitted.
     pub fn may_admit(&self, role: Role, now: Now) -> Result<(), NotYet> {
         if self.excluded || self.is_shut_out() {
             return Err(NotYet::Isolated);
@@ -41,7 +43,7 @@ impl Coordinator {
         let mut others = self.view.members().filter(|node| self.is_other_publisher(node));
         let missing = match role {
             Role::Publisher => others.find(|node| !(node.alive || self.has_nothing_to_tell(node))),
-            // What a publisher that joined after our start has admitted was said while we listened.
+            // A publisher that joined after our start can only have admitted while we listened.
             Role::Worker if starting => {
                 others.find(|node| !(node.been_alive || self.is_newcomer(node) || self.has_nothing_to_tell(node)))
             }
@@ -58,8 +60,9 @@ impl Coordinator {
         node.node() != self.me && node.member.role() == Role::Publisher
     }
 
-    /// True of a publisher that said goodbye, after all else it had to say; and of one that joined since our start and
-    /// has never spoken: it has not run yet, and will have to hear us before it admits a publisher itself.
+    /// True of a publisher that said goodbye, after all else it had to say; and of one that joined
+    /// since our start and has never spoken: it has not run yet, and will have to hear us before it
+    /// admits a publisher itself.
     fn has_nothing_to_tell(&self, node: &MemberView) -> bool {
         node.phase() == Phase::Gone || (self.is_newcomer(node) && node.card.is_none())
     }
@@ -76,7 +79,8 @@ mod tests {
     use crate::record::{Heartbeat, RecordKind};
     use crate::sim::{FOUNDED, Founder, Identity, sign};
 
-    /// A publisher that starts at second 0, an hour after the founding, and knows these members from its disk.
+    /// A publisher that starts at second 0, an hour after the founding, and knows these members
+    /// from its disk.
     struct Node {
         coordinator: Coordinator,
     }

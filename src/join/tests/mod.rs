@@ -30,7 +30,7 @@ struct Known {
     members: BTreeMap<NodeId, Member>,
     revoked: BTreeSet<NodeId>,
     recorded: Vec<Redemption>,
-    /// Why nobody is admitted at the moment.
+    /// Why no joiner is admitted at the moment.
     postponed: Option<Refusal>,
 }
 

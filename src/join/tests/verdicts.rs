@@ -183,7 +183,8 @@ fn every_refusal_says_what_to_do_in_words_of_its_own() {
     }
 }
 
-/// A publisher that lacks news refuses for the moment: no use is taken, and what is final is said all the same.
+/// A publisher that lacks news refuses for the moment and takes no use. Final refusals are given
+/// all the same.
 #[test]
 fn while_admitting_is_postponed_no_token_is_redeemed() {
     let host = Host::new();
@@ -194,7 +195,7 @@ fn while_admitting_is_postponed_no_token_is_redeemed() {
     assert_eq!(host.recorded(), 0);
     postpone(None);
     host.join(&token, &joiner).unwrap();
-    // Nor are secrets given once more; and who comes too late learns it at once.
+    // Nor are secrets given once more. A joiner that comes too late learns it at once.
     postpone(Some(Refusal::NotYet));
     assert_eq!(host.refusal(&token, &joiner), Refusal::NotYet);
     assert_eq!(host.refusal(&token, &node()), Refusal::UsedUp { uses: 1 });
