@@ -3,11 +3,13 @@
 //! Only `store` writes them to disk, only `tor` turns them into Arti's types. A peer gets them from `join`, sealed; the
 //! discovery key, which every member holds, from `link`.
 
+use curve25519_dalek::Scalar;
 use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use rand::{CryptoRng, RngExt};
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::{AuthorityId, InvitationId, MasterId, NodeId};
+use rustbalance_gossip::outage::OutageSecret;
 use rustbalance_gossip::record::{IntroPoint, PointNonce};
 use rustbalance_gossip::signed::Sign;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -18,9 +20,14 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 /// Why bytes are no key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The first half of the expanded key is no clamped scalar, so no Tor program made it.
-    #[error("not an expanded Ed25519 secret key: its scalar is not clamped")]
-    NotClamped,
+    /// The first half of the expanded key is neither a clamped scalar, as C tor has it, nor a reduced one, as Arti has it.
+    #[error("not an expanded Ed25519 secret key: its scalar is neither clamped nor reduced")]
+    Scalar,
+    /// The second half of the expanded key is not a secret.
+    #[error(
+        "its second half, from which every signature's nonce comes, is not secret: no signature of it would be safe"
+    )]
+    PublicPrefix,
 }
 
 /// Gives a secret a `Debug` that says nothing.
@@ -103,16 +110,31 @@ impl MasterSecret {
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
         let mut bytes = [0; 64];
         rng.fill(&mut bytes);
-        bytes[0] &= 248;
-        bytes[31] &= 63;
-        bytes[31] |= 64;
+        Self::clamp(&mut bytes);
         Self(bytes)
     }
 
-    /// The one of these bytes: 32 of scalar, 32 of hash prefix.
+    /// The one of these bytes: 32 of scalar (clamped, or reduced modulo the order of the group), 32 of hash prefix.
     pub fn from_expanded(bytes: &Zeroizing<[u8; 64]>) -> Result<Self, KeyError> {
         let clamped = bytes[0] & 7 == 0 && bytes[31] & 0xc0 == 0x40;
-        if clamped { Ok(Self(**bytes)) } else { Err(KeyError::NotClamped) }
+        let scalar = bytes.first_chunk().and_then(|scalar| Scalar::from_canonical_bytes(*scalar).into_option());
+        let reduced = scalar.is_some_and(|scalar| scalar != Scalar::ZERO);
+        if clamped || reduced { Ok(Self(**bytes)) } else { Err(KeyError::Scalar) }
+    }
+
+    /// The one of this seed (RFC 8032, section 5.1.5), which is what PEM files hold.
+    pub fn from_seed(seed: &Zeroizing<[u8; 32]>) -> Self {
+        let mut bytes: [u8; 64] = Sha512::digest(**seed).into();
+        Self::clamp(&mut bytes);
+        let secret = Self(bytes);
+        bytes.zeroize();
+        secret
+    }
+
+    fn clamp(bytes: &mut [u8; 64]) {
+        bytes[0] &= 248;
+        bytes[31] &= 63;
+        bytes[31] |= 64;
     }
 
     /// The expanded key: 32 bytes of scalar, 32 of hash prefix.
@@ -125,6 +147,14 @@ impl MasterSecret {
         MasterId::from_public_key(self.public_key())
     }
 
+    /// As it signs. Not `ExpandedSecretKey::from_bytes`, which clamps: a reduced scalar would become another one.
+    fn signing(&self) -> ExpandedSecretKey {
+        let (mut scalar, mut hash_prefix) = (Zeroizing::new([0; 32]), [0; 32]);
+        scalar.copy_from_slice(&self.0[..32]);
+        hash_prefix.copy_from_slice(&self.0[32..]);
+        ExpandedSecretKey { scalar: Scalar::from_bytes_mod_order(*scalar), hash_prefix }
+    }
+
     /// A second handle on the same secret.
     pub fn duplicate(&self) -> Self {
         Self(self.0)
@@ -133,11 +163,11 @@ impl MasterSecret {
 
 impl Sign for MasterSecret {
     fn public_key(&self) -> [u8; 32] {
-        VerifyingKey::from(&ExpandedSecretKey::from_bytes(&self.0)).to_bytes()
+        VerifyingKey::from(&self.signing()).to_bytes()
     }
 
     fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
-        let key = ExpandedSecretKey::from_bytes(&self.0);
+        let key = self.signing();
         raw_sign::<Sha512>(&key, message, &VerifyingKey::from(&key)).to_bytes()
     }
 }
@@ -232,6 +262,11 @@ fn derived(label: &[u8], secret: &[u8; 32], public: &[u8]) -> [u8; 32] {
     Sha3_256::new().chain_update(label).chain_update(secret).chain_update(public).finalize().into()
 }
 
+/// What the publishers draw the times with for which a silent node's points stay in the descriptor.
+pub fn outage_secret(authority: &AuthoritySecret) -> OutageSecret {
+    OutageSecret::from_bytes(derived(b"rustbalance outage secret v1\0", authority.seed(), &[]))
+}
+
 /// The two secrets of an introduction point, from [`PointSeed::draw`] or [`PointSeed::secrets`].
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct IntroPointSecrets {
@@ -289,8 +324,18 @@ mod tests {
     }
 
     #[test]
-    fn a_scalar_that_is_not_clamped_is_refused() {
-        assert!(MasterSecret::from_expanded(&Zeroizing::new([0xff; 64])).is_err());
+    fn a_scalar_is_clamped_or_reduced_and_else_refused() {
+        let master = MasterSecret::generate(&mut rand::rng());
+        let mut reduced = Zeroizing::new(*master.expanded());
+        let scalar = Scalar::from_bytes_mod_order(*reduced.first_chunk().unwrap());
+        reduced[..32].copy_from_slice(scalar.as_bytes());
+        assert_ne!(*reduced, *master.expanded());
+        let of_arti = MasterSecret::from_expanded(&reduced).unwrap();
+        assert_eq!(of_arti.master_id(), master.master_id());
+        assert_eq!(of_arti.sign_bytes(b"a message"), master.sign_bytes(b"a message"));
+        for wrong in [0xff, 0] {
+            assert!(MasterSecret::from_expanded(&Zeroizing::new([wrong; 64])).is_err());
+        }
     }
 
     #[test]

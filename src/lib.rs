@@ -25,6 +25,7 @@ pub mod store;
 mod syntax;
 pub mod systemd;
 pub mod tor;
+pub mod typed;
 
 // The conformance suites name this crate from within and, included by the network tests, from without.
 #[cfg(test)]

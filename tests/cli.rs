@@ -276,6 +276,22 @@ fn join_without_a_token_that_can_be_one_touches_nothing() {
 }
 
 #[test]
+fn an_address_may_be_typed_as_a_browser_shows_it() {
+    let home = tempfile::tempdir().unwrap();
+    let label = DUCK.trim_end_matches(".onion");
+    for typed in [DUCK.to_uppercase(), format!("http://www.{DUCK}:80/"), format!("{DUCK}."), label.to_owned()] {
+        let none = run(&home.path().join("node"), &["join", &typed]);
+        assert!(none.code == 2 && none.err.contains("there is no token"), "{typed}: {}", none.err);
+        assert_eq!(run(home.path(), &["evict", &typed]).code, 3, "{typed}");
+    }
+    let mistyped = format!("{}a.onion", &label[..55]);
+    for command in ["join", "evict"] {
+        let done = run(home.path(), &[command, &mistyped]);
+        assert!(done.code == 2 && done.err.contains("a character of it is mistyped"), "{command}: {}", done.err);
+    }
+}
+
+#[test]
 fn a_token_of_another_cluster_is_told_before_anything_is_touched() {
     use rustbalance::join::Token;
     use rustbalance::keys::TokenSecret;

@@ -10,21 +10,24 @@ use sha3::{Digest, Sha3_256};
 
 use crate::bytes::FixedBytes;
 
-/// Why a text is no onion address.
+/// Why a text is not an onion address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// The wrong number of characters before `.onion`.
     #[error("an onion address has 56 characters before .onion, {0:?} has {1}")]
     Length(String, usize),
-    /// A character outside base32.
-    #[error("{0:?} is no onion address: it holds a character outside a-z and 2-7")]
+    /// A character outside base32, or outside its one form.
+    #[error("{0:?} is not an onion address: it holds a character outside a-z and 2-7")]
     Alphabet(String),
     /// The built-in checksum does not match.
-    #[error("{0:?} is no onion address: its checksum does not match, a character is mistyped")]
+    #[error("{0:?} is not an onion address: its checksum does not match, so a character of it is mistyped")]
     Checksum(String),
-    /// Another version of the address format.
-    #[error("{0:?} is an onion address of version {1}, only version 3 is in use")]
+    /// Another version of the address format, with a checksum that matches.
+    #[error("{0:?} is an onion address of version {1}, and only version 3 is in use")]
     Version(String, u8),
+    /// Right but for how it is written: without `.onion`, in upper case, or with something around it.
+    #[error("{0:?} is not written as an onion address is: in lower case and with .onion, nothing around it")]
+    Form(String),
 }
 
 /// A v3 onion address: an Ed25519 public key (rend-spec-v3, section 6).
@@ -43,9 +46,12 @@ impl OnionAddress {
     }
 }
 
-/// The two bytes of checksum in an onion address.
-fn checksum(key: &[u8; 32]) -> [u8; 2] {
-    let digest = Sha3_256::new().chain_update(b".onion checksum").chain_update(key).chain_update([3]).finalize();
+/// The version of the address format.
+const VERSION: u8 = 3;
+
+/// The two bytes of checksum in an onion address of this version.
+fn checksum(key: &[u8; 32], version: u8) -> [u8; 2] {
+    let digest = Sha3_256::new().chain_update(b".onion checksum").chain_update(key).chain_update([version]).finalize();
     [digest[0], digest[1]]
 }
 
@@ -53,8 +59,8 @@ impl fmt::Display for OnionAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut whole = [0; 35];
         whole[..32].copy_from_slice(self.public_key());
-        whole[32..34].copy_from_slice(&checksum(self.public_key()));
-        whole[34] = 3;
+        whole[32..34].copy_from_slice(&checksum(self.public_key(), VERSION));
+        whole[34] = VERSION;
         write!(f, "{}.onion", BASE32_NOPAD.encode(&whole).to_ascii_lowercase())
     }
 }
@@ -65,11 +71,11 @@ impl fmt::Debug for OnionAddress {
     }
 }
 
+/// Its one form alone, as it is displayed: this reads what comes off the wire and from disk.
 impl FromStr for OnionAddress {
     type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        let text = text.trim();
         let shown = || text.chars().take(80).collect::<String>();
         let label = text.strip_suffix(".onion").unwrap_or(text);
         if label.chars().count() != 56 {
@@ -81,13 +87,18 @@ impl FromStr for OnionAddress {
         else {
             return Err(AddressError::Alphabet(shown()));
         };
-        if *version != 3 {
-            return Err(AddressError::Version(shown(), *version));
-        }
-        if sum != checksum(key) {
+        // The checksum first, for the version is the last character's: most others there are mistyped.
+        if sum != checksum(key, *version) {
             return Err(AddressError::Checksum(shown()));
         }
-        Ok(Self::from_public_key(*key))
+        if *version != VERSION {
+            return Err(AddressError::Version(shown(), *version));
+        }
+        let address = Self::from_public_key(*key);
+        if address.to_string() != text {
+            return Err(AddressError::Form(shown()));
+        }
+        Ok(address)
     }
 }
 
@@ -129,6 +140,12 @@ macro_rules! onion_id {
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, concat!(stringify!($name), "({})"), self.short())
+            }
+        }
+
+        impl From<OnionAddress> for $name {
+            fn from(address: OnionAddress) -> Self {
+                Self(address)
             }
         }
 
@@ -199,15 +216,36 @@ mod tests {
     const DUCK: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
 
     #[test]
-    fn an_address_reads_as_it_was_written() {
+    fn an_address_has_one_form() {
         let address: OnionAddress = DUCK.parse().unwrap();
         assert_eq!(address.to_string(), DUCK);
-        assert_eq!(DUCK.to_uppercase().replace(".ONION", "").parse(), Ok(address));
+        let label = DUCK.trim_end_matches(".onion");
+        for other in [label.into(), DUCK.to_uppercase(), format!("{}.onion", label.to_uppercase())] {
+            assert!(
+                matches!(other.parse::<MasterId>(), Err(AddressError::Form(_) | AddressError::Length(..))),
+                "{other}"
+            );
+        }
+        for other in [format!(" {DUCK}"), format!("{DUCK}\n"), format!("{DUCK}."), format!("www.{DUCK}")] {
+            assert!(matches!(other.parse::<NodeId>(), Err(AddressError::Length(..))), "{other:?}");
+        }
     }
 
     #[test]
-    fn a_mistyped_address_is_told_apart() {
-        assert!(matches!(DUCK.replace("duck", "puck").parse::<MasterId>(), Err(AddressError::Checksum(_))));
+    fn a_mistyped_address_is_told_apart_from_another_version() {
+        let label = DUCK.trim_end_matches(".onion");
+        for at in 0..label.len() {
+            for new in ["a", "2", "x", "c", "e"].into_iter().filter(|new| *new != &label[at..=at]) {
+                let mut typed = label.to_owned();
+                typed.replace_range(at..=at, new);
+                let read = format!("{typed}.onion").parse::<MasterId>();
+                assert!(matches!(read, Err(AddressError::Checksum(_))), "{typed}: {read:?}");
+            }
+        }
+        let key = *DUCK.parse::<OnionAddress>().unwrap().public_key();
+        let later = [&key[..], &checksum(&key, 4), &[4]].concat();
+        let later = format!("{}.onion", BASE32_NOPAD.encode(&later).to_ascii_lowercase());
+        assert!(matches!(later.parse::<MasterId>(), Err(AddressError::Version(_, 4))));
         assert!(matches!("abc.onion".parse::<NodeId>(), Err(AddressError::Length(_, 3))));
         assert!(matches!(DUCK.replace("duck", "du1k").parse::<NodeId>(), Err(AddressError::Alphabet(_))));
         assert!(matches!("é".repeat(56).parse::<NodeId>(), Err(AddressError::Alphabet(_))));

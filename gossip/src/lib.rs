@@ -8,6 +8,7 @@ pub mod id;
 pub mod lease;
 pub mod liveness;
 pub mod mesh;
+pub mod outage;
 pub mod plan;
 pub mod record;
 pub mod signed;

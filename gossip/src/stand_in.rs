@@ -7,6 +7,7 @@
 //! Enter with [`share`], a pure function of the view. Each point falls to one publisher, drawn by a hash, so that those
 //! who see the same cluster agree and the load is spread. Where two differ, both serve, one after the other.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sha3::{Digest, Sha3_256};
@@ -41,6 +42,20 @@ pub fn share(view: &View, mono: Duration) -> Vec<Orphan> {
     orphans(view, mono).into_iter().filter(falls_to_me).take(MAX_SHARE).collect()
 }
 
+/// The points of silent nodes at which healthy publishers stand in, each with its share.
+pub(crate) fn covered(view: &View, mono: Duration) -> Vec<Orphan> {
+    let healthy = publishers_in(view, Phase::Healthy);
+    let mut shares: BTreeMap<NodeId, usize> = BTreeMap::new();
+    let mut covered = orphans(view, mono);
+    covered.retain(|orphan| {
+        let Some(publisher) = drawn(&orphan.served.point, &healthy) else { return false };
+        let share = shares.entry(publisher).or_default();
+        *share += 1;
+        *share <= MAX_SHARE
+    });
+    covered
+}
+
 /// The one of these publishers to which a point falls; `None` if there are none.
 pub fn drawn(point: &IntroPoint, publishers: &[NodeId]) -> Option<NodeId> {
     publishers.iter().copied().min_by_key(|publisher| lot(point, publisher))
@@ -48,10 +63,12 @@ pub fn drawn(point: &IntroPoint, publishers: &[NodeId]) -> Option<NodeId> {
 
 /// The publishers that can serve clients now: the healthy ones, or else those whose target fails at the moment.
 fn able(view: &View) -> Vec<NodeId> {
-    let publishers = || view.members().filter(|node| node.is_eligible());
-    let in_phase = |phase| publishers().filter(move |node| node.phase() == phase).map(MemberView::node);
-    let healthy: Vec<NodeId> = in_phase(Phase::Healthy).collect();
-    if healthy.is_empty() { in_phase(Phase::Unhealthy).collect() } else { healthy }
+    let healthy = publishers_in(view, Phase::Healthy);
+    if healthy.is_empty() { publishers_in(view, Phase::Unhealthy) } else { healthy }
+}
+
+fn publishers_in(view: &View, phase: Phase) -> Vec<NodeId> {
+    view.members().filter(|node| node.is_eligible() && node.phase() == phase).map(MemberView::node).collect()
 }
 
 /// The points of nodes that are dead or evicted and were heard not long ago, the last heard first.

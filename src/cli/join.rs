@@ -29,6 +29,7 @@ use crate::proxy::{PortTarget, Target};
 use crate::store::{Beginning, Draft, Store};
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
 use crate::tor::{Engine, TorError};
+use crate::typed;
 
 /// Tor's bootstrap is given up after this long without a step forward.
 const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(180);
@@ -48,7 +49,7 @@ const MAX_TOKEN_FILE: u64 = 4096;
 #[derive(Args)]
 pub(super) struct Options {
     /// The address to serve
-    #[arg(value_name = "MASTER.ONION")]
+    #[arg(value_name = "MASTER.ONION", value_parser = typed::address::<MasterId>)]
     master: MasterId,
     /// Read the token from this file; "-" is standard input. Without it you are asked
     #[arg(long, value_name = "FILE")]

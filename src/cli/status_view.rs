@@ -43,6 +43,16 @@ fn problems(status: &Status) -> Vec<String> {
                 .into(),
         );
     }
+    if let Some(stranger) = &status.stranger {
+        let whose =
+            if stranger.readable { "its clients reach it" } else { "only clients that it has authorized reach it" };
+        list.push(format!(
+            "another publisher, which is no member, has published this address {} ago, and {whose} until this node has \
+             published again: stop the old service that has the address's key; if there is none, the key is in other \
+             hands, and only a new address is safe",
+            time(stranger.seen_seconds)
+        ));
+    }
     match (&status.publisher, &status.publication) {
         (None, _) => list.push("no publisher is known: the address will not be kept up to date".into()),
         (Some(_), None) => list.push("nothing is known to be published yet".into()),
@@ -368,6 +378,7 @@ mod tests {
                 introductions: 17,
             }],
             stand_ins: Vec::new(),
+            stranger: None,
             publication: Some(PublicationStatus {
                 node: "bb".repeat(8),
                 term: 4,
@@ -461,6 +472,16 @@ mod tests {
         assert_eq!((with(None).len(), with(Some(4352)).len()), (0, 0));
         let problem = with(Some(1024)).join("\n");
         assert!(problem.contains("only 1024 open files") && problem.contains("needs 4352"), "{problem}");
+    }
+
+    #[test]
+    fn another_publisher_of_the_address_is_a_problem() {
+        for readable in [true, false] {
+            let status = Status { stranger: Some(StrangerStatus { seen_seconds: 720, readable }), ..well() };
+            let [problem] = problems(&status).try_into().unwrap();
+            assert!(problem.contains("12m ago") && problem.contains("stop the old service"), "{problem}");
+            assert_eq!(problem.contains("authorized"), !readable);
+        }
     }
 
     #[test]

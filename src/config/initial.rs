@@ -107,6 +107,11 @@ fn tables() -> [(&'static str, Vec<Key>); 4] {
                 ("heartbeat", time(cluster.heartbeat), "Between two signs of life. The same on every node."),
                 ("lease_ttl", time(cluster.lease_ttl), "How long the right to publish lasts. The same on every node."),
                 ("intro_points", cluster.intro_points.to_string(), "Introduction points this node keeps, 1 to 10."),
+                (
+                    "hide_outages",
+                    cluster.hide_outages.to_string(),
+                    "Points of a silent node stay published for 10 to 60 min, served by a publisher. On all publishers.",
+                ),
             ],
         ),
         ("[limits]", limits_keys(&limits, time)),

@@ -137,11 +137,19 @@ pub struct ClusterConfig {
     pub lease_ttl: Duration,
     /// Introduction points this node keeps, 1 to 10.
     pub intro_points: usize,
+    /// Whether the points of a silent node stay in the descriptor for a random time while publishers stand in at them.
+    /// Matters on publishers.
+    pub hide_outages: bool,
 }
 
 impl Default for ClusterConfig {
     fn default() -> Self {
-        Self { heartbeat: Duration::from_secs(2), lease_ttl: Duration::from_secs(30), intro_points: 3 }
+        Self {
+            heartbeat: Duration::from_secs(2),
+            lease_ttl: Duration::from_secs(30),
+            intro_points: 3,
+            hide_outages: false,
+        }
     }
 }
 
@@ -307,8 +315,9 @@ fn read_cluster(mut section: Section<'_>) -> Result<ClusterConfig, Problem> {
         let problem = format!("{ttl} is shorter than 3 heartbeats of {beat}: a lease must outlive a lost one");
         return Err(section.problem("lease_ttl", problem));
     }
+    let hide_outages = section.flag("hide_outages")?.unwrap_or(default.hide_outages);
     section.finish();
-    Ok(ClusterConfig { heartbeat, lease_ttl, intro_points })
+    Ok(ClusterConfig { heartbeat, lease_ttl, intro_points, hide_outages })
 }
 
 fn read_limits(mut section: Section<'_>) -> Result<Limits, Problem> {

@@ -104,6 +104,15 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// True or false.
+    pub(super) fn flag(&mut self, key: &'static str) -> Result<Option<bool>, Problem> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::Boolean(flag)) => Ok(Some(flag)),
+            Some(other) => Err(self.wrong(key, &other, "it is true or false, without quotes".into())),
+        }
+    }
+
     /// A whole number within `range`.
     pub(super) fn number<T: TryFrom<i64> + PartialOrd + Display>(
         &mut self,

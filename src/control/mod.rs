@@ -8,10 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::id::{AddressError, NodeId};
 use rustbalance_gossip::record::Role;
 use serde::{Deserialize, Serialize};
 use zeroize::ZeroizeOnDrop;
+
+use crate::typed;
 
 pub use client::call;
 pub use invitation::{InvitationPrefix, InvitationPrefixError};
@@ -19,7 +21,7 @@ pub use server::{Handler, bind, serve};
 pub use status::{
     AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus, PortStatus,
     PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, Status,
-    TrafficStatus,
+    StrangerStatus, TrafficStatus,
 };
 
 mod client;
@@ -124,19 +126,31 @@ pub struct NodePrefix(String);
 
 /// Why a text names no node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} names no node: give its address as `rustbalance status` shows it, or at least its first 4 characters")]
-pub struct NodePrefixError(String);
+pub enum NodePrefixError {
+    /// Neither an address nor the beginning of one.
+    #[error(
+        "{0:?} names no node: give its address as `rustbalance status` shows it, or at least its first {MIN_PREFIX} \
+         characters"
+    )]
+    Form(String),
+    /// As long as an address, and not one.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+}
+
+/// Fewest characters of an address that name a node.
+const MIN_PREFIX: usize = 4;
 
 impl std::str::FromStr for NodePrefix {
     type Err = NodePrefixError;
 
     fn from_str(text: &str) -> Result<Self, NodePrefixError> {
-        let lower = text.trim().to_ascii_lowercase();
-        let label = lower.strip_suffix(".onion").unwrap_or(&lower);
+        let label = typed::label(text);
         let base32 = label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'));
-        match base32 && (4..=56).contains(&label.len()) {
-            true => Ok(Self(label.into())),
-            false => Err(NodePrefixError(text.chars().take(80).collect())),
+        match label.len() {
+            56.. => Ok(Self(typed::address::<NodeId>(&label).map(|_| label)?)),
+            MIN_PREFIX.. if base32 => Ok(Self(label)),
+            _ => Err(NodePrefixError::Form(text.chars().take(80).collect())),
         }
     }
 }
@@ -168,7 +182,7 @@ impl NodePrefix {
         let mut found = nodes.into_iter().filter(|node| node.to_string().starts_with(&self.0));
         match (found.next(), found.next()) {
             (Some(node), None) => Ok(node),
-            (None, _) => self.0.parse().map_err(|_| {
+            (None, _) => typed::address(&self.0).map_err(|_| {
                 format!(
                     "no member's address begins with {:?}: give the whole address of one that is not known here",
                     self.0

@@ -34,6 +34,8 @@ pub struct Status {
     pub stand_ins: Vec<StandInStatus>,
     /// What is published, as far as this node knows.
     pub publication: Option<PublicationStatus>,
+    /// Another publisher of the address that is no member, if this node has seen one in the last hours.
+    pub stranger: Option<StrangerStatus>,
     /// The virtual ports and their targets on this node.
     pub ports: Vec<PortStatus>,
     /// What went through this node.
@@ -145,6 +147,15 @@ pub struct PublicationStatus {
     pub periods: Vec<PublishedPeriodStatus>,
     /// The introduction points in the descriptor, sorted.
     pub intro_points: Vec<PublishedPointStatus>,
+}
+
+/// A publisher of the address that is no member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrangerStatus {
+    /// How long ago a directory last held a descriptor of it in place of one of this node.
+    pub seen_seconds: u64,
+    /// False if only clients that it has authorized can read its descriptor.
+    pub readable: bool,
 }
 
 /// What is published for one time period.

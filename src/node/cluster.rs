@@ -359,7 +359,8 @@ impl Actor {
             Leadership::Follower => None,
         };
         let points = coordinator.desired_points().iter().map(|(_, point)| point.clone()).collect();
-        replace(&self.publish, publish::task::Wanted { term, points, floors: view.revisions() });
+        let (floors, of_others) = (view.revisions(), view.revisions_of_others());
+        replace(&self.publish, publish::task::Wanted { term, points, floors, of_others });
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
         replace(&self.balance, balance::task::Wanted { others_known: self.others_known, stronger, weaker });
         if self.asked.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {

@@ -28,6 +28,7 @@ use crate::health::Health;
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
 use crate::proxy::Traffic;
+use crate::publish::task::StrangerSeen;
 use crate::store::Store;
 use crate::tor::{self, RefusedCounts, ServiceLimits};
 
@@ -37,6 +38,7 @@ pub(super) struct Running {
     pub(super) links: Arc<Links>,
     pub(super) points: watch::Receiver<Vec<PointStatus>>,
     pub(super) stand_ins: watch::Receiver<Vec<StandInPoint>>,
+    pub(super) stranger: watch::Receiver<Option<StrangerSeen>>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) health: Arc<Health>,
     pub(super) traffic: Arc<Traffic>,
@@ -174,6 +176,7 @@ impl Daemon {
             intro_points: Vec::new(),
             stand_ins: Vec::new(),
             publication: None,
+            stranger: None,
             ports: Vec::new(),
             traffic: TrafficStatus::default(),
             refused: Default::default(),
@@ -205,6 +208,7 @@ impl Running {
         status.shut_out = self.links.is_shut_out();
         status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
         status.intro_points = status::intro_points(&self.points.borrow(), unix_now());
+        status.stranger = self.stranger.borrow().as_ref().and_then(status::stranger);
         status.stand_ins = status::stand_ins(&self.stand_ins.borrow());
         status.ports = status::ports(&self.health.ports());
         status.traffic = status::traffic(&self.traffic);

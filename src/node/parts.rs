@@ -31,7 +31,7 @@ use crate::clock::unix_now;
 use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
-use crate::keys::{DiscoveryPublic, NodeSecret};
+use crate::keys::{AuthoritySecret, DiscoveryPublic, NodeSecret, outage_secret};
 use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet};
 use crate::proxy::{Proxy, ProxyLimits};
 use crate::publish::task::Publisher;
@@ -112,7 +112,7 @@ impl Parts {
         mesh.set_limits(config.gossip.mesh);
         let gossip = mesh.counting();
         let coordinator = Coordinator::new(
-            settings(&store, config, boot)?,
+            settings(&store, config, boot, authority.as_ref())?,
             Box::new(store.node_secret()?),
             store.membership().clone(),
         )
@@ -167,6 +167,7 @@ impl Parts {
         tasks.spawn("intro points report", pump(advertised_watch, cluster.clone(), Event::IntroPoints));
 
         let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
+        let (stranger, stranger_watch) = watch::channel(None);
         let admitting = match (store.membership().role(), authority, store.master_secret()?) {
             (Role::Publisher, Some(authority), Some(master)) => {
                 let (report, report_watch) = watch::channel(Vec::new());
@@ -179,6 +180,7 @@ impl Parts {
                     wanted: publish,
                     report,
                     unable,
+                    stranger,
                     refresh: Duration::from_secs(rand::rng().random_range(3600..7200)),
                 };
                 let stop = stop_all.clone();
@@ -235,6 +237,7 @@ impl Parts {
             links: Arc::clone(&links),
             points: points_watch,
             stand_ins: stand_ins_watch,
+            stranger: stranger_watch,
             discovery,
             health,
             traffic,
@@ -302,7 +305,12 @@ impl Parts {
 }
 
 /// What the coordinator starts with.
-fn settings(store: &Store, config: &Config, boot: u64) -> Result<Settings, NodeError> {
+fn settings(
+    store: &Store,
+    config: &Config,
+    boot: u64,
+    authority: Option<&AuthoritySecret>,
+) -> Result<Settings, NodeError> {
     let heartbeat = config.cluster.heartbeat;
     let mut settings = Settings::new(boot, store.term()?);
     settings.priority = config.node.priority;
@@ -311,6 +319,7 @@ fn settings(store: &Store, config: &Config, boot: u64) -> Result<Settings, NodeE
     settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
     settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
     settings.waiting = config.gossip.waiting;
+    settings.hide_outages = authority.filter(|_| config.cluster.hide_outages).map(outage_secret);
     Ok(settings)
 }
 

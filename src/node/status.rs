@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Coordinator, Leadership};
 use rustbalance_gossip::id::NodeId;
@@ -14,10 +15,11 @@ use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
 use crate::control::{
     IntroPointStatus, InvitationState, InvitationStatus, MemberStatus, PortStatus, PublicationStatus,
-    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, TrafficStatus,
+    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, StrangerStatus, TrafficStatus,
 };
 use crate::health::PortHealth;
 use crate::proxy::{Refusal, Traffic};
+use crate::publish::task::StrangerSeen;
 use crate::tor::RefusedCounts;
 
 /// The part of `status` that the coordinator knows.
@@ -137,6 +139,16 @@ pub(super) fn stand_ins(points: &[StandInPoint]) -> Vec<StandInStatus> {
         introductions: point.introductions,
     };
     points.iter().map(status).collect()
+}
+
+/// For how long a publisher that is no member is shown after it was seen last: it may publish every two hours, and
+/// what it has published is served for three.
+const STRANGER_SHOWN: Duration = Duration::from_secs(3 * 3600);
+
+/// The other publisher, while it may still be there.
+pub(super) fn stranger(seen: &StrangerSeen) -> Option<StrangerStatus> {
+    let ago = seen.at.elapsed();
+    (ago < STRANGER_SHOWN).then_some(StrangerStatus { seen_seconds: ago.as_secs(), readable: seen.readable })
 }
 
 /// The ports and how their targets do.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -45,6 +45,8 @@ pub enum TargetError {
 pub enum Target {
     /// A loopback address.
     Tcp(SocketAddr),
+    /// This port of 127.0.0.1, or else of ::1: `localhost`, for which no resolver is asked.
+    Localhost(u16),
     /// A Unix stream socket, by absolute path.
     Unix(PathBuf),
 }
@@ -53,14 +55,30 @@ impl Target {
     /// Connects. The caller bounds the time.
     pub async fn connect(&self) -> io::Result<BoxStream> {
         Ok(match self {
-            Self::Tcp(address) => {
-                #[expect(clippy::disallowed_methods, reason = "a loopback address, never a name")]
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                Box::new(stream)
-            }
+            Self::Tcp(address) => Box::new(connect_tcp(*address).await?),
+            Self::Localhost(port) => Box::new(connect_localhost(*port).await?),
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
         })
+    }
+}
+
+async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    #[expect(clippy::disallowed_methods, reason = "a loopback address, never a name")]
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Applications that are given `localhost` listen on 127.0.0.1, on ::1 or on both.
+async fn connect_localhost(port: u16) -> io::Result<TcpStream> {
+    let [v4, v6] =
+        [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].map(|ip| SocketAddr::new(ip, port));
+    match connect_tcp(v4).await {
+        // For want of our own descriptors the other would fail, too.
+        Err(of_v4) if of_v4.raw_os_error().is_none_or(|code| !matches!(code, 23 | 24)) => {
+            connect_tcp(v6).await.map_err(|of_v6| io::Error::new(of_v4.kind(), format!("{v4}: {of_v4}; {v6}: {of_v6}")))
+        }
+        outcome => outcome,
     }
 }
 
@@ -68,6 +86,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -86,8 +105,8 @@ impl FromStr for Target {
         let port: u16 = port.parse().map_err(|_| TargetError::Form(shown()))?;
         let ip = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             Some(v6) => IpAddr::V6(v6.parse().map_err(|_| TargetError::Form(shown()))?),
-            // No resolver is asked: "localhost" is what it always should be.
-            None if host.eq_ignore_ascii_case("localhost") => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            None if host.eq_ignore_ascii_case("localhost") && port != 0 => return Ok(Self::Localhost(port)),
+            None if host.eq_ignore_ascii_case("localhost") => return Err(TargetError::PortZero(shown())),
             None if host.is_empty() || host.contains([':', '/', ' ']) => return Err(TargetError::Form(shown())),
             None => IpAddr::V4(host.parse().map_err(|_| TargetError::OtherHost(shown()))?),
         };
@@ -129,7 +148,25 @@ mod tests {
         for text in ["127.0.0.1:8080", "127.8.8.8:1", "[::1]:65535", "unix:/run/app.sock"] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
-        assert_eq!("localhost:80".parse(), Ok(Target::Tcp(([127, 0, 0, 1], 80).into())));
+        for text in ["localhost:80", "LocalHost:80"] {
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), "localhost:80");
+        }
+    }
+
+    #[tokio::test]
+    async fn localhost_is_either_loopback() {
+        for host in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = tokio::net::TcpListener::bind(host).await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let target: Target = format!("localhost:{port}").parse().unwrap();
+            target.connect().await.unwrap_or_else(|error| panic!("{host}: {error}"));
+            drop(listener);
+            let Err(error) = target.connect().await else { panic!("nothing listens") };
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+            for tried in [format!("127.0.0.1:{port}: "), format!("[::1]:{port}: ")] {
+                assert!(error.to_string().contains(&tried), "{error}");
+            }
+        }
     }
 
     #[test]
@@ -151,7 +188,9 @@ mod tests {
         {
             assert!(matches!(text.parse::<Target>(), Err(TargetError::Form(_))), "{text}");
         }
-        assert!(matches!("127.0.0.1:0".parse::<Target>(), Err(TargetError::PortZero(_))));
+        for text in ["127.0.0.1:0", "localhost:0"] {
+            assert!(matches!(text.parse::<Target>(), Err(TargetError::PortZero(_))), "{text}");
+        }
         assert!(matches!("unix:app.sock".parse::<Target>(), Err(TargetError::RelativePath(_))));
         let long = format!("unix:/{}", "x".repeat(107));
         assert!(matches!(long.parse::<Target>(), Err(TargetError::LongPath(_, 108))));

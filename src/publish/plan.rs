@@ -9,11 +9,17 @@
 //!    higher revision on a directory, gets a new **edition** (one built descriptor with one revision): soon if a point
 //!    left, after a short pause to batch if points only came, never within [`MIN_GAP`] of the one before.
 //! 3. Every responsible directory that has not confirmed the current edition gets it, with back-off after failures.
-//! 4. A confirmed directory is read back now and then; what differs is uploaded again.
+//! 4. A confirmed directory is read back now and then; what differs is uploaded again. A directory that does not answer
+//!    twice in a row is not counted as confirmed any more.
+//!
+//! A descriptor that took the place of one of ours, names no point of this cluster and has no revision that a member
+//! names is another publisher's ([`Action::Stranger`]). What stood there before our first upload is none: it may be
+//! left over from a service that has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
 use rustbalance_gossip::view::MAX_FENCE;
 
@@ -31,6 +37,10 @@ pub const READ_BACK: Duration = Duration::from_secs(600);
 pub const FIRST_READ_BACK: Duration = Duration::from_secs(20);
 /// Longest pause between two tries at one directory.
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
+/// For how long a descriptor may name a point that was desired last before it: as long as directories keep it.
+const NAMED_FOR: Duration = Duration::from_secs(3 * 3600);
+/// Most of such points that are remembered: 20 desired at once, in three hours of changes.
+const MAX_KNOWN: usize = 4096;
 /// Uploads and read-backs under way at once.
 const MAX_IN_FLIGHT: usize = 16;
 
@@ -47,6 +57,8 @@ pub enum Event {
     Periods(Vec<Period>),
     /// A revision known to be in use for a period, from gossip or from disk.
     Floor(PeriodId, u64),
+    /// The highest revision for a period that another member tells of.
+    OfOthers(PeriodId, u64),
     /// An edition is built and its revision is on disk; or it could not be built.
     Built(PeriodId, Result<u64, String>),
     /// A directory accepted an edition, or did not.
@@ -72,12 +84,14 @@ pub enum Event {
 }
 
 /// What a directory holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
     /// Its revision.
     pub revision: u64,
     /// Whether it is, byte for byte, this node's current edition.
     pub ours: bool,
+    /// The session keys of its introduction points; `None` if only authorized clients can read them.
+    pub points: Option<Vec<FixedBytes<32>>>,
 }
 
 /// How an upload ended.
@@ -121,6 +135,19 @@ pub enum Action {
     },
     /// Tell the cluster what stands where.
     Report(Vec<PublishedPeriod>),
+    /// Tell the operator that a publisher that is no member publishes this address.
+    Stranger(Stranger),
+}
+
+/// A descriptor of this address that another publisher, no member of the cluster, has put in the place of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stranger {
+    /// In which period.
+    pub period: PeriodId,
+    /// With which revision.
+    pub revision: u64,
+    /// False if only clients that it has authorized can read it.
+    pub readable: bool,
 }
 
 /// One built descriptor.
@@ -135,11 +162,13 @@ struct Edition {
 #[derive(Debug, Clone, Default)]
 struct Held {
     confirmed: Option<u64>,
+    /// The highest revision of ours that it has taken in this process's life.
+    accepted: Option<u64>,
     busy: bool,
     failures: u32,
     not_before: Duration,
     read_back_at: Option<Duration>,
-    /// Whether the next thing to do is to ask rather than to upload (after a refusal).
+    /// Whether the next thing to do is to ask rather than to upload: after a refusal, or an answer that did not come.
     ask: bool,
 }
 
@@ -162,6 +191,12 @@ pub struct Plan {
     desired: Vec<IntroPoint>,
     targets: BTreeMap<PeriodId, Target>,
     floors: BTreeMap<PeriodId, u64>,
+    /// The highest revisions that other members tell of.
+    of_others: BTreeMap<PeriodId, u64>,
+    /// The session keys of all points that were desired, and until when a descriptor may name them.
+    known: BTreeMap<FixedBytes<32>, Duration>,
+    /// The last stranger's descriptor seen: it stands on several directories, and is reported once.
+    stranger: Option<Stranger>,
     /// When the desired set last began to differ from what is published.
     changed_at: Option<Duration>,
     led_since: Duration,
@@ -178,6 +213,9 @@ impl Plan {
             desired: Vec::new(),
             targets: BTreeMap::new(),
             floors: BTreeMap::new(),
+            of_others: BTreeMap::new(),
+            known: BTreeMap::new(),
+            stranger: None,
             changed_at: None,
             led_since: Duration::ZERO,
             refresh,
@@ -187,19 +225,27 @@ impl Plan {
 
     /// Takes note of what happened at `now` (any monotonic origin) and says what to do.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
         match event {
             Event::Tick => {}
             Event::Lead(term) => self.lead(term, now),
             Event::Desired(points) => self.desire(points, now),
             Event::Periods(periods) => self.periods(periods),
             Event::Floor(period, revision) => self.raise_floor(period, revision),
+            Event::OfOthers(period, revision) => {
+                let highest = self.of_others.entry(period).or_default();
+                *highest = revision.max(*highest);
+            }
             Event::Built(period, result) => self.built(period, result, now),
             Event::Uploaded { period, directory, revision, outcome } => {
                 self.uploaded(period, &directory, revision, outcome, now);
             }
-            Event::Held { period, directory, reading } => self.held(period, &directory, reading, now),
+            Event::Held { period, directory, reading } => {
+                actions.extend(self.held(period, &directory, reading, now).map(Action::Stranger));
+            }
         }
-        self.reconcile(now)
+        self.reconcile(now, &mut actions);
+        actions
     }
 
     /// When to call again with [`Event::Tick`] if nothing else happens.
@@ -236,6 +282,14 @@ impl Plan {
     }
 
     fn desire(&mut self, points: Vec<IntroPoint>, now: Duration) {
+        let until = now + NAMED_FOR;
+        self.known.extend(points.iter().map(|point| (point.session_key, until)));
+        self.known.retain(|_, until| *until > now);
+        while self.known.len() > MAX_KNOWN
+            && let Some(oldest) = self.known.iter().min_by_key(|(_, until)| **until).map(|(point, _)| *point)
+        {
+            self.known.remove(&oldest);
+        }
         if points != self.desired {
             self.desired = points;
             self.changed_at.get_or_insert(now);
@@ -246,7 +300,9 @@ impl Plan {
         let current: BTreeSet<PeriodId> = periods.iter().map(|period| period.id).collect();
         self.targets.retain(|id, _| current.contains(id));
         // One that begins soon is told of before the network names it.
-        self.floors.retain(|id, _| current.iter().any(|it| it.number.abs_diff(id.number) <= 2));
+        let soon = |id: &PeriodId| current.iter().any(|it| it.number.abs_diff(id.number) <= 2);
+        self.floors.retain(|id, _| soon(id));
+        self.of_others.retain(|id, _| soon(id));
         for period in periods {
             let floor = self.floors.get(&period.id).copied().unwrap_or(0);
             let target = self.targets.entry(period.id).or_default();
@@ -301,6 +357,7 @@ impl Plan {
         match outcome {
             Outcome::Accepted => {
                 held.confirmed = Some(revision);
+                held.accepted = held.accepted.max(Some(revision));
                 held.failures = 0;
                 held.read_back_at = Some(now + FIRST_READ_BACK);
             }
@@ -312,30 +369,51 @@ impl Plan {
         }
     }
 
+    /// Takes note of what a directory holds; gives what it says of another publisher, if that is new.
     fn held(
         &mut self,
         period: PeriodId,
         directory: &Directory,
         reading: Result<Option<Reading>, String>,
         now: Duration,
-    ) {
-        let Some(held) = self.held_mut(period, directory) else { return };
+    ) -> Option<Stranger> {
+        let held = self.held_mut(period, directory)?;
         held.busy = false;
+        held.read_back_at = Some(now + READ_BACK);
         let Ok(reading) = reading else {
+            // By turns asked and given what it should hold: either may work where the other does not.
+            if held.ask {
+                held.confirmed = None;
+            }
+            held.ask = !held.ask;
             held.back_off(now, directory);
-            held.read_back_at = Some(now + READ_BACK);
-            return;
+            return None;
         };
         held.ask = false;
-        held.read_back_at = Some(now + READ_BACK);
-        held.confirmed = reading.filter(|reading| reading.ours).map(|reading| reading.revision);
-        let Some(target) = self.targets.get_mut(&period) else { return };
-        let current = target.edition.as_ref().map_or(0, |edition| edition.revision);
+        held.confirmed = reading.as_ref().filter(|reading| reading.ours).map(|reading| reading.revision);
+        if held.confirmed.is_some() {
+            held.failures = 0;
+        }
+        let reading = reading.filter(|reading| !reading.ours)?;
+        let replaces_ours = held.accepted.is_some_and(|ours| reading.revision > ours);
+        let target = self.targets.get_mut(&period)?;
         // Another publisher's, or our own from before a clock was set back: the next one must go above it.
-        if let Some(reading) = reading.filter(|reading| !reading.ours && reading.revision >= current) {
+        if reading.revision >= target.edition.as_ref().map_or(0, |edition| edition.revision) {
             target.renew |= reading.revision <= MAX_FENCE;
             self.raise_floor(period, reading.revision);
         }
+        (replaces_ours && self.term.is_some()).then(|| self.stranger(period, &reading)).flatten()
+    }
+
+    /// The stranger that this descriptor is of, unless a member has published it, or it was seen before.
+    fn stranger(&mut self, period: PeriodId, reading: &Reading) -> Option<Stranger> {
+        let by_member = self.of_others.get(&period).is_some_and(|highest| *highest >= reading.revision);
+        let members = |points: &Vec<_>| by_member || points.iter().any(|point| self.known.contains_key(point));
+        if reading.points.as_ref().is_some_and(members) {
+            return None;
+        }
+        let stranger = Stranger { period, revision: reading.revision, readable: reading.points.is_some() };
+        (self.stranger.replace(stranger) != Some(stranger)).then_some(stranger)
     }
 
     fn held_mut(&mut self, period: PeriodId, directory: &Directory) -> Option<&mut Held> {
@@ -362,18 +440,16 @@ impl Plan {
         Some(due.max(settled).max(target.not_before).min(refresh.max(target.not_before)))
     }
 
-    fn reconcile(&mut self, now: Duration) -> Vec<Action> {
-        let mut actions = Vec::new();
+    fn reconcile(&mut self, now: Duration, actions: &mut Vec<Action>) {
         if self.term.is_some() {
-            self.start_editions(now, &mut actions);
-            self.start_transfers(now, &mut actions);
+            self.start_editions(now, actions);
+            self.start_transfers(now, actions);
         }
         let report = self.report();
         if self.term.is_some() && report != self.reported {
             self.reported.clone_from(&report);
             actions.push(Action::Report(report));
         }
-        actions
     }
 
     fn start_editions(&mut self, now: Duration, actions: &mut Vec<Action>) {

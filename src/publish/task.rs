@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::plan::{Action, Event, Outcome, Plan, Reading};
+use super::plan::{Action, Event, Outcome, Plan, Reading, Stranger};
 use crate::tor::descriptor::{self, PeriodCredentials};
 use crate::tor::{Directory, Engine, Period, TorError};
 
@@ -23,6 +23,8 @@ const UPLOAD_LIMIT: Duration = Duration::from_secs(25);
 const FETCH_LIMIT: Duration = Duration::from_secs(25);
 /// How soon the periods are asked for again when Tor's directory was not there.
 const NOT_READY_PAUSE: Duration = Duration::from_secs(2);
+/// Between two warnings of another publisher.
+const STRANGER_PAUSE: Duration = Duration::from_secs(3600);
 /// How often the periods are looked at although nothing told of a change: a change of period is a matter of time alone.
 const PERIODS_PAUSE: Duration = Duration::from_secs(30);
 
@@ -49,6 +51,17 @@ pub struct Wanted {
     pub points: Vec<IntroPoint>,
     /// Highest revisions known from gossip.
     pub floors: BTreeMap<PeriodId, u64>,
+    /// Of these, those that other members tell of.
+    pub of_others: BTreeMap<PeriodId, u64>,
+}
+
+/// When a publisher that is no member was last seen to publish the address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StrangerSeen {
+    /// When.
+    pub at: Instant,
+    /// False if only clients that it has authorized can read its descriptor.
+    pub readable: bool,
 }
 
 /// Everything the task needs.
@@ -67,6 +80,8 @@ pub struct Publisher {
     pub report: watch::Sender<Vec<PublishedPeriod>>,
     /// Where to tell, each time, that nothing can be done here: a revision that is not on disk is not used.
     pub unable: watch::Sender<()>,
+    /// Where to tell of another publisher of the address, which is no member.
+    pub stranger: watch::Sender<Option<StrangerSeen>>,
     /// After how long an unchanged descriptor is published anew.
     pub refresh: Duration,
 }
@@ -94,6 +109,8 @@ struct Running {
     /// When the periods were asked for, and what the network said of each.
     periods: BTreeMap<PeriodId, (Instant, Period)>,
     editions: BTreeMap<PeriodId, (u64, Arc<str>)>,
+    /// When the log last told of another publisher.
+    warned: Option<Instant>,
     jobs: JoinSet<Done>,
 }
 
@@ -105,7 +122,8 @@ impl Publisher {
         let mut periods_due = Instant::now();
         let plan = Plan::new(self.refresh);
         let (periods, editions, jobs) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
-        let mut running = Running { publisher: self, plan, started: Instant::now(), periods, editions, jobs };
+        let mut running =
+            Running { publisher: self, plan, started: Instant::now(), periods, editions, warned: None, jobs };
         running.want(&wanted.borrow_and_update().clone());
         loop {
             let now = running.started.elapsed();
@@ -136,6 +154,9 @@ impl Publisher {
 
 impl Running {
     fn want(&mut self, wanted: &Wanted) {
+        for (&period, &revision) in &wanted.of_others {
+            self.tell(Event::OfOthers(period, revision));
+        }
         for (&period, &revision) in &wanted.floors {
             self.tell(Event::Floor(period, revision));
         }
@@ -193,6 +214,7 @@ impl Running {
             Action::Build { period, points, floor } => self.build(period, points, floor),
             Action::Upload { period, directory, revision } => self.upload(period, directory, revision),
             Action::ReadBack { period, directory } => self.read_back(period, directory),
+            Action::Stranger(stranger) => self.meet(&stranger),
             Action::Report(periods) => {
                 let before = self.publisher.report.borrow().clone();
                 let complete =
@@ -208,6 +230,23 @@ impl Running {
                 self.publisher.report.send_replace(periods);
             }
         }
+    }
+
+    /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may still be so.
+    fn meet(&mut self, stranger: &Stranger) {
+        let now = Instant::now();
+        if self.warned.is_none_or(|at| now.duration_since(at) >= STRANGER_PAUSE) {
+            self.warned = Some(now);
+            warn!(
+                period = stranger.period.number,
+                revision = stranger.revision,
+                readable = stranger.readable,
+                "another publisher, which is no member, publishes this address, and takes clients away until this node \
+                 has published again: stop the old service that has this key; if there is none, the key is in other \
+                 hands, and only a new address is safe"
+            );
+        }
+        self.publisher.stranger.send_replace(Some(StrangerSeen { at: now, readable: stranger.readable }));
     }
 
     fn build(&mut self, period: PeriodId, points: Vec<IntroPoint>, floor: u64) {
@@ -262,11 +301,7 @@ impl Running {
         self.jobs.spawn(async move {
             let reading = match engine.fetch(&directory, master, period, FETCH_LIMIT).await {
                 Ok(None) => Ok(None),
-                Ok(Some(text)) => descriptor::read(&text, master, period, SystemTime::now())
-                    .map(|content| {
-                        Some(Reading { revision: content.revision, ours: ours.as_deref() == Some(text.as_str()) })
-                    })
-                    .map_err(|error| error.to_string()),
+                Ok(Some(text)) => reading(&text, master, period, ours.as_deref() == Some(text.as_str())).map(Some),
                 Err(error) => Err(error.to_string()),
             };
             if let Err(error) = &reading {
@@ -274,6 +309,21 @@ impl Running {
             }
             Done::Event(Event::Held { period, directory, reading })
         });
+    }
+}
+
+/// What a directory's answer says.
+fn reading(text: &str, master: MasterId, period: PeriodId, ours: bool) -> Result<Reading, String> {
+    let now = SystemTime::now();
+    match descriptor::read(text, master, period, now) {
+        Ok(content) => {
+            let points = content.points.iter().map(|point| point.session_key).collect();
+            Ok(Reading { revision: content.revision, ours, points: Some(points) })
+        }
+        // Its inner layers may be for its authorized clients alone.
+        Err(unreadable) => descriptor::read_revision(text, master, period, now)
+            .map(|revision| Reading { revision, ours, points: None })
+            .map_err(|_| unreadable.to_string()),
     }
 }
 

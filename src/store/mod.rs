@@ -28,7 +28,7 @@ pub use alarms::{KeyAlarm, MAX_ALARMS};
 pub use draft::{Beginning, Contents, Draft};
 pub use error::{Damage, StoreError};
 pub use file::Kind;
-pub use import::{ImportError, import_master_key};
+pub use import::{FormError, ImportError, import_master_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
 
 mod access;

@@ -16,9 +16,9 @@ use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, MAX_SPECIFIED, Pe
 use tor_bytes::{Readable, Reader, Writeable};
 use tor_cell::chancell::msg::HandshakeType;
 use tor_cert::EncodedEd25519Cert;
-use tor_checkable::TimeBound;
+use tor_checkable::{SelfSigned, TimeBound};
 use tor_hscrypto::ope::AesOpeKey;
-use tor_hscrypto::pk::{HsBlindIdKey, HsIdKey, HsIdKeypair};
+use tor_hscrypto::pk::{HsBlindIdKey, HsBlindIdKeypair, HsIdKey, HsIdKeypair};
 use tor_hscrypto::time::TimePeriod;
 use tor_hscrypto::{RevisionCounter, Subcredential};
 use tor_linkspec::{EncodedLinkSpec, LinkSpec};
@@ -94,12 +94,7 @@ impl std::fmt::Debug for PeriodCredentials {
 impl PeriodCredentials {
     /// Those of `period`, with a fresh descriptor-signing key that is certified for 54 hours from `now`.
     pub fn derive(master: &MasterSecret, period: PeriodId, now: SystemTime) -> Result<Self, TorError> {
-        let identity = ed25519::ExpandedKeypair::from_secret_key_bytes(*master.expanded())
-            .map(HsIdKeypair::from)
-            .ok_or_else(|| TorError::Invalid("the master key is no Ed25519 key".into(), None))?;
-        let (blinded, blinded_pair, subcredential) = identity
-            .compute_blinded_key(time_period(period)?)
-            .map_err(|e| TorError::Invalid("cannot blind the master key".into(), Some(e.into())))?;
+        let (blinded, blinded_pair, subcredential) = blinded_pair(master, period)?;
         let signing = ed25519::Keypair::generate(&mut rand::rng());
         let expires = now + CERTIFICATE_LIFETIME;
         let certificate = create_desc_sign_key_cert(&signing.verifying_key(), &blinded_pair, expires)
@@ -135,6 +130,18 @@ pub fn build(
     parameters: DescriptorParameters,
     now: SystemTime,
 ) -> Result<String, TorError> {
+    build_for(credentials, points, revision, parameters, now, None)
+}
+
+/// The same, and only these clients can read its inner layers.
+fn build_for(
+    credentials: &PeriodCredentials,
+    points: &[IntroPoint],
+    revision: u64,
+    parameters: DescriptorParameters,
+    now: SystemTime,
+    clients: Option<&[curve25519::PublicKey]>,
+) -> Result<String, TorError> {
     let minutes = Duration::from_secs(u64::from(LIFETIME_MINUTES) * 60);
     if now + minutes > credentials.expires {
         return Err(TorError::Invalid("the period's credentials expire: derive them anew".into(), None));
@@ -149,6 +156,7 @@ pub fn build(
         .hs_desc_sign_cert(credentials.certificate.clone())
         .create2_formats(&[HandshakeType::NTOR])
         .auth_required(None)
+        .auth_clients(clients)
         .is_single_onion_service(false)
         .intro_points(&points)
         .intro_auth_key_cert_expiry(now + CERTIFICATE_LIFETIME)
@@ -179,6 +187,26 @@ pub fn read(text: &str, master: MasterId, period: PeriodId, now: SystemTime) -> 
     Ok(DescriptorContent { revision: descriptor.revision().into(), points })
 }
 
+/// The revision of a descriptor, from its outer layer: readable also where the inner ones are for authorized clients alone.
+/// Checks what [`read`] checks of that layer.
+pub fn read_revision(text: &str, master: MasterId, period: PeriodId, now: SystemTime) -> Result<u64, TorError> {
+    if text.len() > MAX_DESCRIPTOR {
+        return Err(TorError::Invalid(format!("a descriptor of {} bytes is too long", text.len()), None));
+    }
+    let (blinded, _) = blinded(master, time_period(period)?)?;
+    let unreadable = |cause| TorError::Invalid(format!("cannot read a descriptor of {master}"), Some(cause));
+    HsDesc::parse(text, &blinded.id())
+        .map_err(|e| unreadable(e.into()))?
+        .check_signature()
+        .map_err(|e| unreadable(e.into()))?
+        .if_valid_at(&now)
+        .map_err(|e| unreadable(e.into()))?;
+    // Arti does not give it out; it has checked that the line stands there once.
+    let line = text.lines().find_map(|line| line.strip_prefix("revision-counter "));
+    line.and_then(|number| number.trim().parse().ok())
+        .ok_or_else(|| TorError::Invalid(format!("a descriptor of {master} has no revision"), None))
+}
+
 /// Whether this point may stand in a descriptor: its link specifiers can be read, are within bounds and name the
 /// relay that the point names, and its keys are keys.
 pub fn check_point(point: &IntroPoint) -> Result<(), TorError> {
@@ -190,6 +218,19 @@ pub(super) fn blinded(master: MasterId, period: TimePeriod) -> Result<(HsBlindId
     let no_key = |cause| TorError::Invalid(format!("{master} cannot be an onion service: bad key"), Some(cause));
     let identity = ed25519::PublicKey::from_bytes(master.public_key()).map_err(|e| no_key(e.into()))?;
     HsIdKey::from(identity).compute_blinded_key(period).map_err(|e| no_key(e.into()))
+}
+
+/// The key pair that certifies in this period, with what [`blinded`] gives. Never sign one message with those of two periods:
+/// they share the prefix that nonces come from (rend-spec-v3, appendix A.2). A certificate names the key it is signed with.
+fn blinded_pair(
+    master: &MasterSecret,
+    period: PeriodId,
+) -> Result<(HsBlindIdKey, HsBlindIdKeypair, Subcredential), TorError> {
+    ed25519::ExpandedKeypair::from_secret_key_bytes(*master.expanded())
+        .map(HsIdKeypair::from)
+        .ok_or_else(|| TorError::Invalid("the master key is no Ed25519 key".into(), None))?
+        .compute_blinded_key(time_period(period)?)
+        .map_err(|e| TorError::Invalid("cannot blind the master key".into(), Some(e.into())))
 }
 
 /// Arti's name for a period.
@@ -301,232 +342,15 @@ fn point_of_descriptor(point: &IntroPointDesc) -> Result<IntroPoint, TorError> {
     })
 }
 
+/// One that a single client alone can read, as of another program with this key.
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::keys::PointSeed;
-    use proptest::prelude::*;
-    use rustbalance_gossip::record::PointNonce;
-    use std::sync::OnceLock;
-
-    const PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
-
-    fn now() -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
-    }
-
-    fn master(fill: u8) -> MasterSecret {
-        let mut bytes = Zeroizing::new([fill; 64]);
-        bytes[0] &= 248;
-        bytes[31] = bytes[31] & 63 | 64;
-        MasterSecret::from_expanded(&bytes).unwrap()
-    }
-
-    fn specifier(kind: u8, body: &[u8]) -> VarBytes {
-        VarBytes([&[kind, u8::try_from(body.len()).unwrap()], body].concat())
-    }
-
-    /// A point with an IPv6 address besides the IPv4 one: the longest there is.
-    fn point(relay: u8) -> IntroPoint {
-        let secrets = PointSeed::from_bytes(&Zeroizing::new([relay; 32])).secrets(PointNonce(FixedBytes([relay; 16])));
-        let relay = RelayId { rsa: FixedBytes([relay; 20]), ed25519: FixedBytes([relay; 32]) };
-        IntroPoint {
-            relay,
-            link_specifiers: vec![
-                specifier(0, &[127, 0, 0, 1, 0x13, 0x88]),
-                specifier(2, &relay.rsa.0),
-                specifier(3, &relay.ed25519.0),
-                specifier(1, &[9; 18]),
-            ],
-            onion_key: FixedBytes([relay.rsa.0[0]; 32]),
-            session_key: FixedBytes(secrets.session_key()),
-            encryption_key: FixedBytes(secrets.encryption_key()),
-        }
-    }
-
-    fn points(count: u8) -> Vec<IntroPoint> {
-        (1..=count).map(point).collect()
-    }
-
-    fn credentials() -> PeriodCredentials {
-        PeriodCredentials::derive(&master(7), PERIOD, now()).unwrap()
-    }
-
-    fn built(points: &[IntroPoint]) -> Result<String, TorError> {
-        build(&credentials(), points, 77, DescriptorParameters::default(), now())
-    }
-
-    fn why(result: Result<impl std::fmt::Debug, TorError>) -> String {
-        result.unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_descriptor_reads_as_it_was_built() {
-        for count in [1, 3, 10, 20] {
-            let text = built(&points(count)).unwrap();
-            let content = read(&text, master(7).master_id(), PERIOD, now()).unwrap();
-            assert_eq!(content, DescriptorContent { revision: 77, points: points(count) });
-        }
-    }
-
-    #[test]
-    fn the_largest_descriptor_is_within_the_directories_bound() {
-        let mut largest = points(20);
-        for point in &mut largest {
-            // Of a type that nobody knows: a hostile member may invent as many as are allowed.
-            while point.specified() < MAX_SPECIFIED {
-                let size = (MAX_SPECIFIED - point.specified()).min(MAX_LINK_SPECIFIER);
-                point.link_specifiers.push(specifier(9, &vec![0; size - 2]));
-            }
-            assert!(check_point(point).is_ok(), "{point:?}");
-        }
-        assert!(built(&largest).unwrap().len() <= MAX_DESCRIPTOR);
-        let text = built(&points(20)).unwrap();
-        let tight = DescriptorParameters { max_size: text.len() - 1, ..Default::default() };
-        assert!(build(&credentials(), &points(20), 77, tight, now()).is_err());
-    }
-
-    #[test]
-    fn a_descriptor_is_never_empty_nor_too_full_nor_twice_at_one_relay() {
-        assert_eq!(why(built(&[])), "a descriptor has 1 to 20 introduction points, not 0");
-        assert_eq!(why(built(&points(21))), "a descriptor has 1 to 20 introduction points, not 21");
-        let mut twice = point(2);
-        twice.session_key = point(3).session_key;
-        assert_eq!(why(built(&[point(2), twice])), "two introduction points are at one relay");
-    }
-
-    #[test]
-    fn congestion_control_is_advertised_where_asked() {
-        let none = DescriptorParameters { sendme_increment: None, ..Default::default() };
-        for parameters in [none, DescriptorParameters::default()] {
-            let text = build(&credentials(), &points(1), 1, parameters, now()).unwrap();
-            let (blinded, subcredential) = blinded(master(7).master_id(), time_period(PERIOD).unwrap()).unwrap();
-            let parsed = HsDesc::parse_decrypt_validate(&text, &blinded.id(), &subcredential, None)
-                .unwrap()
-                .dangerously_assume_timely();
-            let increment = parsed.flow_control().map(|(protocols, increment)| {
-                assert!(protocols.supports_named_subver(FLOWCTRL_CC));
-                increment.get()
-            });
-            assert_eq!(increment, parameters.sendme_increment);
-        }
-    }
-
-    #[test]
-    fn a_point_that_is_not_what_it_says_is_refused() {
-        assert!(check_point(&point(1)).is_ok());
-        let spoilt = |spoil: fn(&mut IntroPoint)| {
-            let mut point = point(1);
-            spoil(&mut point);
-            assert_eq!(check_point(&point).is_ok(), built(&[point.clone()]).is_ok());
-            why(check_point(&point))
-        };
-        assert!(spoilt(|p| p.relay.rsa.0[0] ^= 1).ends_with("do not lead to that relay"));
-        assert!(spoilt(|p| p.relay.ed25519.0[0] ^= 1).ends_with("do not lead to that relay"));
-        assert!(spoilt(|p| drop(p.link_specifiers.remove(1))).ends_with("do not lead to that relay"));
-        assert!(spoilt(|p| p.link_specifiers.retain(|s| s.0[0] > 1)).ends_with("do not lead to that relay"));
-        assert!(spoilt(|p| p.link_specifiers.push(specifier(2, &[8; 20]))).ends_with("do not lead to that relay"));
-        assert!(spoilt(|p| p.link_specifiers[0].0.push(1)).ends_with("cannot be read"));
-        assert!(spoilt(|p| p.link_specifiers.push(specifier(9, &[0; 63]))).ends_with("cannot be read"));
-        assert!(spoilt(|p| p.link_specifiers.extend((0..5).map(|_| specifier(9, &[])))).ends_with("cannot be read"));
-        assert!(spoilt(|p| p.link_specifiers.extend((0..4).map(|_| specifier(9, &[0; 62])))).ends_with("too long"));
-        // u = -1 has no counterpart on the Edwards curve.
-        let nowhere: fn(&mut IntroPoint) = |p| {
-            p.encryption_key.0 = [0xff; 32];
-            (p.encryption_key.0[0], p.encryption_key.0[31]) = (0xec, 0x7f);
-        };
-        assert!(spoilt(nowhere).ends_with("no key"));
-        assert!(spoilt(|p| p.session_key.0 = [2; 32]).ends_with("no key"));
-    }
-
-    #[test]
-    fn a_descriptor_of_another_address_or_period_or_time_is_not_believed() {
-        let text = built(&points(3)).unwrap();
-        let id = master(7).master_id();
-        let next = PeriodId { number: PERIOD.number + 1, ..PERIOD };
-        assert!(read(&text, master(8).master_id(), PERIOD, now()).is_err());
-        assert!(read(&text, id, next, now()).is_err());
-        assert!(read(&text, id, PERIOD, now() + CERTIFICATE_LIFETIME + Duration::from_secs(3600)).is_err());
-        assert!(read(&text, id, PeriodId { length_minutes: 0, ..PERIOD }, now()).is_err());
-        assert!(read(&text, id, PeriodId { length_minutes: u32::MAX, ..PERIOD }, now()).is_err());
-        assert!(read(&"a".repeat(MAX_DESCRIPTOR + 1), id, PERIOD, now()).is_err());
-    }
-
-    #[test]
-    fn expiring_credentials_are_not_used() {
-        let late = now() + CERTIFICATE_LIFETIME - Duration::from_secs(3600);
-        let result = build(&credentials(), &points(1), 1, DescriptorParameters::default(), late);
-        assert!(why(result).contains("derive them anew"));
-    }
-
-    #[test]
-    fn revisions_rise_with_the_clock_and_are_alike_at_all_publishers() {
-        let (one, other) = (credentials(), credentials());
-        let revisions: Vec<u64> = (0..100).map(|s| one.revision(Duration::from_secs(s * 997))).collect();
-        assert!(revisions.is_sorted_by(|a, b| a < b));
-        assert!(one.revision(Duration::from_secs(5)) < one.revision(Duration::from_secs(6)));
-        assert_eq!(one.revision(Duration::from_secs(4242)), other.revision(Duration::from_secs(4242)));
-        assert_ne!(one.signing.verifying_key(), other.signing.verifying_key());
-    }
-
-    #[test]
-    fn credentials_show_nothing() {
-        let shown = format!("{:?}", credentials());
-        assert!(shown.ends_with("redacted)"), "{shown}");
-        assert!(shown.len() < 120, "{shown}");
-    }
-
-    fn genuine() -> &'static str {
-        static TEXT: OnceLock<String> = OnceLock::new();
-        TEXT.get_or_init(|| built(&points(2)).unwrap())
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn arbitrary_text_is_no_descriptor(text in "(hs-descriptor 3\n)?(descriptor-lifetime \\PC{0,9}\n)?\\PC{0,300}") {
-            prop_assert!(read(&text, master(7).master_id(), PERIOD, now()).is_err());
-        }
-
-        #[test]
-        fn a_changed_descriptor_is_not_believed(at in any::<prop::sample::Index>(), byte in 0_u8..128) {
-            let mut bytes = genuine().as_bytes().to_vec();
-            let at = at.index(bytes.len());
-            let changed = bytes[at] != byte;
-            bytes[at] = byte;
-            let result = read(std::str::from_utf8(&bytes).unwrap(), master(7).master_id(), PERIOD, now());
-            // White space at the very end is not signed; whatever is read must be what was signed.
-            match result {
-                Ok(content) => prop_assert_eq!(content.points, points(2)),
-                Err(_) => prop_assert!(changed),
-            }
-        }
-
-        #[test]
-        fn a_descriptor_cut_short_is_not_believed(at in any::<prop::sample::Index>()) {
-            let text = genuine();
-            let cut = &text[..at.index(text.len() - 1)];
-            prop_assert!(read(cut, master(7).master_id(), PERIOD, now()).is_err());
-        }
-
-        #[test]
-        fn arbitrary_points_never_make_an_unreadable_descriptor(
-            session in any::<[u8; 32]>(), encryption in any::<[u8; 32]>(), onion in any::<[u8; 32]>(),
-            body in prop::collection::vec(any::<u8>(), 0..70),
-        ) {
-            let mut hostile = point(1);
-            hostile.session_key = FixedBytes(session);
-            hostile.encryption_key = FixedBytes(encryption);
-            hostile.onion_key = FixedBytes(onion);
-            hostile.link_specifiers.push(VarBytes(body));
-            if check_point(&hostile).is_ok() {
-                let text = built(&[hostile.clone(), point(2)]).unwrap();
-                let content = read(&text, master(7).master_id(), PERIOD, now()).unwrap();
-                prop_assert_eq!(content.points.len(), 2);
-            } else {
-                prop_assert!(built(&[hostile]).is_err());
-            }
-        }
-    }
+pub(crate) fn build_restricted(credentials: &PeriodCredentials, points: &[IntroPoint], revision: u64) -> String {
+    let clients = [curve25519::PublicKey::from(&curve25519::StaticSecret::from([5; 32]))];
+    let parameters = DescriptorParameters::default();
+    build_for(credentials, points, revision, parameters, SystemTime::now(), Some(&clients)).unwrap()
 }
+
+#[cfg(test)]
+mod nonces;
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,7 @@ mod conformance;
 pub mod descriptor;
 mod error;
 pub mod fake;
+pub mod keystore;
 mod replay;
 
 /// A two-way byte stream, whatever carries it.

@@ -2,7 +2,8 @@
 //!
 //! Each test is one hostility of somebody with real keys where it takes any. Each shows that the cluster stays healthy and
 //! serves all the while, that nothing hostile is believed, and that `status` counts what was refused. In [`tor`] nobody is
-//! hostile: a node loses its Tor client; nor in [`newcomer`]: a node joins; nor in [`operators`].
+//! hostile: a node loses its Tor client; nor in [`newcomer`]: a node joins; nor in [`operators`]. In [`outages`] an observer
+//! looks.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
@@ -16,6 +17,7 @@ mod links;
 mod member;
 mod newcomer;
 mod operators;
+mod outages;
 mod records;
 mod tokens;
 mod tor;

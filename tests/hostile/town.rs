@@ -117,8 +117,8 @@ impl Town {
     pub(crate) async fn add(&mut self, name: &str, id: NodeId, dir: PathBuf) {
         let site = site(name.to_owned()).await;
         let text = format!(
-            "[[port]]\nvirtual = 80\ntarget = \"{site}\"\n[cluster]\nheartbeat = \"300ms\"\nlease_ttl = \"3s\"\n\
-             [health]\ninterval = \"500ms\"\n{}",
+            "[[port]]\nvirtual = 80\ntarget = \"{site}\"\n[health]\ninterval = \"500ms\"\n\
+             [cluster]\nheartbeat = \"300ms\"\nlease_ttl = \"3s\"\n{}",
             self.extra
         );
         std::fs::write(dir.join("rustbalance.toml"), text).unwrap();

@@ -10,6 +10,7 @@
 
 mod admit;
 mod own;
+mod planning;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -22,7 +23,7 @@ pub use settings::{Action, Event, Leadership, Settings};
 
 use crate::id::{MasterId, NodeId};
 use crate::lease::{Election, Situation, Step};
-use crate::plan::{Candidate, Choice, choose};
+use crate::plan::Choice;
 use crate::record::{
     Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, NodeCard, Phase, PointNonce, Publication,
     PublishedPeriod, RecordKind, Role, ServedPoint,
@@ -85,6 +86,8 @@ pub struct Coordinator {
     /// Facts signed by the authority that stand in our own gossip.
     passed_on: BTreeMap<RecordKind, Vec<u8>>,
     choice: Choice,
+    /// When points of a silent node that stay in the descriptor are to leave it.
+    hidden_until: Option<Duration>,
     count: u64,
     version: u64,
 }
@@ -128,6 +131,7 @@ impl Coordinator {
             excluded: false,
             passed_on: BTreeMap::new(),
             choice: Choice::default(),
+            hidden_until: None,
             count: 0,
             version: 0,
             settings,
@@ -173,17 +177,6 @@ impl Coordinator {
         }
     }
 
-    /// What the descriptor should list, by session key. Every node computes it, the publisher after every event, the others
-    /// once a beat. Empty if nobody can serve: then what stands is best left standing.
-    pub fn desired_points(&self) -> &[(NodeId, IntroPoint)] {
-        &self.choice.points
-    }
-
-    /// Rises with every change of [`Coordinator::desired_points`].
-    pub fn desired_version(&self) -> u64 {
-        self.version
-    }
-
     /// The points of others at which this node is to serve. Not cheap with hundreds of nodes: once a second is enough.
     pub fn stand_ins(&self, now: Now) -> Vec<Orphan> {
         let out = !self.joined || self.draining || self.leaving || self.is_shut_out() || self.excluded;
@@ -196,8 +189,10 @@ impl Coordinator {
             return None;
         }
         let joining = (!self.joined && !self.is_shut_out()).then_some(self.started + self.settings.joining);
+        // The others choose when they beat.
+        let hidden = self.hidden_until.filter(|_| self.election.leading().is_some());
         let always = [self.next_beat, self.refresh_at, self.repeat_at];
-        always.into_iter().chain([self.elect_at, joining, self.reissue_at].into_iter().flatten()).min()
+        always.into_iter().chain([self.elect_at, joining, self.reissue_at, hidden].into_iter().flatten()).min()
     }
 
     /// Takes in what has happened and says what is to be done, in this order.
@@ -551,34 +546,6 @@ impl Coordinator {
         }
         out.extend(self.passed_on.keys().filter(|kind| !facts.contains_key(kind)).map(|kind| Action::Retract(*kind)));
         self.passed_on = facts;
-    }
-
-    fn plan(&mut self, changes: &Changes, now: Now, out: &mut Vec<Action>) {
-        let count = now.unix / self.settings.rotation.max(1);
-        self.unplanned |= changes.points || count != self.count;
-        // In a large cluster there are many changes a second, and choosing costs more than taking one in.
-        let pressing = self.election.leading().is_some() || self.beaten == Some(now.mono);
-        if !self.unplanned || !pressing {
-            return;
-        }
-        self.unplanned = false;
-        self.count = count;
-        let choice = {
-            let heard =
-                self.view.members().filter(|node| node.alive && !matches!(node.phase(), Phase::Gone | Phase::Joining));
-            let candidates: Vec<Candidate<'_>> = heard
-                .filter_map(|node| {
-                    let points = &node.intro_points.as_ref()?.points;
-                    Some(Candidate { node: node.node(), phase: node.phase(), weight: node.weight(), points })
-                })
-                .collect();
-            choose(&candidates, &self.choice, self.settings.intro_points, count)
-        };
-        if choice.points != self.choice.points {
-            self.version += 1;
-            out.push(Action::DesiredChanged);
-        }
-        self.choice = choice;
     }
 
     /// An invitation as this node knows it: merged from all its versions.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::id::NodeId;
 use crate::lease::Timing;
 use crate::liveness::Patience;
+use crate::outage::OutageSecret;
 use crate::record::{Chain, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation, ServedPoint};
 use crate::signed::Verified;
 use crate::view::DEFAULT_WAITING;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub intro_points: usize,
     /// How long the same nodes stand in the descriptor when there are more than places, in seconds.
     pub rotation: u64,
+    /// Keeps the points of silent nodes in the descriptor for a while, for times drawn with this; `None`: they leave at once.
+    pub hide_outages: Option<OutageSecret>,
     /// Most records kept that came before their signer's card.
     pub waiting: usize,
 }
@@ -54,6 +57,7 @@ impl Settings {
             joining: Duration::from_secs(45),
             intro_points: MAX_INTRO_POINTS,
             rotation: 3600,
+            hide_outages: None,
             waiting: DEFAULT_WAITING,
         }
     }

@@ -1,5 +1,7 @@
 //! One node's part, from start to goodbye.
 
+mod outages;
+
 use super::*;
 use crate::record::PeriodId;
 use crate::signed::Statement;

@@ -129,7 +129,7 @@ impl Names {
             return if *at == address { Ok(*node) } else { Err(WireError::Identity) };
         }
         let node: NodeId = name.parse().map_err(|_| WireError::Identity)?;
-        if node.to_string() != name || mesh_socket(&node) != address {
+        if mesh_socket(&node) != address {
             return Err(WireError::Identity);
         }
         if self.0.len() >= Self::MAX {

@@ -479,12 +479,12 @@ impl View {
 
     /// The same of every period.
     pub fn revisions(&self) -> BTreeMap<PeriodId, u64> {
-        let mut highest = BTreeMap::new();
-        for (period, revision) in self.nodes.values().flat_map(|node| &node.revisions) {
-            let known = highest.entry(*period).or_default();
-            *known = (*revision).max(*known);
-        }
-        highest
+        highest(self.nodes.values())
+    }
+
+    /// The highest of every period that another member tells of.
+    pub fn revisions_of_others(&self) -> BTreeMap<PeriodId, u64> {
+        highest(self.members().filter(|node| node.node() != self.me()))
     }
 
     /// How often nodes beat and when silence means death, in a cluster of this size.
@@ -529,4 +529,14 @@ impl View {
     pub fn next_deadline(&self) -> Option<Duration> {
         self.liveness.next_deadline()
     }
+}
+
+/// The highest revision of every period that one of these nodes tells of.
+fn highest<'a>(nodes: impl Iterator<Item = &'a MemberView>) -> BTreeMap<PeriodId, u64> {
+    let mut highest = BTreeMap::new();
+    for (period, revision) in nodes.flat_map(|node| &node.revisions) {
+        let known = highest.entry(*period).or_default();
+        *known = (*revision).max(*known);
+    }
+    highest
 }

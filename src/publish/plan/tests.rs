@@ -39,6 +39,10 @@ struct World {
     editions: BTreeMap<(PeriodId, u64), Vec<IntroPoint>>,
     uploads: usize,
     editions_made: Vec<Duration>,
+    /// Directories that take uploads and answer no question.
+    mute: BTreeSet<Directory>,
+    report: Vec<PublishedPeriod>,
+    strangers: Vec<Stranger>,
 }
 
 impl World {
@@ -50,6 +54,9 @@ impl World {
             editions: BTreeMap::new(),
             uploads: 0,
             editions_made: Vec::new(),
+            mute: BTreeSet::new(),
+            report: Vec::new(),
+            strangers: Vec::new(),
         };
         world.tell(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
         world
@@ -91,10 +98,20 @@ impl World {
                 let reading = self.held.get(&(period, directory.clone())).map(|(revision, points)| Reading {
                     revision: *revision,
                     ours: self.editions.get(&(period, *revision)) == Some(points),
+                    // Of no point at all: for authorized clients.
+                    points: (!points.is_empty()).then(|| points.iter().map(|point| point.session_key).collect()),
                 });
-                Some(Event::Held { period, directory, reading: Ok(reading) })
+                let reading = if self.mute.contains(&directory) { Err("no answer".into()) } else { Ok(reading) };
+                Some(Event::Held { period, directory, reading })
             }
-            Action::Report(_) => None,
+            Action::Report(periods) => {
+                self.report = periods;
+                None
+            }
+            Action::Stranger(stranger) => {
+                self.strangers.push(stranger);
+                None
+            }
         }
     }
 
@@ -274,4 +291,109 @@ fn a_higher_revision_told_by_another_publisher_is_gone_above() {
     world.tell(Event::Floor(first, 70_000));
     world.run(Duration::from_secs(9));
     assert!(world.everywhere(&[point(1)]));
+}
+
+/// A world in which this node publishes since a while.
+fn published() -> World {
+    let mut world = World::new();
+    world.tell(Event::Desired(vec![point(1), point(2)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(60));
+    assert!(world.everywhere(&[point(1), point(2)]));
+    world
+}
+
+impl World {
+    /// Another publisher uploads to every directory of the first period; its points, none if only some can read them.
+    fn overwrite(&mut self, points: &[IntroPoint]) -> u64 {
+        let first = period(1, 0..0).id;
+        let revision = self.held.values().map(|held| held.0).max().unwrap() + 1000;
+        self.held
+            .iter_mut()
+            .filter(|(key, _)| key.0 == first)
+            .for_each(|(_, held)| *held = (revision, points.to_vec()));
+        revision
+    }
+
+    fn confirmed(&self) -> u16 {
+        self.report.iter().map(|period| period.confirmed).sum()
+    }
+}
+
+#[test]
+fn a_publisher_that_is_no_member_is_reported_once_for_each_descriptor_and_gone_above() {
+    let first = period(1, 0..0).id;
+    for (points, readable) in [(&[point(9)][..], true), (&[], false)] {
+        let mut world = published();
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let revision = world.overwrite(points);
+            seen.push(Stranger { period: first, revision, readable });
+            world.run(READ_BACK + Duration::from_secs(10));
+            assert_eq!(world.strangers, seen, "on eight directories, reported once");
+            assert!(world.everywhere(&[point(1), point(2)]));
+            assert_eq!(world.confirmed(), 16);
+        }
+    }
+}
+
+#[test]
+fn what_a_stranger_has_put_in_place_of_ours_is_not_counted_as_ours() {
+    let mut world = published();
+    world.mute = world.plan.targets.values().flat_map(|target| target.directories.keys().cloned()).collect();
+    assert_eq!(world.confirmed(), 16);
+    world.run(READ_BACK + Duration::from_secs(2));
+    // Two answers in a row have not come, and the upload of the same edition is refused.
+    assert_eq!(world.confirmed(), 0);
+    assert!(world.strangers.is_empty());
+    world.mute.clear();
+    world.run(MAX_BACK_OFF * 3);
+    assert_eq!(world.confirmed(), 16);
+}
+
+#[test]
+fn a_directory_that_answers_no_question_gets_the_descriptor_again() {
+    let mut world = published();
+    let key = world.held.keys().next().unwrap().clone();
+    world.held.remove(&key);
+    world.mute.insert(key.1.clone());
+    world.run(READ_BACK + Duration::from_secs(60));
+    assert!(world.everywhere(&[point(1), point(2)]), "after one question that was not answered, an upload");
+}
+
+#[test]
+fn no_member_is_taken_for_a_stranger() {
+    let first = period(1, 0..0).id;
+    // The publisher before this one has not heard yet that it is replaced: some of its points are this node's desire, too.
+    let mut world = published();
+    world.overwrite(&[point(8), point(2)]);
+    world.run(READ_BACK * 2);
+    assert!(world.strangers.is_empty());
+    // It named points that have left meanwhile.
+    world.tell(Event::Desired(vec![point(3)]));
+    world.run(Duration::from_secs(60));
+    world.overwrite(&[point(1)]);
+    world.run(READ_BACK * 2);
+    assert!(world.strangers.is_empty());
+    // A member that this node could not hear, of other points, tells of its revision.
+    let revision = world.overwrite(&[point(9)]);
+    world.tell(Event::OfOthers(first, revision));
+    world.tell(Event::Floor(first, revision));
+    world.run(READ_BACK * 2);
+    assert!(world.strangers.is_empty());
+    assert!(world.everywhere(&[point(3)]));
+}
+
+#[test]
+fn what_stood_there_before_this_node_published_is_no_stranger() {
+    let mut world = World::new();
+    let first = period(1, 0..0).id;
+    for n in 0..8 {
+        world.held.insert((first, Directory { relay: relay(n) }), (99_999, vec![point(9)]));
+    }
+    world.tell(Event::Desired(vec![point(1)]));
+    world.tell(Event::Lead(Some(1)));
+    world.run(READ_BACK * 2);
+    assert!(world.everywhere(&[point(1)]));
+    assert!(world.strangers.is_empty(), "it may be left over from a service that has ended");
 }

@@ -1,9 +1,8 @@
-//! The publisher task on the fake engine: what it does when its disk takes nothing.
+//! The publisher task on the fake engine: when its disk takes nothing, and when it is not alone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::time::timeout;
-use zeroize::Zeroizing;
 
 use super::*;
 use crate::keys::MasterSecret;
@@ -45,41 +44,112 @@ async fn point(engine: &Arc<crate::tor::fake::FakeEngine>, master: MasterId) -> 
         .describe()
 }
 
+/// A publisher task at work, and what it says.
+struct Working {
+    net: FakeNet,
+    secret: MasterSecret,
+    point: IntroPoint,
+    disk: Arc<Disk>,
+    reported: watch::Receiver<Vec<PublishedPeriod>>,
+    told: watch::Receiver<()>,
+    strangers: watch::Receiver<Option<StrangerSeen>>,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+    _wanted: watch::Sender<Wanted>,
+}
+
+impl Working {
+    async fn start(disk_is_full: bool) -> Self {
+        let net = FakeNet::new(5, 12);
+        let engine = net.engine();
+        let secret = MasterSecret::generate(&mut rand::rng());
+        let master = secret.master_id();
+        let point = point(&engine, master).await;
+        let (wanted_sender, wanted) =
+            watch::channel(Wanted { term: Some(1), points: vec![point.clone()], ..Default::default() });
+        let (report, reported) = watch::channel(Vec::new());
+        let (unable, told) = watch::channel(());
+        let (stranger, strangers) = watch::channel(None);
+        let disk = Arc::new(Disk(AtomicBool::new(disk_is_full)));
+        let publisher = Publisher {
+            engine,
+            master,
+            credentials: Arc::new(Credentials(secret.duplicate())),
+            revisions: Arc::clone(&disk) as Arc<dyn RevisionLog>,
+            wanted,
+            report,
+            unable,
+            stranger,
+            refresh: Duration::from_secs(3600),
+        };
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(publisher.run(stop.clone()));
+        Self { net, secret, point, disk, reported, told, strangers, stop, running, _wanted: wanted_sender }
+    }
+
+    async fn is_everywhere(&mut self) {
+        let complete = |periods: &Vec<PublishedPeriod>| {
+            !periods.is_empty() && periods.iter().all(|it| it.directories > 0 && it.confirmed == it.directories)
+        };
+        timeout(LIMIT * 3, self.reported.wait_for(complete)).await.unwrap().unwrap();
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.running.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_full_disk_is_told_until_there_is_room_again() {
-    let net = FakeNet::new(5, 12);
-    let engine = net.engine();
-    let mut bytes = Zeroizing::new([9; 64]);
-    (bytes[0], bytes[31]) = (8, 72);
-    let secret = MasterSecret::from_expanded(&bytes).unwrap();
-    let master = secret.master_id();
-    let wanted = Wanted { term: Some(1), points: vec![point(&engine, master).await], floors: BTreeMap::new() };
-    let (_wanted, wanted) = watch::channel(wanted);
-    let (report, mut reported) = watch::channel(Vec::new());
-    let (unable, mut told) = watch::channel(());
-    let disk = Arc::new(Disk::default());
-    disk.0.store(true, Ordering::SeqCst);
-    let publisher = Publisher {
-        engine,
-        master,
-        credentials: Arc::new(Credentials(secret)),
-        revisions: Arc::clone(&disk) as Arc<dyn RevisionLog>,
-        wanted,
-        report,
-        unable,
-        refresh: Duration::from_secs(3600),
-    };
-    let stop = CancellationToken::new();
-    let running = tokio::spawn(publisher.run(stop.clone()));
-    timeout(LIMIT, told.changed()).await.unwrap().unwrap();
-    timeout(LIMIT, told.changed()).await.unwrap().unwrap();
-    assert!(reported.borrow().is_empty(), "published without its revision on disk");
+    let mut working = Working::start(true).await;
+    timeout(LIMIT, working.told.changed()).await.unwrap().unwrap();
+    timeout(LIMIT, working.told.changed()).await.unwrap().unwrap();
+    assert!(working.reported.borrow().is_empty(), "published without its revision on disk");
 
-    disk.0.store(false, Ordering::SeqCst);
-    let complete = |periods: &Vec<PublishedPeriod>| {
-        !periods.is_empty() && periods.iter().all(|it| it.directories > 0 && it.confirmed == it.directories)
-    };
-    timeout(LIMIT, reported.wait_for(complete)).await.unwrap().unwrap();
-    stop.cancel();
-    running.await.unwrap();
+    working.disk.0.store(false, Ordering::SeqCst);
+    working.is_everywhere().await;
+    working.end().await;
+}
+
+/// The old service with the same key still runs; once with, once without clients of its own choice.
+#[tokio::test(start_paused = true)]
+async fn another_publisher_of_the_address_is_reported_and_gone_above() {
+    for readable in [true, false] {
+        let mut working = Working::start(false).await;
+        working.is_everywhere().await;
+        assert!(working.strangers.borrow().is_none());
+
+        let (engine, master, period) = (working.net.engine(), working.secret.master_id(), working.net.periods()[0]);
+        let directories = working.net.directories(master, period);
+        let ours = working.net.held(&directories[0], master, period).unwrap();
+        let revision = descriptor::read_revision(&ours, master, period, SystemTime::now()).unwrap() + 1000;
+        let credentials = PeriodCredentials::derive(&working.secret, period, SystemTime::now()).unwrap();
+        let points = [point(&engine, master).await];
+        let theirs = match readable {
+            true => {
+                let parameters = descriptor::DescriptorParameters::default();
+                descriptor::build(&credentials, &points, revision, parameters, SystemTime::now()).unwrap()
+            }
+            false => descriptor::build_restricted(&credentials, &points, revision),
+        };
+        for directory in &directories {
+            engine.upload(directory, period, &theirs, LIMIT).await.unwrap();
+        }
+
+        timeout(LIMIT * 3, working.strangers.changed()).await.unwrap().unwrap();
+        assert_eq!(working.strangers.borrow().unwrap().readable, readable);
+        // At the latest when it is read back the next time, ours stands there again.
+        let restored = async || {
+            let held = directories.iter().map(|directory| working.net.held(directory, master, period).unwrap());
+            let held: Vec<_> = held.map(|text| descriptor::read(&text, master, period, SystemTime::now())).collect();
+            held.iter().all(|read| read.as_ref().is_ok_and(|content| content.points == [working.point.clone()]))
+        };
+        let mut tries = 0..60;
+        while !restored().await {
+            assert!(tries.next().is_some(), "the stranger's stands there still");
+            tokio::time::sleep(Duration::from_secs(20)).await;
+        }
+        working.end().await;
+    }
 }

@@ -183,7 +183,8 @@ impl World {
             return Err(refused());
         }
         let now = self.now();
-        let read = |master: &MasterId| Some((*master, descriptor::read(text, *master, period, now).ok()?.revision));
+        // The outer layer is all that a directory can read.
+        let read = |master: &MasterId| Some((*master, descriptor::read_revision(text, *master, period, now).ok()?));
         let (master, revision) = self.masters.iter().find_map(read).ok_or_else(refused)?;
         let key = (to.relay, master, period);
         if self.held.get(&key).is_some_and(|held| held.since.elapsed() < LIFETIME && held.revision >= revision) {

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use data_encoding::{BASE64, HEXLOWER};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rustbalance::config::{self, Config, Initial};
@@ -16,6 +17,7 @@ use rustbalance::join::found;
 use rustbalance::proxy::{PortTarget, Target};
 use rustbalance::store::{Beginning, Store, StoredIntroPoint, import_master_key};
 use rustbalance::tor::ReplayLog;
+use rustbalance::typed;
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::AuthorityId;
@@ -348,7 +350,7 @@ pub(crate) fn state_seeds() -> Vec<Seed> {
     seeds
 }
 
-/// C tor's key and the files beside it, each with its length before it.
+/// A key in any form, in the place of C tor's, and the files beside it, each with its length before it.
 pub(crate) fn import(bytes: &[u8]) -> bool {
     let dir = HIDDEN_SERVICE.with(|cell| cell.get_or_init(scratch).path().to_owned());
     let mut script = Script::new(bytes);
@@ -362,19 +364,45 @@ pub(crate) fn import(bytes: &[u8]) -> bool {
             let _ = fs::remove_file(dir.join(name));
         }
     }
-    let Ok(key) = import_master_key(&dir) else { return false };
-    assert_eq!(secret, [&HEADER[..], key.expanded()].concat());
-    if beside & 1 != 0 {
-        assert!(public.ends_with(key.master_id().public_key()));
-    }
-    if beside & 2 != 0 {
-        assert_eq!(std::str::from_utf8(hostname).unwrap().parse(), Ok(key.master_id()));
+    let read = import_master_key(&dir);
+    let Ok(key) = read else {
+        assert!(!read.unwrap_err().to_string().is_empty());
+        return false;
+    };
+    let whole = [&HEADER[..], key.expanded()].concat();
+    if secret.starts_with(HEADER) {
+        assert!(secret.starts_with(&whole) && secret[96..].trim_ascii().is_empty());
+        assert!(beside & 1 == 0 || public.ends_with(key.master_id().public_key()));
+        if beside & 2 != 0 {
+            assert_eq!(typed::address(std::str::from_utf8(hostname).unwrap()), Ok(key.master_id()));
+        }
+    } else if !secret.starts_with(b"rustbalance ") {
+        // Whatever form it had, C tor's is of the same key.
+        let _ = fs::remove_file(dir.join("hs_ed25519_public_key"));
+        let _ = fs::remove_file(dir.join("hostname"));
+        put(&dir.join("hs_ed25519_secret_key"), &whole);
+        assert_eq!(import_master_key(&dir).unwrap().expanded(), key.expanded());
     }
     true
 }
 
 /// What C tor's secret key file begins with.
 const HEADER: &[u8; 32] = b"== ed25519v1-secret: type0 ==\0\0\0";
+/// The example of RFC 8410, section 10.3.
+const PEM: &str = "-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
+-----END PRIVATE KEY-----
+";
+/// From the tests of Arti (tor-keymgr, testdata/ed25519_expanded_openssh.private).
+const ARTI_KEY: &str = "-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAATAAAACRlZDI1NT
+E5LWV4cGFuZGVkQHNwZWMudG9ycHJvamVjdC5vcmcAAAAgkCkbTXjU4ZspXjGHZhbnK24D
+3GTQzukvNTGQ9a+6utQAAACoVEAltVRAJbUAAAAkZWQyNTUxOS1leHBhbmRlZEBzcGVjLn
+RvcnByb2plY3Qub3JnAAAAIJApG0141OGbKV4xh2YW5ytuA9xk0M7pLzUxkPWvurrUAAAA
+QJzT8VKJeAAAxAD5v9NLQ6jkOzI6vnG6ZFpbW9KTHbkInk+jiKO9G6T9yzqkOVBztGV7T/
+woD00J+vvZI4tKLp4AAAAIdGVzdC1rZXkBAgME
+-----END OPENSSH PRIVATE KEY-----
+";
 
 pub(crate) fn import_seeds() -> Vec<Seed> {
     let world = world();
@@ -384,6 +412,7 @@ pub(crate) fn import_seeds() -> Vec<Seed> {
         Orders::default().byte(beside).bytes(secret).bytes(&public).rest(hostname.as_bytes()).0
     };
     let hostname = || format!("{}\n", world.cluster);
+    let text = |name, text: String| Seed::good(name, files(0, text.as_bytes(), String::new()));
     vec![
         Seed::good("alone", files(0, &secret, String::new())),
         Seed::good("all", files(3, &secret, hostname())),
@@ -391,5 +420,12 @@ pub(crate) fn import_seeds() -> Vec<Seed> {
         Seed::bad("public", files(0, &public, String::new())),
         Seed::bad("not-clamped", files(0, &[&HEADER[..], &[0xff; 64]].concat(), String::new())),
         Seed::bad("long", files(0, &[&secret[..], b"x"].concat(), String::new())),
+        Seed::good("line-end", files(0, &[&secret[..], b"\n"].concat(), String::new())),
+        text("base64", BASE64.encode(world.master.expanded())),
+        text("hex", HEXLOWER.encode(&secret)),
+        text("add-onion", format!("ED25519-V3:{}\n", BASE64.encode(world.master.expanded()))),
+        text("yaml", format!("hostname: {}\nhs_ed25519_secret_key: {}\n", world.cluster, BASE64.encode(&secret))),
+        text("pem", PEM.into()),
+        text("arti", ARTI_KEY.into()),
     ]
 }

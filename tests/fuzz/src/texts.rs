@@ -3,6 +3,7 @@
 use rustbalance::config::check_virtual_port;
 use rustbalance::control::NodePrefix;
 use rustbalance::proxy::{MAX_UNIX_PATH, Target};
+use rustbalance::typed;
 use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
 use rustbalance_gossip::record::RecordKind;
 
@@ -23,10 +24,13 @@ fn address(text: &str) -> bool {
     assert!(address.as_ref().err().is_none_or(|error| shown(error) < 1200));
     assert_eq!(text.parse::<NodeId>().map(|id| id.address()), address);
     assert_eq!(text.parse::<MasterId>().map(|id| id.address()), address);
-    let Ok(address) = address else { return false };
-    let written = address.to_string();
-    assert_eq!(written.parse(), Ok(address));
-    assert_eq!(text.trim().to_ascii_lowercase().trim_end_matches(".onion"), written.trim_end_matches(".onion"));
+    if let Ok(address) = address {
+        assert_eq!(address.to_string(), text, "one form");
+    }
+    // What people may type is more.
+    let Ok(typed) = typed::address::<OnionAddress>(text) else { return false };
+    assert!(text.to_ascii_lowercase().contains(typed.to_string().trim_end_matches(".onion")));
+    assert!(address.is_err() || address == Ok(typed));
     true
 }
 
@@ -45,6 +49,7 @@ fn target(text: &str) -> bool {
     let Ok(target) = text.parse::<Target>() else { return false };
     match &target {
         Target::Tcp(address) => assert!(address.ip().is_loopback() && address.port() != 0),
+        Target::Localhost(port) => assert_ne!(*port, 0),
         Target::Unix(path) => assert!(path.is_absolute() && path.as_os_str().len() <= MAX_UNIX_PATH),
     }
     assert_eq!(target.to_string().parse(), Ok(target));
@@ -67,11 +72,8 @@ pub(crate) fn text_seeds() -> Vec<Seed> {
     vec![
         Seed::good("address", address.as_str()),
         Seed::good("shouted-address", format!(" {}\n", address.to_uppercase().replace(".ONION", ""))),
-        // No address, but it may be the beginning of one.
-        Seed::good(
-            "mistyped-address",
-            address.replacen(&address[..1], if &address[..1] == "a" { "b" } else { "a" }, 1),
-        ),
+        Seed::good("pasted-address", format!("http://www.{address}:80/path?x#y")),
+        Seed::bad("mistyped-address", address.replacen(&address[..1], if &address[..1] == "a" { "b" } else { "a" }, 1)),
         Seed::good("prefix", &address.as_bytes()[..8]),
         Seed::good("ipv4", "127.0.0.1:8080"),
         Seed::good("ipv6", "[::1]:8080"),

@@ -1,0 +1,180 @@
+//! The forms in which other programs write a v3 service's secret key, told apart by what the file holds.
+
+use std::str;
+
+use data_encoding::{BASE64_NOPAD, HEXLOWER_PERMISSIVE};
+use ed25519_dalek::SigningKey;
+use pkcs8::{ObjectIdentifier, PrivateKeyInfo, SecretDocument};
+use rustbalance_gossip::signed::Sign;
+use zeroize::Zeroizing;
+
+use crate::keys::{KeyError, MasterSecret};
+use crate::tor::keystore::{self, KeystoreError};
+
+/// What C tor's secret key file begins with.
+pub(super) const SECRET_HEADER: &[u8; 32] = b"== ed25519v1-secret: type0 ==\0\0\0";
+/// What the public key file beside it begins with.
+pub(super) const PUBLIC_HEADER: &[u8; 32] = b"== ed25519v1-public: type0 ==\0\0\0";
+/// What is accepted, for error messages.
+const FORMS: &str = "give C tor's hs_ed25519_secret_key or the folder that holds it, mkp224o's output, a PEM file \
+    (PKCS#8) such as onionbalance-config writes, Arti's ks_hs_id.ed25519_expanded_private, the 64 bytes of the expanded \
+    key in base64, in hex or as ED25519-V3:..., or the master.key of a publisher";
+
+/// Why a file's content is not the secret key of a v3 onion service. Holds no byte of it.
+#[derive(Debug, thiserror::Error)]
+pub enum FormError {
+    /// None of the forms.
+    #[error("is not the secret key of a v3 onion service in a form that is known ({0} bytes): {FORMS}")]
+    Unknown(u64),
+    /// C tor's header, and not its length.
+    #[error("begins as C tor's hs_ed25519_secret_key does and has {0} bytes instead of 96: it is not whole")]
+    Length(u64),
+    /// The public half.
+    #[error("is a public key: give the secret key that belongs to it")]
+    Public,
+    /// A passphrase protects it.
+    #[error("is locked with a passphrase: unlock a copy with `openssl pkey -in FILE -out COPY` and give that")]
+    Locked,
+    /// PKCS#8, of another algorithm or damaged.
+    #[error("is not a whole Ed25519 key in PEM (PKCS#8)")]
+    Pem,
+    /// OpenSSH's format, and not the key of an address.
+    #[error(transparent)]
+    Keystore(#[from] KeystoreError),
+    /// A service of the version that Tor has ended.
+    #[error("is the key of a version 2 onion service, which Tor does not serve any more: only version 3 has a future")]
+    Version2,
+    /// Several services in one file.
+    #[error("holds the keys of {0} services: give a file with one of them")]
+    Several(usize),
+    /// The bytes are not a key that may sign.
+    #[error("is damaged: {0}")]
+    Key(#[from] KeyError),
+}
+
+/// A key, and what its file says of it.
+pub(super) struct Found {
+    pub(super) secret: MasterSecret,
+    /// The address that stands in the same file, not checked.
+    pub(super) hostname: Option<String>,
+    /// True for C tor's own file, which has others beside it.
+    pub(super) of_c_tor: bool,
+}
+
+impl Found {
+    fn alone(secret: MasterSecret) -> Self {
+        Self { secret, hostname: None, of_c_tor: false }
+    }
+}
+
+/// The key in a file of this content; `size` is that of the whole file, of which `bytes` may be the beginning.
+pub(super) fn read(bytes: &[u8], size: u64) -> Result<Found, FormError> {
+    if let Some(secret) = c_tor_key(bytes, size)? {
+        return Ok(Found { of_c_tor: true, ..Found::alone(secret) });
+    }
+    let text = str::from_utf8(bytes).map_err(|_| FormError::Unknown(size))?.trim();
+    if let Some(at) = text.find("-----BEGIN ") {
+        return pem_key(&text[at..], size).map(Found::alone);
+    }
+    let yaml = |name| text.lines().filter_map(move |line| line.trim().strip_prefix(name)).map(str::trim);
+    match yaml("hs_ed25519_secret_key:").count() {
+        0 => {}
+        1 => {
+            let secret = encoded_key(yaml("hs_ed25519_secret_key:").next().unwrap_or_default(), size)?;
+            return Ok(Found { hostname: yaml("hostname:").next().map(str::to_owned), ..Found::alone(secret) });
+        }
+        several => return Err(FormError::Several(several)),
+    }
+    if text.starts_with("RSA1024:") {
+        return Err(FormError::Version2);
+    }
+    if text.starts_with("ssh-") || text.starts_with("ed25519-expanded@") {
+        return Err(FormError::Public);
+    }
+    encoded_key(text.strip_prefix("ED25519-V3:").unwrap_or(text), size).map(Found::alone)
+}
+
+/// The key in C tor's file, with or without the line end that an editor or a shell has added.
+fn c_tor_key(bytes: &[u8], size: u64) -> Result<Option<MasterSecret>, FormError> {
+    if bytes.starts_with(PUBLIC_HEADER) {
+        return Err(FormError::Public);
+    }
+    let Some(key) = bytes.strip_prefix(SECRET_HEADER) else { return Ok(None) };
+    match key.split_first_chunk::<64>() {
+        Some((key, b"" | b"\n" | b"\r\n")) => expanded_key(key).map(Some),
+        _ => Err(FormError::Length(size)),
+    }
+}
+
+/// The key in a text that begins with a PEM label.
+fn pem_key(text: &str, size: u64) -> Result<MasterSecret, FormError> {
+    let label = text.trim_start_matches("-----BEGIN ").split("-----").next().unwrap_or_default();
+    let end = format!("-----END {label}-----");
+    let whole = text.find(&end).map_or(text, |at| &text[..at + end.len()]);
+    match label {
+        "PRIVATE KEY" => pkcs8_key(whole).ok_or(FormError::Pem),
+        "OPENSSH PRIVATE KEY" => {
+            let (key, public) = keystore::read_identity_key(whole)?;
+            let secret = expanded_key(&key)?;
+            if secret.public_key() == public { Ok(secret) } else { Err(KeystoreError::Halves.into()) }
+        }
+        "ENCRYPTED PRIVATE KEY" => Err(FormError::Locked),
+        "RSA PRIVATE KEY" => Err(FormError::Version2),
+        "PUBLIC KEY" => Err(FormError::Public),
+        _ => Err(FormError::Unknown(size)),
+    }
+}
+
+/// id-Ed25519 (RFC 8410, section 3).
+pub(super) const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+
+/// The key of the seed in a PKCS#8 document (RFC 8410, section 7).
+fn pkcs8_key(pem: &str) -> Option<MasterSecret> {
+    let (_, document) = SecretDocument::from_pem(pem).ok()?;
+    let info: PrivateKeyInfo<'_> = document.decode_msg().ok()?;
+    // An OCTET STRING of 32 bytes in the octet string.
+    let seed = info.private_key.strip_prefix(&[4, 32]).filter(|_| info.algorithm.oid == ED25519)?;
+    let secret = MasterSecret::from_seed(&Zeroizing::new(seed.try_into().ok()?));
+    info.public_key.is_none_or(|public| public == secret.public_key()).then_some(secret)
+}
+
+/// The key in hex or base64 (either alphabet, padded or not, over any number of lines): 64 bytes, or C tor's 96.
+fn encoded_key(text: &str, size: u64) -> Result<MasterSecret, FormError> {
+    let unknown = || FormError::Unknown(size);
+    let mut plain = Zeroizing::new(Vec::with_capacity(text.len()));
+    plain.extend(text.bytes().filter(|byte| !byte.is_ascii_whitespace()));
+    let is_hex = matches!(plain.len(), 128 | 192) && plain.iter().all(u8::is_ascii_hexdigit);
+    if !is_hex {
+        let digits = plain.iter().rposition(|byte| *byte != b'=').map_or(0, |at| at + 1);
+        plain.truncate(digits);
+        for byte in plain.iter_mut() {
+            *byte = match *byte {
+                b'-' => b'+',
+                b'_' => b'/',
+                other => other,
+            };
+        }
+    }
+    let encoding = if is_hex { &HEXLOWER_PERMISSIVE } else { &BASE64_NOPAD };
+    let length = encoding.decode_len(plain.len()).map_err(|_| unknown())?;
+    let mut bytes = Zeroizing::new(vec![0; length]);
+    encoding.decode_mut(&plain, &mut bytes).map_err(|_| unknown())?;
+    if let Some(secret) = c_tor_key(&bytes, length as u64)? {
+        return Ok(secret);
+    }
+    expanded_key(bytes.as_slice().try_into().map_err(|_| unknown())?)
+}
+
+/// The key of these 64 bytes: scalar and hash prefix, or seed and public key, as libsodium and Go write it.
+fn expanded_key(bytes: &[u8; 64]) -> Result<MasterSecret, FormError> {
+    let (first, second) = bytes.split_at(32);
+    let mut seed = Zeroizing::new([0; 32]);
+    seed.copy_from_slice(first);
+    if SigningKey::from_bytes(&seed).verifying_key().as_bytes() == second {
+        return Ok(MasterSecret::from_seed(&seed));
+    }
+    let secret = MasterSecret::from_expanded(&Zeroizing::new(*bytes))?;
+    // Every nonce comes from the second half: whoever knows it computes the secret scalar from one signature.
+    let is_known = second == secret.public_key() || second == [0; 32];
+    if is_known { Err(KeyError::PublicPrefix.into()) } else { Ok(secret) }
+}

@@ -1,0 +1,153 @@
+//! A master key that is there already: as C tor, Arti, mkp224o or onionbalance-config write it, or a copy of our own
+//! `master.key`, which is all that is needed to have the address again.
+
+mod folder;
+mod forms;
+#[cfg(test)]
+mod tests;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use rustbalance_gossip::id::MasterId;
+use zeroize::Zeroizing;
+
+use super::error::Damage;
+use super::file::{self, Kind};
+use crate::keys::MasterSecret;
+use crate::typed;
+pub use forms::FormError;
+use forms::{Found, PUBLIC_HEADER};
+
+/// Longest file that may hold a key, in bytes: PEM with a preamble, or mkp224o's YAML.
+const LONGEST: usize = 16 << 10;
+
+/// Why a key file was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// It cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// It holds no such key.
+    #[error("{} {source}", path.display())]
+    Form {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        source: FormError,
+    },
+    /// The folder holds no file of a known name.
+    #[error(
+        "{} holds no key file of a known name ({}, or one that ends in .key): give the file itself",
+        .0.display(), folder::NAMES.join(", ")
+    )]
+    NotFound(PathBuf),
+    /// The folder holds more than one.
+    #[error("{} holds several keys: give one of them, such as {}", folder.display(), one.display())]
+    Several {
+        /// The folder.
+        folder: PathBuf,
+        /// One of the keys.
+        one: PathBuf,
+    },
+    /// It is a file of ours, and not the whole master key.
+    #[error("{} {damage}: give another copy of the master.key of a publisher", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        damage: Damage,
+    },
+    /// It does not belong to what stands beside it, or in it.
+    #[error("{} names another address than the secret key, which is that of {key}: they do not belong together", path.display())]
+    Mismatch {
+        /// What names the address.
+        path: PathBuf,
+        /// The address of the secret key.
+        key: MasterId,
+    },
+}
+
+/// Reads the key from a file in one of the forms of [`FormError::Unknown`]'s text, or from the folder that holds it, and
+/// compares it with what names its address: the public key and the `hostname` beside C tor's, or the file's own name.
+pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
+    let path = if path.is_dir() { folder::find(path)? } else { path.to_owned() };
+    let bytes = read(&path, LONGEST)?;
+    if file::is_ours(&bytes) {
+        return own_key(path, &bytes);
+    }
+    let size = fs::metadata(&path).map_or(bytes.len() as u64, |metadata| metadata.len());
+    let form = |source| ImportError::Form { path: path.clone(), source };
+    if bytes.len() > LONGEST {
+        return Err(form(FormError::Unknown(size)));
+    }
+    let Found { secret, hostname, of_c_tor } = forms::read(&bytes, size).map_err(form)?;
+    let address = secret.master_id();
+
+    if hostname.is_some_and(|name| typed::address(&name) != Ok(address)) || names_another(&path, address) {
+        return Err(ImportError::Mismatch { path, key: address });
+    }
+    if of_c_tor {
+        let public = [&PUBLIC_HEADER[..], address.public_key()].concat();
+        compare(path.with_file_name("hs_ed25519_public_key"), address, |bytes| *bytes == public)?;
+        compare(path.with_file_name("hostname"), address, |bytes| {
+            std::str::from_utf8(bytes).is_ok_and(|text| typed::address(text) == Ok(address))
+        })?;
+    }
+    Ok(secret)
+}
+
+/// Whether the file is called after another address, as onionbalance-config calls its key files.
+fn names_another(path: &Path, address: MasterId) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    typed::address::<MasterId>(stem).is_ok_and(|named| named != address)
+}
+
+/// The key in a `master.key`.
+fn own_key(path: PathBuf, bytes: &[u8]) -> Result<MasterSecret, ImportError> {
+    let (cluster, key) = match file::decode(Kind::MasterKey, bytes) {
+        Ok(whole) => whole,
+        Err(damage) => return Err(ImportError::Damaged { path, damage }),
+    };
+    let Ok(expanded) = <&[u8; 64]>::try_from(key) else {
+        let damage = Damage::Short { have: key.len(), want: 64 };
+        return Err(ImportError::Damaged { path, damage });
+    };
+    let secret = MasterSecret::from_expanded(&Zeroizing::new(*expanded))
+        .map_err(|error| ImportError::Form { path: path.clone(), source: error.into() })?;
+    if secret.master_id() == cluster {
+        Ok(secret)
+    } else {
+        Err(ImportError::Mismatch { path, key: secret.master_id() })
+    }
+}
+
+/// Longest file beside the key, in bytes.
+const LONGEST_COMPARED: usize = 128;
+
+/// Checks a file beside the key, if there is one.
+fn compare(path: PathBuf, key: MasterId, same: impl Fn(&[u8]) -> bool) -> Result<(), ImportError> {
+    match read(&path, LONGEST_COMPARED) {
+        Err(ImportError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        // What was cut off may be anything.
+        Ok(bytes) if bytes.len() <= LONGEST_COMPARED && same(&bytes) => Ok(()),
+        Ok(_) => Err(ImportError::Mismatch { path, key }),
+    }
+}
+
+/// At most `expected + 1` bytes of a file, so that a longer one is noticed.
+fn read(path: &Path, expected: usize) -> Result<Zeroizing<Vec<u8>>, ImportError> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 64));
+    File::open(path)
+        .and_then(|file| file.take(expected as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+    Ok(bytes)
+}

@@ -1,0 +1,102 @@
+//! Two signatures of one key with one nonce give the key away, and so does a nonce that others can compute. Ed25519 makes
+//! the nonce of a hash of a secret prefix and the message: here for the address's key and those blinded from it.
+
+use rustbalance_gossip::signed::Sign;
+use zeroize::Zeroizing;
+
+use super::*;
+
+const PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
+
+/// Keys as they come: created, imported with a seed (PEM), imported as C tor keeps them.
+fn masters() -> [MasterSecret; 3] {
+    let created = MasterSecret::generate(&mut rand::rng());
+    let of_seed = MasterSecret::from_seed(&Zeroizing::new([7; 32]));
+    let imported = MasterSecret::from_expanded(&Zeroizing::new(*created.expanded())).unwrap();
+    [created, of_seed, imported]
+}
+
+/// The commitment to the nonce: the first half of a signature.
+fn commitment(signature: &[u8]) -> [u8; 32] {
+    *signature.first_chunk().unwrap()
+}
+
+/// What the key blinded for this period commits to when it signs this message.
+fn blinded_commitment(master: &MasterSecret, period: PeriodId, message: &[u8]) -> [u8; 32] {
+    let (public, pair, _) = blinded_pair(master, period).unwrap();
+    let signature = ed25519::ExpandedKeypair::from(pair).sign(message);
+    let public: ed25519::PublicKey = public.into();
+    public.verify(message, &signature).unwrap();
+    commitment(&signature.to_bytes())
+}
+
+/// One bit of the byte at `at` is another.
+fn changed(master: &MasterSecret, at: usize) -> MasterSecret {
+    let mut bytes = Zeroizing::new(*master.expanded());
+    bytes[at] ^= 1;
+    MasterSecret::from_expanded(&bytes).unwrap()
+}
+
+#[test]
+fn no_two_messages_share_a_nonce() {
+    for master in masters() {
+        let messages = || (0..50u8).map(|n| [n; 40]);
+        let own: BTreeSet<_> = messages().map(|message| commitment(&master.sign_bytes(&message))).collect();
+        let blinded: BTreeSet<_> = messages().map(|message| blinded_commitment(&master, PERIOD, &message)).collect();
+        assert_eq!((own.len(), blinded.len()), (50, 50));
+        assert!(own.is_disjoint(&blinded));
+    }
+}
+
+/// The prefix of a blinded key is that of the address's key, hashed without the period. So one message signed in two periods
+/// would give the address away; what is signed is a certificate, and names the blinded key.
+#[test]
+fn no_message_is_signed_in_two_periods() {
+    let next = PeriodId { number: PERIOD.number + 1, ..PERIOD };
+    for master in masters() {
+        let message = b"one message";
+        assert_eq!(blinded_commitment(&master, PERIOD, message), blinded_commitment(&master, next, message));
+        let mut commitments = BTreeSet::new();
+        for period in [PERIOD, next] {
+            let public: ed25519::PublicKey =
+                blinded(master.master_id(), time_period(period).unwrap()).unwrap().0.into();
+            for _ in 0..10 {
+                let credentials = PeriodCredentials::derive(&master, period, SystemTime::now()).unwrap();
+                let (message, signature) = credentials.certificate.as_ref().split_last_chunk::<64>().unwrap();
+                assert!(
+                    message.windows(32).any(|part| part == public.as_bytes()),
+                    "the key it is signed with is in it"
+                );
+                assert!(commitments.insert(commitment(signature)));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_byte_of_the_second_half_of_the_secret_is_in_the_nonce() {
+    let message = b"one message";
+    for master in masters() {
+        let mut seen = BTreeSet::from([commitment(&master.sign_bytes(message))]);
+        let mut blinded = BTreeSet::from([blinded_commitment(&master, PERIOD, message)]);
+        for at in 32..64 {
+            let other = changed(&master, at);
+            assert_eq!(other.master_id(), master.master_id(), "the address is of the first half alone");
+            assert!(seen.insert(commitment(&other.sign_bytes(message))), "byte {at}");
+            assert!(blinded.insert(blinded_commitment(&other, PERIOD, message)), "byte {at}, blinded");
+        }
+    }
+}
+
+#[test]
+fn the_second_half_is_a_secret_of_its_own() {
+    let [created, of_seed, _] = masters();
+    let again = MasterSecret::generate(&mut rand::rng());
+    for (one, other) in [(&created, &of_seed), (&created, &again)] {
+        assert_ne!(one.expanded()[32..], other.expanded()[32..]);
+    }
+    for master in [created, of_seed, again] {
+        let second = &master.expanded()[32..];
+        assert!(second != &master.expanded()[..32] && second != master.public_key() && second != [0; 32]);
+    }
+}

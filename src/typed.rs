@@ -1,0 +1,76 @@
+//! Onion addresses as people type and paste them: in upper case, out of a browser's address bar, with a port behind.
+//!
+//! What comes off the wire or from disk has one form and is read by `FromStr`, which takes nothing else.
+
+use rustbalance_gossip::id::{AddressError, OnionAddress};
+
+/// The service's own label of a typed address, in lower case: what is left without scheme, path, port, trailing dot,
+/// subdomains (every name below an onion address leads to the same service) and `.onion`. Not checked further.
+pub fn label(text: &str) -> String {
+    let text = text.trim();
+    let text = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let host = text.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = match host.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => host,
+    };
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    let host = host.strip_suffix(".onion").unwrap_or(&host);
+    host.rsplit('.').next().unwrap_or_default().to_owned()
+}
+
+/// The address that was typed, or what is wrong with it. Fits a command line's option as its parser.
+pub fn address<T: From<OnionAddress>>(text: &str) -> Result<T, AddressError> {
+    // The error then shows the one form, not what stood around it.
+    format!("{}.onion", label(text)).parse::<OnionAddress>().map(T::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rustbalance_gossip::id::MasterId;
+
+    const DUCK: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad";
+
+    #[test]
+    fn an_address_is_taken_as_people_type_it() {
+        let meant: MasterId = format!("{DUCK}.onion").parse().unwrap();
+        for typed in [
+            format!("{DUCK}.onion"),
+            DUCK.into(),
+            format!("{}.ONION", DUCK.to_uppercase()),
+            format!("  {DUCK}.onion\n"),
+            format!("http://{DUCK}.onion/"),
+            format!("HTTPS://{DUCK}.onion/path?query=1#part"),
+            format!("{DUCK}.onion/"),
+            format!("{DUCK}.onion."),
+            format!("www.{DUCK}.onion"),
+            format!("a.b.{DUCK}.onion"),
+            format!("{DUCK}.onion:80"),
+            format!("http://www.{}.onion.:443/index.html", DUCK.to_uppercase()),
+        ] {
+            assert_eq!(address(&typed), Ok(meant), "{typed}");
+        }
+    }
+
+    #[test]
+    fn a_mistyped_address_is_called_mistyped_whatever_is_around_it() {
+        let last = format!("{}q", &DUCK[..55]);
+        for typed in [format!("{last}.onion"), last.clone(), format!("http://www.{last}.onion:80/")] {
+            assert!(matches!(address::<MasterId>(&typed), Err(AddressError::Checksum(_))), "{typed}");
+        }
+        let short = address::<MasterId>("http://expyuzz4wqqyqhjn.onion/").unwrap_err();
+        assert_eq!(short, AddressError::Length("expyuzz4wqqyqhjn.onion".into(), 16));
+        for typed in ["", "/", "http://", ".onion", "example.com", &format!("user@{DUCK}.onion"), "é"] {
+            assert!(address::<MasterId>(typed).is_err(), "{typed}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC{0,80}") {
+            let _ = address::<OnionAddress>(&text);
+        }
+    }
+}
