@@ -55,6 +55,15 @@ enum RoleOption {
     Publisher,
 }
 
+impl From<RoleOption> for Role {
+    fn from(option: RoleOption) -> Self {
+        match option {
+            RoleOption::Publisher => Self::Publisher,
+            RoleOption::Worker => Self::Worker,
+        }
+    }
+}
+
 /// What it means to invite one.
 fn meaning(role: Role) -> &'static str {
     match role {
@@ -78,10 +87,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     if options.list {
         return list(context, options.json).await;
     }
-    let role = match options.role {
-        RoleOption::Publisher => Role::Publisher,
-        RoleOption::Worker => Role::Worker,
-    };
+    let role = Role::from(options.role);
     let request = Request::Invite { role, expires_seconds: options.expires.as_secs(), uses: options.uses };
     let Response::Invited { master, token, id, expires, note: hindrance } = ask(context, request, SHORT).await? else {
         return Err(unexpected());
@@ -121,6 +127,17 @@ async fn list(context: &Context, json: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_key_of_the_address_is_given_away_only_where_that_was_asked_for() {
+        use clap::Parser;
+        let role = |words: &[&str]| match super::super::Cli::try_parse_from(words).map(|cli| cli.command) {
+            Ok(super::super::Command::Invite(options)) => Role::from(options.role),
+            _ => panic!("{words:?} is not read"),
+        };
+        assert_eq!(role(&["rustbalance", "invite"]), Role::Worker);
+        assert_eq!(role(&["rustbalance", "invite", "--role", "publisher"]), Role::Publisher);
+    }
 
     #[test]
     fn who_invites_is_told_what_is_given_away() {

@@ -36,6 +36,19 @@ fn the_first_file_holds_what_was_asked_for_and_defaults() {
 }
 
 #[test]
+fn a_port_without_a_target_is_written_as_a_comment() {
+    let dir = tempfile::tempdir().unwrap();
+    Config::write_initial(dir.path(), &Initial { unserved: vec![22], ..initial() }).unwrap();
+    let text = std::fs::read_to_string(dir.path().join(FILE_NAME)).unwrap();
+    assert!(text.contains("#[[port]]\n#virtual = 22\n"), "{text}");
+    assert_eq!(Config::load(dir.path()).unwrap().ports, initial().ports);
+    let served = parse(
+        &text.replace("\n#[[port]]", "\n[[port]]").replace("\n#virtual", "\nvirtual").replace("\n#target", "\ntarget"),
+    );
+    assert_eq!(served.unwrap().ports.len(), 3);
+}
+
+#[test]
 fn the_comments_of_the_first_file_are_the_defaults() {
     let text = initial::text(&initial());
     let key = |line: &str| line.split(' ').nth(1) == Some("=");

@@ -88,3 +88,24 @@ impl Store {
         if changed { self.put_value(Kind::Alarms, &kept) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_acknowledged_alarm_opens_again_for_another_node_and_never_by_an_older_version() {
+        let node = |byte| NodeId::from_public_key([byte; 32]);
+        let of = |nodes: &[u8], acknowledged: &[u8]| KeyAlarm {
+            invitation: InvitationId::from_public_key([9; 32]),
+            uses: 1,
+            nodes: nodes.iter().map(|byte| node(*byte)).collect(),
+            acknowledged: acknowledged.iter().map(|byte| node(*byte)).collect(),
+        };
+        let mut alarm = of(&[1, 2], &[]);
+        assert!(alarm.is_open());
+        assert!(alarm.merge(&of(&[1, 2], &[1, 2])) && !alarm.is_open());
+        assert!(!alarm.merge(&of(&[1, 2], &[])) && !alarm.is_open());
+        assert!(alarm.merge(&of(&[3], &[])) && alarm.is_open());
+    }
+}
