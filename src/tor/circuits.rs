@@ -132,7 +132,7 @@ impl Place {
     /// Keeps the circuit, as long as the stream that was accepted on it holds the returned value.
     pub(crate) fn accepted(self: &Arc<Self>) -> StreamUse {
         self.tell(Event::Accepted(self.id));
-        StreamUse { place: Arc::clone(self), reported: Instant::now() }
+        StreamUse { place: Arc::clone(self), reported: None }
     }
 
     fn tell(&self, event: Event) {
@@ -150,14 +150,14 @@ impl Drop for Place {
 /// An accepted stream's hold on its circuit.
 pub(crate) struct StreamUse {
     place: Arc<Place>,
-    reported: Instant,
+    reported: Option<Instant>,
 }
 
 impl StreamUse {
     /// Bytes have moved on the stream.
     pub(crate) fn moved(&mut self) {
-        if self.reported.elapsed() >= REPORT {
-            self.reported = Instant::now();
+        if self.reported.is_none_or(|reported| reported.elapsed() >= REPORT) {
+            self.reported = Some(Instant::now());
             self.place.tell(Event::Moved(self.place.id));
         }
     }

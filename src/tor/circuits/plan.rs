@@ -10,9 +10,9 @@
 //! 2. **Attempts.** What fails at once (a path chosen badly) is tried up to [`ATTEMPTS`] times. A slow failure is mostly
 //!    the rendezvous point's: it is tried [`SLOW_ATTEMPTS`] times, and once where half of the places are taken.
 //! 3. **Open.** A circuit ends by itself [`FIRST_STREAM`] after the client was met, or [`IDLE`] after its last stream;
-//!    only accepted streams count. Where all places are taken, the first of these goes: one that has had no stream for
-//!    [`PATIENCE`] since it is open; one without a stream; one on which nothing moves; of each kind the longest idle,
-//!    and none that is idle for less than [`PATIENCE`].
+//!    only accepted streams count. Where all places are taken, the first of these goes: one on which no byte has moved
+//!    yet; one without a stream; one on which nothing moves; of each kind the longest idle, and none that is idle for less
+//!    than [`PATIENCE`].
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -100,9 +100,13 @@ struct Making {
 #[derive(Debug)]
 struct Open {
     /// Whether a stream was ever accepted.
-    used: bool,
+    accepted: bool,
     streams: usize,
-    /// When it was opened, a stream on it was accepted or ended, or bytes moved last.
+    /// When it was opened, or a stream on it was accepted or ended last: this keeps it from ending by itself.
+    kept: Duration,
+    /// Whether bytes have ever moved on it.
+    used: bool,
+    /// When it was opened, or bytes moved last: to open streams and say nothing on them is no use of a circuit.
     moved: Duration,
 }
 
@@ -120,12 +124,15 @@ impl CircuitPlan {
         match event {
             Event::Introduced { at, bounds } => return self.introduced(at, bounds, now),
             Event::Met { id, most } => return self.met(id, most, now),
-            Event::Accepted(id) => self.note(id, now, |open| {
-                open.used = true;
+            Event::Accepted(id) => self.note(id, |open| {
+                (open.accepted, open.kept) = (true, now);
                 open.streams += 1;
             }),
-            Event::Released(id) => self.note(id, now, |open| open.streams = open.streams.saturating_sub(1)),
-            Event::Moved(id) => self.note(id, now, |_| {}),
+            Event::Released(id) => self.note(id, |open| {
+                open.kept = now;
+                open.streams = open.streams.saturating_sub(1);
+            }),
+            Event::Moved(id) => self.note(id, |open| (open.used, open.moved) = (true, now)),
             Event::Ended(id) => {
                 self.making.remove(&id);
                 self.open.remove(&id);
@@ -137,9 +144,9 @@ impl CircuitPlan {
     /// How long this open circuit may stay if nothing happens.
     pub(super) fn left(&self, id: CircuitId, now: Duration) -> Duration {
         let Some(open) = self.open.get(&id) else { return Duration::ZERO };
-        match (open.streams, open.used) {
-            (0, false) => (open.moved + FIRST_STREAM).saturating_sub(now),
-            (0, true) => (open.moved + IDLE).saturating_sub(now),
+        match (open.streams, open.accepted) {
+            (0, false) => (open.kept + FIRST_STREAM).saturating_sub(now),
+            (0, true) => (open.kept + IDLE).saturating_sub(now),
             _ => LOOK,
         }
     }
@@ -184,13 +191,12 @@ impl CircuitPlan {
             self.open.remove(&victim);
             actions.push(Action::Close(victim));
         }
-        self.open.insert(id, Open { used: false, streams: 0, moved: now });
+        self.open.insert(id, Open { accepted: false, streams: 0, kept: now, used: false, moved: now });
         actions
     }
 
-    fn note(&mut self, id: CircuitId, now: Duration, change: impl FnOnce(&mut Open)) {
+    fn note(&mut self, id: CircuitId, change: impl FnOnce(&mut Open)) {
         if let Some(open) = self.open.get_mut(&id) {
-            open.moved = now;
             change(open);
         }
     }

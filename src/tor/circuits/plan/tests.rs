@@ -108,15 +108,18 @@ fn only_accepted_streams_extend_a_circuit() {
 }
 
 #[test]
-fn circuits_that_never_ask_go_first_then_those_without_a_stream_then_the_idle() {
+fn circuits_without_a_byte_go_first_then_those_without_a_stream_then_the_idle() {
     let mut plan = CircuitPlan::default();
     let all: Vec<_> = (0..4).map(|_| meet(&mut plan, 4, at(0)).unwrap().0).collect();
     for used in &all[..3] {
         plan.handle(Event::Accepted(*used), at(0));
+        plan.handle(Event::Moved(*used), at(0));
     }
+    // To open stream after stream is no use of it.
+    plan.handle(Event::Accepted(all[3]), at(49));
     plan.handle(Event::Released(all[1]), at(40));
     plan.handle(Event::Moved(all[2]), at(50));
-    assert_eq!(meet(&mut plan, 4, at(50)).unwrap().1, Some(all[3]), "it never asked");
+    assert_eq!(meet(&mut plan, 4, at(50)).unwrap().1, Some(all[3]), "no byte has moved");
     assert_eq!(meet(&mut plan, 4, at(50)).unwrap().1, Some(all[1]), "it has no stream");
     assert_eq!(meet(&mut plan, 4, at(50)).unwrap().1, Some(all[0]), "it is the longest idle");
     assert_eq!(meet(&mut plan, 4, at(54)), None, "all have just come or just moved");
