@@ -4,6 +4,7 @@
 #   ./scripts/bench.sh [--starts N] [--requests N] [--bodies N]    our proxied path beside a C tor onion service, with the same site
 #   ./scripts/bench.sh idle [--nodes N]                            what N nodes take while nobody visits them
 #   ./scripts/bench.sh steady [--minutes N]                        what three nodes keep in memory while clients come and go
+#   ./scripts/bench.sh lockout [--minutes N (10)]                  how clients are served while others hold all they can, each way for N minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=bench
@@ -14,6 +15,15 @@ idle | steady)
     ;;
 esac
 ./scripts/install.sh
+if [ "${1:-}" = lockout ]; then
+    case "${2:-} ${3:-}" in
+    "--minutes "[1-9]*) minutes=$3 ;;
+    " ") minutes=10 ;;
+    *) echo "usage: $0 lockout [--minutes N]" >&2 && exit 2 ;;
+    esac
+    # The network test of the same name, for longer and with the default bounds.
+    RUSTBALANCE_LOCKOUT_MINUTES=$minutes exec cargo test --locked --test network -- lockout --nocapture
+fi
 # All targets, as the tests build them: what differs in features would compile Arti a second time.
 cargo build --locked --workspace --all-targets
 exec "${CARGO_TARGET_DIR:-target}/debug/rustbalance-testnet" "$what" "$@"

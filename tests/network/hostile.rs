@@ -79,7 +79,7 @@ fn strict(cluster: &Cluster<'_>, host: &Node, name: &str, role: &str) -> Result<
 }
 
 /// Writes bounds into a node's first configuration, which is read when it runs.
-fn bound(node: &Node, bounds: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn bound(node: &Node, bounds: &[(&str, &str)]) -> Result<()> {
     let path = node.state().join(FILE_NAME);
     let mut text = std::fs::read_to_string(&path)?;
     for (table, keys) in bounds {

@@ -19,7 +19,9 @@ mod freezing;
 #[path = "../hostile/hand.rs"]
 mod hand;
 mod hostile;
+mod introducer;
 mod joining;
+mod lockout;
 mod needles;
 mod secrets;
 mod serving;

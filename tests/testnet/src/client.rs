@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::cluster::Vitals;
 use crate::control::Control;
 use crate::facts::{ClientPorts, Facts};
 use crate::http::{self, Response};
@@ -118,6 +119,11 @@ impl Client {
     /// Whether its process exists.
     pub fn is_running(&self) -> bool {
         process::running(&self.base, &self.name).is_some()
+    }
+
+    /// What its process takes of the machine; `None` if it has ended.
+    pub fn vitals(&self) -> Option<Vitals> {
+        Vitals::of(process::running(&self.base, &self.name)?.as_raw_nonzero().get())
     }
 
     /// The folder with its log (`notice.log`) and its data.

@@ -23,7 +23,7 @@ pub struct Vitals {
 
 impl Vitals {
     /// Those of a process; `None` if it has ended, or is not ours to look into.
-    pub(super) fn of(pid: i32) -> Option<Self> {
+    pub(crate) fn of(pid: i32) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let number = |name: &str| -> Option<u64> {
             let rest = status.lines().find_map(|line| line.strip_prefix(name))?;
