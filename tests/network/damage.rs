@@ -1,4 +1,5 @@
-//! State files that are damaged: the daemon names the file and the way out, and overwrites nothing.
+//! State files that are damaged: the daemon names the file and the way out, and overwrites nothing. Of Tor's own files it
+//! sets aside what is damaged, and serves on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -59,7 +60,41 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
 
     // And with everything as it was, it runs.
     node.run()?;
-    cluster.await_served(&nodes.0)
+    cluster.await_served(&nodes.0)?;
+    tors_files(story, cluster, node, nodes)
+}
+
+/// Tor's files of a node that has served: whatever is damaged is set aside, and the node serves again by itself.
+fn tors_files(story: &mut Story, cluster: &Cluster<'_>, node: &Node, nodes: &Nodes) -> Result<()> {
+    let arti = node.state().join("arti");
+    let noise = |content: &[u8]| content.iter().enumerate().map(|(at, byte)| byte ^ (at as u8 | 1)).collect();
+    let half = |content: &[u8]| content[..content.len() / 2].to_vec();
+    let cases: [(&str, &str, &dyn Fn(&[u8]) -> Vec<u8>); 4] = [
+        ("all files emptied", "", &|_| Vec::new()),
+        ("all files cut short", "", &half),
+        ("all files made of noise", "", &noise),
+        ("the consensus cut short", "dir_blobs", &half),
+    ];
+    for (how, which, damage) in cases {
+        node.kill9()?;
+        let mut damaged_files = 0;
+        for (path, content) in files_below(&arti)? {
+            let of_tor = !path.starts_with(arti.join("damaged")) && !path.to_string_lossy().ends_with("lock");
+            if of_tor && path.to_string_lossy().contains(which) {
+                fs::write(&path, damage(&content))?;
+                damaged_files += 1;
+            }
+        }
+        ensure!(damaged_files > 0, "with {how}: there are no such files");
+        let before = node.log().len();
+        node.run()?;
+        cluster.await_served(&nodes.0).with_context(|| format!("with {how}"))?;
+        let log = node.log();
+        let said = log.get(before..).unwrap_or(&log);
+        ensure!(!which.is_empty() || said.contains("is set aside"), "with {how} the daemon says: {said}");
+        story.tell(format_args!("{how}: {damaged_files} files of Tor's, and the node serves again"));
+    }
+    Ok(())
 }
 
 /// Runs the daemon, which must end with the exit code that tells systemd not to try again; what it says.
@@ -71,17 +106,20 @@ fn refuses_to_run(node: &Node) -> Result<String> {
 
 /// All files of a state directory that are ours.
 fn files(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut found = files_below(folder)?;
+    found.retain(|path, _| !NOT_STATE.iter().any(|other| path.starts_with(folder.join(other))));
+    Ok(found)
+}
+
+/// All plain files below a folder.
+fn files_below(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        let name = entry.file_name();
-        if NOT_STATE.iter().any(|other| name == *other) {
-            continue;
-        }
         let path = entry.path();
         if entry.file_type()?.is_dir() {
-            found.extend(files(&path)?);
-        } else {
+            found.extend(files_below(&path)?);
+        } else if entry.file_type()?.is_file() {
             let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             found.insert(path, content);
         }

@@ -1,0 +1,59 @@
+//! A publisher that uses the master key to certify a second authority: no node believes it, and what the first one signs is
+//! stored by all.
+
+use std::fs;
+
+use anyhow::ensure;
+use rustbalance::clock::unix_now;
+use rustbalance::control::{Request, Response};
+use rustbalance::keys::AuthoritySecret;
+use rustbalance::store::Store;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::{AuthorityCertificate, Chain, NodeCard, RecordKind, Revocation, Role};
+use rustbalance_gossip::signed::Verified;
+
+use crate::member::Member;
+use crate::town::{Town, until};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_authority_keeps_no_revocation_off_the_disk() {
+    let mut town = Town::start("").await;
+    let mallory = Member::join(&town, Role::Publisher).await;
+    let (cluster, me) = (town.master, mallory.id());
+    let master = mallory.store.master_secret().unwrap().unwrap();
+    let second = AuthoritySecret::generate(&mut rand::rng());
+    let certified = AuthorityCertificate { cluster, authority: second.authority_id(), issued: unix_now() };
+    let own = (*mallory.store.membership().certificate).clone();
+    let chain = Chain {
+        authority: Verified::sign(certified, &master).unwrap().unverified(),
+        member: Verified::sign(own, &second).unwrap().unverified(),
+    };
+    let stranger = NodeId::from_public_key([9; 32]);
+    let revocation = Revocation { cluster, node: stranger, revoked: 7 };
+    let empty = fs::metadata(town.named("gamma").dir().join("revocations")).unwrap().len();
+
+    let mut mouth = mallory.open(&town, 1).await;
+    let voice = mallory.speak(&town, &mut mouth).await;
+    voice.say(RecordKind::Card, &mallory.sign(NodeCard { chain, ..mallory.card(me, (1 << 32) + 1) }));
+    voice.say(RecordKind::Revocation(stranger), &Verified::sign(revocation, &second).unwrap().to_bytes().unwrap());
+    town.counts("record_authority", 6).await;
+    // From now on each list of revocations would hold the made-up one, and none could be stored.
+    let evict = Request::Evict { node: me.to_string().parse().unwrap() };
+    let answer = town.named("alpha").call(evict).await.unwrap();
+    assert!(matches!(answer, Response::Done { .. }), "{answer:?}");
+    for name in ["beta", "gamma"] {
+        let file = town.named(name).dir().join("revocations");
+        until("the eviction is on the disk of others", async || {
+            let size = fs::metadata(&file)?.len();
+            ensure!(size > empty, "{name}'s list has {size} bytes, as it had");
+            Ok(())
+        })
+        .await;
+    }
+    town.named_mut("gamma").kill().await;
+    let stored = Store::open(town.named("gamma").dir()).unwrap().revocations().unwrap();
+    assert_eq!(stored.iter().map(|revocation| revocation.node).collect::<Vec<_>>(), [me]);
+    let net = town.net.clone();
+    town.named_mut("gamma").run(&net);
+    town.healthy().await;
+}
