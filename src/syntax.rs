@@ -1,10 +1,11 @@
-//! What is wrong with a TOML text, without quoting it: a line of it may be a bridge, whose address and fingerprint belong
-//! into no journal.
+//! What is wrong with a TOML text, without quoting it: a line of it may be a bridge, whose address
+//! and fingerprint belong into no journal.
 
 /// Longest key shown, in bytes.
 const LONGEST_KEY: usize = 40;
 
-/// Where `text` stops being TOML (line and column, counted from 1; the key if the line has a plain one), and why.
+/// Where `text` stops being TOML (line and column, counted from 1; the key if the line has a plain
+/// one), and why.
 pub(crate) fn describe(text: &str, error: &toml::de::Error) -> String {
     let Some(span) = error.span() else { return error.message().to_owned() };
     let before = text.get(..span.start).unwrap_or(text);
@@ -15,7 +16,8 @@ pub(crate) fn describe(text: &str, error: &toml::de::Error) -> String {
     format!("line {line}, column {column}{key}: {}", error.message())
 }
 
-/// The key of a line, if it is letters and underscores: what else stands before a "=" may be part of a bridge.
+/// The key of a line, if it is letters and underscores: what else stands before a "=" may be part
+/// of a bridge.
 fn plain_key(line: &str) -> Option<&str> {
     let key = line.split_once('=')?.0.trim();
     let plain = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');

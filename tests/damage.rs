@@ -1,6 +1,6 @@
-//! Every file of a state directory, Arti's too, damaged in every way that a power cut or a failing disk has: the daemon
-//! starts and says what it has set aside, or it ends with exit code 4 and names the file and the way out. Never does it try
-//! again and again in silence.
+//! Every file of a state directory, Arti's too, damaged in every way that a power cut or a failing
+//! disk has: the daemon starts and says what it has set aside, or it ends with exit code 4 and
+//! names the file and the way out. Never does it try again and again in silence.
 //!
 //! No network: the one fallback relay that Tor is given is a closed port of this host.
 
@@ -27,7 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_millis(1500);
 /// Daemons at once.
 const PARALLEL: usize = 4;
-/// One test at a time: a process that is being started has, for a moment, what another test has locked.
+/// One test at a time: a process that is being started has, for a moment, what another test has
+/// locked.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Tor's configuration: nothing to connect to.
@@ -152,7 +153,8 @@ fn damages(name: &str, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ];
     if name.ends_with(".json") {
         ways.push(("of another shape", b"[17]".to_vec()));
-        // Of this one Arti alone can tell that it is not as it should be. It takes any fields in the timeouts.
+        // Of this one Arti alone can tell that it is not as it should be. It takes any fields in
+        // the timeouts.
         if !name.contains("timeouts") {
             ways.push(("of other types", br#"{"default": 17, "l2_vanguards": 17, "l3_vanguards": 17}"#.to_vec()));
         }
@@ -167,8 +169,9 @@ fn damages(name: &str, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ways
 }
 
-/// Whether the daemon may start without a word about this file: what people write has no checksum, of a replay log each
-/// whole entry counts for itself, what locks hold means nothing, and an empty database is a new one.
+/// Whether the daemon may start without a word about this file: what people write has no checksum,
+/// of a replay log each whole entry counts for itself, what locks hold means nothing, and an empty
+/// database is a new one.
 fn may_pass(path: &Path, how: &str) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
     name.ends_with(".toml")

@@ -1,5 +1,6 @@
-//! What the daemon will need, looked at beforehand: by `init` and `join` before anything is made or a token is spent, and by
-//! `run` before it judges certificates. Everything that is wrong here stays so until the operator has mended it.
+//! What the daemon will need, looked at beforehand: by `init` and `join` before anything is made or
+//! a token is spent, and by `run` before it judges certificates. Everything that is wrong here
+//! stays so until the operator has mended it.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -13,9 +14,11 @@ use crate::control::{self, ControlError};
 use crate::tor::TorError;
 use crate::tor::arti::{ArtiConfig, check};
 
-/// Fewest file descriptors with which a node can run at all: Tor's circuits and its cache, the links, a few clients.
+/// Fewest file descriptors with which a node can run at all: Tor's circuits and its cache, the
+/// links, a few clients.
 const FEWEST_DESCRIPTORS: u64 = 256;
-/// What a probe's directory is called, with some random characters behind; short, for the sake of the socket's path.
+/// What a probe's directory is called, with some random characters behind; short, for the sake of
+/// the socket's path.
 const PROBE: &str = ".try-";
 /// Random characters of its name: a probe's path is no longer than that of the control socket.
 const PROBE_RANDOM: usize = 4;
@@ -71,8 +74,8 @@ pub enum PreflightError {
     Tor(#[from] TorError),
 }
 
-/// Checks that a node in the state directory `dir`, which need not be there yet, can run with Arti configured by `arti`.
-/// Nothing stays of what is made to try it.
+/// Checks that a node in the state directory `dir`, which need not be there yet, can run with Arti
+/// configured by `arti`. Nothing stays of what is made to try it.
 ///
 /// # Errors
 /// The first thing that is wrong, each with its way out.
@@ -103,7 +106,8 @@ fn shown(unix: u64) -> String {
         .map_or_else(|| unix.to_string(), |time| humantime::format_rfc3339_seconds(time).to_string())
 }
 
-/// Makes a socket and takes a lock where the state directory is or will be: in it, or in the nearest directory above.
+/// Makes a socket and takes a lock where the state directory is or will be: in it, or in the
+/// nearest directory above.
 fn probe(
     dir: &Path,
     bind: impl Fn(&Path) -> io::Result<()>,

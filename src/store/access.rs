@@ -1,5 +1,5 @@
-//! Whom the files of a state directory are open to. All of them are looked at before any is read, Arti's too, so that one
-//! message names all that has to be mended and one command mends it.
+//! Whom the files of a state directory are open to. All of them are looked at before any is read,
+//! Arti's too, so that one message names all that has to be mended and one command mends it.
 
 use std::fmt;
 use std::fs::{self, Metadata};
@@ -14,7 +14,8 @@ use crate::shell;
 
 /// Files named in a message; of the others it says how many.
 const SHOWN: usize = 3;
-/// Arti's directory, and what in it Arti wants for its user alone. Deeper down it refuses only what others may write.
+/// Arti's directory, and what in it Arti wants for its user alone. Deeper down it refuses only what
+/// others may write.
 const ARTI: &str = "arti";
 const ARTI_PRIVATE: [&str; 3] = ["arti", "arti/state", "arti/cache"];
 /// Directories below the state directory that are walked; Arti's are the deepest.
@@ -33,7 +34,8 @@ pub struct Exposed {
     pub(super) foreign: Vec<(PathBuf, u32)>,
     /// Those open to other users, with their permission bits.
     pub(super) open: Vec<(PathBuf, u32)>,
-    /// A directory among the latter hands its group down, as Kubernetes' `fsGroup` has it at each mount.
+    /// A directory among the latter hands its group down, as Kubernetes' `fsGroup` has it at each
+    /// mount.
     pub(super) hands_group_down: bool,
 }
 
@@ -96,8 +98,8 @@ fn listed<T>(all: &[T], show: impl Fn(&T) -> String) -> String {
     }
 }
 
-/// Looks at all files of the node in `dir`, if it is there: those that this build keeps, and Arti's. The operator's own
-/// (the configuration) may be as the operator likes.
+/// Looks at all files of the node in `dir`, if it is there: those that this build keeps, and
+/// Arti's. The operator's own (the configuration) may be as the operator likes.
 pub fn check_all(dir: &Path) -> Result<(), StoreError> {
     let mut exposed = Exposed::none(dir);
     let kinds = Kind::FIXED.into_iter().chain(Kind::OPTIONAL);
@@ -142,7 +144,8 @@ fn walk(exposed: &mut Exposed, path: &Path, alone: bool, depth: usize) -> Result
     Ok(())
 }
 
-/// Refuses a file or directory that others own, may read or may write, and what is no plain file (or directory).
+/// Refuses a file or directory that others own, may read or may write, and what is no plain file
+/// (or directory).
 pub(super) fn check_one(path: &Path, metadata: &Metadata, directory: bool) -> Result<(), StoreError> {
     if directory && !metadata.is_dir() {
         return Err(StoreError::NotPlain { path: path.to_owned(), want: "directory" });

@@ -17,7 +17,8 @@ pub enum TorError {
         /// In words.
         why: String,
     },
-    /// What the Tor client keeps on disk is wrong in a way that only the operator can mend. Says which file, and how.
+    /// What the Tor client keeps on disk is wrong in a way that only the operator can mend. Says
+    /// which file, and how.
     #[error("cannot start Tor: {0}")]
     Files(String),
     /// Nothing can be built yet: the directory is not there.

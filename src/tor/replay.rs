@@ -83,8 +83,9 @@ impl ReplayLog {
         Self { inner: Mutex::new(Seen { older: HashSet::new(), newer: HashSet::new(), file: None }) }
     }
 
-    /// The one in this file, made (0600) if missing. An entry cut short by a crash is dropped. Where the disk refuses
-    /// writes, what is seen from now on is remembered in memory alone: that is no reason to turn clients away.
+    /// The one in this file, made (0600) if missing. An entry cut short by a crash is dropped. Where
+    /// the disk refuses writes, what is seen from now on is remembered in memory alone: that is no
+    /// reason to turn clients away.
     ///
     /// # Errors
     /// If what is there cannot be read.

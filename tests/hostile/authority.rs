@@ -1,5 +1,5 @@
-//! A publisher that uses the master key to certify a second authority: no node believes it, and what the first one signs is
-//! stored by all.
+//! A publisher that uses the master key to certify a second authority: no node believes it, and
+//! what the first one signs is stored by all.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! A disk that refuses writes, as one does that was remounted read-only after an error: it is treated as a full one is.
+//! A disk that refuses writes, as one does that was remounted read-only after an error: it is
+//! treated as a full one is.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::town::{Town, until};
 
-/// A directory that nothing can be written to; dropped, it is as it was. What is open for writing stays so.
+/// A directory that nothing can be written to; dropped, it is as it was. What is open for writing
+/// stays so.
 struct ReadOnly(PathBuf);
 
 impl ReadOnly {

@@ -83,7 +83,8 @@ fn the_operators_own_files_may_be_as_the_operator_likes() {
     Store::open(&state(&folder)).unwrap();
 }
 
-/// Sets more bits of the mode of everything below; how many there are. A `chmod` would inherit the locks of other tests.
+/// Sets more bits of the mode of everything below; how many there are. A `chmod` would inherit the
+/// locks of other tests.
 fn change_modes(path: &std::path::Path, more: u32) -> usize {
     let mode = fs::metadata(path).unwrap().mode() & 0o7777;
     fs::set_permissions(path, fs::Permissions::from_mode(mode | more)).unwrap();

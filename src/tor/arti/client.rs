@@ -153,7 +153,7 @@ impl Maker {
     }
 
     fn make(&mut self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
-        self.salvage.sift_state();
+        self.salvage.sift();
         loop {
             let made = TorClient::with_runtime(self.runtime.clone())
                 .config(self.config.clone())
@@ -238,8 +238,8 @@ async fn watch_client(
     }
 }
 
-/// Whether the disk of this folder takes nothing: it is full, or nearly, or refuses a small write for whatever reason (it
-/// was mounted read-only after an error, a quota is used up, the device fails).
+/// Whether the disk of this folder takes nothing: it is full, or nearly, or refuses a small write
+/// for whatever reason (it was remounted read-only, a quota is used up, the device fails).
 fn refuses_writes(folder: &Path) -> bool {
     let full = rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM);
     let probe = || {
@@ -256,7 +256,8 @@ struct Lateness {
     /// Until when the one in use is valid.
     until: Option<SystemTime>,
     since: Option<Instant>,
-    /// Whether the disk refused writes while it was in use: then Arti has most likely ended its updates.
+    /// Whether the disk refused writes while it was in use: then Arti has most likely ended its
+    /// updates.
     disk_refused: bool,
     /// How many of its lifetimes are too long, if it was not.
     lifetimes: f64,
@@ -285,8 +286,9 @@ impl Lateness {
     }
 }
 
-/// Bootstraps the client, with growing pauses, for as long as it takes; gives the one that has bootstrapped, which is a
-/// new one where damaged files had to be set aside. An error if only the operator can mend what is wrong.
+/// Bootstraps the client, with growing pauses, for as long as it takes. Gives the client that has
+/// bootstrapped, a new one where damaged files had to be set aside. An error if only the operator
+/// can mend what is wrong.
 async fn connect(
     shared: &Shared,
     maker: &mut Maker,
@@ -434,6 +436,15 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_told_from_one_that_does() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!refuses_writes(folder.path()) && refuses_writes(&folder.path().join("gone")));
+        // The kernel lets no user make a file there, and leaves plenty of room.
+        assert!(refuses_writes(Path::new("/proc/self/fdinfo")));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_directory_may_be_late_for_a_while_but_not_for_ever() {

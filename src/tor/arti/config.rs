@@ -14,7 +14,8 @@ use crate::{shell, syntax};
 
 /// Most unknown keys that one message names.
 const MOST_KEYS: usize = 12;
-/// Shorter parts of a bridge line, in bytes, stay in an error text: they tell nothing and may be any word of it.
+/// Shorter parts of a bridge line, in bytes, stay in an error text: they tell nothing and may be
+/// any word of it.
 const SHORTEST_HIDDEN: usize = 5;
 /// What stands in an error text in place of a part of a bridge line.
 const HIDDEN: &str = "(hidden)";
@@ -22,7 +23,8 @@ const HIDDEN: &str = "(hidden)";
 /// How the engine is set up.
 #[derive(Debug, Clone)]
 pub struct ArtiConfig {
-    /// Arti's own configuration, as TOML, handed over as it is; its storage directories and key store are replaced.
+    /// Arti's own configuration, as TOML, handed over as it is; its storage directories and key
+    /// store are replaced.
     pub toml: String,
     /// Arti's state.
     pub state_dir: PathBuf,
@@ -30,7 +32,8 @@ pub struct ArtiConfig {
     pub cache_dir: PathBuf,
 }
 
-/// Arti's configuration from the text. The key store is in memory: the node's key file is the only copy of its key.
+/// Arti's configuration from the text. The key store is in memory: the node's key file is the only
+/// copy of its key.
 pub(super) fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError> {
     let table: toml::Table = config.toml.parse().map_err(|error| {
         TorError::Config(
@@ -57,8 +60,8 @@ pub(super) fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError
     Ok(resolved.value)
 }
 
-/// Checks the configuration, and what is around Arti's directories, which need not be there yet: who may write to a parent of
-/// theirs could replace them, so Arti refuses that.
+/// Checks the configuration, and what is around Arti's directories, which need not be there yet: a
+/// user who may write to a parent of theirs could replace them, so Arti refuses that.
 ///
 /// # Errors
 /// What Arti would refuse, with the command that mends it.
@@ -97,7 +100,7 @@ fn refused_path(path: &Path, error: &dyn std::error::Error) -> String {
     format!("{}: choose another place with --dir", chain(error))
 }
 
-/// All keys that Arti's client does not know: whoever gives the file of the `arti` program has several.
+/// All keys that Arti's client does not know: the file of the `arti` program has several.
 fn unknown_keys(mut keys: Vec<String>) -> TorError {
     let more = keys.len().saturating_sub(MOST_KEYS);
     keys.truncate(MOST_KEYS);

@@ -1,8 +1,9 @@
-//! What Arti keeps on disk can all be fetched or made again, so what is damaged there is set aside, logged, and the start
-//! goes on. Each half (state, cache) is set aside as a whole once a process: damage that comes back is the disk's, and ends
-//! the node.
+//! What Arti keeps on disk can all be fetched or made again, so what is damaged there is set aside,
+//! logged, and the start goes on. Each half (state, cache) is set aside as a whole once a process:
+//! damage that comes back is the disk's, and ends the node.
 //!
-//! Arti writes its state without fsync, so a power cut can leave an empty file; and it opens no database that is damaged.
+//! Arti writes its state without fsync, so a power cut can leave an empty file; and it opens no
+//! database that is damaged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +12,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use arti_client::{ErrorKind, HasKind};
+use data_encoding::HEXLOWER;
 use serde::de::IgnoredAny;
+use sha3::{Digest, Sha3_256};
 use tracing::warn;
 
 use super::chain;
@@ -22,6 +25,10 @@ use crate::tor::TorError;
 const ASIDE: &str = "damaged";
 /// Largest state file that is looked at, in bytes; Arti's guards take some ten thousand.
 const MAX_STATE_FILE: u64 = 16 << 20;
+/// Largest consensus that is looked at, in bytes; the public network's has three million.
+const MAX_CONSENSUS: u64 = 64 << 20;
+/// What stands before the digest in the name of a consensus in Arti's cache.
+const DIGEST: &str = "_sha3-256-";
 
 /// What to do about an error of Arti's.
 #[derive(Debug)]
@@ -49,14 +56,17 @@ impl Salvage {
         Self { state_dir, cache_dir, state_done: false, cache_done: false }
     }
 
-    /// Before Arti starts: sets each state file aside that is not a JSON object. Arti replaces none that it cannot read.
-    pub(super) fn sift_state(&self) {
-        for path in self.state_files() {
-            if let Err(error) = read_json(&path) {
-                match self.set_aside(&path) {
-                    Ok(aside) => log_set_aside(&path, &aside, &error),
-                    Err(refused) => warn!(file = %path.display(), %error, %refused, "cannot set a damaged file aside"),
-                }
+    /// Before Arti starts: sets aside each state file that is not a JSON object, and each consensus
+    /// whose content is not what its name says. Arti replaces no state that it cannot read, and of a
+    /// damaged consensus it asks for the difference to the next one, in vain, again and again.
+    pub(super) fn sift(&self) {
+        let state = self.state_files().into_iter().map(|path| (read_json(&path), path));
+        let blobs = list(&self.cache_dir.join("dir_blobs")).into_iter().map(|path| (check_digest(&path), path));
+        for (checked, path) in state.chain(blobs) {
+            let Err(error) = checked else { continue };
+            match self.set_aside(&path) {
+                Ok(aside) => log_set_aside(&path, &aside, &error),
+                Err(refused) => warn!(file = %path.display(), %error, %refused, "cannot set a damaged file aside"),
             }
         }
     }
@@ -66,7 +76,8 @@ impl Salvage {
         match error.kind() {
             ErrorKind::PersistentStateCorrupted => self.mend_state(error),
             ErrorKind::CacheCorrupted => self.mend_cache(error),
-            // SQLite's words for a file that is no database, and for tables that are not as they should be.
+            // SQLite's words for a file that is no database, and for tables that are not as they
+            // should be.
             ErrorKind::InvalidConfig | ErrorKind::Internal if creating && !self.cache_done => self.mend_cache(error),
             ErrorKind::FsPermissions => Verdict::Hopeless(TorError::Files(format!(
                 "{}; mend it with `chmod -R go= {}`",
@@ -118,9 +129,9 @@ impl Salvage {
 
     /// Arti's state files, as far as they can be listed.
     fn state_files(&self) -> Vec<PathBuf> {
-        let entries = fs::read_dir(self.state_dir.join("state")).into_iter().flatten().flatten();
-        let json = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "json");
-        entries.map(|entry| entry.path()).filter(json).collect()
+        let mut files = list(&self.state_dir.join("state"));
+        files.retain(|path| path.extension().is_some_and(|ending| ending == "json"));
+        files
     }
 
     fn arti_dir(&self) -> &Path {
@@ -132,7 +143,8 @@ impl Salvage {
         let folder = self.arti_dir().join(ASIDE);
         fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
         let aside = folder.join(path.file_name().unwrap_or(path.as_os_str()));
-        // What was set aside before makes room; a rename over a directory that is not empty would fail.
+        // What was set aside before makes room; a rename over a directory that is not empty would
+        // fail.
         match fs::symlink_metadata(&aside) {
             Ok(there) if there.is_dir() => fs::remove_dir_all(&aside)?,
             Ok(_) => fs::remove_file(&aside)?,
@@ -153,6 +165,23 @@ fn log_set_aside(path: &Path, aside: &Path, error: &dyn std::fmt::Display) {
 fn cannot(path: &Path, error: &io::Error) -> Verdict {
     warn!(file = %path.display(), %error, "cannot set a damaged file aside, will try again");
     Verdict::Wait
+}
+
+/// What is in a directory, as far as it can be listed.
+fn list(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// Whether a file has the digest that its name ends with. A file without one has no name of Arti's.
+fn check_digest(path: &Path) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some((_, wanted)) = name.split_once(DIGEST) else { return Ok(()) };
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_CONSENSUS).read_to_end(&mut bytes)?;
+    match HEXLOWER.encode(&Sha3_256::digest(&bytes)) == wanted {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidData, "its content is not that of its digest")),
+    }
 }
 
 /// Whether a file is a JSON object, as all of Arti's are, whatever its fields are.
@@ -186,7 +215,7 @@ mod tests {
             fs::write(state.join("good.json"), "{}").unwrap();
             fs::write(state.join("state.lock"), "").unwrap();
             fs::create_dir_all(state.join("odd.json")).unwrap();
-            salvage.sift_state();
+            salvage.sift();
             let mut left: Vec<_> =
                 fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
             left.sort();
@@ -197,10 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn a_consensus_that_is_not_what_its_name_says_is_set_aside() {
+        let (folder, salvage) = arti();
+        let blobs = folder.path().join("cache/dir_blobs");
+        let name = |content: &[u8]| format!("con_microdesc_sha3-256-{}", HEXLOWER.encode(&Sha3_256::digest(content)));
+        let (good, cut) = (name(b"network-status-version 3"), name(b"network-status-version 4"));
+        fs::write(blobs.join(&good), "network-status-version 3").unwrap();
+        fs::write(blobs.join(&cut), "network-status-ver").unwrap();
+        fs::write(blobs.join("another"), "").unwrap();
+        salvage.sift();
+        assert!(blobs.join(&good).exists() && blobs.join("another").exists() && !blobs.join(&cut).exists());
+        assert!(folder.path().join("damaged").join(&cut).exists());
+    }
+
+    #[test]
     fn nothing_there_is_nothing_damaged() {
         let (folder, salvage) = arti();
         fs::remove_dir_all(folder.path().join("state")).unwrap();
-        salvage.sift_state();
+        salvage.sift();
         assert!(!folder.path().join("damaged").exists());
     }
 }
