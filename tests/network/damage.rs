@@ -64,12 +64,15 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
     tors_files(story, cluster, node, nodes)
 }
 
+/// What becomes of a file's content.
+type Damage<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+
 /// Tor's files of a node that has served: whatever is damaged is set aside, and the node serves again by itself.
 fn tors_files(story: &mut Story, cluster: &Cluster<'_>, node: &Node, nodes: &Nodes) -> Result<()> {
     let arti = node.state().join("arti");
     let noise = |content: &[u8]| content.iter().enumerate().map(|(at, byte)| byte ^ (at as u8 | 1)).collect();
     let half = |content: &[u8]| content[..content.len() / 2].to_vec();
-    let cases: [(&str, &str, &dyn Fn(&[u8]) -> Vec<u8>); 4] = [
+    let cases: [(&str, &str, Damage<'_>); 4] = [
         ("all files emptied", "", &|_| Vec::new()),
         ("all files cut short", "", &half),
         ("all files made of noise", "", &noise),
