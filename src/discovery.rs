@@ -145,10 +145,20 @@ impl KeyRing {
         u32::try_from(revoked).ok().filter(|due| *due > self.newest().key.generation)
     }
 
+    /// Whether the key on offer is on the ring, to the byte of its statement.
+    pub fn has(&self, offer: &Offer) -> bool {
+        self.keys.iter().any(|discovery| discovery.key.is_same(&offer.key))
+    }
+
+    /// Whether a key is newer than all on the ring.
+    pub fn is_newer(&self, next: &Discovery) -> bool {
+        next.key.rank() > self.newest().key.rank()
+    }
+
     /// Puts a key before the others, if it is newer than all of them. Of two that publishers cut off from each other have
     /// made for one generation, every member takes the same in the end.
     pub fn adopt(&mut self, next: Discovery, unix: u64) -> bool {
-        if next.key.rank() <= self.newest().key.rank() {
+        if !self.is_newer(&next) {
             return false;
         }
         self.keys.insert(0, next);

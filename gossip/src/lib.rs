@@ -4,6 +4,7 @@ pub mod address;
 pub mod bytes;
 pub mod codec;
 pub mod coordinator;
+pub mod facts;
 pub mod id;
 pub mod lease;
 pub mod liveness;

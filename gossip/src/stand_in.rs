@@ -237,7 +237,7 @@ mod tests {
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
         let revocation = cluster.founder.revoke(cluster.nodes[4].node());
         for view in &mut cluster.views {
-            view.fold_revocation(revocation.clone()).unwrap();
+            view.fold_revocation(revocation.clone(), at(0)).unwrap();
         }
         cluster.beat(&[0, 1, 2, 3], Phase::Healthy, 30..44);
         assert_eq!(cluster.shared(&[0, 1, 2, 3], 44).len(), 4);

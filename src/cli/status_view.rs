@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
+use rustbalance_gossip::coordinator::Isolated;
 use rustbalance_gossip::record::Phase;
 
 use super::output::{Paint, bytes, moment, plural, time};
@@ -36,12 +37,16 @@ fn problems(status: &Status) -> Vec<String> {
         let percent = (status.tor.fraction * 100.0) as u8;
         list.push(format!("Tor is not ready ({percent}%): {}", status.tor.message));
     }
-    if status.shut_out {
-        list.push(
-            "the other members accept none of this node's discovery keys: it was evicted (ask `rustbalance status` on \
-             another node), or missed changes of the key and will be reached soon; it does not publish meanwhile"
-                .into(),
-        );
+    list.extend(status.isolated.map(isolated));
+    for member in &status.members {
+        if let Some(seconds) = member.doubled_seconds {
+            list.push(format!(
+                "two processes run with the key of node {}, as seen {} ago: its state directory was copied; delete all \
+                 copies but one, and start that one",
+                short(&member.node),
+                time(seconds)
+            ));
+        }
     }
     if let Some(stranger) = &status.stranger {
         let whose =
@@ -139,6 +144,20 @@ fn alarm(alarm: &AlarmStatus) -> String {
         named.join(", "),
         alarm.uses
     )
+}
+
+/// What an operator makes of a node that keeps still.
+fn isolated(why: Isolated) -> String {
+    let advice = match why {
+        Isolated::ShutOut => {
+            "it was evicted (ask `rustbalance status` on another node), or missed changes of the key and will be reached soon"
+        }
+        Isolated::LacksRevocations { .. } => "they come with the first link to another publisher",
+        Isolated::SecondProcess => {
+            "most likely a copy of its state directory runs on another machine; stop one of them"
+        }
+    };
+    format!("this node does not publish, because {why}: {advice}")
 }
 
 fn head(text: &mut String, status: &Status, paint: Paint) {
@@ -355,6 +374,7 @@ mod tests {
             priority: Some(100),
             weight: Some(1),
             ports: Some(vec![80]),
+            doubled_seconds: None,
         }
     }
 
@@ -413,8 +433,8 @@ mod tests {
             discovery_generation: 1,
             files_allowed: Some(65_536),
             files_needed: 4352,
-            shut_out: false,
             alarms: Vec::new(),
+            isolated: None,
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
                 role: Role::Worker,

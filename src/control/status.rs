@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use rustbalance_gossip::coordinator::Isolated;
 use rustbalance_gossip::record::{Phase, Role};
 use serde::{Deserialize, Serialize};
 
@@ -57,8 +58,8 @@ pub struct Status {
     /// Open files that `[limits]` needs.
     #[serde(default)]
     pub files_needed: u64,
-    /// True if no member is reached, and at least one is there but accepts none of this node's discovery keys.
-    pub shut_out: bool,
+    /// Why this node does not publish, admit or rotate keys now, if it must not.
+    pub isolated: Option<Isolated>,
 }
 
 /// How far the connection to Tor is.
@@ -110,6 +111,8 @@ pub struct MemberStatus {
     pub weight: Option<u8>,
     /// The virtual ports it serves; `None` if it has not been heard.
     pub ports: Option<Vec<u16>>,
+    /// How long ago its heartbeats showed last that two processes run with its key; `None` if they never have.
+    pub doubled_seconds: Option<u64>,
 }
 
 /// One of this node's introduction points.

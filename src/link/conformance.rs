@@ -77,7 +77,7 @@ impl World {
     }
 
     pub(crate) fn set(&self, members: impl IntoIterator<Item = usize>) -> MemberSet {
-        MemberSet { members: members.into_iter().map(|i| self.node(i)).collect(), revoked: BTreeMap::new() }
+        MemberSet { members: members.into_iter().map(|i| self.node(i)).collect(), ..MemberSet::default() }
     }
 }
 

@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustbalance_gossip::bytes::VarBytes;
+use rustbalance_gossip::facts::{Fact, FactStep, FactSync, Facts, FactsDigest};
 use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::mesh::Update;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use super::bucket::Bucket;
 use super::frame::{MessageError, read_message, write_message};
@@ -27,6 +29,11 @@ use crate::tor::BoxStream;
 /// write it down, or had no room for it, must not wait for another link.
 const OFFER_AGAIN: Duration = Duration::from_secs(300);
 
+/// Seconds between two discovery keys that are looked at of one peer: each new one costs a signature and the disk.
+const OFFER_SECONDS: u64 = 10;
+/// How many may come at once: two evictions may follow each other closely.
+const OFFERS_AT_ONCE: u64 = 4;
+
 /// What crosses an open link, in a frame of at most [`MAX`] bytes.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Frame {
@@ -38,6 +45,10 @@ pub enum Frame {
     Gossip(VarBytes),
     /// A discovery key that the other may not have yet.
     Discovery(Offer),
+    /// The digest of the facts that the sender knows.
+    FactsDigest(FactsDigest),
+    /// Facts, because the digests differ.
+    Facts(Vec<Fact>),
 }
 
 /// Why a link ended.
@@ -157,6 +168,7 @@ pub(super) struct Connection {
     pub(super) members: watch::Receiver<MemberSet>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) offered: mpsc::Sender<Offer>,
+    pub(super) facts: mpsc::Sender<Vec<Update>>,
     pub(super) limits: LinkLimits,
 }
 
@@ -165,14 +177,21 @@ impl Connection {
     pub(super) async fn run(self, stream: BoxStream) -> Ended {
         let (reader, writer) = tokio::io::split(stream);
         let start = Instant::now();
+        let (heard, theirs) = watch::channel(None);
         tokio::select! {
-            ended = self.read(reader, start) => ended,
-            ended = self.write(writer, start) => ended,
+            ended = self.read(reader, start, heard) => ended,
+            ended = self.write(writer, start, theirs) => ended,
         }
     }
 
-    async fn read<R: AsyncRead + Unpin>(&self, mut reader: R, start: Instant) -> Ended {
+    async fn read<R: AsyncRead + Unpin>(
+        &self,
+        mut reader: R,
+        start: Instant,
+        heard: watch::Sender<Option<FactsDigest>>,
+    ) -> Ended {
         let mut bucket = Bucket::new(self.limits.bytes_per_second, self.limits.bytes_burst, Instant::now());
+        let mut offers = Bucket::new(1, OFFER_SECONDS * OFFERS_AT_ONCE, Instant::now());
         loop {
             let (frame, bytes) = match timeout(self.limits.silence, read_message(&mut reader, MAX)).await {
                 Err(_) => return Ended::Silent(self.limits.silence),
@@ -204,8 +223,23 @@ impl Connection {
                     );
                 }
                 Frame::Discovery(offer) => {
-                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now());
+                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now())
+                        && offers.take(OFFER_SECONDS, Instant::now());
                     self.count(taken && self.offered.try_send(offer).is_ok());
+                }
+                Frame::FactsDigest(digest) => {
+                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now());
+                    self.count(taken);
+                    if taken {
+                        heard.send_if_modified(|theirs| theirs.replace(digest) != Some(digest));
+                    }
+                }
+                Frame::Facts(facts) => {
+                    let cost = bytes as u64 + self.limits.bytes_per_message;
+                    let origin = self.peer;
+                    let updates = facts.into_iter().filter_map(Fact::read);
+                    let updates = updates.map(|(kind, bytes)| Update { origin, kind, bytes }).collect();
+                    self.count(bucket.take(cost, Instant::now()) && self.facts.try_send(updates).is_ok());
                 }
             }
         }
@@ -216,28 +250,40 @@ impl Connection {
         self.flood.fetch_add((!taken).into(), Ordering::Relaxed);
     }
 
-    async fn write<W: AsyncWrite + Unpin>(&self, mut writer: W, start: Instant) -> Ended {
+    async fn write<W: AsyncWrite + Unpin>(
+        &self,
+        mut writer: W,
+        start: Instant,
+        mut theirs: watch::Receiver<Option<FactsDigest>>,
+    ) -> Ended {
         let mut pings = interval(self.limits.ping);
         let (mut discovery, mut members) = (self.discovery.clone(), self.members.clone());
+        let mut sync = FactSync::default();
+        let mut due = VecDeque::new();
         // The first key of a cluster came with the join.
         let mut handed_over = ((0, [0xff; 32]), start);
         loop {
+            let facts = Arc::clone(&members.borrow_and_update().facts);
+            let wake = compare(&mut sync, &facts, *theirs.borrow_and_update(), start, &mut due);
             let newest = discovery.borrow_and_update().clone();
             let offer = newest.filter(|newest| {
                 let (rank, (last, since)) = (newest.key.rank(), handed_over);
                 let again = rank == last && since.elapsed() >= OFFER_AGAIN;
-                (rank > last || again) && self.may_have(newest, &mut members)
+                (rank > last || again) && sync.is_given(facts.digest()) && self.may_have(newest, &mut members)
             });
-            let frame = match offer {
-                Some(newest) => {
+            let frame = match (due.pop_front(), offer) {
+                (Some(frame), _) => frame,
+                (None, Some(newest)) => {
                     handed_over = (newest.key.rank(), Instant::now());
                     Frame::Discovery(newest.offer())
                 }
-                None => tokio::select! {
+                (None, None) => tokio::select! {
                     frame = self.out.next() => frame,
                     _ = pings.tick() => Frame::Ping(start.elapsed().as_millis() as u64),
                     Ok(()) = discovery.changed() => continue,
                     Ok(()) = members.changed() => continue,
+                    Ok(()) = theirs.changed() => continue,
+                    () = sleep_until(wake) => continue,
                 },
             };
             match timeout(self.limits.write, write_message(&mut writer, &frame)).await {
@@ -249,9 +295,30 @@ impl Connection {
     }
 
     /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a revocation that has not
-    /// come here yet. The key's generation says how many there were.
+    /// come here yet. The key's generation says how many there were. It gets all facts before, so that it does not lack
+    /// the revocations that the key counts.
     fn may_have(&self, newest: &Discovery, members: &mut watch::Receiver<MemberSet>) -> bool {
         let revoked = &members.borrow_and_update().revoked;
         newest.key.generation as usize <= revoked.len() && !revoked.contains_key(&self.peer)
+    }
+}
+
+/// Queues what the comparison of facts asks for now, and says when to look again at the latest.
+fn compare(
+    sync: &mut FactSync,
+    facts: &Facts,
+    theirs: Option<FactsDigest>,
+    start: Instant,
+    due: &mut VecDeque<Frame>,
+) -> Instant {
+    if let Some(theirs) = theirs {
+        sync.hear(theirs);
+    }
+    loop {
+        match sync.step(facts.digest(), start.elapsed()) {
+            FactStep::Tell => due.push_back(Frame::FactsDigest(facts.digest())),
+            FactStep::HandOver => due.extend(facts.batches().into_iter().map(Frame::Facts)),
+            FactStep::Wait(until) => return start + until,
+        }
     }
 }

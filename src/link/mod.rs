@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustbalance_gossip::facts::Facts;
 use rustbalance_gossip::id::{MasterId, NodeId};
-use rustbalance_gossip::mesh::{Carrier, DEFAULT_NEIGHBOURS};
+use rustbalance_gossip::mesh::{Carrier, DEFAULT_NEIGHBOURS, Update};
 use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
 use tokio::sync::{mpsc, watch};
@@ -121,8 +122,12 @@ impl Default for LinkLimits {
 pub struct MemberSet {
     /// Members that live, or of which nothing is known yet; with this node or without.
     pub members: BTreeSet<NodeId>,
+    /// Those of them that are publishers: only a link with one shows that this node was not evicted.
+    pub publishers: BTreeSet<NodeId>,
     /// Evicted, or for another reason no members whatever their certificate says; with the authority's word.
     pub revoked: BTreeMap<NodeId, Verified<Revocation>>,
+    /// What is compared with each peer, and handed over where it lacks some.
+    pub facts: Arc<Facts>,
 }
 
 /// One link, for `status`.
@@ -166,6 +171,8 @@ pub struct LinkOutputs {
     pub revoked: mpsc::Receiver<Verified<Revocation>>,
     /// Discovery keys that peers have handed over.
     pub offered: mpsc::Receiver<Offer>,
+    /// Facts that peers have handed over, one message each. Not verified.
+    pub facts: mpsc::Receiver<Vec<Update>>,
 }
 
 /// Why there is no link. Worth another try unless it was refused.
@@ -230,7 +237,7 @@ impl Links {
         self.shared.pool().is_refused()
     }
 
-    /// True if no member is reached, and at least one is there but accepts none of this node's discovery keys.
+    /// True if this node seems to have been shut out: see [`rustbalance_gossip::coordinator::Event::ShutOut`].
     pub fn is_shut_out(&self) -> bool {
         self.shared.pool().is_shut_out()
     }

@@ -54,6 +54,8 @@ pub(super) struct Pool {
     next: u64,
     links: BTreeMap<u64, Link>,
     dials: BTreeMap<NodeId, Dials>,
+    /// As of the last member set, the revoked left out.
+    publishers: BTreeSet<NodeId>,
     /// By the member that passes them on.
     carried: BTreeMap<NodeId, usize>,
     turn: usize,
@@ -70,6 +72,7 @@ impl Pool {
             next: 0,
             links: BTreeMap::new(),
             dials: BTreeMap::new(),
+            publishers: BTreeSet::new(),
             carried: BTreeMap::new(),
             turn: 0,
             refused: BTreeMap::new(),
@@ -150,9 +153,13 @@ impl Pool {
         self.dials.iter().any(|(peer, dials)| dials.shut_out && !self.has(*peer))
     }
 
-    /// True if no member is reached, and at least one is there but closed to those who have only our keys.
+    /// True if this node seems to have been shut out: it has a link with no publisher, and a publisher accepts none of its
+    /// keys; or it has no link at all, and some member accepts none of its keys. A link with a worker proves nothing: that
+    /// worker may have been evicted itself. Nor may a worker that closes its door stop a node that others let in.
     pub(super) fn is_shut_out(&self) -> bool {
-        self.links.is_empty() && self.is_refused()
+        let refuses = |(peer, dials): (&NodeId, &Dials)| dials.shut_out && self.publishers.contains(peer);
+        let reached = self.links.values().any(|link| self.publishers.contains(&link.peer));
+        (self.links.is_empty() && self.is_refused()) || (!reached && self.dials.iter().any(refuses))
     }
 
     /// Doubles the pause before the next dial of `peer`. `jitter` is drawn from 0 to 1: half of the pause is random,
@@ -169,6 +176,7 @@ impl Pool {
     pub(super) fn reconcile(&mut self, set: &MemberSet, unix: u64, now: Instant) -> Vec<NodeId> {
         let trusted: BTreeSet<NodeId> =
             set.members.iter().filter(|node| !set.revoked.contains_key(node)).copied().collect();
+        self.publishers = trusted.intersection(&set.publishers).copied().collect();
         let wanted = neighbours(self.me, &trusted, self.limits.neighbours);
         for link in self.links.values_mut() {
             let needed = wanted.contains(&link.peer) || !link.outgoing;
@@ -270,7 +278,11 @@ mod tests {
             let revocation = Revocation { cluster, node: node(*i), revoked: 9 };
             (node(*i), Verified::sign(revocation, &authority).unwrap())
         };
-        MemberSet { members: members.into_iter().map(node).collect(), revoked: revoked.iter().map(revoke).collect() }
+        MemberSet {
+            members: members.into_iter().map(node).collect(),
+            revoked: revoked.iter().map(revoke).collect(),
+            ..MemberSet::default()
+        }
     }
 
     fn pool(me: u8) -> Pool {
@@ -346,6 +358,20 @@ mod tests {
         assert!(!pool.is_refused());
         pool.ended(id, node(3), LASTING, 0.0, now);
         pool.dial_failed(node(3), false, 0.0, now);
+        assert!(!pool.is_shut_out());
+    }
+
+    #[test]
+    fn a_link_with_a_worker_does_not_hide_that_publishers_refuse_this_node() {
+        let (mut pool, now) = (pool(1), Instant::now());
+        let members = MemberSet { publishers: [node(1), node(2)].into(), ..set(1..5, &[]) };
+        pool.reconcile(&members, 1, now);
+        pool.open(node(3), false, 99, now).unwrap();
+        pool.dial_failed(node(4), true, 0.0, now);
+        assert!(!pool.is_shut_out(), "a worker that closes its door stops no node that others let in");
+        pool.dial_failed(node(2), true, 0.0, now);
+        assert!(pool.is_shut_out(), "the worker with the link may have been evicted itself");
+        pool.open(node(2), false, 99, now).unwrap();
         assert!(!pool.is_shut_out());
     }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use rand::RngExt;
 use rustbalance_gossip::id::{MasterId, NodeId};
-use rustbalance_gossip::mesh::Carrier;
+use rustbalance_gossip::mesh::{Carrier, Update};
 use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -34,6 +34,9 @@ const INBOX: usize = 256;
 /// Discovery keys from all links that may wait to be looked at.
 const OFFERS: usize = 8;
 
+/// Messages of facts from all links that may wait to be taken in; those dropped are handed over again later.
+const FACTS: usize = 16;
+
 /// What every task of the links has.
 pub(super) struct Shared {
     engine: Arc<dyn Engine>,
@@ -50,6 +53,7 @@ pub(super) struct Shared {
     revoked: mpsc::Sender<Verified<Revocation>>,
     discovery: watch::Receiver<Option<Arc<Discovery>>>,
     offered: mpsc::Sender<Offer>,
+    facts: mpsc::Sender<Vec<Update>>,
     pub(super) stop: CancellationToken,
 }
 
@@ -59,6 +63,7 @@ impl Shared {
         let (joins, carried) = mpsc::channel(config.limits.carried.0.max(1));
         let (revoked, word) = mpsc::channel(1);
         let (offered, offers) = mpsc::channel(OFFERS);
+        let (facts, handed_over) = mpsc::channel(FACTS);
         let (rate, burst) = config.limits.accepts_per_second;
         let shared = Arc::new(Self {
             pool: Mutex::new(Pool::new(config.membership.node(), config.limits.clone())),
@@ -75,6 +80,7 @@ impl Shared {
             revoked,
             discovery: config.discovery,
             offered,
+            facts,
             stop: CancellationToken::new(),
         });
         let sender = Arc::downgrade(&shared);
@@ -84,7 +90,7 @@ impl Shared {
             }
         };
         let carrier = Carrier { send: Arc::new(send), received: inbox };
-        (shared, LinkOutputs { carrier, joins: carried, revoked: word, offered: offers })
+        (shared, LinkOutputs { carrier, joins: carried, revoked: word, offered: offers, facts: handed_over })
     }
 
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
@@ -190,6 +196,7 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         members: shared.members.clone(),
         discovery: shared.discovery.clone(),
         offered: shared.offered.clone(),
+        facts: shared.facts.clone(),
         limits: shared.limits.clone(),
     };
     tokio::select! {

@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update, conformance};
 use rustbalance_gossip::record::{RecordKind, Revocation};
 use rustbalance_gossip::signed::Verified;
+use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::View;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::conformance::{Ground, Launched, Linked, World, launch};
 use super::connection::Frame;
-use super::frame::write_message;
+use super::frame::{read_message, write_message};
 use super::handshake::{Dialler, Purpose};
 use super::*;
 use crate::frame::{self, MAX, MAX_UNPROVEN};
@@ -30,6 +34,17 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) fn revocation(world: &World, i: usize) -> Verified<Revocation> {
     let revocation = Revocation { cluster: world.cluster(), node: world.node(i), revoked: 9 };
     Verified::sign(revocation, &world.authority).unwrap()
+}
+
+/// What a node knows of which these are the revoked.
+fn facts(world: &World, revoked: &[usize]) -> Arc<Facts> {
+    let mut view = View::new(world.member(0), Patience::default(), 0);
+    for i in revoked {
+        let record = revocation(world, *i).to_bytes().unwrap();
+        let kind = RecordKind::Revocation(world.node(*i));
+        view.ingest(world.node(1), kind, &record, Now { mono: Duration::ZERO, unix: NOW }).unwrap();
+    }
+    Arc::new(Facts::of(&view, NOW))
 }
 
 fn net() -> FakeNet {
@@ -59,15 +74,17 @@ struct Node {
     revoked: mpsc::Receiver<Verified<Revocation>>,
     newest: watch::Sender<Option<Arc<Discovery>>>,
     offered: mpsc::Receiver<Offer>,
+    facts: mpsc::Receiver<Vec<Update>>,
     _service: Box<dyn Listening>,
 }
 
 async fn node(world: &World, net: &FakeNet, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
     let engine = net.engine();
     let launched = launch(world, Arc::clone(&engine) as Arc<dyn Engine>, i, set, limits).await;
-    let Launched { links, outputs: LinkOutputs { carrier, joins, revoked, offered }, set, newest, service } = launched;
+    let Launched { links, outputs, set, newest, service } = launched;
+    let LinkOutputs { carrier, joins, revoked, offered, facts } = outputs;
     let (carrier, joins) = (Some(carrier), Some(joins));
-    Node { links, engine, set, newest, carrier, joins, revoked, offered, _service: service }
+    Node { links, engine, set, newest, carrier, joins, revoked, offered, facts, _service: service }
 }
 
 async fn nodes<const N: usize>(world: &World, net: &FakeNet, sets: [MemberSet; N], limits: LinkLimits) -> Vec<Node> {
@@ -237,6 +254,46 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     let offer = timeout(Duration::from_secs(200), nodes[1].offered.recv()).await.unwrap().unwrap();
     assert_eq!(offer.key, newer.key.unverified());
     assert!(nodes[2].offered.try_recv().is_err(), "handed to the revoked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn neighbours_hand_over_the_facts_that_the_other_lacks() {
+    let (world, net) = (World::new(), net());
+    let revoked = [4, 5].map(|i| (world.node(i), revocation(&world, i)));
+    let knows = MemberSet { facts: facts(&world, &[4, 5]), revoked: revoked.into(), ..world.set(0..2) };
+    let mut nodes = nodes(&world, &net, [knows, world.set(0..2)], limits()).await;
+    let key = Discovery::generate(world.cluster(), 2, &world.authority, &mut rand::rng()).unwrap();
+    nodes[0].newest.send_replace(Some(Arc::new(key)));
+    let handed = timeout(PATIENCE, nodes[1].facts.recv()).await.unwrap().unwrap();
+    let kinds: BTreeSet<_> = handed.iter().map(|update| update.kind).collect();
+    assert_eq!(kinds, [4, 5].map(|i| RecordKind::Revocation(world.node(i))).into());
+    assert!(timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().is_some());
+    // Once both know the same, nothing more is handed over.
+    nodes[1].set.send_modify(|set| set.facts = facts(&world, &[4, 5]));
+    sleep(Duration::from_secs(10)).await;
+    while nodes[1].facts.try_recv().is_ok() {}
+    sleep(Duration::from_secs(200)).await;
+    assert!(nodes[1].facts.try_recv().is_err() && nodes[0].facts.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_not_handed_over_before_the_facts_that_it_counts() {
+    let (world, net) = (World::new(), net());
+    let revoked = [4, 5].map(|i| (world.node(i), revocation(&world, i)));
+    let knows = MemberSet { facts: facts(&world, &[4, 5]), revoked: revoked.into(), ..world.set([]) };
+    let patient = LinkLimits { silence: Duration::from_secs(60), ..limits() };
+    let node = node(&world, &net, 0, knows, patient).await;
+    let key = Discovery::generate(world.cluster(), 2, &world.authority, &mut rand::rng()).unwrap();
+    node.newest.send_replace(Some(Arc::new(key)));
+    let (mut stream, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
+    let (mut reader, mut writer) = tokio::io::split(&mut stream);
+    let mut seen = Vec::new();
+    write_message(&mut writer, &Frame::FactsDigest(FixedBytes([0; 32]))).await.unwrap();
+    while !matches!(seen.last(), Some(Frame::Discovery(_))) {
+        seen.push(read_message::<Frame>(&mut reader, MAX).await.unwrap().0);
+        seen.retain(|frame| !matches!(frame, Frame::Ping(_)));
+    }
+    assert!(matches!(seen[..], [Frame::FactsDigest(_), Frame::Facts(_), Frame::Discovery(_)]), "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]

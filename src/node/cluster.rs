@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
+use rustbalance_gossip::facts::Facts;
 use rustbalance_gossip::id::MasterId;
 use rustbalance_gossip::mesh::{Mesh, Update};
-use rustbalance_gossip::record::{Phase, Revocation};
+use rustbalance_gossip::record::{Phase, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_gossip::stand_in::Orphan;
 use rustbalance_gossip::time::Now;
@@ -107,6 +108,8 @@ pub struct Parts {
     pub mesh: Mesh,
     /// What comes from it.
     pub updates: mpsc::Receiver<Update>,
+    /// Facts that neighbours have handed over.
+    pub facts: mpsc::Receiver<Vec<Update>>,
     /// Where terms and what was learnt are kept.
     pub store: Arc<Store>,
     /// Publishers' tokens that more nodes have used than may.
@@ -123,6 +126,9 @@ struct Actor {
     coordinator: Arc<Mutex<Coordinator>>,
     mesh: Mesh,
     updates: mpsc::Receiver<Update>,
+    handed_over: mpsc::Receiver<Vec<Update>>,
+    /// All facts that this node knows, as of the last change.
+    facts: Arc<Facts>,
     cluster: MasterId,
     alarms: Arc<Alarms>,
     authority: Option<AuthoritySecret>,
@@ -160,13 +166,15 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
     let (kept, wanted) = watch::channel(Kept::default());
     let (stored, stored_term) = watch::channel(0);
     let writer = tokio::spawn(writer::write_all(Arc::clone(&parts.store), wanted, stored));
-    let Parts { coordinator, mesh, updates, store, alarms, authority, known } = parts;
+    let Parts { coordinator, mesh, updates, facts: handed_over, store, alarms, authority, known } = parts;
     let (coordinator, started, cluster) = (Arc::new(Mutex::new(coordinator)), Instant::now(), store.cluster());
     let handle = Cluster { messages, coordinator: Arc::clone(&coordinator), started };
     let mut actor = Actor {
         coordinator,
         mesh,
         updates,
+        handed_over,
+        facts: Arc::default(),
         cluster,
         alarms,
         authority,
@@ -229,8 +237,9 @@ impl Actor {
                 },
                 update = self.updates.recv() => match update {
                     None => return,
-                    Some(Update { origin, kind, bytes }) => self.handle(Event::Record { origin, kind, bytes }),
+                    Some(update) => self.handle(record(update)),
                 },
+                Some(facts) = self.handed_over.recv() => self.handle_all(facts.into_iter().map(record)),
                 Ok(()) = stored_term.changed() => {
                     let term = *stored_term.borrow_and_update();
                     self.handle(Event::TermStored(term));
@@ -263,6 +272,9 @@ impl Actor {
         if invitations {
             self.invitations_changed();
         }
+        if members || invitations {
+            self.facts = Arc::new(Facts::of(lock(&self.coordinator).view(), unix_now()));
+        }
         self.decide();
     }
 
@@ -274,6 +286,7 @@ impl Actor {
                 }
             }
             Action::Retract(kind) => self.mesh.retract(kind),
+            Action::RestartGossip => self.mesh.restart(),
             Action::StoreTerm(term) => self.store_term(term),
             Action::Leadership(Leadership::Publisher { term }) => info!(term, "this node publishes now"),
             Action::Leadership(Leadership::Follower) => info!("this node has stopped publishing"),
@@ -368,9 +381,15 @@ impl Actor {
             replace(&self.stand_in, coordinator.stand_ins(now(self.started)).into_iter().collect());
         }
         let members = view.members().map(|member| member.node()).collect();
+        let publishers = view.members().filter(|member| member.member.role() == Role::Publisher);
+        let publishers = publishers.map(|member| member.node()).collect();
         let revoked = view.revocations().map(|revocation| (revocation.node, revocation.clone())).collect();
-        replace(&self.members, MemberSet { members, revoked });
+        replace(&self.members, MemberSet { members, publishers, revoked, facts: Arc::clone(&self.facts) });
     }
+}
+
+fn record(Update { origin, kind, bytes }: Update) -> Event {
+    Event::Record { origin, kind, bytes }
 }
 
 /// Sends only what is new, so that nobody wakes for nothing.

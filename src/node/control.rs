@@ -186,7 +186,7 @@ impl Daemon {
             discovery_generation: 0,
             files_allowed: Some(self.descriptors.limit).filter(|limit| *limit < u64::MAX),
             files_needed: self.descriptors.needed,
-            shut_out: false,
+            isolated: None,
         };
         if let Some(running) = self.running.get() {
             running.fill(&mut status);
@@ -205,7 +205,7 @@ impl Running {
         status.alarms = self.alarms.open();
         status.refused = part.refused;
         status.phase = part.phase;
-        status.shut_out = self.links.is_shut_out();
+        status.isolated = part.isolated;
         status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
         status.intro_points = status::intro_points(&self.points.borrow(), unix_now());
         status.stranger = self.stranger.borrow().as_ref().and_then(status::stranger);

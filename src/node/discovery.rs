@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustbalance_gossip::coordinator::Event;
 use rustbalance_gossip::id::NodeId;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
+use super::cluster::Cluster;
 use super::tasks::Ended;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
@@ -42,12 +44,20 @@ impl Rotation {
     /// Runs until the daemon stops. `publishing` says whether this node is the publisher: only that one makes keys.
     pub(super) async fn run(
         mut self,
+        cluster: Cluster,
         mut publishing: watch::Receiver<Wanted>,
         mut offered: mpsc::Receiver<Offer>,
     ) -> Ended {
         let mut ring = self.store.discovery()?;
         let mut trusted = BTreeSet::from([self.store.node_id()]);
+        let mut told = None;
         loop {
+            let counted = ring.newest().key.generation;
+            if told != Some(counted) {
+                told = Some(counted);
+                // If the actor has ended, its own task tells why.
+                let _ = cluster.tell(Event::DiscoveryKey { counted }).await;
+            }
             let publisher = publishing.borrow_and_update().term.is_some();
             let revoked = self.members.borrow_and_update().revoked.len();
             if let Some(made) = ring.due(revoked).filter(|_| publisher).and_then(|generation| self.make(generation)) {
@@ -57,14 +67,23 @@ impl Rotation {
             tokio::select! {
                 changed = self.members.changed() => if changed.is_err() { return Ok(()) },
                 changed = publishing.changed() => if changed.is_err() { return Ok(()) },
-                Some(offer) = offered.recv() => match offer.verify(self.store.cluster(), self.store.membership().authority_id()) {
-                    Ok(key) => self.adopt(&mut ring, key, &mut trusted),
-                    Err(error) => {
-                        self.links.count_false_key();
-                        debug!(%error, "a discovery key is refused");
-                    }
-                },
+                Some(offer) = offered.recv() => self.take(&mut ring, offer, &mut trusted),
                 () = tokio::time::sleep(LOOK_PAUSE) => {}
+            }
+        }
+    }
+
+    /// Takes a key that a peer has offered. One that is known, or older than the newest, costs no access to the disk.
+    fn take(&self, ring: &mut KeyRing, offer: Offer, trusted: &mut BTreeSet<NodeId>) {
+        if ring.has(&offer) {
+            return;
+        }
+        match offer.verify(self.store.cluster(), self.store.membership().authority_id()) {
+            Ok(key) if ring.is_newer(&key) => self.adopt(ring, key, trusted),
+            Ok(_) => {}
+            Err(error) => {
+                self.links.count_false_key();
+                debug!(%error, "a discovery key is refused");
             }
         }
     }

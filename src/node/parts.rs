@@ -1,6 +1,6 @@
 //! All the parts of a running node: started in order, watched over, taken down in order.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -81,7 +81,7 @@ impl Parts {
         daemon: &Daemon,
     ) -> Result<Self, NodeError> {
         let (stop_serving, stop_all) = (CancellationToken::new(), CancellationToken::new());
-        let boot = store.next_boot(unix_now())?;
+        let (boot, instance) = (store.next_boot(unix_now())?, rand::rng().random());
         let me = store.node_id();
         let authority = store.authority_secret()?;
         let (members, members_watch) = watch::channel(known_members(&store)?);
@@ -96,7 +96,8 @@ impl Parts {
             limits: config.links.clone(),
         };
         let members_of_rotation = members_watch.clone();
-        let (links, LinkOutputs { carrier, joins, revoked, offered }) = Links::start(config_of_links, members_watch);
+        let (links, LinkOutputs { carrier, joins, revoked, offered, facts }) =
+            Links::start(config_of_links, members_watch);
         let links = Arc::new(links);
         let rotation = Rotation {
             engine: Arc::clone(&engine),
@@ -107,12 +108,12 @@ impl Parts {
             accepted,
         };
         let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
-        let mesh = MeshConfig { me, cluster: store.cluster(), generation: boot, interval: ROUND };
+        let mesh = MeshConfig { me, cluster: store.cluster(), generation: generation(boot, instance), interval: ROUND };
         let (mesh, updates) = Mesh::start(mesh, carrier, seeds).await?;
         mesh.set_limits(config.gossip.mesh);
         let gossip = mesh.counting();
         let coordinator = Coordinator::new(
-            settings(&store, config, boot, authority.as_ref())?,
+            settings(&store, config, (boot, instance), authority.as_ref())?,
             Box::new(store.node_secret()?),
             store.membership().clone(),
         )
@@ -122,6 +123,7 @@ impl Parts {
             coordinator,
             mesh,
             updates,
+            facts,
             store: Arc::clone(&store),
             alarms: Arc::clone(&alarms),
             authority: authority.as_ref().map(|authority| authority.duplicate()),
@@ -133,7 +135,7 @@ impl Parts {
         let mut tasks = Tasks::default();
         let Decisions { publish, balance, stand_in, members: decided, excluded } = decisions;
         tasks.spawn("members", forward_members(decided, members));
-        tasks.spawn("discovery keys", rotation.run(publish.clone(), offered));
+        tasks.spawn("discovery keys", rotation.run(cluster.clone(), publish.clone(), offered));
         let own = Arc::new(RefusedCounts::default());
         let service = listen(
             Arc::clone(&engine),
@@ -308,11 +310,11 @@ impl Parts {
 fn settings(
     store: &Store,
     config: &Config,
-    boot: u64,
+    (boot, instance): (u64, u64),
     authority: Option<&AuthoritySecret>,
 ) -> Result<Settings, NodeError> {
     let heartbeat = config.cluster.heartbeat;
-    let mut settings = Settings::new(boot, store.term()?);
+    let mut settings = Settings::new(boot, instance, store.term()?);
     settings.priority = config.node.priority;
     settings.weight = config.node.weight;
     settings.ports = config.ports.iter().map(|port| port.port).collect();
@@ -329,9 +331,16 @@ fn known_members(store: &Store) -> Result<MemberSet, NodeError> {
     let chains = store.members()?;
     let members = chains.into_iter().filter_map(|chain| chain.verify(store.cluster(), unix).ok());
     let members = members.filter(|member| member.authority_id() == store.membership().authority_id());
-    let members: BTreeSet<_> = members.map(|member| member.node()).collect();
+    let roles: BTreeMap<_, _> = members.map(|member| (member.node(), member.role())).collect();
     let revoked = store.revocations()?.into_iter().map(|revocation| (revocation.node, revocation)).collect();
-    Ok(MemberSet { members, revoked })
+    let publishers = roles.iter().filter(|(_, role)| **role == Role::Publisher).map(|(node, _)| *node).collect();
+    Ok(MemberSet { members: roles.into_keys().collect(), publishers, revoked, ..MemberSet::default() })
+}
+
+/// The number under which this process gossips: higher than those of earlier starts, and not that of another process which
+/// was started from a copy of the same directory, so that the two hear each other.
+fn generation(boot: u64, instance: u64) -> u64 {
+    boot << 16 | instance & 0xffff
 }
 
 /// What the coordinator is told first.

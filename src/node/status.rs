@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustbalance_gossip::coordinator::{Coordinator, Leadership};
+use rustbalance_gossip::coordinator::{Coordinator, Isolated, Leadership};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::MeshCounters;
 use rustbalance_gossip::record::Invitation;
@@ -30,6 +30,7 @@ pub(super) struct ClusterPart {
     pub(super) invitations: Vec<InvitationStatus>,
     pub(super) refused: BTreeMap<String, u64>,
     pub(super) phase: rustbalance_gossip::record::Phase,
+    pub(super) isolated: Option<Isolated>,
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -61,6 +62,7 @@ pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
         invitations: view.invitations().iter().map(|it| invitation_status(it, now.unix)).collect(),
         refused: view.refused().iter().map(|(name, count)| (format!("record_{name}"), count)).collect(),
         phase: coordinator.phase(),
+        isolated: coordinator.isolation(now),
     }
 }
 
@@ -79,6 +81,7 @@ fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<NodeId, usiz
         priority: member.card.as_ref().map(|card| card.priority),
         weight: member.card.as_ref().map(|card| card.weight),
         ports: member.card.as_ref().map(|card| card.ports.clone()),
+        doubled_seconds: member.doubled.map(|at| now.mono.saturating_sub(at).as_secs()),
     }
 }
 

@@ -8,6 +8,7 @@ use rustbalance::clock::unix_now;
 use rustbalance::discovery::{Discovery, OVERLAP};
 use rustbalance::keys::NodeSecret;
 use rustbalance::store::Store;
+use rustbalance_gossip::coordinator::Isolated;
 use rustbalance_gossip::record::{Phase, Revocation, Role};
 use rustbalance_gossip::signed::Verified;
 
@@ -104,14 +105,14 @@ async fn an_evicted_publisher_that_nobody_can_tell_waits() {
     let mut away = town.daemons.remove(1);
     away.run(&town.net);
     until("it knows that it is shut out", async || {
-        ensure!(away.status().await?.shut_out, "it does not");
+        ensure!(away.status().await?.isolated == Some(Isolated::ShutOut), "it does not");
         Ok(())
     })
     .await;
     let visitors = town.visitors();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let status = away.status().await.unwrap();
-    assert!(status.shut_out && status.phase == Phase::Joining && status.publisher.is_none(), "{status:?}");
+    assert!(status.isolated.is_some() && status.phase == Phase::Joining && status.publisher.is_none(), "{status:?}");
     visitors.all_served().await;
     town.healthy().await;
     town.publishes_by_itself(&before, beta).await;

@@ -10,6 +10,7 @@
 mod authority;
 mod away;
 mod clients;
+mod copies;
 mod disks;
 mod door;
 mod evicted;
@@ -20,7 +21,9 @@ mod newcomer;
 mod operators;
 mod outages;
 mod records;
+mod returning;
 mod tokens;
 mod tor;
 mod town;
+mod wire;
 mod workers;

@@ -73,7 +73,7 @@ impl Member {
     /// Links to everybody, for so many voices.
     pub(crate) async fn open(&self, town: &Town, voices: usize) -> Mouth {
         let members = town.daemons.iter().map(|daemon| daemon.id).collect();
-        let (sender, members) = watch::channel(MemberSet { members, revoked: Default::default() });
+        let (sender, members) = watch::channel(MemberSet { members, ..MemberSet::default() });
         let (keys, discovery) = watch::channel(None);
         let config = LinkConfig {
             engine: Arc::clone(&self.engine) as Arc<dyn Engine>,

@@ -93,7 +93,8 @@ async fn forged_records_of_others_are_believed_by_nobody() {
     let mut liars = Vec::new();
     for victim in [alpha, gamma] {
         let liar = mouth.speak(&town, victim, FUTURE).await;
-        let gone = Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0, unix: unix_now() };
+        let gone =
+            Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0, unix: unix_now(), instance: 1 };
         let points = IntroPoints { cluster, node: victim, seq, points: Vec::new(), nonces: Vec::new() };
         let lease = Lease { cluster, holder: victim, seq, term: before.1 + OWN_TERMS, priority: 0, ttl_ms: 60_000 };
         let card = mallory.card(victim, seq);
@@ -186,7 +187,8 @@ async fn absurd_terms_are_claimed_in_vain() {
         voice.say(RecordKind::Lease, &mallory.sign(lease));
         sleep(Duration::from_millis(700)).await;
     }
-    let absurd = Heartbeat { cluster, node: me, seq: u64::MAX, phase: Phase::Healthy, hears: 3, unix: unix_now() };
+    let absurd =
+        Heartbeat { cluster, node: me, seq: u64::MAX, phase: Phase::Healthy, hears: 3, unix: unix_now(), instance: 1 };
     voice.say(RecordKind::Heartbeat, &mallory.sign(absurd));
     town.counts("record_jump", 6).await;
     town.healthy().await;

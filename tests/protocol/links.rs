@@ -1,18 +1,23 @@
 //! Links: frames, the handshake, and what crosses an open link.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use rustbalance::frame;
 use rustbalance::link::Frame;
 use rustbalance::link::handshake::{Dialler, HandshakeError, Listener, Purpose, Refusal, Refused};
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
+use rustbalance_gossip::facts::Facts;
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::record::Member;
+use rustbalance_gossip::liveness::Patience;
+use rustbalance_gossip::record::{Member, RecordKind};
+use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::View;
 use serde_json::{Value, json};
 
 use crate::cast::{Cast, NOW, bytes, sign};
-use crate::records::revocation;
+use crate::records::{invitation_redeemed, revocation};
 use crate::{hex, unhex, value_of};
 
 const NONCE: u8 = 0xe1;
@@ -90,13 +95,31 @@ pub(crate) fn check_handshake(cast: &Cast, vectors: &Value) {
     assert_eq!(hears(&vectors["refused_with_revocation"]), Err(HandshakeError::Revoked(Box::new(shown))));
 }
 
-fn frames(cast: &Cast, gossip: &[u8]) -> [(&'static str, Frame); 4] {
+fn frames(cast: &Cast, gossip: &[u8]) -> [(&'static str, Frame); 6] {
+    let facts = facts_of(cast);
     [
         ("ping", Frame::Ping(1000)),
         ("pong", Frame::Pong(1000)),
         ("gossip", Frame::Gossip(VarBytes(gossip.to_vec()))),
         ("discovery", Frame::Discovery(cast.discovery(1).offer())),
+        ("factsdigest", Frame::FactsDigest(facts.digest())),
+        ("facts", Frame::Facts(facts.batches().concat())),
     ]
+}
+
+/// A revocation and a redeemed invitation.
+fn facts_of(cast: &Cast) -> Facts {
+    let mut view = View::new(cast.founder(), Patience::default(), 0);
+    let now = Now { mono: Duration::ZERO, unix: NOW };
+    let (revoked, redeemed) = (revocation(cast), invitation_redeemed(cast));
+    let facts = [
+        (RecordKind::Revocation(revoked.node), sign(revoked, &cast.authority).to_bytes().unwrap()),
+        (RecordKind::Invitation(redeemed.token), sign(redeemed, &cast.authority).to_bytes().unwrap()),
+    ];
+    for (kind, bytes) in facts {
+        view.ingest(cast.beta.node_id(), kind, &bytes, now).unwrap();
+    }
+    Facts::of(&view, NOW)
 }
 
 /// What crosses an open link; `gossip` is a message of the mesh.
@@ -125,6 +148,8 @@ pub(crate) async fn check_messages(cast: &Cast, gossip: &[u8], vectors: &Value) 
         match (codec::decode(&payload, frame::MAX).unwrap(), sent) {
             (Frame::Ping(read), Frame::Ping(sent)) | (Frame::Pong(read), Frame::Pong(sent)) => assert_eq!(read, sent),
             (Frame::Gossip(read), Frame::Gossip(sent)) => assert_eq!(read, sent),
+            (Frame::FactsDigest(read), Frame::FactsDigest(sent)) => assert_eq!(read, sent),
+            (Frame::Facts(read), Frame::Facts(sent)) => assert_eq!(read, sent),
             (Frame::Discovery(read), Frame::Discovery(_)) => {
                 let (cluster, authority) = (cast.cluster(), cast.authority.authority_id());
                 assert_eq!(read.verify(cluster, authority).unwrap().key, cast.discovery(1).key);

@@ -135,8 +135,6 @@ pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
         version: "0.1.0".into(),
         ports: vec![22, 80],
     };
-    let mut redeemed = cast.invitation(Role::Worker);
-    redeemed.redeemed = [cast.beta.node_id()].into();
     let published = PublishedPeriod { period: PERIOD, revision: 1_414_213_562, confirmed: 7, directories: 8 };
     vec![
         (
@@ -146,7 +144,7 @@ pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
         ("founder_certificate", Box::new(tale((*founder.certificate).clone(), authority()))),
         ("member_certificate", Box::new(tale((*cast.worker().certificate).clone(), authority()))),
         ("invitation", Box::new(tale(cast.invitation(Role::Worker), authority()))),
-        ("invitation_redeemed", Box::new(tale(redeemed, authority()))),
+        ("invitation_redeemed", Box::new(tale(invitation_redeemed(cast), authority()))),
         ("revocation", Box::new(tale(revocation(cast), authority()))),
         ("discovery_key", Box::new(tale((*cast.discovery(1).key).clone(), authority()))),
         ("node_card", Box::new(tale(card, alpha()))),
@@ -161,9 +159,22 @@ pub(crate) fn revocation(cast: &Cast) -> Revocation {
     Revocation { cluster: cast.cluster(), node: cast.beta.node_id(), revoked: NOW }
 }
 
+/// The worker's invitation once beta has joined with it.
+pub(crate) fn invitation_redeemed(cast: &Cast) -> Invitation {
+    Invitation { redeemed: [cast.beta.node_id()].into(), ..cast.invitation(Role::Worker) }
+}
+
 fn heartbeat(cast: &Cast) -> Heartbeat {
     let (cluster, node) = (cast.cluster(), cast.alpha.node_id());
-    Heartbeat { cluster, node, seq: (7 << 32) | 2, phase: Phase::Healthy, hears: 2, unix: NOW }
+    Heartbeat {
+        cluster,
+        node,
+        seq: (7 << 32) | 2,
+        phase: Phase::Healthy,
+        hears: 2,
+        unix: NOW,
+        instance: 0x0123_4567_89ab_cdef,
+    }
 }
 
 fn intro_points(cast: &Cast) -> IntroPoints {

@@ -290,6 +290,13 @@ def check_links(vectors):
     offer = message("discovery", vectors["links"]["discovery"])["Discovery"]
     word = opened("offer", offer["key"], "rustbalance discovery key v1", authority)
     equal("public half of the offer", x25519_public(offer["secret"]), word["public"])
+    digest = hashlib.sha3_256(b"rustbalance facts v1\0")
+    for fact in message("facts", vectors["links"]["facts"])["Facts"]:
+        name = {"rev": "revocation", "inv": "invitation"}[fact["kind"][:3]]
+        statement = opened(fact["kind"], decode(fact["record"]), STATEMENTS[name][0], authority)
+        content = encode(statement) if name == "invitation" else b""
+        digest.update(fact["kind"].encode() + b"\0" + sha3(content))
+    equal("digest of the facts", message("digest", vectors["links"]["factsdigest"])["FactsDigest"], digest.digest())
 
 
 # 6. Gossip.

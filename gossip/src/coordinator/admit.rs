@@ -20,7 +20,7 @@ pub const LISTEN_BEFORE_ADMITTING: Duration = Duration::from_secs(60);
 /// Why a node may not admit a joiner yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotYet {
-    /// The other members accept none of this node's discovery keys, or it is no member any more.
+    /// This node is isolated ([`super::Isolated`]), or it is no member any more.
     Isolated,
     /// This node has started a short while ago, and has not heard this publisher since.
     Starting(NodeId),
@@ -36,7 +36,7 @@ impl Coordinator {
     /// Says what is missing. All of it passes by itself, but for a publisher that never comes back:
     /// that one has to be evicted before another publisher is admitted.
     pub fn may_admit(&self, role: Role, now: Now) -> Result<(), NotYet> {
-        if self.excluded || self.is_shut_out() {
+        if self.excluded || self.isolation(now).is_some() {
             return Err(NotYet::Isolated);
         }
         let starting = now.mono < self.started + LISTEN_BEFORE_ADMITTING;

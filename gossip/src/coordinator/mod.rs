@@ -9,6 +9,7 @@
 //! should stand in the descriptor. The last is for the publisher; the others look at it when they beat.
 
 mod admit;
+mod isolation;
 mod own;
 mod planning;
 mod settings;
@@ -19,19 +20,20 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use admit::{LISTEN_BEFORE_ADMITTING, NotYet};
+pub use isolation::Isolated;
 pub use settings::{Action, Event, Leadership, Settings};
 
 use crate::id::{MasterId, NodeId};
 use crate::lease::{Election, Situation, Step};
 use crate::plan::Choice;
 use crate::record::{
-    Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, NodeCard, Phase, PointNonce, Publication,
-    PublishedPeriod, RecordKind, Role, ServedPoint,
+    Chain, Heartbeat, IntroPoint, Invitation, Member, Phase, PointNonce, PublishedPeriod, RecordKind, Role, ServedPoint,
 };
-use crate::signed::{Check, Sign, Unverified, Verified};
+use crate::signed::{Check, Sign};
 use crate::stand_in::{self, Orphan};
 pub use crate::time::Now;
-use crate::view::{Changes, MAX_PERIODS, OwnWord, PointCheck, Rejection, Standing, View, check_points};
+use crate::view::{Changes, MAX_PERIODS, PointCheck, Rejection, Standing, View, check_points};
+use isolation::Isolation;
 use own::Voice;
 
 /// How long all is not said anew again after it was, because a higher word of our own came back.
@@ -70,7 +72,10 @@ pub struct Coordinator {
     /// It leads and cannot publish.
     unable: bool,
     leaving: bool,
-    shut_out: bool,
+    isolation: Isolation,
+    /// Whether this node was isolated at the last event, and when that may change by time alone.
+    isolated: bool,
+    isolate_at: Option<Duration>,
     ready: bool,
     been_healthy: bool,
     points: Vec<IntroPoint>,
@@ -118,7 +123,9 @@ impl Coordinator {
             handed_over: false,
             unable: false,
             leaving: false,
-            shut_out: false,
+            isolation: Isolation::new(settings.instance),
+            isolated: false,
+            isolate_at: None,
             ready: false,
             been_healthy: false,
             points: Vec::new(),
@@ -179,8 +186,8 @@ impl Coordinator {
 
     /// The points of others at which this node is to serve. Not cheap with hundreds of nodes: once a second is enough.
     pub fn stand_ins(&self, now: Now) -> Vec<Orphan> {
-        let out = !self.joined || self.draining || self.leaving || self.is_shut_out() || self.excluded;
-        if out { Vec::new() } else { stand_in::share(&self.view, now.mono) }
+        let out = !self.joined || self.draining || self.leaving || self.excluded;
+        if out || self.isolation(now).is_some() { Vec::new() } else { stand_in::share(&self.view, now.mono) }
     }
 
     /// When to send [`Event::Tick`] at the latest, on the monotonic clock. `None` when all is said and done.
@@ -188,11 +195,12 @@ impl Coordinator {
         if self.excluded || (self.leaving && self.said_phase == Some(Phase::Gone)) {
             return None;
         }
-        let joining = (!self.joined && !self.is_shut_out()).then_some(self.started + self.settings.joining);
+        let joining = (!self.joined && !self.isolated).then_some(self.started + self.settings.joining);
         // The others choose when they beat.
         let hidden = self.hidden_until.filter(|_| self.election.leading().is_some());
         let always = [self.next_beat, self.refresh_at, self.repeat_at];
-        always.into_iter().chain([self.elect_at, joining, self.reissue_at, hidden].into_iter().flatten()).min()
+        let sometimes = [self.elect_at, joining, self.reissue_at, self.isolate_at, hidden];
+        always.into_iter().chain(sometimes.into_iter().flatten()).min()
     }
 
     /// Takes in what has happened and says what is to be done, in this order.
@@ -219,6 +227,7 @@ impl Coordinator {
             self.next_beat = now.mono;
             self.repeat_at = now.mono + REPEAT;
             self.election.listen(now.mono);
+            self.isolation.begin(now);
             self.say_card(out);
             // Whoever believes a lease of this node from before its restart must not wait until it is too old.
             self.say_lease(self.settings.term, Duration::ZERO, now, out);
@@ -248,7 +257,8 @@ impl Coordinator {
             Event::IntroPoints(points) => return self.take_points(points, out),
             Event::Ready(ready) => self.ready = ready,
             Event::MeshReached => self.join(now),
-            Event::ShutOut(shut_out) => self.shut_out = shut_out,
+            Event::ShutOut(shut_out) => self.isolation.set_shut_out(shut_out),
+            Event::DiscoveryKey { counted } => self.isolation.set_counted(counted),
             Event::CannotPublish => self.unable = self.election.leading().is_some(),
             Event::Drain => self.draining = true,
             Event::Resume => (self.draining, self.handed_over) = (false, false),
@@ -259,7 +269,7 @@ impl Coordinator {
             }
             Event::Published(periods) => return self.take_published(periods, now, out),
             Event::Invitation(invitation) => return self.fold(|view| view.fold_invitation(invitation, now)),
-            Event::Revocation(revocation) => return self.fold(|view| view.fold_revocation(revocation)),
+            Event::Revocation(revocation) => return self.fold(|view| view.fold_revocation(revocation, now)),
             Event::KnownMembers(chains) => {
                 let mut changes = Changes::default();
                 for chain in chains {
@@ -279,7 +289,7 @@ impl Coordinator {
     }
 
     fn take_record(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Changes {
-        if origin == self.me && !matches!(kind, RecordKind::Invitation(_) | RecordKind::Revocation(_)) {
+        if origin == self.me && !kind.is_fact() {
             self.hear_own(kind, bytes, now);
             return Changes::default();
         }
@@ -297,42 +307,6 @@ impl Coordinator {
                 Changes::default()
             }
         }
-    }
-
-    /// A word of our own that came back. It changes nothing that we say, only how high we must count from here.
-    fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
-        let heard = match kind {
-            RecordKind::Card => self.own_seq::<NodeCard>(bytes),
-            RecordKind::Heartbeat => self.own_seq::<Heartbeat>(bytes),
-            RecordKind::IntroPoints => self.own_seq::<IntroPoints>(bytes),
-            RecordKind::Lease => self.own_seq::<Lease>(bytes),
-            RecordKind::Publication => self.own_seq::<Publication>(bytes),
-            RecordKind::Invitation(_) | RecordKind::Revocation(_) => return,
-        };
-        let Some(seq) = heard else { return };
-        if kind == RecordKind::Lease
-            && let Ok(lease) =
-                Unverified::<Lease>::from_bytes(bytes).map_err(Rejection::from).and_then(|it| self.open(it))
-        {
-            self.view.raise_term(lease.term);
-        }
-        if self.voice.heard(seq) {
-            tracing::warn!(
-                "a newer record of this node came back than it has made: an old backup, or a second node with its key"
-            );
-            self.view.count_refusal(&Rejection::Own);
-            let rested = self.reissued.map_or(now.mono, |at| (at + REISSUE_PAUSE).max(now.mono));
-            self.reissue_at = self.reissue_at.or(Some(rested));
-        }
-    }
-
-    fn open<T: OwnWord>(&self, record: Unverified<T>) -> Result<Verified<T>, Rejection> {
-        Ok(record.verify_with(self.me.public_key(), self.view.check())?)
-    }
-
-    fn own_seq<T: OwnWord>(&self, bytes: &[u8]) -> Option<u64> {
-        let record = self.open(Unverified::<T>::from_bytes(bytes).ok()?).ok()?;
-        (record.speaker() == self.me && record.cluster() == self.cluster).then(|| record.seq())
     }
 
     fn take_points(&mut self, mut served: Vec<ServedPoint>, out: &mut Vec<Action>) -> Changes {
@@ -360,9 +334,10 @@ impl Coordinator {
 
     /// Looks at the whole again.
     fn reconcile(&mut self, mut changes: Changes, now: Now, out: &mut Vec<Action>) {
-        if self.is_excluded(out) {
+        if self.is_excluded(now, out) {
             return;
         }
+        self.isolate(now);
         self.live(now);
         if self.reissue_at.is_some_and(|at| now.mono >= at) {
             (self.reissue_at, self.reissued) = (None, Some(now.mono));
@@ -374,6 +349,9 @@ impl Coordinator {
         self.elect(&mut changes, now, out);
         self.pass_on(&changes, now, out);
         self.plan(&changes, now, out);
+        if changes.misled {
+            out.push(Action::RestartGossip);
+        }
         if changes.publications && self.is_overwritten() {
             out.push(Action::Overwritten);
         }
@@ -391,8 +369,11 @@ impl Coordinator {
         self.election.leading().is_some() && self.periods.iter().any(higher)
     }
 
-    fn is_excluded(&mut self, out: &mut Vec<Action>) -> bool {
+    fn is_excluded(&mut self, now: Now, out: &mut Vec<Action>) -> bool {
         let reason = match self.view.own_standing() {
+            Standing::Member if self.isolation.must_end(now.mono) => {
+                "this node's key is in use by a second process, most likely on another machine with a copy of this state directory; both stop. Delete all copies but one, and start that one: a state directory may be moved, never run twice"
+            }
             Standing::Member => return false,
             Standing::Expired => {
                 "this node's member certificate has expired: check this machine's clock; if it is right, join again with a new invitation"
@@ -420,15 +401,27 @@ impl Coordinator {
         }
     }
 
-    /// True if the others have shut this node out, and may do so: only publishers evict and change keys, so where there is no
-    /// other a worker that closes its door proves nothing.
-    fn is_shut_out(&self) -> bool {
-        self.shut_out && self.view.has_other_publisher()
+    /// Why this node must keep still now, if it must.
+    pub fn isolation(&self, now: Now) -> Option<Isolated> {
+        self.isolation.reason(self.view.revocations().len(), self.view.has_other_publisher(), now.mono)
+    }
+
+    fn isolate(&mut self, now: Now) {
+        self.isolation.compare(self.view.revocations().len(), now);
+        let why = self.isolation(now);
+        self.isolate_at = self.isolation.next_deadline(now.mono);
+        if self.isolated != why.is_some() {
+            match why {
+                Some(why) => tracing::warn!(%why, "this node is isolated: it does not publish, admit or rotate keys"),
+                None => tracing::info!("this node is isolated no longer"),
+            }
+        }
+        self.isolated = why.is_some();
     }
 
     /// Moves on in life.
     fn live(&mut self, now: Now) {
-        let waited = now.mono >= self.started + self.settings.joining && !self.is_shut_out();
+        let waited = now.mono >= self.started + self.settings.joining && !self.isolated;
         if !self.joined && (waited || self.view.is_alone() || self.view.hears_any()) {
             self.join(now);
         }
@@ -444,8 +437,9 @@ impl Coordinator {
         self.beaten = Some(now.mono);
         self.said_phase = Some(phase);
         let hears = u16::try_from(self.view.hears()).unwrap_or(u16::MAX);
-        let (cluster, node, unix) = (self.cluster, self.me, now.unix);
-        let Some((beat, bytes)) = self.voice.say(|seq| Heartbeat { cluster, node, seq, phase, hears, unix }) else {
+        let (cluster, node, unix, instance) = (self.cluster, self.me, now.unix, self.settings.instance);
+        let Some((beat, bytes)) = self.voice.say(|seq| Heartbeat { cluster, node, seq, phase, hears, unix, instance })
+        else {
             return Changes::default();
         };
         out.push(Action::Gossip { kind: RecordKind::Heartbeat, bytes });
@@ -486,7 +480,7 @@ impl Coordinator {
         if live && !leading {
             return situation;
         }
-        let may = self.joined && !self.leaving && !self.is_shut_out() && self.view.may_publish();
+        let may = self.joined && !self.leaving && !self.isolated && self.view.may_publish();
         // Who leads stands in no queue; the others' ranks need not be computed for it.
         let next = self.election.stored_term().max(highest) + 1;
         situation.place = may.then(|| if leading { 0 } else { self.place(next) });

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Action, Coordinator, Now, REPEAT};
+use super::{Action, Coordinator, Now, REISSUE_PAUSE, REPEAT};
 use crate::address::mesh_address;
 use crate::id::NodeId;
-use crate::record::{IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
-use crate::signed::{Sign, Statement, Verified};
-use crate::view::Changes;
+use crate::record::{Heartbeat, IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
+use crate::signed::{Sign, Statement, Unverified, Verified};
+use crate::view::{Changes, OwnWord, Rejection};
 
 /// The node's voice.
 pub(super) struct Voice {
@@ -122,5 +122,39 @@ impl Coordinator {
         };
         out.push(Action::Gossip { kind: RecordKind::Publication, bytes });
         self.fold(|view| view.fold_publication(publication, now))
+    }
+
+    /// Takes in a record of this node that came back. It changes nothing that this node says, only how high it must count
+    /// from here; and it may show that another process signs with the same key.
+    pub(super) fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
+        let heard = match kind {
+            RecordKind::Card => self.own::<NodeCard>(bytes).map(|card| card.seq),
+            RecordKind::IntroPoints => self.own::<IntroPoints>(bytes).map(|points| points.seq),
+            RecordKind::Publication => self.own::<Publication>(bytes).map(|publication| publication.seq),
+            RecordKind::Heartbeat => self.own::<Heartbeat>(bytes).map(|beat| {
+                self.isolation.hear_own(&beat, now);
+                beat.seq
+            }),
+            RecordKind::Lease => self.own::<Lease>(bytes).map(|lease| {
+                self.view.raise_term(lease.term);
+                lease.seq
+            }),
+            RecordKind::Invitation(_) | RecordKind::Revocation(_) => return,
+        };
+        if heard.is_some_and(|seq| self.voice.heard(seq)) {
+            tracing::warn!(
+                "a newer record of this node came back than it has made: an old backup, or a second node with its key"
+            );
+            self.view.count_refusal(&Rejection::Own);
+            let rested = self.reissued.map_or(now.mono, |at| (at + REISSUE_PAUSE).max(now.mono));
+            self.reissue_at = self.reissue_at.or(Some(rested));
+        }
+    }
+
+    /// Opens a record that this node's key has signed for this cluster.
+    fn own<T: OwnWord>(&self, bytes: &[u8]) -> Option<Verified<T>> {
+        let record = Unverified::<T>::from_bytes(bytes).ok()?;
+        let record = record.verify_with(self.me.public_key(), self.view.check()).ok()?;
+        (record.speaker() == self.me && record.cluster() == self.cluster).then_some(record)
     }
 }

@@ -24,6 +24,8 @@ pub struct Settings {
     pub ports: BTreeSet<u16>,
     /// How often this node has started, this time included, from disk: the upper half of every sequence number.
     pub boot: u64,
+    /// A random number that stands in this process's heartbeats: two processes with one key are told apart by it.
+    pub instance: u64,
     /// The highest term on disk.
     pub term: u64,
     /// When silence means death, and how often this node beats.
@@ -43,14 +45,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults, for a node that starts for the `boot`th time and has `term` on disk.
-    pub fn new(boot: u64, term: u64) -> Self {
+    /// The defaults, for a node that starts for the `boot`th time, has drawn `instance` and has `term` on disk.
+    pub fn new(boot: u64, instance: u64, term: u64) -> Self {
         Self {
             priority: 100,
             weight: 10,
             version: env!("CARGO_PKG_VERSION").into(),
             ports: BTreeSet::new(),
             boot,
+            instance,
             term,
             patience: Patience::default(),
             timing: Timing::default(),
@@ -83,10 +86,15 @@ pub enum Event {
     Ready(bool),
     /// The mesh has been reached: at least one link is up.
     MeshReached,
-    /// Whether the other members seem to have shut this node out: it reaches none, and at least one is there but lets
-    /// nobody find it who has only this node's keys. Then this node was evicted while it was away, or has missed a change
+    /// Whether the other members seem to have shut this node out: it reaches no publisher, and at least one is there but
+    /// accepts none of this node's discovery keys. Then this node was evicted while it was away, or has missed a change
     /// of keys, and the others will reach it. Until then it must not take them for dead.
     ShutOut(bool),
+    /// The newest discovery key on this node's disk, at the start and after every change.
+    DiscoveryKey {
+        /// How many revocations its maker knew: its generation.
+        counted: u32,
+    },
     /// This node cannot publish, for a reason of its own such as a full disk: if it should, let another. Forgotten with
     /// the next [`Event::Published`].
     CannotPublish,
@@ -137,6 +145,9 @@ pub enum Action {
     /// Invitations have changed: the join port, the list on disk ([`crate::view::Invitations::whole`]), and if
     /// [`crate::view::Invitations::unsigned`] has any, a holder of the authority key signs them anew.
     InvitationsChanged,
+    /// Forget what gossip has brought and hear it again: an evicted node had this one hold it for a member, and may have had
+    /// it believe that it has heard all that others say.
+    RestartGossip,
     /// This node is not a member any more, for the reason told. Final: nothing more is said or done.
     Excluded(String),
 }

@@ -3,8 +3,8 @@
 mod outages;
 
 use super::*;
-use crate::record::PeriodId;
-use crate::signed::Statement;
+use crate::record::{IntroPoints, Lease, NodeCard, PeriodId, Publication};
+use crate::signed::{Statement, Unverified, Verified};
 use crate::sim::{FOUNDED, Founder, Identity, point, served, sign};
 
 /// A coordinator under test, its clock, and what it has said last of each kind.
@@ -17,7 +17,7 @@ struct Scene {
 }
 
 fn settings() -> Settings {
-    Settings::new(1, 0)
+    Settings::new(1, 1, 0)
 }
 
 impl Scene {
@@ -181,7 +181,7 @@ fn a_node_that_starts_drained_joins_first_and_drains_then() {
 
 #[test]
 fn it_beats_every_two_seconds_with_rising_numbers_above_those_of_the_last_start() {
-    let mut scene = Scene::with(Settings::new(7, 0), Role::Worker);
+    let mut scene = Scene::with(Settings::new(7, 1, 0), Role::Worker);
     let beats = |actions: Vec<Action>| {
         actions.iter().filter(|it| matches!(it, Action::Gossip { kind: RecordKind::Heartbeat, .. })).count()
     };
@@ -194,7 +194,7 @@ fn it_beats_every_two_seconds_with_rising_numbers_above_those_of_the_last_start(
 
 #[test]
 fn a_restarted_node_does_not_take_the_lease_back() {
-    let mut scene = Scene::with(Settings::new(2, 5), Role::Publisher);
+    let mut scene = Scene::with(Settings::new(2, 1, 5), Role::Publisher);
     let other = scene.founder.node(1, Role::Publisher);
     scene.event(Event::KnownMembers(vec![other.member.chain()]));
     scene.event(Event::MeshReached);
@@ -238,6 +238,49 @@ fn a_worker_that_closes_its_door_stops_no_publisher() {
     scene.event(Event::ShutOut(true));
     assert_eq!(leads(&scene.pass(70)), vec![Leadership::Publisher { term: 1 }]);
     assert_eq!(leads(&scene.event(Event::ShutOut(true))), vec![]);
+}
+
+#[test]
+fn a_node_that_lacks_revocations_which_its_key_counts_does_not_publish() {
+    let mut scene = Scene::new();
+    let (other, evicted) = (scene.founder.node(1, Role::Publisher), scene.founder.node(2, Role::Worker));
+    scene.event(Event::KnownMembers(vec![other.member.chain(), evicted.member.chain()]));
+    scene.event(Event::DiscoveryKey { counted: 1 });
+    assert_eq!(leads(&scene.pass(600)), vec![]);
+    assert_eq!(scene.node.isolation(scene.now), Some(Isolated::LacksRevocations { known: 0, counted: 1 }));
+    scene.event(Event::Revocation(scene.founder.revoke(evicted.node())));
+    assert_eq!(leads(&scene.pass(60)), vec![Leadership::Publisher { term: 1 }]);
+    let stops = scene.event(Event::DiscoveryKey { counted: 2 });
+    assert_eq!(leads(&stops), vec![], "the revocation may be on its way");
+    assert_eq!(leads(&scene.pass(6)), vec![Leadership::Follower]);
+}
+
+#[test]
+fn gossip_is_heard_again_once_a_living_node_turns_out_to_have_been_evicted_before() {
+    for (late, restarts) in [(10, false), (40, true)] {
+        let mut scene = Scene::new();
+        let evicted = scene.meet(1, Role::Worker);
+        scene.pass_with(late, &evicted, Phase::Healthy);
+        let revocation = scene.founder.revoke(evicted.node());
+        let actions = scene.event(Event::Revocation(revocation));
+        assert_eq!(actions.contains(&Action::RestartGossip), restarts, "{actions:?}");
+    }
+}
+
+#[test]
+fn a_second_process_with_its_key_ends_it() {
+    let mut scene = Scene::publishing();
+    let own = scene.own.clone();
+    let beat = |scene: &Scene, n| Heartbeat { instance: 2, unix: scene.now.unix, ..own.beat(n, Phase::Healthy) };
+    scene.pass(10);
+    // It may be below or above its own numbers.
+    let first = beat(&scene, 1);
+    assert_eq!(leads(&scene.hear(&own, RecordKind::Heartbeat, first)), vec![Leadership::Follower]);
+    scene.pass(5);
+    let second = beat(&scene, 1 << 40);
+    scene.hear(&own, RecordKind::Heartbeat, second);
+    let ended = scene.pass(20);
+    assert!(matches!(ended.last(), Some(Action::Excluded(why)) if why.contains("second process")), "{ended:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -162,7 +163,8 @@ impl Keeper {
             self.claimed = claimed;
             self.gate.count_lie();
         }
-        lied && self.born.elapsed() >= if self.life < SHORT_LIVES { SHORT_REST } else { REST }
+        let asked = self.own.restart.load(Ordering::Relaxed);
+        (lied || asked) && self.born.elapsed() >= if self.life < SHORT_LIVES { SHORT_REST } else { REST }
     }
 
     async fn begin_anew(&mut self) {
@@ -179,6 +181,7 @@ impl Keeper {
                 self.born = Instant::now();
                 self.claimed = Claim::default();
                 self.delivery = Delivery::default();
+                self.own.restart.store(false, Ordering::Relaxed);
                 self.gate.count_restart();
             }
             Err(error) => warn!(%error, "gossip does not begin anew; trying again"),

@@ -26,6 +26,7 @@ mod tests;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -101,6 +102,8 @@ struct Own {
     values: Mutex<BTreeMap<String, Option<String>>>,
     seeds: Mutex<Vec<NodeId>>,
     changed: Notify,
+    /// Gossip is to begin again, with nothing known.
+    restart: AtomicBool,
 }
 
 /// A running mesh; dropped, it stops at once.
@@ -149,6 +152,12 @@ impl Mesh {
     /// From now on these are asked when nobody is known yet, and now and then to mend partitions.
     pub fn set_seeds(&self, seeds: Vec<NodeId>) {
         *self.own.seeds.lock().unwrap_or_else(PoisonError::into_inner) = seeds;
+    }
+
+    /// Forgets what others have said and hears it again, under a higher generation. Within some seconds, or a minute if that
+    /// happened often.
+    pub fn restart(&self) {
+        self.own.restart.store(true, Ordering::Relaxed);
     }
 
     /// Tells who is known as a member; of others, only a few are let in at a time.

@@ -50,6 +50,11 @@ impl RecordKind {
         }
     }
 
+    /// Whether records of this kind are signed by the authority, so that any node may hand them on.
+    pub fn is_fact(&self) -> bool {
+        matches!(self, Self::Invitation(_) | Self::Revocation(_))
+    }
+
     /// The kind a key names; `None` for a key of a newer version, which is passed on but not read. Each kind has one key: who
     /// writes an address in capitals names nothing, or one record could stand under as many keys as that has letters.
     pub fn from_key(key: &str) -> Option<Self> {

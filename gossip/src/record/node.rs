@@ -92,6 +92,8 @@ pub struct Heartbeat {
     pub hears: u16,
     /// Its clock, in seconds since the Unix epoch: tells who has never heard it how old the beat is.
     pub unix: u64,
+    /// Drawn at random by each process: two numbers at once are two machines with one key.
+    pub instance: u64,
 }
 
 impl Statement for Heartbeat {

@@ -137,7 +137,7 @@ impl Identity {
 
     /// A heartbeat of the time of the founding.
     pub fn beat(&self, seq: u64, phase: Phase) -> Heartbeat {
-        Heartbeat { cluster: self.cluster(), node: self.node(), seq, phase, hears: 0, unix: FOUNDED }
+        Heartbeat { cluster: self.cluster(), node: self.node(), seq, phase, hears: 0, unix: FOUNDED, instance: 0 }
     }
 
     /// A lease.

@@ -52,6 +52,8 @@ impl World {
                     self.due(host, wait, Due::Publish);
                 }
             }
+            // Nothing in a simulation hides records.
+            Action::RestartGossip => {}
             Action::MembersChanged => {
                 process.witness.recheck = true;
                 self.list_members(host);

@@ -34,6 +34,8 @@ const MAX_REVISIONS: usize = 16;
 const MAX_PERIOD_START: u64 = 253_402_300_800;
 /// Most revocations kept.
 const MAX_REVOCATIONS: usize = 4096;
+/// Age in seconds of a revocation that should have come earlier: gossip takes 18 s to reach 200 nodes (MEASUREMENTS).
+const LATE: u64 = 20;
 /// Longest version string in a card, in bytes.
 const MAX_VERSION: usize = 64;
 
@@ -145,7 +147,7 @@ impl View {
     }
 
     fn take_in(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
-        let of_itself = !matches!(kind, RecordKind::Invitation(_) | RecordKind::Revocation(_));
+        let of_itself = !kind.is_fact();
         if of_itself && origin == self.me {
             return Err(Rejection::Own);
         }
@@ -161,9 +163,11 @@ impl View {
         match kind {
             RecordKind::Card => self.take_card(origin, bytes, now),
             RecordKind::Heartbeat => {
-                let Some(beat) = self.check_word(origin, bytes, |node| node.heartbeat.as_ref())? else {
-                    return Ok(Changes::default());
-                };
+                let checked = self.check_word(origin, bytes, |node| node.heartbeat.as_ref());
+                if matches!(checked, Err(Rejection::Stale { .. })) {
+                    self.take_stale_beat(origin, bytes, now);
+                }
+                let Some(beat) = checked? else { return Ok(Changes::default()) };
                 if self.is_too_old(&beat, now) {
                     self.doubt(&origin, now);
                     return Err(Rejection::Old);
@@ -192,7 +196,7 @@ impl View {
                 self.fold_publication(publication, now)
             }
             RecordKind::Invitation(token) => self.take_invitation(token, bytes, now),
-            RecordKind::Revocation(node) => self.take_revocation(node, bytes),
+            RecordKind::Revocation(node) => self.take_revocation(node, bytes, now),
         }
     }
 
@@ -208,16 +212,19 @@ impl View {
         if known.is_some_and(|known| known.is_same(&envelope)) {
             return Ok(None);
         }
+        let record = self.check_origin(origin, envelope)?;
+        follows(known, &record)?;
+        record.check_bounds()?;
+        Ok(Some(record))
+    }
+
+    /// What holds of every record of a node about itself, be it new or not.
+    fn check_origin<T: OwnWord>(&self, origin: NodeId, envelope: Unverified<T>) -> Result<Verified<T>, Rejection> {
         let record = envelope.verify_with(origin.public_key(), &*self.check)?;
         if record.speaker() != origin {
             return Err(Rejection::Origin);
         }
-        if record.cluster() != self.cluster {
-            return Err(Rejection::Cluster);
-        }
-        follows(known, &record)?;
-        record.check_bounds()?;
-        Ok(Some(record))
+        if record.cluster() == self.cluster { Ok(record) } else { Err(Rejection::Cluster) }
     }
 
     /// The same, and that the speaker is a member.
@@ -245,6 +252,15 @@ impl View {
         let heard = self.nodes.get(&beat.node).and_then(|node| node.last_heard);
         let lost = heard.is_none_or(|at| now.mono.saturating_sub(at) > MAX_AGE);
         lost && beat.unix.saturating_add(MAX_AGE.as_secs()) < now.unix
+    }
+
+    /// A heartbeat below the newest is good for one thing: it may have been made by a second process with the node's key.
+    fn take_stale_beat(&mut self, origin: NodeId, bytes: &[u8], now: Now) {
+        let envelope = Unverified::<Heartbeat>::from_bytes(bytes).map_err(Rejection::from);
+        let Ok(beat) = envelope.and_then(|envelope| self.check_origin(origin, envelope)) else { return };
+        if let Some(node) = self.nodes.get_mut(&origin).filter(|node| node.instances.outlasts(&beat)) {
+            node.doubled = Some(now.mono);
+        }
     }
 
     fn doubt(&mut self, origin: &NodeId, now: Now) {
@@ -354,6 +370,9 @@ impl View {
         let alive = id == self.me || self.liveness.is_alive(&id);
         let Some(node) = self.nodes.get_mut(&id) else { return Changes::default() };
         let changed = turned || node.phase() != phase || node.heartbeat.is_none();
+        if id != self.me && node.instances.take(&beat) {
+            node.doubled = Some(now.mono);
+        }
         node.heartbeat = Some(beat);
         node.alive = alive;
         node.been_alive |= alive;
@@ -435,7 +454,7 @@ impl View {
         Ok(changes)
     }
 
-    fn take_revocation(&mut self, node: NodeId, bytes: &[u8]) -> Result<Changes, Rejection> {
+    fn take_revocation(&mut self, node: NodeId, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
         let envelope = Unverified::<Revocation>::from_bytes(bytes)?;
         if self.revocations.get(&node).is_some_and(|known| known.is_same(&envelope)) {
             return Ok(Changes::default());
@@ -444,14 +463,14 @@ impl View {
         if revocation.node != node {
             return Err(Rejection::Origin);
         }
-        self.fold_revocation(revocation)
+        self.fold_revocation(revocation, now)
     }
 
-    pub(crate) fn fold_revocation(&mut self, revocation: Verified<Revocation>) -> Result<Changes, Rejection> {
+    pub(crate) fn fold_revocation(&mut self, revocation: Verified<Revocation>, now: Now) -> Result<Changes, Rejection> {
         if revocation.cluster != self.cluster {
             return Err(Rejection::Cluster);
         }
-        let node = revocation.node;
+        let (node, late) = (revocation.node, revocation.revoked.saturating_add(LATE) < now.unix);
         if self.revoked(&node) {
             return Ok(Changes::default());
         }
@@ -461,6 +480,7 @@ impl View {
         self.revocations.insert(node, revocation);
         let mut changes = Changes { members: true, points: true, revocations: true, ..Changes::default() };
         if let Some(known) = self.nodes.get_mut(&node) {
+            changes.misled = known.alive && late;
             known.standing = Standing::Revoked;
             known.alive = false;
             changes.leases = known.lease.is_some();

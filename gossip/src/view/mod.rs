@@ -7,6 +7,7 @@
 //! claim to the lease is the best and what became of each invitation.
 
 mod ingest;
+mod instances;
 mod invitations;
 mod pending;
 mod rejection;
@@ -32,6 +33,7 @@ use crate::record::{
 };
 use crate::signed::{Check, Strict, Verified};
 use crate::time::Now;
+use instances::Instances;
 use pending::Pending;
 
 /// Most nodes in a cluster.
@@ -73,6 +75,9 @@ pub struct MemberView {
     pub been_alive: bool,
     /// When it was last heard, on the monotonic clock.
     pub last_heard: Option<Duration>,
+    /// When its heartbeats showed last that two processes run with its key, on the monotonic clock; `None` if never.
+    pub doubled: Option<Duration>,
+    instances: Instances,
     /// When a beat of it came last that was too old to prove that it lives.
     doubted: Option<Duration>,
     /// When its newest lease came.
@@ -101,6 +106,8 @@ impl MemberView {
             alive: false,
             been_alive: false,
             last_heard: None,
+            doubled: None,
+            instances: Instances::default(),
             doubted: None,
             lease_seen: Duration::ZERO,
             revisions: BTreeMap::new(),
@@ -163,6 +170,8 @@ pub struct Changes {
     pub revocations: bool,
     /// What is published.
     pub publications: bool,
+    /// A node that was heard as a member turns out to have been evicted long before.
+    pub misled: bool,
 }
 
 impl std::ops::BitOrAssign for Changes {
@@ -173,6 +182,7 @@ impl std::ops::BitOrAssign for Changes {
         self.leases |= other.leases;
         self.revocations |= other.revocations;
         self.publications |= other.publications;
+        self.misled |= other.misled;
     }
 }
 
@@ -304,7 +314,7 @@ impl View {
     }
 
     /// Every revocation known.
-    pub fn revocations(&self) -> impl Iterator<Item = &Verified<Revocation>> + '_ {
+    pub fn revocations(&self) -> impl ExactSizeIterator<Item = &Verified<Revocation>> + '_ {
         self.revocations.values()
     }
 

@@ -149,7 +149,7 @@ fn a_worker_does_not_wait_for_somebody_to_go_above_a_claim_of_the_evicted() {
         scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), 1, TTL), at(4)).unwrap();
         assert_eq!(scene.view.holder(at(4)), Some((evicted.node(), 2)));
         let revocation = scene.founder.revoke(evicted.node());
-        scene.view.fold_revocation(revocation).unwrap();
+        scene.view.fold_revocation(revocation, at(9)).unwrap();
     }
     let other = scene.publisher(2).node();
     assert_eq!(of_worker.view.holder(at(5)), Some((other, 1)));
@@ -256,8 +256,8 @@ fn no_word_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refus
     assert_eq!(scene.view.highest_revision(&day(today)), Some(1 << 56));
     assert_eq!(say(&mut scene, &other, day(today), (1 << 56) + 1), Ok(true));
     // What the evicted have used is used.
-    scene.view.fold_revocation(scene.founder.revoke(liar.node())).unwrap();
-    scene.view.fold_revocation(scene.founder.revoke(other.node())).unwrap();
+    scene.view.fold_revocation(scene.founder.revoke(liar.node()), at(9)).unwrap();
+    scene.view.fold_revocation(scene.founder.revoke(other.node()), at(9)).unwrap();
     assert_eq!(scene.view.revisions().get(&day(today)), Some(&(1 << 56)));
     assert!(scene.view.revisions().len() <= 17);
 }
@@ -274,7 +274,7 @@ fn after_a_hostile_publisher_has_jumped_as_it_liked_newcomers_follow_the_next() 
     let term = scene.view.highest_term() + 1;
     newcomer.meet(2, at(0));
     for scene in [&mut scene, &mut newcomer] {
-        scene.view.fold_revocation(scene.founder.revoke(liar.node())).unwrap();
+        scene.view.fold_revocation(scene.founder.revoke(liar.node()), at(9)).unwrap();
         scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), term, TTL), at(4)).unwrap();
         assert_eq!(scene.view.holder(at(4)), Some((other.node(), term)));
     }
@@ -301,6 +301,24 @@ fn what_the_dead_said_long_ago_proves_nothing_to_who_never_heard_it() {
     let late = at(2 * hour);
     assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(64, FOUNDED + hour), late), Err(Rejection::Old));
     assert!(scene.say(&who, RecordKind::Heartbeat, beat(65, late.unix), late).is_ok());
+}
+
+#[test]
+fn two_processes_with_one_key_are_noticed_by_others_and_a_restart_is_not() {
+    let mut scene = Scene::new();
+    let who = scene.publisher(1);
+    scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(0)).unwrap();
+    let beat =
+        |boot, n: u64, instance| Heartbeat { instance, unix: FOUNDED + n, ..who.beat(seq(boot, n), Phase::Healthy) };
+    for (boot, n, instance) in [(1, 2, 1), (1, 4, 1), (2, 6, 2), (2, 30, 2)] {
+        scene.say(&who, RecordKind::Heartbeat, beat(boot, n, instance), at(n)).unwrap();
+    }
+    let doubled = |scene: &Scene| scene.view.member(&who.node()).unwrap().doubled;
+    let late = scene.say(&who, RecordKind::Heartbeat, beat(1, 5, 1), at(31));
+    assert!(matches!(late, Err(Rejection::Stale { .. })) && doubled(&scene).is_none());
+    let second = scene.say(&who, RecordKind::Heartbeat, beat(1, 32, 1), at(32));
+    assert!(matches!(second, Err(Rejection::Stale { .. })));
+    assert_eq!(doubled(&scene), Some(at(32).mono));
 }
 
 #[test]

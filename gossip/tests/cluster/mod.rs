@@ -130,7 +130,7 @@ impl Cluster {
         let identity = self.founder.node(number, role(number));
         let (id, started) = (identity.node(), Instant::now());
         let coordinator =
-            Coordinator::new(Settings::new(1, 0), Box::new(identity.key.clone()), identity.member.clone());
+            Coordinator::new(Settings::new(1, 1, 0), Box::new(identity.key.clone()), identity.member.clone());
         let coordinator = Arc::new(Mutex::new(coordinator.with_check(Box::new(self.memo.clone()))));
         let config = MeshConfig { me: id, cluster: identity.cluster(), generation: 1, interval: self.round };
         let (mesh, updates) = Mesh::start(config, self.network.join(id), vec![]).await.unwrap();

@@ -36,11 +36,19 @@ async fn actor(store: &Arc<Store>, known: Vec<Event>) -> (Cluster, Starting, mps
     };
     let (mesh, updates) = Mesh::start(config, carrier, Vec::new()).await.unwrap();
     let key = Box::new(store.node_secret().unwrap());
-    let coordinator = Coordinator::new(Settings::new(1, store.term().unwrap()), key, store.membership().clone());
+    let coordinator = Coordinator::new(Settings::new(1, 1, store.term().unwrap()), key, store.membership().clone());
     let authority = store.authority_secret().unwrap();
     let store = Arc::clone(store);
-    let (cluster, _, starting) =
-        start(Parts { coordinator, mesh, updates, store, alarms: Arc::default(), authority, known });
+    let (cluster, _, starting) = start(Parts {
+        coordinator,
+        mesh,
+        updates,
+        facts: mpsc::channel(1).1,
+        store,
+        alarms: Arc::default(),
+        authority,
+        known,
+    });
     (cluster, starting, others)
 }
 
@@ -91,7 +99,7 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
     handle.tell(said(&key, RecordKind::Card, card)).await.unwrap();
     for turn in 1..200 {
         let phase = if turn % 2 == 0 { Phase::Draining } else { Phase::Initializing };
-        let beat = Heartbeat { cluster, node, seq: (1 << 32) + turn, phase, hears: 1, unix: unix_now() };
+        let beat = Heartbeat { cluster, node, seq: (1 << 32) + turn, phase, hears: 1, unix: unix_now(), instance: 1 };
         handle.tell_and_wait(said(&key, RecordKind::Heartbeat, beat)).await.unwrap();
     }
     let known = handle.look(|coordinator, _| coordinator.view().member(&node).map(|member| member.phase()));

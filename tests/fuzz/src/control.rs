@@ -162,6 +162,7 @@ fn example() -> Status {
         priority: Some(100),
         weight: None,
         ports: Some(vec![80]),
+        doubled_seconds: None,
     };
     let period =
         PublishedPeriodStatus { number: 20_000, length_minutes: 1440, revision: 9, directories: 6, confirmed: 5 };
@@ -212,6 +213,6 @@ fn example() -> Status {
         discovery_generation: 0,
         files_allowed: None,
         files_needed: 4352,
-        shut_out: false,
+        isolated: None,
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         version: "0.1.0".into(),
         ports: vec![22, 80],
     };
-    let beat = Heartbeat { cluster, node, seq: 1 << 32, phase: Phase::Healthy, hears: 3, unix: NOW };
+    let beat = Heartbeat { cluster, node, seq: 1 << 32, phase: Phase::Healthy, hears: 3, unix: NOW, instance: 7 };
     let points = IntroPoints {
         cluster,
         node,

@@ -112,7 +112,7 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
         RecordKind::Heartbeat => {
             let phases = [Phase::Joining, Phase::Initializing, Phase::Healthy, Phase::Draining, Phase::Gone];
             let (phase, unix) = (phases[script.choice(phases.len())], NOW.wrapping_sub(script.number()));
-            unsigned(&key, &Heartbeat { cluster, node, seq, phase, hears: 1, unix })
+            unsigned(&key, &Heartbeat { cluster, node, seq, phase, hears: 1, unix, instance: 1 })
         }
         RecordKind::IntroPoints => {
             let points: Vec<_> = (0..script.choice(MAX_INTRO_POINTS + 2)).map(|_| point(script.byte())).collect();

@@ -1,0 +1,290 @@
+//! The authority's facts (revocations, invitations) as two neighbours compare and hand them over, first-hand.
+//!
+//! Gossip spreads facts, but a hostile member can have a node believe that it has heard all of them. So neighbours
+//! compare them on every link: each tells the digest of what it knows, when that changes and once in a while. To a peer
+//! whose digest differs a node hands over all it knows ([`FactSync`]); both then know the union, and the digests agree.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sha3::{Digest, Sha3_256};
+
+use crate::bytes::{FixedBytes, VarBytes};
+use crate::codec;
+use crate::mesh::MAX_RECORD;
+use crate::record::RecordKind;
+use crate::view::View;
+
+/// How often a digest is told again that has not changed: the peer may have had no room for what was handed over.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// How long two digests may differ before facts are handed over: gossip brings news to all in less.
+const DIFFERING: Duration = Duration::from_secs(2);
+/// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_secs(2);
+/// Longest pause between two hand-overs that change nothing: one of the two may refuse some fact for good.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// Most bytes of facts in one message, beyond the first fact.
+const MAX_BATCH: usize = 32_768;
+
+/// Names the hash of a set of facts.
+const LABEL: &[u8] = b"rustbalance facts v1\0";
+
+/// The digest of all facts that a node knows.
+pub type FactsDigest = FixedBytes<32>;
+
+/// One fact on its way to a neighbour. Not to be believed before its signature is checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fact {
+    /// What it is said to be, as [`RecordKind::key`] has it. At most a frame long; unknown kinds are skipped.
+    pub kind: String,
+    /// The signed record.
+    pub record: VarBytes,
+}
+
+impl Fact {
+    /// The kind and the record, if the kind is one of facts that this version knows and the record is not too long.
+    pub fn read(self) -> Option<(RecordKind, Vec<u8>)> {
+        let kind = RecordKind::from_key(&self.kind).filter(RecordKind::is_fact)?;
+        (self.record.0.len() <= MAX_RECORD).then_some((kind, self.record.0))
+    }
+}
+
+/// All facts that a node knows, and their digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    digest: FactsDigest,
+    records: BTreeMap<RecordKind, Vec<u8>>,
+}
+
+impl Facts {
+    /// Those in a view that are worth telling at this time, in seconds since the epoch.
+    ///
+    /// The digest is SHA3-256 over a label and, by kind, each key, a zero byte and the hash of the content. Of a revocation
+    /// the key says it all: two publishers may each have signed one.
+    pub fn of(view: &View, unix: u64) -> Self {
+        let (mut records, mut contents) = (BTreeMap::new(), BTreeMap::new());
+        for revocation in view.revocations() {
+            let kind = RecordKind::Revocation(revocation.node);
+            if let Ok(record) = revocation.to_bytes() {
+                records.insert(kind, record);
+                contents.insert(kind, Vec::new());
+            }
+        }
+        let invitations = view.invitations();
+        let current = invitations.iter().filter(|invitation| invitation.is_kept(unix));
+        for whole in current.filter_map(|invitation| invitations.whole(&invitation.token)) {
+            let kind = RecordKind::Invitation(whole.token);
+            if let (Ok(record), Ok(content)) = (whole.to_bytes(), codec::encode(&**whole)) {
+                records.insert(kind, record);
+                contents.insert(kind, content);
+            }
+        }
+        Self { digest: digest(&contents), records }
+    }
+
+    /// The digest.
+    pub fn digest(&self) -> FactsDigest {
+        self.digest
+    }
+
+    /// All of them, in messages of at most some 48 kB.
+    pub fn batches(&self) -> Vec<Vec<Fact>> {
+        let mut batches = vec![Vec::new()];
+        let mut size = 0;
+        for (kind, record) in &self.records {
+            let fact = Fact { kind: kind.key(), record: VarBytes(record.clone()) };
+            let bytes = fact.kind.len() + fact.record.0.len();
+            if size > 0 && size + bytes > MAX_BATCH {
+                batches.push(Vec::new());
+                size = 0;
+            }
+            size += bytes;
+            if let Some(batch) = batches.last_mut() {
+                batch.push(fact);
+            }
+        }
+        batches.retain(|batch| !batch.is_empty());
+        batches
+    }
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self { digest: digest(&BTreeMap::new()), records: BTreeMap::new() }
+    }
+}
+
+fn digest(contents: &BTreeMap<RecordKind, Vec<u8>>) -> FactsDigest {
+    let mut hash = Sha3_256::new_with_prefix(LABEL);
+    for (kind, content) in contents {
+        hash.update(kind.key());
+        hash.update([0]);
+        hash.update(Sha3_256::digest(content));
+    }
+    FixedBytes(hash.finalize().into())
+}
+
+/// What is to be done on a link now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FactStep {
+    /// Tell the peer the digest of our facts.
+    Tell,
+    /// Hand all our facts over.
+    HandOver,
+    /// Nothing before this much time on the link has passed.
+    Wait(Duration),
+}
+
+/// What one end of a link remembers of the comparison. Times are measured from the start of the link.
+#[derive(Debug, Default)]
+pub struct FactSync {
+    told: Option<(FactsDigest, Duration)>,
+    theirs: Option<FactsDigest>,
+    /// Since when the digests differ.
+    differ: Option<Duration>,
+    handed: Option<HandedOver>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct HandedOver {
+    ours: FactsDigest,
+    theirs: FactsDigest,
+    at: Duration,
+    pause: Duration,
+}
+
+impl FactSync {
+    /// The peer has told its digest.
+    pub fn hear(&mut self, theirs: FactsDigest) {
+        self.theirs = Some(theirs);
+    }
+
+    /// What to do next with these facts of ours; what is returned counts as done.
+    pub fn step(&mut self, ours: FactsDigest, now: Duration) -> FactStep {
+        let tell_at = match self.told {
+            Some((told, at)) if told == ours => at + TELL_AGAIN,
+            _ => now,
+        };
+        if now >= tell_at {
+            self.told = Some((ours, now));
+            return FactStep::Tell;
+        }
+        let Some(theirs) = self.theirs.filter(|theirs| *theirs != ours) else {
+            self.differ = None;
+            return FactStep::Wait(tell_at);
+        };
+        let differ_at = *self.differ.get_or_insert(now) + DIFFERING;
+        let same = self.handed.filter(|last| (last.ours, last.theirs) == (ours, theirs));
+        let rested = self.handed.map_or(now, |last| last.at + same.map_or(PAUSE, |last| last.pause));
+        let hand_at = rested.max(differ_at);
+        if now < hand_at {
+            return FactStep::Wait(tell_at.min(hand_at));
+        }
+        let pause = same.map_or(PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
+        self.handed = Some(HandedOver { ours, theirs, at: now, pause });
+        FactStep::HandOver
+    }
+
+    /// Whether the peer has been given all these facts of ours, or knows the same ones.
+    pub fn is_given(&self, ours: FactsDigest) -> bool {
+        self.theirs == Some(ours) || self.handed.is_some_and(|last| last.ours == ours)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::liveness::Patience;
+    use crate::record::Role;
+    use crate::sim::{FOUNDED, Founder};
+    use crate::time::Now;
+
+    fn digest(i: u8) -> FactsDigest {
+        FixedBytes([i; 32])
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn view(founder: &Founder, revoked: impl IntoIterator<Item = u32>) -> View {
+        let mut view = View::new(founder.node(0, Role::Publisher).member, Patience::default(), 0);
+        for number in revoked {
+            let node = founder.node(number, Role::Worker).node();
+            view.fold_revocation(founder.revoke(node), Now { mono: seconds(1), unix: FOUNDED }).unwrap();
+        }
+        view
+    }
+
+    /// Gives all facts of one view to another.
+    fn hand_over(from: &View, to: &mut View) {
+        let now = Now { mono: seconds(1), unix: FOUNDED };
+        let me = from.me();
+        for fact in Facts::of(from, FOUNDED).batches().into_iter().flatten() {
+            let (kind, bytes) = fact.read().unwrap();
+            to.ingest(me, kind, &bytes, now).unwrap();
+        }
+    }
+
+    #[test]
+    fn two_views_agree_once_each_has_handed_its_facts_over() {
+        let founder = Founder::new(1);
+        let (mut one, mut other) = (view(&founder, 1..300), view(&founder, 250..400));
+        let now = Now { mono: seconds(1), unix: FOUNDED };
+        one.fold_invitation(founder.invitation(1, 3, &[]), now).unwrap();
+        let used = founder.invitation(1, 3, &[founder.node(1, Role::Worker).node()]);
+        other.fold_invitation(used, now).unwrap();
+        assert_ne!(Facts::of(&one, FOUNDED).digest(), Facts::of(&other, FOUNDED).digest());
+        hand_over(&one, &mut other);
+        hand_over(&other, &mut one);
+        assert_eq!(Facts::of(&one, FOUNDED), Facts::of(&other, FOUNDED));
+        assert_eq!(one.revocations().len(), 399);
+        let batches = Facts::of(&one, FOUNDED).batches();
+        assert!(batches.len() > 2 && batches.iter().all(|batch| codec::encode(batch).unwrap().len() < 100_000));
+    }
+
+    #[test]
+    fn only_facts_are_read() {
+        let founder = Founder::new(1);
+        let node = founder.node(1, Role::Worker);
+        for kind in ["card".to_string(), "later/1".into(), format!("rev/{}", node.node()).to_uppercase()] {
+            assert_eq!(Fact { kind, record: VarBytes(vec![1]) }.read(), None);
+        }
+        let kind = RecordKind::Revocation(node.node()).key();
+        assert_eq!(Fact { kind, record: VarBytes(vec![0; MAX_RECORD + 1]) }.read(), None);
+    }
+
+    #[test]
+    fn a_digest_is_told_at_once_after_a_change_and_once_a_minute() {
+        let mut sync = FactSync::default();
+        assert_eq!(sync.step(digest(1), seconds(0)), FactStep::Tell);
+        assert_eq!(sync.step(digest(1), seconds(1)), FactStep::Wait(seconds(60)));
+        assert_eq!(sync.step(digest(2), seconds(5)), FactStep::Tell);
+        assert_eq!(sync.step(digest(2), seconds(65)), FactStep::Tell);
+    }
+
+    #[test]
+    fn facts_are_handed_over_while_digests_differ_and_ever_more_seldom_if_that_changes_nothing() {
+        let mut sync = FactSync::default();
+        assert!(!sync.is_given(digest(1)));
+        sync.step(digest(1), seconds(0));
+        sync.hear(digest(2));
+        assert_eq!(sync.step(digest(1), seconds(1)), FactStep::Wait(seconds(3)), "gossip may bring them");
+        assert!(!sync.is_given(digest(1)));
+        assert_eq!(sync.step(digest(1), seconds(3)), FactStep::HandOver);
+        assert!(sync.is_given(digest(1)));
+        let mut handed = 0;
+        for at in 4..3600 {
+            handed += u32::from(sync.step(digest(1), seconds(at)) == FactStep::HandOver);
+        }
+        assert!((10..20).contains(&handed), "{handed}");
+        // The peer has learnt something, but not all.
+        sync.hear(digest(3));
+        assert_eq!(sync.step(digest(1), seconds(3600)), FactStep::Tell);
+        assert_eq!(sync.step(digest(1), seconds(3601)), FactStep::HandOver);
+        sync.hear(digest(1));
+        assert!(matches!(sync.step(digest(1), seconds(3700)), FactStep::Tell));
+        assert!(matches!(sync.step(digest(1), seconds(3701)), FactStep::Wait(_)));
+    }
+}

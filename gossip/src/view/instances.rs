@@ -1,0 +1,70 @@
+//! Which process speaks with a node's key, as its heartbeats show: two at once are one key on two machines.
+//!
+//! A restart shows as one process that ends and another that begins. Two machines show as a process that goes on after
+//! another has begun.
+
+use crate::record::Heartbeat;
+
+/// Largest number of seconds by which the dates of heartbeats may overlap at a restart: a process may begin in the second
+/// in which the one before it ended.
+const OVERLAP: u64 = 1;
+
+/// The processes that one node's heartbeats have named.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Instances {
+    /// The process of the newest heartbeat that was taken in, and the date of its first, in seconds since the epoch.
+    current: Option<(u64, u64)>,
+    /// The process before that one.
+    previous: Option<u64>,
+}
+
+impl Instances {
+    /// Takes in a heartbeat that is newer than all before it. True if it shows that two processes run.
+    pub(super) fn take(&mut self, beat: &Heartbeat) -> bool {
+        let Some((instance, _)) = self.current.filter(|(instance, _)| *instance != beat.instance) else {
+            self.current = self.current.or(Some((beat.instance, beat.unix)));
+            return false;
+        };
+        let doubled = self.previous == Some(beat.instance) && self.outlasts(beat);
+        self.previous = Some(instance);
+        self.current = Some((beat.instance, beat.unix));
+        doubled
+    }
+
+    /// Whether a heartbeat was made by another process than the current one, after that one had begun. Of a heartbeat
+    /// that is numbered below those taken in this shows that two processes run.
+    pub(super) fn outlasts(&self, beat: &Heartbeat) -> bool {
+        self.current.is_some_and(|(instance, first)| instance != beat.instance && beat.unix > first + OVERLAP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Phase, Role};
+    use crate::sim::{FOUNDED, Founder};
+
+    fn beat(instance: u64, seconds: u64) -> Heartbeat {
+        let node = Founder::new(1).node(0, Role::Publisher);
+        Heartbeat { instance, unix: FOUNDED + seconds, ..node.beat(seconds, Phase::Healthy) }
+    }
+
+    #[test]
+    fn restarts_are_one_process_after_another() {
+        let mut instances = Instances::default();
+        for (instance, seconds) in [(1, 0), (1, 2), (2, 2), (2, 100), (3, 102), (3, 104)] {
+            assert!(!instances.take(&beat(instance, seconds)));
+            assert!(!instances.outlasts(&beat(1, 3)), "brought late");
+        }
+    }
+
+    #[test]
+    fn a_process_that_goes_on_after_another_has_begun_is_a_second_one() {
+        let mut instances = Instances::default();
+        assert!(!instances.take(&beat(1, 0)) && !instances.take(&beat(2, 4)));
+        assert!(instances.take(&beat(1, 16)));
+        let mut instances = Instances::default();
+        assert!(!instances.take(&beat(1, 0)));
+        assert!(instances.outlasts(&beat(2, 12)), "a number below that of the first");
+    }
+}
