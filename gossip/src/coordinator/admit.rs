@@ -93,7 +93,8 @@ mod tests {
 
     impl Node {
         fn new(own: &Identity, known: &[&Identity]) -> Self {
-            let mut coordinator = Coordinator::new(Settings::new(1, 0), Box::new(own.key.clone()), own.member.clone());
+            let mut coordinator =
+                Coordinator::new(Settings::new(1, 1, 0), Box::new(own.key.clone()), own.member.clone());
             let chains = known.iter().map(|it| it.member.chain()).collect();
             coordinator.handle(Event::KnownMembers(chains), at(0));
             Self { coordinator }
