@@ -26,4 +26,5 @@ mod needles;
 mod secrets;
 mod serving;
 mod support;
+mod twin;
 mod wire;

@@ -16,6 +16,10 @@ use crate::relay::log_tail;
 /// How long its descriptor may take to be published.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The only client that a restricted service lets read its descriptor, as tor wants it in a file of `authorized_clients`. Its
+/// public key is 32 bytes of 9: no client has the secret one.
+const NO_CLIENT: &str = "descriptor:x25519:BEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQ";
+
 /// A plain C tor v3 onion service; it ends when this is dropped.
 #[derive(Debug)]
 pub struct OnionService {
@@ -92,6 +96,22 @@ impl OnionService {
         self.client.relaunch()?;
         let uploads = watch_uploads(self.client.early_control()?)?;
         self.client.await_ready(READY_PATIENCE)?;
+        self.wait_until_published(uploads, started)
+    }
+
+    /// Restricts its descriptor to an authorized client that does not exist, or opens it to every client again, and waits until
+    /// its tor has published it again: within seconds, with the same introduction points and a higher revision. It must
+    /// change something, else tor publishes nothing.
+    pub fn restrict(&self, restricted: bool) -> Result<()> {
+        let started = Instant::now();
+        let client = self.service_folder().join("authorized_clients/nobody.auth");
+        match restricted {
+            true => fs::write(&client, NO_CLIENT),
+            false => fs::remove_file(&client),
+        }
+        .with_context(|| format!("cannot change {}", client.display()))?;
+        let mut uploads = watch_uploads(self.client.control()?)?;
+        uploads.command("SIGNAL RELOAD")?;
         self.wait_until_published(uploads, started)
     }
 

@@ -17,7 +17,9 @@ use crate::site::Site;
 use node::Common;
 
 pub use node::{Node, Said, Token};
-pub use status::{IntroPoint, Invitation, Link, Member, Period, Publication, Published, Publisher, StandIn, Status};
+pub use status::{
+    IntroPoint, Invitation, Link, Member, Period, Publication, Published, Publisher, StandIn, Status, Stranger,
+};
 pub use vitals::Vitals;
 
 pub(crate) mod disk;
@@ -90,10 +92,21 @@ impl<'n> Cluster<'n> {
 
     /// Makes the first node with `init`; it isn't run yet.
     pub fn init(&self, name: &str) -> Result<Arc<Node>> {
+        self.found(name, &[])
+    }
+
+    /// Makes the first node with `init --import-key`: of the address whose key is in `key`, a file or C tor's folder; it isn't
+    /// run yet.
+    pub fn import(&self, name: &str, key: &Path) -> Result<Arc<Node>> {
+        self.found(name, &["--import-key", &key.to_string_lossy()])
+    }
+
+    /// Makes the first node with `init` and these further options.
+    fn found(&self, name: &str, options: &[&str]) -> Result<Arc<Node>> {
         let node = self.vacant(name)?;
         let target = node.site().addr().to_string();
         let arti = node.arti().to_string_lossy().into_owned();
-        let words = ["init", "--target", &target, "--arti-config", &arti];
+        let words = [&["init", "--target", &target, "--arti-config", &arti], options].concat();
         let said = node.command(&words, "", INIT_PATIENCE)?.ok("init")?;
         let address = onion_in(&said).with_context(|| format!("init does not print the address: {said}"))?;
         *self.master.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);

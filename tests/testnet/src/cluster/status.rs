@@ -28,6 +28,8 @@ pub struct Status {
     pub stand_ins: Vec<StandIn>,
     /// What is published, as far as the node knows.
     pub publication: Option<Publication>,
+    /// Another publisher of the address that is no member, if the node has seen one in the last hours.
+    pub stranger: Option<Stranger>,
     /// The links to other members.
     pub links: Vec<Link>,
     /// The invitations that the node knows.
@@ -99,6 +101,15 @@ pub struct Publication {
     pub periods: Vec<Period>,
     /// What stands in the descriptor.
     pub intro_points: Vec<Published>,
+}
+
+/// A publisher of the address that is no member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Stranger {
+    /// Since a directory last held its descriptor in place of the node's.
+    pub seen_seconds: u64,
+    /// Whether every client can read its descriptor.
+    pub readable: bool,
 }
 
 /// A time period.

@@ -1,0 +1,144 @@
+//! An old service, on a stock C tor, goes on publishing the address whose key a cluster has imported.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustbalance_testnet::cluster::{Cluster, Node, Period, Status, Stranger};
+use rustbalance_testnet::{OnionService, Site};
+
+use crate::support::{BINARY, Story, Turn, network};
+
+/// What the scenario takes at most: a change of the time period makes both publish again.
+const AHEAD: Duration = Duration::from_secs(90);
+/// From the upload of a descriptor until it is first read back.
+const READ_BACK: Duration = Duration::from_secs(20);
+/// How long after that a node may take to publish above the other: its limits for one fetch and one upload.
+const OVERTAKING: Duration = Duration::from_secs(50);
+/// Introduction points that a node keeps by default: with fewer it will soon publish again by itself.
+const POINTS: usize = 3;
+/// Longer than the step of a revision, which follows the clock on both sides: an equal one is refused.
+const STEP: Duration = Duration::from_secs(2);
+/// How long the count of directories may take to reach `status`.
+const LAG: Duration = Duration::from_secs(1);
+
+#[test]
+fn an_old_service_that_goes_on_publishing_is_reported_and_gone_above() {
+    let _turn = Turn::take();
+    let mut story = Story::new("twin");
+    let cluster = Cluster::new(network(), BINARY).unwrap();
+    // While the cluster lives, so that its logs are kept.
+    let done = twin(&mut story, &cluster);
+    story.ends(done);
+}
+
+fn twin(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
+    network().await_steady_period(AHEAD);
+    story.tell(format_args!("the time period is steady"));
+    let site = Site::start("old")?;
+    let old = network().onion_service("old", 80, site.addr())?;
+    let node = cluster.import("alpha", &old.service_folder())?;
+    ensure!(cluster.onion()? == old.hostname(), "the imported key is of {}", cluster.onion()?);
+    story.tell(format_args!("the old service is published, and its key imported"));
+    node.run()?;
+    cluster.await_served(std::slice::from_ref(&node))?;
+    story.tell(format_args!("the node is published"));
+    let stranger = node.status()?.stranger;
+    ensure!(stranger.is_none(), "what stood there before the node's first descriptor is reported: {stranger:?}");
+
+    // A descriptor that only authorized clients can read, then one that every client can.
+    for restricted in [true, false] {
+        is_overtaken(story, cluster, &node, &old, restricted)?;
+    }
+    let warnings = node.log().matches("another publisher, which is no member, publishes this address").count();
+    ensure!(warnings == 1, "the log warns {warnings} times of the other publisher, not once an hour");
+    Ok(())
+}
+
+/// The old service publishes again, in place of what the node has published a moment ago.
+fn is_overtaken(
+    story: &mut Story,
+    cluster: &Cluster<'_>,
+    node: &Arc<Node>,
+    old: &OnionService,
+    restricted: bool,
+) -> Result<()> {
+    let onion = cluster.onion()?;
+    cluster.wait_until("all introduction points of the node are published", OVERTAKING, || {
+        let status = node.status()?;
+        let published = status.published_of(&status.node);
+        ensure!(status.is_confirmed() && published == POINTS, "{published} are published");
+        Ok(())
+    })?;
+    std::thread::sleep(STEP);
+    let before = node.status()?;
+    let started = Instant::now();
+    old.restrict(restricted)?;
+    let published = started.elapsed();
+    let held = network().published(&onion)?;
+    let is_theirs = |revision: u64| periods(&before).all(|period| period.revision != revision);
+    let replaced: Vec<u64> = held.iter().map(|held| held.revision).filter(|revision| is_theirs(*revision)).collect();
+    story.tell(format_args!(
+        "the old service is published again after {:.1} s; {} of {} directories hold that after {:.1} s",
+        published.as_secs_f64(),
+        replaced.len(),
+        held.len(),
+        started.elapsed().as_secs_f64()
+    ));
+    let theirs = *replaced.iter().max().with_context(|| format!("no directory holds the old service's: {held:?}"))?;
+    let is_seen = |status: &Status| {
+        let is_new = |stranger: Stranger| {
+            stranger.readable != restricted && Duration::from_secs(stranger.seen_seconds) <= started.elapsed()
+        };
+        status.stranger.is_some_and(is_new)
+    };
+    ensure!(!is_seen(&node.status()?), "the node has read back so soon that what the directories held may be its own");
+
+    let mut samples: Vec<(Instant, Status)> = Vec::new();
+    cluster.wait_until("the node has noticed the old service and gone above it", READ_BACK + OVERTAKING, || {
+        let status = node.status()?;
+        samples.push((Instant::now(), status.clone()));
+        ensure!(is_seen(&status), "status says of another publisher: {:?}", status.stranger);
+        ensure!(status.is_confirmed(), "the newest descriptor is not on every directory");
+        let held = network().published(&onion)?;
+        ensure!(!held.is_empty(), "no directory holds a descriptor");
+        for held in held {
+            let ours = periods(&status).any(|period| period.revision == held.revision);
+            ensure!(ours && held.revision > theirs, "{} holds the revision {}", held.relay, held.revision);
+        }
+        Ok(())
+    })?;
+    let (seen, _) = samples.iter().find(|(_, status)| is_seen(status)).context("the old service was never seen")?;
+    story.tell(format_args!(
+        "the node has seen that after {:.1} s, and gone above it after {:.1} s",
+        seen.duration_since(started).as_secs_f64(),
+        started.elapsed().as_secs_f64()
+    ));
+    for (at, status) in samples.iter().filter(|(at, _)| *at > *seen + LAG) {
+        let as_before = |period: &Period| {
+            let same = periods(&before).any(|old| (old.number, old.revision) == (period.number, period.revision));
+            same && period.confirmed == period.directories
+        };
+        ensure!(
+            !periods(status).all(as_before),
+            "{:?} after it has seen the other's descriptor, the node counts its own on every directory",
+            at.duration_since(*seen)
+        );
+    }
+
+    let text = node.command(&["status"], "", OVERTAKING)?.ok("status")?;
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let whose = if restricted { "only clients that it has authorized reach it" } else { "its clients reach it" };
+    for words in ["another publisher, which is no member, has published this address", whose] {
+        ensure!(text.contains(words), "status does not say {words:?}: {text}");
+    }
+    let (name, elapsed) = cluster.fetch()?;
+    ensure!(name == node.name(), "a fresh client reaches {name}");
+    story.tell(format_args!("a fresh client reaches the node's site in {:.1} s", elapsed.as_secs_f64()));
+    ensure!(old.client().is_running(), "the old service has ended");
+    Ok(())
+}
+
+fn periods(status: &Status) -> impl Iterator<Item = &Period> {
+    status.publication.iter().flat_map(|publication| &publication.periods)
+}
