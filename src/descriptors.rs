@@ -1,14 +1,15 @@
 //! Open files: how many the system lets this process have, and how many a node needs.
 //!
-//! Each client's stream is a connection to a target, so an open file. Where there are not enough, nothing of the node works
-//! any more: circuits cannot be built, and nothing can be written to disk. So the soft limit is raised at the start, and no more
-//! streams are served than there are files for.
+//! Each client's stream is a connection to a target, so an open file. Where there are not enough,
+//! nothing of the node works any more: circuits cannot be built, and nothing can be written to
+//! disk. So the soft limit is raised at the start, and no more streams are served than there are
+//! files for.
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files for all but streams: Tor's connections and databases, links, the control socket, the state directory. Some sixty
-/// are in use at rest, a hundred while circuits are made.
+/// Files for all but streams: Tor's connections and databases, links, the control socket, the state
+/// directory. Some sixty are in use at rest, a hundred while circuits are made.
 pub const RESERVE: u64 = 256;
 
 /// Open files that the process may have, and that its configuration needs.
@@ -32,8 +33,8 @@ impl Descriptors {
         self.limit >= self.needed
     }
 
-    /// Streams that can be served at once: as many as are configured, or as there are files for. At least an eighth of all
-    /// files, so that a node with very few serves somebody.
+    /// Streams that can be served at once: as many as are configured, or as there are files for. At
+    /// least an eighth of all files, so that a node with very few serves somebody.
     pub fn streams(&self) -> usize {
         let wanted = self.needed - RESERVE;
         let room = self.limit.saturating_sub(RESERVE).max(self.limit / 8).max(1);

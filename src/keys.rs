@@ -20,7 +20,8 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 /// Why bytes are no key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The first half of the expanded key is neither a clamped scalar, as C tor has it, nor a reduced one, as Arti has it.
+    /// The first half of the expanded key is neither a clamped scalar, as C tor has it, nor a
+    /// reduced one, as Arti has it.
     #[error("not an expanded Ed25519 secret key: its scalar is neither clamped nor reduced")]
     Scalar,
     /// The second half of the expanded key is not a secret.
@@ -114,7 +115,8 @@ impl MasterSecret {
         Self(bytes)
     }
 
-    /// The one of these bytes: 32 of scalar (clamped, or reduced modulo the order of the group), 32 of hash prefix.
+    /// The one of these bytes: 32 of scalar (clamped, or reduced modulo the order of the group), 32
+    /// of hash prefix.
     pub fn from_expanded(bytes: &Zeroizing<[u8; 64]>) -> Result<Self, KeyError> {
         let clamped = bytes[0] & 7 == 0 && bytes[31] & 0xc0 == 0x40;
         let scalar = bytes.first_chunk().and_then(|scalar| Scalar::from_canonical_bytes(*scalar).into_option());
@@ -147,7 +149,8 @@ impl MasterSecret {
         MasterId::from_public_key(self.public_key())
     }
 
-    /// As it signs. Not `ExpandedSecretKey::from_bytes`, which clamps: a reduced scalar would become another one.
+    /// As it signs. Not `ExpandedSecretKey::from_bytes`, which clamps: a reduced scalar would
+    /// become another one.
     fn signing(&self) -> ExpandedSecretKey {
         let (mut scalar, mut hash_prefix) = (Zeroizing::new([0; 32]), [0; 32]);
         scalar.copy_from_slice(&self.0[..32]);

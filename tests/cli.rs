@@ -201,7 +201,8 @@ fn run_refuses_an_unknown_key_and_names_the_nearest() {
     assert!(done.err.contains("`rustbalance init`"), "{}", done.err);
 }
 
-/// What `run` would refuse, `init` and `join` refuse too, before anything is made and before a token is read.
+/// What `run` would refuse, `init` and `join` refuse too, before anything is made and before a
+/// token is read.
 #[test]
 fn what_run_needs_is_checked_before_anything_is_made() {
     let home = tempfile::tempdir().unwrap();
@@ -234,7 +235,8 @@ fn what_run_needs_is_checked_before_anything_is_made() {
     assert!(done.code == 4 && done.err.contains("mode 0777") && done.err.contains("`chmod go-w "), "{}", done.err);
 }
 
-/// A copy of a backup that kept neither modes nor owners: one start names all of it, one command each mends it.
+/// A copy of a backup that kept neither modes nor owners: one start names all of it, one command
+/// each mends it.
 #[test]
 fn one_message_and_one_command_mend_a_backup_without_modes_and_owners() {
     let home = tempfile::tempdir().unwrap();
@@ -337,7 +339,8 @@ fn log_filters_that_cannot_be_read_are_an_error() {
     assert!(err.starts_with("error: RUSTBALANCE_LOG=\"rustbalance=loud\" cannot be read"), "{err}");
 }
 
-/// A daemon in a shell that limits its open files; killed when dropped. It finds no Tor network, and needs none to be asked.
+/// A daemon in a shell that limits its open files; killed when dropped. It finds no Tor network,
+/// and needs none to be asked.
 struct Limited(std::process::Child);
 
 impl Limited {

@@ -1,4 +1,5 @@
-//! The daemon as a process, where it reaches no Tor network: its signals, its reports to systemd, and what other processes see of it.
+//! The daemon as a process, where it reaches no Tor network: its signals, its reports to systemd,
+//! and what other processes see of it.
 
 // Helpers of tests are no tests to clippy.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
@@ -20,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A plain user: Debian's `nobody`.
 const PLAIN_USER: u32 = 65_534;
 
-/// Arti's configuration for a network of which no relay answers: nothing listens on the discard port.
+/// Arti's configuration for a network of which no relay answers: nothing listens on the discard
+/// port.
 const NO_NETWORK: &str = r#"
 [tor_network]
 fallback_caches = [
@@ -266,7 +268,8 @@ fn no_process_of_the_same_user_reads_its_memory_and_no_core_is_dumped() {
     }
 }
 
-/// Runs a shell script with file systems of its own to mount; `None`, with the reason printed, where that cannot be.
+/// Runs a shell script with file systems of its own to mount; `None`, with the reason printed,
+/// where that cannot be.
 fn with_own_mounts(script: &str, program: &Path) -> Option<Output> {
     let unshare = |script: &str| {
         let mut command = Command::new("unshare");

@@ -1,4 +1,5 @@
-//! What stands in `scripts/` for operators: the systemd unit, its drop-ins, and the installation of packages.
+//! What stands in `scripts/` for operators: the systemd unit, its drop-ins, and the installation of
+//! packages.
 
 // Helpers of tests are no tests to clippy.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -18,7 +19,8 @@ fn packaging(name: &str) -> String {
     fs::read_to_string(repository().join("scripts/packaging").join(name)).unwrap()
 }
 
-/// The unit with these drop-ins, where `systemd-analyze` finds both, and with a program that is there.
+/// The unit with these drop-ins, where `systemd-analyze` finds both, and with a program that is
+/// there.
 fn installed(drop_ins: &[&str]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("rustbalance.service");
@@ -106,8 +108,8 @@ fn the_unit_does_what_the_documents_say() {
     }
 }
 
-/// Runs `install.sh` where the commands `missing` are missing, and `apt-get` is this script. What apt-get was asked for is in
-/// the file `asked` of the folder.
+/// Runs `install.sh` where the commands `missing` are missing, and `apt-get` is this script. What
+/// apt-get was asked for is in the file `asked` of the folder.
 fn install(missing: &[&str], apt_get: &str) -> (Output, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let bin = folder.path().join("bin");
@@ -126,7 +128,8 @@ fn install(missing: &[&str], apt_get: &str) -> (Output, TempDir) {
             script(name, "exit 0");
         }
     }
-    // Nothing outside of the folder may change: no policy-rc.d, no rights asked for, no time waited.
+    // Nothing outside of the folder may change: no policy-rc.d, no rights asked for, no time
+    // waited.
     for name in ["tee", "chmod", "rm", "sleep", "systemctl"] {
         script(name, "exit 0");
     }

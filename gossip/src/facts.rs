@@ -1,8 +1,10 @@
-//! The authority's facts (revocations, invitations) as two neighbours compare and hand them over, first-hand.
+//! The authority's facts (revocations, invitations) as two neighbours compare and hand them over,
+//! first-hand.
 //!
-//! Gossip spreads facts, but a hostile member can have a node believe that it has heard all of them. So neighbours
-//! compare them on every link: each tells the digest of what it knows, when that changes and once in a while. To a peer
-//! whose digest differs a node hands over all it knows ([`FactSync`]); both then know the union, and the digests agree.
+//! Gossip spreads facts, but a hostile member can have a node believe that it has heard all of
+//! them. So neighbours compare them on every link: each tells the digest of what it knows, when
+//! that changes and once in a while. To a peer whose digest differs a node hands over all it knows
+//! ([`FactSync`]); both then know the union, and the digests agree.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,13 +18,16 @@ use crate::mesh::MAX_RECORD;
 use crate::record::RecordKind;
 use crate::view::View;
 
-/// How often a digest is told again that has not changed: the peer may have had no room for what was handed over.
+/// How often a digest is told again that has not changed: the peer may have had no room for what
+/// was handed over.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// How long two digests may differ before facts are handed over: gossip brings news to all in less.
 const DIFFERING: Duration = Duration::from_secs(2);
-/// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to [`LONGEST_PAUSE`].
+/// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to
+/// [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_secs(2);
-/// Longest pause between two hand-overs that change nothing: one of the two may refuse some fact for good.
+/// Longest pause between two hand-overs that change nothing: one of the two may refuse some fact
+/// for good.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Most bytes of facts in one message, beyond the first fact.
 const MAX_BATCH: usize = 32_768;
@@ -36,14 +41,16 @@ pub type FactsDigest = FixedBytes<32>;
 /// One fact on its way to a neighbour. Not to be believed before its signature is checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fact {
-    /// What it is said to be, as [`RecordKind::key`] has it. At most a frame long; unknown kinds are skipped.
+    /// What it is said to be, as [`RecordKind::key`] has it. At most a frame long; unknown kinds
+    /// are skipped.
     pub kind: String,
     /// The signed record.
     pub record: VarBytes,
 }
 
 impl Fact {
-    /// The kind and the record, if the kind is one of facts that this version knows and the record is not too long.
+    /// The kind and the record, if the kind is one of facts that this version knows and the record
+    /// is not too long.
     pub fn read(self) -> Option<(RecordKind, Vec<u8>)> {
         let kind = RecordKind::from_key(&self.kind).filter(RecordKind::is_fact)?;
         (self.record.0.len() <= MAX_RECORD).then_some((kind, self.record.0))
@@ -60,8 +67,8 @@ pub struct Facts {
 impl Facts {
     /// Those in a view that are worth telling at this time, in seconds since the epoch.
     ///
-    /// The digest is SHA3-256 over a label and, by kind, each key, a zero byte and the hash of the content. Of a revocation
-    /// the key says it all: two publishers may each have signed one.
+    /// The digest is SHA3-256 over a label and, by kind, each key, a zero byte and the hash of the
+    /// content. Of a revocation the key says it all: two publishers may each have signed one.
     pub fn of(view: &View, unix: u64) -> Self {
         let (mut records, mut contents) = (BTreeMap::new(), BTreeMap::new());
         for revocation in view.revocations() {
@@ -136,7 +143,8 @@ pub enum FactStep {
     Wait(Duration),
 }
 
-/// What one end of a link remembers of the comparison. Times are measured from the start of the link.
+/// What one end of a link remembers of the comparison. Times are measured from the start of the
+/// link.
 #[derive(Debug, Default)]
 pub struct FactSync {
     told: Option<(FactsDigest, Duration)>,

@@ -25,7 +25,8 @@ pub enum AddressError {
     /// Another version of the address format, with a checksum that matches.
     #[error("{0:?} is an onion address of version {1}, and only version 3 is in use")]
     Version(String, u8),
-    /// Right but for how it is written: without `.onion`, in upper case, or with something around it.
+    /// Right but for how it is written: without `.onion`, in upper case, or with something around
+    /// it.
     #[error("{0:?} is not written as an onion address is: in lower case and with .onion, nothing around it")]
     Form(String),
 }
@@ -87,7 +88,8 @@ impl FromStr for OnionAddress {
         else {
             return Err(AddressError::Alphabet(shown()));
         };
-        // The checksum first, for the version is the last character's: most others there are mistyped.
+        // The checksum first, for the version is the last character's: most others there are
+        // mistyped.
         if sum != checksum(key, *version) {
             return Err(AddressError::Checksum(shown()));
         }

@@ -1,9 +1,10 @@
 //! Outages of single nodes, kept from those who watch the descriptor.
 //!
-//! Whoever knows the address and fetches its descriptor twice a minute sees which introduction points go and come
-//! together, and so when each machine is down. With `hide_outages` the points of a silent node stay for a time drawn at
-//! random, while publishers stand in at them. A node that was evicted or has said goodbye leaves at once: the one must
-//! not be named any longer, and the other closes its points before any publisher stands in.
+//! Whoever knows the address and fetches its descriptor twice a minute sees which introduction
+//! points go and come together, and so when each machine is down. With `hide_outages` the points of
+//! a silent node stay for a time drawn at random, while publishers stand in at them. A node that
+//! was evicted or has said goodbye leaves at once: the one must not be named any longer, and the
+//! other closes its points before any publisher stands in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,7 +23,8 @@ use crate::view::{MemberView, View};
 /// The shortest and the longest time from the last sign of life of a node until its points leave.
 pub const HIDDEN: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(3600));
 
-/// What the times are drawn with. The publishers share it, so that they agree, and no one else has it.
+/// What the times are drawn with. The publishers share it, so that they agree, and no one else has
+/// it.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct OutageSecret([u8; 32]);
 
@@ -32,8 +34,9 @@ impl OutageSecret {
         Self(bytes)
     }
 
-    /// For how long after its last sign of life the points of `node` stay; `heard` is the sequence number of that
-    /// heartbeat, so that each outage has a time of its own and every publisher draws the same.
+    /// For how long after its last sign of life the points of `node` stay; `heard` is the sequence
+    /// number of that heartbeat, so that each outage has a time of its own and every publisher
+    /// draws the same.
     fn hidden_for(&self, node: NodeId, heard: u64) -> Duration {
         let digest = Sha3_256::new()
             .chain_update(b"rustbalance hidden outage v1\0")

@@ -1,4 +1,5 @@
-//! `rustbalance acknowledge`: the operator knows to whom the key of the address was given, and has acted on it.
+//! `rustbalance acknowledge`: the operator knows to whom the key of the address was given, and has
+//! acted on it.
 
 use clap::Args;
 

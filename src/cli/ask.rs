@@ -41,7 +41,8 @@ enum Elsewhere {
     Running { own: PathBuf, system: PathBuf },
 }
 
-/// The error for a state directory `own` in which no daemon runs: it names the daemon of `system`, if there may be one.
+/// The error for a state directory `own` in which no daemon runs: it names the daemon of `system`,
+/// if there may be one.
 fn no_daemon(own: PathBuf, system: &Path) -> anyhow::Error {
     if own == system {
         return ControlError::NotRunning(own).into();

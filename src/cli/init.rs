@@ -22,8 +22,9 @@ pub(super) struct Options {
     /// The port of the onion address that clients use
     #[arg(long, value_name = "PORT", default_value = "80", value_parser = virtual_port)]
     port: u16,
-    /// Keep an existing address: its key, or the folder that holds it, as C tor, Arti, mkp224o or onionbalance-config
-    /// write it, or PEM, base64, hex, ED25519-V3:..., or a copy of a publisher's master.key
+    /// Keep an existing address: its key, or the folder that holds it, as C tor, Arti, mkp224o or
+    /// onionbalance-config write it, or PEM, base64, hex, ED25519-V3:..., or a copy of a
+    /// publisher's master.key
     #[arg(long, value_name = "PATH")]
     import_key: Option<PathBuf>,
     /// Configure Tor with this file of Arti's (TOML), which is copied

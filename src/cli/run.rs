@@ -38,8 +38,9 @@ pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
     Ok(outcome?)
 }
 
-/// Cancelled by SIGTERM or SIGINT; a second one ends the process at once. SIGHUP is answered in the log and changes nothing.
-/// A signal that the process was started to ignore, as `nohup` does with SIGHUP, stays ignored.
+/// Cancelled by SIGTERM or SIGINT; a second one ends the process at once. SIGHUP is answered in the
+/// log and changes nothing. A signal that the process was started to ignore, as `nohup` does with
+/// SIGHUP, stays ignored.
 fn stop_on_signals() -> std::io::Result<CancellationToken> {
     let ignored = signals::ignored_at_start();
     let mut terminate = signals::listen(SignalKind::terminate(), &ignored)?;

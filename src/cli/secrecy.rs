@@ -7,8 +7,9 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior,
 /// Set, it leaves the process as it was started: for tests and debuggers, which read its memory.
 pub(super) const ENV_READABLE: &str = "RUSTBALANCE_READABLE_MEMORY";
 
-/// From here on there is no core dump of this process, and no process of the same user can read its memory or trace it
-/// (prctl(2), `PR_SET_DUMPABLE`). Root still can. Where the kernel refuses, the command goes on without.
+/// From here on there is no core dump of this process, and no process of the same user can read its
+/// memory or trace it (prctl(2), `PR_SET_DUMPABLE`). Root still can. Where the kernel refuses, the
+/// command goes on without.
 pub(super) fn protect() {
     if env::var_os(ENV_READABLE).is_some() {
         return;

@@ -5,7 +5,8 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that are ignored, as the bits of `SigIgn` in `/proc/self/status` (proc(5)): bit 0 is signal 1.
+/// The signals that are ignored, as the bits of `SigIgn` in `/proc/self/status` (proc(5)): bit 0 is
+/// signal 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Ignored(u64);
 
@@ -22,8 +23,8 @@ impl Ignored {
     }
 }
 
-/// The signals that this process ignores now. Called before the first [`listen`], which changes it: tokio replaces the
-/// disposition of a signal, and cannot tell what it was.
+/// The signals that this process ignores now. Called before the first [`listen`], which changes it:
+/// tokio replaces the disposition of a signal, and cannot tell what it was.
 pub(super) fn ignored_at_start() -> Ignored {
     fs::read_to_string("/proc/self/status").map(|status| Ignored::parse(&status)).unwrap_or_default()
 }

@@ -137,8 +137,8 @@ pub struct ClusterConfig {
     pub lease_ttl: Duration,
     /// Introduction points this node keeps, 1 to 10.
     pub intro_points: usize,
-    /// Whether the points of a silent node stay in the descriptor for a random time while publishers stand in at them.
-    /// Matters on publishers.
+    /// Whether the points of a silent node stay in the descriptor for a random time while
+    /// publishers stand in at them. Matters on publishers.
     pub hide_outages: bool,
 }
 

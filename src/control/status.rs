@@ -35,7 +35,8 @@ pub struct Status {
     pub stand_ins: Vec<StandInStatus>,
     /// What is published, as far as this node knows.
     pub publication: Option<PublicationStatus>,
-    /// Another publisher of the address that is no member, if this node has seen one in the last hours.
+    /// Another publisher of the address that is no member, if this node has seen one in the last
+    /// hours.
     pub stranger: Option<StrangerStatus>,
     /// The virtual ports and their targets on this node.
     pub ports: Vec<PortStatus>,
@@ -111,7 +112,8 @@ pub struct MemberStatus {
     pub weight: Option<u8>,
     /// The virtual ports it serves; `None` if it has not been heard.
     pub ports: Option<Vec<u16>>,
-    /// How long ago its heartbeats showed last that two processes run with its key; `None` if they never have.
+    /// How long ago its heartbeats showed last that two processes run with its key; `None` if they
+    /// never have.
     pub doubled_seconds: Option<u64>,
 }
 

@@ -152,7 +152,8 @@ async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
     }
 }
 
-/// Where `rustbalance.service` shows the daemon an empty directory (`PrivateTmp=`) or none (`ProtectHome=`).
+/// Where `rustbalance.service` shows the daemon an empty directory (`PrivateTmp=`) or none
+/// (`ProtectHome=`).
 const HIDDEN_BY_THE_UNIT: [&str; 5] = ["/tmp", "/var/tmp", "/home", "/root", "/run/user"];
 
 /// Why a target could not be reached, with what an operator does not see from outside the daemon.

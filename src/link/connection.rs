@@ -29,7 +29,8 @@ use crate::tor::BoxStream;
 /// write it down, or had no room for it, must not wait for another link.
 const OFFER_AGAIN: Duration = Duration::from_secs(300);
 
-/// Seconds between two discovery keys that are looked at of one peer: each new one costs a signature and the disk.
+/// Seconds between two discovery keys that are looked at of one peer: each new one costs a
+/// signature and the disk.
 const OFFER_SECONDS: u64 = 10;
 /// How many may come at once: two evictions may follow each other closely.
 const OFFERS_AT_ONCE: u64 = 4;
@@ -294,9 +295,9 @@ impl Connection {
         }
     }
 
-    /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a revocation that has not
-    /// come here yet. The key's generation says how many there were. It gets all facts before, so that it does not lack
-    /// the revocations that the key counts.
+    /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a
+    /// revocation that has not come here yet. The key's generation says how many there were. It
+    /// gets all facts before, so that it does not lack the revocations that the key counts.
     fn may_have(&self, newest: &Discovery, members: &mut watch::Receiver<MemberSet>) -> bool {
         let revoked = &members.borrow_and_update().revoked;
         newest.key.generation as usize <= revoked.len() && !revoked.contains_key(&self.peer)

@@ -175,7 +175,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Begins, as the node of this membership, with a nonce that was never used before; gives the challenge to be sent.
+    /// Begins, as the node of this membership, with a nonce that was never used before; gives the
+    /// challenge to be sent.
     pub fn new(membership: &Member, nonce: [u8; 32]) -> Result<(Self, Vec<u8>), DecodeError> {
         let nonce = FixedBytes(nonce);
         let challenge = codec::encode(&Challenge { versions: VERSIONS, nonce })?;
@@ -201,7 +202,8 @@ impl Listener {
             ChainError::Expired(_) => Refusal::Expired,
             _ => Refusal::NotMember,
         })?;
-        // The master key may have certified another authority, of which no revocation is known here.
+        // The master key may have certified another authority, of which no revocation is known
+        // here.
         if member.authority_id() != self.authority {
             return Err(Refusal::NotMember.into());
         }

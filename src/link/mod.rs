@@ -122,7 +122,8 @@ impl Default for LinkLimits {
 pub struct MemberSet {
     /// Members that live, or of which nothing is known yet; with this node or without.
     pub members: BTreeSet<NodeId>,
-    /// Those of them that are publishers: only a link with one shows that this node was not evicted.
+    /// Those of them that are publishers: only a link with one shows that this node was not
+    /// evicted.
     pub publishers: BTreeSet<NodeId>,
     /// Evicted, or for another reason no members whatever their certificate says; with the authority's word.
     pub revoked: BTreeMap<NodeId, Verified<Revocation>>,
@@ -237,7 +238,8 @@ impl Links {
         self.shared.pool().is_refused()
     }
 
-    /// True if this node seems to have been shut out: see [`rustbalance_gossip::coordinator::Event::ShutOut`].
+    /// True if this node seems to have been shut out: see
+    /// [`rustbalance_gossip::coordinator::Event::ShutOut`].
     pub fn is_shut_out(&self) -> bool {
         self.shared.pool().is_shut_out()
     }

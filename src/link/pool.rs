@@ -153,9 +153,10 @@ impl Pool {
         self.dials.iter().any(|(peer, dials)| dials.shut_out && !self.has(*peer))
     }
 
-    /// True if this node seems to have been shut out: it has a link with no publisher, and a publisher accepts none of its
-    /// keys; or it has no link at all, and some member accepts none of its keys. A link with a worker proves nothing: that
-    /// worker may have been evicted itself. Nor may a worker that closes its door stop a node that others let in.
+    /// True if this node seems to have been shut out: it has a link with no publisher, and a
+    /// publisher accepts none of its keys; or it has no link at all, and some member accepts none
+    /// of its keys. A link with a worker proves nothing: that worker may have been evicted itself.
+    /// Nor may a worker that closes its door stop a node that others let in.
     pub(super) fn is_shut_out(&self) -> bool {
         let refuses = |(peer, dials): (&NodeId, &Dials)| dials.shut_out && self.publishers.contains(peer);
         let reached = self.links.values().any(|link| self.publishers.contains(&link.peer));

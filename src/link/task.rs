@@ -34,7 +34,8 @@ const INBOX: usize = 256;
 /// Discovery keys from all links that may wait to be looked at.
 const OFFERS: usize = 8;
 
-/// Messages of facts from all links that may wait to be taken in; those dropped are handed over again later.
+/// Messages of facts from all links that may wait to be taken in; those dropped are handed over
+/// again later.
 const FACTS: usize = 16;
 
 /// What every task of the links has.

@@ -85,7 +85,8 @@ impl Handler for Daemon {
 }
 
 impl Daemon {
-    /// Drains or resumes, whatever the disk says: an operator whose disk is full may need to drain all the more.
+    /// Drains or resumes, whatever the disk says: an operator whose disk is full may need to drain
+    /// all the more.
     async fn set_draining(&self, draining: bool) -> Response {
         let Some(running) = self.running.get() else { return not_yet() };
         let stored = on_disk(|| self.store.set_draining(draining));

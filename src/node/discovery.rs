@@ -73,7 +73,8 @@ impl Rotation {
         }
     }
 
-    /// Takes a key that a peer has offered. One that is known, or older than the newest, costs no access to the disk.
+    /// Takes a key that a peer has offered. One that is known, or older than the newest, costs no
+    /// access to the disk.
     fn take(&self, ring: &mut KeyRing, offer: Offer, trusted: &mut BTreeSet<NodeId>) {
         if ring.has(&offer) {
             return;

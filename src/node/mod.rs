@@ -128,8 +128,8 @@ pub async fn run_on(
     let socket = crate::control::bind(store.dir())?;
     let closing = CancellationToken::new();
     let serving = tokio::spawn(crate::control::serve(socket, Arc::clone(&daemon) as _, closing.clone()));
-    // From here on `status` is answered. Tor may take minutes, or for ever on a censored host: `systemctl start` and the
-    // boot of the machine must not wait for it.
+    // From here on `status` is answered. Tor may take minutes, or for ever on a censored host:
+    // `systemctl start` and the boot of the machine must not wait for it.
     systemd::ready();
     let outcome = match bootstrapped(&engine, &stop).await {
         Ok(true) => match Parts::start(engine, store, config, &daemon).await {

@@ -264,7 +264,8 @@ impl Parts {
             _ = &mut self.proxy => Err(NodeError::TaskEnded("proxy")),
             () = self.cluster.ended() => Err(NodeError::TaskEnded("cluster")),
             error = self.tasks.first_end() => {
-                // Tasks that need Tor or the cluster task end with it, in any order: the cause is named, not the first of them.
+                // Tasks that need Tor or the cluster task end with it, in any order: the cause is
+                // named, not the first of them.
                 let tor_ended = tokio::time::timeout(TOR_ENDS, closed(&mut self.bootstrap)).await.is_ok();
                 Err(match error {
                     _ if tor_ended => tor_stopped(),
@@ -337,8 +338,9 @@ fn known_members(store: &Store) -> Result<MemberSet, NodeError> {
     Ok(MemberSet { members: roles.into_keys().collect(), publishers, revoked, ..MemberSet::default() })
 }
 
-/// The number under which this process gossips: higher than those of earlier starts, and not that of another process which
-/// was started from a copy of the same directory, so that the two hear each other.
+/// The number under which this process gossips: higher than those of earlier starts, and not that
+/// of another process which was started from a copy of the same directory, so that the two hear
+/// each other.
 fn generation(boot: u64, instance: u64) -> u64 {
     boot << 16 | instance & 0xffff
 }

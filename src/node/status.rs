@@ -144,8 +144,8 @@ pub(super) fn stand_ins(points: &[StandInPoint]) -> Vec<StandInStatus> {
     points.iter().map(status).collect()
 }
 
-/// For how long a publisher that is no member is shown after it was seen last: it may publish every two hours, and
-/// what it has published is served for three.
+/// For how long a publisher that is no member is shown after it was seen last: it may publish every
+/// two hours, and what it has published is served for three.
 const STRANGER_SHOWN: Duration = Duration::from_secs(3 * 3600);
 
 /// The other publisher, while it may still be there.

@@ -7,7 +7,8 @@ use tokio::task::{Id, JoinSet};
 
 use super::NodeError;
 
-/// How a task of [`Tasks`] ends: `Ok` when it stops by itself, which no task should do while the node runs.
+/// How a task of [`Tasks`] ends: `Ok` when it stops by itself, which no task should do while the
+/// node runs.
 pub(super) type Ended = Result<(), NodeError>;
 
 /// A set of named tasks. Dropped, all of them are aborted.

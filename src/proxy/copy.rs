@@ -1,5 +1,6 @@
-//! Copies bytes both ways between a client and the target until both sides have ended or one fails; where the operator has
-//! set these times, also once nothing has moved for the idle time, or one side has not taken a byte for the stall time.
+//! Copies bytes both ways between a client and the target until both sides have ended or one fails;
+//! where the operator has set these times, also once nothing has moved for the idle time, or one
+//! side has not taken a byte for the stall time.
 //!
 //! Tor streams have no half-close: a client's END closes both ways. Targets do not know that, and neither does the
 //! code on a TCP socket. So the end of one direction is passed on as a shutdown, and the other direction goes on for as
@@ -137,7 +138,8 @@ impl<'a> Activity<'a> {
     }
 }
 
-/// Copies until the stream ends. `report` hears what it does, at most every half second; `from_client` and `to_client` count the bytes delivered.
+/// Copies until the stream ends. `report` hears what it does, at most every half second;
+/// `from_client` and `to_client` count the bytes delivered.
 pub(super) async fn copy_both(
     client: BoxStream,
     target: BoxStream,

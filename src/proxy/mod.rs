@@ -1,10 +1,11 @@
 //! Takes clients' streams from the Tor engine to the targets on this host.
 //!
-//! One enters with [`Proxy::run`] (a queue of streams) or [`Proxy::serve`] (one). For each stream, the target of its
-//! virtual port is connected **first**; only then is the client told that it is connected, so that a dead target is a
-//! refused stream and not an empty answer. Then bytes go both ways until the stream ends (see `copy`). Streams at once
-//! are bounded, and which stay when there is no room for all is decided in `plan`. What was refused or closed for that is counted
-//! by reason.
+//! One enters with [`Proxy::run`] (a queue of streams) or [`Proxy::serve`] (one). For each stream,
+//! the target of its virtual port is connected **first**; only then is the client told that it is
+//! connected, so that a dead target is a refused stream and not an empty answer. Then bytes go both
+//! ways until the stream ends (see `copy`). Streams at once are bounded, and which stay when there
+//! is no room for all is decided in `plan`. What was refused or closed for that is counted by
+//! reason.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,9 +38,11 @@ pub struct ProxyLimits {
     pub streams: usize,
     /// How long connecting to a target may take.
     pub connect: Duration,
-    /// A stream on which nothing has moved for this long is closed; `None`: never, as with C tor, unless others need the room.
+    /// A stream on which nothing has moved for this long is closed; `None`: never, as with C tor,
+    /// unless others need the room.
     pub idle: Option<Duration>,
-    /// A stream of which one side has not taken a byte for this long is closed; `None`: never, likewise.
+    /// A stream of which one side has not taken a byte for this long is closed; `None`: never,
+    /// likewise.
     pub stall: Option<Duration>,
     /// A stream of which one side has ended and nothing has moved for this long is closed.
     pub half_closed: Duration,

@@ -1,15 +1,20 @@
-//! Which client streams stay when there is no room for all: a newcomer is served, and the stream that matters least goes.
+//! Which client streams stay when there is no room for all: a newcomer is served, and the stream
+//! that matters least goes.
 //!
-//! Enter with [`StreamPlan::handle`]. Each stream is a connection to a target, so the bounds here spare the application too:
+//! Enter with [`StreamPlan::handle`]. Each stream is a connection to a target, so the bounds here
+//! spare the application too:
 //!
 //! 1. Above three quarters of `streams`, a circuit that holds [`SHARE`] of them gets no more.
-//! 2. An unused stream is one on which the client has not sent a byte. Where an eighth of `streams` are unused, the one that
-//!    has been so for longest goes for a newcomer, if that is [`PATIENCE`].
-//! 3. Where `streams` are open, the first of these goes that there is:
-//!    a stream that has been unused for [`PATIENCE`]; one idle for [`PATIENCE`] on a circuit that holds more than
-//!    [`SHARE`]; any that is idle for [`PATIENCE`] (of each kind, the longest idle); the longest idle on the circuit that holds
-//!    most streams, if that holds at least two more than the newcomer's.
-//! 4. If there is none, the newcomer is refused: then every circuit has its share, and every stream moves.
+//! 2. An unused stream is one on which the client has not sent a byte. Where an eighth of `streams`
+//!    are unused, the one that has been so for longest goes for a newcomer, if that is
+//!    [`PATIENCE`].
+//! 3. Where `streams` are open, the first of these goes that there is: a stream that has been
+//!    unused for [`PATIENCE`]; one idle for [`PATIENCE`] on a circuit that holds more than
+//!    [`SHARE`]; any that is idle for [`PATIENCE`] (of each kind, the longest idle); the longest
+//!    idle on the circuit that holds most streams, if that holds at least two more than the
+//!    newcomer's.
+//! 4. If there is none, the newcomer is refused: then every circuit has its share, and every stream
+//!    moves.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -18,7 +23,8 @@ use crate::tor::CircuitId;
 
 /// Streams that one circuit may open under pressure: browsers open six to a site at once.
 pub(super) const SHARE: usize = 8;
-/// A stream that has not moved for less than this may be a client waiting for Tor (a round trip takes one to three seconds).
+/// A stream that has not moved for less than this may be a client waiting for Tor (a round trip
+/// takes one to three seconds).
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// The part of all streams that may be unused.
 const UNUSED_PART: usize = 8;

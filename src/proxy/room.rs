@@ -1,4 +1,5 @@
-//! The shell of `plan`: reads the clock, remembers how to close each stream, and closes those that make room.
+//! The shell of `plan`: reads the clock, remembers how to close each stream, and closes those that
+//! make room.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

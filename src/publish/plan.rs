@@ -9,12 +9,12 @@
 //!    higher revision on a directory, gets a new **edition** (one built descriptor with one revision): soon if a point
 //!    left, after a short pause to batch if points only came, never within [`MIN_GAP`] of the one before.
 //! 3. Every responsible directory that has not confirmed the current edition gets it, with back-off after failures.
-//! 4. A confirmed directory is read back now and then; what differs is uploaded again. A directory that does not answer
-//!    twice in a row is not counted as confirmed any more.
+//! 4. A confirmed directory is read back now and then; what differs is uploaded again. A directory
+//!    that does not answer twice in a row is not counted as confirmed any more.
 //!
-//! A descriptor that took the place of one of ours, names no point of this cluster and has no revision that a member
-//! names is another publisher's ([`Action::Stranger`]). What stood there before our first upload is none: it may be
-//! left over from a service that has ended.
+//! A descriptor that took the place of one of ours, names no point of this cluster and has no
+//! revision that a member names is another publisher's ([`Action::Stranger`]). What stood there
+//! before our first upload is none: it may be left over from a service that has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -37,7 +37,8 @@ pub const READ_BACK: Duration = Duration::from_secs(600);
 pub const FIRST_READ_BACK: Duration = Duration::from_secs(20);
 /// Longest pause between two tries at one directory.
 const MAX_BACK_OFF: Duration = Duration::from_secs(60);
-/// For how long a descriptor may name a point that was desired last before it: as long as directories keep it.
+/// For how long a descriptor may name a point that was desired last before it: as long as
+/// directories keep it.
 const NAMED_FOR: Duration = Duration::from_secs(3 * 3600);
 /// Most of such points that are remembered: 20 desired at once, in three hours of changes.
 const MAX_KNOWN: usize = 4096;
@@ -90,7 +91,8 @@ pub struct Reading {
     pub revision: u64,
     /// Whether it is, byte for byte, this node's current edition.
     pub ours: bool,
-    /// The session keys of its introduction points; `None` if only authorized clients can read them.
+    /// The session keys of its introduction points; `None` if only authorized clients can read
+    /// them.
     pub points: Option<Vec<FixedBytes<32>>>,
 }
 
@@ -139,7 +141,8 @@ pub enum Action {
     Stranger(Stranger),
 }
 
-/// A descriptor of this address that another publisher, no member of the cluster, has put in the place of ours.
+/// A descriptor of this address that another publisher, no member of the cluster, has put in the
+/// place of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stranger {
     /// In which period.
@@ -168,7 +171,8 @@ struct Held {
     failures: u32,
     not_before: Duration,
     read_back_at: Option<Duration>,
-    /// Whether the next thing to do is to ask rather than to upload: after a refusal, or an answer that did not come.
+    /// Whether the next thing to do is to ask rather than to upload: after a refusal, or an answer
+    /// that did not come.
     ask: bool,
 }
 
@@ -369,7 +373,8 @@ impl Plan {
         }
     }
 
-    /// Takes note of what a directory holds; gives what it says of another publisher, if that is new.
+    /// Takes note of what a directory holds; gives what it says of another publisher, if that is
+    /// new.
     fn held(
         &mut self,
         period: PeriodId,
@@ -381,7 +386,8 @@ impl Plan {
         held.busy = false;
         held.read_back_at = Some(now + READ_BACK);
         let Ok(reading) = reading else {
-            // By turns asked and given what it should hold: either may work where the other does not.
+            // By turns asked and given what it should hold: either may work where the other does
+            // not.
             if held.ask {
                 held.confirmed = None;
             }
@@ -405,7 +411,8 @@ impl Plan {
         (replaces_ours && self.term.is_some()).then(|| self.stranger(period, &reading)).flatten()
     }
 
-    /// The stranger that this descriptor is of, unless a member has published it, or it was seen before.
+    /// The stranger that this descriptor is of, unless a member has published it, or it was seen
+    /// before.
     fn stranger(&mut self, period: PeriodId, reading: &Reading) -> Option<Stranger> {
         let by_member = self.of_others.get(&period).is_some_and(|highest| *highest >= reading.revision);
         let members = |points: &Vec<_>| by_member || points.iter().any(|point| self.known.contains_key(point));

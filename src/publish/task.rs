@@ -232,7 +232,8 @@ impl Running {
         }
     }
 
-    /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may still be so.
+    /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may
+    /// still be so.
     fn meet(&mut self, stranger: &Stranger) {
         let now = Instant::now();
         if self.warned.is_none_or(|at| now.duration_since(at) >= STRANGER_PAUSE) {

@@ -66,7 +66,8 @@ pub enum Kind {
     Revocations,
     /// `members`: certificates of other members.
     Members,
-    /// `draining`: there while the node takes no new clients, by `drain`; `resume` removes it. Its payload is empty.
+    /// `draining`: there while the node takes no new clients, by `drain`; `resume` removes it. Its
+    /// payload is empty.
     Draining,
     /// `alarms`: publishers' tokens that more nodes have used than may. Absent before the first.
     Alarms,

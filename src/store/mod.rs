@@ -412,8 +412,8 @@ impl Store {
             .collect()
     }
 
-    /// Whether the cluster's authority is the signer. One foreign entry must not keep the others off
-    /// the disk, so it is skipped, and logged.
+    /// Whether the cluster's authority is the signer. One foreign entry must not keep the others
+    /// off the disk, so it is skipped, and logged.
     fn is_of_our_authority(&self, kind: Kind, signer: &[u8; 32]) -> bool {
         let ours = signer == self.membership.authority_id().public_key();
         if !ours {

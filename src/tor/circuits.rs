@@ -1,7 +1,9 @@
-//! The circuits of clients, node-wide: how many may be in the making and open, and which goes when there is no room.
+//! The circuits of clients, node-wide: how many may be in the making and open, and which goes when
+//! there is no room.
 //!
-//! [`plan::CircuitPlan`] decides. [`Circuits`] is its shell, one for each engine: it reads the clock, and closes what is to be
-//! closed. A [`Place`] is one circuit from the introduction to its end.
+//! [`plan::CircuitPlan`] decides. [`Circuits`] is its shell, one for each engine: it reads the
+//! clock, and closes what is to be closed. A [`Place`] is one circuit from the introduction to its
+//! end.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +23,8 @@ mod plan;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(pub u64);
 
-/// How much has to pass until it is reported once more that bytes move on a stream: each report takes a lock.
+/// How much has to pass until it is reported once more that bytes move on a stream: each report
+/// takes a lock.
 const REPORT: Duration = Duration::from_millis(500);
 
 /// All circuits of clients that one engine makes.
@@ -44,7 +47,8 @@ impl Default for Circuits {
 }
 
 impl Circuits {
-    /// A place for a client that waits at this rendezvous point, or `None` if there is none for it; counted then.
+    /// A place for a client that waits at this rendezvous point, or `None` if there is none for it;
+    /// counted then.
     pub(crate) fn introduce(
         self: &Arc<Self>,
         at: RendezvousPoint,
@@ -108,7 +112,8 @@ impl Place {
         &self.closed
     }
 
-    /// An attempt to reach the rendezvous point failed, after so long: how long to wait until the next one; `None` to give up.
+    /// An attempt to reach the rendezvous point failed, after so long: how long to wait until the
+    /// next one; `None` to give up.
     pub(crate) fn failed(&self, took: Duration) -> Option<Duration> {
         let mut state = self.circuits.state();
         state.plan.failed(self.id, took, self.bounds.making, self.circuits.origin.elapsed())

@@ -338,8 +338,8 @@ pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     echoes(eventually(stage, "a stream after the first has ended", freed).await).await;
 }
 
-/// No more clients than there are places have a circuit. As long as all are in use the others are dropped and counted; one
-/// that is idle gives way.
+/// No more clients than there are places have a circuit. As long as all are in use the others are
+/// dropped and counted; one that is idle gives way.
 pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceLimits { open_rendezvous: 1, ..owned_limits() });

@@ -187,8 +187,8 @@ pub fn read(text: &str, master: MasterId, period: PeriodId, now: SystemTime) -> 
     Ok(DescriptorContent { revision: descriptor.revision().into(), points })
 }
 
-/// The revision of a descriptor, from its outer layer: readable also where the inner ones are for authorized clients alone.
-/// Checks what [`read`] checks of that layer.
+/// The revision of a descriptor, from its outer layer: readable also where the inner ones are for
+/// authorized clients alone. Checks what [`read`] checks of that layer.
 pub fn read_revision(text: &str, master: MasterId, period: PeriodId, now: SystemTime) -> Result<u64, TorError> {
     if text.len() > MAX_DESCRIPTOR {
         return Err(TorError::Invalid(format!("a descriptor of {} bytes is too long", text.len()), None));
@@ -220,8 +220,9 @@ pub(super) fn blinded(master: MasterId, period: TimePeriod) -> Result<(HsBlindId
     HsIdKey::from(identity).compute_blinded_key(period).map_err(|e| no_key(e.into()))
 }
 
-/// The key pair that certifies in this period, with what [`blinded`] gives. Never sign one message with those of two periods:
-/// they share the prefix that nonces come from (rend-spec-v3, appendix A.2). A certificate names the key it is signed with.
+/// The key pair that certifies in this period, with what [`blinded`] gives. Never sign one message
+/// with those of two periods: they share the prefix that nonces come from (rend-spec-v3, appendix
+/// A.2). A certificate names the key it is signed with.
 fn blinded_pair(
     master: &MasterSecret,
     period: PeriodId,

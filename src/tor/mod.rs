@@ -153,9 +153,10 @@ pub trait StreamRequest: Send {
 pub enum Rejection {
     /// The target does not take the connection: END with reason CONNECTREFUSED.
     Refused,
-    /// No target stands behind the port, or the client has too many streams: END with reason DONE. The circuit stays open, but
-    /// does not live longer for it. C tor does the same unless HiddenServiceAllowUnknownPorts is 1 (its manual says the opposite;
-    /// see `hs_service_set_conn_addr_port` in its source).
+    /// No target stands behind the port, or the client has too many streams: END with reason DONE.
+    /// The circuit stays open, but does not live longer for it. C tor does the same unless
+    /// HiddenServiceAllowUnknownPorts is 1 (its manual says the opposite; see
+    /// `hs_service_set_conn_addr_port` in its source).
     Unavailable,
 }
 
@@ -245,7 +246,8 @@ pub struct RefusedCounts {
     pub malformed: std::sync::atomic::AtomicU64,
     /// Introductions dropped because a queue or the rendezvous bound was full.
     pub introductions: std::sync::atomic::AtomicU64,
-    /// Clients that were being met and gave way to others, because their rendezvous point did not answer.
+    /// Clients that were being met and gave way to others, because their rendezvous point did not
+    /// answer.
     pub given_up: std::sync::atomic::AtomicU64,
     /// Open circuits closed to make room for others.
     pub circuits: std::sync::atomic::AtomicU64,

@@ -1,9 +1,10 @@
 //! Introductions seen before.
 //!
-//! A relay (or whoever watches it) can send the same INTRODUCE2 cell again and make us build a circuit for it each
-//! time. Each point therefore remembers a hash of every cell it has answered, in memory and in a file that lives as
-//! long as the point's keys do, so that a restart forgets nothing. What is remembered is bounded: full, the older half goes,
-//! so that a flood makes a point forget, and never deaf.
+//! A relay (or whoever watches it) can send the same INTRODUCE2 cell again and make us build a
+//! circuit for it each time. Each point therefore remembers a hash of every cell it has answered,
+//! in memory and in a file that lives as long as the point's keys do, so that a restart forgets
+//! nothing. What is remembered is bounded: full, the older half goes, so that a flood makes a point
+//! forget, and never deaf.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -83,9 +84,9 @@ impl ReplayLog {
         Self { inner: Mutex::new(Seen { older: HashSet::new(), newer: HashSet::new(), file: None }) }
     }
 
-    /// The one in this file, made (0600) if missing. An entry cut short by a crash is dropped. Where
-    /// the disk refuses writes, what is seen from now on is remembered in memory alone: that is no
-    /// reason to turn clients away.
+    /// The one in this file, made (0600) if missing. An entry cut short by a crash is dropped.
+    /// Where the disk refuses writes, what is seen from now on is remembered in memory alone: that
+    /// is no reason to turn clients away.
     ///
     /// # Errors
     /// If what is there cannot be read.

@@ -59,11 +59,12 @@ async fn streams_that_are_never_read_are_cut_off() {
 const NARROW: &str = "[limits]\nstreams = 64\npending_rendezvous = 16\n";
 /// How long each attack goes on.
 const ATTACK: Duration = Duration::from_secs(12);
-/// A client that no node has answered tries the next introduction point after 15 s, so one that waited for less was never
-/// refused.
+/// A client that no node has answered tries the next introduction point after 15 s, so one that
+/// waited for less was never refused.
 const REFUSED_ONCE: Duration = Duration::from_secs(15);
 
-/// Runs an attack while clients come one after the other: all are served, and none is refused on the way.
+/// Runs an attack while clients come one after the other: all are served, and none is refused on
+/// the way.
 async fn attacked(town: &Town, what: &str, attack: impl Future<Output = ()> + Send + 'static) {
     let attack = tokio::spawn(attack);
     // It has taken what it can before the first client comes.
@@ -77,7 +78,8 @@ async fn attacked(town: &Town, what: &str, attack: impl Future<Output = ()> + Se
     assert!(seen.failures.is_empty() && visits > 5 && seen.slowest < REFUSED_ONCE, "{what}: {seen:?}");
 }
 
-/// Forty clients that open streams on a circuit each for as long as they last, and send a byte on each from time to time.
+/// Forty clients that open streams on a circuit each for as long as they last, and send a byte on
+/// each from time to time.
 async fn streams_that_say_nothing(net: FakeNet, to: OnionAddress, byte_every: Option<Duration>) {
     let mut clients = JoinSet::new();
     for _ in 0..40 {
@@ -114,7 +116,8 @@ async fn streams_that_say_nothing_or_little_lock_nobody_out() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn circuits_that_ask_for_nothing_lock_nobody_out() {
-    // Each circuit has five seconds to ask for something, so these bounds stand up to nine new circuits a second.
+    // Each circuit has five seconds to ask for something, so these bounds stand up to nine new
+    // circuits a second.
     let town = Town::start("[limits]\nopen_rendezvous = 16\n").await;
     let (net, to) = (town.net.clone(), town.master.address());
     attacked(&town, "circuits that ask for nothing", async move {

@@ -1,4 +1,5 @@
-//! An observer that knows the address, and fetches its descriptor again and again, to see when which machine is down.
+//! An observer that knows the address, and fetches its descriptor again and again, to see when
+//! which machine is down.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};

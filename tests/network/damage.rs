@@ -1,5 +1,5 @@
-//! State files that are damaged: the daemon names the file and the way out, and overwrites nothing. Of Tor's own files it
-//! sets aside what is damaged, and serves on.
+//! State files that are damaged: the daemon names the file and the way out, and overwrites nothing.
+//! Of Tor's own files it sets aside what is damaged, and serves on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -67,7 +67,8 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
 /// What becomes of a file's content.
 type Damage<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
 
-/// Tor's files of a node that has served: whatever is damaged is set aside, and the node serves again by itself.
+/// Tor's files of a node that has served: whatever is damaged is set aside, and the node serves
+/// again by itself.
 fn tors_files(story: &mut Story, cluster: &Cluster<'_>, node: &Node, nodes: &Nodes) -> Result<()> {
     let arti = node.state().join("arti");
     let noise = |content: &[u8]| content.iter().enumerate().map(|(at, byte)| byte ^ (at as u8 | 1)).collect();

@@ -1,5 +1,6 @@
-//! A client of the attacker's own: it introduces itself and waits at a rendezvous point that never answers. The real client code
-//! of Arti has no way to lie about where it waits, so the introduction is put together here.
+//! A client of the attacker's own: it introduces itself and waits at a rendezvous point that never
+//! answers. The real client code of Arti has no way to lie about where it waits, so the
+//! introduction is put together here.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use tor_rtcompat::PreferredRuntime;
 
 use crate::support::network;
 
-/// How long the circuit to an introduction point may take, and how long it stays until the introduction has gone its way.
+/// How long the circuit to an introduction point may take, and how long it stays until the
+/// introduction has gone its way.
 const LIMIT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(2);
 

@@ -1,7 +1,8 @@
-//! Four stock clients with two hundred circuits hold all that a node lets them hold; clients that come meanwhile are served.
+//! Four stock clients with two hundred circuits hold all that a node lets them hold; clients that
+//! come meanwhile are served.
 //!
-//! In short by default. `./scripts/bench.sh lockout --minutes 10` runs each form for so long, on a node with the bounds
-//! that it has by default, and prints what it costs both sides.
+//! In short by default. `./scripts/bench.sh lockout --minutes 10` runs each form for so long, on a
+//! node with the bounds that it has by default, and prints what it costs both sides.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +25,8 @@ use crate::support::{Story, look, network, scenario};
 
 /// How many minutes each form goes on for the benchmark.
 const MINUTES: &str = "RUSTBALANCE_LOCKOUT_MINUTES";
-/// Bounds that an attack from this machine reaches within seconds, but by no more circuits in use than there may be.
+/// Bounds that an attack from this machine reaches within seconds, but by no more circuits in use
+/// than there may be.
 const NARROW: [(&str, &str); 1] = [("[limits]\n", "streams = 512\nopen_rendezvous = 250\npending_rendezvous = 32\n")];
 /// How long each form goes on in short, once it has what it can get.
 const SHORT: Duration = Duration::from_secs(8);
@@ -162,7 +164,8 @@ async fn introductions(introducer: Introducer, to: MasterId, points: Vec<IntroPo
     }
 }
 
-/// Holds circuits, each of which opens streams as the form says, and opens others for those that were closed.
+/// Holds circuits, each of which opens streams as the form says, and opens others for those that
+/// were closed.
 async fn circuits(form: Form, socks: Vec<std::net::SocketAddr>, onion: String, spent: Arc<AtomicU64>) {
     let mut tasks = JoinSet::new();
     for (number, socks) in socks.iter().flat_map(|socks| std::iter::repeat_n(*socks, CIRCUITS)).enumerate() {

@@ -28,7 +28,8 @@ fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
     story.ends(done);
 }
 
-/// Nodes are made, join, publish, are linked, serve, and one is evicted and one leaves: all in the namespace.
+/// Nodes are made, join, publish, are linked, serve, and one is evicted and one leaves: all in the
+/// namespace.
 fn a_cluster_lives(story: &mut Story, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
     let before = namespace.listeners()?;
     let nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;

@@ -1,8 +1,9 @@
 //! Whether this node must keep still because the others may know what it does not.
 //!
-//! It looks at three signs. The other publishers refuse this node's discovery keys; the newest discovery key counts more
-//! revocations than this node knows; another process signs with this node's key. An isolated node does not publish,
-//! admit, rotate keys or stand in for others. It goes on serving clients and gossiping, which is how it learns the rest.
+//! It looks at three signs. The other publishers refuse this node's discovery keys; the newest
+//! discovery key counts more revocations than this node knows; another process signs with this
+//! node's key. An isolated node does not publish, admit, rotate keys or stand in for others. It
+//! goes on serving clients and gossiping, which is how it learns the rest.
 
 use std::time::Duration;
 
@@ -11,15 +12,16 @@ use serde::{Deserialize, Serialize};
 use super::Now;
 use crate::record::Heartbeat;
 
-/// How long revocations may take to follow the discovery key that counts them: a peer sends them over the link first,
-/// and another task takes them in.
+/// How long revocations may take to follow the discovery key that counts them: a peer sends them
+/// over the link first, and another task takes them in.
 const FOLLOWING: Duration = Duration::from_secs(5);
 /// How long one heartbeat of another process keeps this node still if none follows.
 const SUSPICION: Duration = Duration::from_secs(120);
-/// Largest distance from this machine's clock, in seconds, of a heartbeat that proves a second process: one that is
-/// older may be a replay of an earlier process whose clock was ahead.
+/// Largest distance from this machine's clock, in seconds, of a heartbeat that proves a second
+/// process: one that is older may be a replay of an earlier process whose clock was ahead.
 const FRESH: u64 = 120;
-/// How long a process goes on beating once a second one is proven: that one, too, shall have heard enough to end.
+/// How long a process goes on beating once a second one is proven: that one, too, shall have heard
+/// enough to end.
 const LINGERING: Duration = Duration::from_secs(15);
 /// Seconds between the dates of two heartbeats that cannot have been made at the same time.
 const LATER: u64 = 2;
@@ -86,8 +88,9 @@ impl Isolation {
         self.suspected = self.suspected.filter(|since| self.proven.is_some() || now.mono < since.mono + SUSPICION);
     }
 
-    /// Takes in a heartbeat that this node's key has signed. It proves that another process runs if it was made after a
-    /// first one had come here: then it is no replay of a process that has ended.
+    /// Takes in a heartbeat that this node's key has signed. It proves that another process runs if
+    /// it was made after a first one had come here: then it is no replay of a process that has
+    /// ended.
     pub(super) fn hear_own(&mut self, beat: &Heartbeat, now: Now) {
         let since_began = self.began.is_some_and(|began| beat.unix >= began + LATER);
         if beat.instance == self.instance || !since_began || beat.unix.abs_diff(now.unix) > FRESH {
@@ -99,13 +102,15 @@ impl Isolation {
         }
     }
 
-    /// Whether this process must end, because another one runs with its key and has had the time to notice this one.
+    /// Whether this process must end, because another one runs with its key and has had the time to
+    /// notice this one.
     pub(super) fn must_end(&self, mono: Duration) -> bool {
         self.proven.is_some_and(|since| mono >= since + LINGERING)
     }
 
-    /// Why this node is isolated now, if it is. Where there is no other publisher the first two signs prove nothing:
-    /// only publishers evict and change keys, so a worker that closes its door must stop no publisher.
+    /// Why this node is isolated now, if it is. Where there is no other publisher the first two
+    /// signs prove nothing: only publishers evict and change keys, so a worker that closes its door
+    /// must stop no publisher.
     pub(super) fn reason(&self, known: usize, others_publish: bool, mono: Duration) -> Option<Isolated> {
         let lacks = self.lacking.is_some_and(|since| mono >= since + FOLLOWING);
         if self.suspected.is_some() {

@@ -124,8 +124,9 @@ impl Coordinator {
         self.fold(|view| view.fold_publication(publication, now))
     }
 
-    /// Takes in a record of this node that came back. It changes nothing that this node says, only how high it must count
-    /// from here; and it may show that another process signs with the same key.
+    /// Takes in a record of this node that came back. It changes nothing that this node says, only
+    /// how high it must count from here; and it may show that another process signs with the same
+    /// key.
     pub(super) fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
         let heard = match kind {
             RecordKind::Card => self.own::<NodeCard>(bytes).map(|card| card.seq),

@@ -1,4 +1,5 @@
-//! What should stand in the descriptor: gathers the candidates, and asks [`crate::plan`] and [`crate::outage`].
+//! What should stand in the descriptor: gathers the candidates, and asks [`crate::plan`] and
+//! [`crate::outage`].
 
 use super::{Action, Coordinator, Now};
 use crate::id::NodeId;
@@ -8,8 +9,9 @@ use crate::record::{IntroPoint, Phase};
 use crate::view::Changes;
 
 impl Coordinator {
-    /// What the descriptor should list, by session key. Every node computes it, the publisher after every event, the others
-    /// once a beat. Empty if nobody can serve: then what stands is best left standing.
+    /// What the descriptor should list, by session key. Every node computes it, the publisher after
+    /// every event, the others once a beat. Empty if nobody can serve: then what stands is best
+    /// left standing.
     pub fn desired_points(&self) -> &[(NodeId, IntroPoint)] {
         &self.choice.points
     }
@@ -23,7 +25,8 @@ impl Coordinator {
         let count = now.unix / self.settings.rotation.max(1);
         let over = self.hidden_until.is_some_and(|at| now.mono >= at);
         self.unplanned |= changes.points || count != self.count || over;
-        // In a large cluster there are many changes a second, and choosing costs more than taking one in.
+        // In a large cluster there are many changes a second, and choosing costs more than taking
+        // one in.
         let pressing = self.election.leading().is_some() || self.beaten == Some(now.mono);
         if !self.unplanned || !pressing {
             return;

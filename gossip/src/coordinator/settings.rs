@@ -24,7 +24,8 @@ pub struct Settings {
     pub ports: BTreeSet<u16>,
     /// How often this node has started, this time included, from disk: the upper half of every sequence number.
     pub boot: u64,
-    /// A random number that stands in this process's heartbeats: two processes with one key are told apart by it.
+    /// A random number that stands in this process's heartbeats: two processes with one key are
+    /// told apart by it.
     pub instance: u64,
     /// The highest term on disk.
     pub term: u64,
@@ -38,14 +39,16 @@ pub struct Settings {
     pub intro_points: usize,
     /// How long the same nodes stand in the descriptor when there are more than places, in seconds.
     pub rotation: u64,
-    /// Keeps the points of silent nodes in the descriptor for a while, for times drawn with this; `None`: they leave at once.
+    /// Keeps the points of silent nodes in the descriptor for a while, for times drawn with this;
+    /// `None`: they leave at once.
     pub hide_outages: Option<OutageSecret>,
     /// Most records kept that came before their signer's card.
     pub waiting: usize,
 }
 
 impl Settings {
-    /// The defaults, for a node that starts for the `boot`th time, has drawn `instance` and has `term` on disk.
+    /// The defaults, for a node that starts for the `boot`th time, has drawn `instance` and has
+    /// `term` on disk.
     pub fn new(boot: u64, instance: u64, term: u64) -> Self {
         Self {
             priority: 100,
@@ -86,9 +89,10 @@ pub enum Event {
     Ready(bool),
     /// The mesh has been reached: at least one link is up.
     MeshReached,
-    /// Whether the other members seem to have shut this node out: it reaches no publisher, and at least one is there but
-    /// accepts none of this node's discovery keys. Then this node was evicted while it was away, or has missed a change
-    /// of keys, and the others will reach it. Until then it must not take them for dead.
+    /// Whether the other members seem to have shut this node out: it reaches no publisher, and at
+    /// least one is there but accepts none of this node's discovery keys. Then this node was
+    /// evicted while it was away, or has missed a change of keys, and the others will reach it.
+    /// Until then it must not take them for dead.
     ShutOut(bool),
     /// The newest discovery key on this node's disk, at the start and after every change.
     DiscoveryKey {
@@ -145,8 +149,8 @@ pub enum Action {
     /// Invitations have changed: the join port, the list on disk ([`crate::view::Invitations::whole`]), and if
     /// [`crate::view::Invitations::unsigned`] has any, a holder of the authority key signs them anew.
     InvitationsChanged,
-    /// Forget what gossip has brought and hear it again: an evicted node had this one hold it for a member, and may have had
-    /// it believe that it has heard all that others say.
+    /// Forget what gossip has brought and hear it again: an evicted node had this one hold it for a
+    /// member, and may have had it believe that it has heard all that others say.
     RestartGossip,
     /// This node is not a member any more, for the reason told. Final: nothing more is said or done.
     Excluded(String),

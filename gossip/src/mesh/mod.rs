@@ -154,8 +154,8 @@ impl Mesh {
         *self.own.seeds.lock().unwrap_or_else(PoisonError::into_inner) = seeds;
     }
 
-    /// Forgets what others have said and hears it again, under a higher generation. Within some seconds, or a minute if that
-    /// happened often.
+    /// Forgets what others have said and hears it again, under a higher generation. Within some
+    /// seconds, or a minute if that happened often.
     pub fn restart(&self) {
         self.own.restart.store(true, Ordering::Relaxed);
     }

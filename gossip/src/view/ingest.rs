@@ -34,7 +34,8 @@ const MAX_REVISIONS: usize = 16;
 const MAX_PERIOD_START: u64 = 253_402_300_800;
 /// Most revocations kept.
 const MAX_REVOCATIONS: usize = 4096;
-/// Age in seconds of a revocation that should have come earlier: gossip takes 18 s to reach 200 nodes (MEASUREMENTS).
+/// Age in seconds of a revocation that should have come earlier: gossip takes 18 s to reach 200
+/// nodes (MEASUREMENTS).
 const LATE: u64 = 20;
 /// Longest version string in a card, in bytes.
 const MAX_VERSION: usize = 64;
@@ -254,7 +255,8 @@ impl View {
         lost && beat.unix.saturating_add(MAX_AGE.as_secs()) < now.unix
     }
 
-    /// A heartbeat below the newest is good for one thing: it may have been made by a second process with the node's key.
+    /// A heartbeat below the newest is good for one thing: it may have been made by a second
+    /// process with the node's key.
     fn take_stale_beat(&mut self, origin: NodeId, bytes: &[u8], now: Now) {
         let envelope = Unverified::<Heartbeat>::from_bytes(bytes).map_err(Rejection::from);
         let Ok(beat) = envelope.and_then(|envelope| self.check_origin(origin, envelope)) else { return };

@@ -1,25 +1,28 @@
-//! Which process speaks with a node's key, as its heartbeats show: two at once are one key on two machines.
+//! Which process speaks with a node's key, as its heartbeats show: two at once are one key on two
+//! machines.
 //!
-//! A restart shows as one process that ends and another that begins. Two machines show as a process that goes on after
-//! another has begun.
+//! A restart shows as one process that ends and another that begins. Two machines show as a process
+//! that goes on after another has begun.
 
 use crate::record::Heartbeat;
 
-/// Largest number of seconds by which the dates of heartbeats may overlap at a restart: a process may begin in the second
-/// in which the one before it ended.
+/// Largest number of seconds by which the dates of heartbeats may overlap at a restart: a process
+/// may begin in the second in which the one before it ended.
 const OVERLAP: u64 = 1;
 
 /// The processes that one node's heartbeats have named.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Instances {
-    /// The process of the newest heartbeat that was taken in, and the date of its first, in seconds since the epoch.
+    /// The process of the newest heartbeat that was taken in, and the date of its first, in seconds
+    /// since the epoch.
     current: Option<(u64, u64)>,
     /// The process before that one.
     previous: Option<u64>,
 }
 
 impl Instances {
-    /// Takes in a heartbeat that is newer than all before it. True if it shows that two processes run.
+    /// Takes in a heartbeat that is newer than all before it. True if it shows that two processes
+    /// run.
     pub(super) fn take(&mut self, beat: &Heartbeat) -> bool {
         let Some((instance, _)) = self.current.filter(|(instance, _)| *instance != beat.instance) else {
             self.current = self.current.or(Some((beat.instance, beat.unix)));
@@ -31,8 +34,9 @@ impl Instances {
         doubled
     }
 
-    /// Whether a heartbeat was made by another process than the current one, after that one had begun. Of a heartbeat
-    /// that is numbered below those taken in this shows that two processes run.
+    /// Whether a heartbeat was made by another process than the current one, after that one had
+    /// begun. Of a heartbeat that is numbered below those taken in this shows that two processes
+    /// run.
     pub(super) fn outlasts(&self, beat: &Heartbeat) -> bool {
         self.current.is_some_and(|(instance, first)| instance != beat.instance && beat.unix > first + OVERLAP)
     }

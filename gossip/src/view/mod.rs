@@ -75,7 +75,8 @@ pub struct MemberView {
     pub been_alive: bool,
     /// When it was last heard, on the monotonic clock.
     pub last_heard: Option<Duration>,
-    /// When its heartbeats showed last that two processes run with its key, on the monotonic clock; `None` if never.
+    /// When its heartbeats showed last that two processes run with its key, on the monotonic clock;
+    /// `None` if never.
     pub doubled: Option<Duration>,
     instances: Instances,
     /// When a beat of it came last that was too old to prove that it lives.

@@ -166,15 +166,16 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Attackers open what they can on circuits of theirs, and send a byte on each from time to time; an honest client comes
-    /// now and then, with one stream that it uses within two seconds.
+    /// Attackers open what they can on circuits of theirs, and send a byte on each from time to
+    /// time; an honest client comes now and then, with one stream that it uses within two seconds.
     #[test]
     fn an_honest_client_is_served_whatever_others_hold(
         circuits in 1..40_u64, each in 1..12_u64, pause in prop_oneof![Just(None), (1..120_u64).prop_map(Some)],
     ) {
         let mut plan = StreamPlan::new(MOST);
         let mut held = Vec::new();
-        // More circuits than half of the streams hold one each, and nothing is unfair or idle: known, and in THREATS.
+        // More circuits than half of the streams hold one each, and nothing is unfair or idle:
+        // known, and in THREATS.
         prop_assume!(circuits * 2 <= MOST as u64 || pause.is_none_or(|pause| pause > PATIENCE.as_secs()));
         for second in 0..60 {
             let now = at(4 * second);

@@ -304,7 +304,8 @@ fn published() -> World {
 }
 
 impl World {
-    /// Another publisher uploads to every directory of the first period; its points, none if only some can read them.
+    /// Another publisher uploads to every directory of the first period; its points, none if only
+    /// some can read them.
     fn overwrite(&mut self, points: &[IntroPoint]) -> u64 {
         let first = period(1, 0..0).id;
         let revision = self.held.values().map(|held| held.0).max().unwrap() + 1000;
@@ -364,7 +365,8 @@ fn a_directory_that_answers_no_question_gets_the_descriptor_again() {
 #[test]
 fn no_member_is_taken_for_a_stranger() {
     let first = period(1, 0..0).id;
-    // The publisher before this one has not heard yet that it is replaced: some of its points are this node's desire, too.
+    // The publisher before this one has not heard yet that it is replaced: some of its points are
+    // this node's desire, too.
     let mut world = published();
     world.overwrite(&[point(8), point(2)]);
     world.run(READ_BACK * 2);

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::ImportError;
 
-/// Names of files that hold a master key, the first of which that is there counts: of C tor and mkp224o, of Arti, our own.
+/// Names of files that hold a master key, the first of which that is there counts: of C tor and
+/// mkp224o, of Arti, our own.
 pub(super) const NAMES: [&str; 3] = ["hs_ed25519_secret_key", "ks_hs_id.ed25519_expanded_private", "master.key"];
 /// How far below the folder is looked: `keystore/hss/NICKNAME` of Arti.
 const DEPTH: u32 = 3;

@@ -1,4 +1,5 @@
-//! The forms in which other programs write a v3 service's secret key, told apart by what the file holds.
+//! The forms in which other programs write a v3 service's secret key, told apart by what the file
+//! holds.
 
 use std::str;
 
@@ -67,7 +68,8 @@ impl Found {
     }
 }
 
-/// The key in a file of this content; `size` is that of the whole file, of which `bytes` may be the beginning.
+/// The key in a file of this content; `size` is that of the whole file, of which `bytes` may be the
+/// beginning.
 pub(super) fn read(bytes: &[u8], size: u64) -> Result<Found, FormError> {
     if let Some(secret) = c_tor_key(bytes, size)? {
         return Ok(Found { of_c_tor: true, ..Found::alone(secret) });
@@ -138,7 +140,8 @@ fn pkcs8_key(pem: &str) -> Option<MasterSecret> {
     info.public_key.is_none_or(|public| public == secret.public_key()).then_some(secret)
 }
 
-/// The key in hex or base64 (either alphabet, padded or not, over any number of lines): 64 bytes, or C tor's 96.
+/// The key in hex or base64 (either alphabet, padded or not, over any number of lines): 64 bytes,
+/// or C tor's 96.
 fn encoded_key(text: &str, size: u64) -> Result<MasterSecret, FormError> {
     let unknown = || FormError::Unknown(size);
     let mut plain = Zeroizing::new(Vec::with_capacity(text.len()));
@@ -165,7 +168,8 @@ fn encoded_key(text: &str, size: u64) -> Result<MasterSecret, FormError> {
     expanded_key(bytes.as_slice().try_into().map_err(|_| unknown())?)
 }
 
-/// The key of these 64 bytes: scalar and hash prefix, or seed and public key, as libsodium and Go write it.
+/// The key of these 64 bytes: scalar and hash prefix, or seed and public key, as libsodium and Go
+/// write it.
 fn expanded_key(bytes: &[u8; 64]) -> Result<MasterSecret, FormError> {
     let (first, second) = bytes.split_at(32);
     let mut seed = Zeroizing::new([0; 32]);
@@ -174,7 +178,8 @@ fn expanded_key(bytes: &[u8; 64]) -> Result<MasterSecret, FormError> {
         return Ok(MasterSecret::from_seed(&seed));
     }
     let secret = MasterSecret::from_expanded(&Zeroizing::new(*bytes))?;
-    // Every nonce comes from the second half: whoever knows it computes the secret scalar from one signature.
+    // Every nonce comes from the second half: whoever knows it computes the secret scalar from one
+    // signature.
     let is_known = second == secret.public_key() || second == [0; 32];
     if is_known { Err(KeyError::PublicPrefix.into()) } else { Ok(secret) }
 }

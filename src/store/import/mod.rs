@@ -1,5 +1,5 @@
-//! A master key that is there already: as C tor, Arti, mkp224o or onionbalance-config write it, or a copy of our own
-//! `master.key`, which is all that is needed to have the address again.
+//! A master key that is there already: as C tor, Arti, mkp224o or onionbalance-config write it, or
+//! a copy of our own `master.key`, which is all that is needed to have the address again.
 
 mod folder;
 mod forms;
@@ -75,8 +75,9 @@ pub enum ImportError {
     },
 }
 
-/// Reads the key from a file in one of the forms of [`FormError::Unknown`]'s text, or from the folder that holds it, and
-/// compares it with what names its address: the public key and the `hostname` beside C tor's, or the file's own name.
+/// Reads the key from a file in one of the forms of [`FormError::Unknown`]'s text, or from the
+/// folder that holds it, and compares it with what names its address: the public key and the
+/// `hostname` beside C tor's, or the file's own name.
 pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
     let path = if path.is_dir() { folder::find(path)? } else { path.to_owned() };
     let bytes = read(&path, LONGEST)?;

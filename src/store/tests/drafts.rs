@@ -4,7 +4,8 @@ use std::fs;
 
 use super::*;
 
-/// Every state a crash of `complete` can leave is one that `open` explains and that the same command finishes.
+/// Every state a crash of `complete` can leave is one that `open` explains and that the same
+/// command finishes.
 #[test]
 fn an_interrupted_beginning_can_be_finished() {
     let order = [

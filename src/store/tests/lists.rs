@@ -72,7 +72,8 @@ fn revocations_stay() {
     assert_eq!(store.revocations().unwrap().len(), 2);
 }
 
-/// A hostile publisher can certify a second authority; what that one has signed must not keep the rest off the disk.
+/// A hostile publisher can certify a second authority; what that one has signed must not keep the
+/// rest off the disk.
 #[test]
 fn entries_of_another_authority_are_skipped_and_the_others_written_and_read() {
     let (folder, cluster) = publisher();

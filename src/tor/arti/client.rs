@@ -48,9 +48,10 @@ const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
 /// How much longer than it is valid the network's directory may stay without a new one, at least.
 const LATE: Duration = Duration::from_secs(120);
 
-/// The same, in lifetimes of the directory (3 hours on the public network): after the disk refused writes, and otherwise, of which
-/// each client draws its own. If the authorities make no directory, Arti goes on with the old one for three days, and
-/// the nodes of a cluster must not give up soon, nor all at once.
+/// The same, in lifetimes of the directory (3 hours on the public network): after the disk refused
+/// writes, and otherwise, of which each client draws its own. If the authorities make no directory,
+/// Arti goes on with the old one for three days, and the nodes of a cluster must not give up soon,
+/// nor all at once.
 const LATE_LIFETIMES: (f64, Range<f64>) = (0.25, 1.0..3.0);
 
 /// A disk with less room than this, in bytes, may have been too full for a directory.

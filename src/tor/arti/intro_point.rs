@@ -336,7 +336,8 @@ async fn unlisted(netdir: Arc<dyn tor_netdir::NetDirProvider>, relay: RelayId) {
 }
 
 impl Answering {
-    /// Reads introductions one by one and starts a rendezvous for each that is good. Nothing here waits for another client.
+    /// Reads introductions one by one and starts a rendezvous for each that is good. Nothing here
+    /// waits for another client.
     async fn run(self, mut queue: mpsc::Receiver<(Introduce2, Instant)>) {
         while let Some((cell, arrived)) = queue.recv().await {
             if arrived.elapsed() >= STALE {

@@ -145,8 +145,8 @@ impl Reading {
     }
 }
 
-/// The relay, and whether it is in the directory just so. A client can make up any number of relays that do not exist, or lead
-/// to where nothing answers: these it cannot have by the thousand.
+/// The relay, and whether it is in the directory just so. A client can make up any number of relays
+/// that do not exist, or lead to where nothing answers: these it cannot have by the thousand.
 fn waits_at(
     target: &VerbatimLinkSpecCircTarget<OwnedCircTarget>,
     onion_key: &curve25519::PublicKey,

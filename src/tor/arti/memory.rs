@@ -1,15 +1,18 @@
-//! How much memory Arti may fill with what clients and targets have sent and the other side has not taken.
+//! How much memory Arti may fill with what clients and targets have sent and the other side has not
+//! taken.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Arti starts to close the circuits that hold most at this share of the memory. Its own default is three quarters, which
-/// on a small host is what the application needs; and it does not see the limit of a systemd unit.
+/// Arti starts to close the circuits that hold most at this share of the memory. Its own default is
+/// three quarters, which on a small host is what the application needs; and it does not see the
+/// limit of a systemd unit.
 const SHARE: u64 = 4;
 /// Least bytes: fewer would close circuits of clients that only download.
 const LEAST: u64 = 64 << 20;
 
-/// The quota in bytes for this machine and control group; `None` if neither tells how much memory there is.
+/// The quota in bytes for this machine and control group; `None` if neither tells how much memory
+/// there is.
 pub(super) fn quota() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -30,7 +33,8 @@ fn total(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The files with the limits of a process's control group and of all above it, by its `/proc/PID/cgroup` (version 2).
+/// The files with the limits of a process's control group and of all above it, by its
+/// `/proc/PID/cgroup` (version 2).
 fn limits_of(cgroup: &str) -> Vec<PathBuf> {
     let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
     let root = Path::new("/sys/fs/cgroup");

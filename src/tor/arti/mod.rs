@@ -1,8 +1,9 @@
 //! The real engine, on Arti's public crates.
 //!
-//! `config` reads Arti's configuration, `client` holds the Tor client and watches it; `dial` and `own_service` use it as it is. The master address has no
-//! `tor-hsservice` behind it: `intro_point` makes the points, `introduction` reads what clients send there,
-//! `rendezvous` meets them, `stream` hands their requests over, `directories` puts descriptors where clients look.
+//! `config` reads Arti's configuration, `client` holds the Tor client and watches it; `dial` and
+//! `own_service` use it as it is. The master address has no `tor-hsservice` behind it:
+//! `intro_point` makes the points, `introduction` reads what clients send there, `rendezvous` meets
+//! them, `stream` hands their requests over, `directories` puts descriptors where clients look.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -57,8 +57,8 @@ impl Salvage {
     }
 
     /// Before Arti starts: sets aside each state file that is not a JSON object, and each consensus
-    /// whose content is not what its name says. Arti replaces no state that it cannot read, and of a
-    /// damaged consensus it asks for the difference to the next one, in vain, again and again.
+    /// whose content is not what its name says. Arti replaces no state that it cannot read, and of
+    /// a damaged consensus it asks for the difference to the next one, in vain, again and again.
     pub(super) fn sift(&self) {
         let state = self.state_files().into_iter().map(|path| (read_json(&path), path));
         let blobs = list(&self.cache_dir.join("dir_blobs")).into_iter().map(|path| (check_digest(&path), path));

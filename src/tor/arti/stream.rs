@@ -1,7 +1,8 @@
 //! Streams as the rest of the daemon sees them: client requests on a circuit, and the bytes once one is accepted.
 //!
-//! [`serve`] runs one circuit: it takes each request off it and offers it, until the circuit's place is lost (see
-//! `crate::tor::circuits`): because it was not used for a while, or another circuit needs the place.
+//! [`serve`] runs one circuit: it takes each request off it and offers it, until the circuit's
+//! place is lost (see `crate::tor::circuits`): because it was not used for a while, or another
+//! circuit needs the place.
 
 use std::io;
 use std::pin::Pin;
@@ -66,8 +67,9 @@ impl Pending for tor_hsservice::StreamRequest {
     }
 }
 
-/// Offers the requests of one circuit on `streams` until the circuit closes, loses its place, or the other end of `streams`
-/// has gone. Only BEGIN for a port that `open` has is offered; what does not fit is refused and counted.
+/// Offers the requests of one circuit on `streams` until the circuit closes, loses its place, or
+/// the other end of `streams` has gone. Only BEGIN for a port that `open` has is offered; what does
+/// not fit is refused and counted.
 pub(super) async fn serve<P: Pending>(
     requests: impl Stream<Item = P>,
     streams: &mpsc::Sender<Incoming>,

@@ -1,18 +1,22 @@
 //! Which circuits of clients are made, and which go when there is no room.
 //!
-//! Enter with [`CircuitPlan::handle`]. A circuit is *in the making* from its introduction until the client is met, then *open*.
+//! Enter with [`CircuitPlan::handle`]. A circuit is *in the making* from its introduction until the
+//! client is met, then *open*.
 //!
-//! 1. **In the making.** A rendezvous point that never answers must not hold up others. Where all places are taken,
-//!    the first of these goes for a newcomer: one whose rendezvous point is not in the network's directory (a client can make
-//!    up any number of these); one that has tried for [`PATIENCE`], at the rendezvous point that holds most places; one at the
-//!    rendezvous point that holds most places, if it holds at least two more than the newcomer's. If there is none, the
-//!    newcomer is refused; a newcomer that is not in the directory takes the place of such ones only.
-//! 2. **Attempts.** What fails at once (a path chosen badly) is tried up to [`ATTEMPTS`] times. A slow failure is mostly
-//!    the rendezvous point's: it is tried [`SLOW_ATTEMPTS`] times, and once where half of the places are taken.
-//! 3. **Open.** A circuit ends by itself [`FIRST_STREAM`] after the client was met, or [`IDLE`] after its last stream;
-//!    only accepted streams count. Where all places are taken, the first of these goes: one on which no byte has moved
-//!    yet; one without a stream; one on which nothing moves; of each kind the longest idle, and none that is idle for less
-//!    than [`PATIENCE`].
+//! 1. **In the making.** A rendezvous point that never answers must not hold up others. Where all
+//!    places are taken, the first of these goes for a newcomer: one whose rendezvous point is not
+//!    in the network's directory (a client can make up any number of these); one that has tried for
+//!    [`PATIENCE`], at the rendezvous point that holds most places; one at the rendezvous point
+//!    that holds most places, if it holds at least two more than the newcomer's. If there is none,
+//!    the newcomer is refused; a newcomer that is not in the directory takes the place of such ones
+//!    only.
+//! 2. **Attempts.** What fails at once (a path chosen badly) is tried up to [`ATTEMPTS`] times. A
+//!    slow failure is mostly the rendezvous point's: it is tried [`SLOW_ATTEMPTS`] times, and once
+//!    where half of the places are taken.
+//! 3. **Open.** A circuit ends by itself [`FIRST_STREAM`] after the client was met, or [`IDLE`]
+//!    after its last stream; only accepted streams count. Where all places are taken, the first of
+//!    these goes: one on which no byte has moved yet; one without a stream; one on which nothing
+//!    moves; of each kind the longest idle, and none that is idle for less than [`PATIENCE`].
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -34,9 +38,11 @@ const SLOW: Duration = Duration::from_secs(2);
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// A circuit to which nothing happened for less than this may be a client waiting for Tor.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A circuit without any stream yet ends after this: clients make one because they have a request waiting.
+/// A circuit without any stream yet ends after this: clients make one because they have a request
+/// waiting.
 const FIRST_STREAM: Duration = Duration::from_secs(30);
-/// A circuit ends this long after its last stream. Longer than a C tor client keeps one itself (10 minutes).
+/// A circuit ends this long after its last stream. Longer than a C tor client keeps one itself (10
+/// minutes).
 const IDLE: Duration = Duration::from_secs(15 * 60);
 /// How soon a circuit with a stream is looked at again.
 const LOOK: Duration = Duration::from_secs(60);
@@ -102,11 +108,13 @@ struct Open {
     /// Whether a stream was ever accepted.
     accepted: bool,
     streams: usize,
-    /// When it was opened, or a stream on it was accepted or ended last: this keeps it from ending by itself.
+    /// When it was opened, or a stream on it was accepted or ended last: this keeps it from ending
+    /// by itself.
     kept: Duration,
     /// Whether bytes have ever moved on it.
     used: bool,
-    /// When it was opened, or bytes moved last: to open streams and say nothing on them is no use of a circuit.
+    /// When it was opened, or bytes moved last: to open streams and say nothing on them is no use
+    /// of a circuit.
     moved: Duration,
 }
 
@@ -151,8 +159,8 @@ impl CircuitPlan {
         }
     }
 
-    /// An attempt has failed after `took`: how long to wait for the next one, or `None` to give up. `most` is the bound on
-    /// circuits in the making.
+    /// An attempt has failed after `took`: how long to wait for the next one, or `None` to give up.
+    /// `most` is the bound on circuits in the making.
     pub(super) fn failed(&mut self, id: CircuitId, took: Duration, most: usize, now: Duration) -> Option<Duration> {
         let is_pressed = self.making.len() * 2 > most;
         let making = self.making.get_mut(&id)?;

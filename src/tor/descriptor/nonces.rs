@@ -1,5 +1,6 @@
-//! Two signatures of one key with one nonce give the key away, and so does a nonce that others can compute. Ed25519 makes
-//! the nonce of a hash of a secret prefix and the message: here for the address's key and those blinded from it.
+//! Two signatures of one key with one nonce give the key away, and so does a nonce that others can
+//! compute. Ed25519 makes the nonce of a hash of a secret prefix and the message: here for the
+//! address's key and those blinded from it.
 
 use rustbalance_gossip::signed::Sign;
 use zeroize::Zeroizing;
@@ -48,8 +49,9 @@ fn no_two_messages_share_a_nonce() {
     }
 }
 
-/// The prefix of a blinded key is that of the address's key, hashed without the period. So one message signed in two periods
-/// would give the address away; what is signed is a certificate, and names the blinded key.
+/// The prefix of a blinded key is that of the address's key, hashed without the period. So one
+/// message signed in two periods would give the address away; what is signed is a certificate, and
+/// names the blinded key.
 #[test]
 fn no_message_is_signed_in_two_periods() {
     let next = PeriodId { number: PERIOD.number + 1, ..PERIOD };

@@ -173,8 +173,8 @@ impl FakeEngine {
         });
     }
 
-    /// Introduces a client that waits at a rendezvous point which never answers; `relay` tells such points apart. Returns
-    /// once a node has the introduction.
+    /// Introduces a client that waits at a rendezvous point which never answers; `relay` tells such
+    /// points apart. Returns once a node has the introduction.
     pub async fn introduce_in_vain(&self, to: OnionAddress, relay: u8) -> Result<(), TorError> {
         let found = self.net.world().look_up(MasterId::from_public_key(*to.public_key()));
         let points = found.ok_or_else(|| unreachable(to, "no directory has its descriptor"))?;

@@ -350,7 +350,8 @@ pub(crate) fn state_seeds() -> Vec<Seed> {
     seeds
 }
 
-/// A key in any form, in the place of C tor's, and the files beside it, each with its length before it.
+/// A key in any form, in the place of C tor's, and the files beside it, each with its length before
+/// it.
 pub(crate) fn import(bytes: &[u8]) -> bool {
     let dir = HIDDEN_SERVICE.with(|cell| cell.get_or_init(scratch).path().to_owned());
     let mut script = Script::new(bytes);

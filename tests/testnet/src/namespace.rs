@@ -1,4 +1,5 @@
-//! A network namespace for daemons, with a way to chosen ports of this host, in which all that is sent is seen.
+//! A network namespace for daemons, with a way to chosen ports of this host, in which all that is
+//! sent is seen.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -102,8 +103,8 @@ impl Namespace {
         serde_json::from_str(&answer).with_context(|| format!("not a capture: {answer}"))
     }
 
-    /// What is listened on within: `tcp 127.0.0.1:80` (in the kernel's hexadecimal digits), `unix /run/x.sock`. Sockets that
-    /// take datagrams from anywhere count as listeners.
+    /// What is listened on within: `tcp 127.0.0.1:80` (in the kernel's hexadecimal digits),
+    /// `unix /run/x.sock`. Sockets that take datagrams from anywhere count as listeners.
     pub fn listeners(&self) -> Result<BTreeSet<String>> {
         let table = |name: &str| {
             let path = format!("/proc/{}/net/{name}", self.holder);

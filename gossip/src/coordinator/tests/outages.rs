@@ -1,4 +1,5 @@
-//! `hide_outages`: how long the points of a silent node stay in the descriptor, and of which they do not.
+//! `hide_outages`: how long the points of a silent node stay in the descriptor, and of which they
+//! do not.
 
 use super::*;
 use crate::outage::{HIDDEN, OutageSecret};

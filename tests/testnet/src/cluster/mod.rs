@@ -75,8 +75,8 @@ impl<'n> Cluster<'n> {
         self
     }
 
-    /// The same cluster, with all its daemons and commands in a network namespace, from which they reach the relays' ports for
-    /// Tor and their own sites. Before any node is made.
+    /// The same cluster, with all its daemons and commands in a network namespace, from which they
+    /// reach the relays' ports for Tor and their own sites. Before any node is made.
     pub fn within(mut self, namespace: &Arc<Namespace>) -> Result<Self> {
         for relay in self.network.relays() {
             namespace.forward(relay.or_port)?;

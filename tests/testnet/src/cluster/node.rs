@@ -28,7 +28,8 @@ const LOG: &str = "log";
 /// The file in a node's folder with what the other commands have said.
 const TRANSCRIPT: &str = "transcript";
 
-/// Has a daemon leave its memory readable for others of its user: for its vitals, and for tests that look for secrets.
+/// Has a daemon leave its memory readable for others of its user: for its vitals, and for tests
+/// that look for secrets.
 const READABLE: &str = "RUSTBALANCE_READABLE_MEMORY=1";
 
 /// What the nodes of a cluster have in common.
