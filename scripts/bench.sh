@@ -4,7 +4,8 @@
 #   ./scripts/bench.sh [--starts N] [--requests N] [--bodies N]    our proxied path beside a C tor onion service, with the same site
 #   ./scripts/bench.sh idle [--nodes N]                            what N nodes take while nobody visits them
 #   ./scripts/bench.sh steady [--minutes N]                        what three nodes keep in memory while clients come and go
-#   ./scripts/bench.sh lockout [--minutes N (10)]                  how clients are served while others hold all they can, each way for N minutes
+#   ./scripts/bench.sh lockout [--minutes N (10)]                  how clients are served while others hold all
+#                                                                  they can, each way for N minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=bench

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what building and testing need on Debian: a C compiler; for the private test network C tor, curl, python3-stem
-# and iproute2; systemd-analyze, which checks the unit (nothing is started by it); `install.sh fuzz` for fuzzing, which needs a C++ compiler, too. Silent and quick when all is there. Rust
+# and iproute2; systemd-analyze, which checks the unit (nothing is started by it); `install.sh fuzz` for
+# fuzzing, which needs a C++ compiler, too. Silent and quick when all is there. Rust
 # itself comes from https://rustup.rs.
 set -eu
 

@@ -22,7 +22,7 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Those of this process, for so many streams.
+    /// Those of this process, where `[limits] streams` is `streams`.
     pub fn of_process(streams: usize) -> Self {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Self { limit, needed: RESERVE.saturating_add(streams as u64) }
@@ -33,8 +33,8 @@ impl Descriptors {
         self.limit >= self.needed
     }
 
-    /// Streams that can be served at once: as many as are configured, or as there are files for. At
-    /// least an eighth of all files, so that a node with very few serves somebody.
+    /// Streams that can be served at once: the number that is configured, or fewer where there are
+    /// too few files. At least an eighth of all files, so that a node with very few still serves.
     pub fn streams(&self) -> usize {
         let wanted = self.needed - RESERVE;
         let room = self.limit.saturating_sub(RESERVE).max(self.limit / 8).max(1);

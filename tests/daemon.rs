@@ -109,7 +109,7 @@ impl Daemon {
         self.child.as_mut().unwrap().try_wait().unwrap().is_some()
     }
 
-    /// Waits until `done` is true, and the daemon lives so long.
+    /// Waits until `done` is true; fails if the daemon ends before.
     fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
         while !done(self) {

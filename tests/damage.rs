@@ -169,9 +169,9 @@ fn damages(name: &str, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ways
 }
 
-/// Whether the daemon may start without a word about this file: what people write has no checksum,
-/// of a replay log each whole entry counts for itself, what locks hold means nothing, and an empty
-/// database is a new one.
+/// Whether the daemon may start without a message about this file: what people write has no
+/// checksum, of a replay log each whole entry counts for itself, what locks hold means nothing, and
+/// an empty database is a new one.
 fn may_pass(path: &Path, how: &str) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
     name.ends_with(".toml")

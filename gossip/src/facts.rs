@@ -2,7 +2,7 @@
 //! first-hand.
 //!
 //! Gossip spreads facts, but a hostile member can have a node believe that it has heard all of
-//! them. So neighbours compare them on every link: each tells the digest of what it knows, when
+//! them. So neighbours compare them on every link: each sends the digest of what it knows, when
 //! that changes and once in a while. To a peer whose digest differs a node hands over all it knows
 //! ([`FactSync`]); both then know the union, and the digests agree.
 
@@ -18,9 +18,9 @@ use crate::mesh::MAX_RECORD;
 use crate::record::RecordKind;
 use crate::view::View;
 
-/// How often a digest is told again that has not changed: the peer may have had no room for what
-/// was handed over.
-const TELL_AGAIN: Duration = Duration::from_secs(60);
+/// How often a digest that has not changed is sent again: the peer may have had no room for the
+/// facts that were handed over.
+const SEND_AGAIN: Duration = Duration::from_secs(60);
 /// How long two digests may differ before facts are handed over: gossip brings news to all in less.
 const DIFFERING: Duration = Duration::from_secs(2);
 /// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to
@@ -65,7 +65,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Those in a view that are worth telling at this time, in seconds since the epoch.
+    /// Those in a view that are worth sending at the time `unix`, in seconds since the epoch.
     ///
     /// The digest is SHA3-256 over a label and, by kind, each key, a zero byte and the hash of the
     /// content. Of a revocation the key says it all: two publishers may each have signed one.
@@ -90,7 +90,7 @@ impl Facts {
         Self { digest: digest(&contents), records }
     }
 
-    /// The digest.
+    /// The digest of all of them: equal at two nodes that know the same facts.
     pub fn digest(&self) -> FactsDigest {
         self.digest
     }
@@ -135,7 +135,7 @@ fn digest(contents: &BTreeMap<RecordKind, Vec<u8>>) -> FactsDigest {
 /// What is to be done on a link now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FactStep {
-    /// Tell the peer the digest of our facts.
+    /// Send the peer the digest of our facts.
     Tell,
     /// Hand all our facts over.
     HandOver,
@@ -147,7 +147,7 @@ pub enum FactStep {
 /// link.
 #[derive(Debug, Default)]
 pub struct FactSync {
-    told: Option<(FactsDigest, Duration)>,
+    sent: Option<(FactsDigest, Duration)>,
     theirs: Option<FactsDigest>,
     /// Since when the digests differ.
     differ: Option<Duration>,
@@ -163,31 +163,31 @@ struct HandedOver {
 }
 
 impl FactSync {
-    /// The peer has told its digest.
+    /// Takes the digest that the peer has sent.
     pub fn hear(&mut self, theirs: FactsDigest) {
         self.theirs = Some(theirs);
     }
 
     /// What to do next with these facts of ours; what is returned counts as done.
     pub fn step(&mut self, ours: FactsDigest, now: Duration) -> FactStep {
-        let tell_at = match self.told {
-            Some((told, at)) if told == ours => at + TELL_AGAIN,
+        let send_at = match self.sent {
+            Some((sent, at)) if sent == ours => at + SEND_AGAIN,
             _ => now,
         };
-        if now >= tell_at {
-            self.told = Some((ours, now));
+        if now >= send_at {
+            self.sent = Some((ours, now));
             return FactStep::Tell;
         }
         let Some(theirs) = self.theirs.filter(|theirs| *theirs != ours) else {
             self.differ = None;
-            return FactStep::Wait(tell_at);
+            return FactStep::Wait(send_at);
         };
         let differ_at = *self.differ.get_or_insert(now) + DIFFERING;
         let same = self.handed.filter(|last| (last.ours, last.theirs) == (ours, theirs));
         let rested = self.handed.map_or(now, |last| last.at + same.map_or(PAUSE, |last| last.pause));
         let hand_at = rested.max(differ_at);
         if now < hand_at {
-            return FactStep::Wait(tell_at.min(hand_at));
+            return FactStep::Wait(send_at.min(hand_at));
         }
         let pause = same.map_or(PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
         self.handed = Some(HandedOver { ours, theirs, at: now, pause });
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_is_told_at_once_after_a_change_and_once_a_minute() {
+    fn a_digest_is_sent_at_once_after_a_change_and_once_a_minute() {
         let mut sync = FactSync::default();
         assert_eq!(sync.step(digest(1), seconds(0)), FactStep::Tell);
         assert_eq!(sync.step(digest(1), seconds(1)), FactStep::Wait(seconds(60)));

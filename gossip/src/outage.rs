@@ -29,7 +29,7 @@ pub const HIDDEN: (Duration, Duration) = (Duration::from_secs(600), Duration::fr
 pub struct OutageSecret([u8; 32]);
 
 impl OutageSecret {
-    /// The one of these bytes.
+    /// A secret from these bytes, which only the publishers know.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn who_invites_is_told_what_is_given_away() {
+    fn invite_says_what_it_gives_away() {
         assert!(meaning(Role::Publisher).contains("holds the address's key"));
         assert!(meaning(Role::Worker).contains("never receives the address's key"));
     }

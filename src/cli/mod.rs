@@ -1,8 +1,9 @@
 //! The `rustbalance` command: one file a command, formatting apart.
 //!
-//! One enters with [`main`]. The commands decide nothing: they read what the operator said, call the library or ask the
-//! daemon over its control socket, and say what happened. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no daemon runs,
-//! 4 the daemon cannot run until somebody has mended something, so that a supervisor need not try again.
+//! One enters with [`main`]. The commands decide nothing: they read what the operator said, call
+//! the library or ask the daemon over its control socket, and say what happened. Exit codes: 0
+//! done, 1 failed, 2 wrong usage, 3 no daemon runs, 4 the daemon cannot run until the operator has
+//! mended something, so a supervisor need not try again.
 
 use std::ffi::OsString;
 use std::io::{self, Write};

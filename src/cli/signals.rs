@@ -1,4 +1,4 @@
-//! Listening for signals without taking back that one was ignored when the process started.
+//! Listens for signals; a signal that was ignored when the process started stays ignored.
 
 use std::fs;
 use std::io;

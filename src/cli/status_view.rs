@@ -146,7 +146,7 @@ fn alarm(alarm: &AlarmStatus) -> String {
     )
 }
 
-/// What an operator makes of a node that keeps still.
+/// What the operator can do about an isolated node, or why it only takes time.
 fn isolated(why: Isolated) -> String {
     let advice = match why {
         Isolated::ShutOut => {
@@ -154,7 +154,7 @@ fn isolated(why: Isolated) -> String {
         }
         Isolated::LacksRevocations { .. } => "they come with the first link to another publisher",
         Isolated::SecondProcess => {
-            "most likely a copy of its state directory runs on another machine; stop one of them"
+            "most likely a copy of its state directory runs on another machine, and both stop: delete all copies but one"
         }
     };
     format!("this node does not publish, because {why}: {advice}")

@@ -36,7 +36,7 @@ pub(super) fn revocation(world: &World, i: usize) -> Verified<Revocation> {
     Verified::sign(revocation, &world.authority).unwrap()
 }
 
-/// What a node knows of which these are the revoked.
+/// The facts of a node that knows the revocations of these members.
 fn facts(world: &World, revoked: &[usize]) -> Arc<Facts> {
     let mut view = View::new(world.member(0), Patience::default(), 0);
     for i in revoked {

@@ -15,7 +15,7 @@ use tracing::error;
 use crate::control::{AlarmStatus, InvitationPrefix};
 use crate::store::{KeyAlarm, MAX_ALARMS};
 
-/// Nodes that a line of the log names.
+/// Most nodes that one line of the log names.
 const MOST_NODES: usize = 6;
 
 /// The alarms that this node knows. In memory; [`super::writer`] brings them to disk.

@@ -55,7 +55,7 @@ impl Rotation {
             let counted = ring.newest().key.generation;
             if told != Some(counted) {
                 told = Some(counted);
-                // If the actor has ended, its own task tells why.
+                // If the actor has ended, its own task reports why.
                 let _ = cluster.tell(Event::DiscoveryKey { counted }).await;
             }
             let publisher = publishing.borrow_and_update().term.is_some();

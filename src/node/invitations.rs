@@ -28,7 +28,9 @@ fn too_many_invitations() -> Response {
 /// A sentence for a person: why no node can join with a new token at this moment. `None`: one can.
 fn hindrance(coordinator: &Coordinator, role: Role, now: Now) -> Option<String> {
     match coordinator.may_admit(role, now).err()? {
-        NotYet::Isolated => Some("this node is cut off from the others, and admits no node until it is not".into()),
+        NotYet::Isolated => {
+            Some("this node is isolated, as `rustbalance status` shows, and admits no node until that ends".into())
+        }
         // It passes within a minute, and `join` waits for it.
         NotYet::Starting(_) => None,
         NotYet::Silent(node) => Some(format!(

@@ -63,7 +63,7 @@ pub enum NodeError {
     /// Gossip.
     #[error(transparent)]
     Mesh(#[from] MeshError),
-    /// The cluster has put this node out.
+    /// This node's membership has ended, or a second process runs with its key.
     #[error("this node is no member of the cluster any more: {0}")]
     Excluded(String),
     /// The introduction points' keys cannot be used.
@@ -75,7 +75,7 @@ pub enum NodeError {
 }
 
 impl NodeError {
-    /// True if a start would end in the same way until somebody has mended what is named.
+    /// True if each start would end in the same way until the operator has mended what is named.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Config(error) => error.is_permanent(),

@@ -438,7 +438,7 @@ async fn listen(
 /// Passes on the authority's word that this node has been put out, which its peers show at closed doors.
 async fn take_word(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: Cluster) -> Ended {
     while let Some(revocation) = revoked.recv().await {
-        // If the actor has ended, its own task tells why.
+        // If the actor has ended, its own task reports why.
         let _ = cluster.tell(Event::Revocation(revocation)).await;
     }
     Ok(())
@@ -450,7 +450,7 @@ async fn tell_of_mesh(links: Arc<Links>, cluster: Cluster) -> Ended {
     loop {
         if !reached && !links.status().is_empty() {
             reached = true;
-            // If the actor has ended, its own task tells why: here and below.
+            // If the actor has ended, its own task reports why: here and below.
             let _ = cluster.tell(Event::MeshReached).await;
         }
         if links.is_shut_out() != shut_out {

@@ -114,7 +114,7 @@ fn probe(
     lock: impl Fn(&Path) -> io::Result<()>,
 ) -> Result<(), PreflightError> {
     let Some(nearest) = dir.ancestors().find(|ancestor| ancestor.is_dir()) else { return Ok(()) };
-    // What cannot be written to for another reason is told by what would write there.
+    // A directory that cannot be written to is reported by the code that writes there.
     let Ok(place) = tempfile::Builder::new().prefix(PROBE).rand_bytes(PROBE_RANDOM).tempdir_in(nearest) else {
         return Ok(());
     };

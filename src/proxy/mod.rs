@@ -75,7 +75,7 @@ pub struct Traffic {
 pub enum Refusal {
     /// No target is configured for its virtual port.
     UnknownPort,
-    /// As many streams as allowed were open, and none of them could go.
+    /// `[limits] streams` were open, and none of them could be closed for it.
     TooManyStreams,
     /// While most of the allowed streams were open, its circuit had its share.
     OverShare,

@@ -51,14 +51,14 @@ pub struct Wanted {
     pub points: Vec<IntroPoint>,
     /// Highest revisions known from gossip.
     pub floors: BTreeMap<PeriodId, u64>,
-    /// Of these, those that other members tell of.
+    /// Of these, those that other members have announced.
     pub of_others: BTreeMap<PeriodId, u64>,
 }
 
 /// When a publisher that is no member was last seen to publish the address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StrangerSeen {
-    /// When.
+    /// When a directory last held its descriptor in place of ours.
     pub at: Instant,
     /// False if only clients that it has authorized can read its descriptor.
     pub readable: bool,
@@ -109,7 +109,7 @@ struct Running {
     /// When the periods were asked for, and what the network said of each.
     periods: BTreeMap<PeriodId, (Instant, Period)>,
     editions: BTreeMap<PeriodId, (u64, Arc<str>)>,
-    /// When the log last told of another publisher.
+    /// When another publisher was last logged.
     warned: Option<Instant>,
     jobs: JoinSet<Done>,
 }

@@ -144,7 +144,7 @@ fn build_for(
 ) -> Result<String, TorError> {
     let minutes = Duration::from_secs(u64::from(LIFETIME_MINUTES) * 60);
     if now + minutes > credentials.expires {
-        return Err(TorError::Invalid("the period's credentials expire: derive them anew".into(), None));
+        return Err(TorError::Invalid("the period's credentials expire: derive new ones".into(), None));
     }
     let points = descriptor_points(points)?;
     let flow_control = parameters

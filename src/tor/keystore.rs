@@ -23,8 +23,8 @@ pub enum KeystoreError {
 
 /// The expanded secret key and the public key in the text of a `ks_hs_id.ed25519_expanded_private`.
 pub fn read_identity_key(text: &str) -> Result<(Zeroizing<[u8; 64]>, [u8; 32]), KeystoreError> {
-    // The crate does not wipe what it decodes; it lives as long as this call, in a command that
-    // ends soon.
+    // The crate does not wipe what it decodes. It is dropped when this call returns, in a command
+    // that ends soon.
     let key = PrivateKey::from_openssh(text).map_err(|error| KeystoreError::Format(error.to_string()))?;
     let kind = key.algorithm();
     let Some(pair) = key.key_data().other().filter(|_| kind.as_str() == EXPANDED) else {

@@ -144,7 +144,7 @@ pub struct Incoming {
 pub trait StreamRequest: Send {
     /// Accepts: the client learns that it is connected.
     async fn accept(self: Box<Self>) -> Result<BoxStream, TorError>;
-    /// Rejects.
+    /// Rejects: the client gets the END cell that [`Rejection`] names.
     async fn reject(self: Box<Self>, why: Rejection);
 }
 
@@ -154,7 +154,7 @@ pub enum Rejection {
     /// The target does not take the connection: END with reason CONNECTREFUSED.
     Refused,
     /// No target stands behind the port, or the client has too many streams: END with reason DONE.
-    /// The circuit stays open, but does not live longer for it. C tor does the same unless
+    /// The circuit stays open, but its time limit goes on. C tor does the same unless
     /// HiddenServiceAllowUnknownPorts is 1 (its manual says the opposite; see
     /// `hs_service_set_conn_addr_port` in its source).
     Unavailable,

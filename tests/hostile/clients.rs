@@ -104,7 +104,7 @@ async fn streams_that_say_nothing(net: FakeNet, to: OnionAddress, byte_every: Op
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_that_say_nothing_or_little_lock_nobody_out() {
+async fn streams_that_say_nothing_or_little_lock_no_client_out() {
     let town = Town::start(NARROW).await;
     let (net, to) = (town.net.clone(), town.master.address());
     attacked(&town, "idle streams", streams_that_say_nothing(net.clone(), to, None)).await;
@@ -115,7 +115,7 @@ async fn streams_that_say_nothing_or_little_lock_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn circuits_that_ask_for_nothing_lock_nobody_out() {
+async fn circuits_that_ask_for_nothing_lock_no_client_out() {
     // Each circuit has five seconds to ask for something, so these bounds stand up to nine new
     // circuits a second.
     let town = Town::start("[limits]\nopen_rendezvous = 16\n").await;
@@ -136,7 +136,7 @@ async fn circuits_that_ask_for_nothing_lock_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rendezvous_points_that_never_answer_lock_nobody_out() {
+async fn rendezvous_points_that_never_answer_lock_no_client_out() {
     let town = Town::start(NARROW).await;
     let (engine, to) = (town.net.engine(), town.master.address());
     attacked(&town, "rendezvous points that never answer", async move {

@@ -1,5 +1,5 @@
 //! A client of the attacker's own: it introduces itself and waits at a rendezvous point that never
-//! answers. The real client code of Arti has no way to lie about where it waits, so the
+//! answers. Arti's own client code always names the point where it waits, so the
 //! introduction is put together here.
 
 use std::net::{SocketAddr, TcpListener};

@@ -69,7 +69,7 @@ impl Form {
 }
 
 #[test]
-fn clients_that_hold_what_they_do_not_use_lock_nobody_out() {
+fn clients_that_hold_what_they_do_not_use_lock_no_client_out() {
     let minutes: Option<u64> = std::env::var(MINUTES).ok().and_then(|text| text.parse().ok());
     scenario("lockout", &["alpha"], |story, cluster, nodes| {
         let alpha = nodes.named("alpha")?;

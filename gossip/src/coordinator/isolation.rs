@@ -1,4 +1,5 @@
-//! Whether this node must keep still because the others may know what it does not.
+//! Whether this node is isolated: it must not publish, because the others may know what it does
+//! not.
 //!
 //! It looks at three signs. The other publishers refuse this node's discovery keys; the newest
 //! discovery key counts more revocations than this node knows; another process signs with this
@@ -15,13 +16,13 @@ use crate::record::Heartbeat;
 /// How long revocations may take to follow the discovery key that counts them: a peer sends them
 /// over the link first, and another task takes them in.
 const FOLLOWING: Duration = Duration::from_secs(5);
-/// How long one heartbeat of another process keeps this node still if none follows.
+/// How long one heartbeat of another process isolates this node if none follows.
 const SUSPICION: Duration = Duration::from_secs(120);
 /// Largest distance from this machine's clock, in seconds, of a heartbeat that proves a second
 /// process: one that is older may be a replay of an earlier process whose clock was ahead.
 const FRESH: u64 = 120;
-/// How long a process goes on beating once a second one is proven: that one, too, shall have heard
-/// enough to end.
+/// How long a process goes on sending heartbeats once a second one is proven, so that the second
+/// one hears enough of them to end, too.
 const LINGERING: Duration = Duration::from_secs(15);
 /// Seconds between the dates of two heartbeats that cannot have been made at the same time.
 const LATER: u64 = 2;
@@ -172,10 +173,10 @@ mod tests {
     #[test]
     fn what_an_earlier_process_has_said_proves_nothing() {
         let mut isolation = started();
-        // Said by the process before, and brought late.
+        // Sent by the process before, and brought late.
         isolation.hear_own(&beat(2, 0), at(30));
         isolation.hear_own(&beat(2, 1), at(30));
-        // Said by one whose clock was ahead by an hour, and replayed for as long.
+        // Sent by a process whose clock was ahead by an hour, and replayed for an hour.
         for seconds in 0..60 {
             isolation.hear_own(&beat(2, 3600 + seconds), at(seconds));
         }

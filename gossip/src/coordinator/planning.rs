@@ -10,8 +10,8 @@ use crate::view::Changes;
 
 impl Coordinator {
     /// What the descriptor should list, by session key. Every node computes it, the publisher after
-    /// every event, the others once a beat. Empty if nobody can serve: then what stands is best
-    /// left standing.
+    /// every event, the others at each heartbeat. Empty if no node can serve: then the published
+    /// points are left as they are.
     pub fn desired_points(&self) -> &[(NodeId, IntroPoint)] {
         &self.choice.points
     }

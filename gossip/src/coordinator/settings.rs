@@ -24,8 +24,7 @@ pub struct Settings {
     pub ports: BTreeSet<u16>,
     /// How often this node has started, this time included, from disk: the upper half of every sequence number.
     pub boot: u64,
-    /// A random number that stands in this process's heartbeats: two processes with one key are
-    /// told apart by it.
+    /// A random number in this process's heartbeats: it distinguishes two processes with one key.
     pub instance: u64,
     /// The highest term on disk.
     pub term: u64,

@@ -1,4 +1,4 @@
-//! The forms in which other programs write a v3 service's secret key, told apart by what the file
+//! The forms in which other programs write a v3 service's secret key, recognized by what the file
 //! holds.
 
 use std::str;

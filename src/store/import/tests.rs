@@ -197,7 +197,7 @@ fn what_is_known_and_no_secret_key_is_refused_with_what_to_do() {
     let public_file = [&PUBLIC_HEADER[..], &public].concat();
     let yaml = format!("hs_ed25519_secret_key: {}\n", BASE64.encode(secret.expanded()));
     let labelled = |label| pem(&key).replace("PRIVATE KEY", label);
-    // A nonce that everybody can compute.
+    // A nonce that anyone can compute.
     let leaks = [&secret.expanded()[..32], &public].concat();
     let zeros = [&secret.expanded()[..32], &[0; 32]].concat();
     let (_, other) = seeded();

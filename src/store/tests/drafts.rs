@@ -97,10 +97,10 @@ fn a_refused_join_removes_nothing_that_it_did_not_make() {
     for dir in [state(&folder), state(&folder).join("arti"), made_before.clone()] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
     }
-    fs::write(made_before.join("guards"), b"somebody's own").unwrap();
+    fs::write(made_before.join("guards"), b"the operator's own").unwrap();
     let mut draft = Store::create(&state(&folder)).unwrap();
     draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
     draft.discard().unwrap();
-    assert_eq!(fs::read(made_before.join("guards")).unwrap(), b"somebody's own");
+    assert_eq!(fs::read(made_before.join("guards")).unwrap(), b"the operator's own");
     assert!(!state(&folder).join("arti/cache").exists() && !state(&folder).join("pending").exists());
 }

@@ -34,7 +34,7 @@ fn invitations_that_ended_long_ago_make_room() {
         let whole = Invitation { token, expires, redeemed, ..(*cluster.invitation(0, &[], false)).clone() };
         Verified::sign(whole, &cluster.authority).unwrap()
     };
-    // As many as the cluster itself keeps; each ends a second after the one before.
+    // The number that the cluster itself keeps; each ends a second after the one before.
     let full: Vec<_> = (0..MAX_INVITATIONS).map(|number| invitation(number, 100 + number as u64, 3)).collect();
     store.put_invitations(&full, 2).unwrap();
     let next = [invitation(1000, 1_000_000_000, 0), invitation(1001, 1_000_000_000, 0)];

@@ -14,8 +14,8 @@ use crate::{shell, syntax};
 
 /// Most unknown keys that one message names.
 const MOST_KEYS: usize = 12;
-/// Shorter parts of a bridge line, in bytes, stay in an error text: they tell nothing and may be
-/// any word of it.
+/// Shorter parts of a bridge line, in bytes, stay in an error text: they identify no bridge and
+/// may occur in the message itself.
 const SHORTEST_HIDDEN: usize = 5;
 /// What stands in an error text in place of a part of a bridge line.
 const HIDDEN: &str = "(hidden)";

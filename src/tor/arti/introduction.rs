@@ -113,7 +113,7 @@ impl Reading {
             cell.encrypted_body(),
         )
         .map_err(|e| Unanswerable::Handshake(Box::new(e)))?;
-        // Only what decrypts is remembered: anybody can make up any number of others.
+        // Only what decrypts is remembered: anyone can make up any number of others.
         match self.replays.is_new(cell.encrypted_body()) {
             Ok(true) => {}
             Ok(false) => return Err(Unanswerable::Replay),

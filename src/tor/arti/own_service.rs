@@ -28,7 +28,7 @@ use crate::tor::{Incoming, Listening, OwnService, RefusedCounts, TorError};
 /// Circuits open to the service. Only members can open any, and each needs a few.
 const MOST_CIRCUITS: usize = 1024;
 
-/// The same, as bounds; as many may be in the making.
+/// The same bound for circuits that are open and for those in the making.
 const BOUNDS: CircuitBounds = CircuitBounds { making: MOST_CIRCUITS, open: MOST_CIRCUITS };
 
 /// `tor-hsservice` does not say where a member waits, so all are taken alike.

@@ -111,7 +111,7 @@ async fn meet(
     Ok((tunnel, requests))
 }
 
-/// A circuit to the rendezvous point, in as many attempts as its place allows.
+/// A circuit to the rendezvous point; its place says how often to try.
 async fn circuit(
     shared: &Shared,
     live: &super::client::Live,

@@ -76,7 +76,7 @@ impl Salvage {
         match error.kind() {
             ErrorKind::PersistentStateCorrupted => self.mend_state(error),
             ErrorKind::CacheCorrupted => self.mend_cache(error),
-            // SQLite's words for a file that is no database, and for tables that are not as they
+            // SQLite's errors for a file that is no database, and for tables that are not as they
             // should be.
             ErrorKind::InvalidConfig | ErrorKind::Internal if creating && !self.cache_done => self.mend_cache(error),
             ErrorKind::FsPermissions => Verdict::Hopeless(TorError::Files(format!(

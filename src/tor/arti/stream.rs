@@ -171,7 +171,7 @@ pub(super) struct TorStream {
 }
 
 impl TorStream {
-    /// Wraps it; `hold` lives as long as the stream.
+    /// Wraps it; `hold` is dropped with the stream.
     pub(super) fn new(inner: DataStream, hold: Option<StreamUse>) -> Self {
         Self { inner, ended: false, closed: false, hold }
     }

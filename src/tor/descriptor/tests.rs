@@ -23,7 +23,7 @@ fn specifier(kind: u8, body: &[u8]) -> VarBytes {
     VarBytes([&[kind, u8::try_from(body.len()).unwrap()], body].concat())
 }
 
-/// A point with an IPv6 address besides the IPv4 one: the longest there is.
+/// A point with an IPv6 address and an IPv4 one: the longest there is.
 fn point(relay: u8) -> IntroPoint {
     let secrets = PointSeed::from_bytes(&Zeroizing::new([relay; 32])).secrets(PointNonce(FixedBytes([relay; 16])));
     let relay = RelayId { rsa: FixedBytes([relay; 20]), ed25519: FixedBytes([relay; 32]) };
@@ -70,7 +70,7 @@ fn a_descriptor_reads_as_it_was_built() {
 fn the_largest_descriptor_is_within_the_directories_bound() {
     let mut largest = points(20);
     for point in &mut largest {
-        // Of a type that nobody knows: a hostile member may invent as many as are allowed.
+        // Of an unknown type: a hostile member may invent types until the bound is reached.
         while point.specified() < MAX_SPECIFIED {
             let size = (MAX_SPECIFIED - point.specified()).min(MAX_LINK_SPECIFIER);
             point.link_specifiers.push(specifier(9, &vec![0; size - 2]));
@@ -153,7 +153,7 @@ fn a_descriptor_of_another_address_or_period_or_time_is_not_believed() {
 fn expiring_credentials_are_not_used() {
     let late = now() + CERTIFICATE_LIFETIME - Duration::from_secs(3600);
     let result = build(&credentials(), &points(1), 1, DescriptorParameters::default(), late);
-    assert!(why(result).contains("derive them anew"));
+    assert!(why(result).contains("derive new ones"));
 }
 
 #[test]

@@ -43,7 +43,7 @@ ip("route add default via 192.0.2.1")
 ip("-6 address add 2001:db8::2/64 dev wire nodad")
 ip("-6 neighbour add 2001:db8::1 lladdr 02:00:00:00:00:01 dev wire nud permanent")
 ip("-6 route add default via 2001:db8::1 dev wire")
-# The namespace has a name in /proc for as long as this lives, which is until our end of its input closes.
+# The namespace has a name in /proc while this process runs: until our end of its input closes.
 HOLDER = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
 TAP = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 TAP.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)

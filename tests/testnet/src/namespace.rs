@@ -65,7 +65,7 @@ impl Namespace {
         }
     }
 
-    /// Makes one.
+    /// Makes a namespace; it ends with the value.
     pub fn open() -> Result<Self> {
         let mut helper = Command::new("/usr/bin/python3")
             .args(["-c", SCRIPT])

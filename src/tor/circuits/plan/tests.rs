@@ -188,9 +188,9 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// So many introductions to a few rendezvous points that never answer, and to made-up ones: a
-    /// client with a rendezvous point of its own gets its place at once, and keeps it for the two
-    /// seconds that it needs.
+    /// Whatever the number of introductions to a few rendezvous points that never answer, and to
+    /// made-up ones: a client with a rendezvous point of its own gets its place at once, and keeps
+    /// it for the two seconds that it needs.
     #[test]
     fn an_honest_client_is_met_whatever_others_ask(
         dead in prop::collection::vec(0..3_u8, 0..60), fake in prop::collection::vec(0..1000_u64, 0..60), making in 8..40_usize,
