@@ -145,9 +145,11 @@ impl KeyRing {
         u32::try_from(revoked).ok().filter(|due| *due > self.newest().key.generation)
     }
 
-    /// Whether the key on offer is on the ring, to the byte of its statement.
+    /// Whether the key on offer is on the ring, its statement and its secret to the byte.
     pub fn has(&self, offer: &Offer) -> bool {
-        self.keys.iter().any(|discovery| discovery.key.is_same(&offer.key))
+        let is_it =
+            |known: &Discovery| known.key.is_same(&offer.key) && known.secret.as_bytes() == offer.secret.as_bytes();
+        self.keys.iter().any(is_it)
     }
 
     /// Whether a key is newer than all on the ring.

@@ -9,10 +9,13 @@ use rustbalance::link::handshake::{Dialler, Purpose};
 use rustbalance::link::{Frame, LINK_PORT};
 use rustbalance::store::Store;
 use rustbalance::tor::{BoxStream, Engine};
+use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig};
+use rustbalance_gossip::record::NodeCard;
+use rustbalance_gossip::signed::{Statement, Verified};
 use tokio::sync::mpsc;
 
 /// How long reaching another may take.
@@ -33,6 +36,26 @@ pub(crate) async fn link(engine: &dyn Engine, store: &Store, to: NodeId, purpose
     let answer = frame::read(&mut stream, MAX_UNPROVEN).await?;
     dialler.answer(&answer)?;
     Ok(stream)
+}
+
+/// A card of `node` with the certificates of the member of `store`.
+pub(crate) fn card(store: &Store, node: NodeId, seq: u64) -> NodeCard {
+    NodeCard {
+        cluster: store.cluster(),
+        node,
+        seq,
+        chain: store.membership().chain(),
+        address: mesh_address(&node),
+        priority: 0,
+        weight: 100,
+        version: "1".into(),
+        ports: vec![80],
+    }
+}
+
+/// Signs with the key of the member of `store`.
+pub(crate) fn sign<T: Statement>(store: &Store, statement: T) -> Vec<u8> {
+    Verified::sign(statement, &store.node_secret().unwrap()).unwrap().to_bytes().unwrap()
 }
 
 /// What a frame on an open link holds.

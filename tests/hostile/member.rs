@@ -10,7 +10,6 @@ use rustbalance::link::{LinkConfig, LinkLimits, Links, MemberSet};
 use rustbalance::store::Store;
 use rustbalance::tor::fake::FakeEngine;
 use rustbalance::tor::{BoxStream, Engine};
-use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig, Update};
 use rustbalance_gossip::record::{NodeCard, RecordKind, Role};
@@ -102,22 +101,12 @@ impl Member {
 
     /// A card of `node` with this member's certificates.
     pub(crate) fn card(&self, node: NodeId, seq: u64) -> NodeCard {
-        NodeCard {
-            cluster: self.store.cluster(),
-            node,
-            seq,
-            chain: self.store.membership().chain(),
-            address: mesh_address(&node),
-            priority: 0,
-            weight: 100,
-            version: "1".into(),
-            ports: vec![80],
-        }
+        hand::card(&self.store, node, seq)
     }
 
     /// Signs as itself.
     pub(crate) fn sign<T: Statement>(&self, statement: T) -> Vec<u8> {
-        Verified::sign(statement, &self.store.node_secret().unwrap()).unwrap().to_bytes().unwrap()
+        hand::sign(&self.store, statement)
     }
 
     /// Signs as itself, and says that another had.

@@ -39,11 +39,11 @@ async fn hears(voice: &Voice, origin: NodeId, kind: RecordKind, least: usize) ->
     .await
 }
 
-/// The number of a node's present start, as its heartbeats tell.
-async fn hears_start(voice: &Voice, node: NodeId) -> u64 {
+/// The generation in which a node gossips, as its heartbeats show: its start, and some bits of its process's number.
+async fn hears_generation(voice: &Voice, node: NodeId) -> u64 {
     let beats = hears(voice, node, RecordKind::Heartbeat, 1).await;
     let beat = Unverified::<Heartbeat>::from_bytes(&beats[0]).unwrap().verify(node.public_key()).unwrap();
-    beat.seq >> 32
+    beat.seq >> 32 << 16 | beat.instance & 0xffff
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,7 +58,7 @@ async fn old_records_do_not_keep_the_dead_alive() {
     let visitors = town.visitors();
     town.named_mut("beta").kill().await;
     // What beta said, in a life that it never had, again and again.
-    let liar = mouth.speak(&town, beta, FUTURE).await;
+    let liar = mouth.speak(&town, beta, FUTURE << 16).await;
     liar.say(RecordKind::IntroPoints, &points[0]);
     let replay = async {
         for beat in beats.iter().cycle() {
@@ -92,7 +92,7 @@ async fn forged_records_of_others_are_believed_by_nobody() {
     let seq = FUTURE << 32;
     let mut liars = Vec::new();
     for victim in [alpha, gamma] {
-        let liar = mouth.speak(&town, victim, FUTURE).await;
+        let liar = mouth.speak(&town, victim, FUTURE << 16).await;
         let gone =
             Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0, unix: unix_now(), instance: 1 };
         let points = IntroPoints { cluster, node: victim, seq, points: Vec::new(), nonces: Vec::new() };
@@ -144,7 +144,7 @@ async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
     let (beta, gamma) = (town.named("beta").id, town.named("gamma").id);
     let mut mouth = mallory.open(&town, 3).await;
     let own = mallory.speak(&town, &mut mouth).await;
-    let (of_beta, of_gamma) = (hears_start(&own, beta).await, hears_start(&own, gamma).await);
+    let (of_beta, of_gamma) = (hears_generation(&own, beta).await, hears_generation(&own, gamma).await);
     let visitors = town.visitors();
     town.named_mut("beta").kill().await;
     // Beta's own life goes on, says chitchat.

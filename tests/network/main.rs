@@ -20,9 +20,14 @@ mod freezing;
 mod hand;
 mod hostile;
 mod introducer;
+#[path = "../hostile/intruder.rs"]
+mod intruder;
 mod joining;
 mod lockout;
 mod needles;
+#[path = "../hostile/raw_gossip.rs"]
+mod raw_gossip;
+mod returning;
 mod secrets;
 mod serving;
 mod support;

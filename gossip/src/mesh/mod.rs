@@ -67,7 +67,7 @@ pub struct MeshConfig {
     pub me: NodeId,
     /// Its cluster; others' gossip is refused.
     pub cluster: MasterId,
-    /// Counts this node's starts: higher than ever before, below 2^47.
+    /// Tells this start of the node from others: higher than in every earlier one, below 2^47.
     pub generation: u64,
     /// Between two rounds of gossip: [`ROUND`], or less in a test.
     pub interval: Duration,

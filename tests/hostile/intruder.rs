@@ -1,0 +1,95 @@
+//! An evicted worker that meets a publisher which was away before any honest node does, over whatever engine: it has that
+//! publisher believe that it has heard all there is, and goes on as the member that it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use rustbalance::clock::unix_now;
+use rustbalance::frame::{self, MAX};
+use rustbalance::link::handshake::Purpose;
+use rustbalance::store::Store;
+use rustbalance::tor::{BoxStream, Engine, IntroPointKeys, IntroRequest, RelayChoice, ReplayLog, ServiceLimits};
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::{Heartbeat, IntroPoints, Phase, RecordKind};
+use tokio::io::AsyncRead;
+use tokio::time::sleep;
+
+use crate::hand;
+use crate::raw_gossip::{self, Known};
+
+/// Its gossip after its return.
+const GENERATION: u64 = 7 << 32;
+/// Its starts, as its records have them: above all earlier ones, which rise with the hours since the epoch.
+const BOOT: u64 = 1 << 20;
+
+/// How much `to` has said by now, as it says itself, and a little more.
+pub(crate) async fn claim(engine: &dyn Engine, store: &Store, to: NodeId, ahead: u64) -> Result<Known> {
+    let mut stream = hand::link(engine, store, to, Purpose::Mesh).await?;
+    let own = Known { node: store.node_id(), generation: GENERATION, version: 0 };
+    raw_gossip::send(&mut stream, raw_gossip::question(store.cluster(), 1, &[own])).await?;
+    let known = raw_gossip::hear(&mut stream, to).await?;
+    Ok(Known { version: known.version + ahead, ..known })
+}
+
+/// Hides what the nodes of these claims have said, and says heartbeats and a true introduction point of its own until the
+/// link ends.
+pub(crate) async fn stay(engine: &dyn Engine, store: &Store, stream: BoxStream, claims: Vec<Known>) -> Result<()> {
+    let (id, cluster) = (store.node_id(), store.cluster());
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut named = claims.clone();
+    named.push(Known { node: id, generation: GENERATION, version: 3 });
+    raw_gossip::send(&mut writer, raw_gossip::question(cluster, 1, &named)).await?;
+    for claim in claims {
+        let hides = [("x".to_string(), vec![1], claim.version)];
+        raw_gossip::send(&mut writer, raw_gossip::answer(claim.node, claim.generation, &hides)).await?;
+    }
+    let card = hand::sign(store, hand::card(store, id, BOOT << 32));
+    let points = points(engine, store).await?;
+    let talk = async {
+        for turn in 1.. {
+            let (seq, phase) = ((BOOT << 32) + 10 + turn, Phase::Healthy);
+            let beat = Heartbeat { cluster, node: id, seq, phase, hears: 2, unix: unix_now(), instance: 9 };
+            let version = 3 * turn;
+            let values = [
+                raw_gossip::value(RecordKind::Card, &card, version - 2),
+                raw_gossip::value(RecordKind::IntroPoints, &points, version - 1),
+                raw_gossip::value(RecordKind::Heartbeat, &hand::sign(store, beat), version),
+            ];
+            let own = Known { node: id, generation: GENERATION, version };
+            raw_gossip::send(&mut writer, raw_gossip::question(cluster, turn + 1, &[own])).await?;
+            raw_gossip::send(&mut writer, raw_gossip::answer(id, GENERATION, &values)).await?;
+            sleep(Duration::from_millis(300)).await;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        ended = talk => ended,
+        () = read_all(&mut reader) => Ok(()),
+    }
+}
+
+async fn read_all(reader: &mut (impl AsyncRead + Unpin)) {
+    while frame::read(reader, MAX).await.is_ok() {}
+}
+
+/// A true introduction point of its own; its circuit ends with this function, its record does not.
+async fn points(engine: &dyn Engine, store: &Store) -> Result<Vec<u8>> {
+    let limits = Arc::new(ServiceLimits {
+        pending_rendezvous: 9,
+        open_rendezvous: 9,
+        streams_per_circuit: 9,
+        introduction_queue: 9,
+        introductions_per_second: None,
+        refused: Default::default(),
+    });
+    let secrets = store.point_seed()?.draw(&mut rand::rng());
+    let nonce = secrets.nonce;
+    let keys = IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) };
+    let relay = RelayChoice::AnyBut(Default::default());
+    let (clients, _) = tokio::sync::mpsc::channel(9);
+    let request = IntroRequest { master: store.cluster(), keys, relay, limits };
+    let opened = engine.open_intro_point(request, clients).await?;
+    let (cluster, node, seq) = (store.cluster(), store.node_id(), (BOOT << 32) + 1);
+    Ok(hand::sign(store, IntroPoints { cluster, node, seq, points: vec![opened.describe()], nonces: vec![nonce] }))
+}
