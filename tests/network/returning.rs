@@ -30,6 +30,8 @@ fn an_evicted_worker_that_comes_first_is_put_out_within_a_minute() {
     scenario("returning", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
         let (alpha, beta, gamma) = (nodes.named("alpha")?, nodes.named("beta")?, nodes.named("gamma")?);
         let evicted = cluster.add(alpha, "mallory", "worker")?;
+        let all: Vec<_> = nodes.0.iter().chain([&evicted]).cloned().collect();
+        cluster.await_served(&all)?;
         let gone = session_keys(&evicted)?;
         evicted.kill9()?;
         let kept = tempfile::tempdir()?;
