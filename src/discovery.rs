@@ -210,6 +210,30 @@ impl KeyRing {
     }
 }
 
+/// A key that counts more revocations than this node knows. It waits for them here: on the ring, a key of an absurd
+/// generation would end the rotation of keys for good.
+#[derive(Debug, Default)]
+pub struct Early(Option<Discovery>);
+
+impl Early {
+    /// Has a key wait. Of two that one waits on which counts fewer revocations: they may be known sooner.
+    pub fn hold(&mut self, key: Discovery) {
+        if self.0.as_ref().is_none_or(|held| key.key.generation < held.key.generation) {
+            self.0 = Some(key);
+        }
+    }
+
+    /// Gives the key out once so many revocations are known that it counts no more.
+    pub fn take(&mut self, revoked: usize) -> Option<Discovery> {
+        self.0.take_if(|held| held.key.generation as usize <= revoked)
+    }
+
+    /// Revocations that the key counts; 0 if none waits.
+    pub fn counted(&self) -> u32 {
+        self.0.as_ref().map_or(0, |held| held.key.generation)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,6 +262,20 @@ mod tests {
         let elsewhere = MasterId::from_public_key([8; 32]);
         let foreign = Discovery::generate(elsewhere, 1, &authority, &mut rand::rng()).unwrap();
         assert_eq!(verify(foreign.offer()).unwrap_err(), DiscoveryError::Cluster(elsewhere));
+    }
+
+    #[test]
+    fn a_key_waits_for_the_revocations_that_it_counts() {
+        let authority = AuthoritySecret::generate(&mut rand::rng());
+        let (absurd, next) = (make(&authority, u32::MAX), make(&authority, 2));
+        let mut early = Early::default();
+        early.hold(absurd.duplicate());
+        assert_eq!((early.counted(), early.take(4096).is_some()), (u32::MAX, false));
+        early.hold(next.duplicate());
+        early.hold(absurd);
+        assert_eq!((early.counted(), early.take(1).is_some()), (2, false));
+        assert_eq!(early.take(2).map(|key| key.key), Some(next.key));
+        assert_eq!((early.counted(), early.take(2).is_some()), (0, false));
     }
 
     #[test]

@@ -23,8 +23,9 @@ use crate::view::View;
 const SEND_AGAIN: Duration = Duration::from_secs(60);
 /// How long two digests may differ before facts are handed over: gossip brings news to all in less.
 const DIFFERING: Duration = Duration::from_secs(2);
-/// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to
-/// [`LONGEST_PAUSE`].
+/// How long a peer may take to tell a new digest after a hand-over.
+const TAKEN: Duration = Duration::from_secs(10);
+/// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_secs(2);
 /// Longest pause between two hand-overs that change nothing: one of the two may refuse some fact
 /// for good.
@@ -158,6 +159,8 @@ pub struct FactSync {
 struct HandedOver {
     ours: FactsDigest,
     theirs: FactsDigest,
+    /// When these facts of ours were handed over first, and last.
+    first: Duration,
     at: Duration,
     pause: Duration,
 }
@@ -190,13 +193,16 @@ impl FactSync {
             return FactStep::Wait(send_at.min(hand_at));
         }
         let pause = same.map_or(PAUSE, |last| (last.pause * 2).min(LONGEST_PAUSE));
-        self.handed = Some(HandedOver { ours, theirs, at: now, pause });
+        let first = self.handed.filter(|last| last.ours == ours).map_or(now, |last| last.first);
+        self.handed = Some(HandedOver { ours, theirs, first, at: now, pause });
         FactStep::HandOver
     }
 
-    /// Whether the peer has been given all these facts of ours, or knows the same ones.
-    pub fn is_given(&self, ours: FactsDigest) -> bool {
-        self.theirs == Some(ours) || self.handed.is_some_and(|last| last.ours == ours)
+    /// Whether the peer knows these facts of ours: it has told the same digest, or was handed all of them some time ago and
+    /// may know more, or refuse some.
+    pub fn is_given(&self, ours: FactsDigest, now: Duration) -> bool {
+        let handed = self.handed.is_some_and(|last| last.ours == ours && now >= last.first + TAKEN);
+        self.theirs == Some(ours) || handed
     }
 }
 
@@ -275,13 +281,12 @@ mod tests {
     #[test]
     fn facts_are_handed_over_while_digests_differ_and_ever_more_seldom_if_that_changes_nothing() {
         let mut sync = FactSync::default();
-        assert!(!sync.is_given(digest(1)));
+        assert!(!sync.is_given(digest(1), seconds(0)));
         sync.step(digest(1), seconds(0));
         sync.hear(digest(2));
         assert_eq!(sync.step(digest(1), seconds(1)), FactStep::Wait(seconds(3)), "gossip may bring them");
-        assert!(!sync.is_given(digest(1)));
         assert_eq!(sync.step(digest(1), seconds(3)), FactStep::HandOver);
-        assert!(sync.is_given(digest(1)));
+        assert!(!sync.is_given(digest(1), seconds(12)) && sync.is_given(digest(1), seconds(13)));
         let mut handed = 0;
         for at in 4..3600 {
             handed += u32::from(sync.step(digest(1), seconds(at)) == FactStep::HandOver);
@@ -292,6 +297,7 @@ mod tests {
         assert_eq!(sync.step(digest(1), seconds(3600)), FactStep::Tell);
         assert_eq!(sync.step(digest(1), seconds(3601)), FactStep::HandOver);
         sync.hear(digest(1));
+        assert!(sync.is_given(digest(1), seconds(3602)), "it knows the same");
         assert!(matches!(sync.step(digest(1), seconds(3700)), FactStep::Tell));
         assert!(matches!(sync.step(digest(1), seconds(3701)), FactStep::Wait(_)));
     }

@@ -265,12 +265,18 @@ impl Connection {
         let mut handed_over = ((0, [0xff; 32]), start);
         loop {
             let facts = Arc::clone(&members.borrow_and_update().facts);
-            let wake = compare(&mut sync, &facts, *theirs.borrow_and_update(), start, &mut due);
+            // What is due first goes out: a peer that tells digest after digest must not make it grow.
+            let wake = match due.is_empty() {
+                true => compare(&mut sync, &facts, *theirs.borrow_and_update(), start, &mut due),
+                false => start,
+            };
             let newest = discovery.borrow_and_update().clone();
             let offer = newest.filter(|newest| {
                 let (rank, (last, since)) = (newest.key.rank(), handed_over);
                 let again = rank == last && since.elapsed() >= OFFER_AGAIN;
-                (rank > last || again) && sync.is_given(facts.digest()) && self.may_have(newest, &mut members)
+                (rank > last || again)
+                    && sync.is_given(facts.digest(), start.elapsed())
+                    && self.may_have(newest, &members)
             });
             let frame = match (due.pop_front(), offer) {
                 (Some(frame), _) => frame,
@@ -295,11 +301,11 @@ impl Connection {
         }
     }
 
-    /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a
-    /// revocation that has not come here yet. The key's generation says how many there were. It
-    /// gets all facts before, so that it does not lack the revocations that the key counts.
-    fn may_have(&self, newest: &Discovery, members: &mut watch::Receiver<MemberSet>) -> bool {
-        let revoked = &members.borrow_and_update().revoked;
+    /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a revocation that has not
+    /// come here yet. The key's generation says how many there were. It gets all facts before, so that it does not lack
+    /// the revocations that the key counts.
+    fn may_have(&self, newest: &Discovery, members: &watch::Receiver<MemberSet>) -> bool {
+        let revoked = &members.borrow().revoked;
         newest.key.generation as usize <= revoked.len() && !revoked.contains_key(&self.peer)
     }
 }

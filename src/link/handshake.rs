@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::frame::MAX_UNPROVEN;
 
 /// The oldest and the newest version of the link protocol that this build speaks.
-pub const VERSIONS: (u16, u16) = (1, 1);
+pub const VERSIONS: (u16, u16) = (2, 2);
 
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

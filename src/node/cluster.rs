@@ -129,6 +129,8 @@ struct Actor {
     handed_over: mpsc::Receiver<Vec<Update>>,
     /// All facts that this node knows, as of the last change.
     facts: Arc<Facts>,
+    /// Revocations known as of the last change; there are never fewer.
+    revoked: usize,
     cluster: MasterId,
     alarms: Arc<Alarms>,
     authority: Option<AuthoritySecret>,
@@ -175,6 +177,7 @@ pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
         updates,
         handed_over,
         facts: Arc::default(),
+        revoked: 0,
         cluster,
         alarms,
         authority,
@@ -272,7 +275,9 @@ impl Actor {
         if invitations {
             self.invitations_changed();
         }
-        if members || invitations {
+        let revoked = lock(&self.coordinator).view().revocations().len();
+        if invitations || revoked != self.revoked {
+            self.revoked = revoked;
             self.facts = Arc::new(Facts::of(lock(&self.coordinator).view(), unix_now()));
         }
         self.decide();
@@ -373,7 +378,8 @@ impl Actor {
         };
         let points = coordinator.desired_points().iter().map(|(_, point)| point.clone()).collect();
         let (floors, of_others) = (view.revisions(), view.revisions_of_others());
-        replace(&self.publish, publish::task::Wanted { term, points, floors, of_others });
+        let unheard = !view.hears_all_publishers();
+        replace(&self.publish, publish::task::Wanted { term, points, floors, of_others, unheard });
         let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
         replace(&self.balance, balance::task::Wanted { others_known: self.others_known, stronger, weaker });
         if self.asked.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {

@@ -14,7 +14,7 @@ use super::cluster::Cluster;
 use super::tasks::Ended;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
-use crate::discovery::{Discovery, KeyRing, Offer};
+use crate::discovery::{Discovery, Early, KeyRing, Offer};
 use crate::keys::DiscoveryPublic;
 use crate::link::{Links, MemberSet};
 use crate::publish::task::Wanted;
@@ -50,9 +50,9 @@ impl Rotation {
     ) -> Ended {
         let mut ring = self.store.discovery()?;
         let mut trusted = BTreeSet::from([self.store.node_id()]);
-        let mut told = None;
+        let (mut told, mut early) = (None, Early::default());
         loop {
-            let counted = ring.newest().key.generation;
+            let counted = ring.newest().key.generation.max(early.counted());
             if told != Some(counted) {
                 told = Some(counted);
                 // If the actor has ended, its own task reports why.
@@ -60,6 +60,9 @@ impl Rotation {
             }
             let publisher = publishing.borrow_and_update().term.is_some();
             let revoked = self.members.borrow_and_update().revoked.len();
+            if let Some(key) = early.take(revoked).filter(|key| ring.is_newer(key)) {
+                self.adopt(&mut ring, key, &mut trusted);
+            }
             if let Some(made) = ring.due(revoked).filter(|_| publisher).and_then(|generation| self.make(generation)) {
                 self.adopt(&mut ring, made, &mut trusted);
             }
@@ -67,20 +70,20 @@ impl Rotation {
             tokio::select! {
                 changed = self.members.changed() => if changed.is_err() { return Ok(()) },
                 changed = publishing.changed() => if changed.is_err() { return Ok(()) },
-                Some(offer) = offered.recv() => self.take(&mut ring, offer, &mut trusted),
+                Some(offer) = offered.recv() => self.take(&ring, offer, &mut early),
                 () = tokio::time::sleep(LOOK_PAUSE) => {}
             }
         }
     }
 
-    /// Takes a key that a peer has offered. One that is known, or older than the newest, costs no
-    /// access to the disk.
-    fn take(&self, ring: &mut KeyRing, offer: Offer, trusted: &mut BTreeSet<NodeId>) {
+    /// Takes a key that a peer has offered, to be adopted once the revocations that it counts are known. One that is known,
+    /// or older than the newest, costs no access to the disk.
+    fn take(&self, ring: &KeyRing, offer: Offer, early: &mut Early) {
         if ring.has(&offer) {
             return;
         }
         match offer.verify(self.store.cluster(), self.store.membership().authority_id()) {
-            Ok(key) if ring.is_newer(&key) => self.adopt(ring, key, trusted),
+            Ok(key) if ring.is_newer(&key) => early.hold(key),
             Ok(_) => {}
             Err(error) => {
                 self.links.count_false_key();

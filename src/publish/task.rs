@@ -53,6 +53,8 @@ pub struct Wanted {
     pub floors: BTreeMap<PeriodId, u64>,
     /// Of these, those that other members have announced.
     pub of_others: BTreeMap<PeriodId, u64>,
+    /// Whether another publisher of the cluster is not heard now: then what stands on a directory may be its.
+    pub unheard: bool,
 }
 
 /// When a publisher that is no member was last seen to publish the address.
@@ -111,6 +113,8 @@ struct Running {
     editions: BTreeMap<PeriodId, (u64, Arc<str>)>,
     /// When another publisher was last logged.
     warned: Option<Instant>,
+    /// As of the last [`Wanted`].
+    unheard: bool,
     jobs: JoinSet<Done>,
 }
 
@@ -122,8 +126,16 @@ impl Publisher {
         let mut periods_due = Instant::now();
         let plan = Plan::new(self.refresh);
         let (periods, editions, jobs) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
-        let mut running =
-            Running { publisher: self, plan, started: Instant::now(), periods, editions, warned: None, jobs };
+        let mut running = Running {
+            publisher: self,
+            plan,
+            started: Instant::now(),
+            periods,
+            editions,
+            warned: None,
+            unheard: false,
+            jobs,
+        };
         running.want(&wanted.borrow_and_update().clone());
         loop {
             let now = running.started.elapsed();
@@ -154,6 +166,7 @@ impl Publisher {
 
 impl Running {
     fn want(&mut self, wanted: &Wanted) {
+        self.unheard = wanted.unheard;
         for (&period, &revision) in &wanted.of_others {
             self.tell(Event::OfOthers(period, revision));
         }
@@ -232,9 +245,12 @@ impl Running {
         }
     }
 
-    /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may
-    /// still be so.
+    /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may still be so. Nothing is
+    /// said while the descriptor may be that of a publisher of the cluster.
     fn meet(&mut self, stranger: &Stranger) {
+        if self.unheard {
+            return;
+        }
         let now = Instant::now();
         if self.warned.is_none_or(|at| now.duration_since(at) >= STRANGER_PAUSE) {
             self.warned = Some(now);

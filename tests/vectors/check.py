@@ -272,7 +272,7 @@ def check_links(vectors):
             "dialled": unhex(shake["dialled"]),
             "dialler": member["node"],
             "purpose": purpose,
-            "version": min(challenge["versions"][1], 1),
+            "version": min(challenge["versions"][1], 2),
         }
         equal(name, list(stated.items()), list(expected.items()))
     equal("accepted", message("accepted", shake["accepted"]), "Accepted")

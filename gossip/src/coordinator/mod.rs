@@ -38,6 +38,8 @@ use own::Voice;
 
 /// How long all is not said anew again after it was, because a higher word of our own came back.
 const REISSUE_PAUSE: Duration = Duration::from_secs(10);
+/// A wall clock that runs ahead of the other by more was set forward.
+const CLOCK_STEP: Duration = Duration::from_secs(2);
 /// How often a node says again what changes seldom. A hostile member can have others believe that they have heard it all;
 /// who does never asks for it, and would else miss it until it changes.
 const REPEAT: Duration = Duration::from_secs(300);
@@ -228,6 +230,7 @@ impl Coordinator {
             self.repeat_at = now.mono + REPEAT;
             self.election.listen(now.mono);
             self.isolation.begin(now);
+            self.view.begin(now.unix);
             self.say_card(out);
             // Whoever believes a lease of this node from before its restart must not wait until it is too old.
             self.say_lease(self.settings.term, Duration::ZERO, now, out);
@@ -236,6 +239,11 @@ impl Coordinator {
         now.mono = now.mono.max(last.mono);
         let passed = now.mono - last.mono;
         // The monotonic clock of most systems stands while the machine sleeps; then only the other one tells.
+        let gone = Duration::from_secs(now.unix.saturating_sub(last.unix));
+        if gone > passed + CLOCK_STEP {
+            // The clock was slow before: what was dated since then may be of an earlier process.
+            self.isolation.begin(now);
+        }
         let slept =
             Duration::from_secs(now.unix.saturating_sub(last.unix)).saturating_sub(passed) >= self.settings.timing.ttl;
         if slept || passed > self.view.patience().interval * 3 {
@@ -412,6 +420,8 @@ impl Coordinator {
         self.isolate_at = self.isolation.next_deadline(now.mono);
         if self.isolated != why.is_some() {
             match why {
+                // A node that has just joined is in this state until its first link.
+                Some(why @ Isolated::LacksRevocations { .. }) => tracing::info!(%why, "this node is isolated"),
                 Some(why) => tracing::warn!(%why, "this node is isolated: it does not publish, admit or rotate keys"),
                 None => tracing::info!("this node is isolated no longer"),
             }

@@ -41,10 +41,15 @@ impl Voice {
         }
     }
 
+    /// Whether a sequence number of ours is above all that this process has used.
+    pub(super) fn is_ahead(&self, seq: u64) -> bool {
+        seq >= self.next && seq < MAX_SEQ
+    }
+
     /// A word of ours with this sequence number is out there. True if it was not said by this process: then the disk
     /// is older than what we said before, or another node has our key. All is said anew above it.
     pub(super) fn heard(&mut self, seq: u64) -> bool {
-        let ahead = seq >= self.next && seq < MAX_SEQ;
+        let ahead = self.is_ahead(seq);
         if ahead {
             self.next = seq + 1;
         }
@@ -133,7 +138,7 @@ impl Coordinator {
             RecordKind::IntroPoints => self.own::<IntroPoints>(bytes).map(|points| points.seq),
             RecordKind::Publication => self.own::<Publication>(bytes).map(|publication| publication.seq),
             RecordKind::Heartbeat => self.own::<Heartbeat>(bytes).map(|beat| {
-                self.isolation.hear_own(&beat, now);
+                self.isolation.hear_own(&beat, self.voice.is_ahead(beat.seq), now);
                 beat.seq
             }),
             RecordKind::Lease => self.own::<Lease>(bytes).map(|lease| {

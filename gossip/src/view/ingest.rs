@@ -34,9 +34,8 @@ const MAX_REVISIONS: usize = 16;
 const MAX_PERIOD_START: u64 = 253_402_300_800;
 /// Most revocations kept.
 const MAX_REVOCATIONS: usize = 4096;
-/// Age in seconds of a revocation that should have come earlier: gossip takes 18 s to reach 200
-/// nodes (MEASUREMENTS).
-const LATE: u64 = 20;
+/// Age in seconds of a revocation that should have come earlier: more than the ten minutes by which clocks may differ.
+const LATE: u64 = 900;
 /// Longest version string in a card, in bytes.
 const MAX_VERSION: usize = 64;
 
@@ -472,7 +471,8 @@ impl View {
         if revocation.cluster != self.cluster {
             return Err(Rejection::Cluster);
         }
-        let (node, late) = (revocation.node, revocation.revoked.saturating_add(LATE) < now.unix);
+        let (node, revoked) = (revocation.node, revocation.revoked);
+        let late = revoked < self.began || revoked.saturating_add(LATE) < now.unix;
         if self.revoked(&node) {
             return Ok(Changes::default());
         }

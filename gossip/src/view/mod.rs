@@ -197,6 +197,8 @@ pub struct View {
     me: NodeId,
     /// The one key that signs for the cluster. The store and the discovery keys know one as well.
     authority: AuthorityId,
+    /// When this process began, in seconds since the Unix epoch; 0 until that is known.
+    began: u64,
     nodes: BTreeMap<NodeId, MemberView>,
     revocations: BTreeMap<NodeId, Verified<Revocation>>,
     invitations: Invitations,
@@ -232,6 +234,7 @@ impl View {
             cluster: member.authority.cluster,
             me,
             authority: member.authority_id(),
+            began: 0,
             nodes: BTreeMap::new(),
             revocations: BTreeMap::new(),
             invitations: Invitations::default(),
@@ -267,6 +270,11 @@ impl View {
     pub fn with_waiting(mut self, most: usize) -> Self {
         self.pending.most = most;
         self
+    }
+
+    /// Notes when this process began, in seconds since the Unix epoch.
+    pub(crate) fn begin(&mut self, unix: u64) {
+        self.began = unix;
     }
 
     /// The cluster's name.
@@ -476,6 +484,12 @@ impl View {
     /// True if another node could take the lease over and is not about to leave itself.
     pub(crate) fn has_successor(&self) -> bool {
         self.members().any(|node| node.node() != self.me && node.is_eligible() && node.phase() != Phase::Draining)
+    }
+
+    /// True if every other publisher is heard now, or has said goodbye.
+    pub fn hears_all_publishers(&self) -> bool {
+        let publishers = self.members().filter(|node| node.member.role() == Role::Publisher);
+        publishers.filter(|node| node.node() != self.me).all(|node| node.alive || node.phase() == Phase::Gone)
     }
 
     /// True if another member, alive or not, is a publisher.
