@@ -210,13 +210,14 @@ impl KeyRing {
     }
 }
 
-/// A key that counts more revocations than this node knows. It waits for them here: on the ring, a key of an absurd
-/// generation would end the rotation of keys for good.
+/// A key that counts more revocations than this node knows. It waits for them here: on the ring, a
+/// key of an absurd generation would end the rotation of keys for good.
 #[derive(Debug, Default)]
 pub struct Early(Option<Discovery>);
 
 impl Early {
-    /// Has a key wait. Of two that one waits on which counts fewer revocations: they may be known sooner.
+    /// Has a key wait. Of two that one waits on which counts fewer revocations: they may be known
+    /// sooner.
     pub fn hold(&mut self, key: Discovery) {
         if self.0.as_ref().is_none_or(|held| key.key.generation < held.key.generation) {
             self.0 = Some(key);

@@ -25,7 +25,8 @@ const SEND_AGAIN: Duration = Duration::from_secs(60);
 const DIFFERING: Duration = Duration::from_secs(2);
 /// How long a peer may take to tell a new digest after a hand-over.
 const TAKEN: Duration = Duration::from_secs(10);
-/// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to [`LONGEST_PAUSE`].
+/// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to
+/// [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_secs(2);
 /// Longest pause between two hand-overs that change nothing: one of the two may refuse some fact
 /// for good.
@@ -198,8 +199,8 @@ impl FactSync {
         FactStep::HandOver
     }
 
-    /// Whether the peer knows these facts of ours: it has told the same digest, or was handed all of them some time ago and
-    /// may know more, or refuse some.
+    /// Whether the peer knows these facts of ours: it has told the same digest, or was handed all
+    /// of them some time ago and may know more, or refuse some.
     pub fn is_given(&self, ours: FactsDigest, now: Duration) -> bool {
         let handed = self.handed.is_some_and(|last| last.ours == ours && now >= last.first + TAKEN);
         self.theirs == Some(ours) || handed

@@ -6,7 +6,10 @@ use clap::Args;
 use super::{Context, ask};
 use crate::control::{InvitationPrefix, Request};
 
-/// Ends the alarm of `rustbalance status` that more nodes have joined as publishers with one invitation than it was made for, on this node and for the nodes that are named there now. Each of them holds the address's key, expelled or not: if one is not yours, move to a new address first.
+/// Ends the alarm of `rustbalance status` that more nodes have joined as publishers with one
+/// invitation than it was made for, on this node and for the nodes that are named there now. Each
+/// of them holds the address's key, expelled or not: if one is not yours, move to a new address
+/// first.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Options {

@@ -5,7 +5,9 @@ use clap::Args;
 use super::{Context, ask};
 use crate::control::Request;
 
-/// Takes this node's introduction points out of the address and hands on the right to publish. Clients that are connected are served on. The node stays a member and drains until `rustbalance resume`, also when it is restarted meanwhile.
+/// Takes this node's introduction points out of the address and hands on the right to publish.
+/// Clients that are connected are served on. The node stays a member and drains until `rustbalance
+/// resume`, also when it is restarted meanwhile.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Options {}

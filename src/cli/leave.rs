@@ -5,7 +5,9 @@ use clap::Args;
 use super::{Context, ask};
 use crate::control::Request;
 
-/// Says goodbye to the other nodes, takes this node's introduction points out of the address, and stops the daemon. The node stays a member and comes back when it is run again (drained, if it was); to put it out for good, run `rustbalance evict` with its address on a publisher.
+/// Says goodbye to the other nodes, takes this node's introduction points out of the address, and
+/// stops the daemon. The node stays a member and comes back when it is run again (drained, if it
+/// was); to put it out for good, run `rustbalance evict` with its address on a publisher.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Options {}

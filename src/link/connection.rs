@@ -265,7 +265,8 @@ impl Connection {
         let mut handed_over = ((0, [0xff; 32]), start);
         loop {
             let facts = Arc::clone(&members.borrow_and_update().facts);
-            // What is due first goes out: a peer that tells digest after digest must not make it grow.
+            // What is due first goes out: a peer that tells digest after digest must not make it
+            // grow.
             let wake = match due.is_empty() {
                 true => compare(&mut sync, &facts, *theirs.borrow_and_update(), start, &mut due),
                 false => start,
@@ -301,9 +302,9 @@ impl Connection {
         }
     }
 
-    /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a revocation that has not
-    /// come here yet. The key's generation says how many there were. It gets all facts before, so that it does not lack
-    /// the revocations that the key counts.
+    /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a
+    /// revocation that has not come here yet. The key's generation says how many there were. It
+    /// gets all facts before, so that it does not lack the revocations that the key counts.
     fn may_have(&self, newest: &Discovery, members: &watch::Receiver<MemberSet>) -> bool {
         let revoked = &members.borrow().revoked;
         newest.key.generation as usize <= revoked.len() && !revoked.contains_key(&self.peer)

@@ -76,8 +76,8 @@ impl Rotation {
         }
     }
 
-    /// Takes a key that a peer has offered, to be adopted once the revocations that it counts are known. One that is known,
-    /// or older than the newest, costs no access to the disk.
+    /// Takes a key that a peer has offered, to be adopted once the revocations that it counts are
+    /// known. One that is known, or older than the newest, costs no access to the disk.
     fn take(&self, ring: &KeyRing, offer: Offer, early: &mut Early) {
         if ring.has(&offer) {
             return;

@@ -53,7 +53,8 @@ pub struct Wanted {
     pub floors: BTreeMap<PeriodId, u64>,
     /// Of these, those that other members have announced.
     pub of_others: BTreeMap<PeriodId, u64>,
-    /// Whether another publisher of the cluster is not heard now: then what stands on a directory may be its.
+    /// Whether another publisher of the cluster is not heard now: then what stands on a directory
+    /// may be its.
     pub unheard: bool,
 }
 
@@ -245,8 +246,8 @@ impl Running {
         }
     }
 
-    /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may still be so. Nothing is
-    /// said while the descriptor may be that of a publisher of the cluster.
+    /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may
+    /// still be so. Nothing is said while the descriptor may be that of a publisher of the cluster.
     fn meet(&mut self, stranger: &Stranger) {
         if self.unheard {
             return;

@@ -1,5 +1,6 @@
-//! An evicted worker that meets a publisher which was away before any honest node does, over whatever engine: it has that
-//! publisher believe that it has heard all there is, and goes on as the member that it was.
+//! An evicted worker that meets a publisher which was away before any honest node does, over
+//! whatever engine: it has that publisher believe that it has heard all there is, and goes on as
+//! the member that it was.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,8 @@ use crate::raw_gossip::{self, Known};
 
 /// Its gossip after its return.
 const GENERATION: u64 = 7 << 32;
-/// Its starts, as its records have them: above all earlier ones, which rise with the hours since the epoch.
+/// Its starts, as its records have them: above all earlier ones, which rise with the hours since
+/// the epoch.
 const BOOT: u64 = 1 << 20;
 
 /// How much `to` has said by now, as it says itself, and a little more.
@@ -32,8 +34,8 @@ pub(crate) async fn claim(engine: &dyn Engine, store: &Store, to: NodeId, ahead:
     Ok(Known { version: known.version + ahead, ..known })
 }
 
-/// Hides what the nodes of these claims have said, and says heartbeats and a true introduction point of its own until the
-/// link ends.
+/// Hides what the nodes of these claims have said, and says heartbeats and a true introduction
+/// point of its own until the link ends.
 pub(crate) async fn stay(engine: &dyn Engine, store: &Store, stream: BoxStream, claims: Vec<Known>) -> Result<()> {
     let (id, cluster) = (store.node_id(), store.cluster());
     let (mut reader, mut writer) = tokio::io::split(stream);

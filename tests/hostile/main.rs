@@ -1,9 +1,9 @@
 //! Hostile peers against whole daemons, on the Tor network in memory: real links, real gossip, real joins.
 //!
-//! Each test is one hostility of somebody with real keys where it takes any. Each shows that the cluster stays healthy and
-//! serves all the while, that nothing hostile is believed, and that `status` counts what was refused. In [`tor`] nobody is
-//! hostile: a node loses its Tor client; nor in [`newcomer`]: a node joins; nor in [`operators`]. In [`outages`] an observer
-//! looks.
+//! Each test is one hostility of somebody with real keys where it takes any. Each shows that the
+//! cluster stays healthy and serves all the while, that nothing hostile is believed, and that
+//! `status` counts what was refused. In [`tor`] nobody is hostile: a node loses its Tor client; nor
+//! in [`newcomer`]: a node joins; nor in [`operators`]. In [`outages`] an observer looks.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 

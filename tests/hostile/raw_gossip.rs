@@ -1,4 +1,5 @@
-//! Gossip messages to the byte, as docs/PROTOCOL.md section 6 has them: with versions that chitchat would never choose.
+//! Gossip messages to the byte, as docs/PROTOCOL.md section 6 has them: with versions that chitchat
+//! would never choose.
 
 use anyhow::{Result, bail};
 use data_encoding::BASE64;

@@ -39,7 +39,8 @@ async fn hears(voice: &Voice, origin: NodeId, kind: RecordKind, least: usize) ->
     .await
 }
 
-/// The generation in which a node gossips, as its heartbeats show: its start, and some bits of its process's number.
+/// The generation in which a node gossips, as its heartbeats show: its start, and some bits of its
+/// process's number.
 async fn hears_generation(voice: &Voice, node: NodeId) -> u64 {
     let beats = hears(voice, node, RecordKind::Heartbeat, 1).await;
     let beat = Unverified::<Heartbeat>::from_bytes(&beats[0]).unwrap().verify(node.public_key()).unwrap();

@@ -1,4 +1,5 @@
-//! An evicted worker that is the first to meet a publisher which was away, and has it believe that it has heard everything.
+//! An evicted worker that is the first to meet a publisher which was away, and has it believe that
+//! it has heard everything.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -16,7 +17,8 @@ use crate::town::{Town, until};
 
 /// Versions that a node reaches in the time that the test waits.
 const AHEAD: u64 = 45;
-/// From the first link with an honest publisher until an evicted node is out of a view and of every directory.
+/// From the first link with an honest publisher until an evicted node is out of a view and of every
+/// directory.
 const OUT: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -42,7 +44,8 @@ async fn an_evicted_worker_does_not_stay_a_member_of_a_publisher_that_was_away()
     }
     evict_and_change_the_key_twice(&town, id).await;
     assert!(mallory.link(town.named("alpha").id, Purpose::Mesh).await.is_err(), "alpha lets it in");
-    // Versions rise beyond what it is about to claim: so that claim is no lie that alpha and gamma could notice.
+    // Versions rise beyond what it is about to claim: so that claim is no lie that alpha and gamma
+    // could notice.
     sleep(Duration::from_secs(15)).await;
 
     let net = town.net.clone();

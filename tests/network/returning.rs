@@ -1,4 +1,5 @@
-//! A publisher was away while a worker was evicted, and that worker, a hostile one, meets it before any honest node does.
+//! A publisher was away while a worker was evicted, and that worker, a hostile one, meets it before
+//! any honest node does.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,11 +19,13 @@ use crate::support::{Arti, Story, all_served, check_directories, over_tor, scena
 
 /// How long anything that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Records that a node announces in the time until the publisher is back: what is claimed stays below that.
+/// Records that a node announces in the time until the publisher is back: what is claimed stays
+/// below that.
 const AHEAD: u64 = 15;
 /// How long they take.
 const RISING: Duration = Duration::from_secs(25);
-/// From the first link with an honest publisher until the evicted node is out of the view and of every directory.
+/// From the first link with an honest publisher until the evicted node is out of the view and of
+/// every directory.
 const OUT: Duration = Duration::from_secs(60);
 
 #[test]

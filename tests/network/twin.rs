@@ -1,4 +1,5 @@
-//! An old service, on a stock C tor, goes on publishing the address whose key a cluster has imported.
+//! An old service, on a stock C tor, goes on publishing the address whose key a cluster has
+//! imported.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +14,14 @@ use crate::support::{BINARY, Story, Turn, network};
 const AHEAD: Duration = Duration::from_secs(90);
 /// From the upload of a descriptor until it is first read back.
 const READ_BACK: Duration = Duration::from_secs(20);
-/// How long after that a node may take to publish above the other: its limits for one fetch and one upload.
+/// How long after that a node may take to publish above the other: its limits for one fetch and one
+/// upload.
 const OVERTAKING: Duration = Duration::from_secs(50);
-/// Introduction points that a node keeps by default: with fewer it will soon publish again by itself.
+/// Introduction points that a node keeps by default: with fewer it will soon publish again by
+/// itself.
 const POINTS: usize = 3;
-/// Longer than the step of a revision, which follows the clock on both sides: an equal one is refused.
+/// Longer than the step of a revision, which follows the clock on both sides: an equal one is
+/// refused.
 const STEP: Duration = Duration::from_secs(2);
 /// How long the count of directories may take to reach `status`.
 const LAG: Duration = Duration::from_secs(1);

@@ -16,20 +16,24 @@ use crate::record::Heartbeat;
 /// How long revocations may take to follow the discovery key that counts them: a peer sends them
 /// over the link first, and another task takes them in.
 const FOLLOWING: Duration = Duration::from_secs(5);
-/// How long a node that lacks revocations keeps still: neighbours compare theirs every minute. Then there are none to be
-/// had, because a hostile publisher has made the key, and a cluster that does not publish is worse.
+/// How long a node that lacks revocations keeps still: neighbours compare theirs every minute. Then
+/// there are none to be had, because a hostile publisher has made the key, and a cluster that does
+/// not publish is worse.
 const LACKING: Duration = Duration::from_secs(180);
 /// How long one heartbeat of another process keeps this node still if none follows.
 const SUSPICION: Duration = Duration::from_secs(120);
-/// How long a process goes on beating once a second one is proven: that one, too, shall have heard enough to end.
+/// How long a process goes on beating once a second one is proven: that one, too, shall have heard
+/// enough to end.
 const LINGERING: Duration = Duration::from_secs(15);
-/// Seconds for which a second process must be heard, and by which the dates of its heartbeats must have risen meanwhile:
-/// the last heartbeats of a process that has ended are closer together, however late they come.
+/// Seconds for which a second process must be heard, and by which the dates of its heartbeats must
+/// have risen meanwhile: the last heartbeats of a process that has ended are closer together,
+/// however late they come.
 const SPAN: u64 = 8;
-/// Largest distance from this machine's clock, in seconds, of a heartbeat that shows a second process: one that is
-/// further may be a replay of an earlier process whose clock was ahead.
+/// Largest distance from this machine's clock, in seconds, of a heartbeat that shows a second
+/// process: one that is further may be a replay of an earlier process whose clock was ahead.
 const FRESH: u64 = 120;
-/// Seconds after this process's start from which on no earlier one can have made a heartbeat: dates are whole seconds.
+/// Seconds after this process's start from which on no earlier one can have made a heartbeat: dates
+/// are whole seconds.
 const LATER: u64 = 2;
 
 /// Why a node is isolated.
@@ -95,10 +99,11 @@ impl Isolation {
         self.suspected = self.suspected.filter(|(since, _)| lasts(*since));
     }
 
-    /// Takes in a heartbeat that this node's key has signed; `ahead` if its number is above all that this process has used.
-    /// It was made by another process if it has another process's number, or one that this process has not used: a
-    /// machine that was cloned while it ran keeps the random number. It proves that the other one still runs if it was
-    /// made after a first one had come here, and the dates of both are as far apart as their arrivals.
+    /// Takes in a heartbeat that this node's key has signed; `ahead` if its number is above all
+    /// that this process has used. It was made by another process if it has another process's
+    /// number, or one that this process has not used: a machine that was cloned while it ran keeps
+    /// the random number. It proves that the other one still runs if it was made after a first one
+    /// had come here, and the dates of both are as far apart as their arrivals.
     pub(super) fn hear_own(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
         let since_began = self.began.is_some_and(|began| beat.unix >= began + LATER);
         let foreign = beat.instance != self.instance || ahead;

@@ -34,7 +34,8 @@ const MAX_REVISIONS: usize = 16;
 const MAX_PERIOD_START: u64 = 253_402_300_800;
 /// Most revocations kept.
 const MAX_REVOCATIONS: usize = 4096;
-/// Age in seconds of a revocation that should have come earlier: more than the ten minutes by which clocks may differ.
+/// Age in seconds of a revocation that should have come earlier: more than the ten minutes by which
+/// clocks may differ.
 const LATE: u64 = 900;
 /// Longest version string in a card, in bytes.
 const MAX_VERSION: usize = 64;

@@ -16,8 +16,8 @@ use crate::relay::log_tail;
 /// How long its descriptor may take to be published.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The only client that a restricted service lets read its descriptor, as tor wants it in a file of `authorized_clients`. Its
-/// public key is 32 bytes of 9: no client has the secret one.
+/// The only client that a restricted service lets read its descriptor, as tor wants it in a file of
+/// `authorized_clients`. Its public key is 32 bytes of 9: no client has the secret one.
 const NO_CLIENT: &str = "descriptor:x25519:BEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQ";
 
 /// A plain C tor v3 onion service; it ends when this is dropped.
@@ -99,9 +99,10 @@ impl OnionService {
         self.wait_until_published(uploads, started)
     }
 
-    /// Restricts its descriptor to an authorized client that does not exist, or opens it to every client again, and waits until
-    /// its tor has published it again: within seconds, with the same introduction points and a higher revision. It must
-    /// change something, else tor publishes nothing.
+    /// Restricts its descriptor to an authorized client that does not exist, or opens it to every
+    /// client again, and waits until its tor has published it again: within seconds, with the same
+    /// introduction points and a higher revision. It must change something, else tor publishes
+    /// nothing.
     pub fn restrict(&self, restricted: bool) -> Result<()> {
         let started = Instant::now();
         let client = self.service_folder().join("authorized_clients/nobody.auth");

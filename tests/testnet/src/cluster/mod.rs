@@ -95,8 +95,8 @@ impl<'n> Cluster<'n> {
         self.found(name, &[])
     }
 
-    /// Makes the first node with `init --import-key`: of the address whose key is in `key`, a file or C tor's folder; it isn't
-    /// run yet.
+    /// Makes the first node with `init --import-key`: of the address whose key is in `key`, a file
+    /// or C tor's folder; it isn't run yet.
     pub fn import(&self, name: &str, key: &Path) -> Result<Arc<Node>> {
         self.found(name, &["--import-key", &key.to_string_lossy()])
     }

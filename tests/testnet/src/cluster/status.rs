@@ -28,7 +28,8 @@ pub struct Status {
     pub stand_ins: Vec<StandIn>,
     /// What is published, as far as the node knows.
     pub publication: Option<Publication>,
-    /// Another publisher of the address that is no member, if the node has seen one in the last hours.
+    /// Another publisher of the address that is no member, if the node has seen one in the last
+    /// hours.
     pub stranger: Option<Stranger>,
     /// The links to other members.
     pub links: Vec<Link>,
