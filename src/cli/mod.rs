@@ -143,6 +143,7 @@ struct Usage(String);
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
+    secrecy::protect_files();
     secrecy::protect();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

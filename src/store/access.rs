@@ -18,6 +18,10 @@ const SHOWN: usize = 3;
 /// others may write.
 const ARTI: &str = "arti";
 const ARTI_PRIVATE: [&str; 3] = ["arti", "arti/state", "arti/cache"];
+/// How the names of Arti's lock files end. Arti makes them with the permissions that the umask
+/// leaves, and they are empty: Arti itself judges a group that may write them, because it knows
+/// which group is the user's own.
+const ARTI_LOCK: &str = "lock";
 /// Directories below the state directory that are walked; Arti's are the deepest.
 const DEEPEST: usize = 8;
 /// The bit of a directory that gives its group to the files made in it.
@@ -124,8 +128,10 @@ fn walk(exposed: &mut Exposed, path: &Path, alone: bool, depth: usize) -> Result
     let below = path.strip_prefix(&exposed.root).unwrap_or(path);
     let of_arti = below.starts_with(ARTI) && !ARTI_PRIVATE.iter().any(|private| below == Path::new(private));
     let me = exposed.me;
+    let empty_lock =
+        metadata.is_file() && metadata.len() == 0 && path.extension().is_some_and(|ending| ending == ARTI_LOCK);
     match of_arti {
-        true => exposed.look(path, &metadata, 0o022, &[me, 0]),
+        true => exposed.look(path, &metadata, if empty_lock { 0 } else { 0o022 }, &[me, 0]),
         false => exposed.look(path, &metadata, 0o077, &[me]),
     }
     if !metadata.is_dir() || alone || depth >= DEEPEST {

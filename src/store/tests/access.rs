@@ -83,6 +83,22 @@ fn the_operators_own_files_may_be_as_the_operator_likes() {
     Store::open(&state(&folder)).unwrap();
 }
 
+/// As versions that inherited the umask 002 had Arti make them.
+#[test]
+fn arti_s_empty_lock_files_may_be_open_to_a_group_and_its_other_files_may_not() {
+    let (folder, _) = publisher();
+    let dir = state(&folder);
+    let make = |name: &str, content: &str| {
+        fs::write(dir.join(name), content).unwrap();
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o664)).unwrap();
+    };
+    make("arti/state/state.lock", "");
+    make("arti/cache/dir.lock", "");
+    Store::open(&dir).unwrap();
+    make("arti/cache/dir.lock", "x");
+    assert!(Store::open(&dir).unwrap_err().to_string().contains("dir.lock (mode 0664)"));
+}
+
 /// Sets more bits of the mode of everything below; how many there are. A `chmod` would inherit the
 /// locks of other tests.
 fn change_modes(path: &std::path::Path, more: u32) -> usize {

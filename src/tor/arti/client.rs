@@ -165,7 +165,7 @@ impl Maker {
                 Err(error) => error,
             };
             match self.salvage.judge(&error, true) {
-                Verdict::Mended => {}
+                Verdict::Again => {}
                 Verdict::Wait => return Err(TorError::State { dir: self.state_dir.clone(), why: chain(&error) }),
                 Verdict::Hopeless(why) => return Err(why),
             }
@@ -311,7 +311,7 @@ async fn connect(
         };
         let Some(error) = error else { return Ok((tor, progress)) };
         let mended = match on_disk(|| maker.salvage.judge(&error, false)) {
-            Verdict::Mended => true,
+            Verdict::Again => true,
             Verdict::Wait => false,
             Verdict::Hopeless(why) => return Err(why),
         };

@@ -1,11 +1,12 @@
 //! What Arti keeps on disk can all be fetched or made again, so what is damaged there is set aside,
-//! logged, and the start goes on. Each half (state, cache) is set aside as a whole once a process:
-//! damage that comes back is the disk's, and ends the node.
+//! logged, and the start goes on. Only content that is wrong counts as damage, not a file that
+//! cannot be read: new guards cost anonymity. Each state file, and the cache as a whole, is set
+//! aside once a process: damage that comes back is the disk's, and ends the node.
 //!
 //! Arti writes its state without fsync, so a power cut can leave an empty file; and it opens no
 //! database that is damaged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
@@ -29,12 +30,15 @@ const MAX_STATE_FILE: u64 = 16 << 20;
 const MAX_CONSENSUS: u64 = 64 << 20;
 /// What stands before the digest in the name of a consensus in Arti's cache.
 const DIGEST: &str = "_sha3-256-";
+/// What Arti says of every error of its cache's database, whether it can tell the cause or not.
+const SQLITE: [&str; 2] = ["Error from sqlite database", "sqlite detected bug"];
 
 /// What to do about an error of Arti's.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// What was damaged is out of the way: start again, with a new client.
-    Mended,
+    /// What was damaged is out of the way, or what is wrong may have passed: start again, with a new
+    /// client.
+    Again,
     /// Not a matter of damaged files, or one that may pass.
     Wait,
     /// It stays so until the operator has mended it.
@@ -46,14 +50,17 @@ pub(super) enum Verdict {
 pub(super) struct Salvage {
     state_dir: PathBuf,
     cache_dir: PathBuf,
-    state_done: bool,
+    /// The state files that Arti could not use.
+    state_done: BTreeSet<PathBuf>,
     cache_done: bool,
+    /// Whether an error at the creation that no file explains was met before.
+    unexplained: bool,
 }
 
 impl Salvage {
     pub(super) fn new(state_dir: &Path, cache_dir: &Path) -> Self {
         let (state_dir, cache_dir) = (state_dir.to_owned(), cache_dir.to_owned());
-        Self { state_dir, cache_dir, state_done: false, cache_done: false }
+        Self { state_dir, cache_dir, state_done: BTreeSet::new(), cache_done: false, unexplained: false }
     }
 
     /// Before Arti starts: sets aside each state file that is not a JSON object, and each consensus
@@ -63,10 +70,17 @@ impl Salvage {
         let state = self.state_files().into_iter().map(|path| (read_json(&path), path));
         let blobs = list(&self.cache_dir.join("dir_blobs")).into_iter().map(|path| (check_digest(&path), path));
         for (checked, path) in state.chain(blobs) {
-            let Err(error) = checked else { continue };
+            let damage = match checked {
+                Ok(None) => continue,
+                Ok(Some(damage)) => damage,
+                Err(error) => {
+                    warn!(file = %path.display(), %error, "cannot check a file of Tor's, which stays as it is");
+                    continue;
+                }
+            };
             match self.set_aside(&path) {
-                Ok(aside) => log_set_aside(&path, &aside, &error),
-                Err(refused) => warn!(file = %path.display(), %error, %refused, "cannot set a damaged file aside"),
+                Ok(aside) => log_set_aside(&path, &aside, &damage),
+                Err(error) => warn!(file = %path.display(), %damage, %error, "cannot set a damaged file aside"),
             }
         }
     }
@@ -74,11 +88,9 @@ impl Salvage {
     /// Judges why no client could be made, or why it could not connect.
     pub(super) fn judge(&mut self, error: &arti_client::Error, creating: bool) -> Verdict {
         match error.kind() {
-            ErrorKind::PersistentStateCorrupted => self.mend_state(error),
-            ErrorKind::CacheCorrupted => self.mend_cache(error),
-            // SQLite's errors for a file that is no database, and for tables that are not as they
-            // should be.
-            ErrorKind::InvalidConfig | ErrorKind::Internal if creating && !self.cache_done => self.mend_cache(error),
+            ErrorKind::PersistentStateCorrupted => self.mend_state(&chain(error)),
+            ErrorKind::CacheCorrupted => self.mend_cache(&chain(error)),
+            ErrorKind::InvalidConfig | ErrorKind::Internal if creating => self.at_creation(&chain(error)),
             ErrorKind::FsPermissions => Verdict::Hopeless(TorError::Files(format!(
                 "{}; mend it with `chmod -R go= {}`",
                 chain(error),
@@ -88,43 +100,57 @@ impl Salvage {
         }
     }
 
-    /// JSON that Arti cannot use.
-    fn mend_state(&mut self, error: &arti_client::Error) -> Verdict {
-        if self.state_done {
-            return self.hopeless(error, &self.state_dir);
+    /// Arti has these two kinds for its own configuration and faults, and for a file that is no
+    /// database or tables that are not as they should be.
+    fn at_creation(&mut self, error: &str) -> Verdict {
+        if SQLITE.iter().any(|saying| error.contains(saying)) {
+            return self.mend_cache(error);
         }
-        for path in self.state_files() {
-            match self.set_aside(&path) {
-                Ok(aside) => log_set_aside(&path, &aside, &chain(error)),
-                Err(refused) => return cannot(&path, &refused),
-            }
+        if self.unexplained {
+            return Verdict::Hopeless(TorError::Config(
+                format!("{error}; the second attempt fails as the first"),
+                None,
+            ));
         }
-        self.state_done = true;
-        Verdict::Mended
+        self.unexplained = true;
+        Verdict::Again
     }
 
-    fn mend_cache(&mut self, error: &arti_client::Error) -> Verdict {
+    /// JSON that Arti cannot use. The error names the file, and the others stay.
+    fn mend_state(&mut self, error: &str) -> Verdict {
+        let named = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| error.contains(&format!(" state/{} in ", name.to_string_lossy())))
+        };
+        let Some(path) = self.state_files().into_iter().find(named) else {
+            return Verdict::Hopeless(TorError::Files(format!(
+                "it cannot use a file in {}: {error}; move that file away",
+                self.state_dir.display()
+            )));
+        };
+        if self.state_done.contains(&path) {
+            return hopeless(error, &path);
+        }
+        match self.set_aside(&path) {
+            Ok(aside) => log_set_aside(&path, &aside, &error),
+            Err(refused) => return cannot(&path, &refused),
+        }
+        self.state_done.insert(path);
+        Verdict::Again
+    }
+
+    fn mend_cache(&mut self, error: &str) -> Verdict {
         if self.cache_done {
-            return self.hopeless(error, &self.cache_dir);
+            return hopeless(error, &self.cache_dir);
         }
         match self.set_aside(&self.cache_dir).and_then(|aside| {
             fs::DirBuilder::new().mode(0o700).create(&self.cache_dir)?;
             Ok(aside)
         }) {
-            Ok(aside) => log_set_aside(&self.cache_dir, &aside, &chain(error)),
+            Ok(aside) => log_set_aside(&self.cache_dir, &aside, &error),
             Err(refused) => return cannot(&self.cache_dir, &refused),
         }
         self.cache_done = true;
-        Verdict::Mended
-    }
-
-    fn hopeless(&self, error: &arti_client::Error, dir: &Path) -> Verdict {
-        Verdict::Hopeless(TorError::Files(format!(
-            "what it keeps in {} was set aside as damaged and is damaged again: {}; check the disk, then remove that \
-             directory",
-            dir.display(),
-            chain(error)
-        )))
+        Verdict::Again
     }
 
     /// Arti's state files, as far as they can be listed.
@@ -162,6 +188,13 @@ fn log_set_aside(path: &Path, aside: &Path, error: &dyn std::fmt::Display) {
     );
 }
 
+fn hopeless(error: &str, path: &Path) -> Verdict {
+    Verdict::Hopeless(TorError::Files(format!(
+        "{} was set aside as damaged and is damaged again: {error}; check the disk, then remove it",
+        path.display()
+    )))
+}
+
 fn cannot(path: &Path, error: &io::Error) -> Verdict {
     warn!(file = %path.display(), %error, "cannot set a damaged file aside, will try again");
     Verdict::Wait
@@ -172,23 +205,44 @@ fn list(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-/// Whether a file has the digest that its name ends with. A file without one has no name of Arti's.
-fn check_digest(path: &Path) -> io::Result<()> {
+/// What is damaged in a file whose name ends with a digest; `None` for one without, which has no name
+/// of Arti's.
+fn check_digest(path: &Path) -> io::Result<Option<String>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Some((_, wanted)) = name.split_once(DIGEST) else { return Ok(()) };
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_CONSENSUS).read_to_end(&mut bytes)?;
-    match HEXLOWER.encode(&Sha3_256::digest(&bytes)) == wanted {
-        true => Ok(()),
-        false => Err(io::Error::new(io::ErrorKind::InvalidData, "its content is not that of its digest")),
-    }
+    let Some((_, wanted)) = name.split_once(DIGEST) else { return Ok(None) };
+    Ok(match read(path, MAX_CONSENSUS)? {
+        Content::Bytes(bytes) if HEXLOWER.encode(&Sha3_256::digest(&bytes)) == wanted => None,
+        Content::Bytes(_) => Some("its content is not that of its digest".into()),
+        Content::Directory => Some("it is a directory".into()),
+    })
 }
 
-/// Whether a file is a JSON object, as all of Arti's are, whatever its fields are.
-fn read_json(path: &Path) -> io::Result<()> {
+/// Why a file is not a JSON object, as all of Arti's are, whatever its fields are.
+fn read_json(path: &Path) -> io::Result<Option<String>> {
+    Ok(match read(path, MAX_STATE_FILE)? {
+        Content::Bytes(bytes) => {
+            let parsed = serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(&bytes);
+            parsed.err().map(|error| error.to_string())
+        }
+        Content::Directory => Some("it is a directory".into()),
+    })
+}
+
+/// What is found in the place of a file.
+enum Content {
+    Bytes(Vec<u8>),
+    Directory,
+}
+
+/// Reads a file of at most `most` bytes.
+fn read(path: &Path, most: u64) -> io::Result<Content> {
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_STATE_FILE).read_to_end(&mut bytes)?;
-    serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(&bytes).map(|_| ()).map_err(io::Error::from)
+    match fs::File::open(path)?.take(most + 1).read_to_end(&mut bytes) {
+        Ok(length) if length as u64 > most => Err(io::ErrorKind::FileTooLarge.into()),
+        Ok(_) => Ok(Content::Bytes(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => Ok(Content::Directory),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -237,6 +291,49 @@ mod tests {
         salvage.sift();
         assert!(blobs.join(&good).exists() && blobs.join("another").exists() && !blobs.join(&cut).exists());
         assert!(folder.path().join("damaged").join(&cut).exists());
+    }
+
+    /// New guards cost anonymity, and what cannot be read now may be whole.
+    #[test]
+    fn what_cannot_be_read_or_is_too_long_stays() {
+        let (folder, salvage) = arti();
+        let state = folder.path().join("state/state");
+        let long = fs::File::create(state.join("guards.json")).unwrap();
+        long.set_len(MAX_STATE_FILE + 1).unwrap();
+        std::os::unix::fs::symlink("loop.json", state.join("loop.json")).unwrap();
+        salvage.sift();
+        assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
+        assert!(!folder.path().join("damaged").exists());
+    }
+
+    #[test]
+    fn of_the_state_only_the_file_that_the_error_names_is_set_aside_and_only_once() {
+        let (folder, mut salvage) = arti();
+        let state = folder.path().join("state/state");
+        for name in ["guards.json", "vanguards.json", "other.json"] {
+            fs::write(state.join(name), "{}").unwrap();
+        }
+        let error = |name: &str| format!("JSON error while loading persistent data on state/{name} in /arti/state: x");
+        assert!(matches!(salvage.mend_state(&error("vanguards.json")), Verdict::Again));
+        assert!(!state.join("vanguards.json").exists() && state.join("guards.json").exists());
+        assert!(matches!(salvage.mend_state(&error("guards.json")), Verdict::Again));
+        assert!(!state.join("guards.json").exists() && state.join("other.json").exists());
+        fs::write(state.join("guards.json"), "{}").unwrap();
+        assert!(matches!(salvage.mend_state(&error("guards.json")), Verdict::Hopeless(_)));
+        assert!(matches!(salvage.mend_state("JSON error"), Verdict::Hopeless(_)));
+        assert!(state.join("guards.json").exists() && state.join("other.json").exists());
+    }
+
+    #[test]
+    fn an_error_that_is_not_the_databases_costs_no_cache_and_ends_the_second_time() {
+        let (folder, mut salvage) = arti();
+        let cache = folder.path().join("cache/dir_blobs");
+        assert!(matches!(salvage.at_creation("tor: internal error"), Verdict::Again));
+        assert!(matches!(salvage.at_creation("tor: internal error"), Verdict::Hopeless(TorError::Config(..))));
+        assert!(cache.exists());
+        assert!(matches!(salvage.at_creation("tor: Error from sqlite database: x"), Verdict::Again));
+        assert!(!cache.exists() && folder.path().join("damaged/cache/dir_blobs").exists());
+        assert!(matches!(salvage.at_creation("tor: sqlite detected bug"), Verdict::Hopeless(TorError::Files(_))));
     }
 
     #[test]
