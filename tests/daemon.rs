@@ -216,10 +216,16 @@ fn of_the_plain_user() -> Daemon {
     let folder = daemon.folder.path();
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.join("rustbalance");
-    fs::copy(BINARY, &program).unwrap();
+    copy_program(&program);
     give_away(&daemon.dir());
     daemon.program = program;
     daemon
+}
+
+/// Another process writes the copy: a process that another test forks meanwhile would hold it open,
+/// and the kernel runs no file that is open for writing (ETXTBSY).
+fn copy_program(to: &Path) {
+    assert!(Command::new("cp").args([Path::new(BINARY), to]).status().unwrap().success());
 }
 
 fn give_away(path: &Path) {
@@ -268,6 +274,20 @@ fn no_process_of_the_same_user_reads_its_memory_and_no_core_is_dumped() {
     }
 }
 
+#[test]
+fn no_file_is_open_to_a_group_whatever_umask_the_daemon_inherits() {
+    let mut daemon = Daemon::founded();
+    daemon.start(&["sh", "-c", "umask 002; exec \"$@\"", "sh"], |_| {});
+    daemon.until_it_can_be_asked();
+    for lock in ["arti/state/state/state.lock", "arti/cache/dir.lock"] {
+        daemon.until("Arti has made its lock files", |daemon| daemon.dir().join(lock).exists());
+        let mode = fs::metadata(daemon.dir().join(lock)).unwrap().mode() & 0o7777;
+        assert_eq!(mode, 0o600, "{lock}: {mode:o}");
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end(), Some(0));
+}
+
 /// Runs a shell script with file systems of its own to mount; `None`, with the reason printed,
 /// where that cannot be.
 fn with_own_mounts(script: &str, program: &Path) -> Option<Output> {
@@ -289,7 +309,7 @@ fn a_plain_user_is_told_where_the_machines_node_is() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("rustbalance");
-    fs::copy(BINARY, &program).unwrap();
+    copy_program(&program);
     let ask = |state: &str| {
         let script = format!(
             "mount -t tmpfs none /var/lib; {state}
