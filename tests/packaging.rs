@@ -61,8 +61,8 @@ fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
         let (_folder, unit) = installed(drop_ins);
         let verified = analyze(&["verify", "--man=no"], &unit);
         let said = String::from_utf8_lossy(&verified.stderr).into_owned();
-        // An unknown key or value is a warning to systemd, which then does without it. Other units of this machine may
-        // have faults of their own, and their exit status.
+        // An unknown key or value is a warning to systemd, which then does without it. Other units
+        // of this machine may have faults of their own, and their exit status.
         assert!(!said.contains("rustbalance"), "{drop_ins:?}: {said}");
         let exposure = exposure(&unit);
         assert!(exposure <= most_exposed, "{drop_ins:?}: {exposure}");

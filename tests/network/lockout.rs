@@ -268,7 +268,8 @@ impl std::fmt::Display for Visits {
     }
 }
 
-/// Clients come one after the other, each on circuits of its own: for so long, or in short without a time.
+/// Clients come one after the other, each on circuits of its own: for so long, or in short without
+/// a time.
 fn visits(client: &Client, what: &str, cluster: &Cluster<'_>, time: Option<Duration>) -> Result<Visits> {
     let url = format!("http://{}/", cluster.onion()?);
     let (start, mut seen) = (Instant::now(), Visits { served: Vec::new(), failed: 0 });

@@ -27,8 +27,8 @@ pub struct Namespace {
     holder: i32,
 }
 
-/// All that was sent in it since it was made: every packet, but of TCP from 127.0.0.1 to itself only
-/// those that open a connection.
+/// All that was sent in it since it was made: every packet, but of TCP from 127.0.0.1 to itself
+/// only those that open a connection.
 #[derive(Debug, Deserialize)]
 pub struct Capture {
     /// One entry for each pair of addresses and ports.
