@@ -236,7 +236,7 @@ fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Repor
         scope.spawn(|| watch.directories());
         scope.spawn(|| watch.machine());
         let calm = play(&mut driver, plan.chaos, &stage, &watch, &teller);
-        let settled = await_whole(&nodes, &onion, &eye, calm);
+        let settled = await_whole(&stage, &nodes, &onion, &eye, calm);
         match &settled {
             Ok(took) => teller.tell(format_args!("all is whole, {:.1} s after the calm began", took.as_secs_f64())),
             Err(missing) => teller.tell(format_args!("not whole in the calm: {missing}")),
@@ -291,8 +291,15 @@ fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'
 }
 
 /// Waits until all is whole: one publisher, known to all, and every directory holding what it wants published, with points
-/// of every node. How long after the beginning of the calm that was, or what was missing.
-fn await_whole(nodes: &[Arc<Node>], onion: &str, eye: &Eye, calm: Instant) -> Result<Duration, String> {
+/// of every node. How long after the beginning of the calm that was, or what was missing. A node whose disk was full may
+/// end by itself as late as this, and is run again.
+fn await_whole(
+    stage: &Stage<'_>,
+    nodes: &[Arc<Node>],
+    onion: &str,
+    eye: &Eye,
+    calm: Instant,
+) -> Result<Duration, String> {
     let check = || {
         let (publisher, _) = agreed_publisher(nodes)?;
         let mut wanted = BTreeSet::new();
@@ -319,6 +326,7 @@ fn await_whole(nodes: &[Arc<Node>], onion: &str, eye: &Eye, calm: Instant) -> Re
         Ok(())
     };
     loop {
+        stage.supervise();
         match check() {
             Ok(()) => return Ok(calm.elapsed()),
             Err(error) if calm.elapsed() > PATIENCE => return Err(format!("{error:#}")),
