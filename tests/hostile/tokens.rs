@@ -70,7 +70,12 @@ async fn a_used_token_stays_used_at_a_publisher_that_was_away() {
             }
         }
     }
-    assert_eq!(town.named("beta").refused("join_not_yet").await, 10);
+    until("each refusal is counted", async || {
+        let counted = town.named("beta").refused("join_not_yet").await;
+        ensure!(counted == 10, "{counted} are");
+        Ok(())
+    })
+    .await;
     town.net.heal();
     for token in &tokens {
         until("beta knows that the token is used up", async || {
