@@ -224,7 +224,7 @@ impl Early {
         }
     }
 
-    /// Gives the key out once so many revocations are known that it counts no more.
+    /// Gives the key out once this node knows at least the revocations that the key counts.
     pub fn take(&mut self, revoked: usize) -> Option<Discovery> {
         self.0.take_if(|held| held.key.generation as usize <= revoked)
     }
