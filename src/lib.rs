@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod publish;
 mod shell;
 pub mod store;
+pub mod stream;
 mod syntax;
 pub mod systemd;
 pub mod tor;

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("discovery", 1),
     ("frame", 0),
     ("shell", 0),
+    ("stream", 0),
     ("syntax", 0),
     ("systemd", 0),
     ("typed", 0),
@@ -113,6 +114,15 @@ fn only_the_tor_folder_names_arti() {
         for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
             assert!(!arti(line), "{} names Arti: {line}", path.display());
         }
+    }
+}
+
+#[test]
+fn links_name_tor_where_its_route_is_alone() {
+    let tests = ["src/link/tests.rs", "src/link/conformance.rs"];
+    for (path, text) in sources("src/link") {
+        let may = path == Path::new("src/link/tor.rs") || tests.iter().any(|test| path == Path::new(test));
+        assert!(may || !named(&text).contains(&"tor".to_owned()), "{} names Tor", path.display());
     }
 }
 

@@ -15,7 +15,7 @@ use super::token::Token;
 use super::transcript::Fresh;
 use crate::frame::{self, FrameError};
 use crate::keys::NodeSecret;
-use crate::tor::BoxStream;
+use crate::stream::BoxStream;
 use rustbalance_gossip::id::MasterId;
 
 /// How long the joiner waits for a frame: a worker may have to build a circuit to a publisher first.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance::discovery::Discovery;
 use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
-use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet};
+use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet, TorRoute};
 use rustbalance::tor::{Engine, Incoming, Listening, OwnService};
 use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::mesh::Carrier;
@@ -104,7 +104,7 @@ pub(crate) async fn launch(
     let (set, members) = watch::channel(set);
     let (newest, discovery) = watch::channel(None);
     let config = LinkConfig {
-        engine: Arc::clone(&engine),
+        route: Arc::new(TorRoute::new(Arc::clone(&engine))),
         identity: world.key(i),
         membership: world.member(i),
         cluster: world.cluster(),

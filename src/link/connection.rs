@@ -23,7 +23,7 @@ use super::frame::{MessageError, read_message, write_message};
 use super::{LinkLimits, MemberSet, counted};
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{FrameError, MAX};
-use crate::tor::BoxStream;
+use crate::stream::BoxStream;
 
 /// After how long a discovery key is offered again on a link: whoever took it before takes no notice, and whoever could not
 /// write it down, or had no room for it, must not wait for another link.

@@ -1,4 +1,4 @@
-//! Links: authenticated, framed, two-way connections between members, over whatever [`Engine`] reaches them by.
+//! Links: authenticated, framed, two-way connections between members, over whatever [`Route`] reaches them by.
 //!
 //! One enters with [`Links::start`]. It dials the neighbours that the member set asks for, again and again with
 //! growing pauses, and takes the streams that [`Links::accept`] is handed. `handshake` says who may, `connection` runs
@@ -12,9 +12,11 @@ mod connection;
 mod frame;
 pub mod handshake;
 mod pool;
+mod route;
 mod task;
 #[cfg(test)]
 mod tests;
+mod tor;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,19 +34,21 @@ use tokio_util::sync::CancellationToken;
 use crate::discovery::{Discovery, Offer};
 use crate::frame::FrameError;
 use crate::keys::NodeSecret;
-use crate::tor::{BoxStream, Engine, TorError};
+use crate::stream::BoxStream;
 pub use connection::Frame;
 pub use frame::MessageError;
 use handshake::HandshakeError;
+pub use route::{Route, RouteError, RouteKind};
 use task::Shared;
+pub use tor::TorRoute;
 
 /// The virtual port of a node's own onion service that takes links.
 pub const LINK_PORT: u16 = 7440;
 
 /// What links are made with.
 pub struct LinkConfig {
-    /// Dials.
-    pub engine: Arc<dyn Engine>,
+    /// By which members are reached.
+    pub route: Arc<dyn Route>,
     /// This node's key.
     pub identity: NodeSecret,
     /// This node's certificates.
@@ -180,8 +184,8 @@ pub struct LinkOutputs {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// It could not be reached.
-    #[error("no link")]
-    Dial(#[source] TorError),
+    #[error(transparent)]
+    Dial(#[from] RouteError),
     /// It answered, and that was all.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),

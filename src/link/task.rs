@@ -21,12 +21,12 @@ use super::connection::Connection;
 use super::frame::MessageError;
 use super::handshake::{Dialler, HandshakeError, Listener, Proved, Purpose, Refusal, Refused};
 use super::pool::Pool;
-use super::{CarriedJoin, LINK_PORT, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, counted};
+use super::{CarriedJoin, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Route, RouteError, counted};
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError, MAX_UNPROVEN};
 use crate::keys::NodeSecret;
-use crate::tor::{BoxStream, Engine, TorError};
+use crate::stream::BoxStream;
 
 /// Messages from all links that may wait for the mesh; later ones are dropped.
 const INBOX: usize = 256;
@@ -40,7 +40,7 @@ const FACTS: usize = 16;
 
 /// What every task of the links has.
 pub(super) struct Shared {
-    engine: Arc<dyn Engine>,
+    route: Arc<dyn Route>,
     identity: NodeSecret,
     membership: Member,
     cluster: MasterId,
@@ -70,7 +70,7 @@ impl Shared {
             pool: Mutex::new(Pool::new(config.membership.node(), config.limits.clone())),
             accepts: Mutex::new(Bucket::new(rate, burst, Instant::now())),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
-            engine: config.engine,
+            route: config.route,
             identity: config.identity,
             membership: config.membership,
             cluster: config.cluster,
@@ -100,8 +100,7 @@ impl Shared {
 
     /// Dials and proves who we are. What comes back is open for its purpose.
     pub(super) async fn dial(&self, to: NodeId, purpose: Purpose) -> Result<BoxStream, LinkError> {
-        let dial = self.engine.dial(to.address(), LINK_PORT, self.limits.dial);
-        let mut stream = dial.await.map_err(LinkError::Dial)?;
+        let mut stream = self.route.dial(to, self.limits.dial).await?;
         let dialler =
             Dialler { membership: &self.membership, key: &self.identity, cluster: self.cluster, dialled: to, purpose };
         let broken = |error| LinkError::Broken(to, error);
@@ -155,7 +154,7 @@ async fn open(shared: Arc<Shared>, peer: NodeId) {
         }
         Some(Err(error)) => {
             debug!(error = &error as &dyn std::error::Error, "no link");
-            let shut_out = matches!(&error, LinkError::Dial(TorError::ShutOut { .. }));
+            let shut_out = matches!(&error, LinkError::Dial(RouteError::ShutOut(_)));
             shared.pool().dial_failed(peer, shut_out, rand::rng().random(), Instant::now());
             if let LinkError::Handshake(HandshakeError::Revoked(revocation)) = error {
                 // Once is enough.

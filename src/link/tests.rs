@@ -23,8 +23,8 @@ use super::frame::{read_message, write_message};
 use super::handshake::{Dialler, Purpose};
 use super::*;
 use crate::frame::{self, MAX, MAX_UNPROVEN};
-use crate::tor::Listening;
 use crate::tor::fake::{FakeEngine, FakeNet};
+use crate::tor::{Engine, Listening};
 
 /// The time of tests without a clock, in seconds since the epoch.
 pub(super) const NOW: u64 = 1_800_000_000;

@@ -21,7 +21,8 @@ use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, MAX_PORTS, Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;
 use crate::store::Store;
-use crate::tor::{BoxStream, Incoming, Rejection};
+use crate::stream::BoxStream;
+use crate::tor::{Incoming, Rejection};
 
 /// How long after the end of the last invitation the port stays open, in seconds: whoever comes too late, or with a
 /// token that is used up, is told so.

@@ -32,7 +32,7 @@ use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::{AuthoritySecret, DiscoveryPublic, NodeSecret, outage_secret};
-use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet};
+use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet, TorRoute};
 use crate::proxy::{Proxy, ProxyLimits};
 use crate::publish::task::Publisher;
 use crate::store::Store;
@@ -88,7 +88,7 @@ impl Parts {
         let (newest, discovery) = watch::channel(None);
         let (accepted, accepted_watch) = watch::channel(Vec::new());
         let config_of_links = LinkConfig {
-            engine: Arc::clone(&engine),
+            route: Arc::new(TorRoute::new(Arc::clone(&engine))),
             identity: store.node_secret()?,
             membership: store.membership().clone(),
             cluster: store.cluster(),

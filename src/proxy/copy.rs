@@ -15,7 +15,7 @@ use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::tor::BoxStream;
+use crate::stream::BoxStream;
 
 /// How much has to pass until it is reported once more that bytes move: each report takes a lock.
 const REPORT: Duration = Duration::from_millis(500);

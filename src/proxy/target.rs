@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::tor::BoxStream;
+use crate::stream::BoxStream;
 
 /// Longest path of a Unix socket in bytes: `sun_path` holds 108 with the closing zero.
 pub const MAX_UNIX_PATH: usize = 107;

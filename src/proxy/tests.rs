@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::tor::{BoxStream, CircuitId, Rejection, StreamRequest};
+use crate::stream::BoxStream;
+use crate::tor::{CircuitId, Rejection, StreamRequest};
 
 /// A client's request: tells whether it was accepted, and hands over the stream.
 struct FakeRequest {

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use futures::future::join_all;
 use rustbalance::keys::{DiscoverySecret, MasterSecret, NodeSecret, PointSeed};
+use rustbalance::stream::BoxStream;
 use rustbalance::tor::descriptor::{self, PeriodCredentials};
 use rustbalance::tor::{
-    BoxStream, Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, Rejection,
-    RelayChoice, ReplayLog, ServiceLimits, TorError,
+    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, Rejection, RelayChoice,
+    ReplayLog, ServiceLimits, TorError,
 };
 use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::{IntroPoint, RelayId};

@@ -17,10 +17,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
 use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 
 use crate::keys::{DiscoveryPublic, DiscoverySecret, NodeSecret};
+use crate::stream::BoxStream;
 
 pub use circuits::CircuitId;
 pub use error::TorError;
@@ -35,12 +35,6 @@ mod error;
 pub mod fake;
 pub mod keystore;
 mod replay;
-
-/// A two-way byte stream, whatever carries it.
-pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
-/// An owned [`ByteStream`].
-pub type BoxStream = Box<dyn ByteStream>;
 
 /// What the daemon needs of Tor.
 #[async_trait]

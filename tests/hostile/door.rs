@@ -9,7 +9,7 @@ use rustbalance::keys::{NodeSecret, TokenSecret};
 use rustbalance::link::handshake::Purpose;
 use rustbalance::node::NodeError;
 use rustbalance::store::{Beginning, Store};
-use rustbalance::tor::BoxStream;
+use rustbalance::stream::BoxStream;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::Role;
 use tokio::task::JoinSet;

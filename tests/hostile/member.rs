@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use rustbalance::discovery::Discovery;
 use rustbalance::link::handshake::{HandshakeError, Purpose, Refusal};
-use rustbalance::link::{LinkConfig, LinkLimits, Links, MemberSet};
+use rustbalance::link::{LinkConfig, LinkLimits, Links, MemberSet, TorRoute};
 use rustbalance::store::Store;
+use rustbalance::stream::BoxStream;
+use rustbalance::tor::Engine;
 use rustbalance::tor::fake::FakeEngine;
-use rustbalance::tor::{BoxStream, Engine};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig, Update};
 use rustbalance_gossip::record::{NodeCard, RecordKind, Role};
@@ -75,7 +76,7 @@ impl Member {
         let (sender, members) = watch::channel(MemberSet { members, ..MemberSet::default() });
         let (keys, discovery) = watch::channel(None);
         let config = LinkConfig {
-            engine: Arc::clone(&self.engine) as Arc<dyn Engine>,
+            route: Arc::new(TorRoute::new(Arc::clone(&self.engine) as Arc<dyn Engine>)),
             identity: self.store.node_secret().unwrap(),
             membership: self.store.membership().clone(),
             cluster: self.store.cluster(),

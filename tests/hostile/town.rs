@@ -14,8 +14,9 @@ use rustbalance::join::{JoinError, Joined, Token, found, persist_joined, redeem}
 use rustbalance::keys::NodeSecret;
 use rustbalance::node::{NodeError, run_on};
 use rustbalance::store::{Beginning, Store};
+use rustbalance::stream::BoxStream;
+use rustbalance::tor::Engine;
 use rustbalance::tor::fake::{FakeEngine, FakeNet};
-use rustbalance::tor::{BoxStream, Engine};
 use rustbalance_gossip::id::{MasterId, NodeId};
 use rustbalance_gossip::record::{Phase, Role};
 use tempfile::TempDir;

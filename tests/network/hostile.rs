@@ -147,7 +147,7 @@ impl Mallory {
     fn attack<F: Future<Output = Result<()>> + Send + 'static>(
         &self,
         name: &str,
-        with: impl FnOnce(rustbalance::tor::BoxStream, Vec<u8>) -> F + Send + 'static,
+        with: impl FnOnce(rustbalance::stream::BoxStream, Vec<u8>) -> F + Send + 'static,
     ) -> Result<JoinHandle<Result<()>>> {
         let to = *self.others.get(name).context("no such node")?;
         let (engine, store) = (Arc::clone(&self.arti.engine), Arc::clone(&self.store));

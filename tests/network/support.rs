@@ -8,9 +8,10 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustbalance::stream::BoxStream;
 use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
 use rustbalance::tor::descriptor::{self, DescriptorContent};
-use rustbalance::tor::{BoxStream, Directory, Engine, TorError};
+use rustbalance::tor::{Directory, Engine, TorError};
 use rustbalance_gossip::id::{MasterId, OnionAddress};
 use rustbalance_gossip::record::PeriodId;
 use rustbalance_testnet::cluster::{Cluster, Node};

@@ -10,7 +10,7 @@ use crate::frame;
 use crate::join::message::FromPublisher;
 use crate::join::task::redeem_within;
 
-fn pair() -> (crate::tor::BoxStream, crate::tor::BoxStream) {
+fn pair() -> (crate::stream::BoxStream, crate::stream::BoxStream) {
     let (near, far) = tokio::io::duplex(1000);
     (Box::new(near), Box::new(far))
 }

@@ -21,7 +21,8 @@ use super::client::Shared;
 use super::keys;
 use super::stream::TorStream;
 use crate::keys::DiscoverySecret;
-use crate::tor::{BoxStream, TorError};
+use crate::stream::BoxStream;
+use crate::tor::TorError;
 
 /// Between two fresh starts to one address without a success: doubles from the first to the second.
 const FRESH_START: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(15 * 60));

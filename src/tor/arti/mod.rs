@@ -14,10 +14,10 @@ use rustbalance_gossip::record::PeriodId;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Bootstrap, BoxStream, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
-    TorError,
+    Bootstrap, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, TorError,
 };
 use crate::keys::DiscoverySecret;
+use crate::stream::BoxStream;
 
 pub use config::{ArtiConfig, check};
 pub use introduction::{Asked, Unanswerable};

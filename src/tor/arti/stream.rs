@@ -20,8 +20,9 @@ use tor_cell::relaycell::msg::{Connected, End, EndReason};
 use tor_proto::client::stream::DataStream;
 use tor_proto::stream::{IncomingStream, IncomingStreamRequest};
 
+use crate::stream::BoxStream;
 use crate::tor::circuits::{Place, StreamUse};
-use crate::tor::{BoxStream, Incoming, RefusedCounts, Rejection, StreamRequest, TorError};
+use crate::tor::{Incoming, RefusedCounts, Rejection, StreamRequest, TorError};
 
 /// For the answer to a request to reach the circuit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);

@@ -25,10 +25,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
-    Bootstrap, BoxStream, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
-    TorError,
+    Bootstrap, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, TorError,
 };
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
+use crate::stream::BoxStream;
 use stream::{Circuit, Faults, Path, StreamRefused};
 use world::{Node, Point, Service, World};
 

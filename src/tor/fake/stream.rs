@@ -13,8 +13,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::world::Node;
+use crate::stream::BoxStream;
 use crate::tor::circuits::{CircuitId, Place, StreamUse};
-use crate::tor::{BoxStream, Incoming, RefusedCounts, Rejection, ServiceLimits, StreamRequest, TorError};
+use crate::tor::{Incoming, RefusedCounts, Rejection, ServiceLimits, StreamRequest, TorError};
 
 /// Bytes that may be under way in one direction: about a stream's window on the real network.
 const WINDOW: usize = 64 * 1024;
