@@ -36,8 +36,10 @@ step() {
 # In the foreground: it may ask for a password.
 tell ./scripts/install.sh
 ./scripts/install.sh
-step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-testnet --check
+step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-mesh -p rustbalance-testnet --check
 step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+# The core alone: with the workspace it would share what other crates have switched on.
+step cargo check --locked -p rustbalance-gossip
 step cargo clippy --locked --workspace --all-targets -- -D warnings
 # Built once, into the target folder: nothing outside of it changes. Advisories are not checked: their database is not on
 # crates.io, and a test must not depend on the day.

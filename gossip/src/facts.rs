@@ -14,8 +14,7 @@ use sha3::{Digest, Sha3_256};
 
 use crate::bytes::{FixedBytes, VarBytes};
 use crate::codec;
-use crate::mesh::MAX_RECORD;
-use crate::record::RecordKind;
+use crate::record::{MAX_RECORD, RecordKind};
 use crate::view::View;
 
 /// How often a digest that has not changed is sent again: the peer may have had no room for the

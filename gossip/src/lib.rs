@@ -1,4 +1,5 @@
-//! What RustBalance nodes must agree on. No Tor, no sockets, no clock, no randomness of its own.
+//! What RustBalance nodes must agree on. Pure: no Tor, no runtime, no IO, no clock, no randomness of its own
+//! (gossip/.clippy.toml bans them by type). `rustbalance-mesh` carries the records.
 
 pub mod address;
 pub mod bytes;
@@ -8,10 +9,11 @@ pub mod facts;
 pub mod id;
 pub mod lease;
 pub mod liveness;
-pub mod mesh;
+pub mod neighbours;
 pub mod outage;
 pub mod plan;
 pub mod record;
+mod relay_lot;
 pub mod signed;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;

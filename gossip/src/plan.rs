@@ -15,7 +15,8 @@ use sha3::{Digest, Sha3_256};
 
 use crate::bytes::FixedBytes;
 use crate::id::NodeId;
-use crate::record::{IntroPoint, MAX_INTRO_POINTS, Phase, RelayId};
+use crate::record::{IntroPoint, MAX_INTRO_POINTS, Phase};
+use crate::relay_lot::relay_lot;
 
 /// One living node and its intro points.
 #[derive(Debug, Clone, Copy)]
@@ -77,18 +78,6 @@ struct Offer<'a> {
     node: NodeId,
     weight: u8,
     points: Vec<&'a IntroPoint>,
-}
-
-/// Of several nodes that wait at one relay, the one with the least keeps it. Drawn for each relay anew, so that whoever
-/// chooses its id can win some relays, but not all; and for both identities, the worse of which counts, so that nobody
-/// wins by naming another relay's identity beside the true one.
-pub(crate) fn relay_lot(relay: &RelayId, node: NodeId) -> [u8; 32] {
-    let lot = |identity: &[u8]| -> [u8; 32] {
-        let label = b"rustbalance relay v1\0";
-        let hash = Sha3_256::new().chain_update(label).chain_update(identity).chain_update(node.public_key());
-        hash.finalize().into()
-    };
-    relay.identities().map(lot).into_iter().max().unwrap_or_default()
 }
 
 fn one_per_relay<'a>(candidates: &[Candidate<'a>], published: &BTreeSet<(NodeId, FixedBytes<32>)>) -> Vec<Offer<'a>> {
@@ -185,6 +174,7 @@ fn share(offers: Vec<Offer<'_>>, limit: usize) -> Vec<(NodeId, IntroPoint)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::RelayId;
     use crate::sim::{point, relay};
     use proptest::prelude::*;
 

@@ -11,8 +11,8 @@ use super::{Problem, seconds};
 use crate::frame;
 use crate::join::DoorLimits;
 use crate::link::LinkLimits;
-use rustbalance_gossip::mesh::MeshLimits;
 use rustbalance_gossip::view::DEFAULT_WAITING;
+use rustbalance_mesh::MeshLimits;
 
 /// `[gossip]`: bounds on what is kept of what others say.
 #[derive(Debug, Clone, PartialEq, Eq)]

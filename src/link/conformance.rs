@@ -15,10 +15,10 @@ use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecr
 use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet, TorRoute};
 use rustbalance::tor::{Engine, Incoming, Listening, OwnService};
 use rustbalance_gossip::id::{MasterId, NodeId};
-use rustbalance_gossip::mesh::Carrier;
-use rustbalance_gossip::mesh::conformance::Network;
 use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::Verified;
+use rustbalance_mesh::Carrier;
+use rustbalance_mesh::conformance::Network;
 use tokio::sync::{mpsc, watch};
 
 /// A cluster's keys. Node ids rise with their numbers.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::facts::{Fact, FactStep, FactSync, Facts, FactsDigest};
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::Update;
+use rustbalance_mesh::Update;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, watch};

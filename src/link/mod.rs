@@ -25,9 +25,10 @@ use std::time::Duration;
 
 use rustbalance_gossip::facts::Facts;
 use rustbalance_gossip::id::{MasterId, NodeId};
-use rustbalance_gossip::mesh::{Carrier, DEFAULT_NEIGHBOURS, Update};
+use rustbalance_gossip::neighbours::DEFAULT_NEIGHBOURS;
 use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
+use rustbalance_mesh::{Carrier, Update};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::neighbours;
+use rustbalance_gossip::neighbours::neighbours;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 

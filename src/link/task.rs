@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 
 use rand::RngExt;
 use rustbalance_gossip::id::{MasterId, NodeId};
-use rustbalance_gossip::mesh::{Carrier, Update};
 use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
+use rustbalance_mesh::{Carrier, Update};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};

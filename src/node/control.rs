@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use rustbalance_gossip::coordinator::{Coordinator, Event};
-use rustbalance_gossip::mesh::MeshCounters;
 use rustbalance_gossip::record::{Phase, Revocation};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_gossip::view::MemberView;
+use rustbalance_mesh::MeshCounters;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;

@@ -26,7 +26,7 @@ mod writer;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use rustbalance_gossip::mesh::MeshError;
+use rustbalance_mesh::MeshError;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Coordinator, Isolated, Leadership};
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::MeshCounters;
 use rustbalance_gossip::record::Invitation;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MemberView;
+use rustbalance_mesh::MeshCounters;
 
 use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;

@@ -14,9 +14,9 @@ use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig};
 use rustbalance_gossip::record::NodeCard;
 use rustbalance_gossip::signed::{Statement, Verified};
+use rustbalance_mesh::{Carrier, Mesh, MeshConfig};
 use tokio::sync::mpsc;
 
 /// How long reaching another may take.

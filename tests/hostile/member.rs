@@ -12,9 +12,9 @@ use rustbalance::stream::BoxStream;
 use rustbalance::tor::Engine;
 use rustbalance::tor::fake::FakeEngine;
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig, Update};
 use rustbalance_gossip::record::{NodeCard, RecordKind, Role};
 use rustbalance_gossip::signed::{Sign, Statement, Verified};
+use rustbalance_mesh::{Carrier, Mesh, MeshConfig, Update};
 use tokio::sync::{mpsc, watch};
 
 use crate::hand;

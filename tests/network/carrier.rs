@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use conformance::{Ground, Linked};
 use rustbalance::link::LinkLimits;
 use rustbalance::tor::Engine;
-use rustbalance_gossip::mesh::conformance::check_all;
+use rustbalance_mesh::conformance::check_all;
 
 use crate::support::{Arti, Story, Turn};
 

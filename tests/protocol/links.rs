@@ -178,7 +178,7 @@ fn clamped(mut secret: [u8; 32]) -> [u8; 32] {
 pub(crate) fn neighbours(cast: &Cast) -> Value {
     let me = cast.alpha.node_id();
     let members = (1..10).map(|n| NodeId::from_public_key(bytes(n * 25))).chain([me]).collect();
-    let chosen = rustbalance_gossip::mesh::neighbours(me, &members, 4);
+    let chosen = rustbalance_gossip::neighbours::neighbours(me, &members, 4);
     let keys =
         |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().map(|it| hex(it.public_key())).collect::<Vec<_>>();
     json!({ "me": hex(me.public_key()), "members": keys(&members), "links": 4, "chosen": keys(&chosen) })

@@ -6,8 +6,8 @@ use std::time::Duration;
 use data_encoding::BASE64;
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::{Carrier, Mesh, MeshConfig, Update};
 use rustbalance_gossip::record::RecordKind;
+use rustbalance_mesh::{Carrier, Mesh, MeshConfig, Update};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 

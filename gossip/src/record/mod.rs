@@ -17,6 +17,9 @@ pub use node::{
     Publication, PublishedPeriod, RelayId, ServedPoint,
 };
 
+/// The largest record of any kind, in bytes: the largest `Statement::MAX_SIZE`.
+pub const MAX_RECORD: usize = 16_384;
+
 /// The kinds of record, each under a key of its own in a node's gossiped state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKind {

@@ -1,6 +1,6 @@
 //! Checks each signature once a process, not once a node: hundreds of nodes hear the same record.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::signed::{Check, Strict};
@@ -10,7 +10,7 @@ const MAX: usize = 50_000;
 
 /// [`Strict`], remembering what was found good, with the key and the message it was good for.
 #[derive(Debug, Clone, Default)]
-pub struct Memo(Arc<Mutex<HashMap<[u8; 64], Vec<u8>>>>);
+pub struct Memo(Arc<Mutex<BTreeMap<[u8; 64], Vec<u8>>>>);
 
 impl Check for Memo {
     fn check(&self, key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {

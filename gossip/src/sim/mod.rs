@@ -25,6 +25,7 @@ mod rng;
 mod script;
 mod shell;
 mod shrink;
+mod stopwatch;
 mod takeover;
 mod world;
 

@@ -1,16 +1,16 @@
 //! Runs scenarios, and tells of a failure how to see it again.
 
 use std::collections::BTreeMap;
-use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::faults::{Bug, Scenario};
 use super::monitor::{Invariant, Violation};
 use super::script::Fault;
 use super::shrink::{Case, shrink};
+use super::stopwatch::Stopwatch;
 use super::world::World;
 
 /// How a run went.
@@ -86,6 +86,7 @@ fn settle(world: &mut World, since: Duration) -> Option<Duration> {
     agreed.map(|at| at - since)
 }
 
+#[expect(clippy::disallowed_methods, reason = "a developer steers a sweep from the command line")]
 fn env(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -101,9 +102,10 @@ fn faults() -> Option<Vec<usize>> {
     Some(text.split(',').filter(|part| *part != "none").map(one).collect())
 }
 
-/// A seed that nobody has chosen, short enough to be typed.
+/// A random seed, short enough to be typed.
+#[expect(clippy::disallowed_types, reason = "fresh seeds find what the pinned ones do not")]
 fn fresh_seed() -> u64 {
-    RandomState::new().build_hasher().finish() >> 40
+    std::hash::RandomState::new().build_hasher().finish() >> 40
 }
 
 /// Runs the `pinned` seeds, each with its number of nodes, and then `fresh` ones that are drawn anew each time, each with the scenario that `make` makes
@@ -134,7 +136,7 @@ pub fn sweep(
         let chaos = number("SIM_CHAOS").map_or(scenario.chaos, Duration::from_secs);
         Case { scenario: Scenario { chaos, bug: bug.or(scenario.bug), ..scenario }, faults: faults() }
     };
-    let started = Instant::now();
+    let watch = Stopwatch::start();
     let outcomes = run_all(&seeds, &case);
     if let Some((seed, outcome)) = outcomes.iter().find(|(_, outcome)| !outcome.violations.is_empty()) {
         fail(test, case(*seed), outcome);
@@ -149,7 +151,7 @@ pub fn sweep(
             *sum.struck.entry(fault).or_default() += count;
         }
     }
-    let (settled, wall) = (sum.settled.unwrap_or_default().as_secs(), started.elapsed().as_secs_f64());
+    let (settled, wall) = (sum.settled.unwrap_or_default().as_secs(), watch.elapsed().as_secs_f64());
     eprintln!(
         "{test}: {} seeds of {nodes} nodes (fresh from {first}), {:.1} simulated hours in {wall:.0} s, all settled within {settled} s",
         seeds.len(),
@@ -162,6 +164,7 @@ pub fn sweep(
 }
 
 /// Runs these seeds, several at a time, until one breaks; in the order of the seeds.
+#[expect(clippy::disallowed_methods, reason = "spreads the seeds over all processors; each run is one thread's")]
 fn run_all(seeds: &[(u64, usize)], case: &(impl Fn((u64, usize)) -> Case + Sync)) -> Vec<((u64, usize), Outcome)> {
     let threads = number("SIM_THREADS")
         .map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), |threads| threads as usize);

@@ -3,12 +3,13 @@
 //! A run with a fault less is another run: messages are drawn anew from there. So this is a search, not a proof: what it
 //! finds breaks, and what it could not leave out may still be needless.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::faults::Scenario;
 use super::monitor::Invariant;
 use super::report::{FORMING, Outcome, play};
 use super::script::script;
+use super::stopwatch::Stopwatch;
 
 /// A run: a scenario, and which of the faults in its script strike; all, if it does not say.
 #[derive(Debug, Clone)]
@@ -22,14 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 struct Search {
     invariant: Invariant,
-    end: Instant,
+    /// Since the search began.
+    watch: Stopwatch,
     best: Case,
 }
 
 impl Search {
     /// Takes this case if it breaks the same invariant; ends it where that happened, if that was in the chaos.
     fn offer(&mut self, case: Case) -> bool {
-        if Instant::now() >= self.end {
+        if self.watch.elapsed() >= PATIENCE {
             return false;
         }
         let outcome = play(&case);
@@ -100,7 +102,7 @@ impl Search {
 /// The smallest case found within a minute and a half that breaks what this one broke.
 pub(super) fn shrink(case: &Case, outcome: &Outcome) -> Case {
     let Some(first) = outcome.violations.first() else { return case.clone() };
-    let mut search = Search { invariant: first.invariant, end: Instant::now() + PATIENCE, best: case.clone() };
+    let mut search = Search { invariant: first.invariant, watch: Stopwatch::start(), best: case.clone() };
     search.cut_after(outcome);
     search.with_fewer_nodes();
     search.with_shorter_chaos();

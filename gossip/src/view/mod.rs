@@ -26,11 +26,11 @@ pub use rejection::{RefusedRecords, Rejection};
 use crate::id::{AuthorityId, MasterId, NodeId};
 use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
-use crate::plan::relay_lot;
 use crate::record::{
     Heartbeat, IntroPoints, Lease, Member, NodeCard, PeriodId, Phase, Publication, RelayId, Revocation, Role,
     ServedPoint,
 };
+use crate::relay_lot::relay_lot;
 use crate::signed::{Check, Strict, Verified};
 use crate::time::Now;
 use instances::Instances;

@@ -8,9 +8,9 @@ use rand::rng;
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::coordinator::Settings;
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::{Carrier, MeshConfig};
 use rustbalance_gossip::record::{Heartbeat, Member, MemberCertificate, NodeCard, RecordKind, Role};
 use rustbalance_gossip::signed::Sign;
+use rustbalance_mesh::{Carrier, MeshConfig};
 use tempfile::TempDir;
 
 use super::*;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use rustbalance_gossip::address::{MESH_PORT, mesh_address};
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::{Carrier, Gate, MAX_MESSAGE, MAX_RECORD, Mesh, MeshConfig};
-use rustbalance_gossip::record::RecordKind;
+use rustbalance_gossip::record::{MAX_RECORD, RecordKind};
+use rustbalance_mesh::{Carrier, Gate, MAX_MESSAGE, Mesh, MeshConfig};
 use tokio::sync::mpsc;
 
 use super::Seed;

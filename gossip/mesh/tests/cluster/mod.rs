@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership, Settings};
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::memory::{MemoryNetwork, Traffic};
-use rustbalance_gossip::mesh::{Mesh, MeshConfig, Update};
 use rustbalance_gossip::record::{Chain, Role};
 use rustbalance_gossip::sim::{FOUNDED, Founder, Memo, point, served};
 use rustbalance_gossip::time::Now;
+use rustbalance_mesh::memory::{MemoryNetwork, Traffic};
+use rustbalance_mesh::{Mesh, MeshConfig, Update};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};

@@ -18,14 +18,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chitchat::ChitchatMessage;
+use rustbalance_gossip::address::mesh_socket;
+use rustbalance_gossip::id::NodeId;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::hoard::{Hoards, Room, Spent};
-use super::lives::{Lives, Naming};
-use super::wire::{Life, Message, Names, Told, WireError};
-use crate::address::mesh_socket;
-use crate::id::NodeId;
+use crate::hoard::{Hoards, Room, Spent};
+use crate::lives::{Lives, Naming};
+use crate::wire::{Life, Message, Names, Told, WireError};
 
 /// For how long a peer hears that all is known of a life of which more was told than is kept.
 const ENOUGH: Duration = Duration::from_secs(30);
@@ -200,7 +200,7 @@ impl Gate {
         let now = Instant::now();
         let has_enough = |life: &Life| life.node != to && enough.get(&(to, *life)).is_some_and(|until| *until > now);
         if enough.keys().any(|(peer, _)| *peer == to)
-            && let Err(error) = super::wire::decline(bytes, names, has_enough)
+            && let Err(error) = crate::wire::decline(bytes, names, has_enough)
         {
             debug!(%error, "chitchat writes what cannot be read");
         }
@@ -241,7 +241,7 @@ impl Gate {
             changed |= message.know_all(&state.untold(from, &named, now));
         }
         state.peer(from, now).read.add(read);
-        if changed { message.for_chitchat() } else { super::wire::for_chitchat(bytes) }
+        if changed { message.for_chitchat() } else { crate::wire::for_chitchat(bytes) }
     }
 }
 
@@ -303,8 +303,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::super::wire::tests::ack;
     use super::*;
+    use crate::wire::tests::ack;
 
     #[tokio::test(start_paused = true)]
     async fn who_sends_too_much_to_unpack_is_not_read_for_a_while() {

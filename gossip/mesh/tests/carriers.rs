@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::mesh::Carrier;
-use rustbalance_gossip::mesh::conformance::{Network, check_all};
-use rustbalance_gossip::mesh::memory::MemoryNetwork;
+use rustbalance_mesh::Carrier;
+use rustbalance_mesh::conformance::{Network, check_all};
+use rustbalance_mesh::memory::MemoryNetwork;
 
 #[derive(Default)]
 struct InMemory(MemoryNetwork);

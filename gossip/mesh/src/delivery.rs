@@ -9,10 +9,10 @@ use std::ops::Bound;
 
 use chitchat::{ChitchatId, NodeState};
 use data_encoding::BASE64;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::{MAX_RECORD, RecordKind};
 
-use super::{MAX_RECORD, Update};
-use crate::id::NodeId;
-use crate::record::RecordKind;
+use crate::Update;
 
 /// Updates taken from chitchat's state at a time, so that its lock is held briefly.
 const BATCH: usize = 64;
@@ -99,8 +99,8 @@ fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::mesh_socket;
-    use crate::id::InvitationId;
+    use rustbalance_gossip::address::mesh_socket;
+    use rustbalance_gossip::id::InvitationId;
 
     fn id(i: u8, generation: u64) -> ChitchatId {
         let node = NodeId::from_public_key([i; 32]);

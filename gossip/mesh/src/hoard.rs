@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use super::wire::{Life, Told};
+use crate::wire::{Life, Told};
 
 /// What is kept of a value besides itself, about, in bytes.
 const OVERHEAD: usize = 64;
@@ -137,9 +137,9 @@ impl Hoards {
 mod tests {
     use std::time::Duration;
 
-    use super::super::wire::Word;
     use super::*;
-    use crate::id::NodeId;
+    use crate::wire::Word;
+    use rustbalance_gossip::id::NodeId;
 
     const ROOM: Room = Room { least: 1000, most: 10_000, together: 15_000, per_second: 100 };
 

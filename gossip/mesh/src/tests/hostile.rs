@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::wire::tests::{ack, bare_version, syn};
 use super::*;
+use crate::wire::tests::{ack, bare_version, syn};
 
 #[tokio::test(start_paused = true)]
 async fn garbage_and_crowds_change_nothing() {
@@ -41,7 +41,7 @@ async fn a_hoarder_fills_nobodys_memory() {
     }
     let hoarder = &peers[2].mesh;
     for i in 0..50 {
-        let token = crate::id::InvitationId::from_public_key([i; 32]);
+        let token = rustbalance_gossip::id::InvitationId::from_public_key([i; 32]);
         // Nothing that could be packed, as signatures cannot.
         let noise: Vec<u8> =
             (0..280u16).flat_map(|n| Sha3_256::digest([&[i][..], &n.to_be_bytes()].concat())).collect();

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustbalance_gossip::id::NodeId;
 use tokio::sync::mpsc;
 
-use super::Carrier;
-use crate::id::NodeId;
+use crate::Carrier;
 
 /// Messages that may wait at one node; later ones are lost.
 const QUEUE: usize = 256;

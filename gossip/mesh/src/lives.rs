@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use rustbalance_gossip::id::NodeId;
 use tokio::time::Instant;
 
-use super::wire::Life;
-use crate::id::NodeId;
+use crate::wire::Life;
 
 /// Lives at once, apart from those for which room is reserved.
 const MAX_LIVES: usize = 376;
@@ -194,6 +194,6 @@ mod tests {
     #[test]
     fn the_digest_leaves_room_to_tell_in() {
         let digest = 2 + 115 * (MAX_LIVES + RESERVED + 1);
-        assert!(super::super::MAX_MESSAGE - 1 - digest >= 16_384);
+        assert!(crate::MAX_MESSAGE - 1 - digest >= 16_384);
     }
 }

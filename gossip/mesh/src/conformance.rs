@@ -11,13 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant as WallClock};
 
 use async_trait::async_trait;
+use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::record::RecordKind;
 use sha3::{Digest, Sha3_256};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::{Carrier, MAX_MESSAGE, Mesh, MeshConfig, Update};
-use crate::id::{MasterId, NodeId};
-use crate::record::RecordKind;
+use crate::{Carrier, MAX_MESSAGE, Mesh, MeshConfig, Update};
 
 /// A way to connect nodes.
 #[async_trait]

@@ -12,15 +12,15 @@
 //! which would make them ignore what it really says), gossip begins anew under a higher generation.
 
 mod adapter;
-#[cfg(any(test, feature = "sim"))]
+#[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 mod delivery;
 mod gate;
 mod hoard;
 mod keeper;
 mod lives;
+#[cfg(any(test, feature = "testing"))]
 pub mod memory;
-mod neighbours;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -31,20 +31,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use data_encoding::BASE64;
+use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::record::{MAX_RECORD, RecordKind};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::id::{MasterId, NodeId};
-use crate::record::RecordKind;
-
 pub use gate::{Gate, MeshCounters, MeshLimits};
-pub use neighbours::{DEFAULT_NEIGHBOURS, neighbours};
-pub use wire::{MAX_MESSAGE, WireError};
-
 use keeper::Keeper;
-
-/// The largest record that is carried, in bytes: the largest `Statement::MAX_SIZE`.
-pub const MAX_RECORD: usize = 16_384;
+pub use wire::{MAX_MESSAGE, WireError};
 
 /// Between two rounds of gossip of a daemon.
 pub const ROUND: Duration = Duration::from_millis(500);

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use chitchat::{ChitchatMessage, Deserializable};
-
-use crate::address::mesh_socket;
-use crate::id::NodeId;
+use rustbalance_gossip::address::mesh_socket;
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::MAX_RECORD;
 
 /// The largest message, in bytes; chitchat makes none larger.
 pub const MAX_MESSAGE: usize = 65_507;
@@ -28,7 +28,7 @@ const LIFE: usize = 108;
 /// Bytes in a key; ours have at most 68.
 const MAX_KEY: usize = 128;
 /// Bytes in a value: base64 of the largest record.
-const MAX_VALUE: usize = super::MAX_RECORD.div_ceil(3) * 4;
+const MAX_VALUE: usize = MAX_RECORD.div_ceil(3) * 4;
 /// Versions and heartbeats beyond this are lies: a node would have to count a million times a second for nine years.
 const MAX_COUNT: u64 = 1 << 48;
 
@@ -436,7 +436,7 @@ fn write_life(out: &mut Vec<u8>, life: &Life) {
     out.extend(life.generation.to_le_bytes());
     let address = mesh_socket(&life.node);
     out.push(6);
-    out.extend(crate::address::mesh_address(&life.node).octets());
+    out.extend(rustbalance_gossip::address::mesh_address(&life.node).octets());
     out.extend(address.port().to_le_bytes());
 }
 

@@ -1,7 +1,7 @@
 //! Whole nodes on real chitchat, in memory and under paused time: joins, deaths, a partition and its end, and what all
 //! that costs.
 //!
-//! `cargo test -p rustbalance-gossip --test real_gossip -- --nocapture` prints what was measured;
+//! `cargo test -p rustbalance-mesh --test real_gossip -- --nocapture` prints what was measured;
 //! `GOSSIP_NODES=3,10,50` chooses the sizes.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
@@ -11,7 +11,7 @@ mod cluster;
 use std::time::Duration;
 
 use cluster::Cluster;
-use rustbalance_gossip::mesh::ROUND;
+use rustbalance_mesh::ROUND;
 use tokio::time::sleep;
 
 /// Everything once, in a cluster of this size; within bounds, and told.

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chitchat::transport::{Socket, Transport};
 use chitchat::{ChitchatMessage, Serializable};
+use rustbalance_gossip::address::mesh_socket;
+use rustbalance_gossip::id::NodeId;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::gate::Gate;
-use super::{Carrier, MAX_MESSAGE, wire};
-use crate::address::mesh_socket;
-use crate::id::NodeId;
+use crate::gate::Gate;
+use crate::{Carrier, MAX_MESSAGE, wire};
 
 /// Messages with their senders.
 type Inbox = mpsc::Receiver<(NodeId, Vec<u8>)>;

@@ -7,16 +7,16 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use chitchat::{Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
+use rustbalance_gossip::address::mesh_socket;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, warn};
 
-use super::adapter::Adapter;
-use super::delivery::Delivery;
-use super::gate::{Claim, Gate};
-use super::wire::Life;
-use super::{Carrier, MeshConfig, MeshError, Own, Update};
-use crate::address::mesh_socket;
+use crate::adapter::Adapter;
+use crate::delivery::Delivery;
+use crate::gate::{Claim, Gate};
+use crate::wire::Life;
+use crate::{Carrier, MeshConfig, MeshError, Own, Update};
 
 /// Lives that one start of the node may have: its generation is the node's, shifted by as many bits.
 const LIFE_BITS: u32 = 16;

@@ -9,9 +9,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 mod hostile;
 
-use super::memory::MemoryNetwork;
 use super::*;
-use crate::record::RecordKind;
+use crate::memory::MemoryNetwork;
+use rustbalance_gossip::record::RecordKind;
 
 const INTERVAL: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(30);

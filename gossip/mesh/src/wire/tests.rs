@@ -5,7 +5,7 @@ use chitchat::Serializable;
 use proptest::prelude::*;
 
 /// An ACK that tells these values of a life: key, value, version.
-pub(in crate::mesh) fn ack(node: NodeId, generation: u64, values: &[(String, String, u64)]) -> Vec<u8> {
+pub(crate) fn ack(node: NodeId, generation: u64, values: &[(String, String, u64)]) -> Vec<u8> {
     let values = values.iter().map(|(key, value, version)| Operation::Value {
         key: key.clone(),
         value: value.clone(),
@@ -17,7 +17,7 @@ pub(in crate::mesh) fn ack(node: NodeId, generation: u64, values: &[(String, Str
 }
 
 /// An ACK that says only up to which version that is all, as chitchat does after it has collected values.
-pub(in crate::mesh) fn bare_version(node: NodeId, generation: u64, collected: u64, version: u64) -> Vec<u8> {
+pub(crate) fn bare_version(node: NodeId, generation: u64, collected: u64, version: u64) -> Vec<u8> {
     let mut body = Vec::new();
     write_operation(&mut body, &Operation::Life { life: Life { node, generation }, from: 0 });
     let at = body.len() - 16;
@@ -34,7 +34,7 @@ fn ack_of(delta: Vec<Operation>) -> Vec<u8> {
 }
 
 /// A SYN that knows these lives.
-pub(in crate::mesh) fn syn(lives: impl Iterator<Item = (NodeId, u64)>, heartbeat: u64, version: u64) -> Vec<u8> {
+pub(crate) fn syn(lives: impl Iterator<Item = (NodeId, u64)>, heartbeat: u64, version: u64) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend([VERSION, SYN]);
     let lives: Vec<_> = lives.collect();
@@ -42,7 +42,7 @@ pub(in crate::mesh) fn syn(lives: impl Iterator<Item = (NodeId, u64)>, heartbeat
     for (node, generation) in lives {
         write_known(&mut bytes, &Known { life: Life { node, generation }, heartbeat, last_gc: 0, version });
     }
-    write_text(&mut bytes, &crate::id::MasterId::from_public_key([1; 32]).to_string());
+    write_text(&mut bytes, &rustbalance_gossip::id::MasterId::from_public_key([1; 32]).to_string());
     bytes
 }
 
@@ -125,7 +125,8 @@ fn lies_are_told_apart() {
     assert_eq!(read(&syn([(node(1), 7)].into_iter(), u64::MAX, 4)), Err(WireError::Count(u64::MAX)));
     assert_eq!(read(&vec![0; MAX_MESSAGE + 1]), Err(WireError::TooLong));
     let mut stolen = good.clone();
-    let address = good.windows(16).position(|w| w == crate::address::mesh_address(&node(1)).octets()).unwrap();
+    let address =
+        good.windows(16).position(|w| w == rustbalance_gossip::address::mesh_address(&node(1)).octets()).unwrap();
     stolen[address + 1] ^= 1;
     assert_eq!(read(&stolen), Err(WireError::Identity));
     let mut shouted = good.clone();
