@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand::CryptoRng;
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec::DecodeError;
-use rustbalance_gossip::id::{AuthorityId, MasterId};
+use rustbalance_gossip::id::{AuthorityId, ClusterId};
 use rustbalance_gossip::record::DiscoveryKey;
 use rustbalance_gossip::signed::{Statement, Unverified, Verified, VerifyError};
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ pub enum DiscoveryError {
     Signature(#[from] VerifyError),
     /// It is for another cluster.
     #[error("the discovery key is for the cluster {0}")]
-    Cluster(MasterId),
+    Cluster(ClusterId),
     /// The secret is not the one the statement names.
     #[error("the discovery key is not the one that its signed statement names")]
     Mismatch,
@@ -67,7 +67,7 @@ pub struct Offer {
 
 impl Offer {
     /// Checks that the authority has named this key for this cluster.
-    pub fn verify(self, cluster: MasterId, authority: AuthorityId) -> Result<Discovery, DiscoveryError> {
+    pub fn verify(self, cluster: ClusterId, authority: AuthorityId) -> Result<Discovery, DiscoveryError> {
         let key = self.key.verify(authority.public_key())?;
         if key.cluster != cluster {
             return Err(DiscoveryError::Cluster(key.cluster));
@@ -82,7 +82,7 @@ impl Offer {
 impl Discovery {
     /// A new key of this generation.
     pub fn generate(
-        cluster: MasterId,
+        cluster: ClusterId,
         generation: u32,
         authority: &AuthoritySecret,
         rng: &mut impl CryptoRng,
@@ -185,7 +185,7 @@ impl KeyRing {
     }
 
     /// Reads and checks what [`KeyRing::to_bytes`] has made.
-    pub fn from_bytes(bytes: &[u8], cluster: MasterId, authority: AuthorityId) -> Result<Self, DiscoveryError> {
+    pub fn from_bytes(bytes: &[u8], cluster: ClusterId, authority: AuthorityId) -> Result<Self, DiscoveryError> {
         const SHORT: DiscoveryError = DiscoveryError::Ring("it is cut short");
         let (rotated, mut rest) = bytes.split_first_chunk::<8>().ok_or(SHORT)?;
         let mut keys = Vec::new();
@@ -241,8 +241,8 @@ mod tests {
 
     const CLUSTER: [u8; 32] = [7; 32];
 
-    fn cluster() -> MasterId {
-        MasterId::from_public_key(CLUSTER)
+    fn cluster() -> ClusterId {
+        ClusterId::from_public_key(CLUSTER)
     }
 
     fn make(authority: &AuthoritySecret, generation: u32) -> Discovery {
@@ -260,7 +260,7 @@ mod tests {
         // The authority's word with a secret of one's own.
         let swapped = Offer { key: good.key.unverified(), secret: bad.secret.duplicate() };
         assert_eq!(verify(swapped).unwrap_err(), DiscoveryError::Mismatch);
-        let elsewhere = MasterId::from_public_key([8; 32]);
+        let elsewhere = ClusterId::from_public_key([8; 32]);
         let foreign = Discovery::generate(elsewhere, 1, &authority, &mut rand::rng()).unwrap();
         assert_eq!(verify(foreign.offer()).unwrap_err(), DiscoveryError::Cluster(elsewhere));
     }

@@ -8,7 +8,7 @@ use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use rand::{CryptoRng, RngExt};
 use rustbalance_gossip::bytes::FixedBytes;
-use rustbalance_gossip::id::{AuthorityId, InvitationId, MasterId, NodeId};
+use rustbalance_gossip::id::{AuthorityId, InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::outage::OutageSecret;
 use rustbalance_gossip::record::{IntroPoint, PointNonce};
 use rustbalance_gossip::signed::Sign;
@@ -144,9 +144,9 @@ impl MasterSecret {
         &self.0
     }
 
-    /// The address.
-    pub fn master_id(&self) -> MasterId {
-        MasterId::from_public_key(self.public_key())
+    /// The service whose key this is.
+    pub fn service_id(&self) -> ServiceId {
+        ServiceId::from_public_key(self.public_key())
     }
 
     /// As it signs. Not `ExpandedSecretKey::from_bytes`, which clamps: a reduced scalar would
@@ -309,6 +309,7 @@ redact!(NodeSecret, AuthoritySecret, TokenSecret, MasterSecret, DiscoverySecret,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustbalance_gossip::id::ClusterId;
     use rustbalance_gossip::record::AuthorityCertificate;
     use rustbalance_gossip::signed::Verified;
 
@@ -316,14 +317,14 @@ mod tests {
     fn the_expanded_master_key_signs_for_its_address() {
         let master = MasterSecret::generate(&mut rand::rng());
         let certificate = AuthorityCertificate {
-            cluster: master.master_id(),
+            cluster: ClusterId::named_by(master.service_id()),
             authority: AuthorityId::from_public_key([1; 32]),
             issued: 7,
         };
         let signed = Verified::sign(certificate, &master).unwrap();
-        assert!(signed.unverified().verify(master.master_id().public_key()).is_ok());
+        assert!(signed.unverified().verify(master.service_id().public_key()).is_ok());
         let again = MasterSecret::from_expanded(&Zeroizing::new(*master.expanded())).unwrap();
-        assert_eq!(again.master_id(), master.master_id());
+        assert_eq!(again.service_id(), master.service_id());
     }
 
     #[test]
@@ -334,7 +335,7 @@ mod tests {
         reduced[..32].copy_from_slice(scalar.as_bytes());
         assert_ne!(*reduced, *master.expanded());
         let of_arti = MasterSecret::from_expanded(&reduced).unwrap();
-        assert_eq!(of_arti.master_id(), master.master_id());
+        assert_eq!(of_arti.service_id(), master.service_id());
         assert_eq!(of_arti.sign_bytes(b"a message"), master.sign_bytes(b"a message"));
         for wrong in [0xff, 0] {
             assert!(MasterSecret::from_expanded(&Zeroizing::new([wrong; 64])).is_err());

@@ -33,13 +33,13 @@ pub fn address<T: From<OnionAddress>>(text: &str) -> Result<T, AddressError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use rustbalance_gossip::id::MasterId;
+    use rustbalance_gossip::id::ServiceId;
 
     const DUCK: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad";
 
     #[test]
     fn an_address_is_taken_as_people_type_it() {
-        let meant: MasterId = format!("{DUCK}.onion").parse().unwrap();
+        let meant: ServiceId = format!("{DUCK}.onion").parse().unwrap();
         for typed in [
             format!("{DUCK}.onion"),
             DUCK.into(),
@@ -62,12 +62,12 @@ mod tests {
     fn a_mistyped_address_is_called_mistyped_whatever_is_around_it() {
         let last = format!("{}q", &DUCK[..55]);
         for typed in [format!("{last}.onion"), last.clone(), format!("http://www.{last}.onion:80/")] {
-            assert!(matches!(address::<MasterId>(&typed), Err(AddressError::Checksum(_))), "{typed}");
+            assert!(matches!(address::<ServiceId>(&typed), Err(AddressError::Checksum(_))), "{typed}");
         }
-        let short = address::<MasterId>("http://expyuzz4wqqyqhjn.onion/").unwrap_err();
+        let short = address::<ServiceId>("http://expyuzz4wqqyqhjn.onion/").unwrap_err();
         assert_eq!(short, AddressError::Length("expyuzz4wqqyqhjn.onion".into(), 16));
         for typed in ["", "/", "http://", ".onion", "example.com", &format!("user@{DUCK}.onion"), "é"] {
-            assert!(address::<MasterId>(typed).is_err(), "{typed}");
+            assert!(address::<ServiceId>(typed).is_err(), "{typed}");
         }
     }
 

@@ -297,11 +297,11 @@ fn an_address_may_be_typed_as_a_browser_shows_it() {
 fn a_token_of_another_cluster_is_told_before_anything_is_touched() {
     use rustbalance::join::Token;
     use rustbalance::keys::TokenSecret;
-    use rustbalance_gossip::id::MasterId;
+    use rustbalance_gossip::id::ClusterId;
 
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("node");
-    let other = MasterId::from_public_key([7; 32]);
+    let other = ClusterId::from_public_key([7; 32]);
     let token = Token::new(TokenSecret::generate(&mut rand::rng()), other).text();
     let done = run_with(&dir, &["join", DUCK], &token);
     assert_eq!(done.code, 1);

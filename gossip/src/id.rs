@@ -1,5 +1,6 @@
 //! Names: every id is an Ed25519 public key (or a relay's pair of identities) in a type of its own, so that one is
-//! never taken for another. Nodes and the master address are shown as what they are: onion addresses.
+//! never taken for another. Nodes and services are shown as what they are, onion addresses, and a cluster as its first
+//! service.
 
 use std::fmt;
 use std::str::FromStr;
@@ -122,11 +123,6 @@ macro_rules! onion_id {
                 self.0.public_key()
             }
 
-            /// As the address to dial.
-            pub fn address(&self) -> OnionAddress {
-                self.0
-            }
-
             /// The first eight characters: enough for a person to tell nodes apart in a log.
             pub fn short(&self) -> String {
                 self.0.to_string().chars().take(8).collect()
@@ -165,8 +161,39 @@ onion_id! {
     NodeId
 }
 onion_id! {
-    /// The public address that clients visit; the first one of a cluster names the cluster.
-    MasterId
+    /// One public address that the cluster serves: the key of an onion service that clients visit.
+    ServiceId
+}
+onion_id! {
+    /// A cluster: its name in every signed statement, and the root of trust of all joins. It has the
+    /// bytes of the first service's key, and is another type because further services share it.
+    ClusterId
+}
+
+impl NodeId {
+    /// As the address to dial.
+    pub fn address(&self) -> OnionAddress {
+        self.0
+    }
+}
+
+impl ServiceId {
+    /// As the address to dial.
+    pub fn address(&self) -> OnionAddress {
+        self.0
+    }
+}
+
+impl ClusterId {
+    /// The cluster whose first service this is.
+    pub fn named_by(first: ServiceId) -> Self {
+        Self(first.0)
+    }
+
+    /// The service whose key names the cluster: joiners dial its address.
+    pub fn first_service(&self) -> ServiceId {
+        ServiceId(self.0)
+    }
 }
 
 /// Makes a newtype over a public key that is no address.
@@ -224,7 +251,7 @@ mod tests {
         let label = DUCK.trim_end_matches(".onion");
         for other in [label.into(), DUCK.to_uppercase(), format!("{}.onion", label.to_uppercase())] {
             assert!(
-                matches!(other.parse::<MasterId>(), Err(AddressError::Form(_) | AddressError::Length(..))),
+                matches!(other.parse::<ClusterId>(), Err(AddressError::Form(_) | AddressError::Length(..))),
                 "{other}"
             );
         }
@@ -240,14 +267,14 @@ mod tests {
             for new in ["a", "2", "x", "c", "e"].into_iter().filter(|new| *new != &label[at..=at]) {
                 let mut typed = label.to_owned();
                 typed.replace_range(at..=at, new);
-                let read = format!("{typed}.onion").parse::<MasterId>();
+                let read = format!("{typed}.onion").parse::<ClusterId>();
                 assert!(matches!(read, Err(AddressError::Checksum(_))), "{typed}: {read:?}");
             }
         }
         let key = *DUCK.parse::<OnionAddress>().unwrap().public_key();
         let later = [&key[..], &checksum(&key, 4), &[4]].concat();
         let later = format!("{}.onion", BASE32_NOPAD.encode(&later).to_ascii_lowercase());
-        assert!(matches!(later.parse::<MasterId>(), Err(AddressError::Version(_, 4))));
+        assert!(matches!(later.parse::<ClusterId>(), Err(AddressError::Version(_, 4))));
         assert!(matches!("abc.onion".parse::<NodeId>(), Err(AddressError::Length(_, 3))));
         assert!(matches!(DUCK.replace("duck", "du1k").parse::<NodeId>(), Err(AddressError::Alphabet(_))));
         assert!(matches!("é".repeat(56).parse::<NodeId>(), Err(AddressError::Alphabet(_))));

@@ -24,7 +24,7 @@ pub fn point_check(authority: Option<AuthoritySecret>) -> PointCheck {
 #[cfg(test)]
 mod tests {
     use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
-    use rustbalance_gossip::id::MasterId;
+    use rustbalance_gossip::id::ServiceId;
     use rustbalance_gossip::record::PointNonce;
     use tokio::sync::mpsc;
     use zeroize::Zeroizing;
@@ -47,9 +47,9 @@ mod tests {
     async fn honest() -> ServedPoint {
         let (seed, nonce) = (PointSeed::derive(&authority(), node(2)), PointNonce(FixedBytes([3; 16])));
         let keys = IntroPointKeys { secrets: seed.secrets(nonce), ..new_keys() };
-        let master = MasterId::from_public_key(*node(4).public_key());
+        let service = ServiceId::from_public_key(*node(4).public_key());
         let relay = RelayChoice::AnyBut(Default::default());
-        let request = IntroRequest { master, keys, relay, limits: limits() };
+        let request = IntroRequest { service, keys, relay, limits: limits() };
         let opened = FakeNet::new(5, 12).engine().open_intro_point(request, mpsc::channel(1).0).await.unwrap();
         ServedPoint { point: opened.describe(), nonce }
     }

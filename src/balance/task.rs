@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{IntroPoint, PointNonce, RelayId, ServedPoint};
 use rustbalance_gossip::time::Now;
 use tokio::sync::{mpsc, watch};
@@ -65,7 +65,7 @@ pub struct Balance {
     /// Tor.
     pub engine: Arc<dyn Engine>,
     /// Whose clients come.
-    pub master: MasterId,
+    pub service: ServiceId,
     /// Keeps the keys.
     pub store: Arc<dyn IntroPointStore>,
     /// Bounds against floods.
@@ -179,8 +179,8 @@ impl Running {
 
     fn open(&mut self, slot: SlotId, relay: RelayChoice) {
         let engine = Arc::clone(&self.balance.engine);
-        let (master, limits, streams) =
-            (self.balance.master, Arc::clone(&self.balance.limits), self.balance.streams.clone());
+        let (service, limits, streams) =
+            (self.balance.service, Arc::clone(&self.balance.limits), self.balance.streams.clone());
         let keys = on_disk(|| self.balance.store.keys(slot));
         self.jobs.spawn(async move {
             let opened = async {
@@ -188,7 +188,7 @@ impl Running {
                 let _ = engine.bootstrap().wait_for(|told| told.ready).await;
                 let keys = keys?;
                 let nonce = keys.secrets.nonce;
-                let request = IntroRequest { master, keys, relay, limits };
+                let request = IntroRequest { service, keys, relay, limits };
                 let opened = circuit::open(&*engine, request, streams).await;
                 opened.map(|handle| (handle, nonce))
             };

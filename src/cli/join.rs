@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use rustbalance_gossip::coordinator::LISTEN_BEFORE_ADMITTING;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ClusterId;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
@@ -49,8 +49,8 @@ const MAX_TOKEN_FILE: u64 = 4096;
 #[derive(Args)]
 pub(super) struct Options {
     /// The address to serve
-    #[arg(value_name = "MASTER.ONION", value_parser = typed::address::<MasterId>)]
-    master: MasterId,
+    #[arg(value_name = "MASTER.ONION", value_parser = typed::address::<ClusterId>)]
+    cluster: ClusterId,
     /// Read the token from this file; "-" is standard input. Without it you are asked
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -88,16 +88,16 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
     // Before the token is spent: what stops `run` must not be found out after that.
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
     let token = read_token(options.token_file.as_deref())?;
-    if !token.is_for(options.master) {
-        return Err(JoinError::ForeignToken(options.master).into());
+    if !token.is_for(options.cluster) {
+        return Err(JoinError::ForeignToken(options.cluster).into());
     }
 
     let mut draft = Store::create(&context.dir)?;
     // What an earlier try left would not be there if it had not asked.
-    let mut known = draft.begun() == Some((Beginning::Joining, options.master));
-    draft.begin(Beginning::Joining, options.master)?;
+    let mut known = draft.begun() == Some((Beginning::Joining, options.cluster));
+    draft.begin(Beginning::Joining, options.cluster)?;
     let config = arti.clone().unwrap_or_default();
-    let joined = match Box::pin(take_in(&draft, &token, options.master, config, &mut known)).await {
+    let joined = match Box::pin(take_in(&draft, &token, options.cluster, config, &mut known)).await {
         Ok(joined) => joined,
         Err(error) => {
             clean_up(draft, known);
@@ -140,7 +140,7 @@ fn clean_up(draft: Draft, known: bool) {
 async fn take_in(
     draft: &Draft,
     token: &Token,
-    master: MasterId,
+    cluster: ClusterId,
     arti: String,
     known: &mut bool,
 ) -> anyhow::Result<Joined> {
@@ -153,7 +153,7 @@ async fn take_in(
     let mut progress = Progress::new();
     let outcome = async {
         bootstrap(&engine, &mut progress).await?;
-        knock(&engine, token, &node, master, known, &mut progress).await
+        knock(&engine, token, &node, cluster, known, &mut progress).await
     }
     .await;
     drop(progress);
@@ -195,18 +195,18 @@ async fn knock(
     engine: &Arc<ArtiEngine>,
     token: &Token,
     node: &NodeSecret,
-    master: MasterId,
+    cluster: ClusterId,
     known: &mut bool,
     progress: &mut Progress,
 ) -> anyhow::Result<Joined> {
     let mut pauses = Pauses::default();
     let mut unanswered = None;
     loop {
-        progress.step(&format!("looking for {master}"), None);
-        let (error, again) = match engine.dial(master.address(), JOIN_PORT, DIAL_LIMIT).await {
+        progress.step(&format!("looking for {cluster}"), None);
+        let (error, again) = match engine.dial(cluster.first_service().address(), JOIN_PORT, DIAL_LIMIT).await {
             Ok(stream) => {
                 progress.step("the cluster answers: redeeming the token", None);
-                match redeem(stream, token, node, master, unix_now).await {
+                match redeem(stream, token, node, cluster, unix_now).await {
                     Ok(joined) => return Ok(joined),
                     Err(error) => {
                         *known |= error.may_have_joined();
@@ -215,7 +215,7 @@ async fn knock(
                     }
                 }
             }
-            Err(error) if error.is_transient() => (nobody_admits(error, master), pauses.next()),
+            Err(error) if error.is_transient() => (nobody_admits(error, cluster), pauses.next()),
             Err(error) => (error.into(), None),
         };
         let Some(pause) = again else { return Err(what_to_tell(unanswered, error)) };
@@ -226,9 +226,9 @@ async fn knock(
     }
 }
 
-fn nobody_admits(error: TorError, master: MasterId) -> anyhow::Error {
+fn nobody_admits(error: TorError, cluster: ClusterId) -> anyhow::Error {
     anyhow::Error::from(error).context(format!(
-        "nobody admits nodes at {master}: its nodes listen for joins only while there are invitations, and for a day \
+        "nobody admits nodes at {cluster}: its nodes listen for joins only while there are invitations, and for a day \
          after the last has ended, so the token may be an old one, or no node may be running"
     ))
 }
@@ -317,7 +317,7 @@ fn read_bounded(from: impl Read, name: &str) -> anyhow::Result<Zeroizing<String>
 
 fn report(context: &Context, options: &Options, joined: &Joined, initial: &Initial) -> anyhow::Result<()> {
     let others = plural(joined.members.len(), "other member");
-    say(format_args!("This machine is a {} of {} now, with {others}.", joined.member.role(), options.master))?;
+    say(format_args!("This machine is a {} of {} now, with {others}.", joined.member.role(), options.cluster))?;
     for PortTarget { port, target } in &initial.ports {
         say(format_args!("Port {port} goes to {target} (in {}).", config::FILE_NAME))?;
     }
@@ -343,8 +343,8 @@ mod tests {
     use crate::store::StoreError;
 
     fn token_text() -> Zeroizing<String> {
-        let master = MasterId::from_public_key([7; 32]);
-        Token::new(TokenSecret::generate(&mut rand::rng()), master).text()
+        let cluster = ClusterId::from_public_key([7; 32]);
+        Token::new(TokenSecret::generate(&mut rand::rng()), cluster).text()
     }
 
     #[test]
@@ -375,7 +375,7 @@ mod tests {
         let master = MasterSecret::generate(&mut rand::rng());
         let begin = || {
             let mut draft = Store::create(&dir).unwrap();
-            draft.begin(Beginning::Joining, master.master_id()).unwrap();
+            draft.begin(Beginning::Joining, ClusterId::named_by(master.service_id())).unwrap();
             let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng())).unwrap();
             (draft, key.node_id())
         };
@@ -418,7 +418,7 @@ mod tests {
     fn what_cannot_be_removed_hides_no_error() {
         let folder = tempfile::tempdir().unwrap();
         let mut draft = Store::create(&folder.path().join("node")).unwrap();
-        draft.begin(Beginning::Joining, MasterId::from_public_key([7; 32])).unwrap();
+        draft.begin(Beginning::Joining, ClusterId::from_public_key([7; 32])).unwrap();
         let key = draft.dir().join("master.key");
         std::fs::write(&key, "x").unwrap();
         std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();

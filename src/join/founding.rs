@@ -3,6 +3,7 @@
 
 use rand::CryptoRng;
 use rustbalance_gossip::codec::DecodeError;
+use rustbalance_gossip::id::ClusterId;
 use rustbalance_gossip::record::{AuthorityCertificate, Chain, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
 
@@ -27,7 +28,7 @@ pub fn found(
         _ => None,
     };
     let master = imported.or(left).unwrap_or_else(|| MasterSecret::generate(rng));
-    let cluster = master.master_id();
+    let cluster = ClusterId::named_by(master.service_id());
     draft.begin(Beginning::Founding, cluster)?;
     let node = draft.node_secret(|| NodeSecret::generate(rng))?;
     let authority = draft.authority_secret()?.unwrap_or_else(|| AuthoritySecret::generate(rng));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rand::CryptoRng;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ClusterId;
 use rustbalance_gossip::record::{Invitation, Role};
 use rustbalance_gossip::signed::Verified;
 
@@ -47,7 +47,7 @@ pub enum InviteError {
 /// Makes a token and its record, at `unix` seconds since the epoch. The token is good once the record is stored and
 /// gossiped.
 pub fn invite(
-    cluster: MasterId,
+    cluster: ClusterId,
     authority: &AuthoritySecret,
     terms: Terms,
     unix: u64,
@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_record_holds_what_was_asked_for_and_not_the_secret() {
-        let cluster = MasterId::from_public_key([7; 32]);
+        let cluster = ClusterId::from_public_key([7; 32]);
         let authority = AuthoritySecret::generate(&mut rand::rng());
         let terms = Terms { role: Role::Publisher, uses: 3, lifetime: Duration::from_secs(60) };
         let (token, record) = invite(cluster, &authority, terms, 1000, &mut rand::rng()).unwrap();

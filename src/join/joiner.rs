@@ -3,7 +3,7 @@
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec::{self, DecodeError};
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ClusterId;
 use rustbalance_gossip::record::{ChainError, Member, Role};
 
 use super::MAX_SKEW;
@@ -20,7 +20,7 @@ use crate::keys::{NodeSecret, PointSeed, TokenSecret};
 pub enum JoinError {
     /// The token is of another cluster: nothing was dialled.
     #[error("the token was made for another cluster than {0}: check the address, or take the token that belongs to it")]
-    ForeignToken(MasterId),
+    ForeignToken(ClusterId),
     /// Turned away.
     #[error("{0}")]
     Refused(Refusal),
@@ -36,7 +36,7 @@ pub enum JoinError {
     #[error("whoever answered is no publisher of {cluster}: {why}; check the address and try again")]
     Impostor {
         /// The cluster asked for.
-        cluster: MasterId,
+        cluster: ClusterId,
         /// What does not fit.
         why: String,
     },
@@ -100,7 +100,7 @@ pub enum Step {
 
 /// One attempt to join.
 pub struct Joiner {
-    cluster: MasterId,
+    cluster: ClusterId,
     token: TokenSecret,
     node: NodeSecret,
     fresh: Fresh,
@@ -125,7 +125,7 @@ impl Joiner {
     pub fn new(
         token: &Token,
         node: &NodeSecret,
-        cluster: MasterId,
+        cluster: ClusterId,
         fresh: Fresh,
     ) -> Result<(Self, Vec<u8>), JoinError> {
         if !token.is_for(cluster) {
@@ -201,7 +201,7 @@ impl Joiner {
         }
         if let Some(secrets) = &parcel.secrets {
             let points = PointSeed::derive(&secrets.authority, member.node());
-            let fit = secrets.master.master_id() == self.cluster
+            let fit = secrets.master.service_id() == self.cluster.first_service()
                 && secrets.authority.authority_id() == publisher.authority_id()
                 && points.as_bytes() == parcel.points.as_bytes();
             if !fit {

@@ -3,7 +3,7 @@
 
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec::{self, DecodeError};
-use rustbalance_gossip::id::{InvitationId, MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId};
 use rustbalance_gossip::record::Role;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ pub(super) const VERSION: u16 = 1;
 pub(super) struct Hello {
     pub(super) version: u16,
     /// The address the operator typed.
-    pub(super) cluster: MasterId,
+    pub(super) cluster: ClusterId,
     pub(super) nonce: FixedBytes<32>,
     /// X25519.
     pub(super) ephemeral: FixedBytes<32>,
@@ -82,7 +82,7 @@ pub enum Refusal {
     Revoked,
     /// The joiner wants into another cluster.
     #[error("this is the cluster of {0}, another than the one asked for: check the address")]
-    OtherCluster(MasterId),
+    OtherCluster(ClusterId),
     /// The clocks are too far apart.
     #[error(
         "the clocks of this node and of the publisher are {} s apart ({}): set this node's clock (compare `date -u` on \

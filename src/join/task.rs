@@ -16,7 +16,7 @@ use super::transcript::Fresh;
 use crate::frame::{self, FrameError};
 use crate::keys::NodeSecret;
 use crate::stream::BoxStream;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ClusterId;
 
 /// How long the joiner waits for a frame: a worker may have to build a circuit to a publisher first.
 const ANSWER: Duration = Duration::from_secs(90);
@@ -56,7 +56,7 @@ pub async fn redeem(
     stream: BoxStream,
     token: &Token,
     node: &NodeSecret,
-    cluster: MasterId,
+    cluster: ClusterId,
     unix: impl Fn() -> u64,
 ) -> Result<Joined, JoinError> {
     redeem_within(ANSWER, stream, token, node, cluster, unix).await
@@ -68,7 +68,7 @@ pub(super) async fn redeem_within(
     mut stream: BoxStream,
     token: &Token,
     node: &NodeSecret,
-    cluster: MasterId,
+    cluster: ClusterId,
     unix: impl Fn() -> u64,
 ) -> Result<Joined, JoinError> {
     let (mut joiner, hello) = Joiner::new(token, node, cluster, Fresh::generate(&mut rand::rng()))?;

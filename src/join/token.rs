@@ -7,7 +7,7 @@
 use std::fmt;
 
 use data_encoding::{BASE32_NOPAD, DecodeKind};
-use rustbalance_gossip::id::{InvitationId, MasterId};
+use rustbalance_gossip::id::{ClusterId, InvitationId};
 use sha3::{Digest, Sha3_256};
 use zeroize::Zeroizing;
 
@@ -49,7 +49,7 @@ pub struct Token {
 
 impl Token {
     /// The token of this secret, for this cluster.
-    pub fn new(secret: TokenSecret, cluster: MasterId) -> Self {
+    pub fn new(secret: TokenSecret, cluster: ClusterId) -> Self {
         Self { secret, cluster: tag(cluster) }
     }
 
@@ -90,7 +90,7 @@ impl Token {
     }
 
     /// False if it was made for another cluster.
-    pub fn is_for(&self, cluster: MasterId) -> bool {
+    pub fn is_for(&self, cluster: ClusterId) -> bool {
         self.cluster == tag(cluster)
     }
 
@@ -111,7 +111,7 @@ impl fmt::Debug for Token {
     }
 }
 
-fn tag(cluster: MasterId) -> [u8; 2] {
+fn tag(cluster: ClusterId) -> [u8; 2] {
     let digest =
         Sha3_256::new().chain_update(b"rustbalance token cluster v1\0").chain_update(cluster.public_key()).finalize();
     [digest[0], digest[1]]
@@ -130,7 +130,7 @@ mod tests {
 
     fn token() -> Token {
         let seed = std::array::from_fn(|at| at as u8);
-        Token::new(TokenSecret::from_seed(&Zeroizing::new(seed)), MasterId::from_public_key([7; 32]))
+        Token::new(TokenSecret::from_seed(&Zeroizing::new(seed)), ClusterId::from_public_key([7; 32]))
     }
 
     /// Frozen: tokens printed by older builds must stay good.
@@ -149,8 +149,8 @@ mod tests {
         for typed in [text.to_string(), text.to_uppercase(), format!("  {}\n {}\r\n", &text[..20], &text[20..])] {
             let read = Token::parse(&typed).unwrap();
             assert_eq!(read.secret().seed(), token().secret().seed());
-            assert!(read.is_for(MasterId::from_public_key([7; 32])));
-            assert!(!read.is_for(MasterId::from_public_key([8; 32])));
+            assert!(read.is_for(ClusterId::from_public_key([7; 32])));
+            assert!(!read.is_for(ClusterId::from_public_key([8; 32])));
         }
     }
 

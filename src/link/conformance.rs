@@ -14,7 +14,7 @@ use rustbalance::discovery::Discovery;
 use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
 use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet, TorRoute};
 use rustbalance::tor::{Engine, Incoming, Listening, OwnService};
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_mesh::Carrier;
@@ -43,8 +43,8 @@ impl World {
         }
     }
 
-    pub(crate) fn cluster(&self) -> MasterId {
-        self.master.master_id()
+    pub(crate) fn cluster(&self) -> ClusterId {
+        ClusterId::named_by(self.master.service_id())
     }
 
     pub(crate) fn key(&self, i: usize) -> NodeSecret {
@@ -60,7 +60,7 @@ impl World {
     }
 
     /// A certificate for whatever cluster.
-    pub(crate) fn member_of(&self, i: usize, cluster: MasterId) -> Member {
+    pub(crate) fn member_of(&self, i: usize, cluster: ClusterId) -> Member {
         let authority = AuthorityCertificate { cluster, authority: self.authority.authority_id(), issued: 7 };
         let certificate = MemberCertificate {
             cluster,

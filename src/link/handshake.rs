@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec::{self, DecodeError};
-use rustbalance_gossip::id::{AuthorityId, MasterId, NodeId};
+use rustbalance_gossip::id::{AuthorityId, ClusterId, NodeId};
 use rustbalance_gossip::record::{Chain, ChainError, Member, Revocation};
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 use serde::{Deserialize, Serialize};
@@ -44,7 +44,7 @@ struct Challenge {
 /// What the dialler signs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct LinkProof {
-    cluster: MasterId,
+    cluster: ClusterId,
     nonce: FixedBytes<32>,
     dialled: NodeId,
     dialler: NodeId,
@@ -169,7 +169,7 @@ pub struct Proved {
 /// The listener's side of one stream. Takes one proof.
 pub struct Listener {
     me: NodeId,
-    cluster: MasterId,
+    cluster: ClusterId,
     authority: AuthorityId,
     nonce: FixedBytes<32>,
 }
@@ -233,7 +233,7 @@ pub struct Dialler<'a> {
     /// Its key.
     pub key: &'a (dyn Sign + Sync),
     /// The cluster.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Whom it has dialled.
     pub dialled: NodeId,
     /// What for.

@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustbalance_gossip::facts::Facts;
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::neighbours::DEFAULT_NEIGHBOURS;
 use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
@@ -55,7 +55,7 @@ pub struct LinkConfig {
     /// This node's certificates.
     pub membership: Member,
     /// The cluster.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// The newest discovery key, to be handed to whoever may have it.
     pub discovery: watch::Receiver<Option<Arc<Discovery>>>,
     /// Bounds.

@@ -275,7 +275,7 @@ mod tests {
     fn set(members: impl IntoIterator<Item = u8>, revoked: &[u8]) -> MemberSet {
         let authority = crate::keys::AuthoritySecret::generate(&mut rand::rng());
         let revoke = |i: &u8| {
-            let cluster = rustbalance_gossip::id::MasterId::from_public_key([0; 32]);
+            let cluster = rustbalance_gossip::id::ClusterId::from_public_key([0; 32]);
             let revocation = Revocation { cluster, node: node(*i), revoked: 9 };
             (node(*i), Verified::sign(revocation, &authority).unwrap())
         };

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use rand::RngExt;
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_mesh::{Carrier, Update};
@@ -43,7 +43,7 @@ pub(super) struct Shared {
     route: Arc<dyn Route>,
     identity: NodeSecret,
     membership: Member,
-    cluster: MasterId,
+    cluster: ClusterId,
     limits: LinkLimits,
     members: watch::Receiver<MemberSet>,
     pool: Mutex<Pool>,

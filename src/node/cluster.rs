@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::facts::Facts;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ClusterId;
 use rustbalance_gossip::record::{Phase, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_gossip::stand_in::Orphan;
@@ -131,7 +131,7 @@ struct Actor {
     facts: Arc<Facts>,
     /// Revocations known as of the last change; there are never fewer.
     revoked: usize,
-    cluster: MasterId,
+    cluster: ClusterId,
     alarms: Arc<Alarms>,
     authority: Option<AuthoritySecret>,
     started: Instant,

@@ -155,7 +155,7 @@ impl Parts {
         let (points, points_watch) = watch::channel(Vec::new());
         let balancing = Balance {
             engine: Arc::clone(&engine),
-            master: store.cluster(),
+            service: store.cluster().first_service(),
             store: Arc::new(StoredIntroPoints::new(Arc::clone(&store))?),
             limits: Arc::clone(&limits),
             streams: streams.clone(),
@@ -176,7 +176,7 @@ impl Parts {
                 let (unable, unable_watch) = watch::channel(());
                 let publisher = Publisher {
                     engine: Arc::clone(&engine),
-                    master: store.cluster(),
+                    service: store.cluster().first_service(),
                     credentials: Arc::new(MasterKeyCredentials(master.duplicate())),
                     revisions: Arc::new(StoredRevisions(Arc::clone(&store))),
                     wanted: publish,
@@ -194,7 +194,7 @@ impl Parts {
                 tasks.spawn("inability report", pump(unable_watch, cluster.clone(), |()| Event::CannotPublish));
                 let standing_in = StandIn {
                     engine: Arc::clone(&engine),
-                    master: store.cluster(),
+                    service: store.cluster().first_service(),
                     authority: authority.duplicate(),
                     limits: Arc::clone(&limits),
                     streams,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -72,7 +72,7 @@ pub struct Publisher {
     /// Tor.
     pub engine: Arc<dyn Engine>,
     /// The address.
-    pub master: MasterId,
+    pub service: ServiceId,
     /// Signs and encrypts.
     pub credentials: Arc<dyn CredentialSource>,
     /// Keeps revisions rising.
@@ -186,7 +186,7 @@ impl Running {
 
     /// Asks Tor which periods and directories there are; says when to ask again.
     async fn look_at_periods(&mut self) -> Duration {
-        match self.publisher.engine.publication(self.publisher.master).await {
+        match self.publisher.engine.publication(self.publisher.service).await {
             Ok(periods) => {
                 let now = Instant::now();
                 self.periods = periods.iter().map(|period| (period.id, (now, period.clone()))).collect();
@@ -315,11 +315,11 @@ impl Running {
     fn read_back(&mut self, period: PeriodId, directory: Directory) {
         let ours = self.editions.get(&period).map(|edition| Arc::clone(&edition.1));
         let engine = Arc::clone(&self.publisher.engine);
-        let master = self.publisher.master;
+        let service = self.publisher.service;
         self.jobs.spawn(async move {
-            let reading = match engine.fetch(&directory, master, period, FETCH_LIMIT).await {
+            let reading = match engine.fetch(&directory, service, period, FETCH_LIMIT).await {
                 Ok(None) => Ok(None),
-                Ok(Some(text)) => reading(&text, master, period, ours.as_deref() == Some(text.as_str())).map(Some),
+                Ok(Some(text)) => reading(&text, service, period, ours.as_deref() == Some(text.as_str())).map(Some),
                 Err(error) => Err(error.to_string()),
             };
             if let Err(error) = &reading {
@@ -331,15 +331,15 @@ impl Running {
 }
 
 /// What a directory's answer says.
-fn reading(text: &str, master: MasterId, period: PeriodId, ours: bool) -> Result<Reading, String> {
+fn reading(text: &str, service: ServiceId, period: PeriodId, ours: bool) -> Result<Reading, String> {
     let now = SystemTime::now();
-    match descriptor::read(text, master, period, now) {
+    match descriptor::read(text, service, period, now) {
         Ok(content) => {
             let points = content.points.iter().map(|point| point.session_key).collect();
             Ok(Reading { revision: content.revision, ours, points: Some(points) })
         }
         // Its inner layers may be for its authorized clients alone.
-        Err(unreadable) => descriptor::read_revision(text, master, period, now)
+        Err(unreadable) => descriptor::read_revision(text, service, period, now)
             .map(|revision| Reading { revision, ours, points: None })
             .map_err(|_| unreadable.to_string()),
     }

@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustbalance_gossip::id::{AuthorityId, MasterId};
+use rustbalance_gossip::id::{AuthorityId, ClusterId};
 use rustbalance_gossip::record::{Chain, PeriodId};
 
 use super::error::StoreError;
@@ -32,7 +32,7 @@ pub enum Beginning {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pending {
     beginning: Beginning,
-    cluster: MasterId,
+    cluster: ClusterId,
 }
 
 impl Pending {
@@ -118,7 +118,7 @@ impl Draft {
     }
 
     /// What was begun here earlier and not finished, and for which cluster.
-    pub fn begun(&self) -> Option<(Beginning, MasterId)> {
+    pub fn begun(&self) -> Option<(Beginning, ClusterId)> {
         self.pending.map(|pending| (pending.beginning, pending.cluster))
     }
 
@@ -133,7 +133,7 @@ impl Draft {
     }
 
     /// Begins, or goes on with what was begun. What another beginning left is removed, unless it has a master key.
-    pub fn begin(&mut self, beginning: Beginning, cluster: MasterId) -> Result<(), StoreError> {
+    pub fn begin(&mut self, beginning: Beginning, cluster: ClusterId) -> Result<(), StoreError> {
         let wanted = Pending { beginning, cluster };
         if self.pending == Some(wanted) {
             return Ok(());
@@ -169,8 +169,8 @@ impl Draft {
         let Some(key) = read_key(&self.dir, Kind::MasterKey, pending.cluster)? else { return Ok(None) };
         let secret =
             MasterSecret::from_expanded(&key).map_err(|error| StoreError::content(&path, Kind::MasterKey, error))?;
-        if secret.master_id() != pending.cluster {
-            let why = format!("it is the key of {}", secret.master_id());
+        if secret.service_id() != pending.cluster.first_service() {
+            let why = format!("it is the key of {}", secret.service_id());
             return Err(StoreError::content(&path, Kind::MasterKey, why));
         }
         Ok(Some(secret))
@@ -261,7 +261,7 @@ impl Draft {
         self.dir.join(kind.name())
     }
 
-    fn cluster(&self) -> Result<MasterId, StoreError> {
+    fn cluster(&self) -> Result<ClusterId, StoreError> {
         self.pending
             .map(|pending| pending.cluster)
             .ok_or_else(|| StoreError::Missing { path: self.path(Kind::Pending), kind: Kind::Pending })

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ClusterId;
 
 use super::access::Exposed;
 use super::file::Kind;
@@ -25,7 +25,7 @@ pub enum StoreError {
         /// The state directory.
         dir: PathBuf,
         /// The cluster of the node in it.
-        cluster: MasterId,
+        cluster: ClusterId,
     },
     /// An `init` or `join` was interrupted.
     #[error("{}: {doing} was interrupted: finish it with `rustbalance {command}`", dir.display())]
@@ -47,7 +47,7 @@ pub enum StoreError {
         /// The state directory.
         dir: PathBuf,
         /// Whose key it is.
-        cluster: MasterId,
+        cluster: ClusterId,
         /// What was interrupted.
         doing: &'static str,
         /// The command line that goes on with it.
@@ -193,7 +193,7 @@ pub enum Damage {
     Checksum,
     /// Another cluster's.
     #[error("belongs to another cluster, {0}")]
-    Cluster(MasterId),
+    Cluster(ClusterId),
     /// It fits its checksum and says what cannot be.
     #[error("cannot be used: {0}")]
     Content(String),

@@ -16,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ClusterId;
 use sha3::{Digest, Sha3_256};
 use zeroize::Zeroizing;
 
@@ -157,7 +157,7 @@ impl Kind {
 }
 
 /// The first line up to the checksum.
-fn header(kind: Kind, cluster: MasterId, payload: usize) -> String {
+fn header(kind: Kind, cluster: ClusterId, payload: usize) -> String {
     format!("{MAGIC} {} {VERSION} {cluster} {payload} ", kind.name())
 }
 
@@ -172,7 +172,7 @@ fn checksum(header: &str, payload: &[u8]) -> String {
 }
 
 /// A whole file.
-pub(super) fn encode(kind: Kind, cluster: MasterId, payload: &[u8]) -> Zeroizing<Vec<u8>> {
+pub(super) fn encode(kind: Kind, cluster: ClusterId, payload: &[u8]) -> Zeroizing<Vec<u8>> {
     let header = header(kind, cluster, payload.len());
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_HEADER + payload.len()));
     bytes.extend_from_slice(header.as_bytes());
@@ -193,7 +193,7 @@ pub(super) fn is_ours(bytes: &[u8]) -> bool {
 }
 
 /// The cluster and the payload of a whole file.
-pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(MasterId, &[u8]), Damage> {
+pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(ClusterId, &[u8]), Damage> {
     if bytes.is_empty() {
         return Err(Damage::Empty);
     }
@@ -210,7 +210,7 @@ pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(MasterId, &[u8]), Dama
         let shown = version.strip_prefix('v').filter(|digits| digits.parse::<u32>().is_ok());
         return Err(if shown.is_some() { Damage::Version(version.to_owned()) } else { Damage::Header });
     }
-    let cluster: MasterId = next()?.parse().map_err(|_| Damage::Header)?;
+    let cluster: ClusterId = next()?.parse().map_err(|_| Damage::Header)?;
     let want: usize = next()?.parse().map_err(|_| Damage::Header)?;
     let sum = next()?;
     let known = Kind::FIXED
@@ -235,7 +235,7 @@ pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(MasterId, &[u8]), Dama
 }
 
 /// The payload of the file at `path`; `None` if there is no such file.
-pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(MasterId, Payload)>, StoreError> {
+pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(ClusterId, Payload)>, StoreError> {
     let damaged = |damage| StoreError::Damaged { path: path.to_owned(), kind, damage };
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -345,8 +345,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn cluster() -> MasterId {
-        MasterId::from_public_key([7; 32])
+    fn cluster() -> ClusterId {
+        ClusterId::from_public_key([7; 32])
     }
 
     #[test]

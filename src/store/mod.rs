@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::{AuthorityId, MasterId, NodeId};
+use rustbalance_gossip::id::{AuthorityId, ClusterId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, PeriodId, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Unverified, Verified};
 use rustbalance_gossip::view::{MAX_BOOT_JUMP, MAX_INVITATIONS};
@@ -126,7 +126,7 @@ impl Store {
     }
 
     /// The cluster this node is in.
-    pub fn cluster(&self) -> MasterId {
+    pub fn cluster(&self) -> ClusterId {
         self.membership.certificate.cluster
     }
 
@@ -170,8 +170,8 @@ impl Store {
         }
         let secret = MasterSecret::from_expanded(&self.key(Kind::MasterKey)?)
             .map_err(|error| self.content(Kind::MasterKey, error))?;
-        if secret.master_id() != self.cluster() {
-            return Err(self.content(Kind::MasterKey, format!("it is the key of {}", secret.master_id())));
+        if secret.service_id() != self.cluster().first_service() {
+            return Err(self.content(Kind::MasterKey, format!("it is the key of {}", secret.service_id())));
         }
         Ok(Some(secret))
     }
@@ -444,7 +444,7 @@ fn holds_state(dir: &Path) -> bool {
 }
 
 /// The cluster that `master.pub` names.
-fn read_cluster(dir: &Path) -> Result<MasterId, StoreError> {
+fn read_cluster(dir: &Path) -> Result<ClusterId, StoreError> {
     let (path, kind) = (dir.join(Kind::MasterPub.name()), Kind::MasterPub);
     let (cluster, payload) =
         file::read(&path, kind)?.ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
@@ -455,7 +455,7 @@ fn read_cluster(dir: &Path) -> Result<MasterId, StoreError> {
 }
 
 /// The payload of a file of this cluster; `None` if there is no such file.
-fn read_payload(dir: &Path, kind: Kind, cluster: MasterId) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+fn read_payload(dir: &Path, kind: Kind, cluster: ClusterId) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
     let path = dir.join(kind.name());
     match file::read(&path, kind)? {
         Some((found, _)) if found != cluster => Err(StoreError::Damaged { path, kind, damage: Damage::Cluster(found) }),
@@ -463,13 +463,13 @@ fn read_payload(dir: &Path, kind: Kind, cluster: MasterId) -> Result<Option<Zero
     }
 }
 
-fn read_value<T: DeserializeOwned>(dir: &Path, kind: Kind, cluster: MasterId) -> Result<T, StoreError> {
+fn read_value<T: DeserializeOwned>(dir: &Path, kind: Kind, cluster: ClusterId) -> Result<T, StoreError> {
     let path = dir.join(kind.name());
     let payload = read_payload(dir, kind, cluster)?.ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
     codec::decode(&payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))
 }
 
-fn write_value<T: Serialize>(dir: &Path, kind: Kind, cluster: MasterId, value: &T) -> Result<(), StoreError> {
+fn write_value<T: Serialize>(dir: &Path, kind: Kind, cluster: ClusterId, value: &T) -> Result<(), StoreError> {
     let payload =
         codec::encode(value).map_err(|error| StoreError::Invalid { what: kind.name(), why: error.to_string() })?;
     // What could not be read again is not written.
@@ -480,7 +480,7 @@ fn write_value<T: Serialize>(dir: &Path, kind: Kind, cluster: MasterId, value: &
 fn read_key<const N: usize>(
     dir: &Path,
     kind: Kind,
-    cluster: MasterId,
+    cluster: ClusterId,
 ) -> Result<Option<Zeroizing<[u8; N]>>, StoreError> {
     let Some(payload) = read_payload(dir, kind, cluster)? else { return Ok(None) };
     let mut key = Zeroizing::new([0; N]);
@@ -491,17 +491,17 @@ fn read_key<const N: usize>(
     Ok(Some(key))
 }
 
-fn write_key(dir: &Path, kind: Kind, cluster: MasterId, key: &[u8]) -> Result<(), StoreError> {
+fn write_key(dir: &Path, kind: Kind, cluster: ClusterId, key: &[u8]) -> Result<(), StoreError> {
     file::create(&dir.join(kind.name()), &file::encode(kind, cluster, key))
 }
 
-fn read_discovery(dir: &Path, cluster: MasterId, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
+fn read_discovery(dir: &Path, cluster: ClusterId, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
     let Some(payload) = read_payload(dir, Kind::DiscoveryKey, cluster)? else { return Ok(None) };
     let ring = KeyRing::from_bytes(&payload, cluster, authority);
     ring.map(Some).map_err(|error| StoreError::content(&dir.join(Kind::DiscoveryKey.name()), Kind::DiscoveryKey, error))
 }
 
-fn write_discovery(dir: &Path, cluster: MasterId, ring: &KeyRing) -> Result<(), StoreError> {
+fn write_discovery(dir: &Path, cluster: ClusterId, ring: &KeyRing) -> Result<(), StoreError> {
     let payload = ring
         .to_bytes()
         .map_err(|error| StoreError::Invalid { what: Kind::DiscoveryKey.name(), why: error.to_string() })?;

@@ -89,7 +89,7 @@ pub(crate) async fn becomes_ready(stage: &dyn Stage) {
         .await
         .expect("the directory to be told of")
         .unwrap();
-    let periods = engine.publication(new_master().master_id()).await.unwrap();
+    let periods = engine.publication(new_master().service_id()).await.unwrap();
     assert!(!periods.is_empty());
     for period in &periods {
         let distinct: BTreeSet<_> = period.directories.iter().collect();
@@ -106,7 +106,7 @@ pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
     let (streams, _kept) = mpsc::channel(1);
     let point =
         open(stage, &*engine, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits(), new_keys(), streams).await;
-    let period = engine.publication(master.master_id()).await.unwrap().swap_remove(0);
+    let period = engine.publication(master.service_id()).await.unwrap().swap_remove(0);
     let directory = &period.directories[0];
     let fetch = async |engine: &dyn Engine, of| {
         eventually(stage, "download", async || engine.fetch(directory, of, period.id, stage.patience()).await).await
@@ -118,7 +118,7 @@ pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
         };
         eventually(stage, "upload", upload).await
     };
-    assert_eq!(fetch(&*engine, master.master_id()).await, None);
+    assert_eq!(fetch(&*engine, master.service_id()).await, None);
     let credentials = PeriodCredentials::derive(&master, period.id, SystemTime::now()).unwrap();
     let text = |revision| {
         let points = [point.describe()];
@@ -130,14 +130,14 @@ pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
         let answer = upload(refused).await;
         assert!(matches!(answer, Err(TorError::Refused { .. })), "{answer:?}");
     }
-    assert_eq!(fetch(&*ready(stage).await, master.master_id()).await.as_ref(), Some(&first), "read back by another");
+    assert_eq!(fetch(&*ready(stage).await, master.service_id()).await.as_ref(), Some(&first), "read back by another");
     let second = text(1001);
     upload(&second).await.unwrap();
-    let held = fetch(&*engine, master.master_id()).await.unwrap();
+    let held = fetch(&*engine, master.service_id()).await.unwrap();
     assert_eq!(held, second);
-    let content = descriptor::read(&held, master.master_id(), period.id, SystemTime::now()).unwrap();
+    let content = descriptor::read(&held, master.service_id(), period.id, SystemTime::now()).unwrap();
     assert_eq!((content.revision, content.points), (1001, vec![point.describe()]));
-    assert_eq!(fetch(&*engine, new_master().master_id()).await, None, "another address");
+    assert_eq!(fetch(&*engine, new_master().service_id()).await, None, "another address");
 }
 
 /// A node's own service is reached by those who hold the discovery key, at its ports; the key can be rotated.
@@ -217,7 +217,7 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     serve(incoming);
     publish(stage, &*host, &master, &[point.describe()], 0).await;
 
-    let address = master.master_id().address();
+    let address = master.service_id().address();
     let (stream, client) = visit(stage, address).await;
     echoes(stream).await;
     let introduced = point.introductions();
@@ -270,7 +270,7 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
     let point = open(stage, &*host, &master, anywhere, &limits, keys(), streams.clone()).await;
     let described = point.describe();
     publish(stage, &*host, &master, std::slice::from_ref(&described), 0).await;
-    let address = master.master_id().address();
+    let address = master.service_id().address();
     echoes(visit(stage, address).await.0).await;
     let seen = replays.len();
     assert!(seen > 0, "introductions are remembered");
@@ -305,7 +305,7 @@ pub(crate) async fn a_point_passes_to_whoever_makes_it_last(stage: &dyn Stage) {
     let own = open(stage, &*first, &master, anywhere, &limits, keys(), to_first.clone()).await;
     let described = own.describe();
     publish(stage, &*first, &master, std::slice::from_ref(&described), 0).await;
-    let address = master.master_id().address();
+    let address = master.service_id().address();
     echoes(visit(stage, address).await.0).await;
     assert!(own.introductions() > 0);
 
@@ -330,7 +330,7 @@ pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     let point = open(stage, &*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
     serve(incoming);
     publish(stage, &*host, &master, &[point.describe()], 0).await;
-    let address = master.master_id().address();
+    let address = master.service_id().address();
     let (first, client) = visit(stage, address).await;
     fails(stage, "a second stream", client.dial(address, OPEN, stage.patience())).await;
     assert!(limits.refused.streams.load(Relaxed) >= 1);
@@ -348,7 +348,7 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let point = open(stage, &*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
     serve(incoming);
     publish(stage, &*host, &master, &[point.describe()], 0).await;
-    let address = master.master_id().address();
+    let address = master.service_id().address();
     let guest = async |limit| stage.guest(address, OPEN, limit).await;
     let first = eventually(stage, "the first client", async || guest(stage.patience()).await).await;
     let Guest { mut stream, life: _life } = first;
@@ -427,7 +427,7 @@ fn request(
     limits: &Arc<ServiceLimits>,
     keys: IntroPointKeys,
 ) -> IntroRequest {
-    IntroRequest { master: master.master_id(), keys, relay, limits: Arc::clone(limits) }
+    IntroRequest { service: master.service_id(), keys, relay, limits: Arc::clone(limits) }
 }
 
 /// A point, made once the network allows: just after a bootstrap, circuits fail for a while.
@@ -456,7 +456,7 @@ async fn publish(stage: &dyn Stage, engine: &dyn Engine, master: &MasterSecret, 
         let upload = async || engine.upload(&period.directories[at], period.id, text, stage.patience()).await;
         eventually(stage, "an upload", upload).await
     };
-    for period in engine.publication(master.master_id()).await.unwrap() {
+    for period in engine.publication(master.service_id()).await.unwrap() {
         let now = SystemTime::now();
         let credentials = PeriodCredentials::derive(master, period.id, now).unwrap();
         let revision = credentials.revision(period.revision_clock) + bump;

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, MAX_SPECIFIED, PeriodId, RelayId};
 use tor_bytes::{Readable, Reader, Writeable};
 use tor_cell::chancell::msg::HandshakeType;
@@ -170,14 +170,14 @@ fn build_for(
         .map_err(|e| TorError::Invalid(format!("cannot build a descriptor of {} points", points.len()), Some(e.into())))
 }
 
-/// Reads a descriptor of `master` in `period`: checks its signatures up to the address and its certificates' times,
+/// Reads a descriptor of `service` in `period`: checks its signatures up to the address and its certificates' times,
 /// decrypts it. The text may be anything.
-pub fn read(text: &str, master: MasterId, period: PeriodId, now: SystemTime) -> Result<DescriptorContent, TorError> {
+pub fn read(text: &str, service: ServiceId, period: PeriodId, now: SystemTime) -> Result<DescriptorContent, TorError> {
     if text.len() > MAX_DESCRIPTOR {
         return Err(TorError::Invalid(format!("a descriptor of {} bytes is too long", text.len()), None));
     }
-    let (blinded, subcredential) = blinded(master, time_period(period)?)?;
-    let unreadable = |cause| TorError::Invalid(format!("cannot read a descriptor of {master}"), Some(cause));
+    let (blinded, subcredential) = blinded(service, time_period(period)?)?;
+    let unreadable = |cause| TorError::Invalid(format!("cannot read a descriptor of {service}"), Some(cause));
     let descriptor = HsDesc::parse_decrypt_validate(text, &blinded.id(), &subcredential, None)
         .map_err(|e| unreadable(e.into()))?
         .if_valid_at(&now)
@@ -189,12 +189,12 @@ pub fn read(text: &str, master: MasterId, period: PeriodId, now: SystemTime) -> 
 
 /// The revision of a descriptor, from its outer layer: readable also where the inner ones are for
 /// authorized clients alone. Checks what [`read`] checks of that layer.
-pub fn read_revision(text: &str, master: MasterId, period: PeriodId, now: SystemTime) -> Result<u64, TorError> {
+pub fn read_revision(text: &str, service: ServiceId, period: PeriodId, now: SystemTime) -> Result<u64, TorError> {
     if text.len() > MAX_DESCRIPTOR {
         return Err(TorError::Invalid(format!("a descriptor of {} bytes is too long", text.len()), None));
     }
-    let (blinded, _) = blinded(master, time_period(period)?)?;
-    let unreadable = |cause| TorError::Invalid(format!("cannot read a descriptor of {master}"), Some(cause));
+    let (blinded, _) = blinded(service, time_period(period)?)?;
+    let unreadable = |cause| TorError::Invalid(format!("cannot read a descriptor of {service}"), Some(cause));
     HsDesc::parse(text, &blinded.id())
         .map_err(|e| unreadable(e.into()))?
         .check_signature()
@@ -204,7 +204,7 @@ pub fn read_revision(text: &str, master: MasterId, period: PeriodId, now: System
     // Arti does not give it out; it has checked that the line stands there once.
     let line = text.lines().find_map(|line| line.strip_prefix("revision-counter "));
     line.and_then(|number| number.trim().parse().ok())
-        .ok_or_else(|| TorError::Invalid(format!("a descriptor of {master} has no revision"), None))
+        .ok_or_else(|| TorError::Invalid(format!("a descriptor of {service} has no revision"), None))
 }
 
 /// Whether this point may stand in a descriptor: its link specifiers can be read, are within bounds and name the
@@ -214,9 +214,9 @@ pub fn check_point(point: &IntroPoint) -> Result<(), TorError> {
 }
 
 /// The blinded public key and the subcredential: what introductions and directories need. Public.
-pub(super) fn blinded(master: MasterId, period: TimePeriod) -> Result<(HsBlindIdKey, Subcredential), TorError> {
-    let no_key = |cause| TorError::Invalid(format!("{master} cannot be an onion service: bad key"), Some(cause));
-    let identity = ed25519::PublicKey::from_bytes(master.public_key()).map_err(|e| no_key(e.into()))?;
+pub(super) fn blinded(service: ServiceId, period: TimePeriod) -> Result<(HsBlindIdKey, Subcredential), TorError> {
+    let no_key = |cause| TorError::Invalid(format!("{service} cannot be an onion service: bad key"), Some(cause));
+    let identity = ed25519::PublicKey::from_bytes(service.public_key()).map_err(|e| no_key(e.into()))?;
     HsIdKey::from(identity).compute_blinded_key(period).map_err(|e| no_key(e.into()))
 }
 

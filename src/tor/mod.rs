@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::id::{NodeId, OnionAddress, ServiceId};
 use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
 use tokio::sync::{mpsc, watch};
 
@@ -70,7 +70,7 @@ pub trait Engine: Send + Sync + 'static {
 
     /// For each current time period: its id, the directories responsible for the master address, the revision that
     /// the clock alone would give. Changes of the network's directory are told by [`Engine::network_changes`].
-    async fn publication(&self, master: MasterId) -> Result<Vec<Period>, TorError>;
+    async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError>;
 
     /// A counter that rises whenever the network's directory (and so perhaps [`Engine::publication`]) has changed.
     fn network_changes(&self) -> watch::Receiver<u64>;
@@ -79,11 +79,11 @@ pub trait Engine: Send + Sync + 'static {
     async fn upload(&self, to: &Directory, period: PeriodId, descriptor: &str, limit: Duration)
     -> Result<(), TorError>;
 
-    /// Reads back what `from` holds for `master` in `period`; `None` if it holds nothing.
+    /// Reads back what `from` holds for `service` in `period`; `None` if it holds nothing.
     async fn fetch(
         &self,
         from: &Directory,
-        master: MasterId,
+        service: ServiceId,
         period: PeriodId,
         limit: Duration,
     ) -> Result<Option<String>, TorError>;
@@ -157,7 +157,7 @@ pub enum Rejection {
 /// What makes an introduction point.
 pub struct IntroRequest {
     /// Whose clients come.
-    pub master: MasterId,
+    pub service: ServiceId,
     /// The point's keys and replay log, new or from before a restart.
     pub keys: IntroPointKeys,
     /// Which relay.

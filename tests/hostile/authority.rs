@@ -19,7 +19,7 @@ use crate::town::{Town, until};
 async fn a_second_authority_keeps_no_revocation_off_the_disk() {
     let mut town = Town::start("").await;
     let mallory = Member::join(&town, Role::Publisher).await;
-    let (cluster, me) = (town.master, mallory.id());
+    let (cluster, me) = (town.cluster, mallory.id());
     let master = mallory.store.master_secret().unwrap().unwrap();
     let second = AuthoritySecret::generate(&mut rand::rng());
     let certified = AuthorityCertificate { cluster, authority: second.authority_id(), issued: unix_now() };

@@ -62,9 +62,9 @@ async fn halves_that_have_changed_the_key_apart_find_each_other() {
     }
     let authority = Store::open(&town.named("alpha").dir).unwrap().authority_secret().unwrap().unwrap();
     let evicted = NodeSecret::generate(&mut rand::rng()).node_id();
-    let word = Revocation { cluster: town.master, node: evicted, revoked: unix_now() };
+    let word = Revocation { cluster: town.cluster, node: evicted, revoked: unix_now() };
     let word = Verified::sign(word, &authority).unwrap();
-    let [key, other] = [(); 2].map(|()| Discovery::generate(town.master, 1, &authority, &mut rand::rng()).unwrap());
+    let [key, other] = [(); 2].map(|()| Discovery::generate(town.cluster, 1, &authority, &mut rand::rng()).unwrap());
     for (name, key) in NAMES.into_iter().zip([&key, &other, &other]) {
         let store = Store::open(&town.named(name).dir).unwrap();
         store.put_revocations(std::slice::from_ref(&word)).unwrap();

@@ -20,7 +20,7 @@ async fn streams_that_are_never_read_are_cut_off() {
     let mut clients = JoinSet::new();
     for _ in 0..20 {
         let engine = town.net.engine();
-        let address = town.master.address();
+        let address = town.address();
         clients.spawn(async move {
             let mut deaf = Vec::new();
             for _ in 0..12 {
@@ -106,7 +106,7 @@ async fn streams_that_say_nothing(net: FakeNet, to: OnionAddress, byte_every: Op
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_say_nothing_or_little_lock_no_client_out() {
     let town = Town::start(NARROW).await;
-    let (net, to) = (town.net.clone(), town.master.address());
+    let (net, to) = (town.net.clone(), town.address());
     attacked(&town, "idle streams", streams_that_say_nothing(net.clone(), to, None)).await;
     assert!(town.refused("streams_evicted").await > 20, "the attack has not filled anything");
     attacked(&town, "a byte now and then", streams_that_say_nothing(net, to, Some(Duration::from_secs(7)))).await;
@@ -119,7 +119,7 @@ async fn circuits_that_ask_for_nothing_lock_no_client_out() {
     // Each circuit has five seconds to ask for something, so these bounds stand up to nine new
     // circuits a second.
     let town = Town::start("[limits]\nopen_rendezvous = 16\n").await;
-    let (net, to) = (town.net.clone(), town.master.address());
+    let (net, to) = (town.net.clone(), town.address());
     attacked(&town, "circuits that ask for nothing", async move {
         let mut held = Vec::new();
         loop {
@@ -138,7 +138,7 @@ async fn circuits_that_ask_for_nothing_lock_no_client_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rendezvous_points_that_never_answer_lock_no_client_out() {
     let town = Town::start(NARROW).await;
-    let (engine, to) = (town.net.engine(), town.master.address());
+    let (engine, to) = (town.net.engine(), town.address());
     attacked(&town, "rendezvous points that never answer", async move {
         for relay in (0..3).cycle() {
             engine.introduce_in_vain(to, relay).await.ok();
@@ -160,7 +160,7 @@ async fn a_thousand_introductions_a_second_are_bounded() {
     let start = Instant::now();
     let mut clients = JoinSet::new();
     for count in 0..1500_u32 {
-        let (engine, address) = (town.net.engine(), town.master.address());
+        let (engine, address) = (town.net.engine(), town.address());
         clients.spawn(async move {
             // Each is somebody new, who goes away again.
             drop(engine.dial(address, 80, Duration::from_secs(10)).await);

@@ -54,7 +54,7 @@ pub(crate) async fn carried(
         anyhow::Ok(Capture { hello, redeem })
     };
     let near: BoxStream = Box::new(near);
-    let (joined, capture) = tokio::join!(redeem(near, token, key, town.master, unix_now), carrying);
+    let (joined, capture) = tokio::join!(redeem(near, token, key, town.cluster, unix_now), carrying);
     match (capture?, joined) {
         (capture, Ok(joined)) => Ok((capture, Some(joined))),
         (capture, Err(_)) if keep => Ok((capture, None)),
@@ -94,15 +94,19 @@ async fn guessing_tokens_gets_nobody_in() {
     let visitors = town.visitors();
     let mut guesses = JoinSet::new();
     for _ in 0..150 {
-        let (net, master) = (town.net.clone(), town.master);
+        let (net, cluster) = (town.net.clone(), town.cluster);
         guesses.spawn(async move {
             let engine = net.engine();
-            let dial =
-                rustbalance::tor::Engine::dial(&*engine, master.address(), 7441, std::time::Duration::from_secs(5));
+            let dial = rustbalance::tor::Engine::dial(
+                &*engine,
+                cluster.first_service().address(),
+                7441,
+                std::time::Duration::from_secs(5),
+            );
             let Ok(stream) = dial.await else { return };
-            let guess = Token::new(TokenSecret::generate(&mut rand::rng()), master);
+            let guess = Token::new(TokenSecret::generate(&mut rand::rng()), cluster);
             let key = NodeSecret::generate(&mut rand::rng());
-            let joined = redeem(stream, &guess, &key, master, unix_now).await;
+            let joined = redeem(stream, &guess, &key, cluster, unix_now).await;
             assert!(joined.is_err(), "a guess was good");
         });
     }
@@ -168,9 +172,9 @@ async fn one_token_raced_at_two_publishers_makes_one_member() {
     }
     let racer = async |name: &str, stream: BoxStream| -> Result<Store> {
         let mut draft = Store::create(&town.daemons[0].dir().with_file_name(name))?;
-        draft.begin(Beginning::Joining, town.master)?;
+        draft.begin(Beginning::Joining, town.cluster)?;
         let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng()))?;
-        let joined = redeem(stream, &token, &key, town.master, unix_now).await?;
+        let joined = redeem(stream, &token, &key, town.cluster, unix_now).await?;
         Ok(persist_joined(draft, &joined)?)
     };
     let [to_alpha, to_beta] = streams;

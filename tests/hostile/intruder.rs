@@ -91,7 +91,7 @@ async fn points(engine: &dyn Engine, store: &Store) -> Result<Vec<u8>> {
     let keys = IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) };
     let relay = RelayChoice::AnyBut(Default::default());
     let (clients, _) = tokio::sync::mpsc::channel(9);
-    let request = IntroRequest { master: store.cluster(), keys, relay, limits };
+    let request = IntroRequest { service: store.cluster().first_service(), keys, relay, limits };
     let opened = engine.open_intro_point(request, clients).await?;
     let (cluster, node, seq) = (store.cluster(), store.node_id(), (BOOT << 32) + 1);
     Ok(hand::sign(store, IntroPoints { cluster, node, seq, points: vec![opened.describe()], nonces: vec![nonce] }))

@@ -120,7 +120,7 @@ async fn a_discovery_key_of_its_own_making_opens_nothing() {
     let visitors = town.visitors();
     let before = town.named("alpha").status().await.unwrap().discovery_generation;
     let own = AuthoritySecret::generate(&mut rand::rng());
-    let false_key = || Discovery::generate(town.master, 99, &own, &mut rand::rng()).unwrap();
+    let false_key = || Discovery::generate(town.cluster, 99, &own, &mut rand::rng()).unwrap();
     // Its own statement with its own key, and the authority's statement with its own key.
     let mut borrowed = mallory.store.discovery().unwrap().newest().offer();
     borrowed.secret = false_key().secret;

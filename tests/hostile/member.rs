@@ -131,7 +131,7 @@ impl Mouth {
     pub(crate) async fn speak(&mut self, town: &Town, me: NodeId, generation: u64) -> Voice {
         let carrier = self.carriers.pop().expect("a voice for each mesh");
         let interval = Duration::from_millis(200);
-        let config = MeshConfig { me, cluster: town.master, generation, interval };
+        let config = MeshConfig { me, cluster: town.cluster, generation, interval };
         let seeds: Vec<_> = town.daemons.iter().map(|daemon| daemon.id).filter(|id| *id != me).collect();
         let (mesh, mut updates) = Mesh::start(config, carrier, seeds).await.unwrap();
         let heard = Arc::new(Mutex::new(Vec::new()));

@@ -35,7 +35,7 @@ async fn one_invitation_too_many_is_refused_with_the_way_out() {
     town.named_mut("alpha").kill().await;
     let store = Store::open(town.named("alpha").dir()).unwrap();
     let authority = store.authority_secret().unwrap().unwrap();
-    let one = || invite(town.master, &authority, Terms::default(), unix_now(), &mut rand::rng()).unwrap().1;
+    let one = || invite(town.cluster, &authority, Terms::default(), unix_now(), &mut rand::rng()).unwrap().1;
     // With the two that made beta and gamma members.
     let more: Vec<_> = (2..MAX_INVITATIONS).map(|_| one()).collect();
     store.put_invitations(&more, unix_now()).unwrap();

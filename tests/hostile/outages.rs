@@ -14,9 +14,9 @@ use crate::town::{Town, until};
 /// The session keys in the descriptors of the current period, on all directories.
 fn published(town: &Town) -> BTreeSet<FixedBytes<32>> {
     let period = town.net.periods()[0];
-    let held = town.net.directories(town.master, period).into_iter();
-    let texts = held.filter_map(|directory| town.net.held(&directory, town.master, period));
-    let read = |text: String| descriptor::read(&text, town.master, period, SystemTime::now()).unwrap().points;
+    let held = town.net.directories(town.service(), period).into_iter();
+    let texts = held.filter_map(|directory| town.net.held(&directory, town.service(), period));
+    let read = |text: String| descriptor::read(&text, town.service(), period, SystemTime::now()).unwrap().points;
     texts.flat_map(read).map(|point| point.session_key).collect()
 }
 

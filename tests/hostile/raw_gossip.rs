@@ -8,7 +8,7 @@ use rustbalance::link::Frame;
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::RecordKind;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -23,7 +23,7 @@ pub(crate) struct Known {
 }
 
 /// A question that says what is known.
-pub(crate) fn question(cluster: MasterId, heartbeat: u64, known: &[Known]) -> Vec<u8> {
+pub(crate) fn question(cluster: ClusterId, heartbeat: u64, known: &[Known]) -> Vec<u8> {
     let mut out = vec![0x53, 0xb0, 0, 0];
     out.extend((known.len() as u16).to_le_bytes());
     for it in known {

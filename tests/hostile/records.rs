@@ -89,7 +89,7 @@ async fn forged_records_of_others_are_believed_by_nobody() {
     let before = town.publisher().await;
     let mut mouth = mallory.open(&town, 2).await;
     let visitors = town.visitors();
-    let cluster = town.master;
+    let cluster = town.cluster;
     let seq = FUTURE << 32;
     let mut liars = Vec::new();
     for victim in [alpha, gamma] {
@@ -180,7 +180,7 @@ async fn absurd_terms_are_claimed_in_vain() {
     let mut mouth = mallory.open(&town, 1).await;
     let voice = mallory.speak(&town, &mut mouth).await;
     let visitors = town.visitors();
-    let (cluster, me) = (town.master, mallory.id());
+    let (cluster, me) = (town.cluster, mallory.id());
     let hour = 3600 * TERMS_PER_SECOND;
     let terms = [u64::MAX, u64::MAX / 2, unix_now() * TERMS_PER_SECOND + hour, (1 << 60) - 1];
     for (seq, term) in ((1 << 32) + 1..).zip(terms) {

@@ -26,7 +26,7 @@ fn key() -> NodeSecret {
 /// Redeems at this publisher: a member carries the join there.
 async fn redeem_at(town: &Town, carrier: &Member, at: NodeId, token: &Token, key: &NodeSecret) -> Result<Joined> {
     let stream = carrier.link(at, Purpose::CarryJoin).await?;
-    Ok(redeem(stream, token, key, town.master, unix_now).await?)
+    Ok(redeem(stream, token, key, town.cluster, unix_now).await?)
 }
 
 /// Why the thief was refused; an error where it had no answer.
@@ -144,11 +144,12 @@ async fn strangers_at_a_workers_join_port_do_not_crowd_the_publishers_links() {
     let (before, stop) = (publishers().await, Instant::now() + Duration::from_secs(6));
     let mut strangers = JoinSet::new();
     for _ in 0..40 {
-        let (net, master) = (town.net.clone(), town.master);
+        let (net, cluster) = (town.net.clone(), town.cluster);
         strangers.spawn(async move {
             while Instant::now() < stop {
                 let engine = net.engine();
-                let stream = Engine::dial(&*engine, master.address(), JOIN_PORT, Duration::from_secs(5)).await;
+                let stream =
+                    Engine::dial(&*engine, cluster.first_service().address(), JOIN_PORT, Duration::from_secs(5)).await;
                 drop(stream);
                 sleep(Duration::from_millis(20)).await;
             }
@@ -178,7 +179,7 @@ async fn a_publishers_token_that_two_nodes_used_is_an_alarm_until_it_is_acknowle
     for (one, other) in [(0, 1), (0, 2), (1, 2)] {
         town.net.sever(&town.daemons[one].engine, &town.daemons[other].engine);
     }
-    let joins = streams.into_iter().zip(&keys).map(|(stream, key)| redeem(stream, &token, key, town.master, unix_now));
+    let joins = streams.into_iter().zip(&keys).map(|(stream, key)| redeem(stream, &token, key, town.cluster, unix_now));
     for joined in futures::future::join_all(joins).await {
         assert!(joined.unwrap().secrets.is_some());
     }

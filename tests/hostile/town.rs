@@ -17,7 +17,7 @@ use rustbalance::store::{Beginning, Store};
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::Engine;
 use rustbalance::tor::fake::{FakeEngine, FakeNet};
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, NodeId, OnionAddress, ServiceId};
 use rustbalance_gossip::record::{Phase, Role};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// A cluster.
 pub(crate) struct Town {
     pub(crate) net: FakeNet,
-    pub(crate) master: MasterId,
+    pub(crate) cluster: ClusterId,
     pub(crate) daemons: Vec<Daemon>,
     folder: TempDir,
     /// More lines for the configuration of daemons.
@@ -92,14 +92,24 @@ async fn site(name: String) -> std::net::SocketAddr {
 }
 
 impl Town {
+    /// The service that the cluster is named by: the one that it serves.
+    pub(crate) fn service(&self) -> ServiceId {
+        self.cluster.first_service()
+    }
+
+    /// Where its clients dial.
+    pub(crate) fn address(&self) -> OnionAddress {
+        self.service().address()
+    }
+
     /// A cluster of two publishers and a worker: alpha, beta and gamma, all published. `extra` is for their configuration.
     pub(crate) async fn start(extra: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("alpha");
         let store = found(Store::create(&dir).unwrap(), None, unix_now(), &mut rand::rng()).unwrap();
-        let (master, id) = (store.cluster(), store.node_id());
+        let (cluster, id) = (store.cluster(), store.node_id());
         drop(store);
-        let mut town = Self { net: FakeNet::new(1, 30), master, daemons: Vec::new(), folder, extra: extra.to_owned() };
+        let mut town = Self { net: FakeNet::new(1, 30), cluster, daemons: Vec::new(), folder, extra: extra.to_owned() };
         town.add("alpha", id, dir).await;
         until("alpha is published", async || town.served().await).await;
         let publisher = town.invite(Role::Publisher, 1).await;
@@ -169,20 +179,20 @@ impl Town {
     /// A connection to the join port, from somebody whom nobody knows.
     pub(crate) async fn knock(&self) -> Result<(BoxStream, Arc<FakeEngine>)> {
         let engine = self.net.engine();
-        let stream = engine.dial(self.master.address(), JOIN_PORT, VISIT).await?;
+        let stream = engine.dial(self.address(), JOIN_PORT, VISIT).await?;
         Ok((stream, engine))
     }
 
     /// Redeems a token once, as the `join` command does.
     pub(crate) async fn redeem(&self, token: &Token, key: &NodeSecret) -> Result<Joined> {
         let (stream, _engine) = self.knock().await?;
-        Ok(redeem(stream, token, key, self.master, unix_now).await?)
+        Ok(redeem(stream, token, key, self.cluster, unix_now).await?)
     }
 
     /// Joins, and leaves what that brings in a state directory.
     pub(crate) async fn join(&self, name: &str, token: &Token) -> Store {
         let mut draft = Store::create(&self.folder.path().join(name)).unwrap();
-        draft.begin(Beginning::Joining, self.master).unwrap();
+        draft.begin(Beginning::Joining, self.cluster).unwrap();
         let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng())).unwrap();
         let joined = until(&format!("{name} joins"), async || {
             let joined = self.redeem(token, &key).await;
@@ -197,7 +207,7 @@ impl Town {
 
     /// Fetches from the address as a client that knows nothing; gives the name of the node that has served.
     pub(crate) async fn visit(&self) -> Result<String> {
-        visit(&self.net, self.master).await
+        visit(&self.net, self.address()).await
     }
 
     async fn served(&self) -> Result<()> {
@@ -275,13 +285,13 @@ impl Town {
 
     /// Clients that visit one after the other from now on.
     pub(crate) fn visitors(&self) -> Visitors {
-        let (net, master, enough) = (self.net.clone(), self.master, Arc::new(AtomicBool::new(false)));
+        let (net, address, enough) = (self.net.clone(), self.address(), Arc::new(AtomicBool::new(false)));
         let told = Arc::clone(&enough);
         let task = tokio::spawn(async move {
             let mut seen = Seen::default();
             while !told.load(Ordering::Relaxed) {
                 let start = Instant::now();
-                match visit(&net, master).await {
+                match visit(&net, address).await {
                     Ok(name) => *seen.by.entry(name).or_default() += 1,
                     Err(error) => seen.failures.push(format!("{error:#}")),
                 }
@@ -294,9 +304,9 @@ impl Town {
     }
 }
 
-async fn visit(net: &FakeNet, master: MasterId) -> Result<String> {
+async fn visit(net: &FakeNet, address: OnionAddress) -> Result<String> {
     let engine = net.engine();
-    let mut stream = engine.dial(master.address(), 80, VISIT).await?;
+    let mut stream = engine.dial(address, 80, VISIT).await?;
     let fetch = async {
         stream.write_all(b"name\n").await?;
         let mut name = String::new();

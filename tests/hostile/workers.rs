@@ -25,7 +25,7 @@ async fn a_worker_claims_the_lease_in_vain() {
     let mut mouth = mallory.open(&town, 1).await;
     let voice = mallory.speak(&town, &mut mouth).await;
     let visitors = town.visitors();
-    let (cluster, me, seq) = (town.master, mallory.id(), 1 << 32);
+    let (cluster, me, seq) = (town.cluster, mallory.id(), 1 << 32);
     // A certificate as a publisher, by its own hand.
     let own = &mallory.store.membership().certificate;
     let promoted = MemberCertificate { role: Role::Publisher, issued: own.issued + 1, ..(**own).clone() };
@@ -110,13 +110,13 @@ async fn a_worker_is_given_no_secret_of_the_address() {
     let alpha = town.named("alpha").id;
     // What it was given once it may ask for again, as one who has lost the answer. There is nothing else in it.
     let stream = mallory.link(alpha, Purpose::CarryJoin).await.unwrap();
-    let again = redeem(stream, &own, &key, town.master, unix_now).await.unwrap();
+    let again = redeem(stream, &own, &key, town.cluster, unix_now).await.unwrap();
     assert_eq!(again.member.role(), Role::Worker);
     assert!(again.secrets.is_none(), "a worker was given publishers' secrets");
     // Nor with a token for publishers, under the same key: it is a member already.
     let better = town.invite(Role::Publisher, 1).await;
     let stream = mallory.link(alpha, Purpose::CarryJoin).await.unwrap();
-    let refused = redeem(stream, &better, &key, town.master, unix_now).await.unwrap_err();
+    let refused = redeem(stream, &better, &key, town.cluster, unix_now).await.unwrap_err();
     assert!(matches!(refused, JoinError::Refused(Refusal::AlreadyMember)), "{refused}");
     town.counts("join_already_member", 1).await;
     // On disk neither: no piece of a publisher's keys is anywhere in the folder. In another publisher's it is found.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use arti_client::TorClient;
 use arti_client::config::TorClientConfigBuilder;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::IntroPoint;
 use tokio::time::{sleep, timeout};
 use tor_bytes::{Reader, Writeable};
@@ -56,7 +56,7 @@ impl Introducer {
     }
 
     /// Introduces one client at this point of the address.
-    pub(crate) async fn introduce(&self, to: MasterId, point: &IntroPoint) -> Result<()> {
+    pub(crate) async fn introduce(&self, to: ServiceId, point: &IntroPoint) -> Result<()> {
         let netdir = self.tor.dirmgr()?.timely_netdir()?;
         let specs = point.link_specifiers.iter().map(|bytes| {
             Reader::from_slice(&bytes.0).extract::<EncodedLinkSpec>().context("a link specifier cannot be read")

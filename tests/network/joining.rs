@@ -9,7 +9,7 @@ use rustbalance::control::{InvitationState, InvitationStatus, Request, Response,
 use rustbalance::join::Token as JoinToken;
 use rustbalance::keys::TokenSecret;
 use rustbalance::tor::Engine;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ClusterId;
 use rustbalance_gossip::record::Role;
 use rustbalance_testnet::cluster::{Cluster, Node, Said, Token};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -57,11 +57,11 @@ fn the_door_is_shut(cluster: &Cluster<'_>) -> Result<()> {
 }
 
 fn bad_tokens_are_refused(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
-    let master: MasterId = cluster.onion()?.parse()?;
-    let unknown = JoinToken::new(TokenSecret::generate(&mut rand::rng()), master);
+    let named: ClusterId = cluster.onion()?.parse()?;
+    let unknown = JoinToken::new(TokenSecret::generate(&mut rand::rng()), named);
     kept_its_key(&*refused(cluster, "wrong", &Token(unknown.text().to_string()), "does not know this token")?)?;
 
-    let elsewhere = MasterId::from_public_key([7; 32]);
+    let elsewhere = ClusterId::from_public_key([7; 32]);
     let foreign = JoinToken::new(TokenSecret::generate(&mut rand::rng()), elsewhere);
     left_nothing(&*refused(cluster, "foreign", &Token(foreign.text().to_string()), "another cluster")?)?;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::IntroPoint;
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Client, Warmth};
@@ -163,7 +163,7 @@ impl Attack<'_> {
 }
 
 /// Ten introductions a second, to one point after the other.
-async fn introductions(introducer: Introducer, to: MasterId, points: Vec<IntroPoint>, made: Arc<AtomicU64>) {
+async fn introductions(introducer: Introducer, to: ServiceId, points: Vec<IntroPoint>, made: Arc<AtomicU64>) {
     let (introducer, mut tasks) = (Arc::new(introducer), JoinSet::new());
     for point in points.iter().cycle() {
         let (introducer, point, made) = (Arc::clone(&introducer), point.clone(), Arc::clone(&made));

@@ -12,7 +12,7 @@ use rustbalance::stream::BoxStream;
 use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
 use rustbalance::tor::descriptor::{self, DescriptorContent};
 use rustbalance::tor::{Directory, Engine, TorError};
-use rustbalance_gossip::id::{MasterId, OnionAddress};
+use rustbalance_gossip::id::{OnionAddress, ServiceId};
 use rustbalance_gossip::record::PeriodId;
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Network, Options};
@@ -253,14 +253,14 @@ impl Eye {
         Ok((held, silent))
     }
 
-    fn answers(&self, master: &str, tries: usize, limit: Duration) -> Result<Vec<Result<Held>>> {
+    fn answers(&self, service: &str, tries: usize, limit: Duration) -> Result<Vec<Result<Held>>> {
         let engine = &self.0.engine;
-        let master: MasterId = master.parse()?;
+        let service: ServiceId = service.parse()?;
         self.0.runtime.block_on(async {
             let mut asked = JoinSet::new();
-            for period in engine.publication(master).await? {
+            for period in engine.publication(service).await? {
                 for directory in period.directories {
-                    asked.spawn(ask(Arc::clone(engine), master, period.id, directory, tries, limit));
+                    asked.spawn(ask(Arc::clone(engine), service, period.id, directory, tries, limit));
                 }
             }
             Ok(asked.join_all().await)
@@ -269,16 +269,16 @@ impl Eye {
 }
 
 /// Looks at what every responsible directory of every current period of the shared network holds, at this moment.
-pub(crate) fn look(master: &str) -> Result<Vec<Held>> {
+pub(crate) fn look(service: &str) -> Result<Vec<Held>> {
     static EYE: OnceLock<Result<Eye, String>> = OnceLock::new();
     let eye = EYE.get_or_init(|| Eye::open(network()).map_err(|error| format!("{error:#}")));
-    eye.as_ref().map_err(|error| anyhow::anyhow!(error.clone()))?.look(master)
+    eye.as_ref().map_err(|error| anyhow::anyhow!(error.clone()))?.look(service)
 }
 
 /// Asks one directory, again if the circuit fails.
 async fn ask(
     engine: Arc<ArtiEngine>,
-    master: MasterId,
+    service: ServiceId,
     period: PeriodId,
     directory: Directory,
     tries: usize,
@@ -286,10 +286,10 @@ async fn ask(
 ) -> Result<Held> {
     let mut last: Option<TorError> = None;
     for _ in 0..tries {
-        match engine.fetch(&directory, master, period, limit).await {
+        match engine.fetch(&directory, service, period, limit).await {
             Ok(text) => {
                 let now = std::time::SystemTime::now();
-                let content = text.map(|text| descriptor::read(&text, master, period, now)).transpose()?;
+                let content = text.map(|text| descriptor::read(&text, service, period, now)).transpose()?;
                 return Ok(Held { period, directory, content });
             }
             Err(error) => last = Some(error),

@@ -6,7 +6,7 @@ use rand::{TryCryptoRng, TryRng};
 use rustbalance::discovery::Discovery;
 use rustbalance::join::{MEMBERSHIP_SECONDS, Token};
 use rustbalance::keys::{AuthoritySecret, MasterSecret, NodeSecret, TokenSecret};
-use rustbalance_gossip::id::{InvitationId, MasterId};
+use rustbalance_gossip::id::{ClusterId, InvitationId};
 use rustbalance_gossip::record::{AuthorityCertificate, Invitation, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::{Sign, Statement, Verified};
 use serde_json::{Value, json};
@@ -85,8 +85,8 @@ impl Cast {
         }
     }
 
-    pub(crate) fn cluster(&self) -> MasterId {
-        self.master.master_id()
+    pub(crate) fn cluster(&self) -> ClusterId {
+        ClusterId::named_by(self.master.service_id())
     }
 
     pub(crate) fn token(&self, role: Role) -> Token {

@@ -8,7 +8,7 @@ use rustbalance::join::{
     Step, Token, refuse,
 };
 use rustbalance::keys::{NodeSecret, PointSeed};
-use rustbalance_gossip::id::{InvitationId, MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use serde_json::{Value, json};
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -162,7 +162,7 @@ fn unhex_of(rendered: &Value) -> Vec<u8> {
     unhex(&text.unwrap().into())
 }
 
-fn every_refusal(cluster: MasterId, node: NodeId) -> Vec<Refusal> {
+fn every_refusal(cluster: ClusterId, node: NodeId) -> Vec<Refusal> {
     vec![
         Refusal::UnknownToken,
         Refusal::Expired { ago: 10 },

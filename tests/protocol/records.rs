@@ -6,7 +6,7 @@ use rustbalance::keys::AuthoritySecret;
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::*;
 use rustbalance_gossip::signed::{Sign, Statement, Unverified};
 use rustbalance_gossip::time::Now;
@@ -188,7 +188,7 @@ fn intro_points(cast: &Cast) -> IntroPoints {
     }
 }
 
-pub(crate) fn lease(cluster: MasterId, holder: NodeId, term: u64, priority: u8) -> Lease {
+pub(crate) fn lease(cluster: ClusterId, holder: NodeId, term: u64, priority: u8) -> Lease {
     Lease { cluster, holder, seq: (7 << 32) | 4, term, priority, ttl_ms: 30_000 }
 }
 

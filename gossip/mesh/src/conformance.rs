@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant as WallClock};
 
 use async_trait::async_trait;
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::RecordKind;
 use sha3::{Digest, Sha3_256};
 use tokio::sync::mpsc;
@@ -194,7 +194,7 @@ struct Node {
 
 impl Node {
     async fn new(id: NodeId, carrier: Carrier, all: &BTreeSet<NodeId>, generation: u64, interval: Duration) -> Self {
-        let config = MeshConfig { me: id, cluster: MasterId::from_public_key([1; 32]), generation, interval };
+        let config = MeshConfig { me: id, cluster: ClusterId::from_public_key([1; 32]), generation, interval };
         let seeds = all.iter().copied().filter(|seed| *seed != id).collect();
         let (mesh, updates) = Mesh::start(config, carrier, seeds).await.unwrap();
         mesh.set_members(all.clone());

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use data_encoding::BASE64;
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::{MAX_RECORD, RecordKind};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -60,7 +60,7 @@ pub struct MeshConfig {
     /// This node.
     pub me: NodeId,
     /// Its cluster; others' gossip is refused.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Tells this start of the node from others: higher than in every earlier one, below 2^47.
     pub generation: u64,
     /// Between two rounds of gossip: [`ROUND`], or less in a test.

@@ -33,7 +33,7 @@ struct Peer {
 impl Peer {
     async fn start(network: &MemoryNetwork, i: u16, generation: u64, interval: Duration) -> Self {
         let id = node(i);
-        let config = MeshConfig { me: id, cluster: MasterId::from_public_key([1; 32]), generation, interval };
+        let config = MeshConfig { me: id, cluster: ClusterId::from_public_key([1; 32]), generation, interval };
         // Everyone knows the first two.
         let (mesh, updates) = Mesh::start(config, network.join(id), vec![node(0), node(1)]).await.unwrap();
         mesh.set_members((0..MEMBERS).map(node).collect());
@@ -202,7 +202,7 @@ async fn what_is_said_last_is_heard_before_it_stops() {
 async fn seeds_can_be_told_later_and_kinds_taken_back() {
     let network = MemoryNetwork::default();
     let config =
-        |i| MeshConfig { me: node(i), cluster: MasterId::from_public_key([1; 32]), generation: 1, interval: INTERVAL };
+        |i| MeshConfig { me: node(i), cluster: ClusterId::from_public_key([1; 32]), generation: 1, interval: INTERVAL };
     let (a, mut heard) = Mesh::start(config(0), network.join(node(0)), vec![]).await.unwrap();
     let (b, _updates) = Mesh::start(config(1), network.join(node(1)), vec![]).await.unwrap();
     b.set(RecordKind::Lease, b"taken back").unwrap();
@@ -221,7 +221,7 @@ async fn another_cluster_is_not_heard() {
     let network = MemoryNetwork::default();
     let config = |i| MeshConfig {
         me: node(i),
-        cluster: MasterId::from_public_key([i as u8; 32]),
+        cluster: ClusterId::from_public_key([i as u8; 32]),
         generation: 1,
         interval: INTERVAL,
     };

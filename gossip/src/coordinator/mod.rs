@@ -23,7 +23,7 @@ pub use admit::{LISTEN_BEFORE_ADMITTING, NotYet};
 pub use isolation::Isolated;
 pub use settings::{Action, Event, Leadership, Settings};
 
-use crate::id::{MasterId, NodeId};
+use crate::id::{ClusterId, NodeId};
 use crate::lease::{Election, Situation, Step};
 use crate::plan::Choice;
 use crate::record::{
@@ -47,7 +47,7 @@ const REPEAT: Duration = Duration::from_secs(300);
 /// The node's part in the cluster.
 pub struct Coordinator {
     settings: Settings,
-    cluster: MasterId,
+    cluster: ClusterId,
     me: NodeId,
     member: Member,
     voice: Voice,

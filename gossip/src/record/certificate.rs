@@ -5,14 +5,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bytes::FixedBytes;
-use crate::id::{AuthorityId, InvitationId, MasterId, NodeId};
+use crate::id::{AuthorityId, ClusterId, InvitationId, NodeId};
 use crate::signed::{Check, Statement, Strict, Unverified, Verified, VerifyError};
 
 /// The master identity key's word that this key signs certificates for the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityCertificate {
     /// The cluster it is for.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// The key that may sign member certificates, invitations and revocations.
     pub authority: AuthorityId,
     /// When, in seconds since the Unix epoch.
@@ -47,7 +47,7 @@ impl std::fmt::Display for Role {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberCertificate {
     /// The cluster it is for.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Who.
     pub node: NodeId,
     /// As what.
@@ -69,7 +69,7 @@ impl Statement for MemberCertificate {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
     /// The cluster it is for.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Who.
     pub node: NodeId,
     /// When, in seconds since the Unix epoch.
@@ -86,7 +86,7 @@ impl Statement for Revocation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscoveryKey {
     /// The cluster it is for.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// How many members had been revoked when it was made: whoever knows of fewer must not hand it on.
     pub generation: u32,
     /// Its public half, X25519.
@@ -125,7 +125,7 @@ pub enum ChainError {
     Member(#[source] VerifyError),
     /// For another cluster.
     #[error("certificate of another cluster, {0}")]
-    Cluster(MasterId),
+    Cluster(ClusterId),
     /// Past its end.
     #[error("the member certificate expired {0} s ago")]
     Expired(u64),
@@ -142,12 +142,12 @@ pub struct Member {
 
 impl Chain {
     /// Checks both certificates against the master address, at `unix` seconds since the epoch.
-    pub fn verify(self, cluster: MasterId, unix: u64) -> Result<Member, ChainError> {
+    pub fn verify(self, cluster: ClusterId, unix: u64) -> Result<Member, ChainError> {
         self.verify_with(cluster, unix, &Strict)
     }
 
     /// The same with another way to check signatures.
-    pub fn verify_with(self, cluster: MasterId, unix: u64, check: &dyn Check) -> Result<Member, ChainError> {
+    pub fn verify_with(self, cluster: ClusterId, unix: u64, check: &dyn Check) -> Result<Member, ChainError> {
         let authority = self.authority.verify_with(cluster.public_key(), check).map_err(ChainError::Authority)?;
         if authority.cluster != cluster {
             return Err(ChainError::Cluster(authority.cluster));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::Role;
-use crate::id::{InvitationId, MasterId, NodeId};
+use crate::id::{ClusterId, InvitationId, NodeId};
 use crate::signed::Statement;
 
 /// The authority's word that whoever holds the secret half of `token` may join.
@@ -15,7 +15,7 @@ use crate::signed::Statement;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invitation {
     /// The cluster it is for.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// The public half of the token.
     pub token: InvitationId,
     /// What the joiner becomes.

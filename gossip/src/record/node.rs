@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Chain;
 use crate::bytes::{FixedBytes, VarBytes};
-use crate::id::{MasterId, NodeId};
+use crate::id::{ClusterId, NodeId};
 use crate::signed::Statement;
 
 /// Most intro points in one record, and in one descriptor (rend-spec-v3: clients refuse more).
@@ -47,7 +47,7 @@ impl std::fmt::Display for Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeCard {
     /// The cluster it is in.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Who speaks.
     pub node: NodeId,
     /// Rises with every card, over restarts too.
@@ -81,7 +81,7 @@ impl Statement for NodeCard {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// The cluster it is in.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Who speaks.
     pub node: NodeId,
     /// Rises with every beat, over restarts too.
@@ -168,7 +168,7 @@ pub struct ServedPoint {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntroPoints {
     /// The cluster it is in.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Who speaks.
     pub node: NodeId,
     /// Rises with every change, over restarts too.
@@ -196,7 +196,7 @@ impl Statement for IntroPoints {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
     /// The cluster it is for.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Who speaks and holds it.
     pub holder: NodeId,
     /// Rises with every renewal, over restarts too.
@@ -254,7 +254,7 @@ pub struct PublishedPeriod {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publication {
     /// The cluster it is for.
-    pub cluster: MasterId,
+    pub cluster: ClusterId,
     /// Who speaks.
     pub node: NodeId,
     /// Rises with every change, over restarts too.

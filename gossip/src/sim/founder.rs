@@ -7,7 +7,7 @@ use ed25519_dalek::SigningKey;
 
 use crate::address::mesh_address;
 use crate::bytes::{FixedBytes, VarBytes};
-use crate::id::{AuthorityId, InvitationId, MasterId, NodeId};
+use crate::id::{AuthorityId, ClusterId, InvitationId, NodeId};
 use crate::record::{
     AuthorityCertificate, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, MemberCertificate, NodeCard,
     Phase, PointNonce, RelayId, Revocation, Role, ServedPoint,
@@ -51,14 +51,14 @@ impl Founder {
     /// The same cluster, whose address has certified the `other`th authority too.
     pub fn with_authority(number: u32, other: u32) -> Self {
         let (master, authority) = (key(b'm', number), key(b'a', other));
-        let cluster = MasterId::from_public_key(master.public_key());
+        let cluster = ClusterId::from_public_key(master.public_key());
         let authority_id = AuthorityId::from_public_key(authority.public_key());
         let statement = AuthorityCertificate { cluster, authority: authority_id, issued: FOUNDED };
         Self { certificate: sign(statement, &master), authority }
     }
 
     /// The cluster's name.
-    pub fn cluster(&self) -> MasterId {
+    pub fn cluster(&self) -> ClusterId {
         self.certificate.cluster
     }
 
@@ -116,7 +116,7 @@ impl Identity {
     }
 
     /// Its cluster.
-    pub fn cluster(&self) -> MasterId {
+    pub fn cluster(&self) -> ClusterId {
         self.member.authority.cluster
     }
 

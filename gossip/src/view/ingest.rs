@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Changes, MAX_NODES, MemberView, Rejection, Standing, View};
 use crate::address::mesh_address;
-use crate::id::{InvitationId, MasterId, NodeId};
+use crate::id::{ClusterId, InvitationId, NodeId};
 use crate::lease::TERMS_PER_SECOND;
 use crate::record::{
     Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, Member, NodeCard,
@@ -43,7 +43,7 @@ const MAX_VERSION: usize = 64;
 /// What a node says of itself.
 pub(crate) trait OwnWord: Statement {
     /// Which cluster it is about.
-    fn cluster(&self) -> MasterId;
+    fn cluster(&self) -> ClusterId;
     /// Who speaks.
     fn speaker(&self) -> NodeId;
     /// Its sequence number.
@@ -55,7 +55,7 @@ pub(crate) trait OwnWord: Statement {
 macro_rules! own_word {
     ($($name:ident, $speaker:ident, |$it:ident| $bounds:expr;)*) => {
         $(impl OwnWord for $name {
-            fn cluster(&self) -> MasterId {
+            fn cluster(&self) -> ClusterId {
                 self.cluster
             }
             fn speaker(&self) -> NodeId {

@@ -23,7 +23,7 @@ pub use invitations::{Invitations, MAX_INVITATIONS};
 pub use pending::DEFAULT_WAITING;
 pub use rejection::{RefusedRecords, Rejection};
 
-use crate::id::{AuthorityId, MasterId, NodeId};
+use crate::id::{AuthorityId, ClusterId, NodeId};
 use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
 use crate::record::{
@@ -193,7 +193,7 @@ pub type PointCheck = Box<dyn Fn(NodeId, &ServedPoint) -> bool + Send + Sync>;
 
 /// The cluster as this node knows it.
 pub struct View {
-    cluster: MasterId,
+    cluster: ClusterId,
     me: NodeId,
     /// The one key that signs for the cluster. The store and the discovery keys know one as well.
     authority: AuthorityId,
@@ -278,7 +278,7 @@ impl View {
     }
 
     /// The cluster's name.
-    pub fn cluster(&self) -> MasterId {
+    pub fn cluster(&self) -> ClusterId {
         self.cluster
     }
 

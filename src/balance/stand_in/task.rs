@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rustbalance_gossip::id::{MasterId, NodeId};
+use rustbalance_gossip::id::{NodeId, ServiceId};
 use rustbalance_gossip::record::RelayId;
 use rustbalance_gossip::stand_in::Orphan;
 use tokio::sync::{mpsc, watch};
@@ -36,7 +36,7 @@ pub struct StandIn {
     /// Tor.
     pub engine: Arc<dyn Engine>,
     /// Whose clients come.
-    pub master: MasterId,
+    pub service: ServiceId,
     /// Gives the keys of everybody's points.
     pub authority: AuthoritySecret,
     /// Bounds against floods, shared with this node's own points.
@@ -120,11 +120,11 @@ impl Running {
     }
 
     fn open(&mut self, orphan: Orphan) {
-        let StandIn { engine, master, limits, streams, .. } = &self.stand_in;
+        let StandIn { engine, service, limits, streams, .. } = &self.stand_in;
         let (engine, limits, streams) = (Arc::clone(engine), Arc::clone(limits), streams.clone());
         let replays = Arc::clone(self.seen.entry(orphan.clone()).or_insert_with(|| Arc::new(ReplayLog::ephemeral())));
         let request = IntroRequest {
-            master: *master,
+            service: *service,
             keys: IntroPointKeys { secrets: self.stand_in.secrets(&orphan), replays },
             relay: RelayChoice::Exactly(orphan.served.point.relay),
             limits,

@@ -25,21 +25,22 @@ fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
     let dir = folder.path().join("founder");
     let master = MasterSecret::generate(&mut rng());
     let store = found(Store::create(&dir).unwrap(), Some(master.duplicate()), NOW, &mut rng()).unwrap();
-    assert_eq!(store.cluster(), master.master_id());
+    let cluster = ClusterId::named_by(master.service_id());
+    assert_eq!(store.cluster(), cluster);
     let node = store.node_id();
     drop(store);
     // As a crash before the last file would leave it.
     std::fs::remove_file(dir.join("membership")).unwrap();
     let other = folder.path().join("other");
     let mut pending = Store::create(&other).unwrap();
-    pending.begin(Beginning::Founding, master.master_id()).unwrap();
+    pending.begin(Beginning::Founding, cluster).unwrap();
     std::fs::copy(other.join("pending"), dir.join("pending")).unwrap();
 
     let error =
         found(Store::create(&dir).unwrap(), Some(MasterSecret::generate(&mut rng())), NOW, &mut rng()).unwrap_err();
     assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");
     let store = found(Store::create(&dir).unwrap(), None, NOW, &mut rng()).unwrap();
-    assert_eq!((store.cluster(), store.node_id()), (master.master_id(), node));
+    assert_eq!((store.cluster(), store.node_id()), (cluster, node));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rand::rng;
-use rustbalance_gossip::id::{InvitationId, MasterId, NodeId};
+use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId};
 use rustbalance_gossip::record::{AuthorityCertificate, Chain, Invitation, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::Verified;
 
@@ -50,7 +50,7 @@ impl Host {
     /// A node of a cluster with these keys.
     fn beside(master: MasterSecret, authority: AuthoritySecret, role: Role) -> Self {
         let node = NodeSecret::generate(&mut rng());
-        let cluster = master.master_id();
+        let cluster = ClusterId::named_by(master.service_id());
         let certificate = AuthorityCertificate { cluster, authority: authority.authority_id(), issued: NOW };
         let expires = NOW + 1_000_000;
         let founder = MemberCertificate { cluster, node: node.node_id(), role, issued: NOW, expires, invitation: None };
@@ -67,7 +67,7 @@ impl Host {
         }
     }
 
-    fn cluster(&self) -> MasterId {
+    fn cluster(&self) -> ClusterId {
         self.us.membership.certificate.cluster
     }
 

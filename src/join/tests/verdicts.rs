@@ -137,7 +137,7 @@ fn a_member_an_evicted_node_and_the_publisher_itself_are_told_so() {
 #[test]
 fn another_cluster_another_version_and_a_worker_are_told_at_once() {
     let host = Host::new();
-    let other = MasterId::from_public_key([9; 32]);
+    let other = ClusterId::from_public_key([9; 32]);
     let token = Token::new(TokenSecret::generate(&mut rng()), other);
     let (mut joiner, hello) = Joiner::new(&token, &node(), other, fresh()).unwrap();
     let refused = host.hear(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
@@ -160,7 +160,7 @@ fn every_refusal_says_what_to_do_in_words_of_its_own() {
         Refusal::Expired { ago: 5 },
         Refusal::UsedUp { uses: 1 },
         Refusal::Revoked,
-        Refusal::OtherCluster(MasterId::from_public_key([9; 32])),
+        Refusal::OtherCluster(ClusterId::from_public_key([9; 32])),
         Refusal::ClockSkew { publisher: 1, joiner: 9 },
         Refusal::NotPublisher,
         Refusal::NoPublisher,

@@ -34,11 +34,11 @@ impl RevisionLog for Disk {
     }
 }
 
-async fn point(engine: &Arc<crate::tor::fake::FakeEngine>, master: MasterId) -> IntroPoint {
+async fn point(engine: &Arc<crate::tor::fake::FakeEngine>, service: ServiceId) -> IntroPoint {
     let relay = RelayChoice::AnyBut(Default::default());
     let (streams, _incoming) = tokio::sync::mpsc::channel::<Incoming>(1);
     engine
-        .open_intro_point(IntroRequest { master, keys: new_keys(), relay, limits: limits() }, streams)
+        .open_intro_point(IntroRequest { service, keys: new_keys(), relay, limits: limits() }, streams)
         .await
         .unwrap()
         .describe()
@@ -63,8 +63,8 @@ impl Working {
         let net = FakeNet::new(5, 12);
         let engine = net.engine();
         let secret = MasterSecret::generate(&mut rand::rng());
-        let master = secret.master_id();
-        let point = point(&engine, master).await;
+        let service = secret.service_id();
+        let point = point(&engine, service).await;
         let (wanted_sender, wanted) =
             watch::channel(Wanted { term: Some(1), points: vec![point.clone()], ..Default::default() });
         let (report, reported) = watch::channel(Vec::new());
@@ -73,7 +73,7 @@ impl Working {
         let disk = Arc::new(Disk(AtomicBool::new(disk_is_full)));
         let publisher = Publisher {
             engine,
-            master,
+            service,
             credentials: Arc::new(Credentials(secret.duplicate())),
             revisions: Arc::clone(&disk) as Arc<dyn RevisionLog>,
             wanted,
@@ -120,12 +120,12 @@ async fn another_publisher_of_the_address_is_reported_and_gone_above() {
         working.is_everywhere().await;
         assert!(working.strangers.borrow().is_none());
 
-        let (engine, master, period) = (working.net.engine(), working.secret.master_id(), working.net.periods()[0]);
-        let directories = working.net.directories(master, period);
-        let ours = working.net.held(&directories[0], master, period).unwrap();
-        let revision = descriptor::read_revision(&ours, master, period, SystemTime::now()).unwrap() + 1000;
+        let (engine, service, period) = (working.net.engine(), working.secret.service_id(), working.net.periods()[0]);
+        let directories = working.net.directories(service, period);
+        let ours = working.net.held(&directories[0], service, period).unwrap();
+        let revision = descriptor::read_revision(&ours, service, period, SystemTime::now()).unwrap() + 1000;
         let credentials = PeriodCredentials::derive(&working.secret, period, SystemTime::now()).unwrap();
-        let points = [point(&engine, master).await];
+        let points = [point(&engine, service).await];
         let theirs = match readable {
             true => {
                 let parameters = descriptor::DescriptorParameters::default();
@@ -141,8 +141,8 @@ async fn another_publisher_of_the_address_is_reported_and_gone_above() {
         assert_eq!(working.strangers.borrow().unwrap().readable, readable);
         // At the latest when it is read back the next time, ours stands there again.
         let restored = async || {
-            let held = directories.iter().map(|directory| working.net.held(directory, master, period).unwrap());
-            let held: Vec<_> = held.map(|text| descriptor::read(&text, master, period, SystemTime::now())).collect();
+            let held = directories.iter().map(|directory| working.net.held(directory, service, period).unwrap());
+            let held: Vec<_> = held.map(|text| descriptor::read(&text, service, period, SystemTime::now())).collect();
             held.iter().all(|read| read.as_ref().is_ok_and(|content| content.points == [working.point.clone()]))
         };
         let mut tries = 0..60;

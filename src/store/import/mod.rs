@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ServiceId;
 use zeroize::Zeroizing;
 
 use super::error::Damage;
@@ -71,7 +71,7 @@ pub enum ImportError {
         /// What names the address.
         path: PathBuf,
         /// The address of the secret key.
-        key: MasterId,
+        key: ServiceId,
     },
 }
 
@@ -90,7 +90,7 @@ pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
         return Err(form(FormError::Unknown(size)));
     }
     let Found { secret, hostname, of_c_tor } = forms::read(&bytes, size).map_err(form)?;
-    let address = secret.master_id();
+    let address = secret.service_id();
 
     if hostname.is_some_and(|name| typed::address(&name) != Ok(address)) || names_another(&path, address) {
         return Err(ImportError::Mismatch { path, key: address });
@@ -106,9 +106,9 @@ pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
 }
 
 /// Whether the file is called after another address, as onionbalance-config calls its key files.
-fn names_another(path: &Path, address: MasterId) -> bool {
+fn names_another(path: &Path, address: ServiceId) -> bool {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    typed::address::<MasterId>(stem).is_ok_and(|named| named != address)
+    typed::address::<ServiceId>(stem).is_ok_and(|named| named != address)
 }
 
 /// The key in a `master.key`.
@@ -123,10 +123,10 @@ fn own_key(path: PathBuf, bytes: &[u8]) -> Result<MasterSecret, ImportError> {
     };
     let secret = MasterSecret::from_expanded(&Zeroizing::new(*expanded))
         .map_err(|error| ImportError::Form { path: path.clone(), source: error.into() })?;
-    if secret.master_id() == cluster {
+    if secret.service_id() == cluster.first_service() {
         Ok(secret)
     } else {
-        Err(ImportError::Mismatch { path, key: secret.master_id() })
+        Err(ImportError::Mismatch { path, key: secret.service_id() })
     }
 }
 
@@ -134,7 +134,7 @@ fn own_key(path: PathBuf, bytes: &[u8]) -> Result<MasterSecret, ImportError> {
 const LONGEST_COMPARED: usize = 128;
 
 /// Checks a file beside the key, if there is one.
-fn compare(path: PathBuf, key: MasterId, same: impl Fn(&[u8]) -> bool) -> Result<(), ImportError> {
+fn compare(path: PathBuf, key: ServiceId, same: impl Fn(&[u8]) -> bool) -> Result<(), ImportError> {
     match read(&path, LONGEST_COMPARED) {
         Err(ImportError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),

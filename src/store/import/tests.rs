@@ -5,6 +5,7 @@ use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use ed25519_dalek::SigningKey;
 use pkcs8::{AlgorithmIdentifierRef, LineEnding, PrivateKeyInfo, SecretDocument};
 use rand::RngExt;
+use rustbalance_gossip::id::ClusterId;
 
 use super::forms::SECRET_HEADER;
 use super::*;
@@ -24,35 +25,36 @@ fn the_key_of_a_hidden_service_dir_is_taken() {
     let (folder, secret) = service();
     let file = folder.path().join(SECRET_NAME);
     assert_eq!(import_master_key(&file).unwrap().expanded(), secret.expanded());
-    let address = secret.master_id();
+    let address = secret.service_id();
     fs::write(folder.path().join("hostname"), format!("{address}\n")).unwrap();
     let public = [&PUBLIC_HEADER[..], address.public_key()].concat();
     fs::write(folder.path().join("hs_ed25519_public_key"), public).unwrap();
-    assert_eq!(import_master_key(folder.path()).unwrap().master_id(), address);
+    assert_eq!(import_master_key(folder.path()).unwrap().service_id(), address);
 }
 
 #[test]
 fn a_copy_of_our_own_master_key_is_taken_whole_or_not_at_all() {
     let (folder, secret) = service();
-    let (path, address) = (folder.path().join("copy"), secret.master_id());
-    let whole = file::encode(Kind::MasterKey, address, secret.expanded());
+    let (path, address) = (folder.path().join("copy"), secret.service_id());
+    let whole = file::encode(Kind::MasterKey, ClusterId::named_by(address), secret.expanded());
     fs::write(&path, &*whole).unwrap();
     assert_eq!(import_master_key(&path).unwrap().expanded(), secret.expanded());
     for cut in [whole.len() - 1, whole.len() - 64, 20] {
         fs::write(&path, &whole[..cut]).unwrap();
         assert!(matches!(import_master_key(&path), Err(ImportError::Damaged { .. })), "cut to {cut}");
     }
-    let other = MasterSecret::generate(&mut rand::rng()).master_id();
-    fs::write(&path, &*file::encode(Kind::MasterKey, other, secret.expanded())).unwrap();
+    let other = MasterSecret::generate(&mut rand::rng()).service_id();
+    fs::write(&path, &*file::encode(Kind::MasterKey, ClusterId::named_by(other), secret.expanded())).unwrap();
     assert!(matches!(import_master_key(&path), Err(ImportError::Mismatch { key, .. }) if key == address));
-    fs::write(&path, &*file::encode(Kind::AuthorityKey, address, &secret.expanded()[..32])).unwrap();
+    fs::write(&path, &*file::encode(Kind::AuthorityKey, ClusterId::named_by(address), &secret.expanded()[..32]))
+        .unwrap();
     assert!(matches!(import_master_key(&path), Err(ImportError::Damaged { damage: Damage::Kind(_), .. })));
 }
 
 #[test]
 fn files_that_do_not_belong_together_are_refused() {
     let (folder, _) = service();
-    let other = MasterSecret::generate(&mut rand::rng()).master_id();
+    let other = MasterSecret::generate(&mut rand::rng()).service_id();
     let hostname = folder.path().join("hostname");
     fs::write(&hostname, format!("{other}\n")).unwrap();
     assert!(matches!(import_master_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
@@ -62,7 +64,7 @@ fn files_that_do_not_belong_together_are_refused() {
 fn a_hostname_is_read_to_its_end() {
     let (folder, secret) = service();
     let hostname = folder.path().join("hostname");
-    fs::write(&hostname, format!("{}\n{}and more", secret.master_id(), " ".repeat(100))).unwrap();
+    fs::write(&hostname, format!("{}\n{}and more", secret.service_id(), " ".repeat(100))).unwrap();
     assert!(matches!(import_master_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
 }
 
@@ -87,16 +89,16 @@ fn pem_with_public_half(key: &SigningKey) -> String {
 }
 
 /// What is read of a file of this content.
-fn imported(content: impl AsRef<[u8]>) -> Result<MasterId, ImportError> {
+fn imported(content: impl AsRef<[u8]>) -> Result<ServiceId, ImportError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), content).unwrap();
-    import_master_key(file.path()).map(|secret| secret.master_id())
+    import_master_key(file.path()).map(|secret| secret.service_id())
 }
 
 #[test]
 fn a_key_is_taken_in_every_form_that_other_programs_write() {
     let (key, secret) = seeded();
-    let address = secret.master_id();
+    let address = secret.service_id();
     assert_eq!(address.public_key(), key.verifying_key().as_bytes());
     let (expanded, file) = (secret.expanded(), [&SECRET_HEADER[..], secret.expanded()].concat());
     // Arti keeps the scalar reduced.
@@ -138,11 +140,11 @@ fn a_key_is_taken_in_every_form_that_other_programs_write() {
 #[test]
 fn the_key_in_a_folder_is_found() {
     let (key, secret) = seeded();
-    let address = secret.master_id();
+    let address = secret.service_id();
     let file = [&SECRET_HEADER[..], secret.expanded()].concat();
     let arti = write_identity_key(secret.expanded(), address.public_key());
     let label = address.to_string().trim_end_matches(".onion").to_owned();
-    let ours = file::encode(Kind::MasterKey, address, secret.expanded());
+    let ours = file::encode(Kind::MasterKey, ClusterId::named_by(address), secret.expanded());
     // One key each, and what else is there.
     let folders = [
         ("hs_ed25519_secret_key".to_owned(), file.clone(), "authorized_clients/x.auth"),
@@ -160,7 +162,7 @@ fn the_key_in_a_folder_is_found() {
             fs::write(path, content).unwrap();
         }
         let found = import_master_key(folder.path());
-        assert_eq!(found.unwrap_or_else(|error| panic!("{name}: {error}")).master_id(), address);
+        assert_eq!(found.unwrap_or_else(|error| panic!("{name}: {error}")).service_id(), address);
     }
 
     let folder = tempfile::tempdir().unwrap();
@@ -178,22 +180,22 @@ fn a_key_file_called_after_another_address_is_refused() {
     let ((key, secret), (_, other)) = (seeded(), seeded());
     let folder = tempfile::tempdir().unwrap();
     let named = |of: &MasterSecret| {
-        folder.path().join(format!("{}.key", of.master_id().to_string().trim_end_matches(".onion")))
+        folder.path().join(format!("{}.key", of.service_id().to_string().trim_end_matches(".onion")))
     };
     for of in [&secret, &other] {
         fs::write(named(of), pem(&key)).unwrap();
     }
-    assert_eq!(import_master_key(&named(&secret)).unwrap().master_id(), secret.master_id());
+    assert_eq!(import_master_key(&named(&secret)).unwrap().service_id(), secret.service_id());
     assert!(matches!(import_master_key(&named(&other)), Err(ImportError::Mismatch { .. })));
     let yaml =
-        format!("hostname: {}\nhs_ed25519_secret_key: {}\n", other.master_id(), BASE64.encode(secret.expanded()));
+        format!("hostname: {}\nhs_ed25519_secret_key: {}\n", other.service_id(), BASE64.encode(secret.expanded()));
     assert!(matches!(imported(yaml), Err(ImportError::Mismatch { .. })));
 }
 
 #[test]
 fn what_is_known_and_no_secret_key_is_refused_with_what_to_do() {
     let (key, secret) = seeded();
-    let public = secret.master_id().public_key().to_owned();
+    let public = secret.service_id().public_key().to_owned();
     let public_file = [&PUBLIC_HEADER[..], &public].concat();
     let yaml = format!("hs_ed25519_secret_key: {}\n", BASE64.encode(secret.expanded()));
     let labelled = |label| pem(&key).replace("PRIVATE KEY", label);
@@ -201,7 +203,7 @@ fn what_is_known_and_no_secret_key_is_refused_with_what_to_do() {
     let leaks = [&secret.expanded()[..32], &public].concat();
     let zeros = [&secret.expanded()[..32], &[0; 32]].concat();
     let (_, other) = seeded();
-    let ssh = write_identity_key(secret.expanded(), other.master_id().public_key());
+    let ssh = write_identity_key(secret.expanded(), other.service_id().public_key());
     for (content, want) in [
         (BASE64.encode(&public_file), "public key"),
         (labelled("PUBLIC KEY"), "public key"),
@@ -253,7 +255,7 @@ fn damaged_files_of_c_tor_are_refused_as_such() {
     }
     fs::write(&file, [&whole[..], b"x"].concat()).unwrap();
     assert!(matches!(import_master_key(&file), Err(ImportError::Form { source: FormError::Length(97), .. })));
-    fs::write(&file, [&PUBLIC_HEADER[..], secret.master_id().public_key()].concat()).unwrap();
+    fs::write(&file, [&PUBLIC_HEADER[..], secret.service_id().public_key()].concat()).unwrap();
     assert!(matches!(import_master_key(&file), Err(ImportError::Form { source: FormError::Public, .. })));
     fs::write(&file, [&SECRET_HEADER[..], &[0xff; 64]].concat()).unwrap();
     assert!(matches!(import_master_key(&file), Err(ImportError::Form { source: FormError::Key(_), .. })));

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use proptest::prelude::*;
 use rand::rng;
 use rustbalance_gossip::bytes::FixedBytes;
-use rustbalance_gossip::id::{InvitationId, MasterId};
+use rustbalance_gossip::id::{ClusterId, InvitationId};
 use rustbalance_gossip::record::{AuthorityCertificate, MemberCertificate, PointNonce, RelayId};
 use tempfile::TempDir;
 
@@ -29,12 +29,12 @@ struct Cluster {
 impl Cluster {
     fn new() -> Self {
         let (master, authority) = (MasterSecret::generate(&mut rng()), AuthoritySecret::generate(&mut rng()));
-        let first = Discovery::generate(master.master_id(), 0, &authority, &mut rng()).unwrap();
+        let first = Discovery::generate(ClusterId::named_by(master.service_id()), 0, &authority, &mut rng()).unwrap();
         Self { master, authority, discovery: KeyRing::new(first) }
     }
 
-    fn id(&self) -> MasterId {
-        self.master.master_id()
+    fn id(&self) -> ClusterId {
+        ClusterId::named_by(self.master.service_id())
     }
 
     fn chain(&self, node: NodeId, role: Role) -> Chain {

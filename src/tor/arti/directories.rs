@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustbalance_gossip::bytes::FixedBytes;
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{PeriodId, RelayId};
 use tokio::time::{sleep, timeout};
 use tor_circmgr::hspool::HsCircPool;
@@ -54,13 +54,13 @@ pub(super) struct Directories<R: Runtime> {
 
 impl<R: Runtime> Directories<R> {
     /// See [`crate::tor::Engine::publication`].
-    pub(super) async fn publication(&self, master: MasterId) -> Result<Vec<Period>, TorError> {
+    pub(super) async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError> {
         let netdir = self.netdir()?;
         let now = self.pool.wallclock();
         let parameters = parameters(&netdir);
         let period = |ring: tor_netdir::HsDirParams| {
             let time_period = ring.time_period();
-            let (blinded, _) = descriptor::blinded(master, time_period)?;
+            let (blinded, _) = descriptor::blinded(service, time_period)?;
             let relays = netdir
                 .hs_dirs_upload(blinded.id(), time_period)
                 .map_err(|e| TorError::NotReady(format!("no directories for {time_period}: {e}")))?;
@@ -79,7 +79,7 @@ impl<R: Runtime> Directories<R> {
         };
         let mut periods: Vec<Period> = rings.into_iter().map(period).collect::<Result<_, _>>()?;
         if let Some((current, next)) = alone {
-            let (blinded, _) = descriptor::blinded(master, next)?;
+            let (blinded, _) = descriptor::blinded(service, next)?;
             let directories = disaster::directories(&netdir, current, blinded.id().as_ref(), next);
             // Its own clock starts with the period; the revisions begin below all that will follow.
             let (id, revision_clock) = (descriptor::period_id(next), Duration::ZERO);
@@ -112,11 +112,11 @@ impl<R: Runtime> Directories<R> {
     pub(super) async fn fetch(
         &self,
         from: &Directory,
-        master: MasterId,
+        service: ServiceId,
         period: PeriodId,
         limit: Duration,
     ) -> Result<Option<String>, TorError> {
-        let (blinded, _) = descriptor::blinded(master, descriptor::time_period(period)?)?;
+        let (blinded, _) = descriptor::blinded(service, descriptor::time_period(period)?)?;
         let mut request = HsDescDownloadRequest::new(blinded.id());
         request.set_max_len(MAX_DESCRIPTOR);
         let response = self.exchange(Way::Download, from, &request, limit).await?;

@@ -53,11 +53,11 @@ pub(super) async fn open(
     streams: mpsc::Sender<Incoming>,
 ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
     let live = shared.live()?;
-    descriptor::blinded(request.master, live.netdir()?.hs_time_period())?;
+    descriptor::blinded(request.service, live.netdir()?.hs_time_period())?;
     let session = keys::session_keypair(&request.keys.secrets);
     let encryption = keys::encryption_keypair(&request.keys.secrets);
     let reading = Reading {
-        master: request.master,
+        service: request.service,
         session: HsIntroPtSessionIdKey::from(session.as_ref().verifying_key()),
         encryption,
         replays: Arc::clone(&request.keys.replays),

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustbalance_gossip::id::MasterId;
+use rustbalance_gossip::id::ServiceId;
 use tor_bytes::Reader;
 use tor_cell::relaycell::hs::intro_payload::{IntroduceHandshakePayload, OnionKey};
 use tor_cell::relaycell::msg::{Introduce2, Rendezvous1};
@@ -27,7 +27,7 @@ use crate::tor::{ReplayLog, descriptor};
 /// What a point needs to read its introductions.
 pub(super) struct Reading {
     /// Whose clients come.
-    pub(super) master: MasterId,
+    pub(super) service: ServiceId,
     /// `KP_hs_ipt_sid`.
     pub(super) session: HsIntroPtSessionIdKey,
     /// `KS_hss_ntor`.
@@ -137,7 +137,7 @@ impl Reading {
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
         if cached.0 != periods {
             // A key that cannot be blinded for a period has no descriptor in it, so no client comes with it.
-            let of = |period: &TimePeriod| descriptor::blinded(self.master, *period).ok().map(|(_, sub)| sub);
+            let of = |period: &TimePeriod| descriptor::blinded(self.service, *period).ok().map(|(_, sub)| sub);
             let subcredentials = periods.iter().filter_map(of).collect();
             *cached = (periods, Arc::new(subcredentials));
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::id::{NodeId, OnionAddress, ServiceId};
 use rustbalance_gossip::record::PeriodId;
 use tokio::sync::{mpsc, watch};
 
@@ -108,8 +108,8 @@ impl Engine for ArtiEngine {
         intro_point::open(Arc::clone(&self.shared), request, streams).await
     }
 
-    async fn publication(&self, master: MasterId) -> Result<Vec<Period>, TorError> {
-        self.shared.live()?.directories.publication(master).await
+    async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError> {
+        self.shared.live()?.directories.publication(service).await
     }
 
     fn network_changes(&self) -> watch::Receiver<u64> {
@@ -129,10 +129,10 @@ impl Engine for ArtiEngine {
     async fn fetch(
         &self,
         from: &Directory,
-        master: MasterId,
+        service: ServiceId,
         period: PeriodId,
         limit: Duration,
     ) -> Result<Option<String>, TorError> {
-        self.shared.live()?.directories.fetch(from, master, period, limit).await
+        self.shared.live()?.directories.fetch(from, service, period, limit).await
     }
 }

@@ -61,7 +61,7 @@ fn no_message_is_signed_in_two_periods() {
         let mut commitments = BTreeSet::new();
         for period in [PERIOD, next] {
             let public: ed25519::PublicKey =
-                blinded(master.master_id(), time_period(period).unwrap()).unwrap().0.into();
+                blinded(master.service_id(), time_period(period).unwrap()).unwrap().0.into();
             for _ in 0..10 {
                 let credentials = PeriodCredentials::derive(&master, period, SystemTime::now()).unwrap();
                 let (message, signature) = credentials.certificate.as_ref().split_last_chunk::<64>().unwrap();
@@ -83,7 +83,7 @@ fn every_byte_of_the_second_half_of_the_secret_is_in_the_nonce() {
         let mut blinded = BTreeSet::from([blinded_commitment(&master, PERIOD, message)]);
         for at in 32..64 {
             let other = changed(&master, at);
-            assert_eq!(other.master_id(), master.master_id(), "the address is of the first half alone");
+            assert_eq!(other.service_id(), master.service_id(), "the address is of the first half alone");
             assert!(seen.insert(commitment(&other.sign_bytes(message))), "byte {at}");
             assert!(blinded.insert(blinded_commitment(&other, PERIOD, message)), "byte {at}, blinded");
         }

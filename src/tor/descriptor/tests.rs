@@ -61,7 +61,7 @@ fn why(result: Result<impl std::fmt::Debug, TorError>) -> String {
 fn a_descriptor_reads_as_it_was_built() {
     for count in [1, 3, 10, 20] {
         let text = built(&points(count)).unwrap();
-        let content = read(&text, master(7).master_id(), PERIOD, now()).unwrap();
+        let content = read(&text, master(7).service_id(), PERIOD, now()).unwrap();
         assert_eq!(content, DescriptorContent { revision: 77, points: points(count) });
     }
 }
@@ -97,7 +97,7 @@ fn congestion_control_is_advertised_where_asked() {
     let none = DescriptorParameters { sendme_increment: None, ..Default::default() };
     for parameters in [none, DescriptorParameters::default()] {
         let text = build(&credentials(), &points(1), 1, parameters, now()).unwrap();
-        let (blinded, subcredential) = blinded(master(7).master_id(), time_period(PERIOD).unwrap()).unwrap();
+        let (blinded, subcredential) = blinded(master(7).service_id(), time_period(PERIOD).unwrap()).unwrap();
         let parsed = HsDesc::parse_decrypt_validate(&text, &blinded.id(), &subcredential, None)
             .unwrap()
             .dangerously_assume_timely();
@@ -139,9 +139,9 @@ fn a_point_that_is_not_what_it_says_is_refused() {
 #[test]
 fn a_descriptor_of_another_address_or_period_or_time_is_not_believed() {
     let text = built(&points(3)).unwrap();
-    let id = master(7).master_id();
+    let id = master(7).service_id();
     let next = PeriodId { number: PERIOD.number + 1, ..PERIOD };
-    assert!(read(&text, master(8).master_id(), PERIOD, now()).is_err());
+    assert!(read(&text, master(8).service_id(), PERIOD, now()).is_err());
     assert!(read(&text, id, next, now()).is_err());
     assert!(read(&text, id, PERIOD, now() + CERTIFICATE_LIFETIME + Duration::from_secs(3600)).is_err());
     assert!(read(&text, id, PeriodId { length_minutes: 0, ..PERIOD }, now()).is_err());
@@ -183,7 +183,7 @@ proptest! {
 
     #[test]
     fn arbitrary_text_is_no_descriptor(text in "(hs-descriptor 3\n)?(descriptor-lifetime \\PC{0,9}\n)?\\PC{0,300}") {
-        prop_assert!(read(&text, master(7).master_id(), PERIOD, now()).is_err());
+        prop_assert!(read(&text, master(7).service_id(), PERIOD, now()).is_err());
     }
 
     #[test]
@@ -192,7 +192,7 @@ proptest! {
         let at = at.index(bytes.len());
         let changed = bytes[at] != byte;
         bytes[at] = byte;
-        let result = read(std::str::from_utf8(&bytes).unwrap(), master(7).master_id(), PERIOD, now());
+        let result = read(std::str::from_utf8(&bytes).unwrap(), master(7).service_id(), PERIOD, now());
         // White space at the very end is not signed; whatever is read must be what was signed.
         match result {
             Ok(content) => prop_assert_eq!(content.points, points(2)),
@@ -204,7 +204,7 @@ proptest! {
     fn a_descriptor_cut_short_is_not_believed(at in any::<prop::sample::Index>()) {
         let text = genuine();
         let cut = &text[..at.index(text.len() - 1)];
-        prop_assert!(read(cut, master(7).master_id(), PERIOD, now()).is_err());
+        prop_assert!(read(cut, master(7).service_id(), PERIOD, now()).is_err());
     }
 
     #[test]
@@ -219,7 +219,7 @@ proptest! {
         hostile.link_specifiers.push(VarBytes(body));
         if check_point(&hostile).is_ok() {
             let text = built(&[hostile.clone(), point(2)]).unwrap();
-            let content = read(&text, master(7).master_id(), PERIOD, now()).unwrap();
+            let content = read(&text, master(7).service_id(), PERIOD, now()).unwrap();
             prop_assert_eq!(content.points.len(), 2);
         } else {
             prop_assert!(built(&[hostile]).is_err());
@@ -231,11 +231,11 @@ proptest! {
 fn the_revision_is_readable_where_the_points_are_not() {
     let credentials = PeriodCredentials::derive(&master(7), PERIOD, SystemTime::now()).unwrap();
     let restricted = build_restricted(&credentials, &points(3), 12_345);
-    let (address, now) = (master(7).master_id(), SystemTime::now());
+    let (address, now) = (master(7).service_id(), SystemTime::now());
     assert!(read(&restricted, address, PERIOD, now).is_err());
     assert_eq!(read_revision(&restricted, address, PERIOD, now).unwrap(), 12_345);
     // Of another address or period, changed, or out of date.
-    assert!(read_revision(&restricted, master(8).master_id(), PERIOD, now).is_err());
+    assert!(read_revision(&restricted, master(8).service_id(), PERIOD, now).is_err());
     let next = PeriodId { number: PERIOD.number + 1, ..PERIOD };
     assert!(read_revision(&restricted, address, next, now).is_err());
     let higher = restricted.replace("revision-counter 12345", "revision-counter 99999");

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::id::{NodeId, OnionAddress, ServiceId};
 use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
@@ -123,14 +123,14 @@ impl FakeNet {
         self.world().periods()
     }
 
-    /// The directories responsible for `master` in `period`.
-    pub fn directories(&self, master: MasterId, period: PeriodId) -> Vec<Directory> {
-        self.world().directories(master, period)
+    /// The directories responsible for `service` in `period`.
+    pub fn directories(&self, service: ServiceId, period: PeriodId) -> Vec<Directory> {
+        self.world().directories(service, period)
     }
 
     /// What a directory holds, without going there.
-    pub fn held(&self, at: &Directory, master: MasterId, period: PeriodId) -> Option<String> {
-        self.world().fetch(at, master, period).ok().flatten()
+    pub fn held(&self, at: &Directory, service: ServiceId, period: PeriodId) -> Option<String> {
+        self.world().fetch(at, service, period).ok().flatten()
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -176,7 +176,7 @@ impl FakeEngine {
     /// Introduces a client that waits at a rendezvous point which never answers; `relay` tells such
     /// points apart. Returns once a node has the introduction.
     pub async fn introduce_in_vain(&self, to: OnionAddress, relay: u8) -> Result<(), TorError> {
-        let found = self.net.world().look_up(MasterId::from_public_key(*to.public_key()));
+        let found = self.net.world().look_up(ServiceId::from_public_key(*to.public_key()));
         let points = found.ok_or_else(|| unreachable(to, "no directory has its descriptor"))?;
         let point = points.iter().find_map(|described| self.net.world().point(described));
         let point = point.ok_or_else(|| unreachable(to, "none of its introduction points answers"))?;
@@ -252,7 +252,7 @@ impl FakeEngine {
         let service = self.net.world().service(&to).cloned();
         match service {
             Some(service) => self.circuit_to_node(to, service).await,
-            None => self.circuit_to_master(to).await,
+            None => self.circuit_to_service(to).await,
         }
     }
 
@@ -283,8 +283,8 @@ impl FakeEngine {
     }
 
     /// As a stock client does: descriptor, introduction point, rendezvous; the next point if that fails.
-    async fn circuit_to_master(&self, to: OnionAddress) -> Result<Circuit, TorError> {
-        let found = self.net.world().look_up(MasterId::from_public_key(*to.public_key()));
+    async fn circuit_to_service(&self, to: OnionAddress) -> Result<Circuit, TorError> {
+        let found = self.net.world().look_up(ServiceId::from_public_key(*to.public_key()));
         let points = found.ok_or_else(|| unreachable(to, "no directory has its descriptor"))?;
         for described in &points {
             self.path(self.node.id).pass().await;
@@ -414,23 +414,23 @@ impl Engine for FakeEngine {
         request: IntroRequest,
         streams: mpsc::Sender<Incoming>,
     ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
-        let IntroRequest { master, keys, relay, limits } = request;
+        let IntroRequest { service, keys, relay, limits } = request;
         let opening = async {
             self.path(self.node.id).pass().await;
-            let (point, lost) = self.net.world().open_point(&self.node, master, &keys, &relay, limits, streams)?;
+            let (point, lost) = self.net.world().open_point(&self.node, service, &keys, &relay, limits, streams)?;
             self.path(self.node.id).pass().await;
             Ok(Box::new(FakePoint { net: self.net.clone(), point, lost }) as Box<dyn OpenIntroPoint>)
         };
         self.within(|| "making an introduction point".into(), Duration::from_secs(90), opening).await
     }
 
-    async fn publication(&self, master: MasterId) -> Result<Vec<Period>, TorError> {
+    async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError> {
         self.alive()?;
         let mut world = self.net.world();
-        world.know(master);
+        world.know(service);
         let period = |id| Period {
             id,
-            directories: world.directories(master, id),
+            directories: world.directories(service, id),
             revision_clock: world.elapsed(),
             parameters: DescriptorParameters::default(),
         };
@@ -460,13 +460,13 @@ impl Engine for FakeEngine {
     async fn fetch(
         &self,
         from: &Directory,
-        master: MasterId,
+        service: ServiceId,
         period: PeriodId,
         limit: Duration,
     ) -> Result<Option<String>, TorError> {
         let fetching = async {
             self.path(self.node.id).pass().await;
-            let answer = self.net.world().fetch(from, master, period);
+            let answer = self.net.world().fetch(from, service, period);
             self.path(self.node.id).pass().await;
             answer
         };

@@ -99,14 +99,14 @@ async fn node(net: &FakeNet, master: &MasterSecret) -> (Arc<FakeEngine>, Box<dyn
         }
     });
     let relay = RelayChoice::AnyBut(Default::default());
-    let request = IntroRequest { master: master.master_id(), keys: new_keys(), relay, limits: limits() };
+    let request = IntroRequest { service: master.service_id(), keys: new_keys(), relay, limits: limits() };
     let point = engine.open_intro_point(request, streams).await.unwrap();
     (engine, point)
 }
 
 async fn publish(engine: &FakeEngine, master: &MasterSecret, points: &[&dyn OpenIntroPoint], revision: u64) {
     let points: Vec<_> = points.iter().map(|point| point.describe()).collect();
-    for period in engine.publication(master.master_id()).await.unwrap() {
+    for period in engine.publication(master.service_id()).await.unwrap() {
         let credentials = PeriodCredentials::derive(master, period.id, SystemTime::now()).unwrap();
         let text = descriptor::build(&credentials, &points, revision, period.parameters, SystemTime::now()).unwrap();
         for directory in &period.directories {
@@ -132,7 +132,7 @@ async fn a_killed_node_breaks_its_streams_and_serves_nobody() {
     let (net, master) = (FakeNet::new(3, 12), master());
     let (host, point) = node(&net, &master).await;
     publish(&host, &master, &[&*point], 1).await;
-    let address = master.master_id().address();
+    let address = master.service_id().address();
     let client = net.engine();
     let mut stream = client.dial(address, 80, LIMIT).await.unwrap();
     assert!(echo(&mut stream, LIMIT).await);
@@ -140,7 +140,7 @@ async fn a_killed_node_breaks_its_streams_and_serves_nobody() {
     assert_eq!(timeout(LIMIT, stream.read(&mut [0])).await.unwrap().unwrap(), 0);
     timeout(LIMIT, point.lost()).await.unwrap();
     assert!(matches!(client.dial(address, 80, LIMIT).await, Err(TorError::Unreachable { .. })));
-    let dead = host.publication(master.master_id()).await;
+    let dead = host.publication(master.service_id()).await;
     assert!(matches!(dead, Err(TorError::Stopped(_))));
 }
 
@@ -149,14 +149,14 @@ async fn a_frozen_node_answers_nothing_and_thaws() {
     let (net, master) = (FakeNet::new(4, 12), master());
     let (host, point) = node(&net, &master).await;
     publish(&host, &master, &[&*point], 1).await;
-    let address = master.master_id().address();
+    let address = master.service_id().address();
     let client = net.engine();
     let mut stream = client.dial(address, 80, LIMIT).await.unwrap();
     host.freeze(true);
     assert!(!echo(&mut stream, SHORT).await);
     assert!(matches!(net.engine().dial(address, 80, SHORT).await, Err(TorError::Timeout { .. })));
     let period = net.periods()[0];
-    let upload = host.upload(&net.directories(master.master_id(), period)[0], period, "", SHORT).await;
+    let upload = host.upload(&net.directories(master.service_id(), period)[0], period, "", SHORT).await;
     assert!(matches!(upload, Err(TorError::Timeout { .. })));
     assert!(timeout(SHORT, point.lost()).await.is_err(), "its circuits stay up");
     host.freeze(false);
@@ -198,7 +198,7 @@ async fn a_client_takes_another_point_if_the_first_is_dead() {
     publish(&one, &master, &[&*one_point, &*two_point], 1).await;
     one.kill();
     for _ in 0..8 {
-        net.engine().dial(master.master_id().address(), 80, LIMIT).await.unwrap();
+        net.engine().dial(master.service_id().address(), 80, LIMIT).await.unwrap();
     }
     assert_eq!(two_point.introductions(), 8);
     drop(two);
@@ -209,7 +209,7 @@ async fn clients_move_on_with_the_time_period() {
     let (net, master) = (FakeNet::new(7, 12), master());
     let (host, point) = node(&net, &master).await;
     publish(&host, &master, &[&*point], 1).await;
-    let (address, changes) = (master.master_id().address(), host.network_changes());
+    let (address, changes) = (master.service_id().address(), host.network_changes());
     net.next_period();
     assert!(changes.has_changed().unwrap());
     net.engine().dial(address, 80, LIMIT).await.unwrap();
@@ -225,7 +225,7 @@ async fn latency_is_felt() {
     let (host, point) = node(&net, &master).await;
     publish(&host, &master, &[&*point], 1).await;
     let client = net.engine();
-    let mut stream = client.dial(master.master_id().address(), 80, LIMIT).await.unwrap();
+    let mut stream = client.dial(master.service_id().address(), 80, LIMIT).await.unwrap();
     net.latency(Duration::from_millis(50));
     let started = Instant::now();
     assert!(echo(&mut stream, LIMIT).await);

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::seq::{IteratorRandom, SliceRandom};
 use rand::{RngExt, SeedableRng};
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
-use rustbalance_gossip::id::{MasterId, OnionAddress};
+use rustbalance_gossip::id::{OnionAddress, ServiceId};
 use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
 use sha3::{Digest, Sha3_256};
 use tokio::sync::{mpsc, watch};
@@ -88,11 +88,11 @@ pub(super) struct World {
     circuits: u64,
     pub(super) nodes: usize,
     /// Addresses that somebody has published or waits for.
-    masters: BTreeSet<MasterId>,
+    balanced: BTreeSet<ServiceId>,
     services: HashMap<OnionAddress, Service>,
     /// By session key.
     points: HashMap<[u8; 32], Point>,
-    held: HashMap<(RelayId, MasterId, PeriodId), Held>,
+    held: HashMap<(RelayId, ServiceId, PeriodId), Held>,
 }
 
 impl World {
@@ -111,7 +111,7 @@ impl World {
             period: FIRST_PERIOD.number,
             circuits: 0,
             nodes: 0,
-            masters: BTreeSet::new(),
+            balanced: BTreeSet::new(),
             services: HashMap::new(),
             points: HashMap::new(),
             held: HashMap::new(),
@@ -159,15 +159,15 @@ impl World {
         }
     }
 
-    pub(super) fn know(&mut self, master: MasterId) {
-        self.masters.insert(master);
+    pub(super) fn know(&mut self, service: ServiceId) {
+        self.balanced.insert(service);
     }
 
     /// The directories responsible, replica by replica.
-    pub(super) fn directories(&self, master: MasterId, period: PeriodId) -> Vec<Directory> {
+    pub(super) fn directories(&self, service: ServiceId, period: PeriodId) -> Vec<Directory> {
         let mut relays = self.relays();
         relays.sort_by_key(|relay| {
-            digest(&[b"ring", master.public_key(), &period.number.to_be_bytes(), &relay.ed25519.0])
+            digest(&[b"ring", service.public_key(), &period.number.to_be_bytes(), &relay.ed25519.0])
         });
         relays.into_iter().take(DIRECTORIES).map(|relay| Directory { relay }).collect()
     }
@@ -184,9 +184,9 @@ impl World {
         }
         let now = self.now();
         // The outer layer is all that a directory can read.
-        let read = |master: &MasterId| Some((*master, descriptor::read_revision(text, *master, period, now).ok()?));
-        let (master, revision) = self.masters.iter().find_map(read).ok_or_else(refused)?;
-        let key = (to.relay, master, period);
+        let read = |service: &ServiceId| Some((*service, descriptor::read_revision(text, *service, period, now).ok()?));
+        let (service, revision) = self.balanced.iter().find_map(read).ok_or_else(refused)?;
+        let key = (to.relay, service, period);
         if self.held.get(&key).is_some_and(|held| held.since.elapsed() < LIFETIME && held.revision >= revision) {
             return Err(refused());
         }
@@ -198,11 +198,11 @@ impl World {
     pub(super) fn fetch(
         &self,
         from: &Directory,
-        master: MasterId,
+        service: ServiceId,
         period: PeriodId,
     ) -> Result<Option<String>, TorError> {
         self.listed(from)?;
-        let held = self.held.get(&(from.relay, master, period)).filter(|held| held.since.elapsed() < LIFETIME);
+        let held = self.held.get(&(from.relay, service, period)).filter(|held| held.since.elapsed() < LIFETIME);
         Ok(held.map(|held| held.text.clone()))
     }
 
@@ -219,13 +219,13 @@ impl World {
 
     /// The introduction points that a stock client finds, in the order in which it tries them; `None` if no directory
     /// that it asks has a descriptor.
-    pub(super) fn look_up(&mut self, master: MasterId) -> Option<Vec<IntroPoint>> {
+    pub(super) fn look_up(&mut self, service: ServiceId) -> Option<Vec<IntroPoint>> {
         let period = self.periods()[0];
-        let directories = self.directories(master, period);
+        let directories = self.directories(service, period);
         let mut visible: Vec<_> = VISIBLE.iter().filter_map(|at| directories.get(*at)).collect();
         visible.shuffle(&mut self.rng);
-        let text = visible.into_iter().find_map(|directory| self.fetch(directory, master, period).ok()?)?;
-        let mut points = descriptor::read(&text, master, period, self.now()).ok()?.points;
+        let text = visible.into_iter().find_map(|directory| self.fetch(directory, service, period).ok()?)?;
+        let mut points = descriptor::read(&text, service, period, self.now()).ok()?.points;
         points.shuffle(&mut self.rng);
         Some(points)
     }
@@ -239,14 +239,14 @@ impl World {
     pub(super) fn open_point(
         &mut self,
         node: &Node,
-        master: MasterId,
+        service: ServiceId,
         keys: &IntroPointKeys,
         choice: &RelayChoice,
         limits: Arc<ServiceLimits>,
         streams: mpsc::Sender<Incoming>,
     ) -> Result<(Point, watch::Receiver<Option<String>>), TorError> {
         let relay = self.choose(choice)?;
-        self.know(master);
+        self.know(service);
         self.circuits += 1;
         let (lost, watched) = watch::channel(None);
         let point = Point {

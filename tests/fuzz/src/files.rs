@@ -311,7 +311,7 @@ fn resumed(dir: &Path, signs: AuthorityId) -> bool {
     node.is_ok()
         && authority.is_ok()
         && ring.is_ok()
-        && master.is_ok_and(|key| key.is_none_or(|key| key.master_id() == cluster))
+        && master.is_ok_and(|key| key.is_none_or(|key| key.service_id() == cluster.first_service()))
 }
 
 /// A log of introductions seen: what was cut short is dropped, and the file goes on where it can be read.
@@ -373,9 +373,9 @@ pub(crate) fn import(bytes: &[u8]) -> bool {
     let whole = [&HEADER[..], key.expanded()].concat();
     if secret.starts_with(HEADER) {
         assert!(secret.starts_with(&whole) && secret[96..].trim_ascii().is_empty());
-        assert!(beside & 1 == 0 || public.ends_with(key.master_id().public_key()));
+        assert!(beside & 1 == 0 || public.ends_with(key.service_id().public_key()));
         if beside & 2 != 0 {
-            assert_eq!(typed::address(std::str::from_utf8(hostname).unwrap()), Ok(key.master_id()));
+            assert_eq!(typed::address(std::str::from_utf8(hostname).unwrap()), Ok(key.service_id()));
         }
     } else if !secret.starts_with(b"rustbalance ") {
         // Whatever form it had, C tor's is of the same key.

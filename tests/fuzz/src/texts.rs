@@ -4,7 +4,7 @@ use rustbalance::config::check_virtual_port;
 use rustbalance::control::NodePrefix;
 use rustbalance::proxy::{MAX_UNIX_PATH, Target};
 use rustbalance::typed;
-use rustbalance_gossip::id::{MasterId, NodeId, OnionAddress};
+use rustbalance_gossip::id::{NodeId, OnionAddress, ServiceId};
 use rustbalance_gossip::record::RecordKind;
 
 use super::Seed;
@@ -23,7 +23,7 @@ fn address(text: &str) -> bool {
     let shown = |error: &dyn std::fmt::Display| error.to_string().len();
     assert!(address.as_ref().err().is_none_or(|error| shown(error) < 1200));
     assert_eq!(text.parse::<NodeId>().map(|id| id.address()), address);
-    assert_eq!(text.parse::<MasterId>().map(|id| id.address()), address);
+    assert_eq!(text.parse::<ServiceId>().map(|id| id.address()), address);
     if let Ok(address) = address {
         assert_eq!(address.to_string(), text, "one form");
     }

@@ -32,7 +32,7 @@ fn build(points: &[IntroPoint]) -> String {
 /// What a directory gives back. Only what the master key has signed is believed, and that names points of [`point`].
 pub(crate) fn descriptor(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
-    let Ok(content) = descriptor::read(text, world().cluster, PERIOD, now()) else { return false };
+    let Ok(content) = descriptor::read(text, world().cluster.first_service(), PERIOD, now()) else { return false };
     assert!(text.len() <= MAX_DESCRIPTOR);
     assert!((1..=MAX_INTRO_POINTS).contains(&content.points.len()) && content.points.is_sorted());
     for read in &content.points {
@@ -77,7 +77,7 @@ pub(crate) fn points(bytes: &[u8]) -> bool {
     let mut chosen: Vec<IntroPoint> = chosen.into_iter().map(|(_, point)| point).collect();
     let text = build(&chosen);
     assert!(text.len() <= MAX_DESCRIPTOR);
-    let content = descriptor::read(&text, world().cluster, PERIOD, now()).unwrap();
+    let content = descriptor::read(&text, world().cluster.first_service(), PERIOD, now()).unwrap();
     chosen.sort();
     assert_eq!((content.revision, content.points), (77, chosen));
     true

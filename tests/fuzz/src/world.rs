@@ -8,7 +8,7 @@ use rustbalance::discovery::Discovery;
 use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret, TokenSecret};
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::{AuthorityId, InvitationId, MasterId, NodeId};
+use rustbalance_gossip::id::{AuthorityId, ClusterId, InvitationId, NodeId};
 use rustbalance_gossip::record::{
     AuthorityCertificate, Chain, DiscoveryKey, IntroPoint, Invitation, Member, MemberCertificate, PeriodId, PointNonce,
     RelayId, Revocation, Role,
@@ -36,7 +36,7 @@ pub(crate) struct World {
     pub(crate) members: Vec<Member>,
     pub(crate) token: TokenSecret,
     pub(crate) discovery: Discovery,
-    pub(crate) cluster: MasterId,
+    pub(crate) cluster: ClusterId,
     pub(crate) authority_id: AuthorityId,
     pub(crate) token_id: InvitationId,
 }
@@ -52,7 +52,7 @@ impl World {
         expanded[0] &= 248;
         expanded[31] = expanded[31] & 63 | 64;
         let master = MasterSecret::from_expanded(&expanded).unwrap();
-        let cluster = master.master_id();
+        let cluster = ClusterId::named_by(master.service_id());
         let authority = AuthoritySecret::from_seed(&Zeroizing::new([2; 32]));
         let token = TokenSecret::from_seed(&Zeroizing::new([5; 32]));
         let token_id = token.invitation_id();

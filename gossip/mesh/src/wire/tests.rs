@@ -42,7 +42,7 @@ pub(crate) fn syn(lives: impl Iterator<Item = (NodeId, u64)>, heartbeat: u64, ve
     for (node, generation) in lives {
         write_known(&mut bytes, &Known { life: Life { node, generation }, heartbeat, last_gc: 0, version });
     }
-    write_text(&mut bytes, &rustbalance_gossip::id::MasterId::from_public_key([1; 32]).to_string());
+    write_text(&mut bytes, &rustbalance_gossip::id::ClusterId::from_public_key([1; 32]).to_string());
     bytes
 }
 

@@ -24,20 +24,20 @@ struct Owner {
     node: NodeId,
     seed: PointSeed,
     nonce: PointNonce,
-    master: MasterId,
+    service: ServiceId,
 }
 
 impl Owner {
     fn new(net: &FakeNet) -> Self {
         let node = NodeSecret::from_seed(&Zeroizing::new([2; 32])).node_id();
         let (seed, nonce) = (PointSeed::derive(&authority(), node), PointNonce(FixedBytes([3; 16])));
-        Self { engine: net.engine(), node, seed, nonce, master: MasterId::from_public_key(*node.public_key()) }
+        Self { engine: net.engine(), node, seed, nonce, service: ServiceId::from_public_key(*node.public_key()) }
     }
 
     async fn open(&self, relay: RelayChoice) -> Box<dyn OpenIntroPoint> {
         let keys = IntroPointKeys { secrets: self.seed.secrets(self.nonce), replays: Arc::new(ReplayLog::ephemeral()) };
         let (streams, _) = mpsc::channel(1);
-        let request = IntroRequest { master: self.master, keys, relay, limits: limits() };
+        let request = IntroRequest { service: self.service, keys, relay, limits: limits() };
         self.engine.open_intro_point(request, streams).await.unwrap()
     }
 }
@@ -49,7 +49,7 @@ fn standing_in(net: &FakeNet, owner: &Owner, wanted: &[Orphan]) -> watch::Receiv
     let (streams, _) = mpsc::channel(1);
     let stand_in = StandIn {
         engine: net.engine(),
-        master: owner.master,
+        service: owner.service,
         authority: authority(),
         limits: limits(),
         streams,
