@@ -44,6 +44,8 @@ pub(super) struct Stage<'a> {
 
 struct State {
     processes: Vec<Process>,
+    /// Whether the disk is full now.
+    disk_is_full: Vec<bool>,
     /// Whether the disk has been full since the process was started.
     disk_was_full: Vec<bool>,
     counts: BTreeMap<&'static str, usize>,
@@ -56,9 +58,10 @@ impl<'a> Stage<'a> {
     pub(super) fn new(network: &'a Network, nodes: &'a [Arc<Node>], watch: &'a Watch<'a>, teller: &'a Teller) -> Self {
         let (authorities, relays) = network.relays().iter().partition(|relay| relay.dir_port.is_some());
         let processes = vec![Process::Up; nodes.len()];
-        let disk_was_full = vec![false; nodes.len()];
+        let (disk_is_full, disk_was_full) = (vec![false; nodes.len()], vec![false; nodes.len()]);
         let (counts, ended) = (BTreeMap::new(), Vec::new());
-        let state = State { processes, disk_was_full, counts, starts: nodes.len(), ended, ended_for_disk: 0 };
+        let (starts, ended_for_disk) = (nodes.len(), 0);
+        let state = State { processes, disk_is_full, disk_was_full, counts, starts, ended, ended_for_disk };
         let state = Mutex::new(state);
         Self { nodes, relays: [relays, authorities], watch, teller, state }
     }
@@ -117,7 +120,7 @@ impl<'a> Stage<'a> {
             Fault::Restart => self.await_end(index).and_then(|()| self.up(index)),
             Fault::Freeze => node.cont(),
             Fault::Cut => node.set_cut(false),
-            Fault::FullDisk => node.set_disk_full(false),
+            Fault::FullDisk => self.free_disk(index),
         };
         if let Err(error) = done {
             self.teller.tell(format_args!("{}: the end of {} failed: {error:#}", node.name(), fault.name()));
@@ -132,8 +135,15 @@ impl<'a> Stage<'a> {
     }
 
     fn fill_disk(&self, index: usize) -> Result<()> {
-        self.lock().disk_was_full[index] = true;
+        let mut state = self.lock();
+        (state.disk_is_full[index], state.disk_was_full[index]) = (true, true);
+        drop(state);
         self.nodes[index].set_disk_full(true)
+    }
+
+    fn free_disk(&self, index: usize) -> Result<()> {
+        self.lock().disk_is_full[index] = false;
+        self.nodes[index].set_disk_full(false)
     }
 
     /// Runs a node again; while nothing runs, its state is looked at.
@@ -142,7 +152,7 @@ impl<'a> Stage<'a> {
         self.nodes[index].run()?;
         let mut state = self.lock();
         state.processes[index] = Process::Up;
-        state.disk_was_full[index] = false;
+        state.disk_was_full[index] = state.disk_is_full[index];
         state.starts += 1;
         Ok(())
     }
