@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
 
 /// Clusters that may live at once: more would measure the machine and not the product.
-const TURNS: usize = 2;
+const TURNS: usize = 3;
 /// How long Arti may take until it can build circuits.
 const READY_LIMIT: Duration = Duration::from_secs(180);
 /// How often what needs a way through Tor is tried.
@@ -35,7 +35,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(8);
 /// The same for one that is asked again in a moment.
 const GLANCE_LIMIT: Duration = Duration::from_secs(4);
 
-/// The network that all scenarios share: with some relays more than the default, for two clusters at once.
+/// The network that all scenarios share: with some relays more than the default, for several clusters at once.
 pub(crate) fn network() -> &'static Network {
     Network::shared_or(Options { relays: 13, exits: 4, ..Options::default() }).unwrap()
 }
