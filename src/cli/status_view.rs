@@ -1,6 +1,6 @@
 //! The status as a person reads it: first whether clients are served, then what is wrong, then the tables.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use comfy_table::presets::NOTHING;
@@ -316,11 +316,21 @@ fn stand_ins(status: &Status) -> String {
     )
 }
 
-/// How many there are, and how long their answers take: over Tor that tells how the network does.
+/// How many there are over which route, and how long the answers take of those that carry gossip: over Tor that tells how
+/// the network does.
 fn links(status: &Status) -> String {
-    let times: Vec<u64> = status.links.iter().filter_map(|link| link.round_trip_ms).collect();
+    let carrying = status.links.iter().filter(|link| link.carries);
+    let times: Vec<u64> = carrying.filter_map(|link| link.round_trip_ms).collect();
     let seconds = |milliseconds: &u64| *milliseconds as f64 / 1000.0;
-    let open = format!("{} open", status.links.len());
+    let mut routes = BTreeMap::<&str, usize>::new();
+    status.links.iter().for_each(|link| *routes.entry(&link.route).or_default() += 1);
+    let open = match routes.len() {
+        0 | 1 => format!("{} open", status.links.len()),
+        _ => {
+            let routes: Vec<_> = routes.iter().map(|(route, count)| format!("{count} over {route}")).collect();
+            format!("{} open", routes.join(" and "))
+        }
+    };
     match (times.iter().min(), times.iter().max()) {
         (Some(least), Some(most)) if least == most => format!("{open}, answering after {:.1} s", seconds(least)),
         (Some(least), Some(most)) => {
@@ -421,6 +431,9 @@ mod tests {
             refused: [("replays".to_string(), 0), ("streams_idle".to_string(), 2)].into(),
             links: vec![LinkStatus {
                 peer: "bb".repeat(8),
+                route: "tor".into(),
+                state: "proven".into(),
+                carries: true,
                 outgoing: true,
                 age_seconds: 9,
                 frames_in: 1,

@@ -220,6 +220,12 @@ pub struct TrafficStatus {
 pub struct LinkStatus {
     /// The other's address.
     pub peer: String,
+    /// The route it goes over: "tor".
+    pub route: String,
+    /// What is known of that route: "proven", "degraded", "probing" or "unproven".
+    pub state: String,
+    /// Whether gossip with the other goes over this link: one for each peer does.
+    pub carries: bool,
     /// Whether this node dialled.
     pub outgoing: bool,
     /// Since it was made.

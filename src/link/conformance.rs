@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance::discovery::Discovery;
 use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
-use rustbalance::link::{LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet, TorRoute};
+use rustbalance::link::{Channel, LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet, Route, TorRoute};
 use rustbalance::tor::{Engine, Incoming, Listening, OwnService};
 use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::{AuthorityCertificate, Member, MemberCertificate, Role};
@@ -90,10 +90,22 @@ pub(crate) struct Launched {
     pub(crate) service: Box<dyn Listening>,
 }
 
-/// Starts the links of node `i`, and its own onion service.
+/// Starts the links of node `i` over Tor, and its own onion service.
 pub(crate) async fn launch(
     world: &World,
     engine: Arc<dyn Engine>,
+    i: usize,
+    set: MemberSet,
+    limits: LinkLimits,
+) -> Launched {
+    launch_with(world, engine, Vec::new(), i, set, limits).await
+}
+
+/// The same with faster routes.
+pub(crate) async fn launch_with(
+    world: &World,
+    engine: Arc<dyn Engine>,
+    faster: Vec<Arc<dyn Route>>,
     i: usize,
     set: MemberSet,
     limits: LinkLimits,
@@ -104,10 +116,10 @@ pub(crate) async fn launch(
     let (set, members) = watch::channel(set);
     let (newest, discovery) = watch::channel(None);
     let config = LinkConfig {
-        route: Arc::new(TorRoute::new(Arc::clone(&engine))),
+        base: Arc::new(TorRoute::new(Arc::clone(&engine))),
+        faster,
         identity: world.key(i),
         membership: world.member(i),
-        cluster: world.cluster(),
         discovery,
         limits,
     };
@@ -126,7 +138,7 @@ pub(crate) async fn launch(
         while let Some(Incoming { request, .. }) = incoming.recv().await {
             let Some(links) = listening.upgrade() else { break };
             if let Ok(stream) = request.accept().await {
-                links.accept(stream);
+                links.accept(Channel::tor(stream));
             }
         }
     });

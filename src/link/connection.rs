@@ -1,12 +1,12 @@
 //! One open link: frames in, frames out, until either side falls silent.
 //!
 //! Each side pings every few seconds; whoever hears nothing for the bound closes, which is how a frozen peer is told
-//! from a quiet one. Nothing that a peer does (or fails to do) makes the other side wait: what is to be sent queues,
-//! bounded, the oldest dropped first, and a write that takes too long ends the link.
+//! from a quiet one. Nothing that a peer does (or fails to do) makes the other side wait: what is to be sent waits in the
+//! link's queue, and a write that takes too long ends the link.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustbalance_gossip::bytes::VarBytes;
@@ -15,11 +15,12 @@ use rustbalance_gossip::id::NodeId;
 use rustbalance_mesh::Update;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use super::bucket::Bucket;
 use super::frame::{MessageError, read_message, write_message};
+use super::queue::OutQueue;
 use super::{LinkLimits, MemberSet, counted};
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{FrameError, MAX};
@@ -50,6 +51,15 @@ pub enum Frame {
     FactsDigest(FactsDigest),
     /// Facts, because the digests differ.
     Facts(Vec<Fact>),
+    /// Does this route carry full frames in time?
+    Probe {
+        /// Rises with each.
+        number: u64,
+        /// Zeros. The reader does not look at them.
+        padding: VarBytes,
+    },
+    /// The probe of this number has been read, and so has all before it.
+    Probed(u64),
 }
 
 /// Why a link ended.
@@ -75,56 +85,6 @@ impl Ended {
                 Some(counted::NONSENSE)
             }
             Self::Silent(_) | Self::Message(MessageError::Frame(_)) => None,
-        }
-    }
-}
-
-/// Messages that wait to be sent on one link: the oldest are dropped.
-pub(super) struct OutQueue {
-    waiting: Mutex<VecDeque<Vec<u8>>>,
-    pong: Mutex<Option<u64>>,
-    changed: Notify,
-    bound: usize,
-}
-
-impl OutQueue {
-    pub(super) fn new(bound: usize) -> Self {
-        Self { waiting: Mutex::default(), pong: Mutex::default(), changed: Notify::new(), bound: bound.max(1) }
-    }
-
-    /// Queues a message; true if an older one was dropped for it.
-    pub(super) fn push(&self, message: Vec<u8>) -> bool {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = waiting.len() >= self.bound;
-        if full {
-            waiting.pop_front();
-        }
-        waiting.push_back(message);
-        self.changed.notify_one();
-        full
-    }
-
-    /// Has a ping answered; only the latest is.
-    fn answer(&self, ping: u64) {
-        *self.pong.lock().unwrap_or_else(PoisonError::into_inner) = Some(ping);
-        self.changed.notify_one();
-    }
-
-    fn pop(&self) -> Option<Frame> {
-        if let Some(ping) = self.pong.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return Some(Frame::Pong(ping));
-        }
-        let message = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        message.map(|message| Frame::Gossip(VarBytes(message)))
-    }
-
-    async fn next(&self) -> Frame {
-        loop {
-            let changed = self.changed.notified();
-            if let Some(frame) = self.pop() {
-                return frame;
-            }
-            changed.await;
         }
     }
 }
@@ -170,6 +130,8 @@ pub(super) struct Connection {
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) offered: mpsc::Sender<Offer>,
     pub(super) facts: mpsc::Sender<Vec<Update>>,
+    /// Hears the number of each probe that the peer has answered.
+    pub(super) answered: Box<dyn Fn(u64) + Send + Sync>,
     pub(super) limits: LinkLimits,
 }
 
@@ -200,50 +162,47 @@ impl Connection {
                 Ok(Ok(read)) => read,
             };
             self.counts.read.add(bytes);
-            match frame {
-                Frame::Ping(ping) => {
-                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now());
-                    self.count(taken);
-                    if taken {
-                        self.out.answer(ping);
-                    }
-                }
-                Frame::Pong(sent) => {
-                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now());
-                    self.count(taken);
-                    if taken {
-                        let now = start.elapsed().as_millis() as u64;
-                        self.counts.round_trip.store(now.saturating_sub(sent) + 1, Ordering::Relaxed);
-                    }
-                }
-                Frame::Gossip(message) => {
-                    // A flood is dropped, not answered by closing: the peer would only dial again.
-                    let cost = message.0.len() as u64 + self.limits.bytes_per_message;
-                    self.count(
-                        bucket.take(cost, Instant::now()) && self.received.try_send((self.peer, message.0)).is_ok(),
-                    );
-                }
-                Frame::Discovery(offer) => {
-                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now())
-                        && offers.take(OFFER_SECONDS, Instant::now());
-                    self.count(taken && self.offered.try_send(offer).is_ok());
-                }
-                Frame::FactsDigest(digest) => {
-                    let taken = bucket.take(self.limits.bytes_per_message, Instant::now());
-                    self.count(taken);
-                    if taken {
-                        heard.send_if_modified(|theirs| theirs.replace(digest) != Some(digest));
-                    }
-                }
-                Frame::Facts(facts) => {
-                    let cost = bytes as u64 + self.limits.bytes_per_message;
-                    let origin = self.peer;
-                    let updates = facts.into_iter().filter_map(Fact::read);
-                    let updates = updates.map(|(kind, bytes)| Update { origin, kind, bytes }).collect();
-                    self.count(bucket.take(cost, Instant::now()) && self.facts.try_send(updates).is_ok());
-                }
+            // A flood is dropped, not answered by closing: the peer would only dial again.
+            let cost = bytes as u64 + self.limits.bytes_per_message;
+            let taken = bucket.take(cost, Instant::now()) && self.take(frame, start, &heard, &mut offers);
+            self.count(taken);
+        }
+    }
+
+    /// Takes a frame for which the peer's rate has room; false if there is no room where it belongs.
+    fn take(
+        &self,
+        frame: Frame,
+        start: Instant,
+        heard: &watch::Sender<Option<FactsDigest>>,
+        offers: &mut Bucket,
+    ) -> bool {
+        match frame {
+            Frame::Ping(ping) => self.out.answer(ping),
+            Frame::Pong(sent) => {
+                let now = start.elapsed().as_millis() as u64;
+                self.counts.round_trip.store(now.saturating_sub(sent) + 1, Ordering::Relaxed);
+            }
+            Frame::Probe { number, .. } => self.out.answer_probe(number),
+            Frame::Probed(number) => {
+                self.out.confirm(number);
+                (self.answered)(number);
+            }
+            Frame::FactsDigest(digest) => {
+                heard.send_if_modified(|theirs| theirs.replace(digest) != Some(digest));
+            }
+            Frame::Gossip(message) => return self.received.try_send((self.peer, message.0)).is_ok(),
+            Frame::Discovery(offer) => {
+                return offers.take(OFFER_SECONDS, Instant::now()) && self.offered.try_send(offer).is_ok();
+            }
+            Frame::Facts(facts) => {
+                let origin = self.peer;
+                let updates = facts.into_iter().filter_map(Fact::read);
+                let updates = updates.map(|(kind, bytes)| Update { origin, kind, bytes }).collect();
+                return self.facts.try_send(updates).is_ok();
             }
         }
+        true
     }
 
     fn count(&self, taken: bool) {

@@ -2,8 +2,8 @@
 //!
 //! One enters with [`Links::start`]. It dials the neighbours that the member set asks for, again and again with
 //! growing pauses, and takes the streams that [`Links::accept`] is handed. `handshake` says who may, `connection` runs
-//! one link, `pool` decides which links there should be, `task` does what it decides. Out of it come a [`Carrier`] for
-//! the mesh and the streams of joiners that other members pass on.
+//! one link, `pool` decides which links there should be, `path` by which route the frames to a peer go, `task` does what
+//! they decide. Out of it come a [`Carrier`] for the mesh and the streams of joiners that other members pass on.
 
 mod bucket;
 #[cfg(test)]
@@ -11,7 +11,9 @@ mod conformance;
 mod connection;
 mod frame;
 pub mod handshake;
+mod path;
 mod pool;
+mod queue;
 mod route;
 mod task;
 #[cfg(test)]
@@ -24,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustbalance_gossip::facts::Facts;
-use rustbalance_gossip::id::{ClusterId, NodeId};
+use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::neighbours::DEFAULT_NEIGHBOURS;
 use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
@@ -39,7 +41,8 @@ use crate::stream::BoxStream;
 pub use connection::Frame;
 pub use frame::MessageError;
 use handshake::HandshakeError;
-pub use route::{Route, RouteError, RouteKind};
+pub use path::RouteState;
+pub use route::{Channel, ChannelBinding, Route, RouteError, RouteKind};
 use task::Shared;
 pub use tor::TorRoute;
 
@@ -48,14 +51,14 @@ pub const LINK_PORT: u16 = 7440;
 
 /// What links are made with.
 pub struct LinkConfig {
-    /// By which members are reached.
-    pub route: Arc<dyn Route>,
+    /// Reaches every member, and takes the frames for a peer that no faster route is proven for: Tor.
+    pub base: Arc<dyn Route>,
+    /// Further routes, best first. Each peer's frames go by the best that is proven.
+    pub faster: Vec<Arc<dyn Route>>,
     /// This node's key.
     pub identity: NodeSecret,
     /// This node's certificates.
     pub membership: Member,
-    /// The cluster.
-    pub cluster: ClusterId,
     /// The newest discovery key, to be handed to whoever may have it.
     pub discovery: watch::Receiver<Option<Arc<Discovery>>>,
     /// Bounds.
@@ -67,7 +70,7 @@ pub struct LinkConfig {
 pub struct LinkLimits {
     /// Links that this node opens; as many again and more may be opened to it.
     pub neighbours: usize,
-    /// Mesh links at once, in both directions together.
+    /// Mesh links at once over each route, in both directions together.
     pub links: usize,
     /// Streams whose dialler has not proved itself yet, at once.
     pub handshakes: usize,
@@ -141,6 +144,12 @@ pub struct MemberSet {
 pub struct LinkStatus {
     /// With whom.
     pub peer: NodeId,
+    /// Over which route.
+    pub route: RouteKind,
+    /// What is known of that route to that peer.
+    pub state: RouteState,
+    /// True if frames to the peer go over this link.
+    pub carries: bool,
     /// True if this node dialled.
     pub outgoing: bool,
     /// For how long it has been open.
@@ -210,17 +219,18 @@ impl Links {
         let (shared, outputs) = Shared::new(config, members);
         let stop = shared.stop.clone();
         tokio::spawn(task::reconcile(Arc::clone(&shared)));
+        tokio::spawn(task::probe(Arc::clone(&shared)));
         (Self { shared, stop }, outputs)
     }
 
-    /// Takes a stream that somebody has opened to [`LINK_PORT`]. Returns at once; a stream too many is dropped.
-    pub fn accept(&self, stream: BoxStream) {
-        task::accept(&self.shared, stream);
+    /// Takes a stream that a peer has opened to [`LINK_PORT`]. Returns at once; a stream too many is dropped.
+    pub fn accept(&self, channel: Channel) {
+        task::accept(&self.shared, channel);
     }
 
     /// Opens a stream to `to` on which a joiner's bytes can be passed on.
     pub async fn carry_join(&self, to: NodeId) -> Result<BoxStream, LinkError> {
-        self.shared.dial(to, handshake::Purpose::CarryJoin).await
+        self.shared.dial_for_join(to).await
     }
 
     /// Counts a stream that was not even handed to [`Links::accept`], because too many came at once.
@@ -238,13 +248,14 @@ impl Links {
         self.shared.pool().status(tokio::time::Instant::now())
     }
 
-    /// True if some member that is not reached is there, but accepts none of this node's discovery keys.
+    /// True if some member that is not reached over Tor is there, but its onion service accepts none of this node's
+    /// discovery keys.
     pub fn is_refused(&self) -> bool {
         self.shared.pool().is_refused()
     }
 
-    /// True if this node seems to have been shut out: see
-    /// [`rustbalance_gossip::coordinator::Event::ShutOut`].
+    /// True if this node seems to have been shut out. Only Tor can say so ([`RouteError::ShutOut`]); a link with a
+    /// publisher refutes it, by whatever route. See [`rustbalance_gossip::coordinator::Event::ShutOut`].
     pub fn is_shut_out(&self) -> bool {
         self.shared.pool().is_shut_out()
     }

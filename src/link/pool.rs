@@ -1,7 +1,8 @@
 //! Which links there are, and which there should be. No IO and no clock: the time is an argument.
 //!
 //! It acts when a link opens or ends, when the member set changes, and at every tick: it looks at the whole and says
-//! whom to dial now and which links to close.
+//! whom to dial now and which links to close. Between two nodes there is at most one link for each route; the peer's
+//! [`Path`] says which of them carries the frames.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,9 +14,11 @@ use rustbalance_gossip::neighbours::neighbours;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{LinkCounts, OutQueue};
+use super::connection::LinkCounts;
 use super::handshake::Refusal;
-use super::{LinkLimits, LinkStatus, MemberSet, counted};
+use super::path::{Path, PathAction, PathEvent, RouteState};
+use super::queue::OutQueue;
+use super::{LinkLimits, LinkStatus, MemberSet, RouteKind, counted};
 
 /// A link that was younger than this may have crossed another on its way; an older one is taken to be forgotten by a
 /// peer that dials again.
@@ -28,6 +31,7 @@ const UNNEEDED: Duration = Duration::from_secs(60);
 /// One open link.
 pub(super) struct Link {
     pub(super) peer: NodeId,
+    pub(super) route: RouteKind,
     pub(super) outgoing: bool,
     since: Instant,
     /// End of the peer's certificate, in seconds since the epoch.
@@ -38,7 +42,15 @@ pub(super) struct Link {
     pub(super) close: CancellationToken,
 }
 
-/// Dials of one node.
+/// What runs a link that has just been opened.
+pub(super) struct OpenedLink {
+    pub(super) id: u64,
+    pub(super) out: Arc<OutQueue>,
+    pub(super) counts: Arc<LinkCounts>,
+    pub(super) close: CancellationToken,
+}
+
+/// Dials of one node by one route.
 #[derive(Default)]
 struct Dials {
     running: bool,
@@ -53,7 +65,11 @@ pub(super) struct Pool {
     limits: LinkLimits,
     next: u64,
     links: BTreeMap<u64, Link>,
-    dials: BTreeMap<NodeId, Dials>,
+    dials: BTreeMap<(NodeId, RouteKind), Dials>,
+    /// Best first; the last is the base, by which every member can be reached.
+    routes: Arc<[RouteKind]>,
+    /// Of all peers with which there is a link, or should be.
+    paths: BTreeMap<NodeId, Path>,
     /// As of the last member set, the revoked left out.
     publishers: BTreeSet<NodeId>,
     /// By the member that passes them on.
@@ -65,13 +81,16 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(me: NodeId, limits: LinkLimits) -> Self {
+    /// Of node `me`, by these routes: best first, the base last.
+    pub(super) fn new(me: NodeId, routes: Arc<[RouteKind]>, limits: LinkLimits) -> Self {
         Self {
             me,
             limits,
             next: 0,
             links: BTreeMap::new(),
             dials: BTreeMap::new(),
+            routes,
+            paths: BTreeMap::new(),
             publishers: BTreeSet::new(),
             carried: BTreeMap::new(),
             turn: 0,
@@ -84,101 +103,216 @@ impl Pool {
         *self.refused.entry(name).or_default() += 1;
     }
 
-    /// Whether there is a link with `peer`.
-    pub(super) fn has(&self, peer: NodeId) -> bool {
-        self.links.values().any(|link| link.peer == peer)
+    /// Whether there is a link with `peer` over `route`.
+    pub(super) fn has(&self, peer: NodeId, route: RouteKind) -> bool {
+        self.link(peer, route).is_some()
+    }
+
+    fn link(&self, peer: NodeId, route: RouteKind) -> Option<&Link> {
+        self.links.values().find(|link| (link.peer, link.route) == (peer, route))
     }
 
     /// Whether a link that `peer` dials may be opened. Decides as [`Pool::open`] will.
-    pub(super) fn may_open(&self, peer: NodeId, outgoing: bool, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn may_open(&self, peer: NodeId, route: RouteKind, outgoing: bool, now: Instant) -> Result<(), Refusal> {
         let dialler = |outgoing| if outgoing { self.me } else { peer };
-        let mut others = self.links.values().filter(|link| link.peer == peer);
-        let better = others.any(|link| {
+        let other = self.link(peer, route);
+        let better = other.is_some_and(|link| {
             dialler(link.outgoing) < dialler(outgoing) && now.saturating_duration_since(link.since) < CROSSING
         });
         if better {
             return Err(Refusal::Duplicate);
         }
         // A peer that has a link already replaces it.
-        if self.links.len() >= self.limits.links && !self.has(peer) { Err(Refusal::Busy) } else { Ok(()) }
+        let full = self.links.values().filter(|link| link.route == route).count() >= self.limits.links;
+        if full && other.is_none() { Err(Refusal::Busy) } else { Ok(()) }
     }
 
-    /// Opens a link in place of any other with that peer.
+    /// Opens a link in place of any other with that peer over that route.
     pub(super) fn open(
         &mut self,
         peer: NodeId,
+        route: RouteKind,
         outgoing: bool,
         expires: u64,
         now: Instant,
-    ) -> Result<(u64, Arc<OutQueue>, Arc<LinkCounts>, CancellationToken), Refusal> {
-        self.may_open(peer, outgoing, now)?;
-        self.links.values().filter(|link| link.peer == peer).for_each(|link| link.close.cancel());
-        self.links.retain(|_, link| link.peer != peer);
+    ) -> Result<OpenedLink, Refusal> {
+        self.may_open(peer, route, outgoing, now)?;
+        let replaced = self.links.extract_if(.., |_, link| (link.peer, link.route) == (peer, route));
+        let replaced: Vec<_> = replaced.map(|(_, link)| link).collect();
         let id = self.next;
         self.next += 1;
-        let out = Arc::new(OutQueue::new(self.limits.queue));
+        let is_base = self.routes.last() == Some(&route);
+        let out = Arc::new(OutQueue::new(self.limits.queue, !is_base));
         let counts = Arc::new(LinkCounts::default());
         let close = CancellationToken::new();
-        let parts = (id, Arc::clone(&out), Arc::clone(&counts), close.clone());
-        self.links.insert(id, Link { peer, outgoing, since: now, expires, unneeded: None, out, counts, close });
-        Ok(parts)
+        let opened = OpenedLink { id, out: Arc::clone(&out), counts: Arc::clone(&counts), close: close.clone() };
+        self.links.insert(id, Link { peer, route, outgoing, since: now, expires, unneeded: None, out, counts, close });
+        self.follow(peer, PathEvent::Opened(route), now);
+        for link in replaced {
+            link.close.cancel();
+            self.hand_over(&link);
+        }
+        Ok(opened)
     }
 
     /// Notes that a link has ended.
-    pub(super) fn ended(&mut self, id: u64, peer: NodeId, lasted: Duration, jitter: f64, now: Instant) {
-        self.links.remove(&id);
-        if lasted >= LASTING {
-            self.dials.entry(peer).or_default().failures = 0;
+    pub(super) fn ended(
+        &mut self,
+        id: u64,
+        (peer, route): (NodeId, RouteKind),
+        lasted: Duration,
+        jitter: f64,
+        now: Instant,
+    ) {
+        if let Some(link) = self.links.remove(&id) {
+            self.follow(peer, PathEvent::Ended(route), now);
+            self.hand_over(&link);
         }
-        if !self.has(peer) {
-            self.pause(peer, jitter, now);
+        if lasted >= LASTING {
+            self.dials.entry((peer, route)).or_default().failures = 0;
+        }
+        if !self.has(peer, route) {
+            self.pause(peer, route, jitter, now);
+        }
+    }
+
+    /// Notes that the peer has answered a probe on a link.
+    pub(super) fn answered(&mut self, id: u64, number: u64, now: Instant) {
+        if let Some(link) = self.links.get(&id) {
+            let (peer, route) = (link.peer, link.route);
+            self.follow(peer, PathEvent::Answered(route, number), now);
+        }
+    }
+
+    /// Sends the probes that are due, and acts on those that were not answered; says when it has
+    /// something to do again, unless a link opens before.
+    pub(super) fn probe(&mut self, now: Instant) -> Option<Instant> {
+        let due = |path: &Path| path.next_timeout().is_some_and(|at| at <= now);
+        let due: Vec<_> = self.paths.iter().filter(|(_, path)| due(path)).map(|(peer, _)| *peer).collect();
+        for peer in due {
+            self.follow(peer, PathEvent::Tick, now);
+        }
+        self.paths.values().filter_map(Path::next_timeout).min()
+    }
+
+    /// By which route frames to `peer` go now, if there is any link with it.
+    pub(super) fn route_to(&self, peer: NodeId) -> Option<RouteKind> {
+        self.paths.get(&peer).and_then(Path::chosen)
+    }
+
+    /// Tells the peer's path, and does what it says.
+    fn follow(&mut self, peer: NodeId, event: PathEvent, now: Instant) {
+        let path = self.paths.entry(peer).or_insert_with(|| Path::new(&self.routes));
+        for action in path.handle(event, now) {
+            match action {
+                PathAction::Probe(route, number) => {
+                    if let Some(link) = self.link(peer, route) {
+                        link.out.probe(number);
+                    }
+                }
+                PathAction::Close(route) => {
+                    let dead = self.links.extract_if(.., |_, link| (link.peer, link.route) == (peer, route));
+                    for (_, link) in dead.collect::<Vec<_>>() {
+                        link.close.cancel();
+                        self.hand_over(&link);
+                    }
+                }
+                PathAction::Leave(route) => {
+                    if let Some(out) = self.link(peer, route).map(|link| Arc::clone(&link.out)) {
+                        out.drain().into_iter().for_each(|message| self.send(peer, message));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what is left of a link that is no more by the peer's other route. Without one it is
+    /// lost: gossip repeats what matters.
+    fn hand_over(&mut self, link: &Link) {
+        if self.route_to(link.peer).is_some() {
+            link.out.drain().into_iter().for_each(|message| self.send(link.peer, message));
         }
     }
 
     /// Notes that a dial has come to nothing, perhaps because the node lets nobody find it who has only our keys.
-    pub(super) fn dial_failed(&mut self, peer: NodeId, shut_out: bool, jitter: f64, now: Instant) {
-        let dials = self.dials.entry(peer).or_default();
+    pub(super) fn dial_failed(&mut self, peer: NodeId, route: RouteKind, shut_out: bool, jitter: f64, now: Instant) {
+        let dials = self.dials.entry((peer, route)).or_default();
         (dials.running, dials.shut_out) = (false, shut_out);
-        self.pause(peer, jitter, now);
+        self.pause(peer, route, jitter, now);
     }
 
     /// Notes that a dial has become a link.
-    pub(super) fn dial_done(&mut self, peer: NodeId) {
-        let dials = self.dials.entry(peer).or_default();
+    pub(super) fn dial_done(&mut self, peer: NodeId, route: RouteKind) {
+        let dials = self.dials.entry((peer, route)).or_default();
         (dials.running, dials.shut_out) = (false, false);
     }
 
-    /// True if some member is there, is not reached, and is closed to those who have only our keys.
+    /// The members whose onion service is there, but accepts none of this node's discovery keys,
+    /// and with which there is no link over Tor. Only Tor's route says so.
+    fn refusing(&self) -> impl Iterator<Item = NodeId> + '_ {
+        let refusing = move |((peer, route), dials): (&(NodeId, RouteKind), &Dials)| {
+            (dials.shut_out && !self.has(*peer, *route)).then_some(*peer)
+        };
+        self.dials.iter().filter_map(refusing)
+    }
+
+    /// True if some member is there, is not reached over Tor, and accepts none of our discovery keys.
     pub(super) fn is_refused(&self) -> bool {
-        self.dials.iter().any(|(peer, dials)| dials.shut_out && !self.has(*peer))
+        self.refusing().next().is_some()
     }
 
     /// True if this node seems to have been shut out: it has a link with no publisher, and a
-    /// publisher accepts none of its keys; or it has no link at all, and some member accepts none
-    /// of its keys. A link with a worker proves nothing: that worker may have been evicted itself.
-    /// Nor may a worker that closes its door stop a node that others let in.
+    /// publisher's onion service accepts none of its keys; or it has no link at all, and some
+    /// member's service accepts none of them. A link with a worker proves nothing: that worker may
+    /// have been evicted itself. Nor may a worker that closes its door stop a node that others let
+    /// in. A link with a publisher refutes it by whatever route: both have proved their membership.
     pub(super) fn is_shut_out(&self) -> bool {
-        let refuses = |(peer, dials): (&NodeId, &Dials)| dials.shut_out && self.publishers.contains(peer);
         let reached = self.links.values().any(|link| self.publishers.contains(&link.peer));
-        (self.links.is_empty() && self.is_refused()) || (!reached && self.dials.iter().any(refuses))
+        let refused_by_publisher = self.refusing().any(|peer| self.publishers.contains(&peer));
+        (self.links.is_empty() && self.is_refused()) || (!reached && refused_by_publisher)
     }
 
-    /// Doubles the pause before the next dial of `peer`. `jitter` is drawn from 0 to 1: half of the pause is random,
-    /// so that nodes that lost each other at once do not all dial at once.
-    fn pause(&mut self, peer: NodeId, jitter: f64, now: Instant) {
+    /// Doubles the pause before the next dial of `peer` by `route`. `jitter` is drawn from 0 to 1: half of the pause is
+    /// random, so that nodes that lost each other at once do not all dial at once.
+    fn pause(&mut self, peer: NodeId, route: RouteKind, jitter: f64, now: Instant) {
         let (least, most) = self.limits.pause;
-        let dials = self.dials.entry(peer).or_default();
+        let dials = self.dials.entry((peer, route)).or_default();
         let pause = most.min(least.saturating_mul(1 << dials.failures.min(16)));
         dials.failures = dials.failures.saturating_add(1);
         dials.not_before = Some(now + pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0));
     }
 
-    /// Closes what must not or need not be, and says whom to dial now.
-    pub(super) fn reconcile(&mut self, set: &MemberSet, unix: u64, now: Instant) -> Vec<NodeId> {
+    /// Closes what must not or need not be, and says whom to dial now, and how. `reaches` says
+    /// whether a peer can be dialled by a route.
+    pub(super) fn reconcile(
+        &mut self,
+        set: &MemberSet,
+        reaches: impl Fn(NodeId, RouteKind) -> bool,
+        unix: u64,
+        now: Instant,
+    ) -> Vec<(NodeId, RouteKind)> {
         let trusted: BTreeSet<NodeId> =
             set.members.iter().filter(|node| !set.revoked.contains_key(node)).copied().collect();
         self.publishers = trusted.intersection(&set.publishers).copied().collect();
         let wanted = neighbours(self.me, &trusted, self.limits.neighbours);
+        self.close_the_unwanted(set, &wanted, unix, now);
+        self.dials.retain(|(peer, _), dials| dials.running || wanted.contains(peer));
+        self.paths.retain(|peer, path| path.chosen().is_some() || wanted.contains(peer));
+        let pairs = wanted.iter().flat_map(|peer| self.routes.iter().map(move |route| (*peer, *route)));
+        let due: Vec<_> = pairs
+            .filter(|(peer, route)| !self.has(*peer, *route) && reaches(*peer, *route))
+            .filter(|pair| {
+                let dials = self.dials.get(pair);
+                dials.is_none_or(|dials| !dials.running && dials.not_before.is_none_or(|at| at <= now))
+            })
+            .collect();
+        for pair in &due {
+            self.dials.entry(*pair).or_default().running = true;
+        }
+        due
+    }
+
+    fn close_the_unwanted(&mut self, set: &MemberSet, wanted: &BTreeSet<NodeId>, unix: u64, now: Instant) {
         for link in self.links.values_mut() {
             let needed = wanted.contains(&link.peer) || !link.outgoing;
             link.unneeded = if needed { None } else { link.unneeded.or(Some(now)) };
@@ -187,27 +321,21 @@ impl Pool {
                 link.close.cancel();
             }
         }
-        self.links.retain(|_, link| !link.close.is_cancelled());
-        self.dials.retain(|peer, dials| dials.running || wanted.contains(peer));
-        let due: Vec<_> = wanted
-            .into_iter()
-            .filter(|peer| !self.has(*peer))
-            .filter(|peer| {
-                let dials = self.dials.get(peer);
-                dials.is_none_or(|dials| !dials.running && dials.not_before.is_none_or(|at| at <= now))
-            })
-            .collect();
-        for peer in &due {
-            self.dials.entry(*peer).or_default().running = true;
+        let closed: Vec<_> = self.links.extract_if(.., |_, link| link.close.is_cancelled()).collect();
+        for (_, link) in closed {
+            self.follow(link.peer, PathEvent::Ended(link.route), now);
         }
-        due
     }
 
     /// Queues a message for `to`, or for some other peer in turn: gossip is not addressed.
     pub(super) fn send(&mut self, to: NodeId, message: Vec<u8>) {
         self.turn = self.turn.wrapping_add(1);
-        let link = self.links.values().find(|link| link.peer == to);
-        let link = link.or_else(|| self.links.values().nth(self.turn % self.links.len().max(1)));
+        let carries = |link: &&Link| self.carries(link);
+        let link = self.links.values().filter(carries).find(|link| link.peer == to);
+        let link = link.or_else(|| {
+            let count = self.links.values().filter(carries).count();
+            self.links.values().filter(carries).nth(self.turn % count.max(1))
+        });
         let dropped = link.map(|link| {
             let dropped = link.out.push(message);
             link.counts.dropped.fetch_add(dropped.into(), Ordering::Relaxed);
@@ -218,6 +346,11 @@ impl Pool {
             Some(true) => self.count(counted::DROPPED),
             Some(false) => {}
         }
+    }
+
+    /// Whether frames to its peer go over this link.
+    fn carries(&self, link: &Link) -> bool {
+        self.route_to(link.peer) == Some(link.route)
     }
 
     /// Takes one of the places for joiners' streams, for a member that passes one on.
@@ -248,6 +381,9 @@ impl Pool {
                 (link.counts.read.so_far(), link.counts.written.so_far());
             LinkStatus {
                 peer: link.peer,
+                route: link.route,
+                state: self.paths.get(&link.peer).map_or(RouteState::Unproven, |path| path.state(link.route)),
+                carries: self.carries(link),
                 outgoing: link.outgoing,
                 age: now.saturating_duration_since(link.since),
                 frames_in,
@@ -263,185 +399,4 @@ impl Pool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use rustbalance_gossip::record::Revocation;
-    use rustbalance_gossip::signed::Verified;
-
-    fn node(i: u8) -> NodeId {
-        NodeId::from_public_key([i; 32])
-    }
-
-    fn set(members: impl IntoIterator<Item = u8>, revoked: &[u8]) -> MemberSet {
-        let authority = crate::keys::AuthoritySecret::generate(&mut rand::rng());
-        let revoke = |i: &u8| {
-            let cluster = rustbalance_gossip::id::ClusterId::from_public_key([0; 32]);
-            let revocation = Revocation { cluster, node: node(*i), revoked: 9 };
-            (node(*i), Verified::sign(revocation, &authority).unwrap())
-        };
-        MemberSet {
-            members: members.into_iter().map(node).collect(),
-            revoked: revoked.iter().map(revoke).collect(),
-            ..MemberSet::default()
-        }
-    }
-
-    fn pool(me: u8) -> Pool {
-        Pool::new(node(me), LinkLimits { links: 3, ..LinkLimits::default() })
-    }
-
-    fn peers(pool: &Pool, now: Instant) -> Vec<(NodeId, bool)> {
-        pool.status(now).iter().map(|link| (link.peer, link.outgoing)).collect()
-    }
-
-    #[test]
-    fn of_two_links_that_cross_the_smaller_ids_is_kept_on_both_ends() {
-        let now = Instant::now();
-        for first_outgoing in [true, false] {
-            // Node 1 dials node 2 while node 2 dials node 1; either may open first, at either end.
-            let (mut one, mut two) = (pool(1), pool(2));
-            for outgoing in [first_outgoing, !first_outgoing] {
-                let _ = one.open(node(2), outgoing, 99, now);
-            }
-            for outgoing in [first_outgoing, !first_outgoing] {
-                let _ = two.open(node(1), outgoing, 99, now);
-            }
-            assert_eq!(peers(&one, now), [(node(2), true)]);
-            assert_eq!(peers(&two, now), [(node(1), false)]);
-        }
-    }
-
-    #[test]
-    fn the_newer_of_one_diallers_links_is_kept_and_a_forgotten_one_gives_way() {
-        let now = Instant::now();
-        let mut pool = pool(1);
-        let (_, _, _, first) = pool.open(node(2), true, 99, now).unwrap();
-        let (id, ..) = pool.open(node(2), true, 99, now).unwrap();
-        assert!(first.is_cancelled());
-        assert_eq!(pool.open(node(2), false, 99, now).err(), Some(Refusal::Duplicate));
-        // Node 2 has restarted, knows of no link, and dials.
-        assert!(pool.open(node(2), false, 99, now + CROSSING).is_ok());
-        assert_eq!(peers(&pool, now), [(node(2), false)]);
-        // The end of the old one takes nothing with it.
-        pool.ended(id, node(2), CROSSING, 0.0, now);
-        assert!(pool.has(node(2)));
-    }
-
-    #[test]
-    fn links_are_bounded() {
-        let now = Instant::now();
-        let mut pool = pool(1);
-        for peer in 2..5 {
-            pool.open(node(peer), false, 99, now).unwrap();
-        }
-        assert_eq!(pool.open(node(5), false, 99, now).err(), Some(Refusal::Busy));
-        assert!(pool.open(node(4), false, 99, now).is_ok());
-        let (all, of_one) = LinkLimits::default().carried;
-        assert_eq!((0..all).filter(|_| pool.take_carried(node(2)).is_ok()).count(), of_one);
-        assert_eq!((0..200).filter(|i| pool.take_carried(node(3 + i % 50)).is_ok()).count(), all - of_one);
-        pool.give_carried(node(2));
-        assert!(pool.take_carried(node(2)).is_ok());
-    }
-
-    #[test]
-    fn who_reaches_nobody_and_is_let_find_nobody_is_shut_out() {
-        let (mut pool, now) = (pool(1), Instant::now());
-        pool.dial_failed(node(2), false, 0.0, now);
-        assert!(!pool.is_shut_out(), "they may be dead");
-        pool.dial_failed(node(3), true, 0.0, now);
-        assert!(pool.is_shut_out() && pool.is_refused());
-        let (id, ..) = pool.open(node(2), false, 99, now).unwrap();
-        assert!(!pool.is_shut_out(), "one has come");
-        assert!(pool.is_refused(), "but not by that one");
-        pool.ended(id, node(2), LASTING, 0.0, now);
-        assert!(pool.is_shut_out());
-        let (id, ..) = pool.open(node(3), false, 99, now).unwrap();
-        assert!(!pool.is_refused());
-        pool.ended(id, node(3), LASTING, 0.0, now);
-        pool.dial_failed(node(3), false, 0.0, now);
-        assert!(!pool.is_shut_out());
-    }
-
-    #[test]
-    fn a_link_with_a_worker_does_not_hide_that_publishers_refuse_this_node() {
-        let (mut pool, now) = (pool(1), Instant::now());
-        let members = MemberSet { publishers: [node(1), node(2)].into(), ..set(1..5, &[]) };
-        pool.reconcile(&members, 1, now);
-        pool.open(node(3), false, 99, now).unwrap();
-        pool.dial_failed(node(4), true, 0.0, now);
-        assert!(!pool.is_shut_out(), "a worker that closes its door stops no node that others let in");
-        pool.dial_failed(node(2), true, 0.0, now);
-        assert!(pool.is_shut_out(), "the worker with the link may have been evicted itself");
-        pool.open(node(2), false, 99, now).unwrap();
-        assert!(!pool.is_shut_out());
-    }
-
-    #[test]
-    fn the_revoked_and_the_expired_are_closed_and_not_dialled() {
-        let now = Instant::now();
-        let mut pool = pool(1);
-        let (.., revoked) = pool.open(node(2), false, 99, now).unwrap();
-        let (.., expired) = pool.open(node(3), false, 50, now).unwrap();
-        let (.., good) = pool.open(node(4), false, 99, now).unwrap();
-        let due = pool.reconcile(&set(1..6, &[2]), 51, now);
-        assert!(revoked.is_cancelled() && expired.is_cancelled() && !good.is_cancelled());
-        assert_eq!(due, [node(3), node(5)]);
-    }
-
-    #[test]
-    fn dials_wait_longer_and_longer_up_to_a_bound_and_one_at_a_time() {
-        let mut now = Instant::now();
-        let mut pool = pool(1);
-        let members = set([1, 2], &[]);
-        let mut pauses = Vec::new();
-        for _ in 0..9 {
-            assert_eq!(pool.reconcile(&members, 0, now), [node(2)]);
-            assert!(pool.reconcile(&members, 0, now + Duration::from_secs(3600)).is_empty(), "two dials at once");
-            pool.dial_failed(node(2), false, 1.0, now);
-            let failed = now;
-            while pool.reconcile(&members, 0, now).is_empty() {
-                now += Duration::from_millis(500);
-            }
-            pool.dial_failed(node(2), false, 1.0, now);
-            pool.dials.get_mut(&node(2)).unwrap().failures -= 1;
-            pool.dials.get_mut(&node(2)).unwrap().not_before = None;
-            pauses.push((now - failed).as_secs());
-        }
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-        // A link that lasted makes up for it.
-        let (id, ..) = pool.open(node(2), true, 99, now).unwrap();
-        pool.ended(id, node(2), LASTING, 0.0, now);
-        assert_eq!(pool.reconcile(&members, 0, now + Duration::from_secs(1)), [node(2)]);
-    }
-
-    #[test]
-    fn what_is_not_needed_any_more_is_closed_after_a_while() {
-        let now = Instant::now();
-        let mut pool = Pool::new(node(1), LinkLimits { neighbours: 1, ..LinkLimits::default() });
-        let (.., close) = pool.open(node(3), true, 99, now).unwrap();
-        pool.reconcile(&set([1, 2, 3], &[]), 0, now);
-        pool.reconcile(&set([1, 2, 3], &[]), 0, now + UNNEEDED / 2);
-        assert!(!close.is_cancelled());
-        pool.reconcile(&set([1, 2, 3], &[]), 0, now + UNNEEDED);
-        assert!(close.is_cancelled());
-    }
-
-    #[test]
-    fn a_message_for_a_stranger_goes_to_each_peer_in_turn() {
-        let now = Instant::now();
-        let mut pool = pool(1);
-        pool.send(node(9), vec![1]);
-        assert_eq!(pool.refused[counted::NO_LINK], 1);
-        let queues: Vec<_> = (2..5).map(|peer| pool.open(node(peer), false, 99, now).unwrap().1).collect();
-        for _ in 0..30 {
-            pool.send(node(9), vec![1]);
-        }
-        for queue in &queues {
-            assert_eq!((0..20).filter(|_| !queue.push(vec![])).count(), 20, "fewer or more than ten in each");
-        }
-        for _ in 0..100 {
-            pool.send(node(2), vec![2]);
-        }
-        assert!(pool.status(now)[0].dropped > 0);
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance_gossip::id::NodeId;
+use serde::{Deserialize, Serialize};
 
 use crate::stream::BoxStream;
 
@@ -14,25 +15,68 @@ pub trait Route: Send + Sync + 'static {
     /// What kind it is.
     fn kind(&self) -> RouteKind;
 
-    /// Opens a stream to the port of `to` that takes links, within `limit`.
+    /// Whether `to` can be dialled by this route at all, as far as this node knows now. Asked at
+    /// least every second (`LinkLimits::tick`).
+    fn reaches(&self, to: NodeId) -> bool;
+
+    /// Opens a stream to where `to` takes links, within `limit`.
     ///
     /// # Errors
     /// See [`RouteError`].
-    async fn dial(&self, to: NodeId, limit: Duration) -> Result<BoxStream, RouteError>;
+    async fn dial(&self, to: NodeId, limit: Duration) -> Result<Channel, RouteError>;
 }
 
-/// Names a kind of route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RouteKind(&'static str);
+/// A kind of route: a number on the wire, a name in `status`. A build knows the kinds that it has a
+/// [`Route`] for; any other number is legal, and names a route that this node has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RouteKind(u8);
 
 impl RouteKind {
     /// Over Tor, to the node's own onion service. Every member has it.
-    pub const TOR: Self = Self("tor");
+    pub const TOR: Self = Self(0);
+
+    /// The kind of this number (docs/PROTOCOL.md, section 5).
+    pub const fn new(number: u8) -> Self {
+        Self(number)
+    }
 }
 
 impl fmt::Display for RouteKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.0)
+        match *self {
+            Self::TOR => formatter.write_str("tor"),
+            Self(number) => write!(formatter, "route {number}"),
+        }
+    }
+}
+
+/// What both ends of a stream, and they alone, derive from the keys that protect it (a channel
+/// binding, RFC 5056). The link handshake signs it, so that a peer in the middle of two streams
+/// cannot pass the proofs of one on to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelBinding(pub [u8; 32]);
+
+impl ChannelBinding {
+    /// Of a route whose streams end at the key of the node's id itself, as those of Tor do: there is
+    /// nothing else to bind.
+    pub const BY_ID: Self = Self([0; 32]);
+}
+
+/// A stream to a peer, and how it came about. Whoever holds the other end has proved nothing yet.
+pub struct Channel {
+    /// The route.
+    pub route: RouteKind,
+    /// What identifies it to both ends.
+    pub binding: ChannelBinding,
+    /// The bytes. The route protects them: only its two ends can read or change them.
+    pub stream: BoxStream,
+}
+
+impl Channel {
+    /// A stream over Tor.
+    pub fn tor(stream: BoxStream) -> Self {
+        Self { route: RouteKind::TOR, binding: ChannelBinding::BY_ID, stream }
     }
 }
 

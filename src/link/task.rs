@@ -6,22 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use rand::RngExt;
-use rustbalance_gossip::id::{ClusterId, NodeId};
+use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_mesh::{Carrier, Update};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span};
 
 use super::bucket::Bucket;
 use super::connection::Connection;
 use super::frame::MessageError;
-use super::handshake::{Dialler, HandshakeError, Listener, Proved, Purpose, Refusal, Refused};
-use super::pool::Pool;
-use super::{CarriedJoin, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Route, RouteError, counted};
+use super::handshake::{Dialler, HandshakeError, Listener, Own, Proved, Purpose, Refusal, Refused};
+use super::pool::{OpenedLink, Pool};
+use super::{
+    CarriedJoin, Channel, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Route, RouteError, RouteKind,
+    counted,
+};
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError, MAX_UNPROVEN};
@@ -40,13 +43,17 @@ const FACTS: usize = 16;
 
 /// What every task of the links has.
 pub(super) struct Shared {
-    route: Arc<dyn Route>,
+    /// Reaches every member.
+    base: Arc<dyn Route>,
+    /// Best first.
+    faster: Vec<Arc<dyn Route>>,
     identity: NodeSecret,
     membership: Member,
-    cluster: ClusterId,
     limits: LinkLimits,
     members: watch::Receiver<MemberSet>,
     pool: Mutex<Pool>,
+    /// A link has been opened: its first probe may be due before the others.
+    probing: Notify,
     accepts: Mutex<Bucket>,
     handshakes: Arc<Semaphore>,
     received: mpsc::Sender<(NodeId, Vec<u8>)>,
@@ -66,14 +73,16 @@ impl Shared {
         let (offered, offers) = mpsc::channel(OFFERS);
         let (facts, handed_over) = mpsc::channel(FACTS);
         let (rate, burst) = config.limits.accepts_per_second;
+        let routes = config.faster.iter().chain([&config.base]).map(|route| route.kind()).collect();
         let shared = Arc::new(Self {
-            pool: Mutex::new(Pool::new(config.membership.node(), config.limits.clone())),
+            pool: Mutex::new(Pool::new(config.membership.node(), routes, config.limits.clone())),
+            probing: Notify::new(),
             accepts: Mutex::new(Bucket::new(rate, burst, Instant::now())),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
-            route: config.route,
+            base: config.base,
+            faster: config.faster,
             identity: config.identity,
             membership: config.membership,
-            cluster: config.cluster,
             limits: config.limits,
             members,
             received,
@@ -98,26 +107,87 @@ impl Shared {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Dials and proves who we are. What comes back is open for its purpose.
-    pub(super) async fn dial(&self, to: NodeId, purpose: Purpose) -> Result<BoxStream, LinkError> {
-        let mut stream = self.route.dial(to, self.limits.dial).await?;
-        let dialler =
-            Dialler { membership: &self.membership, key: &self.identity, cluster: self.cluster, dialled: to, purpose };
+    /// The route of a kind; the base if there is none.
+    fn route(&self, kind: RouteKind) -> &Arc<dyn Route> {
+        self.faster.iter().find(|route| route.kind() == kind).unwrap_or(&self.base)
+    }
+
+    /// What this side of a handshake over `channel` knows.
+    fn own(&self, channel: &Channel) -> Own<'_> {
+        Own {
+            membership: &self.membership,
+            key: &self.identity,
+            route: channel.route,
+            binding: channel.binding,
+            nonce: rand::rng().random(),
+        }
+    }
+
+    /// Dials a stream on which a joiner's bytes can be passed on: by the route that frames to `to`
+    /// take, or else by the base.
+    pub(super) async fn dial_for_join(&self, to: NodeId) -> Result<BoxStream, LinkError> {
+        let chosen = self.pool().route_to(to).map_or(&self.base, |kind| self.route(kind));
+        let dialled = match self.dial(to, chosen, Purpose::CarryJoin).await {
+            Err(LinkError::Dial(_)) if chosen.kind() != self.base.kind() => {
+                self.dial(to, &self.base, Purpose::CarryJoin).await
+            }
+            dialled => dialled,
+        };
+        dialled.map(|(stream, _)| stream)
+    }
+
+    /// Dials, and has both sides prove who they are. What comes back is open for its purpose, to
+    /// this member.
+    async fn dial(
+        &self,
+        to: NodeId,
+        route: &Arc<dyn Route>,
+        purpose: Purpose,
+    ) -> Result<(BoxStream, Member), LinkError> {
+        let mut channel = route.dial(to, self.limits.dial).await?;
+        let dialler = Dialler { own: self.own(&channel), dialled: to, purpose };
+        let stream = &mut channel.stream;
         let broken = |error| LinkError::Broken(to, error);
         let shake = async {
-            let challenge = frame::read(&mut stream, MAX_UNPROVEN).await.map_err(broken)?;
-            let proof = dialler.challenge(&challenge)?;
+            let challenge = frame::read(stream, MAX_UNPROVEN).await.map_err(broken)?;
+            let (proof, claimed) = dialler.challenge(&challenge)?;
             // The other may have dialled meanwhile: then that link is as good, and this one would only cross it.
-            if purpose == Purpose::Mesh && self.pool().has(to) {
+            if purpose == Purpose::Mesh && self.pool().has(to, route.kind()) {
                 return Err(HandshakeError::Refused(to, Refusal::Duplicate).into());
             }
-            frame::write(&mut stream, &proof).await.map_err(broken)?;
-            let answer = frame::read(&mut stream, MAX_UNPROVEN).await.map_err(broken)?;
-            dialler.answer(&answer).map_err(LinkError::from)
+            frame::write(stream, &proof).await.map_err(broken)?;
+            let answer = frame::read(stream, MAX_UNPROVEN).await.map_err(broken)?;
+            let revoked = self.members.borrow().revoked.clone();
+            claimed.answer(&answer, &revoked, unix_now()).map_err(LinkError::from)
         };
-        timeout(self.limits.handshake, shake).await.map_err(|_| LinkError::Slow(to))??;
-        Ok(stream)
+        let member = timeout(self.limits.handshake, shake).await.map_err(|_| LinkError::Slow(to))??;
+        Ok((channel.stream, member))
     }
+
+    /// Whom to dial now, and how.
+    fn due(&self, set: &MemberSet) -> Vec<(NodeId, RouteKind)> {
+        let reaches = |peer, kind| self.route(kind).reaches(peer);
+        self.pool().reconcile(set, reaches, unix_now(), Instant::now())
+    }
+}
+
+/// Probes the routes that have to be proven.
+pub(super) async fn probe(shared: Arc<Shared>) {
+    let stop = shared.stop.clone();
+    let work = async {
+        loop {
+            let opened = shared.probing.notified();
+            let next = shared.pool().probe(Instant::now());
+            match next {
+                Some(next) => tokio::select! {
+                    () = sleep_until(next) => {}
+                    () = opened => {}
+                },
+                None => opened.await,
+            }
+        }
+    };
+    stop.run_until_cancelled(work).await;
 }
 
 /// Looks at the whole whenever the member set changes and at every tick.
@@ -129,9 +199,9 @@ pub(super) async fn reconcile(shared: Arc<Shared>) {
     let work = async {
         loop {
             let set = members.borrow_and_update().clone();
-            let due = shared.pool().reconcile(&set, unix_now(), Instant::now());
-            for peer in due {
-                tokio::spawn(open(Arc::clone(&shared), peer).instrument(info_span!("link", peer = peer.short())));
+            for (peer, route) in shared.due(&set) {
+                let span = info_span!("link", peer = peer.short(), %route);
+                tokio::spawn(open(Arc::clone(&shared), peer, route).instrument(span));
             }
             tokio::select! {
                 // Without a sender the set stays as it is.
@@ -144,48 +214,66 @@ pub(super) async fn reconcile(shared: Arc<Shared>) {
 }
 
 /// Opens a link and runs it.
-async fn open(shared: Arc<Shared>, peer: NodeId) {
-    let dialled = shared.stop.run_until_cancelled(shared.dial(peer, Purpose::Mesh)).await;
+async fn open(shared: Arc<Shared>, peer: NodeId, route: RouteKind) {
+    let dial = shared.dial(peer, shared.route(route), Purpose::Mesh);
+    let dialled = shared.stop.run_until_cancelled(dial).await;
     match dialled {
-        Some(Ok(stream)) => {
-            shared.pool().dial_done(peer);
-            // The peer's certificate is checked where it speaks; what it may not do any more, the member set says.
-            run(shared, peer, true, u64::MAX, stream).await;
+        Some(Ok((stream, member))) => {
+            shared.pool().dial_done(peer, route);
+            let proven = Proven { peer, route, outgoing: true, expires: member.certificate.expires };
+            run(shared, proven, stream).await;
         }
         Some(Err(error)) => {
             debug!(error = &error as &dyn std::error::Error, "no link");
             let shut_out = matches!(&error, LinkError::Dial(RouteError::ShutOut(_)));
-            shared.pool().dial_failed(peer, shut_out, rand::rng().random(), Instant::now());
-            if let LinkError::Handshake(HandshakeError::Revoked(revocation)) = error {
-                // Once is enough.
-                let _ = shared.revoked.try_send(*revocation);
+            shared.pool().dial_failed(peer, route, shut_out, rand::rng().random(), Instant::now());
+            match error {
+                LinkError::Handshake(HandshakeError::Revoked(revocation)) => {
+                    // Once is enough.
+                    let _ = shared.revoked.try_send(*revocation);
+                }
+                LinkError::Handshake(HandshakeError::Unproven(_, why)) => shared.pool().count(why.name()),
+                _ => {}
             }
         }
         None => {}
     }
 }
 
+/// A link on which both sides have proved who they are.
+#[derive(Clone, Copy)]
+struct Proven {
+    peer: NodeId,
+    route: RouteKind,
+    outgoing: bool,
+    /// End of the peer's certificate, in seconds since the epoch.
+    expires: u64,
+}
+
 /// Runs a link from the moment that both sides know who they are.
-async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, stream: BoxStream) {
+async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
+    let Proven { peer, route, outgoing, expires } = proven;
     if shared.members.borrow().revoked.contains_key(&peer) {
         shared.pool().count(Refusal::Revoked.name());
         return;
     }
     let opened = Instant::now();
     // In a statement of its own: in the match the pool would stay locked, and a refusal has to be noted in it.
-    let open = shared.pool().open(peer, outgoing, expires, opened);
-    let (id, out, counts, close) = match open {
-        Ok(parts) => parts,
+    let open = shared.pool().open(peer, route, outgoing, expires, opened);
+    let OpenedLink { id, out, counts, close } = match open {
+        Ok(opened) => opened,
         Err(refusal) => {
             debug!(%refusal, "link not kept");
             match outgoing {
                 // No better than a dial that was refused over there: the next one has to wait.
-                true => shared.pool().dial_failed(peer, false, rand::rng().random(), opened),
+                true => shared.pool().dial_failed(peer, route, false, rand::rng().random(), opened),
                 false => shared.pool().count(refusal.name()),
             }
             return;
         }
     };
+    shared.probing.notify_one();
+    let prober = Arc::clone(&shared);
     info!(outgoing, "link open");
     let connection = Connection {
         peer,
@@ -197,6 +285,7 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         discovery: shared.discovery.clone(),
         offered: shared.offered.clone(),
         facts: shared.facts.clone(),
+        answered: Box::new(move |number| prober.pool().answered(id, number, Instant::now())),
         limits: shared.limits.clone(),
     };
     tokio::select! {
@@ -210,11 +299,11 @@ async fn run(shared: Arc<Shared>, peer: NodeId, outgoing: bool, expires: u64, st
         () = shared.stop.cancelled() => {}
     }
     let lasted = opened.elapsed();
-    shared.pool().ended(id, peer, lasted, rand::rng().random(), Instant::now());
+    shared.pool().ended(id, (peer, route), lasted, rand::rng().random(), Instant::now());
 }
 
 /// Takes a stream, if there is room for another handshake.
-pub(super) fn accept(shared: &Arc<Shared>, stream: BoxStream) {
+pub(super) fn accept(shared: &Arc<Shared>, channel: Channel) {
     let in_time = shared.accepts.lock().unwrap_or_else(PoisonError::into_inner).take(1, Instant::now());
     let room = Arc::clone(&shared.handshakes).try_acquire_owned();
     let (true, Ok(room)) = (in_time, room) else {
@@ -224,13 +313,13 @@ pub(super) fn accept(shared: &Arc<Shared>, stream: BoxStream) {
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let stop = shared.stop.clone();
-        stop.run_until_cancelled(listen(shared, stream, room)).await;
+        stop.run_until_cancelled(listen(shared, channel, room)).await;
     });
 }
 
 /// Finds out who has dialled, and runs what was dialled for.
-async fn listen(shared: Arc<Shared>, mut stream: BoxStream, room: OwnedSemaphorePermit) {
-    let proved = match timeout(shared.limits.handshake, shake(&shared, &mut stream)).await {
+async fn listen(shared: Arc<Shared>, mut channel: Channel, room: OwnedSemaphorePermit) {
+    let proved = match timeout(shared.limits.handshake, shake(&shared, &mut channel)).await {
         Ok(Ok(proved)) => proved,
         Ok(Err(error)) => {
             debug!(error = &error as &dyn std::error::Error, "no handshake");
@@ -245,12 +334,14 @@ async fn listen(shared: Arc<Shared>, mut stream: BoxStream, room: OwnedSemaphore
     drop(room);
     match proved {
         Ok((proved, None)) => {
-            let (peer, expires) = (proved.member.node(), proved.member.certificate.expires);
-            run(shared, peer, false, expires, stream).instrument(info_span!("link", peer = peer.short())).await;
+            let (peer, expires, route) = (proved.member.node(), proved.member.certificate.expires, channel.route);
+            let span = info_span!("link", peer = peer.short(), %route);
+            let proven = Proven { peer, route, outgoing: false, expires };
+            run(shared, proven, channel.stream).instrument(span).await;
         }
         Ok((proved, Some(place))) => {
             let from = proved.member.node();
-            let stream = Box::new(CarriedStream { stream, _place: place });
+            let stream = Box::new(CarriedStream { stream: channel.stream, _place: place });
             if shared.joins.try_send(CarriedJoin { from, stream }).is_err() {
                 shared.pool().count(Refusal::Busy.name());
             }
@@ -266,27 +357,32 @@ async fn listen(shared: Arc<Shared>, mut stream: BoxStream, room: OwnedSemaphore
 type Judged = Result<(Proved, Option<Place>), Refused>;
 
 /// Challenge, proof, answer. A refusal is told to the dialler and returned.
-async fn shake(shared: &Arc<Shared>, stream: &mut BoxStream) -> Result<Judged, MessageError> {
-    let (listener, challenge) = Listener::new(&shared.membership, rand::rng().random())?;
+async fn shake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<Judged, MessageError> {
+    let (listener, challenge) = Listener::new(shared.own(channel))?;
+    let (route, stream) = (channel.route, &mut channel.stream);
     frame::write(stream, &challenge).await?;
     let judged = match frame::read(stream, MAX_UNPROVEN).await {
         Ok(proof) => {
             let revoked = shared.members.borrow().revoked.clone();
-            listener.proof(&proof, &revoked, unix_now()).and_then(|proved| Ok(admit(shared, proved)?))
+            listener.proof(&proof, &revoked, unix_now()).and_then(|proved| Ok(admit(shared, proved, route)?))
         }
         Err(FrameError::TooLong { .. }) => Err(Refusal::Malformed.into()),
         Err(error) => return Err(error.into()),
     };
-    frame::write(stream, &Listener::answer(judged.as_ref().err().cloned())?).await?;
+    let answer = match &judged {
+        Ok((proved, _)) => listener.accept(proved)?,
+        Err(refused) => refused.answer()?,
+    };
+    frame::write(stream, &answer).await?;
     Ok(judged)
 }
 
 /// Whether there is room for what a member wants.
-fn admit(shared: &Arc<Shared>, proved: Proved) -> Result<(Proved, Option<Place>), Refusal> {
+fn admit(shared: &Arc<Shared>, proved: Proved, route: RouteKind) -> Result<(Proved, Option<Place>), Refusal> {
     let peer = proved.member.node();
     match proved.purpose {
         Purpose::Mesh => {
-            shared.pool().may_open(peer, false, Instant::now())?;
+            shared.pool().may_open(peer, route, false, Instant::now())?;
             Ok((proved, None))
         }
         Purpose::CarryJoin => {

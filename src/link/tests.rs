@@ -20,11 +20,13 @@ use tokio::time::{Instant, sleep, timeout};
 use super::conformance::{Ground, Launched, Linked, World, launch};
 use super::connection::Frame;
 use super::frame::{read_message, write_message};
-use super::handshake::{Dialler, Purpose};
+use super::handshake::{Dialler, Own, Purpose, Refusal, Refused};
 use super::*;
 use crate::frame::{self, MAX, MAX_UNPROVEN};
 use crate::tor::fake::{FakeEngine, FakeNet};
 use crate::tor::{Engine, Listening};
+
+mod routes;
 
 /// The time of tests without a clock, in seconds since the epoch.
 pub(super) const NOW: u64 = 1_800_000_000;
@@ -103,6 +105,12 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
+/// What a side of a handshake over Tor has.
+fn own<'a>(membership: &'a Member, key: &'a NodeSecret) -> Own<'a> {
+    let (route, binding) = (RouteKind::TOR, ChannelBinding::BY_ID);
+    Own { membership, key, route, binding, nonce: rand::random() }
+}
+
 impl Node {
     fn peers(&self) -> BTreeSet<NodeId> {
         self.links.status().iter().map(|link| link.peer).collect()
@@ -115,20 +123,28 @@ impl Node {
     /// A raw stream to this node, as a stranger opens one.
     fn stranger(&self) -> DuplexStream {
         let (near, far) = duplex(4096);
-        self.links.accept(Box::new(far));
+        self.links.accept(Channel::tor(Box::new(far)));
         near
     }
 
-    /// A stream to this node on which `i` has proved itself, in the hands of a test.
-    async fn hostile(&self, world: &World, i: usize, to: usize, purpose: Purpose) -> (DuplexStream, Vec<u8>) {
+    /// A stream to this node on which `i` has proved itself, in the hands of a test; and what was
+    /// answered: `None` if it was let in.
+    async fn hostile(
+        &self,
+        world: &World,
+        i: usize,
+        to: usize,
+        purpose: Purpose,
+    ) -> (DuplexStream, Option<HandshakeError>) {
         let mut stream = self.stranger();
         let (membership, key) = (world.member(i), world.key(i));
-        let dialler =
-            Dialler { membership: &membership, key: &key, cluster: world.cluster(), dialled: world.node(to), purpose };
+        let dialler = Dialler { own: own(&membership, &key), dialled: world.node(to), purpose };
         let challenge = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
-        frame::write(&mut stream, &dialler.challenge(&challenge).unwrap()).await.unwrap();
+        let (proof, claimed) = dialler.challenge(&challenge).unwrap();
+        frame::write(&mut stream, &proof).await.unwrap();
         let answer = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
-        (stream, answer)
+        let refused = claimed.answer(&answer, &BTreeMap::new(), NOW).err();
+        (stream, refused)
     }
 }
 
@@ -206,10 +222,8 @@ async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
         set.revoked.insert(world.node(1), revocation(&world, 1));
     });
     until("the end of the link", || !nodes[0].peers().contains(&world.node(1))).await;
-    let (_stream, answer) = nodes[0].hostile(&world, 1, 0, Purpose::Mesh).await;
-    let word = Some(Box::new(revocation(&world, 1).unverified()));
-    let refused = handshake::Refused { why: handshake::Refusal::Revoked, revocation: word };
-    assert_eq!(answer, handshake::Listener::answer(Some(refused)).unwrap());
+    let (_stream, refused) = nodes[0].hostile(&world, 1, 0, Purpose::Mesh).await;
+    assert_eq!(refused, Some(HandshakeError::Revoked(Box::new(revocation(&world, 1)))));
     until("the count", || nodes[0].refused("link_revoked") > 0).await;
 }
 
@@ -314,16 +328,10 @@ async fn strangers_and_their_garbage_change_nothing() {
     let mut stream = nodes[0].stranger();
     let challenge = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
     let (membership, key) = (other.member(1), other.key(1));
-    let dialler = Dialler {
-        membership: &membership,
-        key: &key,
-        cluster: other.cluster(),
-        dialled: world.node(0),
-        purpose: Purpose::Mesh,
-    };
-    frame::write(&mut stream, &dialler.challenge(&challenge).unwrap()).await.unwrap();
+    let dialler = Dialler { own: own(&membership, &key), dialled: world.node(0), purpose: Purpose::Mesh };
+    frame::write(&mut stream, &dialler.challenge(&challenge).unwrap().0).await.unwrap();
     let answer = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
-    assert_eq!(answer, handshake::Listener::answer(Some(handshake::Refusal::NotMember.into())).unwrap());
+    assert_eq!(answer, Refused::from(Refusal::NotMember).answer().unwrap());
     until("the counts", || nodes[0].refused("link_not_member") == 1 && nodes[0].refused("link_malformed") >= 2).await;
     assert_eq!(nodes[0].peers(), BTreeSet::from([world.node(1)]));
 }
@@ -343,8 +351,8 @@ async fn a_dialler_that_takes_its_time_loses_its_place() {
     };
     timeout(PATIENCE, drip).await.unwrap();
     until("both given up", || node.refused("link_unfinished") == 2).await;
-    let (_stream, answer) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
-    assert_eq!(answer, handshake::Listener::answer(None).unwrap());
+    let (_stream, refused) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
+    assert_eq!(refused, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -441,7 +449,7 @@ async fn a_joiners_bytes_are_carried_both_ways() {
     let second = worker.links.carry_join(world.node(1)).await.unwrap();
     assert!(matches!(
         worker.links.carry_join(world.node(1)).await,
-        Err(LinkError::Handshake(HandshakeError::Refused(_, handshake::Refusal::Busy)))
+        Err(LinkError::Handshake(HandshakeError::Refused(_, Refusal::Busy)))
     ));
     drop((carried, second, joins.recv().await));
     worker.links.carry_join(world.node(1)).await.unwrap();
@@ -473,8 +481,8 @@ async fn a_node_without_room_for_another_link_dials_less_and_less() {
     let patient = LinkLimits { silence: PATIENCE * 9, ..limits() };
     let full = LinkLimits { links: 1, pause: (Duration::from_millis(20), Duration::from_secs(5)), ..patient.clone() };
     let full = node(&world, &net, 0, world.set([0, 2]), full).await;
-    let (_held, answer) = full.hostile(&world, 1, 0, Purpose::Mesh).await;
-    assert!(!answer.is_empty() && full.peers() == BTreeSet::from([world.node(1)]));
+    let (_held, refused) = full.hostile(&world, 1, 0, Purpose::Mesh).await;
+    assert!(refused.is_none() && full.peers() == BTreeSet::from([world.node(1)]));
     // The one it dials takes a few, and counts what comes beyond.
     let dialled =
         node(&world, &net, 2, MemberSet::default(), LinkLimits { accepts_per_second: (1, 20), ..patient }).await;

@@ -6,8 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance_gossip::id::NodeId;
 
-use super::{LINK_PORT, Route, RouteError, RouteKind};
-use crate::stream::BoxStream;
+use super::{Channel, LINK_PORT, Route, RouteError, RouteKind};
 use crate::tor::{Engine, TorError};
 
 /// Reaches members through an [`Engine`].
@@ -28,9 +27,13 @@ impl Route for TorRoute {
         RouteKind::TOR
     }
 
-    async fn dial(&self, to: NodeId, limit: Duration) -> Result<BoxStream, RouteError> {
+    fn reaches(&self, _to: NodeId) -> bool {
+        true
+    }
+
+    async fn dial(&self, to: NodeId, limit: Duration) -> Result<Channel, RouteError> {
         let dialled = self.engine.dial(to.address(), LINK_PORT, limit).await;
-        dialled.map_err(|error| route_error(to, error))
+        dialled.map(Channel::tor).map_err(|error| route_error(to, error))
     }
 }
 

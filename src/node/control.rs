@@ -224,6 +224,9 @@ impl Running {
 fn link_status(link: crate::link::LinkStatus) -> LinkStatus {
     LinkStatus {
         peer: link.peer.to_string(),
+        route: link.route.to_string(),
+        state: link.state.to_string(),
+        carries: link.carries,
         outgoing: link.outgoing,
         age_seconds: link.age.as_secs(),
         frames_in: link.frames_in,

@@ -32,7 +32,7 @@ use crate::config::{Config, JOIN_PORT};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::{AuthoritySecret, DiscoveryPublic, NodeSecret, outage_secret};
-use crate::link::{CarriedJoin, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet, TorRoute};
+use crate::link::{CarriedJoin, Channel, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet, TorRoute};
 use crate::proxy::{Proxy, ProxyLimits};
 use crate::publish::task::Publisher;
 use crate::store::Store;
@@ -88,10 +88,10 @@ impl Parts {
         let (newest, discovery) = watch::channel(None);
         let (accepted, accepted_watch) = watch::channel(Vec::new());
         let config_of_links = LinkConfig {
-            route: Arc::new(TorRoute::new(Arc::clone(&engine))),
+            base: Arc::new(TorRoute::new(Arc::clone(&engine))),
+            faster: Vec::new(),
             identity: store.node_secret()?,
             membership: store.membership().clone(),
-            cluster: store.cluster(),
             discovery: discovery.clone(),
             limits: config.links.clone(),
         };
@@ -426,7 +426,7 @@ async fn listen(
         let links = Arc::clone(&links);
         tokio::spawn(async move {
             if let Ok(Ok(stream)) = tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {
-                links.accept(stream);
+                links.accept(Channel::tor(stream));
             }
             drop(place);
         });

@@ -1,12 +1,14 @@
 //! What a hostile member does with its keys, over whatever engine: raw streams, proofs, frames.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use rustbalance::clock::unix_now;
 use rustbalance::frame::{self, MAX, MAX_UNPROVEN};
-use rustbalance::link::handshake::{Dialler, Purpose};
-use rustbalance::link::{Frame, LINK_PORT};
+use rustbalance::link::handshake::{Dialler, Own, Purpose};
+use rustbalance::link::{ChannelBinding, Frame, LINK_PORT, RouteKind};
 use rustbalance::store::Store;
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::Engine;
@@ -31,11 +33,14 @@ pub(crate) async fn dial(engine: &dyn Engine, to: NodeId) -> Result<BoxStream> {
 pub(crate) async fn link(engine: &dyn Engine, store: &Store, to: NodeId, purpose: Purpose) -> Result<BoxStream> {
     let mut stream = dial(engine, to).await?;
     let (membership, key) = (store.membership(), store.node_secret()?);
-    let dialler = Dialler { membership, key: &key, cluster: store.cluster(), dialled: to, purpose };
+    let (route, binding) = (RouteKind::TOR, ChannelBinding::BY_ID);
+    let own = Own { membership, key: &key, route, binding, nonce: rand::random() };
+    let dialler = Dialler { own, dialled: to, purpose };
     let challenge = frame::read(&mut stream, MAX_UNPROVEN).await?;
-    frame::write(&mut stream, &dialler.challenge(&challenge)?).await?;
+    let (proof, claimed) = dialler.challenge(&challenge)?;
+    frame::write(&mut stream, &proof).await?;
     let answer = frame::read(&mut stream, MAX_UNPROVEN).await?;
-    dialler.answer(&answer)?;
+    claimed.answer(&answer, &BTreeMap::new(), unix_now())?;
     Ok(stream)
 }
 

@@ -76,10 +76,10 @@ impl Member {
         let (sender, members) = watch::channel(MemberSet { members, ..MemberSet::default() });
         let (keys, discovery) = watch::channel(None);
         let config = LinkConfig {
-            route: Arc::new(TorRoute::new(Arc::clone(&self.engine) as Arc<dyn Engine>)),
+            base: Arc::new(TorRoute::new(Arc::clone(&self.engine) as Arc<dyn Engine>)),
+            faster: Vec::new(),
             identity: self.store.node_secret().unwrap(),
             membership: self.store.membership().clone(),
-            cluster: self.store.cluster(),
             discovery,
             limits: LinkLimits { pause: (Duration::from_millis(100), Duration::from_secs(1)), ..LinkLimits::default() },
         };

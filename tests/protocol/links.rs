@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rustbalance::frame;
-use rustbalance::link::Frame;
-use rustbalance::link::handshake::{Dialler, HandshakeError, Listener, Purpose, Refusal, Refused};
+use rustbalance::keys::NodeSecret;
+use rustbalance::link::handshake::{Dialler, HandshakeError, Listener, Own, Purpose, Refusal, Refused};
+use rustbalance::link::{ChannelBinding, Frame, RouteKind};
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::facts::Facts;
@@ -20,7 +21,8 @@ use crate::cast::{Cast, NOW, bytes, sign};
 use crate::records::{invitation_redeemed, revocation};
 use crate::{hex, unhex, value_of};
 
-const NONCE: u8 = 0xe1;
+const LISTENER_NONCE: u8 = 0xe1;
+const DIALLER_NONCE: u8 = 0xd1;
 
 const REFUSALS: [Refusal; 8] = [
     Refusal::NotMember,
@@ -33,12 +35,16 @@ const REFUSALS: [Refusal; 8] = [
     Refusal::Malformed,
 ];
 
-fn listener(cast: &Cast) -> (Listener, Vec<u8>) {
-    Listener::new(&cast.founder(), bytes(NONCE)).unwrap()
+fn own<'a>(membership: &'a Member, key: &'a NodeSecret, nonce: u8) -> Own<'a> {
+    Own { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce: bytes(nonce) }
+}
+
+fn listener<'a>(cast: &'a Cast, membership: &'a Member) -> (Listener<'a>, Vec<u8>) {
+    Listener::new(own(membership, &cast.alpha, LISTENER_NONCE)).unwrap()
 }
 
 fn dialler<'a>(cast: &'a Cast, membership: &'a Member, purpose: Purpose) -> Dialler<'a> {
-    Dialler { membership, key: &cast.beta, cluster: cast.cluster(), dialled: cast.alpha.node_id(), purpose }
+    Dialler { own: own(membership, &cast.beta, DIALLER_NONCE), dialled: cast.alpha.node_id(), purpose }
 }
 
 fn revoked(cast: &Cast) -> Refused {
@@ -47,55 +53,66 @@ fn revoked(cast: &Cast) -> Refused {
 
 /// Beta dials alpha.
 pub(crate) fn handshake(cast: &Cast) -> Value {
-    let (membership, (_, challenge)) = (cast.worker(), listener(cast));
-    let proof = |purpose| dialler(cast, &membership, purpose).challenge(&challenge).unwrap();
+    let (founder, worker) = (cast.founder(), cast.worker());
+    let (listener, challenge) = listener(cast, &founder);
+    let proof = |purpose| dialler(cast, &worker, purpose).challenge(&challenge).unwrap().0;
     let message = |bytes: &[u8]| json!({ "value": value_of(bytes), "bytes": hex(bytes) });
-    let answer = |refused: Option<Refused>| message(&Listener::answer(refused).unwrap());
-    let refused: Vec<Value> = REFUSALS.iter().map(|why| answer(Some((*why).into()))).collect();
+    let accepted = |purpose| {
+        let proved = listener.proof(&proof(purpose), &BTreeMap::new(), NOW).unwrap();
+        message(&listener.accept(&proved).unwrap())
+    };
+    let refused: Vec<Value> = REFUSALS.iter().map(|why| message(&Refused::from(*why).answer().unwrap())).collect();
     json!({
         "dialled": hex(cast.alpha.node_id().public_key()),
         "challenge": message(&challenge),
         "proof_mesh": message(&proof(Purpose::Mesh)),
         "proof_carry_join": message(&proof(Purpose::CarryJoin)),
-        "accepted": answer(None),
+        "accepted_mesh": accepted(Purpose::Mesh),
+        "accepted_carry_join": accepted(Purpose::CarryJoin),
         "refused": refused,
-        "refused_with_revocation": answer(Some(revoked(cast))),
+        "refused_with_revocation": message(&revoked(cast).answer().unwrap()),
     })
 }
 
 /// Both sides read what the vectors say that the other has sent.
 pub(crate) fn check_handshake(cast: &Cast, vectors: &Value) {
-    let membership = cast.worker();
-    let listen = |proof: &[u8]| {
-        let (listener, challenge) = listener(cast);
-        assert_eq!(challenge, unhex(&vectors["challenge"]["bytes"]));
-        listener.proof(proof, &BTreeMap::new(), NOW)
-    };
-    for (purpose, name) in [(Purpose::Mesh, "proof_mesh"), (Purpose::CarryJoin, "proof_carry_join")] {
-        let proof = unhex(&vectors[name]["bytes"]);
+    let (founder, worker) = (cast.founder(), cast.worker());
+    let (listener, challenge) = listener(cast, &founder);
+    assert_eq!(challenge, unhex(&vectors["challenge"]["bytes"]));
+    let listen = |proof: &[u8]| listener.proof(proof, &BTreeMap::new(), NOW);
+    let claimed = |purpose| dialler(cast, &worker, purpose).challenge(&challenge).unwrap().1;
+    for (purpose, name) in [(Purpose::Mesh, "mesh"), (Purpose::CarryJoin, "carry_join")] {
+        let proof = unhex(&vectors[format!("proof_{name}")]["bytes"]);
         let proved = listen(&proof).unwrap();
-        assert_eq!((&proved.member, proved.purpose), (&membership, purpose));
-        let mut survivors = 0;
-        for flipped in crate::flips(&proof) {
-            if let Ok(again) = listen(&flipped) {
-                assert_eq!(again, proved);
-                survivors += 1;
-            }
-        }
+        assert_eq!((&proved.member, proved.purpose), (&worker, purpose));
         // The names of fourteen fields, as in a statement's envelope.
-        assert_eq!(survivors, 14, "{name}");
+        assert_eq!(survivors(&proof, |flipped| listen(flipped).ok(), &proved), 14, "proof_{name}");
+        let accepted = unhex(&vectors[format!("accepted_{name}")]["bytes"]);
+        let hear = |answer: &[u8]| claimed(purpose).answer(answer, &BTreeMap::new(), NOW).ok();
+        assert_eq!(hear(&accepted), Some(founder.clone()));
+        assert_eq!(survivors(&accepted, hear, &founder), 13, "accepted_{name}");
     }
-    let hears = |answer: &Value| dialler(cast, &membership, Purpose::Mesh).answer(&unhex(&answer["bytes"]));
+    let hears =
+        |answer: &Value| claimed(Purpose::Mesh).answer(&unhex(&answer["bytes"]), &BTreeMap::new(), NOW).unwrap_err();
     let alpha = cast.alpha.node_id();
-    assert_eq!(hears(&vectors["accepted"]), Ok(()));
     for (why, answer) in REFUSALS.iter().zip(vectors["refused"].as_array().unwrap()) {
-        assert_eq!(hears(answer), Err(HandshakeError::Refused(alpha, *why)));
+        assert_eq!(hears(answer), HandshakeError::Refused(alpha, *why));
     }
     let shown = sign(revocation(cast), &cast.authority);
-    assert_eq!(hears(&vectors["refused_with_revocation"]), Err(HandshakeError::Revoked(Box::new(shown))));
+    assert_eq!(hears(&vectors["refused_with_revocation"]), HandshakeError::Revoked(Box::new(shown)));
+    // The answer to another purpose is none.
+    let unproven = HandshakeError::Unproven(alpha, Refusal::WrongNode);
+    assert_eq!(hears(&vectors["accepted_carry_join"]), unproven);
 }
 
-fn frames(cast: &Cast, gossip: &[u8]) -> [(&'static str, Frame); 6] {
+/// How many changed messages are read, all of them as the right one is.
+fn survivors<T: PartialEq + std::fmt::Debug>(message: &[u8], read: impl Fn(&[u8]) -> Option<T>, expected: &T) -> usize {
+    let read: Vec<T> = crate::flips(message).filter_map(|flipped| read(&flipped)).collect();
+    assert!(read.iter().all(|again| again == expected));
+    read.len()
+}
+
+fn frames(cast: &Cast, gossip: &[u8]) -> [(&'static str, Frame); 8] {
     let facts = facts_of(cast);
     [
         ("ping", Frame::Ping(1000)),
@@ -104,6 +121,8 @@ fn frames(cast: &Cast, gossip: &[u8]) -> [(&'static str, Frame); 6] {
         ("discovery", Frame::Discovery(cast.discovery(1).offer())),
         ("factsdigest", Frame::FactsDigest(facts.digest())),
         ("facts", Frame::Facts(facts.batches().concat())),
+        ("probe", Frame::Probe { number: 7, padding: VarBytes(vec![0; 16]) }),
+        ("probed", Frame::Probed(7)),
     ]
 }
 
@@ -148,6 +167,8 @@ pub(crate) async fn check_messages(cast: &Cast, gossip: &[u8], vectors: &Value) 
         match (codec::decode(&payload, frame::MAX).unwrap(), sent) {
             (Frame::Ping(read), Frame::Ping(sent)) | (Frame::Pong(read), Frame::Pong(sent)) => assert_eq!(read, sent),
             (Frame::Gossip(read), Frame::Gossip(sent)) => assert_eq!(read, sent),
+            (Frame::Probe { number, .. }, Frame::Probe { number: sent, .. }) => assert_eq!(number, sent),
+            (Frame::Probed(read), Frame::Probed(sent)) => assert_eq!(read, sent),
             (Frame::FactsDigest(read), Frame::FactsDigest(sent)) => assert_eq!(read, sent),
             (Frame::Facts(read), Frame::Facts(sent)) => assert_eq!(read, sent),
             (Frame::Discovery(read), Frame::Discovery(_)) => {

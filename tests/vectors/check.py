@@ -262,20 +262,28 @@ def check_links(vectors):
     cluster = unhex(vectors["keys"]["master"]["public"])
     shake = vectors["handshake"]
     challenge = message("challenge", shake["challenge"])
-    for name, purpose in (("proof_mesh", "Mesh"), ("proof_carry_join", "CarryJoin")):
-        proof = message(name, shake[name])
-        member = check_chain(proof["chain"], cluster)
-        stated = opened(name, proof["proof"], "rustbalance link proof v1", member["node"])
+    for name, purpose in (("mesh", "Mesh"), ("carry_join", "CarryJoin")):
+        proof = message(name, shake[f"proof_{name}"])
+        dialler = check_chain(proof["chain"], cluster)
+        stated = opened(name, proof["proof"], "rustbalance link dialler v1", dialler["node"])
         expected = {
             "cluster": cluster,
-            "nonce": challenge["nonce"],
-            "dialled": unhex(shake["dialled"]),
-            "dialler": member["node"],
+            "versions": challenge["versions"],
+            "version": min(challenge["versions"][1], 3),
+            "route": 0,
+            "channel": bytes(32),
+            "dialler": dialler["node"],
+            "listener": unhex(shake["dialled"]),
+            "dialler_nonce": stated["dialler_nonce"],
+            "listener_nonce": challenge["nonce"],
             "purpose": purpose,
-            "version": min(challenge["versions"][1], 2),
         }
         equal(name, list(stated.items()), list(expected.items()))
-    equal("accepted", message("accepted", shake["accepted"]), "Accepted")
+        accepted = message(name, shake[f"accepted_{name}"])["Accepted"]
+        listener = check_chain(accepted["chain"], cluster)
+        equal(f"listener of {name}", listener["node"], expected["listener"])
+        answered = opened(name, accepted["proof"], "rustbalance link listener v1", listener["node"])
+        equal(f"answer of {name}", list(answered.items()), list(expected.items()))
     reasons = [message("refusal", refused)["Refused"]["why"] for refused in shake["refused"]]
     known = ["NotMember", "Revoked", "WrongNode", "Expired", "Busy", "Duplicate", "Version", "Malformed"]
     equal("refusals", reasons, known)

@@ -191,6 +191,9 @@ fn example() -> Status {
         refused: [("link_busy".to_owned(), 3)].into(),
         links: vec![LinkStatus {
             peer: node,
+            route: "tor".into(),
+            state: "proven".into(),
+            carries: true,
             outgoing: true,
             age_seconds: 5,
             frames_in: 1,

@@ -50,6 +50,8 @@ pub(crate) fn frame_seeds() -> Vec<Seed> {
     let messages = [
         Frame::Ping(0),
         Frame::Pong(u64::MAX),
+        Frame::Probe { number: 1, padding: VarBytes(vec![0; 30]) },
+        Frame::Probed(u64::MAX),
         Frame::Gossip(VarBytes(vec![7; 40])),
         Frame::Discovery(world().discovery.offer()),
     ];
@@ -65,7 +67,7 @@ pub(crate) fn frame_seeds() -> Vec<Seed> {
     vec![
         Seed::good("all", framed(&messages)),
         Seed::good("ping", framed(&messages[..1])),
-        Seed::good("discovery", framed(&messages[3..])),
+        Seed::good("discovery", framed(&messages[5..])),
         Seed::bad("too-long", [&[0][..], &65u32.to_be_bytes(), &[0; 65]].concat()),
         Seed::bad("cut", [&[2][..], &500u32.to_be_bytes(), &[1; 20]].concat()),
         // Says that it holds four gigabytes.

@@ -5,7 +5,8 @@ use std::sync::OnceLock;
 
 use rustbalance::discovery::{Discovery, KeyRing, MAX_KEYS, Offer};
 use rustbalance::frame::{MAX, MAX_UNPROVEN};
-use rustbalance::link::handshake::{Dialler, HandshakeError, Listener, Purpose, Refusal, Refused};
+use rustbalance::link::handshake::{Claimed, Dialler, HandshakeError, Listener, Own, Purpose, Refusal, Refused};
+use rustbalance::link::{ChannelBinding, RouteKind};
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::NodeId;
@@ -14,8 +15,6 @@ use rustbalance_gossip::signed::{Unverified, Verified};
 
 use super::Seed;
 use super::world::{NOW, unsigned, world};
-
-const NONCE: [u8; 32] = [5; 32];
 
 /// The first byte says whose turn it is.
 pub(crate) fn handshake(bytes: &[u8]) -> bool {
@@ -27,19 +26,28 @@ pub(crate) fn handshake(bytes: &[u8]) -> bool {
     }
 }
 
+/// What node `i` knows at the beginning.
+fn own(i: usize, nonce: u8) -> Own<'static> {
+    let (membership, key) = (&world().members[i], &world().keys[i]);
+    Own { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce: [nonce; 32] }
+}
+
 /// Node 1 dials node 0.
 fn dialler(purpose: Purpose) -> Dialler<'static> {
-    let world = world();
-    let (membership, key) = (&world.members[1], &world.keys[1]);
-    Dialler { membership, key, cluster: world.cluster, dialled: world.nodes[0], purpose }
+    Dialler { own: own(1, 6), dialled: world().nodes[0], purpose }
 }
 
 /// Node 0, with its challenge.
-fn listener() -> (Listener, Vec<u8>) {
-    Listener::new(&world().members[0], NONCE).unwrap()
+fn listener() -> (Listener<'static>, Vec<u8>) {
+    Listener::new(own(0, 5)).unwrap()
 }
 
-/// Node 3 has been put out.
+/// Node 1, which has answered node 0's challenge.
+fn claimed() -> Claimed<'static> {
+    dialler(Purpose::Mesh).challenge(&listener().1).unwrap().1
+}
+
+/// Node 3 has been evicted.
 fn revoked() -> &'static BTreeMap<NodeId, Verified<Revocation>> {
     static REVOKED: OnceLock<BTreeMap<NodeId, Verified<Revocation>>> = OnceLock::new();
     let word = || Verified::sign(world().revocation(3), &world().authority).unwrap();
@@ -48,7 +56,7 @@ fn revoked() -> &'static BTreeMap<NodeId, Verified<Revocation>> {
 
 /// A listener's challenge: whatever it asks, the proof is good for that listener's nonce alone.
 fn challenge(bytes: &[u8]) -> bool {
-    let Ok(proof) = dialler(Purpose::Mesh).challenge(bytes) else { return false };
+    let Ok((proof, _)) = dialler(Purpose::Mesh).challenge(bytes) else { return false };
     assert!(proof.len() <= MAX_UNPROVEN);
     let (listener, own) = listener();
     match listener.proof(&proof, revoked(), NOW) {
@@ -60,23 +68,29 @@ fn challenge(bytes: &[u8]) -> bool {
 
 /// A dialler's proof: only one that a member has made for this stream is good.
 fn proof(bytes: &[u8]) -> bool {
-    match listener().0.proof(bytes, revoked(), NOW) {
+    let (listener, _) = listener();
+    match listener.proof(bytes, revoked(), NOW) {
         Ok(proved) => {
-            assert_eq!(proved.member, world().members[1], "nobody else has ever dialled");
+            assert_eq!(proved.member, world().members[1], "no other node has ever dialled");
+            assert!(listener.accept(&proved).unwrap().len() <= MAX_UNPROVEN);
             true
         }
         Err(refused) => {
             assert_eq!(refused.revocation.is_some(), refused.why == Refusal::Revoked);
-            assert!(Listener::answer(Some(refused)).unwrap().len() <= MAX_UNPROVEN);
+            assert!(refused.answer().unwrap().len() <= MAX_UNPROVEN);
             false
         }
     }
 }
 
-/// A listener's last word.
+/// A listener's last message: only the dialled node's proof for this stream is good.
 fn answer(bytes: &[u8]) -> bool {
-    match dialler(Purpose::Mesh).answer(bytes) {
-        Ok(()) | Err(HandshakeError::Refused(..)) => true,
+    match claimed().answer(bytes, revoked(), NOW) {
+        Ok(member) => {
+            assert_eq!(member, world().members[0]);
+            true
+        }
+        Err(HandshakeError::Refused(..)) => true,
         Err(HandshakeError::Revoked(word)) => {
             assert_eq!(word.signer(), world().authority_id.public_key());
             assert_eq!(*word, Verified::sign(world().revocation(1), &world().authority).unwrap());
@@ -88,18 +102,24 @@ fn answer(bytes: &[u8]) -> bool {
 
 pub(crate) fn handshake_seeds() -> Vec<Seed> {
     let seed = |turn: u8, bytes: Vec<u8>| [&[turn][..], &bytes].concat();
-    let challenge = listener().1;
+    let (listener, challenge) = listener();
+    let proof = |purpose, challenge: &[u8]| dialler(purpose).challenge(challenge).unwrap().0;
     let refused = |why, word: Option<Revocation>| {
         let revocation = word.map(|word| Box::new(Verified::sign(word, &world().authority).unwrap().unverified()));
-        Listener::answer(Some(Refused { why, revocation })).unwrap()
+        Refused { why, revocation }.answer().unwrap()
     };
-    let other = Listener::new(&world().members[0], [6; 32]).unwrap().1;
+    let other = Listener::new(own(0, 7)).unwrap().1;
+    let accepted = |purpose| {
+        let proved = listener.proof(&proof(purpose, &challenge), revoked(), NOW).unwrap();
+        listener.accept(&proved).unwrap()
+    };
     vec![
         Seed::good("challenge", seed(0, challenge.clone())),
-        Seed::good("mesh", seed(1, dialler(Purpose::Mesh).challenge(&challenge).unwrap())),
-        Seed::good("carry-join", seed(1, dialler(Purpose::CarryJoin).challenge(&challenge).unwrap())),
-        Seed::bad("replayed", seed(1, dialler(Purpose::Mesh).challenge(&other).unwrap())),
-        Seed::good("accepted", seed(2, Listener::answer(None).unwrap())),
+        Seed::good("mesh", seed(1, proof(Purpose::Mesh, &challenge))),
+        Seed::good("carry-join", seed(1, proof(Purpose::CarryJoin, &challenge))),
+        Seed::bad("replayed", seed(1, proof(Purpose::Mesh, &other))),
+        Seed::good("accepted", seed(2, accepted(Purpose::Mesh))),
+        Seed::bad("accepted-otherwise", seed(2, accepted(Purpose::CarryJoin))),
         Seed::good("busy", seed(2, refused(Refusal::Busy, None))),
         Seed::good("revoked", seed(2, refused(Refusal::Revoked, Some(world().revocation(1))))),
         Seed::good("anothers-revocation", seed(2, refused(Refusal::Revoked, Some(world().revocation(2))))),

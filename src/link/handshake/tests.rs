@@ -1,0 +1,282 @@
+//! Handshakes of two sides, with and without an attacker between them.
+
+use proptest::prelude::*;
+
+use super::super::conformance::World;
+use super::super::tests::{NOW, revocation};
+use super::*;
+use crate::keys::NodeSecret;
+
+/// One node of a world: what it knows at the beginning of a handshake.
+struct Side {
+    membership: Member,
+    key: NodeSecret,
+    route: RouteKind,
+    binding: ChannelBinding,
+    nonce: [u8; 32],
+}
+
+impl Side {
+    fn new(world: &World, i: usize) -> Self {
+        let (membership, key) = (world.member(i), world.key(i));
+        let nonce = [10 + i as u8; 32];
+        Self { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce }
+    }
+
+    fn own(&self) -> Own<'_> {
+        let Self { membership, key, route, binding, nonce } = self;
+        Own { membership, key, route: *route, binding: *binding, nonce: *nonce }
+    }
+
+    fn dials(&self, dialled: NodeId) -> Dialler<'_> {
+        Dialler { own: self.own(), dialled, purpose: Purpose::Mesh }
+    }
+
+    fn listens(&self) -> (Listener<'_>, Vec<u8>) {
+        Listener::new(self.own()).unwrap()
+    }
+}
+
+fn none() -> BTreeMap<NodeId, Verified<Revocation>> {
+    BTreeMap::new()
+}
+
+/// How a handshake ends in which nothing is between the two: for the listener, then for the dialler.
+fn meet(
+    dialler: &Side,
+    listener: &Side,
+    dialled: NodeId,
+    unix: u64,
+) -> (Result<Proved, Refusal>, Result<Member, HandshakeError>) {
+    let (listener, challenge) = listener.listens();
+    let dialler = dialler.dials(dialled);
+    let (proof, claimed) = dialler.challenge(&challenge).unwrap();
+    assert!(proof.len() < MAX_UNPROVEN / 2, "{} bytes", proof.len());
+    let judged = listener.proof(&proof, &none(), unix);
+    let answer = match &judged {
+        Ok(proved) => listener.accept(proved).unwrap(),
+        Err(refused) => refused.answer().unwrap(),
+    };
+    assert!(answer.len() < MAX_UNPROVEN / 2, "{} bytes", answer.len());
+    (judged.map_err(|refused| refused.why), claimed.answer(&answer, &none(), unix))
+}
+
+#[test]
+fn both_sides_learn_who_the_other_is_and_what_for() {
+    let world = World::new();
+    let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
+    for purpose in [Purpose::Mesh, Purpose::CarryJoin] {
+        let (listener, challenge) = alpha.listens();
+        let dialler = Dialler { purpose, ..beta.dials(world.node(0)) };
+        let (proof, claimed) = dialler.challenge(&challenge).unwrap();
+        let proved = listener.proof(&proof, &none(), NOW).unwrap();
+        assert_eq!((&proved.member, proved.purpose), (&world.member(1), purpose));
+        let answer = listener.accept(&proved).unwrap();
+        assert_eq!(claimed.answer(&answer, &none(), NOW), Ok(world.member(0)));
+        let busy = Refused::from(Refusal::Busy).answer().unwrap();
+        let refused = HandshakeError::Refused(world.node(0), Refusal::Busy);
+        assert_eq!(claimed.answer(&busy, &none(), NOW), Err(refused));
+        assert!(matches!(claimed.answer(b"\x01nonsense", &none(), NOW), Err(HandshakeError::Malformed(..))));
+    }
+}
+
+#[test]
+fn strangers_are_refused() {
+    let (world, other) = (World::new(), World::new());
+    let (alpha, here) = (Side::new(&world, 0), world.node(0));
+    let judged = |stranger: &Side| meet(stranger, &alpha, here, NOW).0.map(|_| ());
+    // A member of another cluster.
+    assert_eq!(judged(&Side::new(&other, 1)), Err(Refusal::NotMember));
+    // A member's certificates, which are public, with a key of one's own.
+    let thief = Side { key: world.key(2), ..Side::new(&world, 1) };
+    assert_eq!(judged(&thief), Err(Refusal::NotMember));
+    // A certificate signed by a key that is no authority's.
+    let forged = Member { certificate: other.member_of(1, world.cluster()).certificate, ..world.member(1) };
+    assert_eq!(judged(&Side { membership: forged, ..Side::new(&other, 1) }), Err(Refusal::NotMember));
+}
+
+#[test]
+fn what_answers_in_place_of_the_dialled_node_is_not_believed() {
+    let (world, other) = (World::new(), World::new());
+    let (beta, dialled) = (Side::new(&world, 1), world.node(0));
+    let hears = |answer: &[u8], challenge: &[u8]| {
+        let dialler = beta.dials(dialled);
+        dialler.challenge(challenge).unwrap().1.answer(answer, &none(), NOW).unwrap_err()
+    };
+    let session = |listener: &Side| {
+        let (_, challenge) = listener.listens();
+        (beta.dials(dialled).challenge(&challenge).unwrap().1.session, challenge)
+    };
+    let unproven = |why| HandshakeError::Unproven(dialled, why);
+    let signed = |side: &Side, session: Session| {
+        let proof = Verified::sign(ListenerProof(session), &side.key).unwrap().unverified();
+        codec::encode(&Answer::Accepted { chain: Box::new(side.membership.chain()), proof }).unwrap()
+    };
+    // Another member, which says that it is itself; one that names the dialled node; a stranger.
+    let gamma = Side::new(&world, 2);
+    let (meant, challenge) = session(&gamma);
+    assert_eq!(hears(&signed(&gamma, meant.clone()), &challenge), unproven(Refusal::WrongNode));
+    let thief = Side { key: world.key(2), ..Side::new(&world, 0) };
+    assert_eq!(hears(&signed(&thief, meant.clone()), &challenge), unproven(Refusal::NotMember));
+    assert_eq!(hears(&signed(&Side::new(&other, 0), meant), &challenge), unproven(Refusal::NotMember));
+    // The node itself, but with anything about the session otherwise.
+    let alpha = Side::new(&world, 0);
+    let (meant, challenge) = session(&alpha);
+    let mut others = vec![meant.clone(); 9];
+    others[0].cluster = other.cluster();
+    others[1].versions.1 += 1;
+    others[2].version += 1;
+    others[3].route = RouteKind::new(7);
+    others[4].channel = FixedBytes([7; 32]);
+    others[5].dialler = world.node(2);
+    others[6].dialler_nonce = FixedBytes([7; 32]);
+    others[7].listener_nonce = FixedBytes([7; 32]);
+    others[8].purpose = Purpose::CarryJoin;
+    for session in others {
+        assert_eq!(hears(&signed(&alpha, session), &challenge), unproven(Refusal::WrongNode));
+    }
+    let claimed = beta.dials(dialled).challenge(&challenge).unwrap().1;
+    assert_eq!(claimed.answer(&signed(&alpha, meant), &none(), NOW), Ok(world.member(0)));
+}
+
+#[test]
+fn the_revoked_and_the_expired_are_refused_on_either_side() {
+    let world = World::new();
+    let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
+    let (listener, challenge) = alpha.listens();
+    let (proof, claimed) = beta.dials(world.node(0)).challenge(&challenge).unwrap();
+    let revoked = BTreeMap::from([(world.node(1), revocation(&world, 1))]);
+    let refused = listener.proof(&proof, &revoked, NOW).unwrap_err();
+    assert_eq!(refused.why, Refusal::Revoked);
+    // It is shown the authority's revocation.
+    let hears = |refused: Refused| claimed.answer(&refused.answer().unwrap(), &none(), NOW).unwrap_err();
+    assert_eq!(hears(refused), HandshakeError::Revoked(Box::new(revocation(&world, 1))));
+    // Another's revocation, another cluster's, or a forged one, evicts no node.
+    let other = World::new();
+    for word in [revocation(&world, 2), revocation(&other, 1)] {
+        let refused = Refused { why: Refusal::Revoked, revocation: Some(Box::new(word.unverified())) };
+        assert_eq!(hears(refused), HandshakeError::Refused(world.node(0), Refusal::Revoked));
+    }
+    // A listener that was evicted.
+    let proved = listener.proof(&proof, &none(), NOW).unwrap();
+    let evicted = BTreeMap::from([(world.node(0), revocation(&world, 0))]);
+    let why = claimed.answer(&listener.accept(&proved).unwrap(), &evicted, NOW);
+    assert_eq!(why, Err(HandshakeError::Unproven(world.node(0), Refusal::Revoked)));
+    let end = beta.membership.certificate.expires;
+    assert!(meet(&beta, &alpha, world.node(0), end).1.is_ok());
+    assert_eq!(meet(&beta, &alpha, world.node(0), end + 1).0, Err(Refusal::Expired));
+    let answer = listener.accept(&proved).unwrap();
+    let late = claimed.answer(&answer, &none(), end + 1);
+    assert_eq!(late, Err(HandshakeError::Unproven(world.node(0), Refusal::Expired)));
+}
+
+#[test]
+fn a_proof_is_good_for_one_stream_one_node_and_one_route() {
+    let world = World::new();
+    let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
+    let judged = |dialler: &Side, dialled| meet(dialler, &alpha, dialled, NOW).0.map(|_| ());
+    assert_eq!(judged(&beta, world.node(0)), Ok(()));
+    // Relay: made for node 2, passed on by it to node 0.
+    assert_eq!(judged(&beta, world.node(2)), Err(Refusal::WrongNode));
+    // Reflection: sent back to the node that made it.
+    assert_eq!(judged(&alpha, world.node(0)), Err(Refusal::WrongNode));
+    // The other route, and another stream of the same route.
+    let other_route = Side { route: RouteKind::new(7), ..Side::new(&world, 1) };
+    assert_eq!(judged(&other_route, world.node(0)), Err(Refusal::WrongNode));
+    let other_stream = Side { binding: ChannelBinding([7; 32]), ..Side::new(&world, 1) };
+    assert_eq!(judged(&other_stream, world.node(0)), Err(Refusal::WrongNode));
+    // Replay: of the proof, and of the answer.
+    let (first, challenge) = alpha.listens();
+    let (proof, _) = beta.dials(world.node(0)).challenge(&challenge).unwrap();
+    let answer = first.accept(&first.proof(&proof, &none(), NOW).unwrap()).unwrap();
+    let again = Side { nonce: [6; 32], ..Side::new(&world, 0) };
+    assert_eq!(again.listens().0.proof(&proof, &none(), NOW), Err(Refusal::WrongNode.into()));
+    let later = Side { nonce: [7; 32], ..Side::new(&world, 1) };
+    let replayed = later.dials(world.node(0)).challenge(&challenge).unwrap().1.answer(&answer, &none(), NOW);
+    assert_eq!(replayed, Err(HandshakeError::Unproven(world.node(0), Refusal::WrongNode)));
+}
+
+#[test]
+fn a_proof_of_one_role_is_none_of_the_other() {
+    let world = World::new();
+    let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
+    let (listener, challenge) = alpha.listens();
+    let (proof, claimed) = beta.dials(world.node(0)).challenge(&challenge).unwrap();
+    let answer = listener.accept(&listener.proof(&proof, &none(), NOW).unwrap()).unwrap();
+    let Proof { chain, proof: signed, version } = codec::decode(&proof, MAX_UNPROVEN).unwrap();
+    // The dialler's own signature, sent back to it as the answer.
+    let envelope = codec::encode(&signed).unwrap();
+    let reflected = Answer::Accepted { chain: Box::new(chain), proof: Unverified::from_bytes(&envelope).unwrap() };
+    let heard = claimed.answer(&codec::encode(&reflected).unwrap(), &none(), NOW);
+    assert_eq!(heard, Err(HandshakeError::Unproven(world.node(0), Refusal::NotMember)));
+    // The listener's signature, sent to it as the proof of one that dials.
+    let Ok(Answer::Accepted { chain, proof }) = codec::decode(&answer, MAX_UNPROVEN) else { panic!("refused") };
+    let envelope = codec::encode(&proof).unwrap();
+    let swapped = Proof { version, chain: *chain, proof: Unverified::from_bytes(&envelope).unwrap() };
+    let judged = listener.proof(&codec::encode(&swapped).unwrap(), &none(), NOW);
+    assert_eq!(judged, Err(Refusal::NotMember.into()));
+}
+
+#[test]
+fn a_member_in_the_middle_cannot_pass_a_handshake_on() {
+    let world = World::new();
+    let route = RouteKind::new(7);
+    let at = |i: usize, channel: u8| Side { route, binding: ChannelBinding([channel; 32]), ..Side::new(&world, i) };
+    // Node 2 has led node 1, which dials node 0, to itself: channel 1; and dials node 0: channel 2.
+    let (alpha, beta) = (at(0, 2), at(1, 1));
+    let (listener, challenge) = alpha.listens();
+    let (proof, claimed) = beta.dials(world.node(0)).challenge(&challenge).unwrap();
+    assert_eq!(listener.proof(&proof, &none(), NOW), Err(Refusal::WrongNode.into()));
+    // It opens a link of its own with node 0, and hands the answer to node 1.
+    let middle = at(2, 2);
+    let (own, _) = middle.dials(world.node(0)).challenge(&challenge).unwrap();
+    let answer = listener.accept(&listener.proof(&own, &none(), NOW).unwrap()).unwrap();
+    let unproven = Err(HandshakeError::Unproven(world.node(0), Refusal::WrongNode));
+    assert_eq!(claimed.answer(&answer, &none(), NOW), unproven);
+}
+
+#[test]
+fn versions_must_meet_and_cannot_be_narrowed_in_the_middle() {
+    let world = World::new();
+    let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
+    let dialler = beta.dials(world.node(0));
+    let challenge = |versions| codec::encode(&Challenge { versions, nonce: FixedBytes(alpha.nonce) }).unwrap();
+    // A newer listener that still speaks ours, and two that do not.
+    assert!(dialler.challenge(&challenge((VERSIONS.0, VERSIONS.1 + 4))).is_ok());
+    for theirs in [(VERSIONS.1 + 1, VERSIONS.1 + 4), (0, 0), (VERSIONS.1, VERSIONS.0 - 1)] {
+        let error = dialler.challenge(&challenge(theirs)).err();
+        assert_eq!(error, Some(HandshakeError::Version { node: world.node(0), theirs, ours: VERSIONS }));
+    }
+    let (listener, ours) = alpha.listens();
+    let mut proof: Proof = codec::decode(&dialler.challenge(&ours).unwrap().0, MAX_UNPROVEN).unwrap();
+    proof.version = VERSIONS.1 + 1;
+    let judged = listener.proof(&codec::encode(&proof).unwrap(), &none(), NOW);
+    assert_eq!(judged, Err(Refusal::Version.into()));
+    // What the dialler read is not what the listener has offered.
+    let (proof, _) = dialler.challenge(&challenge((VERSIONS.0 - 1, VERSIONS.1))).unwrap();
+    assert_eq!(listener.proof(&proof, &none(), NOW), Err(Refusal::WrongNode.into()));
+}
+
+#[test]
+fn nonsense_is_called_that() {
+    let world = World::new();
+    let alpha = Side::new(&world, 0);
+    let judged = |bytes: &[u8]| alpha.listens().0.proof(bytes, &none(), NOW);
+    assert_eq!(judged(b""), Err(Refusal::Malformed.into()));
+    assert_eq!(judged(b"\x02later"), Err(Refusal::Version.into()));
+    assert_eq!(judged(&[1; MAX_UNPROVEN + 1]), Err(Refusal::Malformed.into()));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let world = World::new();
+        let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
+        let (listener, challenge) = alpha.listens();
+        let dialler = beta.dials(world.node(0));
+        prop_assert!(listener.proof(&bytes, &none(), NOW).is_err());
+        prop_assert!(dialler.challenge(&bytes).is_err());
+        let (_, claimed) = dialler.challenge(&challenge).unwrap();
+        prop_assert!(claimed.answer(&bytes, &none(), NOW).is_err());
+    }
+}

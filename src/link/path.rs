@@ -1,0 +1,236 @@
+//! By which route frames go to one peer. No IO, no clock, no randomness: the time is an argument.
+//!
+//! The base route (Tor) needs no proof but the handshake of its link, whose pings notice when it
+//! dies. Every other route has to earn the frames, and can lose them:
+//!
+//! ```text
+//! unproven --link opens--> probing --probes answered in a row--> proven
+//!    ^                        |        degraded <--a probe unanswered for 1 s--|
+//!    |<--3 unanswered, or the link ends--|-- degraded --answered in a row--> proven
+//! ```
+//!
+//! Frames go by the best proven route; else by the base; else by the best whose link is open. One
+//! answer proves a route at first; after a failure it takes 5 in a row, and twice as many each time
+//! that the route fails again within a minute.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::RouteKind;
+
+/// Between two probes, and how long the answer to one may take: 1 s notices a dead route within 2 s
+/// (no new frames) and 4 s (link closed).
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// Probes in a row without an answer after which the link is closed.
+const MOST_MISSED: u32 = 3;
+/// Answers in a row that prove a route which has failed, at least and at most.
+const RETURN: (u32, u32) = (5, 40);
+/// A route that was proven for so long has made up for earlier failures.
+const STEADY: Duration = Duration::from_secs(60);
+
+/// What is known of one route to one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteState {
+    /// No link is open over it.
+    Unproven,
+    /// Both sides have proved who they are; not enough probes have been answered yet.
+    Probing,
+    /// It carries frames, unless a better one does.
+    Proven,
+    /// A probe was not answered in time: frames go another way, where there is one.
+    Degraded,
+}
+
+impl fmt::Display for RouteState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Unproven => "unproven",
+            Self::Probing => "probing",
+            Self::Proven => "proven",
+            Self::Degraded => "degraded",
+        })
+    }
+}
+
+/// What happens to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PathEvent {
+    /// A link is open over this route, in place of any other over it.
+    Opened(RouteKind),
+    /// It has ended.
+    Ended(RouteKind),
+    /// The peer has answered the probe of this number.
+    Answered(RouteKind, u64),
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PathAction {
+    /// Send a probe of this number.
+    Probe(RouteKind, u64),
+    /// Close the link: it answers nothing.
+    Close(RouteKind),
+    /// Frames do not go by this route any more: what waits there has to go by the chosen one.
+    Leave(RouteKind),
+}
+
+/// The routes to one peer.
+#[derive(Debug)]
+pub(super) struct Path {
+    /// Best first; the last is the base.
+    legs: Vec<Leg>,
+    chosen: Option<RouteKind>,
+}
+
+/// One of the routes of a path.
+#[derive(Debug)]
+struct Leg {
+    kind: RouteKind,
+    is_base: bool,
+    state: RouteState,
+    /// The probe sent last, and whether its answer is missing.
+    probe: u64,
+    is_waiting: bool,
+    next_probe: Option<Instant>,
+    answered: u32,
+    missed: u32,
+    /// Answers in a row that prove it.
+    required: u32,
+    proven_at: Option<Instant>,
+}
+
+impl Leg {
+    fn new(kind: RouteKind, is_base: bool) -> Self {
+        Self {
+            kind,
+            is_base,
+            state: RouteState::Unproven,
+            probe: 0,
+            is_waiting: false,
+            next_probe: None,
+            answered: 0,
+            missed: 0,
+            required: 1,
+            proven_at: None,
+        }
+    }
+
+    fn open(&mut self, now: Instant) {
+        (self.answered, self.missed, self.is_waiting) = (0, 0, false);
+        if self.is_base {
+            self.state = RouteState::Proven;
+        } else {
+            self.state = RouteState::Probing;
+            self.next_probe = Some(now);
+        }
+    }
+
+    fn end(&mut self, now: Instant) {
+        if self.state == RouteState::Proven {
+            self.fail(now);
+        }
+        (self.state, self.next_probe) = (RouteState::Unproven, None);
+    }
+
+    /// It is proven no more. How long it has to be good again depends on how long it was.
+    fn fail(&mut self, now: Instant) {
+        let steady = self.proven_at.is_some_and(|at| now.saturating_duration_since(at) >= STEADY);
+        self.required = if steady { RETURN.0 } else { self.required.saturating_mul(2).clamp(RETURN.0, RETURN.1) };
+        self.state = RouteState::Degraded;
+    }
+
+    fn answer(&mut self, number: u64, now: Instant) {
+        let in_time = self.is_waiting && number == self.probe;
+        if number == 0 || number > self.probe || self.state == RouteState::Unproven {
+            return;
+        }
+        // A late answer shows that the link is alive, not that the route is good.
+        self.missed = 0;
+        if !in_time {
+            return;
+        }
+        self.is_waiting = false;
+        self.answered = self.answered.saturating_add(1);
+        if self.state != RouteState::Proven && self.answered >= self.required {
+            (self.state, self.proven_at) = (RouteState::Proven, Some(now));
+        }
+    }
+
+    fn tick(&mut self, now: Instant) -> Option<PathAction> {
+        if self.next_probe.is_none_or(|at| at > now) {
+            return None;
+        }
+        if self.is_waiting {
+            (self.answered, self.missed) = (0, self.missed + 1);
+            if self.state == RouteState::Proven {
+                self.fail(now);
+            }
+            if self.missed >= MOST_MISSED {
+                (self.state, self.next_probe) = (RouteState::Unproven, None);
+                return Some(PathAction::Close(self.kind));
+            }
+        }
+        (self.probe, self.is_waiting, self.next_probe) = (self.probe + 1, true, Some(now + PROBE_PAUSE));
+        Some(PathAction::Probe(self.kind, self.probe))
+    }
+}
+
+impl Path {
+    /// Over these routes, best first; the last is the base.
+    pub(super) fn new(routes: &Arc<[RouteKind]>) -> Self {
+        let base = routes.len().saturating_sub(1);
+        let legs = routes.iter().enumerate().map(|(i, kind)| Leg::new(*kind, i == base)).collect();
+        Self { legs, chosen: None }
+    }
+
+    /// By which route a frame goes now; `None` without any link.
+    pub(super) fn chosen(&self) -> Option<RouteKind> {
+        self.chosen
+    }
+
+    /// What is known of a route.
+    pub(super) fn state(&self, kind: RouteKind) -> RouteState {
+        self.legs.iter().find(|leg| leg.kind == kind).map_or(RouteState::Unproven, |leg| leg.state)
+    }
+
+    /// When [`PathEvent::Tick`] is due.
+    pub(super) fn next_timeout(&self) -> Option<Instant> {
+        self.legs.iter().filter_map(|leg| leg.next_probe).min()
+    }
+
+    /// Takes in what has happened; looks at all routes again.
+    pub(super) fn handle(&mut self, event: PathEvent, now: Instant) -> Vec<PathAction> {
+        let kind = match event {
+            PathEvent::Opened(kind) | PathEvent::Ended(kind) | PathEvent::Answered(kind, _) => Some(kind),
+            PathEvent::Tick => None,
+        };
+        let route = self.legs.iter_mut().find(|leg| Some(leg.kind) == kind);
+        match (event, route) {
+            (PathEvent::Opened(_), Some(route)) => route.open(now),
+            (PathEvent::Ended(_), Some(route)) => route.end(now),
+            (PathEvent::Answered(_, number), Some(route)) => route.answer(number, now),
+            _ => {}
+        }
+        let mut actions: Vec<_> = self.legs.iter_mut().filter_map(|leg| leg.tick(now)).collect();
+        let chosen = self.choose();
+        if chosen != self.chosen {
+            actions.extend(self.chosen.map(PathAction::Leave));
+            self.chosen = chosen;
+        }
+        actions
+    }
+
+    fn choose(&self) -> Option<RouteKind> {
+        let proven = self.legs.iter().find(|leg| leg.state == RouteState::Proven);
+        let open = || self.legs.iter().find(|leg| leg.state != RouteState::Unproven);
+        proven.or_else(open).map(|leg| leg.kind)
+    }
+}
+
+#[cfg(test)]
+mod tests;

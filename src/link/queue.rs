@@ -1,0 +1,190 @@
+//! What waits to be sent on one link, and what may not have arrived.
+//!
+//! Frames queue here, bounded, the oldest dropped first. Where another route can take over, a frame
+//! that was written is kept until the peer has answered a probe that was written after it: on a
+//! stream, that answer says that all before the probe has been read. What is left when the link
+//! fails goes by the other route. A frame that had arrived after all is then received twice, which
+//! changes nothing: gossip compares versions.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustbalance_gossip::bytes::VarBytes;
+use tokio::sync::Notify;
+
+use super::connection::Frame;
+
+/// Bytes of padding in a probe: the frame of about 1200 bytes fills a packet of a tunnel with the
+/// smallest MTU that IPv6 allows (1280), so that a path which loses full packets is not proven.
+const PROBE_PADDING: usize = 1160;
+
+/// The queue of one link.
+pub(super) struct OutQueue {
+    state: Mutex<State>,
+    changed: Notify,
+    bound: usize,
+    keeps: bool,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Vec<u8>>,
+    /// Answers owed, the latest of each kind.
+    pong: Option<u64>,
+    probed: Option<u64>,
+    probe: Option<u64>,
+    /// The probe that was written last.
+    last_probe: u64,
+    /// Written, each with the probe that was written last before it.
+    unconfirmed: VecDeque<(u64, Vec<u8>)>,
+}
+
+impl OutQueue {
+    /// A queue of at most `bound` frames; `keeps` as many that were written until they are confirmed.
+    pub(super) fn new(bound: usize, keeps: bool) -> Self {
+        Self { state: Mutex::default(), changed: Notify::new(), bound: bound.max(1), keeps }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Queues a message; true if an older one was dropped for it.
+    pub(super) fn push(&self, message: Vec<u8>) -> bool {
+        let mut state = self.state();
+        let full = state.waiting.len() >= self.bound;
+        if full {
+            state.waiting.pop_front();
+        }
+        state.waiting.push_back(message);
+        self.changed.notify_one();
+        full
+    }
+
+    /// Has a ping answered; only the latest is.
+    pub(super) fn answer(&self, ping: u64) {
+        self.state().pong = Some(ping);
+        self.changed.notify_one();
+    }
+
+    /// Has a probe of the peer answered; only the latest is.
+    pub(super) fn answer_probe(&self, number: u64) {
+        self.state().probed = Some(number);
+        self.changed.notify_one();
+    }
+
+    /// Has a probe sent. `number` rises from 1.
+    pub(super) fn probe(&self, number: u64) {
+        self.state().probe = Some(number);
+        self.changed.notify_one();
+    }
+
+    /// Notes that the peer has answered a probe: what was written before it has arrived. A number
+    /// that was never written confirms nothing.
+    pub(super) fn confirm(&self, number: u64) {
+        let mut state = self.state();
+        if number <= state.last_probe {
+            state.unconfirmed.retain(|(before, _)| *before >= number);
+        }
+    }
+
+    /// Takes everything that waits or may not have arrived, oldest first.
+    pub(super) fn drain(&self) -> Vec<Vec<u8>> {
+        let mut state = self.state();
+        let unconfirmed = std::mem::take(&mut state.unconfirmed).into_iter().map(|(_, message)| message);
+        unconfirmed.chain(std::mem::take(&mut state.waiting)).collect()
+    }
+
+    fn pop(&self) -> Option<Frame> {
+        let mut state = self.state();
+        if let Some(ping) = state.pong.take() {
+            return Some(Frame::Pong(ping));
+        }
+        if let Some(number) = state.probed.take() {
+            return Some(Frame::Probed(number));
+        }
+        if let Some(number) = state.probe.take() {
+            state.last_probe = number;
+            return Some(Frame::Probe { number, padding: VarBytes(vec![0; PROBE_PADDING]) });
+        }
+        let message = state.waiting.pop_front()?;
+        if self.keeps {
+            if state.unconfirmed.len() >= self.bound {
+                state.unconfirmed.pop_front();
+            }
+            let last = state.last_probe;
+            state.unconfirmed.push_back((last, message.clone()));
+        }
+        Some(Frame::Gossip(VarBytes(message)))
+    }
+
+    /// The next frame to be written. Cancel-safe.
+    pub(super) async fn next(&self) -> Frame {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(frame) = self.pop() {
+                return frame;
+            }
+            changed.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(queue: &OutQueue) -> Vec<u8> {
+        let mut order = Vec::new();
+        while let Some(frame) = queue.pop() {
+            match frame {
+                Frame::Gossip(message) => order.push(message.0[0]),
+                Frame::Probe { number, .. } => order.push(100 + number as u8),
+                other => panic!("{other:?}"),
+            }
+        }
+        order
+    }
+
+    #[test]
+    fn what_no_answered_probe_confirms_is_handed_over_in_order() {
+        let queue = OutQueue::new(8, true);
+        (1..4).for_each(|i| assert!(!queue.push(vec![i])));
+        assert_eq!(written(&queue), [1, 2, 3]);
+        queue.probe(1);
+        assert_eq!(written(&queue), [101]);
+        queue.push(vec![4]);
+        assert_eq!(written(&queue), [4]);
+        queue.push(vec![5]);
+        // Never sent, so nothing can be an answer to it.
+        queue.confirm(2);
+        queue.confirm(0);
+        queue.confirm(1);
+        assert_eq!(queue.drain(), [[4], [5]]);
+        assert!(queue.drain().is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_only_where_another_route_can_take_over() {
+        for (keeps, left) in [(true, 8), (false, 0)] {
+            let queue = OutQueue::new(8, keeps);
+            for i in 0..20 {
+                queue.push(vec![i]);
+                written(&queue);
+            }
+            assert_eq!(queue.drain().len(), left);
+        }
+        let queue = OutQueue::new(8, true);
+        assert_eq!((0..20).filter(|i| queue.push(vec![*i])).count(), 12);
+        assert_eq!(queue.drain().len(), 8);
+    }
+
+    #[test]
+    fn a_probe_fills_a_packet_of_the_smallest_tunnel() {
+        let queue = OutQueue::new(1, true);
+        queue.probe(u64::MAX);
+        let frame = rustbalance_gossip::codec::encode(&queue.pop().unwrap()).unwrap();
+        // 1280 less the headers of IPv6 (40) and TCP (20, or 32 with time stamps).
+        assert!((1190..=1208).contains(&(frame.len() + crate::frame::HEADER)), "{} bytes", frame.len());
+    }
+}
