@@ -179,6 +179,20 @@ fn init_takes_over_the_key_of_c_tor_and_artis_file() {
 }
 
 #[test]
+fn run_refuses_a_directory_of_a_later_release_and_changes_nothing_in_it() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("node");
+    assert_eq!(run(&dir, &["init"]).code, 0);
+    std::fs::remove_file(dir.join("lock")).unwrap();
+    std::fs::write(dir.join("term"), "rustbalance term v9 in a form that is not known yet\n").unwrap();
+    let before = contents(&dir);
+    let done = run(&dir, &["run"]);
+    assert_eq!(done.code, 4, "{}", done.err);
+    assert!(done.err.contains("is of version 9") && done.err.contains("nothing was changed"), "{}", done.err);
+    assert!(contents(&dir) == before && !dir.join("lock").exists());
+}
+
+#[test]
 fn run_refuses_an_unknown_key_and_names_the_nearest() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("node");

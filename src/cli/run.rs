@@ -22,8 +22,9 @@ pub(super) async fn execute(context: &Context, _options: Options) -> anyhow::Res
 
 /// Runs the node of the state directory. Logging has been started.
 pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
-    // First, so that one message names all files that cannot be read.
-    store::check_all(&context.dir).map_err(NodeError::from)?;
+    // First, so that one message names all files that cannot be read, and that nothing is changed in
+    // a directory of a later release.
+    store::inspect(&context.dir).map_err(NodeError::from)?;
     let config = Config::load(&context.dir).map_err(NodeError::from)?;
     node::preflight(&context.dir, &config.arti).map_err(NodeError::from)?;
     let shutdown = stop_on_signals()?;

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
-use super::file::Kind;
+use super::kind::Kind;
 use super::lock;
 use crate::shell;
 
@@ -104,10 +104,9 @@ fn listed<T>(all: &[T], show: impl Fn(&T) -> String) -> String {
 
 /// Looks at all files of the node in `dir`, if it is there: those that this build keeps, and
 /// Arti's. The operator's own (the configuration) may be as the operator likes.
-pub fn check_all(dir: &Path) -> Result<(), StoreError> {
+pub(super) fn check_all(dir: &Path) -> Result<(), StoreError> {
     let mut exposed = Exposed::none(dir);
-    let kinds = Kind::FIXED.into_iter().chain(Kind::OPTIONAL);
-    let names = kinds.map(|kind| kind.name()).chain([lock::NAME, "intro", ARTI]);
+    let names = Kind::named().map(Kind::name).chain([lock::NAME, "intro", ARTI]);
     for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {
         walk(&mut exposed, &path, path == dir, 0)?;
     }

@@ -3,13 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::Invitation;
 use serde::{Deserialize, Serialize};
 
-use super::file::Kind;
-use super::{Store, StoreError, read_payload};
+use super::kind::Kind;
+use super::{Store, StoreError};
 
 /// Most alarms kept. A member that makes up more of them holds the key of the address, which the
 /// first alarm says.
@@ -56,14 +55,13 @@ impl KeyAlarm {
 }
 
 impl Store {
-    /// The alarms known; none where there is no such file, as in a directory of an earlier version.
+    /// The alarms known.
     ///
     /// # Errors
     /// The file is damaged or cannot be read.
     pub fn alarms(&self) -> Result<Vec<KeyAlarm>, StoreError> {
-        let Some(payload) = read_payload(&self.dir, Kind::Alarms, self.cluster())? else { return Ok(Vec::new()) };
-        let alarms = codec::decode(&payload, Kind::Alarms.max_payload());
-        self.bounded(Kind::Alarms, alarms.map_err(|error| self.content(Kind::Alarms, error))?, MAX_ALARMS)
+        let alarms = self.value(Kind::Alarms)?;
+        self.bounded(Kind::Alarms, alarms, MAX_ALARMS)
     }
 
     /// Merges these into the alarms known. Those beyond [`MAX_ALARMS`] are not kept.

@@ -9,13 +9,16 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustbalance_gossip::codec::{self, DecodeError};
 use rustbalance_gossip::id::{AuthorityId, ClusterId};
-use rustbalance_gossip::record::{Chain, PeriodId};
+use rustbalance_gossip::record::Chain;
+use zeroize::Zeroizing;
 
 use super::error::StoreError;
-use super::file::{self, Kind};
-use super::{MAX_MEMBERS, Store, access, at_most, holds_state, lock, read_discovery, read_key, write_discovery};
-use super::{write_key, write_value};
+use super::file::{self, Payload};
+use super::kind::{Absent, Kind, VERSION};
+use super::{MAX_MEMBERS, Store, at_most, holds_state, inspect, lock, migrations, version};
+use super::{invalid, read_discovery, read_key, write};
 use crate::discovery::KeyRing;
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
@@ -72,6 +75,27 @@ pub struct Contents<'a> {
     pub members: &'a [Chain],
 }
 
+impl Contents<'_> {
+    /// What a new node's file of this kind holds; `None` if a new node has no such file.
+    fn payload(&self, kind: Kind, cluster: ClusterId) -> Result<Option<Payload>, DecodeError> {
+        let brought = match kind {
+            Kind::MasterPub => Some(Zeroizing::new(format!("{cluster}\n").into_bytes())),
+            Kind::MasterKey => self.master.map(|master| Zeroizing::new(master.expanded().to_vec())),
+            Kind::AuthorityKey => self.authority.map(|authority| Zeroizing::new(authority.seed().to_vec())),
+            Kind::DiscoveryKey => Some(self.discovery.to_bytes()?),
+            Kind::PointSeed => Some(Zeroizing::new(self.points.as_bytes().to_vec())),
+            Kind::Members => Some(Zeroizing::new(codec::encode(&self.members)?)),
+            Kind::Membership => Some(Zeroizing::new(codec::encode(self.chain)?)),
+            _ => None,
+        };
+        let row = kind.row();
+        match (brought, row.first) {
+            (None, Some(first)) if row.absent != Absent::Default => first().map(|first| Some(Zeroizing::new(first))),
+            (brought, _) => Ok(brought),
+        }
+    }
+}
+
 /// A locked state directory without a node, or with the beginnings of one.
 #[derive(Debug)]
 pub struct Draft {
@@ -87,7 +111,7 @@ impl Draft {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent).map_err(|error| StoreError::io("make", parent, error))?;
         }
-        access::check_all(dir)?;
+        inspect(dir)?;
         let mut made = Vec::new();
         if file::make_dir(dir)? {
             made.push(dir.to_owned());
@@ -98,11 +122,15 @@ impl Draft {
         if let Some((cluster, _)) = file::read(&membership, Kind::Membership)? {
             return Err(StoreError::Exists { dir: dir.to_owned(), cluster });
         }
-        let pending = read_pending(dir)?;
-        if pending.is_none() && holds_state(dir) {
+        let begun = dir.join(Kind::Pending.name()).symlink_metadata().is_ok();
+        if !begun && holds_state(dir) {
             // Not an interrupted beginning: a whole node that has lost a file.
             return Err(StoreError::Missing { path: membership, kind: Kind::Membership });
         }
+        if begun {
+            migrations::run(dir)?;
+        }
+        let pending = read_pending(dir)?;
         for inner in ["arti", "arti/state", "arti/cache"] {
             let inner = dir.join(inner);
             if file::make_dir(&inner)? {
@@ -145,8 +173,8 @@ impl Draft {
             Beginning::Founding => "founding\n",
             Beginning::Joining => "joining\n",
         };
-        let bytes = file::encode(Kind::Pending, cluster, text.as_bytes());
-        file::replace(&self.path(Kind::Pending), &bytes)?;
+        file::replace(&self.path(Kind::Version), &version::encode(VERSION, cluster))?;
+        write(&self.dir, Kind::Pending, cluster, text.as_bytes())?;
         self.pending = Some(wanted);
         Ok(())
     }
@@ -158,7 +186,7 @@ impl Draft {
             return Ok(NodeSecret::from_seed(&seed));
         }
         let secret = make();
-        write_key(&self.dir, Kind::NodeKey, cluster, secret.seed())?;
+        write(&self.dir, Kind::NodeKey, cluster, secret.seed())?;
         Ok(secret)
     }
 
@@ -189,24 +217,13 @@ impl Draft {
 
     /// Writes everything, `membership` last, and opens the store. Interrupted, it can be called again.
     pub fn complete(self, contents: &Contents<'_>) -> Result<Store, StoreError> {
-        let (dir, cluster) = (&self.dir, self.cluster()?);
+        let cluster = self.cluster()?;
         at_most("members", contents.members.len(), MAX_MEMBERS)?;
-        write_key(dir, Kind::MasterPub, cluster, format!("{cluster}\n").as_bytes())?;
-        if let Some(master) = contents.master {
-            write_key(dir, Kind::MasterKey, cluster, master.expanded())?;
+        for kind in Kind::named() {
+            if let Some(payload) = contents.payload(kind, cluster).map_err(|error| invalid(kind.name(), error))? {
+                write(&self.dir, kind, cluster, &payload)?;
+            }
         }
-        if let Some(authority) = contents.authority {
-            write_key(dir, Kind::AuthorityKey, cluster, authority.seed())?;
-        }
-        write_discovery(dir, cluster, contents.discovery)?;
-        write_key(dir, Kind::PointSeed, cluster, contents.points.as_bytes())?;
-        write_value(dir, Kind::Boot, cluster, &0u64)?;
-        write_value(dir, Kind::Term, cluster, &0u64)?;
-        write_value(dir, Kind::Revisions, cluster, &Vec::<(PeriodId, u64)>::new())?;
-        write_value(dir, Kind::Invitations, cluster, &Vec::<Chain>::new())?;
-        write_value(dir, Kind::Revocations, cluster, &Vec::<Chain>::new())?;
-        write_value(dir, Kind::Members, cluster, &contents.members)?;
-        write_value(dir, Kind::Membership, cluster, contents.chain)?;
         Store::load(&self.dir, self.lock)
     }
 
@@ -249,7 +266,7 @@ impl Draft {
                 command: pending.command(),
             });
         }
-        for kind in Kind::FIXED.into_iter().chain(Kind::OPTIONAL) {
+        for kind in Kind::named() {
             if !matches!(kind, Kind::Pending | Kind::MasterKey | Kind::Membership) {
                 file::remove(&self.path(kind))?;
             }

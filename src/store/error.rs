@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rustbalance_gossip::id::ClusterId;
 
 use super::access::Exposed;
-use super::file::Kind;
+use super::kind::{Kind, VERSION};
 
 /// Why the state directory could not be used. Nothing on disk was changed.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,20 @@ pub enum StoreError {
     /// There is nothing in the directory.
     #[error("{} holds no node yet: make one with `rustbalance init` or `rustbalance join <master.onion>`", .0.display())]
     NotFound(PathBuf),
+    /// A later release has migrated the directory.
+    #[error(
+        "{} says that the state directory is of version {found}, and this build knows none above {VERSION}; nothing \
+         was changed. Install {}, or put back a copy of the directory from before the upgrade",
+        path.display(), release_or_newer(release.as_deref())
+    )]
+    Newer {
+        /// The file that says so.
+        path: PathBuf,
+        /// The version of the directory.
+        found: u32,
+        /// The release that brought the directory to this version, as far as it is known.
+        release: Option<String>,
+    },
     /// There is a node in the directory and a new one was to be made.
     #[error(
         "{} already holds a node of {cluster}, and existing keys are never overwritten: \
@@ -86,7 +100,7 @@ pub enum StoreError {
         damage: Damage,
     },
     /// It must be there and is not.
-    #[error("{} is missing; nothing was overwritten. {}", path.display(), kind.way_out())]
+    #[error("{} is missing; nothing was overwritten. {}", path.display(), kind.row().way_out)]
     Missing {
         /// The file.
         path: PathBuf,
@@ -169,9 +183,22 @@ pub enum Damage {
     /// A file of ours, of another kind.
     #[error("is a {0} file, not the one expected under this name")]
     Kind(String),
-    /// Written by another version of the format.
-    #[error("is in format {0}, this build reads {expected}", expected = super::file::VERSION)]
-    Version(String),
+    /// Written by a later release.
+    #[error("is in format {format}, and this build reads none above {newest}")]
+    Newer {
+        /// The format, by the version of the directory that brought it.
+        format: u32,
+        /// The newest format of its kind that this build reads.
+        newest: u32,
+    },
+    /// Written by an earlier release, after the directory was migrated.
+    #[error("is in format {format}, and this build reads format {newest}")]
+    Older {
+        /// The format, by the version of the directory that brought it.
+        format: u32,
+        /// The format that this build reads.
+        newest: u32,
+    },
     /// Shorter than its header says.
     #[error("is cut short ({have} of {want} bytes)")]
     Short {
@@ -214,6 +241,14 @@ impl StoreError {
     }
 }
 
+/// What to install for a directory that a later release has migrated.
+fn release_or_newer(release: Option<&str>) -> String {
+    match release {
+        Some(release) => format!("rustbalance {release} or newer"),
+        None => "the release of rustbalance that wrote it, or a newer one".into(),
+    }
+}
+
 /// What to do about an error of the operating system, where there is something.
 fn hint(source: &io::Error) -> &'static str {
     use rustix::io::Errno;
@@ -230,9 +265,10 @@ fn hint(source: &io::Error) -> &'static str {
 /// What to do about a damaged file.
 fn way_out(kind: Kind, damage: &Damage) -> &'static str {
     match damage {
-        Damage::Version(_) => "Use the rustbalance that wrote it, or a newer one.",
+        Damage::Newer { .. } => "Use the rustbalance that wrote it, or a newer one.",
+        Damage::Older { .. } => "Stop the node: `rustbalance run` migrates the file when it starts.",
         Damage::Cluster(_) | Damage::Kind(_) => "Put the right file back from a backup of this directory.",
-        _ => kind.way_out(),
+        _ => kind.row().way_out,
     }
 }
 

@@ -3,10 +3,10 @@
 //! A line of text, then the payload:
 //!
 //! ```text
-//! rustbalance <kind> v1 <cluster>.onion <payload bytes> <SHA3-256 in hexadecimal>\n
+//! rustbalance <kind> v<format> <cluster>.onion <payload bytes> <SHA3-256 in hexadecimal>\n
 //! ```
 //!
-//! The checksum is over the line up to itself and the payload, so that no byte of the file can change unseen. A file is
+//! Each kind has a format number of its own (see [`Kind`]). The checksum is over the line up to itself and the payload, so that no byte of the file can change unseen. A file is
 //! replaced by writing a new one beside it, syncing it, renaming it over the old one and syncing the directory: after
 //! a crash at any moment there is the old content or the new. Key files are never replaced.
 
@@ -22,9 +22,8 @@ use zeroize::Zeroizing;
 
 use super::access;
 use super::error::{Damage, StoreError};
+use super::kind::Kind;
 
-/// The version of the format that this build writes, and the only one it reads.
-pub(super) const VERSION: &str = "v1";
 /// What every file begins with.
 const MAGIC: &str = "rustbalance";
 /// The longest first line, in bytes, its end included; ours need at most 180.
@@ -35,130 +34,9 @@ const UNFINISHED: &str = ".new-";
 /// The content of a file, wiped from memory after use: it may be a key.
 pub(super) type Payload = Zeroizing<Vec<u8>>;
 
-/// The files of a state directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// `pending`: an `init` or `join` is under way; gone once it is done.
-    Pending,
-    /// `node.key`: the node's seed.
-    NodeKey,
-    /// `master.pub`: the master address, as text.
-    MasterPub,
-    /// `master.key`: the expanded master identity key.
-    MasterKey,
-    /// `authority.key`: the seed of the certificate-signing key.
-    AuthorityKey,
-    /// `discovery.key`: the keys of the restricted discovery.
-    DiscoveryKey,
-    /// `points.key`: what the keys of the node's introduction points are derived from.
-    PointSeed,
-    /// `membership`: the node's own certificates. Written last: its presence says that the state is whole.
-    Membership,
-    /// `boot`: the number of the last start of the daemon.
-    Boot,
-    /// `term`: the highest term known.
-    Term,
-    /// `revisions`: the highest revision used in each period.
-    Revisions,
-    /// `invitations`: those known.
-    Invitations,
-    /// `revocations`: those known.
-    Revocations,
-    /// `members`: certificates of other members.
-    Members,
-    /// `draining`: there while the node takes no new clients, by `drain`; `resume` removes it. Its
-    /// payload is empty.
-    Draining,
-    /// `alarms`: publishers' tokens that more nodes have used than may. Absent before the first.
-    Alarms,
-    /// `intro/<nonce>.point`: an introduction point.
-    IntroPoint,
-}
-
-impl Kind {
-    /// Those under a fixed name, in the order in which they are checked.
-    pub(super) const FIXED: [Self; 14] = [
-        Self::Pending,
-        Self::NodeKey,
-        Self::MasterPub,
-        Self::MasterKey,
-        Self::AuthorityKey,
-        Self::DiscoveryKey,
-        Self::PointSeed,
-        Self::Membership,
-        Self::Boot,
-        Self::Term,
-        Self::Revisions,
-        Self::Invitations,
-        Self::Revocations,
-        Self::Members,
-    ];
-
-    /// Those under a fixed name that a whole node may lack: absent means the default.
-    pub(super) const OPTIONAL: [Self; 2] = [Self::Draining, Self::Alarms];
-
-    /// Its name in the state directory; for [`Kind::IntroPoint`], the ending.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::NodeKey => "node.key",
-            Self::MasterPub => "master.pub",
-            Self::MasterKey => "master.key",
-            Self::AuthorityKey => "authority.key",
-            Self::DiscoveryKey => "discovery.key",
-            Self::PointSeed => "points.key",
-            Self::Membership => "membership",
-            Self::Boot => "boot",
-            Self::Term => "term",
-            Self::Revisions => "revisions",
-            Self::Invitations => "invitations",
-            Self::Revocations => "revocations",
-            Self::Members => "members",
-            Self::Draining => "draining",
-            Self::Alarms => "alarms",
-            Self::IntroPoint => "point",
-        }
-    }
-
-    /// The largest payload, in bytes.
-    pub(super) fn max_payload(self) -> usize {
-        match self {
-            Self::Invitations => 8 << 20,
-            Self::Revocations | Self::Members | Self::Alarms => 2 << 20,
-            _ => 16 << 10,
-        }
-    }
-
-    /// What to do when it is lost.
-    pub(super) fn way_out(self) -> &'static str {
-        match self {
-            Self::Pending => {
-                "Remove it if no `master.key` stands beside it, and run `init` or `join` again; otherwise move the whole \
-                 directory to a safe place first."
-            }
-            Self::MasterKey | Self::AuthorityKey => {
-                "Put it back from a backup or from another publisher of this cluster, or move this directory to a safe \
-                 place and `rustbalance join` again."
-            }
-            Self::Alarms => {
-                "Put it back from a backup of this directory, or remove it: alarms of old tokens are forgotten then."
-            }
-            Self::IntroPoint => "Remove it: the node makes a new introduction point.",
-            Self::Draining => "Remove it, and run `rustbalance drain` again if this node is to take no clients.",
-            Self::Members | Self::Invitations => {
-                "Put it back from a backup of this directory, or copy it from another node of this cluster."
-            }
-            _ => {
-                "Put it back from a backup of this directory, or, if the cluster has other nodes, move this directory \
-                 to a safe place and `rustbalance join` again."
-            }
-        }
-    }
-}
-
 /// The first line up to the checksum.
-fn header(kind: Kind, cluster: ClusterId, payload: usize) -> String {
-    format!("{MAGIC} {} {VERSION} {cluster} {payload} ", kind.name())
+fn header(name: &str, format: u32, cluster: ClusterId, payload: usize) -> String {
+    format!("{MAGIC} {name} v{format} {cluster} {payload} ")
 }
 
 fn checksum(header: &str, payload: &[u8]) -> String {
@@ -171,9 +49,14 @@ fn checksum(header: &str, payload: &[u8]) -> String {
     HEXLOWER.encode(&digest)
 }
 
-/// A whole file.
+/// A whole file in the present format of its kind.
 pub(super) fn encode(kind: Kind, cluster: ClusterId, payload: &[u8]) -> Zeroizing<Vec<u8>> {
-    let header = header(kind, cluster, payload.len());
+    encode_as(kind.name(), kind.row().format, cluster, payload)
+}
+
+/// A whole file of any kind and format.
+pub(super) fn encode_as(name: &str, format: u32, cluster: ClusterId, payload: &[u8]) -> Zeroizing<Vec<u8>> {
+    let header = header(name, format, cluster, payload.len());
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_HEADER + payload.len()));
     bytes.extend_from_slice(header.as_bytes());
     bytes.extend_from_slice(checksum(&header, payload).as_bytes());
@@ -192,51 +75,83 @@ pub(super) fn is_ours(bytes: &[u8]) -> bool {
     bytes.strip_prefix(MAGIC.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
 }
 
-/// The cluster and the payload of a whole file.
+/// The name of the kind and the number of the format that a first line gives: all of it that no format changes. Nothing
+/// is verified.
+pub(super) fn label(bytes: &[u8]) -> Result<(&str, u32), Damage> {
+    let mut fields = bytes.get(..bytes.len().min(MAX_HEADER)).unwrap_or_default().splitn(4, |byte| *byte == b' ');
+    let mut next = || fields.next().and_then(|field| std::str::from_utf8(field).ok()).ok_or(Damage::Header);
+    if next()? != MAGIC {
+        return Err(Damage::Header);
+    }
+    let (name, format) = (next()?, next()?);
+    let format = format.strip_prefix('v').and_then(|digits| digits.parse().ok()).ok_or(Damage::Header)?;
+    Ok((name, format))
+}
+
+/// A file whose checksum is right.
+pub(super) struct Whole<'a> {
+    /// The name of its kind.
+    pub(super) name: &'a str,
+    /// The number of its format.
+    pub(super) format: u32,
+    /// The cluster that it belongs to.
+    pub(super) cluster: ClusterId,
+    /// What it holds.
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Whole<'a> {
+    /// Takes a file of any kind and format apart.
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Damage> {
+        if bytes.is_empty() {
+            return Err(Damage::Empty);
+        }
+        let (name, format) = label(bytes)?;
+        let line_end = bytes.iter().take(MAX_HEADER).position(|&byte| byte == b'\n').ok_or(Damage::Header)?;
+        let (line, payload) = (&bytes[..line_end], &bytes[line_end + 1..]);
+        let line = std::str::from_utf8(line).map_err(|_| Damage::Header)?;
+        let mut fields = line.split(' ').skip(3);
+        let mut next = || fields.next().ok_or(Damage::Header);
+        let cluster: ClusterId = next()?.parse().map_err(|_| Damage::Header)?;
+        let want: usize = next()?.parse().map_err(|_| Damage::Header)?;
+        let sum = next()?;
+        if payload.len() != want {
+            let have = payload.len();
+            return Err(if have < want { Damage::Short { have, want } } else { Damage::Long { have, want } });
+        }
+        // Rebuilding the line leaves no second way to write it.
+        let header = header(name, format, cluster, want);
+        if line.strip_prefix(&header) != Some(sum) || sum != checksum(&header, payload) {
+            return Err(Damage::Checksum);
+        }
+        Ok(Self { name, format, cluster, payload })
+    }
+}
+
+/// The cluster and the payload of a whole file in the present format of its kind.
 pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(ClusterId, &[u8]), Damage> {
     if bytes.is_empty() {
         return Err(Damage::Empty);
     }
-    let line_end = bytes.iter().take(MAX_HEADER).position(|&byte| byte == b'\n').ok_or(Damage::Header)?;
-    let (line, payload) = (&bytes[..line_end], &bytes[line_end + 1..]);
-    let line = std::str::from_utf8(line).map_err(|_| Damage::Header)?;
-    let mut fields = line.split(' ');
-    let mut next = || fields.next().ok_or(Damage::Header);
-    if next()? != MAGIC {
-        return Err(Damage::Header);
-    }
-    let (found_kind, version) = (next()?, next()?);
-    if version != VERSION {
-        let shown = version.strip_prefix('v').filter(|digits| digits.parse::<u32>().is_ok());
-        return Err(if shown.is_some() { Damage::Version(version.to_owned()) } else { Damage::Header });
-    }
-    let cluster: ClusterId = next()?.parse().map_err(|_| Damage::Header)?;
-    let want: usize = next()?.parse().map_err(|_| Damage::Header)?;
-    let sum = next()?;
-    let known = Kind::FIXED
-        .into_iter()
-        .chain(Kind::OPTIONAL)
-        .chain([Kind::IntroPoint])
-        .find(|known| known.name() == found_kind);
-    let found = known.ok_or(Damage::Header)?;
-    if payload.len() != want {
-        let have = payload.len();
-        return Err(if have < want { Damage::Short { have, want } } else { Damage::Long { have, want } });
-    }
-    // Rebuilding the line leaves no second way to write it.
-    let header = header(found, cluster, want);
-    if line.strip_prefix(&header) != Some(sum) || sum != checksum(&header, payload) {
-        return Err(Damage::Checksum);
-    }
-    if found != kind {
-        return Err(Damage::Kind(found.name().to_owned()));
-    }
-    Ok((cluster, payload))
+    let (name, format) = label(bytes)?;
+    let found = Kind::from_name(name).ok_or(Damage::Header)?;
+    // First: nothing else of a file in another format need be as it is in this one.
+    found.check_format(format)?;
+    let Whole { cluster, payload, .. } = Whole::read(bytes)?;
+    if found == kind { Ok((cluster, payload)) } else { Err(Damage::Kind(name.to_owned())) }
 }
 
-/// The payload of the file at `path`; `None` if there is no such file.
+/// The payload of the file at `path`, in the present format of its kind; `None` if there is no such file.
 pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(ClusterId, Payload)>, StoreError> {
+    let Some(bytes) = read_bytes(path, kind)? else { return Ok(None) };
     let damaged = |damage| StoreError::Damaged { path: path.to_owned(), kind, damage };
+    let (cluster, payload) = decode(kind, &bytes).map_err(damaged)?;
+    Ok(Some((cluster, Zeroizing::new(payload.to_vec()))))
+}
+
+/// All of the file at `path`, whatever its format; `None` if there is no such file. An error if others may read it or
+/// if it is larger than its kind allows.
+pub(super) fn read_bytes(path: &Path, kind: Kind) -> Result<Option<Payload>, StoreError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -246,15 +161,24 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(ClusterId, Payload
     let max = max_size(kind);
     let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
     if size > max {
-        return Err(damaged(Damage::Long { have: size, want: max }));
+        let damage = Damage::Long { have: size, want: max };
+        return Err(StoreError::Damaged { path: path.to_owned(), kind, damage });
     }
     // One allocation, so that no freed copy of a key stays behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(max.min(size + 1)));
     File::open(path)
         .and_then(|file| file.take(size as u64).read_to_end(&mut bytes))
         .map_err(|error| StoreError::io("read", path, error))?;
-    let (cluster, payload) = decode(kind, &bytes).map_err(damaged)?;
-    Ok(Some((cluster, Zeroizing::new(payload.to_vec()))))
+    Ok(Some(bytes))
+}
+
+/// The first bytes of a file, as many as a first line may have.
+pub(super) fn read_beginning(path: &Path) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = Vec::with_capacity(MAX_HEADER);
+    File::open(path)
+        .and_then(|file| file.take(MAX_HEADER as u64).read_to_end(&mut bytes))
+        .map_err(|error| StoreError::io("read", path, error))?;
+    Ok(bytes)
 }
 
 /// Makes a directory (0700) if it is missing, or checks the one that is there. True if it was made.
@@ -377,8 +301,16 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_told_from_damage() {
-        let text = b"rustbalance term v2 something else entirely\n";
-        assert_eq!(decode(Kind::Term, text), Err(Damage::Version("v2".into())));
+        let text = b"rustbalance term v9 something else entirely\n";
+        assert_eq!(decode(Kind::Term, text), Err(Damage::Newer { format: 9, newest: 1 }));
+    }
+
+    #[test]
+    fn an_older_format_is_told_from_damage_and_an_earlier_one_than_its_kind_is_none() {
+        let of = |kind: Kind, format| encode_as(kind.name(), format, cluster(), b"payload");
+        let older = Err(Damage::Older { format: 1, newest: 2 });
+        assert_eq!(decode(Kind::MasterPub, &of(Kind::MasterPub, 1)), older);
+        assert_eq!(decode(Kind::Version, &of(Kind::Version, 1)), Err(Damage::Header));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use rustbalance_gossip::record::{PointNonce, RelayId};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Damage, StoreError};
-use super::file::{self, Kind, Payload};
+use super::file::{self, Payload};
+use super::kind::Kind;
 use super::{Store, at_most};
 
 /// Most introduction points kept: those in use and those that old descriptors still name.

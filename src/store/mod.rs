@@ -1,9 +1,10 @@
 //! The state directory: what a node must remember.
 //!
 //! [`Store::create`] gives a [`Draft`], which `init` and `join` fill; [`Store::open`] gives a whole one to the daemon.
-//! Both hold the directory's lock until dropped. Everything is checked when it is opened: a file that is missing,
-//! damaged, of another cluster or readable by others is an error that names it and the way out, and nothing is
-//! overwritten. Each write is on disk when it returns (see [`file`]); numbers that only rise refuse to fall. All
+//! Both hold the directory's lock until dropped. [`kind`] is the table of the files. A directory of an earlier release is
+//! migrated when it is opened (see [`migrations`]); one of a later release is refused before it is locked. Everything
+//! is checked when it is opened: a file that is missing, damaged, of another cluster or readable by others is an error
+//! that names it and the way out, and nothing is overwritten. Each write is on disk when it returns (see [`file`]); numbers that only rise refuse to fall. All
 //! methods block for the time of a disk access.
 
 use std::fs::File;
@@ -23,13 +24,13 @@ use zeroize::Zeroizing;
 use crate::discovery::{Discovery, KeyRing};
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
 
-pub use access::{Exposed, check_all};
+pub use access::Exposed;
 pub use alarms::{KeyAlarm, MAX_ALARMS};
 pub use draft::{Beginning, Contents, Draft};
 pub use error::{Damage, StoreError};
-pub use file::Kind;
 pub use import::{FormError, ImportError, import_master_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
+pub use kind::{Kind, VERSION};
 
 mod access;
 mod alarms;
@@ -38,9 +39,12 @@ mod error;
 mod file;
 mod import;
 mod intro;
+mod kind;
 mod lock;
+mod migrations;
 #[cfg(test)]
 mod tests;
+mod version;
 
 /// Most periods whose revisions are remembered; at most three are current at once.
 pub const MAX_REVISIONS: usize = 16;
@@ -48,6 +52,16 @@ pub const MAX_REVISIONS: usize = 16;
 pub const MAX_REVOCATIONS: usize = 4096;
 /// Most members remembered.
 pub const MAX_MEMBERS: usize = 1024;
+
+/// Looks at a state directory, if it is there, before anything is written, locked or read: whom its
+/// files are open to, and whether a later release has migrated it.
+///
+/// # Errors
+/// [`StoreError::Exposed`], [`StoreError::Newer`], or a file cannot be read.
+pub fn inspect(dir: &Path) -> Result<(), StoreError> {
+    access::check_all(dir)?;
+    version::of(dir).map(|_| ())
+}
 
 /// An open state directory.
 #[derive(Debug)]
@@ -71,7 +85,7 @@ impl Store {
         if !holds_state(dir) {
             return Err(StoreError::NotFound(dir.to_owned()));
         }
-        check_all(dir)?;
+        inspect(dir)?;
         file::make_dir(dir)?;
         let lock = lock::take(dir)?;
         file::sweep(dir)?;
@@ -80,6 +94,7 @@ impl Store {
         {
             return Err(pending.unfinished(dir));
         }
+        migrations::run(dir)?;
         Self::load(dir, lock)
     }
 
@@ -268,11 +283,10 @@ impl Store {
 
     /// Stores that the node takes no new clients, or that it takes them again, for the next start.
     pub fn set_draining(&self, draining: bool) -> Result<(), StoreError> {
-        let path = self.path(Kind::Draining);
         if draining {
-            file::replace(&path, &file::encode(Kind::Draining, self.cluster(), &[]))
+            write(&self.dir, Kind::Draining, self.cluster(), &[])
         } else {
-            file::remove(&path)
+            file::remove(&self.path(Kind::Draining))
         }
     }
 
@@ -440,7 +454,7 @@ fn at_most(what: &'static str, given: usize, max: usize) -> Result<(), StoreErro
 
 /// True if any file of a node is there, whole or not.
 fn holds_state(dir: &Path) -> bool {
-    Kind::FIXED.iter().any(|kind| dir.join(kind.name()).symlink_metadata().is_ok())
+    Kind::named().any(|kind| kind.tells_of_a_node() && dir.join(kind.name()).symlink_metadata().is_ok())
 }
 
 /// The cluster that `master.pub` names.
@@ -463,18 +477,34 @@ fn read_payload(dir: &Path, kind: Kind, cluster: ClusterId) -> Result<Option<Zer
     }
 }
 
+/// The value in a file of this cluster, or the default of its kind if there is no such file.
 fn read_value<T: DeserializeOwned>(dir: &Path, kind: Kind, cluster: ClusterId) -> Result<T, StoreError> {
     let path = dir.join(kind.name());
-    let payload = read_payload(dir, kind, cluster)?.ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
+    let payload = match read_payload(dir, kind, cluster)? {
+        Some(payload) => payload,
+        None => {
+            let default = kind.default().ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
+            Zeroizing::new(default.map_err(|error| invalid(kind.name(), error))?)
+        }
+    };
     codec::decode(&payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))
 }
 
 fn write_value<T: Serialize>(dir: &Path, kind: Kind, cluster: ClusterId, value: &T) -> Result<(), StoreError> {
-    let payload =
-        codec::encode(value).map_err(|error| StoreError::Invalid { what: kind.name(), why: error.to_string() })?;
+    write(dir, kind, cluster, &codec::encode(value).map_err(|error| invalid(kind.name(), error))?)
+}
+
+/// Writes a file: a key only if there is none, anything else in place of what is there.
+fn write(dir: &Path, kind: Kind, cluster: ClusterId, payload: &[u8]) -> Result<(), StoreError> {
     // What could not be read again is not written.
     at_most(kind.name(), payload.len(), kind.max_payload())?;
-    file::replace(&dir.join(kind.name()), &file::encode(kind, cluster, &payload))
+    let (path, bytes) = (dir.join(kind.name()), file::encode(kind, cluster, payload));
+    if kind.row().once { file::create(&path, &bytes) } else { file::replace(&path, &bytes) }
+}
+
+/// Of a value that cannot be encoded.
+fn invalid(what: &'static str, why: impl ToString) -> StoreError {
+    StoreError::Invalid { what, why: why.to_string() }
 }
 
 fn read_key<const N: usize>(
@@ -491,10 +521,6 @@ fn read_key<const N: usize>(
     Ok(Some(key))
 }
 
-fn write_key(dir: &Path, kind: Kind, cluster: ClusterId, key: &[u8]) -> Result<(), StoreError> {
-    file::create(&dir.join(kind.name()), &file::encode(kind, cluster, key))
-}
-
 fn read_discovery(dir: &Path, cluster: ClusterId, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
     let Some(payload) = read_payload(dir, Kind::DiscoveryKey, cluster)? else { return Ok(None) };
     let ring = KeyRing::from_bytes(&payload, cluster, authority);
@@ -502,8 +528,6 @@ fn read_discovery(dir: &Path, cluster: ClusterId, authority: AuthorityId) -> Res
 }
 
 fn write_discovery(dir: &Path, cluster: ClusterId, ring: &KeyRing) -> Result<(), StoreError> {
-    let payload = ring
-        .to_bytes()
-        .map_err(|error| StoreError::Invalid { what: Kind::DiscoveryKey.name(), why: error.to_string() })?;
-    file::replace(&dir.join(Kind::DiscoveryKey.name()), &file::encode(Kind::DiscoveryKey, cluster, &payload))
+    let payload = ring.to_bytes().map_err(|error| invalid(Kind::DiscoveryKey.name(), error))?;
+    write(dir, Kind::DiscoveryKey, cluster, &payload)
 }

@@ -102,6 +102,11 @@ impl Town {
         self.service().address()
     }
 
+    /// A cluster without nodes, for nodes whose state directories are there.
+    pub(crate) fn without_nodes(cluster: ClusterId, folder: TempDir) -> Self {
+        Self { net: FakeNet::new(1, 30), cluster, daemons: Vec::new(), folder, extra: String::new() }
+    }
+
     /// A cluster of two publishers and a worker: alpha, beta and gamma, all published. `extra` is for their configuration.
     pub(crate) async fn start(extra: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();

@@ -14,7 +14,8 @@ use rustbalance_gossip::id::ServiceId;
 use zeroize::Zeroizing;
 
 use super::error::Damage;
-use super::file::{self, Kind};
+use super::file;
+use super::kind::Kind;
 use crate::keys::MasterSecret;
 use crate::typed;
 pub use forms::FormError;

@@ -18,6 +18,7 @@ use crate::tor::ReplayLog;
 mod access;
 mod drafts;
 mod lists;
+mod migrations;
 
 /// The keys of a cluster, to make state directories of.
 struct Cluster {
@@ -92,6 +93,11 @@ fn publisher() -> (TempDir, Cluster) {
 
 fn state(folder: &TempDir) -> PathBuf {
     folder.path().join("state")
+}
+
+/// The files that a publisher must not lack.
+fn required() -> impl Iterator<Item = Kind> {
+    Kind::named().filter(|kind| kind.row().absent != kind::Absent::Default)
 }
 
 fn period(number: u64) -> PeriodId {
@@ -170,7 +176,7 @@ fn snapshot(folder: &TempDir) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_missing_file_is_named_and_nothing_is_made_in_its_place() {
-    for kind in Kind::FIXED.into_iter().filter(|kind| *kind != Kind::Pending) {
+    for kind in required() {
         let (folder, _) = publisher();
         fs::remove_file(state(&folder).join(kind.name())).unwrap();
         let before = snapshot(&folder);
@@ -191,7 +197,7 @@ fn every_file_cut_short_or_changed_is_named_and_left_alone() {
     let intro = store.intro_files().unwrap();
     let intro = PathBuf::from("intro").join(format!("{}.{}", intro[0].0, intro[0].1));
     drop(store);
-    let names = Kind::FIXED.iter().filter(|kind| **kind != Kind::Pending).map(|kind| PathBuf::from(kind.name()));
+    let names = required().chain([Kind::Version]).map(|kind| PathBuf::from(kind.name()));
     for name in names.chain([intro]) {
         let path = state(&folder).join(&name);
         let whole = fs::read(&path).unwrap();
@@ -216,7 +222,7 @@ fn every_file_cut_short_or_changed_is_named_and_left_alone() {
 #[test]
 fn a_file_of_another_cluster_or_under_another_name_is_told() {
     let ((ours, _), (theirs, other)) = (publisher(), publisher());
-    for kind in Kind::FIXED.into_iter().filter(|kind| !matches!(kind, Kind::Pending | Kind::MasterPub)) {
+    for kind in required().filter(|kind| *kind != Kind::MasterPub) {
         let path = state(&ours).join(kind.name());
         let whole = fs::read(&path).unwrap();
         fs::copy(state(&theirs).join(kind.name()), &path).unwrap();
@@ -251,7 +257,7 @@ fn a_worker_has_no_key_of_the_master_address_and_may_not_get_one() {
     assert!(store.authority_secret().unwrap().is_none());
     assert!(!state(&folder).join("master.key").exists() && !state(&folder).join("authority.key").exists());
     drop(store);
-    write_key(&state(&folder), Kind::MasterKey, cluster.id(), cluster.master.expanded()).unwrap();
+    write(&state(&folder), Kind::MasterKey, cluster.id(), cluster.master.expanded()).unwrap();
     assert!(
         matches!(Store::open(&state(&folder)), Err(StoreError::NotForWorkers(path)) if path.ends_with("master.key"))
     );

@@ -130,7 +130,7 @@ struct Ground {
 
 /// The files that an input can stand for; `point` and `replays` are in `intro/`. New ones come last, so that the corpus
 /// keeps its meaning.
-const FILES: [&str; 17] = [
+const FILES: [&str; 18] = [
     "pending",
     "node.key",
     "master.pub",
@@ -148,11 +148,14 @@ const FILES: [&str; 17] = [
     "point",
     "replays",
     "draining",
+    "version",
 ];
 /// The input is the payload of a file; else it is all of it.
 const PAYLOAD: u8 = 1;
 /// The file stands in a directory whose beginning was interrupted.
 const UNFINISHED: u8 = 2;
+/// The payload is wrapped in format 1, which all files had in version 1 of the directory.
+const OLDER: u8 = 4;
 
 impl Ground {
     fn new() -> Self {
@@ -213,8 +216,8 @@ impl Ground {
 }
 
 /// A file as `src/store/file.rs` describes it.
-fn wrapped(kind: &str, payload: &[u8]) -> Vec<u8> {
-    let header = format!("rustbalance {kind} v1 {} {} ", world().cluster, payload.len());
+fn wrapped(kind: &str, format: u32, payload: &[u8]) -> Vec<u8> {
+    let header = format!("rustbalance {kind} v{format} {} {} ", world().cluster, payload.len());
     let sum = Sha3_256::new()
         .chain_update(b"rustbalance state file\0")
         .chain_update(&header)
@@ -232,7 +235,8 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
     GROUND.with(|cell| {
         let ground = cell.get_or_init(Ground::new);
         let dir = ground.dir();
-        let whole = if how & PAYLOAD != 0 { wrapped(FILES[which], content) } else { content.to_vec() };
+        let format = if how & OLDER == 0 && matches!(FILES[which], "master.pub" | "version") { 2 } else { 1 };
+        let whole = if how & PAYLOAD != 0 { wrapped(FILES[which], format, content) } else { content.to_vec() };
         let taken = match FILES[which] {
             "replays" => replays(&dir.join("intro/x.replays"), content),
             "point" => {
@@ -242,7 +246,7 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
             }
             name if how & UNFINISHED != 0 => {
                 fs::remove_file(dir.join("membership")).unwrap();
-                put(&dir.join("pending"), &wrapped("pending", b"founding\n"));
+                put(&dir.join("pending"), &wrapped("pending", 1, b"founding\n"));
                 put(&dir.join(name), &whole);
                 resumed(&dir, ground.authority)
             }
@@ -344,6 +348,8 @@ pub(crate) fn state_seeds() -> Vec<Seed> {
     seeds.push(Seed::good("whole", seed(8, 0, whole)));
     seeds.push(Seed::bad("cut", seed(8, 0, &whole[..whole.len() - 1])));
     seeds.push(Seed::bad("newer", seed(8, 0, b"rustbalance term v2 something else entirely\n")));
+    seeds.push(Seed::good("older-master.pub", seed(2, PAYLOAD | OLDER, &ground.payload(2))));
+    seeds.push(Seed::bad("newer-version", seed(17, PAYLOAD, b"3 9.9.9\n")));
     seeds.push(Seed::good("pending", seed(0, PAYLOAD, b"joining\n")));
     seeds.push(Seed::good("founding", seed(0, PAYLOAD | UNFINISHED, b"founding\n")));
     seeds.push(Seed::good("unfinished-node-key", seed(1, PAYLOAD | UNFINISHED, &[9; 32])));

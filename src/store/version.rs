@@ -1,0 +1,98 @@
+//! Which version a state directory is of.
+//!
+//! The file `version` says it, with the release that brought the directory to it: `2 0.1.0`.
+//! Version 1 had no such file. Its form is the one thing that no later release may change, because
+//! earlier ones read it to say what to install. A file in another format than the directory's
+//! version has (put back from a backup, or left by a migration that a crash ended) counts, too.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustbalance_gossip::id::ClusterId;
+
+use super::error::{Damage, StoreError};
+use super::file::{self, Payload, Whole};
+use super::kind::{Kind, VERSION};
+
+/// Longest name of a release that is shown, in bytes.
+const MAX_RELEASE: usize = 32;
+
+/// The version from which the directory has to be migrated: the oldest that any file in it shows.
+///
+/// # Errors
+/// [`StoreError::Newer`] if any file shows a version that this build does not know. Nothing is
+/// written or locked.
+pub(super) fn of(dir: &Path) -> Result<u32, StoreError> {
+    let told = read(dir)?;
+    let release = told.as_ref().and_then(|(_, release)| release.clone());
+    let newer = |path, found| StoreError::Newer { path, found, release: release.clone() };
+    let mut version = told.map_or(1, |(version, _)| version);
+    if version > VERSION {
+        return Err(newer(dir.join(Kind::Version.name()), version));
+    }
+    for (path, kind, format) in formats(dir)? {
+        if format > VERSION {
+            return Err(newer(path, format));
+        }
+        if kind.is_some_and(|kind| (kind.row().since..kind.row().format).contains(&format)) {
+            version = version.min(format);
+        }
+    }
+    Ok(version)
+}
+
+/// What `version` holds for a directory that this build has made or migrated.
+pub(super) fn payload(version: u32) -> String {
+    format!("{version} {}\n", env!("CARGO_PKG_VERSION"))
+}
+
+/// The file `version` as this build writes it.
+pub(super) fn encode(version: u32, cluster: ClusterId) -> Payload {
+    file::encode(Kind::Version, cluster, payload(version).as_bytes())
+}
+
+/// What the file `version` says: the version of the directory, and the release that brought it.
+fn read(dir: &Path) -> Result<Option<(u32, Option<String>)>, StoreError> {
+    let (path, kind) = (dir.join(Kind::Version.name()), Kind::Version);
+    let Some(bytes) = file::read_bytes(&path, kind)? else { return Ok(None) };
+    let damaged = |damage| StoreError::Damaged { path: path.clone(), kind, damage };
+    let whole = Whole::read(&bytes).map_err(damaged)?;
+    if whole.name != kind.name() {
+        return Err(damaged(Damage::Kind(whole.name.to_owned())));
+    }
+    let text = std::str::from_utf8(whole.payload).unwrap_or_default();
+    let mut fields = text.split_ascii_whitespace();
+    let version = fields.next().and_then(|digits| digits.parse().ok()).filter(|version| *version > 0);
+    let version = version.ok_or_else(|| StoreError::content(&path, kind, "it names no version"))?;
+    let is_plain = |release: &&str| {
+        release.len() <= MAX_RELEASE
+            && release.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+".contains(&byte))
+    };
+    Ok(Some((version, fields.next().filter(is_plain).map(str::to_owned))))
+}
+
+/// The files of ours directly in the directory, under the names of their kinds: the kind, if this
+/// build knows it, and the format. A file that cannot be told to be ours is for its reader to
+/// judge.
+fn formats(dir: &Path) -> Result<Vec<(PathBuf, Option<Kind>, u32)>, StoreError> {
+    let failed = |error| StoreError::io("read", dir, error);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let path = entry.path();
+        // Read as text: in the directory are the operator's files too, which may be closed to us.
+        let Ok(beginning) = file::read_beginning(&path) else { continue };
+        if let Ok((name, format)) = file::label(&beginning)
+            && entry.file_name().to_str() == Some(name)
+        {
+            found.push((path, Kind::from_name(name), format));
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,83 @@
+//! State directories of an earlier release, in the hands of this one.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustbalance::store::{Store, VERSION};
+use rustbalance_gossip::record::PeriodId;
+
+use crate::town::Town;
+
+/// Copies a directory of the repository, with the modes that a state directory has.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    fs::set_permissions(to, Permissions::from_mode(0o700)).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), &to).unwrap();
+            fs::set_permissions(&to, Permissions::from_mode(0o600)).unwrap();
+        }
+    }
+}
+
+/// What a store must not lose: the term, the revisions, and the nonces of its introduction points.
+type Kept = (u64, Vec<(PeriodId, u64)>, Vec<[u8; 16]>);
+
+fn kept(store: &Store) -> Kept {
+    let points = store.intro_points().unwrap().iter().map(|point| point.nonce.0.0).collect();
+    (store.term().unwrap(), store.revisions().unwrap(), points)
+}
+
+/// Fails if anything that `before` had is lost.
+fn nothing_is_lost(before: &Kept, after: &Kept) {
+    assert!(after.0 >= before.0, "{before:?} {after:?}");
+    for (period, revision) in &before.1 {
+        let after = after.1.iter().find(|(known, _)| known == period).map(|(_, revision)| *revision);
+        assert!(after >= Some(*revision), "{before:?} {after:?}");
+    }
+    // The node keeps a point as long as the point's lifetime lasts, which is centuries in the
+    // fixture.
+    let live = before.2.iter().take(2);
+    assert!(live.clone().all(|nonce| after.2.contains(nonce)), "{before:?} {after:?}");
+}
+
+/// A publisher and a worker that version 1 has written. `tests/fixtures/state-v1` says how.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_version_1_is_migrated_starts_serves_and_restarts() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/state-v1");
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = [("alpha", "publisher"), ("gamma", "worker")];
+    let [alpha, gamma] = nodes.map(|(name, fixture)| {
+        let dir = folder.path().join(name);
+        copy(&fixtures.join(fixture), &dir);
+        assert!(!dir.join("version").exists());
+        let again = folder.path().join(format!("{name}-opened"));
+        copy(&fixtures.join(fixture), &again);
+        let store = Store::open(&again).unwrap();
+        (dir, store.node_id(), store.cluster(), kept(&store))
+    });
+    let mut town = Town::without_nodes(alpha.2, folder);
+    town.add("alpha", alpha.1, alpha.0.clone()).await;
+    town.add("gamma", gamma.1, gamma.0.clone()).await;
+    town.healthy().await;
+    let net = town.net.clone();
+    for daemon in &mut town.daemons {
+        daemon.stop().await;
+        daemon.run(&net);
+    }
+    town.healthy().await;
+    for daemon in &mut town.daemons {
+        daemon.stop().await;
+    }
+    for (dir, node, cluster, before) in [alpha, gamma] {
+        let store = Store::open(&dir).unwrap();
+        assert_eq!((store.node_id(), store.cluster()), (node, cluster));
+        nothing_is_lost(&before, &kept(&store));
+        let version = fs::read_to_string(dir.join("version")).unwrap();
+        assert!(version.lines().nth(1).unwrap().starts_with(&format!("{VERSION} ")), "{version}");
+    }
+}
