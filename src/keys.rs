@@ -17,6 +17,10 @@ use sha2::Sha512;
 use sha3::{Digest, Sha3_256};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+mod service;
+
+pub use service::{MAX_SERVICES, SecretRole, ServiceSecret, ServiceSecrets};
+
 /// Why bytes are no key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {

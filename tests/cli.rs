@@ -166,9 +166,13 @@ fn init_takes_over_the_key_of_c_tor_and_artis_file() {
     let done = run(&first, &options);
     assert_eq!(done.code, 0, "{}", done.err);
     assert_eq!(run(&second, &options).out, done.out, "one key is one address");
-    let copy = first.join("master.key");
-    let again = run(&home.path().join("again"), &["init", "--quiet", "--import-key", copy.to_str().unwrap()]);
-    assert_eq!(again.out, done.out, "a copy of the master key is the address: {}", again.err);
+    let label = done.out.trim().trim_end_matches(".onion").to_owned();
+    // The file, and the whole state directory.
+    for copy in [first.join("services").join(label).join("identity.key"), first.clone()] {
+        let again = home.path().join(format!("again-{}", copy.is_dir()));
+        let again = run(&again, &["init", "--quiet", "--import-key", copy.to_str().unwrap()]);
+        assert_eq!(again.out, done.out, "a copy of the identity key is the address: {}", again.err);
+    }
     assert_eq!(std::fs::read(first.join("arti.toml")).unwrap(), std::fs::read(&arti).unwrap());
 
     std::fs::write(&arti, "mode = ").unwrap();

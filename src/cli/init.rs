@@ -24,7 +24,7 @@ pub(super) struct Options {
     port: u16,
     /// Keep an existing address: its key, or the folder that holds it, as C tor, Arti, mkp224o or
     /// onionbalance-config write it, or PEM, base64, hex, ED25519-V3:..., or a copy of a
-    /// publisher's master.key
+    /// publisher's identity.key
     #[arg(long, value_name = "PATH")]
     import_key: Option<PathBuf>,
     /// Configure Tor with this file of Arti's (TOML), which is copied
@@ -56,6 +56,7 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
         return Ok(say(store.cluster())?);
     }
     let dir = shell::path(&context.dir);
+    let key = shell::path(&store.identity_path(store.cluster().first_service()));
     say(format_args!(
         "{}\n\n\
          is the address, and this machine its first node. Port {} goes to {}.\n\n\
@@ -64,8 +65,9 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
          {:<43} let another machine join, as a worker; with --role publisher it gets the address's key, too\n  \
          {:<43} see how it is\n\n\
          Configuration: {dir}/{}\n\
-         Keep a copy of {dir}/master.key in a safe place: whoever has it has the address (`init --import-key`), and\n\
-         without it and this machine the address is lost.",
+         Keep a copy of the file that holds the address's key in a safe place:\n  \
+         {key}\n\
+         Whoever has it has the address (`init --import-key`), and without it and this machine the address is lost.",
         store.cluster(),
         options.port,
         options.target,

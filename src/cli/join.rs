@@ -106,7 +106,8 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
     };
     let ask: Option<&mut dyn FnMut(u16) -> io::Result<Option<Target>>> =
         if targets::can_ask() { Some(&mut targets::ask) } else { None };
-    let Assigned { served, unserved } = match targets::assign(&options.target, &joined.ports, ask) {
+    let ports = joined.services.first().map_or(&[][..], |service| service.ports.as_slice());
+    let Assigned { served, unserved } = match targets::assign(&options.target, ports, ask) {
         Ok(assigned) => assigned,
         Err(error) => {
             clean_up(draft, true);
@@ -336,7 +337,7 @@ fn report(context: &Context, options: &Options, joined: &Joined, initial: &Initi
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 
     use super::*;
     use crate::keys::{MasterSecret, TokenSecret};
@@ -418,13 +419,17 @@ mod tests {
     fn what_cannot_be_removed_hides_no_error() {
         let folder = tempfile::tempdir().unwrap();
         let mut draft = Store::create(&folder.path().join("node")).unwrap();
-        draft.begin(Beginning::Joining, ClusterId::from_public_key([7; 32])).unwrap();
-        let key = draft.dir().join("master.key");
+        let cluster = ClusterId::from_public_key([7; 32]);
+        draft.begin(Beginning::Joining, cluster).unwrap();
+        let dir = draft.dir().to_owned();
+        let label = cluster.to_string().trim_end_matches(".onion").to_owned();
+        let key = dir.join("services").join(label).join("identity.key");
+        std::fs::DirBuilder::new().mode(0o700).recursive(true).create(key.parent().unwrap()).unwrap();
         std::fs::write(&key, "x").unwrap();
         std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
         clean_up(draft, false);
         assert!(key.exists());
-        let draft = Store::create(key.parent().unwrap()).unwrap();
+        let draft = Store::create(&dir).unwrap();
         assert!(matches!(draft.discard(), Err(StoreError::KeyInTheWay { .. })));
     }
 

@@ -12,12 +12,12 @@ use rustbalance_gossip::record::{Chain, Invitation, Member, MemberCertificate, R
 use rustbalance_gossip::signed::Verified;
 
 use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, Redeem, Refusal};
-use super::parcel::{Facts, Parcel, PublisherSecrets};
+use super::parcel::{Facts, JoinedService, Parcel, PublisherSecrets};
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
 use super::{MAX_SKEW, MEMBERSHIP_SECONDS};
 use crate::discovery::Offer;
 use crate::frame;
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
+use crate::keys::{AuthoritySecret, NodeSecret, PointSeed, ServiceSecrets};
 
 /// Who admits.
 #[derive(Debug)]
@@ -28,8 +28,8 @@ pub struct Publisher {
     pub node: NodeSecret,
     /// Signs the new member's certificate.
     pub authority: AuthoritySecret,
-    /// Given to new publishers.
-    pub master: MasterSecret,
+    /// Given to new publishers: the secrets of every service.
+    pub services: Vec<ServiceSecrets>,
 }
 
 /// The cluster as it is known at the moment of a decision.
@@ -45,8 +45,8 @@ pub trait Admissions {
     fn postponed(&self, role: Role) -> Option<Refusal>;
     /// Members worth knowing for a new one, the most useful (publishers, live ones) first.
     fn chains(&self) -> Vec<Chain>;
-    /// Virtual ports of the master address.
-    fn virtual_ports(&self) -> Vec<u16>;
+    /// The services of the cluster with their virtual ports, the one that names the cluster first.
+    fn services(&self) -> Vec<JoinedService>;
     /// The newest key of the restricted discovery; `None` if it is not known yet.
     fn discovery(&self) -> Option<Offer>;
 }
@@ -236,12 +236,14 @@ impl Admission {
             publisher: us.membership.chain(),
             member: member.chain(),
             members: cluster.chains(),
-            ports: cluster.virtual_ports(),
+            services: cluster.services(),
             discovery: discovery.key,
             unix,
         };
-        let secrets = (role == Role::Publisher)
-            .then(|| PublisherSecrets { master: us.master.duplicate(), authority: us.authority.duplicate() });
+        let secrets = (role == Role::Publisher).then(|| PublisherSecrets {
+            authority: us.authority.duplicate(),
+            services: us.services.iter().map(ServiceSecrets::duplicate).collect(),
+        });
         let points = PointSeed::derive(&us.authority, member.node());
         let parcel = Parcel { discovery: discovery.secret, points, secrets, facts };
         let plain = parcel.to_bytes().ok_or(Refusal::Failed)?;

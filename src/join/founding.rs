@@ -9,7 +9,7 @@ use rustbalance_gossip::signed::{Statement, Verified};
 
 use super::joiner::Joined;
 use crate::discovery::{Discovery, KeyRing};
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
 use crate::store::{Beginning, Contents, Draft, Store, StoreError};
 
 /// How long a membership lasts, in seconds: ten years. It ends before that by eviction alone.
@@ -24,7 +24,7 @@ pub fn found(
 ) -> Result<Store, StoreError> {
     // What an interrupted founding left is used again; what a join left is not ours to use.
     let left = match draft.begun() {
-        Some((Beginning::Founding, _)) => draft.master_secret()?,
+        Some((Beginning::Founding, _)) => draft.identity_secret()?,
         _ => None,
     };
     let master = imported.or(left).unwrap_or_else(|| MasterSecret::generate(rng));
@@ -52,7 +52,7 @@ pub fn found(
     };
     draft.complete(&Contents {
         chain: &chain,
-        master: Some(&master),
+        services: &[ServiceSecrets::of(master)],
         authority: Some(&authority),
         discovery: &discovery,
         points: &PointSeed::derive(&authority, node.node_id()),
@@ -63,9 +63,13 @@ pub fn found(
 /// Writes what a join has brought. The draft is the one that gave the node key.
 pub fn persist_joined(draft: Draft, joined: &Joined) -> Result<Store, StoreError> {
     let members: Vec<Chain> = joined.members.iter().map(Member::chain).collect();
+    let services: Vec<_> = match &joined.secrets {
+        Some(secrets) => secrets.services.iter().map(ServiceSecrets::duplicate).collect(),
+        None => joined.services.iter().map(|joined| ServiceSecrets::none(joined.service)).collect(),
+    };
     draft.complete(&Contents {
         chain: &joined.member.chain(),
-        master: joined.secrets.as_ref().map(|secrets| &secrets.master),
+        services: &services,
         authority: joined.secrets.as_ref().map(|secrets| &secrets.authority),
         discovery: &KeyRing::new(joined.discovery.duplicate()),
         points: &joined.points,

@@ -8,12 +8,12 @@ use rustbalance_gossip::record::{ChainError, Member, Role};
 
 use super::MAX_SKEW;
 use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, Redeem, Refusal};
-use super::parcel::{Parcel, PublisherSecrets};
+use super::parcel::{JoinedService, Parcel, PublisherSecrets};
 use super::token::Token;
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError};
-use crate::keys::{NodeSecret, PointSeed, TokenSecret};
+use crate::keys::{NodeSecret, PointSeed, ServiceSecrets, TokenSecret};
 
 /// Why a join did not come about.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +81,8 @@ pub struct Joined {
     pub discovery: Discovery,
     /// What the keys of our introduction points are derived from.
     pub points: PointSeed,
-    /// Virtual ports of the master address.
-    pub ports: Vec<u16>,
+    /// The services of the cluster with their virtual ports, the one that names the cluster first.
+    pub services: Vec<JoinedService>,
     /// If we joined as a publisher.
     pub secrets: Option<PublisherSecrets>,
     /// The publisher's clock less ours, in seconds.
@@ -199,9 +199,17 @@ impl Joiner {
         if !ours {
             return Err(impostor("the certificate it gives is not for this node and token".into()));
         }
+        if facts.services.first().map(|first| first.service) != Some(self.cluster.first_service()) {
+            return Err(impostor("the services that it names are not this cluster's".into()));
+        }
         if let Some(secrets) = &parcel.secrets {
             let points = PointSeed::derive(&secrets.authority, member.node());
-            let fit = secrets.master.service_id() == self.cluster.first_service()
+            let has_key = |it: &JoinedService| {
+                let of = secrets.services.iter().find(|of| of.service == it.service);
+                of.and_then(ServiceSecrets::identity).is_some_and(|key| key.service_id() == it.service)
+            };
+            let fit = facts.services.iter().all(has_key)
+                && secrets.services.len() == facts.services.len()
                 && secrets.authority.authority_id() == publisher.authority_id()
                 && points.as_bytes() == parcel.points.as_bytes();
             if !fit {
@@ -217,7 +225,7 @@ impl Joiner {
         let others = others.filter(|other| other.node() != member.node() && other.node() != publisher.node());
         let members = std::iter::once(publisher.clone()).chain(others).collect();
         let skew = i64::try_from(facts.unix).unwrap_or(i64::MAX).saturating_sub_unsigned(unix);
-        let (points, ports, secrets) = (parcel.points, facts.ports, parcel.secrets);
-        Ok(Joined { member, publisher, members, discovery, points, ports, secrets, skew })
+        let (points, services, secrets) = (parcel.points, facts.services, parcel.secrets);
+        Ok(Joined { member, publisher, members, discovery, points, services, secrets, skew })
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::frame;
 
 /// The version of the join that this build speaks.
-pub(super) const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 2;
 
 /// Opens: nothing in it names the joiner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,7 +34,7 @@ pub use founding::{MEMBERSHIP_SECONDS, found, persist_joined};
 pub use invite::{InviteError, MAX_LIFETIME, Terms, invite};
 pub use joiner::{JoinError, Joined, Joiner, Step};
 pub use message::Refusal;
-pub use parcel::{MAX_PORTS, Parcel, PublisherSecrets};
+pub use parcel::{JoinedService, MAX_PORTS, Parcel, ParcelError, PublisherSecrets};
 pub use task::{Admitter, Door, DoorLimits, carry, redeem, refuse};
 pub use token::{Token, TokenError};
 pub use transcript::Fresh;

@@ -1,35 +1,72 @@
 //! What a new member is given, as it lies in the sealed answer.
 //!
 //! ```text
-//! 1 byte    0: worker, 1: publisher
-//! 32 bytes  discovery key
-//! 32 bytes  seed of the node's introduction points
-//! 96 bytes  publishers only: expanded master key (64), seed of the authority key (32)
+//! 1 byte    version of the parcel: 1
+//! 2 bytes   number of secrets
+//! each      2 bytes   what it is for (see [`SecretRole`])
+//!           32 bytes  the service that it belongs to, or zeroes
+//!           4 bytes   its version: 0
+//!           2 bytes   its length in bytes
+//!           the secret
 //! the rest  everything public, encoded as usual
 //! ```
 //!
-//! The secrets stand at fixed places, so that no decoder makes copies of them that nobody wipes.
+//! Numbers are big-endian. The secrets stand before what is decoded, so that no decoder leaves
+//! copies of them in memory. A reader skips secrets of a role or version that it does not know: a
+//! later release may add some. A worker is given the discovery key and the seed of its points; a
+//! parcel that gives it a publisher's secret is refused.
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{Chain, DiscoveryKey, NodeCard, Role};
 use rustbalance_gossip::signed::Unverified;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::frame;
-use crate::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, PointSeed};
+use crate::keys::{
+    AuthoritySecret, DiscoverySecret, MAX_SERVICES, MasterSecret, PointSeed, SecretRole, ServiceSecret, ServiceSecrets,
+};
 
-/// Bytes of secrets for a worker.
-const WORKER: usize = 1 + 32 + 32;
-/// Bytes of secrets for a publisher.
-const PUBLISHER: usize = WORKER + 64 + 32;
+/// The version of the parcel that this build writes and reads.
+const VERSION: u8 = 1;
 /// The largest parcel: with its seal and the message around it, it must fit a frame.
 const MAX: usize = frame::MAX - 1024;
+/// Most secrets in a parcel: those of a node, and sixteen of each service.
+const MAX_SECRETS: usize = 16 + 16 * MAX_SERVICES;
+/// Bytes before each secret.
+const LABEL: usize = 2 + 32 + 4 + 2;
 /// Most chains of other members in a parcel; the rest comes by gossip.
 pub(super) const MAX_CHAINS: usize = 128;
-/// Most virtual ports of the master address.
+/// Most virtual ports of one service.
 pub const MAX_PORTS: usize = NodeCard::MAX_PORTS;
+
+/// Why a parcel cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ParcelError {
+    /// It ends before its content does.
+    #[error("it is cut short")]
+    Short,
+    /// It is of another version.
+    #[error("it is of version {0}, and this build reads version {VERSION}")]
+    Version(u8),
+    /// A list in it is longer than allowed, or names something twice.
+    #[error("it is out of bounds")]
+    Bounds,
+    /// It lacks a secret that the node's role needs.
+    #[error("it lacks the {0:?}")]
+    Lacks(SecretRole),
+    /// It is for a worker, and holds what only publishers may have.
+    #[error("it gives a worker the {0:?}, which only publishers may have")]
+    NotForWorkers(SecretRole),
+    /// A secret is not one of its role.
+    #[error("its {0:?} is not a key")]
+    Key(SecretRole),
+    /// Its public part is malformed.
+    #[error("it cannot be decoded")]
+    Malformed,
+}
 
 /// Everything public in a parcel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,21 +79,31 @@ pub(super) struct Facts {
     pub(super) member: Chain,
     /// Other members', at most [`MAX_CHAINS`].
     pub(super) members: Vec<Chain>,
-    /// Virtual ports of the master address, at most [`MAX_PORTS`].
-    pub(super) ports: Vec<u16>,
-    /// The authority's word on the discovery key.
+    /// The services of the cluster, at most [`MAX_SERVICES`]; the first is the one that names the
+    /// cluster.
+    pub(super) services: Vec<JoinedService>,
+    /// The authority's statement of the discovery key.
     pub(super) discovery: Unverified<DiscoveryKey>,
     /// The publisher's clock, in seconds since the Unix epoch.
     pub(super) unix: u64,
 }
 
+/// A service as a new member hears of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinedService {
+    /// The service.
+    pub service: ServiceId,
+    /// Its virtual ports: none is 0, at most [`MAX_PORTS`].
+    pub ports: Vec<u16>,
+}
+
 /// What only publishers are given.
 #[derive(Debug)]
 pub struct PublisherSecrets {
-    /// The master identity key.
-    pub master: MasterSecret,
     /// The certificate-signing key.
     pub authority: AuthoritySecret,
+    /// The secrets of each service, sorted by service.
+    pub services: Vec<ServiceSecrets>,
 }
 
 /// What a new member is given, secrets included.
@@ -68,61 +115,151 @@ pub struct Parcel {
     pub(super) facts: Facts,
 }
 
+/// A secret with what stands before it.
+struct Entry<'a> {
+    role: SecretRole,
+    service: Option<ServiceId>,
+    secret: &'a [u8],
+}
+
 impl Parcel {
-    /// The plain text, with room for the seal; `None` if it cannot be encoded.
+    /// The plain text, with room for the seal; `None` if it cannot be encoded or is too large.
     pub fn to_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
+        let entries = self.entries();
+        let secrets = 3 + entries.iter().map(|entry| LABEL + entry.secret.len()).sum::<usize>();
         let mut facts = self.facts.clone();
         facts.members.truncate(MAX_CHAINS);
         let mut encoded = codec::encode(&facts).ok()?;
-        while PUBLISHER + encoded.len() > MAX && !facts.members.is_empty() {
+        while secrets + encoded.len() > MAX {
+            if facts.members.is_empty() {
+                return None;
+            }
             facts.members.truncate(facts.members.len() / 2);
             encoded = codec::encode(&facts).ok()?;
         }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(PUBLISHER + encoded.len() + 64));
-        bytes.push(u8::from(self.secrets.is_some()));
-        bytes.extend_from_slice(self.discovery.as_bytes());
-        bytes.extend_from_slice(self.points.as_bytes());
-        if let Some(secrets) = &self.secrets {
-            bytes.extend_from_slice(secrets.master.expanded());
-            bytes.extend_from_slice(secrets.authority.seed());
+        // One allocation, so that no freed copy of a secret stays behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(secrets + encoded.len() + 64));
+        bytes.push(VERSION);
+        bytes.extend_from_slice(&u16::try_from(entries.len()).ok()?.to_be_bytes());
+        for Entry { role, service, secret } in entries {
+            bytes.extend_from_slice(&role.number().to_be_bytes());
+            bytes.extend_from_slice(service.as_ref().map_or(&[0; 32][..], |service| &service.public_key()[..]));
+            bytes.extend_from_slice(&0u32.to_be_bytes());
+            bytes.extend_from_slice(&u16::try_from(secret.len()).ok()?.to_be_bytes());
+            bytes.extend_from_slice(secret);
         }
         bytes.extend_from_slice(&encoded);
         Some(bytes)
     }
 
-    /// Reads the plain text of an answer in which the role was said to be `role`. Nothing in it is verified yet. An error
-    /// says in words what is wrong with it.
-    pub fn from_bytes(bytes: &[u8], role: Role) -> Result<Self, &'static str> {
-        let publisher = role == Role::Publisher;
-        let size = if publisher { PUBLISHER } else { WORKER };
-        let (secret, rest) = bytes.split_at_checked(size).ok_or("it is cut short")?;
-        if secret[0] != u8::from(publisher) {
-            return Err("it is for another role");
+    fn entries(&self) -> Vec<Entry<'_>> {
+        let own = |role, secret| Entry { role, service: None, secret };
+        let mut entries = vec![
+            own(SecretRole::DiscoveryKey, self.discovery.as_bytes()),
+            own(SecretRole::PointSeed, self.points.as_bytes()),
+        ];
+        if let Some(PublisherSecrets { authority, services }) = &self.secrets {
+            entries.push(own(SecretRole::AuthorityKey, authority.seed()));
+            for of in services {
+                entries.extend(of.secrets.iter().map(|secret| match secret {
+                    ServiceSecret::Identity(key) => {
+                        Entry { role: SecretRole::IdentityKey, service: Some(of.service), secret: key.expanded() }
+                    }
+                }));
+            }
         }
-        let facts: Facts = codec::decode(rest, MAX).map_err(|_| "it cannot be read")?;
-        if facts.members.len() > MAX_CHAINS || facts.ports.len() > MAX_PORTS || facts.ports.contains(&0) {
-            return Err("it is out of bounds");
+        entries
+    }
+
+    /// Reads the plain text of an answer in which the role was said to be `role`. Nothing in it is
+    /// verified yet.
+    ///
+    /// # Errors
+    /// It is malformed, out of bounds, or does not hold the secrets of the role.
+    pub fn from_bytes(bytes: &[u8], role: Role) -> Result<Self, ParcelError> {
+        let (entries, rest) = read_entries(bytes)?;
+        let facts: Facts = codec::decode(rest, MAX).map_err(|_| ParcelError::Malformed)?;
+        let is_bounded = |it: &JoinedService| it.ports.len() <= MAX_PORTS && !it.ports.contains(&0);
+        let services = &facts.services;
+        if facts.members.len() > MAX_CHAINS
+            || !(1..=MAX_SERVICES).contains(&services.len())
+            || !services.iter().all(is_bounded)
+            || services
+                .iter()
+                .enumerate()
+                .any(|(at, it)| services[..at].iter().any(|other| other.service == it.service))
+        {
+            return Err(ParcelError::Bounds);
         }
-        let discovery = DiscoverySecret::from_bytes(&key(&secret[1..33])?);
-        let points = PointSeed::from_bytes(&key(&secret[33..WORKER])?);
-        let secrets = if publisher {
-            let master = MasterSecret::from_expanded(&key(&secret[WORKER..WORKER + 64])?)
-                .map_err(|_| "its master key is none")?;
-            let authority = AuthoritySecret::from_seed(&key(&secret[WORKER + 64..])?);
-            Some(PublisherSecrets { master, authority })
-        } else {
-            None
+        if let Some(entry) = entries.iter().find(|it| role == Role::Worker && it.role.is_of_publishers()) {
+            return Err(ParcelError::NotForWorkers(entry.role));
+        }
+        let one = |role| entries.iter().find(|entry| entry.role == role).ok_or(ParcelError::Lacks(role));
+        let discovery = DiscoverySecret::from_bytes(&key(one(SecretRole::DiscoveryKey)?)?);
+        let points = PointSeed::from_bytes(&key(one(SecretRole::PointSeed)?)?);
+        let secrets = match role {
+            Role::Worker => None,
+            Role::Publisher => Some(PublisherSecrets {
+                authority: AuthoritySecret::from_seed(&key(one(SecretRole::AuthorityKey)?)?),
+                services: secrets_of_services(&entries)?,
+            }),
         };
         Ok(Self { discovery, points, secrets, facts })
     }
 }
 
-/// A key, without a copy of it on the stack that nobody wipes.
-fn key<const N: usize>(bytes: &[u8]) -> Result<Zeroizing<[u8; N]>, &'static str> {
-    let mut key = Zeroizing::new([0; N]);
-    if bytes.len() != N {
-        return Err("it is cut short");
+/// The secrets of known roles and versions, each at most once, and the bytes behind all secrets.
+fn read_entries(bytes: &[u8]) -> Result<(Vec<Entry<'_>>, &[u8]), ParcelError> {
+    let (&[version], rest) = bytes.split_first_chunk().ok_or(ParcelError::Short)?;
+    if version != VERSION {
+        return Err(ParcelError::Version(version));
     }
-    key.copy_from_slice(bytes);
+    let (count, mut rest) = rest.split_first_chunk().ok_or(ParcelError::Short)?;
+    let count = usize::from(u16::from_be_bytes(*count));
+    if count > MAX_SECRETS {
+        return Err(ParcelError::Bounds);
+    }
+    let mut entries: Vec<Entry<'_>> = Vec::new();
+    for _ in 0..count {
+        let (role, after) = rest.split_first_chunk().ok_or(ParcelError::Short)?;
+        let (service, after) = after.split_first_chunk::<32>().ok_or(ParcelError::Short)?;
+        let (version, after) = after.split_first_chunk().ok_or(ParcelError::Short)?;
+        let (length, after) = after.split_first_chunk().ok_or(ParcelError::Short)?;
+        let (secret, after) = after.split_at_checked(u16::from_be_bytes(*length).into()).ok_or(ParcelError::Short)?;
+        rest = after;
+        let Some(role) =
+            SecretRole::from_number(u16::from_be_bytes(*role)).filter(|_| u32::from_be_bytes(*version) == 0)
+        else {
+            continue;
+        };
+        let service = (*service != [0; 32]).then(|| ServiceId::from_public_key(*service));
+        let is_twice = entries.iter().any(|known| (known.role, known.service) == (role, service));
+        if is_twice || service.is_some() != role.is_of_a_service() {
+            return Err(ParcelError::Bounds);
+        }
+        entries.push(Entry { role, service, secret });
+    }
+    Ok((entries, rest))
+}
+
+/// The secrets of all services, sorted by service.
+fn secrets_of_services(entries: &[Entry<'_>]) -> Result<Vec<ServiceSecrets>, ParcelError> {
+    let mut services: Vec<ServiceSecrets> = Vec::new();
+    for entry in entries {
+        let (SecretRole::IdentityKey, Some(service)) = (entry.role, entry.service) else { continue };
+        let identity = MasterSecret::from_expanded(&key(entry)?).map_err(|_| ParcelError::Key(entry.role))?;
+        services.push(ServiceSecrets { service, secrets: vec![ServiceSecret::Identity(identity)] });
+    }
+    services.sort_by_key(|of| of.service);
+    Ok(services)
+}
+
+/// A key, without a copy of it on the stack that stays there.
+fn key<const N: usize>(entry: &Entry<'_>) -> Result<Zeroizing<[u8; N]>, ParcelError> {
+    let mut key = Zeroizing::new([0; N]);
+    if entry.secret.len() != N {
+        return Err(ParcelError::Key(entry.role));
+    }
+    key.copy_from_slice(entry.secret);
     Ok(key)
 }

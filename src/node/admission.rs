@@ -18,7 +18,8 @@ use super::cluster::Cluster;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, Offer};
-use crate::join::{self, Admissions, Admitter, Door, DoorLimits, MAX_PORTS, Outcome, Publisher, Redemption, Refusal};
+use crate::join::{self, Admissions, Admitter, Door, DoorLimits, JoinedService, MAX_PORTS};
+use crate::join::{Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;
 use crate::store::Store;
 use crate::stream::BoxStream;
@@ -228,7 +229,7 @@ impl Admissions for Known<'_> {
         members.into_iter().map(|member| member.member.chain()).collect()
     }
 
-    fn virtual_ports(&self) -> Vec<u16> {
+    fn services(&self) -> Vec<JoinedService> {
         let others = self.coordinator.view().members().filter(|member| {
             member.alive && member.member.role() == Role::Publisher && member.node() != self.coordinator.view().me()
         });
@@ -239,7 +240,8 @@ impl Admissions for Known<'_> {
                 ports.push(port);
             }
         }
-        ports
+        let cluster = self.gatekeeper.publisher.membership.certificate.cluster;
+        vec![JoinedService { service: cluster.first_service(), ports }]
     }
 
     fn discovery(&self) -> Option<Offer> {

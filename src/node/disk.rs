@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::PeriodId;
 
 use crate::balance::plan::{Lifetime, SlotId, Stored};
@@ -24,23 +25,27 @@ impl CredentialSource for MasterKeyCredentials {
     }
 }
 
-/// The revisions in the store.
-pub(super) struct StoredRevisions(pub(super) Arc<Store>);
+/// The revisions of one service in the store.
+pub(super) struct StoredRevisions {
+    pub(super) store: Arc<Store>,
+    pub(super) service: ServiceId,
+}
 
 impl RevisionLog for StoredRevisions {
     fn highest(&self, period: PeriodId) -> u64 {
-        let known = self.0.revisions().unwrap_or_default();
+        let known = self.store.revisions(self.service).unwrap_or_default();
         known.into_iter().find(|(id, _)| *id == period).map_or(0, |(_, revision)| revision)
     }
 
     fn advance(&self, period: PeriodId, revision: u64) -> Result<(), String> {
-        self.0.raise_revision(period, revision).map_err(|error| error.to_string())
+        self.store.raise_revision(self.service, period, revision).map_err(|error| error.to_string())
     }
 }
 
-/// The intro points in the store, by slot.
+/// The introduction points of one service in the store, by slot.
 pub(super) struct StoredIntroPoints {
     store: Arc<Store>,
+    service: ServiceId,
     seed: PointSeed,
     slots: Mutex<BTreeMap<SlotId, Slot>>,
 }
@@ -54,13 +59,13 @@ struct Slot {
 }
 
 impl StoredIntroPoints {
-    /// Those of this store.
-    pub(super) fn new(store: Arc<Store>) -> Result<Self, StoreError> {
-        Ok(Self { seed: store.point_seed()?, store, slots: Mutex::new(BTreeMap::new()) })
+    /// Those of `service`.
+    pub(super) fn new(store: Arc<Store>, service: ServiceId) -> Result<Self, StoreError> {
+        Ok(Self { seed: store.point_seed()?, store, service, slots: Mutex::new(BTreeMap::new()) })
     }
 
     fn slot(&self, secrets: IntroPointSecrets, on_disk: bool) -> Result<Slot, String> {
-        let path = self.store.replay_log_path(secrets.nonce);
+        let path = self.store.replay_log_path(self.service, secrets.nonce);
         let replays = ReplayLog::open(&path).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
         Ok(Slot { secrets, replays: Arc::new(replays), on_disk })
     }
@@ -70,7 +75,8 @@ impl IntroPointStore for StoredIntroPoints {
     fn restore(&self) -> Result<Vec<Stored>, String> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let mut restored = Vec::new();
-        for (number, point) in (1..).zip(self.store.intro_points().map_err(|error| error.to_string())?) {
+        let points = self.store.intro_points(self.service).map_err(|error| error.to_string())?;
+        for (number, point) in (1..).zip(points) {
             let slot = SlotId(number);
             let StoredIntroPoint { nonce, relay, created, introductions, max_seconds, max_introductions, retired } =
                 point;
@@ -94,14 +100,15 @@ impl IntroPointStore for StoredIntroPoints {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kept) = slots.get_mut(&stored.slot) else { return Ok(()) };
         if kept.on_disk {
-            let updated = self.store.update_intro_point(kept.secrets.nonce, stored.introductions, stored.retired);
+            let (nonce, introductions) = (kept.secrets.nonce, stored.introductions);
+            let updated = self.store.update_intro_point(self.service, nonce, introductions, stored.retired);
             return updated.map_err(|error| error.to_string());
         }
         let Stored { relay, created, introductions, lifetime, retired, .. } = *stored;
         let (max_seconds, max_introductions) = (lifetime.seconds, lifetime.introductions);
         let nonce = kept.secrets.nonce;
         let point = StoredIntroPoint { nonce, relay, created, introductions, max_seconds, max_introductions, retired };
-        self.store.add_intro_point(&point).map_err(|error| error.to_string())?;
+        self.store.add_intro_point(self.service, &point).map_err(|error| error.to_string())?;
         kept.on_disk = true;
         Ok(())
     }
@@ -109,6 +116,6 @@ impl IntroPointStore for StoredIntroPoints {
     fn forget(&self, slot: SlotId) -> Result<(), String> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kept) = slots.remove(&slot) else { return Ok(()) };
-        self.store.remove_intro_point(kept.secrets.nonce).map_err(|error| error.to_string())
+        self.store.remove_intro_point(self.service, kept.secrets.nonce).map_err(|error| error.to_string())
     }
 }

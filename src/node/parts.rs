@@ -156,7 +156,7 @@ impl Parts {
         let balancing = Balance {
             engine: Arc::clone(&engine),
             service: store.cluster().first_service(),
-            store: Arc::new(StoredIntroPoints::new(Arc::clone(&store))?),
+            store: Arc::new(StoredIntroPoints::new(Arc::clone(&store), store.cluster().first_service())?),
             limits: Arc::clone(&limits),
             streams: streams.clone(),
             points: config.cluster.intro_points,
@@ -170,15 +170,16 @@ impl Parts {
 
         let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
         let (stranger, stranger_watch) = watch::channel(None);
-        let admitting = match (store.membership().role(), authority, store.master_secret()?) {
+        let service = store.cluster().first_service();
+        let admitting = match (store.membership().role(), authority, store.identity_secret(service)?) {
             (Role::Publisher, Some(authority), Some(master)) => {
                 let (report, report_watch) = watch::channel(Vec::new());
                 let (unable, unable_watch) = watch::channel(());
                 let publisher = Publisher {
                     engine: Arc::clone(&engine),
                     service: store.cluster().first_service(),
-                    credentials: Arc::new(MasterKeyCredentials(master.duplicate())),
-                    revisions: Arc::new(StoredRevisions(Arc::clone(&store))),
+                    credentials: Arc::new(MasterKeyCredentials(master)),
+                    revisions: Arc::new(StoredRevisions { store: Arc::clone(&store), service }),
                     wanted: publish,
                     report,
                     unable,
@@ -207,7 +208,7 @@ impl Parts {
                     membership: store.membership().clone(),
                     node: store.node_secret()?,
                     authority,
-                    master,
+                    services: store.service_secrets()?,
                 })
             }
             _ => None,
@@ -350,7 +351,7 @@ fn what_the_disk_knows(store: &Store) -> Result<Vec<Event>, NodeError> {
     let mut events = vec![Event::KnownMembers(store.members()?)];
     events.extend(store.revocations()?.into_iter().map(Event::Revocation));
     events.extend(store.invitations()?.into_iter().map(Event::Invitation));
-    let revisions = store.revisions()?.into_iter();
+    let revisions = store.revisions(store.cluster().first_service())?.into_iter();
     let published = |(period, revision)| PublishedPeriod { period, revision, confirmed: 0, directories: 0 };
     events.push(Event::Published(revisions.map(published).collect()));
     if store.is_draining()? {

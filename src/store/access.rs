@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
-use super::kind::Kind;
-use super::lock;
+use super::kind::{Kind, Place};
+use super::{intro, lock, service};
 use crate::shell;
 
 /// Files named in a message; of the others it says how many.
@@ -106,7 +106,9 @@ fn listed<T>(all: &[T], show: impl Fn(&T) -> String) -> String {
 /// Arti's. The operator's own (the configuration) may be as the operator likes.
 pub(super) fn check_all(dir: &Path) -> Result<(), StoreError> {
     let mut exposed = Exposed::none(dir);
-    let names = Kind::named().map(Kind::name).chain([lock::NAME, "intro", ARTI]);
+    // The last two are those of version 1, in which they lay here.
+    let names = Kind::at(Place::Directory).map(Kind::name);
+    let names = names.chain([lock::NAME, service::FOLDER, ARTI, intro::FOLDER, "master.key"]);
     for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {
         walk(&mut exposed, &path, path == dir, 0)?;
     }

@@ -60,8 +60,7 @@ impl Store {
     /// # Errors
     /// The file is damaged or cannot be read.
     pub fn alarms(&self) -> Result<Vec<KeyAlarm>, StoreError> {
-        let alarms = self.value(Kind::Alarms)?;
-        self.bounded(Kind::Alarms, alarms, MAX_ALARMS)
+        self.list(Kind::Alarms, MAX_ALARMS)
     }
 
     /// Merges these into the alarms known. Those beyond [`MAX_ALARMS`] are not kept.

@@ -3,7 +3,7 @@
 //! `pending` is written first and says what was begun, `membership` is written last and says that all is there; then
 //! `pending` goes. A crash in between leaves a directory that [`super::Store::open`] refuses with the command that goes
 //! on, and with which that command does go on: what is there already is used again. Another command may start over only
-//! while there is no master key in it.
+//! while there is no key of a service in it.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,11 +16,11 @@ use zeroize::Zeroizing;
 
 use super::error::StoreError;
 use super::file::{self, Payload};
-use super::kind::{Absent, Kind, VERSION};
-use super::{MAX_MEMBERS, Store, at_most, holds_state, inspect, lock, migrations, version};
+use super::kind::{Absent, Kind, Place, VERSION};
+use super::{Home, MAX_MEMBERS, Store, at_most, holds_state, inspect, lock, migrations, service, version};
 use super::{invalid, read_discovery, read_key, write};
 use crate::discovery::KeyRing;
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
+use crate::keys::{AuthoritySecret, MAX_SERVICES, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
 
 /// How a state directory comes to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +63,8 @@ impl Pending {
 pub struct Contents<'a> {
     /// The node's certificates.
     pub chain: &'a Chain,
-    /// Publishers only.
-    pub master: Option<&'a MasterSecret>,
+    /// Every service of the cluster, with its secrets on publishers and with none on workers.
+    pub services: &'a [ServiceSecrets],
     /// Publishers only.
     pub authority: Option<&'a AuthoritySecret>,
     /// The keys of the restricted discovery.
@@ -76,11 +76,10 @@ pub struct Contents<'a> {
 }
 
 impl Contents<'_> {
-    /// What a new node's file of this kind holds; `None` if a new node has no such file.
+    /// What a file of this kind in the state directory holds; `None` if a new node has no such file.
     fn payload(&self, kind: Kind, cluster: ClusterId) -> Result<Option<Payload>, DecodeError> {
         let brought = match kind {
             Kind::MasterPub => Some(Zeroizing::new(format!("{cluster}\n").into_bytes())),
-            Kind::MasterKey => self.master.map(|master| Zeroizing::new(master.expanded().to_vec())),
             Kind::AuthorityKey => self.authority.map(|authority| Zeroizing::new(authority.seed().to_vec())),
             Kind::DiscoveryKey => Some(self.discovery.to_bytes()?),
             Kind::PointSeed => Some(Zeroizing::new(self.points.as_bytes().to_vec())),
@@ -88,11 +87,23 @@ impl Contents<'_> {
             Kind::Membership => Some(Zeroizing::new(codec::encode(self.chain)?)),
             _ => None,
         };
-        let row = kind.row();
-        match (brought, row.first) {
-            (None, Some(first)) if row.absent != Absent::Default => first().map(|first| Some(Zeroizing::new(first))),
-            (brought, _) => Ok(brought),
-        }
+        or_first(kind, brought)
+    }
+}
+
+/// What a file of this kind holds in the folder of a service.
+fn payload_of_service(service: &ServiceSecrets, kind: Kind) -> Result<Option<Payload>, DecodeError> {
+    let secrets = service.secrets.iter().map(service::encode_secret);
+    let brought = secrets.into_iter().find(|(of, _)| *of == kind).map(|(_, bytes)| Zeroizing::new(bytes.to_vec()));
+    or_first(kind, brought)
+}
+
+/// What was brought, or what the table says that a new node's file holds; `None` if absence says it.
+fn or_first(kind: Kind, brought: Option<Payload>) -> Result<Option<Payload>, DecodeError> {
+    let row = kind.row();
+    match (brought, row.first) {
+        (None, Some(first)) if row.absent != Absent::Default => first().map(|first| Some(Zeroizing::new(first))),
+        (brought, _) => Ok(brought),
     }
 }
 
@@ -120,7 +131,7 @@ impl Draft {
         file::sweep(dir)?;
         let membership = dir.join(Kind::Membership.name());
         if let Some((cluster, _)) = file::read(&membership, Kind::Membership)? {
-            return Err(StoreError::Exists { dir: dir.to_owned(), cluster });
+            return Err(StoreError::Exists { dir: dir.to_owned(), cluster: cluster.into() });
         }
         let begun = dir.join(Kind::Pending.name()).symlink_metadata().is_ok();
         if !begun && holds_state(dir) {
@@ -160,7 +171,8 @@ impl Draft {
         self.dir.join("arti/cache")
     }
 
-    /// Begins, or goes on with what was begun. What another beginning left is removed, unless it has a master key.
+    /// Begins, or goes on with what was begun. What another beginning left is removed, unless it
+    /// has a key of a service.
     pub fn begin(&mut self, beginning: Beginning, cluster: ClusterId) -> Result<(), StoreError> {
         let wanted = Pending { beginning, cluster };
         if self.pending == Some(wanted) {
@@ -174,62 +186,61 @@ impl Draft {
             Beginning::Joining => "joining\n",
         };
         file::replace(&self.path(Kind::Version), &version::encode(VERSION, cluster))?;
-        write(&self.dir, Kind::Pending, cluster, text.as_bytes())?;
+        write(&Home::of_cluster(&self.dir, cluster), Kind::Pending, text.as_bytes())?;
         self.pending = Some(wanted);
         Ok(())
     }
 
     /// The node's key: the one from before, or the one that `make` gives, which is on disk when this returns.
     pub fn node_secret(&self, make: impl FnOnce() -> NodeSecret) -> Result<NodeSecret, StoreError> {
-        let cluster = self.cluster()?;
-        if let Some(seed) = read_key(&self.dir, Kind::NodeKey, cluster)? {
+        let home = self.home()?;
+        if let Some(seed) = read_key(&home, Kind::NodeKey)? {
             return Ok(NodeSecret::from_seed(&seed));
         }
         let secret = make();
-        write(&self.dir, Kind::NodeKey, cluster, secret.seed())?;
+        write(&home, Kind::NodeKey, secret.seed())?;
         Ok(secret)
     }
 
-    /// The master key that an interrupted beginning left.
-    pub fn master_secret(&self) -> Result<Option<MasterSecret>, StoreError> {
+    /// The identity key of the cluster's first service that an interrupted beginning left.
+    pub fn identity_secret(&self) -> Result<Option<MasterSecret>, StoreError> {
         let Some(pending) = self.pending else { return Ok(None) };
-        let path = self.path(Kind::MasterKey);
-        let Some(key) = read_key(&self.dir, Kind::MasterKey, pending.cluster)? else { return Ok(None) };
-        let secret =
-            MasterSecret::from_expanded(&key).map_err(|error| StoreError::content(&path, Kind::MasterKey, error))?;
-        if secret.service_id() != pending.cluster.first_service() {
-            let why = format!("it is the key of {}", secret.service_id());
-            return Err(StoreError::content(&path, Kind::MasterKey, why));
-        }
-        Ok(Some(secret))
+        let first = pending.cluster.first_service();
+        service::read_identity(&Home::of_service(&self.dir, first), first)
     }
 
     /// The authority key that an interrupted beginning left.
     pub fn authority_secret(&self) -> Result<Option<AuthoritySecret>, StoreError> {
-        let seed = read_key(&self.dir, Kind::AuthorityKey, self.cluster()?)?;
+        let seed = read_key(&self.home()?, Kind::AuthorityKey)?;
         Ok(seed.map(|seed| AuthoritySecret::from_seed(&seed)))
     }
 
     /// The discovery keys that an interrupted beginning left, if this authority has signed them.
     pub fn discovery(&self, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
-        read_discovery(&self.dir, self.cluster()?, authority)
+        read_discovery(&self.home()?, authority)
     }
 
     /// Writes everything, `membership` last, and opens the store. Interrupted, it can be called again.
     pub fn complete(self, contents: &Contents<'_>) -> Result<Store, StoreError> {
-        let cluster = self.cluster()?;
+        let home = self.home()?;
         at_most("members", contents.members.len(), MAX_MEMBERS)?;
-        for kind in Kind::named() {
-            if let Some(payload) = contents.payload(kind, cluster).map_err(|error| invalid(kind.name(), error))? {
-                write(&self.dir, kind, cluster, &payload)?;
+        at_most("services", contents.services.len(), MAX_SERVICES)?;
+        for service in contents.services {
+            service::make(&self.dir, service.service)?;
+            let home = Home::of_service(&self.dir, service.service);
+            for kind in Kind::at(Place::Service) {
+                write_some(&home, kind, payload_of_service(service, kind))?;
             }
+        }
+        for kind in Kind::at(Place::Directory) {
+            write_some(&home, kind, contents.payload(kind, home.owner.into()))?;
         }
         Store::load(&self.dir, self.lock)
     }
 
     /// Removes all that was begun and has come to nothing. Of directories only those that were made for it, and the
     /// outermost only if nothing else is in it: somebody's own files may be in the place that was named by mistake. An
-    /// error, and nothing removed, if there is a master key.
+    /// error, and nothing removed, if there is a key of a service.
     pub fn discard(self) -> Result<(), StoreError> {
         self.clear()?;
         file::remove(&self.path(Kind::Pending))?;
@@ -242,22 +253,13 @@ impl Draft {
             }
         }
         file::remove(&self.dir.join(lock::NAME))?;
-        if self.made.contains(&self.dir) {
-            match fs::remove_dir(&self.dir) {
-                Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
-                    return Err(StoreError::io("remove", &self.dir, error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        if self.made.contains(&self.dir) { file::remove_if_empty(&self.dir) } else { Ok(()) }
     }
 
     /// Removes every file of a node but `pending`, which goes last so that a crash here is known for what it is.
     fn clear(&self) -> Result<(), StoreError> {
-        let master = self.path(Kind::MasterKey);
         if let Some(pending) = self.pending
-            && master.symlink_metadata().is_ok()
+            && !service::keys(&self.dir)?.is_empty()
         {
             return Err(StoreError::KeyInTheWay {
                 dir: self.dir.clone(),
@@ -266,22 +268,28 @@ impl Draft {
                 command: pending.command(),
             });
         }
-        for kind in Kind::named() {
-            if !matches!(kind, Kind::Pending | Kind::MasterKey | Kind::Membership) {
-                file::remove(&self.path(kind))?;
-            }
+        for kind in Kind::at(Place::Directory).filter(|kind| !matches!(kind, Kind::Pending | Kind::Membership)) {
+            file::remove(&self.path(kind))?;
         }
-        Ok(())
+        service::clear(&self.dir)
     }
 
     fn path(&self, kind: Kind) -> PathBuf {
         self.dir.join(kind.name())
     }
 
-    fn cluster(&self) -> Result<ClusterId, StoreError> {
+    fn home(&self) -> Result<Home, StoreError> {
         self.pending
-            .map(|pending| pending.cluster)
+            .map(|pending| Home::of_cluster(&self.dir, pending.cluster))
             .ok_or_else(|| StoreError::Missing { path: self.path(Kind::Pending), kind: Kind::Pending })
+    }
+}
+
+/// Writes a file, if it is to be there.
+fn write_some(home: &Home, kind: Kind, payload: Result<Option<Payload>, DecodeError>) -> Result<(), StoreError> {
+    match payload.map_err(|error| invalid(kind.name(), error))? {
+        Some(payload) => write(home, kind, &payload),
+        None => Ok(()),
     }
 }
 
@@ -296,5 +304,5 @@ pub(super) fn read_pending(dir: &Path) -> Result<Option<Pending>, StoreError> {
         b"joining\n" => Beginning::Joining,
         _ => return Err(StoreError::content(&path, Kind::Pending, "it names nothing that can be begun")),
     };
-    Ok(Some(Pending { beginning, cluster }))
+    Ok(Some(Pending { beginning, cluster: cluster.into() }))
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustbalance_gossip::id::ClusterId;
+use rustbalance_gossip::id::{ClusterId, OnionAddress};
 
 use super::access::Exposed;
 use super::kind::{Kind, VERSION};
@@ -51,9 +51,9 @@ pub enum StoreError {
         /// The command line that goes on with it.
         command: String,
     },
-    /// An interrupted `init` or `join` of another cluster left its master key.
+    /// An interrupted `init` or `join` of another cluster left a key of a service.
     #[error(
-        "{} holds the master key of {cluster} from {doing} that was interrupted, and keys are never removed: \
+        "{} holds a secret key of {cluster} from {doing} that was interrupted, and keys are never removed: \
          finish it with `rustbalance {command}`, or choose another directory with --dir",
         dir.display()
     )]
@@ -218,9 +218,9 @@ pub enum Damage {
     /// Its content is not what was written.
     #[error("is damaged: its checksum does not match")]
     Checksum,
-    /// Another cluster's.
-    #[error("belongs to another cluster, {0}")]
-    Cluster(ClusterId),
+    /// Another cluster's, or another service's.
+    #[error("belongs to another address, {0}")]
+    Owner(OnionAddress),
     /// It fits its checksum and says what cannot be.
     #[error("cannot be used: {0}")]
     Content(String),
@@ -267,7 +267,7 @@ fn way_out(kind: Kind, damage: &Damage) -> &'static str {
     match damage {
         Damage::Newer { .. } => "Use the rustbalance that wrote it, or a newer one.",
         Damage::Older { .. } => "Stop the node: `rustbalance run` migrates the file when it starts.",
-        Damage::Cluster(_) | Damage::Kind(_) => "Put the right file back from a backup of this directory.",
+        Damage::Owner(_) | Damage::Kind(_) => "Put the right file back from a backup of this directory.",
         _ => kind.row().way_out,
     }
 }

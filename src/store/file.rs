@@ -3,10 +3,10 @@
 //! A line of text, then the payload:
 //!
 //! ```text
-//! rustbalance <kind> v<format> <cluster>.onion <payload bytes> <SHA3-256 in hexadecimal>\n
+//! rustbalance <kind> v<format> <owner>.onion <payload bytes> <SHA3-256 in hexadecimal>\n
 //! ```
 //!
-//! Each kind has a format number of its own (see [`Kind`]). The checksum is over the line up to itself and the payload, so that no byte of the file can change unseen. A file is
+//! Each kind has a format number of its own (see [`Kind`]); the owner is the cluster or the service. The checksum is over the line up to itself and the payload, so that no byte of the file can change unseen. A file is
 //! replaced by writing a new one beside it, syncing it, renaming it over the old one and syncing the directory: after
 //! a crash at any moment there is the old content or the new. Key files are never replaced.
 
@@ -16,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use data_encoding::HEXLOWER;
-use rustbalance_gossip::id::ClusterId;
+use rustbalance_gossip::id::OnionAddress;
 use sha3::{Digest, Sha3_256};
 use zeroize::Zeroizing;
 
@@ -35,8 +35,8 @@ const UNFINISHED: &str = ".new-";
 pub(super) type Payload = Zeroizing<Vec<u8>>;
 
 /// The first line up to the checksum.
-fn header(name: &str, format: u32, cluster: ClusterId, payload: usize) -> String {
-    format!("{MAGIC} {name} v{format} {cluster} {payload} ")
+fn header(name: &str, format: u32, owner: OnionAddress, payload: usize) -> String {
+    format!("{MAGIC} {name} v{format} {owner} {payload} ")
 }
 
 fn checksum(header: &str, payload: &[u8]) -> String {
@@ -50,13 +50,13 @@ fn checksum(header: &str, payload: &[u8]) -> String {
 }
 
 /// A whole file in the present format of its kind.
-pub(super) fn encode(kind: Kind, cluster: ClusterId, payload: &[u8]) -> Zeroizing<Vec<u8>> {
-    encode_as(kind.name(), kind.row().format, cluster, payload)
+pub(super) fn encode(kind: Kind, owner: OnionAddress, payload: &[u8]) -> Zeroizing<Vec<u8>> {
+    encode_as(kind.name(), kind.row().format, owner, payload)
 }
 
 /// A whole file of any kind and format.
-pub(super) fn encode_as(name: &str, format: u32, cluster: ClusterId, payload: &[u8]) -> Zeroizing<Vec<u8>> {
-    let header = header(name, format, cluster, payload.len());
+pub(super) fn encode_as(name: &str, format: u32, owner: OnionAddress, payload: &[u8]) -> Zeroizing<Vec<u8>> {
+    let header = header(name, format, owner, payload.len());
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_HEADER + payload.len()));
     bytes.extend_from_slice(header.as_bytes());
     bytes.extend_from_slice(checksum(&header, payload).as_bytes());
@@ -94,8 +94,8 @@ pub(super) struct Whole<'a> {
     pub(super) name: &'a str,
     /// The number of its format.
     pub(super) format: u32,
-    /// The cluster that it belongs to.
-    pub(super) cluster: ClusterId,
+    /// The cluster or the service that it belongs to, by address.
+    pub(super) owner: OnionAddress,
     /// What it holds.
     pub(super) payload: &'a [u8],
 }
@@ -112,7 +112,7 @@ impl<'a> Whole<'a> {
         let line = std::str::from_utf8(line).map_err(|_| Damage::Header)?;
         let mut fields = line.split(' ').skip(3);
         let mut next = || fields.next().ok_or(Damage::Header);
-        let cluster: ClusterId = next()?.parse().map_err(|_| Damage::Header)?;
+        let owner: OnionAddress = next()?.parse().map_err(|_| Damage::Header)?;
         let want: usize = next()?.parse().map_err(|_| Damage::Header)?;
         let sum = next()?;
         if payload.len() != want {
@@ -120,16 +120,16 @@ impl<'a> Whole<'a> {
             return Err(if have < want { Damage::Short { have, want } } else { Damage::Long { have, want } });
         }
         // Rebuilding the line leaves no second way to write it.
-        let header = header(name, format, cluster, want);
+        let header = header(name, format, owner, want);
         if line.strip_prefix(&header) != Some(sum) || sum != checksum(&header, payload) {
             return Err(Damage::Checksum);
         }
-        Ok(Self { name, format, cluster, payload })
+        Ok(Self { name, format, owner, payload })
     }
 }
 
-/// The cluster and the payload of a whole file in the present format of its kind.
-pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(ClusterId, &[u8]), Damage> {
+/// The owner and the payload of a whole file in the present format of its kind.
+pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(OnionAddress, &[u8]), Damage> {
     if bytes.is_empty() {
         return Err(Damage::Empty);
     }
@@ -137,16 +137,16 @@ pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(ClusterId, &[u8]), Dam
     let found = Kind::from_name(name).ok_or(Damage::Header)?;
     // First: nothing else of a file in another format need be as it is in this one.
     found.check_format(format)?;
-    let Whole { cluster, payload, .. } = Whole::read(bytes)?;
-    if found == kind { Ok((cluster, payload)) } else { Err(Damage::Kind(name.to_owned())) }
+    let Whole { owner, payload, .. } = Whole::read(bytes)?;
+    if found == kind { Ok((owner, payload)) } else { Err(Damage::Kind(name.to_owned())) }
 }
 
 /// The payload of the file at `path`, in the present format of its kind; `None` if there is no such file.
-pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(ClusterId, Payload)>, StoreError> {
+pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(OnionAddress, Payload)>, StoreError> {
     let Some(bytes) = read_bytes(path, kind)? else { return Ok(None) };
     let damaged = |damage| StoreError::Damaged { path: path.to_owned(), kind, damage };
-    let (cluster, payload) = decode(kind, &bytes).map_err(damaged)?;
-    Ok(Some((cluster, Zeroizing::new(payload.to_vec()))))
+    let (owner, payload) = decode(kind, &bytes).map_err(damaged)?;
+    Ok(Some((owner, Zeroizing::new(payload.to_vec()))))
 }
 
 /// All of the file at `path`, whatever its format; `None` if there is no such file. An error if others may read it or
@@ -188,6 +188,9 @@ pub(super) fn make_dir(path: &Path) -> Result<bool, StoreError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
         Err(error) => return Err(StoreError::io("make", path, error)),
     };
+    if made {
+        sync_dir(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+    }
     let metadata = fs::metadata(path).map_err(|error| StoreError::io("read", path, error))?;
     access::check_one(path, &metadata, true)?;
     Ok(made)
@@ -227,12 +230,31 @@ fn put(path: &Path, over: bool, write: impl FnOnce(&mut File) -> io::Result<()>)
     sync_dir(dir)
 }
 
+/// Moves a file or a folder to a place where nothing is, for good.
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::rename(from, to).map_err(|error| StoreError::io("move", from, error))?;
+    for path in [to, from] {
+        sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
 /// Removes a file, if it is there, for good.
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Ok(()) => sync_dir(path.parent().unwrap_or(Path::new("."))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(StoreError::io("remove", path, error)),
+    }
+}
+
+/// Removes a folder, if it is there and nothing is in it.
+pub(super) fn remove_if_empty(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir(path) {
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
+            Err(StoreError::io("remove", path, error))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -269,8 +291,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn cluster() -> ClusterId {
-        ClusterId::from_public_key([7; 32])
+    fn cluster() -> OnionAddress {
+        OnionAddress::from_public_key([7; 32])
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Introduction points over restarts: a file each, `intro/<nonce>.point`, and its replay log beside it.
+//! Introduction points over restarts: a file each, `intro/<nonce>.point` in the folder of the service, and its replay log
+//! beside it.
 //!
 //! Clients with an old descriptor go on using a point's keys, so a restart must find the nonce that they are derived
 //! with; and what was seen with the keys must live exactly as long as that: the log is removed after it, never before.
@@ -8,15 +9,18 @@ use std::path::PathBuf;
 
 use data_encoding::HEXLOWER;
 use rustbalance_gossip::codec;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{PointNonce, RelayId};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Damage, StoreError};
 use super::file::{self, Payload};
 use super::kind::Kind;
-use super::{Store, at_most};
+use super::{Store, at_most, invalid};
 
-/// Most introduction points kept: those in use and those that old descriptors still name.
+/// The folder of introduction points, in the folder of a service.
+pub(super) const FOLDER: &str = "intro";
+/// Most introduction points kept of a service: those in use and those that old descriptors still name.
 pub const MAX_STORED_POINTS: usize = 64;
 /// How the name of a replay log ends.
 const REPLAYS: &str = "replays";
@@ -41,16 +45,12 @@ pub struct StoredIntroPoint {
 }
 
 impl Store {
-    pub(super) fn intro_dir(&self) -> PathBuf {
-        self.dir.join("intro")
-    }
-
-    /// All of them, the oldest first.
-    pub fn intro_points(&self) -> Result<Vec<StoredIntroPoint>, StoreError> {
+    /// Those of a service, the oldest first.
+    pub fn intro_points(&self, service: ServiceId) -> Result<Vec<StoredIntroPoint>, StoreError> {
         let mut points = Vec::new();
-        for (key, ending) in self.intro_files()? {
+        for (key, ending) in self.intro_files(service)? {
             if ending == Kind::IntroPoint.name() {
-                points.push(self.read_intro_point(&key)?);
+                points.push(self.read_intro_point(service, &key)?);
                 at_most("introduction points", points.len(), MAX_STORED_POINTS)?;
             }
         }
@@ -59,59 +59,64 @@ impl Store {
     }
 
     /// Keeps a new one.
-    pub fn add_intro_point(&self, point: &StoredIntroPoint) -> Result<(), StoreError> {
+    pub fn add_intro_point(&self, service: ServiceId, point: &StoredIntroPoint) -> Result<(), StoreError> {
         let _changing = self.change();
-        at_most("introduction points", self.intro_points()?.len() + 1, MAX_STORED_POINTS)?;
-        file::create(&self.point_path(point.nonce), &self.encode_intro_point(point)?)
+        at_most("introduction points", self.intro_points(service)?.len() + 1, MAX_STORED_POINTS)?;
+        file::create(&self.point_path(service, point.nonce), &encode_intro_point(service, point)?)
     }
 
     /// Notes how many introductions one has seen, and whether it has retired.
     pub fn update_intro_point(
         &self,
+        service: ServiceId,
         nonce: PointNonce,
         introductions: u64,
         retired: Option<u64>,
     ) -> Result<(), StoreError> {
         let _changing = self.change();
-        let mut point = self.read_intro_point(&hex(nonce))?;
+        let mut point = self.read_intro_point(service, &hex(nonce))?;
         (point.introductions, point.retired) = (introductions, retired);
-        file::replace(&self.point_path(nonce), &self.encode_intro_point(&point)?)
+        file::replace(&self.point_path(service, nonce), &encode_intro_point(service, &point)?)
     }
 
     /// Forgets one and what was seen at it.
-    pub fn remove_intro_point(&self, nonce: PointNonce) -> Result<(), StoreError> {
+    pub fn remove_intro_point(&self, service: ServiceId, nonce: PointNonce) -> Result<(), StoreError> {
         let _changing = self.change();
-        file::remove(&self.point_path(nonce))?;
-        file::remove(&self.replay_log_path(nonce))
+        file::remove(&self.point_path(service, nonce))?;
+        file::remove(&self.replay_log_path(service, nonce))
     }
 
     /// Where the replay log of one belongs (see [`crate::tor::ReplayLog::open`]).
-    pub fn replay_log_path(&self, nonce: PointNonce) -> PathBuf {
-        self.intro_path(&hex(nonce), REPLAYS)
+    pub fn replay_log_path(&self, service: ServiceId, nonce: PointNonce) -> PathBuf {
+        self.intro_path(service, &hex(nonce), REPLAYS)
     }
 
     /// Removes what a crash left: half-written files, and replay logs whose keys are gone.
-    pub(super) fn sweep_intro_points(&self) -> Result<(), StoreError> {
-        file::sweep(&self.intro_dir())?;
-        for (key, ending) in self.intro_files()? {
-            if ending == REPLAYS && !self.intro_path(&key, Kind::IntroPoint.name()).exists() {
-                file::remove(&self.intro_path(&key, REPLAYS))?;
+    pub(super) fn sweep_intro_points(&self, service: ServiceId) -> Result<(), StoreError> {
+        file::sweep(&self.intro_dir(service))?;
+        for (key, ending) in self.intro_files(service)? {
+            if ending == REPLAYS && !self.intro_path(service, &key, Kind::IntroPoint.name()).exists() {
+                file::remove(&self.intro_path(service, &key, REPLAYS))?;
             }
         }
         Ok(())
     }
 
-    fn point_path(&self, nonce: PointNonce) -> PathBuf {
-        self.intro_path(&hex(nonce), Kind::IntroPoint.name())
+    fn intro_dir(&self, service: ServiceId) -> PathBuf {
+        self.of(service).dir.join(FOLDER)
     }
 
-    fn intro_path(&self, name: &str, ending: &str) -> PathBuf {
-        self.intro_dir().join(format!("{name}.{ending}"))
+    fn point_path(&self, service: ServiceId, nonce: PointNonce) -> PathBuf {
+        self.intro_path(service, &hex(nonce), Kind::IntroPoint.name())
+    }
+
+    fn intro_path(&self, service: ServiceId, name: &str, ending: &str) -> PathBuf {
+        self.intro_dir(service).join(format!("{name}.{ending}"))
     }
 
     /// Nonce in hexadecimal and ending of each file.
-    pub(super) fn intro_files(&self) -> Result<Vec<(String, String)>, StoreError> {
-        let dir = self.intro_dir();
+    pub(super) fn intro_files(&self, service: ServiceId) -> Result<Vec<(String, String)>, StoreError> {
+        let dir = self.intro_dir(service);
         let failed = |error| StoreError::io("read", &dir, error);
         let mut found = Vec::new();
         for entry in fs::read_dir(&dir).map_err(failed)? {
@@ -123,18 +128,12 @@ impl Store {
         Ok(found)
     }
 
-    fn encode_intro_point(&self, point: &StoredIntroPoint) -> Result<Payload, StoreError> {
-        let payload = codec::encode(point)
-            .map_err(|error| StoreError::Invalid { what: "an introduction point", why: error.to_string() })?;
-        Ok(file::encode(Kind::IntroPoint, self.cluster(), &payload))
-    }
-
-    fn read_intro_point(&self, name: &str) -> Result<StoredIntroPoint, StoreError> {
+    fn read_intro_point(&self, service: ServiceId, name: &str) -> Result<StoredIntroPoint, StoreError> {
         let kind = Kind::IntroPoint;
-        let path = self.intro_path(name, kind.name());
-        let (cluster, payload) = file::read(&path, kind)?.ok_or_else(|| StoreError::NoIntroPoint(name.to_owned()))?;
-        if cluster != self.cluster() {
-            return Err(StoreError::Damaged { path, kind, damage: Damage::Cluster(cluster) });
+        let path = self.intro_path(service, name, kind.name());
+        let (owner, payload) = file::read(&path, kind)?.ok_or_else(|| StoreError::NoIntroPoint(name.to_owned()))?;
+        if owner != service.address() {
+            return Err(StoreError::Damaged { path, kind, damage: Damage::Owner(owner) });
         }
         let point: StoredIntroPoint =
             codec::decode(&payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))?;
@@ -143,6 +142,11 @@ impl Store {
         }
         Ok(point)
     }
+}
+
+fn encode_intro_point(service: ServiceId, point: &StoredIntroPoint) -> Result<Payload, StoreError> {
+    let payload = codec::encode(point).map_err(|error| invalid("an introduction point", error))?;
+    Ok(file::encode(Kind::IntroPoint, service.address(), &payload))
 }
 
 fn hex(nonce: PointNonce) -> String {

@@ -28,8 +28,10 @@ const FROM_OTHER_NODE: &str =
 
 /// What is known of a kind of file.
 pub(super) struct Row {
-    /// Its name in the state directory; for [`Kind::IntroPoint`], the ending.
+    /// Its name, or, for [`Place::Point`], the ending of its name.
     pub(super) name: &'static str,
+    /// Where it lies.
+    pub(super) place: Place,
     /// The first version of the directory that has it.
     pub(super) since: u32,
     /// The version of the directory that brought its present format.
@@ -45,6 +47,17 @@ pub(super) struct Row {
     pub(super) once: bool,
     /// What to do when it is lost or damaged.
     pub(super) way_out: &'static str,
+}
+
+/// Where files of a kind lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the state directory: one file.
+    Directory,
+    /// In the folder of each service: one file each.
+    Service,
+    /// In the folder `intro` of each service: any number.
+    Point,
 }
 
 /// Encodes what a file holds at first.
@@ -64,8 +77,8 @@ pub(super) enum Absent {
 
 /// Of a row with the values that most rows have.
 const fn row(name: &'static str, way_out: &'static str) -> Row {
-    let (since, format, max_payload, absent, first, once) = (1, 1, SMALL, Absent::Required, None, false);
-    Row { name, since, format, max_payload, absent, first, once, way_out }
+    let (place, since, format, max_payload) = (Place::Directory, 1, 1, SMALL);
+    Row { name, place, since, format, max_payload, absent: Absent::Required, first: None, once: false, way_out }
 }
 
 /// Makes [`Kind`] and its table.
@@ -95,8 +108,8 @@ kinds! {
     /// `pending`: an `init` or `join` is under way; gone once it is done.
     Pending = Row {
         absent: Absent::Default,
-        ..row("pending", "Remove it if no `master.key` stands beside it, and run `init` or `join` again; otherwise \
-            move the whole directory to a safe place first.")
+        ..row("pending", "Remove it if there is no key in the folder `services` beside it, and run `init` or `join` \
+            again; otherwise move the whole directory to a safe place first.")
     };
     /// `version`: the version of the directory, and the release that brought the directory to it
     /// (see [`super::version`]). Absent: version 1, which had no such file.
@@ -111,8 +124,6 @@ kinds! {
     /// `master.pub`: the master address, as text. Its format is 2 only so that a release that knows
     /// version 1 alone refuses the directory with the right reason; the payload has not changed.
     MasterPub = Row { format: 2, once: true, ..row("master.pub", FROM_BACKUP_OR_JOIN) };
-    /// `master.key`: the expanded master identity key.
-    MasterKey = Row { absent: Absent::PublishersOnly, once: true, ..row("master.key", FROM_PUBLISHER) };
     /// `authority.key`: the seed of the certificate-signing key.
     AuthorityKey = Row { absent: Absent::PublishersOnly, once: true, ..row("authority.key", FROM_PUBLISHER) };
     /// `discovery.key`: the keys of the restricted discovery.
@@ -123,8 +134,6 @@ kinds! {
     Boot = Row { first: Some(zero), ..row("boot", FROM_BACKUP_OR_JOIN) };
     /// `term`: the highest term known.
     Term = Row { first: Some(zero), ..row("term", FROM_BACKUP_OR_JOIN) };
-    /// `revisions`: the highest revision used in each period.
-    Revisions = Row { first: Some(empty_list), ..row("revisions", FROM_BACKUP_OR_JOIN) };
     /// `invitations`: those known.
     Invitations = Row { max_payload: 8 << 20, first: Some(empty_list), ..row("invitations", FROM_OTHER_NODE) };
     /// `revocations`: those known.
@@ -144,20 +153,33 @@ kinds! {
         first: Some(empty_list),
         ..row("alarms", "Put it back from a backup of this directory, or remove it: alarms of old tokens are forgotten then.")
     };
-    /// `membership`: the node's own certificates. Written last: its presence says that the state is
-    /// whole.
-    Membership = row("membership", FROM_BACKUP_OR_JOIN);
-    /// `intro/<nonce>.point`: an introduction point. A directory may have none.
+    /// `services/<address>/identity.key`: the expanded identity key of the service.
+    IdentityKey = Row {
+        place: Place::Service,
+        since: 2,
+        format: 2,
+        absent: Absent::PublishersOnly,
+        once: true,
+        ..row("identity.key", FROM_PUBLISHER)
+    };
+    /// `services/<address>/revisions`: the highest revision used in each period.
+    Revisions = Row { place: Place::Service, first: Some(empty_list), ..row("revisions", FROM_BACKUP_OR_JOIN) };
+    /// `services/<address>/intro/<nonce>.point`: an introduction point. A service may have none.
     IntroPoint = Row {
+        place: Place::Point,
         absent: Absent::Default,
         ..row("point", "Remove it: the node makes a new introduction point.")
     };
+    /// `membership`: the node's own certificates. Written last: its presence says that the state is
+    /// whole.
+    Membership = row("membership", FROM_BACKUP_OR_JOIN);
 }
 
 impl Kind {
-    /// Those under a name of their own in the state directory.
-    pub(super) fn named() -> impl Iterator<Item = Self> {
-        Self::ALL.iter().copied().filter(|kind| *kind != Self::IntroPoint)
+    /// Those of which there is one file in the state directory, or one in the folder of each
+    /// service.
+    pub(super) fn at(place: Place) -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(move |kind| kind.row().place == place)
     }
 
     /// The one whose files have this name or ending.
@@ -165,7 +187,7 @@ impl Kind {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
-    /// Its name in the state directory; for [`Kind::IntroPoint`], the ending.
+    /// Its name, or, for [`Place::Point`], the ending of its name.
     pub(super) fn name(self) -> &'static str {
         self.row().name
     }

@@ -1,10 +1,11 @@
-//! The state directory: what a node must remember.
+//! The state directory: what a node must remember, of its cluster and of each service.
 //!
 //! [`Store::create`] gives a [`Draft`], which `init` and `join` fill; [`Store::open`] gives a whole one to the daemon.
-//! Both hold the directory's lock until dropped. [`kind`] is the table of the files. A directory of an earlier release is
-//! migrated when it is opened (see [`migrations`]); one of a later release is refused before it is locked. Everything
-//! is checked when it is opened: a file that is missing, damaged, of another cluster or readable by others is an error
-//! that names it and the way out, and nothing is overwritten. Each write is on disk when it returns (see [`file`]); numbers that only rise refuse to fall. All
+//! Both hold the directory's lock until dropped. [`kind`] is the table of the files, [`service`] says what lies in the
+//! folder of each service. A directory of an earlier release is migrated when it is opened (see [`migrations`]); one of
+//! a later release is refused before it is locked. Everything is checked when it is opened: a file that is missing,
+//! damaged, of another cluster or readable by others is an error that names it and the way out, and nothing is
+//! overwritten. Each write is on disk when it returns (see [`file`]); numbers that only rise refuse to fall. All
 //! methods block for the time of a disk access.
 
 use std::fs::File;
@@ -12,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::{AuthorityId, ClusterId, NodeId};
-use rustbalance_gossip::record::{Chain, Invitation, Member, PeriodId, Revocation, Role};
+use rustbalance_gossip::id::{AuthorityId, ClusterId, NodeId, OnionAddress};
+use rustbalance_gossip::record::{Chain, Invitation, Member, Revocation};
 use rustbalance_gossip::signed::{Statement, Unverified, Verified};
 use rustbalance_gossip::view::{MAX_BOOT_JUMP, MAX_INVITATIONS};
 use serde::Serialize;
@@ -22,7 +23,7 @@ use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::discovery::{Discovery, KeyRing};
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
+use crate::keys::{AuthoritySecret, NodeSecret, PointSeed};
 
 pub use access::Exposed;
 pub use alarms::{KeyAlarm, MAX_ALARMS};
@@ -30,7 +31,9 @@ pub use draft::{Beginning, Contents, Draft};
 pub use error::{Damage, StoreError};
 pub use import::{FormError, ImportError, import_master_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
+use kind::Place;
 pub use kind::{Kind, VERSION};
+pub use service::MAX_REVISIONS;
 
 mod access;
 mod alarms;
@@ -42,16 +45,34 @@ mod intro;
 mod kind;
 mod lock;
 mod migrations;
+mod service;
 #[cfg(test)]
 mod tests;
 mod version;
 
-/// Most periods whose revisions are remembered; at most three are current at once.
-pub const MAX_REVISIONS: usize = 16;
 /// Most revocations kept.
 pub const MAX_REVOCATIONS: usize = 4096;
 /// Most members remembered.
 pub const MAX_MEMBERS: usize = 1024;
+
+/// A folder of files, and whose they are.
+#[derive(Debug, Clone)]
+struct Home {
+    dir: PathBuf,
+    /// The address of the cluster or of the service, which every header of a file in the folder names.
+    owner: OnionAddress,
+}
+
+impl Home {
+    /// The state directory itself.
+    fn of_cluster(dir: &Path, cluster: ClusterId) -> Self {
+        Self { dir: dir.to_owned(), owner: cluster.first_service().address() }
+    }
+
+    fn path(&self, kind: Kind) -> PathBuf {
+        self.dir.join(kind.name())
+    }
+}
 
 /// Looks at a state directory, if it is there, before anything is written, locked or read: whom its
 /// files are open to, and whether a later release has migrated it.
@@ -101,38 +122,35 @@ impl Store {
     /// Checks every file. The caller holds the lock.
     fn load(dir: &Path, lock: File) -> Result<Self, StoreError> {
         let cluster = read_cluster(dir)?;
-        let at = |kind: Kind| dir.join(kind.name());
-        let path = at(Kind::Membership);
-        let chain: Chain = read_value(dir, Kind::Membership, cluster)?;
+        let home = Home::of_cluster(dir, cluster);
+        let path = home.path(Kind::Membership);
+        let chain: Chain = read_value(&home, Kind::Membership)?;
         // Whether the certificate has expired is for those to say who have a clock.
         let membership =
             chain.verify(cluster, 0).map_err(|error| StoreError::content(&path, Kind::Membership, error))?;
         let store = Self { dir: dir.to_owned(), membership, changing: Mutex::new(()), _lock: lock };
         store.check()?;
-        file::remove(&at(Kind::Pending))?;
+        file::remove(&home.path(Kind::Pending))?;
         Ok(store)
     }
 
     /// Reads all there is, so that what is damaged is known before the node starts.
     fn check(&self) -> Result<(), StoreError> {
         self.node_secret()?;
-        self.master_secret()?;
         self.authority_secret()?;
         self.discovery()?;
         self.point_seed()?;
         self.value::<u64>(Kind::Boot)?;
         self.term()?;
-        self.revisions()?;
         self.invitations()?;
         self.revocations()?;
         self.members()?;
         self.is_draining()?;
         self.alarms()?;
-        for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir(), self.intro_dir()] {
+        for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir()] {
             file::make_dir(&dir)?;
         }
-        self.sweep_intro_points()?;
-        self.intro_points().map(|_| ())
+        self.services()?.into_iter().try_for_each(|service| self.check_service(service))
     }
 
     /// The state directory.
@@ -178,22 +196,9 @@ impl Store {
         Ok(secret)
     }
 
-    /// The master identity key: on publishers, and only there.
-    pub fn master_secret(&self) -> Result<Option<MasterSecret>, StoreError> {
-        if !self.publisher_file(Kind::MasterKey)? {
-            return Ok(None);
-        }
-        let secret = MasterSecret::from_expanded(&self.key(Kind::MasterKey)?)
-            .map_err(|error| self.content(Kind::MasterKey, error))?;
-        if secret.service_id() != self.cluster().first_service() {
-            return Err(self.content(Kind::MasterKey, format!("it is the key of {}", secret.service_id())));
-        }
-        Ok(Some(secret))
-    }
-
     /// The certificate-signing key: on publishers, and only there.
     pub fn authority_secret(&self) -> Result<Option<AuthoritySecret>, StoreError> {
-        if !self.publisher_file(Kind::AuthorityKey)? {
+        if !self.publisher_file(&self.path(Kind::AuthorityKey))? {
             return Ok(None);
         }
         let secret = AuthoritySecret::from_seed(&self.key(Kind::AuthorityKey)?);
@@ -203,16 +208,9 @@ impl Store {
         Ok(Some(secret))
     }
 
-    /// True if a publisher's file is to be read; an error if it is where it must not be.
-    fn publisher_file(&self, kind: Kind) -> Result<bool, StoreError> {
-        let publisher = self.membership.role() == Role::Publisher;
-        let path = self.path(kind);
-        if !publisher && path.symlink_metadata().is_ok() { Err(StoreError::NotForWorkers(path)) } else { Ok(publisher) }
-    }
-
     /// The keys of the restricted discovery.
     pub fn discovery(&self) -> Result<KeyRing, StoreError> {
-        read_discovery(&self.dir, self.cluster(), self.membership.authority_id())?
+        read_discovery(&self.home(), self.membership.authority_id())?
             .ok_or_else(|| StoreError::Missing { path: self.path(Kind::DiscoveryKey), kind: Kind::DiscoveryKey })
     }
 
@@ -235,7 +233,7 @@ impl Store {
         let mut ring = self.discovery()?;
         let newer = ring.adopt(next, unix);
         if newer {
-            write_discovery(&self.dir, self.cluster(), &ring)?;
+            write_discovery(&self.home(), &ring)?;
         }
         Ok((ring, newer))
     }
@@ -275,7 +273,7 @@ impl Store {
 
     /// Whether the node takes no new clients: what [`Store::set_draining`] has stored last.
     pub fn is_draining(&self) -> Result<bool, StoreError> {
-        match read_payload(&self.dir, Kind::Draining, self.cluster())? {
+        match read_payload(&self.home(), Kind::Draining)? {
             Some(payload) if !payload.is_empty() => Err(self.content(Kind::Draining, "it holds more than its header")),
             found => Ok(found.is_some()),
         }
@@ -283,38 +281,7 @@ impl Store {
 
     /// Stores that the node takes no new clients, or that it takes them again, for the next start.
     pub fn set_draining(&self, draining: bool) -> Result<(), StoreError> {
-        if draining {
-            write(&self.dir, Kind::Draining, self.cluster(), &[])
-        } else {
-            file::remove(&self.path(Kind::Draining))
-        }
-    }
-
-    /// The highest revision used in each period, newest period last; at most [`MAX_REVISIONS`].
-    pub fn revisions(&self) -> Result<Vec<(PeriodId, u64)>, StoreError> {
-        let revisions: Vec<(PeriodId, u64)> = self.value(Kind::Revisions)?;
-        self.bounded(Kind::Revisions, revisions, MAX_REVISIONS)
-    }
-
-    /// Stores the revision about to be used in a period. It never falls; the oldest periods are forgotten.
-    pub fn raise_revision(&self, period: PeriodId, revision: u64) -> Result<(), StoreError> {
-        let _changing = self.change();
-        let mut revisions = self.revisions()?;
-        match revisions.iter_mut().find(|(known, _)| *known == period) {
-            Some((_, stored)) if revision < *stored => {
-                return Err(StoreError::Falls { what: "the revision", stored: *stored, given: revision });
-            }
-            Some((_, stored)) if revision == *stored => return Ok(()),
-            Some((_, stored)) => *stored = revision,
-            None => revisions.push((period, revision)),
-        }
-        revisions.sort_by_key(|(known, _)| (known.number.saturating_mul(known.length_minutes.into()), *known));
-        while revisions.len() > MAX_REVISIONS {
-            // The one just given stays, however old it is: it is in use.
-            let oldest = revisions.iter().position(|(known, _)| *known != period).unwrap_or(0);
-            revisions.remove(oldest);
-        }
-        self.put_value(Kind::Revisions, &revisions)
+        if draining { write(&self.home(), Kind::Draining, &[]) } else { file::remove(&self.path(Kind::Draining)) }
     }
 
     /// The invitations known. Several versions of one may be among them, none of which covers another.
@@ -372,8 +339,7 @@ impl Store {
 
     /// The certificates of the members known, to be verified by whoever uses them.
     pub fn members(&self) -> Result<Vec<Chain>, StoreError> {
-        let members: Vec<Chain> = self.value(Kind::Members)?;
-        self.bounded(Kind::Members, members, MAX_MEMBERS)
+        self.list(Kind::Members, MAX_MEMBERS)
     }
 
     /// Replaces them.
@@ -390,6 +356,10 @@ impl Store {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn home(&self) -> Home {
+        Home::of_cluster(&self.dir, self.cluster())
+    }
+
     fn path(&self, kind: Kind) -> PathBuf {
         self.dir.join(kind.name())
     }
@@ -399,27 +369,25 @@ impl Store {
     }
 
     fn key<const N: usize>(&self, kind: Kind) -> Result<Zeroizing<[u8; N]>, StoreError> {
-        read_key(&self.dir, kind, self.cluster())?.ok_or_else(|| StoreError::Missing { path: self.path(kind), kind })
+        read_key(&self.home(), kind)?.ok_or_else(|| StoreError::Missing { path: self.path(kind), kind })
     }
 
     fn value<T: DeserializeOwned>(&self, kind: Kind) -> Result<T, StoreError> {
-        read_value(&self.dir, kind, self.cluster())
+        read_value(&self.home(), kind)
+    }
+
+    fn list<T: DeserializeOwned>(&self, kind: Kind, max: usize) -> Result<Vec<T>, StoreError> {
+        bounded(&self.home(), kind, self.value(kind)?, max)
     }
 
     fn put_value<T: Serialize>(&self, kind: Kind, value: &T) -> Result<(), StoreError> {
-        write_value(&self.dir, kind, self.cluster(), value)
-    }
-
-    fn bounded<T>(&self, kind: Kind, list: Vec<T>, max: usize) -> Result<Vec<T>, StoreError> {
-        let given = list.len();
-        if given > max { Err(self.content(kind, format!("{given} entries, {max} allowed"))) } else { Ok(list) }
+        write_value(&self.home(), kind, value)
     }
 
     /// A list of statements signed by the authority.
     fn statements<T: Statement>(&self, kind: Kind, max: usize) -> Result<Vec<Verified<T>>, StoreError> {
-        let list: Vec<Unverified<T>> = self.value(kind)?;
         let authority = self.membership.authority_id();
-        self.bounded(kind, list, max)?
+        self.list::<Unverified<T>>(kind, max)?
             .into_iter()
             .filter(|entry| self.is_of_our_authority(kind, entry.claimed_signer()))
             .map(|entry| entry.verify(authority.public_key()).map_err(|error| self.content(kind, error)))
@@ -452,9 +420,20 @@ fn at_most(what: &'static str, given: usize, max: usize) -> Result<(), StoreErro
     if given > max { Err(StoreError::TooMany { what, given, max }) } else { Ok(()) }
 }
 
+fn bounded<T>(home: &Home, kind: Kind, list: Vec<T>, max: usize) -> Result<Vec<T>, StoreError> {
+    match list.len() {
+        given if given > max => {
+            Err(StoreError::content(&home.path(kind), kind, format!("{given} entries, {max} allowed")))
+        }
+        _ => Ok(list),
+    }
+}
+
 /// True if any file of a node is there, whole or not.
 fn holds_state(dir: &Path) -> bool {
-    Kind::named().any(|kind| kind.tells_of_a_node() && dir.join(kind.name()).symlink_metadata().is_ok())
+    let mut kinds = Kind::at(Place::Directory).filter(|kind| kind.tells_of_a_node());
+    kinds.any(|kind| dir.join(kind.name()).symlink_metadata().is_ok())
+        || service::keys(dir).is_ok_and(|keys| !keys.is_empty())
 }
 
 /// The cluster that `master.pub` names.
@@ -465,22 +444,24 @@ fn read_cluster(dir: &Path) -> Result<ClusterId, StoreError> {
     if *payload != format!("{cluster}\n").into_bytes() {
         return Err(StoreError::content(&path, kind, "its two addresses differ"));
     }
-    Ok(cluster)
+    Ok(cluster.into())
 }
 
-/// The payload of a file of this cluster; `None` if there is no such file.
-fn read_payload(dir: &Path, kind: Kind, cluster: ClusterId) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
-    let path = dir.join(kind.name());
+/// The payload of a file of this owner; `None` if there is no such file.
+fn read_payload(home: &Home, kind: Kind) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    let path = home.path(kind);
     match file::read(&path, kind)? {
-        Some((found, _)) if found != cluster => Err(StoreError::Damaged { path, kind, damage: Damage::Cluster(found) }),
+        Some((found, _)) if found != home.owner => {
+            Err(StoreError::Damaged { path, kind, damage: Damage::Owner(found) })
+        }
         found => Ok(found.map(|(_, payload)| payload)),
     }
 }
 
-/// The value in a file of this cluster, or the default of its kind if there is no such file.
-fn read_value<T: DeserializeOwned>(dir: &Path, kind: Kind, cluster: ClusterId) -> Result<T, StoreError> {
-    let path = dir.join(kind.name());
-    let payload = match read_payload(dir, kind, cluster)? {
+/// The value in a file of this owner, or the default of its kind if there is no such file.
+fn read_value<T: DeserializeOwned>(home: &Home, kind: Kind) -> Result<T, StoreError> {
+    let path = home.path(kind);
+    let payload = match read_payload(home, kind)? {
         Some(payload) => payload,
         None => {
             let default = kind.default().ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
@@ -490,15 +471,15 @@ fn read_value<T: DeserializeOwned>(dir: &Path, kind: Kind, cluster: ClusterId) -
     codec::decode(&payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))
 }
 
-fn write_value<T: Serialize>(dir: &Path, kind: Kind, cluster: ClusterId, value: &T) -> Result<(), StoreError> {
-    write(dir, kind, cluster, &codec::encode(value).map_err(|error| invalid(kind.name(), error))?)
+fn write_value<T: Serialize>(home: &Home, kind: Kind, value: &T) -> Result<(), StoreError> {
+    write(home, kind, &codec::encode(value).map_err(|error| invalid(kind.name(), error))?)
 }
 
 /// Writes a file: a key only if there is none, anything else in place of what is there.
-fn write(dir: &Path, kind: Kind, cluster: ClusterId, payload: &[u8]) -> Result<(), StoreError> {
+fn write(home: &Home, kind: Kind, payload: &[u8]) -> Result<(), StoreError> {
     // What could not be read again is not written.
     at_most(kind.name(), payload.len(), kind.max_payload())?;
-    let (path, bytes) = (dir.join(kind.name()), file::encode(kind, cluster, payload));
+    let (path, bytes) = (home.path(kind), file::encode(kind, home.owner, payload));
     if kind.row().once { file::create(&path, &bytes) } else { file::replace(&path, &bytes) }
 }
 
@@ -507,27 +488,24 @@ fn invalid(what: &'static str, why: impl ToString) -> StoreError {
     StoreError::Invalid { what, why: why.to_string() }
 }
 
-fn read_key<const N: usize>(
-    dir: &Path,
-    kind: Kind,
-    cluster: ClusterId,
-) -> Result<Option<Zeroizing<[u8; N]>>, StoreError> {
-    let Some(payload) = read_payload(dir, kind, cluster)? else { return Ok(None) };
+fn read_key<const N: usize>(home: &Home, kind: Kind) -> Result<Option<Zeroizing<[u8; N]>>, StoreError> {
+    let Some(payload) = read_payload(home, kind)? else { return Ok(None) };
     let mut key = Zeroizing::new([0; N]);
     if payload.len() != N {
-        return Err(StoreError::content(&dir.join(kind.name()), kind, format!("a key of {} bytes", payload.len())));
+        return Err(StoreError::content(&home.path(kind), kind, format!("a key of {} bytes", payload.len())));
     }
     key.copy_from_slice(&payload);
     Ok(Some(key))
 }
 
-fn read_discovery(dir: &Path, cluster: ClusterId, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
-    let Some(payload) = read_payload(dir, Kind::DiscoveryKey, cluster)? else { return Ok(None) };
-    let ring = KeyRing::from_bytes(&payload, cluster, authority);
-    ring.map(Some).map_err(|error| StoreError::content(&dir.join(Kind::DiscoveryKey.name()), Kind::DiscoveryKey, error))
+fn read_discovery(home: &Home, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
+    let kind = Kind::DiscoveryKey;
+    let Some(payload) = read_payload(home, kind)? else { return Ok(None) };
+    let ring = KeyRing::from_bytes(&payload, home.owner.into(), authority);
+    ring.map(Some).map_err(|error| StoreError::content(&home.path(kind), kind, error))
 }
 
-fn write_discovery(dir: &Path, cluster: ClusterId, ring: &KeyRing) -> Result<(), StoreError> {
+fn write_discovery(home: &Home, ring: &KeyRing) -> Result<(), StoreError> {
     let payload = ring.to_bytes().map_err(|error| invalid(Kind::DiscoveryKey.name(), error))?;
-    write(dir, Kind::DiscoveryKey, cluster, &payload)
+    write(home, Kind::DiscoveryKey, &payload)
 }

@@ -15,6 +15,9 @@ use super::error::{Damage, StoreError};
 use super::file::{self, Payload, Whole};
 use super::kind::{Kind, VERSION};
 
+/// Files that only directories of earlier versions have. One that is put back from a backup is
+/// migrated again.
+const FORMER: [&str; 1] = ["master.key"];
 /// Longest name of a release that is shown, in bytes.
 const MAX_RELEASE: usize = 32;
 
@@ -31,11 +34,16 @@ pub(super) fn of(dir: &Path) -> Result<u32, StoreError> {
     if version > VERSION {
         return Err(newer(dir.join(Kind::Version.name()), version));
     }
-    for (path, kind, format) in formats(dir)? {
+    for (path, format) in formats(dir)? {
         if format > VERSION {
             return Err(newer(path, format));
         }
-        if kind.is_some_and(|kind| (kind.row().since..kind.row().format).contains(&format)) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_older = match Kind::from_name(name) {
+            Some(kind) => (kind.row().since..kind.row().format).contains(&format),
+            None => FORMER.contains(&name),
+        };
+        if is_older {
             version = version.min(format);
         }
     }
@@ -49,7 +57,7 @@ pub(super) fn payload(version: u32) -> String {
 
 /// The file `version` as this build writes it.
 pub(super) fn encode(version: u32, cluster: ClusterId) -> Payload {
-    file::encode(Kind::Version, cluster, payload(version).as_bytes())
+    file::encode(Kind::Version, cluster.first_service().address(), payload(version).as_bytes())
 }
 
 /// What the file `version` says: the version of the directory, and the release that brought it.
@@ -72,10 +80,9 @@ fn read(dir: &Path) -> Result<Option<(u32, Option<String>)>, StoreError> {
     Ok(Some((version, fields.next().filter(is_plain).map(str::to_owned))))
 }
 
-/// The files of ours directly in the directory, under the names of their kinds: the kind, if this
-/// build knows it, and the format. A file that cannot be told to be ours is for its reader to
-/// judge.
-fn formats(dir: &Path) -> Result<Vec<(PathBuf, Option<Kind>, u32)>, StoreError> {
+/// The files of ours directly in the directory, under the names of their kinds, and their formats.
+/// A file that cannot be told to be ours is for its reader to judge.
+fn formats(dir: &Path) -> Result<Vec<(PathBuf, u32)>, StoreError> {
     let failed = |error| StoreError::io("read", dir, error);
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -91,7 +98,7 @@ fn formats(dir: &Path) -> Result<Vec<(PathBuf, Option<Kind>, u32)>, StoreError> 
         if let Ok((name, format)) = file::label(&beginning)
             && entry.file_name().to_str() == Some(name)
         {
-            found.push((path, Kind::from_name(name), format));
+            found.push((path, format));
         }
     }
     Ok(found)

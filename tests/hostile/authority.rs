@@ -20,7 +20,7 @@ async fn a_second_authority_keeps_no_revocation_off_the_disk() {
     let mut town = Town::start("").await;
     let mallory = Member::join(&town, Role::Publisher).await;
     let (cluster, me) = (town.cluster, mallory.id());
-    let master = mallory.store.master_secret().unwrap().unwrap();
+    let master = mallory.store.identity_secret(town.service()).unwrap().unwrap();
     let second = AuthoritySecret::generate(&mut rand::rng());
     let certified = AuthorityCertificate { cluster, authority: second.authority_id(), issued: unix_now() };
     let own = (*mallory.store.membership().certificate).clone();

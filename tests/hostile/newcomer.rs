@@ -3,7 +3,7 @@
 use anyhow::{bail, ensure};
 use rustbalance::clock::unix_now;
 use rustbalance::control::{Request, Response};
-use rustbalance::join::{Terms, invite};
+use rustbalance::join::{JoinedService, Terms, invite};
 use rustbalance::keys::NodeSecret;
 use rustbalance::store::Store;
 use rustbalance_gossip::record::Role;
@@ -26,7 +26,7 @@ async fn a_newcomer_is_given_the_ports_that_are_served() {
     }
     let key = NodeSecret::generate(&mut rand::rng());
     let joined = until("somebody joins", async || town.redeem(&token, &key).await).await;
-    assert_eq!(joined.ports, [80, 25]);
+    assert_eq!(joined.services, [JoinedService { service: town.service(), ports: vec![80, 25] }]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -28,8 +28,9 @@ fn copy(from: &Path, to: &Path) {
 type Kept = (u64, Vec<(PeriodId, u64)>, Vec<[u8; 16]>);
 
 fn kept(store: &Store) -> Kept {
-    let points = store.intro_points().unwrap().iter().map(|point| point.nonce.0.0).collect();
-    (store.term().unwrap(), store.revisions().unwrap(), points)
+    let service = store.cluster().first_service();
+    let points = store.intro_points(service).unwrap().iter().map(|point| point.nonce.0.0).collect();
+    (store.term().unwrap(), store.revisions(service).unwrap(), points)
 }
 
 /// Fails if anything that `before` had is lost.

@@ -120,7 +120,8 @@ async fn a_worker_is_given_no_secret_of_the_address() {
     assert!(matches!(refused, JoinError::Refused(Refusal::AlreadyMember)), "{refused}");
     town.counts("join_already_member", 1).await;
     // On disk neither: no piece of a publisher's keys is anywhere in the folder. In another publisher's it is found.
-    for name in ["master.key", "authority.key"] {
+    let label = town.service().to_string().trim_end_matches(".onion").to_owned();
+    for name in [&*format!("services/{label}/identity.key"), "authority.key"] {
         let file = std::fs::read(town.named("alpha").dir().join(name)).unwrap();
         let (_, secret) = file.split_at(file.iter().position(|byte| *byte == b'\n').unwrap() + 1);
         assert!(secret.len() >= 32);

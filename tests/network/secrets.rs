@@ -71,7 +71,9 @@ fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
     beta.run()?;
     let gamma = nodes.named("gamma")?;
     gamma.kill9()?;
-    for file in ["node.key", "master.key", "authority.key", "discovery.key"] {
+    let service = opened_copy(gamma)?.store.cluster().first_service().to_string();
+    let identity = format!("services/{}/identity.key", service.trim_end_matches(".onion"));
+    for file in ["node.key", &*identity, "authority.key", "discovery.key"] {
         let path = gamma.state().join(file);
         let whole = fs::read(&path)?;
         fs::write(&path, &whole[..whole.len() - 1])?;
@@ -192,7 +194,7 @@ impl OpenedCopy {
         needles.add("the discovery key", self.store.discovery()?.newest().secret.as_bytes());
         let seed = self.store.point_seed()?;
         needles.add(&format!("the seed of {name}'s points"), seed.as_bytes());
-        for point in self.store.intro_points()? {
+        for point in self.store.intro_points(self.store.cluster().first_service())? {
             let secrets = seed.secrets(point.nonce);
             needles.add(&format!("a point's session key of {name}"), &secrets.session);
             needles.add(&format!("a point's encryption key of {name}"), &secrets.encryption);
@@ -202,7 +204,7 @@ impl OpenedCopy {
 
     /// Adds the secrets of the master address and of the cluster's authority, as far as the node has them.
     fn add_address_to(&self, needles: &mut Needles) -> Result<()> {
-        if let Some(secret) = self.store.master_secret()? {
+        if let Some(secret) = self.store.identity_secret(self.store.cluster().first_service())? {
             let (scalar, prefix) = secret.expanded().split_at(32);
             needles.add("the address's scalar", scalar);
             needles.add("the address's hash prefix", prefix);

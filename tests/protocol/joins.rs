@@ -4,10 +4,10 @@ use rustbalance::discovery::Offer;
 use rustbalance::frame;
 use rustbalance::join::transcript;
 use rustbalance::join::{
-    Admission, Admissions, Effect, Event, Fresh, JoinError, Joined, Joiner, Outcome, Publisher, Redemption, Refusal,
-    Step, Token, refuse,
+    Admission, Admissions, Effect, Event, Fresh, JoinError, Joined, JoinedService, Joiner, Outcome, Publisher,
+    Redemption, Refusal, Step, Token, refuse,
 };
-use rustbalance::keys::{NodeSecret, PointSeed};
+use rustbalance::keys::{NodeSecret, PointSeed, ServiceSecrets};
 use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ impl<'a> Host<'a> {
             membership: cast.founder(),
             node: cast.alpha.duplicate(),
             authority: cast.authority.duplicate(),
-            master: cast.master.duplicate(),
+            services: vec![ServiceSecrets::of(cast.master.duplicate())],
         };
         Self { cast, us, invitation: cast.invitation(role) }
     }
@@ -76,8 +76,8 @@ impl Admissions for Host<'_> {
     fn chains(&self) -> Vec<Chain> {
         vec![self.us.membership.chain()]
     }
-    fn virtual_ports(&self) -> Vec<u16> {
-        vec![80, 443]
+    fn services(&self) -> Vec<JoinedService> {
+        vec![JoinedService { service: self.cast.cluster().first_service(), ports: vec![80, 443] }]
     }
     fn discovery(&self) -> Option<Offer> {
         Some(self.cast.discovery(0).offer())
@@ -136,7 +136,8 @@ fn join(cast: &Cast, role: Role) -> Value {
     let key = transcript::answer_key(&ours, theirs.to_bytes(), &said).unwrap();
     let sealed = unhex_of(&value_of(&answer)["Answer"]["sealed"]);
     let plain = transcript::open(&ours, theirs.to_bytes(), &said, sealed).unwrap();
-    let secrets = if role == Role::Publisher { 161 } else { 65 };
+    // 3 bytes, then 40 before each secret.
+    let secrets = 3 + if role == Role::Publisher { 4 * 40 + 3 * 32 + 64 } else { 2 * 40 + 2 * 32 };
     let message = |bytes: &[u8]| json!({ "value": value_of(bytes), "bytes": hex(bytes) });
     json!({
         "token": &**cast.token(role).text(),
@@ -174,7 +175,7 @@ fn every_refusal(cluster: ClusterId, node: NodeId) -> Vec<Refusal> {
         Refusal::NoPublisher,
         Refusal::AlreadyMember,
         Refusal::Evicted,
-        Refusal::Version(1),
+        Refusal::Version(2),
         Refusal::Busy,
         Refusal::NotYet,
         Refusal::Silent(node),
@@ -226,11 +227,14 @@ fn check_join(cast: &Cast, role: Role, vector: &Value) {
     assert_eq!(step(&mut joiner, &challenge).unwrap(), redeem);
     let joined = *step(&mut joiner, &answer).unwrap_err();
     assert_eq!((joined.member.node(), joined.member.role(), joined.skew), (node_id, role, 3));
-    assert_eq!((joined.publisher.node(), &joined.ports), (cast.alpha.node_id(), &vec![80, 443]));
+    assert_eq!((joined.publisher.node(), joined.services), (cast.alpha.node_id(), Host::new(cast, role).services()));
     assert_eq!(joined.discovery.key, cast.discovery(0).key);
     assert_eq!(joined.points.as_bytes(), PointSeed::derive(&cast.authority, node_id).as_bytes());
-    let secrets = joined.secrets.map(|secrets| (*secrets.master.expanded(), *secrets.authority.seed()));
-    let expected = (*cast.master.expanded(), *cast.authority.seed());
+    let secrets = joined.secrets.map(|secrets| {
+        let identities: Vec<_> = secrets.services.iter().map(|of| *of.identity().unwrap().expanded()).collect();
+        (identities, *secrets.authority.seed())
+    });
+    let expected = (vec![*cast.master.expanded()], *cast.authority.seed());
     assert_eq!(secrets, (role == Role::Publisher).then_some(expected));
 
     let (host, mut admission) = (Host::new(cast, role), admission());

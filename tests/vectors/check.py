@@ -425,10 +425,14 @@ def check_join(vectors, role, size):
     equal("secrets of the parcel", plain[:size].hex(), join["plain"]["secrets"])
     equal("facts of the parcel", plain[size:].hex(), join["plain"]["facts"]["bytes"])
     points = sha3(b"rustbalance point seed v1\0", unhex(keys["authority"]["seed"]), redeem["node"])
-    secrets = [{"worker": b"\x00", "publisher": b"\x01"}[role], unhex(keys["discovery_0"]["secret"]), points]
+    none = bytes(32)
+    secrets = [(1, none, unhex(keys["discovery_0"]["secret"])), (2, none, points)]
     if role == "publisher":
-        secrets += [unhex(keys["master"]["expanded"]), unhex(keys["authority"]["seed"])]
-    equal("the secrets", plain[:size], b"".join(secrets))
+        secrets += [(3, none, unhex(keys["authority"]["seed"])), (4, cluster, unhex(keys["master"]["expanded"]))]
+    parcel = b"\x01" + len(secrets).to_bytes(2, "big")
+    for purpose, service, secret in secrets:
+        parcel += purpose.to_bytes(2, "big") + service + bytes(4) + len(secret).to_bytes(2, "big") + secret
+    equal("the secrets", plain[:size], parcel)
 
     facts = message("facts", join["plain"]["facts"])
     publisher = check_chain(facts["publisher"], cluster)
@@ -438,14 +442,14 @@ def check_join(vectors, role, size):
     equal("who is admitted", (member["node"], member["role"]), (redeem["node"], role))
     equal("with what", member["invitation"], redeem["invitation"])
     key = opened("discovery key", facts["discovery"], "rustbalance discovery key v1", authority)
-    equal("discovery key", key["public"], x25519_public(plain[1:33]))
+    equal("discovery key", key["public"], x25519_public(plain[43:75]))
     recorded = opened("invitation", decode(unhex(join["recorded"])), "rustbalance invitation v1", authority)
     equal("who has redeemed", recorded["redeemed"], [redeem["node"]])
 
 
 def check_joins(vectors):
-    check_join(vectors, "worker", 65)
-    check_join(vectors, "publisher", 161)
+    check_join(vectors, "worker", 147)
+    check_join(vectors, "publisher", 323)
     for refused in vectors["joins"]["refused"]:
         equal("variant of a refusal", list(message("refusal", refused)), ["Refused"])
 

@@ -86,15 +86,15 @@ fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
     // A worker that would admit, with an authority key it should not have; and a whole other cluster.
     let host = Host::new();
     let (token, node) = (host.invite(Role::Worker, 5), node());
-    let worker = Host::beside(host.us.master.duplicate(), host.us.authority.duplicate(), Role::Worker);
+    let worker = Host::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Worker);
     let stranger = Host::new();
     // And a carrier that knows the real publisher's certificates, but has not its key.
-    let copycat = Host::beside(host.us.master.duplicate(), host.us.authority.duplicate(), Role::Publisher);
+    let copycat = Host::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Publisher);
     let key = super::node();
     for (impostor, key) in [(&worker, &worker.us.node), (&stranger, &stranger.us.node), (&copycat, &key)] {
         let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
         let theirs = fresh();
-        let challenge = Challenge { version: 1, nonce: FixedBytes([1; 32]), ephemeral: FixedBytes(theirs.public()) };
+        let challenge = Challenge { version: 2, nonce: FixedBytes([1; 32]), ephemeral: FixedBytes(theirs.public()) };
         let challenge = codec::encode(&FromPublisher::Challenge(challenge)).unwrap();
         joiner.handle(&challenge, NOW).unwrap();
         let Ok(FromJoiner::Hello(said)) = codec::decode(&hello, 4096) else { panic!() };
@@ -116,7 +116,7 @@ fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
             publisher: impostor.us.membership.chain(),
             member: member.chain(),
             members: vec![],
-            ports: vec![],
+            services: Snapshot(&host).services(),
             discovery: impostor.discovery.key.unverified(),
             unix: NOW,
         };
@@ -154,7 +154,7 @@ fn garbage_and_messages_out_of_turn_change_nothing() {
     }
     assert_eq!(
         host.hear(&mut Admission::new(fresh()), b"GET / HTTP/1.1\r\n", NOW).1,
-        Some(Outcome::Refused(Refusal::Version(1)))
+        Some(Outcome::Refused(Refusal::Version(2)))
     );
     for frame in [&b""[..], b"\x01\xff", &hello, &redeem, &challenge] {
         let (mut joiner, _) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();

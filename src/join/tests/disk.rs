@@ -57,7 +57,7 @@ fn what_a_join_brought_is_there_after_opening_again() {
         let store = Store::open(&dir).unwrap();
         assert_eq!(store.node_id(), secret.node_id());
         assert_eq!(store.membership(), &joined.member);
-        assert_eq!(store.master_secret().unwrap().is_some(), role == Role::Publisher);
+        assert_eq!(store.identity_secret(host.master().service_id()).unwrap().is_some(), role == Role::Publisher);
         assert_eq!(store.discovery().unwrap().newest().key.generation, 3);
         assert_eq!(store.members().unwrap().len(), joined.members.len());
     }
@@ -70,7 +70,7 @@ fn what_a_join_brought_is_there_after_opening_again() {
                 continue;
             }
             let bytes = std::fs::read(entry.path()).unwrap();
-            for secret in [&host.us.master.expanded()[..16], &host.us.authority.seed()[..16]] {
+            for secret in [&host.master().expanded()[..16], &host.us.authority.seed()[..16]] {
                 assert!(!contains(&bytes, secret), "{}", entry.path().display());
             }
         }

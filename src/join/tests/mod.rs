@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rand::rng;
-use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId};
+use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::record::{AuthorityCertificate, Chain, Invitation, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::Verified;
 
 use super::*;
 use crate::discovery::{Discovery, Offer};
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed};
+use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
 
 mod attacks;
 mod disk;
+mod services;
 mod streams;
 mod verdicts;
 
@@ -32,6 +33,8 @@ struct Known {
     recorded: Vec<Redemption>,
     /// Why no joiner is admitted at the moment.
     postponed: Option<Refusal>,
+    /// Services to name in place of those of which there are secrets.
+    named: Option<Vec<ServiceId>>,
 }
 
 /// A publisher.
@@ -60,7 +63,7 @@ impl Host {
         };
         let discovery = Discovery::generate(cluster, 3, &authority, &mut rng()).unwrap();
         Self {
-            us: Publisher { membership, node, authority, master },
+            us: Publisher { membership, node, authority, services: vec![ServiceSecrets::of(master)] },
             discovery,
             known: Mutex::default(),
             broken_disk: AtomicBool::new(false),
@@ -69,6 +72,11 @@ impl Host {
 
     fn cluster(&self) -> ClusterId {
         self.us.membership.certificate.cluster
+    }
+
+    /// The identity key of the first service.
+    fn master(&self) -> &MasterSecret {
+        self.us.services[0].identity().unwrap()
     }
 
     fn invite(&self, role: Role, uses: u16) -> Token {
@@ -153,8 +161,10 @@ impl Admissions for Snapshot<'_> {
         let known = self.0.known.lock().unwrap();
         std::iter::once(&self.0.us.membership).chain(known.members.values()).map(Member::chain).collect()
     }
-    fn virtual_ports(&self) -> Vec<u16> {
-        vec![80, 443]
+    fn services(&self) -> Vec<JoinedService> {
+        let named = self.0.known.lock().unwrap().named.clone();
+        let services = named.unwrap_or_else(|| self.0.us.services.iter().map(|of| of.service).collect());
+        services.into_iter().map(|service| JoinedService { service, ports: vec![80, 443] }).collect()
     }
     fn discovery(&self) -> Option<Offer> {
         Some(self.0.discovery.offer())

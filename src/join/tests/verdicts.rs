@@ -17,12 +17,13 @@ fn a_publisher_is_given_everything_and_it_verifies() {
     assert_eq!(joined.publisher.node(), host.us.node.node_id());
     assert_eq!(joined.members.len(), 1);
     let secrets = joined.secrets.unwrap();
-    assert_eq!(secrets.master.expanded(), host.us.master.expanded());
+    assert_eq!(secrets.services.len(), 1);
+    assert_eq!(secrets.services[0].identity().unwrap().expanded(), host.master().expanded());
     assert_eq!(secrets.authority.seed(), host.us.authority.seed());
     assert_eq!(joined.discovery.key.generation, 3);
     assert_eq!(joined.discovery.secret.as_bytes(), host.discovery.secret.as_bytes());
     assert_eq!(joined.points.as_bytes(), PointSeed::derive(&host.us.authority, node.node_id()).as_bytes());
-    assert_eq!(joined.ports, [80, 443]);
+    assert_eq!(joined.services, Snapshot(&host).services());
     let recorded = &host.known.lock().unwrap().recorded[0];
     assert_eq!(recorded.invitation.redeemed, BTreeSet::from([node.node_id()]));
     assert!(recorded.invitation.unverified().verify(host.us.authority.authority_id().public_key()).is_ok());
@@ -43,16 +44,18 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
             publisher: host.us.membership.chain(),
             member: joined.member.chain(),
             members: vec![],
-            ports: vec![80],
+            services: Snapshot(&host).services(),
             discovery: host.discovery.key.unverified(),
             unix: NOW,
         };
-        let secrets = (role == Role::Publisher)
-            .then(|| PublisherSecrets { master: host.us.master.duplicate(), authority: host.us.authority.duplicate() });
+        let secrets = (role == Role::Publisher).then(|| PublisherSecrets {
+            authority: host.us.authority.duplicate(),
+            services: vec![host.us.services[0].duplicate()],
+        });
         let discovery = Snapshot(&host).discovery().unwrap().secret;
         let points = PointSeed::derive(&host.us.authority, node.node_id());
         let plain = parcel::Parcel { discovery, points, secrets, facts }.to_bytes().unwrap();
-        for secret in [&host.us.master.expanded()[..32], &host.us.master.expanded()[32..], host.us.authority.seed()] {
+        for secret in [&host.master().expanded()[..32], &host.master().expanded()[32..], host.us.authority.seed()] {
             assert_eq!(contains(&plain, secret), given, "{role}");
         }
     }
@@ -80,7 +83,7 @@ fn the_answer_on_the_wire_to_a_worker_opens_to_no_secret_of_the_master_address()
     let plain = transcript::open(&copy.ephemeral, said.ephemeral.0, &key, sealed.sealed.0).unwrap();
     assert!(contains(&plain, host.discovery.secret.as_bytes()));
     assert!(!contains(&answer, host.discovery.secret.as_bytes()));
-    for secret in [&host.us.master.expanded()[..32], &host.us.master.expanded()[32..], host.us.authority.seed()] {
+    for secret in [&host.master().expanded()[..32], &host.master().expanded()[32..], host.us.authority.seed()] {
         assert!(!contains(&plain, secret));
     }
 }
@@ -144,12 +147,12 @@ fn another_cluster_another_version_and_a_worker_are_told_at_once() {
     assert!(matches!(joiner.handle(&refused, NOW), Err(JoinError::Refused(Refusal::OtherCluster(_)))));
 
     let Ok(FromJoiner::Hello(mut newer)) = codec::decode(&hello, 4096) else { panic!() };
-    newer.version = 2;
+    newer.version = 3;
     let newer = codec::encode(&FromJoiner::Hello(newer)).unwrap();
     let (_, outcome) = host.hear(&mut Admission::new(fresh()), &newer, NOW);
-    assert_eq!(outcome, Some(Outcome::Refused(Refusal::Version(1))));
+    assert_eq!(outcome, Some(Outcome::Refused(Refusal::Version(2))));
 
-    let worker = Host::beside(host.us.master.duplicate(), host.us.authority.duplicate(), Role::Worker);
+    let worker = Host::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Worker);
     assert_eq!(worker.refusal(&worker.invite(Role::Worker, 1), &node()), Refusal::NotPublisher);
 }
 
@@ -226,7 +229,7 @@ fn a_lost_answer_is_given_again_without_another_use() {
 #[test]
 fn the_loser_of_a_race_between_two_publishers_is_told_that_the_token_is_used_up() {
     let one = Host::new();
-    let two = Host::beside(one.us.master.duplicate(), one.us.authority.duplicate(), Role::Publisher);
+    let two = Host::beside(one.master().duplicate(), one.us.authority.duplicate(), Role::Publisher);
     let (token, winner, loser) = (one.invite(Role::Worker, 1), node(), node());
     let invitation = one.known.lock().unwrap().invitations[&token.invitation_id()].clone();
     two.known.lock().unwrap().invitations.insert(invitation.token, invitation);

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::ImportError;
 
-/// Names of files that hold a master key, the first of which that is there counts: of C tor and
-/// mkp224o, of Arti, our own.
-pub(super) const NAMES: [&str; 3] = ["hs_ed25519_secret_key", "ks_hs_id.ed25519_expanded_private", "master.key"];
+/// Names of files that hold an identity key, the first of which that is there counts: of C tor and
+/// mkp224o, of Arti, our own, our own in version 1 of the state directory.
+pub(super) const NAMES: [&str; 4] =
+    ["hs_ed25519_secret_key", "ks_hs_id.ed25519_expanded_private", "identity.key", "master.key"];
 /// How far below the folder is looked: `keystore/hss/NICKNAME` of Arti.
 const DEPTH: u32 = 3;
 /// Most entries of a folder that are looked at.
@@ -29,6 +30,10 @@ fn search(folder: &Path, depth: u32, found: &mut Vec<PathBuf>) -> Result<(), Imp
     if let Some(known) = NAMES.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
         found.push(known);
         return Ok(());
+    }
+    // A state directory of ours: the other keys in it are of no service.
+    if folder.join("node.key").is_file() && folder.join("services").is_dir() {
+        return search(&folder.join("services"), depth, found);
     }
     let io = |source| ImportError::Io { path: folder.to_owned(), source };
     let (mut keys, mut folders) = (Vec::new(), Vec::new());

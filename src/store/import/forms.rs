@@ -19,7 +19,7 @@ pub(super) const PUBLIC_HEADER: &[u8; 32] = b"== ed25519v1-public: type0 ==\0\0\
 /// What is accepted, for error messages.
 const FORMS: &str = "give C tor's hs_ed25519_secret_key or the folder that holds it, mkp224o's output, a PEM file \
     (PKCS#8) such as onionbalance-config writes, Arti's ks_hs_id.ed25519_expanded_private, the 64 bytes of the expanded \
-    key in base64, in hex or as ED25519-V3:..., or the master.key of a publisher";
+    key in base64, in hex or as ED25519-V3:..., or the identity.key of a publisher";
 
 /// Why a file's content is not the secret key of a v3 onion service. Holds no byte of it.
 #[derive(Debug, thiserror::Error)]

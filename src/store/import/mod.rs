@@ -1,5 +1,5 @@
 //! A master key that is there already: as C tor, Arti, mkp224o or onionbalance-config write it, or
-//! a copy of our own `master.key`, which is all that is needed to have the address again.
+//! a copy of our own `identity.key`, which is all that is needed to have the address again.
 
 mod folder;
 mod forms;
@@ -14,8 +14,7 @@ use rustbalance_gossip::id::ServiceId;
 use zeroize::Zeroizing;
 
 use super::error::Damage;
-use super::file;
-use super::kind::Kind;
+use super::file::{self, Whole};
 use crate::keys::MasterSecret;
 use crate::typed;
 pub use forms::FormError;
@@ -58,8 +57,8 @@ pub enum ImportError {
         /// One of the keys.
         one: PathBuf,
     },
-    /// It is a file of ours, and not the whole master key.
-    #[error("{} {damage}: give another copy of the master.key of a publisher", path.display())]
+    /// It is a file of ours, and not a whole identity key.
+    #[error("{} {damage}: give another copy of the identity.key of a publisher", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -112,19 +111,23 @@ fn names_another(path: &Path, address: ServiceId) -> bool {
     typed::address::<ServiceId>(stem).is_ok_and(|named| named != address)
 }
 
-/// The key in a `master.key`.
+/// The key in a publisher's `identity.key`, or in the `master.key` of version 1.
 fn own_key(path: PathBuf, bytes: &[u8]) -> Result<MasterSecret, ImportError> {
-    let (cluster, key) = match file::decode(Kind::MasterKey, bytes) {
+    let whole = match Whole::read(bytes) {
         Ok(whole) => whole,
         Err(damage) => return Err(ImportError::Damaged { path, damage }),
     };
-    let Ok(expanded) = <&[u8; 64]>::try_from(key) else {
-        let damage = Damage::Short { have: key.len(), want: 64 };
+    if !matches!((whole.name, whole.format), ("master.key", 1) | ("identity.key", 2)) {
+        let damage = Damage::Kind(whole.name.to_owned());
+        return Err(ImportError::Damaged { path, damage });
+    }
+    let Ok(expanded) = <&[u8; 64]>::try_from(whole.payload) else {
+        let damage = Damage::Short { have: whole.payload.len(), want: 64 };
         return Err(ImportError::Damaged { path, damage });
     };
     let secret = MasterSecret::from_expanded(&Zeroizing::new(*expanded))
         .map_err(|error| ImportError::Form { path: path.clone(), source: error.into() })?;
-    if secret.service_id() == cluster.first_service() {
+    if secret.service_id().address() == whole.owner {
         Ok(secret)
     } else {
         Err(ImportError::Mismatch { path, key: secret.service_id() })

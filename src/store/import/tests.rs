@@ -5,10 +5,10 @@ use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
 use ed25519_dalek::SigningKey;
 use pkcs8::{AlgorithmIdentifierRef, LineEnding, PrivateKeyInfo, SecretDocument};
 use rand::RngExt;
-use rustbalance_gossip::id::ClusterId;
 
 use super::forms::SECRET_HEADER;
 use super::*;
+use crate::store::Kind;
 use crate::tor::keystore::write_identity_key;
 
 const SECRET_NAME: &str = folder::NAMES[0];
@@ -36,7 +36,7 @@ fn the_key_of_a_hidden_service_dir_is_taken() {
 fn a_copy_of_our_own_master_key_is_taken_whole_or_not_at_all() {
     let (folder, secret) = service();
     let (path, address) = (folder.path().join("copy"), secret.service_id());
-    let whole = file::encode(Kind::MasterKey, ClusterId::named_by(address), secret.expanded());
+    let whole = file::encode(Kind::IdentityKey, address.address(), secret.expanded());
     fs::write(&path, &*whole).unwrap();
     assert_eq!(import_master_key(&path).unwrap().expanded(), secret.expanded());
     for cut in [whole.len() - 1, whole.len() - 64, 20] {
@@ -44,10 +44,9 @@ fn a_copy_of_our_own_master_key_is_taken_whole_or_not_at_all() {
         assert!(matches!(import_master_key(&path), Err(ImportError::Damaged { .. })), "cut to {cut}");
     }
     let other = MasterSecret::generate(&mut rand::rng()).service_id();
-    fs::write(&path, &*file::encode(Kind::MasterKey, ClusterId::named_by(other), secret.expanded())).unwrap();
+    fs::write(&path, &*file::encode(Kind::IdentityKey, other.address(), secret.expanded())).unwrap();
     assert!(matches!(import_master_key(&path), Err(ImportError::Mismatch { key, .. }) if key == address));
-    fs::write(&path, &*file::encode(Kind::AuthorityKey, ClusterId::named_by(address), &secret.expanded()[..32]))
-        .unwrap();
+    fs::write(&path, &*file::encode(Kind::AuthorityKey, address.address(), &secret.expanded()[..32])).unwrap();
     assert!(matches!(import_master_key(&path), Err(ImportError::Damaged { damage: Damage::Kind(_), .. })));
 }
 
@@ -144,7 +143,8 @@ fn the_key_in_a_folder_is_found() {
     let file = [&SECRET_HEADER[..], secret.expanded()].concat();
     let arti = write_identity_key(secret.expanded(), address.public_key());
     let label = address.to_string().trim_end_matches(".onion").to_owned();
-    let ours = file::encode(Kind::MasterKey, ClusterId::named_by(address), secret.expanded());
+    let ours = file::encode(Kind::IdentityKey, address.address(), secret.expanded());
+    let of_version_1 = file::encode_as("master.key", 1, address.address(), secret.expanded());
     // One key each, and what else is there.
     let folders = [
         ("hs_ed25519_secret_key".to_owned(), file.clone(), "authorized_clients/x.auth"),
@@ -152,7 +152,9 @@ fn the_key_in_a_folder_is_found() {
         ("ks_hs_id.ed25519_expanded_private".into(), arti.clone().into_bytes(), "kp_x.public"),
         ("hss/a site/ks_hs_id.ed25519_expanded_private".into(), arti.into_bytes(), "hss/another/empty"),
         (format!("{label}.key"), pem(&key).into_bytes(), "config.yaml"),
-        ("master.key".into(), ours.to_vec(), "node.key"),
+        (format!("services/{label}/identity.key"), ours.to_vec(), "node.key"),
+        ("identity.key".into(), ours.to_vec(), "node.key"),
+        ("master.key".into(), of_version_1.to_vec(), "node.key"),
     ];
     for (name, content, other) in folders {
         let folder = tempfile::tempdir().unwrap();
@@ -233,7 +235,7 @@ fn what_is_known_and_no_secret_key_is_refused_with_what_to_do() {
             "base64",
             "hex",
             "ED25519-V3:",
-            "master.key",
+            "identity.key",
         ] {
             assert!(error.contains(form), "{form} is not in {error}");
         }

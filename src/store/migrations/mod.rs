@@ -21,6 +21,8 @@ mod v1;
 
 /// One change of a directory, whole or not at all.
 pub(super) enum Step {
+    /// Makes a folder, 0700. It may be there.
+    Folder(PathBuf),
     /// Replaces the file at `path`, or makes it.
     Replace {
         /// The file.
@@ -28,13 +30,33 @@ pub(super) enum Step {
         /// All of its new content.
         bytes: Payload,
     },
+    /// Makes a key file at `path`, and fails if another key is there.
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// All of its content.
+        bytes: Payload,
+    },
+    /// Moves a file or a folder to a place where nothing is.
+    Move {
+        /// Where it is.
+        from: PathBuf,
+        /// Where it will be.
+        to: PathBuf,
+    },
+    /// Removes a file that another has replaced.
+    Remove(PathBuf),
 }
 
 impl Step {
     /// Makes the change, which is on disk when this returns.
     pub(super) fn take(&self) -> Result<(), StoreError> {
         match self {
+            Self::Folder(path) => file::make_dir(path).map(|_| ()),
             Self::Replace { path, bytes } => file::replace(path, bytes),
+            Self::Create { path, bytes } => file::create(path, bytes),
+            Self::Move { from, to } => file::rename(from, to),
+            Self::Remove(path) => file::remove(path),
         }
     }
 }
@@ -72,7 +94,7 @@ fn cluster_of(dir: &Path) -> Result<Option<ClusterId>, StoreError> {
         let path = dir.join(kind.name());
         if let Some(bytes) = file::read_bytes(&path, kind)? {
             let whole = Whole::read(&bytes).map_err(|damage| StoreError::Damaged { path, kind, damage })?;
-            return Ok(Some(whole.cluster));
+            return Ok(Some(whole.owner.into()));
         }
     }
     Ok(None)

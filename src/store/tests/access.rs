@@ -9,7 +9,7 @@ use super::*;
 fn everything_is_for_the_owner_alone() {
     let (folder, _) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
-    store.add_intro_point(&point(1)).unwrap();
+    store.add_intro_point(store.services().unwrap()[0], &point(1)).unwrap();
     let mut dirs = vec![state(&folder)];
     while let Some(dir) = dirs.pop() {
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o700, "{}", dir.display());
@@ -28,7 +28,7 @@ fn everything_is_for_the_owner_alone() {
 fn all_that_is_open_to_others_is_named_at_once_with_one_command() {
     let (folder, _) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
-    store.add_intro_point(&point(1)).unwrap();
+    store.add_intro_point(store.services().unwrap()[0], &point(1)).unwrap();
     fs::write(store.arti_state_dir().join("guards.json"), "{}").unwrap();
     drop(store);
     let dir = state(&folder);

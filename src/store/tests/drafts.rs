@@ -9,29 +9,28 @@ use super::*;
 #[test]
 fn an_interrupted_beginning_can_be_finished() {
     let order = [
-        "version",
-        "pending",
-        "node.key",
-        "master.pub",
-        "master.key",
-        "authority.key",
-        "discovery.key",
-        "points.key",
-        "boot",
-        "term",
-        "revisions",
-        "invitations",
-        "revocations",
-        "members",
+        Kind::Version,
+        Kind::Pending,
+        Kind::NodeKey,
+        Kind::IdentityKey,
+        Kind::Revisions,
+        Kind::MasterPub,
+        Kind::AuthorityKey,
+        Kind::DiscoveryKey,
+        Kind::PointSeed,
+        Kind::Boot,
+        Kind::Term,
+        Kind::Invitations,
+        Kind::Revocations,
+        Kind::Members,
     ];
     for written in 2..=order.len() {
         let (folder, cluster) = publisher();
         // The whole directory, less what a crash would not have written yet.
         fs::remove_file(state(&folder).join("membership")).unwrap();
-        let pending = file::encode(Kind::Pending, cluster.id(), b"founding\n");
-        file::replace(&state(&folder).join("pending"), &pending).unwrap();
-        for name in &order[written..] {
-            fs::remove_file(state(&folder).join(name)).unwrap();
+        write(&Home::of_cluster(&state(&folder), cluster.id()), Kind::Pending, b"founding\n").unwrap();
+        for kind in &order[written..] {
+            fs::remove_file(path_of(*kind, &folder, &cluster)).unwrap();
         }
         let key = fs::read(state(&folder).join("node.key")).ok();
         let error = Store::open(&state(&folder)).unwrap_err();
@@ -39,11 +38,11 @@ fn an_interrupted_beginning_can_be_finished() {
         assert!(error.to_string().contains("`rustbalance init`"), "{error}");
         let draft = Store::create(&state(&folder)).unwrap();
         assert_eq!(draft.begun(), Some((Beginning::Founding, cluster.id())));
-        assert_eq!(draft.master_secret().unwrap().is_some(), written >= 5);
+        assert_eq!(draft.identity_secret().unwrap().is_some(), written >= 4);
         cluster.complete(draft, Role::Publisher).unwrap();
         let store = Store::open(&state(&folder)).unwrap();
         assert!(key.is_none_or(|key| key == fs::read(state(&folder).join("node.key")).unwrap()));
-        assert_eq!(store.master_secret().unwrap().unwrap().expanded(), cluster.master.expanded());
+        assert_eq!(store.identity_secret(cluster.service()).unwrap().unwrap().expanded(), cluster.master.expanded());
         assert!(!state(&folder).join("pending").exists());
     }
 }
@@ -65,7 +64,8 @@ fn another_beginning_starts_over_only_without_a_master_key() {
     draft.begin(Beginning::Joining, two.id()).unwrap();
     assert_ne!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
 
-    write(&state(&folder), Kind::MasterKey, two.id(), two.master.expanded()).unwrap();
+    service::make(&state(&folder), two.service()).unwrap();
+    write(&Home::of_service(&state(&folder), two.service()), Kind::IdentityKey, two.master.expanded()).unwrap();
     let before = snapshot(&folder);
     let error = draft.begin(Beginning::Founding, one.id()).unwrap_err();
     assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");

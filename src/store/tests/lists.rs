@@ -87,7 +87,7 @@ fn entries_of_another_authority_are_skipped_and_the_others_written_and_read() {
     assert_eq!((revoked(&store), store.invitations().unwrap().len()), (vec![node(1), node(3)], 1));
     // As an older version may have left the file.
     let list = [foreign.revocation(1), cluster.revocation(3)].map(|entry| entry.unverified());
-    let bytes = file::encode(Kind::Revocations, cluster.id(), &codec::encode(&list).unwrap());
+    let bytes = file::encode(Kind::Revocations, cluster.service().address(), &codec::encode(&list).unwrap());
     file::replace(&state(&folder).join("revocations"), &bytes).unwrap();
     drop(store);
     let store = Store::open(&state(&folder)).unwrap();

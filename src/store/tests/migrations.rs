@@ -51,21 +51,23 @@ fn values(store: &Store) -> Value {
     let hex = |bytes: &[u8]| HEXLOWER.encode(bytes);
     let statements = |list: Vec<Vec<u8>>| list.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>();
     let ids = |nodes: &BTreeSet<NodeId>| nodes.iter().map(NodeId::to_string).collect::<Vec<_>>();
-    let points = store.intro_points().unwrap();
-    let seen = |point: &StoredIntroPoint| fs::metadata(store.replay_log_path(point.nonce)).map_or(0, |log| log.len());
+    let service = store.cluster().first_service();
+    let points = store.intro_points(service).unwrap();
+    let seen =
+        |point: &StoredIntroPoint| fs::metadata(store.replay_log_path(service, point.nonce)).map_or(0, |log| log.len());
     json!({
         "cluster": store.cluster().to_string(),
         "node": store.node_id().to_string(),
         "role": format!("{:?}", store.membership().role()),
         "membership": hex(&codec::encode(&store.membership().chain()).unwrap()),
         "node key": hex(store.node_secret().unwrap().seed()),
-        "identity key": store.master_secret().unwrap().map(|secret| hex(secret.expanded())),
+        "identity key": store.identity_secret(service).unwrap().map(|secret| hex(secret.expanded())),
         "authority key": store.authority_secret().unwrap().map(|secret| hex(secret.seed())),
         "discovery keys": hex(&store.discovery().unwrap().to_bytes().unwrap()),
         "point seed": hex(store.point_seed().unwrap().as_bytes()),
         "term": store.term().unwrap(),
         "draining": store.is_draining().unwrap(),
-        "revisions": store.revisions().unwrap().iter()
+        "revisions": store.revisions(service).unwrap().iter()
             .map(|(period, revision)| json!([period.number, period.length_minutes, period.offset_seconds, revision]))
             .collect::<Vec<_>>(),
         "invitations": statements(store.invitations().unwrap().iter()
@@ -116,7 +118,7 @@ fn the_table_of_files_is_consistent() {
         assert!(names.insert(name), "{name} twice");
     }
     assert!(Kind::ALL.iter().any(|kind| kind.row().format == VERSION), "a version that has changed nothing");
-    assert_eq!(Kind::ALL.iter().position(|kind| *kind == Kind::Membership), Some(Kind::ALL.len() - 2), "written last");
+    assert_eq!(Kind::ALL.iter().position(|kind| *kind == Kind::Membership), Some(Kind::ALL.len() - 1), "written last");
 }
 
 #[test]
@@ -177,6 +179,45 @@ fn a_file_of_the_old_version_put_back_from_a_backup_is_migrated_again() {
     assert_eq!(values(&Store::open(&state(&folder)).unwrap()), expected("publisher.json"));
 }
 
+/// Where the identity key of a fixture's service lies after the migration.
+fn identity_path(folder: &TempDir) -> PathBuf {
+    let service: ServiceId = expected("publisher.json")["cluster"].as_str().unwrap().parse().unwrap();
+    Home::of_service(&state(folder), service).path(Kind::IdentityKey)
+}
+
+#[test]
+fn the_key_of_the_address_is_whole_in_one_of_its_two_places_at_every_step() {
+    let folder = directory("publisher");
+    let old = state(&folder).join("master.key");
+    let key = |path: &Path| fs::read(path).ok().map(|bytes| file::Whole::read(&bytes).unwrap().payload.to_vec());
+    let whole = key(&old).unwrap();
+    for (done, step) in steps(&folder).iter().enumerate() {
+        step.take().unwrap();
+        let found = [key(&old), key(&identity_path(&folder))];
+        assert!(found.iter().flatten().all(|key| *key == whole) && found.iter().any(Option::is_some), "step {done}");
+    }
+    assert_eq!((key(&old), key(&identity_path(&folder))), (None, Some(whole)));
+}
+
+#[test]
+fn a_key_of_the_old_version_put_back_from_a_backup_is_taken_and_never_written_over_another() {
+    let folder = directory("publisher");
+    drop(Store::open(&state(&folder)).unwrap());
+    let (old, new) = (state(&folder).join("master.key"), identity_path(&folder));
+    put_back("publisher/master.key", &old);
+    assert_eq!(values(&Store::open(&state(&folder)).unwrap()), expected("publisher.json"));
+    assert!(!old.exists(), "the same key is there already");
+    fs::remove_file(&new).unwrap();
+    assert!(matches!(Store::open(&state(&folder)), Err(StoreError::Missing { path, .. }) if path == new));
+    put_back("publisher/master.key", &old);
+    assert_eq!(values(&Store::open(&state(&folder)).unwrap()), expected("publisher.json"));
+    put_back("publisher/master.key", &old);
+    fs::write(&new, b"what an operator has put there").unwrap();
+    let before = everything(&folder);
+    assert!(matches!(Store::open(&state(&folder)), Err(StoreError::KeyExists(path)) if path == new));
+    assert!(everything(&folder) == before);
+}
+
 #[test]
 fn a_damaged_directory_is_not_migrated_but_left_as_it_is() {
     for entry in fs::read_dir(fixture("publisher")).unwrap().map(Result::unwrap) {
@@ -200,12 +241,15 @@ fn an_init_that_the_old_release_began_is_finished_with_its_keys() {
     let error = Store::open(&state(&folder)).unwrap_err();
     assert!(matches!(error, StoreError::Unfinished { .. }), "{error}");
     let draft = Store::create(&state(&folder)).unwrap();
-    let (master, authority) = (draft.master_secret().unwrap().unwrap(), draft.authority_secret().unwrap().unwrap());
+    let (master, authority) = (draft.identity_secret().unwrap().unwrap(), draft.authority_secret().unwrap().unwrap());
     let first = Discovery::generate(draft.begun().unwrap().1, 0, &authority, &mut rng()).unwrap();
     let cluster = Cluster { master, authority, discovery: KeyRing::new(first) };
     let store = cluster.complete(draft, Role::Publisher).unwrap();
     assert_eq!(expected["cluster"], store.cluster().to_string());
-    assert_eq!(expected["identity key"], HEXLOWER.encode(store.master_secret().unwrap().unwrap().expanded()));
+    assert_eq!(
+        expected["identity key"],
+        HEXLOWER.encode(store.identity_secret(cluster.service()).unwrap().unwrap().expanded())
+    );
     assert_eq!(expected["node key"], HEXLOWER.encode(store.node_secret().unwrap().seed()));
     drop(store);
     Store::open(&state(&folder)).unwrap();
@@ -229,7 +273,7 @@ fn refused(name: &str, bytes: &[u8]) -> String {
 
 #[test]
 fn a_directory_of_a_later_release_is_refused_untouched_with_the_release_to_install() {
-    let cluster = Cluster::new().id();
+    let cluster = Cluster::new().service().address();
     let next = VERSION + 1;
     let of = |name, format, payload: &str| file::encode_as(name, format, cluster, payload.as_bytes());
     let text = refused("version", &of("version", 2, &format!("{next} 7.8.9-rc.1 and what is not known yet\n")));
@@ -248,7 +292,7 @@ fn a_file_that_is_not_ours_or_not_in_its_place_says_nothing_of_the_version() {
     let (folder, cluster) = publisher();
     for (name, bytes) in [
         ("notes", b"rustbalance notes 9 are mine\n".to_vec()),
-        ("old", file::encode_as("term", VERSION + 1, cluster.id(), b"x").to_vec()),
+        ("old", file::encode_as("term", VERSION + 1, cluster.service().address(), b"x").to_vec()),
     ] {
         fs::write(state(&folder).join(name), bytes).unwrap();
     }

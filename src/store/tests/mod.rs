@@ -7,18 +7,19 @@ use std::os::unix::fs::PermissionsExt;
 use proptest::prelude::*;
 use rand::rng;
 use rustbalance_gossip::bytes::FixedBytes;
-use rustbalance_gossip::id::{ClusterId, InvitationId};
-use rustbalance_gossip::record::{AuthorityCertificate, MemberCertificate, PointNonce, RelayId};
+use rustbalance_gossip::id::{ClusterId, InvitationId, ServiceId};
+use rustbalance_gossip::record::{AuthorityCertificate, MemberCertificate, PeriodId, PointNonce, RelayId, Role};
 use tempfile::TempDir;
 
 use super::*;
-use crate::keys::PointSeed;
+use crate::keys::{MasterSecret, PointSeed, ServiceSecrets};
 use crate::tor::ReplayLog;
 
 mod access;
 mod drafts;
 mod lists;
 mod migrations;
+mod services;
 
 /// The keys of a cluster, to make state directories of.
 struct Cluster {
@@ -36,6 +37,10 @@ impl Cluster {
 
     fn id(&self) -> ClusterId {
         ClusterId::named_by(self.master.service_id())
+    }
+
+    fn service(&self) -> ServiceId {
+        self.master.service_id()
     }
 
     fn chain(&self, node: NodeId, role: Role) -> Chain {
@@ -56,7 +61,11 @@ impl Cluster {
         let points = PointSeed::derive(&self.authority, node.node_id());
         draft.complete(&Contents {
             chain: &self.chain(node.node_id(), role),
-            master: publisher.then_some(&self.master),
+            services: &[if publisher {
+                ServiceSecrets::of(self.master.duplicate())
+            } else {
+                ServiceSecrets::none(self.service())
+            }],
             authority: publisher.then_some(&self.authority),
             discovery: &self.discovery,
             points: &points,
@@ -97,7 +106,15 @@ fn state(folder: &TempDir) -> PathBuf {
 
 /// The files that a publisher must not lack.
 fn required() -> impl Iterator<Item = Kind> {
-    Kind::named().filter(|kind| kind.row().absent != kind::Absent::Default)
+    Kind::ALL.iter().copied().filter(|kind| kind.row().absent != kind::Absent::Default)
+}
+
+/// Where a publisher's file lies.
+fn path_of(kind: Kind, folder: &TempDir, cluster: &Cluster) -> PathBuf {
+    match kind.row().place {
+        Place::Directory => state(folder).join(kind.name()),
+        _ => Home::of_service(&state(folder), cluster.service()).path(kind),
+    }
 }
 
 fn period(number: u64) -> PeriodId {
@@ -122,7 +139,7 @@ fn what_was_written_is_there_after_opening_again() {
     let store = Store::open(&state(&folder)).unwrap();
     assert_eq!(store.cluster(), cluster.id());
     assert_eq!(store.node_secret().unwrap().node_id(), store.node_id());
-    assert_eq!(store.master_secret().unwrap().unwrap().expanded(), cluster.master.expanded());
+    assert_eq!(store.identity_secret(cluster.service()).unwrap().unwrap().expanded(), cluster.master.expanded());
     assert_eq!(store.authority_secret().unwrap().unwrap().seed(), cluster.authority.seed());
     assert_eq!(store.discovery().unwrap().newest().key, cluster.discovery.newest().key);
     assert_eq!(store.members().unwrap().len(), 1);
@@ -177,8 +194,8 @@ fn snapshot(folder: &TempDir) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn a_missing_file_is_named_and_nothing_is_made_in_its_place() {
     for kind in required() {
-        let (folder, _) = publisher();
-        fs::remove_file(state(&folder).join(kind.name())).unwrap();
+        let (folder, cluster) = publisher();
+        fs::remove_file(path_of(kind, &folder, &cluster)).unwrap();
         let before = snapshot(&folder);
         for error in [Store::open(&state(&folder)).unwrap_err(), Store::create(&state(&folder)).unwrap_err()] {
             let exists = matches!(error, StoreError::Exists { .. });
@@ -191,15 +208,14 @@ fn a_missing_file_is_named_and_nothing_is_made_in_its_place() {
 
 #[test]
 fn every_file_cut_short_or_changed_is_named_and_left_alone() {
-    let (folder, _) = publisher();
+    let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
-    store.add_intro_point(&point(1)).unwrap();
-    let intro = store.intro_files().unwrap();
-    let intro = PathBuf::from("intro").join(format!("{}.{}", intro[0].0, intro[0].1));
+    store.add_intro_point(cluster.service(), &point(1)).unwrap();
+    let intro = store.intro_files(cluster.service()).unwrap();
+    let intro = store.of(cluster.service()).dir.join("intro").join(format!("{}.{}", intro[0].0, intro[0].1));
     drop(store);
-    let names = required().chain([Kind::Version]).map(|kind| PathBuf::from(kind.name()));
-    for name in names.chain([intro]) {
-        let path = state(&folder).join(&name);
+    let paths: Vec<_> = required().chain([Kind::Version]).map(|kind| path_of(kind, &folder, &cluster)).collect();
+    for path in paths.into_iter().chain([intro]) {
         let whole = fs::read(&path).unwrap();
         let cut = (0..whole.len()).step_by(7).chain([whole.len() - 1]).map(|length| whole[..length].to_vec());
         let changed = (0..whole.len()).step_by(11).map(|at| {
@@ -221,11 +237,11 @@ fn every_file_cut_short_or_changed_is_named_and_left_alone() {
 
 #[test]
 fn a_file_of_another_cluster_or_under_another_name_is_told() {
-    let ((ours, _), (theirs, other)) = (publisher(), publisher());
+    let ((ours, cluster), (theirs, other)) = (publisher(), publisher());
     for kind in required().filter(|kind| *kind != Kind::MasterPub) {
-        let path = state(&ours).join(kind.name());
+        let path = path_of(kind, &ours, &cluster);
         let whole = fs::read(&path).unwrap();
-        fs::copy(state(&theirs).join(kind.name()), &path).unwrap();
+        fs::copy(path_of(kind, &theirs, &other), &path).unwrap();
         let error = Store::open(&state(&ours)).unwrap_err();
         assert!(error.to_string().contains(&other.id().to_string()), "{error}");
         fs::copy(state(&ours).join("master.pub"), &path).unwrap();
@@ -242,7 +258,7 @@ fn keys_of_another_node_or_authority_of_the_same_cluster_are_told() {
     {
         let path = state(&folder).join(kind.name());
         let whole = fs::read(&path).unwrap();
-        fs::write(&path, &**file::encode(kind, cluster.id(), &bytes)).unwrap();
+        fs::write(&path, &**file::encode(kind, cluster.service().address(), &bytes)).unwrap();
         let error = Store::open(&state(&folder)).unwrap_err();
         assert!(matches!(&error, StoreError::Damaged { damage: Damage::Content(_), .. }), "{error}");
         fs::write(&path, whole).unwrap();
@@ -253,27 +269,29 @@ fn keys_of_another_node_or_authority_of_the_same_cluster_are_told() {
 fn a_worker_has_no_key_of_the_master_address_and_may_not_get_one() {
     let (folder, cluster) = (tempfile::tempdir().unwrap(), Cluster::new());
     let store = cluster.complete(Store::create(&state(&folder)).unwrap(), Role::Worker).unwrap();
-    assert!(store.master_secret().unwrap().is_none());
+    assert!(store.identity_secret(cluster.service()).unwrap().is_none());
     assert!(store.authority_secret().unwrap().is_none());
-    assert!(!state(&folder).join("master.key").exists() && !state(&folder).join("authority.key").exists());
+    let path = path_of(Kind::IdentityKey, &folder, &cluster);
+    assert!(!path.exists() && !state(&folder).join("authority.key").exists());
     drop(store);
-    write(&state(&folder), Kind::MasterKey, cluster.id(), cluster.master.expanded()).unwrap();
-    assert!(
-        matches!(Store::open(&state(&folder)), Err(StoreError::NotForWorkers(path)) if path.ends_with("master.key"))
-    );
+    write(&Home::of_service(&state(&folder), cluster.service()), Kind::IdentityKey, cluster.master.expanded()).unwrap();
+    assert!(matches!(Store::open(&state(&folder)), Err(StoreError::NotForWorkers(at)) if at == path));
 }
 
 #[test]
 fn numbers_only_rise() {
-    let (folder, _) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
+    let (folder, cluster) = publisher();
+    let (store, service) = (Store::open(&state(&folder)).unwrap(), cluster.service());
     assert_eq!((store.next_boot(0).unwrap(), store.next_boot(0).unwrap()), (1, 2));
     store.raise_term(7).unwrap();
     store.raise_term(7).unwrap();
     assert!(matches!(store.raise_term(6), Err(StoreError::Falls { stored: 7, given: 6, .. })));
-    store.raise_revision(period(1), 50).unwrap();
-    assert!(matches!(store.raise_revision(period(1), 49), Err(StoreError::Falls { stored: 50, given: 49, .. })));
-    store.raise_revision(period(2), 3).unwrap();
+    store.raise_revision(service, period(1), 50).unwrap();
+    assert!(matches!(
+        store.raise_revision(service, period(1), 49),
+        Err(StoreError::Falls { stored: 50, given: 49, .. })
+    ));
+    store.raise_revision(service, period(2), 3).unwrap();
     drop(store);
     let store = Store::open(&state(&folder)).unwrap();
     assert_eq!(store.next_boot(0).unwrap(), 3);
@@ -281,21 +299,21 @@ fn numbers_only_rise() {
     assert_eq!([(); 2].map(|()| store.next_boot(3600 * 500_000).unwrap()), [500_000, 500_001]);
     assert_eq!(store.next_boot(u64::MAX).unwrap(), 500_001 + MAX_BOOT_JUMP);
     assert_eq!(store.term().unwrap(), 7);
-    assert_eq!(store.revisions().unwrap(), [(period(1), 50), (period(2), 3)]);
+    assert_eq!(store.revisions(service).unwrap(), [(period(1), 50), (period(2), 3)]);
 }
 
 #[test]
 fn the_oldest_periods_are_forgotten_but_not_the_one_in_use() {
-    let (folder, _) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
+    let (folder, cluster) = publisher();
+    let (store, service) = (Store::open(&state(&folder)).unwrap(), cluster.service());
     for number in 100..130 {
-        store.raise_revision(period(number), number).unwrap();
+        store.raise_revision(service, period(number), number).unwrap();
     }
-    assert_eq!(store.revisions().unwrap().len(), MAX_REVISIONS);
-    assert_eq!(store.revisions().unwrap()[0].0, period(114));
-    store.raise_revision(period(1), 9).unwrap();
-    assert!(store.revisions().unwrap().contains(&(period(1), 9)));
-    assert_eq!(store.revisions().unwrap().len(), MAX_REVISIONS);
+    assert_eq!(store.revisions(service).unwrap().len(), MAX_REVISIONS);
+    assert_eq!(store.revisions(service).unwrap()[0].0, period(114));
+    store.raise_revision(service, period(1), 9).unwrap();
+    assert!(store.revisions(service).unwrap().contains(&(period(1), 9)));
+    assert_eq!(store.revisions(service).unwrap().len(), MAX_REVISIONS);
 }
 
 #[test]
@@ -315,53 +333,59 @@ fn the_discovery_key_changes_only_to_a_newer_generation() {
 
 #[test]
 fn intro_points_live_as_long_as_their_replay_logs() {
-    let (folder, _) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
+    let (folder, cluster) = publisher();
+    let (store, service) = (Store::open(&state(&folder)).unwrap(), cluster.service());
     let (one, two) = (point(1), point(2));
-    store.add_intro_point(&two).unwrap();
-    store.add_intro_point(&one).unwrap();
+    store.add_intro_point(service, &two).unwrap();
+    store.add_intro_point(service, &one).unwrap();
     for point in [&one, &two] {
-        ReplayLog::open(&store.replay_log_path(point.nonce)).unwrap().is_new(b"hello").unwrap();
+        ReplayLog::open(&store.replay_log_path(service, point.nonce)).unwrap().is_new(b"hello").unwrap();
     }
-    store.update_intro_point(one.nonce, 9, Some(33)).unwrap();
+    store.update_intro_point(service, one.nonce, 9, Some(33)).unwrap();
     drop(store);
 
     let store = Store::open(&state(&folder)).unwrap();
-    let points = store.intro_points().unwrap();
+    let points = store.intro_points(service).unwrap();
     assert_eq!(points.iter().map(|point| (point.created, point.introductions)).collect::<Vec<_>>(), [(1, 9), (2, 0)]);
     assert_eq!(points.iter().map(|point| point.retired).collect::<Vec<_>>(), [Some(33), None]);
     assert_eq!((points[0].max_seconds, points[0].max_introductions), (70_000, 20_000));
-    assert_eq!(ReplayLog::open(&store.replay_log_path(one.nonce)).unwrap().len(), 1);
-    store.remove_intro_point(one.nonce).unwrap();
-    assert!(!store.replay_log_path(one.nonce).exists());
-    assert!(matches!(store.update_intro_point(one.nonce, 1, None), Err(StoreError::NoIntroPoint(_))));
+    assert_eq!(ReplayLog::open(&store.replay_log_path(service, one.nonce)).unwrap().len(), 1);
+    store.remove_intro_point(service, one.nonce).unwrap();
+    assert!(!store.replay_log_path(service, one.nonce).exists());
+    assert!(matches!(store.update_intro_point(service, one.nonce, 1, None), Err(StoreError::NoIntroPoint(_))));
 
     // A crash between the two removals leaves a log without keys.
-    fs::remove_file(store.intro_dir().join(format!("{}.point", data_encoding::HEXLOWER.encode(&two.nonce.0.0))))
-        .unwrap();
+    fs::remove_file(
+        store.of(service).dir.join("intro").join(format!("{}.point", data_encoding::HEXLOWER.encode(&two.nonce.0.0))),
+    )
+    .unwrap();
     drop(store);
     let store = Store::open(&state(&folder)).unwrap();
-    assert!(!store.replay_log_path(two.nonce).exists());
+    assert!(!store.replay_log_path(service, two.nonce).exists());
 }
 
 #[test]
 fn intro_points_are_bounded() {
-    let (folder, _) = publisher();
-    let store = Store::open(&state(&folder)).unwrap();
+    let (folder, cluster) = publisher();
+    let (store, service) = (Store::open(&state(&folder)).unwrap(), cluster.service());
     for relay in 0..64 {
-        store.add_intro_point(&point(relay)).unwrap();
+        store.add_intro_point(service, &point(relay)).unwrap();
     }
-    assert!(matches!(store.add_intro_point(&point(64)), Err(StoreError::TooMany { .. })));
-    assert_eq!(store.intro_points().unwrap().len(), MAX_STORED_POINTS);
+    assert!(matches!(store.add_intro_point(service, &point(64)), Err(StoreError::TooMany { .. })));
+    assert_eq!(store.intro_points(service).unwrap().len(), MAX_STORED_POINTS);
 }
 
 #[test]
 fn half_written_files_of_a_crash_are_swept() {
-    let (folder, _) = publisher();
-    let leftover = state(&folder).join(".new-abc");
-    fs::write(&leftover, b"half").unwrap();
+    let (folder, cluster) = publisher();
+    let service = Home::of_service(&state(&folder), cluster.service()).dir;
+    let leftovers = [state(&folder), service.clone(), service.join("intro")].map(|dir| dir.join(".new-abc"));
+    for leftover in &leftovers {
+        fs::write(leftover, b"half").unwrap();
+        fs::set_permissions(leftover, fs::Permissions::from_mode(0o600)).unwrap();
+    }
     Store::open(&state(&folder)).unwrap();
-    assert!(!leftover.exists());
+    assert!(leftovers.iter().all(|leftover| !leftover.exists()));
 }
 
 #[test]
@@ -372,7 +396,7 @@ fn no_error_and_no_debug_shows_a_secret() {
     assert!(!format!("{store:?}").contains(&secret[..16]));
     assert!(format!("{:?}", store.discovery().unwrap()).contains("redacted"));
     drop(store);
-    fs::write(state(&folder).join("master.key"), cluster.master.expanded()).unwrap();
+    fs::write(path_of(Kind::IdentityKey, &folder, &cluster), cluster.master.expanded()).unwrap();
     let error = Store::open(&state(&folder)).unwrap_err();
     assert!(!format!("{error} {error:?}").contains(&secret[..16]));
 }

@@ -128,13 +128,13 @@ struct Ground {
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
-/// The files that an input can stand for; `point` and `replays` are in `intro/`. New ones come last, so that the corpus
-/// keeps its meaning.
+/// The files that an input can stand for, by their kinds. `identity.key` and `revisions` lie in the folder of the service,
+/// `point` and `replays` in the folder `intro` there. New ones come last, so that the corpus keeps its meaning.
 const FILES: [&str; 18] = [
     "pending",
     "node.key",
     "master.pub",
-    "master.key",
+    "identity.key",
     "authority.key",
     "discovery.key",
     "membership",
@@ -170,7 +170,8 @@ impl Ground {
         store.put_revocations(&[Verified::sign(world.revocation(3), &authority).unwrap()]).unwrap();
         store.raise_term(7).unwrap();
         store.set_draining(true).unwrap();
-        store.raise_revision(PERIOD, 9).unwrap();
+        let service = store.cluster().first_service();
+        store.raise_revision(service, PERIOD, 9).unwrap();
         let relay = RelayId { rsa: FixedBytes([1; 20]), ed25519: FixedBytes([1; 32]) };
         let point = StoredIntroPoint {
             nonce: PointNonce(FixedBytes([3; 16])),
@@ -181,10 +182,11 @@ impl Ground {
             max_introductions: 20_000,
             retired: None,
         };
-        store.add_intro_point(&point).unwrap();
-        ReplayLog::open(&store.replay_log_path(point.nonce)).unwrap().is_new(b"seen").unwrap();
+        store.add_intro_point(service, &point).unwrap();
+        ReplayLog::open(&store.replay_log_path(service, point.nonce)).unwrap().is_new(b"seen").unwrap();
         drop(store);
-        let files = [dir.clone(), dir.join("intro")].into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());
+        let folders = ["", "services/SERVICE", "services/SERVICE/intro"].map(|folder| placed(&dir, folder));
+        let files = folders.into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());
         let files = files.map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
         let files = files.map(|path| (path.strip_prefix(&dir).unwrap().to_owned(), fs::read(path).unwrap())).collect();
         Self { folder, authority: authority.authority_id(), files }
@@ -197,10 +199,12 @@ impl Ground {
     /// All files as they were, and no others.
     fn restore(&self) {
         let dir = self.dir();
-        for entry in fs::read_dir(dir.join("intro")).unwrap() {
+        for entry in fs::read_dir(placed(&dir, "services/SERVICE/intro")).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }
-        let _ = fs::remove_file(dir.join("pending"));
+        for name in ["pending", "master.key"] {
+            let _ = fs::remove_file(dir.join(name));
+        }
         for (name, bytes) in &self.files {
             put(&dir.join(name), bytes);
         }
@@ -212,6 +216,20 @@ impl Ground {
         let bytes = file.unwrap().1;
         let line = bytes.iter().position(|byte| *byte == b'\n').unwrap();
         bytes[line + 1..].to_vec()
+    }
+}
+
+/// A path in a state directory, in which SERVICE stands for the address of the service.
+fn placed(dir: &Path, path: &str) -> PathBuf {
+    let service = world().cluster.to_string();
+    dir.join(path.replace("SERVICE", service.trim_end_matches(".onion")))
+}
+
+/// Where the file of a kind lies.
+fn place_of(dir: &Path, kind: &str) -> PathBuf {
+    match kind {
+        "identity.key" | "revisions" => placed(dir, &format!("services/SERVICE/{kind}")),
+        _ => dir.join(kind),
     }
 }
 
@@ -235,23 +253,29 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
     GROUND.with(|cell| {
         let ground = cell.get_or_init(Ground::new);
         let dir = ground.dir();
-        let format = if how & OLDER == 0 && matches!(FILES[which], "master.pub" | "version") { 2 } else { 1 };
+        let format =
+            if how & OLDER == 0 && matches!(FILES[which], "master.pub" | "version" | "identity.key") { 2 } else { 1 };
         let whole = if how & PAYLOAD != 0 { wrapped(FILES[which], format, content) } else { content.to_vec() };
         let taken = match FILES[which] {
-            "replays" => replays(&dir.join("intro/x.replays"), content),
+            "replays" => replays(&placed(&dir, "services/SERVICE/intro/x.replays"), content),
             "point" => {
                 let name: String = named(content).iter().map(|byte| format!("{byte:02x}")).collect();
-                put(&dir.join(format!("intro/{name}.point")), &whole);
+                put(&placed(&dir, &format!("services/SERVICE/intro/{name}.point")), &whole);
                 opened(&dir)
             }
             name if how & UNFINISHED != 0 => {
                 fs::remove_file(dir.join("membership")).unwrap();
                 put(&dir.join("pending"), &wrapped("pending", 1, b"founding\n"));
-                put(&dir.join(name), &whole);
+                put(&place_of(&dir, name), &whole);
                 resumed(&dir, ground.authority)
             }
+            // The place and name of version 1: it is migrated, unless another key is there.
+            "identity.key" if how & OLDER != 0 => {
+                put(&dir.join("master.key"), &wrapped("master.key", 1, content));
+                opened(&dir)
+            }
             name => {
-                put(&dir.join(name), &whole);
+                put(&place_of(&dir, name), &whole);
                 opened(&dir)
             }
         };
@@ -276,16 +300,18 @@ fn opened(dir: &Path) -> bool {
     };
     let (term, members) = (store.term().unwrap(), store.members().unwrap());
     let (invitations, revocations) = (store.invitations().unwrap(), store.revocations().unwrap());
-    let points = store.intro_points().unwrap();
+    let service = store.cluster().first_service();
+    let points = store.intro_points(service).unwrap();
     let boot = store.next_boot(0);
     store.raise_term(term.saturating_add(1)).unwrap();
     store.put_members(&members).unwrap();
     store.put_invitations(&invitations, NOW).unwrap();
     store.put_revocations(&revocations).unwrap();
-    let revision = store.revisions().unwrap().iter().find(|(period, _)| *period == PERIOD).map_or(1, |known| known.1);
-    store.raise_revision(PERIOD, revision).unwrap();
+    let revisions = store.revisions(service).unwrap();
+    let revision = revisions.iter().find(|(period, _)| *period == PERIOD).map_or(1, |known| known.1);
+    store.raise_revision(service, PERIOD, revision).unwrap();
     for point in &points {
-        store.update_intro_point(point.nonce, point.introductions, point.retired).unwrap();
+        store.update_intro_point(service, point.nonce, point.introductions, point.retired).unwrap();
     }
     drop(store);
     let again = Store::open(dir).unwrap();
@@ -293,8 +319,8 @@ fn opened(dir: &Path) -> bool {
     assert_eq!(again.members().unwrap(), members);
     assert_eq!(again.invitations().unwrap(), invitations);
     assert_eq!(again.revocations().unwrap(), revocations);
-    assert!(again.revisions().unwrap().contains(&(PERIOD, revision)));
-    assert_eq!(again.intro_points().unwrap().len(), points.len());
+    assert!(again.revisions(service).unwrap().contains(&(PERIOD, revision)));
+    assert_eq!(again.intro_points(service).unwrap().len(), points.len());
     if let Ok(boot) = boot {
         assert!(again.next_boot(0).is_ok_and(|next| next == boot + 1) || boot == u64::from(u32::MAX));
     }
@@ -310,7 +336,7 @@ fn resumed(dir: &Path, signs: AuthorityId) -> bool {
         return false;
     }
     let node = draft.node_secret(|| world().keys[0].duplicate());
-    let (master, authority) = (draft.master_secret(), draft.authority_secret());
+    let (master, authority) = (draft.identity_secret(), draft.authority_secret());
     let ring = draft.discovery(signs);
     node.is_ok()
         && authority.is_ok()
@@ -349,6 +375,7 @@ pub(crate) fn state_seeds() -> Vec<Seed> {
     seeds.push(Seed::bad("cut", seed(8, 0, &whole[..whole.len() - 1])));
     seeds.push(Seed::bad("newer", seed(8, 0, b"rustbalance term v2 something else entirely\n")));
     seeds.push(Seed::good("older-master.pub", seed(2, PAYLOAD | OLDER, &ground.payload(2))));
+    seeds.push(Seed::good("older-master.key", seed(3, PAYLOAD | OLDER, &ground.payload(3))));
     seeds.push(Seed::bad("newer-version", seed(17, PAYLOAD, b"3 9.9.9\n")));
     seeds.push(Seed::good("pending", seed(0, PAYLOAD, b"joining\n")));
     seeds.push(Seed::good("founding", seed(0, PAYLOAD | UNFINISHED, b"founding\n")));

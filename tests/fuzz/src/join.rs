@@ -5,9 +5,10 @@ use rand::rngs::StdRng;
 use rustbalance::discovery::Offer;
 use rustbalance::frame::{MAX, MAX_UNPROVEN};
 use rustbalance::join::{
-    Admission, Admissions, Effect, Event, Fresh, Joiner, Outcome, Parcel, Publisher, Refusal, Step, Token,
+    Admission, Admissions, Effect, Event, Fresh, JoinedService, Joiner, Outcome, Parcel, Publisher, Refusal, Step,
+    Token,
 };
-use rustbalance::keys::TokenSecret;
+use rustbalance::keys::{MasterSecret, ServiceSecrets, TokenSecret};
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{InvitationId, NodeId};
@@ -46,8 +47,8 @@ impl Admissions for Cluster {
         (0..MEMBERS).map(|i| world().chain(i)).collect()
     }
 
-    fn virtual_ports(&self) -> Vec<u16> {
-        vec![80, 443]
+    fn services(&self) -> Vec<JoinedService> {
+        services()
     }
 
     fn discovery(&self) -> Option<Offer> {
@@ -64,6 +65,16 @@ struct Meeting {
     hello: Vec<u8>,
 }
 
+/// The identity key of a second service.
+fn second() -> MasterSecret {
+    MasterSecret::generate(&mut StdRng::seed_from_u64(22))
+}
+
+fn services() -> Vec<JoinedService> {
+    let services = [world().cluster.first_service(), second().service_id()];
+    services.map(|service| JoinedService { service, ports: vec![80, 443] }).into()
+}
+
 fn fresh(seed: u64) -> Fresh {
     Fresh::generate(&mut StdRng::seed_from_u64(seed))
 }
@@ -75,7 +86,7 @@ impl Meeting {
             membership: world.members[0].clone(),
             node: world.keys[0].duplicate(),
             authority: world.authority.duplicate(),
-            master: world.master.duplicate(),
+            services: vec![ServiceSecrets::of(world.master.duplicate()), ServiceSecrets::of(second())],
         };
         let token = Token::new(world.token.duplicate(), world.cluster);
         let (joiner, hello) = Joiner::new(&token, &world.keys[JOINER], world.cluster, fresh(1)).unwrap();
@@ -164,7 +175,7 @@ fn parcel(bytes: &[u8], role: Role) -> bool {
     true
 }
 
-/// A parcel as the publisher packs it: secrets at fixed places, then everything public.
+/// A parcel as the publisher packs it: secrets by role, then everything public.
 fn sealed(role: Role) -> Vec<u8> {
     #[derive(Serialize)]
     struct Facts {
@@ -172,7 +183,7 @@ fn sealed(role: Role) -> Vec<u8> {
         publisher: Chain,
         member: Chain,
         members: Vec<Chain>,
-        ports: Vec<u16>,
+        services: Vec<JoinedService>,
         discovery: Unverified<DiscoveryKey>,
         unix: u64,
     }
@@ -182,16 +193,28 @@ fn sealed(role: Role) -> Vec<u8> {
         publisher: world.chain(0),
         member: world.chain(1),
         members: vec![world.chain(2)],
-        ports: vec![80, 443],
+        services: services(),
         discovery: world.discovery.key.unverified(),
         unix: NOW,
     };
-    let mut bytes = vec![u8::from(role == Role::Publisher)];
-    bytes.extend(world.discovery.secret.as_bytes());
-    bytes.extend([7; 32]);
+    let (own, second) = ([0; 32], second());
+    let mut secrets = vec![(1u16, &own, &world.discovery.secret.as_bytes()[..]), (2, &own, &[7; 32])];
+    let (one, two) = (world.cluster.first_service(), second.service_id());
     if role == Role::Publisher {
-        bytes.extend(world.master.expanded());
-        bytes.extend(world.authority.seed());
+        secrets.push((3, &own, world.authority.seed()));
+        secrets.push((4, one.public_key(), world.master.expanded()));
+        secrets.push((4, two.public_key(), second.expanded()));
+    }
+    // Of a role that is not known yet.
+    secrets.push((900, two.public_key(), b"later"));
+    let mut bytes = vec![1];
+    bytes.extend((secrets.len() as u16).to_be_bytes());
+    for (role, service, secret) in secrets {
+        bytes.extend(role.to_be_bytes());
+        bytes.extend(service);
+        bytes.extend(0u32.to_be_bytes());
+        bytes.extend((secret.len() as u16).to_be_bytes());
+        bytes.extend(secret);
     }
     bytes.extend(codec::encode(&facts).unwrap());
     bytes

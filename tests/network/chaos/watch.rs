@@ -44,7 +44,7 @@ impl Kept {
             cluster: store.cluster().to_string(),
             role: format!("{:?}", store.membership().role()),
             term: store.term()?,
-            revisions: store.revisions()?.into_iter().collect(),
+            revisions: store.revisions(store.cluster().first_service())?.into_iter().collect(),
             members: store.members()?.len(),
         })
     }

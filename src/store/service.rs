@@ -1,0 +1,201 @@
+//! What belongs to one service: the folder `services/<address>`, with the secrets of publishers,
+//! the revisions and the introduction points of that service.
+//!
+//! Headers of these files name the service instead of the cluster, so that a file in the wrong
+//! folder is noticed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustbalance_gossip::id::ServiceId;
+use rustbalance_gossip::record::{PeriodId, Role};
+
+use super::error::StoreError;
+use super::kind::{Kind, Place};
+use super::{Home, Store, at_most, bounded, file, intro, read_key, read_value, write_value};
+use crate::keys::{MAX_SERVICES, MasterSecret, ServiceSecret, ServiceSecrets};
+
+/// The folder of all services, in the state directory.
+pub(super) const FOLDER: &str = "services";
+
+/// Most periods whose revisions are remembered; at most three are current at once.
+pub const MAX_REVISIONS: usize = 16;
+
+impl Home {
+    /// The folder of a service in a state directory.
+    pub(super) fn of_service(dir: &Path, service: ServiceId) -> Self {
+        let address = service.to_string();
+        let label = address.strip_suffix(".onion").unwrap_or(&address);
+        Self { dir: dir.join(FOLDER).join(label), owner: service.address() }
+    }
+}
+
+/// Makes the folder of a service, 0700.
+pub(super) fn make(dir: &Path, service: ServiceId) -> Result<(), StoreError> {
+    let home = Home::of_service(dir, service);
+    for dir in [dir.join(FOLDER), home.dir.clone(), home.dir.join(intro::FOLDER)] {
+        file::make_dir(&dir)?;
+    }
+    Ok(())
+}
+
+/// The services that have a folder in a state directory.
+pub(super) fn listed(dir: &Path) -> Result<Vec<ServiceId>, StoreError> {
+    let folder = dir.join(FOLDER);
+    let failed = |error| StoreError::io("read", &folder, error);
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let service = name.to_str().and_then(|name| format!("{name}.onion").parse::<ServiceId>().ok());
+        found.extend(service);
+    }
+    found.sort();
+    at_most("services", found.len(), MAX_SERVICES)?;
+    Ok(found)
+}
+
+/// The secret keys of services in a state directory, whole or not, those of version 1 too.
+pub(super) fn keys(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let mut paths: Vec<_> =
+        listed(dir)?.into_iter().map(|it| Home::of_service(dir, it).path(Kind::IdentityKey)).collect();
+    paths.push(dir.join("master.key"));
+    paths.retain(|path| path.symlink_metadata().is_ok());
+    Ok(paths)
+}
+
+/// Removes what `init` or `join` has made for services, keys excepted, and the folders in which
+/// nothing else is.
+pub(super) fn clear(dir: &Path) -> Result<(), StoreError> {
+    for service in listed(dir)? {
+        let home = Home::of_service(dir, service);
+        for kind in Kind::at(Place::Service).filter(|kind| !kind.row().once) {
+            file::remove(&home.path(kind))?;
+        }
+        file::remove_if_empty(&home.dir.join(intro::FOLDER))?;
+        file::remove_if_empty(&home.dir)?;
+    }
+    file::remove_if_empty(&dir.join(FOLDER))
+}
+
+impl Store {
+    /// The services of which this node keeps anything, the one that names the cluster first.
+    ///
+    /// # Errors
+    /// The folder cannot be read, or holds more than [`MAX_SERVICES`].
+    pub fn services(&self) -> Result<Vec<ServiceId>, StoreError> {
+        let first = self.cluster().first_service();
+        let further = listed(&self.dir)?.into_iter().filter(|service| *service != first);
+        Ok(std::iter::once(first).chain(further).collect())
+    }
+
+    /// The secrets of every service: on publishers, and only there.
+    ///
+    /// # Errors
+    /// A file is missing or damaged, belongs to another service, or is there although this node is
+    /// a worker.
+    pub fn service_secrets(&self) -> Result<Vec<ServiceSecrets>, StoreError> {
+        let of = |service| Ok(self.identity_secret(service)?.map(ServiceSecrets::of));
+        self.services()?.into_iter().filter_map(|service| of(service).transpose()).collect()
+    }
+
+    /// The identity key of a service: on publishers, and only there.
+    ///
+    /// # Errors
+    /// The file is missing or damaged, belongs to another service, or is there although this node
+    /// is a worker.
+    pub fn identity_secret(&self, service: ServiceId) -> Result<Option<MasterSecret>, StoreError> {
+        let (home, kind) = (self.of(service), Kind::IdentityKey);
+        if !self.publisher_file(&home.path(kind))? {
+            return Ok(None);
+        }
+        read_identity(&home, service)?.map(Some).ok_or_else(|| StoreError::Missing { path: home.path(kind), kind })
+    }
+
+    /// Where the identity key of a service lies on publishers.
+    pub fn identity_path(&self, service: ServiceId) -> PathBuf {
+        self.of(service).path(Kind::IdentityKey)
+    }
+
+    /// The highest revision used in each period for a service, newest period last; at most
+    /// [`MAX_REVISIONS`].
+    ///
+    /// # Errors
+    /// The file is missing or damaged.
+    pub fn revisions(&self, service: ServiceId) -> Result<Vec<(PeriodId, u64)>, StoreError> {
+        let (home, kind) = (self.of(service), Kind::Revisions);
+        bounded(&home, kind, read_value(&home, kind)?, MAX_REVISIONS)
+    }
+
+    /// Stores the revision about to be used in a period. It never falls; the oldest periods are
+    /// forgotten.
+    ///
+    /// # Errors
+    /// [`StoreError::Falls`] if the revision is lower than the one stored. The file cannot be read
+    /// or written.
+    pub fn raise_revision(&self, service: ServiceId, period: PeriodId, revision: u64) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let mut revisions = self.revisions(service)?;
+        match revisions.iter_mut().find(|(known, _)| *known == period) {
+            Some((_, stored)) if revision < *stored => {
+                return Err(StoreError::Falls { what: "the revision", stored: *stored, given: revision });
+            }
+            Some((_, stored)) if revision == *stored => return Ok(()),
+            Some((_, stored)) => *stored = revision,
+            None => revisions.push((period, revision)),
+        }
+        revisions.sort_by_key(|(known, _)| (known.number.saturating_mul(known.length_minutes.into()), *known));
+        while revisions.len() > MAX_REVISIONS {
+            // The one just given stays, however old it is: it is in use.
+            let oldest = revisions.iter().position(|(known, _)| *known != period).unwrap_or(0);
+            revisions.remove(oldest);
+        }
+        write_value(&self.of(service), Kind::Revisions, &revisions)
+    }
+
+    /// Reads all that belongs to a service.
+    pub(super) fn check_service(&self, service: ServiceId) -> Result<(), StoreError> {
+        self.identity_secret(service)?;
+        self.revisions(service)?;
+        make(&self.dir, service)?;
+        file::sweep(&self.of(service).dir)?;
+        self.sweep_intro_points(service)?;
+        self.intro_points(service).map(|_| ())
+    }
+
+    pub(super) fn of(&self, service: ServiceId) -> Home {
+        Home::of_service(&self.dir, service)
+    }
+
+    /// True if a publisher's file is to be read; an error if it is where it must not be.
+    pub(super) fn publisher_file(&self, path: &Path) -> Result<bool, StoreError> {
+        let publisher = self.membership.role() == Role::Publisher;
+        match publisher || path.symlink_metadata().is_err() {
+            true => Ok(publisher),
+            false => Err(StoreError::NotForWorkers(path.to_owned())),
+        }
+    }
+}
+
+/// The identity key in the folder of a service; `None` if there is none.
+pub(super) fn read_identity(home: &Home, service: ServiceId) -> Result<Option<MasterSecret>, StoreError> {
+    let (path, kind) = (home.path(Kind::IdentityKey), Kind::IdentityKey);
+    let Some(key) = read_key(home, kind)? else { return Ok(None) };
+    let secret = MasterSecret::from_expanded(&key).map_err(|error| StoreError::content(&path, kind, error))?;
+    if secret.service_id() != service {
+        return Err(StoreError::content(&path, kind, format!("it is the key of {}", secret.service_id())));
+    }
+    Ok(Some(secret))
+}
+
+/// The file of a secret, and what the file holds.
+pub(super) fn encode_secret(secret: &ServiceSecret) -> (Kind, &[u8]) {
+    match secret {
+        ServiceSecret::Identity(key) => (Kind::IdentityKey, &key.expanded()[..]),
+    }
+}

@@ -1,0 +1,65 @@
+//! Several services in one state directory.
+
+use super::*;
+
+/// A publisher's state directory with two services, closed: the second service's key, and the file
+/// of the first's.
+fn two_services() -> (TempDir, Cluster, MasterSecret) {
+    let (folder, cluster, second) = (tempfile::tempdir().unwrap(), Cluster::new(), MasterSecret::generate(&mut rng()));
+    let mut draft = Store::create(&state(&folder)).unwrap();
+    draft.begin(Beginning::Joining, cluster.id()).unwrap();
+    let node = draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap();
+    let services = [cluster.master.duplicate(), second.duplicate()].map(ServiceSecrets::of);
+    let contents = Contents {
+        chain: &cluster.chain(node.node_id(), Role::Publisher),
+        services: &services,
+        authority: Some(&cluster.authority),
+        discovery: &cluster.discovery,
+        points: &PointSeed::derive(&cluster.authority, node.node_id()),
+        members: &[],
+    };
+    drop(draft.complete(&contents).unwrap());
+    (folder, cluster, second)
+}
+
+#[test]
+fn each_service_has_keys_revisions_and_introduction_points_of_its_own() {
+    let (folder, cluster, second) = two_services();
+    let store = Store::open(&state(&folder)).unwrap();
+    let (one, two) = (cluster.service(), second.service_id());
+    assert_eq!(store.services().unwrap(), [one, two]);
+    store.raise_revision(one, period(1), 50).unwrap();
+    store.raise_revision(two, period(1), 3).unwrap();
+    store.add_intro_point(one, &point(1)).unwrap();
+    store.add_intro_point(two, &point(1)).unwrap();
+    store.update_intro_point(two, point(1).nonce, 7, None).unwrap();
+    drop(store);
+    let store = Store::open(&state(&folder)).unwrap();
+    let keys: Vec<_> = store.service_secrets().unwrap();
+    let keys: Vec<_> = keys.iter().map(|of| (of.service, *of.identity().unwrap().expanded())).collect();
+    assert_eq!(keys, [(one, *cluster.master.expanded()), (two, *second.expanded())]);
+    assert_eq!(store.revisions(one).unwrap(), [(period(1), 50)]);
+    assert_eq!(store.revisions(two).unwrap(), [(period(1), 3)]);
+    let seen = |service| store.intro_points(service).unwrap()[0].introductions;
+    assert_eq!((seen(one), seen(two)), (0, 7));
+    store.remove_intro_point(two, point(1).nonce).unwrap();
+    assert_eq!((store.intro_points(one).unwrap().len(), store.intro_points(two).unwrap().len()), (1, 0));
+}
+
+#[test]
+fn a_file_in_the_folder_of_another_service_is_noticed() {
+    let (folder, cluster, second) = two_services();
+    let homes = [cluster.service(), second.service_id()].map(|service| Home::of_service(&state(&folder), service));
+    for kind in [Kind::Revisions, Kind::IdentityKey] {
+        let [from, to] = homes.each_ref().map(|home| home.path(kind));
+        let whole = fs::read(&to).unwrap();
+        fs::copy(from, &to).unwrap();
+        let error = Store::open(&state(&folder)).unwrap_err();
+        assert!(matches!(&error, StoreError::Damaged { path, damage: Damage::Owner(_), .. } if *path == to), "{error}");
+        fs::write(&to, whole).unwrap();
+    }
+    // What is of no service is the operator's.
+    fs::create_dir(state(&folder).join("services/notes")).unwrap();
+    fs::set_permissions(state(&folder).join("services/notes"), fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(Store::open(&state(&folder)).unwrap().services().unwrap().len(), 2);
+}
