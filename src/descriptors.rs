@@ -34,11 +34,16 @@ impl Descriptors {
     }
 
     /// Streams that can be served at once: the number that is configured, or fewer where there are
-    /// too few files. At least an eighth of all files, so that a node with very few still serves.
+    /// too few files.
     pub fn streams(&self) -> usize {
-        let wanted = self.needed - RESERVE;
+        usize::try_from(self.needed - RESERVE).unwrap_or(usize::MAX).min(self.room())
+    }
+
+    /// Streams for which there are files, whatever is configured. At least an eighth of all files, so
+    /// that a node with very few still serves.
+    pub fn room(&self) -> usize {
         let room = self.limit.saturating_sub(RESERVE).max(self.limit / 8).max(1);
-        usize::try_from(wanted.min(room)).unwrap_or(usize::MAX)
+        usize::try_from(room).unwrap_or(usize::MAX)
     }
 }
 

@@ -8,12 +8,18 @@ const LONGEST_KEY: usize = 40;
 /// one), and why.
 pub(crate) fn describe(text: &str, error: &toml::de::Error) -> String {
     let Some(span) = error.span() else { return error.message().to_owned() };
-    let before = text.get(..span.start).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    let (line, column) = place(text, span.start);
     let key = text.lines().nth(line - 1).and_then(plain_key);
     let key = key.map(|key| format!(" ({key:?})")).unwrap_or_default();
     format!("line {line}, column {column}{key}: {}", error.message())
+}
+
+/// Line and column of the byte `at` of `text`, counted from 1, the column in characters.
+pub(crate) fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    (line, column)
 }
 
 /// The key of a line, if it is letters and underscores: what else stands before a "=" may be part

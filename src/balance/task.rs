@@ -19,7 +19,7 @@ use super::circuit;
 use super::plan::{Action, Event, Lifetime, Plan, SlotId, Stored};
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
-use crate::tor::{Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits};
+use crate::tor::{Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceGuard};
 
 /// How often introductions are counted.
 pub(super) const COUNT_EVERY: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ pub struct Balance {
     /// Keeps the keys.
     pub store: Arc<dyn IntroPointStore>,
     /// Bounds against floods.
-    pub limits: Arc<ServiceLimits>,
+    pub limits: Arc<ServiceGuard>,
     /// Where client streams go.
     pub streams: mpsc::Sender<Incoming>,
     /// How many points to keep.

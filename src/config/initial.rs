@@ -3,14 +3,14 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::read::{show, show_or_never};
-use super::{
-    ARTI_FILE_NAME, ClusterConfig, Config, ConfigError, DEFAULT_BURST, FILE_NAME, Limits, NodeConfig, peers, write_new,
-};
-use crate::health::HealthSettings;
+use super::keys::{Effect, Keys, Value};
+use super::{ARTI_FILE_NAME, Config, ConfigError, FILE_NAME, tables, write_new};
 use crate::proxy::PortTarget;
 
-/// What the operator said at `init` or `join`.
+/// Longest line of a comment, in characters, but for words that are longer.
+const WIDTH: usize = 100;
+
+/// What the operator asked for at `init` or `join`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Initial {
     /// The virtual ports and their targets.
@@ -22,8 +22,10 @@ pub struct Initial {
 }
 
 impl Config {
-    /// Writes the first configuration into the state directory `dir`; an existing one that says
-    /// something else is an error, and stays.
+    /// Writes the first configuration into the state directory `dir`.
+    ///
+    /// # Errors
+    /// If a file with another content is there already: it stays. If the directory cannot be written.
     pub fn write_initial(dir: &Path, initial: &Initial) -> Result<(), ConfigError> {
         if let Some(arti) = &initial.arti {
             write_new(&dir.join(ARTI_FILE_NAME), arti)?;
@@ -34,124 +36,139 @@ impl Config {
 
 /// The text of the file.
 pub(super) fn text(initial: &Initial) -> String {
-    let mut text = String::from(
-        "# RustBalance on this node. Read when the daemon starts.\n\
-         # A line that begins with \"#\" shows a default. Times have a unit: \"500ms\", \"2s\", \"30m\", \"1h\".\n\n\
-         # How Tor is used (bridges, vanguards, a private network) is said in Arti's own words, in the table [arti] of this\n\
-         # file or in the file named here. Where Arti stores its data is not: that is in this directory.\n",
-    );
-    text += &match initial.arti {
-        Some(_) => format!("arti_config = {ARTI_FILE_NAME:?}\n"),
-        None => format!("# arti_config = {ARTI_FILE_NAME:?}\n"),
+    let mut config = Config {
+        ports: initial.ports.clone(),
+        arti_file: initial.arti.as_ref().map(|_| ARTI_FILE_NAME.into()),
+        ..Config::default()
     };
-    for (title, keys) in tables().into_iter().chain(peers::tables()) {
-        if title == "[cluster]" {
-            text += &ports(&initial.ports);
-            text += &unserved(&initial.unserved);
-        }
-        text += &format!("\n{title}\n");
-        for (key, value, meaning) in keys {
-            let _ = write!(text, "# {meaning}\n# {key} = {value}\n");
-        }
-    }
-    text
-}
-
-fn ports(ports: &[PortTarget]) -> String {
-    let mut text = String::from(
-        "\n# A port of the onion address, and where its streams go on this host: \"127.0.0.1:8080\", \"[::1]:8080\" or\n\
-         # \"unix:/run/app.sock\". More ports: repeat the table.\n",
+    let mut writer = Writer { text: String::new(), unserved: &initial.unserved, shape: Shape::Whole };
+    writer.comment(
+        "The configuration of this RustBalance node, read when the daemon starts. A key behind \"#\" has the default \
+         that is shown. A time has a unit: \"500ms\", \"2s\", \"30m\", \"1h\".",
     );
-    for PortTarget { port, target } in ports {
-        // As a TOML value: a path may hold quotes and backslashes.
-        let target = toml::Value::String(target.to_string());
-        let _ = write!(text, "[[port]]\nvirtual = {port}\ntarget = {target}\n");
+    writer.text.push('\n');
+    tables::walk(&mut writer, &mut config);
+    writer.text
+}
+
+struct Writer<'a> {
+    text: String,
+    unserved: &'a [u16],
+    shape: Shape,
+}
+
+/// What is written of a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// Its meaning, and a line with its value.
+    Whole,
+    /// Its meaning, behind its name: what stands before several tables alike.
+    Meaning,
+    /// The line with its value.
+    Line,
+}
+
+impl Writer<'_> {
+    fn comment(&mut self, text: &str) {
+        let mut line = String::from("#");
+        for word in text.split(' ') {
+            if line.chars().count() + 1 + word.chars().count() > WIDTH {
+                let _ = writeln!(self.text, "{line}");
+                line = String::from("#");
+            }
+            line.push(' ');
+            line.push_str(word);
+        }
+        let _ = writeln!(self.text, "{line}");
     }
-    text
-}
 
-fn unserved(ports: &[u16]) -> String {
-    let mut text = String::new();
-    for port in ports {
-        let _ = write!(
-            text,
-            "\n# The address has port {port}, too. This node refuses it until it has a target: clients that reach another\n\
-             # node are served, those that reach this one are not.\n\
-             #[[port]]\n#virtual = {port}\n#target = \"127.0.0.1:{port}\"\n"
-        );
+    fn explain<V: Value>(&mut self, name: &str, allowed: &V::Allowed, meaning: &str) {
+        let meaning = match self.shape {
+            Shape::Whole => meaning.to_owned(),
+            Shape::Meaning => format!("{name}: {meaning}"),
+            Shape::Line => return,
+        };
+        let Some(allowed) = V::allowed(allowed) else { return self.comment(&meaning) };
+        let allowed = format!("Allowed: {allowed}.");
+        match meaning.chars().count() + allowed.chars().count() + "#  ".len() <= WIDTH {
+            true => self.comment(&format!("{meaning} {allowed}")),
+            false => [meaning, allowed].iter().for_each(|text| self.comment(text)),
+        }
     }
-    text
+
+    fn line(&mut self, line: &str) {
+        if self.shape != Shape::Meaning {
+            let _ = writeln!(self.text, "{line}");
+        }
+    }
+
+    /// A port of the address for which no target was given.
+    fn unserved(&mut self, port: u16) {
+        self.text.push('\n');
+        self.comment(&format!(
+            "The address has port {port}, too. This node refuses its clients until it has a target here; other nodes \
+             may serve them."
+        ));
+        let _ = write!(self.text, "#[[port]]\n#virtual = {port}\n#target = \"127.0.0.1:{port}\"\n");
+    }
 }
 
-/// A key, its default, its meaning.
-pub(super) type Key = (&'static str, String, &'static str);
+impl Keys for Writer<'_> {
+    fn table(&mut self, name: &'static str, _effect: Effect, meaning: &'static str) {
+        self.text.push('\n');
+        self.comment(meaning);
+        let _ = writeln!(self.text, "[{name}]");
+    }
 
-/// The tables but the ports' and those about other nodes, with each key, its default and its meaning.
-fn tables() -> [(&'static str, Vec<Key>); 4] {
-    let node = NodeConfig::default();
-    let cluster = ClusterConfig::default();
-    let limits = Limits::default();
-    let health = HealthSettings::default();
-    let time = |time| format!("\"{}\"", show(time));
-    [
-        (
-            "[node]",
-            vec![
-                ("priority", node.priority.to_string(), "Who is asked first to publish: the lowest, 0 to 255."),
-                ("weight", node.weight.to_string(), "This node's share of the load against the others', 1 to 100."),
-            ],
-        ),
-        (
-            "[cluster]",
-            vec![
-                ("heartbeat", time(cluster.heartbeat), "Between two signs of life. The same on every node."),
-                ("lease_ttl", time(cluster.lease_ttl), "How long the right to publish lasts. The same on every node."),
-                ("intro_points", cluster.intro_points.to_string(), "Introduction points this node keeps, 1 to 10."),
-                (
-                    "hide_outages",
-                    cluster.hide_outages.to_string(),
-                    "Points of a silent node stay published for 10 to 60 min, served by a publisher. On all publishers.",
-                ),
-            ],
-        ),
-        ("[limits]", limits_keys(&limits, time)),
-        (
-            "[health]",
-            vec![
-                ("interval", time(health.interval), "Between two connections to each target, which its log may show."),
-                ("timeout", time(health.timeout), "How long one may take."),
-                (
-                    "failures",
-                    health.failures.to_string(),
-                    "So many failures in a row take this node out of the address.",
-                ),
-            ],
-        ),
-    ]
-}
+    fn key<V: Value>(&mut self, name: &'static str, allowed: V::Allowed, value: &mut V, meaning: &'static str) {
+        self.explain::<V>(name, &allowed, meaning);
+        self.line(&format!("# {name} = {}", value.show()));
+    }
 
-fn limits_keys(limits: &Limits, time: impl Fn(std::time::Duration) -> String) -> Vec<Key> {
-    let proxy = &limits.proxy;
-    let or_never = |time| format!("\"{}\"", show_or_never(time));
-    vec![
-        (
-            "streams",
-            proxy.streams.to_string(),
-            "Clients' streams open at once, each a connection to a target: no more than the targets take.",
-        ),
-        ("streams_per_circuit", limits.streams_per_circuit.to_string(), "Of these, on one client's circuit."),
-        ("open_rendezvous", limits.open_rendezvous.to_string(), "Clients' circuits open at once."),
-        ("pending_rendezvous", limits.pending_rendezvous.to_string(), "Clients' circuits in the making at once."),
-        ("introduction_queue", limits.introduction_queue.to_string(), "Clients waiting, per introduction point."),
-        ("introductions_per_second", "25".into(), "Let the relays pass on so many clients a second; off when not set."),
-        ("introductions_burst", DEFAULT_BURST.to_string(), "And so many at once. Only with introductions_per_second."),
-        ("connect_timeout", time(proxy.connect), "How long connecting to a target may take."),
-        (
-            "idle_timeout",
-            or_never(proxy.idle),
-            "A stream on which nothing moves for this long is closed, or \"never\".",
-        ),
-        ("stall_timeout", or_never(proxy.stall), "A stream of which one side does not read for this long, likewise."),
-        ("half_closed_timeout", time(proxy.half_closed), "The same once one side has ended and nothing moves."),
-    ]
+    fn optional<V: Value>(
+        &mut self,
+        name: &'static str,
+        allowed: V::Allowed,
+        value: &mut Option<V>,
+        example: V,
+        meaning: &'static str,
+    ) {
+        self.explain::<V>(name, &allowed, meaning);
+        self.line(&match value {
+            Some(value) => format!("{name} = {}", value.show()),
+            None => format!("# {name} = {}", example.show()),
+        });
+    }
+
+    fn each<T: Default>(
+        &mut self,
+        name: &'static str,
+        _effect: Effect,
+        meaning: &'static str,
+        items: &mut Vec<T>,
+        keys: fn(&mut Self, &mut T, &[T]),
+    ) {
+        self.text.push('\n');
+        self.comment(meaning);
+        self.shape = Shape::Meaning;
+        keys(self, &mut T::default(), &[]);
+        self.shape = Shape::Line;
+        for at in 0..items.len() {
+            let _ = writeln!(self.text, "[[{name}]]");
+            let (before, rest) = items.split_at_mut(at);
+            if let Some(item) = rest.first_mut() {
+                keys(self, item, before);
+            }
+        }
+        self.shape = Shape::Whole;
+        self.unserved.iter().for_each(|port| self.unserved(*port));
+    }
+
+    fn foreign(&mut self, name: &'static str, _effect: Effect, meaning: &'static str, _text: &mut String) -> bool {
+        self.text.push('\n');
+        self.comment(&format!("[{name}]: {meaning}"));
+        false
+    }
+
+    fn require(&mut self, _name: &'static str, _holds: bool, _why: impl FnOnce() -> String) {}
 }

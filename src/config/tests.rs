@@ -3,12 +3,13 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::proxy::Target;
 use proptest::prelude::*;
 
 const PORT: &str = "[[port]]\nvirtual = 80\ntarget = \"127.0.0.1:8080\"\n";
 
 fn parse(text: &str) -> Result<Config, String> {
-    Config::parse(text).map(|(config, _)| config).map_err(|problem| problem.to_string())
+    Config::parse(text).map_err(|problem| problem.to_string())
 }
 
 fn refused(text: &str) -> String {
@@ -29,7 +30,7 @@ fn the_first_file_holds_what_was_asked_for_and_defaults() {
     Config::write_initial(dir.path(), &initial()).unwrap();
     let config = Config::load(dir.path()).unwrap();
     assert_eq!(config.ports, initial().ports);
-    assert_eq!(config.limits, Limits::default());
+    assert_eq!((config.service, config.proxy), Default::default());
     assert_eq!(config.arti, "");
     let mode = std::fs::metadata(dir.path().join(FILE_NAME)).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -54,11 +55,12 @@ fn the_comments_of_the_first_file_are_the_defaults() {
     let key = |line: &str| line.split(' ').nth(1) == Some("=");
     let uncommented: Vec<_> =
         text.lines().map(|line| line.strip_prefix("# ").filter(|rest| key(rest)).unwrap_or(line)).collect();
-    let (mut config, arti) = Config::parse(&uncommented.join("\n")).unwrap();
-    assert_eq!(arti.as_deref(), Some(Path::new(ARTI_FILE_NAME)));
-    assert_eq!(config.limits.introductions_per_second, Some((25, 200)), "the one key that is off by default");
-    config.limits.introductions_per_second = None;
+    let mut config = parse(&uncommented.join("\n")).unwrap();
+    assert_eq!(config.arti_file.take().as_deref(), Some(Path::new(ARTI_FILE_NAME)));
+    let rate = config.service.introductions_per_second.take();
+    assert_eq!(rate, Some((25, 200)), "the one key of a table that is off by default");
     assert_eq!(Ok(config), parse(&text));
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
 }
 
 #[test]
@@ -73,6 +75,54 @@ fn artis_file_is_copied_and_read() {
     std::fs::remove_file(dir.path().join(ARTI_FILE_NAME)).unwrap();
     let error = Config::load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("arti.toml: cannot be read"), "{error}");
+}
+
+#[test]
+fn all_mistakes_are_named_in_the_order_of_the_file() {
+    insta::assert_snapshot!(
+        refused("[links]\nopen = 1\nneighbors = 3\n[cluster]\nheartbeat = \"2h\" # too long\nhide_outages = 1\n"),
+        @r#"
+    4 mistakes:
+      line 2, column 8: "open" in [links] cannot be 1: write a whole number from 2 to 1024
+      line 3, column 1: unknown key "neighbors" in [links]: did you mean "neighbours"?
+      line 5, column 13: "heartbeat" in [cluster] cannot be "2h": write a time from 200ms to 30s with its unit, in quotes
+      line 6, column 16: "hide_outages" in [cluster] cannot be 1: write true or false, without quotes
+    "#
+    );
+    let many: String = (0..20).map(|at| format!("x{at} = 1\n")).collect();
+    let shown = refused(&many);
+    assert!(shown.starts_with("20 mistakes:\n  line 1, column 1: ") && shown.ends_with("\n  and 8 more"), "{shown}");
+}
+
+/// What one requirement is about may be what is wrong with the other.
+#[test]
+fn what_is_missing_is_named_only_where_nothing_is_misspelt() {
+    let error = parse("[cluster]\nlease_ttl = \"3s\"\n[[port]]\nvirtual = 80\n").unwrap_err();
+    insta::assert_snapshot!(error, @r#"
+    2 mistakes:
+      line 2, column 1: "lease_ttl" in [cluster]: 3s is shorter than 3 heartbeats of 2s: a lease must outlive the loss of one
+      line 3, column 1: "target" in [[port]]: is missing: where do the streams of this port go, as in "127.0.0.1:8080"?
+    "#);
+    let error = parse("[cluster]\nlease_tll = \"3s\"\n[[port]]\nvirtual = 80\n").unwrap_err();
+    insta::assert_snapshot!(error, @r#"line 2, column 1: unknown key "lease_tll" in [cluster]: did you mean "lease_ttl"?"#);
+}
+
+#[test]
+fn a_running_daemon_takes_over_what_it_can_and_names_what_needs_a_restart() {
+    let live = LiveConfig::new(parse(PORT).unwrap());
+    let (mut proxy, mut joins, mut health) = (live.proxy(), live.joins(), live.health());
+    assert!(live.apply(&parse(PORT).unwrap()).is_empty());
+    assert!(!proxy.has_changed().unwrap());
+    let new = parse(&format!(
+        "[limits]\nstreams = 9\nopen_rendezvous = 8\n[joins]\nat_once = 3\n[health]\nfailures = 5\n\
+         [node]\nweight = 7\n[cluster]\nhide_outages = true\n{PORT}[[port]]\nvirtual = 81\ntarget = \"[::1]:81\"\n"
+    ));
+    assert_eq!(live.apply(&new.unwrap()), ["[[port]]", "[cluster] hide_outages", "[node] weight"]);
+    assert_eq!(proxy.borrow_and_update().streams, 9);
+    assert_eq!(joins.borrow_and_update().at_once, 3);
+    assert_eq!(health.borrow_and_update().failures, 5);
+    assert_eq!(live.service().borrow().open_rendezvous, 8);
+    assert!(live.apply(&parse(PORT).unwrap()).is_empty(), "the keys that need a restart are as they were at the start");
 }
 
 /// Errors end in the journal, where a bridge's address and fingerprint have no place.
@@ -124,31 +174,31 @@ fn a_file_is_never_overwritten_and_one_that_is_missing_is_named() {
 
 #[test]
 fn an_unknown_key_is_named_with_its_table_and_the_nearest_known_one() {
-    insta::assert_snapshot!(refused("[cluster]\nhartbeat = \"2s\""), @r#"unknown key "hartbeat" in [cluster]: did you mean "heartbeat"?"#);
-    insta::assert_snapshot!(refused("[limit]\nstreams = 1"), @r#"unknown key "limit" in the top level: did you mean "limits"?"#);
-    insta::assert_snapshot!(refused("weight = 2"), @r#"unknown key "weight" in the top level: "weight" belongs in [node]"#);
-    insta::assert_snapshot!(refused("[node]\ncolour = 2"), @r#"unknown key "colour" in [node]: it knows priority, weight"#);
+    insta::assert_snapshot!(refused("[cluster]\nhartbeat = \"2s\""), @r#"line 2, column 1: unknown key "hartbeat" in [cluster]: did you mean "heartbeat"?"#);
+    insta::assert_snapshot!(refused("[limit]\nstreams = 1"), @r#"line 1, column 2: unknown key "limit" in the top level: did you mean "limits"?"#);
+    insta::assert_snapshot!(refused("weight = 2"), @r#"line 1, column 1: unknown key "weight" in the top level: "weight" belongs in [node]"#);
+    insta::assert_snapshot!(refused("[node]\ncolour = 2"), @r#"line 2, column 1: unknown key "colour" in [node]: it knows priority, weight"#);
     insta::assert_snapshot!(
         parse("[[port]]\nvirtul = 80\ntarget = \"127.0.0.1:1\"").unwrap_err(),
-        @r#"unknown key "virtul" in [[port]]: did you mean "virtual"?"#
+        @r#"line 2, column 1: unknown key "virtul" in [[port]]: did you mean "virtual"?"#
     );
 }
 
 #[test]
 fn a_wrong_value_is_named_with_what_could_be() {
-    insta::assert_snapshot!(refused("[cluster]\nheartbeat = 2"), @r#""heartbeat" in [cluster]: 2 has no unit: write "2s" for seconds"#);
-    insta::assert_snapshot!(refused("[cluster]\nheartbeat = \"2h\""), @r#""heartbeat" in [cluster]: cannot be "2h": it is a time from 200ms to 30s, with its unit, in quotes"#);
-    insta::assert_snapshot!(refused("[cluster]\nheartbeat = \"20s\""), @r#""lease_ttl" in [cluster]: 30s is shorter than 3 heartbeats of 20s: a lease must outlive a lost one"#);
-    insta::assert_snapshot!(refused("[node]\nweight = 0"), @r#""weight" in [node]: cannot be 0: it is a whole number from 1 to 100"#);
-    insta::assert_snapshot!(refused("[node]\npriority = 256"), @r#""priority" in [node]: cannot be 256: it is a whole number from 0 to 255"#);
-    insta::assert_snapshot!(refused("[node]\npriority = \"first\""), @r#""priority" in [node]: cannot be "first": it is a whole number from 0 to 255"#);
-    insta::assert_snapshot!(refused("node = 1"), @r#""node" in the top level: cannot be 1: it is a table, write [node]"#);
-    insta::assert_snapshot!(refused("[limits]\nintroductions_burst = 5"), @r#""introductions_burst" in [limits]: means nothing without introductions_per_second"#);
-    insta::assert_snapshot!(refused("arti_config = \"a\"\n[arti]"), @r#""arti_config" in the top level: there is a table [arti] too: keep one of the two"#);
-    insta::assert_snapshot!(refused("[[port]]\nvirtual = 81\ntarget = \"example.com:80\""), @r#""target" in [[port]]: the target "example.com:80" is not on this host: a client's stream never leaves it in the clear. For an application in another container share a Unix socket between the two (a common volume and unix:/...), or the network (network_mode: "service:NAME" or "container:NAME", and 127.0.0.1:PORT); write "127.0.0.1:8080", "[::1]:8080", "localhost:8080" or "unix:/run/app.sock""#);
-    insta::assert_snapshot!(refused("[[port]]\nvirtual = 80\ntarget = \"[::1]:80\""), @r#""virtual" in [[port]]: 80 stands there twice: a port has one target"#);
-    insta::assert_snapshot!(refused("[[port]]\nvirtual = 7441\ntarget = \"[::1]:80\""), @r#""virtual" in [[port]]: 7440 and 7441 are used by the nodes themselves: choose another"#);
-    insta::assert_snapshot!(refused("[[port]]\nvirtual = 81"), @r#""target" in [[port]]: is missing: where do its streams go, as in "127.0.0.1:8080"?"#);
+    insta::assert_snapshot!(refused("[cluster]\nheartbeat = 2"), @r#"line 2, column 13: "heartbeat" in [cluster] cannot be 2: write "2s" for seconds: a time has a unit"#);
+    insta::assert_snapshot!(refused("[cluster]\nheartbeat = \"2h\""), @r#"line 2, column 13: "heartbeat" in [cluster] cannot be "2h": write a time from 200ms to 30s with its unit, in quotes"#);
+    insta::assert_snapshot!(refused("[cluster]\nheartbeat = \"20s\""), @r#"line 1, column 2: "lease_ttl" in [cluster]: 30s is shorter than 3 heartbeats of 20s: a lease must outlive the loss of one"#);
+    insta::assert_snapshot!(refused("[node]\nweight = 0"), @r#"line 2, column 10: "weight" in [node] cannot be 0: write a whole number from 1 to 100"#);
+    insta::assert_snapshot!(refused("[node]\npriority = 256"), @r#"line 2, column 12: "priority" in [node] cannot be 256: write a whole number from 0 to 255"#);
+    insta::assert_snapshot!(refused("[node]\npriority = \"first\""), @r#"line 2, column 12: "priority" in [node] cannot be "first": write a whole number from 0 to 255"#);
+    insta::assert_snapshot!(refused("node = 1"), @r#"line 1, column 8: "node" in the top level cannot be 1: write a table, [node]"#);
+    insta::assert_snapshot!(refused("[limits]\nintroductions_burst = 5"), @r#"line 2, column 1: "introductions_burst" in [limits]: means nothing without introductions_per_second"#);
+    insta::assert_snapshot!(refused("arti_config = \"a\"\n[arti]"), @r#"line 1, column 1: "arti_config" in the top level: there is a table [arti] too: keep one of the two"#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 81\ntarget = \"example.com:80\""), @r#"line 3, column 10: "target" in [[port]]: the target "example.com:80" is not on this host: a client's stream never leaves it in the clear. For an application in another container share a Unix socket between the two (a common volume and unix:/...), or the network (network_mode: "service:NAME" or "container:NAME", and 127.0.0.1:PORT); write "127.0.0.1:8080", "[::1]:8080", "localhost:8080" or "unix:/run/app.sock""#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 80\ntarget = \"[::1]:80\""), @r#"line 5, column 1: "virtual" in [[port]]: 80 stands there twice: a port has one target"#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 7441\ntarget = \"[::1]:80\""), @r#"line 2, column 1: "virtual" in [[port]]: 7440 and 7441 are used by the nodes themselves: choose another"#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 81"), @r#"line 1, column 1: "target" in [[port]]: is missing: where do the streams of this port go, as in "127.0.0.1:8080"?"#);
     insta::assert_snapshot!(parse("[node]\nweight = 2").unwrap_err(), @r#""port" in the top level: there is none: add [[port]] with "virtual" and "target""#);
 }
 
@@ -158,11 +208,10 @@ fn limits_reach_the_engine_and_the_proxy() {
         "{PORT}[limits]\nstreams = 7\nstreams_per_circuit = 3\nintroductions_per_second = 300\nidle_timeout = \"1h 5m\"\n"
     ))
     .unwrap();
-    assert_eq!(config.limits.proxy.streams, 7);
-    assert_eq!(config.limits.proxy.idle, Some(Duration::from_secs(3900)));
-    let service = config.limits.service_limits();
-    assert_eq!(service.streams_per_circuit, 3);
-    assert_eq!(service.introductions_per_second, Some((300, 300)));
+    assert_eq!(config.proxy.streams, 7);
+    assert_eq!(config.proxy.idle, Some(Duration::from_secs(3900)));
+    assert_eq!(config.service.streams_per_circuit, 3);
+    assert_eq!(config.service.introductions_per_second, Some((300, 300)));
 }
 
 #[test]
@@ -176,12 +225,12 @@ fn bounds_on_peers_are_read_and_checked() {
     assert_eq!((config.links.silence, config.links.ping), (Duration::from_secs(40), Duration::from_secs(5)));
     assert_eq!((config.joins.at_once, config.joins.every), (2, Duration::from_secs(2)));
     assert_eq!((config.gossip.mesh.strangers, config.gossip.waiting), (9, 10));
-    insta::assert_snapshot!(refused("[links]\nopen = 11"), @r#""open" in [links]: 11 is less than twice the 6 neighbours: as many as this node dials may dial it"#);
-    insta::assert_snapshot!(refused("[links]\nping = \"15s\""), @r#""silence" in [links]: 20s is shorter than 2 pings of 15s"#);
-    insta::assert_snapshot!(refused("[links]\nbytes_burst = 1"), @r#""bytes_burst" in [links]: cannot be 1: it is a whole number from 262144 to 1073741824"#);
-    insta::assert_snapshot!(refused("[links]\nhandshake = 1"), @r#"unknown key "handshake" in [links]: did you mean "handshakes"?"#);
-    insta::assert_snapshot!(refused("[joins]\nat_once = 0"), @r#""at_once" in [joins]: cannot be 0: it is a whole number from 1 to 1024"#);
-    insta::assert_snapshot!(refused("[gossip]\nstranger = 1"), @r#"unknown key "stranger" in [gossip]: did you mean "strangers"?"#);
+    insta::assert_snapshot!(refused("[links]\nopen = 11"), @r#"line 2, column 1: "open" in [links]: 11 is less than twice the 6 neighbours: the same number may dial this node"#);
+    insta::assert_snapshot!(refused("[links]\nping = \"15s\""), @r#"line 1, column 2: "silence" in [links]: 20s is shorter than 2 pings of 15s"#);
+    insta::assert_snapshot!(refused("[links]\nbytes_burst = 1"), @r#"line 2, column 15: "bytes_burst" in [links] cannot be 1: write a whole number from 262144 to 1073741824"#);
+    insta::assert_snapshot!(refused("[links]\nhandshake = 1"), @r#"line 2, column 1: unknown key "handshake" in [links]: did you mean "handshakes"?"#);
+    insta::assert_snapshot!(refused("[joins]\nat_once = 0"), @r#"line 2, column 11: "at_once" in [joins] cannot be 0: write a whole number from 1 to 1024"#);
+    insta::assert_snapshot!(refused("[gossip]\nstranger = 1"), @r#"line 2, column 1: unknown key "stranger" in [gossip]: did you mean "strangers"?"#);
 }
 
 proptest! {
@@ -193,10 +242,10 @@ proptest! {
 
 #[test]
 fn idle_and_stalled_streams_are_closed_only_if_the_operator_says_so() {
-    let limits = |keys: &str| parse(&format!("{PORT}[limits]\n{keys}")).unwrap().limits.proxy;
+    let limits = |keys: &str| parse(&format!("{PORT}[limits]\n{keys}")).unwrap().proxy;
     assert_eq!((limits("").idle, limits("").stall), (None, None), "as with C tor");
     assert_eq!(limits("idle_timeout = \"never\"\nstall_timeout = \"off\"\n"), limits(""));
     let set = limits("idle_timeout = \"30m\"\nstall_timeout = \"2m\"\n");
     assert_eq!((set.idle, set.stall), (Some(Duration::from_secs(1800)), Some(Duration::from_secs(120))));
-    insta::assert_snapshot!(refused("[limits]\nidle_timeout = \"ever\""), @r#""idle_timeout" in [limits]: cannot be "ever": it is a time from 1s to 1day, with its unit, in quotes; or "never""#);
+    insta::assert_snapshot!(refused("[limits]\nidle_timeout = \"ever\""), @r#"line 2, column 16: "idle_timeout" in [limits] cannot be "ever": write a time from 1s to 1day with its unit, in quotes; or "never""#);
 }

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use crate::proxy::{PortTarget, Target};
+use crate::sync::publish;
 
 /// How often and how patiently targets are asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,8 +79,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Starts checking. Must be called within a tokio runtime.
-    pub fn start(ports: Vec<PortTarget>, settings: HealthSettings) -> Self {
+    /// Starts checking, in each round by the latest `settings`. Must be called within a tokio runtime.
+    pub fn start(ports: Vec<PortTarget>, settings: watch::Receiver<HealthSettings>) -> Self {
         let first = ports.iter().map(|port| report(port, &Judge::default())).collect();
         let (ready, ready_receiver) = watch::channel(false);
         let (statuses, ports_receiver) = watch::channel(first);
@@ -107,21 +108,19 @@ fn report(port: &PortTarget, judge: &Judge) -> PortHealth {
 /// Rounds without end.
 async fn check(
     ports: Vec<PortTarget>,
-    settings: HealthSettings,
+    mut settings: watch::Receiver<HealthSettings>,
     ready: watch::Sender<bool>,
     statuses: watch::Sender<Arc<[PortHealth]>>,
 ) {
     let mut judges: Vec<Judge> = ports.iter().map(|_| Judge::default()).collect();
-    let mut rounds = interval(settings.interval);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        rounds.tick().await;
-        let asked = ports.iter().map(|port| ask(&port.target, settings.timeout));
+        let (began, HealthSettings { timeout, failures, .. }) = (Instant::now(), settings.borrow().clone());
+        let asked = ports.iter().map(|port| ask(&port.target, timeout));
         let outcomes = futures::future::join_all(asked).await;
         for ((port, judge), outcome) in ports.iter().zip(&mut judges).zip(outcomes) {
             let Some(outcome) = outcome else { continue };
             let first_failure = judge.error.is_none() && outcome.is_err();
-            match (judge.observe(outcome, settings.failures), judge.healthy) {
+            match (judge.observe(outcome, failures), judge.healthy) {
                 (true, true) => info!(port = port.port, target = %port.target, "the target answers"),
                 (true, false) => {
                     warn!(port = port.port, target = %port.target, error = judge.error, "the target is down");
@@ -135,7 +134,20 @@ async fn check(
         let all = ports.iter().zip(&judges).map(|(port, judge)| report(port, judge)).collect::<Arc<[_]>>();
         let now_ready = all.iter().all(|port| port.healthy);
         statuses.send_replace(all);
-        ready.send_if_modified(|ready| std::mem::replace(ready, now_ready) != now_ready);
+        publish(&ready, now_ready);
+        next_round(began, &mut settings).await;
+    }
+}
+
+/// Waits for the round after the one that `began` then. A new interval counts at once.
+async fn next_round(began: Instant, settings: &mut watch::Receiver<HealthSettings>) {
+    loop {
+        let due = began + settings.borrow_and_update().interval;
+        tokio::select! {
+            () = sleep_until(due) => return,
+            // Without a sender the settings stay as they are.
+            Ok(()) = settings.changed() => {}
+        }
     }
 }
 
@@ -208,7 +220,7 @@ mod tests {
             PortTarget { port: 80, target: Target::Tcp(first.local_addr().unwrap()) },
             PortTarget { port: 81, target: Target::Unix(path.clone()) },
         ];
-        let health = Health::start(ports, fast());
+        let health = Health::start(ports, watch::channel(fast()).1);
         let mut ready = health.ready();
         assert!(!*ready.borrow());
         // The second target is not there yet.
@@ -240,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn dropped_it_stops() {
-        let health = Health::start(Vec::new(), fast());
+        let health = Health::start(Vec::new(), watch::channel(fast()).1);
         let mut ready = health.ready();
         ready.wait_for(|ready| *ready).await.unwrap();
         drop(health);

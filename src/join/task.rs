@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
 
 use super::admitter::{Admission, Admissions, Effect, Event, Outcome, Publisher, Redemption};
@@ -15,6 +15,7 @@ use super::token::Token;
 use super::transcript::Fresh;
 use crate::frame::{self, FrameError};
 use crate::keys::NodeSecret;
+use crate::places::Places;
 use crate::stream::BoxStream;
 use rustbalance_gossip::id::ClusterId;
 
@@ -115,36 +116,35 @@ pub trait Admitter: Send + Sync {
 
 /// Where joiners come to be admitted. One a node: it sees to it that they are decided upon one after another.
 pub struct Door {
-    limits: DoorLimits,
-    places: Semaphore,
+    limits: watch::Receiver<DoorLimits>,
+    places: Places,
     bucket: SyncMutex<(f64, Instant)>,
     turn: Mutex<()>,
 }
 
-impl Default for Door {
-    fn default() -> Self {
-        Self::with_limits(DoorLimits::default())
-    }
-}
-
 impl Door {
-    /// One with nobody before it.
-    pub fn with_limits(limits: DoorLimits) -> Self {
-        let bucket = SyncMutex::new((limits.burst.into(), Instant::now()));
-        Self { limits, places: Semaphore::new(limits.at_once), bucket, turn: Mutex::new(()) }
+    /// One that holds whoever comes to the latest `limits`.
+    pub fn new(limits: watch::Receiver<DoorLimits>) -> Self {
+        let bucket = SyncMutex::new((limits.borrow().burst.into(), Instant::now()));
+        Self { limits, places: Places::default(), bucket, turn: Mutex::new(()) }
+    }
+
+    fn limits(&self) -> DoorLimits {
+        *self.limits.borrow()
     }
 
     /// Admits or refuses whoever is on the stream, however it reached us. `None`: it went away or fell silent.
     pub async fn admit(&self, mut stream: BoxStream, admitter: &dyn Admitter) -> Option<Outcome> {
-        let place = self.places.try_acquire();
-        if place.is_err() || !self.within_rate(Instant::now()) {
+        let limits = self.limits();
+        let place = self.places.take(limits.at_once);
+        if place.is_none() || !self.within_rate(Instant::now()) {
             drop(place);
             refuse(stream, Refusal::Busy).await;
             return Some(Outcome::Refused(Refusal::Busy));
         }
         let mut admission = Admission::new(Fresh::generate(&mut rand::rng()));
         loop {
-            let frame = match timeout(self.limits.patience, frame::read(&mut stream, frame::MAX_UNPROVEN)).await.ok()? {
+            let frame = match timeout(limits.patience, frame::read(&mut stream, frame::MAX_UNPROVEN)).await.ok()? {
                 Ok(frame) => frame,
                 // Told as any other garbage.
                 Err(FrameError::TooLong { .. }) => Vec::new(),
@@ -152,7 +152,7 @@ impl Door {
             };
             let (frames, outcome) = self.decide(&mut admission, &frame, admitter).await;
             for frame in frames {
-                timeout(self.limits.patience, frame::write(&mut stream, &frame)).await.ok()?.ok()?;
+                timeout(limits.patience, frame::write(&mut stream, &frame)).await.ok()?.ok()?;
             }
             if outcome.is_some() {
                 finish(&mut stream).await;
@@ -174,7 +174,7 @@ impl Door {
         };
         let mut effects = ask(admission, Event::Frame(frame), admitter);
         if let [Effect::Record(redemption)] = effects.as_slice() {
-            let recorded = timeout(self.limits.record, admitter.record(redemption)).await.unwrap_or(false);
+            let recorded = timeout(self.limits().record, admitter.record(redemption)).await.unwrap_or(false);
             effects = ask(admission, Event::Recorded(recorded), admitter);
         }
         let (mut frames, mut outcome) = (Vec::new(), None);
@@ -190,7 +190,8 @@ impl Door {
 
     /// Takes from the bucket of joins; false if it is empty.
     fn within_rate(&self, now: Instant) -> bool {
-        self.take(now, self.limits.every, self.limits.burst.into())
+        let DoorLimits { every, burst, .. } = self.limits();
+        self.take(now, every, burst.into())
     }
 
     /// The same for a node that only carries joins, one of `carriers`: together they carry what one
@@ -198,8 +199,9 @@ impl Door {
     /// that a publisher accepts in a second from all members.
     pub fn may_carry(&self, now: Instant, carriers: usize) -> bool {
         let carriers = u32::try_from(carriers).unwrap_or(u32::MAX).max(1);
-        let burst = f64::from(self.limits.burst) / 4.0 / f64::from(carriers);
-        self.take(now, self.limits.every.saturating_mul(carriers), burst.max(1.0))
+        let DoorLimits { every, burst, .. } = self.limits();
+        let burst = f64::from(burst) / 4.0 / f64::from(carriers);
+        self.take(now, every.saturating_mul(carriers), burst.max(1.0))
     }
 
     /// Takes one from a bucket that holds `burst` and gains one in `every`.
@@ -285,7 +287,8 @@ mod tests {
 
     #[test]
     fn a_burst_is_let_in_and_then_the_rate_holds() {
-        let door = Door::with_limits(DoorLimits { burst: 3, every: Duration::from_secs(2), ..DoorLimits::default() });
+        let limits = DoorLimits { burst: 3, every: Duration::from_secs(2), ..DoorLimits::default() };
+        let door = Door::new(watch::channel(limits).1);
         let start = Instant::now();
         let seconds = [0, 0, 0, 0, 1, 2, 2, 3, 60, 60, 60, 60];
         let let_in = seconds.map(|second| door.within_rate(start + Duration::from_secs(second)));
@@ -296,7 +299,7 @@ mod tests {
     #[test]
     fn nodes_that_carry_share_the_rate_of_one_door() {
         let limits = DoorLimits { burst: 32, every: Duration::from_secs(1), ..DoorLimits::default() };
-        let doors = [(); 4].map(|()| Door::with_limits(limits));
+        let doors = [(); 4].map(|()| Door::new(watch::channel(limits).1));
         let start = Instant::now();
         let carried = |second| {
             let now = start + Duration::from_secs(second);

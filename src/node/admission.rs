@@ -10,7 +10,7 @@ use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MemberView;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -21,6 +21,7 @@ use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, JoinedService, MAX_PORTS};
 use crate::join::{Outcome, Publisher, Redemption, Refusal};
 use crate::link::Links;
+use crate::places::Places;
 use crate::store::Store;
 use crate::stream::BoxStream;
 use crate::tor::{Incoming, Rejection};
@@ -41,7 +42,8 @@ pub(super) struct JoinPort {
     /// On publishers.
     gatekeeper: Option<Gatekeeper>,
     /// For joiners that come to this node; more at once are turned away by Tor's own refusal.
-    places: Semaphore,
+    places: Places,
+    limits: watch::Receiver<DoorLimits>,
     refused: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -57,9 +59,14 @@ mod counted {
 
 impl JoinPort {
     /// A worker has no gatekeeper.
-    pub(super) fn new(cluster: Cluster, links: Arc<Links>, gatekeeper: Option<Gatekeeper>, limits: DoorLimits) -> Self {
-        let (door, places) = (Door::with_limits(limits), Semaphore::new(limits.at_once));
-        Self { cluster, links, door, gatekeeper, places, refused: Mutex::default() }
+    pub(super) fn new(
+        cluster: Cluster,
+        links: Arc<Links>,
+        gatekeeper: Option<Gatekeeper>,
+        limits: watch::Receiver<DoorLimits>,
+    ) -> Self {
+        let (door, places) = (Door::new(limits.clone()), Places::default());
+        Self { cluster, links, door, gatekeeper, places, limits, refused: Mutex::default() }
     }
 
     /// How often joiners were turned away since start, by name.
@@ -77,8 +84,8 @@ impl JoinPort {
             let recent = |invitation: &Invitation| now.unix <= invitation.expires.saturating_add(TELL_WHY);
             coordinator.view().invitations().iter().any(recent)
         });
-        let place = self.places.try_acquire();
-        if !open || place.is_err() || !self.may_carry() {
+        let place = self.places.take(self.limits.borrow().at_once);
+        if !open || place.is_none() || !self.may_carry() {
             self.count(if open { counted::CROWD } else { counted::CLOSED });
             incoming.request.reject(Rejection::Unavailable).await;
             return;

@@ -30,7 +30,7 @@ use crate::link::Links;
 use crate::proxy::Traffic;
 use crate::publish::task::StrangerSeen;
 use crate::store::Store;
-use crate::tor::{self, RefusedCounts, ServiceLimits};
+use crate::tor::{self, RefusedCounts, ServiceGuard};
 
 /// What can be asked once Tor is there and the cluster runs.
 pub(super) struct Running {
@@ -42,7 +42,7 @@ pub(super) struct Running {
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) health: Arc<Health>,
     pub(super) traffic: Arc<Traffic>,
-    pub(super) limits: Arc<ServiceLimits>,
+    pub(super) limits: Arc<ServiceGuard>,
     pub(super) door: Arc<JoinPort>,
     /// What the mesh has kept out.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,

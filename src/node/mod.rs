@@ -30,7 +30,7 @@ use rustbalance_mesh::MeshError;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, LiveConfig};
 use crate::control::ControlError;
 use crate::descriptors::Descriptors;
 use crate::store::{Store, StoreError};
@@ -94,7 +94,8 @@ pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Resul
     let arti =
         ArtiConfig { toml: config.arti.clone(), state_dir: store.arti_state_dir(), cache_dir: store.arti_cache_dir() };
     let engine = ArtiEngine::start(arti)?;
-    let outcome = run_on(Arc::clone(&engine) as Arc<dyn Engine>, store, &config, stop).await;
+    let live = LiveConfig::new(config);
+    let outcome = run_on(Arc::clone(&engine) as Arc<dyn Engine>, store, &live, stop).await;
     engine.shutdown().await;
     outcome
 }
@@ -103,10 +104,10 @@ pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Resul
 pub async fn run_on(
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
-    config: &Config,
+    live: &LiveConfig,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
-    let descriptors = Descriptors::of_process(config.limits.proxy.streams);
+    let descriptors = Descriptors::of_process(live.at_start().proxy.streams);
     if !descriptors.suffice() {
         let Descriptors { limit, needed } = descriptors;
         warn!(
@@ -132,7 +133,7 @@ pub async fn run_on(
     // `systemctl start` and the boot of the machine must not wait for it.
     systemd::ready();
     let outcome = match bootstrapped(&engine, &stop).await {
-        Ok(true) => match Parts::start(engine, store, config, &daemon).await {
+        Ok(true) => match Parts::start(engine, store, live, &daemon).await {
             Ok(parts) => parts.run(&stop).await,
             Err(error) => Err(error),
         },

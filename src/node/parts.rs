@@ -28,16 +28,16 @@ use crate::balance::check::point_check;
 use crate::balance::stand_in::task::StandIn;
 use crate::balance::task::Balance;
 use crate::clock::unix_now;
-use crate::config::{Config, JOIN_PORT};
+use crate::config::{Config, JOIN_PORT, LiveConfig};
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::{AuthoritySecret, DiscoveryPublic, NodeSecret, outage_secret};
 use crate::link::{CarriedJoin, Channel, LINK_PORT, LinkConfig, LinkOutputs, Links, MemberSet, TorRoute};
-use crate::proxy::{Proxy, ProxyLimits};
+use crate::proxy::Proxy;
 use crate::publish::task::Publisher;
 use crate::store::Store;
 use crate::systemd;
-use crate::tor::{Engine, Incoming, OwnService, RefusedCounts, ServiceLimits};
+use crate::tor::{Engine, Incoming, OwnService, RefusedCounts, ServiceGuard};
 
 /// Client streams that may wait to be taken.
 const STREAMS: usize = 256;
@@ -77,9 +77,10 @@ impl Parts {
     pub(super) async fn start(
         engine: Arc<dyn Engine>,
         store: Arc<Store>,
-        config: &Config,
+        live: &LiveConfig,
         daemon: &Daemon,
     ) -> Result<Self, NodeError> {
+        let config = live.at_start();
         let (stop_serving, stop_all) = (CancellationToken::new(), CancellationToken::new());
         let (boot, instance) = (store.next_boot(unix_now())?, rand::rng().random());
         let me = store.node_id();
@@ -150,7 +151,7 @@ impl Parts {
         tasks.spawn("mesh report", tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
         let (streams, incoming) = mpsc::channel(STREAMS);
-        let limits = Arc::new(config.limits.service_limits());
+        let limits = Arc::new(ServiceGuard::new(live.service()));
         let (advertised, advertised_watch) = watch::channel(Vec::new());
         let (points, points_watch) = watch::channel(Vec::new());
         let balancing = Balance {
@@ -214,12 +215,11 @@ impl Parts {
             _ => None,
         };
 
-        let health = Arc::new(Health::start(config.ports.clone(), config.health.clone()));
+        let health = Arc::new(Health::start(config.ports.clone(), live.health()));
         let mut ready = health.ready();
         ready.mark_changed();
         tasks.spawn("health report", pump(ready, cluster.clone(), Event::Ready));
-        let streams = daemon.descriptors.streams();
-        let proxy = Proxy::new(config.ports.clone(), ProxyLimits { streams, ..config.limits.proxy.clone() });
+        let proxy = Proxy::new(config.ports.clone(), live.proxy(), daemon.descriptors.room());
         let traffic = proxy.traffic();
         let gatekeeper = admitting.map(|publisher| Gatekeeper {
             publisher,
@@ -228,7 +228,7 @@ impl Parts {
             ports: config.ports.iter().map(|target| target.port).collect(),
             discovery: discovery.clone(),
         });
-        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), gatekeeper, config.joins));
+        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), gatekeeper, live.joins()));
         let (to_proxy, clients) = mpsc::channel(STREAMS);
         tasks.spawn("client streams", sort_streams(incoming, to_proxy, Arc::clone(&door), Arc::clone(&limits)));
         tasks.spawn("carried joins", answer_carried(joins, Arc::clone(&door)));
@@ -474,7 +474,7 @@ async fn sort_streams(
     mut incoming: mpsc::Receiver<Incoming>,
     proxy: mpsc::Sender<Incoming>,
     door: Arc<JoinPort>,
-    limits: Arc<ServiceLimits>,
+    limits: Arc<ServiceGuard>,
 ) -> Ended {
     while let Some(stream) = incoming.recv().await {
         if stream.port == JOIN_PORT {

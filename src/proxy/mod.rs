@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -176,16 +176,18 @@ pub struct Proxy {
 
 struct Inner {
     ports: Vec<PortTarget>,
-    limits: ProxyLimits,
+    limits: watch::Receiver<ProxyLimits>,
+    /// Streams for which the process may open files.
+    files: usize,
     room: Arc<Room>,
     traffic: Arc<Traffic>,
 }
 
 impl Proxy {
-    /// A proxy for these virtual ports.
-    pub fn new(ports: Vec<PortTarget>, limits: ProxyLimits) -> Self {
-        let room = Arc::new(Room::new(limits.streams));
-        Self { inner: Arc::new(Inner { ports, limits, room, traffic: Arc::default() }) }
+    /// A proxy for these virtual ports. It holds a stream to the latest `limits` when that begins, and never serves
+    /// more than `files` streams at once.
+    pub fn new(ports: Vec<PortTarget>, limits: watch::Receiver<ProxyLimits>, files: usize) -> Self {
+        Self { inner: Arc::new(Inner { ports, limits, files, room: Arc::default(), traffic: Arc::default() }) }
     }
 
     /// The counters.
@@ -223,7 +225,9 @@ impl Proxy {
     }
 
     fn admit(&self, circuit: CircuitId) -> Option<Admitted> {
-        self.inner.room.admit(circuit).map_err(|why| self.inner.traffic.refuse(why)).ok()
+        let Inner { limits, files, room, traffic, .. } = &*self.inner;
+        let streams = limits.borrow().streams.min(*files);
+        room.admit(circuit, streams).map_err(|why| traffic.refuse(why)).ok()
     }
 
     /// Serves a stream until it ends, or until another needs its room.
@@ -235,7 +239,8 @@ impl Proxy {
     }
 
     async fn serve_whole(&self, incoming: Incoming, admitted: &Admitted) {
-        let Inner { ports, limits, traffic, .. } = &*self.inner;
+        let Inner { ports, traffic, .. } = &*self.inner;
+        let limits = self.inner.limits.borrow().clone();
         let Incoming { port, request, .. } = incoming;
         let Some(PortTarget { target, .. }) = ports.iter().find(|candidate| candidate.port == port) else {
             traffic.refuse(Refusal::UnknownPort);

@@ -68,7 +68,7 @@ struct Stream {
 }
 
 /// The streams that are open or being connected.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct StreamPlan {
     most: usize,
     next: u64,
@@ -78,9 +78,9 @@ pub(super) struct StreamPlan {
 }
 
 impl StreamPlan {
-    /// At most `most` streams at once.
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, next: 0, streams: BTreeMap::new(), on_circuit: HashMap::new(), unused: 0 }
+    /// Allows at most `most` streams at once from now on. Those that are open stay.
+    pub(super) fn bound(&mut self, most: usize) {
+        self.most = most;
     }
 
     /// Takes what happened at `now`, the time since any fixed origin.

@@ -18,22 +18,25 @@ pub(super) struct Room {
     state: Mutex<State>,
 }
 
+#[derive(Default)]
 struct State {
     plan: StreamPlan,
     /// Cancelled when the plan closes a stream.
     closing: HashMap<StreamId, CancellationToken>,
 }
 
-impl Room {
-    /// For at most `streams` at once.
-    pub(super) fn new(streams: usize) -> Self {
-        let state = State { plan: StreamPlan::new(streams), closing: HashMap::new() };
-        Self { origin: Instant::now(), state: Mutex::new(state) }
+impl Default for Room {
+    fn default() -> Self {
+        Self { origin: Instant::now(), state: Mutex::default() }
     }
+}
 
-    /// Takes a stream of this circuit in, or says why not. Another stream may be closed for it.
-    pub(super) fn admit(self: &Arc<Self>, circuit: CircuitId) -> Result<Admitted, Refusal> {
+impl Room {
+    /// Takes a stream of this circuit in, one of at most `streams`, or says why not. Another stream may be closed
+    /// for it.
+    pub(super) fn admit(self: &Arc<Self>, circuit: CircuitId, streams: usize) -> Result<Admitted, Refusal> {
         let mut state = self.state();
+        state.plan.bound(streams);
         let mut refusal = Refusal::TooManyStreams;
         for action in state.plan.handle(Event::Asked(circuit), self.origin.elapsed()) {
             match action {

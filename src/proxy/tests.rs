@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -53,10 +53,14 @@ fn short() -> ProxyLimits {
     }
 }
 
+fn proxy(target: Target, limits: ProxyLimits) -> Proxy {
+    Proxy::new(vec![PortTarget { port: 80, target }], watch::channel(limits).1, usize::MAX)
+}
+
 async fn tcp_proxy(limits: ProxyLimits) -> (Proxy, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = Target::Tcp(listener.local_addr().unwrap());
-    (Proxy::new(vec![PortTarget { port: 80, target }], limits), listener)
+    (proxy(target, limits), listener)
 }
 
 /// A client whose stream is open, the target's end of it, and the task that serves it.
@@ -178,7 +182,7 @@ async fn a_unix_target_is_served() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("app.sock");
     let listener = UnixListener::bind(&path).unwrap();
-    let proxy = Proxy::new(vec![PortTarget { port: 80, target: Target::Unix(path) }], short());
+    let proxy = proxy(Target::Unix(path), short());
     let (incoming, mut client, answer) = request(80);
     let served = tokio::spawn(async move { proxy.serve(incoming).await });
     let (mut target, _) = listener.accept().await.unwrap();

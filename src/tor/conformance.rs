@@ -16,7 +16,7 @@ use rustbalance::stream::BoxStream;
 use rustbalance::tor::descriptor::{self, PeriodCredentials};
 use rustbalance::tor::{
     Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, Rejection, RelayChoice,
-    ReplayLog, ServiceLimits, TorError,
+    ReplayLog, ServiceGuard, ServiceLimits, TorError,
 };
 use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::{IntroPoint, RelayId};
@@ -325,7 +325,7 @@ pub(crate) async fn a_point_passes_to_whoever_makes_it_last(stage: &dyn Stage) {
 /// A client that asks for more streams on its circuit than it may have is refused those, and counted.
 pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
-    let limits = Arc::new(ServiceLimits { streams_per_circuit: 1, ..owned_limits() });
+    let limits = Arc::new(ServiceGuard::fixed(ServiceLimits { streams_per_circuit: 1, ..few() }));
     let (streams, incoming) = mpsc::channel(16);
     let point = open(stage, &*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
     serve(incoming);
@@ -343,7 +343,7 @@ pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
 /// dropped and counted; one that is idle gives way.
 pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
-    let limits = Arc::new(ServiceLimits { open_rendezvous: 1, ..owned_limits() });
+    let limits = Arc::new(ServiceGuard::fixed(ServiceLimits { open_rendezvous: 1, ..few() }));
     let (streams, incoming) = mpsc::channel(16);
     let point = open(stage, &*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
     serve(incoming);
@@ -406,25 +406,24 @@ fn new_keys() -> IntroPointKeys {
     IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) }
 }
 
-fn owned_limits() -> ServiceLimits {
+fn few() -> ServiceLimits {
     ServiceLimits {
         pending_rendezvous: 16,
         open_rendezvous: 64,
         streams_per_circuit: 16,
         introduction_queue: 16,
         introductions_per_second: Some((25, 200)),
-        refused: Default::default(),
     }
 }
 
-fn limits() -> Arc<ServiceLimits> {
-    Arc::new(owned_limits())
+fn limits() -> Arc<ServiceGuard> {
+    Arc::new(ServiceGuard::fixed(few()))
 }
 
 fn request(
     master: &MasterSecret,
     relay: RelayChoice,
-    limits: &Arc<ServiceLimits>,
+    limits: &Arc<ServiceGuard>,
     keys: IntroPointKeys,
 ) -> IntroRequest {
     IntroRequest { service: master.service_id(), keys, relay, limits: Arc::clone(limits) }
@@ -436,7 +435,7 @@ async fn open(
     engine: &dyn Engine,
     master: &MasterSecret,
     relay: RelayChoice,
-    limits: &Arc<ServiceLimits>,
+    limits: &Arc<ServiceGuard>,
     keys: IntroPointKeys,
     streams: mpsc::Sender<Incoming>,
 ) -> Box<dyn OpenIntroPoint> {

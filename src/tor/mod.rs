@@ -163,7 +163,7 @@ pub struct IntroRequest {
     /// Which relay.
     pub relay: RelayChoice,
     /// Bounds against floods, shared by all the points of this node.
-    pub limits: Arc<ServiceLimits>,
+    pub limits: Arc<ServiceGuard>,
 }
 
 /// Which relay to be an introduction point.
@@ -207,8 +207,8 @@ pub struct Directory {
     pub relay: RelayId,
 }
 
-/// Bounds on what clients can make this node do. Enforced inside the engine, counted where they refuse.
-#[derive(Debug)]
+/// Bounds on what clients can make this node do, enforced inside the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceLimits {
     /// Rendezvous circuits that may be in the making at once.
     pub pending_rendezvous: usize,
@@ -218,16 +218,51 @@ pub struct ServiceLimits {
     pub streams_per_circuit: usize,
     /// Introductions that may wait for their turn, per point; further ones are dropped.
     pub introduction_queue: usize,
-    /// The DoS extension of ESTABLISH_INTRO: introductions the relay passes on, a second (rate and burst).
+    /// The DoS extension of ESTABLISH_INTRO: introductions a second that the relay passes on (rate and burst); `None`
+    /// for no limit.
     pub introductions_per_second: Option<(u32, u32)>,
-    /// What was refused for these bounds.
+}
+
+impl Default for ServiceLimits {
+    fn default() -> Self {
+        Self {
+            pending_rendezvous: 256,
+            open_rendezvous: 4096,
+            streams_per_circuit: 128,
+            introduction_queue: 256,
+            introductions_per_second: None,
+        }
+    }
+}
+
+/// The limits in use, which may change, and what was refused for them.
+#[derive(Debug)]
+pub struct ServiceGuard {
+    limits: watch::Receiver<ServiceLimits>,
+    /// What was refused.
     pub refused: RefusedCounts,
 }
 
-impl ServiceLimits {
-    /// The bounds on clients' circuits.
+impl ServiceGuard {
+    /// Enforces the latest value of `limits` on what begins from then on.
+    pub fn new(limits: watch::Receiver<ServiceLimits>) -> Self {
+        Self { limits, refused: RefusedCounts::default() }
+    }
+
+    /// Enforces limits that never change.
+    pub fn fixed(limits: ServiceLimits) -> Self {
+        Self::new(watch::channel(limits).1)
+    }
+
+    /// The limits now.
+    pub fn now(&self) -> ServiceLimits {
+        *self.limits.borrow()
+    }
+
+    /// The bounds on clients' circuits now.
     pub(crate) fn circuits(&self) -> circuits::CircuitBounds {
-        circuits::CircuitBounds { making: self.pending_rendezvous.max(1), open: self.open_rendezvous }
+        let ServiceLimits { pending_rendezvous, open_rendezvous, .. } = self.now();
+        circuits::CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous }
     }
 }
 

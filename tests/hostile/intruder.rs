@@ -11,7 +11,7 @@ use rustbalance::frame::{self, MAX};
 use rustbalance::link::handshake::Purpose;
 use rustbalance::store::Store;
 use rustbalance::stream::BoxStream;
-use rustbalance::tor::{Engine, IntroPointKeys, IntroRequest, RelayChoice, ReplayLog, ServiceLimits};
+use rustbalance::tor::{Engine, IntroPointKeys, IntroRequest, RelayChoice, ReplayLog, ServiceGuard, ServiceLimits};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::{Heartbeat, IntroPoints, Phase, RecordKind};
 use tokio::io::AsyncRead;
@@ -78,14 +78,7 @@ async fn read_all(reader: &mut (impl AsyncRead + Unpin)) {
 
 /// A true introduction point of its own; its circuit ends with this function, its record does not.
 async fn points(engine: &dyn Engine, store: &Store) -> Result<Vec<u8>> {
-    let limits = Arc::new(ServiceLimits {
-        pending_rendezvous: 9,
-        open_rendezvous: 9,
-        streams_per_circuit: 9,
-        introduction_queue: 9,
-        introductions_per_second: None,
-        refused: Default::default(),
-    });
+    let limits = Arc::new(ServiceGuard::fixed(ServiceLimits::default()));
     let secrets = store.point_seed()?.draw(&mut rand::rng());
     let nonce = secrets.nonce;
     let keys = IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) };

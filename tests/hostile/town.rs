@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustbalance::clock::unix_now;
-use rustbalance::config::{Config, JOIN_PORT};
+use rustbalance::config::{Config, JOIN_PORT, LiveConfig};
 use rustbalance::control::{Request, Response, Status, call};
 use rustbalance::join::{JoinError, Joined, Token, found, persist_joined, redeem};
 use rustbalance::keys::NodeSecret;
@@ -55,6 +55,8 @@ pub(crate) struct Daemon {
     stop: CancellationToken,
     /// Its process, so to say.
     running: Option<(Runtime, JoinHandle<Result<(), NodeError>>)>,
+    /// The configuration with which it was last started.
+    live: Option<Arc<LiveConfig>>,
 }
 
 /// Waits until `check` gives something; its errors say what is missing.
@@ -145,6 +147,7 @@ impl Town {
             dir,
             stop: CancellationToken::new(),
             running: None,
+            live: None,
         };
         daemon.run(&self.net);
         self.daemons.push(daemon);
@@ -359,10 +362,11 @@ impl Daemon {
         self.stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (engine, dir, stop) = (Arc::clone(&self.engine), self.dir.clone(), self.stop.clone());
+        let live = Arc::new(LiveConfig::new(Config::load(&dir).unwrap()));
+        self.live = Some(Arc::clone(&live));
         let task = runtime.spawn(async move {
-            let config = Config::load(&dir).unwrap();
             let store = Arc::new(Store::open(&dir)?);
-            Box::pin(run_on(engine, store, &config, stop)).await
+            Box::pin(run_on(engine, store, &live, stop)).await
         });
         self.running = Some((runtime, task));
     }
@@ -411,6 +415,14 @@ impl Daemon {
     /// How often it has refused something of this name.
     pub(crate) async fn refused(&self, name: &str) -> u64 {
         self.status().await.map_or(0, |status| status.refused.get(name).copied().unwrap_or(0))
+    }
+
+    /// Changes its configuration while it runs. Returns the keys that need a restart.
+    pub(crate) fn reconfigure(&self, change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let live = self.live.as_ref().unwrap();
+        let mut config = live.at_start().clone();
+        change(&mut config);
+        live.apply(&config)
     }
 
     /// Its state directory.

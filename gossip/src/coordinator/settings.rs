@@ -7,7 +7,9 @@ use crate::id::NodeId;
 use crate::lease::Timing;
 use crate::liveness::Patience;
 use crate::outage::OutageSecret;
-use crate::record::{Chain, Invitation, MAX_INTRO_POINTS, PublishedPeriod, RecordKind, Revocation, ServedPoint};
+use crate::record::{
+    Chain, Invitation, MAX_INTRO_POINTS, NodeCard, PublishedPeriod, RecordKind, Revocation, ServedPoint,
+};
 use crate::signed::Verified;
 use crate::view::DEFAULT_WAITING;
 
@@ -50,8 +52,8 @@ impl Settings {
     /// `term` on disk.
     pub fn new(boot: u64, instance: u64, term: u64) -> Self {
         Self {
-            priority: 100,
-            weight: 10,
+            priority: NodeCard::DEFAULT_PRIORITY,
+            weight: NodeCard::DEFAULT_WEIGHT,
             version: env!("CARGO_PKG_VERSION").into(),
             ports: BTreeSet::new(),
             boot,

@@ -69,6 +69,10 @@ pub struct NodeCard {
 impl NodeCard {
     /// Most virtual ports of one node.
     pub const MAX_PORTS: usize = 64;
+    /// The priority of a node whose operator chose none.
+    pub const DEFAULT_PRIORITY: u8 = 100;
+    /// The weight of a node whose operator chose none, or whose card has not come yet.
+    pub const DEFAULT_WEIGHT: u8 = 1;
 }
 
 impl Statement for NodeCard {

@@ -135,7 +135,7 @@ impl MemberView {
 
     /// Its share of intro points relative to the others', 1 to 100.
     pub fn weight(&self) -> u8 {
-        self.card.as_ref().map_or(1, |card| card.weight)
+        self.card.as_ref().map_or(NodeCard::DEFAULT_WEIGHT, |card| card.weight)
     }
 
     /// True if it could take the lease over.

@@ -16,8 +16,9 @@ use super::plan::{Action, Event, Plan};
 use crate::balance::circuit;
 use crate::balance::task::COUNT_EVERY;
 use crate::keys::{AuthoritySecret, IntroPointSecrets, PointSeed};
+use crate::sync::publish;
 use crate::tor::{
-    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ReplayLog, ServiceLimits,
+    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ReplayLog, ServiceGuard,
 };
 
 /// A point of another node at which this one serves, for `status`.
@@ -40,7 +41,7 @@ pub struct StandIn {
     /// Gives the keys of everybody's points.
     pub authority: AuthoritySecret,
     /// Bounds against floods, shared with this node's own points.
-    pub limits: Arc<ServiceLimits>,
+    pub limits: Arc<ServiceGuard>,
     /// Where client streams go.
     pub streams: mpsc::Sender<Incoming>,
     /// The points that fall to this node, changing.
@@ -172,7 +173,7 @@ impl Running {
             introductions: self.seen.get(orphan).map_or(0, |seen| seen.len() as u64),
         };
         let points = self.open.keys().map(status).collect();
-        self.stand_in.status.send_if_modified(|shown| std::mem::replace(shown, points) != *shown);
+        publish(&self.stand_in.status, points);
     }
 }
 

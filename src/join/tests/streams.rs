@@ -15,6 +15,10 @@ fn pair() -> (crate::stream::BoxStream, crate::stream::BoxStream) {
     (Box::new(near), Box::new(far))
 }
 
+fn door(limits: DoorLimits) -> Door {
+    Door::new(tokio::sync::watch::channel(limits).1)
+}
+
 /// A join at a door, perhaps carried by a worker.
 async fn at_door(
     door: &Door,
@@ -39,7 +43,7 @@ async fn at_door(
 
 #[tokio::test(start_paused = true)]
 async fn a_node_joins_directly_and_through_a_carrier() {
-    let (host, door) = (Host::new(), Door::default());
+    let (host, door) = (Host::new(), door(DoorLimits::default()));
     for (carried, role) in [(false, Role::Publisher), (true, Role::Publisher), (true, Role::Worker)] {
         let token = host.invite(role, 1);
         let joined = at_door(&door, &host, &token, &node(), carried).await.unwrap();
@@ -50,7 +54,7 @@ async fn a_node_joins_directly_and_through_a_carrier() {
 
 #[tokio::test(start_paused = true)]
 async fn one_token_raced_at_one_door_makes_one_member() {
-    let (host, door) = (Host::new(), Door::default());
+    let (host, door) = (Host::new(), door(DoorLimits::default()));
     let (token, one, two) = (host.invite(Role::Worker, 1), node(), node());
     let (one, two) =
         tokio::join!(at_door(&door, &host, &token, &one, false), at_door(&door, &host, &token, &two, true));
@@ -61,7 +65,7 @@ async fn one_token_raced_at_one_door_makes_one_member() {
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
-    let (host, door) = (Host::new(), Door::default());
+    let (host, door) = (Host::new(), door(DoorLimits::default()));
     let (token, node) = (host.invite(Role::Worker, 1), node());
     host.broken_disk.store(true, Ordering::Relaxed);
     let error = at_door(&door, &host, &token, &node, false).await.unwrap_err();
@@ -74,7 +78,7 @@ async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
 /// The stream dies just before the answer: the joiner keeps its key, asks again and is a member once.
 #[tokio::test(start_paused = true)]
 async fn an_answer_lost_on_the_way_is_asked_for_again() {
-    let (host, door) = (Arc::new(Host::new()), Arc::new(Door::default()));
+    let (host, door) = (Arc::new(Host::new()), Arc::new(door(DoorLimits::default())));
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let (near, mut carried) = pair();
     let (mut inner, far) = pair();
@@ -105,7 +109,7 @@ async fn an_answer_lost_on_the_way_is_asked_for_again() {
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_a_carrier_makes_up_costs_no_key() {
     for made_up in [Refusal::UnknownToken, Refusal::Evicted, Refusal::UsedUp { uses: 1 }] {
-        let (host, door) = (Host::new(), Door::default());
+        let (host, door) = (Host::new(), door(DoorLimits::default()));
         let (token, node) = (host.invite(Role::Worker, 1), node());
         let (near, mut carried) = pair();
         let (mut inner, far) = pair();
@@ -133,7 +137,7 @@ async fn a_refusal_that_a_carrier_makes_up_costs_no_key() {
 #[tokio::test(start_paused = true)]
 async fn silence_and_garbage_free_the_door_again() {
     let limits = DoorLimits { patience: Duration::from_millis(300), ..DoorLimits::default() };
-    let (host, door) = (Arc::new(Host::new()), Arc::new(Door::with_limits(limits)));
+    let (host, door) = (Arc::new(Host::new()), Arc::new(door(limits)));
     let mut silent = Vec::new();
     let mut waiting = Vec::new();
     for _ in 0..16 {
@@ -164,7 +168,7 @@ async fn silence_and_garbage_free_the_door_again() {
 #[tokio::test(start_paused = true)]
 async fn a_flood_is_turned_away_beyond_the_burst() {
     let host = Host::new();
-    let door = Door::with_limits(DoorLimits { burst: 4, every: Duration::from_secs(1 << 30), ..DoorLimits::default() });
+    let door = door(DoorLimits { burst: 4, every: Duration::from_secs(1 << 30), ..DoorLimits::default() });
     let mut busy = 0;
     for _ in 0..100 {
         let (near, far) = pair();

@@ -14,6 +14,12 @@ fn circuit(number: u64) -> CircuitId {
     CircuitId(number)
 }
 
+fn plan_of(most: usize) -> StreamPlan {
+    let mut plan = StreamPlan::default();
+    plan.bound(most);
+    plan
+}
+
 /// Asks for a stream; gives it, and the one that went for it.
 fn ask(plan: &mut StreamPlan, from: u64, now: Duration) -> Result<(StreamId, Option<StreamId>), Action> {
     match *plan.handle(Event::Asked(circuit(from)), now).as_slice() {
@@ -26,7 +32,7 @@ fn ask(plan: &mut StreamPlan, from: u64, now: Duration) -> Result<(StreamId, Opt
 
 /// Fills it with used streams, `each` to a circuit from number 1 on.
 fn filled(each: u64, now: Duration) -> StreamPlan {
-    let mut plan = StreamPlan::new(MOST);
+    let mut plan = plan_of(MOST);
     for number in 0..MOST as u64 {
         let (id, victim) = ask(&mut plan, 1 + number / each, now).unwrap();
         assert_eq!(victim, None);
@@ -63,7 +69,7 @@ fn a_newcomer_has_time_to_send_its_first_byte() {
 
 #[test]
 fn a_circuit_that_holds_more_than_its_share_gives_first() {
-    let mut plan = StreamPlan::new(MOST);
+    let mut plan = plan_of(MOST);
     let mut hog = Vec::new();
     for number in 0..MOST as u64 {
         // Before the pressure, one circuit takes thirty; the others are idle for longer.
@@ -101,11 +107,11 @@ fn where_all_have_one_stream_and_use_it_the_newcomer_is_refused() {
 
 #[test]
 fn an_eighth_may_be_unused_and_the_application_is_spared_the_rest() {
-    let mut plan = StreamPlan::new(MOST);
+    let mut plan = plan_of(MOST);
     let unused: Vec<_> = (0..8).map(|number| ask(&mut plan, number, at(number)).unwrap().0).collect();
     assert_eq!(ask(&mut plan, 99, at(60)).unwrap().1, Some(unused[0]));
     // Those that have just come have time: nothing goes as long as there is room.
-    let mut plan = StreamPlan::new(MOST);
+    let mut plan = plan_of(MOST);
     assert!((0..20).all(|number| ask(&mut plan, number, at(0)).unwrap().1.is_none()));
 }
 
@@ -132,7 +138,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #[test]
     fn the_bound_holds_and_only_what_was_served_is_closed(steps in prop::collection::vec(step(), 0..400), most in 1..40_usize) {
-        let mut plan = StreamPlan::new(most);
+        let mut plan = plan_of(most);
         let mut open = std::collections::BTreeSet::new();
         let mut now = Duration::ZERO;
         for step in steps {
@@ -172,7 +178,7 @@ proptest! {
     fn an_honest_client_is_served_whatever_others_hold(
         circuits in 1..40_u64, each in 1..12_u64, pause in prop_oneof![Just(None), (1..120_u64).prop_map(Some)],
     ) {
-        let mut plan = StreamPlan::new(MOST);
+        let mut plan = plan_of(MOST);
         let mut held = Vec::new();
         // More circuits than half of the streams hold one each, and nothing is unfair or idle:
         // known, and in THREATS.

@@ -32,7 +32,7 @@ use tor_relay_selection::{RelayExclusion, RelaySelector, RelayUsage};
 use super::client::{Live, Shared};
 use super::introduction::{Reading, Unanswerable};
 use super::{keys, rendezvous};
-use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, RelayChoice, ServiceLimits, TorError, descriptor};
+use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, RelayChoice, ServiceGuard, TorError, descriptor};
 
 /// How many relays (or how often one relay) is tried.
 const ATTEMPTS: u32 = 5;
@@ -67,7 +67,7 @@ pub(super) async fn open(
     let mut choice = request.relay;
     let mut attempt = 1;
     let (made, queue) = loop {
-        let (sender, queue) = mpsc::channel(request.limits.introduction_queue.max(1));
+        let (sender, queue) = mpsc::channel(request.limits.now().introduction_queue.max(1));
         let handler = Handler { established: None, queue: sender, limits: Arc::clone(&request.limits) };
         match establish(&shared, &live, &choice, &session, handler).await {
             Ok(made) => break (made, queue),
@@ -123,8 +123,10 @@ async fn establish(
     let again = |e| (Some(id), e);
     let onion_key = relay.ntor_onion_key().to_bytes();
     let link_specifiers = link_specifiers(&relay).map_err(again)?;
-    let dos =
-        relay.protovers().supports_named_subver(HSINTRO_RATELIM).then_some(handler.limits.introductions_per_second);
+    let dos = relay
+        .protovers()
+        .supports_named_subver(HSINTRO_RATELIM)
+        .then_some(handler.limits.now().introductions_per_second);
     let launched = live.pool.get_or_launch_svc_intro(&netdir, relay).await;
     shared.note_circuit(launched.as_ref().map(|_| ()));
     let tunnel = launched.map_err(|e| again(unreachable(&id, "no circuit to it", e)))?;
@@ -230,7 +232,7 @@ fn unreachable(relay: &RelayId, what: &str, e: tor_circmgr::Error) -> TorError {
 struct Handler {
     established: Option<oneshot::Sender<()>>,
     queue: mpsc::Sender<(Introduce2, Instant)>,
-    limits: Arc<ServiceLimits>,
+    limits: Arc<ServiceGuard>,
 }
 
 impl MsgHandler for Handler {
@@ -287,7 +289,7 @@ struct Answering {
     live: Live,
     reading: Arc<Reading>,
     introductions: Arc<AtomicU64>,
-    limits: Arc<ServiceLimits>,
+    limits: Arc<ServiceGuard>,
     streams: mpsc::Sender<Incoming>,
 }
 
@@ -383,6 +385,7 @@ impl Answering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tor::ServiceLimits;
     use tor_bytes::Reader;
     use tor_cell::relaycell::msg::{Body, IntroEstablished};
 
@@ -396,14 +399,8 @@ mod tests {
     }
 
     fn handler(queue: usize) -> (Handler, oneshot::Receiver<()>, mpsc::Receiver<(Introduce2, Instant)>) {
-        let limits = Arc::new(ServiceLimits {
-            pending_rendezvous: 1,
-            open_rendezvous: 1,
-            streams_per_circuit: 1,
-            introduction_queue: queue,
-            introductions_per_second: None,
-            refused: crate::tor::RefusedCounts::default(),
-        });
+        let limits =
+            Arc::new(ServiceGuard::fixed(ServiceLimits { introduction_queue: queue, ..ServiceLimits::default() }));
         let (sender, established) = oneshot::channel();
         let (queue, cells) = mpsc::channel(queue);
         (Handler { established: Some(sender), queue, limits }, established, cells)

@@ -22,6 +22,7 @@ use tor_hsservice::{HsNickname, OnionServiceConfig, RendRequest, RunningOnionSer
 use super::client::Shared;
 use super::{keys, stream};
 use crate::keys::DiscoveryPublic;
+use crate::sync::publish;
 use crate::tor::circuits::{CircuitBounds, Place, RendezvousPoint};
 use crate::tor::{Incoming, Listening, OwnService, RefusedCounts, TorError};
 
@@ -123,7 +124,7 @@ async fn hold(running: Arc<RunningOnionService>, reached: watch::Sender<bool>) {
     let mut events = running.status_events();
     while let Some(status) = events.next().await {
         let now = status.state().is_fully_reachable();
-        reached.send_if_modified(|before| std::mem::replace(before, now) != now);
+        publish(&reached, now);
         tracing::trace!(state = ?status.state(), problem = ?status.current_problem(), "the node's own service");
     }
     std::future::pending().await

@@ -22,7 +22,7 @@ use super::client::Shared;
 use super::introduction::Introduction;
 use super::stream;
 use crate::tor::circuits::{ATTEMPT_LIMIT, MEETING_LIMIT, Place};
-use crate::tor::{Incoming, ServiceLimits, TorError};
+use crate::tor::{Incoming, ServiceGuard, TorError};
 
 /// A client to be met.
 pub(super) struct Visit {
@@ -38,7 +38,7 @@ pub(super) struct Visit {
 pub(super) async fn answer(
     shared: Arc<Shared>,
     visit: Visit,
-    limits: Arc<ServiceLimits>,
+    limits: Arc<ServiceGuard>,
     streams: mpsc::Sender<Incoming>,
 ) {
     let Visit { introduction, arrived, place } = visit;
@@ -152,7 +152,7 @@ async fn circuit(
 
 /// Refuses what is more than one circuit may have, in the reactor, before anything is allocated for it.
 struct StreamCap {
-    limits: Arc<ServiceLimits>,
+    limits: Arc<ServiceGuard>,
 }
 
 impl IncomingStreamRequestFilter for StreamCap {
@@ -161,7 +161,7 @@ impl IncomingStreamRequestFilter for StreamCap {
         _request: &IncomingStreamRequestContext<'_>,
         circuit: &CircHopSyncView<'_>,
     ) -> tor_proto::Result<IncomingStreamRequestDisposition> {
-        if circuit.n_open_streams() < self.limits.streams_per_circuit {
+        if circuit.n_open_streams() < self.limits.now().streams_per_circuit {
             return Ok(IncomingStreamRequestDisposition::Accept);
         }
         self.limits.refused.streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::world::Node;
 use crate::stream::BoxStream;
 use crate::tor::circuits::{CircuitId, Place, StreamUse};
-use crate::tor::{Incoming, RefusedCounts, Rejection, ServiceLimits, StreamRequest, TorError};
+use crate::tor::{Incoming, RefusedCounts, Rejection, ServiceGuard, StreamRequest, TorError};
 
 /// Bytes that may be under way in one direction: about a stream's window on the real network.
 const WINDOW: usize = 64 * 1024;
@@ -89,7 +89,7 @@ pub(super) struct Circuit {
     pub(super) path: Path,
     pub(super) streams: mpsc::Sender<Incoming>,
     /// Bounds on the streams; a node's own service has none here.
-    pub(super) limits: Option<Arc<ServiceLimits>>,
+    pub(super) limits: Option<Arc<ServiceGuard>>,
     /// Counts what a node's own service refuses.
     pub(super) refused: Option<Arc<RefusedCounts>>,
     /// Ports of a node's own service; streams to the master address are offered whatever their port.
@@ -124,7 +124,7 @@ impl Circuit {
         if self.ports.as_ref().is_some_and(|ports| !ports.contains(&port)) {
             return Err(StreamRefused::Rejected);
         }
-        let most = self.limits.as_ref().map_or(usize::MAX, |limits| limits.streams_per_circuit);
+        let most = self.limits.as_ref().map_or(usize::MAX, |limits| limits.now().streams_per_circuit);
         let Some(open) = OpenStream::take(&self.open_streams, most) else {
             self.count();
             return Err(StreamRefused::Rejected);

@@ -9,7 +9,7 @@ use super::*;
 use crate::keys::{MasterSecret, NodeSecret, PointSeed};
 use crate::tor::conformance::{self, Guest, Stage};
 use crate::tor::descriptor::{self, PeriodCredentials};
-use crate::tor::{IntroPointKeys, RelayChoice, ReplayLog, ServiceLimits};
+use crate::tor::{IntroPointKeys, RelayChoice, ReplayLog, ServiceGuard, ServiceLimits};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(500);
@@ -71,15 +71,14 @@ async fn the_whole_suite_holds_on_a_slow_network() {
 }
 
 /// Bounds that no test reaches.
-pub(crate) fn limits() -> Arc<ServiceLimits> {
-    Arc::new(ServiceLimits {
+pub(crate) fn limits() -> Arc<ServiceGuard> {
+    Arc::new(ServiceGuard::fixed(ServiceLimits {
         pending_rendezvous: 8,
         open_rendezvous: 8,
         streams_per_circuit: 8,
         introduction_queue: 8,
         introductions_per_second: None,
-        refused: Default::default(),
-    })
+    }))
 }
 
 /// The keys of a new point.

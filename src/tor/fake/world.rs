@@ -20,9 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::keys::DiscoveryPublic;
 use crate::tor::circuits::Circuits;
-use crate::tor::{
-    Directory, Incoming, IntroPointKeys, RefusedCounts, RelayChoice, ServiceLimits, TorError, descriptor,
-};
+use crate::tor::{Directory, Incoming, IntroPointKeys, RefusedCounts, RelayChoice, ServiceGuard, TorError, descriptor};
 
 /// Directories responsible for a descriptor: two replicas of four, as on the real network.
 const DIRECTORIES: usize = 8;
@@ -63,7 +61,7 @@ pub(super) struct Point {
     pub(super) described: IntroPoint,
     pub(super) node: Node,
     pub(super) streams: mpsc::Sender<Incoming>,
-    pub(super) limits: Arc<ServiceLimits>,
+    pub(super) limits: Arc<ServiceGuard>,
     pub(super) replays: Arc<crate::tor::ReplayLog>,
     pub(super) introductions: Arc<AtomicU64>,
     /// Which circuit, of all that have been made with this session key.
@@ -242,7 +240,7 @@ impl World {
         service: ServiceId,
         keys: &IntroPointKeys,
         choice: &RelayChoice,
-        limits: Arc<ServiceLimits>,
+        limits: Arc<ServiceGuard>,
         streams: mpsc::Sender<Incoming>,
     ) -> Result<(Point, watch::Receiver<Option<String>>), TorError> {
         let relay = self.choose(choice)?;

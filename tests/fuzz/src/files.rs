@@ -84,7 +84,7 @@ fn within_bounds(config: &Config) {
     assert!(config.cluster.lease_ttl >= config.cluster.heartbeat * 3);
     assert!(config.links.links >= 2 * config.links.neighbours);
     assert!(config.links.silence >= config.links.ping * 2);
-    if let Some((rate, burst)) = config.limits.introductions_per_second {
+    if let Some((rate, burst)) = config.service.introductions_per_second {
         assert!(rate > 0 && burst >= rate);
     }
     config.arti.parse::<toml::Table>().unwrap();

@@ -1,0 +1,97 @@
+//! Writes `docs/CONFIGURATION.md` from the tables, and holds the file to it. `RUSTBALANCE_WRITE_DOCS=1` makes the test
+//! write it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::keys::{Effect, Keys, Value};
+use super::{Config, FILE_NAME, tables};
+
+struct Document(String);
+
+impl Document {
+    fn heading(&mut self, title: &str, effect: Effect, meaning: &str) {
+        let change = match effect {
+            Effect::Running => "The running daemon can take over a change, for what begins after it.",
+            Effect::Restart => "A change needs a restart.",
+        };
+        let _ = write!(self.0, "\n## {title}\n\n{meaning}{change}\n");
+    }
+
+    fn columns(&mut self) {
+        self.0.push_str("\n| key | default | allowed | meaning |\n|---|---|---|---|\n");
+    }
+
+    fn row<V: Value>(&mut self, name: &str, default: &str, allowed: &V::Allowed, meaning: &str) {
+        let allowed = V::allowed(allowed).unwrap_or_default();
+        let _ = writeln!(self.0, "| `{name}` | {default} | {allowed} | {meaning} |");
+    }
+}
+
+impl Keys for Document {
+    fn table(&mut self, name: &'static str, effect: Effect, meaning: &'static str) {
+        self.heading(&format!("`[{name}]`"), effect, &format!("{meaning} "));
+        self.columns();
+    }
+
+    fn key<V: Value>(&mut self, name: &'static str, allowed: V::Allowed, value: &mut V, meaning: &'static str) {
+        self.row::<V>(name, &format!("`{}`", value.show()), &allowed, meaning);
+    }
+
+    fn optional<V: Value>(
+        &mut self,
+        name: &'static str,
+        allowed: V::Allowed,
+        _value: &mut Option<V>,
+        example: V,
+        meaning: &'static str,
+    ) {
+        self.row::<V>(name, &format!("none; for example `{}`", example.show()), &allowed, meaning);
+    }
+
+    fn each<T: Default>(
+        &mut self,
+        name: &'static str,
+        effect: Effect,
+        meaning: &'static str,
+        _items: &mut Vec<T>,
+        keys: fn(&mut Self, &mut T, &[T]),
+    ) {
+        self.heading(&format!("`[[{name}]]`"), effect, &format!("{meaning} "));
+        self.columns();
+        keys(self, &mut T::default(), &[]);
+    }
+
+    fn foreign(&mut self, name: &'static str, effect: Effect, meaning: &'static str, _text: &mut String) -> bool {
+        self.heading(&format!("`[{name}]`"), effect, &format!("{meaning} "));
+        false
+    }
+
+    fn require(&mut self, _name: &'static str, _holds: bool, _why: impl FnOnce() -> String) {}
+}
+
+fn document() -> String {
+    let mut document = Document(format!(
+        "# Configuration\n\n\
+         `{FILE_NAME}` in the state directory configures one node. `init` and `join` write it with every key as a comment \
+         that\nshows its default; the daemon reads it when it starts. A key that it does not know and a value that is not \
+         allowed are\nerrors, which name the line, the nearest key and what is allowed. A time has a unit: `\"500ms\"`, \
+         `\"2s\"`, `\"30m\"`, `\"1h\"`.\n\n\
+         A test writes this page from `src/config/tables.rs`, where each key stands once. Today every change is applied \
+         by a\nrestart (`systemctl restart rustbalance`).\n"
+    ));
+    document.heading("Above all tables", Effect::Restart, "");
+    document.columns();
+    tables::walk(&mut document, &mut Config::default());
+    document.0
+}
+
+#[test]
+fn the_document_says_what_the_tables_say() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/CONFIGURATION.md");
+    if std::env::var_os("RUSTBALANCE_WRITE_DOCS").is_some() {
+        std::fs::write(&path, document()).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(written == document(), "{} is out of date: run this test with RUSTBALANCE_WRITE_DOCS=1", path.display());
+}

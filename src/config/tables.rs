@@ -1,0 +1,260 @@
+//! Every table and key of `rustbalance.toml`: name, values allowed, default, meaning. Nothing else names them.
+//!
+//! To add a key: its field and default in the struct that uses it, and one statement here. The first file, the
+//! reader with its errors, `docs/CONFIGURATION.md` and the comparison at a reload follow.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::keys::{Effect, Keys, duration};
+use super::{ARTI_FILE_NAME, ClusterConfig, Config, GossipConfig, NodeConfig, check_virtual_port};
+use crate::frame;
+use crate::health::HealthSettings;
+use crate::join::{DoorLimits, MAX_PORTS};
+use crate::link::LinkLimits;
+use crate::proxy::{PortTarget, ProxyLimits, Target};
+use crate::tor::ServiceLimits;
+
+/// Walks all tables in the order of the first file, beginning with the keys of the top level.
+pub(super) fn walk<K: Keys>(keys: &mut K, config: &mut Config) {
+    arti(keys, config);
+    node(keys, &mut config.node);
+    ports(keys, &mut config.ports);
+    cluster(keys, &mut config.cluster);
+    limits(keys, &mut config.service, &mut config.proxy);
+    health(keys, &mut config.health);
+    links(keys, &mut config.links);
+    joins(keys, &mut config.joins);
+    gossip(keys, &mut config.gossip);
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const DAY: Duration = seconds(24 * 3600);
+
+fn arti(keys: &mut impl Keys, config: &mut Config) {
+    let (file, example) = (&mut config.arti_file, PathBuf::from(ARTI_FILE_NAME));
+    let meaning = "A file in the state directory with the settings of Tor, in place of the table [arti].";
+    keys.optional("arti_config", .., file, example, meaning);
+    let is_file = file.is_some();
+    let meaning = "Settings of Tor (bridges, vanguards, a private network) in the terms of Arti, which this daemon uses. \
+                   Where Arti stores its data is not among them: that is in the state directory.";
+    let is_table = keys.foreign("arti", Effect::Restart, meaning, &mut config.arti);
+    keys.require("arti_config", !(is_file && is_table), || "there is a table [arti] too: keep one of the two".into());
+}
+
+fn node(keys: &mut impl Keys, node: &mut NodeConfig) {
+    keys.table("node", Effect::Restart, "What this node announces about itself.");
+    keys.key("priority", 0..=255, &mut node.priority, "The node with the lowest priority is asked first to publish.");
+    keys.key(
+        "weight",
+        1..=100,
+        &mut node.weight,
+        "Share of the clients that this node takes, beside the others' weights.",
+    );
+}
+
+/// A port while it is read: both keys must be there.
+#[derive(Default)]
+struct PortKeys {
+    port: Option<u16>,
+    target: Option<Target>,
+}
+
+fn ports<K: Keys>(keys: &mut K, ports: &mut Vec<PortTarget>) {
+    let whole = |it: PortTarget| PortKeys { port: Some(it.port), target: Some(it.target) };
+    let mut tables: Vec<_> = std::mem::take(ports).into_iter().map(whole).collect();
+    let meaning = "A port of the onion address, and where its streams go on this host. More ports: repeat the table.";
+    keys.each("port", Effect::Restart, meaning, &mut tables, port::<K>);
+    keys.require("port", !tables.is_empty(), || "there is none: add [[port]] with \"virtual\" and \"target\"".into());
+    keys.require("port", tables.len() <= MAX_PORTS, || {
+        format!("there are {}, at most {MAX_PORTS} are possible", tables.len())
+    });
+    *ports = tables.into_iter().filter_map(|it| Some(PortTarget { port: it.port?, target: it.target? })).collect();
+}
+
+fn port<K: Keys>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
+    keys.optional("virtual", 1..=u16::MAX, &mut it.port, 80, "The port that clients connect to.");
+    let refused = it.port.map(check_virtual_port).and_then(Result::err);
+    keys.require("virtual", it.port.is_some(), || "is missing: which port of the onion address is it?".into());
+    keys.require("virtual", refused.is_none(), || refused.unwrap_or_default());
+    let twice = it.port.is_some() && before.iter().any(|other| other.port == it.port);
+    keys.require("virtual", !twice, || {
+        format!("{} stands there twice: a port has one target", it.port.unwrap_or_default())
+    });
+    let example = Target::Tcp(([127, 0, 0, 1], 8080).into());
+    let meaning = "\"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/app.sock\".";
+    keys.optional("target", .., &mut it.target, example, meaning);
+    keys.require("target", it.target.is_some(), || {
+        "is missing: where do the streams of this port go, as in \"127.0.0.1:8080\"?".into()
+    });
+}
+
+fn cluster(keys: &mut impl Keys, it: &mut ClusterConfig) {
+    keys.table("cluster", Effect::Restart, "The rhythm of the cluster.");
+    let range = millis(200)..=seconds(30);
+    keys.key("heartbeat", range, &mut it.heartbeat, "Time between two heartbeats. The same on every node.");
+    let range = seconds(3)..=seconds(600);
+    let meaning = "How long the right to publish lasts: 3 heartbeats at least. The same on every node.";
+    keys.key("lease_ttl", range, &mut it.lease_ttl, meaning);
+    keys.require("lease_ttl", it.lease_ttl >= it.heartbeat * 3, || {
+        let (ttl, beat) = (duration(it.lease_ttl), duration(it.heartbeat));
+        format!("{ttl} is shorter than 3 heartbeats of {beat}: a lease must outlive the loss of one")
+    });
+    keys.key("intro_points", 1..=10, &mut it.intro_points, "Introduction points that this node keeps.");
+    let meaning = "Keep the introduction points of a silent node published for 10 to 60 min, while a publisher \
+                   stands in. Set it on all publishers.";
+    keys.key("hide_outages", .., &mut it.hide_outages, meaning);
+}
+
+fn limits(keys: &mut impl Keys, service: &mut ServiceLimits, proxy: &mut ProxyLimits) {
+    keys.table("limits", Effect::Running, "Bounds on what clients can make this node do.");
+    let count = || 1..=1_000_000;
+    let meaning = "Streams of clients open at once. Each is a connection to a target: not more than the targets take.";
+    keys.key("streams", count(), &mut proxy.streams, meaning);
+    keys.key(
+        "streams_per_circuit",
+        count(),
+        &mut service.streams_per_circuit,
+        "Streams open at once on one client's circuit.",
+    );
+    keys.key("open_rendezvous", count(), &mut service.open_rendezvous, "Circuits of clients open at once.");
+    keys.key(
+        "pending_rendezvous",
+        count(),
+        &mut service.pending_rendezvous,
+        "Circuits to clients being built at once.",
+    );
+    let meaning = "Clients that wait to be answered, per introduction point.";
+    keys.key("introduction_queue", count(), &mut service.introduction_queue, meaning);
+    introduction_rate(keys, &mut service.introductions_per_second);
+    keys.key(
+        "connect_timeout",
+        seconds(1)..=seconds(60),
+        &mut proxy.connect,
+        "How long connecting to a target may take.",
+    );
+    let time = || seconds(1)..=DAY;
+    keys.key("idle_timeout", time(), &mut proxy.idle, "A stream that carries nothing for this long is closed.");
+    keys.key(
+        "stall_timeout",
+        time(),
+        &mut proxy.stall,
+        "A stream of which one side reads nothing for this long is closed.",
+    );
+    let meaning = "A stream that has ended in one direction and carries nothing for this long is closed.";
+    keys.key("half_closed_timeout", time(), &mut proxy.half_closed, meaning);
+}
+
+/// The burst where only the rate is given, as C tor has it.
+const DEFAULT_BURST: u32 = 200;
+
+fn introduction_rate(keys: &mut impl Keys, limit: &mut Option<(u32, u32)>) {
+    let (mut rate, mut burst) = limit.unzip();
+    let count = || 1..=1_000_000;
+    let meaning = "Clients a second that the relay of an introduction point lets through; without a limit unless set.";
+    keys.optional("introductions_per_second", count(), &mut rate, 25, meaning);
+    let meaning = "Clients that it lets through at once after a pause. Only with introductions_per_second.";
+    keys.optional("introductions_burst", count(), &mut burst, DEFAULT_BURST, meaning);
+    keys.require("introductions_burst", burst.is_none() || rate.is_some(), || {
+        "means nothing without introductions_per_second".into()
+    });
+    let of = rate.unwrap_or_default();
+    keys.require("introductions_burst", burst.is_none_or(|burst| burst >= of), || {
+        format!("{} is less than the {of} a second of introductions_per_second", burst.unwrap_or_default())
+    });
+    *limit = rate.map(|rate| (rate, burst.unwrap_or(DEFAULT_BURST.max(rate))));
+}
+
+fn health(keys: &mut impl Keys, it: &mut HealthSettings) {
+    keys.table("health", Effect::Running, "Checks of the targets. A node whose target is down leaves the address.");
+    let meaning = "Time between two connections to each target, which the target's log may show.";
+    keys.key("interval", millis(100)..=seconds(600), &mut it.interval, meaning);
+    keys.key("timeout", millis(100)..=seconds(60), &mut it.timeout, "How long such a connection may take.");
+    keys.key("failures", 1..=100, &mut it.failures, "Failures in a row after which a target counts as down.");
+}
+
+fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
+    keys.table("links", Effect::Restart, "Links with other members, and bounds on what these can make this node do.");
+    keys.key("neighbours", 1..=64, &mut it.neighbours, "Members to which this node opens a link.");
+    keys.key("open", 2..=1024, &mut it.links, "Links open at once, in both directions together.");
+    keys.require("open", it.links >= 2 * it.neighbours, || {
+        let (links, neighbours) = (it.links, it.neighbours);
+        format!("{links} is less than twice the {neighbours} neighbours: the same number may dial this node")
+    });
+    keys.key(
+        "handshakes",
+        1..=1024,
+        &mut it.handshakes,
+        "Incoming links at once whose other side has not proved itself yet.",
+    );
+    keys.key("accepts_per_second", 1..=10_000, &mut it.accepts_per_second.0, "Incoming links a second.");
+    keys.key("accepts_burst", 1..=10_000, &mut it.accepts_per_second.1, "Incoming links at once after a pause.");
+    keys.key("carried_joins", 1..=1024, &mut it.carried.0, "Joiners at once that other members pass on to this node.");
+    keys.key("carried_joins_of_one", 1..=1024, &mut it.carried.1, "The same, from one member.");
+    let time = |most| millis(100)..=seconds(most);
+    keys.key("dial_timeout", time(300), &mut it.dial, "How long connecting to a member may take.");
+    keys.key("handshake_timeout", time(120), &mut it.handshake, "How long the handshake of a link may take.");
+    keys.key("ping", time(60), &mut it.ping, "Time between two pings on a link.");
+    keys.key(
+        "silence",
+        time(300),
+        &mut it.silence,
+        "A link on which nothing arrives for this long is closed: 2 pings at least.",
+    );
+    keys.require("silence", it.silence >= it.ping * 2, || {
+        format!("{} is shorter than 2 pings of {}", duration(it.silence), duration(it.ping))
+    });
+    keys.key(
+        "write_timeout",
+        time(300),
+        &mut it.write,
+        "A link whose other side reads nothing for this long is closed.",
+    );
+    keys.key("queue", 1..=10_000, &mut it.queue, "Messages that may wait to be sent on one link.");
+    keys.key(
+        "bytes_per_second",
+        16_384..=1 << 30,
+        &mut it.bytes_per_second,
+        "Bytes of gossip accepted from one member a second.",
+    );
+    let range = 2 * frame::MAX as u64..=1 << 30;
+    keys.key(
+        "bytes_burst",
+        range,
+        &mut it.bytes_burst,
+        "Bytes of gossip accepted from one member at once after a pause.",
+    );
+}
+
+fn joins(keys: &mut impl Keys, it: &mut DoorLimits) {
+    keys.table("joins", Effect::Running, "Bounds on what joining nodes can make this node do.");
+    keys.key("at_once", 1..=1024, &mut it.at_once, "Joiners served at once.");
+    keys.key("burst", 1..=10_000, &mut it.burst, "Joiners admitted in a row after a pause.");
+    keys.key(
+        "every",
+        millis(100)..=seconds(600),
+        &mut it.every,
+        "After such a burst, one joiner is admitted in this time.",
+    );
+    keys.key(
+        "patience",
+        millis(100)..=seconds(300),
+        &mut it.patience,
+        "How long a joiner may take for its next message.",
+    );
+    keys.key("record_timeout", millis(100)..=seconds(120), &mut it.record, "How long storing a new member may take.");
+}
+
+fn gossip(keys: &mut impl Keys, it: &mut GossipConfig) {
+    keys.table("gossip", Effect::Restart, "Bounds on what this node keeps of what members announce.");
+    keys.key("strangers", 1..=256, &mut it.mesh.strangers, "Starts of unknown nodes whose gossip is kept.");
+    keys.key("node_bytes", 65_536..=1 << 26, &mut it.mesh.node_bytes, "Bytes of gossip kept for one start of a node.");
+    keys.key("waiting", 1..=100_000, &mut it.waiting, "Records kept until the certificates of their signer arrive.");
+}

@@ -1,0 +1,42 @@
+//! A bound on what may go on at once, which may change while it does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts the places that are taken.
+#[derive(Debug, Default)]
+pub(crate) struct Places(Arc<AtomicUsize>);
+
+impl Places {
+    /// Takes a place if fewer than `most` are taken.
+    pub(crate) fn take(&self, most: usize) -> Option<Place> {
+        let more = |taken| (taken < most).then_some(taken + 1);
+        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Place(Arc::clone(&self.0)))
+    }
+}
+
+/// A place that is taken; free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_that_is_lowered_holds_for_whoever_comes_next() {
+        let places = Places::default();
+        let taken: Vec<_> = std::iter::from_fn(|| places.take(3)).collect();
+        assert_eq!(taken.len(), 3);
+        assert!(places.take(2).is_none() && places.take(4).is_some());
+        drop(taken);
+        assert!(places.take(1).is_some());
+    }
+}
