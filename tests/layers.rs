@@ -15,6 +15,7 @@ const CRATES: [(&str, Floors); 3] = [("src", DAEMON), ("gossip/src", CORE), ("go
 const DAEMON: Floors = &[
     ("blocking", 0),
     ("clock", 0),
+    ("counters", 0),
     ("descriptors", 0),
     ("keys", 0),
     ("discovery", 1),

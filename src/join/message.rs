@@ -8,6 +8,7 @@ use rustbalance_gossip::record::Role;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::counters::Counter;
 use crate::frame;
 
 /// The version of the join that this build speaks.
@@ -142,25 +143,25 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Its name in counters.
-    pub fn name(&self) -> &'static str {
+    /// Where it is counted.
+    pub fn counter(&self) -> Counter {
         match self {
-            Self::UnknownToken => "join_unknown_token",
-            Self::Expired { .. } => "join_expired",
-            Self::UsedUp { .. } => "join_used_up",
-            Self::Revoked => "join_revoked_token",
-            Self::OtherCluster(_) => "join_other_cluster",
-            Self::ClockSkew { .. } => "join_clock_skew",
-            Self::NotPublisher => "join_not_publisher",
-            Self::NoPublisher => "join_no_publisher",
-            Self::AlreadyMember => "join_already_member",
-            Self::Evicted => "join_evicted",
-            Self::Version(_) => "join_version",
-            Self::Busy => "join_busy",
-            Self::NotYet => "join_not_yet",
-            Self::Silent(_) => "join_publisher_silent",
-            Self::Failed => "join_failed",
-            Self::Malformed => "join_malformed",
+            Self::UnknownToken => Counter::JoinUnknownToken,
+            Self::Expired { .. } => Counter::JoinExpired,
+            Self::UsedUp { .. } => Counter::JoinUsedUp,
+            Self::Revoked => Counter::JoinRevokedToken,
+            Self::OtherCluster(_) => Counter::JoinOtherCluster,
+            Self::ClockSkew { .. } => Counter::JoinClockSkew,
+            Self::NotPublisher => Counter::JoinNotPublisher,
+            Self::NoPublisher => Counter::JoinNoPublisher,
+            Self::AlreadyMember => Counter::JoinAlreadyMember,
+            Self::Evicted => Counter::JoinEvicted,
+            Self::Version(_) => Counter::JoinVersion,
+            Self::Busy => Counter::JoinBusy,
+            Self::NotYet => Counter::JoinNotYet,
+            Self::Silent(_) => Counter::JoinPublisherSilent,
+            Self::Failed => Counter::JoinFailed,
+            Self::Malformed => Counter::JoinMalformed,
         }
     }
 

@@ -1,7 +1,6 @@
 //! The join port: open while there are invitations and for a day after, answered by publishers, carried to one by workers.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,6 +16,7 @@ use tracing::{debug, info, warn};
 use super::cluster::Cluster;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
+use crate::counters::{Counter, Counters};
 use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, JoinedService, MAX_PORTS};
 use crate::join::{Outcome, Publisher, Redemption, Refusal};
@@ -44,17 +44,7 @@ pub(super) struct JoinPort {
     /// For joiners that come to this node; more at once are turned away by Tor's own refusal.
     places: Places,
     limits: watch::Receiver<DoorLimits>,
-    refused: Mutex<BTreeMap<&'static str, u64>>,
-}
-
-/// Counts of what was refused, besides [`Refusal::name`].
-mod counted {
-    /// Somebody came while nobody was invited.
-    pub(super) const CLOSED: &str = "join_closed";
-    /// Somebody came while too many were there.
-    pub(super) const CROWD: &str = "join_crowd";
-    /// A joiner went away or fell silent.
-    pub(super) const UNFINISHED: &str = "join_unfinished";
+    counters: Counters,
 }
 
 impl JoinPort {
@@ -64,18 +54,10 @@ impl JoinPort {
         links: Arc<Links>,
         gatekeeper: Option<Gatekeeper>,
         limits: watch::Receiver<DoorLimits>,
+        counters: Counters,
     ) -> Self {
         let (door, places) = (Door::new(limits.clone()), Places::default());
-        Self { cluster, links, door, gatekeeper, places, limits, refused: Mutex::default() }
-    }
-
-    /// How often joiners were turned away since start, by name.
-    pub(super) fn refused(&self) -> BTreeMap<&'static str, u64> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn count(&self, name: &'static str) {
-        *self.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+        Self { cluster, links, door, gatekeeper, places, limits, counters }
     }
 
     /// Answers a client that asks for the join port of the master address.
@@ -86,7 +68,7 @@ impl JoinPort {
         });
         let place = self.places.take(self.limits.borrow().at_once);
         if !open || place.is_none() || !self.may_carry() {
-            self.count(if open { counted::CROWD } else { counted::CLOSED });
+            self.counters.count(if open { Counter::JoinCrowd } else { Counter::JoinClosed });
             incoming.request.reject(Rejection::Unavailable).await;
             return;
         }
@@ -119,7 +101,7 @@ impl JoinPort {
     }
 
     async fn refuse(&self, stream: BoxStream, refusal: Refusal) {
-        self.count(refusal.name());
+        self.counters.count(refusal.counter());
         join::refuse(stream, refusal).await;
     }
 
@@ -127,12 +109,12 @@ impl JoinPort {
         match self.door.admit(stream, gatekeeper).await {
             Some(Outcome::Admitted { node, role, again }) => info!(%node, %role, again, "admitted a new member"),
             Some(Outcome::Refused(refusal)) => {
-                self.count(refusal.name());
+                self.counters.count(refusal.counter());
                 // Strangers choose how often this and what follows happen: the counters tell of it.
                 debug!(%refusal, "turned a joiner away");
             }
             None => {
-                self.count(counted::UNFINISHED);
+                self.counters.count(Counter::JoinUnfinished);
                 debug!("a joiner went away");
             }
         }

@@ -13,7 +13,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::admission::JoinPort;
 use super::alarms::Alarms;
 use super::cluster::Cluster;
 use super::status;
@@ -22,15 +21,15 @@ use crate::balance::task::PointStatus;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus};
+use crate::counters::{Counter, Counters};
 use crate::descriptors::Descriptors;
 use crate::discovery::Discovery;
 use crate::health::Health;
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
-use crate::proxy::Traffic;
 use crate::publish::task::StrangerSeen;
 use crate::store::Store;
-use crate::tor::{self, RefusedCounts, ServiceGuard};
+use crate::tor;
 
 /// What can be asked once Tor is there and the cluster runs.
 pub(super) struct Running {
@@ -41,15 +40,11 @@ pub(super) struct Running {
     pub(super) stranger: watch::Receiver<Option<StrangerSeen>>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) health: Arc<Health>,
-    pub(super) traffic: Arc<Traffic>,
-    pub(super) limits: Arc<ServiceGuard>,
-    pub(super) door: Arc<JoinPort>,
+    pub(super) counters: Counters,
     /// What the mesh has kept out.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
     /// Publishers' tokens that more nodes have used than may.
     pub(super) alarms: Arc<Alarms>,
-    /// What this node's own service has refused.
-    pub(super) own: Arc<RefusedCounts>,
 }
 
 /// The daemon, as the control socket sees it.
@@ -204,7 +199,6 @@ impl Running {
         status.publication = part.publication;
         status.invitations = part.invitations;
         status.alarms = self.alarms.open();
-        status.refused = part.refused;
         status.phase = part.phase;
         status.isolated = part.isolated;
         status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
@@ -212,12 +206,13 @@ impl Running {
         status.stranger = self.stranger.borrow().as_ref().and_then(status::stranger);
         status.stand_ins = status::stand_ins(&self.stand_ins.borrow());
         status.ports = status::ports(&self.health.ports());
-        status.traffic = status::traffic(&self.traffic);
-        status::refused_clients(&self.limits.refused, &self.traffic, &mut status.refused);
         status.links = self.links.status().into_iter().map(link_status).collect();
-        let named = self.links.refused().into_iter().chain(self.door.refused());
-        let named = named.chain(status::kept_out((self.gossip)())).chain(status::refused_members(&self.own));
-        status.refused.extend(named.map(|(name, count)| (name.to_string(), count)));
+        status::collect(&self.counters, &part.refused, (self.gossip)());
+        for (name, count) in self.links.refused() {
+            Counter::named(name).into_iter().for_each(|counter| self.counters.set(counter, count));
+        }
+        status.traffic = status::traffic(&self.counters);
+        status.refused = status::refused(&self.counters);
     }
 }
 

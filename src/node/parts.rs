@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -29,6 +28,7 @@ use crate::balance::stand_in::task::StandIn;
 use crate::balance::task::Balance;
 use crate::clock::unix_now;
 use crate::config::{Config, JOIN_PORT, LiveConfig};
+use crate::counters::Counters;
 use crate::health::Health;
 use crate::join::Publisher as Admitting;
 use crate::keys::{AuthoritySecret, DiscoveryPublic, NodeSecret, outage_secret};
@@ -37,7 +37,7 @@ use crate::proxy::Proxy;
 use crate::publish::task::Publisher;
 use crate::store::Store;
 use crate::systemd;
-use crate::tor::{Engine, Incoming, OwnService, RefusedCounts, ServiceGuard};
+use crate::tor::{Engine, Incoming, OwnService, Refused, RefusedCounts, ServiceGuard};
 
 /// Client streams that may wait to be taken.
 const STREAMS: usize = 256;
@@ -137,13 +137,14 @@ impl Parts {
         let Decisions { publish, balance, stand_in, members: decided, excluded } = decisions;
         tasks.spawn("members", forward_members(decided, members));
         tasks.spawn("discovery keys", rotation.run(cluster.clone(), publish.clone(), offered));
-        let own = Arc::new(RefusedCounts::default());
+        let counters = Counters::default();
+        let own = Arc::new(RefusedCounts::of_members(counters.clone()));
         let service = listen(
             Arc::clone(&engine),
             store.node_secret()?,
             accepted_watch,
             Arc::clone(&links),
-            Arc::clone(&own),
+            own,
             stop_all.clone(),
         );
         tasks.spawn("own service", service);
@@ -151,7 +152,7 @@ impl Parts {
         tasks.spawn("mesh report", tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
         let (streams, incoming) = mpsc::channel(STREAMS);
-        let limits = Arc::new(ServiceGuard::new(live.service()));
+        let limits = Arc::new(ServiceGuard::new(live.service(), RefusedCounts::of_clients(counters.clone())));
         let (advertised, advertised_watch) = watch::channel(Vec::new());
         let (points, points_watch) = watch::channel(Vec::new());
         let balancing = Balance {
@@ -219,8 +220,7 @@ impl Parts {
         let mut ready = health.ready();
         ready.mark_changed();
         tasks.spawn("health report", pump(ready, cluster.clone(), Event::Ready));
-        let proxy = Proxy::new(config.ports.clone(), live.proxy(), daemon.descriptors.room());
-        let traffic = proxy.traffic();
+        let proxy = Proxy::new(config.ports.clone(), live.proxy(), daemon.descriptors.room(), counters.clone());
         let gatekeeper = admitting.map(|publisher| Gatekeeper {
             publisher,
             cluster: cluster.clone(),
@@ -228,7 +228,8 @@ impl Parts {
             ports: config.ports.iter().map(|target| target.port).collect(),
             discovery: discovery.clone(),
         });
-        let door = Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), gatekeeper, live.joins()));
+        let door =
+            Arc::new(JoinPort::new(cluster.clone(), Arc::clone(&links), gatekeeper, live.joins(), counters.clone()));
         let (to_proxy, clients) = mpsc::channel(STREAMS);
         tasks.spawn("client streams", sort_streams(incoming, to_proxy, Arc::clone(&door), Arc::clone(&limits)));
         tasks.spawn("carried joins", answer_carried(joins, Arc::clone(&door)));
@@ -243,12 +244,9 @@ impl Parts {
             stranger: stranger_watch,
             discovery,
             health,
-            traffic,
-            limits,
-            door,
+            counters,
             gossip: Box::new(gossip),
             alarms,
-            own,
         };
         // Set once: a daemon starts its parts once.
         let _ = daemon.running.set(running);
@@ -484,7 +482,7 @@ async fn sort_streams(
         } else {
             // Full: dropped, it is rejected. Closed: the daemon is stopping.
             if let Err(mpsc::error::TrySendError::Full(_)) = proxy.try_send(stream) {
-                limits.refused.queue.fetch_add(1, Ordering::Relaxed);
+                limits.refused.count(Refused::Queue);
             }
         }
     }

@@ -1,14 +1,13 @@
 //! What `status` shows, gathered from those who know.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Coordinator, Isolated, Leadership};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::Invitation;
 use rustbalance_gossip::time::Now;
-use rustbalance_gossip::view::MemberView;
+use rustbalance_gossip::view::{MemberView, RefusedRecords};
 use rustbalance_mesh::MeshCounters;
 
 use crate::balance::stand_in::task::StandInPoint;
@@ -17,10 +16,9 @@ use crate::control::{
     IntroPointStatus, InvitationState, InvitationStatus, MemberStatus, PortStatus, PublicationStatus,
     PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, StrangerStatus, TrafficStatus,
 };
+use crate::counters::{Counter, Counters};
 use crate::health::PortHealth;
-use crate::proxy::{Refusal, Traffic};
 use crate::publish::task::StrangerSeen;
-use crate::tor::RefusedCounts;
 
 /// The part of `status` that the coordinator knows.
 pub(super) struct ClusterPart {
@@ -28,7 +26,7 @@ pub(super) struct ClusterPart {
     pub(super) members: Vec<MemberStatus>,
     pub(super) publication: Option<PublicationStatus>,
     pub(super) invitations: Vec<InvitationStatus>,
-    pub(super) refused: BTreeMap<String, u64>,
+    pub(super) refused: RefusedRecords,
     pub(super) phase: rustbalance_gossip::record::Phase,
     pub(super) isolated: Option<Isolated>,
 }
@@ -60,7 +58,7 @@ pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
         members: view.members().map(|member| member_status(member, view.me(), &wanted, now)).collect(),
         publication: publication(coordinator, holder, points),
         invitations: view.invitations().iter().map(|it| invitation_status(it, now.unix)).collect(),
-        refused: view.refused().iter().map(|(name, count)| (format!("record_{name}"), count)).collect(),
+        refused: view.refused().clone(),
         phase: coordinator.phase(),
         isolated: coordinator.isolation(now),
     }
@@ -166,53 +164,31 @@ pub(super) fn ports(ports: &[PortHealth]) -> Vec<PortStatus> {
 }
 
 /// What went through the proxy.
-pub(super) fn traffic(traffic: &Traffic) -> TrafficStatus {
-    let count = traffic.count();
+pub(super) fn traffic(counters: &Counters) -> TrafficStatus {
     TrafficStatus {
-        streams_open: count.streams_open,
-        streams_total: count.streams_total,
-        bytes_from_clients: count.from_clients,
-        bytes_to_clients: count.to_clients,
+        streams_open: counters.get(Counter::StreamsOpen),
+        streams_total: counters.get(Counter::StreamsTotal),
+        bytes_from_clients: counters.get(Counter::BytesFromClients),
+        bytes_to_clients: counters.get(Counter::BytesToClients),
     }
 }
 
-/// What clients were refused, by the engine and by the proxy.
-pub(super) fn refused_clients(engine: &RefusedCounts, traffic: &Traffic, into: &mut BTreeMap<String, u64>) {
-    for (name, count) in [
-        ("introductions_replayed", &engine.replays),
-        ("introductions_malformed", &engine.malformed),
-        ("introductions_over_limit", &engine.introductions),
-        ("introductions_given_up", &engine.given_up),
-        ("circuits_evicted", &engine.circuits),
-        ("circuit_streams_over_limit", &engine.streams),
-        ("streams_queue_full", &engine.queue),
-    ] {
-        into.insert(name.into(), count.load(Ordering::Relaxed));
-    }
-    for refusal in Refusal::ALL {
-        into.insert(refusal.name().into(), traffic.refused(refusal));
-    }
+/// What was refused since start, by name.
+pub(super) fn refused(counters: &Counters) -> BTreeMap<String, u64> {
+    Counter::refusals().map(|counter| (counter.name().to_owned(), counters.get(counter))).collect()
 }
 
-/// What the mesh has kept out, by name.
-pub(super) fn kept_out(counters: MeshCounters) -> [(&'static str, u64); 5] {
-    let MeshCounters { malformed, strangers, hoards, lies, restarts } = counters;
-    [
-        ("gossip_malformed", malformed),
-        ("gossip_strangers", strangers),
-        ("gossip_hoards", hoards),
-        ("gossip_lies", lies),
-        ("gossip_restarts", restarts),
-    ]
-}
-
-/// What this node's own service has refused to members, by name.
-pub(super) fn refused_members(own: &RefusedCounts) -> [(&'static str, u64); 2] {
-    [
-        (
-            "link_circuits_over_limit",
-            [&own.introductions, &own.given_up, &own.circuits].map(|count| count.load(Ordering::Relaxed)).iter().sum(),
-        ),
-        ("link_streams_over_limit", own.queue.load(Ordering::Relaxed) + own.streams.load(Ordering::Relaxed)),
-    ]
+/// Takes over what the records' view and the mesh count themselves.
+pub(super) fn collect(counters: &Counters, records: &RefusedRecords, mesh: MeshCounters) {
+    for (reason, count) in records.iter() {
+        if let Some(counter) = Counter::named(&format!("record_{reason}")) {
+            counters.set(counter, count);
+        }
+    }
+    let MeshCounters { malformed, strangers, hoards, lies, restarts } = mesh;
+    counters.set(Counter::GossipMalformed, malformed);
+    counters.set(Counter::GossipStrangers, strangers);
+    counters.set(Counter::GossipHoards, hoards);
+    counters.set(Counter::GossipLies, lies);
+    counters.set(Counter::GossipRestarts, restarts);
 }

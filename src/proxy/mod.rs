@@ -8,7 +8,7 @@
 //! reason.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::counters::{Counter, Counters};
 use crate::tor::{CircuitId, Incoming, Rejection, TorError};
 use copy::{Bounds, Ended, Sign, copy_both};
 use room::{Admitted, Room};
@@ -60,111 +61,20 @@ impl Default for ProxyLimits {
     }
 }
 
-/// What has gone through, since start.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    streams_open: AtomicU64,
-    streams_total: AtomicU64,
-    from_clients: AtomicU64,
-    to_clients: AtomicU64,
-    refused: [AtomicU64; Refusal::ALL.len()],
-}
-
-/// Why a stream was refused or cut off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// No target is configured for its virtual port.
-    UnknownPort,
-    /// `[limits] streams` were open, and none of them could be closed for it.
-    TooManyStreams,
-    /// While most of the allowed streams were open, its circuit had its share.
-    OverShare,
-    /// It was closed because another needed the room.
-    Evicted,
-    /// The target refused, or did not answer in time.
-    TargetDown,
-    /// Nothing moved for the idle time.
-    Idle,
-    /// One side stopped reading.
-    Stalled,
-}
-
-impl Refusal {
-    /// All of them, in the order of `status`.
-    pub const ALL: [Self; 7] = [
-        Self::UnknownPort,
-        Self::TooManyStreams,
-        Self::OverShare,
-        Self::Evicted,
-        Self::TargetDown,
-        Self::Idle,
-        Self::Stalled,
-    ];
-
-    /// The name of its counter in `status`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::UnknownPort => "streams_unknown_port",
-            Self::TooManyStreams => "streams_over_limit",
-            Self::OverShare => "streams_over_share",
-            Self::Evicted => "streams_evicted",
-            Self::TargetDown => "streams_target_down",
-            Self::Idle => "streams_idle",
-            Self::Stalled => "streams_stalled",
-        }
-    }
-}
-
-/// [`Traffic`] at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TrafficCount {
-    /// Streams open now.
-    pub streams_open: u64,
-    /// Streams accepted since start.
-    pub streams_total: u64,
-    /// Bytes that clients sent and targets took.
-    pub from_clients: u64,
-    /// Bytes that targets sent and clients took.
-    pub to_clients: u64,
-}
-
-impl Traffic {
-    /// The counts now.
-    pub fn count(&self) -> TrafficCount {
-        TrafficCount {
-            streams_open: self.streams_open.load(Ordering::Relaxed),
-            streams_total: self.streams_total.load(Ordering::Relaxed),
-            from_clients: self.from_clients.load(Ordering::Relaxed),
-            to_clients: self.to_clients.load(Ordering::Relaxed),
-        }
-    }
-
-    /// How many streams were refused or cut off for this reason.
-    pub fn refused(&self, why: Refusal) -> u64 {
-        self.refused.get(why as usize).map_or(0, |count| count.load(Ordering::Relaxed))
-    }
-
-    fn refuse(&self, why: Refusal) {
-        if let Some(count) = self.refused.get(why as usize) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
 /// Counts a stream as open until it is dropped, whichever way its task ends.
-struct OpenStream<'a>(&'a Traffic);
+struct OpenStream<'a>(&'a Counters);
 
 impl<'a> OpenStream<'a> {
-    fn new(traffic: &'a Traffic) -> Self {
-        traffic.streams_total.fetch_add(1, Ordering::Relaxed);
-        traffic.streams_open.fetch_add(1, Ordering::Relaxed);
-        Self(traffic)
+    fn new(counters: &'a Counters) -> Self {
+        counters.count(Counter::StreamsTotal);
+        counters.count(Counter::StreamsOpen);
+        Self(counters)
     }
 }
 
 impl Drop for OpenStream<'_> {
     fn drop(&mut self) {
-        self.0.streams_open.fetch_sub(1, Ordering::Relaxed);
+        self.0.cell(Counter::StreamsOpen).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -180,19 +90,14 @@ struct Inner {
     /// Streams for which the process may open files.
     files: usize,
     room: Arc<Room>,
-    traffic: Arc<Traffic>,
+    counters: Counters,
 }
 
 impl Proxy {
     /// A proxy for these virtual ports. It holds a stream to the latest `limits` when that begins, and never serves
     /// more than `files` streams at once.
-    pub fn new(ports: Vec<PortTarget>, limits: watch::Receiver<ProxyLimits>, files: usize) -> Self {
-        Self { inner: Arc::new(Inner { ports, limits, files, room: Arc::default(), traffic: Arc::default() }) }
-    }
-
-    /// The counters.
-    pub fn traffic(&self) -> Arc<Traffic> {
-        self.inner.traffic.clone()
+    pub fn new(ports: Vec<PortTarget>, limits: watch::Receiver<ProxyLimits>, files: usize, counters: Counters) -> Self {
+        Self { inner: Arc::new(Inner { ports, limits, files, room: Arc::default(), counters }) }
     }
 
     /// Serves every stream that comes until `shutdown`; then takes no more, lets the open ones end for `grace`, and
@@ -225,25 +130,25 @@ impl Proxy {
     }
 
     fn admit(&self, circuit: CircuitId) -> Option<Admitted> {
-        let Inner { limits, files, room, traffic, .. } = &*self.inner;
+        let Inner { limits, files, room, counters, .. } = &*self.inner;
         let streams = limits.borrow().streams.min(*files);
-        room.admit(circuit, streams).map_err(|why| traffic.refuse(why)).ok()
+        room.admit(circuit, streams).map_err(|why| counters.count(why)).ok()
     }
 
     /// Serves a stream until it ends, or until another needs its room.
     async fn serve_admitted(&self, incoming: Incoming, admitted: Admitted) {
         let served = self.serve_whole(incoming, &admitted);
         if admitted.closed().run_until_cancelled(served).await.is_none() {
-            self.inner.traffic.refuse(Refusal::Evicted);
+            self.inner.counters.count(Counter::StreamsEvicted);
         }
     }
 
     async fn serve_whole(&self, incoming: Incoming, admitted: &Admitted) {
-        let Inner { ports, traffic, .. } = &*self.inner;
+        let Inner { ports, counters, .. } = &*self.inner;
         let limits = self.inner.limits.borrow().clone();
         let Incoming { port, request, .. } = incoming;
         let Some(PortTarget { target, .. }) = ports.iter().find(|candidate| candidate.port == port) else {
-            traffic.refuse(Refusal::UnknownPort);
+            counters.count(Counter::StreamsUnknownPort);
             debug!(port, "refused a stream: no target is configured for its port");
             return request.reject(Rejection::Unavailable).await;
         };
@@ -254,7 +159,7 @@ impl Proxy {
         let upstream = match connected {
             Ok(upstream) => upstream,
             Err(error) => {
-                traffic.refuse(Refusal::TargetDown);
+                counters.count(Counter::StreamsTargetDown);
                 debug!(port, %target, error, "refused a stream: its target cannot be reached");
                 return request.reject(Rejection::Refused).await;
             }
@@ -266,13 +171,15 @@ impl Proxy {
             Ok(client) => client,
             Err(error) => return debug!(port, %error, "a client went away before its stream was accepted"),
         };
-        let _open = OpenStream::new(traffic);
+        let _open = OpenStream::new(counters);
         let bounds = Bounds { idle: limits.idle, stall: limits.stall, half_closed: limits.half_closed };
         let report = |sign: Sign| admitted.report(sign);
-        match copy_both(client, upstream, bounds, &report, &traffic.from_clients, &traffic.to_clients).await {
+        let (from_client, to_client) = (Counter::BytesFromClients, Counter::BytesToClients);
+        let (from_client, to_client) = (counters.cell(from_client), counters.cell(to_client));
+        match copy_both(client, upstream, bounds, &report, from_client, to_client).await {
             Ended::Whole | Ended::HalfClosed => {}
-            Ended::Idle => traffic.refuse(Refusal::Idle),
-            Ended::Stalled => traffic.refuse(Refusal::Stalled),
+            Ended::Idle => counters.count(Counter::StreamsIdle),
+            Ended::Stalled => counters.count(Counter::StreamsStalled),
             Ended::Broken(error) => debug!(port, %error, "a stream broke off"),
         }
     }

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Refusal;
 use super::copy::Sign;
 use super::plan::{Action, Event, StreamId, StreamPlan};
+use crate::counters::Counter;
 use crate::tor::CircuitId;
 
 /// The room for streams.
@@ -34,10 +34,10 @@ impl Default for Room {
 impl Room {
     /// Takes a stream of this circuit in, one of at most `streams`, or says why not. Another stream may be closed
     /// for it.
-    pub(super) fn admit(self: &Arc<Self>, circuit: CircuitId, streams: usize) -> Result<Admitted, Refusal> {
+    pub(super) fn admit(self: &Arc<Self>, circuit: CircuitId, streams: usize) -> Result<Admitted, Counter> {
         let mut state = self.state();
         state.plan.bound(streams);
-        let mut refusal = Refusal::TooManyStreams;
+        let mut refusal = Counter::StreamsOverLimit;
         for action in state.plan.handle(Event::Asked(circuit), self.origin.elapsed()) {
             match action {
                 Action::Serve(id) => {
@@ -50,8 +50,8 @@ impl Room {
                         closed.cancel();
                     }
                 }
-                Action::RefuseShare => refusal = Refusal::OverShare,
-                Action::RefuseFull => refusal = Refusal::TooManyStreams,
+                Action::RefuseShare => refusal = Counter::StreamsOverShare,
+                Action::RefuseFull => refusal = Counter::StreamsOverLimit,
             }
         }
         Err(refusal)

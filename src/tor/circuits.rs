@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::RefusedCounts;
+use super::{Refused, RefusedCounts};
 use plan::{Action, CircuitPlan, Event};
 
 pub(crate) use plan::{ATTEMPT_LIMIT, CircuitBounds, MEETING_LIMIT, RendezvousPoint};
@@ -71,18 +71,16 @@ impl Circuits {
 impl State {
     /// Gives the circuit that may be made.
     fn carry_out(&mut self, actions: Vec<Action>, refused: &RefusedCounts) -> Option<CircuitId> {
-        use std::sync::atomic::Ordering::Relaxed;
         let mut made = None;
         for action in actions {
             match action {
                 Action::Make(id) => made = Some(id),
-                Action::Refuse => drop(refused.introductions.fetch_add(1, Relaxed)),
+                Action::Refuse => refused.count(Refused::Introduction),
                 Action::GiveUp(id) | Action::Close(id) => {
-                    let count = match action {
-                        Action::GiveUp(_) => &refused.given_up,
-                        _ => &refused.circuits,
-                    };
-                    count.fetch_add(1, Relaxed);
+                    refused.count(match action {
+                        Action::GiveUp(_) => Refused::GivenUp,
+                        _ => Refused::Circuit,
+                    });
                     if let Some(closed) = self.closing.remove(&id) {
                         closed.cancel();
                     }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -15,8 +14,8 @@ use rustbalance::keys::{DiscoverySecret, MasterSecret, NodeSecret, PointSeed};
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::descriptor::{self, PeriodCredentials};
 use rustbalance::tor::{
-    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, Rejection, RelayChoice,
-    ReplayLog, ServiceGuard, ServiceLimits, TorError,
+    Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, Refused, Rejection,
+    RelayChoice, ReplayLog, ServiceGuard, ServiceLimits, TorError,
 };
 use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::{IntroPoint, RelayId};
@@ -235,9 +234,8 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     let Guest { stream, life: _life } = eventually(stage, "a stock client's visit", guest).await;
     echoes(stream).await;
     assert!(point.introductions() > introduced);
-    let refused = &limits.refused;
-    let counts = [&refused.replays, &refused.malformed, &refused.introductions, &refused.streams];
-    assert!(counts.iter().all(|count| count.load(Relaxed) == 0), "{refused:?}");
+    let refused = [Refused::Replay, Refused::Malformed, Refused::Introduction, Refused::Stream];
+    assert!(refused.iter().all(|what| limits.refused.get(*what) == 0), "{:?}", limits.refused);
 }
 
 /// No point is made at an excluded relay, and none at a relay that there is not.
@@ -333,7 +331,7 @@ pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     let address = master.service_id().address();
     let (first, client) = visit(stage, address).await;
     fails(stage, "a second stream", client.dial(address, OPEN, stage.patience())).await;
-    assert!(limits.refused.streams.load(Relaxed) >= 1);
+    assert!(limits.refused.get(Refused::Stream) >= 1);
     echoes(first).await;
     let freed = async || client.dial(address, OPEN, stage.patience()).await;
     echoes(eventually(stage, "a stream after the first has ended", freed).await).await;
@@ -363,10 +361,10 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
         () = in_use => {}
         () = fails(stage, "a second client", async { guest(stage.short()).await.map(|guest| guest.stream) }) => {}
     }
-    assert!(limits.refused.introductions.load(Relaxed) >= 1);
+    assert!(limits.refused.get(Refused::Introduction) >= 1);
     let third = async || guest(stage.short()).await;
     let third = eventually(stage, "a client after the first is idle", third).await;
-    assert!(limits.refused.circuits.load(Relaxed) >= 1);
+    assert!(limits.refused.get(Refused::Circuit) >= 1);
     let ended = timeout(stage.patience(), stream.read_to_end(&mut Vec::new())).await;
     assert!(ended.is_ok(), "the idle client still has its circuit");
     echoes(third.stream).await;

@@ -24,6 +24,7 @@ use crate::stream::BoxStream;
 
 pub use circuits::CircuitId;
 pub use error::TorError;
+pub use refused::{Refused, RefusedCounts};
 pub use replay::{IntroPointKeys, ReplayLog};
 
 pub mod arti;
@@ -34,6 +35,7 @@ pub mod descriptor;
 mod error;
 pub mod fake;
 pub mod keystore;
+mod refused;
 mod replay;
 
 /// What the daemon needs of Tor.
@@ -245,13 +247,13 @@ pub struct ServiceGuard {
 
 impl ServiceGuard {
     /// Enforces the latest value of `limits` on what begins from then on.
-    pub fn new(limits: watch::Receiver<ServiceLimits>) -> Self {
-        Self { limits, refused: RefusedCounts::default() }
+    pub fn new(limits: watch::Receiver<ServiceLimits>, refused: RefusedCounts) -> Self {
+        Self { limits, refused }
     }
 
-    /// Enforces limits that never change.
+    /// Enforces limits that never change, with counters of its own.
     pub fn fixed(limits: ServiceLimits) -> Self {
-        Self::new(watch::channel(limits).1)
+        Self::new(watch::channel(limits).1, RefusedCounts::default())
     }
 
     /// The limits now.
@@ -264,24 +266,4 @@ impl ServiceGuard {
         let ServiceLimits { pending_rendezvous, open_rendezvous, .. } = self.now();
         circuits::CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous }
     }
-}
-
-/// Counters of refusals since start.
-#[derive(Debug, Default)]
-pub struct RefusedCounts {
-    /// INTRODUCE2 cells seen before (replays).
-    pub replays: std::sync::atomic::AtomicU64,
-    /// INTRODUCE2 cells that could not be read.
-    pub malformed: std::sync::atomic::AtomicU64,
-    /// Introductions dropped because a queue or the rendezvous bound was full.
-    pub introductions: std::sync::atomic::AtomicU64,
-    /// Clients that were being met and gave way to others, because their rendezvous point did not
-    /// answer.
-    pub given_up: std::sync::atomic::AtomicU64,
-    /// Open circuits closed to make room for others.
-    pub circuits: std::sync::atomic::AtomicU64,
-    /// Streams refused because their circuit had too many.
-    pub streams: std::sync::atomic::AtomicU64,
-    /// Streams refused because too many waited for the proxy already.
-    pub queue: std::sync::atomic::AtomicU64,
 }

@@ -114,7 +114,7 @@ impl Rejection {
             Self::Role => "role",
             Self::Bounds(_) => "bounds",
             Self::Points => "points",
-            Self::TooMany(_) => "too-many",
+            Self::TooMany(_) => "too_many",
             Self::Old => "old",
             Self::Own => "own",
         }

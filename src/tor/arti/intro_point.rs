@@ -32,7 +32,7 @@ use tor_relay_selection::{RelayExclusion, RelaySelector, RelayUsage};
 use super::client::{Live, Shared};
 use super::introduction::{Reading, Unanswerable};
 use super::{keys, rendezvous};
-use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, RelayChoice, ServiceGuard, TorError, descriptor};
+use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, Refused, RelayChoice, ServiceGuard, TorError, descriptor};
 
 /// How many relays (or how often one relay) is tried.
 const ATTEMPTS: u32 = 5;
@@ -247,7 +247,7 @@ impl MsgHandler for Handler {
             (AnyRelayMsg::Introduce2(cell), None) => match self.queue.try_send((cell, Instant::now())) {
                 Ok(()) => Ok(MetaCellDisposition::Consumed),
                 Err(mpsc::error::TrySendError::Full(_)) => {
-                    self.limits.refused.introductions.fetch_add(1, Ordering::Relaxed);
+                    self.limits.refused.count(Refused::Introduction);
                     Ok(MetaCellDisposition::Consumed)
                 }
                 Err(mpsc::error::TrySendError::Closed(_)) => Ok(MetaCellDisposition::CloseCirc),
@@ -343,7 +343,7 @@ impl Answering {
     async fn run(self, mut queue: mpsc::Receiver<(Introduce2, Instant)>) {
         while let Some((cell, arrived)) = queue.recv().await {
             if arrived.elapsed() >= STALE {
-                self.limits.refused.introductions.fetch_add(1, Ordering::Relaxed);
+                self.limits.refused.count(Refused::Introduction);
                 continue;
             }
             let introduction = match self.read(cell).await {
@@ -374,9 +374,8 @@ impl Answering {
             self.introductions.fetch_add(1, Ordering::Relaxed);
         }
         read.map_err(|e| {
-            let refused = &self.limits.refused;
-            let counter = if matches!(e, Unanswerable::Replay) { &refused.replays } else { &refused.malformed };
-            counter.fetch_add(1, Ordering::Relaxed);
+            let is_replay = matches!(e, Unanswerable::Replay);
+            self.limits.refused.count(if is_replay { Refused::Replay } else { Refused::Malformed });
             TorError::Invalid(format!("cannot answer an introduction: {e}"), Some(Box::new(e)))
         })
     }
@@ -423,7 +422,7 @@ mod tests {
         for _ in 0..5 {
             assert!(matches!(handler.handle_msg(introduce2()), Ok(MetaCellDisposition::Consumed)));
         }
-        assert_eq!(handler.limits.refused.introductions.load(Ordering::Relaxed), 3);
+        assert_eq!(handler.limits.refused.get(Refused::Introduction), 3);
         assert_eq!(cells.try_recv().unwrap().0.encrypted_body(), [9; 100]);
     }
 

@@ -22,7 +22,7 @@ use super::client::Shared;
 use super::introduction::Introduction;
 use super::stream;
 use crate::tor::circuits::{ATTEMPT_LIMIT, MEETING_LIMIT, Place};
-use crate::tor::{Incoming, ServiceGuard, TorError};
+use crate::tor::{Incoming, Refused, ServiceGuard, TorError};
 
 /// A client to be met.
 pub(super) struct Visit {
@@ -164,7 +164,7 @@ impl IncomingStreamRequestFilter for StreamCap {
         if circuit.n_open_streams() < self.limits.now().streams_per_circuit {
             return Ok(IncomingStreamRequestDisposition::Accept);
         }
-        self.limits.refused.streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.limits.refused.count(Refused::Stream);
         let end = End::new_with_reason(EndReason::DONE);
         Ok(IncomingStreamRequestDisposition::RejectRequest(end))
     }

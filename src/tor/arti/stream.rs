@@ -7,7 +7,6 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,7 +21,7 @@ use tor_proto::stream::{IncomingStream, IncomingStreamRequest};
 
 use crate::stream::BoxStream;
 use crate::tor::circuits::{Place, StreamUse};
-use crate::tor::{Incoming, RefusedCounts, Rejection, StreamRequest, TorError};
+use crate::tor::{Incoming, Refused, RefusedCounts, Rejection, StreamRequest, TorError};
 
 /// For the answer to a request to reach the circuit.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -101,7 +100,7 @@ pub(super) async fn serve<P: Pending>(
         match streams.try_send(Incoming { port, circuit: place.id(), request }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(incoming)) => {
-                refused.queue.fetch_add(1, Ordering::Relaxed);
+                refused.count(Refused::Queue);
                 incoming.request.reject(Rejection::Unavailable).await;
             }
             Err(mpsc::error::TrySendError::Closed(_)) => return,
@@ -293,7 +292,7 @@ mod tests {
         }
         let (done, refused_by_target) = (Some(EndReason::DONE), Some(EndReason::CONNECTREFUSED));
         assert_eq!(all, [done, done, done, done, None, refused_by_target]);
-        assert_eq!(refused.queue.load(Ordering::Relaxed), 1);
+        assert_eq!(refused.get(Refused::Queue), 1);
     }
 
     #[tokio::test]

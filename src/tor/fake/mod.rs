@@ -25,7 +25,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
-    Bootstrap, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, TorError,
+    Bootstrap, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, Refused,
+    TorError,
 };
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
 use crate::stream::BoxStream;
@@ -304,7 +305,7 @@ impl FakeEngine {
         let path = self.path(point.node.id);
         path.pass().await;
         if described.encryption_key != point.described.encryption_key {
-            refused.malformed.fetch_add(1, Ordering::Relaxed);
+            refused.count(Refused::Malformed);
             return std::future::pending().await;
         }
         let waits_at = RendezvousPoint { relay: relay_of(self.node.id), listed: true };

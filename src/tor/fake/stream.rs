@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::world::Node;
 use crate::stream::BoxStream;
 use crate::tor::circuits::{CircuitId, Place, StreamUse};
-use crate::tor::{Incoming, RefusedCounts, Rejection, ServiceGuard, StreamRequest, TorError};
+use crate::tor::{Incoming, Refused, RefusedCounts, Rejection, ServiceGuard, StreamRequest, TorError};
 
 /// Bytes that may be under way in one direction: about a stream's window on the real network.
 const WINDOW: usize = 64 * 1024;
@@ -111,7 +111,7 @@ impl Circuit {
     fn count(&self) {
         let refused = self.limits.as_ref().map(|limits| &limits.refused).or(self.refused.as_deref());
         if let Some(refused) = refused {
-            refused.streams.fetch_add(1, Ordering::Relaxed);
+            refused.count(Refused::Stream);
         }
     }
 

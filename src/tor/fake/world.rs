@@ -20,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::keys::DiscoveryPublic;
 use crate::tor::circuits::Circuits;
-use crate::tor::{Directory, Incoming, IntroPointKeys, RefusedCounts, RelayChoice, ServiceGuard, TorError, descriptor};
+use crate::tor::{
+    Directory, Incoming, IntroPointKeys, Refused, RefusedCounts, RelayChoice, ServiceGuard, TorError, descriptor,
+};
 
 /// Directories responsible for a descriptor: two replicas of four, as on the real network.
 const DIRECTORIES: usize = 8;
@@ -304,7 +306,7 @@ impl Point {
     /// Counts an introduction; false if it is a replay.
     pub(super) fn note(&self, body: &[u8]) -> bool {
         if matches!(self.replays.is_new(body), Ok(false)) {
-            self.limits.refused.replays.fetch_add(1, Ordering::Relaxed);
+            self.limits.refused.count(Refused::Replay);
             return false;
         }
         self.introductions.fetch_add(1, Ordering::Relaxed);

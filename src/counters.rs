@@ -1,0 +1,324 @@
+//! Every counter of a node, once: its name, what it counts, and where it stands.
+//!
+//! A part that counts holds a [`Counters`] and names a [`Counter`] where it happens. To add one: a variant with its
+//! doc comment here (the variant gives the name in `status`, the comment the help text), a row in the table "What is
+//! counted" of `docs/THREATS.md` (a test compares), and the place that counts. `status` shows them all.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use strum::{EnumCount, EnumIter, EnumMessage, EnumProperty, EnumString, IntoEnumIterator, IntoStaticStr};
+
+/// One number that a node keeps since its start. What stands under `refused` in `status` was refused, dropped or
+/// closed, or is an own message that was not sent.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    EnumCount,
+    EnumIter,
+    EnumMessage,
+    EnumProperty,
+    EnumString,
+    IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
+pub enum Counter {
+    /// Client streams open now.
+    #[strum(props(status = "traffic", gauge = true, metric = "rustbalance_streams_open"))]
+    StreamsOpen,
+    /// Client streams accepted.
+    #[strum(props(status = "traffic", metric = "rustbalance_streams_accepted_total"))]
+    StreamsTotal,
+    /// Bytes that clients sent and targets took.
+    #[strum(props(status = "traffic", metric = "tor_hs_app_write_bytes_total"))]
+    BytesFromClients,
+    /// Bytes that targets sent and clients took.
+    #[strum(props(status = "traffic", metric = "tor_hs_app_read_bytes_total"))]
+    BytesToClients,
+
+    /// Client streams for a virtual port without a target.
+    StreamsUnknownPort,
+    /// Client streams refused because all allowed ones were open and none could be closed.
+    StreamsOverLimit,
+    /// Client streams refused because their circuit had its share while most of the allowed ones were open.
+    StreamsOverShare,
+    /// Client streams closed to make room for others.
+    StreamsEvicted,
+    /// Client streams refused because the target could not be reached.
+    StreamsTargetDown,
+    /// Client streams closed because they carried nothing for the idle time.
+    StreamsIdle,
+    /// Client streams closed because one side stopped reading.
+    StreamsStalled,
+    /// Client streams refused because too many waited for the proxy.
+    StreamsQueueFull,
+    /// Client streams refused because their circuit had the most that one may have.
+    CircuitStreamsOverLimit,
+    /// Client circuits closed to make room for others.
+    CircuitsEvicted,
+    /// Introductions seen before.
+    #[strum(props(metric = "tor_hs_intro_rejected_intro_req_count", reason = "replay"))]
+    IntroductionsReplayed,
+    /// Introductions that cannot be read.
+    #[strum(props(metric = "tor_hs_intro_rejected_intro_req_count", reason = "invalid_introduce2"))]
+    IntroductionsMalformed,
+    /// Introductions dropped because a queue or all places for circuits were full.
+    IntroductionsOverLimit,
+    /// Introductions given up for others because their rendezvous point did not answer.
+    IntroductionsGivenUp,
+
+    /// Links refused because the certificate makes no member of this cluster.
+    LinkNotMember,
+    /// Links refused because the peer was revoked.
+    LinkRevoked,
+    /// Links refused because the proof is not of the dialled node.
+    LinkWrongNode,
+    /// Links refused because the peer's certificate has expired.
+    LinkExpired,
+    /// Links refused because there are too many.
+    LinkBusy,
+    /// Links refused because there is another one with the peer.
+    LinkDuplicate,
+    /// Links refused because the peer speaks another version.
+    LinkVersion,
+    /// Handshakes of links that cannot be read.
+    LinkMalformed,
+    /// Incoming links that came too fast, or while too many were in their handshake.
+    LinkCrowd,
+    /// Incoming links whose handshake was not finished.
+    LinkUnfinished,
+    /// Links ended by a frame that cannot be read or is too long.
+    LinkNonsense,
+    /// Links ended because the peer read nothing.
+    LinkDeaf,
+    /// Discovery keys of a member that the authority has not signed.
+    LinkFalseKey,
+    /// Messages of a member that sent too much.
+    LinkFlood,
+    /// Own messages for which there was no link.
+    LinkNone,
+    /// Own messages that were not sent because too many waited.
+    LinkDropped,
+    /// Circuits to the node's own service refused or closed because there were too many.
+    LinkCircuitsOverLimit,
+    /// Streams to the node's own service refused because there were too many.
+    LinkStreamsOverLimit,
+
+    /// Joiners that came while there was no invitation.
+    JoinClosed,
+    /// Joiners turned away because too many were there at once.
+    JoinCrowd,
+    /// Joiners that went away or fell silent.
+    JoinUnfinished,
+    /// Joiners with a token that is not known.
+    JoinUnknownToken,
+    /// Joiners with a token that has expired.
+    JoinExpired,
+    /// Joiners with a token that has no use left.
+    JoinUsedUp,
+    /// Joiners with a token that was revoked.
+    JoinRevokedToken,
+    /// Joiners that want another address.
+    JoinOtherCluster,
+    /// Joiners whose clock is off.
+    JoinClockSkew,
+    /// Joiners carried to a node that is not a publisher.
+    JoinNotPublisher,
+    /// Joiners for which no publisher could be reached.
+    JoinNoPublisher,
+    /// Joiners that joined before, with another token.
+    JoinAlreadyMember,
+    /// Joiners that were evicted.
+    JoinEvicted,
+    /// Joiners that speak another version.
+    JoinVersion,
+    /// Joiners refused because of others.
+    JoinBusy,
+    /// Joiners refused because this publisher may lack news of the others.
+    JoinNotYet,
+    /// Joiners refused because another publisher is silent.
+    JoinPublisherSilent,
+    /// Joiners whose admission could not be stored.
+    JoinFailed,
+    /// Joiners that cannot be understood.
+    JoinMalformed,
+
+    /// Gossip that cannot be read or is more than a peer may send.
+    GossipMalformed,
+    /// Mentions of unknown nodes beyond those that are kept.
+    GossipStrangers,
+    /// Gossip of one start of a node beyond what is kept.
+    GossipHoards,
+    /// Spoofed versions: claims that this node has announced more than it has.
+    GossipLies,
+    /// Restarts of this node's gossip, for spoofed versions above all.
+    GossipRestarts,
+
+    /// Records that cannot be read.
+    RecordUnreadable,
+    /// Records that speak for another node than their signer.
+    RecordOrigin,
+    /// Records with a bad signature.
+    RecordSignature,
+    /// Records whose signer's card has not come yet.
+    RecordUnknown,
+    /// Records of nodes whose certificates do not make them members.
+    RecordChain,
+    /// Records of nodes whose certificate has expired.
+    RecordExpired,
+    /// Records of revoked nodes.
+    RecordRevoked,
+    /// Records of nodes that joined with a token others had used up.
+    RecordOverdrawn,
+    /// Facts that are not signed by the cluster's authority.
+    RecordAuthority,
+    /// Records of another cluster.
+    RecordCluster,
+    /// Records with a sequence number that is not higher than the known one.
+    RecordStale,
+    /// Records with a sequence number, term or revision too far ahead.
+    RecordJump,
+    /// Cards with a mesh address that is not the node's.
+    RecordAddress,
+    /// Leases and publications of nodes that may not publish.
+    RecordRole,
+    /// Records with a field out of its bounds.
+    RecordBounds,
+    /// Introduction points that cannot be the node's.
+    RecordPoints,
+    /// Records beyond the nodes and facts that are kept.
+    RecordTooMany,
+    /// Heartbeats from too long ago.
+    RecordOld,
+    /// Records of this node itself that came back.
+    RecordOwn,
+}
+
+impl Counter {
+    /// All counters, in the order of their declaration.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::iter()
+    }
+
+    /// All that stand under `refused` in `status`.
+    pub fn refusals() -> impl Iterator<Item = Self> {
+        Self::iter().filter(|counter| counter.get_str("status").is_none())
+    }
+
+    /// The counter of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::from_str(name).ok()
+    }
+
+    /// Its name in `status`.
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
+
+    /// What it counts, in a sentence.
+    pub fn help(self) -> &'static str {
+        self.get_documentation().unwrap_or_default()
+    }
+
+    /// True if it can fall.
+    pub fn is_gauge(self) -> bool {
+        self.get_bool("gauge").unwrap_or_default()
+    }
+
+    /// Its name for Prometheus, in base units: C tor's where it means the same.
+    pub fn metric(self) -> String {
+        self.get_str("metric").map_or_else(|| format!("rustbalance_{}_total", self.name()), str::to_owned)
+    }
+
+    /// The value of its label `reason`, if its metric has one.
+    pub fn reason(self) -> Option<&'static str> {
+        self.get_str("reason")
+    }
+}
+
+/// The values of all counters; a clone is a second handle on the same.
+#[derive(Debug, Clone)]
+pub struct Counters(Arc<[AtomicU64; Counter::COUNT]>);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self(Arc::new([const { AtomicU64::new(0) }; Counter::COUNT]))
+    }
+}
+
+impl Counters {
+    /// The number itself, for what changes often.
+    pub fn cell(&self, counter: Counter) -> &AtomicU64 {
+        // The array has a place for each.
+        &self.0[counter as usize]
+    }
+
+    /// One more.
+    pub fn count(&self, counter: Counter) {
+        self.cell(counter).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.cell(counter).load(Ordering::Relaxed)
+    }
+
+    /// Takes over a value that another crate counts.
+    pub fn set(&self, counter: Counter, value: u64) {
+        self.cell(counter).store(value, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The names in the first column of a table: after a whole one, `_rest` stands for its first word and `rest`.
+    fn named(row: &str) -> Vec<String> {
+        let cell = row.split('|').nth(1).unwrap_or_default();
+        let mut names: Vec<String> = Vec::new();
+        for name in cell.split('`').skip(1).step_by(2) {
+            let first = names.first().and_then(|first| first.split('_').next()).unwrap_or_default();
+            names.push(if name.starts_with('_') { format!("{first}{name}") } else { name.to_owned() });
+        }
+        names
+    }
+
+    #[test]
+    fn the_table_of_what_is_counted_names_every_counter_once() {
+        let text = include_str!("../docs/THREATS.md");
+        let section = text.split("\n## What is counted\n").nth(1).unwrap().split("\n## ").next().unwrap();
+        let mut documented: Vec<_> = section.lines().filter(|line| line.starts_with("| `")).flat_map(named).collect();
+        let mut registered: Vec<_> = Counter::refusals().map(|counter| counter.name().to_owned()).collect();
+        documented.sort();
+        registered.sort();
+        assert_eq!(documented, registered);
+    }
+
+    #[test]
+    fn every_counter_has_a_name_of_its_own_and_a_sentence() {
+        let mut metrics = BTreeSet::new();
+        for counter in Counter::all() {
+            assert!(metrics.insert((counter.metric(), counter.reason())), "{}", counter.metric());
+            assert!(counter.help().ends_with('.') && !counter.help().contains('\n'), "{counter:?}: {}", counter.help());
+            let is_total = counter.metric().ends_with("_total") || counter.metric().starts_with("tor_hs_");
+            assert_eq!(is_total, !counter.is_gauge(), "{}", counter.metric());
+            assert_eq!(Counter::named(counter.name()), Some(counter));
+        }
+    }
+
+    #[test]
+    fn a_clone_counts_in_the_same_place() {
+        let counters = Counters::default();
+        counters.clone().count(Counter::LinkCrowd);
+        assert_eq!((counters.get(Counter::LinkCrowd), counters.get(Counter::LinkFlood)), (1, 0));
+    }
+}
