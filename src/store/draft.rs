@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use rustbalance_gossip::codec::{self, DecodeError};
 use rustbalance_gossip::id::{AuthorityId, ClusterId};
 use rustbalance_gossip::record::Chain;
+use rustbalance_gossip::view::MAX_NODES;
 use zeroize::Zeroizing;
 
 use super::error::StoreError;
 use super::file::{self, Payload};
 use super::kind::{Absent, Kind, Place, VERSION};
-use super::{Home, MAX_MEMBERS, Store, at_most, holds_state, inspect, lock, migrations, service, version};
+use super::{Home, Store, at_most, holds_state, inspect, lock, migrations, service, version};
 use super::{invalid, read_discovery, read_key, write};
 use crate::discovery::KeyRing;
 use crate::keys::{AuthoritySecret, MAX_SERVICES, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
@@ -223,7 +224,7 @@ impl Draft {
     /// Writes everything, `membership` last, and opens the store. Interrupted, it can be called again.
     pub fn complete(self, contents: &Contents<'_>) -> Result<Store, StoreError> {
         let home = self.home()?;
-        at_most("members", contents.members.len(), MAX_MEMBERS)?;
+        at_most("members", contents.members.len(), MAX_NODES)?;
         at_most("services", contents.services.len(), MAX_SERVICES)?;
         for service in contents.services {
             service::make(&self.dir, service.service)?;

@@ -16,7 +16,7 @@ use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{AuthorityId, ClusterId, NodeId, OnionAddress};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Revocation};
 use rustbalance_gossip::signed::{Statement, Unverified, Verified};
-use rustbalance_gossip::view::{MAX_BOOT_JUMP, MAX_INVITATIONS};
+use rustbalance_gossip::view::{MAX_BOOT_JUMP, MAX_INVITATIONS, MAX_NODES, MAX_REVOCATIONS};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
@@ -33,7 +33,6 @@ pub use import::{FormError, ImportError, import_master_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
 use kind::Place;
 pub use kind::{Kind, VERSION};
-pub use service::MAX_REVISIONS;
 
 mod access;
 mod alarms;
@@ -49,11 +48,6 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod version;
-
-/// Most revocations kept.
-pub const MAX_REVOCATIONS: usize = 4096;
-/// Most members remembered.
-pub const MAX_MEMBERS: usize = 1024;
 
 /// A folder of files, and whose they are.
 #[derive(Debug, Clone)]
@@ -339,12 +333,12 @@ impl Store {
 
     /// The certificates of the members known, to be verified by whoever uses them.
     pub fn members(&self) -> Result<Vec<Chain>, StoreError> {
-        self.list(Kind::Members, MAX_MEMBERS)
+        self.list(Kind::Members, MAX_NODES)
     }
 
     /// Replaces them.
     pub fn put_members(&self, members: &[Chain]) -> Result<(), StoreError> {
-        at_most("members", members.len(), MAX_MEMBERS)?;
+        at_most("members", members.len(), MAX_NODES)?;
         let _changing = self.change();
         if self.members().is_ok_and(|kept| kept == members) {
             return Ok(());

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{PeriodId, Role};
+use rustbalance_gossip::view::MAX_REVISIONS;
 
 use super::error::StoreError;
 use super::kind::{Kind, Place};
@@ -18,9 +19,6 @@ use crate::keys::{MAX_SERVICES, MasterSecret, ServiceSecret, ServiceSecrets};
 
 /// The folder of all services, in the state directory.
 pub(super) const FOLDER: &str = "services";
-
-/// Most periods whose revisions are remembered; at most three are current at once.
-pub const MAX_REVISIONS: usize = 16;
 
 impl Home {
     /// The folder of a service in a state directory.

@@ -28,12 +28,13 @@ const MAX_REVISION: u64 = 1 << 57;
 pub const MAX_FENCE: u64 = 1 << 56;
 /// Most periods in one publication.
 pub(crate) const MAX_PERIODS: usize = 8;
-/// Most periods of one publisher whose highest revision is remembered.
-const MAX_REVISIONS: usize = 16;
+/// Most periods of one publisher whose highest revision is remembered, in memory and on disk. At
+/// most three are current at once.
+pub const MAX_REVISIONS: usize = 16;
 /// No period begins later, in seconds since the Unix epoch: the year 10000.
 const MAX_PERIOD_START: u64 = 253_402_300_800;
-/// Most revocations kept.
-const MAX_REVOCATIONS: usize = 4096;
+/// Most revocations kept, in memory and on disk.
+pub const MAX_REVOCATIONS: usize = 4096;
 /// Age in seconds of a revocation that should have come earlier: more than the ten minutes by which
 /// clocks may differ.
 const LATE: u64 = 900;

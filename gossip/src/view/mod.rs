@@ -17,7 +17,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub use ingest::{MAX_BOOT_JUMP, MAX_FENCE};
+pub use ingest::{MAX_BOOT_JUMP, MAX_FENCE, MAX_REVISIONS, MAX_REVOCATIONS};
 pub(crate) use ingest::{MAX_PERIODS, OwnWord, check_points};
 pub use invitations::{Invitations, MAX_INVITATIONS};
 pub use pending::DEFAULT_WAITING;

@@ -100,7 +100,7 @@ fn lists_are_bounded_and_full_ones_leave_the_old_in_place() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
     let member = cluster.chain(NodeId::from_public_key([3; 32]), Role::Worker);
-    store.put_members(&vec![member.clone(); MAX_MEMBERS]).unwrap();
-    assert!(matches!(store.put_members(&vec![member; MAX_MEMBERS + 1]), Err(StoreError::TooMany { .. })));
-    assert_eq!(store.members().unwrap().len(), MAX_MEMBERS);
+    store.put_members(&vec![member.clone(); MAX_NODES]).unwrap();
+    assert!(matches!(store.put_members(&vec![member; MAX_NODES + 1]), Err(StoreError::TooMany { .. })));
+    assert_eq!(store.members().unwrap().len(), MAX_NODES);
 }

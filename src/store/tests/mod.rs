@@ -9,6 +9,7 @@ use rand::rng;
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::{ClusterId, InvitationId, ServiceId};
 use rustbalance_gossip::record::{AuthorityCertificate, MemberCertificate, PeriodId, PointNonce, RelayId, Role};
+use rustbalance_gossip::view::MAX_REVISIONS;
 use tempfile::TempDir;
 
 use super::*;
