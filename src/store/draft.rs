@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::error::StoreError;
 use super::file::{self, Payload};
-use super::kind::{Absent, Kind, Place, VERSION};
+use super::kind::{Kind, Place, VERSION};
 use super::{Home, Store, at_most, holds_state, inspect, lock, migrations, service, version};
 use super::{invalid, read_discovery, read_key, write};
 use crate::discovery::KeyRing;
@@ -88,23 +88,7 @@ impl Contents<'_> {
             Kind::Membership => Some(Zeroizing::new(codec::encode(self.chain)?)),
             _ => None,
         };
-        or_first(kind, brought)
-    }
-}
-
-/// What a file of this kind holds in the folder of a service.
-fn payload_of_service(service: &ServiceSecrets, kind: Kind) -> Result<Option<Payload>, DecodeError> {
-    let secrets = service.secrets.iter().map(service::encode_secret);
-    let brought = secrets.into_iter().find(|(of, _)| *of == kind).map(|(_, bytes)| Zeroizing::new(bytes.to_vec()));
-    or_first(kind, brought)
-}
-
-/// What was brought, or what the table says that a new node's file holds; `None` if absence says it.
-fn or_first(kind: Kind, brought: Option<Payload>) -> Result<Option<Payload>, DecodeError> {
-    let row = kind.row();
-    match (brought, row.first) {
-        (None, Some(first)) if row.absent != Absent::Default => first().map(|first| Some(Zeroizing::new(first))),
-        (brought, _) => Ok(brought),
+        kind.or_first(brought)
     }
 }
 
@@ -228,13 +212,13 @@ impl Draft {
         at_most("services", contents.services.len(), MAX_SERVICES)?;
         for service in contents.services {
             service::make(&self.dir, service.service)?;
-            let home = Home::of_service(&self.dir, service.service);
-            for kind in Kind::at(Place::Service) {
-                write_some(&home, kind, payload_of_service(service, kind))?;
-            }
+            service::fill(&Home::of_service(&self.dir, service.service), service)?;
         }
         for kind in Kind::at(Place::Directory) {
-            write_some(&home, kind, contents.payload(kind, home.owner.into()))?;
+            let payload = contents.payload(kind, home.owner.into()).map_err(|error| invalid(kind.name(), error))?;
+            if let Some(payload) = payload {
+                write(&home, kind, &payload)?;
+            }
         }
         Store::load(&self.dir, self.lock)
     }
@@ -283,14 +267,6 @@ impl Draft {
         self.pending
             .map(|pending| Home::of_cluster(&self.dir, pending.cluster))
             .ok_or_else(|| StoreError::Missing { path: self.path(Kind::Pending), kind: Kind::Pending })
-    }
-}
-
-/// Writes a file, if it is to be there.
-fn write_some(home: &Home, kind: Kind, payload: Result<Option<Payload>, DecodeError>) -> Result<(), StoreError> {
-    match payload.map_err(|error| invalid(kind.name(), error))? {
-        Some(payload) => write(home, kind, &payload),
-        None => Ok(()),
     }
 }
 

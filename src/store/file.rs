@@ -13,7 +13,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
 use rustbalance_gossip::id::OnionAddress;
@@ -196,6 +196,12 @@ pub(super) fn make_dir(path: &Path) -> Result<bool, StoreError> {
     Ok(made)
 }
 
+/// Makes a folder (0700) that is swept away unless it gets another name.
+pub(super) fn unfinished_dir(dir: &Path) -> Result<PathBuf, StoreError> {
+    let made = tempfile::Builder::new().prefix(UNFINISHED).permissions(Permissions::from_mode(0o700)).tempdir_in(dir);
+    Ok(made.map_err(|error| StoreError::io("make", dir, error))?.keep())
+}
+
 /// Replaces the file at `path`, or makes it.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     put(path, true, |file| file.write_all(bytes))
@@ -267,8 +273,14 @@ pub(super) fn sweep(dir: &Path) -> Result<(), StoreError> {
     };
     for entry in entries {
         let entry = entry.map_err(|error| StoreError::io("read", dir, error))?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            remove(&entry.path())?;
+        if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            continue;
+        }
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            fs::remove_dir_all(&path).map_err(|error| StoreError::io("remove", &path, error))?;
+        } else {
+            remove(&path)?;
         }
     }
     Ok(())

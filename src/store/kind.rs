@@ -7,8 +7,10 @@
 
 use rustbalance_gossip::codec::{self, DecodeError};
 use rustbalance_gossip::record::Chain;
+use zeroize::Zeroizing;
 
 use super::error::Damage;
+use super::file::Payload;
 
 /// The version of the state directory that this build writes. Older ones are migrated, newer ones
 /// refused.
@@ -213,6 +215,16 @@ impl Kind {
     pub(super) fn default(self) -> Option<Result<Vec<u8>, DecodeError>> {
         let row = self.row();
         row.first.filter(|_| row.absent == Absent::Default).map(|first| first())
+    }
+
+    /// What was brought for a new node's file, or what the table says that the file holds first;
+    /// `None` if a new node has no such file.
+    pub(super) fn or_first(self, brought: Option<Payload>) -> Result<Option<Payload>, DecodeError> {
+        let row = self.row();
+        match (brought, row.first) {
+            (None, Some(first)) if row.absent != Absent::Default => first().map(|first| Some(Zeroizing::new(first))),
+            (brought, _) => Ok(brought),
+        }
     }
 
     /// True if its presence says that a node is there, whole or not.

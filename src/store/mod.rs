@@ -144,6 +144,7 @@ impl Store {
         for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir()] {
             file::make_dir(&dir)?;
         }
+        file::sweep(&self.dir.join(service::FOLDER))?;
         self.services()?.into_iter().try_for_each(|service| self.check_service(service))
     }
 

@@ -8,13 +8,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustbalance_gossip::codec::DecodeError;
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{PeriodId, Role};
 use rustbalance_gossip::view::MAX_REVISIONS;
+use zeroize::Zeroizing;
 
 use super::error::StoreError;
+use super::file::Payload;
 use super::kind::{Kind, Place};
-use super::{Home, Store, at_most, bounded, file, intro, read_key, read_value, write_value};
+use super::{Home, Store, at_most, bounded, file, intro, invalid, read_key, read_value, write, write_value};
 use crate::keys::{MAX_SERVICES, MasterSecret, ServiceSecret, ServiceSecrets};
 
 /// The folder of all services, in the state directory.
@@ -90,6 +93,31 @@ impl Store {
         let first = self.cluster().first_service();
         let further = listed(&self.dir)?.into_iter().filter(|service| *service != first);
         Ok(std::iter::once(first).chain(further).collect())
+    }
+
+    /// Begins to keep a further service; on publishers, with its secrets. Its folder appears whole or
+    /// not at all.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyExists`] if the service is kept with another key,
+    /// [`StoreError::NotForWorkers`] if a worker is given secrets, [`StoreError::TooMany`] beyond
+    /// [`MAX_SERVICES`]. The disk cannot be written.
+    pub fn add_service(&self, added: &ServiceSecrets) -> Result<(), StoreError> {
+        let _changing = self.change();
+        let home = self.of(added.service);
+        if self.membership.role() == Role::Worker && !added.secrets.is_empty() {
+            return Err(StoreError::NotForWorkers(home.path(Kind::IdentityKey)));
+        }
+        let services = self.services()?;
+        if services.contains(&added.service) {
+            return fill(&home, added);
+        }
+        at_most("services", services.len() + 1, MAX_SERVICES)?;
+        let folder = self.dir.join(FOLDER);
+        let new = Home { dir: file::unfinished_dir(&folder)?, owner: home.owner };
+        file::make_dir(&new.dir.join(intro::FOLDER))?;
+        fill(&new, added)?;
+        file::rename(&new.dir, &home.dir)
     }
 
     /// The secrets of every service: on publishers, and only there.
@@ -191,8 +219,29 @@ pub(super) fn read_identity(home: &Home, service: ServiceId) -> Result<Option<Ma
     Ok(Some(secret))
 }
 
+/// Writes what a new node keeps of a service into the folder of the service. What is there already
+/// stays; a key must be the same.
+pub(super) fn fill(home: &Home, service: &ServiceSecrets) -> Result<(), StoreError> {
+    for kind in Kind::at(Place::Service) {
+        if !kind.row().once && home.path(kind).symlink_metadata().is_ok() {
+            continue;
+        }
+        if let Some(payload) = first_payload(service, kind).map_err(|error| invalid(kind.name(), error))? {
+            write(home, kind, &payload)?;
+        }
+    }
+    Ok(())
+}
+
+/// What a file of this kind holds first in the folder of a service; `None` if there is no such file.
+fn first_payload(service: &ServiceSecrets, kind: Kind) -> Result<Option<Payload>, DecodeError> {
+    let mut secrets = service.secrets.iter().map(encode_secret);
+    let brought = secrets.find(|(of, _)| *of == kind).map(|(_, bytes)| Zeroizing::new(bytes.to_vec()));
+    kind.or_first(brought)
+}
+
 /// The file of a secret, and what the file holds.
-pub(super) fn encode_secret(secret: &ServiceSecret) -> (Kind, &[u8]) {
+fn encode_secret(secret: &ServiceSecret) -> (Kind, &[u8]) {
     match secret {
         ServiceSecret::Identity(key) => (Kind::IdentityKey, &key.expanded()[..]),
     }

@@ -63,3 +63,41 @@ fn a_file_in_the_folder_of_another_service_is_noticed() {
     fs::set_permissions(state(&folder).join("services/notes"), fs::Permissions::from_mode(0o700)).unwrap();
     assert_eq!(Store::open(&state(&folder)).unwrap().services().unwrap().len(), 2);
 }
+
+#[test]
+fn a_service_is_added_whole_or_not_at_all_and_never_over_another_key() {
+    let (folder, cluster) = publisher();
+    let second = MasterSecret::generate(&mut rng());
+    let (service, added) = (second.service_id(), ServiceSecrets::of(second.duplicate()));
+    let store = Store::open(&state(&folder)).unwrap();
+    // What a crash in the middle leaves is swept away.
+    let unfinished = file::unfinished_dir(&state(&folder).join("services")).unwrap();
+    write(&Home { dir: unfinished.clone(), owner: service.address() }, Kind::IdentityKey, second.expanded()).unwrap();
+    assert_eq!(store.services().unwrap(), [cluster.service()]);
+    drop(store);
+    let store = Store::open(&state(&folder)).unwrap();
+    assert!(!unfinished.exists());
+    store.add_service(&added).unwrap();
+    store.raise_revision(service, period(1), 7).unwrap();
+    store.add_service(&added).unwrap();
+    let other = ServiceSecrets { service, ..ServiceSecrets::of(MasterSecret::generate(&mut rng())) };
+    assert!(matches!(store.add_service(&other), Err(StoreError::KeyExists(_))));
+    drop(store);
+    let store = Store::open(&state(&folder)).unwrap();
+    assert_eq!(store.services().unwrap(), [cluster.service(), service]);
+    assert_eq!(store.revisions(service).unwrap(), [(period(1), 7)]);
+    assert_eq!(store.identity_secret(service).unwrap().unwrap().expanded(), second.expanded());
+}
+
+#[test]
+fn a_worker_keeps_a_service_without_secrets() {
+    let (folder, cluster) = (tempfile::tempdir().unwrap(), Cluster::new());
+    let store = cluster.complete(Store::create(&state(&folder)).unwrap(), Role::Worker).unwrap();
+    let added = ServiceSecrets::of(MasterSecret::generate(&mut rng()));
+    assert!(matches!(store.add_service(&added), Err(StoreError::NotForWorkers(_))));
+    store.add_service(&ServiceSecrets::none(added.service)).unwrap();
+    drop(store);
+    let store = Store::open(&state(&folder)).unwrap();
+    assert_eq!(store.services().unwrap(), [cluster.service(), added.service]);
+    assert!(store.service_secrets().unwrap().is_empty());
+}
