@@ -3,8 +3,10 @@
 // Tests have targets of their own on loopback.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod backoff;
 pub mod balance;
 pub mod blocking;
+pub mod bucket;
 pub mod cli;
 pub mod clock;
 pub mod config;

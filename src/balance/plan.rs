@@ -20,6 +20,7 @@ use rustbalance_gossip::record::{RelayId, ServedPoint};
 use rustbalance_gossip::time::Now;
 
 use super::circuit::Circuit;
+use crate::backoff::Backoff;
 use crate::tor::RelayChoice;
 
 /// How long a retired point serves on: longer than clients keep a descriptor that was just replaced.
@@ -38,8 +39,10 @@ const LASTING: Duration = Duration::from_secs(60);
 const MAX_LOSSES: (u32, u32) = (1, 6);
 /// Slots that may leave a relay to a stronger member at once, and how long it takes until one more may.
 const MOVES: (u32, Duration) = (6, Duration::from_secs(1800));
-/// Longest pause between two tries of a slot that serves, and of a retired one.
-const MAX_BACK_OFF: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(300));
+/// Pauses between two tries of a slot that serves: 20 s at most, because clients wait for it.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(20));
+/// Those of a retired slot, which few clients still ask for.
+const RETIRED_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 /// Longest time until a slot's age is looked at again.
 const DAY: u64 = 24 * 3600;
 
@@ -425,9 +428,8 @@ impl Slot {
 
     /// Its circuit is made again after a pause that grows with what went wrong.
     fn pause(&mut self, setbacks: u32, now: Now) {
-        let most = if self.is_retired() { MAX_BACK_OFF.1 } else { MAX_BACK_OFF.0 };
-        let pause =
-            if setbacks > 0 { Duration::from_millis(500 << setbacks.min(10)).min(most) } else { Duration::ZERO };
+        let pauses = if self.is_retired() { RETIRED_BACKOFF } else { BACKOFF };
+        let pause = setbacks.checked_sub(1).map_or(Duration::ZERO, |earlier| pauses.pause(earlier));
         self.circuit = Circuit::Down { not_before: now.mono + pause };
     }
 

@@ -13,6 +13,7 @@ use super::joiner::{JoinError, Joined, Joiner, Step};
 use super::message::{self, Refusal};
 use super::token::Token;
 use super::transcript::Fresh;
+use crate::bucket::{Rate, TokenBucket};
 use crate::frame::{self, FrameError};
 use crate::keys::NodeSecret;
 use crate::places::Places;
@@ -118,14 +119,15 @@ pub trait Admitter: Send + Sync {
 pub struct Door {
     limits: watch::Receiver<DoorLimits>,
     places: Places,
-    bucket: SyncMutex<(f64, Instant)>,
+    bucket: SyncMutex<TokenBucket>,
     turn: Mutex<()>,
 }
 
 impl Door {
     /// One that holds whoever comes to the latest `limits`.
     pub fn new(limits: watch::Receiver<DoorLimits>) -> Self {
-        let bucket = SyncMutex::new((limits.borrow().burst.into(), Instant::now()));
+        let DoorLimits { every, burst, .. } = *limits.borrow();
+        let bucket = SyncMutex::new(TokenBucket::new(Rate::every(every, burst.into()), Instant::now()));
         Self { limits, places: Places::default(), bucket, turn: Mutex::new(()) }
     }
 
@@ -191,7 +193,7 @@ impl Door {
     /// Takes from the bucket of joins; false if it is empty.
     fn within_rate(&self, now: Instant) -> bool {
         let DoorLimits { every, burst, .. } = self.limits();
-        self.take(now, every, burst.into())
+        self.take(now, Rate::every(every, burst.into()))
     }
 
     /// The same for a node that only carries joins, one of `carriers`: together they carry what one
@@ -201,18 +203,11 @@ impl Door {
         let carriers = u32::try_from(carriers).unwrap_or(u32::MAX).max(1);
         let DoorLimits { every, burst, .. } = self.limits();
         let burst = f64::from(burst) / 4.0 / f64::from(carriers);
-        self.take(now, every.saturating_mul(carriers), burst.max(1.0))
+        self.take(now, Rate::every(every.saturating_mul(carriers), burst.max(1.0)))
     }
 
-    /// Takes one from a bucket that holds `burst` and gains one in `every`.
-    fn take(&self, now: Instant, every: Duration, burst: f64) -> bool {
-        let every = every.as_secs_f64().max(f64::EPSILON);
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let come = now.duration_since(bucket.1).as_secs_f64() / every;
-        let tokens = (bucket.0 + come).min(burst);
-        let within = tokens >= 1.0;
-        *bucket = (if within { tokens - 1.0 } else { tokens }, now);
-        within
+    fn take(&self, now: Instant, rate: Rate) -> bool {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take_at(rate, 1, now)
     }
 }
 

@@ -18,10 +18,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
-use super::bucket::Bucket;
 use super::frame::{MessageError, read_message, write_message};
 use super::queue::OutQueue;
 use super::{LinkLimits, MemberSet, counted};
+use crate::bucket::{Rate, TokenBucket};
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{FrameError, MAX};
 use crate::stream::BoxStream;
@@ -30,11 +30,11 @@ use crate::stream::BoxStream;
 /// write it down, or had no room for it, must not wait for another link.
 const OFFER_AGAIN: Duration = Duration::from_secs(300);
 
-/// Seconds between two discovery keys that are looked at of one peer: each new one costs a
-/// signature and the disk.
-const OFFER_SECONDS: u64 = 10;
+/// Between two discovery keys that are looked at of one peer: each new one costs a signature and
+/// the disk.
+const OFFER_PAUSE: Duration = Duration::from_secs(10);
 /// How many may come at once: two evictions may follow each other closely.
-const OFFERS_AT_ONCE: u64 = 4;
+const OFFERS_AT_ONCE: f64 = 4.0;
 
 /// What crosses an open link, in a frame of at most [`MAX`] bytes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -153,8 +153,10 @@ impl Connection {
         start: Instant,
         heard: watch::Sender<Option<FactsDigest>>,
     ) -> Ended {
-        let mut bucket = Bucket::new(self.limits.bytes_per_second, self.limits.bytes_burst, Instant::now());
-        let mut offers = Bucket::new(1, OFFER_SECONDS * OFFERS_AT_ONCE, Instant::now());
+        let rate = Rate::per_second(self.limits.bytes_per_second, self.limits.bytes_burst);
+        let mut bucket = TokenBucket::new(rate, Instant::now());
+        let offers = Rate::every(OFFER_PAUSE, OFFERS_AT_ONCE);
+        let mut offers = TokenBucket::new(offers, Instant::now());
         loop {
             let (frame, bytes) = match timeout(self.limits.silence, read_message(&mut reader, MAX)).await {
                 Err(_) => return Ended::Silent(self.limits.silence),
@@ -175,7 +177,7 @@ impl Connection {
         frame: Frame,
         start: Instant,
         heard: &watch::Sender<Option<FactsDigest>>,
-        offers: &mut Bucket,
+        offers: &mut TokenBucket,
     ) -> bool {
         match frame {
             Frame::Ping(ping) => self.out.answer(ping),
@@ -193,7 +195,7 @@ impl Connection {
             }
             Frame::Gossip(message) => return self.received.try_send((self.peer, message.0)).is_ok(),
             Frame::Discovery(offer) => {
-                return offers.take(OFFER_SECONDS, Instant::now()) && self.offered.try_send(offer).is_ok();
+                return offers.take(1, Instant::now()) && self.offered.try_send(offer).is_ok();
             }
             Frame::Facts(facts) => {
                 let origin = self.peer;

@@ -5,7 +5,6 @@
 //! one link, `pool` decides which links there should be, `path` by which route the frames to a peer go, `task` does what
 //! they decide. Out of it come a [`Carrier`] for the mesh and the streams of joiners that other members pass on.
 
-mod bucket;
 #[cfg(test)]
 mod conformance;
 mod connection;

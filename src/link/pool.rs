@@ -19,6 +19,7 @@ use super::handshake::Refusal;
 use super::path::{Path, PathAction, PathEvent, RouteState};
 use super::queue::OutQueue;
 use super::{LinkLimits, LinkStatus, MemberSet, RouteKind, counted};
+use crate::backoff::Backoff;
 
 /// A link that was younger than this may have crossed another on its way; an older one is taken to be forgotten by a
 /// peer that dials again.
@@ -272,14 +273,13 @@ impl Pool {
         (self.links.is_empty() && self.is_refused()) || (!reached && refused_by_publisher)
     }
 
-    /// Doubles the pause before the next dial of `peer` by `route`. `jitter` is drawn from 0 to 1: half of the pause is
-    /// random, so that nodes that lost each other at once do not all dial at once.
+    /// Doubles the pause before the next dial of `peer` by `route`. `jitter` is drawn from 0 to 1.
     fn pause(&mut self, peer: NodeId, route: RouteKind, jitter: f64, now: Instant) {
-        let (least, most) = self.limits.pause;
         let dials = self.dials.entry((peer, route)).or_default();
-        let pause = most.min(least.saturating_mul(1 << dials.failures.min(16)));
+        let (first, longest) = self.limits.pause;
+        let pause = Backoff::new(first, longest).jittered(dials.failures, jitter);
         dials.failures = dials.failures.saturating_add(1);
-        dials.not_before = Some(now + pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0));
+        dials.not_before = Some(now + pause);
     }
 
     /// Closes what must not or need not be, and says whom to dial now, and how. `reaches` says

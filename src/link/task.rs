@@ -16,7 +16,6 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span};
 
-use super::bucket::Bucket;
 use super::connection::Connection;
 use super::frame::MessageError;
 use super::handshake::{Dialler, HandshakeError, Listener, Own, Proved, Purpose, Refusal, Refused};
@@ -25,6 +24,7 @@ use super::{
     CarriedJoin, Channel, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Route, RouteError, RouteKind,
     counted,
 };
+use crate::bucket::{Rate, TokenBucket};
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError, MAX_UNPROVEN};
@@ -54,7 +54,7 @@ pub(super) struct Shared {
     pool: Mutex<Pool>,
     /// A link has been opened: its first probe may be due before the others.
     probing: Notify,
-    accepts: Mutex<Bucket>,
+    accepts: Mutex<TokenBucket>,
     handshakes: Arc<Semaphore>,
     received: mpsc::Sender<(NodeId, Vec<u8>)>,
     joins: mpsc::Sender<CarriedJoin>,
@@ -77,7 +77,7 @@ impl Shared {
         let shared = Arc::new(Self {
             pool: Mutex::new(Pool::new(config.membership.node(), routes, config.limits.clone())),
             probing: Notify::new(),
-            accepts: Mutex::new(Bucket::new(rate, burst, Instant::now())),
+            accepts: Mutex::new(TokenBucket::new(Rate::per_second(rate, burst), Instant::now())),
             handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             base: config.base,
             faster: config.faster,

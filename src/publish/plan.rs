@@ -23,6 +23,7 @@ use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
 use rustbalance_gossip::view::MAX_FENCE;
 
+use crate::backoff::Backoff;
 use crate::tor::{Directory, Period};
 
 /// Between two editions of one period: an equal revision is refused, and revisions of the clock step once a second.
@@ -35,8 +36,8 @@ pub const SETTLE: Duration = Duration::from_millis(500);
 pub const READ_BACK: Duration = Duration::from_secs(600);
 /// How soon after its upload a descriptor is first read back.
 pub const FIRST_READ_BACK: Duration = Duration::from_secs(20);
-/// Longest pause between two tries at one directory.
-const MAX_BACK_OFF: Duration = Duration::from_secs(60);
+/// Pauses between two tries at one directory.
+const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// For how long a descriptor may name a point that was desired last before it: as long as
 /// directories keep it.
 const NAMED_FOR: Duration = Duration::from_secs(3 * 3600);
@@ -521,10 +522,10 @@ impl Plan {
 }
 
 impl Held {
-    /// Doubles from one second, with a share that differs from directory to directory so that they spread.
+    /// Waits longer after each failure, with a share that differs from directory to directory so that they spread.
     fn back_off(&mut self, now: Duration, directory: &Directory) {
+        let base = BACKOFF.pause(self.failures);
         self.failures = self.failures.saturating_add(1);
-        let base = Duration::from_secs(1 << (self.failures - 1).min(6)).min(MAX_BACK_OFF);
         let share = u32::from(directory.relay.rsa.0[0]);
         self.not_before = now + base + base * share / 512;
     }

@@ -19,25 +19,25 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::gate::Gate;
+use crate::leaky::LeakyBucket;
 use crate::{Carrier, MAX_MESSAGE, wire};
 
 /// Messages with their senders.
 type Inbox = mpsc::Receiver<(NodeId, Vec<u8>)>;
 
 /// Bytes of questions a second.
-const QUESTIONS: f64 = 16_384.0;
+const QUESTIONS: usize = 16_384;
 /// What may be asked at once after a pause.
 const BURST: f64 = MAX_MESSAGE as f64;
 /// With less than this left, half of the questions are left out, whichever: a round ends with those to the silent, and where
 /// its first were always asked, halves of a cluster that were cut off from each other would never meet again.
 const SCARCE: f64 = BURST * 0.75;
 
-/// What may be asked now.
+/// Bounds the questions that a node asks.
 struct Budget {
     /// Draws otherwise than others do.
     me: NodeId,
-    bytes: f64,
-    at: Instant,
+    asked_bytes: LeakyBucket,
     asked: u64,
     /// Goodbyes are said at any price.
     open: bool,
@@ -45,7 +45,7 @@ struct Budget {
 
 impl Budget {
     fn new(me: NodeId) -> Self {
-        Self { me, bytes: BURST, at: Instant::now(), asked: 0, open: false }
+        Self { me, asked_bytes: LeakyBucket::new(Instant::now()), asked: 0, open: false }
     }
 
     /// Whether the question whose turn it is may be asked when not all can be. A coin: what repeats, as a round does, would
@@ -57,15 +57,12 @@ impl Budget {
     }
 
     fn allows(&mut self, size: usize) -> bool {
-        let now = Instant::now();
-        let since = now.duration_since(self.at).as_secs_f64();
-        self.bytes = (self.bytes + since * QUESTIONS).min(BURST);
-        self.at = now;
+        let left = BURST - self.asked_bytes.now(Instant::now(), QUESTIONS);
         self.asked += 1;
-        let drawn = self.bytes >= SCARCE || self.draw();
-        let allowed = self.open || (drawn && self.bytes >= size as f64);
+        let drawn = left >= SCARCE || self.draw();
+        let allowed = self.open || (drawn && left >= size as f64);
         if allowed {
-            self.bytes = (self.bytes - size as f64).max(0.0);
+            self.asked_bytes.add(size);
         }
         allowed
     }
@@ -155,7 +152,7 @@ mod tests {
                 tokio::time::advance(Duration::from_millis(500)).await;
             }
             let all: usize = asked.iter().sum();
-            assert!(all * digest <= 10_000 * QUESTIONS as usize / 2 + BURST as usize, "{asked:?}");
+            assert!(all * digest <= 10_000 * QUESTIONS / 2 + BURST as usize, "{asked:?}");
             assert!(asked.iter().all(|count| *count * 50 >= all), "of {digest} bytes: {asked:?}");
         }
     }

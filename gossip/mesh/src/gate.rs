@@ -23,7 +23,8 @@ use rustbalance_gossip::id::NodeId;
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::hoard::{Hoards, Room, Spent};
+use crate::hoard::{Hoards, Room};
+use crate::leaky::LeakyBucket;
 use crate::lives::{Lives, Naming};
 use crate::wire::{Life, Message, Names, Told, WireError};
 
@@ -99,7 +100,7 @@ struct State {
 
 /// What is noted of who sends messages.
 struct Peer {
-    read: Spent,
+    read: LeakyBucket,
     /// Its questions and answers so far.
     asked: u32,
 }
@@ -247,7 +248,7 @@ impl Gate {
 
 impl State {
     fn peer(&mut self, peer: NodeId, now: Instant) -> &mut Peer {
-        self.peers.entry(peer).or_insert_with(|| Peer { read: Spent::new(now), asked: 0 })
+        self.peers.entry(peer).or_insert_with(|| Peer { read: LeakyBucket::new(now), asked: 0 })
     }
 
     /// A short message may unpack to a long one, so both are counted.

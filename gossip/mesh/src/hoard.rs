@@ -8,35 +8,11 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
+use crate::leaky::LeakyBucket;
 use crate::wire::{Life, Told};
 
 /// What is kept of a value besides itself, about, in bytes.
 const OVERHEAD: usize = 64;
-
-/// Something that is used up and comes back with time.
-#[derive(Debug)]
-pub(super) struct Spent {
-    amount: f64,
-    at: Instant,
-}
-
-impl Spent {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { amount: 0.0, at: now }
-    }
-
-    /// What is used up now, if so much comes back in a second.
-    pub(super) fn now(&mut self, now: Instant, per_second: usize) -> f64 {
-        let back = now.duration_since(self.at).as_secs_f64() * per_second as f64;
-        self.amount = (self.amount - back).max(0.0);
-        self.at = now;
-        self.amount
-    }
-
-    pub(super) fn add(&mut self, amount: usize) {
-        self.amount += amount as f64;
-    }
-}
 
 /// Bounds on one life, in bytes.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +51,7 @@ struct Hoard {
     bytes: usize,
     /// By key.
     sizes: BTreeMap<String, usize>,
-    changed: Spent,
+    changed: LeakyBucket,
 }
 
 impl Hoards {
@@ -96,7 +72,7 @@ impl Hoards {
         }
         let others = |(other, _): &(&Account, &Hoard)| **other != account && shares(other);
         let shared: usize = self.kept.iter().filter(others).map(|(_, hoard)| hoard.bytes).sum();
-        let new = || Hoard { bytes: 0, sizes: BTreeMap::new(), changed: Spent::new(now) };
+        let new = || Hoard { bytes: 0, sizes: BTreeMap::new(), changed: LeakyBucket::new(now) };
         let hoard = self.kept.entry(account).or_insert_with(new);
         let mut changed = hoard.changed.now(now, room.per_second) as usize;
         let before = *known;

@@ -18,6 +18,7 @@ mod delivery;
 mod gate;
 mod hoard;
 mod keeper;
+mod leaky;
 mod lives;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;

@@ -126,7 +126,7 @@ fn a_dead_relay_that_comes_back_serves_those_who_remember_it() {
     world.run(60);
     assert!(world.retired.contains(&slot) && !world.open.contains_key(&slot));
     world.dead.clear();
-    world.run(MAX_BACK_OFF.1.as_secs());
+    world.run(RETIRED_BACKOFF.longest.as_secs());
     assert_eq!(world.open.get(&slot), Some(&dead));
     assert!(!world.relays_advertised().contains(&dead));
 }

@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use rustbalance_gossip::stand_in::Orphan;
 
+use crate::backoff::Backoff;
 use crate::balance::circuit::Circuit;
 
 /// How long a point is served on after it has ceased to fall to this node.
 pub const HOLD: Duration = Duration::from_secs(60);
 /// Pause after the first setback, and the longest: who has taken a point back shall keep it.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(600));
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
 /// The longest pause before a circuit that could not be made, which may well be for this node's own network.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -71,7 +72,7 @@ impl Plan {
                 None => actions.push(Action::Forget(orphan)),
             },
             Event::OpenFailed(orphan) => self.set_back(&orphan, RETRY, mono),
-            Event::Lost(orphan) => self.set_back(&orphan, PAUSES.1, mono),
+            Event::Lost(orphan) => self.set_back(&orphan, PAUSES.longest, mono),
         }
         self.reconcile(mono, &mut actions);
         actions
@@ -99,7 +100,7 @@ impl Plan {
 
     fn set_back(&mut self, orphan: &Orphan, longest: Duration, mono: Duration) {
         let Some(held) = self.held.get_mut(orphan) else { return };
-        let pause = PAUSES.0.saturating_mul(1 << held.setbacks.min(16)).min(longest);
+        let pause = Backoff { longest, ..PAUSES }.pause(held.setbacks);
         held.setbacks = held.setbacks.saturating_add(1);
         held.circuit = Circuit::Down { not_before: mono + pause };
     }

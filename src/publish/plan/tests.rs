@@ -348,7 +348,7 @@ fn what_a_stranger_has_put_in_place_of_ours_is_not_counted_as_ours() {
     assert_eq!(world.confirmed(), 0);
     assert!(world.strangers.is_empty());
     world.mute.clear();
-    world.run(MAX_BACK_OFF * 3);
+    world.run(BACKOFF.longest * 3);
     assert_eq!(world.confirmed(), 16);
 }
 

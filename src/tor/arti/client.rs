@@ -32,6 +32,7 @@ use super::dial::Dials;
 use super::directories::Directories;
 use super::own_service::Launched;
 use super::salvage::{Salvage, Verdict};
+use crate::backoff::Backoff;
 use crate::blocking::on_disk;
 use crate::tor::circuits::Circuits;
 use crate::tor::{Bootstrap, TorError};
@@ -40,7 +41,7 @@ use crate::tor::{Bootstrap, TorError};
 const CONNECTING: &str = "connecting to the Tor network";
 
 /// Between two attempts to bootstrap: doubles from the first to the second.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
 /// How often the directory is looked at without an event.
 const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
@@ -296,7 +297,7 @@ async fn connect(
     mut tor: Arc<TorClient<PreferredRuntime>>,
     bootstrap: &watch::Sender<Bootstrap>,
 ) -> Result<(Arc<TorClient<PreferredRuntime>>, BootstrapEvents), TorError> {
-    let mut pause = RETRY_PAUSE.0;
+    let mut failures = 0;
     loop {
         let mut progress = tor.bootstrap_events();
         let follow = async {
@@ -316,10 +317,11 @@ async fn connect(
             Verdict::Hopeless(why) => return Err(why),
         };
         if !mended {
+            let pause = RETRY.pause(failures);
+            failures = failures.saturating_add(1);
             tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {}", chain(&error));
             bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {error}"));
             sleep(pause).await;
-            pause = (pause * 2).min(RETRY_PAUSE.1);
         }
         // A client that could not make its parts answers with the same error for ever.
         if mended || tor.dirmgr().is_err() {

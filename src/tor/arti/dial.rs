@@ -20,12 +20,13 @@ use tor_rtcompat::PreferredRuntime;
 use super::client::Shared;
 use super::keys;
 use super::stream::TorStream;
+use crate::backoff::Backoff;
 use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;
 use crate::tor::TorError;
 
-/// Between two fresh starts to one address without a success: doubles from the first to the second.
-const FRESH_START: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(15 * 60));
+/// Between two fresh starts to one address without a success.
+const FRESH_STARTS: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(15 * 60));
 
 /// Addresses remembered; past this all start over.
 const MOST_ADDRESSES: usize = 4096;
@@ -41,8 +42,8 @@ pub(super) struct Dials {
 /// What is kept of one address.
 struct Dial {
     prefs: StreamPrefs,
-    /// When the last fresh start was made, and how long it lasts at least.
-    fresh: Option<(Instant, Duration)>,
+    /// When the last fresh start was made, and how many came before it.
+    fresh: Option<(Instant, u32)>,
 }
 
 impl Dials {
@@ -70,13 +71,13 @@ impl Dials {
             addresses.clear();
         }
         let dial = addresses.entry(to).or_insert_with(|| Dial { prefs: StreamPrefs::new(), fresh: None });
-        let lasts = match dial.fresh {
-            Some((since, lasts)) if now.duration_since(since) < lasts => return false,
-            Some((_, lasts)) => (lasts * 2).min(FRESH_START.1),
-            None => FRESH_START.0,
+        let starts = match dial.fresh {
+            Some((since, starts)) if now.duration_since(since) < FRESH_STARTS.pause(starts) => return false,
+            Some((_, starts)) => starts.saturating_add(1),
+            None => 0,
         };
         dial.prefs.new_isolation_group();
-        dial.fresh = Some((now, lasts));
+        dial.fresh = Some((now, starts));
         true
     }
 }

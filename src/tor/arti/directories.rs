@@ -24,13 +24,14 @@ use tor_protover::named::FLOWCTRL_CC;
 use tor_rtcompat::{PreferredRuntime, Runtime};
 
 use super::disaster;
+use crate::backoff::Backoff;
 use crate::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR};
 use crate::tor::{Directory, Period, TorError};
 
 /// Circuits tried for one transfer.
 const CIRCUIT_ATTEMPTS: u32 = 5;
-/// Pause after the first failed circuit; doubles with each.
-const CIRCUIT_PAUSE: Duration = Duration::from_millis(500);
+/// Pauses between them.
+const CIRCUIT_PAUSES: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(8));
 
 /// Which way a transfer goes: decides what kind of circuit it takes, so that we look to relays like what we are.
 #[derive(Clone, Copy)]
@@ -170,16 +171,16 @@ impl<R: Runtime> Directories<R> {
             source: None,
         })?;
         let target = OwnedCircTarget::from_circ_target(&relay);
-        let (mut attempt, mut pause) = (1, CIRCUIT_PAUSE);
+        let mut failures = 0;
         loop {
             let result = self.connect_once(way, to, &netdir, target.clone()).await;
             let Err(e) = &result else { return result };
-            if attempt == CIRCUIT_ATTEMPTS {
+            if failures + 1 == CIRCUIT_ATTEMPTS {
                 return result;
             }
-            tracing::debug!(directory = %to.relay, attempt, error = %e, "no circuit to a directory yet");
-            sleep(pause).await;
-            (attempt, pause) = (attempt + 1, pause * 2);
+            tracing::debug!(directory = %to.relay, failures, error = %e, "no circuit to a directory yet");
+            sleep(CIRCUIT_PAUSES.pause(failures)).await;
+            failures += 1;
         }
     }
 

@@ -1,0 +1,49 @@
+//! A leaky bucket: an amount that is used up at once and comes back at a rate.
+
+use tokio::time::Instant;
+
+/// What is used up. The callers hold it to their bounds.
+#[derive(Debug)]
+pub(super) struct LeakyBucket {
+    amount: f64,
+    at: Instant,
+}
+
+impl LeakyBucket {
+    /// Nothing is used up.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { amount: 0.0, at: now }
+    }
+
+    /// What is used up now, if `per_second` comes back in a second.
+    pub(super) fn now(&mut self, now: Instant, per_second: usize) -> f64 {
+        let back = now.saturating_duration_since(self.at).as_secs_f64() * per_second as f64;
+        self.amount = (self.amount - back).max(0.0);
+        self.at = now;
+        self.amount
+    }
+
+    /// Uses up so much more.
+    pub(super) fn add(&mut self, amount: usize) {
+        self.amount += amount as f64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_is_used_up_comes_back_at_the_rate_and_no_more() {
+        let start = Instant::now();
+        let mut bucket = LeakyBucket::new(start);
+        bucket.add(100);
+        assert_eq!(bucket.now(start + Duration::from_secs(1), 40), 60.0);
+        bucket.add(5);
+        assert_eq!(bucket.now(start + Duration::from_secs(1), 40), 65.0);
+        assert_eq!(bucket.now(start + Duration::from_secs(9000), 40), 0.0);
+        assert_eq!(bucket.now(start, 40), 0.0);
+    }
+}
