@@ -55,7 +55,7 @@ const CORE: Floors = &[
     ("neighbours", 2),
     ("record", 2),
     ("lease", 3),
-    ("relay_lot", 3),
+    ("source", 3),
     ("plan", 4),
     ("view", 4),
     ("facts", 5),

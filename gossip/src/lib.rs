@@ -13,10 +13,10 @@ pub mod neighbours;
 pub mod outage;
 pub mod plan;
 pub mod record;
-mod relay_lot;
 pub mod signed;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
+pub mod source;
 pub mod stand_in;
 pub mod time;
 pub mod view;

@@ -14,7 +14,7 @@ use sha3::{Digest, Sha3_256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::bytes::FixedBytes;
-use crate::id::NodeId;
+use crate::id::{NodeId, ServiceId};
 use crate::plan::Choice;
 use crate::record::{IntroPoint, Phase};
 use crate::stand_in;
@@ -65,11 +65,11 @@ pub struct Hidden {
     pub until: Option<Duration>,
 }
 
-/// The points that stay though their nodes are silent, of those in `before`.
-pub fn hidden(view: &View, secret: &OutageSecret, before: &Choice, mono: Duration) -> Hidden {
+/// The points of this service that stay though their nodes are silent, of those in `before`.
+pub fn hidden(view: &View, service: &ServiceId, secret: &OutageSecret, before: &Choice, mono: Duration) -> Hidden {
     let chosen: BTreeSet<FixedBytes<32>> = before.points.iter().map(|(_, point)| point.session_key).collect();
     let mut hidden = Hidden::default();
-    for orphan in stand_in::covered(view, mono) {
+    for orphan in stand_in::covered(view, mono).into_iter().filter(|orphan| orphan.service == *service) {
         let point = orphan.served.point;
         let leaves = view.member(&orphan.node).and_then(|node| leaves_at(node, secret));
         let Some(leaves) = leaves.filter(|at| *at > mono && chosen.contains(&point.session_key)) else { continue };

@@ -1,68 +1,55 @@
-//! What should stand in the descriptor: the choice of intro points (DESIGN, section 6, 1 and 2).
+//! What should stand in the descriptor of one service: the choice of introduction points.
 //!
-//! A pure function of the candidates, what was chosen before and a counter. Who counts: the healthy ones; if nobody is,
-//! those of the last healthy set who still live; then whoever answers at all. One point per relay: the one that stands
-//! already, else a lot of the relay and the node decides. Then every node gets one point before any gets a second, and the rest go by weight (Sainte-Laguë's
-//! divisors, so that one node more or less moves only its own share). Points that stand already are kept before others.
+//! A pure function of the candidates, the last choice and a counter. Sources are tried in tiers: the healthy ones; if
+//! there are none, those of the last healthy set that are degraded or down; then all that are degraded or down; then the
+//! draining ones. Each relay stands once: for the source that has it already, else a lot of the relay and the source
+//! decides. Every source gets one point before any gets a second; the rest go by weight (Sainte-Laguë's divisors, so that
+//! one source more or less moves only its own share). Points that stand already are kept before others.
 //!
-//! More nodes than places: each node draws a lot from the counter and its id, weighted, and the luckiest stand; the
-//! next count gives others their turn, and a node more or less moves at most one place. Only among those who stand is a
-//! relay given to one.
+//! With more sources than places, each source draws a weighted lot from the counter and its key, and the lowest lots
+//! stand. The next count gives others their turn; a source more or less moves at most one place. A relay is given to one
+//! only among the sources that stand.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sha3::{Digest, Sha3_256};
 
 use crate::bytes::FixedBytes;
-use crate::id::NodeId;
-use crate::record::{IntroPoint, MAX_INTRO_POINTS, Phase};
-use crate::relay_lot::relay_lot;
+use crate::record::{Fitness, IntroPoint, MAX_INTRO_POINTS};
+use crate::source::{Candidate, Source, relay_lot};
 
-/// One living node and its intro points.
-#[derive(Debug, Clone, Copy)]
-pub struct Candidate<'a> {
-    /// Who.
-    pub node: NodeId,
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// Share relative to the others', 1 to 100.
-    pub weight: u8,
-    /// Where it waits for clients, those it prefers first.
-    pub points: &'a [IntroPoint],
-}
-
-/// How the choice was made before.
+/// What was chosen for one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// What should stand in the descriptor, by session key: an order that does not tell which points are one node's.
-    pub points: Vec<(NodeId, IntroPoint)>,
-    /// The nodes that were healthy when last any was.
-    pub healthy: BTreeSet<NodeId>,
+    /// What should stand in the descriptor, by session key: an order that hides which points are one source's.
+    pub points: Vec<(Source, IntroPoint)>,
+    /// The sources that were healthy when last any was.
+    pub healthy: BTreeSet<Source>,
 }
 
 /// Chooses at most `limit` (and never more than [`MAX_INTRO_POINTS`]) points.
 ///
-/// `before` is the last choice; `count` turns the places when there are more nodes than places. If nobody can serve at
-/// all, nothing is chosen: what stands on the directories is then best left there.
+/// `before` is the last choice; `count` turns the places when there are more sources than places. Without any candidate
+/// nothing is chosen: the published descriptor is then best left as it is.
 pub fn choose(candidates: &[Candidate<'_>], before: &Choice, limit: usize, count: u64) -> Choice {
     let limit = limit.min(MAX_INTRO_POINTS);
     let candidates: Vec<Candidate<'_>> = candidates.iter().copied().filter(|it| !it.points.is_empty()).collect();
     let chosen = best_tier(&candidates, &before.healthy);
-    let published: BTreeSet<_> = before.points.iter().map(|(node, point)| (*node, point.session_key)).collect();
+    let published: BTreeSet<_> = before.points.iter().map(|(source, point)| (*source, point.session_key)).collect();
     let mut points = share(draw(chosen, &published, limit, count), limit);
     points.sort_by_key(|(_, point)| point.session_key);
-    let healthy: BTreeSet<NodeId> =
-        candidates.iter().filter(|it| it.phase == Phase::Healthy).map(|it| it.node).collect();
+    let healthy: BTreeSet<Source> =
+        candidates.iter().filter(|it| it.fitness == Fitness::Healthy).map(|it| it.source).collect();
     let healthy = if healthy.is_empty() { before.healthy.clone() } else { healthy };
     Choice { points, healthy }
 }
 
-/// Who counts: the first of these that is anybody.
-fn best_tier<'a>(candidates: &[Candidate<'a>], last_healthy: &BTreeSet<NodeId>) -> Vec<Candidate<'a>> {
-    let serves = |it: &Candidate<'_>| matches!(it.phase, Phase::Unhealthy | Phase::Initializing);
+/// The candidates of the first tier that has any.
+fn best_tier<'a>(candidates: &[Candidate<'a>], last_healthy: &BTreeSet<Source>) -> Vec<Candidate<'a>> {
+    let unfit = |it: &Candidate<'_>| matches!(it.fitness, Fitness::Degraded | Fitness::Down);
     let tiers: [&dyn Fn(&Candidate<'_>) -> bool; 4] =
-        [&|it| it.phase == Phase::Healthy, &|it| serves(it) && last_healthy.contains(&it.node), &serves, &|it| {
-            it.phase == Phase::Draining
+        [&|it| it.fitness == Fitness::Healthy, &|it| unfit(it) && last_healthy.contains(&it.source), &unfit, &|it| {
+            it.fitness == Fitness::Draining
         }];
     for tier in tiers {
         let chosen: Vec<Candidate<'a>> = candidates.iter().copied().filter(|it| tier(it)).collect();
@@ -73,28 +60,28 @@ fn best_tier<'a>(candidates: &[Candidate<'a>], last_healthy: &BTreeSet<NodeId>) 
     Vec::new()
 }
 
-/// What a node can give once every relay stands only once; those published already first.
+/// What a source can give once every relay stands only once; those published already first.
 struct Offer<'a> {
-    node: NodeId,
+    source: Source,
     weight: u8,
     points: Vec<&'a IntroPoint>,
 }
 
-fn one_per_relay<'a>(candidates: &[Candidate<'a>], published: &BTreeSet<(NodeId, FixedBytes<32>)>) -> Vec<Offer<'a>> {
+fn one_per_relay<'a>(candidates: &[Candidate<'a>], published: &BTreeSet<(Source, FixedBytes<32>)>) -> Vec<Offer<'a>> {
     let mut candidates = candidates.to_vec();
-    candidates.sort_by_key(|it| it.node);
-    candidates.dedup_by_key(|it| it.node);
-    let name = |node: NodeId, point: &IntroPoint| (node, point.session_key);
-    let all = || candidates.iter().flat_map(|it| it.points.iter().map(|point| (it.node, point)));
+    candidates.sort_by_key(|it| it.source);
+    candidates.dedup_by_key(|it| it.source);
+    let name = |source: Source, point: &IntroPoint| (source, point.session_key);
+    let all = || candidates.iter().flat_map(|it| it.points.iter().map(|point| (it.source, point)));
     let mut uses: BTreeMap<&[u8], u32> = BTreeMap::new();
     for identity in all().flat_map(|(_, point)| point.relay.identities()) {
         *uses.entry(identity).or_default() += 1;
     }
     let mut claims: Vec<_> = all()
-        .map(|(node, point)| {
+        .map(|(source, point)| {
             let contested = point.relay.identities().iter().any(|identity| uses.get(identity) > Some(&1));
-            let lot = if contested { relay_lot(&point.relay, node) } else { Default::default() };
-            (!published.contains(&name(node, point)), lot, name(node, point), point)
+            let lot = if contested { relay_lot(&point.relay, source) } else { Default::default() };
+            (!published.contains(&name(source, point)), lot, name(source, point), point)
         })
         .collect();
     claims.sort_unstable();
@@ -108,25 +95,25 @@ fn one_per_relay<'a>(candidates: &[Candidate<'a>], published: &BTreeSet<(NodeId,
     });
     let held: BTreeSet<_> = claims.iter().map(|(.., name, _)| *name).collect();
     let offers = candidates.iter().map(|it| {
-        let mut points: Vec<_> = it.points.iter().filter(|point| held.contains(&name(it.node, point))).collect();
-        points.sort_by_key(|point| !published.contains(&name(it.node, point)));
-        Offer { node: it.node, weight: it.weight.clamp(1, 100), points }
+        let mut points: Vec<_> = it.points.iter().filter(|point| held.contains(&name(it.source, point))).collect();
+        points.sort_by_key(|point| !published.contains(&name(it.source, point)));
+        Offer { source: it.source, weight: it.weight.clamp(1, 100), points }
     });
     offers.filter(|offer| !offer.points.is_empty()).collect()
 }
 
-/// What the nodes can give; if they are more than `limit`, those with the best lots of this count. A node that has
-/// nothing left to give beside luckier ones makes room for the next.
+/// What the sources can give; if they are more than `limit`, those with the lowest lots of this count. A source that has
+/// nothing left to give beside sources with lower lots makes room for the next.
 fn draw<'a>(
     mut candidates: Vec<Candidate<'a>>,
-    published: &BTreeSet<(NodeId, FixedBytes<32>)>,
+    published: &BTreeSet<(Source, FixedBytes<32>)>,
     limit: usize,
     count: u64,
 ) -> Vec<Offer<'a>> {
     if candidates.len() <= limit {
         return one_per_relay(&candidates, published);
     }
-    candidates.sort_by_cached_key(|it| (lot(it, count), it.node));
+    candidates.sort_by_cached_key(|it| (lot(it, count), it.source));
     let mut drawn = limit;
     loop {
         let offers = one_per_relay(&candidates[..drawn], published);
@@ -138,56 +125,57 @@ fn draw<'a>(
     }
 }
 
-/// An exponential variate of the node's weight as its rate: the least of many falls to each in proportion to its weight.
+/// An exponential variate of the source's weight as its rate: the least of many falls to each in proportion to its weight.
 /// As its bits, which order as it does.
 fn lot(of: &Candidate<'_>, count: u64) -> u64 {
     let digest = Sha3_256::new()
         .chain_update(b"rustbalance lot v1\0")
         .chain_update(count.to_be_bytes())
-        .chain_update(of.node.public_key())
+        .chain_update(of.source.public_key())
         .finalize();
     let bits = digest.iter().take(6).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
     let uniform = (bits as f64 + 1.0) / (1u64 << 48) as f64;
     (uniform.ln().abs() / f64::from(of.weight.clamp(1, 100))).to_bits()
 }
 
-/// Gives each node one place, then the rest by weight.
-fn share(offers: Vec<Offer<'_>>, limit: usize) -> Vec<(NodeId, IntroPoint)> {
-    let mut seats: BTreeMap<NodeId, usize> = offers.iter().map(|offer| (offer.node, 1)).collect();
+/// Gives each source one place, then the rest by weight.
+fn share(offers: Vec<Offer<'_>>, limit: usize) -> Vec<(Source, IntroPoint)> {
+    let mut seats: BTreeMap<Source, usize> = offers.iter().map(|offer| (offer.source, 1)).collect();
     for _ in offers.len()..limit {
         // weight / (2 seats + 1), compared crosswise; of equals the lower id.
-        let due = offers.iter().filter(|offer| seats[&offer.node] < offer.points.len()).max_by(|a, b| {
-            let (of_a, of_b) = (2 * seats[&a.node] + 1, 2 * seats[&b.node] + 1);
+        let due = offers.iter().filter(|offer| seats[&offer.source] < offer.points.len()).max_by(|a, b| {
+            let (of_a, of_b) = (2 * seats[&a.source] + 1, 2 * seats[&b.source] + 1);
             let (a_due, b_due) = (usize::from(a.weight) * of_b, usize::from(b.weight) * of_a);
-            a_due.cmp(&b_due).then(b.node.cmp(&a.node))
+            a_due.cmp(&b_due).then(b.source.cmp(&a.source))
         });
-        let Some(node) = due.map(|offer| offer.node) else { break };
-        *seats.entry(node).or_default() += 1;
+        let Some(source) = due.map(|offer| offer.source) else { break };
+        *seats.entry(source).or_default() += 1;
     }
-    let taken = |offer: &Offer<'_>| seats.get(&offer.node).copied().unwrap_or_default();
+    let taken = |offer: &Offer<'_>| seats.get(&offer.source).copied().unwrap_or_default();
     offers
         .iter()
-        .flat_map(|offer| offer.points.iter().take(taken(offer)).map(|point| (offer.node, (*point).clone())))
+        .flat_map(|offer| offer.points.iter().take(taken(offer)).map(|point| (offer.source, (*point).clone())))
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::NodeId;
     use crate::record::RelayId;
     use crate::sim::{point, relay};
     use proptest::prelude::*;
 
-    fn node(n: u32) -> NodeId {
+    fn source(n: u32) -> Source {
         let mut key = [0; 32];
         key[..4].copy_from_slice(&n.to_be_bytes());
-        NodeId::from_public_key(key)
+        Source::Node(NodeId::from_public_key(key))
     }
 
     #[derive(Debug, Clone)]
     struct Given {
         node: u32,
-        phase: Phase,
+        fitness: Fitness,
         weight: u8,
         points: Vec<IntroPoint>,
     }
@@ -195,11 +183,11 @@ mod tests {
     impl Given {
         fn healthy(node: u32, points: u32) -> Self {
             let points = (0..points).map(|n| point(node * 100 + n, node * 100 + n)).collect();
-            Self { node, phase: Phase::Healthy, weight: 10, points }
+            Self { node, fitness: Fitness::Healthy, weight: 10, points }
         }
 
-        fn phase(self, phase: Phase) -> Self {
-            Self { phase, ..self }
+        fn fitness(self, fitness: Fitness) -> Self {
+            Self { fitness, ..self }
         }
 
         fn weight(self, weight: u8) -> Self {
@@ -210,15 +198,15 @@ mod tests {
     fn choose_from(given: &[Given], before: &Choice, limit: usize, count: u64) -> Choice {
         let candidates: Vec<Candidate<'_>> = given
             .iter()
-            .map(|it| Candidate { node: node(it.node), phase: it.phase, weight: it.weight, points: &it.points })
+            .map(|it| Candidate { source: source(it.node), fitness: it.fitness, weight: it.weight, points: &it.points })
             .collect();
         choose(&candidates, before, limit, count)
     }
 
-    fn shares(choice: &Choice) -> BTreeMap<NodeId, usize> {
+    fn shares(choice: &Choice) -> BTreeMap<Source, usize> {
         let mut shares = BTreeMap::new();
-        for (node, _) in &choice.points {
-            *shares.entry(*node).or_default() += 1;
+        for (source, _) in &choice.points {
+            *shares.entry(*source).or_default() += 1;
         }
         shares
     }
@@ -232,12 +220,12 @@ mod tests {
         let given =
             [Given::healthy(1, 20).weight(30), Given::healthy(2, 20).weight(10), Given::healthy(3, 20).weight(10)];
         let choice = choose_from(&given, &Choice::default(), 20, 0);
-        assert_eq!(shares(&choice), BTreeMap::from([(node(1), 12), (node(2), 4), (node(3), 4)]));
+        assert_eq!(shares(&choice), BTreeMap::from([(source(1), 12), (source(2), 4), (source(3), 4)]));
     }
 
     #[test]
     fn a_relay_stands_once_and_a_lot_says_whose_it_is() {
-        let mut won = BTreeMap::<NodeId, u32>::new();
+        let mut won = BTreeMap::<Source, u32>::new();
         for at in 0..40 {
             let mut given = [Given::healthy(1, 2), Given::healthy(2, 2)];
             given[0].points[0].relay = relay(at);
@@ -261,7 +249,7 @@ mod tests {
             let other_half = relays.clone().map(|it| RelayId { ed25519: FixedBytes([7; 32]), ..it });
             let relays = relays.chain(half).chain(other_half);
             let points = relays.zip(0..).map(|(relay, n)| IntroPoint { relay, ..point(0, 900 + n) }).collect();
-            let greedy = Given { node: id, phase: Phase::Healthy, weight: 100, points };
+            let greedy = Given { node: id, fitness: Fitness::Healthy, weight: 100, points };
             let given = [greedy, honest[0].clone(), honest[1].clone()];
             assert_eq!(choose_from(&given, &first, 20, 0).points, first.points);
         }
@@ -269,15 +257,15 @@ mod tests {
 
     #[test]
     fn an_error_page_beats_a_dead_address() {
-        let healthy = [Given::healthy(1, 2), Given::healthy(2, 2), Given::healthy(3, 2).phase(Phase::Initializing)];
+        let healthy = [Given::healthy(1, 2), Given::healthy(2, 2), Given::healthy(3, 2).fitness(Fitness::Down)];
         let first = choose_from(&healthy, &Choice::default(), 20, 0);
         assert_eq!(shares(&first).len(), 2);
-        let sick: Vec<Given> = healthy.iter().cloned().map(|it| it.phase(Phase::Unhealthy)).collect();
+        let sick: Vec<Given> = healthy.iter().cloned().map(|it| it.fitness(Fitness::Degraded)).collect();
         let second = choose_from(&sick, &first, 20, 0);
         assert_eq!(second.points, first.points);
         assert_eq!(shares(&choose_from(&sick[1..], &second, 20, 0)).len(), 1);
-        assert_eq!(shares(&choose_from(&sick[2..], &second, 20, 0)), BTreeMap::from([(node(3), 2)]));
-        let leaving: Vec<Given> = sick.iter().cloned().map(|it| it.phase(Phase::Draining)).collect();
+        assert_eq!(shares(&choose_from(&sick[2..], &second, 20, 0)), BTreeMap::from([(source(3), 2)]));
+        let leaving: Vec<Given> = sick.iter().cloned().map(|it| it.fitness(Fitness::Draining)).collect();
         assert_eq!(shares(&choose_from(&leaving, &second, 20, 0)).len(), 3);
         assert!(choose_from(&[], &second, 20, 0).points.is_empty());
     }
@@ -300,7 +288,7 @@ mod tests {
             assert_eq!((choice.points.len(), shares(&choice).len()), (20, 20));
             assert_eq!(
                 changed(&choice, &choose_from(&given[1..], &choice, 20, count)),
-                usize::from(shares(&choice).contains_key(&node(0)))
+                usize::from(shares(&choice).contains_key(&source(0)))
             );
             seen.extend(shares(&choice).into_keys());
         }
@@ -308,9 +296,9 @@ mod tests {
     }
 
     fn any_given() -> impl Strategy<Value = Vec<Given>> {
-        let phase = prop::sample::select(vec![Phase::Healthy, Phase::Unhealthy, Phase::Initializing, Phase::Draining]);
+        let fitness = prop::sample::select(vec![Fitness::Healthy, Fitness::Degraded, Fitness::Down, Fitness::Draining]);
         let points = prop::collection::btree_map(0u32..10_000, 0u32..40, 0..20);
-        let node = (0u32..50, phase, 0u8..=255, points).prop_map(|(node, phase, weight, points)| {
+        let node = (0u32..50, fitness, 0u8..=255, points).prop_map(|(node, fitness, weight, points)| {
             let points = points.into_iter().map(|(key, at)| {
                 // Some name one relay's RSA identity and the other one of another.
                 let ed25519 = relay(if key % 3 == 0 { key % 40 } else { at }).ed25519;
@@ -318,7 +306,7 @@ mod tests {
                 IntroPoint { relay: RelayId { ed25519, ..point.relay }, ..point }
             });
             let points = points.collect();
-            Given { node, phase, weight, points }
+            Given { node, fitness, weight, points }
         });
         prop::collection::vec(node, 0..40).prop_map(|mut given| {
             given.sort_by_key(|it| it.node);
@@ -339,7 +327,7 @@ mod tests {
             prop_assert_eq!(identities.len(), 2 * choice.points.len());
             let of = |it: &Given, point: &IntroPoint| it.points.contains(point);
             for (id, point) in &choice.points {
-                prop_assert!(given.iter().any(|it| node(it.node) == *id && of(it, point)));
+                prop_assert!(given.iter().any(|it| source(it.node) == *id && of(it, point)));
             }
             // Nobody has a second point while another that could have one has none.
             let shares = shares(&choice);
@@ -347,7 +335,7 @@ mod tests {
             let free = |it: &&Given| it.points.iter().any(|point| {
                 given.iter().all(|other| !other.points.iter().any(|b| clash(point, b)))
             });
-            let absent = given.iter().filter(|it| it.phase == Phase::Healthy && !shares.contains_key(&node(it.node))).find(free);
+            let absent = given.iter().filter(|it| it.fitness == Fitness::Healthy && !shares.contains_key(&source(it.node))).find(free);
             if limit > 0 && absent.is_some() {
                 prop_assert!(shares.len() == limit);
             }
@@ -361,7 +349,7 @@ mod tests {
             let given: Vec<Given> = (0..=nodes).map(|n| Given::healthy(n, 20).weight(weights[n as usize])).collect();
             let before = choose_from(&given[..nodes as usize], &Choice::default(), 20, count);
             let after = choose_from(&given, &before, 20, count);
-            let newcomer = shares(&after).get(&node(nodes)).copied().unwrap_or_default();
+            let newcomer = shares(&after).get(&source(nodes)).copied().unwrap_or_default();
             prop_assert_eq!(changed(&before, &after), newcomer);
             prop_assert_eq!(before.points.len(), 20);
             let gone = choose_from(&given[..nodes as usize], &after, 20, count);

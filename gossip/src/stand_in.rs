@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use sha3::{Digest, Sha3_256};
 
-use crate::id::NodeId;
-use crate::record::{IntroPoint, Phase, ServedPoint};
+use crate::id::{NodeId, ServiceId};
+use crate::record::{Fitness, IntroPoint, Phase, ServedPoint};
 use crate::view::{MemberView, Standing, View};
 
 /// For how long after its last word a node is stood in for: as long as directories and clients keep a descriptor.
 pub const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
 /// Most points of others that one node serves at: as many as one descriptor names.
 pub const MAX_SHARE: usize = crate::record::MAX_INTRO_POINTS;
-/// Most points that are shared out among all: in turn one of each node, those heard last first.
+/// Most points that are shared out among all: in turn one of each node and service, those heard last first.
 const MAX_ORPHANS: usize = 64;
 
 /// An introduction point at which its node does not answer.
@@ -28,27 +28,35 @@ const MAX_ORPHANS: usize = 64;
 pub struct Orphan {
     /// Whose it is.
     pub node: NodeId,
-    /// The point, as its node last told of it.
+    /// Whose clients come there.
+    pub service: ServiceId,
+    /// The point, as its node announced it last.
     pub served: ServedPoint,
 }
 
-/// The points at which this node is to stand in, at most [`MAX_SHARE`]; none if it is no publisher that serves.
+/// The points at which this node is to stand in, at most [`MAX_SHARE`] over all services; none if it is no publisher or
+/// serves none of these services itself.
 pub fn share(view: &View, mono: Duration) -> Vec<Orphan> {
-    let publishers = able(view);
-    if !publishers.contains(&view.me()) {
+    if !view.may_publish() {
         return Vec::new();
     }
-    let falls_to_me = |orphan: &Orphan| drawn(&orphan.served.point, &publishers) == Some(view.me());
+    let mut able: BTreeMap<ServiceId, Vec<NodeId>> = BTreeMap::new();
+    let falls_to_me = |orphan: &Orphan| {
+        let publishers = able.entry(orphan.service).or_insert_with(|| able_publishers(view, &orphan.service));
+        drawn(&orphan.served.point, publishers) == Some(view.me())
+    };
     orphans(view, mono).into_iter().filter(falls_to_me).take(MAX_SHARE).collect()
 }
 
 /// The points of silent nodes at which healthy publishers stand in, each with its share.
 pub(crate) fn covered(view: &View, mono: Duration) -> Vec<Orphan> {
-    let healthy = publishers_in(view, Phase::Healthy);
+    let mut healthy: BTreeMap<ServiceId, Vec<NodeId>> = BTreeMap::new();
     let mut shares: BTreeMap<NodeId, usize> = BTreeMap::new();
     let mut covered = orphans(view, mono);
     covered.retain(|orphan| {
-        let Some(publisher) = drawn(&orphan.served.point, &healthy) else { return false };
+        let service = &orphan.service;
+        let healthy = healthy.entry(*service).or_insert_with(|| publishers_that_are(view, service, Fitness::Healthy));
+        let Some(publisher) = drawn(&orphan.served.point, healthy) else { return false };
         let share = shares.entry(publisher).or_default();
         *share += 1;
         *share <= MAX_SHARE
@@ -61,14 +69,15 @@ pub fn drawn(point: &IntroPoint, publishers: &[NodeId]) -> Option<NodeId> {
     publishers.iter().copied().min_by_key(|publisher| lot(point, publisher))
 }
 
-/// The publishers that can serve clients now: the healthy ones, or else those whose target fails at the moment.
-fn able(view: &View) -> Vec<NodeId> {
-    let healthy = publishers_in(view, Phase::Healthy);
-    if healthy.is_empty() { publishers_in(view, Phase::Unhealthy) } else { healthy }
+/// The publishers that can serve clients of this service: the healthy ones, or else those whose target fails now.
+fn able_publishers(view: &View, service: &ServiceId) -> Vec<NodeId> {
+    let healthy = publishers_that_are(view, service, Fitness::Healthy);
+    if healthy.is_empty() { publishers_that_are(view, service, Fitness::Degraded) } else { healthy }
 }
 
-fn publishers_in(view: &View, phase: Phase) -> Vec<NodeId> {
-    view.members().filter(|node| node.is_eligible() && node.phase() == phase).map(MemberView::node).collect()
+fn publishers_that_are(view: &View, service: &ServiceId, fitness: Fitness) -> Vec<NodeId> {
+    let active = view.members().filter(|node| node.is_eligible() && node.phase() == Phase::Active);
+    active.filter(|node| node.fitness(service) == fitness).map(MemberView::node).collect()
 }
 
 /// The points of nodes that are dead or evicted and were heard not long ago, the last heard first.
@@ -82,12 +91,12 @@ fn orphans(view: &View, mono: Duration) -> Vec<Orphan> {
     };
     let mut lost: Vec<&MemberView> = view.nodes().filter(|node| node.node() != view.me() && lost(node)).collect();
     lost.sort_by_key(|node| (silence(node), node.node()));
-    let points = lost.into_iter().flat_map(|node| {
-        let record = node.intro_points.as_ref();
-        let served = record.into_iter().flat_map(|it| it.served()).enumerate();
-        served.map(|(turn, served)| (turn, Orphan { node: node.node(), served }))
+    let records = lost.into_iter().flat_map(|node| node.services().filter_map(|(_, it)| it.intro_points.as_ref()));
+    let points = records.flat_map(|record| {
+        let orphan = |served| Orphan { node: record.node, service: record.service, served };
+        record.served().enumerate().map(move |(turn, served)| (turn, orphan(served)))
     });
-    // In turn, so that one with many points, at relays that there may not be, leaves room for the others.
+    // In turn, so that a record with many points, at relays that may not exist, leaves room for the others.
     let mut points: Vec<(usize, Orphan)> = points.collect();
     points.sort_by_key(|(turn, _)| *turn);
     points.into_iter().map(|(_, orphan)| orphan).take(MAX_ORPHANS).collect()
@@ -108,7 +117,7 @@ mod tests {
 
     use super::*;
     use crate::liveness::Patience;
-    use crate::record::{Heartbeat, RecordKind, Role};
+    use crate::record::{Heartbeat, IntroPoints, RecordKind, Role};
     use crate::signed::Verified;
     use crate::sim::{FOUNDED, Founder, Identity, point, sign};
     use crate::time::Now;
@@ -117,7 +126,12 @@ mod tests {
         Now { mono: Duration::from_secs(seconds), unix: FOUNDED + seconds }
     }
 
-    /// Nodes 0 to 3 publish, 4 works; each has points `10 n` to `10 n + 3`.
+    /// Points `10 n` to `10 n + 3`.
+    fn points(n: u32) -> Vec<IntroPoint> {
+        (0..4).map(|i| point(10 * n + i, 10 * n + i)).collect()
+    }
+
+    /// Nodes 0 to 3 publish, 4 works; each has the points of its number.
     struct Cluster {
         founder: Founder,
         nodes: Vec<Identity>,
@@ -133,14 +147,21 @@ mod tests {
             let views = nodes.iter().map(view).collect();
             let mut cluster = Self { founder, nodes, views };
             for n in 0..5 {
-                let points = (0..4).map(|i| point(10 * n + i, 10 * n + i)).collect();
                 let node = &cluster.nodes[n as usize];
                 let card = sign(node.card(1, 100), &node.key).to_bytes().unwrap();
-                let points = sign(node.points(1, points), &node.key).to_bytes().unwrap();
                 cluster.tell(n as usize, RecordKind::Card, &card, 0);
-                cluster.tell(n as usize, RecordKind::IntroPoints, &points, 0);
+                let points = cluster.nodes[n as usize].points(1, points(n));
+                cluster.announce(n as usize, points, 0);
             }
             cluster
+        }
+
+        /// All hear where a node waits for clients, and whether it serves them.
+        fn announce(&mut self, of: usize, points: IntroPoints, seconds: u64) {
+            let kind = RecordKind::IntroPoints(points.service);
+            let record = sign(points, &self.nodes[of].key);
+            self.tell(of, kind, &record.to_bytes().unwrap(), seconds);
+            self.views[of].fold_points(record).unwrap();
         }
 
         fn tell(&mut self, of: usize, kind: RecordKind, bytes: &[u8], seconds: u64) {
@@ -190,29 +211,29 @@ mod tests {
     #[test]
     fn the_living_publishers_share_the_points_of_the_dead_and_of_nobody_else() {
         let mut cluster = Cluster::new();
-        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         assert_eq!(cluster.shared(&[0, 1, 2, 3, 4], 30), []);
-        cluster.beat(&[0, 1, 4], Phase::Healthy, 30..60);
+        cluster.beat(&[0, 1, 4], Phase::Active, 30..60);
         let shared = cluster.shared(&[0, 1, 4], 60);
         let whose: Vec<usize> = shared.iter().map(|(whose, _)| *whose).collect();
         assert_eq!((whose.iter().filter(|it| **it == 2).count(), whose.iter().filter(|it| **it == 3).count()), (4, 4));
         assert_eq!(whose.len(), 8);
         let by: BTreeSet<usize> = shared.iter().map(|(_, by)| *by).collect();
         assert_eq!(by, BTreeSet::from([0, 1]), "a worker has no keys to do so with, and nobody has all the work");
-        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 60..70);
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 60..70);
         assert_eq!(cluster.shared(&[0, 1, 2, 3, 4], 70), [], "those who are back serve themselves");
     }
 
     #[test]
     fn nobody_stands_in_before_the_silence_is_long_nor_when_no_client_can_remember() {
         let mut cluster = Cluster::new();
-        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         cluster.beat(&[3], Phase::Gone, 30..31);
         assert_eq!(cluster.shared(&[0, 1, 2], 36), [], "it serves until its last clients have gone");
-        cluster.beat(&[0, 1, 2, 4], Phase::Healthy, 32..50);
+        cluster.beat(&[0, 1, 2, 4], Phase::Active, 32..50);
         assert_eq!(cluster.shared(&[0, 1, 2], 50).len(), 4);
         let later = 30 + REMEMBERED.as_secs();
-        cluster.beat(&[0, 1, 2, 4], Phase::Healthy, later - 20..later + 10);
+        cluster.beat(&[0, 1, 2, 4], Phase::Active, later - 20..later + 10);
         assert_eq!(cluster.shared(&[0, 1, 2], later + 10), []);
     }
 
@@ -220,11 +241,11 @@ mod tests {
     fn who_had_many_points_leaves_room_for_those_of_others() {
         let mut cluster = Cluster::new();
         let many = (0..20).map(|i| point(100 + i, 100 + i)).collect();
-        let many = sign(cluster.nodes[3].points(2, many), &cluster.nodes[3].key).to_bytes().unwrap();
-        cluster.tell(3, RecordKind::IntroPoints, &many, 0);
-        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
-        cluster.beat(&[0, 3], Phase::Healthy, 30..40);
-        cluster.beat(&[0], Phase::Healthy, 40..60);
+        let many = cluster.nodes[3].points(2, many);
+        cluster.announce(3, many, 0);
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
+        cluster.beat(&[0, 3], Phase::Active, 30..40);
+        cluster.beat(&[0], Phase::Active, 40..60);
         // The one who fell silent last is the one with many.
         let shared = cluster.shared(&[0], 60);
         let of = |whose| shared.iter().filter(|(node, _)| *node == whose).count();
@@ -232,30 +253,50 @@ mod tests {
     }
 
     #[test]
+    fn only_publishers_that_serve_a_service_themselves_stand_in_for_it() {
+        let mut cluster = Cluster::new();
+        let service = cluster.founder.service(1);
+        for of in [1, 2, 4] {
+            let points = (0..2).map(|i| point(100 * of + i, 100 * of + i)).collect();
+            let points = IntroPoints { service, ..cluster.nodes[of as usize].points(2, points) };
+            cluster.announce(of as usize, points, 0);
+        }
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
+        cluster.beat(&[0, 1, 2, 3], Phase::Active, 30..50);
+        let taken = |of: usize| {
+            let taken = cluster.share(of, 50).into_iter();
+            taken.filter(|orphan| orphan.service == service).count()
+        };
+        assert_eq!((taken(0), taken(1) + taken(2), taken(3)), (0, 2, 0));
+        assert_eq!(cluster.shared(&[0, 1, 2, 3], 50).len(), 6, "and all of them for the first service");
+    }
+
+    #[test]
     fn an_evicted_node_is_stood_in_for_though_it_may_live() {
         let mut cluster = Cluster::new();
-        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         let revocation = cluster.founder.revoke(cluster.nodes[4].node());
         for view in &mut cluster.views {
             view.fold_revocation(revocation.clone(), at(0)).unwrap();
         }
-        cluster.beat(&[0, 1, 2, 3], Phase::Healthy, 30..44);
+        cluster.beat(&[0, 1, 2, 3], Phase::Active, 30..44);
         assert_eq!(cluster.shared(&[0, 1, 2, 3], 44).len(), 4);
     }
 
     #[test]
     fn who_is_draining_or_sick_leaves_it_to_the_others_while_there_are_any() {
         let mut cluster = Cluster::new();
-        cluster.beat(&[0, 1, 2, 3, 4], Phase::Healthy, 0..30);
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
+        let unhealthy = IntroPoints { fitness: Fitness::Degraded, ..cluster.nodes[1].points(2, points(1)) };
+        cluster.announce(1, unhealthy, 30);
         for seconds in (30..60).step_by(2) {
             cluster.beat(&[0], Phase::Draining, seconds..seconds + 1);
-            cluster.beat(&[1], Phase::Unhealthy, seconds..seconds + 1);
-            cluster.beat(&[2], Phase::Healthy, seconds..seconds + 1);
+            cluster.beat(&[1, 2], Phase::Active, seconds..seconds + 1);
         }
         assert_eq!((cluster.share(0, 60).len(), cluster.share(1, 60).len(), cluster.share(2, 60).len()), (0, 0, 8));
         for seconds in (60..80).step_by(2) {
             cluster.beat(&[0], Phase::Draining, seconds..seconds + 1);
-            cluster.beat(&[1], Phase::Unhealthy, seconds..seconds + 1);
+            cluster.beat(&[1], Phase::Active, seconds..seconds + 1);
         }
         assert_eq!((cluster.share(0, 80).len(), cluster.share(1, 80).len()), (0, 12), "somebody's error beats silence");
     }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use rustbalance_gossip::coordinator::Isolated;
-use rustbalance_gossip::record::Phase;
+use rustbalance_gossip::view::Condition;
 
 use super::output::{Paint, bytes, moment, plural, time};
 use crate::control::{AlarmStatus, InvitationStatus, MemberStatus, Status};
@@ -73,7 +73,7 @@ fn problems(status: &Status) -> Vec<String> {
             }
         }
     }
-    if status.phase == Phase::Draining {
+    if status.phase == Condition::Draining {
         list.push("this node drains: it takes no new clients until `rustbalance resume`, also after a restart".into());
     }
     if let Some(allowed) = status.files_allowed.filter(|allowed| *allowed < status.files_needed) {
@@ -90,14 +90,14 @@ fn problems(status: &Status) -> Vec<String> {
     list.extend(ports_apart(&status.members));
     for member in status.members.iter().filter(|member| !member.me && !member.alive) {
         match (member.phase, member.last_heard_seconds) {
-            (Some(Phase::Gone), _) => {}
+            (Some(Condition::Gone), _) => {}
             (_, None) => list.push(format!("node {} has not been heard since this one started", short(&member.node))),
             (_, Some(seconds)) => {
                 list.push(format!("node {} has been silent for {}", short(&member.node), time(seconds as u64)));
             }
         }
     }
-    let serving = |member: &&MemberStatus| member.alive && member.phase == Some(Phase::Healthy);
+    let serving = |member: &&MemberStatus| member.alive && member.phase == Some(Condition::Healthy);
     if !status.members.is_empty() && !status.members.iter().any(|member| serving(&member)) {
         list.push("no node is healthy".into());
     }
@@ -109,7 +109,7 @@ fn problems(status: &Status) -> Vec<String> {
 
 /// Ports that some nodes serve and others do not: a client is sent to any node.
 fn ports_apart(members: &[MemberStatus]) -> Vec<String> {
-    let serving = members.iter().filter(|member| member.alive && member.phase != Some(Phase::Gone));
+    let serving = members.iter().filter(|member| member.alive && member.phase != Some(Condition::Gone));
     let nodes: Vec<_> = serving.filter_map(|member| Some((short(&member.node), member.ports.as_ref()?))).collect();
     let all: BTreeSet<u16> = nodes.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
     let apart = all.into_iter().filter_map(|port| {
@@ -217,7 +217,7 @@ fn members(text: &mut String, status: &Status, paint: Paint) {
 
 fn state(member: &MemberStatus) -> String {
     match (member.phase, member.alive) {
-        (Some(Phase::Gone), _) => "gone".into(),
+        (Some(Condition::Gone), _) => "gone".into(),
         (_, false) => "silent".into(),
         (None, true) => "unknown".into(),
         (Some(phase), true) => phase.to_string(),
@@ -374,7 +374,7 @@ mod tests {
         MemberStatus {
             node: name.repeat(8),
             role: Role::Publisher,
-            phase: Some(Phase::Healthy),
+            phase: Some(Condition::Healthy),
             alive: true,
             me,
             invitation: (!me).then(|| "c0ffee00c0ffee00".into()),
@@ -396,7 +396,7 @@ mod tests {
             cluster: "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion".into(),
             node: "aa".repeat(8),
             role: Role::Publisher,
-            phase: Phase::Healthy,
+            phase: Condition::Healthy,
             uptime_seconds: 11_100,
             tor: Bootstrap { fraction: 1.0, ready: true, message: "connected".into() },
             publisher: Some(PublisherStatus { node: "bb".repeat(8), term: 4, me: false }),

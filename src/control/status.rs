@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 
 use rustbalance_gossip::coordinator::Isolated;
-use rustbalance_gossip::record::{Phase, Role};
+use rustbalance_gossip::record::Role;
+use rustbalance_gossip::view::Condition;
 use serde::{Deserialize, Serialize};
 
 /// The state of a node and its picture of the cluster.
@@ -19,8 +20,8 @@ pub struct Status {
     pub node: String,
     /// This node's role.
     pub role: Role,
-    /// Where this node is in its life.
-    pub phase: Phase,
+    /// How this node is.
+    pub phase: Condition,
     /// Since the daemon's start.
     pub uptime_seconds: u64,
     /// The connection to the Tor network.
@@ -92,8 +93,8 @@ pub struct MemberStatus {
     pub node: String,
     /// Its role.
     pub role: Role,
-    /// Where it says it is in its life; `None` if it has not been heard.
-    pub phase: Option<Phase>,
+    /// How it says it is; `None` if it has not been heard.
+    pub phase: Option<Condition>,
     /// Whether this node believes it alive.
     pub alive: bool,
     /// Whether it is this node.

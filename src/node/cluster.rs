@@ -301,8 +301,6 @@ impl Actor {
             }
             // Dealt with once for all events.
             Action::MembersChanged | Action::InvitationsChanged => {}
-            // Both are seen by the publisher in what it is told to want: the points, and the revisions others have used.
-            Action::DesiredChanged | Action::Overwritten => {}
         }
     }
 
@@ -376,11 +374,12 @@ impl Actor {
             Leadership::Publisher { term } => Some(term),
             Leadership::Follower => None,
         };
-        let points = coordinator.desired_points().iter().map(|(_, point)| point.clone()).collect();
-        let (floors, of_others) = (view.revisions(), view.revisions_of_others());
+        let service = self.cluster.first_service();
+        let points = coordinator.desired_points(&service).iter().map(|(_, point)| point.clone()).collect();
+        let (floors, of_others) = (view.revisions(&service), view.revisions_of_others(&service));
         let unheard = !view.hears_all_publishers();
         replace(&self.publish, publish::task::Wanted { term, points, floors, of_others, unheard });
-        let (stronger, weaker) = (view.relays_to_leave(), view.relays_of_others());
+        let (stronger, weaker) = (view.relays_to_leave(&service), view.relays_of_others(&service));
         replace(&self.balance, balance::task::Wanted { others_known: self.others_known, stronger, weaker });
         if self.asked.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {
             self.asked = Some(Instant::now());

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use rustbalance_gossip::coordinator::{Coordinator, Event};
-use rustbalance_gossip::record::{Phase, Revocation};
+use rustbalance_gossip::record::Revocation;
 use rustbalance_gossip::signed::Verified;
-use rustbalance_gossip::view::MemberView;
+use rustbalance_gossip::view::{Condition, MemberView};
 use rustbalance_mesh::MeshCounters;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -164,7 +164,7 @@ impl Daemon {
             cluster: self.store.cluster().to_string(),
             node: self.store.node_id().to_string(),
             role: self.store.membership().role(),
-            phase: Phase::Joining,
+            phase: Condition::Joining,
             uptime_seconds: self.started.elapsed().as_secs(),
             tor: Bootstrap { fraction: bootstrap.fraction, ready: bootstrap.ready, message: bootstrap.message },
             publisher: None,

@@ -8,8 +8,9 @@ use rand::RngExt;
 use rustbalance_gossip::coordinator::{Coordinator, Event, Settings};
 use rustbalance_gossip::lease::Timing;
 use rustbalance_gossip::liveness::Patience;
-use rustbalance_gossip::record::{Phase, PublishedPeriod, Revocation, Role};
+use rustbalance_gossip::record::{PublishedPeriod, Revocation, Role};
 use rustbalance_gossip::signed::Verified;
+use rustbalance_gossip::view::Condition;
 use rustbalance_mesh::{Mesh, MeshConfig, ROUND};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -151,14 +152,15 @@ impl Parts {
         tasks.spawn("revocations", take_word(revoked, cluster.clone()));
         tasks.spawn("mesh report", tell_of_mesh(Arc::clone(&links), cluster.clone()));
 
+        let service = store.cluster().first_service();
         let (streams, incoming) = mpsc::channel(STREAMS);
         let limits = Arc::new(ServiceGuard::new(live.service(), RefusedCounts::of_clients(counters.clone())));
         let (advertised, advertised_watch) = watch::channel(Vec::new());
         let (points, points_watch) = watch::channel(Vec::new());
         let balancing = Balance {
             engine: Arc::clone(&engine),
-            service: store.cluster().first_service(),
-            store: Arc::new(StoredIntroPoints::new(Arc::clone(&store), store.cluster().first_service())?),
+            service,
+            store: Arc::new(StoredIntroPoints::new(Arc::clone(&store), service)?),
             limits: Arc::clone(&limits),
             streams: streams.clone(),
             points: config.cluster.intro_points,
@@ -168,18 +170,20 @@ impl Parts {
         };
         let stop = stop_all.clone();
         tasks.spawn("intro points", async move { balancing.run(stop).await.map_err(NodeError::IntroPoints) });
-        tasks.spawn("intro points report", pump(advertised_watch, cluster.clone(), Event::IntroPoints));
+        tasks.spawn(
+            "intro points report",
+            pump(advertised_watch, cluster.clone(), move |points| Event::IntroPoints { service, points }),
+        );
 
         let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
         let (stranger, stranger_watch) = watch::channel(None);
-        let service = store.cluster().first_service();
         let admitting = match (store.membership().role(), authority, store.identity_secret(service)?) {
             (Role::Publisher, Some(authority), Some(master)) => {
                 let (report, report_watch) = watch::channel(Vec::new());
                 let (unable, unable_watch) = watch::channel(());
                 let publisher = Publisher {
                     engine: Arc::clone(&engine),
-                    service: store.cluster().first_service(),
+                    service,
                     credentials: Arc::new(MasterKeyCredentials(master)),
                     revisions: Arc::new(StoredRevisions { store: Arc::clone(&store), service }),
                     wanted: publish,
@@ -193,11 +197,17 @@ impl Parts {
                     publisher.run(stop).await;
                     Ok(())
                 });
-                tasks.spawn("publication report", pump(report_watch, cluster.clone(), Event::Published));
-                tasks.spawn("inability report", pump(unable_watch, cluster.clone(), |()| Event::CannotPublish));
+                tasks.spawn(
+                    "publication report",
+                    pump(report_watch, cluster.clone(), move |periods| Event::Published { service, periods }),
+                );
+                tasks.spawn(
+                    "inability report",
+                    pump(unable_watch, cluster.clone(), move |()| Event::CannotPublish { service }),
+                );
                 let standing_in = StandIn {
                     engine: Arc::clone(&engine),
-                    service: store.cluster().first_service(),
+                    service,
                     authority: authority.duplicate(),
                     limits: Arc::clone(&limits),
                     streams,
@@ -219,7 +229,7 @@ impl Parts {
         let health = Arc::new(Health::start(config.ports.clone(), live.health()));
         let mut ready = health.ready();
         ready.mark_changed();
-        tasks.spawn("health report", pump(ready, cluster.clone(), Event::Ready));
+        tasks.spawn("health report", pump(ready, cluster.clone(), move |ready| Event::Ready { service, ready }));
         let proxy = Proxy::new(config.ports.clone(), live.proxy(), daemon.descriptors.room(), counters.clone());
         let gatekeeper = admitting.map(|publisher| Gatekeeper {
             publisher,
@@ -349,9 +359,10 @@ fn what_the_disk_knows(store: &Store) -> Result<Vec<Event>, NodeError> {
     let mut events = vec![Event::KnownMembers(store.members()?)];
     events.extend(store.revocations()?.into_iter().map(Event::Revocation));
     events.extend(store.invitations()?.into_iter().map(Event::Invitation));
-    let revisions = store.revisions(store.cluster().first_service())?.into_iter();
+    let service = store.cluster().first_service();
+    let revisions = store.revisions(service)?.into_iter();
     let published = |(period, revision)| PublishedPeriod { period, revision, confirmed: 0, directories: 0 };
-    events.push(Event::Published(revisions.map(published).collect()));
+    events.push(Event::Published { service, periods: revisions.map(published).collect() });
     if store.is_draining()? {
         info!("this node drains, as before its restart: it takes no new clients until `rustbalance resume`");
         events.push(Event::Drain);
@@ -502,13 +513,13 @@ async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, door: Arc<Join
 
 /// Shows the phase in the log and in `systemctl status` whenever it changes.
 async fn tell_systemd(cluster: Cluster) -> Ended {
-    let mut shown: Option<Phase> = None;
+    let mut shown: Option<Condition> = None;
     loop {
-        let phase = cluster.look(|coordinator, _| coordinator.phase());
+        let phase = cluster.look(|coordinator, _| coordinator.condition());
         if shown != Some(phase) {
             info!(%phase, "phase");
             match phase {
-                Phase::Healthy => systemd::status("serving clients"),
+                Condition::Healthy => systemd::status("serving clients"),
                 other => systemd::status(&other.to_string()),
             }
             shown = Some(phase);

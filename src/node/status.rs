@@ -6,8 +6,9 @@ use std::time::Duration;
 use rustbalance_gossip::coordinator::{Coordinator, Isolated, Leadership};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::Invitation;
+use rustbalance_gossip::source::Source;
 use rustbalance_gossip::time::Now;
-use rustbalance_gossip::view::{MemberView, RefusedRecords};
+use rustbalance_gossip::view::{Condition, MemberView, RefusedRecords};
 use rustbalance_mesh::MeshCounters;
 
 use crate::balance::stand_in::task::StandInPoint;
@@ -27,7 +28,7 @@ pub(super) struct ClusterPart {
     pub(super) publication: Option<PublicationStatus>,
     pub(super) invitations: Vec<InvitationStatus>,
     pub(super) refused: RefusedRecords,
-    pub(super) phase: rustbalance_gossip::record::Phase,
+    pub(super) phase: Condition,
     pub(super) isolated: Option<Isolated>,
 }
 
@@ -38,12 +39,13 @@ fn hex(bytes: &[u8]) -> String {
 /// Asks the coordinator.
 pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
     let view = coordinator.view();
-    let mut wanted: BTreeMap<NodeId, usize> = BTreeMap::new();
+    let service = view.cluster().first_service();
+    let mut wanted: BTreeMap<Source, usize> = BTreeMap::new();
     let mut points: Vec<PublishedPointStatus> = Vec::new();
-    for (node, point) in coordinator.desired_points() {
-        *wanted.entry(*node).or_default() += 1;
+    for (source, point) in coordinator.desired_points(&service) {
+        *wanted.entry(*source).or_default() += 1;
         points.push(PublishedPointStatus {
-            node: node.to_string(),
+            node: source.to_string(),
             relay: point.relay.to_string(),
             session_key: hex(&point.session_key.0),
         });
@@ -59,23 +61,24 @@ pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
         publication: publication(coordinator, holder, points),
         invitations: view.invitations().iter().map(|it| invitation_status(it, now.unix)).collect(),
         refused: view.refused().clone(),
-        phase: coordinator.phase(),
+        phase: coordinator.condition(),
         isolated: coordinator.isolation(now),
     }
 }
 
-fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<NodeId, usize>, now: Now) -> MemberStatus {
+fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<Source, usize>, now: Now) -> MemberStatus {
     let node = member.node();
+    let records = member.services().filter_map(|(_, records)| records.intro_points.as_ref());
     MemberStatus {
         node: node.to_string(),
         role: member.member.role(),
-        phase: member.heartbeat.as_ref().map(|beat| beat.phase),
+        phase: member.heartbeat.as_ref().map(|_| member.condition()),
         alive: member.alive,
         me: node == me,
         invitation: member.member.certificate.invitation.map(|invitation| invitation.to_string()),
         last_heard_seconds: member.last_heard.map(|heard| now.mono.saturating_sub(heard).as_secs_f64()),
-        intro_points: member.intro_points.as_ref().map_or(0, |record| record.points.len()),
-        published: wanted.get(&node).copied().unwrap_or(0),
+        intro_points: records.map(|record| record.points.len()).sum(),
+        published: wanted.get(&node.into()).copied().unwrap_or(0),
         priority: member.card.as_ref().map(|card| card.priority),
         weight: member.card.as_ref().map(|card| card.weight),
         ports: member.card.as_ref().map(|card| card.ports.clone()),
@@ -90,7 +93,8 @@ fn publication(
     intro_points: Vec<PublishedPointStatus>,
 ) -> Option<PublicationStatus> {
     let (node, _) = holder?;
-    let said = coordinator.view().member(&node)?.publication.as_ref()?;
+    let view = coordinator.view();
+    let said = view.member(&node)?.publication(&view.cluster().first_service())?;
     let periods = said.periods.iter().map(|period| PublishedPeriodStatus {
         number: period.period.number,
         length_minutes: period.period.length_minutes,

@@ -9,8 +9,9 @@ use rustbalance::discovery::{Discovery, OVERLAP};
 use rustbalance::keys::NodeSecret;
 use rustbalance::store::Store;
 use rustbalance_gossip::coordinator::Isolated;
-use rustbalance_gossip::record::{Phase, Revocation, Role};
+use rustbalance_gossip::record::{Revocation, Role};
 use rustbalance_gossip::signed::Verified;
+use rustbalance_gossip::view::Condition;
 
 use crate::evicted::evict;
 use crate::member::Member;
@@ -112,7 +113,10 @@ async fn an_evicted_publisher_that_nobody_can_tell_waits() {
     let visitors = town.visitors();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let status = away.status().await.unwrap();
-    assert!(status.isolated.is_some() && status.phase == Phase::Joining && status.publisher.is_none(), "{status:?}");
+    assert!(
+        status.isolated.is_some() && status.phase == Condition::Joining && status.publisher.is_none(),
+        "{status:?}"
+    );
     visitors.all_served().await;
     town.healthy().await;
     town.publishes_by_itself(&before, beta).await;

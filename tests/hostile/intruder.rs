@@ -13,7 +13,7 @@ use rustbalance::store::Store;
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::{Engine, IntroPointKeys, IntroRequest, RelayChoice, ReplayLog, ServiceGuard, ServiceLimits};
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::record::{Heartbeat, IntroPoints, Phase, RecordKind};
+use rustbalance_gossip::record::{Fitness, Heartbeat, IntroPoints, Phase, RecordKind};
 use tokio::io::AsyncRead;
 use tokio::time::sleep;
 
@@ -51,12 +51,12 @@ pub(crate) async fn stay(engine: &dyn Engine, store: &Store, stream: BoxStream, 
     let points = points(engine, store).await?;
     let talk = async {
         for turn in 1.. {
-            let (seq, phase) = ((BOOT << 32) + 10 + turn, Phase::Healthy);
+            let (seq, phase) = ((BOOT << 32) + 10 + turn, Phase::Active);
             let beat = Heartbeat { cluster, node: id, seq, phase, hears: 2, unix: unix_now(), instance: 9 };
             let version = 3 * turn;
             let values = [
                 raw_gossip::value(RecordKind::Card, &card, version - 2),
-                raw_gossip::value(RecordKind::IntroPoints, &points, version - 1),
+                raw_gossip::value(RecordKind::IntroPoints(cluster.first_service()), &points, version - 1),
                 raw_gossip::value(RecordKind::Heartbeat, &hand::sign(store, beat), version),
             ];
             let own = Known { node: id, generation: GENERATION, version };
@@ -79,13 +79,15 @@ async fn read_all(reader: &mut (impl AsyncRead + Unpin)) {
 /// A true introduction point of its own; its circuit ends with this function, its record does not.
 async fn points(engine: &dyn Engine, store: &Store) -> Result<Vec<u8>> {
     let limits = Arc::new(ServiceGuard::fixed(ServiceLimits::default()));
+    let service = store.cluster().first_service();
     let secrets = store.point_seed()?.draw(&mut rand::rng());
     let nonce = secrets.nonce;
     let keys = IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) };
     let relay = RelayChoice::AnyBut(Default::default());
     let (clients, _) = tokio::sync::mpsc::channel(9);
-    let request = IntroRequest { service: store.cluster().first_service(), keys, relay, limits };
+    let request = IntroRequest { service, keys, relay, limits };
     let opened = engine.open_intro_point(request, clients).await?;
     let (cluster, node, seq) = (store.cluster(), store.node_id(), (BOOT << 32) + 1);
-    Ok(hand::sign(store, IntroPoints { cluster, node, seq, points: vec![opened.describe()], nonces: vec![nonce] }))
+    let (fitness, points, nonces) = (Fitness::Healthy, vec![opened.describe()], vec![nonce]);
+    Ok(hand::sign(store, IntroPoints { cluster, node, seq, service, fitness, points, nonces }))
 }

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use rustbalance::config::Config;
 use rustbalance::control::{Request, Response};
 use rustbalance::tor::Engine;
-use rustbalance_gossip::record::Phase;
+use rustbalance_gossip::view::Condition;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::town::{Town, until};
@@ -18,10 +18,10 @@ async fn a_drained_node_drains_on_after_a_restart_until_it_is_resumed() {
     let drained = async |town: &Town| {
         until("beta drains, and has no clients", async || {
             let status = town.named("beta").status().await?;
-            ensure!(status.phase == Phase::Draining, "beta is {}", status.phase);
+            ensure!(status.phase == Condition::Draining, "beta is {}", status.phase);
             let alpha = town.named("alpha").status().await?;
             let known = alpha.members.iter().find(|member| member.node == beta);
-            ensure!(known.is_some_and(|member| member.alive && member.phase == Some(Phase::Draining)), "{known:?}");
+            ensure!(known.is_some_and(|member| member.alive && member.phase == Some(Condition::Draining)), "{known:?}");
             ensure!(known.is_some_and(|member| member.published == 0), "{known:?}");
             ensure!(alpha.publisher.is_some_and(|publisher| publisher.node != beta), "beta publishes");
             Ok(())

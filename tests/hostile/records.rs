@@ -6,7 +6,9 @@ use anyhow::{Context, ensure};
 use rustbalance::clock::unix_now;
 use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::lease::TERMS_PER_SECOND;
-use rustbalance_gossip::record::{Heartbeat, IntroPoints, Invitation, Lease, Phase, RecordKind, Revocation, Role};
+use rustbalance_gossip::record::{
+    Fitness, Heartbeat, IntroPoints, Invitation, Lease, Phase, RecordKind, Revocation, Role,
+};
 use rustbalance_gossip::signed::Unverified;
 use tokio::time::{Instant, sleep};
 
@@ -55,12 +57,13 @@ async fn old_records_do_not_keep_the_dead_alive() {
     let mut mouth = mallory.open(&town, 2).await;
     let own = mallory.speak(&town, &mut mouth).await;
     let beats = hears(&own, beta, RecordKind::Heartbeat, 5).await;
-    let points = hears(&own, beta, RecordKind::IntroPoints, 1).await;
+    let kind = RecordKind::IntroPoints(town.service());
+    let points = hears(&own, beta, kind, 1).await;
     let visitors = town.visitors();
     town.named_mut("beta").kill().await;
     // What beta said, in a life that it never had, again and again.
     let liar = mouth.speak(&town, beta, FUTURE << 16).await;
-    liar.say(RecordKind::IntroPoints, &points[0]);
+    liar.say(kind, &points[0]);
     let replay = async {
         for beat in beats.iter().cycle() {
             liar.say(RecordKind::Heartbeat, beat);
@@ -96,7 +99,9 @@ async fn forged_records_of_others_are_believed_by_nobody() {
         let liar = mouth.speak(&town, victim, FUTURE << 16).await;
         let gone =
             Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0, unix: unix_now(), instance: 1 };
-        let points = IntroPoints { cluster, node: victim, seq, points: Vec::new(), nonces: Vec::new() };
+        let (service, fitness) = (town.service(), Fitness::Down);
+        let points =
+            IntroPoints { cluster, node: victim, seq, service, fitness, points: Vec::new(), nonces: Vec::new() };
         let lease = Lease { cluster, holder: victim, seq, term: before.1 + OWN_TERMS, priority: 0, ttl_ms: 60_000 };
         let card = mallory.card(victim, seq);
         let revocation = Revocation { cluster, node: alpha, revoked: 7 };
@@ -113,7 +118,7 @@ async fn forged_records_of_others_are_believed_by_nobody() {
         };
         // In its own name, and in the victim's with a signature that is none.
         liar.say(RecordKind::Heartbeat, &mallory.forge(gone, *victim.public_key()));
-        liar.say(RecordKind::IntroPoints, &mallory.sign(points));
+        liar.say(RecordKind::IntroPoints(service), &mallory.sign(points));
         liar.say(RecordKind::Lease, &mallory.forge(lease, *victim.public_key()));
         liar.say(RecordKind::Card, &mallory.sign(card));
         liar.say(RecordKind::Revocation(alpha), &mallory.sign(revocation));
@@ -189,7 +194,7 @@ async fn absurd_terms_are_claimed_in_vain() {
         sleep(Duration::from_millis(700)).await;
     }
     let absurd =
-        Heartbeat { cluster, node: me, seq: u64::MAX, phase: Phase::Healthy, hears: 3, unix: unix_now(), instance: 1 };
+        Heartbeat { cluster, node: me, seq: u64::MAX, phase: Phase::Active, hears: 3, unix: unix_now(), instance: 1 };
     voice.say(RecordKind::Heartbeat, &mallory.sign(absurd));
     town.counts("record_jump", 6).await;
     town.healthy().await;

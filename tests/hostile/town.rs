@@ -18,7 +18,8 @@ use rustbalance::stream::BoxStream;
 use rustbalance::tor::Engine;
 use rustbalance::tor::fake::{FakeEngine, FakeNet};
 use rustbalance_gossip::id::{ClusterId, NodeId, OnionAddress, ServiceId};
-use rustbalance_gossip::record::{Phase, Role};
+use rustbalance_gossip::record::Role;
+use rustbalance_gossip::view::Condition;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
@@ -234,7 +235,7 @@ impl Town {
         let mut publishers = BTreeSet::new();
         for daemon in self.running() {
             let (name, status) = (&daemon.name, daemon.status().await?);
-            ensure!(status.phase == Phase::Healthy, "{name} is {}", status.phase);
+            ensure!(status.phase == Condition::Healthy, "{name} is {}", status.phase);
             let publisher = status.publisher.with_context(|| format!("{name} knows no publisher"))?;
             publishers.insert((publisher.node.clone(), publisher.term));
             for other in &self.daemons {

@@ -33,8 +33,9 @@ async fn a_worker_claims_the_lease_in_vain() {
     let chain = Chain { authority: mallory.store.membership().authority.unverified(), member: promoted.unverified() };
     let lease = Lease { cluster, holder: me, seq, term: before.1 + OWN_TERMS, priority: 0, ttl_ms: 60_000 };
     voice.say(RecordKind::Lease, &mallory.sign(lease));
-    let publication = Publication { cluster, node: me, seq, term: before.1 + OWN_TERMS, periods: Vec::new() };
-    voice.say(RecordKind::Publication, &mallory.sign(publication));
+    let (service, term) = (town.service(), before.1 + OWN_TERMS);
+    let publication = Publication { cluster, node: me, seq, service, term, periods: Vec::new() };
+    voice.say(RecordKind::Publication(service), &mallory.sign(publication));
     town.counts("record_role", 6).await;
     voice.say(RecordKind::Card, &mallory.sign(NodeCard { chain, ..mallory.card(me, seq + 1) }));
     town.counts("record_chain", 3).await;

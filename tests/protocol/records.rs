@@ -10,7 +10,7 @@ use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::*;
 use rustbalance_gossip::signed::{Sign, Statement, Unverified};
 use rustbalance_gossip::time::Now;
-use rustbalance_gossip::view::View;
+use rustbalance_gossip::view::{Condition, View};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -136,6 +136,8 @@ pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
         ports: vec![22, 80],
     };
     let published = PublishedPeriod { period: PERIOD, revision: 1_414_213_562, confirmed: 7, directories: 8 };
+    let service = cluster.first_service();
+    let publication = Publication { cluster, node, seq, service, term: 5, periods: vec![published] };
     vec![
         (
             "authority_certificate",
@@ -151,7 +153,7 @@ pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
         ("heartbeat", Box::new(tale(heartbeat(cast), alpha()))),
         ("intro_points", Box::new(tale(intro_points(cast), alpha()))),
         ("lease", Box::new(tale(lease(cluster, node, 5, 100), alpha()))),
-        ("publication", Box::new(tale(Publication { cluster, node, seq, term: 5, periods: vec![published] }, alpha()))),
+        ("publication", Box::new(tale(publication, alpha()))),
     ]
 }
 
@@ -170,7 +172,7 @@ fn heartbeat(cast: &Cast) -> Heartbeat {
         cluster,
         node,
         seq: (7 << 32) | 2,
-        phase: Phase::Healthy,
+        phase: Phase::Active,
         hears: 2,
         unix: NOW,
         instance: 0x0123_4567_89ab_cdef,
@@ -183,6 +185,8 @@ fn intro_points(cast: &Cast) -> IntroPoints {
         cluster,
         node,
         seq: (7 << 32) | 3,
+        service: cluster.first_service(),
+        fitness: Fitness::Healthy,
         points: vec![point(1), point(2)],
         nonces: vec![nonce(1), nonce(2)],
     }
@@ -203,14 +207,14 @@ pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
     let gamma = cast.member(&cast.gamma, Role::Publisher, NOW, None);
     let mut view = View::new(gamma, Default::default(), 0);
     let now = Now { mono: std::time::Duration::ZERO, unix: NOW };
-    let alpha = cast.alpha.node_id();
+    let (alpha, service) = (cast.alpha.node_id(), cast.cluster().first_service());
     let invitation = RecordKind::Invitation(cast.token(Role::Worker).invitation_id());
     for (kind, name) in [
         (RecordKind::Heartbeat, "heartbeat"),
         (RecordKind::Card, "node_card"),
-        (RecordKind::IntroPoints, "intro_points"),
+        (RecordKind::IntroPoints(service), "intro_points"),
         (RecordKind::Lease, "lease"),
-        (RecordKind::Publication, "publication"),
+        (RecordKind::Publication(service), "publication"),
         (invitation, "invitation"),
         (RecordKind::Revocation(cast.beta.node_id()), "revocation"),
     ] {
@@ -219,10 +223,10 @@ pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
         assert_eq!(outcome.is_ok(), name != "heartbeat", "{name}: {outcome:?}");
     }
     let known = view.member(&alpha).unwrap();
-    assert_eq!(known.phase(), Phase::Healthy);
-    assert_eq!(known.intro_points.as_ref().unwrap().points, intro_points(cast).points);
+    assert_eq!((known.phase(), known.condition()), (Phase::Active, Condition::Healthy));
+    assert_eq!(known.intro_points(&service).unwrap().points, intro_points(cast).points);
     assert_eq!(view.best_claim().unwrap().holder, alpha);
-    assert_eq!(view.highest_revision(&PERIOD), Some(1_414_213_562));
+    assert_eq!(view.highest_revision(&service, &PERIOD), Some(1_414_213_562));
     assert!(view.invitations().get(&cast.token(Role::Worker).invitation_id()).is_some());
     assert!(view.revoked(&cast.beta.node_id()));
 }

@@ -10,8 +10,9 @@ use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::lease::{Claim, Rank};
 use rustbalance_gossip::liveness::{Liveness, Patience};
-use rustbalance_gossip::plan::{Candidate, Choice, choose};
-use rustbalance_gossip::record::{IntroPoint, Invitation, Phase, RecordKind, RelayId, Role};
+use rustbalance_gossip::plan::{Choice, choose};
+use rustbalance_gossip::record::{Fitness, IntroPoint, Invitation, RecordKind, RelayId, Role};
+use rustbalance_gossip::source::Candidate;
 use rustbalance_gossip::stand_in;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::View;
@@ -153,29 +154,29 @@ fn discovery(cast: &Cast) -> Value {
 
 struct Server {
     node: NodeId,
-    phase: Phase,
+    fitness: Fitness,
     weight: u8,
     points: Vec<IntroPoint>,
 }
 
-fn server(n: u8, phase: Phase, weight: u8, relays: &[u8]) -> Server {
+fn server(n: u8, fitness: Fitness, weight: u8, relays: &[u8]) -> Server {
     let points = relays.iter().map(|relay| {
         let mut point = point(*relay);
         // Two nodes at one relay still have session keys of their own.
         point.session_key = FixedBytes(bytes(relay.wrapping_mul(7).wrapping_add(n)));
         point
     });
-    Server { node: node(n), phase, weight, points: points.collect() }
+    Server { node: node(n), fitness, weight, points: points.collect() }
 }
 
 /// `published`: points of servers that stood there before; `healthy`: servers that were healthy when last any was.
 fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], limit: usize, count: u64) -> Value {
     let candidates: Vec<Candidate<'_>> = servers
         .iter()
-        .map(|it| Candidate { node: it.node, phase: it.phase, weight: it.weight, points: &it.points })
+        .map(|it| Candidate { source: it.node.into(), fitness: it.fitness, weight: it.weight, points: &it.points })
         .collect();
-    let before = published.iter().map(|(at, which)| (servers[*at].node, servers[*at].points[*which].clone()));
-    let healthy = healthy.iter().map(|at| servers[*at].node).collect();
+    let before = published.iter().map(|(at, which)| (servers[*at].node.into(), servers[*at].points[*which].clone()));
+    let healthy = healthy.iter().map(|at| servers[*at].node.into()).collect();
     let before = Choice { points: before.collect(), healthy };
     let described: Vec<_> = servers
         .iter()
@@ -185,7 +186,7 @@ fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], l
                 json!({ "rsa": hex(&rsa.0), "ed25519": hex(&ed25519.0), "session_key": hex(&point.session_key.0) })
             };
             let points: Vec<_> = it.points.iter().map(point).collect();
-            json!({ "node": key(&it.node), "phase": it.phase.to_string(), "weight": it.weight, "points": points })
+            json!({ "node": key(&it.node), "fitness": it.fitness, "weight": it.weight, "points": points })
         })
         .collect();
     let keys = |choice: &Choice| choice.points.iter().map(|(_, point)| hex(&point.session_key.0)).collect::<Vec<_>>();
@@ -193,7 +194,7 @@ fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], l
     json!({
         "servers": described,
         "published": keys(&before),
-        "last_healthy": before.healthy.iter().map(key).collect::<Vec<_>>(),
+        "last_healthy": before.healthy.iter().filter_map(|it| it.node()).map(|it| key(&it)).collect::<Vec<_>>(),
         "limit": limit,
         "count": count,
         "chosen": chosen,
@@ -202,12 +203,12 @@ fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], l
 
 /// Who stands in the descriptor.
 fn choices() -> Value {
-    use Phase::{Draining, Healthy, Initializing, Unhealthy};
+    use Fitness::{Degraded, Down, Draining, Healthy};
     let few = || {
         vec![
             server(30, Healthy, 10, &[1, 2, 3, 4]),
             server(10, Healthy, 30, &[4, 5, 6, 7]),
-            server(20, Unhealthy, 10, &[8]),
+            server(20, Degraded, 10, &[8]),
             server(40, Healthy, 10, &[9, 10, 11]),
         ]
     };
@@ -215,7 +216,7 @@ fn choices() -> Value {
     // One names the RSA identity of one relay and the other identity of another.
     let mut mixed = few();
     mixed[3].points[0].relay = RelayId { rsa: mixed[0].points[1].relay.rsa, ..mixed[1].points[2].relay };
-    let ill = [server(10, Initializing, 10, &[1, 2]), server(20, Draining, 10, &[3]), server(30, Unhealthy, 10, &[4])];
+    let ill = [server(10, Down, 10, &[1, 2]), server(20, Draining, 10, &[3]), server(30, Degraded, 10, &[4])];
     json!([
         choice(&few(), &[], &[], 9, 0),
         choice(&few(), &[(0, 2), (1, 3), (3, 2)], &[], 6, 0),

@@ -214,10 +214,10 @@ STATEMENTS = {
     "revocation": ("rustbalance revocation v1", "authority", 512),
     "discovery_key": ("rustbalance discovery key v1", "authority", 512),
     "node_card": ("rustbalance node card v1", "alpha", 4096),
-    "heartbeat": ("rustbalance heartbeat v1", "alpha", 512),
-    "intro_points": ("rustbalance intro points v1", "alpha", 12288),
+    "heartbeat": ("rustbalance heartbeat v2", "alpha", 512),
+    "intro_points": ("rustbalance intro points v2", "alpha", 12288),
     "lease": ("rustbalance lease v1", "alpha", 512),
-    "publication": ("rustbalance publication v1", "alpha", 2048),
+    "publication": ("rustbalance publication v2", "alpha", 2048),
 }
 
 
@@ -544,10 +544,10 @@ def check_points(vectors):
 
 def choose(case):
     offering = [server for server in case["servers"] if server["points"]]
-    of = lambda *phases: [server for server in offering if server["phase"] in phases]
-    serving = of("unhealthy", "initializing")
-    once_healthy = [server for server in serving if server["node"] in case["last_healthy"]]
-    tier = of("healthy") or once_healthy or serving or of("draining")
+    of = lambda *fitness: [server for server in offering if server["fitness"] in fitness]
+    unfit = of("degraded", "down")
+    once_healthy = [server for server in unfit if server["node"] in case["last_healthy"]]
+    tier = of("healthy") or once_healthy or unfit or of("draining")
 
     identities = lambda point: (point["rsa"], point["ed25519"])
 

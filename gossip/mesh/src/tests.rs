@@ -106,16 +106,16 @@ async fn life_of_a_cluster(count: u16, interval: Duration) -> u64 {
     for i in 0..count / 2 {
         network.set_side(node(i), 1);
     }
-    peers[0].mesh.set(RecordKind::Publication, b"left").unwrap();
-    peers[usize::from(count) - 1].mesh.set(RecordKind::Publication, b"right").unwrap();
+    peers[0].mesh.set(RecordKind::Lease, b"left").unwrap();
+    peers[usize::from(count) - 1].mesh.set(RecordKind::Lease, b"right").unwrap();
     sleep(interval * 10).await;
     peers.iter_mut().for_each(Peer::drain);
-    assert!(!peers[0].knows(count - 1, RecordKind::Publication, "right"), "the partition leaks");
+    assert!(!peers[0].knows(count - 1, RecordKind::Lease, "right"), "the partition leaks");
     network.heal();
     let healed = until(&mut peers, "both sides' values everywhere", |peers| {
         peers.iter().all(|peer| {
-            (peer.id == node(0) || peer.knows(0, RecordKind::Publication, "left"))
-                && (peer.id == node(count - 1) || peer.knows(count - 1, RecordKind::Publication, "right"))
+            (peer.id == node(0) || peer.knows(0, RecordKind::Lease, "left"))
+                && (peer.id == node(count - 1) || peer.knows(count - 1, RecordKind::Lease, "right"))
         })
     })
     .await;

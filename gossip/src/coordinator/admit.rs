@@ -109,8 +109,8 @@ mod tests {
 
         /// Two beats: the first proves nothing.
         fn hear_alive(&mut self, of: &Identity, seq: u64, second: u64) {
-            self.hear(of, seq, Phase::Healthy, second - 1);
-            self.hear(of, seq + 1, Phase::Healthy, second);
+            self.hear(of, seq, Phase::Active, second - 1);
+            self.hear(of, seq + 1, Phase::Active, second);
         }
 
         fn may(&self, role: Role, second: u64) -> Result<(), NotYet> {
@@ -127,9 +127,9 @@ mod tests {
         for role in [Role::Worker, Role::Publisher] {
             assert_eq!(node.may(role, 1), Err(NotYet::Starting(other.node())), "{role}");
         }
-        node.hear(&other, 1, Phase::Healthy, 2);
+        node.hear(&other, 1, Phase::Active, 2);
         assert_eq!(node.may(Role::Worker, 2), Err(NotYet::Starting(other.node())), "one beat proves no life");
-        node.hear(&other, 2, Phase::Healthy, 4);
+        node.hear(&other, 2, Phase::Active, 4);
         for role in [Role::Worker, Role::Publisher] {
             assert_eq!(node.may(role, 4), Ok(()), "{role}");
         }

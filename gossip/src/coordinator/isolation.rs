@@ -160,7 +160,7 @@ mod tests {
 
     fn beat(instance: u64, seconds: u64) -> Heartbeat {
         let node = Founder::new(1).node(0, Role::Publisher);
-        Heartbeat { instance, unix: FOUNDED + seconds, ..node.beat(seconds, Phase::Healthy) }
+        Heartbeat { instance, unix: FOUNDED + seconds, ..node.beat(seconds, Phase::Active) }
     }
 
     fn started() -> Isolation {

@@ -6,12 +6,13 @@
 //!
 //! After every event it does not react to that event but looks at the whole again, in this order: is this node still a
 //! member; where is it in its life; is a heartbeat due; who publishes; what of others' facts is to be passed on; what
-//! should stand in the descriptor. The last is for the publisher; the others look at it when they beat.
+//! should stand in the descriptor of each service. The last is for the publisher; the others look at it when they beat.
 
 mod admit;
 mod isolation;
 mod own;
 mod planning;
+mod serving;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -23,18 +24,18 @@ pub use admit::{LISTEN_BEFORE_ADMITTING, NotYet};
 pub use isolation::Isolated;
 pub use settings::{Action, Event, Leadership, Settings};
 
-use crate::id::{ClusterId, NodeId};
+use crate::id::{ClusterId, NodeId, ServiceId};
 use crate::lease::{Election, Situation, Step};
-use crate::plan::Choice;
-use crate::record::{
-    Chain, Heartbeat, IntroPoint, Invitation, Member, Phase, PointNonce, PublishedPeriod, RecordKind, Role, ServedPoint,
-};
+use crate::record::{Chain, Heartbeat, IntroPoint, Invitation, Member, Phase, RecordKind, Role};
 use crate::signed::{Check, Sign};
+use crate::source::Source;
 use crate::stand_in::{self, Orphan};
 pub use crate::time::Now;
-use crate::view::{Changes, MAX_PERIODS, PointCheck, Rejection, Standing, View, check_points};
+use crate::view::{Changes, Condition, PointCheck, Rejection, Standing, View};
 use isolation::Isolation;
 use own::Voice;
+use planning::Planner;
+use serving::{Publishing, Serving};
 
 /// How long all is not said anew again after it was, because a higher word of our own came back.
 const REISSUE_PAUSE: Duration = Duration::from_secs(10);
@@ -64,25 +65,20 @@ pub struct Coordinator {
     elect_at: Option<Duration>,
     /// This node's place in the queue for a term, until somebody comes, goes or changes.
     place: Option<(u64, usize)>,
-    /// What may stand in the descriptor has changed since it was chosen.
-    unplanned: bool,
     said_phase: Option<Phase>,
     joined: bool,
     draining: bool,
     /// The lease was given up for the drain; if it comes back all the same, nobody else wanted it.
     handed_over: bool,
-    /// It leads and cannot publish.
-    unable: bool,
     leaving: bool,
     isolation: Isolation,
     /// Whether this node was isolated at the last event, and when that may change by time alone.
     isolated: bool,
     isolate_at: Option<Duration>,
-    ready: bool,
-    been_healthy: bool,
-    points: Vec<IntroPoint>,
-    nonces: Vec<PointNonce>,
-    periods: Vec<PublishedPeriod>,
+    /// The services that this node serves.
+    serving: BTreeMap<ServiceId, Serving>,
+    /// The services of which this node has published anything, or could not.
+    publishing: BTreeMap<ServiceId, Publishing>,
     last_term: u64,
     /// When all was last said anew, and when it is to be again.
     reissued: Option<Duration>,
@@ -92,17 +88,14 @@ pub struct Coordinator {
     excluded: bool,
     /// Facts signed by the authority that stand in our own gossip.
     passed_on: BTreeMap<RecordKind, Vec<u8>>,
-    choice: Choice,
-    /// When points of a silent node that stay in the descriptor are to leave it.
-    hidden_until: Option<Duration>,
-    count: u64,
-    version: u64,
+    /// One for each service of the cluster.
+    planners: BTreeMap<ServiceId, Planner>,
 }
 
 impl Coordinator {
     /// A node that starts. `key` is the node's own, of which `member` is the proof that it belongs.
     pub fn new(settings: Settings, key: Box<dyn Sign + Send + Sync>, member: Member) -> Self {
-        let me = member.node();
+        let (me, first) = (member.node(), member.authority.cluster.first_service());
         Self {
             cluster: member.authority.cluster,
             me,
@@ -118,31 +111,23 @@ impl Coordinator {
             refresh_at: Duration::ZERO,
             elect_at: None,
             place: None,
-            unplanned: false,
             said_phase: None,
             joined: false,
             draining: false,
             handed_over: false,
-            unable: false,
             leaving: false,
             isolation: Isolation::new(settings.instance),
             isolated: false,
             isolate_at: None,
-            ready: false,
-            been_healthy: false,
-            points: Vec::new(),
-            nonces: Vec::new(),
-            periods: Vec::new(),
+            serving: BTreeMap::new(),
+            publishing: BTreeMap::new(),
             last_term: settings.term,
             reissued: None,
             reissue_at: None,
             repeat_at: Duration::ZERO,
             excluded: false,
             passed_on: BTreeMap::new(),
-            choice: Choice::default(),
-            hidden_until: None,
-            count: 0,
-            version: 0,
+            planners: BTreeMap::from([(first, Planner::new(first))]),
             settings,
         }
     }
@@ -169,7 +154,7 @@ impl Coordinator {
         self.election.leading().map_or(Leadership::Follower, |term| Leadership::Publisher { term })
     }
 
-    /// Where this node is in its life.
+    /// Where this node is in its life cycle.
     pub fn phase(&self) -> Phase {
         if self.leaving || self.excluded {
             Phase::Gone
@@ -177,13 +162,25 @@ impl Coordinator {
             Phase::Joining
         } else if self.draining {
             Phase::Draining
-        } else if self.ready && !self.points.is_empty() {
-            Phase::Healthy
-        } else if self.been_healthy && !self.points.is_empty() {
-            Phase::Unhealthy
         } else {
-            Phase::Initializing
+            Phase::Active
         }
+    }
+
+    /// How this node is: its phase and its fitness for the services that it serves.
+    pub fn condition(&self) -> Condition {
+        Condition::of(self.phase(), self.serving.values().map(|serving| serving.fitness(self.draining)))
+    }
+
+    /// What the descriptor of this service should list, by session key. Every node computes it, the publisher after every
+    /// event, the others at each heartbeat. Empty if no source can serve: then the published points are left as they are.
+    pub fn desired_points(&self, service: &ServiceId) -> &[(Source, IntroPoint)] {
+        self.planners.get(service).map_or(&[], |planner| &planner.choice().points)
+    }
+
+    /// Rises with every change of [`Coordinator::desired_points`] of this service.
+    pub fn desired_version(&self, service: &ServiceId) -> u64 {
+        self.planners.get(service).map_or(0, Planner::version)
     }
 
     /// The points of others at which this node is to serve. Not cheap with hundreds of nodes: once a second is enough.
@@ -199,7 +196,8 @@ impl Coordinator {
         }
         let joining = (!self.joined && !self.isolated).then_some(self.started + self.settings.joining);
         // The others choose when they beat.
-        let hidden = self.hidden_until.filter(|_| self.election.leading().is_some());
+        let hidden = self.planners.values().filter_map(Planner::hidden_until).min();
+        let hidden = hidden.filter(|_| self.election.leading().is_some());
         let always = [self.next_beat, self.refresh_at, self.repeat_at];
         let sometimes = [self.elect_at, joining, self.reissue_at, self.isolate_at, hidden];
         always.into_iter().chain(sometimes.into_iter().flatten()).min()
@@ -262,12 +260,18 @@ impl Coordinator {
         match event {
             Event::Tick => {}
             Event::Record { origin, kind, bytes } => return self.take_record(origin, kind, &bytes, now),
-            Event::IntroPoints(points) => return self.take_points(points, out),
-            Event::Ready(ready) => self.ready = ready,
+            Event::IntroPoints { service, points } => {
+                if let Err(rejection) = self.serve(service).set_points(points) {
+                    tracing::error!(%rejection, %service, "our own intro points cannot be gossiped");
+                }
+            }
+            Event::Ready { service, ready } => self.serve(service).set_ready(ready),
             Event::MeshReached => self.join(now),
             Event::ShutOut(shut_out) => self.isolation.set_shut_out(shut_out),
             Event::DiscoveryKey { counted } => self.isolation.set_counted(counted),
-            Event::CannotPublish => self.unable = self.election.leading().is_some(),
+            Event::CannotPublish { service } => {
+                self.publishing.entry(service).or_default().unable = self.election.leading().is_some();
+            }
             Event::Drain => self.draining = true,
             Event::Resume => (self.draining, self.handed_over) = (false, false),
             Event::Leave => self.leaving = true,
@@ -275,7 +279,10 @@ impl Coordinator {
                 self.election.stored(term);
                 return Changes { leases: true, ..Changes::default() };
             }
-            Event::Published(periods) => return self.take_published(periods, now, out),
+            Event::Published { service, periods } => {
+                self.publishing.entry(service).or_default().set_published(periods);
+                return self.say_publication(service, now, out);
+            }
             Event::Invitation(invitation) => return self.fold(|view| view.fold_invitation(invitation, now)),
             Event::Revocation(revocation) => return self.fold(|view| view.fold_revocation(revocation, now)),
             Event::KnownMembers(chains) => {
@@ -317,27 +324,10 @@ impl Coordinator {
         }
     }
 
-    fn take_points(&mut self, mut served: Vec<ServedPoint>, out: &mut Vec<Action>) -> Changes {
-        served.truncate(crate::record::MAX_INTRO_POINTS);
-        let (points, nonces): (Vec<_>, Vec<_>) = served.into_iter().map(|it| (it.point, it.nonce)).unzip();
-        if let Err(rejection) = check_points(&points) {
-            tracing::error!(%rejection, "our own intro points cannot be gossiped");
-            return Changes::default();
-        }
-        if points == self.points {
-            return Changes::default();
-        }
-        (self.points, self.nonces) = (points, nonces);
-        self.say_points(out)
-    }
-
-    fn take_published(&mut self, mut periods: Vec<PublishedPeriod>, now: Now, out: &mut Vec<Action>) -> Changes {
-        // The disk knows of more than one record may tell of.
-        periods.sort_by_key(|it| it.period.start());
-        periods.drain(..periods.len().saturating_sub(MAX_PERIODS));
-        self.periods = periods;
-        self.unable = false;
-        self.say_publication(now, out)
+    /// This node serves that service from now on, and plans for it.
+    fn serve(&mut self, service: ServiceId) -> &mut Serving {
+        self.planners.entry(service).or_insert_with(|| Planner::new(service));
+        self.serving.entry(service).or_default()
     }
 
     /// Looks at the whole again.
@@ -353,15 +343,13 @@ impl Coordinator {
         } else if now.mono >= self.repeat_at {
             self.repeat(now, out);
         }
+        changes |= self.announce_services(out);
         changes |= self.beat(now, out);
         self.elect(&mut changes, now, out);
         self.pass_on(&changes, now, out);
-        self.plan(&changes, now, out);
+        self.plan(&changes, now);
         if changes.misled {
             out.push(Action::RestartGossip);
-        }
-        if changes.publications && self.is_overwritten() {
-            out.push(Action::Overwritten);
         }
         if changes.members || changes.revocations {
             out.push(Action::MembersChanged);
@@ -371,10 +359,12 @@ impl Coordinator {
         }
     }
 
-    /// Whether another has published after us though we are the publisher.
-    fn is_overwritten(&self) -> bool {
-        let higher = |it: &PublishedPeriod| self.view.highest_revision(&it.period).is_some_and(|top| top > it.revision);
-        self.election.leading().is_some() && self.periods.iter().any(higher)
+    /// Chooses what should stand in the descriptors.
+    fn plan(&mut self, changes: &Changes, now: Now) {
+        let pressing = self.election.leading().is_some() || self.beaten == Some(now.mono);
+        for planner in self.planners.values_mut() {
+            planner.step(&self.view, &self.settings, changes.points, pressing, now);
+        }
     }
 
     fn is_excluded(&mut self, now: Now, out: &mut Vec<Action>) -> bool {
@@ -435,7 +425,6 @@ impl Coordinator {
         if !self.joined && (waited || self.view.is_alone() || self.view.hears_any()) {
             self.join(now);
         }
-        self.been_healthy |= self.phase() == Phase::Healthy;
     }
 
     fn beat(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
@@ -467,7 +456,8 @@ impl Coordinator {
         let mut situation = self.situation(now);
         self.election.step(&situation, now.mono, &mut steps);
         self.handed_over |= situation.hand_over && self.draining;
-        self.unable &= self.election.leading().is_some();
+        let leading = self.election.leading().is_some();
+        self.publishing.values_mut().for_each(|publishing| publishing.unable &= leading);
         if !steps.is_empty() {
             changes.leases = true;
             self.perform(&steps, now, out);
@@ -494,7 +484,8 @@ impl Coordinator {
         // Who leads stands in no queue; the others' ranks need not be computed for it.
         let next = self.election.stored_term().max(highest) + 1;
         situation.place = may.then(|| if leading { 0 } else { self.place(next) });
-        let unwilling = self.unable || (self.draining && !self.handed_over);
+        let unable = self.publishing.values().any(|publishing| publishing.unable);
+        let unwilling = unable || (self.draining && !self.handed_over);
         situation.hand_over = leading && unwilling && self.view.has_successor();
         if !leading {
             situation.alone = self.view.is_alone();

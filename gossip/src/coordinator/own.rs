@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Action, Coordinator, Now, REISSUE_PAUSE, REPEAT};
 use crate::address::mesh_address;
-use crate::id::NodeId;
+use crate::id::{NodeId, ServiceId};
 use crate::record::{Heartbeat, IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
 use crate::signed::{Sign, Statement, Unverified, Verified};
 use crate::view::{Changes, OwnWord, Rejection};
@@ -72,8 +72,28 @@ impl Coordinator {
     pub(super) fn repeat(&mut self, now: Now, out: &mut Vec<Action>) {
         self.repeat_at = now.mono + REPEAT;
         self.say_card(out);
-        self.say_points(out);
-        self.say_publication(now, out);
+        let (serving, publishing): (Vec<ServiceId>, Vec<ServiceId>) = (
+            self.serving.iter().filter(|(_, it)| it.is_announced()).map(|(service, _)| *service).collect(),
+            self.publishing.keys().copied().collect(),
+        );
+        for service in serving {
+            self.say_points(service, out);
+        }
+        for service in publishing {
+            self.say_publication(service, now, out);
+        }
+    }
+
+    /// Announces what has changed of the services that this node serves.
+    pub(super) fn announce_services(&mut self, out: &mut Vec<Action>) -> Changes {
+        let draining = self.draining;
+        let news = self.serving.iter_mut().filter_map(|(service, it)| it.has_news(draining).then_some(*service));
+        let news: Vec<ServiceId> = news.collect();
+        let mut changes = Changes::default();
+        for service in news {
+            changes |= self.say_points(service, out);
+        }
+        changes
     }
 
     pub(super) fn say_card(&mut self, out: &mut Vec<Action>) {
@@ -94,13 +114,14 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn say_points(&mut self, out: &mut Vec<Action>) -> Changes {
+    fn say_points(&mut self, service: ServiceId, out: &mut Vec<Action>) -> Changes {
+        let Some(serving) = self.serving.get_mut(&service) else { return Changes::default() };
         let (cluster, node) = (self.cluster, self.me);
-        let (said, nonces) = (self.points.clone(), self.nonces.clone());
-        let points = |seq| IntroPoints { cluster, node, seq, points: said, nonces };
-        let Some((points, bytes)) = self.voice.say(points) else { return Changes::default() };
-        out.push(Action::Gossip { kind: RecordKind::IntroPoints, bytes });
-        self.view.fold_points(points)
+        let (fitness, points, nonces) = serving.announce(self.draining);
+        let record = |seq| IntroPoints { cluster, node, seq, service, fitness, points, nonces };
+        let Some((record, bytes)) = self.voice.say(record) else { return Changes::default() };
+        out.push(Action::Gossip { kind: RecordKind::IntroPoints(service), bytes });
+        self.fold(|view| view.fold_points(record))
     }
 
     pub(super) fn say_lease(&mut self, term: u64, ttl: Duration, now: Now, out: &mut Vec<Action>) {
@@ -116,16 +137,15 @@ impl Coordinator {
         self.fold(|view| view.fold_lease(lease, now));
     }
 
-    pub(super) fn say_publication(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
-        if self.member.role() != Role::Publisher || self.periods.is_empty() {
+    pub(super) fn say_publication(&mut self, service: ServiceId, now: Now, out: &mut Vec<Action>) -> Changes {
+        let periods = self.publishing.get(&service).map(|publishing| publishing.periods.clone()).unwrap_or_default();
+        if self.member.role() != Role::Publisher || periods.is_empty() {
             return Changes::default();
         }
-        let (cluster, node) = (self.cluster, self.me);
-        let (term, periods) = (self.last_term, self.periods.clone());
-        let Some((publication, bytes)) = self.voice.say(|seq| Publication { cluster, node, seq, term, periods }) else {
-            return Changes::default();
-        };
-        out.push(Action::Gossip { kind: RecordKind::Publication, bytes });
+        let (cluster, node, term) = (self.cluster, self.me, self.last_term);
+        let record = |seq| Publication { cluster, node, seq, service, term, periods };
+        let Some((publication, bytes)) = self.voice.say(record) else { return Changes::default() };
+        out.push(Action::Gossip { kind: RecordKind::Publication(service), bytes });
         self.fold(|view| view.fold_publication(publication, now))
     }
 
@@ -135,8 +155,8 @@ impl Coordinator {
     pub(super) fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
         let heard = match kind {
             RecordKind::Card => self.own::<NodeCard>(bytes).map(|card| card.seq),
-            RecordKind::IntroPoints => self.own::<IntroPoints>(bytes).map(|points| points.seq),
-            RecordKind::Publication => self.own::<Publication>(bytes).map(|publication| publication.seq),
+            RecordKind::IntroPoints(_) => self.own::<IntroPoints>(bytes).map(|points| points.seq),
+            RecordKind::Publication(_) => self.own::<Publication>(bytes).map(|publication| publication.seq),
             RecordKind::Heartbeat => self.own::<Heartbeat>(bytes).map(|beat| {
                 self.isolation.hear_own(&beat, self.voice.is_ahead(beat.seq), now);
                 beat.seq

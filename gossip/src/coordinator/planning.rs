@@ -1,60 +1,77 @@
-//! What should stand in the descriptor: gathers the candidates, and asks [`crate::plan`] and
-//! [`crate::outage`].
+//! What should stand in the descriptor of one service: gathers the candidates, and asks [`crate::plan`] and
+//! [`crate::outage`]. There is one planner for each service of the cluster, on every node: it must be ready to publish
+//! all of them.
 
-use super::{Action, Coordinator, Now};
-use crate::id::NodeId;
+use std::time::Duration;
+
+use super::Now;
+use super::settings::Settings;
+use crate::id::ServiceId;
 use crate::outage::{self, Hidden};
-use crate::plan::{Candidate, choose};
-use crate::record::{IntroPoint, Phase};
-use crate::view::Changes;
+use crate::plan::{Choice, choose};
+use crate::source::Candidate;
+use crate::view::View;
 
-impl Coordinator {
-    /// What the descriptor should list, by session key. Every node computes it, the publisher after
-    /// every event, the others at each heartbeat. Empty if no node can serve: then the published
-    /// points are left as they are.
-    pub fn desired_points(&self) -> &[(NodeId, IntroPoint)] {
-        &self.choice.points
+/// The planner of one service.
+#[derive(Debug)]
+pub(super) struct Planner {
+    service: ServiceId,
+    choice: Choice,
+    /// What may stand in the descriptor has changed since it was chosen.
+    stale: bool,
+    /// When points of a silent node that stay in the descriptor are to leave it.
+    hidden_until: Option<Duration>,
+    /// The turn of the sources when there are more than places: the time in units of [`Settings::rotation`].
+    rotation_epoch: u64,
+    version: u64,
+}
+
+impl Planner {
+    pub(super) fn new(service: ServiceId) -> Self {
+        let choice = Choice::default();
+        Self { service, choice, stale: true, hidden_until: None, rotation_epoch: 0, version: 0 }
     }
 
-    /// Rises with every change of [`Coordinator::desired_points`].
-    pub fn desired_version(&self) -> u64 {
+    /// What was chosen last.
+    pub(super) fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
+    /// Rises with every change of the chosen points.
+    pub(super) fn version(&self) -> u64 {
         self.version
     }
 
-    pub(super) fn plan(&mut self, changes: &Changes, now: Now, out: &mut Vec<Action>) {
-        let count = now.unix / self.settings.rotation.max(1);
+    /// When points of a silent node that stay in the descriptor are to leave it.
+    pub(super) fn hidden_until(&self) -> Option<Duration> {
+        self.hidden_until
+    }
+
+    /// Chooses again if anything has changed and it is pressing.
+    ///
+    /// In a large cluster there are many changes a second, and choosing costs more than taking one in: the publisher
+    /// plans after every event, the others with each heartbeat.
+    pub(super) fn step(&mut self, view: &View, settings: &Settings, changed: bool, pressing: bool, now: Now) {
+        let rotation_epoch = now.unix / settings.rotation.max(1);
         let over = self.hidden_until.is_some_and(|at| now.mono >= at);
-        self.unplanned |= changes.points || count != self.count || over;
-        // In a large cluster there are many changes a second, and choosing costs more than taking
-        // one in.
-        let pressing = self.election.leading().is_some() || self.beaten == Some(now.mono);
-        if !self.unplanned || !pressing {
+        self.stale |= changed || rotation_epoch != self.rotation_epoch || over;
+        if !self.stale || !pressing {
             return;
         }
-        self.unplanned = false;
-        self.count = count;
-        let secret = self.settings.hide_outages.as_ref();
-        let hidden = secret.map(|secret| outage::hidden(&self.view, secret, &self.choice, now.mono));
-        let Hidden { points: hidden, until } = hidden.unwrap_or_default();
-        let choice = {
-            let heard =
-                self.view.members().filter(|node| node.alive && !matches!(node.phase(), Phase::Gone | Phase::Joining));
-            let heard = heard.filter_map(|node| Some((node, node.intro_points.as_ref()?.points.as_slice())));
-            let silent = hidden.iter().filter_map(|(node, points)| Some((self.view.member(node)?, points.as_slice())));
-            let candidate = |(node, points): (&crate::view::MemberView, _)| Candidate {
-                node: node.node(),
-                phase: node.phase(),
-                weight: node.weight(),
-                points,
-            };
-            let candidates: Vec<Candidate<'_>> = heard.chain(silent).map(candidate).collect();
-            choose(&candidates, &self.choice, self.settings.intro_points, count)
-        };
-        if choice.points != self.choice.points {
-            self.version += 1;
-            out.push(Action::DesiredChanged);
-        }
-        self.hidden_until = until;
+        (self.stale, self.rotation_epoch) = (false, rotation_epoch);
+        let choice = self.choose(view, settings, now);
+        self.version += u64::from(choice.points != self.choice.points);
         self.choice = choice;
+    }
+
+    fn choose(&mut self, view: &View, settings: &Settings, now: Now) -> Choice {
+        let secret = settings.hide_outages.as_ref();
+        let hidden = secret.map(|secret| outage::hidden(view, &self.service, secret, &self.choice, now.mono));
+        let Hidden { points: hidden, until } = hidden.unwrap_or_default();
+        self.hidden_until = until;
+        let silent =
+            hidden.iter().filter_map(|(node, points)| Some(view.member(node)?.candidate(&self.service, points)));
+        let candidates: Vec<Candidate<'_>> = view.candidates(&self.service).chain(silent).collect();
+        choose(&candidates, &self.choice, settings.intro_points, self.rotation_epoch)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::id::NodeId;
+use crate::id::{NodeId, ServiceId};
 use crate::lease::Timing;
 use crate::liveness::Patience;
 use crate::outage::OutageSecret;
@@ -84,10 +84,20 @@ pub enum Event {
     },
     /// Time has passed: [`super::Coordinator::next_timeout`] is reached. Also a good first event.
     Tick,
-    /// The intro points at which this node waits now, those it prefers first.
-    IntroPoints(Vec<ServedPoint>),
-    /// Whether this node's own target passes its health check.
-    Ready(bool),
+    /// The introduction points at which this node waits for clients of a service now.
+    IntroPoints {
+        /// The service.
+        service: ServiceId,
+        /// The points, those it prefers first.
+        points: Vec<ServedPoint>,
+    },
+    /// Whether this node's target of a service passes its health check.
+    Ready {
+        /// The service.
+        service: ServiceId,
+        /// Whether it does.
+        ready: bool,
+    },
     /// The mesh has been reached: at least one link is up.
     MeshReached,
     /// Whether the other members seem to have shut this node out: it reaches no publisher, and at
@@ -100,9 +110,12 @@ pub enum Event {
         /// How many revocations its maker knew: its generation.
         counted: u32,
     },
-    /// This node cannot publish, for a reason of its own such as a full disk: if it should, let another. Forgotten with
-    /// the next [`Event::Published`].
-    CannotPublish,
+    /// This node cannot publish a service, for a reason of its own such as a full disk: if it should, let another. Forgotten
+    /// with the next [`Event::Published`] of that service.
+    CannotPublish {
+        /// The service.
+        service: ServiceId,
+    },
     /// Leave the descriptor, serve those who still come, let another publish.
     Drain,
     /// End of [`Event::Drain`].
@@ -111,8 +124,13 @@ pub enum Event {
     Leave,
     /// The term of an [`Action::StoreTerm`] is on disk, or a higher one.
     TermStored(u64),
-    /// What is on the directories now, and (at the start) what the disk knows of it.
-    Published(Vec<PublishedPeriod>),
+    /// What is on the directories of a service now, and (at the start) what the disk knows of it.
+    Published {
+        /// The service.
+        service: ServiceId,
+        /// Its periods.
+        periods: Vec<PublishedPeriod>,
+    },
     /// An invitation that this node made, or changed: signed with the authority key.
     Invitation(Verified<Invitation>),
     /// A revocation that this node made.
@@ -136,13 +154,10 @@ pub enum Action {
     },
     /// Say it no longer.
     Retract(RecordKind),
-    /// Publish, or stop publishing.
+    /// Publish, or stop publishing. A publisher reconciles the directories with [`super::Coordinator::desired_points`] of
+    /// each service, and publishes again once [`crate::view::View::revisions`] has a higher revision than its own: two
+    /// publishers that could not hear each other end like this.
     Leadership(Leadership),
-    /// [`super::Coordinator::desired_points`] has changed.
-    DesiredChanged,
-    /// While this node publishes, another has put a descriptor on the directories after it, of a higher revision: publish
-    /// again, even if nothing else has changed. Two publishers that could not hear each other end like this.
-    Overwritten,
     /// Who is a member, alive, revoked or in which phase has changed: links, the lists on disk
     /// ([`super::Coordinator::chains`], [`crate::view::View::revocations`]: what all nodes forget was never said). If
     /// [`crate::view::View::overdrawn`] has any, a holder of the authority key revokes them.

@@ -3,7 +3,7 @@
 mod outages;
 
 use super::*;
-use crate::record::{IntroPoints, Lease, NodeCard, PeriodId, Publication};
+use crate::record::{Fitness, IntroPoints, Lease, NodeCard, PeriodId, Publication, PublishedPeriod};
 use crate::signed::{Statement, Unverified, Verified};
 use crate::sim::{FOUNDED, Founder, Identity, point, served, sign};
 
@@ -18,6 +18,27 @@ struct Scene {
 
 fn settings() -> Settings {
     Settings::new(1, 1, 0)
+}
+
+/// The service of every scene.
+fn service() -> ServiceId {
+    Founder::new(1).service(0)
+}
+
+fn waits_at(point: IntroPoint) -> Event {
+    Event::IntroPoints { service: service(), points: vec![served(point)] }
+}
+
+fn ready(ready: bool) -> Event {
+    Event::Ready { service: service(), ready }
+}
+
+fn published(periods: Vec<PublishedPeriod>) -> Event {
+    Event::Published { service: service(), periods }
+}
+
+fn cannot_publish() -> Event {
+    Event::CannotPublish { service: service() }
 }
 
 impl Scene {
@@ -107,8 +128,8 @@ impl Scene {
     fn publishing() -> Self {
         let mut scene = Self::new();
         scene.pass(1);
-        scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
-        scene.event(Event::Ready(true));
+        scene.event(waits_at(point(1, 1)));
+        scene.event(ready(true));
         scene
     }
 }
@@ -137,6 +158,11 @@ fn a_worker_never_publishes() {
     assert!(scene.said.contains_key(&RecordKind::Heartbeat));
 }
 
+/// What the node announces of its service.
+fn fitness(scene: &Scene) -> Fitness {
+    scene.last::<IntroPoints>(RecordKind::IntroPoints(service())).fitness
+}
+
 #[test]
 fn the_life_of_a_node() {
     let mut scene = Scene::new();
@@ -144,20 +170,23 @@ fn the_life_of_a_node() {
     scene.event(Event::KnownMembers(vec![other.member.chain()]));
     assert_eq!(scene.node.phase(), Phase::Joining);
     scene.event(Event::MeshReached);
-    assert_eq!(scene.node.phase(), Phase::Initializing);
-    scene.event(Event::Ready(true));
-    assert_eq!(scene.node.phase(), Phase::Initializing);
-    scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
-    assert_eq!(scene.node.phase(), Phase::Healthy);
-    assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Healthy);
-    assert_eq!(scene.node.desired_points().len(), 1);
-    scene.event(Event::Ready(false));
-    assert_eq!(scene.node.phase(), Phase::Unhealthy);
-    assert_eq!(scene.node.desired_points().len(), 1);
+    assert_eq!(scene.node.condition(), Condition::Initializing);
+    scene.event(ready(true));
+    assert_eq!(scene.node.condition(), Condition::Initializing);
+    scene.event(waits_at(point(1, 1)));
+    assert_eq!(scene.node.condition(), Condition::Healthy);
+    assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Active);
+    assert_eq!(fitness(&scene), Fitness::Healthy);
+    assert_eq!(scene.node.desired_points(&service()).len(), 1);
+    scene.event(ready(false));
+    assert_eq!(scene.node.condition(), Condition::Unhealthy);
+    assert_eq!(fitness(&scene), Fitness::Degraded);
+    assert_eq!(scene.node.desired_points(&service()).len(), 1);
     scene.event(Event::Drain);
-    assert_eq!(scene.node.phase(), Phase::Draining);
+    assert_eq!((scene.node.phase(), scene.node.condition()), (Phase::Draining, Condition::Draining));
+    assert_eq!(fitness(&scene), Fitness::Draining);
     scene.event(Event::Resume);
-    assert_eq!(scene.node.phase(), Phase::Unhealthy);
+    assert_eq!(scene.node.condition(), Condition::Unhealthy);
     scene.event(Event::Leave);
     assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Gone);
     assert_eq!((scene.node.next_timeout(), scene.event(Event::Tick)), (None, vec![]));
@@ -172,11 +201,11 @@ fn a_node_that_starts_drained_joins_first_and_drains_then() {
     assert_eq!(scene.node.phase(), Phase::Joining, "a node that has heard no other must not be taken for one that has");
     scene.event(Event::MeshReached);
     assert_eq!(scene.node.phase(), Phase::Draining);
-    scene.event(Event::Ready(true));
-    scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
+    scene.event(ready(true));
+    scene.event(waits_at(point(1, 1)));
     assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Draining);
     scene.event(Event::Resume);
-    assert_eq!(scene.node.phase(), Phase::Healthy);
+    assert_eq!(scene.node.condition(), Condition::Healthy);
 }
 
 #[test]
@@ -201,7 +230,7 @@ fn a_restarted_node_does_not_take_the_lease_back() {
     scene.hear(&other, RecordKind::Card, other.card(1, 255));
     for round in 0..20 {
         scene.hear(&other, RecordKind::Lease, other.lease(50 + round, 6, Duration::from_secs(30)));
-        assert_eq!(leads(&scene.pass_with(10, &other, Phase::Healthy)), vec![]);
+        assert_eq!(leads(&scene.pass_with(10, &other, Phase::Active)), vec![]);
     }
     assert_eq!(scene.node.view().holder(scene.now), Some((other.node(), 6)));
 }
@@ -261,7 +290,7 @@ fn gossip_is_heard_again_once_a_living_node_turns_out_to_have_been_evicted_befor
         let mut scene = Scene::new();
         scene.event(Event::Tick);
         let evicted = scene.meet(1, Role::Worker);
-        scene.pass_with(late, &evicted, Phase::Healthy);
+        scene.pass_with(late, &evicted, Phase::Active);
         let revocation = scene.founder.revoke(evicted.node());
         let actions = scene.event(Event::Revocation(revocation));
         assert_eq!(actions.contains(&Action::RestartGossip), restarts, "{actions:?}");
@@ -272,7 +301,7 @@ fn gossip_is_heard_again_once_a_living_node_turns_out_to_have_been_evicted_befor
 fn a_second_process_with_its_key_ends_it() {
     let mut scene = Scene::publishing();
     let own = scene.own.clone();
-    let beat = |scene: &Scene, n| Heartbeat { instance: 2, unix: scene.now.unix, ..own.beat(n, Phase::Healthy) };
+    let beat = |scene: &Scene, n| Heartbeat { instance: 2, unix: scene.now.unix, ..own.beat(n, Phase::Active) };
     scene.pass(10);
     // It may be below or above its own numbers.
     let first = beat(&scene, 1);
@@ -288,16 +317,17 @@ fn a_second_process_with_its_key_ends_it() {
 fn a_dead_publisher_is_followed_and_its_points_leave() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);
-    scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
-    scene.event(Event::Ready(true));
-    scene.hear(&other, RecordKind::IntroPoints, other.points(2, vec![point(2, 2)]));
+    scene.event(waits_at(point(1, 1)));
+    scene.event(ready(true));
+    scene.hear(&other, RecordKind::IntroPoints(service()), other.points(2, vec![point(2, 2)]));
     scene.hear(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));
-    assert_eq!(leads(&scene.pass_with(20, &other, Phase::Healthy)), vec![]);
-    assert_eq!(scene.node.desired_points().len(), 2);
+    assert_eq!(leads(&scene.pass_with(20, &other, Phase::Active)), vec![]);
+    assert_eq!(scene.node.desired_points(&service()).len(), 2);
+    let version = scene.node.desired_version(&service());
     let actions = scene.pass(12);
     assert_eq!(leads(&actions), vec![Leadership::Publisher { term: 5 }]);
-    assert!(actions.contains(&Action::DesiredChanged) && actions.contains(&Action::MembersChanged));
-    assert_eq!(scene.node.desired_points(), [(scene.own.node(), point(1, 1))]);
+    assert!(scene.node.desired_version(&service()) > version && actions.contains(&Action::MembersChanged));
+    assert_eq!(scene.node.desired_points(&service()), [(scene.own.node().into(), point(1, 1))]);
 }
 
 #[test]
@@ -305,7 +335,7 @@ fn a_goodbye_is_acted_on_at_once() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);
     scene.hear(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));
-    scene.pass_with(20, &other, Phase::Healthy);
+    scene.pass_with(20, &other, Phase::Active);
     scene.hear(&other, RecordKind::Heartbeat, other.beat(9999, Phase::Gone));
     assert_eq!(leads(&scene.pass(2)), vec![Leadership::Publisher { term: 5 }]);
 }
@@ -314,14 +344,14 @@ fn a_goodbye_is_acted_on_at_once() {
 fn frozen_it_wakes_as_a_follower_and_declares_nobody_dead() {
     let mut scene = Scene::publishing();
     let other = scene.meet(1, Role::Worker);
-    scene.pass_with(10, &other, Phase::Healthy);
+    scene.pass_with(10, &other, Phase::Active);
     assert_eq!(scene.node.leadership(), Leadership::Publisher { term: 1 });
     scene.now = scene.now.plus(Duration::from_secs(600));
-    let actions = scene.event(Event::Ready(true));
+    let actions = scene.event(ready(true));
     assert_eq!(leads(&actions), vec![Leadership::Follower]);
     assert_eq!((scene.lease().term, scene.lease().ttl_ms), (1, 0));
     assert_eq!(scene.node.view().hears(), 1);
-    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Healthy)), vec![Leadership::Publisher { term: 2 }]);
+    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Active)), vec![Leadership::Publisher { term: 2 }]);
 }
 
 #[test]
@@ -340,28 +370,28 @@ fn draining_hands_over_only_to_somebody() {
     scene.event(Event::Resume);
     let unheard = scene.pass(2);
     assert_eq!(leads(&unheard), vec![]);
-    scene.pass_with(6, &other, Phase::Healthy);
+    scene.pass_with(6, &other, Phase::Active);
     let actions = scene.event(Event::Drain);
     assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
-    assert_eq!(leads(&scene.pass_with(4, &other, Phase::Healthy)), vec![]);
+    assert_eq!(leads(&scene.pass_with(4, &other, Phase::Active)), vec![]);
     // The other does not take it: better one that drains than none.
-    assert_eq!(leads(&scene.pass_with(4, &other, Phase::Healthy)), vec![Leadership::Publisher { term: 2 }]);
+    assert_eq!(leads(&scene.pass_with(4, &other, Phase::Active)), vec![Leadership::Publisher { term: 2 }]);
 }
 
 #[test]
 fn who_cannot_publish_hands_over_as_soon_as_there_is_somebody() {
     let mut scene = Scene::publishing();
-    assert_eq!(leads(&scene.event(Event::CannotPublish)), vec![]);
+    assert_eq!(leads(&scene.event(cannot_publish())), vec![]);
     let other = scene.meet(1, Role::Publisher);
-    let actions = scene.pass_with(6, &other, Phase::Healthy);
+    let actions = scene.pass_with(6, &other, Phase::Active);
     assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
     // If nobody takes it, it tries again, and keeps it once it can publish.
-    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Healthy)), vec![Leadership::Publisher { term: 2 }]);
-    scene.event(Event::Published(vec![]));
-    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Healthy)), vec![]);
+    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Active)), vec![Leadership::Publisher { term: 2 }]);
+    scene.event(published(vec![]));
+    assert_eq!(leads(&scene.pass_with(8, &other, Phase::Active)), vec![]);
     // Not said of the lease of another time.
     scene.event(Event::Leave);
-    assert_eq!(leads(&scene.event(Event::CannotPublish)), vec![]);
+    assert_eq!(leads(&scene.event(cannot_publish())), vec![]);
 }
 
 #[test]
@@ -409,9 +439,9 @@ fn words_of_its_own_that_come_back_raise_its_numbers_and_nothing_else() {
     scene.event(Event::Record { origin: own.node(), kind: RecordKind::Heartbeat, bytes: forged });
     assert_eq!(scene.node.view().refused().of("own"), 0);
     scene.hear(&own, RecordKind::Heartbeat, own.beat(high, Phase::Gone));
-    assert_eq!(scene.node.phase(), Phase::Healthy);
+    assert_eq!(scene.node.condition(), Condition::Healthy);
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq > high);
-    assert!(scene.last::<IntroPoints>(RecordKind::IntroPoints).seq > high);
+    assert!(scene.last::<IntroPoints>(RecordKind::IntroPoints(service())).seq > high);
     assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > high);
     // Another one at once raises the numbers at once; everything else is said above it after a pause.
     scene.hear(&own, RecordKind::Card, own.card(2 * high, 100));
@@ -444,8 +474,8 @@ fn a_merger_that_somebody_signed_as_a_whole_is_passed_on() {
 fn what_changes_seldom_is_said_again_and_changes_nothing() {
     let mut scene = Scene::publishing();
     let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
-    scene.event(Event::Published(vec![PublishedPeriod { period, revision: 5, confirmed: 8, directories: 8 }]));
-    let kinds = [RecordKind::Card, RecordKind::IntroPoints, RecordKind::Publication];
+    scene.event(published(vec![PublishedPeriod { period, revision: 5, confirmed: 8, directories: 8 }]));
+    let kinds = [RecordKind::Card, RecordKind::IntroPoints(service()), RecordKind::Publication(service())];
     let before = scene.said.clone();
     let mut reader = View::new(scene.founder.node(1, Role::Publisher).member, Default::default(), 0);
     let mut tell = |scene: &Scene, kind| {
@@ -486,30 +516,32 @@ fn revocations_are_passed_on_by_all_invitations_by_publishers() {
 fn a_publisher_that_has_served_for_long_tells_of_the_newest_periods() {
     let mut scene = Scene::publishing();
     let period = |number| PeriodId { number, length_minutes: 1440, offset_seconds: 0 };
-    let published = |number| PublishedPeriod { period: period(number), revision: 7, confirmed: 0, directories: 0 };
-    scene.event(Event::Published((100..116).map(published).collect()));
-    let said = scene.last::<Publication>(RecordKind::Publication);
-    assert_eq!(said.periods, (108..116).map(published).collect::<Vec<_>>());
+    let used = |number| PublishedPeriod { period: period(number), revision: 7, confirmed: 0, directories: 0 };
+    scene.event(published((100..116).map(used).collect()));
+    let said = scene.last::<Publication>(RecordKind::Publication(service()));
+    assert_eq!(said.periods, (108..116).map(used).collect::<Vec<_>>());
     let mut reader = View::new(scene.founder.node(1, Role::Publisher).member, Default::default(), 0);
-    for kind in [RecordKind::Card, RecordKind::Publication] {
+    for kind in [RecordKind::Card, RecordKind::Publication(service())] {
         reader.ingest(scene.own.node(), kind, &scene.said[&kind], scene.now).unwrap();
     }
-    assert_eq!(reader.highest_revision(&period(115)), Some(7));
+    assert_eq!(reader.highest_revision(&service(), &period(115)), Some(7));
 }
 
 #[test]
-fn a_publisher_that_was_overwritten_publishes_again() {
+fn a_publisher_that_was_overwritten_sees_the_higher_revision() {
     let mut scene = Scene::publishing();
     let other = scene.meet(1, Role::Publisher);
     let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
-    let published = |revision| vec![PublishedPeriod { period, revision, confirmed: 8, directories: 8 }];
-    scene.event(Event::Published(published(5)));
-    for (seq, revision, again) in [(2, 4, false), (3, 6, true)] {
+    let used = |revision| vec![PublishedPeriod { period, revision, confirmed: 8, directories: 8 }];
+    let fence = |scene: &Scene| scene.node.view().revisions(&service()).get(&period).copied();
+    scene.event(published(used(5)));
+    for (seq, revision, known) in [(2, 4, 5), (3, 6, 6)] {
         let (cluster, node) = (scene.founder.cluster(), other.node());
-        let word = Publication { cluster, node, seq, term: 1, periods: published(revision) };
-        let actions = scene.hear(&other, RecordKind::Publication, word);
-        assert_eq!(actions.contains(&Action::Overwritten), again);
+        let record = Publication { cluster, node, seq, service: service(), term: 1, periods: used(revision) };
+        scene.hear(&other, RecordKind::Publication(service()), record);
+        assert_eq!(fence(&scene), Some(known));
     }
-    assert_eq!(scene.node.view().highest_revision(&period), Some(6));
-    assert!(!scene.event(Event::Published(published(7))).contains(&Action::Overwritten));
+    scene.event(published(used(7)));
+    assert_eq!(fence(&scene), Some(7));
+    assert_eq!(scene.node.view().revisions_of_others(&service()).get(&period), Some(&6));
 }

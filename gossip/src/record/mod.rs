@@ -4,18 +4,22 @@
 //! and carry a sequence number that rises over restarts. Facts about others (invitations, revocations) are signed by
 //! the cluster's authority key, so that any node may pass them on.
 
+use crate::id::{InvitationId, NodeId, ServiceId};
+
 mod certificate;
 mod invitation;
 mod node;
+mod service;
 
 pub use certificate::{
     AuthorityCertificate, Chain, ChainError, DiscoveryKey, Member, MemberCertificate, Revocation, Role,
 };
 pub use invitation::Invitation;
 pub use node::{
-    Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, NodeCard, PeriodId, Phase, PointNonce,
-    Publication, PublishedPeriod, RelayId, ServedPoint,
+    Fitness, Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SERVICES, MAX_SPECIFIED, NodeCard,
+    PeriodId, Phase, PointNonce, Publication, PublishedPeriod, RelayId, ServedPoint,
 };
+pub use service::{Service, Setting};
 
 /// The largest record of any kind, in bytes: the largest `Statement::MAX_SIZE`.
 pub const MAX_RECORD: usize = 16_384;
@@ -27,16 +31,16 @@ pub enum RecordKind {
     Card,
     /// [`Heartbeat`].
     Heartbeat,
-    /// [`IntroPoints`].
-    IntroPoints,
+    /// The [`IntroPoints`] of one service.
+    IntroPoints(ServiceId),
     /// [`Lease`].
     Lease,
-    /// [`Publication`].
-    Publication,
+    /// The [`Publication`] of one service.
+    Publication(ServiceId),
     /// An [`Invitation`], one key each.
-    Invitation(crate::id::InvitationId),
+    Invitation(InvitationId),
     /// A [`Revocation`], one key each.
-    Revocation(crate::id::NodeId),
+    Revocation(NodeId),
 }
 
 impl RecordKind {
@@ -45,9 +49,9 @@ impl RecordKind {
         match self {
             Self::Card => "card".into(),
             Self::Heartbeat => "beat".into(),
-            Self::IntroPoints => "ipts".into(),
+            Self::IntroPoints(service) => format!("ipts/{service}"),
             Self::Lease => "lease".into(),
-            Self::Publication => "pub".into(),
+            Self::Publication(service) => format!("pub/{service}"),
             Self::Invitation(id) => format!("inv/{id}"),
             Self::Revocation(node) => format!("rev/{node}"),
         }
@@ -68,17 +72,17 @@ impl RecordKind {
         Some(match key {
             "card" => Self::Card,
             "beat" => Self::Heartbeat,
-            "ipts" => Self::IntroPoints,
             "lease" => Self::Lease,
-            "pub" => Self::Publication,
-            other => {
-                if let Some(hex) = other.strip_prefix("inv/") {
+            other => match other.split_once('/')? {
+                ("ipts", service) => Self::IntroPoints(service.parse().ok()?),
+                ("pub", service) => Self::Publication(service.parse().ok()?),
+                ("inv", hex) => {
                     let bytes = data_encoding::HEXLOWER.decode(hex.as_bytes()).ok()?;
-                    Self::Invitation(crate::id::InvitationId::from_public_key(bytes.try_into().ok()?))
-                } else {
-                    Self::Revocation(other.strip_prefix("rev/")?.parse().ok()?)
+                    Self::Invitation(InvitationId::from_public_key(bytes.try_into().ok()?))
                 }
-            }
+                ("rev", node) => Self::Revocation(node.parse().ok()?),
+                _ => return None,
+            },
         })
     }
 }
@@ -86,12 +90,20 @@ impl RecordKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{InvitationId, NodeId};
 
     #[test]
     fn a_kind_has_one_key() {
         let (token, node) = (InvitationId::from_public_key([7; 32]), NodeId::from_public_key([8; 32]));
-        for kind in [RecordKind::Card, RecordKind::Lease, RecordKind::Invitation(token), RecordKind::Revocation(node)] {
+        let service = ServiceId::from_public_key([9; 32]);
+        for kind in [
+            RecordKind::Card,
+            RecordKind::Heartbeat,
+            RecordKind::Lease,
+            RecordKind::IntroPoints(service),
+            RecordKind::Publication(service),
+            RecordKind::Invitation(token),
+            RecordKind::Revocation(node),
+        ] {
             assert_eq!(RecordKind::from_key(&kind.key()), Some(kind));
         }
         let key = RecordKind::Revocation(node).key();

@@ -6,41 +6,42 @@ use serde::{Deserialize, Serialize};
 
 use super::Chain;
 use crate::bytes::{FixedBytes, VarBytes};
-use crate::id::{ClusterId, NodeId};
+use crate::id::{ClusterId, NodeId, ServiceId};
 use crate::signed::Statement;
 
 /// Most intro points in one record, and in one descriptor (rend-spec-v3: clients refuse more).
 pub const MAX_INTRO_POINTS: usize = 20;
 
-/// Where a node is in its life.
+/// Most services of one cluster. Of each a node has an [`IntroPoints`] and a [`Publication`] record: 16 x (12 + 2) KiB, in
+/// base64 300 KiB of the 1 MiB that gossip keeps of a node.
+pub const MAX_SERVICES: usize = 16;
+
+/// Where a node is in its life cycle. What it does for each service says [`Fitness`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Has its certificate, has not reached the mesh.
+    /// It has its certificate and has not reached the mesh.
     Joining,
-    /// In the mesh, has no intro point or its target does not answer yet.
-    Initializing,
-    /// Serves clients.
-    Healthy,
-    /// Was healthy; its target fails its health check now.
-    Unhealthy,
-    /// Leaves the descriptor, still serves those who come.
+    /// It takes part.
+    Active,
+    /// It leaves all descriptors and still serves the clients that come.
     Draining,
-    /// Said goodbye.
+    /// It has said goodbye.
     Gone,
 }
 
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Joining => "joining",
-            Self::Initializing => "initializing",
-            Self::Healthy => "healthy",
-            Self::Unhealthy => "unhealthy",
-            Self::Draining => "draining",
-            Self::Gone => "gone",
-        })
-    }
+/// Whether a source can serve clients of one service. It decides which introduction points may stand in the descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fitness {
+    /// It serves clients.
+    Healthy,
+    /// It has served clients since its start; its target fails its health check now.
+    Degraded,
+    /// It leaves the descriptor and still serves the clients that come.
+    Draining,
+    /// It has not served any client since its start: it has no introduction point, or its target does not answer.
+    Down,
 }
 
 /// A node's card: its proof of membership and what seldom changes.
@@ -90,7 +91,7 @@ pub struct Heartbeat {
     pub node: NodeId,
     /// Rises with every beat, over restarts too.
     pub seq: u64,
-    /// Where it is in its life.
+    /// Where it is in its life cycle.
     pub phase: Phase,
     /// The nodes it hears now: lets `status` tell one's own isolation from the others' death. At most 65,535.
     pub hears: u16,
@@ -101,7 +102,7 @@ pub struct Heartbeat {
 }
 
 impl Statement for Heartbeat {
-    const CONTEXT: &'static str = "rustbalance heartbeat v1";
+    const CONTEXT: &'static str = "rustbalance heartbeat v2";
     const MAX_SIZE: usize = 512;
 }
 
@@ -168,15 +169,19 @@ pub struct ServedPoint {
     pub nonce: PointNonce,
 }
 
-/// The intro points at which a node waits for clients now.
+/// The intro points at which a node waits for the clients of one service now, and whether it can serve them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntroPoints {
     /// The cluster it is in.
     pub cluster: ClusterId,
-    /// Who speaks.
+    /// The node that signs.
     pub node: NodeId,
     /// Rises with every change, over restarts too.
     pub seq: u64,
+    /// Whose clients are meant. The record has a key of its own for each service.
+    pub service: ServiceId,
+    /// Whether the node can serve them.
+    pub fitness: Fitness,
     /// At most [`MAX_INTRO_POINTS`].
     pub points: Vec<IntroPoint>,
     /// One for each point, in the same order.
@@ -192,7 +197,7 @@ impl IntroPoints {
 }
 
 impl Statement for IntroPoints {
-    const CONTEXT: &'static str = "rustbalance intro points v1";
+    const CONTEXT: &'static str = "rustbalance intro points v2";
     const MAX_SIZE: usize = 12_288;
 }
 
@@ -254,15 +259,18 @@ pub struct PublishedPeriod {
     pub directories: u16,
 }
 
-/// What a publisher has done: fences the revisions of whoever follows, and tells `status` on every node.
+/// What a publisher has published of one service: the next publisher uses higher revisions, and `status` shows it on
+/// every node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publication {
     /// The cluster it is for.
     pub cluster: ClusterId,
-    /// Who speaks.
+    /// The node that signs.
     pub node: NodeId,
     /// Rises with every change, over restarts too.
     pub seq: u64,
+    /// Whose descriptors these are. The record has a key of its own for each service.
+    pub service: ServiceId,
     /// The term it published in.
     pub term: u64,
     /// At most 8 periods.
@@ -270,6 +278,6 @@ pub struct Publication {
 }
 
 impl Statement for Publication {
-    const CONTEXT: &'static str = "rustbalance publication v1";
+    const CONTEXT: &'static str = "rustbalance publication v2";
     const MAX_SIZE: usize = 2048;
 }

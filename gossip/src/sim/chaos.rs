@@ -7,7 +7,7 @@ use super::net::Wall;
 use super::rng::Rng;
 use super::script::{Fault, Planned, script};
 use super::world::{Due, Happening, World};
-use super::{FOUNDED, served, sign};
+use super::{FOUNDED, sign};
 use crate::coordinator::Event;
 use crate::id::InvitationId;
 use crate::record::{Phase, RecordKind, Role};
@@ -87,7 +87,7 @@ impl World {
             self.hosts[host].draining = false;
             if self.hosts[host].process.is_some() {
                 self.handle(host, Event::Resume);
-                self.handle(host, Event::Ready(true));
+                self.look_at_target(host);
             }
             self.start(host);
         }
@@ -268,12 +268,12 @@ impl World {
     }
 
     fn lose_point(&mut self) -> Struck {
-        let host = self.running().filter(|host| !self.hosts[*host].disk.points.is_empty())?;
-        let lost = self.dice.below(self.hosts[host].disk.points.len());
-        self.hosts[host].disk.points.remove(lost);
-        let points = self.hosts[host].disk.points.clone();
-        self.handle(host, Event::IntroPoints(points.into_iter().map(served).collect()));
-        Some(format!("of node {host}"))
+        let host = self.running()?;
+        let service = self.dice.pick(&self.services).copied()?;
+        let mut points = self.hosts[host].disk.points.get(&service).filter(|points| !points.is_empty())?.clone();
+        points.remove(self.dice.below(points.len()));
+        self.set_points(host, service, points);
+        Some(format!("of node {host} for {}", service.short()))
     }
 
     /// A member sends another words that a third never said: signed by itself, or with a signature made up.
@@ -290,7 +290,7 @@ impl World {
         let mut forged = match self.dice.below(3) {
             0 => (RecordKind::Lease, sign(who.lease(seq, term, ttl), key).to_bytes()),
             1 => (RecordKind::Heartbeat, sign(who.beat(seq, Phase::Gone), key).to_bytes()),
-            _ => (RecordKind::IntroPoints, sign(who.points(seq, vec![]), key).to_bytes()),
+            _ => (RecordKind::IntroPoints(who.service()), sign(who.points(seq, vec![]), key).to_bytes()),
         };
         if self.dice.chance(0.7)
             && let Ok(bytes) = &mut forged.1

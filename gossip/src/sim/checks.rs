@@ -8,11 +8,13 @@ use super::faults::Bug;
 use super::host::Fate;
 use super::monitor::Invariant;
 use super::world::World;
-use crate::id::NodeId;
+use crate::id::{NodeId, ServiceId};
 use crate::liveness::Patience;
-use crate::plan::{Candidate, Choice, choose};
-use crate::record::{IntroPoint, PeriodId, Phase, Role};
+use crate::plan::{Choice, choose};
+use crate::record::{IntroPoint, PeriodId, Role};
+use crate::source::{Candidate, Source};
 use crate::stand_in::Orphan;
+use crate::view::Condition;
 
 /// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken): the
 /// longest allowance in a cluster of so many, the beat with which who does not publish acts on it, and three seconds. 45
@@ -59,28 +61,37 @@ impl World {
 
     /// After every publication that it hears of, or makes.
     pub(super) fn check_revisions(&mut self, host: usize) {
-        let periods: Vec<_> = self.directories.keys().rev().take(2).copied().collect();
-        for period in periods {
-            let Some(process) = &mut self.hosts[host].process else { return };
-            let known = process.coordinator.view().highest_revision(&period).unwrap_or_default();
-            let before = process.witness.revisions.insert(period, known).unwrap_or_default();
-            if known < before {
-                self.broken(Invariant::Revisions, host, format!("knew revision {before}, now {known}"));
+        for service in self.services.clone() {
+            let known = self.directories.keys().rev().filter(|(of, _)| *of == service);
+            let periods: Vec<_> = known.map(|(_, period)| *period).take(2).collect();
+            for period in periods {
+                let Some(process) = &mut self.hosts[host].process else { return };
+                let known = process.coordinator.view().highest_revision(&service, &period).unwrap_or_default();
+                let before = process.witness.revisions.insert((service, period), known).unwrap_or_default();
+                if known < before {
+                    self.broken(Invariant::Revisions, host, format!("knew revision {before}, now {known}"));
+                }
             }
         }
     }
 
     fn check_desired(&mut self, host: usize) {
-        let version = self.hosts[host].process.as_ref().map(|process| process.coordinator.desired_version());
-        let Some(process) = &mut self.hosts[host].process else { return };
-        if std::mem::replace(&mut process.witness.version, version) == version {
-            return;
+        for service in self.services.clone() {
+            let Some(process) = &mut self.hosts[host].process else { return };
+            let version = process.coordinator.desired_version(&service);
+            if process.witness.versions.insert(service, version) != Some(version) {
+                self.check_points(host, &service);
+            }
         }
-        let points = self.wanted(host);
+    }
+
+    fn check_points(&mut self, host: usize, service: &ServiceId) {
+        let points = self.wanted(host, service);
         let relays: BTreeSet<_> = points.iter().map(|(_, point)| point.relay).collect();
         let Some(process) = &self.hosts[host].process else { return };
         let view = process.coordinator.view();
-        let stranger = points.iter().find(|(node, _)| !view.is_member(node)).map(|(node, _)| node.short());
+        let is_member = |source: &Source| source.node().is_some_and(|node| view.is_member(&node));
+        let stranger = points.iter().find(|(source, _)| !is_member(source)).map(|(source, _)| source.to_string());
         let points = points.len();
         if points > 20 || relays.len() != points {
             self.broken(Invariant::Descriptor, host, format!("wants {points} points at {} relays", relays.len()));
@@ -89,21 +100,16 @@ impl World {
         }
     }
 
-    /// What a node wants published, through the eyes of the harness: here a plan that keeps the dead can be put in.
-    pub(super) fn wanted(&self, host: usize) -> Cow<'_, [(NodeId, IntroPoint)]> {
+    /// What a node wants published of a service, through the eyes of the harness: here a plan that keeps the dead can be
+    /// put in.
+    pub(super) fn wanted(&self, host: usize, service: &ServiceId) -> Cow<'_, [(Source, IntroPoint)]> {
         let Some(process) = &self.hosts[host].process else { return Cow::Borrowed(&[]) };
         if self.scenario.bug != Some(Bug::KeepsDead) {
-            return Cow::Borrowed(process.coordinator.desired_points());
+            return Cow::Borrowed(process.coordinator.desired_points(service));
         }
-        let candidates: Vec<Candidate<'_>> = process
-            .coordinator
-            .view()
-            .members()
-            .filter_map(|node| {
-                let points = &node.intro_points.as_ref()?.points;
-                Some(Candidate { node: node.node(), phase: node.phase(), weight: node.weight(), points })
-            })
-            .collect();
+        let members = process.coordinator.view().members();
+        let candidates: Vec<Candidate<'_>> =
+            members.filter_map(|node| Some(node.candidate(service, &node.intro_points(service)?.points))).collect();
         Cow::Owned(choose(&candidates, &Choice::default(), 20, 0).points)
     }
 
@@ -114,13 +120,14 @@ impl World {
             let Some(process) = self.hosts[host].process.as_ref().filter(|_| !self.hosts[host].frozen) else {
                 continue;
             };
-            let wanted = self.wanted(host);
-            let silent = wanted.iter().find(|(node, _)| {
-                let machine = self.index[node];
+            let silent = |node: NodeId| {
+                let machine = self.index[&node];
                 machine != host && self.now > process.witness.silent_since(machine) + allowed
-            });
-            if let Some((silent, _)) = silent {
-                let what = format!("wants a point of {}, long silent", silent.short());
+            };
+            let wanted = self.services.iter().flat_map(|service| self.wanted(host, service).into_owned());
+            let long_silent = wanted.filter_map(|(source, _)| source.node()).find(|node| silent(*node));
+            if let Some(node) = long_silent {
+                let what = format!("wants a point of {}, long silent", node.short());
                 self.broken(Invariant::NoDeadPoints, host, what);
             }
         }
@@ -183,7 +190,7 @@ impl World {
                 return Some(self.disputed(*odd, &running));
             }
         }
-        self.incomplete(leader, &running)
+        self.services.iter().find_map(|service| self.incomplete(service, leader, &running))
     }
 
     fn disputed(&self, node: NodeId, running: &[usize]) -> String {
@@ -196,18 +203,17 @@ impl World {
         format!("node {index} ({:?}) stands differently with {standings:?} of {running:?}", self.hosts[index].fate)
     }
 
-    fn incomplete(&self, leader: usize, running: &[usize]) -> Option<String> {
-        let wanted = self.wanted(leader);
-        let present: BTreeSet<NodeId> = wanted.iter().map(|(node, _)| *node).collect();
-        let healthy = running.iter().filter(|host| {
-            self.hosts[**host].process.as_ref().is_some_and(|process| process.coordinator.phase() == Phase::Healthy)
-        });
-        let healthy = healthy.count();
+    fn incomplete(&self, service: &ServiceId, leader: usize, running: &[usize]) -> Option<String> {
+        let wanted = self.wanted(leader, service);
+        let present: BTreeSet<Source> = wanted.iter().map(|(source, _)| *source).collect();
+        let condition = |host: &usize| self.hosts[*host].process.as_ref().map(|it| it.coordinator.condition());
+        let healthy = running.iter().filter(|host| condition(host) == Some(Condition::Healthy)).count();
         if present.len() != healthy.min(20) || wanted.len() != (healthy * 4).min(20) {
             let process = self.hosts[leader].process.as_ref()?;
             let seen = |host: &usize| {
                 let node = process.coordinator.view().node(&self.hosts[*host].id())?;
-                Some((*host, node.phase(), node.alive, node.intro_points.as_ref().map(|it| it.points.len())))
+                let points = node.intro_points(service).map(|it| it.points.len());
+                Some((*host, node.condition(), node.alive, points))
             };
             let seen: Vec<_> = running.iter().map(seen).collect();
             let present = present.len();
@@ -217,9 +223,9 @@ impl World {
             return Some(format!("{healthy} of {} are healthy", running.len()));
         }
         let unix = self.hosts[leader].clock(self.now).unix;
-        match self.directories.get(&period_at(unix)) {
+        match self.directories.get(&(*service, period_at(unix))) {
             Some(directory) if directory.points == *wanted => None,
-            _ => Some("the directories hold something else than is wanted".into()),
+            _ => Some(format!("the directories hold something else than is wanted of {}", service.short())),
         }
     }
 
@@ -233,7 +239,8 @@ impl World {
         leading.next().filter(|_| leading.next().is_none())
     }
 
-    /// How many of the running nodes stand in at each point of a machine, as the publisher knows its points.
+    /// How many of the running nodes stand in at each point of a machine, of any service, as the publisher knows its
+    /// points.
     pub(super) fn stand_ins(&self, of: usize) -> Vec<usize> {
         let id = self.hosts[of].id();
         let running = || self.hosts.iter().filter(|host| host.runs());
@@ -241,9 +248,10 @@ impl World {
             || running().filter_map(|host| Some((host.clock(self.now), &host.process.as_ref()?.coordinator)));
         let taken: Vec<Orphan> = coordinators().flat_map(|(clock, it)| it.stand_ins(clock)).collect();
         let publisher = self.publisher_now().and_then(|host| self.hosts[host].process.as_ref());
-        let record = publisher.and_then(|it| it.coordinator.view().node(&id)?.intro_points.as_ref());
+        let node = publisher.and_then(|it| it.coordinator.view().node(&id));
+        let records = node.into_iter().flat_map(|node| node.services().filter_map(|(_, it)| it.intro_points.as_ref()));
         let count = |key| taken.iter().filter(|it| it.node == id && it.served.point.session_key == key).count();
-        record.into_iter().flat_map(|record| &record.points).map(|point| count(point.session_key)).collect()
+        records.flat_map(|record| &record.points).map(|point| count(point.session_key)).collect()
     }
 
     /// True if this machine takes part, running or not.

@@ -107,6 +107,8 @@ pub struct Scenario {
     pub seed: u64,
     /// Nodes at the start; never more than twice as many take part at once.
     pub nodes: usize,
+    /// Services of the cluster, each served by every node.
+    pub services: u32,
     /// How long things go wrong; then only safety is checked.
     pub chaos: Duration,
     /// Mean time between two faults.
@@ -156,6 +158,7 @@ impl Scenario {
         Self {
             seed,
             nodes,
+            services: 1,
             chaos: Duration::from_secs(300),
             every,
             weights: Weights::default(),

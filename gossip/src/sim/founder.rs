@@ -7,10 +7,10 @@ use ed25519_dalek::SigningKey;
 
 use crate::address::mesh_address;
 use crate::bytes::{FixedBytes, VarBytes};
-use crate::id::{AuthorityId, ClusterId, InvitationId, NodeId};
+use crate::id::{AuthorityId, ClusterId, InvitationId, NodeId, ServiceId};
 use crate::record::{
-    AuthorityCertificate, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, MemberCertificate, NodeCard,
-    Phase, PointNonce, RelayId, Revocation, Role, ServedPoint,
+    AuthorityCertificate, Fitness, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, MemberCertificate,
+    NodeCard, Phase, PointNonce, RelayId, Revocation, Role, ServedPoint,
 };
 use crate::signed::{Sign, Statement, Verified};
 
@@ -51,7 +51,7 @@ impl Founder {
     /// The same cluster, whose address has certified the `other`th authority too.
     pub fn with_authority(number: u32, other: u32) -> Self {
         let (master, authority) = (key(b'm', number), key(b'a', other));
-        let cluster = ClusterId::from_public_key(master.public_key());
+        let cluster = ClusterId::named_by(ServiceId::from_public_key(master.public_key()));
         let authority_id = AuthorityId::from_public_key(authority.public_key());
         let statement = AuthorityCertificate { cluster, authority: authority_id, issued: FOUNDED };
         Self { certificate: sign(statement, &master), authority }
@@ -60,6 +60,14 @@ impl Founder {
     /// The cluster's name.
     pub fn cluster(&self) -> ClusterId {
         self.certificate.cluster
+    }
+
+    /// The `number`th service; the first, 0, names the cluster.
+    pub fn service(&self, number: u32) -> ServiceId {
+        match number {
+            0 => self.cluster().first_service(),
+            number => ServiceId::from_public_key(key(b's', number).public_key()),
+        }
     }
 
     /// The `number`th node, a founder of that role.
@@ -146,10 +154,16 @@ impl Identity {
         Lease { cluster: self.cluster(), holder: self.node(), seq, term, priority: 100, ttl_ms }
     }
 
-    /// Intro points.
+    /// The service that names the cluster.
+    pub fn service(&self) -> ServiceId {
+        self.cluster().first_service()
+    }
+
+    /// Intro points of a node that is healthy, for that service.
     pub fn points(&self, seq: u64, points: Vec<IntroPoint>) -> IntroPoints {
         let nonces = points.iter().map(nonce).collect();
-        IntroPoints { cluster: self.cluster(), node: self.node(), seq, points, nonces }
+        let (cluster, node, service) = (self.cluster(), self.node(), self.service());
+        IntroPoints { cluster, node, seq, service, fitness: Fitness::Healthy, points, nonces }
     }
 }
 

@@ -8,7 +8,7 @@ use super::gossip::Store;
 use super::monitor::Witness;
 use super::{FOUNDED, Identity};
 use crate::coordinator::{Coordinator, Now};
-use crate::id::NodeId;
+use crate::id::{NodeId, ServiceId};
 use crate::record::{IntroPoint, PeriodId, RecordKind};
 
 /// Unix time at the start of every run: some time after the founding, so that clocks may go back.
@@ -19,11 +19,11 @@ const START: u64 = FOUNDED + 100_000;
 pub(super) struct Disk {
     pub(super) boot: u64,
     pub(super) term: u64,
-    pub(super) revisions: BTreeMap<PeriodId, u64>,
+    pub(super) revisions: BTreeMap<(ServiceId, PeriodId), u64>,
     /// Whose certificates it has, by machine.
     pub(super) members: Vec<usize>,
     pub(super) facts: Vec<(RecordKind, Vec<u8>)>,
-    pub(super) points: Vec<IntroPoint>,
+    pub(super) points: BTreeMap<ServiceId, Vec<IntroPoint>>,
 }
 
 /// How a disk does its work.
@@ -55,6 +55,9 @@ pub(super) struct Process {
     pub(super) started: Duration,
     pub(super) tick_at: Option<Duration>,
     pub(super) leading: Option<u64>,
+    /// What it wants published, as far as its shell has acted on it: for each service the version of the points, and the
+    /// revision above its own that another publisher has used.
+    pub(super) wanted: BTreeMap<ServiceId, (u64, Option<u64>)>,
     pub(super) witness: Witness,
     /// Terms that are on their way to disk.
     pub(super) storing: usize,
@@ -88,8 +91,8 @@ pub(super) struct Host {
     pub(super) silent_since: Option<Duration>,
     /// Terms that a process here has published in, over all restarts.
     pub(super) led: BTreeSet<u64>,
-    /// The highest revision ever used here, by period; the disk should know as much.
-    pub(super) used: BTreeMap<PeriodId, u64>,
+    /// The highest revision ever used here, by service and period; the disk should know as much.
+    pub(super) used: BTreeMap<(ServiceId, PeriodId), u64>,
     pub(super) rotation: u32,
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::id::NodeId;
+use crate::id::{NodeId, ServiceId};
 use crate::lease::Claim;
 use crate::record::PeriodId;
 
@@ -57,9 +57,9 @@ pub(super) struct Witness {
     /// The highest term it believed.
     pub(super) term: u64,
     /// The highest revisions it knew.
-    pub(super) revisions: BTreeMap<PeriodId, u64>,
-    /// The version of what it wants published that was checked last.
-    pub(super) version: Option<u64>,
+    pub(super) revisions: BTreeMap<(ServiceId, PeriodId), u64>,
+    /// The version of what it wants published of each service that was checked last.
+    pub(super) versions: BTreeMap<ServiceId, u64>,
     /// When a true new beat of each machine was last delivered to it, on the simulation's clock.
     pub(super) heard: Vec<Duration>,
     /// When it was last woken from a stop, or its clock jumped: then the others have their allowance anew.

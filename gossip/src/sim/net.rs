@@ -115,7 +115,7 @@ impl World {
                 _ => {}
             }
             self.handle(host, Event::Record { origin: node, kind: said.kind, bytes: bytes.clone() });
-            if said.kind == RecordKind::Publication {
+            if matches!(said.kind, RecordKind::Publication(_)) {
                 self.check_revisions(host);
             }
         }

@@ -11,13 +11,13 @@ use super::monitor::Invariant;
 use super::world::{Directory, Due, World};
 use super::{point, served};
 use crate::coordinator::{Action, Event, Leadership};
-use crate::id::NodeId;
+use crate::id::{NodeId, ServiceId};
 use crate::lease::Claim;
-use crate::record::{Lease, PeriodId, PublishedPeriod, RecordKind, Role};
+use crate::record::{IntroPoint, Lease, PeriodId, PublishedPeriod, RecordKind, Role};
 use crate::signed::Unverified;
 use crate::view::View;
 
-/// Introduction points that a node keeps.
+/// Introduction points that a node keeps for each service.
 pub(super) const POINTS: usize = 4;
 
 impl World {
@@ -30,26 +30,15 @@ impl World {
             Action::Gossip { kind, bytes } => self.say(host, Said { kind, bytes: Some(bytes), claim: None }),
             Action::Retract(kind) => self.say(host, Said { kind, bytes: None, claim: None }),
             Action::Leadership(Leadership::Publisher { term }) => {
-                let raised = process.leading.is_some_and(|before| before < term);
                 process.leading = Some(term);
                 if self.hosts[host].led.last().is_some_and(|last| *last >= term) {
                     self.broken(Invariant::Terms, host, format!("publishes in term {term} a second time"));
                 }
                 self.hosts[host].led.insert(term);
-                if !raised {
-                    self.due(host, Duration::from_millis(500), Due::Publish);
-                }
             }
             Action::Leadership(Leadership::Follower) => {
                 if !loser_renews {
                     process.leading = None;
-                }
-            }
-            Action::DesiredChanged | Action::Overwritten => {
-                // Followers want the same, and do nothing about it.
-                if process.leading.is_some() {
-                    let wait = self.rng.between(Duration::from_millis(200), Duration::from_secs(2));
-                    self.due(host, wait, Due::Publish);
                 }
             }
             // Nothing in a simulation hides records.
@@ -67,6 +56,38 @@ impl World {
                 self.hosts[host].fate = Fate::Excluded;
                 self.kill(host);
             }
+        }
+    }
+
+    /// Looks, after every event, at what a publisher wants, as the daemon's does: at the points, and at the revisions that
+    /// others have used.
+    pub(super) fn want(&mut self, host: usize) {
+        let clock = self.hosts[host].clock(self.now);
+        let machine = &mut self.hosts[host];
+        let Some(process) = &mut machine.process else { return };
+        if process.leading.is_none() {
+            process.wanted.clear();
+            return;
+        }
+        let mut due = Vec::new();
+        for service in &self.services {
+            let key = (*service, period_at(clock.unix));
+            let higher = process.coordinator.view().highest_revision(service, &key.1);
+            let higher = higher.filter(|revision| machine.disk.revisions.get(&key).is_none_or(|used| revision > used));
+            let wanted = (process.coordinator.desired_version(service), higher);
+            let before = process.wanted.insert(*service, wanted);
+            let points = before.map(|(version, _)| version) != Some(wanted.0);
+            if points || (higher.is_some() && before != Some(wanted)) {
+                due.push((*service, before.is_none()));
+            }
+        }
+        for (service, first) in due {
+            let wait = if first {
+                Duration::from_millis(500)
+            } else {
+                self.rng.between(Duration::from_millis(200), Duration::from_secs(2))
+            };
+            self.due(host, wait, Due::Publish(service));
         }
     }
 
@@ -168,36 +189,63 @@ impl World {
         }
     }
 
-    /// Has four points, none at a relay that another node has.
+    /// Has four points for each service, none at a relay that another node has for it.
     pub(super) fn keep_points(&mut self, host: usize) {
-        let Some(process) = &self.hosts[host].process else { return };
-        let view = process.coordinator.view();
-        let leave = view.relays_to_leave();
-        if !leave.is_empty() || self.hosts[host].disk.points.len() < POINTS {
-            let others = view.relays_of_others();
-            let mut points = self.hosts[host].disk.points.clone();
-            points.retain(|point| !leave.contains(&point.relay));
-            for _ in 0..50 {
-                if points.len() >= POINTS {
-                    break;
-                }
-                self.hosts[host].rotation += 1;
-                let number = (host as u32) << 20 | self.hosts[host].rotation;
-                let new = point(self.rng.below(self.relays) as u32, number);
-                if !others.contains(&new.relay) && points.iter().all(|point| point.relay != new.relay) {
-                    points.push(new);
-                }
-            }
-            if points != self.hosts[host].disk.points {
-                self.hosts[host].disk.points = points.clone();
-                self.handle(host, Event::IntroPoints(points.into_iter().map(served).collect()));
-            }
+        for service in self.services.clone() {
+            self.keep_points_of(host, service);
         }
         self.due(host, Duration::from_secs(3), Due::Points);
     }
 
-    /// The publisher's shell: one upload for the current period, and again in a while.
-    pub(super) fn publish(&mut self, host: usize) {
+    fn keep_points_of(&mut self, host: usize, service: ServiceId) {
+        let Some(process) = &self.hosts[host].process else { return };
+        let view = process.coordinator.view();
+        let leave = view.relays_to_leave(&service);
+        let before = self.hosts[host].disk.points.get(&service).cloned().unwrap_or_default();
+        if leave.is_empty() && before.len() >= POINTS {
+            return;
+        }
+        let others = view.relays_of_others(&service);
+        let mut points = before.clone();
+        points.retain(|point| !leave.contains(&point.relay));
+        for _ in 0..50 {
+            if points.len() >= POINTS {
+                break;
+            }
+            self.hosts[host].rotation += 1;
+            let number = (host as u32) << 20 | self.hosts[host].rotation;
+            let new = point(self.rng.below(self.relays) as u32, number);
+            if !others.contains(&new.relay) && points.iter().all(|point| point.relay != new.relay) {
+                points.push(new);
+            }
+        }
+        if points != before {
+            self.set_points(host, service, points);
+        }
+    }
+
+    /// The machine waits at these points from now on.
+    pub(super) fn set_points(&mut self, host: usize, service: ServiceId, points: Vec<IntroPoint>) {
+        self.hosts[host].disk.points.insert(service, points.clone());
+        self.handle(host, Event::IntroPoints { service, points: points.into_iter().map(served).collect() });
+    }
+
+    /// Every service is served by one target.
+    pub(super) fn look_at_target(&mut self, host: usize) {
+        let ready = self.hosts[host].target_up;
+        for service in self.services.clone() {
+            self.handle(host, Event::Ready { service, ready });
+        }
+    }
+
+    /// What a machine's disk knows of a service that it has published.
+    pub(super) fn published_periods(&self, host: usize, service: ServiceId) -> Vec<PublishedPeriod> {
+        let periods = self.hosts[host].disk.revisions.iter().filter(|((of, _), _)| *of == service);
+        periods.map(|((_, period), revision)| published(*period, *revision)).collect()
+    }
+
+    /// The publisher's shell: one upload of a service for the current period, and again in a while.
+    pub(super) fn publish(&mut self, host: usize, service: ServiceId) {
         let clock = self.hosts[host].clock(self.now);
         let Some(process) = &self.hosts[host].process else { return };
         if process.leading.is_none() {
@@ -205,39 +253,40 @@ impl World {
         }
         if self.hosts[host].pace(self.now) == Pace::Full {
             // A revision that cannot be written down is not used.
-            self.due(host, Duration::from_secs(5), Due::Publish);
-            self.handle(host, Event::CannotPublish);
+            self.due(host, Duration::from_secs(5), Due::Publish(service));
+            self.handle(host, Event::CannotPublish { service });
             return;
         }
-        let points = self.wanted(host).into_owned();
+        let points = self.wanted(host, &service).into_owned();
         let period = period_at(clock.unix);
-        let directory = self.directories.entry(period).or_default();
+        let key = (service, period);
+        let directory = self.directories.entry(key).or_default();
         if points.is_empty() || (directory.points == points && self.calm) {
             return;
         }
         let clocks = clock.unix << 16;
-        let known = process.coordinator.view().highest_revision(&period).unwrap_or_default();
-        let used = self.hosts[host].disk.revisions.get(&period).copied().unwrap_or_default();
-        let asked = if self.refused.remove(&(host, period)) { directory.revision } else { 0 };
+        let known = process.coordinator.view().highest_revision(&service, &period).unwrap_or_default();
+        let used = self.hosts[host].disk.revisions.get(&key).copied().unwrap_or_default();
+        let asked = if self.refused.remove(&(host, service, period)) { directory.revision } else { 0 };
         let fenced = clocks.max(known + 1).max(used + 1).max(asked + 1);
         let revision = if self.scenario.bug == Some(Bug::ClockRevision) { clocks } else { fenced };
-        let before = self.hosts[host].used.get(&period).copied().unwrap_or_default();
+        let before = self.hosts[host].used.get(&key).copied().unwrap_or_default();
         if revision <= known.max(before) {
             let what = format!("offers revision {revision}, knows of {known}, has used {before}");
             self.broken(Invariant::Revisions, host, what);
         }
-        self.hosts[host].disk.revisions.insert(period, revision);
-        self.hosts[host].used.insert(period, revision.max(before));
-        let directory = self.directories.entry(period).or_default();
+        self.hosts[host].disk.revisions.insert(key, revision);
+        self.hosts[host].used.insert(key, revision.max(before));
+        let directory = self.directories.entry(key).or_default();
         if revision <= directory.revision {
-            self.refused.insert((host, period));
-            self.due(host, Duration::from_secs(2), Due::Publish);
+            self.refused.insert((host, service, period));
+            self.due(host, Duration::from_secs(2), Due::Publish(service));
             return;
         }
         *directory = Directory { revision, points };
-        let periods = self.hosts[host].disk.revisions.iter().rev().take(8);
-        let periods = periods.map(|(period, revision)| published(*period, *revision)).collect();
-        self.handle(host, Event::Published(periods));
+        let periods = self.published_periods(host, service);
+        let newest = periods.len().saturating_sub(8);
+        self.handle(host, Event::Published { service, periods: periods[newest..].to_vec() });
         self.check_revisions(host);
     }
 }
@@ -251,6 +300,6 @@ fn facts(view: &View) -> Vec<(RecordKind, Vec<u8>)> {
 }
 
 /// What the disk of a publisher knows of a period.
-pub(super) fn published(period: PeriodId, revision: u64) -> PublishedPeriod {
+fn published(period: PeriodId, revision: u64) -> PublishedPeriod {
     PublishedPeriod { period, revision, confirmed: 8, directories: 8 }
 }

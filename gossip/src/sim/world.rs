@@ -12,11 +12,12 @@ use super::monitor::{Claims, Invariant, Violation, Witness};
 use super::net::{ROUND, Wall};
 use super::rng::Rng;
 use super::script::{Fault, Planned};
-use super::shell::{POINTS, published};
+use super::shell::POINTS;
 use super::{Founder, Identity, served};
 use crate::coordinator::{Coordinator, Event, Settings};
-use crate::id::NodeId;
+use crate::id::{NodeId, ServiceId};
 use crate::record::{IntroPoint, PeriodId, RecordKind, Role};
+use crate::source::Source;
 
 /// Fewest relays in the simulated network; large clusters have eight for each of their points.
 const RELAYS: usize = 400;
@@ -31,7 +32,7 @@ pub(super) enum Due {
     TermOnDisk(u64),
     ListOnDisk,
     Points,
-    Publish,
+    Publish(ServiceId),
     Target,
     Reached,
     End,
@@ -74,11 +75,11 @@ impl PartialEq for Scheduled {
 
 impl Eq for Scheduled {}
 
-/// What the directories hold for one period.
+/// What the directories hold of one service for one period.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Directory {
     pub(super) revision: u64,
-    pub(super) points: Vec<(NodeId, IntroPoint)>,
+    pub(super) points: Vec<(Source, IntroPoint)>,
 }
 
 /// A run.
@@ -89,6 +90,8 @@ pub struct World {
     /// Decides whom the present fault strikes.
     pub(super) dice: Rng,
     pub(super) founder: Founder,
+    /// What the cluster serves.
+    pub(super) services: Vec<ServiceId>,
     pub(super) now: Duration,
     queue: BinaryHeap<Scheduled>,
     count: u64,
@@ -100,7 +103,7 @@ pub struct World {
     pub(super) calm: bool,
     pub(super) relays: usize,
     held: BTreeMap<usize, Vec<Due>>,
-    pub(super) directories: BTreeMap<PeriodId, Directory>,
+    pub(super) directories: BTreeMap<(ServiceId, PeriodId), Directory>,
     pub(super) claims: Claims,
     pub(super) tokens: u32,
     pub(super) memo: Memo,
@@ -113,17 +116,19 @@ pub struct World {
     pub(super) torn: u64,
     /// Messages delivered, and records handed to coordinators.
     pub traffic: (u64, u64),
-    pub(super) refused: BTreeSet<(usize, PeriodId)>,
+    pub(super) refused: BTreeSet<(usize, ServiceId, PeriodId)>,
 }
 
 impl World {
     /// A cluster of `scenario.nodes`, all known to each other and switched on at about the same time.
     pub fn new(scenario: Scenario) -> Self {
+        let founder = Founder::new(scenario.seed as u32);
         let mut world = Self {
             scenario,
             rng: Rng::new(scenario.seed),
             dice: Rng::new(0),
-            founder: Founder::new(scenario.seed as u32),
+            services: (0..scenario.services).map(|number| founder.service(number)).collect(),
+            founder,
             now: Duration::ZERO,
             queue: BinaryHeap::new(),
             count: 0,
@@ -264,15 +269,13 @@ impl World {
             started: now,
             tick_at: None,
             leading: None,
+            wanted: BTreeMap::new(),
             witness,
             storing: 0,
             listing: false,
             ends: false,
         });
-        let points = it.disk.points.clone();
-        let draining = it.draining;
-        let periods: Vec<_> =
-            it.disk.revisions.iter().map(|(period, revision)| published(*period, *revision)).collect();
+        let (points, draining) = (it.disk.points.clone(), it.draining);
         let (me, facts) = (it.identity.node(), it.disk.facts.clone());
         let members = &self.hosts[host].disk.members;
         let chains = members.iter().map(|known| self.hosts[*known].identity.member.chain()).collect();
@@ -280,8 +283,12 @@ impl World {
         for (kind, bytes) in facts {
             self.handle(host, Event::Record { origin: me, kind, bytes });
         }
-        self.handle(host, Event::Published(periods));
-        self.handle(host, Event::IntroPoints(points.into_iter().map(served).collect()));
+        for service in self.services.clone() {
+            let periods = self.published_periods(host, service);
+            self.handle(host, Event::Published { service, periods });
+            let points = points.get(&service).cloned().unwrap_or_default();
+            self.handle(host, Event::IntroPoints { service, points: points.into_iter().map(served).collect() });
+        }
         if draining {
             self.handle(host, Event::Drain);
         }
@@ -323,8 +330,8 @@ impl World {
             Due::TermOnDisk(term) => self.term_on_disk(host, term),
             Due::ListOnDisk => self.list_on_disk(host),
             Due::Points => self.keep_points(host),
-            Due::Publish => self.publish(host),
-            Due::Target => self.handle(host, Event::Ready(self.hosts[host].target_up)),
+            Due::Publish(service) => self.publish(host, service),
+            Due::Target => self.look_at_target(host),
             Due::Reached => self.handle(host, Event::MeshReached),
             Due::End => self.kill(host),
         }
@@ -338,6 +345,7 @@ impl World {
         for action in actions {
             self.act(host, action);
         }
+        self.want(host);
         self.check(host);
         let Some(process) = &self.hosts[host].process else { return };
         if let Some(at) = process.coordinator.next_timeout() {

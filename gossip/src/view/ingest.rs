@@ -5,9 +5,10 @@
 
 use std::time::Duration;
 
+use super::services::start;
 use super::{Changes, MAX_NODES, MemberView, Rejection, Standing, View};
 use crate::address::mesh_address;
-use crate::id::{ClusterId, InvitationId, NodeId};
+use crate::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use crate::lease::TERMS_PER_SECOND;
 use crate::record::{
     Chain, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, Member, NodeCard,
@@ -28,8 +29,8 @@ const MAX_REVISION: u64 = 1 << 57;
 pub const MAX_FENCE: u64 = 1 << 56;
 /// Most periods in one publication.
 pub(crate) const MAX_PERIODS: usize = 8;
-/// Most periods of one publisher whose highest revision is remembered, in memory and on disk. At
-/// most three are current at once.
+/// Most periods of one publisher and service whose highest revision is remembered, in memory and on disk. At most three
+/// are current at once.
 pub const MAX_REVISIONS: usize = 16;
 /// No period begins later, in seconds since the Unix epoch: the year 10000.
 const MAX_PERIOD_START: u64 = 253_402_300_800;
@@ -122,14 +123,19 @@ fn check_publication(publication: &Publication) -> Result<(), Rejection> {
     if sane { Ok(()) } else { Err(Rejection::Jump("revision")) }
 }
 
+/// Whether a record stands under the key of the service that it is about.
+fn is_under_its_key(key: ServiceId, service: ServiceId) -> Result<(), Rejection> {
+    if key == service { Ok(()) } else { Err(Rejection::Origin) }
+}
+
 /// Whether a sequence number may follow the one known.
 fn follows<T: OwnWord>(known: Option<&Verified<T>>, record: &Verified<T>) -> Result<(), Rejection> {
     let known_seq = known.map(|known| known.seq());
     if known_seq.is_some_and(|known| record.seq() <= known) {
         return Err(Rejection::Stale { known: known_seq.unwrap_or_default(), got: record.seq() });
     }
-    let furthest = known_seq.map_or(1 << 31, |known| (known >> 32) + MAX_BOOT_JUMP);
-    if record.seq() >> 32 > furthest { Err(Rejection::Jump("sequence number")) } else { Ok(()) }
+    let furthest = known_seq.map_or(1 << 31, |known| start(known) + MAX_BOOT_JUMP);
+    if start(record.seq()) > furthest { Err(Rejection::Jump("sequence number")) } else { Ok(()) }
 }
 
 impl View {
@@ -176,14 +182,15 @@ impl View {
                 }
                 Ok(self.fold_heartbeat(beat, now))
             }
-            RecordKind::IntroPoints => {
-                let Some(points) = self.check_word(origin, bytes, |node| node.intro_points.as_ref())? else {
+            RecordKind::IntroPoints(service) => {
+                let Some(points) = self.check_word(origin, bytes, |node| node.intro_points(&service))? else {
                     return Ok(Changes::default());
                 };
+                is_under_its_key(service, points.service)?;
                 if !points.served().all(|served| (self.point_check)(origin, &served)) {
                     return Err(Rejection::Points);
                 }
-                Ok(self.fold_points(points))
+                self.fold_points(points)
             }
             RecordKind::Lease => {
                 let Some(lease) = self.check_word(origin, bytes, |node| node.lease.as_ref())? else {
@@ -191,10 +198,11 @@ impl View {
                 };
                 self.fold_lease(lease, now)
             }
-            RecordKind::Publication => {
-                let Some(publication) = self.check_word(origin, bytes, |node| node.publication.as_ref())? else {
+            RecordKind::Publication(service) => {
+                let Some(publication) = self.check_word(origin, bytes, |node| node.publication(&service))? else {
                     return Ok(Changes::default());
                 };
+                is_under_its_key(service, publication.service)?;
                 self.fold_publication(publication, now)
             }
             RecordKind::Invitation(token) => self.take_invitation(token, bytes, now),
@@ -373,6 +381,7 @@ impl View {
         let alive = id == self.me || self.liveness.is_alive(&id);
         let Some(node) = self.nodes.get_mut(&id) else { return Changes::default() };
         let changed = turned || node.phase() != phase || node.heartbeat.is_none();
+        let restarted = node.heartbeat.as_ref().is_some_and(|known| start(known.seq) != start(beat.seq));
         if id != self.me && node.instances.take(&beat) {
             node.doubled = Some(now.mono);
         }
@@ -380,14 +389,16 @@ impl View {
         node.alive = alive;
         node.been_alive |= alive;
         node.last_heard = Some(now.mono);
-        Changes { members: changed, points: changed, ..Changes::default() }
+        Changes { members: changed, points: changed || restarted, ..Changes::default() }
     }
 
-    pub(crate) fn fold_points(&mut self, points: Verified<IntroPoints>) -> Changes {
-        let Some(node) = self.nodes.get_mut(&points.node) else { return Changes::default() };
-        let changed = node.intro_points.as_ref().is_none_or(|known| known.points != points.points);
-        node.intro_points = Some(points);
-        Changes { points: changed, ..Changes::default() }
+    pub(crate) fn fold_points(&mut self, points: Verified<IntroPoints>) -> Result<Changes, Rejection> {
+        let Some(node) = self.nodes.get_mut(&points.node) else { return Ok(Changes::default()) };
+        let (service, before) = (points.service, node.fitness(&points.service));
+        let records = node.records_mut(service, points.seq)?;
+        let moved = records.intro_points.as_ref().is_none_or(|known| known.points != points.points);
+        records.intro_points = Some(points);
+        Ok(Changes { points: moved || node.fitness(&service) != before, ..Changes::default() })
     }
 
     pub(crate) fn fold_lease(&mut self, lease: Verified<Lease>, now: Now) -> Result<Changes, Rejection> {
@@ -423,17 +434,18 @@ impl View {
         if node.member.role() != Role::Publisher {
             return Err(Rejection::Role);
         }
+        let records = node.records_mut(publication.service, publication.seq)?;
         for period in &publication.periods {
-            let highest = node.revisions.entry(period.period).or_default();
+            let highest = records.revisions.entry(period.period).or_default();
             *highest = (*highest).max(period.revision.min(MAX_FENCE));
         }
-        while node.revisions.len() > MAX_REVISIONS {
-            // Whoever tells of the far past or future must not have the present forgotten.
-            let furthest = node.revisions.keys().copied().max_by_key(|id| (id.start().abs_diff(now.unix), *id));
-            furthest.map(|id| node.revisions.remove(&id));
+        while records.revisions.len() > MAX_REVISIONS {
+            // An announcement of the far past or future must not have the present forgotten.
+            let furthest = records.revisions.keys().copied().max_by_key(|id| (id.start().abs_diff(now.unix), *id));
+            furthest.map(|id| records.revisions.remove(&id));
         }
-        let changed = node.publication.as_ref().is_none_or(|known| known.periods != publication.periods);
-        node.publication = Some(publication);
+        let changed = records.publication.as_ref().is_none_or(|known| known.periods != publication.periods);
+        records.publication = Some(publication);
         Ok(Changes { publications: changed, ..Changes::default() })
     }
 

@@ -6,31 +6,31 @@
 //! Two nodes that have ingested the same records, in whatever order and however often, agree on who is a member, which
 //! claim to the lease is the best and what became of each invitation.
 
+mod condition;
 mod ingest;
 mod instances;
 mod invitations;
 mod pending;
 mod rejection;
+mod services;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use condition::Condition;
 pub use ingest::{MAX_BOOT_JUMP, MAX_FENCE, MAX_REVISIONS, MAX_REVOCATIONS};
 pub(crate) use ingest::{MAX_PERIODS, OwnWord, check_points};
 pub use invitations::{Invitations, MAX_INVITATIONS};
 pub use pending::DEFAULT_WAITING;
 pub use rejection::{RefusedRecords, Rejection};
+pub use services::ServiceRecords;
 
-use crate::id::{AuthorityId, ClusterId, NodeId};
+use crate::id::{AuthorityId, ClusterId, NodeId, ServiceId};
 use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
-use crate::record::{
-    Heartbeat, IntroPoints, Lease, Member, NodeCard, PeriodId, Phase, Publication, RelayId, Revocation, Role,
-    ServedPoint,
-};
-use crate::relay_lot::relay_lot;
+use crate::record::{Heartbeat, Lease, Member, NodeCard, Phase, Revocation, Role, ServedPoint};
 use crate::signed::{Check, Strict, Verified};
 use crate::time::Now;
 use instances::Instances;
@@ -63,12 +63,8 @@ pub struct MemberView {
     pub card: Option<Verified<NodeCard>>,
     /// Its newest heartbeat.
     pub heartbeat: Option<Verified<Heartbeat>>,
-    /// Its newest intro points.
-    pub intro_points: Option<Verified<IntroPoints>>,
     /// Its newest lease, live or not.
     pub lease: Option<Verified<Lease>>,
-    /// Its newest publication.
-    pub publication: Option<Verified<Publication>>,
     /// True if it is heard now.
     pub alive: bool,
     /// True if it was heard at any time since this process started.
@@ -83,8 +79,8 @@ pub struct MemberView {
     doubted: Option<Duration>,
     /// When its newest lease came.
     lease_seen: Duration,
-    /// The highest revision that it ever told of, by period. Each has its own, so that nobody can have another's forgotten.
-    revisions: BTreeMap<PeriodId, u64>,
+    /// What it has announced of each service; at most [`crate::record::MAX_SERVICES`].
+    services: BTreeMap<ServiceId, ServiceRecords>,
     /// The highest term it ever claimed.
     claimed: u64,
     /// The earliest issue date of its certificates.
@@ -101,9 +97,7 @@ impl MemberView {
             standing: Standing::Member,
             card: None,
             heartbeat: None,
-            intro_points: None,
             lease: None,
-            publication: None,
             alive: false,
             been_alive: false,
             last_heard: None,
@@ -111,7 +105,7 @@ impl MemberView {
             instances: Instances::default(),
             doubted: None,
             lease_seen: Duration::ZERO,
-            revisions: BTreeMap::new(),
+            services: BTreeMap::new(),
             claimed: 0,
             joined,
             rank: None,
@@ -123,7 +117,7 @@ impl MemberView {
         self.member.node()
     }
 
-    /// Where it says it is in its life; `Joining` before its first word.
+    /// Its phase, as its newest heartbeat says; `Joining` before the first.
     pub fn phase(&self) -> Phase {
         self.heartbeat.as_ref().map_or(Phase::Joining, |beat| beat.phase)
     }
@@ -163,7 +157,7 @@ pub struct Changes {
     pub members: bool,
     /// Invitations.
     pub invitations: bool,
-    /// What may stand in the descriptor.
+    /// What may stand in a descriptor.
     pub points: bool,
     /// Leases.
     pub leases: bool,
@@ -376,31 +370,6 @@ impl View {
         self.members().all(|node| node.node() == self.me)
     }
 
-    /// The relays at which other living members wait for clients.
-    pub fn relays_of_others(&self) -> BTreeSet<RelayId> {
-        self.points_of(|node| node != self.me).map(|(_, relay)| relay).collect()
-    }
-
-    /// The relays that this node must leave: another living member with a better lot waits there too, and clients can use
-    /// only one of them.
-    pub fn relays_to_leave(&self) -> BTreeSet<RelayId> {
-        let own: Vec<RelayId> = self.points_of(|node| node == self.me).map(|(_, relay)| relay).collect();
-        let own: BTreeMap<&[u8], &RelayId> =
-            own.iter().flat_map(|relay| relay.identities().map(|identity| (identity, relay))).collect();
-        let mut leave = BTreeSet::new();
-        for (node, theirs) in self.points_of(|node| node != self.me) {
-            let contested = theirs.identities().into_iter().filter_map(|identity| own.get(identity));
-            leave.extend(contested.filter(|ours| relay_lot(&theirs, node) < relay_lot(ours, self.me)).copied());
-        }
-        leave
-    }
-
-    fn points_of(&self, whose: impl Fn(NodeId) -> bool) -> impl Iterator<Item = (NodeId, RelayId)> {
-        let nodes = self.members().filter(move |node| node.alive && whose(node.node()));
-        let points = nodes.filter_map(|node| node.intro_points.as_ref().map(|it| (node.node(), &it.points)));
-        points.flat_map(|(node, points)| points.iter().map(move |point| (node, point.relay)))
-    }
-
     /// The publisher and its term, as far as this node believes in one now.
     pub fn holder(&self, now: Now) -> Option<(NodeId, u64)> {
         let best = self.best.filter(|_| self.is_best_live(now.mono))?;
@@ -497,21 +466,6 @@ impl View {
         self.members().any(|node| node.node() != self.me && node.member.role() == Role::Publisher)
     }
 
-    /// The highest revision that any publisher, evicted or not, is known to have used in a period.
-    pub fn highest_revision(&self, period: &PeriodId) -> Option<u64> {
-        self.nodes.values().filter_map(|node| node.revisions.get(period)).max().copied()
-    }
-
-    /// The same of every period.
-    pub fn revisions(&self) -> BTreeMap<PeriodId, u64> {
-        highest(self.nodes.values())
-    }
-
-    /// The highest of every period that another member tells of.
-    pub fn revisions_of_others(&self) -> BTreeMap<PeriodId, u64> {
-        highest(self.members().filter(|node| node.node() != self.me()))
-    }
-
     /// How often nodes beat and when silence means death, in a cluster of this size.
     pub(crate) fn patience(&self) -> Patience {
         self.liveness.patience()
@@ -554,14 +508,4 @@ impl View {
     pub fn next_deadline(&self) -> Option<Duration> {
         self.liveness.next_deadline()
     }
-}
-
-/// The highest revision of every period that one of these nodes tells of.
-fn highest<'a>(nodes: impl Iterator<Item = &'a MemberView>) -> BTreeMap<PeriodId, u64> {
-    let mut highest = BTreeMap::new();
-    for (period, revision) in nodes.flat_map(|node| &node.revisions) {
-        let known = highest.entry(*period).or_default();
-        *known = (*revision).max(*known);
-    }
-    highest
 }

@@ -1,13 +1,15 @@
 //! What is believed and what is not.
 
 mod properties;
+mod services;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
 use crate::bytes::VarBytes;
 use crate::lease::TERMS_PER_SECOND;
-use crate::record::{IntroPoint, Invitation, PublishedPeriod, RecordKind};
+use crate::record::{IntroPoint, Invitation, PeriodId, Publication, PublishedPeriod, RecordKind, RelayId};
 use crate::signed::Statement;
 use crate::sim::{FOUNDED, Founder, Identity, point, sign};
 
@@ -46,8 +48,8 @@ impl Scene {
     fn meet(&mut self, number: u32, now: Now) -> Identity {
         let who = self.publisher(number);
         self.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), now).unwrap();
-        self.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 2), Phase::Healthy), now).unwrap();
-        self.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 3), Phase::Healthy), now.plus(Duration::from_secs(2)))
+        self.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 2), Phase::Active), now).unwrap();
+        self.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 3), Phase::Active), now.plus(Duration::from_secs(2)))
             .unwrap();
         who
     }
@@ -58,7 +60,7 @@ fn a_member_is_met_heard_and_lost() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
     let seen = scene.view.member(&who.node()).unwrap();
-    assert!(seen.alive && seen.phase() == Phase::Healthy && seen.last_heard == Some(Duration::from_secs(2)));
+    assert!(seen.alive && seen.phase() == Phase::Active && seen.last_heard == Some(Duration::from_secs(2)));
     assert_eq!((scene.view.members().count(), scene.view.hears()), (2, 1));
     assert_eq!(scene.view.refresh(at(12)), Changes::default());
     assert!(scene.view.refresh(at(13)).members);
@@ -71,12 +73,12 @@ fn what_came_before_the_card_is_taken_in_with_it() {
     let mut scene = Scene::new();
     let who = scene.publisher(1);
     let points = who.points(seq(1, 2), vec![point(1, 1)]);
-    assert_eq!(scene.say(&who, RecordKind::IntroPoints, points, at(0)), Err(Rejection::Unknown));
+    assert_eq!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(0)), Err(Rejection::Unknown));
     assert_eq!(scene.say(&who, RecordKind::Lease, who.lease(seq(1, 3), 1, TTL), at(0)), Err(Rejection::Unknown));
     assert_eq!(scene.view.holder(at(0)), None);
     scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(1)).unwrap();
     assert_eq!(scene.view.holder(at(1)), Some((who.node(), 1)));
-    assert_eq!(scene.view.member(&who.node()).unwrap().intro_points.as_ref().unwrap().points.len(), 1);
+    assert_eq!(scene.view.member(&who.node()).unwrap().intro_points(&who.service()).unwrap().points.len(), 1);
 }
 
 #[test]
@@ -85,7 +87,7 @@ fn certificates_known_from_elsewhere_make_a_member_too() {
     let who = scene.publisher(1);
     scene.view.admit_chain(who.member.chain(), at(0)).unwrap();
     assert!(scene.view.is_member(&who.node()));
-    assert!(scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 1), Phase::Healthy), at(0)).is_ok());
+    assert!(scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 1), Phase::Active), at(0)).is_ok());
     let foreign = Founder::new(2).node(2, Role::Publisher).member.chain();
     assert!(matches!(scene.view.admit_chain(foreign, at(0)), Err(Rejection::Chain(_))));
 }
@@ -130,7 +132,7 @@ fn a_foreign_a_fallen_or_an_evicted_member_is_not_heard() {
     assert!(!scene.view.is_member(&who.node()) && scene.view.revoked(&who.node()));
     assert_eq!(scene.say(&who, RecordKind::Card, who.card(seq(9, 1), 1), at(4)), Err(Rejection::Revoked));
     assert_eq!(
-        scene.say(&who, RecordKind::Heartbeat, who.beat(seq(9, 2), Phase::Healthy), at(4)),
+        scene.say(&who, RecordKind::Heartbeat, who.beat(seq(9, 2), Phase::Active), at(4)),
         Err(Rejection::Revoked)
     );
     assert_eq!(scene.view.admit_chain(who.member.chain(), at(4)), Err(Rejection::Revoked));
@@ -201,7 +203,7 @@ fn a_second_authority_of_the_address_is_not_believed() {
 fn replays_and_absurd_numbers_are_refused() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
-    let beat = |n| who.beat(n, Phase::Healthy);
+    let beat = |n| who.beat(n, Phase::Active);
     let stale = Rejection::Stale { known: seq(1, 3), got: seq(1, 2) };
     assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(seq(1, 2)), at(3)), Err(stale));
     assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(seq(1, 3)), at(3)), Ok(Changes::default()));
@@ -215,14 +217,16 @@ fn replays_and_absurd_numbers_are_refused() {
         cluster: scene.founder.cluster(),
         node: who.node(),
         seq: seq(1, n),
+        service: who.service(),
         term: 1,
         periods: vec![PublishedPeriod { period, revision, confirmed: 1, directories: 1 }],
     };
+    let kind = RecordKind::Publication(who.service());
     let (absurd, high, low) = (publication(7, u64::MAX), publication(8, 77), publication(9, 7));
-    assert_eq!(scene.say(&who, RecordKind::Publication, absurd, at(3)), Err(Rejection::Jump("revision")));
-    assert!(scene.say(&who, RecordKind::Publication, high, at(3)).unwrap().publications);
-    assert!(scene.say(&who, RecordKind::Publication, low, at(3)).unwrap().publications);
-    assert_eq!(scene.view.highest_revision(&period), Some(77));
+    assert_eq!(scene.say(&who, kind, absurd, at(3)), Err(Rejection::Jump("revision")));
+    assert!(scene.say(&who, kind, high, at(3)).unwrap().publications);
+    assert!(scene.say(&who, kind, low, at(3)).unwrap().publications);
+    assert_eq!(scene.view.highest_revision(&who.service(), &period), Some(77));
 }
 
 #[test]
@@ -231,12 +235,12 @@ fn no_word_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refus
     let (liar, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
     let day = |number| PeriodId { number, length_minutes: 1440, offset_seconds: 0 };
     let today = FOUNDED / 86_400;
-    let (cluster, mut n) = (scene.founder.cluster(), 3);
+    let (cluster, service, mut n) = (scene.founder.cluster(), scene.founder.service(0), 3);
     let mut say = |scene: &mut Scene, who: &Identity, period, revision| {
         n += 1;
         let periods = vec![PublishedPeriod { period, revision, confirmed: 1, directories: 1 }];
-        let word = Publication { cluster, node: who.node(), seq: seq(1, n), term: 1, periods };
-        scene.say(who, RecordKind::Publication, word, at(3)).map(|changes| changes.publications)
+        let record = Publication { cluster, node: who.node(), seq: seq(1, n), service, term: 1, periods };
+        scene.say(who, RecordKind::Publication(service), record, at(3)).map(|changes| changes.publications)
     };
     let strange = [
         day(u64::MAX),
@@ -253,13 +257,13 @@ fn no_word_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refus
     for number in (0..60).chain(2_900_000..2_900_060) {
         assert_eq!(say(&mut scene, &liar, day(number), 7), Ok(true));
     }
-    assert_eq!(scene.view.highest_revision(&day(today)), Some(1 << 56));
+    assert_eq!(scene.view.highest_revision(&service, &day(today)), Some(1 << 56));
     assert_eq!(say(&mut scene, &other, day(today), (1 << 56) + 1), Ok(true));
     // What the evicted have used is used.
     scene.view.fold_revocation(scene.founder.revoke(liar.node()), at(9)).unwrap();
     scene.view.fold_revocation(scene.founder.revoke(other.node()), at(9)).unwrap();
-    assert_eq!(scene.view.revisions().get(&day(today)), Some(&(1 << 56)));
-    assert!(scene.view.revisions().len() <= 17);
+    assert_eq!(scene.view.revisions(&service).get(&day(today)), Some(&(1 << 56)));
+    assert!(scene.view.revisions(&service).len() <= 17);
 }
 
 /// One that heard every jump, and one that comes later.
@@ -284,7 +288,7 @@ fn after_a_hostile_publisher_has_jumped_as_it_liked_newcomers_follow_the_next() 
 fn what_the_dead_said_long_ago_proves_nothing_to_who_never_heard_it() {
     let mut scene = Scene::new();
     let (who, hour) = (scene.publisher(1), 3600);
-    let beat = |n: u64, unix| Heartbeat { unix, ..who.beat(seq(1, n), Phase::Healthy) };
+    let beat = |n: u64, unix| Heartbeat { unix, ..who.beat(seq(1, n), Phase::Active) };
     scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(hour)).unwrap();
     for n in 1..60 {
         let old = beat(n, FOUNDED + 2 * n);
@@ -309,7 +313,7 @@ fn two_processes_with_one_key_are_noticed_by_others_and_a_restart_is_not() {
     let who = scene.publisher(1);
     scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(0)).unwrap();
     let beat =
-        |boot, n: u64, instance| Heartbeat { instance, unix: FOUNDED + n, ..who.beat(seq(boot, n), Phase::Healthy) };
+        |boot, n: u64, instance| Heartbeat { instance, unix: FOUNDED + n, ..who.beat(seq(boot, n), Phase::Active) };
     for (boot, n, instance) in [(1, 2, 1), (1, 4, 1), (2, 6, 2), (2, 30, 2)] {
         scene.say(&who, RecordKind::Heartbeat, beat(boot, n, instance), at(n)).unwrap();
     }
@@ -331,7 +335,7 @@ fn with_a_fast_clock_it_hears_nobody_and_yet_leaves_the_lease_to_its_holder() {
         if n % 6 == 1 {
             scene.say(&who, RecordKind::Lease, who.lease(seq(1, 100 + n), 3, TTL), fast(2 * n)).unwrap();
         }
-        let beat = who.beat(seq(1, n), Phase::Healthy);
+        let beat = who.beat(seq(1, n), Phase::Active);
         assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat, fast(2 * n)), Err(Rejection::Old));
         assert_eq!(scene.view.holder(fast(2 * n)), Some((who.node(), 3)));
     }
@@ -365,11 +369,11 @@ fn every_field_is_within_its_bounds() {
         vec![IntroPoint { link_specifiers: vec![VarBytes(vec![0; 52]); 5], ..point(1, 1) }],
     ] {
         let points = who.points(seq(1, 9), bad);
-        let outcome = scene.say(&who, RecordKind::IntroPoints, points, at(3));
+        let outcome = scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3));
         assert!(matches!(outcome, Err(Rejection::Bounds(_))), "{outcome:?}");
     }
     let points = who.points(seq(1, 9), (0..20).map(|n| point(n, n)).collect());
-    assert!(scene.say(&who, RecordKind::IntroPoints, points, at(3)).unwrap().points);
+    assert!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)).unwrap().points);
 }
 
 #[test]
@@ -379,10 +383,10 @@ fn points_that_do_not_pass_the_check_are_not_believed() {
     scene.view = scene.view.with_point_check(Box::new(move |_, served| served.point.session_key != bad));
     let who = scene.meet(1, at(0));
     let points = who.points(seq(1, 9), vec![point(1, 1), point(2, 2)]);
-    assert_eq!(scene.say(&who, RecordKind::IntroPoints, points, at(3)), Err(Rejection::Points));
-    assert!(scene.view.member(&who.node()).unwrap().intro_points.is_none());
+    assert_eq!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)), Err(Rejection::Points));
+    assert!(scene.view.member(&who.node()).unwrap().intro_points(&who.service()).is_none());
     let points = who.points(seq(1, 9), vec![point(1, 1)]);
-    assert!(scene.say(&who, RecordKind::IntroPoints, points, at(3)).unwrap().points);
+    assert!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)).unwrap().points);
 }
 
 #[test]
@@ -397,9 +401,11 @@ fn of_two_at_one_relay_one_leaves_whichever_identity_they_share() {
         for (position, relay) in [ours.relay, half].into_iter().enumerate() {
             let n = 10 + u64::from(at_relay) * 2 + position as u64;
             let theirs = IntroPoint { relay, ..point(0, 200 + at_relay) };
-            scene.say(&who, RecordKind::IntroPoints, who.points(seq(1, n), vec![theirs]), at(3)).unwrap();
-            scene.view.fold_points(sign(own.points(seq(1, n), vec![ours.clone()]), &own.key));
-            let leave = scene.view.relays_to_leave();
+            scene
+                .say(&who, RecordKind::IntroPoints(who.service()), who.points(seq(1, n), vec![theirs]), at(3))
+                .unwrap();
+            scene.view.fold_points(sign(own.points(seq(1, n), vec![ours.clone()]), &own.key)).unwrap();
+            let leave = scene.view.relays_to_leave(&who.service());
             assert!(leave.is_empty() || leave == BTreeSet::from([ours.relay]));
             left[position] += leave.len();
         }
@@ -427,7 +433,7 @@ fn a_lease_is_live_while_young_held_and_its_holder_lives() {
     scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), 2, TTL), at(4)).unwrap();
     assert_eq!(scene.view.holder(at(4)), Some((who.node(), 3)));
     for n in 5..20 {
-        scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, n), Phase::Healthy), at(2 * n)).unwrap();
+        scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, n), Phase::Active), at(2 * n)).unwrap();
     }
     assert_eq!(scene.view.holder(at(32)), Some((who.node(), 3)));
     assert_eq!(scene.view.holder(at(33)), None);
@@ -470,7 +476,7 @@ fn of_two_that_shared_a_token_the_first_stands() {
     assert_eq!(scene.view.invitations().unsigned().count(), 1);
     assert!(scene.view.is_member(&early.node()) && !scene.view.is_member(&late.node()));
     assert_eq!(scene.view.overdrawn().collect::<Vec<_>>(), vec![late.node()]);
-    let beat = late.beat(2, Phase::Healthy);
+    let beat = late.beat(2, Phase::Active);
     assert_eq!(scene.say(&late, RecordKind::Heartbeat, beat, at(3)), Err(Rejection::Overdrawn));
 }
 

@@ -98,12 +98,12 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
     };
     handle.tell(said(&key, RecordKind::Card, card)).await.unwrap();
     for turn in 1..200 {
-        let phase = if turn % 2 == 0 { Phase::Draining } else { Phase::Initializing };
+        let phase = if turn % 2 == 0 { Phase::Draining } else { Phase::Active };
         let beat = Heartbeat { cluster, node, seq: (1 << 32) + turn, phase, hears: 1, unix: unix_now(), instance: 1 };
         handle.tell_and_wait(said(&key, RecordKind::Heartbeat, beat)).await.unwrap();
     }
     let known = handle.look(|coordinator, _| coordinator.view().member(&node).map(|member| member.phase()));
-    assert_eq!(known, Some(Phase::Initializing), "the worker is not heard");
+    assert_eq!(known, Some(Phase::Active), "the worker is not heard");
     stop.cancel();
     running.await.unwrap().shutdown().await;
     assert_eq!(inode(store.dir(), "members"), before, "the list of members was written anew");

@@ -11,7 +11,8 @@ use rustbalance::control::{
     PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response,
     SOCKET_NAME, StandInStatus, Status, StrangerStatus, TrafficStatus, bind, call, serve,
 };
-use rustbalance_gossip::record::{Phase, Role};
+use rustbalance_gossip::record::Role;
+use rustbalance_gossip::view::Condition;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -152,7 +153,7 @@ fn example() -> Status {
     let member = MemberStatus {
         node: node.clone(),
         role: Role::Worker,
-        phase: Some(Phase::Healthy),
+        phase: Some(Condition::Healthy),
         alive: true,
         me: false,
         invitation: Some(world().token_id.to_string()),
@@ -172,7 +173,7 @@ fn example() -> Status {
         cluster: world().cluster.to_string(),
         node: node.clone(),
         role: Role::Publisher,
-        phase: Phase::Healthy,
+        phase: Condition::Healthy,
         uptime_seconds: 60,
         tor: Bootstrap { fraction: 0.5, ready: true, message: "connected".into() },
         publisher: Some(PublisherStatus { node: node.clone(), term: 3, me: true }),

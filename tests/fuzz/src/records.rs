@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::{
-    AuthorityCertificate, Chain, DiscoveryKey, Heartbeat, IntroPoints, Invitation, Lease, MemberCertificate, NodeCard,
-    Phase, Publication, PublishedPeriod, Revocation,
+    AuthorityCertificate, Chain, DiscoveryKey, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MemberCertificate,
+    NodeCard, Phase, Publication, PublishedPeriod, Revocation,
 };
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 
@@ -70,17 +70,20 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         version: "0.1.0".into(),
         ports: vec![22, 80],
     };
-    let beat = Heartbeat { cluster, node, seq: 1 << 32, phase: Phase::Healthy, hears: 3, unix: NOW, instance: 7 };
+    let beat = Heartbeat { cluster, node, seq: 1 << 32, phase: Phase::Active, hears: 3, unix: NOW, instance: 7 };
     let points = IntroPoints {
         cluster,
         node,
         seq: 1 << 32,
+        service: cluster.first_service(),
+        fitness: Fitness::Healthy,
         points: (1..4).map(point).collect(),
         nonces: (1..4).map(point).map(|it| nonce(&it)).collect(),
     };
     let lease = Lease { cluster, holder, seq: 1 << 32, term: 3, priority: 100, ttl_ms: 30_000 };
     let period = PublishedPeriod { period: PERIOD, revision: 1 << 40, confirmed: 5, directories: 6 };
-    let publication = Publication { cluster, node, seq: 1 << 32, term: 3, periods: vec![period] };
+    let publication =
+        Publication { cluster, node, seq: 1 << 32, service: cluster.first_service(), term: 3, periods: vec![period] };
     let mut invitation = world.invitation(3);
     invitation.redeemed.extend(&world.nodes[1..3]);
     let member = &world.members[1];

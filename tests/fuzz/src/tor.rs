@@ -9,8 +9,9 @@ use rustbalance::tor::arti::Asked;
 use rustbalance::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR, PeriodCredentials};
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::plan::{Candidate, Choice, choose};
-use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, Phase, RelayId};
+use rustbalance_gossip::plan::{Choice, choose};
+use rustbalance_gossip::record::{Fitness, IntroPoint, MAX_INTRO_POINTS, RelayId};
+use rustbalance_gossip::source::Candidate;
 
 use super::Seed;
 use super::script::{Orders, Script};
@@ -70,8 +71,8 @@ pub(crate) fn points(bytes: &[u8]) -> bool {
     }
     let (ours, theirs) = offered.split_at(offered.len() / 2);
     let candidates = [(1, ours), (2, theirs)].map(|(id, points)| {
-        let node = NodeId::from_public_key([id; 32]);
-        Candidate { node, phase: Phase::Healthy, weight: 1, points }
+        let source = NodeId::from_public_key([id; 32]).into();
+        Candidate { source, fitness: Fitness::Healthy, weight: 1, points }
     });
     let chosen = choose(&candidates, &Choice::default(), MAX_INTRO_POINTS, 0).points;
     let mut chosen: Vec<IntroPoint> = chosen.into_iter().map(|(_, point)| point).collect();

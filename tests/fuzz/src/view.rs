@@ -3,12 +3,12 @@
 
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::{InvitationId, NodeId};
+use rustbalance_gossip::id::{InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::lease::Claim;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::record::{
-    Chain, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MemberCertificate, NodeCard, PeriodId, Phase,
-    Publication, PublishedPeriod, RecordKind, Revocation, Role,
+    Chain, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SERVICES, MemberCertificate,
+    NodeCard, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Revocation, Role,
 };
 use rustbalance_gossip::signed::Unverified;
 use rustbalance_gossip::time::Now;
@@ -74,11 +74,19 @@ fn kind(script: &mut Script<'_>) -> RecordKind {
     match script.choice(7) {
         0 => RecordKind::Card,
         1 => RecordKind::Heartbeat,
-        2 => RecordKind::IntroPoints,
+        2 => RecordKind::IntroPoints(service(script)),
         3 => RecordKind::Lease,
-        4 => RecordKind::Publication,
+        4 => RecordKind::Publication(service(script)),
         5 => RecordKind::Invitation(token(script)),
         _ => RecordKind::Revocation(world().nodes[script.choice(NODES)]),
+    }
+}
+
+/// The first service, or another of more than a cluster may have.
+fn service(script: &mut Script<'_>) -> ServiceId {
+    match script.byte() {
+        0 => world().cluster.first_service(),
+        other => ServiceId::from_public_key([other; 32]),
     }
 }
 
@@ -110,25 +118,27 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
             unsigned(&key, &NodeCard { cluster, node, seq, chain, address, priority, weight, version, ports })
         }
         RecordKind::Heartbeat => {
-            let phases = [Phase::Joining, Phase::Initializing, Phase::Healthy, Phase::Draining, Phase::Gone];
+            let phases = [Phase::Joining, Phase::Active, Phase::Draining, Phase::Gone];
             let (phase, unix) = (phases[script.choice(phases.len())], NOW.wrapping_sub(script.number()));
             unsigned(&key, &Heartbeat { cluster, node, seq, phase, hears: 1, unix, instance: 1 })
         }
-        RecordKind::IntroPoints => {
+        RecordKind::IntroPoints(service) => {
+            let fitness = [Fitness::Healthy, Fitness::Degraded, Fitness::Draining, Fitness::Down][script.choice(4)];
             let points: Vec<_> = (0..script.choice(MAX_INTRO_POINTS + 2)).map(|_| point(script.byte())).collect();
-            unsigned(&key, &IntroPoints { cluster, node, seq, nonces: points.iter().map(nonce).collect(), points })
+            let nonces = points.iter().map(nonce).collect();
+            unsigned(&key, &IntroPoints { cluster, node, seq, service, fitness, nonces, points })
         }
         RecordKind::Lease => {
             let (term, ttl_ms, priority) = (script.number(), script.number() as u32, script.byte());
             unsigned(&key, &Lease { cluster, holder: node, seq, term, priority, ttl_ms })
         }
-        RecordKind::Publication => {
+        RecordKind::Publication(service) => {
             let mut period = || {
                 let period = PeriodId { number: script.number(), ..PERIOD };
                 PublishedPeriod { period, revision: script.number(), confirmed: 1, directories: 2 }
             };
             let periods = vec![period(), period()];
-            unsigned(&key, &Publication { cluster, node, seq, term: seq & 0xff, periods })
+            unsigned(&key, &Publication { cluster, node, seq, service, term: seq & 0xff, periods })
         }
         RecordKind::Invitation(token) => {
             let (uses, revoked) = (script.byte().into(), script.byte() == 1);
@@ -174,10 +184,14 @@ fn put(view: &mut View, origin: NodeId, kind: RecordKind, record: &[u8], now: No
     after != before
 }
 
+/// The newest sequence numbers of one node: of its card, heartbeat and lease, and for each service of its intro points and
+/// publication.
+type Seqs = ([Option<u64>; 3], Vec<(ServiceId, [Option<u64>; 2])>);
+
 /// All that can be read of a view and must not change by a refusal.
 #[derive(Debug, PartialEq)]
 struct Summary {
-    nodes: Vec<(NodeId, Standing, bool, [Option<u64>; 5])>,
+    nodes: Vec<(NodeId, Standing, bool, Seqs)>,
     highest_term: u64,
     best: Option<Claim>,
     holder: Option<(NodeId, u64)>,
@@ -191,11 +205,13 @@ impl Summary {
             let seqs = [
                 node.card.as_ref().map(|it| it.seq),
                 node.heartbeat.as_ref().map(|it| it.seq),
-                node.intro_points.as_ref().map(|it| it.seq),
                 node.lease.as_ref().map(|it| it.seq),
-                node.publication.as_ref().map(|it| it.seq),
             ];
-            (node.node(), node.standing, node.alive, seqs)
+            let services = node.services().map(|(service, records)| {
+                let points = records.intro_points.as_ref().map(|it| it.seq);
+                (*service, [points, records.publication.as_ref().map(|it| it.seq)])
+            });
+            (node.node(), node.standing, node.alive, (seqs, services.collect()))
         });
         Self {
             nodes: nodes.collect(),
@@ -223,16 +239,14 @@ fn check(view: &View, now: Now) {
             assert_eq!(card.address, mesh_address(&member.node()));
             assert!((1..=100).contains(&card.weight));
         }
-        if let Some(points) = &member.intro_points {
-            assert!(points.points.len() <= MAX_INTRO_POINTS);
-        }
-        if let Some(publication) = &member.publication {
-            assert!(publication.periods.iter().all(|period| period.revision <= MAX_REVISION));
-            for period in &publication.periods {
-                assert!(
-                    view.highest_revision(&period.period)
-                        .is_none_or(|highest| highest >= period.revision.min(MAX_REVISION / 2))
-                );
+        assert!(member.services().count() <= MAX_SERVICES);
+        for (service, records) in member.services() {
+            let points = records.intro_points.as_ref().map_or(0, |record| record.points.len());
+            assert!(points <= MAX_INTRO_POINTS);
+            for period in records.publication.iter().flat_map(|publication| &publication.periods) {
+                assert!(period.revision <= MAX_REVISION);
+                let highest = view.highest_revision(service, &period.period);
+                assert!(highest.is_none_or(|highest| highest >= period.revision.min(MAX_REVISION / 2)));
             }
         }
     }
@@ -249,10 +263,11 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         let card = record(who, 0).byte(1).number(1).byte(role).number(100).number(1000);
         card.byte(0).byte(0).byte(100).byte(1).byte(5)
     };
-    let beat = |who: usize, seq: u64| record(who, 1).byte(1).number(seq).byte(2).number(5);
-    let points = |who: usize| record(who, 2).byte(1).number(1).byte(2).byte(who as u8).byte(20);
+    let beat = |who: usize, seq: u64| record(who, 1).byte(1).number(seq).byte(1).number(5);
+    let points = |who: usize| record(who, 2).byte(0).byte(1).number(1).byte(0).byte(2).byte(who as u8).byte(20);
     let lease = |who: usize, term: u64| record(who, 3).byte(1).number(term).number(term).number(30_000).byte(100);
-    let publication = |who: usize| record(who, 4).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
+    let publication =
+        |who: usize| record(who, 4).byte(0).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
     let invitation = |uses: u8| record(1, 5).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
     let revocation = |who: usize| record(1, 6).byte(who as u8).byte(1).number(1);
     let script = |orders: Vec<Orders>| orders.into_iter().flat_map(|orders| orders.0).collect::<Vec<u8>>();

@@ -55,7 +55,10 @@ impl Node {
     }
 
     fn wanted(&self) -> BTreeSet<NodeId> {
-        self.look(|it, _| it.desired_points().iter().map(|(node, _)| *node).collect())
+        self.look(|it, _| {
+            let service = it.view().cluster().first_service();
+            it.desired_points(&service).iter().filter_map(|(source, _)| source.node()).collect()
+        })
     }
 }
 
@@ -128,7 +131,7 @@ impl Cluster {
     /// Starts the node of this number.
     pub(crate) async fn add(&mut self, number: u32) {
         let identity = self.founder.node(number, role(number));
-        let (id, started) = (identity.node(), Instant::now());
+        let (id, service, started) = (identity.node(), identity.service(), Instant::now());
         let coordinator =
             Coordinator::new(Settings::new(1, 1, 0), Box::new(identity.key.clone()), identity.member.clone());
         let coordinator = Arc::new(Mutex::new(coordinator.with_check(Box::new(self.memo.clone()))));
@@ -137,8 +140,8 @@ impl Cluster {
         let points = (0..POINTS).map(|it| served(point(number * POINTS + it, number * POINTS + it))).collect();
         let first = vec![
             Event::KnownMembers(self.chains.clone()),
-            Event::IntroPoints(points),
-            Event::Ready(true),
+            Event::IntroPoints { service, points },
+            Event::Ready { service, ready: true },
             Event::MeshReached,
         ];
         let task = tokio::spawn(live(Arc::clone(&coordinator), mesh, updates, started, first));

@@ -9,25 +9,25 @@ fn pair(hides: bool, role: Role) -> (Scene, Identity) {
     let hide_outages = hides.then(|| OutageSecret::from_bytes([5; 32]));
     let mut scene = Scene::with(Settings { hide_outages, ..settings() }, Role::Publisher);
     scene.pass(1);
-    scene.event(Event::IntroPoints(vec![served(point(1, 1))]));
-    scene.event(Event::Ready(true));
+    scene.event(waits_at(point(1, 1)));
+    scene.event(ready(true));
     let other = scene.meet(1, role);
-    scene.hear(&other, RecordKind::IntroPoints, other.points(2, vec![point(2, 2), point(3, 3)]));
-    scene.pass_with(60, &other, Phase::Healthy);
-    assert_eq!(published(&scene, &other), 2);
+    scene.hear(&other, RecordKind::IntroPoints(service()), other.points(2, vec![point(2, 2), point(3, 3)]));
+    scene.pass_with(60, &other, Phase::Active);
+    assert_eq!(listed(&scene, &other), 2);
     (scene, other)
 }
 
 /// How many points of a node should stand in the descriptor.
-fn published(scene: &Scene, who: &Identity) -> usize {
-    scene.node.desired_points().iter().filter(|(node, _)| *node == who.node()).count()
+fn listed(scene: &Scene, who: &Identity) -> usize {
+    scene.node.desired_points(&service()).iter().filter(|(source, _)| *source == who.node().into()).count()
 }
 
 /// After how many seconds of silence its points leave, to the second.
 fn leaves_after(scene: &mut Scene, who: &Identity) -> u64 {
     for seconds in 1..4000 {
         scene.pass(1);
-        if published(scene, who) == 0 {
+        if listed(scene, who) == 0 {
             return seconds;
         }
     }
@@ -40,13 +40,13 @@ fn a_silent_nodes_points_leave_at_once_or_after_a_hidden_time() {
     assert!(leaves_after(&mut open, &other) < 60);
     for role in [Role::Worker, Role::Publisher] {
         let (mut scene, other) = pair(true, role);
-        let version = scene.node.desired_version();
+        let version = scene.node.desired_version(&service());
         scene.pass(60);
         assert_eq!(scene.node.stand_ins(scene.now).len(), 2, "this node serves at them");
-        assert_eq!((published(&scene, &other), scene.node.desired_version()), (2, version));
+        assert_eq!((listed(&scene, &other), scene.node.desired_version(&service())), (2, version));
         let left = 60 + leaves_after(&mut scene, &other);
         assert!((HIDDEN.0.as_secs() - 3..HIDDEN.1.as_secs()).contains(&left), "{left} s");
-        assert_eq!(scene.node.desired_version(), version + 1, "both in one edition");
+        assert_eq!(scene.node.desired_version(&service()), version + 1, "both in one edition");
         // What all publishers know is what it is drawn from: so another draws the same.
         let (mut again, other) = pair(true, role);
         assert_eq!(leaves_after(&mut again, &other), left);
@@ -56,10 +56,10 @@ fn a_silent_nodes_points_leave_at_once_or_after_a_hidden_time() {
 #[test]
 fn an_outage_within_the_hidden_time_changes_nothing_in_the_descriptor() {
     let (mut scene, other) = pair(true, Role::Worker);
-    let version = scene.node.desired_version();
+    let version = scene.node.desired_version(&service());
     scene.pass(300);
-    scene.pass_with(60, &other, Phase::Healthy);
-    assert_eq!((published(&scene, &other), scene.node.desired_version()), (2, version));
+    scene.pass_with(60, &other, Phase::Active);
+    assert_eq!((listed(&scene, &other), scene.node.desired_version(&service())), (2, version));
     assert!(scene.node.stand_ins(scene.now).is_empty());
 }
 
@@ -67,24 +67,24 @@ fn an_outage_within_the_hidden_time_changes_nothing_in_the_descriptor() {
 fn a_node_that_is_evicted_or_says_goodbye_leaves_at_once() {
     let (mut scene, other) = pair(true, Role::Worker);
     scene.pass_with(2, &other, Phase::Gone);
-    assert_eq!(published(&scene, &other), 0, "it closes its points");
+    assert_eq!(listed(&scene, &other), 0, "it closes its points");
 
     let (mut scene, other) = pair(true, Role::Worker);
     scene.pass(60);
     let revocation = scene.founder.revoke(other.node());
     scene.event(Event::Revocation(revocation));
-    assert_eq!(published(&scene, &other), 0, "in the middle of its hidden time");
+    assert_eq!(listed(&scene, &other), 0, "in the middle of its hidden time");
 }
 
 #[test]
 fn points_at_which_no_healthy_publisher_stands_in_leave_at_once() {
     let (mut scene, other) = pair(true, Role::Worker);
-    scene.event(Event::Ready(false));
+    scene.event(ready(false));
     assert!(leaves_after(&mut scene, &other) < 60, "the publisher's own target is down");
 
     let (mut scene, other) = pair(true, Role::Worker);
     scene.pass(60);
-    scene.event(Event::Ready(false));
+    scene.event(ready(false));
     assert!(leaves_after(&mut scene, &other) < 5);
 }
 
@@ -92,7 +92,7 @@ fn points_at_which_no_healthy_publisher_stands_in_leave_at_once() {
 fn points_that_were_not_published_do_not_come_of_a_node_that_is_silent() {
     let (mut scene, other) = pair(true, Role::Worker);
     scene.pass(60);
-    scene.hear(&other, RecordKind::IntroPoints, other.points(1000, vec![point(2, 2), point(4, 4)]));
+    scene.hear(&other, RecordKind::IntroPoints(service()), other.points(1000, vec![point(2, 2), point(4, 4)]));
     scene.pass(5);
-    assert_eq!(published(&scene, &other), 1, "the one that its last record names, and that was chosen before");
+    assert_eq!(listed(&scene, &other), 1, "the one that its last record names, and that was chosen before");
 }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bytes::FixedBytes;
 use crate::codec;
+use crate::record::IntroPoints;
 use crate::signed::Sign;
 
 /// One thing that some node, or the authority, says.
@@ -29,11 +30,11 @@ fn everything() -> Vec<Said> {
         let id = who.node();
         push(id, RecordKind::Card, sign(who.card(1, index as u8), &who.key).to_bytes());
         for n in [2, 3] {
-            push(id, RecordKind::Heartbeat, sign(who.beat(n, Phase::Healthy), &who.key).to_bytes());
+            push(id, RecordKind::Heartbeat, sign(who.beat(n, Phase::Active), &who.key).to_bytes());
         }
         push(
             id,
-            RecordKind::IntroPoints,
+            RecordKind::IntroPoints(who.service()),
             sign(who.points(4, vec![point(index as u32, index as u32)]), &who.key).to_bytes(),
         );
         push(id, RecordKind::Lease, sign(who.lease(5, 3 + index as u64 / 2, TTL), &who.key).to_bytes());
@@ -57,7 +58,10 @@ struct Opinion {
 
 fn opinion(view: &View) -> Opinion {
     Opinion {
-        members: view.members().map(|node| (node.node(), node.intro_points.is_some())).collect(),
+        members: view
+            .members()
+            .map(|node| (node.node(), node.intro_points(&view.cluster().first_service()).is_some()))
+            .collect(),
         best: view.best_claim(),
         holder: view.holder(at(1)),
         invitations: view.invitations().iter().cloned().collect(),
@@ -100,15 +104,15 @@ proptest! {
         let outcome = match kind {
             0 => scene.put::<NodeCard>(&who, RecordKind::Card, statement),
             1 => scene.put::<Heartbeat>(&who, RecordKind::Heartbeat, statement),
-            2 => scene.put::<IntroPoints>(&who, RecordKind::IntroPoints, statement),
+            2 => scene.put::<IntroPoints>(&who, RecordKind::IntroPoints(who.service()), statement),
             3 => scene.put::<Lease>(&who, RecordKind::Lease, statement),
-            _ => scene.put::<Publication>(&who, RecordKind::Publication, statement),
+            _ => scene.put::<Publication>(&who, RecordKind::Publication(who.service()), statement),
         };
         // The signature is good: what is refused is refused for what it says.
         prop_assert!(!matches!(outcome, Err(Rejection::Signature | Rejection::Unknown)), "{outcome:?}");
         let known = scene.view.member(&who.node()).unwrap();
         prop_assert!((1..=100).contains(&known.weight()));
-        let points = known.intro_points.as_ref().map_or(0, |it| it.points.len());
+        let points = known.intro_points(&who.service()).map_or(0, |it| it.points.len());
         prop_assert!(points <= crate::record::MAX_INTRO_POINTS);
         scene.view.refresh(at(60));
     }
@@ -118,13 +122,13 @@ proptest! {
 fn statements(scene: &Scene, who: &Identity) -> [Vec<u8>; 5] {
     let day = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 0 };
     let periods = vec![PublishedPeriod { period: day, revision: 1, confirmed: 1, directories: 1 }];
-    let (cluster, node, seq) = (scene.founder.cluster(), who.node(), seq(1, 9));
+    let (cluster, node, service, seq) = (scene.founder.cluster(), who.node(), who.service(), seq(1, 9));
     let words = [
         codec::encode(&who.card(seq, 100)),
-        codec::encode(&who.beat(seq, Phase::Healthy)),
+        codec::encode(&who.beat(seq, Phase::Active)),
         codec::encode(&who.points(seq, vec![point(1, 1), point(2, 2)])),
         codec::encode(&who.lease(seq, 1, TTL)),
-        codec::encode(&Publication { cluster, node, seq, term: 1, periods }),
+        codec::encode(&Publication { cluster, node, seq, service, term: 1, periods }),
     ];
     words.map(Result::unwrap)
 }
@@ -159,7 +163,7 @@ fn what_is_signed_by_hand_is_a_record_like_any_other() {
     let [card, beat, points, lease, publication] = statements(&scene, &who);
     assert!(scene.put::<NodeCard>(&who, RecordKind::Card, card).is_ok());
     assert!(scene.put::<Heartbeat>(&who, RecordKind::Heartbeat, beat).is_ok());
-    assert!(scene.put::<IntroPoints>(&who, RecordKind::IntroPoints, points).is_ok());
+    assert!(scene.put::<IntroPoints>(&who, RecordKind::IntroPoints(who.service()), points).is_ok());
     assert!(scene.put::<Lease>(&who, RecordKind::Lease, lease).is_ok());
-    assert!(scene.put::<Publication>(&who, RecordKind::Publication, publication).is_ok());
+    assert!(scene.put::<Publication>(&who, RecordKind::Publication(who.service()), publication).is_ok());
 }

@@ -1,7 +1,7 @@
 //! The plan against a network in which a point can be taken back.
 
 use rustbalance_gossip::bytes::FixedBytes;
-use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::id::{NodeId, ServiceId};
 use rustbalance_gossip::record::{IntroPoint, PointNonce, RelayId, ServedPoint};
 
 use super::*;
@@ -15,7 +15,8 @@ fn orphan(n: u8) -> Orphan {
         encryption_key: FixedBytes([n; 32]),
     };
     let served = ServedPoint { point, nonce: PointNonce(FixedBytes([n; 16])) };
-    Orphan { node: NodeId::from_public_key([n; 32]), served }
+    let service = ServiceId::from_public_key([0xff; 32]);
+    Orphan { node: NodeId::from_public_key([n; 32]), service, served }
 }
 
 fn seconds(seconds: u64) -> Duration {

@@ -68,7 +68,8 @@ async fn a_silent_nodes_point_is_taken_and_goes_back_to_it() {
     let net = FakeNet::new(5, 12);
     let owner = Owner::new(&net);
     let own = owner.open(RelayChoice::AnyBut(Default::default())).await;
-    let orphan = Orphan { node: owner.node, served: ServedPoint { point: own.describe(), nonce: owner.nonce } };
+    let served = ServedPoint { point: own.describe(), nonce: owner.nonce };
+    let orphan = Orphan { node: owner.node, service: owner.service, served };
     let mut shown = standing_in(&net, &owner, std::slice::from_ref(&orphan));
     timeout(LIMIT, own.lost()).await.expect("nobody took the point");
     let taken = timeout(LIMIT, shown.wait_for(|points| !points.is_empty())).await.unwrap().unwrap().clone();

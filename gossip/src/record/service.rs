@@ -1,0 +1,149 @@
+//! A service: one address that the cluster serves.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::NodeCard;
+use crate::bytes::VarBytes;
+use crate::id::{ClusterId, ServiceId};
+use crate::signed::Statement;
+
+/// The authority's statement that the cluster serves an address, and how.
+///
+/// Every member keeps it and hands it on. A changed service is a new statement of a higher version; of two the greater one
+/// counts, so that all nodes that have heard both agree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// The cluster that serves it.
+    pub cluster: ClusterId,
+    /// Its address.
+    pub service: ServiceId,
+    /// Rises with every change.
+    pub version: u64,
+    /// When this version was made, in seconds since the Unix epoch.
+    pub issued: u64,
+    /// The cluster serves it no longer. Final: no later version brings it back.
+    pub removed: bool,
+    /// The virtual ports at which clients may connect: rising, none 0, at most [`NodeCard::MAX_PORTS`].
+    pub ports: Vec<u16>,
+    /// Whatever else is set of it, by name; at most [`Service::MAX_SETTINGS`]. A name that a node does not know stays as it
+    /// is, also when the node makes a new version.
+    pub settings: BTreeMap<String, Setting>,
+}
+
+/// One setting of a service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Setting {
+    /// Of the encoding of `value`. A node that does not know it acts as if the setting were absent.
+    pub version: u16,
+    /// Encoded as the version says.
+    pub value: VarBytes,
+}
+
+impl Statement for Service {
+    const CONTEXT: &'static str = "rustbalance record svc";
+    const MAX_SIZE: usize = 4096;
+}
+
+impl Service {
+    /// Most settings of one service.
+    pub const MAX_SETTINGS: usize = 32;
+    /// Longest name of a setting, in bytes: lower-case letters, digits and hyphens.
+    pub const MAX_NAME: usize = 32;
+
+    /// Whether every field is within its bounds; else the name of one that is not.
+    ///
+    /// # Errors
+    /// The name of a field that is not.
+    pub fn check_bounds(&self) -> Result<(), &'static str> {
+        let rising = self.ports.is_sorted_by(|a, b| a < b) && !self.ports.contains(&0);
+        if !rising || self.ports.len() > NodeCard::MAX_PORTS {
+            return Err("ports");
+        }
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let named = |name: &String| (1..=Self::MAX_NAME).contains(&name.len()) && name.bytes().all(plain);
+        if self.settings.len() > Self::MAX_SETTINGS || !self.settings.keys().all(named) {
+            return Err("settings");
+        }
+        Ok(())
+    }
+
+    /// Takes the greater of two statements about one service: a removal, else the higher version. What else two may differ
+    /// in decides between equals, so that any order and any repetition give one result.
+    pub fn merge(&mut self, other: &Self) {
+        if self.rank() < other.rank() {
+            self.clone_from(other);
+        }
+    }
+
+    fn rank(&self) -> (bool, u64, u64, &[u16], &BTreeMap<String, Setting>) {
+        (self.removed, self.version, self.issued, &self.ports, &self.settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::codec;
+
+    fn service(version: u64, ports: Vec<u16>) -> Service {
+        let service = ServiceId::from_public_key([1; 32]);
+        let (cluster, settings) = (ClusterId::named_by(service), BTreeMap::new());
+        Service { cluster, service, version, issued: 7, removed: false, ports, settings }
+    }
+
+    fn setting(value: &[u8]) -> Setting {
+        Setting { version: 1, value: VarBytes(value.to_vec()) }
+    }
+
+    #[test]
+    fn every_field_has_its_bounds() {
+        assert_eq!(service(1, vec![22, 80]).check_bounds(), Ok(()));
+        for ports in [vec![80, 22], vec![80, 80], vec![0], (1..=65).collect()] {
+            assert_eq!(service(1, ports).check_bounds(), Err("ports"));
+        }
+        for name in [String::new(), "Stealth".into(), "a b".into(), "x".repeat(33)] {
+            let settings = BTreeMap::from([(name, setting(b""))]);
+            assert_eq!(Service { settings, ..service(1, vec![]) }.check_bounds(), Err("settings"));
+        }
+        let settings = (0..33).map(|n| (format!("s{n}"), setting(b""))).collect();
+        assert_eq!(Service { settings, ..service(1, vec![]) }.check_bounds(), Err("settings"));
+    }
+
+    #[test]
+    fn a_setting_of_a_later_version_is_kept_as_it_came() {
+        let settings = BTreeMap::from([("stealth".to_owned(), Setting { version: 9, value: VarBytes(vec![1, 2, 3]) })]);
+        let later = Service { settings, ..service(2, vec![80]) };
+        let read: Service = codec::decode(&codec::encode(&later).unwrap(), Service::MAX_SIZE).unwrap();
+        let changed = Service { version: 3, ports: vec![80, 443], ..read };
+        assert_eq!(changed.settings, later.settings);
+    }
+
+    fn any_service() -> impl Strategy<Value = Service> {
+        let ports = prop::collection::btree_set(1u16..4, 0..3);
+        let settings = prop::collection::btree_map("[ab]", "[xy]", 0..2);
+        (any::<bool>(), 0u64..3, 0u64..2, ports, settings).prop_map(|(removed, version, issued, ports, settings)| {
+            let settings = settings.into_iter().map(|(name, value)| (name, setting(value.as_bytes()))).collect();
+            Service { removed, issued, settings, ..service(version, ports.into_iter().collect()) }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_order_and_any_repetition_give_one_result(a in any_service(), b in any_service(), c in any_service()) {
+            let merged = |order: &[&Service]| {
+                let mut first = order[0].clone();
+                order[1..].iter().for_each(|other| first.merge(other));
+                first
+            };
+            let all = merged(&[&a, &b, &c]);
+            prop_assert_eq!(&merged(&[&c, &a, &b, &a]), &all);
+            prop_assert_eq!(&merged(&[&b, &c, &a, &c]), &all);
+            prop_assert!(!all.removed || a.removed || b.removed || c.removed);
+            prop_assert!(all.removed || all.version == a.version.max(b.version).max(c.version));
+        }
+    }
+}
