@@ -36,10 +36,10 @@ impl Coordinator {
     /// Says what is missing. All of it passes by itself, but for a publisher that never comes back:
     /// that one has to be evicted before another publisher is admitted.
     pub fn may_admit(&self, role: Role, now: Now) -> Result<(), NotYet> {
-        if self.excluded || self.isolation(now).is_some() {
+        if self.life.is_excluded() || self.isolation(now).is_some() {
             return Err(NotYet::Isolated);
         }
-        let starting = now.mono < self.started + LISTEN_BEFORE_ADMITTING;
+        let starting = now.mono < self.started.mono + LISTEN_BEFORE_ADMITTING;
         let mut others = self.view.members().filter(|node| self.is_other_publisher(node));
         let missing = match role {
             Role::Publisher => others.find(|node| !(node.alive || self.has_nothing_to_tell(node))),
@@ -68,7 +68,7 @@ impl Coordinator {
     }
 
     fn is_newcomer(&self, node: &MemberView) -> bool {
-        node.member.certificate.issued >= self.started_unix
+        node.member.certificate.issued >= self.started.unix
     }
 }
 

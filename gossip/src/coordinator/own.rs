@@ -1,102 +1,44 @@
-//! What this node says of itself: each word signed, with a sequence number above all before it.
+//! This node's own records: assembled, announced, and recognised when they come back.
 
 use std::time::Duration;
 
-use super::{Action, Coordinator, Now, REISSUE_PAUSE, REPEAT};
+use super::speaker::Due;
+use super::{Action, Coordinator, Now};
 use crate::address::mesh_address;
-use crate::id::{NodeId, ServiceId};
+use crate::id::ServiceId;
 use crate::record::{Heartbeat, IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
-use crate::signed::{Sign, Statement, Unverified, Verified};
+use crate::signed::{Unverified, Verified};
 use crate::view::{Changes, OwnWord, Rejection};
 
-/// The node's voice.
-pub(super) struct Voice {
-    key: Box<dyn Sign + Send + Sync>,
-    node: NodeId,
-    next: u64,
-}
-
-/// Highest sequence number of our own that is believed when it comes back from elsewhere.
-const MAX_SEQ: u64 = 1 << 62;
-
-impl Voice {
-    /// Speaks with the sequence numbers of the `boot`th start.
-    pub(super) fn new(key: Box<dyn Sign + Send + Sync>, boot: u64) -> Self {
-        let node = NodeId::from_public_key(key.public_key());
-        Self { key, node, next: boot.min(MAX_SEQ >> 32) << 32 | 1 }
-    }
-
-    /// Signs what `word` makes of a new sequence number. `None` only if it cannot be encoded, which no word of ours
-    /// within its bounds is.
-    pub(super) fn say<T: Statement>(&mut self, word: impl FnOnce(u64) -> T) -> Option<(Verified<T>, Vec<u8>)> {
-        let seq = self.next;
-        self.next += 1;
-        let signed = Verified::sign(word(seq), &*self.key).and_then(|word| Ok((word.to_bytes()?, word)));
-        match signed {
-            Ok((bytes, word)) => Some((word, bytes)),
-            Err(error) => {
-                tracing::error!(node = %self.node, %error, "cannot encode a record of our own");
-                None
+impl Coordinator {
+    /// Announces what is due, and what has changed of the services that this node serves.
+    pub(super) fn announce(&mut self, due: Due, now: Now, out: &mut Vec<Action>) -> Changes {
+        let mut changes = Changes::default();
+        if due.slow {
+            self.announce_card(out);
+            for service in self.serving.keys().copied().collect::<Vec<_>>() {
+                self.announce_points(service, true, out);
+            }
+            for service in self.publishing.keys().copied().collect::<Vec<_>>() {
+                self.announce_publication(service, now, out);
             }
         }
-    }
-
-    /// Whether a sequence number of ours is above all that this process has used.
-    pub(super) fn is_ahead(&self, seq: u64) -> bool {
-        seq >= self.next && seq < MAX_SEQ
-    }
-
-    /// A word of ours with this sequence number is out there. True if it was not said by this process: then the disk
-    /// is older than what we said before, or another node has our key. All is said anew above it.
-    pub(super) fn heard(&mut self, seq: u64) -> bool {
-        let ahead = self.is_ahead(seq);
-        if ahead {
-            self.next = seq + 1;
+        if due.lease {
+            match self.election.leading() {
+                Some(term) => self.announce_lease(term, self.settings.timing.ttl, now, out),
+                None => self.announce_lease(self.election.stored_term(), Duration::ZERO, now, out),
+            }
         }
-        ahead
-    }
-}
-
-impl Coordinator {
-    /// Says everything anew, above a number of ours that came back.
-    pub(super) fn say_all(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.repeat(now, out);
-        self.next_beat = now.mono;
-        match self.election.leading() {
-            Some(term) => self.say_lease(term, self.settings.timing.ttl, now, out),
-            None => self.say_lease(self.election.stored_term(), Duration::ZERO, now, out),
+        for service in self.serving.keys().copied().collect::<Vec<_>>() {
+            changes |= self.announce_points(service, false, out);
         }
-    }
-
-    /// Says again, under new numbers, what changes seldom: whoever had it kept from it hears it now.
-    pub(super) fn repeat(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.repeat_at = now.mono + REPEAT;
-        self.say_card(out);
-        let (serving, publishing): (Vec<ServiceId>, Vec<ServiceId>) = (
-            self.serving.iter().filter(|(_, it)| it.is_announced()).map(|(service, _)| *service).collect(),
-            self.publishing.keys().copied().collect(),
-        );
-        for service in serving {
-            self.say_points(service, out);
-        }
-        for service in publishing {
-            self.say_publication(service, now, out);
-        }
-    }
-
-    /// Announces what has changed of the services that this node serves.
-    pub(super) fn announce_services(&mut self, out: &mut Vec<Action>) -> Changes {
-        let draining = self.draining;
-        let news = self.serving.iter_mut().filter_map(|(service, it)| it.has_news(draining).then_some(*service));
-        let news: Vec<ServiceId> = news.collect();
-        let mut changes = Changes::default();
-        for service in news {
-            changes |= self.say_points(service, out);
+        if due.heartbeat {
+            changes |= self.announce_heartbeat(now, out);
         }
         changes
     }
 
-    pub(super) fn say_card(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn announce_card(&mut self, out: &mut Vec<Action>) {
         let card = |seq| NodeCard {
             cluster: self.cluster,
             node: self.me,
@@ -108,57 +50,70 @@ impl Coordinator {
             version: self.settings.version.chars().filter(|it| it.is_ascii_graphic()).take(64).collect(),
             ports: self.settings.ports.iter().copied().take(NodeCard::MAX_PORTS).collect(),
         };
-        if let Some((card, bytes)) = self.voice.say(card) {
+        if let Some((card, bytes)) = self.speaker.sign(card) {
             out.push(Action::Gossip { kind: RecordKind::Card, bytes });
             self.view.fold_card(card);
         }
     }
 
-    fn say_points(&mut self, service: ServiceId, out: &mut Vec<Action>) -> Changes {
+    fn announce_heartbeat(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
+        let (cluster, node, phase) = (self.cluster, self.me, self.phase());
+        let (unix, instance) = (now.unix, self.settings.instance);
+        let hears = u16::try_from(self.view.hears()).unwrap_or(u16::MAX);
+        let record = |seq| Heartbeat { cluster, node, seq, phase, hears, unix, instance };
+        let Some((beat, bytes)) = self.speaker.sign(record) else { return Changes::default() };
+        out.push(Action::Gossip { kind: RecordKind::Heartbeat, bytes });
+        self.view.fold_heartbeat(beat, now)
+    }
+
+    /// Announces the intro points for a service if they have changed, or `again`.
+    fn announce_points(&mut self, service: ServiceId, again: bool, out: &mut Vec<Action>) -> Changes {
+        let draining = self.life.is_draining();
         let Some(serving) = self.serving.get_mut(&service) else { return Changes::default() };
+        if !(serving.has_news(draining) || (again && serving.is_announced())) {
+            return Changes::default();
+        }
         let (cluster, node) = (self.cluster, self.me);
-        let (fitness, points, nonces) = serving.announce(self.draining);
+        let (fitness, points, nonces) = serving.announce(draining);
         let record = |seq| IntroPoints { cluster, node, seq, service, fitness, points, nonces };
-        let Some((record, bytes)) = self.voice.say(record) else { return Changes::default() };
+        let Some((record, bytes)) = self.speaker.sign(record) else { return Changes::default() };
         out.push(Action::Gossip { kind: RecordKind::IntroPoints(service), bytes });
         self.fold(|view| view.fold_points(record))
     }
 
-    pub(super) fn say_lease(&mut self, term: u64, ttl: Duration, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn announce_lease(&mut self, term: u64, ttl: Duration, now: Now, out: &mut Vec<Action>) {
         if self.member.role() != Role::Publisher {
             return;
         }
         let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
         let (cluster, holder, priority) = (self.cluster, self.me, self.settings.priority);
-        let Some((lease, bytes)) = self.voice.say(|seq| Lease { cluster, holder, seq, term, priority, ttl_ms }) else {
-            return;
-        };
+        let record = |seq| Lease { cluster, holder, seq, term, priority, ttl_ms };
+        let Some((lease, bytes)) = self.speaker.sign(record) else { return };
         out.push(Action::Gossip { kind: RecordKind::Lease, bytes });
         self.fold(|view| view.fold_lease(lease, now));
     }
 
-    pub(super) fn say_publication(&mut self, service: ServiceId, now: Now, out: &mut Vec<Action>) -> Changes {
+    pub(super) fn announce_publication(&mut self, service: ServiceId, now: Now, out: &mut Vec<Action>) -> Changes {
         let periods = self.publishing.get(&service).map(|publishing| publishing.periods.clone()).unwrap_or_default();
         if self.member.role() != Role::Publisher || periods.is_empty() {
             return Changes::default();
         }
-        let (cluster, node, term) = (self.cluster, self.me, self.last_term);
+        let (cluster, node, term) = (self.cluster, self.me, self.queue.last_term());
         let record = |seq| Publication { cluster, node, seq, service, term, periods };
-        let Some((publication, bytes)) = self.voice.say(record) else { return Changes::default() };
+        let Some((publication, bytes)) = self.speaker.sign(record) else { return Changes::default() };
         out.push(Action::Gossip { kind: RecordKind::Publication(service), bytes });
         self.fold(|view| view.fold_publication(publication, now))
     }
 
-    /// Takes in a record of this node that came back. It changes nothing that this node says, only
-    /// how high it must count from here; and it may show that another process signs with the same
-    /// key.
+    /// Takes in a record of this node that came back. It changes nothing that this node announces, only how high it must
+    /// count from here; and it may show that another process signs with the same key.
     pub(super) fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
         let heard = match kind {
             RecordKind::Card => self.own::<NodeCard>(bytes).map(|card| card.seq),
             RecordKind::IntroPoints(_) => self.own::<IntroPoints>(bytes).map(|points| points.seq),
             RecordKind::Publication(_) => self.own::<Publication>(bytes).map(|publication| publication.seq),
             RecordKind::Heartbeat => self.own::<Heartbeat>(bytes).map(|beat| {
-                self.isolation.hear_own(&beat, self.voice.is_ahead(beat.seq), now);
+                self.life.hear_own(&beat, self.speaker.is_ahead(beat.seq), now);
                 beat.seq
             }),
             RecordKind::Lease => self.own::<Lease>(bytes).map(|lease| {
@@ -167,13 +122,12 @@ impl Coordinator {
             }),
             RecordKind::Invitation(_) | RecordKind::Revocation(_) => return,
         };
-        if heard.is_some_and(|seq| self.voice.heard(seq)) {
+        if heard.is_some_and(|seq| self.speaker.hear(seq)) {
             tracing::warn!(
                 "a newer record of this node came back than it has made: an old backup, or a second node with its key"
             );
             self.view.count_refusal(&Rejection::Own);
-            let rested = self.reissued.map_or(now.mono, |at| (at + REISSUE_PAUSE).max(now.mono));
-            self.reissue_at = self.reissue_at.or(Some(rested));
+            self.announcements.outnumbered(now.mono);
         }
     }
 

@@ -3,7 +3,7 @@
 mod outages;
 
 use super::*;
-use crate::record::{Fitness, IntroPoints, Lease, NodeCard, PeriodId, Publication, PublishedPeriod};
+use crate::record::{Fitness, Heartbeat, IntroPoints, Lease, NodeCard, PeriodId, Publication, PublishedPeriod, Role};
 use crate::signed::{Statement, Unverified, Verified};
 use crate::sim::{FOUNDED, Founder, Identity, point, served, sign};
 
@@ -177,10 +177,12 @@ fn the_life_of_a_node() {
     assert_eq!(scene.node.condition(), Condition::Healthy);
     assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).phase, Phase::Active);
     assert_eq!(fitness(&scene), Fitness::Healthy);
-    assert_eq!(scene.node.desired_points(&service()).len(), 1);
+    scene.pass(2);
+    assert_eq!(scene.node.desired_points(&service()).len(), 1, "chosen with the next heartbeat");
     scene.event(ready(false));
     assert_eq!(scene.node.condition(), Condition::Unhealthy);
     assert_eq!(fitness(&scene), Fitness::Degraded);
+    scene.pass(2);
     assert_eq!(scene.node.desired_points(&service()).len(), 1);
     scene.event(Event::Drain);
     assert_eq!((scene.node.phase(), scene.node.condition()), (Phase::Draining, Condition::Draining));

@@ -1,0 +1,113 @@
+//! This node's part in the election: what it tells the state machine of [`crate::lease`] of the cluster, and what follows
+//! from its steps.
+
+use std::time::Duration;
+
+use super::{Action, Coordinator, Leadership, Now};
+use crate::lease::{Situation, Step};
+use crate::record::Role;
+use crate::view::{Changes, View};
+
+/// What this node remembers of its turn in the election.
+#[derive(Debug)]
+pub(super) struct Queue {
+    /// Its place in the queue for a term, until a member comes, goes or changes.
+    place: Option<(u64, usize)>,
+    /// The lease was given up for a drain; if it comes back all the same, no other node wanted it.
+    handed_over: bool,
+    /// The term in which it published last.
+    last_term: u64,
+    elect_at: Option<Duration>,
+}
+
+impl Queue {
+    /// `term`: the highest on disk.
+    pub(super) fn new(term: u64) -> Self {
+        Self { place: None, handed_over: false, last_term: term, elect_at: None }
+    }
+
+    /// The drain is over.
+    pub(super) fn resume(&mut self) {
+        self.handed_over = false;
+    }
+
+    /// The term in which this node published last.
+    pub(super) fn last_term(&self) -> u64 {
+        self.last_term
+    }
+
+    /// When the election has something to do by time alone.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        self.elect_at
+    }
+
+    fn place(&mut self, view: &mut View, term: u64) -> usize {
+        let known = self.place.filter(|(of, _)| *of == term);
+        let (_, place) = *self.place.insert(known.unwrap_or_else(|| (term, view.place(term))));
+        place
+    }
+}
+
+impl Coordinator {
+    /// Has the election look at the situation.
+    pub(super) fn elect(&mut self, changes: &mut Changes, now: Now, out: &mut Vec<Action>) {
+        if self.member.role() != Role::Publisher {
+            return;
+        }
+        if changes.members {
+            self.queue.place = None;
+        }
+        let mut steps = Vec::new();
+        let mut situation = self.situation(now);
+        self.election.step(&situation, now.mono, &mut steps);
+        self.queue.handed_over |= situation.hand_over && self.life.is_draining();
+        let leading = self.election.leading().is_some();
+        self.publishing.values_mut().for_each(|publishing| publishing.unable &= leading);
+        if !steps.is_empty() {
+            changes.leases = true;
+            self.perform(&steps, now, out);
+            situation = self.situation(now);
+        }
+        self.queue.elect_at = self.election.next_deadline(&situation).filter(|at| *at > now.mono);
+    }
+
+    fn situation(&mut self, now: Now) -> Situation {
+        let (best, live) = (self.view.best_claim(), self.view.is_best_live(now.mono));
+        let highest = self.view.highest_term();
+        let leading = self.election.leading().is_some();
+        let mut situation = Situation { best, live, highest, ..Situation::default() };
+        if live && !leading {
+            return situation;
+        }
+        let willing = self.life.is_joined() && !self.life.is_leaving() && !self.life.is_isolated();
+        let may = willing && self.view.may_publish();
+        // The publisher stands in no queue; the others' ranks need not be computed for it.
+        let next = self.election.stored_term().max(highest) + 1;
+        situation.place = may.then(|| if leading { 0 } else { self.queue.place(&mut self.view, next) });
+        let unable = self.publishing.values().any(|publishing| publishing.unable);
+        let unwilling = unable || (self.life.is_draining() && !self.queue.handed_over);
+        situation.hand_over = leading && unwilling && self.view.has_successor();
+        if !leading {
+            situation.alone = self.view.is_alone();
+            situation.complete = self.election.listening_since().is_some_and(|since| self.view.heard_all_since(since));
+            situation.lower = self.view.is_lower_live(now.mono);
+        }
+        situation
+    }
+
+    /// Carries out the steps of the election.
+    pub(super) fn perform(&mut self, steps: &[Step], now: Now, out: &mut Vec<Action>) {
+        for step in steps {
+            match *step {
+                Step::Store(term) => out.push(Action::StoreTerm(term)),
+                Step::Renew(term) => self.announce_lease(term, self.settings.timing.ttl, now, out),
+                Step::GiveUp(term) => self.announce_lease(term, Duration::ZERO, now, out),
+                Step::Lead(term) => {
+                    self.queue.last_term = term;
+                    out.push(Action::Leadership(Leadership::Publisher { term }));
+                }
+                Step::Follow => out.push(Action::Leadership(Leadership::Follower)),
+            }
+        }
+    }
+}

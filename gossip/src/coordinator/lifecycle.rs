@@ -1,0 +1,290 @@
+//! Where this node is in its life cycle: joined, draining, leaving or excluded, and whether it is isolated meanwhile.
+//!
+//! [`LifeCycle::step`] looks at it after every event. The node joins once its links reach the mesh, it hears another
+//! member, it knows of no other, or the time for joining is over while it is not isolated. It is excluded for good once it
+//! is no member any more, or a second process with its key is proven.
+
+use std::time::Duration;
+
+use super::Now;
+use super::isolation::{Isolated, Isolation};
+use crate::record::{Heartbeat, Phase};
+use crate::view::{Standing, View};
+
+/// What the life cycle depends on in the cluster.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings {
+    /// This node's standing.
+    standing: Standing,
+    /// No other member is known.
+    alone: bool,
+    /// Another member is heard now.
+    hears_others: bool,
+    /// Another member, alive or not, is a publisher.
+    others_publish: bool,
+    /// How many revocations are known.
+    revocations: usize,
+}
+
+impl Surroundings {
+    pub(super) fn of(view: &View) -> Self {
+        Self {
+            standing: view.own_standing(),
+            alone: view.is_alone(),
+            hears_others: view.hears_any(),
+            others_publish: view.has_other_publisher(),
+            revocations: view.revocations().len(),
+        }
+    }
+}
+
+/// What the life cycle comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LifeStep {
+    /// The node takes part from now on.
+    Joined,
+    /// It does not any more, for this reason. Nothing follows.
+    Excluded(&'static str),
+}
+
+/// One node's life cycle.
+#[derive(Debug)]
+pub(super) struct LifeCycle {
+    /// How long to look for the others before going on without them.
+    joining: Duration,
+    started: Duration,
+    reached: bool,
+    joined: bool,
+    draining: bool,
+    leaving: bool,
+    excluded: bool,
+    isolation: Isolation,
+    /// Why the node was isolated at the last step, and when that may change by time alone.
+    isolated: Option<Isolated>,
+    isolate_at: Option<Duration>,
+}
+
+impl LifeCycle {
+    /// Of a process whose heartbeats have this random number.
+    pub(super) fn new(joining: Duration, instance: u64) -> Self {
+        Self {
+            joining,
+            started: Duration::ZERO,
+            reached: false,
+            joined: false,
+            draining: false,
+            leaving: false,
+            excluded: false,
+            isolation: Isolation::new(instance),
+            isolated: None,
+            isolate_at: None,
+        }
+    }
+
+    /// The first event.
+    pub(super) fn begin(&mut self, now: Now) {
+        self.started = now.mono;
+        self.isolation.begin(now);
+    }
+
+    /// The wall clock was set forward: what was dated since the start may be of an earlier process.
+    pub(super) fn clock_stepped(&mut self, now: Now) {
+        self.isolation.begin(now);
+    }
+
+    /// At least one link is up.
+    pub(super) fn reach_mesh(&mut self) {
+        self.reached = true;
+    }
+
+    pub(super) fn set_draining(&mut self, draining: bool) {
+        self.draining = draining;
+    }
+
+    pub(super) fn leave(&mut self) {
+        self.leaving = true;
+    }
+
+    pub(super) fn set_shut_out(&mut self, shut_out: bool) {
+        self.isolation.set_shut_out(shut_out);
+    }
+
+    pub(super) fn set_counted(&mut self, counted: u32) {
+        self.isolation.set_counted(counted);
+    }
+
+    /// A heartbeat signed with this node's key has come back; `ahead`: its number is above all that this process has used.
+    pub(super) fn hear_own(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
+        self.isolation.hear_own(beat, ahead, now);
+    }
+
+    /// Where the node is.
+    pub(super) fn phase(&self) -> Phase {
+        if self.leaving || self.excluded {
+            Phase::Gone
+        } else if !self.joined {
+            Phase::Joining
+        } else if self.draining {
+            Phase::Draining
+        } else {
+            Phase::Active
+        }
+    }
+
+    pub(super) fn is_joined(&self) -> bool {
+        self.joined
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    pub(super) fn is_excluded(&self) -> bool {
+        self.excluded
+    }
+
+    /// Whether the node was isolated at the last step.
+    pub(super) fn is_isolated(&self) -> bool {
+        self.isolated.is_some()
+    }
+
+    /// Why the node must keep still at this moment, if it must.
+    pub(super) fn isolation(&self, around: &Surroundings, mono: Duration) -> Option<Isolated> {
+        self.isolation.reason(around.revocations, around.others_publish, mono)
+    }
+
+    /// When [`LifeCycle::step`] may come to something by time alone.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        let joining = (!self.joined && self.isolated.is_none()).then_some(self.started + self.joining);
+        [joining, self.isolate_at].into_iter().flatten().min()
+    }
+
+    /// Moves on as far as it can.
+    pub(super) fn step(&mut self, around: &Surroundings, now: Now) -> Option<LifeStep> {
+        if let Some(reason) = self.reason_to_end(around.standing, now.mono) {
+            self.excluded = true;
+            return Some(LifeStep::Excluded(reason));
+        }
+        self.isolate(around, now);
+        let waited = now.mono >= self.started + self.joining && self.isolated.is_none();
+        if !self.joined && (self.reached || waited || around.alone || around.hears_others) {
+            self.joined = true;
+            return Some(LifeStep::Joined);
+        }
+        None
+    }
+
+    fn isolate(&mut self, around: &Surroundings, now: Now) {
+        self.isolation.compare(around.revocations, now);
+        let why = self.isolation(around, now.mono);
+        self.isolate_at = self.isolation.next_deadline(now.mono);
+        if self.isolated.is_some() != why.is_some() {
+            match why {
+                // A node that has just joined is in this state until its first link.
+                Some(why @ Isolated::LacksRevocations { .. }) => tracing::info!(%why, "this node is isolated"),
+                Some(why) => tracing::warn!(%why, "this node is isolated: it does not publish, admit or rotate keys"),
+                None => tracing::info!("this node is isolated no longer"),
+            }
+        }
+        self.isolated = why;
+    }
+
+    fn reason_to_end(&self, standing: Standing, mono: Duration) -> Option<&'static str> {
+        match standing {
+            Standing::Member if self.isolation.must_end(mono) => Some(
+                "this node's key is in use by a second process, most likely on another machine with a copy of this state directory; both stop. Delete all copies but one, and start that one: a state directory may be moved, never run twice",
+            ),
+            Standing::Member => None,
+            Standing::Expired => Some(
+                "this node's member certificate has expired: check this machine's clock; if it is right, join again with a new invitation",
+            ),
+            Standing::Revoked => Some(
+                "this node was evicted from the cluster: it comes back only under a new key, with a new invitation",
+            ),
+            Standing::Overdrawn => Some(
+                "this node joined with an invitation that others had used up at the same time: join again with a new one",
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::FOUNDED;
+
+    /// A member that knows of another publisher and hears nobody.
+    const LOST: Surroundings = Surroundings {
+        standing: Standing::Member,
+        alone: false,
+        hears_others: false,
+        others_publish: true,
+        revocations: 0,
+    };
+
+    fn at(seconds: u64) -> Now {
+        Now { mono: Duration::from_secs(seconds), unix: FOUNDED + seconds }
+    }
+
+    fn started() -> LifeCycle {
+        let mut life = LifeCycle::new(Duration::from_secs(45), 1);
+        life.begin(at(0));
+        life
+    }
+
+    #[test]
+    fn a_node_joins_when_it_reaches_others_is_alone_or_has_waited() {
+        let mut reaching = started();
+        assert_eq!((reaching.step(&LOST, at(1)), reaching.phase()), (None, Phase::Joining));
+        reaching.reach_mesh();
+        assert_eq!((reaching.step(&LOST, at(2)), reaching.phase()), (Some(LifeStep::Joined), Phase::Active));
+        assert_eq!(reaching.step(&LOST, at(3)), None, "it joins once");
+        assert_eq!(started().step(&Surroundings { alone: true, ..LOST }, at(1)), Some(LifeStep::Joined));
+        assert_eq!(started().step(&Surroundings { hears_others: true, ..LOST }, at(1)), Some(LifeStep::Joined));
+        let mut waiting = started();
+        assert_eq!(waiting.next_deadline(), Some(at(45).mono));
+        assert_eq!((waiting.step(&LOST, at(44)), waiting.step(&LOST, at(45))), (None, Some(LifeStep::Joined)));
+    }
+
+    #[test]
+    fn an_isolated_node_does_not_go_on_without_the_others() {
+        let mut life = started();
+        life.set_shut_out(true);
+        assert_eq!(life.step(&LOST, at(100)), None);
+        assert!(life.is_isolated() && life.phase() == Phase::Joining);
+        life.set_shut_out(false);
+        assert_eq!(life.step(&LOST, at(101)), Some(LifeStep::Joined));
+        assert!(!life.is_isolated());
+    }
+
+    #[test]
+    fn a_node_drains_only_once_it_has_joined_and_a_goodbye_is_the_end() {
+        let mut life = started();
+        life.set_draining(true);
+        life.step(&LOST, at(1));
+        assert_eq!(life.phase(), Phase::Joining);
+        life.reach_mesh();
+        life.step(&LOST, at(2));
+        assert_eq!(life.phase(), Phase::Draining);
+        life.set_draining(false);
+        assert_eq!(life.phase(), Phase::Active);
+        life.leave();
+        assert_eq!(life.phase(), Phase::Gone);
+    }
+
+    #[test]
+    fn who_is_no_member_any_more_is_told_why() {
+        for (standing, part) in
+            [(Standing::Expired, "expired"), (Standing::Revoked, "evicted"), (Standing::Overdrawn, "invitation")]
+        {
+            let mut life = started();
+            let step = life.step(&Surroundings { standing, ..LOST }, at(1));
+            assert!(matches!(step, Some(LifeStep::Excluded(why)) if why.contains(part)), "{step:?}");
+            assert!(life.is_excluded() && life.phase() == Phase::Gone);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What this node announces of itself: signed under rising sequence numbers, and when.
+
+use std::time::Duration;
+
+use crate::id::NodeId;
+use crate::record::Phase;
+use crate::signed::{Sign, Statement, Verified};
+
+/// Minimum interval between two full re-announcements triggered by receiving our own record with a higher sequence number.
+const REANNOUNCE_PAUSE: Duration = Duration::from_secs(10);
+/// Interval at which slow-changing records are signed again under a new sequence number. A hostile member can convince a
+/// peer that it already has our latest version; the peer then stops asking, and recovers only when a new one appears.
+const REPEAT: Duration = Duration::from_secs(300);
+/// Highest sequence number of our own that is believed when it comes back from elsewhere.
+const MAX_SEQ: u64 = 1 << 62;
+
+/// Signs what the node announces, each record with a sequence number above all before it.
+pub(super) struct Speaker {
+    key: Box<dyn Sign + Send + Sync>,
+    node: NodeId,
+    next: u64,
+}
+
+impl Speaker {
+    /// Uses the sequence numbers of the `boot`th start.
+    pub(super) fn new(key: Box<dyn Sign + Send + Sync>, boot: u64) -> Self {
+        let node = NodeId::from_public_key(key.public_key());
+        Self { key, node, next: boot.min(MAX_SEQ >> 32) << 32 | 1 }
+    }
+
+    /// Signs what `record` makes of a new sequence number. `None` only if it cannot be encoded, which no record of ours
+    /// within its bounds is.
+    pub(super) fn sign<T: Statement>(&mut self, record: impl FnOnce(u64) -> T) -> Option<(Verified<T>, Vec<u8>)> {
+        let seq = self.next;
+        self.next += 1;
+        let signed = Verified::sign(record(seq), &*self.key).and_then(|record| Ok((record.to_bytes()?, record)));
+        match signed {
+            Ok((bytes, record)) => Some((record, bytes)),
+            Err(error) => {
+                tracing::error!(node = %self.node, %error, "cannot encode a record of our own");
+                None
+            }
+        }
+    }
+
+    /// Whether a sequence number of ours is above all that this process has used.
+    pub(super) fn is_ahead(&self, seq: u64) -> bool {
+        seq >= self.next && seq < MAX_SEQ
+    }
+
+    /// A record of ours with this sequence number is out there. True if this process did not make it: then the disk is
+    /// older than what was announced before, or another process has our key. Everything is to be announced above it.
+    pub(super) fn hear(&mut self, seq: u64) -> bool {
+        let ahead = self.is_ahead(seq);
+        if ahead {
+            self.next = seq + 1;
+        }
+        ahead
+    }
+}
+
+/// What is to be announced now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Due {
+    /// The lease, held or given up.
+    pub(super) lease: bool,
+    /// Card, intro points and publications.
+    pub(super) slow: bool,
+    /// A heartbeat.
+    pub(super) heartbeat: bool,
+}
+
+/// When the node announces what it has announced before. What changes is announced at once, and not by this.
+#[derive(Debug, Default)]
+pub(super) struct Announcements {
+    next_heartbeat: Duration,
+    /// The phase in the last heartbeat.
+    phase: Option<Phase>,
+    repeat_at: Duration,
+    /// When everything was announced again last, and when it is to be.
+    reannounced: Option<Duration>,
+    reannounce_at: Option<Duration>,
+}
+
+impl Announcements {
+    /// The first event.
+    pub(super) fn begin(&mut self, mono: Duration) {
+        self.next_heartbeat = mono;
+        self.repeat_at = mono + REPEAT;
+    }
+
+    /// A record of ours came back that this process did not make.
+    pub(super) fn outnumbered(&mut self, mono: Duration) {
+        let rested = self.reannounced.map_or(mono, |at| (at + REANNOUNCE_PAUSE).max(mono));
+        self.reannounce_at = self.reannounce_at.or(Some(rested));
+    }
+
+    /// Whether the goodbye has been announced.
+    pub(super) fn has_said_goodbye(&self) -> bool {
+        self.phase == Some(Phase::Gone)
+    }
+
+    /// Whether a heartbeat is due by time.
+    pub(super) fn is_heartbeat_due(&self, mono: Duration) -> bool {
+        mono >= self.next_heartbeat
+    }
+
+    /// When [`Announcements::step`] has something due by time alone.
+    pub(super) fn next_deadline(&self) -> Duration {
+        let regular = self.next_heartbeat.min(self.repeat_at);
+        self.reannounce_at.map_or(regular, |at| at.min(regular))
+    }
+
+    /// What is to be announced by a node in this phase that sends a heartbeat each `interval`; it counts as announced.
+    pub(super) fn step(&mut self, phase: Phase, interval: Duration, mono: Duration) -> Due {
+        let everything = self.reannounce_at.is_some_and(|at| mono >= at);
+        let slow = everything || mono >= self.repeat_at;
+        let heartbeat = everything || self.is_heartbeat_due(mono) || self.phase != Some(phase);
+        if everything {
+            (self.reannounce_at, self.reannounced) = (None, Some(mono));
+        }
+        if slow {
+            self.repeat_at = mono + REPEAT;
+        }
+        if heartbeat {
+            (self.next_heartbeat, self.phase) = (mono + interval, Some(phase));
+        }
+        Due { lease: everything, slow, heartbeat }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Role;
+    use crate::sim::Founder;
+
+    const INTERVAL: Duration = Duration::from_secs(2);
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn started() -> Announcements {
+        let mut announcements = Announcements::default();
+        announcements.begin(at(100));
+        announcements
+    }
+
+    #[test]
+    fn numbers_rise_above_those_of_the_last_start_and_of_what_comes_back() {
+        let own = Founder::new(1).node(0, Role::Publisher);
+        let mut speaker = Speaker::new(Box::new(own.key.clone()), 7);
+        let mut seq = || speaker.sign(|seq| own.beat(seq, Phase::Active)).unwrap().0.seq;
+        assert_eq!((seq(), seq()), (7 << 32 | 1, 7 << 32 | 2));
+        assert!(!speaker.hear(7 << 32 | 2), "its own");
+        assert!(speaker.hear(9 << 32));
+        assert!(!speaker.hear(u64::MAX), "above what is believed");
+        assert_eq!(speaker.sign(|seq| own.beat(seq, Phase::Active)).unwrap().0.seq, 9 << 32 | 1);
+    }
+
+    #[test]
+    fn a_heartbeat_is_due_by_time_and_with_every_new_phase() {
+        let mut announcements = started();
+        let heartbeat = Due { heartbeat: true, ..Due::default() };
+        assert_eq!(announcements.step(Phase::Joining, INTERVAL, at(100)), heartbeat);
+        assert_eq!(announcements.step(Phase::Joining, INTERVAL, at(101)), Due::default());
+        assert_eq!(announcements.step(Phase::Active, INTERVAL, at(101)), heartbeat);
+        assert_eq!(announcements.next_deadline(), at(103));
+        assert_eq!(announcements.step(Phase::Gone, INTERVAL, at(102)), heartbeat);
+        assert!(announcements.has_said_goodbye());
+    }
+
+    #[test]
+    fn slow_records_are_repeated_every_five_minutes() {
+        let mut announcements = started();
+        let repeats = (100..=1000).filter(|second| announcements.step(Phase::Active, INTERVAL, at(*second)).slow);
+        assert_eq!(repeats.collect::<Vec<_>>(), [400, 700, 1000]);
+    }
+
+    #[test]
+    fn everything_is_announced_again_above_a_number_that_came_back_but_not_more_often_than_in_ten_seconds() {
+        let mut announcements = started();
+        announcements.step(Phase::Active, INTERVAL, at(100));
+        announcements.outnumbered(at(101));
+        let everything = Due { lease: true, slow: true, heartbeat: true };
+        assert_eq!(announcements.step(Phase::Active, INTERVAL, at(101)), everything);
+        announcements.outnumbered(at(102));
+        announcements.outnumbered(at(103));
+        assert!(!announcements.step(Phase::Active, INTERVAL, at(110)).lease);
+        assert_eq!(announcements.step(Phase::Active, INTERVAL, at(111)), everything);
+        assert!(!announcements.step(Phase::Active, INTERVAL, at(200)).lease);
+    }
+}
