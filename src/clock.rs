@@ -1,6 +1,32 @@
-//! The wall clock, in the unit of everything that is signed, sent or stored.
+//! The clocks: the wall clock, in the unit of everything that is signed, sent or stored, and a monotonic one.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustbalance_gossip::time::Now;
+use tokio::time::Instant;
+
+/// What gives a machine the time: the monotonic time since [`Clock::start`], and the wall clock.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    /// One that begins now.
+    pub fn start() -> Self {
+        Self { started: Instant::now() }
+    }
+
+    /// The time on both clocks.
+    pub fn now(self) -> Now {
+        Now { mono: self.started.elapsed(), unix: unix_now() }
+    }
+
+    /// When the monotonic clock shows `mono`; `None` if that is beyond what the system can count.
+    pub fn instant(self, mono: Duration) -> Option<Instant> {
+        self.started.checked_add(mono)
+    }
+}
 
 /// Seconds since the Unix epoch; 0 where the clock is before it, which others tell as a wrong
 /// clock.

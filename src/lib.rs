@@ -14,6 +14,7 @@ pub mod control;
 pub mod counters;
 pub mod descriptors;
 pub mod discovery;
+pub mod drive;
 pub mod frame;
 pub mod health;
 pub mod join;

@@ -19,6 +19,7 @@ const DAEMON: Floors = &[
     ("clock", 0),
     ("counters", 0),
     ("descriptors", 0),
+    ("drive", 1),
     ("keys", 0),
     ("discovery", 1),
     ("frame", 0),

@@ -21,6 +21,7 @@ use rustbalance_gossip::time::Now;
 
 use super::circuit::Circuit;
 use crate::backoff::Backoff;
+use crate::drive::Machine;
 use crate::tor::RelayChoice;
 
 /// How long a retired point serves on: longer than clients keep a descriptor that was just replaced.
@@ -176,24 +177,15 @@ pub struct Plan {
 /// How long a relay that failed is avoided.
 const AVOID: Duration = Duration::from_secs(600);
 
-impl Plan {
-    /// Keeps `want` points.
-    pub fn new(want: usize) -> Self {
-        Self {
-            want,
-            may_choose: true,
-            slots: BTreeMap::new(),
-            next: 1,
-            stronger: BTreeSet::new(),
-            weaker: BTreeSet::new(),
-            moves: (MOVES.0, Duration::ZERO),
-            failed: BTreeMap::new(),
-            advertised: Vec::new(),
-        }
+impl Machine for Plan {
+    type Event = Event;
+    type Action = Action;
+
+    fn tick() -> Event {
+        Event::Tick
     }
 
-    /// Takes note of what happened and says what to do.
-    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+    fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Tick => {}
@@ -216,9 +208,25 @@ impl Plan {
         actions
     }
 
-    /// When to call again with [`Event::Tick`] if nothing else happens.
-    pub fn next_timeout(&self, now: Now) -> Option<Duration> {
+    fn next_timeout(&self, now: Now) -> Option<Duration> {
         self.slots.values().map(|slot| slot.next_timeout(now)).min()
+    }
+}
+
+impl Plan {
+    /// Keeps `want` points.
+    pub fn new(want: usize) -> Self {
+        Self {
+            want,
+            may_choose: true,
+            slots: BTreeMap::new(),
+            next: 1,
+            stronger: BTreeSet::new(),
+            weaker: BTreeSet::new(),
+            moves: (MOVES.0, Duration::ZERO),
+            failed: BTreeMap::new(),
+            advertised: Vec::new(),
+        }
     }
 
     fn restore(&mut self, stored: Vec<Stored>, now: Now) {

@@ -1,5 +1,4 @@
-//! The thin shell that keeps this node's introduction points open: feeds [`Plan`] and carries out its actions over the
-//! [`Engine`].
+//! The thin shell that keeps this node's introduction points open: carries out what [`Plan`] decides over the [`Engine`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,15 +9,16 @@ use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{IntroPoint, PointNonce, RelayId, ServedPoint};
 use rustbalance_gossip::time::Now;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::circuit;
 use super::plan::{Action, Event, Lifetime, Plan, SlotId, Stored};
 use crate::blocking::on_disk;
-use crate::clock::unix_now;
+use crate::clock::{Clock, unix_now};
+use crate::drive::{Driver, Jobs, Shell};
+use crate::sync::publish;
 use crate::tor::{Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceGuard};
 
 /// How often introductions are counted.
@@ -82,8 +82,11 @@ pub struct Balance {
     pub status: watch::Sender<Vec<PointStatus>>,
 }
 
-/// What a job has to say.
-enum Done {
+/// What comes to the shell.
+enum Input {
+    Wanted(Wanted),
+    /// Introductions are to be counted.
+    Count,
     Opened(SlotId, Result<(Arc<dyn OpenIntroPoint>, PointNonce), String>),
     Lost(SlotId, String),
 }
@@ -98,14 +101,12 @@ struct Open {
     watcher: tokio::task::AbortHandle,
 }
 
-struct Running {
+struct BalanceShell {
     balance: Balance,
-    plan: Plan,
-    started: Instant,
     open: BTreeMap<SlotId, Open>,
     /// What is known of slots that are not open.
     known: BTreeMap<SlotId, Stored>,
-    jobs: JoinSet<Done>,
+    count: Interval,
 }
 
 /// 18 to 24 hours or 16,384 to 32,768 introductions, as C tor draws them.
@@ -116,73 +117,83 @@ fn draw_lifetime() -> Lifetime {
 
 impl Balance {
     /// Runs until `stop`. Ends early only if the keys on disk cannot be read.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
-        let mut wanted = self.wanted.clone();
-        let plan = Plan::new(self.points);
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
         let stored = self.store.restore()?;
+        self.wanted.mark_changed();
         let known = stored.iter().map(|stored| (stored.slot, stored.clone())).collect();
-        let (open, jobs, started) = (BTreeMap::new(), JoinSet::new(), Instant::now());
-        let mut running = Running { balance: self, plan, started, open, known, jobs };
-        let latest = wanted.borrow_and_update().clone();
+        let (plan, count) = (Plan::new(self.points), tokio::time::interval(COUNT_EVERY));
+        let shell = BalanceShell { balance: self, open: BTreeMap::new(), known, count };
+        let mut driver = Driver::new(plan, shell, Clock::start());
         // What there is comes first: new points are for what is missing then.
-        running.tell(Event::MayChoose(false));
-        running.tell(Event::Restored(stored));
-        running.want(latest);
-        let mut count = tokio::time::interval(COUNT_EVERY);
-        loop {
-            let now = running.now();
-            let timeout = running.plan.next_timeout(now).unwrap_or(now.mono + COUNT_EVERY);
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                changed = wanted.changed() => {
-                    if changed.is_err() { return Ok(()) }
-                    let latest = wanted.borrow_and_update().clone();
-                    running.want(latest);
-                }
-                Some(done) = running.jobs.join_next() => match done {
-                    Ok(done) => running.done(done),
-                    // What it was to answer will not come: to begin anew is safer than to wait for it.
-                    Err(error) if error.is_panic() => return Err(error.to_string()),
-                    Err(_) => {}
-                },
-                _ = count.tick() => running.count(),
-                () = tokio::time::sleep_until(running.started + timeout) => running.tell(Event::Tick),
-            }
-        }
+        driver.handle([Event::MayChoose(false), Event::Restored(stored)]);
+        driver.run(&stop).await.map_err(|error| error.to_string())
     }
 }
 
-impl Running {
-    fn now(&self) -> Now {
-        Now { mono: self.started.elapsed(), unix: unix_now() }
+impl Shell<Plan> for BalanceShell {
+    type Input = Input;
+
+    async fn next(&mut self) -> Option<Input> {
+        let wanted = &mut self.balance.wanted;
+        tokio::select! {
+            changed = wanted.changed() => changed.ok().map(|()| Input::Wanted(wanted.borrow_and_update().clone())),
+            _ = self.count.tick() => Some(Input::Count),
+        }
     }
 
-    fn want(&mut self, wanted: Wanted) {
-        self.tell(Event::Others { stronger: wanted.stronger, weaker: wanted.weaker });
-        self.tell(Event::MayChoose(wanted.others_known));
-    }
-
-    fn tell(&mut self, event: Event) {
-        let now = self.now();
-        for action in self.plan.handle(event, now) {
-            match action {
-                Action::Open { slot, relay } => self.open(slot, relay.into()),
-                Action::Retire(slot) => self.retire(slot),
-                Action::Close(slot) => self.close(slot),
-                Action::Advertise(points) => {
-                    info!(points = points.len(), "introduction points advertised");
-                    self.balance.advertised.send_replace(points);
+    fn take(&mut self, input: Input, jobs: &mut Jobs<Input>) -> Vec<Event> {
+        match input {
+            Input::Wanted(Wanted { others_known, stronger, weaker }) => {
+                vec![Event::Others { stronger, weaker }, Event::MayChoose(others_known)]
+            }
+            Input::Count => self.count(),
+            Input::Opened(slot, Ok((handle, nonce))) => vec![self.opened(slot, handle, nonce, jobs)],
+            Input::Opened(slot, Err(error)) => {
+                info!(slot = slot.0, %error, "cannot open an introduction point, will try again");
+                vec![Event::OpenFailed(slot)]
+            }
+            Input::Lost(slot, why) => {
+                info!(slot = slot.0, %why, "introduction point lost");
+                self.note_count(slot);
+                if let Some(open) = self.open.remove(&slot) {
+                    self.known.insert(slot, open.stored);
                 }
+                vec![Event::Lost(slot)]
             }
         }
     }
 
-    fn open(&mut self, slot: SlotId, relay: RelayChoice) {
+    fn act(&mut self, action: Action, jobs: &mut Jobs<Input>) {
+        match action {
+            Action::Open { slot, relay } => self.open(slot, relay.into(), jobs),
+            Action::Retire(slot) => self.retire(slot),
+            Action::Close(slot) => self.close(slot),
+            Action::Advertise(points) => {
+                info!(points = points.len(), "introduction points advertised");
+                self.balance.advertised.send_replace(points);
+            }
+        }
+    }
+
+    /// Shows what is open.
+    fn settle(&mut self, _: &Plan, _: Now) -> Vec<Event> {
+        let status = |open: &Open| PointStatus {
+            point: open.handle.describe(),
+            created: open.stored.created,
+            introductions: open.stored.introductions,
+        };
+        publish(&self.balance.status, self.open.values().map(status).collect());
+        Vec::new()
+    }
+}
+
+impl BalanceShell {
+    fn open(&mut self, slot: SlotId, relay: RelayChoice, jobs: &mut Jobs<Input>) {
         let engine = Arc::clone(&self.balance.engine);
         let (service, limits, streams) =
             (self.balance.service, Arc::clone(&self.balance.limits), self.balance.streams.clone());
         let keys = on_disk(|| self.balance.store.keys(slot));
-        self.jobs.spawn(async move {
+        jobs.spawn(async move {
             let opened = async {
                 // Without a directory no relay is to blame. Once the engine has ended, its answer says so.
                 let _ = engine.bootstrap().wait_for(|told| told.ready).await;
@@ -192,30 +203,17 @@ impl Running {
                 let opened = circuit::open(&*engine, request, streams).await;
                 opened.map(|handle| (handle, nonce))
             };
-            Done::Opened(slot, opened.await)
+            Input::Opened(slot, opened.await)
         });
     }
 
-    fn done(&mut self, done: Done) {
-        match done {
-            Done::Opened(slot, Ok((handle, nonce))) => self.opened(slot, handle, nonce),
-            Done::Opened(slot, Err(error)) => {
-                info!(slot = slot.0, %error, "cannot open an introduction point, will try again");
-                self.tell(Event::OpenFailed(slot));
-            }
-            Done::Lost(slot, why) => {
-                info!(slot = slot.0, %why, "introduction point lost");
-                self.note_count(slot);
-                if let Some(open) = self.open.remove(&slot) {
-                    self.known.insert(slot, open.stored);
-                }
-                self.tell(Event::Lost(slot));
-                self.show();
-            }
-        }
-    }
-
-    fn opened(&mut self, slot: SlotId, handle: Arc<dyn OpenIntroPoint>, nonce: PointNonce) {
+    fn opened(
+        &mut self,
+        slot: SlotId,
+        handle: Arc<dyn OpenIntroPoint>,
+        nonce: PointNonce,
+        jobs: &mut Jobs<Input>,
+    ) -> Event {
         let point = handle.describe();
         let stored = match self.known.remove(&slot) {
             Some(known) => known,
@@ -229,11 +227,10 @@ impl Running {
         }
         debug!(slot = slot.0, relay = %point.relay, "introduction point open");
         let watched = Arc::clone(&handle);
-        let watcher = self.jobs.spawn(async move { Done::Lost(slot, watched.lost().await) });
+        let watcher = jobs.spawn(async move { Input::Lost(slot, watched.lost().await) });
         let (before, lifetime) = (stored.introductions, stored.lifetime);
         self.open.insert(slot, Open { handle, stored, before, noted: before, watcher });
-        self.tell(Event::Opened(slot, ServedPoint { point, nonce }, lifetime));
-        self.show();
+        Event::Opened(slot, ServedPoint { point, nonce }, lifetime)
     }
 
     /// Notes that a point has retired. One that was never open is not known, and has nothing to note.
@@ -254,7 +251,6 @@ impl Running {
         if let Err(error) = on_disk(|| self.balance.store.forget(slot)) {
             warn!(%error, "cannot remove the keys of a closed introduction point");
         }
-        self.show();
     }
 
     /// Takes over what a circuit has counted.
@@ -271,21 +267,9 @@ impl Running {
         Some(count)
     }
 
-    fn count(&mut self) {
-        for slot in self.open.keys().copied().collect::<Vec<_>>() {
-            if let Some(count) = self.note_count(slot) {
-                self.tell(Event::Introductions(slot, count));
-            }
-        }
-        self.show();
-    }
-
-    fn show(&self) {
-        let status = |open: &Open| PointStatus {
-            point: open.handle.describe(),
-            created: open.stored.created,
-            introductions: open.stored.introductions,
-        };
-        self.balance.status.send_replace(self.open.values().map(status).collect());
+    fn count(&mut self) -> Vec<Event> {
+        let open: Vec<_> = self.open.keys().copied().collect();
+        let counted = |slot| self.note_count(slot).map(|count| Event::Introductions(slot, count));
+        open.into_iter().filter_map(counted).collect()
     }
 }

@@ -21,9 +21,11 @@ use std::time::Duration;
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
+use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MAX_FENCE;
 
 use crate::backoff::Backoff;
+use crate::drive::Machine;
 use crate::tor::{Directory, Period};
 
 /// Between two editions of one period: an equal revision is refused, and revisions of the clock step once a second.
@@ -227,10 +229,18 @@ impl Plan {
             reported: Vec::new(),
         }
     }
+}
 
-    /// Takes note of what happened at `now` (any monotonic origin) and says what to do.
-    pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
-        let mut actions = Vec::new();
+impl Machine for Plan {
+    type Event = Event;
+    type Action = Action;
+
+    fn tick() -> Event {
+        Event::Tick
+    }
+
+    fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let (now, mut actions) = (now.mono, Vec::new());
         match event {
             Event::Tick => {}
             Event::Lead(term) => self.lead(term, now),
@@ -253,8 +263,7 @@ impl Plan {
         actions
     }
 
-    /// When to call again with [`Event::Tick`] if nothing else happens.
-    pub fn next_timeout(&self, now: Duration) -> Option<Duration> {
+    fn next_timeout(&self, now: Now) -> Option<Duration> {
         self.term?;
         let mut at: Vec<Duration> = Vec::new();
         for target in self.targets.values() {
@@ -273,9 +282,11 @@ impl Plan {
             }
         }
         // Never a busy loop: what is due already waits for an answer or for a place among those in flight.
-        at.into_iter().min().map(|at| at.max(now + Duration::from_millis(100)))
+        at.into_iter().min().map(|at| at.max(now.mono + Duration::from_millis(100)))
     }
+}
 
+impl Plan {
     fn lead(&mut self, term: Option<u64>, now: Duration) {
         if term.is_some() && term != self.term {
             self.led_since = now;

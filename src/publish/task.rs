@@ -1,5 +1,4 @@
-//! The thin shell of the publisher: feeds [`Plan`] with what the cluster wants and the network says, and carries out
-//! its actions over the [`Engine`].
+//! The thin shell of the publisher: carries out what [`Plan`] decides over the [`Engine`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,12 +7,13 @@ use std::time::{Duration, SystemTime};
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::plan::{Action, Event, Outcome, Plan, Reading, Stranger};
+use crate::clock::Clock;
+use crate::drive::{Driver, JobPanicked, Jobs, Shell};
 use crate::tor::descriptor::{self, PeriodCredentials};
 use crate::tor::{Directory, Engine, Period, TorError};
 
@@ -28,7 +28,7 @@ const STRANGER_PAUSE: Duration = Duration::from_secs(3600);
 /// How often the periods are looked at although nothing told of a change: a change of period is a matter of time alone.
 const PERIODS_PAUSE: Duration = Duration::from_secs(30);
 
-/// Where the credentials for a period come from: the master key on this node, today.
+/// Where the credentials for a period come from: the service key on this node, today.
 pub trait CredentialSource: Send + Sync {
     /// Those for `period`, good from `now` on.
     fn credentials(&self, period: PeriodId, now: SystemTime) -> Result<PeriodCredentials, TorError>;
@@ -89,10 +89,15 @@ pub struct Publisher {
     pub refresh: Duration,
 }
 
-/// What a finished job has to say.
-enum Done {
-    Event(Event),
+/// What comes to the shell.
+enum Input {
+    Wanted(Wanted),
+    /// The periods and their directories may have changed.
+    PeriodsDue,
+    Periods(Result<Vec<Period>, TorError>),
     Edition(PeriodId, Result<(u64, Arc<str>), Unbuilt>),
+    /// What a directory has answered.
+    Answered(Event),
 }
 
 /// Why there is no edition.
@@ -104,11 +109,10 @@ enum Unbuilt {
     Unmade(String),
 }
 
-/// The task's state besides the plan.
-struct Running {
+struct PublisherShell {
     publisher: Publisher,
-    plan: Plan,
-    started: Instant,
+    network: watch::Receiver<u64>,
+    periods_due: PeriodsDue,
     /// When the periods were asked for, and what the network said of each.
     periods: BTreeMap<PeriodId, (Instant, Period)>,
     editions: BTreeMap<PeriodId, (u64, Arc<str>)>,
@@ -116,134 +120,154 @@ struct Running {
     warned: Option<Instant>,
     /// As of the last [`Wanted`].
     unheard: bool,
-    jobs: JoinSet<Done>,
+}
+
+/// When Tor is to be asked for the periods.
+enum PeriodsDue {
+    At(Instant),
+    /// It is being asked; if the network has changed since, it is asked again.
+    Asking {
+        again: bool,
+    },
 }
 
 impl Publisher {
     /// Runs until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
-        let mut wanted = self.wanted.clone();
-        let mut network = self.engine.network_changes();
-        let mut periods_due = Instant::now();
+    ///
+    /// # Errors
+    /// If a job panics.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), JobPanicked> {
+        self.wanted.mark_changed();
         let plan = Plan::new(self.refresh);
-        let (periods, editions, jobs) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
-        let mut running = Running {
+        let shell = PublisherShell {
+            network: self.engine.network_changes(),
             publisher: self,
-            plan,
-            started: Instant::now(),
-            periods,
-            editions,
+            periods_due: PeriodsDue::At(Instant::now()),
+            periods: BTreeMap::new(),
+            editions: BTreeMap::new(),
             warned: None,
             unheard: false,
-            jobs,
         };
-        running.want(&wanted.borrow_and_update().clone());
-        loop {
-            let now = running.started.elapsed();
-            let timeout = running.plan.next_timeout(now).unwrap_or(now + PERIODS_PAUSE);
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = wanted.changed() => {
-                    if changed.is_err() { return }
-                    let latest = wanted.borrow_and_update().clone();
-                    running.want(&latest);
-                }
-                changed = network.changed() => {
-                    if changed.is_err() { return }
-                    periods_due = Instant::now();
-                }
-                () = tokio::time::sleep_until(periods_due) => periods_due = Instant::now() + running.look_at_periods().await,
-                Some(done) = running.jobs.join_next() => match done {
-                    Ok(done) => running.done(done),
-                    // What it was to answer will not come: to begin anew is safer than to wait for it.
-                    Err(error) if error.is_panic() => return error!(%error, "an upload has panicked"),
-                    Err(_) => {}
-                },
-                () = tokio::time::sleep_until(running.started + timeout) => running.tell(Event::Tick),
-            }
+        Driver::new(plan, shell, Clock::start()).run(&stop).await
+    }
+}
+
+impl PeriodsDue {
+    async fn wait(&self) {
+        match self {
+            Self::At(due) => tokio::time::sleep_until(*due).await,
+            Self::Asking { .. } => std::future::pending().await,
         }
     }
 }
 
-impl Running {
-    fn want(&mut self, wanted: &Wanted) {
+impl Shell<Plan> for PublisherShell {
+    type Input = Input;
+
+    async fn next(&mut self) -> Option<Input> {
+        let wanted = &mut self.publisher.wanted;
+        tokio::select! {
+            changed = wanted.changed() => changed.ok().map(|()| Input::Wanted(wanted.borrow_and_update().clone())),
+            changed = self.network.changed() => changed.ok().map(|()| Input::PeriodsDue),
+            () = self.periods_due.wait() => Some(Input::PeriodsDue),
+        }
+    }
+
+    fn take(&mut self, input: Input, jobs: &mut Jobs<Input>) -> Vec<Event> {
+        match input {
+            Input::Wanted(wanted) => self.want(wanted),
+            Input::PeriodsDue => {
+                self.ask_for_periods(jobs);
+                Vec::new()
+            }
+            Input::Periods(periods) => self.learn_periods(periods),
+            Input::Edition(period, built) => vec![self.built(period, built)],
+            Input::Answered(event) => vec![event],
+        }
+    }
+
+    fn act(&mut self, action: Action, jobs: &mut Jobs<Input>) {
+        match action {
+            Action::Build { period, points, floor } => self.build(period, points, floor, jobs),
+            Action::Upload { period, directory, revision } => self.upload(period, directory, revision, jobs),
+            Action::ReadBack { period, directory } => self.read_back(period, directory, jobs),
+            Action::Stranger(stranger) => self.meet(&stranger),
+            Action::Report(periods) => self.report(periods),
+        }
+    }
+}
+
+impl PublisherShell {
+    fn want(&mut self, wanted: Wanted) -> Vec<Event> {
         self.unheard = wanted.unheard;
-        for (&period, &revision) in &wanted.of_others {
-            self.tell(Event::OfOthers(period, revision));
-        }
-        for (&period, &revision) in &wanted.floors {
-            self.tell(Event::Floor(period, revision));
-        }
-        self.tell(Event::Desired(wanted.points.clone()));
-        self.tell(Event::Lead(wanted.term));
+        let of_others = wanted.of_others.into_iter().map(|(period, revision)| Event::OfOthers(period, revision));
+        let floors = wanted.floors.into_iter().map(|(period, revision)| Event::Floor(period, revision));
+        let points = [Event::Desired(wanted.points), Event::Lead(wanted.term)];
+        of_others.chain(floors).chain(points).collect()
     }
 
-    fn tell(&mut self, event: Event) {
-        for action in self.plan.handle(event, self.started.elapsed()) {
-            self.carry_out(action);
+    /// Asks Tor which periods and directories there are.
+    fn ask_for_periods(&mut self, jobs: &mut Jobs<Input>) {
+        match &mut self.periods_due {
+            PeriodsDue::Asking { again } => *again = true,
+            due @ PeriodsDue::At(_) => {
+                *due = PeriodsDue::Asking { again: false };
+                let (engine, service) = (Arc::clone(&self.publisher.engine), self.publisher.service);
+                jobs.spawn(async move { Input::Periods(engine.publication(service).await) });
+            }
         }
     }
 
-    /// Asks Tor which periods and directories there are; says when to ask again.
-    async fn look_at_periods(&mut self) -> Duration {
-        match self.publisher.engine.publication(self.publisher.service).await {
+    fn learn_periods(&mut self, answer: Result<Vec<Period>, TorError>) -> Vec<Event> {
+        let changed = matches!(self.periods_due, PeriodsDue::Asking { again: true });
+        let pause = if answer.is_ok() { PERIODS_PAUSE } else { NOT_READY_PAUSE };
+        let now = Instant::now();
+        self.periods_due = PeriodsDue::At(if changed { now } else { now + pause });
+        match answer {
             Ok(periods) => {
-                let now = Instant::now();
                 self.periods = periods.iter().map(|period| (period.id, (now, period.clone()))).collect();
                 self.editions.retain(|period, _| self.periods.contains_key(period));
-                for period in &periods {
-                    let stored = self.publisher.revisions.highest(period.id);
-                    self.tell(Event::Floor(period.id, stored));
-                }
-                self.tell(Event::Periods(periods));
-                PERIODS_PAUSE
+                let highest = |period: &Period| Event::Floor(period.id, self.publisher.revisions.highest(period.id));
+                let mut events: Vec<_> = periods.iter().map(highest).collect();
+                events.push(Event::Periods(periods));
+                events
             }
             Err(error) => {
                 debug!(%error, "no directories to publish at yet");
-                NOT_READY_PAUSE
+                Vec::new()
             }
         }
     }
 
-    fn done(&mut self, done: Done) {
-        match done {
-            Done::Event(event) => self.tell(event),
-            Done::Edition(period, Ok((revision, text))) => {
+    fn built(&mut self, period: PeriodId, built: Result<(u64, Arc<str>), Unbuilt>) -> Event {
+        match built {
+            Ok((revision, text)) => {
                 self.editions.insert(period, (revision, text));
-                self.tell(Event::Built(period, Ok(revision)));
+                Event::Built(period, Ok(revision))
             }
-            Done::Edition(period, Err(error)) => {
+            Err(error) => {
                 warn!(period = period.number, %error, "cannot build the descriptor");
                 // Another publisher's disk may do; what is wrong with the descriptor itself is wrong everywhere.
                 if matches!(error, Unbuilt::Unstored(_)) {
                     self.publisher.unable.send_replace(());
                 }
-                self.tell(Event::Built(period, Err(error.to_string())));
+                Event::Built(period, Err(error.to_string()))
             }
         }
     }
 
-    fn carry_out(&mut self, action: Action) {
-        match action {
-            Action::Build { period, points, floor } => self.build(period, points, floor),
-            Action::Upload { period, directory, revision } => self.upload(period, directory, revision),
-            Action::ReadBack { period, directory } => self.read_back(period, directory),
-            Action::Stranger(stranger) => self.meet(&stranger),
-            Action::Report(periods) => {
-                let before = self.publisher.report.borrow().clone();
-                let complete =
-                    |period: &&PublishedPeriod| period.confirmed == period.directories && !before.contains(period);
-                for period in periods.iter().filter(complete) {
-                    info!(
-                        period = period.period.number,
-                        revision = period.revision,
-                        directories = period.directories,
-                        "descriptor is on every directory"
-                    );
-                }
-                self.publisher.report.send_replace(periods);
-            }
+    fn report(&mut self, periods: Vec<PublishedPeriod>) {
+        let before = self.publisher.report.borrow().clone();
+        let complete = |period: &&PublishedPeriod| period.confirmed == period.directories && !before.contains(period);
+        for period in periods.iter().filter(complete) {
+            info!(
+                period = period.period.number,
+                revision = period.revision,
+                directories = period.directories,
+                "descriptor is on every directory"
+            );
         }
+        self.publisher.report.send_replace(periods);
     }
 
     /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may
@@ -267,12 +291,12 @@ impl Running {
         self.publisher.stranger.send_replace(Some(StrangerSeen { at: now, readable: stranger.readable }));
     }
 
-    fn build(&mut self, period: PeriodId, points: Vec<IntroPoint>, floor: u64) {
+    fn build(&mut self, period: PeriodId, points: Vec<IntroPoint>, floor: u64, jobs: &mut Jobs<Input>) {
         let Some((asked, known)) = self.periods.get(&period) else { return };
         let (clock, parameters) = (known.revision_clock + asked.elapsed(), known.parameters);
         let credentials = Arc::clone(&self.publisher.credentials);
         let revisions = Arc::clone(&self.publisher.revisions);
-        self.jobs.spawn_blocking(move || {
+        jobs.spawn_blocking(move || {
             let now = SystemTime::now();
             let unmade = |error: TorError| Unbuilt::Unmade(error.to_string());
             let built = credentials.credentials(period, now).map_err(unmade).and_then(|credentials| {
@@ -282,15 +306,15 @@ impl Running {
                 debug!(period = period.number, revision, points = points.len(), bytes = text.len(), "descriptor built");
                 Ok((revision, Arc::from(text)))
             });
-            Done::Edition(period, built)
+            Input::Edition(period, built)
         });
     }
 
-    fn upload(&mut self, period: PeriodId, directory: Directory, revision: u64) {
+    fn upload(&mut self, period: PeriodId, directory: Directory, revision: u64, jobs: &mut Jobs<Input>) {
         let text =
             self.editions.get(&period).filter(|edition| edition.0 == revision).map(|edition| Arc::clone(&edition.1));
         let engine = Arc::clone(&self.publisher.engine);
-        self.jobs.spawn(async move {
+        jobs.spawn(async move {
             let outcome = match text {
                 None => Outcome::Failed,
                 Some(text) => match engine.upload(&directory, period, &text, UPLOAD_LIMIT).await {
@@ -308,15 +332,15 @@ impl Running {
                     }
                 },
             };
-            Done::Event(Event::Uploaded { period, directory, revision, outcome })
+            Input::Answered(Event::Uploaded { period, directory, revision, outcome })
         });
     }
 
-    fn read_back(&mut self, period: PeriodId, directory: Directory) {
+    fn read_back(&mut self, period: PeriodId, directory: Directory, jobs: &mut Jobs<Input>) {
         let ours = self.editions.get(&period).map(|edition| Arc::clone(&edition.1));
         let engine = Arc::clone(&self.publisher.engine);
         let service = self.publisher.service;
-        self.jobs.spawn(async move {
+        jobs.spawn(async move {
             let reading = match engine.fetch(&directory, service, period, FETCH_LIMIT).await {
                 Ok(None) => Ok(None),
                 Ok(Some(text)) => reading(&text, service, period, ours.as_deref() == Some(text.as_str())).map(Some),
@@ -325,7 +349,7 @@ impl Running {
             if let Err(error) = &reading {
                 debug!(period = period.number, directory = %directory.relay, %error, "cannot read the descriptor back");
             }
-            Done::Event(Event::Held { period, directory, reading })
+            Input::Answered(Event::Held { period, directory, reading })
         });
     }
 }

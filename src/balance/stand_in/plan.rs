@@ -10,9 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rustbalance_gossip::stand_in::Orphan;
+use rustbalance_gossip::time::Now;
 
 use crate::backoff::Backoff;
 use crate::balance::circuit::Circuit;
+use crate::drive::Machine;
 
 /// How long a point is served on after it has ceased to fall to this node.
 pub const HOLD: Duration = Duration::from_secs(60);
@@ -60,10 +62,16 @@ pub struct Plan {
     held: BTreeMap<Orphan, Held>,
 }
 
-impl Plan {
-    /// Takes note of what happened at `mono` on the monotonic clock, and says what to do.
-    pub fn handle(&mut self, event: Event, mono: Duration) -> Vec<Action> {
-        let mut actions = Vec::new();
+impl Machine for Plan {
+    type Event = Event;
+    type Action = Action;
+
+    fn tick() -> Event {
+        Event::Tick
+    }
+
+    fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let (mono, mut actions) = (now.mono, Vec::new());
         match event {
             Event::Tick => {}
             Event::Wanted(wanted) => self.want(wanted, mono),
@@ -78,8 +86,7 @@ impl Plan {
         actions
     }
 
-    /// When to call again with [`Event::Tick`] if nothing else happens.
-    pub fn next_timeout(&self) -> Option<Duration> {
+    fn next_timeout(&self, _: Now) -> Option<Duration> {
         let due = |held: &Held| match held.circuit {
             Circuit::Down { not_before } => Some(not_before),
             Circuit::Opening => None,
@@ -87,7 +94,9 @@ impl Plan {
         };
         self.held.values().filter_map(due).min()
     }
+}
 
+impl Plan {
     fn want(&mut self, wanted: BTreeSet<Orphan>, mono: Duration) {
         for (orphan, held) in &mut self.held {
             held.unwanted = if wanted.contains(orphan) { None } else { held.unwanted.or(Some(mono)) };

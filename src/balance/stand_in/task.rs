@@ -1,4 +1,4 @@
-//! The thin shell that stands in for silent nodes: feeds [`Plan`] and carries out its actions over the [`Engine`].
+//! The thin shell that stands in for silent nodes: carries out what [`Plan`] decides over the [`Engine`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -6,15 +6,18 @@ use std::sync::Arc;
 use rustbalance_gossip::id::{NodeId, ServiceId};
 use rustbalance_gossip::record::RelayId;
 use rustbalance_gossip::stand_in::Orphan;
+use rustbalance_gossip::time::Now;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::task::AbortHandle;
+use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::plan::{Action, Event, Plan};
 use crate::balance::circuit;
 use crate::balance::task::COUNT_EVERY;
+use crate::clock::Clock;
+use crate::drive::{Driver, Jobs, Shell};
 use crate::keys::{AuthoritySecret, IntroPointSecrets, PointSeed};
 use crate::sync::publish;
 use crate::tor::{
@@ -50,57 +53,31 @@ pub struct StandIn {
     pub status: watch::Sender<Vec<StandInPoint>>,
 }
 
-/// What a job has to say of a point.
-enum Done {
-    Opened(Result<Arc<dyn OpenIntroPoint>, String>),
-    Lost(String),
+/// What comes to the shell.
+enum Input {
+    Wanted(BTreeSet<Orphan>),
+    /// Introductions are to be counted.
+    Count,
+    Opened(Orphan, Result<Arc<dyn OpenIntroPoint>, String>),
+    Lost(Orphan, String),
 }
 
-struct Running {
+struct StandInShell {
     stand_in: StandIn,
-    plan: Plan,
-    started: Instant,
     /// Each held by the job that waits for the loss of its circuit; the abort of the job closes it.
     open: BTreeMap<Orphan, AbortHandle>,
     /// What was seen at each point since this node began to serve at it.
     seen: BTreeMap<Orphan, Arc<ReplayLog>>,
-    jobs: JoinSet<(Orphan, Done)>,
+    count: Interval,
 }
 
 impl StandIn {
-    /// Runs until `stop`.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), String> {
-        let mut wanted = self.wanted.clone();
-        wanted.mark_changed();
-        let mut running = Running {
-            stand_in: self,
-            plan: Plan::default(),
-            started: Instant::now(),
-            open: BTreeMap::new(),
-            seen: BTreeMap::new(),
-            jobs: JoinSet::new(),
-        };
-        let mut count = tokio::time::interval(COUNT_EVERY);
-        loop {
-            let now = running.started.elapsed();
-            let timeout = running.plan.next_timeout().unwrap_or(now + COUNT_EVERY);
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                changed = wanted.changed() => {
-                    if changed.is_err() { return Ok(()) }
-                    let latest = wanted.borrow_and_update().clone();
-                    running.tell(Event::Wanted(latest));
-                }
-                Some(done) = running.jobs.join_next() => match done {
-                    Ok((orphan, done)) => running.done(orphan, done),
-                    // What it was to answer will not come: to begin anew is safer than to wait for it.
-                    Err(error) if error.is_panic() => return Err(error.to_string()),
-                    Err(_) => {}
-                },
-                _ = count.tick() => running.show(),
-                () = tokio::time::sleep_until(running.started + timeout) => running.tell(Event::Tick),
-            }
-        }
+    /// Runs until `stop`. Ends early only if a job panics.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
+        self.wanted.mark_changed();
+        let count = tokio::time::interval(COUNT_EVERY);
+        let shell = StandInShell { stand_in: self, open: BTreeMap::new(), seen: BTreeMap::new(), count };
+        Driver::new(Plan::default(), shell, Clock::start()).run(&stop).await.map_err(|error| error.to_string())
     }
 
     /// The keys of a point. That they are those of which its node has told was checked when it did.
@@ -109,18 +86,65 @@ impl StandIn {
     }
 }
 
-impl Running {
-    fn tell(&mut self, event: Event) {
-        for action in self.plan.handle(event, self.started.elapsed()) {
-            match action {
-                Action::Open(orphan) => self.open(orphan),
-                Action::Forget(orphan) => self.forget(&orphan),
-            }
+impl Shell<Plan> for StandInShell {
+    type Input = Input;
+
+    async fn next(&mut self) -> Option<Input> {
+        let wanted = &mut self.stand_in.wanted;
+        tokio::select! {
+            changed = wanted.changed() => changed.ok().map(|()| Input::Wanted(wanted.borrow_and_update().clone())),
+            _ = self.count.tick() => Some(Input::Count),
         }
-        self.show();
     }
 
-    fn open(&mut self, orphan: Orphan) {
+    fn take(&mut self, input: Input, jobs: &mut Jobs<Input>) -> Vec<Event> {
+        let named = |orphan: &Orphan| (orphan.node.short(), orphan.served.point.relay);
+        match input {
+            Input::Wanted(wanted) => vec![Event::Wanted(wanted)],
+            Input::Count => Vec::new(),
+            Input::Opened(orphan, Ok(handle)) => {
+                let (node, relay) = named(&orphan);
+                info!(%node, %relay, "standing in for a silent node at an introduction point");
+                let lost = orphan.clone();
+                let holder = jobs.spawn(async move { Input::Lost(lost, handle.lost().await) });
+                self.open.insert(orphan.clone(), holder);
+                vec![Event::Opened(orphan)]
+            }
+            Input::Opened(orphan, Err(error)) => {
+                let (node, relay) = named(&orphan);
+                debug!(%node, %relay, %error, "cannot stand in for a silent node, will try again");
+                vec![Event::OpenFailed(orphan)]
+            }
+            Input::Lost(orphan, why) => {
+                let (node, relay) = named(&orphan);
+                info!(%node, %relay, %why, "no longer standing in at an introduction point");
+                self.open.remove(&orphan);
+                vec![Event::Lost(orphan)]
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action, jobs: &mut Jobs<Input>) {
+        match action {
+            Action::Open(orphan) => self.open(orphan, jobs),
+            Action::Forget(orphan) => self.forget(&orphan),
+        }
+    }
+
+    /// Shows where this node serves.
+    fn settle(&mut self, _: &Plan, _: Now) -> Vec<Event> {
+        let status = |orphan: &Orphan| StandInPoint {
+            node: orphan.node,
+            relay: orphan.served.point.relay,
+            introductions: self.seen.get(orphan).map_or(0, |seen| seen.len() as u64),
+        };
+        publish(&self.stand_in.status, self.open.keys().map(status).collect());
+        Vec::new()
+    }
+}
+
+impl StandInShell {
+    fn open(&mut self, orphan: Orphan, jobs: &mut Jobs<Input>) {
         let StandIn { engine, service, limits, streams, .. } = &self.stand_in;
         let (engine, limits, streams) = (Arc::clone(engine), Arc::clone(limits), streams.clone());
         let replays = Arc::clone(self.seen.entry(orphan.clone()).or_insert_with(|| Arc::new(ReplayLog::ephemeral())));
@@ -130,32 +154,10 @@ impl Running {
             relay: RelayChoice::Exactly(orphan.served.point.relay),
             limits,
         };
-        self.jobs.spawn(async move {
+        jobs.spawn(async move {
             let opened = circuit::open(&*engine, request, streams).await;
-            (orphan, Done::Opened(opened))
+            Input::Opened(orphan, opened)
         });
-    }
-
-    fn done(&mut self, orphan: Orphan, done: Done) {
-        let (node, relay) = (orphan.node.short(), orphan.served.point.relay);
-        match done {
-            Done::Opened(Ok(handle)) => {
-                info!(%node, %relay, "standing in for a silent node at an introduction point");
-                let lost = orphan.clone();
-                let holder = self.jobs.spawn(async move { (lost, Done::Lost(handle.lost().await)) });
-                self.open.insert(orphan.clone(), holder);
-                self.tell(Event::Opened(orphan));
-            }
-            Done::Opened(Err(error)) => {
-                debug!(%node, %relay, %error, "cannot stand in for a silent node, will try again");
-                self.tell(Event::OpenFailed(orphan));
-            }
-            Done::Lost(why) => {
-                info!(%node, %relay, %why, "no longer standing in at an introduction point");
-                self.open.remove(&orphan);
-                self.tell(Event::Lost(orphan));
-            }
-        }
     }
 
     fn forget(&mut self, orphan: &Orphan) {
@@ -164,16 +166,6 @@ impl Running {
             holder.abort();
             info!(node = %orphan.node.short(), "gave an introduction point of another node up");
         }
-    }
-
-    fn show(&self) {
-        let status = |orphan: &Orphan| StandInPoint {
-            node: orphan.node,
-            relay: orphan.served.point.relay,
-            introductions: self.seen.get(orphan).map_or(0, |seen| seen.len() as u64),
-        };
-        let points = self.open.keys().map(status).collect();
-        publish(&self.stand_in.status, points);
     }
 }
 

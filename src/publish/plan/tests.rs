@@ -8,6 +8,10 @@ use crate::tor::descriptor::DescriptorParameters;
 
 const NOON: Duration = Duration::from_secs(43_200);
 
+fn at(mono: Duration) -> Now {
+    Now { mono, unix: 0 }
+}
+
 fn relay(n: u8) -> RelayId {
     RelayId { rsa: FixedBytes([n; 20]), ed25519: FixedBytes([n; 32]) }
 }
@@ -63,12 +67,12 @@ impl World {
     }
 
     fn tell(&mut self, event: Event) {
-        let mut actions = self.plan.handle(event, self.now);
+        let mut actions = self.plan.handle(event, at(self.now));
         while !actions.is_empty() {
             let mut next = Vec::new();
             for action in actions {
                 if let Some(event) = self.carry_out(action) {
-                    next.extend(self.plan.handle(event, self.now));
+                    next.extend(self.plan.handle(event, at(self.now)));
                 }
             }
             actions = next;
@@ -117,7 +121,7 @@ impl World {
 
     fn run(&mut self, time: Duration) {
         let end = self.now + time;
-        while let Some(at) = self.plan.next_timeout(self.now).filter(|at| *at <= end) {
+        while let Some(at) = self.plan.next_timeout(at(self.now)).filter(|at| *at <= end) {
             self.now = at;
             self.tell(Event::Tick);
         }
@@ -258,24 +262,24 @@ fn an_old_descriptor_is_made_new_and_a_floor_is_kept() {
 fn an_unreachable_directory_is_retried_with_back_off() {
     let mut plan = Plan::new(Duration::from_secs(5000));
     let id = period(1, 0..1).id;
-    plan.handle(Event::Periods(vec![period(1, 0..1)]), NOON);
-    plan.handle(Event::Desired(vec![point(1)]), NOON);
-    plan.handle(Event::Lead(Some(1)), NOON);
+    plan.handle(Event::Periods(vec![period(1, 0..1)]), at(NOON));
+    plan.handle(Event::Desired(vec![point(1)]), at(NOON));
+    plan.handle(Event::Lead(Some(1)), at(NOON));
     let mut now = NOON + SETTLE;
-    plan.handle(Event::Tick, now);
-    let mut actions = plan.handle(Event::Built(id, Ok(5)), now);
+    plan.handle(Event::Tick, at(now));
+    let mut actions = plan.handle(Event::Built(id, Ok(5)), at(now));
     let mut tries = 0;
     while now < NOON + Duration::from_secs(600) {
         for action in std::mem::take(&mut actions) {
             if let Action::Upload { period, directory, revision } = action {
                 tries += 1;
                 actions.extend(
-                    plan.handle(Event::Uploaded { period, directory, revision, outcome: Outcome::Failed }, now),
+                    plan.handle(Event::Uploaded { period, directory, revision, outcome: Outcome::Failed }, at(now)),
                 );
             }
         }
-        now = plan.next_timeout(now).unwrap();
-        actions.extend(plan.handle(Event::Tick, now));
+        now = plan.next_timeout(at(now)).unwrap();
+        actions.extend(plan.handle(Event::Tick, at(now)));
     }
     assert!((8..25).contains(&tries), "{tries} tries in ten minutes");
 }

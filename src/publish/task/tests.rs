@@ -54,7 +54,7 @@ struct Working {
     told: watch::Receiver<()>,
     strangers: watch::Receiver<Option<StrangerSeen>>,
     stop: CancellationToken,
-    running: tokio::task::JoinHandle<()>,
+    running: tokio::task::JoinHandle<Result<(), JobPanicked>>,
     _wanted: watch::Sender<Wanted>,
 }
 
@@ -96,7 +96,7 @@ impl Working {
 
     async fn end(self) {
         self.stop.cancel();
-        self.running.await.unwrap();
+        self.running.await.unwrap().unwrap();
     }
 }
 

@@ -19,6 +19,10 @@ fn orphan(n: u8) -> Orphan {
     Orphan { node: NodeId::from_public_key([n; 32]), service, served }
 }
 
+fn at(mono: Duration) -> Now {
+    Now { mono, unix: 0 }
+}
+
 fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -30,10 +34,10 @@ fn wanted(which: &[u8]) -> Event {
 /// A plan that serves at these points.
 fn serving(which: &[u8]) -> Plan {
     let mut plan = Plan::default();
-    let opened = plan.handle(wanted(which), seconds(0));
+    let opened = plan.handle(wanted(which), at(seconds(0)));
     assert_eq!(opened, which.iter().copied().map(|n| Action::Open(orphan(n))).collect::<Vec<_>>());
     for n in which {
-        assert_eq!(plan.handle(Event::Opened(orphan(*n)), seconds(1)), []);
+        assert_eq!(plan.handle(Event::Opened(orphan(*n)), at(seconds(1))), []);
     }
     plan
 }
@@ -41,30 +45,30 @@ fn serving(which: &[u8]) -> Plan {
 #[test]
 fn what_falls_to_this_node_is_opened_once() {
     let mut plan = serving(&[1, 2]);
-    assert_eq!(plan.handle(wanted(&[1, 2]), seconds(2)), []);
-    assert_eq!(plan.next_timeout(), None);
-    assert_eq!(plan.handle(wanted(&[1, 2, 3]), seconds(3)), [Action::Open(orphan(3))]);
+    assert_eq!(plan.handle(wanted(&[1, 2]), at(seconds(2))), []);
+    assert_eq!(plan.next_timeout(Now::default()), None);
+    assert_eq!(plan.handle(wanted(&[1, 2, 3]), at(seconds(3))), [Action::Open(orphan(3))]);
 }
 
 #[test]
 fn a_point_is_held_until_the_one_who_is_back_has_taken_it() {
     let mut plan = serving(&[1, 2]);
-    assert_eq!(plan.handle(wanted(&[]), seconds(10)), []);
-    assert_eq!(plan.handle(Event::Lost(orphan(1)), seconds(12)), [Action::Forget(orphan(1))]);
-    assert_eq!(plan.next_timeout(), Some(seconds(10) + HOLD));
-    assert_eq!(plan.handle(Event::Tick, seconds(9) + HOLD), []);
-    assert_eq!(plan.handle(Event::Tick, seconds(10) + HOLD), [Action::Forget(orphan(2))]);
-    assert_eq!(plan.next_timeout(), None);
+    assert_eq!(plan.handle(wanted(&[]), at(seconds(10))), []);
+    assert_eq!(plan.handle(Event::Lost(orphan(1)), at(seconds(12))), [Action::Forget(orphan(1))]);
+    assert_eq!(plan.next_timeout(Now::default()), Some(seconds(10) + HOLD));
+    assert_eq!(plan.handle(Event::Tick, at(seconds(9) + HOLD)), []);
+    assert_eq!(plan.handle(Event::Tick, at(seconds(10) + HOLD)), [Action::Forget(orphan(2))]);
+    assert_eq!(plan.next_timeout(Now::default()), None);
 }
 
 #[test]
 fn who_falls_silent_again_is_stood_in_for_at_once() {
     let mut plan = serving(&[1, 2]);
-    plan.handle(wanted(&[]), seconds(10));
-    plan.handle(Event::Lost(orphan(1)), seconds(12));
-    assert_eq!(plan.handle(wanted(&[1, 2]), seconds(20)), [Action::Open(orphan(1))]);
-    plan.handle(Event::Opened(orphan(1)), seconds(21));
-    assert_eq!(plan.handle(Event::Tick, seconds(30) + HOLD), [], "the other is held as if nothing had been");
+    plan.handle(wanted(&[]), at(seconds(10)));
+    plan.handle(Event::Lost(orphan(1)), at(seconds(12)));
+    assert_eq!(plan.handle(wanted(&[1, 2]), at(seconds(20))), [Action::Open(orphan(1))]);
+    plan.handle(Event::Opened(orphan(1)), at(seconds(21)));
+    assert_eq!(plan.handle(Event::Tick, at(seconds(30) + HOLD)), [], "the other is held as if nothing had been");
 }
 
 #[test]
@@ -72,12 +76,12 @@ fn nobody_is_fought_for_a_point() {
     let mut plan = serving(&[1]);
     let (mut now, mut taken) = (seconds(1), Vec::new());
     while now < seconds(3600) {
-        assert_eq!(plan.handle(Event::Lost(orphan(1)), now), []);
-        let next = plan.next_timeout().unwrap();
+        assert_eq!(plan.handle(Event::Lost(orphan(1)), at(now)), []);
+        let next = plan.next_timeout(Now::default()).unwrap();
         taken.push((next - now).as_secs());
         now = next;
-        assert_eq!(plan.handle(Event::Tick, now), [Action::Open(orphan(1))]);
-        plan.handle(Event::Opened(orphan(1)), now);
+        assert_eq!(plan.handle(Event::Tick, at(now)), [Action::Open(orphan(1))]);
+        plan.handle(Event::Opened(orphan(1)), at(now));
     }
     assert_eq!(taken[..8], [5, 10, 20, 40, 80, 160, 320, 600]);
     assert!(taken[8..].iter().all(|pause| *pause == 600));
@@ -86,11 +90,11 @@ fn nobody_is_fought_for_a_point() {
 #[test]
 fn what_cannot_be_opened_is_tried_again_while_it_falls_to_this_node() {
     let mut plan = Plan::default();
-    plan.handle(wanted(&[1]), seconds(0));
-    assert_eq!(plan.handle(Event::OpenFailed(orphan(1)), seconds(2)), []);
-    assert_eq!(plan.next_timeout(), Some(seconds(7)));
-    assert_eq!(plan.handle(Event::Tick, seconds(7)), [Action::Open(orphan(1))]);
-    assert_eq!(plan.handle(wanted(&[]), seconds(8)), [], "it is being opened");
-    assert_eq!(plan.handle(Event::OpenFailed(orphan(1)), seconds(9)), [Action::Forget(orphan(1))]);
-    assert_eq!(plan.handle(Event::Opened(orphan(1)), seconds(10)), [Action::Forget(orphan(1))]);
+    plan.handle(wanted(&[1]), at(seconds(0)));
+    assert_eq!(plan.handle(Event::OpenFailed(orphan(1)), at(seconds(2))), []);
+    assert_eq!(plan.next_timeout(Now::default()), Some(seconds(7)));
+    assert_eq!(plan.handle(Event::Tick, at(seconds(7))), [Action::Open(orphan(1))]);
+    assert_eq!(plan.handle(wanted(&[]), at(seconds(8))), [], "it is being opened");
+    assert_eq!(plan.handle(Event::OpenFailed(orphan(1)), at(seconds(9))), [Action::Forget(orphan(1))]);
+    assert_eq!(plan.handle(Event::Opened(orphan(1)), at(seconds(10))), [Action::Forget(orphan(1))]);
 }
