@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(store(StoreError::NotForWorkers("/x".into())), MEND_FIRST);
         assert_eq!(store(StoreError::Full("/x".into())), FAILED);
         assert_eq!(exit_code(&NodeError::Excluded("evicted".into()).into()), MEND_FIRST);
-        assert_eq!(exit_code(&NodeError::TaskEnded("a").into()), FAILED);
+        assert_eq!(exit_code(&NodeError::TaskEnded("a".into()).into()), FAILED);
         let tor = |error| exit_code(&NodeError::Tor(error).into());
         assert_eq!(tor(TorError::Config("a wrong key".into(), None)), MEND_FIRST);
         assert_eq!(tor(TorError::State { dir: "/x".into(), why: "no space".into() }), FAILED);

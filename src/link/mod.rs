@@ -138,6 +138,19 @@ pub struct MemberSet {
     pub facts: Arc<Facts>,
 }
 
+/// How far this node reaches the other members.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Some link is open.
+    pub linked: bool,
+    /// Some member that is not reached over Tor is there, but its onion service accepts none of this node's discovery
+    /// keys.
+    pub refused: bool,
+    /// This node seems to have been shut out. Only Tor can say so ([`RouteError::ShutOut`]); a link with a publisher
+    /// refutes it, by whatever route. See [`rustbalance_gossip::coordinator::Event::ShutOut`].
+    pub shut_out: bool,
+}
+
 /// One link, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkStatus {
@@ -247,16 +260,9 @@ impl Links {
         self.shared.pool().status(tokio::time::Instant::now())
     }
 
-    /// True if some member that is not reached over Tor is there, but its onion service accepts none of this node's
-    /// discovery keys.
-    pub fn is_refused(&self) -> bool {
-        self.shared.pool().is_refused()
-    }
-
-    /// True if this node seems to have been shut out. Only Tor can say so ([`RouteError::ShutOut`]); a link with a
-    /// publisher refutes it, by whatever route. See [`rustbalance_gossip::coordinator::Event::ShutOut`].
-    pub fn is_shut_out(&self) -> bool {
-        self.shared.pool().is_shut_out()
+    /// How far this node reaches the others, changing.
+    pub fn reach(&self) -> watch::Receiver<Reach> {
+        self.shared.reach.subscribe()
     }
 
     /// What was refused or dropped since start, by name.

@@ -18,7 +18,7 @@ use super::connection::LinkCounts;
 use super::handshake::Refusal;
 use super::path::{Path, PathAction, PathEvent, RouteState};
 use super::queue::OutQueue;
-use super::{LinkLimits, LinkStatus, MemberSet, RouteKind, counted};
+use super::{LinkLimits, LinkStatus, MemberSet, Reach, RouteKind, counted};
 use crate::backoff::Backoff;
 
 /// A link that was younger than this may have crossed another on its way; an older one is taken to be forgotten by a
@@ -246,6 +246,10 @@ impl Pool {
     pub(super) fn dial_done(&mut self, peer: NodeId, route: RouteKind) {
         let dials = self.dials.entry((peer, route)).or_default();
         (dials.running, dials.shut_out) = (false, false);
+    }
+
+    pub(super) fn reach(&self) -> Reach {
+        Reach { linked: !self.links.is_empty(), refused: self.is_refused(), shut_out: self.is_shut_out() }
     }
 
     /// The members whose onion service is there, but accepts none of this node's discovery keys,

@@ -21,8 +21,8 @@ use super::frame::MessageError;
 use super::handshake::{Dialler, HandshakeError, Listener, Own, Proved, Purpose, Refusal, Refused};
 use super::pool::{OpenedLink, Pool};
 use super::{
-    CarriedJoin, Channel, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Route, RouteError, RouteKind,
-    counted,
+    CarriedJoin, Channel, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Reach, Route, RouteError,
+    RouteKind, counted,
 };
 use crate::bucket::{Rate, TokenBucket};
 use crate::clock::unix_now;
@@ -30,6 +30,7 @@ use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError, MAX_UNPROVEN};
 use crate::keys::NodeSecret;
 use crate::stream::BoxStream;
+use crate::sync::publish;
 
 /// Messages from all links that may wait for the mesh; later ones are dropped.
 const INBOX: usize = 256;
@@ -62,6 +63,7 @@ pub(super) struct Shared {
     discovery: watch::Receiver<Option<Arc<Discovery>>>,
     offered: mpsc::Sender<Offer>,
     facts: mpsc::Sender<Vec<Update>>,
+    pub(super) reach: watch::Sender<Reach>,
     pub(super) stop: CancellationToken,
 }
 
@@ -91,6 +93,7 @@ impl Shared {
             discovery: config.discovery,
             offered,
             facts,
+            reach: watch::Sender::default(),
             stop: CancellationToken::new(),
         });
         let sender = Arc::downgrade(&shared);
@@ -105,6 +108,12 @@ impl Shared {
 
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows how far this node reaches, if that has changed. Under the pool's lock, so that the newest is shown last.
+    fn show_reach(&self) {
+        let pool = self.pool();
+        publish(&self.reach, pool.reach());
     }
 
     /// The route of a kind; the base if there is none.
@@ -167,7 +176,9 @@ impl Shared {
     /// Whom to dial now, and how.
     fn due(&self, set: &MemberSet) -> Vec<(NodeId, RouteKind)> {
         let reaches = |peer, kind| self.route(kind).reaches(peer);
-        self.pool().reconcile(set, reaches, unix_now(), Instant::now())
+        let due = self.pool().reconcile(set, reaches, unix_now(), Instant::now());
+        self.show_reach();
+        due
     }
 }
 
@@ -227,6 +238,7 @@ async fn open(shared: Arc<Shared>, peer: NodeId, route: RouteKind) {
             debug!(error = &error as &dyn std::error::Error, "no link");
             let shut_out = matches!(&error, LinkError::Dial(RouteError::ShutOut(_)));
             shared.pool().dial_failed(peer, route, shut_out, rand::rng().random(), Instant::now());
+            shared.show_reach();
             match error {
                 LinkError::Handshake(HandshakeError::Revoked(revocation)) => {
                     // Once is enough.
@@ -275,6 +287,7 @@ async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
     shared.probing.notify_one();
     let prober = Arc::clone(&shared);
     info!(outgoing, "link open");
+    shared.show_reach();
     let connection = Connection {
         peer,
         out,
@@ -300,6 +313,7 @@ async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
     }
     let lasted = opened.elapsed();
     shared.pool().ended(id, (peer, route), lasted, rand::rng().random(), Instant::now());
+    shared.show_reach();
 }
 
 /// Takes a stream, if there is room for another handshake.

@@ -212,6 +212,17 @@ async fn a_frozen_node_is_let_go_and_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn how_far_a_node_reaches_is_shown_as_it_changes() {
+    let (world, net) = (World::new(), net());
+    let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
+    let mut reach = nodes[0].links.reach();
+    timeout(PATIENCE, reach.wait_for(|reach| reach.linked)).await.unwrap().unwrap();
+    assert_eq!(*reach.borrow(), Reach { linked: true, refused: false, shut_out: false });
+    nodes[1].engine.kill();
+    timeout(PATIENCE, reach.wait_for(|reach| !reach.linked)).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
     let (world, net) = (World::new(), net());
     // No tick helps: the change of the set alone must do it.

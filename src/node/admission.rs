@@ -9,18 +9,19 @@ use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MemberView;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::cluster::Cluster;
+use super::supervisor::{Ended, Supervisor};
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::counters::{Counter, Counters};
 use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, JoinedService, MAX_PORTS};
 use crate::join::{Outcome, Publisher, Redemption, Refusal};
-use crate::link::Links;
+use crate::link::{CarriedJoin, Links};
 use crate::places::Places;
 use crate::store::Store;
 use crate::stream::BoxStream;
@@ -47,17 +48,33 @@ pub(super) struct JoinPort {
     counters: Counters,
 }
 
+/// What admitting nodes needs.
+pub(super) struct AdmissionNeeds {
+    pub(super) cluster: Cluster,
+    pub(super) links: Arc<Links>,
+    pub(super) store: Arc<Store>,
+    /// The virtual ports that this node serves.
+    pub(super) ports: Vec<u16>,
+    /// The newest discovery key.
+    pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
+    /// What a publisher admits with; a worker has none and carries joiners to one.
+    pub(super) publisher: Option<Publisher>,
+    /// Joiners that workers carry here.
+    pub(super) carried: mpsc::Receiver<CarriedJoin>,
+    pub(super) limits: watch::Receiver<DoorLimits>,
+    pub(super) counters: Counters,
+}
+
 impl JoinPort {
-    /// A worker has no gatekeeper.
-    pub(super) fn new(
-        cluster: Cluster,
-        links: Arc<Links>,
-        gatekeeper: Option<Gatekeeper>,
-        limits: watch::Receiver<DoorLimits>,
-        counters: Counters,
-    ) -> Self {
+    /// Starts to answer the joiners that workers carry here, and gives what answers those that come by themselves.
+    pub(super) fn start(needs: AdmissionNeeds, parts: &mut Supervisor) -> Arc<Self> {
+        let AdmissionNeeds { cluster, links, store, ports, discovery, publisher, carried, limits, counters } = needs;
+        let gatekeeper =
+            publisher.map(|publisher| Gatekeeper { publisher, cluster: cluster.clone(), store, ports, discovery });
         let (door, places) = (Door::new(limits.clone()), Places::default());
-        Self { cluster, links, door, gatekeeper, places, limits, counters }
+        let port = Arc::new(Self { cluster, links, door, gatekeeper, places, limits, counters });
+        parts.spawn("carried joins", answer_carried(carried, Arc::clone(&port)));
+        port
     }
 
     /// Answers a client that asks for the join port of the master address.
@@ -137,6 +154,17 @@ impl JoinPort {
     }
 }
 
+/// Joiners that workers have carried here.
+async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, port: Arc<JoinPort>) -> Ended {
+    while let Some(CarriedJoin { from, stream }) = carried.recv().await {
+        debug!(from = %from.short(), "a joiner is carried here");
+        // Bounded by the links' own limit on carried joins.
+        let port = Arc::clone(&port);
+        tokio::spawn(async move { port.answer_carried(stream).await });
+    }
+    Ok(())
+}
+
 /// Publishers that are heard now, the current one first.
 fn living_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
     let view = coordinator.view();
@@ -148,15 +176,14 @@ fn living_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
 }
 
 /// A publisher's side of a join.
-pub(super) struct Gatekeeper {
-    pub(super) publisher: Publisher,
-    pub(super) cluster: Cluster,
-    pub(super) store: Arc<Store>,
-    /// The virtual ports that this node serves: with those of other publishers, a new node is given
-    /// them.
-    pub(super) ports: Vec<u16>,
-    /// The newest key of the restricted discovery.
-    pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
+struct Gatekeeper {
+    publisher: Publisher,
+    cluster: Cluster,
+    store: Arc<Store>,
+    /// The virtual ports that this node serves. A new node is given them, and those of other publishers.
+    ports: Vec<u16>,
+    /// The newest discovery key.
+    discovery: watch::Receiver<Option<Arc<Discovery>>>,
 }
 
 #[async_trait]
@@ -185,7 +212,7 @@ impl Admitter for Gatekeeper {
     }
 }
 
-/// The cluster at the moment of a decision. All of it is in memory: the decision is made under the coordinator's lock.
+/// The cluster at the moment of a decision. All of it is in memory: the decision is made in [`Cluster::look`].
 struct Known<'a> {
     coordinator: &'a Coordinator,
     now: Now,

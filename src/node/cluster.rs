@@ -1,34 +1,40 @@
-//! The cluster actor: the one task that owns the [`Coordinator`]. Everything that happens reaches it as an event, in
+//! The cluster's task: the only one that changes the [`Coordinator`]. Everything that happens reaches it as an event, in
 //! order; what it decides goes out over watches that the other tasks reconcile towards.
 //!
 //! It does no slow work itself: a lease or a heartbeat must never wait for a disk or a peer. What should be on disk is a
 //! watch, too (see [`super::writer`]).
+//!
+//! The coordinator is behind a mutex because others read it: [`Cluster::look`] lends it as `&Coordinator`, so no other
+//! task can change it. A message with a reply would do the same with a copy of hundreds of members for each `status` or
+//! joiner. A reader holds the lock while it copies or judges what is in memory, never over an await or a disk. A decision
+//! that must not be overtaken (to admit a joiner) becomes an event, and [`Cluster::tell_and_wait`] answers once that is
+//! part of the state that the next reader sees.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::facts::Facts;
-use rustbalance_gossip::id::ClusterId;
-use rustbalance_gossip::record::{Phase, Revocation, Role};
+use rustbalance_gossip::id::{ClusterId, NodeId, ServiceId};
+use rustbalance_gossip::record::{Chain, Phase, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_gossip::stand_in::Orphan;
 use rustbalance_gossip::time::Now;
+use rustbalance_gossip::view::{Condition, View};
 use rustbalance_mesh::{Mesh, Update};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::alarms::Alarms;
-use super::writer::{self, Kept};
-use crate::clock::unix_now;
+use super::writer::Kept;
+use crate::clock::{Clock, unix_now};
+use crate::drive::{Driver, Jobs, Machine, Shell};
 use crate::keys::AuthoritySecret;
 use crate::link::MemberSet;
-use crate::store::Store;
-use crate::{balance, publish};
+use crate::{balance, publish, sync};
 
 /// Events and questions that may wait for the actor.
 const QUEUE: usize = 256;
@@ -45,21 +51,41 @@ type Message = (Event, Option<oneshot::Sender<()>>);
 pub struct Cluster {
     messages: mpsc::Sender<Message>,
     coordinator: Arc<Mutex<Coordinator>>,
-    started: Instant,
+    clock: Clock,
 }
 
-/// What the actor decides, for the tasks that carry it out.
+/// What is decided for one service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServiceWanted {
+    /// For the publisher.
+    pub publish: publish::task::Wanted,
+    /// For this node's introduction points.
+    pub balance: balance::task::Wanted,
+    /// For the stand-in.
+    pub stand_in: BTreeSet<Orphan>,
+}
+
+/// What is decided for each service of the cluster.
+pub type Services = BTreeMap<ServiceId, ServiceWanted>;
+
+/// What is decided for the node. Whom its links are to reach goes out by [`ClusterParts::members`].
 pub struct Decisions {
-    /// For the publisher task.
-    pub publish: watch::Receiver<publish::task::Wanted>,
-    /// For the intro-point task.
-    pub balance: watch::Receiver<balance::task::Wanted>,
-    /// For the task that stands in for others.
-    pub stand_in: watch::Receiver<BTreeSet<Orphan>>,
-    /// For the links.
-    pub members: watch::Receiver<MemberSet>,
-    /// Why this node is no member any more, once it is not.
+    /// What each service needs.
+    pub services: watch::Receiver<Services>,
+    /// Whether this node is the publisher.
+    pub publishes: watch::Receiver<bool>,
+    /// How this node is.
+    pub phase: watch::Receiver<Condition>,
+    /// Why this node is no member any more; `None` while it is one.
     pub excluded: watch::Receiver<Option<String>>,
+}
+
+/// Both ends of the writer (see [`super::writer`]).
+pub struct Disk {
+    /// What should be on disk.
+    pub(super) wanted: watch::Receiver<Kept>,
+    /// The term that is on disk.
+    pub(super) stored_term: watch::Sender<u64>,
 }
 
 /// The actor has ended: the daemon is stopping.
@@ -80,14 +106,9 @@ impl Cluster {
         dealt_with.await.map_err(|_| Stopping)
     }
 
-    /// Waits until the actor has ended.
-    pub async fn ended(&self) {
-        self.messages.closed().await;
-    }
-
-    /// Looks at its state.
+    /// Looks at the coordinator. `look` must not block: the cluster's task waits meanwhile.
     pub fn look<T>(&self, look: impl FnOnce(&Coordinator, Now) -> T) -> T {
-        let now = now(self.started);
+        let now = self.clock.now();
         look(&lock(&self.coordinator), now)
     }
 }
@@ -96,12 +117,8 @@ fn lock(coordinator: &Mutex<Coordinator>) -> MutexGuard<'_, Coordinator> {
     coordinator.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn now(started: Instant) -> Now {
-    Now { mono: started.elapsed(), unix: unix_now() }
-}
-
-/// What the actor is made of.
-pub struct Parts {
+/// What the cluster's task is made of.
+pub struct ClusterParts {
     /// The decisions themselves.
     pub coordinator: Coordinator,
     /// The mesh to gossip on.
@@ -110,8 +127,12 @@ pub struct Parts {
     pub updates: mpsc::Receiver<Update>,
     /// Facts that neighbours have handed over.
     pub facts: mpsc::Receiver<Vec<Update>>,
-    /// Where terms and what was learnt are kept.
-    pub store: Arc<Store>,
+    /// Whom the links are to reach.
+    pub members: watch::Sender<MemberSet>,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its services.
+    pub services: Vec<ServiceId>,
     /// Publishers' tokens that more nodes have used than may.
     pub alarms: Arc<Alarms>,
     /// Signs what concerns others; publishers have it.
@@ -121,169 +142,167 @@ pub struct Parts {
     pub known: Vec<Event>,
 }
 
-/// The actor.
-struct Actor {
-    coordinator: Arc<Mutex<Coordinator>>,
+/// The coordinator as a machine. It gets a tick every [`LONGEST_SLEEP`] even if it wants none: the wall clock may have
+/// been set, and where to stand in changes with time alone.
+struct Shared(Arc<Mutex<Coordinator>>);
+
+impl Machine for Shared {
+    type Event = Event;
+    type Action = Action;
+
+    fn tick() -> Event {
+        Event::Tick
+    }
+
+    fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+        lock(&self.0).handle(event, now)
+    }
+
+    fn next_timeout(&self, now: Now) -> Option<Duration> {
+        let latest = now.mono + LONGEST_SLEEP;
+        Some(lock(&self.0).next_timeout().map_or(latest, |at| at.min(latest)))
+    }
+}
+
+/// What comes to the cluster's task.
+enum Input {
+    Message(Message),
+    Record(Update),
+    /// Facts that a neighbour has handed over.
+    Facts(Vec<Update>),
+    TermStored(u64),
+}
+
+/// Carries out what the coordinator says.
+struct ClusterShell {
+    inbox: mpsc::Receiver<Message>,
     mesh: Mesh,
     updates: mpsc::Receiver<Update>,
     handed_over: mpsc::Receiver<Vec<Update>>,
+    stored_term: watch::Receiver<u64>,
     /// All facts that this node knows, as of the last change.
     facts: Arc<Facts>,
     /// Revocations known as of the last change; there are never fewer.
     revoked: usize,
+    /// What has changed since the last look: the disk may know of thousands, so it is dealt with once for all events.
+    members_changed: bool,
+    invitations_changed: bool,
+    /// Who waits for the events that are being handled.
+    waiting: Vec<oneshot::Sender<()>>,
     cluster: ClusterId,
     alarms: Arc<Alarms>,
     authority: Option<AuthoritySecret>,
-    started: Instant,
-    /// When the mesh was reached.
-    joined: Option<Instant>,
+    /// When the mesh was reached, on the monotonic clock.
+    joined: Option<Duration>,
     /// Whether it is known where the others wait for clients: two nodes at one relay are worth one.
     others_known: bool,
-    publish: watch::Sender<publish::task::Wanted>,
-    balance: watch::Sender<balance::task::Wanted>,
-    stand_in: watch::Sender<BTreeSet<Orphan>>,
     /// When it was last asked where to stand in.
-    asked: Option<Instant>,
+    asked: Option<Duration>,
+    /// Where to stand in, as of then.
+    stand_ins: Vec<Orphan>,
+    /// The services of the cluster.
+    served: Vec<ServiceId>,
+    services: watch::Sender<Services>,
     members: watch::Sender<MemberSet>,
+    publishes: watch::Sender<bool>,
+    phase: watch::Sender<Condition>,
     excluded: watch::Sender<Option<String>>,
     /// What should be on disk.
     kept: watch::Sender<Kept>,
 }
 
-/// Makes the actor; it runs once [`Starting::run`] is polled.
-pub fn start(parts: Parts) -> (Cluster, Decisions, Starting) {
+/// Makes the cluster's task and handles what the disk knows; it runs once [`Starting::run`] is polled.
+pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
     let (messages, inbox) = mpsc::channel(QUEUE);
-    let (publish, publish_watch) = watch::channel(publish::task::Wanted::default());
-    let (balance, balance_watch) = watch::channel(balance::task::Wanted::default());
-    let (stand_in, stand_in_watch) = watch::channel(BTreeSet::new());
-    let (members, members_watch) = watch::channel(MemberSet::default());
+    let (services, services_watch) = watch::channel(Services::new());
+    let (publishes, publishes_watch) = watch::channel(false);
+    let (phase, phase_watch) = watch::channel(Condition::Joining);
     let (excluded, excluded_watch) = watch::channel(None);
     let decisions = Decisions {
-        publish: publish_watch,
-        balance: balance_watch,
-        stand_in: stand_in_watch,
-        members: members_watch,
+        services: services_watch,
+        publishes: publishes_watch,
+        phase: phase_watch,
         excluded: excluded_watch,
     };
     let (kept, wanted) = watch::channel(Kept::default());
     let (stored, stored_term) = watch::channel(0);
-    let writer = tokio::spawn(writer::write_all(Arc::clone(&parts.store), wanted, stored));
-    let Parts { coordinator, mesh, updates, facts: handed_over, store, alarms, authority, known } = parts;
-    let (coordinator, started, cluster) = (Arc::new(Mutex::new(coordinator)), Instant::now(), store.cluster());
-    let handle = Cluster { messages, coordinator: Arc::clone(&coordinator), started };
-    let mut actor = Actor {
-        coordinator,
+    let disk = Disk { wanted, stored_term: stored };
+    let ClusterParts { coordinator, mesh, updates, facts: handed_over, members, cluster, alarms, authority, .. } =
+        parts;
+    let (served, known) = (parts.services, parts.known);
+    let (coordinator, clock) = (Arc::new(Mutex::new(coordinator)), Clock::start());
+    let handle = Cluster { messages, coordinator: Arc::clone(&coordinator), clock };
+    let shell = ClusterShell {
+        inbox,
         mesh,
         updates,
         handed_over,
+        stored_term,
         facts: Arc::default(),
         revoked: 0,
+        members_changed: false,
+        invitations_changed: false,
+        waiting: Vec::new(),
         cluster,
         alarms,
         authority,
-        started,
         joined: None,
         others_known: false,
-        publish,
-        balance,
-        stand_in,
         asked: None,
+        stand_ins: Vec::new(),
+        served,
+        services,
         members,
+        publishes,
+        phase,
         excluded,
         kept,
     };
-    actor.handle_all(known);
-    (handle, decisions, Starting { actor, inbox, stored_term, writer })
+    let mut driver = Driver::new(Shared(coordinator), shell, clock);
+    driver.handle(known);
+    (handle, decisions, disk, Starting { driver })
 }
 
-/// An actor that does not run yet.
+/// A cluster's task that does not run yet.
 pub struct Starting {
-    actor: Actor,
-    inbox: mpsc::Receiver<Message>,
-    stored_term: watch::Receiver<u64>,
-    writer: JoinHandle<()>,
+    driver: Driver<Shared, ClusterShell>,
 }
 
 impl Starting {
-    /// Runs until `stop`, and until what it wrote last is on disk. Gives the mesh back, to be shut down.
-    pub async fn run(self, stop: CancellationToken) -> Mesh {
-        let Self { mut actor, mut inbox, mut stored_term, writer } = self;
-        actor.until(&stop, &mut inbox, &mut stored_term).await;
-        let Actor { mesh, kept, .. } = actor;
-        drop(kept);
-        if writer.await.is_err() {
-            error!("the task that writes to disk has failed");
+    /// Runs until `stop`. Gives the mesh back, to be shut down.
+    pub async fn run(mut self, stop: CancellationToken) -> Mesh {
+        if let Err(error) = self.driver.run(&stop).await {
+            error!(%error, "the cluster's task has failed");
         }
-        mesh
+        self.driver.into_shell().mesh
     }
 }
 
-impl Actor {
-    async fn until(
-        &mut self,
-        stop: &CancellationToken,
-        inbox: &mut mpsc::Receiver<Message>,
-        stored_term: &mut watch::Receiver<u64>,
-    ) {
-        loop {
-            let now = self.started.elapsed();
-            let wake = lock(&self.coordinator).next_timeout().unwrap_or(now + LONGEST_SLEEP).min(now + LONGEST_SLEEP);
-            tokio::select! {
-                () = stop.cancelled() => return,
-                message = inbox.recv() => match message {
-                    None => return,
-                    Some((event, done)) => {
-                        self.handle(event);
-                        // Whoever waited may have given up.
-                        let _ = done.map(|done| done.send(()));
-                    }
-                },
-                update = self.updates.recv() => match update {
-                    None => return,
-                    Some(update) => self.handle(record(update)),
-                },
-                Some(facts) = self.handed_over.recv() => self.handle_all(facts.into_iter().map(record)),
-                Ok(()) = stored_term.changed() => {
-                    let term = *stored_term.borrow_and_update();
-                    self.handle(Event::TermStored(term));
-                }
-                () = tokio::time::sleep_until(self.started + wake) => self.handle(Event::Tick),
+impl Shell<Shared> for ClusterShell {
+    type Input = Input;
+
+    async fn next(&mut self) -> Option<Input> {
+        tokio::select! {
+            message = self.inbox.recv() => message.map(Input::Message),
+            update = self.updates.recv() => update.map(Input::Record),
+            Some(facts) = self.handed_over.recv() => Some(Input::Facts(facts)),
+            Ok(()) = self.stored_term.changed() => Some(Input::TermStored(*self.stored_term.borrow_and_update())),
+        }
+    }
+
+    fn take(&mut self, input: Input, _: &mut Jobs<Input>) -> Vec<Event> {
+        match input {
+            Input::Message((event, done)) => {
+                self.waiting.extend(done);
+                vec![event]
             }
+            Input::Record(update) => vec![record(update)],
+            Input::Facts(facts) => facts.into_iter().map(record).collect(),
+            Input::TermStored(term) => vec![Event::TermStored(term)],
         }
     }
 
-    fn handle(&mut self, event: Event) {
-        self.handle_all([event]);
-    }
-
-    /// Takes in events in order, then looks once at what they have changed: the disk may know of thousands.
-    fn handle_all(&mut self, events: impl IntoIterator<Item = Event>) {
-        let (mut members, mut invitations) = (false, false);
-        for event in events {
-            let actions = lock(&self.coordinator).handle(event, now(self.started));
-            for action in actions {
-                match action {
-                    Action::MembersChanged => members = true,
-                    Action::InvitationsChanged => invitations = true,
-                    action => self.carry_out(action),
-                }
-            }
-        }
-        if members {
-            self.members_changed();
-        }
-        if invitations {
-            self.invitations_changed();
-        }
-        let revoked = lock(&self.coordinator).view().revocations().len();
-        if invitations || revoked != self.revoked {
-            self.revoked = revoked;
-            self.facts = Arc::new(Facts::of(lock(&self.coordinator).view(), unix_now()));
-        }
-        self.decide();
-    }
-
-    fn carry_out(&mut self, action: Action) {
+    fn act(&mut self, action: Action, _: &mut Jobs<Input>) {
         match action {
             Action::Gossip { kind, bytes } => {
                 if let Err(error) = self.mesh.set(kind, &bytes) {
@@ -299,11 +318,39 @@ impl Actor {
                 error!(%why, "this node is no member of the cluster any more");
                 self.excluded.send_replace(Some(why));
             }
-            // Dealt with once for all events.
-            Action::MembersChanged | Action::InvitationsChanged => {}
+            Action::MembersChanged => self.members_changed = true,
+            Action::InvitationsChanged => self.invitations_changed = true,
         }
     }
 
+    /// Brings the watches up to date, and gives what this node, as the authority, has to sign for it.
+    fn settle(&mut self, machine: &Shared, now: Now) -> Vec<Event> {
+        let coordinator = lock(&machine.0);
+        let (members, invitations) = (mem::take(&mut self.members_changed), mem::take(&mut self.invitations_changed));
+        let mut signed = Vec::new();
+        if members {
+            signed.extend(self.keep_members(coordinator.view(), coordinator.chains()));
+        }
+        if invitations {
+            signed.extend(self.keep_invitations(coordinator.view()));
+        }
+        let revoked = coordinator.view().revocations().len();
+        if invitations || revoked != self.revoked {
+            self.revoked = revoked;
+            self.facts = Arc::new(Facts::of(coordinator.view(), now.unix));
+        }
+        self.decide(&coordinator, now);
+        if signed.is_empty() {
+            for done in self.waiting.drain(..) {
+                // Whoever waited may have given up.
+                let _ = done.send(());
+            }
+        }
+        signed
+    }
+}
+
+impl ClusterShell {
     /// A term is used only once it is on disk.
     fn store_term(&mut self, term: u64) {
         self.kept.send_if_modified(|kept| {
@@ -313,46 +360,29 @@ impl Actor {
         });
     }
 
-    /// Known members are kept, so that a restart finds its way back; whoever joined with a used-up token is revoked.
-    fn members_changed(&mut self) {
-        let coordinator = Arc::clone(&self.coordinator);
-        let overdrawn: Vec<_> = {
-            let coordinator = lock(&coordinator);
-            let view = coordinator.view();
-            let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
-            self.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
-            self.mesh.set_members(members);
-            view.overdrawn().filter(|node| !view.revoked(node)).collect()
-        };
-        for node in overdrawn {
-            warn!(node = %node.short(), "expelled: it joined with an invitation that other nodes had used up");
-            if let Some(signed) = self.sign(Revocation { cluster: self.cluster, node, revoked: unix_now() }) {
-                self.handle(Event::Revocation(signed));
-            }
-        }
-        let (chains, revocations) = {
-            let coordinator = lock(&coordinator);
-            (coordinator.chains(), coordinator.view().revocations().cloned().collect::<Vec<_>>())
-        };
+    /// Known members are kept, so that a restart finds its way back; a node that joined with a used-up token is revoked.
+    fn keep_members(&mut self, view: &View, chains: Vec<Chain>) -> Vec<Event> {
+        let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
+        self.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
+        self.mesh.set_members(members);
+        let revocations: Vec<_> = view.revocations().cloned().collect();
         self.kept.send_if_modified(|kept| put(&mut kept.members, chains) | put(&mut kept.revocations, revocations));
+        let expel = |node: NodeId| {
+            warn!(node = %node.short(), "expelled: it joined with an invitation that other nodes had used up");
+            let revocation = Revocation { cluster: self.cluster, node, revoked: unix_now() };
+            self.sign(revocation).map(Event::Revocation)
+        };
+        view.overdrawn().filter(|node| !view.revoked(node)).filter_map(expel).collect()
     }
 
-    /// Invitations are kept; versions that two publishers changed at once are signed anew as what they merge to.
-    fn invitations_changed(&mut self) {
-        let merged: Vec<_> = lock(&self.coordinator).view().invitations().unsigned().cloned().collect();
-        for invitation in merged {
-            if let Some(signed) = self.sign(invitation) {
-                self.handle(Event::Invitation(signed));
-            }
-        }
-        let whole: Vec<_> = {
-            let coordinator = lock(&self.coordinator);
-            let known = coordinator.view().invitations();
-            self.alarms.look_at(known.iter());
-            known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect()
-        };
+    /// Invitations are kept; versions that two publishers changed at once are signed again as what they merge to.
+    fn keep_invitations(&mut self, view: &View) -> Vec<Event> {
+        let known = view.invitations();
+        self.alarms.look_at(known.iter());
+        let whole = known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect();
         let alarms = self.alarms.all();
         self.kept.send_if_modified(|kept| put(&mut kept.invitations, whole) | put(&mut kept.alarms, alarms));
+        known.unsigned().cloned().filter_map(|merged| self.sign(merged).map(Event::Invitation)).collect()
     }
 
     /// As the cluster's authority, if this node has its key.
@@ -361,45 +391,49 @@ impl Actor {
         Verified::sign(statement, authority).inspect_err(|error| error!(%error, "cannot sign")).ok()
     }
 
+    /// What one service needs.
+    fn wanted(&self, coordinator: &Coordinator, service: ServiceId, term: Option<u64>) -> ServiceWanted {
+        let view = coordinator.view();
+        let points = coordinator.desired_points(&service).iter().map(|(_, point)| point.clone()).collect();
+        let (floors, of_others) = (view.revisions(&service), view.revisions_of_others(&service));
+        let unheard = !view.hears_all_publishers();
+        let publish = publish::task::Wanted { term, points, floors, of_others, unheard };
+        let (stronger, weaker) = (view.relays_to_leave(&service), view.relays_of_others(&service));
+        let balance = balance::task::Wanted { others_known: self.others_known, stronger, weaker };
+        let stand_in = self.stand_ins.iter().filter(|orphan| orphan.service == service).cloned().collect();
+        ServiceWanted { publish, balance, stand_in }
+    }
+
     /// Brings the watches up to date with the coordinator's state.
-    fn decide(&mut self) {
-        let coordinator = lock(&self.coordinator);
+    fn decide(&mut self, coordinator: &Coordinator, now: Now) {
         let view = coordinator.view();
         if coordinator.phase() != Phase::Joining {
-            let since = self.joined.get_or_insert_with(Instant::now);
+            let since = *self.joined.get_or_insert(now.mono);
             let acquainted = view.is_alone() || view.heard_all_since(Duration::ZERO);
-            self.others_known |= acquainted || since.elapsed() >= ACQUAINTANCE;
+            self.others_known |= acquainted || now.mono - since >= ACQUAINTANCE;
         }
         let term = match coordinator.leadership() {
             Leadership::Publisher { term } => Some(term),
             Leadership::Follower => None,
         };
-        let service = self.cluster.first_service();
-        let points = coordinator.desired_points(&service).iter().map(|(_, point)| point.clone()).collect();
-        let (floors, of_others) = (view.revisions(&service), view.revisions_of_others(&service));
-        let unheard = !view.hears_all_publishers();
-        replace(&self.publish, publish::task::Wanted { term, points, floors, of_others, unheard });
-        let (stronger, weaker) = (view.relays_to_leave(&service), view.relays_of_others(&service));
-        replace(&self.balance, balance::task::Wanted { others_known: self.others_known, stronger, weaker });
-        if self.asked.is_none_or(|at| at.elapsed() >= LONGEST_SLEEP) {
-            self.asked = Some(Instant::now());
-            replace(&self.stand_in, coordinator.stand_ins(now(self.started)).into_iter().collect());
+        sync::publish(&self.publishes, term.is_some());
+        sync::publish(&self.phase, coordinator.condition());
+        if self.asked.is_none_or(|at| now.mono - at >= LONGEST_SLEEP) {
+            self.asked = Some(now.mono);
+            self.stand_ins = coordinator.stand_ins(now);
         }
+        let wanted = |service| (service, self.wanted(coordinator, service, term));
+        sync::publish(&self.services, self.served.iter().copied().map(wanted).collect());
         let members = view.members().map(|member| member.node()).collect();
         let publishers = view.members().filter(|member| member.member.role() == Role::Publisher);
         let publishers = publishers.map(|member| member.node()).collect();
         let revoked = view.revocations().map(|revocation| (revocation.node, revocation.clone())).collect();
-        replace(&self.members, MemberSet { members, publishers, revoked, facts: Arc::clone(&self.facts) });
+        sync::publish(&self.members, MemberSet { members, publishers, revoked, facts: Arc::clone(&self.facts) });
     }
 }
 
 fn record(Update { origin, kind, bytes }: Update) -> Event {
     Event::Record { origin, kind, bytes }
-}
-
-/// Sends only what is new, so that nobody wakes for nothing.
-fn replace<T: PartialEq>(watch: &watch::Sender<T>, value: T) {
-    watch.send_if_modified(|held| put(held, value));
 }
 
 /// True if that changes it.

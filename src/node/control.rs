@@ -15,19 +15,16 @@ use tracing::info;
 
 use super::alarms::Alarms;
 use super::cluster::Cluster;
+use super::service_units::ServiceViews;
 use super::status;
-use crate::balance::stand_in::task::StandInPoint;
-use crate::balance::task::PointStatus;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus};
 use crate::counters::{Counter, Counters};
 use crate::descriptors::Descriptors;
 use crate::discovery::Discovery;
-use crate::health::Health;
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
-use crate::publish::task::StrangerSeen;
 use crate::store::Store;
 use crate::tor;
 
@@ -35,11 +32,8 @@ use crate::tor;
 pub(super) struct Running {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
-    pub(super) points: watch::Receiver<Vec<PointStatus>>,
-    pub(super) stand_ins: watch::Receiver<Vec<StandInPoint>>,
-    pub(super) stranger: watch::Receiver<Option<StrangerSeen>>,
+    pub(super) services: watch::Receiver<ServiceViews>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
-    pub(super) health: Arc<Health>,
     pub(super) counters: Counters,
     /// What the mesh has kept out.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
@@ -202,10 +196,15 @@ impl Running {
         status.phase = part.phase;
         status.isolated = part.isolated;
         status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
-        status.intro_points = status::intro_points(&self.points.borrow(), unix_now());
-        status.stranger = self.stranger.borrow().as_ref().and_then(status::stranger);
-        status.stand_ins = status::stand_ins(&self.stand_ins.borrow());
-        status.ports = status::ports(&self.health.ports());
+        for service in self.services.borrow().values() {
+            status.intro_points.extend(status::intro_points(&service.points.borrow(), unix_now()));
+            if status.stranger.is_none() {
+                status.stranger = service.stranger.borrow().as_ref().and_then(status::stranger);
+            }
+            status.stand_ins.extend(status::stand_ins(&service.stand_ins.borrow()));
+            let ports = service.health.as_ref().map(|health| status::ports(&health.ports()));
+            status.ports.extend(ports.unwrap_or_default());
+        }
         status.links = self.links.status().into_iter().map(link_status).collect();
         status::collect(&self.counters, &part.refused, (self.gossip)());
         for (name, count) in self.links.refused() {

@@ -11,17 +11,16 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use super::cluster::Cluster;
-use super::tasks::Ended;
+use super::supervisor::Ended;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::discovery::{Discovery, Early, KeyRing, Offer};
 use crate::keys::DiscoveryPublic;
-use crate::link::{Links, MemberSet};
-use crate::publish::task::Wanted;
+use crate::link::{Links, MemberSet, Reach};
 use crate::store::Store;
 use crate::tor::Engine;
 
-/// Between two looks at what only time changes.
+/// How often the keys are looked at when nothing has changed: old ones cease to be accepted with time, to the minute.
 const LOOK_PAUSE: Duration = Duration::from_secs(10);
 
 /// Keeps the discovery keys.
@@ -32,6 +31,8 @@ pub(super) struct Rotation {
     pub(super) store: Arc<Store>,
     /// Counts the keys that are refused.
     pub(super) links: Arc<Links>,
+    /// Whether some peer accepts none of this node's keys.
+    pub(super) reach: watch::Receiver<Reach>,
     /// The members and the revoked, as the links see them.
     pub(super) members: watch::Receiver<MemberSet>,
     /// For the links: the newest key.
@@ -41,11 +42,11 @@ pub(super) struct Rotation {
 }
 
 impl Rotation {
-    /// Runs until the daemon stops. `publishing` says whether this node is the publisher: only that one makes keys.
+    /// Runs until the cluster's task ends. `publishes` says whether this node is the publisher, which alone makes keys.
     pub(super) async fn run(
         mut self,
         cluster: Cluster,
-        mut publishing: watch::Receiver<Wanted>,
+        mut publishes: watch::Receiver<bool>,
         mut offered: mpsc::Receiver<Offer>,
     ) -> Ended {
         let mut ring = self.store.discovery()?;
@@ -58,7 +59,7 @@ impl Rotation {
                 // If the actor has ended, its own task reports why.
                 let _ = cluster.tell(Event::DiscoveryKey { counted }).await;
             }
-            let publisher = publishing.borrow_and_update().term.is_some();
+            let publisher = *publishes.borrow_and_update();
             let revoked = self.members.borrow_and_update().revoked.len();
             if let Some(key) = early.take(revoked).filter(|key| ring.is_newer(key)) {
                 self.adopt(&mut ring, key, &mut trusted);
@@ -66,10 +67,12 @@ impl Rotation {
             if let Some(made) = ring.due(revoked).filter(|_| publisher).and_then(|generation| self.make(generation)) {
                 self.adopt(&mut ring, made, &mut trusted);
             }
-            self.tell(&ring, &mut trusted);
+            let refused = self.reach.borrow_and_update().refused;
+            self.tell(&ring, refused, &mut trusted);
             tokio::select! {
                 changed = self.members.changed() => if changed.is_err() { return Ok(()) },
-                changed = publishing.changed() => if changed.is_err() { return Ok(()) },
+                changed = self.reach.changed() => if changed.is_err() { return Ok(()) },
+                changed = publishes.changed() => if changed.is_err() { return Ok(()) },
                 Some(offer) = offered.recv() => self.take(&ring, offer, &mut early),
                 () = tokio::time::sleep(LOOK_PAUSE) => {}
             }
@@ -113,8 +116,9 @@ impl Rotation {
         }
     }
 
-    /// Brings everybody up to date.
-    fn tell(&self, ring: &KeyRing, trusted: &mut BTreeSet<NodeId>) {
+    /// Tells the links, the own service and the Tor client which keys to use. If some peer has `refused` all of this
+    /// node's keys, old ones are accepted, too.
+    fn tell(&self, ring: &KeyRing, refused: bool, trusted: &mut BTreeSet<NodeId>) {
         let newest = ring.newest();
         self.newest.send_if_modified(|told| {
             let news = told.as_ref().is_none_or(|told| told.key != newest.key);
@@ -123,7 +127,7 @@ impl Rotation {
             }
             news
         });
-        let accepted = ring.accepted(unix_now(), self.links.is_refused());
+        let accepted = ring.accepted(unix_now(), refused);
         self.accepted.send_if_modified(|told| {
             let news = *told != accepted;
             *told = accepted;

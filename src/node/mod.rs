@@ -1,12 +1,13 @@
 //! The daemon: wires the parts together, watches over them, and takes them down in order.
 //!
 //! Enter with [`run`]. The parts are tasks that know nothing of each other; what connects them are watches (desired
-//! states) and the [`cluster`] actor's events:
+//! states) and the events of the [`cluster`]'s task. `parts` starts them in order under a `supervisor`: `mesh_part` makes
+//! this node a member of the cluster, and each `service_unit` serves one onion address.
 //!
 //! ```text
-//!   mesh ──records──► cluster actor ──► balance (own intro points) ──► engine
-//!   health ─────────►      │      └───► publish (descriptors)      ──► engine
-//!   links ──────────►      └──────────► links (whom to reach)      ──► engine
+//!   mesh ──records──► cluster ──► balance (own intro points) ──► engine
+//!   health ─────────►    │   └──► publish (descriptors)      ──► engine
+//!   links ──────────►    └──────► links (whom to reach)      ──► engine
 //!   engine ──client streams──► proxy | join port
 //! ```
 
@@ -17,14 +18,20 @@ mod control;
 mod discovery;
 mod disk;
 mod invitations;
+mod known;
+mod mesh_part;
+mod own_service;
 mod parts;
 mod preflight;
+mod reports;
+mod service_unit;
+mod service_units;
 mod status;
-mod tasks;
+mod supervisor;
 mod writer;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustbalance_mesh::MeshError;
 use tokio_util::sync::CancellationToken;
@@ -38,9 +45,12 @@ use crate::systemd;
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
 use crate::tor::{Engine, TorError};
 use control::Daemon;
-use parts::Parts;
+use supervisor::Supervisor;
 
 pub use preflight::{PreflightError, preflight};
+
+/// How long the control socket takes to stop at most: 10 s for the answers under way, and some more.
+const CONTROL_STOPS: Duration = Duration::from_secs(15);
 
 /// Why the daemon ended, other than because it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -69,9 +79,9 @@ pub enum NodeError {
     /// The introduction points' keys cannot be used.
     #[error("cannot keep introduction points: {0}")]
     IntroPoints(String),
-    /// A part that must not end has ended.
-    #[error("the {0} task has ended unexpectedly: please report this with the log")]
-    TaskEnded(&'static str),
+    /// A part that must not end has ended, by itself or by a panic; its name.
+    #[error("the part {0:?} of this node has ended unexpectedly: please report this with the log")]
+    TaskEnded(String),
 }
 
 impl NodeError {
@@ -126,25 +136,42 @@ pub async fn run_on(
         running: OnceLock::new(),
         leave: stop.clone(),
     });
-    let socket = crate::control::bind(store.dir())?;
-    let closing = CancellationToken::new();
-    let serving = tokio::spawn(crate::control::serve(socket, Arc::clone(&daemon) as _, closing.clone()));
+    let mut parts = Supervisor::default();
+    let (socket, answering) = (crate::control::bind(store.dir())?, Arc::clone(&daemon) as _);
+    parts.start("control socket", CONTROL_STOPS, |closing| async move {
+        crate::control::serve(socket, answering, closing).await;
+        Ok(())
+    });
     // From here on `status` is answered. Tor may take minutes, or for ever on a censored host:
     // `systemctl start` and the boot of the machine must not wait for it.
     systemd::ready();
-    let outcome = match bootstrapped(&engine, &stop).await {
-        Ok(true) => match Parts::start(engine, store, live, &daemon).await {
-            Ok(parts) => parts.run(&stop).await,
-            Err(error) => Err(error),
-        },
-        Ok(false) => Ok(()),
-        Err(error) => Err(error),
-    };
-    closing.cancel();
-    if serving.await.is_err() {
-        warn!("the control socket's task has failed");
-    }
+    let outcome = run_parts(engine, store, live, &daemon, &stop, &mut parts).await;
+    parts.stop().await;
+    info!("stopped");
     outcome
+}
+
+/// Waits for Tor, starts all parts, and watches over them until the node is to stop or cannot go on.
+async fn run_parts(
+    engine: Arc<dyn Engine>,
+    store: Arc<Store>,
+    live: &LiveConfig,
+    daemon: &Daemon,
+    stop: &CancellationToken,
+    parts: &mut Supervisor,
+) -> Result<(), NodeError> {
+    let ready = tokio::select! {
+        ready = bootstrapped(&engine, stop) => ready?,
+        error = parts.first_end() => return Err(error),
+    };
+    if !ready {
+        return Ok(());
+    }
+    parts::start(engine, store, live, daemon, parts).await?;
+    let ended = stop.run_until_cancelled(parts.first_end()).await;
+    let Some(error) = ended else { return Ok(()) };
+    warn!(%error, "stopping");
+    Err(error)
 }
 
 /// Waits until circuits can be built; false if it is told to stop before.

@@ -1,8 +1,8 @@
-//! Brings to disk what the cluster actor has learnt, beside it.
+//! Brings to disk what the cluster's task has learnt, beside it.
 //!
-//! The actor says in a watch what should be on disk, and this task writes what differs from what it has written. So the
-//! actor waits for no disk; however often something changes, nothing is lost and only the newest is written; and what
-//! could not be written is tried again.
+//! The cluster's task says in a watch what should be on disk, and this task writes what differs from what it has written.
+//! So that one waits for no disk; however often something changes, nothing is lost and only the newest is written; and
+//! what could not be written is tried again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,8 @@ pub(super) struct Kept {
     pub(super) alarms: Vec<KeyAlarm>,
 }
 
-/// Writes until nobody wants anything any more, and what was wanted last has been tried. Tells which term is on disk.
+/// Writes until the cluster's task has ended and what it wanted last has been tried. Says in `stored` which term is on
+/// disk.
 pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kept>, stored: watch::Sender<u64>) {
     let mut written = Kept::default();
     loop {

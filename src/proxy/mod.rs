@@ -81,11 +81,12 @@ impl Drop for OpenStream<'_> {
 /// The proxy; a clone is a second handle on the same.
 #[derive(Clone)]
 pub struct Proxy {
-    inner: Arc<Inner>,
+    ports: Arc<[PortTarget]>,
+    shared: Arc<Shared>,
 }
 
-struct Inner {
-    ports: Vec<PortTarget>,
+/// What proxies of several services share.
+struct Shared {
     limits: watch::Receiver<ProxyLimits>,
     /// Streams for which the process may open files.
     files: usize,
@@ -97,7 +98,13 @@ impl Proxy {
     /// A proxy for these virtual ports. It holds a stream to the latest `limits` when that begins, and never serves
     /// more than `files` streams at once.
     pub fn new(ports: Vec<PortTarget>, limits: watch::Receiver<ProxyLimits>, files: usize, counters: Counters) -> Self {
-        Self { inner: Arc::new(Inner { ports, limits, files, room: Arc::default(), counters }) }
+        Self { ports: ports.into(), shared: Arc::new(Shared { limits, files, room: Arc::default(), counters }) }
+    }
+
+    /// A proxy for the virtual ports of another service, within the same bounds: both together hold as many streams as
+    /// one may, and count as one.
+    pub fn with_ports(&self, ports: Vec<PortTarget>) -> Self {
+        Self { ports: ports.into(), shared: Arc::clone(&self.shared) }
     }
 
     /// Serves every stream that comes until `shutdown`; then takes no more, lets the open ones end for `grace`, and
@@ -130,7 +137,7 @@ impl Proxy {
     }
 
     fn admit(&self, circuit: CircuitId) -> Option<Admitted> {
-        let Inner { limits, files, room, counters, .. } = &*self.inner;
+        let Shared { limits, files, room, counters } = &*self.shared;
         let streams = limits.borrow().streams.min(*files);
         room.admit(circuit, streams).map_err(|why| counters.count(why)).ok()
     }
@@ -139,15 +146,15 @@ impl Proxy {
     async fn serve_admitted(&self, incoming: Incoming, admitted: Admitted) {
         let served = self.serve_whole(incoming, &admitted);
         if admitted.closed().run_until_cancelled(served).await.is_none() {
-            self.inner.counters.count(Counter::StreamsEvicted);
+            self.shared.counters.count(Counter::StreamsEvicted);
         }
     }
 
     async fn serve_whole(&self, incoming: Incoming, admitted: &Admitted) {
-        let Inner { ports, counters, .. } = &*self.inner;
-        let limits = self.inner.limits.borrow().clone();
+        let counters = &self.shared.counters;
+        let limits = self.shared.limits.borrow().clone();
         let Incoming { port, request, .. } = incoming;
-        let Some(PortTarget { target, .. }) = ports.iter().find(|candidate| candidate.port == port) else {
+        let Some(PortTarget { target, .. }) = self.ports.iter().find(|candidate| candidate.port == port) else {
             counters.count(Counter::StreamsUnknownPort);
             debug!(port, "refused a stream: no target is configured for its port");
             return request.reject(Rejection::Unavailable).await;

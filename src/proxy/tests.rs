@@ -58,7 +58,7 @@ fn proxy(target: Target, limits: ProxyLimits) -> Proxy {
 }
 
 fn count(proxy: &Proxy, counter: Counter) -> u64 {
-    proxy.inner.counters.get(counter)
+    proxy.shared.counters.get(counter)
 }
 
 async fn tcp_proxy(limits: ProxyLimits) -> (Proxy, TcpListener) {
@@ -205,7 +205,7 @@ async fn by_default_an_idle_stream_and_one_that_is_not_read_live_on() {
     let (proxy, _listener) = tcp_proxy(ProxyLimits::default()).await;
     let (client, theirs) = duplex(16);
     let (mut target, targets) = duplex(16);
-    let counters = proxy.inner.counters.clone();
+    let counters = proxy.shared.counters.clone();
     let bounds = Bounds { idle: None, stall: None, half_closed: Duration::from_secs(30) };
     let copying = tokio::spawn(async move {
         let (from_client, to_client) =

@@ -6,16 +6,21 @@ use std::path::Path;
 
 use rand::rng;
 use rustbalance_gossip::address::mesh_address;
-use rustbalance_gossip::coordinator::Settings;
+use rustbalance_gossip::coordinator::{Isolated, Settings};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::{Heartbeat, Member, MemberCertificate, NodeCard, RecordKind, Role};
 use rustbalance_gossip::signed::Sign;
 use rustbalance_mesh::{Carrier, MeshConfig};
 use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
+use super::super::reports::report_reach;
+use super::super::writer;
 use super::*;
 use crate::join::{Terms, found, invite};
 use crate::keys::NodeSecret;
+use crate::link::Reach;
+use crate::store::Store;
 
 /// A founder's state directory.
 fn founder() -> (TempDir, Arc<Store>) {
@@ -24,8 +29,38 @@ fn founder() -> (TempDir, Arc<Store>) {
     (folder, Arc::new(store))
 }
 
-/// Its actor, over a mesh without anybody in it.
-async fn actor(store: &Arc<Store>, known: Vec<Event>) -> (Cluster, Starting, mpsc::Sender<(NodeId, Vec<u8>)>) {
+/// Its cluster's task, which has not begun to run, over a mesh without other members.
+struct Alone {
+    cluster: Cluster,
+    starting: Starting,
+    disk: Disk,
+    _others: mpsc::Sender<(NodeId, Vec<u8>)>,
+}
+
+/// A cluster's task that runs.
+struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<Mesh>,
+    writer: JoinHandle<()>,
+}
+
+impl Running {
+    fn start(store: &Arc<Store>, starting: Starting, disk: Disk) -> Self {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(starting.run(stop.clone()));
+        let writer = tokio::spawn(writer::write_all(Arc::clone(store), disk.wanted, disk.stored_term));
+        Self { stop, task, writer }
+    }
+
+    /// Stops it, and waits until all is on disk.
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().shutdown().await;
+        self.writer.await.unwrap();
+    }
+}
+
+async fn alone(store: &Arc<Store>, known: Vec<Event>) -> Alone {
     let (others, received) = mpsc::channel(1);
     let carrier = Carrier { send: Arc::new(|_, _| {}), received };
     let config = MeshConfig {
@@ -38,26 +73,32 @@ async fn actor(store: &Arc<Store>, known: Vec<Event>) -> (Cluster, Starting, mps
     let key = Box::new(store.node_secret().unwrap());
     let coordinator = Coordinator::new(Settings::new(1, 1, store.term().unwrap()), key, store.membership().clone());
     let authority = store.authority_secret().unwrap();
-    let store = Arc::clone(store);
-    let (cluster, _, starting) = start(Parts {
+    let (cluster, _, disk, starting) = start(ClusterParts {
         coordinator,
         mesh,
         updates,
         facts: mpsc::channel(1).1,
-        store,
+        members: watch::channel(MemberSet::default()).0,
+        cluster: store.cluster(),
+        services: store.services().unwrap(),
         alarms: Arc::default(),
         authority,
         known,
     });
-    (cluster, starting, others)
+    Alone { cluster, starting, disk, _others: others }
 }
 
 /// A worker of that cluster.
 fn worker(store: &Store) -> (NodeSecret, Member) {
+    member(store, Role::Worker)
+}
+
+/// A member of that cluster.
+fn member(store: &Store, role: Role) -> (NodeSecret, Member) {
     let key = NodeSecret::generate(&mut rng());
     let (cluster, node, issued) = (store.cluster(), key.node_id(), unix_now());
     let expires = issued + 1_000_000;
-    let certificate = MemberCertificate { cluster, node, role: Role::Worker, issued, expires, invitation: None };
+    let certificate = MemberCertificate { cluster, node, role, issued, expires, invitation: None };
     let certificate = Verified::sign(certificate, &store.authority_secret().unwrap().unwrap()).unwrap();
     (key, Member { authority: store.membership().authority.clone(), certificate })
 }
@@ -82,9 +123,8 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
     chains.sort_by_key(|chain| chain.clone().verify(cluster, 0).unwrap().node());
     store.put_members(&chains).unwrap();
     let before = inode(store.dir(), "members");
-    let (handle, starting, _others) = actor(&store, vec![Event::KnownMembers(chains)]).await;
-    let stop = CancellationToken::new();
-    let running = tokio::spawn(starting.run(stop.clone()));
+    let Alone { cluster: handle, starting, disk, _others } = alone(&store, vec![Event::KnownMembers(chains)]).await;
+    let running = Running::start(&store, starting, disk);
     let card = NodeCard {
         cluster,
         node,
@@ -104,8 +144,7 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
     }
     let known = handle.look(|coordinator, _| coordinator.view().member(&node).map(|member| member.phase()));
     assert_eq!(known, Some(Phase::Active), "the worker is not heard");
-    stop.cancel();
-    running.await.unwrap().shutdown().await;
+    running.stop().await;
     assert_eq!(inode(store.dir(), "members"), before, "the list of members was written anew");
     assert_eq!(store.members().unwrap().len(), 2);
 }
@@ -120,17 +159,46 @@ async fn what_the_disk_knows_is_not_written_again_and_hides_no_term() {
     store.put_invitations(&invitations, unix_now()).unwrap();
     let before = inode(store.dir(), "invitations");
     let known = store.invitations().unwrap().into_iter().map(Event::Invitation).collect();
-    let (handle, starting, _others) = actor(&store, known).await;
-    let stop = CancellationToken::new();
-    let running = tokio::spawn(starting.run(stop.clone()));
+    let Alone { cluster: handle, starting, disk, _others } = alone(&store, known).await;
+    let running = Running::start(&store, starting, disk);
     // Alone, it publishes as soon as its term is on disk.
     while handle.look(|coordinator, _| coordinator.leadership()) == Leadership::Follower {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    stop.cancel();
-    running.await.unwrap().shutdown().await;
+    running.stop().await;
     assert_eq!(store.term().unwrap(), 1);
     assert_eq!(inode(store.dir(), "invitations"), before, "the invitations were written anew");
+}
+
+#[tokio::test]
+async fn the_coordinator_hears_of_every_change_of_how_far_the_links_reach() {
+    let (_folder, store) = founder();
+    // Only where there is another publisher can this node be shut out.
+    let (_, member) = member(&store, Role::Publisher);
+    let known = vec![Event::KnownMembers(vec![store.membership().chain(), member.chain()])];
+    let Alone { cluster, starting, disk, _others } = alone(&store, known).await;
+    let running = Running::start(&store, starting, disk);
+    let (reach, watch) = watch::channel(Reach::default());
+    let reporting = tokio::spawn(report_reach(watch, cluster.clone()));
+    let becomes = async |isolation: Option<Isolated>| {
+        while cluster.look(|coordinator, now| coordinator.isolation(now)) != isolation {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert_eq!(cluster.look(|coordinator, _| coordinator.phase()), Phase::Joining);
+    reach.send_replace(Reach { linked: true, ..Reach::default() });
+    while cluster.look(|coordinator, _| coordinator.phase()) == Phase::Joining {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..2 {
+        reach.send_replace(Reach { refused: true, shut_out: true, linked: false });
+        becomes(Some(Isolated::ShutOut)).await;
+        reach.send_replace(Reach { linked: true, ..Reach::default() });
+        becomes(None).await;
+    }
+    drop(reach);
+    reporting.await.unwrap().unwrap();
+    running.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

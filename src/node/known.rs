@@ -1,0 +1,80 @@
+//! What a node knows before it hears of any other: its settings and what its last run has left on disk.
+
+use std::collections::BTreeMap;
+
+use rustbalance_gossip::coordinator::{Event, Settings};
+use rustbalance_gossip::lease::Timing;
+use rustbalance_gossip::liveness::Patience;
+use rustbalance_gossip::record::{PublishedPeriod, Role};
+use tracing::info;
+
+use super::NodeError;
+use crate::clock::unix_now;
+use crate::config::Config;
+use crate::keys::{AuthoritySecret, outage_secret};
+use crate::link::MemberSet;
+use crate::store::Store;
+
+/// This start of the daemon: how many there were before, and a random number by which two processes with one key know
+/// each other apart.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Boot {
+    pub(super) number: u64,
+    pub(super) instance: u64,
+}
+
+impl Boot {
+    /// The generation under which this process gossips: higher than those of earlier starts, and different from that of
+    /// another process that runs on a copy of the same directory, so that the two hear each other.
+    pub(super) fn generation(self) -> u64 {
+        self.number << 16 | self.instance & 0xffff
+    }
+}
+
+/// What the coordinator starts with.
+pub(super) fn settings(
+    store: &Store,
+    config: &Config,
+    boot: Boot,
+    authority: Option<&AuthoritySecret>,
+) -> Result<Settings, NodeError> {
+    let heartbeat = config.cluster.heartbeat;
+    let mut settings = Settings::new(boot.number, boot.instance, store.term()?);
+    settings.priority = config.node.priority;
+    settings.weight = config.node.weight;
+    settings.ports = config.ports.iter().map(|port| port.port).collect();
+    settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
+    settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
+    settings.waiting = config.gossip.waiting;
+    settings.hide_outages = authority.filter(|_| config.cluster.hide_outages).map(outage_secret);
+    Ok(settings)
+}
+
+/// The members as of the last run, for the links to begin with.
+pub(super) fn members(store: &Store) -> Result<MemberSet, NodeError> {
+    let unix = unix_now();
+    let chains = store.members()?;
+    let members = chains.into_iter().filter_map(|chain| chain.verify(store.cluster(), unix).ok());
+    let members = members.filter(|member| member.authority_id() == store.membership().authority_id());
+    let roles: BTreeMap<_, _> = members.map(|member| (member.node(), member.role())).collect();
+    let revoked = store.revocations()?.into_iter().map(|revocation| (revocation.node, revocation)).collect();
+    let publishers = roles.iter().filter(|(_, role)| **role == Role::Publisher).map(|(node, _)| *node).collect();
+    Ok(MemberSet { members: roles.into_keys().collect(), publishers, revoked, ..MemberSet::default() })
+}
+
+/// The coordinator's first events.
+pub(super) fn events(store: &Store) -> Result<Vec<Event>, NodeError> {
+    let mut events = vec![Event::KnownMembers(store.members()?)];
+    events.extend(store.revocations()?.into_iter().map(Event::Revocation));
+    events.extend(store.invitations()?.into_iter().map(Event::Invitation));
+    let published = |(period, revision)| PublishedPeriod { period, revision, confirmed: 0, directories: 0 };
+    for service in store.services()? {
+        let periods = store.revisions(service)?.into_iter().map(published).collect();
+        events.push(Event::Published { service, periods });
+    }
+    if store.is_draining()? {
+        info!("this node drains, as before its restart: it takes no new clients until `rustbalance resume`");
+        events.push(Event::Drain);
+    }
+    Ok(events)
+}

@@ -1,0 +1,205 @@
+//! What makes this node one of a cluster: its links, its own onion service, its gossip, and the cluster's task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use rustbalance_gossip::coordinator::Coordinator;
+use rustbalance_gossip::record::Revocation;
+use rustbalance_gossip::signed::Verified;
+use rustbalance_mesh::{Carrier, Mesh, MeshConfig, MeshCounters, ROUND, Update};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::NodeError;
+use super::alarms::Alarms;
+use super::cluster::{self, Cluster, ClusterParts, Decisions, Services};
+use super::discovery::Rotation;
+use super::known::{self, Boot};
+use super::own_service::OwnServicePart;
+use super::reports::{report_eviction, report_reach, show_phase};
+use super::supervisor::{Ended, Supervisor};
+use super::writer;
+use crate::balance::check::point_check;
+use crate::clock::unix_now;
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::discovery::{Discovery, Offer};
+use crate::keys::AuthoritySecret;
+use crate::link::{CarriedJoin, LinkConfig, LinkOutputs, Links, MemberSet, TorRoute};
+use crate::store::Store;
+use crate::tor::{Engine, RefusedCounts};
+
+/// How long the cluster's task may take to end, and then the mesh to spread the goodbye.
+const STOP_STEP: Duration = Duration::from_secs(5);
+
+/// What the mesh needs.
+pub(super) struct MeshNeeds<'a> {
+    /// A Tor that is ready.
+    pub(super) engine: &'a Arc<dyn Engine>,
+    pub(super) store: &'a Arc<Store>,
+    pub(super) config: &'a Config,
+    /// On publishers.
+    pub(super) authority: Option<&'a AuthoritySecret>,
+    /// Counts what the own service refuses.
+    pub(super) counters: &'a Counters,
+}
+
+/// What the mesh gives.
+pub(super) struct MeshPart {
+    /// The way to the cluster's task.
+    pub(super) cluster: Cluster,
+    /// What the cluster decides for each service.
+    pub(super) services: watch::Receiver<Services>,
+    pub(super) links: Arc<Links>,
+    /// Joiners that workers carry here.
+    pub(super) joins: mpsc::Receiver<CarriedJoin>,
+    /// The newest discovery key.
+    pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
+    /// What gossip has refused.
+    pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
+    pub(super) alarms: Arc<Alarms>,
+}
+
+impl MeshPart {
+    /// Starts the links first and the cluster's task last: its goodbye goes through all the others.
+    pub(super) async fn start(needs: MeshNeeds<'_>, parts: &mut Supervisor) -> Result<Self, NodeError> {
+        let MeshNeeds { engine, store, authority, .. } = needs;
+        let (newest, discovery) = watch::channel(None);
+        let (accepted, accepted_watch) = watch::channel(Vec::new());
+        let Linked { links, members, carrier, outputs } = start_links(&needs, discovery.clone(), parts)?;
+        let own_service = OwnServicePart {
+            engine: Arc::clone(engine),
+            identity: store.node_secret()?,
+            accepted: accepted_watch,
+            links: Arc::clone(&links),
+            refused: Arc::new(RefusedCounts::of_members(needs.counters.clone())),
+        };
+        parts.start("own service", STOP_STEP, |stop| own_service.run(stop));
+
+        let boot = Boot { number: store.next_boot(unix_now())?, instance: rand::rng().random() };
+        let (mesh, updates) = start_gossip(&needs, boot, carrier, &members).await?;
+        let gossip = Box::new(mesh.counting());
+        let alarms = Arc::new(Alarms::new(store.alarms()?));
+        let rotation = Rotation {
+            engine: Arc::clone(engine),
+            store: Arc::clone(store),
+            links: Arc::clone(&links),
+            reach: links.reach(),
+            members: members.subscribe(),
+            newest,
+            accepted,
+        };
+        let cluster_parts = ClusterParts {
+            coordinator: coordinator(&needs, boot)?,
+            mesh,
+            updates,
+            facts: outputs.facts,
+            members,
+            cluster: store.cluster(),
+            services: store.services()?,
+            alarms: Arc::clone(&alarms),
+            authority: authority.map(AuthoritySecret::duplicate),
+            known: known::events(store)?,
+        };
+        let (cluster, decisions) = start_cluster(cluster_parts, Arc::clone(store), parts);
+        let Decisions { services, publishes, phase, excluded } = decisions;
+        parts.spawn("membership", end_of_membership(excluded));
+        parts.spawn("discovery keys", rotation.run(cluster.clone(), publishes, outputs.offered));
+        parts.spawn("report of evictions", report_eviction(outputs.revoked, cluster.clone()));
+        parts.spawn("report of links", report_reach(links.reach(), cluster.clone()));
+        parts.spawn("report of phases", show_phase(phase));
+        Ok(Self { cluster, services, links, joins: outputs.joins, discovery, gossip, alarms })
+    }
+}
+
+/// The links, and what the rest of the mesh needs of them.
+struct Linked {
+    links: Arc<Links>,
+    /// Whom the links are to reach.
+    members: watch::Sender<MemberSet>,
+    carrier: Carrier,
+    outputs: Outputs,
+}
+
+/// What links hand over besides gossip.
+struct Outputs {
+    joins: mpsc::Receiver<CarriedJoin>,
+    revoked: mpsc::Receiver<Verified<Revocation>>,
+    offered: mpsc::Receiver<Offer>,
+    facts: mpsc::Receiver<Vec<Update>>,
+}
+
+fn start_links(
+    needs: &MeshNeeds<'_>,
+    discovery: watch::Receiver<Option<Arc<Discovery>>>,
+    parts: &mut Supervisor,
+) -> Result<Linked, NodeError> {
+    let store = needs.store;
+    let (members, members_watch) = watch::channel(known::members(store)?);
+    let config = LinkConfig {
+        base: Arc::new(TorRoute::new(Arc::clone(needs.engine))),
+        faster: Vec::new(),
+        identity: store.node_secret()?,
+        membership: store.membership().clone(),
+        discovery,
+        limits: needs.config.links.clone(),
+    };
+    let (links, LinkOutputs { carrier, joins, revoked, offered, facts }) = Links::start(config, members_watch);
+    let links = Arc::new(links);
+    let closing = Arc::clone(&links);
+    parts.start("links", STOP_STEP, |stop| async move {
+        stop.cancelled().await;
+        closing.shutdown();
+        Ok(())
+    });
+    Ok(Linked { links, members, carrier, outputs: Outputs { joins, revoked, offered, facts } })
+}
+
+async fn start_gossip(
+    needs: &MeshNeeds<'_>,
+    boot: Boot,
+    carrier: Carrier,
+    members: &watch::Sender<MemberSet>,
+) -> Result<(Mesh, mpsc::Receiver<Update>), NodeError> {
+    let (me, cluster) = (needs.store.node_id(), needs.store.cluster());
+    let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
+    let config = MeshConfig { me, cluster, generation: boot.generation(), interval: ROUND };
+    let (mesh, updates) = Mesh::start(config, carrier, seeds).await?;
+    mesh.set_limits(needs.config.gossip.mesh);
+    Ok((mesh, updates))
+}
+
+fn coordinator(needs: &MeshNeeds<'_>, boot: Boot) -> Result<Coordinator, NodeError> {
+    let MeshNeeds { store, config, authority, .. } = *needs;
+    let settings = known::settings(store, config, boot, authority)?;
+    let coordinator = Coordinator::new(settings, Box::new(store.node_secret()?), store.membership().clone());
+    Ok(coordinator.with_point_check(point_check(authority.map(AuthoritySecret::duplicate))))
+}
+
+/// Starts what writes to disk, then the cluster's task, which ends before it.
+fn start_cluster(made_of: ClusterParts, store: Arc<Store>, parts: &mut Supervisor) -> (Cluster, Decisions) {
+    let (cluster, decisions, disk, actor) = cluster::start(made_of);
+    // It ends by itself when the cluster's task has ended and what that wanted last was tried.
+    parts.start("disk writer", STOP_STEP, |_| async move {
+        writer::write_all(store, disk.wanted, disk.stored_term).await;
+        Ok(())
+    });
+    parts.start("cluster", 2 * STOP_STEP, |stop| async move {
+        let mesh = actor.run(stop).await;
+        if timeout(STOP_STEP, mesh.shutdown()).await.is_err() {
+            warn!("the others may not have heard the goodbye");
+        }
+        Ok(())
+    });
+    (cluster, decisions)
+}
+
+/// Ends the node once it is no member any more.
+async fn end_of_membership(mut excluded: watch::Receiver<Option<String>>) -> Ended {
+    match excluded.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()) {
+        Some(why) => Err(NodeError::Excluded(why)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,80 @@
+//! Tells the cluster's task, systemd and the log of what changes elsewhere.
+
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use rustbalance_gossip::coordinator::Event;
+use rustbalance_gossip::record::Revocation;
+use rustbalance_gossip::signed::Verified;
+use rustbalance_gossip::view::Condition;
+
+use super::cluster::Cluster;
+use super::supervisor::Ended;
+use crate::link::Reach;
+use crate::systemd;
+
+/// Hands every new value of a watch to the cluster; the value at the start is not news. Ends with either of them.
+pub(super) async fn report<T: Clone>(
+    mut watch: watch::Receiver<T>,
+    cluster: Cluster,
+    event: impl Fn(T) -> Event,
+) -> Ended {
+    while watch.changed().await.is_ok() {
+        let value = watch.borrow_and_update().clone();
+        if cluster.tell(event(value)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the cluster that this node was evicted, as peers show it with the signed revocation when they refuse a link.
+pub(super) async fn report_eviction(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: Cluster) -> Ended {
+    while let Some(revocation) = revoked.recv().await {
+        if cluster.tell(Event::Revocation(revocation)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Tells the cluster once that the mesh is reached, and whenever peers begin or cease to shut this node out.
+pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Cluster) -> Ended {
+    let mut before = Reach::default();
+    loop {
+        let now = *reach.borrow_and_update();
+        if now.linked && !before.linked && cluster.tell(Event::MeshReached).await.is_err() {
+            return Ok(());
+        }
+        if now.shut_out && !before.shut_out {
+            warn!(
+                "the other members accept none of this node's discovery keys: it was evicted, or missed a change of \
+                 keys. It will not publish before one of them reaches it; if none does within minutes, look with \
+                 `rustbalance status` on another node whether this one is a member still"
+            );
+        }
+        if now.shut_out != before.shut_out && cluster.tell(Event::ShutOut(now.shut_out)).await.is_err() {
+            return Ok(());
+        }
+        // The mesh is reached once and for all.
+        before = Reach { linked: before.linked || now.linked, ..now };
+        if reach.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Shows every phase in the log and in `systemctl status`.
+pub(super) async fn show_phase(mut phase: watch::Receiver<Condition>) -> Ended {
+    loop {
+        let now = *phase.borrow_and_update();
+        info!(phase = %now, "phase");
+        match now {
+            Condition::Healthy => systemd::status("serving clients"),
+            other => systemd::status(&other.to_string()),
+        }
+        if phase.changed().await.is_err() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! All that serves one onion address on this node: introduction points, stand-in, publisher, proxy and health checks.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use rustbalance_gossip::coordinator::Event;
+use rustbalance_gossip::id::ServiceId;
+use rustbalance_gossip::stand_in::Orphan;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info_span};
+
+use super::NodeError;
+use super::admission::JoinPort;
+use super::cluster::{Cluster, ServiceWanted};
+use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
+use super::reports::report;
+use super::supervisor::{Ended, Supervisor};
+use crate::balance;
+use crate::balance::stand_in::task::{StandIn, StandInPoint};
+use crate::balance::task::{Balance, PointStatus};
+use crate::config::JOIN_PORT;
+use crate::health::{Health, HealthSettings};
+use crate::keys::{AuthoritySecret, MasterSecret};
+use crate::proxy::{PortTarget, Proxy};
+use crate::publish;
+use crate::publish::task::{Publisher, StrangerSeen};
+use crate::store::Store;
+use crate::sync;
+use crate::tor::{Engine, Incoming, Refused, ServiceGuard};
+
+/// Client streams that may wait to be taken.
+const STREAMS: usize = 256;
+/// How long open client streams may go on while their service stops.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a part of a service may take to stop once its streams have ended.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+/// How long a service takes to stop at most: its streams, then its other parts, which end at once unless one hangs.
+pub(super) const UNIT_STOPS: Duration = Duration::from_secs(GRACE.as_secs() + 2 * STOP_LIMIT.as_secs());
+
+/// What the services of a node share.
+#[derive(Clone)]
+pub(super) struct ServiceContext {
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) store: Arc<Store>,
+    /// Is told what becomes of the service.
+    pub(super) cluster: Cluster,
+    /// Answers at the join port of the service that names the cluster.
+    pub(super) door: Option<Arc<JoinPort>>,
+    /// Bounds on clients' circuits, for all services together.
+    pub(super) limits: Arc<ServiceGuard>,
+    /// Bounds and counts client streams, for all services together.
+    pub(super) proxy: Proxy,
+    /// Introduction points to keep for each service.
+    pub(super) points: usize,
+    pub(super) health: watch::Receiver<HealthSettings>,
+}
+
+/// What publishers hold for a service.
+pub(super) struct PublisherSecrets {
+    pub(super) authority: AuthoritySecret,
+    pub(super) master: MasterSecret,
+}
+
+impl PublisherSecrets {
+    /// Those of this node; `None` on workers, and where this node keeps nothing of the service.
+    pub(super) fn of(service: ServiceId, store: &Store) -> Result<Option<Self>, NodeError> {
+        if !store.services()?.contains(&service) {
+            return Ok(None);
+        }
+        let (authority, master) = (store.authority_secret()?, store.identity_secret(service)?);
+        Ok(authority.zip(master).map(|(authority, master)| Self { authority, master }))
+    }
+}
+
+/// The desired states of a service's parts.
+pub(super) struct ServiceWatches {
+    publish: watch::Sender<publish::task::Wanted>,
+    balance: watch::Sender<balance::task::Wanted>,
+    stand_in: watch::Sender<BTreeSet<Orphan>>,
+}
+
+impl ServiceWatches {
+    pub(super) fn new(first: ServiceWanted) -> Self {
+        let ServiceWanted { publish, balance, stand_in } = first;
+        let (publish, balance, stand_in) =
+            (watch::Sender::new(publish), watch::Sender::new(balance), watch::Sender::new(stand_in));
+        Self { publish, balance, stand_in }
+    }
+
+    /// Wakes the parts for which something has changed.
+    pub(super) fn set(&self, wanted: ServiceWanted) {
+        let ServiceWanted { publish, balance, stand_in } = wanted;
+        sync::publish(&self.publish, publish);
+        sync::publish(&self.balance, balance);
+        sync::publish(&self.stand_in, stand_in);
+    }
+}
+
+/// What `status` shows of a service.
+#[derive(Clone)]
+pub(super) struct ServiceView {
+    pub(super) points: watch::Receiver<Vec<PointStatus>>,
+    pub(super) stand_ins: watch::Receiver<Vec<StandInPoint>>,
+    pub(super) stranger: watch::Receiver<Option<StrangerSeen>>,
+    /// `None` where this node has no targets for the service.
+    pub(super) health: Option<Arc<Health>>,
+}
+
+/// A service that runs. Dropped, it is cut off.
+pub(super) struct ServiceUnit {
+    parts: Supervisor,
+    view: ServiceView,
+}
+
+impl ServiceUnit {
+    /// Starts to serve `service` at `targets`; on publishers, to publish it as well, with targets or without.
+    pub(super) fn start(
+        service: ServiceId,
+        targets: Vec<PortTarget>,
+        wanted: &ServiceWatches,
+        context: &ServiceContext,
+    ) -> Result<Self, NodeError> {
+        let secrets = PublisherSecrets::of(service, &context.store)?;
+        // The log names the service where there may be several.
+        let mut parts = match service == context.store.cluster().first_service() {
+            true => Supervisor::default(),
+            false => Supervisor::in_span(info_span!("service", address = service.short())),
+        };
+        let starting = Starting { service, context, parts: &mut parts };
+        let view = starting.start(targets, wanted, secrets)?;
+        Ok(Self { parts, view })
+    }
+
+    /// What `status` shows of it.
+    pub(super) fn view(&self) -> ServiceView {
+        self.view.clone()
+    }
+
+    /// Runs until `stop` and until its streams have ended or their time is over. A part that ends by itself is told to
+    /// `failed` at once; its clients are served on until `stop`, for others have to take over first.
+    pub(super) async fn run(mut self, stop: CancellationToken, failed: mpsc::Sender<NodeError>) {
+        let error = stop.run_until_cancelled(self.parts.first_end()).await;
+        if let Some(error) = error {
+            // One error is enough to end the node.
+            let _ = failed.try_send(error);
+            stop.cancelled().await;
+        }
+        self.parts.stop().await;
+    }
+}
+
+/// A unit whose parts are being started.
+struct Starting<'a> {
+    service: ServiceId,
+    context: &'a ServiceContext,
+    parts: &'a mut Supervisor,
+}
+
+impl Starting<'_> {
+    fn start(
+        mut self,
+        targets: Vec<PortTarget>,
+        wanted: &ServiceWatches,
+        secrets: Option<PublisherSecrets>,
+    ) -> Result<ServiceView, NodeError> {
+        let (stranger, stranger_watch) = watch::channel(None);
+        let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
+        let (points, points_watch) = watch::channel(Vec::new());
+        let mut health = None;
+        let authority = secrets.map(|PublisherSecrets { authority, master }| {
+            self.publisher(master, wanted.publish.subscribe(), stranger);
+            authority
+        });
+        if !targets.is_empty() {
+            health = Some(self.health(&targets));
+            let (streams, incoming) = mpsc::channel(STREAMS);
+            self.introduction_points(wanted.balance.subscribe(), streams.clone(), points)?;
+            if let Some(authority) = authority {
+                self.stand_in(authority, wanted.stand_in.subscribe(), streams, stand_ins);
+            }
+            self.proxy(targets, incoming);
+        }
+        Ok(ServiceView { points: points_watch, stand_ins: stand_ins_watch, stranger: stranger_watch, health })
+    }
+
+    fn report<T: Clone + Send + Sync + 'static>(
+        &mut self,
+        name: &str,
+        watch: watch::Receiver<T>,
+        event: impl Fn(T) -> Event + Send + 'static,
+    ) {
+        self.parts.spawn(name, report(watch, self.context.cluster.clone(), event));
+    }
+
+    fn publisher(
+        &mut self,
+        master: MasterSecret,
+        wanted: watch::Receiver<publish::task::Wanted>,
+        stranger: watch::Sender<Option<StrangerSeen>>,
+    ) {
+        let (published, published_watch) = watch::channel(Vec::new());
+        let (unable, unable_watch) = watch::channel(());
+        let publisher = Publisher {
+            engine: Arc::clone(&self.context.engine),
+            service: self.service,
+            credentials: Arc::new(MasterKeyCredentials(master)),
+            revisions: Arc::new(StoredRevisions { store: Arc::clone(&self.context.store), service: self.service }),
+            wanted,
+            report: published,
+            unable,
+            stranger,
+            refresh: Duration::from_secs(rand::rng().random_range(3600..7200)),
+        };
+        self.parts.start("publisher", STOP_LIMIT, |stop| async move {
+            if let Err(error) = publisher.run(stop).await {
+                error!(%error, "the publisher has failed");
+            }
+            Ok(())
+        });
+        let service = self.service;
+        self.report("report of publications", published_watch, move |periods| Event::Published { service, periods });
+        let cannot_publish = move |()| Event::CannotPublish { service };
+        self.report("report of a publisher that cannot publish", unable_watch, cannot_publish);
+    }
+
+    fn health(&mut self, targets: &[PortTarget]) -> Arc<Health> {
+        let health = Arc::new(Health::start(targets.to_vec(), self.context.health.clone()));
+        let mut ready = health.ready();
+        ready.mark_changed();
+        let service = self.service;
+        self.report("report of health", ready, move |ready| Event::Ready { service, ready });
+        health
+    }
+
+    fn introduction_points(
+        &mut self,
+        wanted: watch::Receiver<balance::task::Wanted>,
+        streams: mpsc::Sender<Incoming>,
+        status: watch::Sender<Vec<PointStatus>>,
+    ) -> Result<(), NodeError> {
+        let (advertised, advertised_watch) = watch::channel(Vec::new());
+        let points = Balance {
+            engine: Arc::clone(&self.context.engine),
+            service: self.service,
+            store: Arc::new(StoredIntroPoints::new(Arc::clone(&self.context.store), self.service)?),
+            limits: Arc::clone(&self.context.limits),
+            streams,
+            points: self.context.points,
+            wanted,
+            advertised,
+            status,
+        };
+        let run = |stop| async move { points.run(stop).await.map_err(NodeError::IntroPoints) };
+        self.parts.start("introduction points", STOP_LIMIT, run);
+        let service = self.service;
+        let event = move |points| Event::IntroPoints { service, points };
+        self.report("report of introduction points", advertised_watch, event);
+        Ok(())
+    }
+
+    fn stand_in(
+        &mut self,
+        authority: AuthoritySecret,
+        wanted: watch::Receiver<BTreeSet<Orphan>>,
+        streams: mpsc::Sender<Incoming>,
+        status: watch::Sender<Vec<StandInPoint>>,
+    ) {
+        let stand_in = StandIn {
+            engine: Arc::clone(&self.context.engine),
+            service: self.service,
+            authority,
+            limits: Arc::clone(&self.context.limits),
+            streams,
+            wanted,
+            status,
+        };
+        let run = |stop| async move { stand_in.run(stop).await.map_err(NodeError::IntroPoints) };
+        self.parts.start("stand-in", STOP_LIMIT, run);
+    }
+
+    fn proxy(&mut self, targets: Vec<PortTarget>, incoming: mpsc::Receiver<Incoming>) {
+        let (to_proxy, clients) = mpsc::channel(STREAMS);
+        // Joiners dial the service that names the cluster.
+        let is_first = self.service == self.context.store.cluster().first_service();
+        let door = self.context.door.clone().filter(|_| is_first);
+        let sorted = sort_streams(incoming, to_proxy, door, Arc::clone(&self.context.limits));
+        self.parts.spawn("client streams", sorted);
+        let proxy = self.context.proxy.with_ports(targets);
+        self.parts.start("proxy", GRACE + STOP_LIMIT, |stop| async move {
+            proxy.run(clients, stop, GRACE).await;
+            Ok(())
+        });
+    }
+}
+
+/// Joiners to the join port where there is one, clients to the proxy.
+async fn sort_streams(
+    mut incoming: mpsc::Receiver<Incoming>,
+    proxy: mpsc::Sender<Incoming>,
+    door: Option<Arc<JoinPort>>,
+    limits: Arc<ServiceGuard>,
+) -> Ended {
+    while let Some(stream) = incoming.recv().await {
+        match &door {
+            Some(door) if stream.port == JOIN_PORT => {
+                // Bounded by the join port's own places.
+                let door = Arc::clone(door);
+                tokio::spawn(async move { door.answer(stream).await });
+            }
+            _ => {
+                // A stream that is dropped is rejected: the queue is full, or the service stops.
+                if let Err(mpsc::error::TrySendError::Full(_)) = proxy.try_send(stream) {
+                    limits.refused.count(Refused::Queue);
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! Starts, watches and stops the parts of a node, or of one of its services.
+//!
+//! A part is a named task that must not end while the node runs. A part may use every part that was started before it,
+//! so they are stopped in the reverse order of their start, each within a limit of its own. When a part ends by itself,
+//! those that use it end soon after, in any order: of these, [`Supervisor::first_end`] names the one that was started
+//! first, which is the cause.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, debug, error, warn};
+
+use super::NodeError;
+
+/// How a part ends: `Ok` when it was asked to, or when what it works on has ended.
+pub(super) type Ended = Result<(), NodeError>;
+
+/// For how long the ends of other parts are collected after the first one. Parts that fail with Tor notice it at their
+/// next call, within milliseconds; 1 s leaves room for a busy machine.
+const CAUSE_WAIT: Duration = Duration::from_secs(1);
+/// The limit for parts that can be dropped at any await: only a part that computes or blocks is not gone at once.
+const PROMPT: Duration = Duration::from_secs(5);
+
+/// Parts in the order of their start. Dropped, all of them are aborted.
+#[derive(Default)]
+pub(super) struct Supervisor {
+    tasks: JoinSet<Ended>,
+    parts: Vec<Part>,
+    /// What the parts log is in it.
+    span: Option<Span>,
+}
+
+struct Part {
+    name: String,
+    stop: CancellationToken,
+    task: AbortHandle,
+    limit: Duration,
+    /// How it has ended; `None` while it runs.
+    ended: Option<Ended>,
+}
+
+impl Supervisor {
+    /// One whose parts log in a span.
+    pub(super) fn in_span(span: Span) -> Self {
+        Self { span: Some(span), ..Self::default() }
+    }
+
+    /// Starts a part that ends by itself once its token is cancelled; it is aborted if that takes longer than `limit`.
+    /// An operator reads `name` when the part ends unasked.
+    pub(super) fn start<F>(
+        &mut self,
+        name: impl Into<String>,
+        limit: Duration,
+        work: impl FnOnce(CancellationToken) -> F,
+    ) where
+        F: Future<Output = Ended> + Send + 'static,
+    {
+        let stop = CancellationToken::new();
+        let span = self.span.clone().unwrap_or_else(Span::none);
+        let task = self.tasks.spawn(work(stop.clone()).instrument(span));
+        self.parts.push(Part { name: name.into(), stop, task, limit, ended: None });
+    }
+
+    /// Starts a part that is dropped at its next await when it is to stop.
+    pub(super) fn spawn(&mut self, name: impl Into<String>, work: impl Future<Output = Ended> + Send + 'static) {
+        self.start(name, PROMPT, |stop| async move { stop.run_until_cancelled_owned(work).await.unwrap_or(Ok(())) });
+    }
+
+    /// Waits until a part ends by itself and says why; forever while none does. Cancel-safe.
+    pub(super) async fn first_end(&mut self) -> NodeError {
+        if !self.has_lost_a_part() {
+            self.next_end().await;
+        }
+        let _ = timeout(CAUSE_WAIT, async {
+            loop {
+                self.next_end().await;
+            }
+        })
+        .await;
+        let cause = self.parts.iter_mut().find_map(|part| part.ended.take().map(|ended| (&part.name, ended)));
+        match cause {
+            Some((_, Err(error))) => error,
+            Some((name, Ok(()))) => NodeError::TaskEnded(name.clone()),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn has_lost_a_part(&self) -> bool {
+        self.parts.iter().any(|part| part.ended.is_some())
+    }
+
+    /// Stops all parts, the newest first. Each one is gone before the one that was started before it is asked to stop.
+    pub(super) async fn stop(mut self) {
+        while let Some(last) = self.parts.len().checked_sub(1) {
+            self.stop_part(last).await;
+            self.parts.truncate(last);
+        }
+        // What was aborted runs until its next await.
+        self.tasks.shutdown().await;
+    }
+
+    async fn stop_part(&mut self, index: usize) {
+        let Some(Part { name, stop, task, limit, .. }) = self.parts.get(index) else { return };
+        let (name, task, limit) = (name.clone(), task.clone(), *limit);
+        stop.cancel();
+        let gone = async {
+            while self.parts.get(index).is_some_and(|part| part.ended.is_none()) && !task.is_finished() {
+                self.next_end().await;
+            }
+        };
+        if timeout(limit, gone).await.is_err() {
+            warn!(part = name, ?limit, "did not stop in time, so it is cut off");
+            task.abort();
+        }
+        if let Some(Some(Err(error))) = self.parts.get(index).map(|part| &part.ended) {
+            debug!(part = name, %error, "failed while it was stopped");
+        }
+    }
+
+    /// Notes the end of a part; forever if none is left.
+    async fn next_end(&mut self) {
+        match self.tasks.join_next_with_id().await {
+            Some(Ok((id, ended))) => self.note(id, ended),
+            Some(Err(failed)) => self.note_failure(&failed),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn note_failure(&mut self, failed: &JoinError) {
+        if failed.is_panic()
+            && let Some(part) = self.parts.iter().find(|part| part.task.id() == failed.id())
+        {
+            error!(part = part.name, error = %failed, "a part of this node has panicked");
+        }
+        self.note(failed.id(), Ok(()));
+    }
+
+    fn note(&mut self, id: Id, ended: Ended) {
+        if let Some(part) = self.parts.iter_mut().find(|part| part.task.id() == id) {
+            part.ended = Some(ended);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What happened, in order.
+    type Diary = Arc<Mutex<Vec<String>>>;
+
+    fn note(diary: &Diary, line: impl Into<String>) {
+        diary.lock().unwrap().push(line.into());
+    }
+
+    /// A part that takes `takes` to stop.
+    fn part(supervisor: &mut Supervisor, diary: &Diary, name: &'static str, takes: Duration) {
+        let diary = Arc::clone(diary);
+        supervisor.start(name, Duration::from_secs(5), move |stop| async move {
+            stop.cancelled().await;
+            note(&diary, format!("{name} is asked"));
+            tokio::time::sleep(takes).await;
+            note(&diary, format!("{name} is gone"));
+            Ok(())
+        });
+    }
+
+    #[tokio::test]
+    async fn a_part_that_panics_returns_or_fails_is_named() {
+        let mut supervisor = Supervisor::default();
+        supervisor.spawn("quiet", std::future::pending());
+        supervisor.spawn("panicking", async { panic!("as the test wants it") });
+        let error = supervisor.first_end().await;
+        assert_eq!(
+            error.to_string(),
+            "the part \"panicking\" of this node has ended unexpectedly: please report this with the log"
+        );
+        supervisor.spawn("returning", async { Ok(()) });
+        assert!(matches!(supervisor.first_end().await, NodeError::TaskEnded(name) if name == "returning"));
+        supervisor.spawn("failing", async { Err(NodeError::IntroPoints("no key".into())) });
+        assert!(matches!(supervisor.first_end().await, NodeError::IntroPoints(_)));
+        supervisor.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_parts_that_end_together_the_one_that_was_started_first_is_named() {
+        let mut supervisor = Supervisor::default();
+        let (alive, watch) = tokio::sync::watch::channel(());
+        supervisor.spawn("cause", async move {
+            tokio::time::sleep(Duration::from_secs(9)).await;
+            drop(alive);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Ok(())
+        });
+        for name in ["user", "another user"] {
+            let mut watch = watch.clone();
+            supervisor.spawn(name, async move {
+                let _ = watch.changed().await;
+                Err(NodeError::IntroPoints("what it needs is gone".into()))
+            });
+        }
+        // Interrupted meanwhile, it forgets nothing.
+        assert!(timeout(Duration::from_secs(9), supervisor.first_end()).await.is_err());
+        assert!(timeout(Duration::from_millis(100), supervisor.first_end()).await.is_err());
+        assert!(matches!(supervisor.first_end().await, NodeError::TaskEnded(name) if name == "cause"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn parts_stop_one_after_another_the_newest_first() {
+        let (mut supervisor, diary) = (Supervisor::default(), Diary::default());
+        part(&mut supervisor, &diary, "first", Duration::ZERO);
+        part(&mut supervisor, &diary, "second", Duration::from_secs(3));
+        supervisor.spawn("without an end", std::future::pending());
+        supervisor.spawn("ended before", async { Ok(()) });
+        tokio::task::yield_now().await;
+        supervisor.stop().await;
+        assert_eq!(*diary.lock().unwrap(), ["second is asked", "second is gone", "first is asked", "first is gone"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_does_not_stop_in_time_is_cut_off() {
+        let (mut supervisor, diary) = (Supervisor::default(), Diary::default());
+        part(&mut supervisor, &diary, "first", Duration::ZERO);
+        part(&mut supervisor, &diary, "slow", Duration::from_secs(60));
+        let before = tokio::time::Instant::now();
+        supervisor.stop().await;
+        assert_eq!(before.elapsed(), Duration::from_secs(5));
+        assert_eq!(*diary.lock().unwrap(), ["slow is asked", "first is asked", "first is gone"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn parts_do_not_outlive_their_supervisor() {
+        let mut supervisor = Supervisor::default();
+        let (held, mut dropped) = tokio::sync::watch::channel(());
+        supervisor.start("endless", Duration::from_secs(5), |_| async move {
+            let _held = held;
+            std::future::pending().await
+        });
+        drop(supervisor);
+        assert!(timeout(Duration::from_secs(1), dropped.changed()).await.expect("it runs on").is_err());
+    }
+}
