@@ -279,6 +279,8 @@ impl Counters {
 mod tests {
     use std::collections::BTreeSet;
 
+    use rustbalance_gossip::view::Rejection;
+
     use super::*;
 
     /// The names in the first column of a table: after a whole one, `_rest` stands for its first word and `rest`.
@@ -313,6 +315,13 @@ mod tests {
             assert_eq!(is_total, !counter.is_gauge(), "{}", counter.metric());
             assert_eq!(Counter::named(counter.name()), Some(counter));
         }
+    }
+
+    #[test]
+    fn every_reason_to_refuse_a_record_has_a_counter() {
+        let names: BTreeSet<_> = Rejection::names().iter().map(|reason| format!("record_{reason}")).collect();
+        let counters = Counter::all().map(|counter| counter.name().to_owned());
+        assert_eq!(names, counters.filter(|name| name.starts_with("record_")).collect());
     }
 
     #[test]

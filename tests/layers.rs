@@ -80,8 +80,8 @@ const MESH: Floors = &[
 ];
 
 /// All that the core may depend on: nothing with a runtime, a clock, IO or randomness.
-const CORE_DEPENDENCIES: [&str; 8] =
-    ["ciborium", "data-encoding", "ed25519-dalek", "serde", "sha3", "thiserror", "tracing", "zeroize"];
+const CORE_DEPENDENCIES: [&str; 9] =
+    ["ciborium", "data-encoding", "ed25519-dalek", "serde", "sha3", "strum", "thiserror", "tracing", "zeroize"];
 
 /// Longest source file, in lines.
 const LONGEST: usize = 600;

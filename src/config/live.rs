@@ -11,6 +11,7 @@ use super::keys::{Effect, Keys, Value};
 use super::{Config, tables};
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
+use crate::link::LinkLimits;
 use crate::proxy::ProxyLimits;
 use crate::sync::publish;
 use crate::tor::ServiceLimits;
@@ -22,6 +23,7 @@ pub struct LiveConfig {
     service: watch::Sender<ServiceLimits>,
     proxy: watch::Sender<ProxyLimits>,
     health: watch::Sender<HealthSettings>,
+    links: watch::Sender<LinkLimits>,
     joins: watch::Sender<DoorLimits>,
 }
 
@@ -32,6 +34,7 @@ impl LiveConfig {
             service: watch::Sender::new(start.service),
             proxy: watch::Sender::new(start.proxy.clone()),
             health: watch::Sender::new(start.health.clone()),
+            links: watch::Sender::new(start.links.clone()),
             joins: watch::Sender::new(start.joins),
             start,
         }
@@ -48,6 +51,7 @@ impl LiveConfig {
         publish(&self.service, new.service);
         publish(&self.proxy, new.proxy.clone());
         publish(&self.health, new.health.clone());
+        publish(&self.links, new.links.clone());
         publish(&self.joins, new.joins);
         let (old, new) = (List::of(&self.start), List::of(new));
         let differs = |key: &&Shown| !new.contains(key) || !old.contains(key);
@@ -68,6 +72,11 @@ impl LiveConfig {
     /// How targets are checked.
     pub fn health(&self) -> watch::Receiver<HealthSettings> {
         self.health.subscribe()
+    }
+
+    /// Bounds on links.
+    pub fn links(&self) -> watch::Receiver<LinkLimits> {
+        self.links.subscribe()
     }
 
     /// Bounds on joins.

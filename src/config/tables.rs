@@ -181,7 +181,7 @@ fn health(keys: &mut impl Keys, it: &mut HealthSettings) {
 }
 
 fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
-    keys.table("links", Effect::Restart, "Links with other members, and bounds on what these can make this node do.");
+    keys.table("links", Effect::Running, "Links with other members, and bounds on what these can make this node do.");
     keys.key("neighbours", 1..=64, &mut it.neighbours, "Members to which this node opens a link.");
     keys.key("open", 2..=1024, &mut it.links, "Links open at once, in both directions together.");
     keys.require("open", it.links >= 2 * it.neighbours, || {

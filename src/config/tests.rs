@@ -114,14 +114,14 @@ fn a_running_daemon_takes_over_what_it_can_and_names_what_needs_a_restart() {
     assert!(live.apply(&parse(PORT).unwrap()).is_empty());
     assert!(!proxy.has_changed().unwrap());
     let new = parse(&format!(
-        "[limits]\nstreams = 9\nopen_rendezvous = 8\n[joins]\nat_once = 3\n[health]\nfailures = 5\n\
+        "[limits]\nstreams = 9\nopen_rendezvous = 8\n[joins]\nat_once = 3\n[links]\nopen = 20\n[health]\nfailures = 5\n\
          [node]\nweight = 7\n[cluster]\nhide_outages = true\n{PORT}[[port]]\nvirtual = 81\ntarget = \"[::1]:81\"\n"
     ));
     assert_eq!(live.apply(&new.unwrap()), ["[[port]]", "[cluster] hide_outages", "[node] weight"]);
     assert_eq!(proxy.borrow_and_update().streams, 9);
     assert_eq!(joins.borrow_and_update().at_once, 3);
     assert_eq!(health.borrow_and_update().failures, 5);
-    assert_eq!(live.service().borrow().open_rendezvous, 8);
+    assert_eq!((live.service().borrow().open_rendezvous, live.links().borrow().links), (8, 20));
     assert!(live.apply(&parse(PORT).unwrap()).is_empty(), "the keys that need a restart are as they were at the start");
 }
 

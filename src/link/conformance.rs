@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustbalance::counters::Counters;
 use rustbalance::discovery::Discovery;
 use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
 use rustbalance::link::{Channel, LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet, Route, TorRoute};
@@ -86,6 +87,8 @@ pub(crate) struct Launched {
     pub(crate) links: Arc<Links>,
     pub(crate) outputs: LinkOutputs,
     pub(crate) set: watch::Sender<MemberSet>,
+    pub(crate) limits: watch::Sender<LinkLimits>,
+    pub(crate) counters: Counters,
     pub(crate) newest: watch::Sender<Option<Arc<Discovery>>>,
     pub(crate) service: Box<dyn Listening>,
 }
@@ -115,13 +118,16 @@ pub(crate) async fn launch_with(
     }
     let (set, members) = watch::channel(set);
     let (newest, discovery) = watch::channel(None);
+    let (limits, limits_of_links) = watch::channel(limits);
+    let counters = Counters::default();
     let config = LinkConfig {
         base: Arc::new(TorRoute::new(Arc::clone(&engine))),
         faster,
         identity: world.key(i),
         membership: world.member(i),
         discovery,
-        limits,
+        limits: limits_of_links,
+        counters: counters.clone(),
     };
     let (links, outputs) = Links::start(config, members);
     let links = Arc::new(links);
@@ -142,7 +148,7 @@ pub(crate) async fn launch_with(
             }
         }
     });
-    Launched { links, outputs, set, newest, service }
+    Launched { links, outputs, set, limits, newest, counters, service }
 }
 
 /// Where links are put to the suite.
@@ -174,6 +180,8 @@ pub(crate) struct Linked<'g, G> {
 struct Running {
     _links: Arc<Links>,
     _set: watch::Sender<MemberSet>,
+    _limits: watch::Sender<LinkLimits>,
+    _counters: Counters,
     _newest: watch::Sender<Option<Arc<Discovery>>>,
     _service: Box<dyn Listening>,
 }
@@ -186,9 +194,16 @@ impl<'g, G: Ground> Linked<'g, G> {
     async fn launch(&mut self, number: usize) -> Carrier {
         let engine = self.ground.engine(number).await;
         let set = self.world.set(0..self.count);
-        let Launched { links, outputs, set, newest, service } =
+        let Launched { links, outputs, set, limits, newest, counters, service } =
             launch(&self.world, engine, number, set, self.ground.limits()).await;
-        let running = Running { _links: links, _set: set, _newest: newest, _service: service };
+        let running = Running {
+            _links: links,
+            _set: set,
+            _limits: limits,
+            _newest: newest,
+            _counters: counters,
+            _service: service,
+        };
         self.running.insert(number, running);
         outputs.carrier
     }

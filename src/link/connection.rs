@@ -20,8 +20,9 @@ use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use super::frame::{MessageError, read_message, write_message};
 use super::queue::OutQueue;
-use super::{LinkLimits, MemberSet, counted};
+use super::{LinkLimits, MemberSet};
 use crate::bucket::{Rate, TokenBucket};
+use crate::counters::{Counter, Counters};
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{FrameError, MAX};
 use crate::stream::BoxStream;
@@ -77,12 +78,12 @@ pub(super) enum Ended {
 }
 
 impl Ended {
-    /// The name under which it is counted, where the peer did what no member does.
-    pub(super) fn counted(&self) -> Option<&'static str> {
+    /// Where it is counted, if the peer did what no member does.
+    pub(super) fn counter(&self) -> Option<Counter> {
         match self {
-            Self::Stuck(_) => Some(counted::DEAF),
+            Self::Stuck(_) => Some(Counter::LinkDeaf),
             Self::Message(MessageError::Decode(_) | MessageError::Frame(FrameError::TooLong { .. })) => {
-                Some(counted::NONSENSE)
+                Some(Counter::LinkNonsense)
             }
             Self::Silent(_) | Self::Message(MessageError::Frame(_)) => None,
         }
@@ -124,8 +125,7 @@ pub(super) struct Connection {
     pub(super) out: Arc<OutQueue>,
     pub(super) counts: Arc<LinkCounts>,
     pub(super) received: mpsc::Sender<(NodeId, Vec<u8>)>,
-    /// Messages refused, of all links.
-    pub(super) flood: Arc<AtomicU64>,
+    pub(super) counters: Counters,
     pub(super) members: watch::Receiver<MemberSet>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) offered: mpsc::Sender<Offer>,
@@ -208,8 +208,10 @@ impl Connection {
     }
 
     fn count(&self, taken: bool) {
-        self.counts.dropped.fetch_add((!taken).into(), Ordering::Relaxed);
-        self.flood.fetch_add((!taken).into(), Ordering::Relaxed);
+        if !taken {
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+            self.counters.count(Counter::LinkFlood);
+        }
     }
 
     async fn write<W: AsyncWrite + Unpin>(

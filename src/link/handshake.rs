@@ -24,6 +24,7 @@ use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 use serde::{Deserialize, Serialize};
 
 use super::{ChannelBinding, RouteKind};
+use crate::counters::Counter;
 use crate::frame::MAX_UNPROVEN;
 
 /// The oldest and the newest version of the link protocol that this build speaks.
@@ -155,17 +156,17 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Its name in counters.
-    pub fn name(self) -> &'static str {
+    /// Where it is counted.
+    pub fn counter(self) -> Counter {
         match self {
-            Self::NotMember => "link_not_member",
-            Self::Revoked => "link_revoked",
-            Self::WrongNode => "link_wrong_node",
-            Self::Expired => "link_expired",
-            Self::Busy => "link_busy",
-            Self::Duplicate => "link_duplicate",
-            Self::Version => "link_version",
-            Self::Malformed => "link_malformed",
+            Self::NotMember => Counter::LinkNotMember,
+            Self::Revoked => Counter::LinkRevoked,
+            Self::WrongNode => Counter::LinkWrongNode,
+            Self::Expired => Counter::LinkExpired,
+            Self::Busy => Counter::LinkBusy,
+            Self::Duplicate => Counter::LinkDuplicate,
+            Self::Version => Counter::LinkVersion,
+            Self::Malformed => Counter::LinkMalformed,
         }
     }
 }

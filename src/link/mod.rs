@@ -21,7 +21,6 @@ mod tor;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustbalance_gossip::facts::Facts;
@@ -33,6 +32,7 @@ use rustbalance_mesh::{Carrier, Update};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::counters::{Counter, Counters};
 use crate::discovery::{Discovery, Offer};
 use crate::frame::FrameError;
 use crate::keys::NodeSecret;
@@ -60,8 +60,10 @@ pub struct LinkConfig {
     pub membership: Member,
     /// The newest discovery key, to be handed to whoever may have it.
     pub discovery: watch::Receiver<Option<Arc<Discovery>>>,
-    /// Bounds.
-    pub limits: LinkLimits,
+    /// Bounds: the latest hold for what begins, a link or a handshake.
+    pub limits: watch::Receiver<LinkLimits>,
+    /// Counts what is refused.
+    pub counters: Counters,
 }
 
 /// Bounds on links. All of them are this node's own; no peer needs to have the same.
@@ -247,12 +249,12 @@ impl Links {
 
     /// Counts a stream that was not even handed to [`Links::accept`], because too many came at once.
     pub fn count_crowd(&self) {
-        self.shared.pool().count(counted::CROWD);
+        self.shared.counters.count(Counter::LinkCrowd);
     }
 
     /// Counts a discovery key that a member has handed over and that is not the authority's.
     pub fn count_false_key(&self) {
-        self.shared.pool().count(counted::FALSE_KEY);
+        self.shared.counters.count(Counter::LinkFalseKey);
     }
 
     /// The open links.
@@ -265,14 +267,6 @@ impl Links {
         self.shared.reach.subscribe()
     }
 
-    /// What was refused or dropped since start, by name.
-    pub fn refused(&self) -> BTreeMap<&'static str, u64> {
-        let pool = self.shared.pool();
-        let mut refused = pool.refused.clone();
-        refused.insert(counted::FLOOD, pool.flood.load(Ordering::Relaxed));
-        refused
-    }
-
     /// Closes all links.
     pub fn shutdown(&self) {
         self.stop.cancel();
@@ -283,24 +277,4 @@ impl Drop for Links {
     fn drop(&mut self) {
         self.stop.cancel();
     }
-}
-
-/// Counts of what was refused, besides [`handshake::Refusal::name`].
-mod counted {
-    /// A stream came while too many were in their handshake, or too fast.
-    pub(super) const CROWD: &str = "link_crowd";
-    /// A dialler did not finish its handshake.
-    pub(super) const UNFINISHED: &str = "link_unfinished";
-    /// A frame on an open link that cannot be read, or is too long: the link ended with it.
-    pub(super) const NONSENSE: &str = "link_nonsense";
-    /// A member that read nothing: its link was closed.
-    pub(super) const DEAF: &str = "link_deaf";
-    /// A discovery key that the authority has not signed.
-    pub(super) const FALSE_KEY: &str = "link_false_key";
-    /// A message of a member that sent too much.
-    pub(super) const FLOOD: &str = "link_flood";
-    /// A message for which there was no link.
-    pub(super) const NO_LINK: &str = "link_none";
-    /// A message that was not sent because too many waited.
-    pub(super) const DROPPED: &str = "link_dropped";
 }

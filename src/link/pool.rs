@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustbalance_gossip::id::NodeId;
@@ -18,8 +18,9 @@ use super::connection::LinkCounts;
 use super::handshake::Refusal;
 use super::path::{Path, PathAction, PathEvent, RouteState};
 use super::queue::OutQueue;
-use super::{LinkLimits, LinkStatus, MemberSet, Reach, RouteKind, counted};
+use super::{LinkLimits, LinkStatus, MemberSet, Reach, RouteKind};
 use crate::backoff::Backoff;
+use crate::counters::{Counter, Counters};
 
 /// A link that was younger than this may have crossed another on its way; an older one is taken to be forgotten by a
 /// peer that dials again.
@@ -76,14 +77,12 @@ pub(super) struct Pool {
     /// By the member that passes them on.
     carried: BTreeMap<NodeId, usize>,
     turn: usize,
-    pub(super) refused: BTreeMap<&'static str, u64>,
-    /// Messages refused of peers that sent too much: counted where they are read, without this pool's lock.
-    pub(super) flood: Arc<AtomicU64>,
+    counters: Counters,
 }
 
 impl Pool {
     /// Of node `me`, by these routes: best first, the base last.
-    pub(super) fn new(me: NodeId, routes: Arc<[RouteKind]>, limits: LinkLimits) -> Self {
+    pub(super) fn new(me: NodeId, routes: Arc<[RouteKind]>, limits: LinkLimits, counters: Counters) -> Self {
         Self {
             me,
             limits,
@@ -95,13 +94,13 @@ impl Pool {
             publishers: BTreeSet::new(),
             carried: BTreeMap::new(),
             turn: 0,
-            refused: BTreeMap::new(),
-            flood: Arc::default(),
+            counters,
         }
     }
 
-    pub(super) fn count(&mut self, name: &'static str) {
-        *self.refused.entry(name).or_default() += 1;
+    /// Sets the bounds that hold from now on.
+    pub(super) fn bound(&mut self, limits: LinkLimits) {
+        self.limits = limits;
     }
 
     /// Whether there is a link with `peer` over `route`.
@@ -346,8 +345,8 @@ impl Pool {
             dropped
         });
         match dropped {
-            None => self.count(counted::NO_LINK),
-            Some(true) => self.count(counted::DROPPED),
+            None => self.counters.count(Counter::LinkNone),
+            Some(true) => self.counters.count(Counter::LinkDropped),
             Some(false) => {}
         }
     }

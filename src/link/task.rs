@@ -11,7 +11,7 @@ use rustbalance_gossip::record::{Member, Revocation};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_mesh::{Carrier, Update};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span};
@@ -22,13 +22,15 @@ use super::handshake::{Dialler, HandshakeError, Listener, Own, Proved, Purpose, 
 use super::pool::{OpenedLink, Pool};
 use super::{
     CarriedJoin, Channel, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Reach, Route, RouteError,
-    RouteKind, counted,
+    RouteKind,
 };
 use crate::bucket::{Rate, TokenBucket};
 use crate::clock::unix_now;
+use crate::counters::{Counter, Counters};
 use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError, MAX_UNPROVEN};
 use crate::keys::NodeSecret;
+use crate::places::{self, Places};
 use crate::stream::BoxStream;
 use crate::sync::publish;
 
@@ -50,13 +52,14 @@ pub(super) struct Shared {
     faster: Vec<Arc<dyn Route>>,
     identity: NodeSecret,
     membership: Member,
-    limits: LinkLimits,
+    limits: watch::Receiver<LinkLimits>,
+    pub(super) counters: Counters,
     members: watch::Receiver<MemberSet>,
     pool: Mutex<Pool>,
     /// A link has been opened: its first probe may be due before the others.
     probing: Notify,
     accepts: Mutex<TokenBucket>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Places,
     received: mpsc::Sender<(NodeId, Vec<u8>)>,
     joins: mpsc::Sender<CarriedJoin>,
     revoked: mpsc::Sender<Verified<Revocation>>,
@@ -70,22 +73,24 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(config: LinkConfig, members: watch::Receiver<MemberSet>) -> (Arc<Self>, LinkOutputs) {
         let (received, inbox) = mpsc::channel(INBOX);
-        let (joins, carried) = mpsc::channel(config.limits.carried.0.max(1));
+        let limits = config.limits.borrow().clone();
+        let (joins, carried) = mpsc::channel(limits.carried.0.max(1));
         let (revoked, word) = mpsc::channel(1);
         let (offered, offers) = mpsc::channel(OFFERS);
         let (facts, handed_over) = mpsc::channel(FACTS);
-        let (rate, burst) = config.limits.accepts_per_second;
+        let (rate, burst) = limits.accepts_per_second;
         let routes = config.faster.iter().chain([&config.base]).map(|route| route.kind()).collect();
         let shared = Arc::new(Self {
-            pool: Mutex::new(Pool::new(config.membership.node(), routes, config.limits.clone())),
+            pool: Mutex::new(Pool::new(config.membership.node(), routes, limits, config.counters.clone())),
             probing: Notify::new(),
             accepts: Mutex::new(TokenBucket::new(Rate::per_second(rate, burst), Instant::now())),
-            handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
+            handshakes: Places::default(),
             base: config.base,
             faster: config.faster,
             identity: config.identity,
             membership: config.membership,
             limits: config.limits,
+            counters: config.counters,
             members,
             received,
             joins,
@@ -104,6 +109,11 @@ impl Shared {
         };
         let carrier = Carrier { send: Arc::new(send), received: inbox };
         (shared, LinkOutputs { carrier, joins: carried, revoked: word, offered: offers, facts: handed_over })
+    }
+
+    /// The bounds on what begins now.
+    fn limits(&self) -> LinkLimits {
+        self.limits.borrow().clone()
     }
 
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
@@ -153,7 +163,7 @@ impl Shared {
         route: &Arc<dyn Route>,
         purpose: Purpose,
     ) -> Result<(BoxStream, Member), LinkError> {
-        let mut channel = route.dial(to, self.limits.dial).await?;
+        let mut channel = route.dial(to, self.limits().dial).await?;
         let dialler = Dialler { own: self.own(&channel), dialled: to, purpose };
         let stream = &mut channel.stream;
         let broken = |error| LinkError::Broken(to, error);
@@ -169,14 +179,18 @@ impl Shared {
             let revoked = self.members.borrow().revoked.clone();
             claimed.answer(&answer, &revoked, unix_now()).map_err(LinkError::from)
         };
-        let member = timeout(self.limits.handshake, shake).await.map_err(|_| LinkError::Slow(to))??;
+        let member = timeout(self.limits().handshake, shake).await.map_err(|_| LinkError::Slow(to))??;
         Ok((channel.stream, member))
     }
 
     /// Whom to dial now, and how.
     fn due(&self, set: &MemberSet) -> Vec<(NodeId, RouteKind)> {
         let reaches = |peer, kind| self.route(kind).reaches(peer);
-        let due = self.pool().reconcile(set, reaches, unix_now(), Instant::now());
+        let due = {
+            let mut pool = self.pool();
+            pool.bound(self.limits());
+            pool.reconcile(set, reaches, unix_now(), Instant::now())
+        };
         self.show_reach();
         due
     }
@@ -204,7 +218,7 @@ pub(super) async fn probe(shared: Arc<Shared>) {
 /// Looks at the whole whenever the member set changes and at every tick.
 pub(super) async fn reconcile(shared: Arc<Shared>) {
     let mut members = shared.members.clone();
-    let mut tick = interval(shared.limits.tick);
+    let mut tick = interval(shared.limits().tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stop = shared.stop.clone();
     let work = async {
@@ -244,7 +258,7 @@ async fn open(shared: Arc<Shared>, peer: NodeId, route: RouteKind) {
                     // Once is enough.
                     let _ = shared.revoked.try_send(*revocation);
                 }
-                LinkError::Handshake(HandshakeError::Unproven(_, why)) => shared.pool().count(why.name()),
+                LinkError::Handshake(HandshakeError::Unproven(_, why)) => shared.counters.count(why.counter()),
                 _ => {}
             }
         }
@@ -266,7 +280,7 @@ struct Proven {
 async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
     let Proven { peer, route, outgoing, expires } = proven;
     if shared.members.borrow().revoked.contains_key(&peer) {
-        shared.pool().count(Refusal::Revoked.name());
+        shared.counters.count(Refusal::Revoked.counter());
         return;
     }
     let opened = Instant::now();
@@ -279,7 +293,7 @@ async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
             match outgoing {
                 // No better than a dial that was refused over there: the next one has to wait.
                 true => shared.pool().dial_failed(peer, route, false, rand::rng().random(), opened),
-                false => shared.pool().count(refusal.name()),
+                false => shared.counters.count(refusal.counter()),
             }
             return;
         }
@@ -293,19 +307,19 @@ async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
         out,
         counts,
         received: shared.received.clone(),
-        flood: Arc::clone(&shared.pool().flood),
+        counters: shared.counters.clone(),
         members: shared.members.clone(),
         discovery: shared.discovery.clone(),
         offered: shared.offered.clone(),
         facts: shared.facts.clone(),
         answered: Box::new(move |number| prober.pool().answered(id, number, Instant::now())),
-        limits: shared.limits.clone(),
+        limits: shared.limits(),
     };
     tokio::select! {
         ended = connection.run(stream) => {
             info!(reason = &ended as &dyn std::error::Error, "link ended");
-            if let Some(name) = ended.counted() {
-                shared.pool().count(name);
+            if let Some(counter) = ended.counter() {
+                shared.counters.count(counter);
             }
         }
         () = close.cancelled() => info!("link closed: replaced, revoked, expired or not needed"),
@@ -318,10 +332,12 @@ async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
 
 /// Takes a stream, if there is room for another handshake.
 pub(super) fn accept(shared: &Arc<Shared>, channel: Channel) {
-    let in_time = shared.accepts.lock().unwrap_or_else(PoisonError::into_inner).take(1, Instant::now());
-    let room = Arc::clone(&shared.handshakes).try_acquire_owned();
-    let (true, Ok(room)) = (in_time, room) else {
-        shared.pool().count(counted::CROWD);
+    let LinkLimits { accepts_per_second: (rate, burst), handshakes, .. } = shared.limits();
+    let mut accepts = shared.accepts.lock().unwrap_or_else(PoisonError::into_inner);
+    let in_time = accepts.take_at(Rate::per_second(rate, burst), 1, Instant::now());
+    drop(accepts);
+    let (true, Some(room)) = (in_time, shared.handshakes.take(handshakes)) else {
+        shared.counters.count(Counter::LinkCrowd);
         return;
     };
     let shared = Arc::clone(shared);
@@ -332,16 +348,16 @@ pub(super) fn accept(shared: &Arc<Shared>, channel: Channel) {
 }
 
 /// Finds out who has dialled, and runs what was dialled for.
-async fn listen(shared: Arc<Shared>, mut channel: Channel, room: OwnedSemaphorePermit) {
-    let proved = match timeout(shared.limits.handshake, shake(&shared, &mut channel)).await {
+async fn listen(shared: Arc<Shared>, mut channel: Channel, room: places::Place) {
+    let proved = match timeout(shared.limits().handshake, shake(&shared, &mut channel)).await {
         Ok(Ok(proved)) => proved,
         Ok(Err(error)) => {
             debug!(error = &error as &dyn std::error::Error, "no handshake");
-            shared.pool().count(counted::UNFINISHED);
+            shared.counters.count(Counter::LinkUnfinished);
             return;
         }
         Err(_) => {
-            shared.pool().count(counted::UNFINISHED);
+            shared.counters.count(Counter::LinkUnfinished);
             return;
         }
     };
@@ -357,12 +373,12 @@ async fn listen(shared: Arc<Shared>, mut channel: Channel, room: OwnedSemaphoreP
             let from = proved.member.node();
             let stream = Box::new(CarriedStream { stream: channel.stream, _place: place });
             if shared.joins.try_send(CarriedJoin { from, stream }).is_err() {
-                shared.pool().count(Refusal::Busy.name());
+                shared.counters.count(Refusal::Busy.counter());
             }
         }
         Err(refusal) => {
             debug!(refusal = %refusal.why, "link refused");
-            shared.pool().count(refusal.why.name());
+            shared.counters.count(refusal.why.counter());
         }
     }
 }

@@ -71,6 +71,8 @@ struct Node {
     links: Arc<Links>,
     engine: Arc<FakeEngine>,
     set: watch::Sender<MemberSet>,
+    limits: watch::Sender<LinkLimits>,
+    counters: Counters,
     carrier: Option<Carrier>,
     joins: Option<mpsc::Receiver<CarriedJoin>>,
     revoked: mpsc::Receiver<Verified<Revocation>>,
@@ -83,10 +85,10 @@ struct Node {
 async fn node(world: &World, net: &FakeNet, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
     let engine = net.engine();
     let launched = launch(world, Arc::clone(&engine) as Arc<dyn Engine>, i, set, limits).await;
-    let Launched { links, outputs, set, newest, service } = launched;
+    let Launched { links, outputs, set, limits, newest, counters, service } = launched;
     let LinkOutputs { carrier, joins, revoked, offered, facts } = outputs;
     let (carrier, joins) = (Some(carrier), Some(joins));
-    Node { links, engine, set, newest, carrier, joins, revoked, offered, facts, _service: service }
+    Node { links, engine, set, limits, counters, newest, carrier, joins, revoked, offered, facts, _service: service }
 }
 
 async fn nodes<const N: usize>(world: &World, net: &FakeNet, sets: [MemberSet; N], limits: LinkLimits) -> Vec<Node> {
@@ -117,7 +119,7 @@ impl Node {
     }
 
     fn refused(&self, name: &str) -> u64 {
-        self.links.refused().get(name).copied().unwrap_or(0)
+        self.counters.get(Counter::named(name).unwrap())
     }
 
     /// A raw stream to this node, as a stranger opens one.
@@ -146,6 +148,21 @@ impl Node {
         let refused = claimed.answer(&answer, &BTreeMap::new(), NOW).err();
         (stream, refused)
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_bounds_hold_for_what_begins_after_them() {
+    let (world, net) = (World::new(), net());
+    let closed = LinkLimits { handshakes: 0, ..limits() };
+    let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), closed).await;
+    drop(nodes[0].stranger());
+    sleep(limits().tick * 5).await;
+    assert!(nodes[0].peers().is_empty() && nodes[1].peers().is_empty());
+    assert!(nodes[0].refused("link_crowd") >= 1);
+    for node in &nodes {
+        node.limits.send_replace(limits());
+    }
+    until("a link", || !nodes[0].peers().is_empty() && !nodes[1].peers().is_empty()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -499,7 +516,7 @@ async fn a_node_without_room_for_another_link_dials_less_and_less() {
         node(&world, &net, 2, MemberSet::default(), LinkLimits { accepts_per_second: (1, 20), ..patient }).await;
     sleep(Duration::from_secs(4)).await;
     assert_eq!(full.peers(), BTreeSet::from([world.node(1)]));
-    assert_eq!(dialled.refused(counted::CROWD), 0, "it dials again and again without a pause");
+    assert_eq!(dialled.refused("link_crowd"), 0, "it dials again and again without a pause");
 }
 
 /// Engines in memory for the suite that every carrier must pass.

@@ -20,7 +20,7 @@ use super::status;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus};
-use crate::counters::{Counter, Counters};
+use crate::counters::Counters;
 use crate::descriptors::Descriptors;
 use crate::discovery::Discovery;
 use crate::keys::AuthoritySecret;
@@ -207,9 +207,6 @@ impl Running {
         }
         status.links = self.links.status().into_iter().map(link_status).collect();
         status::collect(&self.counters, &part.refused, (self.gossip)());
-        for (name, count) in self.links.refused() {
-            Counter::named(name).into_iter().for_each(|counter| self.counters.set(counter, count));
-        }
         status.traffic = status::traffic(&self.counters);
         status.refused = status::refused(&self.counters);
     }

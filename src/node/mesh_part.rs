@@ -23,7 +23,7 @@ use super::supervisor::{Ended, Supervisor};
 use super::writer;
 use crate::balance::check::point_check;
 use crate::clock::unix_now;
-use crate::config::Config;
+use crate::config::LiveConfig;
 use crate::counters::Counters;
 use crate::discovery::{Discovery, Offer};
 use crate::keys::AuthoritySecret;
@@ -39,7 +39,7 @@ pub(super) struct MeshNeeds<'a> {
     /// A Tor that is ready.
     pub(super) engine: &'a Arc<dyn Engine>,
     pub(super) store: &'a Arc<Store>,
-    pub(super) config: &'a Config,
+    pub(super) live: &'a LiveConfig,
     /// On publishers.
     pub(super) authority: Option<&'a AuthoritySecret>,
     /// Counts what the own service refuses.
@@ -144,7 +144,8 @@ fn start_links(
         identity: store.node_secret()?,
         membership: store.membership().clone(),
         discovery,
-        limits: needs.config.links.clone(),
+        limits: needs.live.links(),
+        counters: needs.counters.clone(),
     };
     let (links, LinkOutputs { carrier, joins, revoked, offered, facts }) = Links::start(config, members_watch);
     let links = Arc::new(links);
@@ -167,13 +168,13 @@ async fn start_gossip(
     let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
     let config = MeshConfig { me, cluster, generation: boot.generation(), interval: ROUND };
     let (mesh, updates) = Mesh::start(config, carrier, seeds).await?;
-    mesh.set_limits(needs.config.gossip.mesh);
+    mesh.set_limits(needs.live.at_start().gossip.mesh);
     Ok((mesh, updates))
 }
 
 fn coordinator(needs: &MeshNeeds<'_>, boot: Boot) -> Result<Coordinator, NodeError> {
-    let MeshNeeds { store, config, authority, .. } = *needs;
-    let settings = known::settings(store, config, boot, authority)?;
+    let MeshNeeds { store, live, authority, .. } = *needs;
+    let settings = known::settings(store, live.at_start(), boot, authority)?;
     let coordinator = Coordinator::new(settings, Box::new(store.node_secret()?), store.membership().clone());
     Ok(coordinator.with_point_check(point_check(authority.map(AuthoritySecret::duplicate))))
 }

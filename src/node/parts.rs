@@ -38,7 +38,7 @@ pub(super) async fn start(
     parts.spawn("connection to Tor", end_of_tor(engine.bootstrap()));
     let secrets = PublisherSecrets::of(store.cluster().first_service(), &store)?;
     let authority = secrets.as_ref().map(|secrets| &secrets.authority);
-    let needs = MeshNeeds { engine: &engine, store: &store, config, authority, counters: &counters };
+    let needs = MeshNeeds { engine: &engine, store: &store, live, authority, counters: &counters };
     let MeshPart { cluster, services, links, joins, discovery, gossip, alarms } = MeshPart::start(needs, parts).await?;
     let admission = AdmissionNeeds {
         cluster: cluster.clone(),

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use rustbalance::counters::Counters;
 use rustbalance::discovery::Discovery;
 use rustbalance::link::handshake::{HandshakeError, Purpose, Refusal};
 use rustbalance::link::{LinkConfig, LinkLimits, Links, MemberSet, TorRoute};
@@ -75,13 +76,16 @@ impl Member {
         let members = town.daemons.iter().map(|daemon| daemon.id).collect();
         let (sender, members) = watch::channel(MemberSet { members, ..MemberSet::default() });
         let (keys, discovery) = watch::channel(None);
+        let limits =
+            LinkLimits { pause: (Duration::from_millis(100), Duration::from_secs(1)), ..LinkLimits::default() };
         let config = LinkConfig {
             base: Arc::new(TorRoute::new(Arc::clone(&self.engine) as Arc<dyn Engine>)),
             faster: Vec::new(),
             identity: self.store.node_secret().unwrap(),
             membership: self.store.membership().clone(),
             discovery,
-            limits: LinkLimits { pause: (Duration::from_millis(100), Duration::from_secs(1)), ..LinkLimits::default() },
+            limits: watch::channel(limits).1,
+            counters: Counters::default(),
         };
         let (links, outputs) = Links::start(config, members);
         let wanted = town.running().count();

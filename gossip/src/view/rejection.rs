@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use strum::{EnumDiscriminants, IntoStaticStr, VariantNames};
+
 use crate::codec::DecodeError;
 use crate::record::ChainError;
 use crate::signed::VerifyError;
 
 /// Why a record was not folded into the view. Nothing in the view has changed then, but that a lease may count for longer
 /// whose holder's beats are [`Rejection::Old`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, EnumDiscriminants)]
+#[strum_discriminants(name(Reason), vis(), derive(IntoStaticStr, VariantNames), strum(serialize_all = "snake_case"))]
 pub enum Rejection {
     /// It cannot be read.
     #[error("cannot be read")]
@@ -97,27 +100,12 @@ impl From<ChainError> for Rejection {
 impl Rejection {
     /// A short name to count under.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Unreadable(_) => "unreadable",
-            Self::Origin => "origin",
-            Self::Signature => "signature",
-            Self::Unknown => "unknown",
-            Self::Chain(_) => "chain",
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-            Self::Overdrawn => "overdrawn",
-            Self::Authority => "authority",
-            Self::Cluster => "cluster",
-            Self::Stale { .. } => "stale",
-            Self::Jump(_) => "jump",
-            Self::Address => "address",
-            Self::Role => "role",
-            Self::Bounds(_) => "bounds",
-            Self::Points => "points",
-            Self::TooMany(_) => "too_many",
-            Self::Old => "old",
-            Self::Own => "own",
-        }
+        Reason::from(self).into()
+    }
+
+    /// Every name there is.
+    pub fn names() -> &'static [&'static str] {
+        Reason::VARIANTS
     }
 }
 

@@ -29,12 +29,12 @@ fn set(members: impl IntoIterator<Item = u8>, revoked: &[u8]) -> MemberSet {
 }
 
 fn pool(me: u8) -> Pool {
-    Pool::new(node(me), [TOR].into(), LinkLimits { links: 3, ..LinkLimits::default() })
+    Pool::new(node(me), [TOR].into(), LinkLimits { links: 3, ..LinkLimits::default() }, Counters::default())
 }
 
 /// A pool that has a better route than Tor.
 fn two_routes(me: u8) -> Pool {
-    Pool::new(node(me), [FAST, TOR].into(), LinkLimits { links: 3, ..LinkLimits::default() })
+    Pool::new(node(me), [FAST, TOR].into(), LinkLimits { links: 3, ..LinkLimits::default() }, Counters::default())
 }
 
 fn everywhere(_: NodeId, _: RouteKind) -> bool {
@@ -187,7 +187,8 @@ fn dials_wait_longer_and_longer_up_to_a_bound_and_one_at_a_time() {
 #[test]
 fn what_is_not_needed_any_more_is_closed_after_a_while() {
     let now = Instant::now();
-    let mut pool = Pool::new(node(1), [TOR].into(), LinkLimits { neighbours: 1, ..LinkLimits::default() });
+    let mut pool =
+        Pool::new(node(1), [TOR].into(), LinkLimits { neighbours: 1, ..LinkLimits::default() }, Counters::default());
     let close = pool.open(node(3), TOR, true, 99, now).unwrap().close;
     pool.reconcile(&set([1, 2, 3], &[]), everywhere, 0, now);
     pool.reconcile(&set([1, 2, 3], &[]), everywhere, 0, now + UNNEEDED / 2);
@@ -201,7 +202,7 @@ fn a_message_for_a_stranger_goes_to_each_peer_in_turn() {
     let now = Instant::now();
     let mut pool = pool(1);
     pool.send(node(9), vec![1]);
-    assert_eq!(pool.refused[counted::NO_LINK], 1);
+    assert_eq!(pool.counters.get(Counter::LinkNone), 1);
     let queues: Vec<_> = (2..5).map(|peer| pool.open(node(peer), TOR, false, 99, now).unwrap().out).collect();
     for _ in 0..30 {
         pool.send(node(9), vec![1]);
@@ -274,7 +275,7 @@ fn frames_go_by_the_proven_route_and_what_it_leaves_behind_by_the_other() {
     pool.send(node(2), vec![5]);
     assert_eq!(write(&mut pool, &tor, true, now), [[5]]);
     pool.ended(fast.id, (node(2), FAST), LASTING, 0.0, now);
-    assert_eq!(pool.refused.values().sum::<u64>(), 0, "{:?}", pool.refused);
+    assert!(Counter::all().all(|counter| pool.counters.get(counter) == 0), "{:?}", pool.counters);
 }
 
 #[test]

@@ -236,7 +236,7 @@ async fn a_peer_in_the_middle_of_a_route_gets_no_link() {
     let (world, net, fast) = (World::new(), net(), Arc::new(MemoryNet::default()));
     fast.has_middle.store(true, Ordering::Relaxed);
     let nodes = launch_nodes(&world, &net, &fast, &[true, true], patient()).await;
-    let wrong = |i: usize| nodes[i].0.links.refused().get("link_wrong_node").copied().unwrap_or(0);
+    let wrong = |i: usize| nodes[i].0.counters.get(Counter::LinkWrongNode);
     until("it was refused", || wrong(0) + wrong(1) > 3).await;
     for (i, peer) in [(0, 1), (1, 0)] {
         assert_eq!(carrying(&nodes[i].0.links, world.node(peer)), Some(RouteKind::TOR));
