@@ -203,11 +203,14 @@ fn run_refuses_an_unknown_key_and_names_the_nearest() {
     assert_eq!(run(&dir, &["init"]).code, 0);
     let path = dir.join("rustbalance.toml");
     let config = std::fs::read_to_string(&path).unwrap().replace("# heartbeat = ", "hartbeat = ");
-    std::fs::write(&path, config).unwrap();
+    std::fs::write(&path, &config).unwrap();
     let done = run(&dir, &["run"]);
     assert_eq!(done.code, 4);
-    let told =
-        format!("error: {}: unknown key \"hartbeat\" in [cluster]: did you mean \"heartbeat\"?\n", path.display());
+    let line = 1 + config.lines().position(|line| line.starts_with("hartbeat")).unwrap();
+    let told = format!(
+        "error: {}: line {line}, column 1: unknown key \"hartbeat\" in [cluster]: did you mean \"heartbeat\"?\n",
+        path.display()
+    );
     assert_eq!(done.err, told);
     let wrong = "\n[arti.address_filter]\nallow_onion_addrs = \"banana\"\n";
     let config = std::fs::read_to_string(&path).unwrap().replace("hartbeat = ", "# heartbeat = ");
