@@ -14,6 +14,8 @@ mod copies;
 mod disks;
 mod door;
 mod evicted;
+#[path = "../fixtures/state.rs"]
+mod fixtures;
 mod hand;
 mod intruder;
 mod links;

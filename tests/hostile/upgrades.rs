@@ -1,28 +1,12 @@
 //! State directories of an earlier release, in the hands of this one.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::fs;
 
 use rustbalance::store::{Store, VERSION};
 use rustbalance_gossip::record::PeriodId;
 
+use crate::fixtures;
 use crate::town::Town;
-
-/// Copies a directory of the repository, with the modes that a state directory has.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    fs::set_permissions(to, Permissions::from_mode(0o700)).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), &to).unwrap();
-            fs::set_permissions(&to, Permissions::from_mode(0o600)).unwrap();
-        }
-    }
-}
 
 /// What a store must not lose: the term, the revisions, and the nonces of its introduction points.
 type Kept = (u64, Vec<(PeriodId, u64)>, Vec<[u8; 16]>);
@@ -49,15 +33,14 @@ fn nothing_is_lost(before: &Kept, after: &Kept) {
 /// A publisher and a worker that version 1 has written. `tests/fixtures/state-v1` says how.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_version_1_is_migrated_starts_serves_and_restarts() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/state-v1");
     let folder = tempfile::tempdir().unwrap();
     let nodes = [("alpha", "publisher"), ("gamma", "worker")];
     let [alpha, gamma] = nodes.map(|(name, fixture)| {
         let dir = folder.path().join(name);
-        copy(&fixtures.join(fixture), &dir);
+        fixtures::copy(&fixtures::of_version_1(fixture), &dir);
         assert!(!dir.join("version").exists());
         let again = folder.path().join(format!("{name}-opened"));
-        copy(&fixtures.join(fixture), &again);
+        fixtures::copy(&fixtures::of_version_1(fixture), &again);
         let store = Store::open(&again).unwrap();
         (dir, store.node_id(), store.cluster(), kept(&store))
     });

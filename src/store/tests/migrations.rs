@@ -8,42 +8,25 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A fixture: a state directory of an earlier version.
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/state-v1").join(name)
-}
-
-/// A copy with the modes that a state directory has.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    fs::set_permissions(to, Permissions::from_mode(0o700)).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let to = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), &to).unwrap();
-            fs::set_permissions(&to, Permissions::from_mode(0o600)).unwrap();
-        }
-    }
-}
+#[path = "../../../tests/fixtures/state.rs"]
+mod fixtures;
 
 /// A state directory that holds a fixture.
 fn directory(name: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    copy(&fixture(name), &state(&folder));
+    fixtures::copy(&fixtures::of_version_1(name), &state(&folder));
     folder
 }
 
 /// Puts a file of a fixture into a state directory.
 fn put_back(name: &str, to: &Path) {
-    fs::copy(fixture(name), to).unwrap();
+    fs::copy(fixtures::of_version_1(name), to).unwrap();
     fs::set_permissions(to, Permissions::from_mode(0o600)).unwrap();
 }
 
 /// What the release of the fixture read in it.
 fn expected(name: &str) -> Value {
-    serde_json::from_str(&fs::read_to_string(fixture(name)).unwrap()).unwrap()
+    serde_json::from_str(&fs::read_to_string(fixtures::of_version_1(name)).unwrap()).unwrap()
 }
 
 /// All that a store holds.
@@ -135,7 +118,7 @@ fn a_directory_of_version_1_is_migrated_with_every_value() {
         let before = everything(&folder);
         drop(Store::open(&state(&folder)).unwrap());
         assert!(everything(&folder) == before, "{name}: what is migrated is migrated once");
-        let boot = fs::read(fixture(name).join("boot")).unwrap();
+        let boot = fs::read(fixtures::of_version_1(name).join("boot")).unwrap();
         let boot: u64 = codec::decode(file::Whole::read(&boot).unwrap().payload, 16).unwrap();
         assert_eq!(Store::open(&state(&folder)).unwrap().next_boot(0).unwrap(), boot + 1, "{name}");
     }
@@ -220,7 +203,7 @@ fn a_key_of_the_old_version_put_back_from_a_backup_is_taken_and_never_written_ov
 
 #[test]
 fn a_damaged_directory_is_not_migrated_but_left_as_it_is() {
-    for entry in fs::read_dir(fixture("publisher")).unwrap().map(Result::unwrap) {
+    for entry in fs::read_dir(fixtures::of_version_1("publisher")).unwrap().map(Result::unwrap) {
         if entry.path().is_dir() || entry.file_name() == "rustbalance.toml" {
             continue;
         }
