@@ -29,6 +29,7 @@ use super::{
     TorError,
 };
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
+use crate::places::Places;
 use crate::stream::BoxStream;
 use stream::{Circuit, Faults, Path, StreamRefused};
 use world::{Node, Point, Service, World};
@@ -278,7 +279,7 @@ impl FakeEngine {
             refused: Some(service.refused),
             ports: Some(service.ports),
             ended: service.stopped,
-            open_streams: Arc::default(),
+            open_streams: Places::default(),
             place: None,
         })
     }
@@ -328,7 +329,7 @@ impl FakeEngine {
             refused: None,
             ports: None,
             ended: place.closed().clone(),
-            open_streams: Arc::default(),
+            open_streams: Places::default(),
             place: Some(place),
         })
     }

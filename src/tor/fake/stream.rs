@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::world::Node;
+use crate::places::{self, Places};
 use crate::stream::BoxStream;
 use crate::tor::circuits::{CircuitId, Place, StreamUse};
 use crate::tor::{Incoming, Refused, RefusedCounts, Rejection, ServiceGuard, StreamRequest, TorError};
@@ -65,23 +65,6 @@ impl Path {
     }
 }
 
-/// One of the few streams of a circuit; free again when dropped.
-pub(super) struct OpenStream(Arc<AtomicUsize>);
-
-impl OpenStream {
-    /// A place if fewer than `most` are taken.
-    pub(super) fn take(places: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        let add = |taken: usize| (taken < most).then_some(taken + 1);
-        places.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).ok().map(|_| Self(Arc::clone(places)))
-    }
-}
-
-impl Drop for OpenStream {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 /// A circuit from a client to a service: later streams to the same address use it again, as real clients do.
 pub(super) struct Circuit {
     pub(super) client: Node,
@@ -96,7 +79,7 @@ pub(super) struct Circuit {
     pub(super) ports: Option<Vec<u16>>,
     /// Ends it besides the death of either node.
     pub(super) ended: CancellationToken,
-    pub(super) open_streams: Arc<AtomicUsize>,
+    pub(super) open_streams: Places,
     /// Held while the circuit is open; one to a node's own service has none here.
     pub(super) place: Option<Arc<Place>>,
 }
@@ -125,7 +108,7 @@ impl Circuit {
             return Err(StreamRefused::Rejected);
         }
         let most = self.limits.as_ref().map_or(usize::MAX, |limits| limits.now().streams_per_circuit);
-        let Some(open) = OpenStream::take(&self.open_streams, most) else {
+        let Some(open) = self.open_streams.take(most) else {
             self.count();
             return Err(StreamRefused::Rejected);
         };
@@ -159,7 +142,7 @@ impl Circuit {
         self: Arc<Self>,
         client: DuplexStream,
         server: DuplexStream,
-        _open: OpenStream,
+        _open: places::Place,
         kept: Option<StreamUse>,
     ) {
         let (client_out, client_in) = split(client);
