@@ -67,7 +67,7 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
          Configuration: {dir}/{}\n\
          Keep a copy of the file that holds the address's key in a safe place:\n  \
          {key}\n\
-         Whoever has it has the address (`init --import-key`), and without it and this machine the address is lost.",
+         Anyone with this file can take over the address (`init --import-key`); without it and this machine the address is lost.",
         store.cluster(),
         options.port,
         options.target,

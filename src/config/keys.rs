@@ -48,7 +48,7 @@ pub(super) trait Keys: Sized {
         keys: fn(&mut Self, &mut T, &[T]),
     );
 
-    /// A table in somebody else's terms, as TOML text. True if it is there.
+    /// A table whose keys another program defines, as TOML text. True if it is there.
     fn foreign(&mut self, name: &'static str, effect: Effect, meaning: &'static str, text: &mut String) -> bool;
 
     /// What must hold for the key `name` beyond the values allowed; otherwise `why` says what is wrong with it.

@@ -124,7 +124,7 @@ pub struct Door {
 }
 
 impl Door {
-    /// One that holds whoever comes to the latest `limits`.
+    /// One that applies the latest `limits` to each joiner.
     pub fn new(limits: watch::Receiver<DoorLimits>) -> Self {
         let DoorLimits { every, burst, .. } = *limits.borrow();
         let bucket = SyncMutex::new(TokenBucket::new(Rate::every(every, burst.into()), Instant::now()));

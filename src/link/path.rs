@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Frames go by the best proven route; else by the base; else by the best whose link is open. One
-//! answer proves a route at first; after a failure it takes 5 in a row, and twice as many each time
-//! that the route fails again within a minute.
+//! answer proves a route at first. After a failure 5 in a row prove it; each failure within a minute of
+//! the last proof doubles that number, up to 40.
 
 use std::fmt;
 use std::sync::Arc;

@@ -40,7 +40,8 @@ struct State {
 }
 
 impl OutQueue {
-    /// A queue of at most `bound` frames; `keeps` as many that were written until they are confirmed.
+    /// A queue of at most `bound` frames. If it `keeps` frames, it holds up to `bound` more that were
+    /// written, until they are confirmed.
     pub(super) fn new(bound: usize, keeps: bool) -> Self {
         Self { state: Mutex::default(), changed: Notify::new(), bound: bound.max(1), keeps }
     }

@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::sim::FOUNDED;
 
-    /// A member that knows of another publisher and hears nobody.
+    /// A member that knows of another publisher and hears no other node.
     const LOST: Surroundings = Surroundings {
         standing: Standing::Member,
         alone: false,

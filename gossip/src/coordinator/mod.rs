@@ -7,7 +7,7 @@
 //! It decides nothing itself but orders the machines that do. After every event each of them looks at the whole again:
 //!
 //! 1. `lifecycle`: is this node still a member, isolated, joined; its [`Phase`];
-//! 2. `speaker`: which of its own records are due, besides those that have changed (`serving`);
+//! 2. `speaker`: which of its own records are due though they have not changed (`serving` has those that have);
 //! 3. the election ([`crate::lease`]): who publishes;
 //! 4. `facts`: which facts of the authority it keeps in its gossip;
 //! 5. `planning`, one for each service: what should stand in the descriptor. The publisher plans after every event, the
@@ -62,7 +62,7 @@ pub struct Coordinator {
     last: Option<Now>,
     /// The time at the first event.
     started: Now,
-    /// When the view wants to be told of the time.
+    /// When the view next needs a tick.
     refresh_at: Duration,
     life: LifeCycle,
     speaker: Speaker,

@@ -233,7 +233,7 @@ fn each_route_to_a_peer_has_a_link_a_bound_and_a_pause_of_its_own() {
     let fast = pool.open(node(2), FAST, false, 99, later).unwrap();
     assert!(!tor.close.is_cancelled(), "the link over one route replaced that over the other");
     assert_eq!(pool.status(later).iter().map(|link| link.route).collect::<Vec<_>>(), [TOR, FAST]);
-    // As many links over Tor as before, whatever there is over the other route.
+    // Links over the other route leave the bound on links over Tor as it is.
     for peer in 3..5 {
         pool.open(node(peer), TOR, false, 99, later).unwrap();
     }
