@@ -101,6 +101,8 @@ pub enum Counter {
     LinkFalseKey,
     /// Messages of a member that sent too much.
     LinkFlood,
+    /// Messages on links that only a later version of the program knows: skipped.
+    LinkUnknown,
     /// Own messages for which there was no link.
     LinkNone,
     /// Own messages that were not sent because too many waited.

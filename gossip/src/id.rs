@@ -226,8 +226,22 @@ macro_rules! key_id {
                 write!(f, concat!(stringify!($name), "({})"), &self.to_string()[..8])
             }
         }
+
+        /// Its one form alone, as it is displayed.
+        impl FromStr for $name {
+            type Err = KeyTextError;
+            fn from_str(text: &str) -> Result<Self, KeyTextError> {
+                let bytes = data_encoding::HEXLOWER.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+                bytes.map(Self::from_public_key).ok_or(KeyTextError)
+            }
+        }
     };
 }
+
+/// The text names no key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a key is written as 64 hexadecimal digits in lower case")]
+pub struct KeyTextError;
 
 key_id! {
     /// The cluster's certificate-signing key.

@@ -81,7 +81,7 @@ pub fn hidden(view: &View, service: &ServiceId, secret: &OutageSecret, before: &
 
 /// When a silent member's points leave; `None` if it is not silent, or has said goodbye.
 fn leaves_at(node: &MemberView, secret: &OutageSecret) -> Option<Duration> {
-    let beat = node.heartbeat.as_ref().filter(|_| !node.alive)?;
+    let beat = node.heartbeat().filter(|_| !node.alive)?;
     let serving = !matches!(node.phase(), Phase::Gone | Phase::Joining);
     serving.then_some(node.last_heard? + secret.hidden_for(node.node(), beat.seq))
 }

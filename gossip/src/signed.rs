@@ -22,6 +22,13 @@ pub trait Statement: Serialize + DeserializeOwned + Clone {
     const MAX_SIZE: usize;
 }
 
+/// Signs an encoded statement in a context that no type here has: what a later version would say.
+#[cfg(any(test, feature = "sim"))]
+pub fn sign_foreign(context: &str, statement: Vec<u8>, key: &dyn Sign) -> Result<Vec<u8>, DecodeError> {
+    let signature = FixedBytes(key.sign_bytes(&in_context(context, &statement)));
+    codec::encode(&Envelope { signer: FixedBytes(key.public_key()), statement: VarBytes(statement), signature })
+}
+
 /// A signing key in whichever form it is kept.
 pub trait Sign {
     /// The Ed25519 public key.
@@ -85,8 +92,9 @@ pub struct Verified<T> {
     statement: T,
 }
 
-fn signed_bytes<T: Statement>(statement: &[u8]) -> Vec<u8> {
-    [T::CONTEXT.as_bytes(), &[0], statement].concat()
+/// What is signed of a statement.
+fn in_context(context: &str, statement: &[u8]) -> Vec<u8> {
+    [context.as_bytes(), &[0], statement].concat()
 }
 
 impl<T: Statement> Unverified<T> {
@@ -110,7 +118,7 @@ impl<T: Statement> Unverified<T> {
         if self.claimed_signer() != key {
             return Err(VerifyError::Signer);
         }
-        let signed = signed_bytes::<T>(&self.envelope.statement.0);
+        let signed = in_context(T::CONTEXT, &self.envelope.statement.0);
         if !check.check(key, &signed, &self.envelope.signature.0) {
             return Err(VerifyError::Signature);
         }
@@ -123,7 +131,7 @@ impl<T: Statement> Verified<T> {
     /// Signs a statement of our own.
     pub fn sign(statement: T, key: &dyn Sign) -> Result<Self, DecodeError> {
         let encoded = codec::encode(&statement)?;
-        let signature = key.sign_bytes(&signed_bytes::<T>(&encoded));
+        let signature = key.sign_bytes(&in_context(T::CONTEXT, &encoded));
         let envelope = Envelope {
             signer: FixedBytes(key.public_key()),
             statement: VarBytes(encoded),
@@ -142,6 +150,16 @@ impl<T: Statement> Verified<T> {
         self.envelope == other.envelope
     }
 
+    /// The signature.
+    pub(crate) fn signature(&self) -> &[u8; 64] {
+        &self.envelope.signature.0
+    }
+
+    /// The statement as it was signed: version byte and CBOR.
+    pub(crate) fn encoded(&self) -> &[u8] {
+        &self.envelope.statement.0
+    }
+
     /// Who signed it.
     pub fn signer(&self) -> &[u8; 32] {
         &self.envelope.signer.0
@@ -150,6 +168,53 @@ impl<T: Statement> Verified<T> {
     /// The envelope without the knowledge that it was checked, to stand inside another message.
     pub fn unverified(&self) -> Unverified<T> {
         Unverified { envelope: self.envelope.clone(), kind: PhantomData }
+    }
+}
+
+/// A signed statement of a kind that this version does not know, kept as the bytes that came.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Foreign {
+    envelope: Envelope,
+}
+
+impl Foreign {
+    /// Reads an envelope of at most `max` bytes.
+    pub(crate) fn from_bytes(bytes: &[u8], max: usize) -> Result<Self, DecodeError> {
+        codec::decode(bytes, max).map(|envelope| Self { envelope })
+    }
+
+    /// See [`Unverified::claimed_signer`].
+    pub(crate) fn claimed_signer(&self) -> &[u8; 32] {
+        &self.envelope.signer.0
+    }
+
+    /// Checks the signature by `key` under a context that no type here has.
+    pub(crate) fn verify(&self, context: &str, key: &[u8; 32], check: &dyn Check) -> Result<(), VerifyError> {
+        if self.claimed_signer() != key {
+            return Err(VerifyError::Signer);
+        }
+        let signed = in_context(context, self.encoded());
+        if check.check(key, &signed, self.signature()) { Ok(()) } else { Err(VerifyError::Signature) }
+    }
+
+    /// Reads the fields of the statement that `T` has.
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        codec::decode(self.encoded(), self.encoded().len())
+    }
+
+    /// The bytes for the wire.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
+        codec::encode(&self.envelope)
+    }
+
+    /// The signature.
+    pub(crate) fn signature(&self) -> &[u8; 64] {
+        &self.envelope.signature.0
+    }
+
+    /// The statement as it was signed: version byte and CBOR.
+    pub(crate) fn encoded(&self) -> &[u8] {
+        &self.envelope.statement.0
     }
 }
 

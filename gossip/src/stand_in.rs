@@ -91,7 +91,7 @@ fn orphans(view: &View, mono: Duration) -> Vec<Orphan> {
     };
     let mut lost: Vec<&MemberView> = view.nodes().filter(|node| node.node() != view.me() && lost(node)).collect();
     lost.sort_by_key(|node| (silence(node), node.node()));
-    let records = lost.into_iter().flat_map(|node| node.services().filter_map(|(_, it)| it.intro_points.as_ref()));
+    let records = lost.into_iter().flat_map(MemberView::all_intro_points);
     let points = records.flat_map(|record| {
         let orphan = |served| Orphan { node: record.node, service: record.service, served };
         record.served().enumerate().map(move |(turn, served)| (turn, orphan(served)))
@@ -161,7 +161,7 @@ mod tests {
             let kind = RecordKind::IntroPoints(points.service);
             let record = sign(points, &self.nodes[of].key);
             self.tell(of, kind, &record.to_bytes().unwrap(), seconds);
-            self.views[of].fold_points(record).unwrap();
+            self.views[of].fold_points(record, at(seconds)).unwrap();
         }
 
         fn tell(&mut self, of: usize, kind: RecordKind, bytes: &[u8], seconds: u64) {
@@ -181,7 +181,7 @@ mod tests {
                     let beat: Verified<_> =
                         sign(Heartbeat { unix: at(seconds).unix, ..node.beat(seconds + 1, phase) }, &node.key);
                     self.tell(*of, RecordKind::Heartbeat, &beat.to_bytes().unwrap(), seconds);
-                    self.views[*of].fold_heartbeat(beat, at(seconds));
+                    self.views[*of].fold_heartbeat(beat, at(seconds)).unwrap();
                 }
                 for view in &mut self.views {
                     view.refresh(at(seconds));
@@ -277,7 +277,7 @@ mod tests {
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         let revocation = cluster.founder.revoke(cluster.nodes[4].node());
         for view in &mut cluster.views {
-            view.fold_revocation(revocation.clone(), at(0)).unwrap();
+            view.fold_fact(revocation.clone(), at(0)).unwrap();
         }
         cluster.beat(&[0, 1, 2, 3], Phase::Active, 30..44);
         assert_eq!(cluster.shared(&[0, 1, 2, 3], 44).len(), 4);

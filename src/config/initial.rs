@@ -134,10 +134,12 @@ impl Keys for Writer<'_> {
         meaning: &'static str,
     ) {
         self.explain::<V>(name, &allowed, meaning);
-        self.line(&match value {
-            Some(value) => format!("{name} = {}", value.show()),
-            None => format!("# {name} = {}", example.show()),
-        });
+        match value {
+            Some(value) => self.line(&format!("{name} = {}", value.show())),
+            // Its meaning stands above the tables.
+            None if self.shape == Shape::Line => {}
+            None => self.line(&format!("# {name} = {}", example.show())),
+        }
     }
 
     fn each<T: Default>(

@@ -7,6 +7,7 @@ use std::ops::{RangeFull, RangeInclusive};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustbalance_gossip::id::ServiceId;
 use toml::de::DeValue;
 
 use crate::proxy::Target;
@@ -176,6 +177,23 @@ impl Value for PathBuf {
 
     fn show(&self) -> String {
         quoted(&self.display().to_string())
+    }
+
+    fn allowed(_allowed: &RangeFull) -> Option<String> {
+        None
+    }
+}
+
+impl Value for ServiceId {
+    type Allowed = RangeFull;
+
+    fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
+        let text = value.as_str().ok_or_else(|| Refused::Instead("an onion address in quotes".into()))?;
+        text.parse().map_err(|error: <Self as std::str::FromStr>::Err| Refused::Because(error.to_string()))
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.to_string())
     }
 
     fn allowed(_allowed: &RangeFull) -> Option<String> {

@@ -5,10 +5,12 @@
 //! its meaning. A wrong value and an unknown key are errors that name the line, the key, its table and the way out.
 //! Tor's own settings go to Arti as they are: in the table `[arti]`, or in the file that `arti_config` names.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::lease::Timing;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::record::NodeCard;
@@ -85,13 +87,18 @@ pub enum Problem {
     Keys(Mistakes),
 }
 
+/// Ports of services beside the one that names the cluster, each with at least one.
+pub type FurtherPorts = BTreeMap<ServiceId, Vec<PortTarget>>;
+
 /// The configuration of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {
     /// `[node]`.
     pub node: NodeConfig,
-    /// `[[port]]`, at least one, each virtual port once.
+    /// `[[port]]` of the service that names the cluster, at least one, each virtual port once.
     pub ports: Vec<PortTarget>,
+    /// `[[port]]` with `service`: the ports of further services.
+    pub further_ports: FurtherPorts,
     /// `[cluster]`.
     pub cluster: ClusterConfig,
     /// `[limits]`, as far as the Tor engine enforces it.

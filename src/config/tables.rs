@@ -6,8 +6,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustbalance_gossip::id::ServiceId;
+
 use super::keys::{Effect, Keys, duration};
-use super::{ARTI_FILE_NAME, ClusterConfig, Config, GossipConfig, NodeConfig, check_virtual_port};
+use super::{ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, NodeConfig, check_virtual_port};
 use crate::frame;
 use crate::health::HealthSettings;
 use crate::join::{DoorLimits, MAX_PORTS};
@@ -19,7 +21,7 @@ use crate::tor::ServiceLimits;
 pub(super) fn walk<K: Keys>(keys: &mut K, config: &mut Config) {
     arti(keys, config);
     node(keys, &mut config.node);
-    ports(keys, &mut config.ports);
+    ports(keys, &mut config.ports, &mut config.further_ports);
     cluster(keys, &mut config.cluster);
     limits(keys, &mut config.service, &mut config.proxy);
     health(keys, &mut config.health);
@@ -60,23 +62,40 @@ fn node(keys: &mut impl Keys, node: &mut NodeConfig) {
     );
 }
 
-/// A port while it is read: both keys must be there.
+/// A port while it is read: port and target must be there.
 #[derive(Default)]
 struct PortKeys {
     port: Option<u16>,
     target: Option<Target>,
+    /// `None`: the service that names the cluster.
+    service: Option<ServiceId>,
 }
 
-fn ports<K: Keys>(keys: &mut K, ports: &mut Vec<PortTarget>) {
-    let whole = |it: PortTarget| PortKeys { port: Some(it.port), target: Some(it.target) };
-    let mut tables: Vec<_> = std::mem::take(ports).into_iter().map(whole).collect();
+fn ports<K: Keys>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut FurtherPorts) {
+    let whole = |service| move |it: PortTarget| PortKeys { port: Some(it.port), target: Some(it.target), service };
+    let mut tables: Vec<_> = std::mem::take(ports).into_iter().map(whole(None)).collect();
+    for (service, ports) in std::mem::take(further) {
+        tables.extend(ports.into_iter().map(whole(Some(service))));
+    }
     let meaning = "A port of the onion address, and where its streams go on this host. More ports: repeat the table.";
     keys.each("port", Effect::Restart, meaning, &mut tables, port::<K>);
     keys.require("port", !tables.is_empty(), || "there is none: add [[port]] with \"virtual\" and \"target\"".into());
-    keys.require("port", tables.len() <= MAX_PORTS, || {
-        format!("there are {}, at most {MAX_PORTS} are possible", tables.len())
+    let of = |service| tables.iter().filter(|it| it.service == service).count();
+    keys.require("port", tables.is_empty() || of(None) > 0, || {
+        "all of them have a \"service\": the first address of the cluster needs one, too, without that key".into()
     });
-    *ports = tables.into_iter().filter_map(|it| Some(PortTarget { port: it.port?, target: it.target? })).collect();
+    let most = tables.iter().map(|it| of(it.service)).max().unwrap_or(0);
+    keys.require("port", most <= MAX_PORTS, || {
+        format!("there are {most} of one address, at most {MAX_PORTS} are possible")
+    });
+    for PortKeys { port, target, service } in tables {
+        let (Some(port), Some(target)) = (port, target) else { continue };
+        let of = match service {
+            Some(service) => further.entry(service).or_default(),
+            None => &mut *ports,
+        };
+        of.push(PortTarget { port, target });
+    }
 }
 
 fn port<K: Keys>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
@@ -84,15 +103,20 @@ fn port<K: Keys>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
     let refused = it.port.map(check_virtual_port).and_then(Result::err);
     keys.require("virtual", it.port.is_some(), || "is missing: which port of the onion address is it?".into());
     keys.require("virtual", refused.is_none(), || refused.unwrap_or_default());
-    let twice = it.port.is_some() && before.iter().any(|other| other.port == it.port);
-    keys.require("virtual", !twice, || {
-        format!("{} stands there twice: a port has one target", it.port.unwrap_or_default())
-    });
     let example = Target::Tcp(([127, 0, 0, 1], 8080).into());
     let meaning = "\"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/app.sock\".";
     keys.optional("target", .., &mut it.target, example, meaning);
     keys.require("target", it.target.is_some(), || {
         "is missing: where do the streams of this port go, as in \"127.0.0.1:8080\"?".into()
+    });
+    let example = ServiceId::from_public_key([0x5a; 32]);
+    let meaning =
+        "The onion address that has this port, if the cluster serves several. The first address needs no mention.";
+    keys.optional("service", .., &mut it.service, example, meaning);
+    // The same port may belong to several addresses.
+    let twice = it.port.is_some() && before.iter().any(|other| (other.port, other.service) == (it.port, it.service));
+    keys.require("virtual", !twice, || {
+        format!("{} stands there twice: a port has one target", it.port.unwrap_or_default())
     });
 }
 

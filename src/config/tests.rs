@@ -64,6 +64,24 @@ fn the_comments_of_the_first_file_are_the_defaults() {
 }
 
 #[test]
+fn a_port_may_belong_to_a_further_address() {
+    let further = ServiceId::from_public_key([7; 32]);
+    let port = |virtual_port: u16| {
+        format!("[[port]]\nvirtual = {virtual_port}\ntarget = \"[::1]:{virtual_port}\"\nservice = \"{further}\"\n")
+    };
+    let config = parse(&format!("{PORT}{}{}", port(80), port(81))).unwrap();
+    assert_eq!(config.ports.iter().map(|it| it.port).collect::<Vec<_>>(), [80]);
+    let of_further: Vec<_> = config.further_ports[&further].iter().map(|it| it.port).collect();
+    assert_eq!((config.further_ports.len(), of_further), (1, vec![80, 81]));
+    let twice = refused(&format!("{}{}", port(80), port(80)));
+    assert!(twice.contains("80 stands there twice"), "{twice}");
+    let alone = parse(&port(80)).unwrap_err().to_string();
+    assert!(alone.contains("the first address of the cluster needs one"), "{alone}");
+    let mistyped = refused(&port(80).replace(".onion", ".onoin"));
+    assert!(mistyped.contains("\"service\" in [[port]]") && mistyped.contains("onion address"), "{mistyped}");
+}
+
+#[test]
 fn artis_file_is_copied_and_read() {
     let dir = tempfile::tempdir().unwrap();
     let arti = "# ours\n[vanguards]\nmode = \"full\"\n".to_string();

@@ -16,9 +16,26 @@ use crate::store::{Beginning, Contents, Draft, Store, StoreError};
 pub const MEMBERSHIP_SECONDS: u64 = 10 * 365 * 86_400;
 
 /// Founds a cluster of one, at `unix` seconds since the epoch, with an imported master key or a new one.
+///
+/// # Errors
+/// As [`found_with`].
 pub fn found(
+    draft: Draft,
+    imported: Option<MasterSecret>,
+    unix: u64,
+    rng: &mut impl CryptoRng,
+) -> Result<Store, StoreError> {
+    found_with(draft, imported, &[], unix, rng)
+}
+
+/// The same for a cluster that serves the addresses of `further` keys, too.
+///
+/// # Errors
+/// The state directory cannot be written, or holds what a join has left.
+pub fn found_with(
     mut draft: Draft,
     imported: Option<MasterSecret>,
+    further: &[MasterSecret],
     unix: u64,
     rng: &mut impl CryptoRng,
 ) -> Result<Store, StoreError> {
@@ -50,9 +67,10 @@ pub fn found(
         authority: signed(certified, &master)?.unverified(),
         member: signed(founder, &authority)?.unverified(),
     };
+    let further = further.iter().map(|secret| ServiceSecrets::of(secret.duplicate()));
     draft.complete(&Contents {
         chain: &chain,
-        services: &[ServiceSecrets::of(master)],
+        services: &Vec::from_iter(std::iter::once(ServiceSecrets::of(master)).chain(further)),
         authority: Some(&authority),
         discovery: &discovery,
         points: &PointSeed::derive(&authority, node.node_id()),

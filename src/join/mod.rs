@@ -30,7 +30,7 @@ mod token;
 pub mod transcript;
 
 pub use admitter::{Admission, Admissions, Effect, Event, Outcome, Publisher, Redemption};
-pub use founding::{MEMBERSHIP_SECONDS, found, persist_joined};
+pub use founding::{MEMBERSHIP_SECONDS, found, found_with, persist_joined};
 pub use invite::{InviteError, MAX_LIFETIME, Terms, invite};
 pub use joiner::{JoinError, Joined, Joiner, Step};
 pub use message::Refusal;

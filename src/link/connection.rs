@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustbalance_gossip::bytes::VarBytes;
-use rustbalance_gossip::facts::{Fact, FactStep, FactSync, Facts, FactsDigest};
+use rustbalance_gossip::facts::{CarriedFact, FactStep, FactSync, FactsDigest, SharedFacts};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_mesh::Update;
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ const OFFER_PAUSE: Duration = Duration::from_secs(10);
 /// How many may come at once: two evictions may follow each other closely.
 const OFFERS_AT_ONCE: f64 = 4.0;
 
-/// What crosses an open link, in a frame of at most [`MAX`] bytes.
+/// What crosses an open link, in a frame of at most [`MAX`] bytes. Variants that a later version has are skipped.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Frame {
     /// Are you there?
@@ -51,7 +51,7 @@ pub enum Frame {
     /// The digest of the facts that the sender knows.
     FactsDigest(FactsDigest),
     /// Facts, because the digests differ.
-    Facts(Vec<Fact>),
+    Facts(Vec<CarriedFact>),
     /// Does this route carry full frames in time?
     Probe {
         /// Rises with each.
@@ -166,7 +166,14 @@ impl Connection {
             self.counts.read.add(bytes);
             // A flood is dropped, not answered by closing: the peer would only dial again.
             let cost = bytes as u64 + self.limits.bytes_per_message;
-            let taken = bucket.take(cost, Instant::now()) && self.take(frame, start, &heard, &mut offers);
+            let room = bucket.take(cost, Instant::now());
+            let taken = match frame {
+                Some(frame) => room && self.take(frame, start, &heard, &mut offers),
+                None => {
+                    self.counters.count(Counter::LinkUnknown);
+                    room
+                }
+            };
             self.count(taken);
         }
     }
@@ -199,7 +206,7 @@ impl Connection {
             }
             Frame::Facts(facts) => {
                 let origin = self.peer;
-                let updates = facts.into_iter().filter_map(Fact::read);
+                let updates = facts.into_iter().filter_map(CarriedFact::read);
                 let updates = updates.map(|(kind, bytes)| Update { origin, kind, bytes }).collect();
                 return self.facts.try_send(updates).is_ok();
             }
@@ -277,7 +284,7 @@ impl Connection {
 /// Queues what the comparison of facts asks for now, and says when to look again at the latest.
 fn compare(
     sync: &mut FactSync,
-    facts: &Facts,
+    facts: &SharedFacts,
     theirs: Option<FactsDigest>,
     start: Instant,
     due: &mut VecDeque<Frame>,

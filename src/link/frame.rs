@@ -1,9 +1,10 @@
 //! Values in frames: what links say to each other, each `codec`'s version byte and CBOR in a frame of its own. Some carry
 //! a secret, so every buffer is wiped.
 
+use ciborium::Value;
 use rustbalance_gossip::codec::{self, DecodeError};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error, Visitor};
+use serde::{Deserializer, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use zeroize::Zeroizing;
 
@@ -20,13 +21,65 @@ pub enum MessageError {
     Decode(#[from] DecodeError),
 }
 
-/// Reads one value of at most `max` bytes, and how many bytes it took. Not cancel-safe.
+/// Reads one value of an enum, of at most `max` bytes, and how many bytes it took. `None` for a variant that a later version
+/// has. Not cancel-safe.
 pub(super) async fn read_message<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     max: usize,
-) -> Result<(T, usize), MessageError> {
+) -> Result<(Option<T>, usize), MessageError> {
     let payload = Zeroizing::new(frame::read(stream, max).await?);
-    Ok((codec::decode(&payload, max)?, frame::HEADER + payload.len()))
+    let value = match codec::decode(&payload, max) {
+        Ok(value) => Some(value),
+        Err(_) if is_of_later_version::<T>(&payload) => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok((value, frame::HEADER + payload.len()))
+}
+
+/// Whether a payload is a variant whose name `T` does not have.
+fn is_of_later_version<T: DeserializeOwned>(payload: &[u8]) -> bool {
+    let name = match codec::decode(payload, payload.len()) {
+        Ok(Value::Text(name)) => name,
+        Ok(Value::Map(entries)) => match <[_; 1]>::try_from(entries) {
+            Ok([(Value::Text(name), _)]) => name,
+            _ => return false,
+        },
+        _ => return false,
+    };
+    !variants::<T>().contains(&name.as_str())
+}
+
+/// The names of an enum's variants, as `T` gives them to whatever it is read from.
+fn variants<T: DeserializeOwned>() -> &'static [&'static str] {
+    struct Names<'a>(&'a mut &'static [&'static str]);
+
+    impl<'de> Deserializer<'de> for Names<'_> {
+        type Error = serde::de::value::Error;
+
+        fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
+            Err(Error::custom("not an enum"))
+        }
+
+        fn deserialize_enum<V: Visitor<'de>>(
+            self,
+            _name: &'static str,
+            variants: &'static [&'static str],
+            _visitor: V,
+        ) -> Result<V::Value, Self::Error> {
+            *self.0 = variants;
+            Err(Error::custom("only the names are asked for"))
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+            newtype_struct seq tuple tuple_struct map struct identifier ignored_any
+        }
+    }
+
+    let mut names: &[&str] = &[];
+    // It ends with an error in any case.
+    let _ = T::deserialize(Names(&mut names));
+    names
 }
 
 /// Writes one value, and says how many bytes that took. Not cancel-safe.
@@ -53,21 +106,56 @@ mod tests {
     fn what_was_written_is_read_and_nothing_more() {
         block_on(async {
             let mut bytes = Vec::new();
-            let written = write_message(&mut bytes, &VarBytes(vec![7; 30_000])).await.unwrap();
+            let long = || Known::Bytes(VarBytes(vec![7; 30_000]));
+            let written = write_message(&mut bytes, &long()).await.unwrap();
             assert_eq!(written, bytes.len());
             bytes.extend(b"rest");
             let mut stream = &bytes[..];
-            let read: (VarBytes, usize) = read_message(&mut stream, 40_000).await.unwrap();
-            assert_eq!(read, (VarBytes(vec![7; 30_000]), written));
+            assert_eq!(read_message(&mut stream, 40_000).await.unwrap(), (Some(long()), written));
             assert_eq!(stream, b"rest");
         });
+    }
+
+    #[derive(Debug, PartialEq, Serialize, serde::Deserialize)]
+    enum Known {
+        Plain,
+        Number(u64),
+        Bytes(VarBytes),
+    }
+
+    #[test]
+    fn a_variant_of_a_later_version_is_told_from_nonsense() {
+        #[derive(Serialize)]
+        enum Later {
+            Plain,
+            Number(String),
+            Unit,
+            Record { field: u8 },
+        }
+        let read = |bytes: Vec<u8>| {
+            let framed = [&(bytes.len() as u32).to_be_bytes()[..], &bytes].concat();
+            block_on(async { read_message::<Known>(&mut &framed[..], 128).await.map(|(value, _)| value) })
+        };
+        let encode = |value: Later| codec::encode(&value).unwrap();
+        assert_eq!(variants::<Known>(), ["Plain", "Number", "Bytes"]);
+        assert_eq!(read(codec::encode(&Known::Number(7)).unwrap()).unwrap(), Some(Known::Number(7)));
+        assert_eq!(read(encode(Later::Plain)).unwrap(), Some(Known::Plain));
+        assert_eq!(read(encode(Later::Unit)).unwrap(), None);
+        assert_eq!(read(encode(Later::Record { field: 1 })).unwrap(), None);
+        // What is known by name must be as this version knows it.
+        assert!(read(encode(Later::Number("seven".into()))).is_err());
+        for nonsense in [codec::encode(&7u8), codec::encode(&("Unit", 1)), codec::encode(&vec![("Unit", 1)])] {
+            assert!(read(nonsense.unwrap()).is_err());
+        }
+        assert!(read(vec![9, 0]).is_err(), "another version of the encoding");
+        assert!(read([encode(Later::Unit), vec![0]].concat()).is_err(), "bytes after the end");
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..200), length in 0u32..220) {
             block_on(async {
-                let _ = read_message::<VarBytes>(&mut &bytes[..], 128).await;
+                let _ = read_message::<Known>(&mut &bytes[..], 128).await;
                 let framed = [&length.to_be_bytes()[..], &bytes].concat();
                 match frame::read(&mut &framed[..], 128).await {
                     Ok(payload) => assert_eq!(payload, &bytes[..length as usize]),

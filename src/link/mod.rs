@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustbalance_gossip::facts::Facts;
+use rustbalance_gossip::facts::SharedFacts;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::neighbours::DEFAULT_NEIGHBOURS;
 use rustbalance_gossip::record::{Member, Revocation};
@@ -137,7 +137,7 @@ pub struct MemberSet {
     /// Evicted, or for another reason no members whatever their certificate says; with the authority's word.
     pub revoked: BTreeMap<NodeId, Verified<Revocation>>,
     /// What is compared with each peer, and handed over where it lacks some.
-    pub facts: Arc<Facts>,
+    pub facts: Arc<SharedFacts>,
 }
 
 /// How far this node reaches the other members.

@@ -39,14 +39,14 @@ pub(super) fn revocation(world: &World, i: usize) -> Verified<Revocation> {
 }
 
 /// The facts of a node that knows the revocations of these members.
-fn facts(world: &World, revoked: &[usize]) -> Arc<Facts> {
+fn facts(world: &World, revoked: &[usize]) -> Arc<SharedFacts> {
     let mut view = View::new(world.member(0), Patience::default(), 0);
     for i in revoked {
         let record = revocation(world, *i).to_bytes().unwrap();
         let kind = RecordKind::Revocation(world.node(*i));
         view.ingest(world.node(1), kind, &record, Now { mono: Duration::ZERO, unix: NOW }).unwrap();
     }
-    Arc::new(Facts::of(&view, NOW))
+    Arc::new(view.facts().shared(NOW))
 }
 
 fn net() -> FakeNet {
@@ -332,7 +332,7 @@ async fn a_key_is_not_handed_over_before_the_facts_that_it_counts() {
     let mut seen = Vec::new();
     write_message(&mut writer, &Frame::FactsDigest(FixedBytes([0; 32]))).await.unwrap();
     while !matches!(seen.last(), Some(Frame::Discovery(_))) {
-        seen.push(read_message::<Frame>(&mut reader, MAX).await.unwrap().0);
+        seen.push(read_message::<Frame>(&mut reader, MAX).await.unwrap().0.unwrap());
         seen.retain(|frame| !matches!(frame, Frame::Ping(_)));
     }
     assert!(matches!(seen[..], [Frame::FactsDigest(_), Frame::Facts(_), .., Frame::Discovery(_)]), "{seen:?}");

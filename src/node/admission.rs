@@ -1,11 +1,12 @@
 //! The join port: open while there are invitations and for a day after, answered by publishers, carried to one by workers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance_gossip::coordinator::{Coordinator, Event, NotYet};
-use rustbalance_gossip::id::{InvitationId, NodeId};
+use rustbalance_gossip::id::{InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MemberView;
@@ -53,8 +54,8 @@ pub(super) struct AdmissionNeeds {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
     pub(super) store: Arc<Store>,
-    /// The virtual ports that this node serves.
-    pub(super) ports: Vec<u16>,
+    /// The virtual ports of each service that this node serves.
+    pub(super) ports: BTreeMap<ServiceId, Vec<u16>>,
     /// The newest discovery key.
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     /// What a publisher admits with; a worker has none and carries joiners to one.
@@ -180,8 +181,9 @@ struct Gatekeeper {
     publisher: Publisher,
     cluster: Cluster,
     store: Arc<Store>,
-    /// The virtual ports that this node serves. A new node is given them, and those of other publishers.
-    ports: Vec<u16>,
+    /// The virtual ports of each service that this node serves. A new node is given them, and of the first service those
+    /// of other publishers.
+    ports: BTreeMap<ServiceId, Vec<u16>>,
     /// The newest discovery key.
     discovery: watch::Receiver<Option<Arc<Discovery>>>,
 }
@@ -207,7 +209,7 @@ impl Admitter for Gatekeeper {
             return false;
         }
         let known = Event::KnownMembers(vec![redemption.member.chain()]);
-        self.cluster.tell_and_wait(Event::Invitation(redemption.invitation.clone())).await.is_ok()
+        self.cluster.tell_and_wait(Event::Fact(redemption.invitation.clone().into())).await.is_ok()
             && self.cluster.tell_and_wait(known).await.is_ok()
     }
 }
@@ -249,15 +251,19 @@ impl Admissions for Known<'_> {
         let others = self.coordinator.view().members().filter(|member| {
             member.alive && member.member.role() == Role::Publisher && member.node() != self.coordinator.view().me()
         });
-        let of_others = others.filter_map(|member| member.card.as_ref()).flat_map(|card| card.ports.iter().copied());
-        let mut ports = self.gatekeeper.ports.clone();
+        let of_others = others.filter_map(|member| member.card()).flat_map(|card| card.ports.iter().copied());
+        let first = self.gatekeeper.publisher.membership.certificate.cluster.first_service();
+        let own = |service| self.gatekeeper.ports.get(&service).cloned().unwrap_or_default();
+        let mut ports = own(first);
         for port in of_others {
             if !ports.contains(&port) && ports.len() < MAX_PORTS {
                 ports.push(port);
             }
         }
-        let cluster = self.gatekeeper.publisher.membership.certificate.cluster;
-        vec![JoinedService { service: cluster.first_service(), ports }]
+        let services = self.gatekeeper.publisher.services.iter().map(|secrets| secrets.service);
+        let further = services.filter(|service| *service != first);
+        let further = further.map(|service| JoinedService { service, ports: own(service) });
+        std::iter::once(JoinedService { service: first, ports }).chain(further).collect()
     }
 
     fn discovery(&self) -> Option<Offer> {

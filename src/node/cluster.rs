@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
-use rustbalance_gossip::facts::Facts;
+use rustbalance_gossip::facts::SharedFacts;
 use rustbalance_gossip::id::{ClusterId, NodeId, ServiceId};
 use rustbalance_gossip::record::{Chain, Phase, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
@@ -131,7 +131,7 @@ pub struct ClusterParts {
     pub members: watch::Sender<MemberSet>,
     /// The cluster.
     pub cluster: ClusterId,
-    /// Its services.
+    /// The services whose state this node has on its disk. It serves those of them that the cluster has.
     pub services: Vec<ServiceId>,
     /// Publishers' tokens that more nodes have used than may.
     pub alarms: Arc<Alarms>,
@@ -181,12 +181,11 @@ struct ClusterShell {
     handed_over: mpsc::Receiver<Vec<Update>>,
     stored_term: watch::Receiver<u64>,
     /// All facts that this node knows, as of the last change.
-    facts: Arc<Facts>,
-    /// Revocations known as of the last change; there are never fewer.
-    revoked: usize,
+    facts: Arc<SharedFacts>,
     /// What has changed since the last look: the disk may know of thousands, so it is dealt with once for all events.
     members_changed: bool,
     invitations_changed: bool,
+    facts_changed: bool,
     /// Who waits for the events that are being handled.
     waiting: Vec<oneshot::Sender<()>>,
     cluster: ClusterId,
@@ -200,7 +199,7 @@ struct ClusterShell {
     asked: Option<Duration>,
     /// Where to stand in, as of then.
     stand_ins: Vec<Orphan>,
-    /// The services of the cluster.
+    /// [`ClusterParts::services`].
     served: Vec<ServiceId>,
     services: watch::Sender<Services>,
     members: watch::Sender<MemberSet>,
@@ -239,9 +238,9 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
         handed_over,
         stored_term,
         facts: Arc::default(),
-        revoked: 0,
         members_changed: false,
         invitations_changed: false,
+        facts_changed: false,
         waiting: Vec::new(),
         cluster,
         alarms,
@@ -320,6 +319,7 @@ impl Shell<Shared> for ClusterShell {
             }
             Action::MembersChanged => self.members_changed = true,
             Action::InvitationsChanged => self.invitations_changed = true,
+            Action::FactsChanged => self.facts_changed = true,
         }
     }
 
@@ -334,10 +334,8 @@ impl Shell<Shared> for ClusterShell {
         if invitations {
             signed.extend(self.keep_invitations(coordinator.view()));
         }
-        let revoked = coordinator.view().revocations().len();
-        if invitations || revoked != self.revoked {
-            self.revoked = revoked;
-            self.facts = Arc::new(Facts::of(coordinator.view(), now.unix));
+        if mem::take(&mut self.facts_changed) {
+            self.keep_facts(coordinator.view(), now);
         }
         self.decide(&coordinator, now);
         if signed.is_empty() {
@@ -365,24 +363,29 @@ impl ClusterShell {
         let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
         self.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
         self.mesh.set_members(members);
-        let revocations: Vec<_> = view.revocations().cloned().collect();
-        self.kept.send_if_modified(|kept| put(&mut kept.members, chains) | put(&mut kept.revocations, revocations));
+        self.kept.send_if_modified(|kept| put(&mut kept.members, chains));
         let expel = |node: NodeId| {
             warn!(node = %node.short(), "expelled: it joined with an invitation that other nodes had used up");
             let revocation = Revocation { cluster: self.cluster, node, revoked: unix_now() };
-            self.sign(revocation).map(Event::Revocation)
+            self.sign(revocation).map(|signed| Event::Fact(signed.into()))
         };
         view.overdrawn().filter(|node| !view.revoked(node)).filter_map(expel).collect()
     }
 
-    /// Invitations are kept; versions that two publishers changed at once are signed again as what they merge to.
+    /// Versions of an invitation that two publishers changed at once are signed again as what they merge to.
     fn keep_invitations(&mut self, view: &View) -> Vec<Event> {
         let known = view.invitations();
         self.alarms.look_at(known.iter());
-        let whole = known.iter().filter_map(|invitation| known.whole(&invitation.token)).cloned().collect();
         let alarms = self.alarms.all();
-        self.kept.send_if_modified(|kept| put(&mut kept.invitations, whole) | put(&mut kept.alarms, alarms));
-        known.unsigned().cloned().filter_map(|merged| self.sign(merged).map(Event::Invitation)).collect()
+        self.kept.send_if_modified(|kept| put(&mut kept.alarms, alarms));
+        known.unsigned().cloned().filter_map(|merged| Some(Event::Fact(self.sign(merged)?.into()))).collect()
+    }
+
+    /// Facts of every kind go to the neighbours and to disk.
+    fn keep_facts(&mut self, view: &View, now: Now) {
+        let known = view.facts();
+        self.facts = Arc::new(known.shared(now.unix));
+        self.kept.send_if_modified(|kept| put(&mut kept.facts, known.wholes()));
     }
 
     /// As the cluster's authority, if this node has its key.
@@ -423,11 +426,13 @@ impl ClusterShell {
             self.stand_ins = coordinator.stand_ins(now);
         }
         let wanted = |service| (service, self.wanted(coordinator, service, term));
-        sync::publish(&self.services, self.served.iter().copied().map(wanted).collect());
+        let services = view.services();
+        let served = self.served.iter().copied().filter(|service| services.contains(service));
+        sync::publish(&self.services, served.map(wanted).collect());
         let members = view.members().map(|member| member.node()).collect();
         let publishers = view.members().filter(|member| member.member.role() == Role::Publisher);
         let publishers = publishers.map(|member| member.node()).collect();
-        let revoked = view.revocations().map(|revocation| (revocation.node, revocation.clone())).collect();
+        let revoked = view.revocations().wholes().map(|revocation| (revocation.node, revocation.clone())).collect();
         sync::publish(&self.members, MemberSet { members, publishers, revoked, facts: Arc::clone(&self.facts) });
     }
 }
@@ -446,4 +451,4 @@ fn put<T: PartialEq>(held: &mut T, value: T) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -145,7 +145,7 @@ impl Daemon {
         if let Err(error) = on_disk(|| self.store.put_revocations(std::slice::from_ref(&signed))) {
             return Response::refused(error);
         }
-        match running.cluster.tell_and_wait(Event::Revocation(signed)).await {
+        match running.cluster.tell_and_wait(Event::Fact(signed.into())).await {
             Ok(()) => Response::done(format!("{node} is no member any more")),
             Err(stopping) => Response::refused(stopping),
         }

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Coordinator, Event, NotYet};
 use rustbalance_gossip::id::InvitationId;
-use rustbalance_gossip::record::{Invitation, Role};
+use rustbalance_gossip::record::{Fact, Invitation, Role};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_gossip::time::Now;
-use rustbalance_gossip::view::MAX_INVITATIONS;
 use tracing::info;
 
 use super::control::{Daemon, Running, not_yet};
@@ -20,8 +19,9 @@ use crate::store::StoreError;
 /// The answer when there is no room for another invitation.
 fn too_many_invitations() -> Response {
     Response::refused(format!(
-        "the cluster knows {MAX_INVITATIONS} invitations, and no more are kept until one of them has been over for a week: \
-         make fewer, each for more nodes (--uses) or for a shorter time (--expires)"
+        "the cluster knows {} invitations, and no more are kept until one of them has been over for a week: \
+         make fewer, each for more nodes (--uses) or for a shorter time (--expires)",
+        Invitation::MOST
     ))
 }
 
@@ -125,7 +125,7 @@ impl Daemon {
             Err(StoreError::TooMany { .. }) => return Err(too_many_invitations()),
             Err(error) => return Err(Response::refused(error)),
         }
-        running.cluster.tell_and_wait(Event::Invitation(signed)).await.map_err(Response::refused)
+        running.cluster.tell_and_wait(Event::Fact(signed.into())).await.map_err(Response::refused)
     }
 }
 

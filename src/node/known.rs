@@ -65,8 +65,7 @@ pub(super) fn members(store: &Store) -> Result<MemberSet, NodeError> {
 /// The coordinator's first events.
 pub(super) fn events(store: &Store) -> Result<Vec<Event>, NodeError> {
     let mut events = vec![Event::KnownMembers(store.members()?)];
-    events.extend(store.revocations()?.into_iter().map(Event::Revocation));
-    events.extend(store.invitations()?.into_iter().map(Event::Invitation));
+    events.extend(store.facts()?.into_iter().map(Event::Fact));
     let published = |(period, revision)| PublishedPeriod { period, revision, confirmed: 0, directories: 0 };
     for service in store.services()? {
         let periods = store.revisions(service)?.into_iter().map(published).collect();

@@ -1,10 +1,12 @@
 //! What makes this node one of a cluster: its links, its own onion service, its gossip, and the cluster's task.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
 use rustbalance_gossip::coordinator::Coordinator;
+use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::Revocation;
 use rustbalance_gossip::signed::Verified;
 use rustbalance_mesh::{Carrier, Mesh, MeshConfig, MeshCounters, ROUND, Update};
@@ -19,6 +21,7 @@ use super::discovery::Rotation;
 use super::known::{self, Boot};
 use super::own_service::OwnServicePart;
 use super::reports::{report_eviction, report_reach, show_phase};
+use super::service_facts;
 use super::supervisor::{Ended, Supervisor};
 use super::writer;
 use crate::balance::check::point_check;
@@ -40,6 +43,8 @@ pub(super) struct MeshNeeds<'a> {
     pub(super) engine: &'a Arc<dyn Engine>,
     pub(super) store: &'a Arc<Store>,
     pub(super) live: &'a LiveConfig,
+    /// The virtual ports of each service that this node serves.
+    pub(super) ports: &'a BTreeMap<ServiceId, Vec<u16>>,
     /// On publishers.
     pub(super) authority: Option<&'a AuthoritySecret>,
     /// Counts what the own service refuses.
@@ -82,6 +87,7 @@ impl MeshPart {
         let (mesh, updates) = start_gossip(&needs, boot, carrier, &members).await?;
         let gossip = Box::new(mesh.counting());
         let alarms = Arc::new(Alarms::new(store.alarms()?));
+        service_facts::ensure(store, needs.ports, unix_now())?;
         let rotation = Rotation {
             engine: Arc::clone(engine),
             store: Arc::clone(store),

@@ -24,6 +24,7 @@ mod own_service;
 mod parts;
 mod preflight;
 mod reports;
+mod service_facts;
 mod service_unit;
 mod service_units;
 mod status;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustbalance_gossip::coordinator::Event;
+use rustbalance_gossip::id::ServiceId;
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
@@ -16,10 +17,10 @@ use super::mesh_part::{MeshNeeds, MeshPart};
 use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
 use super::service_units::ServiceUnits;
 use super::supervisor::{Ended, Supervisor};
-use crate::config::LiveConfig;
+use crate::config::{Config, LiveConfig};
 use crate::counters::Counters;
 use crate::join::Publisher as Admitting;
-use crate::proxy::Proxy;
+use crate::proxy::{PortTarget, Proxy};
 use crate::store::Store;
 use crate::tor::{Bootstrap, Engine, RefusedCounts, ServiceGuard, TorError};
 
@@ -38,13 +39,15 @@ pub(super) async fn start(
     parts.spawn("connection to Tor", end_of_tor(engine.bootstrap()));
     let secrets = PublisherSecrets::of(store.cluster().first_service(), &store)?;
     let authority = secrets.as_ref().map(|secrets| &secrets.authority);
-    let needs = MeshNeeds { engine: &engine, store: &store, live, authority, counters: &counters };
+    let targets = targets(store.cluster().first_service(), config);
+    let ports: BTreeMap<_, _> = targets.iter().map(|(service, targets)| (*service, ports(targets))).collect();
+    let needs = MeshNeeds { engine: &engine, store: &store, live, ports: &ports, authority, counters: &counters };
     let MeshPart { cluster, services, links, joins, discovery, gossip, alarms } = MeshPart::start(needs, parts).await?;
     let admission = AdmissionNeeds {
         cluster: cluster.clone(),
         links: Arc::clone(&links),
         store: Arc::clone(&store),
-        ports: config.ports.iter().map(|target| target.port).collect(),
+        ports,
         discovery: discovery.clone(),
         publisher: admitting(&store, secrets.as_ref())?,
         carried: joins,
@@ -63,7 +66,6 @@ pub(super) async fn start(
         points: config.cluster.intro_points,
         health: live.health(),
     };
-    let targets = BTreeMap::from([(store.cluster().first_service(), config.ports.clone())]);
     let (failed, failure) = mpsc::channel(1);
     let units = ServiceUnits::start(context, targets, services, failed)?;
     let services = units.views();
@@ -81,6 +83,17 @@ pub(super) async fn start(
     let running = Running { cluster, links, services, discovery, counters, gossip, alarms };
     let _ = daemon.running.set(running);
     Ok(())
+}
+
+/// Where the streams of each service go on this host.
+fn targets(first: ServiceId, config: &Config) -> BTreeMap<ServiceId, Vec<PortTarget>> {
+    let mut targets = config.further_ports.clone();
+    targets.entry(first).or_default().extend(config.ports.iter().cloned());
+    targets
+}
+
+fn ports(targets: &[PortTarget]) -> Vec<u16> {
+    targets.iter().map(|target| target.port).collect()
 }
 
 /// What a publisher admits joiners with.

@@ -31,7 +31,7 @@ pub(super) async fn report<T: Clone>(
 /// Tells the cluster that this node was evicted, as peers show it with the signed revocation when they refuse a link.
 pub(super) async fn report_eviction(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: Cluster) -> Ended {
     while let Some(revocation) = revoked.recv().await {
-        if cluster.tell(Event::Revocation(revocation)).await.is_err() {
+        if cluster.tell(Event::Fact(revocation.into())).await.is_err() {
             break;
         }
     }

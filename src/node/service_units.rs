@@ -121,3 +121,6 @@ impl ServiceUnits {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,20 +68,19 @@ pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
 
 fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<Source, usize>, now: Now) -> MemberStatus {
     let node = member.node();
-    let records = member.services().filter_map(|(_, records)| records.intro_points.as_ref());
     MemberStatus {
         node: node.to_string(),
         role: member.member.role(),
-        phase: member.heartbeat.as_ref().map(|_| member.condition()),
+        phase: member.heartbeat().map(|_| member.condition()),
         alive: member.alive,
         me: node == me,
         invitation: member.member.certificate.invitation.map(|invitation| invitation.to_string()),
         last_heard_seconds: member.last_heard.map(|heard| now.mono.saturating_sub(heard).as_secs_f64()),
-        intro_points: records.map(|record| record.points.len()).sum(),
+        intro_points: member.all_intro_points().map(|record| record.points.len()).sum(),
         published: wanted.get(&node.into()).copied().unwrap_or(0),
-        priority: member.card.as_ref().map(|card| card.priority),
-        weight: member.card.as_ref().map(|card| card.weight),
-        ports: member.card.as_ref().map(|card| card.ports.clone()),
+        priority: member.card().map(|card| card.priority),
+        weight: member.card().map(|card| card.weight),
+        ports: member.card().map(|card| card.ports.clone()),
         doubled_seconds: member.doubled.map(|at| now.mono.saturating_sub(at).as_secs()),
     }
 }

@@ -7,8 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustbalance_gossip::record::{Chain, Invitation, Revocation};
-use rustbalance_gossip::signed::Verified;
+use rustbalance_gossip::record::{AnyFact, Chain};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::warn;
@@ -27,10 +26,8 @@ pub(super) struct Kept {
     pub(super) term: u64,
     /// The members, this node among them.
     pub(super) members: Vec<Chain>,
-    /// Who was put out.
-    pub(super) revocations: Vec<Verified<Revocation>>,
-    /// The invitations of which somebody has signed all that is known.
-    pub(super) invitations: Vec<Verified<Invitation>>,
+    /// The facts of every kind, each signed as a whole.
+    pub(super) facts: Vec<AnyFact>,
     /// Publishers' tokens that more nodes have used than may.
     pub(super) alarms: Vec<KeyAlarm>,
 }
@@ -51,16 +48,14 @@ pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kep
 
 /// Writes what differs; false if something could not be written.
 fn write(store: &Store, wanted: Kept, written: &mut Kept, stored: &watch::Sender<u64>) -> bool {
-    let Kept { term, members, revocations, invitations, alarms } = wanted;
+    let Kept { term, members, facts, alarms } = wanted;
     // The term first, for the election waits for it.
     let mut whole = put("the term (this node cannot publish)", term, &mut written.term, |term| store.raise_term(*term));
     if whole {
         stored.send_if_modified(|told| std::mem::replace(told, term) != term);
     }
     whole &= put("the members", members, &mut written.members, |list| store.put_members(list));
-    whole &= put("the revocations", revocations, &mut written.revocations, |list| store.put_revocations(list));
-    whole &=
-        put("the invitations", invitations, &mut written.invitations, |list| store.put_invitations(list, unix_now()));
+    whole &= put("the facts", facts, &mut written.facts, |list| store.put_facts(list, unix_now()));
     whole & put("the alarms", alarms, &mut written.alarms, |list| store.put_alarms(list))
 }
 

@@ -155,6 +155,15 @@ kinds! {
         first: Some(empty_list),
         ..row("alarms", "Put it back from a backup of this directory, or remove it: alarms of old tokens are forgotten then.")
     };
+    /// `facts`: those of kinds that have no file of their own. Absent: none.
+    Facts = Row {
+        since: 2,
+        format: 2,
+        max_payload: LIST,
+        absent: Absent::Default,
+        first: Some(empty_list),
+        ..row("facts", "Put it back from a backup of this directory, or remove it: other nodes hand over again what it held.")
+    };
     /// `services/<address>/identity.key`: the expanded identity key of the service.
     IdentityKey = Row {
         place: Place::Service,

@@ -14,12 +14,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{AuthorityId, ClusterId, NodeId, OnionAddress};
-use rustbalance_gossip::record::{Chain, Invitation, Member, Revocation};
-use rustbalance_gossip::signed::{Statement, Unverified, Verified};
-use rustbalance_gossip::view::{MAX_BOOT_JUMP, MAX_INVITATIONS, MAX_NODES, MAX_REVOCATIONS};
+use rustbalance_gossip::record::{Chain, Member};
+use rustbalance_gossip::view::{MAX_BOOT_JUMP, MAX_NODES};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::discovery::{Discovery, KeyRing};
@@ -38,6 +36,7 @@ mod access;
 mod alarms;
 mod draft;
 mod error;
+mod facts;
 mod file;
 mod import;
 mod intro;
@@ -138,6 +137,7 @@ impl Store {
         self.term()?;
         self.invitations()?;
         self.revocations()?;
+        self.other_facts()?;
         self.members()?;
         self.is_draining()?;
         self.alarms()?;
@@ -279,59 +279,6 @@ impl Store {
         if draining { write(&self.home(), Kind::Draining, &[]) } else { file::remove(&self.path(Kind::Draining)) }
     }
 
-    /// The invitations known. Several versions of one may be among them, none of which covers another.
-    pub fn invitations(&self) -> Result<Vec<Verified<Invitation>>, StoreError> {
-        self.statements(Kind::Invitations, MAX_INVITATIONS)
-    }
-
-    /// Adds these to the invitations known, at `unix` seconds since the epoch. What was redeemed or revoked stays so: of
-    /// two versions the one that knows more is kept, and both if each knows something of its own. Where there is no room
-    /// left, those that ended long ago are forgotten, then others that are over, the longest first. One that is used up
-    /// and not over stays: forgotten, an older version that somebody kept would make its token good again.
-    pub fn put_invitations(&self, given: &[Verified<Invitation>], unix: u64) -> Result<(), StoreError> {
-        let _changing = self.change();
-        let mut kept = self.invitations()?;
-        let mut changed = false;
-        for invitation in given.iter().filter(|given| self.is_of_our_authority(Kind::Invitations, given.signer())) {
-            if !kept.iter().any(|known| covers(known, invitation)) {
-                kept.retain(|known| !covers(invitation, known));
-                kept.push(invitation.clone());
-                changed = true;
-            }
-        }
-        if !changed {
-            return Ok(());
-        }
-        if kept.len() > MAX_INVITATIONS {
-            kept.retain(|invitation| invitation.is_kept(unix));
-            kept.sort_by_key(|invitation| invitation.expires);
-            let over = kept.iter().take_while(|invitation| invitation.expires < unix).count();
-            kept.drain(..over.min(kept.len().saturating_sub(MAX_INVITATIONS)));
-        }
-        self.put_statements(Kind::Invitations, &kept, MAX_INVITATIONS)
-    }
-
-    /// The revocations known.
-    pub fn revocations(&self) -> Result<Vec<Verified<Revocation>>, StoreError> {
-        self.statements(Kind::Revocations, MAX_REVOCATIONS)
-    }
-
-    /// Adds these to the revocations known. None is ever forgotten.
-    pub fn put_revocations(&self, given: &[Verified<Revocation>]) -> Result<(), StoreError> {
-        let _changing = self.change();
-        let mut kept = self.revocations()?;
-        let before = kept.len();
-        for revocation in given.iter().filter(|given| self.is_of_our_authority(Kind::Revocations, given.signer())) {
-            if !kept.iter().any(|known| known.node == revocation.node) {
-                kept.push(revocation.clone());
-            }
-        }
-        if kept.len() == before {
-            return Ok(());
-        }
-        self.put_statements(Kind::Revocations, &kept, MAX_REVOCATIONS)
-    }
-
     /// The certificates of the members known, to be verified by whoever uses them.
     pub fn members(&self) -> Result<Vec<Chain>, StoreError> {
         self.list(Kind::Members, MAX_NODES)
@@ -378,37 +325,6 @@ impl Store {
     fn put_value<T: Serialize>(&self, kind: Kind, value: &T) -> Result<(), StoreError> {
         write_value(&self.home(), kind, value)
     }
-
-    /// A list of statements signed by the authority.
-    fn statements<T: Statement>(&self, kind: Kind, max: usize) -> Result<Vec<Verified<T>>, StoreError> {
-        let authority = self.membership.authority_id();
-        self.list::<Unverified<T>>(kind, max)?
-            .into_iter()
-            .filter(|entry| self.is_of_our_authority(kind, entry.claimed_signer()))
-            .map(|entry| entry.verify(authority.public_key()).map_err(|error| self.content(kind, error)))
-            .collect()
-    }
-
-    /// Whether the cluster's authority is the signer. One foreign entry must not keep the others
-    /// off the disk, so it is skipped, and logged.
-    fn is_of_our_authority(&self, kind: Kind, signer: &[u8; 32]) -> bool {
-        let ours = signer == self.membership.authority_id().public_key();
-        if !ours {
-            warn!(file = kind.name(), "an entry that another authority has signed is skipped");
-        }
-        ours
-    }
-
-    fn put_statements<T: Statement>(&self, kind: Kind, list: &[Verified<T>], max: usize) -> Result<(), StoreError> {
-        at_most(kind.name(), list.len(), max)?;
-        let list: Vec<_> = list.iter().map(Verified::unverified).collect();
-        self.put_value(kind, &list)
-    }
-}
-
-/// True if nothing is lost when only `one` is kept.
-fn covers(one: &Invitation, other: &Invitation) -> bool {
-    one.token == other.token && one.redeemed.is_superset(&other.redeemed) && (one.revoked || !other.revoked)
 }
 
 fn at_most(what: &'static str, given: usize, max: usize) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 //! Each test is one hostility of somebody with real keys where it takes any. Each shows that the
 //! cluster stays healthy and serves all the while, that nothing hostile is believed, and that
 //! `status` counts what was refused. In [`tor`] nobody is hostile: a node loses its Tor client; nor
-//! in [`newcomer`]: a node joins; nor in [`operators`]; nor in [`upgrades`]. In [`outages`] an observer looks.
+//! in [`newcomer`]: a node joins; nor in [`operators`]; nor in [`upgrades`], [`later`] and [`services`]. In [`outages`] an observer looks.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
@@ -18,6 +18,7 @@ mod evicted;
 mod fixtures;
 mod hand;
 mod intruder;
+mod later;
 mod links;
 mod member;
 mod newcomer;
@@ -26,6 +27,7 @@ mod outages;
 mod raw_gossip;
 mod records;
 mod returning;
+mod services;
 mod tokens;
 mod tor;
 mod town;

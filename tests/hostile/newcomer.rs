@@ -6,8 +6,7 @@ use rustbalance::control::{Request, Response};
 use rustbalance::join::{JoinedService, Terms, invite};
 use rustbalance::keys::NodeSecret;
 use rustbalance::store::Store;
-use rustbalance_gossip::record::Role;
-use rustbalance_gossip::view::MAX_INVITATIONS;
+use rustbalance_gossip::record::{Fact, Invitation, Role};
 use tokio::net::TcpListener;
 
 use crate::town::{Town, until};
@@ -37,7 +36,7 @@ async fn one_invitation_too_many_is_refused_with_the_way_out() {
     let authority = store.authority_secret().unwrap().unwrap();
     let one = || invite(town.cluster, &authority, Terms::default(), unix_now(), &mut rand::rng()).unwrap().1;
     // With the two that made beta and gamma members.
-    let more: Vec<_> = (2..MAX_INVITATIONS).map(|_| one()).collect();
+    let more: Vec<_> = (2..Invitation::MOST).map(|_| one()).collect();
     store.put_invitations(&more, unix_now()).unwrap();
     drop(store);
     let net = town.net.clone();

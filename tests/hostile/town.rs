@@ -43,6 +43,8 @@ pub(crate) struct Town {
     pub(crate) cluster: ClusterId,
     pub(crate) daemons: Vec<Daemon>,
     folder: TempDir,
+    /// A second service that the nodes serve.
+    pub(crate) further: Option<ServiceId>,
     /// More lines for the configuration of daemons.
     extra: String,
 }
@@ -107,7 +109,7 @@ impl Town {
 
     /// A cluster without nodes, for nodes whose state directories are there.
     pub(crate) fn without_nodes(cluster: ClusterId, folder: TempDir) -> Self {
-        Self { net: FakeNet::new(1, 30), cluster, daemons: Vec::new(), folder, extra: String::new() }
+        Self { net: FakeNet::new(1, 30), cluster, daemons: Vec::new(), folder, further: None, extra: String::new() }
     }
 
     /// A cluster of two publishers and a worker: alpha, beta and gamma, all published. `extra` is for their configuration.
@@ -117,7 +119,7 @@ impl Town {
         let store = found(Store::create(&dir).unwrap(), None, unix_now(), &mut rand::rng()).unwrap();
         let (cluster, id) = (store.cluster(), store.node_id());
         drop(store);
-        let mut town = Self { net: FakeNet::new(1, 30), cluster, daemons: Vec::new(), folder, extra: extra.to_owned() };
+        let mut town = Self { extra: extra.to_owned(), ..Self::without_nodes(cluster, folder) };
         town.add("alpha", id, dir).await;
         until("alpha is published", async || town.served().await).await;
         let publisher = town.invite(Role::Publisher, 1).await;
@@ -135,8 +137,12 @@ impl Town {
     /// Runs a node of which the state directory is there.
     pub(crate) async fn add(&mut self, name: &str, id: NodeId, dir: PathBuf) {
         let site = site(name.to_owned()).await;
+        let further = self
+            .further
+            .map(|service| format!("[[port]]\nvirtual = 80\ntarget = \"{site}\"\nservice = \"{service}\"\n"));
+        let further = further.unwrap_or_default();
         let text = format!(
-            "[[port]]\nvirtual = 80\ntarget = \"{site}\"\n[health]\ninterval = \"500ms\"\n\
+            "[[port]]\nvirtual = 80\ntarget = \"{site}\"\n{further}[health]\ninterval = \"500ms\"\n\
              [cluster]\nheartbeat = \"300ms\"\nlease_ttl = \"3s\"\n{}",
             self.extra
         );
@@ -217,6 +223,11 @@ impl Town {
     /// Fetches from the address as a client that knows nothing; gives the name of the node that has served.
     pub(crate) async fn visit(&self) -> Result<String> {
         visit(&self.net, self.address()).await
+    }
+
+    /// The same from the address of some service.
+    pub(crate) async fn visit_service(&self, service: ServiceId) -> Result<String> {
+        visit(&self.net, service.address()).await
     }
 
     async fn served(&self) -> Result<()> {

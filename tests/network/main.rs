@@ -29,6 +29,7 @@ mod needles;
 mod raw_gossip;
 mod returning;
 mod secrets;
+mod services;
 mod serving;
 mod support;
 mod twin;

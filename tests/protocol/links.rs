@@ -9,7 +9,7 @@ use rustbalance::link::handshake::{Dialler, HandshakeError, Listener, Own, Purpo
 use rustbalance::link::{ChannelBinding, Frame, RouteKind};
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
-use rustbalance_gossip::facts::Facts;
+use rustbalance_gossip::facts::SharedFacts;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::record::{Member, RecordKind};
@@ -128,7 +128,7 @@ fn frames(cast: &Cast, gossip: &[u8]) -> [(&'static str, Frame); 8] {
 }
 
 /// A revocation and a redeemed invitation.
-fn facts_of(cast: &Cast) -> Facts {
+fn facts_of(cast: &Cast) -> SharedFacts {
     let mut view = View::new(cast.founder(), Patience::default(), 0);
     let now = Now { mono: Duration::ZERO, unix: NOW };
     let (revoked, redeemed) = (revocation(cast), invitation_redeemed(cast));
@@ -139,7 +139,7 @@ fn facts_of(cast: &Cast) -> Facts {
     for (kind, bytes) in facts {
         view.ingest(cast.beta.node_id(), kind, &bytes, now).unwrap();
     }
-    Facts::of(&view, NOW)
+    view.facts().shared(NOW)
 }
 
 /// What crosses an open link; `gossip` is a message of the mesh.

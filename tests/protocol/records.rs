@@ -1,5 +1,6 @@
 //! Encodings, names and every signed statement.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use rustbalance::keys::AuthoritySecret;
@@ -148,6 +149,7 @@ pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
         ("invitation", Box::new(tale(cast.invitation(Role::Worker), authority()))),
         ("invitation_redeemed", Box::new(tale(invitation_redeemed(cast), authority()))),
         ("revocation", Box::new(tale(revocation(cast), authority()))),
+        ("service", Box::new(tale(served(cast), authority()))),
         ("discovery_key", Box::new(tale((*cast.discovery(1).key).clone(), authority()))),
         ("node_card", Box::new(tale(card, alpha()))),
         ("heartbeat", Box::new(tale(heartbeat(cast), alpha()))),
@@ -164,6 +166,13 @@ pub(crate) fn revocation(cast: &Cast) -> Revocation {
 /// The worker's invitation once beta has joined with it.
 pub(crate) fn invitation_redeemed(cast: &Cast) -> Invitation {
     Invitation { redeemed: [cast.beta.node_id()].into(), ..cast.invitation(Role::Worker) }
+}
+
+/// The first service, with a setting that no version knows yet.
+fn served(cast: &Cast) -> Service {
+    let (cluster, service) = (cast.cluster(), cast.cluster().first_service());
+    let settings = [("later".to_owned(), Setting { version: 1, value: VarBytes(vec![1, 2, 3]) })].into();
+    Service { cluster, service, seq: 1, issued: NOW, removed: false, ports: vec![22, 80], settings }
 }
 
 fn heartbeat(cast: &Cast) -> Heartbeat {
@@ -209,6 +218,7 @@ pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
     let now = Now { mono: std::time::Duration::ZERO, unix: NOW };
     let (alpha, service) = (cast.alpha.node_id(), cast.cluster().first_service());
     let invitation = RecordKind::Invitation(cast.token(Role::Worker).invitation_id());
+    let mut kinds: BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
     for (kind, name) in [
         (RecordKind::Heartbeat, "heartbeat"),
         (RecordKind::Card, "node_card"),
@@ -217,11 +227,14 @@ pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
         (RecordKind::Publication(service), "publication"),
         (invitation, "invitation"),
         (RecordKind::Revocation(cast.beta.node_id()), "revocation"),
+        (RecordKind::Service(service), "service"),
     ] {
+        kinds.remove(kind.key().split('/').next().unwrap());
         let outcome = view.ingest(alpha, kind, &unhex(&vectors[name]["envelope"]), now);
         // The one that came before the card waits for it.
         assert_eq!(outcome.is_ok(), name != "heartbeat", "{name}: {outcome:?}");
     }
+    assert!(kinds.is_empty(), "no vector of {kinds:?}");
     let known = view.member(&alpha).unwrap();
     assert_eq!((known.phase(), known.condition()), (Phase::Active, Condition::Healthy));
     assert_eq!(known.intro_points(&service).unwrap().points, intro_points(cast).points);
@@ -229,4 +242,5 @@ pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
     assert_eq!(view.highest_revision(&service, &PERIOD), Some(1_414_213_562));
     assert!(view.invitations().get(&cast.token(Role::Worker).invitation_id()).is_some());
     assert!(view.revoked(&cast.beta.node_id()));
+    assert_eq!(view.facts().services.get(&service), Some(&served(cast)));
 }

@@ -212,6 +212,7 @@ STATEMENTS = {
     "invitation": ("rustbalance invitation v1", "authority", 16384),
     "invitation_redeemed": ("rustbalance invitation v1", "authority", 16384),
     "revocation": ("rustbalance revocation v1", "authority", 512),
+    "service": ("rustbalance record svc", "authority", 4096),
     "discovery_key": ("rustbalance discovery key v1", "authority", 512),
     "node_card": ("rustbalance node card v1", "alpha", 4096),
     "heartbeat": ("rustbalance heartbeat v2", "alpha", 512),
@@ -298,7 +299,7 @@ def check_links(vectors):
     offer = message("discovery", vectors["links"]["discovery"])["Discovery"]
     word = opened("offer", offer["key"], "rustbalance discovery key v1", authority)
     equal("public half of the offer", x25519_public(offer["secret"]), word["public"])
-    digest = hashlib.sha3_256(b"rustbalance facts v1\0")
+    digest = hashlib.sha3_256(b"rustbalance facts v2\0")
     for fact in message("facts", vectors["links"]["facts"])["Facts"]:
         name = {"rev": "revocation", "inv": "invitation"}[fact["kind"][:3]]
         statement = opened(fact["kind"], decode(fact["record"]), STATEMENTS[name][0], authority)

@@ -10,7 +10,7 @@ use std::ops::Bound;
 use chitchat::{ChitchatId, NodeState};
 use data_encoding::BASE64;
 use rustbalance_gossip::id::NodeId;
-use rustbalance_gossip::record::{MAX_RECORD, RecordKind};
+use rustbalance_gossip::record::{MAX_RECORD, RecordKind, Signer};
 
 use crate::Update;
 
@@ -76,23 +76,20 @@ impl Delivery {
 }
 
 /// At most `room` values above version `handed` in the order of their versions, the version up to which that is all, and
-/// how many values more could be no records. Kinds of newer versions are no nonsense.
+/// how many values more could be no records. What a later version says is none of these.
 fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u8>)>, u64, usize) {
     let mut fresh: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > handed).collect();
     fresh.sort_by_key(|(_, value)| value.version);
     let last = fresh.get(room.saturating_sub(1)).filter(|_| fresh.len() > room);
     let upto = last.map_or(state.max_version(), |(_, value)| value.version);
-    let values = fresh.into_iter().take(room).filter(|(_, value)| !value.is_deleted());
-    let known: Vec<_> = values.filter_map(|(key, value)| Some((RecordKind::from_key(key)?, value))).collect();
-    let count = known.len();
-    let records: Vec<_> = known
-        .into_iter()
-        .filter_map(|(kind, value)| {
-            let bytes = BASE64.decode(value.value.as_bytes()).ok()?;
-            (bytes.len() <= MAX_RECORD).then_some((kind, bytes))
-        })
-        .collect();
-    let nonsense = count - records.len();
+    let (mut records, mut nonsense) = (Vec::new(), 0);
+    for (key, value) in fresh.into_iter().take(room).filter(|(_, value)| !value.is_deleted()) {
+        let Some(kind) = RecordKind::from_key(key) else { continue };
+        match BASE64.decode(value.value.as_bytes()) {
+            Ok(bytes) if bytes.len() <= MAX_RECORD => records.push((kind, bytes)),
+            _ => nonsense += usize::from(kind.signer() != Signer::Unknown),
+        }
+    }
     (records, upto, nonsense)
 }
 

@@ -64,7 +64,7 @@ impl Coordinator {
     /// since our start and has never spoken: it has not run yet, and will have to hear us before it
     /// admits a publisher itself.
     fn has_nothing_to_tell(&self, node: &MemberView) -> bool {
-        node.phase() == Phase::Gone || (self.is_newcomer(node) && node.card.is_none())
+        node.phase() == Phase::Gone || (self.is_newcomer(node) && node.card().is_none())
     }
 
     fn is_newcomer(&self, node: &MemberView) -> bool {
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(node.may(Role::Publisher, 131), Ok(()));
         // Evicted, it is waited for no more.
         let mut node = Node::new(&me, &[&other]);
-        node.coordinator.handle(Event::Revocation(founder.revoke(other.node())), at(61));
+        node.coordinator.handle(Event::Fact(founder.revoke(other.node()).into()), at(61));
         assert_eq!(node.may(Role::Publisher, 61), Ok(()));
     }
 
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(node.may(Role::Worker, 100), Err(NotYet::Isolated));
         node.coordinator.handle(Event::ShutOut(false), at(101));
         assert_eq!(node.may(Role::Worker, 101), Ok(()));
-        node.coordinator.handle(Event::Revocation(founder.revoke(me.node())), at(102));
+        node.coordinator.handle(Event::Fact(founder.revoke(me.node()).into()), at(102));
         assert_eq!(node.may(Role::Worker, 102), Err(NotYet::Isolated));
     }
 }

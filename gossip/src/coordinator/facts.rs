@@ -1,7 +1,6 @@
 //! Which facts of the authority this node keeps in its own gossip: the node that announced one first may be gone.
 //!
-//! Publishers forward invitations, every member forwards revocations: if a single node is left that knows of one, all
-//! shall know it.
+//! Which role forwards which kind stands in the table of kinds ([`crate::record::Fact::BY_WORKERS`]).
 
 use std::collections::BTreeMap;
 
@@ -9,48 +8,32 @@ use super::Action;
 use crate::record::{RecordKind, Role};
 use crate::view::View;
 
-/// The facts that stand in this node's gossip.
+/// The facts that stand in this node's gossip, each with the signature of its statement there.
 #[derive(Debug, Default)]
 pub(super) struct ForwardedFacts {
-    known: BTreeMap<RecordKind, Vec<u8>>,
+    known: BTreeMap<RecordKind, [u8; 64]>,
 }
 
 impl ForwardedFacts {
     /// Brings the gossip of a node of this role up to date with the facts of its view, at `unix` seconds since the epoch.
     pub(super) fn step(&mut self, view: &View, role: Role, unix: u64) -> Vec<Action> {
-        let mut facts = self.revocations(view);
-        if role == Role::Publisher {
-            facts.extend(self.invitations(view, unix));
+        let (mut forwarded, mut actions) = (BTreeMap::new(), Vec::new());
+        let entries = view.facts().entries();
+        for entry in entries.filter(|entry| entry.is_announced_by(role) && entry.is_kept(unix)) {
+            let (kind, before) = (entry.kind, self.known.get(&entry.kind).copied());
+            // Until a statement says the merger as a whole, the one announced before is better than none.
+            let Some(signature) = entry.whole.map(|whole| whole.signature()).or(before) else { continue };
+            if before != Some(signature)
+                && let Some(bytes) = entry.whole.and_then(|whole| whole.record())
+            {
+                actions.push(Action::Gossip { kind, bytes });
+            }
+            forwarded.insert(kind, signature);
         }
-        let news = facts.iter().filter(|(kind, bytes)| self.known.get(kind) != Some(bytes));
-        let mut actions: Vec<Action> =
-            news.map(|(kind, bytes)| Action::Gossip { kind: *kind, bytes: bytes.clone() }).collect();
-        let gone = self.known.keys().filter(|kind| !facts.contains_key(kind));
-        actions.extend(gone.map(|kind| Action::Retract(*kind)));
-        self.known = facts;
+        let over = self.known.keys().filter(|kind| !forwarded.contains_key(kind));
+        actions.extend(over.map(|kind| Action::Retract(*kind)));
+        self.known = forwarded;
         actions
-    }
-
-    fn invitations(&self, view: &View, unix: u64) -> BTreeMap<RecordKind, Vec<u8>> {
-        let invitations = view.invitations();
-        let forwarded = invitations.iter().filter_map(|invitation| {
-            let kind = RecordKind::Invitation(invitation.token);
-            // Until a publisher signs the merger as a whole, what this node forwards already is better than nothing.
-            let whole = invitations.whole(&invitation.token).and_then(|whole| whole.to_bytes().ok());
-            let bytes = whole.or_else(|| self.known.get(&kind).cloned())?;
-            invitations.is_current(&kind, unix).then_some((kind, bytes))
-        });
-        forwarded.collect()
-    }
-
-    fn revocations(&self, view: &View) -> BTreeMap<RecordKind, Vec<u8>> {
-        let forwarded = view.revocations().filter_map(|revocation| {
-            let kind = RecordKind::Revocation(revocation.node);
-            // The first of a node stays, and a node that starts hears of all, one after the other.
-            let bytes = self.known.get(&kind).cloned().or_else(|| revocation.to_bytes().ok())?;
-            Some((kind, bytes))
-        });
-        forwarded.collect()
     }
 }
 
@@ -74,8 +57,8 @@ mod tests {
         let kind = RecordKind::Invitation(invitation.token);
         let bytes = invitation.to_bytes().unwrap();
         let expires = invitation.expires;
-        view.fold_invitation(invitation, NOW).unwrap();
-        view.fold_revocation(founder.revoke(founder.node(1, Role::Worker).node()), NOW).unwrap();
+        view.fold_fact(invitation, NOW).unwrap();
+        view.fold_fact(founder.revoke(founder.node(1, Role::Worker).node()), NOW).unwrap();
         let mut of_worker = ForwardedFacts::default();
         assert_eq!(of_worker.step(&view, Role::Worker, NOW.unix).len(), 1, "workers forward revocations alone");
         let actions = facts.step(&view, Role::Publisher, NOW.unix);

@@ -35,7 +35,7 @@ pub use settings::{Action, Event, Leadership, Settings};
 
 use crate::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use crate::lease::Election;
-use crate::record::{Chain, IntroPoint, Invitation, Member, Phase, RecordKind};
+use crate::record::{Chain, IntroPoint, Invitation, Member, Phase, RecordKind, Signer};
 use crate::signed::{Check, Sign};
 use crate::source::Source;
 use crate::stand_in::{self, Orphan};
@@ -235,7 +235,7 @@ impl Coordinator {
         self.announcements.begin(now.mono);
         self.election.listen(now.mono);
         self.view.begin(now.unix);
-        self.announce_card(out);
+        self.announce_card(now, out);
         // Nodes that believe a lease of this node from before its restart must not wait until it is too old.
         self.announce_lease(self.settings.term, Duration::ZERO, now, out);
     }
@@ -245,8 +245,8 @@ impl Coordinator {
             Event::Tick => {}
             Event::Record { origin, kind, bytes } => return self.take_record(origin, kind, &bytes, now),
             Event::IntroPoints { service, points } => {
-                if let Err(rejection) = self.serve(service).set_points(points) {
-                    tracing::error!(%rejection, %service, "our own intro points cannot be gossiped");
+                if let Err(error) = self.serve(service).set_points(points) {
+                    tracing::error!(%error, %service, "our own intro points cannot be gossiped");
                 }
             }
             Event::Ready { service, ready } => self.serve(service).set_ready(ready),
@@ -270,8 +270,7 @@ impl Coordinator {
                 self.publishing.entry(service).or_default().set_published(periods);
                 return self.announce_publication(service, now, out);
             }
-            Event::Invitation(invitation) => return self.fold(|view| view.fold_invitation(invitation, now)),
-            Event::Revocation(revocation) => return self.fold(|view| view.fold_revocation(revocation, now)),
+            Event::Fact(fact) => return self.fold(|view| view.fold_fact(fact, now)),
             Event::KnownMembers(chains) => {
                 let mut changes = Changes::default();
                 for chain in chains {
@@ -291,7 +290,7 @@ impl Coordinator {
     }
 
     fn take_record(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Changes {
-        if origin == self.me && !kind.is_fact() {
+        if origin == self.me && kind.signer() == Signer::Node {
             self.hear_own(kind, bytes, now);
             return Changes::default();
         }
@@ -311,10 +310,29 @@ impl Coordinator {
         }
     }
 
-    /// This node serves that service from now on, and plans for it.
+    /// This node serves that service from now on.
     fn serve(&mut self, service: ServiceId) -> &mut Serving {
-        self.planners.entry(service).or_insert_with(|| Planner::new(service));
         self.serving.entry(service).or_default()
+    }
+
+    /// Plans for the services that the cluster has, and announces nothing more of those that it has no longer.
+    fn follow_services(&mut self, out: &mut Vec<Action>) {
+        let services = self.view.services();
+        self.planners.retain(|service, _| services.contains(service));
+        for service in &services {
+            self.planners.entry(*service).or_insert_with(|| Planner::new(*service));
+        }
+        let removed = |service: &ServiceId| !services.contains(service);
+        out.extend(
+            self.serving
+                .extract_if(.., |service, _| removed(service))
+                .map(|(service, _)| Action::Retract(RecordKind::IntroPoints(service))),
+        );
+        out.extend(
+            self.publishing
+                .extract_if(.., |service, _| removed(service))
+                .map(|(service, _)| Action::Retract(RecordKind::Publication(service))),
+        );
     }
 
     /// Has each machine look at the whole again.
@@ -324,11 +342,14 @@ impl Coordinator {
             Some(LifeStep::Joined) => self.election.listen(now.mono),
             None => {}
         }
+        if changes.services {
+            self.follow_services(out);
+        }
         let (phase, interval) = (self.phase(), self.view.patience().interval);
         let due = self.announcements.step(phase, interval, now.mono);
         changes |= self.announce(due, now, out);
         self.elect(&mut changes, now, out);
-        if changes.invitations || changes.revocations {
+        if changes.facts {
             out.extend(self.forwarded.step(&self.view, self.member.role(), now.unix));
         }
         let pressing = self.election.leading().is_some() || due.heartbeat;
@@ -343,6 +364,9 @@ impl Coordinator {
         }
         if changes.invitations {
             out.push(Action::InvitationsChanged);
+        }
+        if changes.facts {
+            out.push(Action::FactsChanged);
         }
     }
 

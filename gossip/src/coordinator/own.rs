@@ -6,18 +6,17 @@ use super::speaker::Due;
 use super::{Action, Coordinator, Now};
 use crate::address::mesh_address;
 use crate::id::ServiceId;
-use crate::record::{Heartbeat, IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
-use crate::signed::{Unverified, Verified};
-use crate::view::{Changes, OwnWord, Rejection};
+use crate::record::{AnyRecord, Heartbeat, IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
+use crate::view::{Changes, Rejection};
 
 impl Coordinator {
     /// Announces what is due, and what has changed of the services that this node serves.
     pub(super) fn announce(&mut self, due: Due, now: Now, out: &mut Vec<Action>) -> Changes {
         let mut changes = Changes::default();
         if due.slow {
-            self.announce_card(out);
+            self.announce_card(now, out);
             for service in self.serving.keys().copied().collect::<Vec<_>>() {
-                self.announce_points(service, true, out);
+                self.announce_points(service, true, now, out);
             }
             for service in self.publishing.keys().copied().collect::<Vec<_>>() {
                 self.announce_publication(service, now, out);
@@ -30,7 +29,7 @@ impl Coordinator {
             }
         }
         for service in self.serving.keys().copied().collect::<Vec<_>>() {
-            changes |= self.announce_points(service, false, out);
+            changes |= self.announce_points(service, false, now, out);
         }
         if due.heartbeat {
             changes |= self.announce_heartbeat(now, out);
@@ -38,7 +37,7 @@ impl Coordinator {
         changes
     }
 
-    pub(super) fn announce_card(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn announce_card(&mut self, now: Now, out: &mut Vec<Action>) {
         let card = |seq| NodeCard {
             cluster: self.cluster,
             node: self.me,
@@ -52,7 +51,7 @@ impl Coordinator {
         };
         if let Some((card, bytes)) = self.speaker.sign(card) {
             out.push(Action::Gossip { kind: RecordKind::Card, bytes });
-            self.view.fold_card(card);
+            self.fold(|view| view.fold_card(card, now));
         }
     }
 
@@ -63,11 +62,11 @@ impl Coordinator {
         let record = |seq| Heartbeat { cluster, node, seq, phase, hears, unix, instance };
         let Some((beat, bytes)) = self.speaker.sign(record) else { return Changes::default() };
         out.push(Action::Gossip { kind: RecordKind::Heartbeat, bytes });
-        self.view.fold_heartbeat(beat, now)
+        self.fold(|view| view.fold_heartbeat(beat, now))
     }
 
     /// Announces the intro points for a service if they have changed, or `again`.
-    fn announce_points(&mut self, service: ServiceId, again: bool, out: &mut Vec<Action>) -> Changes {
+    fn announce_points(&mut self, service: ServiceId, again: bool, now: Now, out: &mut Vec<Action>) -> Changes {
         let draining = self.life.is_draining();
         let Some(serving) = self.serving.get_mut(&service) else { return Changes::default() };
         if !(serving.has_news(draining) || (again && serving.is_announced())) {
@@ -78,7 +77,7 @@ impl Coordinator {
         let record = |seq| IntroPoints { cluster, node, seq, service, fitness, points, nonces };
         let Some((record, bytes)) = self.speaker.sign(record) else { return Changes::default() };
         out.push(Action::Gossip { kind: RecordKind::IntroPoints(service), bytes });
-        self.fold(|view| view.fold_points(record))
+        self.fold(|view| view.fold_points(record, now))
     }
 
     pub(super) fn announce_lease(&mut self, term: u64, ttl: Duration, now: Now, out: &mut Vec<Action>) {
@@ -108,33 +107,19 @@ impl Coordinator {
     /// Takes in a record of this node that came back. It changes nothing that this node announces, only how high it must
     /// count from here; and it may show that another process signs with the same key.
     pub(super) fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
-        let heard = match kind {
-            RecordKind::Card => self.own::<NodeCard>(bytes).map(|card| card.seq),
-            RecordKind::IntroPoints(_) => self.own::<IntroPoints>(bytes).map(|points| points.seq),
-            RecordKind::Publication(_) => self.own::<Publication>(bytes).map(|publication| publication.seq),
-            RecordKind::Heartbeat => self.own::<Heartbeat>(bytes).map(|beat| {
-                self.life.hear_own(&beat, self.speaker.is_ahead(beat.seq), now);
-                beat.seq
-            }),
-            RecordKind::Lease => self.own::<Lease>(bytes).map(|lease| {
-                self.view.raise_term(lease.term);
-                lease.seq
-            }),
-            RecordKind::Invitation(_) | RecordKind::Revocation(_) => return,
-        };
-        if heard.is_some_and(|seq| self.speaker.hear(seq)) {
+        let Ok(Some(record)) = self.view.open_own(self.me, kind, bytes, None) else { return };
+        if let AnyRecord::Heartbeat(beat) = &record {
+            self.life.hear_own(beat, self.speaker.is_ahead(beat.seq), now);
+        }
+        if let AnyRecord::Lease(lease) = &record {
+            self.view.raise_term(lease.term);
+        }
+        if self.speaker.hear(record.seq()) {
             tracing::warn!(
                 "a newer record of this node came back than it has made: an old backup, or a second node with its key"
             );
             self.view.count_refusal(&Rejection::Own);
             self.announcements.outnumbered(now.mono);
         }
-    }
-
-    /// Opens a record that this node's key has signed for this cluster.
-    fn own<T: OwnWord>(&self, bytes: &[u8]) -> Option<Verified<T>> {
-        let record = Unverified::<T>::from_bytes(bytes).ok()?;
-        let record = record.verify_with(self.me.public_key(), self.view.check()).ok()?;
-        (record.speaker() == self.me && record.cluster() == self.cluster).then_some(record)
     }
 }

@@ -1,8 +1,10 @@
 //! What this node does for one service: where it waits for its clients, whether it can serve them, and what it has
 //! published of it.
 
-use crate::record::{Fitness, IntroPoint, MAX_INTRO_POINTS, PointNonce, PublishedPeriod, ServedPoint};
-use crate::view::{MAX_PERIODS, Rejection, check_points};
+use crate::record::{
+    Fitness, IntroPoint, MAX_INTRO_POINTS, MAX_PERIODS, OutOfBounds, PointNonce, PublishedPeriod, ServedPoint,
+    check_points,
+};
 
 /// A service that this node serves.
 #[derive(Debug, Default)]
@@ -21,7 +23,7 @@ impl Serving {
     ///
     /// # Errors
     /// They could not stand in a descriptor; then the earlier ones stay.
-    pub(super) fn set_points(&mut self, mut served: Vec<ServedPoint>) -> Result<(), Rejection> {
+    pub(super) fn set_points(&mut self, mut served: Vec<ServedPoint>) -> Result<(), OutOfBounds> {
         served.truncate(MAX_INTRO_POINTS);
         let (points, nonces): (Vec<_>, Vec<_>) = served.into_iter().map(|it| (it.point, it.nonce)).unzip();
         check_points(&points)?;

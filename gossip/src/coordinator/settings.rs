@@ -7,10 +7,7 @@ use crate::id::{NodeId, ServiceId};
 use crate::lease::Timing;
 use crate::liveness::Patience;
 use crate::outage::OutageSecret;
-use crate::record::{
-    Chain, Invitation, MAX_INTRO_POINTS, NodeCard, PublishedPeriod, RecordKind, Revocation, ServedPoint,
-};
-use crate::signed::Verified;
+use crate::record::{AnyFact, Chain, MAX_INTRO_POINTS, NodeCard, PublishedPeriod, RecordKind, ServedPoint};
 use crate::view::DEFAULT_WAITING;
 
 /// What a coordinator is told at its start.
@@ -131,10 +128,8 @@ pub enum Event {
         /// Its periods.
         periods: Vec<PublishedPeriod>,
     },
-    /// An invitation that this node made, or changed: signed with the authority key.
-    Invitation(Verified<Invitation>),
-    /// A revocation that this node made.
-    Revocation(Verified<Revocation>),
+    /// A fact that this node has signed with the authority key, or that its disk knows.
+    Fact(AnyFact),
     /// Members known from the answer to a join or from disk. If there are any, this must be the first event: a node
     /// that knows of no others waits for none.
     KnownMembers(Vec<Chain>),
@@ -162,9 +157,11 @@ pub enum Action {
     /// ([`super::Coordinator::chains`], [`crate::view::View::revocations`]: what all nodes forget was never said). If
     /// [`crate::view::View::overdrawn`] has any, a holder of the authority key revokes them.
     MembersChanged,
-    /// Invitations have changed: the join port, the list on disk ([`crate::view::Invitations::whole`]), and if
-    /// [`crate::view::Invitations::unsigned`] has any, a holder of the authority key signs them anew.
+    /// Invitations have changed: the join port, the list on disk ([`crate::facts::Facts::wholes`]), and if
+    /// [`crate::facts::Facts::unsigned`] has any, a holder of the authority key signs them anew.
     InvitationsChanged,
+    /// Facts of any kind have changed: what neighbours are sent, and the disk ([`crate::view::View::facts`]).
+    FactsChanged,
     /// Forget what gossip has brought and hear it again: an evicted node had this one hold it for a
     /// member, and may have had it believe that it has heard all that others say.
     RestartGossip,

@@ -279,7 +279,7 @@ fn a_node_that_lacks_revocations_which_its_key_counts_does_not_publish() {
     scene.event(Event::DiscoveryKey { counted: 1 });
     assert_eq!(leads(&scene.pass(170)), vec![]);
     assert_eq!(scene.node.isolation(scene.now), Some(Isolated::LacksRevocations { known: 0, counted: 1 }));
-    scene.event(Event::Revocation(scene.founder.revoke(evicted.node())));
+    scene.event(Event::Fact(scene.founder.revoke(evicted.node()).into()));
     assert_eq!(leads(&scene.pass(60)), vec![Leadership::Publisher { term: 1 }]);
     let stops = scene.event(Event::DiscoveryKey { counted: 2 });
     assert_eq!(leads(&stops), vec![], "the revocation may be on its way");
@@ -294,7 +294,7 @@ fn gossip_is_heard_again_once_a_living_node_turns_out_to_have_been_evicted_befor
         let evicted = scene.meet(1, Role::Worker);
         scene.pass_with(late, &evicted, Phase::Active);
         let revocation = scene.founder.revoke(evicted.node());
-        let actions = scene.event(Event::Revocation(revocation));
+        let actions = scene.event(Event::Fact(revocation.into()));
         assert_eq!(actions.contains(&Action::RestartGossip), restarts, "{actions:?}");
     }
 }
@@ -425,7 +425,7 @@ fn of_two_with_one_token_the_later_excludes_itself() {
     let first = scene.founder.admit(1, Role::Worker, FOUNDED + 8, Some(token));
     scene.hear(&first, RecordKind::Card, first.card(1, 1));
     let whole = scene.founder.invitation(1, 1, &[scene.own.node(), first.node()]);
-    let actions = scene.event(Event::Invitation(whole));
+    let actions = scene.event(Event::Fact(whole.into()));
     assert!(actions.iter().any(|it| matches!(it, Action::Excluded(reason) if reason.contains("invitation"))));
 }
 

@@ -65,22 +65,6 @@ impl Statement for MemberCertificate {
     const MAX_SIZE: usize = 768;
 }
 
-/// The authority's word that a node is no longer a member. Final: the node comes back only under a new key.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revocation {
-    /// The cluster it is for.
-    pub cluster: ClusterId,
-    /// Who.
-    pub node: NodeId,
-    /// When, in seconds since the Unix epoch.
-    pub revoked: u64,
-}
-
-impl Statement for Revocation {
-    const CONTEXT: &'static str = "rustbalance revocation v1";
-    const MAX_SIZE: usize = 512;
-}
-
 /// The authority's word on the key that opens the descriptors of the members' own services. A new one is made after each
 /// revocation, so that who was put out does not find the others any more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

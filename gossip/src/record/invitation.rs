@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::Role;
+use super::own::within;
+use super::{Fact, OutOfBounds, Role};
 use crate::id::{ClusterId, InvitationId, NodeId};
 use crate::signed::Statement;
 
@@ -41,10 +42,44 @@ impl Invitation {
     /// Largest number of uses of one invitation: its record must stay small enough to gossip.
     pub const MAX_USES: u16 = 256;
     /// How long it is kept after its end, in seconds: its redeemers may still race.
-    const KEPT_SECONDS: u64 = 7 * 24 * 3600;
+    pub(crate) const KEPT_SECONDS: u64 = 7 * 24 * 3600;
 
     /// True until it may be forgotten, a week after its end.
     pub fn is_kept(&self, unix: u64) -> bool {
-        unix <= self.expires.saturating_add(Self::KEPT_SECONDS)
+        unix <= self.kept_until()
+    }
+}
+
+impl Fact for Invitation {
+    type Id = InvitationId;
+    const PLURAL: &'static str = "invitations";
+    const MOST: usize = 512;
+    /// Workers admit nobody.
+    const BY_WORKERS: bool = false;
+
+    fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    fn id(&self) -> InvitationId {
+        self.token
+    }
+
+    fn check_bounds(&self) -> Result<(), OutOfBounds> {
+        within((1..=Self::MAX_USES).contains(&self.uses), "number of uses")
+    }
+
+    /// The stricter of every bound.
+    fn merge(&mut self, other: &Self) {
+        self.redeemed.extend(other.redeemed.iter().copied());
+        self.revoked |= other.revoked;
+        self.uses = self.uses.min(other.uses);
+        self.expires = self.expires.min(other.expires);
+        self.issued = self.issued.min(other.issued);
+        self.role = self.role.max(other.role);
+    }
+
+    fn kept_until(&self) -> u64 {
+        self.expires.saturating_add(Self::KEPT_SECONDS)
     }
 }

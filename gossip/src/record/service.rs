@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::NodeCard;
+use super::own::within;
+use super::{Fact, MAX_SERVICES, NodeCard, OutOfBounds};
 use crate::bytes::VarBytes;
 use crate::id::{ClusterId, ServiceId};
 use crate::signed::Statement;
 
 /// The authority's statement that the cluster serves an address, and how.
 ///
-/// Every member keeps it and hands it on. A changed service is a new statement of a higher version; of two the greater one
+/// Every member keeps it and hands it on. A changed service is a new statement with a higher sequence number; of two the greater one
 /// counts, so that all nodes that have heard both agree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -20,15 +21,15 @@ pub struct Service {
     /// Its address.
     pub service: ServiceId,
     /// Rises with every change.
-    pub version: u64,
-    /// When this version was made, in seconds since the Unix epoch.
+    pub seq: u64,
+    /// When this statement was made, in seconds since the Unix epoch.
     pub issued: u64,
-    /// The cluster serves it no longer. Final: no later version brings it back.
+    /// The cluster serves it no longer. Final: no later statement brings it back.
     pub removed: bool,
     /// The virtual ports at which clients may connect: rising, none 0, at most [`NodeCard::MAX_PORTS`].
     pub ports: Vec<u16>,
     /// Whatever else is set of it, by name; at most [`Service::MAX_SETTINGS`]. A name that a node does not know stays as it
-    /// is, also when the node makes a new version.
+    /// is, also when the node makes a new statement.
     pub settings: BTreeMap<String, Setting>,
 }
 
@@ -52,33 +53,44 @@ impl Service {
     /// Longest name of a setting, in bytes: lower-case letters, digits and hyphens.
     pub const MAX_NAME: usize = 32;
 
-    /// Whether every field is within its bounds; else the name of one that is not.
-    ///
-    /// # Errors
-    /// The name of a field that is not.
-    pub fn check_bounds(&self) -> Result<(), &'static str> {
-        let rising = self.ports.is_sorted_by(|a, b| a < b) && !self.ports.contains(&0);
-        if !rising || self.ports.len() > NodeCard::MAX_PORTS {
-            return Err("ports");
-        }
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let named = |name: &String| (1..=Self::MAX_NAME).contains(&name.len()) && name.bytes().all(plain);
-        if self.settings.len() > Self::MAX_SETTINGS || !self.settings.keys().all(named) {
-            return Err("settings");
-        }
-        Ok(())
+    fn rank(&self) -> (bool, u64, u64, &[u16], &BTreeMap<String, Setting>) {
+        (self.removed, self.seq, self.issued, &self.ports, &self.settings)
+    }
+}
+
+impl Fact for Service {
+    type Id = ServiceId;
+    const PLURAL: &'static str = "services";
+    const MOST: usize = 4 * MAX_SERVICES;
+    const BY_WORKERS: bool = true;
+
+    fn cluster(&self) -> ClusterId {
+        self.cluster
     }
 
-    /// Takes the greater of two statements about one service: a removal, else the higher version. What else two may differ
-    /// in decides between equals, so that any order and any repetition give one result.
-    pub fn merge(&mut self, other: &Self) {
+    fn id(&self) -> ServiceId {
+        self.service
+    }
+
+    fn check_bounds(&self) -> Result<(), OutOfBounds> {
+        let rising = self.ports.is_sorted_by(|a, b| a < b) && !self.ports.contains(&0);
+        within(rising && self.ports.len() <= NodeCard::MAX_PORTS, "ports")?;
+        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let named = |name: &String| (1..=Self::MAX_NAME).contains(&name.len()) && name.bytes().all(plain);
+        within(self.settings.len() <= Self::MAX_SETTINGS && self.settings.keys().all(named), "settings")
+    }
+
+    /// Takes the greater of the two: a removal, else the higher sequence number. What else two may differ in decides between
+    /// equals, so that any order and any repetition give one result.
+    fn merge(&mut self, other: &Self) {
         if self.rank() < other.rank() {
             self.clone_from(other);
         }
     }
 
-    fn rank(&self) -> (bool, u64, u64, &[u16], &BTreeMap<String, Setting>) {
-        (self.removed, self.version, self.issued, &self.ports, &self.settings)
+    /// A removed service stays known, too: an older statement would bring it back.
+    fn kept_until(&self) -> u64 {
+        u64::MAX
     }
 }
 
@@ -89,10 +101,10 @@ mod tests {
     use super::*;
     use crate::codec;
 
-    fn service(version: u64, ports: Vec<u16>) -> Service {
+    fn service(seq: u64, ports: Vec<u16>) -> Service {
         let service = ServiceId::from_public_key([1; 32]);
         let (cluster, settings) = (ClusterId::named_by(service), BTreeMap::new());
-        Service { cluster, service, version, issued: 7, removed: false, ports, settings }
+        Service { cluster, service, seq, issued: 7, removed: false, ports, settings }
     }
 
     fn setting(value: &[u8]) -> Setting {
@@ -103,14 +115,14 @@ mod tests {
     fn every_field_has_its_bounds() {
         assert_eq!(service(1, vec![22, 80]).check_bounds(), Ok(()));
         for ports in [vec![80, 22], vec![80, 80], vec![0], (1..=65).collect()] {
-            assert_eq!(service(1, ports).check_bounds(), Err("ports"));
+            assert_eq!(service(1, ports).check_bounds(), Err(OutOfBounds::Field("ports")));
         }
         for name in [String::new(), "Stealth".into(), "a b".into(), "x".repeat(33)] {
             let settings = BTreeMap::from([(name, setting(b""))]);
-            assert_eq!(Service { settings, ..service(1, vec![]) }.check_bounds(), Err("settings"));
+            assert_eq!(Service { settings, ..service(1, vec![]) }.check_bounds(), Err(OutOfBounds::Field("settings")));
         }
         let settings = (0..33).map(|n| (format!("s{n}"), setting(b""))).collect();
-        assert_eq!(Service { settings, ..service(1, vec![]) }.check_bounds(), Err("settings"));
+        assert_eq!(Service { settings, ..service(1, vec![]) }.check_bounds(), Err(OutOfBounds::Field("settings")));
     }
 
     #[test]
@@ -118,16 +130,16 @@ mod tests {
         let settings = BTreeMap::from([("stealth".to_owned(), Setting { version: 9, value: VarBytes(vec![1, 2, 3]) })]);
         let later = Service { settings, ..service(2, vec![80]) };
         let read: Service = codec::decode(&codec::encode(&later).unwrap(), Service::MAX_SIZE).unwrap();
-        let changed = Service { version: 3, ports: vec![80, 443], ..read };
+        let changed = Service { seq: 3, ports: vec![80, 443], ..read };
         assert_eq!(changed.settings, later.settings);
     }
 
     fn any_service() -> impl Strategy<Value = Service> {
         let ports = prop::collection::btree_set(1u16..4, 0..3);
         let settings = prop::collection::btree_map("[ab]", "[xy]", 0..2);
-        (any::<bool>(), 0u64..3, 0u64..2, ports, settings).prop_map(|(removed, version, issued, ports, settings)| {
+        (any::<bool>(), 0u64..3, 0u64..2, ports, settings).prop_map(|(removed, seq, issued, ports, settings)| {
             let settings = settings.into_iter().map(|(name, value)| (name, setting(value.as_bytes()))).collect();
-            Service { removed, issued, settings, ..service(version, ports.into_iter().collect()) }
+            Service { removed, issued, settings, ..service(seq, ports.into_iter().collect()) }
         })
     }
 
@@ -143,7 +155,7 @@ mod tests {
             prop_assert_eq!(&merged(&[&c, &a, &b, &a]), &all);
             prop_assert_eq!(&merged(&[&b, &c, &a, &c]), &all);
             prop_assert!(!all.removed || a.removed || b.removed || c.removed);
-            prop_assert!(all.removed || all.version == a.version.max(b.version).max(c.version));
+            prop_assert!(all.removed || all.seq == a.seq.max(b.seq).max(c.seq));
         }
     }
 }

@@ -215,7 +215,7 @@ impl World {
             if let Some(host) = self.newcomer(by, Some(token)) {
                 let redeemed = [self.hosts[host].id()];
                 let version = self.founder.invitation(self.tokens, 1, &redeemed);
-                self.handle(by, Event::Invitation(version));
+                self.handle(by, Event::Fact(version.into()));
                 joined.push(host);
             }
         }
@@ -248,7 +248,7 @@ impl World {
         }
         self.hosts[victim].evicted = true;
         let revocation = self.founder.revoke(self.hosts[victim].id());
-        self.handle(by, Event::Revocation(revocation));
+        self.handle(by, Event::Fact(revocation.into()));
         Some(format!("node {victim} by {by}"))
     }
 

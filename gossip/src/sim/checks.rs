@@ -14,7 +14,7 @@ use crate::plan::{Choice, choose};
 use crate::record::{IntroPoint, PeriodId, Role};
 use crate::source::{Candidate, Source};
 use crate::stand_in::Orphan;
-use crate::view::Condition;
+use crate::view::{Condition, MemberView};
 
 /// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken): the
 /// longest allowance in a cluster of so many, the beat with which who does not publish acts on it, and three seconds. 45
@@ -207,20 +207,21 @@ impl World {
         let wanted = self.wanted(leader, service);
         let present: BTreeSet<Source> = wanted.iter().map(|(source, _)| *source).collect();
         let condition = |host: &usize| self.hosts[*host].process.as_ref().map(|it| it.coordinator.condition());
-        let healthy = running.iter().filter(|host| condition(host) == Some(Condition::Healthy)).count();
+        let is_healthy = |host: &&usize| condition(host) == Some(Condition::Healthy);
+        let healthy = running.iter().filter(is_healthy).filter(|host| self.serves(**host, service)).count();
         if present.len() != healthy.min(20) || wanted.len() != (healthy * 4).min(20) {
             let process = self.hosts[leader].process.as_ref()?;
             let seen = |host: &usize| {
                 let node = process.coordinator.view().node(&self.hosts[*host].id())?;
                 let points = node.intro_points(service).map(|it| it.points.len());
-                Some((*host, node.condition(), node.alive, points))
+                Some((*host, node.condition(), condition(host), node.alive, points))
             };
             let seen: Vec<_> = running.iter().map(seen).collect();
             let present = present.len();
             return Some(format!("{} points of {present} nodes wanted by {leader}, who sees {seen:?}", wanted.len()));
         }
-        if healthy != running.len() {
-            return Some(format!("{healthy} of {} are healthy", running.len()));
+        if !running.iter().all(|host| is_healthy(&host)) {
+            return Some(format!("not all of {} are healthy", running.len()));
         }
         let unix = self.hosts[leader].clock(self.now).unix;
         match self.directories.get(&(*service, period_at(unix))) {
@@ -249,7 +250,7 @@ impl World {
         let taken: Vec<Orphan> = coordinators().flat_map(|(clock, it)| it.stand_ins(clock)).collect();
         let publisher = self.publisher_now().and_then(|host| self.hosts[host].process.as_ref());
         let node = publisher.and_then(|it| it.coordinator.view().node(&id));
-        let records = node.into_iter().flat_map(|node| node.services().filter_map(|(_, it)| it.intro_points.as_ref()));
+        let records = node.into_iter().flat_map(MemberView::all_intro_points);
         let count = |key| taken.iter().filter(|it| it.node == id && it.served.point.session_key == key).count();
         records.flat_map(|record| &record.points).map(|point| count(point.session_key)).collect()
     }

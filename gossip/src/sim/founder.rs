@@ -1,6 +1,6 @@
 //! Makes clusters for tests: keys from small numbers, certificates, records of anybody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ed25519_dalek::SigningKey;
@@ -10,9 +10,9 @@ use crate::bytes::{FixedBytes, VarBytes};
 use crate::id::{AuthorityId, ClusterId, InvitationId, NodeId, ServiceId};
 use crate::record::{
     AuthorityCertificate, Fitness, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, MemberCertificate,
-    NodeCard, Phase, PointNonce, RelayId, Revocation, Role, ServedPoint,
+    NodeCard, Phase, PointNonce, RelayId, Revocation, Role, ServedPoint, Service,
 };
-use crate::signed::{Sign, Statement, Verified};
+use crate::signed::{Sign, Statement, Verified, sign_foreign};
 
 /// Seconds since the epoch at which every simulated cluster is founded.
 pub const FOUNDED: u64 = 1_800_000_000;
@@ -70,6 +70,14 @@ impl Founder {
         }
     }
 
+    /// The fact that the cluster has the `number`th service.
+    pub fn serve(&self, number: u32) -> Verified<Service> {
+        let (cluster, service, settings) = (self.cluster(), self.service(number), BTreeMap::new());
+        let statement =
+            Service { cluster, service, seq: 1, issued: FOUNDED, removed: false, ports: vec![80], settings };
+        sign(statement, &self.authority)
+    }
+
     /// The `number`th node, a founder of that role.
     pub fn node(&self, number: u32, role: Role) -> Identity {
         self.admit(number, role, FOUNDED, None)
@@ -83,6 +91,11 @@ impl Founder {
         let statement = MemberCertificate { cluster: self.cluster(), node, role, issued, expires, invitation };
         let certificate = sign(statement, &self.authority);
         Identity { key, member: Member { authority: self.certificate.clone(), certificate } }
+    }
+
+    /// What the authority says in a way that this version does not know.
+    pub fn sign_foreign(&self, context: &str, statement: Vec<u8>) -> Vec<u8> {
+        sign_foreign(context, statement, &self.authority).unwrap()
     }
 
     /// A version of the `number`th invitation.

@@ -9,7 +9,7 @@ use super::monitor::Witness;
 use super::{FOUNDED, Identity};
 use crate::coordinator::{Coordinator, Now};
 use crate::id::{NodeId, ServiceId};
-use crate::record::{IntroPoint, PeriodId, RecordKind};
+use crate::record::{AnyFact, IntroPoint, PeriodId};
 
 /// Unix time at the start of every run: some time after the founding, so that clocks may go back.
 const START: u64 = FOUNDED + 100_000;
@@ -22,7 +22,7 @@ pub(super) struct Disk {
     pub(super) revisions: BTreeMap<(ServiceId, PeriodId), u64>,
     /// Whose certificates it has, by machine.
     pub(super) members: Vec<usize>,
-    pub(super) facts: Vec<(RecordKind, Vec<u8>)>,
+    pub(super) facts: Vec<AnyFact>,
     pub(super) points: BTreeMap<ServiceId, Vec<IntroPoint>>,
 }
 

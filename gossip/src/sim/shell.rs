@@ -15,7 +15,6 @@ use crate::id::{NodeId, ServiceId};
 use crate::lease::Claim;
 use crate::record::{IntroPoint, Lease, PeriodId, PublishedPeriod, RecordKind, Role};
 use crate::signed::Unverified;
-use crate::view::View;
 
 /// Introduction points that a node keeps for each service.
 pub(super) const POINTS: usize = 4;
@@ -43,15 +42,16 @@ impl World {
             }
             // Nothing in a simulation hides records.
             Action::RestartGossip => {}
+            Action::FactsChanged => {
+                self.list_members(host);
+                self.look_at_target(host);
+            }
             Action::MembersChanged => {
                 process.witness.recheck = true;
                 self.list_members(host);
                 self.revoke_overdrawn(host);
             }
-            Action::InvitationsChanged => {
-                self.list_members(host);
-                self.sign_mergers(host);
-            }
+            Action::InvitationsChanged => self.sign_mergers(host),
             Action::Excluded(_) => {
                 self.hosts[host].fate = Fate::Excluded;
                 self.kill(host);
@@ -91,7 +91,7 @@ impl World {
         }
     }
 
-    fn say(&mut self, host: usize, said: Said) {
+    pub(super) fn say(&mut self, host: usize, said: Said) {
         let boot = self.hosts[host].disk.boot;
         if let Some(process) = &mut self.hosts[host].process {
             process.store.say(host, boot, said);
@@ -160,7 +160,7 @@ impl World {
         process.listing = false;
         let members = process.coordinator.view().members();
         let members = members.filter_map(|node| self.index.get(&node.node()).copied()).collect();
-        let facts = facts(process.coordinator.view());
+        let facts = process.coordinator.view().facts().wholes();
         let disk = &mut self.hosts[host].disk;
         (disk.members, disk.facts) = (members, facts);
     }
@@ -172,7 +172,7 @@ impl World {
             let merged: Vec<_> = process.coordinator.view().invitations().unsigned().cloned().collect();
             for invitation in merged {
                 let signed = self.founder.sign_invitation(invitation);
-                self.handle(host, Event::Invitation(signed));
+                self.handle(host, Event::Fact(signed.into()));
             }
         }
     }
@@ -184,14 +184,26 @@ impl World {
             let overdrawn: Vec<NodeId> = process.coordinator.view().overdrawn().collect();
             for node in overdrawn {
                 let revocation = self.founder.revoke(node);
-                self.handle(host, Event::Revocation(revocation));
+                self.handle(host, Event::Fact(revocation.into()));
             }
         }
     }
 
+    /// Whether a machine has a target for this service: all have one for the first, two of three for the others.
+    pub(super) fn serves(&self, host: usize, service: &ServiceId) -> bool {
+        self.services.first() == Some(service) || host % 3 != 1
+    }
+
+    /// Those that it serves of the services that it knows the cluster to have.
+    pub(super) fn services_of(&self, host: usize) -> Vec<ServiceId> {
+        let Some(process) = &self.hosts[host].process else { return Vec::new() };
+        let known = process.coordinator.view().services();
+        known.into_iter().filter(|service| self.serves(host, service)).collect()
+    }
+
     /// Has four points for each service, none at a relay that another node has for it.
     pub(super) fn keep_points(&mut self, host: usize) {
-        for service in self.services.clone() {
+        for service in self.services_of(host) {
             self.keep_points_of(host, service);
         }
         self.due(host, Duration::from_secs(3), Due::Points);
@@ -230,10 +242,10 @@ impl World {
         self.handle(host, Event::IntroPoints { service, points: points.into_iter().map(served).collect() });
     }
 
-    /// Every service is served by one target.
+    /// One target serves all services of a machine.
     pub(super) fn look_at_target(&mut self, host: usize) {
         let ready = self.hosts[host].target_up;
-        for service in self.services.clone() {
+        for service in self.services_of(host) {
             self.handle(host, Event::Ready { service, ready });
         }
     }
@@ -289,14 +301,6 @@ impl World {
         self.handle(host, Event::Published { service, periods: periods[newest..].to_vec() });
         self.check_revisions(host);
     }
-}
-
-/// The authority's facts, for the disk.
-fn facts(view: &View) -> Vec<(RecordKind, Vec<u8>)> {
-    let revocations = view.revocations().map(|it| (RecordKind::Revocation(it.node), it.to_bytes().unwrap()));
-    let invitations = view.invitations();
-    let whole = invitations.iter().filter_map(|it| invitations.whole(&it.token));
-    revocations.chain(whole.map(|it| (RecordKind::Invitation(it.token), it.to_bytes().unwrap()))).collect()
 }
 
 /// What the disk of a publisher knows of a period.

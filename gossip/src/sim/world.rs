@@ -159,6 +159,7 @@ impl World {
         }
         for host in 0..scenario.nodes {
             world.hosts[host].disk.members = (0..scenario.nodes).collect();
+            world.hosts[host].disk.facts = (0..scenario.services).map(|it| world.founder.serve(it).into()).collect();
             world.start(host);
         }
         world.at(Duration::from_secs(1), Happening::Probe);
@@ -276,16 +277,18 @@ impl World {
             ends: false,
         });
         let (points, draining) = (it.disk.points.clone(), it.draining);
-        let (me, facts) = (it.identity.node(), it.disk.facts.clone());
+        let facts = it.disk.facts.clone();
         let members = &self.hosts[host].disk.members;
         let chains = members.iter().map(|known| self.hosts[*known].identity.member.chain()).collect();
         self.handle(host, Event::KnownMembers(chains));
-        for (kind, bytes) in facts {
-            self.handle(host, Event::Record { origin: me, kind, bytes });
+        for fact in facts {
+            self.handle(host, Event::Fact(fact));
         }
         for service in self.services.clone() {
             let periods = self.published_periods(host, service);
             self.handle(host, Event::Published { service, periods });
+        }
+        for service in self.services_of(host) {
             let points = points.get(&service).cloned().unwrap_or_default();
             self.handle(host, Event::IntroPoints { service, points: points.into_iter().map(served).collect() });
         }

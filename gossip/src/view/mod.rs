@@ -7,9 +7,10 @@
 //! claim to the lease is the best and what became of each invitation.
 
 mod condition;
+mod facts;
+mod fold;
 mod ingest;
 mod instances;
-mod invitations;
 mod pending;
 mod rejection;
 mod services;
@@ -20,17 +21,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use condition::Condition;
-pub use ingest::{MAX_BOOT_JUMP, MAX_FENCE, MAX_REVISIONS, MAX_REVOCATIONS};
-pub(crate) use ingest::{MAX_PERIODS, OwnWord, check_points};
-pub use invitations::{Invitations, MAX_INVITATIONS};
+pub use fold::{MAX_FENCE, MAX_REVISIONS};
+pub use ingest::MAX_BOOT_JUMP;
 pub use pending::DEFAULT_WAITING;
 pub use rejection::{RefusedRecords, Rejection};
-pub use services::ServiceRecords;
 
+use crate::facts::{AllFacts, Facts};
 use crate::id::{AuthorityId, ClusterId, NodeId, ServiceId};
 use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
-use crate::record::{Heartbeat, Lease, Member, NodeCard, Phase, Revocation, Role, ServedPoint};
+use crate::record::{
+    AnyRecord, Heartbeat, Invitation, Lease, Listed, Member, NodeCard, PeriodId, Phase, RecordKind, Revocation, Role,
+    ServedPoint,
+};
 use crate::signed::{Check, Strict, Verified};
 use crate::time::Now;
 use instances::Instances;
@@ -59,12 +62,8 @@ pub struct MemberView {
     pub member: Member,
     /// Whether it counts.
     pub standing: Standing,
-    /// Its newest card.
-    pub card: Option<Verified<NodeCard>>,
-    /// Its newest heartbeat.
-    pub heartbeat: Option<Verified<Heartbeat>>,
-    /// Its newest lease, live or not.
-    pub lease: Option<Verified<Lease>>,
+    /// The newest record of each kind that it said of itself.
+    records: BTreeMap<RecordKind, AnyRecord>,
     /// True if it is heard now.
     pub alive: bool,
     /// True if it was heard at any time since this process started.
@@ -79,8 +78,9 @@ pub struct MemberView {
     doubted: Option<Duration>,
     /// When its newest lease came.
     lease_seen: Duration,
-    /// What it has announced of each service; at most [`crate::record::MAX_SERVICES`].
-    services: BTreeMap<ServiceId, ServiceRecords>,
+    /// The highest revision that it has announced for each service and period. Each node has a map of its own, so that no
+    /// node can have another's forgotten.
+    revisions: BTreeMap<ServiceId, BTreeMap<PeriodId, u64>>,
     /// The highest term it ever claimed.
     claimed: u64,
     /// The earliest issue date of its certificates.
@@ -95,9 +95,7 @@ impl MemberView {
         Self {
             member,
             standing: Standing::Member,
-            card: None,
-            heartbeat: None,
-            lease: None,
+            records: BTreeMap::new(),
             alive: false,
             been_alive: false,
             last_heard: None,
@@ -105,7 +103,7 @@ impl MemberView {
             instances: Instances::default(),
             doubted: None,
             lease_seen: Duration::ZERO,
-            services: BTreeMap::new(),
+            revisions: BTreeMap::new(),
             claimed: 0,
             joined,
             rank: None,
@@ -117,19 +115,44 @@ impl MemberView {
         self.member.node()
     }
 
+    /// The newest record of each kind that it said of itself.
+    pub fn records(&self) -> impl Iterator<Item = &AnyRecord> + '_ {
+        self.records.values()
+    }
+
+    /// Its newest record of a kind.
+    fn newest<T: Listed>(&self, kind: RecordKind) -> Option<&Verified<T>> {
+        self.records.get(&kind).and_then(T::of)
+    }
+
+    /// Its newest card.
+    pub fn card(&self) -> Option<&Verified<NodeCard>> {
+        self.newest(RecordKind::Card)
+    }
+
+    /// Its newest heartbeat.
+    pub fn heartbeat(&self) -> Option<&Verified<Heartbeat>> {
+        self.newest(RecordKind::Heartbeat)
+    }
+
+    /// Its newest lease, live or not.
+    pub fn lease(&self) -> Option<&Verified<Lease>> {
+        self.newest(RecordKind::Lease)
+    }
+
     /// Its phase, as its newest heartbeat says; `Joining` before the first.
     pub fn phase(&self) -> Phase {
-        self.heartbeat.as_ref().map_or(Phase::Joining, |beat| beat.phase)
+        self.heartbeat().map_or(Phase::Joining, |beat| beat.phase)
     }
 
     /// Its priority in elections, lower first; the last before its card has come.
     pub fn priority(&self) -> u8 {
-        self.card.as_ref().map_or(u8::MAX, |card| card.priority)
+        self.card().map_or(u8::MAX, |card| card.priority)
     }
 
     /// Its share of intro points relative to the others', 1 to 100.
     pub fn weight(&self) -> u8 {
-        self.card.as_ref().map_or(NodeCard::DEFAULT_WEIGHT, |card| card.weight)
+        self.card().map_or(NodeCard::DEFAULT_WEIGHT, |card| card.weight)
     }
 
     /// True if it could take the lease over.
@@ -155,6 +178,8 @@ impl MemberView {
 pub struct Changes {
     /// Who is a member, alive, in which phase, with which card.
     pub members: bool,
+    /// Facts of any kind.
+    pub facts: bool,
     /// Invitations.
     pub invitations: bool,
     /// What may stand in a descriptor.
@@ -165,6 +190,8 @@ pub struct Changes {
     pub revocations: bool,
     /// What is published.
     pub publications: bool,
+    /// Which services the cluster has, and how they are set.
+    pub services: bool,
     /// A node that was heard as a member turns out to have been evicted long before.
     pub misled: bool,
 }
@@ -172,11 +199,13 @@ pub struct Changes {
 impl std::ops::BitOrAssign for Changes {
     fn bitor_assign(&mut self, other: Self) {
         self.members |= other.members;
+        self.facts |= other.facts;
         self.invitations |= other.invitations;
         self.points |= other.points;
         self.leases |= other.leases;
         self.revocations |= other.revocations;
         self.publications |= other.publications;
+        self.services |= other.services;
         self.misled |= other.misled;
     }
 }
@@ -194,8 +223,7 @@ pub struct View {
     /// When this process began, in seconds since the Unix epoch; 0 until that is known.
     began: u64,
     nodes: BTreeMap<NodeId, MemberView>,
-    revocations: BTreeMap<NodeId, Verified<Revocation>>,
-    invitations: Invitations,
+    facts: AllFacts,
     liveness: Liveness,
     pending: Pending,
     refused: RefusedRecords,
@@ -230,8 +258,7 @@ impl View {
             authority: member.authority_id(),
             began: 0,
             nodes: BTreeMap::new(),
-            revocations: BTreeMap::new(),
-            invitations: Invitations::default(),
+            facts: AllFacts::default(),
             liveness: Liveness::new(patience),
             pending: Pending::default(),
             refused: RefusedRecords::default(),
@@ -313,12 +340,17 @@ impl View {
 
     /// True if the node was revoked, whether it was ever known or not.
     pub fn revoked(&self, node: &NodeId) -> bool {
-        self.revocations.contains_key(node)
+        self.facts.revocations.get(node).is_some()
     }
 
-    /// Every revocation known.
-    pub fn revocations(&self) -> impl ExactSizeIterator<Item = &Verified<Revocation>> + '_ {
-        self.revocations.values()
+    /// The facts known, of every kind.
+    pub fn facts(&self) -> &AllFacts {
+        &self.facts
+    }
+
+    /// The revocations known.
+    pub fn revocations(&self) -> &Facts<Revocation> {
+        &self.facts.revocations
     }
 
     /// Nodes that joined with a token that others had used up. Whoever holds the authority key should revoke them, so
@@ -328,8 +360,8 @@ impl View {
     }
 
     /// The invitations known.
-    pub fn invitations(&self) -> &Invitations {
-        &self.invitations
+    pub fn invitations(&self) -> &Facts<Invitation> {
+        &self.facts.invitations
     }
 
     /// How often records were refused, by reason.
@@ -339,10 +371,6 @@ impl View {
 
     pub(crate) fn count_refusal(&mut self, rejection: &Rejection) {
         self.refused.count(rejection);
-    }
-
-    pub(crate) fn check(&self) -> &dyn Check {
-        &*self.check
     }
 
     /// A term that this node itself claimed before is out there.
@@ -389,7 +417,7 @@ impl View {
     /// Finds the best claim anew, after a change of leases or of members.
     fn rank_claims(&mut self) {
         let leases = self.members().filter(|node| node.member.role() == Role::Publisher);
-        let leases = leases.filter_map(|node| node.lease.as_ref());
+        let leases = leases.filter_map(MemberView::lease);
         let claims = leases.filter(|lease| lease.ttl_ms > 0 && lease.term == self.claimed_term);
         self.best = claims.map(|lease| Claim::of(lease)).max();
     }
@@ -416,8 +444,7 @@ impl View {
         let floored = self.floor > 0;
         floored
             && self.members().any(|node| {
-                node.lease
-                    .as_ref()
+                node.lease()
                     .is_some_and(|lease| lease.term < self.floor && self.is_live(&node.node(), lease.term, mono))
             })
     }
@@ -427,7 +454,7 @@ impl View {
     /// goes on saying what is dated too long ago: if our own clock is fast, everybody does, and the lease is good.
     fn is_live(&self, holder: &NodeId, term: u64, mono: Duration) -> bool {
         let Some(node) = self.member(holder).filter(|node| node.member.role() == Role::Publisher) else { return false };
-        let Some(lease) = node.lease.as_ref().filter(|lease| lease.term == term) else { return false };
+        let Some(lease) = node.lease().filter(|lease| lease.term == term) else { return false };
         let age = mono.saturating_sub(node.lease_seen);
         let ttl = Duration::from_millis(lease.ttl_ms.into()).min(MAX_TTL);
         let doubted = node.doubted.is_some_and(|at| mono.saturating_sub(at) < self.patience().least);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use strum::{EnumDiscriminants, IntoStaticStr, VariantNames};
 
 use crate::codec::DecodeError;
-use crate::record::ChainError;
+use crate::facts::FactError;
+use crate::record::{ChainError, OpenError, OutOfBounds};
 use crate::signed::VerifyError;
 
 /// Why a record was not folded into the view. Nothing in the view has changed then, but that a lease may count for longer
@@ -83,6 +84,34 @@ impl From<VerifyError> for Rejection {
             VerifyError::Decode(error) => Self::Unreadable(error),
             VerifyError::Signer => Self::Origin,
             VerifyError::Signature => Self::Signature,
+        }
+    }
+}
+
+impl From<OpenError> for Rejection {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Verify(error) => error.into(),
+            OpenError::Key => Self::Origin,
+        }
+    }
+}
+
+impl From<OutOfBounds> for Rejection {
+    fn from(error: OutOfBounds) -> Self {
+        match error {
+            OutOfBounds::Field(what) => Self::Bounds(what),
+            OutOfBounds::Jump(what) => Self::Jump(what),
+            OutOfBounds::Address => Self::Address,
+        }
+    }
+}
+
+impl From<FactError> for Rejection {
+    fn from(error: FactError) -> Self {
+        match error {
+            FactError::Bounds(error) => error.into(),
+            FactError::Full(what) => Self::TooMany(what),
         }
     }
 }

@@ -5,29 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{MemberView, Rejection, View};
 use crate::id::{NodeId, ServiceId};
-use crate::record::{Fitness, Heartbeat, IntroPoint, IntroPoints, MAX_SERVICES, PeriodId, Phase, Publication, RelayId};
+use crate::record::{
+    Fitness, IntroPoint, IntroPoints, Listed, MAX_SERVICES, PeriodId, Phase, Publication, RecordKind, RelayId,
+};
 use crate::signed::Verified;
 use crate::source::{Candidate, Source, relay_lot};
-
-/// What a node has announced of one service.
-#[derive(Debug, Clone, Default)]
-pub struct ServiceRecords {
-    /// Its newest intro points.
-    pub intro_points: Option<Verified<IntroPoints>>,
-    /// Its newest publication.
-    pub publication: Option<Verified<Publication>>,
-    /// The highest revision it has announced of each period. Each node has a map of its own, so that no node can have
-    /// another's forgotten.
-    pub(super) revisions: BTreeMap<PeriodId, u64>,
-}
-
-impl ServiceRecords {
-    /// The highest sequence number of these records.
-    fn seq(&self) -> u64 {
-        let points = self.intro_points.as_ref().map(|record| record.seq);
-        points.max(self.publication.as_ref().map(|record| record.seq)).unwrap_or_default()
-    }
-}
 
 /// Which start of its node a record is from: the upper half of its sequence number counts them.
 pub(super) fn start(seq: u64) -> u64 {
@@ -35,19 +17,19 @@ pub(super) fn start(seq: u64) -> u64 {
 }
 
 impl MemberView {
-    /// Every service of which it has announced anything, by id.
-    pub fn services(&self) -> impl Iterator<Item = (&ServiceId, &ServiceRecords)> + '_ {
-        self.services.iter()
-    }
-
     /// Its newest intro points for this service.
     pub fn intro_points(&self, service: &ServiceId) -> Option<&Verified<IntroPoints>> {
-        self.services.get(service)?.intro_points.as_ref()
+        self.newest(RecordKind::IntroPoints(*service))
+    }
+
+    /// Its newest intro points for each service, by service.
+    pub fn all_intro_points(&self) -> impl Iterator<Item = &Verified<IntroPoints>> + '_ {
+        self.records.values().filter_map(IntroPoints::of)
     }
 
     /// Its newest publication of this service.
     pub fn publication(&self, service: &ServiceId) -> Option<&Verified<Publication>> {
-        self.services.get(service)?.publication.as_ref()
+        self.newest(RecordKind::Publication(*service))
     }
 
     /// Whether it can serve clients of this service now. A record from before its last restart says nothing of the
@@ -59,13 +41,12 @@ impl MemberView {
 
     /// Its fitness for each service that it has announced since its last restart.
     pub(super) fn all_fitness(&self) -> impl Iterator<Item = Fitness> + '_ {
-        let records = self.services.values().filter_map(|records| records.intro_points.as_ref());
+        let records = self.all_intro_points();
         records.filter(move |record| self.is_of_this_start(record.seq)).map(|record| record.fitness)
     }
 
     fn is_of_this_start(&self, seq: u64) -> bool {
-        let beat = |beat: &Verified<Heartbeat>| start(seq) >= start(beat.seq);
-        self.heartbeat.as_ref().is_some_and(beat)
+        self.heartbeat().is_some_and(|beat| start(seq) >= start(beat.seq))
     }
 
     /// These points of it as a candidate for the descriptor of this service.
@@ -73,21 +54,47 @@ impl MemberView {
         Candidate { source: self.node().into(), fitness: self.fitness(service), weight: self.weight(), points }
     }
 
-    /// The records of a service, to be changed for one of that sequence number. A node beyond [`MAX_SERVICES`] gives up the
-    /// service of which it has announced nothing for longest: it may have served others before.
-    pub(super) fn records_mut(&mut self, service: ServiceId, seq: u64) -> Result<&mut ServiceRecords, Rejection> {
-        if !self.services.contains_key(&service) && self.services.len() >= MAX_SERVICES {
-            let oldest = self.services.iter().map(|(id, records)| (records.seq(), *id)).min();
-            let Some((_, oldest)) = oldest.filter(|(of, _)| *of < seq) else {
-                return Err(Rejection::TooMany("services"));
-            };
-            self.services.remove(&oldest);
+    /// Makes room for a record of that number about a service. A node beyond [`MAX_SERVICES`] gives up the service of
+    /// which it has announced nothing for longest: it may have served others before.
+    pub(super) fn make_service_room(&mut self, service: ServiceId, seq: u64) -> Result<(), Rejection> {
+        let mut newest: BTreeMap<ServiceId, u64> = BTreeMap::new();
+        for (kind, record) in &self.records {
+            if let RecordKind::IntroPoints(of) | RecordKind::Publication(of) = kind {
+                let known = newest.entry(*of).or_default();
+                *known = record.seq().max(*known);
+            }
         }
-        Ok(self.services.entry(service).or_default())
+        if newest.contains_key(&service) || newest.len() < MAX_SERVICES {
+            return Ok(());
+        }
+        let oldest = newest.into_iter().min_by_key(|(of, newest)| (*newest, *of));
+        let Some((oldest, _)) = oldest.filter(|(_, newest)| *newest < seq) else {
+            return Err(Rejection::TooMany("services"));
+        };
+        self.records.remove(&RecordKind::IntroPoints(oldest));
+        self.records.remove(&RecordKind::Publication(oldest));
+        self.revisions.remove(&oldest);
+        Ok(())
     }
 }
 
 impl View {
+    /// The services of the cluster, at most [`MAX_SERVICES`]: those that its facts name and have not removed, the oldest
+    /// first if there are more. The first service needs no fact: it names the cluster.
+    pub fn services(&self) -> BTreeSet<ServiceId> {
+        let (first, facts) = (self.cluster.first_service(), &self.facts.services);
+        let mut services: Vec<(u64, ServiceId)> = facts
+            .iter()
+            .filter(|service| !service.removed)
+            .map(|service| (if service.service == first { 0 } else { service.issued }, service.service))
+            .collect();
+        if facts.get(&first).is_none() {
+            services.push((0, first));
+        }
+        services.sort_unstable();
+        services.into_iter().map(|(_, service)| service).take(MAX_SERVICES).collect()
+    }
+
     /// What all living sources offer for the descriptor of this service.
     pub fn candidates<'a>(&'a self, service: &'a ServiceId) -> impl Iterator<Item = Candidate<'a>> + 'a {
         let serving = self.heard(service).filter(|(node, _)| !matches!(node.phase(), Phase::Gone | Phase::Joining));
@@ -130,8 +137,8 @@ impl View {
 
     /// The highest revision that any publisher, evicted or not, is known to have used for a service in a period.
     pub fn highest_revision(&self, service: &ServiceId, period: &PeriodId) -> Option<u64> {
-        let records = self.nodes.values().filter_map(|node| node.services.get(service));
-        records.filter_map(|records| records.revisions.get(period)).max().copied()
+        let revisions = self.nodes.values().filter_map(|node| node.revisions.get(service));
+        revisions.filter_map(|revisions| revisions.get(period)).max().copied()
     }
 
     /// The same of every period.
@@ -149,7 +156,7 @@ impl View {
 /// The highest revision of every period that one of these nodes has announced for this service.
 fn highest<'a>(nodes: impl Iterator<Item = &'a MemberView>, service: &ServiceId) -> BTreeMap<PeriodId, u64> {
     let mut highest = BTreeMap::new();
-    let revisions = nodes.filter_map(|node| node.services.get(service)).flat_map(|records| &records.revisions);
+    let revisions = nodes.filter_map(|node| node.revisions.get(service)).flatten();
     for (period, revision) in revisions {
         let known = highest.entry(*period).or_default();
         *known = (*revision).max(*known);

@@ -151,7 +151,7 @@ fn a_worker_does_not_wait_for_somebody_to_go_above_a_claim_of_the_evicted() {
         scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), 1, TTL), at(4)).unwrap();
         assert_eq!(scene.view.holder(at(4)), Some((evicted.node(), 2)));
         let revocation = scene.founder.revoke(evicted.node());
-        scene.view.fold_revocation(revocation, at(9)).unwrap();
+        scene.view.fold_fact(revocation, at(9)).unwrap();
     }
     let other = scene.publisher(2).node();
     assert_eq!(of_worker.view.holder(at(5)), Some((other, 1)));
@@ -260,8 +260,8 @@ fn no_word_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refus
     assert_eq!(scene.view.highest_revision(&service, &day(today)), Some(1 << 56));
     assert_eq!(say(&mut scene, &other, day(today), (1 << 56) + 1), Ok(true));
     // What the evicted have used is used.
-    scene.view.fold_revocation(scene.founder.revoke(liar.node()), at(9)).unwrap();
-    scene.view.fold_revocation(scene.founder.revoke(other.node()), at(9)).unwrap();
+    scene.view.fold_fact(scene.founder.revoke(liar.node()), at(9)).unwrap();
+    scene.view.fold_fact(scene.founder.revoke(other.node()), at(9)).unwrap();
     assert_eq!(scene.view.revisions(&service).get(&day(today)), Some(&(1 << 56)));
     assert!(scene.view.revisions(&service).len() <= 17);
 }
@@ -278,7 +278,7 @@ fn after_a_hostile_publisher_has_jumped_as_it_liked_newcomers_follow_the_next() 
     let term = scene.view.highest_term() + 1;
     newcomer.meet(2, at(0));
     for scene in [&mut scene, &mut newcomer] {
-        scene.view.fold_revocation(scene.founder.revoke(liar.node()), at(9)).unwrap();
+        scene.view.fold_fact(scene.founder.revoke(liar.node()), at(9)).unwrap();
         scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), term, TTL), at(4)).unwrap();
         assert_eq!(scene.view.holder(at(4)), Some((other.node(), term)));
     }
@@ -404,7 +404,7 @@ fn of_two_at_one_relay_one_leaves_whichever_identity_they_share() {
             scene
                 .say(&who, RecordKind::IntroPoints(who.service()), who.points(seq(1, n), vec![theirs]), at(3))
                 .unwrap();
-            scene.view.fold_points(sign(own.points(seq(1, n), vec![ours.clone()]), &own.key)).unwrap();
+            scene.view.fold_points(sign(own.points(seq(1, n), vec![ours.clone()]), &own.key), at(3)).unwrap();
             let leave = scene.view.relays_to_leave(&who.service());
             assert!(leave.is_empty() || leave == BTreeSet::from([ours.relay]));
             left[position] += leave.len();
@@ -495,7 +495,7 @@ fn of_two_that_shared_a_token_the_same_stands_in_whatever_order_their_certificat
         for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
             let mut scene = Scene::new();
             for number in [1, 2] {
-                scene.view.fold_invitation(founder.invitation(number, 1, &[]), at(0)).unwrap();
+                scene.view.fold_fact(founder.invitation(number, 1, &[]), at(0)).unwrap();
             }
             for index in order {
                 scene.view.admit_chain(chains[index].chain(), at(0)).unwrap();

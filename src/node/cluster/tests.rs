@@ -17,35 +17,40 @@ use tokio::task::JoinHandle;
 use super::super::reports::report_reach;
 use super::super::writer;
 use super::*;
-use crate::join::{Terms, found, invite};
-use crate::keys::NodeSecret;
+use crate::join::{Terms, found_with, invite};
+use crate::keys::{MasterSecret, NodeSecret};
 use crate::link::Reach;
 use crate::store::Store;
 
 /// A founder's state directory.
 fn founder() -> (TempDir, Arc<Store>) {
+    founder_with(&[])
+}
+
+/// The same of a cluster with further services.
+pub(in crate::node) fn founder_with(further: &[MasterSecret]) -> (TempDir, Arc<Store>) {
     let folder = tempfile::tempdir().unwrap();
-    let store = found(Store::create(&folder.path().join("state")).unwrap(), None, unix_now(), &mut rng()).unwrap();
-    (folder, Arc::new(store))
+    let draft = Store::create(&folder.path().join("state")).unwrap();
+    (folder, Arc::new(found_with(draft, None, further, unix_now(), &mut rng()).unwrap()))
 }
 
 /// Its cluster's task, which has not begun to run, over a mesh without other members.
-struct Alone {
-    cluster: Cluster,
-    starting: Starting,
-    disk: Disk,
-    _others: mpsc::Sender<(NodeId, Vec<u8>)>,
+pub(in crate::node) struct Alone {
+    pub(in crate::node) cluster: Cluster,
+    pub(in crate::node) starting: Starting,
+    pub(in crate::node) disk: Disk,
+    pub(in crate::node) _others: mpsc::Sender<(NodeId, Vec<u8>)>,
 }
 
 /// A cluster's task that runs.
-struct Running {
+pub(in crate::node) struct Running {
     stop: CancellationToken,
     task: JoinHandle<Mesh>,
     writer: JoinHandle<()>,
 }
 
 impl Running {
-    fn start(store: &Arc<Store>, starting: Starting, disk: Disk) -> Self {
+    pub(in crate::node) fn start(store: &Arc<Store>, starting: Starting, disk: Disk) -> Self {
         let stop = CancellationToken::new();
         let task = tokio::spawn(starting.run(stop.clone()));
         let writer = tokio::spawn(writer::write_all(Arc::clone(store), disk.wanted, disk.stored_term));
@@ -53,14 +58,14 @@ impl Running {
     }
 
     /// Stops it, and waits until all is on disk.
-    async fn stop(self) {
+    pub(in crate::node) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap().shutdown().await;
         self.writer.await.unwrap();
     }
 }
 
-async fn alone(store: &Arc<Store>, known: Vec<Event>) -> Alone {
+pub(in crate::node) async fn alone(store: &Arc<Store>, known: Vec<Event>) -> Alone {
     let (others, received) = mpsc::channel(1);
     let carrier = Carrier { send: Arc::new(|_, _| {}), received };
     let config = MeshConfig {
@@ -158,7 +163,7 @@ async fn what_the_disk_knows_is_not_written_again_and_hides_no_term() {
         .collect();
     store.put_invitations(&invitations, unix_now()).unwrap();
     let before = inode(store.dir(), "invitations");
-    let known = store.invitations().unwrap().into_iter().map(Event::Invitation).collect();
+    let known = store.invitations().unwrap().into_iter().map(|fact| Event::Fact(fact.into())).collect();
     let Alone { cluster: handle, starting, disk, _others } = alone(&store, known).await;
     let running = Running::start(&store, starting, disk);
     // Alone, it publishes as soon as its term is on disk.

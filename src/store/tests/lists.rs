@@ -3,7 +3,34 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use ciborium::Value;
+use rustbalance_gossip::record::{AnyFact, RecordKind};
+use rustbalance_gossip::signed::{Strict, sign_foreign};
+
 use super::*;
+
+#[test]
+fn facts_of_every_kind_are_kept_also_of_kinds_that_a_later_version_has() {
+    let (folder, cluster) = publisher();
+    let store = Store::open(&state(&folder)).unwrap();
+    let authority = store.membership().authority_id();
+    let later = |key: &str, seq: u64| {
+        let statement = [("cluster", Value::from(&cluster.id().public_key()[..])), ("seq", seq.into())];
+        let statement = statement.map(|(name, value)| (Value::from(name), value));
+        let bytes = codec::encode(&Value::Map(statement.into())).unwrap();
+        let record = sign_foreign("rustbalance record later", bytes, &cluster.authority).unwrap();
+        AnyFact::read(RecordKind::from_key(key).unwrap(), &record, authority.public_key(), &Strict).unwrap()
+    };
+    assert!(store.facts().unwrap().is_empty());
+    let known = [cluster.revocation(1).into(), cluster.invitation(1, &[4], false).into()];
+    store.put_facts(&[&known[..], &[later("later/1", 1), later("later/2", 1)]].concat(), 2).unwrap();
+    store.put_facts(&[later("later/1", 2), later("later/2", 0)], 2).unwrap();
+    drop(store);
+    let store = Store::open(&state(&folder)).unwrap();
+    assert_eq!(store.facts().unwrap(), [&known[..], &[later("later/1", 2), later("later/2", 1)]].concat());
+    fs::remove_file(state(&folder).join("facts")).unwrap();
+    assert_eq!(store.facts().unwrap(), known);
+}
 
 #[test]
 fn a_redemption_is_never_forgotten() {
@@ -35,16 +62,16 @@ fn invitations_that_ended_long_ago_make_room() {
         Verified::sign(whole, &cluster.authority).unwrap()
     };
     // The number that the cluster itself keeps; each ends a second after the one before.
-    let full: Vec<_> = (0..MAX_INVITATIONS).map(|number| invitation(number, 100 + number as u64, 3)).collect();
+    let full: Vec<_> = (0..Invitation::MOST).map(|number| invitation(number, 100 + number as u64, 3)).collect();
     store.put_invitations(&full, 2).unwrap();
     let next = [invitation(1000, 1_000_000_000, 0), invitation(1001, 1_000_000_000, 0)];
     // Used up is not over.
     assert!(matches!(store.put_invitations(&next, 100), Err(StoreError::TooMany { .. })));
-    assert_eq!(store.invitations().unwrap().len(), MAX_INVITATIONS, "what did not fit has changed nothing");
+    assert_eq!(store.invitations().unwrap().len(), Invitation::MOST, "what did not fit has changed nothing");
     // Those that are over go, the longest first, and no more of them than must.
     store.put_invitations(&next, 110).unwrap();
     let kept = store.invitations().unwrap();
-    assert_eq!((kept.len(), kept[0].expires), (MAX_INVITATIONS, 102));
+    assert_eq!((kept.len(), kept[0].expires), (Invitation::MOST, 102));
     store.put_invitations(&[invitation(1002, 1_000_000_000, 0)], 30 * 24 * 3600).unwrap();
     assert_eq!(store.invitations().unwrap().len(), 3);
 }

@@ -8,7 +8,10 @@ use proptest::prelude::*;
 use rand::rng;
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::{ClusterId, InvitationId, ServiceId};
-use rustbalance_gossip::record::{AuthorityCertificate, MemberCertificate, PeriodId, PointNonce, RelayId, Role};
+use rustbalance_gossip::record::{
+    AuthorityCertificate, Fact, Invitation, MemberCertificate, PeriodId, PointNonce, RelayId, Revocation, Role,
+};
+use rustbalance_gossip::signed::Verified;
 use rustbalance_gossip::view::MAX_REVISIONS;
 use tempfile::TempDir;
 

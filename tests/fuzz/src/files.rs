@@ -14,21 +14,23 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rustbalance::config::{self, Config, Initial};
 use rustbalance::join::found;
+use rustbalance::keys::AuthoritySecret;
 use rustbalance::proxy::{PortTarget, Target};
 use rustbalance::store::{Beginning, Store, StoredIntroPoint, import_master_key};
 use rustbalance::tor::ReplayLog;
 use rustbalance::typed;
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::AuthorityId;
-use rustbalance_gossip::record::{PointNonce, RelayId};
-use rustbalance_gossip::signed::Verified;
+use rustbalance_gossip::id::{AuthorityId, ClusterId};
+use rustbalance_gossip::record::{AnyFact, PointNonce, RecordKind, RelayId};
+use rustbalance_gossip::signed::{Sign, Strict, Verified};
+use serde::Serialize;
 use sha3::{Digest, Sha3_256};
 use tempfile::TempDir;
 
 use super::Seed;
 use super::script::{Orders, Script};
-use super::world::{NOW, PERIOD, scratch, world};
+use super::world::{NOW, PERIOD, scratch, signed, world};
 
 thread_local! {
     static CONFIGURED: OnceCell<TempDir> = const { OnceCell::new() };
@@ -130,7 +132,7 @@ struct Ground {
 
 /// The files that an input can stand for, by their kinds. `identity.key` and `revisions` lie in the folder of the service,
 /// `point` and `replays` in the folder `intro` there. New ones come last, so that the corpus keeps its meaning.
-const FILES: [&str; 18] = [
+const FILES: [&str; 19] = [
     "pending",
     "node.key",
     "master.pub",
@@ -149,6 +151,7 @@ const FILES: [&str; 18] = [
     "replays",
     "draining",
     "version",
+    "facts",
 ];
 /// The input is the payload of a file; else it is all of it.
 const PAYLOAD: u8 = 1;
@@ -168,6 +171,7 @@ impl Ground {
         store.put_members(&[world.chain(1), world.chain(2)]).unwrap();
         store.put_invitations(&[Verified::sign(world.invitation(3), &authority).unwrap()], NOW).unwrap();
         store.put_revocations(&[Verified::sign(world.revocation(3), &authority).unwrap()]).unwrap();
+        store.put_facts(&[later(&authority)], NOW).unwrap();
         store.raise_term(7).unwrap();
         store.set_draining(true).unwrap();
         let service = store.cluster().first_service();
@@ -219,6 +223,20 @@ impl Ground {
     }
 }
 
+/// A fact of a kind that this version does not know.
+fn later(authority: &AuthoritySecret) -> AnyFact {
+    #[derive(Serialize)]
+    struct Later {
+        cluster: ClusterId,
+        seq: u64,
+    }
+    let key = authority.public_key();
+    let statement = codec::encode(&Later { cluster: world().cluster, seq: 1 }).unwrap();
+    let signature = authority.sign_bytes(&[b"rustbalance record later\0", &statement[..]].concat());
+    let record = signed(&key, &statement, signature);
+    AnyFact::read(RecordKind::from_key("later/1").unwrap(), &record, &key, &Strict).unwrap()
+}
+
 /// A path in a state directory, in which SERVICE stands for the address of the service.
 fn placed(dir: &Path, path: &str) -> PathBuf {
     let service = world().cluster.to_string();
@@ -253,8 +271,12 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
     GROUND.with(|cell| {
         let ground = cell.get_or_init(Ground::new);
         let dir = ground.dir();
-        let format =
-            if how & OLDER == 0 && matches!(FILES[which], "master.pub" | "version" | "identity.key") { 2 } else { 1 };
+        let format = if how & OLDER == 0 && matches!(FILES[which], "master.pub" | "version" | "identity.key" | "facts")
+        {
+            2
+        } else {
+            1
+        };
         let whole = if how & PAYLOAD != 0 { wrapped(FILES[which], format, content) } else { content.to_vec() };
         let taken = match FILES[which] {
             "replays" => replays(&placed(&dir, "services/SERVICE/intro/x.replays"), content),
@@ -300,6 +322,7 @@ fn opened(dir: &Path) -> bool {
     };
     let (term, members) = (store.term().unwrap(), store.members().unwrap());
     let (invitations, revocations) = (store.invitations().unwrap(), store.revocations().unwrap());
+    let facts = store.facts().unwrap();
     let service = store.cluster().first_service();
     let points = store.intro_points(service).unwrap();
     let boot = store.next_boot(0);
@@ -307,6 +330,7 @@ fn opened(dir: &Path) -> bool {
     store.put_members(&members).unwrap();
     store.put_invitations(&invitations, NOW).unwrap();
     store.put_revocations(&revocations).unwrap();
+    store.put_facts(&facts, NOW).unwrap();
     let revisions = store.revisions(service).unwrap();
     let revision = revisions.iter().find(|(period, _)| *period == PERIOD).map_or(1, |known| known.1);
     store.raise_revision(service, PERIOD, revision).unwrap();
@@ -319,6 +343,7 @@ fn opened(dir: &Path) -> bool {
     assert_eq!(again.members().unwrap(), members);
     assert_eq!(again.invitations().unwrap(), invitations);
     assert_eq!(again.revocations().unwrap(), revocations);
+    assert_eq!(again.facts().unwrap(), facts);
     assert!(again.revisions(service).unwrap().contains(&(PERIOD, revision)));
     assert_eq!(again.intro_points(service).unwrap().len(), points.len());
     if let Ok(boot) = boot {

@@ -6,28 +6,46 @@ use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::{
     AuthorityCertificate, Chain, DiscoveryKey, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MemberCertificate,
-    NodeCard, Phase, Publication, PublishedPeriod, Revocation,
+    NodeCard, Phase, Publication, PublishedPeriod,
 };
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 
 use super::Seed;
 use super::world::{Lenient, NOW, PERIOD, envelope, nonce, point, unsigned, world};
 
+/// Reads what it is given as a statement of one kind; true if it is one.
+type Reader = fn(&[u8]) -> bool;
+
+macro_rules! readers {
+    (
+        own { $($Own:ident($own:literal): $OwnType:ty => $own_fold:ident;)* }
+        keyed { $($Keyed:ident($keyed:literal, $Key:ty): $KeyedType:ty => $keyed_fold:ident;)* }
+        facts { $($Fact:ident($fact:literal, $Id:ty): $FactType:ty, $facts:ident => $learn:ident;)* }
+    ) => {
+        /// Every statement that travels: certificates and the discovery key, then the kinds of record.
+        const READERS: &[(&str, Reader)] = &[
+            (AuthorityCertificate::CONTEXT, signed::<AuthorityCertificate>),
+            (MemberCertificate::CONTEXT, signed::<MemberCertificate>),
+            (DiscoveryKey::CONTEXT, signed::<DiscoveryKey>),
+            $((<$OwnType>::CONTEXT, signed::<$OwnType>),)*
+            $((<$KeyedType>::CONTEXT, signed::<$KeyedType>),)*
+            $((<$FactType>::CONTEXT, signed::<$FactType>),)*
+        ];
+    };
+}
+
+rustbalance_gossip::record_kinds!(readers);
+
 /// The first byte says of which kind the rest is.
 pub(crate) fn record(bytes: &[u8]) -> bool {
     let Some((&kind, bytes)) = bytes.split_first() else { return false };
-    match kind % 10 {
-        0 => signed::<AuthorityCertificate>(bytes),
-        1 => signed::<MemberCertificate>(bytes),
-        2 => signed::<Revocation>(bytes),
-        3 => signed::<DiscoveryKey>(bytes),
-        4 => signed::<NodeCard>(bytes),
-        5 => signed::<Heartbeat>(bytes),
-        6 => signed::<IntroPoints>(bytes),
-        7 => signed::<Lease>(bytes),
-        8 => signed::<Publication>(bytes),
-        _ => signed::<Invitation>(bytes),
-    }
+    let (_, read) = READERS[usize::from(kind) % READERS.len()];
+    read(bytes)
+}
+
+/// The first byte of a statement of this type.
+fn number<T: Statement>() -> u8 {
+    READERS.iter().position(|(context, _)| *context == T::CONTEXT).unwrap() as u8
 }
 
 fn signed<T: Statement + PartialEq + Debug>(bytes: &[u8]) -> bool {
@@ -86,30 +104,38 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         Publication { cluster, node, seq: 1 << 32, service: cluster.first_service(), term: 3, periods: vec![period] };
     let mut invitation = world.invitation(3);
     invitation.redeemed.extend(&world.nodes[1..3]);
+    let service = world.service(2, vec![80]);
     let member = &world.members[1];
     let (key, authority) = (&world.keys[1], &world.authority);
-    let seed = |kind: u8, name: &str, bytes: Vec<u8>| Seed::good(name, [&[kind][..], &bytes].concat());
+    let of_a_beat = number::<Heartbeat>();
+    let forged = [&[of_a_beat][..], &unsigned(node.public_key(), &beat)].concat();
+    let newer = [&[of_a_beat, 2][..], &unsigned(node.public_key(), &beat)[1..]].concat();
     vec![
-        seed(0, "authority-certificate", member.authority.to_bytes().unwrap()),
-        seed(1, "member-certificate", member.certificate.to_bytes().unwrap()),
-        seed(2, "revocation", by(world.revocation(3), authority)),
-        seed(3, "discovery-key", world.discovery.key.to_bytes().unwrap()),
-        seed(4, "card", by(card, key)),
-        seed(5, "heartbeat", by(beat.clone(), key)),
-        seed(5, "forged-heartbeat", unsigned(node.public_key(), &beat)),
-        seed(6, "intro-points", by(points, key)),
-        seed(7, "lease", by(lease, key)),
-        seed(8, "publication", by(publication, key)),
-        seed(9, "invitation", by(invitation, authority)),
-        Seed::bad("not-a-heartbeat", [&[5][..], &envelope(node.public_key(), b"\x01\xa0")].concat()),
-        Seed::bad("newer-version", [&[5, 2][..], &unsigned(node.public_key(), &beat)[1..]].concat()),
-        Seed::bad("deep", [&[9, 1][..], &[0x81; 200]].concat()),
-        Seed::bad("large", [&[5][..], &envelope(node.public_key(), &[0; 600])].concat()),
+        seed("authority-certificate", &member.authority),
+        seed("member-certificate", &member.certificate),
+        seed("revocation", &by(world.revocation(3), authority)),
+        seed("discovery-key", &world.discovery.key),
+        seed("card", &by(card, key)),
+        seed("heartbeat", &by(beat, key)),
+        Seed::good("forged-heartbeat", forged),
+        seed("intro-points", &by(points, key)),
+        seed("lease", &by(lease, key)),
+        seed("publication", &by(publication, key)),
+        seed("invitation", &by(invitation, authority)),
+        seed("service", &by(service, authority)),
+        Seed::bad("not-a-heartbeat", [&[of_a_beat][..], &envelope(node.public_key(), b"\x01\xa0")].concat()),
+        Seed::bad("newer-version", newer),
+        Seed::bad("deep", [&[number::<Invitation>(), 1][..], &[0x81; 200]].concat()),
+        Seed::bad("large", [&[of_a_beat][..], &envelope(node.public_key(), &[0; 600])].concat()),
     ]
 }
 
-fn by<T: Statement>(statement: T, key: &dyn Sign) -> Vec<u8> {
-    Verified::sign(statement, key).unwrap().to_bytes().unwrap()
+fn seed<T: Statement>(name: &str, statement: &Verified<T>) -> Seed {
+    Seed::good(name, [&[number::<T>()][..], &statement.to_bytes().unwrap()].concat())
+}
+
+fn by<T: Statement>(statement: T, key: &dyn Sign) -> Verified<T> {
+    Verified::sign(statement, key).unwrap()
 }
 
 /// Both certificates of a member.

@@ -3,16 +3,18 @@
 
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::codec;
-use rustbalance_gossip::id::{InvitationId, NodeId, ServiceId};
+use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::lease::Claim;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::record::{
-    Chain, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SERVICES, MemberCertificate,
-    NodeCard, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Revocation, Role,
+    AnyFact, Chain, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SERVICES,
+    MemberCertificate, NodeCard, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Revocation, Role, Service,
+    Signer,
 };
 use rustbalance_gossip::signed::Unverified;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::{MAX_NODES, Rejection, Standing, View};
+use serde::Serialize;
 
 use super::Seed;
 use super::script::{Orders, Script};
@@ -69,25 +71,55 @@ pub(crate) fn view(bytes: &[u8]) -> bool {
     taken
 }
 
-/// One of the seven kinds; who or what it is about comes with it.
-fn kind(script: &mut Script<'_>) -> RecordKind {
-    match script.choice(7) {
-        0 => RecordKind::Card,
-        1 => RecordKind::Heartbeat,
-        2 => RecordKind::IntroPoints(service(script)),
-        3 => RecordKind::Lease,
-        4 => RecordKind::Publication(service(script)),
-        5 => RecordKind::Invitation(token(script)),
-        _ => RecordKind::Revocation(world().nodes[script.choice(NODES)]),
+/// What a kind is about, drawn from the script.
+trait Drawn {
+    fn draw(script: &mut Script<'_>) -> Self;
+}
+
+impl Drawn for InvitationId {
+    fn draw(script: &mut Script<'_>) -> Self {
+        token(script)
+    }
+}
+
+impl Drawn for NodeId {
+    fn draw(script: &mut Script<'_>) -> Self {
+        world().nodes[script.choice(NODES)]
     }
 }
 
 /// The first service, or another of more than a cluster may have.
-fn service(script: &mut Script<'_>) -> ServiceId {
-    match script.byte() {
-        0 => world().cluster.first_service(),
-        other => ServiceId::from_public_key([other; 32]),
+impl Drawn for ServiceId {
+    fn draw(script: &mut Script<'_>) -> Self {
+        match script.byte() {
+            0 => world().cluster.first_service(),
+            other => Self::from_public_key([other; 32]),
+        }
     }
+}
+
+macro_rules! drawn {
+    (
+        own { $($Own:ident($own:literal): $OwnType:ty => $own_fold:ident;)* }
+        keyed { $($Keyed:ident($keyed:literal, $Key:ty): $KeyedType:ty => $keyed_fold:ident;)* }
+        facts { $($Fact:ident($fact:literal, $Id:ty): $FactType:ty, $facts:ident => $learn:ident;)* }
+    ) => {
+        /// Every kind of record.
+        const DRAWN: &[fn(&mut Script<'_>) -> RecordKind] = &[
+            $(|_| RecordKind::$Own,)*
+            $(|script| RecordKind::$Keyed(<$Key>::draw(script)),)*
+            $(|script| RecordKind::$Fact(<$Id>::draw(script)),)*
+            |_| RecordKind::from_key("later/fact").unwrap(),
+        ];
+    };
+}
+
+rustbalance_gossip::record_kinds!(drawn);
+
+/// A kind of record; what it is about comes with it.
+fn kind(script: &mut Script<'_>) -> RecordKind {
+    let draw = DRAWN[script.choice(DRAWN.len())];
+    draw(script)
 }
 
 fn token(script: &mut Script<'_>) -> InvitationId {
@@ -99,9 +131,9 @@ fn token(script: &mut Script<'_>) -> InvitationId {
 
 /// The authority signs some kinds, the node itself the others.
 fn signer(kind: RecordKind, origin: NodeId) -> [u8; 32] {
-    match kind {
-        RecordKind::Invitation(_) | RecordKind::Revocation(_) => *world().authority_id.public_key(),
-        _ => *origin.public_key(),
+    match kind.signer() {
+        Signer::Authority | Signer::Unknown => *world().authority_id.public_key(),
+        Signer::Node => *origin.public_key(),
     }
 }
 
@@ -146,8 +178,25 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
             let expires = NOW.wrapping_add(script.number());
             unsigned(&key, &Invitation { token, redeemed, revoked, expires, ..world().invitation(uses) })
         }
+        RecordKind::Service(service) => {
+            let removed = script.byte() == 1;
+            let ports = (0..script.choice(4)).map(|_| script.byte().into()).collect();
+            unsigned(&key, &Service { service, removed, ..world().service(seq, ports) })
+        }
         RecordKind::Revocation(node) => unsigned(&key, &Revocation { cluster, node, revoked: seq }),
+        RecordKind::Unknown(_) => {
+            let expires = NOW.wrapping_add(script.number());
+            envelope(&key, &codec::encode(&Later { cluster, seq, expires }).unwrap())
+        }
     }
+}
+
+/// A fact of a kind that this version does not know.
+#[derive(Serialize)]
+struct Later {
+    cluster: ClusterId,
+    seq: u64,
+    expires: u64,
 }
 
 /// Certificates of any dates and for any token.
@@ -184,42 +233,33 @@ fn put(view: &mut View, origin: NodeId, kind: RecordKind, record: &[u8], now: No
     after != before
 }
 
-/// The newest sequence numbers of one node: of its card, heartbeat and lease, and for each service of its intro points and
-/// publication.
-type Seqs = ([Option<u64>; 3], Vec<(ServiceId, [Option<u64>; 2])>);
+/// Of one node: its standing, whether it is alive, and the sequence number of each of its records.
+type NodeSummary = (NodeId, Standing, bool, Vec<(RecordKind, u64)>);
 
 /// All that can be read of a view and must not change by a refusal.
 #[derive(Debug, PartialEq)]
 struct Summary {
-    nodes: Vec<(NodeId, Standing, bool, Seqs)>,
+    nodes: Vec<NodeSummary>,
     highest_term: u64,
     best: Option<Claim>,
     holder: Option<(NodeId, u64)>,
+    facts: Vec<AnyFact>,
     invitations: Vec<Invitation>,
-    revocations: usize,
 }
 
 impl Summary {
     fn of(view: &View, now: Now) -> Self {
         let nodes = world().nodes.iter().filter_map(|node| view.node(node)).map(|node| {
-            let seqs = [
-                node.card.as_ref().map(|it| it.seq),
-                node.heartbeat.as_ref().map(|it| it.seq),
-                node.lease.as_ref().map(|it| it.seq),
-            ];
-            let services = node.services().map(|(service, records)| {
-                let points = records.intro_points.as_ref().map(|it| it.seq);
-                (*service, [points, records.publication.as_ref().map(|it| it.seq)])
-            });
-            (node.node(), node.standing, node.alive, (seqs, services.collect()))
+            let records = node.records().map(|record| (record.kind(), record.seq())).collect();
+            (node.node(), node.standing, node.alive, records)
         });
         Self {
             nodes: nodes.collect(),
             highest_term: view.highest_term(),
             best: view.best_claim(),
             holder: view.holder(now),
+            facts: view.facts().wholes(),
             invitations: view.invitations().iter().cloned().collect(),
-            revocations: view.revocations().count(),
         }
     }
 }
@@ -235,17 +275,16 @@ fn check(view: &View, now: Now) {
     for member in view.members() {
         assert!(!view.revoked(&member.node()));
         assert_eq!(member.member.certificate.cluster, view.cluster());
-        if let Some(card) = &member.card {
+        if let Some(card) = member.card() {
             assert_eq!(card.address, mesh_address(&member.node()));
             assert!((1..=100).contains(&card.weight));
         }
-        assert!(member.services().count() <= MAX_SERVICES);
-        for (service, records) in member.services() {
-            let points = records.intro_points.as_ref().map_or(0, |record| record.points.len());
-            assert!(points <= MAX_INTRO_POINTS);
-            for period in records.publication.iter().flat_map(|publication| &publication.periods) {
+        assert!(member.all_intro_points().count() <= MAX_SERVICES);
+        for points in member.all_intro_points() {
+            assert!(points.points.len() <= MAX_INTRO_POINTS);
+            for period in member.publication(&points.service).into_iter().flat_map(|published| &published.periods) {
                 assert!(period.revision <= MAX_REVISION);
-                let highest = view.highest_revision(service, &period.period);
+                let highest = view.highest_revision(&points.service, &period.period);
                 assert!(highest.is_none_or(|highest| highest >= period.revision.min(MAX_REVISION / 2)));
             }
         }
@@ -264,8 +303,8 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         card.byte(0).byte(0).byte(100).byte(1).byte(5)
     };
     let beat = |who: usize, seq: u64| record(who, 1).byte(1).number(seq).byte(1).number(5);
-    let points = |who: usize| record(who, 2).byte(0).byte(1).number(1).byte(0).byte(2).byte(who as u8).byte(20);
-    let lease = |who: usize, term: u64| record(who, 3).byte(1).number(term).number(term).number(30_000).byte(100);
+    let points = |who: usize| record(who, 3).byte(0).byte(1).number(1).byte(0).byte(2).byte(who as u8).byte(20);
+    let lease = |who: usize, term: u64| record(who, 2).byte(1).number(term).number(term).number(30_000).byte(100);
     let publication =
         |who: usize| record(who, 4).byte(0).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
     let invitation = |uses: u8| record(1, 5).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
@@ -292,7 +331,7 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         Seed::good("overdrawn", script(vec![card(1, 0), card(2, 1), card(3, 1), invitation(1), beat(3, 1)])),
         Seed::good("evicted", script(vec![card(1, 0), lease(1, 3), revocation(1), beat(1, 9), card(1, 0)])),
         Seed::good("silent", script(vec![card(1, 0), beat(1, 1), beat(1, 2), lease(1, 3), wait, beat(1, 3)])),
-        Seed::good("statement", script(vec![card(1, 0), raw(STATEMENT, 3, &statement), again(1), again(2)])),
+        Seed::good("statement", script(vec![card(1, 0), raw(STATEMENT, 2, &statement), again(1), again(2)])),
         Seed::bad("raw", script(vec![raw(RAW, 1, &strange), again(2)])),
         Seed::bad("strangers", script(vec![beat(1, 1), beat(2, 1), again(5)])),
     ]

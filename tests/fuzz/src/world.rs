@@ -11,7 +11,7 @@ use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{AuthorityId, ClusterId, InvitationId, NodeId};
 use rustbalance_gossip::record::{
     AuthorityCertificate, Chain, DiscoveryKey, IntroPoint, Invitation, Member, MemberCertificate, PeriodId, PointNonce,
-    RelayId, Revocation, Role,
+    RelayId, Revocation, Role, Service,
 };
 use rustbalance_gossip::signed::{Check, Statement, Verified};
 use serde::Serialize;
@@ -93,6 +93,12 @@ impl World {
         }
     }
 
+    /// The first service, with that sequence number.
+    pub(crate) fn service(&self, seq: u64, ports: Vec<u16>) -> Service {
+        let (cluster, service) = (self.cluster, self.cluster.first_service());
+        Service { cluster, service, seq, issued: NOW, removed: false, ports, settings: Default::default() }
+    }
+
     pub(crate) fn revocation(&self, i: usize) -> Revocation {
         Revocation { cluster: self.cluster, node: self.nodes[i], revoked: NOW }
     }
@@ -145,6 +151,11 @@ pub(crate) fn unsigned<T: Statement>(signer: &[u8; 32], statement: &T) -> Vec<u8
 
 /// The same around any bytes.
 pub(crate) fn envelope(signer: &[u8; 32], statement: &[u8]) -> Vec<u8> {
+    signed(signer, statement, [0; 64])
+}
+
+/// The same with this signature.
+pub(crate) fn signed(signer: &[u8; 32], statement: &[u8], signature: [u8; 64]) -> Vec<u8> {
     #[derive(Serialize)]
     struct Envelope {
         signer: FixedBytes<32>,
@@ -152,7 +163,7 @@ pub(crate) fn envelope(signer: &[u8; 32], statement: &[u8]) -> Vec<u8> {
         signature: FixedBytes<64>,
     }
     let (signer, statement) = (FixedBytes(*signer), VarBytes(statement.to_vec()));
-    codec::encode(&Envelope { signer, statement, signature: FixedBytes([0; 64]) }).unwrap()
+    codec::encode(&Envelope { signer, statement, signature: FixedBytes(signature) }).unwrap()
 }
 
 /// An empty folder: in memory, where the system has one there, so that syncing costs nothing.

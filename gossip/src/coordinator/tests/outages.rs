@@ -72,7 +72,7 @@ fn a_node_that_is_evicted_or_says_goodbye_leaves_at_once() {
     let (mut scene, other) = pair(true, Role::Worker);
     scene.pass(60);
     let revocation = scene.founder.revoke(other.node());
-    scene.event(Event::Revocation(revocation));
+    scene.event(Event::Fact(revocation.into()));
     assert_eq!(listed(&scene, &other), 0, "in the middle of its hidden time");
 }
 

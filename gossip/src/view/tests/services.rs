@@ -93,6 +93,6 @@ fn a_node_has_room_for_so_many_services_and_the_oldest_make_way() {
     announce(&mut scene, 0, 200).unwrap();
     announce(&mut scene, 99, 201).unwrap();
     let known = scene.view.member(&who.node()).unwrap();
-    assert_eq!(known.services().count(), MAX_SERVICES);
+    assert_eq!(known.all_intro_points().count(), MAX_SERVICES);
     assert!(known.intro_points(&service(0)).is_some() && known.intro_points(&service(1)).is_none());
 }

@@ -1,5 +1,4 @@
-//! The authority's facts (revocations, invitations) as two neighbours compare and hand them over,
-//! first-hand.
+//! Facts as two neighbours compare and hand them over, first-hand.
 //!
 //! Gossip spreads facts, but a hostile member can have a node believe that it has heard all of
 //! them. So neighbours compare them on every link: each sends the digest of what it knows, when
@@ -12,17 +11,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha3::{Digest, Sha3_256};
 
+use super::FactEntry;
 use crate::bytes::{FixedBytes, VarBytes};
-use crate::codec;
-use crate::record::{MAX_RECORD, RecordKind};
-use crate::view::View;
+use crate::record::{MAX_RECORD, RecordKind, Signer};
 
 /// How often a digest that has not changed is sent again: the peer may have had no room for the
 /// facts that were handed over.
 const SEND_AGAIN: Duration = Duration::from_secs(60);
 /// How long two digests may differ before facts are handed over: gossip brings news to all in less.
 const DIFFERING: Duration = Duration::from_secs(2);
-/// How long a peer may take to tell a new digest after a hand-over.
+/// How long a peer may take to send a new digest after a hand-over.
 const TAKEN: Duration = Duration::from_secs(10);
 /// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to
 /// [`LONGEST_PAUSE`].
@@ -34,61 +32,54 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 const MAX_BATCH: usize = 32_768;
 
 /// Names the hash of a set of facts.
-const LABEL: &[u8] = b"rustbalance facts v1\0";
+const LABEL: &[u8] = b"rustbalance facts v2\0";
 
 /// The digest of all facts that a node knows.
 pub type FactsDigest = FixedBytes<32>;
 
 /// One fact on its way to a neighbour. Not to be believed before its signature is checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fact {
-    /// What it is said to be, as [`RecordKind::key`] has it. At most a frame long; unknown kinds
-    /// are skipped.
+pub struct CarriedFact {
+    /// Its key, as [`RecordKind::key`] has it. At most a frame long.
     pub kind: String,
     /// The signed record.
     pub record: VarBytes,
 }
 
-impl Fact {
-    /// The kind and the record, if the kind is one of facts that this version knows and the record
-    /// is not too long.
+impl CarriedFact {
+    /// The kind and the record, if the kind can be one of facts and the record is not too long.
     pub fn read(self) -> Option<(RecordKind, Vec<u8>)> {
-        let kind = RecordKind::from_key(&self.kind).filter(RecordKind::is_fact)?;
+        let kind = RecordKind::from_key(&self.kind).filter(|kind| kind.signer() != Signer::Node)?;
         (self.record.0.len() <= MAX_RECORD).then_some((kind, self.record.0))
     }
 }
 
-/// All facts that a node knows, and their digest.
+/// The facts that a node sends to its neighbours, and their digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct SharedFacts {
     digest: FactsDigest,
-    records: BTreeMap<RecordKind, Vec<u8>>,
+    /// By key.
+    records: BTreeMap<String, Vec<u8>>,
 }
 
-impl Facts {
-    /// Those in a view that are worth sending at the time `unix`, in seconds since the epoch.
-    ///
-    /// The digest is SHA3-256 over a label and, by kind, each key, a zero byte and the hash of the
-    /// content. Of a revocation the key says it all: two publishers may each have signed one.
-    pub fn of(view: &View, unix: u64) -> Self {
+impl SharedFacts {
+    /// The digest is SHA3-256 over a label and, in the order of the keys, each key, a zero byte and the hash of the
+    /// content.
+    pub(super) fn of<'a>(entries: impl Iterator<Item = FactEntry<'a>>) -> Self {
         let (mut records, mut contents) = (BTreeMap::new(), BTreeMap::new());
-        for revocation in view.revocations() {
-            let kind = RecordKind::Revocation(revocation.node);
-            if let Ok(record) = revocation.to_bytes() {
-                records.insert(kind, record);
-                contents.insert(kind, Vec::new());
+        for (key, whole) in entries.filter_map(|entry| Some((entry.kind.key(), entry.whole?))) {
+            if let Some(record) = whole.record() {
+                records.insert(key.clone(), record);
+                contents.insert(key, whole.content());
             }
         }
-        let invitations = view.invitations();
-        let current = invitations.iter().filter(|invitation| invitation.is_kept(unix));
-        for whole in current.filter_map(|invitation| invitations.whole(&invitation.token)) {
-            let kind = RecordKind::Invitation(whole.token);
-            if let (Ok(record), Ok(content)) = (whole.to_bytes(), codec::encode(&**whole)) {
-                records.insert(kind, record);
-                contents.insert(kind, content);
-            }
+        let mut hash = Sha3_256::new_with_prefix(LABEL);
+        for (key, content) in contents {
+            hash.update(key);
+            hash.update([0]);
+            hash.update(Sha3_256::digest(content));
         }
-        Self { digest: digest(&contents), records }
+        Self { digest: FixedBytes(hash.finalize().into()), records }
     }
 
     /// The digest of all of them: equal at two nodes that know the same facts.
@@ -97,11 +88,11 @@ impl Facts {
     }
 
     /// All of them, in messages of at most some 48 kB.
-    pub fn batches(&self) -> Vec<Vec<Fact>> {
+    pub fn batches(&self) -> Vec<Vec<CarriedFact>> {
         let mut batches = vec![Vec::new()];
         let mut size = 0;
-        for (kind, record) in &self.records {
-            let fact = Fact { kind: kind.key(), record: VarBytes(record.clone()) };
+        for (key, record) in &self.records {
+            let fact = CarriedFact { kind: key.clone(), record: VarBytes(record.clone()) };
             let bytes = fact.kind.len() + fact.record.0.len();
             if size > 0 && size + bytes > MAX_BATCH {
                 batches.push(Vec::new());
@@ -117,20 +108,10 @@ impl Facts {
     }
 }
 
-impl Default for Facts {
+impl Default for SharedFacts {
     fn default() -> Self {
-        Self { digest: digest(&BTreeMap::new()), records: BTreeMap::new() }
+        Self::of(std::iter::empty())
     }
-}
-
-fn digest(contents: &BTreeMap<RecordKind, Vec<u8>>) -> FactsDigest {
-    let mut hash = Sha3_256::new_with_prefix(LABEL);
-    for (kind, content) in contents {
-        hash.update(kind.key());
-        hash.update([0]);
-        hash.update(Sha3_256::digest(content));
-    }
-    FixedBytes(hash.finalize().into())
 }
 
 /// What is to be done on a link now.
@@ -208,11 +189,12 @@ impl FactSync {
 
 #[cfg(test)]
 mod tests {
+    use super::super::AllFacts;
     use super::*;
-    use crate::liveness::Patience;
-    use crate::record::Role;
+    use crate::codec;
+    use crate::record::{AnyFact, Role};
+    use crate::signed::Strict;
     use crate::sim::{FOUNDED, Founder};
-    use crate::time::Now;
 
     fn digest(i: u8) -> FactsDigest {
         FixedBytes([i; 32])
@@ -222,39 +204,38 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    fn view(founder: &Founder, revoked: impl IntoIterator<Item = u32>) -> View {
-        let mut view = View::new(founder.node(0, Role::Publisher).member, Patience::default(), 0);
+    fn facts(founder: &Founder, revoked: impl IntoIterator<Item = u32>) -> AllFacts {
+        let mut facts = AllFacts::default();
         for number in revoked {
             let node = founder.node(number, Role::Worker).node();
-            view.fold_revocation(founder.revoke(node), Now { mono: seconds(1), unix: FOUNDED }).unwrap();
+            facts.put(founder.revoke(node).into(), FOUNDED).unwrap();
         }
-        view
+        facts
     }
 
-    /// Gives all facts of one view to another.
-    fn hand_over(from: &View, to: &mut View) {
-        let now = Now { mono: seconds(1), unix: FOUNDED };
-        let me = from.me();
-        for fact in Facts::of(from, FOUNDED).batches().into_iter().flatten() {
+    /// Gives all facts of one node to another.
+    fn hand_over(founder: &Founder, from: &AllFacts, to: &mut AllFacts) {
+        let authority = founder.node(0, Role::Publisher).member.authority_id();
+        for fact in from.shared(FOUNDED).batches().into_iter().flatten() {
             let (kind, bytes) = fact.read().unwrap();
-            to.ingest(me, kind, &bytes, now).unwrap();
+            let fact = AnyFact::read(kind, &bytes, authority.public_key(), &Strict).unwrap();
+            to.put(fact, FOUNDED).unwrap();
         }
     }
 
     #[test]
-    fn two_views_agree_once_each_has_handed_its_facts_over() {
+    fn two_nodes_agree_once_each_has_handed_its_facts_over() {
         let founder = Founder::new(1);
-        let (mut one, mut other) = (view(&founder, 1..300), view(&founder, 250..400));
-        let now = Now { mono: seconds(1), unix: FOUNDED };
-        one.fold_invitation(founder.invitation(1, 3, &[]), now).unwrap();
+        let (mut one, mut other) = (facts(&founder, 1..300), facts(&founder, 250..400));
+        one.put(founder.invitation(1, 3, &[]).into(), FOUNDED).unwrap();
         let used = founder.invitation(1, 3, &[founder.node(1, Role::Worker).node()]);
-        other.fold_invitation(used, now).unwrap();
-        assert_ne!(Facts::of(&one, FOUNDED).digest(), Facts::of(&other, FOUNDED).digest());
-        hand_over(&one, &mut other);
-        hand_over(&other, &mut one);
-        assert_eq!(Facts::of(&one, FOUNDED), Facts::of(&other, FOUNDED));
-        assert_eq!(one.revocations().len(), 399);
-        let batches = Facts::of(&one, FOUNDED).batches();
+        other.put(used.into(), FOUNDED).unwrap();
+        assert_ne!(one.shared(FOUNDED).digest(), other.shared(FOUNDED).digest());
+        hand_over(&founder, &one, &mut other);
+        hand_over(&founder, &other, &mut one);
+        assert_eq!(one.shared(FOUNDED), other.shared(FOUNDED));
+        assert_eq!(one.revocations.len(), 399);
+        let batches = one.shared(FOUNDED).batches();
         assert!(batches.len() > 2 && batches.iter().all(|batch| codec::encode(batch).unwrap().len() < 100_000));
     }
 
@@ -262,11 +243,11 @@ mod tests {
     fn only_facts_are_read() {
         let founder = Founder::new(1);
         let node = founder.node(1, Role::Worker);
-        for kind in ["card".to_string(), "later/1".into(), format!("rev/{}", node.node()).to_uppercase()] {
-            assert_eq!(Fact { kind, record: VarBytes(vec![1]) }.read(), None);
+        for kind in ["card".to_string(), "LATER/1".into(), format!("rev/{}", node.node()).to_uppercase()] {
+            assert_eq!(CarriedFact { kind, record: VarBytes(vec![1]) }.read(), None);
         }
         let kind = RecordKind::Revocation(node.node()).key();
-        assert_eq!(Fact { kind, record: VarBytes(vec![0; MAX_RECORD + 1]) }.read(), None);
+        assert_eq!(CarriedFact { kind, record: VarBytes(vec![0; MAX_RECORD + 1]) }.read(), None);
     }
 
     #[test]

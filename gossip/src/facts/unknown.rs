@@ -1,0 +1,189 @@
+//! Facts of kinds that a later version has. This version cannot read them, and still keeps them, announces them and hands
+//! them over, so that they reach the nodes that can: a cluster is upgraded node by node.
+//!
+//! Of two statements under one key the one with the higher number stays.
+
+use std::collections::BTreeMap;
+
+use super::{FactEntry, FactError, Whole};
+use crate::record::{RecordKind, UnknownFact, UnknownKey};
+
+/// Most facts of unknown kinds that are kept.
+const MOST: usize = 512;
+/// Most bytes of them: together they fit into what a peer takes of one node's records beside all that is known.
+const MOST_BYTES: usize = 256 * 1024;
+
+impl Whole for UnknownFact {
+    fn signature(&self) -> [u8; 64] {
+        *UnknownFact::signature(self)
+    }
+
+    fn record(&self) -> Option<Vec<u8>> {
+        self.to_bytes().ok()
+    }
+
+    fn content(&self) -> &[u8] {
+        self.encoded()
+    }
+}
+
+/// The facts of unknown kinds: bounded, those that came first stay.
+#[derive(Debug, Clone, Default)]
+pub struct UnknownFacts {
+    known: BTreeMap<UnknownKey, UnknownFact>,
+    bytes: usize,
+}
+
+impl UnknownFacts {
+    /// Keeps a fact. True if it says more than what was known under its key.
+    pub(crate) fn fold(&mut self, fact: UnknownFact, unix: u64) -> Result<bool, FactError> {
+        let (key, known) = (fact.key(), self.known.get(&fact.key()));
+        if known.is_some_and(|known| known.rank() >= fact.rank()) {
+            return Ok(false);
+        }
+        let replaced = known.map_or(0, size);
+        let fits =
+            |it: &Self| it.bytes - replaced + size(&fact) <= MOST_BYTES && (replaced > 0 || it.known.len() < MOST);
+        if !fits(self) {
+            self.known.retain(|kept, fact| *kept == key || unix <= fact.kept_until());
+            self.bytes = self.known.values().map(size).sum();
+        }
+        if !fits(self) {
+            return Err(FactError::Full("facts of kinds that this version does not know"));
+        }
+        self.bytes = self.bytes - replaced + size(&fact);
+        self.known.insert(key, fact);
+        Ok(true)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// One of them.
+    pub fn get(&self, key: &UnknownKey) -> Option<&UnknownFact> {
+        self.known.get(key)
+    }
+
+    /// Each of them, by key.
+    pub fn iter(&self) -> impl Iterator<Item = &UnknownFact> + '_ {
+        self.known.values()
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = FactEntry<'_>> {
+        self.known.iter().map(|(key, fact)| FactEntry {
+            kind: RecordKind::Unknown(*key),
+            kept_until: fact.kept_until(),
+            by_workers: true,
+            whole: Some(fact),
+        })
+    }
+}
+
+fn size(fact: &UnknownFact) -> usize {
+    fact.encoded().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+
+    use super::*;
+    use crate::codec;
+    use crate::id::ClusterId;
+    use crate::record::{Invitation, OpenError, Role};
+    use crate::signed::{Strict, VerifyError};
+    use crate::sim::{FOUNDED, Founder};
+
+    #[derive(Serialize)]
+    struct Later {
+        cluster: ClusterId,
+        seq: u64,
+        expires: Option<u64>,
+        what: String,
+    }
+
+    struct Scene {
+        founder: Founder,
+        facts: UnknownFacts,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            Self { founder: Founder::new(1), facts: UnknownFacts::default() }
+        }
+
+        fn record(&self, name: &str, seq: u64, expires: Option<u64>, what: &str) -> Vec<u8> {
+            let cluster = self.founder.node(0, Role::Publisher).cluster();
+            let statement = codec::encode(&Later { cluster, seq, expires, what: what.into() }).unwrap();
+            self.founder.sign_foreign(&format!("rustbalance record {name}"), statement)
+        }
+
+        fn read(&self, key: UnknownKey, bytes: &[u8]) -> Result<UnknownFact, OpenError> {
+            let authority = self.founder.node(0, Role::Publisher).member.authority_id();
+            UnknownFact::read(key, bytes, authority.public_key(), &Strict)
+        }
+
+        fn take(&mut self, key: UnknownKey, bytes: &[u8], unix: u64) -> Result<bool, FactError> {
+            let fact = self.read(key, bytes).unwrap();
+            self.facts.fold(fact, unix)
+        }
+    }
+
+    fn key(text: &str) -> UnknownKey {
+        match RecordKind::from_key(text) {
+            Some(RecordKind::Unknown(key)) => key,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_highest_statement_of_a_key_stays_as_it_came() {
+        let mut scene = Scene::new();
+        let key = key("later/x");
+        let [old, new] = [1, 2].map(|seq| scene.record("later", seq, None, "something"));
+        assert_eq!(scene.take(key, &old, FOUNDED), Ok(true));
+        assert_eq!(scene.take(key, &old, FOUNDED), Ok(false));
+        assert_eq!(scene.take(key, &new, FOUNDED), Ok(true));
+        assert_eq!(scene.take(key, &old, FOUNDED), Ok(false));
+        assert_eq!(scene.facts.get(&key).map(|fact| fact.to_bytes().unwrap()), Some(new));
+    }
+
+    #[test]
+    fn only_what_the_authority_has_signed_for_this_kind_is_a_fact() {
+        let scene = Scene::new();
+        let of_another_kind = scene.record("other", 1, None, "something");
+        let refused = scene.read(key("later/x"), &of_another_kind).err();
+        assert_eq!(refused, Some(OpenError::Verify(VerifyError::Signature)));
+        let node = scene.founder.node(1, Role::Publisher);
+        let of_a_node = crate::sim::sign(node.card(1, 1), &node.key).to_bytes().unwrap();
+        let refused = scene.read(key("later/x"), &of_a_node).err();
+        assert_eq!(refused, Some(OpenError::Verify(VerifyError::Signer)));
+    }
+
+    #[test]
+    fn they_are_bounded_and_those_that_are_over_make_room() {
+        let mut scene = Scene::new();
+        let large = "x".repeat(15_000);
+        let mut take = |number: usize, expires, unix| {
+            let record = scene.record("later", 1, expires, &large);
+            scene.take(key(&format!("later/{number}")), &record, unix).is_ok()
+        };
+        let kept = (0..30).take_while(|number| take(*number, (*number == 3).then_some(FOUNDED), FOUNDED)).count();
+        assert_eq!(kept, 17);
+        assert!(!take(30, None, FOUNDED + Invitation::KEPT_SECONDS));
+        assert!(take(30, None, FOUNDED + Invitation::KEPT_SECONDS + 1));
+        assert!(!take(31, None, FOUNDED + Invitation::KEPT_SECONDS + 1));
+        let mut scene = Scene::new();
+        for number in 0..MOST + 10 {
+            let record = scene.record("later", 1, None, "");
+            assert_eq!(scene.take(key(&format!("later/{number}")), &record, FOUNDED).is_ok(), number < MOST);
+        }
+    }
+}

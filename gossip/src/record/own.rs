@@ -1,0 +1,135 @@
+//! What holds of every record that a node says of itself.
+
+use super::{
+    Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, NodeCard, PeriodId, Publication,
+};
+use crate::address::mesh_address;
+use crate::id::{ClusterId, NodeId, ServiceId};
+
+/// Highest revision that a publisher is believed to have used: the clock gives less than 2^48.
+const MAX_REVISION: u64 = 1 << 57;
+/// Most periods in one publication.
+pub(crate) const MAX_PERIODS: usize = 8;
+/// No period begins later, in seconds since the Unix epoch: the year 10000.
+const MAX_PERIOD_START: u64 = 253_402_300_800;
+/// Longest version string in a card, in bytes.
+const MAX_VERSION: usize = 64;
+
+/// What a field may not hold, whoever has signed it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OutOfBounds {
+    /// A field outside its bounds.
+    #[error("{0} outside its bounds")]
+    Field(&'static str),
+    /// A number higher than anything but malice explains.
+    #[error("a {0} too far ahead")]
+    Jump(&'static str),
+    /// The mesh address in the card is not the one derived from the node id.
+    #[error("the mesh address in the card is not the node's")]
+    Address,
+}
+
+/// A record that a node says of itself. The newest of a kind replaces those before it.
+pub trait NodeRecord {
+    /// Which cluster it is about.
+    fn cluster(&self) -> ClusterId;
+    /// The node that says it.
+    fn node(&self) -> NodeId;
+    /// Its sequence number: rises with every record of the node, over restarts too.
+    fn seq(&self) -> u64;
+    /// Checks what can be checked without knowing anything else.
+    ///
+    /// # Errors
+    /// Names the first field that is out of its bounds.
+    fn check_bounds(&self) -> Result<(), OutOfBounds>;
+}
+
+/// A record of which a node has one for each value of a key.
+pub trait Keyed: NodeRecord {
+    /// The second part of the key under which it stands.
+    type Key;
+    /// Which of them it is.
+    fn about(&self) -> Self::Key;
+}
+
+macro_rules! of_a_service {
+    ($($Type:ident)*) => {
+        $(impl Keyed for $Type {
+            type Key = ServiceId;
+            fn about(&self) -> ServiceId {
+                self.service
+            }
+        })*
+    };
+}
+
+of_a_service! { IntroPoints Publication }
+
+macro_rules! node_record {
+    ($($Type:ident, $node:ident, |$it:ident| $bounds:expr;)*) => {
+        $(impl NodeRecord for $Type {
+            fn cluster(&self) -> ClusterId {
+                self.cluster
+            }
+            fn node(&self) -> NodeId {
+                self.$node
+            }
+            fn seq(&self) -> u64 {
+                self.seq
+            }
+            fn check_bounds(&self) -> Result<(), OutOfBounds> {
+                let $it = self;
+                $bounds
+            }
+        })*
+    };
+}
+
+node_record! {
+    NodeCard, node, |card| check_card(card);
+    Heartbeat, node, |_beat| Ok(());
+    IntroPoints, node, |record| {
+        within(record.nonces.len() == record.points.len(), "number of nonces")?;
+        check_points(&record.points)
+    };
+    Lease, holder, |_lease| Ok(());
+    Publication, node, |publication| check_publication(publication);
+}
+
+pub(super) fn within(condition: bool, what: &'static str) -> Result<(), OutOfBounds> {
+    if condition { Ok(()) } else { Err(OutOfBounds::Field(what)) }
+}
+
+fn check_card(card: &NodeCard) -> Result<(), OutOfBounds> {
+    if card.address != mesh_address(&card.node) {
+        return Err(OutOfBounds::Address);
+    }
+    within((1..=100).contains(&card.weight), "weight")?;
+    within(card.version.len() <= MAX_VERSION && !card.version.chars().any(char::is_control), "version")?;
+    let rising = card.ports.is_sorted_by(|a, b| a < b) && !card.ports.contains(&0);
+    within(rising && card.ports.len() <= NodeCard::MAX_PORTS, "ports")
+}
+
+/// Whether intro points are fit to stand in a descriptor.
+pub(crate) fn check_points(points: &[IntroPoint]) -> Result<(), OutOfBounds> {
+    within(points.len() <= MAX_INTRO_POINTS, "number of intro points")?;
+    let sound = |point: &IntroPoint| {
+        (1..=8).contains(&point.link_specifiers.len())
+            && point.link_specifiers.iter().all(|specifier| (2..=64).contains(&specifier.0.len()))
+            && point.specified() <= MAX_SPECIFIED
+    };
+    within(points.iter().all(sound), "link specifiers")?;
+    let mut keys: Vec<_> = points.iter().map(|point| point.session_key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    within(keys.len() == points.len(), "session keys")
+}
+
+fn check_publication(publication: &Publication) -> Result<(), OutOfBounds> {
+    within(publication.periods.len() <= MAX_PERIODS, "number of periods")?;
+    let sound =
+        |id: &PeriodId| (1..=PeriodId::MAX_MINUTES).contains(&id.length_minutes) && id.start() < MAX_PERIOD_START;
+    within(publication.periods.iter().all(|it| sound(&it.period)), "period")?;
+    let sane = publication.periods.iter().all(|period| period.revision <= MAX_REVISION);
+    if sane { Ok(()) } else { Err(OutOfBounds::Jump("revision")) }
+}

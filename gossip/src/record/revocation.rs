@@ -1,0 +1,55 @@
+//! A revocation: the end of a membership.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fact, OutOfBounds};
+use crate::id::{ClusterId, NodeId};
+use crate::signed::Statement;
+
+/// The authority's word that a node is no longer a member. Final: the node comes back only under a new key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// The cluster it is for.
+    pub cluster: ClusterId,
+    /// Who.
+    pub node: NodeId,
+    /// When, in seconds since the Unix epoch.
+    pub revoked: u64,
+}
+
+impl Statement for Revocation {
+    const CONTEXT: &'static str = "rustbalance revocation v1";
+    const MAX_SIZE: usize = 512;
+}
+
+impl Fact for Revocation {
+    type Id = NodeId;
+    const PLURAL: &'static str = "revocations";
+    const MOST: usize = 4096;
+    /// If a single node is left that knows of it, all shall.
+    const BY_WORKERS: bool = true;
+
+    fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    fn id(&self) -> NodeId {
+        self.node
+    }
+
+    fn check_bounds(&self) -> Result<(), OutOfBounds> {
+        Ok(())
+    }
+
+    /// The first one stays: any other says the same.
+    fn merge(&mut self, _other: &Self) {}
+
+    fn kept_until(&self) -> u64 {
+        u64::MAX
+    }
+
+    /// Nothing: two publishers may each have signed one.
+    fn content(_statement: &[u8]) -> &[u8] {
+        &[]
+    }
+}

@@ -1,0 +1,77 @@
+//! Several services on a network that behaves: one publisher serves them all, and what happens to one leaves the others
+//! alone.
+
+use std::time::Duration;
+
+use super::checks::period_at;
+use super::faults::{Scenario, Weights};
+use super::takeover::until_settled;
+use super::world::World;
+use crate::id::ServiceId;
+use crate::source::Source;
+
+/// How often the points of the last service change.
+const CHANGES: usize = 3;
+
+/// After the nodes agree: what was under way is published by then.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What was seen.
+#[derive(Debug, Clone)]
+pub struct Services {
+    /// Nodes that publish once all agree.
+    pub publishers: usize,
+    /// Whether the publisher serves all of the services itself.
+    pub publisher_serves_all: bool,
+    /// The revision of each service on the directories once all agree.
+    pub before: Vec<u64>,
+    /// The same after the points of the last service have changed three times.
+    pub after: Vec<u64>,
+    /// From the death of a node until no descriptor of any service names a point of it.
+    pub gone: Duration,
+}
+
+/// Forms a cluster of so many services, changes the points of the last one, kills a node that serves all of them.
+pub fn services(seed: u64, nodes: usize, services: u32) -> Option<Services> {
+    let mut world = World::new(Scenario { services, weights: Weights::NONE, ..Scenario::new(seed, nodes) });
+    world.calm = true;
+    until_settled(&mut world)?;
+    world.run_until(world.now + QUIET);
+    let publishers = world.hosts.iter().filter(|host| host.process.as_ref().is_some_and(|it| it.leading.is_some()));
+    let publishers = publishers.count();
+    let publisher = world.publisher_now()?;
+    let (first, last) = (*world.services.first()?, *world.services.last()?);
+    let serves_all = |world: &World, host: usize| world.services.iter().all(|service| world.serves(host, service));
+    let publisher_serves_all = serves_all(&world, publisher);
+    let before = revisions(&world, publisher)?;
+    let victim = (0..nodes).find(|host| *host != publisher && serves_all(&world, *host))?;
+    for _ in 0..CHANGES {
+        let points = world.hosts[victim].disk.points.get(&last)?.iter().skip(1).cloned().collect();
+        world.set_points(victim, last, points);
+        world.run_until(world.now + Duration::from_secs(10));
+        until_settled(&mut world)?;
+    }
+    let after = revisions(&world, world.publisher_now()?)?;
+    world.kill(victim);
+    let (died, source) = (world.now, Source::Node(world.hosts[victim].id()));
+    while [first, last].iter().any(|service| names(&world, service, source)) {
+        world.run_until(world.now + Duration::from_millis(250));
+        if world.now > died + Duration::from_secs(120) {
+            return None;
+        }
+    }
+    let gone = world.now - died;
+    world.violations.is_empty().then_some(Services { publishers, publisher_serves_all, before, after, gone })
+}
+
+/// The revision of each service on the directories now.
+fn revisions(world: &World, publisher: usize) -> Option<Vec<u64>> {
+    let period = period_at(world.hosts[publisher].clock(world.now).unix);
+    world.services.iter().map(|service| Some(world.directories.get(&(*service, period))?.revision)).collect()
+}
+
+/// Whether any descriptor of this service names a point of that source.
+fn names(world: &World, service: &ServiceId, source: Source) -> bool {
+    let of_service = world.directories.iter().filter(|((of, _), _)| of == service);
+    of_service.flat_map(|(_, directory)| &directory.points).any(|(of, _)| *of == source)
+}

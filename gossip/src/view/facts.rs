@@ -1,0 +1,118 @@
+//! How a fact becomes part of the view, and what the view concludes from a new one.
+
+use std::collections::BTreeSet;
+
+use super::{Changes, MemberView, Rejection, Standing, View};
+use crate::id::{InvitationId, NodeId, ServiceId};
+use crate::record::{AnyFact, Fact, OpenError, RecordKind, Signer};
+use crate::record_kinds;
+use crate::signed::VerifyError;
+use crate::time::Now;
+
+/// Age in seconds of a revocation that should have come earlier: more than the ten minutes by which
+/// clocks may differ.
+const LATE: u64 = 900;
+
+/// Generates the one way from a fact of any kind to its container, and to what concludes from it.
+macro_rules! learns {
+    (
+        own $own:tt
+        keyed $keyed:tt
+        facts { $($Fact:ident($fact:literal, $Id:ty): $FactType:ty, $facts:ident => $learn:ident;)* }
+    ) => {
+        impl View {
+            /// Folds a fact whose signature has been checked.
+            pub(crate) fn fold_fact(&mut self, fact: impl Into<AnyFact>, now: Now) -> Result<Changes, Rejection> {
+                let fact = fact.into();
+                if fact.cluster() != self.cluster {
+                    return Err(Rejection::Cluster);
+                }
+                let mut changes = Changes { facts: true, ..Changes::default() };
+                match fact {
+                    $(AnyFact::$Fact(statement) => {
+                        let id = Fact::id(&*statement);
+                        if !self.facts.$facts.fold(statement, now.unix)? {
+                            return Ok(Changes::default());
+                        }
+                        changes |= self.$learn(id, now);
+                    })*
+                    AnyFact::Unknown(fact) => changes.facts = self.facts.unknown.fold(fact, now.unix)?,
+                }
+                Ok(changes)
+            }
+        }
+    };
+}
+
+record_kinds!(learns);
+
+impl View {
+    pub(super) fn take_fact(&mut self, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
+        if self.facts.has(kind, bytes) {
+            return Ok(Changes::default());
+        }
+        match AnyFact::read(kind, bytes, self.authority.public_key(), &*self.check) {
+            Ok(fact) => self.fold_fact(fact, now),
+            // What a node of a later version says of itself: gossip alone carries it.
+            Err(OpenError::Verify(VerifyError::Signer)) if kind.signer() == Signer::Unknown => Ok(Changes::default()),
+            Err(OpenError::Verify(VerifyError::Signer)) => Err(Rejection::Authority),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn learn_invitation(&mut self, token: InvitationId, _now: Now) -> Changes {
+        let mut changes = Changes { invitations: true, ..Changes::default() };
+        changes |= self.judge_redeemers(&token);
+        changes
+    }
+
+    /// What a service changes is read where it is used: there is nothing to conclude.
+    fn learn_service(&mut self, _service: ServiceId, _now: Now) -> Changes {
+        Changes { services: true, ..Changes::default() }
+    }
+
+    fn learn_revocation(&mut self, node: NodeId, now: Now) -> Changes {
+        let revoked = self.facts.revocations.get(&node).map_or(now.unix, |revocation| revocation.revoked);
+        let late = revoked < self.began || revoked.saturating_add(LATE) < now.unix;
+        let mut changes = Changes { members: true, points: true, revocations: true, ..Changes::default() };
+        if let Some(known) = self.nodes.get_mut(&node) {
+            changes.misled = known.alive && late;
+            known.standing = Standing::Revoked;
+            known.alive = false;
+            changes.leases = known.lease().is_some();
+            self.rank_members_claims();
+        }
+        self.pending.take(node);
+        changes
+    }
+
+    /// Decides again which of the nodes that joined with `token` came after it was used up.
+    ///
+    /// Publishers that are cut off from each other may let different nodes in with one token. The merged invitation then
+    /// has more redeemers than uses. The nodes with the lowest (issue date of the member certificate, node id) stand,
+    /// the others are not members: every node that knows the same certificates computes the same.
+    pub(super) fn judge_redeemers(&mut self, token: &InvitationId) -> Changes {
+        let with_token = |node: &MemberView| node.member.certificate.invitation == Some(*token);
+        let uses = self.facts.invitations.get(token).map_or(usize::MAX, |invitation| invitation.uses.into());
+        let joined: BTreeSet<(u64, NodeId)> =
+            self.nodes.values().filter(|node| with_token(node)).map(|node| (node.joined, node.node())).collect();
+        let overdrawn: BTreeSet<NodeId> = joined.into_iter().skip(uses).map(|(_, node)| node).collect();
+        let mut changes = Changes::default();
+        for node in self.nodes.values_mut().filter(|node| with_token(node)) {
+            let standing = match (node.standing, overdrawn.contains(&node.node())) {
+                (Standing::Revoked, _) => Standing::Revoked,
+                (_, true) => Standing::Overdrawn,
+                (Standing::Overdrawn, false) => Standing::Member,
+                (other, false) => other,
+            };
+            if standing != node.standing {
+                node.standing = standing;
+                changes |= Changes { members: true, points: true, leases: true, ..Changes::default() };
+            }
+        }
+        if changes.leases {
+            self.rank_members_claims();
+        }
+        changes
+    }
+}

@@ -1,0 +1,168 @@
+//! What each kind of record changes in the view, once it has been checked.
+
+use std::time::Duration;
+
+use super::services::start;
+use super::{Changes, MemberView, Rejection, View};
+use crate::lease::TERMS_PER_SECOND;
+use crate::record::{AnyRecord, Heartbeat, IntroPoints, Lease, NodeCard, Phase, Publication, Role};
+use crate::record_kinds;
+use crate::signed::Verified;
+use crate::time::Now;
+
+/// A heartbeat older than this proves nothing about a node that has been silent at least as long: it may be a replay.
+/// 30 min = 2 x 10 min of permitted clock skew plus gossip delay, and half of the hour for which nodes keep a dead
+/// node's records.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+/// Revisions above this are ignored when the next one is chosen: a node that ever held the master key could announce the
+/// highest of all and leave no valid successor. A publisher that is above it already is still believed.
+pub const MAX_FENCE: u64 = 1 << 56;
+/// Most periods of one publisher and service whose highest revision is remembered, in memory and on disk. At most three
+/// are current at once.
+pub const MAX_REVISIONS: usize = 16;
+
+/// Generates the one way from a record of any kind to what folds it.
+macro_rules! folds {
+    (
+        own { $($Own:ident($own:literal): $OwnType:ty => $own_fold:ident;)* }
+        keyed { $($Keyed:ident($keyed:literal, $Key:ty): $KeyedType:ty => $keyed_fold:ident;)* }
+        facts $facts:tt
+    ) => {
+        impl View {
+            /// Folds a record that has been checked, or that this node says of itself.
+            pub(crate) fn fold_record(&mut self, record: AnyRecord, now: Now) -> Result<Changes, Rejection> {
+                match record {
+                    $(AnyRecord::$Own(record) => self.$own_fold(record, now),)*
+                    $(AnyRecord::$Keyed(record) => self.$keyed_fold(record, now),)*
+                }
+            }
+        }
+    };
+}
+
+record_kinds!(folds);
+
+impl View {
+    /// Keeps a record in place of the one before it, and concludes nothing.
+    fn keep(&mut self, record: impl Into<AnyRecord>, _now: Now) -> Result<Changes, Rejection> {
+        let record = record.into();
+        if let Some(node) = self.nodes.get_mut(&record.node()) {
+            node.records.insert(record.kind(), record);
+        }
+        Ok(Changes::default())
+    }
+
+    pub(crate) fn fold_card(&mut self, card: Verified<NodeCard>, now: Now) -> Result<Changes, Rejection> {
+        let known = self.nodes.get(&card.node).and_then(MemberView::card);
+        // A card is announced again every few minutes under a new number: that changes nothing, and nothing on disk.
+        let again = |known: &Verified<NodeCard>| NodeCard { seq: card.seq, ..(**known).clone() } == *card;
+        let changed = !known.is_some_and(again);
+        self.keep(card, now)?;
+        Ok(Changes { members: changed, points: changed, ..Changes::default() })
+    }
+
+    pub(crate) fn fold_heartbeat(&mut self, beat: Verified<Heartbeat>, now: Now) -> Result<Changes, Rejection> {
+        let (id, phase) = (beat.node, beat.phase);
+        let of_other = id != self.me;
+        if of_other && self.is_too_old(&beat, now) {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.doubted = Some(now.mono);
+            }
+            return Err(Rejection::Old);
+        }
+        let turned = of_other && self.liveness.beat(id, phase == Phase::Gone, now.mono);
+        let alive = !of_other || self.liveness.is_alive(&id);
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(Changes::default()) };
+        let changed = turned || node.phase() != phase || node.heartbeat().is_none();
+        let restarted = node.heartbeat().is_some_and(|known| start(known.seq) != start(beat.seq));
+        if of_other && node.instances.take(&beat) {
+            node.doubled = Some(now.mono);
+        }
+        node.alive = alive;
+        node.been_alive |= alive;
+        node.last_heard = Some(now.mono);
+        self.keep(beat, now)?;
+        Ok(Changes { members: changed, points: changed || restarted, ..Changes::default() })
+    }
+
+    /// Whether a beat may be a replay: of a node that has been silent for so long that its last record may be forgotten,
+    /// every old record is news. Between nodes that hear each other no clock is compared, so one that jumps silences no
+    /// node. A date in the future is believed: a replay has none, and a slow clock of ours must not make us deaf.
+    fn is_too_old(&self, beat: &Heartbeat, now: Now) -> bool {
+        let heard = self.nodes.get(&beat.node).and_then(|node| node.last_heard);
+        let lost = heard.is_none_or(|at| now.mono.saturating_sub(at) > MAX_AGE);
+        lost && beat.unix.saturating_add(MAX_AGE.as_secs()) < now.unix
+    }
+
+    /// A heartbeat below the newest shows one thing: whether a second process signs with the node's key.
+    pub(super) fn take_stale_beat(&mut self, beat: &Heartbeat, now: Now) {
+        if let Some(node) = self.nodes.get_mut(&beat.node).filter(|node| node.instances.outlasts(beat)) {
+            node.doubled = Some(now.mono);
+        }
+    }
+
+    pub(crate) fn fold_points(&mut self, points: Verified<IntroPoints>, now: Now) -> Result<Changes, Rejection> {
+        let sound = points.node == self.me || points.served().all(|served| (self.point_check)(points.node, &served));
+        if !sound {
+            return Err(Rejection::Points);
+        }
+        let Some(node) = self.nodes.get_mut(&points.node) else { return Ok(Changes::default()) };
+        let (id, service) = (points.node, points.service);
+        node.make_service_room(service, points.seq)?;
+        let moved = node.intro_points(&service).is_none_or(|known| known.points != points.points);
+        let before = node.fitness(&service);
+        self.keep(points, now)?;
+        let after = self.nodes.get(&id).map(|node| node.fitness(&service));
+        Ok(Changes { points: moved || after != Some(before), ..Changes::default() })
+    }
+
+    pub(crate) fn fold_lease(&mut self, lease: Verified<Lease>, now: Now) -> Result<Changes, Rejection> {
+        let Some(node) = self.nodes.get_mut(&lease.holder) else { return Ok(Changes::default()) };
+        if node.member.role() != Role::Publisher {
+            return Err(Rejection::Role);
+        }
+        if lease.holder != self.me && lease.term > now.unix.saturating_mul(TERMS_PER_SECOND) {
+            return Err(Rejection::Jump("term"));
+        }
+        self.highest_term = self.highest_term.max(lease.term);
+        // A lease given up is no claim: a node gives up whatever it may have held when it starts.
+        if lease.ttl_ms > 0 {
+            node.claimed = node.claimed.max(lease.term);
+            self.claimed_term = self.claimed_term.max(lease.term);
+        }
+        node.lease_seen = now.mono;
+        // A node that gives up a lease which it does not hold, as each does when it starts, changes no order.
+        let ranks = lease.ttl_ms > 0 || self.best.is_some_and(|best| best.holder == lease.holder);
+        self.keep(lease, now)?;
+        if ranks {
+            self.rank_claims();
+        }
+        Ok(Changes { leases: true, ..Changes::default() })
+    }
+
+    pub(crate) fn fold_publication(
+        &mut self,
+        publication: Verified<Publication>,
+        now: Now,
+    ) -> Result<Changes, Rejection> {
+        let Some(node) = self.nodes.get_mut(&publication.node) else { return Ok(Changes::default()) };
+        if node.member.role() != Role::Publisher {
+            return Err(Rejection::Role);
+        }
+        node.make_service_room(publication.service, publication.seq)?;
+        let revisions = node.revisions.entry(publication.service).or_default();
+        for period in &publication.periods {
+            let highest = revisions.entry(period.period).or_default();
+            *highest = (*highest).max(period.revision.min(MAX_FENCE));
+        }
+        while revisions.len() > MAX_REVISIONS {
+            // Periods of the far past or future must not push the present one out.
+            let furthest = revisions.keys().copied().max_by_key(|id| (id.start().abs_diff(now.unix), *id));
+            furthest.map(|id| revisions.remove(&id));
+        }
+        let known = node.publication(&publication.service);
+        let changed = known.is_none_or(|known| known.periods != publication.periods);
+        self.keep(publication, now)?;
+        Ok(Changes { publications: changed, ..Changes::default() })
+    }
+}

@@ -1,0 +1,26 @@
+//! A cluster with two services: both published whole by one publisher, their revisions apart, a dead node out of both
+//! descriptors within the stated time.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use rustbalance_gossip::sim::{Scenario, longest_silence, services, sweep};
+
+/// Everything goes wrong; some nodes serve one of the services only, and publish both all the same.
+#[test]
+fn both_services_are_whole_after_the_faults() {
+    sweep("two_services", &[(700, 6)], 4, 6, |seed, nodes| Scenario { services: 2, ..Scenario::new(seed, nodes) });
+}
+
+#[test]
+fn one_publisher_keeps_their_revisions_apart_and_a_dead_node_leaves_both() {
+    let mut published_without_serving = false;
+    for seed in 1..=6 {
+        let seen = services(seed, 6, 2).unwrap();
+        assert_eq!(seen.publishers, 1, "seed {seed}");
+        assert_eq!(seen.after[0], seen.before[0], "seed {seed}: nothing happened to the first");
+        assert!(seen.after[1] > seen.before[1], "seed {seed}: {seen:?}");
+        assert!(seen.gone <= longest_silence(6), "seed {seed}: {:?}", seen.gone);
+        published_without_serving |= !seen.publisher_serves_all;
+    }
+    assert!(published_without_serving, "no publisher ever published what it does not serve");
+}

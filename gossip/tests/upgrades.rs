@@ -1,0 +1,98 @@
+//! Upgrades node by node: a node of a later version announces kinds and fields that the others do not know, and they carry
+//! them to the nodes that do.
+
+#![allow(missing_docs, clippy::panic, clippy::unwrap_used)]
+
+use ciborium::Value;
+use rustbalance_gossip::codec;
+use rustbalance_gossip::id::{ClusterId, NodeId};
+use rustbalance_gossip::record::{NodeCard, RecordKind};
+use rustbalance_gossip::signed::{Statement, Unverified, sign_foreign};
+use rustbalance_gossip::sim::{FOUNDED, Founder, Identity, Records, sign, upgrade};
+use serde::{Deserialize, Serialize};
+
+/// A node's record of a kind that this version does not know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Endpoint {
+    cluster: ClusterId,
+    node: NodeId,
+    seq: u64,
+    endpoint: String,
+}
+
+impl Statement for Endpoint {
+    const CONTEXT: &'static str = "rustbalance record ep";
+    const MAX_SIZE: usize = 512;
+}
+
+/// A fact of a kind that this version does not know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Region {
+    cluster: ClusterId,
+    seq: u64,
+    name: String,
+    expires: u64,
+}
+
+impl Statement for Region {
+    const CONTEXT: &'static str = "rustbalance record region";
+    const MAX_SIZE: usize = 512;
+}
+
+/// A card as this version has it, and a field more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct LaterCard {
+    cluster: ClusterId,
+    node: NodeId,
+    seq: u64,
+    weight: u8,
+    region: String,
+}
+
+impl Statement for LaterCard {
+    const CONTEXT: &'static str = NodeCard::CONTEXT;
+    const MAX_SIZE: usize = NodeCard::MAX_SIZE;
+}
+
+fn kinds() -> [RecordKind; 3] {
+    ["card", "ep", "region/north"].map(|key| RecordKind::from_key(key).unwrap())
+}
+
+fn announced(founder: &Founder, node: &Identity) -> Records {
+    let (cluster, id) = (founder.cluster(), node.node());
+    // Above all that this start of the node has announced.
+    let seq = (1 << 32) + 1_000_000;
+    let Value::Map(mut fields) = Value::serialized(&node.card(seq, 100)).unwrap() else { panic!("a record is a map") };
+    fields.push((Value::Text("region".into()), Value::Text("north".into())));
+    let card = sign_foreign(NodeCard::CONTEXT, codec::encode(&Value::Map(fields)).unwrap(), &node.key).unwrap();
+    let endpoint = Endpoint { cluster, node: id, seq, endpoint: "[2001:db8::1]:51820".into() };
+    let region = Region { cluster, seq: 1, name: "north".into(), expires: FOUNDED + 1_000_000 };
+    let region = founder.sign_foreign(Region::CONTEXT, codec::encode(&region).unwrap());
+    kinds().into_iter().zip([card, sign(endpoint, &node.key).to_bytes().unwrap(), region]).collect()
+}
+
+#[test]
+fn what_a_later_version_announces_is_carried_byte_for_byte() {
+    let mut said = Records::new();
+    let mut speaker = None;
+    let outcome = upgrade(1, 5, |founder, node| {
+        said = announced(founder, node);
+        speaker = Some((node.node(), node.member.authority_id()));
+        said.clone()
+    });
+    let outcome = outcome.unwrap();
+    assert!(outcome.violations.is_empty(), "{}", outcome.violations[0]);
+    assert_eq!(said.len(), 3);
+    for carried in [&outcome.neighbour, &outcome.restarted, &outcome.newcomer] {
+        assert_eq!(carried, &said);
+    }
+    // A newcomer of the later version reads all of it.
+    let (node, authority) = speaker.unwrap();
+    let [card, endpoint, region] = kinds().map(|kind| outcome.newcomer[&kind].clone());
+    let card = Unverified::<LaterCard>::from_bytes(&card).unwrap().verify(node.public_key()).unwrap();
+    assert_eq!(card.region, "north");
+    let endpoint = Unverified::<Endpoint>::from_bytes(&endpoint).unwrap().verify(node.public_key()).unwrap();
+    assert_eq!(endpoint.endpoint, "[2001:db8::1]:51820");
+    let region = Unverified::<Region>::from_bytes(&region).unwrap().verify(authority.public_key()).unwrap();
+    assert_eq!(region.name, "north");
+}

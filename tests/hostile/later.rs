@@ -1,0 +1,152 @@
+//! A node of a later version: it announces records and fields and sends messages that the daemons here do not know. Nothing
+//! of it ends a link, all of it is carried to the nodes that know it, and the cluster serves.
+
+use anyhow::{Result, ensure};
+use ciborium::Value;
+use rustbalance::clock::unix_now;
+use rustbalance::frame::{self, MAX};
+use rustbalance::link::Frame;
+use rustbalance::link::handshake::Purpose;
+use rustbalance::stream::BoxStream;
+use rustbalance_gossip::codec;
+use rustbalance_gossip::record::{NodeCard, RecordKind, Role};
+use rustbalance_gossip::signed::{Sign, Statement, sign_foreign};
+use tokio::time::timeout;
+
+use crate::hand::payload;
+use crate::member::Member;
+use crate::town::{PATIENCE, Town, until};
+
+/// A message with these fields.
+fn fields(fields: &[(&str, Value)]) -> Vec<u8> {
+    let fields = fields.iter().map(|(name, value)| (Value::Text((*name).into()), value.clone()));
+    codec::encode(&Value::Map(fields.collect())).unwrap()
+}
+
+fn key(key: &[u8; 32]) -> Value {
+    Value::Bytes(key.to_vec())
+}
+
+/// A card as daemons have it, with a field more.
+fn card(member: &Member) -> Vec<u8> {
+    let Value::Map(mut entries) = Value::serialized(&member.card(member.id(), 2 << 32)).unwrap() else {
+        panic!("a record is a map")
+    };
+    entries.push((Value::Text("region".into()), Value::Text("north".into())));
+    let statement = codec::encode(&Value::Map(entries)).unwrap();
+    sign_foreign(NodeCard::CONTEXT, statement, &member.store.node_secret().unwrap()).unwrap()
+}
+
+/// What a node says of itself, of a kind that daemons do not know.
+fn endpoint(member: &Member) -> Vec<u8> {
+    let cluster = key(member.store.cluster().public_key());
+    let node = key(member.id().public_key());
+    let statement = fields(&[("cluster", cluster), ("node", node), ("seq", 1.into()), ("port", 51_820.into())]);
+    sign_foreign("rustbalance record ep", statement, &member.store.node_secret().unwrap()).unwrap()
+}
+
+/// A fact of a kind that daemons do not know.
+fn region(member: &Member) -> Vec<u8> {
+    let (cluster, expires) = (key(member.store.cluster().public_key()), unix_now() + 3600);
+    let statement = fields(&[("cluster", cluster), ("seq", 1.into()), ("expires", expires.into())]);
+    let authority = member.store.authority_secret().unwrap().unwrap();
+    sign_foreign("rustbalance record region", statement, &authority as &dyn Sign).unwrap()
+}
+
+/// Reads frames until the answer to this ping.
+async fn pong(stream: &mut BoxStream, ping: u64) -> Result<()> {
+    let answered = async {
+        loop {
+            let bytes = frame::read(stream, MAX).await?;
+            if let Ok(Frame::Pong(answer)) = codec::decode::<Frame>(&bytes, MAX)
+                && answer == ping
+            {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    timeout(PATIENCE, answered).await?
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_of_a_later_version_are_skipped_and_end_no_link() {
+    let town = Town::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
+    let later = Member::join(&town, Role::Worker).await;
+    let alpha = town.named("alpha");
+    let mut stream = later.link(alpha.id, Purpose::Mesh).await.unwrap();
+    let messages = [
+        codec::encode(&"Farewell").unwrap(),
+        fields(&[("Route", Value::Text("direct".into()))]),
+        fields(&[("Payload", Value::Bytes(vec![7; 60_000]))]),
+    ];
+    for message in &messages {
+        frame::write(&mut stream, message).await.unwrap();
+    }
+    frame::write(&mut stream, &payload(&Frame::Ping(1))).await.unwrap();
+    pong(&mut stream, 1).await.unwrap();
+    assert_eq!(alpha.refused("link_unknown").await, 3);
+    // Too many of them are a flood like any other.
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let reading = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+    for _ in 0..40 {
+        frame::write(&mut writer, &messages[2]).await.unwrap();
+    }
+    until("they are counted", async || {
+        let counted = (alpha.refused("link_unknown").await, alpha.refused("link_flood").await);
+        ensure!(counted.0 == 43 && counted.1 > 10, "{counted:?}");
+        Ok(())
+    })
+    .await;
+    assert!(!reading.is_finished(), "the link has ended");
+    assert_eq!(alpha.refused("link_nonsense").await, 0);
+    town.healthy().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_a_later_version_are_carried_to_the_nodes_that_know_them() {
+    let mut town = Town::start("").await;
+    let later = Member::join(&town, Role::Publisher).await;
+    let [card_kind, endpoint_kind, region_kind] =
+        ["card", "ep", "region/north"].map(|key| RecordKind::from_key(key).unwrap());
+    let said = [(card_kind, card(&later)), (endpoint_kind, endpoint(&later)), (region_kind, region(&later))];
+    let mut mouth = later.open(&town, 1).await;
+    let voice = mouth.speak(&town, later.id(), 2).await;
+    for (kind, bytes) in &said {
+        voice.say(*kind, bytes);
+    }
+    until("every daemon believes the card", async || {
+        for daemon in town.running() {
+            let members = daemon.status().await?.members;
+            let known = members.iter().find(|member| member.node == later.id().to_string());
+            ensure!(known.is_some_and(|member| member.weight == Some(100)), "{} does not", daemon.name);
+        }
+        Ok(())
+    })
+    .await;
+    assert_eq!(town.refused("link_nonsense").await + town.refused("gossip_malformed").await, 0);
+    // It goes, and so does a daemon; a restarted one and a newcomer of the later version have it from the others.
+    drop((voice, mouth));
+    let id = later.id();
+    drop(later);
+    town.named_mut("beta").kill().await;
+    let net = town.net.clone();
+    town.named_mut("beta").run(&net);
+    let token = town.invite(Role::Worker, 1).await;
+    let newcomer = Member::of(&town, town.join("newcomer", &token).await);
+    let mut mouth = newcomer.open(&town, 1).await;
+    let voice = mouth.speak(&town, newcomer.id(), 1).await;
+    voice.say(RecordKind::Card, &newcomer.sign(newcomer.card(newcomer.id(), 1 << 32)));
+    until("a newcomer has heard all of it", async || {
+        for (kind, bytes) in &said[..2] {
+            ensure!(voice.heard(id, *kind).contains(bytes), "not {kind:?}");
+        }
+        // Facts are announced by every daemon, not only by the one that signed them.
+        for daemon in town.running() {
+            ensure!(voice.heard(daemon.id, region_kind).contains(&said[2].1), "{} does not announce it", daemon.name);
+        }
+        Ok(())
+    })
+    .await;
+    assert_eq!(town.refused("link_nonsense").await, 0);
+    town.healthy().await;
+}

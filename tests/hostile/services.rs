@@ -1,0 +1,121 @@
+//! A cluster that serves two addresses: one publisher publishes both, each with revisions of its own; a join brings both;
+//! a node that dies leaves both; and the next publisher takes both over.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use anyhow::{Result, ensure};
+use rustbalance::clock::unix_now;
+use rustbalance::join::found_with;
+use rustbalance::keys::MasterSecret;
+use rustbalance::store::Store;
+use rustbalance::tor::descriptor;
+use rustbalance_gossip::id::ServiceId;
+use rustbalance_gossip::record::Role;
+
+use crate::town::{Town, until};
+
+/// The session keys of the introduction points that clients of a service find, and its revision, on every directory of the
+/// current period alike.
+fn published(town: &Town, service: ServiceId) -> Result<(BTreeSet<String>, u64)> {
+    let period = town.net.periods()[0];
+    let mut all = BTreeSet::new();
+    for directory in town.net.directories(service, period) {
+        let held = town.net.held(&directory, service, period);
+        let text = held.ok_or_else(|| anyhow::anyhow!("{} holds nothing", directory.relay))?;
+        let content = descriptor::read(&text, service, period, SystemTime::now())?;
+        let keys: BTreeSet<_> =
+            content.points.iter().map(|point| data_encoding::HEXLOWER.encode(&point.session_key.0)).collect();
+        all.insert((keys, content.revision));
+    }
+    ensure!(all.len() == 1, "the directories differ: {all:?}");
+    all.pop_first().ok_or_else(|| anyhow::anyhow!("there is no directory"))
+}
+
+/// Waits until clients of both addresses are served by all these nodes.
+async fn both_served_by(town: &Town, names: &[&str]) {
+    for service in [town.service(), town.further.unwrap()] {
+        let mut seen = BTreeSet::new();
+        until(&format!("{names:?} serve {service}"), async || {
+            seen.insert(town.visit_service(service).await?);
+            let missing: Vec<_> = names.iter().filter(|name| !seen.contains(**name)).collect();
+            ensure!(missing.is_empty(), "{missing:?} have served nobody yet");
+            Ok(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_addresses_live_in_one_cluster() {
+    let second = MasterSecret::generate(&mut rand::rng());
+    let services = |town: &Town| [town.service(), town.further.unwrap()];
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("alpha");
+    let draft = Store::create(&dir).unwrap();
+    let alpha = found_with(draft, None, std::slice::from_ref(&second), unix_now(), &mut rand::rng()).unwrap();
+    let (cluster, id) = (alpha.cluster(), alpha.node_id());
+    drop(alpha);
+    let mut town = Town::without_nodes(cluster, folder);
+    town.further = Some(second.service_id());
+    town.add("alpha", id, dir).await;
+    both_served_by(&town, &["alpha"]).await;
+
+    // A join brings both, and to publishers their keys.
+    for (name, role) in [("beta", Role::Publisher), ("gamma", Role::Worker)] {
+        let token = town.invite(role, 1).await;
+        let store = town.join(name, &token).await;
+        assert_eq!(store.services().unwrap(), services(&town));
+        for service in services(&town) {
+            assert_eq!(store.identity_secret(service).unwrap().is_some(), role == Role::Publisher, "{name}");
+        }
+        let (id, dir) = (store.node_id(), store.dir().to_owned());
+        drop(store);
+        town.add(name, id, dir).await;
+    }
+    town.healthy().await;
+    both_served_by(&town, &["alpha", "beta", "gamma"]).await;
+
+    // One node publishes both, with revisions apart.
+    let revisions = services(&town).map(|service| published(&town, service).unwrap().1);
+    assert_ne!(revisions[0], revisions[1]);
+
+    // A node that dies is out of both.
+    let of_gamma: BTreeSet<_> =
+        town.named("gamma").status().await.unwrap().intro_points.into_iter().map(|point| point.session_key).collect();
+    assert_eq!(of_gamma.len(), 2 * 3, "three introduction points for each");
+    town.named_mut("gamma").kill().await;
+    until("gamma is out of both", async || {
+        for service in services(&town) {
+            let (keys, _) = published(&town, service)?;
+            ensure!(!keys.is_empty() && keys.is_disjoint(&of_gamma), "{service} names it");
+        }
+        Ok(())
+    })
+    .await;
+
+    // The next publisher takes over both.
+    town.healthy().await;
+    let before = services(&town).map(|service| published(&town, service).unwrap().1);
+    let (publisher, _) = town.publisher().await;
+    let name = town.daemons.iter().find(|daemon| daemon.id.to_string() == publisher).unwrap().name.clone();
+    let left = if name == "alpha" { "beta" } else { "alpha" };
+    town.named_mut(&name).kill().await;
+    until("the other one publishes both, alone", async || {
+        let own = town.named(left).status().await?.intro_points.into_iter().map(|point| point.session_key);
+        let own: BTreeSet<_> = own.collect();
+        for (service, before) in services(&town).into_iter().zip(before) {
+            let (keys, revision) = published(&town, service)?;
+            ensure!(keys.is_subset(&own) && revision > before, "{service} is as before");
+        }
+        Ok(())
+    })
+    .await;
+    both_served_by(&town, &[left]).await;
+    town.named_mut(left).stop().await;
+
+    // On disk, too, each has its own.
+    let store = Store::open(&town.named(left).dir).unwrap();
+    let [first, second] = services(&town).map(|service| store.revisions(service).unwrap());
+    assert!(!first.is_empty() && !second.is_empty() && first != second, "{first:?} {second:?}");
+}
