@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustbalance_gossip::time::Now;
+use rustbalance_gossip::time::{CALENDAR_END, Now};
 use tokio::time::Instant;
 
 /// What gives a machine the time: the monotonic time since [`Clock::start`], and the wall clock.
@@ -40,3 +40,9 @@ pub const RELEASED: u64 = 1_767_225_600;
 
 /// What a clock may say: until twelve years after the release, for memberships last ten.
 pub const PLAUSIBLE: std::ops::RangeInclusive<u64> = RELEASED..=RELEASED + 12 * 365 * 24 * 3600;
+
+/// A moment in seconds since the Unix epoch, as in `2026-01-01T00:00:00Z`; `None` from [`CALENDAR_END`] on.
+pub fn date(unix: u64) -> Option<String> {
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(unix)).filter(|_| unix < CALENDAR_END)?;
+    Some(humantime::format_rfc3339_seconds(time).to_string())
+}

@@ -8,13 +8,13 @@ use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use rand::{CryptoRng, RngExt};
 use rustbalance_gossip::bytes::FixedBytes;
+use rustbalance_gossip::hash::{Label, labelled};
 use rustbalance_gossip::id::{AuthorityId, InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::outage::OutageSecret;
 use rustbalance_gossip::record::{IntroPoint, PointNonce};
 use rustbalance_gossip::signed::Sign;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::Sha512;
-use sha3::{Digest, Sha3_256};
+use sha2::{Digest, Sha512};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 mod service;
@@ -236,7 +236,7 @@ pub struct PointSeed([u8; 32]);
 impl PointSeed {
     /// That of `node`.
     pub fn derive(authority: &AuthoritySecret, node: NodeId) -> Self {
-        Self(derived(b"rustbalance point seed v1\0", authority.seed(), node.public_key()))
+        Self(labelled(Label::PointSeed, &[authority.seed(), node.public_key()]))
     }
 
     /// The one of these bytes.
@@ -256,22 +256,14 @@ impl PointSeed {
 
     /// The keys of the point that was drawn with this nonce.
     pub fn secrets(&self, nonce: PointNonce) -> IntroPointSecrets {
-        let of = |label| derived(label, &self.0, &nonce.0.0);
-        IntroPointSecrets {
-            nonce,
-            session: of(b"rustbalance point session v1\0"),
-            encryption: of(b"rustbalance point encryption v1\0"),
-        }
+        let of = |label| labelled(label, &[&self.0, &nonce.0.0]);
+        IntroPointSecrets { nonce, session: of(Label::PointSession), encryption: of(Label::PointEncryption) }
     }
-}
-
-fn derived(label: &[u8], secret: &[u8; 32], public: &[u8]) -> [u8; 32] {
-    Sha3_256::new().chain_update(label).chain_update(secret).chain_update(public).finalize().into()
 }
 
 /// What the publishers draw the times with for which a silent node's points stay in the descriptor.
 pub fn outage_secret(authority: &AuthoritySecret) -> OutageSecret {
-    OutageSecret::from_bytes(derived(b"rustbalance outage secret v1\0", authority.seed(), &[]))
+    OutageSecret::from_bytes(labelled(Label::OutageSecret, &[authority.seed()]))
 }
 
 /// The two secrets of an introduction point, from [`PointSeed::draw`] or [`PointSeed::secrets`].

@@ -7,6 +7,7 @@ pub mod backoff;
 pub mod balance;
 pub mod blocking;
 pub mod bucket;
+mod causes;
 pub mod cli;
 pub mod clock;
 pub mod config;

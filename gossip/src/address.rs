@@ -3,8 +3,7 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 
-use sha3::{Digest, Sha3_256};
-
+use crate::hash::{Label, labelled};
 use crate::id::NodeId;
 
 /// The port in every mesh address; nothing listens there unless the fast path is up.
@@ -12,8 +11,7 @@ pub const MESH_PORT: u16 = 7440;
 
 /// `fd` and the first 15 bytes of SHA3-256 over a label and the node id.
 pub fn mesh_address(node: &NodeId) -> Ipv6Addr {
-    let digest =
-        Sha3_256::new().chain_update(b"rustbalance mesh address v1\0").chain_update(node.public_key()).finalize();
+    let digest = labelled(Label::MeshAddress, &[node.public_key()]);
     let mut octets = [0xfd; 16];
     octets[1..].copy_from_slice(&digest[..15]);
     Ipv6Addr::from(octets)

@@ -12,8 +12,7 @@
 
 use std::time::Duration;
 
-use sha3::{Digest, Sha3_256};
-
+use crate::hash::{Label, labelled};
 use crate::id::NodeId;
 use crate::record::Lease;
 
@@ -37,11 +36,7 @@ pub struct Rank {
 impl Rank {
     /// The rank of a node for a term.
     pub fn new(priority: u8, term: u64, node: NodeId) -> Self {
-        let digest = Sha3_256::new()
-            .chain_update(b"rustbalance rank v1\0")
-            .chain_update(term.to_be_bytes())
-            .chain_update(node.public_key())
-            .finalize();
+        let digest = labelled(Label::Rank, &[&term.to_be_bytes(), node.public_key()]);
         let mut lot = [0; 8];
         lot.copy_from_slice(&digest[..8]);
         Self { priority, lot, node }

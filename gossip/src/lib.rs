@@ -6,6 +6,7 @@ pub mod bytes;
 pub mod codec;
 pub mod coordinator;
 pub mod facts;
+pub mod hash;
 pub mod id;
 pub mod lease;
 pub mod liveness;

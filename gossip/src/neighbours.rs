@@ -6,8 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use sha3::{Digest, Sha3_256};
-
+use crate::hash::{Label, labelled};
 use crate::id::NodeId;
 
 /// Links that a node opens by default (DESIGN, section 4). As many again may be opened to it.
@@ -34,16 +33,13 @@ pub fn neighbours(me: NodeId, members: &BTreeSet<NodeId>, k: usize) -> BTreeSet<
 /// The lower, the sooner chosen; the same from both ends, so that a link serves both.
 fn preference(a: NodeId, b: NodeId) -> [u8; 32] {
     let (low, high) = if a < b { (a, b) } else { (b, a) };
-    Sha3_256::new()
-        .chain_update(b"rustbalance neighbours v1\0")
-        .chain_update(low.public_key())
-        .chain_update(high.public_key())
-        .finalize()
-        .into()
+    labelled(Label::Neighbours, &[low.public_key(), high.public_key()])
 }
 
 #[cfg(test)]
 mod tests {
+    use sha3::{Digest, Sha3_256};
+
     use super::*;
 
     fn members(count: u8) -> BTreeSet<NodeId> {

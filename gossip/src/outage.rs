@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use sha3::{Digest, Sha3_256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::bytes::FixedBytes;
+use crate::hash::{Label, labelled};
 use crate::id::{NodeId, ServiceId};
 use crate::plan::Choice;
 use crate::record::{IntroPoint, Phase};
@@ -38,12 +38,7 @@ impl OutageSecret {
     /// number of that heartbeat, so that each outage has a time of its own and every publisher
     /// draws the same.
     fn hidden_for(&self, node: NodeId, heard: u64) -> Duration {
-        let digest = Sha3_256::new()
-            .chain_update(b"rustbalance hidden outage v1\0")
-            .chain_update(self.0)
-            .chain_update(node.public_key())
-            .chain_update(heard.to_be_bytes())
-            .finalize();
+        let digest = labelled(Label::HiddenOutage, &[&self.0, node.public_key(), &heard.to_be_bytes()]);
         let bits = digest.iter().take(4).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
         let span = (HIDDEN.1 - HIDDEN.0).as_millis() as u64;
         HIDDEN.0 + Duration::from_millis((bits * span) >> 32)

@@ -12,9 +12,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sha3::{Digest, Sha3_256};
-
 use crate::bytes::FixedBytes;
+use crate::hash::{Label, labelled};
 use crate::record::{Fitness, IntroPoint, MAX_INTRO_POINTS};
 use crate::source::{Candidate, Source, relay_lot};
 
@@ -128,11 +127,7 @@ fn draw<'a>(
 /// An exponential variate of the source's weight as its rate: the least of many falls to each in proportion to its weight.
 /// As its bits, which order as it does.
 fn lot(of: &Candidate<'_>, count: u64) -> u64 {
-    let digest = Sha3_256::new()
-        .chain_update(b"rustbalance lot v1\0")
-        .chain_update(count.to_be_bytes())
-        .chain_update(of.source.public_key())
-        .finalize();
+    let digest = labelled(Label::Lot, &[&count.to_be_bytes(), of.source.public_key()]);
     let bits = digest.iter().take(6).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
     let uniform = (bits as f64 + 1.0) / (1u64 << 48) as f64;
     (uniform.ln().abs() / f64::from(of.weight.clamp(1, 100))).to_bits()

@@ -3,8 +3,7 @@
 
 use std::fmt;
 
-use sha3::{Digest, Sha3_256};
-
+use crate::hash::{Label, labelled};
 use crate::id::NodeId;
 use crate::record::{Fitness, IntroPoint, RelayId};
 
@@ -64,10 +63,6 @@ pub struct Candidate<'a> {
 /// Each relay has lots of its own, so a source that chooses its key wins some relays and not all. Both identities of the
 /// relay are drawn for and the higher lot counts, so adding another relay's identity to the true one wins nothing.
 pub(crate) fn relay_lot(relay: &RelayId, source: Source) -> [u8; 32] {
-    let lot = |identity: &[u8]| -> [u8; 32] {
-        let label = b"rustbalance relay v1\0";
-        let hash = Sha3_256::new().chain_update(label).chain_update(identity).chain_update(source.public_key());
-        hash.finalize().into()
-    };
+    let lot = |identity: &[u8]| -> [u8; 32] { labelled(Label::Relay, &[identity, source.public_key()]) };
     relay.identities().map(lot).into_iter().max().unwrap_or_default()
 }

@@ -10,8 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sha3::{Digest, Sha3_256};
-
+use crate::hash::{Label, labelled};
 use crate::id::{NodeId, ServiceId};
 use crate::record::{Fitness, IntroPoint, Phase, ServedPoint};
 use crate::view::{MemberView, Standing, View};
@@ -103,12 +102,7 @@ fn orphans(view: &View, mono: Duration) -> Vec<Orphan> {
 }
 
 fn lot(point: &IntroPoint, publisher: &NodeId) -> [u8; 32] {
-    Sha3_256::new()
-        .chain_update(b"rustbalance stand-in v1\0")
-        .chain_update(point.session_key.0)
-        .chain_update(publisher.public_key())
-        .finalize()
-        .into()
+    labelled(Label::StandIn, &[&point.session_key.0, publisher.public_key()])
 }
 
 #[cfg(test)]

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+/// The year 10000, in seconds since the Unix epoch: dates are written with four digits for the year, and no date from
+/// here on is believed.
+pub const CALENDAR_END: u64 = 253_402_300_800;
+
 /// One moment on the two clocks of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Now {

@@ -14,9 +14,10 @@ use super::output::{moment, note, plural, say};
 use super::status::fetch;
 use super::status_view::invitation_table;
 use crate::control::{InvitationPrefix, Request, Response};
+use crate::join::MAX_LIFETIME;
 
 /// Bounds of `--expires`.
-const EXPIRES: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 24 * 3600);
+const EXPIRES: RangeInclusive<Duration> = Duration::from_secs(60)..=MAX_LIFETIME;
 /// Options that make a token.
 const MAKING: [&str; 4] = ["role", "expires", "uses", "quiet"];
 

@@ -12,11 +12,11 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::causes::with_causes;
 use crate::control::ControlError;
 use crate::log::{self, LogFormat};
 use crate::node::NodeError;
 use crate::shell;
-use output::explain;
 
 mod acknowledge;
 mod ask;
@@ -158,7 +158,7 @@ pub fn main() -> ExitCode {
         // Whoever reads our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {}", explain(&error));
+            let _ = writeln!(io::stderr(), "error: {}", with_causes(error.as_ref()));
             ExitCode::from(exit_code(&error))
         }
     }

@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
+use crate::clock::date;
+
 /// Prints a line.
 pub(super) fn say(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
@@ -11,18 +13,6 @@ pub(super) fn say(line: impl Display) -> io::Result<()> {
 /// Tells something beside the error that the command ends with. That nobody may hear it must not hide the error.
 pub(super) fn note(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "note: {line}");
-}
-
-/// An error with its causes, each once: some errors hold their cause's words already.
-pub(super) fn explain(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
 }
 
 /// A length of time in its two largest units.
@@ -42,12 +32,7 @@ pub(super) fn time(seconds: u64) -> String {
 
 /// A moment given in seconds since the Unix epoch.
 pub(super) fn moment(unix: u64) -> String {
-    let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(unix));
-    // What humantime writes ends with the year 9999.
-    match at.filter(|_| unix < 253_402_300_800) {
-        Some(at) => humantime::format_rfc3339_seconds(at).to_string().replace('T', " ").replace('Z', " UTC"),
-        None => "never".into(),
-    }
+    date(unix).map_or("never".into(), |date| date.replace('T', " ").replace('Z', " UTC"))
 }
 
 /// A number of bytes.
@@ -115,12 +100,5 @@ mod tests {
         assert_eq!(moment(1_795_362_000), "2026-11-22 15:40:00 UTC");
         assert_eq!(moment(u64::MAX), "never");
         assert_eq!((plural(1, "node"), plural(2, "node")), ("1 node".into(), "2 nodes".into()));
-    }
-
-    #[test]
-    fn a_cause_is_told_once() {
-        let cause = io::Error::other("disk full");
-        let error = anyhow::Error::from(cause).context("cannot write x: disk full").context("init failed");
-        assert_eq!(explain(&error), "init failed: cannot write x: disk full");
     }
 }

@@ -7,8 +7,9 @@ use clap::Args;
 
 use super::Context;
 use super::ask::{SHORT, ask, unexpected};
-use super::output::{Paint, explain, say};
+use super::output::{Paint, say};
 use super::status_view::view;
+use crate::causes::with_causes;
 use crate::control::{Request, Response, Status};
 
 /// Between two pictures of `--watch`.
@@ -46,7 +47,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
                 Ok(status) => break status,
                 // The daemon may be back in a moment; a program that reads JSON is told by the exit code.
                 Err(error) if options.json => return Err(error),
-                Err(error) => show(&format!("{}\n", explain(&error)))?,
+                Err(error) => show(&format!("{}\n", with_causes(error.as_ref())))?,
             }
         };
     }

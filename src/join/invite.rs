@@ -10,8 +10,10 @@ use rustbalance_gossip::signed::Verified;
 use super::token::Token;
 use crate::keys::{AuthoritySecret, TokenSecret};
 
+/// The longest life of a token, in days.
+const MAX_DAYS: u64 = 30;
 /// The longest life of a token.
-pub const MAX_LIFETIME: Duration = Duration::from_secs(30 * 86_400);
+pub const MAX_LIFETIME: Duration = Duration::from_secs(MAX_DAYS * 86_400);
 
 /// What a token is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +39,7 @@ pub enum InviteError {
     #[error("a token for {0} uses: 1 to {max} are possible", max = Invitation::MAX_USES)]
     Uses(u16),
     /// Too long or no life.
-    #[error("a token that lasts {0:?}: 1 second to 30 days are possible")]
+    #[error("a token that lasts {0:?}: 1 second to {MAX_DAYS} days are possible")]
     Lifetime(Duration),
     /// The record could not be encoded.
     #[error("cannot sign the invitation: {0}")]

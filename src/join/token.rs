@@ -7,8 +7,8 @@
 use std::fmt;
 
 use data_encoding::{BASE32_NOPAD, DecodeKind};
+use rustbalance_gossip::hash::{Label, labelled};
 use rustbalance_gossip::id::{ClusterId, InvitationId};
-use sha3::{Digest, Sha3_256};
 use zeroize::Zeroizing;
 
 use crate::keys::TokenSecret;
@@ -112,14 +112,12 @@ impl fmt::Debug for Token {
 }
 
 fn tag(cluster: ClusterId) -> [u8; 2] {
-    let digest =
-        Sha3_256::new().chain_update(b"rustbalance token cluster v1\0").chain_update(cluster.public_key()).finalize();
+    let digest = labelled(Label::TokenCluster, &[cluster.public_key()]);
     [digest[0], digest[1]]
 }
 
 fn checksum(seed: &[u8; 32], cluster: [u8; 2]) -> [u8; 2] {
-    let digest =
-        Sha3_256::new().chain_update(b"rustbalance token v1\0").chain_update(seed).chain_update(cluster).finalize();
+    let digest = labelled(Label::Token, &[seed, &cluster]);
     [digest[0], digest[1]]
 }
 

@@ -6,11 +6,11 @@ use aes_gcm::{Aes256Gcm, Nonce};
 use ed25519_dalek::{Signature, VerifyingKey};
 use hkdf::Hkdf;
 use rand::{CryptoRng, RngExt};
+use rustbalance_gossip::hash::{Label, labelled};
 use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::signed::Sign;
 use sha2::Sha256;
-use sha3::{Digest, Sha3_256};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -42,17 +42,9 @@ impl Fresh {
 
 /// Hello and Challenge as they were on the wire, and what Redeem adds to them. Both parts of the joiner's proof sign it.
 pub fn request(hello: &[u8], challenge: &[u8], node: &NodeId, invitation: &InvitationId, unix: u64) -> [u8; 32] {
-    Sha3_256::new()
-        .chain_update(b"rustbalance join request v1\0")
-        .chain_update((hello.len() as u64).to_be_bytes())
-        .chain_update(hello)
-        .chain_update((challenge.len() as u64).to_be_bytes())
-        .chain_update(challenge)
-        .chain_update(node.public_key())
-        .chain_update(invitation.public_key())
-        .chain_update(unix.to_be_bytes())
-        .finalize()
-        .into()
+    let [hello_length, challenge_length] = [hello, challenge].map(|frame| (frame.len() as u64).to_be_bytes());
+    let (node, invitation, unix) = (node.public_key(), invitation.public_key(), unix.to_be_bytes());
+    labelled(Label::JoinRequest, &[&hello_length, hello, &challenge_length, challenge, node, invitation, &unix])
 }
 
 /// The request and what the publisher makes of it. The publisher signs it, and the answer is sealed for it.
@@ -61,13 +53,7 @@ pub fn answer(request: &[u8; 32], role: Role, publisher: &NodeId) -> [u8; 32] {
         Role::Publisher => 1,
         Role::Worker => 2,
     };
-    Sha3_256::new()
-        .chain_update(b"rustbalance join answer v1\0")
-        .chain_update(request)
-        .chain_update([role])
-        .chain_update(publisher.public_key())
-        .finalize()
-        .into()
+    labelled(Label::JoinAnswer, &[request, &[role], publisher.public_key()])
 }
 
 fn signed(context: &str, transcript: &[u8; 32]) -> Vec<u8> {

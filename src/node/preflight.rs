@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::clock::{self, unix_now};
+use crate::clock::{self, date, unix_now};
 use crate::control::{self, ControlError};
 use crate::tor::TorError;
 use crate::tor::arti::{ArtiConfig, check};
@@ -100,10 +100,7 @@ fn check_descriptors(most: u64) -> Result<(), PreflightError> {
 
 /// A time for a person; seconds that no calendar holds as they are.
 fn shown(unix: u64) -> String {
-    let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(unix));
-    let in_calendar = unix < 253_402_300_800;
-    time.filter(|_| in_calendar)
-        .map_or_else(|| unix.to_string(), |time| humantime::format_rfc3339_seconds(time).to_string())
+    date(unix).unwrap_or_else(|| unix.to_string())
 }
 
 /// Makes a socket and takes a lock where the state directory is or will be: in it, or in the

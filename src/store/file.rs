@@ -16,8 +16,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
+use rustbalance_gossip::hash::{Label, labelled};
 use rustbalance_gossip::id::OnionAddress;
-use sha3::{Digest, Sha3_256};
 use zeroize::Zeroizing;
 
 use super::access;
@@ -40,13 +40,7 @@ fn header(name: &str, format: u32, owner: OnionAddress, payload: usize) -> Strin
 }
 
 fn checksum(header: &str, payload: &[u8]) -> String {
-    let digest = Sha3_256::new()
-        .chain_update(b"rustbalance state file\0")
-        .chain_update(header)
-        .chain_update(b"\0")
-        .chain_update(payload)
-        .finalize();
-    HEXLOWER.encode(&digest)
+    HEXLOWER.encode(&labelled(Label::StateFile, &[header.as_bytes(), b"\0", payload]))
 }
 
 /// A whole file in the present format of its kind.

@@ -13,7 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sha3::{Digest, Sha3_256};
+use rustbalance_gossip::hash::{Label, labelled};
 
 use crate::keys::IntroPointSecrets;
 
@@ -156,7 +156,7 @@ impl ReplayLog {
 
 /// What is kept of one cell.
 fn entry(body: &[u8]) -> Entry {
-    let digest = Sha3_256::new().chain_update(b"rustbalance introduction v1\0").chain_update(body).finalize();
+    let digest = labelled(Label::Introduction, &[body]);
     let mut entry = [0; ENTRY];
     entry.copy_from_slice(&digest[..ENTRY]);
     entry

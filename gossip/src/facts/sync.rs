@@ -13,6 +13,7 @@ use sha3::{Digest, Sha3_256};
 
 use super::FactEntry;
 use crate::bytes::{FixedBytes, VarBytes};
+use crate::hash::{Label, labelled};
 use crate::record::{MAX_RECORD, RecordKind, Signer};
 
 /// How often a digest that has not changed is sent again: the peer may have had no room for the
@@ -30,9 +31,6 @@ const PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// Most bytes of facts in one message, beyond the first fact.
 const MAX_BATCH: usize = 32_768;
-
-/// Names the hash of a set of facts.
-const LABEL: &[u8] = b"rustbalance facts v2\0";
 
 /// The digest of all facts that a node knows.
 pub type FactsDigest = FixedBytes<32>;
@@ -73,13 +71,13 @@ impl SharedFacts {
                 contents.insert(key, whole.content());
             }
         }
-        let mut hash = Sha3_256::new_with_prefix(LABEL);
+        let mut listed = Vec::new();
         for (key, content) in contents {
-            hash.update(key);
-            hash.update([0]);
-            hash.update(Sha3_256::digest(content));
+            listed.extend_from_slice(key.as_bytes());
+            listed.push(0);
+            listed.extend_from_slice(&Sha3_256::digest(content));
         }
-        Self { digest: FixedBytes(hash.finalize().into()), records }
+        Self { digest: FixedBytes(labelled(Label::Facts, &[&listed])), records }
     }
 
     /// The digest of all of them: equal at two nodes that know the same facts.

@@ -5,13 +5,12 @@ use super::{
 };
 use crate::address::mesh_address;
 use crate::id::{ClusterId, NodeId, ServiceId};
+use crate::time::CALENDAR_END;
 
 /// Highest revision that a publisher is believed to have used: the clock gives less than 2^48.
 const MAX_REVISION: u64 = 1 << 57;
 /// Most periods in one publication.
 pub(crate) const MAX_PERIODS: usize = 8;
-/// No period begins later, in seconds since the Unix epoch: the year 10000.
-const MAX_PERIOD_START: u64 = 253_402_300_800;
 /// Longest version string in a card, in bytes.
 const MAX_VERSION: usize = 64;
 
@@ -127,8 +126,7 @@ pub(crate) fn check_points(points: &[IntroPoint]) -> Result<(), OutOfBounds> {
 
 fn check_publication(publication: &Publication) -> Result<(), OutOfBounds> {
     within(publication.periods.len() <= MAX_PERIODS, "number of periods")?;
-    let sound =
-        |id: &PeriodId| (1..=PeriodId::MAX_MINUTES).contains(&id.length_minutes) && id.start() < MAX_PERIOD_START;
+    let sound = |id: &PeriodId| (1..=PeriodId::MAX_MINUTES).contains(&id.length_minutes) && id.start() < CALENDAR_END;
     within(publication.periods.iter().all(|it| sound(&it.period)), "period")?;
     let sane = publication.periods.iter().all(|period| period.revision <= MAX_REVISION);
     if sane { Ok(()) } else { Err(OutOfBounds::Jump("revision")) }

@@ -26,7 +26,6 @@ use tor_circmgr::hspool::HsCircPool;
 use tor_netdir::{NetDir, NetDirProvider, Timeliness};
 use tor_rtcompat::PreferredRuntime;
 
-use super::chain;
 use super::config::{ArtiConfig, configure};
 use super::dial::Dials;
 use super::directories::Directories;
@@ -34,6 +33,7 @@ use super::own_service::Launched;
 use super::salvage::{Salvage, Verdict};
 use crate::backoff::Backoff;
 use crate::blocking::on_disk;
+use crate::causes::with_causes;
 use crate::tor::circuits::Circuits;
 use crate::tor::{Bootstrap, TorError};
 
@@ -167,7 +167,7 @@ impl Maker {
             };
             match self.salvage.judge(&error, true) {
                 Verdict::Again => {}
-                Verdict::Wait => return Err(TorError::State { dir: self.state_dir.clone(), why: chain(&error) }),
+                Verdict::Wait => return Err(TorError::State { dir: self.state_dir.clone(), why: with_causes(&error) }),
                 Verdict::Hopeless(why) => return Err(why),
             }
         }
@@ -319,7 +319,7 @@ async fn connect(
         if !mended {
             let pause = RETRY.pause(failures);
             failures = failures.saturating_add(1);
-            tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {}", chain(&error));
+            tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {}", with_causes(&error));
             bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {error}"));
             sleep(pause).await;
         }

@@ -8,7 +8,8 @@ use tor_config::load::ConfigResolveOptions;
 use tor_config::sources::MustRead;
 use tor_config::{ConfigurationSource, ConfigurationSources};
 
-use super::{chain, memory};
+use super::memory;
+use crate::causes::with_causes;
 use crate::tor::TorError;
 use crate::{shell, syntax};
 
@@ -42,7 +43,7 @@ pub(super) fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError
         )
     })?;
     let invalid = |e: &dyn std::error::Error, what: &str| {
-        TorError::Config(format!("{what}: {}", without_bridges(&table, chain(e))), None)
+        TorError::Config(format!("{what}: {}", without_bridges(&table, with_causes(e))), None)
     };
     let mut sources = ConfigurationSources::new_empty();
     // Later ones win: the operator's over our defaults, and what is ours alone over both.
@@ -83,7 +84,7 @@ fn refused_path(path: &Path, error: &dyn std::error::Error) -> String {
     let shown = path.display();
     let command =
         |command: String| format!("mend it with `{command} {}`, or choose another place with --dir", shell::path(path));
-    let Ok(metadata) = path.symlink_metadata() else { return chain(error) };
+    let Ok(metadata) = path.symlink_metadata() else { return with_causes(error) };
     let (mode, owner, me) = (metadata.mode() & 0o7777, metadata.uid(), pwd_grp::geteuid());
     if mode & 0o022 != 0 && (owner == 0 || owner == me) {
         return format!(
@@ -97,7 +98,7 @@ fn refused_path(path: &Path, error: &dyn std::error::Error) -> String {
             command(format!("chown {me}"))
         );
     }
-    format!("{}: choose another place with --dir", chain(error))
+    format!("{}: choose another place with --dir", with_causes(error))
 }
 
 /// All keys that Arti's client does not know: the file of the `arti` program has several.

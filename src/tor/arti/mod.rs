@@ -67,17 +67,6 @@ impl Drop for ArtiEngine {
     }
 }
 
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text = format!("{text}: {next}");
-        cause = next.source();
-    }
-    text
-}
-
 #[async_trait]
 impl Engine for ArtiEngine {
     fn bootstrap(&self) -> watch::Receiver<Bootstrap> {

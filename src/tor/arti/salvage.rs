@@ -18,7 +18,7 @@ use serde::de::IgnoredAny;
 use sha3::{Digest, Sha3_256};
 use tracing::warn;
 
-use super::chain;
+use crate::causes::with_causes;
 use crate::shell;
 use crate::tor::TorError;
 
@@ -88,12 +88,12 @@ impl Salvage {
     /// Judges why no client could be made, or why it could not connect.
     pub(super) fn judge(&mut self, error: &arti_client::Error, creating: bool) -> Verdict {
         match error.kind() {
-            ErrorKind::PersistentStateCorrupted => self.mend_state(&chain(error)),
-            ErrorKind::CacheCorrupted => self.mend_cache(&chain(error)),
-            ErrorKind::InvalidConfig | ErrorKind::Internal if creating => self.at_creation(&chain(error)),
+            ErrorKind::PersistentStateCorrupted => self.mend_state(&with_causes(error)),
+            ErrorKind::CacheCorrupted => self.mend_cache(&with_causes(error)),
+            ErrorKind::InvalidConfig | ErrorKind::Internal if creating => self.at_creation(&with_causes(error)),
             ErrorKind::FsPermissions => Verdict::Hopeless(TorError::Files(format!(
                 "{}; mend it with `chmod -R go= {}`",
-                chain(error),
+                with_causes(error),
                 shell::path(self.arti_dir())
             ))),
             _ => Verdict::Wait,
