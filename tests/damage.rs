@@ -11,10 +11,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustbalance::store::{Store, StoredIntroPoint};
 use rustbalance::tor::ReplayLog;
 use rustbalance_gossip::bytes::FixedBytes;
@@ -208,7 +208,7 @@ fn check(path: &Path, how: &str, outcome: &Outcome, dir: &Path) -> Result<(), St
 
 #[test]
 fn whatever_is_damaged_is_set_aside_or_named() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.lock();
     let folder = tempfile::tempdir().unwrap();
     let node = node(folder.path());
     let all = files(&node);
@@ -228,27 +228,27 @@ fn whatever_is_damaged_is_set_aside_or_named() {
         for _ in 0..PARALLEL {
             scope.spawn(|| {
                 loop {
-                    let Some((number, (path, how, bytes))) = cases.lock().unwrap().next() else { return };
+                    let Some((number, (path, how, bytes))) = cases.lock().next() else { return };
                     let dir = folder.path().join(format!("case-{number}"));
                     copy(&node, &dir);
                     fs::write(dir.join(path), bytes).unwrap();
                     let outcome = run(&dir, usize::from(!may_pass(path, how)));
                     if let Err(what) = check(path, how, &outcome, &dir) {
-                        wrong.lock().unwrap().push(what);
+                        wrong.lock().push(what);
                     }
                     fs::remove_dir_all(&dir).unwrap();
                 }
             });
         }
     });
-    let wrong = wrong.into_inner().unwrap();
+    let wrong = wrong.into_inner();
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 /// What was set aside does not come back: the next start has nothing to say.
 #[test]
 fn a_start_after_damage_is_like_any_other() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.lock();
     let folder = tempfile::tempdir().unwrap();
     let node = node(folder.path());
     fs::write(node.join("arti/state/state/guards.json"), "").unwrap();

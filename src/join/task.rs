@@ -1,6 +1,6 @@
 //! Moving the bytes of a join, with a bound on everything: time, sizes, how many at once.
 
-use std::sync::{Mutex as SyncMutex, PoisonError};
+use parking_lot::Mutex as SyncMutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -207,7 +207,7 @@ impl Door {
     }
 
     fn take(&self, now: Instant, rate: Rate) -> bool {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take_at(rate, 1, now)
+        self.bucket.lock().take_at(rate, 1, now)
     }
 }
 

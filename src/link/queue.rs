@@ -7,8 +7,8 @@
 //! changes nothing: gossip compares versions.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::bytes::VarBytes;
 use tokio::sync::Notify;
 
@@ -47,7 +47,7 @@ impl OutQueue {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Queues a message; true if an older one was dropped for it.

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use parking_lot::{Mutex, MutexGuard};
 use rand::RngExt;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::{Member, Revocation};
@@ -117,7 +118,7 @@ impl Shared {
     }
 
     pub(super) fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pool.lock()
     }
 
     /// Shows how far this node reaches, if that has changed. Under the pool's lock, so that the newest is shown last.
@@ -333,7 +334,7 @@ async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
 /// Takes a stream, if there is room for another handshake.
 pub(super) fn accept(shared: &Arc<Shared>, channel: Channel) {
     let LinkLimits { accepts_per_second: (rate, burst), handshakes, .. } = shared.limits();
-    let mut accepts = shared.accepts.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut accepts = shared.accepts.lock();
     let in_time = accepts.take_at(Rate::per_second(rate, burst), 1, Instant::now());
     drop(accepts);
     let (true, Some(room)) = (in_time, shared.handshakes.take(handshakes)) else {

@@ -6,8 +6,8 @@
 //! acknowledges it. No record can end the alarm: a holder of the key could sign one.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::id::InvitationId;
 use rustbalance_gossip::record::{Invitation, Role};
 use tracing::error;
@@ -32,7 +32,7 @@ impl Alarms {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<InvitationId, KeyAlarm>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     /// Looks for publishers' invitations with which more nodes have joined than may, and logs those

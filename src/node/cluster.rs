@@ -12,9 +12,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::facts::SharedFacts;
 use rustbalance_gossip::id::{ClusterId, NodeId, ServiceId};
@@ -114,7 +115,7 @@ impl Cluster {
 }
 
 fn lock(coordinator: &Mutex<Coordinator>) -> MutexGuard<'_, Coordinator> {
-    coordinator.lock().unwrap_or_else(PoisonError::into_inner)
+    coordinator.lock()
 }
 
 /// What the cluster's task is made of.

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::PeriodId;
 
@@ -73,7 +74,7 @@ impl StoredIntroPoints {
 
 impl IntroPointStore for StoredIntroPoints {
     fn restore(&self) -> Result<Vec<Stored>, String> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         let mut restored = Vec::new();
         let points = self.store.intro_points(self.service).map_err(|error| error.to_string())?;
         for (number, point) in (1..).zip(points) {
@@ -88,7 +89,7 @@ impl IntroPointStore for StoredIntroPoints {
     }
 
     fn keys(&self, slot: SlotId) -> Result<IntroPointKeys, String> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         let kept = match slots.entry(slot) {
             Entry::Occupied(kept) => kept.into_mut(),
             Entry::Vacant(free) => free.insert(self.slot(self.seed.draw(&mut rand::rng()), false)?),
@@ -97,7 +98,7 @@ impl IntroPointStore for StoredIntroPoints {
     }
 
     fn note(&self, stored: &Stored) -> Result<(), String> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         let Some(kept) = slots.get_mut(&stored.slot) else { return Ok(()) };
         if kept.on_disk {
             let (nonce, introductions) = (kept.secrets.nonce, stored.introductions);
@@ -114,7 +115,7 @@ impl IntroPointStore for StoredIntroPoints {
     }
 
     fn forget(&self, slot: SlotId) -> Result<(), String> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         let Some(kept) = slots.remove(&slot) else { return Ok(()) };
         self.store.remove_intro_point(self.service, kept.secrets.nonce).map_err(|error| error.to_string())
     }

@@ -147,7 +147,9 @@ impl Supervisor {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -155,7 +157,7 @@ mod tests {
     type Diary = Arc<Mutex<Vec<String>>>;
 
     fn note(diary: &Diary, line: impl Into<String>) {
-        diary.lock().unwrap().push(line.into());
+        diary.lock().push(line.into());
     }
 
     /// A part that takes `takes` to stop.
@@ -219,7 +221,7 @@ mod tests {
         supervisor.spawn("ended before", async { Ok(()) });
         tokio::task::yield_now().await;
         supervisor.stop().await;
-        assert_eq!(*diary.lock().unwrap(), ["second is asked", "second is gone", "first is asked", "first is gone"]);
+        assert_eq!(*diary.lock(), ["second is asked", "second is gone", "first is asked", "first is gone"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -230,7 +232,7 @@ mod tests {
         let before = tokio::time::Instant::now();
         supervisor.stop().await;
         assert_eq!(before.elapsed(), Duration::from_secs(5));
-        assert_eq!(*diary.lock().unwrap(), ["slow is asked", "first is asked", "first is gone"]);
+        assert_eq!(*diary.lock(), ["slow is asked", "first is asked", "first is gone"]);
     }
 
     #[tokio::test(start_paused = true)]

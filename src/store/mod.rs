@@ -10,8 +10,8 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{AuthorityId, ClusterId, NodeId, OnionAddress};
 use rustbalance_gossip::record::{Chain, Member};
@@ -295,7 +295,7 @@ impl Store {
     }
 
     fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changing.lock()
     }
 
     fn home(&self) -> Home {

@@ -11,8 +11,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::hash::{Label, labelled};
 
 use crate::keys::IntroPointSecrets;
@@ -150,7 +150,7 @@ impl ReplayLog {
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

@@ -1,9 +1,10 @@
 //! A member that has joined as everybody does, and then does as it likes with its keys: raw frames, links, gossip.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use parking_lot::Mutex;
 use rustbalance::counters::Counters;
 use rustbalance::discovery::Discovery;
 use rustbalance::link::handshake::{HandshakeError, Purpose, Refusal};
@@ -142,7 +143,7 @@ impl Mouth {
         let note = Arc::clone(&heard);
         tokio::spawn(async move {
             while let Some(update) = updates.recv().await {
-                note.lock().unwrap().push(update);
+                note.lock().push(update);
             }
         });
         Voice { mesh, heard }
@@ -152,7 +153,7 @@ impl Mouth {
 impl Voice {
     /// All that was heard of a node, of one kind, oldest first.
     pub(crate) fn heard(&self, origin: NodeId, kind: RecordKind) -> Vec<Vec<u8>> {
-        let heard = self.heard.lock().unwrap();
+        let heard = self.heard.lock();
         let fits = |update: &&Update| update.origin == origin && update.kind == kind;
         heard.iter().filter(fits).map(|update| update.bytes.clone()).collect()
     }

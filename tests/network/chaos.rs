@@ -8,11 +8,12 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
+use parking_lot::Mutex;
 use rustbalance_testnet::chaos::{Bounds, Driver, Event, Report, Rules, Visitors};
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Network, Options};
@@ -136,7 +137,7 @@ struct Teller {
 
 impl Teller {
     fn tell(&self, what: std::fmt::Arguments<'_>) {
-        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut story = self.story.lock();
         story.0.tell(what);
         story.1.push((self.started.elapsed(), what.to_string()));
     }
@@ -261,7 +262,7 @@ fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Repor
     });
     report.newcomers = visitors.newcomers_so_far();
     after::look(&nodes, &mut report);
-    report.timeline = std::mem::take(&mut teller.story.lock().unwrap_or_else(PoisonError::into_inner).1);
+    report.timeline = std::mem::take(&mut teller.story.lock().1);
     Ok(report)
 }
 

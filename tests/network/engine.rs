@@ -5,12 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use conformance::Guest;
+use parking_lot::Mutex;
 use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
 use rustbalance::tor::{Engine, TorError};
 use rustbalance_gossip::id::OnionAddress;
@@ -56,7 +57,7 @@ impl conformance::Stage for ArtiStage<'_> {
         let fingerprint = data_encoding::HEXUPPER.encode(&relay.rsa.0);
         let relay = self.network.relays().iter().find(|known| known.rsa_fingerprint == fingerprint).unwrap();
         relay.kill().unwrap();
-        self.killed.lock().unwrap().push(relay);
+        self.killed.lock().push(relay);
         true
     }
 
@@ -72,7 +73,7 @@ impl conformance::Stage for ArtiStage<'_> {
 impl Drop for ArtiStage<'_> {
     /// The other tests want these relays.
     fn drop(&mut self) {
-        for relay in self.killed.lock().unwrap().drain(..) {
+        for relay in self.killed.lock().drain(..) {
             if let Err(e) = relay.restart() {
                 eprintln!("{} does not come back: {e:#}", relay.nickname);
             }

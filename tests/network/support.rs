@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::{Condvar, Mutex};
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
 use rustbalance::tor::descriptor::{self, DescriptorContent};
@@ -49,8 +50,8 @@ impl Turn {
     /// Waits until fewer than [`TURNS`] clusters live.
     pub(crate) fn take() -> Self {
         let (taken, freed) = &TAKEN;
-        let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken = freed.wait_while(taken, |taken| *taken >= TURNS).unwrap_or_else(PoisonError::into_inner);
+        let mut taken = taken.lock();
+        freed.wait_while(&mut taken, |taken| *taken >= TURNS);
         *taken += 1;
         Self
     }
@@ -59,7 +60,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let (taken, freed) = &TAKEN;
-        *taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *taken.lock() -= 1;
         freed.notify_one();
     }
 }

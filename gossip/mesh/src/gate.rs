@@ -14,10 +14,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chitchat::ChitchatMessage;
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::address::mesh_socket;
 use rustbalance_gossip::id::NodeId;
 use tokio::time::Instant;
@@ -120,7 +120,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Tells which life this node begins now, with a chitchat that knows nothing.

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use chitchat::{Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
@@ -104,7 +104,7 @@ impl Keeper {
 
     /// Writes own values wherever chitchat has others.
     async fn write_own(&self) {
-        let values = self.own.values.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let values = self.own.values.lock().clone();
         let chitchat = self.chitchat.chitchat();
         let mut chitchat = chitchat.lock().await;
         let state = chitchat.self_node_state();
@@ -190,7 +190,7 @@ impl Keeper {
 
     /// Asks one seed that is not heard, in turn. chitchat's own seeds are fixed at its start, so it is given none.
     fn ask_a_seed(&mut self, live: &BTreeSet<SocketAddr>) {
-        let seeds = self.own.seeds.lock().unwrap_or_else(PoisonError::into_inner);
+        let seeds = self.own.seeds.lock();
         let others: Vec<_> = seeds.iter().filter(|seed| !live.contains(&mesh_socket(seed))).collect();
         let Some(seed) = others.get(self.next_seed % others.len().max(1)) else { return };
         self.next_seed = self.next_seed.wrapping_add(1);

@@ -27,11 +27,12 @@ mod tests;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use data_encoding::BASE64;
+use parking_lot::Mutex;
 use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::{MAX_RECORD, RecordKind};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -140,13 +141,13 @@ impl Mesh {
     }
 
     fn put(&self, kind: RecordKind, value: Option<String>) {
-        self.own.values.lock().unwrap_or_else(PoisonError::into_inner).insert(kind.key(), value);
+        self.own.values.lock().insert(kind.key(), value);
         self.own.changed.notify_one();
     }
 
     /// From now on these are asked when nobody is known yet, and now and then to mend partitions.
     pub fn set_seeds(&self, seeds: Vec<NodeId>) {
-        *self.own.seeds.lock().unwrap_or_else(PoisonError::into_inner) = seeds;
+        *self.own.seeds.lock() = seeds;
     }
 
     /// Forgets what others have said and hears it again, under a higher generation. Within some

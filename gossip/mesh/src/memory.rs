@@ -1,9 +1,10 @@
 //! A network in memory for tests: carries messages between nodes with delay, loss, partitions and counters.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::id::NodeId;
 use tokio::sync::mpsc;
 
@@ -53,7 +54,7 @@ impl Inner {
 
 impl MemoryNetwork {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// From now on every message takes this long.

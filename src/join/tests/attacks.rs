@@ -174,7 +174,7 @@ fn an_answer_with_a_thousand_members_still_fits() {
         certificate.node = NodeId::from_public_key(key);
         let certificate = Verified::sign(certificate, &host.us.authority).unwrap();
         let member = Member { authority: host.us.membership.authority.clone(), certificate };
-        host.known.lock().unwrap().members.insert(member.node(), member);
+        host.known.lock().members.insert(member.node(), member);
     }
     let joined = host.join(&host.invite(Role::Publisher, 1), &node()).unwrap();
     assert!(joined.members.len() > 50 && joined.members.len() <= parcel::MAX_CHAINS, "{}", joined.members.len());

@@ -1,11 +1,11 @@
 //! The join as a whole, against a publisher that lives in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use rand::rng;
 use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::record::{AuthorityCertificate, Chain, Invitation, Member, MemberCertificate, Role};
@@ -82,23 +82,23 @@ impl Host {
     fn invite(&self, role: Role, uses: u16) -> Token {
         let terms = Terms { role, uses, lifetime: Duration::from_secs(3600) };
         let (token, invitation) = invite(self.cluster(), &self.us.authority, terms, NOW, &mut rng()).unwrap();
-        self.known.lock().unwrap().invitations.insert(invitation.token, (*invitation).clone());
+        self.known.lock().invitations.insert(invitation.token, (*invitation).clone());
         token
     }
 
     fn change(&self, token: &Token, change: impl FnOnce(&mut Invitation)) {
-        change(self.known.lock().unwrap().invitations.get_mut(&token.invitation_id()).unwrap());
+        change(self.known.lock().invitations.get_mut(&token.invitation_id()).unwrap());
     }
 
     fn write(&self, redemption: &Redemption) {
-        let mut known = self.known.lock().unwrap();
+        let mut known = self.known.lock();
         known.invitations.insert(redemption.invitation.token, (*redemption.invitation).clone());
         known.members.insert(redemption.member.node(), redemption.member.clone());
         known.recorded.push(redemption.clone());
     }
 
     fn recorded(&self) -> usize {
-        self.known.lock().unwrap().recorded.len()
+        self.known.lock().recorded.len()
     }
 
     /// One admission, frame by frame, with recording done at once. Gives the frame to send and the outcome.
@@ -146,23 +146,23 @@ struct Snapshot<'a>(&'a Host);
 
 impl Admissions for Snapshot<'_> {
     fn invitation(&self, id: &InvitationId) -> Option<Invitation> {
-        self.0.known.lock().unwrap().invitations.get(id).cloned()
+        self.0.known.lock().invitations.get(id).cloned()
     }
     fn member(&self, node: &NodeId) -> Option<Member> {
-        self.0.known.lock().unwrap().members.get(node).cloned()
+        self.0.known.lock().members.get(node).cloned()
     }
     fn is_revoked(&self, node: &NodeId) -> bool {
-        self.0.known.lock().unwrap().revoked.contains(node)
+        self.0.known.lock().revoked.contains(node)
     }
     fn postponed(&self, _: Role) -> Option<Refusal> {
-        self.0.known.lock().unwrap().postponed.clone()
+        self.0.known.lock().postponed.clone()
     }
     fn chains(&self) -> Vec<Chain> {
-        let known = self.0.known.lock().unwrap();
+        let known = self.0.known.lock();
         std::iter::once(&self.0.us.membership).chain(known.members.values()).map(Member::chain).collect()
     }
     fn services(&self) -> Vec<JoinedService> {
-        let named = self.0.known.lock().unwrap().named.clone();
+        let named = self.0.known.lock().named.clone();
         let services = named.unwrap_or_else(|| self.0.us.services.iter().map(|of| of.service).collect());
         services.into_iter().map(|service| JoinedService { service, ports: vec![80, 443] }).collect()
     }

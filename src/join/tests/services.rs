@@ -45,7 +45,7 @@ fn a_publisher_that_lacks_a_key_of_a_service_or_gives_another_is_not_believed() 
         change(&mut host.us.services);
         // The services are named as they are.
         let named = [host.cluster().first_service(), second];
-        host.known.lock().unwrap().named = Some(named.to_vec());
+        host.known.lock().named = Some(named.to_vec());
         let error = host.join(&token, &node()).unwrap_err();
         assert!(matches!(&error, JoinError::Impostor { why, .. } if why.contains("keys")), "{error}");
     };
@@ -58,13 +58,13 @@ fn a_publisher_that_lacks_a_key_of_a_service_or_gives_another_is_not_believed() 
 fn services_of_another_cluster_are_not_believed() {
     let (host, second) = host_of_two();
     for named in [vec![second, host.cluster().first_service()], vec![second]] {
-        host.known.lock().unwrap().named = Some(named);
+        host.known.lock().named = Some(named);
         let error = host.join(&host.invite(Role::Worker, 1), &node()).unwrap_err();
         assert!(matches!(&error, JoinError::Impostor { why, .. } if why.contains("services")), "{error}");
     }
     // None at all, or one twice, is out of bounds.
     for named in [vec![], vec![host.cluster().first_service(); 2]] {
-        host.known.lock().unwrap().named = Some(named);
+        host.known.lock().named = Some(named);
         let error = host.join(&host.invite(Role::Worker, 1), &node()).unwrap_err();
         assert!(matches!(&error, JoinError::Impostor { why, .. } if why.contains("bounds")), "{error}");
     }

@@ -24,7 +24,7 @@ fn a_publisher_is_given_everything_and_it_verifies() {
     assert_eq!(joined.discovery.secret.as_bytes(), host.discovery.secret.as_bytes());
     assert_eq!(joined.points.as_bytes(), PointSeed::derive(&host.us.authority, node.node_id()).as_bytes());
     assert_eq!(joined.services, Snapshot(&host).services());
-    let recorded = &host.known.lock().unwrap().recorded[0];
+    let recorded = &host.known.lock().recorded[0];
     assert_eq!(recorded.invitation.redeemed, BTreeSet::from([node.node_id()]));
     assert!(recorded.invitation.unverified().verify(host.us.authority.authority_id().public_key()).is_ok());
 }
@@ -132,7 +132,7 @@ fn a_member_an_evicted_node_and_the_publisher_itself_are_told_so() {
     host.join(&first, &node).unwrap();
     assert_eq!(host.refusal(&second, &node), Refusal::AlreadyMember);
     assert_eq!(host.refusal(&second, &host.us.node.duplicate()), Refusal::AlreadyMember);
-    host.known.lock().unwrap().revoked.insert(node.node_id());
+    host.known.lock().revoked.insert(node.node_id());
     assert_eq!(host.refusal(&first, &node), Refusal::Evicted);
     assert_eq!(host.recorded(), 1);
 }
@@ -192,7 +192,7 @@ fn every_refusal_says_what_to_do_in_words_of_its_own() {
 fn while_admitting_is_postponed_no_token_is_redeemed() {
     let host = Host::new();
     let (token, joiner) = (host.invite(Role::Publisher, 1), node());
-    let postpone = |why| host.known.lock().unwrap().postponed = why;
+    let postpone = |why| host.known.lock().postponed = why;
     postpone(Some(Refusal::NotYet));
     assert_eq!(host.refusal(&token, &joiner), Refusal::NotYet);
     assert_eq!(host.recorded(), 0);
@@ -218,12 +218,12 @@ fn a_lost_answer_is_given_again_without_another_use() {
 
     // Recorded, and the publisher lost the certificate with its memory: another one, still one use.
     // It is dated like the invitation, lest a rival that came after the first be before it now.
-    host.known.lock().unwrap().members.clear();
+    host.known.lock().members.clear();
     let other = host.join_at(&token, &node, NOW + 60, NOW + 60).unwrap();
-    let issued = host.known.lock().unwrap().invitations[&token.invitation_id()].issued;
+    let issued = host.known.lock().invitations[&token.invitation_id()].issued;
     assert_eq!(other.member.certificate.issued, issued);
     assert!(issued <= first.member.certificate.issued);
-    assert_eq!(host.known.lock().unwrap().invitations[&token.invitation_id()].redeemed.len(), 1);
+    assert_eq!(host.known.lock().invitations[&token.invitation_id()].redeemed.len(), 1);
 }
 
 #[test]
@@ -231,8 +231,8 @@ fn the_loser_of_a_race_between_two_publishers_is_told_that_the_token_is_used_up(
     let one = Host::new();
     let two = Host::beside(one.master().duplicate(), one.us.authority.duplicate(), Role::Publisher);
     let (token, winner, loser) = (one.invite(Role::Worker, 1), node(), node());
-    let invitation = one.known.lock().unwrap().invitations[&token.invitation_id()].clone();
-    two.known.lock().unwrap().invitations.insert(invitation.token, invitation);
+    let invitation = one.known.lock().invitations[&token.invitation_id()].clone();
+    two.known.lock().invitations.insert(invitation.token, invitation);
     one.join(&token, &winner).unwrap();
     two.join(&token, &loser).unwrap();
     // Gossip merges the two versions; the loser is no member then.

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use rustbalance_gossip::id::NodeId;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 use tokio::sync::watch;
@@ -31,11 +32,11 @@ struct MemoryRoute(Arc<MemoryNet>);
 
 impl MemoryNet {
     fn join(&self, node: NodeId, links: &Arc<Links>) {
-        self.nodes.lock().unwrap().insert(node, Arc::downgrade(links));
+        self.nodes.lock().insert(node, Arc::downgrade(links));
     }
 
     fn links(&self, node: NodeId) -> Option<Arc<Links>> {
-        self.nodes.lock().unwrap().get(&node).and_then(Weak::upgrade)
+        self.nodes.lock().get(&node).and_then(Weak::upgrade)
     }
 }
 

@@ -10,13 +10,14 @@
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arti_client::config::TorClientConfig;
 use arti_client::status::{BlockageKind, BootstrapEvents, BootstrapStatus};
 use arti_client::{BootstrapBehavior, TorClient};
 use futures::StreamExt;
+use parking_lot::{Mutex, RwLock};
 use rand::RngExt;
 use tokio::sync::watch;
 use tokio::time::{interval, sleep};
@@ -209,7 +210,7 @@ async fn watch_client(
     };
     drop(tor);
     let netdir = Arc::clone(&live.netdir);
-    *shared.live.write().unwrap_or_else(PoisonError::into_inner) = Some(live);
+    *shared.live.write() = Some(live);
     bootstrap.send_modify(|told| {
         *told = Bootstrap { fraction: 1.0, ready: true, message: "connected".into(), hopeless: None }
     });
@@ -360,7 +361,7 @@ fn in_words(status: &BootstrapStatus) -> String {
 impl Shared {
     /// The client's parts, or why there are none.
     pub(super) fn live(&self) -> Result<Live, TorError> {
-        let live = self.live.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let live = self.live.read().clone();
         live.ok_or_else(|| match self.stopped.get() {
             Some(why) => TorError::Stopped(why.clone()),
             None => TorError::NotReady(self.bootstrap.borrow().message.clone()),
@@ -376,15 +377,15 @@ impl Shared {
 
     /// The client whether ready or not.
     pub(super) fn client(&self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
-        let tor = self.tor.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let tor = self.tor.read().clone();
         tor.ok_or_else(|| TorError::Stopped(self.stopped.get().cloned().unwrap_or_default()))
     }
 
     /// Puts a new client in the place of the one that did not come up.
     fn renew(&self, maker: &mut Maker) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
-        *self.tor.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.tor.write() = None;
         let tor = on_disk(|| maker.make())?;
-        let mut place = self.tor.write().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.tor.write();
         // If it was stopped meanwhile, it stays so.
         if self.stopped.get().is_none() {
             *place = Some(Arc::clone(&tor));
@@ -394,7 +395,7 @@ impl Shared {
 
     /// Notes how the building of a circuit went; many failures for want of a vanguard end the client.
     pub(super) fn note_circuit(&self, built: Result<(), &tor_circmgr::Error>) {
-        let mut failing = self.vanguards.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.vanguards.lock();
         match built {
             Ok(()) => *failing = None,
             Err(tor_circmgr::Error::VanguardMgrInit(_)) => {
@@ -421,8 +422,8 @@ impl Shared {
         if self.stopped.set(why.into()).is_ok() {
             tracing::debug!("the Tor client has stopped: {why}");
         }
-        *self.live.write().unwrap_or_else(PoisonError::into_inner) = None;
-        *self.tor.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.live.write() = None;
+        *self.tor.write() = None;
         self.shutdown.cancel();
     }
 

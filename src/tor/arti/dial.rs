@@ -7,10 +7,10 @@
 //! days.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arti_client::{DataStream, ErrorKind, HasKind, StreamPrefs, TorClient};
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::id::{NodeId, OnionAddress};
 use tokio::time::timeout;
 use tor_hscrypto::pk::HsClientDescEncKey;
@@ -48,25 +48,25 @@ struct Dial {
 
 impl Dials {
     fn keys(&self) -> MutexGuard<'_, HashMap<OnionAddress, Vec<DiscoverySecret>>> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock()
     }
 
     /// The isolation group to use now.
     fn prefs(&self, to: OnionAddress) -> StreamPrefs {
-        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let addresses = self.addresses.lock();
         addresses.get(&to).map(|dial| dial.prefs.clone()).unwrap_or_default()
     }
 
     /// It was reached: the next failure may start afresh at once.
     fn reached(&self, to: OnionAddress) {
-        if let Some(dial) = self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&to) {
+        if let Some(dial) = self.addresses.lock().get_mut(&to) {
             dial.fresh = None;
         }
     }
 
     /// It was not: start afresh, if that is not too soon after the last time. True if so.
     fn failed(&self, to: OnionAddress, now: Instant) -> bool {
-        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addresses = self.addresses.lock();
         if addresses.len() >= MOST_ADDRESSES && !addresses.contains_key(&to) {
             addresses.clear();
         }

@@ -6,12 +6,13 @@
 //! relay has been missing from the directory twice in a row. The circuits of clients that came by it go on.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::record::{IntroPoint, RelayId};
 use tokio::sync::{mpsc, oneshot, watch};

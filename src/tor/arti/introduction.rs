@@ -4,9 +4,10 @@
 //! subcredential of the time period whose descriptor the client has read. Which period that was the cell doesn't say,
 //! so all that can be are tried: the previous, the current and the next one, and all that the directory names.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustbalance_gossip::id::ServiceId;
 use tor_bytes::Reader;
 use tor_cell::relaycell::hs::intro_payload::{IntroduceHandshakePayload, OnionKey};
@@ -134,7 +135,7 @@ impl Reading {
     /// The subcredentials of all periods that a client may be in.
     fn subcredentials(&self, netdir: &NetDir) -> Arc<Vec<Subcredential>> {
         let periods = periods(netdir);
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.cached.lock();
         if cached.0 != periods {
             // A key that cannot be blinded for a period has no descriptor in it, so no client comes with it.
             let of = |period: &TimePeriod| descriptor::blinded(self.service, *period).ok().map(|(_, sub)| sub);
@@ -179,7 +180,7 @@ pub(super) struct OnceAMinute(Mutex<(Option<Instant>, u64)>);
 impl OnceAMinute {
     /// It happened: logs how often since the last time, unless that is less than a minute ago.
     fn complain(&self, now: Instant, log: impl FnOnce(u64)) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
         let (last, times) = &mut *state;
         *times += 1;
         if last.is_none_or(|last| now.saturating_duration_since(last) >= Duration::from_secs(60)) {

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{Stream, StreamExt};
+use parking_lot::Mutex;
 use rustbalance_gossip::id::NodeId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -80,7 +81,7 @@ pub(super) struct Launched(Mutex<BTreeSet<NodeId>>);
 impl Launched {
     /// True the first time.
     fn first(&self, node: NodeId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node)
+        self.0.lock().insert(node)
     }
 }
 

@@ -12,10 +12,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::id::{NodeId, OnionAddress, ServiceId};
 use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
 use tokio::sync::{mpsc, watch};
@@ -136,7 +137,7 @@ impl FakeNet {
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
-        self.inner.world.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.world.lock()
     }
 
     fn changed(&self) {
@@ -158,7 +159,7 @@ impl FakeEngine {
     /// The process dies: all its streams end, what waits at relays for it is gone, every later call fails.
     pub fn kill(&self) {
         self.node.dead.cancel();
-        drop(self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.bootstrap.lock().take());
         self.circuits().clear();
         self.net.world().bury(self.node.id);
     }
@@ -204,7 +205,7 @@ impl FakeEngine {
     }
 
     fn circuits(&self) -> MutexGuard<'_, HashMap<OnionAddress, Arc<Circuit>>> {
-        self.circuits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.circuits.lock()
     }
 
     fn alive(&self) -> Result<(), TorError> {
@@ -260,7 +261,7 @@ impl FakeEngine {
 
     async fn circuit_to_node(&self, to: OnionAddress, service: Service) -> Result<Circuit, TorError> {
         let node = NodeId::from_public_key(*to.public_key());
-        let keys = self.trusted.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned();
+        let keys = self.trusted.lock().get(&node).cloned();
         match keys {
             None => return Err(unreachable(to, "it requires a discovery key, and we have none for it")),
             Some(keys) if !keys.iter().any(|key| service.discovery.contains(key)) => {
@@ -368,7 +369,7 @@ fn unreachable(to: OnionAddress, why: &str) -> TorError {
 #[async_trait]
 impl Engine for FakeEngine {
     fn bootstrap(&self) -> watch::Receiver<Bootstrap> {
-        let sender = self.bootstrap.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = self.bootstrap.lock();
         // One without a sender is closed.
         sender.as_ref().map_or_else(|| watch::channel(Bootstrap::default()).1, watch::Sender::subscribe)
     }
@@ -385,7 +386,7 @@ impl Engine for FakeEngine {
     fn trust_discovery(&self, node: NodeId, keys: &[&DiscoverySecret]) -> Result<(), TorError> {
         self.alive()?;
         let keys = keys.iter().map(|key| key.public()).collect();
-        self.trusted.lock().unwrap_or_else(PoisonError::into_inner).insert(node, keys);
+        self.trusted.lock().insert(node, keys);
         Ok(())
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::sleep;
@@ -179,7 +180,7 @@ async fn one_way(
         if length == 0 {
             return Ok(());
         }
-        if let Some(kept) = kept.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        if let Some(kept) = kept.lock().as_mut() {
             kept.moved();
         }
         to.write_all(&chunk[..length]).await?;

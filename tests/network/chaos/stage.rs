@@ -1,11 +1,12 @@
 //! The stage: carries out what the driver decides, and runs again what ended by itself, as systemd would.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance_testnet::chaos::{Action, Fault, Report};
 use rustbalance_testnet::cluster::Node;
 use rustbalance_testnet::{Network, Relay};
@@ -67,7 +68,7 @@ impl<'a> Stage<'a> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Adds what was done to a report.

@@ -1,12 +1,13 @@
 //! The watch: what nodes say, what directories hold and what the machine gives, all the while; and what is wrong in it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use parking_lot::{Mutex, MutexGuard};
 use rustbalance::store::Store;
 use rustbalance_gossip::record::PeriodId;
 use rustbalance_testnet::Relay;
@@ -156,7 +157,7 @@ impl<'a> Watch<'a> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Ends all watching.

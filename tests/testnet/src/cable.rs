@@ -6,11 +6,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use parking_lot::{Condvar, Mutex};
 
 /// How long a handshake may take, cuts aside.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(30);
@@ -37,12 +38,12 @@ struct Shared {
 impl Shared {
     /// Waits as long as the cable is cut.
     fn pass(&self) {
-        let whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.mended.wait_while(whole, |whole| !*whole).unwrap_or_else(PoisonError::into_inner));
+        let mut whole = self.whole.lock();
+        self.mended.wait_while(&mut whole, |whole| !*whole);
     }
 
     fn set(&self, whole: bool) {
-        *self.whole.lock().unwrap_or_else(PoisonError::into_inner) = whole;
+        *self.whole.lock() = whole;
         self.mended.notify_all();
     }
 }

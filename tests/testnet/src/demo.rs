@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use parking_lot::Mutex;
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Network, Options};
 
@@ -222,14 +223,14 @@ impl Stage {
     }
 
     fn step(&self, text: &str) {
-        let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut step = self.step.lock();
         *step = (step.0 + 1, Instant::now());
         let number = step.0;
         println!("\n{} {}", self.paint("1;36", &format!("{number}.")), self.paint("1", text));
     }
 
     fn since_step(&self) -> Duration {
-        self.step.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed()
+        self.step.lock().1.elapsed()
     }
 
     fn note(&self, text: &str) {

@@ -8,10 +8,10 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use parking_lot::Mutex;
 
 use crate::options::{Options, Ports};
 use crate::relay::{Relay, Role};
@@ -43,7 +43,7 @@ pub(crate) fn relays(options: &Options, ports: &Ports, base: &Path) -> Result<Ve
         });
     }
     let todo = Mutex::new(relays.iter_mut().collect::<VecDeque<_>>());
-    let next = || todo.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let next = || todo.lock().pop_front();
     let workers = std::thread::available_parallelism().map_or(2, |count| count.get().min(8));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers)

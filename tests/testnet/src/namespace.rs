@@ -6,9 +6,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 /// The program that makes it.
@@ -135,7 +135,7 @@ impl Namespace {
 
     fn ask(&self, command: &str) -> Result<String> {
         {
-            let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pipes = self.pipes.lock();
             writeln!(pipes.0, "{command}").context("the namespace's helper has ended")?;
         }
         self.read().with_context(|| format!("the namespace's helper did not do: {command}"))
@@ -143,7 +143,7 @@ impl Namespace {
 
     fn read(&self) -> Result<String> {
         let mut line = String::new();
-        let mut pipes = self.pipes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pipes = self.pipes.lock();
         match pipes.1.read_line(&mut line)? {
             0 => bail!("the namespace's helper has ended"),
             _ => Ok(line),

@@ -3,10 +3,11 @@
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::client::{Client, MAIN, Warmth};
@@ -295,7 +296,7 @@ impl Network {
     /// relay is asked, at once, afresh each time. Relays that hold nothing, or do not answer within 10 s, are left out.
     pub fn published(&self, onion: &str) -> Result<Vec<PublishedDescriptor>> {
         let monitor = {
-            let mut monitor = self.monitor.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut monitor = self.monitor.lock();
             match &*monitor {
                 Some(client) => Arc::clone(client),
                 None => Arc::clone(monitor.insert(Arc::new(self.client("monitor", Warmth::Warm)?))),

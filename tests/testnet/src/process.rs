@@ -10,10 +10,11 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cluster::disk::unmount_below;
@@ -135,7 +136,7 @@ impl Drop for Keeper {
         if self.wipe {
             let _ = fs::remove_dir_all(&self.base);
         }
-        let reaper = self.reaper.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let reaper = self.reaper.get_mut().take();
         if let Some(mut reaper) = reaper {
             if let Some(mut input) = reaper.stdin.take() {
                 let _ = input.write_all(b"dismissed\n");

@@ -1,9 +1,10 @@
 //! Whole nodes without Tor: a coordinator on a real mesh (chitchat) over the network in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership, Settings};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::{Chain, Role};
@@ -39,7 +40,7 @@ impl Drop for Node {
 impl Node {
     fn look<T>(&self, look: impl FnOnce(&Coordinator, Now) -> T) -> T {
         let now = now(self.started);
-        look(&self.coordinator.lock().unwrap(), now)
+        look(&self.coordinator.lock(), now)
     }
 
     fn leads(&self) -> bool {
@@ -78,7 +79,7 @@ async fn live(
     loop {
         while !events.is_empty() {
             let event = events.remove(0);
-            let actions = coordinator.lock().unwrap().handle(event, now(started));
+            let actions = coordinator.lock().handle(event, now(started));
             for action in actions {
                 match action {
                     Action::Gossip { kind, bytes } => mesh.set(kind, &bytes).unwrap(),
@@ -86,7 +87,7 @@ async fn live(
                     Action::StoreTerm(term) => events.push(Event::TermStored(term)),
                     Action::MembersChanged => {
                         let members: BTreeSet<NodeId> =
-                            coordinator.lock().unwrap().view().members().map(|node| node.node()).collect();
+                            coordinator.lock().view().members().map(|node| node.node()).collect();
                         mesh.set_seeds(members.iter().copied().collect());
                         mesh.set_members(members);
                     }
@@ -94,7 +95,7 @@ async fn live(
                 }
             }
         }
-        let wake = coordinator.lock().unwrap().next_timeout().unwrap_or(PATIENCE);
+        let wake = coordinator.lock().next_timeout().unwrap_or(PATIENCE);
         tokio::select! {
             Some(Update { origin, kind, bytes }) = updates.recv() => events.push(Event::Record { origin, kind, bytes }),
             () = sleep_until(started + wake) => events.push(Event::Tick),

@@ -5,10 +5,10 @@
 //! network's directory; they try until they are served. Nobody waits longer than [`PATIENCE`] before trying again.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::directories::Directories;
 use super::ledger::{Cause, Ledger, Visit};
@@ -138,7 +138,7 @@ impl<'n> Visitors<'n> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.lock()
     }
 
     /// Looks at the ledger.

@@ -4,11 +4,12 @@
 //! node's name, so that one sees who has served. Everything goes through the command line, as an operator's would.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 
 use crate::client::Warmth;
 use crate::namespace::Namespace;
@@ -109,7 +110,7 @@ impl<'n> Cluster<'n> {
         let words = [&["init", "--target", &target, "--arti-config", &arti], options].concat();
         let said = node.command(&words, "", INIT_PATIENCE)?.ok("init")?;
         let address = onion_in(&said).with_context(|| format!("init does not print the address: {said}"))?;
-        *self.master.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        *self.master.lock() = Some(address);
         Ok(node)
     }
 
@@ -120,7 +121,7 @@ impl<'n> Cluster<'n> {
             namespace.forward(site.addr().port())?;
         }
         let node = Arc::new(Node::new(&self.common, name, site)?);
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&node));
+        self.nodes.lock().push(Arc::clone(&node));
         Ok(node)
     }
 
@@ -192,7 +193,7 @@ impl<'n> Cluster<'n> {
 
     /// The master address, `.onion` included.
     pub fn onion(&self) -> Result<String> {
-        let master = self.master.lock().unwrap_or_else(PoisonError::into_inner);
+        let master = self.master.lock();
         master.clone().context("the cluster has no address yet; call init")
     }
 
@@ -233,7 +234,7 @@ impl<'n> Cluster<'n> {
     /// Saves the nodes' logs from the removal of the network's folder, as is done when a test panics.
     pub fn keep_logs(&self) {
         let Some(folder) = crate::options::target_folder() else { return };
-        for node in self.nodes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for node in self.nodes.lock().iter() {
             let kept = folder.join("network-failures").join(node.folder().file_name().unwrap_or_default());
             let _ = std::fs::create_dir_all(&kept);
             for file in node.said() {
@@ -244,14 +245,14 @@ impl<'n> Cluster<'n> {
 
     /// The state of every node, for a failure's message.
     pub fn diagnosis(&self) -> String {
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let nodes = self.nodes.lock().clone();
         nodes.iter().map(|node| node.diagnosis()).collect::<Vec<_>>().join("\n")
     }
 }
 
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
-        let nodes = self.nodes.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let nodes = self.nodes.get_mut();
         for node in nodes.iter() {
             let _ = node.kill9();
         }

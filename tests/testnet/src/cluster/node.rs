@@ -5,11 +5,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use rustix::process::Signal;
 
 use super::Status;
@@ -147,13 +148,13 @@ impl Node {
         if self.is_running() {
             bail!("{} is running", self.name);
         }
-        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(Disk::mount(&self.state())?);
+        *self.disk.lock() = Some(Disk::mount(&self.state())?);
         Ok(())
     }
 
     /// Fills its disk to the last byte, or makes room again. It must have one of its own.
     pub fn set_disk_full(&self, full: bool) -> Result<()> {
-        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let disk = self.disk.lock();
         let disk = disk.as_ref().with_context(|| format!("{} has no disk of its own", self.name))?;
         if full { disk.fill() } else { disk.clear() }
     }
@@ -165,7 +166,7 @@ impl Node {
 
     /// How its daemon ended, started with [`Node::run`], once it has: its exit code, `None` if a signal ended it.
     pub fn ended(&self) -> Option<Option<i32>> {
-        let exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let exit = self.exit.lock().clone()?;
         exit.get().map(|status| status.code())
     }
 
@@ -225,7 +226,7 @@ impl Node {
         ]);
         let exit = process::launch_program(&self.common.base, &self.folder, &self.common.record, LOG, &words)
             .with_context(|| format!("cannot run {}", self.name))?;
-        *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
+        *self.exit.lock() = Some(exit);
         Ok(())
     }
 
@@ -262,7 +263,7 @@ impl Node {
 
     /// Waits until its daemon, started with [`Node::run`], has ended; its exit code, `None` if a signal ended it.
     pub fn await_exit(&self, limit: Duration) -> Result<Option<i32>> {
-        let exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let exit = self.exit.lock().clone();
         let exit = exit.with_context(|| format!("{} has not been run", self.name))?;
         let deadline = Instant::now() + limit;
         loop {
@@ -368,7 +369,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         let _ = self.kill9();
-        drop(self.disk.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.disk.get_mut().take());
         if std::thread::panicking() || std::env::var_os(crate::ENV_KEEP).is_some() {
             return;
         }
