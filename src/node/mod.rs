@@ -193,10 +193,11 @@ async fn bootstrapped(engine: &Arc<dyn Engine>, stop: &CancellationToken) -> Res
         tokio::select! {
             () = stop.cancelled() => return Ok(false),
             changed = bootstrap.changed() => if changed.is_err() {
-                if let Some(why) = bootstrap.borrow().hopeless.clone() {
+                let last = bootstrap.borrow().clone();
+                if let Some(why) = last.hopeless {
                     return Err(TorError::Files(why).into());
                 }
-                return Err(TorError::Stopped("it has given up connecting".into()).into());
+                return Err(TorError::Stopped(format!("it has given up connecting: {}", last.message)).into());
             },
         }
     }

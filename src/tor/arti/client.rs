@@ -1,26 +1,32 @@
 //! Arti's client: configured, bootstrapped in the background, watched, stopped.
 //!
-//! Bootstrapping is tried for ever, with growing pauses; [`Bootstrap`] tells how far it is. The client is given up for
-//! good, and every later call answers [`TorError::Stopped`], when it is shut down or when it cannot recover by itself:
+//! Bootstrapping is tried for ever, with growing pauses; [`Bootstrap`] tells how far it is. Only an attempt that failed at
+//! the network is repeated with the same client: after any other failure Arti ignores the next call and reports success.
+//! An attempt without progress for half an hour has failed too.
+//!
+//! The client is given up for good, and every later call answers [`TorError::Stopped`], when it is shut down or when it
+//! cannot recover by itself. A client that failed may keep its cache, which another in its place could only read.
 //! Arti's vanguard manager ends for good if it meets an expired directory, and no circuit can be built from then on.
 //! There is no way to ask it, so two signs are taken for it: the directory had expired and is back, or many circuits
 //! in a row have failed for want of a vanguard. And the task that updates the directory ends for good if it cannot write
 //! to disk; the sign of that is a directory long out of date. Whoever supervises the engine then starts another.
 
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arti_client::config::TorClientConfig;
 use arti_client::status::{BlockageKind, BootstrapEvents, BootstrapStatus};
-use arti_client::{BootstrapBehavior, TorClient};
+use arti_client::{BootstrapBehavior, ErrorKind, HasKind, TorClient};
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use rand::RngExt;
 use tokio::sync::watch;
-use tokio::time::{interval, sleep};
+use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tor_circmgr::hspool::HsCircPool;
@@ -43,6 +49,16 @@ const CONNECTING: &str = "connecting to the Tor network";
 
 /// Between two attempts to bootstrap: doubles from the first to the second.
 const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+
+/// How long an attempt to bootstrap may go without progress. Without a network it always takes that long.
+const STALLED: Duration = Duration::from_secs(30 * 60);
+
+/// How long a client that was dropped may keep the cache, and how often that is looked at. One whose parts were made
+/// keeps it until a new directory of the network comes to it, which is never if it failed before it asked for one.
+const LET_GO: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
+
+/// The lock in Arti's cache: the client that holds it writes there. Arti has all others wait for that, without a bound.
+const CACHE_LOCK: &str = "dir.lock";
 
 /// How often the directory is looked at without an event.
 const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
@@ -113,6 +129,10 @@ pub(super) struct Shared {
 pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
     install_crypto();
     let mut maker = Maker::new(&config)?;
+    if maker.cache_is_held() {
+        let cache = maker.cache_dir.display();
+        tracing::warn!("another Tor client has {cache} open: this one can only wait for what that one puts there");
+    }
     let tor = maker.make()?;
     let message = CONNECTING.into();
     let (bootstrap_sender, bootstrap) = watch::channel(Bootstrap { message, ..Bootstrap::default() });
@@ -153,6 +173,26 @@ impl Maker {
         let ArtiConfig { state_dir, cache_dir, .. } = config.clone();
         let salvage = Salvage::new(&state_dir, &cache_dir);
         Ok(Self { config: configure(config)?, runtime, salvage, state_dir, cache_dir })
+    }
+
+    /// Whether a client has the cache open for writing. What cannot be looked at, Arti will say itself.
+    fn cache_is_held(&self) -> bool {
+        let lock = File::options().read(true).write(true).open(self.cache_dir.join(CACHE_LOCK));
+        lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Waits until the cache is let go of by the client that failed for this reason. Another would only read it.
+    async fn cache_let_go(&self, failed: &str) -> Result<(), TorError> {
+        let (limit, pause) = LET_GO;
+        let free = async {
+            while on_disk(|| self.cache_is_held()) {
+                sleep(pause).await;
+            }
+        };
+        timeout(limit, free).await.map_err(|_| TorError::State {
+            dir: self.state_dir.clone(),
+            why: format!("{failed}; another attempt takes a new process, for this client keeps its cache"),
+        })
     }
 
     fn make(&mut self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
@@ -289,9 +329,8 @@ impl Lateness {
     }
 }
 
-/// Bootstraps the client, with growing pauses, for as long as it takes. Gives the client that has
-/// bootstrapped, a new one where damaged files had to be set aside. An error if only the operator
-/// can mend what is wrong.
+/// Bootstraps the client, with growing pauses, for as long as it takes. Gives the one that has bootstrapped: a new one where
+/// the old one does not try again. An error if only the operator or a new process can mend what is wrong.
 async fn connect(
     shared: &Shared,
     maker: &mut Maker,
@@ -301,33 +340,64 @@ async fn connect(
     let mut failures = 0;
     loop {
         let mut progress = tor.bootstrap_events();
-        let follow = async {
-            while let Some(status) = progress.next().await {
+        let failed = match attempt(&tor, &mut progress, bootstrap).await {
+            Ok(()) => return Ok((tor, progress)),
+            Err(Failure::Stalled(percent)) => format!("it got no further than {percent} % in {STALLED:?}"),
+            Err(Failure::Arti(error)) => match on_disk(|| maker.salvage.judge(&error, false)) {
+                Verdict::Again => with_causes(&error),
+                Verdict::Hopeless(why) => return Err(why),
+                Verdict::Wait => {
+                    let (pause, why) = (RETRY.pause(failures), with_causes(&error));
+                    failures = failures.saturating_add(1);
+                    tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {why}");
+                    bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {error}"));
+                    sleep(pause).await;
+                    if error.kind() == ErrorKind::TorAccessFailed {
+                        continue;
+                    }
+                    why
+                }
+            },
+        };
+        drop(tor);
+        tor = shared.renew(maker, &failed).await?;
+    }
+}
+
+/// Why an attempt to bootstrap came to nothing.
+enum Failure {
+    Arti(arti_client::Error),
+    /// It got no further than so many percent.
+    Stalled(f32),
+}
+
+/// Bootstraps a client until it has a directory of the network.
+async fn attempt(
+    tor: &TorClient<PreferredRuntime>,
+    progress: &mut BootstrapEvents,
+    bootstrap: &watch::Sender<Bootstrap>,
+) -> Result<(), Failure> {
+    let mut outcome = pin!(async {
+        tor.bootstrap().await?;
+        // Arti reports success also where it has done nothing, or where the directory has too few guards.
+        let netdir = tor.dirmgr()?;
+        let mut events = netdir.events();
+        while netdir.netdir(Timeliness::Unchecked).is_err() && events.next().await.is_some() {}
+        Ok(())
+    });
+    let mut stalled = pin!(sleep(STALLED));
+    let mut furthest = 0.0;
+    loop {
+        tokio::select! {
+            outcome = &mut outcome => return outcome.map_err(Failure::Arti),
+            Some(status) = progress.next() => {
                 tell(bootstrap, &status);
+                if status.as_frac() > furthest {
+                    furthest = status.as_frac();
+                    stalled.as_mut().reset(tokio::time::Instant::now() + STALLED);
+                }
             }
-            std::future::pending().await
-        };
-        let error = tokio::select! {
-            outcome = tor.bootstrap() => outcome.err(),
-            () = follow => None,
-        };
-        let Some(error) = error else { return Ok((tor, progress)) };
-        let mended = match on_disk(|| maker.salvage.judge(&error, false)) {
-            Verdict::Again => true,
-            Verdict::Wait => false,
-            Verdict::Hopeless(why) => return Err(why),
-        };
-        if !mended {
-            let pause = RETRY.pause(failures);
-            failures = failures.saturating_add(1);
-            tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {}", with_causes(&error));
-            bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {error}"));
-            sleep(pause).await;
-        }
-        // A client that could not make its parts answers with the same error for ever.
-        if mended || tor.dirmgr().is_err() {
-            drop(tor);
-            tor = shared.renew(maker)?;
+            () = &mut stalled => return Err(Failure::Stalled((furthest * 100.0).round())),
         }
     }
 }
@@ -381,9 +451,10 @@ impl Shared {
         tor.ok_or_else(|| TorError::Stopped(self.stopped.get().cloned().unwrap_or_default()))
     }
 
-    /// Puts a new client in the place of the one that did not come up.
-    fn renew(&self, maker: &mut Maker) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
+    /// Puts a new client in the place of the one that failed for this reason, once that has let go of the cache.
+    async fn renew(&self, maker: &mut Maker, failed: &str) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
         *self.tor.write() = None;
+        maker.cache_let_go(failed).await?;
         let tor = on_disk(|| maker.make())?;
         let mut place = self.tor.write();
         // If it was stopped meanwhile, it stays so.
@@ -448,6 +519,58 @@ mod tests {
         // The kernel lets no user make a file there, and leaves plenty of room.
         assert!(refuses_writes(Path::new("/proc/self/fdinfo")));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    /// Directories for a client, which need no network as long as it cannot bootstrap.
+    fn directories() -> (tempfile::TempDir, ArtiConfig) {
+        let folder = tempfile::tempdir().unwrap();
+        let [state_dir, cache_dir] = ["state", "cache"].map(|name| folder.path().join(name));
+        (folder, ArtiConfig { toml: String::new(), state_dir, cache_dir })
+    }
+
+    /// As on a full disk: what is in the cache cannot be taken over, and it is not damaged.
+    fn break_cache(config: &ArtiConfig) {
+        let cache = rusqlite::Connection::open(config.cache_dir.join("dir.sqlite3")).unwrap();
+        cache.execute_batch("DROP TABLE Consensuses").unwrap();
+    }
+
+    /// Why the client was given up, which it must be in time.
+    async fn given_up(shared: &Shared) -> String {
+        timeout(STALLED + 2 * LET_GO.0, shared.shutdown.cancelled()).await.expect("it waits for ever");
+        assert!(!shared.bootstrap.borrow().ready, "there is no directory");
+        assert!(matches!(shared.client(), Err(TorError::Stopped(_))));
+        shared.stopped.get().cloned().unwrap_or_default()
+    }
+
+    /// Arti would ignore the second attempt and say that it is done, and a second client of the process would only read.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_cannot_read_its_cache_is_given_up_with_the_reason() {
+        let (_folder, config) = directories();
+        let shared = start(config.clone()).unwrap();
+        break_cache(&config);
+        let why = given_up(&shared).await;
+        assert!(why.contains("no such table") && why.contains("a new process"), "{why}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_can_only_read_its_cache_is_given_up() {
+        let (_folder, config) = directories();
+        drop(Maker::new(&config).unwrap().make().unwrap());
+        let lock = File::open(config.cache_dir.join(CACHE_LOCK)).unwrap();
+        lock.try_lock().unwrap();
+        let why = given_up(&start(config).unwrap()).await;
+        assert!(why.contains("no further than 0 %"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_cache_that_is_let_go_of_is_free() {
+        let (_folder, config) = directories();
+        let mut maker = Maker::new(&config).unwrap();
+        maker.cache_let_go("there is none").await.unwrap();
+        let tor = maker.make().unwrap();
+        assert!(maker.cache_is_held());
+        drop(tor);
+        maker.cache_let_go("it was dropped").await.unwrap();
     }
 
     #[test]

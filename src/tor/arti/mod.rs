@@ -43,7 +43,8 @@ pub const REPEATED_WARNINGS: &str = "tor_circmgr::hspool=error,tor_netdir=error"
 /// The engine on Arti. Dropped, it stops.
 ///
 /// Arti itself lets go of its directories only at the network's next consensus. Another engine of the same process may
-/// be started on them all the same: it reads them and takes them over as soon as they are free.
+/// be started on them all the same: it reads them and takes them over as soon as they are free. One that cannot connect
+/// that way stops after half an hour.
 pub struct ArtiEngine {
     shared: Arc<client::Shared>,
 }
