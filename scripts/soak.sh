@@ -3,7 +3,8 @@
 # all the while: ./scripts/soak.sh [MINUTES (22)] [SEED]
 #
 # Prints a report; all of it, with the faults and samples over time, is in soak.json in cargo's target folder. The exit
-# code is 0 only if the goals were met. The same seed draws the same faults. Leaves nothing running or mounted behind.
+# code is 0 only if the goals were met; otherwise the nodes' logs are in network-failures there. The same seed draws the
+# same faults. Leaves nothing running or mounted behind.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case "${1:-22}${2:-0}" in
@@ -12,11 +13,14 @@ case "${1:-22}${2:-0}" in
     exit 2
     ;;
 esac
+# The test copies the nodes' logs there if it fails.
+CARGO_TARGET_DIR="$(realpath -m "${CARGO_TARGET_DIR:-target}")"
+export CARGO_TARGET_DIR
 ./scripts/install.sh
 # All targets, as the tests build them: what differs in features would compile Arti a second time.
 cargo build --locked --workspace --all-targets
 export RUSTBALANCE_SOAK_MINUTES="${1:-22}" RUSTBALANCE_SOAK_SEED="${2:-}"
-export RUSTBALANCE_SOAK_REPORT="${RUSTBALANCE_SOAK_REPORT:-$(realpath "${CARGO_TARGET_DIR:-target}")/soak.json}"
+export RUSTBALANCE_SOAK_REPORT="${RUSTBALANCE_SOAK_REPORT:-$CARGO_TARGET_DIR/soak.json}"
 # Filling disks needs small ones, which are mounted: in a namespace of our own, so that they go with us. Where that is not
 # allowed, the report says what was skipped.
 contained=()

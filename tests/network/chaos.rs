@@ -31,6 +31,8 @@ const NAMES: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
 const PUBLISHERS: usize = 3;
 /// How long the end is waited for, beyond its bound, to tell slow from never.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Lines of each node's log in the report of a soak in which not all became whole.
+const LAST_NEWS: usize = 200;
 /// Visitors go on for so long after all is whole.
 const AFTERMATH: Duration = Duration::from_secs(10);
 
@@ -262,6 +264,9 @@ fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Repor
     });
     report.newcomers = visitors.newcomers_so_far();
     after::look(&nodes, &mut report);
+    if matches!(report.settled, Some(Err(_))) {
+        report.last_news = nodes.iter().map(|node| (node.name().to_owned(), node.last_news(LAST_NEWS))).collect();
+    }
     report.timeline = std::mem::take(&mut teller.story.lock().1);
     Ok(report)
 }

@@ -134,6 +134,8 @@ pub struct Report {
     pub lost: Vec<String>,
     /// From the calm until all was whole, or what was missing.
     pub settled: Option<Result<Duration, String>>,
+    /// The last news in the log of each node, if not all became whole.
+    pub last_news: BTreeMap<String, Vec<String>>,
     /// What was done when.
     pub timeline: Vec<(Duration, String)>,
     /// Memory, file descriptors and threads over time.

@@ -358,11 +358,17 @@ impl Node {
     fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
-        let is_news = |line: &&&str| !line.contains("TRACE") && !line.contains("DEBUG");
-        let mut news: Vec<&str> = lines.iter().rev().filter(is_news).take(12).copied().collect();
-        news.reverse();
         let last = &lines[lines.len().saturating_sub(4)..];
-        format!("    {}\n    ...\n    {}", news.join("\n    "), last.join("\n    "))
+        format!("    {}\n    ...\n    {}", self.last_news(12).join("\n    "), last.join("\n    "))
+    }
+
+    /// The last lines of its log that tell news, warnings or panics, at most so many.
+    pub fn last_news(&self, most: usize) -> Vec<String> {
+        let log = self.log();
+        let is_news = |line: &&str| !line.contains("TRACE") && !line.contains("DEBUG");
+        let mut news: Vec<String> = log.lines().rev().filter(is_news).take(most).map(str::to_owned).collect();
+        news.reverse();
+        news
     }
 }
 
