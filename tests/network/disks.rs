@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use rustbalance_testnet::cluster::Cluster;
+use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::support::{Nodes, Story, agreed_publisher, check_directories, scenario, session_keys};
 
@@ -53,5 +53,31 @@ fn full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<
     ensure!(out <= OUT, "the dead node stayed for {out:?}, longer than {OUT:?}");
     publisher.set_disk_full(false)?;
     worker.run()?;
+    cluster.await_served(&nodes.0)?;
+    start_on_full_disk(story, cluster, nodes, worker)
+}
+
+/// A Tor client that cannot use its cache cannot try again. If its process ends, it says why, and systemd restarts it.
+fn start_on_full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, node: &Node) -> Result<()> {
+    node.kill9()?;
+    node.set_disk_full(true)?;
+    let before = node.log().len();
+    node.run()?;
+    cluster.wait_until("a starting Tor client meets the full disk", PATIENCE, || {
+        ensure!(node.log()[before..].contains("cannot connect to the Tor network"), "it has not said so");
+        Ok(())
+    })?;
+    node.set_disk_full(false)?;
+    let ended = cluster.wait_until("the node ends or connects", PATIENCE, || {
+        let ended = node.ended();
+        ensure!(ended.is_some() || node.status()?.phase == "healthy", "it does neither");
+        Ok(ended)
+    })?;
+    if let Some(code) = ended {
+        let said = node.last_words();
+        story.tell(format_args!("started on a full disk, {} ended ({code:?}): {said}", node.name()));
+        ensure!(code == Some(1) && said.contains("full"), "it ended with {code:?}: {said}");
+        node.run()?;
+    }
     cluster.await_served(&nodes.0)
 }
