@@ -33,6 +33,7 @@ use tor_circmgr::hspool::HsCircPool;
 use tor_netdir::{NetDir, NetDirProvider, Timeliness};
 use tor_rtcompat::PreferredRuntime;
 
+use super::attempts::Attempts;
 use super::config::{ArtiConfig, configure};
 use super::dial::Dials;
 use super::directories::Directories;
@@ -121,6 +122,7 @@ pub(super) struct Shared {
     /// The circuits of members to the node's own service.
     pub(super) own: Arc<Circuits>,
     pub(super) dials: Dials,
+    pub(super) attempts: Arc<Attempts>,
     pub(super) launched: Launched,
     pub(super) state_dir: PathBuf,
 }
@@ -149,6 +151,7 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
         circuits: Arc::default(),
         own: Arc::default(),
         dials: Dials::default(),
+        attempts: Arc::default(),
         launched: Launched::default(),
         state_dir: config.state_dir,
     });
@@ -244,7 +247,7 @@ async fn watch_client(
             return shared.fail(&why);
         }
     };
-    let live = match live(&tor) {
+    let live = match live(&tor, &shared.attempts) {
         Ok(live) => live,
         Err(e) => return shared.fail(&format!("it came up without its parts: {e}")),
     };
@@ -408,10 +411,11 @@ fn tell(bootstrap: &watch::Sender<Bootstrap>, status: &BootstrapStatus) {
 }
 
 /// The parts of a client that has bootstrapped.
-fn live(tor: &Arc<TorClient<PreferredRuntime>>) -> Result<Live, arti_client::Error> {
+fn live(tor: &Arc<TorClient<PreferredRuntime>>, attempts: &Arc<Attempts>) -> Result<Live, arti_client::Error> {
     let netdir: Arc<dyn NetDirProvider> = tor.dirmgr()?.upcast_arc();
     let pool = tor.hs_circ_pool()?;
-    let directories = Arc::new(Directories { netdir: Arc::clone(&netdir), pool: Arc::clone(&pool) });
+    let attempts = Arc::clone(attempts);
+    let directories = Arc::new(Directories { netdir: Arc::clone(&netdir), pool: Arc::clone(&pool), attempts });
     Ok(Live { tor: Arc::clone(tor), netdir, pool, directories })
 }
 

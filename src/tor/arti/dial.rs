@@ -126,8 +126,11 @@ async fn connect(
     to: OnionAddress,
     port: u16,
 ) -> Result<DataStream, arti_client::Error> {
+    let attempt = shared.attempts.turn().await;
     let prefs = shared.dials.prefs(to);
-    tor.connect_with_prefs((to.to_string(), port), &prefs).await
+    let connected = tor.connect_with_prefs((to.to_string(), port), &prefs).await;
+    attempt.ended(&connected);
+    connected
 }
 
 /// True if the service itself has spoken: the circuit and the descriptor are good.

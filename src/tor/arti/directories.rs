@@ -23,6 +23,7 @@ use tor_proto::client::stream::DataStream;
 use tor_protover::named::FLOWCTRL_CC;
 use tor_rtcompat::{PreferredRuntime, Runtime};
 
+use super::attempts::Attempts;
 use super::disaster;
 use crate::backoff::Backoff;
 use crate::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR};
@@ -51,6 +52,8 @@ pub(super) struct Directories<R: Runtime> {
     pub(super) netdir: Arc<dyn NetDirProvider>,
     /// Circuits for onion services.
     pub(super) pool: Arc<HsCircPool<R>>,
+    /// Decides when a circuit may be tried.
+    pub(super) attempts: Arc<Attempts>,
 }
 
 impl<R: Runtime> Directories<R> {
@@ -192,15 +195,20 @@ impl<R: Runtime> Directories<R> {
         target: OwnedCircTarget,
     ) -> Result<Connection, TorError> {
         let no_circuit = |e| unreachable(to, "no circuit", e);
+        let attempt = self.attempts.turn().await;
         match way {
             Way::Upload => {
-                let tunnel = self.pool.get_or_launch_svc_dir(netdir, target).await.map_err(no_circuit)?;
+                let made = self.pool.get_or_launch_svc_dir(netdir, target).await;
+                attempt.ended(&made);
+                let tunnel = made.map_err(no_circuit)?;
                 let stream = tunnel.begin_dir_stream().await.map_err(no_circuit)?;
                 let source = SourceInfo::from_tunnel(&tunnel).map_err(|e| unreachable(to, "no circuit", e))?;
                 Ok((stream, source, Box::new(tunnel)))
             }
             Way::Download => {
-                let tunnel = self.pool.get_or_launch_client_dir(netdir, target).await.map_err(no_circuit)?;
+                let made = self.pool.get_or_launch_client_dir(netdir, target).await;
+                attempt.ended(&made);
+                let tunnel = made.map_err(no_circuit)?;
                 let stream = tunnel.begin_dir_stream().await.map_err(no_circuit)?;
                 let source = SourceInfo::from_tunnel(&tunnel).map_err(|e| unreachable(to, "no circuit", e))?;
                 Ok((stream, source, Box::new(tunnel)))

@@ -117,6 +117,7 @@ async fn establish(
     session: &HsIntroPtSessionIdKeypair,
     handler: Handler,
 ) -> Result<Made, (Option<RelayId>, TorError)> {
+    let attempt = shared.attempts.turn().await;
     let netdir = live.netdir().map_err(|e| (None, e))?;
     let relay = choose(&netdir, choice).map_err(|e| (None, e))?;
     let no_ids = || TorError::NoRelay("the chosen relay lacks an identity".into());
@@ -129,6 +130,7 @@ async fn establish(
         .supports_named_subver(HSINTRO_RATELIM)
         .then_some(handler.limits.now().introductions_per_second);
     let launched = live.pool.get_or_launch_svc_intro(&netdir, relay).await;
+    attempt.ended(&launched);
     shared.note_circuit(launched.as_ref().map(|_| ()));
     let tunnel = launched.map_err(|e| again(unreachable(&id, "no circuit to it", e)))?;
     drop(netdir);

@@ -3,7 +3,8 @@
 //! `config` reads Arti's configuration, `client` holds the Tor client and watches it; `dial` and
 //! `own_service` use it as it is. The master address has no `tor-hsservice` behind it:
 //! `intro_point` makes the points, `introduction` reads what clients send there, `rendezvous` meets
-//! them, `stream` hands their requests over, `directories` puts descriptors where clients look.
+//! them, `stream` hands their requests over, `directories` puts descriptors where clients look. `attempts` decides when
+//! any of them may try to build a circuit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::stream::BoxStream;
 pub use config::{ArtiConfig, check};
 pub use introduction::{Asked, Unanswerable};
 
+mod attempts;
 mod client;
 mod config;
 mod dial;

@@ -124,7 +124,12 @@ async fn circuit(
             .netdir(Timeliness::Timely)
             .map_err(|e| TorError::NotReady(format!("the network's directory has expired: {e}")))?;
         let started = Instant::now();
-        let launched = live.pool.get_or_launch_svc_rend(&netdir, introduction.rendezvous_point.clone());
+        let launched = async {
+            let attempt = shared.attempts.turn().await;
+            let launched = live.pool.get_or_launch_svc_rend(&netdir, introduction.rendezvous_point.clone()).await;
+            attempt.ended(&launched);
+            launched
+        };
         let error = match timeout(ATTEMPT_LIMIT, launched).await {
             Ok(Ok(tunnel)) => {
                 shared.note_circuit(Ok(()));
