@@ -238,6 +238,12 @@ impl Network {
         Client::start(&self.keeper, &self.facts, name, warmth, |_| String::new())
     }
 
+    /// The same of a client that closes each circuit `dirtiness` after its first use, not after ten minutes.
+    pub fn brief_client(&self, name: &str, warmth: Warmth, dirtiness: Duration) -> Result<Client> {
+        let line = format!("MaxCircuitDirtiness {}\n", dirtiness.as_secs());
+        Client::start(&self.keeper, &self.facts, name, warmth, |_| line)
+    }
+
     /// Starts a plain C tor with a v3 onion service that leads to `target`, and waits until its descriptor is published.
     pub fn onion_service(&self, name: &str, virtual_port: u16, target: SocketAddr) -> Result<OnionService> {
         OnionService::start(&self.keeper, &self.facts, name, virtual_port, target, "")

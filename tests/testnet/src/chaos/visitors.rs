@@ -19,6 +19,9 @@ use crate::network::Network;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two visits of one visitor.
 const PAUSE: Duration = Duration::from_millis(1500);
+/// How long a regular keeps a circuit. With tor's ten minutes the memory of a node would rise for ten minutes after each
+/// of its restarts, for the circuits alone.
+const DIRTINESS: Duration = Duration::from_secs(60);
 /// How long a newcomer tries.
 const PERSISTENCE: Duration = Duration::from_secs(180);
 /// How many newcomers come with the network's directory, for each without.
@@ -68,7 +71,7 @@ impl<'n> Visitors<'n> {
 
     /// A regular: visits until dismissed. An error means that its Tor client could not be started.
     pub fn regular(&self, name: &str) -> Result<()> {
-        let mut caller = Caller::new(self.network.client(name, Warmth::Warm)?)?;
+        let mut caller = Caller::new(self.network.brief_client(name, Warmth::Warm, DIRTINESS)?)?;
         let mut count = 0_usize;
         while !self.is_dismissed() {
             count += 1;
