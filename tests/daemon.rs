@@ -146,7 +146,8 @@ impl Drop for Daemon {
 #[test]
 fn a_hangup_changes_nothing_and_says_how_to_apply_a_configuration() {
     let mut daemon = Daemon::founded();
-    daemon.start(&[], |_| {});
+    // The tests may run under nohup, which ignores the signal.
+    daemon.start(&["env", "--default-signal=HUP"], |_| {});
     daemon.until_it_can_be_asked();
     for _ in 0..2 {
         daemon.signal(Signal::HUP);

@@ -7,10 +7,10 @@
 //! the network is back. And each attempt while all guards rest makes Arti try at once to refill its
 //! pool of circuits, in vain: 8 to 1024 tries, the more the older and busier the process.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arti_client::{ErrorKind, HasKind};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
 use crate::backoff::Backoff;
@@ -101,7 +101,7 @@ pub(super) struct Attempts {
 
 impl Attempts {
     fn plan(&self) -> MutexGuard<'_, Plan> {
-        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+        self.plan.lock()
     }
 
     /// Waits until an attempt may start. Not bounded: the caller sets a timeout.
