@@ -11,22 +11,18 @@
 //! in a row have failed for want of a vanguard. And the task that updates the directory ends for good if it cannot write
 //! to disk; the sign of that is a directory long out of date. Whoever supervises the engine then starts another.
 
-use std::fs::{File, TryLockError};
-use std::io::Write;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Once, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use arti_client::config::TorClientConfig;
 use arti_client::status::{BlockageKind, BootstrapEvents, BootstrapStatus};
-use arti_client::{BootstrapBehavior, ErrorKind, HasKind, TorClient};
+use arti_client::{ErrorKind, HasKind, TorClient};
 use futures::StreamExt;
 use parking_lot::{Mutex, RwLock};
 use rand::RngExt;
 use tokio::sync::watch;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tor_circmgr::hspool::HsCircPool;
@@ -34,11 +30,13 @@ use tor_netdir::{NetDir, NetDirProvider, Timeliness};
 use tor_rtcompat::PreferredRuntime;
 
 use super::attempts::Attempts;
-use super::config::{ArtiConfig, configure};
+use super::config::ArtiConfig;
 use super::dial::Dials;
 use super::directories::Directories;
+use super::lateness::{LATE_LIFETIMES, Lateness, refuses_writes};
+use super::maker::Maker;
 use super::own_service::Launched;
-use super::salvage::{Salvage, Verdict};
+use super::salvage::Verdict;
 use crate::backoff::Backoff;
 use crate::blocking::on_disk;
 use crate::causes::with_causes;
@@ -54,30 +52,8 @@ const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(
 /// How long an attempt to bootstrap may go without progress. Without a network it always takes that long.
 const STALLED: Duration = Duration::from_secs(30 * 60);
 
-/// How long a client that was dropped may keep the cache, and how often that is looked at. One whose parts were made
-/// keeps it until a new directory of the network comes to it, which is never if it failed before it asked for one.
-const LET_GO: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
-
-/// The lock in Arti's cache: the client that holds it writes there. Arti has all others wait for that, without a bound.
-const CACHE_LOCK: &str = "dir.lock";
-
 /// How often the directory is looked at without an event.
 const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
-
-/// How much longer than it is valid the network's directory may stay without a new one, at least.
-const LATE: Duration = Duration::from_secs(120);
-
-/// The same, in lifetimes of the directory (3 hours on the public network): after the disk refused
-/// writes, and otherwise, of which each client draws its own. If the authorities make no directory,
-/// Arti goes on with the old one for three days, and the nodes of a cluster must not give up soon,
-/// nor all at once.
-const LATE_LIFETIMES: (f64, Range<f64>) = (0.25, 1.0..3.0);
-
-/// A disk with less room than this, in bytes, may have been too full for a directory.
-const ROOM: u64 = 16 << 20;
-
-/// What is written to see whether a disk takes anything, in bytes.
-const PROBE: usize = 4096;
 
 /// So many failures for want of a vanguard in a row, over at least this time, mean that none will come.
 const NO_VANGUARD: (u32, Duration) = (10, Duration::from_secs(120));
@@ -160,64 +136,6 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
     Ok(shared)
 }
 
-/// Makes clients on the same directories, and has damaged files set aside.
-struct Maker {
-    config: TorClientConfig,
-    runtime: PreferredRuntime,
-    salvage: Salvage,
-    state_dir: PathBuf,
-    cache_dir: PathBuf,
-}
-
-impl Maker {
-    fn new(config: &ArtiConfig) -> Result<Self, TorError> {
-        let runtime = PreferredRuntime::current()
-            .map_err(|e| TorError::Config("there is no Tokio runtime".into(), Some(Box::new(e))))?;
-        let ArtiConfig { state_dir, cache_dir, .. } = config.clone();
-        let salvage = Salvage::new(&state_dir, &cache_dir);
-        Ok(Self { config: configure(config)?, runtime, salvage, state_dir, cache_dir })
-    }
-
-    /// Whether a client has the cache open for writing. What cannot be looked at, Arti will say itself.
-    fn cache_is_held(&self) -> bool {
-        let lock = File::options().read(true).write(true).open(self.cache_dir.join(CACHE_LOCK));
-        lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
-    }
-
-    /// Waits until the cache is let go of by the client that failed for this reason. Another would only read it.
-    async fn cache_let_go(&self, failed: &str) -> Result<(), TorError> {
-        let (limit, pause) = LET_GO;
-        let free = async {
-            while on_disk(|| self.cache_is_held()) {
-                sleep(pause).await;
-            }
-        };
-        timeout(limit, free).await.map_err(|_| TorError::State {
-            dir: self.state_dir.clone(),
-            why: format!("{failed}; another attempt takes a new process, for this client keeps its cache"),
-        })
-    }
-
-    fn make(&mut self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
-        self.salvage.sift();
-        loop {
-            let made = TorClient::with_runtime(self.runtime.clone())
-                .config(self.config.clone())
-                .bootstrap_behavior(BootstrapBehavior::Manual)
-                .create_unbootstrapped();
-            let error = match made {
-                Ok(tor) => return Ok(tor),
-                Err(error) => error,
-            };
-            match self.salvage.judge(&error, true) {
-                Verdict::Again => {}
-                Verdict::Wait => return Err(TorError::State { dir: self.state_dir.clone(), why: with_causes(&error) }),
-                Verdict::Hopeless(why) => return Err(why),
-            }
-        }
-    }
-}
-
 /// TLS needs a crypto provider, once a process.
 fn install_crypto() {
     static ONCE: Once = Once::new();
@@ -281,54 +199,6 @@ async fn watch_client(
                 return shared.fail("the network's directory is not updated any more");
             }
         }
-    }
-}
-
-/// Whether the disk of this folder takes nothing: it is full, or nearly, or refuses a small write
-/// for whatever reason (it was remounted read-only, a quota is used up, the device fails).
-fn refuses_writes(folder: &Path) -> bool {
-    let full = rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM);
-    let probe = || {
-        let mut file = tempfile::tempfile_in(folder)?;
-        file.write_all(&[0; PROBE])?;
-        file.sync_data()
-    };
-    full || probe().is_err()
-}
-
-/// For how long the network's directory has been out of date.
-#[derive(Debug)]
-struct Lateness {
-    /// Until when the one in use is valid.
-    until: Option<SystemTime>,
-    since: Option<Instant>,
-    /// Whether the disk refused writes while it was in use: then Arti has most likely ended its
-    /// updates.
-    disk_refused: bool,
-    /// How many of its lifetimes are too long, if it was not.
-    lifetimes: f64,
-}
-
-impl Lateness {
-    fn new(lifetimes: f64) -> Self {
-        Self { until: None, since: None, disk_refused: false, lifetimes }
-    }
-
-    /// Looks at the directory in use and the disk; whether it has been out of date for too long. That is measured by the
-    /// monotonic clock: one that was set is no reason to give up.
-    fn is_too_much(&mut self, valid: (SystemTime, SystemTime), refuses: bool, now: SystemTime, mono: Instant) -> bool {
-        let (from, until) = valid;
-        if self.until.replace(until) != Some(until) {
-            (self.since, self.disk_refused) = (None, false);
-        }
-        self.disk_refused |= refuses;
-        if now <= until {
-            self.since = None;
-            return false;
-        }
-        let lifetimes = if self.disk_refused { LATE_LIFETIMES.0 } else { self.lifetimes };
-        let patience = until.duration_since(from).unwrap_or_default().mul_f64(lifetimes);
-        mono.duration_since(*self.since.get_or_insert(mono)) >= LATE.max(patience)
     }
 }
 
@@ -514,16 +384,12 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::File;
 
-    #[test]
-    fn a_disk_that_takes_nothing_is_told_from_one_that_does() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(!refuses_writes(folder.path()) && refuses_writes(&folder.path().join("gone")));
-        // The kernel lets no user make a file there, and leaves plenty of room.
-        assert!(refuses_writes(Path::new("/proc/self/fdinfo")));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
+    use tokio::time::timeout;
+
+    use super::super::maker::{CACHE_LOCK, LET_GO};
+    use super::*;
 
     /// Directories for a client, which need no network as long as it cannot bootstrap.
     fn directories() -> (tempfile::TempDir, ArtiConfig) {
@@ -564,41 +430,5 @@ mod tests {
         lock.try_lock().unwrap();
         let why = given_up(&start(config).unwrap()).await;
         assert!(why.contains("no further than 0 %"), "{why}");
-    }
-
-    #[tokio::test]
-    async fn a_cache_that_is_let_go_of_is_free() {
-        let (_folder, config) = directories();
-        let mut maker = Maker::new(&config).unwrap();
-        maker.cache_let_go("there is none").await.unwrap();
-        let tor = maker.make().unwrap();
-        assert!(maker.cache_is_held());
-        drop(tor);
-        maker.cache_let_go("it was dropped").await.unwrap();
-    }
-
-    #[test]
-    fn a_directory_may_be_late_for_a_while_but_not_for_ever() {
-        let (from, start) = (SystemTime::UNIX_EPOCH, Instant::now());
-        let until = from + Duration::from_secs(3 * 3600);
-        let mut lateness = Lateness::new(2.0);
-        let mut look = |now: u64, until: SystemTime, full: bool| {
-            let now = Duration::from_secs(now);
-            lateness.is_too_much((from, until), full, from + now, start + now)
-        };
-        assert!(!look(3 * 3600, until, false));
-        assert!(!look(3 * 3600 + 1, until, false));
-        assert!(!look(9 * 3600, until, false));
-        assert!(look(9 * 3600 + 1, until, false));
-        // A new one came, and gets late in turn; meanwhile the disk refused writes.
-        let until = until + Duration::from_secs(9 * 3600);
-        assert!(!look(9 * 3600 + 2, until, true));
-        assert!(!look(12 * 3600 + 1, until, false));
-        assert!(!look(15 * 3600, until, false));
-        assert!(look(15 * 3600 + 1, until, false));
-        // The next one is not to blame for it.
-        let until = until + Duration::from_secs(6 * 3600);
-        assert!(!look(18 * 3600 + 1, until, false));
-        assert!(!look(50 * 3600, until, false));
     }
 }

@@ -32,6 +32,8 @@ pub mod disaster;
 mod intro_point;
 mod introduction;
 mod keys;
+mod lateness;
+mod maker;
 mod memory;
 mod own_service;
 mod rendezvous;

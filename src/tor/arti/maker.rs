@@ -1,0 +1,100 @@
+//! Makes Tor clients on the same directories, one after another.
+
+use std::fs::{File, TryLockError};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arti_client::config::TorClientConfig;
+use arti_client::{BootstrapBehavior, TorClient};
+use tokio::time::{sleep, timeout};
+use tor_rtcompat::PreferredRuntime;
+
+use super::config::{ArtiConfig, configure};
+use super::salvage::{Salvage, Verdict};
+use crate::blocking::on_disk;
+use crate::causes::with_causes;
+use crate::tor::TorError;
+
+/// How long a client that was dropped may keep the cache, and how often that is looked at. One whose parts were made
+/// keeps it until a new directory of the network comes to it, which is never if it failed before it asked for one.
+pub(super) const LET_GO: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
+
+/// The lock in Arti's cache: the client that holds it writes there. Arti has all others wait for that, without a bound.
+pub(super) const CACHE_LOCK: &str = "dir.lock";
+
+/// Makes clients on the same directories, and has damaged files set aside.
+pub(super) struct Maker {
+    config: TorClientConfig,
+    runtime: PreferredRuntime,
+    pub(super) salvage: Salvage,
+    state_dir: PathBuf,
+    pub(super) cache_dir: PathBuf,
+}
+
+impl Maker {
+    pub(super) fn new(config: &ArtiConfig) -> Result<Self, TorError> {
+        let runtime = PreferredRuntime::current()
+            .map_err(|e| TorError::Config("there is no Tokio runtime".into(), Some(Box::new(e))))?;
+        let ArtiConfig { state_dir, cache_dir, .. } = config.clone();
+        let salvage = Salvage::new(&state_dir, &cache_dir);
+        Ok(Self { config: configure(config)?, runtime, salvage, state_dir, cache_dir })
+    }
+
+    /// Whether a client has the cache open for writing. What cannot be looked at, Arti will say itself.
+    pub(super) fn cache_is_held(&self) -> bool {
+        let lock = File::options().read(true).write(true).open(self.cache_dir.join(CACHE_LOCK));
+        lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// Waits until the cache is let go of by the client that failed for this reason. Another would only read it.
+    pub(super) async fn cache_let_go(&self, failed: &str) -> Result<(), TorError> {
+        let (limit, pause) = LET_GO;
+        let free = async {
+            while on_disk(|| self.cache_is_held()) {
+                sleep(pause).await;
+            }
+        };
+        timeout(limit, free).await.map_err(|_| TorError::State {
+            dir: self.state_dir.clone(),
+            why: format!("{failed}; another attempt takes a new process, for this client keeps its cache"),
+        })
+    }
+
+    pub(super) fn make(&mut self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
+        self.salvage.sift();
+        loop {
+            let made = TorClient::with_runtime(self.runtime.clone())
+                .config(self.config.clone())
+                .bootstrap_behavior(BootstrapBehavior::Manual)
+                .create_unbootstrapped();
+            let error = match made {
+                Ok(tor) => return Ok(tor),
+                Err(error) => error,
+            };
+            match self.salvage.judge(&error, true) {
+                Verdict::Again => {}
+                Verdict::Wait => return Err(TorError::State { dir: self.state_dir.clone(), why: with_causes(&error) }),
+                Verdict::Hopeless(why) => return Err(why),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cache_that_is_let_go_of_is_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let [state_dir, cache_dir] = ["state", "cache"].map(|name| folder.path().join(name));
+        let config = ArtiConfig { toml: String::new(), state_dir, cache_dir };
+        let mut maker = Maker::new(&config).unwrap();
+        maker.cache_let_go("there is none").await.unwrap();
+        let tor = maker.make().unwrap();
+        assert!(maker.cache_is_held());
+        drop(tor);
+        maker.cache_let_go("it was dropped").await.unwrap();
+    }
+}
