@@ -39,7 +39,7 @@ async fn both_served_by(town: &Town, names: &[&str]) {
         until(&format!("{names:?} serve {service}"), async || {
             seen.insert(town.visit_service(service).await?);
             let missing: Vec<_> = names.iter().filter(|name| !seen.contains(**name)).collect();
-            ensure!(missing.is_empty(), "{missing:?} have served nobody yet");
+            ensure!(missing.is_empty(), "{missing:?} have not served a client yet");
             Ok(())
         })
         .await;

@@ -21,7 +21,7 @@ pub enum FactError {
     /// A field that no signature makes good.
     #[error(transparent)]
     Bounds(#[from] OutOfBounds),
-    /// There are as many of its kind as are kept, and all of them are needed.
+    /// The container is full of facts of its kind, and needs all of them.
     #[error("too many {0}")]
     Full(&'static str),
 }

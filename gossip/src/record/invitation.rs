@@ -54,7 +54,7 @@ impl Fact for Invitation {
     type Id = InvitationId;
     const PLURAL: &'static str = "invitations";
     const MOST: usize = 512;
-    /// Workers admit nobody.
+    /// Workers admit no node.
     const BY_WORKERS: bool = false;
 
     fn cluster(&self) -> ClusterId {

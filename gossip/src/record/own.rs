@@ -14,7 +14,7 @@ pub(crate) const MAX_PERIODS: usize = 8;
 /// Longest version string in a card, in bytes.
 const MAX_VERSION: usize = 64;
 
-/// What a field may not hold, whoever has signed it.
+/// A value outside the bounds of its field, which no signer may use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OutOfBounds {
     /// A field outside its bounds.

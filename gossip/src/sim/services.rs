@@ -31,7 +31,7 @@ pub struct Services {
     pub gone: Duration,
 }
 
-/// Forms a cluster of so many services, changes the points of the last one, kills a node that serves all of them.
+/// Forms a cluster with that number of services, changes the points of the last one, kills a node that serves all of them.
 pub fn services(seed: u64, nodes: usize, services: u32) -> Option<Services> {
     let mut world = World::new(Scenario { services, weights: Weights::NONE, ..Scenario::new(seed, nodes) });
     world.calm = true;

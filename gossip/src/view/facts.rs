@@ -97,14 +97,20 @@ impl View {
         let joined: BTreeSet<(u64, NodeId)> =
             self.nodes.values().filter(|node| with_token(node)).map(|node| (node.joined, node.node())).collect();
         let overdrawn: BTreeSet<NodeId> = joined.into_iter().skip(uses).map(|(_, node)| node).collect();
+        self.judge_again(|node| match (node.standing, overdrawn.contains(&node.node())) {
+            (other, _) if !with_token(node) => other,
+            (Standing::Revoked, _) => Standing::Revoked,
+            (_, true) => Standing::Overdrawn,
+            (Standing::Overdrawn, false) => Standing::Member,
+            (other, false) => other,
+        })
+    }
+
+    /// Gives each node the standing that `judge` says, and ranks the claims again if any has changed.
+    pub(super) fn judge_again(&mut self, judge: impl Fn(&MemberView) -> Standing) -> Changes {
         let mut changes = Changes::default();
-        for node in self.nodes.values_mut().filter(|node| with_token(node)) {
-            let standing = match (node.standing, overdrawn.contains(&node.node())) {
-                (Standing::Revoked, _) => Standing::Revoked,
-                (_, true) => Standing::Overdrawn,
-                (Standing::Overdrawn, false) => Standing::Member,
-                (other, false) => other,
-            };
+        for node in self.nodes.values_mut() {
+            let standing = judge(node);
             if standing != node.standing {
                 node.standing = standing;
                 changes |= Changes { members: true, points: true, leases: true, ..Changes::default() };

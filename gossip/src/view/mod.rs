@@ -513,21 +513,14 @@ impl View {
                 changes |= Changes { members: true, points: true, ..Changes::default() };
             }
         }
-        for node in self.nodes.values_mut() {
+        changes |= self.judge_again(|node| {
             let expired = node.member.certificate.expires < now.unix;
-            let standing = match node.standing {
+            match node.standing {
                 Standing::Member if expired => Standing::Expired,
                 Standing::Expired if !expired => Standing::Member,
                 other => other,
-            };
-            if standing != node.standing {
-                node.standing = standing;
-                changes |= Changes { members: true, points: true, leases: true, ..Changes::default() };
             }
-        }
-        if changes.leases {
-            self.rank_members_claims();
-        }
+        });
         changes
     }
 

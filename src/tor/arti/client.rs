@@ -240,7 +240,7 @@ async fn connect(
 /// Why an attempt to bootstrap came to nothing.
 enum Failure {
     Arti(arti_client::Error),
-    /// It got no further than so many percent.
+    /// It stopped at that percentage.
     Stalled(f32),
 }
 

@@ -362,7 +362,7 @@ impl Node {
         format!("    {}\n    ...\n    {}", self.last_news(12).join("\n    "), last.join("\n    "))
     }
 
-    /// The last lines of its log that tell news, warnings or panics, at most so many.
+    /// The last lines of its log with news, warnings or panics, up to the given number.
     pub fn last_news(&self, most: usize) -> Vec<String> {
         let log = self.log();
         let is_news = |line: &&str| !line.contains("TRACE") && !line.contains("DEBUG");
