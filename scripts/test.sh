@@ -99,6 +99,8 @@ sed -nE 's/^[a-z]+: test (.*) \.\.\. [a-z]+ <([0-9.]+)s>$/\2 s  \1/p' "$log" | s
 if [ -n "$failed" ]; then
     tell failed
     grep -E '^[a-z]+: (test .* FAILED|error|    [a-z_:]+$)' "$log" || :
+    # The reasons last: who sees only the end of this output needs them most.
+    grep -E -A 2 '^[a-z]+: (thread .* panicked at | +[a-z]+ +[0-9.]+ s  failed: )' "$log" | cut -c -400 || :
     exit 1
 fi
 printf '\nall is well after %d s\n' "$((SECONDS - started))"

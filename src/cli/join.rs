@@ -201,7 +201,7 @@ async fn knock(
     progress: &mut Progress,
 ) -> anyhow::Result<Joined> {
     let mut pauses = Pauses::default();
-    let mut unanswered = None;
+    let mut telling: Option<anyhow::Error> = None;
     loop {
         progress.step(&format!("looking for {cluster}"), None);
         let (error, again) = match engine.dial(cluster.first_service().address(), JOIN_PORT, DIAL_LIMIT).await {
@@ -219,10 +219,12 @@ async fn knock(
             Err(error) if error.is_transient() => (nobody_admits(error, cluster), pauses.next()),
             Err(error) => (error.into(), None),
         };
-        let Some(pause) = again else { return Err(what_to_tell(unanswered, error)) };
-        progress.step(&format!("trying again in {} s: {error:#}", pause.as_secs()), None);
-        tracing::info!(error = format!("{error:#}"), ?pause, "trying again");
-        unanswered = unanswered.or_else(|| error.downcast().ok().filter(is_unanswered));
+        let shown = format!("{error:#}");
+        tracing::info!(error = shown, pause = ?again, "an attempt to join failed");
+        let error = more_telling(telling, error);
+        let Some(pause) = again else { return Err(error) };
+        telling = Some(error);
+        progress.step(&format!("trying again in {} s: {shown}", pause.as_secs()), None);
         sleep(pause).await;
     }
 }
@@ -234,18 +236,18 @@ fn nobody_admits(error: TorError, cluster: ClusterId) -> anyhow::Error {
     ))
 }
 
-fn is_unanswered(error: &JoinError) -> bool {
-    matches!(error, JoinError::Unanswered(_))
-}
-
-/// Of several attempts, the one that may have let us in is worth telling, whatever came after.
-fn what_to_tell(unanswered: Option<JoinError>, last: anyhow::Error) -> anyhow::Error {
-    match unanswered {
-        Some(error) if !last.downcast_ref().is_some_and(is_unanswered) => {
-            tracing::info!(error = format!("{last:#}"), "the last attempt failed, too");
-            error.into()
-        }
-        _ => last,
+/// Of two attempts, the one that says more about the cluster; the later one if both say as much. An
+/// attempt that Tor has lost on its way must not hide what a publisher has answered before.
+fn more_telling(earlier: Option<anyhow::Error>, later: anyhow::Error) -> anyhow::Error {
+    let weight = |error: &anyhow::Error| match error.downcast_ref() {
+        // It may have made this node a member.
+        Some(JoinError::Unanswered(_)) => 2,
+        Some(JoinError::Refused(_)) => 1,
+        _ => 0,
+    };
+    match earlier {
+        Some(earlier) if weight(&earlier) > weight(&later) => earlier,
+        _ => later,
     }
 }
 
@@ -435,12 +437,19 @@ mod tests {
 
     #[test]
     fn an_answer_that_was_lost_is_not_forgotten_over_later_attempts() {
-        let lost = || Some(JoinError::Unanswered(Box::new(JoinError::Timeout(90))));
+        let lost = || Some(JoinError::Unanswered(Box::new(JoinError::Timeout(90))).into());
         for later in [anyhow::anyhow!("nobody admits nodes"), JoinError::Refused(Refusal::UnknownToken).into()] {
-            let told = what_to_tell(lost(), later);
-            assert!(told.to_string().contains("may have taken this node in"), "{told:#}");
+            let shown = more_telling(lost(), later);
+            assert!(shown.to_string().contains("may have taken this node in"), "{shown:#}");
         }
-        let told = what_to_tell(None, JoinError::Refused(Refusal::UnknownToken).into());
-        assert!(told.to_string().contains("does not know this token"), "{told:#}");
+        let shown = more_telling(None, JoinError::Refused(Refusal::UnknownToken).into());
+        assert!(shown.to_string().contains("does not know this token"), "{shown:#}");
+    }
+
+    #[test]
+    fn an_answer_of_a_publisher_is_shown_though_a_later_attempt_found_no_way_to_the_cluster() {
+        let refused = Some(JoinError::Refused(Refusal::UnknownToken).into());
+        let shown = more_telling(refused, anyhow::anyhow!("nobody admits nodes"));
+        assert!(shown.to_string().contains("does not know this token"), "{shown:#}");
     }
 }

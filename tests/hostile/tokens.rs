@@ -1,7 +1,7 @@
 //! Tokens that are used up, at publishers that may not know it; and strangers who come in crowds
 //! where tokens are redeemed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustbalance::clock::unix_now;
@@ -141,12 +141,12 @@ async fn strangers_at_a_workers_join_port_do_not_crowd_the_publishers_links() {
     let _open = town.invite(Role::Worker, 1).await;
     let publishers =
         async || town.named("alpha").refused("link_crowd").await + town.named("beta").refused("link_crowd").await;
-    let (before, stop) = (publishers().await, Instant::now() + Duration::from_secs(6));
+    let before = publishers().await;
     let mut strangers = JoinSet::new();
     for _ in 0..40 {
         let (net, cluster) = (town.net.clone(), town.cluster);
         strangers.spawn(async move {
-            while Instant::now() < stop {
+            loop {
                 let engine = net.engine();
                 let stream =
                     Engine::dial(&*engine, cluster.first_service().address(), JOIN_PORT, Duration::from_secs(5)).await;
@@ -155,9 +155,14 @@ async fn strangers_at_a_workers_join_port_do_not_crowd_the_publishers_links() {
             }
         });
     }
-    strangers.join_all().await;
-    let turned_away = town.named("gamma").refused("join_crowd").await;
-    assert!(turned_away > 100, "the worker has turned away {turned_away} strangers");
+    // Counted instead of timed: how long it takes depends on the machine.
+    until("the worker turns strangers away", async || {
+        let turned_away = town.named("gamma").refused("join_crowd").await;
+        ensure!(turned_away > 100, "it has turned away {turned_away}");
+        Ok(())
+    })
+    .await;
+    strangers.shutdown().await;
     assert_eq!(publishers().await, before, "publishers have refused links for lack of room");
     town.healthy().await;
 }
