@@ -1,0 +1,202 @@
+//! What a machine can see of plain prose: comments fit in 100 columns, doc comments say more than
+//! one word, and neither comments, texts nor documents fall back into words that a reader stumbles
+//! over. `docs/CONTRIBUTING.md` says how this project writes.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ra_ap_rustc_lexer::{FrontmatterAllowed, LiteralKind, TokenKind, tokenize};
+use regex::Regex;
+
+/// Longest line with a comment, in columns.
+const COMMENT_WIDTH: usize = 100;
+
+/// Words that are not used, and what takes their place. A longer phrase that is fine is named first
+/// in `FINE`.
+const AVOIDED: [(&str, &str); 9] = [
+    (r"(?i)\b(nobody|somebody|everybody|anybody)\b", "say which node, client or person"),
+    (r"(?i)\b(anew|besides)\b", "say 'again' or 'also'"),
+    (r"(?i)\btold\b", "say who announces, returns or reports what"),
+    (r"(?i)\bwords?\b", "a signed statement is a record; else say message, text or term"),
+    (r"(?i)\b(so|as) many\b", "give the number or name the bound"),
+    (r"(?i)\b(beats?|hoards?|orphans?)\b", "say heartbeat, quota, unattended point"),
+    (r"(?i)\bput out\b", "say evict or revoke"),
+    (r"(?:^|[.:;] )(Who|Whoever|Whose)\b", "begin with the subject: 'A node that ...'"),
+    (r"(?i)\b(is|are|was|were) no\b", "say 'is not a'"),
+];
+
+/// Phrases that hold an avoided word and are plain English or a name all the same.
+const FINE: [&str; 5] = [
+    r"(?i)\bthere (is|are|was|were) no\b",
+    r"(?i)\b(is|are|was|were) no (longer|more|less|better|worse|later|earlier|older|newer|larger|smaller|need)\b",
+    // The mapped user of the system.
+    r"`nobody`|\bnobody:|:nobody\b",
+    r"\bas many as\b",
+    r"(?i)\bpasswords?\b",
+];
+
+/// Where a person reads or writes: sources, scripts, documents. Fixtures and licences are not ours to word.
+const FOLDERS: [&str; 5] = ["src", "gossip", "tests", "scripts", "docs"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files() -> Vec<(PathBuf, String)> {
+    let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|folder| root().join(folder)).collect();
+    let mut found = vec![root().join("README.md")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() {
+                // Built files, and state directories of earlier versions.
+                if !["target", "fixtures"].contains(&name) {
+                    folders.push(path);
+                }
+            } else if ["rs", "sh", "md"].iter().any(|ending| path.extension().is_some_and(|other| other == *ending)) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    let relative = |path: &PathBuf| path.strip_prefix(root()).unwrap().to_owned();
+    found.iter().map(|path| (relative(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// A line of a comment, a text or a document.
+struct Passage {
+    /// Counted from one.
+    line: usize,
+    text: String,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Comment,
+    DocComment,
+    Literal,
+    Document,
+}
+
+fn passages(path: &Path, source: &str) -> Vec<Passage> {
+    match path.extension().and_then(|ending| ending.to_str()) {
+        Some("rs") => of_rust(source),
+        Some("sh") => {
+            let comments = source.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with('#'));
+            comments.map(|(at, line)| passage(at + 1, line, Kind::Comment)).collect()
+        }
+        _ => source.lines().enumerate().map(|(at, line)| passage(at + 1, line, Kind::Document)).collect(),
+    }
+}
+
+fn passage(line: usize, text: &str, kind: Kind) -> Passage {
+    Passage { line, text: text.trim().to_owned(), kind }
+}
+
+fn of_rust(source: &str) -> Vec<Passage> {
+    let mut found = Vec::new();
+    let (mut at, mut line) = (0, 1);
+    for token in tokenize(source, FrontmatterAllowed::No) {
+        let text = &source[at..at + token.len as usize];
+        let kind = match token.kind {
+            TokenKind::LineComment { doc_style: Some(_) } | TokenKind::BlockComment { doc_style: Some(_), .. } => {
+                Some(Kind::DocComment)
+            }
+            TokenKind::LineComment { .. } | TokenKind::BlockComment { .. } => Some(Kind::Comment),
+            TokenKind::Literal { kind: LiteralKind::Str { .. } | LiteralKind::RawStr { .. }, .. } => Some(Kind::Literal),
+            _ => None,
+        };
+        if let Some(kind) = kind {
+            found.extend(text.lines().enumerate().map(|(further, text)| passage(line + further, text, kind)));
+        }
+        line += text.matches('\n').count();
+        at += text.len();
+    }
+    found
+}
+
+/// Fails with all that was found, a line each.
+fn assert_none(found: &[String]) {
+    assert!(found.is_empty(), "{} found (docs/CONTRIBUTING.md says how we write):\n{}", found.len(), found.join("\n"));
+}
+
+#[test]
+fn no_text_falls_back_into_words_that_a_reader_stumbles_over() {
+    let avoided = AVOIDED.map(|(pattern, instead)| (Regex::new(pattern).unwrap(), instead));
+    let fine = FINE.map(|pattern| Regex::new(pattern).unwrap());
+    let mut found = Vec::new();
+    for (path, source) in files() {
+        // They name what they look for.
+        if path == Path::new("tests/words.rs") {
+            continue;
+        }
+        for passage in passages(&path, &source) {
+            let text = fine.iter().fold(passage.text, |text, fine| fine.replace_all(&text, "").into_owned());
+            let text = text.trim_start_matches(['/', '!', '#', ' ', '"']);
+            for (pattern, instead) in &avoided {
+                if let Some(hit) = pattern.find(text) {
+                    found.push(format!("{}:{}: '{}': {instead}", path.display(), passage.line, hit.as_str().trim()));
+                }
+            }
+        }
+    }
+    assert_none(&found);
+}
+
+#[test]
+fn comments_fit_in_a_hundred_columns() {
+    let mut found = Vec::new();
+    for (path, source) in files() {
+        let lines: Vec<&str> = source.lines().collect();
+        for Passage { line, kind, .. } in passages(&path, &source) {
+            let width = lines[line - 1].chars().count();
+            // Behind code, the code decides.
+            let alone = lines[line - 1].trim_start().starts_with(['/', '#', '*']);
+            if matches!(kind, Kind::Comment | Kind::DocComment) && alone && width > COMMENT_WIDTH {
+                found.push(format!("{}:{line}: {width} columns", path.display()));
+            }
+        }
+    }
+    assert_none(&found);
+}
+
+#[test]
+fn doc_comments_say_more_than_one_term() {
+    let mut found = Vec::new();
+    for (path, source) in files() {
+        let docs: Vec<_> = passages(&path, &source).into_iter().filter(|it| it.kind == Kind::DocComment).collect();
+        let lines: Vec<usize> = docs.iter().map(|doc| doc.line).collect();
+        for doc in &docs {
+            let alone = !lines.contains(&(doc.line + 1)) && (doc.line == 1 || !lines.contains(&(doc.line - 1)));
+            if alone && doc.text.split_whitespace().count() <= 2 {
+                found.push(format!("{}:{}: {}", path.display(), doc.line, doc.text));
+            }
+        }
+    }
+    assert_none(&found);
+}
+
+#[test]
+fn code_has_one_dialect_of_imports_and_closures() {
+    let module = Regex::new(r"^(pub(\([a-z]+\))? )?mod [a-z_0-9]+;$").unwrap();
+    let import = Regex::new(r"^(pub(\([a-z]+\))? )?use ").unwrap();
+    let nameless = Regex::new(r"\|(e|err)\|").unwrap();
+    let mut found = Vec::new();
+    for (path, source) in files().into_iter().filter(|(path, _)| path.extension().is_some_and(|ending| ending == "rs")) {
+        let mut modules = false;
+        for (at, line) in source.lines().enumerate() {
+            modules |= module.is_match(line);
+            if modules && import.is_match(line) && !line.starts_with("pub use") && !line.starts_with("pub(") {
+                found.push(format!("{}:{}: an import below a module", path.display(), at + 1));
+            }
+            if path != Path::new("tests/words.rs") && nameless.is_match(line) {
+                found.push(format!("{}:{}: name the error: |error|", path.display(), at + 1));
+            }
+        }
+    }
+    assert_none(&found);
+}
