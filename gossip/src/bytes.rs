@@ -1,4 +1,5 @@
-//! Byte arrays of a fixed size, encoded as CBOR byte strings (serde's own arrays become lists of numbers).
+//! Byte arrays of a fixed size, encoded as CBOR byte strings (serde encodes its own arrays as lists
+//! of numbers).
 
 use std::fmt;
 
@@ -27,7 +28,7 @@ impl<'de, const N: usize> Deserialize<'de> for FixedBytes<N> {
     }
 }
 
-/// Takes a byte string of one length, without a copy on the way.
+/// Reads a byte string of exactly `N` bytes without an intermediate copy.
 struct FixedVisitor<const N: usize>;
 
 impl<'de, const N: usize> Visitor<'de> for FixedVisitor<N> {
@@ -53,7 +54,7 @@ impl<'de, const N: usize> Visitor<'de> for FixedVisitor<N> {
     }
 }
 
-/// Bytes of a variable size; the reader bounds them by bounding the message they stand in.
+/// Bytes of a variable size. The reader bounds them by bounding the message that contains them.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct VarBytes(pub Vec<u8>);
 
@@ -71,12 +72,13 @@ impl Serialize for VarBytes {
 
 impl<'de> Deserialize<'de> for VarBytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Not `deserialize_bytes`: ciborium reads that into a scratch buffer of 4 kB and refuses what is longer.
+        // Not `deserialize_bytes`: ciborium reads that into a scratch buffer of 4 kB and rejects
+        // longer strings.
         deserializer.deserialize_byte_buf(BytesVisitor).map(Self)
     }
 }
 
-/// Takes a byte string in whichever way the format hands it over.
+/// Reads a byte string in each form in which a format may pass it: slice, buffer or sequence.
 struct BytesVisitor;
 
 impl<'de> Visitor<'de> for BytesVisitor {

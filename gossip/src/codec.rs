@@ -1,4 +1,5 @@
-//! The one encoding of everything that crosses a link or is signed: a version byte, then CBOR, of a bounded size.
+//! The encoding of everything that is sent on a link or signed: a version byte, then CBOR, of a
+//! bounded size.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -6,42 +7,46 @@ use serde::de::DeserializeOwned;
 /// The version this build writes, and the only one it reads.
 pub const VERSION: u8 = 1;
 
-/// How deep a value may nest; every type here needs far less.
+/// Maximum nesting depth of a value. Every type of this crate needs far less.
 const MAX_DEPTH: usize = 16;
 
 /// Why bytes could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Longer than the reader allows for this kind of message.
+    /// The message is longer than the reader allows for this kind.
     #[error("message of {size} bytes, at most {max} are allowed")]
     TooLong {
-        /// Its size in bytes.
+        /// Size of the message in bytes.
         size: usize,
         /// The bound in bytes.
         max: usize,
     },
-    /// No bytes at all.
+    /// The message has no bytes.
     #[error("empty message")]
     Empty,
-    /// Another version.
+    /// The message has a version that this build does not read.
     #[error("message of version {0}, this build reads version {VERSION}: update the older node")]
     Version(u8),
-    /// Not CBOR of the expected shape.
+    /// The message is not CBOR of the expected shape.
     #[error("malformed message: {0}")]
     Malformed(String),
-    /// The value is followed by bytes that belong to nothing.
+    /// Bytes follow the end of the value; their number.
     #[error("{0} bytes after the end of the message")]
     Trailing(usize),
 }
 
-/// Encodes a value. Our own types cannot fail to encode; a type that can gives the error of its serializer.
+/// Encodes a value.
+///
+/// # Errors The error of the type's serializer. The types of this crate always encode.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, DecodeError> {
     let mut bytes = vec![VERSION];
     ciborium::into_writer(value, &mut bytes).map_err(|error| DecodeError::Malformed(error.to_string()))?;
     Ok(bytes)
 }
 
-/// Decodes a value from at most `max` bytes, all of which must be used.
+/// Decodes a value from at most `max` bytes, all of which must belong to it.
+///
+/// # Errors The bytes are too many, of another version, malformed, or followed by others.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], max: usize) -> Result<T, DecodeError> {
     if bytes.len() > max {
         return Err(DecodeError::TooLong { size: bytes.len(), max });

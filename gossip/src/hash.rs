@@ -1,10 +1,10 @@
-//! SHA3-256 with a label in front, so that no hash for one purpose is a hash for another.
+//! SHA3-256 with a label in front, so that a hash made for one purpose is never valid for another.
 
 use sha3::{Digest, Sha3_256};
 
 macro_rules! labels {
     ($($(#[$meta:meta])* $name:ident = $text:literal,)*) => {
-        /// What a hash is for. Every label of the program stands here; none is used for two things.
+        /// The purpose of a hash. Every label of the program is listed here, and each has one use.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Label {
             $($(#[$meta])* $name,)*
@@ -14,7 +14,7 @@ macro_rules! labels {
             /// All labels.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// The bytes before the parts, up to and with a zero.
+            /// The label as it is hashed before the parts: its text and a zero byte.
             fn text(self) -> &'static [u8] {
                 match self {
                     $(Self::$name => concat!($text, "\0").as_bytes(),)*
@@ -25,33 +25,33 @@ macro_rules! labels {
 }
 
 labels! {
-    /// [`crate::address::mesh_address`].
+    /// A node's IPv6 address: [`crate::address::mesh_address`].
     MeshAddress = "rustbalance mesh address v1",
-    /// The digest that neighbours compare of the facts they know.
+    /// The digest by which neighbours compare the facts they know.
     Facts = "rustbalance facts v2",
-    /// Who of two members chooses the other as a neighbour.
+    /// The order in which two members prefer each other as neighbours.
     Neighbours = "rustbalance neighbours v1",
     /// A node's place among those of equal priority, in the queue for a term.
     Rank = "rustbalance rank v1",
-    /// Which nodes are published when there are more than places.
+    /// The lots that select sources when there are more of them than places in the descriptor.
     Lot = "rustbalance lot v1",
-    /// Which of several nodes at one relay keeps it.
+    /// The lots that decide which of several sources keeps a relay.
     Relay = "rustbalance relay v1",
-    /// Which publisher stands in at a point.
+    /// The lots that decide which publisher stands in at an unattended point.
     StandIn = "rustbalance stand-in v1",
-    /// How long the points of a silent node stay published.
+    /// The time for which the points of a silent node stay published.
     HiddenOutage = "rustbalance hidden outage v1",
-    /// The secret for [`Label::HiddenOutage`].
+    /// The secret that goes into [`Label::HiddenOutage`].
     OutageSecret = "rustbalance outage secret v1",
-    /// The seed of a node's introduction point keys.
+    /// The seed from which a node's introduction point keys are derived.
     PointSeed = "rustbalance point seed v1",
     /// The session key of an introduction point.
     PointSession = "rustbalance point session v1",
     /// The encryption key of an introduction point.
     PointEncryption = "rustbalance point encryption v1",
-    /// What is remembered of an introduction.
+    /// The digest under which the replay cache remembers an INTRODUCE2 cell.
     Introduction = "rustbalance introduction v1",
-    /// The cluster in a token.
+    /// The digest of the cluster's id inside a token.
     TokenCluster = "rustbalance token cluster v1",
     /// The checksum of a token.
     Token = "rustbalance token v1",
@@ -63,7 +63,8 @@ labels! {
     StateFile = "rustbalance state file",
 }
 
-/// SHA3-256 of the label and the parts, one after the other. Parts of variable length carry their length, or are last.
+/// SHA3-256 of the label and the concatenated parts. A part of variable length must contain its
+/// length or be the last one, so that no other split gives the same bytes.
 pub fn labelled(label: Label, parts: &[&[u8]]) -> [u8; 32] {
     let mut hash = Sha3_256::new_with_prefix(label.text());
     parts.iter().for_each(|part| hash.update(part));
@@ -74,7 +75,7 @@ pub fn labelled(label: Label, parts: &[&[u8]]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    /// Each ends with its only zero, so none is the beginning of another either.
+    /// Each label ends with its only zero byte, so none is a prefix of another either.
     #[test]
     fn no_label_is_used_twice() {
         for (at, label) in Label::ALL.iter().enumerate() {

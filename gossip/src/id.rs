@@ -1,6 +1,6 @@
-//! Names: every id is an Ed25519 public key (or a relay's pair of identities) in a type of its own, so that one is
-//! never taken for another. Nodes and services are shown as what they are, onion addresses, and a cluster as its first
-//! service.
+//! Ids: each is an Ed25519 public key (or the two identities of a relay) in a type of its own, so
+//! that one kind is never taken for another. Nodes and services are displayed as onion addresses,
+//! and a cluster as the address of its first service.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,23 +11,22 @@ use sha3::{Digest, Sha3_256};
 
 use crate::bytes::FixedBytes;
 
-/// Why a text is not an onion address.
+/// Reason why a text is not an onion address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// The wrong number of characters before `.onion`.
+    /// The text, and its number of characters before `.onion`, which is not 56.
     #[error("an onion address has 56 characters before .onion, {0:?} has {1}")]
     Length(String, usize),
-    /// A character outside base32, or outside its one form.
+    /// A character is not in the base32 alphabet.
     #[error("{0:?} is not an onion address: it holds a character outside a-z and 2-7")]
     Alphabet(String),
     /// The built-in checksum does not match.
     #[error("{0:?} is not an onion address: its checksum does not match, so a character of it is mistyped")]
     Checksum(String),
-    /// Another version of the address format, with a checksum that matches.
+    /// The text and its version of the address format, which is not 3. The checksum matches.
     #[error("{0:?} is an onion address of version {1}, and only version 3 is in use")]
     Version(String, u8),
-    /// Right but for how it is written: without `.onion`, in upper case, or with something around
-    /// it.
+    /// The address is valid, but not written in its one form: in lower case, with `.onion`.
     #[error("{0:?} is not written as an onion address is: in lower case and with .onion, nothing around it")]
     Form(String),
 }
@@ -42,7 +41,7 @@ impl OnionAddress {
         Self(FixedBytes(key))
     }
 
-    /// The public key it names.
+    /// The Ed25519 public key that the address encodes.
     pub fn public_key(&self) -> &[u8; 32] {
         &self.0.0
     }
@@ -73,7 +72,8 @@ impl fmt::Debug for OnionAddress {
     }
 }
 
-/// Its one form alone, as it is displayed: this reads what comes off the wire and from disk.
+/// Accepts only the form in which it is displayed, because it reads texts from the wire and from
+/// disk.
 impl FromStr for OnionAddress {
     type Err = AddressError;
 
@@ -89,8 +89,8 @@ impl FromStr for OnionAddress {
         else {
             return Err(AddressError::Alphabet(shown()));
         };
-        // The checksum first, for the version is the last character's: most others there are
-        // mistyped.
+        // The checksum is checked first: the version is encoded in the last character, so most
+        // addresses with another version are mistyped ones of version 3.
         if sum != checksum(key, *version) {
             return Err(AddressError::Checksum(shown()));
         }
@@ -113,17 +113,17 @@ macro_rules! onion_id {
         pub struct $name(OnionAddress);
 
         impl $name {
-            /// The id whose public key this is.
+            /// The id with this public key.
             pub fn from_public_key(key: [u8; 32]) -> Self {
                 Self(OnionAddress::from_public_key(key))
             }
 
-            /// The Ed25519 public key behind it.
+            /// The Ed25519 public key.
             pub fn public_key(&self) -> &[u8; 32] {
                 self.0.public_key()
             }
 
-            /// The first eight characters: enough for a person to tell nodes apart in a log.
+            /// The first eight characters of the address: enough to distinguish nodes in a log.
             pub fn short(&self) -> String {
                 self.0.to_string().chars().take(8).collect()
             }
@@ -157,35 +157,36 @@ macro_rules! onion_id {
 }
 
 onion_id! {
-    /// A node: its Ed25519 key is its name, its own onion address and its signature.
+    /// A node. Its Ed25519 key is its id, makes its onion address and signs its records.
     NodeId
 }
 onion_id! {
-    /// One public address that the cluster serves: the key of an onion service that clients visit.
+    /// A service: the key of an onion service that the cluster serves to clients.
     ServiceId
 }
 onion_id! {
-    /// A cluster: its name in every signed statement, and the root of trust of all joins. It has the
-    /// bytes of the first service's key, and is another type because further services share it.
+    /// A cluster: part of every signed statement, and the root of trust of all joins. It has the
+    /// bytes of the first service's key; it is a type of its own because further services belong to
+    /// the same cluster.
     ClusterId
 }
 
 impl NodeId {
-    /// As the address to dial.
+    /// The onion address at which it is dialled.
     pub fn address(&self) -> OnionAddress {
         self.0
     }
 }
 
 impl ServiceId {
-    /// As the address to dial.
+    /// The onion address at which it is dialled.
     pub fn address(&self) -> OnionAddress {
         self.0
     }
 }
 
 impl ClusterId {
-    /// The cluster whose first service this is.
+    /// The cluster whose first service is `first`.
     pub fn named_by(first: ServiceId) -> Self {
         Self(first.0)
     }
@@ -196,7 +197,7 @@ impl ClusterId {
     }
 }
 
-/// Makes a newtype over a public key that is no address.
+/// Makes a newtype over a public key that is not an onion address.
 macro_rules! key_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -204,12 +205,12 @@ macro_rules! key_id {
         pub struct $name(FixedBytes<32>);
 
         impl $name {
-            /// The id whose public key this is.
+            /// The id with this public key.
             pub fn from_public_key(key: [u8; 32]) -> Self {
                 Self(FixedBytes(key))
             }
 
-            /// The Ed25519 public key behind it.
+            /// The Ed25519 public key.
             pub fn public_key(&self) -> &[u8; 32] {
                 &self.0.0
             }
@@ -227,7 +228,7 @@ macro_rules! key_id {
             }
         }
 
-        /// Its one form alone, as it is displayed.
+        /// Accepts only the form in which it is displayed.
         impl FromStr for $name {
             type Err = KeyTextError;
             fn from_str(text: &str) -> Result<Self, KeyTextError> {
@@ -238,7 +239,7 @@ macro_rules! key_id {
     };
 }
 
-/// The text names no key.
+/// The text is not a key: 64 hexadecimal digits in lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a key is written as 64 hexadecimal digits in lower case")]
 pub struct KeyTextError;

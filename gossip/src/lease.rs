@@ -1,14 +1,17 @@
-//! Who publishes: the election, as a state machine that is told the situation and says what to do.
+//! The election of the publisher: a state machine that takes the [`Situation`] and returns
+//! [`Step`]s.
 //!
-//! The right to publish is a [`crate::record::Lease`]: signed by its holder, renewed at a third of its ttl, of a term
-//! that only rises. No quorum is asked: two publishers are harmless, none is not. What settles it is an order that all
-//! nodes compute alike, [`Claim`]: the higher term wins, in one term the better rank. Only the best claim to the highest
-//! term ever claimed can be live, unless its holder has given it up; so the term that a node believes never falls.
+//! The right to publish is a [`crate::record::Lease`]: signed by its holder, renewed at a third of
+//! its time to live (ttl), with a term that only rises. No quorum is needed: two publishers at a
+//! time are harmless, none is not. All nodes order claims alike ([`Claim`]): the higher term wins,
+//! and within one term the better rank. Only the best claim to the highest term ever claimed can be
+//! live, unless its holder has given it up; so the term that a node believes never falls.
 //!
-//! It acts when the best claim is no longer live (given up, too old, its holder dead): each eligible node waits a grace
-//! that grows with its place, has `term + 1` stored on disk, and only then claims. It steps down when it learns of a
-//! better claim, when its own lease is older than the ttl, and after this process was stopped; then it listens before it
-//! claims again.
+//! The election acts when the best claim is no longer live (given up, expired, or its holder is
+//! dead). Each eligible node waits a grace period that grows with its place in the queue, has `term
+//! + 1` stored on disk, and only then claims it. It steps down when it learns of a better claim,
+//! when its own lease is older than the ttl, and after this process was stopped; in the last two
+//! cases it listens before it claims again.
 
 use std::time::Duration;
 
@@ -16,16 +19,17 @@ use crate::hash::{Label, labelled};
 use crate::id::NodeId;
 use crate::record::Lease;
 
-/// No term is above this many for each second since the Unix epoch, on the reader's clock. However far a hostile publisher
-/// has had a cluster jump, a second later there are terms above for honest ones to claim, for 34,000 years; and whoever joins
-/// or comes back believes what the others do, because the bound does not depend on what was heard before.
+/// Maximum of a term per second since the Unix epoch, on the reader's clock; higher terms are
+/// rejected. However far a hostile publisher makes the cluster jump, a second later higher terms
+/// are valid for honest nodes, for the next 34,000 years. The bound does not depend on earlier
+/// records, so a node that joins or restarts believes the same terms as the others.
 pub const TERMS_PER_SECOND: u64 = 1 << 24;
 
-/// Longest ttl that is believed.
+/// Longest time to live that a lease is given; a longer one in a record counts as this.
 pub const MAX_TTL: Duration = Duration::from_secs(300);
 
-/// Where a node stands in the queue for a term; the least is the best. Lower priority first, then a hash of term and
-/// node, so that the work moves about among equals.
+/// A node's rank in the queue for a term; the least is the best. The lower priority wins, then a
+/// hash of term and node, so that the work rotates among nodes of equal priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rank {
     priority: u8,
@@ -43,18 +47,19 @@ impl Rank {
     }
 }
 
-/// A node's claim to a term. The greatest is the best: the higher term, in one term the better rank.
+/// A node's claim to a term. The greatest is the best: the higher term, and within one term the
+/// better rank.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// The term.
     pub term: u64,
-    /// Who claims it.
+    /// The node that claims it.
     pub holder: NodeId,
     rank: Rank,
 }
 
 impl Claim {
-    /// What a lease claims.
+    /// The claim that a lease makes.
     pub fn of(lease: &Lease) -> Self {
         let rank = Rank::new(lease.priority, lease.term, lease.holder);
         Self { term: lease.term, holder: lease.holder, rank }
@@ -79,18 +84,19 @@ impl Ord for Claim {
     }
 }
 
-/// How long things take. All on the monotonic clock.
+/// Durations of the election, on the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// How long a lease is good.
+    /// Time to live of a lease. The holder renews it at a third of this.
     pub ttl: Duration,
-    /// How long to listen before a first claim, and after a step-down that had a reason in this process.
+    /// Time to listen before the first claim, and again after this process was stopped or its lease
+    /// expired.
     pub listen: Duration,
-    /// How long the best-ranked node waits once no lease is live.
+    /// Wait of the best-ranked node after no lease is live any longer.
     pub grace: Duration,
-    /// How much longer each next in rank waits: more than a record takes through the mesh.
+    /// Additional wait for each place in the queue: longer than a record takes through the mesh.
     pub step: Duration,
-    /// How long the disk may take to store a term before it is asked again.
+    /// Time after which a term that the disk has not stored is given up and a higher one requested.
     pub storing: Duration,
 }
 
@@ -106,10 +112,10 @@ impl Default for Timing {
     }
 }
 
-/// Longest wait for a place in the queue, however many are before.
+/// Longest wait due to the place in the queue, whatever its length.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// What the election needs to know of the cluster, at one moment.
+/// The state of the cluster at one moment, as far as the election needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Situation {
     /// The best claim to the highest term ever claimed that was not given up, own ones included.
@@ -118,27 +124,29 @@ pub struct Situation {
     pub live: bool,
     /// The highest term seen in any lease, given up or not.
     pub highest: u64,
-    /// How many eligible nodes stand before this one for the next term; `None` if this one is not eligible.
+    /// Number of eligible nodes ranked before this one for the next term; `None` if this node is
+    /// not eligible.
     pub place: Option<usize>,
-    /// True if this node knows of no other member: then nobody needs to be waited for.
+    /// True if this node knows no other member; then it claims without waiting.
     pub alone: bool,
-    /// True if every other member has been heard since [`Election::listening_since`]: then there is nothing more to
-    /// listen for.
+    /// True if every other member has been heard since [`Election::listening_since`]; then
+    /// listening longer brings nothing.
     pub complete: bool,
-    /// True if a live lease is known of a lower term than this node remembers: its holder is about to go above it.
+    /// True if a live lease has a lower term than this node remembers: its holder is expected to
+    /// claim a higher one.
     pub lower: bool,
-    /// True if this node should hand over to another that could take over.
+    /// True if this node should hand over, and another node could take over.
     pub hand_over: bool,
 }
 
-/// What the election asks for.
+/// A step that the caller must take for the election.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Store this term on disk, then call [`Election::stored`].
     Store(u64),
-    /// Sign and gossip a lease of this term and the full ttl.
+    /// Sign and announce a lease of this term with the full ttl.
     Renew(u64),
-    /// Sign and gossip a lease of this term and ttl 0.
+    /// Sign and announce a lease of this term with ttl 0.
     GiveUp(u64),
     /// This node is the publisher of the term from now on.
     Lead(u64),
@@ -148,15 +156,16 @@ pub enum Step {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Claims nothing for a while.
+    /// Listens before it claims anything.
     Listening { since: Duration },
-    /// Believes a live lease.
+    /// A live lease is known.
     Following,
-    /// No live lease since then; waits its turn.
+    /// No lease has been live since then; waits for its turn.
     Vacant { since: Duration },
-    /// Waits for the disk.
+    /// Waits until the disk has stored the term, requested at `asked`.
     Storing { term: u64, asked: Duration },
-    /// Holds the lease of the term. `raising`: a higher term that the disk has been asked to store, and when.
+    /// Holds the lease of the term. `raising`: a higher term that the disk was asked to store, and
+    /// when.
     Holding { term: u64, renewed: Duration, raising: Option<(u64, Duration)> },
 }
 
@@ -173,12 +182,12 @@ pub struct Election {
 }
 
 impl Election {
-    /// Starts by listening. `stored` is the highest term on disk.
+    /// An election that starts by listening. `stored` is the highest term on disk.
     pub fn new(me: NodeId, timing: Timing, stored: u64) -> Self {
         Self { me, timing, state: State::Listening { since: Duration::ZERO }, stored, asked: stored }
     }
 
-    /// The term this node publishes in, if it does.
+    /// The term in which this node is the publisher; `None` if it is not.
     pub fn leading(&self) -> Option<u64> {
         match self.state {
             State::Holding { term, .. } => Some(term),
@@ -191,13 +200,14 @@ impl Election {
         self.stored
     }
 
-    /// This term is on disk now.
+    /// To be called once this term is on disk.
     pub fn stored(&mut self, term: u64) {
         self.stored = self.stored.max(term);
         self.asked = self.asked.max(term);
     }
 
-    /// This process was stopped for at least the shortest silence that means death: another may have taken over.
+    /// To be called when this process was stopped for at least the shortest silence that means
+    /// death: another node may have taken over, so this one steps down and listens.
     pub fn interrupted(&mut self, mono: Duration, out: &mut Vec<Step>) {
         if let Some(term) = self.leading() {
             out.extend([Step::Follow, Step::GiveUp(term)]);
@@ -205,12 +215,12 @@ impl Election {
         self.listen(mono);
     }
 
-    /// Claims nothing for a while.
+    /// Claims nothing for [`Timing::listen`].
     pub fn listen(&mut self, mono: Duration) {
         self.state = State::Listening { since: mono };
     }
 
-    /// Since when it listens before it claims anything, if it does.
+    /// When it began to listen; `None` if it does not listen now.
     pub fn listening_since(&self) -> Option<Duration> {
         match self.state {
             State::Listening { since } => Some(since),
@@ -218,11 +228,12 @@ impl Election {
         }
     }
 
-    /// Compares what is with what should be, and says what to do. To be called on every change and at
-    /// [`Election::next_deadline`].
+    /// Compares the state with the situation and adds the necessary steps to `out`. To be called on
+    /// every change and at [`Election::next_deadline`].
     pub fn step(&mut self, situation: &Situation, mono: Duration, out: &mut Vec<Step>) {
         let seen = situation.highest.max(situation.best.map_or(0, |claim| claim.term));
-        // A follower, too, remembers the terms it saw: after a restart of all it must not claim one of them again.
+        // A follower also stores the terms it sees: after a restart of the whole cluster no node
+        // may claim one of them again.
         if seen > self.asked {
             self.asked = seen;
             out.push(Step::Store(seen));
@@ -240,7 +251,7 @@ impl Election {
         }
     }
 
-    /// When [`Election::step`] must be called again, if nothing happens before.
+    /// When [`Election::step`] must be called again if nothing changes before; `None`: not by time.
     pub fn next_deadline(&self, situation: &Situation) -> Option<Duration> {
         match self.state {
             State::Listening { since } => Some(since + self.timing.listen),
@@ -302,8 +313,8 @@ impl Election {
             self.state = State::Holding { term: higher, renewed: mono, raising: None };
             out.extend([Step::Renew(higher), Step::Lead(higher)]);
         } else if situation.highest > term && raising.is_none_or(|(_, asked)| mono >= asked + self.timing.storing) {
-            // Somebody burned a term (stored it, then died before claiming it): go above it without a pause. A disk that
-            // was full is asked again.
+            // A node stored a term and died before claiming it: claim a higher one without a pause
+            // in publishing. Ask the disk again after a while, because it may have been full.
             let higher = self.asked.max(self.stored) + 1;
             self.asked = higher;
             self.state = State::Holding { term, renewed, raising: Some((higher, mono)) };

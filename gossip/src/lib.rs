@@ -1,5 +1,6 @@
-//! What RustBalance nodes must agree on. Pure: no Tor, no runtime, no IO, no clock, no randomness of its own
-//! (gossip/.clippy.toml bans them by type). `rustbalance-mesh` carries the records.
+//! The protocol core of RustBalance: everything on which the nodes of a cluster must agree. It is
+//! pure: it uses no Tor, async runtime, IO, clock or randomness of its own (gossip/.clippy.toml
+//! bans their types). The crate `rustbalance-mesh` transports the records.
 
 pub mod address;
 pub mod bytes;

@@ -1,29 +1,31 @@
-//! Who lives: judged by signed heartbeats that have been verified, on this node's own monotonic clock.
+//! Failure detection: judges which nodes are alive from verified heartbeats, on this node's own
+//! monotonic clock.
 //!
-//! A node is *alive* once two rising beats of it have come within its allowance, and stays so until it has been silent
-//! for longer than that. One beat proves little: gossip keeps the last words of the dead, and a node that has just
-//! started hears them all. The allowance follows how often the node's beats arrive here: four times the mean interval,
-//! within bounds. A node that says goodbye is dead at once.
+//! A node becomes *alive* when two new heartbeats arrive within its allowance, and stays alive
+//! until it has been silent for longer than that. One heartbeat proves little: gossip keeps the
+//! last records of dead nodes, and a node that has just started receives them all. The allowance
+//! follows the observed rate: four times the mean interval between the node's heartbeats, within
+//! bounds. A node that says goodbye is dead at once.
 //!
-//! All beats reach everybody, so a cluster of hundreds that beat as often as one of three would do little else. From
-//! a hundred nodes on they beat more seldom the more they are ([`Patience::among`]), and are given more time.
+//! Every heartbeat reaches every node, so the total must be bounded: above a hundred nodes the
+//! heartbeat interval and the allowance grow with the size of the cluster ([`Patience::among`]).
 //!
-//! When this process itself was stopped (SIGSTOP, a suspended machine), nobody's silence proves anything:
-//! [`Liveness::amnesty`] gives all the others their allowance anew.
+//! After this process itself was stopped (SIGSTOP, a suspended machine), silence proves nothing:
+//! [`Liveness::amnesty`] starts the allowance of every living node again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::id::NodeId;
 
-/// Bounds and habits.
+/// Heartbeat interval, and bounds of the silence after which a node counts as dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// How often a healthy node beats.
+    /// Interval between two heartbeats of a healthy node.
     pub interval: Duration,
-    /// The shortest silence that can mean death.
+    /// Lower bound of the allowance: a shorter silence never means death.
     pub least: Duration,
-    /// The longest silence that is ever waited out.
+    /// Upper bound of the allowance: a longer silence always means death.
     pub most: Duration,
 }
 
@@ -33,14 +35,14 @@ impl Default for Patience {
     }
 }
 
-/// How many mean intervals of silence are allowed.
+/// Number of mean intervals of silence that are allowed.
 const INTERVALS: u32 = 4;
-/// All beats of a cluster together come no closer than this: at most fifty a second.
+/// Minimum mean interval between two heartbeats of the whole cluster: at most 50 per second.
 const BETWEEN_BEATS: Duration = Duration::from_millis(20);
 
 impl Patience {
-    /// What it is in a cluster of so many nodes. Everybody counts for itself; those who count differently for a moment
-    /// still hear each other in time, because beats that come seldom are allowed for.
+    /// These bounds scaled to a cluster of `nodes` nodes. Nodes may briefly disagree on the count;
+    /// that is safe, because the allowance follows the observed interval.
     pub fn among(self, nodes: usize) -> Self {
         let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
         let interval = BETWEEN_BEATS.saturating_mul(nodes).max(self.interval);
@@ -49,12 +51,12 @@ impl Patience {
     }
 }
 
-/// What is known of one node's beats.
+/// State of one node's heartbeats. Times are on the monotonic clock.
 #[derive(Debug, Clone, Copy)]
 struct Pulse {
-    /// When it was last heard.
+    /// When its last heartbeat arrived.
     heard: Duration,
-    /// Since when its silence counts: as above, or since an amnesty.
+    /// Start of the silence that is judged: `heard`, or the last amnesty if that was later.
     last: Duration,
     mean: Duration,
     alive: bool,
@@ -71,33 +73,34 @@ impl Pulse {
     }
 }
 
-/// The judge of who lives. The caller passes only beats that are verified and new.
+/// The failure detector. The caller passes in only heartbeats that are verified and new.
 #[derive(Debug, Default)]
 pub struct Liveness {
-    /// As configured.
+    /// The configured bounds.
     given: Patience,
-    /// As fits the size of the cluster.
+    /// The bounds scaled to the size of the cluster.
     patience: Patience,
     pulses: BTreeMap<NodeId, Pulse>,
 }
 
 impl Liveness {
-    /// Nobody has been heard yet.
+    /// A detector that has heard of no node.
     pub fn new(patience: Patience) -> Self {
         Self { given: patience, patience, pulses: BTreeMap::new() }
     }
 
-    /// The cluster has so many nodes now.
+    /// Scales the bounds to a cluster of `nodes` nodes.
     pub fn adapt(&mut self, nodes: usize) {
         self.patience = self.given.among(nodes);
     }
 
-    /// The bounds and habits in force.
+    /// The bounds in force, scaled to the size of the cluster.
     pub fn patience(&self) -> Patience {
         self.patience
     }
 
-    /// A new beat of `node` has come; `goodbye` if it says that it goes. True if the node's being alive changed.
+    /// Processes a new heartbeat of `node`; `goodbye` means that the node announces its departure.
+    /// Returns true if this changed whether the node is alive.
     pub fn beat(&mut self, node: NodeId, goodbye: bool, mono: Duration) -> bool {
         let patience = self.patience;
         let Some(pulse) = self.pulses.get_mut(&node) else {
@@ -107,8 +110,9 @@ impl Liveness {
         };
         let was_alive = pulse.alive;
         let elapsed = mono.saturating_sub(pulse.last);
-        // A longer pause was a death or a restart, and says nothing of how often beats arrive. One that is shorter than
-        // the longest allowance counts even if it was taken for a death: this is how a slow path is learnt.
+        // A pause longer than the longest allowance was a death or a restart and does not enter the
+        // mean. A shorter one does, even if the node was declared dead meanwhile: so a slow path is
+        // learnt.
         if !pulse.gone && elapsed <= patience.most {
             pulse.mean = (pulse.mean * 4 + elapsed) / 5;
         }
@@ -119,7 +123,7 @@ impl Liveness {
         was_alive != pulse.alive
     }
 
-    /// Declares dead whoever has been silent too long, and names them.
+    /// Declares nodes dead whose silence exceeds their allowance, and returns them.
     pub fn expire(&mut self, mono: Duration) -> Vec<NodeId> {
         let patience = self.patience;
         let mut dead = Vec::new();
@@ -132,35 +136,37 @@ impl Liveness {
         dead
     }
 
-    /// This process was stopped until now: those who lived get their whole allowance again.
+    /// To be called when this process was stopped until now: starts the allowance of every living
+    /// node again.
     pub fn amnesty(&mut self, mono: Duration) {
         for pulse in self.pulses.values_mut().filter(|pulse| pulse.alive) {
             pulse.last = mono;
         }
     }
 
-    /// True if the node is alive as of the last [`Liveness::beat`] or [`Liveness::expire`].
+    /// True if the node was alive at its last heartbeat or the last [`Liveness::expire`].
     pub fn is_alive(&self, node: &NodeId) -> bool {
         self.pulses.get(node).is_some_and(|pulse| pulse.alive)
     }
 
-    /// True if the node's last word was goodbye.
+    /// True if the node's last heartbeat said goodbye.
     pub fn is_gone(&self, node: &NodeId) -> bool {
         self.pulses.get(node).is_some_and(|pulse| pulse.gone)
     }
 
-    /// When the node was last heard, on the monotonic clock.
+    /// When the node's last heartbeat arrived, on the monotonic clock; `None` if none did.
     pub fn last_heard(&self, node: &NodeId) -> Option<Duration> {
         self.pulses.get(node).map(|pulse| pulse.heard)
     }
 
-    /// When the next of those alive would be declared dead if it stayed silent.
+    /// Earliest time at which a living node would be declared dead if it stays silent; `None` if
+    /// none is alive.
     pub fn next_deadline(&self) -> Option<Duration> {
         let allowed = |pulse: &Pulse| pulse.last + pulse.allowance(&self.patience) + Duration::from_millis(1);
         self.pulses.values().filter(|pulse| pulse.alive).map(allowed).min()
     }
 
-    /// Forgets a node.
+    /// Discards all state of a node, such as one that was evicted.
     pub fn forget(&mut self, node: &NodeId) {
         self.pulses.remove(node);
     }

@@ -1,22 +1,24 @@
-//! Which members a node keeps links to: few, chosen alike by everyone, and such that the graph stays connected.
+//! The members to which a node keeps links: few of them, chosen by a function that all nodes
+//! compute alike, and such that the graph stays connected.
 //!
-//! The members stand on a ring in the order of their ids. Each keeps links to its two successors, so that the ring
-//! alone connects all of them and one dead node does not cut it; the rest of its `k` are those that a hash of both ids
-//! prefers, which makes shortcuts across the ring and keeps the number of hops small.
+//! The members form a ring in the order of their ids. Each keeps links to its two successors, so
+//! the ring alone connects all members and stays connected when one node dies. The rest of its `k`
+//! links go to the members that a hash of both ids prefers: these shortcuts across the ring keep
+//! the number of hops small.
 
 use std::collections::BTreeSet;
 
 use crate::hash::{Label, labelled};
 use crate::id::NodeId;
 
-/// Links that a node opens by default (DESIGN, section 4). As many again may be opened to it.
+/// Links that a node opens by default. Other members open links to it as well.
 pub const DEFAULT_NEIGHBOURS: usize = 6;
 
-/// How many of the neighbours are successors on the ring.
+/// Number of neighbours that are successors on the ring.
 const SUCCESSORS: usize = 2;
 
-/// The members to which `me` opens links, at most `k` (and never fewer than one where there is another member).
-/// `members` may hold `me` or not.
+/// The members to which `me` opens links: at most `k`, but at least one if there is another member.
+/// `members` may contain `me`.
 pub fn neighbours(me: NodeId, members: &BTreeSet<NodeId>, k: usize) -> BTreeSet<NodeId> {
     let k = k.max(1);
     let others = || members.range(me..).chain(members.range(..me)).copied().filter(|member| *member != me);
@@ -30,7 +32,8 @@ pub fn neighbours(me: NodeId, members: &BTreeSet<NodeId>, k: usize) -> BTreeSet<
     chosen
 }
 
-/// The lower, the sooner chosen; the same from both ends, so that a link serves both.
+/// Sort key: members with a lower value are chosen first. It is symmetric, so both ends tend to
+/// choose the same link.
 fn preference(a: NodeId, b: NodeId) -> [u8; 32] {
     let (low, high) = if a < b { (a, b) } else { (b, a) };
     labelled(Label::Neighbours, &[low.public_key(), high.public_key()])
@@ -46,7 +49,7 @@ mod tests {
         (0..count).map(|i| NodeId::from_public_key(Sha3_256::digest([i]).into())).collect()
     }
 
-    /// Who can be reached from the first member over links in either direction.
+    /// The members that can be reached from the first one over links in either direction.
     fn reached(members: &BTreeSet<NodeId>, k: usize, gone: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let edges: Vec<_> = members
             .iter()

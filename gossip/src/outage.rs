@@ -1,10 +1,11 @@
-//! Outages of single nodes, kept from those who watch the descriptor.
+//! Hides outages of single nodes from observers of the descriptor.
 //!
-//! Whoever knows the address and fetches its descriptor twice a minute sees which introduction
-//! points go and come together, and so when each machine is down. With `hide_outages` the points of
-//! a silent node stay for a time drawn at random, while publishers stand in at them. A node that
-//! was evicted or has said goodbye leaves at once: the one must not be named any longer, and the
-//! other closes its points before any publisher stands in.
+//! An observer that knows the address and fetches its descriptor twice a minute sees which
+//! introduction points appear and disappear together, and thus when each machine is down. With
+//! `hide_outages` the points of a silent node stay published for a random time, while publishers
+//! stand in at them. The points of a node that was evicted or has said goodbye leave at once: an
+//! evicted node must no longer be named, and a leaving node closes its points before any publisher
+//! stands in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,23 +21,23 @@ use crate::record::{IntroPoint, Phase};
 use crate::stand_in;
 use crate::view::{MemberView, View};
 
-/// The shortest and the longest time from the last sign of life of a node until its points leave.
+/// Shortest and longest time from a node's last heartbeat until its points leave the descriptor.
 pub const HIDDEN: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(3600));
 
-/// What the times are drawn with. The publishers share it, so that they agree, and no one else has
-/// it.
+/// The secret from which these times are drawn. All publishers have it, so they draw the same
+/// times; no other node has it, so no observer can predict them.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
 pub struct OutageSecret([u8; 32]);
 
 impl OutageSecret {
-    /// A secret from these bytes, which only the publishers know.
+    /// The secret with these bytes, which only publishers may know.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// For how long after its last sign of life the points of `node` stay; `heard` is the sequence
-    /// number of that heartbeat, so that each outage has a time of its own and every publisher
-    /// draws the same.
+    /// Time for which the points of `node` stay after its last heartbeat. `heard` is the sequence
+    /// number of that heartbeat, so each outage has its own time and all publishers draw the same
+    /// one.
     fn hidden_for(&self, node: NodeId, heard: u64) -> Duration {
         let digest = labelled(Label::HiddenOutage, &[&self.0, node.public_key(), &heard.to_be_bytes()]);
         let bits = digest.iter().take(4).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
@@ -51,16 +52,17 @@ impl fmt::Debug for OutageSecret {
     }
 }
 
-/// What stays of the nodes that are silent.
+/// The points of silent nodes that stay in the descriptor.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Hidden {
-    /// The points, of those chosen before, at which a healthy publisher stands in.
+    /// By node, the points that were chosen before and at which a healthy publisher stands in.
     pub points: BTreeMap<NodeId, Vec<IntroPoint>>,
-    /// When the first of these nodes leaves, on the monotonic clock; `None` if none is hidden.
+    /// Monotonic time at which the first of these nodes leaves the descriptor; `None` if none is
+    /// hidden.
     pub until: Option<Duration>,
 }
 
-/// The points of this service that stay though their nodes are silent, of those in `before`.
+/// The points in `before` that stay published for this service although their nodes are silent.
 pub fn hidden(view: &View, service: &ServiceId, secret: &OutageSecret, before: &Choice, mono: Duration) -> Hidden {
     let chosen: BTreeSet<FixedBytes<32>> = before.points.iter().map(|(_, point)| point.session_key).collect();
     let mut hidden = Hidden::default();
@@ -74,7 +76,8 @@ pub fn hidden(view: &View, service: &ServiceId, secret: &OutageSecret, before: &
     hidden
 }
 
-/// When a silent member's points leave; `None` if it is not silent, or has said goodbye.
+/// Monotonic time at which a silent member's points leave; `None` if it is alive, joining, or has
+/// said goodbye.
 fn leaves_at(node: &MemberView, secret: &OutageSecret) -> Option<Duration> {
     let beat = node.heartbeat().filter(|_| !node.alive)?;
     let serving = !matches!(node.phase(), Phase::Gone | Phase::Joining);

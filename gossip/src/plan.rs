@@ -1,14 +1,16 @@
-//! What should stand in the descriptor of one service: the choice of introduction points.
+//! Chooses the introduction points that the descriptor of one service should list.
 //!
-//! A pure function of the candidates, the last choice and a counter. Sources are tried in tiers: the healthy ones; if
-//! there are none, those of the last healthy set that are degraded or down; then all that are degraded or down; then the
-//! draining ones. Each relay stands once: for the source that has it already, else a lot of the relay and the source
-//! decides. Every source gets one point before any gets a second; the rest go by weight (Sainte-Laguë's divisors, so that
-//! one source more or less moves only its own share). Points that stand already are kept before others.
+//! This is a pure function of the candidates, the last choice and the rotation epoch (`count`).
+//! Sources are tried in tiers: the healthy ones; if there are none, members of the last healthy set
+//! that are degraded or down; then all that are degraded or down; then the draining ones. Each
+//! relay is listed once: for the source that has it in the last choice, or else for the source with
+//! the lowest lot at this relay. Every source gets one point before any gets a second; the rest are
+//! shared out by weight (Sainte-Laguë's divisors, so that adding or removing one source moves only
+//! its own share). Points that are already published are preferred.
 //!
-//! With more sources than places, each source draws a weighted lot from the counter and its key, and the lowest lots
-//! stand. The next count gives others their turn; a source more or less moves at most one place. A relay is given to one
-//! only among the sources that stand.
+//! With more sources than places, each source draws a weighted lot from the epoch and its key, and
+//! the lowest lots are listed. The next epoch draws again, so all get a turn; adding or removing a
+//! source moves at most one place. Relays are then assigned among the listed sources only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,19 +19,21 @@ use crate::hash::{Label, labelled};
 use crate::record::{Fitness, IntroPoint, MAX_INTRO_POINTS};
 use crate::source::{Candidate, Source, relay_lot};
 
-/// What was chosen for one service.
+/// The choice for one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// What should stand in the descriptor, by session key: an order that hides which points are one source's.
+    /// The points that the descriptor should list, sorted by session key, which hides which points
+    /// belong to one source.
     pub points: Vec<(Source, IntroPoint)>,
-    /// The sources that were healthy when last any was.
+    /// The sources that were healthy when last any source was.
     pub healthy: BTreeSet<Source>,
 }
 
 /// Chooses at most `limit` (and never more than [`MAX_INTRO_POINTS`]) points.
 ///
-/// `before` is the last choice; `count` turns the places when there are more sources than places. Without any candidate
-/// nothing is chosen: the published descriptor is then best left as it is.
+/// `before` is the last choice; `count` is the rotation epoch, which changes the listed sources
+/// when there are more of them than places. Without any candidate the choice is empty: the
+/// published descriptor is then best left as it is.
 pub fn choose(candidates: &[Candidate<'_>], before: &Choice, limit: usize, count: u64) -> Choice {
     let limit = limit.min(MAX_INTRO_POINTS);
     let candidates: Vec<Candidate<'_>> = candidates.iter().copied().filter(|it| !it.points.is_empty()).collect();
@@ -43,7 +47,7 @@ pub fn choose(candidates: &[Candidate<'_>], before: &Choice, limit: usize, count
     Choice { points, healthy }
 }
 
-/// The candidates of the first tier that has any.
+/// The candidates of the first tier that is not empty.
 fn best_tier<'a>(candidates: &[Candidate<'a>], last_healthy: &BTreeSet<Source>) -> Vec<Candidate<'a>> {
     let unfit = |it: &Candidate<'_>| matches!(it.fitness, Fitness::Degraded | Fitness::Down);
     let tiers: [&dyn Fn(&Candidate<'_>) -> bool; 4] =
@@ -59,7 +63,7 @@ fn best_tier<'a>(candidates: &[Candidate<'a>], last_healthy: &BTreeSet<Source>) 
     Vec::new()
 }
 
-/// What a source can give once every relay stands only once; those published already first.
+/// The points of a source after each relay was assigned to one source; the published ones first.
 struct Offer<'a> {
     source: Source,
     weight: u8,
@@ -101,8 +105,8 @@ fn one_per_relay<'a>(candidates: &[Candidate<'a>], published: &BTreeSet<(Source,
     offers.filter(|offer| !offer.points.is_empty()).collect()
 }
 
-/// What the sources can give; if they are more than `limit`, those with the lowest lots of this count. A source that has
-/// nothing left to give beside sources with lower lots makes room for the next.
+/// The offers of the sources; if they are more than `limit`, of those with the lowest lots of this
+/// epoch. A source that lost all its relays to sources with lower lots is replaced by the next one.
 fn draw<'a>(
     mut candidates: Vec<Candidate<'a>>,
     published: &BTreeSet<(Source, FixedBytes<32>)>,
@@ -124,8 +128,9 @@ fn draw<'a>(
     }
 }
 
-/// An exponential variate of the source's weight as its rate: the least of many falls to each in proportion to its weight.
-/// As its bits, which order as it does.
+/// An exponential variate with the source's weight as its rate: among many sources, each draws the
+/// least with a probability proportional to its weight. Returned as bits, which sort as the number
+/// does.
 fn lot(of: &Candidate<'_>, count: u64) -> u64 {
     let digest = labelled(Label::Lot, &[&count.to_be_bytes(), of.source.public_key()]);
     let bits = digest.iter().take(6).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
@@ -137,7 +142,7 @@ fn lot(of: &Candidate<'_>, count: u64) -> u64 {
 fn share(offers: Vec<Offer<'_>>, limit: usize) -> Vec<(Source, IntroPoint)> {
     let mut seats: BTreeMap<Source, usize> = offers.iter().map(|offer| (offer.source, 1)).collect();
     for _ in offers.len()..limit {
-        // weight / (2 seats + 1), compared crosswise; of equals the lower id.
+        // Compares weight / (2 seats + 1) by cross multiplication; of equals the lower id wins.
         let due = offers.iter().filter(|offer| seats[&offer.source] < offer.points.len()).max_by(|a, b| {
             let (of_a, of_b) = (2 * seats[&a.source] + 1, 2 * seats[&b.source] + 1);
             let (a_due, b_due) = (usize::from(a.weight) * of_b, usize::from(b.weight) * of_a);
@@ -238,7 +243,7 @@ mod tests {
         let honest = [Given::healthy(2, 3), Given::healthy(3, 3)];
         let first = choose_from(&honest, &Choice::default(), 20, 0);
         for id in [1, 4] {
-            // By both identities, or by one of them with another's.
+            // Relays with both identities, or with one of them and a foreign one.
             let relays = first.points.iter().map(|(_, point)| point.relay);
             let half = relays.clone().map(|it| RelayId { rsa: FixedBytes([7; 20]), ..it });
             let other_half = relays.clone().map(|it| RelayId { ed25519: FixedBytes([7; 32]), ..it });
@@ -295,7 +300,8 @@ mod tests {
         let points = prop::collection::btree_map(0u32..10_000, 0u32..40, 0..20);
         let node = (0u32..50, fitness, 0u8..=255, points).prop_map(|(node, fitness, weight, points)| {
             let points = points.into_iter().map(|(key, at)| {
-                // Some name one relay's RSA identity and the other one of another.
+                // Some points combine one relay's RSA identity with another relay's Ed25519
+                // identity.
                 let ed25519 = relay(if key % 3 == 0 { key % 40 } else { at }).ed25519;
                 let point = point(at, node * 10_000 + key);
                 IntroPoint { relay: RelayId { ed25519, ..point.relay }, ..point }
@@ -324,7 +330,7 @@ mod tests {
             for (id, point) in &choice.points {
                 prop_assert!(given.iter().any(|it| source(it.node) == *id && of(it, point)));
             }
-            // Nobody has a second point while another that could have one has none.
+            // No source has a second point while another that could have one has none.
             let shares = shares(&choice);
             let clash = |a: &IntroPoint, b: &IntroPoint| a != b && (a.relay.rsa == b.relay.rsa || a.relay.ed25519 == b.relay.ed25519);
             let free = |it: &&Given| it.points.iter().any(|point| {

@@ -1,8 +1,9 @@
 //! Statements and their signatures.
 //!
-//! Bytes off the wire become [`Unverified<T>`], which can be asked only who claims to have signed it. With the right
-//! key it becomes [`Verified<T>`], which can be read. What is signed is the statement's context string, a zero byte
-//! and its encoding, so that a signature over one kind of statement is never one over another.
+//! Bytes from the wire become [`Unverified<T>`], which reveals only the claimed signer. Checked
+//! with the right key it becomes [`Verified<T>`], which can be read. The signature covers the
+//! statement's context string, a zero byte and its encoding, so that a signature over one kind of
+//! statement is never valid for another.
 
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -14,22 +15,23 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::{FixedBytes, VarBytes};
 use crate::codec::{self, DecodeError};
 
-/// What can be signed.
+/// A type that can be signed.
 pub trait Statement: Serialize + DeserializeOwned + Clone {
-    /// Names the kind and version of the statement inside what is signed.
+    /// The kind and version of the statement; part of the signed bytes.
     const CONTEXT: &'static str;
     /// The largest encoding accepted, in bytes, signature included.
     const MAX_SIZE: usize;
 }
 
-/// Signs an encoded statement in a context that no type here has: what a later version would say.
+/// Signs an encoded statement under a context that no type of this version has, as a later version
+/// would.
 #[cfg(any(test, feature = "sim"))]
 pub fn sign_foreign(context: &str, statement: Vec<u8>, key: &dyn Sign) -> Result<Vec<u8>, DecodeError> {
     let signature = FixedBytes(key.sign_bytes(&in_context(context, &statement)));
     codec::encode(&Envelope { signer: FixedBytes(key.public_key()), statement: VarBytes(statement), signature })
 }
 
-/// A signing key in whichever form it is kept.
+/// A signing key. The implementor decides how it is stored.
 pub trait Sign {
     /// The Ed25519 public key.
     fn public_key(&self) -> [u8; 32];
@@ -37,14 +39,14 @@ pub trait Sign {
     fn sign_bytes(&self, message: &[u8]) -> [u8; 64];
 }
 
-/// Checks one Ed25519 signature. There is one way to do it, [`Strict`]; the seam lets a simulation of hundreds of nodes
-/// in one process remember what it has checked already.
+/// Checks one Ed25519 signature. The daemon uses [`Strict`]; the trait lets a simulation of
+/// hundreds of nodes in one process cache its checks.
 pub trait Check {
     /// True if `signature` over `message` was made by the secret half of `key`.
     fn check(&self, key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool;
 }
 
-/// Strict verification (RFC 8032, no small-order keys, no malleable signatures).
+/// Strict verification (RFC 8032; rejects small-order keys and malleable signatures).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Strict;
 
@@ -56,13 +58,13 @@ impl Check for Strict {
     }
 }
 
-/// Why a signed statement was not believed.
+/// Reason why a signed statement was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
     /// The envelope or the statement in it cannot be read.
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    /// Signed by somebody other than expected.
+    /// The claimed signer is not the expected one.
     #[error("signed by another key than expected")]
     Signer,
     /// The signature does not match.
@@ -78,7 +80,7 @@ struct Envelope {
     signature: FixedBytes<64>,
 }
 
-/// A statement nobody has checked yet.
+/// A statement whose signature has not been checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Unverified<T> {
     envelope: Envelope,
@@ -92,7 +94,7 @@ pub struct Verified<T> {
     statement: T,
 }
 
-/// What is signed of a statement.
+/// The bytes that a signature covers.
 fn in_context(context: &str, statement: &[u8]) -> Vec<u8> {
     [context.as_bytes(), &[0], statement].concat()
 }
@@ -103,7 +105,7 @@ impl<T: Statement> Unverified<T> {
         codec::decode(bytes, T::MAX_SIZE).map(|envelope| Self { envelope, kind: PhantomData })
     }
 
-    /// Who claims to have signed it: good for choosing the key to check with, for nothing else.
+    /// The key that claims to have signed it: only to choose the key for the check.
     pub fn claimed_signer(&self) -> &[u8; 32] {
         &self.envelope.signer.0
     }
@@ -113,7 +115,7 @@ impl<T: Statement> Unverified<T> {
         self.verify_with(key, &Strict)
     }
 
-    /// The same with another way to check.
+    /// As [`Unverified::verify`], with another implementation of the check.
     pub fn verify_with(self, key: &[u8; 32], check: &dyn Check) -> Result<Verified<T>, VerifyError> {
         if self.claimed_signer() != key {
             return Err(VerifyError::Signer);
@@ -145,7 +147,7 @@ impl<T: Statement> Verified<T> {
         codec::encode(&self.envelope)
     }
 
-    /// True if `other` is the same envelope, byte for byte: then it needs no check of its own.
+    /// True if `other` is the same envelope, byte for byte: then it needs no check.
     pub fn is_same(&self, other: &Unverified<T>) -> bool {
         self.envelope == other.envelope
     }
@@ -160,18 +162,18 @@ impl<T: Statement> Verified<T> {
         &self.envelope.statement.0
     }
 
-    /// Who signed it.
+    /// The public key that signed it.
     pub fn signer(&self) -> &[u8; 32] {
         &self.envelope.signer.0
     }
 
-    /// The envelope without the knowledge that it was checked, to stand inside another message.
+    /// The envelope without the proof that it was checked, for embedding in another message.
     pub fn unverified(&self) -> Unverified<T> {
         Unverified { envelope: self.envelope.clone(), kind: PhantomData }
     }
 }
 
-/// A signed statement of a kind that this version does not know, kept as the bytes that came.
+/// A signed statement of a kind that this version does not know, kept as the bytes that arrived.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Foreign {
     envelope: Envelope,
@@ -183,12 +185,11 @@ impl Foreign {
         codec::decode(bytes, max).map(|envelope| Self { envelope })
     }
 
-    /// See [`Unverified::claimed_signer`].
     pub(crate) fn claimed_signer(&self) -> &[u8; 32] {
         &self.envelope.signer.0
     }
 
-    /// Checks the signature by `key` under a context that no type here has.
+    /// Checks the signature by `key` under the context of a kind that this version does not know.
     pub(crate) fn verify(&self, context: &str, key: &[u8; 32], check: &dyn Check) -> Result<(), VerifyError> {
         if self.claimed_signer() != key {
             return Err(VerifyError::Signer);
@@ -197,7 +198,7 @@ impl Foreign {
         if check.check(key, &signed, self.signature()) { Ok(()) } else { Err(VerifyError::Signature) }
     }
 
-    /// Reads the fields of the statement that `T` has.
+    /// Reads those fields of the statement that `T` has.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
         codec::decode(self.encoded(), self.encoded().len())
     }

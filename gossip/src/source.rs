@@ -1,5 +1,5 @@
-//! Where introduction points come from, and which source keeps a relay at which several have one: clients can use only
-//! one of them.
+//! Sources of introduction points. A descriptor may name a relay only once, so where several
+//! sources have a point at one relay, a lot decides which source keeps it.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::hash::{Label, labelled};
 use crate::id::NodeId;
 use crate::record::{Fitness, IntroPoint, RelayId};
 
-/// Where a candidate for the descriptor comes from.
+/// The origin of a candidate for the descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// A node of the cluster.
@@ -15,14 +15,14 @@ pub enum Source {
 }
 
 impl Source {
-    /// The key that names it; no two sources share one.
+    /// The public key that identifies the source; no two sources have the same one.
     pub fn public_key(&self) -> &[u8; 32] {
         match self {
             Self::Node(node) => node.public_key(),
         }
     }
 
-    /// The node, if it is one.
+    /// The node; `None` if the source is not a node.
     pub fn node(&self) -> Option<NodeId> {
         match self {
             Self::Node(node) => Some(*node),
@@ -36,7 +36,7 @@ impl From<NodeId> for Source {
     }
 }
 
-/// Its name as an onion address.
+/// Displayed as an onion address.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -45,23 +45,24 @@ impl fmt::Display for Source {
     }
 }
 
-/// What one source offers for the descriptor of one service.
+/// The introduction points that one source offers for the descriptor of one service.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
     /// The source.
     pub source: Source,
     /// Whether it can serve the clients of this service.
     pub fitness: Fitness,
-    /// Share relative to the others', 1 to 100.
+    /// Weight of its share relative to the other sources, 1 to 100.
     pub weight: u8,
-    /// Where it waits for clients, those it prefers first.
+    /// Its introduction points, the preferred ones first.
     pub points: &'a [IntroPoint],
 }
 
-/// The lot of a source at a relay; the lowest keeps the relay.
+/// The lot of a source at a relay; the source with the lowest lot keeps the relay.
 ///
-/// Each relay has lots of its own, so a source that chooses its key wins some relays and not all. Both identities of the
-/// relay are drawn for and the higher lot counts, so adding another relay's identity to the true one wins nothing.
+/// Each relay has its own lots, so a source with a chosen key wins some relays and not all. A lot
+/// is drawn for both identities of the relay and the higher one counts, so combining one identity
+/// of the true relay with a foreign one wins nothing.
 pub(crate) fn relay_lot(relay: &RelayId, source: Source) -> [u8; 32] {
     let lot = |identity: &[u8]| -> [u8; 32] { labelled(Label::Relay, &[identity, source.public_key()]) };
     relay.identities().map(lot).into_iter().max().unwrap_or_default()

@@ -1,11 +1,14 @@
-//! Who stands in for a node that no longer answers, at the introduction points that old descriptors name.
+//! Selects the publishers that stand in for silent nodes at the introduction points that published
+//! descriptors name.
 //!
-//! A new descriptor leaves such a node out, but clients keep the old one for hours, and a relay goes on passing them to a
-//! machine that has stopped dead until it notices. So a living publisher makes the same points anew, with the same keys
-//! at the same relays: a relay gives up the old circuit for the new one. The node, when it is back, does the same.
+//! A new descriptor omits a silent node, but clients keep the old one for hours, and until a relay
+//! notices that the machine is dead it forwards clients to it. So a living publisher establishes
+//! the same points again, with the same keys at the same relays: a relay replaces the old circuit
+//! by the new one. When the node returns, it does the same.
 //!
-//! Enter with [`share`], a pure function of the view. Each point falls to one publisher, drawn by a hash, so that those
-//! who see the same cluster agree and the load is spread. Where two differ, both serve, one after the other.
+//! [`share`] is a pure function of the view. A hash assigns each point to one publisher, so that
+//! publishers with the same view agree and the load is spread. If their views differ, two may serve
+//! the same point, one after the other.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,26 +18,29 @@ use crate::id::{NodeId, ServiceId};
 use crate::record::{Fitness, IntroPoint, Phase, ServedPoint};
 use crate::view::{MemberView, Standing, View};
 
-/// For how long after its last word a node is stood in for: as long as directories and clients keep a descriptor.
+/// Time after a node's last heartbeat during which publishers stand in for it: directories and
+/// clients keep a descriptor that long.
 pub const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
-/// Most points of others that one node serves at: as many as one descriptor names.
+/// Maximum number of unattended points at which one node serves: the size of one descriptor.
 pub const MAX_SHARE: usize = crate::record::MAX_INTRO_POINTS;
-/// Most points that are shared out among all: in turn one of each node and service, those heard last first.
+/// Maximum number of unattended points over all publishers. They are taken in turns, one per node
+/// and service, starting with the nodes heard last.
 const MAX_ORPHANS: usize = 64;
 
-/// An introduction point at which its node does not answer.
+/// An unattended point: an introduction point whose node does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Orphan {
-    /// Whose it is.
+    /// The silent node.
     pub node: NodeId,
-    /// Whose clients come there.
+    /// The service whose clients use the point.
     pub service: ServiceId,
-    /// The point, as its node announced it last.
+    /// The point as its node announced it last.
     pub served: ServedPoint,
 }
 
-/// The points at which this node is to stand in, at most [`MAX_SHARE`] over all services; none if it is no publisher or
-/// serves none of these services itself.
+/// The points at which this node must stand in, at most [`MAX_SHARE`] over all services. Empty if
+/// it may not publish; a service's points are included only if this node serves that service
+/// itself.
 pub fn share(view: &View, mono: Duration) -> Vec<Orphan> {
     if !view.may_publish() {
         return Vec::new();
@@ -47,7 +53,7 @@ pub fn share(view: &View, mono: Duration) -> Vec<Orphan> {
     orphans(view, mono).into_iter().filter(falls_to_me).take(MAX_SHARE).collect()
 }
 
-/// The points of silent nodes at which healthy publishers stand in, each with its share.
+/// The unattended points that a healthy publisher serves within its share of [`MAX_SHARE`].
 pub(crate) fn covered(view: &View, mono: Duration) -> Vec<Orphan> {
     let mut healthy: BTreeMap<ServiceId, Vec<NodeId>> = BTreeMap::new();
     let mut shares: BTreeMap<NodeId, usize> = BTreeMap::new();
@@ -63,12 +69,13 @@ pub(crate) fn covered(view: &View, mono: Duration) -> Vec<Orphan> {
     covered
 }
 
-/// The one of these publishers to which a point falls; `None` if there are none.
+/// The publisher among these to which a point is assigned; `None` if there are none.
 pub fn drawn(point: &IntroPoint, publishers: &[NodeId]) -> Option<NodeId> {
     publishers.iter().copied().min_by_key(|publisher| lot(point, publisher))
 }
 
-/// The publishers that can serve clients of this service: the healthy ones, or else those whose target fails now.
+/// The publishers that can serve clients of this service: the healthy ones, or if there are none
+/// those whose target fails now.
 fn able_publishers(view: &View, service: &ServiceId) -> Vec<NodeId> {
     let healthy = publishers_that_are(view, service, Fitness::Healthy);
     if healthy.is_empty() { publishers_that_are(view, service, Fitness::Degraded) } else { healthy }
@@ -79,9 +86,10 @@ fn publishers_that_are(view: &View, service: &ServiceId, fitness: Fitness) -> Ve
     active.filter(|node| node.fitness(service) == fitness).map(MemberView::node).collect()
 }
 
-/// The points of nodes that are dead or evicted and were heard not long ago, the last heard first.
+/// The points of nodes that are dead or evicted and were heard recently, the last heard first.
 fn orphans(view: &View, mono: Duration) -> Vec<Orphan> {
-    // Whoever said goodbye serves for some seconds more, and whoever was not heard twice since our start may be alive.
+    // The minimum silence, because a node that said goodbye serves for some seconds more, and one
+    // that was not heard twice since our start may be alive.
     let least = view.patience().least;
     let silence = |node: &MemberView| node.last_heard.map(|heard| mono.saturating_sub(heard));
     let lost = |node: &MemberView| {
@@ -95,7 +103,8 @@ fn orphans(view: &View, mono: Duration) -> Vec<Orphan> {
         let orphan = |served| Orphan { node: record.node, service: record.service, served };
         record.served().enumerate().map(move |(turn, served)| (turn, orphan(served)))
     });
-    // In turn, so that a record with many points, at relays that may not exist, leaves room for the others.
+    // In turns, so that a record with many points, at relays that may not exist, leaves places for
+    // the others.
     let mut points: Vec<(usize, Orphan)> = points.collect();
     points.sort_by_key(|(turn, _)| *turn);
     points.into_iter().map(|(_, orphan)| orphan).take(MAX_ORPHANS).collect()
@@ -125,7 +134,7 @@ mod tests {
         (0..4).map(|i| point(10 * n + i, 10 * n + i)).collect()
     }
 
-    /// Nodes 0 to 3 publish, 4 works; each has the points of its number.
+    /// Nodes 0 to 3 are publishers, node 4 is a worker. Node `n` has the points of `points(n)`.
     struct Cluster {
         founder: Founder,
         nodes: Vec<Identity>,
@@ -150,7 +159,7 @@ mod tests {
             cluster
         }
 
-        /// All hear where a node waits for clients, and whether it serves them.
+        /// Delivers a node's intro points record to all nodes.
         fn announce(&mut self, of: usize, points: IntroPoints, seconds: u64) {
             let kind = RecordKind::IntroPoints(points.service);
             let record = sign(points, &self.nodes[of].key);
@@ -167,7 +176,7 @@ mod tests {
             }
         }
 
-        /// Every two seconds of this span these nodes are heard, in this phase.
+        /// Delivers a heartbeat of these nodes, in this phase, every two seconds of this span.
         fn beat(&mut self, who: &[usize], phase: Phase, span: std::ops::Range<u64>) {
             for seconds in span.step_by(2) {
                 for of in who {
@@ -187,7 +196,8 @@ mod tests {
             share(&self.views[of], at(seconds).mono)
         }
 
-        /// Whose points are served by others, and how many of each by whom; no point by two.
+        /// Pairs of silent node and publisher, one for each point at which a publisher stands in.
+        /// Fails if two publishers stand in at one point.
         fn shared(&self, among: &[usize], seconds: u64) -> Vec<(usize, usize)> {
             let mut seen = BTreeSet::new();
             let mut shared = Vec::new();
@@ -213,9 +223,9 @@ mod tests {
         assert_eq!((whose.iter().filter(|it| **it == 2).count(), whose.iter().filter(|it| **it == 3).count()), (4, 4));
         assert_eq!(whose.len(), 8);
         let by: BTreeSet<usize> = shared.iter().map(|(_, by)| *by).collect();
-        assert_eq!(by, BTreeSet::from([0, 1]), "a worker has no keys to do so with, and nobody has all the work");
+        assert_eq!(by, BTreeSet::from([0, 1]), "a worker lacks the keys, and no publisher does all the work");
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 60..70);
-        assert_eq!(cluster.shared(&[0, 1, 2, 3, 4], 70), [], "those who are back serve themselves");
+        assert_eq!(cluster.shared(&[0, 1, 2, 3, 4], 70), [], "nodes that returned serve their own points");
     }
 
     #[test]
@@ -240,7 +250,7 @@ mod tests {
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         cluster.beat(&[0, 3], Phase::Active, 30..40);
         cluster.beat(&[0], Phase::Active, 40..60);
-        // The one who fell silent last is the one with many.
+        // The node that fell silent last is the one with many points.
         let shared = cluster.shared(&[0], 60);
         let of = |whose| shared.iter().filter(|(node, _)| *node == whose).count();
         assert_eq!((of(1), of(2), of(4), of(3)), (4, 4, 4, 8));
@@ -292,6 +302,6 @@ mod tests {
             cluster.beat(&[0], Phase::Draining, seconds..seconds + 1);
             cluster.beat(&[1], Phase::Active, seconds..seconds + 1);
         }
-        assert_eq!((cluster.share(0, 80).len(), cluster.share(1, 80).len()), (0, 12), "somebody's error beats silence");
+        assert_eq!((cluster.share(0, 80).len(), cluster.share(1, 80).len()), (0, 12), "better an error than silence");
     }
 }

@@ -1,9 +1,10 @@
-//! Whether this node may let a joiner in.
+//! Decides whether this node may admit a joiner.
 //!
-//! A token is used up once for the whole cluster, but each publisher judges by what it has heard,
-//! and the secrets that a joiner is given cannot be taken back. So a publisher that may lack news
-//! admits no joiner. Of two publishers that redeem one token, the later one need only have heard
-//! the earlier one; as neither knows which it is, both listen.
+//! A token can be redeemed a limited number of times in the whole cluster, but each publisher
+//! judges by the records it has received, and secrets that were sent to a joiner cannot be taken
+//! back. So a publisher that may lack news admits no joiner. When two publishers redeem one token,
+//! it is enough that the later one has heard the earlier one; as neither knows which it is, both
+//! listen first.
 
 use std::time::Duration;
 
@@ -12,29 +13,28 @@ use crate::id::NodeId;
 use crate::record::{Phase, Role};
 use crate::view::MemberView;
 
-/// How long after its start a node waits for the other publishers before it admits a worker without
-/// having heard them: 60 s is several times what a restarted node needs for its links over Tor. A
-/// publisher is never admitted without them.
+/// Time after its start for which a node waits for the other publishers before it admits a worker
+/// without having heard them. 60 s is several times what a restarted node needs for its links over
+/// Tor. A publisher is never admitted without them.
 pub const LISTEN_BEFORE_ADMITTING: Duration = Duration::from_secs(60);
 
-/// Why a node may not admit a joiner yet.
+/// Reason why a node may not admit a joiner yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotYet {
-    /// This node is isolated ([`super::Isolated`]), or it is no member any more.
+    /// This node is isolated ([`super::Isolated`]) or no longer a member.
     Isolated,
-    /// This node has started a short while ago, and has not heard this publisher since.
+    /// This node started recently and has not heard this publisher since.
     Starting(NodeId),
-    /// This publisher is silent, and the joiner is to become a publisher.
+    /// This publisher is silent, and the joiner would become a publisher.
     Silent(NodeId),
 }
 
 impl Coordinator {
-    /// Whether a joiner may be admitted as `role` now: false knowledge of what other publishers
-    /// have admitted would make a used token good again.
+    /// Whether a joiner may be admitted as `role` now. A node that does not know what other
+    /// publishers have admitted would accept a used token again.
     ///
-    /// # Errors
-    /// Says what is missing. All of it passes by itself, but for a publisher that never comes back:
-    /// that one has to be evicted before another publisher is admitted.
+    /// # Errors What is missing. It resolves without intervention, except for a publisher that
+    /// never returns: it must be evicted before another publisher is admitted.
     pub fn may_admit(&self, role: Role, now: Now) -> Result<(), NotYet> {
         if self.life.is_excluded() || self.isolation(now).is_some() {
             return Err(NotYet::Isolated);
@@ -43,7 +43,8 @@ impl Coordinator {
         let mut others = self.view.members().filter(|node| self.is_other_publisher(node));
         let missing = match role {
             Role::Publisher => others.find(|node| !(node.alive || self.has_nothing_to_tell(node))),
-            // A publisher that joined after our start can only have admitted while we listened.
+            // A publisher that joined after our start can have admitted nodes only while we were
+            // listening.
             Role::Worker if starting => {
                 others.find(|node| !(node.been_alive || self.is_newcomer(node) || self.has_nothing_to_tell(node)))
             }
@@ -60,9 +61,9 @@ impl Coordinator {
         node.node() != self.me && node.member.role() == Role::Publisher
     }
 
-    /// True of a publisher that said goodbye, after all else it had to say; and of one that joined
-    /// since our start and has never spoken: it has not run yet, and will have to hear us before it
-    /// admits a publisher itself.
+    /// True if a publisher cannot have admissions that this node lacks: it said goodbye after
+    /// announcing everything else, or it joined since our start and has never announced anything.
+    /// Such a newcomer has not run yet, and must hear us before it admits a publisher itself.
     fn has_nothing_to_tell(&self, node: &MemberView) -> bool {
         node.phase() == Phase::Gone || (self.is_newcomer(node) && node.card().is_none())
     }
@@ -79,8 +80,8 @@ mod tests {
     use crate::record::{Heartbeat, RecordKind};
     use crate::sim::{FOUNDED, Founder, Identity, sign};
 
-    /// A publisher that starts at second 0, an hour after the founding, and knows these members
-    /// from its disk.
+    /// A publisher that starts at second 0, an hour after the cluster was founded, with these
+    /// members on its disk.
     struct Node {
         coordinator: Coordinator,
     }
@@ -107,7 +108,7 @@ mod tests {
             self.coordinator.handle(record, at(second));
         }
 
-        /// Two beats: the first proves nothing.
+        /// Delivers two heartbeats, because one proves nothing.
         fn hear_alive(&mut self, of: &Identity, seq: u64, second: u64) {
             self.hear(of, seq, Phase::Active, second - 1);
             self.hear(of, seq + 1, Phase::Active, second);
@@ -128,7 +129,7 @@ mod tests {
             assert_eq!(node.may(role, 1), Err(NotYet::Starting(other.node())), "{role}");
         }
         node.hear(&other, 1, Phase::Active, 2);
-        assert_eq!(node.may(Role::Worker, 2), Err(NotYet::Starting(other.node())), "one beat proves no life");
+        assert_eq!(node.may(Role::Worker, 2), Err(NotYet::Starting(other.node())), "one heartbeat proves nothing");
         node.hear(&other, 2, Phase::Active, 4);
         for role in [Role::Worker, Role::Publisher] {
             assert_eq!(node.may(role, 4), Ok(()), "{role}");
@@ -143,7 +144,7 @@ mod tests {
         assert_eq!(node.may(Role::Worker, 59), Err(NotYet::Starting(other.node())));
         assert_eq!(node.may(Role::Worker, 60), Ok(()));
         assert_eq!(node.may(Role::Publisher, 60), Err(NotYet::Silent(other.node())));
-        // It comes, falls silent, and comes back to say goodbye.
+        // The other publisher appears, falls silent, and returns to say goodbye.
         node.hear_alive(&other, 1, 70);
         assert_eq!(node.may(Role::Publisher, 70), Ok(()));
         for second in 71..=130 {
@@ -152,7 +153,7 @@ mod tests {
         assert_eq!(node.may(Role::Publisher, 130), Err(NotYet::Silent(other.node())));
         node.hear(&other, 3, Phase::Gone, 131);
         assert_eq!(node.may(Role::Publisher, 131), Ok(()));
-        // Evicted, it is waited for no more.
+        // An evicted publisher is not waited for.
         let mut node = Node::new(&me, &[&other]);
         node.coordinator.handle(Event::Fact(founder.revoke(other.node()).into()), at(61));
         assert_eq!(node.may(Role::Publisher, 61), Ok(()));
@@ -168,7 +169,7 @@ mod tests {
         for role in [Role::Worker, Role::Publisher] {
             assert_eq!(node.may(role, 6), Ok(()), "{role}");
         }
-        // Once it has spoken, it counts as every other.
+        // Once it has announced a record, it counts like any other.
         let bytes = sign(newcomer.card(1, 100), &newcomer.key).to_bytes().unwrap();
         node.coordinator.handle(Event::Record { origin: newcomer.node(), kind: RecordKind::Card, bytes }, at(7));
         assert_eq!(node.may(Role::Publisher, 7), Err(NotYet::Starting(newcomer.node())));

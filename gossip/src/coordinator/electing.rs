@@ -1,5 +1,5 @@
-//! This node's part in the election: what it tells the state machine of [`crate::lease`] of the cluster, and what follows
-//! from its steps.
+//! Connects the election ([`crate::lease`]) to the coordinator: computes its situation and carries
+//! out its steps.
 
 use std::time::Duration;
 
@@ -8,25 +8,27 @@ use crate::lease::{Situation, Step};
 use crate::record::Role;
 use crate::view::{Changes, View};
 
-/// What this node remembers of its turn in the election.
+/// This node's position in the election.
 #[derive(Debug)]
 pub(super) struct Queue {
-    /// Its place in the queue for a term, until a member comes, goes or changes.
+    /// The term and this node's place in the queue for it; cleared when a member is added, removed
+    /// or changed.
     place: Option<(u64, usize)>,
-    /// The lease was given up for a drain; if it comes back all the same, no other node wanted it.
+    /// The lease was handed over for a drain. If it returns to this node, no other node could take
+    /// it.
     handed_over: bool,
-    /// The term in which it published last.
+    /// The term in which this node published last.
     last_term: u64,
     elect_at: Option<Duration>,
 }
 
 impl Queue {
-    /// `term`: the highest on disk.
+    /// `term` is the highest term on disk.
     pub(super) fn new(term: u64) -> Self {
         Self { place: None, handed_over: false, last_term: term, elect_at: None }
     }
 
-    /// The drain is over.
+    /// Ends the drain, so that the next one hands over again.
     pub(super) fn resume(&mut self) {
         self.handed_over = false;
     }
@@ -36,7 +38,7 @@ impl Queue {
         self.last_term
     }
 
-    /// When the election has something to do by time alone.
+    /// When the election must be stepped by time alone; `None`: not by time.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         self.elect_at
     }
@@ -49,7 +51,7 @@ impl Queue {
 }
 
 impl Coordinator {
-    /// Has the election look at the situation.
+    /// Steps the election with the current situation.
     pub(super) fn elect(&mut self, changes: &mut Changes, now: Now, out: &mut Vec<Action>) {
         if self.member.role() != Role::Publisher {
             return;
@@ -81,7 +83,7 @@ impl Coordinator {
         }
         let willing = self.life.is_joined() && !self.life.is_leaving() && !self.life.is_isolated();
         let may = willing && self.view.may_publish();
-        // The publisher stands in no queue; the others' ranks need not be computed for it.
+        // The publisher needs no place in the queue, so other nodes' ranks are not computed.
         let next = self.election.stored_term().max(highest) + 1;
         situation.place = may.then(|| if leading { 0 } else { self.queue.place(&mut self.view, next) });
         let unable = self.publishing.values().any(|publishing| publishing.unable);

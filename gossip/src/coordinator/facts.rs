@@ -1,6 +1,8 @@
-//! Which facts of the authority this node keeps in its own gossip: the node that announced one first may be gone.
+//! Selects the facts of the authority that this node announces in its own gossip, because the node
+//! that announced one first may be gone.
 //!
-//! Which role forwards which kind stands in the table of kinds ([`crate::record::Fact::BY_WORKERS`]).
+//! Which role forwards which kind is set in the table of kinds
+//! ([`crate::record::Fact::BY_WORKERS`]).
 
 use std::collections::BTreeMap;
 
@@ -8,20 +10,22 @@ use super::Action;
 use crate::record::{RecordKind, Role};
 use crate::view::View;
 
-/// The facts that stand in this node's gossip, each with the signature of its statement there.
+/// The facts in this node's gossip, each with the signature of the statement announced there.
 #[derive(Debug, Default)]
 pub(super) struct ForwardedFacts {
     known: BTreeMap<RecordKind, [u8; 64]>,
 }
 
 impl ForwardedFacts {
-    /// Brings the gossip of a node of this role up to date with the facts of its view, at `unix` seconds since the epoch.
+    /// Updates the gossip of a node with this role to the facts of its view, at `unix` seconds
+    /// since the epoch.
     pub(super) fn step(&mut self, view: &View, role: Role, unix: u64) -> Vec<Action> {
         let (mut forwarded, mut actions) = (BTreeMap::new(), Vec::new());
         let entries = view.facts().entries();
         for entry in entries.filter(|entry| entry.is_announced_by(role) && entry.is_kept(unix)) {
             let (kind, before) = (entry.kind, self.known.get(&entry.kind).copied());
-            // Until a statement says the merger as a whole, the one announced before is better than none.
+            // Until a signed statement covers the whole merger, the one announced before is better
+            // than none.
             let Some(signature) = entry.whole.map(|whole| whole.signature()).or(before) else { continue };
             if before != Some(signature)
                 && let Some(bytes) = entry.whole.and_then(|whole| whole.record())

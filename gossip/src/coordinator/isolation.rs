@@ -1,10 +1,10 @@
-//! Whether this node is isolated: it must not publish, because the others may know what it does
-//! not.
+//! Detects whether this node is isolated: it must not publish, because other members may know
+//! something that it does not.
 //!
-//! It looks at three signs. The other publishers refuse this node's discovery keys; the newest
+//! There are three signs: the other publishers reject this node's discovery keys; the newest
 //! discovery key counts more revocations than this node knows; another process signs with this
 //! node's key. An isolated node does not publish, admit, rotate keys or stand in for others. It
-//! goes on serving clients and gossiping, which is how it learns the rest.
+//! continues to serve clients and to gossip, which is how it catches up.
 
 use std::time::Duration;
 
@@ -13,64 +13,64 @@ use serde::{Deserialize, Serialize};
 use super::Now;
 use crate::record::Heartbeat;
 
-/// How long revocations may take to follow the discovery key that counts them: a peer sends them
-/// over the link first, and another task takes them in.
+/// Delay allowed between a discovery key and the revocations that it counts: a peer sends the
+/// revocations first on the link, but another task processes them.
 const FOLLOWING: Duration = Duration::from_secs(5);
-/// How long a node that lacks revocations keeps still: neighbours compare theirs every minute. Then
-/// there are none to be had, because a hostile publisher has made the key, and a cluster that does
-/// not publish is worse.
+/// Time for which a node that lacks revocations stays isolated: 180 s is three times the minute in
+/// which neighbours compare facts. After that the revocations do not exist, because a hostile
+/// publisher made the key, and a cluster that does not publish is worse.
 const LACKING: Duration = Duration::from_secs(180);
-/// How long one heartbeat of another process keeps this node still if none follows.
+/// Time for which one heartbeat of another process isolates this node if no other follows.
 const SUSPICION: Duration = Duration::from_secs(120);
-/// How long a process goes on beating once a second one is proven: that one, too, shall have heard
-/// enough to end.
+/// Time for which a process continues its heartbeats after a second one is proven, so that the
+/// other one also hears enough of them to stop.
 const LINGERING: Duration = Duration::from_secs(15);
 /// Seconds for which a second process must be heard, and by which the dates of its heartbeats must
-/// have risen meanwhile: the last heartbeats of a process that has ended are closer together,
-/// however late they come.
+/// have advanced meanwhile. The last heartbeats of a process that has stopped span less, however
+/// late they arrive.
 const SPAN: u64 = 8;
-/// Largest distance from this machine's clock, in seconds, of a heartbeat that shows a second
-/// process: one that is further may be a replay of an earlier process whose clock was ahead.
+/// Largest difference in seconds from this machine's clock at which a heartbeat shows a second
+/// process. At a larger one it may be a replay from an earlier process whose clock was ahead.
 const FRESH: u64 = 120;
-/// Seconds after this process's start from which on no earlier one can have made a heartbeat: dates
-/// are whole seconds.
+/// A heartbeat dated this many seconds after this process's start cannot be from an earlier
+/// process: dates are whole seconds.
 const LATER: u64 = 2;
 
-/// Why a node is isolated.
+/// Reason why a node is isolated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]
 pub enum Isolated {
-    /// Publishers are there, and accept none of this node's discovery keys.
+    /// At least one publisher is up, and those that are accept none of this node's discovery keys.
     #[error("the other publishers accept none of this node's discovery keys")]
     ShutOut,
-    /// It knows of fewer revocations than its newest discovery key counts.
+    /// The node knows fewer revocations than its newest discovery key counts.
     #[error("its discovery key counts {counted} revocations, and it knows {known} of them")]
     LacksRevocations {
-        /// Revocations that it knows.
+        /// Number of revocations that the node knows.
         known: usize,
-        /// Revocations that the maker of the key knew.
+        /// Number of revocations that the maker of the key knew.
         counted: u32,
     },
-    /// A heartbeat came back that is signed with this node's key and was made by another process.
+    /// A heartbeat arrived that is signed with this node's key but made by another process.
     #[error("another process signs with its key")]
     SecondProcess,
 }
 
-/// The signs seen so far.
+/// The signs of isolation seen so far.
 #[derive(Debug)]
 pub(super) struct Isolation {
     /// The random number in this process's heartbeats.
     instance: u64,
-    /// When this process began, in seconds since the Unix epoch; `None` before the first event.
+    /// When this process started, in seconds since the Unix epoch; `None` before the first event.
     began: Option<u64>,
     shut_out: bool,
-    /// Revocations that the newest discovery key counts.
+    /// Number of revocations that the newest discovery key counts.
     counted: u32,
-    /// Since when fewer are known.
+    /// When this node began to know fewer than that; `None` if it knows enough.
     lacking: Option<Duration>,
-    /// When the first heartbeat of another process came, and its date.
+    /// When the first heartbeat of another process arrived, and its date.
     suspected: Option<(Now, u64)>,
-    /// When it was proven that another process runs.
+    /// When a second running process was proven.
     proven: Option<Duration>,
 }
 
@@ -91,7 +91,7 @@ impl Isolation {
         self.counted = counted;
     }
 
-    /// Compares with the number of revocations known now.
+    /// Updates the signs with the number of revocations known now.
     pub(super) fn compare(&mut self, known: usize, now: Now) {
         let lacks = (known as u64) < u64::from(self.counted);
         self.lacking = if lacks { self.lacking.or(Some(now.mono)) } else { None };
@@ -99,11 +99,11 @@ impl Isolation {
         self.suspected = self.suspected.filter(|(since, _)| lasts(*since));
     }
 
-    /// Takes in a heartbeat that this node's key has signed; `ahead` if its number is above all
-    /// that this process has used. It was made by another process if it has another process's
-    /// number, or one that this process has not used: a machine that was cloned while it ran keeps
-    /// the random number. It proves that the other one still runs if it was made after a first one
-    /// had come here, and the dates of both are as far apart as their arrivals.
+    /// Processes a heartbeat signed with this node's key; `ahead`: its sequence number is above all
+    /// that this process has used. It is from another process if its random number differs, or if
+    /// it is `ahead` (a machine that was cloned while it ran keeps the random number). The other
+    /// process is proven to run if this heartbeat was made after the first one had arrived here,
+    /// and both arrivals and dates are at least `SPAN` apart.
     pub(super) fn hear_own(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
         let since_began = self.began.is_some_and(|began| beat.unix >= began + LATER);
         let foreign = beat.instance != self.instance || ahead;
@@ -117,15 +117,15 @@ impl Isolation {
         }
     }
 
-    /// Whether this process must end, because another one runs with its key and has had the time to
-    /// notice this one.
+    /// Whether this process must stop, because another one runs with its key and has had time to
+    /// notice it.
     pub(super) fn must_end(&self, mono: Duration) -> bool {
         self.proven.is_some_and(|since| mono >= since + LINGERING)
     }
 
-    /// Why this node is isolated now, if it is. Where there is no other publisher the first two
-    /// signs prove nothing: only publishers evict and change keys, so a worker that closes its door
-    /// must stop no publisher.
+    /// Why this node is isolated now; `None` if it is not. If there is no other publisher the first
+    /// two signs prove nothing: only publishers evict and rotate keys, so a worker that rejects
+    /// this node's keys must not stop the only publisher.
     pub(super) fn reason(&self, known: usize, others_publish: bool, mono: Duration) -> Option<Isolated> {
         let lacks = self.lacking.is_some_and(|since| (since + FOLLOWING..since + LACKING).contains(&mono));
         if self.suspected.is_some() {
@@ -139,7 +139,7 @@ impl Isolation {
         }
     }
 
-    /// When the answer may change by time alone.
+    /// When [`Isolation::reason`] or [`Isolation::must_end`] may change by time alone.
     pub(super) fn next_deadline(&self, mono: Duration) -> Option<Duration> {
         let lacks = self.lacking.map(|since| [since + FOLLOWING, since + LACKING]);
         let suspicion = self.suspected.map(|(since, _)| since.mono + SUSPICION);
@@ -180,7 +180,7 @@ mod tests {
                 assert_eq!(isolation.reason(0, false, at(20).mono), Some(Isolated::SecondProcess));
             }
             assert_eq!(isolation.proven, Some(at(20).mono));
-            assert!(!isolation.must_end(at(34).mono), "the other has to hear of this one");
+            assert!(!isolation.must_end(at(34).mono), "the other process must hear this one");
             assert_eq!(isolation.next_deadline(at(34).mono), Some(at(35).mono));
             assert!(isolation.must_end(at(35).mono));
         }
@@ -189,15 +189,16 @@ mod tests {
     #[test]
     fn what_an_earlier_process_has_said_proves_nothing() {
         let mut isolation = started();
-        // Said by the process before, and brought late.
+        // Made by the process before this one, and delivered late.
         isolation.hear_own(&beat(2, 0), true, at(30));
         isolation.hear_own(&beat(2, 1), true, at(30));
-        // Said by one whose clock was ahead by an hour, and replayed for as long.
+        // Made by a process whose clock was ahead by an hour, and replayed for as long.
         for seconds in 0..60 {
             isolation.hear_own(&beat(2, 3600 + seconds), true, at(seconds));
         }
         assert_eq!(isolation.reason(0, false, at(60).mono), None);
-        // Its last ones, said by one whose clock was ahead by a minute, some of them brought late.
+        // The last heartbeats of a process whose clock was ahead by a minute, some of them
+        // delivered late.
         for (seconds, arrives) in [(60, 1), (62, 1), (64, 20), (66, 40)] {
             isolation.hear_own(&beat(2, seconds), true, at(arrives));
         }
@@ -224,7 +225,7 @@ mod tests {
         let lacks = Some(Isolated::LacksRevocations { known: 1, counted: 2 });
         assert_eq!(isolation.reason(1, true, at(15).mono), lacks);
         assert_eq!(isolation.reason(1, false, at(15).mono), None, "only publishers revoke");
-        assert_eq!(isolation.reason(1, true, at(190).mono), None, "there are none to be had");
+        assert_eq!(isolation.reason(1, true, at(190).mono), None, "the revocations do not exist");
         isolation.compare(2, at(16));
         assert_eq!(isolation.reason(2, true, at(99).mono), None);
     }

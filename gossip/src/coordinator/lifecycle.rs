@@ -1,8 +1,10 @@
-//! Where this node is in its life cycle: joined, draining, leaving or excluded, and whether it is isolated meanwhile.
+//! The life cycle of this node: joined, draining, leaving or excluded, and whether it is isolated
+//! meanwhile.
 //!
-//! [`LifeCycle::step`] looks at it after every event. The node joins once its links reach the mesh, it hears another
-//! member, it knows of no other, or the time for joining is over while it is not isolated. It is excluded for good once it
-//! is no member any more, or a second process with its key is proven.
+//! [`LifeCycle::step`] runs after every event. The node joins when its links reach the mesh, when
+//! it hears another member, when it knows no other member, or when the time for joining is over
+//! while it is not isolated. It is excluded for good when it is no longer a member, or a second
+//! process with its key is proven.
 
 use std::time::Duration;
 
@@ -11,18 +13,18 @@ use super::isolation::{Isolated, Isolation};
 use crate::record::{Heartbeat, Phase};
 use crate::view::{Standing, View};
 
-/// What the life cycle depends on in the cluster.
+/// The state of the cluster on which the life cycle depends.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Surroundings {
-    /// This node's standing.
+    /// This node's own standing.
     standing: Standing,
-    /// No other member is known.
+    /// True if no other member is known.
     alone: bool,
-    /// Another member is heard now.
+    /// True if another member is alive.
     hears_others: bool,
-    /// Another member, alive or not, is a publisher.
+    /// True if another member, alive or not, is a publisher.
     others_publish: bool,
-    /// How many revocations are known.
+    /// Number of revocations known.
     revocations: usize,
 }
 
@@ -38,19 +40,19 @@ impl Surroundings {
     }
 }
 
-/// What the life cycle comes to.
+/// A transition of the life cycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LifeStep {
-    /// The node takes part from now on.
+    /// The node takes part in the cluster from now on.
     Joined,
-    /// It does not any more, for this reason. Nothing follows.
+    /// The node is no longer part of the cluster, for this reason. No transition follows.
     Excluded(&'static str),
 }
 
 /// One node's life cycle.
 #[derive(Debug)]
 pub(super) struct LifeCycle {
-    /// How long to look for the others before going on without them.
+    /// Time to look for other members before the node joins without having reached any.
     joining: Duration,
     started: Duration,
     reached: bool,
@@ -65,7 +67,7 @@ pub(super) struct LifeCycle {
 }
 
 impl LifeCycle {
-    /// Of a process whose heartbeats have this random number.
+    /// The life cycle of a process whose heartbeats contain the random number `instance`.
     pub(super) fn new(joining: Duration, instance: u64) -> Self {
         Self {
             joining,
@@ -81,18 +83,19 @@ impl LifeCycle {
         }
     }
 
-    /// The first event.
+    /// To be called at the first event.
     pub(super) fn begin(&mut self, now: Now) {
         self.started = now.mono;
         self.isolation.begin(now);
     }
 
-    /// The wall clock was set forward: what was dated since the start may be of an earlier process.
+    /// To be called when the wall clock was set forward: a heartbeat dated since the start may then
+    /// be from an earlier process.
     pub(super) fn clock_stepped(&mut self, now: Now) {
         self.isolation.begin(now);
     }
 
-    /// At least one link is up.
+    /// To be called once at least one link is up.
     pub(super) fn reach_mesh(&mut self) {
         self.reached = true;
     }
@@ -113,12 +116,13 @@ impl LifeCycle {
         self.isolation.set_counted(counted);
     }
 
-    /// A heartbeat signed with this node's key has come back; `ahead`: its number is above all that this process has used.
+    /// Processes a heartbeat signed with this node's key; `ahead`: its sequence number is above all
+    /// that this process has used.
     pub(super) fn hear_own(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
         self.isolation.hear_own(beat, ahead, now);
     }
 
-    /// Where the node is.
+    /// The phase that the node announces.
     pub(super) fn phase(&self) -> Phase {
         if self.leaving || self.excluded {
             Phase::Gone
@@ -152,18 +156,18 @@ impl LifeCycle {
         self.isolated.is_some()
     }
 
-    /// Why the node must keep still at this moment, if it must.
+    /// The reason why the node is isolated at this moment; `None` if it is not.
     pub(super) fn isolation(&self, around: &Surroundings, mono: Duration) -> Option<Isolated> {
         self.isolation.reason(around.revocations, around.others_publish, mono)
     }
 
-    /// When [`LifeCycle::step`] may come to something by time alone.
+    /// When [`LifeCycle::step`] may return a transition by time alone.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let joining = (!self.joined && self.isolated.is_none()).then_some(self.started + self.joining);
         [joining, self.isolate_at].into_iter().flatten().min()
     }
 
-    /// Moves on as far as it can.
+    /// Evaluates the life cycle and returns its next transition, if there is one.
     pub(super) fn step(&mut self, around: &Surroundings, now: Now) -> Option<LifeStep> {
         if let Some(reason) = self.reason_to_end(around.standing, now.mono) {
             self.excluded = true;
@@ -184,10 +188,11 @@ impl LifeCycle {
         self.isolate_at = self.isolation.next_deadline(now.mono);
         if self.isolated.is_some() != why.is_some() {
             match why {
-                // A node that has just joined is in this state until its first link.
+                // Logged as info, because a node that has just joined is in this state until its
+                // first link.
                 Some(why @ Isolated::LacksRevocations { .. }) => tracing::info!(%why, "this node is isolated"),
                 Some(why) => tracing::warn!(%why, "this node is isolated: it does not publish, admit or rotate keys"),
-                None => tracing::info!("this node is isolated no longer"),
+                None => tracing::info!("this node is no longer isolated"),
             }
         }
         self.isolated = why;
@@ -217,7 +222,7 @@ mod tests {
     use super::*;
     use crate::sim::FOUNDED;
 
-    /// A member that knows of another publisher and hears no other node.
+    /// The surroundings of a member that knows another publisher and hears no other node.
     const LOST: Surroundings = Surroundings {
         standing: Standing::Member,
         alone: false,

@@ -1,17 +1,20 @@
-//! One node's part in the cluster, whole: `handle(event, now) -> actions`.
+//! The state machine of one node: `handle(event, now) -> actions`.
 //!
-//! The caller feeds it what happens (records from the gossip, its own intro points and health, what the operator wants,
-//! what the disk and the directories have taken) and does what it says. It reads no clock and does no IO: it is told the
-//! time with every event, and [`Coordinator::next_timeout`] says when it wants an [`Event::Tick`] at the latest.
+//! The caller passes in events (records from gossip, the node's own intro points and health,
+//! requests of the operator, confirmations of the disk and the directories) and carries out the
+//! actions. The coordinator reads no clock and does no IO: each event carries the time, and
+//! [`Coordinator::next_timeout`] returns when it needs an [`Event::Tick`] at the latest.
 //!
-//! It decides nothing itself but orders the machines that do. After every event each of them looks at the whole again:
+//! It decides nothing itself but runs the state machines that do. After every event each of them
+//! evaluates the whole situation again:
 //!
 //! 1. `lifecycle`: is this node still a member, isolated, joined; its [`Phase`];
-//! 2. `speaker`: which of its own records are due though they have not changed (`serving` has those that have);
-//! 3. the election ([`crate::lease`]): who publishes;
-//! 4. `facts`: which facts of the authority it keeps in its gossip;
-//! 5. `planning`, one for each service: what should stand in the descriptor. The publisher plans after every event, the
-//!    others with each heartbeat.
+//! 2. `speaker`: which of its own records are due although they have not changed (`serving` finds
+//!    those that have);
+//! 3. the election ([`crate::lease`]): which node publishes;
+//! 4. `facts`: which facts of the authority it announces in its own gossip;
+//! 5. `planning`, one for each service: what the descriptor should list. The publisher plans after
+//!    every event, other nodes with each heartbeat.
 
 mod admit;
 mod electing;
@@ -48,10 +51,10 @@ use planning::Planner;
 use serving::{Publishing, Serving};
 use speaker::{Announcements, Speaker};
 
-/// A wall clock that runs ahead of the other by more was set forward.
+/// If the wall clock advances by this much more than the monotonic one, it was set forward.
 const CLOCK_STEP: Duration = Duration::from_secs(2);
 
-/// The node's part in the cluster.
+/// The state machine of one node, and all it knows of its cluster. See the module's documentation.
 pub struct Coordinator {
     settings: Settings,
     cluster: ClusterId,
@@ -62,7 +65,7 @@ pub struct Coordinator {
     last: Option<Now>,
     /// The time at the first event.
     started: Now,
-    /// When the view next needs a tick.
+    /// When the view must be refreshed next, on the monotonic clock.
     refresh_at: Duration,
     life: LifeCycle,
     speaker: Speaker,
@@ -72,14 +75,15 @@ pub struct Coordinator {
     forwarded: ForwardedFacts,
     /// The services that this node serves.
     serving: BTreeMap<ServiceId, Serving>,
-    /// The services of which this node has published anything, or could not.
+    /// The services that this node has published, or failed to publish.
     publishing: BTreeMap<ServiceId, Publishing>,
-    /// One for each service of the cluster.
+    /// One planner for each service of the cluster.
     planners: BTreeMap<ServiceId, Planner>,
 }
 
 impl Coordinator {
-    /// A node that starts. `key` is the node's own, of which `member` is the proof that it belongs.
+    /// A node at its start. `key` is the node's signing key; `member` holds the certificates of its
+    /// membership.
     pub fn new(settings: Settings, key: Box<dyn Sign + Send + Sync>, member: Member) -> Self {
         let (me, first) = (member.node(), member.authority.cluster.first_service());
         Self {
@@ -103,24 +107,24 @@ impl Coordinator {
         }
     }
 
-    /// Checks signatures in another way (see [`Check`]).
+    /// Checks signatures with `check` (see [`Check`]).
     pub fn with_check(mut self, check: Box<dyn Check + Send + Sync>) -> Self {
         self.view = self.view.with_check(check);
         self
     }
 
-    /// Believes of others only introduction points that pass this.
+    /// Accepts from other nodes only introduction points that pass `check`.
     pub fn with_point_check(mut self, check: PointCheck) -> Self {
         self.view = self.view.with_point_check(check);
         self
     }
 
-    /// The cluster as this node knows it.
+    /// What this node knows of its cluster.
     pub fn view(&self) -> &View {
         &self.view
     }
 
-    /// Whether this node publishes now.
+    /// Whether this node is the publisher now.
     pub fn leadership(&self) -> Leadership {
         self.election.leading().map_or(Leadership::Follower, |term| Leadership::Publisher { term })
     }
@@ -130,50 +134,53 @@ impl Coordinator {
         self.life.phase()
     }
 
-    /// How this node is: its phase and its fitness for the services that it serves.
+    /// The node's condition, computed from its phase and its fitness for the services it serves.
     pub fn condition(&self) -> Condition {
         let draining = self.life.is_draining();
         Condition::of(self.phase(), self.serving.values().map(|serving| serving.fitness(draining)))
     }
 
-    /// Why this node must keep still now, if it must.
+    /// The reason why this node is isolated now; `None` if it is not.
     pub fn isolation(&self, now: Now) -> Option<Isolated> {
         self.life.isolation(&Surroundings::of(&self.view), now.mono)
     }
 
-    /// What the descriptor of this service should list, by session key. Every node computes it, the publisher after every
-    /// event, the others at each heartbeat. Empty if no source can serve: then the published points are left as they are.
+    /// The points that the descriptor of this service should list, by session key. Every node
+    /// computes them: the publisher after every event, other nodes at each heartbeat. Empty if no
+    /// source can serve; then the published points should be left as they are.
     pub fn desired_points(&self, service: &ServiceId) -> &[(Source, IntroPoint)] {
         self.planners.get(service).map_or(&[], |planner| &planner.choice().points)
     }
 
-    /// Rises with every change of [`Coordinator::desired_points`] of this service.
+    /// A number that rises with every change of [`Coordinator::desired_points`] of this service.
     pub fn desired_version(&self, service: &ServiceId) -> u64 {
         self.planners.get(service).map_or(0, Planner::version)
     }
 
-    /// The points of others at which this node is to serve. Not cheap with hundreds of nodes: once a second is enough.
+    /// The unattended points at which this node must serve. Costly with hundreds of nodes: once per
+    /// second is enough.
     pub fn stand_ins(&self, now: Now) -> Vec<Orphan> {
         let out = self.phase() != Phase::Active || self.isolation(now).is_some();
         if out { Vec::new() } else { stand_in::share(&self.view, now.mono) }
     }
 
-    /// An invitation as this node knows it: merged from all its versions.
+    /// An invitation, merged from all versions that this node knows; `None` if it knows none.
     pub fn invitation(&self, token: &InvitationId) -> Option<&Invitation> {
         self.view.invitations().get(token)
     }
 
-    /// The certificates of every member, for the disk and for joiners.
+    /// The certificates of every member, to be stored and sent to joiners.
     pub fn chains(&self) -> Vec<Chain> {
         self.view.members().map(|node| node.member.chain()).collect()
     }
 
-    /// When to send [`Event::Tick`] at the latest, on the monotonic clock. `None` when all is said and done.
+    /// When to send [`Event::Tick`] at the latest, on the monotonic clock. `None` once the node is
+    /// excluded or has said goodbye.
     pub fn next_timeout(&self) -> Option<Duration> {
         if self.has_ended() {
             return None;
         }
-        // The others plan with their heartbeats.
+        // Only the publisher needs this: other nodes plan with their heartbeats.
         let hidden = self.planners.values().filter_map(Planner::hidden_until).min();
         let hidden = hidden.filter(|_| self.election.leading().is_some());
         let always = [self.announcements.next_deadline(), self.refresh_at];
@@ -181,7 +188,7 @@ impl Coordinator {
         always.into_iter().chain(sometimes.into_iter().flatten()).min()
     }
 
-    /// Takes in what has happened and says what is to be done, in this order.
+    /// Processes an event and returns the actions to carry out, in this order.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         if self.has_ended() {
@@ -198,12 +205,13 @@ impl Coordinator {
         out
     }
 
-    /// True once it is excluded or has said goodbye: nothing follows.
+    /// True once the node is excluded or has said goodbye: no action follows.
     fn has_ended(&self) -> bool {
         self.life.is_excluded() || (self.life.is_leaving() && self.announcements.has_said_goodbye())
     }
 
-    /// Notices the first event, a clock that stood and a process that was stopped.
+    /// Handles the first event, and detects a clock that was stopped or set, and a process that was
+    /// stopped.
     fn advance(&mut self, mut now: Now, out: &mut Vec<Action>) -> Now {
         let Some(last) = self.last else {
             self.begin(now, out);
@@ -211,7 +219,8 @@ impl Coordinator {
         };
         now.mono = now.mono.max(last.mono);
         let passed = now.mono - last.mono;
-        // The monotonic clock of most systems stands while the machine sleeps; then only the other one tells.
+        // While a machine sleeps, the monotonic clock of most systems stands still; only the wall
+        // clock shows it.
         let gone = Duration::from_secs(now.unix.saturating_sub(last.unix));
         if gone > passed + CLOCK_STEP {
             self.life.clock_stepped(now);
@@ -236,7 +245,7 @@ impl Coordinator {
         self.election.listen(now.mono);
         self.view.begin(now.unix);
         self.announce_card(now, out);
-        // Nodes that believe a lease of this node from before its restart must not wait until it is too old.
+        // Give up the lease of an earlier run, so that other nodes need not wait until it expires.
         self.announce_lease(self.settings.term, Duration::ZERO, now, out);
     }
 
@@ -246,7 +255,7 @@ impl Coordinator {
             Event::Record { origin, kind, bytes } => return self.take_record(origin, kind, &bytes, now),
             Event::IntroPoints { service, points } => {
                 if let Err(error) = self.serve(service).set_points(points) {
-                    tracing::error!(%error, %service, "our own intro points cannot be gossiped");
+                    tracing::error!(%error, %service, "cannot announce our own intro points");
                 }
             }
             Event::Ready { service, ready } => self.serve(service).set_ready(ready),
@@ -284,7 +293,7 @@ impl Coordinator {
 
     fn fold(&mut self, fold: impl FnOnce(&mut View) -> Result<Changes, Rejection>) -> Changes {
         fold(&mut self.view).unwrap_or_else(|rejection| {
-            tracing::warn!(%rejection, "a record of our own is refused");
+            tracing::warn!(%rejection, "a record of our own was rejected");
             Changes::default()
         })
     }
@@ -300,22 +309,23 @@ impl Coordinator {
                 if rejection == Rejection::Old && self.view.refused().of(rejection.name()) == 1 {
                     tracing::warn!(
                         origin = %origin.short(),
-                        "stale heartbeat: this machine's clock is fast, or that one's slow, or an old record of a dead \
-                         node is being replayed"
+                        "stale heartbeat: this machine's clock is fast, the origin's clock is slow, or an old record of a \
+                         dead node is being replayed"
                     );
                 }
-                tracing::debug!(origin = %origin.short(), kind = kind.key(), %rejection, "record refused");
+                tracing::debug!(origin = %origin.short(), kind = kind.key(), %rejection, "record rejected");
                 Changes::default()
             }
         }
     }
 
-    /// This node serves that service from now on.
+    /// The state of a service, which this node serves from now on.
     fn serve(&mut self, service: ServiceId) -> &mut Serving {
         self.serving.entry(service).or_default()
     }
 
-    /// Plans for the services that the cluster has, and announces nothing more of those that it has no longer.
+    /// Keeps a planner for each service of the cluster, and retracts the records about services
+    /// that were removed.
     fn follow_services(&mut self, out: &mut Vec<Action>) {
         let services = self.view.services();
         self.planners.retain(|service, _| services.contains(service));
@@ -335,7 +345,7 @@ impl Coordinator {
         );
     }
 
-    /// Has each machine look at the whole again.
+    /// Has each state machine evaluate the whole situation again.
     fn reconcile(&mut self, mut changes: Changes, now: Now, out: &mut Vec<Action>) {
         match self.life.step(&Surroundings::of(&self.view), now) {
             Some(LifeStep::Excluded(reason)) => return self.exclude(reason, out),

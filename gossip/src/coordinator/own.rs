@@ -1,4 +1,5 @@
-//! This node's own records: assembled, announced, and recognised when they come back.
+//! This node's own records: builds and announces them, and processes those that come back by
+//! gossip.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::record::{AnyRecord, Heartbeat, IntroPoints, Lease, NodeCard, Publicat
 use crate::view::{Changes, Rejection};
 
 impl Coordinator {
-    /// Announces what is due, and what has changed of the services that this node serves.
+    /// Announces the records that are due, and those of its services that have changed.
     pub(super) fn announce(&mut self, due: Due, now: Now, out: &mut Vec<Action>) -> Changes {
         let mut changes = Changes::default();
         if due.slow {
@@ -65,7 +66,7 @@ impl Coordinator {
         self.fold(|view| view.fold_heartbeat(beat, now))
     }
 
-    /// Announces the intro points for a service if they have changed, or `again`.
+    /// Announces the intro points for a service if they have changed, or in any case if `again`.
     fn announce_points(&mut self, service: ServiceId, again: bool, now: Now, out: &mut Vec<Action>) -> Changes {
         let draining = self.life.is_draining();
         let Some(serving) = self.serving.get_mut(&service) else { return Changes::default() };
@@ -104,8 +105,9 @@ impl Coordinator {
         self.fold(|view| view.fold_publication(publication, now))
     }
 
-    /// Takes in a record of this node that came back. It changes nothing that this node announces, only how high it must
-    /// count from here; and it may show that another process signs with the same key.
+    /// Processes a record of this node that came back by gossip. It changes nothing that this node
+    /// announces except its sequence numbers and terms, which must be higher than those of the
+    /// record. It may also show that another process signs with the same key.
     pub(super) fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
         let Ok(Some(record)) = self.view.open_own(self.me, kind, bytes, None) else { return };
         if let AnyRecord::Heartbeat(beat) = &record {
@@ -116,7 +118,7 @@ impl Coordinator {
         }
         if self.speaker.hear(record.seq()) {
             tracing::warn!(
-                "a newer record of this node came back than it has made: an old backup, or a second node with its key"
+                "received a newer record of this node than it has made: its state is an old backup, or a second node has its key"
             );
             self.view.count_refusal(&Rejection::Own);
             self.announcements.outnumbered(now.mono);

@@ -1,6 +1,6 @@
-//! What should stand in the descriptor of one service: gathers the candidates, and asks [`crate::plan`] and
-//! [`crate::outage`]. There is one planner for each service of the cluster, on every node: it must be ready to publish
-//! all of them.
+//! Plans what the descriptor of one service should list: gathers the candidates and runs
+//! [`crate::plan`] and [`crate::outage`] on them. Every node has one planner for each service of
+//! the cluster, because it must be ready to publish all of them.
 
 use std::time::Duration;
 
@@ -17,11 +17,13 @@ use crate::view::View;
 pub(super) struct Planner {
     service: ServiceId,
     choice: Choice,
-    /// What may stand in the descriptor has changed since it was chosen.
+    /// The input has changed since the last choice.
     stale: bool,
-    /// When points of a silent node that stay in the descriptor are to leave it.
+    /// When the hidden points of a silent node must leave the descriptor; `None` if none are
+    /// hidden.
     hidden_until: Option<Duration>,
-    /// The turn of the sources when there are more than places: the time in units of [`Settings::rotation`].
+    /// Time in units of [`Settings::rotation`]: selects the sources when there are more of them
+    /// than places.
     rotation_epoch: u64,
     version: u64,
 }
@@ -32,25 +34,25 @@ impl Planner {
         Self { service, choice, stale: true, hidden_until: None, rotation_epoch: 0, version: 0 }
     }
 
-    /// What was chosen last.
+    /// The last choice.
     pub(super) fn choice(&self) -> &Choice {
         &self.choice
     }
 
-    /// Rises with every change of the chosen points.
+    /// A number that rises with every change of the chosen points.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
 
-    /// When points of a silent node that stay in the descriptor are to leave it.
+    /// When the hidden points of a silent node must leave the descriptor; `None` if none are
+    /// hidden.
     pub(super) fn hidden_until(&self) -> Option<Duration> {
         self.hidden_until
     }
 
-    /// Chooses again if anything has changed and it is pressing.
-    ///
-    /// In a large cluster there are many changes a second, and choosing costs more than taking one in: the publisher
-    /// plans after every event, the others with each heartbeat.
+    /// Chooses again if the input has changed and the choice is `pressing`. In a large cluster
+    /// there are many changes per second, and a choice costs more than processing a record: so only
+    /// the publisher plans after every event, and other nodes plan with each heartbeat.
     pub(super) fn step(&mut self, view: &View, settings: &Settings, changed: bool, pressing: bool, now: Now) {
         let rotation_epoch = now.unix / settings.rotation.max(1);
         let over = self.hidden_until.is_some_and(|at| now.mono >= at);

@@ -1,5 +1,5 @@
-//! What this node does for one service: where it waits for its clients, whether it can serve them, and what it has
-//! published of it.
+//! This node's state for one service: its introduction points, its fitness to serve clients, and
+//! what it has published.
 
 use crate::record::{
     Fitness, IntroPoint, MAX_INTRO_POINTS, MAX_PERIODS, OutOfBounds, PointNonce, PublishedPeriod, ServedPoint,
@@ -11,18 +11,18 @@ use crate::record::{
 pub(super) struct Serving {
     points: Vec<IntroPoint>,
     nonces: Vec<PointNonce>,
-    /// Whether its target passes its health check.
+    /// True if its target passes its health check.
     ready: bool,
-    /// Whether this process has served clients of it.
+    /// True if the service was healthy at some time since this process started.
     been_healthy: bool,
     announced: Option<(Fitness, Vec<IntroPoint>)>,
 }
 
 impl Serving {
-    /// Takes the points at which the node waits now, those it prefers first.
+    /// Sets the introduction points, the preferred ones first; those beyond [`MAX_INTRO_POINTS`]
+    /// are dropped.
     ///
-    /// # Errors
-    /// They could not stand in a descriptor; then the earlier ones stay.
+    /// # Errors The points must not stand in a descriptor; then the earlier ones stay.
     pub(super) fn set_points(&mut self, mut served: Vec<ServedPoint>) -> Result<(), OutOfBounds> {
         served.truncate(MAX_INTRO_POINTS);
         let (points, nonces): (Vec<_>, Vec<_>) = served.into_iter().map(|it| (it.point, it.nonce)).unzip();
@@ -35,7 +35,7 @@ impl Serving {
         self.ready = ready;
     }
 
-    /// Whether this node can serve clients now; `draining`: the whole node drains.
+    /// The node's fitness for the service; `draining`: the whole node drains.
     pub(super) fn fitness(&self, draining: bool) -> Fitness {
         let waits = !self.points.is_empty();
         match (waits, self.ready) {
@@ -46,8 +46,9 @@ impl Serving {
         }
     }
 
-    /// Whether anything is to be announced that was not announced last. Before its first introduction point a process
-    /// announces nothing: what the one before it has announced names the points at which others stand in.
+    /// Whether the points or the fitness differ from those announced last. A process announces
+    /// nothing before its first introduction point: the record of the process before it names the
+    /// points at which others stand in.
     pub(super) fn has_news(&mut self, draining: bool) -> bool {
         let fitness = self.fitness(draining);
         self.been_healthy |= fitness == Fitness::Healthy;
@@ -57,14 +58,14 @@ impl Serving {
         }
     }
 
-    /// What to announce: it counts as announced from now on.
+    /// Returns the values to announce, which count as announced from now on.
     pub(super) fn announce(&mut self, draining: bool) -> (Fitness, Vec<IntroPoint>, Vec<PointNonce>) {
         let fitness = self.fitness(draining);
         self.announced = Some((fitness, self.points.clone()));
         (fitness, self.points.clone(), self.nonces.clone())
     }
 
-    /// True once anything was announced.
+    /// True once this process has announced the service.
     pub(super) fn is_announced(&self) -> bool {
         self.announced.is_some()
     }
@@ -73,14 +74,15 @@ impl Serving {
 /// A service that this node publishes, or has published.
 #[derive(Debug, Default)]
 pub(super) struct Publishing {
-    /// What is on the directories, at most [`MAX_PERIODS`] periods.
+    /// The periods on the directories, at most [`MAX_PERIODS`].
     pub(super) periods: Vec<PublishedPeriod>,
-    /// It leads and cannot publish this service.
+    /// This node holds the lease and cannot publish this service.
     pub(super) unable: bool,
 }
 
 impl Publishing {
-    /// Takes what is on the directories. The disk knows of more periods than one record may name: the newest count.
+    /// Sets the periods on the directories. The disk knows more periods than one record may name:
+    /// the newest are kept.
     pub(super) fn set_published(&mut self, mut periods: Vec<PublishedPeriod>) {
         periods.sort_by_key(|it| it.period.start());
         periods.drain(..periods.len().saturating_sub(MAX_PERIODS));

@@ -1,4 +1,4 @@
-//! What a coordinator is told once, and what passes in and out of it.
+//! The settings of a coordinator, its events and its actions.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,43 +10,46 @@ use crate::outage::OutageSecret;
 use crate::record::{AnyFact, Chain, MAX_INTRO_POINTS, NodeCard, PublishedPeriod, RecordKind, ServedPoint};
 use crate::view::DEFAULT_WAITING;
 
-/// What a coordinator is told at its start.
+/// The settings of a coordinator, which do not change while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Lower is asked first to publish.
+    /// Priority in the election, 0 to 255: nodes with a lower one publish first.
     pub priority: u8,
-    /// Share of intro points relative to the others', 1 to 100.
+    /// Weight of its share of the introduction points relative to other nodes, 1 to 100.
     pub weight: u8,
     /// The program's version, at most 64 bytes.
     pub version: String,
     /// The virtual ports that this node serves, none of them 0.
     pub ports: BTreeSet<u16>,
-    /// How often this node has started, this time included, from disk: the upper half of every sequence number.
+    /// How often this node has started, including this start; counted on disk. It is the upper half
+    /// of every sequence number.
     pub boot: u64,
-    /// A random number in this process's heartbeats: it distinguishes two processes with one key.
+    /// A random number in this process's heartbeats, which distinguishes two processes with one
+    /// key.
     pub instance: u64,
     /// The highest term on disk.
     pub term: u64,
-    /// When silence means death, and how often this node beats.
+    /// Heartbeat interval, and bounds of the silence after which a node counts as dead.
     pub patience: Patience,
-    /// The times of the election.
+    /// Durations of the election.
     pub timing: Timing,
-    /// How long to look for the others before going on without them.
+    /// Time to look for other members before the node takes part without having reached any.
     pub joining: Duration,
-    /// Most intro points in the descriptor, at most [`MAX_INTRO_POINTS`].
+    /// Maximum number of introduction points in a descriptor, at most [`MAX_INTRO_POINTS`].
     pub intro_points: usize,
-    /// How long the same nodes stand in the descriptor when there are more than places, in seconds.
+    /// Length of a rotation epoch in seconds: the descriptor lists the same sources for this time
+    /// when there are more of them than places.
     pub rotation: u64,
-    /// Keeps the points of silent nodes in the descriptor for a while, for times drawn with this;
+    /// Secret for the random times for which the points of silent nodes stay in the descriptor;
     /// `None`: they leave at once.
     pub hide_outages: Option<OutageSecret>,
-    /// Most records kept that came before their signer's card.
+    /// Maximum number of records kept that arrived before their signer's card.
     pub waiting: usize,
 }
 
 impl Settings {
-    /// The defaults, for a node that starts for the `boot`th time, has drawn `instance` and has
-    /// `term` on disk.
+    /// The defaults for a node at its `boot`th start, with the random number `instance` and the
+    /// highest stored term `term`.
     pub fn new(boot: u64, instance: u64, term: u64) -> Self {
         Self {
             priority: NodeCard::DEFAULT_PRIORITY,
@@ -67,116 +70,122 @@ impl Settings {
     }
 }
 
-/// What happens to a node.
+/// An input of the coordinator.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// A record has come by gossip.
+    /// A record has arrived by gossip.
     Record {
-        /// Under whose name it stands there.
+        /// The node in whose gossiped state it was found.
         origin: NodeId,
-        /// As what it stands there.
+        /// The kind named by its key there.
         kind: RecordKind,
-        /// The record.
+        /// The encoded record.
         bytes: Vec<u8>,
     },
-    /// Time has passed: [`super::Coordinator::next_timeout`] is reached. Also a good first event.
+    /// Time has passed: [`super::Coordinator::next_timeout`] is reached. It may be the first event.
     Tick,
-    /// The introduction points at which this node waits for clients of a service now.
+    /// This node's introduction points for a service have changed.
     IntroPoints {
         /// The service.
         service: ServiceId,
-        /// The points, those it prefers first.
+        /// The points, the preferred ones first.
         points: Vec<ServedPoint>,
     },
     /// Whether this node's target of a service passes its health check.
     Ready {
         /// The service.
         service: ServiceId,
-        /// Whether it does.
+        /// True if it passes.
         ready: bool,
     },
     /// The mesh has been reached: at least one link is up.
     MeshReached,
-    /// Whether the other members seem to have shut this node out: it reaches no publisher, and at
-    /// least one is there but accepts none of this node's discovery keys. Then this node was
-    /// evicted while it was away, or has missed a change of keys, and the others will reach it.
-    /// Until then it must not take them for dead.
+    /// Whether other members seem to have shut this node out: it reaches no publisher, and at least
+    /// one that is up accepts none of this node's discovery keys. Then this node was evicted or
+    /// missed a key rotation while it was away. Other members can still reach it; until then it
+    /// must not take them for dead.
     ShutOut(bool),
-    /// The newest discovery key on this node's disk, at the start and after every change.
+    /// The newest discovery key on this node's disk; sent at the start and after every change.
     DiscoveryKey {
-        /// How many revocations its maker knew: its generation.
+        /// Number of revocations that its maker knew: the key's generation.
         counted: u32,
     },
-    /// This node cannot publish a service, for a reason of its own such as a full disk: if it should, let another. Forgotten
-    /// with the next [`Event::Published`] of that service.
+    /// This node cannot publish a service for a local reason such as a full disk: another publisher
+    /// should take over. Cleared by the next [`Event::Published`] of that service.
     CannotPublish {
         /// The service.
         service: ServiceId,
     },
-    /// Leave the descriptor, serve those who still come, let another publish.
+    /// Drain: leave the descriptors, serve clients that still come, and hand over the lease.
     Drain,
-    /// End of [`Event::Drain`].
+    /// Ends [`Event::Drain`].
     Resume,
-    /// Say goodbye, for a shutdown or for good. Nothing more is said afterwards; a restart comes back.
+    /// Say goodbye, for a shutdown or for good. The node announces nothing afterwards; a restart
+    /// brings it back.
     Leave,
-    /// The term of an [`Action::StoreTerm`] is on disk, or a higher one.
+    /// The term of an [`Action::StoreTerm`], or a higher one, is on disk.
     TermStored(u64),
-    /// What is on the directories of a service now, and (at the start) what the disk knows of it.
+    /// The published periods of a service have changed; sent at the start with those on disk.
     Published {
         /// The service.
         service: ServiceId,
-        /// Its periods.
+        /// The periods, in any order.
         periods: Vec<PublishedPeriod>,
     },
-    /// A fact that this node has signed with the authority key, or that its disk knows.
+    /// A fact that this node has signed with the authority key, or has read from disk.
     Fact(AnyFact),
-    /// Members known from the answer to a join or from disk. If there are any, this must be the first event: a node
-    /// that knows of no others waits for none.
+    /// Members known from the answer to a join or from disk. If there are any, this must be the
+    /// first event: a node that knows no other member waits for none.
     KnownMembers(Vec<Chain>),
 }
 
-/// What is to be done.
+/// An output of the coordinator, to be carried out by its caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Write this term to disk (fsynced), then send [`Event::TermStored`]. Never write a lower one over a higher one.
+    /// Write this term to disk (fsynced), then send [`Event::TermStored`]. Never replace a higher
+    /// term by a lower one.
     StoreTerm(u64),
-    /// Say this in the gossip, in place of what was said there of the same kind.
+    /// Announce this record by gossip; it replaces the one of the same kind.
     Gossip {
-        /// As what.
+        /// The kind, whose key it is announced under.
         kind: RecordKind,
-        /// The record.
+        /// The encoded record.
         bytes: Vec<u8>,
     },
-    /// Say it no longer.
+    /// Remove the record of this kind from the gossip.
     Retract(RecordKind),
-    /// Publish, or stop publishing. A publisher reconciles the directories with [`super::Coordinator::desired_points`] of
-    /// each service, and publishes again once [`crate::view::View::revisions`] has a higher revision than its own: two
-    /// publishers that could not hear each other end like this.
+    /// Publish, or stop publishing. A publisher reconciles the directories with
+    /// [`super::Coordinator::desired_points`] of each service. It publishes again once
+    /// [`crate::view::View::revisions`] has a higher revision than its own; that is how a conflict
+    /// between two publishers that could not hear each other ends.
     Leadership(Leadership),
-    /// Who is a member, alive, revoked or in which phase has changed: links, the lists on disk
-    /// ([`super::Coordinator::chains`], [`crate::view::View::revocations`]: what all nodes forget was never said). If
-    /// [`crate::view::View::overdrawn`] has any, a holder of the authority key revokes them.
+    /// Membership, liveness, revocations or phases have changed. Update the links and the lists on
+    /// disk ([`super::Coordinator::chains`], [`crate::view::View::revocations`]); a statement that
+    /// all nodes lose is lost for good. A holder of the authority key revokes the nodes in
+    /// [`crate::view::View::overdrawn`].
     MembersChanged,
-    /// Invitations have changed: the join port, the list on disk ([`crate::facts::Facts::wholes`]), and if
-    /// [`crate::facts::Facts::unsigned`] has any, a holder of the authority key signs them anew.
+    /// Invitations have changed. Update the join port and the list on disk
+    /// ([`crate::facts::Facts::wholes`]). A holder of the authority key signs those in
+    /// [`crate::facts::Facts::unsigned`] again.
     InvitationsChanged,
-    /// Facts of any kind have changed: what neighbours are sent, and the disk ([`crate::view::View::facts`]).
+    /// Facts of any kind have changed. Update those sent to neighbours and those on disk
+    /// ([`crate::view::View::facts`]).
     FactsChanged,
-    /// Forget what gossip has brought and hear it again: an evicted node had this one hold it for a
-    /// member, and may have had it believe that it has heard all that others say.
+    /// Discard the gossiped state and fetch it again: this node took an evicted node for a member,
+    /// and that node may have made it believe that it already has the newest records of others.
     RestartGossip,
-    /// This node is not a member any more, for the reason told. Final: nothing more is said or done.
+    /// This node is no longer a member, for this reason. Final: no further action follows.
     Excluded(String),
 }
 
-/// Whether this node publishes.
+/// Whether this node is the publisher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leadership {
-    /// It does not.
+    /// Another node publishes, or none.
     Follower,
-    /// It does.
+    /// This node publishes.
     Publisher {
-        /// In this term.
+        /// The term of its lease.
         term: u64,
     },
 }

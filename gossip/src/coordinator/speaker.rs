@@ -1,4 +1,4 @@
-//! What this node announces of itself: signed under rising sequence numbers, and when.
+//! Signs this node's own records under rising sequence numbers, and schedules their announcement.
 
 use std::time::Duration;
 
@@ -6,15 +6,18 @@ use crate::id::NodeId;
 use crate::record::Phase;
 use crate::signed::{Sign, Statement, Verified};
 
-/// Minimum interval between two full re-announcements triggered by receiving our own record with a higher sequence number.
+/// Minimum interval between two full re-announcements triggered by receiving our own record with a
+/// higher sequence number.
 const REANNOUNCE_PAUSE: Duration = Duration::from_secs(10);
-/// Interval at which slow-changing records are signed again under a new sequence number. A hostile member can convince a
-/// peer that it already has our latest version; the peer then stops asking, and recovers only when a new one appears.
+/// Interval at which slow-changing records are signed again under a new sequence number. A hostile
+/// member can convince a peer that it already has our latest version; the peer then stops asking,
+/// and recovers only when a new one appears.
 const REPEAT: Duration = Duration::from_secs(300);
-/// Highest sequence number of our own that is believed when it comes back from elsewhere.
+/// A record of our own with a sequence number from here on is ignored when it comes back. It leaves
+/// valid numbers above any that may be adopted.
 const MAX_SEQ: u64 = 1 << 62;
 
-/// Signs what the node announces, each record with a sequence number above all before it.
+/// Signs the node's records, each with a higher sequence number than all before.
 pub(super) struct Speaker {
     key: Box<dyn Sign + Send + Sync>,
     node: NodeId,
@@ -22,14 +25,14 @@ pub(super) struct Speaker {
 }
 
 impl Speaker {
-    /// Uses the sequence numbers of the `boot`th start.
+    /// A speaker with the sequence numbers of the `boot`th start.
     pub(super) fn new(key: Box<dyn Sign + Send + Sync>, boot: u64) -> Self {
         let node = NodeId::from_public_key(key.public_key());
         Self { key, node, next: boot.min(MAX_SEQ >> 32) << 32 | 1 }
     }
 
-    /// Signs what `record` makes of a new sequence number. `None` only if it cannot be encoded, which no record of ours
-    /// within its bounds is.
+    /// Signs the record that `record` builds from a new sequence number. `None` only if it cannot
+    /// be encoded, which does not happen to a record within its bounds.
     pub(super) fn sign<T: Statement>(&mut self, record: impl FnOnce(u64) -> T) -> Option<(Verified<T>, Vec<u8>)> {
         let seq = self.next;
         self.next += 1;
@@ -43,13 +46,15 @@ impl Speaker {
         }
     }
 
-    /// Whether a sequence number of ours is above all that this process has used.
+    /// True if a sequence number is above all that this process has used, and not so high that it
+    /// is ignored.
     pub(super) fn is_ahead(&self, seq: u64) -> bool {
         seq >= self.next && seq < MAX_SEQ
     }
 
-    /// A record of ours with this sequence number is out there. True if this process did not make it: then the disk is
-    /// older than what was announced before, or another process has our key. Everything is to be announced above it.
+    /// Processes the sequence number of a record of ours that came back. Returns true if this
+    /// process did not make it: then the disk is older than the last announcements, or another
+    /// process has our key. All records must then be announced again under higher numbers.
     pub(super) fn hear(&mut self, seq: u64) -> bool {
         let ahead = self.is_ahead(seq);
         if ahead {
@@ -59,59 +64,62 @@ impl Speaker {
     }
 }
 
-/// What is to be announced now.
+/// The records that are to be announced now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Due {
     /// The lease, held or given up.
     pub(super) lease: bool,
-    /// Card, intro points and publications.
+    /// The card, intro points and publications.
     pub(super) slow: bool,
-    /// A heartbeat.
+    /// The heartbeat.
     pub(super) heartbeat: bool,
 }
 
-/// When the node announces what it has announced before. What changes is announced at once, and not by this.
+/// Schedules the repetition of records that have not changed. Changed records are announced at once
+/// and not scheduled here.
 #[derive(Debug, Default)]
 pub(super) struct Announcements {
     next_heartbeat: Duration,
     /// The phase in the last heartbeat.
     phase: Option<Phase>,
     repeat_at: Duration,
-    /// When everything was announced again last, and when it is to be.
+    /// When all records were last re-announced, and when they are to be next.
     reannounced: Option<Duration>,
     reannounce_at: Option<Duration>,
 }
 
 impl Announcements {
-    /// The first event.
+    /// To be called at the first event.
     pub(super) fn begin(&mut self, mono: Duration) {
         self.next_heartbeat = mono;
         self.repeat_at = mono + REPEAT;
     }
 
-    /// A record of ours came back that this process did not make.
+    /// To be called when a record of ours came back that this process did not make: schedules a
+    /// full re-announcement.
     pub(super) fn outnumbered(&mut self, mono: Duration) {
         let rested = self.reannounced.map_or(mono, |at| (at + REANNOUNCE_PAUSE).max(mono));
         self.reannounce_at = self.reannounce_at.or(Some(rested));
     }
 
-    /// Whether the goodbye has been announced.
+    /// True once the goodbye has been announced.
     pub(super) fn has_said_goodbye(&self) -> bool {
         self.phase == Some(Phase::Gone)
     }
 
-    /// Whether a heartbeat is due by time.
+    /// True if the next heartbeat is due by time.
     pub(super) fn is_heartbeat_due(&self, mono: Duration) -> bool {
         mono >= self.next_heartbeat
     }
 
-    /// When [`Announcements::step`] has something due by time alone.
+    /// When a record is due by time alone.
     pub(super) fn next_deadline(&self) -> Duration {
         let regular = self.next_heartbeat.min(self.repeat_at);
         self.reannounce_at.map_or(regular, |at| at.min(regular))
     }
 
-    /// What is to be announced by a node in this phase that sends a heartbeat each `interval`; it counts as announced.
+    /// Returns what a node in this phase must announce now if it sends a heartbeat every
+    /// `interval`; it counts as announced.
     pub(super) fn step(&mut self, phase: Phase, interval: Duration, mono: Duration) -> Due {
         let everything = self.reannounce_at.is_some_and(|at| mono >= at);
         let slow = everything || mono >= self.repeat_at;

@@ -1,4 +1,4 @@
-//! One node's part, from start to goodbye.
+//! The coordinator of one node, from its start to its goodbye.
 
 mod outages;
 
@@ -7,7 +7,7 @@ use crate::record::{Fitness, Heartbeat, IntroPoints, Lease, NodeCard, PeriodId, 
 use crate::signed::{Statement, Unverified, Verified};
 use crate::sim::{FOUNDED, Founder, Identity, point, served, sign};
 
-/// A coordinator under test, its clock, and what it has said last of each kind.
+/// A coordinator under test, its clock, and its last announced record of each kind.
 struct Scene {
     founder: Founder,
     own: Identity,
@@ -92,19 +92,19 @@ impl Scene {
         all
     }
 
-    fn hear<T: Statement>(&mut self, who: &Identity, kind: RecordKind, word: T) -> Vec<Action> {
-        let bytes = sign(word, &who.key).to_bytes().unwrap();
+    fn hear<T: Statement>(&mut self, who: &Identity, kind: RecordKind, record: T) -> Vec<Action> {
+        let bytes = sign(record, &who.key).to_bytes().unwrap();
         self.event(Event::Record { origin: who.node(), kind, bytes })
     }
 
-    /// Hears the card of another publisher, or worker.
+    /// Delivers the card of another publisher or worker.
     fn meet(&mut self, number: u32, role: Role) -> Identity {
         let who = self.founder.node(number, role);
         self.hear(&who, RecordKind::Card, who.card(1, 100));
         who
     }
 
-    /// Hears `who` beat for so many seconds.
+    /// Lets time pass while a heartbeat of `who` arrives every two seconds.
     fn pass_with(&mut self, seconds: u64, who: &Identity, phase: Phase) -> Vec<Action> {
         let mut all = Vec::new();
         for _ in 0..seconds / 2 {
@@ -124,7 +124,7 @@ impl Scene {
         self.last(RecordKind::Lease)
     }
 
-    /// A cluster of one that publishes, with one point.
+    /// A cluster of one node, which publishes and has one introduction point.
     fn publishing() -> Self {
         let mut scene = Self::new();
         scene.pass(1);
@@ -158,7 +158,7 @@ fn a_worker_never_publishes() {
     assert!(scene.said.contains_key(&RecordKind::Heartbeat));
 }
 
-/// What the node announces of its service.
+/// The fitness that the node announced last.
 fn fitness(scene: &Scene) -> Fitness {
     scene.last::<IntroPoints>(RecordKind::IntroPoints(service())).fitness
 }
@@ -254,7 +254,7 @@ fn shut_out_it_does_not_take_the_others_for_dead() {
     scene.event(Event::ShutOut(true));
     assert_eq!(leads(&scene.pass(600)), vec![]);
     assert_eq!(scene.node.phase(), Phase::Joining);
-    // They have died now, or the descriptor that nobody could read is gone.
+    // By now the others have died, or the descriptor that this node could not open has expired.
     scene.event(Event::ShutOut(false));
     assert_eq!(leads(&scene.pass(60)), vec![Leadership::Publisher { term: 1 }]);
     let stops = scene.event(Event::ShutOut(true));
@@ -305,7 +305,7 @@ fn a_second_process_with_its_key_ends_it() {
     let own = scene.own.clone();
     let beat = |scene: &Scene, n| Heartbeat { instance: 2, unix: scene.now.unix, ..own.beat(n, Phase::Active) };
     scene.pass(10);
-    // It may be below or above its own numbers.
+    // The other process may use numbers below or above its own.
     let first = beat(&scene, 1);
     assert_eq!(leads(&scene.hear(&own, RecordKind::Heartbeat, first)), vec![Leadership::Follower]);
     scene.pass(9);
@@ -376,7 +376,7 @@ fn draining_hands_over_only_to_somebody() {
     let actions = scene.event(Event::Drain);
     assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
     assert_eq!(leads(&scene.pass_with(4, &other, Phase::Active)), vec![]);
-    // The other does not take it: better one that drains than none.
+    // The other node does not take the lease: a draining publisher is better than none.
     assert_eq!(leads(&scene.pass_with(4, &other, Phase::Active)), vec![Leadership::Publisher { term: 2 }]);
 }
 
@@ -387,11 +387,11 @@ fn who_cannot_publish_hands_over_as_soon_as_there_is_somebody() {
     let other = scene.meet(1, Role::Publisher);
     let actions = scene.pass_with(6, &other, Phase::Active);
     assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
-    // If nobody takes it, it tries again, and keeps it once it can publish.
+    // If no other node takes the lease, it tries again, and keeps it once it can publish.
     assert_eq!(leads(&scene.pass_with(8, &other, Phase::Active)), vec![Leadership::Publisher { term: 2 }]);
     scene.event(published(vec![]));
     assert_eq!(leads(&scene.pass_with(8, &other, Phase::Active)), vec![]);
-    // Not said of the lease of another time.
+    // A failure is not remembered for a later lease.
     scene.event(Event::Leave);
     assert_eq!(leads(&scene.event(cannot_publish())), vec![]);
 }
@@ -445,7 +445,8 @@ fn words_of_its_own_that_come_back_raise_its_numbers_and_nothing_else() {
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq > high);
     assert!(scene.last::<IntroPoints>(RecordKind::IntroPoints(service())).seq > high);
     assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > high);
-    // Another one at once raises the numbers at once; everything else is said above it after a pause.
+    // A second one raises the numbers at once; the other records are announced above it after a
+    // pause.
     scene.hear(&own, RecordKind::Card, own.card(2 * high, 100));
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq < 2 * high);
     scene.pass(2);
@@ -491,7 +492,7 @@ fn what_changes_seldom_is_said_again_and_changes_nothing() {
     let actions = scene.pass(20);
     assert!(kinds.iter().all(|kind| scene.said[kind] != before[kind]));
     assert!(actions.iter().all(|it| matches!(it, Action::Gossip { .. })), "{actions:?}");
-    // Who has heard it does nothing for it.
+    // A node that has already received them sees no change.
     assert_eq!(kinds.map(|kind| tell(&scene, kind)), [Ok(false), Ok(false), Ok(false)]);
 }
 

@@ -1,10 +1,9 @@
-//! `hide_outages`: how long the points of a silent node stay in the descriptor, and of which they
-//! do not.
+//! `hide_outages`: which points of a silent node stay in the descriptor, and for how long.
 
 use super::*;
 use crate::outage::{HIDDEN, OutageSecret};
 
-/// A publisher of one point, and another node of two, both healthy and published.
+/// A publisher with one introduction point and another node with two, all published and healthy.
 fn pair(hides: bool, role: Role) -> (Scene, Identity) {
     let hide_outages = hides.then(|| OutageSecret::from_bytes([5; 32]));
     let mut scene = Scene::with(Settings { hide_outages, ..settings() }, Role::Publisher);
@@ -18,12 +17,12 @@ fn pair(hides: bool, role: Role) -> (Scene, Identity) {
     (scene, other)
 }
 
-/// How many points of a node should stand in the descriptor.
+/// Number of points of a node that the descriptor should list.
 fn listed(scene: &Scene, who: &Identity) -> usize {
     scene.node.desired_points(&service()).iter().filter(|(source, _)| *source == who.node().into()).count()
 }
 
-/// After how many seconds of silence its points leave, to the second.
+/// Seconds of silence after which its points leave, exact to the second.
 fn leaves_after(scene: &mut Scene, who: &Identity) -> u64 {
     for seconds in 1..4000 {
         scene.pass(1);
@@ -47,7 +46,7 @@ fn a_silent_nodes_points_leave_at_once_or_after_a_hidden_time() {
         let left = 60 + leaves_after(&mut scene, &other);
         assert!((HIDDEN.0.as_secs() - 3..HIDDEN.1.as_secs()).contains(&left), "{left} s");
         assert_eq!(scene.node.desired_version(&service()), version + 1, "both in one edition");
-        // What all publishers know is what it is drawn from: so another draws the same.
+        // The time is drawn from what all publishers know, so another publisher draws the same one.
         let (mut again, other) = pair(true, role);
         assert_eq!(leaves_after(&mut again, &other), left);
     }
