@@ -8,10 +8,10 @@
 //! live, unless its holder has given it up; so the term that a node believes never falls.
 //!
 //! The election acts when the best claim is no longer live (given up, expired, or its holder is
-//! dead). Each eligible node waits a grace period that grows with its place in the queue, has `term
-//! + 1` stored on disk, and only then claims it. It steps down when it learns of a better claim,
-//! when its own lease is older than the ttl, and after this process was stopped; in the last two
-//! cases it listens before it claims again.
+//! dead). Each eligible node waits a grace period that grows with its place in the queue, has the
+//! next term stored on disk, and only then claims it. It steps down when it learns of a better
+//! claim, when its own lease is older than the ttl, and after this process was stopped; in the last
+//! two cases it listens before it claims again.
 
 use std::time::Duration;
 

@@ -1,8 +1,10 @@
-//! The authority's facts as a node keeps them: each the merger of all statements about one thing, bounded, announced again
-//! in the node's own gossip, compared with neighbours, stored.
+//! The facts of the authority that a node knows. For each subject it keeps the merger of all
+//! statements; the facts are bounded, announced again in the node's own gossip, compared with
+//! neighbours, and stored.
 //!
-//! Publishers that are cut off from each other may sign different statements about one thing. The merger is a
-//! semilattice (any order, any repetition, one result), so replayed statements are harmless.
+//! Publishers that are cut off from each other may sign different statements about one subject.
+//! Merging forms a semilattice (any order and any repetition give one result), so replayed
+//! statements are harmless.
 
 mod sync;
 mod unknown;
@@ -15,26 +17,26 @@ use crate::signed::Verified;
 pub use sync::{CarriedFact, FactStep, FactSync, FactsDigest, SharedFacts};
 pub use unknown::UnknownFacts;
 
-/// Why a fact was not kept.
+/// Reason why a fact was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FactError {
-    /// A field that no signature makes good.
+    /// A field is out of its bounds, which no signature permits.
     #[error(transparent)]
     Bounds(#[from] OutOfBounds),
-    /// The container is full of facts of its kind, and needs all of them.
+    /// The container is full of facts of this kind that must all be kept; the kind's plural.
     #[error("too many {0}")]
     Full(&'static str),
 }
 
-/// What is known of one thing.
+/// All that is known about one subject.
 #[derive(Debug, Clone)]
 struct Known<T> {
     merged: T,
-    /// The signed statement that says all that is known, if one does.
+    /// The signed statement that equals the merger; `None` if there is none.
     whole: Option<Verified<T>>,
 }
 
-/// All facts of one kind.
+/// All facts of one kind that a node knows.
 #[derive(Debug, Clone)]
 pub struct Facts<T: Fact> {
     known: BTreeMap<T::Id, Known<T>>,
@@ -47,7 +49,8 @@ impl<T: Fact> Default for Facts<T> {
 }
 
 impl<T: Fact> Facts<T> {
-    /// Merges a statement whose signature has been checked. True if it says anything new, or is the first to say all.
+    /// Merges a statement whose signature has been checked. Returns true if it adds anything, or is
+    /// the first one that equals the merger.
     pub(crate) fn fold(&mut self, statement: Verified<T>, unix: u64) -> Result<bool, FactError> {
         statement.check_bounds()?;
         let id = statement.id();
@@ -60,7 +63,8 @@ impl<T: Fact> Facts<T> {
         known.merged.merge(&statement);
         let says_more = known.merged != before;
         if *statement == known.merged {
-            // Of two that say the same the longer one has fields of a later version, which its readers must not lack.
+            // Of two equal statements the longer one has fields of a later version, which readers
+            // of that version must not lose.
             let is_better = known.whole.as_ref().is_none_or(|whole| rank(&statement) > rank(whole));
             if says_more || is_better {
                 known.whole = Some(statement);
@@ -87,37 +91,37 @@ impl<T: Fact> Facts<T> {
         }
     }
 
-    /// How many there are.
+    /// Number of facts.
     pub fn len(&self) -> usize {
         self.known.len()
     }
 
-    /// True if there is none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }
 
-    /// Each one, merged from all its statements, by id.
+    /// Each fact, merged from all its statements, by id.
     pub fn iter(&self) -> impl Iterator<Item = &T> + '_ {
         self.known.values().map(|known| &known.merged)
     }
 
-    /// One, merged from all its statements.
+    /// The fact with this id, merged from all its statements; `None` if it is unknown.
     pub fn get(&self, id: &T::Id) -> Option<&T> {
         self.known.get(id).map(|known| &known.merged)
     }
 
-    /// The mergers that no known statement says as a whole: a holder of the authority key should sign them.
+    /// The mergers that no known statement equals: a holder of the authority key should sign them.
     pub fn unsigned(&self) -> impl Iterator<Item = &T> + '_ {
         self.known.values().filter(|known| known.whole.is_none()).map(|known| &known.merged)
     }
 
-    /// The signed statement that says all that is known of one.
+    /// The signed statement that equals the merger of one fact; `None` if there is none.
     pub fn whole(&self, id: &T::Id) -> Option<&Verified<T>> {
         self.known.get(id).and_then(|known| known.whole.as_ref())
     }
 
-    /// The same of all that have one, by id.
+    /// The signed statements that equal their mergers, by id.
     pub fn wholes(&self) -> impl Iterator<Item = &Verified<T>> + '_ {
         self.known.values().filter_map(|known| known.whole.as_ref())
     }
@@ -132,18 +136,18 @@ impl<T: Fact> Facts<T> {
     }
 }
 
-/// Orders signed statements that say the same: all nodes keep the same one.
+/// Orders equal signed statements, so that all nodes keep the same one.
 fn rank<T: Fact>(statement: &Verified<T>) -> (usize, &[u8]) {
     (statement.encoded().len(), statement.encoded())
 }
 
 /// A signed fact of any kind.
 pub(crate) trait Whole {
-    /// The signature, which tells two statements apart.
+    /// The signature, which distinguishes two statements.
     fn signature(&self) -> [u8; 64];
     /// The bytes for the wire.
     fn record(&self) -> Option<Vec<u8>>;
-    /// What two nodes agree in that know the same.
+    /// The part of the statement that is equal on two nodes with the same knowledge.
     fn content(&self) -> &[u8];
 }
 
@@ -161,28 +165,28 @@ impl<T: Fact> Whole for Verified<T> {
     }
 }
 
-/// One fact of any kind, on its way out.
+/// A fact of any kind, for announcing and handing over.
 pub(crate) struct FactEntry<'a> {
     pub(crate) kind: RecordKind,
     kept_until: u64,
     by_workers: bool,
-    /// The signed statement that says all that is known, if one does.
+    /// The signed statement that equals the merger; `None` if there is none.
     pub(crate) whole: Option<&'a dyn Whole>,
 }
 
 impl FactEntry<'_> {
-    /// True while it is worth sending, at `unix` seconds since the epoch.
+    /// True while it must be announced, at `unix` seconds since the epoch.
     pub(crate) fn is_kept(&self, unix: u64) -> bool {
         unix <= self.kept_until
     }
 
-    /// Whether a node with this role announces it in its gossip.
+    /// True if a node with this role announces it in its gossip.
     pub(crate) fn is_announced_by(&self, role: Role) -> bool {
         self.by_workers || role == Role::Publisher
     }
 }
 
-/// Generates what holds the facts of every kind in the table.
+/// Generates the container for the facts of every kind in the table.
 macro_rules! all_facts {
     (
         own { $($Own:ident($own:literal): $OwnType:ty => $own_fold:ident;)* }
@@ -192,13 +196,13 @@ macro_rules! all_facts {
         /// The facts that a node knows, of every kind.
         #[derive(Debug, Clone, Default)]
         pub struct AllFacts {
-            $(#[doc = concat!("Those under `", $fact, "/`.")] pub $facts: Facts<$FactType>,)*
-            /// Those of kinds that a later version has.
+            $(#[doc = concat!("The facts under `", $fact, "/`.")] pub $facts: Facts<$FactType>,)*
+            /// The facts of kinds that only a later version knows.
             pub unknown: UnknownFacts,
         }
 
         impl AllFacts {
-            /// The statement that is known as a whole.
+            /// The signed statement that equals the merger.
             fn whole(&self, kind: RecordKind) -> Option<&dyn Whole> {
                 match kind {
                     $(RecordKind::$Fact(id) => self.$facts.whole(&id).map(|whole| whole as &dyn Whole),)*
@@ -208,11 +212,10 @@ macro_rules! all_facts {
                 }
             }
 
-            /// Merges a fact whose signature has been checked, at `unix` seconds since the epoch. True if it says
-            /// anything new, or is the first to say all.
+            /// Merges a fact whose signature has been checked, at `unix` seconds since the epoch.
+            /// Returns true if it adds anything, or is the first statement that equals the merger.
             ///
-            /// # Errors
-            /// If it is out of its bounds, or there is no room for it.
+            /// # Errors It is out of its bounds, or there is no room for it.
             pub fn put(&mut self, fact: AnyFact, unix: u64) -> Result<bool, FactError> {
                 match fact {
                     $(AnyFact::$Fact(statement) => self.$facts.fold(statement, unix),)*
@@ -220,13 +223,13 @@ macro_rules! all_facts {
                 }
             }
 
-            /// Every signed statement that says all that is known of one thing.
+            /// Every signed statement that equals the merger of its subject.
             pub fn wholes(&self) -> Vec<AnyFact> {
                 let unknown = self.unknown.iter().cloned().map(AnyFact::Unknown);
                 std::iter::empty()$(.chain(self.$facts.wholes().cloned().map(AnyFact::$Fact)))*.chain(unknown).collect()
             }
 
-            /// Every one of every kind.
+            /// Every fact of every kind.
             pub(crate) fn entries(&self) -> impl Iterator<Item = FactEntry<'_>> {
                 std::iter::empty()$(.chain(self.$facts.entries(RecordKind::$Fact)))*.chain(self.unknown.entries())
             }
@@ -237,12 +240,12 @@ macro_rules! all_facts {
 record_kinds!(all_facts);
 
 impl AllFacts {
-    /// True if the bytes are what is known under the key of `kind`.
+    /// True if the bytes are the statement kept under the key of `kind`.
     pub(crate) fn has(&self, kind: RecordKind, bytes: &[u8]) -> bool {
         self.whole(kind).and_then(|whole| whole.record()).is_some_and(|record| record == bytes)
     }
 
-    /// Those that are worth sending to a neighbour at `unix` seconds since the epoch, and their digest.
+    /// The facts to be handed to a neighbour at `unix` seconds since the epoch, and their digest.
     pub fn shared(&self, unix: u64) -> SharedFacts {
         SharedFacts::of(self.entries().filter(|entry| entry.is_kept(unix)))
     }

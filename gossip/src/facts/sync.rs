@@ -1,9 +1,9 @@
-//! Facts as two neighbours compare and hand them over, first-hand.
+//! Synchronises facts between two neighbours over their link.
 //!
-//! Gossip spreads facts, but a hostile member can have a node believe that it has heard all of
-//! them. So neighbours compare them on every link: each sends the digest of what it knows, when
-//! that changes and once in a while. To a peer whose digest differs a node hands over all it knows
-//! ([`FactSync`]); both then know the union, and the digests agree.
+//! Gossip spreads facts, but a hostile member can make a node believe that it already has all of
+//! them. So neighbours compare facts on every link: each sends the digest of its facts when it
+//! changes, and once a minute. A node hands all its facts to a peer whose digest differs
+//! ([`FactSync`]); after both have done so they know the union, and the digests agree.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,36 +16,37 @@ use crate::bytes::{FixedBytes, VarBytes};
 use crate::hash::{Label, labelled};
 use crate::record::{MAX_RECORD, RecordKind, Signer};
 
-/// How often a digest that has not changed is sent again: the peer may have had no room for the
-/// facts that were handed over.
+/// Interval at which an unchanged digest is sent again: the peer may have had no room for the facts
+/// handed over.
 const SEND_AGAIN: Duration = Duration::from_secs(60);
-/// How long two digests may differ before facts are handed over: gossip brings news to all in less.
+/// Time for which two digests may differ before facts are handed over: gossip usually delivers news
+/// sooner.
 const DIFFERING: Duration = Duration::from_secs(2);
-/// How long a peer may take to send a new digest after a hand-over.
+/// Time that a peer may take to send a new digest after a hand-over.
 const TAKEN: Duration = Duration::from_secs(10);
-/// Shortest pause between two hand-overs on one link; doubled as long as they change nothing, up to
+/// Shortest pause between two hand-overs on one link. It doubles while they change nothing, up to
 /// [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_secs(2);
-/// Longest pause between two hand-overs that change nothing: one of the two may refuse some fact
+/// Longest pause between two hand-overs that change nothing: one of the nodes may reject some fact
 /// for good.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
-/// Most bytes of facts in one message, beyond the first fact.
+/// Size in bytes above which no further fact is added to a message.
 const MAX_BATCH: usize = 32_768;
 
 /// The digest of all facts that a node knows.
 pub type FactsDigest = FixedBytes<32>;
 
-/// One fact on its way to a neighbour. Not to be believed before its signature is checked.
+/// A fact as it is sent to a neighbour. Not to be trusted before its signature is checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CarriedFact {
-    /// Its key, as [`RecordKind::key`] has it. At most a frame long.
+    /// Its key, as [`RecordKind::key`] returns it. Bounded only by the size of a frame.
     pub kind: String,
     /// The signed record.
     pub record: VarBytes,
 }
 
 impl CarriedFact {
-    /// The kind and the record, if the kind can be one of facts and the record is not too long.
+    /// The kind and the record; `None` if the kind is not one of facts or the record is too long.
     pub fn read(self) -> Option<(RecordKind, Vec<u8>)> {
         let kind = RecordKind::from_key(&self.kind).filter(|kind| kind.signer() != Signer::Node)?;
         (self.record.0.len() <= MAX_RECORD).then_some((kind, self.record.0))
@@ -56,13 +57,13 @@ impl CarriedFact {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedFacts {
     digest: FactsDigest,
-    /// By key.
+    /// The signed records, by the key of their kind.
     records: BTreeMap<String, Vec<u8>>,
 }
 
 impl SharedFacts {
-    /// The digest is SHA3-256 over a label and, in the order of the keys, each key, a zero byte and the hash of the
-    /// content.
+    /// Collects the facts. The digest is SHA3-256 over a label and, in the order of the keys, each
+    /// key, a zero byte and the hash of the content.
     pub(super) fn of<'a>(entries: impl Iterator<Item = FactEntry<'a>>) -> Self {
         let (mut records, mut contents) = (BTreeMap::new(), BTreeMap::new());
         for (key, whole) in entries.filter_map(|entry| Some((entry.kind.key(), entry.whole?))) {
@@ -80,12 +81,12 @@ impl SharedFacts {
         Self { digest: FixedBytes(labelled(Label::Facts, &[&listed])), records }
     }
 
-    /// The digest of all of them: equal at two nodes that know the same facts.
+    /// The digest, which is equal at two nodes that know the same facts.
     pub fn digest(&self) -> FactsDigest {
         self.digest
     }
 
-    /// All of them, in messages of at most some 48 kB.
+    /// All facts, in messages of at most about 48 kB.
     pub fn batches(&self) -> Vec<Vec<CarriedFact>> {
         let mut batches = vec![Vec::new()];
         let mut size = 0;
@@ -112,24 +113,23 @@ impl Default for SharedFacts {
     }
 }
 
-/// What is to be done on a link now.
+/// The next step on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FactStep {
     /// Send the peer the digest of our facts.
     Tell,
-    /// Hand all our facts over.
+    /// Send the peer all our facts.
     HandOver,
-    /// Nothing before this much time on the link has passed.
+    /// Do nothing until this time, measured from the start of the link.
     Wait(Duration),
 }
 
-/// What one end of a link remembers of the comparison. Times are measured from the start of the
-/// link.
+/// The state of the comparison at one end of a link. Times are measured from the start of the link.
 #[derive(Debug, Default)]
 pub struct FactSync {
     sent: Option<(FactsDigest, Duration)>,
     theirs: Option<FactsDigest>,
-    /// Since when the digests differ.
+    /// When the digests began to differ; `None` if they agree.
     differ: Option<Duration>,
     handed: Option<HandedOver>,
 }
@@ -138,19 +138,19 @@ pub struct FactSync {
 struct HandedOver {
     ours: FactsDigest,
     theirs: FactsDigest,
-    /// When these facts of ours were handed over first, and last.
+    /// When these facts of ours were first handed over, and when last.
     first: Duration,
     at: Duration,
     pause: Duration,
 }
 
 impl FactSync {
-    /// Takes the digest that the peer has sent.
+    /// Processes a digest sent by the peer.
     pub fn hear(&mut self, theirs: FactsDigest) {
         self.theirs = Some(theirs);
     }
 
-    /// What to do next with these facts of ours; what is returned counts as done.
+    /// The next step for our facts with the digest `ours`; the returned step counts as done.
     pub fn step(&mut self, ours: FactsDigest, now: Duration) -> FactStep {
         let send_at = match self.sent {
             Some((sent, at)) if sent == ours => at + SEND_AGAIN,
@@ -177,8 +177,8 @@ impl FactSync {
         FactStep::HandOver
     }
 
-    /// Whether the peer knows these facts of ours: it has told the same digest, or was handed all
-    /// of them some time ago and may know more, or refuse some.
+    /// True if the peer knows our facts with the digest `ours`: it sent the same digest, or it was
+    /// handed all of them more than `TAKEN` ago and either knows more or rejects some.
     pub fn is_given(&self, ours: FactsDigest, now: Duration) -> bool {
         let handed = self.handed.is_some_and(|last| last.ours == ours && now >= last.first + TAKEN);
         self.theirs == Some(ours) || handed
@@ -211,7 +211,7 @@ mod tests {
         facts
     }
 
-    /// Gives all facts of one node to another.
+    /// Hands all facts of one node to another.
     fn hand_over(founder: &Founder, from: &AllFacts, to: &mut AllFacts) {
         let authority = founder.node(0, Role::Publisher).member.authority_id();
         for fact in from.shared(FOUNDED).batches().into_iter().flatten() {
@@ -271,7 +271,7 @@ mod tests {
             handed += u32::from(sync.step(digest(1), seconds(at)) == FactStep::HandOver);
         }
         assert!((10..20).contains(&handed), "{handed}");
-        // The peer has learnt something, but not all.
+        // The peer has learnt some facts, but not all.
         sync.hear(digest(3));
         assert_eq!(sync.step(digest(1), seconds(3600)), FactStep::Tell);
         assert_eq!(sync.step(digest(1), seconds(3601)), FactStep::HandOver);

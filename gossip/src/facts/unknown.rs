@@ -1,16 +1,18 @@
-//! Facts of kinds that a later version has. This version cannot read them, and still keeps them, announces them and hands
-//! them over, so that they reach the nodes that can: a cluster is upgraded node by node.
+//! Facts of kinds that only a later version knows. This version cannot read them, but keeps,
+//! announces and hands them over, so that they reach nodes that can: a cluster is upgraded node by
+//! node.
 //!
-//! Of two statements under one key the one with the higher number stays.
+//! Of two statements under one key, the one with the higher sequence number stays.
 
 use std::collections::BTreeMap;
 
 use super::{FactEntry, FactError, Whole};
 use crate::record::{RecordKind, UnknownFact, UnknownKey};
 
-/// Most facts of unknown kinds that are kept.
+/// Maximum number of facts of unknown kinds.
 const MOST: usize = 512;
-/// Most bytes of them: together they fit into what a peer takes of one node's records beside all that is known.
+/// Maximum total size of these facts in bytes: together with the records of known kinds they fit
+/// into the quota that a peer grants to one node.
 const MOST_BYTES: usize = 256 * 1024;
 
 impl Whole for UnknownFact {
@@ -27,7 +29,7 @@ impl Whole for UnknownFact {
     }
 }
 
-/// The facts of unknown kinds: bounded, those that came first stay.
+/// The facts of unknown kinds. When full, the earlier ones stay.
 #[derive(Debug, Clone, Default)]
 pub struct UnknownFacts {
     known: BTreeMap<UnknownKey, UnknownFact>,
@@ -35,7 +37,8 @@ pub struct UnknownFacts {
 }
 
 impl UnknownFacts {
-    /// Keeps a fact. True if it says more than what was known under its key.
+    /// Keeps a fact. Returns true if it is newer than the one known under its key. If there is no
+    /// room, it first drops facts that need not be kept any longer, and then fails.
     pub(crate) fn fold(&mut self, fact: UnknownFact, unix: u64) -> Result<bool, FactError> {
         let (key, known) = (fact.key(), self.known.get(&fact.key()));
         if known.is_some_and(|known| known.rank() >= fact.rank()) {
@@ -56,22 +59,22 @@ impl UnknownFacts {
         Ok(true)
     }
 
-    /// How many there are.
+    /// Number of facts.
     pub fn len(&self) -> usize {
         self.known.len()
     }
 
-    /// True if there is none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }
 
-    /// One of them.
+    /// The fact under this key; `None` if it is unknown.
     pub fn get(&self, key: &UnknownKey) -> Option<&UnknownFact> {
         self.known.get(key)
     }
 
-    /// Each of them, by key.
+    /// Each fact, by key.
     pub fn iter(&self) -> impl Iterator<Item = &UnknownFact> + '_ {
         self.known.values()
     }

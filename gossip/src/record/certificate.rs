@@ -1,6 +1,7 @@
-//! Who belongs: the chain from the master address to a member, and its end.
+//! Membership certificates: the chain from the key of the first service to a member.
 //!
-//! `master identity key -> authority key -> member`. Everything verifies against the master address alone.
+//! `key of the first service -> authority key -> member`. The whole chain verifies against the
+//! [`ClusterId`] alone.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,14 +9,15 @@ use crate::bytes::FixedBytes;
 use crate::id::{AuthorityId, ClusterId, InvitationId, NodeId};
 use crate::signed::{Check, Statement, Strict, Unverified, Verified, VerifyError};
 
-/// The master identity key's word that this key signs certificates for the cluster.
+/// A statement by the identity key of the first service: this authority key signs certificates for
+/// the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityCertificate {
     /// The cluster it is for.
     pub cluster: ClusterId,
     /// The key that may sign member certificates, invitations and revocations.
     pub authority: AuthorityId,
-    /// When, in seconds since the Unix epoch.
+    /// When it was issued, in seconds since the Unix epoch.
     pub issued: u64,
 }
 
@@ -28,9 +30,9 @@ impl Statement for AuthorityCertificate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// May be elected, admits joiners, holds what publishing needs.
+    /// May be elected, admits joiners, and holds the secrets that publishing needs.
     Publisher,
-    /// Serves clients and gossips; never holds a secret of the master address.
+    /// Serves clients and gossips; never holds a secret key of a service address.
     Worker,
 }
 
@@ -43,20 +45,20 @@ impl std::fmt::Display for Role {
     }
 }
 
-/// The authority's word that a node is a member.
+/// A statement of the authority: a node is a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberCertificate {
     /// The cluster it is for.
     pub cluster: ClusterId,
-    /// Who.
+    /// The member.
     pub node: NodeId,
-    /// As what.
+    /// Its role, which does not change.
     pub role: Role,
-    /// When, in seconds since the Unix epoch.
+    /// When it was issued, in seconds since the Unix epoch.
     pub issued: u64,
-    /// Until when, in seconds since the Unix epoch.
+    /// When it expires, in seconds since the Unix epoch.
     pub expires: u64,
-    /// The invitation it was redeemed with; `None` for the founder.
+    /// The invitation with which the node joined; `None` for the founder.
     pub invitation: Option<InvitationId>,
 }
 
@@ -65,15 +67,17 @@ impl Statement for MemberCertificate {
     const MAX_SIZE: usize = 768;
 }
 
-/// The authority's word on the key that opens the descriptors of the members' own services. A new one is made after each
-/// revocation, so that who was put out does not find the others any more.
+/// A statement of the authority: the key that opens the descriptors of the members' own onion
+/// services. A new one is made after each revocation, so that a revoked node can no longer find the
+/// others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiscoveryKey {
     /// The cluster it is for.
     pub cluster: ClusterId,
-    /// How many members had been revoked when it was made: whoever knows of fewer must not hand it on.
+    /// Number of members that were revoked when it was made. A node that knows fewer revocations
+    /// must not hand it on.
     pub generation: u32,
-    /// Its public half, X25519.
+    /// The public half, an X25519 key.
     pub public: FixedBytes<32>,
 }
 
@@ -83,34 +87,34 @@ impl Statement for DiscoveryKey {
 }
 
 impl DiscoveryKey {
-    /// What decides which of two is newer: the generation, then the key, for two that were made at once.
+    /// Orders keys by age: by generation, then by key for two that were made at the same time.
     pub fn rank(&self) -> (u32, [u8; 32]) {
         (self.generation, self.public.0)
     }
 }
 
-/// Both certificates of a member, as they travel.
+/// Both certificates of a member, as they are transmitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
-    /// Signed by the master identity key.
+    /// Signed by the identity key of the first service.
     pub authority: Unverified<AuthorityCertificate>,
     /// Signed by the authority key.
     pub member: Unverified<MemberCertificate>,
 }
 
-/// Why a chain was not believed.
+/// Reason why a chain was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
-    /// The authority certificate is not signed by the master address.
-    #[error("the authority certificate is not the master address's")]
+    /// The authority certificate is not signed by the key of the first service.
+    #[error("the authority certificate is not signed by the cluster's key")]
     Authority(#[source] VerifyError),
     /// The member certificate is not signed by the authority.
-    #[error("the member certificate is not the authority's")]
+    #[error("the member certificate is not signed by the cluster's authority")]
     Member(#[source] VerifyError),
-    /// For another cluster.
-    #[error("certificate of another cluster, {0}")]
+    /// A certificate is for this other cluster.
+    #[error("the certificate is for another cluster, {0}")]
     Cluster(ClusterId),
-    /// Past its end.
+    /// The member certificate has expired; seconds since then.
     #[error("the member certificate expired {0} s ago")]
     Expired(u64),
 }
@@ -125,12 +129,17 @@ pub struct Member {
 }
 
 impl Chain {
-    /// Checks both certificates against the master address, at `unix` seconds since the epoch.
+    /// Checks both certificates against the key of the cluster, at `unix` seconds since the epoch.
+    ///
+    /// # Errors A signature is bad, a certificate is for another cluster, or the member certificate
+    /// has expired.
     pub fn verify(self, cluster: ClusterId, unix: u64) -> Result<Member, ChainError> {
         self.verify_with(cluster, unix, &Strict)
     }
 
-    /// The same with another way to check signatures.
+    /// As [`Chain::verify`], with another implementation of the signature check.
+    ///
+    /// # Errors As [`Chain::verify`].
     pub fn verify_with(self, cluster: ClusterId, unix: u64, check: &dyn Check) -> Result<Member, ChainError> {
         let authority = self.authority.verify_with(cluster.public_key(), check).map_err(ChainError::Authority)?;
         if authority.cluster != cluster {
@@ -149,12 +158,12 @@ impl Chain {
 }
 
 impl Member {
-    /// Who.
+    /// The member's node id.
     pub fn node(&self) -> NodeId {
         self.certificate.node
     }
 
-    /// As what.
+    /// The member's role.
     pub fn role(&self) -> Role {
         self.certificate.role
     }
@@ -164,7 +173,7 @@ impl Member {
         self.authority.authority
     }
 
-    /// Both certificates, to be sent on.
+    /// Both certificates, for sending them to another node.
     pub fn chain(&self) -> Chain {
         Chain { authority: self.authority.unverified(), member: self.certificate.unverified() }
     }

@@ -1,4 +1,4 @@
-//! What holds of every fact.
+//! The trait that every kind of fact implements.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -7,34 +7,36 @@ use super::OutOfBounds;
 use crate::id::ClusterId;
 use crate::signed::Statement;
 
-/// A statement of the cluster's authority about others. All nodes keep it and hand it on.
+/// A statement of the cluster's authority about other nodes or the cluster. All nodes keep it and
+/// hand it on.
 ///
-/// Two statements with one id may both be signed: they are merged, and a node that holds the authority key signs the
-/// merger as a whole.
+/// Two different statements with one id may both be signed. They are merged, and a node that holds
+/// the authority key signs the merger.
 pub trait Fact: Statement + PartialEq {
-    /// Tells the facts of this kind apart.
+    /// Distinguishes the facts of this kind.
     type Id: Copy + Ord + Display + FromStr;
-    /// What several of them are called.
+    /// The plural of the kind's name, for messages.
     const PLURAL: &'static str;
-    /// Most that a node keeps.
+    /// Maximum number of facts of this kind that a node keeps.
     const MOST: usize;
-    /// Whether workers announce it in their gossip, as publishers do.
+    /// True if workers announce it in their gossip, as publishers do.
     const BY_WORKERS: bool;
 
-    /// Which cluster it is about.
+    /// The cluster that it is for.
     fn cluster(&self) -> ClusterId;
-    /// Which of its kind it is.
+    /// The id of its subject among facts of this kind.
     fn id(&self) -> Self::Id;
-    /// Checks what can be checked without knowing anything else.
+    /// Checks the bounds of all fields that do not depend on other knowledge.
     ///
-    /// # Errors
-    /// Names the first field that is out of its bounds.
+    /// # Errors The first field that is out of its bounds.
     fn check_bounds(&self) -> Result<(), OutOfBounds>;
-    /// Joins another statement with the same id. Any order and any repetition must give one result.
+    /// Merges another statement with the same id. Any order and any repetition must give one
+    /// result.
     fn merge(&mut self, other: &Self);
-    /// The time after which it is announced no longer and may be forgotten, in seconds since the Unix epoch.
+    /// The time after which it is no longer announced and may be forgotten, in seconds since the
+    /// Unix epoch.
     fn kept_until(&self) -> u64;
-    /// The part of an encoded statement in which two nodes that know the same agree.
+    /// The part of an encoded statement that is equal on two nodes with the same knowledge.
     fn content(statement: &[u8]) -> &[u8] {
         statement
     }

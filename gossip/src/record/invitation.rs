@@ -1,4 +1,4 @@
-//! An invitation: the public half of a token, and what has become of it.
+//! An invitation: the public half of a token, and the nodes that have used it.
 
 use std::collections::BTreeSet;
 
@@ -9,27 +9,27 @@ use super::{Fact, OutOfBounds, Role};
 use crate::id::{ClusterId, InvitationId, NodeId};
 use crate::signed::Statement;
 
-/// The authority's word that whoever holds the secret half of `token` may join.
+/// A statement of the authority: a node with the secret half of `token` may join.
 ///
-/// Every publisher keeps and gossips the invitations it knows; several versions of one are merged: who redeemed it is
-/// the union, revoked once is revoked.
+/// Every publisher keeps and announces the invitations it knows. Several versions of one are
+/// merged: the redeeming nodes are united, and it is revoked if any version is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invitation {
     /// The cluster it is for.
     pub cluster: ClusterId,
     /// The public half of the token.
     pub token: InvitationId,
-    /// What the joiner becomes.
+    /// The role of a node that joins with it.
     pub role: Role,
-    /// How many nodes may join with it.
+    /// Number of nodes that may join with it, 1 to [`Invitation::MAX_USES`].
     pub uses: u16,
     /// When it was made, in seconds since the Unix epoch.
     pub issued: u64,
-    /// Until when it is good, in seconds since the Unix epoch.
+    /// When it expires, in seconds since the Unix epoch.
     pub expires: u64,
-    /// Who has joined with it so far.
+    /// The nodes that have joined with it so far.
     pub redeemed: BTreeSet<NodeId>,
-    /// Taken back before it was used up.
+    /// True if it was revoked before it was used up.
     pub revoked: bool,
 }
 
@@ -39,12 +39,13 @@ impl Statement for Invitation {
 }
 
 impl Invitation {
-    /// Largest number of uses of one invitation: its record must stay small enough to gossip.
+    /// Maximum number of uses of one invitation: its record must stay small enough for gossip.
     pub const MAX_USES: u16 = 256;
-    /// How long it is kept after its end, in seconds: its redeemers may still race.
+    /// Time for which it is kept after it expires, in seconds: concurrent redemptions may still
+    /// arrive.
     pub(crate) const KEPT_SECONDS: u64 = 7 * 24 * 3600;
 
-    /// True until it may be forgotten, a week after its end.
+    /// True until it may be forgotten, a week after it expires.
     pub fn is_kept(&self, unix: u64) -> bool {
         unix <= self.kept_until()
     }
@@ -54,7 +55,7 @@ impl Fact for Invitation {
     type Id = InvitationId;
     const PLURAL: &'static str = "invitations";
     const MOST: usize = 512;
-    /// Workers admit no node.
+    /// Only publishers admit nodes.
     const BY_WORKERS: bool = false;
 
     fn cluster(&self) -> ClusterId {
@@ -69,7 +70,7 @@ impl Fact for Invitation {
         within((1..=Self::MAX_USES).contains(&self.uses), "number of uses")
     }
 
-    /// The stricter of every bound.
+    /// Takes the stricter value of every field.
     fn merge(&mut self, other: &Self) {
         self.redeemed.extend(other.redeemed.iter().copied());
         self.revoked |= other.revoked;

@@ -1,8 +1,9 @@
-//! The one table of record kinds, and what is generated from it: [`RecordKind`] with its keys and their parser,
-//! [`AnyRecord`], [`AnyFact`], [`KINDS`].
+//! The table of record kinds, and the types generated from it: [`RecordKind`] with its keys and
+//! their parser, [`AnyRecord`], [`AnyFact`], [`KINDS`].
 //!
-//! A new kind is a file with its statement ([`NodeRecord`] or [`Fact`]) and a line in the table. Whatever must know all
-//! kinds expands the table, so that none is forgotten: the view, the container of facts, fuzz targets, vectors.
+//! A new kind needs a file with its statement ([`NodeRecord`] or [`Fact`]) and a line in the table.
+//! Code that must know all kinds expands the table, so that none is forgotten: the view, the
+//! container of facts, fuzz targets, vectors.
 
 use std::ops::Deref;
 
@@ -13,11 +14,12 @@ use crate::signed::{Check, Statement, Unverified, Verified, VerifyError};
 
 /// Expands `$then!` over every kind of record.
 ///
-/// * `own`: a node's records of which it has one each. `Variant("name"): Type => fold;`, with the method of the view that
-///   folds it ([`crate::view::View`]; `keep` if the view only keeps it).
-/// * `keyed`: a node's records of which it has one for each value of a key. `Variant("name", Key): Type => fold;`
-/// * `facts`: statements of the authority. `Variant("name", Id): Type, field => learnt;`, with the field of
-///   [`crate::facts::AllFacts`] and the method of the view that draws the conclusions from a new one.
+/// * `own`: records of which a node has one each. `Variant("name"): Type => fold;`, with the method
+///   of [`crate::view::View`] that folds it (`keep` if the view only keeps it).
+/// * `keyed`: records of which a node has one for each value of a key. `Variant("name", Key): Type
+///   => fold;`
+/// * `facts`: statements of the authority. `Variant("name", Id): Type, field => learn;`, with the
+///   field of [`crate::facts::AllFacts`] and the method of the view that applies a new fact.
 ///
 /// The name, with `/` and the key or id after it, is the record's key in a node's gossiped state.
 #[macro_export]
@@ -42,38 +44,38 @@ macro_rules! record_kinds {
     };
 }
 
-/// Who must have signed the records of a kind.
+/// The key that must have signed the records of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signer {
-    /// The node under whose name it stands, which it is about.
+    /// The node in whose gossiped state the record is announced; the record is about this node.
     Node,
-    /// The cluster's authority, so that any node may hand it on.
+    /// The cluster's authority, so any node may forward the record.
     Authority,
-    /// Either: the kind is of a later version.
+    /// The kind is of a later version and may be signed by either.
     Unknown,
 }
 
 /// One line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KindInfo {
-    /// The first part of its keys.
+    /// The first part of the kind's keys.
     pub name: &'static str,
     /// [`Statement::CONTEXT`] of its statements.
     pub context: &'static str,
     /// [`Statement::MAX_SIZE`] of its statements, in bytes.
     pub max_size: usize,
-    /// Who signs it.
+    /// The key that signs it.
     pub signer: Signer,
 }
 
-/// Why a record is not what its key says.
+/// Reason why a record is not the one that its key names.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
-    /// It cannot be read, or is not signed by its signer.
+    /// The record cannot be read, or is not signed by the expected signer.
     #[error(transparent)]
     Verify(#[from] VerifyError),
-    /// It stands under the key of another record.
-    #[error("stands under the key of another record")]
+    /// The record belongs under another key.
+    #[error("the record belongs under another key")]
     Key,
 }
 
@@ -83,20 +85,20 @@ impl From<DecodeError> for OpenError {
     }
 }
 
-/// Generates what depends on the table.
+/// Generates the types that depend on the table.
 macro_rules! kinds {
     (
         own { $($Own:ident($own:literal): $OwnType:ty => $own_fold:ident;)* }
         keyed { $($Keyed:ident($keyed:literal, $Key:ty): $KeyedType:ty => $keyed_fold:ident;)* }
         facts { $($Fact:ident($fact:literal, $Id:ty): $FactType:ty, $facts:ident => $learn:ident;)* }
     ) => {
-        /// The kinds of record, each under a key of its own in a node's gossiped state.
+        /// The kinds of record, each under its own key in a node's gossiped state.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum RecordKind {
-            $(#[doc = concat!("Under the key `", $own, "`.")] $Own,)*
-            $(#[doc = concat!("Under `", $keyed, "/` and what it is about.")] $Keyed($Key),)*
-            $(#[doc = concat!("A fact, under `", $fact, "/` and what it is about.")] $Fact($Id),)*
-            /// Of a later version: carried, not read.
+            $(#[doc = concat!("The record under the key `", $own, "`.")] $Own,)*
+            $(#[doc = concat!("The record under `", $keyed, "/` and its subject.")] $Keyed($Key),)*
+            $(#[doc = concat!("The fact under `", $fact, "/` and its id.")] $Fact($Id),)*
+            /// A record of a later version, which is forwarded without being read.
             Unknown(UnknownKey),
         }
 
@@ -108,7 +110,7 @@ macro_rules! kinds {
         ];
 
         impl RecordKind {
-            /// The key under which the record stands in a node's gossiped state.
+            /// The key under which the record is announced in a node's gossiped state.
             pub fn key(&self) -> String {
                 match self {
                     $(Self::$Own => $own.into(),)*
@@ -118,7 +120,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// Who must have signed records of this kind.
+            /// The key that must have signed records of this kind.
             pub fn signer(&self) -> Signer {
                 match self {
                     $(Self::$Own => Signer::Node,)*
@@ -128,8 +130,8 @@ macro_rules! kinds {
                 }
             }
 
-            /// The kind that a key names; `None` if no version has such a key. A key has one form, or one record could
-            /// stand under many keys.
+            /// The kind that a key names; `None` if no version has such a key. Only the canonical
+            /// form of a key is accepted, or one record could be announced under many keys.
             pub fn from_key(key: &str) -> Option<Self> {
                 let kind = match key.split_once('/') {
                     $(None if key == $own => Some(Self::$Own),)*
@@ -142,16 +144,16 @@ macro_rules! kinds {
             }
         }
 
-        /// A record of any kind that a node says of itself, its signature checked.
+        /// A node's own record of any kind, its signature checked.
         #[allow(clippy::large_enum_variant, reason = "each stays where it was put; boxes would only add a step")]
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum AnyRecord {
-            $(#[doc = concat!("Of the kind `", $own, "`.")] $Own(Verified<$OwnType>),)*
-            $(#[doc = concat!("Of the kind `", $keyed, "`.")] $Keyed(Verified<$KeyedType>),)*
+            $(#[doc = concat!("A record of the kind `", $own, "`.")] $Own(Verified<$OwnType>),)*
+            $(#[doc = concat!("A record of the kind `", $keyed, "`.")] $Keyed(Verified<$KeyedType>),)*
         }
 
         impl AnyRecord {
-            /// Its kind, by what stands in it.
+            /// Its kind, computed from its content.
             pub fn kind(&self) -> RecordKind {
                 match self {
                     $(Self::$Own(_) => RecordKind::$Own,)*
@@ -162,7 +164,7 @@ macro_rules! kinds {
             /// The bytes for the wire.
             ///
             /// # Errors
-            /// None that can happen: it was encoded before.
+            /// None in practice: it was encoded before.
             pub fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
                 match self {
                     $(Self::$Own(record) => record.to_bytes(),)*
@@ -170,11 +172,11 @@ macro_rules! kinds {
                 }
             }
 
-            /// Reads a record that stands under the key of `kind` and that `node` must have signed. `None` if it is
-            /// `known`, byte for byte.
+            /// Reads a record that is announced under the key of `kind` and must be signed by
+            /// `node`. `None` if it equals `known` byte for byte.
             ///
-            /// # Errors
-            /// If it is anything else. Whom and which cluster it is about is not compared with anything.
+            /// # Errors The record cannot be read, its signature is bad, or it belongs under
+            /// another key. The node and the cluster named in it are not checked.
             pub fn open(
                 kind: RecordKind,
                 bytes: &[u8],
@@ -212,9 +214,9 @@ macro_rules! kinds {
             }
         }
 
-        /// A statement that stands in the table as a node's record.
+        /// A statement that the table lists as a node's own record.
         pub trait Listed: Statement + NodeRecord {
-            /// The record, if it is of this type.
+            /// The record; `None` if it is of another type.
             fn of(record: &AnyRecord) -> Option<&Verified<Self>>;
         }
 
@@ -224,13 +226,13 @@ macro_rules! kinds {
         /// A fact of any kind, its signature checked.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub enum AnyFact {
-            $(#[doc = concat!("Of the kind `", $fact, "`.")] $Fact(Verified<$FactType>),)*
-            /// Of a later version.
+            $(#[doc = concat!("A fact of the kind `", $fact, "`.")] $Fact(Verified<$FactType>),)*
+            /// A fact of a kind that only a later version knows.
             Unknown(UnknownFact),
         }
 
         impl AnyFact {
-            /// Its kind, by what stands in it.
+            /// Its kind, computed from its content.
             pub fn kind(&self) -> RecordKind {
                 match self {
                     $(Self::$Fact(fact) => RecordKind::$Fact(Fact::id(&**fact)),)*
@@ -238,10 +240,11 @@ macro_rules! kinds {
                 }
             }
 
-            /// Reads a fact that stands under the key of `kind` and that the authority with this key must have signed.
+            /// Reads a fact that is announced under the key of `kind` and must be signed by the
+            /// authority with this key.
             ///
-            /// # Errors
-            /// If it is anything else. Which cluster it is about is not compared with anything.
+            /// # Errors The fact cannot be read, its signature is bad, or it belongs under another
+            /// key. The cluster named in it is not checked.
             pub fn read(
                 kind: RecordKind,
                 bytes: &[u8],
@@ -263,7 +266,7 @@ macro_rules! kinds {
             /// The bytes for the wire.
             ///
             /// # Errors
-            /// None that can happen: it was encoded before.
+            /// None in practice: it was encoded before.
             pub fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
                 match self {
                     $(Self::$Fact(fact) => fact.to_bytes(),)*
@@ -271,7 +274,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// Which cluster it is about.
+            /// The cluster that it is for.
             pub fn cluster(&self) -> ClusterId {
                 match self {
                     $(Self::$Fact(fact) => Fact::cluster(&**fact),)*
@@ -307,7 +310,8 @@ macro_rules! listed {
 
 record_kinds!(kinds);
 
-/// The largest record of any kind, in bytes. No later version has a larger one: nodes of this one would not carry it.
+/// The maximum size of a record of any kind, in bytes. Later versions must keep to it, because
+/// nodes of this version forward nothing larger.
 pub const MAX_RECORD: usize = {
     let (mut most, mut at) = (0, 0);
     while at < KINDS.len() {
@@ -323,7 +327,7 @@ const fn info<T: Statement>(name: &'static str, signer: Signer) -> KindInfo {
     KindInfo { name, context: T::CONTEXT, max_size: T::MAX_SIZE, signer }
 }
 
-/// Reads and checks a statement; `None` if it is the one that is known.
+/// Reads and checks a statement; `None` if it equals `known`.
 fn open<T: Statement>(
     bytes: &[u8],
     key: &[u8; 32],
@@ -342,7 +346,7 @@ mod tests {
     use super::*;
     use crate::id::{InvitationId, ServiceId};
 
-    /// One kind more than there is, of which a node has a record for each invitation.
+    /// The table with an additional kind, of which a node has one record for each invitation.
     mod with_a_key {
         #![allow(dead_code, unreachable_pub)]
 
@@ -422,7 +426,8 @@ mod tests {
         for (at, one) in KINDS.iter().enumerate() {
             assert!(one.name.len() <= 16 && one.name.bytes().all(|byte| byte.is_ascii_lowercase()), "{}", one.name);
             assert!(one.max_size <= MAX_RECORD);
-            // Nodes that do not know a kind check its signature all the same, in a context that they derive.
+            // Nodes check the signature of a kind they do not know, too, in a context derived from
+            // its name.
             let of_version_1 = ["card", "beat", "ipts", "lease", "pub", "inv", "rev"].contains(&one.name);
             assert!(of_version_1 || one.context == format!("rustbalance record {}", one.name), "{}", one.name);
             for other in &KINDS[at + 1..] {

@@ -1,8 +1,8 @@
-//! The signed facts that nodes gossip.
+//! The signed statements that nodes gossip.
 //!
-//! Each node speaks only for itself: its card, heartbeat, intro points, lease and publication are signed by its own key
-//! and carry a sequence number that rises over restarts. Facts about others (invitations, revocations) are signed by
-//! the cluster's authority key, so that any node may pass them on.
+//! A node's own records (card, heartbeat, intro points, lease, publication) are signed by its key
+//! and carry a sequence number that rises over restarts. Facts (invitations, revocations, services)
+//! are signed by the cluster's authority key, so that any node may forward them.
 
 mod certificate;
 mod fact;

@@ -1,4 +1,4 @@
-//! What a node says of itself.
+//! A node's own records.
 
 use std::net::Ipv6Addr;
 
@@ -9,70 +9,74 @@ use crate::bytes::{FixedBytes, VarBytes};
 use crate::id::{ClusterId, NodeId, ServiceId};
 use crate::signed::Statement;
 
-/// Most intro points in one record, and in one descriptor (rend-spec-v3: clients refuse more).
+/// Maximum number of introduction points in one record, and in one descriptor (rend-spec-v3:
+/// clients reject more).
 pub const MAX_INTRO_POINTS: usize = 20;
 
-/// Most services of one cluster. Of each a node has an [`IntroPoints`] and a [`Publication`] record: 16 x (12 + 2) KiB, in
-/// base64 300 KiB of the 1 MiB that gossip keeps of a node.
+/// Maximum number of services of one cluster. A node has an [`IntroPoints`] (12 KiB) and a
+/// [`Publication`] record (2 KiB) for each: 16 x 14 KiB, in base64 300 KiB of the 1 MiB that gossip
+/// keeps of a node.
 pub const MAX_SERVICES: usize = 16;
 
-/// Where a node is in its life cycle. What it does for each service says [`Fitness`].
+/// The phase of a node's life cycle. Its state for each service is its [`Fitness`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// It has its certificate and has not reached the mesh.
+    /// It has its certificate but has not reached the mesh.
     Joining,
-    /// It takes part.
+    /// It takes part in the cluster.
     Active,
-    /// It leaves all descriptors and still serves the clients that come.
+    /// It leaves all descriptors and still serves clients that come.
     Draining,
     /// It has said goodbye.
     Gone,
 }
 
-/// Whether a source can serve clients of one service. It decides which introduction points may stand in the descriptor.
+/// Whether a source can serve clients of one service, which decides whether its introduction points
+/// may be listed in the descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Fitness {
-    /// It serves clients.
+    /// Its introduction points are open and its target answers.
     Healthy,
-    /// It has served clients since its start; its target fails its health check now.
+    /// It has been healthy since its start, but its target fails its health check now.
     Degraded,
-    /// It leaves the descriptor and still serves the clients that come.
+    /// It leaves the descriptor and still serves clients that come.
     Draining,
-    /// It has not served any client since its start: it has no introduction point, or its target does not answer.
+    /// It has not been healthy since its start, or it has no introduction point.
     Down,
 }
 
-/// A node's card: its proof of membership and what seldom changes.
+/// A node's card: its membership certificates and values that seldom change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeCard {
     /// The cluster it is in.
     pub cluster: ClusterId,
-    /// Who speaks.
+    /// The node that signs.
     pub node: NodeId,
-    /// Rises with every card, over restarts too.
+    /// Sequence number: rises with every card, also over restarts.
     pub seq: u64,
-    /// The certificates.
+    /// The certificates of its membership.
     pub chain: Chain,
     /// Its mesh address; must be [`crate::address::mesh_address`] of the node id.
     pub address: Ipv6Addr,
-    /// Lower is asked first to publish.
+    /// Priority in the election: nodes with a lower one publish first.
     pub priority: u8,
-    /// Share of intro points relative to the others', 1 to 100.
+    /// Weight of its share of the introduction points relative to other nodes, 1 to 100.
     pub weight: u8,
-    /// The program's version, for people.
+    /// The program's version, for display only; at most 64 bytes.
     pub version: String,
-    /// The virtual ports that the node serves: rising, none 0, at most [`NodeCard::MAX_PORTS`].
+    /// The virtual ports that the node serves: in rising order, none 0, at most
+    /// [`NodeCard::MAX_PORTS`].
     pub ports: Vec<u16>,
 }
 
 impl NodeCard {
-    /// Most virtual ports of one node.
+    /// Maximum number of virtual ports of one node.
     pub const MAX_PORTS: usize = 64;
     /// The priority of a node whose operator chose none.
     pub const DEFAULT_PRIORITY: u8 = 100;
-    /// The weight of a node whose operator chose none, or whose card has not come yet.
+    /// The weight of a node whose operator chose none, or whose card has not arrived yet.
     pub const DEFAULT_WEIGHT: u8 = 1;
 }
 
@@ -81,23 +85,26 @@ impl Statement for NodeCard {
     const MAX_SIZE: usize = 4096;
 }
 
-/// Says "I live, and this is how I am". Liveness is judged by these alone, never by the gossip layer's own counters,
-/// which any peer can raise.
+/// A node's signed sign of life. Liveness is judged by heartbeats alone, never by the counters of
+/// the gossip layer, which any peer can raise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// The cluster it is in.
     pub cluster: ClusterId,
-    /// Who speaks.
+    /// The node that signs.
     pub node: NodeId,
-    /// Rises with every beat, over restarts too.
+    /// Sequence number: rises with every heartbeat, also over restarts.
     pub seq: u64,
-    /// Where it is in its life cycle.
+    /// The phase of its life cycle.
     pub phase: Phase,
-    /// The nodes it hears now: lets `status` tell one's own isolation from the others' death. At most 65,535.
+    /// Number of nodes that it hears now, at most 65,535. With it `status` distinguishes an
+    /// isolated node from dead ones.
     pub hears: u16,
-    /// Its clock, in seconds since the Unix epoch: tells who has never heard it how old the beat is.
+    /// Its clock, in seconds since the Unix epoch: shows the age of the heartbeat to a node that
+    /// has heard none before.
     pub unix: u64,
-    /// Drawn at random by each process: two numbers at once are two machines with one key.
+    /// A random number of its process: two different numbers at a time mean two machines with one
+    /// key.
     pub instance: u64,
 }
 
@@ -106,7 +113,7 @@ impl Statement for Heartbeat {
     const MAX_SIZE: usize = 512;
 }
 
-/// A relay by both its identities. C tor knows the relay of a circuit by the RSA one, Arti by either.
+/// Both identities of a relay. C tor knows the relay of a circuit by the RSA one, Arti by either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RelayId {
     /// SHA-1 fingerprint of the RSA identity key.
@@ -116,7 +123,8 @@ pub struct RelayId {
 }
 
 impl RelayId {
-    /// Both identities: two relays that share either are one to somebody.
+    /// Both identities. Relays that share either one count as one relay, because some software
+    /// identifies them by it.
     pub(crate) fn identities(&self) -> [&[u8]; 2] {
         [&self.rsa.0, &self.ed25519.0]
     }
@@ -128,63 +136,66 @@ impl std::fmt::Display for RelayId {
     }
 }
 
-/// Longest link specifiers of one introduction point, together, in bytes: three times what relays have today, and so few that
-/// [`MAX_INTRO_POINTS`] such points fit into a descriptor.
+/// Maximum total size of the link specifiers of one introduction point, in bytes: three times what
+/// relays have today, and small enough that [`MAX_INTRO_POINTS`] such points fit into a descriptor.
 pub const MAX_SPECIFIED: usize = 256;
 
-/// One introduction point, as far as a descriptor needs to know it (rend-spec-v3, section 2.5.2.2). All public.
+/// An introduction point as a descriptor lists it (rend-spec-v3, section 2.5.2.2). All fields are
+/// public.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct IntroPoint {
-    /// The relay.
+    /// The relay that hosts the point.
     pub relay: RelayId,
-    /// Its link specifiers, each encoded as in an EXTEND2 cell (type, length, body). At most 8 of at most 64 bytes, together at
-    /// most [`MAX_SPECIFIED`].
+    /// The relay's link specifiers, each encoded as in an EXTEND2 cell (type, length, body): 1 to 8
+    /// of 2 to 64 bytes each, together at most [`MAX_SPECIFIED`] bytes.
     pub link_specifiers: Vec<VarBytes>,
     /// The relay's ntor onion key.
     pub onion_key: FixedBytes<32>,
-    /// `KP_hs_ipt_sid`: names the point to its relay, Ed25519.
+    /// `KP_hs_ipt_sid`, Ed25519: identifies the point at its relay.
     pub session_key: FixedBytes<32>,
-    /// `KP_hss_ntor`: encrypts introductions, Curve25519.
+    /// `KP_hss_ntor`, Curve25519: clients encrypt introductions with it.
     pub encryption_key: FixedBytes<32>,
 }
 
 impl IntroPoint {
-    /// What its link specifiers take together, in bytes.
+    /// Total size of its link specifiers in bytes.
     pub fn specified(&self) -> usize {
         self.link_specifiers.iter().map(|specifier| specifier.0.len()).sum()
     }
 }
 
-/// Names the keys of one introduction point among all that its node's seed gives. Drawn at random.
+/// A random number from which, with its node's seed, the keys of one introduction point are
+/// derived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PointNonce(pub FixedBytes<16>);
 
-/// An introduction point as the node that serves at it tells of it.
+/// An introduction point as the node that serves at it announces it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServedPoint {
-    /// What a descriptor says of it.
+    /// The point as a descriptor lists it.
     pub point: IntroPoint,
-    /// What its keys are derived with, besides a seed that only its node and the publishers have: so that one of them can
-    /// stand in for the node.
+    /// Its keys are derived from this and a seed that only its node and the publishers have, so
+    /// that a publisher can stand in for the node.
     pub nonce: PointNonce,
 }
 
-/// The intro points at which a node waits for the clients of one service now, and whether it can serve them.
+/// A node's introduction points for one service, and whether it can serve the clients of that
+/// service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntroPoints {
     /// The cluster it is in.
     pub cluster: ClusterId,
     /// The node that signs.
     pub node: NodeId,
-    /// Rises with every change, over restarts too.
+    /// Sequence number: rises with every change, also over restarts.
     pub seq: u64,
-    /// Whose clients are meant. The record has a key of its own for each service.
+    /// The service. A node has one such record for each service.
     pub service: ServiceId,
-    /// Whether the node can serve them.
+    /// Whether the node can serve clients of the service.
     pub fitness: Fitness,
-    /// At most [`MAX_INTRO_POINTS`].
+    /// The introduction points, at most [`MAX_INTRO_POINTS`].
     pub points: Vec<IntroPoint>,
-    /// One for each point, in the same order.
+    /// The nonce of each point, in the same order.
     pub nonces: Vec<PointNonce>,
 }
 
@@ -206,16 +217,16 @@ impl Statement for IntroPoints {
 pub struct Lease {
     /// The cluster it is for.
     pub cluster: ClusterId,
-    /// Who speaks and holds it.
+    /// The node that signs and holds it.
     pub holder: NodeId,
-    /// Rises with every renewal, over restarts too.
+    /// Sequence number: rises with every renewal, also over restarts.
     pub seq: u64,
-    /// Only rises, from holder to holder.
+    /// The term, which only rises from holder to holder.
     pub term: u64,
-    /// The holder's priority when it claimed: with the term and the holder it decides between two claims of one term,
-    /// so that the record alone tells every node the same winner.
+    /// The holder's priority when it claimed. With the term and the holder it decides between two
+    /// claims to one term, so the record alone gives every node the same winner.
     pub priority: u8,
-    /// For how long it is good after it was first seen, in milliseconds. 0 gives it up.
+    /// Time to live after it was first received, in milliseconds. 0 gives the lease up.
     pub ttl_ms: u32,
 }
 
@@ -227,53 +238,53 @@ impl Statement for Lease {
 /// A time period of onion-service descriptors (rend-spec-v3, section 2.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PeriodId {
-    /// Its number.
+    /// The number of the period, counted from the epoch.
     pub number: u64,
-    /// Its length in minutes.
+    /// Length of the period in minutes.
     pub length_minutes: u32,
     /// Offset of the first period from the epoch, in seconds.
     pub offset_seconds: u32,
 }
 
 impl PeriodId {
-    /// Longest period that Tor's consensus may ask for.
+    /// Longest period that Tor's consensus may set, in minutes.
     pub const MAX_MINUTES: u32 = 14_400;
 
-    /// When it begins, in seconds since the Unix epoch.
+    /// Start of the period, in seconds since the Unix epoch.
     pub fn start(&self) -> u64 {
         let length = u64::from(self.length_minutes) * 60;
         self.number.saturating_mul(length).saturating_add(self.offset_seconds.into())
     }
 }
 
-/// What a publisher has put on the directories for one period.
+/// The state of a publisher's descriptors for one period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPeriod {
-    /// Which period.
+    /// The time period of the descriptors.
     pub period: PeriodId,
-    /// The highest revision it has used.
+    /// The highest revision counter that the publisher has used.
     pub revision: u64,
-    /// Directories that hold its newest descriptor.
+    /// Number of responsible directories that hold its newest descriptor.
     pub confirmed: u16,
-    /// Directories responsible.
+    /// Number of directories responsible for the period.
     pub directories: u16,
 }
 
-/// What a publisher has published of one service: the next publisher uses higher revisions, and `status` shows it on
-/// every node.
+/// The descriptors that a publisher has published of one service. The next publisher uses higher
+/// revisions, and `status` shows it on every node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publication {
     /// The cluster it is for.
     pub cluster: ClusterId,
     /// The node that signs.
     pub node: NodeId,
-    /// Rises with every change, over restarts too.
+    /// Sequence number: rises with every change, also over restarts.
     pub seq: u64,
-    /// Whose descriptors these are. The record has a key of its own for each service.
+    /// The service. A node has one such record for each service.
     pub service: ServiceId,
-    /// The term it published in.
+    /// The term in which it published.
     pub term: u64,
-    /// At most 8 periods.
+    /// The published periods, at most 8.
     pub periods: Vec<PublishedPeriod>,
 }
 

@@ -1,4 +1,4 @@
-//! What holds of every record that a node says of itself.
+//! The traits of a node's own records, and the bounds of their fields.
 
 use super::{
     Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, NodeCard, PeriodId, Publication,
@@ -7,20 +7,20 @@ use crate::address::mesh_address;
 use crate::id::{ClusterId, NodeId, ServiceId};
 use crate::time::CALENDAR_END;
 
-/// Highest revision that a publisher is believed to have used: the clock gives less than 2^48.
+/// Publications with higher revisions are rejected. Revisions that follow the clock are below 2^48.
 const MAX_REVISION: u64 = 1 << 57;
-/// Most periods in one publication.
+/// Maximum number of periods in one publication.
 pub(crate) const MAX_PERIODS: usize = 8;
-/// Longest version string in a card, in bytes.
+/// Maximum length of the version string in a card, in bytes.
 const MAX_VERSION: usize = 64;
 
-/// A value outside the bounds of its field, which no signer may use.
+/// A value outside the bounds of its field. No signature makes it valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OutOfBounds {
-    /// A field outside its bounds.
+    /// The value of this field is outside its bounds.
     #[error("{0} outside its bounds")]
     Field(&'static str),
-    /// A number higher than anything but malice explains.
+    /// This number is so high that only malice explains it.
     #[error("a {0} too far ahead")]
     Jump(&'static str),
     /// The mesh address in the card is not the one derived from the node id.
@@ -28,26 +28,25 @@ pub enum OutOfBounds {
     Address,
 }
 
-/// A record that a node says of itself. The newest of a kind replaces those before it.
+/// A record that a node announces about itself. The newest of a kind replaces earlier ones.
 pub trait NodeRecord {
-    /// Which cluster it is about.
+    /// The cluster that it is for.
     fn cluster(&self) -> ClusterId;
-    /// The node that says it.
+    /// The node that signs it.
     fn node(&self) -> NodeId;
-    /// Its sequence number: rises with every record of the node, over restarts too.
+    /// Its sequence number, which rises with every record of the node, also over restarts.
     fn seq(&self) -> u64;
-    /// Checks what can be checked without knowing anything else.
+    /// Checks the bounds of all fields that do not depend on other knowledge.
     ///
-    /// # Errors
-    /// Names the first field that is out of its bounds.
+    /// # Errors The first field that is out of its bounds.
     fn check_bounds(&self) -> Result<(), OutOfBounds>;
 }
 
 /// A record of which a node has one for each value of a key.
 pub trait Keyed: NodeRecord {
-    /// The second part of the key under which it stands.
+    /// The type of the second part of its key in the gossiped state.
     type Key;
-    /// Which of them it is.
+    /// The value of its key.
     fn about(&self) -> Self::Key;
 }
 
@@ -109,7 +108,7 @@ fn check_card(card: &NodeCard) -> Result<(), OutOfBounds> {
     within(rising && card.ports.len() <= NodeCard::MAX_PORTS, "ports")
 }
 
-/// Whether intro points are fit to stand in a descriptor.
+/// Checks that introduction points may be listed in a descriptor.
 pub(crate) fn check_points(points: &[IntroPoint]) -> Result<(), OutOfBounds> {
     within(points.len() <= MAX_INTRO_POINTS, "number of intro points")?;
     let sound = |point: &IntroPoint| {

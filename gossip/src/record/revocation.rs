@@ -6,14 +6,15 @@ use super::{Fact, OutOfBounds};
 use crate::id::{ClusterId, NodeId};
 use crate::signed::Statement;
 
-/// The authority's word that a node is no longer a member. Final: the node comes back only under a new key.
+/// A statement of the authority: a node is no longer a member. Final: the node comes back only
+/// under a new key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
     /// The cluster it is for.
     pub cluster: ClusterId,
-    /// Who.
+    /// The node that is no longer a member.
     pub node: NodeId,
-    /// When, in seconds since the Unix epoch.
+    /// When it was revoked, in seconds since the Unix epoch.
     pub revoked: u64,
 }
 
@@ -26,7 +27,7 @@ impl Fact for Revocation {
     type Id = NodeId;
     const PLURAL: &'static str = "revocations";
     const MOST: usize = 4096;
-    /// If a single node is left that knows of it, all shall.
+    /// A revocation must survive even if only a worker knows it.
     const BY_WORKERS: bool = true;
 
     fn cluster(&self) -> ClusterId {
@@ -41,14 +42,14 @@ impl Fact for Revocation {
         Ok(())
     }
 
-    /// The first one stays: any other says the same.
+    /// Keeps the first statement: all others mean the same.
     fn merge(&mut self, _other: &Self) {}
 
     fn kept_until(&self) -> u64 {
         u64::MAX
     }
 
-    /// Nothing: two publishers may each have signed one.
+    /// Empty, because two publishers may each have signed a statement about one node.
     fn content(_statement: &[u8]) -> &[u8] {
         &[]
     }

@@ -10,35 +10,38 @@ use crate::bytes::VarBytes;
 use crate::id::{ClusterId, ServiceId};
 use crate::signed::Statement;
 
-/// The authority's statement that the cluster serves an address, and how.
+/// The authority's statement that the cluster serves an address, and with which settings.
 ///
-/// Every member keeps it and hands it on. A changed service is a new statement with a higher sequence number; of two the greater one
-/// counts, so that all nodes that have heard both agree.
+/// Every member keeps it and hands it on. A changed service is a new statement with a higher
+/// sequence number. The greater of two statements counts, so all nodes that have received both
+/// agree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// The cluster that serves it.
     pub cluster: ClusterId,
-    /// Its address.
+    /// The service's id, which is its address.
     pub service: ServiceId,
-    /// Rises with every change.
+    /// Sequence number: rises with every change.
     pub seq: u64,
-    /// When this statement was made, in seconds since the Unix epoch.
+    /// When this statement was issued, in seconds since the Unix epoch.
     pub issued: u64,
-    /// The cluster serves it no longer. Final: no later statement brings it back.
+    /// True if the cluster no longer serves it. Final: no later statement brings it back.
     pub removed: bool,
-    /// The virtual ports at which clients may connect: rising, none 0, at most [`NodeCard::MAX_PORTS`].
+    /// The virtual ports at which clients may connect: in rising order, none 0, at most
+    /// [`NodeCard::MAX_PORTS`].
     pub ports: Vec<u16>,
-    /// Whatever else is set of it, by name; at most [`Service::MAX_SETTINGS`]. A name that a node does not know stays as it
-    /// is, also when the node makes a new statement.
+    /// Further settings by name, at most [`Service::MAX_SETTINGS`]. A node keeps settings that it
+    /// does not know unchanged, also when it issues a new statement.
     pub settings: BTreeMap<String, Setting>,
 }
 
 /// One setting of a service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Setting {
-    /// Of the encoding of `value`. A node that does not know it acts as if the setting were absent.
+    /// Version of the encoding of `value`. A node that does not know it acts as if the setting were
+    /// absent.
     pub version: u16,
-    /// Encoded as the version says.
+    /// The value, encoded as that version defines.
     pub value: VarBytes,
 }
 
@@ -48,9 +51,10 @@ impl Statement for Service {
 }
 
 impl Service {
-    /// Most settings of one service.
+    /// Maximum number of settings of one service.
     pub const MAX_SETTINGS: usize = 32;
-    /// Longest name of a setting, in bytes: lower-case letters, digits and hyphens.
+    /// Maximum length of a setting's name in bytes. It consists of lower-case letters, digits and
+    /// hyphens.
     pub const MAX_NAME: usize = 32;
 
     fn rank(&self) -> (bool, u64, u64, &[u16], &BTreeMap<String, Setting>) {
@@ -80,15 +84,15 @@ impl Fact for Service {
         within(self.settings.len() <= Self::MAX_SETTINGS && self.settings.keys().all(named), "settings")
     }
 
-    /// Takes the greater of the two: a removal, else the higher sequence number. What else two may differ in decides between
-    /// equals, so that any order and any repetition give one result.
+    /// Takes the greater of the two: a removal, otherwise the higher sequence number. Ties are
+    /// decided by the remaining fields, so that any order and any repetition give one result.
     fn merge(&mut self, other: &Self) {
         if self.rank() < other.rank() {
             self.clone_from(other);
         }
     }
 
-    /// A removed service stays known, too: an older statement would bring it back.
+    /// A removed service is kept, too: otherwise an older statement would bring it back.
     fn kept_until(&self) -> u64 {
         u64::MAX
     }

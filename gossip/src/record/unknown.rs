@@ -1,7 +1,7 @@
-//! Records that a later version has and this one does not know: they are carried unread.
+//! Records of kinds that only a later version knows: they are forwarded without being read.
 //!
-//! What every fact of a later version has in common is its [`Header`], and that the authority has signed it under
-//! [`UnknownKey::context`].
+//! All facts of later versions have in common the fields of [`Header`], and a signature of the
+//! authority under [`UnknownKey::context`].
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use crate::codec::DecodeError;
 use crate::id::ClusterId;
 use crate::signed::{Check, Foreign};
 
-/// Longest key of a record, in bytes.
+/// Maximum length of a record's key, in bytes.
 pub const MAX_KEY: usize = 96;
-/// Longest name of a kind, in bytes: the first part of its keys.
+/// Maximum length of a kind's name, the first part of its keys, in bytes.
 const MAX_NAME: usize = 16;
 
-/// A key that no line of the table has: a name and, after `/`, what the record is about.
+/// The key of a record whose kind is not in the table: a name and, after `/`, its subject.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnknownKey {
     length: u8,
@@ -26,7 +26,7 @@ pub struct UnknownKey {
 }
 
 impl UnknownKey {
-    /// `None` if no version may have such a key.
+    /// Parses a key; `None` if no version may have such a key.
     pub(super) fn new(key: &str) -> Option<Self> {
         let length = u8::try_from(key.len()).ok()?;
         let mut bytes = [0; MAX_KEY];
@@ -42,7 +42,7 @@ impl UnknownKey {
 
     /// The whole key.
     pub fn as_str(&self) -> &str {
-        // Made of a text, and nothing was cut.
+        // The bytes are valid UTF-8: they were copied whole from a string.
         self.bytes.get(..self.length.into()).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
     }
 
@@ -52,7 +52,8 @@ impl UnknownKey {
         key.split_once('/').map_or(key, |(name, _)| name)
     }
 
-    /// The context under which records of this kind are signed: every kind that is added from version 2 on has it.
+    /// The context under which records of this kind are signed. Every kind added from version 2 on
+    /// uses it.
     pub fn context(&self) -> String {
         format!("rustbalance record {}", self.name())
     }
@@ -74,15 +75,16 @@ impl fmt::Debug for UnknownKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 struct Header {
     cluster: ClusterId,
-    /// Of two statements under one key the higher one replaces the other.
+    /// Sequence number: of two statements under one key the higher one replaces the other.
     #[serde(default)]
     seq: u64,
-    /// Its end, in seconds since the Unix epoch; like an invitation it is kept for a week longer.
+    /// When it expires, in seconds since the Unix epoch. Like an invitation it is kept for a week
+    /// longer.
     #[serde(default)]
     expires: Option<u64>,
 }
 
-/// One fact of a kind that this version does not know, its signature checked.
+/// A fact of a kind that this version does not know, its signature checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownFact {
     key: UnknownKey,
@@ -91,7 +93,7 @@ pub struct UnknownFact {
 }
 
 impl UnknownFact {
-    /// Reads what stands under a key, and must be signed by the authority's key.
+    /// Reads the fact announced under a key, which must be signed by the authority's key.
     pub(crate) fn read(
         key: UnknownKey,
         bytes: &[u8],
@@ -103,20 +105,19 @@ impl UnknownFact {
         Ok(Self { key, header: statement.read()?, statement })
     }
 
-    /// The key under which it stands.
+    /// The key under which it is announced.
     pub fn key(&self) -> UnknownKey {
         self.key
     }
 
-    /// Which cluster it is about.
+    /// The cluster that it is for.
     pub(crate) fn cluster(&self) -> ClusterId {
         self.header.cluster
     }
 
-    /// The bytes for the wire, as they came.
+    /// The bytes for the wire, unchanged.
     ///
-    /// # Errors
-    /// None that can happen: it was encoded before.
+    /// # Errors None in practice: it was encoded before.
     pub fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
         self.statement.to_bytes()
     }
@@ -131,12 +132,12 @@ impl UnknownFact {
         self.statement.signature()
     }
 
-    /// Where it stands among statements under one key.
+    /// Orders statements under one key; the greatest is kept.
     pub(crate) fn rank(&self) -> (u64, &[u8]) {
         (self.header.seq, self.encoded())
     }
 
-    /// As [`super::Fact::kept_until`].
+    /// See [`super::Fact::kept_until`].
     pub(crate) fn kept_until(&self) -> u64 {
         self.header.expires.map_or(u64::MAX, |expires| expires.saturating_add(Invitation::KEPT_SECONDS))
     }
