@@ -37,7 +37,8 @@ pub enum DecodeError {
 
 /// Encodes a value.
 ///
-/// # Errors The error of the type's serializer. The types of this crate always encode.
+/// # Errors
+/// The error of the type's serializer. The types of this crate always encode.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, DecodeError> {
     let mut bytes = vec![VERSION];
     ciborium::into_writer(value, &mut bytes).map_err(|error| DecodeError::Malformed(error.to_string()))?;
@@ -46,7 +47,8 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, DecodeError> {
 
 /// Decodes a value from at most `max` bytes, all of which must belong to it.
 ///
-/// # Errors The bytes are too many, of another version, malformed, or followed by others.
+/// # Errors
+/// The bytes are too many, of another version, malformed, or followed by others.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], max: usize) -> Result<T, DecodeError> {
     if bytes.len() > max {
         return Err(DecodeError::TooLong { size: bytes.len(), max });

@@ -29,7 +29,7 @@ labels! {
     MeshAddress = "rustbalance mesh address v1",
     /// The digest by which neighbours compare the facts they know.
     Facts = "rustbalance facts v2",
-    /// The order in which two members prefer each other as neighbours.
+    /// The preference of two members for each other as neighbours.
     Neighbours = "rustbalance neighbours v1",
     /// A node's place among those of equal priority, in the queue for a term.
     Rank = "rustbalance rank v1",

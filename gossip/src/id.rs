@@ -27,7 +27,7 @@ pub enum AddressError {
     #[error("{0:?} is an onion address of version {1}, and only version 3 is in use")]
     Version(String, u8),
     /// The address is valid, but not written in its one form: in lower case, with `.onion`.
-    #[error("{0:?} is not written as an onion address is: in lower case and with .onion, nothing around it")]
+    #[error("{0:?} is not in the form of an onion address: lower case, with .onion and nothing around it")]
     Form(String),
 }
 

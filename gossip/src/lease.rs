@@ -19,10 +19,11 @@ use crate::hash::{Label, labelled};
 use crate::id::NodeId;
 use crate::record::Lease;
 
-/// Maximum of a term per second since the Unix epoch, on the reader's clock; higher terms are
-/// rejected. However far a hostile publisher makes the cluster jump, a second later higher terms
-/// are valid for honest nodes, for the next 34,000 years. The bound does not depend on earlier
-/// records, so a node that joins or restarts believes the same terms as the others.
+/// A term may be at most this number times the seconds since the Unix epoch, on the reader's clock;
+/// higher terms are rejected. However far a hostile publisher makes the cluster jump, a second
+/// later higher terms are valid for honest nodes, for the next 34,000 years. The bound does not
+/// depend on earlier records, so a node that joins or restarts believes the same terms as the
+/// others.
 pub const TERMS_PER_SECOND: u64 = 1 << 24;
 
 /// Longest time to live that a lease is given; a longer one in a record counts as this.
@@ -118,7 +119,8 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// The state of the cluster at one moment, as far as the election needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Situation {
-    /// The best claim to the highest term ever claimed that was not given up, own ones included.
+    /// The best claim to the highest term ever claimed, own claims included; `None` if all claims
+    /// to that term were given up.
     pub best: Option<Claim>,
     /// True if that claim's lease is live now.
     pub live: bool,
@@ -160,7 +162,7 @@ enum State {
     Listening { since: Duration },
     /// A live lease is known.
     Following,
-    /// No lease has been live since then; waits for its turn.
+    /// No lease is live since `since`; the node waits for its turn.
     Vacant { since: Duration },
     /// Waits until the disk has stored the term, requested at `asked`.
     Storing { term: u64, asked: Duration },

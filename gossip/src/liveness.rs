@@ -144,7 +144,7 @@ impl Liveness {
         }
     }
 
-    /// True if the node was alive at its last heartbeat or the last [`Liveness::expire`].
+    /// True if the node is alive, as of its last heartbeat or the last [`Liveness::expire`].
     pub fn is_alive(&self, node: &NodeId) -> bool {
         self.pulses.get(node).is_some_and(|pulse| pulse.alive)
     }

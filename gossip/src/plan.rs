@@ -22,8 +22,8 @@ use crate::source::{Candidate, Source, relay_lot};
 /// The choice for one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// The points that the descriptor should list, sorted by session key, which hides which points
-    /// belong to one source.
+    /// The points that the descriptor should list, sorted by session key, so that their order does
+    /// not reveal which points belong to one source.
     pub points: Vec<(Source, IntroPoint)>,
     /// The sources that were healthy when last any source was.
     pub healthy: BTreeSet<Source>,

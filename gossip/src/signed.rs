@@ -105,7 +105,7 @@ impl<T: Statement> Unverified<T> {
         codec::decode(bytes, T::MAX_SIZE).map(|envelope| Self { envelope, kind: PhantomData })
     }
 
-    /// The key that claims to have signed it: only to choose the key for the check.
+    /// The key that the envelope names as its signer. Use it only to choose the key for the check.
     pub fn claimed_signer(&self) -> &[u8; 32] {
         &self.envelope.signer.0
     }

@@ -33,8 +33,9 @@ impl Coordinator {
     /// Whether a joiner may be admitted as `role` now. A node that does not know what other
     /// publishers have admitted would accept a used token again.
     ///
-    /// # Errors What is missing. It resolves without intervention, except for a publisher that
-    /// never returns: it must be evicted before another publisher is admitted.
+    /// # Errors
+    /// Names what is missing. It resolves without intervention, except for a publisher that never
+    /// returns: it must be evicted before another publisher is admitted.
     pub fn may_admit(&self, role: Role, now: Now) -> Result<(), NotYet> {
         if self.life.is_excluded() || self.isolation(now).is_some() {
             return Err(NotYet::Isolated);

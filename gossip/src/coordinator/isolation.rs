@@ -17,8 +17,8 @@ use crate::record::Heartbeat;
 /// revocations first on the link, but another task processes them.
 const FOLLOWING: Duration = Duration::from_secs(5);
 /// Time for which a node that lacks revocations stays isolated: 180 s is three times the minute in
-/// which neighbours compare facts. After that the revocations do not exist, because a hostile
-/// publisher made the key, and a cluster that does not publish is worse.
+/// which neighbours compare facts. After that it assumes that the revocations do not exist (a
+/// hostile publisher can make such a key), because a cluster that does not publish is worse.
 const LACKING: Duration = Duration::from_secs(180);
 /// Time for which one heartbeat of another process isolates this node if no other follows.
 const SUSPICION: Duration = Duration::from_secs(120);
@@ -44,7 +44,7 @@ pub enum Isolated {
     #[error("the other publishers accept none of this node's discovery keys")]
     ShutOut,
     /// The node knows fewer revocations than its newest discovery key counts.
-    #[error("its discovery key counts {counted} revocations, and it knows {known} of them")]
+    #[error("its newest discovery key counts {counted} revocations, and it knows only {known}")]
     LacksRevocations {
         /// Number of revocations that the node knows.
         known: usize,

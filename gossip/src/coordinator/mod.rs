@@ -16,19 +16,6 @@
 //! 5. `planning`, one for each service: what the descriptor should list. The publisher plans after
 //!    every event, other nodes with each heartbeat.
 
-mod admit;
-mod electing;
-mod facts;
-mod isolation;
-mod lifecycle;
-mod own;
-mod planning;
-mod serving;
-mod settings;
-mod speaker;
-#[cfg(test)]
-mod tests;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -50,6 +37,19 @@ use lifecycle::{LifeCycle, LifeStep, Surroundings};
 use planning::Planner;
 use serving::{Publishing, Serving};
 use speaker::{Announcements, Speaker};
+
+mod admit;
+mod electing;
+mod facts;
+mod isolation;
+mod lifecycle;
+mod own;
+mod planning;
+mod serving;
+mod settings;
+mod speaker;
+#[cfg(test)]
+mod tests;
 
 /// If the wall clock advances by this much more than the monotonic one, it was set forward.
 const CLOCK_STEP: Duration = Duration::from_secs(2);
@@ -119,7 +119,7 @@ impl Coordinator {
         self
     }
 
-    /// What this node knows of its cluster.
+    /// This node's knowledge of the cluster.
     pub fn view(&self) -> &View {
         &self.view
     }
@@ -188,7 +188,7 @@ impl Coordinator {
         always.into_iter().chain(sometimes.into_iter().flatten()).min()
     }
 
-    /// Processes an event and returns the actions to carry out, in this order.
+    /// Processes an event and returns the actions, which the caller must carry out in their order.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         if self.has_ended() {

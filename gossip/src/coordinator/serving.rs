@@ -22,7 +22,8 @@ impl Serving {
     /// Sets the introduction points, the preferred ones first; those beyond [`MAX_INTRO_POINTS`]
     /// are dropped.
     ///
-    /// # Errors The points must not stand in a descriptor; then the earlier ones stay.
+    /// # Errors
+    /// The points must not stand in a descriptor; then the earlier ones stay.
     pub(super) fn set_points(&mut self, mut served: Vec<ServedPoint>) -> Result<(), OutOfBounds> {
         served.truncate(MAX_INTRO_POINTS);
         let (points, nonces): (Vec<_>, Vec<_>) = served.into_iter().map(|it| (it.point, it.nonce)).unzip();

@@ -147,7 +147,7 @@ pub enum Action {
     StoreTerm(u64),
     /// Announce this record by gossip; it replaces the one of the same kind.
     Gossip {
-        /// The kind, whose key it is announced under.
+        /// The kind of the record.
         kind: RecordKind,
         /// The encoded record.
         bytes: Vec<u8>,

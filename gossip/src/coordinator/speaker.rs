@@ -13,8 +13,8 @@ const REANNOUNCE_PAUSE: Duration = Duration::from_secs(10);
 /// member can convince a peer that it already has our latest version; the peer then stops asking,
 /// and recovers only when a new one appears.
 const REPEAT: Duration = Duration::from_secs(300);
-/// A record of our own with a sequence number from here on is ignored when it comes back. It leaves
-/// valid numbers above any that may be adopted.
+/// A record of our own that comes back with this sequence number or a higher one is ignored, so
+/// that higher numbers always remain for new records.
 const MAX_SEQ: u64 = 1 << 62;
 
 /// Signs the node's records, each with a higher sequence number than all before.

@@ -1,11 +1,11 @@
 //! The coordinator of one node, from its start to its goodbye.
 
-mod outages;
-
 use super::*;
 use crate::record::{Fitness, Heartbeat, IntroPoints, Lease, NodeCard, PeriodId, Publication, PublishedPeriod, Role};
 use crate::signed::{Statement, Unverified, Verified};
 use crate::sim::{FOUNDED, Founder, Identity, point, served, sign};
+
+mod outages;
 
 /// A coordinator under test, its clock, and its last announced record of each kind.
 struct Scene {

@@ -1,13 +1,10 @@
 //! The facts of the authority that a node knows. For each subject it keeps the merger of all
-//! statements; the facts are bounded, announced again in the node's own gossip, compared with
+//! statements; the facts are bounded, re-announced in the node's own gossip, compared with
 //! neighbours, and stored.
 //!
 //! Publishers that are cut off from each other may sign different statements about one subject.
 //! Merging forms a semilattice (any order and any repetition give one result), so replayed
 //! statements are harmless.
-
-mod sync;
-mod unknown;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +13,9 @@ use crate::record_kinds;
 use crate::signed::Verified;
 pub use sync::{CarriedFact, FactStep, FactSync, FactsDigest, SharedFacts};
 pub use unknown::UnknownFacts;
+
+mod sync;
+mod unknown;
 
 /// Reason why a fact was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -215,7 +215,8 @@ macro_rules! all_facts {
             /// Merges a fact whose signature has been checked, at `unix` seconds since the epoch.
             /// Returns true if it adds anything, or is the first statement that equals the merger.
             ///
-            /// # Errors It is out of its bounds, or there is no room for it.
+            /// # Errors
+            /// It is out of its bounds, or there is no room for it.
             pub fn put(&mut self, fact: AnyFact, unix: u64) -> Result<bool, FactError> {
                 match fact {
                     $(AnyFact::$Fact(statement) => self.$facts.fold(statement, unix),)*

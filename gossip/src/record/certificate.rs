@@ -26,7 +26,7 @@ impl Statement for AuthorityCertificate {
     const MAX_SIZE: usize = 512;
 }
 
-/// What a member may do.
+/// The role of a member, which decides its rights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -131,15 +131,17 @@ pub struct Member {
 impl Chain {
     /// Checks both certificates against the key of the cluster, at `unix` seconds since the epoch.
     ///
-    /// # Errors A signature is bad, a certificate is for another cluster, or the member certificate
-    /// has expired.
+    /// # Errors
+    /// A signature is bad, a certificate is for another cluster, or the member certificate has
+    /// expired.
     pub fn verify(self, cluster: ClusterId, unix: u64) -> Result<Member, ChainError> {
         self.verify_with(cluster, unix, &Strict)
     }
 
     /// As [`Chain::verify`], with another implementation of the signature check.
     ///
-    /// # Errors As [`Chain::verify`].
+    /// # Errors
+    /// As [`Chain::verify`].
     pub fn verify_with(self, cluster: ClusterId, unix: u64, check: &dyn Check) -> Result<Member, ChainError> {
         let authority = self.authority.verify_with(cluster.public_key(), check).map_err(ChainError::Authority)?;
         if authority.cluster != cluster {

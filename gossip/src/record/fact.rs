@@ -28,7 +28,8 @@ pub trait Fact: Statement + PartialEq {
     fn id(&self) -> Self::Id;
     /// Checks the bounds of all fields that do not depend on other knowledge.
     ///
-    /// # Errors The first field that is out of its bounds.
+    /// # Errors
+    /// The first field that is out of its bounds.
     fn check_bounds(&self) -> Result<(), OutOfBounds>;
     /// Merges another statement with the same id. Any order and any repetition must give one
     /// result.

@@ -44,7 +44,7 @@ macro_rules! record_kinds {
     };
 }
 
-/// The key that must have signed the records of a kind.
+/// The signer of the records of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signer {
     /// The node in whose gossiped state the record is announced; the record is about this node.
@@ -64,7 +64,7 @@ pub struct KindInfo {
     pub context: &'static str,
     /// [`Statement::MAX_SIZE`] of its statements, in bytes.
     pub max_size: usize,
-    /// The key that signs it.
+    /// The signer of its records.
     pub signer: Signer,
 }
 
@@ -120,7 +120,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// The key that must have signed records of this kind.
+            /// The signer that records of this kind must have.
             pub fn signer(&self) -> Signer {
                 match self {
                     $(Self::$Own => Signer::Node,)*
@@ -175,8 +175,9 @@ macro_rules! kinds {
             /// Reads a record that is announced under the key of `kind` and must be signed by
             /// `node`. `None` if it equals `known` byte for byte.
             ///
-            /// # Errors The record cannot be read, its signature is bad, or it belongs under
-            /// another key. The node and the cluster named in it are not checked.
+            /// # Errors
+            /// The record cannot be read, its signature is bad, or it belongs under another key.
+            /// The node and the cluster named in it are not checked.
             pub fn open(
                 kind: RecordKind,
                 bytes: &[u8],
@@ -243,8 +244,9 @@ macro_rules! kinds {
             /// Reads a fact that is announced under the key of `kind` and must be signed by the
             /// authority with this key.
             ///
-            /// # Errors The fact cannot be read, its signature is bad, or it belongs under another
-            /// key. The cluster named in it is not checked.
+            /// # Errors
+            /// The fact cannot be read, its signature is bad, or it belongs under another key. The
+            /// cluster named in it is not checked.
             pub fn read(
                 kind: RecordKind,
                 bytes: &[u8],

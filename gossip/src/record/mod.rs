@@ -4,16 +4,6 @@
 //! and carry a sequence number that rises over restarts. Facts (invitations, revocations, services)
 //! are signed by the cluster's authority key, so that any node may forward them.
 
-mod certificate;
-mod fact;
-mod invitation;
-mod kinds;
-mod node;
-mod own;
-mod revocation;
-mod service;
-mod unknown;
-
 pub use certificate::{AuthorityCertificate, Chain, ChainError, DiscoveryKey, Member, MemberCertificate, Role};
 pub use fact::Fact;
 pub use invitation::Invitation;
@@ -27,3 +17,13 @@ pub(crate) use own::{MAX_PERIODS, check_points};
 pub use revocation::Revocation;
 pub use service::{Service, Setting};
 pub use unknown::{MAX_KEY, UnknownFact, UnknownKey};
+
+mod certificate;
+mod fact;
+mod invitation;
+mod kinds;
+mod node;
+mod own;
+mod revocation;
+mod service;
+mod unknown;

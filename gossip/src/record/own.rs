@@ -38,7 +38,8 @@ pub trait NodeRecord {
     fn seq(&self) -> u64;
     /// Checks the bounds of all fields that do not depend on other knowledge.
     ///
-    /// # Errors The first field that is out of its bounds.
+    /// # Errors
+    /// The first field that is out of its bounds.
     fn check_bounds(&self) -> Result<(), OutOfBounds>;
 }
 

@@ -117,7 +117,8 @@ impl UnknownFact {
 
     /// The bytes for the wire, unchanged.
     ///
-    /// # Errors None in practice: it was encoded before.
+    /// # Errors
+    /// None in practice: it was encoded before.
     pub fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
         self.statement.to_bytes()
     }
