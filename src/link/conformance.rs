@@ -1,8 +1,9 @@
-//! Links put to the suite that every carrier of the mesh must pass: in memory from here; over Tor from the network tests,
-//! which include this file.
+//! Runs links through the conformance suite of mesh carriers: in memory from this crate, over Tor
+//! from the network tests, which include this file.
 //!
-//! [`Linked`] is the suite's network, on engines that a [`Ground`] gives. [`launch`] is one node's links with its own onion
-//! service, as the daemon has them; [`World`] the keys of a small cluster.
+//! [`Linked`] is the suite's network, built on the engines of a [`Ground`]. [`launch`] starts one
+//! node's links and its own onion service as the daemon does. [`World`] holds the keys of a small
+//! cluster.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,11 +23,11 @@ use rustbalance_mesh::Carrier;
 use rustbalance_mesh::conformance::Network;
 use tokio::sync::{mpsc, watch};
 
-/// A cluster's keys. Node ids rise with their numbers.
+/// The keys of a cluster, sorted so that node ids rise with their index.
 pub(crate) struct World {
     pub(crate) master: MasterSecret,
     pub(crate) authority: AuthoritySecret,
-    /// Opens the nodes' services.
+    /// Opens the descriptors of the nodes' own onion services.
     pub(crate) discovery: DiscoverySecret,
     pub(crate) keys: Vec<NodeSecret>,
 }
@@ -60,7 +61,7 @@ impl World {
         self.member_of(i, self.cluster())
     }
 
-    /// A certificate for whatever cluster.
+    /// A certificate for the given cluster.
     pub(crate) fn member_of(&self, i: usize, cluster: ClusterId) -> Member {
         let authority = AuthorityCertificate { cluster, authority: self.authority.authority_id(), issued: 7 };
         let certificate = MemberCertificate {
@@ -82,7 +83,7 @@ impl World {
     }
 }
 
-/// One node's links.
+/// The links of one node, and the senders that control them.
 pub(crate) struct Launched {
     pub(crate) links: Arc<Links>,
     pub(crate) outputs: LinkOutputs,
@@ -104,7 +105,7 @@ pub(crate) async fn launch(
     launch_with(world, engine, Vec::new(), i, set, limits).await
 }
 
-/// The same with faster routes.
+/// Like [`launch`], with faster routes.
 pub(crate) async fn launch_with(
     world: &World,
     engine: Arc<dyn Engine>,
@@ -151,16 +152,16 @@ pub(crate) async fn launch_with(
     Launched { links, outputs, set, limits, newest, counters, service }
 }
 
-/// Where links are put to the suite.
+/// The environment that the suite's nodes run in.
 #[async_trait]
 pub(crate) trait Ground: Send + Sync {
-    /// The engine of the node with this number: the same one whenever it is asked for.
+    /// The engine of the node with this number; each call returns the same one.
     async fn engine(&self, number: usize) -> Arc<dyn Engine>;
-    /// Lets nothing pass between these nodes and the others; false if that cannot be done here.
+    /// Cuts all traffic between the two sides; false if this environment cannot do that.
     fn part(&self, side: &[usize], others: &[usize]) -> bool;
-    /// Ends that.
+    /// Ends the cut of [`Ground::part`].
     fn heal(&self);
-    /// Bounds that suit it.
+    /// Bounds that suit the environment.
     fn limits(&self) -> LinkLimits;
     /// See [`Network::patience`].
     fn patience(&self) -> Duration;
@@ -168,7 +169,7 @@ pub(crate) trait Ground: Send + Sync {
     fn interval(&self) -> Duration;
 }
 
-/// Nodes connected by links.
+/// A network of nodes connected by links.
 pub(crate) struct Linked<'g, G> {
     ground: &'g G,
     world: World,
@@ -176,7 +177,7 @@ pub(crate) struct Linked<'g, G> {
     running: BTreeMap<usize, Running>,
 }
 
-/// What keeps a node's links alive.
+/// Keeps a node's links alive.
 struct Running {
     _links: Arc<Links>,
     _set: watch::Sender<MemberSet>,

@@ -1,8 +1,9 @@
-//! One open link: frames in, frames out, until either side falls silent.
+//! One open link: reads and writes frames until either side falls silent.
 //!
-//! Each side pings every few seconds; whoever hears nothing for the bound closes, which is how a frozen peer is told
-//! from a quiet one. Nothing that a peer does (or fails to do) makes the other side wait: what is to be sent waits in the
-//! link's queue, and a write that takes too long ends the link.
+//! Each side pings every few seconds, and closes the link after a bounded time without any frame:
+//! this tells a frozen peer from a quiet one. Nothing that a peer does or fails to do can block the
+//! other side: outgoing messages wait in the link's queue, and a write that takes too long ends the
+//! link.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,58 +28,61 @@ use crate::discovery::{Discovery, Offer};
 use crate::frame::{FrameError, MAX};
 use crate::stream::BoxStream;
 
-/// After how long a discovery key is offered again on a link: whoever took it before takes no notice, and whoever could not
-/// write it down, or had no room for it, must not wait for another link.
+/// Interval at which the newest discovery key is offered again on a link. A peer that has it
+/// ignores the offer; a peer that could not store it, or had no space in its queue, gets another
+/// chance.
 const OFFER_AGAIN: Duration = Duration::from_secs(300);
 
-/// Between two discovery keys that are looked at of one peer: each new one costs a signature and
-/// the disk.
+/// Interval at which one discovery key from a peer is examined: each new key costs a signature
+/// check and a write to disk.
 const OFFER_PAUSE: Duration = Duration::from_secs(10);
-/// How many may come at once: two evictions may follow each other closely.
+/// Burst above [`OFFER_PAUSE`]: two evictions may follow each other closely.
 const OFFERS_AT_ONCE: f64 = 4.0;
 
-/// What crosses an open link, in a frame of at most [`MAX`] bytes. Variants that a later version has are skipped.
+/// A message on an open link, in a frame of at most [`MAX`] bytes. Variants of a later version are
+/// skipped.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Frame {
-    /// Are you there?
+    /// Asks for a [`Frame::Pong`] with the same value: the sender's milliseconds since the link
+    /// opened.
     Ping(u64),
-    /// I am.
+    /// The answer to a ping, with its value.
     Pong(u64),
     /// A message of the mesh.
     Gossip(VarBytes),
-    /// A discovery key that the other may not have yet.
+    /// A discovery key that the receiver may not have yet.
     Discovery(Offer),
     /// The digest of the facts that the sender knows.
     FactsDigest(FactsDigest),
-    /// Facts, because the digests differ.
+    /// Facts, sent because the digests differ.
     Facts(Vec<CarriedFact>),
-    /// Does this route carry full frames in time?
+    /// Tests whether the route carries full frames in time.
     Probe {
-        /// Rises with each.
+        /// Rises with each probe on a route.
         number: u64,
-        /// Zeros. The reader does not look at them.
+        /// Zeros, ignored by the receiver.
         padding: VarBytes,
     },
-    /// The probe of this number has been read, and so has all before it.
+    /// The answer: the probe with this number and every frame before it have been read.
     Probed(u64),
 }
 
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended {
-    /// Nothing came for too long.
+    /// No frame arrived for this time.
     #[error("silent for {0:?}")]
     Silent(Duration),
-    /// The peer takes nothing.
+    /// A write did not finish in this time.
     #[error("the peer has read nothing for {0:?}")]
     Stuck(Duration),
-    /// The stream failed, ended, or carried nonsense.
+    /// The stream failed, ended, or carried a malformed message.
     #[error(transparent)]
     Message(#[from] MessageError),
 }
 
 impl Ended {
-    /// Where it is counted, if the peer did what no member does.
+    /// The counter for an ending that an honest member does not cause; `None` for the others.
     pub(super) fn counter(&self) -> Option<Counter> {
         match self {
             Self::Stuck(_) => Some(Counter::LinkDeaf),
@@ -90,7 +94,7 @@ impl Ended {
     }
 }
 
-/// What went over one link in one direction.
+/// Traffic over one link in one direction.
 #[derive(Debug, Default)]
 pub(super) struct Passed {
     frames: AtomicU64,
@@ -109,7 +113,7 @@ impl Passed {
     }
 }
 
-/// Counts of one link.
+/// Counters of one link.
 #[derive(Debug, Default)]
 pub(super) struct LinkCounts {
     pub(super) read: Passed,
@@ -119,7 +123,7 @@ pub(super) struct LinkCounts {
     pub(super) round_trip: AtomicU64,
 }
 
-/// What one link needs to run.
+/// Everything one link needs to run.
 pub(super) struct Connection {
     pub(super) peer: NodeId,
     pub(super) out: Arc<OutQueue>,
@@ -130,13 +134,13 @@ pub(super) struct Connection {
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) offered: mpsc::Sender<Offer>,
     pub(super) facts: mpsc::Sender<Vec<Update>>,
-    /// Hears the number of each probe that the peer has answered.
+    /// Called with the number of each probe that the peer has answered.
     pub(super) answered: Box<dyn Fn(u64) + Send + Sync>,
     pub(super) limits: LinkLimits,
 }
 
 impl Connection {
-    /// Runs until the link ends. Cancel by dropping.
+    /// Runs until the link ends. Cancel by dropping the future.
     pub(super) async fn run(self, stream: BoxStream) -> Ended {
         let (reader, writer) = tokio::io::split(stream);
         let start = Instant::now();
@@ -164,7 +168,7 @@ impl Connection {
                 Ok(Ok(read)) => read,
             };
             self.counts.read.add(bytes);
-            // A flood is dropped, not answered by closing: the peer would only dial again.
+            // A flood is dropped. Closing the link would not help: the peer would only dial again.
             let cost = bytes as u64 + self.limits.bytes_per_message;
             let room = bucket.take(cost, Instant::now());
             let taken = match frame {
@@ -178,7 +182,8 @@ impl Connection {
         }
     }
 
-    /// Takes a frame for which the peer's rate has room; false if there is no room where it belongs.
+    /// Handles a frame that passed the peer's rate limit. Returns false if the frame was dropped
+    /// because a further limit or its receiver's queue was exceeded.
     fn take(
         &self,
         frame: Frame,
@@ -231,12 +236,12 @@ impl Connection {
         let (mut discovery, mut members) = (self.discovery.clone(), self.members.clone());
         let mut sync = FactSync::default();
         let mut due = VecDeque::new();
-        // The first key of a cluster came with the join.
+        // Never offers a key of generation 0: the peer got that one when it joined.
         let mut handed_over = ((0, [0xff; 32]), start);
         loop {
             let facts = Arc::clone(&members.borrow_and_update().facts);
-            // What is due first goes out: a peer that tells digest after digest must not make it
-            // grow.
+            // Due frames are sent before the digests are compared again: otherwise a peer that
+            // sends digest after digest could make `due` grow.
             let wake = match due.is_empty() {
                 true => compare(&mut sync, &facts, *theirs.borrow_and_update(), start, &mut due),
                 false => start,
@@ -272,16 +277,18 @@ impl Connection {
         }
     }
 
-    /// Whether the peer may have this key: not if it was revoked, nor if it may have been by a
-    /// revocation that has not come here yet. The key's generation says how many there were. It
-    /// gets all facts before, so that it does not lack the revocations that the key counts.
+    /// Whether the peer may have this key. A revoked peer may not. The key's generation counts the
+    /// revocations at its creation: if it exceeds those known here, the peer may be among the
+    /// missing ones. All facts are handed over first, so that the peer knows the revocations that
+    /// the key counts.
     fn may_have(&self, newest: &Discovery, members: &watch::Receiver<MemberSet>) -> bool {
         let revoked = &members.borrow().revoked;
         newest.key.generation as usize <= revoked.len() && !revoked.contains_key(&self.peer)
     }
 }
 
-/// Queues what the comparison of facts asks for now, and says when to look again at the latest.
+/// Queues the frames that the comparison of facts asks for now; returns when to compare again at
+/// the latest.
 fn compare(
     sync: &mut FactSync,
     facts: &SharedFacts,

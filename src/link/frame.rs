@@ -1,5 +1,5 @@
-//! Values in frames: what links say to each other, each `codec`'s version byte and CBOR in a frame of its own. Some carry
-//! a secret, so every buffer is wiped.
+//! The messages of links: each is one CBOR value behind `codec`'s version byte, in a frame of its
+//! own. Some carry a secret, so every buffer is zeroed after use.
 
 use ciborium::Value;
 use rustbalance_gossip::codec::{self, DecodeError};
@@ -10,19 +10,19 @@ use zeroize::Zeroizing;
 
 use crate::frame;
 
-/// Why no value came or went. The stream is of no use after it.
+/// Why a message could not be read or written. The stream is unusable after it.
 #[derive(Debug, thiserror::Error)]
 pub enum MessageError {
     /// The stream failed, ended, or announced a frame longer than allowed.
     #[error(transparent)]
     Frame(#[from] frame::FrameError),
-    /// The frame holds nothing that belongs here.
+    /// The frame does not hold a valid message.
     #[error(transparent)]
     Decode(#[from] DecodeError),
 }
 
-/// Reads one value of an enum, of at most `max` bytes, and how many bytes it took. `None` for a variant that a later version
-/// has. Not cancel-safe.
+/// Reads one value of an enum, of at most `max` bytes, and returns it with its size on the wire.
+/// The value is `None` for a variant that this version does not have. Not cancel-safe.
 pub(super) async fn read_message<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     max: usize,
@@ -49,7 +49,7 @@ fn is_of_later_version<T: DeserializeOwned>(payload: &[u8]) -> bool {
     !variants::<T>().contains(&name.as_str())
 }
 
-/// The names of an enum's variants, as `T` gives them to whatever it is read from.
+/// The names of an enum's variants, taken from what `T` passes to its deserializer.
 fn variants<T: DeserializeOwned>() -> &'static [&'static str] {
     struct Names<'a>(&'a mut &'static [&'static str]);
 
@@ -77,12 +77,12 @@ fn variants<T: DeserializeOwned>() -> &'static [&'static str] {
     }
 
     let mut names: &[&str] = &[];
-    // It ends with an error in any case.
+    // Always ends with an error; the names are recorded before.
     let _ = T::deserialize(Names(&mut names));
     names
 }
 
-/// Writes one value, and says how many bytes that took. Not cancel-safe.
+/// Writes one value, and returns its size on the wire. Not cancel-safe.
 pub(super) async fn write_message<T: Serialize>(
     stream: &mut (impl AsyncWrite + Unpin),
     value: &T,
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(read(encode(Later::Plain)).unwrap(), Some(Known::Plain));
         assert_eq!(read(encode(Later::Unit)).unwrap(), None);
         assert_eq!(read(encode(Later::Record { field: 1 })).unwrap(), None);
-        // What is known by name must be as this version knows it.
+        // A variant with a known name must have the content that this version expects.
         assert!(read(encode(Later::Number("seven".into()))).is_err());
         for nonsense in [codec::encode(&7u8), codec::encode(&("Unit", 1)), codec::encode(&vec![("Unit", 1)])] {
             assert!(read(nonsense.unwrap()).is_err());

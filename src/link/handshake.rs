@@ -1,18 +1,18 @@
-//! Who is there? Both sides of the opening of a link, without IO.
+//! The handshake that opens a link, both sides, without IO.
 //!
 //! ```text
 //! dialler                                   listener
 //!    <------------ Challenge { versions, nonce }
-//!    Proof { version, chain, proof } ---------->      both proofs: a Session, signed by the node key,
-//!    <-- Accepted { chain, proof }, or Refused        each under the context of its role
+//!    Proof { version, chain, proof } ---------->      both proofs: a Session signed by the node
+//!    <-- Accepted { chain, proof }, or Refused        key, each under the context of its role
 //! ```
 //!
-//! Both sides prove that they are members and whom they mean, whatever the route: neither an onion
-//! address nor a tunnel's key stands for a node. What they sign, the [`Session`], names the route,
-//! both nodes and nonces, the purpose and the versions. So a proof is good for one stream, one
-//! direction and one peer: it can be neither replayed, nor reflected, nor passed on, nor moved to
-//! another route. The dialler proves itself first, so that a stranger learns nothing of the listener
-//! but its versions.
+//! Both sides prove that they are members and name the peer they mean, on every route: neither an
+//! onion address nor a tunnel's key stands for a node. They sign the [`Session`], which names the
+//! route, both nodes, both nonces, the purpose and the versions. So a proof is good for one stream,
+//! one direction and one peer: it cannot be replayed, reflected, relayed or moved to another route.
+//! The dialler proves itself first, so that a stranger learns nothing of the listener but its
+//! versions.
 
 use std::collections::BTreeMap;
 
@@ -30,12 +30,12 @@ use crate::frame::MAX_UNPROVEN;
 /// The oldest and the newest version of the link protocol that this build speaks.
 pub const VERSIONS: (u16, u16) = (3, 3);
 
-/// What a link is for.
+/// The use of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Purpose {
-    /// Gossip.
+    /// Carries the messages of the mesh.
     Mesh,
-    /// A joiner's frames, passed on unread to a publisher.
+    /// Carries a joiner's frames, unread, to a publisher.
     CarryJoin,
 }
 
@@ -46,14 +46,14 @@ struct Challenge {
     nonce: FixedBytes<32>,
 }
 
-/// What both sides sign: all that makes this stream this one.
+/// The statement that both sides sign: everything that identifies this stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Session {
     cluster: ClusterId,
-    /// The range that the listener has offered, as the dialler has read it: in the middle, it
-    /// cannot be narrowed.
+    /// The versions offered by the listener, as the dialler read them. The signature prevents a man
+    /// in the middle from narrowing the range.
     versions: (u16, u16),
-    /// The one that the dialler has chosen.
+    /// The version that the dialler has chosen.
     version: u16,
     route: RouteKind,
     /// The [`ChannelBinding`].
@@ -100,18 +100,18 @@ enum Answer {
     Refused(Refused),
 }
 
-/// A refusal as it travels. A node that was evicted while it was away, or has lost the race for a token, is let in nowhere
-/// and would never hear why by gossip: so it is shown the authority's revocation.
+/// A refusal on the wire. A node that was evicted while it was away, or lost the race for a token,
+/// gets no link, so gossip cannot tell it why: the refusal shows it the authority's revocation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
-    /// Why.
+    /// The reason.
     pub why: Refusal,
-    /// With [`Refusal::Revoked`].
+    /// Present with [`Refusal::Revoked`].
     pub revocation: Option<Box<Unverified<Revocation>>>,
 }
 
 impl Refused {
-    /// The listener's last message, to be sent.
+    /// The listener's last message, encoded.
     ///
     /// # Errors
     /// None in practice: it is of a fixed form.
@@ -126,13 +126,13 @@ impl From<Refusal> for Refused {
     }
 }
 
-/// Why a side does not open a link. A stranger learns no more than that it is one.
+/// Why a side does not open a link. A stranger learns only that it is not a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
-    /// No valid certificate of this cluster, or not the holder of its key.
+    /// No valid certificate of this cluster, or the peer does not hold its key.
     #[error("not a member of this cluster")]
     NotMember,
-    /// Evicted, or its invitation was redeemed by others.
+    /// The node was evicted, or other nodes have redeemed its invitation.
     #[error("the membership has been revoked; the node can join again with a new key and a new invitation")]
     Revoked,
     /// The proof was made for another node, stream or route.
@@ -141,22 +141,22 @@ pub enum Refusal {
     /// The certificate has ended, or the clocks differ.
     #[error("the member certificate has expired; if it has not, set the clocks right")]
     Expired,
-    /// Too many links, or nobody to take the stream.
+    /// Too many links, or no consumer for the stream.
     #[error("busy, try later")]
     Busy,
-    /// There is a link between the two already.
+    /// There already is a link between the two nodes over this route.
     #[error("there is a link already")]
     Duplicate,
-    /// No common version.
+    /// No common version of the link protocol.
     #[error("no common version of the link protocol; update the older node")]
     Version,
-    /// Not what belongs here.
+    /// The message cannot be decoded.
     #[error("malformed message")]
     Malformed,
 }
 
 impl Refusal {
-    /// Where it is counted.
+    /// The counter for this refusal.
     pub fn counter(self) -> Counter {
         match self {
             Self::NotMember => Counter::LinkNotMember,
@@ -183,42 +183,43 @@ impl From<ChainError> for Refusal {
 /// Why a dialler gave up. Nothing has changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// The listener said no.
+    /// The listener refused the link.
     #[error("{0} refused the link: {1}")]
     Refused(NodeId, Refusal),
-    /// The listener said no, and has shown that the cluster's authority has revoked this node.
-    #[error("this node is no member of the cluster any more")]
+    /// The listener refused the link, and has proved that the cluster's authority revoked this
+    /// node.
+    #[error("this node is no longer a member of the cluster")]
     Revoked(Box<Verified<Revocation>>),
-    /// What answers is not the node that was dialled, or no member any more.
-    #[error("what answers as {0} has not proved it: {1}")]
+    /// The answering node is not the one that was dialled, or is not a member.
+    #[error("the node that answers as {0} has not proved its identity: {1}")]
     Unproven(NodeId, Refusal),
     /// No common version.
     #[error("{node} speaks versions {theirs:?} of the link protocol, this node {ours:?}: update the older one")]
     Version {
         /// The node that was dialled.
         node: NodeId,
-        /// Its oldest and newest.
+        /// Its oldest and newest version.
         theirs: (u16, u16),
-        /// Ours.
+        /// The oldest and newest version of this node.
         ours: (u16, u16),
     },
-    /// What came is no part of this conversation.
-    #[error("{0} does not answer as a node does")]
+    /// The listener's message cannot be decoded.
+    #[error("the answer of {0} is not a valid message of the link protocol")]
     Malformed(NodeId, #[source] DecodeError),
 }
 
-/// What a side of the handshake knows and has before it begins.
+/// What one side brings to a handshake.
 #[derive(Clone, Copy)]
 pub struct Own<'a> {
-    /// Its certificates.
+    /// The certificates of this side.
     pub membership: &'a Member,
-    /// Its key.
+    /// The key of this side.
     pub key: &'a (dyn Sign + Sync),
     /// The route of the stream.
     pub route: RouteKind,
-    /// What binds the proofs to the stream.
+    /// Binds the proofs to the stream.
     pub binding: ChannelBinding,
-    /// 32 random bytes that were never used before.
+    /// 32 random bytes, fresh for each handshake.
     pub nonce: [u8; 32],
 }
 
@@ -234,8 +235,8 @@ impl Own<'_> {
     /// Checks the other side's certificates, at `unix` seconds since the epoch.
     fn member(&self, chain: Chain, unix: u64) -> Result<Member, Refusal> {
         let member = chain.verify(self.cluster(), unix)?;
-        // The master key may have certified another authority, of which no revocation is known
-        // here.
+        // The service's master key may have certified another authority, whose revocations this
+        // node does not know.
         let known: AuthorityId = self.membership.authority_id();
         if member.authority_id() == known { Ok(member) } else { Err(Refusal::NotMember) }
     }
@@ -246,18 +247,18 @@ impl Own<'_> {
 pub struct Proved {
     /// The peer, with its certificates.
     pub member: Member,
-    /// What it wants.
+    /// The use it asks for.
     pub purpose: Purpose,
     session: Session,
 }
 
-/// The listener's side of one stream. Takes one proof.
+/// The listener's side of one stream. Handles one proof.
 pub struct Listener<'a> {
     own: Own<'a>,
 }
 
 impl<'a> Listener<'a> {
-    /// Begins; gives the challenge to be sent.
+    /// Starts the handshake; returns the challenge to be sent.
     ///
     /// # Errors
     /// None in practice: the challenge is of a fixed form.
@@ -269,7 +270,7 @@ impl<'a> Listener<'a> {
     /// Judges the dialler's proof, at `unix` seconds since the epoch.
     ///
     /// # Errors
-    /// Why the dialler is refused, to be sent ([`Refused::answer`]).
+    /// The refusal, to be sent to the dialler ([`Refused::answer`]).
     pub fn proof(
         &self,
         bytes: &[u8],
@@ -300,14 +301,14 @@ impl<'a> Listener<'a> {
             listener_nonce: FixedBytes(self.own.nonce),
             purpose: stated.0.purpose,
         };
-        // A node does not dial itself: what looks like it is a proof sent back.
+        // A node does not dial itself: such a session comes from a proof that was reflected.
         if stated.0 != session || session.dialler == session.listener {
             return Err(Refusal::WrongNode.into());
         }
         Ok(Proved { member, purpose: session.purpose, session })
     }
 
-    /// Proves this side to a dialler that has proved itself; gives the last message, to be sent.
+    /// Proves this side to a dialler that has proved itself; returns the last message, to be sent.
     ///
     /// # Errors
     /// None in practice: the proof is of a fixed form.
@@ -323,12 +324,12 @@ pub struct Dialler<'a> {
     pub own: Own<'a>,
     /// The node it has dialled.
     pub dialled: NodeId,
-    /// What for.
+    /// The use to ask for.
     pub purpose: Purpose,
 }
 
 impl<'a> Dialler<'a> {
-    /// Answers the challenge; gives the proof to be sent, and what waits for the answer.
+    /// Answers the challenge; returns the proof to be sent, and the state that reads the answer.
     ///
     /// # Errors
     /// [`HandshakeError::Malformed`] or [`HandshakeError::Version`].
@@ -358,15 +359,15 @@ impl<'a> Dialler<'a> {
     }
 }
 
-/// The dialler's side of one stream, once it has proved itself. Takes one answer.
+/// The dialler's side of one stream after it has sent its proof. Reads one answer.
 pub struct Claimed<'a> {
     own: Own<'a>,
     session: Session,
 }
 
 impl Claimed<'_> {
-    /// Reads the last message, at `unix` seconds since the epoch: the listener as it has proved
-    /// itself.
+    /// Reads the last message, at `unix` seconds since the epoch; returns the listener, which has
+    /// proved itself.
     ///
     /// # Errors
     /// All but [`HandshakeError::Version`].
@@ -401,7 +402,7 @@ impl Claimed<'_> {
         if right { Ok(member) } else { Err(Refusal::WrongNode) }
     }
 
-    /// The revocation, if it is this cluster's and this node's.
+    /// The revocation, if the authority of this cluster has signed it for this node.
     fn concerned(&self, revocation: Unverified<Revocation>) -> Option<Verified<Revocation>> {
         let revocation = revocation.verify(self.own.membership.authority_id().public_key()).ok()?;
         let ours = revocation.cluster == self.own.cluster() && revocation.node == self.own.node();

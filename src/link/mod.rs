@@ -1,23 +1,12 @@
-//! Links: authenticated, framed, two-way connections between members, over whatever [`Route`] reaches them by.
+//! Links: authenticated, framed, two-way connections between members, over any [`Route`].
 //!
-//! One enters with [`Links::start`]. It dials the neighbours that the member set asks for, again and again with
-//! growing pauses, and takes the streams that [`Links::accept`] is handed. `handshake` says who may, `connection` runs
-//! one link, `pool` decides which links there should be, `path` by which route the frames to a peer go, `task` does what
-//! they decide. Out of it come a [`Carrier`] for the mesh and the streams of joiners that other members pass on.
-
-#[cfg(test)]
-mod conformance;
-mod connection;
-mod frame;
-pub mod handshake;
-mod path;
-mod pool;
-mod queue;
-mod route;
-mod task;
-#[cfg(test)]
-mod tests;
-mod tor;
+//! [`Links::start`] is the entry. It keeps links open to the neighbours that the member set asks
+//! for, redials with growing pauses, and takes the streams that are passed to [`Links::accept`]. It
+//! returns a [`Carrier`] for the mesh and the joiners' streams that other members carry here.
+//!
+//! Modules: `handshake` authenticates both sides, `connection` runs one link, `pool` decides which
+//! links there should be, `path` chooses the route for the frames to a peer, and `task` does the IO
+//! for all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -45,61 +34,77 @@ pub use route::{Channel, ChannelBinding, Route, RouteError, RouteKind};
 use task::Shared;
 pub use tor::TorRoute;
 
+#[cfg(test)]
+mod conformance;
+mod connection;
+mod frame;
+pub mod handshake;
+mod path;
+mod pool;
+mod queue;
+mod route;
+mod task;
+#[cfg(test)]
+mod tests;
+mod tor;
+
 /// The virtual port of a node's own onion service that takes links.
 pub const LINK_PORT: u16 = 7440;
 
-/// What links are made with.
+/// The configuration of [`Links`].
 pub struct LinkConfig {
-    /// Reaches every member, and takes the frames for a peer that no faster route is proven for: Tor.
+    /// The route that reaches every member (Tor). It takes the frames for a peer to which no faster
+    /// route is proven.
     pub base: Arc<dyn Route>,
-    /// Further routes, best first. Each peer's frames go by the best that is proven.
+    /// Further routes, best first. The frames to a peer go by the best proven one.
     pub faster: Vec<Arc<dyn Route>>,
     /// This node's key.
     pub identity: NodeSecret,
     /// This node's certificates.
     pub membership: Member,
-    /// The newest discovery key, to be handed to whoever may have it.
+    /// The newest discovery key. Links hand it to each peer that may have it.
     pub discovery: watch::Receiver<Option<Arc<Discovery>>>,
-    /// Bounds: the latest hold for what begins, a link or a handshake.
+    /// Bounds. A change applies to links and handshakes that start after it.
     pub limits: watch::Receiver<LinkLimits>,
     /// Counts what is refused.
     pub counters: Counters,
 }
 
-/// Bounds on links. All of them are this node's own; no peer needs to have the same.
+/// Bounds on links. They are local: no peer needs to have the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkLimits {
-    /// Links that this node opens; as many again and more may be opened to it.
+    /// Number of neighbours that this node keeps links open to. Peers may open links to it on top
+    /// of these.
     pub neighbours: usize,
-    /// Mesh links at once over each route, in both directions together.
+    /// Mesh links open at the same time over each route, in both directions together.
     pub links: usize,
-    /// Streams whose dialler has not proved itself yet, at once.
+    /// Handshakes in progress: streams whose dialler has not proved itself yet.
     pub handshakes: usize,
-    /// New streams a second, and at once after a pause.
+    /// Streams accepted per second, and the burst that is allowed after a pause.
     pub accepts_per_second: (u64, u64),
-    /// Joiners' streams that others pass on, at once; and of one member.
+    /// Joiners' streams that members carry here at the same time: in total, and from one member.
     pub carried: (usize, usize),
-    /// For how long a dial may take.
+    /// Time limit for a dial.
     pub dial: Duration,
-    /// For how long the handshake may take.
+    /// Time limit for the handshake.
     pub handshake: Duration,
     /// Pause between pings.
     pub ping: Duration,
     /// Silence after which a link is closed.
     pub silence: Duration,
-    /// For how long one frame may take to be written.
+    /// Time limit for writing one frame.
     pub write: Duration,
-    /// Messages that may wait on one link.
+    /// Messages that may wait on one link; beyond that the oldest is dropped.
     pub queue: usize,
-    /// Bytes of gossip taken from one peer in a second.
+    /// Bytes of gossip accepted from one peer per second.
     pub bytes_per_second: u64,
-    /// Bytes of gossip taken from one peer at once after a pause.
+    /// Bytes of gossip accepted from one peer at once after a pause.
     pub bytes_burst: u64,
-    /// What each message counts besides its length, in bytes.
+    /// Bytes charged for each message in addition to its length.
     pub bytes_per_message: u64,
     /// Shortest and longest pause between two dials of one node.
     pub pause: (Duration, Duration),
-    /// Between two looks at the whole.
+    /// Interval at which all links are reviewed.
     pub tick: Duration,
 }
 
@@ -126,47 +131,50 @@ impl Default for LinkLimits {
     }
 }
 
-/// Whom to have links with.
+/// The members to have links with, and what links must know of the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemberSet {
-    /// Members that live, or of which nothing is known yet; with this node or without.
+    /// Members that are alive or whose state is unknown; may include this node.
     pub members: BTreeSet<NodeId>,
-    /// Those of them that are publishers: only a link with one shows that this node was not
+    /// The publishers among `members`: only a link with one of them shows that this node is not
     /// evicted.
     pub publishers: BTreeSet<NodeId>,
-    /// Evicted, or for another reason no members whatever their certificate says; with the authority's word.
+    /// Nodes that are not members, evicted or otherwise, even if their certificate is valid; each
+    /// with the authority's revocation.
     pub revoked: BTreeMap<NodeId, Verified<Revocation>>,
-    /// What is compared with each peer, and handed over where it lacks some.
+    /// The facts of this node. Links compare them with each peer's, and hand over those the peer
+    /// lacks.
     pub facts: Arc<SharedFacts>,
 }
 
 /// How far this node reaches the other members.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Some link is open.
+    /// At least one link is open.
     pub linked: bool,
-    /// Some member that is not reached over Tor is there, but its onion service accepts none of this node's discovery
-    /// keys.
+    /// Some member has no link with this node over Tor, and its onion service, though reachable,
+    /// accepts none of this node's discovery keys.
     pub refused: bool,
-    /// This node seems to have been shut out. Only Tor can say so ([`RouteError::ShutOut`]); a link with a publisher
-    /// refutes it, by whatever route. See [`rustbalance_gossip::coordinator::Event::ShutOut`].
+    /// This node seems to be shut out. Only Tor can show that ([`RouteError::ShutOut`]); a link
+    /// with a publisher over any route refutes it. See
+    /// [`rustbalance_gossip::coordinator::Event::ShutOut`].
     pub shut_out: bool,
 }
 
 /// One link, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkStatus {
-    /// With whom.
+    /// The other end of the link.
     pub peer: NodeId,
-    /// Over which route.
+    /// The route of the link.
     pub route: RouteKind,
-    /// What is known of that route to that peer.
+    /// The state of that route to that peer.
     pub state: RouteState,
     /// True if frames to the peer go over this link.
     pub carries: bool,
     /// True if this node dialled.
     pub outgoing: bool,
-    /// For how long it has been open.
+    /// Time since it opened.
     pub age: Duration,
     /// Frames read.
     pub frames_in: u64,
@@ -176,41 +184,42 @@ pub struct LinkStatus {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
-    /// Messages dropped in either direction.
+    /// Messages dropped, in both directions together.
     pub dropped: u64,
-    /// Time of the latest ping and its answer.
+    /// Round-trip time of the latest ping; `None` before the first answer.
     pub round_trip: Option<Duration>,
 }
 
-/// A joiner's stream that a member passes on.
+/// A joiner's stream that a member carries to this node.
 pub struct CarriedJoin {
-    /// Who passes it on.
+    /// The member that carries it.
     pub from: NodeId,
-    /// The joiner's bytes, as they come.
+    /// The joiner's end of it: its bytes, unread by the member.
     pub stream: BoxStream,
 }
 
-/// What comes out of the links.
+/// The receiving ends of everything that links deliver.
 pub struct LinkOutputs {
-    /// For the mesh.
+    /// Sends and receives the messages of the mesh.
     pub carrier: Carrier,
-    /// For the one who admits joiners; dropped, such streams are refused as busy.
+    /// Joiners' streams to be admitted. If the receiver is dropped, such streams are refused as
+    /// busy.
     pub joins: mpsc::Receiver<CarriedJoin>,
-    /// The authority's word that this node is no member any more, as a peer has shown it.
+    /// Revocations of this node by the authority, as peers show them when they refuse a link.
     pub revoked: mpsc::Receiver<Verified<Revocation>>,
-    /// Discovery keys that peers have handed over.
+    /// Discovery keys handed over by peers. Not verified.
     pub offered: mpsc::Receiver<Offer>,
-    /// Facts that peers have handed over, one message each. Not verified.
+    /// Facts handed over by peers, one message each. Not verified.
     pub facts: mpsc::Receiver<Vec<Update>>,
 }
 
-/// Why there is no link. Worth another try unless it was refused.
+/// Why there is no link. Worth another try unless the peer refused it.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// It could not be reached.
+    /// The peer could not be reached.
     #[error(transparent)]
     Dial(#[from] RouteError),
-    /// It answered, and that was all.
+    /// The peer answered, and the handshake failed.
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     /// The stream broke during the handshake.
@@ -221,14 +230,14 @@ pub enum LinkError {
     Slow(NodeId),
 }
 
-/// The links of this node; dropped, all of them close.
+/// The links of this node. Dropping it closes all of them.
 pub struct Links {
     shared: Arc<Shared>,
     stop: CancellationToken,
 }
 
 impl Links {
-    /// Begins to open links to those of `members` that are this node's neighbours, and to take them.
+    /// Starts to open links to the neighbours among `members`, and to accept links.
     pub fn start(config: LinkConfig, members: watch::Receiver<MemberSet>) -> (Self, LinkOutputs) {
         let (shared, outputs) = Shared::new(config, members);
         let stop = shared.stop.clone();
@@ -237,22 +246,23 @@ impl Links {
         (Self { shared, stop }, outputs)
     }
 
-    /// Takes a stream that a peer has opened to [`LINK_PORT`]. Returns at once; a stream too many is dropped.
+    /// Takes a stream that a peer has opened to [`LINK_PORT`]. Returns at once; a stream over the
+    /// limits is dropped and counted.
     pub fn accept(&self, channel: Channel) {
         task::accept(&self.shared, channel);
     }
 
-    /// Opens a stream to `to` on which a joiner's bytes can be passed on.
+    /// Opens a stream to `to` that can carry a joiner's bytes.
     pub async fn carry_join(&self, to: NodeId) -> Result<BoxStream, LinkError> {
         self.shared.dial_for_join(to).await
     }
 
-    /// Counts a stream that was not even handed to [`Links::accept`], because too many came at once.
+    /// Counts a stream that was dropped before [`Links::accept`] because too many came at once.
     pub fn count_crowd(&self) {
         self.shared.counters.count(Counter::LinkCrowd);
     }
 
-    /// Counts a discovery key that a member has handed over and that is not the authority's.
+    /// Counts a discovery key from a member that the authority has not signed.
     pub fn count_false_key(&self) {
         self.shared.counters.count(Counter::LinkFalseKey);
     }
@@ -262,7 +272,7 @@ impl Links {
         self.shared.pool().status(tokio::time::Instant::now())
     }
 
-    /// How far this node reaches the others, changing.
+    /// How far this node reaches the others, updated on each change.
     pub fn reach(&self) -> watch::Receiver<Reach> {
         self.shared.reach.subscribe()
     }

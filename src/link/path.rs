@@ -1,7 +1,8 @@
-//! By which route frames go to one peer. No IO, no clock, no randomness: the time is an argument.
+//! Chooses the route by which frames go to one peer. No IO, no clock, no randomness: the time is an
+//! argument.
 //!
 //! The base route (Tor) needs no proof but the handshake of its link, whose pings notice when it
-//! dies. Every other route has to earn the frames, and can lose them:
+//! dies. Every other route must answer probes before it carries frames, and can lose that state:
 //!
 //! ```text
 //! unproven --link opens--> probing --probes answered in a row--> proven
@@ -9,9 +10,10 @@
 //!    |<--3 unanswered, or the link ends--|-- degraded --answered in a row--> proven
 //! ```
 //!
-//! Frames go by the best proven route; else by the base; else by the best whose link is open. One
-//! answer proves a route at first. After a failure 5 in a row prove it; each failure within a minute of
-//! the last proof doubles that number, up to 40.
+//! Frames go by the best proven route; if there is none, by the best one with an open link. The
+//! base is proven while its link is open. At first one answer proves a route. After a failure, 5
+//! answers in a row prove it; each failure within a minute of the last proof doubles that number,
+//! up to 40.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,26 +23,26 @@ use tokio::time::Instant;
 
 use super::RouteKind;
 
-/// Between two probes, and how long the answer to one may take: 1 s notices a dead route within 2 s
-/// (no new frames) and 4 s (link closed).
+/// Interval between probes, and the time limit for the answer. With 1 s, a dead route gets no new
+/// frames after 2 s, and its link is closed after 4 s.
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// Probes in a row without an answer after which the link is closed.
 const MOST_MISSED: u32 = 3;
-/// Answers in a row that prove a route which has failed, at least and at most.
+/// Answers in a row that prove a route again after a failure: minimum and maximum.
 const RETURN: (u32, u32) = (5, 40);
-/// A route that was proven for so long has made up for earlier failures.
+/// A route that was proven for this time is forgiven its earlier failures.
 const STEADY: Duration = Duration::from_secs(60);
 
-/// What is known of one route to one peer.
+/// The state of one route to one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteState {
     /// No link is open over it.
     Unproven,
-    /// Both sides have proved who they are; not enough probes have been answered yet.
+    /// Both sides are authenticated, and not enough probes have been answered yet.
     Probing,
-    /// It carries frames, unless a better one does.
+    /// It carries frames, unless a better route is proven.
     Proven,
-    /// A probe was not answered in time: frames go another way, where there is one.
+    /// A probe was not answered in time: frames go by another route if there is one.
     Degraded,
 }
 
@@ -55,12 +57,12 @@ impl fmt::Display for RouteState {
     }
 }
 
-/// What happens to a path.
+/// An event of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PathEvent {
-    /// A link is open over this route, in place of any other over it.
+    /// A link has opened over this route and replaces any other over it.
     Opened(RouteKind),
-    /// It has ended.
+    /// The link over this route has ended.
     Ended(RouteKind),
     /// The peer has answered the probe of this number.
     Answered(RouteKind, u64),
@@ -68,18 +70,18 @@ pub(super) enum PathEvent {
     Tick,
 }
 
-/// What is to be done.
+/// An action that the path asks its owner for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PathAction {
     /// Send a probe of this number.
     Probe(RouteKind, u64),
-    /// Close the link: it answers nothing.
+    /// Close the link: no probe is answered.
     Close(RouteKind),
-    /// Frames do not go by this route any more: what waits there has to go by the chosen one.
+    /// Frames no longer go by this route: move those that wait there to the chosen one.
     Leave(RouteKind),
 }
 
-/// The routes to one peer.
+/// The routes to one peer, and the chosen one.
 #[derive(Debug)]
 pub(super) struct Path {
     /// Best first; the last is the base.
@@ -93,13 +95,13 @@ struct Leg {
     kind: RouteKind,
     is_base: bool,
     state: RouteState,
-    /// The probe sent last, and whether its answer is missing.
+    /// The number of the latest probe; its answer is missing while `is_waiting`.
     probe: u64,
     is_waiting: bool,
     next_probe: Option<Instant>,
     answered: u32,
     missed: u32,
-    /// Answers in a row that prove it.
+    /// Answers in a row that prove the route.
     required: u32,
     proven_at: Option<Instant>,
 }
@@ -137,7 +139,8 @@ impl Leg {
         (self.state, self.next_probe) = (RouteState::Unproven, None);
     }
 
-    /// It is proven no more. How long it has to be good again depends on how long it was.
+    /// Marks the route degraded. If it was proven for less than [`STEADY`], it must answer more
+    /// probes in a row to be proven again.
     fn fail(&mut self, now: Instant) {
         let steady = self.proven_at.is_some_and(|at| now.saturating_duration_since(at) >= STEADY);
         self.required = if steady { RETURN.0 } else { self.required.saturating_mul(2).clamp(RETURN.0, RETURN.1) };
@@ -181,19 +184,19 @@ impl Leg {
 }
 
 impl Path {
-    /// Over these routes, best first; the last is the base.
+    /// A path over these routes, best first, the base last.
     pub(super) fn new(routes: &Arc<[RouteKind]>) -> Self {
         let base = routes.len().saturating_sub(1);
         let legs = routes.iter().enumerate().map(|(i, kind)| Leg::new(*kind, i == base)).collect();
         Self { legs, chosen: None }
     }
 
-    /// By which route a frame goes now; `None` without any link.
+    /// The route of the next frame; `None` if no link is open.
     pub(super) fn chosen(&self) -> Option<RouteKind> {
         self.chosen
     }
 
-    /// What is known of a route.
+    /// The state of a route.
     pub(super) fn state(&self, kind: RouteKind) -> RouteState {
         self.legs.iter().find(|leg| leg.kind == kind).map_or(RouteState::Unproven, |leg| leg.state)
     }
@@ -203,7 +206,7 @@ impl Path {
         self.legs.iter().filter_map(|leg| leg.next_probe).min()
     }
 
-    /// Takes in what has happened; looks at all routes again.
+    /// Applies an event and the time, then chooses the route again; returns the actions.
     pub(super) fn handle(&mut self, event: PathEvent, now: Instant) -> Vec<PathAction> {
         let kind = match event {
             PathEvent::Opened(kind) | PathEvent::Ended(kind) | PathEvent::Answered(kind, _) => Some(kind),

@@ -1,8 +1,8 @@
-//! Which links there are, and which there should be. No IO and no clock: the time is an argument.
+//! Decides which links there should be. No IO and no clock: the time is an argument.
 //!
-//! It acts when a link opens or ends, when the member set changes, and at every tick: it looks at the whole and says
-//! whom to dial now and which links to close. Between two nodes there is at most one link for each route; the peer's
-//! [`Path`] says which of them carries the frames.
+//! When a link opens or ends, when the member set changes, and at every tick, it reviews all links,
+//! returns the dials to make and closes links. Between two nodes there is at most one link for each
+//! route; the peer's [`Path`] says which of them carries the frames.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,12 +22,12 @@ use super::{LinkLimits, LinkStatus, MemberSet, Reach, RouteKind};
 use crate::backoff::Backoff;
 use crate::counters::{Counter, Counters};
 
-/// A link that was younger than this may have crossed another on its way; an older one is taken to be forgotten by a
-/// peer that dials again.
+/// A link younger than this may have crossed one that the peer dialled at the same time. If the
+/// peer dials while an older link is open, the peer must have forgotten that one.
 const CROSSING: Duration = Duration::from_secs(10);
-/// A link that lasted as long counts as a success: the next dial does not wait for the one before.
+/// A link that lasted this long counts as a success: the backoff of dials starts again.
 const LASTING: Duration = Duration::from_secs(10);
-/// For how long a link stays that this node has opened and does not need any more.
+/// Time after which a link that this node has opened and no longer needs is closed.
 const UNNEEDED: Duration = Duration::from_secs(60);
 
 /// One open link.
@@ -44,7 +44,7 @@ pub(super) struct Link {
     pub(super) close: CancellationToken,
 }
 
-/// What runs a link that has just been opened.
+/// The handles of a link that has just been opened, for the task that runs it.
 pub(super) struct OpenedLink {
     pub(super) id: u64,
     pub(super) out: Arc<OutQueue>,
@@ -52,13 +52,13 @@ pub(super) struct OpenedLink {
     pub(super) close: CancellationToken,
 }
 
-/// Dials of one node by one route.
+/// The dials of one node by one route.
 #[derive(Default)]
 struct Dials {
     running: bool,
     failures: u32,
     not_before: Option<Instant>,
-    /// The last one found the node there, but closed to those who have only our keys.
+    /// The last dial reached the node's onion service, which accepts none of our discovery keys.
     shut_out: bool,
 }
 
@@ -68,20 +68,20 @@ pub(super) struct Pool {
     next: u64,
     links: BTreeMap<u64, Link>,
     dials: BTreeMap<(NodeId, RouteKind), Dials>,
-    /// Best first; the last is the base, by which every member can be reached.
+    /// Best first; the last is the base, which reaches every member.
     routes: Arc<[RouteKind]>,
-    /// Of all peers with which there is a link, or should be.
+    /// One for each peer that has a link or should have one.
     paths: BTreeMap<NodeId, Path>,
-    /// As of the last member set, the revoked left out.
+    /// The publishers in the last member set, without revoked ones.
     publishers: BTreeSet<NodeId>,
-    /// By the member that passes them on.
+    /// Joiners' streams in progress, by the member that carries them.
     carried: BTreeMap<NodeId, usize>,
     turn: usize,
     counters: Counters,
 }
 
 impl Pool {
-    /// Of node `me`, by these routes: best first, the base last.
+    /// The pool of node `me`, with these routes: best first, the base last.
     pub(super) fn new(me: NodeId, routes: Arc<[RouteKind]>, limits: LinkLimits, counters: Counters) -> Self {
         Self {
             me,
@@ -98,7 +98,7 @@ impl Pool {
         }
     }
 
-    /// Sets the bounds that hold from now on.
+    /// Replaces the bounds; they hold from now on.
     pub(super) fn bound(&mut self, limits: LinkLimits) {
         self.limits = limits;
     }
@@ -112,7 +112,8 @@ impl Pool {
         self.links.values().find(|link| (link.peer, link.route) == (peer, route))
     }
 
-    /// Whether a link that `peer` dials may be opened. Decides as [`Pool::open`] will.
+    /// Whether a link may be opened with `peer`, in the direction that `outgoing` gives.
+    /// [`Pool::open`] decides the same way.
     pub(super) fn may_open(&self, peer: NodeId, route: RouteKind, outgoing: bool, now: Instant) -> Result<(), Refusal> {
         let dialler = |outgoing| if outgoing { self.me } else { peer };
         let other = self.link(peer, route);
@@ -122,12 +123,12 @@ impl Pool {
         if better {
             return Err(Refusal::Duplicate);
         }
-        // A peer that has a link already replaces it.
+        // If the peer already has a link, the new one replaces it.
         let full = self.links.values().filter(|link| link.route == route).count() >= self.limits.links;
         if full && other.is_none() { Err(Refusal::Busy) } else { Ok(()) }
     }
 
-    /// Opens a link in place of any other with that peer over that route.
+    /// Opens a link, in place of any other with that peer over that route.
     pub(super) fn open(
         &mut self,
         peer: NodeId,
@@ -184,8 +185,8 @@ impl Pool {
         }
     }
 
-    /// Sends the probes that are due, and acts on those that were not answered; says when it has
-    /// something to do again, unless a link opens before.
+    /// Sends the probes that are due and acts on the missing answers. Returns when to call it
+    /// again, unless a link opens earlier.
     pub(super) fn probe(&mut self, now: Instant) -> Option<Instant> {
         let due = |path: &Path| path.next_timeout().is_some_and(|at| at <= now);
         let due: Vec<_> = self.paths.iter().filter(|(_, path)| due(path)).map(|(peer, _)| *peer).collect();
@@ -195,12 +196,12 @@ impl Pool {
         self.paths.values().filter_map(Path::next_timeout).min()
     }
 
-    /// By which route frames to `peer` go now, if there is any link with it.
+    /// The route by which frames to `peer` go now; `None` without a link.
     pub(super) fn route_to(&self, peer: NodeId) -> Option<RouteKind> {
         self.paths.get(&peer).and_then(Path::chosen)
     }
 
-    /// Tells the peer's path, and does what it says.
+    /// Passes an event to the peer's path, and carries out the actions.
     fn follow(&mut self, peer: NodeId, event: PathEvent, now: Instant) {
         let path = self.paths.entry(peer).or_insert_with(|| Path::new(&self.routes));
         for action in path.handle(event, now) {
@@ -226,15 +227,16 @@ impl Pool {
         }
     }
 
-    /// Sends what is left of a link that is no more by the peer's other route. Without one it is
-    /// lost: gossip repeats what matters.
+    /// Moves the messages left on a closed link to the peer's other route. Without one they are
+    /// lost, which is safe: gossip repeats what matters.
     fn hand_over(&mut self, link: &Link) {
         if self.route_to(link.peer).is_some() {
             link.out.drain().into_iter().for_each(|message| self.send(link.peer, message));
         }
     }
 
-    /// Notes that a dial has come to nothing, perhaps because the node lets nobody find it who has only our keys.
+    /// Notes that a dial has failed. `shut_out`: the node's service accepts none of our discovery
+    /// keys.
     pub(super) fn dial_failed(&mut self, peer: NodeId, route: RouteKind, shut_out: bool, jitter: f64, now: Instant) {
         let dials = self.dials.entry((peer, route)).or_default();
         (dials.running, dials.shut_out) = (false, shut_out);
@@ -251,8 +253,8 @@ impl Pool {
         Reach { linked: !self.links.is_empty(), refused: self.is_refused(), shut_out: self.is_shut_out() }
     }
 
-    /// The members whose onion service is there, but accepts none of this node's discovery keys,
-    /// and with which there is no link over Tor. Only Tor's route says so.
+    /// The members whose onion service is reachable but accepts none of this node's discovery keys,
+    /// and that have no link over Tor. Only the Tor route reports this.
     fn refusing(&self) -> impl Iterator<Item = NodeId> + '_ {
         let refusing = move |((peer, route), dials): (&(NodeId, RouteKind), &Dials)| {
             (dials.shut_out && !self.has(*peer, *route)).then_some(*peer)
@@ -260,23 +262,24 @@ impl Pool {
         self.dials.iter().filter_map(refusing)
     }
 
-    /// True if some member is there, is not reached over Tor, and accepts none of our discovery keys.
+    /// True if [`Pool::refusing`] names any member.
     pub(super) fn is_refused(&self) -> bool {
         self.refusing().next().is_some()
     }
 
-    /// True if this node seems to have been shut out: it has a link with no publisher, and a
-    /// publisher's onion service accepts none of its keys; or it has no link at all, and some
-    /// member's service accepts none of them. A link with a worker proves nothing: that worker may
-    /// have been evicted itself. Nor may a worker that closes its door stop a node that others let
-    /// in. A link with a publisher refutes it by whatever route: both have proved their membership.
+    /// True if this node seems to be shut out: it has no link with a publisher, and a publisher's
+    /// service accepts none of its keys; or it has no link at all, and any member's service accepts
+    /// none. A link with a worker refutes nothing, because that worker may be evicted itself. Nor
+    /// can a worker that rejects the keys stop a node that others accept. A link with a publisher
+    /// over any route refutes it: both sides have proved their membership.
     pub(super) fn is_shut_out(&self) -> bool {
         let reached = self.links.values().any(|link| self.publishers.contains(&link.peer));
         let refused_by_publisher = self.refusing().any(|peer| self.publishers.contains(&peer));
         (self.links.is_empty() && self.is_refused()) || (!reached && refused_by_publisher)
     }
 
-    /// Doubles the pause before the next dial of `peer` by `route`. `jitter` is drawn from 0 to 1.
+    /// Sets the pause before the next dial of `peer` by `route`; it doubles with each failure.
+    /// `jitter` is drawn from 0 to 1.
     fn pause(&mut self, peer: NodeId, route: RouteKind, jitter: f64, now: Instant) {
         let dials = self.dials.entry((peer, route)).or_default();
         let (first, longest) = self.limits.pause;
@@ -285,8 +288,8 @@ impl Pool {
         dials.not_before = Some(now + pause);
     }
 
-    /// Closes what must not or need not be, and says whom to dial now, and how. `reaches` says
-    /// whether a peer can be dialled by a route.
+    /// Closes the links that must not or need not be open, and returns the dials to start now.
+    /// `reaches` says whether a peer can be dialled by a route.
     pub(super) fn reconcile(
         &mut self,
         set: &MemberSet,
@@ -330,7 +333,8 @@ impl Pool {
         }
     }
 
-    /// Queues a message for `to`, or for some other peer in turn: gossip is not addressed.
+    /// Queues a message for `to`, or without a link to it for another peer in turn: gossip is not
+    /// addressed.
     pub(super) fn send(&mut self, to: NodeId, message: Vec<u8>) {
         self.turn = self.turn.wrapping_add(1);
         let carries = |link: &&Link| self.carries(link);
@@ -351,12 +355,12 @@ impl Pool {
         }
     }
 
-    /// Whether frames to its peer go over this link.
+    /// Whether frames to the link's peer go over this link.
     fn carries(&self, link: &Link) -> bool {
         self.route_to(link.peer) == Some(link.route)
     }
 
-    /// Takes one of the places for joiners' streams, for a member that passes one on.
+    /// Takes one of the places for joiners' streams, for the member that carries one.
     pub(super) fn take_carried(&mut self, from: NodeId) -> Result<(), Refusal> {
         let (all, of_one) = self.limits.carried;
         let of_it = self.carried.get(&from).copied().unwrap_or(0);
@@ -367,7 +371,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Gives the place back.
+    /// Frees the place.
     pub(super) fn give_carried(&mut self, from: NodeId) {
         if let Some(count) = self.carried.get_mut(&from) {
             *count -= 1;

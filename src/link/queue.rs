@@ -1,10 +1,10 @@
-//! What waits to be sent on one link, and what may not have arrived.
+//! The frames that wait to be sent on one link, and those that may not have arrived.
 //!
-//! Frames queue here, bounded, the oldest dropped first. Where another route can take over, a frame
-//! that was written is kept until the peer has answered a probe that was written after it: on a
-//! stream, that answer says that all before the probe has been read. What is left when the link
-//! fails goes by the other route. A frame that had arrived after all is then received twice, which
-//! changes nothing: gossip compares versions.
+//! The queue is bounded and drops the oldest frame first. Where another route can take over, a
+//! written frame is kept until the peer has answered a probe written after it: on a stream, that
+//! answer shows that everything before the probe has been read. If the link fails, the frames that
+//! are left go by the other route. A frame may then arrive twice, which is harmless: gossip
+//! compares versions.
 
 use std::collections::VecDeque;
 
@@ -29,19 +29,19 @@ pub(super) struct OutQueue {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Vec<u8>>,
-    /// Answers owed, the latest of each kind.
+    /// Answers to be sent: the latest of each kind.
     pong: Option<u64>,
     probed: Option<u64>,
     probe: Option<u64>,
     /// The probe that was written last.
     last_probe: u64,
-    /// Written, each with the probe that was written last before it.
+    /// Written frames, each with the number of the last probe before it.
     unconfirmed: VecDeque<(u64, Vec<u8>)>,
 }
 
 impl OutQueue {
-    /// A queue of at most `bound` frames. If it `keeps` frames, it holds up to `bound` more that were
-    /// written, until they are confirmed.
+    /// A queue of at most `bound` frames. With `keeps`, it also keeps up to `bound` written frames
+    /// until they are confirmed.
     pub(super) fn new(bound: usize, keeps: bool) -> Self {
         Self { state: Mutex::default(), changed: Notify::new(), bound: bound.max(1), keeps }
     }
@@ -50,7 +50,7 @@ impl OutQueue {
         self.state.lock()
     }
 
-    /// Queues a message; true if an older one was dropped for it.
+    /// Queues a message; true if the oldest one was dropped to make space.
     pub(super) fn push(&self, message: Vec<u8>) -> bool {
         let mut state = self.state();
         let full = state.waiting.len() >= self.bound;
@@ -62,26 +62,26 @@ impl OutQueue {
         full
     }
 
-    /// Has a ping answered; only the latest is.
+    /// Queues the answer to a ping. Only the latest ping is answered.
     pub(super) fn answer(&self, ping: u64) {
         self.state().pong = Some(ping);
         self.changed.notify_one();
     }
 
-    /// Has a probe of the peer answered; only the latest is.
+    /// Queues the answer to a probe. Only the latest probe is answered.
     pub(super) fn answer_probe(&self, number: u64) {
         self.state().probed = Some(number);
         self.changed.notify_one();
     }
 
-    /// Has a probe sent. `number` rises from 1.
+    /// Queues a probe. `number` rises from 1.
     pub(super) fn probe(&self, number: u64) {
         self.state().probe = Some(number);
         self.changed.notify_one();
     }
 
-    /// Notes that the peer has answered a probe: what was written before it has arrived. A number
-    /// that was never written confirms nothing.
+    /// Notes that the peer has answered a probe: the frames before it have arrived. A number that
+    /// was never written confirms nothing.
     pub(super) fn confirm(&self, number: u64) {
         let mut state = self.state();
         if number <= state.last_probe {
@@ -89,7 +89,7 @@ impl OutQueue {
         }
     }
 
-    /// Takes everything that waits or may not have arrived, oldest first.
+    /// Takes all frames that wait or may not have arrived, oldest first.
     pub(super) fn drain(&self) -> Vec<Vec<u8>> {
         let mut state = self.state();
         let unconfirmed = std::mem::take(&mut state.unconfirmed).into_iter().map(|(_, message)| message);
@@ -157,7 +157,7 @@ mod tests {
         queue.push(vec![4]);
         assert_eq!(written(&queue), [4]);
         queue.push(vec![5]);
-        // Never sent, so nothing can be an answer to it.
+        // Probe 2 was never sent, so this number confirms nothing.
         queue.confirm(2);
         queue.confirm(0);
         queue.confirm(1);

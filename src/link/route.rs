@@ -9,25 +9,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::stream::BoxStream;
 
-/// A way to reach members. Each transport has one; links know nothing else of it.
+/// A way to reach members. Each transport implements it; links know nothing else of a transport.
 #[async_trait]
 pub trait Route: Send + Sync + 'static {
-    /// What kind it is.
+    /// The kind of this route; the same for all peers.
     fn kind(&self) -> RouteKind;
 
-    /// Whether `to` can be dialled by this route at all, as far as this node knows now. Asked at
-    /// least every second (`LinkLimits::tick`).
+    /// Whether this node can dial `to` by this route, as far as it knows now. Called at least every
+    /// second (`LinkLimits::tick`).
     fn reaches(&self, to: NodeId) -> bool;
 
-    /// Opens a stream to where `to` takes links, within `limit`.
+    /// Opens a stream to the place where `to` accepts links, within `limit`.
     ///
     /// # Errors
     /// See [`RouteError`].
     async fn dial(&self, to: NodeId, limit: Duration) -> Result<Channel, RouteError>;
 }
 
-/// A kind of route: a number on the wire, a name in `status`. A build knows the kinds that it has a
-/// [`Route`] for; any other number is legal, and names a route that this node has not.
+/// A kind of route: a number on the wire, a name in `status`. A build knows the kinds for which it
+/// has a [`Route`]. Any other number is legal, and names a route that this node does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RouteKind(u8);
@@ -51,25 +51,25 @@ impl fmt::Display for RouteKind {
     }
 }
 
-/// What both ends of a stream, and they alone, derive from the keys that protect it (a channel
-/// binding, RFC 5056). The link handshake signs it, so that a peer in the middle of two streams
-/// cannot pass the proofs of one on to the other.
+/// A value that only the two ends of a stream can derive, from the keys that protect it (a channel
+/// binding, RFC 5056). The link handshake signs it, so that a man in the middle cannot relay the
+/// proofs of one stream on another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChannelBinding(pub [u8; 32]);
 
 impl ChannelBinding {
-    /// Of a route whose streams end at the key of the node's id itself, as those of Tor do: there is
+    /// For a route whose streams end at the key of the node's id itself, as Tor's do: there is
     /// nothing else to bind.
     pub const BY_ID: Self = Self([0; 32]);
 }
 
-/// A stream to a peer, and how it came about. Whoever holds the other end has proved nothing yet.
+/// A stream to a peer with its route and binding. The other end has not proved its identity yet.
 pub struct Channel {
-    /// The route.
+    /// The route that carries it.
     pub route: RouteKind,
-    /// What identifies it to both ends.
+    /// Identifies the stream to both ends.
     pub binding: ChannelBinding,
-    /// The bytes. The route protects them: only its two ends can read or change them.
+    /// The stream. The route protects it: only its two ends can read or change the bytes.
     pub stream: BoxStream,
 }
 
@@ -80,44 +80,44 @@ impl Channel {
     }
 }
 
-/// Boxed cause.
+/// The error of a transport.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a route gives no stream to a peer. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
-    /// The peer's service is there, but none of this node's discovery keys opens its descriptor.
-    /// Only Tor says so: what follows from it ([`super::Links::is_shut_out`]) does not follow from
-    /// the failure of any other route.
+    /// The peer's service is reachable, but none of this node's discovery keys opens its
+    /// descriptor. Only Tor reports this, so no other route's failure can set
+    /// [`super::Reach::shut_out`].
     #[error("{0} accepts none of this node's discovery keys")]
     ShutOut(NodeId),
     /// No connection. Worth another try.
     #[error("cannot reach {peer} over {route}")]
     Unreachable {
-        /// The peer.
+        /// The peer that was dialled.
         peer: NodeId,
-        /// The route.
+        /// The route that was tried.
         route: RouteKind,
-        /// What the transport says.
+        /// The transport's error.
         #[source]
         source: Cause,
     },
     /// No connection within the bound. Worth another try.
     #[error("{peer} was not reached over {route} within {limit:?}")]
     Timeout {
-        /// The peer.
+        /// The peer that was dialled.
         peer: NodeId,
-        /// The route.
+        /// The route that was tried.
         route: RouteKind,
-        /// The bound.
+        /// The time limit of the dial.
         limit: Duration,
     },
-    /// The transport has ended. Every later dial fails, too, until it is started again.
+    /// The transport has stopped. Every later dial fails, too, until it is started again.
     #[error("{route} has stopped")]
     Stopped {
-        /// The route.
+        /// The route that has stopped.
         route: RouteKind,
-        /// What the transport says.
+        /// The transport's error.
         #[source]
         source: Cause,
     },

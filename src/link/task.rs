@@ -1,4 +1,4 @@
-//! The shell around the pool: dials, takes, runs links.
+//! The IO around the pool: dials, accepts and runs links.
 
 use std::io;
 use std::pin::Pin;
@@ -38,18 +38,18 @@ use crate::sync::publish;
 /// Messages from all links that may wait for the mesh; later ones are dropped.
 const INBOX: usize = 256;
 
-/// Discovery keys from all links that may wait to be looked at.
+/// Discovery keys from all links that may wait to be examined.
 const OFFERS: usize = 8;
 
-/// Messages of facts from all links that may wait to be taken in; those dropped are handed over
+/// Messages of facts from all links that may wait to be applied. Those dropped are handed over
 /// again later.
 const FACTS: usize = 16;
 
-/// What every task of the links has.
+/// State shared by all tasks of the links.
 pub(super) struct Shared {
-    /// Reaches every member.
+    /// The route that reaches every member.
     base: Arc<dyn Route>,
-    /// Best first.
+    /// Further routes, best first.
     faster: Vec<Arc<dyn Route>>,
     identity: NodeSecret,
     membership: Member,
@@ -57,7 +57,7 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     members: watch::Receiver<MemberSet>,
     pool: Mutex<Pool>,
-    /// A link has been opened: its first probe may be due before the others.
+    /// Notified when a link opens: its first probe may be due before all others.
     probing: Notify,
     accepts: Mutex<TokenBucket>,
     handshakes: Places,
@@ -112,7 +112,7 @@ impl Shared {
         (shared, LinkOutputs { carrier, joins: carried, revoked: word, offered: offers, facts: handed_over })
     }
 
-    /// The bounds on what begins now.
+    /// The bounds for links and handshakes that start now.
     fn limits(&self) -> LinkLimits {
         self.limits.borrow().clone()
     }
@@ -121,18 +121,19 @@ impl Shared {
         self.pool.lock()
     }
 
-    /// Shows how far this node reaches, if that has changed. Under the pool's lock, so that the newest is shown last.
+    /// Publishes how far this node reaches, if that has changed. Holds the pool's lock, so that the
+    /// newest value is published last.
     fn show_reach(&self) {
         let pool = self.pool();
         publish(&self.reach, pool.reach());
     }
 
-    /// The route of a kind; the base if there is none.
+    /// The route of this kind; the base route if this node has none of the kind.
     fn route(&self, kind: RouteKind) -> &Arc<dyn Route> {
         self.faster.iter().find(|route| route.kind() == kind).unwrap_or(&self.base)
     }
 
-    /// What this side of a handshake over `channel` knows.
+    /// This side of a handshake over `channel`.
     fn own(&self, channel: &Channel) -> Own<'_> {
         Own {
             membership: &self.membership,
@@ -143,8 +144,8 @@ impl Shared {
         }
     }
 
-    /// Dials a stream on which a joiner's bytes can be passed on: by the route that frames to `to`
-    /// take, or else by the base.
+    /// Dials a stream that can carry a joiner's bytes, by the route that frames to `to` take. If
+    /// that fails, by the base route.
     pub(super) async fn dial_for_join(&self, to: NodeId) -> Result<BoxStream, LinkError> {
         let chosen = self.pool().route_to(to).map_or(&self.base, |kind| self.route(kind));
         let dialled = match self.dial(to, chosen, Purpose::CarryJoin).await {
@@ -156,8 +157,8 @@ impl Shared {
         dialled.map(|(stream, _)| stream)
     }
 
-    /// Dials, and has both sides prove who they are. What comes back is open for its purpose, to
-    /// this member.
+    /// Dials, and runs the handshake. Returns the stream, open for `purpose`, and the member at its
+    /// other end.
     async fn dial(
         &self,
         to: NodeId,
@@ -171,7 +172,8 @@ impl Shared {
         let shake = async {
             let challenge = frame::read(stream, MAX_UNPROVEN).await.map_err(broken)?;
             let (proof, claimed) = dialler.challenge(&challenge)?;
-            // The other may have dialled meanwhile: then that link is as good, and this one would only cross it.
+            // The peer may have dialled meanwhile: that link is as good, and this one would only
+            // cross it.
             if purpose == Purpose::Mesh && self.pool().has(to, route.kind()) {
                 return Err(HandshakeError::Refused(to, Refusal::Duplicate).into());
             }
@@ -184,7 +186,7 @@ impl Shared {
         Ok((channel.stream, member))
     }
 
-    /// Whom to dial now, and how.
+    /// The dials to start now: peer and route.
     fn due(&self, set: &MemberSet) -> Vec<(NodeId, RouteKind)> {
         let reaches = |peer, kind| self.route(kind).reaches(peer);
         let due = {
@@ -197,7 +199,7 @@ impl Shared {
     }
 }
 
-/// Probes the routes that have to be proven.
+/// Sends probes when they are due, until the links stop.
 pub(super) async fn probe(shared: Arc<Shared>) {
     let stop = shared.stop.clone();
     let work = async {
@@ -216,7 +218,7 @@ pub(super) async fn probe(shared: Arc<Shared>) {
     stop.run_until_cancelled(work).await;
 }
 
-/// Looks at the whole whenever the member set changes and at every tick.
+/// Reviews all links when the member set changes and at every tick, until the links stop.
 pub(super) async fn reconcile(shared: Arc<Shared>) {
     let mut members = shared.members.clone();
     let mut tick = interval(shared.limits().tick);
@@ -239,7 +241,7 @@ pub(super) async fn reconcile(shared: Arc<Shared>) {
     stop.run_until_cancelled(work).await;
 }
 
-/// Opens a link and runs it.
+/// Dials a peer, and runs the link if it opens.
 async fn open(shared: Arc<Shared>, peer: NodeId, route: RouteKind) {
     let dial = shared.dial(peer, shared.route(route), Purpose::Mesh);
     let dialled = shared.stop.run_until_cancelled(dial).await;
@@ -250,13 +252,13 @@ async fn open(shared: Arc<Shared>, peer: NodeId, route: RouteKind) {
             run(shared, proven, stream).await;
         }
         Some(Err(error)) => {
-            debug!(error = &error as &dyn std::error::Error, "no link");
+            debug!(error = &error as &dyn std::error::Error, "no link to the peer");
             let shut_out = matches!(&error, LinkError::Dial(RouteError::ShutOut(_)));
             shared.pool().dial_failed(peer, route, shut_out, rand::rng().random(), Instant::now());
             shared.show_reach();
             match error {
                 LinkError::Handshake(HandshakeError::Revoked(revocation)) => {
-                    // Once is enough.
+                    // The channel holds one revocation, and one is enough.
                     let _ = shared.revoked.try_send(*revocation);
                 }
                 LinkError::Handshake(HandshakeError::Unproven(_, why)) => shared.counters.count(why.counter()),
@@ -267,7 +269,7 @@ async fn open(shared: Arc<Shared>, peer: NodeId, route: RouteKind) {
     }
 }
 
-/// A link on which both sides have proved who they are.
+/// A link on which both sides have proved their identity.
 #[derive(Clone, Copy)]
 struct Proven {
     peer: NodeId,
@@ -277,7 +279,7 @@ struct Proven {
     expires: u64,
 }
 
-/// Runs a link from the moment that both sides know who they are.
+/// Runs a link after its handshake.
 async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
     let Proven { peer, route, outgoing, expires } = proven;
     if shared.members.borrow().revoked.contains_key(&peer) {
@@ -285,14 +287,14 @@ async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
         return;
     }
     let opened = Instant::now();
-    // In a statement of its own: in the match the pool would stay locked, and a refusal has to be noted in it.
+    // Not inside the `match`, which would keep the pool locked while the refusal is noted in it.
     let open = shared.pool().open(peer, route, outgoing, expires, opened);
     let OpenedLink { id, out, counts, close } = match open {
         Ok(opened) => opened,
         Err(refusal) => {
-            debug!(%refusal, "link not kept");
+            debug!(%refusal, "link dropped after its handshake");
             match outgoing {
-                // No better than a dial that was refused over there: the next one has to wait.
+                // Treated like a dial that the peer refused: the next one has to wait.
                 true => shared.pool().dial_failed(peer, route, false, rand::rng().random(), opened),
                 false => shared.counters.count(refusal.counter()),
             }
@@ -331,7 +333,7 @@ async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
     shared.show_reach();
 }
 
-/// Takes a stream, if there is room for another handshake.
+/// Starts a handshake on the stream, unless too many came at once or too many are in progress.
 pub(super) fn accept(shared: &Arc<Shared>, channel: Channel) {
     let LinkLimits { accepts_per_second: (rate, burst), handshakes, .. } = shared.limits();
     let mut accepts = shared.accepts.lock();
@@ -348,12 +350,12 @@ pub(super) fn accept(shared: &Arc<Shared>, channel: Channel) {
     });
 }
 
-/// Finds out who has dialled, and runs what was dialled for.
+/// Runs the listener's handshake, then the link or the joiner's stream.
 async fn listen(shared: Arc<Shared>, mut channel: Channel, room: places::Place) {
     let proved = match timeout(shared.limits().handshake, shake(&shared, &mut channel)).await {
         Ok(Ok(proved)) => proved,
         Ok(Err(error)) => {
-            debug!(error = &error as &dyn std::error::Error, "no handshake");
+            debug!(error = &error as &dyn std::error::Error, "handshake of a dialler failed");
             shared.counters.count(Counter::LinkUnfinished);
             return;
         }
@@ -384,10 +386,11 @@ async fn listen(shared: Arc<Shared>, mut channel: Channel, room: places::Place) 
     }
 }
 
-/// Who has proved itself, with a place if it passes a joiner on; or why not.
+/// The peer that has proved itself, with a place if it carries a joiner; or the refusal.
 type Judged = Result<(Proved, Option<Place>), Refused>;
 
-/// Challenge, proof, answer. A refusal is told to the dialler and returned.
+/// Sends the challenge, reads the proof, sends the answer. A refusal is sent to the dialler and
+/// returned.
 async fn shake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<Judged, MessageError> {
     let (listener, challenge) = Listener::new(shared.own(channel))?;
     let (route, stream) = (channel.route, &mut channel.stream);
@@ -408,7 +411,7 @@ async fn shake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<Judged, Me
     Ok(judged)
 }
 
-/// Whether there is room for what a member wants.
+/// Whether there is space for the peer's purpose.
 fn admit(shared: &Arc<Shared>, proved: Proved, route: RouteKind) -> Result<(Proved, Option<Place>), Refusal> {
     let peer = proved.member.node();
     match proved.purpose {
@@ -426,7 +429,7 @@ fn admit(shared: &Arc<Shared>, proved: Proved, route: RouteKind) -> Result<(Prov
     }
 }
 
-/// One of the places for joiners' streams; dropped, it is free again.
+/// One of the places for joiners' streams; freed when dropped.
 struct Place {
     shared: Arc<Shared>,
     from: NodeId,
@@ -438,7 +441,7 @@ impl Drop for Place {
     }
 }
 
-/// A joiner's stream with its place.
+/// A joiner's stream that holds its place.
 struct CarriedStream {
     stream: BoxStream,
     _place: Place,

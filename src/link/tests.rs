@@ -1,4 +1,4 @@
-//! Links between nodes in one process, and peers that do what no honest one does.
+//! Links between nodes in one process, and peers that misbehave.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,11 +28,11 @@ use crate::tor::{Engine, Listening};
 
 mod routes;
 
-/// The time of tests without a clock, in seconds since the epoch.
+/// The time in tests without a clock, in seconds since the epoch.
 pub(super) const NOW: u64 = 1_800_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The authority's word that a node is put out.
+/// The authority's revocation of node `i`.
 pub(super) fn revocation(world: &World, i: usize) -> Verified<Revocation> {
     let revocation = Revocation { cluster: world.cluster(), node: world.node(i), revoked: 9 };
     Verified::sign(revocation, &world.authority).unwrap()
@@ -107,7 +107,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// What a side of a handshake over Tor has.
+/// One side of a handshake over Tor.
 fn own<'a>(membership: &'a Member, key: &'a NodeSecret) -> Own<'a> {
     let (route, binding) = (RouteKind::TOR, ChannelBinding::BY_ID);
     Own { membership, key, route, binding, nonce: rand::random() }
@@ -129,8 +129,8 @@ impl Node {
         near
     }
 
-    /// A stream to this node on which `i` has proved itself, in the hands of a test; and what was
-    /// answered: `None` if it was let in.
+    /// A stream to this node, held by the test, on which `i` has run the handshake; with the
+    /// refusal, or `None` if it was accepted.
     async fn hostile(
         &self,
         world: &World,
@@ -175,7 +175,7 @@ async fn neighbours_find_each_other_and_keep_one_link_each() {
         assert_eq!(node.links.status().len(), 3);
         assert!(node.links.status().iter().all(|link| link.frames_in > 0 && link.round_trip.is_some()));
     }
-    // Both ends agree on who has dialled.
+    // Both ends agree on which side has dialled.
     let outgoing: usize = nodes.iter().map(|n| n.links.status().iter().filter(|link| link.outgoing).count()).sum();
     assert_eq!(outgoing, 6);
 }
@@ -195,7 +195,7 @@ async fn hears(updates: &mut mpsc::Receiver<Update>, origin: NodeId, value: &[u8
 #[tokio::test(start_paused = true)]
 async fn records_travel_over_links_and_again_after_they_broke() {
     let (world, net) = (World::new(), net());
-    // A chain: 0 and 2 know each other only by what 1 passes on.
+    // A chain: 0 and 2 know each other only through what 1 forwards.
     let sets = [world.set([0, 1]), world.set([0, 1, 2]), world.set([1, 2])];
     let mut nodes = nodes(&world, &net, sets, limits()).await;
     let mut meshes = Vec::new();
@@ -242,7 +242,7 @@ async fn how_far_a_node_reaches_is_shown_as_it_changes() {
 #[tokio::test(start_paused = true)]
 async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
     let (world, net) = (World::new(), net());
-    // No tick helps: the change of the set alone must do it.
+    // There is no tick: the change of the member set alone must close the link.
     let patient = LinkLimits { tick: Duration::from_secs(3600), ..limits() };
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), patient.clone()).await;
     until("links", || nodes[0].peers().contains(&world.node(1))).await;
@@ -261,7 +261,7 @@ async fn who_was_put_out_while_away_is_shown_the_authoritys_word() {
     let mut set = world.set([0, 1]);
     set.revoked.insert(world.node(1), revocation(&world, 1));
     let _listening = node(&world, &net, 0, set, limits()).await;
-    // It knows of nothing, and dials.
+    // It does not know of its revocation, and dials.
     let mut away = node(&world, &net, 1, world.set([0, 1]), limits()).await;
     assert_eq!(timeout(PATIENCE, away.revoked.recv()).await.unwrap(), Some(revocation(&world, 1)));
 }
@@ -273,7 +273,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
     let key = Discovery::generate(world.cluster(), 1, &world.authority, &mut rand::rng()).unwrap();
     nodes[0].newest.send_replace(Some(Arc::new(key.duplicate())));
-    // It may be that one of the others was revoked and the news has not come yet.
+    // Two revocations are missing here, so either of the others may be revoked.
     sleep(Duration::from_millis(200)).await;
     assert!(nodes[1].offered.try_recv().is_err() && nodes[2].offered.try_recv().is_err());
     nodes[0].set.send_modify(|set| {
@@ -347,10 +347,10 @@ async fn strangers_and_their_garbage_change_nothing() {
         let mut stream = nodes[0].stranger();
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();
-        // It sees the challenge, perhaps a refusal, and the end.
+        // The stranger sees the challenge, perhaps a refusal, and the end of the stream.
         let mut seen = Vec::new();
         timeout(PATIENCE, stream.read_to_end(&mut seen)).await.unwrap().unwrap();
-        assert!(seen.len() < 200, "a stranger is told {} bytes", seen.len());
+        assert!(seen.len() < 200, "a stranger receives {} bytes", seen.len());
     }
     // A member of another cluster.
     let mut stream = nodes[0].stranger();
@@ -370,7 +370,7 @@ async fn a_dialler_that_takes_its_time_loses_its_place() {
     let node = node(&world, &net, 0, MemberSet::default(), LinkLimits { handshakes: 2, ..limits() }).await;
     let mut slow: Vec<_> = (0..10).map(|_| node.stranger()).collect();
     assert_eq!(node.refused("link_crowd"), 8);
-    // One says nothing at all, the other a kilobyte, byte by byte.
+    // The first stream sends a kilobyte, byte by byte; the second sends nothing.
     let drip = async {
         slow[0].write_all(&[0, 0, 4, 0]).await.unwrap();
         while slow[0].write_all(&[0]).await.is_ok() {
@@ -394,7 +394,7 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
     let start = Instant::now();
     until("the frozen one let go", || node.peers().is_empty()).await;
     assert!(start.elapsed() < limits().silence * 3);
-    // Sends pings all right, but never reads.
+    // Sends pings in time, but never reads.
     let (stream, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
     until("a link", || node.peers().len() == 1).await;
     let (_unread, mut writer) = tokio::io::split(stream);
@@ -403,7 +403,7 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
             sleep(Duration::from_millis(50)).await;
         }
     });
-    // Sending waits for nobody: all of this happens before the peer could read any of it.
+    // Sending does not block: all of this happens before the peer could read any of it.
     for _ in 0..2000 {
         (carrier.send)(world.node(1), vec![7; 1000]);
     }
@@ -450,7 +450,7 @@ async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
     until("all read", || node.links.status().first().is_some_and(|link| link.frames_in >= 100)).await;
     let mut carrier = node.carrier.take().unwrap();
     let passed = std::iter::from_fn(|| carrier.received.try_recv().ok()).count();
-    // The burst, and what the rate gives while a slow machine runs this.
+    // The burst, and what the rate allows while a slow machine runs this test.
     assert!((9..=90).contains(&passed), "{passed} of 100 messages passed");
     assert!(node.links.status()[0].dropped >= 10);
 }
@@ -473,7 +473,7 @@ async fn a_joiners_bytes_are_carried_both_ways() {
     let mut bytes = [0; 6];
     near.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"answer");
-    // Two at once of one member, and a place comes free again.
+    // One member may carry two streams at once; a place that is freed can be used again.
     let second = worker.links.carry_join(world.node(1)).await.unwrap();
     assert!(matches!(
         worker.links.carry_join(world.node(1)).await,
@@ -484,7 +484,7 @@ async fn a_joiners_bytes_are_carried_both_ways() {
     drop(joins);
     assert!(worker.links.carry_join(world.node(1)).await.is_err());
     assert!(matches!(worker.links.carry_join(world.node(2)).await, Err(LinkError::Dial(_))));
-    // Such a stream is no mesh link.
+    // A carried stream does not count as a mesh link.
     assert!(publisher.links.status().is_empty());
 }
 
@@ -511,7 +511,7 @@ async fn a_node_without_room_for_another_link_dials_less_and_less() {
     let full = node(&world, &net, 0, world.set([0, 2]), full).await;
     let (_held, refused) = full.hostile(&world, 1, 0, Purpose::Mesh).await;
     assert!(refused.is_none() && full.peers() == BTreeSet::from([world.node(1)]));
-    // The one it dials takes a few, and counts what comes beyond.
+    // The dialled node accepts 20 dials at once, and counts those beyond.
     let dialled =
         node(&world, &net, 2, MemberSet::default(), LinkLimits { accepts_per_second: (1, 20), ..patient }).await;
     sleep(Duration::from_secs(4)).await;

@@ -1,4 +1,4 @@
-//! The route over Tor: a peer's own onion service, whose address is the peer's id.
+//! The route over Tor: to a peer's own onion service, whose address is derived from the peer's id.
 
 use std::sync::Arc;
 use std::time::Duration;

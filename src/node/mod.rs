@@ -11,6 +11,25 @@
 //!   engine ──client streams──► proxy | join port
 //! ```
 
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use rustbalance_mesh::MeshError;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::{Config, ConfigError, LiveConfig};
+use crate::control::ControlError;
+use crate::descriptors::Descriptors;
+use crate::store::{Store, StoreError};
+use crate::systemd;
+use crate::tor::arti::{ArtiConfig, ArtiEngine};
+use crate::tor::{Engine, TorError};
+use control::Daemon;
+use supervisor::Supervisor;
+
+pub use preflight::{PreflightError, preflight};
+
 mod admission;
 pub mod alarms;
 pub mod cluster;
@@ -30,25 +49,6 @@ mod service_units;
 mod status;
 mod supervisor;
 mod writer;
-
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
-
-use rustbalance_mesh::MeshError;
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
-
-use crate::config::{Config, ConfigError, LiveConfig};
-use crate::control::ControlError;
-use crate::descriptors::Descriptors;
-use crate::store::{Store, StoreError};
-use crate::systemd;
-use crate::tor::arti::{ArtiConfig, ArtiEngine};
-use crate::tor::{Engine, TorError};
-use control::Daemon;
-use supervisor::Supervisor;
-
-pub use preflight::{PreflightError, preflight};
 
 /// How long the control socket takes to stop at most: 10 s for the answers under way, and some more.
 const CONTROL_STOPS: Duration = Duration::from_secs(15);

@@ -7,7 +7,7 @@ use super::super::tests::{NOW, revocation};
 use super::*;
 use crate::keys::NodeSecret;
 
-/// One node of a world: what it knows at the beginning of a handshake.
+/// One side of a handshake: a node of a world and its stream.
 struct Side {
     membership: Member,
     key: NodeSecret,
@@ -41,7 +41,8 @@ fn none() -> BTreeMap<NodeId, Verified<Revocation>> {
     BTreeMap::new()
 }
 
-/// How a handshake ends in which nothing is between the two: for the listener, then for the dialler.
+/// Runs a handshake without an attacker; returns its outcome for the listener, then for the
+/// dialler.
 fn meet(
     dialler: &Side,
     listener: &Side,
@@ -87,10 +88,10 @@ fn strangers_are_refused() {
     let judged = |stranger: &Side| meet(stranger, &alpha, here, NOW).0.map(|_| ());
     // A member of another cluster.
     assert_eq!(judged(&Side::new(&other, 1)), Err(Refusal::NotMember));
-    // A member's certificates, which are public, with a key of one's own.
+    // The certificates of a member, which are public, with another node's key.
     let thief = Side { key: world.key(2), ..Side::new(&world, 1) };
     assert_eq!(judged(&thief), Err(Refusal::NotMember));
-    // A certificate signed by a key that is no authority's.
+    // A certificate signed by a key that is not the authority's.
     let forged = Member { certificate: other.member_of(1, world.cluster()).certificate, ..world.member(1) };
     assert_eq!(judged(&Side { membership: forged, ..Side::new(&other, 1) }), Err(Refusal::NotMember));
 }
@@ -112,14 +113,14 @@ fn what_answers_in_place_of_the_dialled_node_is_not_believed() {
         let proof = Verified::sign(ListenerProof(session), &side.key).unwrap().unverified();
         codec::encode(&Answer::Accepted { chain: Box::new(side.membership.chain()), proof }).unwrap()
     };
-    // Another member, which says that it is itself; one that names the dialled node; a stranger.
+    // A member that names itself; one that names the dialled node; a stranger.
     let gamma = Side::new(&world, 2);
     let (meant, challenge) = session(&gamma);
     assert_eq!(hears(&signed(&gamma, meant.clone()), &challenge), unproven(Refusal::WrongNode));
     let thief = Side { key: world.key(2), ..Side::new(&world, 0) };
     assert_eq!(hears(&signed(&thief, meant.clone()), &challenge), unproven(Refusal::NotMember));
     assert_eq!(hears(&signed(&Side::new(&other, 0), meant), &challenge), unproven(Refusal::NotMember));
-    // The node itself, but with anything about the session otherwise.
+    // The dialled node itself, with one field of the session changed.
     let alpha = Side::new(&world, 0);
     let (meant, challenge) = session(&alpha);
     let mut others = vec![meant.clone(); 9];
@@ -148,10 +149,10 @@ fn the_revoked_and_the_expired_are_refused_on_either_side() {
     let revoked = BTreeMap::from([(world.node(1), revocation(&world, 1))]);
     let refused = listener.proof(&proof, &revoked, NOW).unwrap_err();
     assert_eq!(refused.why, Refusal::Revoked);
-    // It is shown the authority's revocation.
+    // The dialler sees the authority's revocation.
     let hears = |refused: Refused| claimed.answer(&refused.answer().unwrap(), &none(), NOW).unwrap_err();
     assert_eq!(hears(refused), HandshakeError::Revoked(Box::new(revocation(&world, 1))));
-    // Another's revocation, another cluster's, or a forged one, evicts no node.
+    // A revocation of another node, or of another cluster, evicts no node.
     let other = World::new();
     for word in [revocation(&world, 2), revocation(&other, 1)] {
         let refused = Refused { why: Refusal::Revoked, revocation: Some(Box::new(word.unverified())) };
@@ -180,12 +181,12 @@ fn a_proof_is_good_for_one_stream_one_node_and_one_route() {
     assert_eq!(judged(&beta, world.node(2)), Err(Refusal::WrongNode));
     // Reflection: sent back to the node that made it.
     assert_eq!(judged(&alpha, world.node(0)), Err(Refusal::WrongNode));
-    // The other route, and another stream of the same route.
+    // Another route, and another stream of the same route.
     let other_route = Side { route: RouteKind::new(7), ..Side::new(&world, 1) };
     assert_eq!(judged(&other_route, world.node(0)), Err(Refusal::WrongNode));
     let other_stream = Side { binding: ChannelBinding([7; 32]), ..Side::new(&world, 1) };
     assert_eq!(judged(&other_stream, world.node(0)), Err(Refusal::WrongNode));
-    // Replay: of the proof, and of the answer.
+    // Replay of the proof, and of the answer.
     let (first, challenge) = alpha.listens();
     let (proof, _) = beta.dials(world.node(0)).challenge(&challenge).unwrap();
     let answer = first.accept(&first.proof(&proof, &none(), NOW).unwrap()).unwrap();
@@ -204,12 +205,12 @@ fn a_proof_of_one_role_is_none_of_the_other() {
     let (proof, claimed) = beta.dials(world.node(0)).challenge(&challenge).unwrap();
     let answer = listener.accept(&listener.proof(&proof, &none(), NOW).unwrap()).unwrap();
     let Proof { chain, proof: signed, version } = codec::decode(&proof, MAX_UNPROVEN).unwrap();
-    // The dialler's own signature, sent back to it as the answer.
+    // The dialler's own signature, reflected to it as the answer.
     let envelope = codec::encode(&signed).unwrap();
     let reflected = Answer::Accepted { chain: Box::new(chain), proof: Unverified::from_bytes(&envelope).unwrap() };
     let heard = claimed.answer(&codec::encode(&reflected).unwrap(), &none(), NOW);
     assert_eq!(heard, Err(HandshakeError::Unproven(world.node(0), Refusal::NotMember)));
-    // The listener's signature, sent to it as the proof of one that dials.
+    // The listener's signature, reflected to it as a dialler's proof.
     let Ok(Answer::Accepted { chain, proof }) = codec::decode(&answer, MAX_UNPROVEN) else { panic!("refused") };
     let envelope = codec::encode(&proof).unwrap();
     let swapped = Proof { version, chain: *chain, proof: Unverified::from_bytes(&envelope).unwrap() };
@@ -222,12 +223,13 @@ fn a_member_in_the_middle_cannot_pass_a_handshake_on() {
     let world = World::new();
     let route = RouteKind::new(7);
     let at = |i: usize, channel: u8| Side { route, binding: ChannelBinding([channel; 32]), ..Side::new(&world, i) };
-    // Node 2 has led node 1, which dials node 0, to itself: channel 1; and dials node 0: channel 2.
+    // Node 2 is in the middle: node 1 dials node 0, and reaches node 2 (channel 1). Node 2 dials
+    // node 0 (channel 2).
     let (alpha, beta) = (at(0, 2), at(1, 1));
     let (listener, challenge) = alpha.listens();
     let (proof, claimed) = beta.dials(world.node(0)).challenge(&challenge).unwrap();
     assert_eq!(listener.proof(&proof, &none(), NOW), Err(Refusal::WrongNode.into()));
-    // It opens a link of its own with node 0, and hands the answer to node 1.
+    // Node 2 runs its own handshake with node 0, and relays the answer to node 1.
     let middle = at(2, 2);
     let (own, _) = middle.dials(world.node(0)).challenge(&challenge).unwrap();
     let answer = listener.accept(&listener.proof(&own, &none(), NOW).unwrap()).unwrap();
@@ -241,7 +243,7 @@ fn versions_must_meet_and_cannot_be_narrowed_in_the_middle() {
     let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
     let dialler = beta.dials(world.node(0));
     let challenge = |versions| codec::encode(&Challenge { versions, nonce: FixedBytes(alpha.nonce) }).unwrap();
-    // A newer listener that still speaks ours, and two that do not.
+    // A newer listener that still speaks this version, and ones that do not.
     assert!(dialler.challenge(&challenge((VERSIONS.0, VERSIONS.1 + 4))).is_ok());
     for theirs in [(VERSIONS.1 + 1, VERSIONS.1 + 4), (0, 0), (VERSIONS.1, VERSIONS.0 - 1)] {
         let error = dialler.challenge(&challenge(theirs)).err();
@@ -252,7 +254,7 @@ fn versions_must_meet_and_cannot_be_narrowed_in_the_middle() {
     proof.version = VERSIONS.1 + 1;
     let judged = listener.proof(&codec::encode(&proof).unwrap(), &none(), NOW);
     assert_eq!(judged, Err(Refusal::Version.into()));
-    // What the dialler read is not what the listener has offered.
+    // The versions that the dialler read are not those that the listener offered.
     let (proof, _) = dialler.challenge(&challenge((VERSIONS.0 - 1, VERSIONS.1))).unwrap();
     assert_eq!(listener.proof(&proof, &none(), NOW), Err(Refusal::WrongNode.into()));
 }

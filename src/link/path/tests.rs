@@ -7,14 +7,14 @@ const FAST: RouteKind = RouteKind::new(200);
 const SECOND: RouteKind = RouteKind::new(201);
 const BASE: RouteKind = RouteKind::TOR;
 
-/// A path whose peer answers probes at once, where it answers at all.
+/// A path to a peer that answers probes at once on the routes in `answering`.
 struct Run {
     path: Path,
     now: Instant,
     answering: Vec<RouteKind>,
-    /// Probes sent, and when.
+    /// The probes sent, with their times.
     probes: Vec<(RouteKind, Instant)>,
-    /// The routes that were left, in order.
+    /// The routes that frames have left, in order.
     left: Vec<RouteKind>,
 }
 
@@ -51,13 +51,13 @@ impl Run {
         self.check();
     }
 
-    /// What holds at any time.
+    /// Checks the invariants, which hold at any time.
     fn check(&self) {
         let open = |leg: &&Leg| leg.state != RouteState::Unproven;
         assert_eq!(self.path.chosen().is_some(), self.path.legs.iter().any(|leg| open(&leg)));
         let Some(chosen) = self.path.chosen() else { return };
         let state = self.path.state(chosen);
-        assert_ne!(state, RouteState::Unproven, "frames go where no link is");
+        assert_ne!(state, RouteState::Unproven, "frames go by a route without a link");
         let base_is_open = self.path.state(BASE) != RouteState::Unproven;
         assert!(!base_is_open || state == RouteState::Proven, "{state} is preferred to the base");
     }
@@ -112,7 +112,7 @@ fn a_route_that_has_failed_must_be_good_for_longer_and_longer() {
     run.handle(PathEvent::Ended(FAST));
     run.handle(PathEvent::Opened(FAST));
     run.seconds(RETURN.0.into());
-    assert_eq!(run.path.chosen(), Some(FAST), "a route that was good for long is not trusted again");
+    assert_eq!(run.path.chosen(), Some(FAST), "a route that was proven for a minute is not forgiven");
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_late_answer_keeps_the_link_and_does_not_prove_it() {
         run.handle(PathEvent::Answered(FAST, number));
     }
     assert_eq!(run.path.state(FAST), RouteState::Probing);
-    // An answer to what was never asked.
+    // Numbers of probes that were never sent.
     for number in [0, run.path.legs[0].probe + 1, u64::MAX] {
         run.handle(PathEvent::Answered(FAST, number));
     }
@@ -146,7 +146,7 @@ fn frames_take_any_open_link_before_they_wait() {
     assert_eq!(run.path.chosen(), Some(FAST));
     run.seconds(10);
     assert_eq!(run.path.chosen(), None);
-    // A route that this path does not have.
+    // This path does not have the route.
     run.handle(PathEvent::Opened(SECOND));
     assert_eq!(run.path.chosen(), None);
 }
@@ -191,7 +191,7 @@ proptest! {
         prop_assert_ne!(run.path.chosen(), Some(dies));
         run.seconds(2);
         prop_assert_eq!(run.path.state(dies), RouteState::Unproven);
-        // It comes back, and nothing that happened before keeps it away for more than the longest proof.
+        // The route comes back: whatever happened before, the longest proof is enough.
         run.answering.extend([dies, FAST]);
         run.handle(PathEvent::Opened(dies));
         run.handle(PathEvent::Opened(FAST));

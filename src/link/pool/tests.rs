@@ -1,4 +1,4 @@
-//! Pools at one and at both ends of their links.
+//! Pools at one end and at both ends of their links.
 
 use futures::FutureExt;
 use rustbalance_gossip::record::Revocation;
@@ -41,7 +41,7 @@ fn everywhere(_: NodeId, _: RouteKind) -> bool {
     true
 }
 
-/// Takes what would be written on a link, and answers its probes.
+/// Takes the frames that would be written on a link, and answers its probes if `answers`.
 fn write(pool: &mut Pool, link: &OpenedLink, answers: bool, now: Instant) -> Vec<Vec<u8>> {
     let mut written = Vec::new();
     while let Some(frame) = link.out.next().now_or_never() {
@@ -89,7 +89,7 @@ fn the_newer_of_one_diallers_links_is_kept_and_a_forgotten_one_gives_way() {
     // Node 2 has restarted, knows of no link, and dials.
     assert!(pool.open(node(2), TOR, false, 99, now + CROSSING).is_ok());
     assert_eq!(peers(&pool, now), [(node(2), false)]);
-    // The end of the old one takes nothing with it.
+    // The end of the replaced link leaves the new one alone.
     pool.ended(link.id, (node(2), TOR), CROSSING, 0.0, now);
     assert!(pool.has(node(2), TOR));
 }
@@ -114,12 +114,12 @@ fn links_are_bounded() {
 fn who_reaches_nobody_and_is_let_find_nobody_is_shut_out() {
     let (mut pool, now) = (pool(1), Instant::now());
     pool.dial_failed(node(2), TOR, false, 0.0, now);
-    assert!(!pool.is_shut_out(), "they may be dead");
+    assert!(!pool.is_shut_out(), "the node may be dead");
     pool.dial_failed(node(3), TOR, true, 0.0, now);
     assert!(pool.is_shut_out() && pool.is_refused());
     let link = pool.open(node(2), TOR, false, 99, now).unwrap();
-    assert!(!pool.is_shut_out(), "one has come");
-    assert!(pool.is_refused(), "but not by that one");
+    assert!(!pool.is_shut_out(), "a link with another member is open");
+    assert!(pool.is_refused(), "node 3 still accepts none of the keys");
     pool.ended(link.id, (node(2), TOR), LASTING, 0.0, now);
     assert!(pool.is_shut_out());
     let link = pool.open(node(3), TOR, false, 99, now).unwrap();
@@ -136,7 +136,7 @@ fn a_link_with_a_worker_does_not_hide_that_publishers_refuse_this_node() {
     pool.reconcile(&members, everywhere, 1, now);
     pool.open(node(3), TOR, false, 99, now).unwrap();
     pool.dial_failed(node(4), TOR, true, 0.0, now);
-    assert!(!pool.is_shut_out(), "a worker that closes its door stops no node that others let in");
+    assert!(!pool.is_shut_out(), "a worker that rejects the keys stopped a node that others accept");
     pool.dial_failed(node(2), TOR, true, 0.0, now);
     assert!(pool.is_shut_out(), "the worker with the link may have been evicted itself");
     pool.open(node(2), TOR, false, 99, now).unwrap();
@@ -178,7 +178,7 @@ fn dials_wait_longer_and_longer_up_to_a_bound_and_one_at_a_time() {
         pauses.push((now - failed).as_secs());
     }
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
-    // A link that lasted makes up for it.
+    // A link that lasted resets the backoff.
     let link = pool.open(node(2), TOR, true, 99, now).unwrap();
     pool.ended(link.id, (node(2), TOR), LASTING, 0.0, now);
     assert_eq!(pool.reconcile(&members, everywhere, 0, now + Duration::from_secs(1)), [(node(2), TOR)]);
@@ -208,7 +208,7 @@ fn a_message_for_a_stranger_goes_to_each_peer_in_turn() {
         pool.send(node(9), vec![1]);
     }
     for queue in &queues {
-        assert_eq!((0..20).filter(|_| !queue.push(vec![])).count(), 20, "fewer or more than ten in each");
+        assert_eq!((0..20).filter(|_| !queue.push(vec![])).count(), 20, "the messages were not shared evenly");
     }
     for _ in 0..100 {
         pool.send(node(2), vec![2]);
@@ -233,13 +233,13 @@ fn each_route_to_a_peer_has_a_link_a_bound_and_a_pause_of_its_own() {
     let fast = pool.open(node(2), FAST, false, 99, later).unwrap();
     assert!(!tor.close.is_cancelled(), "the link over one route replaced that over the other");
     assert_eq!(pool.status(later).iter().map(|link| link.route).collect::<Vec<_>>(), [TOR, FAST]);
-    // Links over the other route leave the bound on links over Tor as it is.
+    // Links over the other route do not count towards the bound on links over Tor.
     for peer in 3..5 {
         pool.open(node(peer), TOR, false, 99, later).unwrap();
     }
     assert_eq!(pool.open(node(5), TOR, false, 99, later).err(), Some(Refusal::Busy));
     assert!(pool.open(node(5), FAST, false, 99, later).is_ok());
-    // The member is put out: by every route.
+    // A revocation closes the links over every route.
     pool.reconcile(&set(1..3, &[2]), everywhere, 0, later);
     assert!(tor.close.is_cancelled() && fast.close.is_cancelled());
 }
@@ -253,14 +253,14 @@ fn frames_go_by_the_proven_route_and_what_it_leaves_behind_by_the_other() {
     let fast = pool.open(node(2), FAST, true, 99, now).unwrap();
     pool.send(node(2), vec![2]);
     assert_eq!(pool.route_to(node(2)), Some(TOR));
-    // Its first answer proves it, and what waited on Tor comes over.
+    // The first answer proves the route, and the frames that waited on Tor move to it.
     assert_eq!(write(&mut pool, &fast, true, now), [[1], [2]]);
     assert_eq!(pool.route_to(node(2)), Some(FAST));
     assert!(write(&mut pool, &tor, true, now).is_empty());
     now += Duration::from_secs(1);
     pool.probe(now);
     write(&mut pool, &fast, true, now);
-    // It falls silent: these are written, and never read.
+    // The peer falls silent: these frames are written, and never read.
     pool.send(node(2), vec![3]);
     write(&mut pool, &fast, false, now);
     pool.send(node(2), vec![4]);
@@ -291,5 +291,5 @@ fn only_tor_shuts_out_and_a_link_with_a_publisher_by_any_route_refutes_it() {
     assert!(pool.is_shut_out(), "a worker may have been evicted itself");
     pool.open(node(2), FAST, true, 99, now).unwrap();
     assert!(!pool.is_shut_out());
-    assert!(pool.is_refused(), "over Tor it accepts none of our keys still");
+    assert!(pool.is_refused(), "over Tor the publisher still accepts none of our keys");
 }

@@ -1,4 +1,4 @@
-//! Nodes with a second route beside Tor: in memory, and as unreliable as the test wants.
+//! Nodes with a second route beside Tor: in memory, and with the faults that a test asks for.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,13 +21,13 @@ const FAST: RouteKind = RouteKind::new(200);
 #[derive(Default)]
 struct MemoryNet {
     nodes: Mutex<BTreeMap<NodeId, Weak<Links>>>,
-    /// Nothing passes, and nothing says so, as where a firewall drops packets.
+    /// While true, no bytes pass and no error is reported, as when a firewall drops packets.
     is_cut: watch::Sender<bool>,
-    /// A peer has led the dials to itself, and passes on what it gets.
+    /// A man in the middle has diverted the dials to itself and relays the bytes.
     has_middle: AtomicBool,
 }
 
-/// One node's way into it.
+/// One node's access to the second route.
 struct MemoryRoute(Arc<MemoryNet>);
 
 impl MemoryNet {
@@ -40,7 +40,7 @@ impl MemoryNet {
     }
 }
 
-/// Passes bytes on while the network is whole.
+/// Relays bytes while the network is not cut.
 async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, cut: watch::Receiver<bool>) {
     let mut bytes = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut bytes).await {
@@ -51,7 +51,7 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     }
 }
 
-/// Waits until the network is whole, or is no more.
+/// Waits until the network is not cut, or is dropped.
 async fn whole(mut cut: watch::Receiver<bool>) {
     let _ = cut.wait_for(|cut| !cut).await;
 }
@@ -88,13 +88,13 @@ impl Route for MemoryRoute {
     }
 }
 
-/// Silence is noticed by the path alone: the links' own bounds are far.
+/// Limits under which only the path notices silence: the bounds of the links are far longer.
 fn patient() -> LinkLimits {
     let LinkLimits { silence, ping, write, .. } = LinkLimits::default();
     LinkLimits { silence, ping, write, ..limits() }
 }
 
-/// Nodes of which those in `fast` have the second route, too.
+/// Starts one node for each entry of `routes`; true gives the node the second route.
 async fn launch_nodes(
     world: &World,
     net: &FakeNet,
@@ -127,7 +127,7 @@ fn carrying(links: &Links, peer: NodeId) -> Option<RouteKind> {
     carrying.first().map(|link| link.route)
 }
 
-/// Sends numbered frames, and says how long each took to arrive for the first time.
+/// Sends numbered frames, and records how long each took to arrive for the first time.
 struct Stream {
     sent: Vec<Instant>,
     took: Vec<Option<Duration>>,
@@ -175,13 +175,13 @@ async fn frames_move_to_the_faster_route_survive_its_death_and_return() {
         status.iter().filter(|link| link.route == RouteKind::TOR).map(|link| link.frames_out).sum::<u64>()
     };
     assert!(over_tor(&links[0]) < 10, "more than pings went over Tor");
-    // It dies without a sign.
+    // The route dies silently.
     fast.is_cut.send_replace(true);
     stream.run(&mut carriers, world.node(1), Duration::from_secs(5)).await;
     assert!(by(RouteKind::TOR)(&links, &world));
     assert!(links.iter().all(|links| links.status().len() == 1), "the dead link is still there");
     stream.run(&mut carriers, world.node(1), Duration::from_secs(5)).await;
-    // It is back; frames return once it has been good for a while.
+    // It is back; frames return after enough answers in a row.
     fast.is_cut.send_replace(false);
     stream.run(&mut carriers, world.node(1), Duration::from_secs(2)).await;
     assert!(by(RouteKind::TOR)(&links, &world), "trusted again at once");
@@ -189,7 +189,7 @@ async fn frames_move_to_the_faster_route_survive_its_death_and_return() {
     assert!(by(FAST)(&links, &world));
     let slowest = stream.took.iter().map(|took| took.expect("a frame was lost")).max();
     assert!(slowest < Some(Duration::from_secs(5)), "a frame took {slowest:?}");
-    // What the dead route may have delivered was sent again; nothing else was.
+    // The frames that the dead route may have delivered were sent again; all others came once.
     assert!(stream.twice < 50, "{} frames came twice", stream.twice);
 }
 
@@ -226,7 +226,7 @@ async fn with_tor_cut_off_frames_and_joins_go_by_the_other_route_and_back() {
     drop((near, carried));
     net.heal();
     until("Tor again", || links.status().len() == 2).await;
-    // A route that has died is chosen until it is known: the join goes over Tor then.
+    // A dead route stays chosen until probes notice: the join falls back to Tor.
     fast.is_cut.send_replace(true);
     assert_eq!(carrying(&links, peer), Some(FAST));
     links.carry_join(peer).await.unwrap();
