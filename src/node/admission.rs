@@ -1,4 +1,5 @@
-//! The join port: open while there are invitations and for a day after, answered by publishers, carried to one by workers.
+//! The join port. It is open while there are invitations and for a day after the last one expires.
+//! Publishers admit joiners; workers carry them to a publisher.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,28 +29,28 @@ use crate::store::Store;
 use crate::stream::BoxStream;
 use crate::tor::{Incoming, Rejection};
 
-/// How long after the end of the last invitation the port stays open, in seconds: whoever comes too late, or with a
-/// token that is used up, is told so.
+/// Time that the port stays open after the last invitation has expired, in seconds. A late joiner,
+/// or one whose token is used up, gets the reason instead of a closed port.
 const TELL_WHY: u64 = 24 * 3600;
-/// Bound on accepting the stream of a joiner.
+/// Time limit for accepting a joiner's stream.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
-/// Publishers a worker tries for one joiner.
+/// Number of publishers that a worker tries for one joiner.
 const TRIES: usize = 3;
 
-/// Whoever answers at the join port of this node.
+/// Answers joiners at the join port of this node.
 pub(super) struct JoinPort {
     cluster: Cluster,
     links: Arc<Links>,
     door: Door,
-    /// On publishers.
+    /// `None` on workers.
     gatekeeper: Option<Gatekeeper>,
-    /// For joiners that come to this node; more at once are turned away by Tor's own refusal.
+    /// Joiners that dialled this node, at the same time; Tor rejects the streams beyond.
     places: Places,
     limits: watch::Receiver<DoorLimits>,
     counters: Counters,
 }
 
-/// What admitting nodes needs.
+/// The inputs of [`JoinPort::start`].
 pub(super) struct AdmissionNeeds {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
@@ -58,7 +59,7 @@ pub(super) struct AdmissionNeeds {
     pub(super) ports: BTreeMap<ServiceId, Vec<u16>>,
     /// The newest discovery key.
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
-    /// What a publisher admits with; a worker has none and carries joiners to one.
+    /// The secrets to admit with; `None` on a worker, which carries joiners to a publisher.
     pub(super) publisher: Option<Publisher>,
     /// Joiners that workers carry here.
     pub(super) carried: mpsc::Receiver<CarriedJoin>,
@@ -67,7 +68,8 @@ pub(super) struct AdmissionNeeds {
 }
 
 impl JoinPort {
-    /// Starts to answer the joiners that workers carry here, and gives what answers those that come by themselves.
+    /// Starts to answer the joiners that workers carry here; the result answers those that dial
+    /// this node.
     pub(super) fn start(needs: AdmissionNeeds, parts: &mut Supervisor) -> Arc<Self> {
         let AdmissionNeeds { cluster, links, store, ports, discovery, publisher, carried, limits, counters } = needs;
         let gatekeeper =
@@ -78,7 +80,7 @@ impl JoinPort {
         port
     }
 
-    /// Answers a client that asks for the join port of the master address.
+    /// Answers a stream to the join port of the cluster's first service.
     pub(super) async fn answer(&self, incoming: Incoming) {
         let open = self.cluster.look(|coordinator, now| {
             let recent = |invitation: &Invitation| now.unix <= invitation.expires.saturating_add(TELL_WHY);
@@ -95,13 +97,13 @@ impl JoinPort {
                 Some(gatekeeper) => self.admit(stream, gatekeeper).await,
                 None => self.carry(stream).await,
             },
-            Ok(Err(error)) => debug!(%error, "a joiner is gone"),
-            Err(_) => debug!("a joiner did not take its stream in time"),
+            Ok(Err(error)) => debug!(%error, "the stream of a joiner cannot be accepted"),
+            Err(_) => debug!("the stream of a joiner was not accepted in time"),
         }
     }
 
-    /// False where this node would carry a join and has carried too many: strangers must not fill
-    /// the publishers' links. A publisher's own door keeps the rate itself.
+    /// False if this node would carry the join and has carried too many: strangers must not fill
+    /// the publishers' links. A publisher admits joiners itself, and its door limits their rate.
     fn may_carry(&self) -> bool {
         let worker = |member: &&MemberView| member.alive && member.member.role() == Role::Worker;
         self.gatekeeper.is_some() || {
@@ -110,7 +112,7 @@ impl JoinPort {
         }
     }
 
-    /// Answers a joiner that a worker has carried here, if this node is a publisher.
+    /// Answers a joiner that a worker has carried here; refuses it if this node is a worker.
     pub(super) async fn answer_carried(&self, stream: BoxStream) {
         match &self.gatekeeper {
             Some(gatekeeper) => self.admit(stream, gatekeeper).await,
@@ -128,17 +130,18 @@ impl JoinPort {
             Some(Outcome::Admitted { node, role, again }) => info!(%node, %role, again, "admitted a new member"),
             Some(Outcome::Refused(refusal)) => {
                 self.counters.count(refusal.counter());
-                // Strangers choose how often this and what follows happen: the counters tell of it.
-                debug!(%refusal, "turned a joiner away");
+                // Strangers choose how often this happens, so it is counted and logged at debug
+                // level only.
+                debug!(%refusal, "refused a joiner");
             }
             None => {
                 self.counters.count(Counter::JoinUnfinished);
-                debug!("a joiner went away");
+                debug!("a joiner left before an answer");
             }
         }
     }
 
-    /// Takes the joiner's frames to a living publisher, unread.
+    /// Carries the joiner's frames, unread, to a publisher that is alive.
     async fn carry(&self, joiner: BoxStream) {
         for publisher in self.cluster.look(|coordinator, _| living_publishers(coordinator)).into_iter().take(TRIES) {
             match self.links.carry_join(publisher).await {
@@ -147,7 +150,7 @@ impl JoinPort {
                     debug!(publisher = %publisher.short(), there, back, "carried a join");
                     return;
                 }
-                Err(error) => debug!(publisher = %publisher.short(), %error, "cannot carry a join there"),
+                Err(error) => debug!(publisher = %publisher.short(), %error, "cannot carry a join to this publisher"),
             }
         }
         debug!("no publisher can be reached, so no node can join through this one");
@@ -155,7 +158,7 @@ impl JoinPort {
     }
 }
 
-/// Joiners that workers have carried here.
+/// Answers the joiners that workers carry here, until the links end.
 async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, port: Arc<JoinPort>) -> Ended {
     while let Some(CarriedJoin { from, stream }) = carried.recv().await {
         debug!(from = %from.short(), "a joiner is carried here");
@@ -166,7 +169,7 @@ async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, port: Arc<Join
     Ok(())
 }
 
-/// Publishers that are heard now, the current one first.
+/// The other publishers that are alive, the leaseholder first.
 fn living_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
     let view = coordinator.view();
     let holder = view.best_claim().map(|claim| claim.holder);
@@ -176,13 +179,13 @@ fn living_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
     publishers
 }
 
-/// A publisher's side of a join.
+/// The publisher's side of joins.
 struct Gatekeeper {
     publisher: Publisher,
     cluster: Cluster,
     store: Arc<Store>,
-    /// The virtual ports of each service that this node serves. A new node is given them, and of the first service those
-    /// of other publishers.
+    /// The virtual ports of each service that this node serves. A new node receives them; for the
+    /// first service, also the ports that other publishers announce.
     ports: BTreeMap<ServiceId, Vec<u16>>,
     /// The newest discovery key.
     discovery: watch::Receiver<Option<Arc<Discovery>>>,
@@ -214,7 +217,8 @@ impl Admitter for Gatekeeper {
     }
 }
 
-/// The cluster at the moment of a decision. All of it is in memory: the decision is made in [`Cluster::look`].
+/// The state of the cluster during one decision. It is all in memory: the decision is made inside
+/// [`Cluster::look`].
 struct Known<'a> {
     coordinator: &'a Coordinator,
     now: Now,

@@ -1,9 +1,9 @@
-//! The alarm that the key of the address was given to more nodes than the operator wanted.
+//! The alarm that more nodes hold the key of the address than the operator allowed.
 //!
-//! Publishers that cannot hear each other may let two nodes in with one token. The second is
-//! expelled once they can, but it has the key: only the operator can tell whether it is a thief's.
-//! So each node that learns of it says so in its log once, and in `status` until its own operator
-//! acknowledges it. No record can end the alarm: a holder of the key could sign one.
+//! Two publishers that cannot hear each other may admit two nodes with one token. The second node
+//! is expelled once they can, but it has the key, and only the operator can tell whether it is a
+//! thief. So each node that learns of it logs it once, and shows it in `status` until its own
+//! operator acknowledges it. No record can end the alarm: a holder of the key could sign one.
 
 use std::collections::BTreeMap;
 
@@ -15,17 +15,17 @@ use tracing::error;
 use crate::control::{AlarmStatus, InvitationPrefix};
 use crate::store::{KeyAlarm, MAX_ALARMS};
 
-/// Most nodes that one line of the log names.
+/// Maximum number of nodes that one log line names.
 const MOST_NODES: usize = 6;
 
-/// The alarms that this node knows. In memory; [`super::writer`] brings them to disk.
+/// The alarms that this node knows. They are in memory; [`super::writer`] writes them to disk.
 #[derive(Debug, Default)]
 pub struct Alarms {
     known: Mutex<BTreeMap<InvitationId, KeyAlarm>>,
 }
 
 impl Alarms {
-    /// Those of the last run.
+    /// Starts with the alarms of the last run.
     pub fn new(stored: Vec<KeyAlarm>) -> Self {
         let known = stored.into_iter().map(|alarm| (alarm.invitation, alarm)).collect();
         Self { known: Mutex::new(known) }
@@ -35,8 +35,8 @@ impl Alarms {
         self.known.lock()
     }
 
-    /// Looks for publishers' invitations with which more nodes have joined than may, and logs those
-    /// that are new.
+    /// Raises an alarm for each publisher's invitation with more redemptions than uses, and logs
+    /// those that are new.
     pub(super) fn look_at<'a>(&self, invitations: impl Iterator<Item = &'a Invitation>) {
         let over = |it: &&Invitation| it.role == Role::Publisher && it.redeemed.len() > usize::from(it.uses);
         let mut known = self.lock();
@@ -63,12 +63,12 @@ impl Alarms {
         }
     }
 
-    /// All, for the disk.
+    /// All alarms, acknowledged or not, for the disk.
     pub(super) fn all(&self) -> Vec<KeyAlarm> {
         self.lock().values().cloned().collect()
     }
 
-    /// Those that the operator has not acknowledged.
+    /// The alarms that the operator has not acknowledged.
     pub(super) fn open(&self) -> Vec<AlarmStatus> {
         let known = self.lock();
         let status = |alarm: &KeyAlarm| AlarmStatus {
@@ -79,11 +79,10 @@ impl Alarms {
         known.values().filter(|alarm| alarm.is_open()).map(status).collect()
     }
 
-    /// Ends an alarm for the nodes that it names now.
+    /// Acknowledges an alarm for the nodes that it names now. A further node opens it again.
     ///
     /// # Errors
-    /// A sentence that says what to do, where no open alarm is about such an invitation, or several
-    /// are.
+    /// A text for the operator, if no open alarm or several match the prefix.
     pub(super) fn acknowledge(&self, prefix: &InvitationPrefix) -> Result<KeyAlarm, String> {
         let mut known = self.lock();
         let open = known.values().filter(|alarm| alarm.is_open()).map(|alarm| alarm.invitation);

@@ -1,14 +1,15 @@
-//! The cluster's task: the only one that changes the [`Coordinator`]. Everything that happens reaches it as an event, in
-//! order; what it decides goes out over watches that the other tasks reconcile towards.
+//! The cluster's task: the only one that changes the [`Coordinator`]. All input reaches it as
+//! events, in order; its decisions go out in watches that the other tasks reconcile towards.
 //!
-//! It does no slow work itself: a lease or a heartbeat must never wait for a disk or a peer. What should be on disk is a
-//! watch, too (see [`super::writer`]).
+//! It does no slow work: a lease or a heartbeat must never wait for a disk or a peer. The state for
+//! the disk goes out in a watch, too (see [`super::writer`]).
 //!
-//! The coordinator is behind a mutex because others read it: [`Cluster::look`] lends it as `&Coordinator`, so no other
-//! task can change it. A message with a reply would do the same with a copy of hundreds of members for each `status` or
-//! joiner. A reader holds the lock while it copies or judges what is in memory, never over an await or a disk. A decision
-//! that must not be overtaken (to admit a joiner) becomes an event, and [`Cluster::tell_and_wait`] answers once that is
-//! part of the state that the next reader sees.
+//! The coordinator is behind a mutex because other tasks read it: [`Cluster::look`] lends it as
+//! `&Coordinator`, so they cannot change it. Messages with replies would copy hundreds of members
+//! for each `status` or joiner. A reader holds the lock while it copies or checks state in memory,
+//! never across an await or a disk access. A decision that must take effect before any later one
+//! (admitting a joiner) becomes an event; [`Cluster::tell_and_wait`] returns once it is part of the
+//! state that the next reader sees.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
@@ -37,17 +38,18 @@ use crate::keys::AuthoritySecret;
 use crate::link::MemberSet;
 use crate::{balance, publish, sync};
 
-/// Events and questions that may wait for the actor.
+/// Events that may wait for the cluster's task.
 const QUEUE: usize = 256;
-/// In the mesh, this long is enough to hear of all who live: then new introduction points may be chosen.
+/// Time in the mesh after which all members that are alive count as heard: then new introduction
+/// points may be chosen.
 const ACQUAINTANCE: Duration = Duration::from_secs(6);
-/// The longest the actor sleeps.
+/// The cluster's task wakes at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
-/// An event, and whom to tell once it has been dealt with.
+/// An event, and the sender to notify once it has been handled.
 type Message = (Event, Option<oneshot::Sender<()>>);
 
-/// The way to the actor. Cheap to clone.
+/// The handle of the cluster's task. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
     messages: mpsc::Sender<Message>,
@@ -55,59 +57,68 @@ pub struct Cluster {
     clock: Clock,
 }
 
-/// What is decided for one service.
+/// The decisions for one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceWanted {
-    /// For the publisher.
+    /// The input of the publisher.
     pub publish: publish::task::Wanted,
-    /// For this node's introduction points.
+    /// The input of the task for this node's own introduction points.
     pub balance: balance::task::Wanted,
-    /// For the stand-in.
+    /// The points at which this node is to stand in.
     pub stand_in: BTreeSet<Orphan>,
 }
 
-/// What is decided for each service of the cluster.
+/// The decisions for each service of the cluster.
 pub type Services = BTreeMap<ServiceId, ServiceWanted>;
 
-/// What is decided for the node. Whom its links are to reach goes out by [`ClusterParts::members`].
+/// The decisions for the node. The members for its links go out in [`ClusterParts::members`].
 pub struct Decisions {
-    /// What each service needs.
+    /// The decisions for each service.
     pub services: watch::Receiver<Services>,
     /// Whether this node is the publisher.
     pub publishes: watch::Receiver<bool>,
-    /// How this node is.
+    /// The condition of this node: its phase, or why it cannot serve.
     pub phase: watch::Receiver<Condition>,
-    /// Why this node is no member any more; `None` while it is one.
+    /// Why this node is no longer a member; `None` while it is one.
     pub excluded: watch::Receiver<Option<String>>,
 }
 
-/// Both ends of the writer (see [`super::writer`]).
+/// The channels to and from the disk writer (see [`super::writer`]).
 pub struct Disk {
-    /// What should be on disk.
+    /// The state that should be on disk.
     pub(super) wanted: watch::Receiver<Kept>,
-    /// The term that is on disk.
+    /// The term that is on disk; the writer reports it.
     pub(super) stored_term: watch::Sender<u64>,
 }
 
-/// The actor has ended: the daemon is stopping.
+/// The cluster's task has ended because the daemon is stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the daemon is stopping")]
 pub struct Stopping;
 
 impl Cluster {
-    /// Tells it of something that happened.
+    /// Queues an event.
+    ///
+    /// # Errors
+    ///
+    /// The cluster's task has ended.
     pub async fn tell(&self, event: Event) -> Result<(), Stopping> {
         self.messages.send((event, None)).await.map_err(|_| Stopping)
     }
 
-    /// The same, and waits until it has been dealt with: whoever looks afterwards sees it.
+    /// Queues an event and waits until it has been handled: later calls of [`Cluster::look`] see
+    /// the result.
+    ///
+    /// # Errors
+    ///
+    /// The cluster's task has ended.
     pub async fn tell_and_wait(&self, event: Event) -> Result<(), Stopping> {
         let (done, dealt_with) = oneshot::channel();
         self.messages.send((event, Some(done))).await.map_err(|_| Stopping)?;
         dealt_with.await.map_err(|_| Stopping)
     }
 
-    /// Looks at the coordinator. `look` must not block: the cluster's task waits meanwhile.
+    /// Reads the coordinator. `look` must not block: the cluster's task waits meanwhile.
     pub fn look<T>(&self, look: impl FnOnce(&Coordinator, Now) -> T) -> T {
         let now = self.clock.now();
         look(&lock(&self.coordinator), now)
@@ -118,33 +129,35 @@ fn lock(coordinator: &Mutex<Coordinator>) -> MutexGuard<'_, Coordinator> {
     coordinator.lock()
 }
 
-/// What the cluster's task is made of.
+/// The inputs of the cluster's task.
 pub struct ClusterParts {
-    /// The decisions themselves.
+    /// Makes the decisions.
     pub coordinator: Coordinator,
-    /// The mesh to gossip on.
+    /// The mesh that carries the records.
     pub mesh: Mesh,
-    /// What comes from it.
+    /// Records that come from the mesh.
     pub updates: mpsc::Receiver<Update>,
     /// Facts that neighbours have handed over.
     pub facts: mpsc::Receiver<Vec<Update>>,
-    /// Whom the links are to reach.
+    /// The members that the links are to reach.
     pub members: watch::Sender<MemberSet>,
-    /// The cluster.
+    /// The id of the cluster.
     pub cluster: ClusterId,
-    /// The services whose state this node has on its disk. It serves those of them that the cluster has.
+    /// The services whose state this node has on its disk. It serves those that the cluster has,
+    /// too.
     pub services: Vec<ServiceId>,
-    /// Publishers' tokens that more nodes have used than may.
+    /// Alarms about publishers' invitations with more redemptions than uses.
     pub alarms: Arc<Alarms>,
-    /// Signs what concerns others; publishers have it.
+    /// Signs facts; `None` on workers.
     pub authority: Option<AuthoritySecret>,
-    /// What the disk knows, told before anything else happens: members first, because a node that knows of no others
-    /// waits for none.
+    /// The state from disk, handled before all other events. Members come first, because a node
+    /// that knows no other members does not wait to hear them.
     pub known: Vec<Event>,
 }
 
-/// The coordinator as a machine. It gets a tick every [`LONGEST_SLEEP`] even if it wants none: the wall clock may have
-/// been set, and where to stand in changes with time alone.
+/// The coordinator as a machine. It gets a tick every [`LONGEST_SLEEP`] even if it asks for none:
+/// the wall clock may have been set, and the choice of points to stand in at changes with time
+/// alone.
 struct Shared(Arc<Mutex<Coordinator>>);
 
 impl Machine for Shared {
@@ -165,7 +178,7 @@ impl Machine for Shared {
     }
 }
 
-/// What comes to the cluster's task.
+/// The inputs of the cluster's task.
 enum Input {
     Message(Message),
     Record(Update),
@@ -174,7 +187,7 @@ enum Input {
     TermStored(u64),
 }
 
-/// Carries out what the coordinator says.
+/// Carries out the coordinator's actions.
 struct ClusterShell {
     inbox: mpsc::Receiver<Message>,
     mesh: Mesh,
@@ -183,35 +196,37 @@ struct ClusterShell {
     stored_term: watch::Receiver<u64>,
     /// All facts that this node knows, as of the last change.
     facts: Arc<SharedFacts>,
-    /// What has changed since the last look: the disk may know of thousands, so it is dealt with once for all events.
+    /// Set by actions and handled once for all events: the disk may hold thousands of facts.
     members_changed: bool,
     invitations_changed: bool,
     facts_changed: bool,
-    /// Who waits for the events that are being handled.
+    /// Senders to notify once the current events have been handled.
     waiting: Vec<oneshot::Sender<()>>,
     cluster: ClusterId,
     alarms: Arc<Alarms>,
     authority: Option<AuthoritySecret>,
-    /// When the mesh was reached, on the monotonic clock.
+    /// When this node reached the mesh, on the monotonic clock.
     joined: Option<Duration>,
-    /// Whether it is known where the others wait for clients: two nodes at one relay are worth one.
+    /// Whether the other members' introduction points are known. Before, this node opens no new
+    /// ones: two nodes at one relay count only as one.
     others_known: bool,
-    /// When it was last asked where to stand in.
+    /// When `stand_ins` was computed last, on the monotonic clock.
     asked: Option<Duration>,
-    /// Where to stand in, as of then.
+    /// The points to stand in at, as of `asked`.
     stand_ins: Vec<Orphan>,
-    /// [`ClusterParts::services`].
+    /// See [`ClusterParts::services`].
     served: Vec<ServiceId>,
     services: watch::Sender<Services>,
     members: watch::Sender<MemberSet>,
     publishes: watch::Sender<bool>,
     phase: watch::Sender<Condition>,
     excluded: watch::Sender<Option<String>>,
-    /// What should be on disk.
+    /// The state that should be on disk.
     kept: watch::Sender<Kept>,
 }
 
-/// Makes the cluster's task and handles what the disk knows; it runs once [`Starting::run`] is polled.
+/// Makes the cluster's task and handles the state from disk. The task runs once [`Starting::run`]
+/// is polled.
 pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
     let (messages, inbox) = mpsc::channel(QUEUE);
     let (services, services_watch) = watch::channel(Services::new());
@@ -263,13 +278,13 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
     (handle, decisions, disk, Starting { driver })
 }
 
-/// A cluster's task that does not run yet.
+/// The cluster's task before it runs.
 pub struct Starting {
     driver: Driver<Shared, ClusterShell>,
 }
 
 impl Starting {
-    /// Runs until `stop`. Gives the mesh back, to be shut down.
+    /// Runs until `stop`. Returns the mesh, to be shut down.
     pub async fn run(mut self, stop: CancellationToken) -> Mesh {
         if let Err(error) = self.driver.run(&stop).await {
             error!(%error, "the cluster's task has failed");
@@ -306,7 +321,7 @@ impl Shell<Shared> for ClusterShell {
         match action {
             Action::Gossip { kind, bytes } => {
                 if let Err(error) = self.mesh.set(kind, &bytes) {
-                    error!(%error, kind = kind.key(), "cannot gossip");
+                    error!(%error, kind = kind.key(), "cannot announce a record");
                 }
             }
             Action::Retract(kind) => self.mesh.retract(kind),
@@ -315,7 +330,7 @@ impl Shell<Shared> for ClusterShell {
             Action::Leadership(Leadership::Publisher { term }) => info!(term, "this node publishes now"),
             Action::Leadership(Leadership::Follower) => info!("this node has stopped publishing"),
             Action::Excluded(why) => {
-                error!(%why, "this node is no member of the cluster any more");
+                error!(%why, "this node is no longer a member of the cluster");
                 self.excluded.send_replace(Some(why));
             }
             Action::MembersChanged => self.members_changed = true,
@@ -324,7 +339,7 @@ impl Shell<Shared> for ClusterShell {
         }
     }
 
-    /// Brings the watches up to date, and gives what this node, as the authority, has to sign for it.
+    /// Updates the watches. Returns the facts that this node must sign as the authority, as events.
     fn settle(&mut self, machine: &Shared, now: Now) -> Vec<Event> {
         let coordinator = lock(&machine.0);
         let (members, invitations) = (mem::take(&mut self.members_changed), mem::take(&mut self.invitations_changed));
@@ -341,7 +356,7 @@ impl Shell<Shared> for ClusterShell {
         self.decide(&coordinator, now);
         if signed.is_empty() {
             for done in self.waiting.drain(..) {
-                // Whoever waited may have given up.
+                // The waiting task may have given up.
                 let _ = done.send(());
             }
         }
@@ -350,7 +365,7 @@ impl Shell<Shared> for ClusterShell {
 }
 
 impl ClusterShell {
-    /// A term is used only once it is on disk.
+    /// Asks the writer to store a term. A term is used only once it is on disk.
     fn store_term(&mut self, term: u64) {
         self.kept.send_if_modified(|kept| {
             let higher = term > kept.term;
@@ -359,7 +374,8 @@ impl ClusterShell {
         });
     }
 
-    /// Known members are kept, so that a restart finds its way back; a node that joined with a used-up token is revoked.
+    /// Passes the members to the mesh and to disk, where a restart finds them. Revokes nodes that
+    /// joined with an invitation that was used up.
     fn keep_members(&mut self, view: &View, chains: Vec<Chain>) -> Vec<Event> {
         let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
         self.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
@@ -373,7 +389,8 @@ impl ClusterShell {
         view.overdrawn().filter(|node| !view.revoked(node)).filter_map(expel).collect()
     }
 
-    /// Versions of an invitation that two publishers changed at once are signed again as what they merge to.
+    /// Raises alarms. Signs the merged version of each invitation that two publishers changed at
+    /// the same time.
     fn keep_invitations(&mut self, view: &View) -> Vec<Event> {
         let known = view.invitations();
         self.alarms.look_at(known.iter());
@@ -382,20 +399,20 @@ impl ClusterShell {
         known.unsigned().cloned().filter_map(|merged| Some(Event::Fact(self.sign(merged)?.into()))).collect()
     }
 
-    /// Facts of every kind go to the neighbours and to disk.
+    /// Passes the facts of every kind to the neighbours and to disk.
     fn keep_facts(&mut self, view: &View, now: Now) {
         let known = view.facts();
         self.facts = Arc::new(known.shared(now.unix));
         self.kept.send_if_modified(|kept| put(&mut kept.facts, known.wholes()));
     }
 
-    /// As the cluster's authority, if this node has its key.
+    /// Signs as the cluster's authority; `None` if this node does not have its key.
     fn sign<T: Statement>(&self, statement: T) -> Option<Verified<T>> {
         let authority = self.authority.as_ref()?;
         Verified::sign(statement, authority).inspect_err(|error| error!(%error, "cannot sign")).ok()
     }
 
-    /// What one service needs.
+    /// The decisions for one service.
     fn wanted(&self, coordinator: &Coordinator, service: ServiceId, term: Option<u64>) -> ServiceWanted {
         let view = coordinator.view();
         let points = coordinator.desired_points(&service).iter().map(|(_, point)| point.clone()).collect();
@@ -408,7 +425,7 @@ impl ClusterShell {
         ServiceWanted { publish, balance, stand_in }
     }
 
-    /// Brings the watches up to date with the coordinator's state.
+    /// Updates the watches from the coordinator's state.
     fn decide(&mut self, coordinator: &Coordinator, now: Now) {
         let view = coordinator.view();
         if coordinator.phase() != Phase::Joining {
@@ -442,7 +459,7 @@ fn record(Update { origin, kind, bytes }: Update) -> Event {
     Event::Record { origin, kind, bytes }
 }
 
-/// True if that changes it.
+/// Replaces the value; true if it changes.
 fn put<T: PartialEq>(held: &mut T, value: T) -> bool {
     let changed = *held != value;
     if changed {

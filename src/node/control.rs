@@ -1,4 +1,4 @@
-//! Answers the control socket.
+//! Answers requests on the control socket.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -28,31 +28,31 @@ use crate::link::Links;
 use crate::store::Store;
 use crate::tor;
 
-/// What can be asked once Tor is there and the cluster runs.
+/// The state that requests can use once Tor is ready and the cluster's task runs.
 pub(super) struct Running {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
     pub(super) services: watch::Receiver<ServiceViews>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) counters: Counters,
-    /// What the mesh has kept out.
+    /// Counts the messages that gossip has refused.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
-    /// Publishers' tokens that more nodes have used than may.
+    /// Alarms about publishers' invitations with more redemptions than uses.
     pub(super) alarms: Arc<Alarms>,
 }
 
-/// The daemon, as the control socket sees it.
+/// The daemon as seen by the control socket.
 pub(super) struct Daemon {
     pub(super) store: Arc<Store>,
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
     pub(super) descriptors: Descriptors,
     pub(super) running: OnceLock<Running>,
-    /// Ends the daemon for good.
+    /// Cancelling it stops the daemon.
     pub(super) leave: CancellationToken,
 }
 
-/// The answer while there is nobody to ask.
+/// The answer before [`Daemon::running`] is set.
 pub(super) fn not_yet() -> Response {
     Response::refused("the daemon is still connecting to Tor: `rustbalance status` shows how far it is; try again then")
 }
@@ -74,8 +74,8 @@ impl Handler for Daemon {
 }
 
 impl Daemon {
-    /// Drains or resumes, whatever the disk says: an operator whose disk is full may need to drain
-    /// all the more.
+    /// Drains or resumes even if the state cannot be stored: an operator whose disk is full may
+    /// need to drain all the more.
     async fn set_draining(&self, draining: bool) -> Response {
         let Some(running) = self.running.get() else { return not_yet() };
         let stored = on_disk(|| self.store.set_draining(draining));
@@ -94,23 +94,24 @@ impl Daemon {
             }
             (Ok(()), false) => Response::done(done),
             (Err(error), _) => {
-                Response::done(format!("{done}, but a restart forgets it, for it cannot be stored: {error}"))
+                Response::done(format!("{done}, but it cannot be stored, so a restart forgets it: {error}"))
             }
         }
     }
 
-    /// The goodbye is in the mesh when this is answered; the shutdown gives it the time to spread.
+    /// Leaves the cluster. The goodbye is in the mesh when this returns; the shutdown gives it time
+    /// to spread.
     async fn leave(&self) -> Response {
         info!("leaving, as asked");
         if let Some(running) = self.running.get() {
-            // Without its actor the node is stopping anyway.
+            // If the cluster's task has ended, the node is stopping anyway.
             let _ = running.cluster.tell_and_wait(Event::Leave).await;
         }
         self.leave.cancel();
         Response::done("this node has said goodbye and stops; `rustbalance run` would bring it back")
     }
 
-    /// The authority key, or why this node has none.
+    /// The authority key, or a refusal that says why this node does not have it.
     pub(super) fn authority(&self) -> Result<AuthoritySecret, Response> {
         match self.store.authority_secret() {
             Ok(Some(authority)) => Ok(authority),
@@ -141,12 +142,13 @@ impl Daemon {
             Ok(signed) => signed,
             Err(refused) => return refused,
         };
-        // Once the operator has been told, no crash may bring the node back.
+        // Stored before the answer: after the operator has read it, no crash may bring the node
+        // back.
         if let Err(error) = on_disk(|| self.store.put_revocations(std::slice::from_ref(&signed))) {
             return Response::refused(error);
         }
         match running.cluster.tell_and_wait(Event::Fact(signed.into())).await {
-            Ok(()) => Response::done(format!("{node} is no member any more")),
+            Ok(()) => Response::done(format!("{node} is no longer a member")),
             Err(stopping) => Response::refused(stopping),
         }
     }

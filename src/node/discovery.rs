@@ -1,5 +1,6 @@
-//! The rotation of the discovery key (see [`crate::discovery`]): makes a new one when it is due, takes those that peers
-//! hand over, and tells the links, the node's own service and the Tor client which ones to use.
+//! The rotation of the discovery key (see [`crate::discovery`]): makes a new key when one is due,
+//! accepts keys from peers, and passes the keys to the links, the node's own service and the Tor
+//! client.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,29 +21,30 @@ use crate::link::{Links, MemberSet, Reach};
 use crate::store::Store;
 use crate::tor::Engine;
 
-/// How often the keys are looked at when nothing has changed: old ones cease to be accepted with time, to the minute.
+/// The keys are reviewed at least this often: old keys cease to be accepted by time alone.
 const LOOK_PAUSE: Duration = Duration::from_secs(10);
 
-/// Keeps the discovery keys.
+/// The task that keeps the discovery keys.
 pub(super) struct Rotation {
-    /// Told which keys open the other members' services.
+    /// Receives the keys that open the other members' services.
     pub(super) engine: Arc<dyn Engine>,
-    /// Where the keys are.
+    /// Holds the keys.
     pub(super) store: Arc<Store>,
     /// Counts the keys that are refused.
     pub(super) links: Arc<Links>,
-    /// Whether some peer accepts none of this node's keys.
+    /// Says whether some peer accepts none of this node's keys.
     pub(super) reach: watch::Receiver<Reach>,
-    /// The members and the revoked, as the links see them.
+    /// The members and the revoked nodes.
     pub(super) members: watch::Receiver<MemberSet>,
-    /// For the links: the newest key.
+    /// The newest key, for the links.
     pub(super) newest: watch::Sender<Option<Arc<Discovery>>>,
-    /// For the node's own service: whose holders may find it.
+    /// The public keys that the node's own service accepts.
     pub(super) accepted: watch::Sender<Vec<DiscoveryPublic>>,
 }
 
 impl Rotation {
-    /// Runs until the cluster's task ends. `publishes` says whether this node is the publisher, which alone makes keys.
+    /// Runs until the cluster's task ends. `publishes` says whether this node is the publisher;
+    /// only the publisher makes keys.
     pub(super) async fn run(
         mut self,
         cluster: Cluster,
@@ -56,7 +58,7 @@ impl Rotation {
             let counted = ring.newest().key.generation.max(early.counted());
             if told != Some(counted) {
                 told = Some(counted);
-                // If the actor has ended, its own task reports why.
+                // If the cluster's task has ended, that task reports why.
                 let _ = cluster.tell(Event::DiscoveryKey { counted }).await;
             }
             let publisher = *publishes.borrow_and_update();
@@ -79,8 +81,8 @@ impl Rotation {
         }
     }
 
-    /// Takes a key that a peer has offered, to be adopted once the revocations that it counts are
-    /// known. One that is known, or older than the newest, costs no access to the disk.
+    /// Accepts a key from a peer, to be adopted once the revocations that it counts are known here.
+    /// A known or older key causes no disk access.
     fn take(&self, ring: &KeyRing, offer: Offer, early: &mut Early) {
         if ring.has(&offer) {
             return;
@@ -90,20 +92,24 @@ impl Rotation {
             Ok(_) => {}
             Err(error) => {
                 self.links.count_false_key();
-                debug!(%error, "a discovery key is refused");
+                debug!(%error, "refused a discovery key from a member");
             }
         }
     }
 
     fn make(&self, generation: u32) -> Option<Discovery> {
-        let authority =
-            self.store.authority_secret().inspect_err(|error| error!(%error, "no new discovery key")).ok()??;
+        let authority = self
+            .store
+            .authority_secret()
+            .inspect_err(|error| error!(%error, "cannot read the authority key to make a discovery key"))
+            .ok()??;
         Discovery::generate(self.store.cluster(), generation, &authority, &mut rand::rng())
-            .inspect_err(|error| error!(%error, "no new discovery key"))
+            .inspect_err(|error| error!(%error, "cannot make a discovery key"))
             .ok()
     }
 
-    /// Takes a key if it is newer. It is on disk before it is used; one that cannot be written is made, or offered, again.
+    /// Adopts a key if it is newer. The key is on disk before it is used. If it cannot be written,
+    /// it is made or offered again later.
     fn adopt(&self, ring: &mut KeyRing, key: Discovery, trusted: &mut BTreeSet<NodeId>) {
         match on_disk(|| self.store.adopt_discovery(key, unix_now())) {
             Ok((now, true)) => {
@@ -116,8 +122,8 @@ impl Rotation {
         }
     }
 
-    /// Tells the links, the own service and the Tor client which keys to use. If some peer has `refused` all of this
-    /// node's keys, old ones are accepted, too.
+    /// Passes the keys to the links, the own service and the Tor client. If some peer has `refused`
+    /// all of this node's keys, older ones are accepted, too.
     fn tell(&self, ring: &KeyRing, refused: bool, trusted: &mut BTreeSet<NodeId>) {
         let newest = ring.newest();
         self.newest.send_if_modified(|told| {
@@ -137,7 +143,9 @@ impl Rotation {
         for node in new {
             match self.engine.trust_discovery(node, &ring.secrets()) {
                 Ok(()) => drop(trusted.insert(node)),
-                Err(error) => warn!(node = %node.short(), %error, "cannot prepare to reach a member"),
+                Err(error) => {
+                    warn!(node = %node.short(), %error, "cannot give the Tor client the discovery keys for a member")
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What the tasks keep on disk, as they see it: each of their small traits answered by the one [`Store`].
+//! Adapters that implement the tasks' storage traits on the one [`Store`].
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -17,7 +17,7 @@ use crate::store::{Store, StoreError, StoredIntroPoint};
 use crate::tor::descriptor::PeriodCredentials;
 use crate::tor::{IntroPointKeys, ReplayLog, TorError};
 
-/// Credentials made from the master key on this node.
+/// Makes credentials from the service's master key, on this node.
 pub(super) struct MasterKeyCredentials(pub(super) MasterSecret);
 
 impl CredentialSource for MasterKeyCredentials {
@@ -55,12 +55,13 @@ pub(super) struct StoredIntroPoints {
 struct Slot {
     secrets: IntroPointSecrets,
     replays: Arc<ReplayLog>,
-    /// False until it was open for the first time: before, nobody has seen the keys and they may be forgotten.
+    /// False before the point first opened: until then no other party has seen the keys, so they
+    /// may be forgotten.
     on_disk: bool,
 }
 
 impl StoredIntroPoints {
-    /// Those of `service`.
+    /// The introduction points of `service`.
     pub(super) fn new(store: Arc<Store>, service: ServiceId) -> Result<Self, StoreError> {
         Ok(Self { seed: store.point_seed()?, store, service, slots: Mutex::new(BTreeMap::new()) })
     }

@@ -1,4 +1,4 @@
-//! What the operator does with invitations: makes them and takes them back.
+//! The operator's requests about invitations: make, revoke, acknowledge.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::control::{InvitationPrefix, Response, TokenText};
 use crate::join::{self, Terms};
 use crate::store::StoreError;
 
-/// The answer when there is no room for another invitation.
+/// The answer when the cluster cannot keep another invitation.
 fn too_many_invitations() -> Response {
     Response::refused(format!(
         "the cluster knows {} invitations, and no more are kept until one of them has been over for a week: \
@@ -25,13 +25,13 @@ fn too_many_invitations() -> Response {
     ))
 }
 
-/// A sentence for a person: why no node can join with a new token at this moment. `None`: one can.
+/// A text for the operator: why no node can join with a new token at the moment. `None` if one can.
 fn hindrance(coordinator: &Coordinator, role: Role, now: Now) -> Option<String> {
     match coordinator.may_admit(role, now).err()? {
         NotYet::Isolated => {
             Some("this node is isolated, as `rustbalance status` shows, and admits no node until that ends".into())
         }
-        // It passes within a minute, and `join` waits for it.
+        // This passes within a minute, and `join` waits for it.
         NotYet::Starting(_) => None,
         NotYet::Silent(node) => Some(format!(
             "publisher {} is silent: no other publisher is admitted until it is heard, or expelled with `rustbalance evict`",
@@ -70,13 +70,13 @@ impl Daemon {
         }
     }
 
-    /// Takes an invitation back: the nodes that have joined with it stay members, no other joins.
+    /// Revokes an invitation. Nodes that joined with it stay members; no further node can join.
     pub(super) async fn revoke_invitation(&self, prefix: &InvitationPrefix) -> Response {
         let Some(running) = self.running.get() else { return not_yet() };
         let known = running.cluster.look(|coordinator, _| {
             let invitations = coordinator.view().invitations();
             let id: InvitationId = prefix.choose(invitations.iter().map(|invitation| invitation.token))?;
-            invitations.get(&id).cloned().ok_or_else(|| format!("invitation {id} was forgotten: it is long over"))
+            invitations.get(&id).cloned().ok_or_else(|| format!("invitation {id} was forgotten: it ended long ago"))
         });
         let known = match known {
             Ok(known) => known,
@@ -98,11 +98,11 @@ impl Daemon {
             0 => "no node has joined with it".into(),
             joined => format!("nodes that joined with it stay members: {joined} ({})", nodes(&known)),
         };
-        Response::done(format!("invitation {} is revoked, its token admits no node any more; {members}", &id[..8]))
+        Response::done(format!("invitation {} is revoked, its token admits no further node; {members}", &id[..8]))
     }
 
-    /// Ends an alarm on this node alone: a thief that holds the key must not be able to end it on
-    /// all nodes.
+    /// Acknowledges an alarm on this node alone: a thief that holds the key must not be able to end
+    /// it on all nodes.
     pub(super) fn acknowledge(&self, prefix: &InvitationPrefix) -> Response {
         let Some(running) = self.running.get() else { return not_yet() };
         let alarm = match running.alarms.acknowledge(prefix) {
@@ -117,8 +117,8 @@ impl Daemon {
         }
     }
 
-    /// Writes an invitation to disk, then tells the cluster of it: a crash cannot leave a person
-    /// with a token that no node knows, nor bring back one that was revoked.
+    /// Writes an invitation to disk, then announces it to the cluster. A crash can neither leave
+    /// the operator with a token that no node knows, nor bring back a revoked one.
     async fn announce(&self, running: &Running, signed: Verified<Invitation>) -> Result<(), Response> {
         match on_disk(|| self.store.put_invitations(std::slice::from_ref(&signed), unix_now())) {
             Ok(()) => {}
@@ -129,7 +129,7 @@ impl Daemon {
     }
 }
 
-/// The nodes that have joined with it, as `rustbalance evict` takes them.
+/// The nodes that have joined with the invitation, as `rustbalance evict` takes them.
 fn nodes(invitation: &Invitation) -> String {
     Vec::from_iter(invitation.redeemed.iter().map(|node| node.short())).join(", ")
 }

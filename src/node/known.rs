@@ -1,4 +1,5 @@
-//! What a node knows before it hears of any other: its settings and what its last run has left on disk.
+//! The state that a node has before it hears of others: its settings and what its last run left on
+//! disk.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,8 @@ use crate::keys::{AuthoritySecret, outage_secret};
 use crate::link::MemberSet;
 use crate::store::Store;
 
-/// This start of the daemon: how many there were before, and a random number by which two processes with one key know
-/// each other apart.
+/// Identifies one start of the daemon: the number of this start, and a random number that tells two
+/// processes with the same key apart.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Boot {
     pub(super) number: u64,
@@ -24,14 +25,15 @@ pub(super) struct Boot {
 }
 
 impl Boot {
-    /// The generation under which this process gossips: higher than those of earlier starts, and different from that of
-    /// another process that runs on a copy of the same directory, so that the two hear each other.
+    /// The gossip generation of this process. It is higher than those of earlier starts, and
+    /// differs from that of a process on a copy of the same directory, so that the two hear each
+    /// other.
     pub(super) fn generation(self) -> u64 {
         self.number << 16 | self.instance & 0xffff
     }
 }
 
-/// What the coordinator starts with.
+/// The settings of the coordinator.
 pub(super) fn settings(
     store: &Store,
     config: &Config,
@@ -50,7 +52,7 @@ pub(super) fn settings(
     Ok(settings)
 }
 
-/// The members as of the last run, for the links to begin with.
+/// The members as of the last run, for the links to start with.
 pub(super) fn members(store: &Store) -> Result<MemberSet, NodeError> {
     let unix = unix_now();
     let chains = store.members()?;
@@ -62,7 +64,7 @@ pub(super) fn members(store: &Store) -> Result<MemberSet, NodeError> {
     Ok(MemberSet { members: roles.into_keys().collect(), publishers, revoked, ..MemberSet::default() })
 }
 
-/// The coordinator's first events.
+/// The first events of the coordinator.
 pub(super) fn events(store: &Store) -> Result<Vec<Event>, NodeError> {
     let mut events = vec![Event::KnownMembers(store.members()?)];
     events.extend(store.facts()?.into_iter().map(Event::Fact));

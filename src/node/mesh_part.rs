@@ -1,4 +1,5 @@
-//! What makes this node one of a cluster: its links, its own onion service, its gossip, and the cluster's task.
+//! The parts that make this node a member of its cluster: links, its own onion service, gossip, and
+//! the cluster's task.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,41 +35,41 @@ use crate::link::{CarriedJoin, LinkConfig, LinkOutputs, Links, MemberSet, TorRou
 use crate::store::Store;
 use crate::tor::{Engine, RefusedCounts};
 
-/// How long the cluster's task may take to end, and then the mesh to spread the goodbye.
+/// Time limit for the cluster's task to end, and then for the mesh to spread the goodbye.
 const STOP_STEP: Duration = Duration::from_secs(5);
 
-/// What the mesh needs.
+/// The inputs of [`MeshPart::start`].
 pub(super) struct MeshNeeds<'a> {
-    /// A Tor that is ready.
+    /// A Tor engine that is ready.
     pub(super) engine: &'a Arc<dyn Engine>,
     pub(super) store: &'a Arc<Store>,
     pub(super) live: &'a LiveConfig,
     /// The virtual ports of each service that this node serves.
     pub(super) ports: &'a BTreeMap<ServiceId, Vec<u16>>,
-    /// On publishers.
+    /// `None` on workers.
     pub(super) authority: Option<&'a AuthoritySecret>,
-    /// Counts what the own service refuses.
+    /// The node's counters.
     pub(super) counters: &'a Counters,
 }
 
-/// What the mesh gives.
+/// The results of [`MeshPart::start`].
 pub(super) struct MeshPart {
-    /// The way to the cluster's task.
+    /// The handle of the cluster's task.
     pub(super) cluster: Cluster,
-    /// What the cluster decides for each service.
+    /// The decisions for each service.
     pub(super) services: watch::Receiver<Services>,
     pub(super) links: Arc<Links>,
     /// Joiners that workers carry here.
     pub(super) joins: mpsc::Receiver<CarriedJoin>,
     /// The newest discovery key.
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
-    /// What gossip has refused.
+    /// Counts the messages that gossip has refused.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
     pub(super) alarms: Arc<Alarms>,
 }
 
 impl MeshPart {
-    /// Starts the links first and the cluster's task last: its goodbye goes through all the others.
+    /// Starts the links first and the cluster's task last: its goodbye needs all the others.
     pub(super) async fn start(needs: MeshNeeds<'_>, parts: &mut Supervisor) -> Result<Self, NodeError> {
         let MeshNeeds { engine, store, authority, .. } = needs;
         let (newest, discovery) = watch::channel(None);
@@ -120,16 +121,16 @@ impl MeshPart {
     }
 }
 
-/// The links, and what the rest of the mesh needs of them.
+/// The links, and the ends that the rest of the mesh needs.
 struct Linked {
     links: Arc<Links>,
-    /// Whom the links are to reach.
+    /// The members that the links are to reach.
     members: watch::Sender<MemberSet>,
     carrier: Carrier,
     outputs: Outputs,
 }
 
-/// What links hand over besides gossip.
+/// The outputs of the links other than the carrier.
 struct Outputs {
     joins: mpsc::Receiver<CarriedJoin>,
     revoked: mpsc::Receiver<Verified<Revocation>>,
@@ -185,10 +186,10 @@ fn coordinator(needs: &MeshNeeds<'_>, boot: Boot) -> Result<Coordinator, NodeErr
     Ok(coordinator.with_point_check(point_check(authority.map(AuthoritySecret::duplicate))))
 }
 
-/// Starts what writes to disk, then the cluster's task, which ends before it.
+/// Starts the disk writer, then the cluster's task, which stops first.
 fn start_cluster(made_of: ClusterParts, store: Arc<Store>, parts: &mut Supervisor) -> (Cluster, Decisions) {
     let (cluster, decisions, disk, actor) = cluster::start(made_of);
-    // It ends by itself when the cluster's task has ended and what that wanted last was tried.
+    // Ends by itself: the cluster's task has ended, and the last state has been tried.
     parts.start("disk writer", STOP_STEP, |_| async move {
         writer::write_all(store, disk.wanted, disk.stored_term).await;
         Ok(())
@@ -196,14 +197,14 @@ fn start_cluster(made_of: ClusterParts, store: Arc<Store>, parts: &mut Superviso
     parts.start("cluster", 2 * STOP_STEP, |stop| async move {
         let mesh = actor.run(stop).await;
         if timeout(STOP_STEP, mesh.shutdown()).await.is_err() {
-            warn!("the others may not have heard the goodbye");
+            warn!("the other members may not have received the goodbye");
         }
         Ok(())
     });
     (cluster, decisions)
 }
 
-/// Ends the node once it is no member any more.
+/// Ends the node once it is no longer a member.
 async fn end_of_membership(mut excluded: watch::Receiver<Option<String>>) -> Ended {
     match excluded.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()) {
         Some(why) => Err(NodeError::Excluded(why)),

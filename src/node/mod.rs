@@ -1,8 +1,9 @@
-//! The daemon: wires the parts together, watches over them, and takes them down in order.
+//! The daemon: connects the parts, supervises them, and stops them in order.
 //!
-//! Enter with [`run`]. The parts are tasks that know nothing of each other; what connects them are watches (desired
-//! states) and the events of the [`cluster`]'s task. `parts` starts them in order under a `supervisor`: `mesh_part` makes
-//! this node a member of the cluster, and each `service_unit` serves one onion address.
+//! [`run`] is the entry. The parts are tasks that do not know each other; watches (desired states)
+//! and the events of the [`cluster`]'s task connect them. `parts` starts them in order under a
+//! `supervisor`: `mesh_part` makes this node a member of the cluster, and each `service_unit`
+//! serves one onion address.
 //!
 //! ```text
 //!   mesh ──records──► cluster ──► balance (own intro points) ──► engine
@@ -50,43 +51,44 @@ mod status;
 mod supervisor;
 mod writer;
 
-/// How long the control socket takes to stop at most: 10 s for the answers under way, and some more.
+/// Time limit for stopping the control socket: 10 s for requests in progress, and a margin.
 const CONTROL_STOPS: Duration = Duration::from_secs(15);
 
-/// Why the daemon ended, other than because it was asked to.
+/// Why the daemon ended without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// The configuration.
+    /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The machine, or the place of the state directory.
+    /// The machine or the state directory cannot run a node.
     #[error(transparent)]
     Preflight(#[from] PreflightError),
-    /// The state directory.
+    /// The state directory cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The control socket.
+    /// The control socket cannot be opened.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// Tor.
+    /// The Tor engine failed.
     #[error(transparent)]
     Tor(#[from] TorError),
-    /// Gossip.
+    /// Gossip could not start.
     #[error(transparent)]
     Mesh(#[from] MeshError),
-    /// This node's membership has ended, or a second process runs with its key.
-    #[error("this node is no member of the cluster any more: {0}")]
+    /// This node's membership has ended, or a second process runs with its key. Contains the
+    /// reason.
+    #[error("this node is no longer a member of the cluster: {0}")]
     Excluded(String),
-    /// The introduction points' keys cannot be used.
+    /// The introduction points' keys cannot be used. Contains the reason.
     #[error("cannot keep introduction points: {0}")]
     IntroPoints(String),
-    /// A part that must not end has ended, by itself or by a panic; its name.
+    /// A part that must not end has ended, by itself or by a panic. Contains its name.
     #[error("the part {0:?} of this node has ended unexpectedly: please report this with the log")]
     TaskEnded(String),
 }
 
 impl NodeError {
-    /// True if each start would end in the same way until the operator has mended what is named.
+    /// True if every start fails in the same way until the operator has fixed the cause.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Config(error) => error.is_permanent(),
@@ -99,7 +101,12 @@ impl NodeError {
     }
 }
 
-/// Runs the node of this state directory until `stop`, until it is told to leave, or until it cannot go on.
+/// Runs the node of this state directory until `stop`, until the operator has it leave, or until it
+/// cannot continue.
+///
+/// # Errors
+///
+/// See [`NodeError`].
 pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Result<(), NodeError> {
     let store = Arc::new(store);
     let arti =
@@ -111,7 +118,11 @@ pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Resul
     outcome
 }
 
-/// The same over any engine.
+/// Like [`run`], on the given engine.
+///
+/// # Errors
+///
+/// See [`NodeError`].
 pub async fn run_on(
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
@@ -143,8 +154,8 @@ pub async fn run_on(
         crate::control::serve(socket, answering, closing).await;
         Ok(())
     });
-    // From here on `status` is answered. Tor may take minutes, or for ever on a censored host:
-    // `systemctl start` and the boot of the machine must not wait for it.
+    // From here on `status` is answered. Connecting to Tor may take minutes, or never end on a
+    // censored host: neither `systemctl start` nor the boot of the machine may wait for it.
     systemd::ready();
     let outcome = run_parts(engine, store, live, &daemon, &stop, &mut parts).await;
     parts.stop().await;
@@ -152,7 +163,8 @@ pub async fn run_on(
     outcome
 }
 
-/// Waits for Tor, starts all parts, and watches over them until the node is to stop or cannot go on.
+/// Waits for Tor, starts all parts, and supervises them until the node is to stop or cannot
+/// continue.
 async fn run_parts(
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
@@ -175,7 +187,7 @@ async fn run_parts(
     Err(error)
 }
 
-/// Waits until circuits can be built; false if it is told to stop before.
+/// Waits until circuits can be built; false if `stop` comes first.
 async fn bootstrapped(engine: &Arc<dyn Engine>, stop: &CancellationToken) -> Result<bool, NodeError> {
     let mut bootstrap = engine.bootstrap();
     let mut shown = String::new();

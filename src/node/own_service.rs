@@ -1,5 +1,5 @@
-//! The node's own onion service, which its peers dial: open to holders of the accepted discovery keys, its streams go
-//! to the links.
+//! The node's own onion service, which its peers dial. Only holders of an accepted discovery key
+//! can reach it; its streams go to the links.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,31 +13,32 @@ use crate::keys::{DiscoveryPublic, NodeSecret};
 use crate::link::{Channel, LINK_PORT, Links};
 use crate::tor::{Engine, Incoming, Listening, OwnService, RefusedCounts, TorError};
 
-/// Streams of peers that may wait to be accepted.
+/// Peers' streams that may wait to be accepted.
 const QUEUE: usize = 256;
-/// Streams that are being accepted at once; a further one is dropped and counted.
+/// Streams that are being accepted at the same time; further ones are dropped and counted.
 const ACCEPTING: usize = 32;
-/// Bound on accepting one stream.
+/// Time limit for accepting one stream.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
-/// Pause before the service is started again after a failure that may pass.
+/// Pause before the service is started again after a transient failure.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// What the own service needs.
+/// The inputs of the own service.
 pub(super) struct OwnServicePart {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) identity: NodeSecret,
-    /// The discovery keys whose holders may find this node. The service starts once there is one.
+    /// The accepted discovery keys. The service starts once there is one.
     pub(super) accepted: watch::Receiver<Vec<DiscoveryPublic>>,
-    /// Where the streams go.
+    /// Receives the streams.
     pub(super) links: Arc<Links>,
-    /// Counts what the service refuses.
+    /// Counts the refusals of the service.
     pub(super) refused: Arc<RefusedCounts>,
 }
 
 impl OwnServicePart {
     /// Serves until `stop`.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Ended {
-        // Held here, so that the channel stays open over what becomes of the service: another process may take it away.
+        // Holds a sender, so that the channel stays open if the service loses its own: another
+        // process may take the service over.
         let (streams, incoming) = mpsc::channel(QUEUE);
         let listening = stop.run_until_cancelled(self.listen(&streams)).await;
         match listening {
@@ -47,7 +48,8 @@ impl OwnServicePart {
         }
     }
 
-    /// Starts the service, again and again; `None` if there will be no discovery key.
+    /// Starts the service, with retries after transient failures. `None` if the discovery keys'
+    /// sender is gone.
     async fn listen(&mut self, streams: &mpsc::Sender<Incoming>) -> Result<Option<Box<dyn Listening>>, TorError> {
         if self.accepted.wait_for(|keys| !keys.is_empty()).await.is_err() {
             return Ok(None);
@@ -90,7 +92,7 @@ impl OwnServicePart {
     }
 
     fn accept_one(&self, incoming: Incoming, places: &Arc<Semaphore>) {
-        // A stream that is dropped is rejected.
+        // Dropping a stream rejects it.
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
             self.links.count_crowd();
             return;

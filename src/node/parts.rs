@@ -1,5 +1,6 @@
-//! The parts of a running node, in the order in which they start. They stop in the reverse order: first the goodbye, so
-//! that the others take over at once; then the services, whose clients' streams may end; then gossip, links, Tor.
+//! The parts of a running node, in the order in which they start. They stop in the reverse order:
+//! first the goodbye, so that the other members take over at once; then the services, whose clients
+//! get time to finish; then gossip, links, Tor.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,10 +25,10 @@ use crate::proxy::{PortTarget, Proxy};
 use crate::store::Store;
 use crate::tor::{Bootstrap, Engine, RefusedCounts, ServiceGuard, TorError};
 
-/// How long the goodbye may take to reach the cluster's task.
+/// Time limit for the goodbye to reach the cluster's task.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// Starts everything on a Tor that is ready.
+/// Starts all parts on a Tor engine that is ready.
 pub(super) async fn start(
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
@@ -75,17 +76,17 @@ pub(super) async fn start(
     parts.start("goodbye", GOODBYE, |stop| async move {
         stop.cancelled().await;
         info!("saying goodbye");
-        // A cluster's task that has ended has nothing to say.
+        // If the cluster's task has ended, there is nothing to announce.
         let _ = saying.tell_and_wait(Event::Leave).await;
         Ok(())
     });
-    // Set once: a daemon starts its parts once.
+    // The cell is set once: a daemon starts its parts once.
     let running = Running { cluster, links, services, discovery, counters, gossip, alarms };
     let _ = daemon.running.set(running);
     Ok(())
 }
 
-/// Where the streams of each service go on this host.
+/// The targets of each service on this host.
 fn targets(first: ServiceId, config: &Config) -> BTreeMap<ServiceId, Vec<PortTarget>> {
     let mut targets = config.further_ports.clone();
     targets.entry(first).or_default().extend(config.ports.iter().cloned());
@@ -96,7 +97,7 @@ fn ports(targets: &[PortTarget]) -> Vec<u16> {
     targets.iter().map(|target| target.port).collect()
 }
 
-/// What a publisher admits joiners with.
+/// The secrets that a publisher admits joiners with; `None` on workers.
 fn admitting(store: &Store, secrets: Option<&PublisherSecrets>) -> Result<Option<Admitting>, NodeError> {
     let Some(PublisherSecrets { authority, .. }) = secrets else { return Ok(None) };
     Ok(Some(Admitting {
@@ -107,17 +108,17 @@ fn admitting(store: &Store, secrets: Option<&PublisherSecrets>) -> Result<Option
     }))
 }
 
-/// Ends the node when the engine has ended for good. All parts that use Tor were started later.
+/// Ends the node when the engine has ended for good. All parts that use Tor start later.
 async fn end_of_tor(mut bootstrap: watch::Receiver<Bootstrap>) -> Ended {
     while bootstrap.changed().await.is_ok() {}
     Err(TorError::Stopped("its connection to the network is lost for good".into()).into())
 }
 
-/// Ends the node when a service cannot go on.
+/// Ends the node when a service cannot continue.
 async fn end_of_service(mut failure: mpsc::Receiver<NodeError>) -> Ended {
     match failure.recv().await {
         Some(error) => Err(error),
-        // The services have stopped, or failed as a part of their own.
+        // The services have stopped, or their part reports its own failure.
         None => std::future::pending().await,
     }
 }

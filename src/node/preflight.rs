@@ -1,6 +1,6 @@
-//! What the daemon will need, looked at beforehand: by `init` and `join` before anything is made or
-//! a token is spent, and by `run` before it judges certificates. Everything that is wrong here
-//! stays so until the operator has mended it.
+//! Checks what the daemon will need: `init` and `join` run it before they make anything or spend a
+//! token, `run` before it checks certificates. Each problem found here persists until the operator
+//! fixes it.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -14,37 +14,38 @@ use crate::control::{self, ControlError};
 use crate::tor::TorError;
 use crate::tor::arti::{ArtiConfig, check};
 
-/// Fewest file descriptors with which a node can run at all: Tor's circuits and its cache, the
-/// links, a few clients.
+/// Minimum number of file descriptors for a node: Tor's circuits and cache, the links, a few
+/// clients.
 const FEWEST_DESCRIPTORS: u64 = 256;
-/// What a probe's directory is called, with some random characters behind; short, for the sake of
-/// the socket's path.
+/// Prefix of the probe's directory; random characters follow. Short, because the socket's path is
+/// limited.
 const PROBE: &str = ".try-";
-/// Random characters of its name: a probe's path is no longer than that of the control socket.
+/// Number of random characters: the path of the probe's socket is no longer than that of the
+/// control socket.
 const PROBE_RANDOM: usize = 4;
 
-/// What a node could not run with on this machine, and the way out.
+/// Why a node cannot run on this machine. The text includes the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum PreflightError {
-    /// The clock cannot be right.
+    /// The clock is not plausible.
     #[error(
-        "this machine's clock says {} (Unix time {unix}), which is {}: set it, for certificates are judged and made by it",
+        "this machine's clock says {} (Unix time {unix}), which is {}: set it, because certificates are checked and made with it",
         shown(*unix), if *unix < clock::RELEASED { "before this version was made" } else { "absurdly late" }
     )]
     Clock {
-        /// What it says, in seconds since the Unix epoch.
+        /// The clock's time, in seconds since the Unix epoch.
         unix: u64,
     },
-    /// Too few file descriptors.
+    /// The limit on file descriptors is too low.
     #[error(
-        "this process may have {most} files open, a node needs {FEWEST_DESCRIPTORS} at least: raise the hard limit \
+        "this process may open {most} files, and a node needs at least {FEWEST_DESCRIPTORS}: raise the hard limit \
          (`ulimit -Hn`, or LimitNOFILE= of the systemd unit)"
     )]
     Descriptors {
         /// The hard limit.
         most: u64,
     },
-    /// The control socket's path.
+    /// The control socket's path is too long.
     #[error(transparent)]
     Socket(#[from] ControlError),
     /// The file system has no Unix sockets.
@@ -55,33 +56,33 @@ pub enum PreflightError {
     NoSockets {
         /// The directory that was tried.
         dir: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// The file system has no locks.
     #[error(
-        "the file system of {} has no file locks, with which a second daemon is kept out ({source}): over NFS, mount it \
+        "the file system of {} has no file locks, which keep a second daemon out ({source}): over NFS, mount it \
          with version 4 or with `nolock`, or choose with --dir a directory on a local file system", dir.display()
     )]
     NoLocks {
         /// The directory that was tried.
         dir: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// Arti's configuration, or the directories around Arti's.
+    /// Arti's configuration is not valid, or its directories cannot be used.
     #[error(transparent)]
     Tor(#[from] TorError),
 }
 
-/// Checks that a node in the state directory `dir`, which need not be there yet, can run with Arti
-/// configured by `arti`. Nothing stays of what is made to try it.
+/// Checks that a node in the state directory `dir`, which need not exist yet, can run with Arti
+/// configured by `arti`. Everything made for the check is removed.
 ///
 /// # Errors
-/// The first thing that is wrong, each with its way out.
+/// The first problem found.
 pub fn preflight(dir: &Path, arti: &str) -> Result<(), PreflightError> {
     check_clock(unix_now())?;
-    // Without a limit there is none to be too low.
+    // Without a limit, nothing can be too low.
     check_descriptors(getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX))?;
     control::socket_path(dir)?;
     probe(dir, bind, lock)?;
@@ -98,20 +99,20 @@ fn check_descriptors(most: u64) -> Result<(), PreflightError> {
     if most < FEWEST_DESCRIPTORS { Err(PreflightError::Descriptors { most }) } else { Ok(()) }
 }
 
-/// A time for a person; seconds that no calendar holds as they are.
+/// A time for the operator: a date, or the seconds if no calendar has them.
 fn shown(unix: u64) -> String {
     date(unix).unwrap_or_else(|| unix.to_string())
 }
 
-/// Makes a socket and takes a lock where the state directory is or will be: in it, or in the
-/// nearest directory above.
+/// Makes a socket and takes a lock in the state directory, or in the nearest directory above it
+/// that exists.
 fn probe(
     dir: &Path,
     bind: impl Fn(&Path) -> io::Result<()>,
     lock: impl Fn(&Path) -> io::Result<()>,
 ) -> Result<(), PreflightError> {
     let Some(nearest) = dir.ancestors().find(|ancestor| ancestor.is_dir()) else { return Ok(()) };
-    // A directory that cannot be written to is reported by the code that writes there.
+    // The code that writes there reports a directory that is not writable.
     let Ok(place) = tempfile::Builder::new().prefix(PROBE).rand_bytes(PROBE_RANDOM).tempdir_in(nearest) else {
         return Ok(());
     };
@@ -137,7 +138,8 @@ fn lock(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether the file system cannot do it at all: what a full or failing disk says passes.
+/// Whether the file system does not support the operation. Errors of a full or failing disk may
+/// pass and do not count.
 fn is_unsupported(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let unsupported = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOTSUP, Errno::NOSYS, Errno::INVAL, Errno::NOLCK];
@@ -190,7 +192,7 @@ mod tests {
             let error = probe(&dir, works, refuse(errno)).unwrap_err();
             assert!(matches!(error, PreflightError::NoLocks { .. }) && error.to_string().contains("NFS"), "{error}");
         }
-        // A disk that is full, read-only or failing may do tomorrow.
+        // Errors that may pass: the disk is full, read-only or failing.
         for errno in [28, 30, 5, 13, 122] {
             probe(&dir, refuse(errno), refuse(errno)).unwrap();
         }
@@ -227,7 +229,7 @@ mod tests {
             assert!(error.contains(&format!("mode {mode:04o}")), "{error}");
             fs::set_permissions(&parent, fs::Permissions::from_mode(0o755)).unwrap();
             preflight(&parent.join("node"), "").unwrap();
-            // With the sticky bit, as /tmp has it, no user can replace what another has made.
+            // With the sticky bit, as on /tmp, no user can replace another user's files.
             fs::set_permissions(&parent, fs::Permissions::from_mode(0o1777)).unwrap();
             preflight(&parent.join("node"), "").unwrap();
             assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);

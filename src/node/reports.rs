@@ -1,4 +1,4 @@
-//! Tells the cluster's task, systemd and the log of what changes elsewhere.
+//! Reports changes in other parts to the cluster's task, systemd and the log.
 
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
@@ -13,7 +13,8 @@ use super::supervisor::Ended;
 use crate::link::Reach;
 use crate::systemd;
 
-/// Hands every new value of a watch to the cluster; the value at the start is not news. Ends with either of them.
+/// Sends each new value of a watch to the cluster's task as an event; the initial value is skipped.
+/// Ends when either side ends.
 pub(super) async fn report<T: Clone>(
     mut watch: watch::Receiver<T>,
     cluster: Cluster,
@@ -28,7 +29,8 @@ pub(super) async fn report<T: Clone>(
     Ok(())
 }
 
-/// Tells the cluster that this node was evicted, as peers show it with the signed revocation when they refuse a link.
+/// Reports this node's eviction to the cluster's task. Peers prove it with the signed revocation
+/// when they refuse a link.
 pub(super) async fn report_eviction(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: Cluster) -> Ended {
     while let Some(revocation) = revoked.recv().await {
         if cluster.tell(Event::Fact(revocation.into())).await.is_err() {
@@ -38,7 +40,8 @@ pub(super) async fn report_eviction(mut revoked: mpsc::Receiver<Verified<Revocat
     Ok(())
 }
 
-/// Tells the cluster once that the mesh is reached, and whenever peers begin or cease to shut this node out.
+/// Reports to the cluster's task the first link, and each time that this node starts or stops to be
+/// shut out.
 pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Cluster) -> Ended {
     let mut before = Reach::default();
     loop {
@@ -49,14 +52,14 @@ pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Clu
         if now.shut_out && !before.shut_out {
             warn!(
                 "the other members accept none of this node's discovery keys: it was evicted, or missed a change of \
-                 keys. It will not publish before one of them reaches it; if none does within minutes, look with \
-                 `rustbalance status` on another node whether this one is a member still"
+                 keys. It will not publish before one of them reaches it; if none does within minutes, check with \
+                 `rustbalance status` on another node whether this one is still a member"
             );
         }
         if now.shut_out != before.shut_out && cluster.tell(Event::ShutOut(now.shut_out)).await.is_err() {
             return Ok(());
         }
-        // The mesh is reached once and for all.
+        // The mesh counts as reached from the first link on.
         before = Reach { linked: before.linked || now.linked, ..now };
         if reach.changed().await.is_err() {
             return Ok(());
@@ -64,7 +67,7 @@ pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Clu
     }
 }
 
-/// Shows every phase in the log and in `systemctl status`.
+/// Shows each change of the node's condition in the log and in `systemctl status`.
 pub(super) async fn show_phase(mut phase: watch::Receiver<Condition>) -> Ended {
     loop {
         let now = *phase.borrow_and_update();

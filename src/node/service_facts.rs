@@ -1,5 +1,5 @@
-//! The facts of the services that a cluster is founded with. Its founder makes them at its first start, because only then
-//! are the virtual ports configured.
+//! The facts of the services that a cluster is founded with. The founder makes them at its first
+//! start, because the virtual ports are not configured earlier.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,11 @@ use super::NodeError;
 use crate::keys::AuthoritySecret;
 use crate::store::Store;
 
-/// Signs and stores the fact of each service of which the disk knows none, if this node founded the cluster. `ports`: the
-/// virtual ports that are configured; `unix`: seconds since the epoch.
+/// Signs and stores the fact of each service that has none on disk, if this node founded the
+/// cluster. `ports`: the configured virtual ports; `unix`: seconds since the epoch.
 ///
 /// # Errors
-/// The disk does not take them.
+/// The facts cannot be read or stored.
 pub(super) fn ensure(store: &Store, ports: &BTreeMap<ServiceId, Vec<u16>>, unix: u64) -> Result<(), NodeError> {
     let founder = store.membership().certificate.invitation.is_none();
     let Some(authority) = store.authority_secret()?.filter(|_| founder) else { return Ok(()) };

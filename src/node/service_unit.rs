@@ -1,4 +1,5 @@
-//! All that serves one onion address on this node: introduction points, stand-in, publisher, proxy and health checks.
+//! Everything that serves one onion address on this node: introduction points, stand-in, publisher,
+//! proxy and health checks.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,41 +32,42 @@ use crate::store::Store;
 use crate::sync;
 use crate::tor::{Engine, Incoming, Refused, ServiceGuard};
 
-/// Client streams that may wait to be taken.
+/// Client streams that may wait to be handled.
 const STREAMS: usize = 256;
-/// How long open client streams may go on while their service stops.
+/// Time that open client streams have to finish while their service stops.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a part of a service may take to stop once its streams have ended.
+/// Time limit for a part of a service to stop once its streams have ended.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// How long a service takes to stop at most: its streams, then its other parts, which end at once unless one hangs.
+/// Time limit for a service to stop: first its streams, then its other parts, which end at once
+/// unless one hangs.
 pub(super) const UNIT_STOPS: Duration = Duration::from_secs(GRACE.as_secs() + 2 * STOP_LIMIT.as_secs());
 
-/// What the services of a node share.
+/// State shared by the services of a node.
 #[derive(Clone)]
 pub(super) struct ServiceContext {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) store: Arc<Store>,
-    /// Is told what becomes of the service.
+    /// Receives events about the service.
     pub(super) cluster: Cluster,
-    /// Answers at the join port of the service that names the cluster.
+    /// Answers at the join port of the cluster's first service.
     pub(super) door: Option<Arc<JoinPort>>,
-    /// Bounds on clients' circuits, for all services together.
+    /// Bounds on clients' circuits, over all services together.
     pub(super) limits: Arc<ServiceGuard>,
-    /// Bounds and counts client streams, for all services together.
+    /// Bounds and counts client streams, over all services together.
     pub(super) proxy: Proxy,
-    /// Introduction points to keep for each service.
+    /// Number of introduction points to keep for each service.
     pub(super) points: usize,
     pub(super) health: watch::Receiver<HealthSettings>,
 }
 
-/// What publishers hold for a service.
+/// The secrets that a publisher holds for a service.
 pub(super) struct PublisherSecrets {
     pub(super) authority: AuthoritySecret,
     pub(super) master: MasterSecret,
 }
 
 impl PublisherSecrets {
-    /// Those of this node; `None` on workers, and where this node keeps nothing of the service.
+    /// The secrets of this node; `None` on workers, and if this node stores nothing of the service.
     pub(super) fn of(service: ServiceId, store: &Store) -> Result<Option<Self>, NodeError> {
         if !store.services()?.contains(&service) {
             return Ok(None);
@@ -90,7 +92,7 @@ impl ServiceWatches {
         Self { publish, balance, stand_in }
     }
 
-    /// Wakes the parts for which something has changed.
+    /// Replaces the desired states; wakes the parts whose state changes.
     pub(super) fn set(&self, wanted: ServiceWanted) {
         let ServiceWanted { publish, balance, stand_in } = wanted;
         sync::publish(&self.publish, publish);
@@ -99,24 +101,24 @@ impl ServiceWatches {
     }
 }
 
-/// What `status` shows of a service.
+/// The state of a service for `status`.
 #[derive(Clone)]
 pub(super) struct ServiceView {
     pub(super) points: watch::Receiver<Vec<PointStatus>>,
     pub(super) stand_ins: watch::Receiver<Vec<StandInPoint>>,
     pub(super) stranger: watch::Receiver<Option<StrangerSeen>>,
-    /// `None` where this node has no targets for the service.
+    /// `None` if this node has no targets for the service.
     pub(super) health: Option<Arc<Health>>,
 }
 
-/// A service that runs. Dropped, it is cut off.
+/// A running service. Dropping it aborts its parts.
 pub(super) struct ServiceUnit {
     parts: Supervisor,
     view: ServiceView,
 }
 
 impl ServiceUnit {
-    /// Starts to serve `service` at `targets`; on publishers, to publish it as well, with targets or without.
+    /// Starts to serve `service` at `targets`. A publisher also publishes it, even without targets.
     pub(super) fn start(
         service: ServiceId,
         targets: Vec<PortTarget>,
@@ -124,7 +126,7 @@ impl ServiceUnit {
         context: &ServiceContext,
     ) -> Result<Self, NodeError> {
         let secrets = PublisherSecrets::of(service, &context.store)?;
-        // The log names the service where there may be several.
+        // Log lines name the service, unless it is the cluster's first.
         let mut parts = match service == context.store.cluster().first_service() {
             true => Supervisor::default(),
             false => Supervisor::in_span(info_span!("service", address = service.short())),
@@ -134,13 +136,14 @@ impl ServiceUnit {
         Ok(Self { parts, view })
     }
 
-    /// What `status` shows of it.
+    /// The state of the service for `status`.
     pub(super) fn view(&self) -> ServiceView {
         self.view.clone()
     }
 
-    /// Runs until `stop` and until its streams have ended or their time is over. A part that ends by itself is told to
-    /// `failed` at once; its clients are served on until `stop`, for others have to take over first.
+    /// Runs until `stop`, and then until its streams have ended or their time is over. If a part
+    /// ends by itself, its error goes to `failed` at once, and clients are served until `stop`:
+    /// other nodes must take over first.
     pub(super) async fn run(mut self, stop: CancellationToken, failed: mpsc::Sender<NodeError>) {
         let error = stop.run_until_cancelled(self.parts.first_end()).await;
         if let Some(error) = error {
@@ -152,7 +155,7 @@ impl ServiceUnit {
     }
 }
 
-/// A unit whose parts are being started.
+/// A service whose parts are being started.
 struct Starting<'a> {
     service: ServiceId,
     context: &'a ServiceContext,
@@ -283,7 +286,7 @@ impl Starting<'_> {
 
     fn proxy(&mut self, targets: Vec<PortTarget>, incoming: mpsc::Receiver<Incoming>) {
         let (to_proxy, clients) = mpsc::channel(STREAMS);
-        // Joiners dial the service that names the cluster.
+        // Joiners dial the cluster's first service.
         let is_first = self.service == self.context.store.cluster().first_service();
         let door = self.context.door.clone().filter(|_| is_first);
         let sorted = sort_streams(incoming, to_proxy, door, Arc::clone(&self.context.limits));
@@ -296,7 +299,7 @@ impl Starting<'_> {
     }
 }
 
-/// Joiners to the join port where there is one, clients to the proxy.
+/// Passes streams to the join port if there is one, and all other streams to the proxy.
 async fn sort_streams(
     mut incoming: mpsc::Receiver<Incoming>,
     proxy: mpsc::Sender<Incoming>,
@@ -306,12 +309,12 @@ async fn sort_streams(
     while let Some(stream) = incoming.recv().await {
         match &door {
             Some(door) if stream.port == JOIN_PORT => {
-                // Bounded by the join port's own places.
+                // The join port bounds these by its own places.
                 let door = Arc::clone(door);
                 tokio::spawn(async move { door.answer(stream).await });
             }
             _ => {
-                // A stream that is dropped is rejected: the queue is full, or the service stops.
+                // Dropping a stream rejects it: the queue is full, or the service stops.
                 if let Err(mpsc::error::TrySendError::Full(_)) = proxy.try_send(stream) {
                     limits.refused.count(Refused::Queue);
                 }

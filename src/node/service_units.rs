@@ -1,5 +1,5 @@
-//! Keeps one unit running for each service of the cluster: it starts those that come and stops those that go, while the
-//! others serve on.
+//! Runs one unit for each service of the cluster: it starts units for new services and stops those
+//! of removed ones, while the others continue.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ use super::service_unit::{ServiceContext, ServiceUnit, ServiceView, ServiceWatch
 use super::supervisor::Ended;
 use crate::proxy::PortTarget;
 
-/// What `status` shows of each service that has a unit.
+/// The state of each service that has a unit, for `status`.
 pub(super) type ServiceViews = BTreeMap<ServiceId, ServiceView>;
 
 /// The units of this node.
 pub(super) struct ServiceUnits {
     context: ServiceContext,
-    /// What this node's configuration says of each service.
+    /// The targets of each service, from this node's configuration.
     targets: BTreeMap<ServiceId, Vec<PortTarget>>,
-    /// What the cluster decides, service by service.
+    /// The cluster's decisions for each service.
     services: watch::Receiver<Services>,
     units: BTreeMap<ServiceId, Unit>,
     running: JoinSet<ServiceId>,
@@ -31,7 +31,7 @@ pub(super) struct ServiceUnits {
     failed: mpsc::Sender<NodeError>,
 }
 
-/// A unit that runs or stops.
+/// A unit that runs or is stopping.
 struct Unit {
     wanted: ServiceWatches,
     view: ServiceView,
@@ -39,10 +39,10 @@ struct Unit {
 }
 
 impl ServiceUnits {
-    /// Starts a unit for each service that there is now. What a unit cannot go on for later is told to `failed`.
+    /// Starts a unit for each current service. If a unit fails later, its error goes to `failed`.
     ///
     /// # Errors
-    /// If one of them cannot be started.
+    /// A unit cannot be started.
     pub(super) fn start(
         context: ServiceContext,
         targets: BTreeMap<ServiceId, Vec<PortTarget>>,
@@ -55,7 +55,7 @@ impl ServiceUnits {
         Ok(all)
     }
 
-    /// What `status` shows of each service, changing as they come and go.
+    /// The state of each service for `status`, updated as services come and go.
     pub(super) fn views(&self) -> watch::Receiver<ServiceViews> {
         self.views.subscribe()
     }
@@ -68,7 +68,7 @@ impl ServiceUnits {
                 changed = self.services.changed() => if changed.is_err() { break },
                 Some(ended) = self.running.join_next() => match ended {
                     Ok(service) => drop(self.units.remove(&service)),
-                    // It has panicked: without it the service is not served.
+                    // The unit has panicked, and without it the service is not served.
                     Err(_) => return Ok(()),
                 },
             }
@@ -83,8 +83,8 @@ impl ServiceUnits {
         Ok(())
     }
 
-    /// Brings the units to what the cluster has. A service that comes back while its unit stops gets a new one once that
-    /// has ended: two would use the same keys.
+    /// Starts and stops units to match the cluster's services. If a service comes back while its
+    /// unit stops, its new unit starts after the old one has ended: two would use the same keys.
     fn reconcile(&mut self) -> Result<(), NodeError> {
         let services = self.services.borrow_and_update().clone();
         for (service, unit) in &self.units {
@@ -92,7 +92,7 @@ impl ServiceUnits {
                 Some(wanted) => unit.wanted.set(wanted.clone()),
                 None if unit.stop.is_cancelled() => {}
                 None => {
-                    info!(service = %service, "no longer serving this address");
+                    info!(service = %service, "this address is no longer served");
                     unit.stop.cancel();
                 }
             }

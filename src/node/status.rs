@@ -1,4 +1,4 @@
-//! What `status` shows, gathered from those who know.
+//! Gathers what `status` shows from the parts of the node.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::counters::{Counter, Counters};
 use crate::health::PortHealth;
 use crate::publish::task::StrangerSeen;
 
-/// The part of `status` that the coordinator knows.
+/// The part of `status` that comes from the coordinator.
 pub(super) struct ClusterPart {
     pub(super) publisher: Option<PublisherStatus>,
     pub(super) members: Vec<MemberStatus>,
@@ -36,7 +36,7 @@ fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
 }
 
-/// Asks the coordinator.
+/// Reads the coordinator's part of `status`.
 pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
     let view = coordinator.view();
     let service = view.cluster().first_service();
@@ -85,7 +85,8 @@ fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<Source, usiz
     }
 }
 
-/// What the publisher says it has put out; before its first word, or without one, there is nothing to show.
+/// The publication that the publisher has announced; `None` if there is no publisher, or before it
+/// has announced one.
 fn publication(
     coordinator: &Coordinator,
     holder: Option<(NodeId, u64)>,
@@ -124,7 +125,7 @@ fn invitation_status(invitation: &Invitation, unix: u64) -> InvitationStatus {
     }
 }
 
-/// This node's own points.
+/// This node's own introduction points.
 pub(super) fn intro_points(points: &[PointStatus], unix: u64) -> Vec<IntroPointStatus> {
     let status = |point: &PointStatus| IntroPointStatus {
         relay: point.point.relay.to_string(),
@@ -135,7 +136,7 @@ pub(super) fn intro_points(points: &[PointStatus], unix: u64) -> Vec<IntroPointS
     points.iter().map(status).collect()
 }
 
-/// Others' points at which this node serves.
+/// The unattended points at which this node stands in.
 pub(super) fn stand_ins(points: &[StandInPoint]) -> Vec<StandInStatus> {
     let status = |point: &StandInPoint| StandInStatus {
         node: point.node.to_string(),
@@ -145,17 +146,17 @@ pub(super) fn stand_ins(points: &[StandInPoint]) -> Vec<StandInStatus> {
     points.iter().map(status).collect()
 }
 
-/// For how long a publisher that is no member is shown after it was seen last: it may publish every
-/// two hours, and what it has published is served for three.
+/// How long another publisher of the address, which is not a member, is shown after it was last
+/// seen. It may publish only every two hours, and a descriptor is served for three.
 const STRANGER_SHOWN: Duration = Duration::from_secs(3 * 3600);
 
-/// The other publisher, while it may still be there.
+/// The other publisher, while it may still be active.
 pub(super) fn stranger(seen: &StrangerSeen) -> Option<StrangerStatus> {
     let ago = seen.at.elapsed();
     (ago < STRANGER_SHOWN).then_some(StrangerStatus { seen_seconds: ago.as_secs(), readable: seen.readable })
 }
 
-/// The ports and how their targets do.
+/// The health of each port's target.
 pub(super) fn ports(ports: &[PortHealth]) -> Vec<PortStatus> {
     let status = |port: &PortHealth| PortStatus {
         port: port.port,
@@ -166,7 +167,7 @@ pub(super) fn ports(ports: &[PortHealth]) -> Vec<PortStatus> {
     ports.iter().map(status).collect()
 }
 
-/// What went through the proxy.
+/// Traffic through the proxy.
 pub(super) fn traffic(counters: &Counters) -> TrafficStatus {
     TrafficStatus {
         streams_open: counters.get(Counter::StreamsOpen),
@@ -176,12 +177,12 @@ pub(super) fn traffic(counters: &Counters) -> TrafficStatus {
     }
 }
 
-/// What was refused since start, by name.
+/// The refusals since start, by counter name.
 pub(super) fn refused(counters: &Counters) -> BTreeMap<String, u64> {
     Counter::refusals().map(|counter| (counter.name().to_owned(), counters.get(counter))).collect()
 }
 
-/// Takes over what the records' view and the mesh count themselves.
+/// Copies the counts that the view of records and the mesh keep themselves.
 pub(super) fn collect(counters: &Counters, records: &RefusedRecords, mesh: MeshCounters) {
     for (reason, count) in records.iter() {
         if let Some(counter) = Counter::named(&format!("record_{reason}")) {

@@ -1,9 +1,9 @@
 //! Starts, watches and stops the parts of a node, or of one of its services.
 //!
-//! A part is a named task that must not end while the node runs. A part may use every part that was started before it,
-//! so they are stopped in the reverse order of their start, each within a limit of its own. When a part ends by itself,
-//! those that use it end soon after, in any order: of these, [`Supervisor::first_end`] names the one that was started
-//! first, which is the cause.
+//! A part is a named task that must not end while the node runs. It may use every part started
+//! before it, so parts are stopped in the reverse order of their start, each within its own limit.
+//! When a part ends by itself, those that use it end soon after, in any order:
+//! [`Supervisor::first_end`] names the one of them that was started first, which is the cause.
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,21 +15,22 @@ use tracing::{Instrument, Span, debug, error, warn};
 
 use super::NodeError;
 
-/// How a part ends: `Ok` when it was asked to, or when what it works on has ended.
+/// The result of a part: `Ok` if it was stopped, or if its input has ended.
 pub(super) type Ended = Result<(), NodeError>;
 
-/// For how long the ends of other parts are collected after the first one. Parts that fail with Tor notice it at their
-/// next call, within milliseconds; 1 s leaves room for a busy machine.
+/// Time after the first end in which further ends are collected. Parts that fail with Tor notice it
+/// at their next call, within milliseconds; 1 s allows for a busy machine.
 const CAUSE_WAIT: Duration = Duration::from_secs(1);
-/// The limit for parts that can be dropped at any await: only a part that computes or blocks is not gone at once.
+/// Time limit for parts that can be dropped at any await: only one that computes or blocks takes
+/// any time.
 const PROMPT: Duration = Duration::from_secs(5);
 
-/// Parts in the order of their start. Dropped, all of them are aborted.
+/// Parts in the order of their start. Dropping it aborts all of them.
 #[derive(Default)]
 pub(super) struct Supervisor {
     tasks: JoinSet<Ended>,
     parts: Vec<Part>,
-    /// What the parts log is in it.
+    /// The span of everything that the parts log.
     span: Option<Span>,
 }
 
@@ -38,18 +39,18 @@ struct Part {
     stop: CancellationToken,
     task: AbortHandle,
     limit: Duration,
-    /// How it has ended; `None` while it runs.
+    /// The result of the part; `None` while it runs.
     ended: Option<Ended>,
 }
 
 impl Supervisor {
-    /// One whose parts log in a span.
+    /// A supervisor whose parts log in a span.
     pub(super) fn in_span(span: Span) -> Self {
         Self { span: Some(span), ..Self::default() }
     }
 
-    /// Starts a part that ends by itself once its token is cancelled; it is aborted if that takes longer than `limit`.
-    /// An operator reads `name` when the part ends unasked.
+    /// Starts a part that ends once its token is cancelled; it is aborted if that takes longer than
+    /// `limit`. Operators see `name` in the error if the part ends by itself.
     pub(super) fn start<F>(
         &mut self,
         name: impl Into<String>,
@@ -64,12 +65,13 @@ impl Supervisor {
         self.parts.push(Part { name: name.into(), stop, task, limit, ended: None });
     }
 
-    /// Starts a part that is dropped at its next await when it is to stop.
+    /// Starts a part that is dropped at its next await when it is stopped.
     pub(super) fn spawn(&mut self, name: impl Into<String>, work: impl Future<Output = Ended> + Send + 'static) {
         self.start(name, PROMPT, |stop| async move { stop.run_until_cancelled_owned(work).await.unwrap_or(Ok(())) });
     }
 
-    /// Waits until a part ends by itself and says why; forever while none does. Cancel-safe.
+    /// Waits until a part ends by itself; returns the cause. Never returns while all parts run.
+    /// Cancel-safe.
     pub(super) async fn first_end(&mut self) -> NodeError {
         if !self.has_lost_a_part() {
             self.next_end().await;
@@ -92,13 +94,14 @@ impl Supervisor {
         self.parts.iter().any(|part| part.ended.is_some())
     }
 
-    /// Stops all parts, the newest first. Each one is gone before the one that was started before it is asked to stop.
+    /// Stops all parts, newest first. Each part has ended before the one started before it is
+    /// stopped.
     pub(super) async fn stop(mut self) {
         while let Some(last) = self.parts.len().checked_sub(1) {
             self.stop_part(last).await;
             self.parts.truncate(last);
         }
-        // What was aborted runs until its next await.
+        // An aborted part runs until its next await.
         self.tasks.shutdown().await;
     }
 
@@ -112,15 +115,15 @@ impl Supervisor {
             }
         };
         if timeout(limit, gone).await.is_err() {
-            warn!(part = name, ?limit, "did not stop in time, so it is cut off");
+            warn!(part = name, ?limit, "part did not stop in time, so it is aborted");
             task.abort();
         }
         if let Some(Some(Err(error))) = self.parts.get(index).map(|part| &part.ended) {
-            debug!(part = name, %error, "failed while it was stopped");
+            debug!(part = name, %error, "part failed while it stopped");
         }
     }
 
-    /// Notes the end of a part; forever if none is left.
+    /// Records the next end of a part; never returns if all have ended.
     async fn next_end(&mut self) {
         match self.tasks.join_next_with_id().await {
             Some(Ok((id, ended))) => self.note(id, ended),
@@ -153,14 +156,14 @@ mod tests {
 
     use super::*;
 
-    /// What happened, in order.
+    /// Events in the order in which they happened.
     type Diary = Arc<Mutex<Vec<String>>>;
 
     fn note(diary: &Diary, line: impl Into<String>) {
         diary.lock().push(line.into());
     }
 
-    /// A part that takes `takes` to stop.
+    /// Starts a part that takes `takes` to stop.
     fn part(supervisor: &mut Supervisor, diary: &Diary, name: &'static str, takes: Duration) {
         let diary = Arc::clone(diary);
         supervisor.start(name, Duration::from_secs(5), move |stop| async move {
@@ -206,7 +209,7 @@ mod tests {
                 Err(NodeError::IntroPoints("what it needs is gone".into()))
             });
         }
-        // Interrupted meanwhile, it forgets nothing.
+        // Interrupted in between, `first_end` loses nothing.
         assert!(timeout(Duration::from_secs(9), supervisor.first_end()).await.is_err());
         assert!(timeout(Duration::from_millis(100), supervisor.first_end()).await.is_err());
         assert!(matches!(supervisor.first_end().await, NodeError::TaskEnded(name) if name == "cause"));
@@ -244,6 +247,6 @@ mod tests {
             std::future::pending().await
         });
         drop(supervisor);
-        assert!(timeout(Duration::from_secs(1), dropped.changed()).await.expect("it runs on").is_err());
+        assert!(timeout(Duration::from_secs(1), dropped.changed()).await.expect("the part still runs").is_err());
     }
 }

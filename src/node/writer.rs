@@ -1,8 +1,8 @@
-//! Brings to disk what the cluster's task has learnt, beside it.
+//! Writes the state of the cluster's task to disk.
 //!
-//! The cluster's task says in a watch what should be on disk, and this task writes what differs from what it has written.
-//! So that one waits for no disk; however often something changes, nothing is lost and only the newest is written; and
-//! what could not be written is tried again.
+//! The cluster's task puts the state that should be on disk into a watch, and this task writes
+//! whatever differs from what it wrote before. So the cluster's task never waits for the disk; if
+//! the state changes often, only the newest is written; and a failed write is tried again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,24 +16,24 @@ use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::store::{KeyAlarm, Store, StoreError};
 
-/// Between two attempts at what could not be written.
+/// Interval between attempts after a failed write.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// What should be on disk.
+/// The state that should be on disk.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
     /// The highest term that this node has claimed or seen.
     pub(super) term: u64,
-    /// The members, this node among them.
+    /// The chains of all members, including this node.
     pub(super) members: Vec<Chain>,
     /// The facts of every kind, each signed as a whole.
     pub(super) facts: Vec<AnyFact>,
-    /// Publishers' tokens that more nodes have used than may.
+    /// Alarms about publishers' invitations with more redemptions than uses.
     pub(super) alarms: Vec<KeyAlarm>,
 }
 
-/// Writes until the cluster's task has ended and what it wanted last has been tried. Says in `stored` which term is on
-/// disk.
+/// Writes until the cluster's task has ended and its last state has been tried. Reports in `stored`
+/// the term that is on disk.
 pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kept>, stored: watch::Sender<u64>) {
     let mut written = Kept::default();
     loop {
@@ -46,10 +46,10 @@ pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kep
     }
 }
 
-/// Writes what differs; false if something could not be written.
+/// Writes what differs; false if a write failed.
 fn write(store: &Store, wanted: Kept, written: &mut Kept, stored: &watch::Sender<u64>) -> bool {
     let Kept { term, members, facts, alarms } = wanted;
-    // The term first, for the election waits for it.
+    // The term comes first because the election waits for it.
     let mut whole = put("the term (this node cannot publish)", term, &mut written.term, |term| store.raise_term(*term));
     if whole {
         stored.send_if_modified(|told| std::mem::replace(told, term) != term);
@@ -71,7 +71,7 @@ fn put<T: PartialEq>(
     match put(&wanted) {
         Ok(()) => *written = wanted,
         Err(error) => {
-            warn!(what, %error, "cannot store what was learnt, will try again");
+            warn!(what, %error, "cannot write state to disk, will try again");
             return false;
         }
     }

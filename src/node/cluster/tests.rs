@@ -1,4 +1,4 @@
-//! The actor and what it has brought to disk.
+//! The cluster's task, and the state that it brings to disk.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -22,19 +22,19 @@ use crate::keys::{MasterSecret, NodeSecret};
 use crate::link::Reach;
 use crate::store::Store;
 
-/// A founder's state directory.
+/// The state directory of a founder.
 fn founder() -> (TempDir, Arc<Store>) {
     founder_with(&[])
 }
 
-/// The same of a cluster with further services.
+/// Like [`founder`], with further services.
 pub(in crate::node) fn founder_with(further: &[MasterSecret]) -> (TempDir, Arc<Store>) {
     let folder = tempfile::tempdir().unwrap();
     let draft = Store::create(&folder.path().join("state")).unwrap();
     (folder, Arc::new(found_with(draft, None, further, unix_now(), &mut rng()).unwrap()))
 }
 
-/// Its cluster's task, which has not begun to run, over a mesh without other members.
+/// The cluster's task of a node, not running yet, over a mesh without other members.
 pub(in crate::node) struct Alone {
     pub(in crate::node) cluster: Cluster,
     pub(in crate::node) starting: Starting,
@@ -42,7 +42,7 @@ pub(in crate::node) struct Alone {
     pub(in crate::node) _others: mpsc::Sender<(NodeId, Vec<u8>)>,
 }
 
-/// A cluster's task that runs.
+/// A running cluster's task, with its disk writer.
 pub(in crate::node) struct Running {
     stop: CancellationToken,
     task: JoinHandle<Mesh>,
@@ -57,7 +57,7 @@ impl Running {
         Self { stop, task, writer }
     }
 
-    /// Stops it, and waits until all is on disk.
+    /// Stops the task, and waits until everything is on disk.
     pub(in crate::node) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap().shutdown().await;
@@ -93,12 +93,12 @@ pub(in crate::node) async fn alone(store: &Arc<Store>, known: Vec<Event>) -> Alo
     Alone { cluster, starting, disk, _others: others }
 }
 
-/// A worker of that cluster.
+/// A worker of the cluster of `store`.
 fn worker(store: &Store) -> (NodeSecret, Member) {
     member(store, Role::Worker)
 }
 
-/// A member of that cluster.
+/// A member of the cluster of `store`.
 fn member(store: &Store, role: Role) -> (NodeSecret, Member) {
     let key = NodeSecret::generate(&mut rng());
     let (cluster, node, issued) = (store.cluster(), key.node_id(), unix_now());
@@ -113,7 +113,7 @@ fn said<T: Statement>(key: &NodeSecret, kind: RecordKind, statement: T) -> Event
     Event::Record { origin: NodeId::from_public_key(key.public_key()), kind, bytes }
 }
 
-/// Each write makes a new file in place of the old one.
+/// The inode of a file. Each write replaces the file, so the inode changes.
 fn inode(dir: &Path, name: &str) -> u64 {
     fs::metadata(dir.join(name)).unwrap().ino()
 }
@@ -123,7 +123,7 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
     let (_folder, store) = founder();
     let (key, member) = worker(&store);
     let (cluster, node) = (store.cluster(), key.node_id());
-    // As the last run has left it.
+    // The list on disk, as after an earlier run.
     let mut chains = vec![store.membership().chain(), member.chain()];
     chains.sort_by_key(|chain| chain.clone().verify(cluster, 0).unwrap().node());
     store.put_members(&chains).unwrap();
@@ -148,9 +148,9 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
         handle.tell_and_wait(said(&key, RecordKind::Heartbeat, beat)).await.unwrap();
     }
     let known = handle.look(|coordinator, _| coordinator.view().member(&node).map(|member| member.phase()));
-    assert_eq!(known, Some(Phase::Active), "the worker is not heard");
+    assert_eq!(known, Some(Phase::Active), "the heartbeats of the worker were not accepted");
     running.stop().await;
-    assert_eq!(inode(store.dir(), "members"), before, "the list of members was written anew");
+    assert_eq!(inode(store.dir(), "members"), before, "the list of members was rewritten");
     assert_eq!(store.members().unwrap().len(), 2);
 }
 
@@ -166,19 +166,19 @@ async fn what_the_disk_knows_is_not_written_again_and_hides_no_term() {
     let known = store.invitations().unwrap().into_iter().map(|fact| Event::Fact(fact.into())).collect();
     let Alone { cluster: handle, starting, disk, _others } = alone(&store, known).await;
     let running = Running::start(&store, starting, disk);
-    // Alone, it publishes as soon as its term is on disk.
+    // Alone in its cluster, the node publishes as soon as its term is on disk.
     while handle.look(|coordinator, _| coordinator.leadership()) == Leadership::Follower {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     running.stop().await;
     assert_eq!(store.term().unwrap(), 1);
-    assert_eq!(inode(store.dir(), "invitations"), before, "the invitations were written anew");
+    assert_eq!(inode(store.dir(), "invitations"), before, "the invitations were rewritten");
 }
 
 #[tokio::test]
 async fn the_coordinator_hears_of_every_change_of_how_far_the_links_reach() {
     let (_folder, store) = founder();
-    // Only where there is another publisher can this node be shut out.
+    // A node can be shut out only if there is another publisher.
     let (_, member) = member(&store, Role::Publisher);
     let known = vec![Event::KnownMembers(vec![store.membership().chain(), member.chain()])];
     let Alone { cluster, starting, disk, _others } = alone(&store, known).await;
@@ -215,14 +215,17 @@ async fn a_term_that_could_not_be_stored_is_stored_later() {
     let (stored, mut told) = watch::channel(0);
     let writer = tokio::spawn(writer::write_all(Arc::clone(&store), wanted, stored));
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(*told.borrow(), 0, "it was told to be on disk and is not");
-    // Asked for meanwhile, and with it the one before.
+    assert_eq!(*told.borrow(), 0, "a term was reported that is not on disk");
+    // A second term arrives while the first is not on disk.
     kept.send_modify(|kept| kept.term = 9);
     tokio::time::sleep(Duration::from_secs(60)).await;
     fs::rename(&aside, &path).unwrap();
-    tokio::time::timeout(Duration::from_secs(60), told.changed()).await.expect("it was not tried again").unwrap();
+    tokio::time::timeout(Duration::from_secs(60), told.changed())
+        .await
+        .expect("the write was not tried again")
+        .unwrap();
     assert_eq!((*told.borrow_and_update(), store.term().unwrap()), (9, 9));
-    // What is wanted last is written before the end.
+    // The last state is written before the writer ends.
     kept.send_modify(|kept| kept.term = 10);
     drop(kept);
     writer.await.unwrap();

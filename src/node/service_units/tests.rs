@@ -1,4 +1,4 @@
-//! Units on the network in memory: a service comes and goes while another is served.
+//! Units on an in-memory network: a service comes and goes while another is served.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::tor::{Engine, TorError};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A site that says its name, and then all that it hears.
+/// A target that sends its name, and then echoes what it reads.
 async fn site(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -41,7 +41,7 @@ async fn site(name: &'static str) -> SocketAddr {
     address
 }
 
-/// A service of which a unit has introduction points, published once for all.
+/// A service with the introduction points of one unit, published once.
 struct Site {
     secret: MasterSecret,
     name: &'static str,
@@ -63,12 +63,12 @@ impl Site {
         }
     }
 
-    /// A new client's stream, once the site has said its name.
+    /// The stream of a new client, after the target has sent its name.
     async fn visit(&self, net: &FakeNet) -> Result<BoxStream, TorError> {
         let client = net.engine();
         let mut stream = client.dial(self.id().address(), 80, LIMIT).await?;
         assert_eq!(hear(&mut stream, self.name.len()).await, self.name);
-        // The client lives as long as the test.
+        // The client must exist as long as the test.
         std::mem::forget(client);
         Ok(stream)
     }
@@ -85,7 +85,7 @@ async fn is_open(stream: &mut BoxStream) {
     assert_eq!(hear(stream, 12).await, "still there?");
 }
 
-/// Waits until a service has its introduction points.
+/// Waits until the service has its introduction points; returns them.
 async fn points(views: &mut watch::Receiver<ServiceViews>, service: ServiceId) -> Vec<IntroPoint> {
     let views = timeout(LIMIT, views.wait_for(|views| views.contains_key(&service))).await.unwrap().unwrap();
     let mut points = views[&service].points.clone();
@@ -145,7 +145,7 @@ async fn a_service_comes_and_goes_while_another_is_served() {
     is_open(&mut before).await;
     first.visit(&net).await.unwrap();
 
-    // Back again at the same introduction points, while the first one serves on.
+    // The service comes back at the same introduction points, while the first continues.
     services.send_modify(|services| drop(services.insert(second.id(), wanted())));
     points(&mut views, second.id()).await;
     second.visit(&net).await.unwrap();
