@@ -1,9 +1,11 @@
-//! The publisher's side: challenges whoever says Hello, and admits whoever proves to hold a token that is good.
+//! The publisher's side: challenges each joiner, and admits those that prove that they hold a valid
+//! token.
 //!
-//! The order matters. Before a signature by a known token's key has been checked, nothing is computed but a hash, and
-//! nothing is told but the version. The redemption is recorded (on disk, and given to gossip) before the answer goes
-//! out: an answer that is lost can be asked for again with the same node key and token, one that was never recorded
-//! could be asked for by another.
+//! The order matters. Until a signature by the key of a known token has been checked, the publisher
+//! computes nothing but a hash, and discloses nothing but its version. The redemption is recorded
+//! (on disk and in gossip) before the answer is sent: a lost answer can be requested again with the
+//! same node key and token, but a redemption that was never recorded could be repeated by another
+//! node.
 
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec::{self, DecodeError};
@@ -19,95 +21,96 @@ use crate::discovery::Offer;
 use crate::frame;
 use crate::keys::{AuthoritySecret, NodeSecret, PointSeed, ServiceSecrets};
 
-/// Who admits.
+/// The identity and secrets of the publisher that admits.
 #[derive(Debug)]
 pub struct Publisher {
-    /// Its own membership.
+    /// The membership of this publisher.
     pub membership: Member,
-    /// Its node key.
+    /// The node key of this publisher.
     pub node: NodeSecret,
     /// Signs the new member's certificate.
     pub authority: AuthoritySecret,
-    /// Given to new publishers: the secrets of every service.
+    /// The secrets of every service, given to new publishers.
     pub services: Vec<ServiceSecrets>,
 }
 
-/// The cluster as it is known at the moment of a decision.
+/// The state of the cluster at the moment of a decision.
 pub trait Admissions {
-    /// An invitation, all known versions of it merged.
+    /// The invitation, merged from all known versions; `None` if it is unknown.
     fn invitation(&self, id: &InvitationId) -> Option<Invitation>;
-    /// The certificates of a node that is a member now.
+    /// The certificates of a node that is a member now; `None` if it is not.
     fn member(&self, node: &NodeId) -> Option<Member>;
-    /// True if the node was evicted.
+    /// True if the node is revoked.
     fn is_revoked(&self, node: &NodeId) -> bool;
-    /// Why no joiner may be admitted as `role` at this moment, however good its token is. `None`:
-    /// it may.
+    /// Why no joiner may be admitted as `role` for now, even with a valid token. `None` if one may.
     fn postponed(&self, role: Role) -> Option<Refusal>;
-    /// Members worth knowing for a new one, the most useful (publishers, live ones) first.
+    /// Certificates of members for the new node, the most useful first: publishers, nodes that are
+    /// alive.
     fn chains(&self) -> Vec<Chain>;
-    /// The services of the cluster with their virtual ports, the one that names the cluster first.
+    /// The services of the cluster with their virtual ports; the first is the one that names the
+    /// cluster.
     fn services(&self) -> Vec<JoinedService>;
-    /// The newest key of the restricted discovery; `None` if it is not known yet.
+    /// The newest discovery key; `None` if it is not known yet.
     fn discovery(&self) -> Option<Offer>;
 }
 
-/// What happens to an admission.
+/// An input of an admission.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A frame came.
+    /// A frame from the joiner.
     Frame(&'a [u8]),
-    /// The redemption asked for has been recorded, or could not be.
+    /// The requested redemption has been recorded (true), or could not be.
     Recorded(bool),
 }
 
-/// What is to be done, in this order.
+/// An output of an admission, to be carried out in order.
 #[derive(Debug)]
 pub enum Effect {
     /// Send this frame.
     Send(Vec<u8>),
-    /// Write this down for good and gossip it, then say [`Event::Recorded`].
+    /// Write this to disk and gossip it, then pass in [`Event::Recorded`].
     Record(Box<Redemption>),
-    /// It is over.
+    /// The admission is over; close the stream.
     Close(Outcome),
 }
 
-/// A new member, to be written down.
+/// A new member, to be recorded.
 #[derive(Debug, Clone)]
 pub struct Redemption {
-    /// The invitation, now redeemed by the new member too.
+    /// The invitation with the new member among its redemptions.
     pub invitation: Verified<Invitation>,
-    /// The new member.
+    /// The new member's certificates.
     pub member: Member,
 }
 
-/// How it ended.
+/// The result of an admission.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// A member, the answer is out.
+    /// The node is a member and its answer has been sent.
     Admitted {
-        /// Who.
+        /// The id of the node.
         node: NodeId,
-        /// As what.
+        /// The role that the invitation gives it.
         role: Role,
-        /// True if it was a member already and asked for its lost answer.
+        /// True if it was a member before and requested its lost answer.
         again: bool,
     },
-    /// Turned away.
+    /// The joiner was refused.
     Refused(Refusal),
 }
 
-/// One joiner at the door.
+/// The admission of one joiner.
 pub struct Admission {
     fresh: Fresh,
     state: State,
 }
 
 enum State {
-    /// Nothing has come.
+    /// Waits for Hello.
     Silent,
-    /// Challenge is out.
+    /// The challenge has been sent.
     Challenged(Challenged),
-    /// The answer is ready and waits for the record.
+    /// The answer is ready, and waits until the redemption is recorded.
     Recording {
         answer: Vec<u8>,
         outcome: Outcome,
@@ -115,7 +118,7 @@ enum State {
     Over,
 }
 
-/// What was said so far, as it was on the wire.
+/// The messages so far, as they were on the wire.
 struct Challenged {
     hello: Vec<u8>,
     challenge: Vec<u8>,
@@ -124,18 +127,18 @@ struct Challenged {
 }
 
 impl Admission {
-    /// Waits for Hello. `fresh` must never be used again.
+    /// Waits for Hello. `fresh` must never be used for another admission.
     pub fn new(fresh: Fresh) -> Self {
         Self { fresh, state: State::Silent }
     }
 
-    /// True while the next frame would be a Redeem: its effects must be carried out before another admission is asked
-    /// to decide, or a token could be used twice.
+    /// True if the next frame is a Redeem. Its effects must be carried out before another admission
+    /// decides, or a token could be used twice.
     pub fn decides_next(&self) -> bool {
         matches!(self.state, State::Challenged(_))
     }
 
-    /// Takes an event, at `unix` seconds since the epoch.
+    /// Handles an event, at `unix` seconds since the epoch, as the publisher `us`.
     pub fn handle(&mut self, event: Event<'_>, unix: u64, us: &Publisher, cluster: &dyn Admissions) -> Vec<Effect> {
         let state = std::mem::replace(&mut self.state, State::Over);
         let result = match (state, event) {
@@ -196,7 +199,8 @@ impl Admission {
         }
 
         let known = judge(&redeem, &invitation, unix, us, cluster)?;
-        // Final refusals came first: they stay true. A member that asks again gets secrets, too.
+        // After the final refusals, which stay true. Also for a member that asks again: it gets
+        // secrets, too.
         if let Some(postponed) = cluster.postponed(invitation.role) {
             return Err(postponed);
         }
@@ -253,8 +257,8 @@ impl Admission {
     }
 }
 
-/// Whether a joiner who has proven itself is admitted; gives its membership if it is a member already and asks for its
-/// lost answer.
+/// Decides on a joiner that has proved itself. Returns its membership if it is a member already and
+/// requests its lost answer.
 fn judge(
     redeem: &Redeem,
     invitation: &Invitation,
@@ -280,7 +284,8 @@ fn judge(
     }
     let (used, uses) = (invitation.redeemed.len(), usize::from(invitation.uses));
     if invitation.redeemed.contains(&redeem.node) {
-        // Recorded, and its certificate was lost before anybody heard of it: it gets another.
+        // The redemption was recorded, but the certificate was lost before any node received it: it
+        // gets another.
         return if used <= uses { Ok(None) } else { Err(Refusal::UsedUp { uses: invitation.uses }) };
     }
     if unix > invitation.expires {
@@ -292,8 +297,9 @@ fn judge(
     Ok(None)
 }
 
-/// Makes the new member's certificate. Another one for a node that has redeemed before is dated like the invitation: where two
-/// nodes race for it, the earlier certificate wins, and a node must not fall behind by asking again.
+/// Makes the new member's certificate. A second one for the same node is dated like the invitation:
+/// if two nodes race for a token, the earlier certificate wins, and a node must not fall behind
+/// because it asked again.
 fn certify(redeem: &Redeem, invitation: &Invitation, unix: u64, us: &Publisher) -> Result<Member, Refusal> {
     let again = invitation.redeemed.contains(&redeem.node);
     let certificate = MemberCertificate {
@@ -308,7 +314,7 @@ fn certify(redeem: &Redeem, invitation: &Invitation, unix: u64, us: &Publisher) 
     Ok(Member { authority: us.membership.authority.clone(), certificate })
 }
 
-/// A message from somebody who has proven nothing.
+/// Decodes a message from a peer that has proved nothing.
 fn read(frame: &[u8]) -> Result<FromJoiner, Refusal> {
     message::read(frame, frame::MAX_UNPROVEN).map_err(|error| match error {
         DecodeError::Version(_) => Refusal::Version(message::VERSION),

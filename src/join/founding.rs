@@ -1,5 +1,5 @@
-//! Writing the state directory of a new node: a founder's, or a joiner's. Interrupted at any moment, the same call
-//! finishes it with the same keys.
+//! Writes the state directory of a new node, founder or joiner. If it is interrupted at any moment,
+//! the same call completes it with the same keys.
 
 use rand::CryptoRng;
 use rustbalance_gossip::codec::DecodeError;
@@ -12,13 +12,14 @@ use crate::discovery::{Discovery, KeyRing};
 use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
 use crate::store::{Beginning, Contents, Draft, Store, StoreError};
 
-/// How long a membership lasts, in seconds: ten years. It ends before that by eviction alone.
+/// Lifetime of a membership, in seconds: ten years. Only a revocation ends it earlier.
 pub const MEMBERSHIP_SECONDS: u64 = 10 * 365 * 86_400;
 
-/// Founds a cluster of one, at `unix` seconds since the epoch, with an imported master key or a new one.
+/// Founds a cluster of one node, at `unix` seconds since the epoch, with the imported master key or
+/// a new one.
 ///
 /// # Errors
-/// As [`found_with`].
+/// See [`found_with`].
 pub fn found(
     draft: Draft,
     imported: Option<MasterSecret>,
@@ -28,10 +29,10 @@ pub fn found(
     found_with(draft, imported, &[], unix, rng)
 }
 
-/// The same for a cluster that serves the addresses of `further` keys, too.
+/// Like [`found`], for a cluster that also serves the addresses of the `further` keys.
 ///
 /// # Errors
-/// The state directory cannot be written, or holds what a join has left.
+/// The state directory cannot be written, or holds the rest of an interrupted join.
 pub fn found_with(
     mut draft: Draft,
     imported: Option<MasterSecret>,
@@ -39,7 +40,7 @@ pub fn found_with(
     unix: u64,
     rng: &mut impl CryptoRng,
 ) -> Result<Store, StoreError> {
-    // What an interrupted founding left is used again; what a join left is not ours to use.
+    // Keys that an interrupted founding left are used again; those that a join left are not.
     let left = match draft.begun() {
         Some((Beginning::Founding, _)) => draft.identity_secret()?,
         _ => None,
@@ -78,7 +79,7 @@ pub fn found_with(
     })
 }
 
-/// Writes what a join has brought. The draft is the one that gave the node key.
+/// Writes the result of a join. `draft` is the one that supplied the node key.
 pub fn persist_joined(draft: Draft, joined: &Joined) -> Result<Store, StoreError> {
     let members: Vec<Chain> = joined.members.iter().map(Member::chain).collect();
     let services: Vec<_> = match &joined.secrets {

@@ -1,4 +1,4 @@
-//! Making a token and the record that makes it good.
+//! Makes a token and the invitation that makes it valid.
 
 use std::time::Duration;
 
@@ -10,19 +10,19 @@ use rustbalance_gossip::signed::Verified;
 use super::token::Token;
 use crate::keys::{AuthoritySecret, TokenSecret};
 
-/// The longest life of a token, in days.
+/// Maximum lifetime of a token, in days.
 const MAX_DAYS: u64 = 30;
-/// The longest life of a token.
+/// Maximum lifetime of a token.
 pub const MAX_LIFETIME: Duration = Duration::from_secs(MAX_DAYS * 86_400);
 
-/// What a token is good for.
+/// The terms of an invitation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
-    /// What the joiner becomes.
+    /// The role of the nodes that join with it.
     pub role: Role,
-    /// How many nodes may join with it.
+    /// How many nodes may join with it: 1 to [`Invitation::MAX_USES`].
     pub uses: u16,
-    /// For how long, from now.
+    /// How long the token is valid, from now: 1 s to [`MAX_LIFETIME`].
     pub lifetime: Duration,
 }
 
@@ -32,22 +32,22 @@ impl Default for Terms {
     }
 }
 
-/// Why no token was made.
+/// Why a token was not made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InviteError {
-    /// Too many or no uses.
-    #[error("a token for {0} uses: 1 to {max} are possible", max = Invitation::MAX_USES)]
+    /// The number of uses is zero or too large.
+    #[error("a token cannot have {0} uses: 1 to {max} are possible", max = Invitation::MAX_USES)]
     Uses(u16),
-    /// Too long or no life.
-    #[error("a token that lasts {0:?}: 1 second to {MAX_DAYS} days are possible")]
+    /// The lifetime is zero or too long.
+    #[error("a token cannot last {0:?}: 1 second to {MAX_DAYS} days are possible")]
     Lifetime(Duration),
-    /// The record could not be encoded.
+    /// The invitation could not be encoded.
     #[error("cannot sign the invitation: {0}")]
     Sign(#[from] rustbalance_gossip::codec::DecodeError),
 }
 
-/// Makes a token and its record, at `unix` seconds since the epoch. The token is good once the record is stored and
-/// gossiped.
+/// Makes a token and its invitation, at `unix` seconds since the epoch. The token is valid once the
+/// invitation is stored and gossiped.
 pub fn invite(
     cluster: ClusterId,
     authority: &AuthoritySecret,

@@ -1,5 +1,5 @@
-//! The joiner's side: says Hello, proves itself when challenged, and believes the answer only if everything in it
-//! verifies against the address the operator typed.
+//! The joiner's side: sends Hello, proves itself when challenged, and accepts the answer only if
+//! all of it verifies against the address that the operator typed.
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec::{self, DecodeError};
@@ -15,44 +15,45 @@ use crate::discovery::{Discovery, Offer};
 use crate::frame::{self, FrameError};
 use crate::keys::{NodeSecret, PointSeed, ServiceSecrets, TokenSecret};
 
-/// Why a join did not come about.
+/// Why a join failed.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// The token is of another cluster: nothing was dialled.
+    /// The token is for another cluster. Nothing was dialled.
     #[error("the token was made for another cluster than {0}: check the address, or take the token that belongs to it")]
     ForeignToken(ClusterId),
-    /// Turned away.
+    /// The publisher, or a worker in between, refused the joiner.
     #[error("{0}")]
     Refused(Refusal),
-    /// The publisher's clock is too far from ours, and it has taken us in all the same.
+    /// The publisher's clock differs too much from ours. The publisher has admitted this node all
+    /// the same.
     #[error("{}", Refusal::ClockSkew { publisher: *publisher, joiner: *joiner })]
     ClockSkew {
-        /// The publisher's, in seconds since the Unix epoch.
+        /// The publisher's clock, in seconds since the Unix epoch.
         publisher: u64,
-        /// Ours.
+        /// This node's clock, in seconds since the Unix epoch.
         joiner: u64,
     },
-    /// The answer does not come from a publisher of this cluster. Nothing of it was believed.
-    #[error("whoever answered is no publisher of {cluster}: {why}; check the address and try again")]
+    /// The answer does not come from a publisher of this cluster. Nothing in it was used.
+    #[error("the node that answered is not a publisher of {cluster}: {why}; check the address and try again")]
     Impostor {
-        /// The cluster asked for.
+        /// The cluster to be joined.
         cluster: ClusterId,
-        /// What does not fit.
+        /// The check that failed.
         why: String,
     },
-    /// A message that cannot be read.
+    /// A message that cannot be decoded.
     #[error("cannot read the publisher's message: {0}")]
     Decode(#[from] DecodeError),
-    /// A message out of turn.
+    /// A message that does not belong at this step.
     #[error("the publisher sent a message out of turn: try again")]
     OutOfTurn,
     /// The connection failed.
     #[error("the connection to the cluster was lost: {0}; try again")]
     Connection(#[from] FrameError),
-    /// Nothing came for too long.
+    /// No frame arrived within this number of seconds.
     #[error("the cluster did not answer within {0} s: try again")]
     Timeout(u64),
-    /// The answer was lost on its way: the cluster may or may not have taken us in.
+    /// The answer was lost: the cluster may have admitted this node.
     #[error(
         "{0} (the cluster may have taken this node in: run the same command again, the token is not used up by that)"
     )]
@@ -60,41 +61,42 @@ pub enum JoinError {
 }
 
 impl JoinError {
-    /// True if the cluster may have taken us in all the same: then the node key must be kept for another try. No refusal
-    /// proves the contrary: whoever carries a join can make one up, and a publisher that took us in may have died
-    /// before the others heard of it.
+    /// True if the cluster may have admitted this node: then its key must be kept for another try.
+    /// No refusal proves the contrary: a worker that carries the join can forge one, and a
+    /// publisher that admitted this node may have died before the others heard of it.
     pub fn may_have_joined(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::ClockSkew { .. } | Self::Unanswered(_))
     }
 }
 
-/// What a new member has been given. All of it is verified.
+/// The result of a join. All of it is verified.
 #[derive(Debug)]
 pub struct Joined {
-    /// Our own membership.
+    /// The membership of this node.
     pub member: Member,
-    /// Who took us in.
+    /// The publisher that admitted this node.
     pub publisher: Member,
-    /// Other members, the publisher first.
+    /// The other members that the answer names, the publisher first.
     pub members: Vec<Member>,
-    /// The key of the restricted discovery.
+    /// The newest discovery key.
     pub discovery: Discovery,
-    /// What the keys of our introduction points are derived from.
+    /// The seed for the keys of this node's introduction points.
     pub points: PointSeed,
-    /// The services of the cluster with their virtual ports, the one that names the cluster first.
+    /// The services of the cluster with their virtual ports; the first is the one that names the
+    /// cluster.
     pub services: Vec<JoinedService>,
-    /// If we joined as a publisher.
+    /// The publisher's secrets; `None` if this node joined as a worker.
     pub secrets: Option<PublisherSecrets>,
-    /// The publisher's clock less ours, in seconds.
+    /// The publisher's clock minus this node's, in seconds.
     pub skew: i64,
 }
 
-/// What is to be done next.
+/// The next step of a join.
 #[derive(Debug)]
 pub enum Step {
     /// Send this frame and wait for another.
     Send(Vec<u8>),
-    /// It is done.
+    /// The join is complete.
     Joined(Box<Joined>),
 }
 
@@ -108,11 +110,11 @@ pub struct Joiner {
 }
 
 enum State {
-    /// Hello is out.
+    /// Hello has been sent.
     Greeted {
         hello: Vec<u8>,
     },
-    /// Redeem is out.
+    /// Redeem has been sent.
     Redeemed {
         request: [u8; 32],
         theirs: [u8; 32],
@@ -121,7 +123,7 @@ enum State {
 }
 
 impl Joiner {
-    /// Begins, with the first frame to send. `fresh` must never be used again.
+    /// Starts a join; returns the first frame to send. `fresh` must never be used for another join.
     pub fn new(
         token: &Token,
         node: &NodeSecret,
@@ -137,12 +139,13 @@ impl Joiner {
         Ok((Self { cluster, token: token.secret().duplicate(), node: node.duplicate(), fresh, state }, hello))
     }
 
-    /// True from the moment on in which a lost connection may leave us a member without knowing it.
+    /// True once a lost connection may leave this node a member without its knowledge.
     pub fn has_redeemed(&self) -> bool {
         matches!(self.state, State::Redeemed { .. })
     }
 
-    /// Takes a frame, at `unix` seconds since the epoch by our clock. After an error it takes no more.
+    /// Handles a frame, at `unix` seconds since the epoch by this node's clock. After an error it
+    /// accepts no further frames.
     pub fn handle(&mut self, frame: &[u8], unix: u64) -> Result<Step, JoinError> {
         match (std::mem::replace(&mut self.state, State::Over), message::read(frame, frame::MAX)?) {
             (_, FromPublisher::Refused(refusal)) => Err(JoinError::Refused(refusal)),
@@ -182,7 +185,7 @@ impl Joiner {
         }
 
         let chain = |who: &str, error: ChainError| impostor(format!("{who} certificate: {error}"));
-        // The clocks differ a little, so a certificate is held to the earlier one.
+        // The clocks differ a little, so certificates are checked at the earlier time.
         let now = facts.unix.min(unix);
         let publisher = facts.publisher.verify(self.cluster, now).map_err(|error| chain("its", error))?;
         if publisher.role() != Role::Publisher || publisher.node() != answer.publisher {
@@ -219,7 +222,8 @@ impl Joiner {
         let discovery = Offer { key: facts.discovery, secret: parcel.discovery };
         let discovery =
             discovery.verify(self.cluster, publisher.authority_id()).map_err(|error| impostor(error.to_string()))?;
-        // Others' certificates are a help to find them; one that has expired meanwhile is none.
+        // The other members' certificates only help to find them, so one that has expired is
+        // skipped.
         let others = facts.members.into_iter().filter_map(|chain| chain.verify(self.cluster, now).ok());
         let others = others.filter(|other| other.authority_id() == publisher.authority_id());
         let others = others.filter(|other| other.node() != member.node() && other.node() != publisher.node());

@@ -1,5 +1,5 @@
-//! What joiner and publisher say to each other, in order: Hello, Challenge, Redeem, Answer. The publisher may say
-//! Refused instead of either of its two.
+//! The messages of a join, in order: Hello, Challenge, Redeem, Answer. The publisher may send
+//! Refused in place of Challenge or Answer.
 
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec::{self, DecodeError};
@@ -11,30 +11,31 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counter;
 use crate::frame;
 
-/// The version of the join that this build speaks.
+/// The version of the join protocol that this build speaks.
 pub(super) const VERSION: u16 = 2;
 
-/// Opens: nothing in it names the joiner.
+/// The joiner's first message. Nothing in it identifies the joiner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
     pub(super) version: u16,
-    /// The address the operator typed.
+    /// The cluster of the address that the operator typed.
     pub(super) cluster: ClusterId,
     pub(super) nonce: FixedBytes<32>,
-    /// X25519.
+    /// The joiner's X25519 key.
     pub(super) ephemeral: FixedBytes<32>,
 }
 
-/// Asks for proof: nothing in it names the publisher.
+/// The publisher's first message: asks for proof. Nothing in it identifies the publisher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Challenge {
     pub(super) version: u16,
     pub(super) nonce: FixedBytes<32>,
-    /// X25519.
+    /// The publisher's X25519 key.
     pub(super) ephemeral: FixedBytes<32>,
 }
 
-/// Proves that the joiner holds the token and the node key, both over the transcript so far.
+/// Proves that the joiner holds the token and the node key. Both signatures cover the transcript so
+/// far.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Redeem {
     pub(super) node: NodeId,
@@ -45,7 +46,7 @@ pub(super) struct Redeem {
     pub(super) node_signature: FixedBytes<64>,
 }
 
-/// Admits. What matters is sealed (see [`super::parcel`]).
+/// Admits the joiner. The content is sealed (see [`super::parcel`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Answer {
     pub(super) role: Role,
@@ -53,36 +54,37 @@ pub(super) struct Answer {
     pub(super) sealed: VarBytes,
 }
 
-/// Why a joiner was turned away, and what its operator can do.
+/// Why a joiner was refused. The text says what its operator can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
-    /// No such invitation, or the token's signature is wrong: not told apart, so that guessing teaches nothing.
+    /// The invitation is unknown, or the token's signature is wrong. One refusal for both, so that
+    /// guessing teaches nothing.
     #[error(
         "the cluster does not know this token: check that it is the right one, wait a minute if it was made just now, \
          or make a new one with `rustbalance invite`"
     )]
     UnknownToken,
-    /// Past its end.
+    /// The invitation has expired.
     #[error(
         "the token expired {ago} s ago: make a new one with `rustbalance invite` (--expires says how long it lasts)"
     )]
     Expired {
-        /// For how long, in seconds.
+        /// Seconds since it expired.
         ago: u64,
     },
-    /// As many nodes as may have joined with it.
+    /// The invitation has been redeemed by the maximum number of nodes.
     #[error(
         "the token is used up ({uses} of {uses} nodes have joined with it): make a new one with `rustbalance invite`"
     )]
     UsedUp {
-        /// How many may.
+        /// That maximum.
         uses: u16,
     },
-    /// Taken back.
+    /// The operator has revoked the invitation.
     #[error("the token was revoked: make a new one with `rustbalance invite`")]
     Revoked,
-    /// The joiner wants into another cluster.
-    #[error("this is the cluster of {0}, another than the one asked for: check the address")]
+    /// The joiner asked for another cluster.
+    #[error("this is the cluster of {0}, not the one asked for: check the address")]
     OtherCluster(ClusterId),
     /// The clocks are too far apart.
     #[error(
@@ -93,57 +95,57 @@ pub enum Refusal {
     ClockSkew {
         /// The publisher's clock, in seconds since the Unix epoch.
         publisher: u64,
-        /// The joiner's, as it told.
+        /// The joiner's clock as the joiner reports it, in seconds since the Unix epoch.
         joiner: u64,
     },
-    /// Whoever answers is not a publisher.
+    /// The answering node is not a publisher.
     #[error("the node that answered is a worker and cannot admit: try again in a minute")]
     NotPublisher,
-    /// A worker answers that can reach no publisher.
+    /// The answering worker can reach no publisher.
     #[error(
         "no publisher of the cluster can be reached right now: check that one is running and try again in a minute"
     )]
     NoPublisher,
-    /// This node key has joined with another token.
+    /// This node key is a member that joined with another token.
     #[error(
         "this node's key has already joined the cluster with another token: run `rustbalance join` again with that \
          one, or start over in an empty directory (--dir)"
     )]
     AlreadyMember,
-    /// This node key was evicted.
+    /// This node key is revoked.
     #[error(
         "this node's key was evicted from the cluster, for good: start over in an empty directory (--dir) with a new token"
     )]
     Evicted,
-    /// Another version of the join.
+    /// The joiner speaks another version of the join protocol.
     #[error("the publisher speaks version {0} of the join, this build {VERSION}: update the older of the two")]
     Version(u16),
-    /// Too many at once.
+    /// Too many joins at the same time, or over the rate limit.
     #[error("the cluster is busy with other joins: try again in a minute")]
     Busy,
-    /// The publisher may lack news of what others have admitted: it has just started, or is cut off
-    /// from them.
+    /// The publisher may not know of other publishers' admissions: it has just started, or is
+    /// isolated.
     #[error(
         "the publisher that answered has not yet heard from the other publishers since it started, so it cannot tell \
          whether the token was used there: try again in a minute"
     )]
     NotYet,
-    /// Another publisher is silent, and may have admitted a publisher with this token.
+    /// Another publisher is silent, and may have admitted a node with this token.
     #[error(
         "publisher {0} is silent, so it is not known whether the token was used there: start it, or expel it with \
          `rustbalance evict` if it is lost, and run the same command again"
     )]
     Silent(NodeId),
-    /// The publisher could not write down that it admits.
-    #[error("the publisher could not record the join (see its log): mend that and run the same command again")]
+    /// The publisher could not record the redemption.
+    #[error("the publisher could not record the join (see its log): fix the cause and run the same command again")]
     Failed,
-    /// What was sent makes no sense.
+    /// The message cannot be decoded.
     #[error("the publisher could not read what this node sent: update the older of the two")]
     Malformed,
 }
 
 impl Refusal {
-    /// Where it is counted.
+    /// The counter for this refusal.
     pub fn counter(&self) -> Counter {
         match self {
             Self::UnknownToken => Counter::JoinUnknownToken,
@@ -165,8 +167,8 @@ impl Refusal {
         }
     }
 
-    /// True where the same call may go through in a moment. A token is unknown, too, to a publisher that has not heard yet of
-    /// what another has just made.
+    /// True if the same call may succeed in a moment. That includes an unknown token: another
+    /// publisher may have made it just now, before this one heard of it.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -181,14 +183,14 @@ impl Refusal {
     }
 }
 
-/// From the joiner.
+/// A message from the joiner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FromJoiner {
     Hello(Hello),
     Redeem(Redeem),
 }
 
-/// From the publisher.
+/// A message from the publisher.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum FromPublisher {
     Challenge(Challenge),
@@ -196,8 +198,8 @@ pub(super) enum FromPublisher {
     Refused(Refusal),
 }
 
-/// A message of at most `max` bytes, in the one encoding it has: CBOR knows several ways to write the same, and what is
-/// not in the transcript must not be changed on the way unseen.
+/// Decodes a message of at most `max` bytes, and accepts only its canonical encoding: CBOR can
+/// encode one value in several ways, and a change outside the transcript must not go unnoticed.
 pub(super) fn read<T: Serialize + DeserializeOwned>(frame: &[u8], max: usize) -> Result<T, DecodeError> {
     let message = codec::decode(frame, max.min(frame::MAX))?;
     if codec::encode(&message)? != frame {

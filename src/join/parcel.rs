@@ -1,4 +1,4 @@
-//! What a new member is given, as it lies in the sealed answer.
+//! The parcel: the content of the sealed answer, for a new member.
 //!
 //! ```text
 //! 1 byte    version of the parcel: 1
@@ -11,10 +11,10 @@
 //! the rest  everything public, encoded as usual
 //! ```
 //!
-//! Numbers are big-endian. The secrets stand before what is decoded, so that no decoder leaves
-//! copies of them in memory. A reader skips secrets of a role or version that it does not know: a
-//! later release may add some. A worker is given the discovery key and the seed of its points; a
-//! parcel that gives it a publisher's secret is refused.
+//! Numbers are big-endian. The secrets come before the decoded part, so that no decoder leaves
+//! copies of them in memory. A reader skips secrets with an unknown role or version: a later
+//! release may add some. A worker gets the discovery key and the seed of its points; a parcel that
+//! gives a worker a publisher's secret is refused.
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
@@ -31,15 +31,15 @@ use crate::keys::{
 
 /// The version of the parcel that this build writes and reads.
 const VERSION: u8 = 1;
-/// The largest parcel: with its seal and the message around it, it must fit a frame.
+/// Maximum size of a parcel: with its seal and its message it must fit a frame.
 const MAX: usize = frame::MAX - 1024;
-/// Most secrets in a parcel: those of a node, and sixteen of each service.
+/// Maximum number of secrets in a parcel: 16 for the node, and 16 for each service.
 const MAX_SECRETS: usize = 16 + 16 * MAX_SERVICES;
-/// Bytes before each secret.
+/// Size of the label before each secret, in bytes.
 const LABEL: usize = 2 + 32 + 4 + 2;
-/// Most chains of other members in a parcel; the rest comes by gossip.
+/// Maximum number of other members' chains in a parcel; gossip brings the rest.
 pub(super) const MAX_CHAINS: usize = 128;
-/// Most virtual ports of one service.
+/// Maximum number of virtual ports of one service.
 pub const MAX_PORTS: usize = NodeCard::MAX_PORTS;
 
 /// Why a parcel cannot be read.
@@ -54,13 +54,13 @@ pub enum ParcelError {
     /// A list in it is longer than allowed, or names something twice.
     #[error("it is out of bounds")]
     Bounds,
-    /// It lacks a secret that the node's role needs.
+    /// It lacks a secret that the role needs.
     #[error("it lacks the {0:?}")]
     Lacks(SecretRole),
-    /// It is for a worker, and holds what only publishers may have.
+    /// It is for a worker, and contains a secret that only publishers may have.
     #[error("it gives a worker the {0:?}, which only publishers may have")]
     NotForWorkers(SecretRole),
-    /// A secret is not one of its role.
+    /// A secret is not a valid key of its role.
     #[error("its {0:?} is not a key")]
     Key(SecretRole),
     /// Its public part is malformed.
@@ -68,16 +68,16 @@ pub enum ParcelError {
     Malformed,
 }
 
-/// Everything public in a parcel.
+/// The public part of a parcel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Facts {
-    /// By the publisher's node key, over the answer's transcript.
+    /// The publisher's signature, by its node key, over the answer's transcript.
     pub(super) signature: FixedBytes<64>,
     /// The publisher's certificates.
     pub(super) publisher: Chain,
-    /// The new member's.
+    /// The new member's certificates.
     pub(super) member: Chain,
-    /// Other members', at most [`MAX_CHAINS`].
+    /// The certificates of other members, at most [`MAX_CHAINS`].
     pub(super) members: Vec<Chain>,
     /// The services of the cluster, at most [`MAX_SERVICES`]; the first is the one that names the
     /// cluster.
@@ -88,16 +88,16 @@ pub(super) struct Facts {
     pub(super) unix: u64,
 }
 
-/// A service as a new member hears of it.
+/// A service, as a parcel describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinedService {
     /// The service.
     pub service: ServiceId,
-    /// Its virtual ports: none is 0, at most [`MAX_PORTS`].
+    /// Its virtual ports: at most [`MAX_PORTS`], none of them 0.
     pub ports: Vec<u16>,
 }
 
-/// What only publishers are given.
+/// The secrets that only publishers are given.
 #[derive(Debug)]
 pub struct PublisherSecrets {
     /// The certificate-signing key.
@@ -106,7 +106,7 @@ pub struct PublisherSecrets {
     pub services: Vec<ServiceSecrets>,
 }
 
-/// What a new member is given, secrets included.
+/// Everything that a new member is given, including secrets.
 #[derive(Debug)]
 pub struct Parcel {
     pub(super) discovery: DiscoverySecret,
@@ -115,7 +115,7 @@ pub struct Parcel {
     pub(super) facts: Facts,
 }
 
-/// A secret with what stands before it.
+/// A secret with its label.
 struct Entry<'a> {
     role: SecretRole,
     service: Option<ServiceId>,
@@ -123,7 +123,8 @@ struct Entry<'a> {
 }
 
 impl Parcel {
-    /// The plain text, with room for the seal; `None` if it cannot be encoded or is too large.
+    /// The plain text, with spare capacity for the seal; `None` if it cannot be encoded or is too
+    /// large.
     pub fn to_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
         let entries = self.entries();
         let secrets = 3 + entries.iter().map(|entry| LABEL + entry.secret.len()).sum::<usize>();
@@ -137,7 +138,7 @@ impl Parcel {
             facts.members.truncate(facts.members.len() / 2);
             encoded = codec::encode(&facts).ok()?;
         }
-        // One allocation, so that no freed copy of a secret stays behind.
+        // A single allocation, so that no freed copy of a secret stays in memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(secrets + encoded.len() + 64));
         bytes.push(VERSION);
         bytes.extend_from_slice(&u16::try_from(entries.len()).ok()?.to_be_bytes());
@@ -171,8 +172,7 @@ impl Parcel {
         entries
     }
 
-    /// Reads the plain text of an answer in which the role was said to be `role`. Nothing in it is
-    /// verified yet.
+    /// Reads the plain text of an answer that names the role `role`. Nothing is verified yet.
     ///
     /// # Errors
     /// It is malformed, out of bounds, or does not hold the secrets of the role.
@@ -208,7 +208,7 @@ impl Parcel {
     }
 }
 
-/// The secrets of known roles and versions, each at most once, and the bytes behind all secrets.
+/// The secrets of known roles and versions, each at most once, and the bytes after all secrets.
 fn read_entries(bytes: &[u8]) -> Result<(Vec<Entry<'_>>, &[u8]), ParcelError> {
     let (&[version], rest) = bytes.split_first_chunk().ok_or(ParcelError::Short)?;
     if version != VERSION {
@@ -254,7 +254,7 @@ fn secrets_of_services(entries: &[Entry<'_>]) -> Result<Vec<ServiceSecrets>, Par
     Ok(services)
 }
 
-/// A key, without a copy of it on the stack that stays there.
+/// Copies a key into a buffer that is zeroed, so that no copy stays on the stack.
 fn key<const N: usize>(entry: &Entry<'_>) -> Result<Zeroizing<[u8; N]>, ParcelError> {
     let mut key = Zeroizing::new([0; N]);
     if entry.secret.len() != N {

@@ -1,4 +1,4 @@
-//! Moving the bytes of a join, with a bound on everything: time, sizes, how many at once.
+//! The IO of a join, with bounds on time, sizes and concurrency.
 
 use parking_lot::Mutex as SyncMutex;
 use std::time::Duration;
@@ -20,27 +20,29 @@ use crate::places::Places;
 use crate::stream::BoxStream;
 use rustbalance_gossip::id::ClusterId;
 
-/// How long the joiner waits for a frame: a worker may have to build a circuit to a publisher first.
+/// Time limit for the joiner to receive a frame: a worker may first have to build a circuit to a
+/// publisher.
 const ANSWER: Duration = Duration::from_secs(90);
-/// How long the other side may take to close a stream when all is said.
+/// Time limit for the other side to close its stream after the last message.
 const LINGER: Duration = Duration::from_secs(10);
-/// How long a worker carries one join.
+/// Time limit for a worker to carry one join.
 const CARRY: Duration = Duration::from_secs(180);
-/// The most a worker carries in one direction of a join, in bytes: a few small frames and one of the largest.
+/// Bytes that a worker carries in one direction of a join: a few small frames, and one of the
+/// maximum size.
 const CARRY_BYTES: u64 = (frame::MAX + 4 * frame::MAX_UNPROVEN) as u64;
 
-/// What joiners may ask of a door.
+/// Bounds on joiners at a [`Door`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DoorLimits {
-    /// How many may be at it at once.
+    /// Joiners at the same time.
     pub at_once: usize,
-    /// How many may come in a burst before the rate holds.
+    /// Joiners in a burst, before the rate limit applies.
     pub burst: u32,
-    /// After such a burst, one may come in this time.
+    /// After a burst, one joiner is accepted in this time.
     pub every: Duration,
-    /// How long one may take to say the next thing, or to hear it.
+    /// Time limit for a joiner to send its next frame, or to read one.
     pub patience: Duration,
-    /// How long recording a redemption may take.
+    /// Time limit for recording a redemption.
     pub record: Duration,
 }
 
@@ -51,9 +53,12 @@ impl Default for DoorLimits {
     }
 }
 
-/// Redeems a token over a stream to the master address's join port. `unix` is our clock, in seconds since the epoch.
+/// Redeems a token over a stream to the join port of the master address. `unix` is this node's
+/// clock, in seconds since the epoch.
 ///
-/// On an error, [`JoinError::may_have_joined`] says whether the node key must be kept for another try.
+/// # Errors
+///
+/// If [`JoinError::may_have_joined`] is true, the node key must be kept for another try.
 pub async fn redeem(
     stream: BoxStream,
     token: &Token,
@@ -64,7 +69,7 @@ pub async fn redeem(
     redeem_within(ANSWER, stream, token, node, cluster, unix).await
 }
 
-/// The same, with another bound on the wait for each frame.
+/// Like [`redeem`], with another time limit for each frame.
 pub(super) async fn redeem_within(
     limit: Duration,
     mut stream: BoxStream,
@@ -77,7 +82,8 @@ pub(super) async fn redeem_within(
     let mut next = hello;
     loop {
         let redeemed = joiner.has_redeemed();
-        // Once Redeem is on its way, silence is as good as an answer that was lost. A refusal speaks for itself.
+        // Once Redeem is on its way, silence may mean that the answer was lost. A refusal is
+        // reported as it is.
         let lost = |error: JoinError| match error {
             JoinError::Refused(_) | JoinError::ClockSkew { .. } => error,
             error if redeemed => JoinError::Unanswered(Box::new(error)),
@@ -85,7 +91,8 @@ pub(super) async fn redeem_within(
         };
         let exchange = async {
             let written = frame::write(&mut stream, &next).await;
-            // A refusal may have come before we had written all: it says more than the failed write.
+            // The publisher may refuse before everything is written: its refusal says more than the
+            // failed write.
             match frame::read(&mut stream, frame::MAX).await {
                 Err(_) if written.is_err() => written.map(|()| Vec::new()),
                 read => read,
@@ -102,20 +109,20 @@ pub(super) async fn redeem_within(
     }
 }
 
-/// What the door needs of the node behind it.
+/// The services that a [`Door`] needs from its node.
 #[async_trait]
 pub trait Admitter: Send + Sync {
-    /// Who admits.
+    /// The publisher that admits.
     fn publisher(&self) -> &Publisher;
-    /// Our clock, in seconds since the epoch.
+    /// This node's clock, in seconds since the epoch.
     fn unix(&self) -> u64;
-    /// Shows the cluster as it is known now, all that was recorded included.
+    /// Calls `decide` with the current state of the cluster, including everything recorded so far.
     fn with_admissions(&self, decide: &mut dyn FnMut(&dyn Admissions));
-    /// Writes a redemption to disk, synced, and gives it to gossip. False if it could not be written.
+    /// Writes a redemption to disk, synced, and gossips it. False if it could not be written.
     async fn record(&self, redemption: &Redemption) -> bool;
 }
 
-/// Where joiners come to be admitted. One a node: it sees to it that they are decided upon one after another.
+/// Admits joiners. A node has one door, which makes its decisions one after another.
 pub struct Door {
     limits: watch::Receiver<DoorLimits>,
     places: Places,
@@ -124,7 +131,7 @@ pub struct Door {
 }
 
 impl Door {
-    /// One that applies the latest `limits` to each joiner.
+    /// A door that applies the latest `limits` to each joiner.
     pub fn new(limits: watch::Receiver<DoorLimits>) -> Self {
         let DoorLimits { every, burst, .. } = *limits.borrow();
         let bucket = SyncMutex::new(TokenBucket::new(Rate::every(every, burst.into()), Instant::now()));
@@ -135,7 +142,8 @@ impl Door {
         *self.limits.borrow()
     }
 
-    /// Admits or refuses whoever is on the stream, however it reached us. `None`: it went away or fell silent.
+    /// Admits or refuses the joiner on a stream, direct or carried. `None` if it left or fell
+    /// silent.
     pub async fn admit(&self, mut stream: BoxStream, admitter: &dyn Admitter) -> Option<Outcome> {
         let limits = self.limits();
         let place = self.places.take(limits.at_once);
@@ -148,7 +156,7 @@ impl Door {
         loop {
             let frame = match timeout(limits.patience, frame::read(&mut stream, frame::MAX_UNPROVEN)).await.ok()? {
                 Ok(frame) => frame,
-                // Told as any other garbage.
+                // Treated like any other malformed frame.
                 Err(FrameError::TooLong { .. }) => Vec::new(),
                 Err(_) => return None,
             };
@@ -163,7 +171,8 @@ impl Door {
         }
     }
 
-    /// Hands a frame to the admission and carries out its effects but for the sending.
+    /// Passes a frame to the admission and carries out its effects, except sending: returns the
+    /// frames to send.
     async fn decide(
         &self,
         admission: &mut Admission,
@@ -196,9 +205,9 @@ impl Door {
         self.take(now, Rate::every(every, burst.into()))
     }
 
-    /// The same for a node that only carries joins, one of `carriers`: together they carry what one
-    /// publisher admits, in bursts of a quarter. Each join that is carried takes one of the links
-    /// that a publisher accepts in a second from all members.
+    /// Like [`Door::admit`]'s rate limit, for a worker: `carriers` workers together carry as much
+    /// as one publisher admits, in bursts of a quarter. Each carried join uses one of the links
+    /// that a publisher accepts per second from all members.
     pub fn may_carry(&self, now: Instant, carriers: usize) -> bool {
         let carriers = u32::try_from(carriers).unwrap_or(u32::MAX).max(1);
         let DoorLimits { every, burst, .. } = self.limits();
@@ -221,7 +230,8 @@ fn ask(admission: &mut Admission, event: Event<'_>, admitter: &dyn Admitter) -> 
     effects
 }
 
-/// Turns a joiner away without a look at what it says: a worker that can reach no publisher does so.
+/// Refuses a joiner without reading its messages, for instance on a worker that can reach no
+/// publisher.
 pub async fn refuse(mut stream: BoxStream, refusal: Refusal) {
     if let Ok(frame) = message::refusal(&refusal)
         && let Ok(Ok(())) = timeout(LINGER, frame::write(&mut stream, &frame)).await
@@ -230,19 +240,20 @@ pub async fn refuse(mut stream: BoxStream, refusal: Refusal) {
     }
 }
 
-/// Closes a stream once the other side has closed it too: one that is dropped may take with it what is in flight.
+/// Closes a stream after the other side has closed it: dropping it earlier could lose bytes in
+/// flight.
 async fn finish(stream: &mut BoxStream) {
     let close = async {
         stream.shutdown().await?;
         let mut rest = stream.take(CARRY_BYTES);
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
     };
-    // It was told all there is to tell: how it goes away is its own affair.
+    // The peer has the last message, so it does not matter how it closes.
     let _ = timeout(LINGER, close).await;
 }
 
-/// Carries a join between a joiner and a publisher, unread, until either side is done. Gives the bytes carried from
-/// the joiner and to it.
+/// Carries a join between a joiner and a publisher, unread, until either side is done. Returns the
+/// bytes carried from the joiner and to the joiner.
 pub async fn carry(joiner: BoxStream, publisher: BoxStream) -> (u64, u64) {
     let ((mut from_joiner, mut to_joiner), (mut from_publisher, mut to_publisher)) =
         (tokio::io::split(joiner), tokio::io::split(publisher));
@@ -263,7 +274,7 @@ pub async fn carry(joiner: BoxStream, publisher: BoxStream) -> (u64, u64) {
     (there, back)
 }
 
-/// Copies until the end, an error or the bound.
+/// Copies until the end of the stream, an error or [`CARRY_BYTES`].
 async fn pump(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWriteExt + Unpin), count: &mut u64) {
     let mut buffer = vec![0; 16 << 10];
     while *count < CARRY_BYTES {

@@ -1,8 +1,9 @@
-//! The token of an invitation, as a person carries it from one node to another.
+//! The token of an invitation, which the operator carries from one node to another.
 //!
-//! One line: `rb1-` and 58 characters of lower-case base32 (no padding) of 32 bytes of seed, 2 bytes of cluster tag and
-//! 2 bytes of checksum. The tag is a hash of the master address and tells a token of another cluster before anything is
-//! dialled; it names no address. What the token is good for, and until when, stands in the invitation's record, not here.
+//! It is one line: `rb1-` and 58 characters of lower-case base32 (no padding), which encode 32
+//! bytes of seed, 2 bytes of cluster tag and 2 bytes of checksum. The tag is a hash of the master
+//! address: it exposes a token of another cluster before anything is dialled, and reveals no
+//! address. The role and the expiry are in the invitation, not in the token.
 
 use std::fmt;
 
@@ -13,35 +14,35 @@ use zeroize::Zeroizing;
 
 use crate::keys::TokenSecret;
 
-/// What every token begins with; the digit is the version.
+/// The prefix of every token; the digit is the version.
 const PREFIX: &str = "rb1-";
-/// Bytes behind the prefix.
+/// Bytes after the prefix.
 const SIZE: usize = 36;
-/// Characters behind the prefix.
+/// Characters after the prefix.
 const CHARACTERS: usize = 58;
 
-/// Why a text is no token. None of these shows a character of it.
+/// Why a text is not a token. The messages show no character of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It begins with something else.
+    /// It starts with something else.
     #[error(
-        "no token of rustbalance: it does not begin with {PREFIX}; copy the whole line that `rustbalance invite` printed"
+        "not a rustbalance token: it does not begin with {PREFIX}; copy the whole line that `rustbalance invite` printed"
     )]
     Prefix,
-    /// A character is missing or too many.
+    /// It has too few or too many characters. Contains the number after the prefix.
     #[error(
-        "no whole token: {0} characters follow {PREFIX}, not {CHARACTERS}; copy the whole line that `rustbalance invite` printed"
+        "not a whole token: {0} characters follow {PREFIX}, not {CHARACTERS}; copy the whole line that `rustbalance invite` printed"
     )]
     Length(usize),
-    /// A character outside base32.
-    #[error("a character of the token is none of a-z and 2-7; copy it again")]
+    /// It contains a character outside base32.
+    #[error("a character of the token is not one of a-z and 2-7; copy it again")]
     Alphabet,
     /// The checksum does not match.
     #[error("a character of the token is mistyped (its checksum does not match); copy it again")]
     Checksum,
 }
 
-/// A token.
+/// A parsed token: the secret seed and the tag of its cluster.
 pub struct Token {
     secret: TokenSecret,
     cluster: [u8; 2],
@@ -53,7 +54,7 @@ impl Token {
         Self { secret, cluster: tag(cluster) }
     }
 
-    /// Reads what a person typed or pasted: case and white space do not matter.
+    /// Parses the text that an operator typed or pasted: case and white space do not matter.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let mut line = Zeroizing::new(Vec::with_capacity(text.len()));
         line.extend(text.bytes().filter(|byte| !byte.is_ascii_whitespace()).map(|byte| byte.to_ascii_uppercase()));
@@ -63,7 +64,8 @@ impl Token {
         }
         let mut bytes = Zeroizing::new([0; SIZE]);
         BASE32_NOPAD.decode_mut(body, &mut *bytes).map_err(|partial| match partial.error.kind {
-            // The last character stands for fewer bits than it has, so most of the alphabet cannot be there.
+            // The last character encodes fewer than 5 bits, so most of the alphabet is invalid
+            // there.
             DecodeKind::Trailing => TokenError::Checksum,
             _ => TokenError::Alphabet,
         })?;
@@ -76,7 +78,7 @@ impl Token {
         Ok(Self { secret: TokenSecret::from_seed(&seed), cluster })
     }
 
-    /// Its one line, without a line end.
+    /// The token as one line, without a line end.
     pub fn text(&self) -> Zeroizing<String> {
         let mut bytes = Zeroizing::new([0; SIZE]);
         bytes[..32].copy_from_slice(self.secret.seed());
@@ -89,17 +91,17 @@ impl Token {
         text
     }
 
-    /// False if it was made for another cluster.
+    /// False if the token was made for another cluster.
     pub fn is_for(&self, cluster: ClusterId) -> bool {
         self.cluster == tag(cluster)
     }
 
-    /// Its secret.
+    /// The key that signs for the token.
     pub fn secret(&self) -> &TokenSecret {
         &self.secret
     }
 
-    /// The invitation it belongs to.
+    /// The id of the token's invitation.
     pub fn invitation_id(&self) -> InvitationId {
         self.secret.invitation_id()
     }
@@ -131,7 +133,7 @@ mod tests {
         Token::new(TokenSecret::from_seed(&Zeroizing::new(seed)), ClusterId::from_public_key([7; 32]))
     }
 
-    /// Frozen: tokens printed by older builds must stay good.
+    /// Frozen: tokens printed by older builds must stay valid.
     #[test]
     fn the_text_form_does_not_change() {
         assert_eq!(&**token().text(), "rb1-aaaqeayeaudaocajbifqydiob4ibceqtcqkrmfyydenbwha5dyp4f5f5tm");
@@ -166,7 +168,8 @@ mod tests {
             let error = Token::parse(std::str::from_utf8(&typed).unwrap()).unwrap_err();
             assert!(!error.to_string().contains(secret));
         }
-        // The last character has bits to spare: most of the alphabet cannot stand there, and is a slip all the same.
+        // Most of the alphabet is invalid as the last character; that error counts as a typing
+        // error, too.
         for other in ('A'..='Z').chain('2'..='7').filter(|other| !text.ends_with(other.to_ascii_lowercase())) {
             let typed = Zeroizing::new(format!("{}{other}", &text[..text.len() - 1]));
             assert_eq!(Token::parse(&typed).err(), Some(TokenError::Checksum), "{other}");

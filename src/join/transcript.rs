@@ -1,5 +1,6 @@
-//! What both sides have seen, as 32 bytes: signed by both, and mixed into the key of the answer. Whoever changes a byte
-//! on the way gets other signatures to forge and another key.
+//! The transcript: everything that both sides have seen, as 32 bytes. Both sign it, and it is mixed
+//! into the key of the answer. If a byte is changed on the way, neither the signatures nor the key
+//! match.
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce};
@@ -21,14 +22,14 @@ pub(super) const BY_NODE: &str = "rustbalance join by node v1";
 /// Signed by the publisher's node key.
 pub(super) const BY_PUBLISHER: &str = "rustbalance join by publisher v1";
 
-/// What one side makes anew for each join.
+/// The random values of one side, made for a single join.
 pub struct Fresh {
     pub(super) nonce: [u8; 32],
     pub(super) ephemeral: StaticSecret,
 }
 
 impl Fresh {
-    /// From this source of randomness.
+    /// Draws the values from `rng`.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
         let seed = Zeroizing::new(rng.random::<[u8; 32]>());
         Self { nonce: rng.random(), ephemeral: StaticSecret::from(*seed) }
@@ -40,14 +41,16 @@ impl Fresh {
     }
 }
 
-/// Hello and Challenge as they were on the wire, and what Redeem adds to them. Both parts of the joiner's proof sign it.
+/// The joiner's transcript: Hello and Challenge as they were on the wire, and the fields of Redeem.
+/// Both the token key and the node key sign it.
 pub fn request(hello: &[u8], challenge: &[u8], node: &NodeId, invitation: &InvitationId, unix: u64) -> [u8; 32] {
     let [hello_length, challenge_length] = [hello, challenge].map(|frame| (frame.len() as u64).to_be_bytes());
     let (node, invitation, unix) = (node.public_key(), invitation.public_key(), unix.to_be_bytes());
     labelled(Label::JoinRequest, &[&hello_length, hello, &challenge_length, challenge, node, invitation, &unix])
 }
 
-/// The request and what the publisher makes of it. The publisher signs it, and the answer is sealed for it.
+/// The publisher's transcript: the request, the role and the publisher. The publisher signs it, and
+/// the answer is sealed with it.
 pub fn answer(request: &[u8; 32], role: Role, publisher: &NodeId) -> [u8; 32] {
     let role = match role {
         Role::Publisher => 1,
@@ -70,8 +73,9 @@ pub(super) fn verify(context: &str, transcript: &[u8; 32], key: &[u8; 32], signa
         .is_ok()
 }
 
-/// What only the holders of the two ephemeral secrets can make, and only for this transcript: 32 bytes of key, 12 of
-/// nonce. `None` if the other side's key would make the agreement predictable (RFC 7748, section 6.1). For one message.
+/// The key of the answer: 32 bytes of key and 12 of nonce, for a single message. Only the holders
+/// of the two ephemeral secrets can derive it, and it depends on the transcript. `None` if the
+/// other side's key would make the agreement predictable (RFC 7748, section 6.1).
 pub fn answer_key(ours: &StaticSecret, theirs: [u8; 32], transcript: &[u8; 32]) -> Option<Zeroizing<[u8; 44]>> {
     let shared = ours.diffie_hellman(&PublicKey::from(theirs));
     if !shared.was_contributory() {
@@ -90,7 +94,7 @@ fn cipher(ours: &StaticSecret, theirs: [u8; 32], transcript: &[u8; 32]) -> Optio
     Some((Aes256Gcm::new_from_slice(key).ok()?, nonce.try_into().ok()?))
 }
 
-/// Seals the publisher's answer in place: no copy of the plain text stays behind.
+/// Seals the publisher's answer in place, so that no copy of the plain text stays in memory.
 pub(super) fn seal(
     ours: &StaticSecret,
     theirs: [u8; 32],
@@ -102,7 +106,7 @@ pub(super) fn seal(
     Some(std::mem::take(&mut *plain))
 }
 
-/// Opens it; `None` if it was sealed for another join, or changed.
+/// Opens a sealed answer; `None` if it was sealed for another join, or changed.
 pub fn open(
     ours: &StaticSecret,
     theirs: [u8; 32],
@@ -136,7 +140,7 @@ mod tests {
         }
     }
 
-    /// The points of small order, for which every secret agrees on zero.
+    /// The points of small order: with these, every secret agrees on zero.
     #[test]
     fn a_key_that_makes_the_agreement_predictable_is_refused() {
         let fresh = Fresh::generate(&mut rand::rng());

@@ -256,7 +256,7 @@ async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_put_out_while_away_is_shown_the_authoritys_word() {
+async fn a_node_evicted_while_away_is_shown_the_authoritys_revocation() {
     let (world, net) = (World::new(), net());
     let mut set = world.set([0, 1]);
     set.revoked.insert(world.node(1), revocation(&world, 1));

@@ -21,7 +21,7 @@ fn a_captured_join_is_worth_nothing_against_another_challenge() {
     host.hear(&mut other, &hello, NOW);
     assert_eq!(host.hear(&mut other, &redeem, NOW).1, Some(Outcome::Refused(Refusal::UnknownToken)));
     assert_eq!(host.recorded(), 0);
-    // And a captured answer, to a joiner that did not ask for it.
+    // A captured answer, sent to another join.
     let answer = host.hear(&mut admission, &redeem, NOW).0.unwrap();
     let (mut again, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let challenge = host.hear(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
@@ -30,7 +30,7 @@ fn a_captured_join_is_worth_nothing_against_another_challenge() {
     assert!(joiner.handle(&answer, NOW).is_ok());
 }
 
-/// A worker that carries a join can change it: what it then says must not be believed.
+/// A worker that carries a join can change its messages; the changed ones must be rejected.
 #[test]
 fn a_carrier_cannot_put_itself_in_the_joiner_s_or_the_publisher_s_place() {
     let host = Host::new();
@@ -38,14 +38,14 @@ fn a_carrier_cannot_put_itself_in_the_joiner_s_or_the_publisher_s_place() {
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
     let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
-    // Its own ephemeral key in the publisher's challenge.
+    // The carrier's ephemeral key in the publisher's challenge.
     let Ok(FromPublisher::Challenge(said)) = codec::decode(&challenge, 4096) else { panic!() };
     let forged = Challenge { ephemeral: FixedBytes(fresh().public()), ..said };
     let forged = codec::encode(&FromPublisher::Challenge(forged)).unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&forged, NOW) else { panic!() };
     assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(Refusal::UnknownToken)));
 
-    // Its own node id under the joiner's token signature.
+    // The carrier's node id under the joiner's token signature.
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
     let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
@@ -82,13 +82,14 @@ fn a_node_key_that_is_not_the_joiner_s_is_refused() {
 }
 
 #[test]
-fn whoever_is_no_publisher_of_the_cluster_is_not_believed() {
-    // A worker that would admit, with an authority key it should not have; and a whole other cluster.
+fn an_answer_from_a_node_that_is_not_a_publisher_of_the_cluster_is_rejected() {
+    // A worker that admits, with an authority key that it should not have; and a publisher of
+    // another cluster.
     let host = Host::new();
     let (token, node) = (host.invite(Role::Worker, 5), node());
     let worker = Host::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Worker);
     let stranger = Host::new();
-    // And a carrier that knows the real publisher's certificates, but has not its key.
+    // A carrier that has the real publisher's certificates, but not its key.
     let copycat = Host::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Publisher);
     let key = super::node();
     for (impostor, key) in [(&worker, &worker.us.node), (&stranger, &stranger.us.node), (&copycat, &key)] {
@@ -149,7 +150,7 @@ fn garbage_and_messages_out_of_turn_change_nothing() {
         let mut admission = Admission::new(fresh());
         host.hear(&mut admission, &hello, NOW);
         assert_eq!(host.hear(&mut admission, second, NOW).1, malformed);
-        // It is over: even the right message changes nothing now.
+        // The admission is over: even the right message changes nothing.
         assert_eq!(host.hear(&mut admission, &redeem, NOW).1, malformed);
     }
     assert_eq!(
@@ -186,7 +187,7 @@ fn the_same_message_in_another_encoding_is_not_taken() {
     let host = Host::new();
     let token = host.invite(Role::Worker, 1);
     let (_, mut hello) = Joiner::new(&token, &node(), host.cluster(), fresh()).unwrap();
-    // The name of the first field as a byte string: serde would take it.
+    // The name of the first field as a byte string, which serde would accept.
     let at = hello.windows(8).position(|window| window == b"\x67version").unwrap();
     hello[at] ^= 0x20;
     assert!(codec::decode::<FromJoiner>(&hello, 4096).is_ok());

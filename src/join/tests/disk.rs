@@ -1,4 +1,4 @@
-//! What founding and joining leave in the state directory.
+//! The state directory after founding and joining.
 
 use rustbalance_gossip::record::Revocation;
 
@@ -29,7 +29,7 @@ fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
     assert_eq!(store.cluster(), cluster);
     let node = store.node_id();
     drop(store);
-    // As a crash before the last file would leave it.
+    // The state that a crash before the last file would leave.
     std::fs::remove_file(dir.join("membership")).unwrap();
     let other = folder.path().join("other");
     let mut pending = Store::create(&other).unwrap();
@@ -61,7 +61,7 @@ fn what_a_join_brought_is_there_after_opening_again() {
         assert_eq!(store.discovery().unwrap().newest().key.generation, 3);
         assert_eq!(store.members().unwrap().len(), joined.members.len());
     }
-    // No byte of the master's secrets in a worker's whole directory.
+    // No byte of the services' secrets is in the worker's directory.
     let mut dirs = vec![folder.path().join("worker")];
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {

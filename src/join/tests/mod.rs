@@ -1,4 +1,4 @@
-//! The join as a whole, against a publisher that lives in memory.
+//! Whole joins, against an in-memory publisher.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,23 +21,23 @@ mod services;
 mod streams;
 mod verdicts;
 
-/// The moment at which it all happens, in seconds since the epoch.
+/// The time in the tests, in seconds since the epoch.
 const NOW: u64 = 1_800_000_000;
 
-/// What one publisher knows.
+/// The state of one publisher.
 #[derive(Default)]
 struct Known {
     invitations: BTreeMap<InvitationId, Invitation>,
     members: BTreeMap<NodeId, Member>,
     revoked: BTreeSet<NodeId>,
     recorded: Vec<Redemption>,
-    /// Why no joiner is admitted at the moment.
+    /// See [`Admissions::postponed`].
     postponed: Option<Refusal>,
-    /// Services to name in place of those of which there are secrets.
+    /// Services to name in the answer, in place of those that have secrets.
     named: Option<Vec<ServiceId>>,
 }
 
-/// A publisher.
+/// A publisher with its state.
 struct Host {
     us: Publisher,
     discovery: Discovery,
@@ -50,7 +50,7 @@ impl Host {
         Self::beside(MasterSecret::generate(&mut rng()), AuthoritySecret::generate(&mut rng()), Role::Publisher)
     }
 
-    /// A node of a cluster with these keys.
+    /// A node of the cluster that has these keys.
     fn beside(master: MasterSecret, authority: AuthoritySecret, role: Role) -> Self {
         let node = NodeSecret::generate(&mut rng());
         let cluster = ClusterId::named_by(master.service_id());
@@ -101,7 +101,8 @@ impl Host {
         self.known.lock().recorded.len()
     }
 
-    /// One admission, frame by frame, with recording done at once. Gives the frame to send and the outcome.
+    /// Passes a frame to an admission, and records redemptions at once. Returns the frame to send
+    /// and the outcome.
     fn hear(&self, admission: &mut Admission, bytes: &[u8], unix: u64) -> (Option<Vec<u8>>, Option<Outcome>) {
         let mut effects = admission.handle(Event::Frame(bytes), unix, &self.us, &Snapshot(self));
         if let [Effect::Record(redemption)] = effects.as_slice() {
@@ -120,7 +121,7 @@ impl Host {
         (sent, outcome)
     }
 
-    /// A whole join between the two state machines.
+    /// Runs a whole join between the two state machines.
     fn join_at(&self, token: &Token, node: &NodeSecret, theirs: u64, ours: u64) -> Result<Joined, JoinError> {
         let (mut joiner, mut frame) = Joiner::new(token, node, self.cluster(), fresh())?;
         let mut admission = Admission::new(fresh());
@@ -183,7 +184,7 @@ impl Admitter for Host {
         decide(&Snapshot(self));
     }
     async fn record(&self, redemption: &Redemption) -> bool {
-        // As slow as a disk: whoever did not wait its turn would be admitted meanwhile.
+        // As slow as a disk: a joiner that did not wait for its turn would be admitted meanwhile.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let works = !self.broken_disk.load(Ordering::Relaxed);
         if works {

@@ -1,4 +1,4 @@
-//! A join brings every service, and to publishers all their secrets.
+//! A join brings every service, and brings publishers all their secrets.
 
 use rustbalance_gossip::bytes::FixedBytes;
 
@@ -7,7 +7,7 @@ use crate::join::parcel::{Facts, Parcel, ParcelError};
 use crate::keys::{SecretRole, ServiceSecret};
 use crate::store::{Beginning, Store};
 
-/// A publisher of a cluster with two services, and the second one.
+/// A publisher of a cluster with two services; returns the second service, too.
 fn host_of_two() -> (Host, ServiceId) {
     let mut host = Host::new();
     let second = MasterSecret::generate(&mut rng());
@@ -43,7 +43,7 @@ fn a_publisher_that_lacks_a_key_of_a_service_or_gives_another_is_not_believed() 
         let (mut host, second) = host_of_two();
         let token = host.invite(Role::Publisher, 1);
         change(&mut host.us.services);
-        // The services are named as they are.
+        // The answer names both services, as they are.
         let named = [host.cluster().first_service(), second];
         host.known.lock().named = Some(named.to_vec());
         let error = host.join(&token, &node()).unwrap_err();
@@ -62,7 +62,7 @@ fn services_of_another_cluster_are_not_believed() {
         let error = host.join(&host.invite(Role::Worker, 1), &node()).unwrap_err();
         assert!(matches!(&error, JoinError::Impostor { why, .. } if why.contains("services")), "{error}");
     }
-    // None at all, or one twice, is out of bounds.
+    // An empty list, or a service named twice, is out of bounds.
     for named in [vec![], vec![host.cluster().first_service(); 2]] {
         host.known.lock().named = Some(named);
         let error = host.join(&host.invite(Role::Worker, 1), &node()).unwrap_err();
@@ -70,7 +70,7 @@ fn services_of_another_cluster_are_not_believed() {
     }
 }
 
-/// A parcel for a publisher of a cluster of two services.
+/// A parcel for a publisher of a cluster with two services.
 fn parcel() -> Parcel {
     let (host, _) = host_of_two();
     let joined = host.join(&host.invite(Role::Publisher, 1), &node()).unwrap();
@@ -90,8 +90,8 @@ fn parcel() -> Parcel {
     }
 }
 
-/// Where the secrets of a parcel begin, of `parcel()`: 2 of 32 bytes, the authority's, then two
-/// identity keys.
+/// Offsets of the secrets in `parcel()`: two secrets of 32 bytes, the authority key, then two
+/// identity keys. The last offset is their end.
 fn starts() -> Vec<usize> {
     let lengths = [32, 32, 32, 64, 64].map(|length: usize| 40 + length);
     (0..=lengths.len()).map(|count| 3 + lengths[..count].iter().sum::<usize>()).collect()
@@ -115,7 +115,8 @@ fn a_parcel_that_is_cut_changed_or_of_another_role_is_refused() {
     assert_eq!(read(&changed(0, 2), Role::Publisher), Err(ParcelError::Version(2)));
     assert_eq!(read(&changed(1, 255), Role::Publisher), Err(ParcelError::Bounds));
     let starts = starts();
-    // The second of one kind; a service's secret of no service, and the other way round.
+    // Two secrets of one role; a secret of a service without a service; a node's secret with a
+    // service.
     assert_eq!(read(&changed(starts[1] + 1, 1), Role::Publisher), Err(ParcelError::Bounds));
     assert_eq!(read(&changed(starts[2] + 2, 7), Role::Publisher), Err(ParcelError::Bounds));
     assert_eq!(read(&changed(starts[2] + 1, 4), Role::Publisher), Err(ParcelError::Bounds));
@@ -132,7 +133,7 @@ fn a_secret_of_a_later_release_is_skipped_and_one_that_is_needed_is_missed() {
     later.splice(starts[1]..starts[1], unknown);
     let read = Parcel::from_bytes(&later, Role::Publisher).unwrap();
     assert_eq!(*read.to_bytes().unwrap(), *bytes);
-    // A version that is not known is a secret that is not known.
+    // A secret of an unknown version counts as missing.
     for (start, role) in starts.iter().zip([SecretRole::DiscoveryKey, SecretRole::PointSeed, SecretRole::AuthorityKey])
     {
         let mut newer = bytes.to_vec();

@@ -1,4 +1,4 @@
-//! The real exchange, over streams in memory.
+//! Whole joins over in-memory streams.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ fn door(limits: DoorLimits) -> Door {
     Door::new(tokio::sync::watch::channel(limits).1)
 }
 
-/// A join at a door, perhaps carried by a worker.
+/// Runs a join at a door, directly or carried by a worker.
 async fn at_door(
     door: &Door,
     host: &Host,
@@ -75,7 +75,8 @@ async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
     assert_eq!(host.recorded(), 1);
 }
 
-/// The stream dies just before the answer: the joiner keeps its key, asks again and is a member once.
+/// The stream breaks just before the answer: the joiner keeps its key, asks again, and is a member
+/// once.
 #[tokio::test(start_paused = true)]
 async fn an_answer_lost_on_the_way_is_asked_for_again() {
     let (host, door) = (Arc::new(Host::new()), Arc::new(door(DoorLimits::default())));
@@ -105,7 +106,8 @@ async fn an_answer_lost_on_the_way_is_asked_for_again() {
     assert_eq!(host.recorded(), 1);
 }
 
-/// A carrier lets Redeem through and makes up a refusal: the joiner is a member, and must not throw its key away.
+/// A carrier forwards Redeem and forges a refusal: the joiner is a member, and must not delete its
+/// key.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_a_carrier_makes_up_costs_no_key() {
     for made_up in [Refusal::UnknownToken, Refusal::Evicted, Refusal::UsedUp { uses: 1 }] {
@@ -153,7 +155,7 @@ async fn silence_and_garbage_free_the_door_again() {
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap(), None);
     }
-    // Garbage that announces more than may come, and a stranger that hangs up.
+    // A frame that announces more than is allowed, from a joiner that hangs up.
     let (mut near, far) = pair();
     near.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
     let refused = door.admit(far, &*host);

@@ -1,4 +1,4 @@
-//! Who is admitted, and what everybody else is told: both state machines, with injected time.
+//! The decisions on joiners and the refusals, by both state machines, with injected time.
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
@@ -37,7 +37,8 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
     assert_eq!(joined.member.role(), Role::Worker);
     assert!(joined.secrets.is_none());
     assert_eq!(joined.points.as_bytes(), PointSeed::derive(&host.us.authority, node.node_id()).as_bytes());
-    // The plain text of its answer, looked through byte by byte; a publisher's shows that the search finds.
+    // Searches the plain text of the worker's answer byte by byte; the publisher's shows that the
+    // search works.
     for (role, given) in [(Role::Worker, false), (Role::Publisher, true)] {
         let facts = parcel::Facts {
             signature: FixedBytes([0; 64]),
@@ -61,7 +62,7 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
     }
 }
 
-/// The very bytes of a worker's answer, opened with the joiner's own key.
+/// Opens the exact bytes of a worker's answer with the joiner's own key.
 #[test]
 fn the_answer_on_the_wire_to_a_worker_opens_to_no_secret_of_the_master_address() {
     let host = Host::new();
@@ -119,8 +120,8 @@ fn clocks_too_far_apart_are_told_before_the_token_is_used() {
         let refused = refusal(host.join_at(&token, &node(), joiner, NOW));
         assert_eq!(refused, Refusal::ClockSkew { publisher: NOW, joiner });
     }
-    let told = Refusal::ClockSkew { publisher: NOW, joiner: NOW + 3600 }.to_string();
-    assert!(told.contains("3600 s apart (this node is ahead)") && told.contains("set this node's clock"), "{told}");
+    let text = Refusal::ClockSkew { publisher: NOW, joiner: NOW + 3600 }.to_string();
+    assert!(text.contains("3600 s apart (this node is ahead)") && text.contains("set this node's clock"), "{text}");
     assert_eq!(host.recorded(), 0);
     host.join_at(&token, &node(), NOW + 600, NOW).unwrap();
 }
@@ -186,8 +187,8 @@ fn every_refusal_says_what_to_do_in_words_of_its_own() {
     }
 }
 
-/// A publisher that lacks news refuses for the moment and takes no use. Final refusals are given
-/// all the same.
+/// A publisher that lacks news refuses for the moment, and takes no use of the token. Final
+/// refusals are given all the same.
 #[test]
 fn while_admitting_is_postponed_no_token_is_redeemed() {
     let host = Host::new();
@@ -198,26 +199,26 @@ fn while_admitting_is_postponed_no_token_is_redeemed() {
     assert_eq!(host.recorded(), 0);
     postpone(None);
     host.join(&token, &joiner).unwrap();
-    // Nor are secrets given once more. A joiner that comes too late learns it at once.
+    // A member does not get its secrets again, either. A joiner that is too late learns it at once.
     postpone(Some(Refusal::NotYet));
     assert_eq!(host.refusal(&token, &joiner), Refusal::NotYet);
     assert_eq!(host.refusal(&token, &node()), Refusal::UsedUp { uses: 1 });
 }
 
-/// The answer got lost: the same node key and token ask again.
+/// The answer was lost: the same node key and token ask again.
 #[test]
 fn a_lost_answer_is_given_again_without_another_use() {
     let host = Host::new();
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let first = host.join(&token, &node).unwrap();
-    // Even after the token has expired: it was redeemed in time.
+    // Also after the token has expired, because it was redeemed in time.
     let again = host.join_at(&token, &node, NOW + 90_000, NOW + 90_000).unwrap();
     assert_eq!(again.member, first.member);
     assert_eq!(host.recorded(), 1);
     assert_eq!(host.refusal(&token, &super::node()), Refusal::UsedUp { uses: 1 });
 
-    // Recorded, and the publisher lost the certificate with its memory: another one, still one use.
-    // It is dated like the invitation, lest a rival that came after the first be before it now.
+    // The redemption was recorded, but the publisher lost the certificate: it makes another one,
+    // still for one use. It is dated like the invitation, so that no later rival can precede it.
     host.known.lock().members.clear();
     let other = host.join_at(&token, &node, NOW + 60, NOW + 60).unwrap();
     let issued = host.known.lock().invitations[&token.invitation_id()].issued;
@@ -235,7 +236,7 @@ fn the_loser_of_a_race_between_two_publishers_is_told_that_the_token_is_used_up(
     two.known.lock().invitations.insert(invitation.token, invitation);
     one.join(&token, &winner).unwrap();
     two.join(&token, &loser).unwrap();
-    // Gossip merges the two versions; the loser is no member then.
+    // Gossip merges the two versions; then the loser is not a member.
     one.change(&token, |invitation| {
         invitation.redeemed.insert(loser.node_id());
     });

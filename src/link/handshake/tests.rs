@@ -260,7 +260,7 @@ fn versions_must_meet_and_cannot_be_narrowed_in_the_middle() {
 }
 
 #[test]
-fn nonsense_is_called_that() {
+fn malformed_and_newer_messages_are_refused_as_such() {
     let world = World::new();
     let alpha = Side::new(&world, 0);
     let judged = |bytes: &[u8]| alpha.listens().0.proof(bytes, &none(), NOW);

@@ -111,7 +111,7 @@ fn links_are_bounded() {
 }
 
 #[test]
-fn who_reaches_nobody_and_is_let_find_nobody_is_shut_out() {
+fn a_node_without_links_whose_keys_a_member_rejects_is_shut_out() {
     let (mut pool, now) = (pool(1), Instant::now());
     pool.dial_failed(node(2), TOR, false, 0.0, now);
     assert!(!pool.is_shut_out(), "the node may be dead");
