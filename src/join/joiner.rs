@@ -19,7 +19,7 @@ use crate::keys::{NodeSecret, PointSeed, ServiceSecrets, TokenSecret};
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The token is for another cluster. Nothing was dialled.
-    #[error("the token was made for another cluster than {0}: check the address, or take the token that belongs to it")]
+    #[error("the token was made for another cluster than {0}: check the address, or use a token of that cluster")]
     ForeignToken(ClusterId),
     /// The publisher, or a worker in between, refused the joiner.
     #[error("{0}")]

@@ -132,7 +132,7 @@ pub enum Refusal {
     NotYet,
     /// Another publisher is silent, and may have admitted a node with this token.
     #[error(
-        "publisher {0} is silent, so it is not known whether the token was used there: start it, or expel it with \
+        "publisher {0} is silent, so it is not known whether the token was used there: start it, or evict it with \
          `rustbalance evict` if it is lost, and run the same command again"
     )]
     Silent(NodeId),

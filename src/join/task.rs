@@ -1,9 +1,10 @@
 //! The IO of a join, with bounds on time, sizes and concurrency.
 
-use parking_lot::Mutex as SyncMutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex as SyncMutex;
+use rustbalance_gossip::id::ClusterId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, timeout};
@@ -18,7 +19,6 @@ use crate::frame::{self, FrameError};
 use crate::keys::NodeSecret;
 use crate::places::Places;
 use crate::stream::BoxStream;
-use rustbalance_gossip::id::ClusterId;
 
 /// Time limit for the joiner to receive a frame: a worker may first have to build a circuit to a
 /// publisher.

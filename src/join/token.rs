@@ -31,7 +31,8 @@ pub enum TokenError {
     Prefix,
     /// It has too few or too many characters. Contains the number after the prefix.
     #[error(
-        "not a whole token: {0} characters follow {PREFIX}, not {CHARACTERS}; copy the whole line that `rustbalance invite` printed"
+        "not a whole token: {0} characters follow {PREFIX}, not {CHARACTERS}; copy the whole line that `rustbalance \
+         invite` printed"
     )]
     Length(usize),
     /// It contains a character outside base32.

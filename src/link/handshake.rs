@@ -267,7 +267,7 @@ impl<'a> Listener<'a> {
         Ok((Self { own }, challenge))
     }
 
-    /// Judges the dialler's proof, at `unix` seconds since the epoch.
+    /// Checks the dialler's proof, at `unix` seconds since the epoch.
     ///
     /// # Errors
     /// The refusal, to be sent to the dialler ([`Refused::answer`]).

@@ -211,9 +211,9 @@ async fn records_travel_over_links_and_again_after_they_broke() {
     hears(&mut meshes[0].1, world.node(2), b"from 2").await;
     net.sever(&nodes[0].engine, &nodes[1].engine);
     until("the cut", || nodes[0].peers().is_empty() && !nodes[1].peers().contains(&world.node(0))).await;
-    meshes[0].0.set(RecordKind::Lease, b"said in the dark").unwrap();
+    meshes[0].0.set(RecordKind::Lease, b"announced while cut off").unwrap();
     net.heal();
-    hears(&mut meshes[2].1, world.node(0), b"said in the dark").await;
+    hears(&mut meshes[2].1, world.node(0), b"announced while cut off").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,8 +222,11 @@ async fn a_frozen_node_is_let_go_and_taken_back() {
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
     nodes[1].engine.freeze(true);
-    until("it let go", || [0, 2].iter().all(|i: &usize| !nodes[*i].peers().contains(&world.node(1)))).await;
-    assert!(nodes[0].peers().contains(&world.node(2)), "the others keep theirs");
+    until("the end of the links with the frozen node", || {
+        [0, 2].iter().all(|i: &usize| !nodes[*i].peers().contains(&world.node(1)))
+    })
+    .await;
+    assert!(nodes[0].peers().contains(&world.node(2)), "the link between the other two has ended");
     nodes[1].engine.freeze(false);
     until("a full mesh again", || nodes.iter().all(|node| node.peers().len() == 2)).await;
 }
@@ -282,7 +285,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     let offer = timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().unwrap();
     assert_eq!(offer.verify(world.cluster(), world.authority.authority_id()).unwrap().key, key.key);
     assert!(nodes[2].offered.try_recv().is_err(), "handed to the revoked");
-    // A newer one is handed over at once,
+    // A newer key is handed over at once.
     let newer = Discovery::generate(world.cluster(), 2, &world.authority, &mut rand::rng()).unwrap();
     nodes[0].newest.send_replace(Some(Arc::new(newer.duplicate())));
     nodes[0].set.send_modify(|set| {
@@ -290,7 +293,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
     });
     let offer = timeout(PATIENCE, nodes[1].offered.recv()).await.unwrap().unwrap();
     assert_eq!(offer.key, newer.key.unverified());
-    // and the same again after a while, for it may not have been written down.
+    // The same key is handed over again later, because the peer may not have stored it.
     sleep(Duration::from_secs(200)).await;
     assert!(nodes[1].offered.try_recv().is_err(), "handed over again too soon");
     let offer = timeout(Duration::from_secs(200), nodes[1].offered.recv()).await.unwrap().unwrap();
@@ -378,7 +381,7 @@ async fn a_dialler_that_takes_its_time_loses_its_place() {
         }
     };
     timeout(PATIENCE, drip).await.unwrap();
-    until("both given up", || node.refused("link_unfinished") == 2).await;
+    until("both handshakes to time out", || node.refused("link_unfinished") == 2).await;
     let (_stream, refused) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
     assert_eq!(refused, None);
 }
@@ -392,7 +395,7 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
     let (_frozen, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
     until("a link", || node.peers().len() == 1).await;
     let start = Instant::now();
-    until("the frozen one let go", || node.peers().is_empty()).await;
+    until("the end of the frozen link", || node.peers().is_empty()).await;
     assert!(start.elapsed() < limits().silence * 3);
     // Sends pings in time, but never reads.
     let (stream, _) = node.hostile(&world, 1, 0, Purpose::Mesh).await;
@@ -407,7 +410,7 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
     for _ in 0..2000 {
         (carrier.send)(world.node(1), vec![7; 1000]);
     }
-    until("the deaf one let go", || node.peers().is_empty()).await;
+    until("the end of the link that is never read", || node.peers().is_empty()).await;
     assert!(node.refused("link_dropped") > 1_900);
     timeout(PATIENCE, pinging).await.unwrap().unwrap();
 }
@@ -429,7 +432,7 @@ async fn nonsense_on_an_open_link_ends_that_link_only() {
         until("its end", || !nodes[0].peers().contains(&world.node(2))).await;
     }
     assert_eq!(nodes[0].peers(), BTreeSet::from([world.node(1)]));
-    assert!(nodes[0].carrier.take().unwrap().received.try_recv().is_err(), "something of it came through");
+    assert!(nodes[0].carrier.take().unwrap().received.try_recv().is_err(), "a malformed frame reached the mesh");
 }
 
 #[tokio::test(start_paused = true)]

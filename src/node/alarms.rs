@@ -1,7 +1,7 @@
 //! The alarm that more nodes hold the key of the address than the operator allowed.
 //!
 //! Two publishers that cannot hear each other may admit two nodes with one token. The second node
-//! is expelled once they can, but it has the key, and only the operator can tell whether it is a
+//! is evicted once they can, but it has the key, and only the operator can tell whether it is a
 //! thief. So each node that learns of it logs it once, and shows it in `status` until its own
 //! operator acknowledges it. No record can end the alarm: a holder of the key could sign one.
 

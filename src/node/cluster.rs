@@ -381,12 +381,12 @@ impl ClusterShell {
         self.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
         self.mesh.set_members(members);
         self.kept.send_if_modified(|kept| put(&mut kept.members, chains));
-        let expel = |node: NodeId| {
-            warn!(node = %node.short(), "expelled: it joined with an invitation that other nodes had used up");
+        let evict = |node: NodeId| {
+            warn!(node = %node.short(), "evicted: it joined with an invitation that other nodes had used up");
             let revocation = Revocation { cluster: self.cluster, node, revoked: unix_now() };
             self.sign(revocation).map(|signed| Event::Fact(signed.into()))
         };
-        view.overdrawn().filter(|node| !view.revoked(node)).filter_map(expel).collect()
+        view.overdrawn().filter(|node| !view.revoked(node)).filter_map(evict).collect()
     }
 
     /// Raises alarms. Signs the merged version of each invitation that two publishers changed at

@@ -115,9 +115,9 @@ impl Daemon {
     pub(super) fn authority(&self) -> Result<AuthoritySecret, Response> {
         match self.store.authority_secret() {
             Ok(Some(authority)) => Ok(authority),
-            Ok(None) => {
-                Err(Response::refused("this node is a worker, only publishers can do that: ask on one of them"))
-            }
+            Ok(None) => Err(Response::refused(
+                "this node is a worker, and only publishers can do that: run the command on a publisher",
+            )),
             Err(error) => Err(Response::refused(error)),
         }
     }

@@ -34,7 +34,7 @@ fn hindrance(coordinator: &Coordinator, role: Role, now: Now) -> Option<String> 
         // This passes within a minute, and `join` waits for it.
         NotYet::Starting(_) => None,
         NotYet::Silent(node) => Some(format!(
-            "publisher {} is silent: no other publisher is admitted until it is heard, or expelled with `rustbalance evict`",
+            "publisher {} is silent: no other publisher is admitted until it is heard, or evicted with `rustbalance evict`",
             node.short()
         )),
     }

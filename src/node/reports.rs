@@ -1,12 +1,11 @@
 //! Reports changes in other parts to the cluster's task, systemd and the log.
 
-use tokio::sync::{mpsc, watch};
-use tracing::{info, warn};
-
 use rustbalance_gossip::coordinator::Event;
 use rustbalance_gossip::record::Revocation;
 use rustbalance_gossip::signed::Verified;
 use rustbalance_gossip::view::Condition;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
 
 use super::cluster::Cluster;
 use super::supervisor::Ended;

@@ -177,9 +177,9 @@ fn a_proof_is_good_for_one_stream_one_node_and_one_route() {
     let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
     let judged = |dialler: &Side, dialled| meet(dialler, &alpha, dialled, NOW).0.map(|_| ());
     assert_eq!(judged(&beta, world.node(0)), Ok(()));
-    // Relay: made for node 2, passed on by it to node 0.
+    // Relay: a proof made for node 2, which node 2 sends on to node 0.
     assert_eq!(judged(&beta, world.node(2)), Err(Refusal::WrongNode));
-    // Reflection: sent back to the node that made it.
+    // Reflection: a proof sent back to the node that made it.
     assert_eq!(judged(&alpha, world.node(0)), Err(Refusal::WrongNode));
     // Another route, and another stream of the same route.
     let other_route = Side { route: RouteKind::new(7), ..Side::new(&world, 1) };
