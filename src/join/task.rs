@@ -57,7 +57,6 @@ impl Default for DoorLimits {
 /// clock, in seconds since the epoch.
 ///
 /// # Errors
-///
 /// If [`JoinError::may_have_joined`] is true, the node key must be kept for another try.
 pub async fn redeem(
     stream: BoxStream,

@@ -134,7 +134,7 @@ impl Default for LinkLimits {
 /// The members to have links with, and what links must know of the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MemberSet {
-    /// Members that are alive or whose state is unknown; may include this node.
+    /// All members, alive or not; may include this node.
     pub members: BTreeSet<NodeId>,
     /// The publishers among `members`: only a link with one of them shows that this node is not
     /// evicted.

@@ -100,7 +100,6 @@ impl Cluster {
     /// Queues an event.
     ///
     /// # Errors
-    ///
     /// The cluster's task has ended.
     pub async fn tell(&self, event: Event) -> Result<(), Stopping> {
         self.messages.send((event, None)).await.map_err(|_| Stopping)
@@ -110,7 +109,6 @@ impl Cluster {
     /// the result.
     ///
     /// # Errors
-    ///
     /// The cluster's task has ended.
     pub async fn tell_and_wait(&self, event: Event) -> Result<(), Stopping> {
         let (done, dealt_with) = oneshot::channel();

@@ -105,7 +105,6 @@ impl NodeError {
 /// cannot continue.
 ///
 /// # Errors
-///
 /// See [`NodeError`].
 pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Result<(), NodeError> {
     let store = Arc::new(store);
@@ -121,7 +120,6 @@ pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Resul
 /// Like [`run`], on the given engine.
 ///
 /// # Errors
-///
 /// See [`NodeError`].
 pub async fn run_on(
     engine: Arc<dyn Engine>,
