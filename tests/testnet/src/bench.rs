@@ -1,45 +1,47 @@
-//! The benchmark: our proxied path beside a plain C tor onion service, on the same network, with the same site, by the
-//! same clients, turn by turn, so that what the machine does meanwhile hits both alike.
+//! The benchmark compares our proxied path with a plain C tor onion service: on the same network,
+//! with the same site and the same clients, and in turns, so that other load on the machine affects
+//! both alike.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::demo::RELAYS;
 use anyhow::{Result, ensure};
 use rustbalance_testnet::cluster::Cluster;
 use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
 
-/// The bodies whose throughput is measured.
+use crate::demo::RELAYS;
+
+/// Size, in bytes, of the bodies whose throughput is measured.
 const BODY: usize = 20_000_000;
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// How much is measured.
+/// The number of measurements.
 pub(crate) struct Extent {
-    /// Starts of each kind.
+    /// Starts of each kind of service.
     pub(crate) starts: usize,
     /// Requests, each on circuits of its own.
     pub(crate) requests: usize,
-    /// Large bodies.
+    /// Large bodies per subject.
     pub(crate) bodies: usize,
 }
 
-/// What one of the compared did.
+/// The measurements of one of the compared services.
 struct Subject {
     name: &'static str,
     onion: String,
-    /// From the start of the daemon to the first answer.
+    /// Times from the start of the daemon to the first answer.
     starts: Vec<Duration>,
-    /// A request by a client without circuits or descriptors.
+    /// Times of requests by clients without circuits or descriptors.
     first: Vec<Duration>,
-    /// A request on fresh circuits by a client that knows the descriptor.
+    /// Times of requests on fresh circuits by a client that knows the descriptor.
     requests: Vec<Duration>,
-    /// Bytes a second.
+    /// In bytes per second.
     throughput: Vec<f64>,
     failures: usize,
 }
 
-/// Measures, and prints a table in Markdown.
+/// Runs the measurements, and prints a table in Markdown.
 pub(crate) fn bench(binary: PathBuf, extent: &Extent) -> Result<()> {
     let network = Network::boot_and_tell(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
     let mut starts = [Vec::new(), Vec::new()];
@@ -66,7 +68,7 @@ pub(crate) fn bench(binary: PathBuf, extent: &Extent) -> Result<()> {
             eprintln!("request {round} of {}", extent.requests);
         }
         for subject in &mut subjects {
-            // One in four by a client that has just come.
+            // Every fourth round adds a request by a new client.
             if round % 4 == 1 {
                 let client = network.client("newcomer", Warmth::Warm)?;
                 subject.request(&client, round, true);
@@ -84,8 +86,8 @@ pub(crate) fn bench(binary: PathBuf, extent: &Extent) -> Result<()> {
     Ok(())
 }
 
-/// From the start of a C tor with an onion service to the first answer. It knows the network's directory already, and
-/// ours does not.
+/// Time from the start of a C tor with an onion service to the first answer. This tor starts with
+/// the network's directory documents, while our daemon has to fetch them.
 fn c_tor_start(network: &Network) -> Result<Duration> {
     let site = Site::start("tor")?;
     let client = network.client("first", Warmth::Warm)?;
@@ -95,14 +97,16 @@ fn c_tor_start(network: &Network) -> Result<Duration> {
     Ok(started.elapsed())
 }
 
-/// From the start of our daemon, with its keys made as C tor's are, to the first answer.
+/// Time from the start of our daemon to the first answer. Like C tor, it makes its keys in this
+/// time.
 fn our_start(network: &Network, binary: &PathBuf) -> Result<Duration> {
     let cluster = Cluster::new(network, binary)?;
     let client = network.client("first", Warmth::Warm)?;
     let started = Instant::now();
     let node = cluster.init("starting")?;
     node.run()?;
-    // A client that asks too early remembers it: both wait until the directories have confirmed.
+    // A client that asks too early remembers the failure. So this waits until the directories have
+    // confirmed, as the measurement of C tor does.
     cluster.wait_until("a descriptor is published", LIMIT, || {
         ensure!(node.status()?.is_confirmed(), "not every directory has confirmed");
         Ok(())
@@ -134,7 +138,7 @@ impl Subject {
         }
     }
 
-    /// One large body, on a connected circuit: what is measured begins with its first byte.
+    /// One large body, on a connected circuit. The measured time begins with its first byte.
     fn body(&mut self, client: &Client, round: usize) -> Result<()> {
         let url = format!("http://{}/bytes/{BODY}", self.onion);
         let answer = client.get_isolated(&format!("body{round}"), &url, LIMIT)?;
@@ -144,7 +148,7 @@ impl Subject {
     }
 }
 
-/// The value below which `share` of all are; nothing of nothing.
+/// The value below which `share` of all values are; `None` if there are no values.
 pub(crate) fn quantile<T: Copy + PartialOrd>(values: &[T], share: f64) -> Option<T> {
     let mut sorted = values.to_vec();
     sorted.sort_by(|one, other| one.partial_cmp(other).unwrap_or(std::cmp::Ordering::Equal));
@@ -152,7 +156,7 @@ pub(crate) fn quantile<T: Copy + PartialOrd>(values: &[T], share: f64) -> Option
     sorted.get(index).copied()
 }
 
-/// Prints the table; ratios are to the first subject.
+/// Prints the table, with ratios to the first subject.
 fn report(subjects: &[Subject]) {
     let seconds = |values: &[Duration], share| quantile(values, share).map(|value| value.as_secs_f64());
     type Measure = (&'static str, Box<dyn Fn(&Subject) -> Option<f64>>);

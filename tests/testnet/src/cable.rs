@@ -1,8 +1,11 @@
-//! A node's cable: all that its Tor client sends and receives, which can be cut.
+//! A node's cable: everything that its Tor client sends and receives passes through it, and it can
+//! be cut.
 //!
-//! A SOCKS5 proxy on loopback, named as `[channel] outbound_proxy` in Arti's configuration, so that every connection to a
-//! relay runs through it; no privileges are needed. Cut, it does what a pulled plug does: connections stay open, nothing
-//! moves in either direction, new ones hang, and neither side is told. Mended, what was on its way arrives late.
+//! It is a SOCKS5 proxy on loopback, named as `[channel] outbound_proxy` in Arti's configuration.
+//! So every connection to a relay runs through it, and no privileges are needed. A cut acts like a
+//! pulled plug: connections stay open, nothing moves in either direction, new connections hang, and
+//! neither side is notified. After the cable is mended, the bytes that were on their way arrive
+//! late.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,14 +16,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use parking_lot::{Condvar, Mutex};
 
-/// How long a handshake may take, cuts aside.
+/// How long a handshake may take, not counting the time in which the cable is cut.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(30);
-/// What is moved at once.
+/// The most bytes that are moved at once.
 const CHUNK: usize = 16 * 1024;
-/// The stack of a thread that moves bytes.
+/// Stack size, in bytes, of a thread that moves bytes.
 const STACK: usize = 128 * 1024;
 
-/// A cable; dropped, it takes no new connections, and those that it has end with either side.
+/// A cable. Dropping it refuses new connections; existing ones last until either side ends.
 #[derive(Debug)]
 pub(crate) struct Cable {
     address: SocketAddr,
@@ -29,14 +32,14 @@ pub(crate) struct Cable {
 
 #[derive(Debug)]
 struct Shared {
-    /// Whether bytes move.
+    /// False while the cable is cut.
     whole: Mutex<bool>,
     mended: Condvar,
     closed: AtomicBool,
 }
 
 impl Shared {
-    /// Waits as long as the cable is cut.
+    /// Waits while the cable is cut.
     fn pass(&self) {
         let mut whole = self.whole.lock();
         self.mended.wait_while(&mut whole, |whole| !*whole);
@@ -49,7 +52,7 @@ impl Shared {
 }
 
 impl Cable {
-    /// Lays one.
+    /// Starts a proxy on a free port.
     pub(crate) fn lay() -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen for a cable")?;
         let address = listener.local_addr()?;
@@ -64,17 +67,15 @@ impl Cable {
         Ok(Self { address, shared })
     }
 
-    /// What Arti's configuration needs, to be added to it.
+    /// The section to be added to Arti's configuration.
     pub(crate) fn arti_toml(&self) -> String {
         format!("\n[channel]\noutbound_proxy = \"socks5://{}\"\n", self.address)
     }
 
-    /// Cuts it.
     pub(crate) fn cut(&self) {
         self.shared.set(false);
     }
 
-    /// Mends it.
     pub(crate) fn mend(&self) {
         self.shared.set(true);
     }
@@ -84,7 +85,7 @@ impl Drop for Cable {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::SeqCst);
         self.mend();
-        // Wakes the thread that accepts, so that it closes its port.
+        // Wakes the thread that accepts connections, so that it ends and closes the port.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
     }
 }
@@ -97,7 +98,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let Ok(stream) = stream else { continue };
         let shared = Arc::clone(shared);
-        // Without a thread the connection is closed: a cable with too much on it.
+        // If no thread can be started, the connection is closed.
         let _ = std::thread::Builder::new().name("cable-connection".into()).stack_size(STACK).spawn(move || {
             let _ = serve(stream, &shared);
         });
@@ -109,13 +110,13 @@ fn serve(mut near: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
     near.set_nodelay(true)?;
     near.set_read_timeout(Some(HANDSHAKE_PATIENCE))?;
     let Some(to) = asked(&mut near)? else {
-        // General failure.
+        // SOCKS reply 1: general failure.
         return near.write_all(&[5, 1, 0, 1, 0, 0, 0, 0, 0, 0]);
     };
     shared.pass();
     let far = match TcpStream::connect(to) {
         Ok(far) => far,
-        // Connection refused: a dead relay.
+        // SOCKS reply 5: connection refused, because the relay is dead.
         Err(_) => return near.write_all(&[5, 5, 0, 1, 0, 0, 0, 0, 0, 0]),
     };
     far.set_nodelay(true)?;
@@ -130,7 +131,8 @@ fn serve(mut near: TcpStream, shared: &Arc<Shared>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Reads a SOCKS5 request without authentication; where it leads, if it is an IPv4 address.
+/// Reads a SOCKS5 request without authentication. Returns its destination; `None` if it is not a
+/// CONNECT to an IPv4 address.
 fn asked(near: &mut TcpStream) -> std::io::Result<Option<SocketAddr>> {
     let mut head = [0; 2];
     near.read_exact(&mut head)?;
@@ -148,12 +150,12 @@ fn asked(near: &mut TcpStream) -> std::io::Result<Option<SocketAddr>> {
     Ok(Some(SocketAddr::from(([a, b, c, d], u16::from_be_bytes([high, low])))))
 }
 
-/// Moves bytes one way until one side ends, which the other is then told.
+/// Moves bytes one way until one side ends, then closes both.
 fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
     let mut buffer = [0; CHUNK];
     loop {
         let read = from.read(&mut buffer);
-        // The end of a connection is a message too.
+        // The end of a connection must not cross a cut cable either.
         shared.pass();
         match read {
             Ok(0) | Err(_) => break,
@@ -164,7 +166,7 @@ fn carry(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
             }
         }
     }
-    // Relays and Tor clients know no half-closed connections.
+    // Relays and Tor clients do not use half-closed connections.
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
 }
@@ -175,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    /// A connection through a cable to an echo.
+    /// A connection through a cable to an echo server.
     fn connected(cable: &Cable) -> TcpStream {
         let echo = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = echo.local_addr().unwrap().port();

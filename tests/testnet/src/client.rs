@@ -22,21 +22,22 @@ pub(crate) const READY_PATIENCE: Duration = Duration::from_secs(60);
 /// The folder of the network's own client.
 pub(crate) const MAIN: &str = "client";
 
-/// How much a new client knows.
+/// What a new client knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Warmth {
-    /// Nothing: it fetches the consensus first, which takes it 2 to 6 s.
+    /// Nothing: it fetches the consensus first, which takes 2 to 6 s.
     Fresh,
-    /// The directory documents of the network's own client; it has no guards, no circuits and no descriptors. About 1 s.
+    /// The directory documents of the network's own client, but no guards, circuits or descriptors.
+    /// It is ready in about 1 s.
     Warm,
 }
 
-/// A stock C tor client; its process ends when this is dropped, unless it is the network's own.
+/// A stock C tor client. Dropping it ends its process, unless it is the network's own client.
 #[derive(Debug)]
 pub struct Client {
     base: PathBuf,
     name: String,
-    /// Where its pid is recorded.
+    /// The file that records its pid.
     record: String,
     ports: ClientPorts,
     ends_with_us: bool,
@@ -74,7 +75,8 @@ impl Client {
         Self::launch(keeper, facts, unique, teacher, extra)
     }
 
-    /// Starts a client without waiting for it. It begins with the directory documents of the tor in the folder `teacher`.
+    /// Starts a client without waiting until it is ready. It begins with the directory documents in
+    /// `teacher`, the folder of another tor.
     pub(crate) fn launch(
         keeper: &Keeper,
         facts: &Facts,
@@ -89,7 +91,7 @@ impl Client {
         if let Some(teacher) = teacher {
             for document in ["cached-certs", "cached-microdesc-consensus", "cached-microdescs", "cached-microdescs.new"]
             {
-                // One that isn't there, or is half written, is fetched.
+                // Tor fetches a document that is missing or only half written.
                 let _ = fs::copy(teacher.join(document), folder.join(document));
             }
         }
@@ -106,7 +108,7 @@ impl Client {
         }))
     }
 
-    /// The network's own client, which somebody else ends.
+    /// The network's own client. Dropping the value does not end it.
     pub(crate) fn main(base: &Path, ports: ClientPorts) -> Self {
         Self { base: base.to_path_buf(), name: MAIN.to_owned(), record: String::new(), ports, ends_with_us: false }
     }
@@ -121,7 +123,7 @@ impl Client {
         process::running(&self.base, &self.name).is_some()
     }
 
-    /// What its process takes of the machine; `None` if it has ended.
+    /// The resources that its process uses; `None` if it has ended.
     pub fn vitals(&self) -> Option<Vitals> {
         Vitals::of(process::running(&self.base, &self.name)?.as_raw_nonzero().get())
     }
@@ -136,8 +138,9 @@ impl Client {
         http::request(self.ports.socks, None, url, None, timeout)
     }
 
-    /// Like [`Client::get`], on circuits of its own: requests with the same `user` share circuits, others do not. Cached
-    /// descriptors, and the memory of failed intro points, are shared by all.
+    /// Like [`Client::get`], on circuits of its own: requests with the same `user` share circuits,
+    /// others do not. All of them share cached descriptors and the memory of failed introduction
+    /// points.
     pub fn get_isolated(&self, user: &str, url: &str, timeout: Duration) -> Result<Response> {
         http::request(self.ports.socks, Some(user), url, None, timeout)
     }
@@ -147,8 +150,9 @@ impl Client {
         http::request(self.ports.socks, None, url, Some(body), timeout)
     }
 
-    /// Makes it forget its circuits, cached descriptors and failed intro points, and waits until it has. Tor does this
-    /// at most once in 10 s, so a second call waits for the rest of them.
+    /// Makes it forget its circuits, cached descriptors and failed introduction points, and waits
+    /// until it has. Tor does this at most once in 10 s, so a second call waits for the rest of
+    /// these.
     pub fn new_identity(&self) -> Result<()> {
         let mut control = self.control()?;
         control.command("SETEVENTS SIGNAL")?;
@@ -162,7 +166,8 @@ impl Client {
         bail!("the client {} did not take a new identity within 15 s", self.name)
     }
 
-    /// Kills it and starts it again; what it keeps on disk stays. Then [`Client::await_ready`] is due.
+    /// Kills it and starts it again; its files stay. The caller must then call
+    /// [`Client::await_ready`].
     pub(crate) fn relaunch(&self) -> Result<()> {
         process::kill(&self.base, &self.name)?;
         for stale in ["notice.log", "control-port"] {
@@ -184,7 +189,7 @@ impl Client {
         Ok(())
     }
 
-    /// A connection to its control port as soon as it has one, long before it is ready.
+    /// A connection to its control port, which it opens long before it is ready.
     pub(crate) fn early_control(&self) -> Result<Control> {
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -207,7 +212,7 @@ impl Client {
     }
 }
 
-/// A client that may not be ready yet; dropped, it ends.
+/// A client that may not be ready yet. Dropping it ends the client.
 pub(crate) struct Starting(Client);
 
 impl Starting {
@@ -222,7 +227,7 @@ impl Starting {
         self.0.early_control()
     }
 
-    /// Leaves its end to the network's.
+    /// From now on the client ends with the network, not with this value.
     pub(crate) fn release(&mut self) {
         self.0.ends_with_us = false;
     }
@@ -236,7 +241,8 @@ fn wait(client: &Client, patience: Duration) -> Result<()> {
         if client.is_running() {
             last_running = Instant::now();
         }
-        // One look may fall between the writing of the file with its pid and the start of the program.
+        // A single look may fall between the writing of the file with the pid and the start of the
+        // program.
         if last_running.elapsed() > Duration::from_secs(2) {
             bail!("the client {} ended before it was ready; it said:\n{}", client.name, log_tail(&client.folder()));
         }
@@ -252,7 +258,7 @@ fn wait(client: &Client, patience: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Where the control port of the client in `folder` is.
+/// The address of the control port of the client in `folder`.
 fn control_port(folder: &Path) -> Result<SocketAddr> {
     let path = folder.join("control-port");
     let text = fs::read_to_string(&path)
@@ -269,7 +275,7 @@ impl Drop for Client {
             return;
         }
         let _ = process::kill(&self.base, &self.name);
-        // After a failure its log may tell why.
+        // After a failure its log may show the reason.
         if !std::thread::panicking() && std::env::var_os(crate::ENV_KEEP).is_none() {
             let _ = fs::remove_dir_all(self.folder());
         }

@@ -16,16 +16,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One line of a reply, with the data that follows it if any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReplyLine {
-    /// What follows the code.
+    /// The text after the code.
     pub text: String,
-    /// The lines up to the lone dot, joined by line feeds.
+    /// The data lines up to the lone dot, joined by line feeds; `None` if no data follows.
     pub data: Option<String>,
 }
 
 /// An answer to a command, or an event (code 650).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// 250 is success.
+    /// The status code; 250 is success.
     pub code: u16,
     /// At least one line.
     pub lines: Vec<ReplyLine>,
@@ -42,9 +42,9 @@ impl Reply {
 #[derive(Debug)]
 pub struct Control {
     input: BufReader<TcpStream>,
-    /// What was read of a line when time ran out.
+    /// The part of a line that was read before the deadline.
     partial: Vec<u8>,
-    /// What was read of a reply when time ran out.
+    /// The lines of a reply that were read before the deadline.
     pending: Vec<ReplyLine>,
     /// Whether the last of `pending` awaits its lone dot.
     in_data: bool,
@@ -52,7 +52,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Connects, and proves that we can read the cookie in tor's folder.
+    /// Connects, and authenticates with the cookie in tor's folder.
     pub fn connect(address: SocketAddr, folder: &Path) -> Result<Self> {
         let path = folder.join("control_auth_cookie");
         let cookie = fs::read(&path).with_context(|| format!("cannot read {}; is its tor running?", path.display()))?;
@@ -142,7 +142,7 @@ impl Control {
             let (Some(code), Some(kind)) =
                 (line.get(..3).and_then(|code| code.parse::<u16>().ok()), line.as_bytes().get(3))
             else {
-                bail!("tor's control port said {line:?}, which is no reply");
+                bail!("tor's control port said {line:?}, which is not a reply");
             };
             self.in_data = *kind == b'+';
             self.pending.push(ReplyLine {

@@ -1,4 +1,5 @@
-//! What a descriptor says, told by python3-stem: a check that shares no code with what made it.
+//! Verifies and decrypts descriptors with python3-stem, a check that shares no code with the
+//! product.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -8,20 +9,21 @@ use serde::Deserialize;
 
 const SCRIPT: &str = include_str!("../decrypt.py");
 
-/// What a descriptor says.
+/// The contents of a descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct DecryptedDescriptor {
-    /// Its revision.
+    /// Its revision counter.
     pub revision: u64,
-    /// For how many minutes a directory keeps it.
+    /// How many minutes a directory keeps it.
     pub lifetime_minutes: u64,
-    /// The blinded key it is signed by, in hexadecimal digits: names the address and the time period.
+    /// The blinded key that signs it, in hexadecimal digits; it depends on the address and the time
+    /// period.
     pub blinded_key: String,
-    /// Where clients introduce themselves.
+    /// The introduction points, in the order of the descriptor.
     pub intro_points: Vec<DecryptedIntroPoint>,
 }
 
-/// An intro point in a descriptor.
+/// An introduction point in a descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct DecryptedIntroPoint {
     /// The relay's addresses, as `address:port`.
@@ -32,16 +34,17 @@ pub struct DecryptedIntroPoint {
     pub ed25519_id: Option<String>,
     /// The relay's ntor key: hexadecimal digits.
     pub onion_key: String,
-    /// The service's key at this intro point: hexadecimal digits.
+    /// The service's key at this introduction point: hexadecimal digits.
     pub auth_key: String,
-    /// The key that introductions are encrypted to: hexadecimal digits.
+    /// The key to which introductions are encrypted: hexadecimal digits.
     pub enc_key: String,
 }
 
-/// Verifies a descriptor's signature and decrypts both its layers (of a service without client authorization).
+/// Verifies a descriptor's signature and decrypts both its layers. It must be that of a service
+/// without client authorization.
 pub fn decrypt(onion: &str, text: &str) -> Result<DecryptedDescriptor> {
     let onion = onion.strip_suffix(".onion").unwrap_or(onion);
-    // Debian's own interpreter is the one that sees Debian's python3-stem.
+    // Only Debian's own interpreter sees Debian's python3-stem.
     let python = ["/usr/bin/python3", "python3"]
         .into_iter()
         .find(|path| !path.starts_with('/') || std::path::Path::new(path).exists())
@@ -54,7 +57,7 @@ pub fn decrypt(onion: &str, text: &str) -> Result<DecryptedDescriptor> {
         .spawn()
         .context("cannot run python3; scripts/install.sh installs it")?;
     if let Some(mut input) = child.stdin.take() {
-        // Should it end early, its status tells more than a broken pipe.
+        // If python ends early, its exit status says more than a broken pipe.
         let _ = input.write_all(text.as_bytes());
     }
     let output = child.wait_with_output()?;

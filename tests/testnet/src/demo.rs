@@ -1,4 +1,5 @@
-//! The demonstration: three nodes with one address, a stock client that meets each of them, and the publisher's death.
+//! The demonstration: three nodes with one address, a stock client served by each of them, and the
+//! death of the publisher.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -11,18 +12,18 @@ use parking_lot::Mutex;
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Network, Options};
 
-/// Relays beside the authorities: enough for every intro point to have one of its own.
+/// Relays in addition to the authorities: enough for every introduction point to have a relay of
+/// its own.
 pub(crate) const RELAYS: usize = 11;
-/// The nodes, in the order in which they come.
+/// The nodes, in the order in which they join.
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
-/// Fresh clients until each node has answered; three nodes are met within so many but once in ten million runs.
+/// Maximum number of fresh clients until each node has answered. A run in ten million needs more.
 const MOST_VISITORS: usize = 45;
-/// Fresh clients after the takeover, all of which must be served.
+/// Fresh clients after the takeover; each of them must be served.
 const VISITORS_AFTER: usize = 6;
 /// How long the takeover may take.
 const TAKEOVER_PATIENCE: Duration = Duration::from_secs(90);
 
-/// What was measured.
 #[derive(Default)]
 struct Measured {
     boot: Duration,
@@ -37,7 +38,7 @@ struct Measured {
     back: Duration,
 }
 
-/// Shows it all; an error is what went wrong.
+/// Runs the demonstration. The error says what went wrong.
 pub(crate) fn demo(binary: PathBuf) -> Result<()> {
     let stage = Stage::new();
     let mut measured = Measured::default();
@@ -63,8 +64,8 @@ pub(crate) fn demo(binary: PathBuf) -> Result<()> {
     cluster.await_served(&nodes)?;
     measured.back = started.elapsed();
     stage.note(&format!("{} is in the descriptor again, and {} still publishes", dead.name(), heir.name()));
-    let publisher = dead.status()?.publisher.context("nobody publishes")?;
-    ensure!(publisher.node == heir.status()?.node, "the lease has moved though its holder lives");
+    let publisher = dead.status()?.publisher.context("no node publishes")?;
+    ensure!(publisher.node == heir.status()?.node, "the lease has moved although its holder is alive");
 
     stage.summary(&cluster.onion()?, &dead, &heir, &measured);
     Ok(())
@@ -106,7 +107,7 @@ fn meet_everybody(stage: &Stage, cluster: &Cluster<'_>, measured: &mut Measured)
     while measured.served.len() < NAMES.len() {
         let visitor = measured.fetches.len() + 1;
         if visitor > MOST_VISITORS {
-            bail!("{MOST_VISITORS} visitors have met only {:?}", measured.served.keys());
+            bail!("{MOST_VISITORS} visitors were served only by {:?}", measured.served.keys());
         }
         let (name, took) = cluster.fetch().with_context(|| cluster.diagnosis())?;
         stage.note(&format!("visitor {visitor:2} was served by {name:5} in {:.2} s", took.as_secs_f64()));
@@ -116,14 +117,15 @@ fn meet_everybody(stage: &Stage, cluster: &Cluster<'_>, measured: &mut Measured)
     Ok(())
 }
 
-/// Kills the publisher and watches what visitors get meanwhile. Returns it, and who publishes now.
+/// Kills the publisher and watches what visitors get meanwhile. Returns the dead node and the node
+/// that publishes now.
 fn kill_the_publisher(
     stage: &Stage,
     cluster: &Cluster<'_>,
     nodes: &[Arc<Node>],
     measured: &mut Measured,
 ) -> Result<(Arc<Node>, Arc<Node>)> {
-    let publisher = nodes[0].status()?.publisher.context("nobody publishes")?.node;
+    let publisher = nodes[0].status()?.publisher.context("no node publishes")?.node;
     let mut dead = None;
     let mut rest = Vec::new();
     for node in nodes {
@@ -132,14 +134,14 @@ fn kill_the_publisher(
             false => rest.push(Arc::clone(node)),
         }
     }
-    let dead = dead.context("the publisher is none of the nodes")?;
+    let dead = dead.context("the publisher is not one of the nodes")?;
     dead.kill9()?;
     let killed = Instant::now();
     stage.note(&format!("{} is dead; {} and {} are left", dead.name(), rest[0].name(), rest[1].name()));
 
     let heir = std::thread::scope(|scope| {
         let watcher = scope.spawn(|| watch_takeover(stage, cluster, &rest, &publisher, killed));
-        // Visitors come all the while.
+        // Visitors come until the takeover is complete.
         while !watcher.is_finished() {
             let at = killed.elapsed().as_secs_f64();
             measured.visitors_meanwhile += 1;
@@ -153,7 +155,7 @@ fn kill_the_publisher(
                 }
             }
         }
-        watcher.join().unwrap_or_else(|_| Err(anyhow!("a bug of this program")))
+        watcher.join().unwrap_or_else(|_| Err(anyhow!("the thread that watches the takeover panicked")))
     });
     let (heir, takeover, clean) = heir?;
     (measured.takeover, measured.clean) = (takeover, clean);
@@ -166,8 +168,9 @@ fn kill_the_publisher(
     Ok((dead, heir))
 }
 
-/// Watches those who are left until one of them publishes and every directory has its descriptor, without the dead one.
-/// Returns it, when it took over, and when that was done.
+/// Watches the remaining nodes until one of them publishes and every directory has its descriptor
+/// without the dead node. Returns that node, the time until it took over, and the time until all
+/// directories had the descriptor, both since the kill.
 fn watch_takeover(
     stage: &Stage,
     cluster: &Cluster<'_>,
@@ -182,7 +185,7 @@ fn watch_takeover(
                 return Ok((Arc::clone(node), publisher.term));
             }
         }
-        bail!("none of those left publishes")
+        bail!("none of the remaining nodes publishes")
     });
     let (heir, term) = heir?;
     let takeover = killed.elapsed();
@@ -190,7 +193,7 @@ fn watch_takeover(
     cluster.wait_until("every directory holds a descriptor without the dead", TAKEOVER_PATIENCE, || {
         let status = heir.status()?;
         let own = status.publication.as_ref().is_some_and(|publication| publication.node == status.node);
-        ensure!(own && status.published_of(dead) == 0, "the dead one is published still");
+        ensure!(own && status.published_of(dead) == 0, "the dead node is still published");
         ensure!(status.is_confirmed(), "not every directory has confirmed");
         Ok(())
     })?;
@@ -199,7 +202,7 @@ fn watch_takeover(
     Ok((heir, takeover, clean))
 }
 
-/// Where it is shown: in colour on a terminal, plainly elsewhere.
+/// The terminal output: in colour on a terminal, plain elsewhere.
 struct Stage {
     started: Instant,
     step: Mutex<(usize, Instant)>,
@@ -238,7 +241,7 @@ impl Stage {
         println!("   {}  {text}", self.paint("2", &clock));
     }
 
-    /// A note that nobody should miss.
+    /// A highlighted note.
     fn loud(&self, text: &str) {
         self.note(&self.paint("1;32", text));
     }
@@ -266,7 +269,7 @@ impl Stage {
             println!("   {what:54} {}", self.paint("1", &value));
         }
         println!(
-            "\n{} was the publisher and died; {} is it now, and {} serves again as one of three. In all {}.",
+            "\n{} was the publisher and died; {} publishes now, and {} serves again as one of three. In all {}.",
             dead.name(),
             heir.name(),
             dead.name(),

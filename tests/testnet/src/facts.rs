@@ -1,4 +1,4 @@
-//! What a running network is, written to `facts.json` for those who attach to it.
+//! The description of a running network, written to `facts.json` for processes that attach to it.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,13 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::relay::Relay;
 
-/// The name of the file.
 const FILE: &str = "facts.json";
 
-/// What a running network is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Facts {
-    /// The process that owns the network.
+    /// The pid of the process that owns the network.
     pub(crate) owner: u32,
     /// The first of its ports.
     pub(crate) port_base: u16,
@@ -23,16 +21,13 @@ pub(crate) struct Facts {
     pub(crate) voting_interval: u64,
     /// Authorities first, then exits, then the others.
     pub(crate) relays: Vec<Relay>,
-    /// The warm client, once it is warm.
+    /// The ports of the network's own client; `None` until that is warm.
     pub(crate) client: Option<ClientPorts>,
 }
 
-/// Where a client listens.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct ClientPorts {
-    /// Its SOCKS port.
     pub(crate) socks: SocketAddr,
-    /// Its control port.
     pub(crate) control: SocketAddr,
 }
 
@@ -60,12 +55,11 @@ impl Facts {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes them: nobody shall attach any more.
+    /// Removes the facts, so that no further process attaches.
     pub(crate) fn remove(base: &Path) {
         let _ = fs::remove_file(base.join(FILE));
     }
 
-    /// The authorities.
     pub(crate) fn authorities(&self) -> impl Iterator<Item = &Relay> {
         self.relays.iter().filter(|relay| relay.v3_identity.is_some())
     }

@@ -11,13 +11,13 @@ use anyhow::{Context, Result, bail};
 pub struct Response {
     /// The HTTP status, such as 200.
     pub status: u16,
-    /// The body, whole.
+    /// The whole body.
     pub body: Vec<u8>,
-    /// How long it took until the stream was connected.
+    /// Time from the start until the stream was connected.
     pub connected: Duration,
-    /// How long it took until the first byte of the answer.
+    /// Time from the start until the first byte of the answer.
     pub first_byte: Duration,
-    /// How long it took in all.
+    /// Time from the start until the end of the answer.
     pub elapsed: Duration,
 }
 
@@ -28,7 +28,7 @@ impl Response {
     }
 }
 
-/// A stream whose every read and write ends by a deadline.
+/// A stream whose reads and writes fail once a common deadline has passed.
 struct Bounded {
     stream: TcpStream,
     start: Instant,
@@ -63,7 +63,8 @@ impl Write for Bounded {
     }
 }
 
-/// Sends one request and reads its answer. `user` keeps it apart from requests of other users' circuits.
+/// Sends one request and reads its answer. Requests with different values of `user` do not share
+/// circuits.
 pub(crate) fn request(
     socks: SocketAddr,
     user: Option<&str>,
@@ -133,7 +134,8 @@ pub(crate) fn request(
     })
 }
 
-/// The status, where the body begins and how long it is, once the head is whole.
+/// Once the head is complete: the status, the offset of the body, and its length if the head states
+/// it.
 fn parse_head(answer: &[u8]) -> Result<Option<(u16, usize, Option<usize>)>> {
     let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         return Ok(None);
@@ -166,10 +168,10 @@ fn connect(stream: &mut Bounded, user: Option<&str>, host: &str, port: u16) -> R
     let mut chosen = [0; 2];
     stream.read_exact(&mut chosen)?;
     if chosen != [5, method] {
-        bail!("the SOCKS port wants another way to authenticate ({chosen:?})");
+        bail!("the SOCKS port requires another authentication method ({chosen:?})");
     }
     if let Some(user) = user {
-        let length = u8::try_from(user.len()).context("a user's name has at most 255 bytes")?;
+        let length = u8::try_from(user.len()).context("a SOCKS user name has at most 255 bytes")?;
         let mut message = vec![1, length];
         message.extend_from_slice(user.as_bytes());
         message.extend_from_slice(&[1, b'x']);
@@ -213,7 +215,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// What an error code of tor's SOCKS port means.
+/// The meaning of a reply code of tor's SOCKS port.
 fn meaning(code: u8) -> &'static str {
     match code {
         1 => "general failure",

@@ -1,4 +1,5 @@
-//! What the nodes of a cluster take while nobody visits it: of the processor, of memory, and of the links between them.
+//! Measures what an idle cluster costs its nodes: processor time, memory, and traffic on the links
+//! between them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,14 +11,14 @@ use rustbalance_testnet::{Network, Options};
 
 use crate::bench::quantile;
 
-/// What a start leaves to be done is over by then.
+/// After this time the work that follows a start is over.
 const SETTLING: Duration = Duration::from_secs(30);
-/// How long a cluster at rest is watched.
+/// How long the idle cluster is watched.
 const WATCH: Duration = Duration::from_secs(120);
-/// Relays beyond those at which the nodes wait for clients, three each.
+/// Relays in addition to three per node, at which the nodes have their introduction points.
 const SPARE_RELAYS: usize = 4;
 
-/// A node at one moment.
+/// A node's counters at one moment.
 struct Look {
     vitals: Vitals,
     frames: u64,
@@ -35,7 +36,7 @@ impl Look {
     }
 }
 
-/// Watches a cluster of so many nodes, and prints a row of a table in Markdown for each, and for the middle of all.
+/// Watches a cluster of `count` nodes and prints a Markdown table: a row per node, and the medians.
 pub(crate) fn idle(binary: PathBuf, count: usize) -> Result<()> {
     let options = Options { relays: 3 * count + SPARE_RELAYS, ..Options::default() };
     let network = Network::boot_and_tell(options, |line| eprintln!("{line}"))?;
@@ -58,7 +59,7 @@ pub(crate) fn idle(binary: PathBuf, count: usize) -> Result<()> {
         let row = [
             (is.vitals.cpu_ms - was.vitals.cpu_ms) as f64 / WATCH.as_millis() as f64 * 100.0,
             is.vitals.rss_kib as f64 / 1024.0,
-            // A link that was made anew has forgotten what went before.
+            // The counters of a link that was opened again start at 0.
             is.frames.saturating_sub(was.frames) as f64 / minutes,
             is.bytes.saturating_sub(was.bytes) as f64 / 1000.0 / minutes,
         ];

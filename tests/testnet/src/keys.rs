@@ -1,6 +1,7 @@
 //! The relays' keys: made once for each port base, in parallel, and kept between runs.
 //!
-//! A cache belongs to one port base because an authority's certificate names its address, and clients follow it.
+//! Each port base has a cache of its own, because an authority's certificate names its address, and
+//! clients follow it.
 
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder};
@@ -16,10 +17,10 @@ use parking_lot::Mutex;
 use crate::options::{Options, Ports};
 use crate::relay::{Relay, Role};
 
-/// Certificates are made for 12 months; keys older than this are made anew.
+/// Certificates are valid for 12 months; keys older than these 10 months are replaced.
 const MAX_AGE: Duration = Duration::from_secs(300 * 24 * 3600);
 
-/// Makes the relays of a network: their folders with keys in them, ready for a `torrc`.
+/// Creates the relays of a network: their folders with keys in them, ready for a `torrc`.
 pub(crate) fn relays(options: &Options, ports: &Ports, base: &Path) -> Result<Vec<Relay>> {
     let cache = options.key_cache().join(ports.base.to_string());
     create_private(&cache)?;
@@ -64,7 +65,8 @@ pub(crate) fn relays(options: &Options, ports: &Ports, base: &Path) -> Result<Ve
     Ok(relays)
 }
 
-/// Gives a relay its keys, from the cache or into it, and learns its names from them.
+/// Copies a relay's keys from the cache, where they are made first if need be, and reads its
+/// identities from them.
 fn prepare(relay: &mut Relay, cache: &Path) -> Result<()> {
     let kept = cache.join(&relay.nickname);
     if !is_fresh(&kept) {
@@ -99,14 +101,14 @@ fn prepare(relay: &mut Relay, cache: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether there are keys that hold for a while yet.
+/// Whether `kept` holds keys that are not about to expire.
 fn is_fresh(kept: &Path) -> bool {
     fs::metadata(kept.join("fingerprint-ed25519"))
         .and_then(|metadata| metadata.modified())
         .is_ok_and(|made| made.elapsed().is_ok_and(|age| age < MAX_AGE))
 }
 
-/// Makes keys in a folder aside, and moves them to `kept` once they are whole.
+/// Makes keys in a temporary folder, and moves them to `kept` once they are complete.
 fn make(relay: &Relay, kept: &Path) -> Result<()> {
     let fresh = kept.with_extension("new");
     let _ = fs::remove_dir_all(&fresh);
@@ -115,7 +117,7 @@ fn make(relay: &Relay, kept: &Path) -> Result<()> {
         authority_keys(&fresh, dir_port)?;
     }
     let torrc = fresh.join("torrc");
-    // Under TestingTorNetwork tor wants some authority, never mind which.
+    // Under TestingTorNetwork tor requires an authority; this one is never contacted.
     fs::write(
         &torrc,
         format!(
@@ -167,7 +169,7 @@ fn authority_keys(folder: &Path, dir_port: u16) -> Result<()> {
     Ok(())
 }
 
-/// Creates a folder that only we can read, as tor demands of its own.
+/// Creates a folder that only this user can read, as tor demands of its own folders.
 pub(crate) fn create_private(folder: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)

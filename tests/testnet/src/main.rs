@@ -1,11 +1,6 @@
 //! `rustbalance-testnet`: a private Tor network from the command line.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-mod bench;
-mod demo;
-mod idle;
-mod steady;
-
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -19,11 +14,16 @@ use rustbalance_testnet::{Client, ENV_ARTI, ENV_DIR, ENV_SOCKS, Network, Options
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+mod bench;
+mod demo;
+mod idle;
+mod steady;
+
 const USAGE: &str = "\
 A private Tor network of C tor processes on loopback.
 
   rustbalance-testnet up DIR [NETWORK] [--ready-file FILE]   boot it in DIR; stay until Ctrl-C, SIGTERM or the end of a piped input
-  rustbalance-testnet run DIR [NETWORK] -- COMMAND...        boot it, run a command on it, end it; the command's exit code is ours
+  rustbalance-testnet run DIR [NETWORK] -- COMMAND...        boot it, run a command on it, end it; exit with the command's code
   rustbalance-testnet down DIR                               end the one in DIR, and what an earlier one left
   rustbalance-testnet status DIR                             say what runs in DIR
   rustbalance-testnet client DIR NAME [--warm] [--ready-file FILE]   start a stock client; stay as `up` does
@@ -34,9 +34,9 @@ A private Tor network of C tor processes on loopback.
   rustbalance-testnet demo [--binary FILE]                   boot one, and show three nodes of RustBalance on it
   rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (100)] [--bodies N (5)]
                                                              boot one, and compare RustBalance with a C tor onion service
-  rustbalance-testnet idle [--binary FILE] [--nodes N (3)]   boot one, and tell what N nodes take while nobody visits them
+  rustbalance-testnet idle [--binary FILE] [--nodes N (3)]   boot one, and measure what N idle nodes cost
   rustbalance-testnet steady [--binary FILE] [--minutes N (60)]
-                                                             boot one, and tell what three nodes keep in memory over time
+                                                             boot one, and measure the memory of three nodes over time
 
 NETWORK: --relays N (8)  --exits N (4)  --authorities N (3)  --voting-interval SECONDS (20)  --port-base PORT
 
@@ -73,13 +73,13 @@ fn main() -> ExitCode {
         eprintln!("rustbalance-testnet: {error:#}");
         let is_usage = error.is::<Usage>();
         if is_usage {
-            eprintln!("`rustbalance-testnet help` shows what there is.");
+            eprintln!("`rustbalance-testnet help` lists the commands.");
         }
         ExitCode::from(if is_usage { 2 } else { 1 })
     })
 }
 
-/// What is wrong with the command line.
+/// A mistake in the command line.
 #[derive(Debug)]
 struct Usage(String);
 
@@ -91,18 +91,18 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// The words of the command line that nothing has taken yet.
+/// The arguments of the command line that have not been taken yet.
 struct Arguments(Vec<String>);
 
 impl Arguments {
-    /// Takes a flag.
+    /// Takes a flag; returns whether it was there.
     fn flag(&mut self, name: &str) -> bool {
         let end = self.0.iter().position(|word| word == "--");
         let found = self.0[..end.unwrap_or(self.0.len())].iter().position(|word| word == name);
         found.map(|index| self.0.remove(index)).is_some()
     }
 
-    /// Takes an option with its value.
+    /// Takes an option with its value; `None` if it is not there.
     fn option<T: std::str::FromStr>(&mut self, name: &str) -> Result<Option<T>> {
         let end = self.0.iter().position(|word| word == "--");
         let Some(index) = self.0[..end.unwrap_or(self.0.len())].iter().position(|word| word == name) else {
@@ -110,16 +110,16 @@ impl Arguments {
         };
         self.0.remove(index);
         if index >= self.0.len() {
-            return Err(Usage(format!("{name} wants a value")).into());
+            return Err(Usage(format!("{name} needs a value")).into());
         }
         let value = self.0.remove(index);
         match value.parse() {
             Ok(value) => Ok(Some(value)),
-            Err(_) => Err(Usage(format!("{value:?} is no value for {name}")).into()),
+            Err(_) => Err(Usage(format!("{value:?} is not a valid value for {name}")).into()),
         }
     }
 
-    /// Takes the next word.
+    /// Takes the next argument, called `what` in the error.
     fn word(&mut self, what: &str) -> Result<String> {
         match self.0.first() {
             Some(word) if !word.starts_with('-') => Ok(self.0.remove(0)),
@@ -127,15 +127,15 @@ impl Arguments {
         }
     }
 
-    /// Refuses what is left.
+    /// Fails if any argument is left.
     fn end(self) -> Result<()> {
         match self.0.first() {
-            Some(word) => Err(Usage(format!("{word:?} is one word too many")).into()),
+            Some(word) => Err(Usage(format!("unexpected argument {word:?}")).into()),
             None => Ok(()),
         }
     }
 
-    /// Takes what describes a network.
+    /// Takes the arguments that describe a network.
     fn network(&mut self) -> Result<Options> {
         let mut options = Options::at(self.word("DIR")?);
         if let Some(relays) = self.option("--relays")? {
@@ -152,14 +152,14 @@ impl Arguments {
     }
 }
 
-/// What ends a command that stays.
+/// The events that a command which stays waits for.
 enum Event {
     Signal(i32),
     InputEnded,
     CommandEnded(std::io::Result<std::process::ExitStatus>),
 }
 
-/// Signals that ask us to end, from now on reported instead of obeyed.
+/// Reports the signals that ask this process to end, instead of ending it, from now on.
 fn events() -> Result<(std::sync::mpsc::Sender<Event>, Receiver<Event>)> {
     let (sender, receiver) = channel();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch signals")?;
@@ -174,8 +174,8 @@ fn events() -> Result<(std::sync::mpsc::Sender<Event>, Receiver<Event>)> {
     Ok((sender, receiver))
 }
 
-/// Stays until asked to end: by a signal, or by the end of the input if that is a pipe (a terminal or `/dev/null` say
-/// nothing about it).
+/// Stays until asked to end: by a signal, or by the end of the input if that is a pipe. The end of
+/// a terminal's input or of `/dev/null` does not count.
 fn stay(
     sender: std::sync::mpsc::Sender<Event>,
     receiver: &Receiver<Event>,
@@ -197,7 +197,7 @@ fn stay(
     }
 }
 
-/// Boots, unless a signal comes first.
+/// Boots a network, unless a signal comes first.
 fn boot(options: Options, receiver: &Receiver<Event>) -> Result<Option<Network>> {
     let (sender, booted) = channel();
     std::thread::spawn(move || {
@@ -255,15 +255,16 @@ fn run(mut arguments: Arguments) -> Result<ExitCode> {
     std::thread::spawn(move || sender.send(Event::CommandEnded(child.wait())));
     let mut asked = 0;
     loop {
-        match receiver.recv().context("lost sight of the command")? {
+        match receiver.recv().context("cannot wait for the command")? {
             Event::CommandEnded(status) => {
-                let status = status.context("lost sight of the command")?;
+                let status = status.context("cannot wait for the command")?;
                 let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
                 return Ok(ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)));
             }
             Event::Signal(signal) => {
                 asked += 1;
-                // Ctrl-C on a terminal reaches the command without us; a second one means it.
+                // The first Ctrl-C on a terminal has reached the command directly, so it is not
+                // passed on. Any second signal kills the command.
                 let passed_on = match (signal, asked) {
                     (SIGINT, 1) => None,
                     (_, 1) => Some(rustix::process::Signal::TERM),
@@ -391,12 +392,14 @@ fn watch_steady(mut arguments: Arguments) -> Result<ExitCode> {
     until_asked_to_end(move || steady::steady(binary, minutes))
 }
 
-/// The daemon: the one named, or the one that cargo puts beside this program.
+/// The daemon's program: the one that `--binary` names, or the one that cargo puts beside this
+/// program.
 fn binary(arguments: &mut Arguments) -> Result<PathBuf> {
     arguments.option("--binary")?.map_or_else(binary_beside, Ok)
 }
 
-/// Does some work, unless a signal comes first; then this process ends, and the reaper ends what has been started.
+/// Runs `work`, unless a signal comes first; then this process ends, and the reaper ends what has
+/// been started.
 fn until_asked_to_end(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<ExitCode> {
     let (_sender, receiver) = events()?;
     let working = std::thread::spawn(work);
@@ -404,7 +407,7 @@ fn until_asked_to_end(work: impl FnOnce() -> Result<()> + Send + 'static) -> Res
         if working.is_finished() {
             return match working.join() {
                 Ok(done) => done.map(|()| ExitCode::SUCCESS),
-                Err(_) => bail!("a bug of this program"),
+                Err(_) => bail!("a thread of this program panicked"),
             };
         }
         if receiver.recv_timeout(Duration::from_millis(50)).is_ok() {
@@ -424,7 +427,7 @@ fn warmth(arguments: &mut Arguments) -> Result<Option<Warmth>> {
     }
 }
 
-/// Says in a file, whole at once, that what was asked for is there.
+/// Writes `text` to the ready file, whole at once.
 fn tell_ready(file: Option<PathBuf>, text: &str) -> Result<()> {
     let Some(file) = file else { return Ok(()) };
     let fresh = file.with_extension("new");

@@ -1,5 +1,5 @@
-//! A network namespace for daemons, with a way to chosen ports of this host, in which all that is
-//! sent is seen.
+//! A network namespace for daemons. It forwards chosen ports to this host and captures everything
+//! that is sent in it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,53 +11,57 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use serde::Deserialize;
 
-/// The program that makes it.
+/// Run by python3: creates the namespace, forwards ports and captures packets.
 const SCRIPT: &str = include_str!("namespace.py");
 /// The state of a listening TCP socket in `/proc/net/tcp` (`TCP_LISTEN`).
 const LISTEN: &str = "0A";
 /// The flag of a listening Unix socket in `/proc/net/unix` (`__SO_ACCEPTCON`).
 const ACCEPTS: u32 = 0x10000;
 
-/// The namespace; dropped, it goes with all that runs in it but the daemons themselves.
+/// A network namespace. Dropping it ends the forwarding and the capture; daemons in it go on
+/// running.
 #[derive(Debug)]
 pub struct Namespace {
     helper: Child,
     pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
-    /// A process in it.
+    /// The pid of a process in the namespace, by which `/proc` names it.
     holder: i32,
 }
 
-/// All that was sent in it since it was made: every packet, but of TCP from 127.0.0.1 to itself
-/// only those that open a connection.
+/// Everything that was sent in the namespace since its creation. Of TCP from 127.0.0.1 to itself
+/// only the packets that open a connection (SYN) are counted, of all else every packet.
 #[derive(Debug, Deserialize)]
 pub struct Capture {
-    /// One entry for each pair of addresses and ports.
+    /// One entry per device, protocol and pair of addresses and ports.
     pub flows: Vec<Flow>,
-    /// Packets that were sent and not looked at, because the machine was busy.
+    /// Packets that were sent but not captured because the machine was busy, since the previous
+    /// call of [`Namespace::capture`] (the kernel resets this counter when it is read).
     pub dropped: u64,
 }
 
-/// Packets of one sender to one receiver.
+/// The packets of one sender to one receiver.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Flow {
-    /// `lo`, or `wire`: all that is for no address of this host.
+    /// `lo`, or `wire`: the default route, which takes every packet to an address outside of the
+    /// namespace.
     pub device: String,
-    /// `tcp`, `udp`, `icmpv6`, or the number of another.
+    /// `tcp`, `udp`, `icmpv6`, `ip N` for another protocol, or `ethernet XXXX` for a frame that is
+    /// not IP.
     pub protocol: String,
-    /// The sender's address, and its port if the protocol has ports.
+    /// The sender's address; empty for a frame that is not IP.
     pub source: String,
-    /// 0 if there is none.
+    /// The sender's port; 0 if the protocol has no ports.
     pub source_port: u16,
-    /// The receiver's address.
+    /// The receiver's address; empty for a frame that is not IP.
     pub target: String,
-    /// 0 if there is none.
+    /// The receiver's port; 0 if the protocol has no ports.
     pub target_port: u16,
-    /// How many packets.
+    /// The number of packets.
     pub packets: u64,
 }
 
 impl Namespace {
-    /// Why there cannot be one here; `None` if there can.
+    /// Why a namespace cannot be created here; `None` if it can.
     pub fn impossible() -> Option<String> {
         match Command::new("unshare").args(["--net", "true"]).output() {
             Ok(output) if output.status.success() => None,
@@ -66,7 +70,7 @@ impl Namespace {
         }
     }
 
-    /// Makes a namespace; it ends with the value.
+    /// Creates a namespace.
     pub fn open() -> Result<Self> {
         let mut helper = Command::new("/usr/bin/python3")
             .args(["-c", SCRIPT])
@@ -79,33 +83,37 @@ impl Namespace {
         };
         let mut namespace = Self { helper, pipes: Mutex::new((input, BufReader::new(output))), holder: 0 };
         let first = namespace.read().context("the namespace was not made; python3 says why above")?;
-        namespace.holder = first.trim().parse().with_context(|| format!("not a process: {first}"))?;
+        namespace.holder = first
+            .trim()
+            .parse()
+            .with_context(|| format!("the namespace's helper printed {first:?}, which is not a pid"))?;
         Ok(namespace)
     }
 
-    /// Its name, for nsenter.
+    /// Its path, for `nsenter`.
     pub(crate) fn path(&self) -> PathBuf {
         format!("/proc/{}/ns/net", self.holder).into()
     }
 
-    /// Makes this port of the host's 127.0.0.1 the same port of its own.
+    /// Forwards a port of the namespace's 127.0.0.1 to the same port of the host's 127.0.0.1.
     pub fn forward(&self, port: u16) -> Result<()> {
         self.ask(&format!("forward {port}")).map(|_| ())
     }
 
-    /// Sends a UDP datagram from within, to see that the capture would see it.
+    /// Sends a UDP datagram from within the namespace, to prove that the capture sees one.
     pub fn probe(&self, address: &str, port: u16) -> Result<()> {
         self.ask(&format!("probe {address} {port}")).map(|_| ())
     }
 
-    /// What was sent so far.
+    /// Everything that was sent so far.
     pub fn capture(&self) -> Result<Capture> {
         let answer = self.ask("flows")?;
         serde_json::from_str(&answer).with_context(|| format!("not a capture: {answer}"))
     }
 
-    /// What is listened on within: `tcp 127.0.0.1:80` (in the kernel's hexadecimal digits),
-    /// `unix /run/x.sock`. Sockets that take datagrams from anywhere count as listeners.
+    /// The listening sockets in the namespace, such as `tcp 0100007F:0050` (address and port in the
+    /// kernel's hexadecimal digits) or `unix /run/x.sock`. Every UDP and raw socket counts as a
+    /// listener.
     pub fn listeners(&self) -> Result<BTreeSet<String>> {
         let table = |name: &str| {
             let path = format!("/proc/{}/net/{name}", self.holder);
@@ -113,7 +121,7 @@ impl Namespace {
         };
         let mut found = BTreeSet::new();
         for name in ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6"] {
-            // A kernel may lack a protocol, and its table then.
+            // A kernel without a protocol has no table for it.
             let Ok(table) = table(name) else { continue };
             for line in table.lines().skip(1) {
                 let fields: Vec<&str> = line.split_whitespace().collect();

@@ -20,22 +20,24 @@ use crate::published::{self, PublishedDescriptor};
 use crate::relay::{Relay, log_tail};
 use crate::{ENV_DIR, keys, torrc};
 
-/// How long booting may take; idle machines need 20 s, most of them for votes.
+/// How long booting may take. An idle machine needs 20 s, most of them for votes.
 const BOOT_PATIENCE: Duration = Duration::from_secs(120);
 
-/// A private Tor network. Dropping it ends what it started: everything if it booted the network, else its own clients.
+/// A private Tor network. Dropping it ends what it started: everything if this process booted the
+/// network, otherwise only its own clients.
 #[derive(Debug)]
 pub struct Network {
     facts: Facts,
     client: Client,
-    /// Asks the directories what they hold; started when first needed.
+    /// Asks the directories what they hold; started at its first use.
     monitor: Mutex<Option<Arc<Client>>>,
     keeper: Keeper,
-    /// What only the process that booted the network has.
+    /// `None` unless this process booted the network.
     ownership: Option<Ownership>,
 }
 
-/// Held for as long as a network runs; both go with the process, however it ends.
+/// Held as long as the network runs. The kernel releases both when the process ends, however it
+/// ends.
 #[derive(Debug)]
 struct Ownership {
     _lock: File,
@@ -48,17 +50,20 @@ impl Network {
         Self::boot_and_tell(options, |_| {})
     }
 
-    /// Like [`Network::boot`]; `tell` hears what is going on.
+    /// Like [`Network::boot`]; `tell` receives a line for each step.
     pub fn boot_and_tell(options: Options, tell: impl Fn(&str)) -> Result<Self> {
         options.check()?;
         sweep_temporary();
         keys::create_private(&options.base)?;
         let base = fs::canonicalize(&options.base)?;
         if base.as_os_str().to_string_lossy().contains(['\n', '#', '"', '\\']) {
-            bail!("tor cannot be told to work in {}; choose a folder with a plainer name", base.display());
+            bail!(
+                "tor cannot work in {}; choose a folder whose name has no #, quote, backslash or line break",
+                base.display()
+            );
         }
         let lock = lock(&base)?;
-        // Whoever ran here before is gone; what it left goes too.
+        // The lock shows that the previous owner of this folder is gone; what it left is removed.
         Facts::remove(&base);
         process::sweep(&base, None);
         unmount_below(&base);
@@ -99,7 +104,8 @@ impl Network {
             process::launch(&base, &relay.nickname, NETWORK_RECORD)?;
         }
         wait_for_consensus(&base, &facts, &tell)?;
-        // A client started earlier would ask in vain, and then wait ever longer before it asks again.
+        // A client that starts before there is a consensus fails to get one, and then waits longer
+        // before each new attempt.
         let teacher = facts.authorities().next().map(Relay::folder);
         let mut client = Client::launch(&keeper, &facts, MAIN.to_owned(), teacher.as_deref(), |_| String::new())?;
         client.release();
@@ -116,7 +122,8 @@ impl Network {
         })
     }
 
-    /// Attaches to a network that another process owns, which goes on without us. Clients started here end with us.
+    /// Attaches to a network that another process owns and that goes on without this process.
+    /// Clients that are started here end with this process.
     pub fn attach(base: &Path) -> Result<Self> {
         let base = fs::canonicalize(base).with_context(|| format!("no test network runs in {}", base.display()))?;
         let facts = Facts::load(&base)?;
@@ -137,8 +144,8 @@ impl Network {
         })
     }
 
-    /// Ends the network in `base`: asks its owner to, if that is the command `rustbalance-testnet`, or ends what a dead one
-    /// left. Returns what was done, as a sentence.
+    /// Ends the network in `base`: asks its owner to, if that is the command `rustbalance-testnet`;
+    /// if the owner is dead, ends what it left. Returns what was done, as a sentence.
     pub fn end(base: &Path) -> Result<String> {
         let base = fs::canonicalize(base).with_context(|| format!("no test network runs in {}", base.display()))?;
         let left = process::count(&base);
@@ -163,13 +170,14 @@ impl Network {
         Ok(format!("ended the network, {left} processes"))
     }
 
-    /// The network that all tests of this process share: the one that `RUSTBALANCE_TESTNET` names, else one that is
-    /// booted now, in a temporary folder, and ends with the process.
+    /// The network that all tests of this process share: the one that `RUSTBALANCE_TESTNET` names;
+    /// if it names none, one in a temporary folder, which is booted now and ends with the process.
     pub fn shared() -> Result<&'static Self> {
         Self::shared_or(Options::default())
     }
 
-    /// Like [`Network::shared`]; the first caller in a process says what kind is booted.
+    /// Like [`Network::shared`]; the options of the first caller in a process decide which network
+    /// is booted.
     pub fn shared_or(options: Options) -> Result<&'static Self> {
         static SHARED: OnceLock<Result<Network, String>> = OnceLock::new();
         let shared = SHARED.get_or_init(|| {
@@ -182,7 +190,7 @@ impl Network {
         shared.as_ref().map_err(|error| anyhow!(error.clone()))
     }
 
-    /// Ends what is started on the network.
+    /// Starts processes on the network, and ends them when it is dropped.
     pub(crate) fn keeper(&self) -> &Keeper {
         &self.keeper
     }
@@ -192,12 +200,12 @@ impl Network {
         self.keeper.base()
     }
 
-    /// Whether this process booted it, so that it ends with this.
+    /// Whether this process booted the network, which then ends with this process.
     pub fn is_owner(&self) -> bool {
         self.ownership.is_some()
     }
 
-    /// The process that booted it.
+    /// The pid of the process that booted the network.
     pub fn owner(&self) -> u32 {
         self.facts.owner
     }
@@ -212,8 +220,9 @@ impl Network {
         process::count(self.base())
     }
 
-    /// Arti's configuration for this network: what `arti-client`'s `TorClientConfigBuilder` takes, without the folders of
-    /// its storage. The file `arti.toml` in [`Network::base`] holds the same.
+    /// Arti's configuration for this network, as `arti-client`'s `TorClientConfigBuilder` takes it,
+    /// without the folders of its storage. The file `arti.toml` in [`Network::base`] holds the
+    /// same.
     pub fn arti_toml(&self) -> String {
         torrc::arti(&self.facts)
     }
@@ -233,29 +242,33 @@ impl Network {
         self.client.socks()
     }
 
-    /// Starts another stock C tor client; dropping it ends it. Clients may share a name, which is for the logs.
+    /// Starts another stock C tor client, which ends when it is dropped. `name` is for the logs and
+    /// need not be unique.
     pub fn client(&self, name: &str, warmth: Warmth) -> Result<Client> {
         Client::start(&self.keeper, &self.facts, name, warmth, |_| String::new())
     }
 
-    /// The same of a client that closes each circuit `dirtiness` after its first use, not after ten minutes.
+    /// Like [`Network::client`], but the client uses a circuit only for `dirtiness` after its first
+    /// use, not for ten minutes.
     pub fn brief_client(&self, name: &str, warmth: Warmth, dirtiness: Duration) -> Result<Client> {
         let line = format!("MaxCircuitDirtiness {}\n", dirtiness.as_secs());
         Client::start(&self.keeper, &self.facts, name, warmth, |_| line)
     }
 
-    /// Starts a plain C tor with a v3 onion service that leads to `target`, and waits until its descriptor is published.
+    /// Starts a plain C tor with a v3 onion service that leads to `target`, and waits until its
+    /// descriptor is published.
     pub fn onion_service(&self, name: &str, virtual_port: u16, target: SocketAddr) -> Result<OnionService> {
         OnionService::start(&self.keeper, &self.facts, name, virtual_port, target, "")
     }
 
-    /// Like [`Network::onion_service`] at port 80, but waits only until the uploads that tor has begun are done: to measure
-    /// how soon it can be reached.
+    /// Like [`Network::onion_service`] at port 80, but waits only until the uploads that tor has
+    /// begun are done: for measuring how soon the service can be reached.
     pub fn onion_service_hastily(&self, name: &str, target: SocketAddr) -> Result<OnionService> {
         OnionService::start_hastily(&self.keeper, &self.facts, name, target)
     }
 
-    /// Like [`Network::onion_service`], with more lines for its `torrc`, such as `HiddenServiceOnionBalanceInstance 1`.
+    /// Like [`Network::onion_service`], with more lines for its `torrc`, such as
+    /// `HiddenServiceOnionBalanceInstance 1`.
     pub fn onion_service_with(
         &self,
         name: &str,
@@ -276,18 +289,19 @@ impl Network {
         torrc::time_period(&self.facts)
     }
 
-    /// How long it is until the next time period begins. Tor takes its time from the consensus, so both sides notice up to
-    /// two voting intervals later.
+    /// Time until the next time period begins. Tor takes its time from the consensus, so services
+    /// and clients notice the change up to two voting intervals later.
     pub fn next_time_period(&self) -> Duration {
         let length = self.time_period_length().as_millis();
-        // Periods are offset by 12 voting intervals, which is half of one.
+        // Time periods are offset by 12 voting intervals, half of their length.
         let now = since_epoch().as_millis();
         let passed = (now + length / 2) % length;
         millis(length - passed)
     }
 
-    /// Waits until no time period has begun lately, nor will for so long, at most 20 voting intervals: what is compared over a
-    /// change differs, because directories change and clients forget descriptors.
+    /// Waits until no time period has begun in the last 3 voting intervals and none will begin
+    /// within `ahead`, which may be at most 20 voting intervals. Comparisons across a change fail,
+    /// because the directories change and clients forget descriptors.
     pub fn await_steady_period(&self, ahead: Duration) {
         let settling = self.voting_interval() * 3;
         let next = self.next_time_period();
@@ -298,8 +312,9 @@ impl Network {
         std::thread::sleep(wait);
     }
 
-    /// What each directory holds now for an onion address (with or without `.onion`), in the current time period: every
-    /// relay is asked, at once, afresh each time. Relays that hold nothing, or do not answer within 10 s, are left out.
+    /// What each directory holds now for an onion address (with or without `.onion`) in the current
+    /// time period. Each call asks every relay, all at once. Relays that hold nothing, or do not
+    /// answer within 10 s, are left out.
     pub fn published(&self, onion: &str) -> Result<Vec<PublishedDescriptor>> {
         let monitor = {
             let mut monitor = self.monitor.lock();
@@ -314,14 +329,15 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        // From now on nobody shall attach. The keeper, dropped next, ends the processes.
+        // From now on no process may attach. The keeper, which is dropped next, ends the processes.
         if self.is_owner() {
             Facts::remove(self.base());
         }
     }
 }
 
-/// Asks the owner of the network in `base` to end, if it is one of our own commands.
+/// Asks the owner of the network in `base` to end. Fails unless that is the command
+/// `rustbalance-testnet`.
 fn ask_owner_to_end(base: &Path) -> Result<()> {
     let facts = Facts::load(base)?;
     let is_ours = fs::read(format!("/proc/{}/cmdline", facts.owner)).is_ok_and(|line| {
@@ -331,14 +347,14 @@ fn ask_owner_to_end(base: &Path) -> Result<()> {
     match pid {
         Some(pid) if is_ours => kill_process(pid, Signal::TERM).context("cannot signal the network's owner"),
         _ => bail!(
-            "the network in {} belongs to process {}, which is not rustbalance-testnet; end that one",
+            "the network in {} belongs to process {}, which is not rustbalance-testnet; end that process",
             base.display(),
             facts.owner
         ),
     }
 }
 
-/// Locks a network's folder for as long as the file lives.
+/// Locks a network's folder until the file is dropped.
 fn lock(base: &Path) -> Result<File> {
     let path = base.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -350,7 +366,7 @@ fn lock(base: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Ends what is left in a folder whose owner is gone. Says whether that is so.
+/// Ends what is left in a folder whose owner is gone. Returns whether it was gone.
 pub(crate) fn sweep_abandoned(base: &Path) -> bool {
     if !base.join("lock").exists() {
         return false;
@@ -378,8 +394,8 @@ fn sweep_temporary() {
     }
 }
 
-/// Waits until the authorities' first vote is far enough away for every relay to have told them of itself. A consensus that
-/// misses some costs another voting interval.
+/// Waits until the authorities' first vote is far enough away for every relay to upload its
+/// descriptor before it. A consensus that misses a relay costs another voting interval.
 fn await_a_good_start() {
     const ENOUGH: Duration = Duration::from_secs(6);
     let interval = Duration::from_secs(torrc::FIRST_INTERVAL).as_millis();

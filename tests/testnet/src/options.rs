@@ -1,4 +1,4 @@
-//! What kind of network to boot, and where its ports are.
+//! The options of a network, and the reservation of its ports.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -8,23 +8,25 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-/// Port bases tried in turn; all below the range from which Linux takes the ports of outgoing connections.
+/// Port bases tried in turn, in thousands. All are below the range from which Linux takes the ports
+/// of outgoing connections.
 const PORT_BASES: std::ops::Range<u16> = 15..32;
 
-/// What kind of network to boot.
+/// Which network to boot.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The folder that holds everything of the network. It is created if need be.
+    /// The folder that holds everything of the network. It is created if it does not exist.
     pub base: PathBuf,
     /// Whether to remove `base` when the network goes.
     pub wipe: bool,
-    /// How many directory authorities; they are relays too.
+    /// Number of directory authorities; they are relays too.
     pub authorities: usize,
-    /// How many relays besides the authorities.
+    /// Number of relays in addition to the authorities.
     pub relays: usize,
-    /// How many of the relays are exits (to loopback addresses too).
+    /// Number of these relays that are exits (to loopback addresses too).
     pub exits: usize,
-    /// Time between two consensuses. A time period of onion services lasts 24 of them. Arti wants at least 15 s.
+    /// Time between two consensuses: whole seconds that divide a day. Arti requires at least 15 s.
+    /// A time period of onion services lasts 24 of them.
     pub voting_interval: Duration,
     /// The first of 300 ports to use; `None` takes the first free of 15000, 16000 and so on.
     pub port_base: Option<u16>,
@@ -41,7 +43,7 @@ impl Default for Options {
     }
 }
 
-/// How the temporary folders of [`Options::default`] are called.
+/// The names of the temporary folders of [`Options::default`] begin with this.
 pub(crate) const TEMPORARY_PREFIX: &str = "rustbalance-testnet-";
 
 impl Options {
@@ -106,7 +108,7 @@ impl Options {
             }
         }
         bail!(
-            "no free ports for a network from {}000 to {}000; stop other test networks or name a port base; of the last: {:#}",
+            "no free ports for a network from {}000 to {}000; stop other test networks or name a port base; the last error: {:#}",
             PORT_BASES.start,
             PORT_BASES.end,
             last.unwrap_or_else(|| anyhow!("none was tried"))
@@ -114,7 +116,7 @@ impl Options {
     }
 }
 
-/// Cargo's target folder, if this program is in one.
+/// Cargo's target folder: `CARGO_TARGET_DIR`, or the one that holds this program.
 pub(crate) fn target_folder() -> Option<PathBuf> {
     if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
         return Some(PathBuf::from(target));
@@ -124,14 +126,16 @@ pub(crate) fn target_folder() -> Option<PathBuf> {
     exe.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists()).map(PathBuf::from)
 }
 
-/// Who runs this, as files outside know it: in a user namespace, such as the soak's, everybody may be root.
+/// The id of this process's user outside of its user namespace. Inside of one, such as the soak's,
+/// every user may be root.
 fn user() -> u32 {
     let uid = rustix::process::getuid().as_raw();
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     outside(uid, &map).unwrap_or(uid)
 }
 
-/// What a user of this namespace is outside of it: each line has the first user here, the first outside, and how many.
+/// Maps a user id of this namespace to the one outside. A line of `map` has the first id inside,
+/// the first id outside, and how many ids follow each other.
 fn outside(uid: u32, map: &str) -> Option<u32> {
     map.lines().find_map(|line| {
         let mut numbers = line.split_whitespace().map(|number| number.parse::<u32>());
@@ -144,26 +148,27 @@ fn outside(uid: u32, map: &str) -> Option<u32> {
     })
 }
 
-/// The ports of one network, reserved against other networks of this user for as long as this lives.
+/// The ports of one network, reserved against other networks of this user as long as this value
+/// exists.
 #[derive(Debug)]
 pub(crate) struct Ports {
     /// The first port.
     pub(crate) base: u16,
-    /// Locked; the lock goes with the process.
+    /// Locked; the lock ends with the process.
     _reservation: File,
 }
 
 impl Ports {
-    /// Reserves the ports from `base`, if nobody uses them.
+    /// Reserves the ports from `base`, if no process uses them.
     fn reserve(base: u16, options: &Options) -> Result<Self> {
         if !(1024..=u16::MAX - 300).contains(&base) {
-            bail!("a port base lies between 1024 and {}", u16::MAX - 300);
+            bail!("a port base must be between 1024 and {}, not {base}", u16::MAX - 300);
         }
         let folder = std::env::temp_dir().join(format!("rustbalance-ports-{}", user()));
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let path = folder.join(format!("{base}.lock"));
         let reservation = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        reservation.try_lock().map_err(|_| anyhow!("another test network holds them"))?;
+        reservation.try_lock().map_err(|_| anyhow!("another test network holds these ports"))?;
         let ports = Self { base, _reservation: reservation };
         let relays = options.authorities + options.relays;
         for index in 0..relays {

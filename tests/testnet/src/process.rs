@@ -1,8 +1,9 @@
-//! Starting processes, and making sure that they end.
+//! Starts processes, and makes sure that they end.
 //!
-//! Each process is recorded as a line `PID NAME` in a file of the folder `pids`, by a shell that then becomes it: there is
-//! no moment at which one runs unrecorded. It lives in the folder `NAME` below the network's and is ours as long as its
-//! command line names the `torrc` (a tor) or the `state` (one of our daemons) in there.
+//! A process is recorded as a line `PID NAME` in a file of the folder `pids`. A shell writes that
+//! line and then becomes the program, so that no process ever runs unrecorded. The process has the
+//! folder `NAME` below the network's. It is ours as long as its command line names the `torrc` (a
+//! tor) or the `state` (one of our daemons) in that folder.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,12 +23,12 @@ use crate::cluster::disk::unmount_below;
 /// The folder of the files that record pids.
 const RECORDS: &str = "pids";
 
-/// The file that tells that a temporary folder is to stay.
+/// This file marks a temporary folder that must not be removed.
 pub(crate) const KEPT: &str = "kept";
 
-/// What tells a tor of ours, in its folder.
+/// By this file in its folder, the command line of a tor shows that it is ours.
 const TORRC: &str = "torrc";
-/// What tells a daemon of ours: its state directory, in its folder.
+/// By this state directory in its folder, the command line of a daemon shows that it is ours.
 pub(crate) const STATE: &str = "state";
 
 /// Records itself, then becomes the program that follows.
@@ -35,8 +36,9 @@ const LAUNCHER: &str = r#"
 echo "$$ $2" >>"$1" && shift 2 && exec "$@"
 "#;
 
-/// Waits for the end of its input; then kills what the records name, as long as it is ours. A word on its input
-/// dismisses it instead. Sweeps more than once, for a launcher that was under way.
+/// Waits for the end of its input, then kills the recorded processes that are still ours. A line on
+/// its input dismisses it instead. It sweeps three times, in case a launcher has not recorded
+/// itself yet.
 const REAPER: &str = r#"
 trap '' HUP INT TERM
 base=$1 records=$2 wipe=$3
@@ -60,9 +62,9 @@ exit 0
 /// Which records a keeper answers for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// All: it owns the network.
+    /// All: this process owns the network.
     Everything,
-    /// Its own: it is a guest.
+    /// Its own: this process is attached to a network of another.
     Own,
 }
 
@@ -77,12 +79,13 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Takes charge of what `scope` says, in the network's folder.
+    /// Takes charge of the processes that `scope` names, in the network's folder.
     pub(crate) fn new(base: &Path, scope: Scope, wipe: bool) -> Result<Self> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let records = base.join(RECORDS);
         fs::create_dir_all(&records).with_context(|| format!("cannot create {}", records.display()))?;
-        // The reaper is told, too: it is what ends a network that a process shares until its own end. And who boots another.
+        // The reaper must know it, too: it ends a network that is shared until its process ends.
+        // The file `kept` says it to a later boot, which removes abandoned temporary folders.
         let keep = std::env::var_os(crate::ENV_KEEP).is_some();
         if wipe && keep {
             fs::write(base.join(KEPT), "")?;
@@ -107,17 +110,16 @@ impl Keeper {
         Ok(Self { base: base.to_path_buf(), scope, wipe, own_record, reaper: Mutex::new(Some(reaper)) })
     }
 
-    /// The network's folder.
     pub(crate) fn base(&self) -> &Path {
         &self.base
     }
 
-    /// The record of what this keeper starts.
+    /// The file that records what this keeper starts.
     pub(crate) fn own_record(&self) -> &str {
         &self.own_record
     }
 
-    /// Starts tor in the folder `name`, which holds its `torrc`; it ends with this keeper.
+    /// Starts tor in the folder `name`, which holds its `torrc`; tor ends with this keeper.
     pub(crate) fn start(&self, name: &str) -> Result<()> {
         launch(&self.base, name, &self.own_record)
     }
@@ -146,13 +148,14 @@ impl Drop for Keeper {
     }
 }
 
-/// The record of the relays, which belong to the network whoever restarts them.
+/// The record of the relays. They belong to the network, no matter which process restarts them.
 pub(crate) const NETWORK_RECORD: &str = "network";
 
-/// How long a killed process may take to be gone: a thread that waits for the disk dies after that.
+/// How long a killed process may take to end: a thread that waits for the disk ends only after that
+/// wait.
 const DYING: Duration = Duration::from_secs(20);
 
-/// How a process ended, once it has.
+/// How a process ended; empty while it runs.
 pub(crate) type Exit = Arc<OnceLock<ExitStatus>>;
 
 /// Starts tor in `base/name` and records it.
@@ -163,7 +166,8 @@ pub(crate) fn launch(base: &Path, name: &str, record: &str) -> Result<()> {
     launch_program(base, name, record, "stdout", &words).map(|_| ())
 }
 
-/// Starts a program for `base/name` and records it. What it says is added to the file `output` in there.
+/// Starts a program for `base/name` and records it. Its output is appended to the file `output` in
+/// that folder.
 pub(crate) fn launch_program(base: &Path, name: &str, record: &str, output: &str, words: &[&OsStr]) -> Result<Exit> {
     let folder = base.join(name);
     let output = fs::OpenOptions::new()
@@ -178,9 +182,10 @@ pub(crate) fn launch_program(base: &Path, name: &str, record: &str, output: &str
         .stdout(output)
         .spawn()
         .with_context(|| format!("cannot start {name}"))?;
-    // The launcher records itself, for us being killed now; we do too, for us looking before it has.
+    // The launcher records itself in case this process is killed now. This process records it too,
+    // because it may look before the launcher has run.
     let pid = child.id();
-    // Never seen half written: it would look as if nothing ran.
+    // Renamed into place: a file that is half written would look as if no process ran.
     fs::write(folder.join("pid.new"), pid.to_string())?;
     fs::rename(folder.join("pid.new"), folder.join("pid"))?;
     fs::OpenOptions::new()
@@ -188,7 +193,8 @@ pub(crate) fn launch_program(base: &Path, name: &str, record: &str, output: &str
         .create(true)
         .open(base.join(RECORDS).join(record))?
         .write_all(format!("{pid} {name}\n").as_bytes())?;
-    // Somebody must collect it when it ends; the thread ends with it.
+    // The process is a zombie until its status is collected. The thread that collects it ends with
+    // it.
     let exit = Exit::default();
     let for_thread = Arc::clone(&exit);
     std::thread::Builder::new()
@@ -203,7 +209,8 @@ pub(crate) fn launch_program(base: &Path, name: &str, record: &str, output: &str
     Ok(exit)
 }
 
-/// A command that records itself for `base/name`, and becomes the program whose words are yet to be added. In a process group of its own: a Ctrl-C is for us to act on.
+/// A command that records itself for `base/name` and then becomes the program that the caller adds.
+/// It has a process group of its own, so that a Ctrl-C reaches only this process, which acts on it.
 pub(crate) fn recorded(base: &Path, name: &str, record: &str) -> Command {
     let mut command = Command::new("sh");
     command
@@ -215,7 +222,7 @@ pub(crate) fn recorded(base: &Path, name: &str, record: &str) -> Command {
     command
 }
 
-/// The pid of the process that runs in `base/name`, if it does.
+/// The pid of the process that runs in `base/name`; `None` if none does.
 pub(crate) fn running(base: &Path, name: &str) -> Option<Pid> {
     let pid = fs::read_to_string(base.join(name).join("pid")).ok()?;
     let pid = Pid::from_raw(pid.trim().parse().ok()?)?;
@@ -230,7 +237,8 @@ pub(crate) fn signal(base: &Path, name: &str, signal: Signal) -> Result<()> {
     kill_process(pid, signal).with_context(|| format!("cannot signal {name}, process {pid:?}"))
 }
 
-/// Kills the process that runs in `base/name`, and waits until the last of its threads has let go of its ports and files.
+/// Kills the process that runs in `base/name`, and waits until the last of its threads has released
+/// its ports and files.
 pub(crate) fn kill(base: &Path, name: &str) -> Result<()> {
     let Some(pid) = running(base, name) else {
         return Ok(());
@@ -246,7 +254,7 @@ pub(crate) fn kill(base: &Path, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Kills all that `record` names, or every record, and forgets it.
+/// Kills all processes in `record`, or in every record if that is `None`, and removes the records.
 pub(crate) fn sweep(base: &Path, record: Option<&str>) {
     let folder = base.join(RECORDS);
     let files = match record {
@@ -296,8 +304,8 @@ fn parse_record(line: &str) -> Option<(Pid, String)> {
     Some((Pid::from_raw(pid.parse().ok()?)?, name.to_owned()))
 }
 
-/// Whether the process exists and runs the `torrc` or the `state` of `base/name`. A zombie has no command line, so it does
-/// not count.
+/// Whether the process exists and its command line names the `torrc` or the `state` of `base/name`.
+/// A zombie has no command line, so it does not count.
 fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let marks = [TORRC, STATE].map(|mark| base.join(name).join(mark));
@@ -311,7 +319,7 @@ fn is_ours(base: &Path, name: &str, pid: Pid) -> bool {
                 .split(|byte| *byte == 0)
                 .any(|word| marks.iter().any(|mark| word == mark.as_os_str().as_bytes()));
         }
-        // While the launcher becomes the program there is no command line for a moment.
+        // While the launcher becomes the program, the command line is empty for a moment.
         if has_ended(pid) || Instant::now() > deadline {
             return false;
         }
@@ -324,8 +332,8 @@ fn has_ended(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).map_or(true, |stat| is_over(&stat))
 }
 
-/// Whether this `/proc/PID/stat` is that of a process that holds nothing any more: it is a zombie as soon as its first
-/// thread has ended, but its ports and locks go with the last one.
+/// Whether this `/proc/PID/stat` shows that the process holds no ports or files any longer. It is a
+/// zombie as soon as its first thread has ended, but its ports and locks go with the last one.
 fn is_over(stat: &str) -> bool {
     let Some(mut fields) = stat_fields(stat) else { return true };
     let is_zombie = matches!(fields.next(), Some("Z" | "X"));
@@ -333,9 +341,10 @@ fn is_over(stat: &str) -> bool {
     is_zombie && threads.is_none_or(|count| count <= 1)
 }
 
-/// The fields of a `/proc/PID/stat` from the third on, which is the state (proc(5); the twentieth is the number of threads).
+/// The fields of a `/proc/PID/stat` from the third (the state) on, see proc(5). The twentieth is
+/// the number of threads.
 pub(crate) fn stat_fields(stat: &str) -> Option<std::str::Split<'_, char>> {
-    // They follow the name, which is in parentheses and may hold any others.
+    // They follow the name, which is in parentheses and may contain parentheses itself.
     stat.rsplit_once(") ").map(|(_, rest)| rest.split(' '))
 }
 

@@ -1,9 +1,10 @@
-//! What the directories hold: every relay asked for one onion service's descriptor.
+//! Asks every relay for one onion service's descriptor, to see what the directories hold.
 //!
-//! A stock client is told by `HSFETCH … SERVER=` to ask one relay, over a circuit of its own; one command each, all at
-//! once. Such a fetch is not subject to the 15 minutes in which a client asks no directory twice, and it is reported by
-//! `HS_DESC_CONTENT` as the directory sent it, even if the client knows a newer one. Its limit: a client asks for the key
-//! of the time period that its own consensus is in, so what is published for the neighbouring period stays unseen.
+//! `HSFETCH … SERVER=` makes a stock client ask one relay, over a circuit of its own. There is one
+//! command per relay, all at once. Such a fetch is exempt from the 15 minutes in which a client
+//! asks no directory twice. `HS_DESC_CONTENT` reports the descriptor as the directory sent it, even
+//! if the client knows a newer one. Limit: a client asks for the key of the time period that its
+//! own consensus is in, so a descriptor that is published for the neighbouring period is not seen.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,10 +15,11 @@ use crate::client::Client;
 use crate::control::Reply;
 use crate::relay::Relay;
 
-/// How long relays may take to answer.
+/// How long all relays together may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// After how long a relay is asked again, on another circuit: one through a frozen relay never answers.
+/// After this time a relay is asked again, on another circuit: a circuit through a frozen relay
+/// never answers.
 const ROUND: Duration = Duration::from_secs(3);
 
 /// A descriptor that a directory holds.
@@ -25,13 +27,14 @@ const ROUND: Duration = Duration::from_secs(3);
 pub struct PublishedDescriptor {
     /// The RSA identity of the relay that holds it: 40 upper-case hexadecimal digits.
     pub relay: String,
-    /// Its revision, from the outer layer.
+    /// Its revision counter, from the outer layer.
     pub revision: u64,
     /// The descriptor itself.
     pub text: String,
 }
 
-/// Asks every relay.
+/// Asks every running relay. Relays that hold no descriptor, or do not answer in time, are left
+/// out.
 pub(crate) fn ask(monitor: &Client, relays: &[Relay], onion: &str) -> Result<Vec<PublishedDescriptor>> {
     let onion = onion.strip_suffix(".onion").unwrap_or(onion);
     if onion.len() != 56 || !onion.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
@@ -47,7 +50,8 @@ pub(crate) fn ask(monitor: &Client, relays: &[Relay], onion: &str) -> Result<Vec
         for relay in &waiting {
             control.send(&format!("HSFETCH {onion} SERVER=${relay}"))?;
         }
-        // A relay that the client's consensus doesn't list is refused; it holds nothing that a client could get.
+        // Tor refuses to ask a relay that its consensus does not list. No client could ask that
+        // relay either.
         waiting.retain(|_| control.reply("HSFETCH").is_ok());
         let round = deadline.min(Instant::now() + ROUND);
         while !waiting.is_empty()
@@ -70,8 +74,8 @@ pub(crate) fn ask(monitor: &Client, relays: &[Relay], onion: &str) -> Result<Vec
         .collect()
 }
 
-/// Which relay an event says has answered, and what it holds; nothing if the event is about something else, or if the
-/// relay could not be asked.
+/// The relay that has answered, and what it holds. `None` if the event is about something else, or
+/// if the relay could not be asked.
 fn answer<'a>(event: &'a Reply, onion: &str) -> Option<(&'a str, Option<String>)> {
     let line = event.lines.first()?;
     let words: Vec<&str> = line.text.split(' ').collect();
@@ -79,7 +83,7 @@ fn answer<'a>(event: &'a Reply, onion: &str) -> Option<(&'a str, Option<String>)
         ["HS_DESC", "FAILED", address, _, relay, .., "REASON=NOT_FOUND"] if *address == onion => {
             Some((fingerprint(relay), None))
         }
-        // A failed fetch is reported with an empty text too.
+        // Tor reports a failed fetch with an empty text, too.
         ["HS_DESC_CONTENT", address, _, relay] if *address == onion => {
             let text = line.data.clone().unwrap_or_default();
             (!text.trim().is_empty()).then(|| (fingerprint(relay), Some(text)))

@@ -1,4 +1,4 @@
-//! One relay of the network, and what can be done to it.
+//! One relay of the network, and operations on it.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,35 +10,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::{self, NETWORK_RECORD};
 
-/// What a relay does besides relaying.
+/// What a relay does in addition to relaying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
-    /// It votes on the consensus.
+    /// Votes on the consensus.
     Authority,
-    /// It connects to addresses outside, which here are loopback ones.
+    /// Connects to addresses outside of the network; here these are loopback addresses.
     Exit,
     /// Nothing else.
     Middle,
 }
 
-/// One relay of the network. Like every relay here it is a directory of onion services too.
+/// One relay of the network. Like every relay here it is a directory of onion services, too.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Relay {
-    /// Its name; also that of its folder.
+    /// Its nickname, which is also the name of its folder.
     pub nickname: String,
-    /// What it does besides relaying.
+    /// What it does in addition to relaying.
     pub role: Role,
     /// Its RSA identity: 40 upper-case hexadecimal digits.
     pub rsa_fingerprint: String,
     /// Its Ed25519 identity: base64 without padding.
     pub ed25519_id: String,
-    /// Where it takes connections of other relays and clients, on 127.0.0.1.
+    /// Its port on 127.0.0.1 for connections from relays and clients.
     pub or_port: u16,
     /// Its control port on 127.0.0.1.
     pub control_port: u16,
-    /// An authority's directory port on 127.0.0.1.
+    /// An authority's directory port on 127.0.0.1; `None` for other relays.
     pub dir_port: Option<u16>,
-    /// An authority's long-term identity.
+    /// The fingerprint of an authority's long-term identity key; `None` for other relays.
     pub(crate) v3_identity: Option<String>,
     /// The network's folder.
     #[serde(skip)]
@@ -51,18 +51,19 @@ impl Relay {
         self.base.join(&self.nickname)
     }
 
-    /// Whether its process exists (a stopped one does).
+    /// Whether its process exists. A frozen one does.
     pub fn is_running(&self) -> bool {
         process::running(&self.base, &self.nickname).is_some()
     }
 
-    /// Kills it, as a crash would. Nothing happens if it isn't running.
+    /// Kills it, as a crash would. Does nothing if it is not running.
     pub fn kill(&self) -> Result<()> {
         process::kill(&self.base, &self.nickname)
     }
 
-    /// Starts it again, with the same identity and without what it held in memory; kills it first if it runs. Returns when
-    /// it has joined the network, which may be some seconds before the consensus counts it as running.
+    /// Starts it again with the same identity and an empty memory; kills it first if it runs.
+    /// Returns when it has joined the network. The consensus may count it as running some seconds
+    /// later.
     pub fn restart(&self) -> Result<()> {
         self.kill()?;
         let _ = fs::remove_file(self.folder().join("notice.log"));
@@ -81,23 +82,23 @@ impl Relay {
         Ok(())
     }
 
-    /// Freezes it: its connections stay open, nothing is answered.
+    /// Freezes it: its connections stay open, but it answers nothing.
     pub fn stop(&self) -> Result<()> {
         process::signal(&self.base, &self.nickname, Signal::STOP)
     }
 
-    /// Thaws it.
+    /// Lets a frozen relay go on.
     pub fn cont(&self) -> Result<()> {
         process::signal(&self.base, &self.nickname, Signal::CONT)
     }
 }
 
-/// Whether the tor that logs in `folder` is ready.
+/// Whether the tor that logs to `folder` is ready.
 pub(crate) fn bootstrapped(folder: &std::path::Path) -> bool {
     fs::read_to_string(folder.join("notice.log")).is_ok_and(|log| log.contains("Bootstrapped 100%"))
 }
 
-/// The end of what the tor in `folder` said.
+/// The last lines that the tor in `folder` wrote to its output and to its log.
 pub(crate) fn log_tail(folder: &std::path::Path) -> String {
     ["stdout", "notice.log"]
         .iter()

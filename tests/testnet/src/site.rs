@@ -1,4 +1,4 @@
-//! A tiny web site on loopback, the thing that an onion service leads to.
+//! A tiny web site on loopback: what an onion service leads to.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// The largest body that `/echo` takes.
+/// The largest body, in bytes, that `/echo` accepts.
 const MAX_ECHO: u64 = 256 << 20;
 
 /// A tiny HTTP/1.1 server on loopback; it stops when dropped.
 ///
-/// `GET /` answers its name, `GET /bytes/N` answers N bytes, `POST /echo` answers what it was sent.
+/// `GET /` answers the site's name, `GET /bytes/N` answers N bytes, `POST /echo` answers the body
+/// of the request.
 #[derive(Debug)]
 pub struct Site {
     address: SocketAddr,
@@ -43,7 +44,7 @@ impl Site {
         Ok(Self { address, shared })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.address
     }
@@ -53,7 +54,7 @@ impl Site {
         &self.shared.name
     }
 
-    /// How many requests it has answered or begun to.
+    /// How many requests it has begun to answer.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
@@ -62,7 +63,7 @@ impl Site {
 impl Drop for Site {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts, so that it closes its port.
+        // Wakes the thread that accepts connections, so that it ends and closes the port.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_secs(1));
     }
 }
@@ -74,14 +75,14 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         }
         let Ok(stream) = stream else { continue };
         let shared = Arc::clone(shared);
-        // Without a thread the connection is closed, which is what an overloaded site does.
+        // If no thread can be started, the connection is closed, as an overloaded site would do.
         let _ = std::thread::Builder::new().name("site-connection".into()).stack_size(256 * 1024).spawn(move || {
             let _ = serve(stream, &shared);
         });
     }
 }
 
-/// Answers the requests of one connection, until it ends or errs.
+/// Answers the requests of one connection until it ends or fails.
 fn serve(mut output: TcpStream, shared: &Shared) -> std::io::Result<()> {
     output.set_nodelay(true)?;
     output.set_read_timeout(Some(Duration::from_secs(120)))?;
@@ -114,7 +115,7 @@ fn serve(mut output: TcpStream, shared: &Shared) -> std::io::Result<()> {
         let mut words = request.split_whitespace();
         match (words.next(), words.next()) {
             (Some("POST"), Some("/echo")) if length <= MAX_ECHO => {
-                // Read whole before answering: a client need not read while it writes.
+                // The body is read whole before the answer: a client need not read while it writes.
                 let mut body = Vec::new();
                 (&mut input).take(length).read_to_end(&mut body)?;
                 head(&mut output, "200 OK", body.len() as u64)?;

@@ -1,4 +1,5 @@
-//! What the nodes of a cluster keep in memory while nothing fails and clients come and go: it must not grow with time.
+//! Measures the memory of a cluster's nodes while nothing fails and clients come and go. It must
+//! not grow with time.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,14 +11,15 @@ use rustbalance_testnet::{Network, Options};
 use crate::bench::quantile;
 use crate::demo::RELAYS;
 
-/// Between two requests, each on circuits of its own: a minute of them is an hour of a small site.
+/// Time between two requests, each on circuits of its own. A minute at this pace is like an hour of
+/// a small site.
 const PACE: Duration = Duration::from_secs(1);
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Of how long the medians are.
+/// Length of the interval over which a median is taken.
 const STRETCH: Duration = Duration::from_secs(300);
 
-/// Watches three nodes for so long, and prints a row of a table in Markdown every five minutes.
+/// Watches three nodes for `minutes` and prints a row of a Markdown table every five minutes.
 pub(crate) fn steady(binary: PathBuf, minutes: u64) -> Result<()> {
     let network = Network::boot_and_tell(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
     let cluster = Cluster::new(&network, &binary)?;
@@ -49,7 +51,7 @@ pub(crate) fn steady(binary: PathBuf, minutes: u64) -> Result<()> {
     Ok(())
 }
 
-/// The middle of some sizes in KiB, in MiB.
+/// The median of sizes in KiB, as MiB.
 fn mebibytes(sizes: &[u64]) -> String {
     format!("{:.1}", quantile(sizes, 0.5).unwrap_or_default() as f64 / 1024.0)
 }

@@ -1,4 +1,4 @@
-//! The configuration of each process, and Arti's.
+//! The configuration of each tor process, and Arti's.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -7,20 +7,22 @@ use std::time::Duration;
 use crate::facts::Facts;
 use crate::relay::{Relay, Role};
 
-/// How many voting intervals C tor gives a time period under `TestingTorNetwork`.
+/// Length of a time period of onion services in voting intervals. C tor fixes it under
+/// `TestingTorNetwork`.
 pub(crate) const ROUNDS_PER_PERIOD: u64 = 24;
 
-/// Seconds between the times at which authorities without a consensus make one, counted from the epoch.
+/// Interval in seconds at which authorities that have no consensus make one, counted from the
+/// epoch.
 pub(crate) const FIRST_INTERVAL: u64 = 10;
-/// Seconds that their votes, and then their signatures, get before such a time.
+/// Seconds for their votes, and as many for their signatures, before each such consensus.
 pub(crate) const FIRST_DELAY: u64 = 2;
 
-/// The shortest time, in milliseconds, after which C tor gives up a circuit that is being built. It learns the time from
-/// its circuits: 1 to 2 s on the public network, 40 ms here, so that every circuit which a busy machine holds up for a moment
-/// would fail, and be held against the introduction point at its end.
+/// Minimum circuit build timeout, in milliseconds. C tor learns the timeout from its circuits: 1 to
+/// 2 s on the public network, 40 ms here. Every circuit that a busy machine delays for a moment
+/// would then fail, and tor would hold that against the introduction point at its end.
 const LEAST_CIRCUIT_TIMEOUT: u64 = 1500;
 
-/// What every process needs, `owner` being the process with which it shall end.
+/// The lines that every process needs. The tor process ends with the process `owner`.
 fn common(folder: &Path, facts: &Facts, owner: u32) -> String {
     let folder = folder.display();
     let mut text = format!(
@@ -114,8 +116,9 @@ ExitPolicy accept *:*
     text
 }
 
-/// What a bandwidth scanner would tell an authority: all relays are alike. Without it they are worth what they have
-/// carried lately, most of them nothing, and all services choose the same few as introduction points.
+/// The file that a bandwidth scanner would write for an authority: all relays are alike. Without
+/// it, a relay weighs what it carried lately, for most of them nothing, and all services choose the
+/// same few relays for their introduction points.
 pub(crate) fn bandwidths(facts: &Facts, now: u64) -> String {
     let mut text = format!("{now}\n");
     for relay in &facts.relays {
@@ -124,7 +127,7 @@ pub(crate) fn bandwidths(facts: &Facts, now: u64) -> String {
     text
 }
 
-/// A client's configuration; it chooses its ports itself and says which in its folder.
+/// A client's configuration. The client chooses its ports itself and writes them to its folder.
 pub(crate) fn client(folder: &Path, facts: &Facts) -> String {
     let mut text = common(folder, facts, std::process::id());
     let _ = write!(

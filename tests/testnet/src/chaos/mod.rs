@@ -5,13 +5,13 @@
 //! keeps what each got, and finds outages in it. [`Report`] says what came of it, for people and machines, and which
 //! goals were missed. The scenario that puts them together is `tests/network/chaos`.
 
+pub use driver::{Action, Driver, Event, Fault, Rules};
+pub use ledger::{Cause, Ledger, Outage, Visit};
+pub use report::{Bounds, Departure, Life, Report, Sample};
+pub use visitors::Visitors;
+
 mod directories;
 mod driver;
 mod ledger;
 mod report;
 mod visitors;
-
-pub use driver::{Action, Driver, Event, Fault, Rules};
-pub use ledger::{Cause, Ledger, Outage, Visit};
-pub use report::{Bounds, Departure, Life, Report, Sample};
-pub use visitors::Visitors;
