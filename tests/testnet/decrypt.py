@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Verify and decrypt an onion service descriptor: decrypt.py ADDRESS < descriptor > json
 
-Uses Debian's python3-stem, which shares no code with what made the descriptor.
+Uses Debian's python3-stem, which shares no code with the software that made the descriptor.
 """
 import base64
 import json
@@ -16,7 +16,7 @@ except ImportError as missing:
 
 
 def hexed(key):
-    """The bytes of a key, which stem gives as an object, as hexadecimal digits."""
+    """Return a key, given as bytes or as an object, as hexadecimal digits."""
     if not isinstance(key, bytes):
         raw = serialization.Encoding.Raw, serialization.PublicFormat.Raw
         key = key.public_bytes(*raw)
@@ -24,7 +24,7 @@ def hexed(key):
 
 
 def intro_point(point):
-    """What an intro point says of its relay and its keys."""
+    """Return the relay and the keys of an introduction point."""
     said = dict(addresses=[], rsa_fingerprint=None, ed25519_id=None)
     for link in point.link_specifiers:
         if isinstance(link, (LinkByIPv4, LinkByIPv6)):
@@ -42,7 +42,7 @@ def intro_point(point):
 def main():
     """Read, verify, decrypt, print."""
     address = sys.argv[1].removesuffix(".onion")
-    # With validate, stem checks the signature, and the certificate of the key that made it.
+    # With validate=True, stem checks the signature and the certificate of the key that made it.
     descriptor = HiddenServiceDescriptorV3.from_str(sys.stdin.read(), validate=True)
     inner = descriptor.decrypt(address)
     print(json.dumps(dict(

@@ -130,7 +130,7 @@ impl Arguments {
     /// Fails if any argument is left.
     fn end(self) -> Result<()> {
         match self.0.first() {
-            Some(word) => Err(Usage(format!("unexpected argument {word:?}")).into()),
+            Some(argument) => Err(Usage(format!("unexpected argument {argument:?}")).into()),
             None => Ok(()),
         }
     }

@@ -1,6 +1,7 @@
-"""A network namespace with a way to some ports of this host and a wire on which everything else is seen.
+"""A network namespace that forwards some ports to this host and captures what is sent in it.
 
-Started by namespace.rs, which sends one command a line and reads one line of answer. It ends with its input.
+Started by namespace.rs, which sends one command per line and reads one line of answer to each. It
+ends when its input ends.
 """
 
 import asyncio
@@ -16,10 +17,10 @@ NEW_NET = 0x40000000  # CLONE_NEWNET
 PACKET_OUTGOING = 4
 SOL_PACKET, PACKET_STATISTICS, SO_RCVBUFFORCE, SO_ATTACH_FILTER = 263, 6, 33, 26
 BUFFER = 64 << 20
-# Which packets the kernel hands to the capture (a classic BPF program: code, jump if true, jump if
-# false, operand). Of TCP from 127.0.0.1 to itself those with SYN, so that every connection is seen
-# and a busy machine need not look at its content; of all else each packet that is sent. Of each the
-# first 128 bytes.
+# The packets that the kernel hands to the capture, as a classic BPF program (code, jump if true,
+# jump if false, operand). Of TCP from 127.0.0.1 to itself it takes only packets with SYN, which
+# show every connection without the load of its content; of all else every packet that is sent. It
+# takes the first 128 bytes of each.
 FILTER = [
     (0x20, 0, 0, 0xFFFFF004),  # the packet's type (SKF_AD_PKTTYPE)
     (0x15, 0, 12, PACKET_OUTGOING),
@@ -53,8 +54,8 @@ HOST = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
 checked(LIBC.unshare(NEW_NET))
 INSIDE = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
 ip("link set lo up")
-# Where a packet goes that is for none of the ports: a cable whose other end nothing reads. The neighbours are made up, so
-# that it is sent and not only looked for.
+# Packets to any other address are routed to a link whose far end nothing reads. The neighbour's
+# link address is made up, so that such a packet is sent instead of waiting for address resolution.
 ip("link add wire type veth peer name end")
 ip("link set end up")
 ip("link set wire up")
@@ -64,7 +65,7 @@ ip("route add default via 192.0.2.1")
 ip("-6 address add 2001:db8::2/64 dev wire nodad")
 ip("-6 neighbour add 2001:db8::1 lladdr 02:00:00:00:00:01 dev wire nud permanent")
 ip("-6 route add default via 2001:db8::1 dev wire")
-# The namespace has a name in /proc while this process runs: until our end of its input closes.
+# This process gives the namespace a name in /proc. It runs until our end of its input closes.
 HOLDER = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
 TAP = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 TAP.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
@@ -81,7 +82,7 @@ def ports(protocol, rest):
 
 
 def flow(packet):
-    """Protocol, sender and receiver of an Ethernet frame."""
+    """Return the protocol, sender and receiver of an Ethernet frame."""
     kind, body = struct.unpack("!H", packet[12:14])[0], packet[14:]
     if kind == 0x0800:
         protocol, start = body[9], (body[0] & 15) * 4
@@ -138,7 +139,7 @@ async def forward(port):
 
 
 def probe(address, port):
-    """Sends one datagram, as a question to a resolver is sent."""
+    """Send one datagram, as a resolver's client would."""
     checked(LIBC.setns(INSIDE, NEW_NET))
     try:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"?", (address, port))

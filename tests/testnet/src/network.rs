@@ -227,7 +227,8 @@ impl Network {
         torrc::arti(&self.facts)
     }
 
-    /// The authorities, then the exits, then the other relays. All are directories of onion services.
+    /// The authorities, then the exits, then the other relays. All are directories of onion
+    /// services.
     pub fn relays(&self) -> &[Relay] {
         &self.facts.relays
     }

@@ -1,4 +1,4 @@
-//! A plain C tor onion service, to compare with.
+//! A plain C tor onion service, for comparison.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,11 +16,11 @@ use crate::relay::log_tail;
 /// How long its descriptor may take to be published.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The only client that a restricted service lets read its descriptor, as tor wants it in a file of
-/// `authorized_clients`. Its public key is 32 bytes of 9: no client has the secret one.
+/// The only authorized client of a restricted service, in the format of tor's folder
+/// `authorized_clients`. Its public key is 32 bytes of 9; no client has the secret key.
 const NO_CLIENT: &str = "descriptor:x25519:BEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQ";
 
-/// A plain C tor v3 onion service; it ends when this is dropped.
+/// A plain C tor v3 onion service. Dropping it ends its tor.
 #[derive(Debug)]
 pub struct OnionService {
     client: Client,
@@ -43,7 +43,7 @@ impl OnionService {
                 folder.display()
             )
         })?;
-        // Early, so that no upload goes unseen.
+        // Subscribed before the client is ready, so that no upload is missed.
         let uploads = watch_uploads(starting.early_control()?)?;
         let client = starting.finish(READY_PATIENCE)?;
         let hostname = fs::read_to_string(client.folder().join("service/hostname"))
@@ -55,7 +55,8 @@ impl OnionService {
         Ok(service)
     }
 
-    /// Like [`OnionService::start`], but returns as soon as all uploads that tor has begun are done.
+    /// Like [`OnionService::start`], but returns as soon as all uploads that tor has begun are
+    /// done.
     pub(crate) fn start_hastily(keeper: &Keeper, facts: &Facts, name: &str, target: SocketAddr) -> Result<Self> {
         let started = Instant::now();
         let starting = Client::begin(keeper, facts, name, Warmth::Warm, |folder| {
@@ -89,8 +90,8 @@ impl OnionService {
         &self.client
     }
 
-    /// Kills its tor and starts it again, and waits until its new descriptor is published: the same address, other intro
-    /// points, a higher revision.
+    /// Kills its tor, starts it again, and waits until its new descriptor is published: with the
+    /// same address, other introduction points and a higher revision.
     pub fn restart(&mut self) -> Result<()> {
         let started = Instant::now();
         self.client.relaunch()?;
@@ -100,9 +101,9 @@ impl OnionService {
     }
 
     /// Restricts its descriptor to an authorized client that does not exist, or opens it to every
-    /// client again, and waits until its tor has published it again: within seconds, with the same
-    /// introduction points and a higher revision. It must change something, else tor publishes
-    /// nothing.
+    /// client again, and waits until tor has published it again: within seconds, with the same
+    /// introduction points and a higher revision. `restricted` must differ from the present state,
+    /// or tor publishes nothing.
     pub fn restrict(&self, restricted: bool) -> Result<()> {
         let started = Instant::now();
         let client = self.service_folder().join("authorized_clients/nobody.auth");
@@ -116,11 +117,12 @@ impl OnionService {
         self.wait_until_published(uploads, started)
     }
 
-    /// Waits until a directory has the descriptor and none is on its way.
+    /// Waits until a directory has the descriptor and no upload is under way.
     fn wait_until_published(&self, mut uploads: Control, started: Instant) -> Result<()> {
         let mut tally = Tally::default();
         let deadline = started + PATIENCE;
-        // The two time periods are uploaded one after the other: a short quiet ends the wait.
+        // The descriptors of the two time periods are uploaded one after the other, so the wait
+        // ends only after a time without events.
         loop {
             let quiet = Instant::now() + Duration::from_millis(1500);
             match uploads.event(quiet.min(deadline))? {
@@ -137,7 +139,7 @@ impl OnionService {
     }
 }
 
-/// How far the uploads are.
+/// The state of a service's uploads.
 #[derive(Default)]
 struct Tally {
     under_way: i32,
@@ -158,13 +160,13 @@ impl Tally {
         }
     }
 
-    /// Whether a directory has the descriptor and none is on its way.
+    /// Whether a directory has the descriptor and no upload is under way.
     fn is_done(&self) -> bool {
         self.done > 0 && self.under_way <= 0
     }
 }
 
-/// Has every upload of a descriptor reported.
+/// Subscribes to tor's reports of descriptor uploads.
 fn watch_uploads(mut control: Control) -> Result<Control> {
     control.command("SETEVENTS HS_DESC")?;
     Ok(control)

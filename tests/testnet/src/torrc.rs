@@ -14,7 +14,8 @@ pub(crate) const ROUNDS_PER_PERIOD: u64 = 24;
 /// Interval in seconds at which authorities that have no consensus make one, counted from the
 /// epoch.
 pub(crate) const FIRST_INTERVAL: u64 = 10;
-/// Seconds for their votes, and as many for their signatures, before each such consensus.
+/// Seconds for their votes before each such consensus, and the same time again for their
+/// signatures.
 pub(crate) const FIRST_DELAY: u64 = 2;
 
 /// Minimum circuit build timeout, in milliseconds. C tor learns the timeout from its circuits: 1 to

@@ -10,7 +10,7 @@ use rustbalance_testnet::{Network, Options, PublishedDescriptor, Site};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_rustbalance-testnet");
 
-/// A folder that goes with the test.
+/// A folder that is removed at the end of the test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -27,7 +27,7 @@ impl Drop for Folder {
     }
 }
 
-/// The processes whose command line holds all these words, reapers and tors alike.
+/// The processes, both reapers and tors, whose command line contains each of these strings.
 fn processes(words: &[&str]) -> Vec<i32> {
     fs::read_dir("/proc")
         .unwrap()
@@ -59,7 +59,7 @@ fn kill(pid: i32) {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
-/// Starts `up`, and waits until the network is.
+/// Starts `up`, and waits until the network is up.
 fn up(base: &Path) -> Child {
     let ready = base.join("ready");
     let _ = fs::remove_file(&ready);
@@ -93,7 +93,7 @@ fn a_killed_harness_leaves_no_tor() {
     let reapers = || processes(&["testnet-reaper", base.to_str().unwrap()]);
     eventually("the reaper has ended", Duration::from_secs(30), || reapers().is_empty());
 
-    // Killed together with its reaper: `down` finds what was left, as the next start would.
+    // Killed together with its reaper: `down` ends what was left, as the next start would.
     let mut child = up(base);
     for reaper in reapers() {
         kill(reaper);
@@ -105,7 +105,7 @@ fn a_killed_harness_leaves_no_tor() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(torrcs(base), [0_i32; 0]);
 
-    // Asked politely, from another process.
+    // Asked to end by `down`, which is another process.
     let mut child = up(base);
     let output = Command::new(PROGRAM).arg("down").arg(base).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -143,12 +143,13 @@ fn directories_are_seen_as_they_are(network: &Network) {
     eventually("directories hold the descriptor", limit, || !held().is_empty());
     let before = held().iter().map(|held| held.revision).max().unwrap();
 
-    // The service publishes anew, and that is what is seen, though nobody told the client that asks.
+    // The service publishes again. `published` shows the new descriptor, although nothing notified
+    // the client that asks.
     service.restart().unwrap();
     let is_new = |held: &[PublishedDescriptor]| held.iter().all(|held| held.revision > before) && !held.is_empty();
     eventually("directories hold the new descriptor", limit, || is_new(&held()));
 
-    // A directory restarts, and has forgotten.
+    // A frozen directory is left out. A directory that restarts has lost its descriptors.
     let holder = held()[0].relay.clone();
     let holder = network.relays().iter().find(|relay| relay.rsa_fingerprint == holder).unwrap();
     holder.stop().unwrap();
@@ -180,7 +181,7 @@ fn run_passes_on_what_its_command_says_and_obeys_signals() {
     assert_eq!(status.code(), Some(42));
     assert_eq!(torrcs(&folder.0), [0_i32; 0]);
 
-    // Ended by a signal, while it boots.
+    // Ended by a signal while it boots.
     let mut child =
         Command::new(PROGRAM).arg("run").arg(&folder.0).args(["--relays", "4", "--", "sleep", "100"]).spawn().unwrap();
     eventually("tor runs", Duration::from_secs(60), || !torrcs(&folder.0).is_empty());

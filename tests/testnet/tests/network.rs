@@ -31,7 +31,7 @@ fn clients_reach_a_site_and_directories_tell_what_they_hold() {
     let answer = client.get(&format!("http://{onion}/"), TIMEOUT).unwrap();
     assert_eq!(answer.text(), "alpha");
 
-    // A site outside, through an exit.
+    // A site outside of Tor, through an exit.
     let answer = client.get(&format!("http://{}/", site.addr()), TIMEOUT).unwrap();
     assert_eq!(answer.text(), "alpha");
     assert_eq!(site.requests(), 5);
@@ -57,7 +57,7 @@ fn clients_reach_a_site_and_directories_tell_what_they_hold() {
     assert!(decrypt(&other, &published[0].text).is_err());
     let broken = published[0].text.replace("revision-counter ", "revision-counter 1");
     assert!(decrypt(onion, &broken).is_err());
-    // Asking often is no problem.
+    // Repeated requests get the same answer.
     for _ in 0..5 {
         assert_eq!(network.published(onion).unwrap().len(), published.len());
     }

@@ -1,7 +1,8 @@
-//! Which directory a client is waiting for; its Tor tells on the control port.
+//! Finds out from a client's control port which directory the client is waiting for.
 //!
-//! Stock clients ask one directory after the other for a descriptor, and give one that has died some 35 s, because they
-//! take its death for a failure of their circuits. No service can help there: it does not choose its directories.
+//! A stock client asks one directory after the other for a descriptor. It waits some 35 s for a
+//! directory that has died, because it takes the death for a failure of its circuits. No service
+//! can prevent that: it does not choose its directories.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,10 @@ use anyhow::Result;
 use crate::client::Client;
 use crate::control::Control;
 
-/// How long an event that has been sent may take to be read.
+/// How long to wait for an event that tor has already sent.
 const READING: Duration = Duration::from_millis(20);
 
-/// The directories of one client.
+/// Follows the requests of one client to directories.
 #[derive(Debug)]
 pub(super) struct Directories {
     control: Control,
@@ -21,14 +22,14 @@ pub(super) struct Directories {
 }
 
 impl Directories {
-    /// Listens to a client from now on.
+    /// Follows a client from now on.
     pub(super) fn of(client: &Client) -> Result<Self> {
         let mut control = client.control()?;
         control.command("SETEVENTS HS_DESC")?;
         Ok(Self { control, awaited: Awaited::default() })
     }
 
-    /// The RSA identity of the directory that has been asked for a descriptor and has not answered yet.
+    /// The RSA identity of the directory that was asked for a descriptor and has not answered yet.
     pub(super) fn awaited(&mut self) -> Result<Option<&str>> {
         while let Some(event) = self.control.event(Instant::now() + READING)? {
             self.awaited.note(event.text());
@@ -41,7 +42,8 @@ impl Directories {
 struct Awaited(Option<String>);
 
 impl Awaited {
-    /// Takes in an event: `HS_DESC ACTION ADDRESS AUTH $FINGERPRINT~NAME ...` (control-spec, 4.1.25).
+    /// Processes an event: `HS_DESC ACTION ADDRESS AUTH $FINGERPRINT~NAME ...` (control-spec,
+    /// 4.1.25).
     fn note(&mut self, event: &str) {
         let mut words = event.split(' ').skip(1);
         let Some(action) = words.next() else { return };
@@ -67,7 +69,7 @@ mod tests {
             awaited.note(&event("REQUESTED", &one));
             assert_eq!(awaited.0.as_ref(), Some(&one));
             awaited.note(&event(answer, &other));
-            assert_eq!(awaited.0.as_ref(), Some(&one), "another's answer is none");
+            assert_eq!(awaited.0.as_ref(), Some(&one), "the answer of another directory does not count");
             awaited.note(&event(answer, &one));
             assert_eq!(awaited.0, None);
         }

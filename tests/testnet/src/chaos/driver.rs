@@ -1,32 +1,35 @@
-//! The driver: which fault next, given who is whole.
+//! The driver decides which fault comes next, given which nodes are whole.
 //!
-//! Every 4 to 20 s it begins one fault or, one time in eight, several at once. What it never does:
+//! Every 4 to 20 s it begins one fault or, one time in eight, several at once. It never
 //!
-//! * leave less than one publisher whole (a worker alone cannot publish), and that one has been whole for a while: its
-//!   points are on the directories;
-//! * have more nodes than [`Rules::most_nodes`] fail or recover at once;
-//! * kill more relays than [`Rules::most_relays`] or half of the authorities: Tor itself must go on;
-//! * end the process of the *witness*, a node drawn at the start: memory over time means something only in a long life.
+//! * leaves less than one publisher whole (a worker alone cannot publish); that one must have been
+//!   whole for a while, so that its introduction points are on the directories;
+//! * lets more than [`Rules::most_nodes`] nodes fail or recover at once;
+//! * kills more than [`Rules::most_relays`] relays or half of the authorities: Tor itself must go
+//!   on;
+//! * ends the process of the *witness*, a node drawn at the start: memory over time is meaningful
+//!   only in a process that runs for long.
 //!
-//! A node is whole again when the shell says so, after it has seen it. From [`Rules::calm`] on no fault begins and all end.
+//! A node is whole again when the caller says so ([`Event::Whole`]), after observing it. From
+//! [`Rules::calm`] on no fault begins, and all faults end.
 
 use std::time::Duration;
 
-/// How long a node must have been whole to be relied on as the last one.
+/// How long a publisher must have been whole before it may be the only one left.
 const PROVEN: Duration = Duration::from_secs(15);
-/// How long a relay's death is not followed by another's.
+/// Minimum time between the deaths of two relays.
 const RELAY_PAUSE: Duration = Duration::from_secs(20);
 
-/// What can befall a node.
+/// A fault of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    /// Killed, as by a power cut, and run again later.
+    /// It is killed, as by a power failure, and started again later.
     Kill,
-    /// Asked to end, as systemd does, and run again.
+    /// It is asked to end, as systemd does, and started again.
     Restart,
-    /// Frozen: its connections stay up, nothing answers.
+    /// It is frozen: its connections stay up, but it answers nothing.
     Freeze,
-    /// Cut off from everything else.
+    /// It is cut off from the network.
     Cut,
     /// Its disk is full.
     FullDisk,
@@ -44,12 +47,12 @@ impl Fault {
         }
     }
 
-    /// Whether the node's process ends by it, or may: Arti does not get over every write that failed.
+    /// Whether the node's process ends, or may end: Arti does not survive every failed write.
     fn ends_process(self) -> bool {
         matches!(self, Self::Kill | Self::Restart | Self::FullDisk)
     }
 
-    /// Whether nobody is told: connections stay, nothing answers.
+    /// Whether peers do not notice at once: connections stay up, but nothing answers.
     fn is_silent(self) -> bool {
         matches!(self, Self::Freeze | Self::Cut)
     }
@@ -65,54 +68,54 @@ impl Fault {
     }
 }
 
-/// What the driver plays with, and how far it goes.
+/// What the driver may let fail, and how much of it.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Nodes that can publish; they come first.
+    /// Number of nodes that can publish; they come first.
     pub publishers: usize,
-    /// All nodes.
+    /// Number of all nodes.
     pub nodes: usize,
-    /// Relays that are no authorities.
+    /// Number of relays that are not authorities.
     pub relays: usize,
-    /// Directory authorities.
+    /// Number of directory authorities.
     pub authorities: usize,
-    /// Nodes that may fail or recover at once.
+    /// Maximum number of nodes that fail or recover at once.
     pub most_nodes: usize,
-    /// Of these, how many silently: frozen or cut off.
+    /// Maximum number of nodes that are silent (frozen or cut off) at once.
     pub most_silent: usize,
-    /// Relays that may be dead at once.
+    /// Maximum number of relays that are dead at once.
     pub most_relays: usize,
-    /// Whether disks can be filled here.
+    /// Whether disks can be filled on this machine.
     pub disks: bool,
-    /// When the calm begins.
+    /// When the calm begins, since the start.
     pub calm: Duration,
 }
 
-/// What the driver is told.
+/// The driver's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Time has passed.
     Tick,
-    /// A node has been seen to be whole.
+    /// A node has been observed to be whole.
     Whole(usize),
-    /// A node has failed without the driver's doing.
+    /// A node has failed without a fault of the driver.
     Failed(usize),
 }
 
-/// What is to be done.
+/// What the caller must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// A fault befalls a node.
+    /// Begin this fault at this node.
     Begin(usize, Fault),
-    /// The fault ends.
+    /// End this fault at this node.
     End(usize, Fault),
-    /// A relay is killed, counted without authorities.
+    /// Kill this relay; the number does not count authorities.
     KillRelay(usize),
-    /// It is run again.
+    /// Start this relay again.
     ReviveRelay(usize),
-    /// An authority is killed.
+    /// Kill this authority.
     KillAuthority(usize),
-    /// It is run again.
+    /// Start this authority again.
     ReviveAuthority(usize),
 }
 
@@ -123,14 +126,14 @@ enum Condition {
     Recovering,
 }
 
-/// The driver.
+/// Decides, from a seed, which fault begins and ends when.
 #[derive(Debug)]
 pub struct Driver {
     rules: Rules,
     dice: Dice,
     witness: usize,
     nodes: Vec<Condition>,
-    /// When each dead relay, and each dead authority, comes back.
+    /// When each dead relay, and each dead authority, comes back; `None` while it runs.
     relays: Vec<Option<Duration>>,
     authorities: Vec<Option<Duration>>,
     next_node: Duration,
@@ -138,7 +141,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// A driver for nodes that are all whole at the time 0.
+    /// A driver for nodes that are all whole at time 0.
     pub fn new(rules: Rules, seed: u64) -> Self {
         let mut dice = Dice(seed);
         let witness = dice.below(rules.nodes);
@@ -149,12 +152,12 @@ impl Driver {
         Self { rules, dice, witness, nodes, relays, authorities, next_node, next_relay }
     }
 
-    /// The node whose process lives through everything.
+    /// The node whose process the driver never ends.
     pub fn witness(&self) -> usize {
         self.witness
     }
 
-    /// The fault that a node suffers from at present.
+    /// The fault from which a node suffers now.
     pub fn fault(&self, node: usize) -> Option<Fault> {
         match self.nodes.get(node)? {
             Condition::Failing { fault, .. } => Some(*fault),
@@ -167,13 +170,13 @@ impl Driver {
         matches!(self.nodes.get(node), Some(Condition::Whole { .. }))
     }
 
-    /// Whether everything is: all nodes, all relays.
+    /// Whether all nodes, relays and authorities are whole.
     pub fn is_all_whole(&self) -> bool {
         let relays = self.relays.iter().chain(&self.authorities);
         (0..self.nodes.len()).all(|node| self.is_whole(node)) && relays.flatten().next().is_none()
     }
 
-    /// Takes in what happened by `now`, and says what is to be done.
+    /// Processes an event that has happened by `now`, and returns what the caller must do.
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         match event {
             Event::Tick => {}
@@ -207,7 +210,7 @@ impl Driver {
         actions
     }
 
-    /// What ends by now; in the calm, everything.
+    /// The faults that end by `now`; in the calm, all of them.
     fn ends(&mut self, now: Duration, calm: bool) -> Vec<Action> {
         let mut actions = Vec::new();
         for (node, condition) in self.nodes.iter_mut().enumerate() {
@@ -262,7 +265,7 @@ impl Driver {
     fn befall_relay(&mut self, now: Duration) -> Option<Action> {
         let until = Some(now + self.dice.seconds(&(10..90)));
         let dead = |relays: &[Option<Duration>]| relays.iter().flatten().count();
-        // As often as it is their turn by number.
+        // Each relay and each authority is drawn with the same probability.
         let drawn = self.dice.below(self.relays.len() + self.authorities.len());
         match drawn.checked_sub(self.relays.len()) {
             None if self.relays[drawn].is_none() && dead(&self.relays) < self.rules.most_relays => {
@@ -280,7 +283,7 @@ impl Driver {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014): the same rolls on every machine, from one number.
+/// SplitMix64 (Steele, Lea and Flood, 2014): the same numbers on every machine for one seed.
 #[derive(Debug)]
 pub(super) struct Dice(pub(super) u64);
 
@@ -293,12 +296,12 @@ impl Dice {
         mixed ^ (mixed >> 31)
     }
 
-    /// Less than `bound`, which is not 0.
+    /// A number below `bound`, which must not be 0.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.roll() % bound.max(1) as u64).unwrap_or(0)
     }
 
-    /// So many seconds, to the millisecond.
+    /// A duration in a range of seconds, in steps of a millisecond.
     pub(super) fn seconds(&mut self, range: &std::ops::Range<u64>) -> Duration {
         let width = (range.end - range.start).max(1) * 1000;
         Duration::from_millis(range.start * 1000 + self.roll() % width)
@@ -327,7 +330,8 @@ mod tests {
         }
     }
 
-    /// Plays a driver with nodes that are whole again 7 s after their fault has ended; what it did, with times.
+    /// Plays a driver whose nodes are whole again 7 s after their fault has ended. Returns its
+    /// actions, with their times.
     fn play(seed: u64, mut look: impl FnMut(&Driver, Duration)) -> Vec<(Duration, Action)> {
         let mut driver = Driver::new(rules(), seed);
         let (mut done, mut whole_at) = (Vec::new(), Vec::new());

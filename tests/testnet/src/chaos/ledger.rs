@@ -1,9 +1,10 @@
-//! What each visitor got, and what follows from it: failures by cause, and outages.
+//! The ledger records what each visitor got, and derives from it failures by cause, and outages.
 //!
-//! An *outage* of a client lasts from the beginning of its first visit that was not served until an answer came: a slow
-//! answer counts too, from its request on. The longest one is what the worst-off person has waited. What a client spent
-//! on directories that had died is told apart: it depends on Tor alone. The *service's* outage is the longest time in
-//! which nobody at all got an answer.
+//! An *outage* of a client lasts from the start of its first visit that was not served until an
+//! answer came. A slow answer counts too, from its request on. The longest outage is the longest
+//! wait of any client. The time that a client spent waiting for dead directories is also counted
+//! separately, because it depends on Tor alone. The *service's* outage is the longest time in which
+//! no client got an answer.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -23,24 +24,24 @@ pub enum Cause {
     DeadDirectory,
     /// The client could not read the descriptor.
     BadDescriptor,
-    /// No introduction point took the request.
+    /// No introduction point accepted the request.
     Introduction,
     /// Introduction points did not answer in time.
     IntroductionTimeout,
     /// The service did not come to the rendezvous.
     Rendezvous,
-    /// Tor gave the stream up for another reason.
+    /// Tor refused the stream for another reason.
     Stream,
-    /// No answer within the visitor's patience.
+    /// No answer came within the visitor's patience.
     Timeout,
-    /// The stream was there and broke off.
+    /// The stream was connected and broke off.
     BrokenOff,
-    /// Somebody else's answer.
+    /// The answer is not the name of one of the nodes.
     WrongBody,
 }
 
 impl Cause {
-    /// Why a request failed.
+    /// The cause of a request's error.
     pub fn of(error: &anyhow::Error) -> Self {
         for part in error.chain() {
             if let Some(Refusal(code)) = part.downcast_ref() {
@@ -62,7 +63,7 @@ impl Cause {
         Self::BrokenOff
     }
 
-    /// In words.
+    /// The name of the cause in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::NoDescriptor => "no descriptor",
@@ -82,24 +83,24 @@ impl Cause {
 /// One request of one visitor.
 #[derive(Clone, Debug, Serialize)]
 pub struct Visit {
-    /// Whose.
+    /// The visitor's name.
     pub visitor: String,
     /// When it began, since the start of the chaos.
     pub begun: Duration,
-    /// When it ended.
+    /// When it ended, since the start of the chaos.
     pub ended: Duration,
-    /// Who served it, or why nobody did.
+    /// The name of the node that served it, or why it failed.
     pub outcome: Result<String, Cause>,
 }
 
 /// A time without an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Outage {
-    /// Who waited; nobody in particular if it is the service's.
+    /// The client that waited; `None` if it is the service's outage.
     pub visitor: Option<String>,
-    /// From when.
+    /// When it began, since the start of the chaos.
     pub from: Duration,
-    /// For how long.
+    /// How long it lasted.
     pub length: Duration,
     /// Whether an answer came at its end.
     pub ended: bool,
@@ -110,7 +111,7 @@ pub struct Outage {
 }
 
 impl Outage {
-    /// How much of it the service has to answer for.
+    /// The part of its length that the service is responsible for.
     pub fn of_service(&self) -> Duration {
         self.length.saturating_sub(self.on_directories)
     }
@@ -126,12 +127,12 @@ impl Ledger {
         self.0.push(visit);
     }
 
-    /// All, in the order in which they ended.
+    /// All visits, in the order in which they ended.
     pub fn visits(&self) -> &[Visit] {
         &self.0
     }
 
-    /// How many failed, by cause.
+    /// How many visits failed, by cause.
     pub fn failures(&self) -> BTreeMap<Cause, usize> {
         let mut counts = BTreeMap::new();
         for cause in self.0.iter().filter_map(|visit| visit.outcome.as_ref().err()) {
@@ -140,7 +141,7 @@ impl Ledger {
         counts
     }
 
-    /// How many each node has served.
+    /// How many visits each node has served.
     pub fn served(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for name in self.0.iter().filter_map(|visit| visit.outcome.as_ref().ok()) {
@@ -149,7 +150,7 @@ impl Ledger {
         counts
     }
 
-    /// How long answers took, sorted.
+    /// How long the visits took that were served, sorted.
     pub fn waits(&self) -> Vec<Duration> {
         let served = self.0.iter().filter(|visit| visit.outcome.is_ok());
         let mut waits: Vec<_> = served.map(|visit| visit.ended.saturating_sub(visit.begun)).collect();
@@ -157,7 +158,8 @@ impl Ledger {
         waits
     }
 
-    /// Each client's times without an answer that it had asked for; first that for which the service has most to answer.
+    /// Each client's times without an answer to a request, beginning with the one whose part in the
+    /// service's responsibility is longest.
     pub fn outages(&self) -> Vec<Outage> {
         let mut of_visitors: BTreeMap<&str, Vec<&Visit>> = BTreeMap::new();
         for visit in &self.0 {
@@ -195,7 +197,7 @@ impl Ledger {
         outages
     }
 
-    /// The longest time in which nobody got an answer, until `end`.
+    /// The longest time until `end` in which no client got an answer.
     pub fn longest_silence(&self, end: Duration) -> Outage {
         let mut answers: Vec<_> =
             self.0.iter().filter(|visit| visit.outcome.is_ok()).map(|visit| visit.ended).collect();

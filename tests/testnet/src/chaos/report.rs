@@ -1,4 +1,4 @@
-//! What came of the chaos: for people, for machines, and held against bounds.
+//! The report of a chaos run, for people and for machines, and the bounds that it must meet.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,140 +9,141 @@ use serde::Serialize;
 use super::ledger::{Cause, Outage, Visit};
 use crate::cluster::Vitals;
 
-/// A life has to be this long for its memory to tell of growth.
+/// Minimum length of a life (one run of a daemon's process) whose memory is checked for growth.
 const LONG_LIFE: Duration = Duration::from_secs(1080);
-/// Warming up, after which the early window begins: a daemon under chaos takes more and more for some ten minutes.
+/// Time after which the early window begins: the memory of a daemon under chaos rises for some ten
+/// minutes after its start.
 const WARM_UP: Duration = Duration::from_secs(600);
-/// The early window, and the late one, are this long.
+/// Length of the early window, and of the late one.
 const WINDOW: Duration = Duration::from_secs(180);
 
-/// What must hold.
+/// The bounds that a report must meet.
 #[derive(Clone, Debug)]
 pub struct Bounds {
-    /// No client waits longer for an answer, waiting for dead directories not counted.
+    /// Maximum time that a client waits for an answer, not counting its waits for dead directories.
     pub outage: Duration,
-    /// From the calm until all is whole.
+    /// Maximum time from the beginning of the calm until everything is whole.
     pub settled: Duration,
-    /// Changes of the time period to be lived through.
+    /// Minimum number of changes of the time period during the run.
     pub period_changes: usize,
-    /// The growth of a long life's memory that is none, as a factor.
+    /// Factor by which memory, file descriptors and threads may grow during a long life.
     pub growth: f64,
-    /// And in bytes, for what is small: KiB.
+    /// Growth of memory, in KiB, that is allowed in addition to the factor.
     pub growth_kib: u64,
 }
 
 /// How long a failed node's introduction points stayed on a directory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Departure {
-    /// The node.
+    /// The node's name.
     pub node: String,
-    /// What befell it.
+    /// The fault of the node.
     pub fault: &'static str,
     /// Whether it was the publisher.
     pub publisher: bool,
-    /// When.
+    /// When it failed, since the start of the chaos.
     pub at: Duration,
-    /// After how long no directory had its points.
+    /// Time until no directory had its points; `None` if the fault ended earlier.
     pub out: Option<Duration>,
-    /// For how long they were watched, if the node came back before they were out.
+    /// How long its points were watched: from the failure until the end of the fault.
     pub watched: Duration,
 }
 
-/// What a daemon took at one moment.
+/// The resources of a daemon at one moment.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sample {
-    /// When.
+    /// Time of the sample, since the start of the chaos.
     pub at: Duration,
-    /// Which node's.
+    /// The node's name.
     pub node: String,
-    /// What.
+    /// The resources that the daemon used.
     #[serde(flatten)]
     pub vitals: Vitals,
 }
 
-/// A process from its first sample to its last.
+/// One run of a daemon's process, from its first sample to its last.
 #[derive(Clone, Debug, Serialize)]
 pub struct Life {
-    /// Which node's.
+    /// The node's name.
     pub node: String,
-    /// When it was first seen.
+    /// Time of its first sample, since the start of the chaos.
     pub from: Duration,
-    /// How long it lived.
+    /// Time from its first sample to its last.
     pub length: Duration,
-    /// Medians of memory in KiB, early and late, if it lived long enough.
+    /// Median memory in KiB, in the early and in the late window; `None` if the life was too short.
     pub rss_kib: Option<(u64, u64)>,
-    /// The same of file descriptors.
+    /// The same for file descriptors.
     pub files: Option<(u64, u64)>,
-    /// The same of threads.
+    /// The same for threads.
     pub threads: Option<(u64, u64)>,
 }
 
-/// Everything.
+/// The results of a run.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Draws the faults.
+    /// The seed from which the faults were drawn.
     pub seed: u64,
     /// How long the chaos lasted.
     pub lasted: Duration,
-    /// The machine's load (over one minute): the least, the median and the most.
+    /// The machine's load average over one minute: minimum, median and maximum.
     pub load: (f64, f64, f64),
-    /// What could not be done here, and why.
+    /// What was skipped on this machine, and why.
     pub skipped: Vec<String>,
-    /// The node whose process lived through all.
+    /// The name of the node whose process the driver never ended.
     pub witness: String,
-    /// Faults of nodes, relays and authorities, by kind.
+    /// Number of faults of nodes, relays and authorities, by kind.
     pub faults: BTreeMap<&'static str, usize>,
-    /// Requests of all visitors.
+    /// Number of requests of all visitors.
     pub requests: usize,
-    /// How many failed, by cause.
+    /// Number of requests that failed, by cause.
     pub failures: BTreeMap<Cause, usize>,
-    /// How long answers took: median, 95 and 99 of a hundred, the longest.
+    /// Durations of the requests that were served: median, 95th and 99th percentile, maximum.
     pub waits: Vec<Duration>,
-    /// How many each node has served.
+    /// Number of requests that each node has served.
     pub served: BTreeMap<String, usize>,
-    /// Newcomers, and those whose Tor client did not start.
+    /// Number of newcomers, and of those whose Tor client did not start.
     pub newcomers: (usize, usize),
-    /// The longest times a client was without an answer.
+    /// The longest times in which a client got no answer.
     pub outages: Vec<Outage>,
-    /// The longest time in which nobody got one.
+    /// The longest time in which no client got an answer.
     pub silence: Option<Outage>,
     /// The visits that failed.
     pub failed: Vec<Visit>,
-    /// How long failed nodes stayed published.
+    /// How long the introduction points of failed nodes stayed published.
     pub departures: Vec<Departure>,
-    /// Descriptors that directories have taken.
+    /// Number of descriptors that directories have accepted.
     pub uploads: usize,
-    /// Uploads that failed, and those that were refused.
+    /// Number of uploads that failed, and of those that were refused.
     pub uploads_failed: (usize, usize),
     /// The time periods that were published.
     pub periods: Vec<u64>,
-    /// How often the lease moved.
+    /// The terms of the lease, sorted.
     pub terms: Vec<u64>,
-    /// Starts of daemons, the first ones included.
+    /// Number of starts of daemons, including the first start of each.
     pub starts: usize,
-    /// Daemons that ended though nobody had asked them: what they said last.
+    /// Daemons that ended without being asked to, each with the last line that it logged.
     pub ended: Vec<String>,
-    /// Those of them that ended for their full disk, and said so.
+    /// Number of those that ended because their disk was full, and said so.
     pub ended_for_disk: usize,
     /// Panics in logs.
     pub panics: Vec<String>,
-    /// Warnings and errors in logs, without their details, and how often.
+    /// Warnings and errors in logs, without their details, and how often each occurred.
     pub complaints: BTreeMap<String, usize>,
     /// Secrets in logs.
     pub secrets: Vec<String>,
-    /// State that was lost or fell.
+    /// State that was lost or went backwards, such as terms and revisions.
     pub lost: Vec<String>,
-    /// From the calm until all was whole, or what was missing.
+    /// Time from the beginning of the calm until everything was whole, or what was still missing.
     pub settled: Option<Result<Duration, String>>,
-    /// The last news in the log of each node, if not all became whole.
+    /// The last log lines of each node, if not everything became whole.
     pub last_news: BTreeMap<String, Vec<String>>,
-    /// What was done when.
+    /// What was done, and when.
     pub timeline: Vec<(Duration, String)>,
     /// Memory, file descriptors and threads over time.
     pub samples: Vec<Sample>,
 }
 
-/// The value below which a share of all sorted ones are.
+/// The value below which `share` of all sorted values are.
 fn quantile<T: Copy>(sorted: &[T], share: f64) -> Option<T> {
     let index = (sorted.len() as f64 * share) as usize;
     sorted.get(index.min(sorted.len().checked_sub(1)?)).copied()
@@ -155,12 +156,12 @@ fn median<T: Copy + Ord>(values: impl Iterator<Item = T>) -> Option<T> {
 }
 
 impl Report {
-    /// Takes what matters of sorted waits.
+    /// Sets the quantiles of `waits` from sorted durations.
     pub fn set_waits(&mut self, sorted: &[Duration]) {
         self.waits = [0.5, 0.95, 0.99, 1.0].iter().filter_map(|share| quantile(sorted, *share)).collect();
     }
 
-    /// The processes, the longest lives first.
+    /// The lives of all processes, the longest first.
     pub fn lives(&self) -> Vec<Life> {
         let mut by_process: BTreeMap<(&str, i32), Vec<&Sample>> = BTreeMap::new();
         for sample in &self.samples {
@@ -171,7 +172,8 @@ impl Report {
         lives
     }
 
-    /// How long points of the killed stayed, sorted; those who came back earlier are left out.
+    /// How long the points of nodes with this fault stayed published, sorted. Nodes that came back
+    /// earlier are left out.
     fn stayed(&self, fault: &str) -> Vec<Duration> {
         let of_kind = self.departures.iter().filter(|departure| departure.fault == fault);
         let mut stayed: Vec<_> = of_kind.filter_map(|departure| departure.out).collect();
@@ -179,11 +181,11 @@ impl Report {
         stayed
     }
 
-    /// What does not hold, each in a sentence.
+    /// The bounds that are not met, each in a sentence.
     pub fn missed(&self, bounds: &Bounds) -> Vec<String> {
         let mut missed = Vec::new();
         for outage in self.outages.iter().chain(&self.silence).filter(|outage| outage.of_service() > bounds.outage) {
-            let who = outage.visitor.as_deref().unwrap_or("everybody");
+            let who = outage.visitor.as_deref().unwrap_or("the service");
             let ended = if outage.ended { "" } else { ", without an end" };
             missed.push(format!(
                 "{who} was without an answer for {:.1} s from {:.1} s on{ended}, longer than {:.0} s",
@@ -192,7 +194,8 @@ impl Report {
                 bounds.outage.as_secs_f64()
             ));
         }
-        let each = [("ended by itself", &self.ended), ("panicked", &self.panics), ("a secret is told", &self.secrets)];
+        let each =
+            [("ended by itself", &self.ended), ("panicked", &self.panics), ("a secret was logged", &self.secrets)];
         for (what, found) in each.into_iter().chain([("state was lost", &self.lost)]) {
             missed.extend(found.iter().map(|one| format!("{what}: {one}")));
         }
@@ -200,7 +203,7 @@ impl Report {
             None => missed.push("the calm was not reached".into()),
             Some(Err(missing)) => missed.push(format!("not whole again: {missing}")),
             Some(Ok(took)) if *took > bounds.settled => {
-                missed.push(format!("whole again after {took:?} only, longer than {:?}", bounds.settled));
+                missed.push(format!("whole again only after {took:?}, longer than {:?}", bounds.settled));
             }
             Some(Ok(_)) => {}
         }
@@ -221,7 +224,7 @@ impl Report {
         missed
     }
 
-    /// For people.
+    /// The report as text, for people.
     pub fn text(&self) -> String {
         let mut text = String::new();
         let seconds = |duration: &Duration| format!("{:.1}", duration.as_secs_f64());
@@ -336,7 +339,7 @@ fn counts(counts: impl Iterator<Item = (String, usize)>) -> String {
     if all.is_empty() { "none".into() } else { all.join(", ") }
 }
 
-/// A process by its samples, which are in order.
+/// The life of a process, from its samples, which are in the order of time.
 fn life(samples: &[&Sample]) -> Option<Life> {
     let (first, last) = (samples.first()?, samples.last()?);
     let length = last.at.saturating_sub(first.at);
@@ -374,7 +377,7 @@ mod tests {
         Report { settled: Some(Ok(Duration::from_secs(9))), periods: vec![7], ..Report::default() }
     }
 
-    /// A life whose memory is as `rss_kib` says, with a sample every ten seconds.
+    /// A report with one life whose memory follows `rss_kib`, with a sample every ten seconds.
     fn lived(rss_kib: impl Fn(u64) -> u64, seconds: u64) -> Report {
         let sample = |at: u64| Sample {
             at: Duration::from_secs(at),
@@ -423,7 +426,7 @@ mod tests {
         assert_eq!(warms_up.missed(&BOUNDS), Vec::<String>::new());
         let leaks = lived(|at| 40_000 + at * 30, 1200);
         assert_eq!(leaks.missed(&BOUNDS).len(), 1);
-        // A short life tells nothing.
+        // The memory of a short life is not checked.
         assert_eq!(lived(|at| 40_000 + at * 30, 1000).missed(&BOUNDS), Vec::<String>::new());
     }
 }

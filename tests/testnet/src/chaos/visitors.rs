@@ -1,8 +1,10 @@
-//! Visitors: stock clients that ask for the service all the while, and the ledger of what they got.
+//! Visitors are stock clients that keep requesting the service; a ledger records what they got.
 //!
-//! *Regulars* keep one Tor client, with all that it remembers (descriptors, introduction points that failed), and come
-//! on new circuits each time. *Newcomers* start one that knows no descriptor and has no guards, every fifth not even the
-//! network's directory; they try until they are served. Nobody waits longer than [`PATIENCE`] before trying again.
+//! *Regulars* keep one Tor client with everything that it remembers (descriptors, introduction
+//! points that failed), and use new circuits for each visit. A *newcomer* starts a Tor client that
+//! knows no descriptor and has no guards; every fifth one lacks even the network's directory
+//! documents. It tries until it is served, for three minutes at most. No visitor waits longer than
+//! [`PATIENCE`] before it tries again.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -15,24 +17,25 @@ use super::ledger::{Cause, Ledger, Visit};
 use crate::client::{Client, Warmth};
 use crate::network::Network;
 
-/// How long a person looks at an empty page before trying again.
+/// How long a visitor waits for an answer, as a person would, before it tries again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two visits of one visitor.
+/// Pause between two visits of one visitor.
 const PAUSE: Duration = Duration::from_millis(1500);
-/// How long a regular keeps a circuit. With tor's ten minutes the memory of a node would rise for ten minutes after each
-/// of its restarts, for the circuits alone.
+/// How long a regular uses a circuit. With tor's ten minutes, the circuits alone would let the
+/// memory of a node rise for ten minutes after each of its restarts.
 const DIRTINESS: Duration = Duration::from_secs(60);
 /// How long a newcomer tries.
 const PERSISTENCE: Duration = Duration::from_secs(180);
-/// How many newcomers come with the network's directory, for each without.
+/// Number of newcomers with the network's directory documents, for each newcomer without.
 const WARM: usize = 4;
 
-/// The visitors of one service. Each of the two kinds is a method that runs until [`Visitors::dismiss`].
+/// The visitors of one service. [`Visitors::regular`] and [`Visitors::newcomers`] each run until
+/// [`Visitors::dismiss`].
 #[derive(Debug)]
 pub struct Visitors<'n> {
     network: &'n Network,
     url: String,
-    /// What answers are to be expected.
+    /// The expected answers: the names of the nodes.
     names: Vec<String>,
     started: Instant,
     ledger: Mutex<Ledger>,
@@ -41,7 +44,7 @@ pub struct Visitors<'n> {
     dismissed: AtomicBool,
 }
 
-/// A visitor's Tor.
+/// A visitor's Tor client, and the directories that it asks.
 struct Caller {
     client: Client,
     directories: Directories,
@@ -55,7 +58,8 @@ impl Caller {
 }
 
 impl<'n> Visitors<'n> {
-    /// Those of an onion address whose sites answer one of these names. `started` is the time 0 of their visits.
+    /// The visitors of an onion address whose sites answer one of `names`. The times of their
+    /// visits count from `started`.
     pub fn new(network: &'n Network, onion: &str, names: &[&str], started: Instant) -> Self {
         Self {
             network,
@@ -69,7 +73,8 @@ impl<'n> Visitors<'n> {
         }
     }
 
-    /// A regular: visits until dismissed. An error means that its Tor client could not be started.
+    /// Runs a regular until it is dismissed. An error means that its Tor client could not be
+    /// started.
     pub fn regular(&self, name: &str) -> Result<()> {
         let mut caller = Caller::new(self.network.brief_client(name, Warmth::Warm, DIRTINESS)?)?;
         let mut count = 0_usize;
@@ -81,12 +86,12 @@ impl<'n> Visitors<'n> {
         Ok(())
     }
 
-    /// Newcomers, one after the other, until dismissed.
+    /// Runs newcomers, one after the other, until they are dismissed.
     pub fn newcomers(&self) {
         while !self.is_dismissed() {
             let number = self.newcomers.fetch_add(1, Ordering::Relaxed) + 1;
             let warmth = if number.is_multiple_of(WARM + 1) { Warmth::Fresh } else { Warmth::Warm };
-            // One whose Tor does not even reach the network says nothing about the service.
+            // A newcomer whose Tor does not even reach the network says nothing about the service.
             match self.network.client("newcomer", warmth).and_then(Caller::new) {
                 Ok(mut caller) => self.newcomer(&mut caller, &format!("newcomer {number}")),
                 Err(_) => _ = self.not_started.fetch_add(1, Ordering::Relaxed),
@@ -107,7 +112,7 @@ impl<'n> Visitors<'n> {
         }
     }
 
-    /// One visit, on circuits of its own; whether it was served.
+    /// Makes one visit, on circuits of its own. Returns whether it was served.
     fn visit(&self, caller: &mut Caller, visitor: &str, circuits: &str) -> bool {
         let begun = self.started.elapsed();
         let answer = caller.client.get_isolated(circuits, &self.url, PATIENCE);
@@ -125,13 +130,13 @@ impl<'n> Visitors<'n> {
         served
     }
 
-    /// Whether a directory that a client says to wait for has died.
+    /// Whether the directory that a client waits for has died.
     fn is_dead(&self, awaited: Result<Option<&str>>) -> bool {
         let Ok(Some(awaited)) = awaited else { return false };
         self.network.relays().iter().any(|relay| relay.rsa_fingerprint == awaited && !relay.is_running())
     }
 
-    /// Lets all go after the visit they are at.
+    /// Dismisses all visitors; each ends after its present visit.
     pub fn dismiss(&self) {
         self.dismissed.store(true, Ordering::SeqCst);
     }
@@ -144,12 +149,12 @@ impl<'n> Visitors<'n> {
         self.ledger.lock()
     }
 
-    /// Looks at the ledger.
+    /// Calls `look` with the ledger.
     pub fn look<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
         look(&self.lock())
     }
 
-    /// How many newcomers have come, and how many of them had a Tor client that did not start.
+    /// The number of newcomers so far, and how many of them had a Tor client that did not start.
     pub fn newcomers_so_far(&self) -> (usize, usize) {
         (self.newcomers.load(Ordering::Relaxed), self.not_started.load(Ordering::Relaxed))
     }

@@ -1,7 +1,8 @@
-//! A small disk of its own for a node's state, which can be filled.
+//! A small disk of a node's own for its state, which tests can fill.
 //!
-//! A `tmpfs` mounted on the state directory; that needs root, or the root of a user namespace (`unshare -rm`). It goes
-//! with the node; should the harness be killed, the reaper unmounts whatever is mounted below the network's folder.
+//! It is a `tmpfs` mounted on the state directory, which requires root, or the root of a user
+//! namespace (`unshare -rm`). It is unmounted with the node. If the harness is killed, the reaper
+//! unmounts everything that is mounted below the network's folder.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -10,17 +11,18 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-/// Its size: room for the state and for Arti's, many times over.
+/// Size of the disk: many times that of the state and of Arti's files together.
 const SIZE: &str = "48m";
-/// The file that takes the rest of it.
+/// The file that fills the rest of the disk.
 const BALLAST: &str = "ballast";
 
-/// A node's disk; dropped, it is unmounted and its content is gone.
+/// A node's disk. Dropping it unmounts it and discards its contents.
 #[derive(Debug)]
 pub(super) struct Disk(PathBuf);
 
 impl Disk {
-    /// Moves what is in `state` to a new disk, mounted there. The error says why not; then all is as it was.
+    /// Moves the contents of `state` to a new disk, mounted there. If the disk cannot be mounted,
+    /// nothing has changed.
     pub(super) fn mount(state: &Path) -> Result<Self> {
         let aside = state.with_extension("aside");
         fs::rename(state, &aside).with_context(|| format!("cannot move {}", state.display()))?;
@@ -40,7 +42,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Fills it to the last byte.
+    /// Fills the disk to the last byte.
     pub(super) fn fill(&self) -> Result<()> {
         let mut ballast = File::create(self.0.join(BALLAST))?;
         for chunk in [vec![0; 1 << 16], vec![0; 1]] {
@@ -55,7 +57,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes room again.
+    /// Removes the file that fills the disk.
     pub(super) fn clear(&self) -> Result<()> {
         match fs::remove_file(self.0.join(BALLAST)) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("cannot clear the disk"),
@@ -70,7 +72,7 @@ impl Drop for Disk {
     }
 }
 
-/// Unmounts all that is mounted below a folder, in canonical form.
+/// Unmounts everything that is mounted below a folder, whose path must be canonical.
 pub(crate) fn unmount_below(folder: &Path) {
     let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return };
     for place in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
@@ -81,7 +83,7 @@ pub(crate) fn unmount_below(folder: &Path) {
     }
 }
 
-/// Lazily: a process that is ending may still have files open.
+/// Unmounts lazily, because a process that is ending may still have files open.
 fn unmount(place: &Path) {
     let _ = run(Command::new("umount").arg("--lazy").arg(place));
 }

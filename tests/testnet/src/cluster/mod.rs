@@ -1,7 +1,8 @@
-//! Real `rustbalance` daemons on the network: what the network tests, the demo and the benchmark drive.
+//! Real `rustbalance` daemons on the network, for the network tests, the demo and the benchmark.
 //!
-//! A [`Cluster`] holds [`Node`]s, each a daemon with its own state directory and its own [`Site`], which answers the
-//! node's name, so that one sees who has served. Everything goes through the command line, as an operator's would.
+//! A [`Cluster`] holds [`Node`]s. Each node is a daemon with its own state directory and its own
+//! [`Site`], which answers the node's name, so that an answer shows which node served it. The
+//! harness controls daemons through the command line, as an operator does.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,18 +29,18 @@ mod node;
 mod status;
 mod vitals;
 
-/// How long `init` may take: it makes keys, and asks nobody.
+/// How long `init` may take: it makes keys, and sends nothing over the network.
 const INIT_PATIENCE: Duration = Duration::from_secs(30);
-/// How long `join` may take: it boots a Tor client and talks to the cluster.
+/// How long `join` may take: it starts a Tor client and talks to the cluster.
 pub const JOIN_PATIENCE: Duration = Duration::from_secs(300);
 /// How long one fetch may take.
 pub const FETCH_PATIENCE: Duration = Duration::from_secs(60);
-/// How long nodes may take to be published.
+/// How long it may take until all nodes are in the descriptor on every directory.
 const SERVED_PATIENCE: Duration = Duration::from_secs(240);
-/// No filters: the daemons' own at their most talkative.
+/// No log filters: the daemons' own at `-vv` apply.
 const LOG: &str = "";
 
-/// Some nodes with one master address; dropped, all are killed.
+/// Nodes that serve one onion address. Dropping the cluster kills all its daemons.
 #[derive(Debug)]
 pub struct Cluster<'n> {
     network: &'n Network,
@@ -54,7 +55,8 @@ impl<'n> Cluster<'n> {
         Self::logging(network, binary, LOG)
     }
 
-    /// Like [`Cluster::new`], with filters for the daemons' logs in the form of `tracing`; if empty, they choose.
+    /// Like [`Cluster::new`], with filters for the daemons' logs in the syntax of `tracing`; if
+    /// they are empty, those of `-vv` apply.
     pub fn logging(network: &'n Network, binary: impl AsRef<Path>, filters: &str) -> Result<Self> {
         let binary = std::fs::canonicalize(binary.as_ref())
             .with_context(|| format!("there is no {}; build it first", binary.as_ref().display()))?;
@@ -70,14 +72,16 @@ impl<'n> Cluster<'n> {
         Ok(Self { network, common: Arc::new(common), nodes: Mutex::default(), master: Mutex::default() })
     }
 
-    /// The same cluster, with each node's Tor client behind a cable that can be cut. Before any node is made.
+    /// Puts each node's Tor client behind a cable that can be cut. To be called before any node is
+    /// made.
     pub fn cabled(mut self) -> Self {
         Arc::make_mut(&mut self.common).cabled = true;
         self
     }
 
-    /// The same cluster, with all its daemons and commands in a network namespace, from which they
-    /// reach the relays' ports for Tor and their own sites. Before any node is made.
+    /// Puts all daemons and commands into a network namespace, from which they reach only their own
+    /// sites and the ports on which relays accept connections. To be called before any node is
+    /// made.
     pub fn within(mut self, namespace: &Arc<Namespace>) -> Result<Self> {
         for relay in self.network.relays() {
             namespace.forward(relay.or_port)?;
@@ -86,23 +90,23 @@ impl<'n> Cluster<'n> {
         Ok(self)
     }
 
-    /// The network it lives on.
+    /// The network on which the cluster runs.
     pub fn network(&self) -> &'n Network {
         self.network
     }
 
-    /// Makes the first node with `init`; it isn't run yet.
+    /// Makes the first node with `init`, without running it.
     pub fn init(&self, name: &str) -> Result<Arc<Node>> {
         self.found(name, &[])
     }
 
-    /// Makes the first node with `init --import-key`: of the address whose key is in `key`, a file
-    /// or C tor's folder; it isn't run yet.
+    /// Makes the first node with `init --import-key`, without running it. `key` holds the address's
+    /// key: a file, or C tor's folder.
     pub fn import(&self, name: &str, key: &Path) -> Result<Arc<Node>> {
         self.found(name, &["--import-key", &key.to_string_lossy()])
     }
 
-    /// Makes the first node with `init` and these further options.
+    /// Makes the first node with `init` and further options.
     fn found(&self, name: &str, options: &[&str]) -> Result<Arc<Node>> {
         let node = self.vacant(name)?;
         let target = node.site().addr().to_string();
@@ -114,7 +118,8 @@ impl<'n> Cluster<'n> {
         Ok(node)
     }
 
-    /// Makes a node that has not joined anything, with its site; not even its state directory exists.
+    /// Makes a node with its site. It has not joined anything, and its state directory does not
+    /// exist.
     pub fn vacant(&self, name: &str) -> Result<Arc<Node>> {
         let site = Site::start(name)?;
         if let Some(namespace) = &self.common.namespace {
@@ -134,25 +139,26 @@ impl<'n> Cluster<'n> {
         node.command(&words, &format!("{}\n", token.0), JOIN_PATIENCE)
     }
 
-    /// Makes another node and has it join; it isn't run yet.
+    /// Makes another node and lets it join, without running it.
     pub fn join(&self, name: &str, token: &Token) -> Result<Arc<Node>> {
         let node = self.vacant(name)?;
         self.try_join(&node, token)?.ok("join").with_context(|| self.diagnosis())?;
         Ok(node)
     }
 
-    /// A running cluster: the first node, a second publisher, and workers for the other names. Returns once every node
-    /// is in the descriptor and that is on every directory.
+    /// Starts a cluster: the first two nodes are publishers, all others workers. Returns once every
+    /// node is in the descriptor on every directory.
     pub fn start(network: &'n Network, binary: impl AsRef<Path>, names: &[&str]) -> Result<(Self, Vec<Arc<Node>>)> {
         let cluster = Self::new(network, binary)?;
         let nodes = cluster.grow(names, &["publisher", "publisher", "worker"])?;
         Ok((cluster, nodes))
     }
 
-    /// What [`Cluster::start`] does, with a role for each name; the last role is for all further names.
+    /// Like [`Cluster::start`], with a role for each name; the last role is also that of all
+    /// further names.
     pub fn grow(&self, names: &[&str], roles: &[&str]) -> Result<Vec<Arc<Node>>> {
         let (Some((first, rest)), Some(last_role)) = (names.split_first(), roles.last()) else {
-            bail!("a cluster wants at least one name and one role");
+            bail!("a cluster needs at least one name and one role");
         };
         let mut nodes = vec![self.init(first)?];
         nodes[0].run()?;
@@ -165,14 +171,15 @@ impl<'n> Cluster<'n> {
         Ok(nodes)
     }
 
-    /// Has a new node join by an invitation of `host`, and runs it.
+    /// Lets a new node join by an invitation from `host`, and runs it.
     pub fn add(&self, host: &Node, name: &str, role: &str) -> Result<Arc<Node>> {
         let node = self.join(name, &host.invite(role, 1, "1h")?)?;
         node.run()?;
         Ok(node)
     }
 
-    /// Waits until all these nodes are in the descriptor, and that is on every directory, as each of them knows.
+    /// Waits until each of these nodes knows that they are all in the descriptor on every
+    /// directory.
     pub fn await_served(&self, nodes: &[Arc<Node>]) -> Result<()> {
         self.wait_until("every node is published", SERVED_PATIENCE, || {
             for node in nodes {
@@ -180,30 +187,31 @@ impl<'n> Cluster<'n> {
                 for other in nodes {
                     let own = other.status()?;
                     if status.published_of(&own.node) == 0 {
-                        bail!("{} does not know {} as published", node.name(), other.name());
+                        bail!("{} does not know that {} is published", node.name(), other.name());
                     }
                 }
                 if !status.is_confirmed() {
-                    bail!("{} does not know every directory to hold the newest descriptor", node.name());
+                    bail!("{} does not know that every directory holds the newest descriptor", node.name());
                 }
             }
             Ok(())
         })
     }
 
-    /// The master address, `.onion` included.
+    /// The onion address that the cluster serves, `.onion` included.
     pub fn onion(&self) -> Result<String> {
         let master = self.master.lock();
         master.clone().context("the cluster has no address yet; call init")
     }
 
-    /// Fetches `/` from the master address with a new stock client that knows no descriptor and has no circuits. Returns
-    /// the name of the node that served, and the time from its request to the answer.
+    /// Fetches `/` from the cluster's address with a new stock client that knows no descriptor and
+    /// has no circuits. Returns the name of the node that served, and the time from the request to
+    /// the answer.
     pub fn fetch(&self) -> Result<(String, Duration)> {
         self.fetch_as(Warmth::Warm)
     }
 
-    /// Like [`Cluster::fetch`], with a client as warm or fresh as asked for.
+    /// Like [`Cluster::fetch`], with a client of the given warmth.
     pub fn fetch_as(&self, warmth: Warmth) -> Result<(String, Duration)> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("visitor{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -215,8 +223,8 @@ impl<'n> Cluster<'n> {
         Ok((answer.text(), answer.elapsed))
     }
 
-    /// Polls until `check` succeeds; its errors say what is still missing. The failure tells the last of them, and the
-    /// state of every node.
+    /// Polls until `check` succeeds; its errors say what is still missing. On a timeout the error
+    /// has the last of them and the state of every node.
     pub fn wait_until<T>(&self, what: &str, limit: Duration, mut check: impl FnMut() -> Result<T>) -> Result<T> {
         let started = Instant::now();
         loop {
@@ -231,7 +239,8 @@ impl<'n> Cluster<'n> {
         }
     }
 
-    /// Saves the nodes' logs from the removal of the network's folder, as is done when a test panics.
+    /// Copies the nodes' logs to cargo's target folder before the network's folder is removed. A
+    /// panic of a test has the same effect.
     pub fn keep_logs(&self) {
         let Some(folder) = crate::options::target_folder() else { return };
         for node in self.nodes.lock().iter() {
@@ -243,7 +252,7 @@ impl<'n> Cluster<'n> {
         }
     }
 
-    /// The state of every node, for a failure's message.
+    /// The state of every node, for error messages.
     pub fn diagnosis(&self) -> String {
         let nodes = self.nodes.lock().clone();
         nodes.iter().map(|node| node.diagnosis()).collect::<Vec<_>>().join("\n")

@@ -24,13 +24,13 @@ use crate::site::Site;
 
 /// How long a short command may take.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(20);
-/// The file in a node's folder with what its daemon has said, over all its runs.
+/// The file in a node's folder with the output of its daemon, over all its runs.
 const LOG: &str = "log";
-/// The file in a node's folder with what the other commands have said.
+/// The file in a node's folder with the output of its other commands.
 const TRANSCRIPT: &str = "transcript";
 
-/// Has a daemon leave its memory readable for others of its user: for its vitals, and for tests
-/// that look for secrets.
+/// Lets other processes of the same user read the daemon's memory: for its vitals, and for tests
+/// that search it for secrets.
 const READABLE: &str = "RUSTBALANCE_READABLE_MEMORY=1";
 
 /// What the nodes of a cluster have in common.
@@ -42,14 +42,15 @@ pub(super) struct Common {
     pub(super) arti: PathBuf,
     /// Whether each node's Tor client is behind a cable that can be cut.
     pub(super) cabled: bool,
-    /// The network namespace in which all runs; `None` for the host's.
+    /// The network namespace in which everything runs; `None` for the host's.
     pub(super) namespace: Option<Arc<Namespace>>,
-    /// Filters for the daemons' logs, in the form of `tracing`; empty for those of `-vv`.
+    /// Filters for the daemons' logs in the syntax of `tracing`; if empty, those of `-vv` apply.
     pub(super) log: String,
 }
 
 impl Common {
-    /// The command that enters the namespace, before the one to run there; nothing for the host's.
+    /// The command that enters the namespace, to be put before another command. Empty for the
+    /// host's.
     fn entry(&self) -> Vec<String> {
         let enter = |namespace: &Arc<Namespace>| {
             vec!["nsenter".into(), format!("--net={}", namespace.path().display()), "--".into()]
@@ -58,12 +59,12 @@ impl Common {
     }
 }
 
-/// One node; dropped, its daemon is killed.
+/// One node. Dropping it kills its daemon.
 #[derive(Debug)]
 pub struct Node {
     common: Arc<Common>,
     name: String,
-    /// Its folder, seen from the network's.
+    /// Its folder, relative to the network's.
     folder: String,
     site: Site,
     cable: Option<Cable>,
@@ -71,7 +72,7 @@ pub struct Node {
     exit: Mutex<Option<Exit>>,
 }
 
-/// A token, which lets a node join. Never printed.
+/// An invitation token, which lets a node join. It is never printed.
 #[derive(Clone)]
 pub struct Token(pub String);
 
@@ -81,7 +82,7 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// What a command said, and how it ended.
+/// The output of a command, and how it ended.
 #[derive(Clone, Debug)]
 pub struct Said {
     /// Its exit code; `None` if a signal ended it.
@@ -95,7 +96,7 @@ pub struct Said {
 }
 
 impl Said {
-    /// Its output, if it succeeded.
+    /// Its standard output; an error if it failed. `what` names the command in the error.
     pub fn ok(self, what: &str) -> Result<String> {
         match self.code {
             Some(0) => Ok(self.output),
@@ -110,10 +111,10 @@ impl Said {
 }
 
 impl Node {
-    /// A node that serves `site`; nothing is run yet.
+    /// A node that serves `site`. No daemon runs yet.
     pub(super) fn new(common: &Arc<Common>, name: &str, site: Site) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        // Short: the path of a Unix socket has at most 107 bytes.
+        // A short name, because the path of a Unix socket has at most 107 bytes.
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = format!("nodes/{}-{number}-{name}", std::process::id());
         keys::create_private(&common.base.join(&folder))?;
@@ -127,12 +128,12 @@ impl Node {
         Ok(node)
     }
 
-    /// The file with its Arti's configuration, for `init` and `join`.
+    /// The file with Arti's configuration for this node, which `init` and `join` take.
     pub(super) fn arti(&self) -> PathBuf {
         if self.cable.is_some() { self.folder().join("arti.toml") } else { self.common.arti.clone() }
     }
 
-    /// Cuts it off from the Tor network, or connects it again. It must be of a cabled cluster.
+    /// Cuts it off from the Tor network, or connects it again. Its cluster must be cabled.
     pub fn set_cut(&self, cut: bool) -> Result<()> {
         let cable = self.cable.as_ref().with_context(|| format!("{} has no cable to cut", self.name))?;
         if cut {
@@ -143,7 +144,8 @@ impl Node {
         Ok(())
     }
 
-    /// Moves its state to a small disk of its own; not while it runs. The error says why that can't be.
+    /// Moves its state to a small disk of its own. Fails if it is running or no disk can be
+    /// mounted.
     pub fn confine(&self) -> Result<()> {
         if self.is_running() {
             bail!("{} is running", self.name);
@@ -152,55 +154,57 @@ impl Node {
         Ok(())
     }
 
-    /// Fills its disk to the last byte, or makes room again. It must have one of its own.
+    /// Fills its disk to the last byte, or frees the space again. Fails if it has no disk of its
+    /// own.
     pub fn set_disk_full(&self, full: bool) -> Result<()> {
         let disk = self.disk.lock();
         let disk = disk.as_ref().with_context(|| format!("{} has no disk of its own", self.name))?;
         if full { disk.fill() } else { disk.clear() }
     }
 
-    /// What its daemon takes of the machine, while it runs.
+    /// The resources that its daemon uses; `None` if it does not run.
     pub fn vitals(&self) -> Option<Vitals> {
         Vitals::of(self.pid()?)
     }
 
-    /// How its daemon ended, started with [`Node::run`], once it has: its exit code, `None` if a signal ended it.
+    /// How the daemon that [`Node::run`] started has ended: its exit code, or `Some(None)` if a
+    /// signal ended it. `None` if it has not ended.
     pub fn ended(&self) -> Option<Option<i32>> {
         let exit = self.exit.lock().clone()?;
         exit.get().map(|status| status.code())
     }
 
-    /// What the harness calls it.
+    /// The name that the harness gave it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The site it serves, which answers the node's name unless told otherwise.
+    /// The site that it serves, which answers the node's name.
     pub fn site(&self) -> &Site {
         &self.site
     }
 
-    /// The folder with its logs.
+    /// The folder with its state and its logs.
     pub fn folder(&self) -> PathBuf {
         self.common.base.join(&self.folder)
     }
 
-    /// Its state directory, `--dir`.
+    /// Its state directory, the value of `--dir`.
     pub fn state(&self) -> PathBuf {
         self.folder().join(STATE)
     }
 
-    /// All that its daemon has said so far, over all its runs.
+    /// Everything that its daemon has logged, over all its runs.
     pub fn log(&self) -> String {
         read_lossy(&self.folder().join(LOG))
     }
 
-    /// The last line that its daemon has said.
+    /// The last line that its daemon has logged.
     pub fn last_words(&self) -> String {
         self.log().lines().last().unwrap_or_default().to_owned()
     }
 
-    /// The files with all that its daemon and its commands have said.
+    /// The files with the output of its daemon and of its commands.
     pub fn said(&self) -> [PathBuf; 2] {
         [LOG, TRANSCRIPT].map(|name| self.folder().join(name))
     }
@@ -230,28 +234,28 @@ impl Node {
         Ok(())
     }
 
-    /// Whether its daemon's process exists; a frozen one does.
+    /// Whether its daemon's process exists. A frozen one does.
     pub fn is_running(&self) -> bool {
         process::running(&self.common.base, &self.folder).is_some()
     }
 
-    /// Its daemon's process id, while it runs.
+    /// Its daemon's pid; `None` if it does not run.
     pub fn pid(&self) -> Option<i32> {
         process::running(&self.common.base, &self.folder).map(|pid| pid.as_raw_nonzero().get())
     }
 
-    /// Kills its daemon, as a power cut would, and waits until the last of its threads has let go of its files. Nothing
-    /// happens if it isn't running.
+    /// Kills its daemon, as a power failure would, and waits until the last of its threads has
+    /// released its files. Does nothing if it is not running.
     pub fn kill9(&self) -> Result<()> {
         process::kill(&self.common.base, &self.folder)
     }
 
-    /// Freezes its daemon: connections stay up, nothing is answered.
+    /// Freezes its daemon: its connections stay up, but it answers nothing.
     pub fn stop(&self) -> Result<()> {
         process::signal(&self.common.base, &self.folder, Signal::STOP)
     }
 
-    /// Thaws its daemon.
+    /// Lets a frozen daemon go on.
     pub fn cont(&self) -> Result<()> {
         process::signal(&self.common.base, &self.folder, Signal::CONT)
     }
@@ -261,7 +265,8 @@ impl Node {
         process::signal(&self.common.base, &self.folder, Signal::TERM)
     }
 
-    /// Waits until its daemon, started with [`Node::run`], has ended; its exit code, `None` if a signal ended it.
+    /// Waits until the daemon that [`Node::run`] started has ended. Returns its exit code, `None`
+    /// if a signal ended it.
     pub fn await_exit(&self, limit: Duration) -> Result<Option<i32>> {
         let exit = self.exit.lock().clone();
         let exit = exit.with_context(|| format!("{} has not been run", self.name))?;
@@ -277,7 +282,8 @@ impl Node {
         }
     }
 
-    /// Runs `rustbalance --dir STATE WORDS...` with this standard input. What it says goes to the transcript too.
+    /// Runs `rustbalance --dir STATE` with more arguments and this standard input. Its output is
+    /// also appended to the transcript.
     pub fn command(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
         let said = self.command_untold(words, input, limit)?;
         let text = format!("$ rustbalance {}\n{}{}", words.join(" "), said.output, said.errors);
@@ -290,7 +296,7 @@ impl Node {
         Ok(said)
     }
 
-    /// Like [`Node::command`], for what says a secret: no transcript is kept.
+    /// Like [`Node::command`], but without a transcript, for commands that print a secret.
     pub fn command_untold(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
         let started = Instant::now();
         let record = &self.common.record;
@@ -306,7 +312,7 @@ impl Node {
             .spawn()
             .context("cannot run rustbalance")?;
         if let Some(mut stdin) = child.stdin.take() {
-            // Should it end early, its status tells more than a broken pipe.
+            // If the command ends early, its exit status says more than a broken pipe.
             let _ = stdin.write_all(input.as_bytes());
         }
         let output = drain(child.stdout.take());
@@ -331,13 +337,13 @@ impl Node {
         Ok(Said { code: status.code(), output: collect(output), errors: collect(errors), elapsed: started.elapsed() })
     }
 
-    /// What its daemon says of itself and of the cluster.
+    /// The status that its daemon reports.
     pub fn status(&self) -> Result<Status> {
         let text = self.command_untold(&["status", "--json"], "", COMMAND_PATIENCE)?.ok("status --json")?;
-        serde_json::from_str(&text).with_context(|| format!("{} says a status that cannot be read: {text}", self.name))
+        serde_json::from_str(&text).with_context(|| format!("cannot read the status of {}: {text}", self.name))
     }
 
-    /// Makes an invitation. `expires` is as the command takes it: `24h`.
+    /// Makes an invitation. `expires` is the value of `--expires`, such as `24h`.
     pub fn invite(&self, role: &str, uses: u16, expires: &str) -> Result<Token> {
         let uses = uses.to_string();
         let words = ["invite", "--quiet", "--role", role, "--uses", &uses, "--expires", expires];
@@ -345,7 +351,7 @@ impl Node {
         Ok(Token(token.trim().to_owned()))
     }
 
-    /// What may tell why something went wrong: its last status and the end of its log.
+    /// Its status and the end of its log, for error messages.
     pub fn diagnosis(&self) -> String {
         let status = match self.is_running() {
             true => self.status().map_or_else(|error| format!("no status: {error:#}"), |status| status.summary()),
@@ -354,7 +360,8 @@ impl Node {
         format!("{} ({}): {status}; its log ends with:\n{}", self.name, self.folder().display(), self.log_tail())
     }
 
-    /// The end of its log: warnings and news, then whatever came last.
+    /// The end of its log: the last 12 lines above the level debug, then the last lines of any
+    /// level.
     fn log_tail(&self) -> String {
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
@@ -362,7 +369,7 @@ impl Node {
         format!("    {}\n    ...\n    {}", self.last_news(12).join("\n    "), last.join("\n    "))
     }
 
-    /// The last lines of its log with news, warnings or panics, up to the given number.
+    /// The last lines of its log above the level debug, `most` at most.
     pub fn last_news(&self, most: usize) -> Vec<String> {
         let log = self.log();
         let is_news = |line: &&str| !line.contains("TRACE") && !line.contains("DEBUG");
@@ -383,10 +390,10 @@ impl Drop for Node {
     }
 }
 
-/// What a thread reads to the end.
+/// A thread that reads a pipe to its end.
 type Drained = std::thread::JoinHandle<Vec<u8>>;
 
-/// Reads a pipe to its end, so that whoever writes never waits.
+/// Reads a pipe to its end in a thread, so that the writer never waits.
 fn drain(pipe: Option<impl Read + Send + 'static>) -> Drained {
     std::thread::spawn(move || {
         let mut text = Vec::new();

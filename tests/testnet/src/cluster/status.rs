@@ -1,113 +1,113 @@
-//! What `rustbalance status --json` says: the part of it that tests and the demo look at, told apart from the product's own
-//! types so that a change of the one is noticed by the other.
+//! The part of `rustbalance status --json` that tests and the demo read. These types are
+//! independent of the product's own, so that a change of the format is noticed.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// The state of a node and its picture of the cluster.
+/// The state of a node and its view of the cluster.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
-    /// The master address.
+    /// The onion address that the cluster serves.
     pub cluster: String,
     /// The node's own address.
     pub node: String,
     /// `publisher` or `worker`.
     pub role: String,
-    /// Where the node is in its life, such as `healthy`.
+    /// The phase of the node's life cycle, such as `healthy`.
     pub phase: String,
-    /// Since the daemon's start.
+    /// Seconds since the daemon's start.
     pub uptime_seconds: u64,
-    /// Who publishes, as far as the node knows.
+    /// The node that publishes, as far as this node knows.
     pub publisher: Option<Publisher>,
-    /// The members, the node among them.
+    /// The members, including this node.
     pub members: Vec<Member>,
     /// The node's own introduction points.
     pub intro_points: Vec<IntroPoint>,
-    /// Where it stands in for others that do not answer.
+    /// The introduction points of silent nodes at which this node stands in.
     pub stand_ins: Vec<StandIn>,
     /// What is published, as far as the node knows.
     pub publication: Option<Publication>,
-    /// Another publisher of the address that is no member, if the node has seen one in the last
-    /// hours.
+    /// Another publisher of the address that is not a member; `None` if the node has not seen one
+    /// in the last hours.
     pub stranger: Option<Stranger>,
     /// The links to other members.
     pub links: Vec<Link>,
     /// The invitations that the node knows.
     pub invitations: Vec<Invitation>,
-    /// What the node has refused since its start, by name.
+    /// How often the node has refused something since its start, by the name of the counter.
     pub refused: BTreeMap<String, u64>,
     /// How often the discovery key has been changed.
     pub discovery_generation: u32,
 }
 
-/// The publisher.
+/// The node that publishes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Publisher {
-    /// Its address.
+    /// Its onion address.
     pub node: String,
     /// The term of its lease.
     pub term: u64,
-    /// Whether it is the node that was asked.
+    /// Whether it is the node that reports the status.
     pub me: bool,
 }
 
 /// A member.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Member {
-    /// Its address.
+    /// Its onion address.
     pub node: String,
     /// `publisher` or `worker`.
     pub role: String,
-    /// Where it says it is in its life.
+    /// The phase that the member has announced; `None` if none was heard.
     pub phase: Option<String>,
-    /// Whether the node that was asked believes it alive.
+    /// Whether the reporting node considers it alive.
     pub alive: bool,
-    /// Whether it is the node that was asked.
+    /// Whether it is the node that reports the status.
     pub me: bool,
-    /// How many introduction points it offers.
+    /// How many introduction points it announces.
     pub intro_points: usize,
-    /// How many of them are published.
+    /// How many of them are in the descriptor.
     pub published: usize,
 }
 
-/// An introduction point of the node.
+/// An introduction point of the reporting node.
 #[derive(Clone, Debug, Deserialize)]
 pub struct IntroPoint {
     /// The relay, as `$FINGERPRINT`.
     pub relay: String,
-    /// The key that names it to its relay, in hexadecimal digits.
+    /// The key that identifies the introduction point to its relay, in hexadecimal digits.
     pub session_key: String,
 }
 
-/// An introduction point of another node, at which the node serves.
+/// An introduction point of a silent node, at which the reporting node stands in.
 #[derive(Clone, Debug, Deserialize)]
 pub struct StandIn {
-    /// Whose it is.
+    /// The silent node.
     pub node: String,
     /// The relay, as `$FINGERPRINT`.
     pub relay: String,
-    /// Introductions it has brought since.
+    /// Introductions that arrived there while the reporting node stood in.
     pub introductions: u64,
 }
 
-/// What the publisher wants published.
+/// The descriptors that the publisher wants published.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Publication {
     /// The publisher.
     pub node: String,
-    /// Its term.
+    /// The term of its lease.
     pub term: u64,
-    /// Period by period.
+    /// The time periods for which it publishes.
     pub periods: Vec<Period>,
-    /// What stands in the descriptor.
+    /// The introduction points in the descriptor.
     pub intro_points: Vec<Published>,
 }
 
-/// A publisher of the address that is no member.
+/// A publisher of the address that is not a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Stranger {
-    /// Since a directory last held its descriptor in place of the node's.
+    /// Seconds since a directory last held its descriptor in place of the node's.
     pub seen_seconds: u64,
     /// Whether every client can read its descriptor.
     pub readable: bool,
@@ -118,9 +118,9 @@ pub struct Stranger {
 pub struct Period {
     /// Its number.
     pub number: u64,
-    /// The highest revision used.
+    /// The highest revision used in it.
     pub revision: u64,
-    /// How many directories are responsible.
+    /// How many directories are responsible for it.
     pub directories: u16,
     /// How many of them hold the newest descriptor.
     pub confirmed: u16,
@@ -129,18 +129,18 @@ pub struct Period {
 /// An introduction point in the descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Published {
-    /// Whose it is.
+    /// The node that the introduction point belongs to.
     pub node: String,
     /// The relay, as `$FINGERPRINT`.
     pub relay: String,
-    /// The key that names it to its relay, in hexadecimal digits.
+    /// The key that identifies the introduction point to its relay, in hexadecimal digits.
     pub session_key: String,
 }
 
 /// A link to another member.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Link {
-    /// The other's address.
+    /// The onion address of the other member.
     pub peer: String,
     /// Frames read.
     pub frames_in: u64,
@@ -157,9 +157,9 @@ pub struct Link {
 pub struct Invitation {
     /// The public half of its token, in hexadecimal digits.
     pub id: String,
-    /// How many nodes may join with it.
+    /// How many nodes may join with it in all.
     pub uses: u16,
-    /// How many have.
+    /// How many nodes have joined with it.
     pub redeemed: u16,
 }
 
@@ -192,7 +192,7 @@ impl Status {
             .count()
     }
 
-    /// One line for a person.
+    /// A summary in one line, for people.
     pub fn summary(&self) -> String {
         let short = |node: &str| node.chars().take(6).collect::<String>();
         let members: Vec<_> = self
@@ -216,7 +216,7 @@ impl Status {
         let publisher = self
             .publisher
             .as_ref()
-            .map_or_else(|| "nobody".into(), |it| format!("{} in term {}", short(&it.node), it.term));
+            .map_or_else(|| "no node".into(), |it| format!("{} in term {}", short(&it.node), it.term));
         let periods: Vec<_> = self
             .publication
             .iter()

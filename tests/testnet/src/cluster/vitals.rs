@@ -1,4 +1,4 @@
-//! What a daemon takes of the machine, read from `/proc`.
+//! The resources that a process uses, read from `/proc`.
 
 use std::fs;
 
@@ -6,23 +6,23 @@ use serde::Serialize;
 
 use crate::process::stat_fields;
 
-/// What a process takes at one moment.
+/// The resources that a process uses at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Vitals {
-    /// The process.
+    /// The process id.
     pub pid: i32,
     /// Resident memory in KiB.
     pub rss_kib: u64,
-    /// Open file descriptors.
+    /// Number of open file descriptors.
     pub files: usize,
-    /// Threads.
+    /// Number of threads.
     pub threads: u64,
-    /// Time on a processor since its start, in milliseconds.
+    /// Processor time since its start, in milliseconds.
     pub cpu_ms: u64,
 }
 
 impl Vitals {
-    /// Those of a process; `None` if it has ended, or is not ours to look into.
+    /// The resources of a process; `None` if it has ended, or if this user may not read them.
     pub(crate) fn of(pid: i32) -> Option<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
         let number = |name: &str| -> Option<u64> {
@@ -35,7 +35,8 @@ impl Vitals {
     }
 }
 
-/// User and system time of a line of `/proc/PID/stat` (proc(5): fields 14 and 15, in hundredths of a second on Linux).
+/// The user and system time, in milliseconds, in a `/proc/PID/stat`: fields 14 and 15 (proc(5)),
+/// which Linux counts in hundredths of a second.
 fn cpu_ms(stat: &str) -> Option<u64> {
     let mut fields = stat_fields(stat)?.skip(11);
     let mut ticks = || fields.next()?.parse::<u64>().ok();
