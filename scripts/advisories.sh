@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Whether any crate in Cargo.lock has a known security advisory, or was withdrawn by its author
-# (https://rustsec.org). For a machine with internet, before each release (docs/RELEASE.md): CI has none, and
-# a test must not depend on the day.
+# Checks whether a crate in Cargo.lock has a known security advisory or was withdrawn by its author
+# (https://rustsec.org). To be run before each release (docs/RELEASE.md), on a machine with
+# internet. CI does not run it: it has no internet, and the result of a test must not depend on the
+# day.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 database=https://github.com/rustsec/advisory-db

@@ -1,9 +1,11 @@
 #!/bin/sh
-# Puts a decoder before libFuzzer: ./scripts/fuzz.sh TARGET SECONDS, or `all` for each of them in turn.
+# Fuzzes a decoder with libFuzzer: ./scripts/fuzz.sh TARGET SECONDS, or `all` for each target in
+# turn.
 #
-# Begins with the committed corpus (tests/fuzz/corpus/) and what earlier runs on this machine have found; new inputs go to
-# tests/fuzz/target/corpus/. One line a target says how many inputs were run and what broke; the exit code is 1 if
-# anything did. The first run installs a C++ compiler and cargo-fuzz and builds all of Arti anew: half an hour.
+# It begins with the committed corpus (tests/fuzz/corpus/) and the inputs that earlier runs on this
+# machine have found. New inputs go to tests/fuzz/target/corpus/. For each target a line says how
+# many inputs were run and whether one failed; the exit code is 1 if any did. The first run installs
+# a C++ compiler and cargo-fuzz and compiles all of Arti once more, which takes half an hour.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -31,7 +33,8 @@ fi
 folder=tests/fuzz
 found=${CARGO_TARGET_DIR:-$folder/target}/corpus
 status=0
-# Which flags it wants is libFuzzer's affair: without a sanitizer the stable compiler has all of them.
+# cargo-fuzz sets the compiler flags that libFuzzer needs. Without a sanitizer the stable compiler
+# supports all of them.
 fuzz() {
     action=$1
     shift
@@ -51,7 +54,7 @@ for target in $targets; do
     else
         findings=one
         status=1
-        # Where it broke, and the input's file.
+        # The place of the failure, and the file with the input.
         grep -E 'panicked at|^==|ERROR|Test unit written' -A 1 "$found/$target.log" >&2 || tail -n 20 "$found/$target.log" >&2
     fi
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$found/$target.log" | tail -n 1)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Installs what building and testing need on Debian: a C compiler; for the private test network C tor, curl, python3-stem
-# and iproute2; systemd-analyze, which checks the unit (nothing is started by it); `install.sh fuzz` for
-# fuzzing, which needs a C++ compiler, too. Silent and quick when all is there. Rust
-# itself comes from https://rustup.rs.
+# Installs on Debian what building and testing need: a C compiler; C tor, curl, python3-stem and
+# iproute2 for the private test network; systemd-analyze, which checks the unit and starts nothing.
+# `install.sh fuzz` also installs a C++ compiler. The script is silent and quick if nothing is
+# missing. Rust itself comes from https://rustup.rs.
 set -eu
 
 missing=
@@ -10,7 +10,7 @@ need() { # PACKAGE CHECK...
     package=$1
     shift
     "$@" >/dev/null 2>&1 && return
-    # Once each, however many checks name it.
+    # A package is listed once, even if several checks need it.
     case "$missing " in
     *" $package "*) ;;
     *) missing="$missing $package" ;;
@@ -50,8 +50,8 @@ if [ -n "$missing" ]; then
         as_root=sudo
     fi
     log=$(mktemp)
-    # Debian's tor package would start a system service. We want only the program: policy-rc.d says no to
-    # starting anything while packages are installed. An existing policy stays.
+    # Debian's tor package would start a system service, but only the program is needed. policy-rc.d
+    # forbids starting services while packages are installed. An existing policy stays.
     policy=/usr/sbin/policy-rc.d
     ours=
     clean_up() {
@@ -66,8 +66,9 @@ if [ -n "$missing" ]; then
         $as_root chmod 755 "$policy"
     fi
     echo "install.sh: installing$missing" >&2
-    # A fresh machine runs its unattended upgrades now. apt-get waits for dpkg's lock if asked to, but not for those of the
-    # package lists and of the archive: there it is tried again, for as long.
+    # A fresh machine may be running its unattended upgrades. apt-get can wait for dpkg's lock, but
+    # not for the locks of the package lists and of the archive. For those, the command is repeated
+    # for the same time.
     patience=600
     waiting=
     apt() {
@@ -81,14 +82,14 @@ if [ -n "$missing" ]; then
             sleep 5
         done
     }
-    # Word splitting is wanted: a list of packages.
+    # Splitting is intended: this is a list of packages.
     # shellcheck disable=SC2086
     if ! { apt update && apt install --no-install-recommends $missing; }; then
         cat "$log" >&2
         echo "install.sh: apt-get could not install:$missing" >&2
         exit 1
     fi
-    # The policy keeps it from starting now; this keeps it from starting with the machine.
+    # The policy has kept tor from starting now; this keeps it from starting at the next boot.
     case "$missing" in
     *" tor"*)
         if command -v systemctl >/dev/null 2>&1; then

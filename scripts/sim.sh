@@ -1,9 +1,10 @@
 #!/bin/sh
-# Sweeps the simulation over fresh seeds: ./scripts/sim.sh SEEDS NODES [TEST...]
+# Runs the simulation with fresh seeds: ./scripts/sim.sh SEEDS NODES [TEST...]
 #
-# Each test is one invariant (gossip/tests/). The first seed is drawn and printed; SIM_FROM sets it. SIM_CHAOS=7200 has
-# things go wrong for two simulated hours instead of minutes. What fails is made smaller (fewer nodes, fewer faults) and
-# prints the command that replays it, without this script. SIM_BUG=forgets-term (or another of Bug::ALL) puts a bug in.
+# Each test checks one invariant (gossip/tests/). The first seed is drawn at random and printed;
+# SIM_FROM sets it. With SIM_CHAOS=7200, faults happen for two simulated hours instead of minutes. A
+# failing run is shrunk (fewer nodes, fewer faults), and a command is printed that replays it
+# without this script. SIM_BUG=forgets-term (or another of Bug::ALL) inserts a bug.
 set -eu
 cd "$(dirname "$0")/.."
 if [ $# -lt 2 ]; then
@@ -17,7 +18,7 @@ shift 2
 : "${SIM_FROM:=$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')}"
 export SIM_SEEDS SIM_NODES SIM_FROM
 echo "$SIM_SEEDS seeds of $SIM_NODES nodes from seed $SIM_FROM: $*"
-# Optimised, this crate alone: a minute more to build, many times faster to run.
+# Optimises this crate alone: a minute more to build, many times faster to run.
 if [ $((SIM_SEEDS * SIM_NODES)) -gt 100 ]; then
     profile='profile.dev.package.rustbalance-gossip.opt-level=3'
 else

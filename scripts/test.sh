@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold: form, lints, licences, and all tests from units to a real Tor network. Builds the same
-# profile as the demo, so that neither compiles the dependencies for the other again.
+# Runs all checks: formatting, lints, licences, and all tests from unit tests to a real Tor network.
+# It builds the same profile as the demo, so that both share the compiled dependencies.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 started=$SECONDS
@@ -9,7 +9,8 @@ target=$(realpath "${CARGO_TARGET_DIR:-target}")
 tools=$target/tools
 log=$target/test.log
 
-# Each step and each lane is a process group of its own: a signal to this script alone ends what cargo has started, too.
+# Each step and each lane has a process group of its own, so that a signal to this script also ends
+# what cargo has started.
 running=()
 stop() {
     trap '' INT TERM HUP
@@ -41,7 +42,7 @@ step() {
     running=()
 }
 
-# Runs a command whose lines bear this name, beside other lanes.
+# Runs a command in parallel with other lanes, and prefixes its output lines with NAME.
 lane() { # NAME COMMAND...
     tell "$@"
     start labelled "$@"
@@ -53,8 +54,8 @@ labelled() {
     "$@" 2>&1 | sed -u "s/^/$name: /" | tee -a "$log"
 }
 
-# The licence check is built while the network tests wait. Advisories are not checked: their database is not on
-# crates.io, and a test must not depend on the day.
+# cargo-deny is built while the network tests wait. Advisories are not checked: their database is
+# not on crates.io, and the result of a test must not depend on the day.
 licences() {
     if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -qxF "cargo-deny $deny"; then
         nice -n 19 cargo install --quiet --locked --debug --root "$tools" cargo-deny --version "$deny"
@@ -62,7 +63,7 @@ licences() {
     "$tools/bin/cargo-deny" --locked --config .deny.toml check licenses bans sources
 }
 
-# In the foreground: it may ask for a password.
+# In the foreground, because it may ask for a password.
 tell ./scripts/install.sh
 ./scripts/install.sh
 step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-mesh -p rustbalance-testnet --check
@@ -72,21 +73,22 @@ step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 export RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/lint.sh
 step cargo test --locked --workspace --all-targets --no-run
 
-# libtest reports times on request of nightly toolchains only: this makes it believe in one, while tests run.
+# libtest reports times only on nightly toolchains; RUSTC_BOOTSTRAP lets it do so while tests run.
 host=$(rustc -vV | sed -n 's/^host: //p')
 export "CARGO_TARGET_$(tr 'a-z-' 'A-Z_' <<<"$host")_RUNNER=env RUSTC_BOOTSTRAP=1"
 timed=(-- -Z unstable-options --report-time)
 mkdir -p "$target"
 : >"$log"
-# The tests on a Tor network mostly wait, so they run beside all others, which give way to them: a network test
-# measures time. Their targets alone have names with an n at the beginning. More threads than cores, for the same reason;
-# how many clusters share the network is bounded in tests/network/support.rs.
+# The tests on a Tor network mostly wait, so they run in parallel with all others. The others run
+# with a lower priority, because network tests measure time. Only the targets of network tests have
+# names that begin with n. They have more threads than cores, again because they wait;
+# tests/network/support.rs limits how many clusters share the network.
 lane network env RUST_TEST_THREADS=5 cargo test --locked --workspace --no-fail-fast --test 'n*' "${timed[@]}"
 lane tests nice env RUST_TEST_THREADS=4 cargo test --locked --workspace --no-fail-fast \
     --lib --bins --test '[!n]*' "${timed[@]}"
 lane licences licences
 lane docs nice cargo test --locked --workspace --doc
-# The core alone: with the workspace it would share what other crates have switched on.
+# The core alone: in the workspace build it would have features that other crates enable.
 lane core nice cargo check --locked -p rustbalance-gossip
 failed=
 for group in "${running[@]}"; do

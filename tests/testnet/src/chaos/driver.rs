@@ -10,8 +10,9 @@
 //! * ends the process of the *witness*, a node drawn at the start: memory over time is meaningful
 //!   only in a process that runs for long.
 //!
-//! A node is whole again when the caller says so ([`Event::Whole`]), after observing it. From
-//! [`Rules::calm`] on no fault begins, and all faults end.
+//! A node is *whole* while it has no fault and has recovered from its last one. It is whole again
+//! when the caller says so ([`Event::Whole`]), after observing it. From [`Rules::calm`] on no fault
+//! begins, and all faults end.
 
 use std::time::Duration;
 
