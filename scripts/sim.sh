@@ -29,7 +29,7 @@ for test in "$@"; do
     cargo test --quiet --config "$profile" -p rustbalance-gossip --test "$test" -- --nocapture || failed="$failed $test"
 done
 if [ -n "$failed" ]; then
-    echo "broken:$failed" >&2
+    echo "broken invariants:$failed" >&2
     exit 1
 fi
 echo "all invariants held"

@@ -161,14 +161,17 @@ fn report(subjects: &[Subject]) {
     let seconds = |values: &[Duration], share| quantile(values, share).map(|value| value.as_secs_f64());
     type Measure = (&'static str, Box<dyn Fn(&Subject) -> Option<f64>>);
     let measures: [Measure; 6] = [
-        ("start to first fetch, median (s)", Box::new(move |it| seconds(&it.starts, 0.5))),
-        ("first fetch of a new client, median (s)", Box::new(move |it| seconds(&it.first, 0.5))),
-        ("request on fresh circuits, median (s)", Box::new(move |it| seconds(&it.requests, 0.5))),
-        ("request on fresh circuits, p95 (s)", Box::new(move |it| seconds(&it.requests, 0.95))),
-        ("throughput of 20 MB, median (MB/s)", Box::new(|it| quantile(&it.throughput, 0.5).map(|value| value / 1e6))),
-        ("failed requests", Box::new(|it| Some(it.failures as f64))),
+        ("start to first fetch, median (s)", Box::new(move |subject| seconds(&subject.starts, 0.5))),
+        ("first fetch of a new client, median (s)", Box::new(move |subject| seconds(&subject.first, 0.5))),
+        ("request on fresh circuits, median (s)", Box::new(move |subject| seconds(&subject.requests, 0.5))),
+        ("request on fresh circuits, p95 (s)", Box::new(move |subject| seconds(&subject.requests, 0.95))),
+        (
+            "throughput of 20 MB, median (MB/s)",
+            Box::new(|subject| quantile(&subject.throughput, 0.5).map(|value| value / 1e6)),
+        ),
+        ("failed requests", Box::new(|subject| Some(subject.failures as f64))),
     ];
-    println!("| |{}", subjects.iter().map(|it| format!(" {} |", it.name)).collect::<String>());
+    println!("| |{}", subjects.iter().map(|subject| format!(" {} |", subject.name)).collect::<String>());
     println!("|---|{}", "---:|".repeat(subjects.len()));
     for (name, measure) in measures {
         let reference = measure(&subjects[0]);

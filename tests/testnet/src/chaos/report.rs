@@ -265,7 +265,8 @@ impl Report {
         }
         for fault in ["kill", "freeze", "partition"] {
             let stayed = self.stayed(fault);
-            let back = self.departures.iter().filter(|it| it.fault == fault && it.out.is_none()).count();
+            let came_back = |departure: &&Departure| departure.fault == fault && departure.out.is_none();
+            let back = self.departures.iter().filter(came_back).count();
             let of = [0.5, 1.0].iter().filter_map(|share| quantile(&stayed, *share)).collect::<Vec<_>>();
             line(
                 &format!("published after {fault}: median / most"),

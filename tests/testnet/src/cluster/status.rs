@@ -213,10 +213,10 @@ impl Status {
                 )
             })
             .collect();
-        let publisher = self
-            .publisher
-            .as_ref()
-            .map_or_else(|| "no node".into(), |it| format!("{} in term {}", short(&it.node), it.term));
+        let publisher = self.publisher.as_ref().map_or_else(
+            || "no node".into(),
+            |publisher| format!("{} in term {}", short(&publisher.node), publisher.term),
+        );
         let periods: Vec<_> = self
             .publication
             .iter()
