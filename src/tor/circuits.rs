@@ -1,9 +1,8 @@
-//! The circuits of clients, node-wide: how many may be in the making and open, and which goes when
-//! there is no room.
+//! Bounds on the rendezvous circuits of clients and of members, node-wide.
 //!
-//! [`plan::CircuitPlan`] decides. [`Circuits`] is its shell, one for each engine: it reads the
-//! clock, and closes what is to be closed. A [`Place`] is one circuit from the introduction to its
-//! end.
+//! [`plan::CircuitPlan`] decides which circuit may be built, and which is closed when there is no
+//! room. [`Circuits`] is its shell: it reads the clock, and signals the circuits that must close. A
+//! [`Place`] stands for one circuit, from the introduction to its end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,11 +23,11 @@ mod plan;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(pub u64);
 
-/// How much has to pass until it is reported once more that bytes move on a stream: each report
-/// takes a lock.
+/// Minimum interval between two reports that bytes move on a stream: each report takes a lock.
 const REPORT: Duration = Duration::from_millis(500);
 
-/// All circuits of clients that one engine makes.
+/// The circuits to one kind of service. An engine has one of these for the cluster's services and
+/// one for the node's own service.
 pub(crate) struct Circuits {
     origin: Instant,
     state: Mutex<State>,
@@ -48,8 +47,8 @@ impl Default for Circuits {
 }
 
 impl Circuits {
-    /// A place for a client that waits at this rendezvous point, or `None` if there is none for it;
-    /// counted then.
+    /// A place for a client that waits at this rendezvous point. If none is free, counts that in
+    /// `refused` and returns `None`.
     pub(crate) fn introduce(
         self: &Arc<Self>,
         at: RendezvousPoint,
@@ -70,7 +69,7 @@ impl Circuits {
 }
 
 impl State {
-    /// Gives the circuit that may be made.
+    /// Carries out the actions; returns the circuit that may be built, if there is one.
     fn carry_out(&mut self, actions: Vec<Action>, refused: &RefusedCounts) -> Option<CircuitId> {
         let mut made = None;
         for action in actions {
@@ -92,7 +91,7 @@ impl State {
     }
 }
 
-/// One circuit of a client, in the making or open; over when dropped.
+/// The place of one client's circuit, which is being built or open. Dropping it frees the place.
 pub(crate) struct Place {
     id: CircuitId,
     circuits: Arc<Circuits>,
@@ -101,24 +100,24 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The circuit's name.
     pub(crate) fn id(&self) -> CircuitId {
         self.id
     }
 
-    /// Cancelled when the circuit has to make room for another.
+    /// Cancelled when the circuit must close to make room for another.
     pub(crate) fn closed(&self) -> &CancellationToken {
         &self.closed
     }
 
-    /// An attempt to reach the rendezvous point failed, after so long: how long to wait until the
-    /// next one; `None` to give up.
+    /// Reports that an attempt to reach the rendezvous point failed after `took`. Returns the pause
+    /// before the next attempt; `None` means to give up.
     pub(crate) fn failed(&self, took: Duration) -> Option<Duration> {
         let mut state = self.circuits.state();
         state.plan.failed(self.id, took, self.bounds.making, self.circuits.origin.elapsed())
     }
 
-    /// The client is met: false if there is no room for an open circuit; counted then.
+    /// Reports that the circuit to the client is complete. False if there is no room for another
+    /// open circuit; that is counted in `refused`.
     pub(crate) fn met(&self, refused: &RefusedCounts) -> bool {
         let mut state = self.circuits.state();
         let event = Event::Met { id: self.id, most: self.bounds.open };
@@ -128,12 +127,12 @@ impl Place {
         !is_refused
     }
 
-    /// How long the circuit may stay if nothing happens on it; zero when it is over.
+    /// How long the circuit may stay open if nothing happens on it; zero when it must end.
     pub(crate) fn left(&self) -> Duration {
         self.circuits.state().plan.left(self.id, self.circuits.origin.elapsed())
     }
 
-    /// Keeps the circuit, as long as the stream that was accepted on it holds the returned value.
+    /// Reports an accepted stream. The circuit is kept open until the returned value is dropped.
     pub(crate) fn accepted(self: &Arc<Self>) -> StreamUse {
         self.tell(Event::Accepted(self.id));
         StreamUse { place: Arc::clone(self), reported: None }
@@ -151,14 +150,14 @@ impl Drop for Place {
     }
 }
 
-/// An accepted stream's hold on its circuit.
+/// Held by an accepted stream: keeps its circuit from ending as idle.
 pub(crate) struct StreamUse {
     place: Arc<Place>,
     reported: Option<Instant>,
 }
 
 impl StreamUse {
-    /// Bytes have moved on the stream.
+    /// Reports that bytes have moved on the stream.
     pub(crate) fn moved(&mut self) {
         if self.reported.is_none_or(|reported| reported.elapsed() >= REPORT) {
             self.reported = Some(Instant::now());

@@ -1,8 +1,9 @@
-//! What every engine must do, whatever is behind it.
+//! The behaviour that every implementation of [`Engine`] must have.
 //!
-//! Each function is one behaviour and panics where it is not met; [`all`] runs them one after the other. The unit
-//! tests run them over the fake, the network tests include this file and run them over Arti on a private Tor network.
-//! So they wait for what takes its time on a real network, and make no use of what only the fake can do.
+//! Each function checks one behaviour and panics if it is not met; [`all`] runs them one after the
+//! other. The unit tests run them over the fake; the network tests include this file and run them
+//! over Arti on a private Tor network. So they allow for the delays of a real network, and use
+//! nothing that only the fake can do.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -33,29 +34,31 @@ const BULK: usize = 300_000;
 /// The network that the engines are on.
 #[async_trait]
 pub(crate) trait Stage: Sync {
-    /// One more Tor client, of a node or of a visitor, with nothing remembered.
+    /// A new Tor client, of a node or of a visitor, without any cached state.
     async fn engine(&self) -> Arc<dyn Engine>;
-    /// A visitor to a service that is not restricted, in a process of its own if that can be, and a stock one.
+    /// A visitor to a service that is not restricted: if possible, a stock Tor client in its own
+    /// process.
     async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Guest, TorError>;
-    /// Ends a relay for good; false where that cannot be done.
+    /// Stops a relay for good; false if this network cannot do that.
     async fn kill_relay(&self, relay: RelayId) -> bool;
-    /// For one thing to happen.
+    /// Time limit for one operation that must succeed.
     fn patience(&self) -> Duration;
-    /// For a connection that will not come about to be given up.
+    /// Time limit for a connection that must fail.
     fn short(&self) -> Duration;
 }
 
-/// A visitor whose circuits end with it. Tor clients within this process may keep theirs.
+/// A visitor whose circuits end when it is dropped. Tor clients within this process may keep
+/// theirs.
 pub(crate) struct Guest {
-    /// What it asked for.
+    /// The stream to the service.
     pub(crate) stream: BoxStream,
-    /// Ends it when dropped.
+    /// Ends the visitor when dropped.
     pub(crate) life: Box<dyn Send + Sync>,
 }
 
 /// All behaviours, one after the other.
 pub(crate) async fn all(stage: &dyn Stage) {
-    /// Says which, and how long it took: on a real network that is worth seeing.
+    /// Runs each behaviour, and prints its name and its duration.
     macro_rules! run {
         ($($behaviour:ident),*) => {
             $(
@@ -80,13 +83,13 @@ pub(crate) async fn all(stage: &dyn Stage) {
     );
 }
 
-/// The bootstrap ends, and the network then has directories for every period.
+/// The bootstrap ends; after it, every period has directories.
 pub(crate) async fn becomes_ready(stage: &dyn Stage) {
     let engine = ready(stage).await;
     let mut changes = engine.network_changes();
     timeout(stage.patience(), changes.wait_for(|count| *count > 0))
         .await
-        .expect("the directory to be told of")
+        .expect("no change of the network's directory was reported")
         .unwrap();
     let periods = engine.publication(new_master().service_id()).await.unwrap();
     assert!(!periods.is_empty());
@@ -99,7 +102,7 @@ pub(crate) async fn becomes_ready(stage: &dyn Stage) {
     assert_eq!(periods.iter().map(|period| period.id).collect::<BTreeSet<_>>().len(), periods.len());
 }
 
-/// Uploads are taken once, read back as they were, and never replaced by an equal or lower revision.
+/// A directory returns an upload unchanged, and refuses one with an equal or lower revision.
 pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
     let (engine, master) = (ready(stage).await, new_master());
     let (streams, _kept) = mpsc::channel(1);
@@ -112,7 +115,7 @@ pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
     };
     let upload = async |text: &str| {
         let upload = async || match engine.upload(directory, period.id, text, stage.patience()).await {
-            Err(e) if !matches!(e, TorError::Refused { .. }) && e.is_transient() => Err(e),
+            Err(error) if !matches!(error, TorError::Refused { .. }) && error.is_transient() => Err(error),
             answer => Ok(answer),
         };
         eventually(stage, "upload", upload).await
@@ -129,7 +132,11 @@ pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
         let answer = upload(refused).await;
         assert!(matches!(answer, Err(TorError::Refused { .. })), "{answer:?}");
     }
-    assert_eq!(fetch(&*ready(stage).await, master.service_id()).await.as_ref(), Some(&first), "read back by another");
+    assert_eq!(
+        fetch(&*ready(stage).await, master.service_id()).await.as_ref(),
+        Some(&first),
+        "another client reads it back"
+    );
     let second = text(1001);
     upload(&second).await.unwrap();
     let held = fetch(&*engine, master.service_id()).await.unwrap();
@@ -139,7 +146,8 @@ pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
     assert_eq!(fetch(&*engine, new_master().service_id()).await, None, "another address");
 }
 
-/// A node's own service is reached by those who hold the discovery key, at its ports; the key can be rotated.
+/// Only holders of the discovery key reach a node's own service, and only at its ports; the key can
+/// be rotated.
 pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
     let host = ready(stage).await;
     let [old, new] = [0; 2].map(|_| DiscoverySecret::generate(&mut rand::rng()));
@@ -152,8 +160,8 @@ pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
         refused: Arc::default(),
     };
     let (streams, incoming) = mpsc::channel(16);
-    let nobody = host.listen(service(vec![]), streams.clone()).await;
-    assert!(matches!(nobody, Err(TorError::Invalid(..))), "a service that everybody can find");
+    let open_to_all = host.listen(service(vec![]), streams.clone()).await;
+    assert!(matches!(open_to_all, Err(TorError::Invalid(..))), "a service without a discovery key was started");
     let listening = host.listen(service(vec![old.public()]), streams).await.unwrap();
     serve(incoming);
 
@@ -165,12 +173,12 @@ pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
     let stranger = ready(stage).await;
     fails(stage, "a dial without the key", stranger.dial(address, OPEN, stage.short())).await;
     stranger.trust_discovery(node, &[&new]).unwrap();
-    let told = async || match stranger.dial(address, OPEN, stage.patience()).await {
+    let wrong_key = async || match stranger.dial(address, OPEN, stage.patience()).await {
         Err(TorError::ShutOut { .. }) => Ok(()),
         Err(other) => Err(other.to_string()),
-        Ok(_) => Err("it was let in".into()),
+        Ok(_) => Err("the wrong key opens the service".into()),
     };
-    eventually(stage, "a dial with another key is told so", told).await;
+    eventually(stage, "`ShutOut` for a dial with a wrong key", wrong_key).await;
 
     listening.authorize(vec![new.public()]).await.unwrap();
     assert!(listening.authorize(vec![]).await.is_err());
@@ -179,13 +187,13 @@ pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
         visitor.trust_discovery(node, key).unwrap();
         (visitor.dial(address, OPEN, stage.short()).await, visitor)
     };
-    // Whoever has both keys gets in, whichever the service accepts.
+    // A client that has both keys gets in, whichever of them the service accepts.
     let both = ready(stage).await;
     both.trust_discovery(node, &[&new, &old]).unwrap();
     echoes(eventually(stage, "both keys", async || both.dial(address, OPEN, stage.patience()).await).await).await;
     let (stream, _visitor) = eventually(stage, "the new key", async || match visitor(&[&new]).await {
         (Ok(stream), visitor) => Ok((stream, visitor)),
-        (Err(e), _) => Err(e),
+        (Err(error), _) => Err(error),
     })
     .await;
     echoes(stream).await;
@@ -193,7 +201,7 @@ pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
         Ok(_) => Err("the old key still opens it"),
         Err(_) => Ok(()),
     };
-    eventually(stage, "rotation", shut_out).await;
+    eventually(stage, "the end of the old key", shut_out).await;
     drop(listening);
     let gone = async || match visitor(&[&new]).await.0 {
         Ok(_) => Err("it still answers"),
@@ -202,7 +210,8 @@ pub(crate) async fn own_service_is_restricted(stage: &dyn Stage) {
     eventually(stage, "the end of the service", gone).await;
 }
 
-/// Clients find a published point, are counted, accepted or rejected; bytes go both ways, to the last one.
+/// Clients find a published point and are counted; their streams are accepted or rejected; no byte
+/// is lost in either direction.
 pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let (streams, incoming) = mpsc::channel(16);
@@ -227,9 +236,9 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     again.write_all(b"bulk").await.unwrap();
     again.flush().await.unwrap();
     let mut received = Vec::new();
-    // An error in place of the end is what Arti makes of END cells that C tor clients read as the end.
-    let _ = timeout(stage.patience(), again.read_to_end(&mut received)).await.expect("the end of a stream");
-    assert_eq!(received.len(), BULK, "all that was sent before the end");
+    // Arti returns an error for END cells that a C tor client reads as the end of the stream.
+    let _ = timeout(stage.patience(), again.read_to_end(&mut received)).await.expect("the stream did not end");
+    assert_eq!(received.len(), BULK, "bytes sent before the end were lost");
     let guest = async || stage.guest(address, OPEN, stage.patience()).await;
     let Guest { stream, life: _life } = eventually(stage, "a stock client's visit", guest).await;
     echoes(stream).await;
@@ -238,7 +247,7 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     assert!(refused.iter().all(|what| limits.refused.get(*what) == 0), "{:?}", limits.refused);
 }
 
-/// No point is made at an excluded relay, and none at a relay that there is not.
+/// No point is opened at an excluded relay, and none at a relay that does not exist.
 pub(crate) async fn points_keep_clear_of_excluded_relays(stage: &dyn Stage) {
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, _kept) = mpsc::channel(1);
@@ -257,7 +266,8 @@ pub(crate) async fn points_keep_clear_of_excluded_relays(stage: &dyn Stage) {
     assert!(matches!(answer, Err(TorError::NoRelay(_))), "{answer:?}");
 }
 
-/// A point that is dropped serves nobody; made anew with its keys at its relay it serves those who know it from before.
+/// A dropped point serves no client. If it is opened again with the same keys at the same relay, it
+/// serves the clients that still have the old descriptor.
 pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage) {
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, incoming) = mpsc::channel(16);
@@ -271,16 +281,16 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
     let address = master.service_id().address();
     echoes(visit(stage, address).await.0).await;
     let seen = replays.len();
-    assert!(seen > 0, "introductions are remembered");
+    assert!(seen > 0, "the replay log is empty");
 
     drop(point);
     let unserved = async || match ready(stage).await.dial(address, OPEN, stage.short()).await {
-        Ok(_) => Err("a dropped point serves"),
+        Ok(_) => Err("a dropped point serves a client"),
         Err(_) => Ok(()),
     };
     eventually(stage, "the end of a point", unserved).await;
 
-    // As after a restart: another Tor client of the same node.
+    // As after a restart of the node: with a new Tor client.
     let host = ready(stage).await;
     let point = open(stage, &*host, &master, RelayChoice::Exactly(described.relay), &limits, keys(), streams).await;
     assert_eq!(point.describe(), described);
@@ -288,8 +298,9 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
     assert!(replays.len() > seen);
 }
 
-/// Another node that makes a point with its keys at its relay serves from then on those who know it, and whoever had it
-/// learns that it is lost; the same on the way back.
+/// When a second node opens a point with the same keys at the same relay, it serves the clients
+/// from then on, and the first node learns that it has lost the point. The same holds when the
+/// first node takes the point back.
 pub(crate) async fn a_point_passes_to_whoever_makes_it_last(stage: &dyn Stage) {
     let (first, second, master, limits) = (ready(stage).await, ready(stage).await, new_master(), limits());
     let seed = PointSeed::from_bytes(&Zeroizing::new(rand::random()));
@@ -310,17 +321,17 @@ pub(crate) async fn a_point_passes_to_whoever_makes_it_last(stage: &dyn Stage) {
     let there = RelayChoice::Exactly(described.relay);
     let taken = open(stage, &*second, &master, there.clone(), &limits, keys(), to_second).await;
     assert_eq!(taken.describe(), described);
-    timeout(stage.patience(), own.lost()).await.expect("a point was taken and its holder was not told");
+    timeout(stage.patience(), own.lost()).await.expect("the first node did not notice that its point was taken");
     echoes(visit(stage, address).await.0).await;
     assert!(taken.introductions() > 0);
 
     let back = open(stage, &*first, &master, there, &limits, keys(), to_first).await;
-    timeout(stage.patience(), taken.lost()).await.expect("a point was taken back and its holder was not told");
+    timeout(stage.patience(), taken.lost()).await.expect("the second node did not notice that its point was taken");
     echoes(visit(stage, address).await.0).await;
     assert!(back.introductions() > 0);
 }
 
-/// A client that asks for more streams on its circuit than it may have is refused those, and counted.
+/// Streams above a circuit's limit are refused and counted.
 pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceGuard::fixed(ServiceLimits { streams_per_circuit: 1, ..few() }));
@@ -337,8 +348,8 @@ pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     echoes(eventually(stage, "a stream after the first has ended", freed).await).await;
 }
 
-/// No more clients than there are places have a circuit. As long as all are in use the others are
-/// dropped and counted; one that is idle gives way.
+/// There are never more open circuits than allowed. While all of them are in use, other clients are
+/// dropped and counted; an idle circuit is closed for a new one.
 pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceGuard::fixed(ServiceLimits { open_rendezvous: 1, ..few() }));
@@ -370,16 +381,16 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     echoes(third.stream).await;
 }
 
-/// Whoever holds a point learns that its relay is gone.
+/// A node learns that the relay of its introduction point is gone.
 pub(crate) async fn a_point_is_lost_with_its_relay(stage: &dyn Stage) {
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
     let (streams, _kept) = mpsc::channel(1);
     let anywhere = RelayChoice::AnyBut(BTreeSet::new());
     let point = open(stage, &*host, &master, anywhere, &limits, new_keys(), streams).await;
     let still = timeout(Duration::from_millis(200), point.lost()).await;
-    assert!(still.is_err(), "lost at once: {still:?}");
+    assert!(still.is_err(), "the point was lost at once: {still:?}");
     if stage.kill_relay(point.describe().relay).await {
-        let why = timeout(stage.patience(), point.lost()).await.expect("a relay died and nobody was told");
+        let why = timeout(stage.patience(), point.lost()).await.expect("the loss of a relay was not noticed");
         assert!(!why.is_empty());
     }
 }
@@ -388,7 +399,10 @@ async fn ready(stage: &dyn Stage) -> Arc<dyn Engine> {
     let engine = stage.engine().await;
     let mut bootstrap = engine.bootstrap();
     let started = Instant::now();
-    timeout(stage.patience() * 2, bootstrap.wait_for(|state| state.ready)).await.expect("a bootstrap").unwrap();
+    timeout(stage.patience() * 2, bootstrap.wait_for(|state| state.ready))
+        .await
+        .expect("the bootstrap did not end")
+        .unwrap();
     if started.elapsed() > stage.patience() / 3 {
         println!("  a bootstrap took {:.1} s", started.elapsed().as_secs_f64());
     }
@@ -427,7 +441,7 @@ fn request(
     IntroRequest { service: master.service_id(), keys, relay, limits: Arc::clone(limits) }
 }
 
-/// A point, made once the network allows: just after a bootstrap, circuits fail for a while.
+/// Opens a point; tries again, because circuits fail for a while just after a bootstrap.
 async fn open(
     stage: &dyn Stage,
     engine: &dyn Engine,
@@ -440,14 +454,14 @@ async fn open(
     let attempt = async || {
         let keys = IntroPointKeys { secrets: keys.secrets.duplicate(), replays: Arc::clone(&keys.replays) };
         match engine.open_intro_point(request(master, relay.clone(), limits, keys), streams.clone()).await {
-            Err(e) if e.is_transient() => Err(e),
+            Err(error) if error.is_transient() => Err(error),
             outcome => Ok(outcome.unwrap()),
         }
     };
     eventually(stage, "an introduction point", attempt).await
 }
 
-/// Puts a descriptor on every directory of every period.
+/// Uploads a descriptor to every directory of every period. `bump` is added to the revision.
 async fn publish(stage: &dyn Stage, engine: &dyn Engine, master: &MasterSecret, points: &[IntroPoint], bump: u64) {
     let upload = async |period: &Period, text: &str, at: usize| {
         let upload = async || engine.upload(&period.directories[at], period.id, text, stage.patience()).await;
@@ -462,17 +476,17 @@ async fn publish(stage: &dyn Stage, engine: &dyn Engine, master: &MasterSecret, 
     }
 }
 
-/// A stream of a fresh client, and the client.
+/// A stream from a new client, and that client.
 async fn visit(stage: &dyn Stage, address: OnionAddress) -> (BoxStream, Arc<dyn Engine>) {
     let visit = async || {
         let client = ready(stage).await;
         client.dial(address, OPEN, stage.patience()).await.map(|stream| (stream, client))
     };
-    eventually(stage, "a fresh client's visit", visit).await
+    eventually(stage, "a new client's visit", visit).await
 }
 
-/// Accepts streams to the open port and rejects others. A client that says "bulk" gets much and then the end; all else
-/// comes back as it is.
+/// Accepts streams to the open port and rejects others. A client that sends "bulk" gets [`BULK`]
+/// bytes and then the end of the stream; anything else is echoed.
 fn serve(mut incoming: mpsc::Receiver<Incoming>) {
     tokio::spawn(async move {
         while let Some(Incoming { port, request, .. }) = incoming.recv().await {
@@ -496,7 +510,7 @@ fn serve(mut incoming: mpsc::Receiver<Incoming>) {
     });
 }
 
-/// Sends much and gets it back.
+/// Sends [`BULK`] bytes and checks that they come back.
 async fn echoes(stream: BoxStream) {
     let sent: Vec<u8> = (0..BULK).map(|at| (at % 251) as u8).collect();
     let mut received = vec![0; BULK];
@@ -506,17 +520,17 @@ async fn echoes(stream: BoxStream) {
         writer.flush().await.unwrap();
     };
     let both = async { tokio::join!(write, reader.read_exact(&mut received)).1 };
-    timeout(Duration::from_secs(60), both).await.expect("an echo").unwrap();
+    timeout(Duration::from_secs(60), both).await.expect("no echo in time").unwrap();
     assert!(received == sent, "what came back is not what was sent");
 }
 
 async fn fails(stage: &dyn Stage, what: &str, dial: impl Future<Output = Result<BoxStream, TorError>>) {
     let result = timeout(stage.patience() * 2, dial).await.unwrap_or_else(|_| panic!("{what}: no answer in time"));
-    let Err(e) = result else { panic!("{what} went through") };
-    assert!(e.is_transient(), "{what}: {e}");
+    let Err(error) = result else { panic!("{what} went through") };
+    assert!(error.is_transient(), "{what}: {error}");
 }
 
-/// Tries until it succeeds, for four times the stage's patience.
+/// Repeats `attempt` until it succeeds, for at most four times the stage's patience.
 async fn eventually<T, E: std::fmt::Display>(
     stage: &dyn Stage,
     what: &str,
@@ -531,7 +545,7 @@ async fn eventually<T, E: std::fmt::Display>(
                 }
                 return value;
             }
-            Err(e) if started.elapsed() > stage.patience() * 4 => panic!("{what}: {e}"),
+            Err(error) if started.elapsed() > stage.patience() * 4 => panic!("{what}: {error}"),
             Err(_) => sleep(stage.patience().min(Duration::from_secs(1)) / 10).await,
         }
     }

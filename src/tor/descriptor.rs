@@ -1,11 +1,12 @@
-//! The master address's descriptors: the keys of a time period, building one, reading one.
+//! A service's descriptors: the keys of a time period, building a descriptor, reading one.
 //!
-//! [`PeriodCredentials`] are all that signing in one time period takes. [`build`] makes a descriptor of them and of
-//! the members' introduction points; [`read`] is its inverse and needs nothing but the address, so that it also checks
-//! what a directory gives back. Both are pure but for the randomness of keys and nonces; the time is a parameter.
+//! [`PeriodCredentials`] hold all keys that sign descriptors in one time period. [`build`] makes a
+//! descriptor from them and from the members' introduction points. [`read`] is its inverse and
+//! needs only the address, so it can check the answer of a directory. Neither does I/O: they draw
+//! random keys and nonces, and take the time as a parameter.
 //!
-//! Introduction points come from other members: [`check_point`] says whether one may stand in a descriptor. A
-//! publisher filters with it first, because [`build`] refuses the whole descriptor for one bad point.
+//! Introduction points come from other members. A publisher must filter them with [`check_point`]
+//! first, because [`build`] refuses the whole descriptor for one bad point.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -32,26 +33,30 @@ use zeroize::Zeroizing;
 use super::TorError;
 use crate::keys::MasterSecret;
 
-/// Largest descriptor that directories take, in bytes, unless the consensus says less (`HSV3MaxDescriptorSize`).
+/// Largest descriptor that directories accept, in bytes, unless the consensus sets a lower limit
+/// (`HSV3MaxDescriptorSize`).
 pub const MAX_DESCRIPTOR: usize = 50_000;
-/// How long directories keep a descriptor, in minutes (rend-spec-v3, section 2.4: `descriptor-lifetime`).
+/// How long directories keep a descriptor, in minutes (rend-spec-v3, section 2.4:
+/// `descriptor-lifetime`).
 const LIFETIME_MINUTES: u16 = 180;
-/// How long the certificates in a descriptor are good: 48 hours of use and 6 of slack, as C tor and Arti have it.
+/// Validity of the certificates in a descriptor: 48 hours of use plus 6 of slack, as in C tor and
+/// Arti.
 const CERTIFICATE_LIFETIME: Duration = Duration::from_secs(54 * 3600);
-/// The revision counter's encryption costs time linear in the clock; no shared-random run is that long.
+/// Upper bound of the revision clock, in seconds: the order-preserving encryption takes time linear
+/// in it. No shared-random run lasts 30 days.
 const MAX_REVISION_CLOCK: u32 = 30 * 24 * 3600;
 /// Most link specifiers of one point.
 const MAX_LINK_SPECIFIERS: usize = 8;
 /// Longest encoded link specifier, in bytes.
 const MAX_LINK_SPECIFIER: usize = 64;
 
-/// What the network's directory says about descriptors.
+/// The network's parameters for descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DescriptorParameters {
-    /// The largest that directories take, in bytes.
+    /// Largest descriptor that directories accept, in bytes.
     pub max_size: usize,
-    /// `cc_sendme_inc`, in cells, where congestion control is advertised. A flag of the whole descriptor: every member
-    /// answers for it.
+    /// `cc_sendme_inc`, in cells; `None` does not advertise congestion control. It applies to the
+    /// whole descriptor, so every member must support it.
     pub sendme_increment: Option<u8>,
 }
 
@@ -61,27 +66,29 @@ impl Default for DescriptorParameters {
     }
 }
 
-/// What a descriptor says.
+/// The content of a descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DescriptorContent {
-    /// Directories keep the highest.
+    /// The revision counter. Directories refuse an upload whose revision is not higher than that
+    /// of the descriptor they hold.
     pub revision: u64,
-    /// At least one, at most [`MAX_INTRO_POINTS`], sorted.
+    /// The introduction points, sorted: at least one, at most [`MAX_INTRO_POINTS`].
     pub points: Vec<IntroPoint>,
 }
 
-/// All that it takes to sign the master address's descriptors in one time period. Not the master key: where these
-/// come from can change.
+/// The keys that sign a service's descriptors in one time period. The service key itself is not
+/// among them, so the credentials can later come from elsewhere than this process.
 pub struct PeriodCredentials {
     period: PeriodId,
     blinded: HsBlindIdKey,
     subcredential: Subcredential,
-    /// `KS_hs_desc_sign`, of this node alone: each publisher may have its own.
+    /// `KS_hs_desc_sign`: each publisher generates its own.
     signing: ed25519::Keypair,
-    /// The blinded key's certificate for it.
+    /// Certifies `signing` with the blinded key.
     certificate: EncodedEd25519Cert,
     expires: SystemTime,
-    /// Alike for all who hold the master key, so that their clocks give comparable revisions.
+    /// Follows from the blinded key, so it is the same at every publisher: their clocks then give
+    /// comparable revisions.
     revisions: AesOpeKey,
 }
 
@@ -92,37 +99,45 @@ impl std::fmt::Debug for PeriodCredentials {
 }
 
 impl PeriodCredentials {
-    /// Those of `period`, with a fresh descriptor-signing key that is certified for 54 hours from `now`.
+    /// The credentials of `period`, with a new descriptor-signing key whose certificate is valid
+    /// for 54 hours from `now`.
     pub fn derive(master: &MasterSecret, period: PeriodId, now: SystemTime) -> Result<Self, TorError> {
         let (blinded, blinded_pair, subcredential) = blinded_pair(master, period)?;
         let signing = ed25519::Keypair::generate(&mut rand::rng());
         let expires = now + CERTIFICATE_LIFETIME;
-        let certificate = create_desc_sign_key_cert(&signing.verifying_key(), &blinded_pair, expires)
-            .map_err(|e| TorError::Invalid("cannot certify the descriptor-signing key".into(), Some(e.into())))?;
+        let certificate =
+            create_desc_sign_key_cert(&signing.verifying_key(), &blinded_pair, expires).map_err(|error| {
+                TorError::Invalid("cannot certify the descriptor-signing key".into(), Some(error.into()))
+            })?;
         let secret = Zeroizing::new(ed25519::ExpandedKeypair::from(blinded_pair).to_secret_key_bytes());
         let revisions = AesOpeKey::from_secret(&secret[..32]);
         Ok(Self { period, blinded, subcredential, signing, certificate, expires, revisions })
     }
 
-    /// Which period they are for.
+    /// The period in which these credentials sign.
     pub fn period(&self) -> PeriodId {
         self.period
     }
 
-    /// When their certificate ends. They are of no use within the last three hours, a descriptor's lifetime.
+    /// When the certificate ends. [`build`] refuses these credentials already three hours before (a
+    /// descriptor's lifetime).
     pub fn expires(&self) -> SystemTime {
         self.expires
     }
 
-    /// The revision that the clock alone gives: `clock` is [`super::Period::revision_clock`]. Rises with every second,
-    /// by a secret amount, and alike at every publisher.
+    /// The revision for `clock`, which is [`super::Period::revision_clock`]. It rises every second
+    /// by a secret amount, and is the same at every publisher.
     pub fn revision(&self, clock: Duration) -> u64 {
         let seconds = u32::try_from(clock.as_secs()).unwrap_or(MAX_REVISION_CLOCK).min(MAX_REVISION_CLOCK);
         self.revisions.encrypt(seconds.into())
     }
 }
 
-/// Builds and signs a descriptor of these points, one to [`MAX_INTRO_POINTS`] of them, no two at one relay.
+/// Builds and signs a descriptor of these points: one to [`MAX_INTRO_POINTS`], no two at one relay.
+///
+/// # Errors
+/// If a point or the number of points is not valid, the descriptor exceeds the size limit, or the
+/// credentials expire within a descriptor's lifetime.
 pub fn build(
     credentials: &PeriodCredentials,
     points: &[IntroPoint],
@@ -133,7 +148,7 @@ pub fn build(
     build_for(credentials, points, revision, parameters, now, None)
 }
 
-/// The same, and only these clients can read its inner layers.
+/// Like [`build`]; if `clients` is set, only these clients can decrypt the introduction points.
 fn build_for(
     credentials: &PeriodCredentials,
     points: &[IntroPoint],
@@ -167,11 +182,13 @@ fn build_for(
         .flow_control(flow_control)
         .max_generated_len(parameters.max_size.min(MAX_DESCRIPTOR))
         .build_sign(&mut rand::rng())
-        .map_err(|e| TorError::Invalid(format!("cannot build a descriptor of {} points", points.len()), Some(e.into())))
+        .map_err(|error| {
+            TorError::Invalid(format!("cannot build a descriptor of {} points", points.len()), Some(error.into()))
+        })
 }
 
-/// Reads a descriptor of `service` in `period`: checks its signatures up to the address and its certificates' times,
-/// decrypts it. The text may be anything.
+/// Decrypts a descriptor of `service` in `period`, and checks its chain of signatures up to the
+/// address and the validity of its certificates. The text is untrusted.
 pub fn read(text: &str, service: ServiceId, period: PeriodId, now: SystemTime) -> Result<DescriptorContent, TorError> {
     if text.len() > MAX_DESCRIPTOR {
         return Err(TorError::Invalid(format!("a descriptor of {} bytes is too long", text.len()), None));
@@ -179,16 +196,16 @@ pub fn read(text: &str, service: ServiceId, period: PeriodId, now: SystemTime) -
     let (blinded, subcredential) = blinded(service, time_period(period)?)?;
     let unreadable = |cause| TorError::Invalid(format!("cannot read a descriptor of {service}"), Some(cause));
     let descriptor = HsDesc::parse_decrypt_validate(text, &blinded.id(), &subcredential, None)
-        .map_err(|e| unreadable(e.into()))?
+        .map_err(|error| unreadable(error.into()))?
         .if_valid_at(&now)
-        .map_err(|e| unreadable(e.into()))?;
+        .map_err(|error| unreadable(error.into()))?;
     let mut points = descriptor.intro_points().iter().map(point_of_descriptor).collect::<Result<Vec<_>, _>>()?;
     points.sort();
     Ok(DescriptorContent { revision: descriptor.revision().into(), points })
 }
 
-/// The revision of a descriptor, from its outer layer: readable also where the inner ones are for
-/// authorized clients alone. Checks what [`read`] checks of that layer.
+/// The revision of a descriptor, from its outer layer, which is readable even if the inner layers
+/// are encrypted for authorized clients. Checks the outer layer as [`read`] does.
 pub fn read_revision(text: &str, service: ServiceId, period: PeriodId, now: SystemTime) -> Result<u64, TorError> {
     if text.len() > MAX_DESCRIPTOR {
         return Err(TorError::Invalid(format!("a descriptor of {} bytes is too long", text.len()), None));
@@ -196,45 +213,46 @@ pub fn read_revision(text: &str, service: ServiceId, period: PeriodId, now: Syst
     let (blinded, _) = blinded(service, time_period(period)?)?;
     let unreadable = |cause| TorError::Invalid(format!("cannot read a descriptor of {service}"), Some(cause));
     HsDesc::parse(text, &blinded.id())
-        .map_err(|e| unreadable(e.into()))?
+        .map_err(|error| unreadable(error.into()))?
         .check_signature()
-        .map_err(|e| unreadable(e.into()))?
+        .map_err(|error| unreadable(error.into()))?
         .if_valid_at(&now)
-        .map_err(|e| unreadable(e.into()))?;
-    // Arti does not give it out; it has checked that the line stands there once.
+        .map_err(|error| unreadable(error.into()))?;
+    // `HsDesc::parse` does not expose the revision, but has checked that the line occurs once.
     let line = text.lines().find_map(|line| line.strip_prefix("revision-counter "));
     line.and_then(|number| number.trim().parse().ok())
         .ok_or_else(|| TorError::Invalid(format!("a descriptor of {service} has no revision"), None))
 }
 
-/// Whether this point may stand in a descriptor: its link specifiers can be read, are within bounds and name the
-/// relay that the point names, and its keys are keys.
+/// Checks that this point can be part of a descriptor: its link specifiers are well-formed, within
+/// bounds and name the same relay as the point, and its keys are valid.
 pub fn check_point(point: &IntroPoint) -> Result<(), TorError> {
     descriptor_point(point).map(|_| ())
 }
 
-/// The blinded public key and the subcredential: what introductions and directories need. Public.
+/// The blinded public key and the subcredential of a period, which introductions and directories
+/// need. Both follow from public data.
 pub(super) fn blinded(service: ServiceId, period: TimePeriod) -> Result<(HsBlindIdKey, Subcredential), TorError> {
     let no_key = |cause| TorError::Invalid(format!("{service} cannot be an onion service: bad key"), Some(cause));
-    let identity = ed25519::PublicKey::from_bytes(service.public_key()).map_err(|e| no_key(e.into()))?;
-    HsIdKey::from(identity).compute_blinded_key(period).map_err(|e| no_key(e.into()))
+    let identity = ed25519::PublicKey::from_bytes(service.public_key()).map_err(|error| no_key(error.into()))?;
+    HsIdKey::from(identity).compute_blinded_key(period).map_err(|error| no_key(error.into()))
 }
 
-/// The key pair that certifies in this period, with what [`blinded`] gives. Never sign one message
-/// with those of two periods: they share the prefix that nonces come from (rend-spec-v3, appendix
-/// A.2). A certificate names the key it is signed with.
+/// The result of [`blinded`], with the blinded key pair, which signs the certificates of this
+/// period. Never sign the same message with the keys of two periods: they share the nonce prefix
+/// (rend-spec-v3, appendix A.2). Certificates are safe, because each names its signing key.
 fn blinded_pair(
     master: &MasterSecret,
     period: PeriodId,
 ) -> Result<(HsBlindIdKey, HsBlindIdKeypair, Subcredential), TorError> {
     ed25519::ExpandedKeypair::from_secret_key_bytes(*master.expanded())
         .map(HsIdKeypair::from)
-        .ok_or_else(|| TorError::Invalid("the master key is no Ed25519 key".into(), None))?
+        .ok_or_else(|| TorError::Invalid("the master key is not a valid Ed25519 key".into(), None))?
         .compute_blinded_key(time_period(period)?)
-        .map_err(|e| TorError::Invalid("cannot blind the master key".into(), Some(e.into())))
+        .map_err(|error| TorError::Invalid("cannot blind the master key".into(), Some(error.into())))
 }
 
-/// Arti's name for a period.
+/// Converts to Arti's type.
 pub(super) fn time_period(period: PeriodId) -> Result<TimePeriod, TorError> {
     if period.length_minutes == 0 || period.length_minutes > PeriodId::MAX_MINUTES {
         return Err(TorError::Invalid(format!("no time period lasts {} minutes", period.length_minutes), None));
@@ -242,7 +260,7 @@ pub(super) fn time_period(period: PeriodId) -> Result<TimePeriod, TorError> {
     Ok(TimePeriod::from_parts(period.length_minutes, period.number, period.offset_seconds))
 }
 
-/// Our name for a period.
+/// Converts from Arti's type.
 pub(super) fn period_id(period: TimePeriod) -> PeriodId {
     PeriodId {
         number: period.interval_num(),
@@ -281,16 +299,17 @@ fn descriptor_point(point: &IntroPoint) -> Result<IntroPointDesc, TorError> {
     }
     let encryption = curve25519::PublicKey::from(point.encryption_key.0);
     if convert_curve25519_to_ed25519_public(&encryption, 0).is_none() {
-        return Err(bad("its encryption key is no key"));
+        return Err(bad("its encryption key is not a valid key"));
     }
-    let session = ed25519::PublicKey::from_bytes(&point.session_key.0).map_err(|_| bad("its session key is no key"))?;
+    let session =
+        ed25519::PublicKey::from_bytes(&point.session_key.0).map_err(|_| bad("its session key is not a valid key"))?;
     IntroPointDesc::builder()
         .link_specifiers(specifiers)
         .ipt_kp_ntor(curve25519::PublicKey::from(point.onion_key.0))
         .kp_hs_ipt_sid(session.into())
         .kp_hss_ntor(encryption.into())
         .build()
-        .map_err(|e| TorError::Invalid(format!("introduction point at {}", point.relay), Some(e.into())))
+        .map_err(|error| TorError::Invalid(format!("introduction point at {}", point.relay), Some(error.into())))
 }
 
 fn decode_specifier(encoded: &[u8]) -> Option<EncodedLinkSpec> {
@@ -303,7 +322,8 @@ fn decode_specifier(encoded: &[u8]) -> Option<EncodedLinkSpec> {
     Some(specifier)
 }
 
-/// The relay that link specifiers lead to; `None` unless they name both its identities, each once, and an address.
+/// The relay that link specifiers lead to; `None` unless they contain both of its identities, each
+/// once, and an address.
 fn specified_relay(specifiers: &[EncodedLinkSpec]) -> Option<RelayId> {
     let (mut rsa, mut ed25519, mut addressed) = (None, None, false);
     for specifier in specifiers {
@@ -343,7 +363,8 @@ fn point_of_descriptor(point: &IntroPointDesc) -> Result<IntroPoint, TorError> {
     })
 }
 
-/// One that a single client alone can read, as of another program with this key.
+/// A descriptor that only one authorized client can read, as another program that holds the same
+/// service key may publish it.
 #[cfg(test)]
 pub(crate) fn build_restricted(credentials: &PeriodCredentials, points: &[IntroPoint], revision: u64) -> String {
     let clients = [curve25519::PublicKey::from(&curve25519::StaticSecret::from([5; 32]))];

@@ -1,58 +1,58 @@
-//! What can go wrong between us and the Tor network, in words an operator can act on.
+//! Failures of the Tor engine, with texts that an operator can act on.
 
-/// Boxed cause.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// A failure of the Tor engine. None of them changes what the engine holds.
+/// A failure of the Tor engine. The engine's state stays as it was before the call.
 #[derive(Debug, thiserror::Error)]
 pub enum TorError {
     /// The Tor client could not be made from its configuration.
     #[error("cannot start Tor: {0}")]
     Config(String, #[source] Option<Cause>),
-    /// The Tor client's files could not be opened. Worth another try: somebody else may have them, or the disk be full.
+    /// The Tor client's files could not be opened. A later attempt may succeed: another process may
+    /// hold them now, or the disk may be full.
     #[error("cannot start Tor with its state in {}: {why}", dir.display())]
     State {
-        /// Where they are.
+        /// Folder of the Tor client's state.
         dir: std::path::PathBuf,
-        /// In words.
+        /// The cause, as text for the operator.
         why: String,
     },
-    /// What the Tor client keeps on disk is wrong in a way that only the operator can mend. Says
-    /// which file, and how.
+    /// A file of the Tor client is damaged, or has the wrong permissions, and only the operator can
+    /// mend it. The text names the file and the remedy.
     #[error("cannot start Tor: {0}")]
     Files(String),
-    /// Nothing can be built yet: the directory is not there.
+    /// No circuit can be built yet: the network's directory is missing or out of date.
     #[error("Tor is not ready yet: {0}")]
     NotReady(String),
-    /// The other side could not be reached. Worth another try.
+    /// The other side could not be reached. A later attempt may succeed.
     #[error("cannot reach {to} over Tor: {why}")]
     Unreachable {
         /// The onion address or relay.
         to: String,
-        /// In words.
+        /// The cause, as text for the operator.
         why: String,
-        /// What Tor says.
+        /// The error of the Tor client, if it gave one.
         #[source]
         source: Option<Cause>,
     },
-    /// The service is there, and does not let this node find it.
+    /// The service has a descriptor, and none of this node's discovery keys decrypts it.
     #[error("{to} accepts none of this node's discovery keys")]
     ShutOut {
         /// The onion address.
         to: String,
     },
-    /// It took longer than allowed. Worth another try.
+    /// The operation did not end within its limit. A later attempt may succeed.
     #[error("{what} took longer than {limit:?}")]
     Timeout {
-        /// What was tried.
+        /// The operation.
         what: String,
-        /// The bound.
+        /// Its time limit.
         limit: std::time::Duration,
     },
     /// A directory refused our descriptor.
     #[error("directory {directory} refused the descriptor: {status}")]
     Refused {
-        /// Which.
+        /// The directory relay's identities.
         directory: String,
         /// Its HTTP status line.
         status: String,
@@ -60,16 +60,17 @@ pub enum TorError {
     /// No relay is left to choose.
     #[error("no relay is left to be an introduction point: {0}")]
     NoRelay(String),
-    /// Keys, certificates or descriptor that cannot be built or read.
+    /// A key, certificate, descriptor or request that is not valid. Trying again does not help.
     #[error("{0}")]
     Invalid(String, #[source] Option<Cause>),
-    /// The engine has to be made anew (the network's directory expired, or it was shut down).
+    /// The engine has stopped, and a new one has to be started (the network's directory expired, or
+    /// it was shut down).
     #[error("the Tor client has stopped: {0}")]
     Stopped(String),
 }
 
 impl TorError {
-    /// True where the same call may go through later.
+    /// True if the same call may succeed later.
     pub fn is_transient(&self) -> bool {
         !matches!(self, Self::Config(..) | Self::Files(_) | Self::Invalid(..) | Self::Stopped(_))
     }

@@ -4,27 +4,28 @@
 use ssh_key::PrivateKey;
 use zeroize::Zeroizing;
 
-/// The algorithm of an onion service's identity key.
+/// The algorithm name of an onion service's identity key.
 const EXPANDED: &str = "ed25519-expanded@spec.torproject.org";
 
-/// Why a text is not the identity key of an onion service of Arti's.
+/// Why a text is not the identity key of an onion service in Arti's format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeystoreError {
-    /// Not OpenSSH's format, or cut off.
+    /// Not in OpenSSH's format, or truncated.
     #[error("is not a whole OpenSSH key: {0}")]
     Format(String),
-    /// A key for something else.
+    /// A key of another algorithm.
     #[error("is an OpenSSH key of another kind ({0}): the key of an address is in ks_hs_id.ed25519_expanded_private")]
     Kind(String),
-    /// Its public half is not that of its secret half.
+    /// The public key does not belong to the secret key, or one of them has the wrong length.
     #[error("is damaged: its two halves do not belong together")]
     Halves,
 }
 
-/// The expanded secret key and the public key in the text of a `ks_hs_id.ed25519_expanded_private`.
+/// The expanded secret key and the public key in the text of a
+/// `ks_hs_id.ed25519_expanded_private`.
 pub fn read_identity_key(text: &str) -> Result<(Zeroizing<[u8; 64]>, [u8; 32]), KeystoreError> {
-    // The crate does not wipe what it decodes. It is dropped when this call returns, in a command
-    // that ends soon.
+    // `ssh_key` does not zeroize what it decodes. It is dropped when this call returns, and only
+    // commands that end soon call this.
     let key = PrivateKey::from_openssh(text).map_err(|error| KeystoreError::Format(error.to_string()))?;
     let kind = key.algorithm();
     let Some(pair) = key.key_data().other().filter(|_| kind.as_str() == EXPANDED) else {
@@ -34,7 +35,7 @@ pub fn read_identity_key(text: &str) -> Result<(Zeroizing<[u8; 64]>, [u8; 32]), 
     Ok((Zeroizing::new(secret.map_err(|_| KeystoreError::Halves)?), public.map_err(|_| KeystoreError::Halves)?))
 }
 
-/// As Arti would write it.
+/// The text of the key file as Arti would write it.
 #[cfg(test)]
 pub(crate) fn write_identity_key(secret: &[u8; 64], public: &[u8; 32]) -> String {
     use ssh_key::private::{KeypairData, OpaqueKeypair};

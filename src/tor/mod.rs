@@ -1,14 +1,16 @@
 //! The Tor engine: everything this daemon asks of the Tor network, behind one trait.
 //!
-//! [`Engine`] is the seam. `arti/` answers it with Arti's public crates; `fake/` answers it in memory with the same
-//! conformance suite, so that everything above runs in a test without a network. No Arti type crosses this line: what
-//! goes in and out are the plain types below and those of `rustbalance_gossip`.
+//! [`Engine`] has two implementations, which pass the same conformance suite: `arti/` uses Arti's
+//! public crates, `fake/` runs in memory, so that all code above it can be tested without a
+//! network. The trait uses only the plain types below and those of `rustbalance_gossip`, no type
+//! of Arti.
 //!
-//! Two onion services are in play and must not be confused:
-//! * the node's **own** service (one per node, restricted discovery), run whole by `tor-hsservice`: [`Engine::listen`];
-//! * the **master** service (one address, many nodes), whose service side we run ourselves:
-//!   [`Engine::open_intro_point`] on every node, and [`Engine::publication`], [`Engine::upload`], [`Engine::fetch`] on
-//!   the publisher.
+//! There are two kinds of onion service, which must not be confused:
+//! * the node's **own** service: one per node, with restricted discovery, for other members only.
+//!   `tor-hsservice` runs all of it: [`Engine::listen`];
+//! * the cluster's **services**: one address served by many nodes. We run the service side
+//!   ourselves: [`Engine::open_intro_point`] on every node, and [`Engine::publication`],
+//!   [`Engine::upload`] and [`Engine::fetch`] on the publisher.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -38,43 +40,46 @@ pub mod keystore;
 mod refused;
 mod replay;
 
-/// What the daemon needs of Tor.
+/// One Tor client, with the operations that the daemon needs.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
-    /// How far the connection to the network is. The channel closes when the engine has stopped for good: from then on
-    /// every call answers [`TorError::Stopped`], and another engine has to be started.
+    /// Progress of the bootstrap. The channel closes when the engine has stopped for good: from
+    /// then on every call returns [`TorError::Stopped`], and a new engine has to be started.
     fn bootstrap(&self) -> watch::Receiver<Bootstrap>;
 
-    /// Connects to `port` of the onion service `to`. Bounded by `limit`.
+    /// Connects to `port` of the onion service `to`, within `limit`.
     async fn dial(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError>;
 
-    /// Lets this client read the descriptors of `node`'s own (restricted) service with one of `keys` from now on; the one
-    /// that most likely opens them first.
+    /// Sets the discovery keys for the own (restricted) service of `node`, in place of earlier
+    /// ones. The key that most likely decrypts its descriptor comes first.
     fn trust_discovery(&self, node: NodeId, keys: &[&DiscoverySecret]) -> Result<(), TorError>;
 
-    /// Runs this node's own onion service until the returned handle is dropped. Streams to any port in
-    /// [`OwnService::ports`] arrive on `streams`; others are refused.
+    /// Runs this node's own onion service until the returned handle is dropped. Streams to the
+    /// ports in [`OwnService::ports`] arrive on `streams`; others are refused.
     async fn listen(
         &self,
         service: OwnService,
         streams: mpsc::Sender<Incoming>,
     ) -> Result<Box<dyn Listening>, TorError>;
 
-    /// Makes one introduction point for the master address and serves it until the returned handle is dropped.
+    /// Opens one introduction point for a service of the cluster and serves it until the returned
+    /// handle is dropped.
     ///
-    /// Every introduction is answered (replay filter, rendezvous, virtual hop) inside the engine, within `limits`;
-    /// what comes out are client streams. Several relays may be tried: the caller bounds the time.
+    /// The engine answers every introduction itself (replay filter, rendezvous, virtual hop),
+    /// within the request's limits, and sends the client streams to `streams`. It may try several
+    /// relays, and sets no timeout: the caller does.
     async fn open_intro_point(
         &self,
         request: IntroRequest,
         streams: mpsc::Sender<Incoming>,
     ) -> Result<Box<dyn OpenIntroPoint>, TorError>;
 
-    /// For each current time period: its id, the directories responsible for the master address, the revision that
-    /// the clock alone would give. Changes of the network's directory are told by [`Engine::network_changes`].
+    /// The current time periods, with the responsible directories and the revision clock of each.
+    /// [`Engine::network_changes`] rises when the periods or the directories may have changed.
     async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError>;
 
-    /// A counter that rises whenever the network's directory (and so perhaps [`Engine::publication`]) has changed.
+    /// A counter that rises whenever the network's directory has changed, and with it possibly
+    /// the result of [`Engine::publication`].
     fn network_changes(&self) -> watch::Receiver<u64>;
 
     /// Uploads one descriptor to one directory; `Ok` only once the directory has accepted it.
@@ -91,137 +96,141 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<Option<String>, TorError>;
 }
 
-/// How far the bootstrap is.
+/// Progress of the bootstrap.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Bootstrap {
-    /// 0.0 to 1.0.
+    /// Share of the bootstrap that is done, from 0.0 to 1.0.
     pub fraction: f32,
-    /// True once circuits can be built. Stays true; what is wrong later is in the message.
+    /// True once circuits can be built. Stays true; the message reports later problems.
     pub ready: bool,
-    /// What is waited for, or what blocks, in words for a person.
+    /// The current step, or the obstacle, as text for the operator.
     pub message: String,
-    /// Why it never will be ready, where only the operator can mend that; the channel closes then.
+    /// Why the engine will never be ready until the operator acts; `None` otherwise. The channel
+    /// closes after this is set.
     pub hopeless: Option<String>,
 }
 
 /// A node's own onion service.
 pub struct OwnService {
-    /// The node's identity: its onion address and its signature.
+    /// The node's identity key, from which its onion address follows.
     pub identity: NodeSecret,
-    /// Who may read the descriptor. Empty would mean everybody and is refused.
+    /// The client keys that can decrypt the descriptor. An empty list would let anyone read it, and
+    /// is refused.
     pub discovery: Vec<DiscoveryPublic>,
     /// Virtual ports that are open.
     pub ports: Vec<u16>,
-    /// Counts what members asked for beyond the bounds of the service.
+    /// Counts requests of members that exceed the bounds of the service.
     pub refused: Arc<RefusedCounts>,
 }
 
-/// A running own onion service; dropped, it stops.
+/// A node's own onion service while it runs; it stops when this is dropped.
 #[async_trait]
 pub trait Listening: Send + Sync {
-    /// Replaces the set of clients who may read the descriptor (a rotation after an eviction).
+    /// Replaces the client keys that can decrypt the descriptor (a rotation after an eviction).
     async fn authorize(&self, discovery: Vec<DiscoveryPublic>) -> Result<(), TorError>;
     /// True while the service is believed reachable.
     fn reachable(&self) -> watch::Receiver<bool>;
 }
 
-/// A client's stream request that has no answer yet.
+/// A client's stream request that is not answered yet.
 pub struct Incoming {
     /// The virtual port asked for.
     pub port: u16,
     /// The circuit it came on: streams of one circuit belong to one client.
     pub circuit: CircuitId,
-    /// Answers it.
+    /// Accepts or rejects the stream.
     pub request: Box<dyn StreamRequest>,
 }
 
-/// The two answers to a stream request. Dropped without one, it is rejected.
+/// A client that waits for an answer to its stream request. Dropping it rejects the request.
 #[async_trait]
 pub trait StreamRequest: Send {
-    /// Accepts: the client learns that it is connected.
+    /// Sends CONNECTED to the client.
     async fn accept(self: Box<Self>) -> Result<BoxStream, TorError>;
-    /// Rejects: the client gets the END cell that [`Rejection`] names.
+    /// Sends the END cell that [`Rejection`] names to the client.
     async fn reject(self: Box<Self>, why: Rejection);
 }
 
-/// What a rejected client learns; C tor 0.4.9 gives the same answer in each case.
+/// Why a stream is rejected. C tor 0.4.9 sends the same END reason in each case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejection {
-    /// The target does not take the connection: END with reason CONNECTREFUSED.
+    /// The target refuses the connection: END with reason CONNECTREFUSED.
     Refused,
-    /// No target stands behind the port, or the client has too many streams: END with reason DONE.
-    /// The circuit stays open, but its time limit goes on. C tor does the same unless
+    /// The port has no target, or the client has too many streams: END with reason DONE.
+    /// The circuit stays open, but its time limit is not extended. C tor does the same unless
     /// HiddenServiceAllowUnknownPorts is 1 (its manual says the opposite; see
     /// `hs_service_set_conn_addr_port` in its source).
     Unavailable,
 }
 
-/// What makes an introduction point.
+/// Parameters of a new introduction point.
 pub struct IntroRequest {
-    /// Whose clients come.
+    /// The service whose clients are introduced there.
     pub service: ServiceId,
-    /// The point's keys and replay log, new or from before a restart.
+    /// The point's keys and replay log: new ones, or those from before a restart.
     pub keys: IntroPointKeys,
-    /// Which relay.
+    /// The relay, or how to choose it.
     pub relay: RelayChoice,
-    /// Bounds against floods, shared by all the points of this node.
+    /// Bounds against floods, shared by all points of this node.
     pub limits: Arc<ServiceGuard>,
 }
 
-/// Which relay to be an introduction point.
+/// The relay at which to open an introduction point.
 #[derive(Debug, Clone)]
 pub enum RelayChoice {
-    /// Any suitable relay but these (one relay may stand only once in a descriptor: stock clients can use only one).
+    /// Any suitable relay but these. A descriptor must not name a relay twice: stock clients would
+    /// use only one of its points there.
     AnyBut(BTreeSet<RelayId>),
-    /// This one (after a restart, so that clients with an old descriptor are still served).
+    /// This relay: after a restart, so that clients with an old descriptor are still served.
     Exactly(RelayId),
 }
 
-/// An established introduction point; dropped, its circuit is closed and its introductions end.
+/// An established introduction point. Dropping it closes its circuit.
 #[async_trait]
 pub trait OpenIntroPoint: Send + Sync {
-    /// What the publisher must know of it. Public.
+    /// The point as it appears in a descriptor. Contains no secret.
     fn describe(&self) -> IntroPoint;
-    /// Ends when the point is lost (circuit closed, relay gone). Cancel-safe.
+    /// Returns the reason once the point is lost (circuit closed, relay gone). Cancel-safe.
     async fn lost(&self) -> String;
     /// Introductions seen since it was opened, replays not counted.
     fn introductions(&self) -> u64;
 }
 
-/// One time period at one moment.
+/// A time period, as the network's directory has it now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Period {
-    /// Which.
+    /// Number, length and offset of the period.
     pub id: PeriodId,
     /// The responsible directories, replica by replica, each once.
     pub directories: Vec<Directory>,
-    /// The time since the start of the period's shared-random run: what the order-preserving encryption of the
-    /// revision counter is fed with (see [`descriptor::PeriodCredentials::revision`]).
+    /// Time since the start of the period's shared-random run: the plaintext of the
+    /// order-preserving encryption that gives the revision counter (see
+    /// [`descriptor::PeriodCredentials::revision`]).
     pub revision_clock: Duration,
-    /// What the network's directory says about descriptors.
+    /// The network's parameters for descriptors.
     pub parameters: descriptor::DescriptorParameters,
 }
 
 /// A directory relay responsible for a descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Directory {
-    /// Its identities.
+    /// The relay's identities.
     pub relay: RelayId,
 }
 
 /// Bounds on what clients can make this node do, enforced inside the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceLimits {
-    /// Rendezvous circuits that may be in the making at once.
+    /// Most rendezvous circuits being built at once, node-wide.
     pub pending_rendezvous: usize,
-    /// Rendezvous circuits open at once.
+    /// Most rendezvous circuits open at once, node-wide.
     pub open_rendezvous: usize,
-    /// Streams open on one rendezvous circuit.
+    /// Most streams open on one rendezvous circuit.
     pub streams_per_circuit: usize,
-    /// Introductions that may wait for their turn, per point; further ones are dropped.
+    /// Length of a point's queue of introductions; the point drops what exceeds it.
     pub introduction_queue: usize,
-    /// The DoS extension of ESTABLISH_INTRO: introductions a second that the relay passes on (rate and burst); `None`
-    /// for no limit.
+    /// The DoS extension of ESTABLISH_INTRO: how many introductions per second the relay forwards,
+    /// and the burst. `None` omits the extension.
     pub introductions_per_second: Option<(u32, u32)>,
 }
 
@@ -237,31 +246,32 @@ impl Default for ServiceLimits {
     }
 }
 
-/// The limits in use, which may change, and what was refused for them.
+/// The current limits, which may change, with the counters of refused requests.
 #[derive(Debug)]
 pub struct ServiceGuard {
     limits: watch::Receiver<ServiceLimits>,
-    /// What was refused.
+    /// Counts the requests that exceed a limit or are not valid.
     pub refused: RefusedCounts,
 }
 
 impl ServiceGuard {
-    /// Enforces the latest value of `limits` on what begins from then on.
+    /// Applies the latest value of `limits` to new introductions, circuits and streams; those
+    /// already open stay.
     pub fn new(limits: watch::Receiver<ServiceLimits>, refused: RefusedCounts) -> Self {
         Self { limits, refused }
     }
 
-    /// Enforces limits that never change, with counters of its own.
+    /// A guard whose limits never change, with its own counters.
     pub fn fixed(limits: ServiceLimits) -> Self {
         Self::new(watch::channel(limits).1, RefusedCounts::default())
     }
 
-    /// The limits now.
+    /// The current limits.
     pub fn now(&self) -> ServiceLimits {
         *self.limits.borrow()
     }
 
-    /// The bounds on clients' circuits now.
+    /// The current bounds on clients' circuits.
     pub(crate) fn circuits(&self) -> circuits::CircuitBounds {
         let ServiceLimits { pending_rendezvous, open_rendezvous, .. } = self.now();
         circuits::CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous }

@@ -1,27 +1,28 @@
-//! What an onion service of this node refuses, counted under a name that says whose streams they were.
+//! Counts what the onion services of this node refuse, separately for clients and for members.
 
 use crate::counters::{Counter, Counters};
 
-/// What a service refuses, drops or closes.
+/// An introduction, circuit or stream that a service refuses, drops or closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// An introduction seen before.
+    /// An introduction that was received before.
     Replay,
-    /// An introduction that cannot be read.
+    /// An introduction that cannot be decrypted or parsed.
     Malformed,
-    /// An introduction for which a queue or all places for circuits were full.
+    /// An introduction that found its queue full, or waited too long there, or found no free place
+    /// for a circuit.
     Introduction,
-    /// An introduction given up for others because its rendezvous point did not answer.
+    /// A circuit that was still being built, given up for another client.
     GivenUp,
-    /// An open circuit, closed to make room for others.
+    /// An open circuit, closed to make room for another.
     Circuit,
-    /// A stream of a circuit that has the most it may have.
+    /// A stream on a circuit that is at its limit of streams.
     Stream,
-    /// A stream that found too many waiting to be taken.
+    /// A stream that found the queue of incoming streams full.
     Queue,
 }
 
-/// Whose service it is.
+/// The users of a service.
 #[derive(Debug, Clone, Copy, Default)]
 enum Service {
     #[default]
@@ -29,7 +30,7 @@ enum Service {
     Members,
 }
 
-/// Counts for one service.
+/// Counts what the services of one kind refuse.
 #[derive(Debug, Clone, Default)]
 pub struct RefusedCounts {
     counters: Counters,
@@ -37,22 +38,22 @@ pub struct RefusedCounts {
 }
 
 impl RefusedCounts {
-    /// For the services that the cluster's clients use.
+    /// Counts for the cluster's services, which clients use.
     pub fn of_clients(counters: Counters) -> Self {
         Self { counters, service: Service::Clients }
     }
 
-    /// For the node's own service, which other members use.
+    /// Counts for the node's own service, which other members use.
     pub fn of_members(counters: Counters) -> Self {
         Self { counters, service: Service::Members }
     }
 
-    /// One more.
+    /// Adds one.
     pub fn count(&self, what: Refused) {
         self.counters.count(self.counter(what));
     }
 
-    /// How often since the start. Several kinds may share a counter.
+    /// The count since the start. Several kinds may share a counter.
     pub fn get(&self, what: Refused) -> u64 {
         self.counters.get(self.counter(what))
     }

@@ -1,10 +1,10 @@
-//! Introductions seen before.
+//! The replay log of an introduction point.
 //!
-//! A relay (or whoever watches it) can send the same INTRODUCE2 cell again and make us build a
-//! circuit for it each time. Each point therefore remembers a hash of every cell it has answered,
-//! in memory and in a file that lives as long as the point's keys do, so that a restart forgets
-//! nothing. What is remembered is bounded: full, the older half goes, so that a flood makes a point
-//! forget, and never deaf.
+//! A relay (or an attacker who observes it) can send the same INTRODUCE2 cell again and make us
+//! build a circuit for it each time. Each point therefore remembers a hash of every cell it has
+//! decrypted, in memory and in a file that is kept as long as the point's keys, so that a restart
+//! forgets nothing. The log is bounded: when it is full, the older half is dropped, so a flood
+//! makes the point forget old cells but never makes it refuse new clients.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -17,15 +17,15 @@ use rustbalance_gossip::hash::{Label, labelled};
 
 use crate::keys::IntroPointSecrets;
 
-/// Bytes of hash kept per introduction: a collision would only lose one client's first try.
+/// Bytes of hash kept per introduction. A collision would only lose one client's first attempt.
 const ENTRY: usize = 16;
-/// Most introductions remembered at one point: twice as many as a point sees before another takes its place. What a
-/// hostile relay makes us keep, in memory and on disk, ends there.
+/// Most introductions remembered per point: twice the number after which a point is replaced. This
+/// bounds the memory and disk space that a hostile relay can make us use.
 const MAX_ENTRIES: usize = 1 << 16;
-/// What is forgotten at once.
+/// Number of entries that are dropped together.
 const HALF: usize = MAX_ENTRIES / 2;
 
-/// What was seen at one introduction point.
+/// The introductions received at one introduction point, as hashes.
 pub struct ReplayLog {
     inner: Mutex<Seen>,
 }
@@ -33,10 +33,11 @@ pub struct ReplayLog {
 type Entry = [u8; ENTRY];
 
 struct Seen {
-    /// At most half of all: the older one of two, whole, or nothing yet.
+    /// Empty at first, then [`HALF`] entries, all older than those of `newer`.
     older: HashSet<Entry>,
-    /// The newer one, in which there is always room for one more.
+    /// Fewer than [`HALF`] entries.
     newer: HashSet<Entry>,
+    /// `None` if the log is in memory only.
     file: Option<(PathBuf, File)>,
 }
 
@@ -45,7 +46,7 @@ impl Seen {
         self.newer.contains(entry) || self.older.contains(entry)
     }
 
-    /// Adds one that is not there.
+    /// Adds an entry that is not in the log yet.
     fn add(&mut self, entry: Entry) -> io::Result<()> {
         self.newer.insert(entry);
         let written = match &mut self.file {
@@ -63,33 +64,33 @@ impl Seen {
     }
 }
 
-/// Replaces the file by one with these alone, whole or not at all.
+/// Replaces the file by one with only these entries, atomically.
 fn rewritten(path: &Path, entries: &HashSet<Entry>) -> io::Result<File> {
     let bytes: Vec<u8> = entries.iter().flatten().copied().collect();
-    // What a crash leaves under this prefix, the store removes.
+    // If a crash leaves a file with this prefix, the store removes it at the next start.
     let mut new = tempfile::Builder::new().prefix(".new-").tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
     new.write_all(&bytes)?;
     new.persist(path)?;
     open(path)
 }
 
-/// Opens the file to read all and to add to its end; made (0600) if missing.
+/// Opens the file for reading and appending; creates it (mode 0600) if it is missing.
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)
 }
 
 impl ReplayLog {
-    /// One that lives in memory alone.
+    /// A log in memory only.
     pub fn ephemeral() -> Self {
         Self { inner: Mutex::new(Seen { older: HashSet::new(), newer: HashSet::new(), file: None }) }
     }
 
-    /// The one in this file, made (0600) if missing. An entry cut short by a crash is dropped.
-    /// Where the disk refuses writes, what is seen from now on is remembered in memory alone: that
-    /// is no reason to turn clients away.
+    /// Reads the log in this file, and creates the file (mode 0600) if it is missing. An entry that
+    /// a crash has truncated is dropped. If the file cannot be written, new entries are kept in
+    /// memory only: clients are served all the same.
     ///
     /// # Errors
-    /// If what is there cannot be read.
+    /// If the file exists and cannot be read.
     pub fn open(path: &Path) -> io::Result<Self> {
         let (mut source, file) = match open(path) {
             Ok(file) => (file.try_clone()?, Some(file)),
@@ -113,22 +114,22 @@ impl ReplayLog {
             file.set_len(whole as u64)?;
         }
         let entries = bytes[..whole].as_chunks::<ENTRY>().0;
-        // Whole halves first: the last of them is the older one, what follows is the newer one.
+        // The last full half is `older`; the rest after it is `newer`.
         let (halves, newer) = entries.as_chunks::<HALF>();
         let older = halves.last().map(|half| half.iter().copied().collect()).unwrap_or_default();
         let newer = newer.iter().copied().collect();
         Ok(Self { inner: Mutex::new(Seen { older, newer, file: file.map(|file| (path.to_owned(), file)) }) })
     }
 
-    /// Whether this encrypted body of an INTRODUCE2 cell is remembered.
+    /// True if this encrypted body of an INTRODUCE2 cell is in the log.
     pub fn has_seen(&self, body: &[u8]) -> bool {
         self.seen().contains(&entry(body))
     }
 
-    /// Notes the encrypted body of an INTRODUCE2 cell; `Ok(false)` if it is remembered already.
+    /// Adds the encrypted body of an INTRODUCE2 cell; `Ok(false)` if it is in the log already.
     ///
     /// # Errors
-    /// If it could not be written down. It is remembered in memory all the same.
+    /// If it cannot be written to disk. It is then in memory all the same.
     pub fn is_new(&self, body: &[u8]) -> io::Result<bool> {
         let entry = entry(body);
         let mut seen = self.seen();
@@ -138,13 +139,13 @@ impl ReplayLog {
         seen.add(entry).map(|()| true)
     }
 
-    /// How many introductions it remembers.
+    /// Number of introductions in the log.
     pub fn len(&self) -> usize {
         let seen = self.seen();
         seen.older.len() + seen.newer.len()
     }
 
-    /// True if it remembers none.
+    /// True if the log has no entry.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -154,7 +155,7 @@ impl ReplayLog {
     }
 }
 
-/// What is kept of one cell.
+/// The hash that is kept of one cell.
 fn entry(body: &[u8]) -> Entry {
     let digest = labelled(Label::Introduction, &[body]);
     let mut entry = [0; ENTRY];
@@ -162,11 +163,12 @@ fn entry(body: &[u8]) -> Entry {
     entry
 }
 
-/// All that a point is besides its relay: its secrets and what it has seen.
+/// The state of an introduction point that must survive a restart, apart from the choice of its
+/// relay.
 pub struct IntroPointKeys {
-    /// The two secrets.
+    /// The session key and the encryption key.
     pub secrets: IntroPointSecrets,
-    /// What was seen with them.
+    /// The introductions received with these keys.
     pub replays: std::sync::Arc<ReplayLog>,
 }
 

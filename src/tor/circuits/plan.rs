@@ -1,22 +1,25 @@
-//! Which circuits of clients are made, and which go when there is no room.
+//! Decides which circuits to clients are built, and which are closed when there is no room.
 //!
-//! Enter with [`CircuitPlan::handle`]. A circuit is *in the making* from its introduction until the
-//! client is met, then *open*.
+//! The entry point is [`CircuitPlan::handle`]. A circuit is *in the making* from its introduction
+//! until it reaches the client at the rendezvous point (the client is *met*), then *open*.
 //!
-//! 1. **In the making.** A rendezvous point that never answers must not hold up others. Where all
-//!    places are taken, the first of these goes for a newcomer: one whose rendezvous point is not
-//!    in the network's directory (a client can make up any number of these); one that has tried for
-//!    [`PATIENCE`], at the rendezvous point that holds most places; one at the rendezvous point
-//!    that holds most places, if it holds at least two more than the newcomer's. If there is none,
-//!    the newcomer is refused; a newcomer that is not in the directory takes the place of such ones
-//!    only.
-//! 2. **Attempts.** What fails at once (a path chosen badly) is tried up to [`ATTEMPTS`] times. A
-//!    slow failure is mostly the rendezvous point's: it is tried [`SLOW_ATTEMPTS`] times, and once
-//!    where half of the places are taken.
+//! 1. **In the making.** A rendezvous point that never answers must not block other clients. If
+//!    all places are taken, a newcomer replaces the first circuit found in this order: one whose
+//!    rendezvous point is not in the network's directory (a client can invent any number of these);
+//!    one older than [`PATIENCE`], at the rendezvous point with the most places; one at the
+//!    rendezvous point with the most places, if it has at least two more than the newcomer's.
+//!    If there is none, the newcomer is refused; so it is when all open circuits are spared by
+//!    rule 3. A newcomer whose own rendezvous point is not in the directory never replaces a
+//!    circuit whose rendezvous point is.
+//! 2. **Attempts.** A quick failure (a badly chosen path) is tried again, up to [`ATTEMPTS`]
+//!    attempts in total. A slow failure is mostly the rendezvous point's fault: [`SLOW_ATTEMPTS`]
+//!    of these end the client's circuit, or a single one while more than half of the places are
+//!    taken.
 //! 3. **Open.** A circuit ends by itself [`FIRST_STREAM`] after the client was met, or [`IDLE`]
-//!    after its last stream; only accepted streams count. Where all places are taken, the first of
-//!    these goes: one on which no byte has moved yet; one without a stream; one on which nothing
-//!    moves; of each kind the longest idle, and none that is idle for less than [`PATIENCE`].
+//!    after its last stream; only accepted streams count. If all places are taken, a newcomer
+//!    replaces the first circuit found in this order: one on which no byte has moved yet; one
+//!    without a stream; any other. Within each group the longest idle goes first, and a circuit
+//!    idle for less than [`PATIENCE`] is never replaced.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -24,72 +27,71 @@ use std::time::Duration;
 
 use super::CircuitId;
 
-/// From an introduction to RENDEZVOUS1, over all attempts. Few clients wait for longer.
+/// Time limit from an introduction to RENDEZVOUS1, over all attempts. Few clients wait longer.
 pub(crate) const MEETING_LIMIT: Duration = Duration::from_secs(30);
-/// The same for one attempt.
+/// Time limit for one attempt.
 pub(crate) const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
-/// Attempts for one client.
+/// Most attempts for one client.
 const ATTEMPTS: u32 = 6;
-/// Of these, how many may fail slowly.
+/// Most attempts for one client that fail slowly.
 const SLOW_ATTEMPTS: u32 = 3;
-/// A failure after this is slow: relays that work answer within two seconds, mostly.
+/// An attempt that fails after this long is a slow failure: most working relays answer within two
+/// seconds.
 const SLOW: Duration = Duration::from_secs(2);
-/// Between two attempts, times the number of the attempt.
+/// Pause before the next attempt, multiplied by the number of failures.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// A circuit to which nothing happened for less than this may be a client waiting for Tor.
+/// A circuit that is younger, or idle for less, may belong to a client that waits for Tor.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A circuit without any stream yet ends after this: clients make one because they have a request
-/// waiting.
+/// A circuit that never had a stream ends after this. It is short because a client builds a circuit
+/// when it has a request to send.
 const FIRST_STREAM: Duration = Duration::from_secs(30);
-/// A circuit ends this long after its last stream. Longer than a C tor client keeps one itself (10
-/// minutes).
+/// A circuit ends this long after its last stream. That is longer than a C tor client keeps an
+/// unused circuit (10 minutes).
 const IDLE: Duration = Duration::from_secs(15 * 60);
-/// How soon a circuit with a stream is looked at again.
+/// Longest interval between two checks of a circuit with open streams.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Where a client waits.
+/// The relay at which a client waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct RendezvousPoint {
     /// The relay's RSA identity.
     pub(crate) relay: [u8; 20],
-    /// Whether the network's directory names it.
+    /// Whether the network's directory lists it with the same keys and addresses.
     pub(crate) listed: bool,
 }
 
 /// Bounds on circuits, node-wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CircuitBounds {
-    /// In the making at once; at least 1.
+    /// Most circuits in the making at once; at least 1.
     pub(crate) making: usize,
-    /// Open at once.
+    /// Most circuits open at once.
     pub(crate) open: usize,
 }
 
-/// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
-    /// A client wants to be met.
+    /// A client waits at this rendezvous point.
     Introduced { at: RendezvousPoint, bounds: CircuitBounds },
-    /// It is met; with the bound on open circuits.
+    /// The circuit has reached the client; `most` is the bound on open circuits.
     Met { id: CircuitId, most: usize },
     /// A stream was accepted.
     Accepted(CircuitId),
-    /// Bytes have moved.
+    /// Bytes have moved on a stream.
     Moved(CircuitId),
     /// An accepted stream has ended.
     Released(CircuitId),
-    /// The circuit is over.
+    /// The circuit is closed, or its building has failed.
     Ended(CircuitId),
 }
 
-/// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Meet the client that was introduced.
+    /// Build the circuit to the client that was introduced.
     Make(CircuitId),
-    /// Leave it.
+    /// Refuse the circuit of the event.
     Refuse,
-    /// Stop trying to meet this one.
+    /// Stop building this circuit.
     GiveUp(CircuitId),
     /// Close this open circuit.
     Close(CircuitId),
@@ -108,17 +110,17 @@ struct Open {
     /// Whether a stream was ever accepted.
     accepted: bool,
     streams: usize,
-    /// When it was opened, or a stream on it was accepted or ended last: this keeps it from ending
-    /// by itself.
+    /// Last time the circuit was opened, or a stream on it was accepted or ended: the idle time
+    /// limits count from here.
     kept: Duration,
     /// Whether bytes have ever moved on it.
     used: bool,
-    /// When it was opened, or bytes moved last: to open streams and say nothing on them is no use
-    /// of a circuit.
+    /// Last time the circuit was opened or bytes moved on it. Opening streams does not count, so a
+    /// client cannot hold a place by streams that carry nothing.
     moved: Duration,
 }
 
-/// The circuits of clients.
+/// The circuits to one kind of service, with the rules of this module.
 #[derive(Debug, Default)]
 pub(super) struct CircuitPlan {
     next: u64,
@@ -127,7 +129,7 @@ pub(super) struct CircuitPlan {
 }
 
 impl CircuitPlan {
-    /// Takes what happened at `now`, the time since any fixed origin.
+    /// Handles an event at `now`, the time since any fixed origin.
     pub(super) fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         match event {
             Event::Introduced { at, bounds } => return self.introduced(at, bounds, now),
@@ -149,7 +151,7 @@ impl CircuitPlan {
         Vec::new()
     }
 
-    /// How long this open circuit may stay if nothing happens.
+    /// How long this open circuit may stay open if nothing happens.
     pub(super) fn left(&self, id: CircuitId, now: Duration) -> Duration {
         let Some(open) = self.open.get(&id) else { return Duration::ZERO };
         match (open.streams, open.accepted) {
@@ -159,8 +161,8 @@ impl CircuitPlan {
         }
     }
 
-    /// An attempt has failed after `took`: how long to wait for the next one, or `None` to give up.
-    /// `most` is the bound on circuits in the making.
+    /// Handles an attempt that failed after `took`. Returns the pause before the next one, or
+    /// `None` to give up. `most` is the bound on circuits in the making.
     pub(super) fn failed(&mut self, id: CircuitId, took: Duration, most: usize, now: Duration) -> Option<Duration> {
         let is_pressed = self.making.len() * 2 > most;
         let making = self.making.get_mut(&id)?;
@@ -209,7 +211,7 @@ impl CircuitPlan {
         }
     }
 
-    /// The circuit in the making that goes for a newcomer.
+    /// The circuit in the making that a newcomer replaces.
     fn least_likely(&self, newcomer: RendezvousPoint, now: Duration) -> Option<CircuitId> {
         let mut places: HashMap<[u8; 20], usize> = HashMap::new();
         for making in self.making.values() {
@@ -230,7 +232,7 @@ impl CircuitPlan {
         ranked.max_by_key(|(rank, id)| (*rank, Reverse(*id))).map(|(_, id)| id)
     }
 
-    /// The open circuit that goes for a newcomer.
+    /// The open circuit that a newcomer replaces.
     fn least_used(&self, now: Duration) -> Option<CircuitId> {
         let idle = |open: &Open| now.saturating_sub(open.moved);
         let waiting = self.open.iter().filter(|(_, open)| idle(open) >= PATIENCE);

@@ -1,6 +1,7 @@
-//! Two signatures of one key with one nonce give the key away, and so does a nonce that others can
-//! compute. Ed25519 makes the nonce of a hash of a secret prefix and the message: here for the
-//! address's key and those blinded from it.
+//! Tests of the nonces of signatures by the service key and by the keys blinded from it.
+//!
+//! Two different messages signed with the same key and nonce reveal the key, and so does a nonce
+//! that others can compute. Ed25519 hashes a secret prefix and the message to get the nonce.
 
 use rustbalance_gossip::signed::Sign;
 use zeroize::Zeroizing;
@@ -9,7 +10,7 @@ use super::*;
 
 const PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
 
-/// Keys as they come: created, imported with a seed (PEM), imported as C tor keeps them.
+/// One key of each origin: generated, imported from a seed (PEM), imported in C tor's format.
 fn masters() -> [MasterSecret; 3] {
     let created = MasterSecret::generate(&mut rand::rng());
     let of_seed = MasterSecret::from_seed(&Zeroizing::new([7; 32]));
@@ -22,7 +23,7 @@ fn commitment(signature: &[u8]) -> [u8; 32] {
     *signature.first_chunk().unwrap()
 }
 
-/// What the key blinded for this period commits to when it signs this message.
+/// The commitment to the nonce when the key blinded for this period signs this message.
 fn blinded_commitment(master: &MasterSecret, period: PeriodId, message: &[u8]) -> [u8; 32] {
     let (public, pair, _) = blinded_pair(master, period).unwrap();
     let signature = ed25519::ExpandedKeypair::from(pair).sign(message);
@@ -31,7 +32,7 @@ fn blinded_commitment(master: &MasterSecret, period: PeriodId, message: &[u8]) -
     commitment(&signature.to_bytes())
 }
 
-/// One bit of the byte at `at` is another.
+/// The same key with one bit flipped in byte `at`.
 fn changed(master: &MasterSecret, at: usize) -> MasterSecret {
     let mut bytes = Zeroizing::new(*master.expanded());
     bytes[at] ^= 1;
@@ -49,9 +50,9 @@ fn no_two_messages_share_a_nonce() {
     }
 }
 
-/// The prefix of a blinded key is that of the address's key, hashed without the period. So one
-/// message signed in two periods would give the address away; what is signed is a certificate, and
-/// names the blinded key.
+/// The nonce prefix of a blinded key is a hash of the service key's prefix, without the period. So
+/// a message signed in two periods would have the same nonce twice. Only certificates are signed,
+/// and each names its blinded key, so no message occurs twice.
 #[test]
 fn no_message_is_signed_in_two_periods() {
     let next = PeriodId { number: PERIOD.number + 1, ..PERIOD };
@@ -67,7 +68,7 @@ fn no_message_is_signed_in_two_periods() {
                 let (message, signature) = credentials.certificate.as_ref().split_last_chunk::<64>().unwrap();
                 assert!(
                     message.windows(32).any(|part| part == public.as_bytes()),
-                    "the key it is signed with is in it"
+                    "the certificate does not name its signing key"
                 );
                 assert!(commitments.insert(commitment(signature)));
             }
@@ -83,7 +84,7 @@ fn every_byte_of_the_second_half_of_the_secret_is_in_the_nonce() {
         let mut blinded = BTreeSet::from([blinded_commitment(&master, PERIOD, message)]);
         for at in 32..64 {
             let other = changed(&master, at);
-            assert_eq!(other.service_id(), master.service_id(), "the address is of the first half alone");
+            assert_eq!(other.service_id(), master.service_id(), "the address depends on the first half only");
             assert!(seen.insert(commitment(&other.sign_bytes(message))), "byte {at}");
             assert!(blinded.insert(blinded_commitment(&other, PERIOD, message)), "byte {at}, blinded");
         }

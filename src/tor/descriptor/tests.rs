@@ -1,4 +1,4 @@
-//! Descriptors, built and read.
+//! Tests of building and reading descriptors.
 
 use super::*;
 use crate::keys::PointSeed;
@@ -23,7 +23,7 @@ fn specifier(kind: u8, body: &[u8]) -> VarBytes {
     VarBytes([&[kind, u8::try_from(body.len()).unwrap()], body].concat())
 }
 
-/// A point with an IPv6 address and an IPv4 one: the longest there is.
+/// A point with an IPv4 and an IPv6 address: the longest that honest nodes produce.
 fn point(relay: u8) -> IntroPoint {
     let secrets = PointSeed::from_bytes(&Zeroizing::new([relay; 32])).secrets(PointNonce(FixedBytes([relay; 16])));
     let relay = RelayId { rsa: FixedBytes([relay; 20]), ed25519: FixedBytes([relay; 32]) };
@@ -70,7 +70,7 @@ fn a_descriptor_reads_as_it_was_built() {
 fn the_largest_descriptor_is_within_the_directories_bound() {
     let mut largest = points(20);
     for point in &mut largest {
-        // Of an unknown type: a hostile member may invent types until the bound is reached.
+        // Unknown types: a hostile member may add invented specifiers up to the bound.
         while point.specified() < MAX_SPECIFIED {
             let size = (MAX_SPECIFIED - point.specified()).min(MAX_LINK_SPECIFIER);
             point.link_specifiers.push(specifier(9, &vec![0; size - 2]));
@@ -118,22 +118,27 @@ fn a_point_that_is_not_what_it_says_is_refused() {
         assert_eq!(check_point(&point).is_ok(), built(&[point.clone()]).is_ok());
         why(check_point(&point))
     };
-    assert!(spoilt(|p| p.relay.rsa.0[0] ^= 1).ends_with("do not lead to that relay"));
-    assert!(spoilt(|p| p.relay.ed25519.0[0] ^= 1).ends_with("do not lead to that relay"));
-    assert!(spoilt(|p| drop(p.link_specifiers.remove(1))).ends_with("do not lead to that relay"));
-    assert!(spoilt(|p| p.link_specifiers.retain(|s| s.0[0] > 1)).ends_with("do not lead to that relay"));
-    assert!(spoilt(|p| p.link_specifiers.push(specifier(2, &[8; 20]))).ends_with("do not lead to that relay"));
-    assert!(spoilt(|p| p.link_specifiers[0].0.push(1)).ends_with("cannot be read"));
-    assert!(spoilt(|p| p.link_specifiers.push(specifier(9, &[0; 63]))).ends_with("cannot be read"));
-    assert!(spoilt(|p| p.link_specifiers.extend((0..5).map(|_| specifier(9, &[])))).ends_with("cannot be read"));
-    assert!(spoilt(|p| p.link_specifiers.extend((0..4).map(|_| specifier(9, &[0; 62])))).ends_with("too long"));
+    assert!(spoilt(|point| point.relay.rsa.0[0] ^= 1).ends_with("do not lead to that relay"));
+    assert!(spoilt(|point| point.relay.ed25519.0[0] ^= 1).ends_with("do not lead to that relay"));
+    assert!(spoilt(|point| drop(point.link_specifiers.remove(1))).ends_with("do not lead to that relay"));
+    assert!(
+        spoilt(|point| point.link_specifiers.retain(|specifier| specifier.0[0] > 1))
+            .ends_with("do not lead to that relay")
+    );
+    assert!(spoilt(|point| point.link_specifiers.push(specifier(2, &[8; 20]))).ends_with("do not lead to that relay"));
+    assert!(spoilt(|point| point.link_specifiers[0].0.push(1)).ends_with("cannot be read"));
+    assert!(spoilt(|point| point.link_specifiers.push(specifier(9, &[0; 63]))).ends_with("cannot be read"));
+    assert!(
+        spoilt(|point| point.link_specifiers.extend((0..5).map(|_| specifier(9, &[])))).ends_with("cannot be read")
+    );
+    assert!(spoilt(|point| point.link_specifiers.extend((0..4).map(|_| specifier(9, &[0; 62])))).ends_with("too long"));
     // u = -1 has no counterpart on the Edwards curve.
-    let nowhere: fn(&mut IntroPoint) = |p| {
-        p.encryption_key.0 = [0xff; 32];
-        (p.encryption_key.0[0], p.encryption_key.0[31]) = (0xec, 0x7f);
+    let nowhere: fn(&mut IntroPoint) = |point| {
+        point.encryption_key.0 = [0xff; 32];
+        (point.encryption_key.0[0], point.encryption_key.0[31]) = (0xec, 0x7f);
     };
-    assert!(spoilt(nowhere).ends_with("no key"));
-    assert!(spoilt(|p| p.session_key.0 = [2; 32]).ends_with("no key"));
+    assert!(spoilt(nowhere).ends_with("not a valid key"));
+    assert!(spoilt(|point| point.session_key.0 = [2; 32]).ends_with("not a valid key"));
 }
 
 #[test]
@@ -159,8 +164,8 @@ fn expiring_credentials_are_not_used() {
 #[test]
 fn revisions_rise_with_the_clock_and_are_alike_at_all_publishers() {
     let (one, other) = (credentials(), credentials());
-    let revisions: Vec<u64> = (0..100).map(|s| one.revision(Duration::from_secs(s * 997))).collect();
-    assert!(revisions.is_sorted_by(|a, b| a < b));
+    let revisions: Vec<u64> = (0..100).map(|second| one.revision(Duration::from_secs(second * 997))).collect();
+    assert!(revisions.is_sorted_by(|earlier, later| earlier < later));
     assert!(one.revision(Duration::from_secs(5)) < one.revision(Duration::from_secs(6)));
     assert_eq!(one.revision(Duration::from_secs(4242)), other.revision(Duration::from_secs(4242)));
     assert_ne!(one.signing.verifying_key(), other.signing.verifying_key());
@@ -193,7 +198,7 @@ proptest! {
         let changed = bytes[at] != byte;
         bytes[at] = byte;
         let result = read(std::str::from_utf8(&bytes).unwrap(), master(7).service_id(), PERIOD, now());
-        // White space at the very end is not signed; whatever is read must be what was signed.
+        // White space at the very end is not signed, so it may change; the content must not.
         match result {
             Ok(content) => prop_assert_eq!(content.points, points(2)),
             Err(_) => prop_assert!(changed),
@@ -234,7 +239,7 @@ fn the_revision_is_readable_where_the_points_are_not() {
     let (address, now) = (master(7).service_id(), SystemTime::now());
     assert!(read(&restricted, address, PERIOD, now).is_err());
     assert_eq!(read_revision(&restricted, address, PERIOD, now).unwrap(), 12_345);
-    // Of another address or period, changed, or out of date.
+    // Another address, another period, a changed revision, an expired certificate, too long.
     assert!(read_revision(&restricted, master(8).service_id(), PERIOD, now).is_err());
     let next = PeriodId { number: PERIOD.number + 1, ..PERIOD };
     assert!(read_revision(&restricted, address, next, now).is_err());

@@ -1,14 +1,18 @@
-//! The engine in memory: for tests of everything above, and for simulations of a few dozen nodes.
+//! An [`Engine`] in memory, for tests of the code above it and simulations of a few dozen nodes.
 //!
-//! A [`FakeNet`] is the Tor network; [`FakeNet::engine`] makes the Tor client of one node, or of a client of the
-//! service. It is honest where it matters: descriptors are real texts, signed, read and bounded by the same code;
-//! directories refuse what real ones refuse; a client finds introduction points in what a directory that stock clients
-//! ask holds, and is served only by a node that still waits there with those keys; restricted discovery restricts;
-//! later streams to an address use the circuit that is there. Time is Tokio's, so that it can be paused; chance comes
-//! from the seed.
+//! A [`FakeNet`] is the Tor network; [`FakeNet::engine`] makes the Tor client of a node or of a
+//! visitor. It is faithful in these points:
+//! * descriptors are real texts, signed, read and bounded by the same code;
+//! * directories refuse the uploads that real ones refuse;
+//! * a client reads a descriptor only from the directories that stock clients ask, and is served
+//!   only by a node that still holds the introduction point with the same keys;
+//! * restricted discovery keeps out clients without a key;
+//! * later streams to an address use the existing circuit.
 //!
-//! Faults: [`FakeNet::latency`], [`FakeNet::kill_relay`], [`FakeNet::sever`], [`FakeEngine::kill`],
-//! [`FakeEngine::freeze`].
+//! Time is Tokio's, so a test can pause it; random choices follow from the seed.
+//!
+//! Faults: [`FakeNet::latency`], [`FakeNet::kill_relay`], [`FakeNet::sever`],
+//! [`FakeEngine::kill`], [`FakeEngine::freeze`], [`FakeEngine::introduce_in_vain`].
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -40,10 +44,11 @@ mod stream;
 pub(crate) mod tests;
 mod world;
 
-/// How long a client waits for a service at a rendezvous point before it tries the next introduction point.
+/// How long a client waits for the service at the rendezvous point before it tries the next
+/// introduction point.
 const RENDEZVOUS_LIMIT: Duration = Duration::from_secs(15);
 
-/// A Tor network in memory. Its clones are the same network.
+/// A Tor network in memory. Clones refer to the same network.
 #[derive(Clone)]
 pub struct FakeNet {
     inner: Arc<Inner>,
@@ -56,14 +61,15 @@ struct Inner {
 }
 
 impl FakeNet {
-    /// One of so many relays, each of them a directory too. The same seed gives the same choices.
+    /// A network of `relays` relays, which are all directories too. The same seed gives the same
+    /// random choices.
     pub fn new(seed: u64, relays: u16) -> Self {
         let world = Mutex::new(World::new(seed, relays));
         let inner = Inner { world, faults: watch::Sender::default(), changes: watch::Sender::new(1) };
         Self { inner: Arc::new(inner) }
     }
 
-    /// The Tor client of one more node.
+    /// Makes the Tor client of a new node or visitor.
     pub fn engine(&self) -> Arc<FakeEngine> {
         let id = {
             let mut world = self.world();
@@ -81,28 +87,28 @@ impl FakeNet {
         })
     }
 
-    /// The network's time.
+    /// The current time of the network.
     pub fn now(&self) -> SystemTime {
         self.world().now()
     }
 
-    /// The relays that live.
+    /// The relays that were not killed.
     pub fn relays(&self) -> Vec<RelayId> {
         self.world().relays()
     }
 
-    /// From now on everything takes this long, each way.
+    /// Sets the one-way delay of every chunk of bytes and every step of a handshake.
     pub fn latency(&self, latency: Duration) {
         self.inner.faults.send_modify(|faults| faults.latency = latency);
     }
 
-    /// Ends a relay: its introduction points are lost, what it held as a directory is gone.
+    /// Stops a relay: its introduction points and the descriptors it held are lost.
     pub fn kill_relay(&self, relay: RelayId) {
         self.world().kill_relay(relay);
         self.changed();
     }
 
-    /// Lets nothing through between two nodes; each still reaches everybody else, and the directories.
+    /// Blocks all traffic between two nodes; each still reaches the others and the directories.
     pub fn sever(&self, one: &FakeEngine, other: &FakeEngine) {
         let pair = Faults::pair(one.node.id, other.node.id);
         self.inner.faults.send_modify(|faults| {
@@ -115,7 +121,7 @@ impl FakeNet {
         self.inner.faults.send_modify(|faults| faults.severed.clear());
     }
 
-    /// Begins the next time period: the next one becomes the current one.
+    /// Moves to the next time period.
     pub fn next_period(&self) {
         self.world().next_period();
         self.changed();
@@ -131,7 +137,7 @@ impl FakeNet {
         self.world().directories(service, period)
     }
 
-    /// What a directory holds, without going there.
+    /// The descriptor that a directory holds, read without latency or faults.
     pub fn held(&self, at: &Directory, service: ServiceId, period: PeriodId) -> Option<String> {
         self.world().fetch(at, service, period).ok().flatten()
     }
@@ -145,18 +151,19 @@ impl FakeNet {
     }
 }
 
-/// One node's Tor client on a [`FakeNet`]. Dropped, it is dead.
+/// One node's Tor client on a [`FakeNet`]. Dropping it is the same as [`FakeEngine::kill`].
 pub struct FakeEngine {
     net: FakeNet,
     node: Node,
-    /// Gone once the process is dead.
+    /// `None` once the node is killed.
     bootstrap: Mutex<Option<watch::Sender<Bootstrap>>>,
     trusted: Mutex<HashMap<NodeId, Vec<DiscoveryPublic>>>,
     circuits: Mutex<HashMap<OnionAddress, Arc<Circuit>>>,
 }
 
 impl FakeEngine {
-    /// The process dies: all its streams end, what waits at relays for it is gone, every later call fails.
+    /// Simulates a crash of the node: all its streams end, relays drop its introduction points, and
+    /// every later call fails.
     pub fn kill(&self) {
         self.node.dead.cancel();
         drop(self.bootstrap.lock().take());
@@ -164,7 +171,8 @@ impl FakeEngine {
         self.net.world().bury(self.node.id);
     }
 
-    /// Frozen, nothing gets to it or comes from it, while its connections stay up; thawed, all goes on.
+    /// Stops all traffic to and from this node without closing its connections; `freeze(false)`
+    /// lets it continue.
     pub fn freeze(&self, frozen: bool) {
         let id = self.node.id;
         self.net.inner.faults.send_modify(|faults| {
@@ -176,8 +184,8 @@ impl FakeEngine {
         });
     }
 
-    /// Introduces a client that waits at a rendezvous point which never answers; `relay` tells such
-    /// points apart. Returns once a node has the introduction.
+    /// Introduces a client whose rendezvous point never answers. `relay` is that point's identity.
+    /// Returns once a node has received the introduction.
     pub async fn introduce_in_vain(&self, to: OnionAddress, relay: u8) -> Result<(), TorError> {
         let found = self.net.world().look_up(ServiceId::from_public_key(*to.public_key()));
         let points = found.ok_or_else(|| unreachable(to, "no directory has its descriptor"))?;
@@ -215,12 +223,12 @@ impl FakeEngine {
         Ok(())
     }
 
-    /// The way to another node; to the network itself if that is this node.
+    /// The path to another node, or to the network itself if `other` is this node.
     fn path(&self, other: usize) -> Path {
         Path { faults: self.net.inner.faults.subscribe(), between: (self.node.id, other) }
     }
 
-    /// Runs something that needs the network, within `limit`, as long as this node lives.
+    /// Runs `work` within `limit`, until this node is killed.
     async fn within<T>(
         &self,
         what: impl FnOnce() -> String,
@@ -244,7 +252,7 @@ impl FakeEngine {
         }
         let circuit = Arc::new(self.circuit(to).await?);
         self.circuits().insert(to, Arc::clone(&circuit));
-        circuit.open_stream(port).await.map_err(|e| match e {
+        circuit.open_stream(port).await.map_err(|error| match error {
             StreamRefused::Rejected => unreachable(to, "it refuses that port"),
             StreamRefused::Gone => unreachable(to, "its circuit was closed"),
         })
@@ -285,7 +293,8 @@ impl FakeEngine {
         })
     }
 
-    /// As a stock client does: descriptor, introduction point, rendezvous; the next point if that fails.
+    /// Connects as a stock client does: fetches a descriptor, then tries one introduction point
+    /// after another until the service answers at the rendezvous point.
     async fn circuit_to_service(&self, to: OnionAddress) -> Result<Circuit, TorError> {
         let found = self.net.world().look_up(ServiceId::from_public_key(*to.public_key()));
         let points = found.ok_or_else(|| unreachable(to, "no directory has its descriptor"))?;
@@ -300,7 +309,8 @@ impl FakeEngine {
         Err(unreachable(to, "none of its introduction points answers"))
     }
 
-    /// Introduces itself at a point and waits for the service; waits for ever if the service does not answer.
+    /// Introduces this client at a point and waits until the service meets it. Never returns if the
+    /// service does not: the caller sets the timeout.
     async fn rendezvous(&self, point: &Point, described: &IntroPoint) -> Option<Circuit> {
         let body = self.net.world().unique();
         let refused = &point.limits.refused;
@@ -336,7 +346,7 @@ impl FakeEngine {
     }
 }
 
-/// Ends a circuit once it was not used for long enough.
+/// Closes a circuit when its idle time has passed.
 async fn expire(place: Weak<Place>) {
     while let Some(left) = place.upgrade().map(|place| place.left()) {
         if left.is_zero() {
@@ -349,7 +359,7 @@ async fn expire(place: Weak<Place>) {
     }
 }
 
-/// The rendezvous point of one client: each has its own.
+/// The identity of the rendezvous point that this client uses: each client has its own.
 fn relay_of(client: usize) -> [u8; 20] {
     let mut relay = [0; 20];
     relay[..8].copy_from_slice(&(client as u64).to_be_bytes());
@@ -370,7 +380,7 @@ fn unreachable(to: OnionAddress, why: &str) -> TorError {
 impl Engine for FakeEngine {
     fn bootstrap(&self) -> watch::Receiver<Bootstrap> {
         let sender = self.bootstrap.lock();
-        // One without a sender is closed.
+        // A killed node returns a closed channel.
         sender.as_ref().map_or_else(|| watch::channel(Bootstrap::default()).1, watch::Sender::subscribe)
     }
 
@@ -424,7 +434,7 @@ impl Engine for FakeEngine {
             self.path(self.node.id).pass().await;
             Ok(Box::new(FakePoint { net: self.net.clone(), point, lost }) as Box<dyn OpenIntroPoint>)
         };
-        self.within(|| "making an introduction point".into(), Duration::from_secs(90), opening).await
+        self.within(|| "opening an introduction point".into(), Duration::from_secs(90), opening).await
     }
 
     async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError> {

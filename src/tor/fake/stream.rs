@@ -1,4 +1,7 @@
-//! Bytes between two nodes: delayed, held up while either is cut off, ended together.
+//! Circuits and streams between two nodes of the fake network.
+//!
+//! Bytes are delayed by the latency and wait while either node is frozen or the two are severed.
+//! The end of one direction ends both, as on Tor.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,19 +21,19 @@ use crate::stream::BoxStream;
 use crate::tor::circuits::{CircuitId, Place, StreamUse};
 use crate::tor::{Incoming, Refused, RefusedCounts, Rejection, ServiceGuard, StreamRequest, TorError};
 
-/// Bytes that may be under way in one direction: about a stream's window on the real network.
+/// Bytes buffered at each end, per direction: about a stream's window on the real network.
 const WINDOW: usize = 64 * 1024;
-/// Bytes that travel together.
+/// Largest chunk of bytes that is delayed and delivered at once.
 const CHUNK: usize = 16 * 1024;
 
-/// What is wrong with the network now.
+/// The faults that are set on the network now.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Faults {
-    /// Each way, for every chunk and every step of a handshake.
+    /// One-way delay of every chunk and every step of a handshake.
     pub(super) latency: Duration,
-    /// Nodes to and from which nothing gets through.
+    /// Nodes whose traffic is stopped.
     pub(super) frozen: BTreeSet<usize>,
-    /// Pairs of nodes between which nothing gets through.
+    /// Pairs of nodes between which traffic is stopped, the lower number first.
     pub(super) severed: BTreeSet<(usize, usize)>,
 }
 
@@ -44,7 +47,7 @@ impl Faults {
     }
 }
 
-/// The way between two nodes.
+/// The path between two nodes.
 #[derive(Clone)]
 pub(super) struct Path {
     pub(super) faults: watch::Receiver<Faults>,
@@ -52,12 +55,12 @@ pub(super) struct Path {
 }
 
 impl Path {
-    /// Travels it once: waits until it is passable, and for the latency.
+    /// Waits until no fault blocks the path, and then for the latency.
     pub(super) async fn pass(&self) {
         let mut faults = self.faults.clone();
         let passable = faults.wait_for(|faults| faults.passable(self.between)).await;
         let Some(latency) = passable.ok().map(|faults| faults.latency) else {
-            // The network has gone; so has everybody on it.
+            // The network was dropped.
             return std::future::pending().await;
         };
         if !latency.is_zero() {
@@ -66,22 +69,24 @@ impl Path {
     }
 }
 
-/// A circuit from a client to a service: later streams to the same address use it again, as real clients do.
+/// A circuit from a client to a service. As in real clients, later streams to the same address use
+/// it again.
 pub(super) struct Circuit {
     pub(super) client: Node,
     pub(super) server: Node,
     pub(super) path: Path,
     pub(super) streams: mpsc::Sender<Incoming>,
-    /// Bounds on the streams; a node's own service has none here.
+    /// Bounds on the streams; `None` for a node's own service, which the fake does not bound.
     pub(super) limits: Option<Arc<ServiceGuard>>,
-    /// Counts what a node's own service refuses.
+    /// Counts the refusals of a node's own service; `None` for a service of the cluster.
     pub(super) refused: Option<Arc<RefusedCounts>>,
-    /// Ports of a node's own service; streams to the master address are offered whatever their port.
+    /// Open ports of a node's own service; `None` for a service of the cluster, which is offered
+    /// streams to any port.
     pub(super) ports: Option<Vec<u16>>,
-    /// Ends it besides the death of either node.
+    /// Cancelled when the circuit must close. The death of either node ends it too.
     pub(super) ended: CancellationToken,
     pub(super) open_streams: Places,
-    /// Held while the circuit is open; one to a node's own service has none here.
+    /// Held while the circuit is open; `None` for a node's own service.
     pub(super) place: Option<Arc<Place>>,
 }
 
@@ -91,7 +96,7 @@ impl Circuit {
         !self.ended.is_cancelled() && !self.server.dead.is_cancelled() && !self.client.dead.is_cancelled()
     }
 
-    /// Counts a stream too many.
+    /// Counts a stream that exceeds a bound.
     fn count(&self) {
         let refused = self.limits.as_ref().map(|limits| &limits.refused).or(self.refused.as_deref());
         if let Some(refused) = refused {
@@ -99,7 +104,7 @@ impl Circuit {
         }
     }
 
-    /// Asks for a stream and waits for the answer.
+    /// Requests a stream and waits for the answer.
     pub(super) async fn open_stream(self: &Arc<Self>, port: u16) -> Result<BoxStream, StreamRefused> {
         self.path.pass().await;
         if !self.usable() {
@@ -138,7 +143,7 @@ impl Circuit {
         Ok(Box::new(client))
     }
 
-    /// Moves the bytes of one stream until either side ends it: as on Tor, that ends both directions.
+    /// Moves the bytes of one stream until either side ends it, which ends both directions.
     async fn carry(
         self: Arc<Self>,
         client: DuplexStream,
@@ -159,11 +164,11 @@ impl Circuit {
     }
 }
 
-/// Why there is no stream.
+/// Why a stream was not opened.
 pub(super) enum StreamRefused {
-    /// The service says no.
+    /// The service rejected it.
     Rejected,
-    /// The circuit is no more.
+    /// The circuit is closed.
     Gone,
 }
 
@@ -187,7 +192,7 @@ async fn one_way(
     }
 }
 
-/// A stream asked for. Dropped without an answer, its client is told no.
+/// A stream request. Dropping it rejects the stream.
 struct Request {
     answer: oneshot::Sender<()>,
     stream: DuplexStream,

@@ -1,4 +1,4 @@
-//! The conformance suite over the fake, and its faults.
+//! Runs the conformance suite over the fake, and tests its faults.
 
 use std::time::{Instant, SystemTime};
 
@@ -70,7 +70,7 @@ async fn the_whole_suite_holds_on_a_slow_network() {
     conformance::all(&net).await;
 }
 
-/// Bounds that no test reaches.
+/// Limits that no test reaches.
 pub(crate) fn limits() -> Arc<ServiceGuard> {
     Arc::new(ServiceGuard::fixed(ServiceLimits {
         pending_rendezvous: 8,
@@ -81,13 +81,13 @@ pub(crate) fn limits() -> Arc<ServiceGuard> {
     }))
 }
 
-/// The keys of a new point.
+/// Random keys of a new point, with a replay log in memory.
 pub(crate) fn new_keys() -> IntroPointKeys {
     let secrets = PointSeed::from_bytes(&Zeroizing::new(rand::random())).draw(&mut rand::rng());
     IntroPointKeys { secrets, replays: Arc::new(ReplayLog::ephemeral()) }
 }
 
-/// A node with a point for `master`; its streams come back as they are.
+/// A node with an introduction point for the service of `master`; it echoes all streams.
 async fn node(net: &FakeNet, master: &MasterSecret) -> (Arc<FakeEngine>, Box<dyn OpenIntroPoint>) {
     let engine = net.engine();
     let (streams, mut incoming) = mpsc::channel::<Incoming>(8);
@@ -157,7 +157,7 @@ async fn a_frozen_node_answers_nothing_and_thaws() {
     let period = net.periods()[0];
     let upload = host.upload(&net.directories(master.service_id(), period)[0], period, "", SHORT).await;
     assert!(matches!(upload, Err(TorError::Timeout { .. })));
-    assert!(timeout(SHORT, point.lost()).await.is_err(), "its circuits stay up");
+    assert!(timeout(SHORT, point.lost()).await.is_err(), "a frozen node's circuit was closed");
     host.freeze(false);
     let mut byte = [0];
     timeout(LIMIT, stream.read_exact(&mut byte)).await.unwrap().unwrap();
@@ -213,7 +213,7 @@ async fn clients_move_on_with_the_time_period() {
     assert!(changes.has_changed().unwrap());
     net.engine().dial(address, 80, LIMIT).await.unwrap();
     net.next_period();
-    assert!(net.engine().dial(address, 80, LIMIT).await.is_err(), "nobody has published in this one");
+    assert!(net.engine().dial(address, 80, LIMIT).await.is_err(), "no descriptor was published for this period");
     publish(&host, &master, &[&*point], 2).await;
     net.engine().dial(address, 80, LIMIT).await.unwrap();
 }

@@ -1,6 +1,6 @@
-//! What the relays and directories of the fake network know: who waits where, and which descriptors are held.
+//! State of the fake network's relays and directories: introduction points, services, descriptors.
 //!
-//! Synchronous and behind one lock; nothing here waits.
+//! All of it is synchronous, behind one lock.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -26,31 +26,31 @@ use crate::tor::{
 
 /// Directories responsible for a descriptor: two replicas of four, as on the real network.
 const DIRECTORIES: usize = 8;
-/// Of each replica's four, clients ask the first three.
+/// Indexes of the directories that clients ask: the first three of each replica's four.
 const VISIBLE: [usize; 6] = [0, 1, 2, 4, 5, 6];
-/// Directories forget a descriptor after its lifetime.
+/// Directories drop a descriptor after this, its lifetime.
 const LIFETIME: Duration = Duration::from_secs(3 * 3600);
-/// The first time period.
+/// The current time period when the network starts.
 const FIRST_PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
 
-/// A node (or a client) as the network sees it.
+/// A node or a visitor.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) id: usize,
-    /// Cancelled when it is killed.
+    /// Cancelled when the node is killed.
     pub(super) dead: CancellationToken,
-    /// The circuits of its clients.
+    /// The circuits of the clients that this node serves.
     pub(super) circuits: Arc<Circuits>,
 }
 
-/// Where the streams of a service are handed over.
+/// A node's own service while it runs.
 #[derive(Clone)]
 pub(super) struct Service {
     pub(super) node: Node,
     pub(super) streams: mpsc::Sender<Incoming>,
-    /// Cancelled when it stops.
+    /// Cancelled when the service stops.
     pub(super) stopped: CancellationToken,
-    /// Who may read its descriptor.
+    /// The client keys that can decrypt its descriptor.
     pub(super) discovery: Vec<DiscoveryPublic>,
     /// Ports that are open.
     pub(super) ports: Vec<u16>,
@@ -66,7 +66,7 @@ pub(super) struct Point {
     pub(super) limits: Arc<ServiceGuard>,
     pub(super) replays: Arc<crate::tor::ReplayLog>,
     pub(super) introductions: Arc<AtomicU64>,
-    /// Which circuit, of all that have been made with this session key.
+    /// Serial number of the circuit, as circuits can have the same session key.
     circuit: u64,
     lost: watch::Sender<Option<String>>,
 }
@@ -87,7 +87,7 @@ pub(super) struct World {
     period: u64,
     circuits: u64,
     pub(super) nodes: usize,
-    /// Addresses that somebody has published or waits for.
+    /// Services of clusters: those for which publication or an introduction point was requested.
     balanced: BTreeSet<ServiceId>,
     services: HashMap<OnionAddress, Service>,
     /// By session key.
@@ -123,7 +123,7 @@ impl World {
         self.started.0 + self.elapsed()
     }
 
-    /// Since the start.
+    /// Time since the start of the network.
     pub(super) fn elapsed(&self) -> Duration {
         self.started.1.elapsed()
     }
@@ -147,7 +147,7 @@ impl World {
         self.end_points("its relay is gone", |point| point.described.relay == relay);
     }
 
-    /// Everything that a dead node held at relays is gone.
+    /// Removes the services and introduction points of a killed node.
     pub(super) fn bury(&mut self, node: usize) {
         self.services.retain(|_, service| service.node.id != node);
         self.end_points("the Tor client has stopped", |point| point.node.id == node);
@@ -163,7 +163,7 @@ impl World {
         self.balanced.insert(service);
     }
 
-    /// The directories responsible, replica by replica.
+    /// The responsible directories, replica by replica.
     pub(super) fn directories(&self, service: ServiceId, period: PeriodId) -> Vec<Directory> {
         let mut relays = self.relays();
         relays.sort_by_key(|relay| {
@@ -172,7 +172,7 @@ impl World {
         relays.into_iter().take(DIRECTORIES).map(|relay| Directory { relay }).collect()
     }
 
-    /// Takes a descriptor if a real directory would.
+    /// Accepts a descriptor if a real directory would.
     pub(super) fn upload(&mut self, to: &Directory, period: PeriodId, text: &str) -> Result<(), TorError> {
         self.listed(to)?;
         let refused = || TorError::Refused {
@@ -183,7 +183,7 @@ impl World {
             return Err(refused());
         }
         let now = self.now();
-        // The outer layer is all that a directory can read.
+        // A directory can read only the outer layer.
         let read = |service: &ServiceId| Some((*service, descriptor::read_revision(text, *service, period, now).ok()?));
         let (service, revision) = self.balanced.iter().find_map(read).ok_or_else(refused)?;
         let key = (to.relay, service, period);
@@ -194,7 +194,7 @@ impl World {
         Ok(())
     }
 
-    /// What a directory holds.
+    /// The descriptor that a directory holds.
     pub(super) fn fetch(
         &self,
         from: &Directory,
@@ -212,13 +212,13 @@ impl World {
         }
         Err(TorError::Unreachable {
             to: format!("directory {}", directory.relay),
-            why: "the network does not list it any more".into(),
+            why: "the network no longer lists it".into(),
             source: None,
         })
     }
 
-    /// The introduction points that a stock client finds, in the order in which it tries them; `None` if no directory
-    /// that it asks has a descriptor.
+    /// The introduction points that a stock client finds, in the order in which it tries them;
+    /// `None` if none of the directories that it asks has a descriptor.
     pub(super) fn look_up(&mut self, service: ServiceId) -> Option<Vec<IntroPoint>> {
         let period = self.periods()[0];
         let directories = self.directories(service, period);
@@ -230,12 +230,12 @@ impl World {
         Some(points)
     }
 
-    /// The circuit that waits at this point, if its relay still has it.
+    /// The introduction circuit of this point, if its relay still has it.
     pub(super) fn point(&self, point: &IntroPoint) -> Option<Point> {
         self.points.get(&point.session_key.0).filter(|known| known.described.relay == point.relay).cloned()
     }
 
-    /// Makes an introduction point. A second one with the same keys takes the place of the first, as at a real relay.
+    /// Opens an introduction point. As at a real relay, it replaces a point with the same keys.
     pub(super) fn open_point(
         &mut self,
         node: &Node,
@@ -280,7 +280,7 @@ impl World {
         }
     }
 
-    /// Closes a circuit, unless another has taken its place.
+    /// Closes the circuit of a point, unless another circuit has replaced it.
     pub(super) fn close_point(&mut self, point: &Point) {
         let key = &point.described.session_key.0;
         if self.points.get(key).is_some_and(|known| known.circuit == point.circuit) {
@@ -296,7 +296,7 @@ impl World {
         self.services.get_mut(address).filter(|service| !service.stopped.is_cancelled())
     }
 
-    /// Bytes that have never been used before: the body of an introduction.
+    /// Random bytes that serve as the unique body of an introduction.
     pub(super) fn unique(&mut self) -> [u8; 32] {
         self.rng.random()
     }
@@ -314,7 +314,7 @@ impl Point {
     }
 }
 
-/// A point at a relay of this network, with real keys, so that descriptors of it are real.
+/// The point as it appears in a descriptor. Its keys are real, so the descriptors are valid.
 fn describe(relay: RelayId, keys: &IntroPointKeys) -> IntroPoint {
     let port = [relay.rsa.0[0] | 0x80, relay.rsa.0[1]];
     let specifier = |parts: &[&[u8]]| VarBytes(parts.concat());

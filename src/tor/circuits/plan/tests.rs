@@ -1,4 +1,4 @@
-//! The plan for circuits: single cases, and what holds whatever clients do.
+//! Tests of the circuit plan: single cases, and properties that hold for any sequence of events.
 
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ fn made_up(relay: u64) -> RendezvousPoint {
     RendezvousPoint { relay: bytes, listed: false }
 }
 
-/// Introduces a client; gives its circuit, and the one that went for it.
+/// Introduces a client; returns its circuit, and the one that it replaced.
 fn introduce(
     plan: &mut CircuitPlan,
     from: RendezvousPoint,
@@ -34,7 +34,7 @@ fn introduce(
     }
 }
 
-/// Introduces and meets a client; gives its circuit, and the open one that went for it.
+/// Introduces and meets a client; returns its circuit, and the open one that it replaced.
 fn meet(plan: &mut CircuitPlan, most: usize, now: Duration) -> Option<(CircuitId, Option<CircuitId>)> {
     let (id, _) = introduce(plan, listed(1), (999, most), now)?;
     match *plan.handle(Event::Met { id, most }, now).as_slice() {
@@ -61,7 +61,7 @@ fn rendezvous_points_that_no_directory_names_go_first_and_take_no_other_place() 
     let mut plan = CircuitPlan::default();
     let (honest, _) = introduce(&mut plan, listed(1), (4, 99), at(0)).unwrap();
     let fake: Vec<_> = (0..3).map(|n| introduce(&mut plan, made_up(n), (4, 99), at(n)).unwrap().0).collect();
-    assert_eq!(introduce(&mut plan, made_up(7), (4, 99), at(3)), None, "none has had its time");
+    assert_eq!(introduce(&mut plan, made_up(7), (4, 99), at(3)), None, "none is old enough to be replaced");
     assert_eq!(introduce(&mut plan, made_up(8), (4, 99), at(20)).unwrap().1, Some(fake[0]));
     assert_eq!(introduce(&mut plan, listed(2), (4, 99), at(20)).unwrap().1, Some(fake[1]));
     assert!(plan.making.contains_key(&honest));
@@ -88,9 +88,9 @@ fn a_slow_failure_is_tried_again_less_than_a_quick_one() {
     };
     assert_eq!(tries(&mut plan, Duration::from_millis(300), 9), 6);
     assert_eq!(tries(&mut plan, at(9), 9), 3);
-    assert_eq!(tries(&mut plan, at(9), 1), 1, "where places are few");
+    assert_eq!(tries(&mut plan, at(9), 1), 1, "more than half of the places are taken");
     let (id, _) = introduce(&mut plan, listed(1), (9, 99), at(0)).unwrap();
-    assert_eq!(plan.failed(id, at(1), 9, at(30)), None, "the client has gone");
+    assert_eq!(plan.failed(id, at(1), 9, at(30)), None, "the time limit has passed");
 }
 
 #[test]
@@ -115,14 +115,14 @@ fn circuits_without_a_byte_go_first_then_those_without_a_stream_then_the_idle() 
         plan.handle(Event::Accepted(*used), at(0));
         plan.handle(Event::Moved(*used), at(0));
     }
-    // To open stream after stream is no use of it.
+    // Opening streams on which no byte moves does not protect a circuit.
     plan.handle(Event::Accepted(all[3]), at(49));
     plan.handle(Event::Released(all[1]), at(40));
     plan.handle(Event::Moved(all[2]), at(50));
     assert_eq!(meet(&mut plan, 4, at(50)).unwrap().1, Some(all[3]), "no byte has moved");
     assert_eq!(meet(&mut plan, 4, at(50)).unwrap().1, Some(all[1]), "it has no stream");
     assert_eq!(meet(&mut plan, 4, at(50)).unwrap().1, Some(all[0]), "it is the longest idle");
-    assert_eq!(meet(&mut plan, 4, at(54)), None, "all have just come or just moved");
+    assert_eq!(meet(&mut plan, 4, at(54)), None, "each was opened or moved bytes a moment ago");
     assert_eq!(meet(&mut plan, 4, at(56)).unwrap().0, CircuitId(plan.next));
 }
 
@@ -188,9 +188,9 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever the number of introductions to a few rendezvous points that never answer, and to
-    /// made-up ones: a client with a rendezvous point of its own gets its place at once, and keeps
-    /// it for the two seconds that it needs.
+    /// Any number of clients wait at a few rendezvous points that never answer, or at invented
+    /// ones. A client with its own rendezvous point still gets a place at once, and keeps it for
+    /// the two seconds that it needs.
     #[test]
     fn an_honest_client_is_met_whatever_others_ask(
         dead in prop::collection::vec(0..3_u8, 0..60), fake in prop::collection::vec(0..1000_u64, 0..60), making in 8..40_usize,
