@@ -1,15 +1,19 @@
-//! Arti's client: configured, bootstrapped in the background, watched, stopped.
+//! The lifecycle of Arti's client: configure, bootstrap in the background, watch, stop.
 //!
-//! Bootstrapping is tried for ever, with growing pauses; [`Bootstrap`] tells how far it is. Only an attempt that failed at
-//! the network is repeated with the same client: after any other failure Arti ignores the next call and reports success.
-//! An attempt without progress for half an hour has failed too.
+//! The bootstrap is repeated for ever, with growing pauses; [`Bootstrap`] reports the progress. Only
+//! after a failure at the network is the same client used again: after any other failure Arti
+//! ignores the next call and reports success. An attempt without progress for half an hour counts
+//! as failed.
 //!
-//! The client is given up for good, and every later call answers [`TorError::Stopped`], when it is shut down or when it
-//! cannot recover by itself. A client that failed may keep its cache, which another in its place could only read.
-//! Arti's vanguard manager ends for good if it meets an expired directory, and no circuit can be built from then on.
-//! There is no way to ask it, so two signs are taken for it: the directory had expired and is back, or many circuits
-//! in a row have failed for want of a vanguard. And the task that updates the directory ends for good if it cannot write
-//! to disk; the sign of that is a directory long out of date. Whoever supervises the engine then starts another.
+//! The client stops for good, and every later call returns [`TorError::Stopped`], when it is shut
+//! down or cannot recover by itself. The supervisor of the engine then starts another. The client
+//! cannot recover in these cases:
+//! * A failed client does not release its cache, so a new one in its place could only read it.
+//! * Arti's vanguard manager has ended, which it does when it meets an expired directory; then no
+//!   circuit can be built. It cannot be asked, so two signs are used: the directory had expired and
+//!   is valid again, or many circuits in a row have failed for lack of a vanguard.
+//! * The task that updates the directory has ended, which it does when it cannot write to disk. The
+//!   sign is a directory that has been out of date for long.
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -43,25 +47,27 @@ use crate::causes::with_causes;
 use crate::tor::circuits::Circuits;
 use crate::tor::{Bootstrap, TorError};
 
-/// What is told at first.
+/// The status message before the first progress.
 const CONNECTING: &str = "connecting to the Tor network";
 
-/// Between two attempts to bootstrap: doubles from the first to the second.
+/// Pauses between attempts to bootstrap.
 const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 
-/// How long an attempt to bootstrap may go without progress. Without a network it always takes that long.
+/// An attempt to bootstrap fails after this long without progress. Without a network, each attempt
+/// takes that long.
 const STALLED: Duration = Duration::from_secs(30 * 60);
 
-/// How often the directory is looked at without an event.
+/// Interval at which the directory is checked when no event arrives.
 const DIRECTORY_CHECK: Duration = Duration::from_secs(30);
 
-/// So many failures for want of a vanguard in a row, over at least this time, mean that none will come.
+/// The vanguard manager counts as ended after this number of consecutive circuits that failed for
+/// lack of a vanguard, if these failures span at least this time.
 const NO_VANGUARD: (u32, Duration) = (10, Duration::from_secs(120));
 
-/// For the tasks to end.
+/// How long a shutdown waits for the tasks to end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
-/// The client and what one needs of it to build circuits oneself.
+/// The client, with its parts that build circuits directly.
 #[derive(Clone)]
 pub(super) struct Live {
     pub(super) tor: Arc<TorClient<PreferredRuntime>>,
@@ -71,23 +77,25 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// The network's directory as long as it is good.
+    /// The network's directory, if it is valid now.
     pub(super) fn netdir(&self) -> Result<Arc<NetDir>, TorError> {
         self.netdir
             .netdir(Timeliness::Timely)
-            .map_err(|e| TorError::NotReady(format!("there is no timely directory of the network: {e}")))
+            .map_err(|error| TorError::NotReady(format!("the network's directory is missing or out of date: {error}")))
     }
 }
 
-/// What the calls and the tasks of one engine share.
+/// State shared by the calls and the tasks of one engine.
 pub(super) struct Shared {
-    /// The client; gone once stopped.
+    /// `None` once stopped, and while a failed client is replaced.
     tor: RwLock<Option<Arc<TorClient<PreferredRuntime>>>>,
-    /// Filled once bootstrapped; gone once stopped.
+    /// Set after the bootstrap; `None` once stopped.
     live: RwLock<Option<Live>>,
+    /// The reason, once stopped.
     stopped: OnceLock<String>,
+    /// Consecutive circuits that failed for lack of a vanguard, and the time of the first.
     vanguards: Mutex<Option<(u32, Instant)>>,
-    /// Kept to read it; the sender is with the task that watches the client.
+    /// The task that watches the client holds the sender.
     pub(super) bootstrap: watch::Receiver<Bootstrap>,
     pub(super) changes: watch::Receiver<u64>,
     /// Ends all tasks.
@@ -95,7 +103,7 @@ pub(super) struct Shared {
     pub(super) tasks: TaskTracker,
     /// The circuits of clients.
     pub(super) circuits: Arc<Circuits>,
-    /// The circuits of members to the node's own service.
+    /// The circuits of other members to this node's own service.
     pub(super) own: Arc<Circuits>,
     pub(super) dials: Dials,
     pub(super) attempts: Arc<Attempts>,
@@ -103,13 +111,16 @@ pub(super) struct Shared {
     pub(super) state_dir: PathBuf,
 }
 
-/// Makes the client and starts to bootstrap it. Returns at once; must be called within a Tokio runtime.
+/// Makes the client and starts its bootstrap. Does not wait for it; must be called within a Tokio
+/// runtime.
 pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
     install_crypto();
     let mut maker = Maker::new(&config)?;
     if maker.cache_is_held() {
-        let cache = maker.cache_dir.display();
-        tracing::warn!("another Tor client has {cache} open: this one can only wait for what that one puts there");
+        tracing::warn!(
+            cache = %maker.cache_dir.display(),
+            "another Tor client has the cache open: until it ends, this one can only read what that one writes there"
+        );
     }
     let tor = maker.make()?;
     let message = CONNECTING.into();
@@ -136,17 +147,17 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
     Ok(shared)
 }
 
-/// TLS needs a crypto provider, once a process.
+/// Installs the crypto provider that TLS needs, once per process.
 fn install_crypto() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         if rustls::crypto::ring::default_provider().install_default().is_err() {
-            tracing::debug!("another crypto provider was installed before");
+            tracing::debug!("another crypto provider is installed already");
         }
     });
 }
 
-/// Bootstraps the client and then watches it, to the end.
+/// Bootstraps the client, then watches it until it stops.
 async fn watch_client(
     shared: Arc<Shared>,
     mut maker: Maker,
@@ -158,22 +169,22 @@ async fn watch_client(
         Ok(connected) => connected,
         Err(error) => {
             let why = error.to_string();
-            bootstrap.send_modify(|told| told.message.clone_from(&why));
+            bootstrap.send_modify(|state| state.message.clone_from(&why));
             if let TorError::Files(why) = error {
-                bootstrap.send_modify(|told| told.hopeless = Some(why));
+                bootstrap.send_modify(|state| state.hopeless = Some(why));
             }
             return shared.fail(&why);
         }
     };
     let live = match live(&tor, &shared.attempts) {
         Ok(live) => live,
-        Err(e) => return shared.fail(&format!("it came up without its parts: {e}")),
+        Err(error) => return shared.fail(&format!("it has bootstrapped, but a part of it is missing: {error}")),
     };
     drop(tor);
     let netdir = Arc::clone(&live.netdir);
     *shared.live.write() = Some(live);
-    bootstrap.send_modify(|told| {
-        *told = Bootstrap { fraction: 1.0, ready: true, message: "connected".into(), hopeless: None }
+    bootstrap.send_modify(|state| {
+        *state = Bootstrap { fraction: 1.0, ready: true, message: "connected".into(), hopeless: None }
     });
     changes.send_modify(|count| *count += 1);
     let mut events = netdir.events();
@@ -192,18 +203,19 @@ async fn watch_client(
             Ok(_) => {}
             Err(_) => expired = true,
         }
-        // With an old one a publisher puts descriptors where nobody looks.
+        // With an outdated directory, a publisher uploads to relays that clients do not ask.
         if let Ok(directory) = netdir.netdir(Timeliness::Unchecked) {
             let valid = (directory.lifetime().valid_after(), directory.lifetime().valid_until());
             if lateness.is_too_much(valid, refuses, SystemTime::now(), Instant::now()) {
-                return shared.fail("the network's directory is not updated any more");
+                return shared.fail("the network's directory is no longer updated");
             }
         }
     }
 }
 
-/// Bootstraps the client, with growing pauses, for as long as it takes. Gives the one that has bootstrapped: a new one where
-/// the old one does not try again. An error if only the operator or a new process can mend what is wrong.
+/// Bootstraps the client, with growing pauses, for as long as it takes. Returns the client that has
+/// bootstrapped: a new one if an earlier one could not be used again. An error means that only the
+/// operator or a new process can mend the cause.
 async fn connect(
     shared: &Shared,
     maker: &mut Maker,
@@ -222,8 +234,8 @@ async fn connect(
                 Verdict::Wait => {
                     let (pause, why) = (RETRY.pause(failures), with_causes(&error));
                     failures = failures.saturating_add(1);
-                    tracing::warn!("cannot connect to the Tor network, will try again in {pause:?}: {why}");
-                    bootstrap.send_modify(|told| told.message = format!("cannot connect yet, still trying: {error}"));
+                    tracing::warn!(error = %why, ?pause, "cannot connect to the Tor network, will try again");
+                    bootstrap.send_modify(|state| state.message = format!("cannot connect yet, still trying: {error}"));
                     sleep(pause).await;
                     if error.kind() == ErrorKind::TorAccessFailed {
                         continue;
@@ -237,10 +249,10 @@ async fn connect(
     }
 }
 
-/// Why an attempt to bootstrap came to nothing.
+/// Why an attempt to bootstrap failed.
 enum Failure {
     Arti(arti_client::Error),
-    /// It stopped at that percentage.
+    /// No progress for [`STALLED`]; the percentage that was reached.
     Stalled(f32),
 }
 
@@ -252,7 +264,7 @@ async fn attempt(
 ) -> Result<(), Failure> {
     let mut outcome = pin!(async {
         tor.bootstrap().await?;
-        // Arti reports success also where it has done nothing, or where the directory has too few guards.
+        // Arti also reports success if it did nothing, or if the directory has too few guards.
         let netdir = tor.dirmgr()?;
         let mut events = netdir.events();
         while netdir.netdir(Timeliness::Unchecked).is_err() && events.next().await.is_some() {}
@@ -275,9 +287,9 @@ async fn attempt(
     }
 }
 
-/// Passes on how far the client is.
+/// Publishes the client's progress.
 fn tell(bootstrap: &watch::Sender<Bootstrap>, status: &BootstrapStatus) {
-    bootstrap.send_modify(|told| (told.fraction, told.message) = (status.as_frac(), in_words(status)));
+    bootstrap.send_modify(|state| (state.fraction, state.message) = (status.as_frac(), in_words(status)));
 }
 
 /// The parts of a client that has bootstrapped.
@@ -289,21 +301,21 @@ fn live(tor: &Arc<TorClient<PreferredRuntime>>, attempts: &Arc<Attempts>) -> Res
     Ok(Live { tor: Arc::clone(tor), netdir, pool, directories })
 }
 
-/// Arti's status for a person.
+/// Arti's status as text for the operator.
 fn in_words(status: &BootstrapStatus) -> String {
     match status.blocked() {
-        // For the moment between our order to bootstrap and its arrival.
+        // Arti reports this for a moment after the call that starts the bootstrap.
         Some(blockage) if matches!(blockage.kind(), BlockageKind::Disabled) => return CONNECTING.into(),
         Some(blockage) => return format!("{}: {}", blockage.kind(), blockage.message()),
         None => {}
     }
     let text = status.to_string();
-    // "42%: connecting to the internet; ...": the number is told apart.
-    text.split_once("%: ").map(|(_, words)| words.to_owned()).unwrap_or(text)
+    // "42%: connecting to the internet; ...": the percentage is reported separately.
+    text.split_once("%: ").map(|(_, step)| step.to_owned()).unwrap_or(text)
 }
 
 impl Shared {
-    /// The client's parts, or why there are none.
+    /// The client and its parts, or why they are not available.
     pub(super) fn live(&self) -> Result<Live, TorError> {
         let live = self.live.read().clone();
         live.ok_or_else(|| match self.stopped.get() {
@@ -312,33 +324,35 @@ impl Shared {
         })
     }
 
-    /// The client's parts once it is ready; an error only where it never will be.
+    /// Waits until the client is ready; an error means that it never will be.
     pub(super) async fn ready(&self) -> Result<Live, TorError> {
         let mut bootstrap = self.bootstrap.clone();
-        let _ = bootstrap.wait_for(|told| told.ready).await;
+        let _ = bootstrap.wait_for(|state| state.ready).await;
         self.live()
     }
 
-    /// The client whether ready or not.
+    /// The client, ready or not.
     pub(super) fn client(&self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
         let tor = self.tor.read().clone();
         tor.ok_or_else(|| TorError::Stopped(self.stopped.get().cloned().unwrap_or_default()))
     }
 
-    /// Puts a new client in the place of the one that failed for this reason, once that has let go of the cache.
+    /// Replaces the client, which has failed for the reason `failed`, once it has released the
+    /// cache.
     async fn renew(&self, maker: &mut Maker, failed: &str) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
         *self.tor.write() = None;
         maker.cache_let_go(failed).await?;
         let tor = on_disk(|| maker.make())?;
         let mut place = self.tor.write();
-        // If it was stopped meanwhile, it stays so.
+        // If the engine was stopped meanwhile, it stays stopped.
         if self.stopped.get().is_none() {
             *place = Some(Arc::clone(&tor));
         }
         Ok(tor)
     }
 
-    /// Notes how the building of a circuit went; many failures for want of a vanguard end the client.
+    /// Records the outcome of building a circuit. Too many consecutive failures for lack of a
+    /// vanguard stop the client (see [`NO_VANGUARD`]).
     pub(super) fn note_circuit(&self, built: Result<(), &tor_circmgr::Error>) {
         let mut failing = self.vanguards.lock();
         match built {
@@ -356,28 +370,28 @@ impl Shared {
         }
     }
 
-    /// Gives the client up as it is of no use any more.
+    /// Stops the client because it cannot recover.
     fn fail(&self, why: &str) {
-        tracing::warn!("the Tor client is given up: {why}");
+        tracing::warn!(why, "giving up the Tor client");
         self.stop(why);
     }
 
     /// Stops the client. The first reason stays.
     pub(super) fn stop(&self, why: &str) {
         if self.stopped.set(why.into()).is_ok() {
-            tracing::debug!("the Tor client has stopped: {why}");
+            tracing::debug!(why, "the Tor client has stopped");
         }
         *self.live.write() = None;
         *self.tor.write() = None;
         self.shutdown.cancel();
     }
 
-    /// Stops the client and waits, for a while, until all that we run on it has ended.
+    /// Stops the client and waits, up to [`SHUTDOWN_LIMIT`], until all its tasks have ended.
     pub(super) async fn close(&self, why: &str) {
         self.stop(why);
         self.tasks.close();
         if tokio::time::timeout(SHUTDOWN_LIMIT, self.tasks.wait()).await.is_err() {
-            tracing::debug!("{} tasks on the Tor client are still running", self.tasks.len());
+            tracing::debug!(tasks = self.tasks.len(), "some tasks of the Tor client are still running");
         }
     }
 }
@@ -391,28 +405,29 @@ mod tests {
     use super::super::maker::{CACHE_LOCK, LET_GO};
     use super::*;
 
-    /// Directories for a client, which need no network as long as it cannot bootstrap.
+    /// Configuration with new directories. The tests need no network: no client here bootstraps.
     fn directories() -> (tempfile::TempDir, ArtiConfig) {
         let folder = tempfile::tempdir().unwrap();
         let [state_dir, cache_dir] = ["state", "cache"].map(|name| folder.path().join(name));
         (folder, ArtiConfig { toml: String::new(), state_dir, cache_dir })
     }
 
-    /// As on a full disk: what is in the cache cannot be taken over, and it is not damaged.
+    /// Makes Arti fail to load the cache in a way that does not count as damage, as on a full disk.
     fn break_cache(config: &ArtiConfig) {
         let cache = rusqlite::Connection::open(config.cache_dir.join("dir.sqlite3")).unwrap();
         cache.execute_batch("DROP TABLE Consensuses").unwrap();
     }
 
-    /// Why the client was given up, which it must be in time.
+    /// Waits until the client is given up; returns the reason.
     async fn given_up(shared: &Shared) -> String {
-        timeout(STALLED + 2 * LET_GO.0, shared.shutdown.cancelled()).await.expect("it waits for ever");
+        timeout(STALLED + 2 * LET_GO.0, shared.shutdown.cancelled()).await.expect("the client is not given up in time");
         assert!(!shared.bootstrap.borrow().ready, "there is no directory");
         assert!(matches!(shared.client(), Err(TorError::Stopped(_))));
         shared.stopped.get().cloned().unwrap_or_default()
     }
 
-    /// Arti would ignore the second attempt and say that it is done, and a second client of the process would only read.
+    /// Neither way to continue works: Arti would ignore a second attempt and report success, and a
+    /// second client of the process could only read the cache.
     #[tokio::test(start_paused = true)]
     async fn a_client_that_cannot_read_its_cache_is_given_up_with_the_reason() {
         let (_folder, config) = directories();

@@ -42,18 +42,19 @@ pub(super) fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError
             None,
         )
     })?;
-    let invalid = |e: &dyn std::error::Error, what: &str| {
-        TorError::Config(format!("{what}: {}", without_bridges(&table, with_causes(e))), None)
+    let invalid = |error: &dyn std::error::Error, what: &str| {
+        TorError::Config(format!("{what}: {}", without_bridges(&table, with_causes(error))), None)
     };
     let mut sources = ConfigurationSources::new_empty();
     // Later ones win: the operator's over our defaults, and what is ours alone over both.
     sources.push_source(ConfigurationSource::from_verbatim(defaults(memory::quota())), MustRead::MustRead);
     sources.push_source(ConfigurationSource::from_verbatim(config.toml.clone()), MustRead::MustRead);
     sources.push_source(ConfigurationSource::from_verbatim(ours(config)?), MustRead::MustRead);
-    let tree = sources.load().map_err(|e| invalid(&e, "its configuration cannot be read"))?;
+    let tree = sources.load().map_err(|error| invalid(&error, "its configuration cannot be read"))?;
     let options = ConfigResolveOptions::default();
-    let resolved = tor_config::resolve_return_results::<TorClientConfig>(&tree, &options)
-        .map_err(|e| invalid(&e, "its configuration is not valid; mend the [arti] table or the file it names"))?;
+    let resolved = tor_config::resolve_return_results::<TorClientConfig>(&tree, &options).map_err(|error| {
+        invalid(&error, "its configuration is not valid; mend the [arti] table or the file it names")
+    })?;
     if !resolved.unrecognized.is_empty() {
         let keys = resolved.unrecognized.iter().map(|key| format!("{:?}", key.to_string())).collect();
         return Err(unknown_keys(keys));

@@ -90,7 +90,7 @@ pub(super) async fn dial(shared: &Shared, to: OnionAddress, port: u16, limit: Du
         let mut outcome = connect(&live.tor, shared, to, port).await;
         for _ in 0..others {
             match &outcome {
-                Err(e) if e.kind() == ErrorKind::OnionServiceWrongClientAuth => use_next_key(shared, to)?,
+                Err(error) if error.kind() == ErrorKind::OnionServiceWrongClientAuth => use_next_key(shared, to)?,
                 _ => break,
             }
             outcome = connect(&live.tor, shared, to, port).await;
@@ -110,12 +110,14 @@ pub(super) async fn dial(shared: &Shared, to: OnionAddress, port: u16, limit: Du
             shared.dials.reached(to);
             Ok(Box::new(TorStream::new(stream, None)))
         }
-        Err(e) if e.kind() == ErrorKind::OnionServiceWrongClientAuth => Err(TorError::ShutOut { to: to.to_string() }),
-        Err(e) => {
-            if !is_an_answer(e.kind()) {
+        Err(error) if error.kind() == ErrorKind::OnionServiceWrongClientAuth => {
+            Err(TorError::ShutOut { to: to.to_string() })
+        }
+        Err(error) => {
+            if !is_an_answer(error.kind()) {
                 shared.dials.failed(to, Instant::now());
             }
-            Err(TorError::Unreachable { to: to.to_string(), why: in_words(&e), source: Some(Box::new(e)) })
+            Err(TorError::Unreachable { to: to.to_string(), why: in_words(&error), source: Some(Box::new(error)) })
         }
     }
 }
@@ -146,13 +148,13 @@ fn is_an_answer(kind: ErrorKind) -> bool {
 }
 
 /// Why a service was not reached, for a person.
-fn in_words(e: &arti_client::Error) -> String {
-    match e.kind() {
+fn in_words(error: &arti_client::Error) -> String {
+    match error.kind() {
         ErrorKind::OnionServiceNotFound => "no directory has its descriptor: it is down, or has never been up".into(),
         ErrorKind::OnionServiceNotRunning => "it is not running".into(),
         ErrorKind::OnionServiceMissingClientAuth => "it requires a discovery key, and we have none for it".into(),
         ErrorKind::RemoteConnectionRefused => "it refuses that port".into(),
-        _ => e.to_string(),
+        _ => error.to_string(),
     }
 }
 
@@ -176,8 +178,8 @@ fn use_next_key(shared: &Shared, to: OnionAddress) -> Result<(), TorError> {
 
 /// Gives Arti the key for a service, in place of any other.
 fn hand_over(shared: &Shared, to: OnionAddress, key: &DiscoverySecret) -> Result<(), TorError> {
-    let failed = |e: arti_client::Error| {
-        TorError::Invalid(format!("cannot keep the discovery key for {to}: {e}"), Some(Box::new(e)))
+    let failed = |error: arti_client::Error| {
+        TorError::Invalid(format!("cannot keep the discovery key for {to}: {error}"), Some(Box::new(error)))
     };
     let tor = shared.client()?;
     let (id, secret) = (keys::service_id(to), keys::discovery_secret(key));

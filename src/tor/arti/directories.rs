@@ -1,9 +1,10 @@
-//! The directories of the master address: which they are, uploads to them, downloads from them.
+//! The directories responsible for a service: which they are, uploads to them, downloads from them.
 //!
-//! Nothing is kept here: what is responsible is computed from the network's directory at each call, and each transfer
-//! has a circuit of its own. Making a circuit is tried a few times, because the first ones after a start fail often
-//! (guards are tried speculatively, vanguards are not chosen yet). A request is sent once: an upload whose answer was
-//! lost may have been taken, and the same revision again would be refused.
+//! This module keeps no state: each call computes the responsible directories from the network's
+//! directory, and each transfer has its own circuit. Building the circuit is tried a few times,
+//! because the first ones after a start fail often (guards are tried speculatively, vanguards are
+//! not chosen yet). The request is sent only once: an upload whose answer was lost may have been
+//! accepted, and then the same revision would be refused.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -29,30 +30,30 @@ use crate::backoff::Backoff;
 use crate::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR};
 use crate::tor::{Directory, Period, TorError};
 
-/// Circuits tried for one transfer.
+/// Most attempts to build the circuit of one transfer.
 const CIRCUIT_ATTEMPTS: u32 = 5;
-/// Pauses between them.
+/// Pauses between these attempts.
 const CIRCUIT_PAUSES: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(8));
 
-/// Which way a transfer goes: decides what kind of circuit it takes, so that we look to relays like what we are.
+/// Direction of a transfer. It decides the kind of circuit, so that relays see the traffic pattern
+/// they expect: uploads come from onion services, downloads from clients.
 #[derive(Clone, Copy)]
 enum Way {
-    /// As an onion service.
     Upload,
-    /// As any client.
     Download,
 }
 
-/// A stream to a directory, where its answers come from, and the circuit, which must live as long as the stream.
+/// A stream to a directory, the source that its answers are attributed to, and the circuit, which
+/// must not be dropped before the stream.
 type Connection = (DataStream, Option<SourceInfo>, Box<dyn AsRef<ClientTunnel> + Send>);
 
 /// Uploads and downloads over the circuits of `pool`.
 pub(super) struct Directories<R: Runtime> {
     /// The network's directory.
     pub(super) netdir: Arc<dyn NetDirProvider>,
-    /// Circuits for onion services.
+    /// Builds circuits of the kinds that onion services use.
     pub(super) pool: Arc<HsCircPool<R>>,
-    /// Decides when a circuit may be tried.
+    /// Decides when an attempt to build a circuit may start.
     pub(super) attempts: Arc<Attempts>,
 }
 
@@ -67,7 +68,7 @@ impl<R: Runtime> Directories<R> {
             let (blinded, _) = descriptor::blinded(service, time_period)?;
             let relays = netdir
                 .hs_dirs_upload(blinded.id(), time_period)
-                .map_err(|e| TorError::NotReady(format!("no directories for {time_period}: {e}")))?;
+                .map_err(|error| TorError::NotReady(format!("no directories for {time_period}: {error}")))?;
             let mut seen = BTreeSet::new();
             let directories = relays
                 .map(|relay| Directory { relay: relay_id(&relay) })
@@ -85,7 +86,7 @@ impl<R: Runtime> Directories<R> {
         if let Some((current, next)) = alone {
             let (blinded, _) = descriptor::blinded(service, next)?;
             let directories = disaster::directories(&netdir, current, blinded.id().as_ref(), next);
-            // Its own clock starts with the period; the revisions begin below all that will follow.
+            // The revision clock is zero until the period starts, so later revisions are higher.
             let (id, revision_clock) = (descriptor::period_id(next), Duration::ZERO);
             periods.push(Period { id, directories, revision_clock, parameters });
         }
@@ -125,7 +126,10 @@ impl<R: Runtime> Directories<R> {
         request.set_max_len(MAX_DESCRIPTOR);
         let response = self.exchange(Way::Download, from, &request, limit).await?;
         match response.status_code() {
-            200 => response.into_output_string().map(Some).map_err(|e| unreachable(from, "its answer", e)),
+            200 => response
+                .into_output_string()
+                .map(Some)
+                .map_err(|error| unreachable(from, "its answer is not valid", error)),
             404 => Ok(None),
             _ => Err(TorError::Unreachable {
                 to: format!("directory {}", from.relay),
@@ -138,10 +142,11 @@ impl<R: Runtime> Directories<R> {
     fn netdir(&self) -> Result<Arc<NetDir>, TorError> {
         self.netdir
             .netdir(Timeliness::Timely)
-            .map_err(|e| TorError::NotReady(format!("there is no timely directory of the network: {e}")))
+            .map_err(|error| TorError::NotReady(format!("the network's directory is missing or out of date: {error}")))
     }
 
-    /// One request to one directory, circuit included, within `limit`.
+    /// Sends one request to a directory and reads the answer, within `limit` (which includes the
+    /// circuit).
     async fn exchange(
         &self,
         way: Way,
@@ -149,11 +154,13 @@ impl<R: Runtime> Directories<R> {
         request: &impl Requestable,
         limit: Duration,
     ) -> Result<DirResponse, TorError> {
-        let runtime =
-            PreferredRuntime::current().map_err(|e| TorError::Stopped(format!("there is no Tokio runtime: {e}")))?;
+        let runtime = PreferredRuntime::current()
+            .map_err(|error| TorError::Stopped(format!("there is no Tokio runtime: {error}")))?;
         let transfer = async {
             let (mut stream, source, _tunnel) = self.connect(way, with).await?;
-            send_request(&runtime, request, &mut stream, source).await.map_err(|e| unreachable(with, "the transfer", e))
+            send_request(&runtime, request, &mut stream, source)
+                .await
+                .map_err(|error| unreachable(with, "the transfer failed", error))
         };
         let late = |_| {
             let what = match way {
@@ -165,23 +172,23 @@ impl<R: Runtime> Directories<R> {
         Box::pin(timeout(limit, transfer)).await.map_err(late)?
     }
 
-    /// Tries up to [`CIRCUIT_ATTEMPTS`] circuits.
+    /// Opens a stream to a directory; tries up to [`CIRCUIT_ATTEMPTS`] circuits.
     async fn connect(&self, way: Way, to: &Directory) -> Result<Connection, TorError> {
         let netdir = self.netdir()?;
         let relay = netdir.by_ids(&relay_ids(&to.relay)?).ok_or_else(|| TorError::Unreachable {
             to: format!("directory {}", to.relay),
-            why: "the network does not list it any more".into(),
+            why: "the network no longer lists it".into(),
             source: None,
         })?;
         let target = OwnedCircTarget::from_circ_target(&relay);
         let mut failures = 0;
         loop {
             let result = self.connect_once(way, to, &netdir, target.clone()).await;
-            let Err(e) = &result else { return result };
+            let Err(error) = &result else { return result };
             if failures + 1 == CIRCUIT_ATTEMPTS {
                 return result;
             }
-            tracing::debug!(directory = %to.relay, failures, error = %e, "no circuit to a directory yet");
+            tracing::debug!(directory = %to.relay, failures, %error, "no circuit to a directory yet");
             sleep(CIRCUIT_PAUSES.pause(failures)).await;
             failures += 1;
         }
@@ -194,7 +201,7 @@ impl<R: Runtime> Directories<R> {
         netdir: &NetDir,
         target: OwnedCircTarget,
     ) -> Result<Connection, TorError> {
-        let no_circuit = |e| unreachable(to, "no circuit", e);
+        let no_circuit = |error| unreachable(to, "no circuit", error);
         let attempt = self.attempts.turn().await;
         match way {
             Way::Upload => {
@@ -202,7 +209,7 @@ impl<R: Runtime> Directories<R> {
                 attempt.ended(&made);
                 let tunnel = made.map_err(no_circuit)?;
                 let stream = tunnel.begin_dir_stream().await.map_err(no_circuit)?;
-                let source = SourceInfo::from_tunnel(&tunnel).map_err(|e| unreachable(to, "no circuit", e))?;
+                let source = SourceInfo::from_tunnel(&tunnel).map_err(|error| unreachable(to, "no circuit", error))?;
                 Ok((stream, source, Box::new(tunnel)))
             }
             Way::Download => {
@@ -210,7 +217,7 @@ impl<R: Runtime> Directories<R> {
                 attempt.ended(&made);
                 let tunnel = made.map_err(no_circuit)?;
                 let stream = tunnel.begin_dir_stream().await.map_err(no_circuit)?;
-                let source = SourceInfo::from_tunnel(&tunnel).map_err(|e| unreachable(to, "no circuit", e))?;
+                let source = SourceInfo::from_tunnel(&tunnel).map_err(|error| unreachable(to, "no circuit", error))?;
                 Ok((stream, source, Box::new(tunnel)))
             }
         }
@@ -234,13 +241,13 @@ fn relay_ids(relay: &RelayId) -> Result<RelayIds, TorError> {
         .rsa_identity(relay.rsa.0.into())
         .ed_identity(relay.ed25519.0.into())
         .build()
-        .map_err(|e| TorError::Invalid(format!("{relay} is no relay"), Some(e.into())))
+        .map_err(|error| TorError::Invalid(format!("{relay} is not a valid relay identity"), Some(error.into())))
 }
 
 fn status_line(response: &DirResponse) -> String {
-    // What a relay says ends up in logs and on terminals.
+    // The relay chooses this text, and it ends up in logs and on terminals.
     let message = response.status_message().unwrap_or_default();
-    let message: String = message.chars().filter(|c| !c.is_control()).take(100).collect();
+    let message: String = message.chars().filter(|character| !character.is_control()).take(100).collect();
     format!("{} {message}", response.status_code()).trim_end().into()
 }
 

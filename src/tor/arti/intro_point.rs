@@ -72,13 +72,13 @@ pub(super) async fn open(
         let handler = Handler { established: None, queue: sender, limits: Arc::clone(&request.limits) };
         match establish(&shared, &live, &choice, &session, handler).await {
             Ok(made) => break (made, queue),
-            Err((Some(relay), e)) if attempt < ATTEMPTS => {
-                tracing::debug!(attempt, "no introduction point at {relay}: {e}");
+            Err((Some(relay), error)) if attempt < ATTEMPTS => {
+                tracing::debug!(attempt, "no introduction point at {relay}: {error}");
                 if let RelayChoice::AnyBut(excluded) = &mut choice {
                     excluded.insert(relay);
                 }
             }
-            Err((_, e)) => return Err(e),
+            Err((_, error)) => return Err(error),
         }
         sleep(RETRY_PAUSE).await;
         attempt += 1;
@@ -118,11 +118,11 @@ async fn establish(
     handler: Handler,
 ) -> Result<Made, (Option<RelayId>, TorError)> {
     let attempt = shared.attempts.turn().await;
-    let netdir = live.netdir().map_err(|e| (None, e))?;
-    let relay = choose(&netdir, choice).map_err(|e| (None, e))?;
+    let netdir = live.netdir().map_err(|error| (None, error))?;
+    let relay = choose(&netdir, choice).map_err(|error| (None, error))?;
     let no_ids = || TorError::NoRelay("the chosen relay lacks an identity".into());
-    let id = keys::relay_id(&relay).ok_or_else(no_ids).map_err(|e| (None, e))?;
-    let again = |e| (Some(id), e);
+    let id = keys::relay_id(&relay).ok_or_else(no_ids).map_err(|error| (None, error))?;
+    let again = |error| (Some(id), error);
     let onion_key = relay.ntor_onion_key().to_bytes();
     let link_specifiers = link_specifiers(&relay).map_err(again)?;
     let dos = relay
@@ -132,7 +132,7 @@ async fn establish(
     let launched = live.pool.get_or_launch_svc_intro(&netdir, relay).await;
     attempt.ended(&launched);
     shared.note_circuit(launched.as_ref().map(|_| ()));
-    let tunnel = launched.map_err(|e| again(unreachable(&id, "no circuit to it", e)))?;
+    let tunnel = launched.map_err(|error| again(unreachable(&id, "no circuit to it", error)))?;
     drop(netdir);
     let message = establish_intro(&tunnel, &id, session, dos.flatten()).await.map_err(again)?;
     greet(&tunnel, &id, message, handler).await.map_err(again)?;
@@ -169,8 +169,8 @@ fn identities(relays: &BTreeSet<RelayId>) -> RelayIdSet {
 
 /// The relay's link specifiers as bytes.
 fn link_specifiers(relay: &Relay<'_>) -> Result<Vec<VarBytes>, TorError> {
-    let invalid = |e: tor_bytes::EncodeError| {
-        TorError::Invalid("cannot encode a relay's link specifiers".into(), Some(Box::new(e)))
+    let invalid = |error: tor_bytes::EncodeError| {
+        TorError::Invalid("cannot encode a relay's link specifiers".into(), Some(Box::new(error)))
     };
     let encode = |spec: &tor_linkspec::EncodedLinkSpec| {
         let mut bytes = Vec::new();
@@ -187,7 +187,8 @@ async fn establish_intro(
     session: &HsIntroPtSessionIdKeypair,
     dos: Option<(u32, u32)>,
 ) -> Result<AnyRelayMsg, TorError> {
-    let invalid = |e: tor_cell::Error| TorError::Invalid("cannot make ESTABLISH_INTRO".into(), Some(Box::new(e)));
+    let invalid =
+        |error: tor_cell::Error| TorError::Invalid("cannot make ESTABLISH_INTRO".into(), Some(Box::new(error)));
     let mut details = EstablishIntroDetails::new(session.as_ref().verifying_key().into());
     if let Some((rate, burst)) = dos {
         let bounded = |value: u32| Some(i32::try_from(value).unwrap_or(i32::MAX));
@@ -196,7 +197,7 @@ async fn establish_intro(
     let binding = tunnel
         .binding_key(TargetHop::LastHop)
         .await
-        .map_err(|e| unreachable(relay, "the circuit closed", e))?
+        .map_err(|error| unreachable(relay, "the circuit closed", error))?
         .ok_or_else(|| TorError::Invalid("the circuit to an introduction point has no binding key".into(), None))?;
     let body = details.sign_and_encode(session.as_ref(), binding.hs_mac()).map_err(invalid)?;
     Ok(AnyRelayMsg::Unrecognized(Unrecognized::new(RelayCmd::ESTABLISH_INTRO, body)))
@@ -214,7 +215,7 @@ async fn greet(
     tunnel
         .start_conversation(Some(message), handler, TargetHop::LastHop)
         .await
-        .map_err(|e| unreachable(relay, "cannot send ESTABLISH_INTRO", e))?;
+        .map_err(|error| unreachable(relay, "cannot send ESTABLISH_INTRO", error))?;
     match timeout(ESTABLISH_LIMIT, established).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(TorError::Unreachable {
@@ -227,8 +228,8 @@ async fn greet(
 }
 
 /// A failure on the way to a relay.
-fn unreachable(relay: &RelayId, what: &str, e: tor_circmgr::Error) -> TorError {
-    TorError::Unreachable { to: relay.to_string(), why: format!("{what}: {e}"), source: Some(Box::new(e)) }
+fn unreachable(relay: &RelayId, what: &str, error: tor_circmgr::Error) -> TorError {
+    TorError::Unreachable { to: relay.to_string(), why: format!("{what}: {error}"), source: Some(Box::new(error)) }
 }
 
 /// Takes the messages of one circuit, in its reactor: never waits, never computes.
@@ -351,8 +352,8 @@ impl Answering {
             }
             let introduction = match self.read(cell).await {
                 Ok(introduction) => introduction,
-                Err(e) => {
-                    tracing::debug!("dropped an introduction: {e}");
+                Err(error) => {
+                    tracing::debug!("dropped an introduction: {error}");
                     continue;
                 }
             };
@@ -371,15 +372,16 @@ impl Answering {
         let netdir = self.live.netdir()?;
         let reading = Arc::clone(&self.reading);
         let read = tokio::task::spawn_blocking(move || reading.read(&cell, &netdir)).await;
-        let read = read.map_err(|e| TorError::Invalid("reading an introduction failed".into(), Some(Box::new(e))))?;
+        let read =
+            read.map_err(|error| TorError::Invalid("reading an introduction failed".into(), Some(Box::new(error))))?;
         // What does not decrypt costs its sender nothing, and must not wear the point.
         if !matches!(read, Err(Unanswerable::Replay | Unanswerable::Handshake(_))) {
             self.introductions.fetch_add(1, Ordering::Relaxed);
         }
-        read.map_err(|e| {
-            let is_replay = matches!(e, Unanswerable::Replay);
+        read.map_err(|error| {
+            let is_replay = matches!(error, Unanswerable::Replay);
             self.limits.refused.count(if is_replay { Refused::Replay } else { Refused::Malformed });
-            TorError::Invalid(format!("cannot answer an introduction: {e}"), Some(Box::new(e)))
+            TorError::Invalid(format!("cannot answer an introduction: {error}"), Some(Box::new(error)))
         })
     }
 }

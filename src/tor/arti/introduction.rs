@@ -113,7 +113,7 @@ impl Reading {
             cell.encoded_header(),
             cell.encrypted_body(),
         )
-        .map_err(|e| Unanswerable::Handshake(Box::new(e)))?;
+        .map_err(|error| Unanswerable::Handshake(Box::new(error)))?;
         // Only what decrypts is remembered: anyone can make up any number of others.
         match self.replays.is_new(cell.encrypted_body()) {
             Ok(true) => {}

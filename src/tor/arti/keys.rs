@@ -1,4 +1,4 @@
-//! Our keys in Arti's types, and back.
+//! Conversions between our key types and Arti's.
 
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::OnionAddress;
@@ -11,53 +11,53 @@ use tor_llcrypto::pk::{curve25519, ed25519, rsa};
 
 use crate::keys::{DiscoveryPublic, DiscoverySecret, IntroPointSecrets, NodeSecret};
 
-/// The identity of a node's own onion service.
+/// `KP_hs_id` and `KS_hs_id` of the node's own onion service.
 pub(super) fn node_keypair(secret: &NodeSecret) -> HsIdKeypair {
     let pair = ed25519::Keypair::from_bytes(secret.seed());
     ed25519::ExpandedKeypair::from(&pair).into()
 }
 
-/// An address as Arti names a service.
+/// Arti's type for an onion address.
 pub(super) fn service_id(address: OnionAddress) -> HsId {
     HsId::from(*address.public_key())
 }
 
-/// `KS_hs_ipt_sid`.
+/// The session key of an introduction point, `KS_hs_ipt_sid`.
 pub(super) fn session_keypair(secrets: &IntroPointSecrets) -> HsIntroPtSessionIdKeypair {
     ed25519::Keypair::from_bytes(&secrets.session).into()
 }
 
-/// `KS_hss_ntor`.
+/// The encryption key of an introduction point, `KS_hss_ntor`.
 pub(super) fn encryption_keypair(secrets: &IntroPointSecrets) -> HsSvcNtorKeypair {
     let secret = curve25519::StaticSecret::from(secrets.encryption);
     let public = curve25519::PublicKey::from(&secret);
     curve25519::StaticKeypair { secret, public }.into()
 }
 
-/// `KS_hsc_desc_enc`.
+/// The secret discovery key of a client, `KS_hsc_desc_enc`.
 pub(super) fn discovery_secret(secret: &DiscoverySecret) -> HsClientDescEncSecretKey {
     curve25519::StaticSecret::from(*secret.as_bytes()).into()
 }
 
-/// `KP_hsc_desc_enc`.
+/// The public discovery key of a client, `KP_hsc_desc_enc`.
 pub(super) fn discovery_public(public: &DiscoveryPublic) -> HsClientDescEncKey {
     curve25519::PublicKey::from(public.0).into()
 }
 
-/// A relay by both its identities; `None` if it lacks one (no relay that is fit to be used does).
+/// Both identities of a relay; `None` if it lacks one, which no usable relay does.
 pub(super) fn relay_id(relay: &impl HasRelayIds) -> Option<RelayId> {
     let rsa = HasRelayIds::rsa_identity(relay)?;
     let ed25519 = HasRelayIds::ed_identity(relay)?;
     Some(RelayId { rsa: FixedBytes(rsa.to_bytes()), ed25519: FixedBytes((*ed25519).into()) })
 }
 
-/// The same for Arti's look-ups.
+/// The reverse of [`relay_id`], for Arti's look-ups.
 pub(super) fn relay_ids(relay: &RelayId) -> RelayIds {
     let ids = RelayIdsBuilder::default()
         .ed_identity(ed25519::Ed25519Identity::new(relay.ed25519.0))
         .rsa_identity(rsa::RsaIdentity::from(relay.rsa.0))
         .build();
-    // Cannot fail, all fields are given; an empty set would name no relay.
+    // Cannot fail, as all fields are set. An empty set would match no relay.
     ids.unwrap_or_else(|_| RelayIds::empty())
 }
 

@@ -1,27 +1,28 @@
-//! Whether the task that updates the network's directory has ended: then the directory is long out of date.
+//! Detects that Arti's task that updates the network's directory has ended: the directory is then
+//! out of date for long.
 
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How much longer than it is valid the network's directory may stay without a new one, at least.
+/// Least time for which an expired directory is tolerated.
 const LATE: Duration = Duration::from_secs(120);
 
-/// The same, in lifetimes of the directory (3 hours on the public network): after the disk refused
-/// writes, and otherwise, of which each client draws its own. If the authorities make no directory,
-/// Arti goes on with the old one for three days, and the nodes of a cluster must not give up soon,
-/// nor all at once.
+/// How long an expired directory is tolerated, in lifetimes of the directory (3 hours on the public
+/// network). The first value applies if the disk has refused writes; else each client draws its
+/// own from the range. If the authorities publish no directory, Arti can use the old one for three
+/// days, so the nodes of a cluster must not give up soon, and not all at once.
 pub(super) const LATE_LIFETIMES: (f64, Range<f64>) = (0.25, 1.0..3.0);
 
-/// A disk with less room than this, in bytes, may have been too full for a directory.
+/// With less free space than this, in bytes, a disk may be too full for a directory.
 const ROOM: u64 = 16 << 20;
 
-/// What is written to see whether a disk takes anything, in bytes.
+/// Bytes written to test whether a disk accepts writes.
 const PROBE: usize = 4096;
 
-/// Whether the disk of this folder takes nothing: it is full, or nearly, or refuses a small write
-/// for whatever reason (it was remounted read-only, a quota is used up, the device fails).
+/// True if the disk of this folder is full or nearly full, or refuses a small write for any reason
+/// (it was remounted read-only, a quota is used up, the device fails).
 pub(super) fn refuses_writes(folder: &Path) -> bool {
     let full = rustix::fs::statvfs(folder).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < ROOM);
     let probe = || {
@@ -32,16 +33,17 @@ pub(super) fn refuses_writes(folder: &Path) -> bool {
     full || probe().is_err()
 }
 
-/// For how long the network's directory has been out of date.
+/// Tracks for how long the network's directory has been expired.
 #[derive(Debug)]
 pub(super) struct Lateness {
-    /// Until when the one in use is valid.
+    /// End of validity of the directory in use.
     until: Option<SystemTime>,
+    /// When this directory was first seen expired.
     since: Option<Instant>,
-    /// Whether the disk refused writes while it was in use: then Arti has most likely ended its
-    /// updates.
+    /// Whether the disk refused writes while this directory was in use: if so, Arti's updates have
+    /// most likely ended.
     disk_refused: bool,
-    /// How many of its lifetimes are too long, if it was not.
+    /// Tolerance in lifetimes of the directory, if the disk did not refuse writes.
     lifetimes: f64,
 }
 
@@ -50,8 +52,9 @@ impl Lateness {
         Self { until: None, since: None, disk_refused: false, lifetimes }
     }
 
-    /// Looks at the directory in use and the disk; whether it has been out of date for too long. That is measured by the
-    /// monotonic clock: one that was set is no reason to give up.
+    /// Takes the validity of the directory in use and whether the disk `refuses` writes. True if
+    /// the directory has been expired for too long by the monotonic clock `mono`; a jump of the
+    /// system clock alone does not make it so.
     pub(super) fn is_too_much(
         &mut self,
         valid: (SystemTime, SystemTime),
@@ -82,7 +85,7 @@ mod tests {
     fn a_disk_that_takes_nothing_is_told_from_one_that_does() {
         let folder = tempfile::tempdir().unwrap();
         assert!(!refuses_writes(folder.path()) && refuses_writes(&folder.path().join("gone")));
-        // The kernel lets no user make a file there, and leaves plenty of room.
+        // A folder with free space in which the kernel lets no user create a file.
         assert!(refuses_writes(Path::new("/proc/self/fdinfo")));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
@@ -100,13 +103,13 @@ mod tests {
         assert!(!look(3 * 3600 + 1, until, false));
         assert!(!look(9 * 3600, until, false));
         assert!(look(9 * 3600 + 1, until, false));
-        // A new one came, and gets late in turn; meanwhile the disk refused writes.
+        // A new directory arrives and expires in turn; meanwhile the disk has refused writes.
         let until = until + Duration::from_secs(9 * 3600);
         assert!(!look(9 * 3600 + 2, until, true));
         assert!(!look(12 * 3600 + 1, until, false));
         assert!(!look(15 * 3600, until, false));
         assert!(look(15 * 3600 + 1, until, false));
-        // The next one is not to blame for it.
+        // The refused writes do not count for the next directory.
         let until = until + Duration::from_secs(6 * 3600);
         assert!(!look(18 * 3600 + 1, until, false));
         assert!(!look(50 * 3600, until, false));

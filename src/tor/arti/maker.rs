@@ -35,7 +35,7 @@ pub(super) struct Maker {
 impl Maker {
     pub(super) fn new(config: &ArtiConfig) -> Result<Self, TorError> {
         let runtime = PreferredRuntime::current()
-            .map_err(|e| TorError::Config("there is no Tokio runtime".into(), Some(Box::new(e))))?;
+            .map_err(|error| TorError::Config("there is no Tokio runtime".into(), Some(Box::new(error))))?;
         let ArtiConfig { state_dir, cache_dir, .. } = config.clone();
         let salvage = Salvage::new(&state_dir, &cache_dir);
         Ok(Self { config: configure(config)?, runtime, salvage, state_dir, cache_dir })

@@ -1,18 +1,18 @@
-//! How much memory Arti may fill with what clients and targets have sent and the other side has not
-//! taken.
+//! Arti's memory quota: a bound on the bytes that clients and targets have sent and the other side
+//! has not read yet.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Arti starts to close the circuits that hold most at this share of the memory. Its own default is
-/// three quarters, which on a small host is what the application needs; and it does not see the
-/// limit of a systemd unit.
+/// The quota is one quarter of the memory. Above it, Arti closes the circuits that hold most. Its
+/// own default is three quarters, which leaves too little for the application on a small host, and
+/// it ignores the limit of a systemd unit.
 const SHARE: u64 = 4;
-/// Least bytes: fewer would close circuits of clients that only download.
+/// Smallest quota, in bytes: below it, circuits of clients that only download would be closed.
 const LEAST: u64 = 64 << 20;
 
-/// The quota in bytes for this machine and control group; `None` if neither tells how much memory
-/// there is.
+/// The quota in bytes for this machine and control group; `None` if the amount of memory cannot be
+/// read from either.
 pub(super) fn quota() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -20,7 +20,7 @@ pub(super) fn quota() -> Option<u64> {
     of(machine, limits.filter_map(|text| text.trim().parse().ok()))
 }
 
-/// The share of the smallest of these.
+/// The quota for the smallest of these amounts of memory.
 fn of(machine: Option<u64>, limits: impl Iterator<Item = u64>) -> Option<u64> {
     let memory = machine.into_iter().chain(limits).min()?;
     Some((memory / SHARE).max(LEAST))
@@ -33,8 +33,8 @@ fn total(meminfo: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The files with the limits of a process's control group and of all above it, by its
-/// `/proc/PID/cgroup` (version 2).
+/// The files with the memory limits of a process's control group and of its ancestors. `cgroup` is
+/// the text of `/proc/PID/cgroup` (version 2).
 fn limits_of(cgroup: &str) -> Vec<PathBuf> {
     let Some(own) = cgroup.lines().find_map(|line| line.strip_prefix("0::/")) else { return Vec::new() };
     let root = Path::new("/sys/fs/cgroup");

@@ -1,10 +1,11 @@
-//! The real engine, on Arti's public crates.
+//! The engine for the real Tor network, on Arti's public crates.
 //!
-//! `config` reads Arti's configuration, `client` holds the Tor client and watches it; `dial` and
-//! `own_service` use it as it is. The master address has no `tor-hsservice` behind it:
-//! `intro_point` makes the points, `introduction` reads what clients send there, `rendezvous` meets
-//! them, `stream` hands their requests over, `directories` puts descriptors where clients look. `attempts` decides when
-//! any of them may try to build a circuit.
+//! `config` reads Arti's configuration; `client` holds the Tor client and watches it; `dial` and
+//! `own_service` use its normal interface. A service of the cluster cannot run on `tor-hsservice`,
+//! so the other modules implement the service side: `intro_point` opens introduction points,
+//! `introduction` reads INTRODUCE2 cells, `rendezvous` builds the circuit to the client, `stream`
+//! passes on its stream requests, and `directories` uploads descriptors. `attempts` decides when
+//! any of them may build a circuit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,27 +41,31 @@ mod rendezvous;
 mod salvage;
 mod stream;
 
-/// Filters, in the form of `tracing`, that leave out what Arti repeats with every circuit while the network cannot be
-/// reached: ten lines a second that say no more than the one of `tor_guardmgr`, which stays.
+/// Log filters, in the syntax of `tracing`, that suppress the warnings which Arti repeats with every
+/// circuit while the network is unreachable: ten lines a second. The one line of `tor_guardmgr`
+/// that reports the same stays.
 pub const REPEATED_WARNINGS: &str = "tor_circmgr::hspool=error,tor_netdir=error";
 
-/// The engine on Arti. Dropped, it stops.
+/// The engine on Arti. Dropping it stops it.
 ///
-/// Arti itself lets go of its directories only at the network's next consensus. Another engine of the same process may
-/// be started on them all the same: it reads them and takes them over as soon as they are free. One that cannot connect
-/// that way stops after half an hour.
+/// After that, Arti releases its directories only at the network's next consensus. A new engine of
+/// the same process can be started on them before: it only reads them until they are free, then
+/// takes them over. If it cannot connect in this state, it stops after half an hour.
 pub struct ArtiEngine {
     shared: Arc<client::Shared>,
 }
 
 impl ArtiEngine {
-    /// Makes the Tor client and returns; it connects to the network in the background, see [`Engine::bootstrap`].
-    /// Must be called within a Tokio runtime. An error names what is wrong with the configuration.
+    /// Makes the Tor client, which connects to the network in the background (see
+    /// [`Engine::bootstrap`]). Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// If the configuration is not valid, or the files of the Tor client cannot be used.
     pub fn start(config: ArtiConfig) -> Result<Arc<Self>, TorError> {
         Ok(Arc::new(Self { shared: client::start(config)? }))
     }
 
-    /// Ends all circuits and services, and returns once they have ended, or after 5 s.
+    /// Stops all circuits and services; returns once they have ended, or after 5 s.
     pub async fn shutdown(&self) {
         self.shared.close("it was shut down").await;
     }

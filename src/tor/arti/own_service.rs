@@ -1,7 +1,8 @@
 //! The node's own onion service, run by `tor-hsservice` in restricted-discovery mode.
 //!
-//! Its identity comes from our key file and lives in Arti's key store in memory alone. What `tor-hsservice` keeps on disk
-//! refers to other keys of that store, so it means nothing to the next process and is removed at the first launch.
+//! Its identity key comes from our key file; Arti's key store holds it in memory only. The state
+//! that `tor-hsservice` keeps on disk refers to other keys of that store, which end with the
+//! process. So the first launch in a process removes that state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -27,22 +28,22 @@ use crate::sync::publish;
 use crate::tor::circuits::{CircuitBounds, Place, RendezvousPoint};
 use crate::tor::{Incoming, Listening, OwnService, RefusedCounts, TorError};
 
-/// Circuits open to the service. Only members can open any, and each needs a few.
+/// Most circuits to the service at once. Only members can open circuits, and each needs a few.
 const MOST_CIRCUITS: usize = 1024;
 
-/// The same bound for circuits that are open and for those in the making.
+/// Open circuits and circuits in the making have the same bound.
 const BOUNDS: CircuitBounds = CircuitBounds { making: MOST_CIRCUITS, open: MOST_CIRCUITS };
 
-/// `tor-hsservice` does not say where a member waits, so all are taken alike.
+/// `tor-hsservice` does not expose a member's rendezvous point, so all have this one.
 const ANY_RENDEZVOUS_POINT: RendezvousPoint = RendezvousPoint { relay: [0; 20], listed: true };
 
-/// Streams open on one of them.
+/// Most streams open on one circuit.
 const STREAMS_PER_CIRCUIT: u32 = 64;
 
-/// From an introduction to a circuit.
+/// Time limit from an introduction to a circuit.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Launches the service, once the client is ready.
+/// Launches the service as soon as the client is ready.
 pub(super) async fn listen(
     shared: Arc<Shared>,
     service: OwnService,
@@ -53,8 +54,11 @@ pub(super) async fn listen(
     let nickname = nickname(node)?;
     let config = configure(&nickname, &discovery)?;
     let live = shared.ready().await?;
-    let failed = |e: arti_client::Error| {
-        TorError::Invalid(format!("cannot launch the onion service of node {}: {e}", node.short()), Some(Box::new(e)))
+    let failed = |error: arti_client::Error| {
+        TorError::Invalid(
+            format!("cannot launch the onion service of node {}: {error}", node.short()),
+            Some(Box::new(error)),
+        )
     };
     let (running, requests) = if shared.launched.first(node) {
         forget_former_state(&shared, &nickname).await;
@@ -74,7 +78,7 @@ pub(super) async fn listen(
     Ok(Box::new(Service { running: handle, nickname, reachable, _stop: stop.drop_guard() }))
 }
 
-/// The identities launched by this process: their keys are in the key store already.
+/// The identities that this process has launched: their keys are in Arti's key store already.
 #[derive(Default)]
 pub(super) struct Launched(Mutex<BTreeSet<NodeId>>);
 
@@ -85,28 +89,30 @@ impl Launched {
     }
 }
 
-/// A name of its own for each identity, as Arti's key store knows services by name.
+/// A distinct name for each identity, because Arti's key store identifies services by name.
 fn nickname(node: NodeId) -> Result<HsNickname, TorError> {
     let name = format!("node-{}", node.address().to_string().chars().take(16).collect::<String>());
-    HsNickname::new(name).map_err(|e| TorError::Invalid("cannot name the node's service".into(), Some(Box::new(e))))
+    HsNickname::new(name)
+        .map_err(|error| TorError::Invalid("cannot name the node's service".into(), Some(Box::new(error))))
 }
 
-/// Removes what an earlier process left of this service's state.
+/// Removes the state of this service that an earlier process left.
 async fn forget_former_state(shared: &Shared, nickname: &HsNickname) {
     let folder = shared.state_dir.join("hss").join(nickname.to_string());
     match tokio::fs::remove_dir_all(&folder).await {
-        Err(e) if e.kind() != ErrorKind::NotFound => {
-            tracing::warn!("cannot remove {}, which is of no use any more: {e}", folder.display());
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!(%error, folder = %folder.display(), "cannot remove obsolete state of the node's own service");
         }
         _ => {}
     }
 }
 
-/// A service that only holders of one of the keys can find.
+/// The configuration of a service that only holders of one of these keys can find.
 fn configure(nickname: &HsNickname, discovery: &[DiscoveryPublic]) -> Result<OnionServiceConfig, TorError> {
-    let invalid = |e: &dyn std::fmt::Display| TorError::Invalid(format!("cannot set up the node's service: {e}"), None);
+    let invalid =
+        |error: &dyn std::fmt::Display| TorError::Invalid(format!("cannot set up the node's service: {error}"), None);
     if discovery.is_empty() {
-        return Err(invalid(&"without a discovery key everybody could find it"));
+        return Err(invalid(&"without a discovery key anyone could find it"));
     }
     let keys: BTreeMap<[u8; 32], &DiscoveryPublic> = discovery.iter().map(|key| (key.0, key)).collect();
     let mut builder = OnionServiceConfigBuilder::default();
@@ -114,24 +120,27 @@ fn configure(nickname: &HsNickname, discovery: &[DiscoveryPublic]) -> Result<Oni
     builder.restricted_discovery().enabled(true);
     for key in keys.values() {
         let name = format!("key-{}", data_encoding::HEXLOWER.encode(&key.0[..8]));
-        let name: HsClientNickname = name.parse().map_err(|e| invalid(&e))?;
+        let name: HsClientNickname = name.parse().map_err(|error| invalid(&error))?;
         builder.restricted_discovery().static_keys().access().push((name, keys::discovery_public(key)));
     }
-    builder.build().map_err(|e| invalid(&e))
+    builder.build().map_err(|error| invalid(&error))
 }
 
-/// Holds the service, which ends when Arti's handle is dropped, and tells whether it is believed reachable.
+/// Keeps Arti's handle, whose drop ends the service, and publishes whether the service is believed
+/// reachable.
 async fn hold(running: Arc<RunningOnionService>, reached: watch::Sender<bool>) {
     let mut events = running.status_events();
     while let Some(status) = events.next().await {
         let now = status.state().is_fully_reachable();
         publish(&reached, now);
-        tracing::trace!(state = ?status.state(), problem = ?status.current_problem(), "the node's own service");
+        tracing::trace!(
+            state = ?status.state(), problem = ?status.current_problem(), "the state of the node's own service changed"
+        );
     }
     std::future::pending().await
 }
 
-/// What serves the service's circuits.
+/// State shared by the tasks that serve the service's circuits.
 struct Own {
     shared: Arc<Shared>,
     ports: BTreeSet<u16>,
@@ -140,13 +149,13 @@ struct Own {
 }
 
 impl Own {
-    /// Accepts circuits, a task each.
+    /// Accepts circuits, each in its own task.
     async fn run(self: Arc<Self>, mut requests: impl Stream<Item = RendRequest> + Unpin) {
         let stop = self.shared.shutdown.child_token();
         let _circuits_end_with_the_service = stop.clone().drop_guard();
         while let Some(request) = requests.next().await {
             let Some(place) = self.shared.own.introduce(ANY_RENDEZVOUS_POINT, BOUNDS, &self.refused) else {
-                tracing::debug!("refused a circuit to the node's own service: {MOST_CIRCUITS} are open");
+                tracing::debug!(most = MOST_CIRCUITS, "refused a circuit to the node's own service: no place is free");
                 continue;
             };
             let own = Arc::clone(&self);
@@ -159,18 +168,20 @@ impl Own {
     async fn serve(&self, request: RendRequest, place: Arc<Place>) {
         match timeout(ACCEPT_LIMIT, request.accept()).await {
             Ok(Ok(_)) if !place.met(&self.refused) => {
-                tracing::debug!("refused a circuit to the node's own service: {MOST_CIRCUITS} are open");
+                tracing::debug!(most = MOST_CIRCUITS, "refused a circuit to the node's own service: no place is free");
             }
             Ok(Ok(requests)) => {
                 stream::serve(requests, &self.streams, |port| self.ports.contains(&port), &self.refused, &place).await;
             }
-            Ok(Err(e)) => tracing::debug!("could not accept a circuit to the node's own service: {e}"),
-            Err(_) => tracing::debug!("accepting a circuit to the node's own service took too long"),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot accept a circuit to the node's own service"),
+            Err(_) => {
+                tracing::debug!(limit = ?ACCEPT_LIMIT, "accepting a circuit to the node's own service took too long")
+            }
         }
     }
 }
 
-/// The handle; the task that holds the service ends with it, or with the engine.
+/// The handle of the running service. Dropping it ends the task that keeps the service.
 struct Service {
     running: Weak<RunningOnionService>,
     nickname: HsNickname,
@@ -183,9 +194,9 @@ impl Listening for Service {
     async fn authorize(&self, discovery: Vec<DiscoveryPublic>) -> Result<(), TorError> {
         let config = configure(&self.nickname, &discovery)?;
         let running = self.running.upgrade().ok_or_else(|| TorError::Stopped("it was shut down".into()))?;
-        running
-            .reconfigure(config, Reconfigure::AllOrNothing)
-            .map_err(|e| TorError::Invalid("cannot change who may find the node's service".into(), Some(Box::new(e))))
+        running.reconfigure(config, Reconfigure::AllOrNothing).map_err(|error| {
+            TorError::Invalid("cannot change who may find the node's service".into(), Some(Box::new(error)))
+        })
     }
 
     fn reachable(&self) -> watch::Receiver<bool> {

@@ -78,16 +78,16 @@ async fn meet(
     place: &Place,
 ) -> Result<(ServiceOnionServiceDataTunnel, impl futures::Stream<Item = tor_proto::stream::IncomingStream>), TorError> {
     let live = shared.live()?;
-    let failed = |why: &str, e: tor_circmgr::Error| TorError::Unreachable {
+    let failed = |why: &str, error: tor_circmgr::Error| TorError::Unreachable {
         to: "a client's rendezvous point".into(),
-        why: format!("{why}: {e}"),
-        source: Some(Box::new(e)),
+        why: format!("{why}: {error}"),
+        source: Some(Box::new(error)),
     };
     let netdir = live.netdir()?;
     let tunnel = circuit(shared, &live, &introduction, place).await?;
-    let last_real_hop = tunnel.last_hop().map_err(|e| failed("the circuit has no last hop", e))?;
+    let last_real_hop = tunnel.last_hop().map_err(|error| failed("the circuit has no last hop", error))?;
     let params = onion_circparams_from_netparams(netdir.params())
-        .map_err(|e| failed("the network's parameters make no circuit", e))?;
+        .map_err(|error| failed("the network's parameters make no circuit", error))?;
     drop(netdir);
     tunnel
         .extend_virtual(
@@ -98,16 +98,16 @@ async fn meet(
             &introduction.capabilities,
         )
         .await
-        .map_err(|e| failed("cannot add the client's hop", e))?;
-    let client_hop = tunnel.last_hop().map_err(|e| failed("the circuit has no client's hop", e))?;
+        .map_err(|error| failed("cannot add the client's hop", error))?;
+    let client_hop = tunnel.last_hop().map_err(|error| failed("the circuit has no client's hop", error))?;
     let requests = tunnel
         .allow_stream_requests(&[RelayCmd::BEGIN], client_hop, filter)
         .await
-        .map_err(|e| failed("cannot allow streams", e))?;
+        .map_err(|error| failed("cannot allow streams", error))?;
     tunnel
         .send_raw_msg(introduction.answer.into(), last_real_hop)
         .await
-        .map_err(|e| failed("cannot send RENDEZVOUS1", e))?;
+        .map_err(|error| failed("cannot send RENDEZVOUS1", error))?;
     Ok((tunnel, requests))
 }
 
@@ -122,7 +122,7 @@ async fn circuit(
         let netdir: Arc<NetDir> = live
             .netdir
             .netdir(Timeliness::Timely)
-            .map_err(|e| TorError::NotReady(format!("the network's directory has expired: {e}")))?;
+            .map_err(|error| TorError::NotReady(format!("the network's directory has expired: {error}")))?;
         let started = Instant::now();
         let launched = async {
             let attempt = shared.attempts.turn().await;

@@ -139,10 +139,10 @@ impl<P: Pending> StreamRequest for Request<P> {
         };
         match timeout(ANSWER_LIMIT, pending.connect()).await {
             Ok(Ok(inner)) => Ok(Box::new(TorStream::new(inner, Some(self.place.accepted())))),
-            Ok(Err(e)) => Err(TorError::Unreachable {
+            Ok(Err(error)) => Err(TorError::Unreachable {
                 to: "the client".into(),
                 why: "it went away before it was answered".into(),
-                source: Some(e),
+                source: Some(error),
             }),
             Err(_) => Err(TorError::Timeout { what: "accepting a client's stream".into(), limit: ANSWER_LIMIT }),
         }
@@ -185,7 +185,7 @@ impl TorStream {
 
 /// True if this error is but how Arti reports an ordinary END.
 fn is_plain_end(error: &io::Error) -> bool {
-    let cause = error.get_ref().and_then(|e| e.downcast_ref::<tor_proto::Error>());
+    let cause = error.get_ref().and_then(|source| source.downcast_ref::<tor_proto::Error>());
     matches!(cause, Some(tor_proto::Error::EndReceived(EndReason::MISC | EndReason::DONE)))
 }
 
@@ -200,8 +200,8 @@ impl AsyncRead for TorStream {
                 self.ended = buf.filled().len() == before;
                 self.moved();
             }
-            Err(e) if self.closed || is_plain_end(&e) => self.ended = true,
-            Err(e) => return Poll::Ready(Err(e)),
+            Err(error) if self.closed || is_plain_end(&error) => self.ended = true,
+            Err(error) => return Poll::Ready(Err(error)),
         }
         Poll::Ready(Ok(()))
     }

@@ -200,7 +200,7 @@ impl<'a> Stage<'a> {
         self.teller.tell(format_args!("{} has ended by itself ({code:?}): {said}", node.name()));
         let mut state = self.lock();
         let says_why = ["no space left", "No space left", "disk is full"].iter().any(|why| said.contains(why))
-            || node.log().lines().rev().take(LAST_LINES).any(|line| line.contains("directory is not updated any more"));
+            || node.log().lines().rev().take(LAST_LINES).any(|line| line.contains("directory is no longer updated"));
         if code == Some(1) && state.disk_was_full[index] && says_why {
             state.ended_for_disk += 1;
         } else {
