@@ -1,11 +1,11 @@
-//! When an attempt to build a circuit may start: one at a time while the network is silent, and few
-//! while no guard is usable.
+//! Decides when an attempt to build a circuit may start: one at a time while the network is silent,
+//! and few while no guard is usable.
 //!
 //! Arti counts each failed circuit against its guard, and after each failure the guard may rest up
 //! to three times as long as before. A node that is cut off needs some twenty circuits at once (for
 //! uploads, introduction points and links); if all fail at once, the guards rest for minutes after
-//! the network is back. And each attempt while all guards rest makes Arti try at once to refill its
-//! pool of circuits, in vain: 8 to 1024 tries, the more the older and busier the process.
+//! the network is back. And each attempt while all guards rest makes Arti try, in vain, to refill
+//! its pool of circuits: 8 to 1024 tries at once, more in an older and busier process.
 
 use std::time::{Duration, Instant};
 
@@ -22,11 +22,11 @@ const SILENT: Duration = Duration::from_secs(5);
 /// circuit.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Between two attempts while no guard is usable. The longest one bounds how late the end of the
-/// guards' rest is noticed.
+/// Pauses between attempts while no guard is usable. The longest one bounds how late the end of
+/// the guards' rest is noticed.
 const REST: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(8));
 
-/// How often a waiting attempt checks whether the network is silent still.
+/// Interval at which a waiting attempt checks whether the network is still silent.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// How an attempt ended.
@@ -41,9 +41,9 @@ enum Outcome {
 /// Whether an attempt may start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
-    /// It may; the number identifies it.
+    /// It may start; the number identifies it.
     Go(u64),
-    /// Ask again after so long.
+    /// It must ask again after this time.
     Wait(Duration),
 }
 
@@ -116,7 +116,7 @@ impl Attempts {
     }
 }
 
-/// An attempt that has started. It ends when it is dropped, as failed unless [`Attempt::ended`] was called.
+/// An attempt that has started. If it is dropped without [`Attempt::ended`], it counts as failed.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
     attempts: &'a Attempts,
@@ -125,7 +125,7 @@ pub(super) struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Ends it with this result.
+    /// Ends the attempt with this result.
     pub(super) fn ended<T, E: HasKind>(mut self, result: &Result<T, E>) {
         self.outcome = match result {
             Ok(_) => Outcome::Built,
@@ -152,7 +152,7 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// How many of 20 that ask at this moment may try.
+    /// How many of 20 attempts may start at this moment.
     fn going(plan: &mut Plan, silence: Option<Duration>, now: Instant) -> usize {
         (0..20).filter(|_| matches!(plan.ask(silence, now), Answer::Go(_))).count()
     }

@@ -1,7 +1,7 @@
 //! The lifecycle of Arti's client: configure, bootstrap in the background, watch, stop.
 //!
-//! The bootstrap is repeated for ever, with growing pauses; [`Bootstrap`] reports the progress. Only
-//! after a failure at the network is the same client used again: after any other failure Arti
+//! The bootstrap is repeated for ever, with growing pauses; [`Bootstrap`] reports the progress. The
+//! same client is used again only after a failure at the network: after any other failure Arti
 //! ignores the next call and reports success. An attempt without progress for half an hour counts
 //! as failed.
 //!

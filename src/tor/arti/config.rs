@@ -18,23 +18,23 @@ const MOST_KEYS: usize = 12;
 /// Shorter parts of a bridge line, in bytes, stay in an error text: they identify no bridge and
 /// may occur in the message itself.
 const SHORTEST_HIDDEN: usize = 5;
-/// What stands in an error text in place of a part of a bridge line.
+/// Replaces the parts of bridge lines in an error text.
 const HIDDEN: &str = "(hidden)";
 
-/// How the engine is set up.
+/// Configuration of the engine.
 #[derive(Debug, Clone)]
 pub struct ArtiConfig {
-    /// Arti's own configuration, as TOML, handed over as it is; its storage directories and key
-    /// store are replaced.
+    /// Arti's own configuration, as TOML. It is passed on unchanged, except that its storage
+    /// directories and key store are replaced.
     pub toml: String,
-    /// Arti's state.
+    /// Folder of Arti's state.
     pub state_dir: PathBuf,
-    /// Arti's cache. Never shared with another running client.
+    /// Folder of Arti's cache. No two running clients may share it.
     pub cache_dir: PathBuf,
 }
 
-/// Arti's configuration from the text. The key store is in memory: the node's key file is the only
-/// copy of its key.
+/// Parses Arti's configuration. The key store is in memory, so that the node's key file stays the
+/// only copy of its key.
 pub(super) fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError> {
     let table: toml::Table = config.toml.parse().map_err(|error| {
         TorError::Config(
@@ -46,7 +46,7 @@ pub(super) fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError
         TorError::Config(format!("{what}: {}", without_bridges(&table, with_causes(error))), None)
     };
     let mut sources = ConfigurationSources::new_empty();
-    // Later ones win: the operator's over our defaults, and what is ours alone over both.
+    // Later sources win: the operator's text over our defaults, our fixed settings over both.
     sources.push_source(ConfigurationSource::from_verbatim(defaults(memory::quota())), MustRead::MustRead);
     sources.push_source(ConfigurationSource::from_verbatim(config.toml.clone()), MustRead::MustRead);
     sources.push_source(ConfigurationSource::from_verbatim(ours(config)?), MustRead::MustRead);
@@ -62,11 +62,12 @@ pub(super) fn configure(config: &ArtiConfig) -> Result<TorClientConfig, TorError
     Ok(resolved.value)
 }
 
-/// Checks the configuration, and what is around Arti's directories, which need not be there yet: a
-/// user who may write to a parent of theirs could replace them, so Arti refuses that.
+/// Checks the configuration and the permissions of Arti's directories and their parents. The
+/// directories need not exist yet. Arti refuses a parent that other users can write to, because
+/// they could replace the directories.
 ///
 /// # Errors
-/// What Arti would refuse, with the command that mends it.
+/// If Arti would refuse to start; the text contains the command that mends the permissions.
 pub fn check(config: &ArtiConfig) -> Result<(), TorError> {
     let arti = configure(config)?;
     for dir in [&config.state_dir, &config.cache_dir] {
@@ -80,7 +81,7 @@ pub fn check(config: &ArtiConfig) -> Result<(), TorError> {
     Ok(())
 }
 
-/// Why Arti refuses a directory, and the way out.
+/// Explains why Arti refuses a directory, and how to mend it.
 fn refused_path(path: &Path, error: &dyn std::error::Error) -> String {
     let shown = path.display();
     let command =
@@ -102,22 +103,23 @@ fn refused_path(path: &Path, error: &dyn std::error::Error) -> String {
     format!("{}: choose another place with --dir", with_causes(error))
 }
 
-/// All keys that Arti's client does not know: the file of the `arti` program has several.
+/// The error for keys that Arti's client does not know. It names several at once, because the
+/// configuration file of the `arti` program has several.
 fn unknown_keys(mut keys: Vec<String>) -> TorError {
     let more = keys.len().saturating_sub(MOST_KEYS);
     keys.truncate(MOST_KEYS);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
     TorError::Config(
         format!(
-            "its configuration has keys that Arti's client does not know: {}{more}; correct or remove them (what belongs \
-             to the arti program alone, such as application, proxy and logging, has no place here)",
+            "its configuration has keys that Arti's client does not know: {}{more}; correct or remove them (tables of \
+             the arti program itself, such as application, proxy and logging, are not allowed here)",
             keys.join(", ")
         ),
         None,
     )
 }
 
-/// An error text without the bridge lines of the configuration, which Arti quotes in parts.
+/// Removes the bridge lines of the configuration from an error text. Arti quotes parts of them.
 fn without_bridges(table: &toml::Table, text: String) -> String {
     let mut lines = Vec::new();
     if let Some(bridges) = table.get("bridges").and_then(|bridges| bridges.get("bridges")) {
@@ -125,7 +127,7 @@ fn without_bridges(table: &toml::Table, text: String) -> String {
     }
     let mut parts: Vec<&str> = lines.iter().flat_map(|line| parts_of(line)).collect();
     parts.retain(|part| part.len() >= SHORTEST_HIDDEN);
-    // The longest first, so that no part is left of what holds a shorter one.
+    // The longest first: a part may contain a shorter one.
     parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
     parts.dedup();
     parts.into_iter().fold(text, |text, part| text.replace(part, HIDDEN))
@@ -140,24 +142,24 @@ fn collect_texts<'a>(value: &'a toml::Value, found: &mut Vec<&'a str>) {
     }
 }
 
-/// A bridge line, its words, and what these consist of: host and port, key and value.
+/// A bridge line, its fields, and the parts of these: host and port, key and value.
 fn parts_of(line: &str) -> Vec<&str> {
     let mut parts = vec![line.trim()];
-    for word in line.split_whitespace() {
-        parts.push(word);
-        parts.extend(word.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']'])));
-        parts.extend(word.split_once('=').map(|(_, value)| value));
-        parts.extend(word.split([',', ';', '=']));
+    for field in line.split_whitespace() {
+        parts.push(field);
+        parts.extend(field.rsplit_once(':').map(|(host, _)| host.trim_matches(['[', ']'])));
+        parts.extend(field.split_once('=').map(|(_, value)| value));
+        parts.extend(field.split([',', ';', '=']));
     }
     parts
 }
 
-/// What we would have otherwise than Arti's defaults, unless the operator says it, as TOML.
+/// Our defaults where they differ from Arti's, as TOML. The operator can override them.
 fn defaults(quota: Option<u64>) -> String {
     quota.map(|bytes| format!("[system.memory]\nmax = \"{bytes}\"\n")).unwrap_or_default()
 }
 
-/// The part of the configuration that is ours, as TOML.
+/// Our fixed settings, as TOML. The operator cannot override them.
 fn ours(config: &ArtiConfig) -> Result<String, TorError> {
     let literal = |path: &Path| {
         let text = path.to_str().ok_or_else(|| {

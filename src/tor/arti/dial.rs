@@ -1,10 +1,10 @@
 //! Connections to other onion services, and the keys that open restricted ones.
 //!
-//! Arti keeps a circuit to a service and gives every later connection a stream on it; and it keeps the service's
-//! descriptor, and asks a directory again only after a quarter of an hour. Where the other side has been frozen or
-//! restarted, both are in the way. So after a failure the next connection to that address gets an isolation group of
-//! its own, that is a fresh descriptor and a fresh circuit; not too often, as what Arti keeps for a group stays for two
-//! days.
+//! Arti opens all streams to a service on one circuit, and caches the service's descriptor for a
+//! quarter of an hour. After the other side was frozen or restarted, both are useless. So after a
+//! failure the next connection to that address gets a new isolation group, and with it a new
+//! descriptor and circuit (a *fresh start*). That is rate-limited, because Arti keeps the state of
+//! a group for two days.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -25,24 +25,24 @@ use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;
 use crate::tor::TorError;
 
-/// Between two fresh starts to one address without a success.
+/// Minimum intervals between two fresh starts to an address that is not reached.
 const FRESH_STARTS: Backoff = Backoff::new(Duration::from_secs(10), Duration::from_secs(15 * 60));
 
-/// Addresses remembered; past this all start over.
+/// Most addresses whose state is kept; above this, all state is dropped.
 const MOST_ADDRESSES: usize = 4096;
 
-/// How each address was reached last.
+/// The isolation groups and discovery keys of the addresses that were dialled.
 #[derive(Default)]
 pub(super) struct Dials {
     addresses: Mutex<HashMap<OnionAddress, Dial>>,
-    /// Of each restricted service, the keys that may open it; the first is the one that Arti uses now.
+    /// The discovery keys for each restricted service; Arti uses the first one now.
     keys: Mutex<HashMap<OnionAddress, Vec<DiscoverySecret>>>,
 }
 
-/// What is kept of one address.
+/// State of one address.
 struct Dial {
     prefs: StreamPrefs,
-    /// When the last fresh start was made, and how many came before it.
+    /// Time of the last fresh start, and the number of those before it since the last success.
     fresh: Option<(Instant, u32)>,
 }
 
@@ -51,20 +51,20 @@ impl Dials {
         self.keys.lock()
     }
 
-    /// The isolation group to use now.
+    /// Preferences with the isolation group of this address.
     fn prefs(&self, to: OnionAddress) -> StreamPrefs {
         let addresses = self.addresses.lock();
         addresses.get(&to).map(|dial| dial.prefs.clone()).unwrap_or_default()
     }
 
-    /// It was reached: the next failure may start afresh at once.
+    /// Records a success: the next failure causes a fresh start at once.
     fn reached(&self, to: OnionAddress) {
         if let Some(dial) = self.addresses.lock().get_mut(&to) {
             dial.fresh = None;
         }
     }
 
-    /// It was not: start afresh, if that is not too soon after the last time. True if so.
+    /// Records a failure. Makes a fresh start and returns true, unless the last one is too recent.
     fn failed(&self, to: OnionAddress, now: Instant) -> bool {
         let mut addresses = self.addresses.lock();
         if addresses.len() >= MOST_ADDRESSES && !addresses.contains_key(&to) {
@@ -82,7 +82,7 @@ impl Dials {
     }
 }
 
-/// Connects, within `limit`. A service that does not accept a discovery key is tried with each of them.
+/// Connects, within `limit`. If a service rejects a discovery key, each of its keys is tried.
 pub(super) async fn dial(shared: &Shared, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError> {
     let connecting = async {
         let live = shared.ready().await?;
@@ -135,7 +135,8 @@ async fn connect(
     connected
 }
 
-/// True if the service itself has spoken: the circuit and the descriptor are good.
+/// True if this error shows that the circuit and the descriptor work, so that a fresh start would
+/// not help.
 fn is_an_answer(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -147,7 +148,7 @@ fn is_an_answer(kind: ErrorKind) -> bool {
     )
 }
 
-/// Why a service was not reached, for a person.
+/// Why a service was not reached, as text for the operator.
 fn in_words(error: &arti_client::Error) -> String {
     match error.kind() {
         ErrorKind::OnionServiceNotFound => "no directory has its descriptor: it is down, or has never been up".into(),
@@ -158,7 +159,7 @@ fn in_words(error: &arti_client::Error) -> String {
     }
 }
 
-/// Uses these keys for the service of `node` from now on, in place of any others.
+/// Sets the discovery keys for the own service of `node`, in place of earlier ones.
 pub(super) fn trust_discovery(shared: &Shared, node: NodeId, keys: &[&DiscoverySecret]) -> Result<(), TorError> {
     let mut all = shared.dials.keys();
     if let Some(first) = keys.first() {
@@ -168,7 +169,7 @@ pub(super) fn trust_discovery(shared: &Shared, node: NodeId, keys: &[&DiscoveryS
     Ok(())
 }
 
-/// The key in use has not opened the service: the next one's turn.
+/// Switches to the next discovery key of a service, after the current one was rejected.
 fn use_next_key(shared: &Shared, to: OnionAddress) -> Result<(), TorError> {
     let mut all = shared.dials.keys();
     let Some(keys) = all.get_mut(&to).filter(|keys| keys.len() > 1) else { return Ok(()) };
@@ -176,10 +177,10 @@ fn use_next_key(shared: &Shared, to: OnionAddress) -> Result<(), TorError> {
     hand_over(shared, to, &keys[0])
 }
 
-/// Gives Arti the key for a service, in place of any other.
+/// Puts the key for a service into Arti's key store, in place of any other.
 fn hand_over(shared: &Shared, to: OnionAddress, key: &DiscoverySecret) -> Result<(), TorError> {
     let failed = |error: arti_client::Error| {
-        TorError::Invalid(format!("cannot keep the discovery key for {to}: {error}"), Some(Box::new(error)))
+        TorError::Invalid(format!("cannot store the discovery key for {to}: {error}"), Some(Box::new(error)))
     };
     let tor = shared.client()?;
     let (id, secret) = (keys::service_id(to), keys::discovery_secret(key));
@@ -199,7 +200,7 @@ mod tests {
     fn fresh_starts_are_few_until_one_succeeds() {
         let (dials, to, start) = (Dials::default(), OnionAddress::from_public_key([1; 32]), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let fresh: Vec<u64> = (0..3600).filter(|s| dials.failed(to, at(*s))).collect();
+        let fresh: Vec<u64> = (0..3600).filter(|second| dials.failed(to, at(*second))).collect();
         assert_eq!(fresh, [0, 10, 30, 70, 150, 310, 630, 1270, 2170, 3070]);
         assert!(!dials.failed(to, at(3601)));
         dials.reached(to);

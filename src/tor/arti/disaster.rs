@@ -1,8 +1,9 @@
 //! The directories of the next time period while the network has no shared random value.
 //!
-//! Arti knows the next period's directories only once a value for it is in the consensus. Without one (a network's first
-//! hours, or a failure of its authorities) clients fall back on a value that follows from the period alone, and so must
-//! we: a descriptor has to be there before the period begins. Everywhere else Arti's own choice is used.
+//! Arti computes the next period's directories only once the consensus has a shared random value
+//! for it. Without one (in a network's first hours, or after a failure of its authorities) clients
+//! use a fallback value that depends on the period alone. So must we, because a descriptor has to
+//! be there before the period begins. In all other cases Arti's choice is used.
 
 use std::collections::BTreeSet;
 
@@ -14,11 +15,12 @@ use tor_netdir::NetDir;
 
 use crate::tor::{Directory, descriptor};
 
-/// Made-up descriptors in a row that must bring nothing new.
+/// The search for directories ends after at least this number of consecutive probes without a new
+/// directory.
 const FRUITLESS: usize = 64;
 
-/// The directories responsible for `blinded` in `period`, replica by replica, each once (rend-spec-v3, section 2.2.3),
-/// under the fallback value (same section: "shared-random-disaster").
+/// The directories responsible for `blinded` in `period`, replica by replica, each once, under the
+/// fallback value (rend-spec-v3, section 2.2.3: "shared-random-disaster").
 pub(super) fn directories(
     netdir: &NetDir,
     current: TimePeriod,
@@ -31,7 +33,9 @@ pub(super) fn directories(
     responsible(all(netdir, current), blinded, descriptor::period_id(period), replicas, spread)
 }
 
-/// The same, given all the relays that are directories, the number of replicas and the directories of each.
+/// The directories responsible for `blinded` in `period` under the fallback value, replica by
+/// replica, each once. `relays` are all relays with the HSDir flag; `spread` is the number of
+/// directories per replica.
 pub fn responsible(
     relays: BTreeSet<RelayId>,
     blinded: &[u8; 32],
@@ -56,10 +60,11 @@ pub fn responsible(
     directories
 }
 
-/// Every relay that is a directory of onion services.
+/// Every relay with the HSDir flag.
 ///
-/// Arti does not tell which relays have the flag, but which of them are responsible for any given descriptor of the
-/// current period. So descriptors are made up until they have brought nothing new for long enough.
+/// Arti does not expose the flag, only the directories responsible for a given descriptor of the
+/// current period. So this probes invented descriptors until a long run of them yields no new
+/// directory.
 fn all(netdir: &NetDir, current: TimePeriod) -> BTreeSet<RelayId> {
     let mut found = BTreeSet::new();
     let mut fruitless = 0;
@@ -76,7 +81,7 @@ fn all(netdir: &NetDir, current: TimePeriod) -> BTreeSet<RelayId> {
     found
 }
 
-/// `INT_8(period_length) | INT_8(period_num)`.
+/// `INT_8(period_length) | INT_8(period_num)` of the specification.
 fn length_and_number(period: PeriodId) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&u64::from(period.length_minutes).to_be_bytes());
@@ -84,13 +89,13 @@ fn length_and_number(period: PeriodId) -> [u8; 16] {
     bytes
 }
 
-/// What stands for the shared random value of a period that has none.
+/// The fallback for the shared random value of a period that has none.
 fn value(period: PeriodId) -> [u8; 32] {
     let digest = Sha3_256::new().chain_update(b"shared-random-disaster").chain_update(length_and_number(period));
     digest.finalize().into()
 }
 
-/// `hsdir_index(node)`.
+/// `hsdir_index(node)` of the specification.
 fn node_index(identity: &[u8; 32], value: &[u8; 32], period: PeriodId) -> [u8; 32] {
     let digest = Sha3_256::new()
         .chain_update(b"node-idx")
@@ -101,7 +106,7 @@ fn node_index(identity: &[u8; 32], value: &[u8; 32], period: PeriodId) -> [u8; 3
     digest.finalize().into()
 }
 
-/// `hs_index(replicanum)`.
+/// `hs_index(replicanum)` of the specification.
 fn replica_index(blinded: &[u8; 32], replica: u64, period: PeriodId) -> [u8; 32] {
     let digest = Sha3_256::new()
         .chain_update(b"store-at-idx")

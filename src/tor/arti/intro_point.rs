@@ -1,9 +1,10 @@
-//! One introduction point for the master address: made, watched, and its introductions answered.
+//! One introduction point of a service: opens it, watches it, and answers its introductions.
 //!
-//! A circuit to the relay, ESTABLISH_INTRO on it, and then whatever comes: the handler in the circuit's reactor only
-//! queues INTRODUCE2 cells (a full queue drops them), a task per point reads them one after the other, and each that is
-//! good gets a rendezvous of its own. The point ends when its handle is dropped, when its circuit closes, or when the
-//! relay has been missing from the directory twice in a row. The circuits of clients that came by it go on.
+//! Opening builds a circuit to the relay and sends ESTABLISH_INTRO on it. Then a handler in the
+//! circuit's reactor queues INTRODUCE2 cells (a full queue drops them), one task per point reads
+//! them in order, and each valid one gets its own rendezvous task. The point ends when its handle
+//! is dropped, when its circuit closes, or when two consecutive directories lack the relay. The
+//! circuits of clients that were introduced there stay open.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,19 +36,20 @@ use super::introduction::{Reading, Unanswerable};
 use super::{keys, rendezvous};
 use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, Refused, RelayChoice, ServiceGuard, TorError, descriptor};
 
-/// How many relays (or how often one relay) is tried.
+/// Most attempts: each at another relay, or all at the relay that was asked for.
 const ATTEMPTS: u32 = 5;
 
-/// Between two attempts: the time that a circuit manager just started needs to find its first relays.
+/// Pause between two attempts: a circuit manager that has just started needs this long to find its
+/// first relays.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// For a relay to answer ESTABLISH_INTRO.
+/// Time limit for the relay's answer to ESTABLISH_INTRO.
 const ESTABLISH_LIMIT: Duration = Duration::from_secs(15);
 
-/// An introduction that has waited longer than this is dropped: its client has given up.
+/// An introduction that has waited this long in the queue is dropped: its client has given up.
 const STALE: Duration = Duration::from_secs(30);
 
-/// Makes the point.
+/// Opens the point.
 pub(super) async fn open(
     shared: Arc<Shared>,
     request: IntroRequest,
@@ -73,7 +75,7 @@ pub(super) async fn open(
         match establish(&shared, &live, &choice, &session, handler).await {
             Ok(made) => break (made, queue),
             Err((Some(relay), error)) if attempt < ATTEMPTS => {
-                tracing::debug!(attempt, "no introduction point at {relay}: {error}");
+                tracing::debug!(attempt, %relay, %error, "cannot open an introduction point");
                 if let RelayChoice::AnyBut(excluded) = &mut choice {
                     excluded.insert(relay);
                 }
@@ -101,7 +103,7 @@ pub(super) async fn open(
     Ok(Box::new(start(&shared, made.tunnel, describe, answering, queue)))
 }
 
-/// An established circuit.
+/// An established introduction circuit.
 struct Made {
     tunnel: ServiceOnionServiceIntroTunnel,
     relay: RelayId,
@@ -109,7 +111,8 @@ struct Made {
     onion_key: [u8; 32],
 }
 
-/// Chooses a relay and establishes the point there, once. An error names the relay if it is worth trying again.
+/// Chooses a relay and makes one attempt to establish the point there. The error contains the relay
+/// if another attempt may succeed.
 async fn establish(
     shared: &Shared,
     live: &Live,
@@ -139,7 +142,7 @@ async fn establish(
     Ok(Made { tunnel, relay: id, link_specifiers, onion_key })
 }
 
-/// The relay to use now.
+/// The relay for the next attempt.
 fn choose<'d>(netdir: &'d NetDir, choice: &RelayChoice) -> Result<Relay<'d>, TorError> {
     match choice {
         RelayChoice::Exactly(relay) => netdir
@@ -167,7 +170,7 @@ fn identities(relays: &BTreeSet<RelayId>) -> RelayIdSet {
     all
 }
 
-/// The relay's link specifiers as bytes.
+/// The relay's link specifiers, each encoded.
 fn link_specifiers(relay: &Relay<'_>) -> Result<Vec<VarBytes>, TorError> {
     let invalid = |error: tor_bytes::EncodeError| {
         TorError::Invalid("cannot encode a relay's link specifiers".into(), Some(Box::new(error)))
@@ -180,7 +183,7 @@ fn link_specifiers(relay: &Relay<'_>) -> Result<Vec<VarBytes>, TorError> {
     relay.linkspecs().map_err(invalid)?.iter().map(encode).collect()
 }
 
-/// The signed body of ESTABLISH_INTRO, bound to this circuit, as a message.
+/// The ESTABLISH_INTRO message, signed and bound to this circuit.
 async fn establish_intro(
     tunnel: &ServiceOnionServiceIntroTunnel,
     relay: &RelayId,
@@ -203,7 +206,8 @@ async fn establish_intro(
     Ok(AnyRelayMsg::Unrecognized(Unrecognized::new(RelayCmd::ESTABLISH_INTRO, body)))
 }
 
-/// Sends ESTABLISH_INTRO and waits for the relay's answer; from then on `handler` gets what comes.
+/// Sends ESTABLISH_INTRO and waits for the relay's answer. From then on, `handler` receives the
+/// circuit's messages.
 async fn greet(
     tunnel: &ServiceOnionServiceIntroTunnel,
     relay: &RelayId,
@@ -227,12 +231,13 @@ async fn greet(
     }
 }
 
-/// A failure on the way to a relay.
+/// The error for a relay that cannot be reached.
 fn unreachable(relay: &RelayId, what: &str, error: tor_circmgr::Error) -> TorError {
     TorError::Unreachable { to: relay.to_string(), why: format!("{what}: {error}"), source: Some(Box::new(error)) }
 }
 
-/// Takes the messages of one circuit, in its reactor: never waits, never computes.
+/// Receives the messages of one circuit. It runs in the circuit's reactor, so it must neither wait
+/// nor do heavy computation.
 struct Handler {
     established: Option<oneshot::Sender<()>>,
     queue: mpsc::Sender<(Introduce2, Instant)>,
@@ -262,7 +267,7 @@ impl MsgHandler for Handler {
     }
 }
 
-/// The handle; its drop ends the tasks, and they hold the circuit.
+/// The handle of an open point. Dropping it ends the tasks, which hold the circuit.
 struct Point {
     describe: IntroPoint,
     lost: watch::Receiver<Option<String>>,
@@ -287,7 +292,7 @@ impl OpenIntroPoint for Point {
     }
 }
 
-/// What the task that answers introductions holds.
+/// State of the task that answers introductions.
 struct Answering {
     shared: Arc<Shared>,
     live: Live,
@@ -317,14 +322,14 @@ fn start(
             () = tunnel.wait_for_close() => "its circuit was closed".to_owned(),
             () = unlisted(netdir, relay) => "its relay is no longer in the network's directory".to_owned(),
         };
-        tracing::debug!("introduction point at {relay} lost: {reason}");
+        tracing::debug!(%relay, %reason, "lost an introduction point");
         why.send_replace(Some(reason));
         ended.cancel();
     }));
     Point { describe, lost, introductions, _stop: stop.drop_guard() }
 }
 
-/// Ends once two directories in a row lack the relay: one may have missed it.
+/// Returns once two consecutive directories lack the relay: a single one may have missed it.
 async fn unlisted(netdir: Arc<dyn tor_netdir::NetDirProvider>, relay: RelayId) {
     let ids = keys::relay_ids(&relay);
     let mut events = netdir.events();
@@ -337,13 +342,13 @@ async fn unlisted(netdir: Arc<dyn tor_netdir::NetDirProvider>, relay: RelayId) {
             return;
         }
     }
-    // The directory manager has gone, and the circuit will tell.
+    // The directory manager has ended; the loss is noticed when the circuit closes.
     std::future::pending().await
 }
 
 impl Answering {
-    /// Reads introductions one by one and starts a rendezvous for each that is good. Nothing here
-    /// waits for another client.
+    /// Reads introductions one by one and starts a rendezvous task for each valid one, so no client
+    /// waits for the rendezvous of another.
     async fn run(self, mut queue: mpsc::Receiver<(Introduce2, Instant)>) {
         while let Some((cell, arrived)) = queue.recv().await {
             if arrived.elapsed() >= STALE {
@@ -353,7 +358,7 @@ impl Answering {
             let introduction = match self.read(cell).await {
                 Ok(introduction) => introduction,
                 Err(error) => {
-                    tracing::debug!("dropped an introduction: {error}");
+                    tracing::debug!(%error, "dropped an introduction");
                     continue;
                 }
             };
@@ -362,19 +367,21 @@ impl Answering {
             let Some(place) = shared.circuits.introduce(at, limits.circuits(), &limits.refused) else { continue };
             let visit = rendezvous::Visit { introduction, arrived, place };
             let task = rendezvous::answer(Arc::clone(&shared), visit, limits, self.streams.clone());
-            // Of its own: it outlives the point, and ends with the engine.
+            // The task outlives the point, and ends with the engine.
             shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(task));
         }
     }
 
-    /// Reads one, away from the tasks that move bytes: it is arithmetic and a write to disk.
+    /// Reads one introduction on a blocking thread, because that computes and writes to disk, and
+    /// would delay the tasks that move bytes.
     async fn read(&self, cell: Introduce2) -> Result<super::introduction::Introduction, TorError> {
         let netdir = self.live.netdir()?;
         let reading = Arc::clone(&self.reading);
         let read = tokio::task::spawn_blocking(move || reading.read(&cell, &netdir)).await;
         let read =
             read.map_err(|error| TorError::Invalid("reading an introduction failed".into(), Some(Box::new(error))))?;
-        // What does not decrypt costs its sender nothing, and must not wear the point.
+        // A cell that does not decrypt costs its sender nothing, so it must not count towards the
+        // number of introductions after which the point is replaced.
         if !matches!(read, Err(Unanswerable::Replay | Unanswerable::Handshake(_))) {
             self.introductions.fetch_add(1, Ordering::Relaxed);
         }

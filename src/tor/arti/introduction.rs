@@ -1,8 +1,9 @@
-//! From an INTRODUCE2 cell to what is needed to meet the client.
+//! Reads an INTRODUCE2 cell: decrypts it, and completes the handshake with the client.
 //!
-//! The master's *public* key is enough: the handshake wants the node's own keys of the introduction point and the
-//! subcredential of the time period whose descriptor the client has read. Which period that was the cell doesn't say,
-//! so all that can be are tried: the previous, the current and the next one, and all that the directory names.
+//! This needs only the service's *public* key: the handshake uses the keys of the introduction
+//! point, which are this node's own, and the subcredential of the time period whose descriptor the
+//! client has read. The cell does not name that period, so all possible ones are tried: the
+//! previous, the current and the next, and all periods of the network's directory.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,70 +26,75 @@ use tor_protover::{Protocols, named::FLOWCTRL_CC};
 use crate::tor::circuits::RendezvousPoint;
 use crate::tor::{ReplayLog, descriptor};
 
-/// What a point needs to read its introductions.
+/// Keys and state with which a point reads its introductions.
 pub(super) struct Reading {
-    /// Whose clients come.
+    /// The service whose clients are introduced here.
     pub(super) service: ServiceId,
-    /// `KP_hs_ipt_sid`.
+    /// The point's session key, `KP_hs_ipt_sid`.
     pub(super) session: HsIntroPtSessionIdKey,
-    /// `KS_hss_ntor`.
+    /// The point's encryption key, `KS_hss_ntor`.
     pub(super) encryption: HsSvcNtorKeypair,
-    /// What was seen before.
+    /// The introductions received before.
     pub(super) replays: Arc<ReplayLog>,
-    /// Complaints that introductions cannot be remembered on disk.
+    /// Limits the warnings that the replay log cannot be written to disk.
     pub(super) unwritten: OnceAMinute,
-    /// The subcredentials of the periods they were computed for.
+    /// Subcredentials, and the periods for which they were computed.
     pub(super) cached: Mutex<(Vec<TimePeriod>, Arc<Vec<Subcredential>>)>,
 }
 
-/// An introduction that could be read.
+/// A valid introduction: all that is needed to meet the client.
 pub(super) struct Introduction {
-    /// How to get to where the client waits.
+    /// The relay to extend the circuit to.
     pub(super) rendezvous_point: VerbatimLinkSpecCircTarget<OwnedCircTarget>,
-    /// Where that is.
+    /// The same relay, as the bounds on circuits count it.
     pub(super) waits_at: RendezvousPoint,
-    /// What to send there.
+    /// The message to send to that relay.
     pub(super) answer: Rendezvous1,
     /// The keys shared with the client.
     pub(super) keys: HsNtorHkdfKeyGenerator,
-    /// What the client asks for and we grant.
+    /// The protocol features that the client requested and gets.
     pub(super) capabilities: Protocols,
 }
 
-/// Why there is nothing to answer.
+/// Why an introduction cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum Unanswerable {
-    /// Seen before.
-    #[error("a replay")]
+    /// The same cell was received before.
+    #[error("it is a replay")]
     Replay,
-    /// For another service, for a period long past, or garbage.
-    #[error("it does not decrypt")]
+    /// The cell is for another service or a period long past, or is garbage.
+    #[error("it cannot be decrypted with this point's keys and the current time periods")]
     Handshake(#[source] Box<tor_proto::Error>),
-    /// Decrypts to garbage.
+    /// The cell decrypts to garbage.
     #[error("its payload cannot be parsed")]
     Payload(#[source] tor_bytes::Error),
-    /// A kind of key we don't know, or a capability we never offered.
-    #[error("it asks for something we do not offer")]
+    /// The onion key is of an unknown type, or the client requests a feature that no descriptor of
+    /// ours offers.
+    #[error("it uses an onion key type or a protocol feature that this service does not offer")]
     Unsupported,
-    /// Names no relay that one could extend to.
+    /// The link specifiers do not lead to a relay.
     #[error("its rendezvous point is invalid")]
     RendezvousPoint(#[source] tor_netdir::VerbatimCircTargetDecodeError),
 }
 
-/// What a client asks for, as it stands in the decrypted part of its cell.
+/// A client's request, from the decrypted part of its cell.
 #[derive(Debug)]
 pub struct Asked {
     payload: IntroduceHandshakePayload,
-    /// Of the rendezvous point, ntor.
+    /// The ntor key of the rendezvous point.
     onion_key: curve25519::PublicKey,
-    /// What we grant.
+    /// The protocol features that the client requested and gets.
     capabilities: Protocols,
 }
 
 impl Asked {
-    /// Reads it. Whether its rendezvous point is a relay is for the network's directory to say.
+    /// Parses the decrypted bytes. Does not check that the rendezvous point is a relay, which takes
+    /// the network's directory.
+    ///
+    /// # Errors
+    /// If the bytes cannot be parsed, or the client requests what is not offered.
     pub fn read(plain: &[u8]) -> Result<Self, Unanswerable> {
-        // Not required to be exhausted: the rest is padding.
+        // The reader need not be exhausted: the rest is padding.
         let payload: IntroduceHandshakePayload = Reader::from_slice(plain).extract().map_err(Unanswerable::Payload)?;
         let OnionKey::NtorOnionKey(onion_key) = *payload.onion_key() else {
             return Err(Unanswerable::Unsupported);
@@ -99,7 +105,8 @@ impl Asked {
 }
 
 impl Reading {
-    /// Reads one cell. Computes and writes to the replay log: not for the reactor.
+    /// Reads one cell. Does heavy computation and writes to the replay log, so it must not run in
+    /// the reactor.
     pub(super) fn read(&self, cell: &Introduce2, netdir: &NetDir) -> Result<Introduction, Unanswerable> {
         if self.replays.has_seen(cell.encrypted_body()) {
             return Err(Unanswerable::Replay);
@@ -114,11 +121,11 @@ impl Reading {
             cell.encrypted_body(),
         )
         .map_err(|error| Unanswerable::Handshake(Box::new(error)))?;
-        // Only what decrypts is remembered: anyone can make up any number of others.
+        // Only cells that decrypt are remembered: anyone can produce any number of other cells.
         match self.replays.is_new(cell.encrypted_body()) {
             Ok(true) => {}
             Ok(false) => return Err(Unanswerable::Replay),
-            // Remembered in memory; a full disk is no reason to turn clients away.
+            // The cell is remembered in memory. A full disk must not keep clients out.
             Err(error) => self.unwritten.complain(Instant::now(), |times| {
                 tracing::warn!(%error, times, "cannot write to the replay log of an introduction point");
             }),
@@ -132,13 +139,15 @@ impl Reading {
         Ok(Introduction { rendezvous_point, waits_at, answer, keys, capabilities })
     }
 
-    /// The subcredentials of all periods that a client may be in.
+    /// The subcredentials of all periods whose descriptor a client may have read.
     fn subcredentials(&self, netdir: &NetDir) -> Arc<Vec<Subcredential>> {
         let periods = periods(netdir);
         let mut cached = self.cached.lock();
         if cached.0 != periods {
-            // A key that cannot be blinded for a period has no descriptor in it, so no client comes with it.
-            let of = |period: &TimePeriod| descriptor::blinded(self.service, *period).ok().map(|(_, sub)| sub);
+            // A period for which the key cannot be blinded has no descriptor, and so no clients.
+            let of = |period: &TimePeriod| {
+                descriptor::blinded(self.service, *period).ok().map(|(_, subcredential)| subcredential)
+            };
             let subcredentials = periods.iter().filter_map(of).collect();
             *cached = (periods, Arc::new(subcredentials));
         }
@@ -146,8 +155,9 @@ impl Reading {
     }
 }
 
-/// The relay, and whether it is in the directory just so. A client can make up any number of relays
-/// that do not exist, or lead to where nothing answers: these it cannot have by the thousand.
+/// The relay's identity, and whether the directory lists it with the same onion key and addresses.
+/// A client can invent any number of relays that do not exist or never answer, but not of listed
+/// ones, so the bounds on circuits prefer those.
 fn waits_at(
     target: &VerbatimLinkSpecCircTarget<OwnedCircTarget>,
     onion_key: &curve25519::PublicKey,
@@ -160,7 +170,7 @@ fn waits_at(
     RendezvousPoint { relay: target.rsa_identity().map_or([0; 20], |id| id.to_bytes()), listed }
 }
 
-/// The current period, its neighbours, and all that the directory names. Each once.
+/// The current period, its neighbours, and all periods of the network's directory; each once.
 fn periods(netdir: &NetDir) -> Vec<TimePeriod> {
     let current = netdir.hs_time_period();
     let mut all = vec![current];
@@ -173,12 +183,14 @@ fn periods(netdir: &NetDir) -> Vec<TimePeriod> {
     all
 }
 
-/// Something that strangers can repeat at will, logged once a minute with how often it happened.
+/// Limits the log of an event that strangers can cause at will to one line a minute, which contains
+/// the number of events.
 #[derive(Default)]
 pub(super) struct OnceAMinute(Mutex<(Option<Instant>, u64)>);
 
 impl OnceAMinute {
-    /// It happened: logs how often since the last time, unless that is less than a minute ago.
+    /// Counts an event, and calls `log` with the number of events since the last line, unless that
+    /// line is less than a minute old.
     fn complain(&self, now: Instant, log: impl FnOnce(u64)) {
         let mut state = self.0.lock();
         let (last, times) = &mut *state;
@@ -190,7 +202,8 @@ impl OnceAMinute {
     }
 }
 
-/// What the client asks for, if we have offered all of it (only congestion control is ever offered in a descriptor).
+/// The protocol features that the client requested; `None` if one of them was not offered. A
+/// descriptor offers only congestion control.
 fn granted(payload: &IntroduceHandshakePayload) -> Option<Protocols> {
     if payload.subprotocol_request_extension().is_some_and(|asked| !asked.contains_only(&Protocols::new())) {
         return None;

@@ -16,14 +16,16 @@ use crate::blocking::on_disk;
 use crate::causes::with_causes;
 use crate::tor::TorError;
 
-/// How long a client that was dropped may keep the cache, and how often that is looked at. One whose parts were made
-/// keeps it until a new directory of the network comes to it, which is never if it failed before it asked for one.
+/// How long to wait until a dropped client releases the cache, and the interval of the checks. Once
+/// its parts were made, a client releases the cache only when it receives a new directory of the
+/// network, so it never does if it failed before it requested one.
 pub(super) const LET_GO: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 
-/// The lock in Arti's cache: the client that holds it writes there. Arti has all others wait for that, without a bound.
+/// The lock file in Arti's cache. Only the client that holds the lock writes there; in Arti all
+/// others wait for it without a time limit.
 pub(super) const CACHE_LOCK: &str = "dir.lock";
 
-/// Makes clients on the same directories, and has damaged files set aside.
+/// Makes clients on the same directories; before that, sets damaged files aside.
 pub(super) struct Maker {
     config: TorClientConfig,
     runtime: PreferredRuntime,
@@ -41,13 +43,15 @@ impl Maker {
         Ok(Self { config: configure(config)?, runtime, salvage, state_dir, cache_dir })
     }
 
-    /// Whether a client has the cache open for writing. What cannot be looked at, Arti will say itself.
+    /// True if a client holds the cache's lock. False if the lock file cannot be opened: Arti then
+    /// reports the error itself.
     pub(super) fn cache_is_held(&self) -> bool {
         let lock = File::options().read(true).write(true).open(self.cache_dir.join(CACHE_LOCK));
         lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
-    /// Waits until the cache is let go of by the client that failed for this reason. Another would only read it.
+    /// Waits until the failed client releases the cache: a new client could only read it before.
+    /// The error contains `failed`, the reason why that client failed.
     pub(super) async fn cache_let_go(&self, failed: &str) -> Result<(), TorError> {
         let (limit, pause) = LET_GO;
         let free = async {
@@ -57,7 +61,7 @@ impl Maker {
         };
         timeout(limit, free).await.map_err(|_| TorError::State {
             dir: self.state_dir.clone(),
-            why: format!("{failed}; another attempt takes a new process, for this client keeps its cache"),
+            why: format!("{failed}; another attempt needs a new process, because this client keeps its cache locked"),
         })
     }
 

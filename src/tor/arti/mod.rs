@@ -41,9 +41,9 @@ mod rendezvous;
 mod salvage;
 mod stream;
 
-/// Log filters, in the syntax of `tracing`, that suppress the warnings which Arti repeats with every
-/// circuit while the network is unreachable: ten lines a second. The one line of `tor_guardmgr`
-/// that reports the same stays.
+/// Log filters, in the syntax of `tracing`, that suppress the warnings which Arti repeats with
+/// every circuit while the network is unreachable: ten lines a second. The one line of
+/// `tor_guardmgr` that reports the same stays.
 pub const REPEATED_WARNINGS: &str = "tor_circmgr::hspool=error,tor_netdir=error";
 
 /// The engine on Arti. Dropping it stops it.

@@ -1,8 +1,9 @@
-//! From an introduction to a circuit on which the client can ask for streams.
+//! Meets a client: from its introduction to a circuit on which it can request streams.
 //!
-//! The circuit to the client's rendezvous point is tried several times within a bound; then the virtual hop is added,
-//! requests are allowed, and only then RENDEZVOUS1 is sent: a client's first BEGIN may follow on its heels. The circuit
-//! is served for as long as it is used, whatever becomes of the introduction point it came by.
+//! Building the circuit to the client's rendezvous point is tried several times within a time
+//! limit. Then the virtual hop is added and stream requests are allowed. Only then RENDEZVOUS1 is
+//! sent, because the client's first BEGIN may follow at once. The circuit is served as long as it
+//! is used, even if the introduction point is lost.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,13 +25,12 @@ use super::stream;
 use crate::tor::circuits::{ATTEMPT_LIMIT, MEETING_LIMIT, Place};
 use crate::tor::{Incoming, Refused, ServiceGuard, TorError};
 
-/// A client to be met.
+/// A client to meet.
 pub(super) struct Visit {
-    /// What it said.
     pub(super) introduction: Introduction,
-    /// When it said so.
+    /// When the introduction arrived.
     pub(super) arrived: Instant,
-    /// The place of its circuit.
+    /// The place of the circuit to the client.
     pub(super) place: Place,
 }
 
@@ -45,7 +45,9 @@ pub(super) async fn answer(
     let place = Arc::new(place);
     let per_circuit = StreamCap { limits: Arc::clone(&limits) };
     let made = tokio::select! {
-        () = place.closed().cancelled() => return tracing::debug!("gave up a client that was not met in time"),
+        () = place.closed().cancelled() => {
+            return tracing::debug!("gave up a client before it was met, to make room for another");
+        }
         made = timeout(MEETING_LIMIT, meet(&shared, introduction, per_circuit, &place)) => made,
     };
     match made.unwrap_or_else(|_| Err(TorError::Timeout { what: "meeting a client".into(), limit: MEETING_LIMIT })) {
@@ -57,11 +59,11 @@ pub(super) async fn answer(
             tracing::debug!(after = ?arrived.elapsed(), "met a client");
             stream::serve(requests, &streams, |_| true, &limits.refused, &place).await;
         }
-        Err(error) => tracing::debug!(%error, "could not meet a client at its rendezvous point"),
+        Err(error) => tracing::debug!(%error, "cannot meet a client at its rendezvous point"),
     }
 }
 
-/// Closes the circuit with all streams on it, also where the task is aborted.
+/// Closes the circuit and all its streams when dropped, so also if the task is aborted.
 struct Terminating(ServiceOnionServiceDataTunnel);
 
 impl Drop for Terminating {
@@ -70,7 +72,7 @@ impl Drop for Terminating {
     }
 }
 
-/// Builds the circuit and sends RENDEZVOUS1.
+/// Builds the circuit and sends RENDEZVOUS1. Returns the circuit and its stream requests.
 async fn meet(
     shared: &Shared,
     introduction: Introduction,
@@ -111,7 +113,7 @@ async fn meet(
     Ok((tunnel, requests))
 }
 
-/// A circuit to the rendezvous point; its place says how often to try.
+/// Builds a circuit to the rendezvous point. The place of the circuit bounds the attempts.
 async fn circuit(
     shared: &Shared,
     live: &super::client::Live,
@@ -155,7 +157,8 @@ async fn circuit(
     }
 }
 
-/// Refuses what is more than one circuit may have, in the reactor, before anything is allocated for it.
+/// Refuses streams above the limit of a circuit. It runs in the reactor, before anything is
+/// allocated for the stream.
 struct StreamCap {
     limits: Arc<ServiceGuard>,
 }

@@ -1,10 +1,12 @@
-//! What Arti keeps on disk can all be fetched or made again, so what is damaged there is set aside,
-//! logged, and the start goes on. Only content that is wrong counts as damage, not a file that
-//! cannot be read: new guards cost anonymity. Each state file, and the cache as a whole, is set
-//! aside once a process: damage that comes back is the disk's, and ends the node.
+//! Sets damaged files of Arti aside. All that Arti keeps on disk can be fetched or made again, so
+//! the start continues without them.
 //!
-//! Arti writes its state without fsync, so a power cut can leave an empty file; and it opens no
-//! database that is damaged.
+//! Only wrong content counts as damage, not a file that cannot be read, because new guards cost
+//! anonymity. Each state file, and the cache as a whole, is set aside once per process: if the
+//! damage comes back, the disk is at fault, and the node ends.
+//!
+//! Damage must be expected: Arti writes its state without fsync, so a power cut can leave an empty
+//! file. And Arti does not open a damaged database.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,38 +24,39 @@ use crate::causes::with_causes;
 use crate::shell;
 use crate::tor::TorError;
 
-/// Where damaged files go: beside Arti's state and cache. Only the last of each name is kept.
+/// Folder for damaged files, beside Arti's state and cache. It keeps the last file of each name.
 const ASIDE: &str = "damaged";
-/// Largest state file that is looked at, in bytes; Arti's guards take some ten thousand.
+/// Largest state file that is checked, in bytes. Arti's file of guards has some ten thousand.
 const MAX_STATE_FILE: u64 = 16 << 20;
-/// Largest consensus that is looked at, in bytes; the public network's has three million.
+/// Largest consensus that is checked, in bytes. That of the public network has three million.
 const MAX_CONSENSUS: u64 = 64 << 20;
-/// What stands before the digest in the name of a consensus in Arti's cache.
+/// Precedes the digest in the file name of a consensus in Arti's cache.
 const DIGEST: &str = "_sha3-256-";
-/// What Arti says of every error of its cache's database, whether it can tell the cause or not.
+/// One of these is in the text of every error of the database in Arti's cache.
 const SQLITE: [&str; 2] = ["Error from sqlite database", "sqlite detected bug"];
 
-/// What to do about an error of Arti's.
+/// How to react to an error of Arti.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// What was damaged is out of the way, or what is wrong may have passed: start again, with a new
-    /// client.
+    /// Start again at once with a new client: the damaged file was set aside, or the cause may have
+    /// passed.
     Again,
-    /// Not a matter of damaged files, or one that may pass.
+    /// Try again later: no file is damaged, or a damaged one could not be set aside yet.
     Wait,
-    /// It stays so until the operator has mended it.
+    /// Give up: only the operator can mend the cause.
     Hopeless(TorError),
 }
 
-/// Arti's directories, and what was set aside of them by this process.
+/// Arti's directories, and the files in them that this process has set aside.
 #[derive(Debug)]
 pub(super) struct Salvage {
     state_dir: PathBuf,
     cache_dir: PathBuf,
-    /// The state files that Arti could not use.
+    /// The state files that were set aside because Arti could not use them.
     state_done: BTreeSet<PathBuf>,
+    /// Whether the cache was set aside.
     cache_done: bool,
-    /// Whether an error at the creation that no file explains was met before.
+    /// Whether creating a client has failed before without a damaged file as the cause.
     unexplained: bool,
 }
 
@@ -63,9 +66,10 @@ impl Salvage {
         Self { state_dir, cache_dir, state_done: BTreeSet::new(), cache_done: false, unexplained: false }
     }
 
-    /// Before Arti starts: sets aside each state file that is not a JSON object, and each consensus
-    /// whose content is not what its name says. Arti replaces no state that it cannot read, and of
-    /// a damaged consensus it asks for the difference to the next one, in vain, again and again.
+    /// Called before Arti starts. Sets aside each state file that is not a JSON object, and each
+    /// consensus whose content does not match the digest in its name. Arti never replaces a state
+    /// file that it cannot read, and repeats in vain the request for the difference between a
+    /// damaged consensus and the next one.
     pub(super) fn sift(&self) {
         let state = self.state_files().into_iter().map(|path| (read_json(&path), path));
         let blobs = list(&self.cache_dir.join("dir_blobs")).into_iter().map(|path| (check_digest(&path), path));
@@ -85,7 +89,8 @@ impl Salvage {
         }
     }
 
-    /// Judges why no client could be made, or why it could not connect.
+    /// Decides how to react to this error, and sets a damaged file aside. `creating` is true if
+    /// Arti could not make the client, false if the client could not connect.
     pub(super) fn judge(&mut self, error: &arti_client::Error, creating: bool) -> Verdict {
         match error.kind() {
             ErrorKind::PersistentStateCorrupted => self.mend_state(&with_causes(error)),
@@ -100,23 +105,21 @@ impl Salvage {
         }
     }
 
-    /// Arti has these two kinds for its own configuration and faults, and for a file that is no
-    /// database or tables that are not as they should be.
+    /// Arti reports a damaged database with the same two error kinds as a wrong configuration or an
+    /// internal fault; only the text tells them apart.
     fn at_creation(&mut self, error: &str) -> Verdict {
         if SQLITE.iter().any(|saying| error.contains(saying)) {
             return self.mend_cache(error);
         }
         if self.unexplained {
-            return Verdict::Hopeless(TorError::Config(
-                format!("{error}; the second attempt fails as the first"),
-                None,
-            ));
+            return Verdict::Hopeless(TorError::Config(format!("{error}; a second attempt failed, too"), None));
         }
         self.unexplained = true;
         Verdict::Again
     }
 
-    /// JSON that Arti cannot use. The error names the file, and the others stay.
+    /// Handles a state file that is valid JSON, but that Arti cannot use. Only the file that the
+    /// error names is set aside.
     fn mend_state(&mut self, error: &str) -> Verdict {
         let named = |path: &PathBuf| {
             path.file_name().is_some_and(|name| error.contains(&format!(" state/{} in ", name.to_string_lossy())))
@@ -153,7 +156,7 @@ impl Salvage {
         Verdict::Again
     }
 
-    /// Arti's state files, as far as they can be listed.
+    /// Arti's state files; empty if they cannot be listed.
     fn state_files(&self) -> Vec<PathBuf> {
         let mut files = list(&self.state_dir.join("state"));
         files.retain(|path| path.extension().is_some_and(|ending| ending == "json"));
@@ -164,12 +167,12 @@ impl Salvage {
         self.state_dir.parent().unwrap_or(&self.state_dir)
     }
 
-    /// Moves a file or a directory away; where to.
+    /// Moves a file or directory to the folder [`ASIDE`]; returns its new path.
     fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
         let folder = self.arti_dir().join(ASIDE);
         fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
         let aside = folder.join(path.file_name().unwrap_or(path.as_os_str()));
-        // What was set aside before makes room; a rename over a directory that is not empty would
+        // Remove an earlier one of this name: a rename onto a directory that is not empty would
         // fail.
         match fs::symlink_metadata(&aside) {
             Ok(there) if there.is_dir() => fs::remove_dir_all(&aside)?,
@@ -200,24 +203,25 @@ fn cannot(path: &Path, error: &io::Error) -> Verdict {
     Verdict::Wait
 }
 
-/// What is in a directory, as far as it can be listed.
+/// The entries of a directory, as far as they can be listed.
 fn list(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-/// What is damaged in a file whose name ends with a digest; `None` for one without, which has no name
-/// of Arti's.
+/// How a file is damaged whose name ends with a digest. `None` if it is whole, or has no digest in
+/// its name and so is not a consensus of Arti.
 fn check_digest(path: &Path) -> io::Result<Option<String>> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some((_, wanted)) = name.split_once(DIGEST) else { return Ok(None) };
     Ok(match read(path, MAX_CONSENSUS)? {
         Content::Bytes(bytes) if HEXLOWER.encode(&Sha3_256::digest(&bytes)) == wanted => None,
-        Content::Bytes(_) => Some("its content is not that of its digest".into()),
+        Content::Bytes(_) => Some("its content does not match the digest in its name".into()),
         Content::Directory => Some("it is a directory".into()),
     })
 }
 
-/// Why a file is not a JSON object, as all of Arti's are, whatever its fields are.
+/// Why a file is not a JSON object, as all state files of Arti are; `None` if it is one. The fields
+/// are not checked.
 fn read_json(path: &Path) -> io::Result<Option<String>> {
     Ok(match read(path, MAX_STATE_FILE)? {
         Content::Bytes(bytes) => {
@@ -228,7 +232,7 @@ fn read_json(path: &Path) -> io::Result<Option<String>> {
     })
 }
 
-/// What is found in the place of a file.
+/// The content of a file, or a directory found in its place.
 enum Content {
     Bytes(Vec<u8>),
     Directory,
@@ -293,7 +297,7 @@ mod tests {
         assert!(folder.path().join("damaged").join(&cut).exists());
     }
 
-    /// New guards cost anonymity, and what cannot be read now may be whole.
+    /// Setting the guards aside costs anonymity, and a file that cannot be read now may be whole.
     #[test]
     fn what_cannot_be_read_or_is_too_long_stays() {
         let (folder, salvage) = arti();

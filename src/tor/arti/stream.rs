@@ -1,8 +1,8 @@
-//! Streams as the rest of the daemon sees them: client requests on a circuit, and the bytes once one is accepted.
+//! Streams for the rest of the daemon: the requests on a circuit, and the bytes of accepted ones.
 //!
-//! [`serve`] runs one circuit: it takes each request off it and offers it, until the circuit's
-//! place is lost (see `crate::tor::circuits`): because it was not used for a while, or another
-//! circuit needs the place.
+//! [`serve`] serves one circuit: it offers each stream request to the daemon, until the circuit
+//! closes or loses its place (see `crate::tor::circuits`) because it was idle or another circuit
+//! needs the place.
 
 use std::io;
 use std::pin::Pin;
@@ -23,17 +23,18 @@ use crate::stream::BoxStream;
 use crate::tor::circuits::{Place, StreamUse};
 use crate::tor::{Incoming, Refused, RefusedCounts, Rejection, StreamRequest, TorError};
 
-/// For the answer to a request to reach the circuit.
+/// Time limit for the circuit to take the answer to a request.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
-/// A client's request on a circuit, on the master's circuits and on those of the node's own service alike.
+/// A stream request that is not answered yet: on a circuit of a service of the cluster, or of the
+/// node's own service.
 #[async_trait]
 pub(super) trait Pending: Send + 'static {
-    /// What is asked for.
+    /// The message with which the client requested the stream.
     fn request(&self) -> &IncomingStreamRequest;
-    /// Tells the client that it is connected.
+    /// Sends CONNECTED to the client.
     async fn connect(self) -> Result<DataStream, Box<dyn std::error::Error + Send + Sync>>;
-    /// Tells the client why not.
+    /// Sends this END to the client.
     async fn refuse(self, end: End);
 }
 
@@ -67,9 +68,9 @@ impl Pending for tor_hsservice::StreamRequest {
     }
 }
 
-/// Offers the requests of one circuit on `streams` until the circuit closes, loses its place, or
-/// the other end of `streams` has gone. Only BEGIN for a port that `open` has is offered; what does
-/// not fit is refused and counted.
+/// Offers the requests of one circuit on `streams`, until the circuit closes, loses its place, or
+/// the receiver of `streams` is dropped. Only BEGIN for a port for which `open` returns true is
+/// offered. If `streams` is full, the request is refused and counted.
 pub(super) async fn serve<P: Pending>(
     requests: impl Stream<Item = P>,
     streams: &mpsc::Sender<Incoming>,
@@ -108,7 +109,7 @@ pub(super) async fn serve<P: Pending>(
     }
 }
 
-/// The port of a BEGIN; the host does not matter: it is the address that the client typed.
+/// The port of a BEGIN. The host is ignored: it is the address that the client typed.
 fn begin_port(request: &IncomingStreamRequest) -> Option<u16> {
     match request {
         IncomingStreamRequest::Begin(begin) => Some(begin.port()).filter(|port| *port != 0),
@@ -116,7 +117,7 @@ fn begin_port(request: &IncomingStreamRequest) -> Option<u16> {
     }
 }
 
-/// Tells the client, unless the circuit does not take the message in time.
+/// Sends END to the client; gives up if the circuit does not take the message in time.
 async fn refuse<P: Pending>(request: P, why: Rejection) {
     let reason = match why {
         Rejection::Refused => EndReason::CONNECTREFUSED,
@@ -125,7 +126,7 @@ async fn refuse<P: Pending>(request: P, why: Rejection) {
     let _ = timeout(ANSWER_LIMIT, request.refuse(End::new_with_reason(reason))).await;
 }
 
-/// A request on its way to whoever answers it.
+/// A request that was offered to the daemon; dropping it rejects the stream.
 struct Request<P: Pending> {
     pending: Option<P>,
     place: Arc<Place>,
@@ -157,21 +158,22 @@ impl<P: Pending> StreamRequest for Request<P> {
 
 /// A stream over Tor that ends as a TCP stream would.
 ///
-/// Arti's own services close streams with END(MISC), there is no public way to send another reason, and Arti's client
-/// side takes that for an error; here it is the end of the stream. Tor knows no half-close: once we have closed, what
-/// has arrived can still be read, and then the stream ends.
+/// Arti closes a service's streams with END(MISC), and its interface offers no other reason. Arti's
+/// client side reports END(MISC) as an error; here it is the end of the stream. Tor has no
+/// half-close: after we have closed, bytes that have arrived can still be read, then the stream
+/// ends.
 pub(super) struct TorStream {
     inner: DataStream,
     /// The other side has closed.
     ended: bool,
     /// We have closed.
     closed: bool,
-    /// What keeps the circuit, on the service's side.
+    /// Keeps the circuit from ending as idle; `None` on the client's side.
     hold: Option<StreamUse>,
 }
 
 impl TorStream {
-    /// Wraps it; `hold` is dropped with the stream.
+    /// Wraps Arti's stream; `hold` is dropped with it.
     pub(super) fn new(inner: DataStream, hold: Option<StreamUse>) -> Self {
         Self { inner, ended: false, closed: false, hold }
     }
@@ -183,7 +185,7 @@ impl TorStream {
     }
 }
 
-/// True if this error is but how Arti reports an ordinary END.
+/// True if this error is Arti's report of an ordinary END.
 fn is_plain_end(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|source| source.downcast_ref::<tor_proto::Error>());
     matches!(cause, Some(tor_proto::Error::EndReceived(EndReason::MISC | EndReason::DONE)))
@@ -219,7 +221,7 @@ impl AsyncWrite for TorStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Where either side has closed before there is nothing left to close, which Arti reports as an error.
+        // Arti reports an error if either side has closed before; then there is nothing to close.
         let was_over = self.ended || self.closed;
         let outcome = ready!(AsyncWrite::poll_shutdown(Pin::new(&mut self.inner), cx));
         self.closed = true;
@@ -233,7 +235,7 @@ mod tests {
     use crate::tor::circuits::{CircuitBounds, Circuits, RendezvousPoint};
     use tor_cell::relaycell::msg::{Begin, Resolve};
 
-    /// Tells how it was answered.
+    /// A request that sends its answer to a channel: `None` for accepted, else the reason of END.
     struct Asked(IncomingStreamRequest, mpsc::Sender<Option<EndReason>>);
 
     #[async_trait]
@@ -309,7 +311,7 @@ mod tests {
         let (answer, mut answers) = mpsc::channel(99);
         let (streams, _offered) = mpsc::channel(1);
         let start = tokio::time::Instant::now();
-        // A BEGIN for a port that is not there, every ten seconds.
+        // A BEGIN for a closed port, every ten seconds.
         let scan = futures::stream::unfold(answer, |answer| async {
             tokio::time::sleep(Duration::from_secs(10)).await;
             Some((Asked(begin("", 81), answer.clone()), answer))
