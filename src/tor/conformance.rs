@@ -135,7 +135,7 @@ pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
     assert_eq!(
         fetch(&*ready(stage).await, master.service_id()).await.as_ref(),
         Some(&first),
-        "another client reads it back"
+        "another client reads a different descriptor"
     );
     let second = text(1001);
     upload(&second).await.unwrap();

@@ -192,7 +192,8 @@ pub trait OpenIntroPoint: Send + Sync {
     fn describe(&self) -> IntroPoint;
     /// Returns the reason once the point is lost (circuit closed, relay gone). Cancel-safe.
     async fn lost(&self) -> String;
-    /// Introductions seen since it was opened, replays not counted.
+    /// Introductions received since the point was opened. Replays and cells that do not decrypt are
+    /// not counted.
     fn introductions(&self) -> u64;
 }
 

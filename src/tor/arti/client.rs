@@ -376,7 +376,7 @@ impl Shared {
         self.stop(why);
     }
 
-    /// Stops the client. The first reason stays.
+    /// Stops the client. Only the reason of the first call is kept.
     pub(super) fn stop(&self, why: &str) {
         if self.stopped.set(why.into()).is_ok() {
             tracing::debug!(why, "the Tor client has stopped");

@@ -101,7 +101,9 @@ async fn forget_former_state(shared: &Shared, nickname: &HsNickname) {
     let folder = shared.state_dir.join("hss").join(nickname.to_string());
     match tokio::fs::remove_dir_all(&folder).await {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            tracing::warn!(%error, folder = %folder.display(), "cannot remove obsolete state of the node's own service");
+            tracing::warn!(
+                %error, folder = %folder.display(), "cannot remove obsolete state of the node's own service"
+            );
         }
         _ => {}
     }
