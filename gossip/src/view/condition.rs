@@ -1,30 +1,32 @@
-//! How a node is, in one term for people: its phase and its fitness for all services.
+//! The state of a node as one term for people, from its phase and its fitness for each service.
 
 use serde::{Deserialize, Serialize};
 
 use super::MemberView;
 use crate::record::{Fitness, Phase};
 
-/// How a node is.
+/// The state of a node, as one term for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {
-    /// It has its certificate and has not reached the mesh.
+    /// It has its certificate but has not reached the mesh yet.
     Joining,
-    /// It is in the mesh; for some service it has no introduction point yet, or its target has not answered yet.
+    /// It is in the mesh; for some service it has no introduction point yet, or its target has not
+    /// answered yet.
     Initializing,
-    /// It serves clients of every service that it has.
+    /// It can serve clients of every service that it has.
     Healthy,
-    /// It has served clients; the target of some service fails its health check now.
+    /// It has served clients, but the target of some service fails its health check now.
     Unhealthy,
-    /// It leaves the descriptors and still serves the clients that come.
+    /// It is leaving the descriptors and still serves the clients that come.
     Draining,
-    /// It has said goodbye.
+    /// It has announced that it stops.
     Gone,
 }
 
 impl Condition {
-    /// The condition of a node in this phase, with this fitness for each of its services: the worst one counts.
+    /// The condition of a node in this phase, with this fitness for each of its services: the worst
+    /// one counts.
     pub fn of(phase: Phase, services: impl IntoIterator<Item = Fitness>) -> Self {
         match phase {
             Phase::Joining => Self::Joining,
@@ -54,7 +56,7 @@ impl std::fmt::Display for Condition {
 }
 
 impl MemberView {
-    /// How it is, as it says.
+    /// The node's condition, as its own records state it.
     pub fn condition(&self) -> Condition {
         Condition::of(self.phase(), self.all_fitness())
     }

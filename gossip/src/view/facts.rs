@@ -1,4 +1,4 @@
-//! How a fact becomes part of the view, and what the view concludes from a new one.
+//! How a fact becomes part of the view, and what a new fact changes there.
 
 use std::collections::BTreeSet;
 
@@ -9,11 +9,12 @@ use crate::record_kinds;
 use crate::signed::VerifyError;
 use crate::time::Now;
 
-/// Age in seconds of a revocation that should have come earlier: more than the ten minutes by which
-/// clocks may differ.
+/// A revocation older than this, in seconds, should have arrived earlier. More than the ten minutes
+/// by which clocks may differ.
 const LATE: u64 = 900;
 
-/// Generates the one way from a fact of any kind to its container, and to what concludes from it.
+/// Generates `View::fold_fact`: it merges a fact of any kind into the container of its kind and
+/// calls the `learn_` method of that kind.
 macro_rules! learns {
     (
         own $own:tt
@@ -53,7 +54,7 @@ impl View {
         }
         match AnyFact::read(kind, bytes, self.authority.public_key(), &*self.check) {
             Ok(fact) => self.fold_fact(fact, now),
-            // What a node of a later version says of itself: gossip alone carries it.
+            // A record of a later version, signed by its node: only gossip carries it.
             Err(OpenError::Verify(VerifyError::Signer)) if kind.signer() == Signer::Unknown => Ok(Changes::default()),
             Err(OpenError::Verify(VerifyError::Signer)) => Err(Rejection::Authority),
             Err(error) => Err(error.into()),
@@ -66,7 +67,7 @@ impl View {
         changes
     }
 
-    /// What a service changes is read where it is used: there is nothing to conclude.
+    /// Services are read where they are used, so the view draws no conclusion from a new one.
     fn learn_service(&mut self, _service: ServiceId, _now: Now) -> Changes {
         Changes { services: true, ..Changes::default() }
     }
@@ -86,11 +87,12 @@ impl View {
         changes
     }
 
-    /// Decides again which of the nodes that joined with `token` came after it was used up.
+    /// Decides again which of the nodes that joined with `token` did so after it was used up.
     ///
-    /// Publishers that are cut off from each other may let different nodes in with one token. The merged invitation then
-    /// has more redeemers than uses. The nodes with the lowest (issue date of the member certificate, node id) stand,
-    /// the others are not members: every node that knows the same certificates computes the same.
+    /// Publishers that are cut off from each other may admit different nodes with one token. The
+    /// merged invitation then has more redeemers than uses. The nodes with the lowest (issue date
+    /// of the member certificate, node id) are members, the others are not: every node that knows
+    /// the same certificates computes the same result.
     pub(super) fn judge_redeemers(&mut self, token: &InvitationId) -> Changes {
         let with_token = |node: &MemberView| node.member.certificate.invitation == Some(*token);
         let uses = self.facts.invitations.get(token).map_or(usize::MAX, |invitation| invitation.uses.into());
@@ -106,7 +108,8 @@ impl View {
         })
     }
 
-    /// Gives each node the standing that `judge` says, and ranks the claims again if any has changed.
+    /// Gives each node the standing that `judge` returns, and ranks the claims again if any
+    /// changed.
     pub(super) fn judge_again(&mut self, judge: impl Fn(&MemberView) -> Standing) -> Changes {
         let mut changes = Changes::default();
         for node in self.nodes.values_mut() {

@@ -1,4 +1,4 @@
-//! What each kind of record changes in the view, once it has been checked.
+//! How each kind of record changes the view, once it has been checked.
 
 use std::time::Duration;
 
@@ -10,18 +10,19 @@ use crate::record_kinds;
 use crate::signed::Verified;
 use crate::time::Now;
 
-/// A heartbeat older than this proves nothing about a node that has been silent at least as long: it may be a replay.
-/// 30 min = 2 x 10 min of permitted clock skew plus gossip delay, and half of the hour for which nodes keep a dead
-/// node's records.
+/// A heartbeat older than this proves nothing about a node that has been silent at least as long:
+/// it may be a replay. 30 min = 2 x 10 min of permitted clock skew plus gossip delay, and half of
+/// the hour for which nodes keep a dead node's records.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
-/// Revisions above this are ignored when the next one is chosen: a node that ever held the master key could announce the
-/// highest of all and leave no valid successor. A publisher that is above it already is still believed.
+/// Announced revisions above this count as this one when the next revision is chosen: a node that
+/// ever held the master key could otherwise announce the highest number and leave no valid
+/// successor. The record of a publisher that went above it is still accepted.
 pub const MAX_FENCE: u64 = 1 << 56;
-/// Most periods of one publisher and service whose highest revision is remembered, in memory and on disk. At most three
-/// are current at once.
+/// Most time periods of one publisher and service whose highest revision is remembered, in memory
+/// and on disk. At most three are current at once.
 pub const MAX_REVISIONS: usize = 16;
 
-/// Generates the one way from a record of any kind to what folds it.
+/// Generates `View::fold_record`: it calls the method that the table names for each kind of record.
 macro_rules! folds {
     (
         own { $($Own:ident($own:literal): $OwnType:ty => $own_fold:ident;)* }
@@ -29,7 +30,7 @@ macro_rules! folds {
         facts $facts:tt
     ) => {
         impl View {
-            /// Folds a record that has been checked, or that this node says of itself.
+            /// Folds a record that has been checked, or that is this node's own.
             pub(crate) fn fold_record(&mut self, record: AnyRecord, now: Now) -> Result<Changes, Rejection> {
                 match record {
                     $(AnyRecord::$Own(record) => self.$own_fold(record, now),)*
@@ -43,7 +44,7 @@ macro_rules! folds {
 record_kinds!(folds);
 
 impl View {
-    /// Keeps a record in place of the one before it, and concludes nothing.
+    /// Replaces the node's previous record of this kind, and changes nothing else.
     fn keep(&mut self, record: impl Into<AnyRecord>, _now: Now) -> Result<Changes, Rejection> {
         let record = record.into();
         if let Some(node) = self.nodes.get_mut(&record.node()) {
@@ -54,7 +55,8 @@ impl View {
 
     pub(crate) fn fold_card(&mut self, card: Verified<NodeCard>, now: Now) -> Result<Changes, Rejection> {
         let known = self.nodes.get(&card.node).and_then(MemberView::card);
-        // A card is announced again every few minutes under a new number: that changes nothing, and nothing on disk.
+        // A card is re-announced every few minutes under a new sequence number. That alone does not
+        // count as a change, so that nothing is written to disk for it.
         let again = |known: &Verified<NodeCard>| NodeCard { seq: card.seq, ..(**known).clone() } == *card;
         let changed = !known.is_some_and(again);
         self.keep(card, now)?;
@@ -85,16 +87,18 @@ impl View {
         Ok(Changes { members: changed, points: changed || restarted, ..Changes::default() })
     }
 
-    /// Whether a beat may be a replay: of a node that has been silent for so long that its last record may be forgotten,
-    /// every old record is news. Between nodes that hear each other no clock is compared, so one that jumps silences no
-    /// node. A date in the future is believed: a replay has none, and a slow clock of ours must not make us deaf.
+    /// Whether a heartbeat may be a replay: it is older than [`MAX_AGE`], and its node has been
+    /// silent here for longer than that, so the records that would show an old one as stale may be
+    /// forgotten. Nodes that hear each other compare no dates, so a clock that jumps silences no
+    /// node. A future date is accepted: a replay has none, and our own clock may be slow.
     fn is_too_old(&self, beat: &Heartbeat, now: Now) -> bool {
         let heard = self.nodes.get(&beat.node).and_then(|node| node.last_heard);
         let lost = heard.is_none_or(|at| now.mono.saturating_sub(at) > MAX_AGE);
         lost && beat.unix.saturating_add(MAX_AGE.as_secs()) < now.unix
     }
 
-    /// A heartbeat below the newest shows one thing: whether a second process signs with the node's key.
+    /// A heartbeat numbered below the newest can show only one thing: that a second process signs
+    /// with the node's key.
     pub(super) fn take_stale_beat(&mut self, beat: &Heartbeat, now: Now) {
         if let Some(node) = self.nodes.get_mut(&beat.node).filter(|node| node.instances.outlasts(beat)) {
             node.doubled = Some(now.mono);
@@ -125,13 +129,15 @@ impl View {
             return Err(Rejection::Jump("term"));
         }
         self.highest_term = self.highest_term.max(lease.term);
-        // A lease given up is no claim: a node gives up whatever it may have held when it starts.
+        // A lease with ttl 0 claims nothing: each node gives up any lease of an earlier process
+        // when it starts.
         if lease.ttl_ms > 0 {
             node.claimed = node.claimed.max(lease.term);
             self.claimed_term = self.claimed_term.max(lease.term);
         }
         node.lease_seen = now.mono;
-        // A node that gives up a lease which it does not hold, as each does when it starts, changes no order.
+        // A node that gives up a lease which it does not hold, as each does at its start, does not
+        // change the ranking.
         let ranks = lease.ttl_ms > 0 || self.best.is_some_and(|best| best.holder == lease.holder);
         self.keep(lease, now)?;
         if ranks {
@@ -156,7 +162,7 @@ impl View {
             *highest = (*highest).max(period.revision.min(MAX_FENCE));
         }
         while revisions.len() > MAX_REVISIONS {
-            // Periods of the far past or future must not push the present one out.
+            // Periods of the far past or future must not displace the present one.
             let furthest = revisions.keys().copied().max_by_key(|id| (id.start().abs_diff(now.unix), *id));
             furthest.map(|id| revisions.remove(&id));
         }

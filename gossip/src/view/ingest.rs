@@ -1,7 +1,8 @@
-//! How a record becomes part of the view, or does not.
+//! Accepts a record into the view, or refuses it.
 //!
-//! In this order: readable, signed by its signer, of this cluster, newer than what is known and not absurdly so, every
-//! field within its bounds, its signer a member. Only then is anything changed.
+//! The checks, in this order: the record can be read, is signed by its signer, is of this cluster,
+//! is newer than the known one but not absurdly so, has every field within its bounds, and its
+//! signer is a member. Nothing in the view changes before all of them have passed.
 
 use super::services::start;
 use super::{Changes, MAX_NODES, MemberView, Rejection, Standing, View};
@@ -10,10 +11,11 @@ use crate::record::{AnyRecord, Chain, Member, NodeCard, RecordKind, Signer};
 use crate::signed::Verified;
 use crate::time::Now;
 
-/// Most restarts that may lie between two records of one node, and twice over before the first.
+/// Most restarts of a node between two of its records of one kind. The first record of a kind may
+/// be from any of the first 2^31 starts.
 pub const MAX_BOOT_JUMP: u64 = 1 << 20;
 
-/// Whether a sequence number may follow the one known.
+/// Refuses a sequence number that is not above the known one, or too far above it.
 fn follows(known: Option<&AnyRecord>, record: &AnyRecord) -> Result<(), Rejection> {
     let known = known.map(|known| known.seq());
     if let Some(known) = known.filter(|known| record.seq() <= *known) {
@@ -24,16 +26,21 @@ fn follows(known: Option<&AnyRecord>, record: &AnyRecord) -> Result<(), Rejectio
 }
 
 impl View {
-    /// Takes in a record that came under the name of `origin`.
+    /// Checks a record that was received as one of `origin`, and folds it into the view.
     ///
-    /// A record whose signer's card has not come yet is kept (bounded) and taken in with the card. A record that is
-    /// known already changes nothing and is no error.
+    /// A record whose signer's card has not arrived yet is kept (bounded) and ingested with the
+    /// card. A record that is known already changes nothing and is not an error.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the record was refused. It is counted in [`View::refused`], except for
+    /// [`Rejection::Unknown`]: such a record waits for its card.
     pub fn ingest(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
         let outcome = match kind.signer() {
             Signer::Node => self.take_record(origin, kind, bytes, now),
             Signer::Authority | Signer::Unknown => self.take_fact(kind, bytes, now),
         };
-        // What waits for a card is not refused yet.
+        // A record that waits for a card is not refused yet.
         if let Err(rejection) = &outcome
             && *rejection != Rejection::Unknown
         {
@@ -42,7 +49,7 @@ impl View {
         outcome
     }
 
-    /// Takes in what a node says of itself.
+    /// Ingests a record that a node signed about itself.
     fn take_record(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
         if origin == self.me {
             return Err(Rejection::Own);
@@ -65,7 +72,7 @@ impl View {
             return Err(rejection);
         }
         record.check_bounds()?;
-        // The signer of a card need not be a member yet, or still: the card itself brings the certificates.
+        // The signer of a card need not be a member now: the card brings the certificates.
         let mut changes = Changes::default();
         if let AnyRecord::Card(card) = &record {
             changes |= self.admit_by_card(card, now)?;
@@ -76,7 +83,7 @@ impl View {
         Ok(changes)
     }
 
-    /// Reads a record that `origin` says of itself. `None` if it is known, byte for byte.
+    /// Opens a record that `origin` signed about itself. `None` if it equals `known` byte for byte.
     pub(crate) fn open_own(
         &self,
         origin: NodeId,
@@ -106,7 +113,12 @@ impl View {
         if member.node() == card.node { self.admit(member, now) } else { Err(Rejection::Origin) }
     }
 
-    /// Takes in the certificates of a member known from elsewhere than its own card (the answer to a join, the disk).
+    /// Admits a member by certificates from elsewhere than its own card: the answer to a join, or
+    /// the disk.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the certificates were refused, which is counted like that of a record.
     pub fn admit_chain(&mut self, chain: Chain, now: Now) -> Result<Changes, Rejection> {
         let outcome = chain
             .verify_with(self.cluster, now.unix, &*self.check)
@@ -118,10 +130,12 @@ impl View {
         outcome
     }
 
-    /// Makes room for a member whose certificates have been checked, or renews them, and takes in what waited for it.
+    /// Adds a member whose certificates have been checked, or renews its certificates. Then ingests
+    /// the records that waited for it.
     fn admit(&mut self, member: Member, now: Now) -> Result<Changes, Rejection> {
         let node = member.node();
-        // A publisher could certify a second authority, whose facts the others could not store.
+        // A publisher holds the master key and could certify a second authority, whose facts the
+        // other nodes could not store.
         if member.authority_id() != self.authority {
             return Err(Rejection::Authority);
         }
@@ -142,7 +156,8 @@ impl View {
                 self.rank_claims();
                 changes |= changed;
             }
-            // Who stands must not depend on the order in which certificates come.
+            // Which redeemers are members must not depend on the order in which certificates
+            // arrive.
             if earlier || tokens.first() != tokens.last() {
                 tokens.into_iter().flatten().for_each(|token| changes |= self.judge_redeemers(&token));
             }
@@ -156,7 +171,7 @@ impl View {
             changes |= self.judge_redeemers(&token);
         }
         for (kind, bytes) in self.pending.take(node) {
-            // A refusal of one that waited is counted like any other, and must not undo the card.
+            // `ingest` counts the refusal of a record that waited; it must not undo the card.
             if let Ok(more) = self.ingest(node, kind, &bytes, now) {
                 changes |= more;
             }
@@ -168,8 +183,10 @@ impl View {
         if self.nodes.len() < MAX_NODES {
             return Ok(());
         }
-        // Whoever can never speak again is forgotten first; its revocation or expiry still keeps it out.
-        let mut lost = self.nodes.values().filter(|it| matches!(it.standing, Standing::Revoked | Standing::Expired));
+        // A revoked or expired node makes way first: its revocation, or the date in its
+        // certificate, still keeps it out.
+        let mut lost =
+            self.nodes.values().filter(|node| matches!(node.standing, Standing::Revoked | Standing::Expired));
         let Some(lost) = lost.next().map(MemberView::node).filter(|lost| *lost != self.me) else {
             return Err(Rejection::TooMany("nodes"));
         };

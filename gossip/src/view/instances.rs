@@ -1,8 +1,8 @@
-//! Which process speaks with a node's key, as its heartbeats show: two at once are one key on two
-//! machines.
+//! Which process signs with a node's key, as its heartbeats show. Two processes at once mean that
+//! one key is on two machines.
 //!
-//! A restart shows as one process that ends and another that begins. Two machines show as a process
-//! that goes on after another has begun.
+//! After a restart one process has ended before the other begins. With two machines, a process goes
+//! on after another has begun.
 
 use crate::record::Heartbeat;
 
@@ -10,11 +10,11 @@ use crate::record::Heartbeat;
 /// may begin in the second in which the one before it ended.
 const OVERLAP: u64 = 1;
 
-/// The processes that one node's heartbeats have named.
+/// The two newest processes that one node's heartbeats have named.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Instances {
-    /// The process of the newest heartbeat that was taken in, and the date of its first, in seconds
-    /// since the epoch.
+    /// The process of the newest heartbeat taken in, and the date of the first heartbeat of that
+    /// process, in seconds since the epoch. `None` before the first heartbeat.
     current: Option<(u64, u64)>,
     /// The process before that one.
     previous: Option<u64>,
@@ -34,9 +34,8 @@ impl Instances {
         doubled
     }
 
-    /// Whether a heartbeat was made by another process than the current one, after that one had
-    /// begun. Of a heartbeat that is numbered below those taken in this shows that two processes
-    /// run.
+    /// Whether a heartbeat was made by another process than the current one, after the current one
+    /// had begun. For a heartbeat numbered below those taken in, this shows that two processes run.
     pub(super) fn outlasts(&self, beat: &Heartbeat) -> bool {
         self.current.is_some_and(|(instance, first)| instance != beat.instance && beat.unix > first + OVERLAP)
     }
@@ -58,7 +57,7 @@ mod tests {
         let mut instances = Instances::default();
         for (instance, seconds) in [(1, 0), (1, 2), (2, 2), (2, 100), (3, 102), (3, 104)] {
             assert!(!instances.take(&beat(instance, seconds)));
-            assert!(!instances.outlasts(&beat(1, 3)), "brought late");
+            assert!(!instances.outlasts(&beat(1, 3)), "an old heartbeat that arrives late");
         }
     }
 
@@ -69,6 +68,6 @@ mod tests {
         assert!(instances.take(&beat(1, 16)));
         let mut instances = Instances::default();
         assert!(!instances.take(&beat(1, 0)));
-        assert!(instances.outlasts(&beat(2, 12)), "a number below that of the first");
+        assert!(instances.outlasts(&beat(2, 12)), "a second process with a lower sequence number");
     }
 }

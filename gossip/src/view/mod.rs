@@ -1,21 +1,11 @@
 //! The verified picture of the cluster, folded from records and liveness.
 //!
-//! [`View::ingest`] is the one way in for what comes off the wire: it checks, then folds, or says why not
-//! ([`Rejection`]). What is read here has been verified. [`View::refresh`] lets time pass.
+//! Everything that comes off the wire enters through [`View::ingest`]: it checks a record, then
+//! folds it or returns a [`Rejection`]. Everything read from a view has been verified.
+//! [`View::refresh`] lets time pass.
 //!
-//! Two nodes that have ingested the same records, in whatever order and however often, agree on who is a member, which
-//! claim to the lease is the best and what became of each invitation.
-
-mod condition;
-mod facts;
-mod fold;
-mod ingest;
-mod instances;
-mod pending;
-mod rejection;
-mod services;
-#[cfg(test)]
-mod tests;
+//! Two nodes that have ingested the same records, in any order and any number of times, agree on
+//! the members, on the best claim to the lease and on the state of each invitation.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,53 +29,64 @@ use crate::time::Now;
 use instances::Instances;
 use pending::Pending;
 
+mod condition;
+mod facts;
+mod fold;
+mod ingest;
+mod instances;
+mod pending;
+mod rejection;
+mod services;
+#[cfg(test)]
+mod tests;
+
 /// Most nodes in a cluster.
 pub const MAX_NODES: usize = 1024;
 
 /// Whether a node whose certificates are sound counts as a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It does.
+    /// It counts as a member.
     Member,
-    /// Not any more: its certificate is past its end.
+    /// Its certificate has expired; a renewed one makes it a member again.
     Expired,
-    /// Never again: it was revoked.
+    /// It was revoked, which is final.
     Revoked,
-    /// Never: it joined with a token that others had used up.
+    /// It joined with a token that others had used up.
     Overdrawn,
 }
 
-/// One node as this one sees it.
+/// One node as this node sees it.
 #[derive(Debug, Clone)]
 pub struct MemberView {
-    /// Its certificates, checked.
+    /// Its certificates, which have been checked.
     pub member: Member,
-    /// Whether it counts.
+    /// Whether it counts as a member.
     pub standing: Standing,
-    /// The newest record of each kind that it said of itself.
+    /// Its own newest record of each kind.
     records: BTreeMap<RecordKind, AnyRecord>,
-    /// True if it is heard now.
+    /// True if its heartbeats show that it is alive now.
     pub alive: bool,
-    /// True if it was heard at any time since this process started.
+    /// True if it was alive at any time since this process started.
     pub been_alive: bool,
-    /// When it was last heard, on the monotonic clock.
+    /// When its last heartbeat was taken in, on the monotonic clock; `None` if never.
     pub last_heard: Option<Duration>,
-    /// When its heartbeats showed last that two processes run with its key, on the monotonic clock;
+    /// When its heartbeats last showed that two processes run with its key, on the monotonic clock;
     /// `None` if never.
     pub doubled: Option<Duration>,
     instances: Instances,
-    /// When a beat of it came last that was too old to prove that it lives.
+    /// When a heartbeat of it was last refused as too old, on the monotonic clock.
     doubted: Option<Duration>,
-    /// When its newest lease came.
+    /// When its newest lease arrived, on the monotonic clock.
     lease_seen: Duration,
-    /// The highest revision that it has announced for each service and period. Each node has a map of its own, so that no
-    /// node can have another's forgotten.
+    /// The highest revision that it has announced for each service and period. Each node has its
+    /// own map, so that no node can displace the revisions of another.
     revisions: BTreeMap<ServiceId, BTreeMap<PeriodId, u64>>,
-    /// The highest term it ever claimed.
+    /// The highest term it ever claimed; 0 if none.
     claimed: u64,
-    /// The earliest issue date of its certificates.
+    /// The earliest issue date of its member certificates, in seconds since the Unix epoch.
     joined: u64,
-    /// Its rank for the term and with the priority for which it was asked last.
+    /// A cache: its rank, with the term and the priority for which it was computed last.
     rank: Option<(u64, u8, Rank)>,
 }
 
@@ -110,12 +111,12 @@ impl MemberView {
         }
     }
 
-    /// Who.
+    /// The node's id.
     pub fn node(&self) -> NodeId {
         self.member.node()
     }
 
-    /// The newest record of each kind that it said of itself.
+    /// Its own newest record of each kind.
     pub fn records(&self) -> impl Iterator<Item = &AnyRecord> + '_ {
         self.records.values()
     }
@@ -140,12 +141,12 @@ impl MemberView {
         self.newest(RecordKind::Lease)
     }
 
-    /// Its phase, as its newest heartbeat says; `Joining` before the first.
+    /// Its phase, as its newest heartbeat states it; `Joining` before the first.
     pub fn phase(&self) -> Phase {
         self.heartbeat().map_or(Phase::Joining, |beat| beat.phase)
     }
 
-    /// Its priority in elections, lower first; the last before its card has come.
+    /// Its priority in elections, lower first; the last place (255) before its card has arrived.
     pub fn priority(&self) -> u8 {
         self.card().map_or(u8::MAX, |card| card.priority)
     }
@@ -155,7 +156,7 @@ impl MemberView {
         self.card().map_or(NodeCard::DEFAULT_WEIGHT, |card| card.weight)
     }
 
-    /// True if it could take the lease over.
+    /// True if it may take over the lease.
     pub(crate) fn is_eligible(&self) -> bool {
         self.standing == Standing::Member
             && self.alive
@@ -163,7 +164,7 @@ impl MemberView {
             && !matches!(self.phase(), Phase::Joining | Phase::Gone)
     }
 
-    /// Its place in the queue for a term: whoever is draining comes after all others.
+    /// Its place in the queue for a term: draining nodes come after all others.
     fn queue(&mut self, term: u64) -> (bool, Rank) {
         let (priority, node) = (self.priority(), self.node());
         let known = self.rank.filter(|(of, with, _)| (*of, *with) == (term, priority));
@@ -173,26 +174,26 @@ impl MemberView {
     }
 }
 
-/// What changed in the view. Joined with `|=`.
+/// Which parts of the view changed. Combined with `|=`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// Who is a member, alive, in which phase, with which card.
+    /// The members: which nodes they are, whether they are alive, their phases, their cards.
     pub members: bool,
     /// Facts of any kind.
     pub facts: bool,
-    /// Invitations.
+    /// The invitations and their redeemers.
     pub invitations: bool,
-    /// What may stand in a descriptor.
+    /// The introduction points that may stand in a descriptor.
     pub points: bool,
-    /// Leases.
+    /// Leases of any node.
     pub leases: bool,
-    /// Revocations.
+    /// The set of revoked nodes.
     pub revocations: bool,
-    /// What is published.
+    /// The periods and revisions that publishers announce.
     pub publications: bool,
-    /// Which services the cluster has, and how they are set.
+    /// The services of the cluster, and their settings.
     pub services: bool,
-    /// A node that was heard as a member turns out to have been evicted long before.
+    /// A revocation arrived late: a node that counted as a living member had been evicted before.
     pub misled: bool,
 }
 
@@ -210,15 +211,15 @@ impl std::ops::BitOrAssign for Changes {
     }
 }
 
-/// Whether an introduction point of which a node tells can be its own and stand in a descriptor: what takes Tor, or
-/// keys, to say.
+/// Whether an introduction point announced by a node can be its own and may stand in a descriptor.
+/// The answer needs Tor's encodings or keys, which this crate does not have.
 pub type PointCheck = Box<dyn Fn(NodeId, &ServedPoint) -> bool + Send + Sync>;
 
 /// The cluster as this node knows it.
 pub struct View {
     cluster: ClusterId,
     me: NodeId,
-    /// The one key that signs for the cluster. The store and the discovery keys know one as well.
+    /// The one key that signs for the cluster. The store and the discovery keys also know only one.
     authority: AuthorityId,
     /// When this process began, in seconds since the Unix epoch; 0 until that is known.
     began: u64,
@@ -227,11 +228,11 @@ pub struct View {
     liveness: Liveness,
     pending: Pending,
     refused: RefusedRecords,
-    /// No claim below is believed: the highest term known before this process started.
+    /// Highest term known before this process started; claims of lower terms are not believed.
     floor: u64,
     /// The highest term ever claimed. Never falls; claims of lower terms are void.
     claimed_term: u64,
-    /// The best claim of that term that its holder has not given up.
+    /// The best claim to `claimed_term` that its holder has not given up.
     best: Option<Claim>,
     highest_term: u64,
     check: Box<dyn Check + Send + Sync>,
@@ -249,7 +250,8 @@ impl std::fmt::Debug for View {
 }
 
 impl View {
-    /// Knows only this node itself. `term`: the highest term on disk, below which no claim is believed.
+    /// A view that knows only this node itself. `term` is the highest term on disk: claims of lower
+    /// terms are not believed.
     pub fn new(member: Member, patience: Patience, term: u64) -> Self {
         let me = member.node();
         let mut view = Self {
@@ -275,50 +277,51 @@ impl View {
         view
     }
 
-    /// Checks signatures in another way (see [`Check`]).
+    /// Checks signatures with `check` instead of [`Strict`].
     pub fn with_check(mut self, check: Box<dyn Check + Send + Sync>) -> Self {
         self.check = check;
         self
     }
 
-    /// Believes of a node only introduction points that pass this.
+    /// Refuses a node's introduction points unless all of them pass `check`.
     pub fn with_point_check(mut self, check: PointCheck) -> Self {
         self.point_check = check;
         self
     }
 
-    /// Keeps at most so many records that wait for their signer's card.
+    /// Keeps at most `most` records that wait for their signer's card; [`DEFAULT_WAITING`]
+    /// otherwise.
     pub fn with_waiting(mut self, most: usize) -> Self {
         self.pending.most = most;
         self
     }
 
-    /// Notes when this process began, in seconds since the Unix epoch.
+    /// Sets when this process began, in seconds since the Unix epoch.
     pub(crate) fn begin(&mut self, unix: u64) {
         self.began = unix;
     }
 
-    /// The cluster's name.
+    /// The cluster's id.
     pub fn cluster(&self) -> ClusterId {
         self.cluster
     }
 
-    /// This node.
+    /// This node's id.
     pub fn me(&self) -> NodeId {
         self.me
     }
 
-    /// Every member, this node included, by id.
+    /// All members, this node included, ordered by id.
     pub fn members(&self) -> impl Iterator<Item = &MemberView> + '_ {
         self.nodes.values().filter(|node| node.standing == Standing::Member)
     }
 
-    /// One member; `None` if it is not, or no longer, one.
+    /// One member; `None` if the node is not, or no longer, a member.
     pub fn member(&self, node: &NodeId) -> Option<&MemberView> {
         self.nodes.get(node).filter(|node| node.standing == Standing::Member)
     }
 
-    /// Every node whose certificates are sound, member or not, by id.
+    /// All nodes whose certificates are sound, members or not, ordered by id.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &MemberView> + '_ {
         self.nodes.values()
     }
@@ -338,12 +341,12 @@ impl View {
         self.nodes.get(&self.me).map_or(Standing::Member, |node| node.standing)
     }
 
-    /// True if the node was revoked, whether it was ever known or not.
+    /// True if the node was revoked, even if this node never knew it.
     pub fn revoked(&self, node: &NodeId) -> bool {
         self.facts.revocations.get(node).is_some()
     }
 
-    /// The facts known, of every kind.
+    /// All facts known, of every kind.
     pub fn facts(&self) -> &AllFacts {
         &self.facts
     }
@@ -353,8 +356,8 @@ impl View {
         &self.facts.revocations
     }
 
-    /// Nodes that joined with a token that others had used up. Whoever holds the authority key should revoke them, so
-    /// that those who never see all the certificates know it too.
+    /// Nodes that joined with a token that others had used up. A holder of the authority key should
+    /// revoke them, so that nodes which never see all the certificates exclude them too.
     pub fn overdrawn(&self) -> impl Iterator<Item = NodeId> + '_ {
         self.nodes.values().filter(|node| node.standing == Standing::Overdrawn).map(MemberView::node)
     }
@@ -364,7 +367,7 @@ impl View {
         &self.facts.invitations
     }
 
-    /// How often records were refused, by reason.
+    /// Records refused since the start, by reason.
     pub fn refused(&self) -> &RefusedRecords {
         &self.refused
     }
@@ -373,22 +376,23 @@ impl View {
         self.refused.count(rejection);
     }
 
-    /// A term that this node itself claimed before is out there.
+    /// Raises the highest term seen: gossip still has a lease of this term that an earlier process
+    /// of this node signed.
     pub(crate) fn raise_term(&mut self, term: u64) {
         self.highest_term = self.highest_term.max(term);
     }
 
-    /// True if any other member is heard now.
+    /// True if any other member is alive.
     pub(crate) fn hears_any(&self) -> bool {
         self.members().any(|node| node.alive && node.node() != self.me)
     }
 
-    /// How many other members are heard now.
+    /// Number of other members that are alive.
     pub fn hears(&self) -> usize {
         self.members().filter(|node| node.alive && node.node() != self.me).count()
     }
 
-    /// True if every other member has been heard since then (on the monotonic clock) and is alive.
+    /// True if every other member is alive and was heard at `mono` (monotonic clock) or later.
     pub fn heard_all_since(&self, mono: Duration) -> bool {
         self.members().all(|node| node.node() == self.me || (node.alive && node.last_heard >= Some(mono)))
     }
@@ -398,13 +402,14 @@ impl View {
         self.members().all(|node| node.node() == self.me)
     }
 
-    /// The publisher and its term, as far as this node believes in one now.
+    /// The publisher and its term; `None` if this node knows of no live lease that it believes.
     pub fn holder(&self, now: Now) -> Option<(NodeId, u64)> {
         let best = self.best.filter(|_| self.is_best_live(now.mono))?;
         Some((best.holder, best.term))
     }
 
-    /// The best claim to the highest term ever claimed that its holder, a member still, has not given up; live or not.
+    /// The best claim to the highest term ever claimed, live or not. Its holder is still a member
+    /// and has not given it up.
     pub fn best_claim(&self) -> Option<Claim> {
         self.best
     }
@@ -414,7 +419,7 @@ impl View {
         self.highest_term
     }
 
-    /// Finds the best claim anew, after a change of leases or of members.
+    /// Computes the best claim again, after a change of leases or of members.
     fn rank_claims(&mut self) {
         let leases = self.members().filter(|node| node.member.role() == Role::Publisher);
         let leases = leases.filter_map(MemberView::lease);
@@ -422,9 +427,10 @@ impl View {
         self.best = claims.map(|lease| Claim::of(lease)).max();
     }
 
-    /// Some who were members are none, or are again: ranks the claims of those who are. A publisher goes on believing no
-    /// term below one that was ever claimed, and claims a higher one itself; who cannot do that would wait for ever for
-    /// somebody to go above the claim of a node that the others had thrown out before they heard of it.
+    /// Ranks the claims again after the membership changed. A publisher keeps the highest term ever
+    /// claimed, even by a node since evicted, because it can claim a higher one. A worker cannot:
+    /// it falls back to the highest term claimed by a current member. Otherwise it would wait for
+    /// ever if the publishers evicted that node before they saw its claim.
     fn rank_members_claims(&mut self) {
         if self.nodes.get(&self.me).is_some_and(|own| own.member.role() != Role::Publisher) {
             let claimed = self.members().map(|node| node.claimed).max();
@@ -433,14 +439,14 @@ impl View {
         self.rank_claims();
     }
 
-    /// True if the best claim's lease is good and its holder lives.
+    /// True if the lease of the best claim is live (see `is_live`).
     pub(crate) fn is_best_live(&self, mono: Duration) -> bool {
         self.best.is_some_and(|best| self.is_live(&best.holder, best.term, mono))
     }
 
-    /// True if a living node holds a good lease of a term that is too low to be believed here.
+    /// True if another lease is live whose term is too low to be believed here.
     pub(crate) fn is_lower_live(&self, mono: Duration) -> bool {
-        // Most have no such memory: they need not look.
+        // Most nodes start with term 0 on disk and can skip the search.
         let floored = self.floor > 0;
         floored
             && self.members().any(|node| {
@@ -449,9 +455,11 @@ impl View {
             })
     }
 
-    /// True if `holder` has a good lease of `term` and lives. Who has just renewed a lease is taken to live until the
-    /// shortest silence that means death is over: after a start, leases come before the beats that prove life. So is who
-    /// goes on saying what is dated too long ago: if our own clock is fast, everybody does, and the lease is good.
+    /// True if `holder` has an unexpired lease of `term` and counts as alive. In two cases it
+    /// counts as alive without heartbeats that prove it. Its lease arrived within the shortest
+    /// silence that means death: after a start, leases arrive before the heartbeats. Or its
+    /// heartbeats were refused as too old within that time: if our clock is fast, those of every
+    /// node are.
     fn is_live(&self, holder: &NodeId, term: u64, mono: Duration) -> bool {
         let Some(node) = self.member(holder).filter(|node| node.member.role() == Role::Publisher) else { return false };
         let Some(lease) = node.lease().filter(|lease| lease.term == term) else { return false };
@@ -461,28 +469,29 @@ impl View {
         age < ttl && (node.alive || doubted || (age < self.patience().least && !self.liveness.is_gone(holder)))
     }
 
-    /// True if this node may be elected.
+    /// True if this node may take the lease.
     pub(crate) fn may_publish(&self) -> bool {
         self.member(&self.me).is_some_and(MemberView::is_eligible)
     }
 
-    /// How many eligible nodes stand before this one in the queue for `term`.
+    /// Number of eligible nodes before this one in the queue for `term`; `usize::MAX` if this node
+    /// is not a member.
     pub(crate) fn place(&mut self, term: u64) -> usize {
         let own = self.nodes.get_mut(&self.me).filter(|own| own.standing == Standing::Member);
         let Some(own) = own.map(|own| own.queue(term)) else { return usize::MAX };
         self.nodes
             .values_mut()
             .filter_map(|node| node.is_eligible().then(|| node.queue(term)))
-            .filter(|it| *it < own)
+            .filter(|place| *place < own)
             .count()
     }
 
-    /// True if another node could take the lease over and is not about to leave itself.
+    /// True if another node may take over the lease and is not draining.
     pub(crate) fn has_successor(&self) -> bool {
         self.members().any(|node| node.node() != self.me && node.is_eligible() && node.phase() != Phase::Draining)
     }
 
-    /// True if every other publisher is heard now, or has said goodbye.
+    /// True if every other publisher is alive, or has announced that it stops.
     pub fn hears_all_publishers(&self) -> bool {
         let publishers = self.members().filter(|node| node.member.role() == Role::Publisher);
         publishers.filter(|node| node.node() != self.me).all(|node| node.alive || node.phase() == Phase::Gone)
@@ -493,17 +502,18 @@ impl View {
         self.members().any(|node| node.node() != self.me && node.member.role() == Role::Publisher)
     }
 
-    /// How often nodes beat and when silence means death, in a cluster of this size.
+    /// The heartbeat interval and the silence that means death, in a cluster of this size.
     pub(crate) fn patience(&self) -> Patience {
         self.liveness.patience()
     }
 
-    /// This process was stopped until now: nobody is judged by the silence meanwhile.
+    /// This process was stopped until now: the silence of others in the meantime proves nothing.
     pub(crate) fn amnesty(&mut self, mono: Duration) {
         self.liveness.amnesty(mono);
     }
 
-    /// Lets time pass: who has been silent too long is dead, whose certificate has ended is no member.
+    /// Lets time pass: a node that has been silent too long is no longer alive, and one whose
+    /// certificate has expired is no longer a member.
     pub fn refresh(&mut self, now: Now) -> Changes {
         let mut changes = Changes::default();
         self.liveness.adapt(self.members().count());
@@ -524,7 +534,8 @@ impl View {
         changes
     }
 
-    /// When [`View::refresh`] must be called at the latest.
+    /// When [`View::refresh`] must be called at the latest, on the monotonic clock; `None` if no
+    /// other node is alive.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.liveness.next_deadline()
     }

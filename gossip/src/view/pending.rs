@@ -1,19 +1,20 @@
-//! Records that came before their signer's card. Gossip delivers a value once, so they are kept until the card comes.
+//! Records that arrived before their signer's card. Gossip delivers a value once, so they are kept
+//! until the card arrives.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::id::NodeId;
 use crate::record::RecordKind;
 
-/// Most records that wait, unless told otherwise.
+/// Default limit on the records that wait for a card (see [`super::View::with_waiting`]).
 pub const DEFAULT_WAITING: usize = 2048;
-/// Most bytes that wait.
+/// Limit on the bytes of all records that wait: 4 MiB.
 const MAX_BYTES: usize = 4 << 20;
 
-/// What waits, of unverified origin: bounded, oldest dropped first.
+/// Records that wait, none of them verified. Bounded: the oldest are dropped first.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// Most that wait.
+    /// Most records that wait.
     pub(super) most: usize,
     records: BTreeMap<(NodeId, RecordKind), Vec<u8>>,
     order: VecDeque<(NodeId, RecordKind)>,
@@ -27,8 +28,8 @@ impl Default for Pending {
 }
 
 impl Pending {
-    /// Keeps a record until its origin's card comes; of one kind and origin the last one. Gives how many others were
-    /// dropped for it.
+    /// Keeps a record until its origin's card arrives, in place of an earlier one of the same kind
+    /// and origin. Returns how many records were dropped to make room.
     pub(super) fn keep(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8]) -> usize {
         let mut dropped = 0;
         match self.records.insert((origin, kind), bytes.to_vec()) {
@@ -44,7 +45,7 @@ impl Pending {
         dropped
     }
 
-    /// Hands out what has waited for this node.
+    /// Removes and returns the records that wait for this node's card, in order of arrival.
     pub(super) fn take(&mut self, origin: NodeId) -> Vec<(RecordKind, Vec<u8>)> {
         let kinds: Vec<RecordKind> = self.order.iter().filter(|key| key.0 == origin).map(|key| key.1).collect();
         self.order.retain(|key| key.0 != origin);

@@ -1,4 +1,4 @@
-//! Why a record was not believed, and how often.
+//! Why records are refused, and how often each reason occurred.
 
 use std::collections::BTreeMap;
 
@@ -9,72 +9,73 @@ use crate::facts::FactError;
 use crate::record::{ChainError, OpenError, OutOfBounds};
 use crate::signed::VerifyError;
 
-/// Why a record was not folded into the view. Nothing in the view has changed then, but that a lease may count for longer
-/// whose holder's beats are [`Rejection::Old`].
+/// Why a record was not folded into the view. The view is unchanged, with one exception:
+/// [`Rejection::Old`] marks the signer as possibly alive, which keeps its lease live a little
+/// longer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, EnumDiscriminants)]
 #[strum_discriminants(name(Reason), vis(), derive(IntoStaticStr, VariantNames), strum(serialize_all = "snake_case"))]
 pub enum Rejection {
-    /// It cannot be read.
+    /// The bytes are not a record of this kind.
     #[error("cannot be read")]
     Unreadable(#[from] DecodeError),
-    /// Signed by, or speaking for, somebody else than the node under whose name it came.
-    #[error("does not speak for the node under whose name it came")]
+    /// It is signed by, or is about, another node than the one under whose name it was received.
+    #[error("not signed by and about the node under whose name it was received")]
     Origin,
     /// The signature does not match.
     #[error("bad signature")]
     Signature,
-    /// Nothing is known yet of its signer's membership; it waits for the signer's card.
+    /// Its signer is not known yet; the record waits for the signer's card.
     #[error("its signer's card is not known yet")]
     Unknown,
     /// The card's certificates do not make its signer a member.
     #[error("its signer is not a member")]
     Chain(#[source] ChainError),
-    /// The member certificate is past its end.
+    /// The signer's member certificate has expired.
     #[error("the member certificate has expired")]
     Expired,
     /// The signer was revoked.
     #[error("its signer has been revoked")]
     Revoked,
-    /// The signer joined with a token that others had used up before it.
-    #[error("its signer's token had been used up by others")]
+    /// The signer joined with a token that other nodes had used up.
+    #[error("its signer joined with a token that other nodes had used up")]
     Overdrawn,
-    /// Not of the one authority that signed this node's own certificate.
+    /// It is not signed by the authority that signed this node's own certificate.
     #[error("not signed by the cluster's authority")]
     Authority,
-    /// For another cluster.
-    #[error("of another cluster")]
+    /// It names another cluster.
+    #[error("belongs to another cluster")]
     Cluster,
-    /// Older than what is known.
+    /// A record of this kind with the same or a higher sequence number is known.
     #[error("sequence number {got} is not above {known}")]
     Stale {
-        /// The highest known.
+        /// The highest sequence number known.
         known: u64,
-        /// The record's.
+        /// The record's sequence number.
         got: u64,
     },
-    /// A sequence number, term or revision higher than anything but malice explains.
+    /// A sequence number, term or revision so high that only an attacker would sign it.
     #[error("a {0} too far ahead")]
     Jump(&'static str),
     /// The mesh address in the card is not the one derived from the node id.
     #[error("the mesh address in the card is not the node's")]
     Address,
-    /// A lease or publication of a node that may not publish.
+    /// A lease or publication of a worker, which may not publish.
     #[error("its signer may not publish")]
     Role,
     /// A field outside its bounds.
     #[error("{0} outside its bounds")]
     Bounds(&'static str),
-    /// An introduction point that is not fit for a descriptor, or is not its speaker's.
+    /// An introduction point that is not fit for a descriptor, or cannot be its signer's.
     #[error("an introduction point that cannot be the node's")]
     Points,
-    /// The view holds as many nodes, invitations or revocations as it may.
+    /// A bounded container is full; the text names its contents.
     #[error("too many {0}")]
     TooMany(&'static str),
-    /// A heartbeat from too long ago, of a node that is not known to live.
-    #[error("a sign of life from too long ago")]
+    /// A heartbeat dated too long ago, of a node that has been silent: it may be a replay.
+    #[error("a heartbeat dated too long ago")]
     Old,
-    /// A record of this very node that came back from elsewhere.
-    #[error("this node's own")]
+    /// A record of this node itself, received from another node.
+    #[error("a record of this node itself")]
     Own,
 }
 
@@ -127,33 +128,33 @@ impl From<ChainError> for Rejection {
 }
 
 impl Rejection {
-    /// A short name to count under.
+    /// The name of the reason in counters, in snake case.
     pub fn name(&self) -> &'static str {
         Reason::from(self).into()
     }
 
-    /// Every name there is.
+    /// The names of all reasons.
     pub fn names() -> &'static [&'static str] {
         Reason::VARIANTS
     }
 }
 
-/// How often records were refused since start, by reason.
+/// Records refused since the process started, by reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RefusedRecords(BTreeMap<&'static str, u64>);
 
 impl RefusedRecords {
-    /// One more.
+    /// Counts one more refusal.
     pub(super) fn count(&mut self, rejection: &Rejection) {
         *self.0.entry(rejection.name()).or_default() += 1;
     }
 
-    /// Every reason that occurred, by [`Rejection::name`].
+    /// Each reason that occurred, by [`Rejection::name`], with its count.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.0.iter().map(|(name, count)| (*name, *count))
     }
 
-    /// How often this one did.
+    /// The count of the reason with this [`Rejection::name`]; 0 if it never occurred.
     pub fn of(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or_default()
     }

@@ -1,5 +1,5 @@
-//! What the view knows of each service: who can serve its clients, at which relays, and which revisions of its descriptor
-//! were used.
+//! The part of the view that is about each service: which nodes can serve its clients, at which
+//! relays, and which revisions of its descriptor were used.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,8 @@ use crate::record::{
 use crate::signed::Verified;
 use crate::source::{Candidate, Source, relay_lot};
 
-/// Which start of its node a record is from: the upper half of its sequence number counts them.
+/// Number of the start of its node at which a record was signed: the upper 32 bits of the sequence
+/// number count the starts.
 pub(super) fn start(seq: u64) -> u64 {
     seq >> 32
 }
@@ -32,8 +33,8 @@ impl MemberView {
         self.newest(RecordKind::Publication(*service))
     }
 
-    /// Whether it can serve clients of this service now. A record from before its last restart says nothing of the
-    /// present: then it is down.
+    /// Whether it can serve clients of this service now. `Down` if it has announced nothing for
+    /// this service since its last restart.
     pub fn fitness(&self, service: &ServiceId) -> Fitness {
         let record = self.intro_points(service).filter(|record| self.is_of_this_start(record.seq));
         record.map_or(Fitness::Down, |record| record.fitness)
@@ -49,13 +50,14 @@ impl MemberView {
         self.heartbeat().is_some_and(|beat| start(seq) >= start(beat.seq))
     }
 
-    /// These points of it as a candidate for the descriptor of this service.
+    /// A candidate for the descriptor of this service, with these of the node's points.
     pub(crate) fn candidate<'a>(&self, service: &ServiceId, points: &'a [IntroPoint]) -> Candidate<'a> {
         Candidate { source: self.node().into(), fitness: self.fitness(service), weight: self.weight(), points }
     }
 
-    /// Makes room for a record of that number about a service. A node beyond [`MAX_SERVICES`] gives up the service of
-    /// which it has announced nothing for longest: it may have served others before.
+    /// Makes room for a record with sequence number `seq` about `service`. A node with
+    /// [`MAX_SERVICES`] other services loses the records of the one for which its newest record is
+    /// the oldest. The node may have served other services before.
     pub(super) fn make_service_room(&mut self, service: ServiceId, seq: u64) -> Result<(), Rejection> {
         let mut newest: BTreeMap<ServiceId, u64> = BTreeMap::new();
         for (kind, record) in &self.records {
@@ -79,8 +81,9 @@ impl MemberView {
 }
 
 impl View {
-    /// The services of the cluster, at most [`MAX_SERVICES`]: those that its facts name and have not removed, the oldest
-    /// first if there are more. The first service needs no fact: it names the cluster.
+    /// The services of the cluster: those that its facts name and have not removed. If there are
+    /// more than [`MAX_SERVICES`], the oldest of them. The first service, whose key is the
+    /// cluster's id, needs no fact.
     pub fn services(&self) -> BTreeSet<ServiceId> {
         let (first, facts) = (self.cluster.first_service(), &self.facts.services);
         let mut services: Vec<(u64, ServiceId)> = facts
@@ -95,7 +98,7 @@ impl View {
         services.into_iter().map(|(_, service)| service).take(MAX_SERVICES).collect()
     }
 
-    /// What all living sources offer for the descriptor of this service.
+    /// The candidates of all living sources for the descriptor of this service.
     pub fn candidates<'a>(&'a self, service: &'a ServiceId) -> impl Iterator<Item = Candidate<'a>> + 'a {
         let serving = self.heard(service).filter(|(node, _)| !matches!(node.phase(), Phase::Gone | Phase::Joining));
         serving.map(move |(node, record)| node.candidate(service, &record.points))
@@ -107,14 +110,14 @@ impl View {
         alive.filter_map(move |node| Some((node, &**node.intro_points(service)?)))
     }
 
-    /// The relays at which other sources wait for clients of this service.
+    /// The relays at which other sources have introduction points for this service.
     pub fn relays_of_others(&self, service: &ServiceId) -> BTreeSet<RelayId> {
         let own = Source::Node(self.me);
         self.relays(service).filter(|(source, _)| *source != own).map(|(_, relay)| relay).collect()
     }
 
-    /// The relays that this node must leave: another source with a lower lot waits there for clients of this service, too,
-    /// and clients can use only one of them.
+    /// The relays that this node must leave: another source with a lower lot has an introduction
+    /// point for this service there too, and clients can use only one of the two.
     pub fn relays_to_leave(&self, service: &ServiceId) -> BTreeSet<RelayId> {
         let me = Source::Node(self.me);
         let own: Vec<RelayId> =
@@ -129,31 +132,33 @@ impl View {
         leave
     }
 
-    /// The relays of all living sources of this service. A node that still joins counts: its points come back.
+    /// The relays of all living sources of this service. A joining node counts: its points return
+    /// to the descriptor soon.
     fn relays<'a>(&'a self, service: &'a ServiceId) -> impl Iterator<Item = (Source, RelayId)> + 'a {
         let offered = self.heard(service).map(|(node, record)| (Source::Node(node.node()), &record.points));
         offered.flat_map(|(source, points)| points.iter().map(move |point| (source, point.relay)))
     }
 
-    /// The highest revision that any publisher, evicted or not, is known to have used for a service in a period.
+    /// The highest revision that any publisher, evicted or not, is known to have used for a service
+    /// in a period; `None` if there is none.
     pub fn highest_revision(&self, service: &ServiceId, period: &PeriodId) -> Option<u64> {
         let revisions = self.nodes.values().filter_map(|node| node.revisions.get(service));
         revisions.filter_map(|revisions| revisions.get(period)).max().copied()
     }
 
-    /// The same of every period.
+    /// The same for each period.
     pub fn revisions(&self, service: &ServiceId) -> BTreeMap<PeriodId, u64> {
         highest(self.nodes.values(), service)
     }
 
-    /// The highest of every period that another member has announced.
+    /// For each period the highest revision that another member has announced.
     pub fn revisions_of_others(&self, service: &ServiceId) -> BTreeMap<PeriodId, u64> {
         let me: NodeId = self.me;
         highest(self.members().filter(move |node| node.node() != me), service)
     }
 }
 
-/// The highest revision of every period that one of these nodes has announced for this service.
+/// For each period the highest revision that any of these nodes has announced for this service.
 fn highest<'a>(nodes: impl Iterator<Item = &'a MemberView>, service: &ServiceId) -> BTreeMap<PeriodId, u64> {
     let mut highest = BTreeMap::new();
     let revisions = nodes.filter_map(|node| node.revisions.get(service)).flatten();

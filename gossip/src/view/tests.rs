@@ -1,7 +1,4 @@
-//! What is believed and what is not.
-
-mod properties;
-mod services;
+//! Which records a view accepts, and which it refuses.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,6 +9,9 @@ use crate::lease::TERMS_PER_SECOND;
 use crate::record::{IntroPoint, Invitation, PeriodId, Publication, PublishedPeriod, RecordKind, RelayId};
 use crate::signed::Statement;
 use crate::sim::{FOUNDED, Founder, Identity, point, sign};
+
+mod properties;
+mod services;
 
 const TTL: Duration = Duration::from_secs(30);
 
@@ -29,7 +29,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// The view of node 0.
+    /// The view of node 0, a publisher.
     fn new() -> Self {
         let founder = Founder::new(1);
         let view = View::new(founder.node(0, Role::Publisher).member, Patience::default(), 0);
@@ -40,11 +40,17 @@ impl Scene {
         self.founder.node(number, Role::Publisher)
     }
 
-    fn say<T: Statement>(&mut self, who: &Identity, kind: RecordKind, word: T, now: Now) -> Result<Changes, Rejection> {
-        self.view.ingest(who.node(), kind, &sign(word, &who.key).to_bytes().unwrap(), now)
+    fn say<T: Statement>(
+        &mut self,
+        who: &Identity,
+        kind: RecordKind,
+        record: T,
+        now: Now,
+    ) -> Result<Changes, Rejection> {
+        self.view.ingest(who.node(), kind, &sign(record, &who.key).to_bytes().unwrap(), now)
     }
 
-    /// Has a node's card and two beats taken in.
+    /// Ingests a publisher's card and two heartbeats: the node is alive then.
     fn meet(&mut self, number: u32, now: Now) -> Identity {
         let who = self.publisher(number);
         self.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), now).unwrap();
@@ -96,15 +102,15 @@ fn certificates_known_from_elsewhere_make_a_member_too() {
 fn nothing_is_believed_that_its_speaker_did_not_sign() {
     let mut scene = Scene::new();
     let (who, liar) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
-    let word = who.beat(seq(2, 1), Phase::Gone);
-    let forged = sign(word.clone(), &liar.key).to_bytes().unwrap();
+    let heartbeat = who.beat(seq(2, 1), Phase::Gone);
+    let forged = sign(heartbeat.clone(), &liar.key).to_bytes().unwrap();
     assert_eq!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &forged, at(3)), Err(Rejection::Origin));
     assert_eq!(scene.view.ingest(liar.node(), RecordKind::Heartbeat, &forged, at(3)), Err(Rejection::Origin));
-    let mut broken = sign(word, &who.key).to_bytes().unwrap();
+    let mut broken = sign(heartbeat, &who.key).to_bytes().unwrap();
     let last = broken.len() - 1;
     broken[last] ^= 1;
     assert_eq!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &broken, at(3)), Err(Rejection::Signature));
-    // A record of one kind is not one of another.
+    // The signature of a lease is not valid for a heartbeat.
     let lease = sign(who.lease(seq(2, 1), 1, TTL), &who.key).to_bytes().unwrap();
     assert!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &lease, at(3)).is_err());
     assert!(matches!(
@@ -139,7 +145,8 @@ fn a_foreign_a_fallen_or_an_evicted_member_is_not_heard() {
     assert!(!scene.view.is_member(&who.node()));
 }
 
-/// Cut off from the others, two nodes hear a third claim a term; the others throw it out and go on in a lower one.
+/// Two nodes see a third claim term 2. The rest of the cluster, cut off from them, evicts that node
+/// before it sees the claim, and goes on in term 1.
 #[test]
 fn a_worker_does_not_wait_for_somebody_to_go_above_a_claim_of_the_evicted() {
     let mut scene = Scene::new();
@@ -155,7 +162,7 @@ fn a_worker_does_not_wait_for_somebody_to_go_above_a_claim_of_the_evicted() {
     }
     let other = scene.publisher(2).node();
     assert_eq!(of_worker.view.holder(at(5)), Some((other, 1)));
-    // A publisher claims a third term instead.
+    // A publisher claims term 3 instead.
     assert_eq!((scene.view.holder(at(5)), scene.view.highest_term()), (None, 2));
 }
 
@@ -176,7 +183,7 @@ fn only_the_authority_revokes_and_invites() {
     assert!(scene.view.ingest(liar.node(), kind, &invitation.to_bytes().unwrap(), at(3)).unwrap().invitations);
 }
 
-/// A publisher holds the master key, and can certify a second authority.
+/// A publisher holds the master key and could certify a second authority.
 #[test]
 fn a_second_authority_of_the_address_is_not_believed() {
     let mut scene = Scene::new();
@@ -230,7 +237,7 @@ fn replays_and_absurd_numbers_are_refused() {
 }
 
 #[test]
-fn no_word_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refused() {
+fn no_record_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refused() {
     let mut scene = Scene::new();
     let (liar, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
     let day = |number| PeriodId { number, length_minutes: 1440, offset_seconds: 0 };
@@ -252,21 +259,21 @@ fn no_word_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refus
         assert_eq!(say(&mut scene, &liar, period, 1), Err(Rejection::Bounds("period")));
     }
     assert_eq!(say(&mut scene, &other, day(today), 50), Ok(true));
-    // Its own memory is not used up either.
+    // Its own map of revisions stays bounded too.
     assert_eq!(say(&mut scene, &liar, day(today), 1 << 57), Ok(true));
     for number in (0..60).chain(2_900_000..2_900_060) {
         assert_eq!(say(&mut scene, &liar, day(number), 7), Ok(true));
     }
     assert_eq!(scene.view.highest_revision(&service, &day(today)), Some(1 << 56));
     assert_eq!(say(&mut scene, &other, day(today), (1 << 56) + 1), Ok(true));
-    // What the evicted have used is used.
+    // Revisions that evicted nodes have used still count.
     scene.view.fold_fact(scene.founder.revoke(liar.node()), at(9)).unwrap();
     scene.view.fold_fact(scene.founder.revoke(other.node()), at(9)).unwrap();
     assert_eq!(scene.view.revisions(&service).get(&day(today)), Some(&(1 << 56)));
     assert!(scene.view.revisions(&service).len() <= 17);
 }
 
-/// One that heard every jump, and one that comes later.
+/// One view ingested every jump; the other joins later.
 #[test]
 fn after_a_hostile_publisher_has_jumped_as_it_liked_newcomers_follow_the_next() {
     let (mut scene, mut newcomer) = (Scene::new(), Scene::new());
@@ -285,7 +292,7 @@ fn after_a_hostile_publisher_has_jumped_as_it_liked_newcomers_follow_the_next() 
 }
 
 #[test]
-fn what_the_dead_said_long_ago_proves_nothing_to_who_never_heard_it() {
+fn an_old_heartbeat_proves_nothing_about_a_node_that_was_never_heard() {
     let mut scene = Scene::new();
     let (who, hour) = (scene.publisher(1), 3600);
     let beat = |n: u64, unix| Heartbeat { unix, ..who.beat(seq(1, n), Phase::Active) };
@@ -296,12 +303,14 @@ fn what_the_dead_said_long_ago_proves_nothing_to_who_never_heard_it() {
     }
     let seen = scene.view.member(&who.node()).unwrap();
     assert!(!seen.alive && seen.last_heard.is_none() && scene.view.refused().of("old") == 59);
-    // It is back, a quarter of an hour slow. Then either clock jumps, and it is heard all the same.
+    // It returns with a clock a quarter of an hour slow. Then its clock jumps both ways, and it
+    // still counts as alive.
     for (n, unix) in [(60, 2700), (61, 2702), (62, 0), (63, 1 << 30)] {
         scene.say(&who, RecordKind::Heartbeat, beat(n, FOUNDED + unix), at(hour + 2 * n)).unwrap();
         assert_eq!(scene.view.member(&who.node()).unwrap().alive, n > 60);
     }
-    // Silent for so long that its last word may be forgotten, it must prove itself anew.
+    // After half an hour of silence its last record may be forgotten: an old heartbeat is refused
+    // again.
     let late = at(2 * hour);
     assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(64, FOUNDED + hour), late), Err(Rejection::Old));
     assert!(scene.say(&who, RecordKind::Heartbeat, beat(65, late.unix), late).is_ok());
@@ -326,7 +335,7 @@ fn two_processes_with_one_key_are_noticed_by_others_and_a_restart_is_not() {
 }
 
 #[test]
-fn with_a_fast_clock_it_hears_nobody_and_yet_leaves_the_lease_to_its_holder() {
+fn a_node_with_a_fast_clock_hears_no_other_and_still_leaves_the_lease_to_its_holder() {
     let mut scene = Scene::new();
     let who = scene.publisher(1);
     scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(0)).unwrap();
@@ -410,7 +419,7 @@ fn of_two_at_one_relay_one_leaves_whichever_identity_they_share() {
             left[position] += leave.len();
         }
     }
-    // By a lot; naming another identity beside the true one makes it no better.
+    // A lot decides; adding another relay's identity to the true one does not improve it.
     assert!((8..=32).contains(&left[0]) && left[1] <= 32, "{left:?}");
 }
 
@@ -429,7 +438,7 @@ fn a_lease_is_live_while_young_held_and_its_holder_lives() {
     let (who, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
     scene.say(&who, RecordKind::Lease, who.lease(seq(1, 4), 3, TTL), at(3)).unwrap();
     assert_eq!(scene.view.holder(at(4)), Some((who.node(), 3)));
-    // Lower terms are not believed; time and silence end it; so does its holder's word.
+    // Lower terms are not believed. Age, silence and the holder's own ttl 0 end a lease.
     scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), 2, TTL), at(4)).unwrap();
     assert_eq!(scene.view.holder(at(4)), Some((who.node(), 3)));
     for n in 5..20 {
@@ -486,7 +495,7 @@ fn of_two_that_shared_a_token_the_same_stands_in_whatever_order_their_certificat
     let (token, other_token) = (founder.invitation(1, 1, &[]).token, founder.invitation(2, 1, &[]).token);
     let admit = |number, after, token| founder.admit(number, Role::Worker, FOUNDED + after, Some(token)).member;
     let rival = admit(12, 11, token);
-    // One was given a second certificate with the same token, another with another one.
+    // Node 11 has a second certificate: with the same token in one case, with another in the other.
     let cases = [
         ([admit(11, 10, token), admit(11, 12, token), rival.clone()], vec![rival.node()]),
         ([admit(11, 10, token), admit(11, 12, other_token), rival.clone()], vec![]),
@@ -517,7 +526,7 @@ fn a_certificate_that_ends_ends_membership() {
 }
 
 #[test]
-fn there_is_room_for_so_many_and_no_more() {
+fn a_view_holds_max_nodes_and_no_more() {
     let mut scene = Scene::new();
     for number in 1..MAX_NODES as u32 {
         scene.view.admit_chain(scene.publisher(number).member.chain(), at(0)).unwrap();

@@ -1,4 +1,4 @@
-//! The order of arrival does not matter, and no words do harm.
+//! The order of arrival does not matter, and no record does harm.
 
 use proptest::prelude::*;
 
@@ -8,7 +8,7 @@ use crate::codec;
 use crate::record::IntroPoints;
 use crate::signed::Sign;
 
-/// One thing that some node, or the authority, says.
+/// One record or fact, as gossip delivers it.
 #[derive(Debug, Clone)]
 struct Said {
     origin: NodeId,
@@ -16,7 +16,8 @@ struct Said {
     bytes: Vec<u8>,
 }
 
-/// A cluster's worth of records: three publishers, five workers of which three raced for two places, and an eviction.
+/// All records of a cluster: three publishers, five workers of which three raced for an invitation
+/// with two uses, and an eviction.
 fn everything() -> Vec<Said> {
     let founder = Founder::new(1);
     let token = founder.invitation(1, 2, &[]).token;
@@ -47,7 +48,7 @@ fn everything() -> Vec<Said> {
     said
 }
 
-/// What two nodes must agree on.
+/// The part of a view on which two nodes must agree.
 #[derive(Debug, PartialEq)]
 struct Opinion {
     members: Vec<(NodeId, bool)>,
@@ -72,7 +73,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn whoever_has_heard_the_same_believes_the_same(
+    fn views_that_ingested_the_same_records_agree(
         order in Just(everything()).prop_shuffle(),
         repeated in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
@@ -108,32 +109,32 @@ proptest! {
             3 => scene.put::<Lease>(&who, RecordKind::Lease, statement),
             _ => scene.put::<Publication>(&who, RecordKind::Publication(who.service()), statement),
         };
-        // The signature is good: what is refused is refused for what it says.
+        // The signature is good, so only the content can be the reason for a refusal.
         prop_assert!(!matches!(outcome, Err(Rejection::Signature | Rejection::Unknown)), "{outcome:?}");
         let known = scene.view.member(&who.node()).unwrap();
         prop_assert!((1..=100).contains(&known.weight()));
-        let points = known.intro_points(&who.service()).map_or(0, |it| it.points.len());
+        let points = known.intro_points(&who.service()).map_or(0, |record| record.points.len());
         prop_assert!(points <= crate::record::MAX_INTRO_POINTS);
         scene.view.refresh(at(60));
     }
 }
 
-/// One word of each kind, as it is signed.
+/// The encoded statement of one record of each kind.
 fn statements(scene: &Scene, who: &Identity) -> [Vec<u8>; 5] {
     let day = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 0 };
     let periods = vec![PublishedPeriod { period: day, revision: 1, confirmed: 1, directories: 1 }];
     let (cluster, node, service, seq) = (scene.founder.cluster(), who.node(), who.service(), seq(1, 9));
-    let words = [
+    let statements = [
         codec::encode(&who.card(seq, 100)),
         codec::encode(&who.beat(seq, Phase::Active)),
         codec::encode(&who.points(seq, vec![point(1, 1), point(2, 2)])),
         codec::encode(&who.lease(seq, 1, TTL)),
         codec::encode(&Publication { cluster, node, seq, service, term: 1, periods }),
     ];
-    words.map(Result::unwrap)
+    statements.map(Result::unwrap)
 }
 
-/// The envelope as it is on the wire, around any bytes.
+/// The envelope of the wire format, around any bytes.
 #[derive(serde::Serialize)]
 struct Envelope {
     signer: FixedBytes<32>,
@@ -142,7 +143,7 @@ struct Envelope {
 }
 
 impl Scene {
-    /// Has bytes taken in as a statement that `who` has signed.
+    /// Ingests bytes as a statement that `who` has signed.
     fn put<T: Statement>(
         &mut self,
         who: &Identity,
@@ -157,7 +158,7 @@ impl Scene {
 }
 
 #[test]
-fn what_is_signed_by_hand_is_a_record_like_any_other() {
+fn an_envelope_built_by_hand_is_accepted_like_a_signed_record() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
     let [card, beat, points, lease, publication] = statements(&scene, &who);

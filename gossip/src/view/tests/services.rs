@@ -1,4 +1,4 @@
-//! Records of several services, kept apart.
+//! Records of several services are kept apart.
 
 use super::*;
 use crate::id::ServiceId;
@@ -36,14 +36,14 @@ fn each_service_has_candidates_relays_and_revisions_of_its_own() {
     scene.publish(&who, two, seq(1, 7), 7).unwrap();
     let candidates = |service: &ServiceId| -> Vec<_> {
         let candidates = scene.view.candidates(service);
-        candidates.map(|it| (it.source, it.fitness, it.points.len())).collect()
+        candidates.map(|offer| (offer.source, offer.fitness, offer.points.len())).collect()
     };
     assert_eq!(candidates(&one), [(Source::Node(who.node()), Fitness::Healthy, 1)]);
     assert_eq!(candidates(&two), [(Source::Node(who.node()), Fitness::Degraded, 2)]);
     assert_eq!(scene.view.relays_of_others(&one).len(), 1);
     assert_eq!(scene.view.relays_of_others(&two).len(), 2);
-    assert_eq!([one, two].map(|it| scene.view.highest_revision(&it, &DAY)), [Some(70), Some(7)]);
-    assert_eq!(scene.view.member(&who.node()).unwrap().condition(), Condition::Unhealthy, "the worst counts");
+    assert_eq!([one, two].map(|service| scene.view.highest_revision(&service, &DAY)), [Some(70), Some(7)]);
+    assert_eq!(scene.view.member(&who.node()).unwrap().condition(), Condition::Unhealthy, "the worst fitness counts");
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_record_under_the_key_of_another_service_is_refused() {
 }
 
 #[test]
-fn what_a_node_announced_before_its_last_restart_says_nothing_of_its_fitness() {
+fn a_record_from_before_the_last_restart_proves_no_fitness() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
     let service = who.service();
@@ -71,14 +71,14 @@ fn what_a_node_announced_before_its_last_restart_says_nothing_of_its_fitness() {
     assert!(restarted.points);
     assert_eq!(fitness(&scene), Fitness::Down);
     assert_eq!(scene.view.member(&who.node()).unwrap().condition(), Condition::Initializing);
-    assert_eq!(scene.view.candidates(&service).count(), 1, "it stays the last resort");
+    assert_eq!(scene.view.candidates(&service).count(), 1, "its points stay candidates of last resort");
     let back = scene.announce(&who, (service, Fitness::Healthy, seq(2, 2)), vec![point(1, 1)]).unwrap();
     assert!(back.points);
     assert_eq!(fitness(&scene), Fitness::Healthy);
 }
 
 #[test]
-fn a_node_has_room_for_so_many_services_and_the_oldest_make_way() {
+fn a_node_keeps_max_services_and_the_oldest_makes_way() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
     let service = |number: usize| ServiceId::from_public_key([number as u8; 32]);
