@@ -1,4 +1,4 @@
-//! What each fault does; then their end.
+//! Strikes each kind of fault, and ends all of them.
 
 use std::time::Duration;
 
@@ -12,10 +12,11 @@ use crate::coordinator::Event;
 use crate::id::InvitationId;
 use crate::record::{Phase, RecordKind, Role};
 
-/// Whom a fault struck and how; `None` if there was nothing to strike.
+/// Which nodes a fault struck and how, for the log; `None` if there was nothing to strike.
 type Struck = Option<String>;
 
-/// Machines that ever take part beyond those at the start: a view holds 1,024 nodes, and whoever left is among them.
+/// Most machines that ever join after the start of a run. A view holds 1,024 nodes, and the nodes
+/// that have left are among them.
 const MOST_NEWCOMERS: usize = 400;
 
 impl World {
@@ -28,7 +29,7 @@ impl World {
         self.draw(|world, host| world.hosts[host].runs())
     }
 
-    /// Starts the chaos: these faults of the scenario's script, or all of them.
+    /// Starts the chaos with these faults of the scenario's script; with all of them if `None`.
     pub(super) fn begin_chaos(&mut self, only: Option<&[usize]>) {
         self.loss = self.scenario.loss;
         self.delay = self.scenario.delay;
@@ -39,7 +40,7 @@ impl World {
         }
     }
 
-    /// One fault.
+    /// Strikes one fault, unless the chaos has ended.
     pub(super) fn strike(&mut self, planned: Planned) {
         if self.calm {
             return;
@@ -70,11 +71,11 @@ impl World {
             let at = self.now.as_secs_f64();
             self.log.push(format!("{at:.1} s, fault {}: {:?}: {whom}", planned.number, planned.fault));
         }
-        // The weather changes, too.
+        // The loss of messages changes with every fault.
         self.loss = planned.loss;
     }
 
-    /// Ends all faults. Whoever has not left comes back.
+    /// Ends all faults. All nodes that have not left start again.
     pub(super) fn end_chaos(&mut self) {
         self.calm = true;
         self.walls.clear();
@@ -94,8 +95,9 @@ impl World {
     }
 
     fn crash(&mut self) -> Struck {
-        // Best in the middle of a write.
-        let writing = |world: &Self, host: usize| world.hosts[host].process.as_ref().is_some_and(|it| it.storing > 0);
+        // Half of the time, a process that is storing a term.
+        let writing =
+            |world: &Self, host: usize| world.hosts[host].process.as_ref().is_some_and(|process| process.storing > 0);
         let torn = if self.dice.chance(0.5) { self.draw(writing) } else { None };
         let host = torn.or_else(|| self.running())?;
         self.kill(host);
@@ -114,7 +116,7 @@ impl World {
         self.hosts[host].silent_since = Some(self.now);
     }
 
-    /// Has a process say goodbye; it ends when that is gossiped.
+    /// Has a process announce that it stops; it ends once that has been gossiped.
     pub(super) fn say_goodbye(&mut self, host: usize) {
         self.hosts[host].silent_since = Some(self.now);
         self.handle(host, Event::Leave);
@@ -150,20 +152,20 @@ impl World {
         let host = self.running()?;
         let inside = (0..self.hosts.len()).map(|other| other == host).collect();
         self.walls.push(Wall { inside, out: kind == 0, into: kind == 1 });
-        Some(format!("node {host} {}", if kind == 0 { "is not heard" } else { "hears nobody" }))
+        Some(format!("node {host} {}", if kind == 0 { "is not heard" } else { "hears no other node" }))
     }
 
     fn heal(&mut self) -> Struck {
         let walls = self.walls.len();
         self.walls.clear();
-        (walls > 0).then(|| format!("{walls} walls fall"))
+        (walls > 0).then(|| format!("{walls} walls removed"))
     }
 
     fn clock_jump(&mut self) -> Struck {
         let host = self.running()?;
         let skew = self.dice.below(1201) as i64 - 600;
         self.hosts[host].skew = skew;
-        // Taken for a sleep by the node, who then judges nobody by the silence meanwhile.
+        // The node takes the jump for a sleep and then ignores the silence of the others before it.
         if let Some(process) = &mut self.hosts[host].process {
             process.witness.woken = self.now;
         }
@@ -205,7 +207,7 @@ impl World {
         Some(format!("node {host}, let in by {by}"))
     }
 
-    /// Two publishers, each unaware of the other, let a node in with the same token.
+    /// Two publishers, each unaware of the other, admit one node each with the same token.
     fn race(&mut self) -> Struck {
         let (one, two) = (self.publisher()?, self.publisher()?);
         self.tokens += 1;
@@ -222,13 +224,13 @@ impl World {
         (!joined.is_empty()).then(|| format!("nodes {joined:?}, let in by {one} and {two}"))
     }
 
-    /// How many publishers stay, as far as is known.
+    /// Number of publishers that have neither left nor been evicted.
     fn publishers_left(&self) -> usize {
         let stays = |host: &&Host| host.fate == Fate::Here && !host.evicted;
         self.hosts.iter().filter(stays).filter(|host| host.identity.member.role() == Role::Publisher).count()
     }
 
-    /// Of two publishers none leaves: workers alone could publish nothing.
+    /// A node leaves. The last two publishers stay, because workers alone cannot publish.
     fn leave(&mut self) -> Struck {
         let host = self.running()?;
         let publishes = self.hosts[host].identity.member.role() == Role::Publisher;
@@ -276,7 +278,8 @@ impl World {
         Some(format!("of node {host} for {}", service.short()))
     }
 
-    /// A member sends another words that a third never said: signed by itself, or with a signature made up.
+    /// A member sends another node a record of a third that the third never signed. The signature
+    /// is the member's own; in 70 % of the cases the envelope names the third node as its signer.
     fn forge(&mut self) -> Struck {
         let (liar, to, victim) = (self.running()?, self.running()?, self.running()?);
         if victim == liar || to == victim {
@@ -295,7 +298,7 @@ impl World {
         if self.dice.chance(0.7)
             && let Ok(bytes) = &mut forged.1
         {
-            // Under the victim's name, with the liar's signature.
+            // The victim's name over the liar's signature.
             let (own, theirs) = (*key.verifying_key().as_bytes(), *who.node().public_key());
             if let Some(at) = bytes.windows(32).position(|window| window == own) {
                 bytes[at..at + 32].copy_from_slice(&theirs);

@@ -1,4 +1,5 @@
-//! When what is checked: after every event for one node, every second for all, and at the end.
+//! The checks of a run: for a node after each of its events, for all nodes every second, and at the
+//! end.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -16,21 +17,22 @@ use crate::source::{Candidate, Source};
 use crate::stand_in::Orphan;
 use crate::view::{Condition, MemberView};
 
-/// No point of a node stays wanted longer than this after its last beat was delivered (or after the judge was woken): the
-/// longest allowance in a cluster of so many, the beat with which who does not publish acts on it, and three seconds. 45
-/// seconds up to a hundred nodes.
+/// Longest time for which another node may want a node's points in the descriptor after that node's
+/// last heartbeat was delivered to it, or after it was itself woken from a stop. The longest
+/// allowance in a cluster of this size, plus one heartbeat interval (a node that does not publish
+/// plans again only with its own heartbeat), plus 3 s. 45 s up to a hundred nodes.
 pub fn longest_silence(nodes: usize) -> Duration {
     let patience = Patience::default().among(nodes);
     patience.most + patience.interval + Duration::from_secs(3)
 }
 
-/// The time period of this moment.
+/// The time period at a Unix time in seconds. Simulated periods last eight hours.
 pub(super) fn period_at(unix: u64) -> PeriodId {
     PeriodId { number: unix / 28_800, length_minutes: 480, offset_seconds: 0 }
 }
 
 impl World {
-    /// After every event of a node.
+    /// Checks a node after each of its events.
     pub(super) fn check(&mut self, host: usize) {
         let (clock, me) = (self.hosts[host].clock(self.now), self.hosts[host].id());
         let worker = self.hosts[host].identity.member.role() != Role::Publisher;
@@ -59,7 +61,8 @@ impl World {
         self.check_desired(host);
     }
 
-    /// After every publication that it hears of, or makes.
+    /// Checks, after every publication that a node receives or makes, that no revision it knows has
+    /// fallen.
     pub(super) fn check_revisions(&mut self, host: usize) {
         for service in self.services.clone() {
             let known = self.directories.keys().rev().filter(|(of, _)| *of == service);
@@ -96,12 +99,12 @@ impl World {
         if points > 20 || relays.len() != points {
             self.broken(Invariant::Descriptor, host, format!("wants {points} points at {} relays", relays.len()));
         } else if let Some(stranger) = stranger {
-            self.broken(Invariant::Descriptor, host, format!("wants a point of {stranger}, no member"));
+            self.broken(Invariant::Descriptor, host, format!("wants a point of {stranger}, which is not a member"));
         }
     }
 
-    /// What a node wants published of a service, through the eyes of the harness: here a plan that keeps the dead can be
-    /// put in.
+    /// The points that a node wants published for a service. With [`Bug::KeepsDead`] the harness
+    /// replaces them with those of a plan that includes dead nodes.
     pub(super) fn wanted(&self, host: usize, service: &ServiceId) -> Cow<'_, [(Source, IntroPoint)]> {
         let Some(process) = &self.hosts[host].process else { return Cow::Borrowed(&[]) };
         if self.scenario.bug != Some(Bug::KeepsDead) {
@@ -113,7 +116,7 @@ impl World {
         Cow::Owned(choose(&candidates, &Choice::default(), 20, 0).points)
     }
 
-    /// Every second: nobody wants points of the long silent.
+    /// Checks, every second, that no node wants points of a node that has been silent too long.
     pub(super) fn probe(&mut self) {
         let allowed = longest_silence(self.hosts.len());
         for host in 0..self.hosts.len() {
@@ -133,8 +136,8 @@ impl World {
         }
     }
 
-    /// Why the cluster has not settled; `None` once it has: one publisher whom all believe, one view, the whole
-    /// descriptor on the directories.
+    /// Why the cluster has not settled. `None` once it has: all believe one publisher, all have one
+    /// view, and the complete descriptor is on the directories.
     pub fn unsettled(&self) -> Option<String> {
         let running: Vec<usize> = (0..self.hosts.len()).filter(|host| self.hosts[*host].runs()).collect();
         let ids: BTreeSet<NodeId> = running.iter().map(|host| self.hosts[*host].id()).collect();
@@ -152,12 +155,12 @@ impl World {
                     .iter()
                     .map(|host| {
                         let process = self.hosts[*host].process.as_ref();
-                        let view = process.map(|it| it.coordinator.view());
+                        let view = process.map(|process| process.coordinator.view());
                         (
                             *host,
                             self.hosts[*host].disk.term,
-                            view.and_then(|it| it.best_claim().map(|it| (it.term, it.holder))),
-                            view.map(|it| it.highest_term()),
+                            view.and_then(|view| view.best_claim().map(|claim| (claim.term, claim.holder))),
+                            view.map(|view| view.highest_term()),
                         )
                     })
                     .collect();
@@ -179,9 +182,13 @@ impl World {
                         )
                     })
                     .collect();
-                return Some(format!("node {host} is wrong about the life of {diff:?}, refused {:?}", view.refused()));
+                return Some(format!(
+                    "node {host} is wrong about which of these are alive: {diff:?}; refused {:?}",
+                    view.refused()
+                ));
             }
-            // Whoever left need not be remembered by all: its certificates come back with it, if it does.
+            // Not all need to remember a node that left: if it comes back, it brings its
+            // certificates.
             let left = |node: &NodeId| self.index.get(node).is_some_and(|host| self.hosts[*host].fate == Fate::Left);
             let seen = view.members().map(|node| node.node()).filter(|node| !left(node));
             let seen: BTreeSet<NodeId> = seen.collect();
@@ -200,25 +207,26 @@ impl World {
         };
         let standings: Vec<_> = running.iter().filter_map(standing).collect();
         let index = self.index.get(&node).copied().unwrap_or_default();
-        format!("node {index} ({:?}) stands differently with {standings:?} of {running:?}", self.hosts[index].fate)
+        format!("node {index} ({:?}) has different standings, {standings:?}, among {running:?}", self.hosts[index].fate)
     }
 
     fn incomplete(&self, service: &ServiceId, leader: usize, running: &[usize]) -> Option<String> {
         let wanted = self.wanted(leader, service);
         let present: BTreeSet<Source> = wanted.iter().map(|(source, _)| *source).collect();
-        let condition = |host: &usize| self.hosts[*host].process.as_ref().map(|it| it.coordinator.condition());
+        let condition =
+            |host: &usize| self.hosts[*host].process.as_ref().map(|process| process.coordinator.condition());
         let is_healthy = |host: &&usize| condition(host) == Some(Condition::Healthy);
         let healthy = running.iter().filter(is_healthy).filter(|host| self.serves(**host, service)).count();
         if present.len() != healthy.min(20) || wanted.len() != (healthy * 4).min(20) {
             let process = self.hosts[leader].process.as_ref()?;
             let seen = |host: &usize| {
                 let node = process.coordinator.view().node(&self.hosts[*host].id())?;
-                let points = node.intro_points(service).map(|it| it.points.len());
+                let points = node.intro_points(service).map(|record| record.points.len());
                 Some((*host, node.condition(), condition(host), node.alive, points))
             };
             let seen: Vec<_> = running.iter().map(seen).collect();
             let present = present.len();
-            return Some(format!("{} points of {present} nodes wanted by {leader}, who sees {seen:?}", wanted.len()));
+            return Some(format!("node {leader} wants {} points of {present} nodes and sees {seen:?}", wanted.len()));
         }
         if !running.iter().all(|host| is_healthy(&host)) {
             return Some(format!("not all of {} are healthy", running.len()));
@@ -226,11 +234,11 @@ impl World {
         let unix = self.hosts[leader].clock(self.now).unix;
         match self.directories.get(&(*service, period_at(unix))) {
             Some(directory) if directory.points == *wanted => None,
-            _ => Some(format!("the directories hold something else than is wanted of {}", service.short())),
+            _ => Some(format!("the directories do not hold the points that are wanted for {}", service.short())),
         }
     }
 
-    /// The machine on which the one publisher runs.
+    /// The machine of the publisher; `None` unless exactly one publishes.
     pub(super) fn publisher_now(&self) -> Option<usize> {
         let leads = |host: &usize| {
             let host = &self.hosts[*host];
@@ -240,22 +248,23 @@ impl World {
         leading.next().filter(|_| leading.next().is_none())
     }
 
-    /// How many of the running nodes stand in at each point of a machine, of any service, as the publisher knows its
-    /// points.
+    /// For each introduction point of machine `of` that the publisher knows, of any service: the
+    /// number of running nodes that stand in at it.
     pub(super) fn stand_ins(&self, of: usize) -> Vec<usize> {
         let id = self.hosts[of].id();
         let running = || self.hosts.iter().filter(|host| host.runs());
         let coordinators =
             || running().filter_map(|host| Some((host.clock(self.now), &host.process.as_ref()?.coordinator)));
-        let taken: Vec<Orphan> = coordinators().flat_map(|(clock, it)| it.stand_ins(clock)).collect();
+        let taken: Vec<Orphan> = coordinators().flat_map(|(clock, coordinator)| coordinator.stand_ins(clock)).collect();
         let publisher = self.publisher_now().and_then(|host| self.hosts[host].process.as_ref());
-        let node = publisher.and_then(|it| it.coordinator.view().node(&id));
+        let node = publisher.and_then(|process| process.coordinator.view().node(&id));
         let records = node.into_iter().flat_map(MemberView::all_intro_points);
-        let count = |key| taken.iter().filter(|it| it.node == id && it.served.point.session_key == key).count();
+        let count =
+            |key| taken.iter().filter(|point| point.node == id && point.served.point.session_key == key).count();
         records.flat_map(|record| &record.points).map(|point| count(point.session_key)).collect()
     }
 
-    /// True if this machine takes part, running or not.
+    /// True if this machine takes part in the cluster, running or not.
     pub(super) fn is_here(&self, host: usize) -> bool {
         self.hosts[host].fate == Fate::Here
     }

@@ -1,25 +1,25 @@
-//! What goes wrong, and how often.
+//! The faults of a run, how often each strikes, and the deliberate bugs.
 
 use std::time::Duration;
 
-/// A deliberate bug in the harness around a node, to show that the simulation catches it. The node's own code carries
-/// no such switch.
+/// A deliberate bug in the harness around a node, to show that the simulation catches it. The code
+/// of the node itself has no such switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
-    /// A restart finds no term on disk.
+    /// A restarted node has lost the term that was on disk.
     ForgetsTerm,
-    /// The publisher's revision is the clock's, whatever gossip and directories say.
+    /// The publisher takes revisions from its clock, regardless of gossip and directories.
     ClockRevision,
     /// The view believes records without checking signatures.
     TrustsUnverified,
-    /// The plan counts the dead.
+    /// The plan includes dead nodes.
     KeepsDead,
-    /// Whoever loses the lease goes on renewing it.
+    /// A publisher that loses the lease goes on renewing it.
     LoserRenews,
 }
 
 impl Bug {
-    /// All of them, by name.
+    /// All bugs, with the names that `SIM_BUG` takes.
     pub const ALL: [(&'static str, Self); 5] = [
         ("forgets-term", Self::ForgetsTerm),
         ("clock-revision", Self::ClockRevision),
@@ -28,50 +28,52 @@ impl Bug {
         ("loser-renews", Self::LoserRenews),
     ];
 
-    /// The one of this name.
+    /// The bug of this name; `None` if the name is unknown.
     pub fn by_name(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, bug)| *bug)
     }
 }
 
-/// How often each fault strikes, relative to the others. 0: never.
+/// How often each kind of fault strikes, relative to the others. 0: never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Weights {
     /// A process is killed; it may be started again.
     pub crash: usize,
-    /// One that was killed is started again.
+    /// A process that was killed is started again.
     pub restart: usize,
     /// A process is stopped for a while; its connections stay up.
     pub freeze: usize,
-    /// A machine sleeps for a while: its monotonic clock stands.
+    /// A machine sleeps for a while: its monotonic clock stops.
     pub sleep: usize,
-    /// The network falls apart in two.
+    /// The network splits into two halves.
     pub partition: usize,
-    /// Messages pass in one direction only: a node is not heard, a node hears nobody, or one half does not hear the other.
+    /// Messages pass in one direction only: a node is not heard, a node hears no other, or one half
+    /// does not hear the other.
     pub one_way: usize,
-    /// All parts are joined again.
+    /// All partitions end.
     pub heal: usize,
-    /// A clock jumps, to at most ten minutes off.
+    /// The wall clock of a machine jumps, to at most ten minutes off.
     pub clock: usize,
-    /// A disk takes seconds for every write for a while; a crash before a write has landed undoes it.
+    /// A disk takes up to 40 s for every write for a while. A crash before a write has finished
+    /// undoes it.
     pub slow_disk: usize,
-    /// A disk is full for a while: nothing that is written stays, and nothing starts.
+    /// A disk is full for a while: writes are lost, and no process starts.
     pub full_disk: usize,
     /// A new node joins.
     pub join: usize,
-    /// Two new nodes join with one token of one use.
+    /// Two new nodes join with one token that is good for one use.
     pub race: usize,
-    /// A node says goodbye.
+    /// A node announces that it stops, and leaves for good.
     pub leave: usize,
     /// A node is evicted.
     pub evict: usize,
-    /// A node drains, or ends it.
+    /// A node begins or ends draining.
     pub drain: usize,
-    /// A target fails, or is back.
+    /// A target fails, or answers again.
     pub target: usize,
-    /// An intro point is lost.
+    /// A node loses an introduction point.
     pub point: usize,
-    /// A member spreads forged records of others.
+    /// A member sends forged records of others.
     pub forge: usize,
 }
 
@@ -100,30 +102,30 @@ impl Default for Weights {
     }
 }
 
-/// One run: how large, how long, what goes wrong.
+/// The settings of one run.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
-    /// Decides everything that is left to chance.
+    /// Decides every random choice.
     pub seed: u64,
-    /// Nodes at the start; never more than twice as many take part at once.
+    /// Nodes at the start; at most twice that number take part at once.
     pub nodes: usize,
     /// Services of the cluster, each served by every node.
     pub services: u32,
-    /// How long things go wrong; then only safety is checked.
+    /// How long faults strike. Meanwhile only safety is checked, not agreement.
     pub chaos: Duration,
     /// Mean time between two faults.
     pub every: Duration,
-    /// Which.
+    /// How often each kind of fault strikes.
     pub weights: Weights,
-    /// Worst loss of messages, 0 to 1.
+    /// Highest share of messages that is lost, 0 to 1.
     pub loss: f64,
     /// Longest delay of a message.
     pub delay: Duration,
-    /// Within how long after the last fault all must agree.
+    /// All nodes must agree within this time after the last fault.
     pub settle: Duration,
-    /// For how long they are then watched.
+    /// For this time after that, they must keep agreeing.
     pub watch: Duration,
-    /// The bug to be caught.
+    /// The bug that the run must catch; `None` to run without one.
     pub bug: Option<Bug>,
 }
 
@@ -152,7 +154,7 @@ impl Weights {
 }
 
 impl Scenario {
-    /// The usual run of this seed. The larger the cluster, the more often something strikes.
+    /// The usual run of this seed. The larger the cluster, the more often faults strike.
     pub fn new(seed: u64, nodes: usize) -> Self {
         let every = Duration::from_secs(8).div_f64(1.0 + nodes as f64 / 50.0);
         Self {

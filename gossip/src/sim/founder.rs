@@ -1,4 +1,4 @@
-//! Makes clusters for tests: keys from small numbers, certificates, records of anybody.
+//! Makes clusters for tests: keys derived from small numbers, certificates, records of any node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use crate::record::{
 };
 use crate::signed::{Sign, Statement, Verified, sign_foreign};
 
-/// Seconds since the epoch at which every simulated cluster is founded.
+/// When every simulated cluster is founded, in seconds since the Unix epoch.
 pub const FOUNDED: u64 = 1_800_000_000;
 
-/// A year, in seconds: how long member certificates are good.
+/// Lifetime of member certificates: a year, in seconds.
 const YEAR: u64 = 365 * 24 * 3600;
 
 fn key(label: u8, number: u32) -> SigningKey {
@@ -26,29 +26,29 @@ fn key(label: u8, number: u32) -> SigningKey {
     SigningKey::from_bytes(&seed)
 }
 
-/// Whoever holds all the keys of a cluster.
+/// The holder of the authority key of a cluster.
 #[derive(Debug, Clone)]
 pub struct Founder {
     authority: SigningKey,
     certificate: Verified<AuthorityCertificate>,
 }
 
-/// A node's keys and what proves its membership.
+/// A node's key and certificates.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// Its key.
+    /// The node's secret key.
     pub key: SigningKey,
-    /// Its certificates.
+    /// The node's certificates.
     pub member: Member,
 }
 
 impl Founder {
-    /// The cluster of this number.
+    /// The founder of the `number`th cluster.
     pub fn new(number: u32) -> Self {
         Self::with_authority(number, number)
     }
 
-    /// The same cluster, whose address has certified the `other`th authority too.
+    /// The `number`th cluster with the `other`th authority, which its master key has certified too.
     pub fn with_authority(number: u32, other: u32) -> Self {
         let (master, authority) = (key(b'm', number), key(b'a', other));
         let cluster = ClusterId::named_by(ServiceId::from_public_key(master.public_key()));
@@ -57,12 +57,12 @@ impl Founder {
         Self { certificate: sign(statement, &master), authority }
     }
 
-    /// The cluster's name.
+    /// The cluster's id.
     pub fn cluster(&self) -> ClusterId {
         self.certificate.cluster
     }
 
-    /// The `number`th service; the first, 0, names the cluster.
+    /// The `number`th service; the key of number 0 is the cluster's id.
     pub fn service(&self, number: u32) -> ServiceId {
         match number {
             0 => self.cluster().first_service(),
@@ -78,12 +78,13 @@ impl Founder {
         sign(statement, &self.authority)
     }
 
-    /// The `number`th node, a founder of that role.
+    /// The `number`th node with this role, admitted at the founding without an invitation.
     pub fn node(&self, number: u32, role: Role) -> Identity {
         self.admit(number, role, FOUNDED, None)
     }
 
-    /// The `number`th node, admitted at that time with that invitation.
+    /// The `number`th node, admitted with this invitation; `issued` in seconds since the Unix
+    /// epoch.
     pub fn admit(&self, number: u32, role: Role, issued: u64, invitation: Option<InvitationId>) -> Identity {
         let key = key(b'n', number);
         let node = NodeId::from_public_key(key.public_key());
@@ -93,12 +94,12 @@ impl Founder {
         Identity { key, member: Member { authority: self.certificate.clone(), certificate } }
     }
 
-    /// What the authority says in a way that this version does not know.
+    /// An encoded statement signed by the authority in a context that this version does not know.
     pub fn sign_foreign(&self, context: &str, statement: Vec<u8>) -> Vec<u8> {
         sign_foreign(context, statement, &self.authority).unwrap()
     }
 
-    /// A version of the `number`th invitation.
+    /// The `number`th invitation, with this number of uses and these redeemers.
     pub fn invitation(&self, number: u32, uses: u16, redeemed: &[NodeId]) -> Verified<Invitation> {
         let token = InvitationId::from_public_key(key(b't', number).public_key());
         let statement = Invitation {
@@ -114,34 +115,34 @@ impl Founder {
         sign(statement, &self.authority)
     }
 
-    /// A merger of several versions, signed as one.
+    /// Signs an invitation, such as the merger of several versions.
     pub fn sign_invitation(&self, invitation: Invitation) -> Verified<Invitation> {
         sign(invitation, &self.authority)
     }
 
-    /// The end of a node's membership.
+    /// The fact that a node is revoked.
     pub fn revoke(&self, node: NodeId) -> Verified<Revocation> {
         sign(Revocation { cluster: self.cluster(), node, revoked: FOUNDED }, &self.authority)
     }
 }
 
-/// Signs; a test has no use for a record that cannot be encoded.
+/// Signs a statement. Panics if it cannot be encoded.
 pub fn sign<T: Statement>(statement: T, key: &SigningKey) -> Verified<T> {
     Verified::sign(statement, key).expect("records can be encoded")
 }
 
 impl Identity {
-    /// Its id.
+    /// The node's id.
     pub fn node(&self) -> NodeId {
         self.member.node()
     }
 
-    /// Its cluster.
+    /// The id of the node's cluster.
     pub fn cluster(&self) -> ClusterId {
         self.member.authority.cluster
     }
 
-    /// A card of that priority.
+    /// A card with this priority, weight 10 and port 80.
     pub fn card(&self, seq: u64, priority: u8) -> NodeCard {
         NodeCard {
             cluster: self.cluster(),
@@ -156,23 +157,23 @@ impl Identity {
         }
     }
 
-    /// A heartbeat of the time of the founding.
+    /// A heartbeat dated at the founding of the cluster.
     pub fn beat(&self, seq: u64, phase: Phase) -> Heartbeat {
         Heartbeat { cluster: self.cluster(), node: self.node(), seq, phase, hears: 0, unix: FOUNDED, instance: 0 }
     }
 
-    /// A lease.
+    /// A lease with priority 100.
     pub fn lease(&self, seq: u64, term: u64, ttl: Duration) -> Lease {
         let ttl_ms = ttl.as_millis() as u32;
         Lease { cluster: self.cluster(), holder: self.node(), seq, term, priority: 100, ttl_ms }
     }
 
-    /// The service that names the cluster.
+    /// The first service, whose key is the cluster's id.
     pub fn service(&self) -> ServiceId {
         self.cluster().first_service()
     }
 
-    /// Intro points of a node that is healthy, for that service.
+    /// The node's points for its first service, as healthy.
     pub fn points(&self, seq: u64, points: Vec<IntroPoint>) -> IntroPoints {
         let nonces = points.iter().map(nonce).collect();
         let (cluster, node, service) = (self.cluster(), self.node(), self.service());
@@ -180,7 +181,7 @@ impl Identity {
     }
 }
 
-/// The relay of this number.
+/// The `number`th relay.
 pub fn relay(number: u32) -> RelayId {
     let (mut rsa, mut ed25519) = ([9; 20], [9; 32]);
     rsa[..4].copy_from_slice(&number.to_be_bytes());
@@ -188,10 +189,10 @@ pub fn relay(number: u32) -> RelayId {
     RelayId { rsa: FixedBytes(rsa), ed25519: FixedBytes(ed25519) }
 }
 
-/// An intro point at the relay of this number, its keys made of the second number.
+/// An introduction point at the `at`th relay, with a session key derived from `number`.
 pub fn point(at: u32, number: u32) -> IntroPoint {
     let mut session = [5; 32];
-    // Spread, so that the order of session keys is not the order of numbers.
+    // Scrambled, so that the order of session keys is not the order of the numbers.
     session[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_be_bytes());
     session[4..8].copy_from_slice(&number.to_be_bytes());
     IntroPoint {
@@ -203,7 +204,7 @@ pub fn point(at: u32, number: u32) -> IntroPoint {
     }
 }
 
-/// The same as its node tells of it.
+/// The same point as its node announces it, with its nonce.
 pub fn served(point: IntroPoint) -> ServedPoint {
     ServedPoint { nonce: nonce(&point), point }
 }

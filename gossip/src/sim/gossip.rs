@@ -1,27 +1,30 @@
-//! Gossip as anti-entropy: each node keeps the latest of everything it has heard and compares with a few others at a
-//! time. The same contract as chitchat's: only the newest value of a key is ever passed on, by anybody, unchecked.
+//! Anti-entropy gossip. Each node keeps the newest values that it has received and compares them
+//! with a few other nodes at a time. The contract is that of chitchat: any node forwards the newest
+//! value of a key, unchecked, and never an older one.
 //!
-//! Nodes are numbers here (machines of the run) and values are shared, so that hundreds of nodes can hold what hundreds
-//! of others said.
+//! Nodes are numbers here (machines of the run) and values are shared, so that hundreds of nodes
+//! can hold the values of hundreds of others.
 
 use std::rc::Rc;
 
 use crate::lease::Claim;
 use crate::record::RecordKind;
 
-/// Orders the values of one origin: the start at which it was said (upper half), then a counter.
+/// Orders the values of one origin. Upper 32 bits: the start of the origin that announced it. Lower
+/// 32 bits: a counter.
 pub(super) type Stamp = u64;
 
-/// How far a node is with each machine.
+/// The newest stamp that a node has of each machine.
 pub(super) type Digest = Rc<[Stamp]>;
 
-/// What an origin said, word for word, and what the harness knows of it without asking the code it checks.
+/// A value as its origin announced it, and what the harness knows of it independently of the code
+/// that it checks.
 #[derive(Debug)]
 pub(super) struct Said {
     pub(super) kind: RecordKind,
     /// `None` once it was retracted.
     pub(super) bytes: Option<Vec<u8>>,
-    /// What a lease claims; `None` if it gives up, and for all else.
+    /// The claim of a lease; `None` for a lease given up and for other kinds.
     pub(super) claim: Option<Claim>,
 }
 
@@ -33,19 +36,19 @@ pub(super) struct Value {
     pub(super) said: Rc<Said>,
 }
 
-/// What is said between two nodes. `from`: a machine and its life; an answer to what an earlier process there asked
-/// would leave gaps in what the present one has.
+/// A gossip message. `from` is a machine and its `Host::life`: an answer to a question of an
+/// earlier process there would leave gaps in the state of the present one.
 #[derive(Debug, Clone)]
 pub(super) enum Message {
-    /// "This is how far I am with everybody, and this is what I say myself."
+    /// The digest of the sender, and now and then its own values unasked.
     Syn { from: (usize, u64), digest: Digest, own: Vec<Value> },
-    /// "This is what you lack, and how far I am."
+    /// The answer to `Syn`: the values that the other lacks, and the digest of the sender.
     Ack { from: (usize, u64), digest: Digest, values: Vec<Value> },
-    /// "And this is what you lack."
+    /// The answer to `Ack`: the values that the other lacks.
     Delta { values: Vec<Value> },
 }
 
-/// All that a node has heard, by machine.
+/// The newest values that a node has, by machine of origin.
 #[derive(Debug, Default)]
 pub(super) struct Store {
     values: Vec<Vec<Value>>,
@@ -53,7 +56,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Says something of its own.
+    /// Announces a value of the node itself.
     pub(super) fn say(&mut self, origin: usize, boot: u64, said: Said) {
         let last = self.reached.get(origin).copied().unwrap_or_default();
         let stamp = last.max(boot << 32) + 1;
@@ -77,7 +80,7 @@ impl Store {
         }
     }
 
-    /// Takes in what others say; returns what was news. A delta is taken whole or not at all, per origin.
+    /// Takes in the values that are newer than all known of their origin, and returns them.
     pub(super) fn merge(&mut self, mut values: Vec<Value>) -> Vec<Value> {
         values.retain(|value| self.reached.get(value.origin).is_none_or(|reached| value.stamp > *reached));
         values.sort_by_key(|value| (value.stamp, value.origin));
@@ -91,7 +94,7 @@ impl Store {
         Rc::from(self.reached.as_slice())
     }
 
-    /// What somebody with this digest lacks.
+    /// The values that a node with this digest lacks.
     pub(super) fn lacking(&self, digest: &[Stamp]) -> Vec<Value> {
         let mut lacking = Vec::new();
         for (origin, reached) in self.reached.iter().enumerate() {
@@ -103,7 +106,7 @@ impl Store {
         lacking
     }
 
-    /// All that one origin says.
+    /// All values of one origin.
     pub(super) fn of(&self, origin: usize) -> Vec<Value> {
         self.values.get(origin).cloned().unwrap_or_default()
     }

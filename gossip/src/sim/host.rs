@@ -1,5 +1,5 @@
-//! One simulated machine: its disk, its clocks, and the process on it with the thin shell that a daemon puts around a
-//! coordinator.
+//! One simulated machine: its disk, its clocks, and the process on it, a coordinator in a thin
+//! shell like the daemon's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,40 +11,41 @@ use crate::coordinator::{Coordinator, Now};
 use crate::id::{NodeId, ServiceId};
 use crate::record::{AnyFact, IntroPoint, PeriodId};
 
-/// Unix time at the start of every run: some time after the founding, so that clocks may go back.
+/// Unix time at the start of every run, in seconds. Long enough after the founding that clocks may
+/// be set back.
 const START: u64 = FOUNDED + 100_000;
 
-/// What survives a crash.
+/// The state that survives a crash.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Disk {
     pub(super) boot: u64,
     pub(super) term: u64,
     pub(super) revisions: BTreeMap<(ServiceId, PeriodId), u64>,
-    /// Whose certificates it has, by machine.
+    /// The machines whose certificates it has.
     pub(super) members: Vec<usize>,
     pub(super) facts: Vec<AnyFact>,
     pub(super) points: BTreeMap<ServiceId, Vec<IntroPoint>>,
 }
 
-/// How a disk does its work.
+/// How fast a disk writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// Within half a second.
+    /// A write takes up to half a second.
     Normal,
-    /// Within 40 seconds.
+    /// A write takes 1 to 40 seconds.
     Slow,
-    /// Not at all.
+    /// Writes are lost.
     Full,
 }
 
 /// Whether a machine takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It does, running or crashed.
+    /// It takes part, running or crashed.
     Here,
-    /// It said goodbye for good.
+    /// It left for good, with a goodbye.
     Left,
-    /// It was told that it is no member.
+    /// It learnt that it is not a member, and stopped.
     Excluded,
 }
 
@@ -55,15 +56,15 @@ pub(super) struct Process {
     pub(super) started: Duration,
     pub(super) tick_at: Option<Duration>,
     pub(super) leading: Option<u64>,
-    /// What it wants published, as far as its shell has acted on it: for each service the version of the points, and the
+    /// The state that its shell has acted on, by service: the version of the wanted points, and the
     /// revision above its own that another publisher has used.
     pub(super) wanted: BTreeMap<ServiceId, (u64, Option<u64>)>,
     pub(super) witness: Witness,
-    /// Terms that are on their way to disk.
+    /// Number of terms that are being written to disk.
     pub(super) storing: usize,
-    /// The list of members is on its way to disk.
+    /// True while the list of members is being written to disk.
     pub(super) listing: bool,
-    /// Goodbye is said; it ends then.
+    /// True once it has announced that it stops; it ends soon after.
     pub(super) ends: bool,
 }
 
@@ -72,26 +73,26 @@ pub(super) struct Host {
     pub(super) identity: Identity,
     pub(super) disk: Disk,
     pub(super) pace: Pace,
-    /// When the disk works as it should again.
+    /// When the disk works normally again.
     pub(super) mended: Duration,
     pub(super) fate: Fate,
-    /// Somebody has evicted it; it may not know yet.
+    /// True once it has been evicted, even if it does not know yet.
     pub(super) evicted: bool,
     pub(super) process: Option<Process>,
-    /// Rises with every start and every end of a process: what was meant for an earlier one is dropped.
+    /// Number of starts and ends of processes here: events for an earlier process are dropped.
     pub(super) life: u64,
     pub(super) frozen: bool,
-    /// How much the monotonic clock lost while the machine slept.
+    /// Time for which the monotonic clock stood still while the machine slept.
     pub(super) slept: Duration,
-    /// How far the wall clock is off, in seconds.
+    /// Error of the wall clock, in seconds.
     pub(super) skew: i64,
     pub(super) target_up: bool,
     pub(super) draining: bool,
-    /// Since when nothing runs here, or it is frozen.
+    /// Since when no process runs here, or the process is frozen or stopping; `None` otherwise.
     pub(super) silent_since: Option<Duration>,
-    /// Terms that a process here has published in, over all restarts.
+    /// Terms in which a process here was the publisher, over all restarts.
     pub(super) led: BTreeSet<u64>,
-    /// The highest revision ever used here, by service and period; the disk should know as much.
+    /// The highest revision ever used here, by service and period. The disk should hold the same.
     pub(super) used: BTreeMap<(ServiceId, PeriodId), u64>,
     pub(super) rotation: u32,
 }
@@ -123,26 +124,26 @@ impl Host {
         self.identity.node()
     }
 
-    /// What the clocks here say at this moment of the simulation.
+    /// The clocks of this machine at a time of the simulation.
     pub(super) fn clock(&self, at: Duration) -> Now {
-        // Each process has an origin of its own.
+        // The monotonic clock of each process begins at 0.
         let origin = self.process.as_ref().map_or(Duration::ZERO, |process| process.started);
         let unix = (START + at.as_secs()).saturating_add_signed(self.skew);
         Now { mono: at.saturating_sub(origin).saturating_sub(self.slept), unix }
     }
 
-    /// When, in the simulation's time, the monotonic clock here will show `mono`.
+    /// The time of the simulation at which the monotonic clock here shows `mono`.
     pub(super) fn when(&self, mono: Duration) -> Duration {
         let origin = self.process.as_ref().map_or(Duration::ZERO, |process| process.started);
         origin + self.slept + mono
     }
 
-    /// How the disk works at this moment of the simulation.
+    /// The speed of the disk at a time of the simulation.
     pub(super) fn pace(&self, at: Duration) -> Pace {
         if at < self.mended { self.pace } else { Pace::Normal }
     }
 
-    /// True if a process runs here and is not stopped.
+    /// True if a process runs here and is not frozen.
     pub(super) fn runs(&self) -> bool {
         self.process.is_some() && !self.frozen
     }

@@ -1,14 +1,15 @@
-//! Checks each signature once a process, not once a node: hundreds of nodes hear the same record.
+//! Checks each signature once per process, not once per node: hundreds of nodes receive the same
+//! record.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use crate::signed::{Check, Strict};
 
-/// Most signatures remembered.
+/// Most signatures in the cache; a full cache is cleared.
 const MAX: usize = 50_000;
 
-/// [`Strict`], remembering what was found good, with the key and the message it was good for.
+/// [`Strict`] with a cache of valid signatures, each with its key and message.
 #[derive(Debug, Clone, Default)]
 pub struct Memo(Arc<Mutex<BTreeMap<[u8; 64], Vec<u8>>>>);
 
@@ -30,8 +31,8 @@ impl Check for Memo {
     }
 }
 
-/// Believes every signature: the bug that a view trusting unverified records would be. Only to show that the
-/// simulation catches it.
+/// Accepts every signature, as a view that trusts unverified records would. The bug
+/// [`super::Bug::TrustsUnverified`].
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Gullible;
 

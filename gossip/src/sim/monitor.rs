@@ -1,4 +1,4 @@
-//! What must never happen, checked after every event; written without the code it checks.
+//! The invariants and the state for checking them, independent of the code that is checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,31 +7,33 @@ use crate::id::{NodeId, ServiceId};
 use crate::lease::Claim;
 use crate::record::PeriodId;
 
-/// The invariants, each with a test file of its own.
+/// The invariants. Each has its own test file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invariant {
-    /// A term never falls, over restarts too, and is on disk before it is claimed.
+    /// A node's term never falls, not even over restarts, and is on disk before the node claims it.
     Terms,
-    /// In one term one holder is believed, one that really claimed it; whoever knows of a better claim does not publish.
+    /// A node believes only holders that really claimed their term, and never returns to a worse
+    /// claim. A node that knows of a better claim than its own does not publish.
     OneHolder,
-    /// A revision never falls, and is above all that are known.
+    /// A publisher's revision never falls, and is above every revision that it knows of.
     Revisions,
-    /// No point of a node that is long silent is wanted in the descriptor.
+    /// No node wants points of a node in the descriptor that has been silent for longer than
+    /// [`super::longest_silence`].
     NoDeadPoints,
-    /// At most twenty points, one at each relay, each of a member.
+    /// A descriptor has at most twenty points, one at each relay, each of a member.
     Descriptor,
-    /// After the faults end, all agree within the stated time, and go on doing so.
+    /// After the faults end, all nodes agree within the stated time, and keep agreeing.
     Converges,
 }
 
 /// A broken invariant.
 #[derive(Debug, Clone)]
 pub struct Violation {
-    /// Which.
+    /// The invariant that is broken.
     pub invariant: Invariant,
-    /// When, since the start of the run.
+    /// Time since the start of the run.
     pub at: Duration,
-    /// Who saw it and what it was.
+    /// The node concerned and a description, for the report.
     pub what: String,
 }
 
@@ -41,33 +43,36 @@ impl std::fmt::Display for Violation {
     }
 }
 
-/// What one process has been told and has believed, kept beside it.
+/// What one process has received and believed, kept outside of it by the harness.
 #[derive(Debug, Default)]
 pub(super) struct Witness {
     /// The highest term on disk when it started.
     pub(super) floor: u64,
-    /// The last true claim of each member that it was told of, its own included, unless it was given up.
+    /// The last true claim of each member that it has received, its own included, unless it was
+    /// given up.
     pub(super) told: BTreeMap<NodeId, Claim>,
-    /// The highest term that each member ever claimed, of what it was told.
+    /// The highest term of each member among the true claims that it has received.
     pub(super) claimed: BTreeMap<NodeId, u64>,
-    /// Who is a member has changed since the claims above were looked through.
+    /// True if the membership has changed since the claims above were last checked against it.
     pub(super) recheck: bool,
-    /// Whom it believed last, unless that one has given up or was thrown out.
+    /// The claim that it believed last, unless the holder has given it up or is not a member now.
     pub(super) believed: Option<Claim>,
     /// The highest term it believed.
     pub(super) term: u64,
     /// The highest revisions it knew.
     pub(super) revisions: BTreeMap<(ServiceId, PeriodId), u64>,
-    /// The version of what it wants published of each service that was checked last.
+    /// By service, the version of its wanted points that was checked last.
     pub(super) versions: BTreeMap<ServiceId, u64>,
-    /// When a true new beat of each machine was last delivered to it, on the simulation's clock.
+    /// When a true new heartbeat of each machine was last delivered to it, on the simulation's
+    /// clock.
     pub(super) heard: Vec<Duration>,
-    /// When it was last woken from a stop, or its clock jumped: then the others have their allowance anew.
+    /// When it was last woken from a stop, or its clock jumped: the silence of the others counts
+    /// from then.
     pub(super) woken: Duration,
 }
 
 impl Witness {
-    /// It was told of a true lease of a member, or said one itself.
+    /// Notes a true lease of a member that the process received, or its own. `None`: given up.
     pub(super) fn lease(&mut self, holder: NodeId, claim: Option<Claim>) {
         match claim {
             Some(claim) => {
@@ -79,7 +84,7 @@ impl Witness {
         }
     }
 
-    /// A true new beat of that machine was delivered.
+    /// Notes that a true new heartbeat of this machine was delivered.
     pub(super) fn beat(&mut self, of: usize, at: Duration) {
         if self.heard.len() <= of {
             self.heard.resize(of + 1, Duration::ZERO);
@@ -87,21 +92,21 @@ impl Witness {
         self.heard[of] = at;
     }
 
-    /// Since when that machine's silence counts.
+    /// When the silence of this machine began, on the simulation's clock.
     pub(super) fn silent_since(&self, machine: usize) -> Duration {
         self.heard.get(machine).copied().unwrap_or_default().max(self.woken)
     }
 
-    /// That node's claims count no more.
+    /// Drops the claim of this node.
     pub(super) fn forget(&mut self, holder: &NodeId) {
         self.told.remove(holder);
-        self.believed = self.believed.filter(|it| it.holder != *holder);
+        self.believed = self.believed.filter(|claim| claim.holder != *holder);
     }
 
-    /// Drops the claims of who is no member. A worker, who cannot claim a higher term itself, also lets go of the terms
-    /// that they alone had claimed.
+    /// Drops the claims of nodes that are not members. A worker, which cannot claim a higher term
+    /// itself, also drops the terms that only those nodes had claimed.
     pub(super) fn drop_claims(&mut self, is_member: impl Fn(&NodeId) -> bool, worker: bool) {
-        let out: Vec<NodeId> = self.claimed.keys().filter(|it| !is_member(it)).copied().collect();
+        let out: Vec<NodeId> = self.claimed.keys().filter(|node| !is_member(node)).copied().collect();
         for node in &out {
             self.forget(node);
             self.claimed.remove(node);
@@ -111,7 +116,8 @@ impl Witness {
         }
     }
 
-    /// It believes this claim now. Says what is wrong with that.
+    /// Notes that the process believes this claim now. Returns the invariant that this breaks, if
+    /// any.
     pub(super) fn believe(&mut self, claim: Claim) -> Option<(Invariant, String)> {
         let before = self.believed.replace(claim);
         let highest = self.term.max(self.floor);
@@ -125,15 +131,16 @@ impl Witness {
         }
     }
 
-    /// The best claim of another that it knows to be better than that of `me` to `term`.
+    /// The best claim of another node that it knows, if it is better than the claim of `me` to
+    /// `term`.
     pub(super) fn better(&self, me: NodeId, term: u64) -> Option<&Claim> {
         let own = self.told.get(&me).filter(|own| own.term == term);
-        let others = self.told.values().filter(|it| it.holder != me && it.term >= term);
-        others.max().filter(|it| it.term > term || Some(*it) > own)
+        let others = self.told.values().filter(|claim| claim.holder != me && claim.term >= term);
+        others.max().filter(|claim| claim.term > term || Some(*claim) > own)
     }
 }
 
-/// True claims: what each node has really said.
+/// The true claims: those that nodes have really signed.
 #[derive(Debug, Default)]
 pub(super) struct Claims(BTreeSet<(u64, NodeId)>);
 

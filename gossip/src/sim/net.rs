@@ -1,4 +1,4 @@
-//! The network of a run, and the gossip on it: who hears whom, how late, how often.
+//! The network of a run and the gossip on it: partitions, loss, delay, duplicates.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -9,23 +9,23 @@ use super::world::{Due, Happening, World};
 use crate::coordinator::Event;
 use crate::record::RecordKind;
 
-/// Nodes that each node compares itself with, a round.
+/// Number of nodes with which a node compares itself in each round.
 const FANOUT: usize = 2;
 /// Time between two rounds of gossip.
 pub(super) const ROUND: Duration = Duration::from_secs(1);
 /// The shortest delay of a message.
 const SOONEST: Duration = Duration::from_millis(200);
-/// How often a message comes twice, while things go wrong.
+/// Share of messages that arrive twice during the chaos, 0 to 1.
 const TWICE: f64 = 0.03;
 
-/// What does not pass between the machines inside and those outside.
+/// Blocks messages between the machines inside and those outside.
 #[derive(Debug, Clone)]
 pub(super) struct Wall {
-    /// By machine; newcomers are outside.
+    /// Whether each machine is inside; machines that join later are outside.
     pub(super) inside: Vec<bool>,
-    /// Messages from the inside do not get out.
+    /// Blocks messages from the inside to the outside.
     pub(super) out: bool,
-    /// Messages from the outside do not get in.
+    /// Blocks messages from the outside to the inside.
     pub(super) into: bool,
 }
 
@@ -41,11 +41,12 @@ impl Wall {
 }
 
 impl World {
-    /// A round of gossip.
+    /// A round of gossip of one node.
     pub(super) fn round(&mut self, host: usize) {
         let Some(process) = &self.hosts[host].process else { return };
         let digest = process.store.digest();
-        // Now and then its own words go along unasked: the only ones that pass where answers do not come back.
+        // Now and then a node sends its own values unasked: where answers do not come back, only
+        // those arrive.
         let own = if self.rng.chance(0.3) { process.store.of(host) } else { Vec::new() };
         for _ in 0..FANOUT {
             if let Some(to) = self.peer(host) {
@@ -57,7 +58,7 @@ impl World {
         self.due(host, ROUND, Due::Round);
     }
 
-    /// Some other machine that takes part, running or not.
+    /// A random other machine that takes part, running or not; `None` if none was drawn.
     fn peer(&mut self, host: usize) -> Option<usize> {
         let drawn = |_| self.rng.below(self.hosts.len());
         (0..20).map(drawn).find(|other| *other != host && self.hosts[*other].fate == Fate::Here)

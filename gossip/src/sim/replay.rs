@@ -1,4 +1,4 @@
-//! Old words of a dead node, said again to nodes that have forgotten it.
+//! A replay attack: old records of a dead node, sent to nodes that have forgotten it.
 
 use std::time::Duration;
 
@@ -8,23 +8,25 @@ use super::world::{Due, Happening, World};
 use super::{Scenario, Weights};
 use crate::record::RecordKind;
 
-/// How long all are switched off: longer than any honest node repeats the last words of the dead.
+/// How long all nodes are off: longer than the hour for which honest nodes forward a dead node's
+/// records.
 const OFF: Duration = Duration::from_secs(2 * 3600);
-/// Between two of the old words: just in time for a node whose beats are slow.
+/// Time between two replayed heartbeats: short enough that fresh ones at this rate would prove
+/// liveness.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// What came of it.
+/// The outcome of a replay.
 #[derive(Debug)]
 pub struct Replay {
     /// Broken invariants.
     pub violations: Vec<Violation>,
-    /// How often each reader refused an old beat.
+    /// How often each receiving node refused a heartbeat as too old.
     pub refused: Vec<u64>,
 }
 
-/// Forms a cluster and notes what one of its nodes says. All are switched off, and all but that one start again. Then a
-/// member says to each, for minutes, what it has noted: every word true, in its order, and new to who hears it. `None` if
-/// the cluster does not settle.
+/// Forms a cluster and records what one of its nodes announces. All nodes are switched off, and all
+/// but that one start again. Then a member sends the recorded records to each of them for minutes:
+/// genuine, in their order, and new to the receiver. `None` if the cluster does not settle.
 pub fn replay(seed: u64, nodes: usize) -> Option<Replay> {
     let mut world = World::new(Scenario { weights: Weights::NONE, ..Scenario::new(seed, nodes) });
     world.calm = true;
@@ -34,8 +36,8 @@ pub fn replay(seed: u64, nodes: usize) -> Option<Replay> {
     for _ in 0..60 {
         world.run_until(world.now + Duration::from_secs(2));
         let said = world.hosts[dead].process.as_ref()?.store.of(dead);
-        let words = said.into_iter().filter_map(|value| Some((value.said.kind, value.said.bytes.clone()?)));
-        let (new, rest): (Vec<_>, Vec<_>) = words.partition(|(kind, _)| *kind == RecordKind::Heartbeat);
+        let records = said.into_iter().filter_map(|value| Some((value.said.kind, value.said.bytes.clone()?)));
+        let (new, rest): (Vec<_>, Vec<_>) = records.partition(|(kind, _)| *kind == RecordKind::Heartbeat);
         beats.extend(new.into_iter().filter(|beat| beats.last() != Some(beat)).collect::<Vec<_>>());
         others = rest;
     }

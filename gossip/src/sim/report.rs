@@ -1,4 +1,4 @@
-//! Runs scenarios, and tells of a failure how to see it again.
+//! Runs scenarios, and prints for a failure the command that replays it.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
@@ -13,12 +13,12 @@ use super::shrink::{Case, shrink};
 use super::stopwatch::Stopwatch;
 use super::world::World;
 
-/// How a run went.
+/// The outcome of a run.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// What broke, in order.
+    /// Broken invariants, in order.
     pub violations: Vec<Violation>,
-    /// How long after the last fault all agreed.
+    /// Time from the last fault until all nodes agreed; `None` if they did not.
     pub settled: Option<Duration>,
     /// Messages delivered, and records handed to coordinators.
     pub traffic: (u64, u64),
@@ -28,19 +28,19 @@ pub struct Outcome {
     pub torn: u64,
     /// Every fault that struck, in order.
     pub log: Vec<String>,
-    /// Simulated time.
+    /// Simulated time of the run.
     pub lasted: Duration,
 }
 
 /// Time for the cluster to form before the first fault.
 pub(super) const FORMING: Duration = Duration::from_secs(60);
 
-/// Runs a scenario to its end, or to the first broken invariant.
+/// Runs a scenario to its end, or until an invariant is broken.
 pub fn run(scenario: Scenario) -> Outcome {
     play(&Case { scenario, faults: None })
 }
 
-/// The same with some of its faults only.
+/// The same, with only the faults that the case names.
 pub(super) fn play(case: &Case) -> Outcome {
     let scenario = case.scenario;
     let mut world = World::new(scenario);
@@ -59,10 +59,11 @@ pub(super) fn play(case: &Case) -> Outcome {
     Outcome { violations, settled, traffic, struck, torn, log, lasted: now }
 }
 
-/// How long a change that has to come (a new period, a point that is lost) may take to reach the directories.
+/// How long a necessary change (a new period, a lost point) may take to reach the directories.
 const LAG: Duration = Duration::from_secs(5);
 
-/// Waits for agreement, then watches it last. What the chaos has left under way may still come until the limit.
+/// Waits for agreement, then checks that it lasts. Until the limit, late effects of the chaos may
+/// still end it. Returns the time from `since` until agreement.
 fn settle(world: &mut World, since: Duration) -> Option<Duration> {
     let limit = since + world.scenario.settle;
     let end = limit + world.scenario.watch;
@@ -92,28 +93,30 @@ fn env(name: &str) -> Option<String> {
 }
 
 fn number(name: &str) -> Option<u64> {
-    env(name).map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    env(name).map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
-/// The numbers in `SIM_FAULTS`: "none", or with commas between.
+/// The numbers in `SIM_FAULTS`, separated by commas, or "none". `None` if the variable is not set.
 fn faults() -> Option<Vec<usize>> {
     let text = env("SIM_FAULTS")?;
-    let one = |part: &str| part.parse().unwrap_or_else(|_| panic!("SIM_FAULTS={text}: {part:?} is no number"));
+    let one = |part: &str| part.parse().unwrap_or_else(|_| panic!("SIM_FAULTS={text}: {part:?} is not a number"));
     Some(text.split(',').filter(|part| *part != "none").map(one).collect())
 }
 
-/// A random seed, short enough to be typed.
+/// A random seed of 24 bits, short enough to be typed.
 #[expect(clippy::disallowed_types, reason = "fresh seeds find what the pinned ones do not")]
 fn fresh_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish() >> 40
 }
 
-/// Runs the `pinned` seeds, each with its number of nodes, and then `fresh` ones that are drawn anew each time, each with the scenario that `make` makes
-/// of it and of a number of nodes; panics with the command that replays the first failure, made smaller.
+/// Runs the `pinned` seeds, each with its number of nodes, then `fresh` random seeds with `nodes`
+/// nodes. `make` makes the scenario from a seed and a number of nodes. On a failure it looks for a
+/// smaller one and panics with the command that replays it.
 ///
-/// The environment has the last word: `SIM_SEED` runs one seed as it is (`SIM_FAULTS` those faults of it only),
-/// `SIM_SEEDS` that many fresh ones and none that is pinned, `SIM_FROM` is the first of them, `SIM_NODES` the size,
-/// `SIM_CHAOS` the seconds of chaos, `SIM_BUG` the bug to be caught, `SIM_THREADS` how many run at once.
+/// Environment variables override this. `SIM_SEED` runs one seed and does not make it smaller,
+/// `SIM_FAULTS` with only these faults. `SIM_SEEDS` is the number of fresh seeds, without pinned
+/// ones, and `SIM_FROM` the first of them. `SIM_NODES` sets the number of nodes, `SIM_CHAOS` the
+/// seconds of chaos, `SIM_BUG` the bug, `SIM_THREADS` the number of runs at once.
 pub fn sweep(
     test: &str,
     pinned: &[(u64, usize)],
@@ -130,7 +133,7 @@ pub fn sweep(
         (None, None) => pinned.iter().copied().chain(from_first(fresh)).collect(),
     };
     let bug =
-        env("SIM_BUG").map(|name| Bug::by_name(&name).unwrap_or_else(|| panic!("SIM_BUG={name} is no known bug")));
+        env("SIM_BUG").map(|name| Bug::by_name(&name).unwrap_or_else(|| panic!("SIM_BUG={name} is not a known bug")));
     let case = |(seed, nodes)| {
         let scenario = make(seed, nodes);
         let chaos = number("SIM_CHAOS").map_or(scenario.chaos, Duration::from_secs);
@@ -163,7 +166,8 @@ pub fn sweep(
     );
 }
 
-/// Runs these seeds, several at a time, until one breaks; in the order of the seeds.
+/// Runs these seeds, several at a time, until one breaks an invariant. The outcomes are in the
+/// order of the seeds.
 #[expect(clippy::disallowed_methods, reason = "spreads the seeds over all processors; each run is one thread's")]
 fn run_all(seeds: &[(u64, usize)], case: &(impl Fn((u64, usize)) -> Case + Sync)) -> Vec<((u64, usize), Outcome)> {
     let threads = number("SIM_THREADS")
@@ -192,7 +196,7 @@ fn take(next: &AtomicU64, seeds: &[(u64, usize)]) -> Option<(usize, (u64, usize)
     seeds.get(place).map(|seed| (place, *seed))
 }
 
-/// Looks for a smaller failure near a failed run, and panics with it.
+/// Looks for a smaller run that fails in the same way, and panics with the command that replays it.
 fn fail(test: &str, case: Case, outcome: &Outcome) -> ! {
     let seed = case.scenario.seed;
     eprintln!("{test}: seed {seed} with {} nodes breaks: {}", case.scenario.nodes, outcome.violations[0]);
@@ -210,7 +214,7 @@ fn fail(test: &str, case: Case, outcome: &Outcome) -> ! {
     );
 }
 
-/// What replays a case.
+/// The command line that replays a case.
 fn command(test: &str, case: &Case) -> String {
     let bug = case.scenario.bug.and_then(|bug| Bug::ALL.iter().find(|(_, known)| *known == bug));
     let bug = bug.map_or(String::new(), |(name, _)| format!("SIM_BUG={name} "));

@@ -1,13 +1,13 @@
-//! A small deterministic random number generator (SplitMix64): one seed, one run.
+//! A small deterministic random number generator (SplitMix64): the same seed gives the same run.
 
 use std::time::Duration;
 
-/// The source of all chance in a run.
+/// The source of random numbers in a run.
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// The one of this seed.
+    /// A generator with this seed.
     pub fn new(seed: u64) -> Self {
         Self(seed ^ 0x5eed_5eed_5eed_5eed)
     }
@@ -26,19 +26,19 @@ impl Rng {
         (self.bits() % bound.max(1) as u64) as usize
     }
 
-    /// True once in a while.
+    /// True with this probability, 0 to 1.
     pub fn chance(&mut self, probability: f64) -> bool {
         ((self.bits() >> 11) as f64 / (1u64 << 53) as f64) < probability
     }
 
-    /// A time between two, the short ones more often (even in the logarithm).
+    /// A time between two, distributed evenly in the logarithm: short times are more frequent.
     pub fn between(&mut self, least: Duration, most: Duration) -> Duration {
         let share = (self.bits() >> 11) as f64 / (1u64 << 53) as f64;
         let (least, most) = (least.as_secs_f64().max(1e-6), most.as_secs_f64().max(1e-6));
         Duration::from_secs_f64(least * (most / least).powf(share))
     }
 
-    /// One of these.
+    /// A random element; `None` of an empty slice.
     pub fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
         of.get(self.below(of.len()))
     }

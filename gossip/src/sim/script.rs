@@ -1,29 +1,29 @@
-//! The faults of a run, drawn before it begins. Each has dice of its own, so that one can be left out without changing
-//! what the others are: that is how a failing run is made smaller.
+//! The faults of a run, drawn before it begins. Each has its own seed, so that one can be left out
+//! without changing the others: this is how a failing run is made smaller.
 
 use std::time::Duration;
 
 use super::faults::{Scenario, Weights};
 use super::rng::Rng;
 
-/// A kind of fault; what each does is told at [`Weights`].
+/// A kind of fault. [`Weights`] describes what each does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// A process is killed.
     Crash,
-    /// A killed one is started again.
+    /// A killed process is started again.
     Restart,
     /// A process is stopped for a while.
     Freeze,
     /// A machine sleeps for a while.
     Sleep,
-    /// The network falls apart in two.
+    /// The network splits into two halves.
     Partition,
     /// Messages pass in one direction only.
     OneWay,
-    /// All parts are joined again.
+    /// All partitions end.
     Heal,
-    /// A clock jumps.
+    /// A wall clock jumps.
     Clock,
     /// A disk is slow for a while.
     SlowDisk,
@@ -33,22 +33,22 @@ pub enum Fault {
     Join,
     /// Two nodes join with one token.
     Race,
-    /// A node says goodbye.
+    /// A node leaves for good.
     Leave,
     /// A node is evicted.
     Evict,
-    /// A node drains, or ends it.
+    /// A node begins or ends draining.
     Drain,
-    /// A target fails, or is back.
+    /// A target fails, or answers again.
     Target,
-    /// An intro point is lost.
+    /// A node loses an introduction point.
     Point,
-    /// A member lies.
+    /// A member sends a forged record.
     Forge,
 }
 
 impl Fault {
-    /// All of them.
+    /// All kinds of faults.
     pub const ALL: [Self; 18] = [
         Self::Crash,
         Self::Restart,
@@ -94,21 +94,21 @@ impl Fault {
     }
 }
 
-/// One fault that is to strike.
+/// One fault of the script.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Planned {
-    /// Its number in the script.
+    /// Its position in the script.
     pub(super) number: usize,
-    /// When, since the chaos began.
+    /// When it strikes, since the chaos began.
     pub(super) at: Duration,
     pub(super) fault: Fault,
-    /// Decides whom it strikes, and how long it lasts.
+    /// Seed that decides which nodes it strikes and how long it lasts.
     pub(super) dice: u64,
-    /// The loss of messages from then on, 0 to 1.
+    /// Share of messages lost from then on, 0 to 1.
     pub(super) loss: f64,
 }
 
-/// The script of a scenario. A shorter chaos has the beginning of the same one.
+/// The script of a scenario. A shorter chaos gets a prefix of the same script.
 pub(super) fn script(scenario: &Scenario) -> Vec<Planned> {
     let mut rng = Rng::new(scenario.seed.rotate_left(32) ^ 0x5c41);
     let total = Fault::ALL.iter().map(|fault| fault.weight(&scenario.weights)).sum();

@@ -1,5 +1,5 @@
-//! Several services on a network that behaves: one publisher serves them all, and what happens to one leaves the others
-//! alone.
+//! Several services on a network without faults: one publisher publishes them all, and a change of
+//! one does not touch the others.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use crate::source::Source;
 /// How often the points of the last service change.
 const CHANGES: usize = 3;
 
-/// After the nodes agree: what was under way is published by then.
+/// Wait after the nodes agree, so that pending changes are published.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// What was seen.
+/// The outcome of a run with several services.
 #[derive(Debug, Clone)]
 pub struct Services {
-    /// Nodes that publish once all agree.
+    /// Number of nodes that publish once all agree.
     pub publishers: usize,
     /// Whether the publisher serves all of the services itself.
     pub publisher_serves_all: bool,
@@ -27,17 +27,20 @@ pub struct Services {
     pub before: Vec<u64>,
     /// The same after the points of the last service have changed three times.
     pub after: Vec<u64>,
-    /// From the death of a node until no descriptor of any service names a point of it.
+    /// Time from the death of a node until no descriptor of the first and the last service has a
+    /// point of it.
     pub gone: Duration,
 }
 
-/// Forms a cluster with that number of services, changes the points of the last one, kills a node that serves all of them.
+/// Forms a cluster with this number of services, changes the points of the last service, and kills
+/// a node that serves all of them. `None` if the cluster does not settle or an invariant breaks.
 pub fn services(seed: u64, nodes: usize, services: u32) -> Option<Services> {
     let mut world = World::new(Scenario { services, weights: Weights::NONE, ..Scenario::new(seed, nodes) });
     world.calm = true;
     until_settled(&mut world)?;
     world.run_until(world.now + QUIET);
-    let publishers = world.hosts.iter().filter(|host| host.process.as_ref().is_some_and(|it| it.leading.is_some()));
+    let publishers =
+        world.hosts.iter().filter(|host| host.process.as_ref().is_some_and(|process| process.leading.is_some()));
     let publishers = publishers.count();
     let publisher = world.publisher_now()?;
     let (first, last) = (*world.services.first()?, *world.services.last()?);
@@ -70,7 +73,7 @@ fn revisions(world: &World, publisher: usize) -> Option<Vec<u64>> {
     world.services.iter().map(|service| Some(world.directories.get(&(*service, period))?.revision)).collect()
 }
 
-/// Whether any descriptor of this service names a point of that source.
+/// Whether a descriptor of this service has a point of this source.
 fn names(world: &World, service: &ServiceId, source: Source) -> bool {
     let of_service = world.directories.iter().filter(|((of, _), _)| of == service);
     of_service.flat_map(|(_, directory)| &directory.points).any(|(of, _)| *of == source)

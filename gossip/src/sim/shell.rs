@@ -1,5 +1,5 @@
-//! What the daemon's tasks do around a coordinator, in little: carry out its actions, keep the disk, keep introduction
-//! points, publish.
+//! A small version of the daemon's tasks around a coordinator: carry out its actions, write the
+//! disk, keep introduction points, publish.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl World {
                     process.leading = None;
                 }
             }
-            // Nothing in a simulation hides records.
+            // Nothing in the simulation hides records from a node.
             Action::RestartGossip => {}
             Action::FactsChanged => {
                 self.list_members(host);
@@ -59,8 +59,8 @@ impl World {
         }
     }
 
-    /// Looks, after every event, at what a publisher wants, as the daemon's does: at the points, and at the revisions that
-    /// others have used.
+    /// Schedules an upload, as the daemon's publisher does, if after an event the wanted points
+    /// have changed or another publisher has used a higher revision.
     pub(super) fn want(&mut self, host: usize) {
         let clock = self.hosts[host].clock(self.now);
         let machine = &mut self.hosts[host];
@@ -116,7 +116,7 @@ impl World {
         }
     }
 
-    /// How long the disk takes for a write now; `None` if it takes none.
+    /// How long a write to disk takes now; `None` if the disk is full.
     fn write(&mut self, host: usize) -> Option<Duration> {
         let most = match self.hosts[host].pace(self.now) {
             Pace::Normal => 0.5,
@@ -165,7 +165,8 @@ impl World {
         (disk.members, disk.facts) = (members, facts);
     }
 
-    /// A publisher holds the authority key, and signs what was merged as a whole.
+    /// A publisher holds the authority key: it signs merged invitations for which there is no
+    /// single signed statement.
     fn sign_mergers(&mut self, host: usize) {
         let Some(process) = &self.hosts[host].process else { return };
         if self.hosts[host].identity.member.role() == Role::Publisher {
@@ -177,7 +178,7 @@ impl World {
         }
     }
 
-    /// It makes final, too, that a token's last redeemers lost.
+    /// A publisher also revokes nodes that joined with a token that others had used up.
     fn revoke_overdrawn(&mut self, host: usize) {
         let Some(process) = &self.hosts[host].process else { return };
         if self.hosts[host].identity.member.role() == Role::Publisher {
@@ -189,19 +190,20 @@ impl World {
         }
     }
 
-    /// Whether a machine has a target for this service: all have one for the first, two of three for the others.
+    /// Whether a machine has a target for this service. All have one for the first service, two of
+    /// three for the others.
     pub(super) fn serves(&self, host: usize, service: &ServiceId) -> bool {
         self.services.first() == Some(service) || host % 3 != 1
     }
 
-    /// Those that it serves of the services that it knows the cluster to have.
+    /// The services of the cluster that a node knows and has a target for.
     pub(super) fn services_of(&self, host: usize) -> Vec<ServiceId> {
         let Some(process) = &self.hosts[host].process else { return Vec::new() };
         let known = process.coordinator.view().services();
         known.into_iter().filter(|service| self.serves(host, service)).collect()
     }
 
-    /// Has four points for each service, none at a relay that another node has for it.
+    /// Keeps [`POINTS`] points for each service, none at a relay that another node uses for it.
     pub(super) fn keep_points(&mut self, host: usize) {
         for service in self.services_of(host) {
             self.keep_points_of(host, service);
@@ -236,13 +238,13 @@ impl World {
         }
     }
 
-    /// The machine waits at these points from now on.
+    /// Sets the points at which a machine waits for clients of a service.
     pub(super) fn set_points(&mut self, host: usize, service: ServiceId, points: Vec<IntroPoint>) {
         self.hosts[host].disk.points.insert(service, points.clone());
         self.handle(host, Event::IntroPoints { service, points: points.into_iter().map(served).collect() });
     }
 
-    /// One target serves all services of a machine.
+    /// Reports the state of the target, which is the same for all services of a machine.
     pub(super) fn look_at_target(&mut self, host: usize) {
         let ready = self.hosts[host].target_up;
         for service in self.services_of(host) {
@@ -250,13 +252,14 @@ impl World {
         }
     }
 
-    /// What a machine's disk knows of a service that it has published.
+    /// The periods and revisions of a service on a machine's disk.
     pub(super) fn published_periods(&self, host: usize, service: ServiceId) -> Vec<PublishedPeriod> {
         let periods = self.hosts[host].disk.revisions.iter().filter(|((of, _), _)| *of == service);
         periods.map(|((_, period), revision)| published(*period, *revision)).collect()
     }
 
-    /// The publisher's shell: one upload of a service for the current period, and again in a while.
+    /// Uploads the descriptor of a service for the current period, and tries again later if the
+    /// disk is full or the revision is refused.
     pub(super) fn publish(&mut self, host: usize, service: ServiceId) {
         let clock = self.hosts[host].clock(self.now);
         let Some(process) = &self.hosts[host].process else { return };
@@ -264,7 +267,7 @@ impl World {
             return;
         }
         if self.hosts[host].pace(self.now) == Pace::Full {
-            // A revision that cannot be written down is not used.
+            // A publisher does not use a revision that it cannot store.
             self.due(host, Duration::from_secs(5), Due::Publish(service));
             self.handle(host, Event::CannotPublish { service });
             return;
@@ -303,7 +306,7 @@ impl World {
     }
 }
 
-/// What the disk of a publisher knows of a period.
+/// A period with its revision, confirmed by all of eight directories.
 fn published(period: PeriodId, revision: u64) -> PublishedPeriod {
     PublishedPeriod { period, revision, confirmed: 8, directories: 8 }
 }

@@ -1,7 +1,9 @@
-//! Makes a failing run smaller: fewer nodes, a shorter chaos, fewer faults, as long as the same invariant breaks.
+//! Makes a failing run smaller: fewer nodes, a shorter chaos, fewer faults, as long as the same
+//! invariant breaks.
 //!
-//! A run with a fault less is another run: messages are drawn anew from there. So this is a search, not a proof: what it
-//! finds breaks, and what it could not leave out may still be needless.
+//! Without one fault a run differs from there on, because the network draws other random numbers.
+//! So this is a search, not a proof: the result breaks the invariant, but some of its faults may
+//! still be needless.
 
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use super::report::{FORMING, Outcome, play};
 use super::script::script;
 use super::stopwatch::Stopwatch;
 
-/// A run: a scenario, and which of the faults in its script strike; all, if it does not say.
+/// A scenario and the faults of its script that strike; all of them if `faults` is `None`.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
     pub(super) scenario: Scenario,
@@ -23,13 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 struct Search {
     invariant: Invariant,
-    /// Since the search began.
+    /// Time since the search began.
     watch: Stopwatch,
     best: Case,
 }
 
 impl Search {
-    /// Takes this case if it breaks the same invariant; ends it where that happened, if that was in the chaos.
+    /// Keeps this case if it breaks the same invariant within [`PATIENCE`], and drops everything
+    /// after the violation.
     fn offer(&mut self, case: Case) -> bool {
         if self.watch.elapsed() >= PATIENCE {
             return false;
@@ -43,7 +46,7 @@ impl Search {
         broken
     }
 
-    /// What comes after the first violation has no part in it.
+    /// Ends the chaos after the first violation: later faults do not contribute to it.
     fn cut_after(&mut self, outcome: &Outcome) {
         let scenario = &mut self.best.scenario;
         let Some(at) = outcome.violations.first().map(|first| first.at.saturating_sub(FORMING)) else { return };
@@ -52,7 +55,7 @@ impl Search {
             scenario.chaos = until;
         }
         let planned = script(scenario);
-        let faults = self.best.faults.get_or_insert_with(|| planned.iter().map(|it| it.number).collect());
+        let faults = self.best.faults.get_or_insert_with(|| planned.iter().map(|planned| planned.number).collect());
         faults.retain(|number| *number < planned.len());
     }
 
@@ -75,7 +78,8 @@ impl Search {
         }
     }
 
-    /// Leaves out halves, quarters and so on down to single faults, until no single one can be left out.
+    /// Leaves out halves of the faults, then quarters, down to single faults, until each one is
+    /// needed.
     fn with_fewer_faults(&mut self) {
         let mut size = self.count().div_ceil(2);
         while size > 0 {
@@ -99,7 +103,7 @@ impl Search {
     }
 }
 
-/// The smallest case found within a minute and a half that breaks what this one broke.
+/// The smallest case found within [`PATIENCE`] that breaks the same invariant.
 pub(super) fn shrink(case: &Case, outcome: &Outcome) -> Case {
     let Some(first) = outcome.violations.first() else { return case.clone() };
     let mut search = Search { invariant: first.invariant, watch: Stopwatch::start(), best: case.clone() };

@@ -1,4 +1,4 @@
-//! How long sweeps and searches take on the developer's clock. No run reads it.
+//! Measures real time for sweeps and searches. The simulation itself never reads it.
 
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "measures work, decides nothing in a run")]
 

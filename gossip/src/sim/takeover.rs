@@ -1,4 +1,4 @@
-//! How fast a dead publisher is followed, on a network that behaves.
+//! How fast another node takes over from a dead publisher, on a network without faults.
 
 use std::time::Duration;
 
@@ -8,30 +8,34 @@ use super::world::World;
 /// How a publisher ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Death {
-    /// Killed; it is started again afterwards.
+    /// It is killed, and started again afterwards.
     Killed,
-    /// Stopped with its connections up; it goes on afterwards.
+    /// It is stopped with its connections up, and goes on afterwards.
     Frozen,
-    /// It says goodbye; it is started again afterwards.
+    /// It announces that it stops, and is started again afterwards.
     Goodbye,
 }
 
-/// What was measured.
+/// The measured times of a takeover.
 #[derive(Debug, Clone)]
 pub struct Takeover {
-    /// From the start of a new cluster until all agree.
+    /// Time from the start of a new cluster until all agree.
     pub formed: Duration,
-    /// From the death until all agree on another publisher, and its descriptor without the dead is out.
+    /// Time from the death until all agree on another publisher and its descriptor, without the
+    /// dead node's points, is on the directories.
     pub followed: Duration,
-    /// From the return of the dead one until all agree, and it is back in the descriptor.
+    /// Time from the return of the dead node until all agree and its points are in the descriptor
+    /// again.
     pub returned: Duration,
-    /// Whether the one who returned has the lease again.
+    /// Whether the node that returned has the lease again.
     pub taken_back: bool,
-    /// How many stand in at each point of the dead one: while it is dead, and once it is back.
+    /// Number of nodes that stand in at each point of the dead node: while it is dead, and after
+    /// its return.
     pub stand_ins: [Vec<usize>; 2],
 }
 
-/// Lets the world go on until it has settled; `None` if it does not in two minutes.
+/// Runs until the cluster has settled and returns how long that took; `None` after two minutes. It
+/// looks only after 250 ms, so that a death just before it is noticed.
 pub(super) fn until_settled(world: &mut World) -> Option<Duration> {
     let since = world.now;
     while world.now < since + Duration::from_secs(120) {
@@ -43,7 +47,8 @@ pub(super) fn until_settled(world: &mut World) -> Option<Duration> {
     None
 }
 
-/// Forms a cluster, ends its publisher, waits for the next, brings the old one back.
+/// Forms a cluster, ends its publisher, waits for the next one and brings the old one back. `None`
+/// if the cluster does not settle or an invariant breaks.
 pub fn takeover(seed: u64, nodes: usize, death: Death) -> Option<Takeover> {
     let mut world = World::new(Scenario { weights: Weights::NONE, ..Scenario::new(seed, nodes) });
     world.calm = true;
@@ -55,7 +60,6 @@ pub fn takeover(seed: u64, nodes: usize, death: Death) -> Option<Takeover> {
         Death::Frozen => world.freeze_host(first),
         Death::Goodbye => world.say_goodbye(first),
     }
-    // The gossip of the last moment may still settle on the dead one; a step lets the death be seen.
     let followed = until_settled(&mut world)?;
     let second = world.publisher_now()?;
     world.run_until(world.now + Duration::from_secs(20));

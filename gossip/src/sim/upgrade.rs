@@ -1,4 +1,4 @@
-//! A node of a later version lives in a cluster of this one.
+//! A node of a later version in a cluster of this version.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,27 +11,28 @@ use super::world::World;
 use super::{Founder, Identity};
 use crate::record::{RecordKind, Role, Signer};
 
-/// How long what is announced may take to reach all.
+/// Time allowed for a record to reach all nodes.
 const SPREADING: Duration = Duration::from_secs(60);
 
-/// Records by kind.
+/// Signed records as bytes, by kind.
 pub type Records = BTreeMap<RecordKind, Vec<u8>>;
 
-/// What others have of what a node of a later version has announced.
+/// The records of a node of a later version that other nodes have.
 #[derive(Debug)]
 pub struct Upgrade {
-    /// A node that was there.
+    /// Those of a node that was running all the time.
     pub neighbour: Records,
-    /// A node that was restarted after the later one had died: its disk, and what the others still carry.
+    /// Those of a node that was restarted after the later one had died: from its disk and from the
+    /// gossip of the others.
     pub restarted: Records,
-    /// A node that has joined after the later one had died.
+    /// Those of a node that joined after the later one had died.
     pub newcomer: Records,
     /// Broken invariants.
     pub violations: Vec<Violation>,
 }
 
-/// Forms a cluster, has one of its nodes announce what `later` makes for it, kills that node, restarts another one, and
-/// has a new one join. `None` if the cluster does not settle after each of these.
+/// Forms a cluster, has one of its nodes announce the records that `later` makes for it, kills that
+/// node, restarts another one, and adds a new one. `None` if the cluster does not settle.
 pub fn upgrade(seed: u64, nodes: usize, later: impl FnOnce(&Founder, &Identity) -> Records) -> Option<Upgrade> {
     let mut world = World::new(Scenario { weights: Weights::NONE, ..Scenario::new(seed, nodes) });
     world.calm = true;
@@ -62,7 +63,8 @@ pub fn upgrade(seed: u64, nodes: usize, later: impl FnOnce(&Founder, &Identity) 
 }
 
 impl World {
-    /// What a node has of these kinds: facts and records that it knows in its view, others in the gossip that it carries.
+    /// The records of the announced kinds that a node has: from its view if it knows the kind, else
+    /// from the gossip state that it carries.
     fn carried(&self, host: usize, speaker: usize, announced: &Records) -> Records {
         let Some(process) = &self.hosts[host].process else { return Records::new() };
         let view = process.coordinator.view();

@@ -1,4 +1,4 @@
-//! The event loop of a run: machines, directories, and time.
+//! The event loop of a run: machines, directories and time.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -19,10 +19,11 @@ use crate::id::{NodeId, ServiceId};
 use crate::record::{IntroPoint, PeriodId, RecordKind, Role};
 use crate::source::Source;
 
-/// Fewest relays in the simulated network; large clusters have eight for each of their points.
+/// Fewest relays in the simulated network. Large clusters have eight relays for each introduction
+/// point.
 const RELAYS: usize = 400;
 
-/// What is due at some time.
+/// An event for the process on a machine.
 #[derive(Debug)]
 pub(super) enum Due {
     Tick,
@@ -38,7 +39,8 @@ pub(super) enum Due {
     End,
 }
 
-/// For whom: a machine, and the life it was meant for; none for what arrives whoever lives there.
+/// A scheduled event. `life` is the `Host::life` that it is meant for; `None` if any process on the
+/// machine takes it.
 #[derive(Debug)]
 pub(super) enum Happening {
     At { host: usize, life: Option<u64>, due: Due },
@@ -47,7 +49,8 @@ pub(super) enum Happening {
     Probe,
 }
 
-/// Something to come; the soonest is the greatest.
+/// An entry of the event queue. The earliest is the greatest, because `BinaryHeap` pops the
+/// greatest.
 #[derive(Debug)]
 struct Scheduled {
     at: Duration,
@@ -75,22 +78,22 @@ impl PartialEq for Scheduled {
 
 impl Eq for Scheduled {}
 
-/// What the directories hold of one service for one period.
+/// The descriptor that the directories hold of one service for one period.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Directory {
     pub(super) revision: u64,
     pub(super) points: Vec<(Source, IntroPoint)>,
 }
 
-/// A run.
+/// The state of a run.
 pub struct World {
     pub(super) scenario: Scenario,
-    /// Decides what the network and the shells do.
+    /// Random numbers for the network and the shells.
     pub(super) rng: Rng,
-    /// Decides whom the present fault strikes.
+    /// Random numbers for the fault that strikes now.
     pub(super) dice: Rng,
     pub(super) founder: Founder,
-    /// What the cluster serves.
+    /// The services of the cluster.
     pub(super) services: Vec<ServiceId>,
     pub(super) now: Duration,
     queue: BinaryHeap<Scheduled>,
@@ -109,7 +112,7 @@ pub struct World {
     pub(super) memo: Memo,
     /// Broken invariants, in order.
     pub violations: Vec<Violation>,
-    /// What struck, in order, and whom.
+    /// The faults that struck, in order, with the nodes that they struck.
     pub(super) log: Vec<String>,
     pub(super) struck: BTreeMap<Fault, u64>,
     /// Processes that were killed while a term was on its way to disk.
@@ -120,7 +123,7 @@ pub struct World {
 }
 
 impl World {
-    /// A cluster of `scenario.nodes`, all known to each other and switched on at about the same time.
+    /// A cluster of `scenario.nodes` nodes that all know each other and start at the same time.
     pub fn new(scenario: Scenario) -> Self {
         let founder = Founder::new(scenario.seed as u32);
         let mut world = Self {
@@ -152,21 +155,22 @@ impl World {
             refused: BTreeSet::new(),
         };
         for number in 0..scenario.nodes {
-            // Every third is a worker.
+            // Every third node is a worker.
             let role = if number % 3 == 2 { Role::Worker } else { Role::Publisher };
             let identity = world.founder.node(number as u32, role);
             world.add(identity);
         }
         for host in 0..scenario.nodes {
             world.hosts[host].disk.members = (0..scenario.nodes).collect();
-            world.hosts[host].disk.facts = (0..scenario.services).map(|it| world.founder.serve(it).into()).collect();
+            world.hosts[host].disk.facts =
+                (0..scenario.services).map(|number| world.founder.serve(number).into()).collect();
             world.start(host);
         }
         world.at(Duration::from_secs(1), Happening::Probe);
         world
     }
 
-    /// Another machine, whose clock is up to ten minutes off.
+    /// Adds a machine whose wall clock is up to ten minutes off. Returns its number.
     pub(super) fn add(&mut self, identity: Identity) -> usize {
         let host = self.hosts.len();
         self.index.insert(identity.node(), host);
@@ -181,13 +185,13 @@ impl World {
         self.queue.push(Scheduled { at: self.now + after, number: self.count, what });
     }
 
-    /// Something due for the process that runs on `host` now.
+    /// Schedules an event for the process that runs on `host` now.
     pub(super) fn due(&mut self, host: usize, after: Duration, due: Due) {
         let life = Some(self.hosts[host].life);
         self.at(after, Happening::At { host, life, due });
     }
 
-    /// Lets the run go on until then.
+    /// Runs all events up to `end`, a time since the start of the run.
     pub fn run_until(&mut self, end: Duration) {
         while self.queue.peek().is_some_and(|next| next.at <= end)
             && let Some(next) = self.queue.pop()
@@ -242,7 +246,8 @@ impl World {
         }
     }
 
-    /// Starts a process on a machine that has none, and whose disk takes what a start must write.
+    /// Starts a process on a machine, unless one runs, the machine has left the cluster, or its
+    /// disk is full.
     pub(super) fn start(&mut self, host: usize) {
         let (bug, now) = (self.scenario.bug, self.now);
         let it = &mut self.hosts[host];
@@ -319,7 +324,7 @@ impl World {
     fn run_due(&mut self, host: usize, due: Due) {
         match due {
             Due::Tick => {
-                // One that was overtaken by a sooner one is not wanted any more.
+                // A tick that was replaced by an earlier one is dropped.
                 if let Some(process) = &mut self.hosts[host].process
                     && process.tick_at.is_some_and(|at| at <= self.now)
                 {
@@ -340,7 +345,7 @@ impl World {
         }
     }
 
-    /// Hands an event to the coordinator, does what it says, checks that nothing broke.
+    /// Hands an event to the coordinator, carries out its actions, and checks the invariants.
     pub(super) fn handle(&mut self, host: usize, event: Event) {
         let clock = self.hosts[host].clock(self.now);
         let Some(process) = &mut self.hosts[host].process else { return };
@@ -364,7 +369,7 @@ impl World {
             if let Some(process) = &mut self.hosts[host].process {
                 process.ends = true;
             }
-            // The last words are gossiped for a moment, then the process ends.
+            // The process ends three seconds later, so that its last records are gossiped.
             self.due(host, Duration::from_secs(3), Due::End);
         }
     }
