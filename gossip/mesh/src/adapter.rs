@@ -1,9 +1,10 @@
 //! chitchat's transport over a [`Carrier`].
 //!
-//! chitchat compares itself with three others every second, and each comparison begins with a digest of all nodes, about
-//! 115 bytes each. In a cluster of hundreds nothing else would be sent. So questions are asked only as often as
-//! [`QUESTIONS`] allows, drawn at random, so that the silent are asked, too; answers and farewells always go out. Up to
-//! 45 nodes or so this changes nothing.
+//! In each round chitchat compares itself with a few other nodes, and each comparison begins with a
+//! digest of all nodes, about 115 bytes each. In a cluster of hundreds the digests would take all
+//! of the bandwidth. So this adapter sends opening digests (questions) only at the rate of
+//! [`QUESTIONS`], drawn at random, so that silent nodes get some too. Answers and the last messages
+//! before a shutdown always go out. Up to about 45 nodes this changes nothing.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
@@ -22,24 +23,25 @@ use crate::gate::Gate;
 use crate::leaky::LeakyBucket;
 use crate::{Carrier, MAX_MESSAGE, wire};
 
-/// Messages with their senders.
+/// Received messages, each with its sender.
 type Inbox = mpsc::Receiver<(NodeId, Vec<u8>)>;
 
-/// Bytes of questions a second.
+/// Sustained rate of questions, in bytes per second.
 const QUESTIONS: usize = 16_384;
-/// What may be asked at once after a pause.
+/// Burst of questions after a pause, in bytes.
 const BURST: f64 = MAX_MESSAGE as f64;
-/// With less than this left, half of the questions are left out, whichever: a round ends with those to the silent, and where
-/// its first were always asked, halves of a cluster that were cut off from each other would never meet again.
+/// With less than this left, a coin decides whether a question is sent. A round ends with the
+/// questions to silent nodes: if the first ones always used up the budget, the two sides of a
+/// partition would never find each other again.
 const SCARCE: f64 = BURST * 0.75;
 
-/// Bounds the questions that a node asks.
+/// Limits the rate of questions that a node sends.
 struct Budget {
-    /// Draws otherwise than others do.
+    /// Seeds the draws, so that nodes draw differently.
     me: NodeId,
     asked_bytes: LeakyBucket,
     asked: u64,
-    /// Goodbyes are said at any price.
+    /// True once the node stops: then every question is sent.
     open: bool,
 }
 
@@ -48,8 +50,8 @@ impl Budget {
         Self { me, asked_bytes: LeakyBucket::new(Instant::now()), asked: 0, open: false }
     }
 
-    /// Whether the question whose turn it is may be asked when not all can be. A coin: what repeats, as a round does, would
-    /// fall in step with anything less.
+    /// A coin toss that decides whether the next question may be sent when the budget is scarce. It
+    /// must look random: rounds repeat, and a regular pattern would always drop the same questions.
     fn draw(&self) -> bool {
         let mut hasher = DefaultHasher::new();
         (self.me, self.asked).hash(&mut hasher);
@@ -68,7 +70,8 @@ impl Budget {
     }
 }
 
-/// Opened once per life; a later socket takes the messages over from the one before.
+/// chitchat's transport. It is opened once per incarnation; a later socket takes over the messages
+/// from the one before.
 #[derive(Clone)]
 pub(super) struct Adapter {
     gate: Arc<Gate>,
@@ -87,7 +90,7 @@ impl Adapter {
         }
     }
 
-    /// From now on every question is asked.
+    /// Sends every question from now on.
     pub(super) async fn ask_freely(&self) {
         self.budget.lock().await.open = true;
     }
@@ -107,7 +110,7 @@ struct AdapterSocket {
 #[async_trait]
 impl Socket for AdapterSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        // An address without a node is that of a life which has just been forgotten.
+        // An address without a node belongs to an incarnation that has just been forgotten.
         if let Some(node) = self.adapter.gate.node_at(&to) {
             let mut bytes = message.serialize_to_vec();
             self.adapter.gate.decline(node, &mut bytes);
@@ -118,12 +121,12 @@ impl Socket for AdapterSocket {
         Ok(())
     }
 
-    /// Cancel-safe, as chitchat needs it. Ends with an error when the carrier has gone: chitchat stops then.
+    /// Cancel-safe, as chitchat requires. Fails when the carrier has ended; then chitchat stops.
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         let mut received = self.adapter.received.lock().await;
         loop {
             let Some((from, bytes)) = received.recv().await else {
-                anyhow::bail!("nothing carries gossip any more");
+                anyhow::bail!("the carrier of gossip has ended");
             };
             match self.adapter.gate.read(from, &bytes) {
                 Ok(message) => return Ok((mesh_socket(&from), message)),
@@ -139,7 +142,8 @@ mod tests {
 
     use super::*;
 
-    /// In each round three of the living are asked, then two of the silent; there is enough for less than one of them.
+    /// Each round has questions to three living nodes, then to two silent ones. The budget of a
+    /// round is enough for less than one.
     #[tokio::test(start_paused = true)]
     async fn the_silent_are_asked_too_where_not_all_can_be() {
         for digest in [10_000, 12_000, 25_000, 40_000] {

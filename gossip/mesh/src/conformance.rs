@@ -1,10 +1,12 @@
-//! What every [`Carrier`] must do, as a suite that any of them can be put to (feature `sim`): in memory here, over links
-//! elsewhere.
+//! A conformance suite for every [`Carrier`] (feature `testing`): here the in-memory network,
+//! elsewhere links between nodes.
 //!
-//! One implements [`Network`] for a way to connect nodes and calls [`check_all`], or single checks. Each check begins with
-//! [`Network::start`] on a network made for it, and panics if something does not hold.
+//! A test implements [`Network`] for a way to connect nodes and calls [`check_all`], or single
+//! checks. Each check begins with [`Network::start`] on a new network, and panics if a requirement
+//! does not hold.
 //!
-//! A carrier may lose messages, so whatever must arrive is sent again until it does, within [`Network::patience`].
+//! A carrier may lose messages, so the checks send a message again until it arrives, within
+//! [`Network::patience`].
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,35 +24,35 @@ use crate::{Carrier, MAX_MESSAGE, Mesh, MeshConfig, Update};
 /// A way to connect nodes.
 #[async_trait]
 pub trait Network: Send {
-    /// Puts so many nodes (at most seven, so that all are neighbours) on an empty network, each knowing all others as
-    /// members. Connections may still be in the making.
+    /// Puts `count` nodes on an empty network, each of which knows all others as members. At most
+    /// seven, so that all are neighbours. Connections may still be opening when it returns.
     async fn start(&mut self, count: usize) -> Vec<(NodeId, Carrier)>;
 
-    /// Ends a node without a goodbye, as a power failure does.
+    /// Ends a node at once, as a power failure does.
     async fn kill(&mut self, node: NodeId);
 
     /// Puts a node that was killed on the network again.
     async fn restart(&mut self, node: NodeId) -> Carrier;
 
-    /// Lets nothing pass between these nodes and the others. False if this network cannot be parted: then what is said
-    /// of partitions is not checked.
+    /// Cuts these nodes off from the others. False if this network cannot be partitioned: then
+    /// partitions are not checked.
     async fn part(&mut self, side: &BTreeSet<NodeId>) -> bool;
 
     /// Ends the partition.
     async fn heal(&mut self);
 
-    /// How long what must happen may take.
+    /// Longest wait for anything that must happen.
     fn patience(&self) -> Duration;
 
-    /// The time between two rounds of gossip that suits it.
+    /// Time between two rounds of gossip that suits this network.
     fn interval(&self) -> Duration;
 }
 
-/// For how long, on the wall's clock, thousands of calls of [`Carrier::send`] may take: it must not wait for anything.
-/// Generous, for machines with other work.
+/// Longest real time for thousands of calls of [`Carrier::send`], which must not block. Generous,
+/// for machines with other load.
 const AT_ONCE: Duration = Duration::from_secs(30);
 
-/// Puts the carriers that `make` connects to every check.
+/// Runs every check, each on a network from `make`.
 pub async fn check_all<N: Network>(mut make: impl FnMut() -> N) {
     messages_reach_the_right_node(&mut make()).await;
     large_messages_arrive_whole(&mut make()).await;
@@ -62,13 +64,13 @@ pub async fn check_all<N: Network>(mut make: impl FnMut() -> N) {
     a_partition_heals(&mut make()).await;
 }
 
-/// A message of this length; no two of different `about` are alike.
+/// A message of this length, at least 32 bytes. Messages with different `about` differ.
 fn message(about: &str, length: usize) -> Vec<u8> {
     let seed = Sha3_256::digest(about);
     seed.iter().copied().cycle().take(length.max(32)).collect()
 }
 
-/// Sends until it arrives at `to`, and checks that it comes from whom it was sent by.
+/// Sends a message until it arrives at `to`, and checks that it arrives under the sender's name.
 async fn deliver(patience: Duration, from: (NodeId, &Carrier), to: (NodeId, &mut Carrier), bytes: &[u8]) {
     let start = Instant::now();
     loop {
@@ -85,7 +87,7 @@ async fn deliver(patience: Duration, from: (NodeId, &Carrier), to: (NodeId, &mut
     }
 }
 
-/// Two of them, to be used at once.
+/// Borrows two of the nodes at once.
 fn pair(nodes: &mut [(NodeId, Carrier)], from: usize, to: usize) -> ((NodeId, &Carrier), (NodeId, &mut Carrier)) {
     assert_ne!(from, to);
     let (low, high) = nodes.split_at_mut(from.max(to));
@@ -94,7 +96,8 @@ fn pair(nodes: &mut [(NodeId, Carrier)], from: usize, to: usize) -> ((NodeId, &C
     ((from.0, &from.1), (to.0, &mut to.1))
 }
 
-/// Every node can tell every other something, which comes to that one, under the right name, and to no third.
+/// Every node can send to every other. The message arrives there under the right name, and at no
+/// third node.
 pub async fn messages_reach_the_right_node(network: &mut impl Network) {
     let mut nodes = network.start(4).await;
     for from in 0..4 {
@@ -103,7 +106,7 @@ pub async fn messages_reach_the_right_node(network: &mut impl Network) {
             deliver(network.patience(), sender, receiver, &message(&format!("{from} to {to}"), 100)).await;
         }
     }
-    // All are neighbours now, so nothing has to go by way of others.
+    // All are neighbours now, so no message needs to be forwarded by a third node.
     while nodes[3].1.received.try_recv().is_ok() {}
     for _ in 0..20 {
         (nodes[0].1.send)(nodes[1].0, message("not for the third", 100));
@@ -113,7 +116,7 @@ pub async fn messages_reach_the_right_node(network: &mut impl Network) {
     assert!(strays.all(|(_, bytes)| bytes != message("not for the third", 100)), "a message at the wrong node");
 }
 
-/// The largest message arrives whole; one that is too large harms nothing that comes after it.
+/// The largest message arrives whole; a message that is too large does not harm later ones.
 pub async fn large_messages_arrive_whole(network: &mut impl Network) {
     let mut nodes = network.start(2).await;
     for length in [32, 1000, MAX_MESSAGE / 2, MAX_MESSAGE] {
@@ -125,22 +128,24 @@ pub async fn large_messages_arrive_whole(network: &mut impl Network) {
     deliver(network.patience(), from, to, &message("after it", 100)).await;
 }
 
-/// Messages to nodes that nobody knows, or to the sender itself, do not block and do not keep others from arriving.
+/// Messages to unknown nodes, or to the sender itself, do not block and do not keep other messages
+/// from arriving.
 pub async fn unknown_nodes_do_no_harm(network: &mut impl Network) {
     let mut nodes = network.start(2).await;
     let start = WallClock::now();
     for number in 0..1000u32 {
-        let nobody = NodeId::from_public_key(Sha3_256::digest(number.to_be_bytes()).into());
-        (nodes[0].1.send)(nobody, message("for nobody", 100));
+        let unknown = NodeId::from_public_key(Sha3_256::digest(number.to_be_bytes()).into());
+        (nodes[0].1.send)(unknown, message("for an unknown node", 100));
         (nodes[0].1.send)(nodes[0].0, message("for itself", 100));
     }
     assert!(start.elapsed() < AT_ONCE, "sending blocks");
     let (from, to) = pair(&mut nodes, 0, 1);
-    deliver(network.patience(), from, to, &message("for somebody", 100)).await;
+    deliver(network.patience(), from, to, &message("for a known node", 100)).await;
 }
 
-/// A flood to a node that does not read returns at once, is dropped but for a bounded part, and the node still hears
-/// what is said when it reads again; a third notices nothing.
+/// Sending a flood to a node that does not read returns at once, and all but a bounded part of it
+/// is dropped. The node receives new messages when it reads again, and a third node is not
+/// affected.
 pub async fn a_node_that_does_not_read_blocks_nobody(network: &mut impl Network) {
     const FLOOD: usize = 5000;
     let mut nodes = network.start(3).await;
@@ -163,7 +168,7 @@ pub async fn a_node_that_does_not_read_blocks_nobody(network: &mut impl Network)
     deliver(network.patience(), from, to, &message("after", 100)).await;
 }
 
-/// Two who talk go on talking while a third dies, and sending to the dead blocks nobody.
+/// Two nodes still reach each other when a third dies, and sending to the dead node does not block.
 pub async fn a_death_disturbs_no_others(network: &mut impl Network) {
     let mut nodes = network.start(3).await;
     for to in [1, 2] {
@@ -188,7 +193,7 @@ struct Node {
     id: NodeId,
     mesh: Mesh,
     updates: mpsc::Receiver<Update>,
-    /// The last value of each origin, and when it came.
+    /// The last value of each origin, and when it arrived.
     heard: BTreeMap<NodeId, (Vec<u8>, Instant)>,
 }
 
@@ -239,7 +244,7 @@ async fn until(patience: Duration, nodes: &mut [Node], what: &str, done: impl Fn
     }
 }
 
-/// What each of them says now is known to all of them.
+/// Has every node announce `what`, and waits until all nodes know it of all.
 async fn all_are_heard(network: &impl Network, nodes: &mut [Node], what: &str) {
     nodes.iter().for_each(|node| node.say(what));
     let ids: Vec<NodeId> = nodes.iter().map(|node| node.id).collect();
@@ -247,14 +252,16 @@ async fn all_are_heard(network: &impl Network, nodes: &mut [Node], what: &str) {
     until(network.patience(), nodes, what, everywhere).await;
 }
 
-/// Gossip over these carriers brings everybody's words to everybody, and new ones in place of the old.
+/// Gossip over these carriers brings every node's value to every node, and later values in place of
+/// earlier ones.
 pub async fn a_mesh_forms(network: &mut impl Network) {
     let mut nodes = meshes(network, 5).await;
-    all_are_heard(network, &mut nodes, "first words everywhere").await;
-    all_are_heard(network, &mut nodes, "second words everywhere").await;
+    all_are_heard(network, &mut nodes, "first values everywhere").await;
+    all_are_heard(network, &mut nodes, "second values everywhere").await;
 }
 
-/// When a node dies nothing new comes from it while the others go on; when it is back it is heard again.
+/// After a node dies, nothing new arrives from it and the others go on. After its return it is
+/// heard again.
 pub async fn a_death_is_silence_and_a_return_is_heard(network: &mut impl Network) {
     let mut nodes = meshes(network, 4).await;
     all_are_heard(network, &mut nodes, "before the death").await;
@@ -265,13 +272,16 @@ pub async fn a_death_is_silence_and_a_return_is_heard(network: &mut impl Network
     nodes.iter_mut().for_each(Node::listen);
     let silent_since = Instant::now();
     all_are_heard(network, &mut nodes, "the living after the death").await;
-    assert!(nodes.iter().all(|node| node.heard.get(&dead).is_none_or(|(_, at)| *at <= silent_since)), "the dead speak");
+    assert!(
+        nodes.iter().all(|node| node.heard.get(&dead).is_none_or(|(_, at)| *at <= silent_since)),
+        "a dead node is heard"
+    );
     let carrier = network.restart(dead).await;
     nodes.push(Node::new(dead, carrier, &all, 2, network.interval()).await);
     all_are_heard(network, &mut nodes, "after the return").await;
 }
 
-/// Nothing passes a partition, and all that was said on either side is known to all when it has ended.
+/// Nothing passes a partition. After its end all nodes know the values of both sides.
 pub async fn a_partition_heals(network: &mut impl Network) {
     let mut nodes = meshes(network, 4).await;
     all_are_heard(network, &mut nodes, "before the partition").await;
@@ -289,12 +299,12 @@ pub async fn a_partition_heals(network: &mut impl Network) {
         };
         sides.into_iter().all(heard)
     };
-    until(network.patience(), &mut nodes, "each side's words on that side", within).await;
+    until(network.patience(), &mut nodes, "each side's values on that side", within).await;
     sleep(network.interval() * 4).await;
     nodes.iter_mut().for_each(Node::listen);
     assert!(!nodes[0].knows(ids[3], "during the partition"), "the partition leaks");
     network.heal().await;
     let everywhere =
         |nodes: &[Node]| nodes.iter().all(|node| ids.iter().all(|of| node.knows(*of, "during the partition")));
-    until(network.patience(), &mut nodes, "both sides' words everywhere", everywhere).await;
+    until(network.patience(), &mut nodes, "both sides' values everywhere", everywhere).await;
 }

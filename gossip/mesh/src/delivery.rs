@@ -1,8 +1,10 @@
-//! Which of the values in chitchat's state are handed on next: of each life some, in turn, so that one that changes its own
-//! without end delays nobody else's for long.
+//! Chooses the values in chitchat's state that are delivered next: a few of each incarnation in
+//! turn, so that a node which changes its values without end does not delay those of others for
+//! long.
 //!
-//! Values go by version: of every life it is remembered up to which version it was handed on. What is superseded before
-//! its turn is never handed on; the latest always is.
+//! Values are delivered by version, and the highest delivered version of each incarnation is
+//! remembered. A value that is superseded before its turn is never delivered; the latest one always
+//! is.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -14,33 +16,33 @@ use rustbalance_gossip::record::{MAX_RECORD, RecordKind, Signer};
 
 use crate::Update;
 
-/// Updates taken from chitchat's state at a time, so that its lock is held briefly.
+/// Most updates taken from chitchat's state at a time, so that its lock is held briefly.
 const BATCH: usize = 64;
-/// Updates of one life among them.
+/// Most updates of one incarnation in a batch.
 const SHARE: usize = 8;
 
-/// What was handed on so far.
+/// The versions delivered so far.
 #[derive(Default)]
 pub(super) struct Delivery {
-    /// The highest version, by life.
+    /// The highest version delivered, by incarnation.
     handed: BTreeMap<ChitchatId, u64>,
-    /// Whose turn was last.
+    /// The incarnation whose turn was last.
     last: Option<ChitchatId>,
 }
 
-/// What is handed on at a time.
+/// The values delivered at a time.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) updates: Vec<Update>,
-    /// Values that could be no records.
+    /// Values that cannot be records.
     pub(super) nonsense: usize,
-    /// Whether there may be more.
+    /// Whether there may be more to deliver.
     pub(super) more: bool,
 }
 
 impl Delivery {
-    /// Takes what is newer than what was handed on, of all lives but the present one of this node, beginning after the one
-    /// whose turn was last.
+    /// The next values that have not been delivered, of all incarnations but this node's present
+    /// one. Begins after the incarnation whose turn was last.
     pub(super) fn next(&mut self, states: &BTreeMap<ChitchatId, NodeState>, own: &ChitchatId) -> Batch {
         let mut batch = Batch::default();
         let last = self.last.clone();
@@ -57,7 +59,7 @@ impl Delivery {
                 batch.more = true;
                 break;
             }
-            // A state that fell back was reset, and comes anew.
+            // A state whose version fell was reset by chitchat: it is delivered again.
             let handed = if state.max_version() < handed { 0 } else { handed };
             let (values, upto, nonsense) = newer(state, handed, SHARE.min(BATCH - batch.updates.len()));
             batch.nonsense += nonsense;
@@ -69,14 +71,15 @@ impl Delivery {
         batch
     }
 
-    /// Forgets lives that are gone.
+    /// Forgets incarnations that are gone.
     pub(super) fn forget(&mut self, gone: impl Fn(&ChitchatId) -> bool) {
         self.handed.retain(|id, _| !gone(id));
     }
 }
 
-/// At most `room` values above version `handed` in the order of their versions, the version up to which that is all, and
-/// how many values more could be no records. What a later version says is none of these.
+/// At most `room` values above version `handed`, in the order of their versions; the version up to
+/// which these are all; and the number of values that cannot be records. Values of kinds unknown to
+/// this version are not counted.
 fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u8>)>, u64, usize) {
     let mut fresh: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > handed).collect();
     fresh.sort_by_key(|(_, value)| value.version);
@@ -104,14 +107,14 @@ mod tests {
         ChitchatId::new(node.to_string(), generation, mesh_socket(&node))
     }
 
-    fn say(state: &mut NodeState, i: u8, word: &str) {
+    fn say(state: &mut NodeState, i: u8, value: &str) {
         let kind = RecordKind::Invitation(InvitationId::from_public_key([i; 32]));
-        state.set(kind.key(), BASE64.encode(word.as_bytes()));
+        state.set(kind.key(), BASE64.encode(value.as_bytes()));
     }
 
-    /// A life that comes first and changes more than can be handed on, each time.
+    /// Nineteen incarnations come first, and each changes more than one batch can deliver.
     #[test]
-    fn one_that_never_stops_delays_nobody_else() {
+    fn one_that_never_stops_does_not_delay_others() {
         let mut ids: Vec<_> = (1..=20).map(|i| id(i, 1)).collect();
         ids.sort();
         let own = id(99, 1);
@@ -124,12 +127,12 @@ mod tests {
                 let state = states.get_mut(loud).unwrap();
                 (0..100).for_each(|i| say(state, i, &format!("again {round}")));
             }
-            say(states.get_mut(&ids[19]).unwrap(), 1, &format!("word {round}"));
+            say(states.get_mut(&ids[19]).unwrap(), 1, &format!("value {round}"));
             let batch = delivery.next(&states, &own);
             assert!(batch.more && batch.updates.len() == BATCH);
             heard += batch.updates.iter().filter(|update| update.origin == quiet).count();
         }
-        // Twenty lives, eight at a time.
+        // Twenty incarnations, of which a batch serves eight.
         assert!(heard >= 40 / 3 - 1, "{heard}");
     }
 
@@ -139,7 +142,7 @@ mod tests {
         let mut states = BTreeMap::new();
         for id in [id(1, 1), own.clone(), id(2, 1)] {
             let mut state = NodeState::for_test();
-            (0..20).for_each(|i| say(&mut state, i, "word"));
+            (0..20).for_each(|i| say(&mut state, i, "value"));
             states.insert(id, state);
         }
         let mut delivery = Delivery::default();
@@ -151,7 +154,7 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(updates.len(), 40, "of an earlier life of this node and of another");
+        assert_eq!(updates.len(), 40, "of an earlier incarnation of this node and of another node");
         assert!(delivery.next(&states, &own).updates.is_empty());
         say(states.get_mut(&id(2, 1)).unwrap(), 3, "another");
         assert_eq!(delivery.next(&states, &own).updates.len(), 1);

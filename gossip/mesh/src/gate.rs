@@ -1,16 +1,19 @@
-//! What may enter chitchat's state, and what chitchat tells to whom.
+//! The filter between peers and chitchat: it decides what enters chitchat's state, and what
+//! chitchat sends to which peer.
 //!
-//! Every id that a peer mentions stays in the state, and so in every digest, for an hour; enough of them and no digest
-//! fits a message any more. A key is made in no time, so a hostile member could name thousands. So it is counted which
-//! [lives](super::lives) enter, and how much of what is [said of them](super::hoard).
+//! chitchat keeps every node id that a peer mentions in its state, and so in every digest, for an
+//! hour. With enough of them a digest no longer fits a message. Keys cost nothing, so a hostile
+//! member could name thousands. So the gate limits the number of [incarnations](super::lives) and
+//! the [bytes of each](super::hoard).
 //!
-//! Each node decides that alone. What one of them refuses, another must not offer it for ever, else nothing better passes
-//! between them: chitchat tells what it takes for new before all else. Therefore
+//! Each node decides this alone. But a peer must not offer for ever what this node refuses, because
+//! chitchat sends what it takes for new first, and nothing else would get through. Therefore
 //!
-//! * a peer is told only of lives that it names itself, and of this node's own;
-//! * a peer that tells more of a life than is kept hears for a while that all of it is known;
-//! * every third time a peer is told only what members say of themselves over their own links: one life of each, and nobody
-//!   can make up others.
+//! * a peer is sent only values of incarnations that it names itself, and this node's own;
+//! * a peer that exceeds the quota of an incarnation reads in this node's digests for a while that
+//!   all of it is known;
+//! * every third time a peer is sent only the newest incarnation that each member announces over
+//!   its own link, since no other node can make these up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -28,29 +31,36 @@ use crate::leaky::LeakyBucket;
 use crate::lives::{Lives, Naming};
 use crate::wire::{Life, Message, Names, Told, WireError};
 
-/// For how long a peer hears that all is known of a life of which more was told than is kept.
+/// How long this node claims to be up to date on an incarnation whose quota a peer has exceeded, so
+/// that the peer stops sending it.
 const ENOUGH: Duration = Duration::from_secs(30);
-/// One in so many answers is of members' own words alone.
+/// One in this number of a peer's digests is answered with members' own incarnations only.
 const SELECT: u32 = 3;
-/// Bytes of changes of one member's life in a second; those of an honest node are some hundred.
+/// Sustained rate of changes to an incarnation of a member, in bytes per second. An honest node
+/// needs some hundred.
 const CHANGES: usize = 8192;
-/// The same of one that is not known as a member.
+/// The same for a node that is not known as a member.
 const STRANGE_CHANGES: usize = 1024;
-/// Bytes of a life of a node that is not known as a member, in any case: its card, which would make it known, and more.
+/// Bytes that an incarnation of a non-member may have in any case: more than its card, which would
+/// make it known.
 const STRANGE_BYTES: usize = 4096;
-/// Bytes of all lives of such nodes, beyond that. Much less than a message.
+/// Bytes of all incarnations of non-members together up to which one of them may exceed
+/// [`STRANGE_BYTES`]. Half of the largest message.
 const STRANGE_TOGETHER: usize = 32_768;
-/// Bytes, packed and unpacked, that are read of one peer in a second, and at once: what a link lets through, twice.
+/// Bytes read from one peer per second, packed and unpacked sizes added: twice what a link lets
+/// through.
 const READ: usize = 1 << 20;
+/// Burst above [`READ`], in bytes.
 const READ_BURST: f64 = (8 << 20) as f64;
 
-/// Bounds on what a mesh keeps of others' words. No peer needs to have the same.
+/// Quotas on what a mesh keeps of other nodes. Peers may have others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MeshLimits {
-    /// Nodes at once that are not known as members, or rather their lives.
+    /// Most incarnations at once of nodes that are not known as members.
     pub strangers: usize,
-    /// Bytes of what a member says of one of its lives. 2000 of the authority's facts, which every node repeats, take a
-    /// megabyte. All its lives together get twice as much, and each a sixteenth in any case.
+    /// Quota of one incarnation of a member, in bytes. 2000 facts of the authority, which every
+    /// node re-announces, take 1 MiB. All incarnations of the member together get twice as much,
+    /// and each a sixteenth in any case.
     pub node_bytes: usize,
 }
 
@@ -60,22 +70,24 @@ impl Default for MeshLimits {
     }
 }
 
-/// What was kept out since start.
+/// Events at the gate since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MeshCounters {
-    /// Messages that could not be read, and values that are no records.
+    /// Messages that could not be read, and values that are not records.
     pub malformed: u64,
-    /// Mentions of nodes that were left out.
+    /// Mentions of nodes or incarnations that were not admitted.
     pub strangers: u64,
-    /// Times that more was told of one life than is kept.
+    /// Times that a peer sent more of one incarnation than its quota.
     pub hoards: u64,
-    /// Times that others claimed more of this node's present life than it has said.
+    /// Spoofed versions: times that peers claimed more of this node's present incarnation than it
+    /// has announced.
     pub lies: u64,
-    /// Times that gossip was begun anew under a new generation, because it had stopped or others had been told lies of us.
+    /// Restarts of gossip under a new generation: it had stopped, versions of this node were
+    /// spoofed, or [`super::Mesh::restart`] was called.
     pub restarts: u64,
 }
 
-/// The gate, shared by what reads messages and what looks after the state. A [`super::Mesh`] has one of its own.
+/// The gate of one [`super::Mesh`], shared by its transport and its task.
 pub struct Gate {
     me: NodeId,
     state: Mutex<State>,
@@ -85,11 +97,12 @@ pub struct Gate {
 struct State {
     generation: u64,
     limits: MeshLimits,
-    /// This node is one of them.
+    /// The members, this node included.
     members: BTreeSet<NodeId>,
     lives: Lives,
     hoards: Hoards,
-    /// Of which lives a peer has told too much, until when it hears that all is known.
+    /// For each peer and incarnation whose quota the peer has exceeded: until when this node claims
+    /// to know all of it.
     enough: BTreeMap<(NodeId, Life), Instant>,
     peers: BTreeMap<NodeId, Peer>,
     addresses: BTreeMap<SocketAddr, NodeId>,
@@ -98,14 +111,14 @@ struct State {
     counters: MeshCounters,
 }
 
-/// What is noted of who sends messages.
+/// The state of one peer that sends messages.
 struct Peer {
     read: LeakyBucket,
-    /// Its questions and answers so far.
+    /// Number of digests received from it.
     asked: u32,
 }
 
-/// The most that others say of this node's present life.
+/// The highest counters that peers claim for this node's present incarnation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Claim {
     pub(super) heartbeat: u64,
@@ -113,7 +126,7 @@ pub(super) struct Claim {
 }
 
 impl Gate {
-    /// One that lets a few strangers in and knows no member.
+    /// A gate with the default limits that knows no other member.
     pub fn new(me: NodeId) -> Self {
         let members = BTreeSet::from([me]);
         Self { me, state: Mutex::new(State { members, ..State::default() }) }
@@ -123,7 +136,7 @@ impl Gate {
         self.state.lock()
     }
 
-    /// Tells which life this node begins now, with a chitchat that knows nothing.
+    /// Begins a new incarnation of this node, with a chitchat that has an empty state.
     pub(super) fn begin(&self, generation: u64) {
         let mut state = self.lock();
         state.generation = generation;
@@ -133,28 +146,29 @@ impl Gate {
         state.enough.clear();
     }
 
-    /// Sets other bounds than the default ones.
+    /// Replaces the limits.
     pub(super) fn set_limits(&self, limits: MeshLimits) {
         self.lock().limits = limits;
     }
 
-    /// Tells who is known as a member.
+    /// Replaces the set of known members. This node is always one of them.
     pub fn set_members(&self, mut members: BTreeSet<NodeId>) {
         members.insert(self.me);
         let mut state = self.lock();
         if state.members != members {
             state.members = members;
-            // More is kept of who has become one.
+            // A node that has become a member gets a larger quota.
             state.enough.clear();
         }
     }
 
-    /// Lets messages be sent to this node.
+    /// Notes the mesh address of a node, so that messages can be sent to it.
     pub(super) fn know(&self, node: NodeId) {
         self.lock().addresses.insert(mesh_socket(&node), node);
     }
 
-    /// Forgets lives that chitchat has forgotten, given the version up to which it has each.
+    /// Forgets the incarnations that chitchat has forgotten. `has` holds the highest version that
+    /// chitchat has of each.
     pub(super) fn prune(&self, has: &BTreeMap<Life, u64>) {
         let mut state = self.lock();
         let now = Instant::now();
@@ -167,12 +181,12 @@ impl Gate {
         peers.retain(|peer, _| nodes.contains(peer) || members.contains(peer));
     }
 
-    /// Whose mesh address it is.
+    /// The node with this mesh address; `None` if it is not known.
     pub(super) fn node_at(&self, address: &SocketAddr) -> Option<NodeId> {
         self.lock().addresses.get(address).copied()
     }
 
-    /// What others say of this node's present life.
+    /// The highest counters that peers have claimed for this node's present incarnation.
     pub(super) fn claimed(&self) -> Claim {
         self.lock().claimed
     }
@@ -193,8 +207,9 @@ impl Gate {
         self.lock().counters.malformed += values as u64;
     }
 
-    /// Has a message to a peer say of which lives it should tell nothing for now. It keeps its length. Of the peer's own it
-    /// never says so: the peer would take it for a lie.
+    /// Changes the digest in a message to a peer so that the peer sends nothing of incarnations
+    /// whose quota it has exceeded. The length stays the same. Never done for the peer's own
+    /// incarnations: the peer would take it for a spoofed version.
     pub(super) fn decline(&self, to: NodeId, bytes: &mut [u8]) {
         let mut state = self.lock();
         let State { enough, names, .. } = &mut *state;
@@ -203,12 +218,16 @@ impl Gate {
         if enough.keys().any(|(peer, _)| *peer == to)
             && let Err(error) = crate::wire::decline(bytes, names, has_enough)
         {
-            debug!(%error, "chitchat writes what cannot be read");
+            debug!(%error, "cannot read a message that chitchat wrote");
         }
     }
 
-    /// Reads a message that `from` has sent, leaving out what may not enter. An error counts it as malformed, and nothing of
-    /// it enters.
+    /// Reads a message from `from` and leaves out what may not enter chitchat's state.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing of the message enters: it cannot be read, or the peer sends too much. Counted as
+    /// malformed.
     pub fn read(&self, from: NodeId, bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
         let mut state = self.lock();
         let result = self.filter(&mut state, from, bytes);
@@ -228,13 +247,14 @@ impl Gate {
             state.claimed.heartbeat = state.claimed.heartbeat.max(known.heartbeat);
             state.claimed.version = state.claimed.version.max(known.version);
         }
-        // What is told of a life that no digest has named, chitchat ignores.
+        // chitchat ignores the values of an incarnation that no digest has named, so it is enough
+        // to admit those in the digest.
         let named: BTreeSet<Life> = message.digest().iter().map(|known| known.life).collect();
         let named: BTreeSet<Life> =
             named.into_iter().filter(|life| *life == own || state.admit(*life, from, now)).collect();
         let told = message.told();
         let read = bytes.len() + message.told_bytes();
-        // Nobody tells this node about its own present life.
+        // Values of this node's own present incarnation come from this node alone.
         let told = told.iter().filter(|told| told.life != own);
         let kept: BTreeMap<Life, usize> = told.map(|told| (told.life, state.weigh(told, from, now))).collect();
         let mut changed = message.retain(|life| named.contains(life), |life| kept.get(life).copied().unwrap_or(0));
@@ -251,7 +271,8 @@ impl State {
         self.peers.entry(peer).or_insert_with(|| Peer { read: LeakyBucket::new(now), asked: 0 })
     }
 
-    /// A short message may unpack to a long one, so both are counted.
+    /// Refuses a peer that sends too much. A short message may unpack to a long one, so both sizes
+    /// count.
     fn may_read(&mut self, from: NodeId, now: Instant) -> Result<(), WireError> {
         if self.peer(from, now).read.now(now, READ) > READ_BURST { Err(WireError::Greedy) } else { Ok(()) }
     }
@@ -267,7 +288,7 @@ impl State {
         admitted
     }
 
-    /// How many values, from the first, may enter of what is told of a life.
+    /// Number of leading values that may enter of those that a peer sends of an incarnation.
     fn weigh(&mut self, told: &Told<'_>, from: NodeId, now: Instant) -> usize {
         if !self.lives.contains(&told.life) {
             return 0;
@@ -285,14 +306,14 @@ impl State {
             self.hoards.weigh(told, first_hand, room, |(life, _)| !members.contains(&life.node), now)
         };
         if weighed.full {
-            debug!(node = %node.short(), %from, kept = weighed.kept, "more is told of a node than is kept");
+            debug!(node = %node.short(), %from, kept = weighed.kept, "a peer sent more of a node than its quota, the rest is dropped");
             self.counters.hoards += 1;
             self.enough.insert((from, told.life), now + ENOUGH);
         }
         weighed.kept
     }
 
-    /// Of which lives a peer that names these is told nothing.
+    /// The incarnations of which a peer that names these gets nothing.
     fn untold(&mut self, peer: NodeId, named: &BTreeSet<Life>, now: Instant) -> BTreeSet<Life> {
         let peer = self.peer(peer, now);
         peer.asked = peer.asked.wrapping_add(1);
@@ -308,14 +329,14 @@ mod tests {
     use crate::wire::tests::ack;
 
     #[tokio::test(start_paused = true)]
-    async fn who_sends_too_much_to_unpack_is_not_read_for_a_while() {
+    async fn a_peer_that_sends_too_much_to_unpack_is_not_read_for_a_while() {
         let node = |i| NodeId::from_public_key([i; 32]);
         let gate = Gate::new(node(1));
         let long = ack(node(2), 1, &[("a".into(), "b".repeat(20_000), 1), ("b".into(), "b".repeat(20_000), 2)]);
         let read = (0..1000).take_while(|_| gate.read(node(2), &long).is_ok()).count();
         assert!((50..250).contains(&read), "{read}");
         assert_eq!(gate.read(node(2), &long).err(), Some(WireError::Greedy));
-        assert!(gate.read(node(3), &long).is_ok(), "others are read");
+        assert!(gate.read(node(3), &long).is_ok(), "other peers are read");
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(gate.read(node(2), &long).is_ok());
     }

@@ -1,8 +1,9 @@
-//! How much is kept of what is said of each life.
+//! Quotas: the number of bytes that are kept of each incarnation.
 //!
-//! chitchat forgets no value, and passes on what it has. So what is told of a life is counted before chitchat gets it, and
-//! beyond a bound no more of it enters. What a node says of itself over its own link is counted apart from what others
-//! say of it: those can make up values of anybody, and would leave it no room.
+//! chitchat never forgets a value, and forwards all that it has. So the values of an incarnation
+//! are counted before chitchat gets them, and beyond the quota no more enter. Values that a node
+//! sends of itself over its own link are counted apart from those that other peers send of it:
+//! these peers can make up values of any node and would leave it no room.
 
 use std::collections::BTreeMap;
 
@@ -11,51 +12,52 @@ use tokio::time::Instant;
 use crate::leaky::LeakyBucket;
 use crate::wire::{Life, Told};
 
-/// What is kept of a value besides itself, about, in bytes.
+/// Approximate cost of a value beyond its key and content, in bytes.
 const OVERHEAD: usize = 64;
 
-/// Bounds on one life, in bytes.
+/// The quota of one incarnation, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
-    /// What it may have in any case.
+    /// Bytes that it may have in any case.
     pub(super) least: usize,
-    /// What it may have at most; also what of it may change at once.
+    /// Most bytes that it may have. Also the burst of changes.
     pub(super) most: usize,
-    /// What it and those that share with it may have.
+    /// Bytes of all incarnations that share this bound up to which it may exceed `least`.
     pub(super) together: usize,
-    /// What of it may change in a second, for long.
+    /// Sustained rate of changes, in bytes per second.
     pub(super) per_second: usize,
 }
 
-/// What may enter of what is told of a life.
+/// The result for the values that a peer sends of an incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Weighed {
-    /// So many values, from the first.
+    /// Number of leading values that may enter.
     pub(super) kept: usize,
-    /// Whether there were more, for which there is no room.
+    /// Whether further values exceeded the quota.
     pub(super) full: bool,
 }
 
-/// Of which life, and whether its node says it itself.
+/// An incarnation, and whether its node itself sent the values.
 type Account = (Life, bool);
 
-/// What is kept of all lives.
+/// The bytes kept of all incarnations.
 #[derive(Default)]
 pub(super) struct Hoards {
     kept: BTreeMap<Account, Hoard>,
-    /// Up to which version chitchat has each.
+    /// The highest version that chitchat has of each.
     versions: BTreeMap<Life, u64>,
 }
 
 struct Hoard {
     bytes: usize,
-    /// By key.
+    /// The size of each value, by key, in bytes.
     sizes: BTreeMap<String, usize>,
     changed: LeakyBucket,
 }
 
 impl Hoards {
-    /// Notes what is told of a life, and says how much of it may enter. `shares` tells which accounts share with it.
+    /// Counts the values that a peer sends of an incarnation and returns how many of them may
+    /// enter. `shares` is true for the accounts that count towards [`Room::together`].
     pub(super) fn weigh(
         &mut self,
         told: &Told<'_>,
@@ -66,7 +68,8 @@ impl Hoards {
     ) -> Weighed {
         let account = (told.life, first_hand);
         let known = self.versions.entry(told.life).or_default();
-        // chitchat ignores what would leave a gap, and what is not new.
+        // chitchat ignores values that would leave a gap in the versions, and those that are not
+        // new.
         if told.from > *known || told.words.last().is_none_or(|word| word.version <= *known) {
             return Weighed { kept: 0, full: false };
         }
@@ -96,13 +99,14 @@ impl Hoards {
         Weighed { kept: told.words.len(), full: false }
     }
 
-    /// Forgets lives that chitchat has forgotten, given the version up to which it has each.
+    /// Forgets the incarnations that chitchat has forgotten. `has` holds the highest version that
+    /// chitchat has of each.
     pub(super) fn prune(&mut self, has: &BTreeMap<Life, u64>) {
         self.kept.retain(|(life, _), _| has.contains_key(life));
         self.versions.clone_from(has);
     }
 
-    /// Forgets all.
+    /// Forgets all incarnations.
     pub(super) fn clear(&mut self) {
         self.kept.clear();
         self.versions.clear();
@@ -123,7 +127,7 @@ mod tests {
         Life { node: NodeId::from_public_key([1; 32]), generation }
     }
 
-    /// Tells of a life values of 1000 bytes each under these keys, from a version on.
+    /// Sends values of 1000 bytes each under these keys, with versions from `version` on.
     fn tell(hoards: &mut Hoards, of: u64, first_hand: bool, keys: &[&str], version: u64, now: Instant) -> Weighed {
         let word = |(i, key): (usize, &&'static str)| Word { key, bytes: 1000 - OVERHEAD, version: version + i as u64 };
         let keys: Vec<&'static str> = keys.iter().map(|key| &*String::leak((*key).to_owned())).collect();
@@ -138,13 +142,22 @@ mod tests {
         let (mut hoards, now) = (Hoards::default(), Instant::now());
         assert_eq!(tell(&mut hoards, 1, false, &KEYS, 1, now), Weighed { kept: 10, full: true });
         assert_eq!(tell(&mut hoards, 2, false, &KEYS, 1, now), Weighed { kept: 5, full: true });
-        assert_eq!(tell(&mut hoards, 3, false, &KEYS, 1, now), Weighed { kept: 1, full: true }, "what each may have");
-        assert_eq!(tell(&mut hoards, 3, true, &KEYS, 2, now), Weighed { kept: 10, full: true }, "its own words");
+        assert_eq!(
+            tell(&mut hoards, 3, false, &KEYS, 1, now),
+            Weighed { kept: 1, full: true },
+            "the least that each may have"
+        );
+        assert_eq!(tell(&mut hoards, 3, true, &KEYS, 2, now), Weighed { kept: 10, full: true }, "its own values");
         hoards.prune(&BTreeMap::from([(life(2), 5)]));
-        assert_eq!(tell(&mut hoards, 1, false, &KEYS, 1, now), Weighed { kept: 10, full: true }, "forgotten");
+        assert_eq!(
+            tell(&mut hoards, 1, false, &KEYS, 1, now),
+            Weighed { kept: 10, full: true },
+            "after it was forgotten"
+        );
     }
 
-    /// What chitchat ignores is not counted, or others could fill a node's room with what is not there.
+    /// Values that chitchat ignores do not count: otherwise peers could use up a node's quota with
+    /// values that are not there.
     #[test]
     fn what_is_not_new_or_leaves_a_gap_does_not_count() {
         let (mut hoards, now) = (Hoards::default(), Instant::now());

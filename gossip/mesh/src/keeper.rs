@@ -1,4 +1,5 @@
-//! The one task of a mesh: starts chitchat, writes own values, hands on others', asks seeds.
+//! The task of a mesh. It starts chitchat, writes this node's values, delivers those of others and
+//! contacts seeds.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -18,20 +19,25 @@ use crate::gate::{Claim, Gate};
 use crate::wire::Life;
 use crate::{Carrier, MeshConfig, MeshError, Own, Update};
 
-/// Lives that one start of the node may have: its generation is the node's, shifted by as many bits.
+/// Bits of chitchat's generation that count the incarnations within one start of the node. The bits
+/// above them are [`MeshConfig::generation`].
 const LIFE_BITS: u32 = 16;
-/// Peers told at a goodbye.
+/// Number of peers that get the last values at a shutdown.
 const FAREWELLS: usize = 3;
-/// For how long chitchat remembers a silent node; after half of it the node's values are no longer passed on.
+/// How long chitchat remembers a silent node. After half of it the node's values are no longer
+/// forwarded.
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(3600);
-/// For how long a value that was taken back leaves a mark: for as long as any life lasts. Where marks were collected, a
-/// version says nothing of which values there are below it, and anybody could hide values by claiming that.
+/// How long a retracted value leaves a mark: longer than any incarnation lasts. If marks were
+/// collected, a version would not show which values exist below it, and a hostile peer could hide
+/// values by claiming a collection.
 const DELETION_GRACE: Duration = Duration::from_secs(10 * 365 * 86_400);
-/// Shortest time before the first few further lives: while others are told lies of this node, nobody hears it.
+/// Shortest time between the first restarts of gossip: while versions of this node are spoofed, the
+/// others ignore its values.
 const SHORT_REST: Duration = Duration::from_secs(5);
-/// So many lives may be short: each stays in everybody's digests for as long as chitchat remembers.
+/// Number of restarts after [`SHORT_REST`] only. Then [`REST`] applies, because each incarnation
+/// stays in the digests of all nodes for as long as chitchat remembers it.
 const SHORT_LIVES: u64 = 8;
-/// Shortest time between two lives after those.
+/// Shortest time between two further restarts of gossip.
 const REST: Duration = Duration::from_secs(60);
 
 pub(super) struct Keeper {
@@ -44,7 +50,7 @@ pub(super) struct Keeper {
     changed: Arc<Notify>,
     life: u64,
     born: Instant,
-    /// The last lie that was counted.
+    /// The last spoofed version that was counted.
     claimed: Claim,
     delivery: Delivery,
     outbox: VecDeque<Update>,
@@ -102,7 +108,7 @@ impl Keeper {
         self.say_goodbye().await;
     }
 
-    /// Writes own values wherever chitchat has others.
+    /// Writes this node's values to chitchat's state. An unchanged value keeps its version.
     async fn write_own(&self) {
         let values = self.own.values.lock().clone();
         let chitchat = self.chitchat.chitchat();
@@ -117,7 +123,7 @@ impl Keeper {
         }
     }
 
-    /// Takes what is newer than what was handed on, at most a batch.
+    /// Puts the next batch of values that have not been delivered into the outbox.
     async fn collect(&mut self) {
         let chitchat = self.chitchat.chitchat();
         let chitchat = chitchat.lock().await;
@@ -130,9 +136,10 @@ impl Keeper {
         }
     }
 
-    /// Once an interval: mends what has stopped, asks a seed, forgets.
+    /// Once per interval: restarts gossip if it must, writes values again, forgets what chitchat
+    /// has forgotten, contacts a seed.
     async fn look_after(&mut self) {
-        // Whatever a notification may have missed.
+        // Picks up changes whose notification was missed.
         self.changed.notify_one();
         if self.must_begin_anew().await {
             self.begin_anew().await;
@@ -175,7 +182,7 @@ impl Keeper {
         self.chitchat.abort();
         match begin(&self.config, life, &self.adapter, &self.gate, &self.changed).await {
             Ok(chitchat) => {
-                warn!(life, "gossip begins anew");
+                warn!(life, "gossip restarted under a new generation");
                 self.chitchat = chitchat;
                 self.life = life;
                 self.born = Instant::now();
@@ -184,11 +191,12 @@ impl Keeper {
                 self.own.restart.store(false, Ordering::Relaxed);
                 self.gate.count_restart();
             }
-            Err(error) => warn!(%error, "gossip does not begin anew; trying again"),
+            Err(error) => warn!(%error, "cannot restart gossip, will try again"),
         }
     }
 
-    /// Asks one seed that is not heard, in turn. chitchat's own seeds are fixed at its start, so it is given none.
+    /// Starts a comparison with the next seed that is not live. chitchat's own seeds cannot change
+    /// after its start, so it gets none.
     fn ask_a_seed(&mut self, live: &BTreeSet<SocketAddr>) {
         let seeds = self.own.seeds.lock();
         let others: Vec<_> = seeds.iter().filter(|seed| !live.contains(&mesh_socket(seed))).collect();
@@ -200,7 +208,7 @@ impl Keeper {
         }
     }
 
-    /// Lets the last values out before chitchat stops.
+    /// Sends the last values to some peers, then stops chitchat.
     async fn say_goodbye(self) {
         self.write_own().await;
         self.adapter.ask_freely().await;
@@ -209,7 +217,7 @@ impl Keeper {
             let chitchat = chitchat.lock().await;
             let others = |id: &&ChitchatId| *id != chitchat.self_chitchat_id();
             let live = chitchat.live_nodes().filter(others);
-            // Right after the start nobody counts as live yet.
+            // Right after the start no node counts as live yet.
             let known = chitchat.node_states().keys().filter(others);
             live.chain(known).map(|id| id.gossip_advertise_addr).take(FAREWELLS).collect()
         };
@@ -227,7 +235,7 @@ fn life_of(id: &ChitchatId) -> Option<Life> {
     Some(Life { node: id.node_id.parse().ok()?, generation: id.generation_id })
 }
 
-/// Starts chitchat for one life of this node.
+/// Starts chitchat for one incarnation of this node.
 async fn begin(
     config: &MeshConfig,
     life: u64,
@@ -262,8 +270,9 @@ async fn begin(
     Ok(handle)
 }
 
-/// Only chooses whom chitchat talks to; whether a node lives is judged by its signed heartbeats. Wide, because over Tor
-/// the time between two signs of life of a distant node varies from a part of a second to half a minute.
+/// Only decides which nodes chitchat contacts; liveness is judged by signed heartbeats. Tolerant,
+/// because over Tor the time between two signs of life of a node that is not a neighbour varies
+/// from less than a second to half a minute.
 fn failure_detector(interval: Duration) -> FailureDetectorConfig {
     FailureDetectorConfig::new(8.0, 200, interval * 60, interval * 5, DEAD_NODE_GRACE)
 }

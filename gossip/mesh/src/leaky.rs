@@ -1,8 +1,8 @@
-//! A leaky bucket: an amount that is used up at once and comes back at a rate.
+//! A leaky bucket: use adds to an amount, which drains at a steady rate.
 
 use tokio::time::Instant;
 
-/// What is used up. The callers hold it to their bounds.
+/// The amount used. The callers compare it with their limits.
 #[derive(Debug)]
 pub(super) struct LeakyBucket {
     amount: f64,
@@ -10,12 +10,12 @@ pub(super) struct LeakyBucket {
 }
 
 impl LeakyBucket {
-    /// Nothing is used up.
+    /// An empty bucket.
     pub(super) fn new(now: Instant) -> Self {
         Self { amount: 0.0, at: now }
     }
 
-    /// What is used up now, if `per_second` comes back in a second.
+    /// The amount in use now, if `per_second` of it drains per second.
     pub(super) fn now(&mut self, now: Instant, per_second: usize) -> f64 {
         let back = now.saturating_duration_since(self.at).as_secs_f64() * per_second as f64;
         self.amount = (self.amount - back).max(0.0);
@@ -23,7 +23,7 @@ impl LeakyBucket {
         self.amount
     }
 
-    /// Uses up so much more.
+    /// Adds a further use.
     pub(super) fn add(&mut self, amount: usize) {
         self.amount += amount as f64;
     }

@@ -1,30 +1,18 @@
 //! The mesh: signed records spread over all members by chitchat (scuttlebutt anti-entropy).
 //!
-//! One enters with [`Mesh::start`], puts own records in with [`Mesh::set`], and takes the others' from the queue of
-//! [`Update`]s. Nothing that comes out of it is verified: gossip is dissemination, never authority.
+//! [`Mesh::start`] joins the mesh, [`Mesh::set`] announces a record of this node, and the records
+//! of others arrive in a queue of [`Update`]s. Nothing that arrives is verified: gossip
+//! disseminates records and proves nothing.
 //!
-//! One task looks after everything ([`Keeper`]). Own records are kept here and written to chitchat whenever they differ
-//! from what stands there. Others' values are [delivered](delivery) by version: for every life of every node the task remembers
-//! the highest version it has handed on, and whenever something has changed it hands on what is newer. A receiver that lags
-//! thus loses superseded values and never the latest. Messages pass a [`gate`] on their way in, and out.
+//! One task does the work ([`Keeper`]). It writes this node's records to chitchat whenever they
+//! differ from chitchat's state. It [delivers](delivery) the values of others by version: for every
+//! incarnation of every node it remembers the highest version delivered, and after each change it
+//! delivers what is newer. A slow receiver thus misses superseded values and never the latest.
+//! Messages pass a [`gate`] on their way in and out.
 //!
-//! If chitchat stops, or if others have been told lies about this node's present life (versions it has never reached,
-//! which would make them ignore what it really says), gossip begins anew under a higher generation.
-
-mod adapter;
-#[cfg(any(test, feature = "testing"))]
-pub mod conformance;
-mod delivery;
-mod gate;
-mod hoard;
-mod keeper;
-mod leaky;
-mod lives;
-#[cfg(any(test, feature = "testing"))]
-pub mod memory;
-#[cfg(test)]
-mod tests;
-mod wire;
+//! Gossip restarts under a higher generation if chitchat stops, or if versions of this node's
+//! present incarnation were spoofed: a peer that believes in a version which the node has not
+//! reached would ignore its real values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -42,67 +30,83 @@ pub use gate::{Gate, MeshCounters, MeshLimits};
 use keeper::Keeper;
 pub use wire::{MAX_MESSAGE, WireError};
 
-/// Between two rounds of gossip of a daemon.
+mod adapter;
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+mod delivery;
+mod gate;
+mod hoard;
+mod keeper;
+mod leaky;
+mod lives;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+/// Time between two rounds of gossip in the daemon.
 pub const ROUND: Duration = Duration::from_millis(500);
 
-/// Updates that may wait for the receiver; what comes later waits in chitchat's state.
+/// Most updates that wait for the receiver; later ones wait in chitchat's state.
 const QUEUE: usize = 64;
 
-/// What carries gossip between nodes. Messages may be lost, reordered, and delivered to another node than asked for.
+/// Carries gossip messages between nodes. Messages may be lost, reordered, or delivered to another
+/// node than asked for.
 pub struct Carrier {
-    /// Sends a message to a node, or to any other if it has no way to that one. Must not block.
+    /// Sends a message to a node, or to any other node if it cannot reach that one. Must not block.
     pub send: Arc<dyn Fn(NodeId, Vec<u8>) + Send + Sync>,
-    /// Messages that have come, each with the node that has sent it.
+    /// Received messages, each with the node that sent it.
     pub received: mpsc::Receiver<(NodeId, Vec<u8>)>,
 }
 
-/// What a mesh is started with.
+/// The settings of a mesh.
 #[derive(Debug, Clone)]
 pub struct MeshConfig {
-    /// This node.
+    /// The id of this node.
     pub me: NodeId,
-    /// Its cluster; others' gossip is refused.
+    /// The cluster of this node; gossip of other clusters is refused.
     pub cluster: ClusterId,
-    /// Tells this start of the node from others: higher than in every earlier one, below 2^47.
+    /// Number of this start of the node: higher than that of every earlier start, below 2^47.
     pub generation: u64,
-    /// Between two rounds of gossip: [`ROUND`], or less in a test.
+    /// Time between two rounds of gossip: [`ROUND`], or less in a test.
     pub interval: Duration,
 }
 
-/// A value that is new or has changed. Not verified.
+/// A value that is new or has changed. It is not verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
-    /// In whose state it stands: the only node that it may speak for, unless it is signed by the authority. This node's own
-    /// words come back, too, if they are of an earlier life.
+    /// The node in whose state it stands. The value is valid only if this node signed it, or the
+    /// authority. Values of earlier incarnations of this node itself are delivered too.
     pub origin: NodeId,
-    /// What it is said to be.
+    /// The kind of record that its key claims.
     pub kind: RecordKind,
     /// The signed record; at most [`MAX_RECORD`] bytes.
     pub bytes: Vec<u8>,
 }
 
-/// Why the mesh refused. Nothing has changed.
+/// Why the mesh could not start, or refused a record. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
     /// chitchat could not be started.
     #[error("cannot start gossip: {0}")]
     Start(String),
-    /// A record that no node would take.
+    /// A record longer than any node accepts; its length in bytes.
     #[error("record of {0} bytes, at most {MAX_RECORD} can be gossiped")]
     TooLong(usize),
 }
 
-/// What this node says: by key the value, `None` for what it has taken back.
+/// What this node announces, shared with the task. `values` holds `None` for a retracted key.
 #[derive(Default)]
 struct Own {
     values: Mutex<BTreeMap<String, Option<String>>>,
     seeds: Mutex<Vec<NodeId>>,
     changed: Notify,
-    /// Gossip is to begin again, with nothing known.
+    /// True if gossip must restart with an empty state.
     restart: AtomicBool,
 }
 
-/// A running mesh; dropped, it stops at once.
+/// A running mesh. Dropping it stops it at once, without sending the last values.
 pub struct Mesh {
     own: Arc<Own>,
     gate: Arc<Gate>,
@@ -111,7 +115,11 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Begins to gossip, first of all with `seeds`.
+    /// Begins to gossip, first with `seeds`. Returns the mesh and the queue of other nodes' values.
+    ///
+    /// # Errors
+    ///
+    /// [`MeshError::Start`] if chitchat cannot start.
     pub async fn start(
         config: MeshConfig,
         carrier: Carrier,
@@ -126,7 +134,11 @@ impl Mesh {
         Ok((Self { own, gate, stop: Some(stop), task }, queue))
     }
 
-    /// Says this, instead of what was said under this kind before.
+    /// Announces a record in place of the previous one of this kind.
+    ///
+    /// # Errors
+    ///
+    /// [`MeshError::TooLong`] if it has more than [`MAX_RECORD`] bytes.
     pub fn set(&self, kind: RecordKind, bytes: &[u8]) -> Result<(), MeshError> {
         if bytes.len() > MAX_RECORD {
             return Err(MeshError::TooLong(bytes.len()));
@@ -135,7 +147,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// Takes back what was said under this kind. Those who have heard it are not told.
+    /// Retracts the record of this kind. Nodes that have received it already get no update.
     pub fn retract(&self, kind: RecordKind) {
         self.put(kind, None);
     }
@@ -145,39 +157,41 @@ impl Mesh {
         self.own.changed.notify_one();
     }
 
-    /// From now on these are asked when nobody is known yet, and now and then to mend partitions.
+    /// Replaces the seeds. They are contacted as long as no node is known, and later from time to
+    /// time, to end partitions.
     pub fn set_seeds(&self, seeds: Vec<NodeId>) {
         *self.own.seeds.lock() = seeds;
     }
 
-    /// Forgets what others have said and hears it again, under a higher generation. Within some
-    /// seconds, or a minute if that happened often.
+    /// Restarts gossip under a higher generation: forgets the values of others and receives them
+    /// again. Within some seconds, or a minute if gossip has restarted often.
     pub fn restart(&self) {
         self.own.restart.store(true, Ordering::Relaxed);
     }
 
-    /// Tells who is known as a member; of others, only a few are let in at a time.
+    /// Replaces the set of known members. Of other nodes only a few are admitted at a time
+    /// ([`MeshLimits::strangers`]).
     pub fn set_members(&self, members: BTreeSet<NodeId>) {
         self.gate.set_members(members);
     }
 
-    /// Sets other bounds than the default ones.
+    /// Replaces the limits.
     pub fn set_limits(&self, limits: MeshLimits) {
         self.gate.set_limits(limits);
     }
 
-    /// What was kept out since start.
+    /// Messages and values refused since the start, and restarts.
     pub fn counters(&self) -> MeshCounters {
         self.gate.counters()
     }
 
-    /// The same for those who do not hold the mesh.
+    /// Returns a function that reads [`Mesh::counters`] without borrowing the mesh.
     pub fn counting(&self) -> impl Fn() -> MeshCounters + Send + Sync + 'static {
         let gate = Arc::clone(&self.gate);
         move || gate.counters()
     }
 
-    /// Tells some neighbours what was set last, then stops. Takes about one interval.
+    /// Sends the last values to some neighbours, then stops. Takes about one interval.
     pub async fn shutdown(mut self) {
         if let Some(stop) = self.stop.take() {
             // The task may have ended already.

@@ -1,8 +1,10 @@
-//! Which lives of which nodes are kept: few of each, and room is left for what a member says of itself over its own link.
+//! Admits incarnations to chitchat's state: few of each node, with places reserved for those that a
+//! member announces over its own link.
 //!
-//! chitchat keeps a life for an hour after its last sign, and names it in each digest, whoever has made it up; it cannot be
-//! told to forget one. So what enters is counted. A peer can make up lives of itself and of everybody else, but not the
-//! link over which a member names its own.
+//! chitchat keeps an incarnation for an hour after its last sign of life and names it in every
+//! digest, even if a peer made it up, and it cannot be made to forget one. So their number is
+//! limited on entry. A peer can make up incarnations of itself and of any other node, but cannot
+//! fake the link over which a member announces its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,49 +14,53 @@ use tokio::time::Instant;
 
 use crate::wire::Life;
 
-/// Lives at once, apart from those for which room is reserved.
+/// Most incarnations at once, apart from the reserved places.
 const MAX_LIVES: usize = 376;
-/// More of them that members name of themselves. Of all together a digest has 49 kB: with more of it chitchat would have
-/// less than one of its blocks left to tell in, and then it panics.
+/// Further places, reserved for incarnations that members announce of themselves. A digest of all
+/// together has 49 kB. With a larger one, less than one of chitchat's blocks would be left for
+/// values in a message, and then it panics.
 const RESERVED: usize = 48;
-/// So many of these are any one member's.
+/// A member with fewer first-hand incarnations than this may use a reserved place.
 const RESERVED_OF_ONE: usize = 4;
-/// Lives that one member names of itself. It may have restarted several times within the hour.
+/// Most incarnations that one member announces of itself. It may have restarted several times
+/// within the hour.
 const FIRST_HAND: usize = 24;
-/// Lives that others name of one member.
+/// Most incarnations of one member that only other peers have named.
 const HEARSAY: usize = 12;
-/// Lives that others name of all members, besides one of each.
+/// Most incarnations that only other peers have named, over all members, beyond the first of each.
 const FURTHER_HEARSAY: usize = 120;
-/// Lives of one node that is not known as a member.
+/// Most incarnations of one node that is not known as a member.
 const OF_A_STRANGER: usize = 2;
-/// Who has had as many lives gets one more after so long: as often as one begins anew of which others are told lies.
+/// A node at its limit is granted one more incarnation per interval of this length. This is the
+/// rate at which a node whose versions are spoofed restarts its gossip.
 const PACE: Duration = Duration::from_secs(60);
-/// For how long a life is remembered that chitchat has no state of.
+/// How long an incarnation is remembered of which chitchat has no state.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// The lives that are kept.
+/// The admitted incarnations.
 #[derive(Default)]
 pub(super) struct Lives(BTreeMap<Life, Held>);
 
 struct Held {
     since: Instant,
     named: Instant,
-    /// Its node has named it itself.
+    /// True if its own node has named it.
     first_hand: bool,
 }
 
-/// Who names a life, and what is known of its node.
+/// The circumstances in which a peer names an incarnation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Naming<'a> {
     pub(super) from: NodeId,
     pub(super) members: &'a BTreeSet<NodeId>,
-    /// Lives at most of all nodes that are not known as members.
+    /// Most incarnations of all nodes that are not known as members.
     pub(super) strangers: usize,
     pub(super) now: Instant,
 }
 
 impl Lives {
-    /// Whether a life that a peer names is kept from here on, or is already.
+    /// Admits an incarnation that a peer names, if there is room. True if it is admitted now or was
+    /// before.
     pub(super) fn admit(&mut self, life: Life, naming: Naming<'_>) -> bool {
         let first_hand = life.node == naming.from;
         if let Some(held) = self.0.get_mut(&life) {
@@ -84,7 +90,8 @@ impl Lives {
         self.0.range(all).map(|(_, held)| held)
     }
 
-    /// Whether a node has had few lives of either sort, or none for a while.
+    /// Whether a node has fewer than `most` incarnations of this sort (named by itself or only by
+    /// others), or got the last one at least [`PACE`] ago.
     fn has_few(&self, node: NodeId, first_hand: bool, most: usize, now: Instant) -> bool {
         let alike = || self.of(node).filter(|held| held.first_hand == first_hand);
         alike().count() < most || alike().all(|held| now.duration_since(held.since) >= PACE)
@@ -109,19 +116,19 @@ impl Lives {
         self.0.keys().copied()
     }
 
-    /// The newest life that each member has named of itself.
+    /// The newest incarnation that each member has announced of itself.
     pub(super) fn newest_first_hand(&self, members: &BTreeSet<NodeId>) -> BTreeSet<Life> {
         let named = self.0.iter().filter(|(life, held)| held.first_hand && members.contains(&life.node));
         let newest: BTreeMap<NodeId, Life> = named.map(|(life, _)| (life.node, *life)).collect();
         newest.into_values().collect()
     }
 
-    /// Forgets lives that chitchat has forgotten.
+    /// Forgets the incarnations that chitchat has forgotten.
     pub(super) fn prune(&mut self, has: impl Fn(&Life) -> bool, now: Instant) {
         self.0.retain(|life, held| has(life) || now.duration_since(held.named) < FORGET);
     }
 
-    /// Forgets all.
+    /// Forgets all incarnations.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
@@ -138,7 +145,7 @@ mod tests {
         NodeId::from_public_key(Sha3_256::digest(i.to_be_bytes()).into())
     }
 
-    /// How many of these lives are admitted from a peer at a time.
+    /// Number of these incarnations that are admitted if a peer names them all at once.
     fn name(lives: &mut Lives, from: u16, named: impl Iterator<Item = (u16, u64)>, now: Instant) -> usize {
         let members = (0..MEMBERS).map(node).collect();
         let naming = Naming { from: node(from), members: &members, strangers: 64, now };
@@ -146,16 +153,16 @@ mod tests {
     }
 
     #[test]
-    fn nobody_fills_it_with_lives_of_its_own() {
+    fn a_peer_cannot_fill_it_with_lives_of_one_node() {
         let (mut lives, now) = (Lives::default(), Instant::now());
         assert_eq!(name(&mut lives, 7, (0..400).map(|life| (7, life)), now), FIRST_HAND);
         assert_eq!(name(&mut lives, 8, (400..800).map(|life| (7, life)), now), HEARSAY);
         assert_eq!(name(&mut lives, 7, (0..400).map(|life| (9, life)), now), HEARSAY);
-        assert_eq!(name(&mut lives, 9, [(9, 1000)].into_iter(), now), 1, "a member's own word");
+        assert_eq!(name(&mut lives, 9, [(9, 1000)].into_iter(), now), 1, "a member names its own");
     }
 
     #[test]
-    fn who_has_had_many_lives_is_heard_again_before_long() {
+    fn a_node_with_many_lives_is_heard_again_before_long() {
         let (mut lives, now) = (Lives::default(), Instant::now());
         assert_eq!(name(&mut lives, 7, (0..100).map(|life| (7, life)), now), FIRST_HAND);
         assert_eq!(name(&mut lives, 8, (100..200).map(|life| (7, life)), now), HEARSAY);
@@ -167,7 +174,7 @@ mod tests {
     fn made_up_lives_leave_room_for_one_of_each_member_and_for_what_members_say_themselves() {
         let (mut lives, now) = (Lives::default(), Instant::now());
         let all = (0..MEMBERS - 100).flat_map(|of| (0..20).map(move |life| (of, life)));
-        // One of each other member, so many more, and twenty of its own.
+        // One of each of the 199 other members, the further ones, and twenty of its own.
         assert_eq!(name(&mut lives, 7, all, now), 199 + FURTHER_HEARSAY + 20);
         let strangers = (0..200).flat_map(|of| (0..20).map(move |life| (1000 + of, life)));
         name(&mut lives, 7, strangers, now);
@@ -190,9 +197,9 @@ mod tests {
         assert_eq!(name(&mut lives, 7, (0..20).map(|life| (1000, life)), now), OF_A_STRANGER);
     }
 
-    /// chitchat panics where less than one of its blocks is left beside the digest.
+    /// chitchat panics if a digest leaves less than one of its blocks in a message.
     #[test]
-    fn the_digest_leaves_room_to_tell_in() {
+    fn the_digest_leaves_room_for_a_block_of_values() {
         let digest = 2 + 115 * (MAX_LIVES + RESERVED + 1);
         assert!(crate::MAX_MESSAGE - 1 - digest >= 16_384);
     }

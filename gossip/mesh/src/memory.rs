@@ -1,4 +1,4 @@
-//! A network in memory for tests: carries messages between nodes with delay, loss, partitions and counters.
+//! An in-memory network for tests, with delay, loss, partitions and counters of the traffic.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::Carrier;
 /// Messages that may wait at one node; later ones are lost.
 const QUEUE: usize = 256;
 
-/// What a node has put on the network.
+/// The traffic that a node has sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Messages sent.
@@ -22,7 +22,7 @@ pub struct Traffic {
     pub bytes: u64,
 }
 
-/// The network; clones are the same one.
+/// The network. Clones share it.
 #[derive(Clone, Default)]
 pub struct MemoryNetwork {
     inner: Arc<Mutex<Inner>>,
@@ -40,7 +40,8 @@ struct Inner {
 }
 
 impl Inner {
-    /// Whether a message gets through; loss is drawn from a seeded splitmix64, so that a run can be had again.
+    /// Whether a message gets through. Loss is drawn from a seeded SplitMix64, so that a run can be
+    /// repeated.
     fn passes(&mut self, from: NodeId, to: NodeId) -> bool {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
@@ -57,19 +58,20 @@ impl MemoryNetwork {
         self.inner.lock()
     }
 
-    /// From now on every message takes this long.
+    /// Sets the delay of all later messages.
     pub fn set_delay(&self, delay: Duration) {
         self.lock().delay = delay;
     }
 
-    /// From now on this share of the messages is lost, drawn from `seed`.
+    /// Sets the share of later messages that is lost, in percent, drawn from `seed`.
     pub fn set_loss(&self, percent: u64, seed: u64) {
         let mut inner = self.lock();
         inner.loss_percent = percent;
         inner.random = seed;
     }
 
-    /// Puts a node on a side; messages pass only between nodes of one side. All begin on the same one.
+    /// Puts a node on a side of a partition. Messages pass only between nodes of the same side; all
+    /// begin on one side.
     pub fn set_side(&self, node: NodeId, side: u32) {
         self.lock().side.insert(node, side);
     }
@@ -79,7 +81,7 @@ impl MemoryNetwork {
         self.lock().side.clear();
     }
 
-    /// Takes a node off the network (its messages and those to it vanish) or puts it back.
+    /// Takes a node off the network, so that all messages from and to it are lost, or puts it back.
     pub fn set_down(&self, node: NodeId, down: bool) {
         let mut inner = self.lock();
         if down {
@@ -89,14 +91,14 @@ impl MemoryNetwork {
         }
     }
 
-    /// What each node has sent so far.
+    /// The traffic of each node so far.
     pub fn traffic(&self) -> BTreeMap<NodeId, Traffic> {
         self.lock().traffic.clone()
     }
 }
 
 impl MemoryNetwork {
-    /// Puts a node on the network. A second time, the first is cut off.
+    /// Puts a node on the network. A second call for the same node cuts off the first carrier.
     pub fn join(&self, node: NodeId) -> Carrier {
         let (sender, received) = mpsc::channel(QUEUE);
         self.lock().sockets.insert(node, sender);
@@ -115,7 +117,7 @@ impl MemoryNetwork {
         let Some(socket) = inner.sockets.get(&to).cloned() else { return };
         let delay = inner.delay;
         if delay.is_zero() {
-            // A full queue loses the message, as a network would.
+            // A full queue drops the message, as a network would.
             let _ = socket.try_send((from, bytes));
         } else {
             tokio::spawn(async move {

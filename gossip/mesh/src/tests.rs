@@ -1,4 +1,5 @@
-//! Real chitchat on the network in memory, under paused time: seconds of gossip pass as fast as they are computed.
+//! Real chitchat on the in-memory network with paused time: seconds of gossip pass as fast as they
+//! are computed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,22 +8,22 @@ use sha3::{Digest, Sha3_256};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-mod hostile;
-
 use super::*;
 use crate::memory::MemoryNetwork;
 use rustbalance_gossip::record::RecordKind;
 
+mod hostile;
+
 const INTERVAL: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(30);
-/// So many of the nodes are known as members.
+/// The nodes with numbers below this are known as members.
 const MEMBERS: u16 = 100;
 
 fn node(i: u16) -> NodeId {
     NodeId::from_public_key(Sha3_256::digest(i.to_be_bytes()).into())
 }
 
-/// A node with all that has reached it.
+/// A node and the newest values that have reached it.
 struct Peer {
     id: NodeId,
     mesh: Mesh,
@@ -34,7 +35,7 @@ impl Peer {
     async fn start(network: &MemoryNetwork, i: u16, generation: u64, interval: Duration) -> Self {
         let id = node(i);
         let config = MeshConfig { me: id, cluster: ClusterId::from_public_key([1; 32]), generation, interval };
-        // Everyone knows the first two.
+        // The first two nodes are the seeds of all.
         let (mesh, updates) = Mesh::start(config, network.join(id), vec![node(0), node(1)]).await.unwrap();
         mesh.set_members((0..MEMBERS).map(node).collect());
         mesh.set(RecordKind::Card, format!("card {i}").as_bytes()).unwrap();
@@ -60,7 +61,7 @@ async fn start(network: &MemoryNetwork, count: u16, interval: Duration) -> Vec<P
     peers
 }
 
-/// Waits until `done` holds, and says how long that took.
+/// Waits until `done` holds, and returns how long that took.
 async fn until(peers: &mut [Peer], what: &str, done: impl Fn(&[Peer]) -> bool) -> Duration {
     let start = Instant::now();
     loop {
@@ -80,7 +81,8 @@ fn all_cards_everywhere(peers: &[Peer]) -> bool {
         .all(|peer| (0..count).all(|of| node(of) == peer.id || peer.knows(of, RecordKind::Card, &format!("card {of}"))))
 }
 
-/// Joins, a change, a death, a partition and its end. Returns bytes sent per node and interval when nothing happens.
+/// Runs a cluster through joins, a change, a death, a partition and its end. Returns the bytes sent
+/// per node and interval while nothing happens.
 async fn life_of_a_cluster(count: u16, interval: Duration) -> u64 {
     let network = MemoryNetwork::default();
     network.set_delay(interval / 5);
@@ -88,7 +90,7 @@ async fn life_of_a_cluster(count: u16, interval: Duration) -> u64 {
     let joined = until(&mut peers, "all cards everywhere", all_cards_everywhere).await;
 
     peers[3].mesh.set(RecordKind::Lease, b"mine").unwrap();
-    let told = until(&mut peers, "a change everywhere", |peers| {
+    let spread = until(&mut peers, "a change everywhere", |peers| {
         peers.iter().all(|peer| peer.id == node(3) || peer.knows(3, RecordKind::Lease, "mine"))
     })
     .await;
@@ -126,9 +128,9 @@ async fn life_of_a_cluster(count: u16, interval: Duration) -> u64 {
     let idle = (after - before) / u64::from(count) / 10;
     let rounds = |time: Duration| time.as_secs_f64() / interval.as_secs_f64();
     eprintln!(
-        "{count} nodes: joined in {:.0} intervals, a change told in {:.0}, healed in {:.0}, idle {idle} bytes a node and interval",
+        "{count} nodes: joined in {:.0} intervals, a change spread in {:.0}, healed in {:.0}, idle {idle} bytes per node and interval",
         rounds(joined),
-        rounds(told),
+        rounds(spread),
         rounds(healed)
     );
     for peer in &peers {
@@ -140,7 +142,7 @@ async fn life_of_a_cluster(count: u16, interval: Duration) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn twenty_nodes_join_die_part_and_meet_again() {
     let idle = life_of_a_cluster(20, INTERVAL).await;
-    assert!(idle < 60_000, "{idle} bytes a node and interval");
+    assert!(idle < 60_000, "{idle} bytes per node and interval");
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,7 +157,7 @@ async fn a_lossy_network_only_delays() {
 async fn a_receiver_that_lags_still_gets_the_latest() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 2, INTERVAL).await;
-    // More than the queue holds, of many kinds, and one kind again and again.
+    // More values than the queue holds: many kinds, and one kind again and again.
     for i in 0..200u16 {
         let kind = RecordKind::Revocation(node(1000 + i));
         peers[0].mesh.set(kind, &i.to_be_bytes()).unwrap();
@@ -183,23 +185,26 @@ async fn a_node_that_comes_back_is_heard_at_once() {
     let again = Peer::start(&network, 2, 2, INTERVAL).await;
     again.mesh.set(RecordKind::Card, b"card again").unwrap();
     peers.push(again);
-    until(&mut peers, "its new card", |peers| peers[..2].iter().all(|p| p.knows(2, RecordKind::Card, "card again")))
-        .await;
+    until(&mut peers, "its new card", |peers| {
+        peers[..2].iter().all(|peer| peer.knows(2, RecordKind::Card, "card again"))
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_said_last_is_heard_before_it_stops() {
+async fn the_last_value_is_sent_before_a_node_stops() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 4, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
     let leaving = peers.pop().unwrap();
     leaving.mesh.set(RecordKind::Lease, b"given up").unwrap();
     leaving.mesh.shutdown().await;
-    until(&mut peers, "the farewell", |peers| peers.iter().all(|p| p.knows(3, RecordKind::Lease, "given up"))).await;
+    until(&mut peers, "the farewell", |peers| peers.iter().all(|peer| peer.knows(3, RecordKind::Lease, "given up")))
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn seeds_can_be_told_later_and_kinds_taken_back() {
+async fn seeds_can_be_set_later_and_kinds_retracted() {
     let network = MemoryNetwork::default();
     let config =
         |i| MeshConfig { me: node(i), cluster: ClusterId::from_public_key([1; 32]), generation: 1, interval: INTERVAL };
@@ -212,7 +217,7 @@ async fn seeds_can_be_told_later_and_kinds_taken_back() {
     a.set_seeds(vec![node(1)]);
     let update = timeout(PATIENCE, heard.recv()).await.unwrap().unwrap();
     assert_eq!(update, Update { origin: node(1), kind: RecordKind::Card, bytes: b"card".to_vec() });
-    assert!(timeout(INTERVAL * 5, heard.recv()).await.is_err(), "what was taken back is still told");
+    assert!(timeout(INTERVAL * 5, heard.recv()).await.is_err(), "a retracted value is still sent");
     assert!(matches!(b.set(RecordKind::Card, &[0; MAX_RECORD + 1]), Err(MeshError::TooLong(_))));
 }
 
@@ -231,9 +236,10 @@ async fn another_cluster_is_not_heard() {
     assert!(timeout(INTERVAL * 10, heard.recv()).await.is_err());
 }
 
-/// A node whose disk is an older one than it was hears its own later words again, so that it can count on from there.
+/// A node whose disk was replaced by an older copy receives its own later values, so that it can
+/// count on from there.
 #[tokio::test(start_paused = true)]
-async fn a_node_hears_what_it_has_said_in_another_life() {
+async fn a_node_receives_its_values_of_another_life() {
     let network = MemoryNetwork::default();
     let mut peers = vec![Peer::start(&network, 0, 1, INTERVAL).await, Peer::start(&network, 1, 5, INTERVAL).await];
     peers[1].mesh.set(RecordKind::Lease, b"in the fifth").unwrap();
@@ -241,10 +247,10 @@ async fn a_node_hears_what_it_has_said_in_another_life() {
     until(&mut peers, "its lease", |peers| peers[0].knows(1, RecordKind::Lease, "in the fifth")).await;
     peers.pop().unwrap().mesh.shutdown().await;
     peers.push(Peer::start(&network, 1, 2, INTERVAL).await);
-    until(&mut peers, "its own word", |peers| peers[1].knows(1, RecordKind::Lease, "in the fifth")).await;
-    // What it says now it is not told.
+    until(&mut peers, "its own value", |peers| peers[1].knows(1, RecordKind::Lease, "in the fifth")).await;
+    // It does not receive the values of its present incarnation.
     peers[1].mesh.set(RecordKind::Lease, b"in the second").unwrap();
     until(&mut peers, "its new lease", |peers| peers[0].knows(1, RecordKind::Lease, "in the second")).await;
     sleep(INTERVAL * 5).await;
-    until(&mut peers, "nothing", |peers| peers[1].knows(1, RecordKind::Lease, "in the fifth")).await;
+    until(&mut peers, "no change", |peers| peers[1].knows(1, RecordKind::Lease, "in the fifth")).await;
 }

@@ -1,9 +1,10 @@
-//! chitchat's messages as bytes, read with suspicion.
+//! Reads chitchat's messages from untrusted bytes.
 //!
-//! chitchat trusts its peers: a short message can unpack to hundreds of megabytes, a made-up node id stays in every
-//! node's state and in every digest until the digest no longer fits, a version near the end of its range makes it panic.
-//! So each message is first taken apart here, within bounds, and what is not admitted is left out of what chitchat sees.
-//! The layout is that of chitchat 0.11 (`message.rs`, `digest.rs`, `delta.rs`, `serialize.rs`).
+//! chitchat trusts its peers: a short message can unpack to hundreds of megabytes, a made-up node
+//! id stays in every node's state and in every digest until the digest no longer fits a message,
+//! and a version near the end of its range makes chitchat panic. So this module first parses each
+//! message within bounds and leaves out what is not admitted before chitchat sees it. The layout is
+//! that of chitchat 0.11 (`message.rs`, `digest.rs`, `delta.rs`, `serialize.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,23 +14,25 @@ use rustbalance_gossip::address::mesh_socket;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::MAX_RECORD;
 
-/// The largest message, in bytes; chitchat makes none larger.
+/// Largest message, in bytes; chitchat does not make larger ones.
 pub const MAX_MESSAGE: usize = 65_507;
 
-/// Blocks in one packed stream. An honest message has about six, or some thirty where the same few facts stand in the
-/// states of hundreds of nodes.
+/// Most blocks in one packed stream. An honest message has about six, or about thirty if the states
+/// of hundreds of nodes hold the same few facts.
 const MAX_BLOCKS: usize = 48;
-/// Bytes in one unpacked block; chitchat fills none further.
+/// Most bytes in one unpacked block, as in chitchat.
 const MAX_BLOCK: usize = 16_384;
-/// Operations in one message. The shortest that cannot be packed, a value taken back, still needs some 45 bytes of it.
+/// Most operations in one message. Even the shortest, a retracted value, takes about 45 bytes that
+/// cannot be compressed.
 const MAX_OPERATIONS: usize = 4096;
-/// Bytes of the name of a life in a delta.
+/// Bytes that name an incarnation in a delta.
 const LIFE: usize = 108;
-/// Bytes in a key; ours have at most 68.
+/// Most bytes in a key; ours have at most 68.
 const MAX_KEY: usize = 128;
-/// Bytes in a value: base64 of the largest record.
+/// Most bytes in a value: base64 of the largest record.
 const MAX_VALUE: usize = MAX_RECORD.div_ceil(3) * 4;
-/// Versions and heartbeats beyond this are lies: a node would have to count a million times a second for nine years.
+/// Versions and heartbeats above this are spoofed: to reach it, a node would have to count a
+/// million times a second for nine years.
 const MAX_COUNT: u64 = 1 << 48;
 
 const MAGIC: [u8; 2] = 45_139u16.to_le_bytes();
@@ -39,48 +42,49 @@ const SYN_ACK: u8 = 1;
 const ACK: u8 = 2;
 const BAD_CLUSTER: u8 = 3;
 
-/// Why a message was thrown away.
+/// Why a message was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// Larger than chitchat makes them, packed or unpacked.
+    /// It is larger than chitchat's own messages, packed or unpacked.
     #[error("gossip message larger than allowed")]
     TooLong,
-    /// Ends early, or is followed by something.
+    /// It ends early, or is followed by further bytes.
     #[error("gossip message of the wrong length")]
     Length,
-    /// No message of a version that this build knows.
+    /// It is not a message of the one version that this build knows.
     #[error("malformed gossip message: {0}")]
     Malformed(&'static str),
-    /// A node id that is no onion address, or whose mesh address is another's.
+    /// It names a node id that is not an onion address, or a mesh address that does not belong to
+    /// its id.
     #[error("gossip message names a node whose address does not belong to its id")]
     Identity,
-    /// From a peer whose messages have unpacked to more than is read of one.
-    #[error("more gossip than is read of one peer")]
+    /// The peer has sent more than is read from one peer; unpacked sizes count too.
+    #[error("more gossip than is accepted from one peer")]
     Greedy,
-    /// A counter beyond any honest node's.
-    #[error("gossip message with an absurd counter, {0}")]
+    /// A version or heartbeat higher than any honest node can reach.
+    #[error("gossip message with an impossible version or heartbeat, {0}")]
     Count(u64),
 }
 
-/// True for the message that begins a comparison.
+/// True for the message that opens a comparison (SYN).
 pub(super) fn is_question(bytes: &[u8]) -> bool {
     bytes.get(3) == Some(&SYN)
 }
 
-/// Has chitchat read a message that was taken apart here before.
+/// Has chitchat parse a message that this module has checked before.
 pub(super) fn for_chitchat(mut bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
     let message = ChitchatMessage::deserialize(&mut bytes).map_err(|_| WireError::Malformed("chitchat"))?;
     if bytes.is_empty() { Ok(message) } else { Err(WireError::Length) }
 }
 
-/// One life of a node, as chitchat names it.
+/// One incarnation of a node, as chitchat names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Life {
     pub(super) node: NodeId,
     pub(super) generation: u64,
 }
 
-/// What a peer says it knows of one life.
+/// An entry of a digest: what a peer claims to know of one incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) life: Life,
@@ -89,25 +93,26 @@ pub(super) struct Known {
     pub(super) version: u64,
 }
 
-/// chitchat has a third, which raises a life's version without a value. It stands for values that were taken back and
-/// collected since, and we never collect; from anybody else it would hide all that the life says.
+/// An operation in a delta. chitchat has a third one, which raises the version of an incarnation
+/// without a value. It stands for retracted values that were collected, which our nodes never do; a
+/// hostile peer could hide all values of an incarnation with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Operation {
     Life { life: Life, from: u64 },
     Value { key: String, value: String, version: u64, status: u8 },
 }
 
-/// What a message tells of one life.
+/// The values of one incarnation in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Told<'a> {
     pub(super) life: Life,
-    /// It is all above this version.
+    /// All values have versions above this one.
     pub(super) from: u64,
-    /// In the order of their versions.
+    /// The values, in the order of their versions.
     pub(super) words: Vec<Word<'a>>,
 }
 
-/// One value, with the bytes that it and its key have.
+/// One value, with the size of key and value in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Word<'a> {
     pub(super) key: &'a str,
@@ -115,15 +120,16 @@ pub(super) struct Word<'a> {
     pub(super) version: u64,
 }
 
-/// Names read before, so that a node's address need not be derived each time that it is mentioned.
+/// A cache of node names with their addresses, which are costly to derive.
 #[derive(Default)]
 pub(super) struct Names(BTreeMap<String, (NodeId, SocketAddr)>);
 
 impl Names {
-    /// Names remembered; past that, they are all forgotten.
+    /// Most names in the cache; a full cache is cleared.
     const MAX: usize = 1024;
 
-    /// The node of that name, if the name is written as it should be and the address is its.
+    /// The node of this name. Fails unless the name is an onion address and the mesh address
+    /// belongs to it.
     fn node(&mut self, name: &str, address: SocketAddr) -> Result<NodeId, WireError> {
         if let Some((node, at)) = self.0.get(name) {
             return if *at == address { Ok(*node) } else { Err(WireError::Identity) };
@@ -140,7 +146,7 @@ impl Names {
     }
 }
 
-/// A message taken apart.
+/// A parsed message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Message {
     kind: u8,
@@ -150,7 +156,7 @@ pub(super) struct Message {
 }
 
 impl Message {
-    /// Takes a message apart, within bounds.
+    /// Parses a message within bounds.
     pub(super) fn read(bytes: &[u8], names: &mut Names) -> Result<Self, WireError> {
         if bytes.len() > MAX_MESSAGE {
             return Err(WireError::TooLong);
@@ -170,7 +176,7 @@ impl Message {
         match kind {
             SYN => message.cluster = reader.text(MAX_KEY)?.to_owned(),
             SYN_ACK | ACK => {
-                message.delta = reader.stream(|r| r.operation(names))?;
+                message.delta = reader.stream(|reader| reader.operation(names))?;
                 check_order(&message.delta)?;
             }
             BAD_CLUSTER => {}
@@ -179,17 +185,17 @@ impl Message {
         if reader.0.is_empty() { Ok(message) } else { Err(WireError::Length) }
     }
 
-    /// What it says is known of each life.
+    /// The digest; empty if the message has none.
     pub(super) fn digest(&self) -> &[Known] {
         &self.digest
     }
 
-    /// Whether it says what its sender knows.
+    /// Whether the message has a digest.
     pub(super) fn has_digest(&self) -> bool {
         matches!(self.kind, SYN | SYN_ACK)
     }
 
-    /// What it tells of each life.
+    /// The values in the message, by incarnation.
     pub(super) fn told(&self) -> Vec<Told<'_>> {
         let mut told: Vec<Told<'_>> = Vec::new();
         for operation in &self.delta {
@@ -205,7 +211,7 @@ impl Message {
         told
     }
 
-    /// Bytes of all that it tells.
+    /// Unpacked size of the delta, in bytes.
     pub(super) fn told_bytes(&self) -> usize {
         let bytes = |operation: &Operation| match operation {
             Operation::Life { .. } => LIFE,
@@ -214,19 +220,20 @@ impl Message {
         self.delta.iter().map(bytes).sum()
     }
 
-    /// Leaves out what is not admitted: what is known of lives, and what is told of each beyond so many values. The first
-    /// values of a life are a message of their own, up to their version. True if anything was left out.
+    /// Leaves out what is not admitted: digest entries of incarnations for which `known` is false,
+    /// and the values of each incarnation beyond the number that `room` returns. The leading values
+    /// of an incarnation are valid without the others. True if anything was left out.
     pub(super) fn retain(
         &mut self,
         mut known: impl FnMut(&Life) -> bool,
-        mut told: impl FnMut(&Life) -> usize,
+        mut room: impl FnMut(&Life) -> usize,
     ) -> bool {
         let before = (self.digest.len(), self.delta.len());
         self.digest.retain(|entry| known(&entry.life));
         let mut left = 0;
         self.delta.retain(|operation| match operation {
             Operation::Life { life, .. } => {
-                left = told(life);
+                left = room(life);
                 left > 0
             }
             Operation::Value { .. } if left > 0 => {
@@ -238,7 +245,8 @@ impl Message {
         before != (self.digest.len(), self.delta.len())
     }
 
-    /// Has it say that its sender knows all of these lives, so that chitchat tells nothing of them. True if there are any.
+    /// Changes the digest so that its sender seems to know all of these incarnations; chitchat then
+    /// answers with nothing of them. True if there are any.
     pub(super) fn know_all(&mut self, lives: &BTreeSet<Life>) -> bool {
         let mut named = BTreeSet::new();
         for known in self.digest.iter_mut().filter(|known| lives.contains(&known.life)) {
@@ -250,7 +258,7 @@ impl Message {
         !lives.is_empty()
     }
 
-    /// Puts it together again for chitchat.
+    /// Writes the message again and has chitchat parse it.
     pub(super) fn for_chitchat(&self) -> Result<ChitchatMessage, WireError> {
         for_chitchat(&self.write())
     }
@@ -259,7 +267,8 @@ impl Message {
         let mut bytes = MAGIC.to_vec();
         bytes.extend([VERSION, self.kind]);
         if matches!(self.kind, SYN | SYN_ACK) {
-            // No more than were read and are kept, which 16 bits can count.
+            // 16 bits suffice: a message has room for some 600 entries, and `know_all` adds at most
+            // the admitted incarnations.
             bytes.extend((self.digest.len() as u16).to_le_bytes());
             self.digest.iter().for_each(|known| write_known(&mut bytes, known));
         }
@@ -276,8 +285,8 @@ impl Message {
     }
 }
 
-/// What is told must be told of a life, of each once, and its versions must rise: chitchat panics where they end below the
-/// highest.
+/// Requires that values follow an incarnation, that each incarnation occurs once, and that its
+/// versions rise: chitchat panics if the last version is not the highest.
 fn check_order(delta: &[Operation]) -> Result<(), WireError> {
     let mut lives = BTreeSet::new();
     let mut highest = None;
@@ -291,8 +300,9 @@ fn check_order(delta: &[Operation]) -> Result<(), WireError> {
     Ok(())
 }
 
-/// Has a message that goes out say that all is known of some lives, so that the peer tells nothing of them. It keeps its
-/// length.
+/// Changes the digest in an outgoing message so that this node seems to know all of the
+/// incarnations for which `life` is true; the peer then sends nothing of them. The length stays the
+/// same.
 pub(super) fn decline(bytes: &mut [u8], names: &mut Names, life: impl Fn(&Life) -> bool) -> Result<(), WireError> {
     let length = bytes.len();
     let mut reader = Reader(bytes);
@@ -314,7 +324,7 @@ pub(super) fn decline(bytes: &mut [u8], names: &mut Names, life: impl Fn(&Life) 
     Ok(())
 }
 
-/// Bytes not read yet.
+/// The bytes that have not been read yet.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -349,7 +359,8 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.take(length)?).map_err(|_| WireError::Malformed("text"))
     }
 
-    /// A node id with the address that belongs to it. Written in one way only, so that one node is one key.
+    /// Reads an incarnation: a node id, a generation and the mesh address that belongs to the id.
+    /// There is only one valid form, so that one node is one key.
     fn life(&mut self, names: &mut Names) -> Result<Life, WireError> {
         let name = self.text(MAX_KEY)?;
         let generation = self.u64()?;
@@ -371,7 +382,7 @@ impl<'a> Reader<'a> {
         Ok(match tag {
             0 => {
                 let life = self.life(names)?;
-                // Where values were collected, chitchat would throw away what it has.
+                // If values were collected, chitchat would discard the values that it has.
                 if self.count()? != 0 {
                     return Err(WireError::Malformed("collected values"));
                 }
@@ -387,7 +398,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A stream of blocks, each packed with zstd or not, and the items in it.
+    /// Reads the items of a stream of blocks, each compressed with zstd or plain.
     fn stream<T>(
         &mut self,
         mut item: impl FnMut(&mut Reader<'_>) -> Result<T, WireError>,
@@ -465,7 +476,7 @@ fn write_operation(out: &mut Vec<u8>, operation: &Operation) {
     }
 }
 
-/// Writes blocks that are not packed: the message does not leave this process again.
+/// Writes plain blocks: the message does not leave this process.
 fn write_stream(out: &mut Vec<u8>, body: &[u8]) {
     for block in body.chunks(MAX_BLOCK) {
         out.push(2);

@@ -1,4 +1,4 @@
-//! The network in memory does what every carrier of gossip must do.
+//! The in-memory network passes the suite for carriers of gossip.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

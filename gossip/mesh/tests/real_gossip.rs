@@ -1,12 +1,10 @@
-//! Whole nodes on real chitchat, in memory and under paused time: joins, deaths, a partition and its end, and what all
-//! that costs.
+//! Coordinators on real chitchat, in memory and with paused time: joins, deaths, a partition and
+//! its end, with the time and traffic that they take.
 //!
-//! `cargo test -p rustbalance-mesh --test real_gossip -- --nocapture` prints what was measured;
-//! `GOSSIP_NODES=3,10,50` chooses the sizes.
+//! `cargo test -p rustbalance-mesh --test real_gossip -- --nocapture` prints the measurements;
+//! `GOSSIP_NODES=3,10,50` sets the cluster sizes.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
-
-mod cluster;
 
 use std::time::Duration;
 
@@ -14,7 +12,10 @@ use cluster::Cluster;
 use rustbalance_mesh::ROUND;
 use tokio::time::sleep;
 
-/// Everything once, in a cluster of this size; within bounds, and told.
+mod cluster;
+
+/// Runs a cluster of this size through a join, deaths and a partition. Prints the times and the
+/// traffic, and checks that they are within bounds.
 async fn life_of_a_cluster(count: u32) {
     let mut cluster = Cluster::start(count, ROUND).await;
     let formed = cluster.until("the cluster forms", Cluster::agrees).await;
@@ -30,11 +31,11 @@ async fn life_of_a_cluster(count: u32) {
     let followed = cluster.kill(publisher).await;
 
     cluster.split(Duration::from_secs(60)).await;
-    let one = cluster.until("one publisher after the partition", |it| it.publisher().is_some()).await;
+    let one = cluster.until("one publisher after the partition", |cluster| cluster.publisher().is_some()).await;
     let healed = one + cluster.until("all agree after the partition", Cluster::agrees).await;
     eprintln!(
         "{count} nodes: formed in {:.0} s, a join {:.0} s, a death {:.0} s, the publisher's {:.0} s, after a partition one \
-         publisher in {:.0} s and all agree in {:.0} s; {} messages and {} kB a node and minute",
+         publisher in {:.0} s and all agree in {:.0} s; {} messages and {} kB per node and minute",
         formed.as_secs_f64(),
         joined.as_secs_f64(),
         died.as_secs_f64(),
@@ -51,7 +52,7 @@ async fn life_of_a_cluster(count: u32) {
     within("the publisher's death", followed, 60);
     within("one publisher after a partition", one, 30);
     within("agreement after a partition", healed, 60);
-    assert!(traffic.bytes < 4_000_000, "{traffic:?} a node and minute");
+    assert!(traffic.bytes < 4_000_000, "{traffic:?} per node and minute");
 }
 
 #[tokio::test(start_paused = true)]
@@ -62,8 +63,9 @@ async fn a_cluster_lives() {
     }
 }
 
-/// In a cluster of a hundred a node may ask less than one question a round, and to chitchat who was cut off for half a minute is
-/// dead. Here rounds are shorter instead, so that fewer nodes show it.
+/// In a cluster of a hundred, the rate limit allows a node less than one question per round, and
+/// chitchat counts a node that was cut off for half a minute as dead. Shorter rounds show this with
+/// fewer nodes.
 #[tokio::test(start_paused = true)]
 async fn halves_meet_again_where_few_questions_can_be_asked() {
     let cluster = Cluster::start(40, ROUND / 4).await;

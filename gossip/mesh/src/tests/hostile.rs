@@ -1,4 +1,5 @@
-//! Hostile members against real chitchat: whatever they make up, the honest go on hearing each other.
+//! Hostile members against real chitchat: whatever they make up, honest nodes still hear each
+//! other.
 
 use std::collections::BTreeSet;
 
@@ -17,11 +18,11 @@ async fn garbage_and_crowds_change_nothing() {
         let lives = (0..200).map(|i| (node(2000 + crowd * 200 + i), 1));
         (hostile.send)(node(0), syn(lives, 5, 5));
     }
-    // A lie about the others' counters: beyond belief, or only beyond the truth.
+    // A counter so high that it is refused. The counters above are only higher than the true ones.
     (hostile.send)(node(0), syn([(node(1), 1 << 16)].into_iter(), u64::MAX, 5));
     sleep(INTERVAL * 5).await;
     peers[1].mesh.set(RecordKind::Lease, b"still here").unwrap();
-    until(&mut peers, "a change despite it all", |p| p[0].knows(1, RecordKind::Lease, "still here")).await;
+    until(&mut peers, "a change despite it all", |peers| peers[0].knows(1, RecordKind::Lease, "still here")).await;
     let counters = peers[0].mesh.counters();
     assert_eq!(counters.malformed, 3, "{counters:?}");
     assert!(counters.strangers > 3000, "{counters:?}");
@@ -29,9 +30,10 @@ async fn garbage_and_crowds_change_nothing() {
     assert_eq!(known.len(), 2);
 }
 
-/// A member may say what it likes of itself, and of others what they have not said: neither fills the others' memory.
+/// A member announces more and more values of its own, and its peers forward them. Neither fills
+/// the memory of the others.
 #[tokio::test(start_paused = true)]
-async fn a_hoarder_fills_nobodys_memory() {
+async fn a_hoarder_does_not_fill_the_memory_of_others() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 3, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
@@ -42,7 +44,7 @@ async fn a_hoarder_fills_nobodys_memory() {
     let hoarder = &peers[2].mesh;
     for i in 0..50 {
         let token = rustbalance_gossip::id::InvitationId::from_public_key([i; 32]);
-        // Nothing that could be packed, as signatures cannot.
+        // Not compressible, like signatures.
         let noise: Vec<u8> =
             (0..280u16).flat_map(|n| Sha3_256::digest([&[i][..], &n.to_be_bytes()].concat())).collect();
         hoarder.set(RecordKind::Invitation(token), &noise).unwrap();
@@ -50,25 +52,25 @@ async fn a_hoarder_fills_nobodys_memory() {
     let taken = |peer: &Peer| -> usize {
         peer.seen.iter().filter(|((origin, _), _)| *origin == node(2)).map(|(_, value)| value.len()).sum()
     };
-    // One after the other: what they tell each other of the hoarder is counted apart.
+    // One after the other, because values that they forward to each other count apart.
     for (filled, away) in [(0, 1), (1, 0)] {
         network.set_down(node(away), true);
         let full = |peers: &[Peer]| peers[filled].mesh.counters().hoards > 3;
-        until(&mut peers, "no more is taken of the hoarder", full).await;
+        until(&mut peers, "the quota of the hoarder is full", full).await;
         let bytes = taken(&peers[filled]);
         assert!(bytes < 160_000, "{bytes} bytes of the hoarder were taken");
         network.set_down(node(away), false);
     }
     peers[1].mesh.set(RecordKind::Lease, b"still here").unwrap();
-    until(&mut peers, "a change despite it all", |p| p[0].knows(1, RecordKind::Lease, "still here")).await;
+    until(&mut peers, "a change despite it all", |peers| peers[0].knows(1, RecordKind::Lease, "still here")).await;
     for bytes in peers[..2].iter().map(taken) {
         assert!(bytes < 2 * 160_000, "{bytes} bytes of the hoarder were taken, from itself and others");
     }
 }
 
-/// Who is told lies about itself is heard again soon, and says how often that was.
+/// A node whose versions are spoofed is heard again soon, and counts how often that happened.
 #[tokio::test(start_paused = true)]
-async fn a_lie_about_a_living_node_silences_it_for_seconds() {
+async fn a_spoofed_version_silences_a_living_node_for_seconds_only() {
     let network = MemoryNetwork::default();
     let interval = Duration::from_millis(500);
     let mut peers = start(&network, 3, interval).await;
@@ -79,15 +81,16 @@ async fn a_lie_about_a_living_node_silences_it_for_seconds() {
             (hostile.send)(node(to), syn([(node(1), (1 << 16) | lie)].into_iter(), 50_000, 50_000));
         }
         sleep(Duration::from_secs(8)).await;
-        let said = format!("after lie {lie}");
+        let said = format!("after spoofed version {lie}");
         peers[1].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
-        until(&mut peers, "a word after the lie", |p| p[0].knows(1, RecordKind::Lease, &said)).await;
+        until(&mut peers, "a value after the spoofed version", |peers| peers[0].knows(1, RecordKind::Lease, &said))
+            .await;
     }
     let counters = peers[1].mesh.counters();
     assert_eq!((counters.lies, counters.restarts), (3, 3), "{counters:?}");
 }
 
-/// What cannot be packed, as signatures cannot, in this many pieces of some 20 kB; at most three fit into a message.
+/// Incompressible values of about 20 kB each, of which at most three fit into a message.
 fn junk(about: &str, pieces: u64, version: u64) -> Vec<(String, String, u64)> {
     let noise = |i: u64| -> Vec<u8> {
         (0..480u32).flat_map(|n| Sha3_256::digest(format!("{about} {i} {n}"))).collect::<Vec<u8>>()
@@ -96,12 +99,12 @@ fn junk(about: &str, pieces: u64, version: u64) -> Vec<(String, String, u64)> {
     (0..pieces).map(piece).collect()
 }
 
-/// Four members' made-up lives, twelve each.
+/// Twelve made-up incarnations of each of four members.
 fn made_up(first: u64) -> impl Iterator<Item = (NodeId, u64)> {
     (10..14).flat_map(move |of| (first..first + 12).map(move |life| (node(of), life << 16)))
 }
 
-/// Names made-up lives, and says some 60 kB of each.
+/// Names the made-up incarnations and sends about 60 kB of values of each.
 async fn make_up(hostile: &Carrier, to: u16) {
     (hostile.send)(node(to), syn(made_up(1), 5, 0));
     for (of, life) in made_up(1) {
@@ -110,9 +113,9 @@ async fn make_up(hostile: &Carrier, to: u16) {
     }
 }
 
-/// Two nodes that each are full of what the other does not take still hear each other.
+/// Two nodes whose state is full of values that the other refuses still hear each other.
 #[tokio::test(start_paused = true)]
-async fn what_one_refuses_does_not_keep_the_others_words_from_it() {
+async fn refused_values_do_not_keep_other_values_from_a_node() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 2, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
@@ -125,15 +128,15 @@ async fn what_one_refuses_does_not_keep_the_others_words_from_it() {
     for round in 0..5 {
         let said = format!("round {round}");
         peers[0].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
-        let took = until(&mut peers, "a word", |p| p[1].knows(0, RecordKind::Lease, &said)).await;
+        let took = until(&mut peers, "a value", |peers| peers[1].knows(0, RecordKind::Lease, &said)).await;
         assert!(took < INTERVAL * 30, "{took:?}");
     }
     assert!(peers[1].mesh.counters().strangers > 40, "{:?}", peers[1].mesh.counters());
 }
 
-/// The same where the other has taken as much of a life as it keeps.
+/// The same if the other node has reached the quota of an incarnation.
 #[tokio::test(start_paused = true)]
-async fn more_of_a_life_than_one_keeps_does_not_keep_the_others_words_from_it() {
+async fn values_beyond_a_quota_do_not_keep_other_values_from_a_node() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 2, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
@@ -147,32 +150,34 @@ async fn more_of_a_life_than_one_keeps_does_not_keep_the_others_words_from_it() 
     for round in 0..5 {
         let said = format!("round {round}");
         peers[0].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
-        until(&mut peers, "a word", |p| p[1].knows(0, RecordKind::Lease, &said)).await;
+        until(&mut peers, "a value", |peers| peers[1].knows(0, RecordKind::Lease, &said)).await;
         sleep(INTERVAL * 10).await;
     }
     let counters = peers[1].mesh.counters();
     assert!((1..20).contains(&counters.hoards), "{counters:?}");
 }
 
-/// What is new to the other, and taken by it, comes before all else, but not every time.
+/// chitchat sends made-up values first if they are new to a peer that accepts them. In every third
+/// answer the gate leaves them out.
 #[tokio::test(start_paused = true)]
-async fn what_members_say_themselves_comes_between_what_is_made_up() {
+async fn members_own_values_arrive_between_made_up_ones() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 2, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
     network.set_side(node(1), 1);
     make_up(&network.join(node(66)), 0).await;
     network.heal();
-    // It asks now for all of it, which takes dozens of rounds.
+    // Node 1 now asks for all of the made-up values, which takes dozens of rounds.
     sleep(INTERVAL * 3).await;
     peers[0].mesh.set(RecordKind::Lease, b"meanwhile").unwrap();
-    let took = until(&mut peers, "a word", |p| p[1].knows(0, RecordKind::Lease, "meanwhile")).await;
+    let took = until(&mut peers, "a value", |peers| peers[1].knows(0, RecordKind::Lease, "meanwhile")).await;
     assert!(took < INTERVAL * 30, "{took:?}");
 }
 
-/// Lives without number, of the hostile member itself and of everybody: who restarts is heard all the same.
+/// A hostile member names a flood of incarnations, of itself and of all others. A node that
+/// restarts is heard all the same.
 #[tokio::test(start_paused = true)]
-async fn who_restarts_is_heard_among_lives_that_are_made_up() {
+async fn a_node_that_restarts_is_heard_among_made_up_lives() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 2, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
@@ -190,11 +195,12 @@ async fn who_restarts_is_heard_among_lives_that_are_made_up() {
         peers.push(Peer::start(&network, 1, generation, INTERVAL).await);
         let said = format!("life {generation}");
         peers[1].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
-        until(&mut peers, "a word", |p| p[0].knows(1, RecordKind::Lease, &said)).await;
+        until(&mut peers, "a value", |peers| peers[0].knows(1, RecordKind::Lease, &said)).await;
     }
 }
 
-/// Who begins is told that it knows all, by one who tells it nothing.
+/// A hostile member sends a starting node versions without values, as if it had nothing more to
+/// learn of the others.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_hidden_by_a_version_without_its_values() {
     let network = MemoryNetwork::default();

@@ -1,10 +1,10 @@
-//! Messages as bytes: what is read, what is refused, what is left out.
+//! Messages as bytes: which are read, which are refused, and which parts are left out.
 
 use super::*;
 use chitchat::Serializable;
 use proptest::prelude::*;
 
-/// An ACK that tells these values of a life: key, value, version.
+/// An ACK with these values of an incarnation: key, value, version.
 pub(crate) fn ack(node: NodeId, generation: u64, values: &[(String, String, u64)]) -> Vec<u8> {
     let values = values.iter().map(|(key, value, version)| Operation::Value {
         key: key.clone(),
@@ -16,7 +16,7 @@ pub(crate) fn ack(node: NodeId, generation: u64, values: &[(String, String, u64)
     ack_of(std::iter::once(life).chain(values).collect())
 }
 
-/// An ACK that says only up to which version that is all, as chitchat does after it has collected values.
+/// An ACK that raises the version without a value, as chitchat does after it has collected values.
 pub(crate) fn bare_version(node: NodeId, generation: u64, collected: u64, version: u64) -> Vec<u8> {
     let mut body = Vec::new();
     write_operation(&mut body, &Operation::Life { life: Life { node, generation }, from: 0 });
@@ -33,7 +33,7 @@ fn ack_of(delta: Vec<Operation>) -> Vec<u8> {
     Message { kind: ACK, digest: Vec::new(), delta, cluster: String::new() }.write()
 }
 
-/// A SYN that knows these lives.
+/// A SYN whose digest names these incarnations, with these counters.
 pub(crate) fn syn(lives: impl Iterator<Item = (NodeId, u64)>, heartbeat: u64, version: u64) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend([VERSION, SYN]);
@@ -77,7 +77,7 @@ fn what_is_not_admitted_is_left_out_and_the_rest_stays() {
     let delta = vec![life(1), value(1), value(2), life(2), value(3), value(4)];
     let mut message = read(&ack_of(delta.clone())).unwrap();
     assert_eq!(message.told().iter().map(|told| told.words.len()).collect::<Vec<_>>(), [2, 2]);
-    // The first values alone are a message, too.
+    // The leading values alone are a valid message too.
     assert!(message.retain(|_| true, |told| usize::from(told.node == node(2))));
     assert_eq!(message.delta, [life(2), value(3)]);
     assert_eq!(read(&message.write()).map(|read| read.delta), Ok(message.delta.clone()));
@@ -101,7 +101,7 @@ fn a_version_without_its_values_is_refused() {
 }
 
 #[test]
-fn what_is_said_to_be_known_is_known_to_chitchat() {
+fn incarnations_that_a_digest_claims_to_know_are_known_to_chitchat() {
     let life = |i| Life { node: node(i), generation: 7 };
     let mut bytes = syn([(node(1), 7), (node(2), 7)].into_iter(), 3, 4);
     let length = bytes.len();
@@ -118,15 +118,17 @@ fn what_is_said_to_be_known_is_known_to_chitchat() {
 }
 
 #[test]
-fn lies_are_told_apart() {
+fn each_forgery_is_refused_for_its_reason() {
     let good = syn([(node(1), 7)].into_iter(), 3, 4);
     assert!(matches!(read(&good[..good.len() - 1]), Err(WireError::Length)));
     assert_eq!(read(&[&good[..], &[0]].concat()), Err(WireError::Length));
     assert_eq!(read(&syn([(node(1), 7)].into_iter(), u64::MAX, 4)), Err(WireError::Count(u64::MAX)));
     assert_eq!(read(&vec![0; MAX_MESSAGE + 1]), Err(WireError::TooLong));
     let mut stolen = good.clone();
-    let address =
-        good.windows(16).position(|w| w == rustbalance_gossip::address::mesh_address(&node(1)).octets()).unwrap();
+    let address = good
+        .windows(16)
+        .position(|window| window == rustbalance_gossip::address::mesh_address(&node(1)).octets())
+        .unwrap();
     stolen[address + 1] ^= 1;
     assert_eq!(read(&stolen), Err(WireError::Identity));
     let mut shouted = good.clone();

@@ -1,4 +1,4 @@
-//! Whole nodes without Tor: a coordinator on a real mesh (chitchat) over the network in memory.
+//! Nodes without Tor: a coordinator on a real mesh (chitchat) over the in-memory network.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// What a message takes; about as long as over Tor.
+/// Delay of a message, about as long as over Tor.
 const DELAY: Duration = Duration::from_millis(300);
 /// Introduction points of each node.
 const POINTS: u32 = 3;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// A running node; dropped, it is dead without a goodbye.
+/// A running node. Dropping it ends it at once.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
     coordinator: Arc<Mutex<Coordinator>>,
@@ -44,21 +44,23 @@ impl Node {
     }
 
     fn leads(&self) -> bool {
-        self.look(|it, _| it.leadership() != Leadership::Follower)
+        self.look(|coordinator, _| coordinator.leadership() != Leadership::Follower)
     }
 
     fn holder(&self) -> Option<NodeId> {
-        self.look(|it, now| it.view().holder(now).map(|(holder, _)| holder))
+        self.look(|coordinator, now| coordinator.view().holder(now).map(|(holder, _)| holder))
     }
 
     fn alive(&self) -> BTreeSet<NodeId> {
-        self.look(|it, _| it.view().members().filter(|node| node.alive).map(|node| node.node()).collect())
+        self.look(|coordinator, _| {
+            coordinator.view().members().filter(|node| node.alive).map(|node| node.node()).collect()
+        })
     }
 
     fn wanted(&self) -> BTreeSet<NodeId> {
-        self.look(|it, _| {
-            let service = it.view().cluster().first_service();
-            it.desired_points(&service).iter().filter_map(|(source, _)| source.node()).collect()
+        self.look(|coordinator, _| {
+            let service = coordinator.view().cluster().first_service();
+            coordinator.desired_points(&service).iter().filter_map(|(source, _)| source.node()).collect()
         })
     }
 }
@@ -67,7 +69,7 @@ fn now(started: Instant) -> Now {
     Now { mono: started.elapsed(), unix: FOUNDED + 1000 + started.elapsed().as_secs() }
 }
 
-/// The daemon's shell around a coordinator, without disk, directories and Tor.
+/// Runs a coordinator on a mesh as the daemon does, without disk, directories and Tor.
 async fn live(
     coordinator: Arc<Mutex<Coordinator>>,
     mesh: Mesh,
@@ -103,20 +105,20 @@ async fn live(
     }
 }
 
-/// A cluster of whole nodes.
+/// A cluster of such nodes.
 pub(crate) struct Cluster {
     pub(crate) network: MemoryNetwork,
     pub(crate) nodes: Vec<Node>,
     founder: Founder,
     chains: Vec<Chain>,
-    /// Between two rounds of gossip.
+    /// Time between two rounds of gossip.
     round: Duration,
-    /// Signatures are checked once, not once a node.
+    /// Checks each signature once, not once per node.
     memo: Memo,
 }
 
 impl Cluster {
-    /// Starts so many nodes with so long between two rounds of gossip.
+    /// Starts `count` nodes with this time between two rounds of gossip.
     pub(crate) async fn start(count: u32, round: Duration) -> Self {
         let founder = Founder::new(1);
         let network = MemoryNetwork::default();
@@ -138,7 +140,7 @@ impl Cluster {
         let coordinator = Arc::new(Mutex::new(coordinator.with_check(Box::new(self.memo.clone()))));
         let config = MeshConfig { me: id, cluster: identity.cluster(), generation: 1, interval: self.round };
         let (mesh, updates) = Mesh::start(config, self.network.join(id), vec![]).await.unwrap();
-        let points = (0..POINTS).map(|it| served(point(number * POINTS + it, number * POINTS + it))).collect();
+        let points = (0..POINTS).map(|index| served(point(number * POINTS + index, number * POINTS + index))).collect();
         let first = vec![
             Event::KnownMembers(self.chains.clone()),
             Event::IntroPoints { service, points },
@@ -149,13 +151,14 @@ impl Cluster {
         self.nodes.push(Node { id, coordinator, started, task });
     }
 
-    /// Which node publishes, if exactly one does.
+    /// The index of the publisher; `None` unless exactly one node publishes.
     pub(crate) fn publisher(&self) -> Option<usize> {
         let leading: Vec<usize> = (0..self.nodes.len()).filter(|node| self.nodes[*node].leads()).collect();
         (leading.len() == 1).then(|| leading[0])
     }
 
-    /// True if all have one view: who lives, who publishes; and the publisher wants as many of them as it can.
+    /// True if all nodes agree on the publisher and on the living nodes, and the publisher wants
+    /// points of all of them, or of twenty.
     pub(crate) fn agrees(&self) -> bool {
         let Some(publisher) = self.publisher().map(|publisher| &self.nodes[publisher]) else { return false };
         let ids: BTreeSet<NodeId> = self.nodes.iter().map(|node| node.id).collect();
@@ -164,7 +167,7 @@ impl Cluster {
         self.nodes.iter().all(one) && wanted.len() == ids.len().min(20) && wanted.is_subset(&ids)
     }
 
-    /// Waits until this holds, and says how long that took.
+    /// Waits until `done` holds, and returns how long that took.
     pub(crate) async fn until(&self, what: &str, done: impl Fn(&Self) -> bool) -> Duration {
         let since = Instant::now();
         let waited = timeout(PATIENCE, async {
@@ -176,26 +179,27 @@ impl Cluster {
         since.elapsed()
     }
 
-    /// Cuts half of the nodes off from the others for so long.
+    /// Cuts half of the nodes off from the others for this time.
     pub(crate) async fn split(&self, time: Duration) {
         self.nodes.iter().take(self.nodes.len() / 2).for_each(|node| self.network.set_side(node.id, 1));
         sleep(time).await;
         self.network.heal();
     }
 
-    /// Kills a node; how long until the publisher, another one if need be, is agreed upon and does not want it.
+    /// Kills a node. Returns how long it took until all agreed again, on another publisher if need
+    /// be, without the dead node.
     pub(crate) async fn kill(&mut self, node: usize) -> Duration {
         let dead = self.nodes.remove(node).id;
         self.network.set_down(dead, true);
         self.until("a death is noticed", Self::agrees).await
     }
 
-    /// Messages and bytes a node and minute, while nothing happens.
+    /// Messages and bytes per node and minute, while nothing happens.
     pub(crate) async fn traffic(&self, during: Duration) -> Traffic {
         let sum = |traffic: BTreeMap<NodeId, Traffic>| {
-            let add = |sum: Traffic, it: &Traffic| Traffic {
-                messages: sum.messages + it.messages,
-                bytes: sum.bytes + it.bytes,
+            let add = |sum: Traffic, node: &Traffic| Traffic {
+                messages: sum.messages + node.messages,
+                bytes: sum.bytes + node.bytes,
             };
             traffic.values().fold(Traffic::default(), add)
         };
@@ -208,7 +212,7 @@ impl Cluster {
     }
 }
 
-/// Every third is a worker.
+/// Every third node is a worker.
 fn role(number: u32) -> Role {
     if number % 3 == 2 { Role::Worker } else { Role::Publisher }
 }
