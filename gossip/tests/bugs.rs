@@ -1,10 +1,11 @@
-//! The simulation proves itself: five plausible bugs, put in one at a time around the same node, are each caught.
+//! The simulation catches each of five plausible bugs, put into the harness one at a time.
 
 #![allow(missing_docs, clippy::panic, clippy::print_stderr, clippy::unwrap_used)]
 
 use rustbalance_gossip::sim::{Bug, Invariant, Scenario, Weights, run, sweep};
 
-/// Runs seeds until one breaks something; it must be one of these. `SIM_BUG` and `./scripts/sim.sh` show the runs.
+/// Runs up to twenty seeds until one breaks an invariant, which must be one of `expected`.
+/// `SIM_BUG` with `./scripts/sim.sh` shows such runs.
 fn is_caught(bug: Bug, weights: Weights, expected: &[Invariant]) {
     let run = |seed| run(Scenario { bug: Some(bug), weights, ..Scenario::new(seed, 5) });
     let caught = (1..=20).find_map(|seed| run(seed).violations.into_iter().next());
@@ -40,17 +41,18 @@ fn a_lease_renewed_by_its_loser_is_caught() {
     is_caught(Bug::LoserRenews, weights, &[Invariant::OneHolder, Invariant::Converges]);
 }
 
-/// What a sweep says of a failure: fewer nodes and faults than there were, what struck, and what replays it.
+/// The report of a sweep: a run with fewer nodes and faults than the one that failed, the faults
+/// that struck, and the command that replays it.
 #[test]
 fn a_failure_is_made_smaller_and_says_how_to_see_it_again() {
     let weights = Weights { join: 2, partition: 2, heal: 4, point: 6, ..CRASHES };
     let make = |seed, nodes| Scenario { bug: Some(Bug::KeepsDead), weights, ..Scenario::new(seed, nodes) };
     let whole = run(make(7, 6));
     let panic = std::panic::catch_unwind(|| sweep("bugs", &[(7, 6)], 0, 6, make)).unwrap_err();
-    let told = panic.downcast_ref::<String>().unwrap();
-    let struck = told.lines().filter(|line| line.contains(" s, fault ")).count();
-    assert!((1..=2).contains(&struck) && struck < whole.log.len(), "{} faults before, now: {told}", whole.log.len());
-    assert!(!told.contains("with 6 nodes") && told.contains("NoDeadPoints broken at"), "{told}");
-    assert!(told.contains("replay: SIM_BUG=keeps-dead SIM_SEED=7 SIM_NODES="), "{told}");
-    assert!(told.contains("SIM_FAULTS=") && told.contains("--test bugs"), "{told}");
+    let report = panic.downcast_ref::<String>().unwrap();
+    let struck = report.lines().filter(|line| line.contains(" s, fault ")).count();
+    assert!((1..=2).contains(&struck) && struck < whole.log.len(), "{} faults before, now: {report}", whole.log.len());
+    assert!(!report.contains("with 6 nodes") && report.contains("NoDeadPoints broken at"), "{report}");
+    assert!(report.contains("replay: SIM_BUG=keeps-dead SIM_SEED=7 SIM_NODES="), "{report}");
+    assert!(report.contains("SIM_FAULTS=") && report.contains("--test bugs"), "{report}");
 }

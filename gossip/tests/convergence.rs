@@ -1,11 +1,13 @@
-//! After the faults end there is one publisher, one view and a full descriptor, within sixty seconds.
+//! Within sixty seconds after the faults end there is one publisher, one view and a complete
+//! descriptor.
 
 use rustbalance_gossip::sim::{Scenario, sweep};
 
-/// Everything at once. `./scripts/sim.sh` sweeps this one first.
+/// All kinds of faults. `./scripts/sim.sh` sweeps this test first.
 ///
-/// 5389144: a worker waited for ever for a publisher to go above the claim of an evicted node. 8802610: its remedy forgot
-/// more than the evicted had claimed.
+/// Seed 5389144: a worker waited for ever for a publisher to claim a higher term than an evicted
+/// node had. Seed 8802610: the first fix for that also forgot claims of nodes that were still
+/// members.
 #[test]
 fn after_the_faults_all_agree() {
     sweep("convergence", &[(5_389_144, 3), (8_802_610, 3)], 12, 7, Scenario::new);

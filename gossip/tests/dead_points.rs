@@ -1,8 +1,9 @@
-//! No intro point of a node that is long silent (`sim::longest_silence`) is wanted in the descriptor.
+//! No node wants points of a node in the descriptor that has been silent for longer than
+//! `sim::longest_silence`.
 
 use rustbalance_gossip::sim::{Scenario, Weights, replay, sweep};
 
-/// Nodes die, freeze, leave, are evicted and fall ill.
+/// Nodes die, freeze, leave, drain and are evicted, and their targets fail.
 #[test]
 fn no_dead_nodes_point_stays() {
     sweep("dead_points", &[(400, 8)], 6, 8, |seed, nodes| Scenario {
@@ -24,9 +25,10 @@ fn no_dead_nodes_point_stays() {
     });
 }
 
-/// A member repeats what a node said that is dead for hours, to others that were restarted meanwhile and know nothing of it.
+/// A member replays the records of a node that has been dead for hours, to nodes that have
+/// restarted since and know nothing of it.
 #[test]
-fn old_words_do_not_revive_the_dead_at_who_was_restarted() {
+fn replayed_records_do_not_revive_a_dead_node_after_a_restart() {
     for seed in 1..=3 {
         let seen = replay(seed, 5).unwrap();
         assert!(seen.violations.is_empty(), "seed {seed}: {}", seen.violations[0]);

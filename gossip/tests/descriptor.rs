@@ -1,10 +1,10 @@
-//! At most twenty points, one at each relay, each of a member.
+//! A descriptor has at most twenty points, one at each relay, each of a member.
 
 use std::time::Duration;
 
 use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 
-/// More nodes than places, points that come and go, newcomers.
+/// More nodes than places in a descriptor, points that change, new members.
 #[test]
 fn a_descriptor_is_always_publishable() {
     sweep("descriptor", &[(500, 22)], 2, 22, |seed, nodes| Scenario {

@@ -1,5 +1,5 @@
-//! The simulation does what it says: in an hour of it every kind of fault strikes, terms are lost on their way to disk,
-//! and one seed is one run.
+//! The simulation itself: in an hour every kind of fault strikes, terms are lost on their way to
+//! disk, and one seed always gives the same run.
 
 use std::time::Duration;
 

@@ -1,11 +1,13 @@
-//! In one term one holder is believed, one that really claimed it, and whoever knows of a better claim does not publish.
+//! Nodes believe only holders that really claimed their term, and a node that knows of a better
+//! claim does not publish.
 //!
-//! Two nodes that cannot hear each other may claim the same term: no quorum is asked. What holds is that everybody who
-//! hears of both believes the same one, never turns back, and that the other stops publishing when it hears of it.
+//! Two nodes that cannot hear each other may claim the same term, because there is no quorum. But
+//! all nodes that receive both claims believe the same one and never return to the other, and the
+//! holder of the other stops publishing when it receives the better one.
 
 use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 
-/// The network falls apart and is joined again; members lie.
+/// Partitions come and go, and members send forged records.
 #[test]
 fn a_term_has_one_holder() {
     sweep("one_holder", &[(200, 6)], 6, 6, |seed, nodes| Scenario {

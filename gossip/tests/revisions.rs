@@ -1,8 +1,8 @@
-//! A revision never falls, and is above all that are known.
+//! A publisher's revision never falls, and is above every revision that it knows of.
 
 use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 
-/// Clocks are minutes apart and jump, publishers die.
+/// Clocks are minutes apart and jump, and publishers die.
 #[test]
 fn a_revision_never_falls() {
     sweep("revisions", &[(300, 5)], 6, 5, |seed, nodes| Scenario {

@@ -1,11 +1,13 @@
-//! On a network that behaves, a dead publisher is followed within a stated time, its points leave the descriptor and each
-//! is served by one other, and when it comes back it has its points again and does not take the lease back.
+//! On a network without faults another node takes over from a dead publisher within a stated time,
+//! and the dead node's points leave the descriptor. One other node stands in at each of these
+//! points. When the dead node returns, it serves its points again and does not take back the lease.
 
 use std::time::Duration;
 
 use rustbalance_gossip::sim::{Death, takeover};
 
-/// Has the publisher of clusters of these sizes end so; all must agree on the next within `limit`.
+/// Ends the publisher of clusters of 3, 5 and 8 nodes in this way. All must agree on the next one
+/// within `limit`.
 fn is_followed(death: Death, limit: Duration) {
     for nodes in [3, 5, 8] {
         for seed in 1..=3 {

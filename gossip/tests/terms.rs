@@ -1,8 +1,8 @@
-//! A term never falls, over restarts too, and is on disk before it is claimed.
+//! A node's term never falls, not even over restarts, and is on disk before the node claims it.
 
 use rustbalance_gossip::sim::{Scenario, Weights, sweep};
 
-/// Processes die and come back all the time, on slow disks.
+/// Processes die and restart all the time, on slow disks.
 #[test]
 fn a_term_never_falls() {
     sweep("terms", &[(100, 5)], 6, 5, |seed, nodes| Scenario {

@@ -1,11 +1,11 @@
-//! A cluster with two services: both published whole by one publisher, their revisions apart, a dead node out of both
-//! descriptors within the stated time.
+//! A cluster with two services. One publisher publishes complete descriptors of both, with separate
+//! revisions, and a dead node leaves both within the stated time.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use rustbalance_gossip::sim::{Scenario, longest_silence, services, sweep};
 
-/// Everything goes wrong; some nodes serve one of the services only, and publish both all the same.
+/// All kinds of faults. Some nodes serve only one of the services and still publish both.
 #[test]
 fn both_services_are_whole_after_the_faults() {
     sweep("two_services", &[(700, 6)], 4, 6, |seed, nodes| Scenario { services: 2, ..Scenario::new(seed, nodes) });
@@ -17,10 +17,10 @@ fn one_publisher_keeps_their_revisions_apart_and_a_dead_node_leaves_both() {
     for seed in 1..=6 {
         let seen = services(seed, 6, 2).unwrap();
         assert_eq!(seen.publishers, 1, "seed {seed}");
-        assert_eq!(seen.after[0], seen.before[0], "seed {seed}: nothing happened to the first");
+        assert_eq!(seen.after[0], seen.before[0], "seed {seed}: the first service did not change");
         assert!(seen.after[1] > seen.before[1], "seed {seed}: {seen:?}");
         assert!(seen.gone <= longest_silence(6), "seed {seed}: {:?}", seen.gone);
         published_without_serving |= !seen.publisher_serves_all;
     }
-    assert!(published_without_serving, "no publisher ever published what it does not serve");
+    assert!(published_without_serving, "no publisher published a service that it does not serve");
 }

@@ -1,5 +1,5 @@
-//! Upgrades node by node: a node of a later version announces kinds and fields that the others do not know, and they carry
-//! them to the nodes that do.
+//! Upgrades node by node: a node of a later version announces kinds and fields that the others do
+//! not know. They forward them unchanged to nodes that do.
 
 #![allow(missing_docs, clippy::panic, clippy::unwrap_used)]
 
@@ -39,7 +39,7 @@ impl Statement for Region {
     const MAX_SIZE: usize = 512;
 }
 
-/// A card as this version has it, and a field more.
+/// The card of a later version, as far as the test reads it: with an additional field.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct LaterCard {
     cluster: ClusterId,
@@ -60,7 +60,7 @@ fn kinds() -> [RecordKind; 3] {
 
 fn announced(founder: &Founder, node: &Identity) -> Records {
     let (cluster, id) = (founder.cluster(), node.node());
-    // Above all that this start of the node has announced.
+    // Higher than every sequence number that this start of the node has used.
     let seq = (1 << 32) + 1_000_000;
     let Value::Map(mut fields) = Value::serialized(&node.card(seq, 100)).unwrap() else { panic!("a record is a map") };
     fields.push((Value::Text("region".into()), Value::Text("north".into())));
@@ -73,18 +73,18 @@ fn announced(founder: &Founder, node: &Identity) -> Records {
 
 #[test]
 fn what_a_later_version_announces_is_carried_byte_for_byte() {
-    let mut said = Records::new();
+    let mut sent = Records::new();
     let mut speaker = None;
     let outcome = upgrade(1, 5, |founder, node| {
-        said = announced(founder, node);
+        sent = announced(founder, node);
         speaker = Some((node.node(), node.member.authority_id()));
-        said.clone()
+        sent.clone()
     });
     let outcome = outcome.unwrap();
     assert!(outcome.violations.is_empty(), "{}", outcome.violations[0]);
-    assert_eq!(said.len(), 3);
+    assert_eq!(sent.len(), 3);
     for carried in [&outcome.neighbour, &outcome.restarted, &outcome.newcomer] {
-        assert_eq!(carried, &said);
+        assert_eq!(carried, &sent);
     }
     // A newcomer of the later version reads all of it.
     let (node, authority) = speaker.unwrap();
