@@ -53,7 +53,7 @@ const READ: usize = 1 << 20;
 /// Burst above [`READ`], in bytes.
 const READ_BURST: f64 = (8 << 20) as f64;
 
-/// Quotas on what a mesh keeps of other nodes. Peers may have others.
+/// Quotas on what a mesh keeps of other nodes. Peers may have different ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MeshLimits {
     /// Most incarnations at once of nodes that are not known as members.

@@ -109,7 +109,8 @@ pub struct Scenario {
     pub seed: u64,
     /// Nodes at the start; at most twice that number take part at once.
     pub nodes: usize,
-    /// Services of the cluster, each served by every node.
+    /// Services of the cluster. All nodes serve the first one, two of three nodes each of the
+    /// others.
     pub services: u32,
     /// How long faults strike. Meanwhile only safety is checked, not agreement.
     pub chaos: Duration,
@@ -130,7 +131,7 @@ pub struct Scenario {
 }
 
 impl Weights {
-    /// Nothing goes wrong.
+    /// No faults.
     pub const NONE: Self = Self {
         crash: 0,
         restart: 0,
