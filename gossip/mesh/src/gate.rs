@@ -306,7 +306,7 @@ impl State {
             self.hoards.weigh(told, first_hand, room, |(life, _)| !members.contains(&life.node), now)
         };
         if weighed.full {
-            debug!(node = %node.short(), %from, kept = weighed.kept, "a peer sent more of a node than its quota, the rest is dropped");
+            debug!(node = %node.short(), %from, kept = weighed.kept, "a peer exceeds the quota of a node");
             self.counters.hoards += 1;
             self.enough.insert((from, told.life), now + ENOUGH);
         }
