@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Backoff {
     /// The first pause.
     pub first: Duration,
-    /// No pause is longer.
+    /// The longest pause.
     pub longest: Duration,
 }
 
@@ -18,14 +18,15 @@ impl Backoff {
         Self { first, longest }
     }
 
-    /// The pause after a failure that `earlier` others came before.
+    /// The pause after a failure that followed `earlier` other failures.
     pub fn pause(self, earlier: u32) -> Duration {
         let factor = 1u32.checked_shl(earlier).unwrap_or(u32::MAX);
         self.first.saturating_mul(factor).min(self.longest)
     }
 
-    /// The same, of which half is random: `jitter` is drawn from 0 to 1. So nodes that lost each
-    /// other at once do not all try at once.
+    /// Between half of [`Self::pause`] (`jitter` 0) and all of it (`jitter` 1). The caller draws
+    /// `jitter` at random, so that nodes that lost each other at the same moment do not all retry
+    /// at once.
     pub fn jittered(self, earlier: u32, jitter: f64) -> Duration {
         self.pause(earlier).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
     }

@@ -1,31 +1,31 @@
-//! A token bucket: a rate, and what may come at once after a pause.
+//! A token bucket: a sustained rate with a bounded burst.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Bounds on what is taken from a bucket.
+/// The bounds of a [`TokenBucket`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// Tokens that come back in a second.
+    /// Tokens added per second.
     pub per_second: f64,
     /// Most tokens that the bucket holds.
     pub burst: f64,
 }
 
 impl Rate {
-    /// So much in a second, and at once.
+    /// `tokens` per second, with bursts of up to `burst`.
     pub fn per_second(tokens: u64, burst: u64) -> Self {
         Self { per_second: tokens as f64, burst: burst as f64 }
     }
 
-    /// One token each time that `pause` has passed.
+    /// One token per `pause`, with bursts of up to `burst`.
     pub fn every(pause: Duration, burst: f64) -> Self {
         Self { per_second: pause.as_secs_f64().max(f64::EPSILON).recip(), burst }
     }
 }
 
-/// Fills at a rate up to a bound.
+/// Fills at its [`Rate`]; full when new.
 #[derive(Debug)]
 pub struct TokenBucket {
     rate: Rate,
@@ -34,17 +34,17 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full one.
+    /// A full bucket.
     pub fn new(rate: Rate, now: Instant) -> Self {
         Self { rate, level: rate.burst, filled: now }
     }
 
-    /// Takes `tokens` if they are there; else none.
+    /// Takes `tokens` and returns true if the bucket holds that many; else takes none.
     pub fn take(&mut self, tokens: u64, now: Instant) -> bool {
         self.take_at(self.rate, tokens, now)
     }
 
-    /// The same where the rate is another now.
+    /// [`Self::take`] at a rate that replaces the one the bucket was made with.
     pub fn take_at(&mut self, rate: Rate, tokens: u64, now: Instant) -> bool {
         let come = now.saturating_duration_since(self.filled).as_secs_f64() * rate.per_second;
         self.level = (self.level + come).min(rate.burst);

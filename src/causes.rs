@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// The text of `error` and of its causes, outermost first. A cause whose text the line has already is left out: some
-/// errors show their cause themselves.
+/// The text of `error` and of its causes, outermost first. A cause whose text is already in the
+/// line is left out, because some errors include their cause in their own text.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,8 +1,9 @@
-//! Every counter of a node, once: its name, what it counts, and where it stands.
+//! Every counter of a node: its name, its meaning, and its place in `status` and in the metrics.
 //!
-//! A part that counts holds a [`Counters`] and names a [`Counter`] where it happens. To add one: a variant with its
-//! doc comment here (the variant gives the name in `status`, the comment the help text), a row in the table "What is
-//! counted" of `docs/THREATS.md` (a test compares), and the place that counts. `status` shows them all.
+//! Code that counts holds a [`Counters`] and names a [`Counter`] where the event happens. To add a
+//! counter, add a variant with its doc comment here (the variant gives the name in `status`, the
+//! comment the help text), a row in the table "What is counted" of `docs/THREATS.md` (a test
+//! compares the two), and the code that counts. `status` shows all counters.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use strum::{EnumCount, EnumIter, EnumMessage, EnumProperty, EnumString, IntoEnumIterator, IntoStaticStr};
 
-/// One number that a node keeps since its start. What stands under `refused` in `status` was refused, dropped or
-/// closed, or is an own message that was not sent.
+/// A number that a node counts from its start. Counters under `refused` in `status` count what was
+/// refused, dropped or closed, and messages of this node that were not sent.
 #[derive(
     Debug,
     Clone,
@@ -35,10 +36,10 @@ pub enum Counter {
     /// Client streams accepted.
     #[strum(props(status = "traffic", metric = "rustbalance_streams_accepted_total"))]
     StreamsTotal,
-    /// Bytes that clients sent and targets took.
+    /// Bytes from clients that were delivered to targets.
     #[strum(props(status = "traffic", metric = "tor_hs_app_write_bytes_total"))]
     BytesFromClients,
-    /// Bytes that targets sent and clients took.
+    /// Bytes from targets that were delivered to clients.
     #[strum(props(status = "traffic", metric = "tor_hs_app_read_bytes_total"))]
     BytesToClients,
 
@@ -46,7 +47,7 @@ pub enum Counter {
     StreamsUnknownPort,
     /// Client streams refused because all allowed ones were open and none could be closed.
     StreamsOverLimit,
-    /// Client streams refused because their circuit had its share while most of the allowed ones were open.
+    /// Client streams refused because most streams were in use and their circuit had its share.
     StreamsOverShare,
     /// Client streams closed to make room for others.
     StreamsEvicted,
@@ -56,13 +57,13 @@ pub enum Counter {
     StreamsIdle,
     /// Client streams closed because one side stopped reading.
     StreamsStalled,
-    /// Client streams refused because too many waited for the proxy.
+    /// Client streams refused because too many were waiting for the proxy.
     StreamsQueueFull,
-    /// Client streams refused because their circuit had the most that one may have.
+    /// Client streams refused because their circuit had the most streams that one may have.
     CircuitStreamsOverLimit,
     /// Client circuits closed to make room for others.
     CircuitsEvicted,
-    /// Introductions seen before.
+    /// Introductions refused as replays.
     #[strum(props(metric = "tor_hs_intro_rejected_intro_req_count", reason = "replay"))]
     IntroductionsReplayed,
     /// Introductions that cannot be read.
@@ -70,42 +71,42 @@ pub enum Counter {
     IntroductionsMalformed,
     /// Introductions dropped because a queue or all places for circuits were full.
     IntroductionsOverLimit,
-    /// Introductions given up for others because their rendezvous point did not answer.
+    /// Introductions given up in favour of others because their rendezvous point did not answer.
     IntroductionsGivenUp,
 
-    /// Links refused because the certificate makes no member of this cluster.
+    /// Links refused because the peer's certificate does not make it a member of this cluster.
     LinkNotMember,
     /// Links refused because the peer was revoked.
     LinkRevoked,
-    /// Links refused because the proof is not of the dialled node.
+    /// Links refused because the proof is not from the node that was dialled.
     LinkWrongNode,
     /// Links refused because the peer's certificate has expired.
     LinkExpired,
-    /// Links refused because there are too many.
+    /// Links refused because there are too many links.
     LinkBusy,
-    /// Links refused because there is another one with the peer.
+    /// Links refused because there is already a link with the peer.
     LinkDuplicate,
-    /// Links refused because the peer speaks another version.
+    /// Links refused because the peer speaks another protocol version.
     LinkVersion,
-    /// Handshakes of links that cannot be read.
+    /// Link handshakes that cannot be read.
     LinkMalformed,
-    /// Incoming links that came too fast, or while too many were in their handshake.
+    /// Incoming links refused because they came too fast or too many handshakes were under way.
     LinkCrowd,
-    /// Incoming links whose handshake was not finished.
+    /// Incoming links whose handshake failed or was not finished in time.
     LinkUnfinished,
     /// Links ended by a frame that cannot be read or is too long.
     LinkNonsense,
-    /// Links ended because the peer read nothing.
+    /// Links ended because the peer stopped reading.
     LinkDeaf,
-    /// Discovery keys of a member that the authority has not signed.
+    /// Discovery keys, sent by a member, that the cluster's authority has not signed.
     LinkFalseKey,
-    /// Messages of a member that sent too much.
+    /// Messages dropped because the member that sent them exceeded its rate limit.
     LinkFlood,
-    /// Messages on links that only a later version of the program knows: skipped.
+    /// Messages on links that only a later version of the program knows, and that were skipped.
     LinkUnknown,
-    /// Own messages for which there was no link.
+    /// Messages of this node that were not sent because there was no link.
     LinkNone,
-    /// Own messages that were not sent because too many waited.
+    /// Messages of this node that were not sent because too many were waiting.
     LinkDropped,
     /// Circuits to the node's own service refused or closed because there were too many.
     LinkCircuitsOverLimit,
@@ -126,11 +127,11 @@ pub enum Counter {
     JoinUsedUp,
     /// Joiners with a token that was revoked.
     JoinRevokedToken,
-    /// Joiners that want another address.
+    /// Joiners that want to join another address.
     JoinOtherCluster,
     /// Joiners whose clock is off.
     JoinClockSkew,
-    /// Joiners carried to a node that is not a publisher.
+    /// Joiners that were forwarded to a node that is not a publisher.
     JoinNotPublisher,
     /// Joiners for which no publisher could be reached.
     JoinNoPublisher,
@@ -138,28 +139,28 @@ pub enum Counter {
     JoinAlreadyMember,
     /// Joiners that were evicted.
     JoinEvicted,
-    /// Joiners that speak another version.
+    /// Joiners that speak another protocol version.
     JoinVersion,
-    /// Joiners refused because of others.
+    /// Joiners refused because the publisher was busy with other joins.
     JoinBusy,
-    /// Joiners refused because this publisher may lack news of the others.
+    /// Joiners refused because this publisher has not heard from the others since it started.
     JoinNotYet,
     /// Joiners refused because another publisher is silent.
     JoinPublisherSilent,
     /// Joiners whose admission could not be stored.
     JoinFailed,
-    /// Joiners that cannot be understood.
+    /// Joiners whose messages cannot be read.
     JoinMalformed,
 
     /// Gossip that cannot be read or is more than a peer may send.
     GossipMalformed,
-    /// Mentions of unknown nodes beyond those that are kept.
+    /// Mentions of unknown nodes beyond the number that is kept.
     GossipStrangers,
-    /// Gossip of one start of a node beyond what is kept.
+    /// Gossip about one incarnation of a node beyond its quota.
     GossipHoards,
     /// Spoofed versions: claims that this node has announced more than it has.
     GossipLies,
-    /// Restarts of this node's gossip, for spoofed versions above all.
+    /// Restarts of this node's gossip, mostly because of spoofed versions.
     GossipRestarts,
 
     /// Records that cannot be read.
@@ -168,7 +169,7 @@ pub enum Counter {
     RecordOrigin,
     /// Records with a bad signature.
     RecordSignature,
-    /// Records whose signer's card has not come yet.
+    /// Records whose signer's card has not been received yet.
     RecordUnknown,
     /// Records of nodes whose certificates do not make them members.
     RecordChain,
@@ -176,7 +177,7 @@ pub enum Counter {
     RecordExpired,
     /// Records of revoked nodes.
     RecordRevoked,
-    /// Records of nodes that joined with a token others had used up.
+    /// Records of nodes that joined with a token that others had already used up.
     RecordOverdrawn,
     /// Facts that are not signed by the cluster's authority.
     RecordAuthority,
@@ -194,11 +195,11 @@ pub enum Counter {
     RecordBounds,
     /// Introduction points that cannot be the node's.
     RecordPoints,
-    /// Records beyond the nodes and facts that are kept.
+    /// Records beyond the number of nodes and facts that are kept.
     RecordTooMany,
     /// Heartbeats from too long ago.
     RecordOld,
-    /// Records of this node itself that came back.
+    /// Records of this node that others sent back to it.
     RecordOwn,
 }
 
@@ -208,12 +209,12 @@ impl Counter {
         Self::iter()
     }
 
-    /// All that stand under `refused` in `status`.
+    /// The counters under `refused` in `status`.
     pub fn refusals() -> impl Iterator<Item = Self> {
         Self::iter().filter(|counter| counter.get_str("status").is_none())
     }
 
-    /// The counter of this name.
+    /// The counter with this name in `status`; `None` if there is none.
     pub fn named(name: &str) -> Option<Self> {
         Self::from_str(name).ok()
     }
@@ -223,7 +224,7 @@ impl Counter {
         self.into()
     }
 
-    /// What it counts, in a sentence.
+    /// Its meaning, in one sentence.
     pub fn help(self) -> &'static str {
         self.get_documentation().unwrap_or_default()
     }
@@ -233,7 +234,7 @@ impl Counter {
         self.get_bool("gauge").unwrap_or_default()
     }
 
-    /// Its name for Prometheus, in base units: C tor's where it means the same.
+    /// Its Prometheus name, in base units: C tor's name if the meaning is the same.
     pub fn metric(self) -> String {
         self.get_str("metric").map_or_else(|| format!("rustbalance_{}_total", self.name()), str::to_owned)
     }
@@ -255,23 +256,23 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// The number itself, for what changes often.
+    /// The atomic value itself, for code that changes it often.
     pub fn cell(&self, counter: Counter) -> &AtomicU64 {
-        // The array has a place for each.
+        // The array has one element per variant.
         &self.0[counter as usize]
     }
 
-    /// One more.
+    /// Adds one.
     pub fn count(&self, counter: Counter) {
         self.cell(counter).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The value now.
+    /// The current value.
     pub fn get(&self, counter: Counter) -> u64 {
         self.cell(counter).load(Ordering::Relaxed)
     }
 
-    /// Takes over a value that another crate counts.
+    /// Overwrites it with a value that another crate counts.
     pub fn set(&self, counter: Counter, value: u64) {
         self.cell(counter).store(value, Ordering::Relaxed);
     }
@@ -285,7 +286,8 @@ mod tests {
 
     use super::*;
 
-    /// The names in the first column of a table: after a whole one, `_rest` stands for its first word and `rest`.
+    /// The names in the first column of a row. After a whole name, `_rest` abbreviates a name that
+    /// begins with the same part up to its first underscore.
     fn named(row: &str) -> Vec<String> {
         let cell = row.split('|').nth(1).unwrap_or_default();
         let mut names: Vec<String> = Vec::new();

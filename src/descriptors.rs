@@ -1,46 +1,46 @@
-//! Open files: how many the system lets this process have, and how many a node needs.
+//! Open files: how many the system allows this process, and how many a node needs.
 //!
-//! Each client's stream is a connection to a target, so an open file. Where there are not enough,
-//! nothing of the node works any more: circuits cannot be built, and nothing can be written to
-//! disk. So the soft limit is raised at the start, and no more streams are served than there are
-//! files for.
+//! Each client stream is a connection to a target, and so an open file. Without free files nothing
+//! in the node works: circuits cannot be built, and nothing can be written to disk. So the soft
+//! limit is raised at the start, and the number of streams is bounded by the files that are left
+//! for them.
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files for all but streams: Tor's connections and databases, links, the control socket, the state
-/// directory. Some sixty are in use at rest, a hundred while circuits are made.
+/// Files for everything but client streams: Tor's connections and databases, links, the control
+/// socket, the state directory. About 60 are in use at rest, 100 while circuits are built.
 pub const RESERVE: u64 = 256;
 
-/// Open files that the process may have, and that its configuration needs.
+/// The number of open files that the process may have, and that its configuration needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptors {
-    /// What the system allows; `u64::MAX` where it sets no limit.
+    /// Files that the system allows; `u64::MAX` if it sets no limit.
     pub limit: u64,
-    /// What `[limits] streams` needs, with [`RESERVE`].
+    /// Files that `[limits] streams` needs, including [`RESERVE`].
     pub needed: u64,
 }
 
 impl Descriptors {
-    /// Those of this process, where `[limits] streams` is `streams`.
+    /// The limit of this process, and the need if `[limits] streams` is `streams`.
     pub fn of_process(streams: usize) -> Self {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         Self { limit, needed: RESERVE.saturating_add(streams as u64) }
     }
 
-    /// False if there are fewer than needed.
+    /// True if the limit allows what is needed.
     pub fn suffice(&self) -> bool {
         self.limit >= self.needed
     }
 
-    /// Streams that can be served at once: the number that is configured, or fewer where there are
-    /// too few files.
+    /// Streams that can be served at once: the configured number, or fewer if there are too few
+    /// files.
     pub fn streams(&self) -> usize {
         usize::try_from(self.needed - RESERVE).unwrap_or(usize::MAX).min(self.room())
     }
 
-    /// Streams for which there are files, whatever is configured. At least an eighth of all files, so
-    /// that a node with very few still serves.
+    /// Streams for which there are files, whatever is configured. At least an eighth of all files,
+    /// and at least one, so that a node with very few files still serves.
     pub fn room(&self) -> usize {
         let room = self.limit.saturating_sub(RESERVE).max(self.limit / 8).max(1);
         usize::try_from(room).unwrap_or(usize::MAX)

@@ -1,11 +1,14 @@
 //! The key that opens the descriptors of the members' own onion services, and its rotation.
 //!
-//! Whoever is evicted still has the key; so after each revocation the publisher makes a new one, and members hand it to
-//! each other over their links ([`Offer`]), each signed by the cluster's authority ([`DiscoveryKey`]). A [`KeyRing`] is
-//! what one member holds: the newest, and older ones, with which it still finds members that were away meanwhile. For a
-//! while after a rotation a member's service accepts the key before it, too, so that nobody is lost on the way; and all of
-//! them while another member lets nobody find it who has only these keys. Both may have rotated while they were cut off from
-//! each other, and only a key from before opens a way between them.
+//! An evicted member still has the key. So after each revocation the publisher makes a new one.
+//! Members pass it on to each other over their links ([`Offer`]), signed by the cluster's authority
+//! ([`DiscoveryKey`]). A [`KeyRing`] holds one member's keys: the newest, and older ones with which
+//! it still finds members that were away during a rotation.
+//!
+//! For a while after a rotation a member's service also accepts the previous key, so that members
+//! without the new one still reach it. It accepts all keys of its ring while another member rejects
+//! every key this node has: the two sides of a partition may each have rotated, and only an older
+//! key is common to both.
 
 use std::time::Duration;
 
@@ -20,46 +23,46 @@ use zeroize::Zeroizing;
 
 use crate::keys::{AuthoritySecret, DiscoveryPublic, DiscoverySecret};
 
-/// How long a member's service accepts the key before the newest: time for all to have the new one, and for the
-/// directories to have the service's new descriptor.
+/// How long a member's service accepts the previous key after a rotation: time for all members to
+/// receive the new key, and for the directories to receive the service's new descriptor.
 pub const OVERLAP: Duration = Duration::from_secs(600);
 
-/// Most keys on a ring.
+/// Most keys on a ring; the oldest is dropped.
 pub const MAX_KEYS: usize = 8;
 
-/// Why a discovery key was not believed.
+/// Why a discovery key was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DiscoveryError {
-    /// The statement is not the authority's.
+    /// Its statement is not signed by the cluster's authority.
     #[error("the discovery key is not signed by the cluster's authority")]
     Signature(#[from] VerifyError),
-    /// It is for another cluster.
+    /// It is for this other cluster.
     #[error("the discovery key is for the cluster {0}")]
     Cluster(ClusterId),
-    /// The secret is not the one the statement names.
+    /// The secret does not match the public key in the statement.
     #[error("the discovery key is not the one that its signed statement names")]
     Mismatch,
-    /// Bytes that are no ring.
-    #[error("it holds no discovery keys: {0}")]
+    /// The bytes are not a key ring.
+    #[error("its discovery keys cannot be read: {0}")]
     Ring(&'static str),
-    /// A statement in it cannot be read.
-    #[error("it holds a discovery key whose statement cannot be read")]
+    /// A statement on the ring cannot be read.
+    #[error("the statement of a discovery key in it cannot be read")]
     Unreadable(#[from] DecodeError),
 }
 
-/// One key with the authority's word on it.
+/// A discovery key with its signed statement.
 #[derive(Debug)]
 pub struct Discovery {
-    /// The authority's word.
+    /// The statement about the key, signed by the authority.
     pub key: Verified<DiscoveryKey>,
     /// The key.
     pub secret: DiscoverySecret,
 }
 
-/// One key on its way to another member. Not to be believed before [`Offer::verify`].
+/// A key on its way to another member. Not to be trusted before [`Offer::verify`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Offer {
-    /// Whose word it is remains to be seen.
+    /// The statement, whose signature is not checked yet.
     pub key: Unverified<DiscoveryKey>,
     /// The key.
     pub secret: DiscoverySecret,
@@ -92,7 +95,7 @@ impl Discovery {
         Ok(Self { key: Verified::sign(key, authority)?, secret })
     }
 
-    /// For another member.
+    /// The key as it is sent to another member.
     pub fn offer(&self) -> Offer {
         Offer { key: self.key.unverified(), secret: self.secret.duplicate() }
     }
@@ -103,11 +106,12 @@ impl Discovery {
     }
 }
 
-/// The keys that a member holds, newest first; at least one.
+/// The keys that a member holds, newest first; at least one, at most [`MAX_KEYS`].
 #[derive(Debug)]
 pub struct KeyRing {
     keys: Vec<Discovery>,
-    /// When the newest came, in seconds since the Unix epoch.
+    /// When the newest key replaced the one before, in seconds since the Unix epoch; 0 if it is the
+    /// first.
     rotated: u64,
 }
 
@@ -117,17 +121,19 @@ impl KeyRing {
         Self { keys: vec![first], rotated: 0 }
     }
 
-    /// The newest.
+    /// The newest key.
     pub fn newest(&self) -> &Discovery {
         &self.keys[0]
     }
 
-    /// All secrets, newest first: with these, in this order, another member's service is looked for.
+    /// All secrets, newest first: the order in which they are tried to find another member's
+    /// service.
     pub fn secrets(&self) -> Vec<&DiscoverySecret> {
         self.keys.iter().map(|discovery| &discovery.secret).collect()
     }
 
-    /// Whose holders may find this member's own service now; `refused`: another member accepts none of these keys.
+    /// The keys that this member's own service accepts at `unix` (seconds since the Unix epoch).
+    /// `refused`: some other member accepts none of this node's keys.
     pub fn accepted(&self, unix: u64, refused: bool) -> Vec<DiscoveryPublic> {
         let overlap =
             self.rotated.checked_add(OVERLAP.as_secs()).is_some_and(|end| (self.rotated..end).contains(&unix));
@@ -139,26 +145,27 @@ impl KeyRing {
         self.keys.iter().take(count).map(|discovery| discovery.secret.public()).collect()
     }
 
-    /// The generation that is due once this many members have been revoked; `None` if the newest key was made after the
-    /// last of them.
+    /// The generation of the key to make now that `revoked` members have been revoked; `None` if
+    /// the newest key was made after the last revocation.
     pub fn due(&self, revoked: usize) -> Option<u32> {
         u32::try_from(revoked).ok().filter(|due| *due > self.newest().key.generation)
     }
 
-    /// Whether the key on offer is on the ring, its statement and its secret to the byte.
+    /// Whether the offered key is on the ring, with the same statement and secret.
     pub fn has(&self, offer: &Offer) -> bool {
         let is_it =
             |known: &Discovery| known.key.is_same(&offer.key) && known.secret.as_bytes() == offer.secret.as_bytes();
         self.keys.iter().any(is_it)
     }
 
-    /// Whether a key is newer than all on the ring.
+    /// Whether a key is newer than all keys on the ring.
     pub fn is_newer(&self, next: &Discovery) -> bool {
         next.key.rank() > self.newest().key.rank()
     }
 
-    /// Puts a key before the others, if it is newer than all of them. Of two that publishers cut off from each other have
-    /// made for one generation, every member takes the same in the end.
+    /// Puts a key first if it is newer than all others, and returns whether it is. If publishers
+    /// that are cut off from each other make two keys of one generation, all members end up with
+    /// the same one.
     pub fn adopt(&mut self, next: Discovery, unix: u64) -> bool {
         if !self.is_newer(&next) {
             return false;
@@ -169,8 +176,8 @@ impl KeyRing {
         true
     }
 
-    /// As it lies on disk: the time of the last rotation (8 bytes, big-endian), then for each key 32 bytes of secret, the
-    /// length of its statement (2 bytes, big-endian) and the statement.
+    /// The form on disk: the time of the last rotation (8 bytes, big-endian), then for each key 32
+    /// bytes of secret, the length of its statement (2 bytes, big-endian) and the statement.
     pub fn to_bytes(&self) -> Result<Zeroizing<Vec<u8>>, DecodeError> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(8 + MAX_KEYS * (34 + DiscoveryKey::MAX_SIZE)));
         bytes.extend_from_slice(&self.rotated.to_be_bytes());
@@ -184,14 +191,14 @@ impl KeyRing {
         Ok(bytes)
     }
 
-    /// Reads and checks what [`KeyRing::to_bytes`] has made.
+    /// Reads and checks the output of [`KeyRing::to_bytes`].
     pub fn from_bytes(bytes: &[u8], cluster: ClusterId, authority: AuthorityId) -> Result<Self, DiscoveryError> {
-        const SHORT: DiscoveryError = DiscoveryError::Ring("it is cut short");
+        const SHORT: DiscoveryError = DiscoveryError::Ring("the data is cut short");
         let (rotated, mut rest) = bytes.split_first_chunk::<8>().ok_or(SHORT)?;
         let mut keys = Vec::new();
         while !rest.is_empty() {
             if keys.len() == MAX_KEYS {
-                return Err(DiscoveryError::Ring("there are too many"));
+                return Err(DiscoveryError::Ring("there are too many keys"));
             }
             let (secret, after) = rest.split_first_chunk::<32>().ok_or(SHORT)?;
             let (length, after) = after.split_first_chunk::<2>().ok_or(SHORT)?;
@@ -204,19 +211,19 @@ impl KeyRing {
             rest = after;
         }
         if keys.is_empty() {
-            return Err(DiscoveryError::Ring("there is none"));
+            return Err(DiscoveryError::Ring("there is no key"));
         }
         Ok(Self { keys, rotated: u64::from_be_bytes(*rotated) })
     }
 }
 
-/// A key that counts more revocations than this node knows. It waits for them here: on the ring, a
-/// key of an absurd generation would end the rotation of keys for good.
+/// Holds a key that counts more revocations than this node knows, until it knows them. On the ring,
+/// a key of an absurdly high generation would end the rotation of keys for good.
 #[derive(Debug, Default)]
 pub struct Early(Option<Discovery>);
 
 impl Early {
-    /// Has a key wait. Of two that one waits on which counts fewer revocations: they may be known
+    /// Holds a key. Of two, the one that counts fewer revocations is held: they may be known
     /// sooner.
     pub fn hold(&mut self, key: Discovery) {
         if self.0.as_ref().is_none_or(|held| key.key.generation < held.key.generation) {
@@ -224,12 +231,13 @@ impl Early {
         }
     }
 
-    /// Gives the key out once this node knows at least the revocations that the key counts.
+    /// Returns the key once `revoked`, the revocations that this node knows, are at least those
+    /// that the key counts.
     pub fn take(&mut self, revoked: usize) -> Option<Discovery> {
         self.0.take_if(|held| held.key.generation as usize <= revoked)
     }
 
-    /// Revocations that the key counts; 0 if none waits.
+    /// Revocations that the held key counts; 0 if none is held.
     pub fn counted(&self) -> u32 {
         self.0.as_ref().map_or(0, |held| held.key.generation)
     }
@@ -257,7 +265,7 @@ mod tests {
         let verify = |offer: Offer| offer.verify(cluster(), authority.authority_id());
         assert_eq!(verify(good.offer()).unwrap().key, good.key);
         assert!(matches!(verify(bad.offer()), Err(DiscoveryError::Signature(_))));
-        // The authority's word with a secret of one's own.
+        // A statement of the authority with the secret of another key.
         let swapped = Offer { key: good.key.unverified(), secret: bad.secret.duplicate() };
         assert_eq!(verify(swapped).unwrap_err(), DiscoveryError::Mismatch);
         let elsewhere = ClusterId::from_public_key([8; 32]);
@@ -335,7 +343,7 @@ mod tests {
         assert_eq!((again.keys.len(), again.rotated, &again.newest().key), (MAX_KEYS, 11, &ring.newest().key));
         let whole = (bytes.len() - 8) / MAX_KEYS;
         for end in 0..bytes.len() {
-            // What ends between two keys is a shorter ring.
+            // Cut between two keys, the bytes are a shorter ring.
             assert_eq!(read(&bytes[..end]).is_ok(), end > 8 && (end - 8) % whole == 0, "{end} bytes");
         }
         let mut flipped = bytes.to_vec();

@@ -1,8 +1,9 @@
-//! The one loop around the machines of this program.
+//! The loop that runs every state machine of this program.
 //!
-//! A [`Machine`] decides and has no clock, no chance and no IO. A [`Shell`] waits for what happens and carries out what
-//! the machine decides; slow work is a job of its own, whose result comes back as an input. A [`Driver`] brings the two
-//! together: each input becomes events, each event actions, and when nothing comes the machine gets its tick in time.
+//! A [`Machine`] decides; it has no clock, no randomness and no IO. A [`Shell`] waits for inputs
+//! and carries out what the machine decides; slow work runs as a job, whose result comes back as an
+//! input. A [`Driver`] connects the two: inputs become events, events become actions, and the
+//! machine gets a tick when its timeout passes without an input.
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,67 +15,70 @@ use tracing::{Instrument, Span};
 
 use crate::clock::Clock;
 
-/// Decides. After every event it looks at its whole state.
+/// A state machine that decides on its whole state after every event.
 pub trait Machine {
-    /// What can happen.
+    /// An event that it handles.
     type Event;
-    /// What is to be done.
+    /// An action that it asks for.
     type Action;
 
-    /// The event that says nothing but that time has passed.
+    /// The event of time passing, with no other news.
     fn tick() -> Self::Event;
 
-    /// Takes note of what happened and says what to do, in order.
+    /// Applies an event and returns the actions that follow, in order.
     fn handle(&mut self, event: Self::Event, now: Now) -> Vec<Self::Action>;
 
-    /// When it wants a tick if nothing else happens, on the monotonic clock. A time that is past is now; one that stays
-    /// past after the tick would keep a processor busy.
+    /// When the machine wants a tick if nothing else happens, on the monotonic clock; `None` for
+    /// never. A time in the past means now; a time that stays in the past after the tick keeps a
+    /// processor busy.
     fn next_timeout(&self, now: Now) -> Option<Duration>;
 }
 
-/// Work under way; each job ends in an input. What a job logs is in the span of its shell.
+/// Jobs under way. The result of each is an input; its log lines are in the span of its shell.
 pub struct Jobs<I>(JoinSet<I>);
 
 impl<I: Send + 'static> Jobs<I> {
-    /// Starts a job. Aborted by the handle, it has no result.
+    /// Starts a job. A job that is aborted through the handle gives no input.
     pub fn spawn(&mut self, job: impl Future<Output = I> + Send + 'static) -> AbortHandle {
         self.0.spawn(job.in_current_span())
     }
 
-    /// Starts a job that computes for long or waits for a disk. It cannot be aborted.
+    /// Starts a job that computes for long or waits for a disk, on a thread of its own. It cannot
+    /// be aborted.
     pub fn spawn_blocking(&mut self, job: impl FnOnce() -> I + Send + 'static) {
         let span = Span::current();
         self.0.spawn_blocking(move || span.in_scope(job));
     }
 }
 
-/// Carries out what a machine decides.
+/// Connects a machine to the outside: turns inputs into events, and carries out actions.
 pub trait Shell<M: Machine>: Send {
-    /// What comes from outside or from a job.
+    /// An input from outside, or the result of a job.
     type Input: Send + 'static;
 
-    /// Waits for the next input from outside; `None` once there will be none, which ends the loop. Cancel-safe.
+    /// Waits for the next input from outside; `None` if no more can come, which ends the loop. Must
+    /// be cancel-safe.
     fn next(&mut self) -> impl Future<Output = Option<Self::Input>> + Send;
 
-    /// What an input means to the machine. Must not wait.
+    /// Turns an input into events. Must not wait.
     fn take(&mut self, input: Self::Input, jobs: &mut Jobs<Self::Input>) -> Vec<M::Event>;
 
-    /// Does what the machine says. Must not wait: what takes time is a job.
+    /// Carries out an action. Must not wait: slow work is a job.
     fn act(&mut self, action: M::Action, jobs: &mut Jobs<Self::Input>);
 
-    /// Looks at the machine once all events at hand have been handled: brings what others see up to date. What comes back
-    /// is handled next, and then it looks again.
+    /// Called once all events at hand have been handled, to publish the machine's state to its
+    /// watchers. Events that it returns are handled next, and then it is called again.
     fn settle(&mut self, _machine: &M, _now: Now) -> Vec<M::Event> {
         Vec::new()
     }
 }
 
-/// A job has panicked, so that the machine would wait for its result in vain.
+/// A job has panicked; the machine would wait for its result in vain.
 #[derive(Debug, thiserror::Error)]
 #[error("a job has failed: {0}")]
 pub struct JobPanicked(JoinError);
 
-/// A machine in its shell. Dropped, its jobs are aborted.
+/// A machine in its shell. Dropping it aborts its jobs.
 pub struct Driver<M: Machine, S: Shell<M>> {
     machine: M,
     shell: S,
@@ -83,20 +87,17 @@ pub struct Driver<M: Machine, S: Shell<M>> {
 }
 
 impl<M: Machine, S: Shell<M>> Driver<M, S> {
-    /// One that has not begun. The machine sees the time of `clock`.
+    /// A driver whose loop has not begun. The machine is given the time of `clock`.
     pub fn new(machine: M, shell: S, clock: Clock) -> Self {
         Self { machine, shell, clock, jobs: Jobs(JoinSet::new()) }
     }
 
-    /// Handles what is known before anything happens.
+    /// Handles events that are known before the loop begins.
     pub fn handle(&mut self, events: impl IntoIterator<Item = M::Event>) {
         self.handle_batch(events.into_iter().collect());
     }
 
-    /// Runs until `stop` or until the shell has no more input.
-    ///
-    /// # Errors
-    /// If a job panics.
+    /// Runs until `stop` is cancelled or the shell has no more input.
     pub async fn run(&mut self, stop: &CancellationToken) -> Result<(), JobPanicked> {
         loop {
             let timeout = self.machine.next_timeout(self.clock.now()).and_then(|at| self.clock.instant(at));
@@ -109,7 +110,7 @@ impl<M: Machine, S: Shell<M>> Driver<M, S> {
                 Some(done) = self.jobs.0.join_next() => match done {
                     Ok(input) => self.take(input),
                     Err(error) if error.is_panic() => return Err(JobPanicked(error)),
-                    // The shell has aborted it, and so wants no result.
+                    // The shell aborted the job and expects no result.
                     Err(_) => {}
                 },
                 () = until(timeout) => self.handle([M::tick()]),
@@ -117,7 +118,7 @@ impl<M: Machine, S: Shell<M>> Driver<M, S> {
         }
     }
 
-    /// What is left of the shell.
+    /// The shell, for what it holds after the loop.
     pub fn into_shell(self) -> S {
         self.shell
     }
@@ -142,7 +143,7 @@ impl<M: Machine, S: Shell<M>> Driver<M, S> {
     }
 }
 
-/// Until then; forever without a time.
+/// Waits until `at`; forever if it is `None`.
 async fn until(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,

@@ -1,27 +1,27 @@
 //! Frames over any byte stream: a length (4 bytes, big-endian), then that many bytes.
 //!
-//! The reader says how long a frame may be and allocates nothing before it has checked. Callers put a timeout around
-//! every call.
+//! The reader bounds the length and allocates nothing before it has checked it. Callers put a
+//! timeout around every call.
 
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
-/// The longest frame from a peer that has proven nothing, in bytes.
+/// The longest frame from a peer that is not authenticated yet, in bytes.
 pub const MAX_UNPROVEN: usize = 4 << 10;
 /// The longest frame, in bytes.
 pub const MAX: usize = 128 << 10;
-/// What the length in front of a frame takes, in bytes.
+/// Size of the length in front of a frame, in bytes.
 pub const HEADER: usize = 4;
 
-/// Why a frame could not be read or written. The stream is of no more use.
+/// Why a frame could not be read or written. The stream cannot be used any further.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// Longer than allowed.
     #[error("frame of {size} bytes, at most {max} are allowed")]
     TooLong {
-        /// Its size in bytes, as announced.
+        /// The size of the frame, in bytes.
         size: usize,
         /// The bound in bytes.
         max: usize,
@@ -47,7 +47,7 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin), max: usize) -> Result<V
     if size > max {
         return Err(FrameError::TooLong { size, max });
     }
-    // Wiped if the rest does not come: it may be half a secret.
+    // Zeroized if the rest does not arrive: it may be half a secret.
     let mut frame = Zeroizing::new(vec![0; size]);
     stream.read_exact(&mut frame).await?;
     Ok(std::mem::take(&mut *frame))
@@ -57,7 +57,7 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin), max: usize) -> Result<V
 pub async fn write(stream: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<(), FrameError> {
     let too_long = || FrameError::TooLong { size: frame.len(), max: MAX };
     let size = u32::try_from(frame.len()).ok().filter(|_| frame.len() <= MAX).ok_or_else(too_long)?;
-    // In one piece, so that a short frame is one cell and not two.
+    // Written in one piece, so that a short frame takes one relay cell and not two.
     let mut bytes = Zeroizing::new(Vec::with_capacity(HEADER + frame.len()));
     bytes.extend_from_slice(&size.to_be_bytes());
     bytes.extend_from_slice(frame);

@@ -1,7 +1,9 @@
-//! Secrets: one type per role, zeroized on drop, unreadable in `Debug`, never `Display`, never `Clone` by accident.
+//! Secrets: one type per role, zeroized on drop, redacted in `Debug`, without `Display` and
+//! `Clone`.
 //!
-//! Only `store` writes them to disk, only `tor` turns them into Arti's types. A peer gets them from `join`, sealed; the
-//! discovery key, which every member holds, from `link`.
+//! Only `store` writes them to disk, and only `tor` turns them into Arti's types. A peer receives
+//! them from `join`, sealed, and the later discovery keys, which every member holds, over its
+//! links.
 
 use curve25519_dalek::Scalar;
 use ed25519_dalek::hazmat::{ExpandedSecretKey, raw_sign};
@@ -21,21 +23,21 @@ mod service;
 
 pub use service::{MAX_SERVICES, SecretRole, ServiceSecret, ServiceSecrets};
 
-/// Why bytes are no key.
+/// Why bytes are not a usable secret key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The first half of the expanded key is neither a clamped scalar, as C tor has it, nor a
     /// reduced one, as Arti has it.
     #[error("not an expanded Ed25519 secret key: its scalar is neither clamped nor reduced")]
     Scalar,
-    /// The second half of the expanded key is not a secret.
+    /// The second half of the expanded key is publicly known.
     #[error(
-        "its second half, from which every signature's nonce comes, is not secret: no signature of it would be safe"
+        "its second half, from which every signature's nonce comes, is not secret: no signature made with it would be safe"
     )]
     PublicPrefix,
 }
 
-/// Gives a secret a `Debug` that says nothing.
+/// Implements a `Debug` that shows only the name of the type.
 macro_rules! redact {
     ($($name:ident),*) => {
         $(impl std::fmt::Debug for $name {
@@ -46,7 +48,7 @@ macro_rules! redact {
     };
 }
 
-/// Makes a secret of a 32-byte Ed25519 seed whose public half is `$id`.
+/// Defines a secret that is a 32-byte Ed25519 seed, whose public half is a `$id`.
 macro_rules! seed_secret {
     ($(#[$doc:meta])* $name:ident, $id:ident, $id_fn:ident) => {
         $(#[$doc])*
@@ -59,7 +61,7 @@ macro_rules! seed_secret {
                 Self(rng.random())
             }
 
-            /// The one of this seed.
+            /// The secret with this seed.
             pub fn from_seed(seed: &Zeroizing<[u8; 32]>) -> Self {
                 Self(**seed)
             }
@@ -93,7 +95,8 @@ macro_rules! seed_secret {
 }
 
 seed_secret! {
-    /// A node's key: its name, its onion address, its signature.
+    /// A node's key. Its public half is the node's id and its onion address; it signs the node's
+    /// records.
     NodeSecret, NodeId, node_id
 }
 seed_secret! {
@@ -101,17 +104,17 @@ seed_secret! {
     AuthoritySecret, AuthorityId, authority_id
 }
 seed_secret! {
-    /// What an invitation's token carries.
+    /// The secret in an invitation's token. Its public half is the invitation's id.
     TokenSecret, InvitationId, invitation_id
 }
 
-/// The master address's identity key, `KS_hs_id`, in its expanded form (scalar and hash prefix), which is all that C
-/// tor keeps of it. Publishers hold it.
+/// The identity key of a service, `KS_hs_id`, in its expanded form (scalar and hash prefix), the
+/// only form that C tor keeps. Publishers hold it.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct MasterSecret([u8; 64]);
 
 impl MasterSecret {
-    /// A new one: a random clamped scalar (RFC 8032, section 5.1.5) and a random hash prefix.
+    /// A new key: a random clamped scalar (RFC 8032, section 5.1.5) and a random hash prefix.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
         let mut bytes = [0; 64];
         rng.fill(&mut bytes);
@@ -119,8 +122,11 @@ impl MasterSecret {
         Self(bytes)
     }
 
-    /// The one of these bytes: 32 of scalar (clamped, or reduced modulo the order of the group), 32
-    /// of hash prefix.
+    /// The key with these bytes: 32 of scalar (clamped, or reduced modulo the order of the group),
+    /// 32 of hash prefix.
+    ///
+    /// # Errors
+    /// [`KeyError::Scalar`] if the scalar is neither.
     pub fn from_expanded(bytes: &Zeroizing<[u8; 64]>) -> Result<Self, KeyError> {
         let clamped = bytes[0] & 7 == 0 && bytes[31] & 0xc0 == 0x40;
         let scalar = bytes.first_chunk().and_then(|scalar| Scalar::from_canonical_bytes(*scalar).into_option());
@@ -128,7 +134,7 @@ impl MasterSecret {
         if clamped || reduced { Ok(Self(**bytes)) } else { Err(KeyError::Scalar) }
     }
 
-    /// The one of this seed (RFC 8032, section 5.1.5), which is what PEM files hold.
+    /// The key with this seed (RFC 8032, section 5.1.5), the form in PEM files.
     pub fn from_seed(seed: &Zeroizing<[u8; 32]>) -> Self {
         let mut bytes: [u8; 64] = Sha512::digest(**seed).into();
         Self::clamp(&mut bytes);
@@ -153,8 +159,8 @@ impl MasterSecret {
         ServiceId::from_public_key(self.public_key())
     }
 
-    /// As it signs. Not `ExpandedSecretKey::from_bytes`, which clamps: a reduced scalar would
-    /// become another one.
+    /// The key for signing. Not made by `ExpandedSecretKey::from_bytes`, which clamps: a reduced
+    /// scalar would become another one.
     fn signing(&self) -> ExpandedSecretKey {
         let (mut scalar, mut hash_prefix) = (Zeroizing::new([0; 32]), [0; 32]);
         scalar.copy_from_slice(&self.0[..32]);
@@ -179,12 +185,12 @@ impl Sign for MasterSecret {
     }
 }
 
-/// The cluster-wide key that opens the descriptors of the nodes' own onion services (restricted discovery).
-/// Members hold it.
+/// The cluster-wide X25519 key that opens the descriptors of the nodes' own onion services
+/// (restricted discovery). Every member holds it.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct DiscoverySecret([u8; 32]);
 
-/// Its public half, as the services list it.
+/// The public half of a [`DiscoverySecret`], as the services list it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DiscoveryPublic(pub [u8; 32]);
 
@@ -228,13 +234,14 @@ impl<'de> Deserialize<'de> for DiscoverySecret {
     }
 }
 
-/// What the keys of all introduction points of one node are derived from. That node holds it, and whoever holds the
-/// authority key can derive it: a publisher stands in for the node with it, when it has died.
+/// The seed from which the keys of all introduction points of one node are derived. That node holds
+/// it, and a holder of the authority key can derive it: with it a publisher stands in for a node
+/// that has died.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct PointSeed([u8; 32]);
 
 impl PointSeed {
-    /// That of `node`.
+    /// The seed of `node`.
     pub fn derive(authority: &AuthoritySecret, node: NodeId) -> Self {
         Self(labelled(Label::PointSeed, &[authority.seed(), node.public_key()]))
     }
@@ -249,19 +256,20 @@ impl PointSeed {
         &self.0
     }
 
-    /// The keys of a new point.
+    /// The keys of a new point, with a random nonce.
     pub fn draw(&self, rng: &mut impl CryptoRng) -> IntroPointSecrets {
         self.secrets(PointNonce(FixedBytes(rng.random())))
     }
 
-    /// The keys of the point that was drawn with this nonce.
+    /// The keys of the point with this nonce.
     pub fn secrets(&self, nonce: PointNonce) -> IntroPointSecrets {
         let of = |label| labelled(label, &[&self.0, &nonce.0.0]);
         IntroPointSecrets { nonce, session: of(Label::PointSession), encryption: of(Label::PointEncryption) }
     }
 }
 
-/// What the publishers draw the times with for which a silent node's points stay in the descriptor.
+/// The secret from which publishers draw how long the points of a silent node stay in the
+/// descriptor.
 pub fn outage_secret(authority: &AuthoritySecret) -> OutageSecret {
     OutageSecret::from_bytes(labelled(Label::OutageSecret, &[authority.seed()]))
 }
@@ -269,7 +277,7 @@ pub fn outage_secret(authority: &AuthoritySecret) -> OutageSecret {
 /// The two secrets of an introduction point, from [`PointSeed::draw`] or [`PointSeed::secrets`].
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct IntroPointSecrets {
-    /// What they were derived with. Public.
+    /// The nonce they were derived from. Public.
     #[zeroize(skip)]
     pub nonce: PointNonce,
     /// Seed of `KS_hs_ipt_sid`, Ed25519: names the point to its relay.
@@ -289,7 +297,7 @@ impl IntroPointSecrets {
         x25519_dalek::PublicKey::from(&x25519_dalek::StaticSecret::from(self.encryption)).to_bytes()
     }
 
-    /// True if they are the secrets of that point.
+    /// True if they are the secrets of this point.
     pub fn are_of(&self, point: &IntroPoint) -> bool {
         (self.session_key(), self.encryption_key()) == (point.session_key.0, point.encryption_key.0)
     }

@@ -1,6 +1,6 @@
 //! RustBalance: one onion address, served by many machines.
 
-// Tests have targets of their own on loopback.
+// Tests connect to their own targets on loopback.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod backoff;
@@ -35,6 +35,7 @@ pub mod systemd;
 pub mod tor;
 pub mod typed;
 
-// The conformance suites name this crate from within and, included by the network tests, from without.
+// The conformance suites are compiled into this crate and into the network tests, and name it
+// `rustbalance` in both.
 #[cfg(test)]
 extern crate self as rustbalance;

@@ -1,11 +1,14 @@
-//! What the daemon writes to standard error, and in which form.
+//! The log on standard error: its levels and its formats.
 //!
-//! One enters with [`init`], once. Our own crates log at the level that is asked for (the daemon: `info`, the other
-//! commands: `warn`, each `-v` one more), everything else, Arti included, at `warn`, but for what only repeats itself
-//! ([`REPEATED_WARNINGS`]); the environment variable `RUSTBALANCE_LOG` replaces all of it with filters in the form of `tracing`
-//! (`info,tor_hsservice=debug`). Arti redacts what is sensitive in its own messages (its `safelog`), which is
-//! left on; our secrets have types that cannot be shown. Into systemd's journal, lines go without time and colour, which
-//! the journal has itself, and with the level in its own notation.
+//! Enter with [`init`], once. Our own crates log at the requested level (the daemon: `info`, the
+//! other commands: `warn`, one more for each `-v`). Everything else, Arti included, logs at `warn`,
+//! except warnings that only repeat themselves ([`REPEATED_WARNINGS`]). The environment variable
+//! `RUSTBALANCE_LOG` replaces all of these filters, in the syntax of `tracing`
+//! (`info,tor_hsservice=debug`).
+//!
+//! Arti redacts sensitive values in its own messages (`safelog`), which is left on; our secrets
+//! have types that do not show them. Lines for systemd's journal have no time and no colour, which
+//! the journal adds itself, and carry the level in the journal's notation.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -22,7 +25,7 @@ use crate::tor::arti::REPEATED_WARNINGS;
 /// The environment variable with the filters.
 pub const FILTER_VARIABLE: &str = "RUSTBALANCE_LOG";
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// For a person or the journal.
@@ -38,7 +41,7 @@ pub enum LogError {
     /// The filters cannot be read.
     #[error("{FILTER_VARIABLE}={0:?} cannot be read: write it as in \"info,rustbalance=debug\"")]
     Filter(String, #[source] tracing_subscriber::filter::ParseError),
-    /// It was started before.
+    /// Logging was started before.
     #[error("logging has been started already")]
     Twice,
 }
@@ -71,14 +74,14 @@ fn default_filter(verbosity: u8) -> String {
     format!("warn,{REPEATED_WARNINGS},rustbalance={ours},rustbalance_gossip={ours}")
 }
 
-/// Whether standard error goes to systemd's journal: `JOURNAL_STREAM` names that very file, and not one inherited from
-/// some parent.
+/// Whether standard error goes to systemd's journal: `JOURNAL_STREAM` must name this very file,
+/// because it may be inherited from a parent process whose standard error was another one.
 fn is_journal() -> bool {
     let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
 }
 
-/// Lines for the journal: their level in its notation (`sd-daemon(3)`), then the event.
+/// Formats lines for the journal: the level in its notation (`sd-daemon(3)`), then the event.
 struct Journal(Format<Full, ()>);
 
 impl<S, N> FormatEvent<S, N> for Journal

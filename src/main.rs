@@ -1,6 +1,7 @@
 //! The `rustbalance` command.
 
-/// Gives back what a burst of circuits took, ten seconds after it is free; glibc's keeps it (docs/DECISIONS.md).
+/// Returns the memory of a burst of circuits ten seconds after it is free; glibc's allocator keeps
+/// it (docs/DECISIONS.md).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

@@ -1,9 +1,9 @@
-//! A bound on what may go on at once, which may change while it does.
+//! A semaphore whose bound may change at any time: each caller names the bound it wants.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts the places that are taken.
+/// The number of places that are taken.
 #[derive(Debug, Default)]
 pub(crate) struct Places(Arc<AtomicUsize>);
 
@@ -16,7 +16,7 @@ impl Places {
     }
 }
 
-/// A place that is taken; free again when dropped.
+/// A place that is taken, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place(Arc<AtomicUsize>);
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// A word for a shell, quoted where it needs it.
+/// One argument for a shell, quoted if needed.
 pub(crate) fn word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+%".contains(c);
     match !word.is_empty() && word.chars().all(plain) {
@@ -11,7 +11,7 @@ pub(crate) fn word(word: &str) -> String {
     }
 }
 
-/// A path for a shell, quoted where it needs it.
+/// A path as one argument for a shell, quoted if needed.
 pub(crate) fn path(path: &Path) -> String {
     word(&path.to_string_lossy())
 }

@@ -1,8 +1,8 @@
-//! A two-way byte stream, whatever carries it: Tor, TCP, a channel in memory.
+//! A two-way byte stream over any transport: Tor, TCP, a channel in memory.
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// What every stream here can do.
+/// A two-way byte stream that can move between threads.
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 

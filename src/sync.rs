@@ -1,8 +1,8 @@
-//! Small things that tasks share state with.
+//! Helpers for state that tasks share.
 
 use tokio::sync::watch;
 
-/// Sets a watch, and wakes who waits for it only if the value is another one. True then.
+/// Sets a watch, waking its receivers only if the value has changed. Returns whether it has.
 pub(crate) fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) -> bool {
     to.send_if_modified(|held| {
         let changed = *held != value;

@@ -1,11 +1,11 @@
-//! What is wrong with a TOML text, without quoting it: a line of it may be a bridge, whose address
-//! and fingerprint belong into no journal.
+//! Describes errors in a TOML text without quoting it: a line of it may be a bridge, whose address
+//! and fingerprint must not get into the journal.
 
 /// Longest key shown, in bytes.
 const LONGEST_KEY: usize = 40;
 
-/// Where `text` stops being TOML (line and column, counted from 1; the key if the line has a plain
-/// one), and why.
+/// Where `text` stops being valid TOML (line and column, counted from 1; the key if the line has a
+/// plain one), and why.
 pub(crate) fn describe(text: &str, error: &toml::de::Error) -> String {
     let Some(span) = error.span() else { return error.message().to_owned() };
     let (line, column) = place(text, span.start);
@@ -22,8 +22,8 @@ pub(crate) fn place(text: &str, at: usize) -> (usize, usize) {
     (line, column)
 }
 
-/// The key of a line, if it is letters and underscores: what else stands before a "=" may be part
-/// of a bridge.
+/// The key of a line, if it consists of letters and underscores: any other text before a "=" may be
+/// part of a bridge.
 fn plain_key(line: &str) -> Option<&str> {
     let key = line.split_once('=')?.0.trim();
     let plain = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');

@@ -1,26 +1,29 @@
-//! Telling systemd how the service is (`sd_notify(3)`). Outside systemd every call does nothing.
+//! Reports the state of the service to systemd (`sd_notify(3)`). Outside systemd every call does
+//! nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// The control socket answers (systemd's `READY=1`). How far Tor and the node are is in [`status`].
+/// Reports that the control socket answers (`READY=1`). The progress of Tor and the node goes into
+/// [`status`].
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// One line for `systemctl status`.
+/// Sets the line that `systemctl status` shows.
 pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
-/// The ordered shutdown has begun.
+/// Reports that the ordered shutdown has begun.
 pub fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
 }
 
-/// If systemd watches over this service (`WatchdogSec=`), tells it twice an interval that the runtime is alive.
+/// If systemd watches over this service (`WatchdogSec=`), reports twice per interval that the
+/// runtime is alive.
 pub async fn keep_watchdog() {
     let mut microseconds = 0;
     if !sd_notify::watchdog_enabled(false, &mut microseconds) {
@@ -34,8 +37,9 @@ pub async fn keep_watchdog() {
 }
 
 fn tell(states: &[NotifyState<'_>]) {
-    // Without NOTIFY_SOCKET this is no error; with one that does not answer there is nothing better to do.
+    // Without NOTIFY_SOCKET this does nothing. If systemd does not answer there is nothing better
+    // to do.
     if let Err(error) = sd_notify::notify(false, states) {
-        debug!(%error, "cannot tell systemd");
+        debug!(%error, "cannot notify systemd");
     }
 }

@@ -1,14 +1,14 @@
 //! Onion addresses as people type and paste them: in upper case, out of a browser's address bar,
-//! with a port behind.
+//! with a port.
 //!
-//! What comes off the wire or from disk has one form and is read by `FromStr`, which takes nothing
-//! else.
+//! Addresses from the wire or from disk have one form and are read by `FromStr`, which accepts
+//! nothing else.
 
 use rustbalance_gossip::id::{AddressError, OnionAddress};
 
-/// The service's own label of a typed address, in lower case: what is left without scheme, path,
-/// port, trailing dot, subdomains (every name below an onion address leads to the same service) and
-/// `.onion`. Not checked further.
+/// The service's label in a typed address, in lower case: without scheme, path, port, trailing dot,
+/// `.onion`, and subdomains (every name below an onion address leads to the same service). Not
+/// checked further.
 pub fn label(text: &str) -> String {
     let text = text.trim();
     let text = text.split_once("://").map_or(text, |(_, rest)| rest);
@@ -22,10 +22,9 @@ pub fn label(text: &str) -> String {
     host.rsplit('.').next().unwrap_or_default().to_owned()
 }
 
-/// The address that was typed, or what is wrong with it. Fits a command line's option as its
-/// parser.
+/// The typed address, or what is wrong with it. Can be the value parser of a command line option.
 pub fn address<T: From<OnionAddress>>(text: &str) -> Result<T, AddressError> {
-    // The error then shows the one form, not what stood around it.
+    // The error then shows only the label, not the text around it.
     format!("{}.onion", label(text)).parse::<OnionAddress>().map(T::from)
 }
 

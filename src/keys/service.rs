@@ -1,25 +1,26 @@
-//! What publishers hold of each service, and secrets by what they are for.
+//! The secrets of each service, and the purposes of secrets that peers hand over.
 //!
-//! Today that is the identity key alone. Certificates made ahead, shares of the key and a secret of
-//! all publishers can follow as further variants of [`ServiceSecret`]: each is a row of
-//! [`SecretRole`], a file of its own in the state directory, and an entry of its own in what a join
-//! brings.
+//! Today a service has only its identity key. Certificates made in advance, shares of the key and a
+//! secret of all publishers can be added as further variants of [`ServiceSecret`]: each gets a row
+//! of [`SecretRole`], a file of its own in the state directory, and an entry of its own in the
+//! answer to a join.
 
 use rustbalance_gossip::id::ServiceId;
 
 use super::MasterSecret;
 
-/// Most services of one cluster. All their identity keys and facts fit the answer to a join.
+/// Most services of one cluster: the answer to a join has room for all their identity keys and
+/// facts.
 pub const MAX_SERVICES: usize = 64;
 
-/// What a secret that a peer hands over is for. The numbers are on the wire: none is ever used
-/// again for another.
+/// The purpose of a secret that a peer hands over. The numbers are on the wire: none is ever used
+/// again for another purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u16)]
 pub enum SecretRole {
     /// Opens the descriptors of the members' own onion services. Every member has it.
     DiscoveryKey = 1,
-    /// What the keys of a node's introduction points are derived from. That node has it.
+    /// Seed of the keys of a node's introduction points. That node has it.
     PointSeed = 2,
     /// Signs certificates, invitations and revocations. Publishers have it.
     AuthorityKey = 3,
@@ -28,10 +29,10 @@ pub enum SecretRole {
 }
 
 impl SecretRole {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 4] = [Self::DiscoveryKey, Self::PointSeed, Self::AuthorityKey, Self::IdentityKey];
 
-    /// The one of this number.
+    /// The role with this number; `None` if there is none.
     pub fn from_number(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.number() == number)
     }
@@ -46,7 +47,7 @@ impl SecretRole {
         matches!(self, Self::AuthorityKey | Self::IdentityKey)
     }
 
-    /// True if each service has one of its own.
+    /// True if each service has a secret of its own in this role.
     pub fn is_of_a_service(self) -> bool {
         self == Self::IdentityKey
     }
@@ -78,17 +79,17 @@ pub struct ServiceSecrets {
 }
 
 impl ServiceSecrets {
-    /// Those of a service of which there is the identity key alone.
+    /// The secrets of a service of which this node holds only the identity key.
     pub fn of(identity: MasterSecret) -> Self {
         Self { service: identity.service_id(), secrets: vec![ServiceSecret::Identity(identity)] }
     }
 
-    /// Those of a service of which this node holds none.
+    /// The secrets of a service of which this node holds none.
     pub fn none(service: ServiceId) -> Self {
         Self { service, secrets: Vec::new() }
     }
 
-    /// The identity key, if it is among them.
+    /// The identity key, if this node holds it.
     pub fn identity(&self) -> Option<&MasterSecret> {
         self.secrets.iter().map(|ServiceSecret::Identity(key)| key).next()
     }
