@@ -32,7 +32,7 @@ pub enum KeyError {
     Scalar,
     /// The second half of the expanded key is publicly known.
     #[error(
-        "its second half, from which every signature's nonce comes, is not secret: no signature made with it would be safe"
+        "its second half, the source of every signature's nonce, is not secret: no signature made with it would be safe"
     )]
     PublicPrefix,
 }

@@ -1,8 +1,10 @@
-//! Whether an introduction point of which a member tells can be its own, and can stand in a descriptor.
+//! Whether an introduction point that a member announces can be its own, and can be in a
+//! descriptor.
 //!
-//! Enter with [`point_check`], for the view to ask before it believes a member. A publisher derives the keys that a member's
-//! points must have: so nobody names another's session keys, which clients that fail at the copy would hold against the
-//! true point. A worker has no such key, and publishes nothing.
+//! Enter with [`point_check`], which the view calls before it accepts a member's points. A
+//! publisher derives the keys that a member's points must have. So no member can announce another's
+//! session key: clients that fail at the copy would hold the failure against the true point. A
+//! worker cannot derive the keys, and publishes nothing.
 
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::ServedPoint;
@@ -11,7 +13,8 @@ use rustbalance_gossip::view::PointCheck;
 use crate::keys::{AuthoritySecret, PointSeed};
 use crate::tor::descriptor;
 
-/// Made with the authority key, if this node has it.
+/// The check that the view applies to points that members announce. With the authority key it
+/// covers their keys; without it (on a worker) only whether a descriptor can hold the point.
 pub fn point_check(authority: Option<AuthoritySecret>) -> PointCheck {
     Box::new(move |node: NodeId, served: &ServedPoint| {
         let given = |authority: &AuthoritySecret| {
@@ -43,7 +46,7 @@ mod tests {
         NodeSecret::from_seed(&Zeroizing::new([n; 32])).node_id()
     }
 
-    /// A point that `node(2)` has opened with keys that it was given.
+    /// A point that `node(2)` has opened with keys from its own seed.
     async fn honest() -> ServedPoint {
         let (seed, nonce) = (PointSeed::derive(&authority(), node(2)), PointNonce(FixedBytes([3; 16])));
         let keys = IntroPointKeys { secrets: seed.secrets(nonce), ..new_keys() };
@@ -61,7 +64,7 @@ mod tests {
         assert!(publisher(node(2), &honest) && worker(node(2), &honest));
         let renamed = ServedPoint { nonce: PointNonce(FixedBytes([5; 16])), ..honest.clone() };
         assert!(!publisher(node(2), &renamed));
-        // Another's session key, which anybody hears of.
+        // Another node's session key, which every member sees.
         assert!(!publisher(node(3), &honest));
     }
 

@@ -1,4 +1,4 @@
-//! The circuit of an introduction point: where it stands, and how it is made.
+//! The state of an introduction point's circuit, and how it is opened.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use tokio::sync::mpsc;
 
 use crate::tor::{Engine, Incoming, IntroRequest, OpenIntroPoint, TorError};
 
-/// Bound on opening one point, in all.
+/// Bound on opening one point.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) enum Circuit {
-    /// None; tried again at this time.
+    /// There is no circuit; it may be opened from this time on.
     Down {
         not_before: Duration,
     },
@@ -21,13 +21,13 @@ pub(super) enum Circuit {
 }
 
 impl Circuit {
-    /// True if it is to be made now.
+    /// True if it should be opened now.
     pub(super) fn is_due(&self, mono: Duration) -> bool {
         matches!(self, Self::Down { not_before } if *not_before <= mono)
     }
 }
 
-/// Makes one, within [`OPEN_LIMIT`]. An error says why in words.
+/// Opens a point within [`OPEN_LIMIT`]. The error is a text for the log.
 pub(super) async fn open(
     engine: &dyn Engine,
     request: IntroRequest,

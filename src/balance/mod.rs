@@ -1,5 +1,5 @@
-//! The introduction points for the master address at which this node serves: its own here, those of silent nodes in
-//! [`stand_in`]. A `plan` decides, a `task` does.
+//! The introduction points of a service at which this node serves: its own here, those of silent
+//! nodes in [`stand_in`]. A `plan` decides, a `task` carries out.
 
 pub mod check;
 mod circuit;

@@ -1,17 +1,24 @@
-//! Which introduction points this node keeps: a reconciler between how many it wants and those it has.
+//! Which introduction points this node keeps: a reconciler between the number it wants and those it
+//! has.
 //!
-//! Enter with [`Plan::handle`]; [`Plan::next_timeout`] says when to come again. Each time it looks at the whole state:
+//! Enter with [`Plan::handle`]; [`Plan::next_timeout`] says when to call it again. Each call looks
+//! at the whole state:
 //!
-//! 1. A **slot** is one set of keys. A slot that should serve and has no circuit is opened, at its own relay if it has
-//!    one (after a restart or a loss: clients with an old descriptor are still served), else at any relay that neither
-//!    this node nor another member uses: stock clients can use only one of two points at the same relay.
-//! 2. A slot retires when it is old (a random 18 to 24 hours), worn (16,384 to 32,768 introductions; both as C tor
-//!    does), at a relay that a stronger member also uses (now and then: a member that goes where others are must not have
-//!    them on the move for ever), or when its relay failed three times in a row or closed its circuit soon, again and
-//!    again. A retired slot is no longer advertised, but kept open (and retried, more and more rarely) for [`LINGER`], over
-//!    restarts too, so that clients with the old descriptor still get through. Where two nodes have chosen one relay at
-//!    the same moment, no client has come yet, and the slot is closed at once.
-//! 3. Fewer serving slots than wanted: a new one, once it is known where the others are. More: the youngest retires.
+//! 1. A **slot** is one set of keys. A slot that should serve and has no circuit is opened: at its
+//!    own relay if it has one (after a restart or a loss, so that clients with an old descriptor
+//!    are still served), else at any relay that neither this node nor another member uses, because
+//!    stock clients can use only one of two points at the same relay.
+//! 2. A slot retires when it is old (a random 18 to 24 hours) or worn (16,384 to 32,768
+//!    introductions; both as in C tor). It also retires at a relay that it must leave to another
+//!    member (`stronger`); such moves are rationed, so that a member that follows the others from
+//!    relay to relay cannot keep them moving for ever. And it retires when its relay failed three
+//!    times in a row, or repeatedly closed its circuit soon.
+//! 3. A retired slot is no longer advertised, but stays open (and is retried with growing pauses)
+//!    for [`LINGER`], across restarts too, so that clients with the old descriptor still get
+//!    through. If two nodes chose one relay at the same moment, no client has come yet, and the
+//!    slot is closed at once.
+//! 4. If fewer slots serve than wanted, a new one is opened once the relays of the others are
+//!    known. If more serve, the youngest retires.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,76 +31,84 @@ use crate::backoff::Backoff;
 use crate::drive::Machine;
 use crate::tor::RelayChoice;
 
-/// How long a retired point serves on: longer than clients keep a descriptor that was just replaced.
+/// How long a retired point goes on serving: longer than clients keep a descriptor that was just
+/// replaced.
 pub const LINGER: Duration = Duration::from_secs(3 * 3600);
-/// Most retired points that serve on at once; beyond, the oldest is closed.
+/// Most retired points that go on serving at once; beyond that, the oldest is closed.
 pub const MAX_LINGERING: usize = 8;
-/// A point younger than this, in seconds, to which no client has come is in hardly any client's descriptor.
+/// A point that is younger than this (in seconds) and has had no introduction is in hardly any
+/// client's descriptor.
 const UNKNOWN: u64 = 60;
-/// How long a lost point is advertised on while its circuit is made again.
+/// How long a lost point stays advertised while its circuit is made again.
 pub const GRACE: Duration = Duration::from_secs(8);
 /// Failures in a row after which a slot retires.
 const MAX_FAILURES: u32 = 3;
-/// A circuit that ends sooner was hardly one.
+/// A circuit that ends sooner than this did not last: it counts as one of [`MAX_LOSSES`].
 const LASTING: Duration = Duration::from_secs(60);
-/// Such circuits in a row after which a slot is not advertised before one lasts, and after which it retires.
+/// Circuits in a row that did not last: with more than the first number a slot is not advertised
+/// until one lasts, and with the second it retires.
 const MAX_LOSSES: (u32, u32) = (1, 6);
-/// Slots that may leave a relay to a stronger member at once, and how long it takes until one more may.
+/// Slots that may leave their relay to another member at once, and the time after which one more
+/// may.
 const MOVES: (u32, Duration) = (6, Duration::from_secs(1800));
-/// Pauses between two tries of a slot that serves: 20 s at most, because clients wait for it.
+/// Pauses between two attempts to open a slot that serves: at most 20 s, because clients wait for
+/// it.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(20));
-/// Those of a retired slot, which few clients still ask for.
+/// Pauses between two attempts to open a retired slot, which few clients still use.
 const RETIRED_BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
-/// Longest time until a slot's age is looked at again.
+/// Longest time until a slot's age is looked at again, in seconds.
 const DAY: u64 = 24 * 3600;
 
-/// Names a slot for as long as the daemon runs; of two, the one made first has the lower number.
+/// Identifies a slot, across restarts too. Of two slots, the one made first has the lower number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotId(pub u64);
 
-/// A point from before a restart, as the store has it.
+/// A point as it is kept across restarts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Which.
+    /// The slot.
     pub slot: SlotId,
-    /// At which relay.
+    /// The relay of the point.
     pub relay: RelayId,
     /// When it was made, in seconds since the Unix epoch.
     pub created: u64,
     /// Introductions so far.
     pub introductions: u64,
-    /// How long it serves.
+    /// When it retires.
     pub lifetime: Lifetime,
     /// When it retired, in seconds since the Unix epoch, if it has.
     pub retired: Option<u64>,
 }
 
-/// How long a new slot lives, drawn by the caller.
+/// When a new slot retires: at this age or after this number of introductions, whichever comes
+/// first. Drawn at random by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetime {
-    /// Seconds after it was made.
+    /// Its age, in seconds.
     pub seconds: u64,
-    /// Introductions.
+    /// The number of introductions.
     pub introductions: u64,
 }
 
-/// What happened.
+/// An event that the plan handles.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Time passed.
     Tick,
     /// The points from before a restart.
     Restored(Vec<Stored>),
-    /// Whether new relays may be chosen: not before it is known where the others are. True unless told otherwise.
+    /// Whether new relays may be chosen: not before the relays of the others are known. True until
+    /// this event says otherwise.
     MayChoose(bool),
     /// Relays of other members.
     Others {
-        /// Relays of this node that another, who wins, also uses: to be left.
+        /// Relays of this node that another member uses too, with precedence: to be left.
         stronger: BTreeSet<RelayId>,
-        /// Relays that this node must not choose, but may stay at.
+        /// Relays of all other members: not to be chosen, but this node may stay at one it uses.
         weaker: BTreeSet<RelayId>,
     },
-    /// A slot is open, and this is what the others must know of it.
+    /// A slot is open. The point is what the others must know of it; the lifetime counts if the
+    /// slot is new.
     Opened(SlotId, ServedPoint, Lifetime),
     /// A slot could not be opened.
     OpenFailed(SlotId),
@@ -103,17 +118,17 @@ pub enum Event {
     Introductions(SlotId, u64),
 }
 
-/// What to do.
+/// An action that the task carries out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Open a slot, with its keys if it has any. Answer with `Opened` or `OpenFailed`.
     Open {
-        /// Which.
+        /// The slot.
         slot: SlotId,
-        /// Where.
+        /// At which relay.
         relay: Choice,
     },
-    /// Note that a slot has retired: a restart must not advertise it again.
+    /// Record on disk that a slot has retired: it must not be advertised again after a restart.
     Retire(SlotId),
     /// Close a slot and forget its keys.
     Close(SlotId),
@@ -121,7 +136,7 @@ pub enum Action {
     Advertise(Vec<ServedPoint>),
 }
 
-/// As [`RelayChoice`], comparable.
+/// A [`RelayChoice`] that can be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
     /// Any suitable relay but these.
@@ -142,7 +157,7 @@ impl From<Choice> for RelayChoice {
 #[derive(Debug)]
 struct Slot {
     circuit: Circuit,
-    /// Known once it was open.
+    /// Known once the slot has been open.
     point: Option<ServedPoint>,
     relay: Option<RelayId>,
     created: u64,
@@ -151,14 +166,14 @@ struct Slot {
     failures: u32,
     /// Circuits in a row that did not last.
     losses: u32,
-    /// When its circuit will have lasted.
+    /// When its current circuit has lasted [`LASTING`].
     lasts_at: Duration,
     down_since: Option<Duration>,
     /// Set once it has retired.
     lingers_until: Option<Duration>,
 }
 
-/// The reconciler. Owns no clock, no randomness, no circuit.
+/// The reconciler. It has no clock, no randomness and no circuits.
 #[derive(Debug)]
 pub struct Plan {
     want: usize,
@@ -167,9 +182,10 @@ pub struct Plan {
     next: u64,
     stronger: BTreeSet<RelayId>,
     weaker: BTreeSet<RelayId>,
-    /// How many slots may leave a relay to a stronger member, and when that was last more.
+    /// How many slots may leave their relay to another member now, and when one more was last
+    /// allowed.
     moves: (u32, Duration),
-    /// Relays given up lately, not chosen again while others are left.
+    /// Relays that failed, and when: not chosen for [`AVOID`].
     failed: BTreeMap<RelayId, Duration>,
     advertised: Vec<ServedPoint>,
 }
@@ -214,7 +230,7 @@ impl Machine for Plan {
 }
 
 impl Plan {
-    /// Keeps `want` points.
+    /// A plan that keeps `want` points.
     pub fn new(want: usize) -> Self {
         Self {
             want,
@@ -248,7 +264,7 @@ impl Plan {
 
     fn opened(&mut self, id: SlotId, point: ServedPoint, lifetime: Lifetime, now: Now, actions: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else {
-            // Given up while it was being opened.
+            // The slot was given up while it was being opened.
             actions.push(Action::Close(id));
             return;
         };
@@ -274,7 +290,7 @@ impl Plan {
         self.avoid_failed(id, now);
     }
 
-    /// Its circuit is made again at once, unless the one before was lost soon, too.
+    /// Makes the circuit again at once, unless the circuit before did not last either.
     fn lost(&mut self, id: SlotId, now: Now) {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.losses = if now.mono < slot.lasts_at { slot.losses.saturating_add(1) } else { 0 };
@@ -284,7 +300,7 @@ impl Plan {
         self.avoid_failed(id, now);
     }
 
-    /// Chooses the relay of a slot that has failed no more for a while.
+    /// Avoids the relay of a slot that has failed, for [`AVOID`].
     fn avoid_failed(&mut self, id: SlotId, now: Now) {
         let failed = self.slots.get(&id).filter(|slot| slot.has_failed());
         self.failed.extend(failed.and_then(|slot| slot.relay).map(|relay| (relay, now.mono)));
@@ -318,7 +334,8 @@ impl Plan {
         }
     }
 
-    /// Leaves relays to stronger members. A point that nobody knows yet goes at once.
+    /// Leaves the relays that the last [`Event::Others`] named as `stronger`. A point that no
+    /// client knows yet is closed at once.
     fn leave(&mut self, now: Now, actions: &mut Vec<Action>) {
         while self.moves.0 < MOVES.0 && now.mono >= self.moves.1 + MOVES.1 {
             self.moves = (self.moves.0 + 1, self.moves.1 + MOVES.1);
@@ -343,7 +360,7 @@ impl Plan {
         }
     }
 
-    /// Marks what must go, and closes what has lingered long enough.
+    /// Retires slots that are over or surplus, and closes those that have lingered long enough.
     fn retire(&mut self, now: Now, actions: &mut Vec<Action>) {
         let over = self.ids(|slot| !slot.is_retired() && slot.is_over(now));
         let serving = self.ids(|slot| !slot.is_retired());
@@ -351,7 +368,8 @@ impl Plan {
         for id in over.iter().copied().chain(surplus) {
             self.retire_one(id, now, actions);
         }
-        // One that never had a relay is known to nobody. Oldest first where there are too many.
+        // A slot that never had a relay is in no descriptor. If too many linger, the oldest are
+        // closed.
         let lingering = self.ids(Slot::is_retired);
         let surplus = lingering.len().saturating_sub(MAX_LINGERING);
         for (position, id) in lingering.into_iter().enumerate() {
@@ -363,7 +381,7 @@ impl Plan {
         }
     }
 
-    /// Opens what is down and due, and new slots where some are missing.
+    /// Opens slots that are down and due, and adds new ones if some are missing.
     fn open(&mut self, now: Now, actions: &mut Vec<Action>) {
         self.failed.retain(|_, at| now.mono < *at + AVOID);
         let serving = self.slots.values().filter(|slot| !slot.is_retired()).count();
@@ -434,14 +452,16 @@ impl Slot {
         matches!(self.circuit, Circuit::Up) && now.mono >= self.lasts_at
     }
 
-    /// Its circuit is made again after a pause that grows with what went wrong.
+    /// Has its circuit made again after a pause that grows with the number of `setbacks`; at once
+    /// if there was none.
     fn pause(&mut self, setbacks: u32, now: Now) {
         let pauses = if self.is_retired() { RETIRED_BACKOFF } else { BACKOFF };
         let pause = setbacks.checked_sub(1).map_or(Duration::ZERO, |earlier| pauses.pause(earlier));
         self.circuit = Circuit::Down { not_before: now.mono + pause };
     }
 
-    /// Whether it must retire: old, worn, or at a relay that does not answer or does not keep it.
+    /// Whether it must retire: old, worn, or at a relay that does not answer or keeps closing its
+    /// circuit.
     fn is_over(&self, now: Now) -> bool {
         let old = now.unix >= self.created.saturating_add(self.lifetime.seconds);
         let worn = self.introductions >= self.lifetime.introductions;

@@ -1,4 +1,4 @@
-//! The thin shell that keeps this node's introduction points open: carries out what [`Plan`] decides over the [`Engine`].
+//! The shell of [`Plan`] that keeps this node's introduction points open, through the [`Engine`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,29 +21,29 @@ use crate::drive::{Driver, Jobs, Shell};
 use crate::sync::publish;
 use crate::tor::{Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, RelayChoice, ServiceGuard};
 
-/// How often introductions are counted.
+/// Interval at which introductions are counted.
 pub(super) const COUNT_EVERY: Duration = Duration::from_secs(10);
-/// So many more are worth a write to disk.
+/// New introductions of a slot after which its count is written to disk.
 const WORTH_NOTING: u64 = 256;
 
-/// The points' keys, kept over restarts.
+/// Storage of the points and their keys, kept across restarts.
 pub trait IntroPointStore: Send + Sync {
-    /// Those from before a restart.
+    /// The points from before a restart.
     fn restore(&self) -> Result<Vec<Stored>, String>;
     /// The keys of a slot, made if it has none.
     fn keys(&self, slot: SlotId) -> Result<IntroPointKeys, String>;
-    /// Notes where a slot is, how worn, and whether it has retired.
+    /// Stores a slot's relay, its wear, and whether it has retired.
     fn note(&self, stored: &Stored) -> Result<(), String>;
     /// Forgets a slot, its keys and its replay log.
     fn forget(&self, slot: SlotId) -> Result<(), String>;
 }
 
-/// What the cluster wants of this node's points.
+/// What the cluster asks of this node's points.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Whether it is known where the others are, so that new relays may be chosen.
+    /// Whether the relays of the other members are known, so that new ones may be chosen.
     pub others_known: bool,
-    /// Relays of this node that another, who wins, also uses: to be left.
+    /// Relays of this node that another member uses too, with precedence: to be left.
     pub stronger: BTreeSet<RelayId>,
     /// Relays of the other members: not to be chosen.
     pub weaker: BTreeSet<RelayId>,
@@ -52,7 +52,7 @@ pub struct Wanted {
 /// One open point, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PointStatus {
-    /// What is public of it.
+    /// Its public description.
     pub point: IntroPoint,
     /// When it was made, in seconds since the Unix epoch.
     pub created: u64,
@@ -60,11 +60,11 @@ pub struct PointStatus {
     pub introductions: u64,
 }
 
-/// Everything the task needs.
+/// The task, with everything it needs.
 pub struct Balance {
-    /// Tor.
+    /// The Tor client that opens the points.
     pub engine: Arc<dyn Engine>,
-    /// Whose clients come.
+    /// The service whose clients come.
     pub service: ServiceId,
     /// Keeps the keys.
     pub store: Arc<dyn IntroPointStore>,
@@ -74,15 +74,15 @@ pub struct Balance {
     pub streams: mpsc::Sender<Incoming>,
     /// How many points to keep.
     pub points: usize,
-    /// What to do, changing.
+    /// What the cluster asks for now.
     pub wanted: watch::Receiver<Wanted>,
-    /// What to advertise.
+    /// The points to advertise, written by the task.
     pub advertised: watch::Sender<Vec<ServedPoint>>,
-    /// What is open, for `status`.
+    /// The open points, written by the task for `status`.
     pub status: watch::Sender<Vec<PointStatus>>,
 }
 
-/// What comes to the shell.
+/// An input of the shell.
 enum Input {
     Wanted(Wanted),
     /// Introductions are to be counted.
@@ -94,17 +94,17 @@ enum Input {
 struct Open {
     handle: Arc<dyn OpenIntroPoint>,
     stored: Stored,
-    /// Introductions before this circuit, and those that are on disk.
+    /// Introductions before this circuit, and the number that is on disk.
     before: u64,
     noted: u64,
-    /// Stops waiting for the loss of the circuit when the slot is closed.
+    /// The job that waits for the loss of the circuit; aborted when the slot is closed.
     watcher: tokio::task::AbortHandle,
 }
 
 struct BalanceShell {
     balance: Balance,
     open: BTreeMap<SlotId, Open>,
-    /// What is known of slots that are not open.
+    /// The slots that are not open.
     known: BTreeMap<SlotId, Stored>,
     count: Interval,
 }
@@ -116,7 +116,10 @@ fn draw_lifetime() -> Lifetime {
 }
 
 impl Balance {
-    /// Runs until `stop`. Ends early only if the keys on disk cannot be read.
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// If the points on disk cannot be read, or a job panics.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
         let stored = self.store.restore()?;
         self.wanted.mark_changed();
@@ -124,7 +127,7 @@ impl Balance {
         let (plan, count) = (Plan::new(self.points), tokio::time::interval(COUNT_EVERY));
         let shell = BalanceShell { balance: self, open: BTreeMap::new(), known, count };
         let mut driver = Driver::new(plan, shell, Clock::start());
-        // What there is comes first: new points are for what is missing then.
+        // Stored points come first: new ones are only for what is missing after that.
         driver.handle([Event::MayChoose(false), Event::Restored(stored)]);
         driver.run(&stop).await.map_err(|error| error.to_string())
     }
@@ -175,7 +178,7 @@ impl Shell<Plan> for BalanceShell {
         }
     }
 
-    /// Shows what is open.
+    /// Updates `status` with the open points.
     fn settle(&mut self, _: &Plan, _: Now) -> Vec<Event> {
         let status = |open: &Open| PointStatus {
             point: open.handle.describe(),
@@ -195,8 +198,9 @@ impl BalanceShell {
         let keys = on_disk(|| self.balance.store.keys(slot));
         jobs.spawn(async move {
             let opened = async {
-                // Without a directory no relay is to blame. Once the engine has ended, its answer says so.
-                let _ = engine.bootstrap().wait_for(|told| told.ready).await;
+                // Until Tor has a directory, an attempt would fail for no fault of the relay. If
+                // the engine has ended, the attempt itself says so.
+                let _ = engine.bootstrap().wait_for(|bootstrap| bootstrap.ready).await;
                 let keys = keys?;
                 let nonce = keys.secrets.nonce;
                 let request = IntroRequest { service, keys, relay, limits };
@@ -233,7 +237,8 @@ impl BalanceShell {
         Event::Opened(slot, ServedPoint { point, nonce }, lifetime)
     }
 
-    /// Notes that a point has retired. One that was never open is not known, and has nothing to note.
+    /// Stores that a point has retired. A point that was never open is not known here and is not
+    /// stored.
     fn retire(&mut self, slot: SlotId) {
         let open = self.open.get_mut(&slot).map(|open| &mut open.stored);
         let Some(stored) = open.or_else(|| self.known.get_mut(&slot)) else { return };
@@ -253,7 +258,7 @@ impl BalanceShell {
         }
     }
 
-    /// Takes over what a circuit has counted.
+    /// Updates the count of a slot from its circuit; returns the new count.
     fn note_count(&mut self, slot: SlotId) -> Option<u64> {
         let open = self.open.get_mut(&slot)?;
         let count = open.before + open.handle.introductions();

@@ -1,4 +1,4 @@
-//! Keeping the merged descriptor on every responsible directory. `plan` decides, `task` does.
+//! Keeps the merged descriptor on every responsible directory. `plan` decides, `task` carries out.
 
 pub mod plan;
 pub mod task;

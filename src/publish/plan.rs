@@ -1,20 +1,26 @@
-//! What to upload where: a reconciler between what should be published and what each directory holds.
+//! Decides what to upload where: a reconciler between what should be published and what each
+//! directory holds.
 //!
-//! Enter with [`Plan::handle`], once for each thing that happened; it answers with all that is to be done now, and
-//! [`Plan::next_timeout`] says when to come again if nothing happens. The algorithm looks at the whole state each time:
+//! Enter with [`Plan::handle`], once per event: it returns everything that is to be done now.
+//! [`Plan::next_timeout`] says when to call it again if nothing happens. Each call looks at the
+//! whole state:
 //!
-//! 1. Not the publisher, no intro points known, or no directory known: nothing. (The last descriptor stays: an error
-//!    page beats a dead address.)
-//! 2. A period without an edition, or whose edition names other intro points than desired, or too old, or outdone by a
-//!    higher revision on a directory, gets a new **edition** (one built descriptor with one revision): soon if a point
-//!    left, after a short pause to batch if points only came, never within [`MIN_GAP`] of the one before.
-//! 3. Every responsible directory that has not confirmed the current edition gets it, with back-off after failures.
-//! 4. A confirmed directory is read back now and then; what differs is uploaded again. A directory
-//!    that does not answer twice in a row is not counted as confirmed any more.
+//! 1. If this node is not the publisher, or there are no introduction points or no directories,
+//!    nothing is done. The last descriptor stays in place: an error page is better than a dead
+//!    address.
+//! 2. A period gets a new **edition** (one built descriptor with one revision) if it has none, if
+//!    the edition names other introduction points than desired or is too old, or if a directory
+//!    holds a higher revision. The edition is built at once if a point left, after a short pause
+//!    for batching if points were only added, and never within [`MIN_GAP`] of the one before.
+//! 3. Every responsible directory that has not confirmed the current edition gets it, with back-off
+//!    after failures.
+//! 4. A confirmed directory is read back at intervals. If it holds something else, the edition is
+//!    uploaded again. If it does not answer twice in a row, it no longer counts as confirmed.
 //!
-//! A descriptor that took the place of one of ours, names no point of this cluster and has no
-//! revision that a member names is another publisher's ([`Action::Stranger`]). What stood there
-//! before our first upload is none: it may be left over from a service that has ended.
+//! A descriptor that has replaced one of ours is another publisher's ([`Action::Stranger`]) if only
+//! authorized clients can read it, or if it names no point of this cluster and no member has
+//! announced so high a revision. A descriptor that was there before our first upload is not: it may be
+//! left over from a service that has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -28,66 +34,69 @@ use crate::backoff::Backoff;
 use crate::drive::Machine;
 use crate::tor::{Directory, Period};
 
-/// Between two editions of one period: an equal revision is refused, and revisions of the clock step once a second.
+/// Minimum time between two editions of one period: directories refuse an equal revision, and the
+/// revision clock advances once a second.
 pub const MIN_GAP: Duration = Duration::from_secs(2);
-/// How long points that only came are gathered before a new edition.
+/// How long added points are collected before a new edition.
 pub const BATCH_PAUSE: Duration = Duration::from_secs(2);
-/// How long the set of a publisher that has just been elected settles before its first edition.
+/// How long a publisher that has just been elected waits for its desired set to settle before its
+/// first edition.
 pub const SETTLE: Duration = Duration::from_millis(500);
-/// Between two looks at what a directory holds.
+/// Interval at which a directory is read back.
 pub const READ_BACK: Duration = Duration::from_secs(600);
 /// How soon after its upload a descriptor is first read back.
 pub const FIRST_READ_BACK: Duration = Duration::from_secs(20);
-/// Pauses between two tries at one directory.
+/// Pauses between two attempts at one directory.
 const BACKOFF: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-/// For how long a descriptor may name a point that was desired last before it: as long as
-/// directories keep it.
+/// How long a point may appear in a member's descriptor after it was last desired: as long as
+/// directories keep a descriptor.
 const NAMED_FOR: Duration = Duration::from_secs(3 * 3600);
-/// Most of such points that are remembered: 20 desired at once, in three hours of changes.
+/// Most such points that are remembered: 20 desired at once, over three hours of changes.
 const MAX_KNOWN: usize = 4096;
-/// Uploads and read-backs under way at once.
+/// Most uploads and read-backs under way at once.
 const MAX_IN_FLIGHT: usize = 16;
 
-/// What happened.
+/// An event that the plan handles.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Time passed.
     Tick,
-    /// This node became the publisher, or stopped being it (`None`).
+    /// This node became the publisher in this term, or stopped being it (`None`).
     Lead(Option<u64>),
-    /// What should be published: at most 20, ordered, one per relay.
+    /// The points that should be published: at most 20, ordered, one per relay.
     Desired(Vec<IntroPoint>),
     /// The current periods and their directories.
     Periods(Vec<Period>),
-    /// A revision known to be in use for a period, from gossip or from disk.
+    /// A revision that is already used for a period, known from gossip or from disk.
     Floor(PeriodId, u64),
-    /// The highest revision for a period that another member tells of.
+    /// The highest revision for a period that another member has announced.
     OfOthers(PeriodId, u64),
     /// An edition is built and its revision is on disk; or it could not be built.
     Built(PeriodId, Result<u64, String>),
     /// A directory accepted an edition, or did not.
     Uploaded {
-        /// For which period.
+        /// The period.
         period: PeriodId,
-        /// Where.
+        /// The directory.
         directory: Directory,
-        /// Which edition.
+        /// The revision of the edition.
         revision: u64,
         /// Whether it was accepted.
         outcome: Outcome,
     },
-    /// What a directory holds, `None` for nothing; `Err` if it did not say.
+    /// A directory was read back.
     Held {
-        /// For which period.
+        /// The period.
         period: PeriodId,
-        /// Where.
+        /// The directory.
         directory: Directory,
-        /// Its revision and whether the text is the one this node uploaded.
+        /// What it holds: `None` for no descriptor, `Err` if it did not answer or the answer is
+        /// unreadable.
         reading: Result<Option<Reading>, String>,
     },
 }
 
-/// What a directory holds.
+/// A descriptor that was read back from a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
     /// Its revision.
@@ -102,61 +111,61 @@ pub struct Reading {
 /// How an upload ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The directory has it.
+    /// The directory has stored it.
     Accepted,
-    /// The directory said no: most likely it holds an equal or higher revision.
+    /// The directory refused it: most likely it holds an equal or higher revision.
     Refused,
-    /// It could not be reached.
+    /// The upload did not get through.
     Failed,
 }
 
-/// What to do.
+/// An action that the task carries out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Build an edition with a revision above `floor`, store the revision, answer with [`Event::Built`].
+    /// Build an edition with a revision above `floor`, store the revision, and answer with
+    /// [`Event::Built`].
     Build {
-        /// For which period.
+        /// The period.
         period: PeriodId,
-        /// What it names.
+        /// The introduction points that it names.
         points: Vec<IntroPoint>,
-        /// The revision must be higher.
+        /// Its revision must be higher than this.
         floor: u64,
     },
     /// Upload the current edition of the period.
     Upload {
-        /// For which period.
+        /// The period.
         period: PeriodId,
-        /// Where.
+        /// The directory.
         directory: Directory,
-        /// Which edition.
+        /// The revision of the edition.
         revision: u64,
     },
-    /// Ask a directory what it holds.
+    /// Read the descriptor of a directory back; answer with [`Event::Held`].
     ReadBack {
-        /// For which period.
+        /// The period.
         period: PeriodId,
-        /// Where.
+        /// The directory.
         directory: Directory,
     },
-    /// Tell the cluster what stands where.
+    /// Tell the cluster which revisions are published, and on how many directories.
     Report(Vec<PublishedPeriod>),
-    /// Tell the operator that a publisher that is no member publishes this address.
+    /// Tell the operator that a publisher outside the cluster publishes this address.
     Stranger(Stranger),
 }
 
-/// A descriptor of this address that another publisher, no member of the cluster, has put in the
-/// place of ours.
+/// A descriptor of this address with which a publisher outside the cluster has replaced ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stranger {
-    /// In which period.
+    /// Its period.
     pub period: PeriodId,
-    /// With which revision.
+    /// Its revision.
     pub revision: u64,
-    /// False if only clients that it has authorized can read it.
+    /// False if only authorized clients can read it.
     pub readable: bool,
 }
 
-/// One built descriptor.
+/// A descriptor that was built for one period.
 #[derive(Debug, Clone)]
 struct Edition {
     revision: u64,
@@ -164,45 +173,46 @@ struct Edition {
     made: Duration,
 }
 
-/// What is known of one directory, for one period.
+/// The state of one directory for one period.
 #[derive(Debug, Clone, Default)]
 struct Held {
     confirmed: Option<u64>,
-    /// The highest revision of ours that it has taken in this process's life.
+    /// The highest revision of ours that it has accepted since this process started.
     accepted: Option<u64>,
     busy: bool,
     failures: u32,
     not_before: Duration,
     read_back_at: Option<Duration>,
-    /// Whether the next thing to do is to ask rather than to upload: after a refusal, or an answer
-    /// that did not come.
+    /// Whether the next step is to read back rather than to upload: after a refusal, and by turns
+    /// with uploads while read-backs get no answer.
     ask: bool,
 }
 
-/// One period.
+/// A period to publish in.
 #[derive(Debug, Clone, Default)]
 struct Target {
     directories: BTreeMap<Directory, Held>,
     edition: Option<Edition>,
     building: Option<Vec<IntroPoint>>,
     floor: u64,
-    /// A new edition is wanted although its points are unchanged.
+    /// A new edition is due although its points are unchanged.
     renew: bool,
     not_before: Duration,
 }
 
-/// The reconciler. Owns no clock and no socket.
+/// The reconciler. It has no clock and no sockets.
 #[derive(Debug)]
 pub struct Plan {
     term: Option<u64>,
     desired: Vec<IntroPoint>,
     targets: BTreeMap<PeriodId, Target>,
     floors: BTreeMap<PeriodId, u64>,
-    /// The highest revisions that other members tell of.
+    /// The highest revisions that other members have announced.
     of_others: BTreeMap<PeriodId, u64>,
-    /// The session keys of all points that were desired, and until when a descriptor may name them.
+    /// The session keys of all points that were desired, and until when a descriptor may still name
+    /// them.
     known: BTreeMap<FixedBytes<32>, Duration>,
-    /// The last stranger's descriptor seen: it stands on several directories, and is reported once.
+    /// The last stranger's descriptor seen. It is on several directories, but is reported once.
     stranger: Option<Stranger>,
     /// When the desired set last began to differ from what is published.
     changed_at: Option<Duration>,
@@ -212,8 +222,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `refresh`: after how long an unchanged descriptor is published anew (a random 60 to 120 minutes, drawn by the
-    /// caller).
+    /// `refresh` is the age at which an unchanged descriptor is published again (a random 60 to 120
+    /// minutes, drawn by the caller).
     pub fn new(refresh: Duration) -> Self {
         Self {
             term: None,
@@ -281,7 +291,8 @@ impl Machine for Plan {
                 }
             }
         }
-        // Never a busy loop: what is due already waits for an answer or for a place among those in flight.
+        // A pause keeps this from being a busy loop: work that is already due waits for an answer,
+        // or for another transfer to end.
         at.into_iter().min().map(|at| at.max(now.mono + Duration::from_millis(100)))
     }
 }
@@ -315,7 +326,7 @@ impl Plan {
     fn periods(&mut self, periods: Vec<Period>) {
         let current: BTreeSet<PeriodId> = periods.iter().map(|period| period.id).collect();
         self.targets.retain(|id, _| current.contains(id));
-        // One that begins soon is told of before the network names it.
+        // Gossip names a period that begins soon before the network does.
         let soon = |id: &PeriodId| current.iter().any(|it| it.number.abs_diff(id.number) <= 2);
         self.floors.retain(|id, _| soon(id));
         self.of_others.retain(|id, _| soon(id));
@@ -339,7 +350,8 @@ impl Plan {
         *floor = (*floor).max(revision);
         if let Some(target) = self.targets.get_mut(&period) {
             target.floor = target.floor.max(revision);
-            // Another publisher's, that could not hear of this one: its descriptor stands in place of ours.
+            // A publisher that could not hear this one uses the revision: its descriptor is in
+            // place of ours.
             target.renew |= target.edition.as_ref().is_some_and(|edition| revision > edition.revision);
         }
     }
@@ -385,8 +397,7 @@ impl Plan {
         }
     }
 
-    /// Takes note of what a directory holds; gives what it says of another publisher, if that is
-    /// new.
+    /// Applies the answer to a read-back. Returns the stranger that it reveals, if that is new.
     fn held(
         &mut self,
         period: PeriodId,
@@ -398,8 +409,7 @@ impl Plan {
         held.busy = false;
         held.read_back_at = Some(now + READ_BACK);
         let Ok(reading) = reading else {
-            // By turns asked and given what it should hold: either may work where the other does
-            // not.
+            // Read-backs and uploads take turns: either may work where the other does not.
             if held.ask {
                 held.confirmed = None;
             }
@@ -415,7 +425,8 @@ impl Plan {
         let reading = reading.filter(|reading| !reading.ours)?;
         let replaces_ours = held.accepted.is_some_and(|ours| reading.revision > ours);
         let target = self.targets.get_mut(&period)?;
-        // Another publisher's, or our own from before a clock was set back: the next one must go above it.
+        // Another publisher's descriptor, or our own from before the clock was set back: the next
+        // edition must go above it.
         if reading.revision >= target.edition.as_ref().map_or(0, |edition| edition.revision) {
             target.renew |= reading.revision <= MAX_FENCE;
             self.raise_floor(period, reading.revision);
@@ -423,8 +434,8 @@ impl Plan {
         (replaces_ours && self.term.is_some()).then(|| self.stranger(period, &reading)).flatten()
     }
 
-    /// The stranger that this descriptor is of, unless a member has published it, or it was seen
-    /// before.
+    /// The stranger whose descriptor this is; `None` if a member has published it, or if it was
+    /// reported before.
     fn stranger(&mut self, period: PeriodId, reading: &Reading) -> Option<Stranger> {
         let by_member = self.of_others.get(&period).is_some_and(|highest| *highest >= reading.revision);
         let members = |points: &Vec<_>| by_member || points.iter().any(|point| self.known.contains_key(point));
@@ -492,7 +503,7 @@ impl Plan {
             self.targets.values().flat_map(|target| target.directories.values()).filter(|held| held.busy).count();
         let mut room = MAX_IN_FLIGHT.saturating_sub(busy);
         for (&period, target) in &mut self.targets {
-            // While a newer edition is in the making, the old one is not worth a circuit.
+            // While a newer edition is being built, the old one is not worth a circuit.
             let Some(edition) = target.edition.as_ref().filter(|_| target.building.is_none()) else { continue };
             for (directory, held) in &mut target.directories {
                 if room == 0 || held.busy || held.not_before > now {
@@ -533,7 +544,8 @@ impl Plan {
 }
 
 impl Held {
-    /// Waits longer after each failure, with a share that differs from directory to directory so that they spread.
+    /// Backs off after a failure. Up to half of the pause is added, depending on the directory, so
+    /// that the retries spread.
     fn back_off(&mut self, now: Duration, directory: &Directory) {
         let base = BACKOFF.pause(self.failures);
         self.failures = self.failures.saturating_add(1);

@@ -1,4 +1,4 @@
-//! The thin shell of the publisher: carries out what [`Plan`] decides over the [`Engine`].
+//! The shell of [`Plan`] that publishes the descriptor, through the [`Engine`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,90 +17,92 @@ use crate::drive::{Driver, JobPanicked, Jobs, Shell};
 use crate::tor::descriptor::{self, PeriodCredentials};
 use crate::tor::{Directory, Engine, Period, TorError};
 
-/// Bound on one upload, in all: a circuit that has to be built, the directory's answer.
+/// Bound on one upload, including the circuit that may have to be built and the directory's answer.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(25);
 /// Bound on one read-back.
 const FETCH_LIMIT: Duration = Duration::from_secs(25);
-/// How soon the periods are asked for again when Tor's directory was not there.
+/// Pause before the periods are asked for again if Tor had no directory.
 const NOT_READY_PAUSE: Duration = Duration::from_secs(2);
-/// Between two warnings of another publisher.
+/// Minimum time between two logged warnings about another publisher.
 const STRANGER_PAUSE: Duration = Duration::from_secs(3600);
-/// How often the periods are looked at although nothing told of a change: a change of period is a matter of time alone.
+/// Interval at which the periods are asked for without a notification: a change of period is a
+/// matter of time alone.
 const PERIODS_PAUSE: Duration = Duration::from_secs(30);
 
-/// Where the credentials for a period come from: the service key on this node, today.
+/// The source of the credentials for a period: today the service key on this node.
 pub trait CredentialSource: Send + Sync {
-    /// Those for `period`, good from `now` on.
+    /// The credentials for `period`, valid from `now` on.
     fn credentials(&self, period: PeriodId, now: SystemTime) -> Result<PeriodCredentials, TorError>;
 }
 
-/// The revisions in use, kept over restarts.
+/// The revisions in use, kept across restarts.
 pub trait RevisionLog: Send + Sync {
     /// The highest used for `period`, 0 if none.
     fn highest(&self, period: PeriodId) -> u64;
-    /// Writes down that `revision` is about to be used; it is on disk when this returns.
+    /// Records that `revision` is about to be used; the record is on disk when this returns.
     fn advance(&self, period: PeriodId, revision: u64) -> Result<(), String>;
 }
 
-/// What the cluster wants of this node as a publisher.
+/// What the cluster asks of this node as a publisher.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// The term it holds the lease in, `None` while another does.
+    /// The term in which this node holds the lease; `None` while another node holds it.
     pub term: Option<u64>,
-    /// What to publish: at most 20, ordered.
+    /// The points to publish, at most 20, ordered.
     pub points: Vec<IntroPoint>,
     /// Highest revisions known from gossip.
     pub floors: BTreeMap<PeriodId, u64>,
     /// Of these, those that other members have announced.
     pub of_others: BTreeMap<PeriodId, u64>,
-    /// Whether another publisher of the cluster is not heard now: then what stands on a directory
-    /// may be its.
+    /// Whether another publisher of the cluster is not heard now: then a descriptor on a directory
+    /// may be its own.
     pub unheard: bool,
 }
 
-/// When a publisher that is no member was last seen to publish the address.
+/// A sighting of a publisher of this address outside the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StrangerSeen {
     /// When a directory last held its descriptor in place of ours.
     pub at: Instant,
-    /// False if only clients that it has authorized can read its descriptor.
+    /// False if only authorized clients can read its descriptor.
     pub readable: bool,
 }
 
-/// Everything the task needs.
+/// The task, with everything it needs.
 pub struct Publisher {
-    /// Tor.
+    /// The Tor client that uploads and reads back.
     pub engine: Arc<dyn Engine>,
-    /// The address.
+    /// The service that is published.
     pub service: ServiceId,
-    /// Signs and encrypts.
+    /// The source of the keys that sign and encrypt.
     pub credentials: Arc<dyn CredentialSource>,
-    /// Keeps revisions rising.
+    /// The log that keeps revisions rising across restarts.
     pub revisions: Arc<dyn RevisionLog>,
-    /// What to do, changing.
+    /// What the cluster asks for now.
     pub wanted: watch::Receiver<Wanted>,
-    /// Where to tell what was done.
+    /// What is published where, written by the task.
     pub report: watch::Sender<Vec<PublishedPeriod>>,
-    /// Where to tell, each time, that nothing can be done here: a revision that is not on disk is not used.
+    /// Notified each time this node cannot publish because its disk does not store the revision: a
+    /// revision that is not on disk is not used.
     pub unable: watch::Sender<()>,
-    /// Where to tell of another publisher of the address, which is no member.
+    /// The last sighting of a publisher outside the cluster, written by the task.
     pub stranger: watch::Sender<Option<StrangerSeen>>,
-    /// After how long an unchanged descriptor is published anew.
+    /// The age at which an unchanged descriptor is published again.
     pub refresh: Duration,
 }
 
-/// What comes to the shell.
+/// An input of the shell.
 enum Input {
     Wanted(Wanted),
     /// The periods and their directories may have changed.
     PeriodsDue,
     Periods(Result<Vec<Period>, TorError>),
     Edition(PeriodId, Result<(u64, Arc<str>), Unbuilt>),
-    /// What a directory has answered.
+    /// A directory has answered.
     Answered(Event),
 }
 
-/// Why there is no edition.
+/// Why an edition could not be built.
 #[derive(Debug, thiserror::Error)]
 enum Unbuilt {
     #[error("cannot store its revision: {0}")]
@@ -113,19 +115,20 @@ struct PublisherShell {
     publisher: Publisher,
     network: watch::Receiver<u64>,
     periods_due: PeriodsDue,
-    /// When the periods were asked for, and what the network said of each.
+    /// The periods that Tor named last, and when it did.
     periods: BTreeMap<PeriodId, (Instant, Period)>,
     editions: BTreeMap<PeriodId, (u64, Arc<str>)>,
-    /// When another publisher was last logged.
+    /// When the last warning about another publisher was logged.
     warned: Option<Instant>,
-    /// As of the last [`Wanted`].
+    /// [`Wanted::unheard`], as of the last input.
     unheard: bool,
 }
 
-/// When Tor is to be asked for the periods.
+/// When to ask Tor for the periods.
 enum PeriodsDue {
     At(Instant),
-    /// It is being asked; if the network has changed since, it is asked again.
+    /// A question is under way. With `again` the network has changed since, and Tor is asked once
+    /// more.
     Asking {
         again: bool,
     },
@@ -206,7 +209,7 @@ impl PublisherShell {
         of_others.chain(floors).chain(points).collect()
     }
 
-    /// Asks Tor which periods and directories there are.
+    /// Asks Tor for the periods and their directories, unless it is being asked already.
     fn ask_for_periods(&mut self, jobs: &mut Jobs<Input>) {
         match &mut self.periods_due {
             PeriodsDue::Asking { again } => *again = true,
@@ -247,7 +250,8 @@ impl PublisherShell {
             }
             Err(error) => {
                 warn!(period = period.number, %error, "cannot build the descriptor");
-                // Another publisher's disk may do; what is wrong with the descriptor itself is wrong everywhere.
+                // Another publisher's disk may work; an error in the descriptor itself would occur
+                // everywhere.
                 if matches!(error, Unbuilt::Unstored(_)) {
                     self.publisher.unable.send_replace(());
                 }
@@ -270,8 +274,9 @@ impl PublisherShell {
         self.publisher.report.send_replace(periods);
     }
 
-    /// The log says it at once, then at most every [`STRANGER_PAUSE`]; `status` as long as it may
-    /// still be so. Nothing is said while the descriptor may be that of a publisher of the cluster.
+    /// Logs a warning at once and then at most every [`STRANGER_PAUSE`]; passes every sighting on
+    /// to `status`. Does neither while the descriptor may be from a publisher of the cluster that
+    /// is not heard.
     fn meet(&mut self, stranger: &Stranger) {
         if self.unheard {
             return;
@@ -283,9 +288,9 @@ impl PublisherShell {
                 period = stranger.period.number,
                 revision = stranger.revision,
                 readable = stranger.readable,
-                "another publisher, which is no member, publishes this address, and takes clients away until this node \
-                 has published again: stop the old service that has this key; if there is none, the key is in other \
-                 hands, and only a new address is safe"
+                "another publisher, which is not a member, publishes this address and takes clients away until this \
+                 node publishes again: stop the old service that has this key; if there is none, someone else has the \
+                 key, and only a new address is safe"
             );
         }
         self.publisher.stranger.send_replace(Some(StrangerSeen { at: now, readable: stranger.readable }));
@@ -354,7 +359,7 @@ impl PublisherShell {
     }
 }
 
-/// What a directory's answer says.
+/// Reads a descriptor that a directory returned.
 fn reading(text: &str, service: ServiceId, period: PeriodId, ours: bool) -> Result<Reading, String> {
     let now = SystemTime::now();
     match descriptor::read(text, service, period, now) {
@@ -362,7 +367,7 @@ fn reading(text: &str, service: ServiceId, period: PeriodId, ours: bool) -> Resu
             let points = content.points.iter().map(|point| point.session_key).collect();
             Ok(Reading { revision: content.revision, ours, points: Some(points) })
         }
-        // Its inner layers may be for its authorized clients alone.
+        // Only authorized clients may be able to read its inner layers.
         Err(unreadable) => descriptor::read_revision(text, service, period, now)
             .map(|revision| Reading { revision, ours, points: None })
             .map_err(|_| unreadable.to_string()),

@@ -55,7 +55,7 @@ fn twin(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
     for restricted in [true, false] {
         is_overtaken(story, cluster, &node, &old, restricted)?;
     }
-    let warnings = node.log().matches("another publisher, which is no member, publishes this address").count();
+    let warnings = node.log().matches("another publisher, which is not a member, publishes this address").count();
     ensure!(warnings == 1, "the log warns {warnings} times of the other publisher, not once an hour");
     Ok(())
 }

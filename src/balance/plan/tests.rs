@@ -1,4 +1,4 @@
-//! The plan against a world that opens whatever is asked for.
+//! The plan against a simulated network that opens every point it is asked for.
 
 use super::*;
 use rustbalance_gossip::bytes::FixedBytes;
@@ -21,7 +21,7 @@ fn point(relay: RelayId, keys: u8) -> ServedPoint {
     ServedPoint { point, nonce: PointNonce(FixedBytes([keys; 16])) }
 }
 
-/// Opens whatever is asked for, at relays 1..=relays, unless a relay is dead.
+/// Opens every point it is asked for, at one of the relays 1..=`relays`, unless the relay is dead.
 struct World {
     plan: Plan,
     now: Now,
@@ -72,7 +72,8 @@ impl World {
                     }
                 }
             };
-            // The latest word on what is advertised must win: what follows is handled after what is pending.
+            // The last `Advertise` must win: follow-up actions are handled after those that are
+            // pending.
             let later = self.plan.handle(event, self.now);
             actions.splice(0..0, later.into_iter().rev());
         }
@@ -161,7 +162,7 @@ fn a_restart_after_a_rotation_advertises_the_new_points_and_keeps_the_old_open()
     world.run(2);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(3), relay(4)]));
     assert_eq!(world.open.keys().copied().collect::<Vec<_>>(), [SlotId(1), SlotId(3), SlotId(4)]);
-    assert!(world.retired.is_empty(), "none of them retires now");
+    assert!(world.retired.is_empty(), "none of them retires again");
     world.run(30);
     assert_eq!(world.open.keys().copied().collect::<Vec<_>>(), [SlotId(3), SlotId(4)]);
 }
@@ -173,7 +174,7 @@ fn of_two_that_chose_one_relay_at_once_the_weaker_closes_its_point() {
     world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::new() });
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
-    assert_eq!(world.open.len(), 2, "nobody knows the old one");
+    assert_eq!(world.open.len(), 2, "no client knows the old point");
 }
 
 #[test]
@@ -197,7 +198,7 @@ fn the_weaker_node_leaves_a_shared_relay_and_lingers_there() {
     world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::from([relay(2)]) });
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
-    assert_eq!(world.open.len(), 3, "the old one still serves");
+    assert_eq!(world.open.len(), 3, "the old point still serves");
     world.run(LINGER.as_secs());
     assert_eq!(world.open.len(), 2);
 }
@@ -252,7 +253,7 @@ fn a_relay_that_closes_circuits_at_once_is_left() {
             assert_eq!(lost, 1 + MAX_LOSSES.1);
             break;
         }
-        // It is asked for again, later and later.
+        // It is retried with growing pauses.
         while world.plan.slots[&slot].circuit.is_due(Duration::MAX) {
             world.run(1);
         }

@@ -1,10 +1,12 @@
-//! Which points of others this node serves at: a reconciler between those that fall to it and those it has.
+//! Which points of silent nodes this node serves at: a reconciler between the unattended points
+//! that are assigned to it and those it has.
 //!
-//! Enter with [`Plan::handle`]; [`Plan::next_timeout`] says when to come again. A point that falls to this node is opened
-//! at its relay. A circuit that is lost was most likely taken back by the node, alive after all, or by another publisher
-//! that sees the cluster otherwise: it is tried again, more and more rarely, so that two never fight for a point in
-//! earnest. One that does not fall to this node any more is kept for [`HOLD`]: the node that has come back makes its
-//! circuit anew, and clients are served until then.
+//! Enter with [`Plan::handle`]; [`Plan::next_timeout`] says when to call it again. A point that is
+//! assigned to this node is opened at its relay. If its circuit is lost, it was most likely taken
+//! back by the node, alive after all, or taken by another publisher with another view of the
+//! cluster. The point is retried with growing pauses, so that two nodes do not compete for it for
+//! long. A point that is no longer assigned is kept for [`HOLD`]: the node that has come back opens
+//! its own circuit in that time, and clients are served until then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,19 +18,20 @@ use crate::backoff::Backoff;
 use crate::balance::circuit::Circuit;
 use crate::drive::Machine;
 
-/// How long a point is served on after it has ceased to fall to this node.
+/// How long a point is kept after it is no longer assigned to this node.
 pub const HOLD: Duration = Duration::from_secs(60);
-/// Pause after the first setback, and the longest: who has taken a point back shall keep it.
+/// First and longest pause before a lost point is opened again: the node that took it back should
+/// keep it.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(5), Duration::from_secs(600));
-/// The longest pause before a circuit that could not be made, which may well be for this node's own network.
+/// Longest pause after a failed attempt, whose cause may well be this node's own network.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// What happened.
+/// An event that the plan handles.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// Time passed.
     Tick,
-    /// The points that fall to this node now.
+    /// The points that are assigned to this node now.
     Wanted(BTreeSet<Orphan>),
     /// A point is open.
     Opened(Orphan),
@@ -38,7 +41,7 @@ pub enum Event {
     Lost(Orphan),
 }
 
-/// What to do.
+/// An action that the task carries out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Open a point. Answer with `Opened` or `OpenFailed`.
@@ -50,13 +53,13 @@ pub enum Action {
 #[derive(Debug)]
 struct Held {
     circuit: Circuit,
-    /// How often it could not be opened, or was lost.
+    /// How often the point could not be opened, or was lost.
     setbacks: u32,
-    /// Since when it does not fall to this node any more.
+    /// Since when the point is not assigned to this node; `None` while it is.
     unwanted: Option<Duration>,
 }
 
-/// The reconciler. Owns no clock, no circuit.
+/// The reconciler. It has no clock and no circuits.
 #[derive(Debug, Default)]
 pub struct Plan {
     held: BTreeMap<Orphan, Held>,

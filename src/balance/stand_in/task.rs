@@ -1,4 +1,4 @@
-//! The thin shell that stands in for silent nodes: carries out what [`Plan`] decides over the [`Engine`].
+//! The shell of [`Plan`] that stands in for silent nodes, through the [`Engine`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,33 +27,33 @@ use crate::tor::{
 /// A point of another node at which this one serves, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StandInPoint {
-    /// Whose it is.
+    /// The node whose point it is.
     pub node: NodeId,
-    /// Where.
+    /// The relay of the point.
     pub relay: RelayId,
-    /// Introductions since this node serves at it.
+    /// Introductions since this node began to serve at it.
     pub introductions: u64,
 }
 
-/// Everything the task needs.
+/// The task, with everything it needs.
 pub struct StandIn {
-    /// Tor.
+    /// The Tor client that opens the points.
     pub engine: Arc<dyn Engine>,
-    /// Whose clients come.
+    /// The service whose clients come.
     pub service: ServiceId,
-    /// Gives the keys of everybody's points.
+    /// Derives the keys of every node's points.
     pub authority: AuthoritySecret,
     /// Bounds against floods, shared with this node's own points.
     pub limits: Arc<ServiceGuard>,
     /// Where client streams go.
     pub streams: mpsc::Sender<Incoming>,
-    /// The points that fall to this node, changing.
+    /// The points that are assigned to this node now.
     pub wanted: watch::Receiver<BTreeSet<Orphan>>,
-    /// Where it serves, for `status`.
+    /// The points at which it serves, written by the task for `status`.
     pub status: watch::Sender<Vec<StandInPoint>>,
 }
 
-/// What comes to the shell.
+/// An input of the shell.
 enum Input {
     Wanted(BTreeSet<Orphan>),
     /// Introductions are to be counted.
@@ -64,15 +64,19 @@ enum Input {
 
 struct StandInShell {
     stand_in: StandIn,
-    /// Each held by the job that waits for the loss of its circuit; the abort of the job closes it.
+    /// The jobs that hold each open point and wait for the loss of its circuit. Aborting the job
+    /// closes the point.
     open: BTreeMap<Orphan, AbortHandle>,
-    /// What was seen at each point since this node began to serve at it.
+    /// The introductions seen at each point since this node began to serve at it.
     seen: BTreeMap<Orphan, Arc<ReplayLog>>,
     count: Interval,
 }
 
 impl StandIn {
-    /// Runs until `stop`. Ends early only if a job panics.
+    /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// If a job panics.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
         self.wanted.mark_changed();
         let count = tokio::time::interval(COUNT_EVERY);
@@ -80,7 +84,8 @@ impl StandIn {
         Driver::new(Plan::default(), shell, Clock::start()).run(&stop).await.map_err(|error| error.to_string())
     }
 
-    /// The keys of a point. That they are those of which its node has told was checked when it did.
+    /// The keys of a point. The view has checked, when the point was announced, that it has these
+    /// keys.
     fn secrets(&self, orphan: &Orphan) -> IntroPointSecrets {
         PointSeed::derive(&self.authority, orphan.node).secrets(orphan.served.nonce)
     }
@@ -131,7 +136,7 @@ impl Shell<Plan> for StandInShell {
         }
     }
 
-    /// Shows where this node serves.
+    /// Updates `status` with the points at which this node serves.
     fn settle(&mut self, _: &Plan, _: Now) -> Vec<Event> {
         let status = |orphan: &Orphan| StandInPoint {
             node: orphan.node,
@@ -164,7 +169,7 @@ impl StandInShell {
         self.seen.remove(orphan);
         if let Some(holder) = self.open.remove(orphan) {
             holder.abort();
-            info!(node = %orphan.node.short(), "gave an introduction point of another node up");
+            info!(node = %orphan.node.short(), "gave up an introduction point of another node");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The reconciler against a world that answers at once.
+//! The plan against simulated directories, which answer at once.
 
 use super::*;
 use rustbalance_gossip::bytes::FixedBytes;
@@ -35,7 +35,8 @@ fn period(number: u64, directories: std::ops::Range<u8>) -> Period {
     }
 }
 
-/// Plays the network: answers every action at once, all directories accepting what is newer than what they hold.
+/// Simulates the network: answers every action at once; directories accept every revision above the
+/// one they hold.
 struct World {
     plan: Plan,
     now: Duration,
@@ -43,7 +44,7 @@ struct World {
     editions: BTreeMap<(PeriodId, u64), Vec<IntroPoint>>,
     uploads: usize,
     editions_made: Vec<Duration>,
-    /// Directories that take uploads and answer no question.
+    /// Directories that accept uploads and do not answer read-backs.
     mute: BTreeSet<Directory>,
     report: Vec<PublishedPeriod>,
     strangers: Vec<Stranger>,
@@ -102,7 +103,7 @@ impl World {
                 let reading = self.held.get(&(period, directory.clone())).map(|(revision, points)| Reading {
                     revision: *revision,
                     ours: self.editions.get(&(period, *revision)) == Some(points),
-                    // Of no point at all: for authorized clients.
+                    // Without points it is a descriptor that only authorized clients can read.
                     points: (!points.is_empty()).then(|| points.iter().map(|point| point.session_key).collect()),
                 });
                 let reading = if self.mute.contains(&directory) { Err("no answer".into()) } else { Ok(reading) };
@@ -297,7 +298,7 @@ fn a_higher_revision_told_by_another_publisher_is_gone_above() {
     assert!(world.everywhere(&[point(1)]));
 }
 
-/// A world in which this node publishes since a while.
+/// A world in which this node has published for a minute.
 fn published() -> World {
     let mut world = World::new();
     world.tell(Event::Desired(vec![point(1), point(2)]));
@@ -308,8 +309,8 @@ fn published() -> World {
 }
 
 impl World {
-    /// Another publisher uploads to every directory of the first period; its points, none if only
-    /// some can read them.
+    /// Another publisher uploads to every directory of the first period. Without points, only
+    /// authorized clients can read its descriptor.
     fn overwrite(&mut self, points: &[IntroPoint]) -> u64 {
         let first = period(1, 0..0).id;
         let revision = self.held.values().map(|held| held.0).max().unwrap() + 1000;
@@ -348,7 +349,7 @@ fn what_a_stranger_has_put_in_place_of_ours_is_not_counted_as_ours() {
     world.mute = world.plan.targets.values().flat_map(|target| target.directories.keys().cloned()).collect();
     assert_eq!(world.confirmed(), 16);
     world.run(READ_BACK + Duration::from_secs(2));
-    // Two answers in a row have not come, and the upload of the same edition is refused.
+    // Two read-backs in a row got no answer, and the upload of the same edition was refused.
     assert_eq!(world.confirmed(), 0);
     assert!(world.strangers.is_empty());
     world.mute.clear();
@@ -363,25 +364,25 @@ fn a_directory_that_answers_no_question_gets_the_descriptor_again() {
     world.held.remove(&key);
     world.mute.insert(key.1.clone());
     world.run(READ_BACK + Duration::from_secs(60));
-    assert!(world.everywhere(&[point(1), point(2)]), "after one question that was not answered, an upload");
+    assert!(world.everywhere(&[point(1), point(2)]), "uploaded after two unanswered read-backs");
 }
 
 #[test]
 fn no_member_is_taken_for_a_stranger() {
     let first = period(1, 0..0).id;
-    // The publisher before this one has not heard yet that it is replaced: some of its points are
-    // this node's desire, too.
+    // The previous publisher does not know yet that it was replaced: some of its points are desired
+    // here, too.
     let mut world = published();
     world.overwrite(&[point(8), point(2)]);
     world.run(READ_BACK * 2);
     assert!(world.strangers.is_empty());
-    // It named points that have left meanwhile.
+    // The previous publisher names points that have left meanwhile.
     world.tell(Event::Desired(vec![point(3)]));
     world.run(Duration::from_secs(60));
     world.overwrite(&[point(1)]);
     world.run(READ_BACK * 2);
     assert!(world.strangers.is_empty());
-    // A member that this node could not hear, of other points, tells of its revision.
+    // A member that this node could not hear names other points; then its revision is announced.
     let revision = world.overwrite(&[point(9)]);
     world.tell(Event::OfOthers(first, revision));
     world.tell(Event::Floor(first, revision));

@@ -1,4 +1,5 @@
-//! The publisher task on the fake engine: when its disk takes nothing, and when it is not alone.
+//! The publisher task on the fake engine: with a full disk, and with another publisher of its
+//! address.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,7 +45,7 @@ async fn point(engine: &Arc<crate::tor::fake::FakeEngine>, service: ServiceId) -
         .describe()
 }
 
-/// A publisher task at work, and what it says.
+/// A running publisher task and its outputs.
 struct Working {
     net: FakeNet,
     secret: MasterSecret,
@@ -112,7 +113,8 @@ async fn a_full_disk_is_told_until_there_is_room_again() {
     working.end().await;
 }
 
-/// The old service with the same key still runs; once with, once without clients of its own choice.
+/// The old service with the same key still runs: once readable for all, once for its authorized
+/// clients alone.
 #[tokio::test(start_paused = true)]
 async fn another_publisher_of_the_address_is_reported_and_gone_above() {
     for readable in [true, false] {
@@ -139,7 +141,7 @@ async fn another_publisher_of_the_address_is_reported_and_gone_above() {
 
         timeout(LIMIT * 3, working.strangers.changed()).await.unwrap().unwrap();
         assert_eq!(working.strangers.borrow().unwrap().readable, readable);
-        // At the latest when it is read back the next time, ours stands there again.
+        // Our descriptor is back at the latest after the next read-back.
         let restored = async || {
             let held = directories.iter().map(|directory| working.net.held(directory, service, period).unwrap());
             let held: Vec<_> = held.map(|text| descriptor::read(&text, service, period, SystemTime::now())).collect();
@@ -147,7 +149,7 @@ async fn another_publisher_of_the_address_is_reported_and_gone_above() {
         };
         let mut tries = 0..60;
         while !restored().await {
-            assert!(tries.next().is_some(), "the stranger's stands there still");
+            assert!(tries.next().is_some(), "the stranger's descriptor is still there");
             tokio::time::sleep(Duration::from_secs(20)).await;
         }
         working.end().await;

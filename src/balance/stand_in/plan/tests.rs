@@ -68,7 +68,7 @@ fn who_falls_silent_again_is_stood_in_for_at_once() {
     plan.handle(Event::Lost(orphan(1)), at(seconds(12)));
     assert_eq!(plan.handle(wanted(&[1, 2]), at(seconds(20))), [Action::Open(orphan(1))]);
     plan.handle(Event::Opened(orphan(1)), at(seconds(21)));
-    assert_eq!(plan.handle(Event::Tick, at(seconds(30) + HOLD)), [], "the other is held as if nothing had been");
+    assert_eq!(plan.handle(Event::Tick, at(seconds(30) + HOLD)), [], "the other point is kept without a break");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The task on the fake engine: it takes a point of a silent node, and gives it back.
+//! The task on the fake engine: it takes over a point of a silent node, and gives it back.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ impl Owner {
     }
 }
 
-/// The task, told to stand in at these points.
+/// A running task that is asked to stand in at these points.
 fn standing_in(net: &FakeNet, owner: &Owner, wanted: &[Orphan]) -> watch::Receiver<Vec<StandInPoint>> {
     let (wanted, wanted_watch) = watch::channel(wanted.iter().cloned().collect());
     let (status, shown) = watch::channel(Vec::new());
@@ -71,14 +71,14 @@ async fn a_silent_nodes_point_is_taken_and_goes_back_to_it() {
     let served = ServedPoint { point: own.describe(), nonce: owner.nonce };
     let orphan = Orphan { node: owner.node, service: owner.service, served };
     let mut shown = standing_in(&net, &owner, std::slice::from_ref(&orphan));
-    timeout(LIMIT, own.lost()).await.expect("nobody took the point");
+    timeout(LIMIT, own.lost()).await.expect("the stand-in did not take the point");
     let taken = timeout(LIMIT, shown.wait_for(|points| !points.is_empty())).await.unwrap().unwrap().clone();
     let relay = own.describe().relay;
     assert_eq!(taken, [StandInPoint { node: owner.node, relay, introductions: 0 }]);
 
     let own = owner.open(RelayChoice::Exactly(relay)).await;
     timeout(LIMIT, shown.wait_for(Vec::is_empty)).await.unwrap().unwrap();
-    // It falls to the stand-in still, which leaves it alone for a while.
+    // The point is still assigned to the stand-in, which leaves it alone for a while.
     assert!(timeout(Duration::from_secs(4), own.lost()).await.is_err());
-    timeout(LIMIT, own.lost()).await.expect("nobody took the point again");
+    timeout(LIMIT, own.lost()).await.expect("the stand-in did not take the point again");
 }
