@@ -19,9 +19,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha512};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-mod service;
-
 pub use service::{MAX_SERVICES, SecretRole, ServiceSecret, ServiceSecrets};
+
+mod service;
 
 /// Why bytes are not a usable secret key.
 #[derive(Debug, thiserror::Error)]

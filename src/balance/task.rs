@@ -38,7 +38,7 @@ pub trait IntroPointStore: Send + Sync {
     fn forget(&self, slot: SlotId) -> Result<(), String>;
 }
 
-/// What the cluster asks of this node's points.
+/// The cluster's requirements for this node's points.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// Whether the relays of the other members are known, so that new ones may be chosen.
@@ -74,7 +74,7 @@ pub struct Balance {
     pub streams: mpsc::Sender<Incoming>,
     /// How many points to keep.
     pub points: usize,
-    /// What the cluster asks for now.
+    /// The current requirements of the cluster.
     pub wanted: watch::Receiver<Wanted>,
     /// The points to advertise, written by the task.
     pub advertised: watch::Sender<Vec<ServedPoint>>,

@@ -1,4 +1,4 @@
-//! The asking side.
+//! The client side, for the commands.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,8 @@ use tokio::time::timeout;
 
 use super::{ControlError, MAX_RESPONSE, Request, Response, read_line, socket_path};
 
-/// Asks the daemon of the state directory `dir`, and waits at most `limit` for its answer.
+/// Sends a request to the daemon of the state directory `dir`, and waits at most `limit` for its
+/// answer.
 pub async fn call(dir: &Path, request: &Request, limit: Duration) -> Result<Response, ControlError> {
     let path = socket_path(dir)?;
     let failed = |action| {

@@ -11,10 +11,11 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct InvitationPrefix(String);
 
-/// Why a text names no invitation.
+/// Why a text does not name an invitation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} names no invitation: give its id as `rustbalance invite --list` shows it, or at least the first 4 digits of it"
+    "{0:?} does not name an invitation: give its id as `rustbalance invite --list` shows it, or at least the first 4 \
+     digits of it"
 )]
 pub struct InvitationPrefixError(String);
 
@@ -22,7 +23,8 @@ impl FromStr for InvitationPrefix {
     type Err = InvitationPrefixError;
 
     fn from_str(text: &str) -> Result<Self, InvitationPrefixError> {
-        // What is no id may be the token itself, typed by mistake: it is never shown.
+        // A text that is not an id may be the token itself, given by mistake: only its first 8
+        // characters are shown.
         let lower = text.trim().to_ascii_lowercase();
         let hexadecimal = lower.bytes().all(|byte| matches!(byte, b'a'..=b'f' | b'0'..=b'9'));
         match hexadecimal && (4..=64).contains(&lower.len()) {
@@ -47,10 +49,10 @@ impl From<InvitationPrefix> for String {
 }
 
 impl InvitationPrefix {
-    /// The one of `invitations` that it names.
+    /// The invitation among `invitations` that it names.
     ///
     /// # Errors
-    /// A sentence that says what to do, where it names none or several.
+    /// A sentence for the operator, with the way out, if it names none or several.
     pub fn choose(&self, invitations: impl IntoIterator<Item = InvitationId>) -> Result<InvitationId, String> {
         let mut found = invitations.into_iter().filter(|id| id.to_string().starts_with(&self.0));
         match (found.next(), found.next()) {

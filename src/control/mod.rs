@@ -1,8 +1,9 @@
-//! How the commands talk to the running daemon: a Unix socket in the state directory, one JSON line asked, one JSON
-//! line answered, then the connection ends.
+//! How commands talk to the running daemon: over a Unix socket in the state directory, with one
+//! JSON line as the request and one as the answer; then the connection ends.
 //!
-//! The daemon enters with [`bind`] and [`serve`], the commands with [`call`]. The directory (0700) and the socket (0600)
-//! are what keeps others out; lines are bounded, every wait has a timeout, and only so many callers are heard at once.
+//! The daemon enters with [`bind`] and [`serve`], the commands with [`call`]. The modes of the
+//! directory (0700) and of the socket (0600) keep other users out. Lines are bounded, every wait
+//! has a timeout, and the number of callers at once is bounded.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,17 +34,18 @@ mod status;
 pub const SOCKET_NAME: &str = "control.sock";
 /// Largest request line, in bytes.
 const MAX_REQUEST: u64 = 4096;
-/// Room for any line with a token, in bytes: a buffer that outgrows its place leaves a copy behind.
+/// Initial capacity for a line, in bytes. Any line with a token fits: a buffer that grows leaves a
+/// copy of its content behind.
 const LINE_ROOM: usize = 4096;
 /// Largest answer line, in bytes: the status of a thousand members fits.
 const MAX_RESPONSE: u64 = 8 << 20;
 /// How long a caller may take to send its line, and to take the answer.
 const LINE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why the daemon could not be talked to, or cannot listen.
+/// Why a command cannot talk to the daemon, or the daemon cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody listens.
+    /// No daemon listens.
     #[error("no daemon runs in {}: start it with `rustbalance run`", .0.display())]
     NotRunning(PathBuf),
     /// Another daemon listens already.
@@ -55,17 +57,17 @@ pub enum ControlError {
         .0.display(), .0.as_os_str().len(), crate::proxy::MAX_UNIX_PATH
     )]
     PathTooLong(PathBuf),
-    /// The socket belongs to somebody else.
+    /// The socket belongs to another user.
     #[error("may not talk to the daemon on {}: run this as the user the daemon runs as, or as root", .0.display())]
     NotAllowed(PathBuf),
     /// Any other failure of the socket.
     #[error("cannot {action} the control socket {}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation, as in "cannot connect to the control socket".
         action: &'static str,
-        /// The socket.
+        /// The path of the socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
     /// The daemon took too long.
@@ -79,34 +81,36 @@ pub enum ControlError {
     BrokenOff,
 }
 
-/// What the daemon can be asked. The braces of those without fields matter: for a variant without them serde lets unknown
-/// fields pass, and a newer command's `leave` that says "only if ..." would be a plain one here.
+/// A request to the daemon. The braces of variants without fields matter: serde ignores unknown
+/// fields of a variant without them, and a newer command's `leave` that says "only if ..." would be
+/// a plain `leave` here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// How is it? Answered by [`Response::Status`].
+    /// Report the state of the node. Answered by [`Response::Status`].
     Status {},
     /// Make an invitation. Answered by [`Response::Invited`].
     Invite {
-        /// What the joiner becomes.
+        /// The role of the joiner.
         role: Role,
-        /// For how long it is good.
+        /// Its validity, in seconds from now.
         expires_seconds: u64,
         /// How many nodes may join with it.
         uses: u16,
     },
-    /// Take an invitation back. Answered by [`Response::Done`].
+    /// Revoke an invitation. Answered by [`Response::Done`].
     RevokeInvitation {
-        /// Which: the daemon finds it by the beginning of its id.
+        /// The invitation, by the beginning of its id.
         invitation: InvitationPrefix,
     },
-    /// The operator knows to whom the key of the address was given with this invitation. Answered
-    /// by [`Response::Done`].
+    /// Acknowledge an alarm: the operator knows which nodes got the key of the address with this
+    /// invitation. Answered by [`Response::Done`].
     Acknowledge {
-        /// Which: the daemon finds it by the beginning of its id.
+        /// The invitation, by the beginning of its id.
         invitation: InvitationPrefix,
     },
-    /// Say goodbye and stop. Answered by [`Response::Done`] once the others know.
+    /// Tell the others that this node leaves, and stop. Answered by [`Response::Done`] once they
+    /// know.
     Leave {},
     /// Take no new clients, serve those that are there.
     Drain {},
@@ -114,26 +118,27 @@ pub enum Request {
     Resume {},
     /// Revoke another member.
     Evict {
-        /// Whom: the daemon finds it by the beginning of its address.
+        /// The node, by the beginning of its address.
         node: NodePrefix,
     },
 }
 
-/// A node as a person names it: its address or the beginning of it, in lower case, without `.onion`.
+/// A node as a person names it: its address or the beginning of its address, in lower case, without
+/// `.onion`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodePrefix(String);
 
-/// Why a text names no node.
+/// Why a text does not name a node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodePrefixError {
     /// Neither an address nor the beginning of one.
     #[error(
-        "{0:?} names no node: give its address as `rustbalance status` shows it, or at least its first {MIN_PREFIX} \
-         characters"
+        "{0:?} does not name a node: give its address as `rustbalance status` shows it, or at least its first \
+         {MIN_PREFIX} characters"
     )]
     Form(String),
-    /// As long as an address, and not one.
+    /// As long as an address, but not valid.
     #[error(transparent)]
     Address(#[from] AddressError),
 }
@@ -176,8 +181,11 @@ impl std::fmt::Display for NodePrefix {
 }
 
 impl NodePrefix {
-    /// The one of `nodes` that it names; a whole address also names one that is not known yet, such as a member that has
-    /// never spoken. Else in words what to do.
+    /// The node among `nodes` that it names. A whole address also names a node that is not among
+    /// them, such as a member that was never heard.
+    ///
+    /// # Errors
+    /// A sentence for the operator, with the way out, if it names no node or several.
     pub fn choose(&self, nodes: impl IntoIterator<Item = NodeId>) -> Result<NodeId, String> {
         let mut found = nodes.into_iter().filter(|node| node.to_string().starts_with(&self.0));
         match (found.next(), found.next()) {
@@ -193,7 +201,8 @@ impl NodePrefix {
     }
 }
 
-/// A token's text on its way from the daemon to the person who asked for it: redacted in `Debug`, zeroized on drop.
+/// The text of a token on its way from the daemon to the person who asked for it: redacted in
+/// `Debug`, zeroized on drop.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ZeroizeOnDrop)]
 #[serde(transparent)]
 pub struct TokenText(pub String);
@@ -204,13 +213,13 @@ impl std::fmt::Debug for TokenText {
     }
 }
 
-/// What the daemon answers.
+/// An answer of the daemon.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "snake_case")]
 pub enum Response {
-    /// To [`Request::Status`].
+    /// The answer to [`Request::Status`].
     Status(Box<Status>),
-    /// To [`Request::Invite`].
+    /// The answer to [`Request::Invite`].
     Invited {
         /// The address to join.
         master: String,
@@ -220,17 +229,18 @@ pub enum Response {
         id: String,
         /// When it ends, in seconds since the Unix epoch.
         expires: u64,
-        /// A sentence for a person: what keeps nodes from joining with it at the moment.
+        /// A sentence for the operator about what keeps nodes from joining with it at the moment;
+        /// `None` if nothing does.
         note: Option<String>,
     },
-    /// It was done; in words what happened.
+    /// The request was carried out.
     Done {
-        /// A sentence for a person.
+        /// The outcome, in a sentence for the operator.
         message: String,
     },
-    /// It was not done; in words why, and what to do.
+    /// The request was refused.
     Refused {
-        /// A sentence for a person.
+        /// Why, and what to do, in a sentence for the operator.
         message: String,
     },
 }
@@ -247,10 +257,10 @@ impl Response {
     }
 }
 
-/// The socket's path in the state directory.
+/// The path of the socket in the state directory `dir`.
 ///
 /// # Errors
-/// [`ControlError::PathTooLong`] if a socket's address has no room for it.
+/// [`ControlError::PathTooLong`] if it does not fit into a socket's address.
 pub fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
     let path = dir.join(SOCKET_NAME);
     match path.as_os_str().len() <= crate::proxy::MAX_UNIX_PATH {
@@ -259,7 +269,8 @@ pub fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
     }
 }
 
-/// Reads one line of at most `most` bytes, its end included; `None` if it is longer or not ended.
+/// Reads one line of at most `most` bytes, including its end, and returns it without its end;
+/// `None` if it is longer or not ended.
 async fn read_line(from: &mut (impl tokio::io::AsyncRead + Unpin), most: u64) -> io::Result<Option<Vec<u8>>> {
     use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
     let mut line = Vec::with_capacity(LINE_ROOM);

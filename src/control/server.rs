@@ -1,4 +1,4 @@
-//! The answering side: one task a caller, at most [`CALLERS`] at once.
+//! The server side: one task for each caller, at most [`CALLERS`] at once.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as StdStream;
@@ -19,15 +19,16 @@ use zeroize::Zeroizing;
 
 use super::{ControlError, LINE_LIMIT, LINE_ROOM, MAX_REQUEST, Request, Response, read_line, socket_path};
 
-/// Callers heard at once; further ones wait in the socket's own queue.
+/// Callers served at once; further ones wait in the socket's own queue.
 const CALLERS: usize = 16;
-/// How long answering one request may take: leaving waits for the others to know.
+/// How long answering one request may take: `leave` waits until the other nodes know.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
-/// How much more of an overlong line is read, and for how long, so that its sender can read the answer.
+/// How much more of an overlong line is read, in bytes, and for how long, so that its sender can
+/// read the answer.
 const MAX_REST: u64 = 65_536;
 const REST_LIMIT: Duration = Duration::from_secs(1);
 
-/// Who answers.
+/// Answers the requests.
 #[async_trait]
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request. Dropped after [`ANSWER_LIMIT`].
@@ -36,8 +37,8 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Listens in the state directory `dir`.
 ///
-/// The caller holds the directory's lock, so that a socket found there is of a daemon that is gone; one that still
-/// answers is left alone all the same.
+/// The caller holds the lock of the directory, so a socket found there is left over from a daemon
+/// that is gone. A socket that still answers is left alone all the same.
 pub fn bind(dir: &Path) -> Result<UnixListener, ControlError> {
     let path = socket_path(dir)?;
     let failed = |action| {
@@ -57,7 +58,7 @@ pub fn bind(dir: &Path) -> Result<UnixListener, ControlError> {
     Ok(listener)
 }
 
-/// Answers callers until `shutdown`; then lets the answers under way out and removes the socket.
+/// Answers callers until `shutdown`; then finishes the answers under way and removes the socket.
 pub async fn serve(listener: UnixListener, handler: Arc<dyn Handler>, shutdown: CancellationToken) {
     let room = Arc::new(Semaphore::new(CALLERS));
     let tasks = TaskTracker::new();
@@ -75,7 +76,7 @@ pub async fn serve(listener: UnixListener, handler: Arc<dyn Handler>, shutdown: 
                     });
                 }
                 Err(error) => {
-                    // Out of descriptors, most likely: trying at once would spin.
+                    // Most likely there is no free file descriptor: retrying at once would spin.
                     warn!(%error, "cannot accept a control connection");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -84,14 +85,14 @@ pub async fn serve(listener: UnixListener, handler: Arc<dyn Handler>, shutdown: 
     };
     shutdown.run_until_cancelled(accepting).await;
     tasks.close();
-    // A `leave` ends in this shutdown and still has to be answered.
+    // A `leave` triggers this shutdown and must still be answered.
     let _ = timeout(LINE_LIMIT, tasks.wait()).await;
     if let Some(path) = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_path_buf)) {
         let _ = fs::remove_file(path);
     }
 }
 
-/// One line in, one line out.
+/// Reads one request and writes one answer.
 async fn answer(mut stream: UnixStream, handler: &dyn Handler) -> io::Result<()> {
     let line = timeout(LINE_LIMIT, read_line(&mut stream, MAX_REQUEST)).await??;
     let response = match line.as_deref().map(serde_json::from_slice::<Request>) {
@@ -99,14 +100,15 @@ async fn answer(mut stream: UnixStream, handler: &dyn Handler) -> io::Result<()>
         Some(Err(error)) => Response::refused(format!("the request cannot be read: {error}")),
         Some(Ok(request)) => timeout(ANSWER_LIMIT, handler.handle(request))
             .await
-            .unwrap_or_else(|_| Response::refused(format!("it was not done within {ANSWER_LIMIT:?}"))),
+            .unwrap_or_else(|_| Response::refused(format!("the request was not carried out within {ANSWER_LIMIT:?}"))),
     };
     let mut line = Zeroizing::new(Vec::with_capacity(LINE_ROOM));
     serde_json::to_writer(&mut *line, &response)?;
     line.push(b'\n');
     timeout(LINE_LIMIT, stream.write_all(&line)).await??;
     stream.shutdown().await?;
-    // Closed with something unread, a Unix socket throws away what its caller has not read yet.
+    // If a Unix socket is closed with input unread, the caller loses the answer that it has not
+    // read yet.
     let rest = timeout(REST_LIMIT, tokio::io::copy(&mut stream.take(MAX_REST), &mut tokio::io::sink())).await;
     rest.map(|_| ()).or(Ok(()))
 }

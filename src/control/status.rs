@@ -1,6 +1,7 @@
-//! What a node says of itself: the answer to [`super::Request::Status`], and the output of `status --json` as it is.
+//! The state of a node as it reports it: the answer to [`super::Request::Status`], and unchanged
+//! the output of `status --json`.
 //!
-//! Nothing in it is secret: ids, counts and the operator's own words.
+//! Nothing in it is secret: ids, counts, and texts from the operator's configuration.
 
 use std::collections::BTreeMap;
 
@@ -9,50 +10,51 @@ use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
 use serde::{Deserialize, Serialize};
 
-/// The state of a node and its picture of the cluster.
+/// The state of a node, and its view of the cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The daemon's version.
     pub version: String,
-    /// The master address.
+    /// The cluster's id, the address of its first service.
     pub cluster: String,
     /// This node's own address.
     pub node: String,
     /// This node's role.
     pub role: Role,
-    /// How this node is.
+    /// This node's condition.
     pub phase: Condition,
-    /// Since the daemon's start.
+    /// Time since the daemon's start, in seconds.
     pub uptime_seconds: u64,
     /// The connection to the Tor network.
     pub tor: Bootstrap,
-    /// Who publishes, as far as this node knows.
+    /// The publisher, as far as this node knows.
     pub publisher: Option<PublisherStatus>,
     /// The members, this node among them.
     pub members: Vec<MemberStatus>,
     /// This node's introduction points.
     pub intro_points: Vec<IntroPointStatus>,
-    /// Where this node stands in for others that do not answer.
+    /// The introduction points at which this node stands in for silent nodes.
     pub stand_ins: Vec<StandInStatus>,
-    /// What is published, as far as this node knows.
+    /// The published descriptors, as far as this node knows.
     pub publication: Option<PublicationStatus>,
-    /// Another publisher of the address that is no member, if this node has seen one in the last
-    /// hours.
+    /// Another publisher of the address, which is not a member, if this node has seen one in the
+    /// last three hours.
     pub stranger: Option<StrangerStatus>,
     /// The virtual ports and their targets on this node.
     pub ports: Vec<PortStatus>,
-    /// What went through this node.
+    /// Client traffic of this node.
     pub traffic: TrafficStatus,
-    /// What this node refused since start, by name.
+    /// Refusals since the daemon's start, by the name of their counter.
     pub refused: BTreeMap<String, u64>,
     /// This node's links to other members.
     pub links: Vec<LinkStatus>,
     /// The invitations this node knows.
     pub invitations: Vec<InvitationStatus>,
-    /// Tokens with which the key of the address was given to more nodes than they were made for,
-    /// until acknowledged here.
+    /// Invitations with which the key of the address was given to more nodes than they were made
+    /// for, until acknowledged here.
     pub alarms: Vec<AlarmStatus>,
-    /// How often the discovery key has been changed, as far as this node has the new ones.
+    /// The generation of this node's newest discovery key: the number of revocations that it
+    /// counts.
     pub discovery_generation: u32,
     /// Open files that the system allows the daemon; `None` where there is no limit.
     #[serde(default)]
@@ -60,18 +62,18 @@ pub struct Status {
     /// Open files that `[limits]` needs.
     #[serde(default)]
     pub files_needed: u64,
-    /// Why this node does not publish, admit or rotate keys now, if it must not.
+    /// Why this node must not publish, admit or rotate keys now; `None` if it may.
     pub isolated: Option<Isolated>,
 }
 
-/// How far the connection to Tor is.
+/// The progress of the connection to Tor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bootstrap {
-    /// 0.0 to 1.0.
+    /// From 0.0 to 1.0, when it is complete.
     pub fraction: f32,
     /// True once circuits can be built.
     pub ready: bool,
-    /// What is waited for, in words.
+    /// The step that it waits for, as a text for the operator.
     pub message: String,
 }
 
@@ -93,7 +95,7 @@ pub struct MemberStatus {
     pub node: String,
     /// Its role.
     pub role: Role,
-    /// How it says it is; `None` if it has not been heard.
+    /// The condition that it has announced; `None` if it has not been heard.
     pub phase: Option<Condition>,
     /// Whether this node believes it alive.
     pub alive: bool,
@@ -101,20 +103,21 @@ pub struct MemberStatus {
     pub me: bool,
     /// The invitation it joined with, by its id; `None` for the founder.
     pub invitation: Option<String>,
-    /// How long ago its last sign of life came; `None` if none has.
+    /// How long ago its last sign of life came, in seconds; `None` if none has.
     pub last_heard_seconds: Option<f64>,
-    /// Introduction points it offers.
+    /// The number of introduction points that it offers.
     pub intro_points: usize,
-    /// Of these, those that the publisher wants published.
+    /// The number of these that the publisher wants published.
     pub published: usize,
-    /// Lower is asked first to publish; `None` if it has not been heard.
+    /// Its priority as a publisher, the lowest first; `None` if it has not been heard.
     pub priority: Option<u8>,
-    /// Its share of the introduction points; `None` if it has not been heard.
+    /// Its share of the introduction points relative to the others', 1 to 100; `None` if it has not
+    /// been heard.
     pub weight: Option<u8>,
     /// The virtual ports it serves; `None` if it has not been heard.
     pub ports: Option<Vec<u16>>,
-    /// How long ago its heartbeats showed last that two processes run with its key; `None` if they
-    /// never have.
+    /// How long ago its heartbeats last showed that two processes run with its key, in seconds;
+    /// `None` if they never have.
     pub doubled_seconds: Option<u64>,
 }
 
@@ -125,51 +128,51 @@ pub struct IntroPointStatus {
     pub relay: String,
     /// `KP_hs_ipt_sid`, in hexadecimal.
     pub session_key: String,
-    /// Since it was established.
+    /// Time since it was established, in seconds.
     pub age_seconds: u64,
     /// Introductions it has brought.
     pub introductions: u64,
 }
 
-/// An introduction point of another node, at which this one serves while the other does not answer.
+/// An introduction point of a silent node at which this node stands in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StandInStatus {
-    /// Whose it is.
+    /// The node whose point it is.
     pub node: String,
     /// The relay, as `$FINGERPRINT`.
     pub relay: String,
-    /// Introductions it has brought since this node serves at it.
+    /// Introductions that it has brought since this node began to serve at it.
     pub introductions: u64,
 }
 
-/// What the publisher wants published.
+/// The descriptors that the publisher wants published.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublicationStatus {
-    /// Who says so.
+    /// The publisher.
     pub node: String,
-    /// In which term.
+    /// The term of its lease.
     pub term: u64,
-    /// Period by period.
+    /// The periods that are published.
     pub periods: Vec<PublishedPeriodStatus>,
     /// The introduction points in the descriptor, sorted.
     pub intro_points: Vec<PublishedPointStatus>,
 }
 
-/// A publisher of the address that is no member.
+/// A publisher of the address that is not a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StrangerStatus {
-    /// How long ago a directory last held a descriptor of it in place of one of this node.
+    /// How long ago a directory last held its descriptor in place of one of this node, in seconds.
     pub seen_seconds: u64,
-    /// False if only clients that it has authorized can read its descriptor.
+    /// False if only authorized clients can read its descriptor.
     pub readable: bool,
 }
 
-/// What is published for one time period.
+/// The descriptor of one time period.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPeriodStatus {
     /// Its number.
     pub number: u64,
-    /// Its length.
+    /// Its length, in minutes.
     pub length_minutes: u32,
     /// The highest revision used.
     pub revision: u64,
@@ -182,7 +185,7 @@ pub struct PublishedPeriodStatus {
 /// An introduction point in the descriptor.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PublishedPointStatus {
-    /// Whose.
+    /// The node whose point it is.
     pub node: String,
     /// The relay, as `$FINGERPRINT`.
     pub relay: String,
@@ -203,7 +206,7 @@ pub struct PortStatus {
     pub error: Option<String>,
 }
 
-/// What went through the proxy, since start.
+/// Client traffic through the proxy since the daemon's start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficStatus {
     /// Streams open now.
@@ -223,25 +226,26 @@ pub struct LinkStatus {
     pub peer: String,
     /// The route it goes over: "tor".
     pub route: String,
-    /// What is known of that route: "proven", "degraded", "probing" or "unproven".
+    /// The state of that route: "proven", "degraded", "probing" or "unproven".
     pub state: String,
     /// Whether gossip with the other goes over this link: one for each peer does.
     pub carries: bool,
     /// Whether this node dialled.
     pub outgoing: bool,
-    /// Since it was made.
+    /// Time since it was made, in seconds.
     pub age_seconds: u64,
     /// Frames received.
     pub frames_in: u64,
     /// Frames sent.
     pub frames_out: u64,
-    /// Bytes received, of frames and their lengths.
+    /// Bytes received, of frames and their length fields.
     pub bytes_in: u64,
     /// Bytes sent, likewise.
     pub bytes_out: u64,
-    /// Messages dropped: of the other's because it sent too much, of ours because too many waited.
+    /// Messages dropped: of the other node because it sent too much, of this node because too many
+    /// waited.
     pub dropped: u64,
-    /// From the last question to its answer, in milliseconds; `None` before the first answer.
+    /// The last measured round trip, in milliseconds; `None` before the first answer.
     pub round_trip_ms: Option<u64>,
 }
 
@@ -250,13 +254,13 @@ pub struct LinkStatus {
 pub struct InvitationStatus {
     /// The public half of the token, in hexadecimal.
     pub id: String,
-    /// What the joiner becomes.
+    /// The role of the joiner.
     pub role: Role,
     /// How many nodes may join with it.
     pub uses: u16,
-    /// How many have.
+    /// How many nodes have joined with it.
     pub redeemed: u16,
-    /// The addresses of those that have, members still or not.
+    /// The addresses of the nodes that have, whether they are still members or not.
     pub nodes: Vec<String>,
     /// When it ends, in seconds since the Unix epoch.
     pub expires: u64,
@@ -284,11 +288,11 @@ pub enum InvitationState {
     /// All its uses are taken.
     Used,
     /// More nodes have joined than may, at publishers that could not hear each other: some of them
-    /// are expelled.
+    /// are evicted.
     Overdrawn,
-    /// Taken back.
+    /// It was revoked.
     Revoked,
-    /// Past its end.
+    /// It has expired.
     Expired,
 }
 

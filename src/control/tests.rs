@@ -1,4 +1,4 @@
-//! Both sides over a real socket.
+//! Client and server over a real socket.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Does what it is told, in words.
+/// Answers each request with its own text.
 struct Echo;
 
 #[async_trait]
@@ -129,7 +129,7 @@ fn a_node_is_named_by_the_beginning_of_its_address() {
     let short: NodePrefix = nodes[1].short().parse().unwrap();
     assert_eq!(short.choose(nodes), Ok(nodes[1]));
     assert!(short.choose([]).unwrap_err().contains("no member"));
-    assert_eq!(whole.choose([]), Ok(nodes[0]), "one that has never spoken");
+    assert_eq!(whole.choose([]), Ok(nodes[0]), "a member that was never heard");
     assert!(short.choose([nodes[1], nodes[1]]).unwrap_err().contains("several"));
     for wrong in ["", "abc", "a b c d", "../../etc", "0189"] {
         assert!(wrong.parse::<NodePrefix>().is_err(), "{wrong}");

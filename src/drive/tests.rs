@@ -22,7 +22,7 @@ enum Action {
     Rest,
 }
 
-/// Works when it is to begin, and again after a pause, three times in all.
+/// Works on [`Event::Begin`], and again after a pause, three times in all.
 #[derive(Default)]
 struct Worker {
     due: Option<Duration>,
@@ -60,7 +60,7 @@ impl Machine for Worker {
     }
 }
 
-/// What a job of the shell does.
+/// How a job of the shell behaves.
 #[derive(Clone, Copy)]
 enum Work {
     Takes(Duration),
@@ -96,7 +96,7 @@ impl Shell<Worker> for Factory {
                 let job = jobs.spawn(async move {
                     match work {
                         Work::Takes(time) => tokio::time::sleep(time).await,
-                        Work::Panics => panic!("as the test wants it"),
+                        Work::Panics => panic!("on purpose, for the test"),
                         Work::IsAborted => std::future::pending().await,
                     }
                     Event::Done
@@ -120,7 +120,7 @@ fn driver(work: Work) -> (Driver<Worker, Factory>, mpsc::Sender<Event>) {
     (Driver::new(Worker::default(), factory, Clock::start()), order)
 }
 
-/// Runs it for so long; an error if its loop ends before.
+/// Runs the driver for `time`; an error if a job panics meanwhile.
 async fn run_for(driver: &mut Driver<Worker, Factory>, time: Duration) -> Result<(), JobPanicked> {
     timeout(time, driver.run(&CancellationToken::new())).await.unwrap_or(Ok(()))
 }
@@ -130,7 +130,7 @@ async fn inputs_results_and_ticks_reach_the_machine_in_time() {
     let (mut driver, orders) = driver(Work::Takes(Duration::from_secs(1)));
     orders.send(Event::Begin).await.unwrap();
     run_for(&mut driver, Duration::from_secs(15)).await.unwrap();
-    // Interrupted in the middle of a job, it loses nothing.
+    // Interrupted during a job, it loses nothing.
     run_for(&mut driver, Duration::from_millis(6500)).await.unwrap();
     run_for(&mut driver, Duration::from_secs(60)).await.unwrap();
     let seen: Vec<_> = driver.machine.seen.iter().map(|(event, at)| (*event, at.as_secs())).collect();
@@ -144,7 +144,7 @@ async fn inputs_results_and_ticks_reach_the_machine_in_time() {
     ];
     assert_eq!(seen, expected);
     assert_eq!(driver.shell.rests, 1);
-    assert_eq!(driver.shell.settled, 6, "once after each");
+    assert_eq!(driver.shell.settled, 6, "once after each input or tick");
 }
 
 #[tokio::test(start_paused = true)]
@@ -156,7 +156,7 @@ async fn what_settling_brings_up_is_handled_before_anything_else() {
     run_for(&mut driver, Duration::from_secs(1)).await.unwrap();
     let seen: Vec<_> = driver.machine.seen.iter().map(|(event, _)| *event).collect();
     assert_eq!(seen, [Event::Tick, Event::Tick, Event::Settled, Event::Begin]);
-    assert_eq!(driver.into_shell().settled, 3, "once after all events at hand, and after what came up");
+    assert_eq!(driver.into_shell().settled, 3, "after each batch of events");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,11 @@
-//! Is the target there? Connects to each target now and then, and says whether this node is fit for clients.
+//! Checks the targets, and reports whether this node is fit for clients.
 //!
-//! One enters with [`Health::start`]. Every [`HealthSettings::interval`] each target is connected and let go. One
-//! success makes a target healthy at once; it takes [`HealthSettings::failures`] in a row to make it unhealthy, so that
-//! one lost connection moves no intro point. A node is ready while **all** its targets are healthy, and not before each
-//! has answered once. A failure for want of our own file descriptors says nothing about the target and changes nothing.
+//! Enter with [`Health::start`]. Every [`HealthSettings::interval`] each target is connected to,
+//! and the connection closed. One success makes a target healthy at once;
+//! [`HealthSettings::failures`] failures in a row make it unhealthy, so that one lost connection
+//! does not move introduction points. A node is ready while **all** its targets are healthy, and
+//! not before each has answered once. A failure because this process has no free file descriptor
+//! says nothing about the target and changes nothing.
 
 use std::io;
 use std::sync::Arc;
@@ -17,10 +19,10 @@ use tracing::{info, warn};
 use crate::proxy::{PortTarget, Target};
 use crate::sync::publish;
 
-/// How often and how patiently targets are asked.
+/// How often targets are checked, and how many failures are tolerated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthSettings {
-    /// Between two rounds.
+    /// Time between the beginnings of two rounds.
     pub interval: Duration,
     /// How long one connection may take.
     pub timeout: Duration,
@@ -34,20 +36,20 @@ impl Default for HealthSettings {
     }
 }
 
-/// What is known of the target of one virtual port.
+/// The health of the target of one virtual port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortHealth {
     /// The virtual port.
     pub port: u16,
     /// Its target.
     pub target: Target,
-    /// Whether streams would be served.
+    /// Whether streams are expected to be served.
     pub healthy: bool,
     /// The last failure, `None` after a success.
     pub error: Option<String>,
 }
 
-/// One port's judgement: no clock, no sockets.
+/// The verdict on one target: it has no clock and no sockets.
 #[derive(Debug, Default)]
 struct Judge {
     healthy: bool,
@@ -56,7 +58,7 @@ struct Judge {
 }
 
 impl Judge {
-    /// Takes the outcome of one connection; true if `healthy` changed.
+    /// Applies the outcome of one connection; returns whether `healthy` has changed.
     fn observe(&mut self, outcome: Result<(), String>, failures_allowed: u32) -> bool {
         let before = self.healthy;
         match outcome {
@@ -71,7 +73,7 @@ impl Judge {
     }
 }
 
-/// The running checks; dropped, they stop.
+/// The running checks. Dropping it stops them.
 pub struct Health {
     ready: watch::Receiver<bool>,
     ports: watch::Receiver<Arc<[PortHealth]>>,
@@ -79,7 +81,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Starts checking, in each round by the latest `settings`. Must be called within a tokio runtime.
+    /// Starts the checks; each round uses the latest `settings`. Must be called within a tokio
+    /// runtime.
     pub fn start(ports: Vec<PortTarget>, settings: watch::Receiver<HealthSettings>) -> Self {
         let first = ports.iter().map(|port| report(port, &Judge::default())).collect();
         let (ready, ready_receiver) = watch::channel(false);
@@ -95,7 +98,7 @@ impl Health {
         self.ready.clone()
     }
 
-    /// Port by port, in the order of the configuration.
+    /// The health of each port, in the order of the configuration.
     pub fn ports(&self) -> Arc<[PortHealth]> {
         self.ports.borrow().clone()
     }
@@ -105,7 +108,7 @@ fn report(port: &PortTarget, judge: &Judge) -> PortHealth {
     PortHealth { port: port.port, target: port.target.clone(), healthy: judge.healthy, error: judge.error.clone() }
 }
 
-/// Rounds without end.
+/// Runs one round after the other, without end.
 async fn check(
     ports: Vec<PortTarget>,
     mut settings: watch::Receiver<HealthSettings>,
@@ -139,19 +142,19 @@ async fn check(
     }
 }
 
-/// Waits for the round after the one that `began` then. A new interval counts at once.
+/// Waits for the round that follows the one that began at `began`. A new interval counts at once.
 async fn next_round(began: Instant, settings: &mut watch::Receiver<HealthSettings>) {
     loop {
         let due = began + settings.borrow_and_update().interval;
         tokio::select! {
             () = sleep_until(due) => return,
-            // Without a sender the settings stay as they are.
+            // Without a sender the settings do not change any further.
             Ok(()) = settings.changed() => {}
         }
     }
 }
 
-/// Connects once; `None` where the failure is our own.
+/// Connects once; `None` if it failed for want of a file descriptor of our own.
 async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
     match timeout(limit, target.connect()).await {
         Ok(Ok(_)) => Some(Ok(())),
@@ -164,11 +167,12 @@ async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
     }
 }
 
-/// Where `rustbalance.service` shows the daemon an empty directory (`PrivateTmp=`) or none
-/// (`ProtectHome=`).
+/// Directories that `rustbalance.service` hides from the daemon: it sees them empty (`PrivateTmp=`)
+/// or not at all (`ProtectHome=`).
 const HIDDEN_BY_THE_UNIT: [&str; 5] = ["/tmp", "/var/tmp", "/home", "/root", "/run/user"];
 
-/// Why a target could not be reached, with what an operator does not see from outside the daemon.
+/// Why a target could not be reached. If the unit may hide its path, says so: the operator sees the
+/// socket from outside the daemon.
 fn explain(target: &Target, error: &io::Error) -> String {
     let unseen = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     match target {

@@ -1,10 +1,11 @@
-//! Copies bytes both ways between a client and the target until both sides have ended or one fails;
-//! where the operator has set these times, also once nothing has moved for the idle time, or one
-//! side has not taken a byte for the stall time.
+//! Copies bytes both ways between a client and its target until both sides have ended or one fails.
+//! If the operator has set these times, also until nothing has moved for the idle time, or one side
+//! has not taken a byte for the stall time.
 //!
-//! Tor streams have no half-close: a client's END closes both ways. Targets do not know that, and neither does the
-//! code on a TCP socket. So the end of one direction is passed on as a shutdown, and the other direction goes on for as
-//! long as it moves within the (shorter) half-close time: a target may finish what it writes, and none can linger.
+//! Tor streams have no half-close: a client's END closes both ways. Targets do not know that, and
+//! neither does code written for TCP sockets. So the end of one direction is passed on as a
+//! shutdown, and the other direction goes on as long as it moves within the (shorter) half-close
+//! time: a target may finish what it writes, but cannot linger.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,39 +18,39 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::stream::BoxStream;
 
-/// How much has to pass until it is reported once more that bytes move: each report takes a lock.
+/// Minimum time between two reports that bytes move: each report takes a lock.
 const REPORT: Duration = Duration::from_millis(500);
 
-/// One read: 32 relay cells' worth of payload, so that whole cells go out.
+/// Size of one read, in bytes: the payload of 32 relay cells, so that full cells go out.
 const BUFFER: usize = 32 * 498;
 
-/// The bounds of one stream's life.
+/// The timeouts of one stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    /// Nothing has moved either way; `None` for no bound.
+    /// Longest time in which nothing moves either way; `None` for no bound.
     pub(super) idle: Option<Duration>,
-    /// One side does not take what the other has sent; `None` for no bound.
+    /// Longest time in which one side takes no byte that the other has sent; `None` for no bound.
     pub(super) stall: Option<Duration>,
-    /// Nothing has moved since one side ended.
+    /// Longest time in which nothing moves after one side has ended.
     pub(super) half_closed: Duration,
 }
 
 /// How a stream ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// Both sides are done.
+    /// Both sides have ended.
     Whole,
-    /// One side had ended and the other did nothing for the half-close time.
+    /// One side had ended, and nothing moved for the half-close time.
     HalfClosed,
     /// Nothing moved for the idle time.
     Idle,
     /// One side stopped taking bytes.
     Stalled,
-    /// One side broke off.
+    /// One side failed.
     Broken(io::Error),
 }
 
-/// What a stream does, for those who may have to close it.
+/// The activity of a stream, reported to those that may have to close it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sign {
     /// The client has sent its first bytes.
@@ -58,7 +59,7 @@ pub(super) enum Sign {
     Moved,
 }
 
-/// Which way bytes go.
+/// The direction in which bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     FromClient,
@@ -89,7 +90,8 @@ impl<'a> Activity<'a> {
         self.times.lock()
     }
 
-    /// Bytes have moved.
+    /// Notes that bytes have moved, and reports the client's first bytes at once, others at most
+    /// every [`REPORT`].
     fn touch(&self, way: Way) {
         let now = Instant::now();
         let sign = {
@@ -119,9 +121,10 @@ impl<'a> Activity<'a> {
         self.times().last
     }
 
-    /// Returns once nothing has moved for as long as is allowed now.
+    /// Returns once nothing has moved for the idle time, or for the half-close time if one side has
+    /// ended.
     async fn watch(&self, bounds: Bounds) -> Ended {
-        // Looking again at least this often notices a half-close in time without a channel for it.
+        // Looking again at least this often notices a half-close in time, without a channel for it.
         let beat = bounds.idle.map_or(bounds.half_closed, |idle| idle.min(bounds.half_closed));
         loop {
             let (limit, ended) = match self.half_closed.load(Ordering::Relaxed) {
@@ -138,7 +141,7 @@ impl<'a> Activity<'a> {
     }
 }
 
-/// Copies until the stream ends. `report` hears what it does, at most every half second;
+/// Copies until the stream ends. `report` is called with its activity, at most every half second;
 /// `from_client` and `to_client` count the bytes delivered.
 pub(super) async fn copy_both(
     client: BoxStream,
@@ -159,7 +162,7 @@ pub(super) async fn copy_both(
     }
 }
 
-/// Copies one way until the reader ends, and passes the end on.
+/// Copies one way until the reader ends, then shuts the writer down.
 async fn copy_one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -172,7 +175,7 @@ async fn copy_one_way(
     loop {
         let read = match from.read(&mut buffer).now_or_never() {
             Some(read) => read,
-            // Nothing more at once: what is held back for a fuller cell has to go out now.
+            // There is no more input yet: flush what is held back to fill a cell.
             None if unflushed => {
                 within(stall, to.flush()).await?;
                 unflushed = false;

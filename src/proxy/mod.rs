@@ -1,10 +1,10 @@
-//! Takes clients' streams from the Tor engine to the targets on this host.
+//! Carries clients' streams from the Tor engine to the targets on this host.
 //!
-//! One enters with [`Proxy::run`] (a queue of streams) or [`Proxy::serve`] (one). For each stream,
-//! the target of its virtual port is connected **first**; only then is the client told that it is
-//! connected, so that a dead target is a refused stream and not an empty answer. Then bytes go both
-//! ways until the stream ends (see `copy`). Streams at once are bounded, and which stay when there
-//! is no room for all is decided in `plan`. What was refused or closed for that is counted by
+//! Enter with [`Proxy::run`] (a queue of streams) or [`Proxy::serve`] (one). For each stream the
+//! target of its virtual port is connected **first**; only then is the stream accepted, so that a
+//! client of a dead target sees a refused stream and not an empty answer. Then bytes are copied
+//! both ways until the stream ends (see `copy`). The number of open streams is bounded, and `plan`
+//! decides which of them stay when there are too many. Refused and closed streams are counted by
 //! reason.
 
 use std::sync::Arc;
@@ -29,23 +29,22 @@ mod plan;
 mod room;
 mod target;
 
-/// The longest that telling a client "connected" may take.
+/// Bound on accepting a stream, which tells the client that it is connected.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 
-/// Bounds on what the proxy holds open.
+/// Bounds on the streams of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyLimits {
-    /// Streams open at once, those that are being connected included.
+    /// Streams open at once, including those that are being connected.
     pub streams: usize,
     /// How long connecting to a target may take.
     pub connect: Duration,
-    /// A stream on which nothing has moved for this long is closed; `None`: never, as with C tor,
-    /// unless others need the room.
+    /// A stream on which nothing has moved for this long is closed. `None`: never, as with C tor,
+    /// unless its place is needed for another stream.
     pub idle: Option<Duration>,
-    /// A stream of which one side has not taken a byte for this long is closed; `None`: never,
-    /// likewise.
+    /// A stream is closed if one side has not taken a byte for this long. `None`: never, likewise.
     pub stall: Option<Duration>,
-    /// A stream of which one side has ended and nothing has moved for this long is closed.
+    /// A stream is closed if one side has ended and nothing has moved for this long.
     pub half_closed: Duration,
 }
 
@@ -61,7 +60,7 @@ impl Default for ProxyLimits {
     }
 }
 
-/// Counts a stream as open until it is dropped, whichever way its task ends.
+/// Counts a stream as open until it is dropped, however its task ends.
 struct OpenStream<'a>(&'a Counters);
 
 impl<'a> OpenStream<'a> {
@@ -78,43 +77,43 @@ impl Drop for OpenStream<'_> {
     }
 }
 
-/// The proxy; a clone is a second handle on the same.
+/// The proxy of one service; a clone is a second handle on the same.
 #[derive(Clone)]
 pub struct Proxy {
     ports: Arc<[PortTarget]>,
     shared: Arc<Shared>,
 }
 
-/// What proxies of several services share.
+/// The state that the proxies of all services of a node share.
 struct Shared {
     limits: watch::Receiver<ProxyLimits>,
-    /// Streams for which the process may open files.
+    /// The most streams that the process has files for.
     files: usize,
     room: Arc<Room>,
     counters: Counters,
 }
 
 impl Proxy {
-    /// A proxy for these virtual ports. It holds a stream to the latest `limits` when that begins, and never serves
-    /// more than `files` streams at once.
+    /// A proxy for these virtual ports. Each stream is held to the `limits` in force when it
+    /// begins. Never serves more than `files` streams at once.
     pub fn new(ports: Vec<PortTarget>, limits: watch::Receiver<ProxyLimits>, files: usize, counters: Counters) -> Self {
         Self { ports: ports.into(), shared: Arc::new(Shared { limits, files, room: Arc::default(), counters }) }
     }
 
-    /// A proxy for the virtual ports of another service, within the same bounds: both together hold as many streams as
-    /// one may, and count as one.
+    /// A proxy for the virtual ports of another service. It shares the bounds and the counters: all
+    /// proxies together hold no more streams than one may.
     pub fn with_ports(&self, ports: Vec<PortTarget>) -> Self {
         Self { ports: ports.into(), shared: Arc::clone(&self.shared) }
     }
 
-    /// Serves every stream that comes until `shutdown`; then takes no more, lets the open ones end for `grace`, and
-    /// cuts off the rest.
+    /// Serves every stream that comes until `shutdown`; then accepts no more, gives the open ones
+    /// `grace` to end, and cuts off the rest.
     pub async fn run(self, mut streams: mpsc::Receiver<Incoming>, shutdown: CancellationToken, grace: Duration) {
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         while let Some(Some(incoming)) = shutdown.run_until_cancelled(streams.recv()).await {
-            // The place is taken before the task is made, so the tasks are bounded by it too.
-            // Dropped, a request is rejected: a flood makes no tasks at all.
+            // Admission comes before the task, so it bounds the tasks, too: a flood makes none. A
+            // request that is dropped is rejected.
             let Some(admitted) = self.admit(incoming.circuit) else { continue };
             let (proxy, cut) = (self.clone(), cut.clone());
             tasks.spawn(async move { cut.run_until_cancelled(proxy.serve_admitted(incoming, admitted)).await });
@@ -142,7 +141,7 @@ impl Proxy {
         room.admit(circuit, streams).map_err(|why| counters.count(why)).ok()
     }
 
-    /// Serves a stream until it ends, or until another needs its room.
+    /// Serves a stream until it ends, or until another stream takes its place.
     async fn serve_admitted(&self, incoming: Incoming, admitted: Admitted) {
         let served = self.serve_whole(incoming, &admitted);
         if admitted.closed().run_until_cancelled(served).await.is_none() {

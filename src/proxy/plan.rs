@@ -1,39 +1,39 @@
-//! Which client streams stay when there is no room for all: a newcomer is served, and the stream
-//! that matters least goes.
+//! Which client streams stay when there are too many: a newcomer is served, and the stream that
+//! matters least is closed.
 //!
 //! Enter with [`StreamPlan::handle`]. Each stream is a connection to a target, so the bounds here
-//! spare the application too:
+//! protect the application, too:
 //!
 //! 1. Above three quarters of `streams`, a circuit that holds [`SHARE`] of them gets no more.
-//! 2. An unused stream is one on which the client has not sent a byte. Where an eighth of `streams`
-//!    are unused, the one that has been so for longest goes for a newcomer, if that is
-//!    [`PATIENCE`].
-//! 3. Where `streams` are open, the first of these goes that there is: a stream that has been
-//!    unused for [`PATIENCE`]; one idle for [`PATIENCE`] on a circuit that holds more than
+//! 2. An unused stream is one on which the client has not sent a byte. If an eighth of `streams`
+//!    are unused, a newcomer replaces the one that has been unused for longest, provided that is at
+//!    least [`PATIENCE`].
+//! 3. If `streams` are open, a newcomer replaces the first of these that exists: a stream that has
+//!    been unused for [`PATIENCE`]; one idle for [`PATIENCE`] on a circuit that holds more than
 //!    [`SHARE`]; any that is idle for [`PATIENCE`] (of each kind, the longest idle); the longest
-//!    idle on the circuit that holds most streams, if that holds at least two more than the
+//!    idle on the circuit that holds most streams, if it holds at least two more than the
 //!    newcomer's.
-//! 4. If there is none, the newcomer is refused: then every circuit has its share, and every stream
-//!    moves.
+//! 4. If none of these exists, the newcomer is refused: every circuit has its share, and every
+//!    stream moves.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::tor::CircuitId;
 
-/// Streams that one circuit may open under pressure: browsers open six to a site at once.
+/// Streams that one circuit may open under pressure: browsers open up to six to a site at once.
 pub(super) const SHARE: usize = 8;
-/// A stream that has not moved for less than this may be a client waiting for Tor (a round trip
-/// takes one to three seconds).
+/// A stream that has not moved for less than this may be of a client that waits for Tor (a round
+/// trip takes one to three seconds).
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// The part of all streams that may be unused.
+/// Unused streams are bounded by `streams` divided by this.
 const UNUSED_PART: usize = 8;
 
-/// Names a stream for as long as the proxy runs.
+/// Identifies a stream for as long as the proxy runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct StreamId(u64);
 
-/// What happened.
+/// An event that the plan handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
     /// A client asks for a stream on this circuit.
@@ -46,16 +46,16 @@ pub(super) enum Event {
     Ended(StreamId),
 }
 
-/// What to do.
+/// An action that the proxy carries out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Serve the stream that was asked for.
+    /// Serve the stream that the client asked for.
     Serve(StreamId),
-    /// Close this stream for it.
+    /// Close this stream, to make room for it.
     Close(StreamId),
     /// Refuse it: its circuit holds its share.
     RefuseShare,
-    /// Refuse it: no other stream may go for it.
+    /// Refuse it: there is no stream that may be closed for it.
     RefuseFull,
 }
 
@@ -83,7 +83,7 @@ impl StreamPlan {
         self.most = most;
     }
 
-    /// Takes what happened at `now`, the time since any fixed origin.
+    /// Applies an event at `now`, the time since any fixed origin; returns what to do, in order.
     pub(super) fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         match event {
             Event::Asked(circuit) => return self.asked(circuit, now),
@@ -118,13 +118,14 @@ impl StreamPlan {
         victim.map(Action::Close).into_iter().chain([Action::Serve(id)]).collect()
     }
 
-    /// The stream that has been unused for longest, if that is [`PATIENCE`].
+    /// The stream that has been unused for longest, if that is at least [`PATIENCE`].
     fn longest_unused(&self, now: Duration) -> Option<StreamId> {
         let unused = self.streams.iter().filter(|(_, stream)| !stream.used && now >= stream.moved + PATIENCE);
         unused.min_by_key(|(id, stream)| (stream.moved, **id)).map(|(id, _)| *id)
     }
 
-    /// The stream that matters least, for a newcomer whose circuit holds `held`.
+    /// The stream that matters least (see point 3 above) if a newcomer may replace one; `held` is
+    /// the number of streams on the newcomer's circuit.
     fn least(&self, held: usize, now: Duration) -> Option<StreamId> {
         let rank = |stream: &Stream| {
             let on_circuit = self.held(stream.circuit);
@@ -137,7 +138,7 @@ impl StreamPlan {
             }
         };
         let ranked = self.streams.iter().filter_map(|(id, stream)| rank(stream).map(|rank| (rank, *id)));
-        // Of equals, the one that came first.
+        // Of equals, the oldest.
         ranked.max_by_key(|(rank, id)| (*rank, std::cmp::Reverse(*id))).map(|(_, id)| id)
     }
 
@@ -161,12 +162,12 @@ impl StreamPlan {
         }
     }
 
-    /// How many streams this circuit holds.
+    /// The number of streams on this circuit.
     fn held(&self, circuit: CircuitId) -> usize {
         self.on_circuit.get(&circuit).copied().unwrap_or(0)
     }
 
-    /// True above three quarters of the bound.
+    /// True if more than three quarters of the allowed streams are open.
     fn is_pressed(&self) -> bool {
         self.streams.len() * 4 > self.most * 3
     }

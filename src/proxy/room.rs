@@ -1,5 +1,5 @@
-//! The shell of `plan`: reads the clock, remembers how to close each stream, and closes those that
-//! make room.
+//! The shell of `plan`: reads the clock, keeps the means to close each stream, and closes those
+//! that must make room.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::plan::{Action, Event, StreamId, StreamPlan};
 use crate::counters::Counter;
 use crate::tor::CircuitId;
 
-/// The room for streams.
+/// The places for streams, shared by all proxies of a node.
 pub(super) struct Room {
     origin: Instant,
     state: Mutex<State>,
@@ -33,8 +33,8 @@ impl Default for Room {
 }
 
 impl Room {
-    /// Takes a stream of this circuit in, one of at most `streams`, or says why not. Another stream may be closed
-    /// for it.
+    /// Admits a stream of this circuit as one of at most `streams`, possibly closing another one
+    /// for it; else returns the counter of the refusal.
     pub(super) fn admit(self: &Arc<Self>, circuit: CircuitId, streams: usize) -> Result<Admitted, Counter> {
         let mut state = self.state();
         state.plan.bound(streams);
@@ -63,7 +63,7 @@ impl Room {
     }
 }
 
-/// The room that one stream takes; free again when dropped.
+/// The place of one stream; free again when dropped.
 pub(super) struct Admitted {
     id: StreamId,
     room: Arc<Room>,
@@ -71,12 +71,12 @@ pub(super) struct Admitted {
 }
 
 impl Admitted {
-    /// Cancelled when another stream needs the room.
+    /// Cancelled when another stream takes the place.
     pub(super) fn closed(&self) -> &CancellationToken {
         &self.closed
     }
 
-    /// The stream does something.
+    /// Reports activity of the stream.
     pub(super) fn report(&self, sign: Sign) {
         let event = match sign {
             Sign::Used => Event::Used(self.id),

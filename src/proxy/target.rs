@@ -1,4 +1,5 @@
-//! Where a node sends its clients' streams: a place on its own host, written as the operator writes it.
+//! Targets: where a node sends its clients' streams, always on its own host, as the operator writes
+//! them.
 
 use std::fmt;
 use std::io;
@@ -13,19 +14,19 @@ use crate::stream::BoxStream;
 /// Longest path of a Unix socket in bytes: `sun_path` holds 108 with the closing zero.
 pub const MAX_UNIX_PATH: usize = 107;
 
-/// What a target must look like, for error messages and help texts.
+/// The forms of a target, for error messages and help texts.
 const FORMS: &str = "write \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/app.sock\"";
 
-/// Why a text is no target.
+/// Why a text is not a target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// Neither of the forms.
-    #[error("{0:?} is no target: {FORMS}")]
+    /// None of the known forms.
+    #[error("{0:?} is not a target: {FORMS}")]
     Form(String),
     /// Port 0.
     #[error("the target {0:?} has port 0, which nothing listens on: {FORMS}")]
     PortZero(String),
-    /// Another host: what leaves the host would leave Tor.
+    /// Another host: a stream that leaves this host would leave Tor.
     #[error(
         "the target {0:?} is not on this host: a client's stream never leaves it in the clear. For an application in \
          another container share a Unix socket between the two (a common volume and unix:/...), or the network \
@@ -35,12 +36,12 @@ pub enum TargetError {
     /// A Unix path that depends on the working directory.
     #[error("the target {0:?} has a relative path: write it from the root, as in \"unix:/run/app.sock\"")]
     RelativePath(String),
-    /// A Unix path that no socket can have.
+    /// A path that is longer than a Unix socket's may be.
     #[error("the target {0:?} is too long for a Unix socket: its path has {1} bytes, at most {MAX_UNIX_PATH} fit")]
     LongPath(String, usize),
 }
 
-/// Where a stream goes: always on this host.
+/// The target of a stream: always on this host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// A loopback address.
@@ -74,7 +75,8 @@ async fn connect_localhost(port: u16) -> io::Result<TcpStream> {
     let [v4, v6] =
         [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].map(|ip| SocketAddr::new(ip, port));
     match connect_tcp(v4).await {
-        // For want of our own descriptors the other would fail, too.
+        // Without free file descriptors of our own (EMFILE, ENFILE) the other attempt would fail,
+        // too.
         Err(of_v4) if of_v4.raw_os_error().is_none_or(|code| !matches!(code, 23 | 24)) => {
             connect_tcp(v6).await.map_err(|of_v6| io::Error::new(of_v4.kind(), format!("{v4}: {of_v4}; {v6}: {of_v6}")))
         }
@@ -118,7 +120,7 @@ impl FromStr for Target {
     }
 }
 
-/// The target of what follows `unix:`.
+/// The target with the path after `unix:`.
 fn unix_target(path: &str, shown: impl Fn() -> String) -> Result<Target, TargetError> {
     match path.len() {
         0 => Err(TargetError::Form(shown())),
@@ -129,7 +131,7 @@ fn unix_target(path: &str, shown: impl Fn() -> String) -> Result<Target, TargetE
     }
 }
 
-/// A virtual port of the master address and where its streams go on this node.
+/// A virtual port of a service, and its target on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortTarget {
     /// The port that clients see.
@@ -174,7 +176,8 @@ mod tests {
         for text in ["10.0.0.1:80", "0.0.0.0:80", "[fe80::1]:80", "[::]:80", "example.com:80", "[::ffff:9.9.9.9]:80"] {
             assert!(matches!(text.parse::<Target>(), Err(TargetError::OtherHost(_))), "{text}");
         }
-        // What people write for an application in another container, and the two ways that work.
+        // Operators write these for an application in another container. The error names the two
+        // ways that work.
         for text in ["web:80", "172.17.0.1:8080", "host.docker.internal:80"] {
             let error = text.parse::<Target>().unwrap_err().to_string();
             assert!(error.contains("Unix socket") && error.contains("network_mode: \"service:NAME\""), "{error}");

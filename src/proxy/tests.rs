@@ -12,7 +12,7 @@ use super::*;
 use crate::stream::BoxStream;
 use crate::tor::{CircuitId, Rejection, StreamRequest};
 
-/// A client's request: tells whether it was accepted, and hands over the stream.
+/// A client's request that reports whether it was accepted.
 struct FakeRequest {
     stream: DuplexStream,
     answered: Option<oneshot::Sender<bool>>,
@@ -30,12 +30,13 @@ impl StreamRequest for FakeRequest {
     }
 }
 
-/// A request for `port`, the client's end, and where the answer is told (an error: dropped unanswered).
+/// A request for `port`, the client's end of it, and the answer: whether it was accepted; an error
+/// if it was dropped without an answer.
 fn request(port: u16) -> (Incoming, DuplexStream, oneshot::Receiver<bool>) {
     request_on(CircuitId(1), port)
 }
 
-/// The same on this circuit.
+/// [`request`] on this circuit.
 fn request_on(circuit: CircuitId, port: u16) -> (Incoming, DuplexStream, oneshot::Receiver<bool>) {
     let (ours, theirs) = duplex(4096);
     let (answered, answer) = oneshot::channel();
@@ -212,7 +213,7 @@ async fn by_default_an_idle_stream_and_one_that_is_not_read_live_on() {
             (counters.cell(Counter::BytesFromClients), counters.cell(Counter::BytesToClients));
         copy_both(Box::new(theirs), Box::new(targets), bounds, &|_| {}, from_client, to_client).await
     });
-    // More than the client's window and the buffer on the way take: it waits for the client.
+    // More than the client's window and the buffers hold, so it waits for the client.
     let page = tokio::spawn(async move { target.write_all(&[7; 40_000]).await });
     tokio::time::sleep(Duration::from_secs(30 * 24 * 3600)).await;
     assert!(!copying.is_finished() && !page.is_finished());

@@ -19,8 +19,8 @@
 //!
 //! A descriptor that has replaced one of ours is another publisher's ([`Action::Stranger`]) if only
 //! authorized clients can read it, or if it names no point of this cluster and no member has
-//! announced so high a revision. A descriptor that was there before our first upload is not: it may be
-//! left over from a service that has ended.
+//! announced so high a revision. A descriptor that was there before our first upload is not: it may
+//! be left over from a service that has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -90,8 +90,8 @@ pub enum Event {
         period: PeriodId,
         /// The directory.
         directory: Directory,
-        /// What it holds: `None` for no descriptor, `Err` if it did not answer or the answer is
-        /// unreadable.
+        /// The descriptor that it holds, `None` for none; `Err` if it did not answer or the answer
+        /// is unreadable.
         reading: Result<Option<Reading>, String>,
     },
 }

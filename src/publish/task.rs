@@ -43,7 +43,7 @@ pub trait RevisionLog: Send + Sync {
     fn advance(&self, period: PeriodId, revision: u64) -> Result<(), String>;
 }
 
-/// What the cluster asks of this node as a publisher.
+/// The cluster's requirements for this node as a publisher.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// The term in which this node holds the lease; `None` while another node holds it.
@@ -78,9 +78,9 @@ pub struct Publisher {
     pub credentials: Arc<dyn CredentialSource>,
     /// The log that keeps revisions rising across restarts.
     pub revisions: Arc<dyn RevisionLog>,
-    /// What the cluster asks for now.
+    /// The current requirements of the cluster.
     pub wanted: watch::Receiver<Wanted>,
-    /// What is published where, written by the task.
+    /// The published revisions and how many directories hold them, written by the task.
     pub report: watch::Sender<Vec<PublishedPeriod>>,
     /// Notified each time this node cannot publish because its disk does not store the revision: a
     /// revision that is not on disk is not used.

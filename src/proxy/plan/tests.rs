@@ -1,4 +1,4 @@
-//! The plan for streams: single cases, and what holds whatever clients do.
+//! The plan for streams: single cases, and properties that hold for any behaviour of the clients.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn plan_of(most: usize) -> StreamPlan {
     plan
 }
 
-/// Asks for a stream; gives it, and the one that went for it.
+/// Asks for a stream; returns it, and the stream that was closed for it.
 fn ask(plan: &mut StreamPlan, from: u64, now: Duration) -> Result<(StreamId, Option<StreamId>), Action> {
     match *plan.handle(Event::Asked(circuit(from)), now).as_slice() {
         [Action::Serve(id)] => Ok((id, None)),
@@ -30,7 +30,7 @@ fn ask(plan: &mut StreamPlan, from: u64, now: Duration) -> Result<(StreamId, Opt
     }
 }
 
-/// Fills it with used streams, `each` to a circuit from number 1 on.
+/// A full plan of used streams, `each` to a circuit from number 1 on.
 fn filled(each: u64, now: Duration) -> StreamPlan {
     let mut plan = plan_of(MOST);
     for number in 0..MOST as u64 {
@@ -72,7 +72,8 @@ fn a_circuit_that_holds_more_than_its_share_gives_first() {
     let mut plan = plan_of(MOST);
     let mut hog = Vec::new();
     for number in 0..MOST as u64 {
-        // Before the pressure, one circuit takes thirty; the others are idle for longer.
+        // One circuit opens thirty streams before there is pressure; the others have been idle for
+        // longer.
         let from = if (10..40).contains(&number) { 1 } else { 100 + number };
         let Ok((id, _)) = ask(&mut plan, from, at(number)) else { panic!("{number}") };
         plan.handle(Event::Used(id), at(number));
@@ -110,12 +111,12 @@ fn an_eighth_may_be_unused_and_the_application_is_spared_the_rest() {
     let mut plan = plan_of(MOST);
     let unused: Vec<_> = (0..8).map(|number| ask(&mut plan, number, at(number)).unwrap().0).collect();
     assert_eq!(ask(&mut plan, 99, at(60)).unwrap().1, Some(unused[0]));
-    // Those that have just come have time: nothing goes as long as there is room.
+    // New streams have time: none is closed while there is room.
     let mut plan = plan_of(MOST);
     assert!((0..20).all(|number| ask(&mut plan, number, at(0)).unwrap().1.is_none()));
 }
 
-/// What clients do in a second, each on circuits of its own.
+/// A step of the clients; a number is a circuit, a stream or a time in seconds.
 #[derive(Debug, Clone)]
 enum Step {
     Ask(u64),
@@ -172,16 +173,17 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Attackers open what they can on circuits of theirs, and send a byte on each from time to
-    /// time; an honest client comes now and then, with one stream that it uses within two seconds.
+    /// Attackers open all the streams they can on circuits of their own, and send a byte on each at
+    /// intervals. An honest client comes now and then with one stream, which it uses within two
+    /// seconds.
     #[test]
     fn an_honest_client_is_served_whatever_others_hold(
         circuits in 1..40_u64, each in 1..12_u64, pause in prop_oneof![Just(None), (1..120_u64).prop_map(Some)],
     ) {
         let mut plan = plan_of(MOST);
         let mut held = Vec::new();
-        // More circuits than half of the streams hold one each, and nothing is unfair or idle:
-        // known, and in THREATS.
+        // A known limit (see THREATS): attackers on more circuits than half of the streams hold one
+        // stream each, and none of these is unfair or idle.
         prop_assume!(circuits * 2 <= MOST as u64 || pause.is_none_or(|pause| pause > PATIENCE.as_secs()));
         for second in 0..60 {
             let now = at(4 * second);
@@ -198,7 +200,7 @@ proptest! {
             }
             if second % 10 == 9 {
                 let Ok((id, _)) = ask(&mut plan, second, now) else { panic!("refused in second {second}") };
-                // Attackers go on, until the honest client's first byte is here.
+                // The attackers go on until the honest client's first byte arrives.
                 for number in 0..circuits * each {
                     let _ = ask(&mut plan, 1000 + number % circuits, now + at(2));
                 }
