@@ -100,7 +100,7 @@ impl Discovery {
         Offer { key: self.key.unverified(), secret: self.secret.duplicate() }
     }
 
-    /// A second handle on the same key.
+    /// A copy of the key; explicit, because the type is not `Clone`.
     pub fn duplicate(&self) -> Self {
         Self { key: self.key.clone(), secret: self.secret.duplicate() }
     }

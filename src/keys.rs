@@ -56,7 +56,7 @@ macro_rules! seed_secret {
         pub struct $name([u8; 32]);
 
         impl $name {
-            /// A new one.
+            /// A new random secret.
             pub fn generate(rng: &mut impl CryptoRng) -> Self {
                 Self(rng.random())
             }
@@ -76,7 +76,7 @@ macro_rules! seed_secret {
                 $id::from_public_key(self.public_key())
             }
 
-            /// A second handle on the same secret.
+            /// A copy of the secret; explicit, because the type is not `Clone`.
             pub fn duplicate(&self) -> Self {
                 Self(self.0)
             }
@@ -168,7 +168,7 @@ impl MasterSecret {
         ExpandedSecretKey { scalar: Scalar::from_bytes_mod_order(*scalar), hash_prefix }
     }
 
-    /// A second handle on the same secret.
+    /// A copy of the secret; explicit, because the type is not `Clone`.
     pub fn duplicate(&self) -> Self {
         Self(self.0)
     }
@@ -195,12 +195,12 @@ pub struct DiscoverySecret([u8; 32]);
 pub struct DiscoveryPublic(pub [u8; 32]);
 
 impl DiscoverySecret {
-    /// A new one.
+    /// A new random secret.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
         Self(rng.random())
     }
 
-    /// The one of these bytes.
+    /// The secret with these bytes.
     pub fn from_bytes(bytes: &Zeroizing<[u8; 32]>) -> Self {
         Self(**bytes)
     }
@@ -216,7 +216,7 @@ impl DiscoverySecret {
         DiscoveryPublic(x25519_dalek::PublicKey::from(&secret).to_bytes())
     }
 
-    /// A second handle on the same secret.
+    /// A copy of the secret; explicit, because the type is not `Clone`.
     pub fn duplicate(&self) -> Self {
         Self(self.0)
     }
@@ -246,7 +246,7 @@ impl PointSeed {
         Self(labelled(Label::PointSeed, &[authority.seed(), node.public_key()]))
     }
 
-    /// The one of these bytes.
+    /// The secret with these bytes.
     pub fn from_bytes(bytes: &Zeroizing<[u8; 32]>) -> Self {
         Self(**bytes)
     }
@@ -302,7 +302,7 @@ impl IntroPointSecrets {
         (self.session_key(), self.encryption_key()) == (point.session_key.0, point.encryption_key.0)
     }
 
-    /// A second handle on the same secrets.
+    /// A copy of the secrets; explicit, because the type is not `Clone`.
     pub fn duplicate(&self) -> Self {
         Self { nonce: self.nonce, session: self.session, encryption: self.encryption }
     }

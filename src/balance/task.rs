@@ -66,11 +66,11 @@ pub struct Balance {
     pub engine: Arc<dyn Engine>,
     /// The service whose clients come.
     pub service: ServiceId,
-    /// Keeps the keys.
+    /// The storage of the points and their keys.
     pub store: Arc<dyn IntroPointStore>,
     /// Bounds against floods.
     pub limits: Arc<ServiceGuard>,
-    /// Where client streams go.
+    /// The queue for client streams.
     pub streams: mpsc::Sender<Incoming>,
     /// How many points to keep.
     pub points: usize,
@@ -85,7 +85,7 @@ pub struct Balance {
 /// An input of the shell.
 enum Input {
     Wanted(Wanted),
-    /// Introductions are to be counted.
+    /// It is time to count introductions.
     Count,
     Opened(SlotId, Result<(Arc<dyn OpenIntroPoint>, PointNonce), String>),
     Lost(SlotId, String),
@@ -227,7 +227,7 @@ impl BalanceShell {
             }
         };
         if let Err(error) = on_disk(|| self.balance.store.note(&stored)) {
-            warn!(%error, "cannot store an introduction point: after a restart its clients will have to come again");
+            warn!(%error, "cannot store an introduction point: it will be lost at a restart, and its clients must connect again");
         }
         debug!(slot = slot.0, relay = %point.relay, "introduction point open");
         let watched = Arc::clone(&handle);

@@ -112,7 +112,7 @@ pub enum Request {
     /// Tell the others that this node leaves, and stop. Answered by [`Response::Done`] once they
     /// know.
     Leave {},
-    /// Take no new clients, serve those that are there.
+    /// Take no new clients; go on serving those that are there.
     Drain {},
     /// Take clients again.
     Resume {},

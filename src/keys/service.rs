@@ -61,7 +61,7 @@ pub enum ServiceSecret {
 }
 
 impl ServiceSecret {
-    /// A second handle on the same secret.
+    /// A copy of the secret; explicit, because the type is not `Clone`.
     pub fn duplicate(&self) -> Self {
         match self {
             Self::Identity(key) => Self::Identity(key.duplicate()),
@@ -94,7 +94,7 @@ impl ServiceSecrets {
         self.secrets.iter().map(|ServiceSecret::Identity(key)| key).next()
     }
 
-    /// A second handle on the same secrets.
+    /// A copy of the secrets; explicit, because the type is not `Clone`.
     pub fn duplicate(&self) -> Self {
         Self { service: self.service, secrets: self.secrets.iter().map(ServiceSecret::duplicate).collect() }
     }

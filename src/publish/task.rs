@@ -50,7 +50,7 @@ pub struct Wanted {
     pub term: Option<u64>,
     /// The points to publish, at most 20, ordered.
     pub points: Vec<IntroPoint>,
-    /// Highest revisions known from gossip.
+    /// The highest revisions known from gossip.
     pub floors: BTreeMap<PeriodId, u64>,
     /// Of these, those that other members have announced.
     pub of_others: BTreeMap<PeriodId, u64>,

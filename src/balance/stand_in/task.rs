@@ -45,7 +45,7 @@ pub struct StandIn {
     pub authority: AuthoritySecret,
     /// Bounds against floods, shared with this node's own points.
     pub limits: Arc<ServiceGuard>,
-    /// Where client streams go.
+    /// The queue for client streams.
     pub streams: mpsc::Sender<Incoming>,
     /// The points that are assigned to this node now.
     pub wanted: watch::Receiver<BTreeSet<Orphan>>,
@@ -56,7 +56,7 @@ pub struct StandIn {
 /// An input of the shell.
 enum Input {
     Wanted(BTreeSet<Orphan>),
-    /// Introductions are to be counted.
+    /// It is time to count introductions.
     Count,
     Opened(Orphan, Result<Arc<dyn OpenIntroPoint>, String>),
     Lost(Orphan, String),
