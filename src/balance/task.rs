@@ -227,7 +227,7 @@ impl BalanceShell {
             }
         };
         if let Err(error) = on_disk(|| self.balance.store.note(&stored)) {
-            warn!(%error, "cannot store an introduction point: it will be lost at a restart, and its clients must connect again");
+            warn!(%error, "cannot store an introduction point: a restart loses it, and its clients must connect again");
         }
         debug!(slot = slot.0, relay = %point.relay, "introduction point open");
         let watched = Arc::clone(&handle);
