@@ -13,6 +13,45 @@
 //! Gossip restarts under a higher generation if chitchat stops, or if versions of this node's
 //! present incarnation were spoofed: a peer that believes in a version which the node has not
 //! reached would ignore its real values.
+//!
+//! # Examples
+//!
+//! Two meshes over a channel in memory. What one announces, the other receives, unverified.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use rustbalance_gossip::id::{ClusterId, NodeId};
+//! use rustbalance_gossip::record::RecordKind;
+//! use rustbalance_mesh::{Carrier, Mesh, MeshConfig};
+//! use tokio::sync::mpsc;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let [alpha, beta] = [1, 2].map(|seed| NodeId::from_public_key([seed; 32]));
+//! let (to_alpha, for_alpha) = mpsc::channel(64);
+//! let (to_beta, for_beta) = mpsc::channel(64);
+//! // A carrier may lose messages, so a full channel does no harm.
+//! let carrier = |me: NodeId, queue: mpsc::Sender<(NodeId, Vec<u8>)>, received| Carrier {
+//!     send: Arc::new(move |_to, message| drop(queue.try_send((me, message)))),
+//!     received,
+//! };
+//! let config = |me| MeshConfig {
+//!     me,
+//!     cluster: ClusterId::from_public_key([9; 32]),
+//!     generation: 1,
+//!     interval: Duration::from_millis(50),
+//! };
+//! let (one, _) = Mesh::start(config(alpha), carrier(alpha, to_beta, for_alpha), vec![beta]).await?;
+//! let (other, mut updates) = Mesh::start(config(beta), carrier(beta, to_alpha, for_beta), vec![alpha]).await?;
+//! one.set(RecordKind::Card, b"a signed record")?;
+//! let update = updates.recv().await.ok_or("the mesh has ended")?;
+//! assert_eq!((update.origin, update.bytes.as_slice()), (alpha, &b"a signed record"[..]));
+//! # drop((one, other));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
