@@ -1,6 +1,7 @@
-//! The command as an operator meets it: what it prints, what it refuses and with which exit code. No network.
+//! The `rustbalance` command as an operator uses it: its output, its refusals and its exit codes.
+//! No network is used.
 
-// Helpers of tests are no tests to clippy.
+// Clippy's exception for tests does not cover the helper functions.
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +11,7 @@ use assert_cmd::Command;
 
 const DUCK: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
 
-/// What a command did.
+/// The result of a command.
 struct Done {
     code: i32,
     out: String,
@@ -39,7 +40,8 @@ fn run(dir: &Path, arguments: &[&str]) -> Done {
     run_with(dir, arguments, "")
 }
 
-/// Every file in a directory with its bytes, but for the lock, which says who took it last.
+/// Every file in a directory with its bytes, except the lock file, which names the last process
+/// that took it.
 fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
@@ -165,13 +167,13 @@ fn init_takes_over_the_key_of_c_tor_and_artis_file() {
     let options = ["init", "--quiet", "--import-key", key.to_str().unwrap(), "--arti-config", arti.to_str().unwrap()];
     let done = run(&first, &options);
     assert_eq!(done.code, 0, "{}", done.err);
-    assert_eq!(run(&second, &options).out, done.out, "one key is one address");
+    assert_eq!(run(&second, &options).out, done.out, "the same key gives the same address");
     let label = done.out.trim().trim_end_matches(".onion").to_owned();
-    // The file, and the whole state directory.
+    // Import from the key file, and from the whole state directory.
     for copy in [first.join("services").join(label).join("identity.key"), first.clone()] {
         let again = home.path().join(format!("again-{}", copy.is_dir()));
         let again = run(&again, &["init", "--quiet", "--import-key", copy.to_str().unwrap()]);
-        assert_eq!(again.out, done.out, "a copy of the identity key is the address: {}", again.err);
+        assert_eq!(again.out, done.out, "a copy of the identity key gives the same address: {}", again.err);
     }
     assert_eq!(std::fs::read(first.join("arti.toml")).unwrap(), std::fs::read(&arti).unwrap());
 
@@ -216,14 +218,13 @@ fn run_refuses_an_unknown_key_and_names_the_nearest() {
     let config = std::fs::read_to_string(&path).unwrap().replace("hartbeat = ", "# heartbeat = ");
     std::fs::write(&path, config + wrong).unwrap();
     let done = run(&dir, &["run"]);
-    assert_eq!(done.code, 4, "a supervisor would start it for ever: {}", done.err);
+    assert_eq!(done.code, 4, "a supervisor would restart it without end: {}", done.err);
     assert!(done.err.contains("allow_onion_addrs"), "{}", done.err);
     let done = run(&home.path().join("none"), &["run"]);
     assert!(done.err.contains("`rustbalance init`"), "{}", done.err);
 }
 
-/// What `run` would refuse, `init` and `join` refuse too, before anything is made and before a
-/// token is read.
+/// `init` and `join` refuse what `run` would refuse, before they create a file or read a token.
 #[test]
 fn what_run_needs_is_checked_before_anything_is_made() {
     let home = tempfile::tempdir().unwrap();
@@ -244,10 +245,10 @@ fn what_run_needs_is_checked_before_anything_is_made() {
             let done = run_with(dir, &[command, options].concat(), "no token");
             assert_eq!(done.code, 1, "{command:?}: {}", done.err);
             assert!(told.iter().all(|part| done.err.contains(part)), "{command:?}: {}", done.err);
-            assert!(!dir.exists(), "{command:?} has made something");
+            assert!(!dir.exists(), "{command:?} has created something");
         }
     }
-    // `run` says the same, and no supervisor tries again.
+    // `run` gives the same message and exit code 4, after which a supervisor does not restart it.
     let node = home.path().join("parent/node");
     std::fs::create_dir(home.path().join("parent")).unwrap();
     assert_eq!(run(&node, &["init"]).code, 0);
@@ -256,8 +257,8 @@ fn what_run_needs_is_checked_before_anything_is_made() {
     assert!(done.code == 4 && done.err.contains("mode 0777") && done.err.contains("`chmod go-w "), "{}", done.err);
 }
 
-/// A copy of a backup that kept neither modes nor owners: one start names all of it, one command
-/// each mends it.
+/// A restored backup that kept neither modes nor owners: one start names all faults, and one
+/// command mends the modes, another the owners.
 #[test]
 fn one_message_and_one_command_mend_a_backup_without_modes_and_owners() {
     let home = tempfile::tempdir().unwrap();
@@ -275,7 +276,7 @@ fn one_message_and_one_command_mend_a_backup_without_modes_and_owners() {
     let commands: Vec<_> = done.err.split('`').filter(|part| part.starts_with("ch")).collect();
     assert_eq!(commands.len(), if root { 2 } else { 1 }, "{}", done.err);
     commands.into_iter().for_each(sh);
-    // All is well again but for one thing that only a later check sees.
+    // The next start finds only the fault that a later check sees.
     std::fs::write(dir.join("members"), "").unwrap();
     let done = run(&dir, &["run"]);
     assert!(done.code == 4 && done.err.contains("members: is empty"), "{}", done.err);
@@ -360,8 +361,8 @@ fn log_filters_that_cannot_be_read_are_an_error() {
     assert!(err.starts_with("error: RUSTBALANCE_LOG=\"rustbalance=loud\" cannot be read"), "{err}");
 }
 
-/// A daemon in a shell that limits its open files; killed when dropped. It finds no Tor network,
-/// and needs none to be asked.
+/// A daemon started by a shell that limits its open files; killed when dropped. It finds no Tor
+/// network, and answers `status` without one.
 struct Limited(std::process::Child);
 
 impl Limited {
@@ -378,12 +379,12 @@ impl Limited {
         Self(child)
     }
 
-    /// The soft and the hard limit, as the kernel has them.
+    /// The soft and the hard limit, from `/proc`; `None` if the process has ended.
     fn files(&self) -> Option<(String, String)> {
         let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.0.id())).ok()?;
         let line = limits.lines().find(|line| line.starts_with("Max open files"))?.to_owned();
-        let mut words = line.split_whitespace().skip(3).map(str::to_owned);
-        Some((words.next()?, words.next()?))
+        let mut limits = line.split_whitespace().skip(3).map(str::to_owned);
+        Some((limits.next()?, limits.next()?))
     }
 }
 

@@ -1,7 +1,7 @@
-//! The daemon as a process, where it reaches no Tor network: its signals, its reports to systemd,
-//! and what other processes see of it.
+//! The daemon as a process without a Tor network: signals, notifications to systemd, and what other
+//! processes can read of it.
 
-// Helpers of tests are no tests to clippy.
+// Clippy's exception for tests does not cover the helper functions.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 use std::fs;
@@ -16,12 +16,12 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
-/// How long anything may take that must happen, on a machine that has other work.
+/// Time limit for every expected event, generous because the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A plain user: Debian's `nobody`.
+/// User id of an unprivileged user, which every Debian system has.
 const PLAIN_USER: u32 = 65_534;
 
-/// Arti's configuration for a network of which no relay answers: nothing listens on the discard
+/// Arti's configuration for a network in which no relay answers: nothing listens on the discard
 /// port.
 const NO_NETWORK: &str = r#"
 [tor_network]
@@ -39,7 +39,7 @@ allow_local_addrs = true
 dangerously_trust_everyone = true
 "#;
 
-/// A daemon without a network; dropped, it is killed.
+/// A daemon without a network; killed when dropped.
 struct Daemon {
     folder: TempDir,
     /// The program that [`Daemon::start`] runs.
@@ -48,7 +48,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// A node of its own, not running yet.
+    /// The first node of a new cluster, not running yet.
     fn founded() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let arti = folder.path().join("no-network.toml");
@@ -63,14 +63,14 @@ impl Daemon {
         self.folder.path().join("node")
     }
 
-    /// Starts it with `run`; `launcher` is the command before it, such as `nohup`.
+    /// Starts `rustbalance run`; `launcher` is a command put before it, such as `nohup`.
     fn start(&mut self, launcher: &[&str], change: impl FnOnce(&mut Command)) {
         let program = self.program.to_str().unwrap();
-        let words: Vec<&str> = launcher.iter().copied().chain([program]).collect();
+        let arguments: Vec<&str> = launcher.iter().copied().chain([program]).collect();
         let log = fs::File::create(self.folder.path().join("log")).unwrap();
-        let mut command = Command::new(words[0]);
+        let mut command = Command::new(arguments[0]);
         command
-            .args(&words[1..])
+            .args(&arguments[1..])
             .arg("--dir")
             .arg(self.dir())
             .arg("run")
@@ -82,12 +82,12 @@ impl Daemon {
         self.child = Some(command.spawn().unwrap());
     }
 
-    fn command(&self, words: &[&str]) -> Output {
+    fn command(&self, arguments: &[&str]) -> Output {
         Command::new(BINARY)
             .env_remove("RUSTBALANCE_LOG")
             .arg("--dir")
             .arg(self.dir())
-            .args(words)
+            .args(arguments)
             .stdin(Stdio::null())
             .output()
             .unwrap()
@@ -113,21 +113,21 @@ impl Daemon {
     fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let start = Instant::now();
         while !done(self) {
-            assert!(!self.has_ended(), "it has ended before {what}: {}", self.log());
+            assert!(!self.has_ended(), "the daemon has ended before this happened: {what}: {}", self.log());
             assert!(start.elapsed() < PATIENCE, "never happened: {what}: {}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 
     fn until_it_can_be_asked(&mut self) {
-        self.until("it can be asked", |daemon| daemon.command(&["status"]).status.success());
+        self.until("the daemon answers `status`", |daemon| daemon.command(&["status"]).status.success());
     }
 
-    /// Waits until it has ended; its exit code.
+    /// Waits until the daemon has ended; returns its exit code, `None` if a signal ended it.
     fn end(&mut self) -> Option<i32> {
         let start = Instant::now();
         while !self.has_ended() {
-            assert!(start.elapsed() < PATIENCE, "it does not end: {}", self.log());
+            assert!(start.elapsed() < PATIENCE, "the daemon does not end: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
         self.child.take().unwrap().wait().unwrap().code()
@@ -152,7 +152,7 @@ fn a_hangup_changes_nothing_and_says_how_to_apply_a_configuration() {
     for _ in 0..2 {
         daemon.signal(Signal::HUP);
     }
-    daemon.until("it answers SIGHUP in the log", |daemon| daemon.log().contains("SIGHUP: nothing was read again"));
+    daemon.until("the log answers SIGHUP", |daemon| daemon.log().contains("SIGHUP: nothing was read again"));
     assert!(daemon.log().contains("systemctl restart rustbalance"), "{}", daemon.log());
     std::thread::sleep(Duration::from_millis(500));
     daemon.until_it_can_be_asked();
@@ -183,7 +183,7 @@ fn systemd_hears_ready_once_the_node_can_be_asked_whatever_tor_does() {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let heard = || {
         let mut buffer = [0; 4096];
-        let length = socket.recv(&mut buffer).expect("the daemon tells systemd nothing");
+        let length = socket.recv(&mut buffer).expect("the daemon does not notify systemd");
         String::from_utf8_lossy(&buffer[..length]).into_owned()
     };
     daemon.start(&[], |command| {
@@ -200,18 +200,18 @@ fn systemd_hears_ready_once_the_node_can_be_asked_whatever_tor_does() {
     let text = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.status.success() && text.contains("Tor is not ready"), "{before:?} {text}");
     while !heard().contains("STATUS=connecting to Tor: ") {}
-    for words in [&["invite"][..], &["drain"], &["resume"], &["evict", "abcdefgh"]] {
-        let refused = daemon.command(words);
+    for command in [&["invite"][..], &["drain"], &["resume"], &["evict", "abcdefgh"]] {
+        let refused = daemon.command(command);
         let why = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert_eq!(refused.status.code(), Some(1), "{words:?}: {why}");
-        assert!(why.contains("still connecting to Tor") && why.contains("`rustbalance status`"), "{words:?}: {why}");
+        assert_eq!(refused.status.code(), Some(1), "{command:?}: {why}");
+        assert!(why.contains("still connecting to Tor") && why.contains("`rustbalance status`"), "{command:?}: {why}");
     }
     daemon.signal(Signal::TERM);
     while !heard().contains("STOPPING=1") {}
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// Makes a node that the plain user owns, with the program where that user can run it.
+/// A node that the unprivileged user owns, with a copy of the program that this user can run.
 fn of_the_plain_user() -> Daemon {
     let mut daemon = Daemon::founded();
     let folder = daemon.folder.path();
@@ -223,8 +223,9 @@ fn of_the_plain_user() -> Daemon {
     daemon
 }
 
-/// Another process writes the copy: a process that another test forks meanwhile would hold it open,
-/// and the kernel runs no file that is open for writing (ETXTBSY).
+/// Copies the program with `cp`. If this process wrote the copy, a child that another test forks
+/// meanwhile would inherit the open file, and the kernel does not run a file that is open for
+/// writing (ETXTBSY).
 fn copy_program(to: &Path) {
     assert!(Command::new("cp").args([Path::new(BINARY), to]).status().unwrap().success());
 }
@@ -244,7 +245,7 @@ fn no_process_of_the_same_user_reads_its_memory_and_no_core_is_dumped() {
         eprintln!("skipped: only root can start a daemon as another user");
         return;
     }
-    // Both times as the plain user: root can read all, whatever a process has asked for.
+    // Both runs are as the unprivileged user: root can read the memory of every process.
     for readable in [true, false] {
         let mut daemon = of_the_plain_user();
         daemon.start(&[], |command| {
@@ -253,7 +254,7 @@ fn no_process_of_the_same_user_reads_its_memory_and_no_core_is_dumped() {
                 command.env("RUSTBALANCE_READABLE_MEMORY", "1");
             }
         });
-        daemon.until("it has its socket", |daemon| daemon.dir().join("control.sock").exists());
+        daemon.until("the control socket exists", |daemon| daemon.dir().join("control.sock").exists());
         let proc = PathBuf::from(format!("/proc/{}", daemon.pid().as_raw_nonzero()));
         let environment = Command::new("head")
             .args(["-c", "1"])
@@ -289,8 +290,8 @@ fn no_file_is_open_to_a_group_whatever_umask_the_daemon_inherits() {
     assert_eq!(daemon.end(), Some(0));
 }
 
-/// Runs a shell script with file systems of its own to mount; `None`, with the reason printed,
-/// where that cannot be.
+/// Runs a shell script in its own mount namespace; prints the reason and returns `None` where that
+/// is not allowed.
 fn with_own_mounts(script: &str, program: &Path) -> Option<Output> {
     let unshare = |script: &str| {
         let mut command = Command::new("unshare");

@@ -1,8 +1,9 @@
-//! Every file of a state directory, Arti's too, damaged in every way that a power cut or a failing
-//! disk has: the daemon starts and says what it has set aside, or it ends with exit code 4 and
-//! names the file and the way out. Never does it try again and again in silence.
+//! Damages every file of a state directory, Arti's files included, as a power cut or a failing disk
+//! does. The daemon must either start and log which file it has set aside, or end with exit code 4
+//! and name the file and the way out. It must never retry in silence.
 //!
-//! No network: the one fallback relay that Tor is given is a closed port of this host.
+//! No network is used: the only fallback relay in Arti's configuration is a closed port of this
+//! host.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
@@ -21,17 +22,17 @@ use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::record::{PointNonce, RelayId};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
-/// For the daemon to end, or to answer at its socket, and then to log what it sets aside.
+/// Time limit for the daemon to end or to answer at its socket, and then to log what it sets aside.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a daemon that has nothing to log is left running.
+/// How long the daemon runs in cases where it need not log anything.
 const MOMENT: Duration = Duration::from_millis(1500);
-/// Daemons at once.
+/// Number of daemons that run at the same time.
 const PARALLEL: usize = 4;
-/// One test at a time: a process that is being started has, for a moment, what another test has
-/// locked.
+/// Serializes the tests: between fork and exec, a child process holds the file locks of all tests
+/// of this process.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Tor's configuration: nothing to connect to.
+/// Arti's configuration, with nothing to connect to.
 const NOWHERE: &str = "
 [arti.tor_network]
 fallback_caches = [
@@ -41,15 +42,16 @@ fallback_caches = [
 allow_local_addrs = true
 ";
 
-/// What the daemon did.
+/// How a run of the daemon ended.
 #[derive(Debug)]
 struct Outcome {
-    /// Its exit code; `None` if it answers at its socket.
+    /// The exit code; `None` if the daemon answered at its socket.
     code: Option<i32>,
     log: String,
 }
 
-/// Runs the daemon until it ends, or answers and has set aside `expected` files; then ends it.
+/// Runs the daemon until it ends, or until it answers and has set aside `expected` files; then
+/// kills it.
 fn run(dir: &Path, expected: usize) -> Outcome {
     let log_path = dir.with_extension("log");
     let mut daemon = Command::new(BINARY)
@@ -78,18 +80,18 @@ fn run(dir: &Path, expected: usize) -> Outcome {
         }
         assert!(
             answered.is_some() || start.elapsed() < PATIENCE,
-            "neither ends nor answers: {}",
+            "the daemon neither ends nor answers: {}",
             fs::read_to_string(&log_path).unwrap()
         );
         sleep(Duration::from_millis(20));
     };
     let log = fs::read_to_string(&log_path).unwrap();
-    // A socket that a killed daemon left would be taken for an answer.
+    // The next run must not take the socket of the killed daemon for an answer.
     let _ = fs::remove_file(dir.join("control.sock"));
     Outcome { code, log }
 }
 
-/// The state directory of a node that has run.
+/// Creates the state directory of a node that has run.
 fn node(folder: &Path) -> PathBuf {
     let dir = folder.join("node");
     let made = Command::new(BINARY).args(["--dir", dir.to_str().unwrap(), "init", "-q"]).output().unwrap();
@@ -113,7 +115,7 @@ fn node(folder: &Path) -> PathBuf {
     drop(store);
     let first = run(&dir, 0);
     assert!(first.code.is_none() && !first.log.contains("set aside"), "{first:?}");
-    // What Arti writes once it has been connected.
+    // Files that Arti writes only after it has connected.
     let vanguards = r#"{"l2_vanguards": [], "l3_vanguards": []}"#;
     for (name, json) in [("guards.json", "{}"), ("circuit_timeouts.json", "{}"), ("vanguards.json", vanguards)] {
         let path = dir.join("arti/state/state").join(name);
@@ -146,12 +148,12 @@ fn copy(from: &Path, to: &Path) {
     assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
 }
 
-/// Bytes as a failing disk gives them, the same each time.
+/// Pseudo-random bytes, the same in every run.
 fn noise(length: usize) -> Vec<u8> {
     (0..length as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8 | 1).collect()
 }
 
-/// The ways to damage a file, by name.
+/// The damaged versions of a file, each with a description of the damage.
 fn damages(name: &str, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let mut ways = vec![
         ("emptied", Vec::new()),
@@ -160,8 +162,7 @@ fn damages(name: &str, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ];
     if name.ends_with(".json") {
         ways.push(("of another shape", b"[17]".to_vec()));
-        // Of this one Arti alone can tell that it is not as it should be. It takes any fields in
-        // the timeouts.
+        // Only Arti itself can detect this damage. In the timeouts it accepts any fields.
         if !name.contains("timeouts") {
             ways.push(("of other types", br#"{"default": 17, "l2_vanguards": 17, "l3_vanguards": 17}"#.to_vec()));
         }
@@ -176,9 +177,9 @@ fn damages(name: &str, whole: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     ways
 }
 
-/// Whether the daemon may start without a message about this file: what people write has no
-/// checksum, of a replay log each whole entry counts for itself, what locks hold means nothing, and
-/// an empty database is a new one.
+/// Whether the daemon may start without a message about this file: files written by people have no
+/// checksum, every whole entry of a replay log is valid by itself, the content of a lock file has
+/// no meaning, and an empty database is a new one.
 fn may_pass(path: &Path, how: &str) -> bool {
     let name = path.file_name().unwrap().to_str().unwrap();
     name.ends_with(".toml")
@@ -192,17 +193,17 @@ fn check(path: &Path, how: &str, outcome: &Outcome, dir: &Path) -> Result<(), St
     let of_arti = path.starts_with("arti");
     let wrong = |what: &str| Err(format!("{} {how}: {what}: {outcome:?}", path.display()));
     match outcome.code {
-        // SQLite's database goes with the whole cache.
+        // A damaged SQLite database is set aside together with the whole cache folder.
         None if of_arti && outcome.log.contains("set aside") => {
             let aside = dir.join("arti/damaged");
             let there = aside.join(name).exists() || aside.join("cache").join(name).exists();
-            if there { Ok(()) } else { wrong("what was set aside is not there") }
+            if there { Ok(()) } else { wrong("the file that was set aside is missing") }
         }
         None if may_pass(path, how) => Ok(()),
-        None => wrong("it starts and says nothing"),
+        None => wrong("the daemon starts and logs nothing"),
         Some(4) if outcome.log.contains(name) => Ok(()),
         Some(4) => wrong("the file is not named"),
-        Some(_) => wrong("it ends with another code than 4"),
+        Some(_) => wrong("the daemon ends with an exit code other than 4"),
     }
 }
 
@@ -245,7 +246,7 @@ fn whatever_is_damaged_is_set_aside_or_named() {
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// What was set aside does not come back: the next start has nothing to say.
+/// A file that was set aside does not come back: the next start logs nothing about it.
 #[test]
 fn a_start_after_damage_is_like_any_other() {
     let _turn = TURN.lock();

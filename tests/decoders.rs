@@ -1,5 +1,5 @@
-//! Every decoder before the committed corpus, and before changed pieces of it. Needs no fuzzer: what one has found fails
-//! here, too.
+//! Runs every fuzz target on the committed corpus and on mutations of it, without a fuzzer. An
+//! input that a fuzzer has found fails here, too, once it is in the corpus.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -12,25 +12,26 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 
+use fuzz::{TARGETS, Target};
+
 #[allow(unreachable_pub)]
 #[path = "fuzz/src/lib.rs"]
 mod fuzz;
 
-use fuzz::{TARGETS, Target};
-
-/// Changed inputs per decoder.
+/// Number of mutated inputs per target.
 const CASES: u32 = 300;
-/// Most files in one corpus, and most bytes in all of them: it is read at every run, and is in everybody's clone.
+/// Most files in the corpus of one target. The tests read all of them in every run.
 const MOST_FILES: usize = 40;
+/// Most bytes in the corpora of all targets together: every clone of the repository carries them.
 const MOST_BYTES: usize = 1 << 20;
-/// What the seeds in a corpus are called; what a fuzzer has found is called by its hash.
+/// Prefix of the file names of seeds. Inputs found by a fuzzer are named by their hash.
 const SEED: &str = "seed-";
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz")
 }
 
-/// The corpus of a target: names and contents.
+/// The names and contents of the files in a target's corpus, sorted.
 fn corpus(target: &Target) -> Vec<(String, Vec<u8>)> {
     let Ok(folder) = fs::read_dir(root().join("corpus").join(target.name)) else { return Vec::new() };
     let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -40,15 +41,15 @@ fn corpus(target: &Target) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Whether the files are to be written instead of compared.
+/// Whether to write the seeds and the dictionary instead of comparing them.
 fn writes() -> bool {
     std::env::var_os("WRITE_SEEDS").is_some()
 }
 
-/// Runs one input, and says which it was if that panics.
+/// Runs one input; true if the target accepts it. Names the input if the target panics.
 fn run(target: &Target, name: &str, bytes: &[u8]) -> bool {
     std::panic::catch_unwind(|| (target.run)(bytes))
-        .unwrap_or_else(|_| panic!("{} breaks on {name}: {bytes:?}", target.name))
+        .unwrap_or_else(|_| panic!("target {} panics on {name}: {bytes:?}", target.name))
 }
 
 #[test]
@@ -73,7 +74,7 @@ fn the_corpus_holds_every_seed() {
             } else {
                 assert!(
                     there.contains(&name),
-                    "{} lacks {name}: WRITE_SEEDS=1 cargo test --test decoders",
+                    "the corpus of {} lacks {name}: write it with `WRITE_SEEDS=1 cargo test --test decoders`",
                     target.name
                 );
             }
@@ -95,13 +96,13 @@ fn the_corpus_is_survived_and_small() {
     let mut bytes = 0;
     for target in TARGETS {
         let files = corpus(target);
-        assert!(files.len() <= MOST_FILES, "{} has {} files", target.name, files.len());
+        assert!(files.len() <= MOST_FILES, "the corpus of {} has {} files", target.name, files.len());
         for (name, content) in files {
             bytes += content.len();
             run(target, &name, &content);
         }
     }
-    assert!(bytes <= MOST_BYTES, "{bytes} bytes");
+    assert!(bytes <= MOST_BYTES, "the corpora have {bytes} bytes");
 }
 
 #[test]
@@ -117,7 +118,8 @@ fn every_target_has_a_program_and_a_corpus() {
     assert_eq!(manifest.matches("[[bin]]").count(), targets.len());
 }
 
-/// What is fuzzed is what is shipped: the fuzzer's lock file has the same versions.
+/// The fuzzer's lock file has the same versions as the main one, so that the fuzzed code is the
+/// shipped code.
 #[test]
 fn the_fuzzer_builds_with_the_same_dependencies() {
     let packages = |path: PathBuf| -> BTreeSet<(String, String)> {
@@ -133,7 +135,7 @@ fn the_fuzzer_builds_with_the_same_dependencies() {
     assert_eq!(names, ["arbitrary", "libfuzzer-sys", "rustbalance-fuzz"], "{other:?}");
 }
 
-/// One change of an input.
+/// One mutation of an input.
 #[derive(Debug, Clone)]
 enum Edit {
     Set(Index, u8),
@@ -175,14 +177,14 @@ impl Edit {
     }
 }
 
-/// Puts changed pieces of the corpus to a target, and bytes that have nothing to do with it.
+/// Runs a target on mutated files of its corpus and, in one case of ten, on random bytes.
 fn survives_changes(name: &str) {
     let target = fuzz::target(name);
     let mut inputs: Vec<_> = corpus(target).into_iter().map(|(_, bytes)| bytes).collect();
     inputs.push(Vec::new());
     let other = prop::option::weighted(0.1, prop::collection::vec(any::<u8>(), 0..200));
     let parts = (any::<Index>(), prop::collection::vec(edit(), 0..6), other);
-    // Made into bytes here, so that those are what a failure shows.
+    // Mutations are applied here, so that a failure shows the resulting bytes.
     let changed = parts.prop_map(|(which, edits, other)| {
         let mut bytes = other.unwrap_or_else(|| which.get(&inputs).clone());
         edits.iter().for_each(|edit| edit.apply(&mut bytes));
@@ -195,7 +197,11 @@ fn survives_changes(name: &str) {
             Ok(())
         })
         .unwrap_or_else(|failure| panic!("{name}: {failure}"));
-    assert!((1..CASES).contains(&taken.get()), "{name} takes {} of {CASES}", taken.get());
+    assert!(
+        (1..CASES).contains(&taken.get()),
+        "{name} accepts {} of {CASES} inputs: the mutations are too weak or too strong",
+        taken.get()
+    );
 }
 
 macro_rules! survive_changes {
@@ -203,7 +209,7 @@ macro_rules! survive_changes {
         mod survives_changes {
             $(#[test] fn $name() { super::survives_changes(stringify!($name)); })*
 
-            /// One test each, so that they run side by side.
+            /// The targets with a test of their own; separate tests run in parallel.
             const NAMED: &[&str] = &[$(stringify!($name)),*];
 
             #[test]

@@ -1,15 +1,16 @@
-//! The floors of the building: lower ones know nothing of higher ones, Arti is named in one place, gossip knows no Tor,
-//! the core depends on nothing that does IO, no file outgrows a reader.
+//! Checks the architecture: a module uses only modules of lower floors, one folder names Arti, the
+//! gossip crates do not name Arti, the core depends on nothing that does IO, and no source file is
+//! too long to read.
 
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of one crate, each with its floor. A module may name those of lower floors alone.
+/// The modules of one crate, each with its floor. A module may name only modules of lower floors.
 type Floors = &'static [(&'static str, u32)];
 
-/// Each crate by its sources.
+/// The source folder of each crate with its floors.
 const CRATES: [(&str, Floors); 3] = [("src", DAEMON), ("gossip/src", CORE), ("gossip/mesh/src", MESH)];
 
 const DAEMON: Floors = &[
@@ -81,11 +82,11 @@ const MESH: Floors = &[
     ("keeper", 4),
 ];
 
-/// All that the core may depend on: nothing with a runtime, a clock, IO or randomness.
+/// The dependencies of the core. None has a runtime, a clock, IO or randomness.
 const CORE_DEPENDENCIES: [&str; 9] =
     ["ciborium", "data-encoding", "ed25519-dalek", "serde", "sha3", "strum", "thiserror", "tracing", "zeroize"];
 
-/// Longest source file, in lines.
+/// Most lines in a source file.
 const LONGEST: usize = 600;
 
 fn root() -> &'static Path {
@@ -106,11 +107,11 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
             }
         }
     }
-    assert!(!found.is_empty(), "{folder} holds no sources");
+    assert!(!found.is_empty(), "{folder} has no source files");
     found
 }
 
-/// The modules of this crate that a text names.
+/// The modules that a source text names after `crate::`.
 fn named(text: &str) -> Vec<String> {
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     let after = code.flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>());
@@ -128,7 +129,8 @@ fn word(text: &str) -> String {
     text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
-/// The part of a source file before its unit tests. Those may use the simulation, which is above all else.
+/// The part of a source file before its unit tests, which may use the simulation, the highest
+/// floor.
 fn without_tests(text: &str) -> &str {
     text.split_once("#[cfg(test)]\nmod tests {").map_or(text, |(code, _)| code)
 }
@@ -154,13 +156,14 @@ fn lower_floors_never_name_higher_ones() {
     }
 }
 
-/// `scripts/test.sh` builds the core alone as well: here it could still use what other crates have switched on.
+/// `scripts/test.sh` also builds the core alone: in a build of the whole workspace it could use
+/// features of its dependencies that only other crates enable.
 #[test]
 fn the_core_depends_on_nothing_that_does_io() {
     let manifest: toml::Table = fs::read_to_string(root().join("gossip/Cargo.toml")).unwrap().parse().unwrap();
     let dependencies: Vec<&String> = manifest["dependencies"].as_table().unwrap().keys().collect();
     assert_eq!(dependencies, CORE_DEPENDENCIES);
-    assert!(!manifest.contains_key("target"), "dependencies of one platform are dependencies");
+    assert!(!manifest.contains_key("target"), "the core must not have dependencies for one platform only");
 }
 
 #[test]
@@ -195,19 +198,23 @@ fn links_name_tor_where_its_route_is_alone() {
 fn every_file_says_what_it_is_and_stays_readable() {
     for folder in ["src", "gossip/src", "gossip/mesh/src", "tests/testnet/src", "tests/fuzz/src"] {
         for (path, text) in sources(folder) {
-            assert!(text.starts_with("//!"), "{} has no header", path.display());
+            assert!(text.starts_with("//!"), "{} does not begin with a `//!` comment", path.display());
             let lines = text.lines().count();
-            assert!(lines <= LONGEST, "{} has {lines} lines, at most {LONGEST} are readable", path.display());
+            assert!(lines <= LONGEST, "{} has {lines} lines; at most {LONGEST} are allowed", path.display());
         }
     }
 }
 
-/// The other hashes are as Tor's specifications say, or of the test network.
+/// Exempt are the hashes that Tor's specifications define and those of the fake network for tests.
 #[test]
 fn every_hash_of_ours_has_a_label_from_the_one_list() {
     let others = ["gossip/src/hash.rs", "gossip/src/id.rs", "src/tor/arti/disaster.rs", "src/tor/fake/world.rs"];
     for (path, text) in sources("src").into_iter().chain(sources("gossip/src")).chain(sources("gossip/mesh/src")) {
         let hashes = text.contains("Sha3_256::new") || text.contains(" v1\\0\"");
-        assert!(!hashes || others.iter().any(|other| path == Path::new(other)), "{} hashes by itself", path.display());
+        assert!(
+            !hashes || others.iter().any(|other| path == Path::new(other)),
+            "{} computes a hash without a label from `gossip/src/hash.rs`",
+            path.display()
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! What stands in `scripts/` for operators: the systemd unit, its drop-ins, and the installation of
+//! The files in `scripts/` for operators: the systemd unit, its drop-ins, and the installation of
 //! packages.
 
-// Helpers of tests are no tests to clippy.
+// Clippy's exception for tests does not cover the helper functions.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
@@ -19,8 +19,8 @@ fn packaging(name: &str) -> String {
     fs::read_to_string(repository().join("scripts/packaging").join(name)).unwrap()
 }
 
-/// The unit with these drop-ins, where `systemd-analyze` finds both, and with a program that is
-/// there.
+/// Copies the unit and these drop-ins to a folder where `systemd-analyze` finds both, with a
+/// program that exists.
 fn installed(drop_ins: &[&str]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("rustbalance.service");
@@ -36,16 +36,16 @@ fn installed(drop_ins: &[&str]) -> (TempDir, PathBuf) {
     (folder, unit)
 }
 
-fn analyze(words: &[&str], unit: &Path) -> Output {
+fn analyze(arguments: &[&str], unit: &Path) -> Output {
     Command::new("systemd-analyze")
-        .args(words)
+        .args(arguments)
         .arg(unit)
         .env("LC_ALL", "C")
         .output()
         .expect("systemd-analyze is missing: ./scripts/install.sh installs it")
 }
 
-/// How exposed the service is by systemd's own count: 0 is best, 10 worst.
+/// The exposure level of the service as systemd computes it, from 0 (best) to 10 (worst).
 fn exposure(unit: &Path) -> f32 {
     let output = analyze(&["security", "--offline=true", "--no-pager"], unit);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -61,13 +61,13 @@ fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
         let (_folder, unit) = installed(drop_ins);
         let verified = analyze(&["verify", "--man=no"], &unit);
         let said = String::from_utf8_lossy(&verified.stderr).into_owned();
-        // An unknown key or value is a warning to systemd, which then does without it. Other units
-        // of this machine may have faults of their own, and their exit status.
+        // systemd only warns of an unknown key or value and ignores it. The exit status is not
+        // checked, because other units of this machine may have faults.
         assert!(!said.contains("rustbalance"), "{drop_ins:?}: {said}");
         let exposure = exposure(&unit);
         assert!(exposure <= most_exposed, "{drop_ins:?}: {exposure}");
     }
-    // That a mistake would be seen.
+    // Proves that the check above would find a mistake.
     let (_folder, unit) = installed(&[]);
     fs::write(unit.with_extension("service.d").join("wrong.conf"), "[Service]\nProtectTheHome=yes\n").unwrap();
     assert!(String::from_utf8_lossy(&analyze(&["verify", "--man=no"], &unit).stderr).contains("ProtectTheHome"));
@@ -82,9 +82,10 @@ fn the_lxc_drop_in_turns_off_all_that_needs_a_namespace_and_nothing_else() {
     };
     let in_unit = keys(&unit);
     for key in keys(&drop_in) {
-        assert!(in_unit.contains(&key), "{key} is turned off, and the unit does not set it");
+        assert!(in_unit.contains(&key), "the drop-in turns off {key}, which the unit does not set");
     }
-    // systemd.exec(5) has these make a mount namespace, or one for the host's name.
+    // By systemd.exec(5), these settings need a mount namespace or, for the host's name, a UTS
+    // namespace.
     let namespaced =
         |key: &&String| key.starts_with("Protect") || (key.starts_with("Private") && *key != "PrivateUsers");
     let turned_off = keys(&drop_in);
@@ -97,11 +98,11 @@ fn the_lxc_drop_in_turns_off_all_that_needs_a_namespace_and_nothing_else() {
 fn the_unit_does_what_the_documents_say() {
     let unit = packaging("rustbalance.service");
     let has = |line: &str| unit.lines().any(|there| there == line);
-    // Exit code 4 is what the daemon ends with where a restart changes nothing: tests/cli.rs.
+    // The daemon ends with exit code 4 where a restart would not help; tests/cli.rs checks that.
     for line in ["Restart=on-failure", "RestartPreventExitStatus=4", "LimitCORE=0", "MemorySwapMax=0", "Type=notify"] {
         assert!(has(line), "{line}");
     }
-    assert!(!unit.contains("TimeoutStartSec=infinity"), "a start must not wait for the network for ever");
+    assert!(!unit.contains("TimeoutStartSec=infinity"), "a start must not wait without limit for the network");
     assert!(!unit.contains("OOMScoreAdjust"), "the application must not be killed in this daemon's place");
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();
     for name in ["lxc.conf", "webrtc.conf"] {
@@ -109,8 +110,8 @@ fn the_unit_does_what_the_documents_say() {
     }
 }
 
-/// Runs `install.sh` where the commands `missing` are missing, and `apt-get` is this script. What
-/// apt-get was asked for is in the file `asked` of the folder.
+/// Runs `install.sh` on a system that lacks the commands `missing` and whose `apt-get` is this
+/// script. The file `asked` in the folder has the arguments of each call of `apt-get`.
 fn install(missing: &[&str], apt_get: &str) -> (Output, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let bin = folder.path().join("bin");
@@ -129,8 +130,8 @@ fn install(missing: &[&str], apt_get: &str) -> (Output, TempDir) {
             script(name, "exit 0");
         }
     }
-    // Nothing outside of the folder may change: no policy-rc.d, no rights asked for, no time
-    // waited.
+    // These do nothing, so that nothing outside of the folder changes (policy-rc.d) and the test
+    // does not wait.
     for name in ["tee", "chmod", "rm", "sleep", "systemctl"] {
         script(name, "exit 0");
     }
@@ -148,7 +149,8 @@ fn install(missing: &[&str], apt_get: &str) -> (Output, TempDir) {
 
 #[test]
 fn install_waits_for_another_installation_and_names_each_package_once() {
-    // Busy for the first two times: what apt-get says of the package lists' lock, and of dpkg's.
+    // The first `update` and the first `install` fail as apt-get does when another process holds
+    // the lock of the package lists, or of dpkg.
     let busy = r#"case $(grep -c . "$FOLDER/asked") in
 1) echo "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)" >&2; exit 100 ;;
 3) echo "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?" >&2; exit 100 ;;
@@ -160,10 +162,10 @@ esac"#;
     let asked = fs::read_to_string(folder.path().join("asked")).unwrap();
     let asked: Vec<&str> = asked.lines().collect();
     assert_eq!(asked.len(), 4, "{asked:?}");
-    assert!(asked[..2].iter().all(|words| words.ends_with(" update")), "{asked:?}");
-    for words in &asked[2..] {
-        assert!(words.contains("-o DPkg::Lock::Timeout="), "{words}");
-        let packages: Vec<&str> = words.split_once("--no-install-recommends ").unwrap().1.split(' ').collect();
+    assert!(asked[..2].iter().all(|call| call.ends_with(" update")), "{asked:?}");
+    for call in &asked[2..] {
+        assert!(call.contains("-o DPkg::Lock::Timeout="), "{call}");
+        let packages: Vec<&str> = call.split_once("--no-install-recommends ").unwrap().1.split(' ').collect();
         assert!(packages.contains(&"make"), "{packages:?}");
         assert_eq!(packages.iter().filter(|package| **package == "tor").count(), 1, "{packages:?}");
     }

@@ -1,5 +1,5 @@
-//! A publisher that uses the master key to certify a second authority: no node believes it, and
-//! what the first one signs is stored by all.
+//! A hostile publisher certifies a second authority with the service's identity key. No node
+//! accepts it, and all nodes store the facts that the first authority signs.
 
 use std::fs;
 
@@ -37,15 +37,16 @@ async fn a_second_authority_keeps_no_revocation_off_the_disk() {
     voice.say(RecordKind::Card, &mallory.sign(NodeCard { chain, ..mallory.card(me, (1 << 32) + 1) }));
     voice.say(RecordKind::Revocation(stranger), &Verified::sign(revocation, &second).unwrap().to_bytes().unwrap());
     town.counts("record_authority", 6).await;
-    // From now on each list of revocations would hold the made-up one, and none could be stored.
+    // If the forged revocation were accepted, every later list of revocations would contain it and
+    // could not be stored.
     let evict = Request::Evict { node: me.to_string().parse().unwrap() };
     let answer = town.named("alpha").call(evict).await.unwrap();
     assert!(matches!(answer, Response::Done { .. }), "{answer:?}");
     for name in ["beta", "gamma"] {
         let file = town.named(name).dir().join("revocations");
-        until("the eviction is on the disk of others", async || {
+        until("the other nodes have stored the eviction", async || {
             let size = fs::metadata(&file)?.len();
-            ensure!(size > empty, "{name}'s list has {size} bytes, as it had");
+            ensure!(size > empty, "{name}'s list still has {size} bytes");
             Ok(())
         })
         .await;

@@ -1,5 +1,5 @@
-//! Members that were away while the discovery key was changed: who was evicted meanwhile, who was not, and who has changed
-//! it, too.
+//! Members that were offline while the discovery key was changed: one that was evicted meanwhile,
+//! one that was not, and one that has changed the key, too.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ use crate::evicted::evict;
 use crate::member::Member;
 use crate::town::{Town, until};
 
-/// Evicts two members that joined for it. The key is changed twice, so that the first one is accepted by nobody.
+/// Joins and evicts two members. This changes the discovery key twice, so that no node accepts the
+/// first one.
 async fn change_the_key_twice(town: &Town) {
     let mut generation = town.named("alpha").status().await.unwrap().discovery_generation;
     for _ in 0..2 {
@@ -25,10 +26,10 @@ async fn change_the_key_twice(town: &Town) {
         evict(town, mallory.id()).await;
         std::fs::remove_dir_all(mallory.store.dir()).unwrap();
         generation += 1;
-        until("all that run have the next key", async || {
+        until("all running nodes have the next key", async || {
             for daemon in town.running() {
                 let known = daemon.status().await?.discovery_generation;
-                ensure!(known >= generation, "{} has that of generation {known}", daemon.name);
+                ensure!(known >= generation, "{} has the key of generation {known}", daemon.name);
             }
             Ok(())
         })
@@ -45,15 +46,16 @@ async fn who_missed_the_new_keys_is_reached_and_given_them() {
     let net = town.net.clone();
     town.named_mut("gamma").run(&net);
     town.healthy().await;
-    until("it has the newest key", async || {
+    until("gamma has the newest key", async || {
         let generation = town.named("gamma").status().await?.discovery_generation;
-        ensure!(generation == 2, "it has that of generation {generation}");
+        ensure!(generation == 2, "it has the key of generation {generation}");
         Ok(())
     })
     .await;
 }
 
-/// Alpha was cut off from the others, and either side has evicted somebody and made a key long ago.
+/// Alpha was partitioned from the others. Each side has evicted a node and made a new discovery key
+/// long ago.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn halves_that_have_changed_the_key_apart_find_each_other() {
     const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -63,21 +65,21 @@ async fn halves_that_have_changed_the_key_apart_find_each_other() {
     }
     let authority = Store::open(&town.named("alpha").dir).unwrap().authority_secret().unwrap().unwrap();
     let evicted = NodeSecret::generate(&mut rand::rng()).node_id();
-    let word = Revocation { cluster: town.cluster, node: evicted, revoked: unix_now() };
-    let word = Verified::sign(word, &authority).unwrap();
+    let revocation = Revocation { cluster: town.cluster, node: evicted, revoked: unix_now() };
+    let revocation = Verified::sign(revocation, &authority).unwrap();
     let [key, other] = [(); 2].map(|()| Discovery::generate(town.cluster, 1, &authority, &mut rand::rng()).unwrap());
     for (name, key) in NAMES.into_iter().zip([&key, &other, &other]) {
         let store = Store::open(&town.named(name).dir).unwrap();
-        store.put_revocations(std::slice::from_ref(&word)).unwrap();
+        store.put_revocations(std::slice::from_ref(&revocation)).unwrap();
         assert!(store.adopt_discovery(key.duplicate(), unix_now() - 2 * OVERLAP.as_secs()).unwrap().1);
     }
     let net = town.net.clone();
     for name in NAMES {
         town.named_mut(name).run(&net);
     }
-    until("all are linked with alpha", async || {
+    until("all nodes are linked with alpha", async || {
         let links = town.named("alpha").status().await?.links.len();
-        ensure!(links == 2, "{links} are");
+        ensure!(links == 2, "{links} are linked");
         Ok(())
     })
     .await;
@@ -85,15 +87,16 @@ async fn halves_that_have_changed_the_key_apart_find_each_other() {
     for name in NAMES {
         town.named_mut(name).kill().await;
     }
-    // Of the two the greater, everywhere.
+    // All nodes have the key of the higher rank.
     let greater = if key.key.rank() > other.key.rank() { key } else { other };
     for name in NAMES {
         let ring = Store::open(&town.named(name).dir).unwrap().discovery().unwrap();
-        assert_eq!(ring.newest().key, greater.key, "{name} has another");
+        assert_eq!(ring.newest().key, greater.key, "{name} has the other key");
     }
 }
 
-/// Nobody can tell it: the others do not dial it, and it finds none of them.
+/// The evicted publisher cannot learn of its eviction: the others do not dial it, and it cannot
+/// find them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_evicted_publisher_that_nobody_can_tell_waits() {
     let mut town = Town::start("").await;
@@ -105,8 +108,8 @@ async fn an_evicted_publisher_that_nobody_can_tell_waits() {
     let before = town.publisher().await;
     let mut away = town.daemons.remove(1);
     away.run(&town.net);
-    until("it knows that it is shut out", async || {
-        ensure!(away.status().await?.isolated == Some(Isolated::ShutOut), "it does not");
+    until("the node knows that it is isolated", async || {
+        ensure!(away.status().await?.isolated == Some(Isolated::ShutOut), "status shows no isolation");
         Ok(())
     })
     .await;

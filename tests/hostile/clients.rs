@@ -1,4 +1,5 @@
-//! Clients of the address that ask for much: streams that they never read, and a thousand introductions a second.
+//! Clients that use many resources: streams that they never read, idle circuits, and a thousand
+//! introductions a second.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ async fn streams_that_are_never_read_are_cut_off() {
         clients.spawn(async move {
             let mut deaf = Vec::new();
             for _ in 0..12 {
-                // All on one circuit, as a real client's.
+                // All streams use one circuit, as those of a real client do.
                 if let Ok(mut stream) = engine.dial(address, 80, Duration::from_secs(10)).await {
                     stream.write_all(b"flood\n").await.ok();
                     deaf.push(stream);
@@ -43,10 +44,10 @@ async fn streams_that_are_never_read_are_cut_off() {
     assert!(opened > 50, "{opened} streams were opened");
     town.counts("streams_stalled", 20).await;
     town.counts("circuit_streams_over_limit", 20).await;
-    until("nothing of it is left open", async || {
+    until("the streams of the attack are closed", async || {
         for daemon in town.running() {
             let open = daemon.status().await?.traffic.streams_open;
-            ensure!(open < 5, "{} has {open} streams", daemon.name);
+            ensure!(open < 5, "{} has {open} open streams", daemon.name);
         }
         Ok(())
     })
@@ -55,19 +56,18 @@ async fn streams_that_are_never_read_are_cut_off() {
     visitors.all_served().await;
 }
 
-/// Bounds that few clients reach, of each node.
+/// Limits of each node that a few clients can reach.
 const NARROW: &str = "[limits]\nstreams = 64\npending_rendezvous = 16\n";
-/// How long each attack goes on.
+/// How long honest clients visit during each attack.
 const ATTACK: Duration = Duration::from_secs(12);
-/// A client that no node has answered tries the next introduction point after 15 s, so one that
-/// waited for less was never refused.
+/// A client without an answer tries the next introduction point after 15 s. A client that waited
+/// for less was never refused.
 const REFUSED_ONCE: Duration = Duration::from_secs(15);
 
-/// Runs an attack while clients come one after the other: all are served, and none is refused on
-/// the way.
+/// Runs an attack while clients visit one after the other. All must be served without one refusal.
 async fn attacked(town: &Town, what: &str, attack: impl Future<Output = ()> + Send + 'static) {
     let attack = tokio::spawn(attack);
-    // It has taken what it can before the first client comes.
+    // The attack reaches its full size before the first client visits.
     sleep(Duration::from_secs(6)).await;
     let visitors = town.visitors();
     sleep(ATTACK).await;
@@ -78,8 +78,8 @@ async fn attacked(town: &Town, what: &str, attack: impl Future<Output = ()> + Se
     assert!(seen.failures.is_empty() && visits > 5 && seen.slowest < REFUSED_ONCE, "{what}: {seen:?}");
 }
 
-/// Forty clients that open streams on a circuit each for as long as they last, and send a byte on
-/// each from time to time.
+/// Forty clients that open streams without end, each on its own circuit, and send a byte on each
+/// stream every `byte_every`, or nothing if that is `None`.
 async fn streams_that_say_nothing(net: FakeNet, to: OnionAddress, byte_every: Option<Duration>) {
     let mut clients = JoinSet::new();
     for _ in 0..40 {
@@ -108,30 +108,30 @@ async fn streams_that_say_nothing_or_little_lock_no_client_out() {
     let town = Town::start(NARROW).await;
     let (net, to) = (town.net.clone(), town.address());
     attacked(&town, "idle streams", streams_that_say_nothing(net.clone(), to, None)).await;
-    assert!(town.refused("streams_evicted").await > 20, "the attack has not filled anything");
+    assert!(town.refused("streams_evicted").await > 20, "the attack has not reached a limit");
     attacked(&town, "a byte now and then", streams_that_say_nothing(net, to, Some(Duration::from_secs(7)))).await;
-    assert!(town.refused("streams_evicted").await > 200, "the attack has not filled anything");
+    assert!(town.refused("streams_evicted").await > 200, "the attack has not reached a limit");
     town.healthy().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn circuits_that_ask_for_nothing_lock_no_client_out() {
-    // Each circuit has five seconds to ask for something, so these bounds stand up to nine new
-    // circuits a second.
+    // Each circuit has five seconds to open a stream, so these limits withstand nine new circuits a
+    // second.
     let town = Town::start("[limits]\nopen_rendezvous = 16\n").await;
     let (net, to) = (town.net.clone(), town.address());
     attacked(&town, "circuits that ask for nothing", async move {
         let mut held = Vec::new();
         loop {
             let engine = net.engine();
-            // A port that is not there: no stream is accepted, and the circuit stays.
+            // The port is not configured: no stream is accepted, and the circuit stays open.
             drop(engine.dial(to, 81, Duration::from_secs(2)).await);
             held.push(engine);
             sleep(Duration::from_millis(200)).await;
         }
     })
     .await;
-    assert!(town.refused("circuits_evicted").await > 5, "the attack has not filled anything");
+    assert!(town.refused("circuits_evicted").await > 5, "the attack has not reached a limit");
     town.healthy().await;
 }
 
@@ -146,15 +146,15 @@ async fn rendezvous_points_that_never_answer_lock_no_client_out() {
         }
     })
     .await;
-    assert!(town.refused("introductions_given_up").await > 20, "the attack has not filled anything");
+    assert!(town.refused("introductions_given_up").await > 20, "the attack has not reached a limit");
     town.healthy().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_introductions_a_second_are_bounded() {
     let town = Town::start("[limits]\npending_rendezvous = 8\nintroduction_queue = 4\n").await;
-    // A rendezvous takes as long as it does on a slow day of Tor, so that many are in the making at once, also where the
-    // machine is slow: the places of all nodes suffice for 48 clients a second.
+    // With this latency, as on a slow day of Tor, many rendezvous are in progress at once even on a
+    // slow machine: the capacity of all nodes is 48 clients a second.
     town.net.latency(Duration::from_millis(250));
     let visitors = town.visitors();
     let start = Instant::now();
@@ -162,7 +162,7 @@ async fn a_thousand_introductions_a_second_are_bounded() {
     for count in 0..1500_u32 {
         let (engine, address) = (town.net.engine(), town.address());
         clients.spawn(async move {
-            // Each is somebody new, who goes away again.
+            // Each visit is by a new client, which leaves at once.
             drop(engine.dial(address, 80, Duration::from_secs(10)).await);
         });
         if count % 100 == 99 {
@@ -174,6 +174,7 @@ async fn a_thousand_introductions_a_second_are_bounded() {
     town.net.latency(Duration::ZERO);
     town.healthy().await;
     let seen = visitors.end().await;
-    // A client that meets a full queue tries the next introduction point; all were served in the end.
+    // A client that reaches a full queue tries the next introduction point, so all are served in
+    // the end.
     assert!(seen.failures.is_empty() && !seen.by.is_empty(), "{seen:?}");
 }

@@ -1,4 +1,5 @@
-//! A state directory that runs twice: a cloned machine, an old image beside its host.
+//! A state directory that runs twice, as after a machine was cloned or an old image was started
+//! beside its original.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -28,7 +29,7 @@ async fn two_processes_with_one_key_both_end_and_disturb_no_other_node() {
     until("both have ended", async || {
         let status = town.named("beta").status().await?;
         ensure!(status.intro_points.len() >= points, "beta has lost points: {:?}", status.intro_points);
-        ensure!(town.named("alpha").has_ended() && town.named("copy").has_ended(), "one runs on");
+        ensure!(town.named("alpha").has_ended() && town.named("copy").has_ended(), "a process continues to run");
         Ok(())
     })
     .await;
@@ -39,11 +40,11 @@ async fn two_processes_with_one_key_both_end_and_disturb_no_other_node() {
     }
     town.daemons.retain(|daemon| daemon.name != "copy");
     town.healthy().await;
-    // The others say so, and the one that is left is let in again.
+    // The other nodes report the doubled key, and a single process is accepted again.
     let shown = town.named("beta").shown();
     assert!(shown.contains("two processes run with the key of node"), "{shown}");
     town.named_mut("alpha").run(&net);
     town.healthy().await;
     let seen = visitors.end().await;
-    assert!(seen.failures.len() <= 2, "more than the visits that the two took along have failed: {seen:?}");
+    assert!(seen.failures.len() <= 2, "more visits have failed than the two ends explain: {seen:?}");
 }

@@ -1,5 +1,4 @@
-//! A disk that refuses writes, as one does that was remounted read-only after an error: it is
-//! treated as a full one is.
+//! A disk that was remounted read-only after an error: the daemon treats it like a full disk.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,12 +7,12 @@ use anyhow::{Context, Result, ensure};
 
 use crate::town::{Town, until};
 
-/// A directory that nothing can be written to; dropped, it is as it was. What is open for writing
-/// stays so.
+/// Makes a directory read-only until it is dropped. Files that are already open for writing stay
+/// writable.
 struct ReadOnly(PathBuf);
 
 impl ReadOnly {
-    /// An error where nothing may be mounted.
+    /// Fails where mounting is not allowed.
     fn make(dir: &Path) -> Result<Self> {
         mount(&["--bind"], &[dir, dir])?;
         let made = Self(dir.to_owned());
@@ -46,7 +45,7 @@ async fn a_publisher_whose_disk_is_read_only_hands_over_and_serves_on() {
     assert!(std::fs::write(dir.join("x"), "x").is_err());
     let visitors = town.visitors();
     town.named_mut("gamma").kill().await;
-    until("the other publisher has the dead node's points out of every directory", async || {
+    until("the other publisher has removed the dead node's points from every directory", async || {
         town.is_healthy().await?;
         let (now, later) = town.publisher().await;
         ensure!(now != publisher && later > term, "the lease did not move");

@@ -1,4 +1,5 @@
-//! A stranger at the join port: guesses, replays what it has captured, races one token at two nodes.
+//! A stranger at the join port guesses tokens, replays captured joins, and uses one token at two
+//! nodes at once.
 
 use anyhow::{Context, Result, ensure};
 use rustbalance::clock::unix_now;
@@ -17,22 +18,23 @@ use tokio::task::JoinSet;
 use crate::member::Member;
 use crate::town::{Town, until};
 
-/// Why a frame says that its join was refused.
+/// The reason in a frame that refuses a join; an error for any other frame.
 pub(crate) fn refusal_in(frame: &[u8]) -> Result<String> {
     let value: ciborium::Value = codec::decode(frame, MAX)?;
-    let entries = value.as_map().context("no map")?;
-    let (key, refused) = entries.first().context("an empty map")?;
-    ensure!(key.as_text() == Some("Refused"), "{key:?} instead of a refusal");
+    let entries = value.as_map().context("the frame is not a map")?;
+    let (key, refused) = entries.first().context("the frame is an empty map")?;
+    ensure!(key.as_text() == Some("Refused"), "the frame is {key:?} instead of a refusal");
     refused.as_text().map(str::to_owned).with_context(|| format!("{refused:?}"))
 }
 
-/// What a joiner has sent, as whoever carries it sees it.
+/// The frames of a joiner, as the node that carries the join sees them.
 pub(crate) struct Capture {
     pub(crate) hello: Vec<u8>,
     pub(crate) redeem: Vec<u8>,
 }
 
-/// Carries a join and keeps a copy. If `keep`, the last frame is kept back and the connection broken.
+/// Carries a join and copies its frames. With `keep`, the Redeem frame is not forwarded and the
+/// connection is closed.
 pub(crate) async fn carried(
     town: &Town,
     token: &Token,
@@ -62,22 +64,22 @@ pub(crate) async fn carried(
     }
 }
 
-/// Says again what was captured, on a new stream; gives why it was refused.
+/// Replays captured frames on a new stream; returns the reason of the refusal.
 pub(crate) async fn replayed(mut stream: BoxStream, hello: &[u8], redeem: &[u8]) -> Result<String> {
     frame::write(&mut stream, hello).await?;
     let challenge = frame::read(&mut stream, MAX).await?;
-    ensure!(refusal_in(&challenge).is_err(), "refused before the proof: {:?}", refusal_in(&challenge));
+    ensure!(refusal_in(&challenge).is_err(), "refused before the Redeem: {:?}", refusal_in(&challenge));
     frame::write(&mut stream, redeem).await?;
     refusal_in(&frame::read(&mut stream, MAX).await?)
 }
 
-/// How often a token was redeemed.
+/// The number of nodes that have redeemed a token.
 fn redeemed(status: &Status, token: &Token) -> u16 {
     let id = token.invitation_id().to_string();
     status.invitations.iter().find(|invitation| invitation.id == id).map_or(0, |invitation| invitation.redeemed)
 }
 
-/// How many members everybody knows.
+/// The number of members; fails unless all running daemons know the same number.
 async fn members(town: &Town) -> usize {
     let mut counts = Vec::new();
     for daemon in town.running() {
@@ -107,7 +109,7 @@ async fn guessing_tokens_gets_nobody_in() {
             let guess = Token::new(TokenSecret::generate(&mut rand::rng()), cluster);
             let key = NodeSecret::generate(&mut rand::rng());
             let joined = redeem(stream, &guess, &key, cluster, unix_now).await;
-            assert!(joined.is_err(), "a guess was good");
+            assert!(joined.is_err(), "a guessed token was accepted");
         });
     }
     while let Some(guess) = guesses.join_next().await {
@@ -115,9 +117,9 @@ async fn guessing_tokens_gets_nobody_in() {
     }
     town.counts("join_unknown_token", 1).await;
     let turned_away = town.refused("join_crowd").await + town.refused("join_busy").await;
-    assert!(turned_away > 10, "{turned_away} guessers were turned away as too many");
+    assert!(turned_away > 10, "only {turned_away} guesses were refused by the rate limit");
     assert_eq!(members(&town).await, 3);
-    // The good one is as good as before.
+    // The real token still admits a node.
     drop(town.join("delta", &good).await);
     town.healthy().await;
     visitors.all_served().await;
@@ -129,16 +131,17 @@ async fn a_captured_join_is_of_no_use_to_whoever_has_it() {
     let token = town.invite(Role::Publisher, 2).await;
     let visitors = town.visitors();
     let key = NodeSecret::generate(&mut rand::rng());
-    let (capture, joined) = until("somebody joins", async || Box::pin(carried(&town, &token, &key, false)).await).await;
+    let (capture, joined) = until("a node joins", async || Box::pin(carried(&town, &token, &key, false)).await).await;
     assert_eq!(joined.unwrap().member.node(), key.node_id());
-    until("everybody knows that it was used", async || {
+    until("every node knows that the token was used", async || {
         for daemon in town.running() {
-            ensure!(redeemed(&daemon.status().await?, &token) == 1, "{} does not", daemon.name);
+            ensure!(redeemed(&daemon.status().await?, &token) == 1, "{} does not know it", daemon.name);
         }
         Ok(())
     })
     .await;
-    // The token has a use left, so nothing but the proof keeps the replay out. At whichever node it comes to.
+    // The token has a use left, so a node can refuse the replay only because of the proof in the
+    // Redeem frame.
     for _ in 0..6 {
         let refused = until("the replay is answered", async || {
             let (stream, _engine) = town.knock().await?;
@@ -159,7 +162,7 @@ async fn a_captured_join_is_of_no_use_to_whoever_has_it() {
 async fn one_token_raced_at_two_publishers_makes_one_member() {
     let mut town = Town::start("").await;
     let token = town.invite(Role::Worker, 1).await;
-    // A worker carries each to another publisher, and neither publisher can hear of what the other does.
+    // A worker carries the two joins to different publishers, which have no path between them.
     let carrier = Member::join(&town, Role::Worker).await;
     let visitors = town.visitors();
     let streams = [
@@ -185,24 +188,24 @@ async fn one_token_raced_at_two_publishers_makes_one_member() {
         drop(store);
         town.add(name, id, dir).await;
     }
-    // The cluster finds out; the loser is told, and stops.
-    let loser = until("one of two stops", async || {
+    // The cluster detects it, and the loser is notified and ends.
+    let loser = until("one of the two nodes ends", async || {
         let ended = ["one", "two"].into_iter().find(|name| town.named(name).has_ended());
-        ended.context("both run")
+        ended.context("both are running")
     })
     .await;
     let why = town.named_mut(loser).end().await;
-    assert!(matches!(why, NodeError::Excluded(_)), "{loser} ends with {why}");
-    until("the loser is counted", async || {
+    assert!(matches!(why, NodeError::Excluded(_)), "{loser} ended with {why}");
+    until("a refusal of the loser is counted", async || {
         let mut refused = 0;
         for name in ["record_overdrawn", "record_revoked", "link_revoked"] {
             refused += town.refused(name).await;
         }
-        ensure!(refused > 0, "nowhere");
+        ensure!(refused > 0, "no daemon counts one");
         Ok(())
     })
     .await;
-    // Healthy is a cluster in which the winner is a member, and whoever does not run is none.
+    // In a healthy cluster the winner is a live member and the stopped node is not.
     town.healthy().await;
     assert_eq!(town.running().count(), 4);
     let winner = town.named(if loser == "one" { "two" } else { "one" }).id.to_string();
@@ -211,7 +214,7 @@ async fn one_token_raced_at_two_publishers_makes_one_member() {
         let members = daemon.status().await.unwrap().members;
         let with_it = members.iter().filter(|member| member.invitation.as_deref() == Some(&id));
         let with_it: Vec<&str> = with_it.map(|member| member.node.as_str()).collect();
-        assert_eq!(with_it, [winner.as_str()], "{} tells who joined with the token", daemon.name);
+        assert_eq!(with_it, [winner.as_str()], "{} lists other nodes that joined with the token", daemon.name);
     }
     let seen = visitors.end().await;
     assert!(seen.failures.is_empty(), "{seen:?}");

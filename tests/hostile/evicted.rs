@@ -1,4 +1,5 @@
-//! A member that was evicted and comes back: over its links, with its old key and a new token, as a whole daemon.
+//! An evicted member tries to come back: over links, with its old key and a new token, and as a
+//! whole daemon.
 
 use anyhow::{bail, ensure};
 use rustbalance::control::{Request, Response};
@@ -24,31 +25,34 @@ async fn an_evicted_member_is_kept_out_for_good() {
     let id = mallory.id();
     let mut mouth = mallory.open(&town, 1).await;
     let voice = mallory.speak(&town, &mut mouth).await;
-    until("everybody knows it", async || {
+    until("every node knows the member", async || {
         for daemon in town.running() {
             let known = daemon.status().await?.members;
-            ensure!(known.iter().any(|member| member.node == id.to_string()), "{} does not", daemon.name);
+            ensure!(known.iter().any(|member| member.node == id.to_string()), "{} does not know it", daemon.name);
         }
         Ok(())
     })
     .await;
     let visitors = town.visitors();
     evict(&town, id).await;
-    until("all its links are closed", async || {
+    until("all links of the evicted member are closed", async || {
         for daemon in town.running() {
             let status = daemon.status().await?;
-            ensure!(status.links.iter().all(|link| link.peer != id.to_string()), "not by {}", daemon.name);
+            ensure!(status.links.iter().all(|link| link.peer != id.to_string()), "{} has a link with it", daemon.name);
             ensure!(status.members.iter().all(|member| member.node != id.to_string()), "{} lists it", daemon.name);
         }
         Ok(())
     })
     .await;
     drop((voice, mouth));
-    // Its descriptors may be closed to it by now; if it gets through, the link is refused.
+    // The nodes' descriptors may be unreadable for it by now. If it connects, the link must be
+    // refused.
     let knocks = async |town: &Town| {
         for daemon in town.running() {
             for purpose in [Purpose::Mesh, Purpose::CarryJoin] {
-                let Err(error) = mallory.link(daemon.id, purpose).await else { panic!("{} let it in", daemon.name) };
+                let Err(error) = mallory.link(daemon.id, purpose).await else {
+                    panic!("{} has accepted its link", daemon.name)
+                };
                 if is_revoked(&error) {
                     assert!(daemon.refused("link_revoked").await > 0, "{} does not count it", daemon.name);
                 }
@@ -56,11 +60,11 @@ async fn an_evicted_member_is_kept_out_for_good() {
         }
     };
     knocks(&town).await;
-    // With a new token, under the old key.
+    // It joins with a new token and its old key.
     let token = town.invite(Role::Worker, 1).await;
     let key = mallory.store.node_secret().unwrap();
     let refused = until("its join is answered", async || match town.redeem(&token, &key).await {
-        Ok(_) => panic!("it has joined again"),
+        Ok(_) => panic!("the evicted node has joined again"),
         Err(error) => match error.downcast::<JoinError>()? {
             JoinError::Refused(refusal) if !refusal.is_transient() => Ok(refusal),
             other => bail!("{other}"),
@@ -70,7 +74,7 @@ async fn an_evicted_member_is_kept_out_for_good() {
     assert_eq!(refused, Refusal::Evicted);
     town.counts("join_evicted", 1).await;
     town.healthy().await;
-    // Whoever has been away knows it too.
+    // A restarted node still refuses it.
     let net = town.net.clone();
     for name in ["alpha", "beta"] {
         town.named_mut(name).kill().await;
@@ -79,7 +83,7 @@ async fn an_evicted_member_is_kept_out_for_good() {
     }
     knocks(&town).await;
     let seen = visitors.end().await;
-    assert!(seen.failures.len() <= 2, "more than the visits that the dead took along have failed: {seen:?}");
+    assert!(seen.failures.len() <= 2, "more visits have failed than the dead nodes explain: {seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +94,7 @@ async fn an_evicted_daemon_stops_and_does_not_come_back() {
     let why = town.named_mut("gamma").end().await;
     assert!(matches!(&why, NodeError::Excluded(why) if why.contains("evicted")), "{why}");
     town.healthy().await;
-    // Run again, it may not know yet. It is told, or it knows.
+    // A restarted node may not have the revocation yet; then it receives it from its peers.
     let net = town.net.clone();
     town.named_mut("gamma").run(&net);
     let why = town.named_mut("gamma").end().await;
@@ -100,5 +104,5 @@ async fn an_evicted_daemon_stops_and_does_not_come_back() {
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     assert!(!served.end().await.by.contains_key("gamma"));
     let seen = visitors.end().await;
-    assert!(seen.failures.len() <= 1, "more than the one visit that gamma took along has failed: {seen:?}");
+    assert!(seen.failures.len() <= 1, "more visits have failed than gamma's end explains: {seen:?}");
 }

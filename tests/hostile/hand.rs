@@ -1,4 +1,4 @@
-//! What a hostile member does with its keys, over whatever engine: raw streams, proofs, frames.
+//! Raw streams, handshakes and frames of a hostile member, over any engine.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_mesh::{Carrier, Mesh, MeshConfig};
 use tokio::sync::mpsc;
 
-/// How long reaching another may take.
+/// Time limit of a dial.
 const DIAL: Duration = Duration::from_secs(60);
 
-/// A stream to a member's link port on which nothing has been said.
+/// A stream to a node's link port, without a handshake.
 pub(crate) async fn dial(engine: &dyn Engine, to: NodeId) -> Result<BoxStream> {
     Ok(engine.dial(to.address(), LINK_PORT, DIAL).await?)
 }
 
-/// A stream on which the member of `store` has proved who it is; an error if it is refused.
+/// A link of the member of `store` after the handshake; an error if the node refuses it.
 pub(crate) async fn link(engine: &dyn Engine, store: &Store, to: NodeId, purpose: Purpose) -> Result<BoxStream> {
     let mut stream = dial(engine, to).await?;
     let (membership, key) = (store.membership(), store.node_secret()?);
@@ -44,7 +44,7 @@ pub(crate) async fn link(engine: &dyn Engine, store: &Store, to: NodeId, purpose
     Ok(stream)
 }
 
-/// A card of `node` with the certificates of the member of `store`.
+/// A card for `node` with the certificates of the member of `store`.
 pub(crate) fn card(store: &Store, node: NodeId, seq: u64) -> NodeCard {
     NodeCard {
         cluster: store.cluster(),
@@ -64,12 +64,12 @@ pub(crate) fn sign<T: Statement>(store: &Store, statement: T) -> Vec<u8> {
     Verified::sign(statement, &store.node_secret().unwrap()).unwrap().to_bytes().unwrap()
 }
 
-/// What a frame on an open link holds.
+/// The encoded payload of a frame.
 pub(crate) fn payload(frame: &Frame) -> Vec<u8> {
     codec::encode(frame).unwrap()
 }
 
-/// The first message that a mesh of this member would send: it asks for all there is.
+/// The SYN that a new mesh of this member sends first, which asks for all records.
 pub(crate) async fn question(store: &Store, to: NodeId) -> Vec<u8> {
     let (sender, mut sent) = mpsc::unbounded_channel();
     let (_nobody, received) = mpsc::channel(1);
@@ -80,7 +80,8 @@ pub(crate) async fn question(store: &Store, to: NodeId) -> Vec<u8> {
     payload(&Frame::Gossip(VarBytes(sent.recv().await.unwrap())))
 }
 
-/// Bytes that no member sends: too long, unreadable, of another version, and frames that never end.
+/// Inputs that no honest member sends: too long, unreadable, of another version, and, as the last
+/// two, frames that never end.
 pub(crate) fn nonsense() -> Vec<Vec<u8>> {
     let framed = |length: u32, payload: &[u8]| [&length.to_be_bytes()[..], payload].concat();
     vec![

@@ -1,6 +1,6 @@
-//! An evicted worker that meets a publisher which was away before any honest node does, over
-//! whatever engine: it has that publisher believe that it has heard all there is, and goes on as
-//! the member that it was.
+//! An evicted worker that reaches a returning publisher before any honest node does, over any
+//! engine. It makes the publisher believe that it already has all records, and continues as the
+//! member that it was.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,14 @@ use tokio::time::sleep;
 use crate::hand;
 use crate::raw_gossip::{self, Known};
 
-/// Its gossip after its return.
+/// Generation number of the evicted worker's gossip after its return.
 const GENERATION: u64 = 7 << 32;
-/// Its starts, as its records have them: above all earlier ones, which rise with the hours since
-/// the epoch.
+/// Start number in the worker's records. It is above all earlier ones, which grow with the hours
+/// since the epoch.
 const BOOT: u64 = 1 << 20;
 
-/// How much `to` has said by now, as it says itself, and a little more.
+/// A claim about the node `to`: its current incarnation and version, as it announces them, plus
+/// `ahead` versions.
 pub(crate) async fn claim(engine: &dyn Engine, store: &Store, to: NodeId, ahead: u64) -> Result<Known> {
     let mut stream = hand::link(engine, store, to, Purpose::Mesh).await?;
     let own = Known { node: store.node_id(), generation: GENERATION, version: 0 };
@@ -35,8 +36,8 @@ pub(crate) async fn claim(engine: &dyn Engine, store: &Store, to: NodeId, ahead:
     Ok(Known { version: known.version + ahead, ..known })
 }
 
-/// Hides what the nodes of these claims have said, and says heartbeats and a true introduction
-/// point of its own until the link ends.
+/// Sends spoofed versions for the nodes of these claims, which hide their records from the peer.
+/// Then announces its own card, heartbeats and a working introduction point until the link ends.
 pub(crate) async fn stay(engine: &dyn Engine, store: &Store, stream: BoxStream, claims: Vec<Known>) -> Result<()> {
     let (id, cluster) = (store.node_id(), store.cluster());
     let (mut reader, mut writer) = tokio::io::split(stream);
@@ -76,7 +77,7 @@ async fn read_all(reader: &mut (impl AsyncRead + Unpin)) {
     while frame::read(reader, MAX).await.is_ok() {}
 }
 
-/// A true introduction point of its own; its circuit ends with this function, its record does not.
+/// A record of a real introduction point. Its circuit closes at the end of this function.
 async fn points(engine: &dyn Engine, store: &Store) -> Result<Vec<u8>> {
     let limits = Arc::new(ServiceGuard::fixed(ServiceLimits::default()));
     let service = store.cluster().first_service();

@@ -1,5 +1,6 @@
-//! A node of a later version: it announces records and fields and sends messages that the daemons here do not know. Nothing
-//! of it ends a link, all of it is carried to the nodes that know it, and the cluster serves.
+//! A node of a later version announces records and fields and sends messages that the daemons do
+//! not know. None of them ends a link, the records are forwarded to nodes that know them, and the
+//! cluster serves.
 
 use anyhow::{Result, ensure};
 use ciborium::Value;
@@ -17,7 +18,7 @@ use crate::hand::payload;
 use crate::member::Member;
 use crate::town::{PATIENCE, Town, until};
 
-/// A message with these fields.
+/// An encoded message with these fields.
 fn fields(fields: &[(&str, Value)]) -> Vec<u8> {
     let fields = fields.iter().map(|(name, value)| (Value::Text((*name).into()), value.clone()));
     codec::encode(&Value::Map(fields.collect())).unwrap()
@@ -27,7 +28,7 @@ fn key(key: &[u8; 32]) -> Value {
     Value::Bytes(key.to_vec())
 }
 
-/// A card as daemons have it, with a field more.
+/// A card with an additional field.
 fn card(member: &Member) -> Vec<u8> {
     let Value::Map(mut entries) = Value::serialized(&member.card(member.id(), 2 << 32)).unwrap() else {
         panic!("a record is a map")
@@ -37,7 +38,7 @@ fn card(member: &Member) -> Vec<u8> {
     sign_foreign(NodeCard::CONTEXT, statement, &member.store.node_secret().unwrap()).unwrap()
 }
 
-/// What a node says of itself, of a kind that daemons do not know.
+/// A record about the node itself, of a kind that the daemons do not know.
 fn endpoint(member: &Member) -> Vec<u8> {
     let cluster = key(member.store.cluster().public_key());
     let node = key(member.id().public_key());
@@ -45,7 +46,7 @@ fn endpoint(member: &Member) -> Vec<u8> {
     sign_foreign("rustbalance record ep", statement, &member.store.node_secret().unwrap()).unwrap()
 }
 
-/// A fact of a kind that daemons do not know.
+/// A fact of a kind that the daemons do not know.
 fn region(member: &Member) -> Vec<u8> {
     let (cluster, expires) = (key(member.store.cluster().public_key()), unix_now() + 3600);
     let statement = fields(&[("cluster", cluster), ("seq", 1.into()), ("expires", expires.into())]);
@@ -53,7 +54,7 @@ fn region(member: &Member) -> Vec<u8> {
     sign_foreign("rustbalance record region", statement, &authority as &dyn Sign).unwrap()
 }
 
-/// Reads frames until the answer to this ping.
+/// Reads frames until the answer to this ping arrives.
 async fn pong(stream: &mut BoxStream, ping: u64) -> Result<()> {
     let answered = async {
         loop {
@@ -85,13 +86,13 @@ async fn messages_of_a_later_version_are_skipped_and_end_no_link() {
     frame::write(&mut stream, &payload(&Frame::Ping(1))).await.unwrap();
     pong(&mut stream, 1).await.unwrap();
     assert_eq!(alpha.refused("link_unknown").await, 3);
-    // Too many of them are a flood like any other.
+    // Too many unknown messages count as a flood.
     let (mut reader, mut writer) = tokio::io::split(stream);
     let reading = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
     for _ in 0..40 {
         frame::write(&mut writer, &messages[2]).await.unwrap();
     }
-    until("they are counted", async || {
+    until("the unknown messages are counted", async || {
         let counted = (alpha.refused("link_unknown").await, alpha.refused("link_flood").await);
         ensure!(counted.0 == 43 && counted.1 > 10, "{counted:?}");
         Ok(())
@@ -114,17 +115,18 @@ async fn records_of_a_later_version_are_carried_to_the_nodes_that_know_them() {
     for (kind, bytes) in &said {
         voice.say(*kind, bytes);
     }
-    until("every daemon believes the card", async || {
+    until("every daemon accepts the card", async || {
         for daemon in town.running() {
             let members = daemon.status().await?.members;
             let known = members.iter().find(|member| member.node == later.id().to_string());
-            ensure!(known.is_some_and(|member| member.weight == Some(100)), "{} does not", daemon.name);
+            ensure!(known.is_some_and(|member| member.weight == Some(100)), "{} does not accept it", daemon.name);
         }
         Ok(())
     })
     .await;
     assert_eq!(town.refused("link_nonsense").await + town.refused("gossip_malformed").await, 0);
-    // It goes, and so does a daemon; a restarted one and a newcomer of the later version have it from the others.
+    // The later node leaves and a daemon restarts. A newcomer of the later version receives the
+    // records from the daemons.
     drop((voice, mouth));
     let id = later.id();
     drop(later);
@@ -136,11 +138,11 @@ async fn records_of_a_later_version_are_carried_to_the_nodes_that_know_them() {
     let mut mouth = newcomer.open(&town, 1).await;
     let voice = mouth.speak(&town, newcomer.id(), 1).await;
     voice.say(RecordKind::Card, &newcomer.sign(newcomer.card(newcomer.id(), 1 << 32)));
-    until("a newcomer has heard all of it", async || {
+    until("the newcomer has received all of the records", async || {
         for (kind, bytes) in &said[..2] {
-            ensure!(voice.heard(id, *kind).contains(bytes), "not {kind:?}");
+            ensure!(voice.heard(id, *kind).contains(bytes), "{kind:?} is missing");
         }
-        // Facts are announced by every daemon, not only by the one that signed them.
+        // Every daemon announces the facts that it knows.
         for daemon in town.running() {
             ensure!(voice.heard(daemon.id, region_kind).contains(&said[2].1), "{} does not announce it", daemon.name);
         }

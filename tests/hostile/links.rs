@@ -1,4 +1,5 @@
-//! A member that misuses its links: floods, nonsense, crowds, and never reading what it asks for.
+//! A member that misuses its links: it floods, sends nonsense, opens crowds of links, or never
+//! reads.
 
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ async fn a_flood_is_bounded_and_disturbs_nobody() {
     for daemon in &town.daemons {
         let stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
         let (mut reader, mut writer) = tokio::io::split(stream);
-        // It reads what comes, so that nobody can hold its deafness against it.
+        // It reads all answers, so that its links are not closed because it does not read.
         floods.spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await.map(|_| ()) });
         let (syn, heavy) = (syn.clone(), heavy.clone());
         floods.spawn(async move {
@@ -63,22 +64,23 @@ async fn oversized_and_truncated_frames_end_one_link() {
     let links = async || alpha.status().await.unwrap().links.len();
     let before = links().await;
     for bytes in nonsense() {
-        // On a link, and before it is one. Left open: the other side must end it.
+        // Once after the handshake and once before it. The stream stays open on this side: alpha
+        // must close it.
         for mut stream in [mallory.link(alpha.id, Purpose::Mesh).await.unwrap(), mallory.dial(alpha.id).await.unwrap()]
         {
             let _ = stream.write_all(&bytes).await;
             let mut rest = Vec::new();
             let ended = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
-            assert!(ended.is_ok(), "{} bytes are waited for without an end", bytes.len());
-            assert!(rest.len() < 4096, "{} bytes are answered with {}", bytes.len(), rest.len());
+            assert!(ended.is_ok(), "after {} bytes alpha keeps the stream open", bytes.len());
+            assert!(rest.len() < 4096, "{} bytes were answered with {}", bytes.len(), rest.len());
         }
     }
     for (name, least) in [("link_nonsense", 5), ("link_malformed", 4), ("link_unfinished", 2)] {
         town.counts(name, least).await;
     }
-    until("the others' links are as before", async || {
+    until("the links with the other nodes are the same as before", async || {
         let now = links().await;
-        ensure!(now == before, "{now} of {before}");
+        ensure!(now == before, "{now} of {before} links");
         Ok(())
     })
     .await;
@@ -106,9 +108,12 @@ async fn a_thousand_links_of_one_member_are_one() {
             assert!(of_it <= 1 && status.links.len() <= 3, "{} links, {of_it} with one member", status.links.len());
         }
     }
-    assert!((1..=200).contains(&open.len()), "{} of 1000 were taken", open.len());
+    assert!((1..=200).contains(&open.len()), "{} of 1000 links were accepted", open.len());
     let counted = alpha.refused("link_crowd").await + alpha.refused("link_streams_over_limit").await;
-    assert!(counted + alpha.refused("link_busy").await + 100 > 1000 - open.len() as u64, "{counted} are counted");
+    assert!(
+        counted + alpha.refused("link_busy").await + 100 > 1000 - open.len() as u64,
+        "only {counted} refusals are counted"
+    );
     town.healthy().await;
     visitors.all_served().await;
 }
@@ -121,7 +126,8 @@ async fn a_discovery_key_of_its_own_making_opens_nothing() {
     let before = town.named("alpha").status().await.unwrap().discovery_generation;
     let own = AuthoritySecret::generate(&mut rand::rng());
     let false_key = || Discovery::generate(town.cluster, 99, &own, &mut rand::rng()).unwrap();
-    // Its own statement with its own key, and the authority's statement with its own key.
+    // A key signed by the attacker's own authority, and the authority's statement with the
+    // attacker's secret.
     let mut borrowed = mallory.store.discovery().unwrap().newest().offer();
     borrowed.secret = false_key().secret;
     let offers = [false_key().offer(), borrowed].map(|offer| payload(&Frame::Discovery(offer)));
@@ -130,9 +136,9 @@ async fn a_discovery_key_of_its_own_making_opens_nothing() {
         for offer in &offers {
             frame::write(&mut stream, offer).await.unwrap();
         }
-        until("both are refused", async || {
+        until("both offers are refused", async || {
             let refused = daemon.refused("link_false_key").await;
-            ensure!(refused == 2, "{refused} are");
+            ensure!(refused == 2, "{refused} are refused");
             Ok(())
         })
         .await;
@@ -159,7 +165,7 @@ async fn a_flood_of_pings_is_bounded_as_any_other() {
         }
         until("most of the flood is refused", async || {
             let refused = alpha.refused("link_flood").await - before;
-            ensure!(refused > 2000, "{refused} are");
+            ensure!(refused > 2000, "{refused} messages are refused");
             Ok(())
         })
         .await;
@@ -180,7 +186,7 @@ async fn a_member_that_never_reads_is_let_go() {
     for daemon in &town.daemons {
         let mut stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
         let (syn, ping) = (syn.clone(), ping.clone());
-        // It asks for all there is, and takes nothing of it.
+        // It asks for all records and reads no answer.
         deaf.spawn(async move {
             while frame::write(&mut stream, &ping).await.is_ok() && frame::write(&mut stream, &syn).await.is_ok() {
                 sleep(Duration::from_millis(5)).await;
@@ -188,9 +194,9 @@ async fn a_member_that_never_reads_is_let_go() {
         });
     }
     let ended = async { while deaf.join_next().await.is_some() {} };
-    timeout(PATIENCE, ended).await.expect("a deaf member keeps its links");
+    timeout(PATIENCE, ended).await.expect("a member that never reads keeps its links");
     for daemon in &town.daemons {
-        assert!(daemon.refused("link_deaf").await > 0, "{} counts no deaf member", daemon.name);
+        assert!(daemon.refused("link_deaf").await > 0, "{} counts no member that never reads", daemon.name);
     }
     town.healthy().await;
     visitors.all_served().await;

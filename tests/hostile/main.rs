@@ -1,9 +1,11 @@
-//! Hostile peers against whole daemons, on the Tor network in memory: real links, real gossip, real joins.
+//! Hostile peers against whole daemons on an in-memory Tor network, with real links, gossip and
+//! joins.
 //!
-//! Each test is one hostility of somebody with real keys where it takes any. Each shows that the
-//! cluster stays healthy and serves all the while, that nothing hostile is believed, and that
-//! `status` counts what was refused. In [`tor`] nobody is hostile: a node loses its Tor client; nor
-//! in [`newcomer`]: a node joins; nor in [`operators`]; nor in [`upgrades`], [`later`] and [`services`]. In [`outages`] an observer looks.
+//! Each test runs one attack; the attacker has real keys where the attack needs them. The test
+//! checks that the cluster stays healthy and serves during the attack, that no false record is
+//! accepted, and that `status` counts the refusals. There is no attacker in [`tor`] (a node loses
+//! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`] and
+//! [`services`]; in [`outages`] an outsider only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 

@@ -1,4 +1,5 @@
-//! A member that has joined as everybody does, and then does as it likes with its keys: raw frames, links, gossip.
+//! A hostile member: it has joined like any node, and uses its keys for raw frames, links and
+//! gossip.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,19 +23,19 @@ use tokio::sync::{mpsc, watch};
 use crate::hand;
 use crate::town::{Town, until};
 
-/// The member.
+/// A member with its Tor client and its state.
 pub(crate) struct Member {
     pub(crate) engine: Arc<FakeEngine>,
     pub(crate) store: Store,
 }
 
-/// Its gossip, under its own name or another's.
+/// A gossip instance, with the member's own node id or that of another node.
 pub(crate) struct Voice {
     pub(crate) mesh: Mesh,
     heard: Arc<Mutex<Vec<Update>>>,
 }
 
-/// Its links, and the gossip that goes over them.
+/// The member's links, and the carriers for gossip instances over them.
 pub(crate) struct Mouth {
     _links: Links,
     carriers: Vec<Carrier>,
@@ -42,13 +43,13 @@ pub(crate) struct Mouth {
 }
 
 impl Member {
-    /// One that joins with a token of its own.
+    /// Joins with a new token.
     pub(crate) async fn join(town: &Town, role: Role) -> Self {
         let token = town.invite(role, 1).await;
         Self::of(town, town.join("mallory", &token).await)
     }
 
-    /// The member of a state directory.
+    /// The member whose state is in `store`.
     pub(crate) fn of(town: &Town, store: Store) -> Self {
         let engine = town.net.engine();
         let keys = store.discovery().unwrap();
@@ -62,17 +63,17 @@ impl Member {
         self.store.node_id()
     }
 
-    /// A stream to another's link port on which nothing has been said.
+    /// A stream to a node's link port, without a handshake.
     pub(crate) async fn dial(&self, to: NodeId) -> Result<BoxStream> {
         hand::dial(&*self.engine, to).await
     }
 
-    /// A stream on which it has proved who it is; an error if it is refused.
+    /// A link to a node after the handshake; an error if the node refuses it.
     pub(crate) async fn link(&self, to: NodeId, purpose: Purpose) -> Result<BoxStream> {
         hand::link(&*self.engine, &self.store, to, purpose).await
     }
 
-    /// Links to everybody, for so many voices.
+    /// Opens links to all running daemons, with carriers for `voices` gossip instances.
     pub(crate) async fn open(&self, town: &Town, voices: usize) -> Mouth {
         let members = town.daemons.iter().map(|daemon| daemon.id).collect();
         let (sender, members) = watch::channel(MemberSet { members, ..MemberSet::default() });
@@ -92,30 +93,30 @@ impl Member {
         let wanted = town.running().count();
         until("the hostile member has links", async || match links.status().len() {
             open if open == wanted => Ok(()),
-            open => bail!("it has {open} of {wanted}"),
+            open => bail!("it has {open} of {wanted} links"),
         })
         .await;
         Mouth { _links: links, carriers: share(outputs.carrier, voices), _set: (sender, keys) }
     }
 
-    /// Gossips as itself, and says who it is.
+    /// Gossips with its own node id and announces its card.
     pub(crate) async fn speak(&self, town: &Town, mouth: &mut Mouth) -> Voice {
         let voice = mouth.speak(town, self.id(), 1).await;
         voice.say(RecordKind::Card, &self.sign(self.card(self.id(), 1 << 32)));
         voice
     }
 
-    /// A card of `node` with this member's certificates.
+    /// A card for `node` with this member's certificates.
     pub(crate) fn card(&self, node: NodeId, seq: u64) -> NodeCard {
         hand::card(&self.store, node, seq)
     }
 
-    /// Signs as itself.
+    /// Signs with the member's key.
     pub(crate) fn sign<T: Statement>(&self, statement: T) -> Vec<u8> {
         hand::sign(&self.store, statement)
     }
 
-    /// Signs as itself, and says that another had.
+    /// Signs with the member's key, but names `signer` as the signer.
     pub(crate) fn forge<T: Statement>(&self, statement: T, signer: [u8; 32]) -> Vec<u8> {
         struct Forger(rustbalance::keys::NodeSecret, [u8; 32]);
         impl Sign for Forger {
@@ -132,9 +133,10 @@ impl Member {
 }
 
 impl Mouth {
-    /// Gossips as `me`, whoever that is, in a life of its own or in another's.
+    /// Gossips as the node `me`, which may be another node, in this generation, which may be that
+    /// node's current one.
     pub(crate) async fn speak(&mut self, town: &Town, me: NodeId, generation: u64) -> Voice {
-        let carrier = self.carriers.pop().expect("a voice for each mesh");
+        let carrier = self.carriers.pop().expect("`open` was called with too few voices");
         let interval = Duration::from_millis(200);
         let config = MeshConfig { me, cluster: town.cluster, generation, interval };
         let seeds: Vec<_> = town.daemons.iter().map(|daemon| daemon.id).filter(|id| *id != me).collect();
@@ -151,7 +153,7 @@ impl Mouth {
 }
 
 impl Voice {
-    /// All that was heard of a node, of one kind, oldest first.
+    /// All records received from a node of one kind, oldest first.
     pub(crate) fn heard(&self, origin: NodeId, kind: RecordKind) -> Vec<Vec<u8>> {
         let heard = self.heard.lock();
         let fits = |update: &&Update| update.origin == origin && update.kind == kind;
@@ -163,14 +165,14 @@ impl Voice {
     }
 }
 
-/// Lets several use what carries gossip: each hears everything.
+/// Splits a carrier for several gossip instances; each receives every message.
 fn share(carrier: Carrier, voices: usize) -> Vec<Carrier> {
     let Carrier { send, mut received } = carrier;
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..voices).map(|_| mpsc::channel(256)).unzip();
     tokio::spawn(async move {
         while let Some(message) = received.recv().await {
             for sender in &senders {
-                // Who does not keep up hears less.
+                // An instance that does not keep up misses messages.
                 let _ = sender.try_send(message.clone());
             }
         }
@@ -178,7 +180,7 @@ fn share(carrier: Carrier, voices: usize) -> Vec<Carrier> {
     receivers.into_iter().map(|received| Carrier { send: Arc::clone(&send), received }).collect()
 }
 
-/// Whether a link was refused because the member is none any more.
+/// Whether a link was refused because the member is revoked.
 pub(crate) fn is_revoked(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(HandshakeError::Refused(_, Refusal::Revoked) | HandshakeError::Revoked(_)))
 }

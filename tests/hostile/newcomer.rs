@@ -1,4 +1,5 @@
-//! What a node that joins is given, and when there is no room to invite another. Nobody is hostile here.
+//! The data that a joining node receives, and the bound on open invitations. There is no hostile
+//! peer.
 
 use anyhow::{bail, ensure};
 use rustbalance::clock::unix_now;
@@ -11,8 +12,8 @@ use tokio::net::TcpListener;
 
 use crate::town::{Town, until};
 
-/// A port that was added after `init` is among those that a new node begins with; and what is handed out is what the
-/// publisher works with, not what it would have to fetch from the disk while it decides.
+/// A new node also receives a port that was added after `init`. The publisher answers from memory:
+/// the discovery key on its disk is removed before the join.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newcomer_is_given_the_ports_that_are_served() {
     let mail = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -24,7 +25,7 @@ async fn a_newcomer_is_given_the_ports_that_are_served() {
         std::fs::remove_file(town.named(publisher).dir().join("discovery.key")).unwrap();
     }
     let key = NodeSecret::generate(&mut rand::rng());
-    let joined = until("somebody joins", async || town.redeem(&token, &key).await).await;
+    let joined = until("a node joins", async || town.redeem(&token, &key).await).await;
     assert_eq!(joined.services, [JoinedService { service: town.service(), ports: vec![80, 25] }]);
 }
 
@@ -35,13 +36,13 @@ async fn one_invitation_too_many_is_refused_with_the_way_out() {
     let store = Store::open(town.named("alpha").dir()).unwrap();
     let authority = store.authority_secret().unwrap().unwrap();
     let one = || invite(town.cluster, &authority, Terms::default(), unix_now(), &mut rand::rng()).unwrap().1;
-    // With the two that made beta and gamma members.
+    // Two more invitations exist already: those of beta and gamma.
     let more: Vec<_> = (2..Invitation::MOST).map(|_| one()).collect();
     store.put_invitations(&more, unix_now()).unwrap();
     drop(store);
     let net = town.net.clone();
     town.named_mut("alpha").run(&net);
-    let told = until("alpha refuses another", async || {
+    let refusal = until("alpha refuses a further invitation", async || {
         let request = Request::Invite { role: Role::Worker, expires_seconds: 60, uses: 1 };
         match town.named("alpha").call(request).await? {
             Response::Refused { message } if message.contains("invitations") => Ok(message),
@@ -49,10 +50,10 @@ async fn one_invitation_too_many_is_refused_with_the_way_out() {
         }
     })
     .await;
-    assert!(told.contains("--uses") && told.contains("--expires"), "{told}");
+    assert!(refusal.contains("--uses") && refusal.contains("--expires"), "{refusal}");
 }
 
-/// A client is sent to any node: one that lacks a port is named by `status` of every node.
+/// A client may reach any node, so `status` on every node names a node that lacks a port.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_lacks_a_port_is_shown_everywhere() {
     let mail = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -61,7 +62,7 @@ async fn a_node_that_lacks_a_port_is_shown_everywhere() {
     let mut town = Town::start(&port).await;
     let shows = |town: &Town, name: &str| town.named(name).shown().contains("port 25 is served by");
     for name in ["alpha", "beta", "gamma"] {
-        assert!(!shows(&town, name), "{name} misses a port though all nodes have all");
+        assert!(!shows(&town, name), "{name} reports a missing port although all nodes have all ports");
     }
     let (file, gamma) = (town.named("gamma").dir().join("rustbalance.toml"), town.named("gamma").id.short());
     let config = std::fs::read_to_string(&file).unwrap().replace(&port, "");
@@ -70,8 +71,8 @@ async fn a_node_that_lacks_a_port_is_shown_everywhere() {
     let net = town.net.clone();
     town.named_mut("gamma").run(&net);
     for name in ["alpha", "beta", "gamma"] {
-        until("it is shown", async || {
-            ensure!(shows(&town, name), "{name} does not show it");
+        until("status names the node", async || {
+            ensure!(shows(&town, name), "{name} does not name it");
             Ok(())
         })
         .await;

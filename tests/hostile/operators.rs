@@ -1,4 +1,4 @@
-//! Commands of operators, across restarts of whole daemons. No hostile peer takes part.
+//! Operator commands across restarts of whole daemons, without a hostile peer.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ async fn a_drained_node_drains_on_after_a_restart_until_it_is_resumed() {
     let mut town = Town::start("").await;
     let beta = town.named("beta").id.to_string();
     let drained = async |town: &Town| {
-        until("beta drains, and has no clients", async || {
+        until("beta drains and has no clients", async || {
             let status = town.named("beta").status().await?;
             ensure!(status.phase == Condition::Draining, "beta is {}", status.phase);
             let alpha = town.named("alpha").status().await?;
@@ -56,25 +56,25 @@ async fn a_drained_node_drains_on_after_a_restart_until_it_is_resumed() {
 async fn limits_change_under_a_running_daemon() {
     let town = Town::start("[limits]\nstreams_per_circuit = 1\n").await;
     let (client, address) = (town.net.engine(), town.address());
-    // All on one circuit, so to one daemon.
+    // All streams use one circuit, so they reach one daemon.
     let open = async || client.dial(address, 80, Duration::from_secs(10)).await;
     let change = |change: fn(&mut Config)| {
         town.running().for_each(|daemon| assert!(daemon.reconfigure(change).is_empty(), "{}", daemon.name));
     };
     let mut first = open().await.unwrap();
-    assert!(open().await.is_err(), "a second stream on a circuit that may have one");
+    assert!(open().await.is_err(), "a second stream was accepted on a circuit that may have one");
     change(|config| config.service.streams_per_circuit = 4);
     let second = open().await.unwrap();
     change(|config| {
         config.service.streams_per_circuit = 4;
         config.proxy.streams = 1;
     });
-    assert!(open().await.is_err(), "a third stream at a daemon that may have one");
+    assert!(open().await.is_err(), "a further stream was accepted by a daemon that may have one");
     drop(second);
     first.write_all(b"name\n").await.unwrap();
     let mut name = String::new();
     first.read_to_string(&mut name).await.unwrap();
-    assert!(!name.is_empty(), "a change has broken an open stream");
+    assert!(!name.is_empty(), "the change has broken an open stream");
     let daemon = town.named("beta");
     assert_eq!(daemon.reconfigure(|config| config.node.weight = 9), ["[node] weight"]);
 }

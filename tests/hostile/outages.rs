@@ -1,5 +1,5 @@
-//! An observer that knows the address, and fetches its descriptor again and again, to see when
-//! which machine is down.
+//! An observer that knows the address fetches its descriptor repeatedly, to learn which machine is
+//! down at which time.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,7 @@ use rustbalance_gossip::bytes::FixedBytes;
 use crate::evicted::evict;
 use crate::town::{Town, until};
 
-/// The session keys in the descriptors of the current period, on all directories.
+/// The session keys in the descriptors on all directories of the current period.
 fn published(town: &Town) -> BTreeSet<FixedBytes<32>> {
     let period = town.net.periods()[0];
     let held = town.net.directories(town.service(), period).into_iter();
@@ -20,19 +20,19 @@ fn published(town: &Town) -> BTreeSet<FixedBytes<32>> {
     texts.flat_map(read).map(|point| point.session_key).collect()
 }
 
-/// A cluster with all its points in the descriptor, three of each node, and their session keys.
+/// A cluster with three published points of each node, and the session keys of these points.
 async fn settled(extra: &str) -> (Town, BTreeSet<FixedBytes<32>>) {
     let town = Town::start(extra).await;
     let all = until("all points are published", async || {
         let all = published(&town);
-        ensure!(all.len() == 9, "{} are", all.len());
+        ensure!(all.len() == 9, "{} are published", all.len());
         Ok(all)
     })
     .await;
     (town, all)
 }
 
-/// At how many points of gamma the publishers serve.
+/// The number of gamma's points at which the publishers stand in.
 async fn stood_in_for(town: &Town) -> Result<usize> {
     let gamma = town.named("gamma").id.to_string();
     let mut points = 0;
@@ -42,11 +42,11 @@ async fn stood_in_for(town: &Town) -> Result<usize> {
     Ok(points)
 }
 
-/// Whether the points of gamma are in the descriptor still, as its members know.
+/// Whether gamma has a point in the current publication, as alpha knows it.
 async fn is_published(town: &Town) -> Result<bool> {
     let gamma = town.named("gamma").id.to_string();
     let status = town.named("alpha").status().await?;
-    Ok(status.publication.is_some_and(|it| it.intro_points.iter().any(|point| point.node == gamma)))
+    Ok(status.publication.is_some_and(|publication| publication.intro_points.iter().any(|point| point.node == gamma)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,9 +54,9 @@ async fn a_hidden_outage_does_not_show_in_the_descriptor_and_costs_no_client() {
     let (mut town, before) = settled("hide_outages = true\n").await;
     assert!(is_published(&town).await.unwrap());
     town.named_mut("gamma").kill().await;
-    until("all points of the dead are served", async || {
+    until("publishers stand in at all points of the dead node", async || {
         let points = stood_in_for(&town).await?;
-        ensure!(points == 3, "{points} are");
+        ensure!(points == 3, "at {points} points");
         Ok(())
     })
     .await;
@@ -67,25 +67,25 @@ async fn a_hidden_outage_does_not_show_in_the_descriptor_and_costs_no_client() {
         assert!(is_published(&town).await.unwrap());
     }
     visitors.all_served().await;
-    // The operator sees it all the same.
+    // The operator still sees the outage.
     assert!(town.named("alpha").shown().contains("silent"));
-    // An evicted node is not named any longer.
+    // An evicted node's points are withdrawn.
     evict(&town, town.named("gamma").id).await;
-    until("its points have left", async || {
-        ensure!(!is_published(&town).await?, "alpha wants them still");
-        ensure!(published(&town).intersection(&before).count() <= 6, "they stand there");
+    until("gamma's points have left the descriptor", async || {
+        ensure!(!is_published(&town).await?, "alpha still publishes them");
+        ensure!(published(&town).intersection(&before).count() <= 6, "gamma's points are still in the descriptor");
         Ok(())
     })
     .await;
 }
 
-/// What the setting is for, and that the test above would notice.
+/// Shows the purpose of the setting, and that the test above would detect an outage.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_that_is_not_hidden_shows_within_seconds() {
     let (mut town, before) = settled("").await;
     town.named_mut("gamma").kill().await;
-    until("its points have left", async || {
-        ensure!(published(&town).intersection(&before).count() <= 6, "they stand there");
+    until("gamma's points have left the descriptor", async || {
+        ensure!(published(&town).intersection(&before).count() <= 6, "gamma's points are still in the descriptor");
         Ok(())
     })
     .await;

@@ -1,4 +1,4 @@
-//! Gossip messages to the byte, as docs/PROTOCOL.md section 6 has them: with versions that chitchat
+//! Gossip messages encoded by hand after docs/PROTOCOL.md section 6, with versions that chitchat
 //! would never choose.
 
 use anyhow::{Result, bail};
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::hand;
 
-/// One incarnation of a node's gossip, and up to which version it is known.
+/// An incarnation of a node's gossip, and its highest known version.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known {
     pub(crate) node: NodeId,
@@ -22,7 +22,7 @@ pub(crate) struct Known {
     pub(crate) version: u64,
 }
 
-/// A question that says what is known.
+/// A SYN with a digest of these incarnations.
 pub(crate) fn question(cluster: ClusterId, heartbeat: u64, known: &[Known]) -> Vec<u8> {
     let mut out = vec![0x53, 0xb0, 0, 0];
     out.extend((known.len() as u16).to_le_bytes());
@@ -36,7 +36,7 @@ pub(crate) fn question(cluster: ClusterId, heartbeat: u64, known: &[Known]) -> V
     out
 }
 
-/// An answer that brings values of one node, each with its version.
+/// An ACK with values of one node: key, value, version.
 pub(crate) fn answer(node: NodeId, generation: u64, values: &[(String, Vec<u8>, u64)]) -> Vec<u8> {
     let mut body = vec![0];
     name(&mut body, node, generation);
@@ -58,25 +58,25 @@ pub(crate) fn answer(node: NodeId, generation: u64, values: &[(String, Vec<u8>, 
     out
 }
 
-/// A value of an answer.
+/// A value for [`answer`].
 pub(crate) fn value(kind: RecordKind, record: &[u8], version: u64) -> (String, Vec<u8>, u64) {
     (kind.key(), record.to_vec(), version)
 }
 
-/// Reads frames until a message of `node` says which incarnation and version of its own it is at.
+/// Reads frames until a digest names the own incarnation and version of `node`.
 pub(crate) async fn hear(stream: &mut (impl AsyncRead + Unpin), node: NodeId) -> Result<Known> {
     for _ in 0..100 {
         let frame = frame::read(stream, MAX).await?;
         if let Ok(Frame::Gossip(VarBytes(bytes))) = codec::decode::<Frame>(&frame, MAX)
-            && let Some(own) = named(&bytes).into_iter().find(|it| it.node == node && it.version > 0)
+            && let Some(own) = named(&bytes).into_iter().find(|known| known.node == node && known.version > 0)
         {
             return Ok(own);
         }
     }
-    bail!("{node} does not say how much it has said")
+    bail!("{node} does not send its own version")
 }
 
-/// Sends a message of gossip.
+/// Sends a gossip message.
 pub(crate) async fn send(stream: &mut (impl AsyncWrite + Unpin), message: Vec<u8>) -> Result<()> {
     Ok(frame::write(stream, &hand::payload(&Frame::Gossip(VarBytes(message)))).await?)
 }
@@ -94,7 +94,7 @@ fn name(out: &mut Vec<u8>, node: NodeId, generation: u64) {
     out.extend(7440_u16.to_le_bytes());
 }
 
-/// What the digest of a question, or of an answer to one, names.
+/// The incarnations in the digest of a SYN or SYN-ACK; empty for other messages.
 fn named(bytes: &[u8]) -> Vec<Known> {
     let mut all = Vec::new();
     if bytes.len() < 6 || bytes[3] > 1 {
@@ -106,7 +106,7 @@ fn named(bytes: &[u8]) -> Vec<Known> {
         let length = usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
         let node = std::str::from_utf8(&bytes[at + 2..at + 2 + length]).unwrap().parse().unwrap();
         at += 2 + length;
-        // Generation, address, then heartbeat, collected and known version.
+        // Generation, address, then heartbeat, garbage-collected version and highest version.
         all.push(Known { node, generation: number(at), version: number(at + 27 + 16) });
         at += 27 + 24;
     }

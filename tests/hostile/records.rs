@@ -1,4 +1,5 @@
-//! A member that says what is not so: old words, others' words, absurd words.
+//! A member that announces false records: replayed ones, forged ones of other nodes, and absurd
+//! values.
 
 use std::time::Duration;
 
@@ -15,34 +16,36 @@ use tokio::time::{Instant, sleep};
 use crate::member::{Member, Voice};
 use crate::town::{OWN_TERMS, Town, until};
 
-/// A start of another that has never been: above the hours since the epoch.
+/// A start number that no node has used: it is above the hours since the epoch.
 const FUTURE: u64 = 1 << 20;
 
-/// Fails if a dead node is taken for alive, or published, by anybody, within a while from now.
+/// Fails if a running daemon takes the dead node for alive or knows it as published within the next
+/// four seconds.
 async fn stays_dead(town: &Town, dead: NodeId) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(4) {
         for daemon in town.running() {
             let status = daemon.status().await.unwrap();
             let member = status.members.iter().find(|member| member.node == dead.to_string()).unwrap();
-            assert!(!member.alive && member.published == 0, "{} takes the dead one for alive", daemon.name);
+            assert!(!member.alive && member.published == 0, "{} takes the dead node for alive", daemon.name);
         }
         sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// Waits until a voice has heard at least so many words of a kind from a node, and gives them.
+/// Waits until a gossip instance has received at least `least` records of a kind from a node, and
+/// returns them.
 async fn hears(voice: &Voice, origin: NodeId, kind: RecordKind, least: usize) -> Vec<Vec<u8>> {
-    until("the hostile member hears it", async || {
+    until("the hostile member receives the records", async || {
         let heard = voice.heard(origin, kind);
-        ensure!(heard.len() >= least, "{} words of {kind:?}", heard.len());
+        ensure!(heard.len() >= least, "{} records of {kind:?}", heard.len());
         Ok(heard)
     })
     .await
 }
 
-/// The generation in which a node gossips, as its heartbeats show: its start, and some bits of its
-/// process's number.
+/// The generation of a node's gossip, computed from a heartbeat: its start number, and some bits of
+/// its instance number.
 async fn hears_generation(voice: &Voice, node: NodeId) -> u64 {
     let beats = hears(voice, node, RecordKind::Heartbeat, 1).await;
     let beat = Unverified::<Heartbeat>::from_bytes(&beats[0]).unwrap().verify(node.public_key()).unwrap();
@@ -61,7 +64,7 @@ async fn old_records_do_not_keep_the_dead_alive() {
     let points = hears(&own, beta, kind, 1).await;
     let visitors = town.visitors();
     town.named_mut("beta").kill().await;
-    // What beta said, in a life that it never had, again and again.
+    // Beta's old records, repeated without end in an incarnation that beta never had.
     let liar = mouth.speak(&town, beta, FUTURE << 16).await;
     liar.say(kind, &points[0]);
     let replay = async {
@@ -77,8 +80,8 @@ async fn old_records_do_not_keep_the_dead_alive() {
     };
     tokio::select! { () = replay => {}, () = judged => {} }
     let seen = visitors.end().await;
-    assert!(seen.failures.len() <= 1, "more than the one visit that beta took along has failed: {seen:?}");
-    // When beta itself speaks again, it is heard above all that.
+    assert!(seen.failures.len() <= 1, "more visits have failed than beta's death explains: {seen:?}");
+    // The restarted beta is heard in spite of the replays.
     let net = town.net.clone();
     town.named_mut("beta").run(&net);
     town.healthy().await;
@@ -116,7 +119,8 @@ async fn forged_records_of_others_are_believed_by_nobody() {
             redeemed: [mallory.id()].into(),
             revoked: false,
         };
-        // In its own name, and in the victim's with a signature that is none.
+        // Some are signed with the attacker's key, some name the victim as the signer with a false
+        // signature.
         liar.say(RecordKind::Heartbeat, &mallory.forge(gone, *victim.public_key()));
         liar.say(RecordKind::IntroPoints(service), &mallory.sign(points));
         liar.say(RecordKind::Lease, &mallory.forge(lease, *victim.public_key()));
@@ -137,7 +141,7 @@ async fn forged_records_of_others_are_believed_by_nobody() {
         assert!(status.members.iter().all(|member| member.weight != Some(100)), "{}", daemon.name);
         assert!(status.members.len() <= 4, "{}", daemon.name);
     }
-    // And a person sees it.
+    // The operator sees the refusals.
     let shown = town.named("alpha").shown();
     assert!(shown.contains("Refused") && shown.contains("record_signature"), "{shown}");
     visitors.all_served().await;
@@ -153,14 +157,15 @@ async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
     let (of_beta, of_gamma) = (hears_generation(&own, beta).await, hears_generation(&own, gamma).await);
     let visitors = town.visitors();
     town.named_mut("beta").kill().await;
-    // Beta's own life goes on, says chitchat.
+    // To chitchat, beta's own incarnation continues.
     let _dead = mouth.speak(&town, beta, of_beta).await;
     town.healthy().await;
     stays_dead(&town, beta).await;
-    // Gamma is said to have said what it never said: who believes that hears nothing of it until it begins anew.
+    // Spoofed versions for gamma: a node that believes them receives nothing from gamma until gamma
+    // starts a new incarnation.
     let living = mouth.speak(&town, gamma, of_gamma).await;
     let mut version = 0_u32;
-    until("gamma notices", async || {
+    until("gamma detects the spoofed versions", async || {
         // As long as it takes: how many of them arrive in a second depends on the machine.
         for _ in 0..100 {
             living.say(RecordKind::Lease, &version.to_be_bytes());
@@ -176,13 +181,13 @@ async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
     drop(living);
     town.healthy().await;
     let seen = visitors.end().await;
-    assert!(seen.failures.len() <= 1, "more than the one visit that beta took along has failed: {seen:?}");
+    assert!(seen.failures.len() <= 1, "more visits have failed than beta's death explains: {seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn absurd_terms_are_claimed_in_vain() {
     let mut town = Town::start("").await;
-    // A publisher: its word on leases counts.
+    // The attacker is a publisher, whose leases count.
     let mallory = Member::join(&town, Role::Publisher).await;
     let before = town.publisher().await;
     let mut mouth = mallory.open(&town, 1).await;
@@ -202,23 +207,25 @@ async fn absurd_terms_are_claimed_in_vain() {
     town.counts("record_jump", 6).await;
     town.healthy().await;
     town.publishes_by_itself(&before, mallory.id()).await;
-    // Whoever follows takes the next term, none of those.
+    // The next publisher takes the next term, not one of those.
     let before = town.publisher().await;
-    let publisher = town.running().find(|daemon| daemon.id.to_string() == before.0).context("a publisher").unwrap();
+    let publisher =
+        town.running().find(|daemon| daemon.id.to_string() == before.0).context("no publisher runs").unwrap();
     let name = publisher.name.clone();
     town.named_mut(&name).kill().await;
     town.healthy().await;
     town.publishes_by_itself(&before, mallory.id()).await;
-    assert!(town.publisher().await.1 > before.1, "a dead node publishes");
+    assert!(town.publisher().await.1 > before.1, "the term has not risen after the publisher's death");
     let seen = visitors.end().await;
-    assert!(seen.failures.len() <= 1, "more than the one visit that the dead one took along has failed: {seen:?}");
-    // As high as is believed, twice: the publisher goes above it, and who was away follows.
+    assert!(seen.failures.len() <= 1, "more visits have failed than the publisher's death explains: {seen:?}");
+    // Twice the highest term that is still accepted: the publisher claims a higher one, and a node
+    // that was offline accepts it.
     for seq in [(1 << 32) + 10, (1 << 32) + 11] {
         let term = unix_now() * TERMS_PER_SECOND;
         let lease = Lease { cluster, holder: me, seq, term, priority: 0, ttl_ms: 0 };
         voice.say(RecordKind::Lease, &mallory.sign(lease));
-        until("the publisher goes above it", async || {
-            let status = town.running().next().context("a daemon")?.status().await?;
+        until("the publisher claims a higher term", async || {
+            let status = town.running().next().context("no daemon runs")?.status().await?;
             let highest = status.publisher.map_or(0, |publisher| publisher.term);
             ensure!(highest > term, "it publishes in term {highest}");
             Ok(())

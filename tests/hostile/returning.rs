@@ -1,5 +1,5 @@
-//! An evicted worker that is the first to meet a publisher which was away, and has it believe that
-//! it has heard everything.
+//! An evicted worker reaches a returning publisher first and makes it believe that it already has
+//! all records.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,10 +15,11 @@ use crate::intruder::{claim, stay};
 use crate::member::Member;
 use crate::town::{Town, until};
 
-/// Versions that a node reaches in the time that the test waits.
+/// Versions that the spoofed claims add to the current ones. The honest nodes exceed them while the
+/// test waits.
 const AHEAD: u64 = 45;
-/// From the first link with an honest publisher until an evicted node is out of a view and of every
-/// directory.
+/// From the returned publisher's first link with an honest publisher until the evicted node is in
+/// neither its view nor any directory.
 const OUT: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -28,9 +29,9 @@ async fn an_evicted_worker_does_not_stay_a_member_of_a_publisher_that_was_away()
     let id = mallory.id();
     let mut mouth = mallory.open(&town, 1).await;
     let voice = mallory.speak(&town, &mut mouth).await;
-    until("every node knows it", async || {
+    until("every node knows the worker", async || {
         for daemon in town.running() {
-            ensure!(lists(daemon.status().await?.members, id), "{} does not", daemon.name);
+            ensure!(lists(daemon.status().await?.members, id), "{} does not know it", daemon.name);
         }
         Ok(())
     })
@@ -43,9 +44,12 @@ async fn an_evicted_worker_does_not_stay_a_member_of_a_publisher_that_was_away()
         claims.push(claim(&*mallory.engine, &mallory.store, town.named(name).id, AHEAD).await.unwrap());
     }
     evict_and_change_the_key_twice(&town, id).await;
-    assert!(mallory.link(town.named("alpha").id, Purpose::Mesh).await.is_err(), "alpha lets it in");
-    // Versions rise beyond what it is about to claim: so that claim is no lie that alpha and gamma
-    // could notice.
+    assert!(
+        mallory.link(town.named("alpha").id, Purpose::Mesh).await.is_err(),
+        "alpha has accepted a link from the evicted worker"
+    );
+    // The real versions grow beyond the claims. Alpha and gamma cannot detect a claim below their
+    // own version as spoofed.
     sleep(Duration::from_secs(15)).await;
 
     let net = town.net.clone();
@@ -54,10 +58,14 @@ async fn an_evicted_worker_does_not_stay_a_member_of_a_publisher_that_was_away()
         town.net.sever(&town.named("beta").engine, &town.named(name).engine);
     }
     let beta = town.named("beta").id;
-    let stream = until("beta lets it in", async || mallory.link(beta, Purpose::Mesh).await).await;
+    let stream =
+        until("beta accepts a link from the evicted worker", async || mallory.link(beta, Purpose::Mesh).await).await;
     let talk = tokio::spawn(async move { stay(&*mallory.engine, &mallory.store, stream, claims).await });
     sleep(Duration::from_secs(10)).await;
-    assert!(lists(town.named("beta").status().await.unwrap().members, id), "beta takes it for a member");
+    assert!(
+        lists(town.named("beta").status().await.unwrap().members, id),
+        "beta does not take the evicted worker for a member, so the test proves nothing"
+    );
 
     town.net.heal();
     let alpha = town.named("alpha").id.to_string();
@@ -68,10 +76,10 @@ async fn an_evicted_worker_does_not_stay_a_member_of_a_publisher_that_was_away()
     })
     .await;
     let linked = Instant::now();
-    until("beta has put it out", async || {
+    until("beta has removed the evicted worker", async || {
         let status = town.named("beta").status().await?;
-        ensure!(!lists(status.members, id), "it lists it");
-        ensure!(status.links.iter().all(|link| link.peer != id.to_string()), "it has a link with it");
+        ensure!(!lists(status.members, id), "beta still lists it");
+        ensure!(status.links.iter().all(|link| link.peer != id.to_string()), "beta still has a link with it");
         Ok(())
     })
     .await;
@@ -83,7 +91,7 @@ async fn an_evicted_worker_does_not_stay_a_member_of_a_publisher_that_was_away()
         Ok(())
     })
     .await;
-    // Beta changes keys and publishes like any other from here on.
+    // From here on beta rotates keys and publishes like any publisher.
     town.named_mut("alpha").kill().await;
     town.healthy().await;
     let published = town.named("beta").status().await.unwrap().publication.unwrap().intro_points;
@@ -96,16 +104,17 @@ fn lists(members: Vec<rustbalance::control::MemberStatus>, node: NodeId) -> bool
     members.iter().any(|member| member.node == node.to_string())
 }
 
-/// Evicts it, and another, so that the key which it and beta have is accepted by no other.
+/// Evicts the worker and a second node. The discovery key that the worker and beta have is two
+/// rotations old then, and the other nodes do not accept it.
 async fn evict_and_change_the_key_twice(town: &Town, id: NodeId) {
     let token = town.invite(Role::Worker, 1).await;
     let other = town.join("other", &token).await.node_id();
     for (node, generation) in [(id, 1), (other, 2)] {
         evict(town, node).await;
-        until("all that run have changed the key", async || {
+        until("all running nodes have changed the key", async || {
             for daemon in town.running() {
                 let known = daemon.status().await?.discovery_generation;
-                ensure!(known >= generation, "{} has that of generation {known}", daemon.name);
+                ensure!(known >= generation, "{} has the key of generation {known}", daemon.name);
             }
             Ok(())
         })

@@ -1,5 +1,6 @@
-//! A cluster that serves two addresses: one publisher publishes both, each with revisions of its own; a join brings both;
-//! a node that dies leaves both; and the next publisher takes both over.
+//! A cluster that serves two services: one publisher publishes both, with separate revisions; a
+//! node that joins receives both; a dead node is removed from both; and the next publisher takes
+//! over both.
 
 use std::collections::BTreeSet;
 use std::time::SystemTime;
@@ -15,14 +16,14 @@ use rustbalance_gossip::record::Role;
 
 use crate::town::{Town, until};
 
-/// The session keys of the introduction points that clients of a service find, and its revision, on every directory of the
-/// current period alike.
+/// The session keys of a service's published introduction points, and its revision. Fails unless
+/// all directories of the current period hold the same.
 fn published(town: &Town, service: ServiceId) -> Result<(BTreeSet<String>, u64)> {
     let period = town.net.periods()[0];
     let mut all = BTreeSet::new();
     for directory in town.net.directories(service, period) {
         let held = town.net.held(&directory, service, period);
-        let text = held.ok_or_else(|| anyhow::anyhow!("{} holds nothing", directory.relay))?;
+        let text = held.ok_or_else(|| anyhow::anyhow!("{} has no descriptor", directory.relay))?;
         let content = descriptor::read(&text, service, period, SystemTime::now())?;
         let keys: BTreeSet<_> =
             content.points.iter().map(|point| data_encoding::HEXLOWER.encode(&point.session_key.0)).collect();
@@ -32,7 +33,7 @@ fn published(town: &Town, service: ServiceId) -> Result<(BTreeSet<String>, u64)>
     all.pop_first().ok_or_else(|| anyhow::anyhow!("there is no directory"))
 }
 
-/// Waits until clients of both addresses are served by all these nodes.
+/// Waits until all these nodes have served clients of both services.
 async fn both_served_by(town: &Town, names: &[&str]) {
     for service in [town.service(), town.further.unwrap()] {
         let mut seen = BTreeSet::new();
@@ -61,7 +62,7 @@ async fn two_addresses_live_in_one_cluster() {
     town.add("alpha", id, dir).await;
     both_served_by(&town, &["alpha"]).await;
 
-    // A join brings both, and to publishers their keys.
+    // A node that joins receives both services, and a publisher their keys.
     for (name, role) in [("beta", Role::Publisher), ("gamma", Role::Worker)] {
         let token = town.invite(role, 1).await;
         let store = town.join(name, &token).await;
@@ -76,37 +77,37 @@ async fn two_addresses_live_in_one_cluster() {
     town.healthy().await;
     both_served_by(&town, &["alpha", "beta", "gamma"]).await;
 
-    // One node publishes both, with revisions apart.
+    // One node publishes both, with separate revisions.
     let revisions = services(&town).map(|service| published(&town, service).unwrap().1);
     assert_ne!(revisions[0], revisions[1]);
 
-    // A node that dies is out of both.
+    // A dead node is removed from both descriptors.
     let of_gamma: BTreeSet<_> =
         town.named("gamma").status().await.unwrap().intro_points.into_iter().map(|point| point.session_key).collect();
-    assert_eq!(of_gamma.len(), 2 * 3, "three introduction points for each");
+    assert_eq!(of_gamma.len(), 2 * 3, "three introduction points for each service");
     town.named_mut("gamma").kill().await;
-    until("gamma is out of both", async || {
+    until("gamma is in neither descriptor", async || {
         for service in services(&town) {
             let (keys, _) = published(&town, service)?;
-            ensure!(!keys.is_empty() && keys.is_disjoint(&of_gamma), "{service} names it");
+            ensure!(!keys.is_empty() && keys.is_disjoint(&of_gamma), "the descriptor of {service} still names gamma");
         }
         Ok(())
     })
     .await;
 
-    // The next publisher takes over both.
+    // The next publisher takes over both services.
     town.healthy().await;
     let before = services(&town).map(|service| published(&town, service).unwrap().1);
     let (publisher, _) = town.publisher().await;
     let name = town.daemons.iter().find(|daemon| daemon.id.to_string() == publisher).unwrap().name.clone();
     let left = if name == "alpha" { "beta" } else { "alpha" };
     town.named_mut(&name).kill().await;
-    until("the other one publishes both, alone", async || {
+    until("the other publisher publishes both, with its own points only", async || {
         let own = town.named(left).status().await?.intro_points.into_iter().map(|point| point.session_key);
         let own: BTreeSet<_> = own.collect();
         for (service, before) in services(&town).into_iter().zip(before) {
             let (keys, revision) = published(&town, service)?;
-            ensure!(keys.is_subset(&own) && revision > before, "{service} is as before");
+            ensure!(keys.is_subset(&own) && revision > before, "the descriptor of {service} has not changed");
         }
         Ok(())
     })
@@ -114,7 +115,7 @@ async fn two_addresses_live_in_one_cluster() {
     both_served_by(&town, &[left]).await;
     town.named_mut(left).stop().await;
 
-    // On disk, too, each has its own.
+    // On disk, too, each service has its own revisions.
     let store = Store::open(&town.named(left).dir).unwrap();
     let [first, second] = services(&town).map(|service| store.revisions(service).unwrap());
     assert!(!first.is_empty() && !second.is_empty() && first != second, "{first:?} {second:?}");

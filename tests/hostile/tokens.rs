@@ -1,5 +1,4 @@
-//! Tokens that are used up, at publishers that may not know it; and strangers who come in crowds
-//! where tokens are redeemed.
+//! Used-up tokens at publishers that may not know it yet, and crowds of strangers at the join port.
 
 use std::time::Duration;
 
@@ -23,16 +22,16 @@ fn key() -> NodeSecret {
     NodeSecret::generate(&mut rand::rng())
 }
 
-/// Redeems at this publisher: a member carries the join there.
+/// Redeems a token at this publisher; a member carries the join there.
 async fn redeem_at(town: &Town, carrier: &Member, at: NodeId, token: &Token, key: &NodeSecret) -> Result<Joined> {
     let stream = carrier.link(at, Purpose::CarryJoin).await?;
     Ok(redeem(stream, token, key, town.cluster, unix_now).await?)
 }
 
-/// Why the thief was refused; an error where it had no answer.
+/// The refusal that the thief received; an error if it had no answer.
 fn refusal(joined: Result<Joined>) -> Result<Refusal> {
     match joined {
-        Ok(joined) => panic!("the thief is a {}", joined.member.role()),
+        Ok(joined) => panic!("the thief was admitted as a {}", joined.member.role()),
         Err(error) => match error.downcast::<JoinError>()? {
             JoinError::Refused(refusal) => Ok(refusal),
             other => Err(other.into()),
@@ -40,7 +39,8 @@ fn refusal(joined: Result<Joined>) -> Result<Refusal> {
     }
 }
 
-/// The paths of a publisher that comes back are cut: all that it knows of the token is on its disk.
+/// A publisher comes back without a path to the others: it knows of the token only what is on its
+/// disk.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_used_token_stays_used_at_a_publisher_that_was_away() {
     let mut town = Town::start("").await;
@@ -65,14 +65,14 @@ async fn a_used_token_stays_used_at_a_publisher_that_was_away() {
                     assert_eq!(refusal, Refusal::NotYet);
                     answers += 1;
                 }
-                // It is not up yet.
+                // The daemon is not ready yet.
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         }
     }
     until("each refusal is counted", async || {
         let counted = town.named("beta").refused("join_not_yet").await;
-        ensure!(counted == 10, "{counted} are");
+        ensure!(counted == 10, "{counted} are counted");
         Ok(())
     })
     .await;
@@ -88,8 +88,8 @@ async fn a_used_token_stays_used_at_a_publisher_that_was_away() {
     }
 }
 
-/// Nothing is cut, but all takes its time: the thief is as near to the publisher that comes back as
-/// the others are.
+/// No path is cut, but all have the same latency: the thief reaches the returning publisher as fast
+/// as the members do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thief_does_not_outrun_the_news_to_a_publisher_that_starts() {
     let mut town = Town::start("").await;
@@ -106,14 +106,14 @@ async fn a_thief_does_not_outrun_the_news_to_a_publisher_that_starts() {
         let answers = futures::future::join_all(tries).await;
         let refusals: Vec<_> = answers.into_iter().filter_map(|joined| refusal(joined).ok()).collect();
         let used_up = refusals.iter().filter(|refusal| matches!(refusal, Refusal::UsedUp { .. })).count();
-        ensure!(used_up > 0, "it says {refusals:?}");
+        ensure!(used_up > 0, "it refuses with {refusals:?}");
         Ok(())
     })
     .await;
 }
 
-/// A silent publisher may have admitted a node with the same token: no other publisher is admitted
-/// meanwhile.
+/// A silent publisher may have admitted a node with the same token, so no further publisher is
+/// admitted meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_publisher_is_admitted_while_another_is_silent() {
     let mut town = Town::start("").await;
@@ -121,7 +121,7 @@ async fn no_publisher_is_admitted_while_another_is_silent() {
     let (beta, joiner) = (town.named("beta").id, key());
     town.named_mut("beta").kill().await;
     until("alpha refuses a publisher", async || {
-        match town.redeem(&tokens[0], &joiner).await.err().context("it was admitted")?.downcast()? {
+        match town.redeem(&tokens[0], &joiner).await.err().context("the publisher was admitted")?.downcast()? {
             JoinError::Refused(Refusal::Silent(node)) if node == beta => Ok(()),
             other => bail!(other),
         }
@@ -133,8 +133,8 @@ async fn no_publisher_is_admitted_while_another_is_silent() {
     until("the publisher joins", async || town.redeem(&tokens[0], &joiner).await).await;
 }
 
-/// Each join that a worker carries is a dial to a publisher, which accepts a bounded number from
-/// all members.
+/// For each join that it carries, a worker dials a publisher, which accepts a bounded number of
+/// links.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_at_a_workers_join_port_do_not_crowd_the_publishers_links() {
     let town = Town::start("").await;
@@ -156,27 +156,27 @@ async fn strangers_at_a_workers_join_port_do_not_crowd_the_publishers_links() {
         });
     }
     // Counted instead of timed: how long it takes depends on the machine.
-    until("the worker turns strangers away", async || {
+    until("the worker refuses strangers", async || {
         let turned_away = town.named("gamma").refused("join_crowd").await;
-        ensure!(turned_away > 100, "it has turned away {turned_away}");
+        ensure!(turned_away > 100, "it has refused {turned_away}");
         Ok(())
     })
     .await;
     strangers.shutdown().await;
-    assert_eq!(publishers().await, before, "publishers have refused links for lack of room");
+    assert_eq!(publishers().await, before, "publishers have refused links because of their limit");
     town.healthy().await;
 }
 
-/// Two publishers that cannot hear each other let a node in with one token, each: both have the key
-/// of the address then.
+/// Two publishers without a path between them each admit a node with the same token. Both nodes
+/// then have the service's identity key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publishers_token_that_two_nodes_used_is_an_alarm_until_it_is_acknowledged() {
     let mut town = Town::start("").await;
     let carrier = Member::join(&town, Role::Worker).await;
     let token = town.invite(Role::Publisher, 1).await;
     let keys = [key(), key()];
-    // The streams are there before the paths are cut; neither publisher takes the other for silent
-    // yet.
+    // The streams are opened before the paths are cut, so neither publisher takes the other for
+    // silent yet.
     let mut streams = Vec::new();
     for daemon in &town.daemons[..2] {
         streams.push(carrier.link(daemon.id, Purpose::CarryJoin).await.unwrap());
@@ -197,14 +197,14 @@ async fn a_publishers_token_that_two_nodes_used_is_an_alarm_until_it_is_acknowle
     };
     for name in ["alpha", "beta", "gamma"] {
         until("every node warns", async || {
-            ensure!(warned(&town, name).await?, "{name} does not");
+            ensure!(warned(&town, name).await?, "{name} does not warn");
             Ok(())
         })
         .await;
         let shown = town.named(name).shown();
         assert!(shown.contains("the key of the address has been given to 2 nodes"), "{name} shows {shown}");
     }
-    // A restart forgets neither the alarm nor its end.
+    // The alarm survives a restart, and so does its acknowledgement.
     let net = town.net.clone();
     let acknowledge = || Request::Acknowledge { invitation: id[..8].parse().unwrap() };
     for (acknowledged, name) in [(false, "gamma"), (true, "gamma")] {
@@ -214,14 +214,18 @@ async fn a_publishers_token_that_two_nodes_used_is_an_alarm_until_it_is_acknowle
         }
         town.named_mut(name).stop().await;
         town.named_mut(name).run(&net);
-        until("it is back", async || {
-            ensure!(town.named(name).status().await?.invitations.iter().any(|it| it.id == id), "not yet");
+        until("the restarted node knows the invitation", async || {
+            ensure!(
+                town.named(name).status().await?.invitations.iter().any(|invitation| invitation.id == id),
+                "the status does not list it"
+            );
             Ok(())
         })
         .await;
         assert_eq!(warned(&town, name).await.unwrap(), !acknowledged);
     }
-    // A thief with the key could speak for the cluster: the alarm ends on one node at a time.
+    // A thief with the key could sign for the cluster, so an acknowledgement counts only on its own
+    // node.
     assert!(warned(&town, "alpha").await.unwrap());
     let again = town.named("gamma").call(acknowledge()).await.unwrap();
     assert!(matches!(again, Response::Refused { .. }), "{again:?}");
@@ -237,20 +241,23 @@ async fn a_token_that_was_taken_back_admits_no_node_anywhere() {
     let revoke = |beginning: &str| Request::RevokeInvitation { invitation: beginning.parse().unwrap() };
     let at_worker = town.named("gamma").call(revoke(&id[..6])).await.unwrap();
     assert!(matches!(&at_worker, Response::Refused { message } if message.contains("worker")), "{at_worker:?}");
-    until("beta knows who joined", async || {
+    until("beta knows that a node has joined", async || {
         let known = town.named("beta").status().await?.invitations;
-        ensure!(known.iter().any(|it| it.id == id && it.redeemed == 1), "it does not");
+        ensure!(
+            known.iter().any(|invitation| invitation.id == id && invitation.redeemed == 1),
+            "beta does not know it"
+        );
         Ok(())
     })
     .await;
     let answer = town.named("beta").call(revoke(&id[..6])).await.unwrap();
     let Response::Done { message } = answer else { panic!("{answer:?}") };
-    assert!(message.contains(&early.node_id().short()), "who has joined is named: {message}");
-    until("every node knows", async || {
+    assert!(message.contains(&early.node_id().short()), "the answer must name the node that has joined: {message}");
+    until("every node knows that the token is revoked", async || {
         for daemon in town.running() {
             let known = daemon.status().await?.invitations;
             let state = known.iter().find(|invitation| invitation.id == id).map(|invitation| invitation.state);
-            ensure!(state == Some(InvitationState::Revoked), "{} takes it for {state:?}", daemon.name);
+            ensure!(state == Some(InvitationState::Revoked), "{} lists it as {state:?}", daemon.name);
         }
         Ok(())
     })

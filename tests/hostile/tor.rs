@@ -1,5 +1,5 @@
-//! A node whose Tor client ends, as Arti does when it cannot go on: the daemon says that and not what ended with it, and
-//! the others serve on.
+//! A node whose Tor client ends, as Arti does when it cannot continue. The daemon reports that
+//! cause and not one of its consequences, and the other nodes continue to serve.
 
 use rustbalance::node::NodeError;
 use rustbalance::tor::TorError;
@@ -12,7 +12,7 @@ async fn a_node_without_tor_ends_and_says_why() {
     town.named("gamma").engine.kill();
     let error = town.named_mut("gamma").end().await;
     assert!(matches!(error, NodeError::Tor(TorError::Stopped(_))), "{error}");
-    assert!(!error.is_permanent(), "a restart is what helps");
+    assert!(!error.is_permanent(), "a restart helps, so the error must not be permanent");
     town.healthy().await;
     let net = town.net.clone();
     town.named_mut("gamma").run(&net);

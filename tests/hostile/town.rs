@@ -1,4 +1,5 @@
-//! A cluster of whole daemons in this process, each in a runtime of its own that can die like a process, and its clients.
+//! A cluster of whole daemons in this process, and its clients. Each daemon has its own runtime,
+//! which can be killed like a process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -28,24 +29,25 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// How long anything that must happen may take, on a machine that has other work.
+/// Time limit for every expected event, generous because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
-/// How long one visit may take: a client that was kept waiting at one introduction point tries the next after 15 s.
+/// Time limit of one request. A client without an answer tries the next introduction point after 15
+/// s.
 const VISIT: Duration = Duration::from_secs(40);
-/// More terms than a cluster comes to by itself in a test. Claims in vain are for later ones.
+/// More terms than a cluster uses by itself in a test. The attackers' claims are for later terms.
 pub(crate) const OWN_TERMS: u64 = 50;
-/// Between two looks.
+/// Interval between two checks, and between two visits.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A cluster.
+/// A cluster on its own in-memory network.
 pub(crate) struct Town {
     pub(crate) net: FakeNet,
     pub(crate) cluster: ClusterId,
     pub(crate) daemons: Vec<Daemon>,
     folder: TempDir,
-    /// A second service that the nodes serve.
+    /// A second service that the nodes serve, if any.
     pub(crate) further: Option<ServiceId>,
-    /// More lines for the configuration of daemons.
+    /// Further lines for the configuration of the daemons.
     extra: String,
 }
 
@@ -56,13 +58,13 @@ pub(crate) struct Daemon {
     pub(crate) engine: Arc<FakeEngine>,
     pub(crate) dir: PathBuf,
     stop: CancellationToken,
-    /// Its process, so to say.
+    /// The runtime and main task, which stand for the process; `None` if the daemon does not run.
     running: Option<(Runtime, JoinHandle<Result<(), NodeError>>)>,
-    /// The configuration with which it was last started.
+    /// The configuration of the last start.
     live: Option<Arc<LiveConfig>>,
 }
 
-/// Waits until `check` gives something; its errors say what is missing.
+/// Repeats `check` until it succeeds; panics with its last error after [`PATIENCE`].
 pub(crate) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Result<T>) -> T {
     let start = Instant::now();
     loop {
@@ -74,7 +76,8 @@ pub(crate) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Result<
     }
 }
 
-/// The site of a node: answers a line. `name` is answered with the node's name, `flood` with bytes without an end.
+/// Starts the site of a node. It reads a line; the answer to `flood` is an endless stream of bytes,
+/// and to any other line the node's name.
 async fn site(name: String) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -97,22 +100,23 @@ async fn site(name: String) -> std::net::SocketAddr {
 }
 
 impl Town {
-    /// The service that the cluster is named by: the one that it serves.
+    /// The first service of the cluster, after which it is named.
     pub(crate) fn service(&self) -> ServiceId {
         self.cluster.first_service()
     }
 
-    /// Where its clients dial.
+    /// The onion address of the first service.
     pub(crate) fn address(&self) -> OnionAddress {
         self.service().address()
     }
 
-    /// A cluster without nodes, for nodes whose state directories are there.
+    /// A cluster without nodes, for nodes that already have a state directory.
     pub(crate) fn without_nodes(cluster: ClusterId, folder: TempDir) -> Self {
         Self { net: FakeNet::new(1, 30), cluster, daemons: Vec::new(), folder, further: None, extra: String::new() }
     }
 
-    /// A cluster of two publishers and a worker: alpha, beta and gamma, all published. `extra` is for their configuration.
+    /// A healthy cluster of the publishers alpha and beta and the worker gamma. `extra` is appended
+    /// to each configuration.
     pub(crate) async fn start(extra: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("alpha");
@@ -134,7 +138,7 @@ impl Town {
         town
     }
 
-    /// Runs a node of which the state directory is there.
+    /// Adds and runs a node that already has a state directory.
     pub(crate) async fn add(&mut self, name: &str, id: NodeId, dir: PathBuf) {
         let site = site(name.to_owned()).await;
         let further = self
@@ -172,7 +176,7 @@ impl Town {
         self.daemons.iter().filter(|daemon| daemon.running.is_some())
     }
 
-    /// A token, made on alpha and known to all.
+    /// A token from alpha, whose invitation every running node knows.
     pub(crate) async fn invite(&self, role: Role, uses: u16) -> Token {
         let request = Request::Invite { role, expires_seconds: 3600, uses };
         let token = match self.named("alpha").call(request).await.unwrap() {
@@ -180,10 +184,10 @@ impl Town {
             other => panic!("no token: {other:?}"),
         };
         let id = token.invitation_id().to_string();
-        until("everybody knows the invitation", async || {
+        until("every node knows the invitation", async || {
             for daemon in self.running() {
                 let known = daemon.status().await?.invitations;
-                ensure!(known.iter().any(|invitation| invitation.id == id), "{} does not", daemon.name);
+                ensure!(known.iter().any(|invitation| invitation.id == id), "{} does not know it", daemon.name);
             }
             Ok(())
         })
@@ -191,7 +195,7 @@ impl Town {
         token
     }
 
-    /// A connection to the join port, from somebody whom nobody knows.
+    /// A stream to the join port from a new Tor client.
     pub(crate) async fn knock(&self) -> Result<(BoxStream, Arc<FakeEngine>)> {
         let engine = self.net.engine();
         let stream = engine.dial(self.address(), JOIN_PORT, VISIT).await?;
@@ -204,14 +208,14 @@ impl Town {
         Ok(redeem(stream, token, key, self.cluster, unix_now).await?)
     }
 
-    /// Joins, and leaves what that brings in a state directory.
+    /// Joins a node and stores the result in a new state directory.
     pub(crate) async fn join(&self, name: &str, token: &Token) -> Store {
         let mut draft = Store::create(&self.folder.path().join(name)).unwrap();
         draft.begin(Beginning::Joining, self.cluster).unwrap();
         let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng())).unwrap();
         let joined = until(&format!("{name} joins"), async || {
             let joined = self.redeem(token, &key).await;
-            if let Some(JoinError::Refused(refusal)) = joined.as_ref().err().and_then(|e| e.downcast_ref()) {
+            if let Some(JoinError::Refused(refusal)) = joined.as_ref().err().and_then(|error| error.downcast_ref()) {
                 assert!(refusal.is_transient(), "{name} is refused: {refusal}");
             }
             joined
@@ -220,12 +224,12 @@ impl Town {
         persist_joined(draft, &joined).unwrap()
     }
 
-    /// Fetches from the address as a client that knows nothing; gives the name of the node that has served.
+    /// Visits the first service as a fresh client. Returns the name of the node that served.
     pub(crate) async fn visit(&self) -> Result<String> {
         visit(&self.net, self.address()).await
     }
 
-    /// The same from the address of some service.
+    /// Visits this service as a fresh client. Returns the name of the node that served.
     pub(crate) async fn visit_service(&self, service: ServiceId) -> Result<String> {
         visit(&self.net, service.address()).await
     }
@@ -234,11 +238,12 @@ impl Town {
         self.visit().await.map(|_| ())
     }
 
-    /// Waits until every daemon that runs is healthy, heard and published, as all of them know; those that don't run are
-    /// neither; one publishes, and all directories hold what it wants; and clients are served.
+    /// Waits until the cluster is healthy: all running daemons agree on one publisher, know each
+    /// other as alive and published and the others as neither, and the newest descriptor is on all
+    /// directories. Then visits it once.
     pub(crate) async fn healthy(&self) {
         until("a healthy cluster", async || self.is_healthy().await).await;
-        let served = timeout(PATIENCE, self.visit()).await.expect("a visit without an end");
+        let served = timeout(PATIENCE, self.visit()).await.expect("a visit does not end");
         served.expect("a client was not served");
     }
 
@@ -253,11 +258,11 @@ impl Town {
                 let id = other.id.to_string();
                 let known = status.members.iter().find(|member| member.node == id);
                 let alive = known.is_some_and(|member| member.alive);
-                ensure!(alive == other.running.is_some(), "{name} believes alive of {}: {alive}", other.name);
+                ensure!(alive == other.running.is_some(), "{name} takes {} for alive: {alive}", other.name);
                 let published = known.map_or(0, |member| member.published);
-                ensure!((published > 0) == alive, "{name} knows {published} points of {} published", other.name);
+                ensure!((published > 0) == alive, "{name} knows {published} published points of {}", other.name);
             }
-            let publication = status.publication.with_context(|| format!("{name} knows nothing published"))?;
+            let publication = status.publication.with_context(|| format!("{name} knows no publication"))?;
             for period in &publication.periods {
                 let (confirmed, all) = (period.confirmed, period.directories);
                 ensure!(confirmed == all && all > 0, "{name} knows {confirmed} of {all} directories to be up to date");
@@ -266,25 +271,26 @@ impl Town {
         let mut publishers = publishers.into_iter();
         match (publishers.next(), publishers.next()) {
             (Some((node, _)), None) if self.running().any(|daemon| daemon.id.to_string() == node) => Ok(()),
-            (first, second) => bail!("the publisher is not agreed on: {first:?}, {second:?}"),
+            (first, second) => bail!("the daemons do not agree on a publisher: {first:?}, {second:?}"),
         }
     }
 
-    /// The publisher and its term, of a healthy cluster.
+    /// The publisher and its term in a healthy cluster.
     pub(crate) async fn publisher(&self) -> (String, u64) {
         let status = self.running().next().unwrap().status().await.unwrap();
         status.publisher.map(|publisher| (publisher.node, publisher.term)).unwrap()
     }
 
-    /// Fails unless an honest node publishes, in a term to which the cluster has come by itself since `before`. The lease may
-    /// have moved: a daemon that the machine does not let run for longer than the short silence of these tests gives it up.
+    /// Fails unless an honest node publishes in a term that the cluster has reached by itself since
+    /// `before`. The lease may have moved: a daemon loses it if the machine does not run it for
+    /// longer than the short lease of these tests.
     pub(crate) async fn publishes_by_itself(&self, before: &(String, u64), hostile: NodeId) {
         let after = self.publisher().await;
         let own = (before.1..before.1 + OWN_TERMS).contains(&after.1);
         assert!(own && after.0 != hostile.to_string(), "{before:?}, then {after:?}");
     }
 
-    /// How often something of this name was refused, by all daemons that run.
+    /// The sum of one refusal counter over all running daemons.
     pub(crate) async fn refused(&self, name: &str) -> u64 {
         let mut sum = 0;
         for daemon in self.running() {
@@ -293,23 +299,24 @@ impl Town {
         sum
     }
 
-    /// Waits until `status` of some daemon counts at least so many refusals of this name.
+    /// Waits until the running daemons together have counted at least `least` refusals of this
+    /// name.
     pub(crate) async fn counts(&self, name: &str, least: u64) {
         until(&format!("{least} {name} are counted"), async || {
             let refused = self.refused(name).await;
-            ensure!(refused >= least, "{refused} are");
+            ensure!(refused >= least, "{refused} are counted");
             Ok(())
         })
         .await;
     }
 
-    /// Clients that visit one after the other from now on.
+    /// Starts fresh clients, one after the other, until [`Visitors::end`].
     pub(crate) fn visitors(&self) -> Visitors {
         let (net, address, enough) = (self.net.clone(), self.address(), Arc::new(AtomicBool::new(false)));
-        let told = Arc::clone(&enough);
+        let stopped = Arc::clone(&enough);
         let task = tokio::spawn(async move {
             let mut seen = Seen::default();
-            while !told.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 match visit(&net, address).await {
                     Ok(name) => *seen.by.entry(name).or_default() += 1,
@@ -333,18 +340,18 @@ async fn visit(net: &FakeNet, address: OnionAddress) -> Result<String> {
         stream.read_to_string(&mut name).await?;
         anyhow::Ok(name)
     };
-    let name = timeout(VISIT, fetch).await.context("no answer in time")??;
-    ensure!(!name.is_empty(), "an empty answer");
+    let name = timeout(VISIT, fetch).await.context("no answer within the time limit")??;
+    ensure!(!name.is_empty(), "the answer is empty");
     Ok(name)
 }
 
-/// Visits going on.
+/// Visits in progress.
 pub(crate) struct Visitors {
     enough: Arc<AtomicBool>,
     task: JoinHandle<Seen>,
 }
 
-/// What clients have seen.
+/// Results of the visits.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) by: BTreeMap<String, usize>,
@@ -353,13 +360,13 @@ pub(crate) struct Seen {
 }
 
 impl Visitors {
-    /// What they have seen.
+    /// Stops the visits and returns their results.
     pub(crate) async fn end(self) -> Seen {
         self.enough.store(true, Ordering::Relaxed);
         self.task.await.unwrap()
     }
 
-    /// All of them were served.
+    /// Stops the visits; fails unless all were served.
     pub(crate) async fn all_served(self) {
         let seen = self.end().await;
         assert!(seen.failures.is_empty() && !seen.by.is_empty(), "{seen:?}");
@@ -367,9 +374,9 @@ impl Visitors {
 }
 
 impl Daemon {
-    /// Starts it.
+    /// Starts the daemon with a new Tor client.
     pub(crate) fn run(&mut self, net: &FakeNet) {
-        assert!(self.running.is_none(), "{} runs already", self.name);
+        assert!(self.running.is_none(), "{} is already running", self.name);
         self.engine = net.engine();
         self.stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -383,14 +390,14 @@ impl Daemon {
         self.running = Some((runtime, task));
     }
 
-    /// It dies, and can say nothing more.
+    /// Kills the daemon as SIGKILL does: it sends no last message.
     pub(crate) async fn kill(&mut self) {
         let (runtime, _) = self.running.take().unwrap();
         self.engine.kill();
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
     }
 
-    /// Stops it as SIGTERM does: it says goodbye and ends.
+    /// Stops the daemon as SIGTERM does: it announces its end first.
     pub(crate) async fn stop(&mut self) {
         let (runtime, task) = self.running.take().unwrap();
         self.stop.cancel();
@@ -399,12 +406,12 @@ impl Daemon {
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
     }
 
-    /// Whether it has ended by itself.
+    /// Whether the daemon has ended by itself.
     pub(crate) fn has_ended(&self) -> bool {
         self.running.as_ref().is_some_and(|(_, task)| task.is_finished())
     }
 
-    /// Waits until it ends by itself, and says why.
+    /// Waits until the daemon ends by itself; returns the reason.
     pub(crate) async fn end(&mut self) -> NodeError {
         let (runtime, task) = self.running.take().unwrap();
         let ended = timeout(PATIENCE, task).await.unwrap_or_else(|_| panic!("{} does not end", self.name));
@@ -424,12 +431,12 @@ impl Daemon {
         }
     }
 
-    /// How often it has refused something of this name.
+    /// One refusal counter of this daemon; 0 if it does not answer.
     pub(crate) async fn refused(&self, name: &str) -> u64 {
         self.status().await.map_or(0, |status| status.refused.get(name).copied().unwrap_or(0))
     }
 
-    /// Changes its configuration while it runs. Returns the keys that need a restart.
+    /// Changes the configuration of the running daemon. Returns the keys that need a restart.
     pub(crate) fn reconfigure(&self, change: impl FnOnce(&mut Config)) -> Vec<String> {
         let live = self.live.as_ref().unwrap();
         let mut config = live.at_start().clone();
@@ -437,12 +444,12 @@ impl Daemon {
         live.apply(&config)
     }
 
-    /// Its state directory.
+    /// The state directory.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What `rustbalance status` shows a person.
+    /// The output of `rustbalance status`.
     pub(crate) fn shown(&self) -> String {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rustbalance"));
         let output = command.arg("--dir").arg(&self.dir).arg("status").output().unwrap();

@@ -1,4 +1,4 @@
-//! State directories of an earlier release, in the hands of this one.
+//! This release takes over state directories of an earlier release.
 
 use std::fs;
 
@@ -8,7 +8,8 @@ use rustbalance_gossip::record::PeriodId;
 use crate::fixtures;
 use crate::town::Town;
 
-/// What a store must not lose: the term, the revisions, and the nonces of its introduction points.
+/// The state that a store must not lose: the term, the revisions, and the nonces of the
+/// introduction points.
 type Kept = (u64, Vec<(PeriodId, u64)>, Vec<[u8; 16]>);
 
 fn kept(store: &Store) -> Kept {
@@ -17,20 +18,20 @@ fn kept(store: &Store) -> Kept {
     (store.term().unwrap(), store.revisions(service).unwrap(), points)
 }
 
-/// Fails if anything that `before` had is lost.
+/// Fails if a value of `before` is lost.
 fn nothing_is_lost(before: &Kept, after: &Kept) {
     assert!(after.0 >= before.0, "{before:?} {after:?}");
     for (period, revision) in &before.1 {
         let after = after.1.iter().find(|(known, _)| known == period).map(|(_, revision)| *revision);
         assert!(after >= Some(*revision), "{before:?} {after:?}");
     }
-    // The node keeps a point as long as the point's lifetime lasts, which is centuries in the
-    // fixture.
+    // A node keeps a point until the end of its lifetime, which is centuries away in the fixture.
     let live = before.2.iter().take(2);
     assert!(live.clone().all(|nonce| after.2.contains(nonce)), "{before:?} {after:?}");
 }
 
-/// A publisher and a worker that version 1 has written. `tests/fixtures/state-v1` says how.
+/// The state directories of a publisher and a worker were written by version 1;
+/// `tests/fixtures/state-v1` says how.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_of_version_1_is_migrated_starts_serves_and_restarts() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! A worker that wants to be more: claims the lease, redeems what it only carries, asks for publishers' secrets.
+//! A hostile worker: it claims the lease, redeems tokens of joins that it only carries, and asks
+//! for publishers' secrets.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,7 +27,7 @@ async fn a_worker_claims_the_lease_in_vain() {
     let voice = mallory.speak(&town, &mut mouth).await;
     let visitors = town.visitors();
     let (cluster, me, seq) = (town.cluster, mallory.id(), 1 << 32);
-    // A certificate as a publisher, by its own hand.
+    // A publisher's certificate that the worker has signed itself.
     let own = &mallory.store.membership().certificate;
     let promoted = MemberCertificate { role: Role::Publisher, issued: own.issued + 1, ..(**own).clone() };
     let promoted = Verified::sign(promoted, &mallory.store.node_secret().unwrap()).unwrap();
@@ -57,13 +58,16 @@ async fn a_worker_cannot_redeem_what_it_carries() {
     let token = town.invite(Role::Publisher, 1).await;
     let visitors = town.visitors();
     let key = NodeSecret::generate(&mut rand::rng());
-    // A joiner comes through it; it keeps back the proof and breaks the connection.
-    let (capture, joined) = until("a joiner comes", async || Box::pin(carried(&town, &token, &key, true)).await).await;
+    // The worker carries a join, keeps the Redeem frame and closes the connection.
+    let (capture, joined) =
+        until("a join is carried", async || Box::pin(carried(&town, &token, &key, true)).await).await;
     assert!(joined.is_none());
-    // First as it is, then with its own name in it.
+    // First the captured frame, then the same with the worker's own node id in it.
     let mut stolen: ciborium::Value = codec::decode(&capture.redeem, 4096).unwrap();
-    let fields = stolen.as_map_mut().and_then(|map| map[0].1.as_map_mut()).context("a Redeem").unwrap();
-    let node = fields.iter_mut().find(|(key, _)| key.as_text() == Some("node")).context("its node").unwrap();
+    let fields =
+        stolen.as_map_mut().and_then(|map| map[0].1.as_map_mut()).context("the frame is not a Redeem").unwrap();
+    let node =
+        fields.iter_mut().find(|(key, _)| key.as_text() == Some("node")).context("the Redeem has no node").unwrap();
     let id: ciborium::Value = codec::decode(&codec::encode(&mallory.id()).unwrap(), 100).unwrap();
     node.1 = id;
     let stolen = codec::encode(&stolen).unwrap();
@@ -73,21 +77,21 @@ async fn a_worker_cannot_redeem_what_it_carries() {
             let stream = mallory.link(to, Purpose::CarryJoin).await.unwrap();
             assert_eq!(replayed(stream, &capture.hello, redeem).await.unwrap(), "UnknownToken");
         }
-        until("both are counted", async || {
+        until("both refusals are counted", async || {
             let refused = town.named(publisher).refused("join_unknown_token").await;
             ensure!(refused == 2, "{publisher} counts {refused}");
             Ok(())
         })
         .await;
     }
-    // The joiner tries again, elsewhere, and is in.
+    // The joiner tries again through another node and is admitted.
     let joined = until("the joiner joins", async || town.redeem(&token, &key).await).await;
     assert_eq!((joined.member.node(), joined.member.role()), (key.node_id(), Role::Publisher));
     town.healthy().await;
     visitors.all_served().await;
 }
 
-/// Files below a folder that hold these bytes.
+/// The files below a folder that contain these bytes.
 fn holders(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -109,26 +113,28 @@ async fn a_worker_is_given_no_secret_of_the_address() {
     let visitors = town.visitors();
     let key = mallory.store.node_secret().unwrap();
     let alpha = town.named("alpha").id;
-    // What it was given once it may ask for again, as one who has lost the answer. There is nothing else in it.
+    // A member may repeat its join, as after a lost answer. It receives the same as before and
+    // nothing more.
     let stream = mallory.link(alpha, Purpose::CarryJoin).await.unwrap();
     let again = redeem(stream, &own, &key, town.cluster, unix_now).await.unwrap();
     assert_eq!(again.member.role(), Role::Worker);
     assert!(again.secrets.is_none(), "a worker was given publishers' secrets");
-    // Nor with a token for publishers, under the same key: it is a member already.
+    // A publisher's token under the same key does not help either: the node is already a member.
     let better = town.invite(Role::Publisher, 1).await;
     let stream = mallory.link(alpha, Purpose::CarryJoin).await.unwrap();
     let refused = redeem(stream, &better, &key, town.cluster, unix_now).await.unwrap_err();
     assert!(matches!(refused, JoinError::Refused(Refusal::AlreadyMember)), "{refused}");
     town.counts("join_already_member", 1).await;
-    // On disk neither: no piece of a publisher's keys is anywhere in the folder. In another publisher's it is found.
+    // No piece of a publisher's keys is in the worker's state directory. The same search finds it
+    // in beta's, a publisher's.
     let label = town.service().to_string().trim_end_matches(".onion").to_owned();
     for name in [&*format!("services/{label}/identity.key"), "authority.key"] {
         let file = std::fs::read(town.named("alpha").dir().join(name)).unwrap();
         let (_, secret) = file.split_at(file.iter().position(|byte| *byte == b'\n').unwrap() + 1);
         assert!(secret.len() >= 32);
         for piece in secret.chunks(16) {
-            assert_eq!(holders(mallory.store.dir(), piece), Vec::<PathBuf>::new(), "of {name}");
-            assert!(!holders(town.named("beta").dir(), piece).is_empty(), "of {name}, nowhere on beta");
+            assert_eq!(holders(mallory.store.dir(), piece), Vec::<PathBuf>::new(), "these files contain {name}");
+            assert!(!holders(town.named("beta").dir(), piece).is_empty(), "no file of beta contains {name}");
         }
     }
     town.healthy().await;

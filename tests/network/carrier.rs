@@ -1,4 +1,4 @@
-//! Links over Tor do what every carrier of the mesh must.
+//! Runs the conformance suite of mesh carriers on links over Tor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::support::{Arti, Story, Turn};
 #[path = "../../src/link/conformance.rs"]
 mod conformance;
 
-/// Tor clients, one a node. The network cannot be parted between them.
+/// One Tor client for each node. This network cannot be partitioned.
 struct Tor {
     clients: Vec<Arti>,
 }
@@ -32,7 +32,8 @@ impl Ground for Tor {
     fn heal(&self) {}
 
     fn limits(&self) -> LinkLimits {
-        // Whoever was killed is dialled again soon: nobody waits here as long as an operator would.
+        // Short pauses, so that a killed node is dialled again soon: the defaults suit a cluster in
+        // operation.
         LinkLimits { pause: (Duration::from_millis(500), Duration::from_secs(5)), ..LinkLimits::default() }
     }
 

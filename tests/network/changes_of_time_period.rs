@@ -1,5 +1,5 @@
-//! Two changes of the time period, 8 minutes each, with clients all the while. This takes long, so it runs beside the
-//! other scenarios; its name makes it the first to start.
+//! Two changes of the time period, which lasts 8 minutes, with clients all the time. This takes
+//! long, so it runs in parallel with the other scenarios, and its name makes it the first to start.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -9,13 +9,15 @@ use rustbalance_testnet::Warmth;
 
 use crate::support::{network, scenario};
 
-/// How many changes to live through.
+/// Number of changes of the time period during the scenario.
 const CHANGES: usize = 2;
-/// A client after another, this far apart at least.
+/// Minimum interval between two pairs of fetches.
 const PAUSE: Duration = Duration::from_secs(2);
-/// How long to go on after the last change: clients and directories notice it with the next consensus.
+/// How long the scenario continues after the last change: clients and directories notice it with
+/// the next consensus.
 const AFTER: Duration = Duration::from_secs(60);
-/// Other failures than for want of a descriptor, in a hundred fetches: circuits fail on a busy machine.
+/// Failed fetches per hundred that are allowed for other reasons than a missing descriptor:
+/// circuits fail on a busy machine.
 const OTHER_FAILURES: usize = 3;
 
 #[test]
@@ -29,7 +31,7 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
         let (mut fetches, mut failures) = (0, Vec::new());
         while Instant::now() < until {
             let next = Instant::now() + PAUSE;
-            // A client that knows nothing, and one that remembers what it has learnt, on new circuits.
+            // A fresh client, and one that keeps its descriptors, on new circuits.
             let limit = Duration::from_secs(60);
             let fresh = network().client("newcomer", Warmth::Warm)?.get(&url, limit);
             let known = regular.get_isolated(&format!("visit{fetches}"), &url, limit);
@@ -38,7 +40,10 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
                 if let Err(error) = answer {
                     let error = format!("{error:#}");
                     story.tell(format_args!("fetch {fetches} failed: {error}"));
-                    ensure!(!wants_descriptor(&error), "fetch {fetches} failed for want of a descriptor: {error}");
+                    ensure!(
+                        !wants_descriptor(&error),
+                        "fetch {fetches} failed because a descriptor was missing: {error}"
+                    );
                     failures.push(error);
                 }
             }
@@ -59,7 +64,7 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
         story.tell(format_args!("{fetches} fetches, {} failed", failures.len()));
-        // Those current at first, and one more with each change.
+        // The periods that were current at first, and one more with each change.
         ensure!(periods.len() > CHANGES, "only these periods were published: {periods:?}");
         let bound = 1 + fetches * OTHER_FAILURES / 100;
         ensure!(failures.len() <= bound, "{} of {fetches} fetches failed: {failures:#?}", failures.len());
@@ -67,7 +72,8 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
     });
 }
 
-/// Whether a fetch failed because no directory had a (readable) descriptor.
+/// Whether a fetch failed because no directory had a readable descriptor: the extended SOCKS errors
+/// 0xF0 and 0xF1 of C tor.
 fn wants_descriptor(error: &str) -> bool {
     error.contains("0xf0") || error.contains("0xf1")
 }

@@ -1,10 +1,10 @@
-//! Chaos: nodes are killed, restarted, frozen, cut off and run out of disk, relays and authorities die, time periods
-//! change, and stock clients ask for the service all the while. At the end nothing is broken any more, and all must be
-//! whole.
+//! Chaos: nodes are killed, restarted, frozen, cut off and run out of disk space, relays and
+//! authorities die, time periods change, and stock clients use the service all the time. At the end
+//! every fault is over, and the whole cluster must recover.
 //!
-//! What fails when is drawn from a seed by [`Driver`] (`tests/testnet/src/chaos`), which always leaves a publisher whole. The
-//! short form is a test like any other; the long one is `./scripts/soak.sh [MINUTES] [SEED]`. Each has a network of its own,
-//! because relays die in it.
+//! [`Driver`] (`tests/testnet/src/chaos`) draws the faults and their times from a seed; it always
+//! leaves one publisher without a fault. The short form is a normal test, the long form is
+//! `./scripts/soak.sh [MINUTES] [SEED]`. Each has its own network, because relays die in it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -26,33 +26,35 @@ mod after;
 mod stage;
 mod watch;
 
-/// The nodes, as many as are needed; the publishers come first.
+/// Names of the nodes; a plan uses the first of them. The first [`PUBLISHERS`] are publishers.
 const NAMES: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
 const PUBLISHERS: usize = 3;
-/// How long the end is waited for, beyond its bound, to tell slow from never.
+/// Time limit for the recovery. It exceeds the bound of the plan, to distinguish a slow recovery
+/// from none.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Lines of each node's log in the report of a soak in which not all became whole.
+/// Lines of each node's log in the report of a run without full recovery.
 const LAST_NEWS: usize = 200;
-/// Visitors go on for so long after all is whole.
+/// How long the visitors continue after the recovery.
 const AFTERMATH: Duration = Duration::from_secs(10);
 
-/// How much chaos.
+/// The size of the cluster and of the network, the faults, and the bounds of the result.
 struct Plan {
     seed: u64,
     chaos: Duration,
     nodes: usize,
-    /// Beside the authorities. A node has three points, each at a relay of its own, and relays die.
+    /// Relays without the authorities. Each introduction point of a node, of which it has three,
+    /// needs its own relay, and relays die.
     relays: usize,
     most_nodes: usize,
     most_relays: usize,
     regulars: usize,
     newcomers: usize,
-    /// Where the report goes, for machines.
+    /// Path of the report in JSON; `None`: no such report.
     file: Option<PathBuf>,
     bounds: Bounds,
 }
 
-/// A minute beyond what the long form is held to, for machines that do other work too.
+/// The bounds are a minute above those of the long form, because the machine may be busy.
 #[test]
 fn clients_are_served_through_a_short_chaos() {
     let _turn = Turn::take();
@@ -76,8 +78,8 @@ fn clients_are_served_through_a_short_chaos() {
     });
 }
 
-/// `RUSTBALANCE_SOAK_MINUTES`, `RUSTBALANCE_SOAK_SEED` and `RUSTBALANCE_SOAK_REPORT` say how long, from which seed and where the
-/// report goes.
+/// `RUSTBALANCE_SOAK_MINUTES` sets the length, `RUSTBALANCE_SOAK_SEED` the seed and
+/// `RUSTBALANCE_SOAK_REPORT` the path of the report.
 #[test]
 #[ignore = "takes 25 minutes: ./scripts/soak.sh"]
 fn soak() {
@@ -96,10 +98,11 @@ fn soak() {
         bounds: Bounds {
             outage: Duration::from_secs(30),
             settled: Duration::from_secs(60),
-            // One in 8 minutes.
+            // The time period changes every 8 minutes.
             period_changes: usize::try_from(minutes / 8).unwrap_or(0),
             growth: 1.1,
-            // Arti's pool of ready circuits may grow to 512 in a life, of some 60 KiB each, and cannot be set.
+            // Arti's pool of prebuilt circuits may grow to 512 in one process, at about 60 KiB
+            // each, and has no setting.
             growth_kib: 32 << 10,
         },
     });
@@ -109,7 +112,7 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The seed that was asked for, or one from the clock.
+/// The seed from the environment, or one from the clock.
 fn drawn_seed() -> u64 {
     let asked = variable("RUSTBALANCE_SOAK_SEED");
     let of_clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs() % 1_000_000);
@@ -126,13 +129,13 @@ fn run(plan: Plan) {
     if let Some(file) = &plan.file {
         let text = serde_json::to_vec_pretty(&report).unwrap();
         std::fs::write(file, text).unwrap();
-        eprintln!("all of it, with the faults and samples over time, is in {}", file.display());
+        eprintln!("the whole report, with all faults and samples, is in {}", file.display());
     }
     let replay = format!("RUSTBALANCE_SOAK_SEED={} draws the same faults", plan.seed);
-    assert!(missed.is_empty(), "{replay}; missed:\n  {}", missed.join("\n  "));
+    assert!(missed.is_empty(), "{replay}; missed goals:\n  {}", missed.join("\n  "));
 }
 
-/// Tells what happens, and keeps it for the report.
+/// Prints events and keeps them for the report.
 struct Teller {
     started: Instant,
     story: Mutex<(Story, Vec<(Duration, String)>)>,
@@ -146,7 +149,7 @@ impl Teller {
     }
 }
 
-/// Ends what goes on beside the chaos when it is dropped.
+/// Stops the visitors and the watch when it is dropped.
 struct Dismissal<'a>(&'a Visitors<'a>, &'a Watch<'a>);
 
 impl Drop for Dismissal<'_> {
@@ -156,7 +159,7 @@ impl Drop for Dismissal<'_> {
     }
 }
 
-/// Nodes that have small disks, where disks can be mounted. Says why not otherwise.
+/// Starts the nodes with small disks. If no disk can be mounted here, also returns why.
 fn grow(cluster: &Cluster<'_>, names: &[&str], story: &mut Story) -> Result<(Vec<Arc<Node>>, Option<String>)> {
     let mut diskless = None;
     let mut run = |node: &Node| {
@@ -180,12 +183,12 @@ fn grow(cluster: &Cluster<'_>, names: &[&str], story: &mut Story) -> Result<(Vec
     Ok((nodes, diskless))
 }
 
-/// All of it, from the boot of a network to the report.
+/// Runs a plan on its own network.
 fn chaos(plan: &Plan) -> Result<Report> {
     let mut story = Story::new("chaos");
     story.tell(format_args!("seed {}", plan.seed));
     let network = Network::boot(Options { relays: plan.relays, exits: 4, ..Options::default() })?;
-    // A copy: whoever builds meanwhile does not change what is run again.
+    // A copy, so that a build during the run does not change the program that is restarted.
     let binary = network.base().join("rustbalance");
     std::fs::copy(BINARY, &binary)?;
     let cluster = Cluster::new(&network, &binary)?.cabled();
@@ -196,7 +199,7 @@ fn chaos(plan: &Plan) -> Result<Report> {
     report
 }
 
-/// Grows a cluster whose nodes can be cut off, and has all that fail which the plan draws.
+/// Starts a cluster whose nodes can be cut off, and runs the faults of the plan on it.
 fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Report> {
     let network = cluster.network();
     let (nodes, diskless) = grow(cluster, &NAMES[..plan.nodes], &mut story)?;
@@ -216,7 +219,7 @@ fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Repor
     };
     let mut driver = Driver::new(rules, plan.seed);
     let witness = nodes[driver.witness()].name().to_owned();
-    story.tell(format_args!("{witness} is the witness: its process is never ended"));
+    story.tell(format_args!("{witness} is the witness: its process is never killed or restarted"));
 
     let started = Instant::now();
     let teller = Teller { started, story: Mutex::new((story, Vec::new())) };
@@ -224,7 +227,7 @@ fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Repor
     let visitors = Visitors::new(network, &onion, &NAMES, started);
     let stage = Stage::new(network, &nodes, &watch, &teller);
     let settled = thread::scope(|scope| {
-        // However this ends, those on other threads are to end too.
+        // Stops the other threads however this closure ends.
         let _dismissal = Dismissal(&visitors, &watch);
         for index in 0..plan.regulars {
             let visitors = &visitors;
@@ -242,8 +245,10 @@ fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Repor
         let calm = play(&mut driver, plan.chaos, &stage, &watch, &teller);
         let settled = await_whole(&stage, &nodes, &onion, &eye, calm);
         match &settled {
-            Ok(took) => teller.tell(format_args!("all is whole, {:.1} s after the calm began", took.as_secs_f64())),
-            Err(missing) => teller.tell(format_args!("not whole in the calm: {missing}")),
+            Ok(took) => {
+                teller.tell(format_args!("everything has recovered {:.1} s after the calm began", took.as_secs_f64()))
+            }
+            Err(missing) => teller.tell(format_args!("no full recovery in the calm: {missing}")),
         }
         thread::sleep(AFTERMATH);
         settled
@@ -272,7 +277,8 @@ fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Repor
     Ok(report)
 }
 
-/// Does what the driver decides until the calm has come and all faults are over. When the calm began.
+/// Carries out the driver's actions until the calm has begun and all faults are over. Returns the
+/// begin of the calm.
 fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'_>, teller: &Teller) -> Instant {
     thread::scope(|deeds| {
         let mut calm = None;
@@ -297,9 +303,9 @@ fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'
     })
 }
 
-/// Waits until all is whole: one publisher, known to all, and every directory holding what it wants published, with points
-/// of every node. How long after the beginning of the calm that was, or what was missing. A node whose disk was full may
-/// end by itself as late as this, and is run again.
+/// Waits until there is one publisher on which all nodes agree, and every directory holds its
+/// descriptor with points of every node. Returns the time since the begin of the calm, or what is
+/// missing. A node whose disk was full may end by itself as late as now, and is restarted.
 fn await_whole(
     stage: &Stage<'_>,
     nodes: &[Arc<Node>],
@@ -313,8 +319,8 @@ fn await_whole(
         for node in nodes {
             let status = node.status()?;
             ensure!(status.phase == "healthy", "{} is {}", node.name(), status.phase);
-            ensure!(status.alive().len() == nodes.len(), "{} does not know all to live", node.name());
-            ensure!(status.published_of(&status.node) > 0, "{} does not know itself to be published", node.name());
+            ensure!(status.alive().len() == nodes.len(), "{} does not take all nodes for alive", node.name());
+            ensure!(status.published_of(&status.node) > 0, "{} does not know that it is published", node.name());
             if status.node == publisher {
                 for other in &status.members {
                     ensure!(status.published_of(&other.node) > 0, "{} is not published", other.node);

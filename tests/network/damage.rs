@@ -1,5 +1,5 @@
-//! State files that are damaged: the daemon names the file and the way out, and overwrites nothing.
-//! Of Tor's own files it sets aside what is damaged, and serves on.
+//! Damaged state files: the daemon names the file and the way out, and overwrites nothing. Damaged
+//! files of Arti are set aside, and the node serves again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,8 @@ use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::support::{Nodes, Story, scenario};
 
-/// What is not ours to check, or not kept: Arti's own files, the lock, the socket.
+/// Entries of the state directory that are not checked: Arti's own files, the lock, and the control
+/// socket.
 const NOT_STATE: [&str; 3] = ["arti", "lock", "control.sock"];
 
 #[test]
@@ -26,7 +27,8 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
     let mut damaged_files = 0;
     for (path, content) in &whole {
         let name = path.file_name().context("a file has a name")?.to_string_lossy().into_owned();
-        // What people write has no checksum, and of a replay log each whole entry counts for itself.
+        // Files written by people have no checksum, and every whole entry of a replay log is valid
+        // by itself.
         if name.ends_with(".toml") || name.ends_with(".replays") {
             continue;
         }
@@ -58,17 +60,17 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
     ensure!(errors.contains("hartbeat") && errors.contains("heartbeat"), "the daemon says: {errors}");
     fs::write(&path, text)?;
 
-    // And with everything as it was, it runs.
+    // With all files restored, the daemon runs.
     node.run()?;
     cluster.await_served(&nodes.0)?;
     tors_files(story, cluster, node, nodes)
 }
 
-/// What becomes of a file's content.
+/// Maps a file's content to the damaged content.
 type Damage<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
 
-/// Tor's files of a node that has served: whatever is damaged is set aside, and the node serves
-/// again by itself.
+/// Damages the Arti files of a node that has served: they are set aside, and the node serves again
+/// by itself.
 fn tors_files(story: &mut Story, cluster: &Cluster<'_>, node: &Node, nodes: &Nodes) -> Result<()> {
     let arti = node.state().join("arti");
     let noise = |content: &[u8]| content.iter().enumerate().map(|(at, byte)| byte ^ (at as u8 | 1)).collect();
@@ -79,7 +81,7 @@ fn tors_files(story: &mut Story, cluster: &Cluster<'_>, node: &Node, nodes: &Nod
         ("all files made of noise", "", &noise),
         ("the consensus cut short", "dir_blobs", &half),
     ];
-    ensure!(!node.log().contains("is set aside"), "something whole was set aside: {}", node.log());
+    ensure!(!node.log().contains("is set aside"), "an undamaged file was set aside: {}", node.log());
     for (how, which, damage) in cases {
         node.kill9()?;
         let mut damaged_files = 0;
@@ -90,33 +92,34 @@ fn tors_files(story: &mut Story, cluster: &Cluster<'_>, node: &Node, nodes: &Nod
                 damaged_files += 1;
             }
         }
-        ensure!(damaged_files > 0, "with {how}: there are no such files");
+        ensure!(damaged_files > 0, "with {how}: no file matches");
         let before = node.log().len();
         node.run()?;
         cluster.await_served(&nodes.0).with_context(|| format!("with {how}"))?;
         let log = node.log();
         let said = log.get(before..).unwrap_or(&log);
         ensure!(said.contains("is set aside"), "with {how} the daemon says: {said}");
-        story.tell(format_args!("{how}: {damaged_files} files of Tor's, and the node serves again"));
+        story.tell(format_args!("{how}: {damaged_files} files of Arti, and the node serves again"));
     }
     Ok(())
 }
 
-/// Runs the daemon, which must end with the exit code that tells systemd not to try again; what it says.
+/// Runs the daemon, which must end with exit code 4, after which systemd does not restart it.
+/// Returns its errors.
 fn refuses_to_run(node: &Node) -> Result<String> {
     let said = node.command(&["run"], "", Duration::from_secs(20))?;
     ensure!(said.code == Some(4), "the daemon ended with {:?}: {}", said.code, said.errors);
     Ok(said.errors)
 }
 
-/// All files of a state directory that are ours.
+/// All files of a state directory that are checked.
 fn files(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut found = files_below(folder)?;
     found.retain(|path, _| !NOT_STATE.iter().any(|other| path.starts_with(folder.join(other))));
     Ok(found)
 }
 
-/// All plain files below a folder.
+/// All regular files below a folder.
 fn files_below(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(folder)? {

@@ -1,4 +1,5 @@
-//! Nodes that die: their intro points leave every directory, the others go on, and who comes back takes its place again.
+//! Nodes that die: their introduction points leave every directory, the other nodes continue to
+//! serve, and a restarted node is published again.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,13 +11,14 @@ use crate::support::{
     Nodes, Story, agreed_publisher, all_served, check_directories, look, median, scenario, session_keys,
 };
 
-/// From the death of a node that does not publish until no directory has its points: the median of the runs.
+/// Bound on the median time from the death of a node that does not publish until no directory has
+/// its points.
 const OUT: Duration = Duration::from_secs(30);
-/// The same for the publisher, whose place has to be taken first.
+/// The same for the publisher, which another node must replace first.
 const TAKEN_OVER: Duration = Duration::from_secs(45);
-/// From `run` until a node is back on every directory.
+/// From the restart of a node until every directory has its points.
 const BACK: Duration = Duration::from_secs(30);
-/// How long a wait goes on beyond its bound, to tell slow from never.
+/// Time limit of a wait. It exceeds the bounds above, to distinguish a slow event from none.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
@@ -28,7 +30,7 @@ fn the_dead_leave_the_directories_and_come_back() {
     });
 }
 
-/// Three times, a node that does not publish is killed and run again.
+/// Three times, a node that does not publish is killed and restarted.
 fn followers_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let mut measured = Vec::new();
     for run in 0..3 {
@@ -48,14 +50,14 @@ fn followers_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Res
         let back = run_and_time(cluster, nodes, victim)?;
         story.tell(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
         ensure!(back <= BACK, "{} was back after {back:?}, later than {BACK:?}", victim.name());
-        ensure!(nodes.publisher()?.1 == term, "the lease moved though its holder lived");
+        ensure!(nodes.publisher()?.1 == term, "the lease moved although its holder was alive");
     }
     let middle = median(measured.clone());
     ensure!(middle <= OUT, "a dead node's points stayed for {middle:?} (median of {measured:?}), longer than {OUT:?}");
     Ok(())
 }
 
-/// The publisher is killed, another takes over, and the dead one comes back as a follower.
+/// The publisher is killed, another node takes over, and the first comes back without the lease.
 fn publisher_dies(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let (victim, term) = nodes.publisher()?;
     let out = kill_and_time(cluster, nodes, victim)?;
@@ -76,17 +78,17 @@ fn publisher_dies(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Re
     let back = run_and_time(cluster, nodes, victim)?;
     story.tell(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
     ensure!(back <= BACK, "{} was back after {back:?}, later than {BACK:?}", victim.name());
-    // Long enough for it to claim, if it were to.
+    // Long enough for the restarted node to claim the lease by mistake.
     let until = Instant::now() + Duration::from_secs(15);
     while Instant::now() < until {
         let agreed = agreed_publisher(&nodes.0)?;
-        ensure!(agreed == (holder.clone(), new_term), "the lease moved to {agreed:?} though its holder lives");
+        ensure!(agreed == (holder.clone(), new_term), "the lease moved to {agreed:?} although its holder is alive");
         std::thread::sleep(Duration::from_secs(1));
     }
     Ok(())
 }
 
-/// All are killed, and run again.
+/// All nodes are killed and restarted.
 fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let address = cluster.onion()?;
     let (_, term) = nodes.publisher()?;
@@ -99,11 +101,12 @@ fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()
         node.run()?;
     }
     let started = Instant::now();
-    let new_term = cluster.wait_until("one publishes again", PATIENCE, || {
+    let new_term = cluster.wait_until("there is one publisher again", PATIENCE, || {
         let (_, term) = agreed_publisher(&nodes.0)?;
         Ok(term)
     })?;
-    // The points are those from before, so that clients with an old descriptor are served too.
+    // The nodes must keep their introduction points, so that clients with an old descriptor are
+    // served too.
     let published: BTreeSet<String> = before.iter().flat_map(|held| held.keys()).collect();
     let newest = before.iter().filter_map(|held| Some((held.period, held.content.as_ref()?.revision)));
     let newest: Vec<_> = newest.collect();
@@ -111,14 +114,14 @@ fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()
         for held in check_directories(&address, &keys, &BTreeSet::new())? {
             let missed: Vec<_> = published.difference(&held.keys()).cloned().collect();
             ensure!(missed.is_empty(), "{} lacks points from before: {missed:?}", held.directory.relay);
-            let revision = held.content.context("nothing is held")?.revision;
+            let revision = held.content.context("a directory has no descriptor")?.revision;
             let old = newest.iter().filter(|(period, _)| *period == held.period).map(|(_, revision)| *revision).max();
             ensure!(old.is_none_or(|old| revision > old), "{} has an old descriptor", held.directory.relay);
         }
         Ok(())
     })?;
     story.tell(format_args!(
-        "all were killed and run again; on every directory after {:.1} s, in term {new_term} after {term}",
+        "all nodes were killed and restarted; on every directory after {:.1} s, in term {new_term} after {term}",
         started.elapsed().as_secs_f64()
     ));
     ensure!(new_term >= term, "the term fell from {term} to {new_term}");
@@ -130,7 +133,7 @@ fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()
     Ok(())
 }
 
-/// Kills a node; how long it takes until every directory has the others' points and none of its.
+/// Kills a node. Returns the time until every directory has the others' points and none of its own.
 fn kill_and_time(cluster: &Cluster<'_>, nodes: &Nodes, victim: &Node) -> Result<Duration> {
     let gone = session_keys(victim)?;
     ensure!(!gone.is_empty(), "{} has no points", victim.name());
@@ -144,7 +147,7 @@ fn kill_and_time(cluster: &Cluster<'_>, nodes: &Nodes, victim: &Node) -> Result<
     })
 }
 
-/// Runs a node again; how long it takes until every directory has its points.
+/// Restarts a node. Returns the time until every directory has its points.
 fn run_and_time(cluster: &Cluster<'_>, nodes: &Nodes, node: &Node) -> Result<Duration> {
     let address = cluster.onion()?;
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! Disks that are full: a publisher that cannot write down a revision cannot publish, so another does.
+//! Full disks: a publisher that cannot store a revision cannot publish, so another node takes over.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::support::{Nodes, Story, agreed_publisher, check_directories, scenario, session_keys};
 
-/// From a node's death until no directory has its points, the publisher's disk being full.
+/// From the death of a node until no directory has its points, while the publisher's disk is full.
 const OUT: Duration = Duration::from_secs(45);
-/// How long a wait goes on beyond its bound, to tell slow from never.
+/// Time limit of a wait. It exceeds the bound above, to distinguish a slow event from none.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
@@ -57,26 +57,27 @@ fn full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<
     start_on_full_disk(story, cluster, nodes, worker)
 }
 
-/// A Tor client that cannot use its cache cannot try again. If its process ends, it says why, and systemd restarts it.
+/// A Tor client that cannot write its cache at the start cannot retry. If the process ends, it must
+/// give the reason; systemd restarts it.
 fn start_on_full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, node: &Node) -> Result<()> {
     node.kill9()?;
     node.set_disk_full(true)?;
     let before = node.log().len();
     node.run()?;
-    cluster.wait_until("a starting Tor client meets the full disk", PATIENCE, || {
-        ensure!(node.log()[before..].contains("cannot connect to the Tor network"), "it has not said so");
+    cluster.wait_until("the starting Tor client fails for the full disk", PATIENCE, || {
+        ensure!(node.log()[before..].contains("cannot connect to the Tor network"), "the log does not say so");
         Ok(())
     })?;
     node.set_disk_full(false)?;
     let ended = cluster.wait_until("the node ends or connects", PATIENCE, || {
         let ended = node.ended();
-        ensure!(ended.is_some() || node.status()?.phase == "healthy", "it does neither");
+        ensure!(ended.is_some() || node.status()?.phase == "healthy", "the node does neither");
         Ok(ended)
     })?;
     if let Some(code) = ended {
         let said = node.last_words();
         story.tell(format_args!("started on a full disk, {} ended ({code:?}): {said}", node.name()));
-        ensure!(code == Some(1) && said.contains("full"), "it ended with {code:?}: {said}");
+        ensure!(code == Some(1) && said.contains("full"), "the node ended with {code:?}: {said}");
         node.run()?;
     }
     cluster.await_served(&nodes.0)

@@ -1,4 +1,4 @@
-//! The engine on Arti does what every engine must, on the private Tor network.
+//! Runs the conformance suite of Tor engines on the Arti engine, on a private Tor network.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -25,7 +25,7 @@ use tokio::time::timeout;
 #[path = "../../src/tor/conformance.rs"]
 mod conformance;
 
-/// The private network, and the Tor clients made for the suite.
+/// The private network and the Tor clients that the suite has started.
 struct ArtiStage<'n> {
     network: &'n Network,
     folder: TempDir,
@@ -41,14 +41,14 @@ impl conformance::Stage for ArtiStage<'_> {
     }
 
     async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Guest, TorError> {
-        // Starting one waits for its process.
+        // Starting a client blocks until its process is ready.
         let client = tokio::task::block_in_place(|| self.network.client("guest", Warmth::Warm)).unwrap();
         let late = |_| TorError::Timeout { what: "a stock client's visit".into(), limit };
         let stream = timeout(limit, socks_connect(client.socks(), to, port)).await.map_err(late)?;
-        let stream = stream.map_err(|e| TorError::Unreachable {
+        let stream = stream.map_err(|error| TorError::Unreachable {
             to: to.to_string(),
-            why: e.to_string(),
-            source: Some(e.into()),
+            why: error.to_string(),
+            source: Some(error.into()),
         })?;
         Ok(Guest { stream: Box::new(stream), life: Box::new(client) })
     }
@@ -71,17 +71,18 @@ impl conformance::Stage for ArtiStage<'_> {
 }
 
 impl Drop for ArtiStage<'_> {
-    /// The other tests want these relays.
+    /// Restarts the killed relays for the other tests.
     fn drop(&mut self) {
         for relay in self.killed.lock().drain(..) {
-            if let Err(e) = relay.restart() {
-                eprintln!("{} does not come back: {e:#}", relay.nickname);
+            if let Err(error) = relay.restart() {
+                eprintln!("{} cannot be restarted: {error:#}", relay.nickname);
             }
         }
     }
 }
 
-/// Asks a C tor client for a connection (RFC 1928, no authentication, by name).
+/// Opens a connection through a C tor client's SOCKS port (RFC 1928, without authentication, by
+/// host name).
 pub(crate) async fn socks_connect(socks: SocketAddr, to: OnionAddress, port: u16) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(socks).await?;
     stream.write_all(&[5, 1, 0]).await?;
@@ -94,7 +95,7 @@ pub(crate) async fn socks_connect(socks: SocketAddr, to: OnionAddress, port: u16
     if answer[1] == 0 { Ok(stream) } else { Err(io::Error::other(format!("SOCKS error {}", answer[1]))) }
 }
 
-/// An engine of its own folder.
+/// Starts an engine with its state in `folder`.
 fn start(network: &Network, folder: &Path) -> Arc<ArtiEngine> {
     let [state_dir, cache_dir] = ["state", "cache"].map(|name| folder.join(name));
     for folder in [&state_dir, &cache_dir] {
@@ -103,14 +104,14 @@ fn start(network: &Network, folder: &Path) -> Arc<ArtiEngine> {
     ArtiEngine::start(ArtiConfig { toml: network.arti_toml(), state_dir, cache_dir }).unwrap()
 }
 
-/// Runs the suite. One relay is killed on the way and started again at the end.
+/// Runs the suite, which kills a relay; the relay is restarted at the end.
 pub(crate) async fn conforms(network: &Network) {
     let folder = tempfile::tempdir().unwrap();
     let stage = ArtiStage { network, folder, clients: AtomicUsize::new(0), killed: Mutex::default() };
     conformance::all(&stage).await;
 }
 
-/// On a network of its own, because a relay dies in it.
+/// Uses its own network, because the suite kills a relay.
 #[test]
 fn the_engine_on_arti_does_what_every_engine_must() {
     let network = Network::boot(Options::default()).unwrap();

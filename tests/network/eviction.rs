@@ -1,4 +1,5 @@
-//! A member is put out: it stops, its points go, the keys it had are changed, and it does not come back under its old name.
+//! A member is evicted: it stops, its introduction points are withdrawn, the keys it knew are
+//! replaced, and it cannot come back with its old identity.
 
 use std::fs;
 use std::sync::Arc;
@@ -10,9 +11,9 @@ use rustbalance_testnet::cluster::{Cluster, Node};
 use crate::secrets::{copy_state, opened_copy};
 use crate::support::{Nodes, Story, all_served, check_directories, scenario, session_keys};
 
-/// From the command until no directory has its points.
+/// From the command until no directory has the node's points.
 const OUT: Duration = Duration::from_secs(30);
-/// How long a wait goes on.
+/// Time limit of a wait.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 #[test]
@@ -26,7 +27,8 @@ fn the_evicted_stay_out() {
         it_stops_and_its_points_go(story, cluster, evicted, &stayed)?;
         the_discovery_key_is_changed(story, cluster, evicted, &stayed)?;
         it_does_not_come_back(story, cluster, evicted, &stayed)?;
-        // Not even as it was before it heard of its end: its peers tell it again.
+        // A state from before the eviction does not help either: its peers send it the revocation
+        // again.
         fs::remove_dir_all(evicted.state())?;
         copy_state(&backup.path().join("state"), &evicted.state())?;
         it_does_not_come_back(story, cluster, evicted, &stayed)?;
@@ -50,9 +52,9 @@ fn it_stops_and_its_points_go(
     })?;
     story.tell(format_args!("out of every directory after {:.1} s", out.as_secs_f64()));
     ensure!(out <= OUT, "the evicted node's points stayed for {out:?}");
-    let code = evicted.await_exit(PATIENCE)?.context("the evicted node goes on running")?;
+    let code = evicted.await_exit(PATIENCE)?.context("the evicted node continues to run")?;
     ensure!(code == 4, "the evicted node ended with {code}");
-    ensure!(evicted.log().contains("was evicted"), "the evicted node does not say why it ended");
+    ensure!(evicted.log().contains("was evicted"), "the evicted node does not log why it ended");
     let served = all_served(cluster, 3)?;
     ensure!(!served.contains(evicted.name()), "the evicted node has served: {served:?}");
     Ok(())
@@ -75,7 +77,7 @@ fn the_discovery_key_is_changed(
     let (old, new) = (newest(evicted)?, newest(&stayed[0])?);
     ensure!(new == newest(&stayed[1])?, "the members have different keys");
     ensure!(old.generation == 0 && new.public != old.public, "the evicted node has the key in use");
-    story.tell(format_args!("the members have a new discovery key, the evicted node has not"));
+    story.tell(format_args!("the members have a new discovery key, the evicted node does not"));
     Ok(())
 }
 
@@ -85,20 +87,20 @@ fn it_does_not_come_back(story: &mut Story, cluster: &Cluster<'_>, evicted: &Nod
     let code = evicted.await_exit(PATIENCE)?.context("the evicted node is back")?;
     ensure!(code == 4, "the evicted node ended with {code}");
     let said = evicted.log();
-    ensure!(said[log..].contains("was evicted"), "the evicted node does not say why it ended: {}", &said[log..]);
+    ensure!(said[log..].contains("was evicted"), "the evicted node does not log why it ended: {}", &said[log..]);
     for node in stayed {
         ensure!(node.status()?.members.len() == 2, "{} knows the evicted node again", node.name());
     }
-    story.tell(format_args!("it came, was told, and ended"));
+    story.tell(format_args!("the evicted node was started, received its revocation, and ended"));
     cluster.await_served(stayed)
 }
 
-/// Who joins now has the new key alone, and links with all.
+/// A node that joins now receives only the new key, and opens links with all members.
 fn a_new_member_is_given_the_new_key(story: &mut Story, cluster: &Cluster<'_>, stayed: &[Arc<Node>]) -> Result<()> {
     let joined = cluster.add(&stayed[0], "delta", "worker")?;
     let all = Nodes(stayed.iter().chain([&joined]).cloned().collect());
     cluster.await_served(&all.0)?;
-    cluster.wait_until("all are linked", PATIENCE, || {
+    cluster.wait_until("all members are linked", PATIENCE, || {
         for node in &all.0 {
             let status = node.status()?;
             ensure!(status.links.len() == 2, "{} has {} links", node.name(), status.links.len());
@@ -106,6 +108,6 @@ fn a_new_member_is_given_the_new_key(story: &mut Story, cluster: &Cluster<'_>, s
         }
         Ok(())
     })?;
-    story.tell(format_args!("a new member has the new key, and is linked with all"));
+    story.tell(format_args!("a new member has the new key and is linked with all members"));
     all_served(cluster, 3).map(|_| ())
 }

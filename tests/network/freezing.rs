@@ -1,4 +1,5 @@
-//! Nodes that freeze: their connections stay up and nothing answers, which no broken circuit tells anybody.
+//! Nodes that freeze: their connections stay open, so that no broken circuit shows their failure,
+//! but they do not answer.
 
 use std::time::{Duration, Instant};
 
@@ -12,15 +13,16 @@ use crate::support::{Nodes, Story, agreed_publisher, all_served, check_directori
 const OUT: Duration = Duration::from_secs(45);
 /// From the thaw until all agree on one publisher and the node is published again.
 const SETTLED: Duration = Duration::from_secs(60);
-/// From the freeze until another serves at a node's points.
+/// From the freeze until another node stands in at the frozen nodes' points.
 const TAKEN: Duration = Duration::from_secs(30);
-/// So many visits, each on circuits of its own, hardly ever miss the points of two nodes out of three.
+/// Number of visits, each on new circuits. It is very unlikely that none of them uses a point of
+/// the two frozen nodes.
 const VISITS: usize = 12;
-/// How long a client waits.
+/// Time limit of one request.
 const VISIT: Duration = Duration::from_secs(40);
-/// From the fetch of a descriptor until the last visit that is to go by it, at most.
+/// From the fetch of a descriptor until the last visit that uses it, at most.
 const REMEMBERED: Duration = Duration::from_secs(120);
-/// How long a wait goes on beyond its bound, to tell slow from never.
+/// Time limit of a wait. It exceeds the bounds above, to distinguish a slow event from none.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
@@ -42,12 +44,13 @@ fn the_frozen_leave_the_directories_and_find_their_place_when_thawed() {
     });
 }
 
-/// All but one freeze. Relays still pass clients with the old descriptor to the frozen, who will not come; so the last
-/// node takes their points, and gives them back.
+/// All nodes but one freeze. Relays still forward the introductions of clients with the old
+/// descriptor to the frozen nodes, which do not answer. The last node stands in at their points,
+/// and they take them back afterwards.
 fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let url = format!("http://{}/", cluster.onion()?);
     let client = cluster.network().client("regular", Warmth::Warm)?;
-    // It forgets the descriptor when the time period ends.
+    // The client discards the descriptor when the time period ends.
     cluster.network().await_steady_period(REMEMBERED);
     client.get_isolated("before", &url, VISIT)?;
     let last = &nodes.0[0];
@@ -56,7 +59,7 @@ fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster
         node.stop()?;
     }
     let since = Instant::now();
-    let taken = cluster.wait_until("the last node serves at the points of the frozen", PATIENCE, || {
+    let taken = cluster.wait_until("the last node stands in at the points of the frozen nodes", PATIENCE, || {
         let status = last.status()?;
         let taken = status.stand_ins.len();
         let points: usize = status.members.iter().filter(|member| !member.me).map(|member| member.intro_points).sum();
@@ -67,11 +70,11 @@ fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster
         .map(|visit| client.get_isolated(&format!("visit{visit}"), &url, VISIT).map(|answer| answer.text()))
         .collect();
     let mut late = 0;
-    let brought = cluster.wait_until("clients have come by the points of the frozen", PATIENCE, || {
+    let brought = cluster.wait_until("clients arrive through the points of the frozen nodes", PATIENCE, || {
         late += 1;
         client.get_isolated(&format!("late{late}"), &url, VISIT)?;
         let brought: u64 = last.status()?.stand_ins.iter().map(|point| point.introductions).sum();
-        ensure!(brought > 0, "none has");
+        ensure!(brought > 0, "no client has");
         Ok(brought)
     });
     for node in &frozen {
@@ -79,17 +82,17 @@ fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster
     }
     let (taken, brought) = (taken?, brought?);
     story.tell(format_args!(
-        "all but one were frozen; it served at their points after {:.1} s, and of {VISITS} visits {brought} came there",
+        "all nodes but one were frozen; it stood in at their points after {:.1} s, and {brought} of {VISITS} visits came through these",
         taken.as_secs_f64()
     ));
     for visit in visits {
         ensure!(visit? == last.name(), "a client with the old descriptor was served by a frozen node");
     }
-    ensure!(taken <= TAKEN, "the points of the frozen were taken after {taken:?}, later than {TAKEN:?}");
+    ensure!(taken <= TAKEN, "the node stood in at the frozen nodes' points after {taken:?}, later than {TAKEN:?}");
 
-    cluster.wait_until("the thawed have their points again", PATIENCE, || {
+    cluster.wait_until("the thawed nodes have their points again", PATIENCE, || {
         let left = last.status()?.stand_ins.len();
-        ensure!(left == 0, "{left} points are still served by another");
+        ensure!(left == 0, "another node still stands in at {left} points");
         Ok(())
     })?;
     cluster.await_served(&nodes.0)?;
@@ -130,13 +133,17 @@ fn freeze_and_thaw(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, vict
         Ok(thawed.elapsed())
     })?;
     story.tell(format_args!(
-        "{} was thawed; back with one publisher after {:.1} s",
+        "{} was thawed; published again, with one publisher, after {:.1} s",
         victim.name(),
         settled.as_secs_f64()
     ));
-    ensure!(out <= OUT, "the frozen {} stayed for {out:?}, longer than {OUT:?}", victim.name());
-    ensure!(settled <= SETTLED, "the thawed {} took {settled:?} to find its place", victim.name());
-    // No second publisher lasts, nor comes again.
+    ensure!(out <= OUT, "the frozen {} stayed in the directories for {out:?}, longer than {OUT:?}", victim.name());
+    ensure!(
+        settled <= SETTLED,
+        "the thawed {} was published again after {settled:?}, later than {SETTLED:?}",
+        victim.name()
+    );
+    // The lease stays with its holder.
     let until = Instant::now() + Duration::from_secs(10);
     while Instant::now() < until {
         ensure!(agreed_publisher(&nodes.0)? == (holder.clone(), term), "the lease moved after the thaw");

@@ -1,5 +1,6 @@
-//! A member and clients that misbehave over real Tor, while stock clients come: what memory alone cannot show, because it
-//! depends on Tor's windows, circuits and rendezvous. (Who was evicted and comes back: see `eviction`.)
+//! A hostile member and hostile clients over real Tor, while stock clients visit. The in-memory
+//! network (tests/hostile) cannot show this, because it depends on Tor's flow control, circuits and
+//! rendezvous. The return of an evicted member is tested in `eviction` and `returning`.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -26,23 +27,25 @@ use crate::engine::socks_connect;
 use crate::hand::{link, nonsense, payload, question};
 use crate::support::{Arti, Nodes, Story, network, over_tor, scenario};
 
-/// Bounds that an attack from this machine reaches within seconds, in place of the defaults: of every node, because a client
-/// that never reads may come to any,
+/// Limits of every node, lower than the defaults, so that an attack from this machine reaches them
+/// within seconds. Every node has them, because a client that never reads may reach any node.
 const OF_ALL: [(&str, &str); 1] = [("[limits]\n", "stall_timeout = \"5s\"\n")];
-/// and of those that join. The first has no more of them, so that the crowd leaves it time for others.
+/// Further limits of the nodes that join. The first node keeps the defaults, so that the crowd of
+/// clients leaves it capacity for others.
 const STRICT: [(&str, &str); 2] = [
     ("[limits]\n", "pending_rendezvous = 3\nintroduction_queue = 2\n"),
     ("[links]\n", "write_timeout = \"5s\"\nbytes_per_second = 65536\nbytes_burst = 524288\n"),
 ];
-/// How long anything that must happen may take.
+/// Time limit for every expected event.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Streams that one client opens and never reads.
+/// Number of streams that one client opens and never reads.
 const DEAF: usize = 8;
-/// Rendezvous that one client asks for at once.
+/// Number of rendezvous that one client requests at the same time.
 const CROWD: usize = 25;
-/// How long a node is held while such clients come: not so long that it is taken for dead.
+/// How long a node's process is stopped while the crowd arrives: short enough that the other nodes
+/// do not take it for dead.
 const HELD: Duration = Duration::from_secs(4);
-/// How long such a client waits before it goes away.
+/// How long a client of the crowd waits for an answer.
 const CROWDED: Duration = Duration::from_secs(20);
 
 #[test]
@@ -59,7 +62,7 @@ fn hostile_members_and_clients_keep_nobody_out() {
         let nodes = &Nodes(vec![alpha, beta, gamma]);
         cluster.await_served(&nodes.0)?;
         let mallory = Mallory::of(&joined, nodes)?;
-        story.tell(format_args!("three nodes are published, and a fourth member is hostile"));
+        story.tell(format_args!("three nodes are published, a fourth member is hostile"));
         mallory.floods(story, cluster, nodes)?;
         mallory.sends_nonsense(story, cluster, nodes)?;
         mallory.never_reads(story, cluster, nodes)?;
@@ -69,7 +72,7 @@ fn hostile_members_and_clients_keep_nobody_out() {
     });
 }
 
-/// Has a node join, and runs it with the strict bounds.
+/// Adds a node to the cluster and runs it with the strict limits.
 fn strict(cluster: &Cluster<'_>, host: &Node, name: &str, role: &str) -> Result<Arc<Node>> {
     let node = cluster.join(name, &host.invite(role, 1, "1h")?)?;
     bound(&node, &OF_ALL)?;
@@ -78,18 +81,18 @@ fn strict(cluster: &Cluster<'_>, host: &Node, name: &str, role: &str) -> Result<
     Ok(node)
 }
 
-/// Writes bounds into a node's first configuration, which is read when it runs.
+/// Adds limits to a node's initial configuration, which it reads when it starts.
 pub(crate) fn bound(node: &Node, bounds: &[(&str, &str)]) -> Result<()> {
     let path = node.state().join(FILE_NAME);
     let mut text = std::fs::read_to_string(&path)?;
     for (table, keys) in bounds {
-        ensure!(text.contains(table), "the first configuration has no {table}");
+        ensure!(text.contains(table), "the initial configuration has no {table}");
         text = text.replace(table, &format!("{table}{keys}"));
     }
     Ok(std::fs::write(&path, text)?)
 }
 
-/// How often something was refused, over all nodes.
+/// The sum of one refusal counter over all nodes.
 fn refused(nodes: &Nodes, name: &str) -> Result<u64> {
     let mut sum = 0;
     for node in &nodes.0 {
@@ -98,35 +101,36 @@ fn refused(nodes: &Nodes, name: &str) -> Result<u64> {
     Ok(sum)
 }
 
-/// Stock clients are served, everybody lives and believes so, and somebody counts what is refused: all while it goes on.
+/// Checks during an attack that stock clients are served, that every node runs and takes all others
+/// for alive, and that at least one node counts refusals. Returns the count.
 fn undisturbed(cluster: &Cluster<'_>, nodes: &Nodes, counted: &str) -> Result<u64> {
     let mut served = BTreeMap::new();
     for _ in 0..3 {
-        // A client that meets a node which is busy with others is to try again, as a person would.
+        // A client that reaches a busy node tries again, as a person would.
         let name = cluster.wait_until("a stock client is served", PATIENCE * 3, || Ok(cluster.fetch()?.0))?;
         *served.entry(name).or_insert(0) += 1;
     }
-    let count = cluster.wait_until("what is refused is counted", PATIENCE, || {
+    let count = cluster.wait_until("a node counts the refusals", PATIENCE, || {
         let count = refused(nodes, counted)?;
-        ensure!(count > 0, "no {counted} is");
+        ensure!(count > 0, "no node has counted a {counted}");
         Ok(count)
     })?;
     for node in &nodes.0 {
         ensure!(node.is_running(), "{} has ended", node.name());
-        cluster.wait_until("all are believed to live", PATIENCE, || {
+        cluster.wait_until("every node takes all others for alive", PATIENCE, || {
             let alive = node.status()?.alive().len();
-            ensure!(alive == nodes.0.len(), "{} believes {alive} alive", node.name());
+            ensure!(alive == nodes.0.len(), "{} takes {alive} nodes for alive", node.name());
             Ok(())
         })?;
     }
     Ok(count)
 }
 
-/// A member with its keys, and a Tor client of its own.
+/// A hostile member: the state of a node that has joined, and a Tor client.
 struct Mallory {
     arti: Arti,
     store: Arc<Store>,
-    /// By name.
+    /// The honest nodes, by name.
     others: BTreeMap<String, NodeId>,
 }
 
@@ -143,7 +147,7 @@ impl Mallory {
         Ok(Self { arti, store: Arc::new(store), others })
     }
 
-    /// Runs an attack on a link to a node until it ends or is dropped.
+    /// Opens a link to a node and runs an attack on it in a task.
     fn attack<F: Future<Output = Result<()>> + Send + 'static>(
         &self,
         name: &str,
@@ -175,25 +179,29 @@ impl Mallory {
         for flood in floods {
             flood?.abort();
         }
-        story.tell(format_args!("a flood on two links: {count} messages refused, nobody disturbed"));
+        story.tell(format_args!("flooded two links: {count} messages refused, no client or node disturbed"));
         Ok(())
     }
 
     fn sends_nonsense(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
-        // Without those that never end: these end by the silence, which memory shows sooner.
+        // The inputs after the first five never end. Their links are closed for silence, which
+        // tests/hostile checks faster.
         for bytes in nonsense().into_iter().take(5) {
             let sent = self.attack("beta", |mut stream, _| async move {
                 tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes).await?;
                 tokio::io::AsyncWriteExt::flush(&mut stream).await?;
                 let mut rest = Vec::new();
-                // The other side closes, perhaps with an error.
-                let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.context("it is waited for")?;
+                // The node must close the stream, perhaps with an error.
+                let _ =
+                    timeout(PATIENCE, stream.read_to_end(&mut rest)).await.context("the node keeps the stream open")?;
                 Ok(())
             })?;
             self.arti.runtime.block_on(sent)??;
         }
         let count = undisturbed(cluster, nodes, "link_nonsense")?;
-        story.tell(format_args!("oversized and unreadable frames: {count} links ended, nobody disturbed"));
+        story.tell(format_args!(
+            "sent oversized and unreadable frames: {count} links closed, no client or node disturbed"
+        ));
         Ok(())
     }
 
@@ -206,23 +214,26 @@ impl Mallory {
             }
             Ok(())
         })?;
-        // Who never reads cannot notice that its link has ended; gamma can.
+        // A member that never reads cannot notice that its link was closed, so gamma is asked.
         let me = self.store.node_id().to_string();
         let gamma = nodes.named("gamma")?;
-        cluster.wait_until("the link of a deaf member is ended", PATIENCE, || {
+        cluster.wait_until("the link of a member that never reads is closed", PATIENCE, || {
             let ended = refused(nodes, "link_deaf")? - before;
             let linked = gamma.status()?.links.iter().any(|link| link.peer == me);
-            ensure!(ended > 0 && !linked, "{ended} were ended, and that of the deaf is open: {linked}");
+            ensure!(
+                ended > 0 && !linked,
+                "{ended} links were closed; the link of the member that never reads is open: {linked}"
+            );
             Ok(())
         })?;
         let count = undisturbed(cluster, nodes, "link_deaf")? - before;
         deaf.abort();
-        story.tell(format_args!("a member that never reads: {count} links ended, nobody disturbed"));
+        story.tell(format_args!("a member that never reads: {count} links closed, no client or node disturbed"));
         Ok(())
     }
 }
 
-/// Clients ask for much, and take none of it.
+/// Clients request large answers and never read them.
 fn clients_never_read(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let onion = cluster.onion()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -240,12 +251,15 @@ fn clients_never_read(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -
     }
     ensure!(deaf.len() > DEAF, "only {} streams were opened", deaf.len());
     let count = undisturbed(cluster, nodes, "streams_stalled")?;
-    story.tell(format_args!("{} streams that are never read: {count} cut off so far, nobody disturbed", deaf.len()));
+    story.tell(format_args!(
+        "{} streams that are never read: {count} closed so far, no other client disturbed",
+        deaf.len()
+    ));
     Ok(())
 }
 
-/// Clients ask for as many rendezvous as stock clients can. How fast they come depends on the machine; so a node is held
-/// for moments, and what has come meanwhile it meets at once.
+/// Clients request as much rendezvous as stock clients can. Their rate depends on the machine, so a
+/// node's process is stopped for moments: afterwards it meets all requests of that time at once.
 fn clients_come_in_crowds(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let url = format!("http://{}/", cluster.onion()?);
     let clients = (0..2).map(|_| network().client("crowd", Warmth::Warm)).collect::<Result<Vec<Client>>>()?;
@@ -264,20 +278,20 @@ fn clients_come_in_crowds(story: &mut Story, cluster: &Cluster<'_>, nodes: &Node
             })
             .collect();
         let count = cluster
-            .wait_until("introductions are refused", PATIENCE, || {
+            .wait_until("a node refuses introductions", PATIENCE, || {
                 held.stop()?;
                 std::thread::sleep(HELD);
                 held.cont()?;
                 let count = refused(nodes, "introductions_over_limit")?;
-                ensure!(count > 0, "none is");
+                ensure!(count > 0, "no node has refused one");
                 Ok(())
             })
             .and_then(|()| undisturbed(cluster, nodes, "introductions_over_limit"));
         over.store(true, Ordering::Relaxed);
         let served: usize = visitors.into_iter().filter_map(|visitor| visitor.join().ok()).sum();
-        story.tell(format_args!("{served} visits of a crowd of {} were served", 2 * CROWD));
+        story.tell(format_args!("{served} requests from a crowd of {} were served", 2 * CROWD));
         count
     })?;
-    story.tell(format_args!("{count} introductions were refused, nobody else was disturbed"));
+    story.tell(format_args!("{count} introductions were refused, no other client disturbed"));
     Ok(())
 }

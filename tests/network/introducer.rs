@@ -1,6 +1,6 @@
-//! A client of the attacker's own: it introduces itself and waits at a rendezvous point that never
-//! answers. Arti's own client code always names the point where it waits, so the
-//! introduction is put together here.
+//! The attacker's own Tor client: it sends introductions that name a rendezvous point which never
+//! answers. Arti's client code always names a rendezvous point at which it waits, so the
+//! introduction is built here.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -24,20 +24,20 @@ use tor_rtcompat::PreferredRuntime;
 
 use crate::support::network;
 
-/// How long the circuit to an introduction point may take, and how long it stays until the
-/// introduction has gone its way.
+/// Time limit for the circuit to an introduction point.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How long the circuit stays open afterwards, so that the introduction is delivered.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Introduces clients that nothing can meet.
+/// Sends introductions with a rendezvous point that cannot be reached.
 pub(crate) struct Introducer {
     tor: Arc<TorClient<PreferredRuntime>>,
-    /// Takes connections and says nothing.
+    /// A listener that accepts connections and never answers.
     silent: SocketAddr,
 }
 
 impl Introducer {
-    /// Connects to the shared network, and opens the port that never answers.
+    /// Connects to the shared network and opens the silent listener.
     pub(crate) async fn start() -> Result<Self> {
         let folder = network().base().join(format!("arti/{}-introducer", std::process::id()));
         let text = format!(
@@ -55,7 +55,7 @@ impl Introducer {
         Ok(Self { tor, silent })
     }
 
-    /// Introduces one client at this point of the address.
+    /// Sends one introduction to this introduction point of the service.
     pub(crate) async fn introduce(&self, to: ServiceId, point: &IntroPoint) -> Result<()> {
         let netdir = self.tor.dirmgr()?.timely_netdir()?;
         let specs = point.link_specifiers.iter().map(|bytes| {
@@ -66,7 +66,7 @@ impl Introducer {
         let pool = self.tor.hs_circ_pool()?;
         let tunnel = timeout(LIMIT, pool.get_or_launch_client_intro(&netdir, relay)).await??;
 
-        let session = ed25519::PublicKey::from_bytes(&point.session_key.0).context("not a key")?;
+        let session = ed25519::PublicKey::from_bytes(&point.session_key.0).context("the session key is not valid")?;
         let session = HsIntroPtSessionIdKey::from(session);
         let message =
             |body: Vec<u8>| Introduce1::new(AuthKeyType::ED25519_SHA3_256, session.as_ref().as_bytes().to_vec(), body);
@@ -74,7 +74,7 @@ impl Introducer {
         message(Vec::new()).encode_onto(&mut header)?;
         let mut plain = Vec::new();
         self.payload().write_onto(&mut plain)?;
-        let identity = HsIdKey::try_from(HsId::from(*to.public_key())).context("not an address")?;
+        let identity = HsIdKey::try_from(HsId::from(*to.public_key())).context("the service id is not a valid key")?;
         let (_, subcredential) = identity.compute_blinded_key(netdir.hs_time_period())?;
         let encryption = HsSvcNtorKey::from(curve25519::PublicKey::from(point.encryption_key.0));
         let service = HsNtorServiceInfo::new(encryption, session.clone(), subcredential);
@@ -85,9 +85,9 @@ impl Introducer {
         Ok(())
     }
 
-    /// A relay that no directory has, at the silent port.
+    /// An introduction whose rendezvous point is an unknown relay at the silent listener.
     fn payload(&self) -> IntroduceHandshakePayload {
-        let SocketAddr::V4(address) = self.silent else { unreachable!("it is bound to an IPv4 address") };
+        let SocketAddr::V4(address) = self.silent else { unreachable!("the listener is bound to an IPv4 address") };
         let place = [&address.ip().octets()[..], &address.port().to_be_bytes()].concat();
         let specs = vec![
             EncodedLinkSpec::new(LinkSpecType::ORPORT_V4, place),

@@ -1,5 +1,6 @@
-//! Tokens that don't admit, and one that two nodes race for: each refusal has its own words. Who has shown its key keeps
-//! it, everybody else is left with nothing.
+//! Tokens that do not admit a node, and a token that two nodes use at the same time. Each refusal
+//! has its own message. A refused node keeps its key if it has shown it to the cluster; otherwise
+//! no file is left.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::serving::garbage;
 use crate::support::{Arti, Nodes, Story, scenario};
 
-/// The virtual port of the master address at which nodes join.
+/// The virtual port of the service's address at which nodes join.
 const JOIN_PORT: u16 = 7441;
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -25,18 +26,18 @@ const LIMIT: Duration = Duration::from_secs(30);
 fn only_a_good_token_admits_and_only_once() {
     scenario("joining", &["alpha"], |story, cluster, nodes| {
         the_door_is_shut(cluster)?;
-        story.tell(format_args!("before any invitation the join port is shut"));
+        story.tell(format_args!("the join port is closed before the first invitation"));
         let alpha = nodes.named("alpha")?.clone();
         let beta = cluster.add(&alpha, "beta", "publisher")?;
         let gamma = cluster.add(&alpha, "gamma", "worker")?;
         let nodes = &Nodes(vec![alpha, beta, gamma]);
         cluster.await_served(&nodes.0)?;
-        // From here on there is one, so that every joiner is heard.
+        // From here on there is always an open invitation, so that the join port is open.
         let spare = nodes.named("beta")?.invite("worker", 1, "1h")?;
         bad_tokens_are_refused(story, cluster, nodes)?;
         garbage_at_the_door_changes_nothing(cluster, nodes)?;
         story.tell(format_args!("garbage at the join port changed nothing"));
-        // It still admits; then it is used up.
+        // The spare token still admits a node; then it is used up.
         let other = nodes.named("alpha")?.invite("worker", 1, "1h")?;
         let joined = cluster.join("delta", &spare)?;
         joined.run()?;
@@ -52,7 +53,7 @@ fn only_a_good_token_admits_and_only_once() {
 fn the_door_is_shut(cluster: &Cluster<'_>) -> Result<()> {
     let arti = Arti::start("early")?;
     let dialled = arti.runtime.block_on(arti.engine.dial(cluster.onion()?.parse()?, JOIN_PORT, LIMIT));
-    ensure!(dialled.is_err(), "the join port is open though nobody was ever invited");
+    ensure!(dialled.is_err(), "the join port is open although there was never an invitation");
     Ok(())
 }
 
@@ -66,7 +67,7 @@ fn bad_tokens_are_refused(story: &mut Story, cluster: &Cluster<'_>, nodes: &Node
     left_nothing(&*refused(cluster, "foreign", &Token(foreign.text().to_string()), "another cluster")?)?;
 
     let last = unknown.text().pop().context("a token is not empty")?;
-    // All that a slip of the finger may put there: the last character has bits to spare.
+    // Any other last character must be refused, although not all of its bits carry data.
     for other in ['a', 'b', 'e', '7'].into_iter().filter(|other| *other != last) {
         let mut mistyped = unknown.text().to_string();
         mistyped.pop();
@@ -83,25 +84,25 @@ fn bad_tokens_are_refused(story: &mut Story, cluster: &Cluster<'_>, nodes: &Node
     Ok(())
 }
 
-/// A token that was taken back, as every node knows.
+/// A revoked token; every node knows the revocation.
 fn revoked(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<Token> {
     let alpha = nodes.named("alpha")?;
     let token = alpha.invite("worker", 1, "1h")?;
     let id = JoinToken::parse(&token.0)?.invitation_id().to_string();
     alpha.command(&["invite", "--revoke", &id[..8]], "", LIMIT)?.ok("invite --revoke")?;
-    cluster.wait_until("every node knows that a token was taken back", LIMIT, || {
+    cluster.wait_until("every node knows that the token was revoked", LIMIT, || {
         for node in &nodes.0 {
             let listed = node.command(&["invite", "--list", "--json"], "", LIMIT)?.ok("invite --list")?;
             let invitations: Vec<InvitationStatus> = serde_json::from_str(&listed)?;
             let state = invitations.iter().find(|invitation| invitation.id == id).map(|invitation| invitation.state);
-            ensure!(state == Some(InvitationState::Revoked), "{} takes it for {state:?}", node.name());
+            ensure!(state == Some(InvitationState::Revoked), "{} lists it as {state:?}", node.name());
         }
         Ok(())
     })?;
     Ok(token)
 }
 
-/// A token that is good for one second: shorter than the command allows.
+/// A token that is valid for one second, which is shorter than the command line allows.
 fn short_lived(node: &Node) -> Result<Token> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let request = Request::Invite { role: Role::Worker, expires_seconds: 1, uses: 1 };
@@ -111,7 +112,7 @@ fn short_lived(node: &Node) -> Result<Token> {
     }
 }
 
-/// A join whose answer has come. One that Tor has lost on its way is asked for again, as the command says to.
+/// Runs `join`, and repeats it as its message advises if Tor has lost the answer.
 fn answered(cluster: &Cluster<'_>, node: &Node, token: &Token) -> Result<Said> {
     let mut said = cluster.try_join(node, token)?;
     for _ in 0..2 {
@@ -123,25 +124,25 @@ fn answered(cluster: &Cluster<'_>, node: &Node, token: &Token) -> Result<Said> {
     Ok(said)
 }
 
-/// A join that must fail with these words.
-fn refused(cluster: &Cluster<'_>, name: &str, token: &Token, words: &str) -> Result<Arc<Node>> {
+/// Runs a `join` that must fail with this message.
+fn refused(cluster: &Cluster<'_>, name: &str, token: &Token, message: &str) -> Result<Arc<Node>> {
     let node = cluster.vacant(name)?;
     let said = answered(cluster, &node, token)?;
     ensure!(said.code == Some(1), "joining with a {name} token ended with {:?}: {}", said.code, said.errors);
-    ensure!(said.errors.contains(words), "a {name} token is refused without {words:?}: {}", said.errors);
+    ensure!(said.errors.contains(message), "a {name} token is refused without {message:?}: {}", said.errors);
     ensure!(!said.errors.contains(&token.0), "the refusal shows the token");
     Ok(node)
 }
 
-/// Fails unless there is a node's key in its state directory, and no membership.
+/// Fails unless the node's state directory has its key and no membership.
 fn kept_its_key(node: &Node) -> Result<()> {
     let there = |name| node.state().join(name).exists();
-    ensure!(there("node.key"), "{} was refused, and has thrown away the key that it had shown", node.name());
+    ensure!(there("node.key"), "{} was refused, and has deleted the key that it had shown", node.name());
     ensure!(!there("membership"), "{} was refused, and has a membership", node.name());
     Ok(())
 }
 
-/// Fails if there is anything in a node's state directory.
+/// Fails if there is a file in the node's state directory.
 fn left_nothing(node: &Node) -> Result<()> {
     match std::fs::read_dir(node.state()) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -161,29 +162,34 @@ fn garbage_at_the_door_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> 
     for garbage in garbage() {
         arti.runtime.block_on(async {
             let mut stream = arti.reach(master, JOIN_PORT).await.context("cannot send garbage")?;
-            // The other side may close at any moment, and shall.
+            // The node must close the stream, and may do so at any moment.
             let _ = stream.write_all(&garbage).await;
             let _ = stream.flush().await;
             let mut answer = Vec::new();
             let ended = tokio::time::timeout(LIMIT * 2, stream.read_to_end(&mut answer)).await;
-            ensure!(ended.is_ok(), "{} bytes of garbage are kept waiting for", garbage.len());
+            ensure!(ended.is_ok(), "after {} bytes of garbage the node keeps the stream open", garbage.len());
             ensure!(answer.len() < 4096, "{} bytes of garbage were answered with {}", garbage.len(), answer.len());
             Ok(())
         })?;
     }
     for (node, before) in nodes.0.iter().zip(before) {
         ensure!(node.status()?.uptime_seconds >= before.uptime_seconds, "garbage ended {}", node.name());
-        cluster.wait_until("all is as before the garbage", LIMIT, || {
+        cluster.wait_until("the state is the same as before the garbage", LIMIT, || {
             let after = node.status()?;
-            ensure!(after.alive() == before.alive(), "it changed the members that {} knows", node.name());
-            ensure!(after.invitations == before.invitations, "it changed the invitations that {} knows", node.name());
+            ensure!(after.alive() == before.alive(), "garbage changed the members that {} knows", node.name());
+            ensure!(
+                after.invitations == before.invitations,
+                "garbage changed the invitations that {} knows",
+                node.name()
+            );
             Ok(())
         })?;
     }
     Ok(())
 }
 
-/// Two nodes redeem one token at the same moment: one is a member in the end, whoever admitted them.
+/// Two nodes redeem one token at the same time, perhaps at different publishers: in the end exactly
+/// one is a member.
 fn a_race_has_one_winner(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, token: &Token) -> Result<()> {
     let racers = [cluster.vacant("epsilon")?, cluster.vacant("zeta")?];
     let finished = std::thread::scope(|scope| {
@@ -196,20 +202,20 @@ fn a_race_has_one_winner(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes
         if said.code == Some(0) {
             admitted.push(racer);
         } else {
-            ensure!(said.errors.contains("used up"), "the loser is told: {}", said.errors);
+            ensure!(said.errors.contains("used up"), "the loser is refused with: {}", said.errors);
             kept_its_key(racer)?;
         }
     }
-    ensure!(!admitted.is_empty(), "nobody won the race");
-    story.tell(format_args!("of two racers with one token, {} were admitted at first", admitted.len()));
+    ensure!(!admitted.is_empty(), "no racer was admitted");
+    story.tell(format_args!("two nodes raced for one token, and {} were admitted at first", admitted.len()));
     for racer in &admitted {
         racer.run()?;
     }
-    // If both were, the cluster finds out, and the loser stops by itself.
+    // If both were admitted, the cluster detects it, and the loser ends by itself.
     let started = Instant::now();
     let winner = cluster.wait_until("one racer is a member", Duration::from_secs(90), || {
         let running: Vec<_> = admitted.iter().filter(|racer| racer.is_running()).collect();
-        ensure!(running.len() == 1, "{} racers run", running.len());
+        ensure!(running.len() == 1, "{} racers are running", running.len());
         let winner = running[0].status()?.node;
         for node in &nodes.0 {
             let status = node.status()?;
@@ -218,7 +224,7 @@ fn a_race_has_one_winner(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes
         Ok(winner)
     })?;
     story.tell(format_args!("one racer is a member after {:.1} s", started.elapsed().as_secs_f64()));
-    cluster.wait_until("all know the winner alone", LIMIT, || {
+    cluster.wait_until("all members know only the winner", LIMIT, || {
         for node in &nodes.0 {
             let members = node.status()?.members;
             ensure!(members.len() == 5, "{} knows {} members, not 5", node.name(), members.len());

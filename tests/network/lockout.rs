@@ -1,8 +1,8 @@
-//! Four stock clients with two hundred circuits hold all that a node lets them hold; clients that
-//! come meanwhile are served.
+//! Four stock clients with two hundred circuits hold as much as a node lets them; other clients
+//! must still be served.
 //!
-//! In short by default. `./scripts/bench.sh lockout --minutes 10` runs each form for so long, on a
-//! node with the bounds that it has by default, and prints what it costs both sides.
+//! The test is a short form with low limits. `./scripts/bench.sh lockout --minutes 10` runs each
+//! attack for ten minutes on a node with the default limits, and prints the cost for both sides.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,42 +23,44 @@ use crate::hostile::bound;
 use crate::introducer::Introducer;
 use crate::support::{Story, look, network, scenario};
 
-/// How many minutes each form goes on for the benchmark.
+/// Environment variable: length of each attack in minutes, for the benchmark.
 const MINUTES: &str = "RUSTBALANCE_LOCKOUT_MINUTES";
-/// Bounds that an attack from this machine reaches within seconds, but by no more circuits in use
-/// than there may be.
+/// Limits that an attack from this machine reaches within seconds. `open_rendezvous` is above the
+/// number of circuits in use, so that the attack does not reach it.
 const NARROW: [(&str, &str); 1] = [("[limits]\n", "streams = 512\nopen_rendezvous = 250\npending_rendezvous = 32\n")];
-/// Clients that come in short, one after the other, once each form has what it can get.
+/// Requests in the short form, one after the other, after the head start of the attack.
 const VISITS: usize = 20;
-/// After how long fewer are enough, if [`FEWEST`] were served.
+/// After this time the short form ends early if [`FEWEST`] requests were served.
 const SHORT: Duration = Duration::from_secs(8);
 const FEWEST: usize = 5;
-/// After how long no more come in short, however few were served.
+/// After this time the short form ends, however few requests were served.
 const SHORT_LIMIT: Duration = Duration::from_secs(45);
-/// How long each form has to take what it can get.
+/// How long each attack runs before the honest client begins.
 const HEAD_START: Duration = Duration::from_secs(8);
-/// Between two clients that come: for the benchmark, and in short.
+/// Pause between two requests in the benchmark.
 const PACE: Duration = Duration::from_millis(700);
+/// Pause between two requests in the short form.
 const SHORT_PACE: Duration = Duration::from_millis(100);
-/// The share of the clients served that may not be slow: the attacker's clients keep the same
-/// processor busy.
+/// Share of the served requests that must not be slow. The rest may be, because the attacker's
+/// clients load the same processor.
 const SHARE: f64 = 0.9;
-/// How long such a client waits.
+/// Time limit of one request.
 const VISIT: Duration = Duration::from_secs(30);
-/// Stock clients of the attacker, and circuits of each.
+/// Stock clients of the attacker.
 const CLIENTS: usize = 4;
+/// Circuits of each client of the attacker.
 const CIRCUITS: usize = 50;
-/// Streams that the attacker wants on each.
+/// Streams that the attacker tries to hold on each circuit.
 const STREAMS: usize = 100;
 
-/// What the attacker does.
+/// The forms of attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// Streams without a byte.
+    /// Streams on which the client sends nothing.
     Idle,
-    /// Streams with a byte now and then.
+    /// Streams on which the client sends a byte every few seconds.
     Trickle,
-    /// Circuits that never have a stream: what they ask for is a port that is not there.
+    /// Circuits that never get a stream, because the client asks for a port that is not configured.
     Unused,
     /// Ten introductions a second to rendezvous points that never answer.
     Unanswered,
@@ -106,17 +108,17 @@ fn clients_that_hold_what_they_do_not_use_lock_no_client_out() {
     });
 }
 
-/// One form of attack, and a client that must be served meanwhile.
+/// An attack, and an honest client that must be served during it.
 struct Attack<'a> {
     form: Form,
     clients: &'a [Client],
     honest: &'a Client,
-    /// How long it goes on for the benchmark; `None` in short.
+    /// Length of the attack in the benchmark; `None` for the short form.
     time: Option<Duration>,
 }
 
 impl Attack<'_> {
-    /// Runs it, and fails unless clients are served. Gives the row of the table.
+    /// Runs the attack, and fails unless the honest client is served. Returns the row of the table.
     fn is_withstood(&self, story: &mut Story, cluster: &Cluster<'_>, node: &Node, calm: &Visits) -> Result<String> {
         let name = self.form.name();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -140,18 +142,19 @@ impl Attack<'_> {
             count("introductions_over_limit"),
         ));
         ensure!(seen.served.len() >= FEWEST && seen.failed <= 1.max(seen.asked() / 20), "{name}: {seen}");
-        // What the machine does to any client is no fault of the attack.
+        // The bound scales with the latency without an attack, which depends on the machine.
         let most = Duration::from_secs(3).max(calm.p95() * 3);
         ensure!(seen.quantile(SHARE) <= most, "{name}: {seen}; without it {calm}");
         Ok(row(name, &seen, Some((cost, time)), made))
     }
 
-    /// Starts it on a runtime, with which it ends. What it makes is counted.
+    /// Starts the attack on a runtime; it ends with the runtime. `made` counts its streams,
+    /// circuits or introductions.
     fn start(&self, runtime: &Runtime, cluster: &Cluster<'_>, made: &Arc<AtomicU64>) -> Result<()> {
         let (onion, made) = (cluster.onion()?, Arc::clone(made));
         if self.form == Form::Unanswered {
             let points =
-                look(&onion)?.into_iter().find_map(|held| held.content).context("nothing is published")?.points;
+                look(&onion)?.into_iter().find_map(|held| held.content).context("no descriptor is published")?.points;
             let introducer = runtime.block_on(Introducer::start())?;
             runtime.spawn(introductions(introducer, onion.parse()?, points, made));
         } else {
@@ -162,7 +165,7 @@ impl Attack<'_> {
     }
 }
 
-/// Ten introductions a second, to one point after the other.
+/// Sends ten introductions a second, to the introduction points in turn.
 async fn introductions(introducer: Introducer, to: ServiceId, points: Vec<IntroPoint>, made: Arc<AtomicU64>) {
     let (introducer, mut tasks) = (Arc::new(introducer), JoinSet::new());
     for point in points.iter().cycle() {
@@ -176,14 +179,13 @@ async fn introductions(introducer: Introducer, to: ServiceId, points: Vec<IntroP
     }
 }
 
-/// Holds circuits, each of which opens streams as the form says, and opens others for those that
-/// were closed.
+/// Opens the circuits of an attack and keeps them in use.
 async fn circuits(form: Form, socks: Vec<std::net::SocketAddr>, onion: String, spent: Arc<AtomicU64>) {
     let mut tasks = JoinSet::new();
     for (number, socks) in socks.iter().flat_map(|socks| std::iter::repeat_n(*socks, CIRCUITS)).enumerate() {
         let (onion, spent) = (onion.clone(), Arc::clone(&spent));
         tasks.spawn(async move {
-            // Not all at once: a stock client makes some circuits a second.
+            // Spread out, because a stock client builds only some circuits a second.
             sleep(Duration::from_millis(40) * number as u32).await;
             match form {
                 Form::Unused => {
@@ -191,7 +193,7 @@ async fn circuits(form: Form, socks: Vec<std::net::SocketAddr>, onion: String, s
                         let user = format!("{number}-{round}");
                         let _ = timeout(VISIT, stream(socks, &user, &onion, 81)).await;
                         spent.fetch_add(1, Ordering::Relaxed);
-                        // Two hundred of these are some fifteen circuits a second.
+                        // With two hundred tasks this is about fifteen circuits a second.
                         sleep(Duration::from_secs(12)).await;
                     }
                 }
@@ -202,7 +204,7 @@ async fn circuits(form: Form, socks: Vec<std::net::SocketAddr>, onion: String, s
     while tasks.join_next().await.is_some() {}
 }
 
-/// Holds streams on one circuit.
+/// Holds streams on one circuit, and replaces those that the node closes.
 async fn hold(form: Form, socks: std::net::SocketAddr, user: &str, onion: &str, spent: &AtomicU64) {
     let (mut held, mut written): (Vec<TcpStream>, _) = (Vec::new(), Instant::now());
     loop {
@@ -223,7 +225,7 @@ async fn hold(form: Form, socks: std::net::SocketAddr, user: &str, onion: &str, 
     }
 }
 
-/// A stream of a stock client, on the circuit of this user (RFC 1928 and 1929).
+/// Opens a stream through a stock client, on the circuit of this SOCKS user (RFC 1928 and 1929).
 async fn stream(socks: std::net::SocketAddr, user: &str, host: &str, port: u16) -> std::io::Result<TcpStream> {
     let mut stream = TcpStream::connect(socks).await?;
     stream.write_all(&[5, 1, 2]).await?;
@@ -238,7 +240,7 @@ async fn stream(socks: std::net::SocketAddr, user: &str, host: &str, port: u16) 
     if answer[1] == 0 { Ok(stream) } else { Err(std::io::Error::other(format!("SOCKS error {}", answer[1]))) }
 }
 
-/// What clients have seen that came one after the other.
+/// Results of consecutive requests: the durations of the served ones, and the number of failures.
 struct Visits {
     served: Vec<Duration>,
     failed: usize,
@@ -268,8 +270,8 @@ impl std::fmt::Display for Visits {
     }
 }
 
-/// Clients come one after the other, each on circuits of its own: for so long, or in short without
-/// a time.
+/// Sends requests one after the other, each on new circuits, for `time` or, if that is `None`, as
+/// long as the short form lasts.
 fn visits(client: &Client, what: &str, cluster: &Cluster<'_>, time: Option<Duration>) -> Result<Visits> {
     let url = format!("http://{}/", cluster.onion()?);
     let (start, mut seen) = (Instant::now(), Visits { served: Vec::new(), failed: 0 });
@@ -295,7 +297,7 @@ fn visits(client: &Client, what: &str, cluster: &Cluster<'_>, time: Option<Durat
     Ok(seen)
 }
 
-/// What both sides have spent.
+/// The resources that node and attacker use.
 struct Cost {
     node_cpu_ms: u64,
     node_rss_kib: u64,
@@ -305,7 +307,7 @@ struct Cost {
 
 impl Cost {
     fn of(node: &Node, clients: &[Client]) -> Result<Self> {
-        let vitals = node.vitals().ok_or_else(|| anyhow::anyhow!("{} does not run", node.name()))?;
+        let vitals = node.vitals().ok_or_else(|| anyhow::anyhow!("{} is not running", node.name()))?;
         let attacker_cpu_ms = clients.iter().filter_map(Client::vitals).map(|vitals| vitals.cpu_ms).sum();
         Ok(Self { node_cpu_ms: vitals.cpu_ms, node_rss_kib: vitals.rss_kib, node_files: vitals.files, attacker_cpu_ms })
     }

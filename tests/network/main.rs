@@ -1,8 +1,10 @@
-//! The product on a real Tor network: daemons as processes, stock C tor clients, and python3-stem to read what the
-//! directories hold. Every claim that the README makes of a cluster's behaviour has a scenario here.
+//! RustBalance on a private Tor network: the daemons run as processes, the clients are stock C tor,
+//! and python3-stem reads the descriptors that the directories hold. Every claim of the README
+//! about a cluster's behaviour has a scenario here.
 //!
-//! All scenarios share one network and take turns on it, so that what is measured is the product and not the machine.
-//! A failed one leaves the daemons' logs in `network-failures` in cargo's target folder.
+//! Most scenarios share one network. Few clusters run on it at the same time, so that load on the
+//! machine does not distort measurements. A failed scenario leaves the daemons' logs in
+//! `network-failures` in cargo's target folder.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 

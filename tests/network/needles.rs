@@ -1,4 +1,5 @@
-//! Looks for secrets in what was written, in every form in which a program is likely to write bytes.
+//! Searches files and memory for secrets, in every form in which a program is likely to write
+//! bytes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
@@ -9,22 +10,23 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use data_encoding::{BASE32_NOPAD, BASE64_NOPAD, BASE64URL_NOPAD, Encoding, HEXLOWER};
 
-/// Bytes of a secret that count as found: few enough to see a part of it, enough to be no accident.
+/// Length of a needle in bytes of the secret: short enough to find a part of it, long enough to
+/// exclude chance.
 const WINDOW: usize = 16;
-/// Where windows begin, in a secret.
+/// Distance between the starts of two needles in a secret, in bytes.
 const STRIDE: usize = 8;
-/// A needle is looked up by its first bytes.
+/// Needles are looked up by this number of first bytes.
 const KEY: usize = 6;
-/// Needles are shorter.
+/// Overlap of two consecutive chunks, in bytes; every needle is shorter.
 const OVERLAP: usize = 256;
-/// Read at once.
+/// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Secrets to look for.
+/// The secrets to search for.
 pub(crate) struct Needles {
-    /// By their first bytes: the needles, with the names of the secrets they belong to.
+    /// Names of the secrets and their needles, by the first bytes of the needle.
     all: HashMap<[u8; KEY], Vec<(String, Vec<u8>)>>,
-    /// Whether any begins with these two bytes: most of a haystack is skipped by this alone.
+    /// Whether a needle begins with these two bytes, which alone skips most of the haystack.
     begins: Vec<bool>,
 }
 
@@ -33,7 +35,7 @@ impl Needles {
         Self { all: HashMap::new(), begins: vec![false; 1 << 16] }
     }
 
-    /// Adds a secret of bytes, in all forms.
+    /// Adds a binary secret in all forms.
     pub(crate) fn add(&mut self, name: &str, secret: &[u8]) {
         let last = secret.len().saturating_sub(WINDOW);
         for start in (0..=last).step_by(STRIDE) {
@@ -43,7 +45,7 @@ impl Needles {
         }
     }
 
-    /// Adds a secret only as it is.
+    /// Adds a secret in this form only; it must have at least [`KEY`] bytes.
     pub(crate) fn add_exactly(&mut self, name: &str, needle: Vec<u8>) {
         let key: [u8; KEY] = needle[..KEY].try_into().unwrap();
         self.begins[usize::from(u16::from_be_bytes([key[0], key[1]]))] = true;
@@ -77,7 +79,7 @@ impl Needles {
                 Ok(kind) if kind.is_dir() => self.find_in(&path)?,
                 Ok(kind) if kind.is_file() => match self.find_in_file(&path) {
                     Ok(here) => here,
-                    // A daemon that runs replaces its files.
+                    // A running daemon replaces its files.
                     Err(error) if error.kind() == ErrorKind::NotFound => continue,
                     Err(error) => return Err(error.into()),
                 },
@@ -104,15 +106,15 @@ impl Needles {
         }
     }
 
-    /// The names of the secrets in the memory that a process can write to.
+    /// The names of the secrets in the writable memory of a process.
     pub(crate) fn find_in_memory(&self, pid: i32) -> Result<BTreeSet<String>> {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
         let memory = File::open(format!("/proc/{pid}/mem")).context("cannot read the memory of a daemon")?;
         let mut found = BTreeSet::new();
         let mut buffer = vec![0; CHUNK + OVERLAP];
         for line in maps.lines() {
-            let mut words = line.split_whitespace();
-            let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
+            let mut columns = line.split_whitespace();
+            let (Some(range), Some(rights)) = (columns.next(), columns.next()) else { continue };
             if !rights.starts_with("rw") {
                 continue;
             }
@@ -132,7 +134,7 @@ impl Needles {
     }
 }
 
-/// The forms in which bytes are written, each with its name.
+/// The written forms of bytes, each with its name.
 fn forms(bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let list = |each: &dyn Fn(&u8) -> String, between: &str| bytes.iter().map(each).collect::<Vec<_>>().join(between);
     let mut forms = vec![
@@ -148,13 +150,13 @@ fn forms(bytes: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("hexadecimal pairs", list(&|byte| format!("{byte:02x}"), " ").into_bytes()),
         ("escapes", bytes.escape_ascii().to_string().into_bytes()),
     ];
-    // Where it stands in what is encoded shifts the digits.
+    // The digits depend on the position of the bytes in the encoded input.
     let mut encoded = |name, encoding: &Encoding, group: usize, bits: usize| {
         for shift in 0..group {
             let mut shifted = vec![0; shift];
             shifted.extend_from_slice(bytes);
             let text = encoding.encode(&shifted);
-            // Only whole digits of ours.
+            // Only the digits that encode nothing but these bytes.
             let (first, last) = ((shift * 8).div_ceil(bits), shifted.len() * 8 / bits);
             forms.push((name, text.as_bytes()[first..last].to_vec()));
             if bits == 5 {

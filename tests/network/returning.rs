@@ -1,5 +1,5 @@
-//! A publisher was away while a worker was evicted, and that worker, a hostile one, meets it before
-//! any honest node does.
+//! A publisher was offline while a hostile worker was evicted. When it returns, the evicted worker
+//! reaches it before any honest node does.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use crate::intruder::{claim, stay};
 use crate::secrets::copy_state;
 use crate::support::{Arti, Story, all_served, check_directories, over_tor, scenario, session_keys};
 
-/// How long anything that must happen may take.
+/// Time limit for every expected event.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Records that a node announces in the time until the publisher is back: what is claimed stays
-/// below that.
+/// Versions that the spoofed claims add to the current ones. The honest nodes announce more records
+/// than this until the publisher is back, so that their real versions exceed the claims.
 const AHEAD: u64 = 15;
-/// How long they take.
+/// How long the honest nodes need to announce that many records.
 const RISING: Duration = Duration::from_secs(25);
-/// From the first link with an honest publisher until the evicted node is out of the view and of
-/// every directory.
+/// From the returned publisher's first link with an honest publisher until the evicted node is in
+/// neither its view nor any directory.
 const OUT: Duration = Duration::from_secs(60);
 
 #[test]
@@ -49,16 +49,16 @@ fn an_evicted_worker_that_comes_first_is_put_out_within_a_minute() {
         let mut claims = Vec::new();
         for id in [alpha_id, gamma_id] {
             let asked = over_tor(|| claim(&*arti.engine, &store, id, AHEAD));
-            claims.push(arti.runtime.block_on(asked).context("what the others have said")?);
+            claims.push(arti.runtime.block_on(asked).context("cannot read the versions of the honest nodes")?);
         }
         let address = store.node_id().to_string();
         alpha.command(&["evict", &address], "", PATIENCE)?.ok("evict")?;
         std::thread::sleep(RISING);
-        // Held, the honest come second.
+        // The honest nodes are stopped, so that the evicted node comes first.
         let honest = [alpha, gamma];
         honest.iter().try_for_each(|node| node.stop())?;
         beta.run()?;
-        let stream = cluster.wait_until("beta lets the evicted node in", PATIENCE, || {
+        let stream = cluster.wait_until("beta accepts a link from the evicted node", PATIENCE, || {
             arti.runtime.block_on(link(&*arti.engine, &store, beta_id, Purpose::Mesh))
         });
         let stream = stream.inspect_err(|_| drop(honest.map(|node| node.cont())))?;
@@ -67,8 +67,8 @@ fn an_evicted_worker_that_comes_first_is_put_out_within_a_minute() {
         std::thread::sleep(Duration::from_secs(5));
         let believed = beta.status()?.alive().contains(&address.as_str());
         honest.iter().try_for_each(|node| node.cont())?;
-        ensure!(believed, "beta does not even take the evicted node for a member: this shows nothing");
-        story.tell(format_args!("beta is back, and takes the evicted node for a living member"));
+        ensure!(believed, "beta does not take the evicted node for alive, so the test proves nothing");
+        story.tell(format_args!("beta is back and takes the evicted node for a live member"));
         it_is_put_out(story, cluster, (alpha, beta), &address, &gone)?;
         cluster.await_served(&nodes.0)?;
         beta_publishes_without_it(story, cluster, alpha, beta, gamma, &gone)?;
@@ -90,17 +90,20 @@ fn it_is_put_out(
 ) -> Result<()> {
     let honest = alpha.status()?.node;
     cluster.wait_until("beta has a link with alpha", PATIENCE, || {
-        ensure!(beta.status()?.links.iter().any(|link| link.peer == honest), "it has not");
+        ensure!(beta.status()?.links.iter().any(|link| link.peer == honest), "there is no such link");
         Ok(())
     })?;
     let linked = Instant::now();
-    cluster.wait_until("the evicted node is out of beta's view and of every directory", PATIENCE, || {
+    cluster.wait_until("the evicted node is in neither beta's view nor any directory", PATIENCE, || {
         let status = beta.status()?;
-        ensure!(status.members.iter().all(|member| member.node != address), "beta lists it");
+        ensure!(status.members.iter().all(|member| member.node != address), "beta still lists it");
         check_directories(&cluster.onion()?, &[], gone).map(|_| ())
     })?;
     let out = linked.elapsed();
-    story.tell(format_args!("out of its view and of every directory {:.1} s after their link", out.as_secs_f64()));
+    story.tell(format_args!(
+        "the evicted node was removed from beta's view and every directory {:.1} s after beta's link with alpha",
+        out.as_secs_f64()
+    ));
     ensure!(out <= OUT, "the evicted node stayed for {out:?}");
     Ok(())
 }
@@ -117,11 +120,11 @@ fn beta_publishes_without_it(
     let there = [session_keys(beta)?, session_keys(gamma)?];
     cluster.wait_until("beta publishes", PATIENCE, || {
         let publisher = beta.status()?.publisher.context("no publisher is known")?;
-        ensure!(publisher.me, "another one is");
+        ensure!(publisher.me, "another node publishes");
         check_directories(&cluster.onion()?, &there, gone).map(|_| ())
     })?;
     let served = all_served(cluster, 3)?;
     ensure!(served.iter().all(|name| ["beta", "gamma"].contains(&name.as_str())), "served by {served:?}");
-    story.tell(format_args!("beta publishes without it, stock clients are served by {served:?}"));
+    story.tell(format_args!("beta publishes without the evicted node; {served:?} serve stock clients"));
     Ok(())
 }

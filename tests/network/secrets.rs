@@ -1,4 +1,5 @@
-//! Where secrets must not be: in any log, status, command line or error; and those of the master address, in no worker.
+//! No secret may appear in a log, a status, a command line or an error, and a worker may hold no
+//! secret of the service.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,19 +22,20 @@ const LIMIT: Duration = Duration::from_secs(30);
 fn no_secret_is_told_and_a_worker_holds_none_of_the_address() {
     let _turn = Turn::take();
     let mut story = Story::new("secrets");
-    // Everything that anybody logs, Arti and the runtime included.
+    // All log levels of all crates, Arti and the async runtime included.
     let cluster = Cluster::logging(network(), BINARY, "trace").unwrap();
     let done = whole_life(&mut story, &cluster);
     story.ends(done);
 }
 
-/// All that happens to nodes in their lives, then the search.
+/// Takes nodes through joins, service and every kind of end, then searches all output for secrets.
 fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
     let mut nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
     let (alpha, beta) = (nodes[0].clone(), nodes[1].clone());
     let token = alpha.invite("publisher", 1, "1h")?;
     the_hint_keeps_the_token_apart(&alpha)?;
-    // A join that fails for its token, one that receives the address's secrets, one that comes too late.
+    // A join that fails for its token, one that receives the service's secrets, and one whose token
+    // is used up.
     let mut mistyped = token.0.clone();
     mistyped.replace_range(10..11, if &mistyped[10..11] == "a" { "b" } else { "a" });
     ensure!(
@@ -62,11 +64,11 @@ fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
 
     command_lines_are_clean(&needles, &nodes)?;
     a_worker_holds_nothing(&nodes, &beta)?;
-    story.tell(format_args!("no command line tells a secret, and the worker holds none of the address"));
+    story.tell(format_args!("no command line shows a secret, and the worker holds none of the service"));
 
-    // Ends of every kind: asked, killed and run again, and refused for a damaged key.
+    // Every kind of end: SIGTERM, SIGKILL with a restart, and refusal to start with a damaged key.
     alpha.term()?;
-    ensure!(alpha.await_exit(LIMIT)? == Some(0), "alpha did not end well");
+    ensure!(alpha.await_exit(LIMIT)? == Some(0), "alpha did not end with exit code 0");
     beta.kill9()?;
     beta.run()?;
     let gamma = nodes.named("gamma")?;
@@ -86,22 +88,24 @@ fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
 
     for node in &nodes.0 {
         let log = node.log();
-        ensure!(log.contains("TRACE"), "the log of {} does not go down to trace", node.name());
+        ensure!(log.contains("TRACE"), "the log of {} has no TRACE lines", node.name());
         for file in node.said() {
             let found = needles.find_in(&file)?;
-            ensure!(found.is_empty(), "{} of {} tells {found:?}", file.display(), node.name());
+            ensure!(found.is_empty(), "{} of {} shows {found:?}", file.display(), node.name());
         }
     }
-    story.tell(format_args!("no log, status or error tells a secret"));
+    story.tell(format_args!("no log, status or error shows a secret"));
     Ok(())
 }
 
-/// What a person is told to type must not have the token in it.
+/// The command line that `invite` suggests must not contain the token.
 fn the_hint_keeps_the_token_apart(node: &Node) -> Result<()> {
     let said = node.command_untold(&["invite"], "", LIMIT)?.ok("invite")?;
-    let hint =
-        said.lines().find(|line| line.contains("rustbalance join")).context("invite does not say how to join")?;
-    ensure!(!hint.contains("rb1-"), "invite has the token typed on a command line");
+    let hint = said
+        .lines()
+        .find(|line| line.contains("rustbalance join"))
+        .context("invite does not print the command to join")?;
+    ensure!(!hint.contains("rb1-"), "the command line that invite suggests contains the token");
     ensure!(said.contains("rb1-"), "invite does not print the token");
     Ok(())
 }
@@ -115,12 +119,14 @@ fn command_lines_are_clean(needles: &Needles, nodes: &Nodes) -> Result<()> {
             ensure!(!text.is_empty(), "{} has no {file}", node.name());
             needles.find(&text, &mut found);
         }
-        ensure!(found.is_empty(), "the command line or environment of {} tells {found:?}", node.name());
+        ensure!(found.is_empty(), "the command line or environment of {} shows {found:?}", node.name());
     }
     Ok(())
 }
 
-/// Neither its folder nor its memory. What is looked for is found where it belongs, so that looking is worth something.
+/// Searches the folder and the memory of a worker for the service's secrets. The same search must
+/// find them in a publisher, and the worker's own key in the worker; otherwise it would prove
+/// nothing.
 fn a_worker_holds_nothing(nodes: &Nodes, worker: &Node) -> Result<()> {
     let publisher = nodes.named("alpha")?;
     let mut of_address = Needles::new();
@@ -137,7 +143,7 @@ fn a_worker_holds_nothing(nodes: &Nodes, worker: &Node) -> Result<()> {
 
     let in_memory = |needles: &Needles, node: &Node| {
         let pid = node.pid().with_context(|| format!("{} is not running", node.name()))?;
-        // Nothing moves while one looks.
+        // The process is stopped, so that its memory does not change during the search.
         node.stop()?;
         let found = needles.find_in_memory(pid);
         node.cont()?;
@@ -150,13 +156,13 @@ fn a_worker_holds_nothing(nodes: &Nodes, worker: &Node) -> Result<()> {
     Ok(())
 }
 
-/// A state directory that can be opened while its daemon runs: a copy.
+/// An opened copy of a state directory; the daemon may hold the lock of the original.
 pub(crate) struct OpenedCopy {
     pub(crate) store: Store,
     _folder: TempDir,
 }
 
-/// Copies the state of a node, but for Arti's part of it, and opens the copy.
+/// Copies a node's state directory without Arti's files, and opens the copy.
 pub(crate) fn opened_copy(node: &Node) -> Result<OpenedCopy> {
     let folder = tempfile::tempdir()?;
     let copy = folder.path().join("state");
@@ -164,7 +170,7 @@ pub(crate) fn opened_copy(node: &Node) -> Result<OpenedCopy> {
     Ok(OpenedCopy { store: Store::open(&copy)?, _folder: folder })
 }
 
-/// Copies a state directory, but for Arti's part of it.
+/// Copies a state directory without Arti's files.
 pub(crate) fn copy_state(from: &Path, to: &Path) -> Result<()> {
     fs::DirBuilder::new().mode(0o700).create(to)?;
     for entry in fs::read_dir(from)? {
@@ -176,7 +182,7 @@ pub(crate) fn copy_state(from: &Path, to: &Path) -> Result<()> {
         if entry.file_type()?.is_dir() {
             copy_state(&path, &copy)?;
         } else if entry.file_type()?.is_file() {
-            // The daemon may be replacing it.
+            // The daemon may just be replacing the file.
             if let Ok(content) = fs::read(&path) {
                 let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy)?;
                 std::io::Write::write_all(&mut file, &content)?;
@@ -187,7 +193,7 @@ pub(crate) fn copy_state(from: &Path, to: &Path) -> Result<()> {
 }
 
 impl OpenedCopy {
-    /// Adds all secrets of this node.
+    /// Adds all secrets of this node to the needles.
     pub(crate) fn add_to(&self, needles: &mut Needles, name: &str) -> Result<()> {
         self.add_address_to(needles)?;
         needles.add(&format!("{name}'s key"), self.store.node_secret()?.seed());
@@ -202,7 +208,8 @@ impl OpenedCopy {
         Ok(())
     }
 
-    /// Adds the secrets of the master address and of the cluster's authority, as far as the node has them.
+    /// Adds the identity key of the first service and the key of the cluster's authority, if the
+    /// node has them.
     fn add_address_to(&self, needles: &mut Needles) -> Result<()> {
         if let Some(secret) = self.store.identity_secret(self.store.cluster().first_service())? {
             let (scalar, prefix) = secret.expanded().split_at(32);

@@ -1,4 +1,4 @@
-//! A cluster with two addresses: stock clients reach both.
+//! A cluster with two services: stock clients reach both addresses.
 
 use std::fs;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Arti, Story, Turn, look, network};
 
-/// How long a node may take until clients reach it, from its first start.
+/// From the first start of a node until clients reach it.
 const LIMIT: Duration = Duration::from_secs(90);
-/// How long one visit may take.
+/// Time limit of one request.
 const VISIT: Duration = Duration::from_secs(20);
 
 #[test]
@@ -58,9 +58,9 @@ fn two_addresses(story: &mut Story) -> Result<()> {
     let mut revisions = Vec::new();
     for service in services {
         let held = look(&service.to_string())?.into_iter().filter_map(|held| Some(held.content?.revision)).max();
-        revisions.push(held.with_context(|| format!("nothing is published of {service}"))?);
+        revisions.push(held.with_context(|| format!("no descriptor of {service} is published"))?);
     }
-    ensure!(revisions[0] != revisions[1], "both have revision {}", revisions[0]);
+    ensure!(revisions[0] != revisions[1], "both services have revision {}", revisions[0]);
 
     stop.cancel();
     arti.runtime.block_on(running)??;
@@ -68,7 +68,7 @@ fn two_addresses(story: &mut Story) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a client is answered by the site that belongs to the address.
+/// Waits until the site of the service answers a client; fails at once if another site does.
 fn reach(client: &Client, service: ServiceId, site: &Site) -> Result<()> {
     let start = Instant::now();
     loop {

@@ -1,4 +1,5 @@
-//! A cluster at rest: who is reached through the master address, what the directories say, and what strangers get.
+//! A cluster without faults: clients reach every node through the service's address, the
+//! directories hold the published descriptor, and outsiders learn nothing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,55 +13,61 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::secrets::opened_copy;
 use crate::support::{Arti, Nodes, Story, look, network, scenario};
 
-/// The virtual port of each node's own address.
+/// The virtual port for links at a node's own address.
 const LINK_PORT: u16 = 7440;
-/// With three nodes, fewer than one run in a million misses one in so many draws.
+/// Most fetches until every node has served. With three nodes, fewer than one run in a million
+/// needs more.
 const DRAWS: usize = 40;
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn everybody_reaches_every_node_and_strangers_learn_nothing() {
     scenario("serving", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
-        // Two that choose one at the same moment find out, and one of them moves.
-        cluster.wait_until("no two nodes are at one relay", LIMIT, || relays_differ(nodes))?;
-        story.tell(format_args!("no two nodes are at one relay"));
+        // Two nodes that choose the same relay at the same time detect it, and one of them moves.
+        cluster.wait_until("no two nodes use the same relay", LIMIT, || relays_differ(nodes))?;
+        story.tell(format_args!("no two nodes use the same relay"));
         stock_clients_reach_all(story, cluster, nodes)?;
         arti_clients_are_served(cluster, nodes)?;
         story.tell(format_args!("an Arti client was served"));
         bodies_arrive_whole(cluster)?;
         story.tell(format_args!("large bodies arrive whole, both ways"));
         directories_hold_what_status_says(cluster, nodes)?;
-        story.tell(format_args!("python3-stem reads what status says"));
+        story.tell(format_args!("python3-stem reads the same introduction points as `status` shows"));
         strangers_learn_nothing(cluster, nodes)?;
-        story.tell(format_args!("strangers learn nothing"));
+        story.tell(format_args!("outsiders learn nothing"));
         garbage_on_a_link_changes_nothing(cluster, nodes)
     });
 }
 
-/// Stock clients can use only one of two points at one relay.
+/// Fails if two introduction points use the same relay: stock clients can use only one of them.
 fn relays_differ(nodes: &Nodes) -> Result<()> {
     let mut seen = BTreeSet::new();
     for node in &nodes.0 {
         let points = node.status()?.intro_points;
-        ensure!(!points.is_empty(), "{} has no intro point", node.name());
+        ensure!(!points.is_empty(), "{} has no introduction point", node.name());
         for point in points {
-            ensure!(seen.insert(point.relay.clone()), "{} is at {} together with another", node.name(), point.relay);
+            ensure!(
+                seen.insert(point.relay.clone()),
+                "{} uses the relay {}, which another introduction point uses",
+                node.name(),
+                point.relay
+            );
         }
     }
     Ok(())
 }
 
-/// Clients without any knowledge are served, by each node in turn.
+/// Fresh clients are served, and together they reach every node.
 fn stock_clients_reach_all(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let wanted: BTreeSet<String> = nodes.0.iter().map(|node| node.name().to_owned()).collect();
     let mut seen = BTreeSet::new();
     for draw in 1..=DRAWS {
-        // The first has not even the network's directory.
+        // The first client has no directory of the network either.
         let warmth = if draw == 1 { Warmth::Fresh } else { Warmth::Warm };
         let (name, _) = cluster.fetch_as(warmth).with_context(|| format!("fetch {draw}\n{}", cluster.diagnosis()))?;
         seen.insert(name);
         if seen == wanted {
-            story.tell(format_args!("{draw} fresh stock clients, and all nodes have served"));
+            story.tell(format_args!("{draw} fresh stock clients have reached all nodes"));
             return Ok(());
         }
     }
@@ -76,13 +83,13 @@ fn arti_clients_are_served(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
             stream.write_all(b"GET / HTTP/1.1\r\nHost: site\r\nConnection: close\r\n\r\n").await?;
             stream.flush().await?;
             let mut answer = Vec::new();
-            // Arti's clients see the end of a stream as an error, after all of its data.
+            // Arti reports the end of the stream as an error, after all of its data.
             let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut answer)).await?;
             ensure!(read.is_ok() || !answer.is_empty(), "nothing was read: {read:?}");
             Ok(String::from_utf8_lossy(&answer).into_owned())
         })?;
         let name = answer.rsplit("\r\n").next().unwrap_or_default();
-        ensure!(nodes.named(name).is_ok(), "an Arti client was answered {answer:?}");
+        ensure!(nodes.named(name).is_ok(), "an Arti client received {answer:?}");
     }
     Ok(())
 }
@@ -98,12 +105,14 @@ fn bodies_arrive_whole(cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What an independent program decrypts from each responsible directory is what `status --json` says is published.
+/// python3-stem, an independent program, decrypts the descriptor of each responsible directory. It
+/// must list the introduction points that `status --json` shows as published.
 fn directories_hold_what_status_says(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let onion = cluster.onion()?;
-    // A publication may be under way.
-    cluster.wait_until("the directories hold what status says", Duration::from_secs(60), || {
-        // By revision, too: a relay that is responsible in one period may hold an old descriptor of the other.
+    // Retried, because an upload may be in progress.
+    cluster.wait_until("the directories hold the descriptor that `status` shows", Duration::from_secs(60), || {
+        // Matched by revision too: a relay that is responsible in one period may hold an old
+        // descriptor of the other.
         let responsible: BTreeSet<(String, u64)> = look(&onion)?
             .into_iter()
             .filter_map(|held| Some((held.directory.relay.to_string(), held.content?.revision)))
@@ -114,7 +123,7 @@ fn directories_hold_what_status_says(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
             .filter(|held| responsible.contains(&(format!("${}", held.relay), held.revision)))
             .map(|held| held.text)
             .collect();
-        ensure!(!texts.is_empty(), "no responsible directory holds anything");
+        ensure!(!texts.is_empty(), "no responsible directory has a descriptor");
         for text in texts {
             let said = decrypt(&onion, &text)?;
             let read: BTreeSet<(String, String)> = said
@@ -125,17 +134,17 @@ fn directories_hold_what_status_says(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
                 })
                 .collect();
             let relays: BTreeSet<_> = read.iter().map(|(relay, _)| relay).collect();
-            ensure!(relays.len() == said.intro_points.len(), "two points of the descriptor are at one relay");
+            ensure!(relays.len() == said.intro_points.len(), "two points of the descriptor use the same relay");
             ensure!(read.len() <= 20, "{} points in one descriptor", read.len());
             for node in &nodes.0 {
                 let status = node.status()?;
-                let publication = status.publication.context("nothing is published")?;
+                let publication = status.publication.context("the status shows no publication")?;
                 let known: BTreeSet<_> = publication
                     .intro_points
                     .iter()
                     .map(|point| (point.relay.clone(), point.session_key.clone()))
                     .collect();
-                ensure!(read == known, "the descriptor lists {read:?}, but {} says {known:?}", node.name());
+                ensure!(read == known, "the descriptor lists {read:?}, but {} shows {known:?}", node.name());
                 let own = publication.intro_points.iter().filter(|point| point.node == status.node).count();
                 ensure!(own > 0, "{} is not in the descriptor", node.name());
             }
@@ -144,28 +153,27 @@ fn directories_hold_what_status_says(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
     })
 }
 
-/// Whoever knows a node's own address, and no more, can neither read its descriptor nor connect.
+/// A client that knows only a node's own address can neither read its descriptor nor connect.
 fn strangers_learn_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let address = nodes.named("gamma")?.status()?.node;
     let client = network().client("stranger", Warmth::Warm)?;
-    let answered =
-        cluster.wait_until("a stranger is told that authorization is missing", LIMIT * 3, || {
-            match client.get(&format!("http://{address}:{LINK_PORT}/"), LIMIT) {
-                Ok(answer) => Ok(Some(answer)),
-                Err(error) if format!("{error:#}").contains("0xf4") => Ok(None),
-                Err(error) => Err(error),
-            }
-        })?;
-    ensure!(answered.is_none(), "a stranger was answered: {answered:?}");
+    let answered = cluster.wait_until("a stock client fails for missing client authorization", LIMIT * 3, || {
+        match client.get(&format!("http://{address}:{LINK_PORT}/"), LIMIT) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) if format!("{error:#}").contains("0xf4") => Ok(None),
+            Err(error) => Err(error),
+        }
+    })?;
+    ensure!(answered.is_none(), "an unauthorized client was answered: {answered:?}");
     let held = cluster.wait_until("the node's own descriptor is published", LIMIT, || {
         let held = network().published(&address)?;
-        ensure!(!held.is_empty(), "no directory holds it");
+        ensure!(!held.is_empty(), "no directory has it");
         Ok(held)
     })?;
     for held in held {
         ensure!(
             decrypt(&address, &held.text).is_err(),
-            "a stranger can decrypt the descriptor of a node's own service"
+            "the descriptor of a node's own service can be read without authorization"
         );
     }
     let arti = Arti::start("stranger")?;
@@ -174,7 +182,8 @@ fn strangers_learn_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     Ok(())
 }
 
-/// Whoever has stolen the discovery key can connect, but without a member's certificate can do nothing.
+/// An attacker with a stolen discovery key can connect, but can do nothing without a member's
+/// certificate.
 fn garbage_on_a_link_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let victim = nodes.named("gamma")?;
     let before = victim.status()?;
@@ -185,29 +194,30 @@ fn garbage_on_a_link_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
     for garbage in garbage() {
         arti.runtime.block_on(async {
             let mut stream = arti.reach(address, LINK_PORT).await.context("cannot send garbage")?;
-            // The other side may close at any moment, and shall.
+            // The node must close the stream, and may do so at any moment.
             let _ = stream.write_all(&garbage).await;
             let _ = stream.flush().await;
             let mut answer = Vec::new();
             let ended = tokio::time::timeout(LIMIT * 2, stream.read_to_end(&mut answer)).await;
-            ensure!(ended.is_ok(), "{} bytes of garbage are kept waiting for", garbage.len());
+            ensure!(ended.is_ok(), "after {} bytes of garbage the node keeps the stream open", garbage.len());
             ensure!(answer.len() < 4096, "{} bytes of garbage were answered with {}", garbage.len(), answer.len());
             Ok(())
         })?;
     }
     ensure!(victim.status()?.uptime_seconds >= before.uptime_seconds, "garbage ended the daemon");
-    cluster.wait_until("all is as before the garbage", LIMIT, || {
+    cluster.wait_until("the state is the same as before the garbage", LIMIT, || {
         let after = victim.status()?;
         let (alive, were) = (after.alive(), before.alive());
-        ensure!(alive == were, "it changed the members from {were:?} to {alive:?}");
-        ensure!(after.publisher == before.publisher, "it changed the publisher");
-        ensure!(after.invitations == before.invitations, "it changed the invitations");
+        ensure!(alive == were, "garbage changed the members from {were:?} to {alive:?}");
+        ensure!(after.publisher == before.publisher, "garbage changed the publisher");
+        ensure!(after.invitations == before.invitations, "garbage changed the invitations");
         Ok(())
     })?;
     cluster.await_served(&nodes.0)
 }
 
-/// Things that no peer would send: nothing sensible, an absurd length, a length that is kept with nothing sensible in it.
+/// Inputs that no peer sends: noise, a frame with an absurd length, and frames of the right length
+/// with noise in them.
 pub(crate) fn garbage() -> Vec<Vec<u8>> {
     let noise: Vec<u8> = (0..20_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let framed = |payload: &[u8]| {

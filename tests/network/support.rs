@@ -1,4 +1,5 @@
-//! What the scenarios share: the network, the turn to use it, an eye on the directories, and nodes by name.
+//! Shared by the scenarios: the network, the permit to use it, a reader of descriptors, and lookup
+//! of nodes by name.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -23,31 +24,32 @@ use tokio::task::JoinSet;
 /// The daemon under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
 
-/// Clusters that may live at once: more would measure the machine and not the product.
+/// Most clusters at the same time: with more, the load on the machine distorts measurements.
 const TURNS: usize = 3;
-/// How long Arti may take until it can build circuits.
+/// Time limit for Arti to become ready to build circuits.
 const READY_LIMIT: Duration = Duration::from_secs(180);
-/// How often what needs a way through Tor is tried.
+/// Most attempts of an operation that needs a circuit.
 const TRIES: usize = 5;
-/// How long each dial may take.
+/// Time limit of one dial.
 const DIAL_LIMIT: Duration = Duration::from_secs(60);
-/// How long a directory may take to answer.
+/// Time limit for the answer of a directory.
 const ASK_LIMIT: Duration = Duration::from_secs(8);
-/// The same for one that is asked again in a moment.
+/// Time limit for the answer of a directory that is asked repeatedly.
 const GLANCE_LIMIT: Duration = Duration::from_secs(4);
 
-/// The network that all scenarios share: with some relays more than the default, for several clusters at once.
+/// The network that the scenarios share. It has more relays than the default, for several clusters
+/// at once.
 pub(crate) fn network() -> &'static Network {
     Network::shared_or(Options { relays: 13, exits: 4, ..Options::default() }).unwrap()
 }
 
-/// The right to have a cluster on the network, until dropped.
+/// A permit to run a cluster on the shared network, until it is dropped.
 pub(crate) struct Turn;
 
 static TAKEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
 impl Turn {
-    /// Waits until fewer than [`TURNS`] clusters live.
+    /// Waits until fewer than [`TURNS`] clusters run.
     pub(crate) fn take() -> Self {
         let (taken, freed) = &TAKEN;
         let mut taken = taken.lock();
@@ -65,7 +67,7 @@ impl Drop for Turn {
     }
 }
 
-/// Runs a scenario on a cluster of its own: these names are started, the first two as publishers.
+/// Runs a scenario on its own cluster with these nodes, of which the first two are publishers.
 pub(crate) fn scenario(title: &str, names: &[&str], body: impl FnOnce(&mut Story, &Cluster<'_>, &Nodes) -> Result<()>) {
     let _turn = Turn::take();
     let mut story = Story::new(title);
@@ -74,11 +76,11 @@ pub(crate) fn scenario(title: &str, names: &[&str], body: impl FnOnce(&mut Story
         story.tell(format_args!("{} nodes are published", nodes.len()));
         body(&mut story, &cluster, &Nodes(nodes))
     });
-    // While the cluster lives, so that its logs are kept.
+    // Before the cluster is dropped, so that its logs are kept.
     story.ends(done);
 }
 
-/// Tells how far a scenario is, for whoever waits or reads a log afterwards.
+/// Prints the progress of a scenario to standard error.
 pub(crate) struct Story {
     title: String,
     started: Instant,
@@ -90,13 +92,13 @@ impl Story {
     }
 
     pub(crate) fn tell(&mut self, what: std::fmt::Arguments<'_>) {
-        // In one piece, whatever others write.
+        // One write call, so that lines of parallel scenarios do not mix.
         let line = format!("{:>20} {:6.1} s  {what}\n", self.title, self.started.elapsed().as_secs_f64());
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
 
-    /// Tells the end, and panics if it is a bad one. First in one line, because the message of the panic holds the nodes' logs,
-    /// and whoever keeps only a part of it wants the reason.
+    /// Prints the result of the scenario, and panics if it failed. The first line of the error is
+    /// printed separately, because the panic message contains the nodes' logs and may be cut.
     pub(crate) fn ends(&mut self, done: Result<()>) {
         let Err(error) = done else { return self.tell(format_args!("done")) };
         let message = format!("{error:#}");
@@ -113,12 +115,12 @@ impl Nodes {
         self.0.iter().find(|node| node.name() == name).with_context(|| format!("there is no node {name}"))
     }
 
-    /// Those but this one.
+    /// All nodes except this one.
     pub(crate) fn but(&self, left_out: &Node) -> Vec<Arc<Node>> {
         self.0.iter().filter(|node| node.name() != left_out.name()).cloned().collect()
     }
 
-    /// The one whose address this is.
+    /// The running node with this address.
     pub(crate) fn at(&self, address: &str) -> Result<&Arc<Node>> {
         for node in &self.0 {
             if node.is_running() && node.status()?.node == address {
@@ -128,7 +130,7 @@ impl Nodes {
         bail!("no running node has the address {address}")
     }
 
-    /// The publisher, as all that run know it, and its term.
+    /// The current publisher and its term, if all running nodes agree on them.
     pub(crate) fn publisher(&self) -> Result<(&Arc<Node>, u64)> {
         let running: Vec<_> = self.0.iter().filter(|node| node.is_running()).cloned().collect();
         let (address, term) = agreed_publisher(&running)?;
@@ -136,7 +138,8 @@ impl Nodes {
     }
 }
 
-/// Who publishes and in which term, if all these nodes say the same, and that one of itself.
+/// The address of the publisher and its term, if all these nodes agree on them and exactly that
+/// node takes itself for the publisher.
 pub(crate) fn agreed_publisher(nodes: &[Arc<Node>]) -> Result<(String, u64)> {
     let mut said = BTreeSet::new();
     let mut holders = Vec::new();
@@ -155,19 +158,19 @@ pub(crate) fn agreed_publisher(nodes: &[Arc<Node>]) -> Result<(String, u64)> {
     }
 }
 
-/// Arti with folders of its own, ready to build circuits, and the runtime it lives in.
+/// An Arti client with its own folders, ready to build circuits, and its runtime.
 pub(crate) struct Arti {
     pub(crate) runtime: Runtime,
     pub(crate) engine: Arc<ArtiEngine>,
 }
 
 impl Arti {
-    /// Starts one on the shared network; it knows nothing.
+    /// Starts a client on the shared network, without any stored state.
     pub(crate) fn start(name: &str) -> Result<Self> {
         Self::start_on(network(), name)
     }
 
-    /// Starts one on any network.
+    /// Starts a client on any network.
     fn start_on(network: &Network, name: &str) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -191,13 +194,14 @@ impl Arti {
         Ok(Self { runtime, engine })
     }
 
-    /// A stream to an address that is up.
+    /// Opens a stream to an address that is expected to be reachable, with several attempts.
     pub(crate) async fn reach(&self, to: OnionAddress, port: u16) -> Result<BoxStream> {
         Ok(over_tor(|| self.engine.dial(to, port, DIAL_LIMIT)).await?)
     }
 }
 
-/// Tries what needs a way through Tor: that it chose bad paths at first says nothing about the other side.
+/// Repeats an operation that needs a circuit: one failed circuit does not show that the other side
+/// is at fault.
 pub(crate) async fn over_tor<T, E, F: Future<Output = Result<T, E>>>(mut attempt: impl FnMut() -> F) -> Result<T, E> {
     let mut outcome = attempt().await;
     for _ in 1..TRIES {
@@ -210,17 +214,17 @@ pub(crate) async fn over_tor<T, E, F: Future<Output = Result<T, E>>>(mut attempt
     outcome
 }
 
-/// What one directory holds.
+/// The content of one directory for a service.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) period: PeriodId,
     pub(crate) directory: Directory,
-    /// `None` if it holds nothing.
+    /// `None` if the directory has no descriptor of the service.
     pub(crate) content: Option<DescriptorContent>,
 }
 
 impl Held {
-    /// The session keys in it, in hexadecimal digits.
+    /// The session keys of the introduction points in the descriptor, in hexadecimal digits.
     pub(crate) fn keys(&self) -> BTreeSet<String> {
         self.content.iter().flat_map(|content| &content.points).map(|point| hex(&point.session_key.0)).collect()
     }
@@ -230,22 +234,23 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(bytes)
 }
 
-/// An eye on the directories of one network.
+/// Reads descriptors from the directories of one network.
 pub(crate) struct Eye(Arti);
 
 impl Eye {
-    /// Opens one.
+    /// Starts a reader with its own Tor client.
     pub(crate) fn open(network: &Network) -> Result<Self> {
         Arti::start_on(network, "eye").map(Self)
     }
 
-    /// What every responsible directory of every current period holds, at this moment. A directory that does not answer is
-    /// an error.
+    /// Asks every responsible directory of every current period. A directory that does not answer
+    /// is an error.
     pub(crate) fn look(&self, master: &str) -> Result<Vec<Held>> {
         self.answers(master, 3, ASK_LIMIT)?.into_iter().collect()
     }
 
-    /// What those directories hold that answer at once, and how many do not.
+    /// Asks the same directories once. Returns the answers and the number of directories that did
+    /// not answer.
     pub(crate) fn glance(&self, master: &str) -> Result<(Vec<Held>, usize)> {
         let answers = self.answers(master, 1, GLANCE_LIMIT)?;
         let asked = answers.len();
@@ -269,14 +274,14 @@ impl Eye {
     }
 }
 
-/// Looks at what every responsible directory of every current period of the shared network holds, at this moment.
+/// Asks every responsible directory of every current period on the shared network.
 pub(crate) fn look(service: &str) -> Result<Vec<Held>> {
     static EYE: OnceLock<Result<Eye, String>> = OnceLock::new();
     let eye = EYE.get_or_init(|| Eye::open(network()).map_err(|error| format!("{error:#}")));
     eye.as_ref().map_err(|error| anyhow::anyhow!(error.clone()))?.look(service)
 }
 
-/// Asks one directory, again if the circuit fails.
+/// Asks one directory, at most `tries` times if the circuit fails.
 async fn ask(
     engine: Arc<ArtiEngine>,
     service: ServiceId,
@@ -299,12 +304,13 @@ async fn ask(
     Err(last.context("never asked")?.into())
 }
 
-/// The session keys of a node's intro points, as it says.
+/// The session keys of a node's own introduction points, from its status.
 pub(crate) fn session_keys(node: &Node) -> Result<BTreeSet<String>> {
     Ok(node.status()?.intro_points.into_iter().map(|point| point.session_key).collect())
 }
 
-/// Fails unless every directory holds a descriptor, all with some of `there`'s points and none of `gone`.
+/// Fails unless every responsible directory holds a descriptor with at least one point of every
+/// node in `there` and none of `gone`.
 pub(crate) fn check_directories(
     master: &str,
     there: &[BTreeSet<String>],
@@ -318,7 +324,7 @@ pub(crate) fn check_directories(
         let keys = one.keys();
         let place = format!("{} in period {}", one.directory.relay, one.period.number);
         if one.content.is_none() {
-            bail!("{place} holds nothing");
+            bail!("{place} has no descriptor");
         }
         if let Some(key) = keys.intersection(gone).next() {
             bail!("{place} still holds the point {key}");
@@ -330,13 +336,14 @@ pub(crate) fn check_directories(
     Ok(held)
 }
 
-/// The middle one of several durations.
+/// The median of the durations, which must not be empty.
 pub(crate) fn median(mut durations: Vec<Duration>) -> Duration {
     durations.sort_unstable();
     durations[durations.len() / 2]
 }
 
-/// Has fresh clients fetch `count` times; each must succeed. Returns who served.
+/// Fetches `count` times, each time with a fresh client; each must succeed. Returns the names of
+/// the nodes that served.
 pub(crate) fn all_served(cluster: &Cluster<'_>, count: usize) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for index in 0..count {

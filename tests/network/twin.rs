@@ -1,4 +1,4 @@
-//! An old service, on a stock C tor, goes on publishing the address whose key a cluster has
+//! An old service on a stock C tor continues to publish the address whose key a cluster has
 //! imported.
 
 use std::collections::BTreeMap;
@@ -11,20 +11,20 @@ use rustbalance_testnet::{OnionService, Site};
 
 use crate::support::{BINARY, Story, Turn, network};
 
-/// What the scenario takes at most: a change of the time period makes both publish again.
+/// Longest duration of the scenario. No time period may change meanwhile, because both sides would
+/// publish again.
 const AHEAD: Duration = Duration::from_secs(90);
 /// From the upload of a descriptor until it is first read back.
 const READ_BACK: Duration = Duration::from_secs(20);
-/// How long after that a node may take to publish above the other: its limits for one fetch and one
-/// upload, and an upload that failed before it.
+/// From then until the node has published a higher revision: its limits for one fetch and one
+/// upload, and one failed upload before.
 const OVERTAKING: Duration = Duration::from_secs(80);
-/// Introduction points that a node keeps by default: with fewer it will soon publish again by
-/// itself.
+/// Introduction points that a node keeps by default; with fewer, it soon publishes again by itself.
 const POINTS: usize = 3;
-/// Longer than the step of a revision, which follows the clock on both sides: an equal one is
-/// refused.
+/// Longer than one step of the revision, which follows the clock on both sides: directories refuse
+/// an equal revision.
 const STEP: Duration = Duration::from_secs(2);
-/// How long the count of directories may take to reach `status`.
+/// Delay until `status` shows a changed count of directories.
 const LAG: Duration = Duration::from_secs(1);
 
 #[test]
@@ -32,7 +32,7 @@ fn an_old_service_that_goes_on_publishing_is_reported_and_gone_above() {
     let _turn = Turn::take();
     let mut story = Story::new("twin");
     let cluster = Cluster::new(network(), BINARY).unwrap();
-    // While the cluster lives, so that its logs are kept.
+    // Before the cluster is dropped, so that its logs are kept.
     let done = twin(&mut story, &cluster);
     story.ends(done);
 }
@@ -44,14 +44,14 @@ fn twin(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
     let old = network().onion_service("old", 80, site.addr())?;
     let node = cluster.import("alpha", &old.service_folder())?;
     ensure!(cluster.onion()? == old.hostname(), "the imported key is of {}", cluster.onion()?);
-    story.tell(format_args!("the old service is published, and its key imported"));
+    story.tell(format_args!("the old service is published, and the node has imported its key"));
     node.run()?;
     cluster.await_served(std::slice::from_ref(&node))?;
     story.tell(format_args!("the node is published"));
     let stranger = node.status()?.stranger;
-    ensure!(stranger.is_none(), "what stood there before the node's first descriptor is reported: {stranger:?}");
+    ensure!(stranger.is_none(), "a descriptor older than the node's first one is reported: {stranger:?}");
 
-    // A descriptor that only authorized clients can read, then one that every client can.
+    // First a descriptor that only authorized clients can read, then one that every client can.
     for restricted in [true, false] {
         is_overtaken(story, cluster, &node, &old, restricted)?;
     }
@@ -60,7 +60,8 @@ fn twin(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The old service publishes again, in place of what the node has published a moment ago.
+/// The old service publishes again and replaces the node's descriptor; the node must publish a
+/// higher revision.
 fn is_overtaken(
     story: &mut Story,
     cluster: &Cluster<'_>,
@@ -72,7 +73,7 @@ fn is_overtaken(
     cluster.wait_until("all introduction points of the node are published", OVERTAKING, || {
         let status = node.status()?;
         let published = status.published_of(&status.node);
-        ensure!(status.is_confirmed() && published == POINTS, "{published} are published");
+        ensure!(status.is_confirmed() && published == POINTS, "{published} points are published");
         Ok(())
     })?;
     std::thread::sleep(STEP);
@@ -85,40 +86,49 @@ fn is_overtaken(
     let replaced: BTreeMap<String, u64> =
         held.iter().filter(|held| is_theirs(held.revision)).map(|held| (held.relay.clone(), held.revision)).collect();
     story.tell(format_args!(
-        "the old service is published again after {:.1} s; {} of {} directories hold that after {:.1} s",
+        "the old service is published again after {:.1} s; {} of {} directories hold its descriptor after {:.1} s",
         published.as_secs_f64(),
         replaced.len(),
         held.len(),
         started.elapsed().as_secs_f64()
     ));
-    let theirs = *replaced.values().max().with_context(|| format!("no directory holds the old service's: {held:?}"))?;
+    let theirs =
+        *replaced.values().max().with_context(|| format!("no directory has the old service's descriptor: {held:?}"))?;
     let is_seen = |status: &Status| {
         let is_new = |stranger: Stranger| {
             stranger.readable != restricted && Duration::from_secs(stranger.seen_seconds) <= started.elapsed()
         };
         status.stranger.is_some_and(is_new)
     };
-    ensure!(!is_seen(&node.status()?), "the node has read back so soon that what the directories held may be its own");
+    ensure!(
+        !is_seen(&node.status()?),
+        "the node has read back too soon: the directories may have held its own descriptor"
+    );
 
     let mut samples: Vec<(Instant, Status)> = Vec::new();
-    cluster.wait_until("the node has noticed the old service and gone above it", READ_BACK + OVERTAKING, || {
-        let status = node.status()?;
-        samples.push((Instant::now(), status.clone()));
-        ensure!(is_seen(&status), "status says of another publisher: {:?}", status.stranger);
-        ensure!(status.is_confirmed(), "the newest descriptor is not on every directory");
-        // A relay that was responsible for the address in an earlier consensus may still hold a descriptor that is not replaced.
-        let held: BTreeMap<_, _> =
-            network().published(&onion)?.into_iter().map(|held| (held.relay, held.revision)).collect();
-        for relay in replaced.keys() {
-            let revision = *held.get(relay).with_context(|| format!("{relay} holds no descriptor"))?;
-            let ours = periods(&status).any(|period| period.revision == revision);
-            ensure!(ours && revision > theirs, "{relay} holds the revision {revision}");
-        }
-        Ok(())
-    })?;
+    cluster.wait_until(
+        "the node has noticed the old service and published a higher revision",
+        READ_BACK + OVERTAKING,
+        || {
+            let status = node.status()?;
+            samples.push((Instant::now(), status.clone()));
+            ensure!(is_seen(&status), "status shows this other publisher: {:?}", status.stranger);
+            ensure!(status.is_confirmed(), "the newest descriptor is not on every directory");
+            // Only the directories that were replaced are checked: a relay that was responsible in
+            // an earlier consensus may keep an old descriptor.
+            let held: BTreeMap<_, _> =
+                network().published(&onion)?.into_iter().map(|held| (held.relay, held.revision)).collect();
+            for relay in replaced.keys() {
+                let revision = *held.get(relay).with_context(|| format!("{relay} holds no descriptor"))?;
+                let ours = periods(&status).any(|period| period.revision == revision);
+                ensure!(ours && revision > theirs, "{relay} holds the revision {revision}");
+            }
+            Ok(())
+        },
+    )?;
     let (seen, _) = samples.iter().find(|(_, status)| is_seen(status)).context("the old service was never seen")?;
     story.tell(format_args!(
-        "the node has seen that after {:.1} s, and gone above it after {:.1} s",
+        "the node has seen it after {:.1} s, and published a higher revision after {:.1} s",
         seen.duration_since(started).as_secs_f64(),
         started.elapsed().as_secs_f64()
     ));
@@ -129,7 +139,7 @@ fn is_overtaken(
         };
         ensure!(
             !periods(status).all(as_before),
-            "{:?} after it has seen the other's descriptor, the node counts its own on every directory",
+            "{:?} after it has seen the other descriptor, the node still counts its own on every directory",
             at.duration_since(*seen)
         );
     }
@@ -137,8 +147,8 @@ fn is_overtaken(
     let text = node.command(&["status"], "", OVERTAKING)?.ok("status")?;
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let whose = if restricted { "only clients that it has authorized reach it" } else { "its clients reach it" };
-    for words in ["another publisher, which is no member, has published this address", whose] {
-        ensure!(text.contains(words), "status does not say {words:?}: {text}");
+    for part in ["another publisher, which is no member, has published this address", whose] {
+        ensure!(text.contains(part), "the status lacks {part:?}: {text}");
     }
     let (name, elapsed) = cluster.fetch()?;
     ensure!(name == node.name(), "a fresh client reaches {name}");

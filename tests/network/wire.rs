@@ -1,4 +1,4 @@
-//! The ports that a node opens, and the receivers of its packets: seen from its network namespace.
+//! The ports that a node opens and the receivers of its packets, observed in its network namespace.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use rustbalance_testnet::namespace::{Flow, Namespace};
 
 use crate::support::{BINARY, Story, Turn, all_served, network};
 
-/// How long a command may take.
+/// Time limit of a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
-/// A resolver that no machine has (RFC 5737).
+/// A DNS resolver at an address reserved for documentation (RFC 5737).
 const RESOLVER: (&str, u16) = ("198.51.100.53", 53);
 
 #[test]
@@ -20,7 +20,7 @@ fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
     let _turn = Turn::take();
     let mut story = Story::new("wire");
     if let Some(reason) = Namespace::impossible() {
-        return story.tell(format_args!("skipped, for there can be no network namespace here: {reason}"));
+        return story.tell(format_args!("skipped, because a network namespace is not possible here: {reason}"));
     }
     let namespace = Arc::new(Namespace::open().unwrap());
     let cluster = Cluster::new(network(), BINARY).unwrap().within(&namespace).unwrap();
@@ -28,18 +28,18 @@ fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
     story.ends(done);
 }
 
-/// Nodes are made, join, publish, are linked, serve, and one is evicted and one leaves: all in the
-/// namespace.
+/// Runs the life of a cluster in the namespace: nodes are created, join, publish, open links and
+/// serve; then one is evicted and one leaves.
 fn a_cluster_lives(story: &mut Story, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
     let before = namespace.listeners()?;
     let nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
     all_served(cluster, 3)?;
-    story.tell(format_args!("two nodes are published, linked and serve"));
+    story.tell(format_args!("two nodes are published, linked, and serve"));
 
     let opened: BTreeSet<String> = namespace.listeners()?.difference(&before).cloned().collect();
     let sites: BTreeSet<String> = nodes.iter().map(|node| forwarded(node.site().addr().port())).collect();
     let sockets = nodes.iter().map(|node| format!("unix {}", node.state().join("control.sock").display()));
-    ensure!(opened == &sites | &sockets.collect(), "listened on: {opened:?}");
+    ensure!(opened == &sites | &sockets.collect(), "the nodes listen on: {opened:?}");
     let relays: BTreeSet<String> = network().relays().iter().map(|relay| forwarded(relay.or_port)).collect();
     ensure!(before == relays, "the namespace itself listens on {before:?}");
     story.tell(format_args!("the nodes listen on nothing but their control sockets"));
@@ -59,26 +59,26 @@ fn only_relays_were_sent_to(story: &mut Story, namespace: &Namespace, nodes: &[A
             && (flow.source.as_str(), flow.target.as_str()) == ("127.0.0.1", "127.0.0.1")
             && (ports.contains(&flow.source_port) || ports.contains(&flow.target_port))
     };
-    // The kernel's own: it looks for routers and neighbours of an interface that comes up.
+    // Sent by the kernel, which looks for routers and neighbours when an interface comes up.
     let kernel = |flow: &Flow| flow.protocol == "icmpv6";
     let seen = namespace.capture()?;
-    ensure!(seen.dropped == 0, "{} packets were not looked at", seen.dropped);
-    // Packets that open a connection, in both directions.
+    ensure!(seen.dropped == 0, "the capture dropped {} packets", seen.dropped);
+    // The capture counts the packets that open a connection, in both directions.
     let to_relays: u64 = seen.flows.iter().filter(|flow| between(flow, &relays)).map(|flow| flow.packets).sum();
     let others = seen.flows.iter().filter(|flow| !between(flow, &relays) && !between(flow, &sites) && !kernel(flow));
     let others: Vec<_> = others.collect();
-    ensure!(others.is_empty(), "sent to others than relays and the nodes' own targets: {others:?}");
+    ensure!(others.is_empty(), "packets to other receivers than relays and the nodes' own targets: {others:?}");
     ensure!(to_relays >= 4, "only {to_relays} packets that open a connection to a relay were seen");
 
     namespace.probe(RESOLVER.0, RESOLVER.1)?;
     let after = namespace.capture()?;
     let is_probe = |flow: &&Flow| flow.device == "wire" && (flow.target.as_str(), flow.target_port) == RESOLVER;
-    ensure!(after.flows.iter().any(|flow| is_probe(&flow)), "a question to a resolver would not be seen: {after:?}");
-    story.tell(format_args!("the nodes connected to relays alone, as {to_relays} packets show"));
+    ensure!(after.flows.iter().any(|flow| is_probe(&flow)), "the capture would miss a DNS query: {after:?}");
+    story.tell(format_args!("the nodes connected only to relays, as {to_relays} packets show"));
     Ok(())
 }
 
-/// How `/proc/net/tcp` writes a listener on a port of 127.0.0.1.
+/// A listener on a port of 127.0.0.1, in the notation of `/proc/net/tcp`.
 fn forwarded(port: u16) -> String {
     format!("tcp {:08X}:{port:04X}", u32::from_le_bytes([127, 0, 0, 1]))
 }

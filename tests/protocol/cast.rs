@@ -1,4 +1,4 @@
-//! Who appears in the vectors: keys from fixed bytes, certificates of a fixed day.
+//! The nodes and keys of the vectors: keys from fixed bytes, certificates of a fixed day.
 
 use std::convert::Infallible;
 
@@ -14,9 +14,9 @@ use zeroize::Zeroizing;
 
 use crate::hex;
 
-/// When it all happens, in seconds since the epoch.
+/// Current time in the vectors, in seconds since the Unix epoch.
 pub(crate) const NOW: u64 = 1_800_000_000;
-/// When the cluster was founded.
+/// Time of the founding of the cluster, in seconds since the Unix epoch.
 pub(crate) const FOUNDED: u64 = NOW - 86_400;
 
 /// 32 bytes that count up from `first`.
@@ -28,7 +28,7 @@ fn seed(first: u8) -> Zeroizing<[u8; 32]> {
     Zeroizing::new(bytes(first))
 }
 
-/// A source of randomness that says what it was told to, byte by byte.
+/// A random number generator that returns these bytes in turn.
 pub(crate) struct Script(pub(crate) std::vec::IntoIter<u8>);
 
 impl Script {
@@ -45,7 +45,7 @@ impl TryRng for Script {
     }
 
     fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        panic!("nothing in the protocol is drawn in 64 bits");
+        panic!("the protocol draws no 64-bit numbers");
     }
 
     fn try_fill_bytes(&mut self, dst: &mut [u8]) -> Result<(), Infallible> {
@@ -56,7 +56,7 @@ impl TryRng for Script {
 
 impl TryCryptoRng for Script {}
 
-/// All keys of one cluster: alpha founded it, beta joins as a worker, gamma as a publisher.
+/// The keys of one cluster: alpha founded it, beta joins as a worker, gamma as a publisher.
 pub(crate) struct Cast {
     pub(crate) master: MasterSecret,
     pub(crate) authority: AuthoritySecret,
@@ -97,7 +97,7 @@ impl Cast {
         Token::new(secret.duplicate(), self.cluster())
     }
 
-    /// An invitation nobody has redeemed.
+    /// An invitation that is not redeemed yet.
     pub(crate) fn invitation(&self, role: Role) -> Invitation {
         Invitation {
             cluster: self.cluster(),
@@ -111,13 +111,13 @@ impl Cast {
         }
     }
 
-    /// The word of the master address on the authority key.
+    /// The certificate of the authority key, signed with the service's identity key.
     pub(crate) fn authority_certificate(&self) -> Verified<AuthorityCertificate> {
         let authority = self.authority.authority_id();
         sign(AuthorityCertificate { cluster: self.cluster(), authority, issued: FOUNDED }, &self.master)
     }
 
-    /// The authority's word on a member.
+    /// A member with a certificate signed by the authority.
     pub(crate) fn member(
         &self,
         node: &NodeSecret,
@@ -134,18 +134,18 @@ impl Cast {
         self.member(&self.alpha, Role::Publisher, FOUNDED, None)
     }
 
-    /// As the join in the vectors makes it.
+    /// Beta as the member that the join in the vectors creates.
     pub(crate) fn worker(&self) -> Member {
         self.member(&self.beta, Role::Worker, NOW, Some(self.token(Role::Worker).invitation_id()))
     }
 
-    /// A discovery key: that of the founding, or the one after `generation` revocations.
+    /// The discovery key after `generation` revocations; 0 is the key of the founding.
     pub(crate) fn discovery(&self, generation: u32) -> Discovery {
         let first = 0xa1 + 0x10 * generation as u8;
         Discovery::generate(self.cluster(), generation, &self.authority, &mut Script::of(&[bytes(first)])).unwrap()
     }
 
-    /// The secrets and what follows from them.
+    /// The secrets and the values derived from them.
     pub(crate) fn describe(&self) -> Value {
         let seeded = |secret: &[u8; 32], public: [u8; 32]| json!({ "seed": hex(secret), "public": hex(&public) });
         let token = |role| {

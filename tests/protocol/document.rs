@@ -1,4 +1,5 @@
-//! docs/PROTOCOL.md quotes the vectors: a block that is fenced as `vector NAME` holds the value of that name.
+//! docs/PROTOCOL.md quotes the vectors: a code block fenced as `vector NAME` contains the value of
+//! that name.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,10 +8,11 @@ use serde_json::Value;
 
 use crate::FILE;
 
-/// Hexadecimal digits in a row that are taken for a quotation wherever they stand.
+/// A run of at least this number of hexadecimal digits counts as a quotation, also outside of a
+/// code block.
 const QUOTATION: usize = 16;
 
-/// Every quoted block: its name, the line it begins in, what it says without white space.
+/// Every quoted block: its name, the line in which it begins, and its content without white space.
 fn quotes(document: &str) -> Vec<(String, usize, String)> {
     let mut quotes = Vec::new();
     let mut lines = document.lines().enumerate();
@@ -24,7 +26,7 @@ fn quotes(document: &str) -> Vec<(String, usize, String)> {
     quotes
 }
 
-/// The value of a dotted name.
+/// The vector with this dotted name.
 fn named<'a>(vectors: &'a Value, name: &str) -> Option<&'a Value> {
     name.split('.').try_fold(vectors, |value, part| match part.parse::<usize>() {
         Ok(at) => value.get(at),
@@ -32,22 +34,22 @@ fn named<'a>(vectors: &'a Value, name: &str) -> Option<&'a Value> {
     })
 }
 
-/// The document says what the vectors say, and speaks of every one of them.
+/// Fails unless the document quotes the vectors exactly and mentions every one of them.
 pub(crate) fn check(vectors: &Value) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PROTOCOL.md");
     let document = std::fs::read_to_string(path).unwrap();
     let quotes = quotes(&document);
     for (name, line, text) in &quotes {
         let value = named(vectors, name).and_then(Value::as_str);
-        assert_eq!(Some(text.as_str()), value, "docs/PROTOCOL.md, line {line}: {name} is not what the vectors say");
+        assert_eq!(Some(text.as_str()), value, "docs/PROTOCOL.md, line {line}: {name} differs from the vectors");
     }
     let file = std::fs::read_to_string(FILE).unwrap();
-    for word in document.split(|letter: char| !letter.is_ascii_hexdigit()).filter(|word| word.len() >= QUOTATION) {
-        assert!(file.contains(word), "docs/PROTOCOL.md quotes {word}, which stands in no vector");
+    for digits in document.split(|letter: char| !letter.is_ascii_hexdigit()).filter(|run| run.len() >= QUOTATION) {
+        assert!(file.contains(digits), "docs/PROTOCOL.md quotes {digits}, which is in no vector");
     }
     for name in names(vectors) {
         let spoken = format!("`{name}`");
-        assert!(document.contains(&spoken), "docs/PROTOCOL.md does not speak of {name}");
+        assert!(document.contains(&spoken), "docs/PROTOCOL.md does not mention {name}");
     }
     let quoted: BTreeSet<&str> = quotes.iter().filter_map(|(name, ..)| name.split('.').next()).collect();
     for part in ["keys", "statements", "handshake", "links", "joins"] {
@@ -58,7 +60,7 @@ pub(crate) fn check(vectors: &Value) {
     }
 }
 
-/// Every vector by its name: the parts of the file, and what is in them by name.
+/// The dotted names of all vectors: the parts of the file and their named entries.
 fn names(vectors: &Value) -> Vec<String> {
     let parts = vectors.as_object().unwrap().iter().filter(|(part, _)| *part != "about");
     let inner = |(part, value): (&String, &Value)| match value.as_object() {

@@ -1,4 +1,4 @@
-//! Whole joins between the two state machines, with everything fixed that is drawn.
+//! Whole joins between the two state machines, with fixed values in place of random ones.
 
 use rustbalance::discovery::Offer;
 use rustbalance::frame;
@@ -20,10 +20,10 @@ const JOINER_EPHEMERAL: u8 = 0x11;
 const JOINER_NONCE: u8 = 0x31;
 const PUBLISHER_EPHEMERAL: u8 = 0x12;
 const PUBLISHER_NONCE: u8 = 0x32;
-/// The joiner's clock, which is a little late.
+/// The joiner's clock, 3 s behind the publisher's.
 const JOINER_UNIX: u64 = NOW - 3;
 
-/// Alpha at the door, for one invitation.
+/// Alpha as the publisher that admits nodes, with one invitation.
 struct Host<'a> {
     cast: &'a Cast,
     us: Publisher,
@@ -41,7 +41,8 @@ impl<'a> Host<'a> {
         Self { cast, us, invitation: cast.invitation(role) }
     }
 
-    /// What it sends for a frame, what it records, and how it ends, if it does.
+    /// Handles a frame. Returns the answer, the redemption to record, and the outcome if the join
+    /// has ended.
     fn hear(&self, admission: &mut Admission, heard: &[u8]) -> (Vec<u8>, Option<Redemption>, Option<Outcome>) {
         let (mut sent, mut recorded, mut outcome) = (Vec::new(), None, None);
         let mut effects = admission.handle(Event::Frame(heard), NOW, &self.us, self);
@@ -111,7 +112,7 @@ fn step(joiner: &mut Joiner, frame: &[u8]) -> Result<Vec<u8>, Box<Joined>> {
     }
 }
 
-/// Both joins and every refusal.
+/// The joins of a worker and of a publisher, and every refusal.
 pub(crate) async fn joins(cast: &Cast) -> Value {
     json!({
         "worker": join(cast, Role::Worker),
@@ -136,7 +137,7 @@ fn join(cast: &Cast, role: Role) -> Value {
     let key = transcript::answer_key(&ours, theirs.to_bytes(), &said).unwrap();
     let sealed = unhex_of(&value_of(&answer)["Answer"]["sealed"]);
     let plain = transcript::open(&ours, theirs.to_bytes(), &said, sealed).unwrap();
-    // 3 bytes, then 40 before each secret.
+    // A header of 3 bytes, then a header of 40 bytes before each secret.
     let secrets = 3 + if role == Role::Publisher { 4 * 40 + 3 * 32 + 64 } else { 2 * 40 + 2 * 32 };
     let message = |bytes: &[u8]| json!({ "value": value_of(bytes), "bytes": hex(bytes) });
     json!({
@@ -157,7 +158,7 @@ fn join(cast: &Cast, role: Role) -> Value {
     })
 }
 
-/// The bytes that a rendered value stands for.
+/// The bytes of a rendered byte string.
 fn unhex_of(rendered: &Value) -> Vec<u8> {
     let text = rendered.as_str().and_then(|text| text.strip_prefix("h'")?.strip_suffix('\''));
     unhex(&text.unwrap().into())
@@ -190,7 +191,7 @@ async fn refusals(cast: &Cast) -> Value {
         let (near, mut far) = tokio::io::duplex(4096);
         let refused = tokio::spawn(refuse(Box::new(near), refusal));
         let frame = frame::read(&mut far, frame::MAX).await.unwrap();
-        // It waits for this end to close, too.
+        // `refuse` waits until this end is closed.
         drop(far);
         refused.await.unwrap();
         frames.push(json!({ "value": value_of(&frame), "bytes": hex(&frame) }));
@@ -198,7 +199,8 @@ async fn refusals(cast: &Cast) -> Value {
     Value::Array(frames)
 }
 
-/// Each side, given what the vectors say that the other has sent, says what the vectors say next.
+/// Each side, given the other side's messages from the vectors, sends its own messages of the
+/// vectors.
 pub(crate) fn check(cast: &Cast, vectors: &Value) {
     for role in [Role::Worker, Role::Publisher] {
         check_join(cast, role, &vectors[role.to_string()]);
@@ -255,7 +257,8 @@ fn nothing_flipped_is_taken(cast: &Cast, role: Role, hello: &[u8], challenge: &[
         assert!(matches!(outcome, Some(Outcome::Refused(_))) && recorded.is_none());
     }
     for flipped in crate::flips(hello) {
-        // Even if it is answered: what follows was signed for another Hello.
+        // The publisher may answer the changed Hello, but the Redeem was signed for the original
+        // one.
         let mut admission = admission();
         host.hear(&mut admission, &flipped);
         assert!(host.hear(&mut admission, redeem).1.is_none());

@@ -1,4 +1,4 @@
-//! Links: frames, the handshake, and what crosses an open link.
+//! Links: frames, the handshake, and the messages on an open link.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -51,7 +51,7 @@ fn revoked(cast: &Cast) -> Refused {
     Refused { why: Refusal::Revoked, revocation: Some(Box::new(sign(revocation(cast), &cast.authority).unverified())) }
 }
 
-/// Beta dials alpha.
+/// The handshake messages when beta dials alpha.
 pub(crate) fn handshake(cast: &Cast) -> Value {
     let (founder, worker) = (cast.founder(), cast.worker());
     let (listener, challenge) = listener(cast, &founder);
@@ -74,7 +74,7 @@ pub(crate) fn handshake(cast: &Cast) -> Value {
     })
 }
 
-/// Both sides read what the vectors say that the other has sent.
+/// Both sides accept the other side's messages from the vectors.
 pub(crate) fn check_handshake(cast: &Cast, vectors: &Value) {
     let (founder, worker) = (cast.founder(), cast.worker());
     let (listener, challenge) = listener(cast, &founder);
@@ -85,12 +85,12 @@ pub(crate) fn check_handshake(cast: &Cast, vectors: &Value) {
         let proof = unhex(&vectors[format!("proof_{name}")]["bytes"]);
         let proved = listen(&proof).unwrap();
         assert_eq!((&proved.member, proved.purpose), (&worker, purpose));
-        // The names of fourteen fields, as in a statement's envelope.
+        // The names of fourteen fields survive as byte strings, as in a statement's envelope.
         assert_eq!(survivors(&proof, |flipped| listen(flipped).ok(), &proved), 14, "proof_{name}");
         let accepted = unhex(&vectors[format!("accepted_{name}")]["bytes"]);
         let hear = |answer: &[u8]| claimed(purpose).answer(answer, &BTreeMap::new(), NOW).ok();
         assert_eq!(hear(&accepted), Some(founder.clone()));
-        // The names of thirteen fields and of the variant.
+        // The names of thirteen fields and of the variant survive.
         assert_eq!(survivors(&accepted, hear, &founder), 14, "accepted_{name}");
     }
     let hears =
@@ -101,12 +101,13 @@ pub(crate) fn check_handshake(cast: &Cast, vectors: &Value) {
     }
     let shown = sign(revocation(cast), &cast.authority);
     assert_eq!(hears(&vectors["refused_with_revocation"]), HandshakeError::Revoked(Box::new(shown)));
-    // The answer to another purpose is none.
+    // An answer for another purpose is not accepted.
     let unproven = HandshakeError::Unproven(alpha, Refusal::WrongNode);
     assert_eq!(hears(&vectors["accepted_carry_join"]), unproven);
 }
 
-/// How many changed messages are read, all of them as the right one is.
+/// The number of changed messages that are accepted; fails unless each decodes to the expected
+/// value.
 fn survivors<T: PartialEq + std::fmt::Debug>(message: &[u8], read: impl Fn(&[u8]) -> Option<T>, expected: &T) -> usize {
     let read: Vec<T> = crate::flips(message).filter_map(|flipped| read(&flipped)).collect();
     assert!(read.iter().all(|again| again == expected));
@@ -142,7 +143,7 @@ fn facts_of(cast: &Cast) -> SharedFacts {
     view.facts().shared(NOW)
 }
 
-/// What crosses an open link; `gossip` is a message of the mesh.
+/// The messages on an open link; `gossip` is a message of the mesh.
 pub(crate) async fn messages(cast: &Cast, gossip: &[u8]) -> Value {
     let mut all = json!({});
     for (name, message) in frames(cast, gossip) {
@@ -159,7 +160,7 @@ async fn framed(payload: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// Reads them back.
+/// Decodes the messages of the vectors.
 pub(crate) async fn check_messages(cast: &Cast, gossip: &[u8], vectors: &Value) {
     for (name, sent) in frames(cast, gossip) {
         let stream = unhex(&vectors[name]["frame"]);
@@ -178,9 +179,10 @@ pub(crate) async fn check_messages(cast: &Cast, gossip: &[u8], vectors: &Value) 
                 for flipped in crate::flips(&payload) {
                     let Ok(Frame::Discovery(offer)) = codec::decode(&flipped, frame::MAX) else { continue };
                     let secret = *offer.secret.as_bytes();
-                    // Of a secret's 256 bits X25519 does not look at five, and names of fields may be byte strings.
-                    if let Ok(believed) = offer.verify(cluster, authority) {
-                        assert_eq!(believed.key, cast.discovery(1).key);
+                    // X25519 ignores five of a secret's 256 bits, and field names may be byte
+                    // strings.
+                    if let Ok(verified) = offer.verify(cluster, authority) {
+                        assert_eq!(verified.key, cast.discovery(1).key);
                         assert_eq!(clamped(secret), clamped(*cast.discovery(1).secret.as_bytes()));
                     }
                 }
@@ -196,7 +198,7 @@ fn clamped(mut secret: [u8; 32]) -> [u8; 32] {
     secret
 }
 
-/// Who of ten members a node of a large cluster opens links to.
+/// The members, of ten, to which a node of a large cluster opens links.
 pub(crate) fn neighbours(cast: &Cast) -> Value {
     let me = cast.alpha.node_id();
     let members = (1..10).map(|n| NodeId::from_public_key(bytes(n * 25))).chain([me]).collect();

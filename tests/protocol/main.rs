@@ -1,14 +1,22 @@
-//! The protocol as it stands on the wire, held to `tests/vectors/protocol.json` and to docs/PROTOCOL.md.
+//! Compares the protocol on the wire with `tests/vectors/protocol.json` and docs/PROTOCOL.md.
 //!
-//! Everything in the file follows from fixed keys, times and nonces. These tests compute it anew with the code that the
-//! daemon runs and compare byte for byte, read every vector back, see that nothing that was changed is believed, that the
-//! document quotes the file as it is, and that `tests/vectors/check.py`, which knows the document and none of our code,
-//! comes to the same.
+//! All vectors follow from fixed keys, times and nonces. These tests compute them with the code
+//! that the daemon runs, compare byte for byte, decode every vector, and check that no changed
+//! vector is accepted. They also check that the document quotes the file exactly, and that
+//! `tests/vectors/check.py`, an independent implementation of the document, computes the same.
 //!
-//! Nobody's node may stop understanding another's, so the file does not change. Where the protocol itself is changed on
-//! purpose, `RUSTBALANCE_WRITE_VECTORS=1 cargo test --test protocol` writes it anew; the document and check.py follow.
+//! The file must not change, because nodes of all versions must understand each other. If the
+//! protocol is changed on purpose, `RUSTBALANCE_WRITE_VECTORS=1 cargo test --test protocol`
+//! rewrites the file; then adapt the document and check.py.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::path::Path;
+use std::process::Command;
+
+use cast::Cast;
+use data_encoding::HEXLOWER;
+use serde_json::{Map, Value, json};
 
 mod cast;
 mod document;
@@ -18,16 +26,9 @@ mod mesh;
 mod records;
 mod rules;
 
-use std::path::Path;
-use std::process::Command;
-
-use cast::Cast;
-use data_encoding::HEXLOWER;
-use serde_json::{Map, Value, json};
-
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors/protocol.json");
 
-/// Set, the file is written and not compared.
+/// Environment variable: if set, the file is written before it is compared.
 const WRITE: &str = "RUSTBALANCE_WRITE_VECTORS";
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -38,7 +39,7 @@ pub(crate) fn unhex(text: &Value) -> Vec<u8> {
     HEXLOWER.decode(text.as_str().unwrap().as_bytes()).unwrap()
 }
 
-/// A CBOR value for people: bytes as `h'...'`.
+/// A CBOR value as readable JSON: bytes become `h'...'`.
 pub(crate) fn render(value: &ciborium::Value) -> Value {
     match value {
         ciborium::Value::Bytes(bytes) => format!("h'{}'", hex(bytes)).into(),
@@ -52,17 +53,17 @@ pub(crate) fn render(value: &ciborium::Value) -> Value {
                 |(key, value): &(ciborium::Value, ciborium::Value)| (key.as_text().unwrap().to_owned(), render(value));
             Value::Object(entries.iter().map(entry).collect::<Map<_, _>>())
         }
-        other => panic!("nothing on the wire is {other:?}"),
+        other => panic!("the protocol has no value like {other:?}"),
     }
 }
 
-/// The value in a message: a version byte, then CBOR.
+/// The readable value of a message, which is a version byte and CBOR.
 pub(crate) fn value_of(message: &[u8]) -> Value {
     assert_eq!(message[0], 1);
     render(&ciborium::from_reader(&message[1..]).unwrap())
 }
 
-/// Every change of one bit.
+/// All copies with one flipped bit.
 pub(crate) fn flips(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     (0..bytes.len() * 8).map(|bit| {
         let mut flipped = bytes.to_vec();
@@ -71,7 +72,7 @@ pub(crate) fn flips(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     })
 }
 
-/// Everything, from the code.
+/// The whole file, computed by the code.
 async fn computed() -> Value {
     let cast = Cast::new();
     let statements = records::statements(&cast);
@@ -95,7 +96,7 @@ fn committed() -> Value {
     serde_json::from_str(&std::fs::read_to_string(FILE).unwrap()).unwrap()
 }
 
-/// The first place where two values differ.
+/// Describes the first difference between two values; `None` if they are equal.
 fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<String> {
     let inner = |name: &str, ours: Option<&Value>, theirs: Option<&Value>| {
         let null = &Value::Null;
@@ -155,7 +156,7 @@ fn the_document_quotes_the_vectors_as_they_are() {
     document::check(&committed());
 }
 
-/// Another implementation, of the document alone.
+/// `check.py` implements the document independently.
 #[test]
 fn the_document_suffices_to_come_to_the_same() {
     let script = Path::new(FILE).with_file_name("check.py");

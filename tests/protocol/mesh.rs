@@ -1,4 +1,5 @@
-//! Gossip as it crosses a link: two real meshes meet for the first time, and every message is caught on its way.
+//! Gossip on a link: two real meshes meet for the first time, and the test intercepts every
+//! message.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +15,15 @@ use tokio::sync::mpsc;
 use crate::cast::Cast;
 use crate::{hex, unhex};
 
-/// The seventh start of every node, its first life: what both count from.
+/// Start number of both nodes; their gossip is in the first incarnation of this start.
 const BOOT: u64 = 7;
 const GENERATION: u64 = BOOT << 16;
 
-/// Within this time, the first round is over and the second has not begun; so it is for two that start in a row.
+/// After this time the first gossip round of a mesh is over and the second has not begun. That
+/// holds for two meshes that are started one after the other, too.
 const FIRST_ROUND: Duration = Duration::from_millis(100);
 
-/// A mesh with both ends of its wire in hand.
+/// A mesh whose messages the test sends and receives.
 struct Wired {
     _mesh: Mesh,
     updates: mpsc::Receiver<Update>,
@@ -39,7 +41,8 @@ impl Wired {
         for (kind, bytes) in says {
             mesh.set(*kind, bytes).unwrap();
         }
-        // Past its first round: whether it had counted that one before it heard something would be chance.
+        // Waits for the end of the first round. Otherwise the order of that round and the first
+        // received message, and with it the heartbeat, would depend on chance.
         tokio::time::sleep(FIRST_ROUND).await;
         Self { _mesh: mesh, updates, to, from }
     }
@@ -48,7 +51,7 @@ impl Wired {
         self.to.send((from, message.to_vec())).await.unwrap();
     }
 
-    /// The next message of this kind.
+    /// The next message of this kind that the mesh sends.
     async fn says(&mut self, kind: u8) -> Vec<u8> {
         loop {
             let message = self.from.recv().await.unwrap();
@@ -59,7 +62,7 @@ impl Wired {
     }
 }
 
-/// Alpha asks beta, beta answers and asks, alpha answers.
+/// Alpha sends a SYN to beta, beta answers with a SYN-ACK, and alpha with an ACK.
 pub(crate) async fn messages(cast: &Cast, statements: &Value) -> Value {
     let (alpha, beta) = (cast.alpha.node_id(), cast.beta.node_id());
     let beat = unhex(&statements["heartbeat"]["envelope"]);
@@ -81,7 +84,7 @@ pub(crate) async fn messages(cast: &Cast, statements: &Value) -> Value {
     })
 }
 
-/// An ACK as the document has it, not packed: what alpha says, from the first version on.
+/// The uncompressed ACK of the document: alpha's values, from version 1 on.
 fn plain_ack(of: NodeId, values: &[(&str, &[u8])]) -> Vec<u8> {
     let text = |text: &str| [&(text.len() as u16).to_le_bytes()[..], text.as_bytes()].concat();
     let mut body = vec![0];
@@ -101,7 +104,7 @@ fn plain_ack(of: NodeId, values: &[(&str, &[u8])]) -> Vec<u8> {
     [&[0x53, 0xb0, 0, 2, 2][..], &(body.len() as u16).to_le_bytes(), &body, &[0]].concat()
 }
 
-/// A mesh that has been asked takes either answer, and what comes out is the record.
+/// A mesh accepts the compressed and the plain ACK, and reports the record.
 pub(crate) async fn check(cast: &Cast, statements: &Value, vectors: &Value) {
     let (alpha, beta) = (cast.alpha.node_id(), cast.beta.node_id());
     for name in ["ack", "ack_plain"] {

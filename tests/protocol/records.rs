@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::cast::{Cast, NOW, bytes, sign};
 use crate::{hex, render, unhex};
 
-/// Every form of CBOR that is in use.
+/// An example of every form of CBOR in use.
 pub(crate) fn codec_examples() -> Value {
     let example = |name: &str, bytes: Result<Vec<u8>, _>| json!({ "what": name, "bytes": hex(&bytes.unwrap()) });
     json!([
@@ -40,7 +40,7 @@ pub(crate) fn codec_examples() -> Value {
     ])
 }
 
-/// Public keys, their addresses and their places in the address plan.
+/// Public keys, their onion addresses and their mesh addresses.
 pub(crate) fn names(cast: &Cast) -> Value {
     let name = |id: NodeId| {
         let (address, mesh) = (id.to_string(), mesh_address(&id).to_string());
@@ -50,10 +50,10 @@ pub(crate) fn names(cast: &Cast) -> Value {
     json!([name(cast.alpha.node_id()), name(cast.beta.node_id()), name(cast.gamma.node_id()), name(of_zeros)])
 }
 
-/// A statement of the cast with its signer.
+/// A statement of any type with its signer.
 pub(crate) trait Told {
     fn describe(&self) -> Value;
-    /// Reads the vector's envelope back, and tries all that it must not be.
+    /// Decodes and verifies the vector's envelope, and checks that changed envelopes are refused.
     fn check(&self, vector: &Value);
 }
 
@@ -89,18 +89,19 @@ impl<T: Statement + Serialize + Debug + PartialEq> Told for Tale<T> {
         assert!(Unverified::<T>::from_bytes(&envelope).unwrap().verify(&stranger.public_key()).is_err());
         let mut survivors = 0;
         for flipped in crate::flips(&envelope) {
-            // CBOR has several ways to write the envelope's field names; what is signed stays what it was.
+            // A flip may change a field name of the envelope to another CBOR form of the same name;
+            // the signed content is the same then.
             if let Some(again) = read(&flipped) {
                 assert!(verified.is_same(&again.unverified()), "{}", T::CONTEXT);
                 survivors += 1;
             }
         }
-        // A text string and a byte string differ by one bit: the names of three fields.
+        // Text string and byte string differ by one bit, so the names of the three fields survive.
         assert_eq!(survivors, 3, "{}", T::CONTEXT);
     }
 }
 
-/// An introduction point at the `n`th relay.
+/// An introduction point at relay `n`.
 pub(crate) fn point(n: u8) -> IntroPoint {
     let (rsa, ed25519) = ([n; 20], [n; 32]);
     let specifier = |kind: u8, body: &[u8]| VarBytes([&[kind, body.len() as u8], body].concat());
@@ -119,7 +120,7 @@ pub(crate) fn nonce(n: u8) -> PointNonce {
 
 pub(crate) const PERIOD: PeriodId = PeriodId { number: 20_832, length_minutes: 1440, offset_seconds: 43_200 };
 
-/// Every statement but the proof of a link, which `links` has.
+/// Every statement with its name, except the proof of a link, which is in `links`.
 pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
     let (cluster, node, seq) = (cast.cluster(), cast.alpha.node_id(), (7 << 32) | 1);
     let founder = cast.founder();
@@ -163,12 +164,12 @@ pub(crate) fn revocation(cast: &Cast) -> Revocation {
     Revocation { cluster: cast.cluster(), node: cast.beta.node_id(), revoked: NOW }
 }
 
-/// The worker's invitation once beta has joined with it.
+/// The worker's invitation after beta has joined with it.
 pub(crate) fn invitation_redeemed(cast: &Cast) -> Invitation {
     Invitation { redeemed: [cast.beta.node_id()].into(), ..cast.invitation(Role::Worker) }
 }
 
-/// The first service, with a setting that no version knows yet.
+/// The fact of the first service, with a setting that no version knows.
 fn served(cast: &Cast) -> Service {
     let (cluster, service) = (cast.cluster(), cast.cluster().first_service());
     let settings = [("later".to_owned(), Setting { version: 1, value: VarBytes(vec![1, 2, 3]) })].into();
@@ -205,13 +206,13 @@ pub(crate) fn lease(cluster: ClusterId, holder: NodeId, term: u64, priority: u8)
     Lease { cluster, holder, seq: (7 << 32) | 4, term, priority, ttl_ms: 30_000 }
 }
 
-/// All of them, as they stand in the file.
+/// All statements in the form of the file.
 pub(crate) fn statements(cast: &Cast) -> Value {
     let described = tales(cast).into_iter().map(|(name, tale)| (name.to_owned(), tale.describe()));
     Value::Object(described.collect::<Map<_, _>>())
 }
 
-/// A node that knows nothing takes the vectors in, one after the other, and believes them.
+/// A new view accepts the vectors one after the other.
 pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
     let gamma = cast.member(&cast.gamma, Role::Publisher, NOW, None);
     let mut view = View::new(gamma, Default::default(), 0);
@@ -231,7 +232,7 @@ pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
     ] {
         kinds.remove(kind.key().split('/').next().unwrap());
         let outcome = view.ingest(alpha, kind, &unhex(&vectors[name]["envelope"]), now);
-        // The one that came before the card waits for it.
+        // The heartbeat comes before its signer's card: it waits for the card and is applied then.
         assert_eq!(outcome.is_ok(), name != "heartbeat", "{name}: {outcome:?}");
     }
     assert!(kinds.is_empty(), "no vector of {kinds:?}");

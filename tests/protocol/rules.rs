@@ -1,4 +1,5 @@
-//! What every node must compute alike, and what a publisher computes: orders, merges, choices.
+//! Rules that every node must compute in the same way, and the rules of publishers: orders, merges,
+//! choices.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
@@ -48,7 +49,7 @@ pub(crate) fn rules(cast: &Cast) -> Value {
     })
 }
 
-/// The queue for two terms, the best first.
+/// The ranking of the nodes for three terms, best first.
 fn ranks() -> Value {
     let nodes = [(10, 100), (20, 100), (30, 100), (40, 100), (50, 200), (60, 50)];
     let queue = |term: u64| {
@@ -62,7 +63,7 @@ fn ranks() -> Value {
     json!({ "nodes": nodes, "queues": [queue(1), queue(2), queue(1 << 40)] })
 }
 
-/// Claims from the worst to the best.
+/// Claims to the lease, from the worst to the best.
 fn claims(cast: &Cast) -> Value {
     let made = [(1, 10, 0), (2, 10, 100), (2, 20, 100), (2, 30, 50), (3, 40, 200), (3, 50, 200)];
     let mut claims: Vec<_> =
@@ -73,7 +74,8 @@ fn claims(cast: &Cast) -> Value {
     described.collect()
 }
 
-/// Beats that come at these moments, and when their node is dead if no more come; all in milliseconds.
+/// The arrival times of heartbeats, and the time at which the node counts as dead if no more
+/// arrive, in milliseconds.
 fn liveness() -> Value {
     let deadline = |nodes: usize, beats: &[u64]| {
         let mut liveness = Liveness::new(Patience::default());
@@ -103,7 +105,7 @@ fn now() -> Now {
     Now { mono: Duration::ZERO, unix: NOW }
 }
 
-/// Versions of one invitation, and what they are together.
+/// Versions of one invitation, and the merged invitation.
 fn invitations(cast: &Cast) -> Value {
     let mut view = view(cast);
     let first = Invitation { uses: 2, ..cast.invitation(Role::Publisher) };
@@ -124,7 +126,8 @@ fn invitations(cast: &Cast) -> Value {
     json!({ "versions": versions.iter().map(rendered).collect::<Vec<_>>(), "merged": merged })
 }
 
-/// Members that joined with one token of two uses, and those that are none.
+/// Nodes that joined with one token for two uses, and those of them that are not members because of
+/// that.
 fn overdrawn(cast: &Cast) -> Value {
     let mut view = view(cast);
     let invitation = Invitation { uses: 2, ..cast.invitation(Role::Worker) };
@@ -141,7 +144,7 @@ fn overdrawn(cast: &Cast) -> Value {
     json!({ "uses": 2, "joined": joined, "overdrawn": view.overdrawn().map(|node| key(&node)).collect::<Vec<_>>() })
 }
 
-/// Discovery keys from the oldest to the newest.
+/// Discovery keys by rank, from the oldest to the newest.
 fn discovery(cast: &Cast) -> Value {
     let mut keys: Vec<_> = [0, 1].map(|generation| cast.discovery(generation).key.clone()).into();
     let mut twin = (*keys[1]).clone();
@@ -162,14 +165,16 @@ struct Server {
 fn server(n: u8, fitness: Fitness, weight: u8, relays: &[u8]) -> Server {
     let points = relays.iter().map(|relay| {
         let mut point = point(*relay);
-        // Two nodes at one relay still have session keys of their own.
+        // Two nodes at the same relay have different session keys.
         point.session_key = FixedBytes(bytes(relay.wrapping_mul(7).wrapping_add(n)));
         point
     });
     Server { node: node(n), fitness, weight, points: points.collect() }
 }
 
-/// `published`: points of servers that stood there before; `healthy`: servers that were healthy when last any was.
+/// A choice of introduction points. `published` are the points of the last choice, as pairs of
+/// server and point; `healthy` are the servers that were healthy at the last time when any server
+/// was.
 fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], limit: usize, count: u64) -> Value {
     let candidates: Vec<Candidate<'_>> = servers
         .iter()
@@ -201,7 +206,7 @@ fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], l
     })
 }
 
-/// Who stands in the descriptor.
+/// Choices of the introduction points for a descriptor.
 fn choices() -> Value {
     use Fitness::{Degraded, Down, Draining, Healthy};
     let few = || {
@@ -213,7 +218,7 @@ fn choices() -> Value {
         ]
     };
     let many: Vec<Server> = (1..=12).map(|n| server(n * 20, Healthy, n, &[n, n / 2 + 20, 60 + n])).collect();
-    // One names the RSA identity of one relay and the other identity of another.
+    // One point names the RSA identity of one relay and the Ed25519 identity of another.
     let mut mixed = few();
     mixed[3].points[0].relay = RelayId { rsa: mixed[0].points[1].relay.rsa, ..mixed[1].points[2].relay };
     let ill = [server(10, Down, 10, &[1, 2]), server(20, Draining, 10, &[3]), server(30, Degraded, 10, &[4])];
@@ -231,7 +236,8 @@ fn choices() -> Value {
     ])
 }
 
-/// The keys of a point of beta's, which beta was given the seed of and every publisher derives.
+/// The keys of one of beta's points. Beta received the seed when it joined, and every publisher can
+/// derive it.
 fn point_keys(cast: &Cast) -> Value {
     let seed = PointSeed::derive(&cast.authority, cast.beta.node_id());
     let secrets = seed.secrets(nonce(1));
@@ -245,7 +251,7 @@ fn point_keys(cast: &Cast) -> Value {
     })
 }
 
-/// Which of three publishers stands in at which points.
+/// The publisher, of three, that stands in at each point.
 fn stand_ins() -> Value {
     let publishers = [node(10), node(20), node(30)];
     let at = |n: u8| {
@@ -256,7 +262,8 @@ fn stand_ins() -> Value {
     json!({ "publishers": publishers.each_ref().map(key), "points": (1..=6).map(at).collect::<Vec<_>>() })
 }
 
-/// Revisions that the clock alone gives, for seconds since the shared-random run began.
+/// Revisions that follow from the clock alone, by the seconds since the shared-random protocol run
+/// began.
 fn revisions(cast: &Cast) -> Value {
     let credentials = PeriodCredentials::derive(&cast.master, PERIOD, UNIX_EPOCH + Duration::from_secs(NOW)).unwrap();
     let revision =
@@ -269,7 +276,7 @@ fn period() -> Value {
     render(&ciborium::Value::serialized(&PERIOD).unwrap())
 }
 
-/// Directories of a period without a shared random value.
+/// The responsible directories of a period without a shared random value.
 fn ring() -> Value {
     let relays: BTreeSet<RelayId> =
         (1..=12).map(|n| RelayId { rsa: FixedBytes([n; 20]), ed25519: FixedBytes(bytes(n)) }).collect();

@@ -1,5 +1,5 @@
-//! The control socket, both ends: a request as the daemon hears it, an answer as the commands do. Through real sockets, so
-//! that the bound on a line and its end are part of it.
+//! Both ends of the control socket: the daemon reads a request, a command reads an answer. Real
+//! sockets are used, so that the limit on a line and the handling of its end are tested too.
 
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 use super::world::{scratch, world};
 use super::{Seed, block_on};
 
-/// The longest line that the daemon reads, its end included.
+/// The longest line that the daemon reads, in bytes, with its line feed.
 const MAX_REQUEST: usize = 4096;
-/// For an answer.
+/// Time limit for an answer.
 const LIMIT: Duration = Duration::from_secs(5);
 
 thread_local! {
@@ -31,7 +31,7 @@ thread_local! {
     static IMPOSTOR: OnceCell<(TempDir, Arc<UnixListener>)> = const { OnceCell::new() };
 }
 
-/// Answers every request with itself.
+/// Answers every request with the request itself, as JSON.
 struct Echo;
 
 #[async_trait]
@@ -41,13 +41,14 @@ impl Handler for Echo {
     }
 }
 
-/// What a caller writes. The daemon always answers with one line, and says back what it has understood.
+/// A request from a command. The daemon always answers with one line, here with the request as it
+/// decoded it.
 pub(crate) fn request(bytes: &[u8]) -> bool {
     let dir = || {
         let dir = scratch();
         block_on(async {
             let listener = bind(dir.path()).unwrap();
-            // It serves whenever this thread waits for something, to the end of the process.
+            // The server task runs whenever this thread waits for a future, until the process ends.
             drop(tokio::spawn(serve(listener, Arc::new(Echo), CancellationToken::new())));
         });
         dir
@@ -55,7 +56,7 @@ pub(crate) fn request(bytes: &[u8]) -> bool {
     let path = DAEMON.with(|cell| cell.get_or_init(dir).path().join(SOCKET_NAME));
     let line = block_on(async {
         let mut stream = UnixStream::connect(path).await.unwrap();
-        // It may have heard enough before the end.
+        // The daemon may close the stream before it has read everything.
         let _ = stream.write_all(bytes).await;
         let _ = stream.shutdown().await;
         let mut line = Vec::new();
@@ -72,7 +73,7 @@ pub(crate) fn request(bytes: &[u8]) -> bool {
             true
         }
         Response::Refused { .. } => false,
-        other => panic!("an answer to nothing: {other:?}"),
+        other => panic!("an answer of the wrong kind: {other:?}"),
     }
 }
 
@@ -95,7 +96,8 @@ pub(crate) fn request_seeds() -> Vec<Seed> {
     ]
 }
 
-/// What a daemon answers. What the command understands, it understands the same when it is written again.
+/// An answer from a daemon. If the command decodes it, encoding and decoding it again gives the
+/// same answer.
 pub(crate) fn status(bytes: &[u8]) -> bool {
     let impostor = || {
         let dir = scratch();
@@ -120,7 +122,7 @@ pub(crate) fn status(bytes: &[u8]) -> bool {
     true
 }
 
-/// Without fractions, whose last digit JSON does not keep.
+/// The answer without fractions: JSON does not keep their last digit.
 fn rounded(response: Response) -> Response {
     let Response::Status(mut status) = response else { return response };
     status.tor.fraction = status.tor.fraction.round();
@@ -147,7 +149,7 @@ pub(crate) fn status_seeds() -> Vec<Seed> {
     ]
 }
 
-/// One of everything.
+/// A status in which every list has an entry.
 fn example() -> Status {
     let (node, relay, session_key) = (world().nodes[1].to_string(), format!("${}", "A".repeat(40)), "ab".repeat(32));
     let member = MemberStatus {

@@ -1,6 +1,6 @@
-//! Files: the configuration, those of the state directory, and C tor's keys.
+//! Files: the configuration, the state directory, and C tor's keys.
 //!
-//! Each thread has folders of its own, whose files an input replaces; afterwards they are as they were.
+//! Each thread has its own folders. An input replaces files in them, which are restored afterwards.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ thread_local! {
     static HIDDEN_SERVICE: OnceCell<TempDir> = const { OnceCell::new() };
 }
 
-/// Makes a file that only its owner may read, or replaces its content.
+/// Writes a file, replacing its content; a new one is readable by its owner only.
 fn put(path: &Path, bytes: &[u8]) {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).unwrap();
     file.write_all(bytes).unwrap();
@@ -46,7 +46,7 @@ fn put(path: &Path, bytes: &[u8]) {
 
 const ARTI: &str = "[storage]\n";
 
-/// The text of `rustbalance.toml`, and, read once more, of a file for Arti.
+/// The input as `rustbalance.toml`, and also as a configuration file for Arti.
 pub(crate) fn config(bytes: &[u8]) -> bool {
     let dir = CONFIGURED.with(|cell| cell.get_or_init(scratch).path().to_owned());
     let file = dir.join(config::FILE_NAME);
@@ -62,7 +62,7 @@ pub(crate) fn config(bytes: &[u8]) -> bool {
     };
     assert!(is_toml);
     within_bounds(&config);
-    // What can be asked for at `init` reads as it was asked for.
+    // `init` with the same ports and Arti configuration writes a file that reads back the same.
     let initial = Initial { ports: config.ports.clone(), unserved: vec![22], arti: Some(config.arti.clone()) };
     fs::remove_file(&file).unwrap();
     fs::remove_file(dir.join(config::ARTI_FILE_NAME)).unwrap();
@@ -100,9 +100,10 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
     Config::write_initial(dir.path(), &Initial { ports: ports.collect(), unserved: vec![22], arti: Some(ARTI.into()) })
         .unwrap();
     let initial = fs::read_to_string(dir.path().join(config::FILE_NAME)).unwrap();
-    // Every default as a value: the lines that are no sentence.
+    // Uncomments every default, that is every commented line that is `key = value` and not a
+    // sentence.
     let is_key = |line: &str| {
-        line.strip_prefix("# ").is_some_and(|it| it.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')))
+        line.strip_prefix("# ").is_some_and(|rest| rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' ')))
     };
     let all = initial.lines().map(|line| if is_key(line) { &line[2..] } else { line }).collect::<Vec<_>>().join("\n");
     let port = "[[port]]\nvirtual = 80\ntarget = \"127.0.0.1:80\"\n";
@@ -122,16 +123,17 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
     ]
 }
 
-/// A whole state directory, of a publisher.
+/// The complete state directory of a publisher.
 struct Ground {
     folder: TempDir,
     authority: AuthorityId,
-    /// Every file, by its path below the folder.
+    /// The original content of every file, by its path in the directory.
     files: BTreeMap<PathBuf, Vec<u8>>,
 }
 
-/// The files that an input can stand for, by their kinds. `identity.key` and `revisions` lie in the folder of the service,
-/// `point` and `replays` in the folder `intro` there. New ones come last, so that the corpus keeps its meaning.
+/// The kinds of state file that an input can be; its first byte is an index into this list.
+/// `identity.key` and `revisions` are in the folder of the service, `point` and `replays` in its
+/// folder `intro`. New kinds are appended, so that the corpus keeps its meaning.
 const FILES: [&str; 19] = [
     "pending",
     "node.key",
@@ -153,11 +155,12 @@ const FILES: [&str; 19] = [
     "version",
     "facts",
 ];
-/// The input is the payload of a file; else it is all of it.
+/// Flag: the input is only the payload, and the target adds the header. Otherwise it is the whole
+/// file.
 const PAYLOAD: u8 = 1;
-/// The file stands in a directory whose beginning was interrupted.
+/// Flag: the file is in a directory whose creation was interrupted.
 const UNFINISHED: u8 = 2;
-/// The payload is wrapped in format 1, which all files had in version 1 of the directory.
+/// Flag: the header names format 1, which all files had in version 1 of the directory.
 const OLDER: u8 = 4;
 
 impl Ground {
@@ -200,7 +203,7 @@ impl Ground {
         self.folder.path().join("state")
     }
 
-    /// All files as they were, and no others.
+    /// Restores all files and removes any others.
     fn restore(&self) {
         let dir = self.dir();
         for entry in fs::read_dir(placed(&dir, "services/SERVICE/intro")).unwrap() {
@@ -214,7 +217,7 @@ impl Ground {
         }
     }
 
-    /// The payload of a file as it was.
+    /// The payload of an original file.
     fn payload(&self, which: usize) -> Vec<u8> {
         let file = self.files.iter().find(|(path, _)| path.to_str().unwrap().ends_with(FILES[which]));
         let bytes = file.unwrap().1;
@@ -243,7 +246,7 @@ fn placed(dir: &Path, path: &str) -> PathBuf {
     dir.join(path.replace("SERVICE", service.trim_end_matches(".onion")))
 }
 
-/// Where the file of a kind lies.
+/// The path of the file of this kind.
 fn place_of(dir: &Path, kind: &str) -> PathBuf {
     match kind {
         "identity.key" | "revisions" => placed(dir, &format!("services/SERVICE/{kind}")),
@@ -251,7 +254,7 @@ fn place_of(dir: &Path, kind: &str) -> PathBuf {
     }
 }
 
-/// A file as `src/store/file.rs` describes it.
+/// A file in the format of `src/store/file.rs`.
 fn wrapped(kind: &str, format: u32, payload: &[u8]) -> Vec<u8> {
     let header = format!("rustbalance {kind} v{format} {} {} ", world().cluster, payload.len());
     let sum = Sha3_256::new()
@@ -264,7 +267,8 @@ fn wrapped(kind: &str, format: u32, payload: &[u8]) -> Vec<u8> {
     [header.as_bytes(), sum.as_bytes(), b"\n", payload].concat()
 }
 
-/// One file of a state directory: the first byte says which, the second how it is given.
+/// One file of a state directory. The first byte is an index into [`FILES`], the second holds the
+/// flags.
 pub(crate) fn state(bytes: &[u8]) -> bool {
     let [which, how, content @ ..] = bytes else { return false };
     let which = usize::from(*which) % FILES.len();
@@ -291,7 +295,8 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
                 put(&place_of(&dir, name), &whole);
                 resumed(&dir, ground.authority)
             }
-            // The place and name of version 1: it is migrated, unless another key is there.
+            // The path of version 1 of the directory: the file is migrated, unless there is another
+            // key already.
             "identity.key" if how & OLDER != 0 => {
                 put(&dir.join("master.key"), &wrapped("master.key", 1, content));
                 opened(&dir)
@@ -306,12 +311,13 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
     })
 }
 
-/// The nonce of a stored point.
+/// The nonce of a stored introduction point; zeros if it cannot be read.
 fn named(payload: &[u8]) -> [u8; 16] {
     codec::decode::<StoredIntroPoint>(payload, payload.len()).map_or([0; 16], |point| point.nonce.0.0)
 }
 
-/// Opens the directory. What opens can be written, and opens again with what was written.
+/// Opens the directory. If that succeeds, every file can be written, and a second open reads what
+/// was written.
 fn opened(dir: &Path) -> bool {
     let store = match Store::open(dir) {
         Ok(store) => store,
@@ -352,7 +358,7 @@ fn opened(dir: &Path) -> bool {
     true
 }
 
-/// Goes on with an interrupted beginning, as far as what is there can be read.
+/// Resumes an interrupted creation; true if all files that are there can be read.
 fn resumed(dir: &Path, signs: AuthorityId) -> bool {
     assert!(Store::open(dir).is_err());
     let Ok(mut draft) = Store::create(dir) else { return false };
@@ -369,7 +375,8 @@ fn resumed(dir: &Path, signs: AuthorityId) -> bool {
         && master.is_ok_and(|key| key.is_none_or(|key| key.service_id() == cluster.first_service()))
 }
 
-/// A log of introductions seen: what was cut short is dropped, and the file goes on where it can be read.
+/// A replay log. A cut-off entry at its end is dropped, and new entries are appended after the last
+/// whole one.
 fn replays(path: &Path, bytes: &[u8]) -> bool {
     put(path, bytes);
     let log = ReplayLog::open(path).unwrap();
@@ -408,8 +415,9 @@ pub(crate) fn state_seeds() -> Vec<Seed> {
     seeds
 }
 
-/// A key in any form, in the place of C tor's, and the files beside it, each with its length before
-/// it.
+/// A secret key in any accepted form, in the place of C tor's, and the files beside it. The first
+/// byte says which of these exist; the secret and the public key each follow their length, and the
+/// rest is `hostname`.
 pub(crate) fn import(bytes: &[u8]) -> bool {
     let dir = HIDDEN_SERVICE.with(|cell| cell.get_or_init(scratch).path().to_owned());
     let mut script = Script::new(bytes);
@@ -436,7 +444,7 @@ pub(crate) fn import(bytes: &[u8]) -> bool {
             assert_eq!(typed::address(std::str::from_utf8(hostname).unwrap()), Ok(key.service_id()));
         }
     } else if !secret.starts_with(b"rustbalance ") {
-        // Whatever form it had, C tor's is of the same key.
+        // The same key in C tor's form imports as the same key.
         let _ = fs::remove_file(dir.join("hs_ed25519_public_key"));
         let _ = fs::remove_file(dir.join("hostname"));
         put(&dir.join("hs_ed25519_secret_key"), &whole);
@@ -445,7 +453,7 @@ pub(crate) fn import(bytes: &[u8]) -> bool {
     true
 }
 
-/// What C tor's secret key file begins with.
+/// The first bytes of C tor's secret key file.
 const HEADER: &[u8; 32] = b"== ed25519v1-secret: type0 ==\0\0\0";
 /// The example of RFC 8410, section 10.3.
 const PEM: &str = "-----BEGIN PRIVATE KEY-----

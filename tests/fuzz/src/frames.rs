@@ -1,4 +1,4 @@
-//! Frames, and what members say to each other in them once their link is open.
+//! Frames, and the messages in them that members exchange over an open link.
 
 use rustbalance::frame::{self, FrameError};
 use rustbalance::link::Frame;
@@ -8,7 +8,7 @@ use rustbalance_gossip::codec;
 use super::world::world;
 use super::{Seed, block_on};
 
-/// A stream of frames with one of the bounds in use.
+/// A stream of frames, read with one of the size limits in use; the first byte chooses the limit.
 pub(crate) fn frame(bytes: &[u8]) -> bool {
     let Some((&bound, mut stream)) = bytes.split_first() else { return false };
     let max = [64, frame::MAX_UNPROVEN, frame::MAX][usize::from(bound) % 3];
@@ -39,7 +39,7 @@ pub(crate) fn frame(bytes: &[u8]) -> bool {
 fn message(payload: &[u8]) -> bool {
     let Ok(message) = codec::decode::<Frame>(payload, frame::MAX) else { return false };
     let written = codec::encode(&message).unwrap();
-    // What a member has understood fits into a frame again.
+    // A decoded message fits into a frame when it is encoded again.
     assert!(written.len() <= frame::MAX);
     let again: Frame = codec::decode(&written, frame::MAX).unwrap();
     assert_eq!(codec::encode(&again).unwrap(), written);
@@ -70,7 +70,7 @@ pub(crate) fn frame_seeds() -> Vec<Seed> {
         Seed::good("discovery", framed(&messages[5..])),
         Seed::bad("too-long", [&[0][..], &65u32.to_be_bytes(), &[0; 65]].concat()),
         Seed::bad("cut", [&[2][..], &500u32.to_be_bytes(), &[1; 20]].concat()),
-        // Says that it holds four gigabytes.
+        // Claims to hold a byte string of four gigabytes.
         Seed::bad("boast", [&[2, 0, 0, 0, 14, 1][..], b"\xa1fGossip\x5a\xff\xff\xff\xff"].concat()),
     ]
 }

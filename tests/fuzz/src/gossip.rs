@@ -1,5 +1,5 @@
-//! chitchat's messages from other members: as bytes before the gate, and as whole conversations with real chitchat behind
-//! it.
+//! chitchat messages from other members: single messages at the gate, and whole conversations with
+//! the real chitchat behind it.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -15,9 +15,9 @@ use super::Seed;
 use super::script::{Orders, Script};
 use super::world::{MEMBERS, NODES, world};
 
-/// Bytes in an unpacked block.
+/// Size of an unpacked block, in bytes.
 const BLOCK: usize = 16_384;
-/// The life that this node is in, in [`mesh`].
+/// The generation number of this node's current incarnation in [`mesh`].
 const OWN_LIFE: u64 = 1 << 16;
 const SYN: u8 = 0;
 const SYN_ACK: u8 = 1;
@@ -27,7 +27,8 @@ fn members() -> BTreeSet<NodeId> {
     world().nodes[..MEMBERS].iter().copied().collect()
 }
 
-/// One message from the node that the first byte names. What passes the gate once passes it again.
+/// One message from the node that the first byte chooses. A message that passes the gate passes it
+/// again.
 pub(crate) fn message(bytes: &[u8]) -> bool {
     let Some((&from, bytes)) = bytes.split_first() else { return false };
     let from = world().nodes[usize::from(from) % NODES];
@@ -41,7 +42,7 @@ pub(crate) fn message(bytes: &[u8]) -> bool {
     true
 }
 
-/// A message in chitchat's layout.
+/// Writes a message in chitchat's format.
 struct Writer(Vec<u8>);
 
 impl Writer {
@@ -67,7 +68,8 @@ impl Writer {
         self.0.extend(MESH_PORT.to_le_bytes());
     }
 
-    /// Heartbeat, last collection, version of each life.
+    /// Writes a digest: the three numbers of an incarnation are its heartbeat, last
+    /// garbage-collected version and highest version.
     fn digest(&mut self, known: &[(usize, u64, [u64; 3])]) {
         self.0.extend(u16::try_from(known.len()).unwrap().to_le_bytes());
         for (who, generation, counts) in known {
@@ -76,7 +78,7 @@ impl Writer {
         }
     }
 
-    /// Blocks, packed or not.
+    /// Writes a stream of blocks, compressed if `packed`.
     fn stream(&mut self, body: &[u8], packed: bool) {
         for block in body.chunks(BLOCK) {
             let block = if packed { zstd::bulk::compress(block, 0).unwrap() } else { block.to_vec() };
@@ -88,13 +90,14 @@ impl Writer {
     }
 }
 
-/// What is told of lives, before it stands in a stream.
+/// One operation of a delta, before it is written into a stream.
 enum Told {
-    /// Of whom, in which generation; last collection, from which version.
+    /// Begins the changes of an incarnation: node, generation, and the pair of its last
+    /// garbage-collected version and the version before the changes.
     Life(usize, u64, [u64; 2]),
-    /// Key, value, version, whether it was deleted.
+    /// A value: key, value, version, status (1: deleted).
     Value(String, String, u64, u8),
-    /// Up to which version that is all.
+    /// The version up to which the changes are complete.
     Version(u64),
 }
 
@@ -170,18 +173,19 @@ pub(crate) fn message_seeds() -> Vec<Seed> {
         Seed::good("nothing", from(&ack(&[], true))),
         Seed::good("other-cluster", from(&Writer::new(3).0)),
         Seed::bad("absurd", from(&syn(&absurd))),
-        // 2 MB in a few hundred bytes.
+        // 2 MB unpacked, from a few hundred bytes.
         Seed::bad("bomb", from(&ack(&bomb, true))),
     ]
 }
 
-/// Messages at most in one conversation.
+/// Most messages in one conversation.
 const MOST: usize = 12;
-/// Entries at most in one of its lists.
+/// Bound on the length of each list in a message.
 const ENTRIES: usize = 12;
 
-/// A conversation of hostile members with a whole mesh. Afterwards an honest question must be answered, chitchat must not
-/// have stopped, and only what could be records may have come out.
+/// A conversation of hostile members with a running mesh. Afterwards the mesh must still answer an
+/// honest SYN, chitchat must not have stopped, and every update that came out must be small enough
+/// for a record.
 pub(crate) fn mesh(bytes: &[u8]) -> bool {
     let mut script = Script::new(bytes);
     let mut messages = Vec::new();
@@ -204,7 +208,7 @@ fn composed(script: &mut Script<'_>) -> Vec<u8> {
             message.digest(&known);
         }
         ACK => {}
-        // Whatever it is.
+        // A message of an unknown kind, or any bytes.
         _ => return script.bytes().to_vec(),
     }
     if kind == SYN {
@@ -228,7 +232,7 @@ fn operation(script: &mut Script<'_>) -> Told {
     }
 }
 
-/// Keys of records, of one that is not known, and of a known one in another writing.
+/// A record key: of a known kind, of an unknown kind, or of a known kind in the wrong case.
 fn key(which: u8) -> String {
     let revocation = RecordKind::Revocation(world().nodes[2]).key();
     match which % 6 {
@@ -259,12 +263,12 @@ async fn converse(messages: Vec<(usize, Vec<u8>)>) -> bool {
     }
     tokio::time::sleep(interval * 2).await;
     let after = mesh.counters();
-    assert!(after.restarts <= after.lies, "chitchat has stopped: {after:?}");
+    assert!(after.restarts <= after.lies, "chitchat has stopped and was restarted: {after:?}");
     sent.lock().unwrap().clear();
     to_mesh.send((world().nodes[1], syn(&[(1, 3, [1, 0, 0])]))).await.unwrap();
     tokio::time::sleep(interval / 4).await;
     let answered = |sent: &[(NodeId, Vec<u8>)]| sent.iter().any(|(to, it)| *to == world().nodes[1] && it[3] == SYN_ACK);
-    assert!(answered(&sent.lock().unwrap()), "an honest question was not answered");
+    assert!(answered(&sent.lock().unwrap()), "an honest SYN was not answered");
     assert!(sent.lock().unwrap().iter().all(|(_, message)| message.len() <= MAX_MESSAGE));
     let mut heard = false;
     while let Ok(update) = updates.try_recv() {
@@ -282,7 +286,7 @@ pub(crate) fn mesh_seeds() -> Vec<Seed> {
         let orders = Orders::default().byte(from - 1).byte(ACK).byte(told.len() as u8);
         told.into_iter().fold(orders, |orders, next| orders.rest(&next.0)).0
     };
-    // Heartbeat, last collection, version.
+    // The numbers: heartbeat, last garbage-collected version (0), highest version (3).
     let asked = |from: u8, who: u8, generation: u64, beat: u64| {
         let orders = Orders::default().byte(from - 1).byte(SYN).byte(1).byte(who).number(generation);
         orders.number(beat).number(0).number(3).0
@@ -294,7 +298,7 @@ pub(crate) fn mesh_seeds() -> Vec<Seed> {
         ),
         Seed::good("passed-on", [asked(1, 2, 7, 5), told(1, vec![life(2), value(3, 4)]), asked(2, 2, 7, 6)].concat()),
         Seed::bad("silent", [asked(1, 1, 7, 5), told(1, vec![life(1), version(9)])].concat()),
-        // Up to a version below the last value's.
+        // The delta claims to be complete up to a version below that of its last value.
         Seed::bad("falls", [asked(1, 1, 7, 5), told(1, vec![life(1), value(0, 9), version(2)])].concat()),
         Seed::bad("lies", [asked(1, 0, OWN_LIFE, 500), asked(2, 0, OWN_LIFE, 900)].concat()),
         Seed::bad("nonsense", Orders::default().byte(0).byte(3).bytes(&syn(&[])).0),

@@ -1,4 +1,4 @@
-//! Joining, both sides and what is sealed between them; and the token that a person types.
+//! Both sides of a join, the sealed parcel between them, and the token that a person types.
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -20,10 +20,10 @@ use zeroize::Zeroizing;
 use super::Seed;
 use super::world::{MEMBERS, NOW, world};
 
-/// The node that joins; it is no member yet.
+/// Index of the node that joins; it is not a member yet.
 const JOINER: usize = 4;
 
-/// What the publisher knows: the token's invitation, the members.
+/// The publisher's knowledge: the members, and the token's invitation for this role.
 struct Cluster(Role);
 
 impl Admissions for Cluster {
@@ -56,7 +56,7 @@ impl Admissions for Cluster {
     }
 }
 
-/// Node 0 and the joiner, at the moment before a frame is read.
+/// Node 0, a publisher, and the joiner before the first frame.
 struct Meeting {
     publisher: Publisher,
     cluster: Cluster,
@@ -93,7 +93,8 @@ impl Meeting {
         Self { publisher, cluster: Cluster(role), admission: Admission::new(fresh(2)), joiner, hello }
     }
 
-    /// Hands the publisher a frame, records what is to be recorded, and gives its answer and how it ended.
+    /// Gives the publisher a frame and confirms the redemption if it asks for that; returns its
+    /// answer and, if the join has ended, the outcome.
     fn knock(&mut self, frame: &[u8]) -> (Vec<u8>, Option<Outcome>) {
         let Self { publisher, cluster, admission, .. } = self;
         let mut effects = admission.handle(Event::Frame(frame), NOW, publisher, cluster);
@@ -131,7 +132,7 @@ impl Meeting {
     }
 }
 
-/// The first byte says which of the frames the rest is, and what the joiner becomes.
+/// The first byte chooses which frame of the join the rest is, and the role of the joiner.
 pub(crate) fn join(bytes: &[u8]) -> bool {
     let Some((&turn, frame)) = bytes.split_first() else { return false };
     let role = if turn & 1 == 0 { Role::Worker } else { Role::Publisher };
@@ -146,7 +147,7 @@ pub(crate) fn join(bytes: &[u8]) -> bool {
             meeting.challenge();
             match meeting.knock(frame).1.unwrap() {
                 Outcome::Admitted { node, role: became, .. } => {
-                    assert_eq!((node, became), (world().nodes[JOINER], role), "nobody else holds the token");
+                    assert_eq!((node, became), (world().nodes[JOINER], role), "only the joiner holds the token");
                     true
                 }
                 Outcome::Refused(_) => false,
@@ -165,7 +166,7 @@ pub(crate) fn join(bytes: &[u8]) -> bool {
     }
 }
 
-/// What is sealed in the answer.
+/// The parcel that the publisher's last answer carries sealed.
 fn parcel(bytes: &[u8], role: Role) -> bool {
     let Ok(parcel) = Parcel::from_bytes(bytes, role) else { return false };
     let written = parcel.to_bytes().unwrap();
@@ -205,7 +206,7 @@ fn sealed(role: Role) -> Vec<u8> {
         secrets.push((4, one.public_key(), world.master.expanded()));
         secrets.push((4, two.public_key(), second.expanded()));
     }
-    // Of a role that is not known yet.
+    // A secret for a purpose that this version does not know.
     secrets.push((900, two.public_key(), b"later"));
     let mut bytes = vec![1];
     bytes.extend((secrets.len() as u16).to_be_bytes());
@@ -240,13 +241,13 @@ pub(crate) fn join_seeds() -> Vec<Seed> {
     seeds
 }
 
-/// A token as somebody types it.
+/// A token as a person types it.
 pub(crate) fn token(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     let Ok(token) = Token::parse(text) else { return false };
     let written = token.text();
     let typed: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-    // There is one way to write a token, case and white space aside.
+    // A token has one spelling, apart from case and white space.
     assert_eq!(typed.to_ascii_lowercase(), **written);
     let again = Token::parse(&written).unwrap();
     assert_eq!(again.secret().seed(), token.secret().seed());

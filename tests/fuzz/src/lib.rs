@@ -1,11 +1,14 @@
-//! Every decoder of what comes from outside, each as a function of bytes that panics when a promise is broken.
+//! The fuzz targets, one for each decoder of untrusted input: functions of bytes that panic on a
+//! broken promise.
 //!
-//! [`TARGETS`] is the list. libFuzzer feeds them (`fuzz_targets/`, by `./scripts/fuzz.sh`); the tests feed them the committed
-//! corpus and changed pieces of it (`tests/decoders.rs`, which includes this file). Neither surviving nor refusing is all
-//! that is asked: what is taken must be within its bounds, must be what it says, and must read the same when written
-//! again. Keys are those of one small made-up cluster ([`world`]), so that inputs mean the same at every run.
+//! [`TARGETS`] lists them. libFuzzer runs them (`fuzz_targets/`, started by `./scripts/fuzz.sh`).
+//! `tests/decoders.rs`, which includes this file, runs them on the committed corpus and on
+//! mutations of it. A target checks more than the absence of panics: an accepted input must be
+//! within its bounds, must be what it claims to be, and must decode to the same value after it is
+//! encoded again. All keys belong to one small fixed cluster ([`world`]), so that an input means
+//! the same in every run.
 #![forbid(unsafe_code)]
-// A broken promise is told by a panic.
+// A target reports a broken promise by panicking.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::cell::OnceCell;
@@ -27,23 +30,24 @@ mod world;
 
 pub use world::dictionary;
 
-/// One decoder.
+/// A decoder under test.
 pub struct Target {
-    /// Its name: of the fuzz target, of its folder in the corpus, for `./scripts/fuzz.sh`.
+    /// Name of the fuzz program, of the folder in the corpus, and of the argument of
+    /// `./scripts/fuzz.sh`.
     pub name: &'static str,
-    /// Puts bytes to it; true if they were taken for something. Panics where a promise is broken.
+    /// Decodes the bytes; true if they were accepted. Panics if the decoder breaks a promise.
     pub run: fn(&[u8]) -> bool,
-    /// Inputs to begin with.
+    /// The inputs from which fuzzing starts.
     pub seeds: fn() -> Vec<Seed>,
 }
 
-/// An input that was made and not found.
+/// An input that was constructed, not found by the fuzzer.
 pub struct Seed {
-    /// Its name in the corpus.
+    /// Name in the corpus, without the prefix `seed-`.
     pub name: String,
-    /// What is fed to the target.
+    /// The input of the target.
     pub bytes: Vec<u8>,
-    /// Whether it must be taken.
+    /// Whether the target must accept it.
     pub taken: bool,
 }
 
@@ -61,7 +65,7 @@ thread_local! {
     static RUNTIME: OnceCell<Runtime> = const { OnceCell::new() };
 }
 
-/// Runs to the end on this thread; what was spawned before goes on meanwhile.
+/// Runs a future to its end on this thread. Tasks spawned by earlier calls continue meanwhile.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
     RUNTIME.with(|cell| cell.get_or_init(runtime).block_on(future))
@@ -69,7 +73,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 macro_rules! targets {
     ($($name:literal: $module:ident :: $function:ident, $seeds:ident;)*) => {
-        /// All of them.
+        /// All fuzz targets.
         pub const TARGETS: &[Target] = &[$(
             Target { name: $name, run: $module::$function, seeds: $module::$seeds },
         )*];
@@ -98,7 +102,11 @@ targets! {
     "view": view::view, view_seeds;
 }
 
-/// The one of that name.
+/// The target of this name.
+///
+/// # Panics
+///
+/// If no target has this name.
 pub fn target(name: &str) -> &'static Target {
     TARGETS.iter().find(|target| target.name == name).unwrap_or_else(|| panic!("there is no target {name:?}"))
 }

@@ -1,4 +1,4 @@
-//! The opening of a link, both sides; and discovery keys.
+//! Both sides of a link's handshake, and discovery keys.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ use rustbalance_gossip::signed::{Unverified, Verified};
 use super::Seed;
 use super::world::{NOW, unsigned, world};
 
-/// The first byte says whose turn it is.
+/// The first byte chooses which handshake message the rest is.
 pub(crate) fn handshake(bytes: &[u8]) -> bool {
     let Some((&turn, bytes)) = bytes.split_first() else { return false };
     match turn % 3 {
@@ -26,7 +26,7 @@ pub(crate) fn handshake(bytes: &[u8]) -> bool {
     }
 }
 
-/// What node `i` knows at the beginning.
+/// The local side of a handshake at node `i`.
 fn own(i: usize, nonce: u8) -> Own<'static> {
     let (membership, key) = (&world().members[i], &world().keys[i]);
     Own { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce: [nonce; 32] }
@@ -37,24 +37,25 @@ fn dialler(purpose: Purpose) -> Dialler<'static> {
     Dialler { own: own(1, 6), dialled: world().nodes[0], purpose }
 }
 
-/// Node 0, with its challenge.
+/// Node 0 as listener, with the challenge that it sends.
 fn listener() -> (Listener<'static>, Vec<u8>) {
     Listener::new(own(0, 5)).unwrap()
 }
 
-/// Node 1, which has answered node 0's challenge.
+/// Node 1 as dialler, after it has answered node 0's challenge.
 fn claimed() -> Claimed<'static> {
     dialler(Purpose::Mesh).challenge(&listener().1).unwrap().1
 }
 
-/// Node 3 has been evicted.
+/// The known revocations: node 3 is evicted.
 fn revoked() -> &'static BTreeMap<NodeId, Verified<Revocation>> {
     static REVOKED: OnceLock<BTreeMap<NodeId, Verified<Revocation>>> = OnceLock::new();
     let word = || Verified::sign(world().revocation(3), &world().authority).unwrap();
     REVOKED.get_or_init(|| BTreeMap::from([(world().nodes[3], word())]))
 }
 
-/// A listener's challenge: whatever it asks, the proof is good for that listener's nonce alone.
+/// A challenge from a listener. Whatever it contains, the dialler's proof is valid only for that
+/// listener's nonce.
 fn challenge(bytes: &[u8]) -> bool {
     let Ok((proof, _)) = dialler(Purpose::Mesh).challenge(bytes) else { return false };
     assert!(proof.len() <= MAX_UNPROVEN);
@@ -66,12 +67,12 @@ fn challenge(bytes: &[u8]) -> bool {
     true
 }
 
-/// A dialler's proof: only one that a member has made for this stream is good.
+/// A proof from a dialler. It is accepted only if a member made it for this stream.
 fn proof(bytes: &[u8]) -> bool {
     let (listener, _) = listener();
     match listener.proof(bytes, revoked(), NOW) {
         Ok(proved) => {
-            assert_eq!(proved.member, world().members[1], "no other node has ever dialled");
+            assert_eq!(proved.member, world().members[1], "only node 1 has ever dialled");
             assert!(listener.accept(&proved).unwrap().len() <= MAX_UNPROVEN);
             true
         }
@@ -83,7 +84,7 @@ fn proof(bytes: &[u8]) -> bool {
     }
 }
 
-/// A listener's last message: only the dialled node's proof for this stream is good.
+/// The listener's last message. It is accepted only if the dialled node made it for this stream.
 fn answer(bytes: &[u8]) -> bool {
     match claimed().answer(bytes, revoked(), NOW) {
         Ok(member) => {
@@ -126,7 +127,7 @@ pub(crate) fn handshake_seeds() -> Vec<Seed> {
     ]
 }
 
-/// One key that a member hands over, or all that lie on the disk.
+/// One key that a member offers, or the whole key ring from the disk; the first byte chooses.
 pub(crate) fn discovery(bytes: &[u8]) -> bool {
     let Some((&which, bytes)) = bytes.split_first() else { return false };
     if which % 2 == 0 { offer(bytes) } else { ring(bytes) }
@@ -155,7 +156,7 @@ fn ring(bytes: &[u8]) -> bool {
     true
 }
 
-/// Of this generation, with a secret that follows from it.
+/// The discovery key of this generation; its secret follows from the generation.
 fn key(generation: u32) -> Discovery {
     let secret = zeroize::Zeroizing::new([generation as u8 + 1; 32]);
     let secret = rustbalance::keys::DiscoverySecret::from_bytes(&secret);

@@ -1,4 +1,4 @@
-//! Signed records and certificates, as envelopes on the wire.
+//! Signed records and certificates, in the envelopes in which they travel.
 
 use std::fmt::Debug;
 
@@ -13,7 +13,7 @@ use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 use super::Seed;
 use super::world::{Lenient, NOW, PERIOD, envelope, nonce, point, unsigned, world};
 
-/// Reads what it is given as a statement of one kind; true if it is one.
+/// Decodes the bytes as a statement of one kind; true if that succeeds.
 type Reader = fn(&[u8]) -> bool;
 
 macro_rules! readers {
@@ -22,7 +22,8 @@ macro_rules! readers {
         keyed { $($Keyed:ident($keyed:literal, $Key:ty): $KeyedType:ty => $keyed_fold:ident;)* }
         facts { $($Fact:ident($fact:literal, $Id:ty): $FactType:ty, $facts:ident => $learn:ident;)* }
     ) => {
-        /// Every statement that travels: certificates and the discovery key, then the kinds of record.
+        /// A decoder for every signed statement: certificates and the discovery key, then the kinds
+        /// of record.
         const READERS: &[(&str, Reader)] = &[
             (AuthorityCertificate::CONTEXT, signed::<AuthorityCertificate>),
             (MemberCertificate::CONTEXT, signed::<MemberCertificate>),
@@ -36,14 +37,14 @@ macro_rules! readers {
 
 rustbalance_gossip::record_kinds!(readers);
 
-/// The first byte says of which kind the rest is.
+/// The first byte chooses the kind of the statement that follows.
 pub(crate) fn record(bytes: &[u8]) -> bool {
     let Some((&kind, bytes)) = bytes.split_first() else { return false };
     let (_, read) = READERS[usize::from(kind) % READERS.len()];
     read(bytes)
 }
 
-/// The first byte of a statement of this type.
+/// The first byte of an input for a statement of this type.
 fn number<T: Statement>() -> u8 {
     READERS.iter().position(|(context, _)| *context == T::CONTEXT).unwrap() as u8
 }
@@ -61,10 +62,10 @@ fn signed<T: Statement + PartialEq + Debug>(bytes: &[u8]) -> bool {
         return false;
     };
     if let Ok(strict) = strict {
-        assert!(world().knows(&signer), "a signature that nobody here has made");
+        assert!(world().knows(&signer), "a valid signature of an unknown key");
         assert_eq!(strict, verified);
     }
-    // The envelope has one encoding, and what is in it has one.
+    // The envelope and the statement in it have one encoding each.
     let written = verified.to_bytes().unwrap();
     let again = Unverified::<T>::from_bytes(&written).unwrap();
     assert!(verified.is_same(&again));
@@ -96,7 +97,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         service: cluster.first_service(),
         fitness: Fitness::Healthy,
         points: (1..4).map(point).collect(),
-        nonces: (1..4).map(point).map(|it| nonce(&it)).collect(),
+        nonces: (1..4).map(point).map(|point| nonce(&point)).collect(),
     };
     let lease = Lease { cluster, holder, seq: 1 << 32, term: 3, priority: 100, ttl_ms: 30_000 };
     let period = PublishedPeriod { period: PERIOD, revision: 1 << 40, confirmed: 5, directories: 6 };
@@ -138,10 +139,10 @@ fn by<T: Statement>(statement: T, key: &dyn Sign) -> Verified<T> {
     Verified::sign(statement, key).unwrap()
 }
 
-/// Both certificates of a member.
+/// A member's certificate chain: the authority's certificate and its own.
 pub(crate) fn chain(bytes: &[u8]) -> bool {
     let world = world();
-    // As large as they come in a proof of membership.
+    // The size limit is that of a proof of membership.
     let Ok(chain) = codec::decode::<Chain>(bytes, rustbalance::frame::MAX_UNPROVEN) else { return false };
     let strict = chain.clone().verify(world.cluster, NOW);
     let Ok(member) = chain.verify_with(world.cluster, NOW, &Lenient) else {
@@ -149,7 +150,7 @@ pub(crate) fn chain(bytes: &[u8]) -> bool {
         return false;
     };
     if let Ok(strict) = strict {
-        assert!(world.members.contains(&strict), "a member that nobody here has certified");
+        assert!(world.members.contains(&strict), "a member that was never certified");
     }
     assert_eq!(member.authority.signer(), world.cluster.public_key());
     assert_eq!(member.certificate.signer(), member.authority_id().public_key());

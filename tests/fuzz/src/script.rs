@@ -1,7 +1,7 @@
-//! Bytes as a list of orders: for targets whose input is several things one after another. Read from the front; past the
-//! end all is zero, so that every input means something.
+//! Reads an input as a sequence of values, for targets that need several: messages, records, files.
+//! Reading past the end yields zeros, so that every input is a valid script.
 
-/// Orders not read yet.
+/// The part of the input that is not read yet.
 pub(crate) struct Script<'a>(&'a [u8]);
 
 impl<'a> Script<'a> {
@@ -17,7 +17,7 @@ impl<'a> Script<'a> {
         self.array::<1>()[0]
     }
 
-    /// One of so many.
+    /// A number below `of`.
     pub(crate) fn choice(&mut self, of: usize) -> usize {
         usize::from(self.byte()) % of
     }
@@ -29,7 +29,7 @@ impl<'a> Script<'a> {
         array
     }
 
-    /// Small as a rule, and then any.
+    /// A number of two bytes; if they are `u16::MAX`, the next eight bytes instead.
     pub(crate) fn number(&mut self) -> u64 {
         match u16::from_le_bytes(self.array()) {
             u16::MAX => u64::from_le_bytes(self.array()),
@@ -37,7 +37,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// So many bytes as two say, or the rest.
+    /// A byte string after its length of two bytes, cut to what is left.
     pub(crate) fn bytes(&mut self) -> &'a [u8] {
         let size = u16::from_le_bytes(self.array());
         self.take(size.into())
@@ -54,7 +54,7 @@ impl<'a> Script<'a> {
     }
 }
 
-/// Writes what a [`Script`] reads.
+/// Builds an input for [`Script`].
 #[derive(Default)]
 pub(crate) struct Orders(pub(crate) Vec<u8>);
 

@@ -1,4 +1,5 @@
-//! What people and members write as text: addresses, the beginnings of addresses, targets, ports, keys of records.
+//! The parsers of short texts from people and members: addresses, address prefixes, targets, ports,
+//! record keys.
 
 use rustbalance::config::check_virtual_port;
 use rustbalance::control::NodePrefix;
@@ -10,7 +11,7 @@ use rustbalance_gossip::record::RecordKind;
 use super::Seed;
 use super::world::world;
 
-/// All readers are given the same text.
+/// Gives the same text to every parser; true if one accepts it.
 pub(crate) fn text(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     let outcomes = [address(text), prefix(text), target(text), record_key(text), port(text)];
@@ -19,15 +20,15 @@ pub(crate) fn text(bytes: &[u8]) -> bool {
 
 fn address(text: &str) -> bool {
     let address = text.parse::<OnionAddress>();
-    // An error shows a part of the text, never all of a long one.
+    // An error quotes at most a part of a long text.
     let shown = |error: &dyn std::fmt::Display| error.to_string().len();
     assert!(address.as_ref().err().is_none_or(|error| shown(error) < 1200));
     assert_eq!(text.parse::<NodeId>().map(|id| id.address()), address);
     assert_eq!(text.parse::<ServiceId>().map(|id| id.address()), address);
     if let Ok(address) = address {
-        assert_eq!(address.to_string(), text, "one form");
+        assert_eq!(address.to_string(), text, "an address has one form");
     }
-    // What people may type is more.
+    // `typed::address` accepts more forms than the strict parser.
     let Ok(typed) = typed::address::<OnionAddress>(text) else { return false };
     assert!(text.to_ascii_lowercase().contains(typed.to_string().trim_end_matches(".onion")));
     assert!(address.is_err() || address == Ok(typed));
@@ -58,7 +59,7 @@ fn target(text: &str) -> bool {
 
 fn record_key(text: &str) -> bool {
     let Some(kind) = RecordKind::from_key(text) else { return false };
-    assert_eq!(kind.key(), text, "one kind, one key");
+    assert_eq!(kind.key(), text, "a kind has one key");
     true
 }
 

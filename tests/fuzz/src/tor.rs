@@ -1,5 +1,5 @@
-//! What directories and clients send: descriptors, and what a client says when it introduces itself; and the introduction
-//! points of other members, as they go into descriptors.
+//! Input from directories and clients, that is descriptors and INTRODUCE2 payloads; and
+//! introduction points of other members, which this node puts into descriptors.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -30,14 +30,15 @@ fn build(points: &[IntroPoint]) -> String {
     descriptor::build(credentials(), points, 77, DescriptorParameters::default(), now()).unwrap()
 }
 
-/// What a directory gives back. Only what the master key has signed is believed, and that names points of [`point`].
+/// A descriptor from a directory. Only one signed with the service's key may be accepted, and that
+/// key has only ever signed descriptors whose points were made by [`point`].
 pub(crate) fn descriptor(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
     let Ok(content) = descriptor::read(text, world().cluster.first_service(), PERIOD, now()) else { return false };
     assert!(text.len() <= MAX_DESCRIPTOR);
     assert!((1..=MAX_INTRO_POINTS).contains(&content.points.len()) && content.points.is_sorted());
     for read in &content.points {
-        assert_eq!(*read, point(read.relay.rsa.0[0]), "a point that nobody here has signed");
+        assert_eq!(*read, point(read.relay.rsa.0[0]), "an introduction point that was never signed");
         descriptor::check_point(read).unwrap();
     }
     true
@@ -55,13 +56,15 @@ pub(crate) fn descriptor_seeds() -> Vec<Seed> {
     ]
 }
 
-/// Points that two members offer: what is chosen of those that pass the check makes a descriptor that reads as it was built.
+/// Introduction points offered by two members. A descriptor is built from a choice among the valid
+/// ones; it must read back as it was built.
 pub(crate) fn points(bytes: &[u8]) -> bool {
     let mut script = Script::new(bytes);
     let mut offered = BTreeMap::new();
     while !script.is_over() && offered.len() < MAX_INTRO_POINTS {
         let point = offer(&mut script);
-        // No record names a session key twice.
+        // A record with the same session key twice is refused earlier, so the map keeps one of
+        // each.
         offered.insert(point.session_key, point);
     }
     let offered: Vec<IntroPoint> =
@@ -84,7 +87,7 @@ pub(crate) fn points(bytes: &[u8]) -> bool {
     true
 }
 
-/// A good point with some of its parts replaced.
+/// A valid introduction point with some of its fields replaced.
 fn offer(script: &mut Script<'_>) -> IntroPoint {
     let (spoilt, relay) = (script.byte(), script.byte());
     let mut offered = point(relay);
@@ -134,7 +137,7 @@ pub(crate) fn points_seeds() -> Vec<Seed> {
 pub(crate) fn introduction(bytes: &[u8]) -> bool {
     let taken = Asked::read(bytes).is_ok();
     if taken {
-        // What follows is padding.
+        // Bytes after the payload are padding, whatever their value.
         assert!(Asked::read(&[bytes, &[0; 50]].concat()).is_ok());
         assert!(Asked::read(&[bytes, &[0xff; 50]].concat()).is_ok());
     }
@@ -142,7 +145,7 @@ pub(crate) fn introduction(bytes: &[u8]) -> bool {
 }
 
 pub(crate) fn introduction_seeds() -> Vec<Seed> {
-    // Cookie, extensions, an ntor key, link specifiers.
+    // Rendezvous cookie, extensions, ntor key, link specifiers.
     let payload = |extensions: &[u8], key: u8, specifiers: &[u8]| {
         [&[2; 20][..], extensions, &[key, 0, 32], &[9; 32], specifiers].concat()
     };

@@ -1,5 +1,5 @@
-//! Records on their way into the view of a member, whose signatures are all believed: nothing but the record itself
-//! stands between it and the view.
+//! Records on their way into a member's view. Every signature is accepted, so that only the content
+//! of a record decides.
 
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::codec;
@@ -20,24 +20,24 @@ use super::Seed;
 use super::script::{Orders, Script};
 use super::world::{Lenient, MEMBERS, NODES, NOW, PERIOD, envelope, nonce, point, unsigned, world};
 
-/// Orders in one input; more say nothing new.
+/// Most steps in one input; longer scripts find nothing new.
 const MOST: usize = 64;
-/// No revision is above.
+/// Highest revision in a valid publication: the record's own bound.
 const MAX_REVISION: u64 = 1 << 57;
 
-/// Raw bytes as a record.
+/// Step: hand in raw bytes as a record.
 const RAW: u8 = 0;
-/// Raw bytes as a statement in an envelope.
+/// Step: hand in raw bytes as the statement in an envelope.
 const STATEMENT: u8 = 1;
-/// A record with these fields.
+/// Step: hand in a well-formed record whose fields come from the script.
 const RECORD: u8 = 2;
-/// The record before once more, under another name.
+/// Step: hand in the previous record again, as if it came from a node that the script chooses.
 const AGAIN: u8 = 3;
-/// Time passes.
+/// Step: let time pass.
 const WAIT: u8 = 4;
 const ORDERS: usize = 5;
 
-/// A script of records, in the order in which they come.
+/// Applies a script of records to a view; true if one of them changed it.
 pub(crate) fn view(bytes: &[u8]) -> bool {
     let mut script = Script::new(bytes);
     let mut view = View::new(world().members[0].clone(), Patience::default(), 2).with_check(Box::new(Lenient));
@@ -71,7 +71,7 @@ pub(crate) fn view(bytes: &[u8]) -> bool {
     taken
 }
 
-/// What a kind is about, drawn from the script.
+/// Reads the subject of a record kind (a node, a token, a service) from the script.
 trait Drawn {
     fn draw(script: &mut Script<'_>) -> Self;
 }
@@ -88,7 +88,7 @@ impl Drawn for NodeId {
     }
 }
 
-/// The first service, or another of more than a cluster may have.
+/// The first service or one of 255 others, which is more than a cluster may have.
 impl Drawn for ServiceId {
     fn draw(script: &mut Script<'_>) -> Self {
         match script.byte() {
@@ -104,7 +104,7 @@ macro_rules! drawn {
         keyed { $($Keyed:ident($keyed:literal, $Key:ty): $KeyedType:ty => $keyed_fold:ident;)* }
         facts { $($Fact:ident($fact:literal, $Id:ty): $FactType:ty, $facts:ident => $learn:ident;)* }
     ) => {
-        /// Every kind of record.
+        /// A reader for every kind of record.
         const DRAWN: &[fn(&mut Script<'_>) -> RecordKind] = &[
             $(|_| RecordKind::$Own,)*
             $(|script| RecordKind::$Keyed(<$Key>::draw(script)),)*
@@ -116,7 +116,7 @@ macro_rules! drawn {
 
 rustbalance_gossip::record_kinds!(drawn);
 
-/// A kind of record; what it is about comes with it.
+/// Reads a record kind with its subject.
 fn kind(script: &mut Script<'_>) -> RecordKind {
     let draw = DRAWN[script.choice(DRAWN.len())];
     draw(script)
@@ -129,7 +129,7 @@ fn token(script: &mut Script<'_>) -> InvitationId {
     }
 }
 
-/// The authority signs some kinds, the node itself the others.
+/// The key that must sign a record of this kind: the authority's or the node's own.
 fn signer(kind: RecordKind, origin: NodeId) -> [u8; 32] {
     match kind.signer() {
         Signer::Authority | Signer::Unknown => *world().authority_id.public_key(),
@@ -137,7 +137,7 @@ fn signer(kind: RecordKind, origin: NodeId) -> [u8; 32] {
     }
 }
 
-/// A record of this kind whose fields are any numbers.
+/// A well-formed record of this kind; the script chooses its fields freely.
 fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8> {
     let (cluster, node, key) = (world().cluster, origin, signer(kind, origin));
     let seq = (u64::from(script.byte()) << 32) | script.number();
@@ -199,7 +199,7 @@ struct Later {
     expires: u64,
 }
 
-/// Certificates of any dates and for any token.
+/// A chain with any role, dates and token.
 fn certified(script: &mut Script<'_>, node: NodeId) -> Chain {
     let world = world();
     let role = if script.byte() & 1 == 0 { Role::Publisher } else { Role::Worker };
@@ -210,7 +210,7 @@ fn certified(script: &mut Script<'_>, node: NodeId) -> Chain {
     Chain { member, ..world.chain(0) }
 }
 
-/// Hands a record in, twice; true if it changed anything.
+/// Ingests a record twice; true if the first time changed the view.
 fn put(view: &mut View, origin: NodeId, kind: RecordKind, record: &[u8], now: Now) -> bool {
     let before = Summary::of(view, now);
     let outcome = view.ingest(origin, kind, record, now);
@@ -218,7 +218,7 @@ fn put(view: &mut View, origin: NodeId, kind: RecordKind, record: &[u8], now: No
     assert!(after.highest_term >= before.highest_term);
     match outcome {
         Err(Rejection::Unknown) => assert_eq!(after, before),
-        // A lease may count for longer now.
+        // An old heartbeat shows that its sender may be alive, which may extend its lease.
         Err(Rejection::Old) => assert_eq!((&after.nodes, after.best), (&before.nodes, before.best)),
         Err(rejection) => {
             assert_eq!(after, before, "refused as {rejection:?}");
@@ -227,16 +227,17 @@ fn put(view: &mut View, origin: NodeId, kind: RecordKind, record: &[u8], now: No
         }
         Ok(_) => {}
     }
-    // What is known already changes nothing.
+    // A record that is already known changes nothing.
     let _ = view.ingest(origin, kind, record, now);
-    assert_eq!(Summary::of(view, now), after, "a record that came again");
+    assert_eq!(Summary::of(view, now), after, "the same record changed the view a second time");
     after != before
 }
 
-/// Of one node: its standing, whether it is alive, and the sequence number of each of its records.
+/// One node: its id, its standing, whether it is alive, and the sequence number of each of its
+/// records.
 type NodeSummary = (NodeId, Standing, bool, Vec<(RecordKind, u64)>);
 
-/// All that can be read of a view and must not change by a refusal.
+/// The visible state of a view, which a refused record must not change.
 #[derive(Debug, PartialEq)]
 struct Summary {
     nodes: Vec<NodeSummary>,
@@ -264,7 +265,7 @@ impl Summary {
     }
 }
 
-/// What holds of every view.
+/// Checks the invariants of every view.
 fn check(view: &View, now: Now) {
     assert!(view.members().count() <= MAX_NODES);
     assert!(view.node(&view.me()).is_some());
@@ -297,7 +298,8 @@ fn check(view: &View, now: Now) {
 pub(crate) fn view_seeds() -> Vec<Seed> {
     let world = world();
     let record = |who: usize, kind: u8| Orders::default().byte(RECORD).byte(who as u8).byte(kind);
-    // Role, issued, expires, an invitation (its token), priority, weight, length of the version.
+    // In this order: role, issued, expires, whether there is an invitation and its token, priority,
+    // weight, length of the version.
     let card = |who: usize, role: u8| {
         let card = record(who, 0).byte(1).number(1).byte(role).number(100).number(1000);
         card.byte(0).byte(0).byte(100).byte(1).byte(5)

@@ -1,4 +1,5 @@
-//! The cluster whose keys all targets know: two publishers, two workers, and strangers.
+//! The fixed cluster of all targets: two publishers, two workers, and two nodes that are not
+//! members.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -17,17 +18,17 @@ use rustbalance_gossip::signed::{Check, Statement, Verified};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-/// The time by everybody's clock, in seconds since the Unix epoch.
+/// Current time on every clock, in seconds since the Unix epoch.
 pub(crate) const NOW: u64 = 1_800_000_000;
-/// The time period of descriptors.
+/// The time period of all descriptors.
 pub(crate) const PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
-/// Nodes with keys; the first four are members.
+/// Number of nodes with keys; the first [`MEMBERS`] of them are members.
 pub(crate) const NODES: usize = 6;
 pub(crate) const MEMBERS: usize = 4;
-/// All certificates end here.
+/// End of all certificates, in seconds since the Unix epoch.
 const EXPIRES: u64 = NOW + 86_400;
 
-/// Keys and what was signed with them.
+/// The keys of the cluster and the statements signed with them.
 pub(crate) struct World {
     pub(crate) master: MasterSecret,
     pub(crate) authority: AuthoritySecret,
@@ -79,7 +80,7 @@ impl World {
         self.members[i].chain()
     }
 
-    /// The token's invitation: for so many, redeemed by nobody.
+    /// The token's invitation, for `uses` nodes, not redeemed yet.
     pub(crate) fn invitation(&self, uses: u16) -> Invitation {
         Invitation {
             cluster: self.cluster,
@@ -93,7 +94,7 @@ impl World {
         }
     }
 
-    /// The first service, with that sequence number.
+    /// The fact of the first service with this sequence number.
     pub(crate) fn service(&self, seq: u64, ports: Vec<u16>) -> Service {
         let (cluster, service) = (self.cluster, self.cluster.first_service());
         Service { cluster, service, seq, issued: NOW, removed: false, ports, settings: Default::default() }
@@ -103,7 +104,7 @@ impl World {
         Revocation { cluster: self.cluster, node: self.nodes[i], revoked: NOW }
     }
 
-    /// True for the key of anybody here.
+    /// True for the public key of the cluster, of its authority and of its nodes.
     pub(crate) fn knows(&self, key: &[u8; 32]) -> bool {
         key == self.cluster.public_key()
             || key == self.authority_id.public_key()
@@ -111,7 +112,7 @@ impl World {
     }
 }
 
-/// An introduction point that may stand in a descriptor.
+/// A valid introduction point; all its keys follow from `relay`.
 pub(crate) fn point(relay: u8) -> IntroPoint {
     let specifier = |kind: u8, body: &[u8]| VarBytes([&[kind, u8::try_from(body.len()).unwrap()], body].concat());
     let session = NodeSecret::from_seed(&Zeroizing::new([relay; 32])).node_id();
@@ -130,12 +131,12 @@ pub(crate) fn point(relay: u8) -> IntroPoint {
     }
 }
 
-/// Its nonce.
+/// The nonce of an introduction point made by [`point`].
 pub(crate) fn nonce(point: &IntroPoint) -> PointNonce {
     PointNonce(FixedBytes(point.session_key.0.first_chunk().copied().unwrap_or_default()))
 }
 
-/// Believes every signature: what lies behind it is looked at, too.
+/// Accepts every signature, so that inputs reach the code behind the signature check.
 pub(crate) struct Lenient;
 
 impl Check for Lenient {
@@ -144,17 +145,17 @@ impl Check for Lenient {
     }
 }
 
-/// A statement in an envelope with a signature that only [`Lenient`] believes.
+/// A statement in an envelope with a signature that only [`Lenient`] accepts.
 pub(crate) fn unsigned<T: Statement>(signer: &[u8; 32], statement: &T) -> Vec<u8> {
     envelope(signer, &codec::encode(statement).unwrap())
 }
 
-/// The same around any bytes.
+/// An envelope around any bytes, with a signature that only [`Lenient`] accepts.
 pub(crate) fn envelope(signer: &[u8; 32], statement: &[u8]) -> Vec<u8> {
     signed(signer, statement, [0; 64])
 }
 
-/// The same with this signature.
+/// An envelope around any bytes with this signature.
 pub(crate) fn signed(signer: &[u8; 32], statement: &[u8], signature: [u8; 64]) -> Vec<u8> {
     #[derive(Serialize)]
     struct Envelope {
@@ -166,7 +167,7 @@ pub(crate) fn signed(signer: &[u8; 32], statement: &[u8], signature: [u8; 64]) -
     codec::encode(&Envelope { signer, statement, signature: FixedBytes(signature) }).unwrap()
 }
 
-/// An empty folder: in memory, where the system has one there, so that syncing costs nothing.
+/// An empty folder, in memory (`/dev/shm`) if possible: syncing costs nothing there.
 pub(crate) fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() {
@@ -176,7 +177,8 @@ pub(crate) fn scratch() -> tempfile::TempDir {
     }
 }
 
-/// What an input can hardly hit by chance, in libFuzzer's form: the cluster's keys as CBOR, and its addresses.
+/// A dictionary in libFuzzer's format: the cluster's keys in CBOR and its addresses, which a fuzzer
+/// hardly finds by chance.
 pub fn dictionary() -> String {
     let world = world();
     let mut text =

@@ -1,4 +1,4 @@
-//! Afterwards: what the daemons' logs tell, and what they must not.
+//! After the chaos: reads the daemons' logs for the report, and searches them for secrets.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,8 @@ use rustbalance_testnet::cluster::Node;
 use crate::needles::Needles;
 use crate::secrets::opened_copy;
 
-/// Reads all that was left behind. What cannot be read is lost, and does not take the rest of the report along.
+/// Reads everything that the nodes left behind. An error is added to the report, so that the rest
+/// of it is not lost.
 pub(super) fn look(nodes: &[Arc<Node>], report: &mut Report) {
     for (what, read) in [("the logs", read_logs(nodes, report)), ("the secrets", search_secrets(nodes, report))] {
         if let Err(error) = read {
@@ -20,7 +21,7 @@ pub(super) fn look(nodes: &[Arc<Node>], report: &mut Report) {
     }
 }
 
-/// Counts uploads, panics and complaints.
+/// Counts uploads, panics, warnings and errors.
 fn read_logs(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
     let mut complaints = BTreeMap::new();
     for node in nodes {
@@ -44,15 +45,16 @@ fn read_logs(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A warning or an error without its time and its fields.
+/// The level, the module and the message of a warning or an error, without time and fields; `None`
+/// for other lines.
 fn complaint(line: &str) -> Option<String> {
-    let mut words = line.split_whitespace().skip(1);
-    let level = words.next().filter(|level| ["WARN", "ERROR"].contains(level))?;
-    let message: Vec<&str> = words.take_while(|word| !word.contains('=')).collect();
+    let mut parts = line.split_whitespace().skip(1);
+    let level = parts.next().filter(|level| ["WARN", "ERROR"].contains(level))?;
+    let message: Vec<&str> = parts.take_while(|part| !part.contains('=')).collect();
     Some(format!("{level} {}", message.join(" ")))
 }
 
-/// Looks for every secret of every node in all that the daemons and commands have said.
+/// Searches the output of all daemons and commands for every secret of every node.
 fn search_secrets(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
     let mut needles = Needles::new();
     for node in nodes {

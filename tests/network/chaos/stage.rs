@@ -1,4 +1,5 @@
-//! The stage: carries out what the driver decides, and runs again what ended by itself, as systemd would.
+//! Carries out the driver's actions, and restarts daemons that ended by themselves, as systemd
+//! would.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,29 +15,30 @@ use rustbalance_testnet::{Network, Relay};
 use super::Teller;
 use super::watch::Watch;
 
-/// How long a daemon may take to end when it is asked to.
+/// Time limit for a daemon to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(30);
-/// After how long a daemon that ended by itself is run again: `RestartSec=` of the service file.
+/// Pause before a daemon that ended by itself is restarted: `RestartSec=` of the systemd unit.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 
-/// A daemon that ends says why in so many of its last lines: the goodbye comes after.
+/// A daemon that ends logs the reason within this number of last lines; the messages of its
+/// shutdown follow it.
 const LAST_LINES: usize = 300;
 
-/// What is being done to a node's process.
+/// The wanted state of a node's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
-    /// It should run.
+    /// The process should run.
     Up,
-    /// It is, or will be, ended by us.
+    /// A fault has ended the process, or is about to.
     Down,
-    /// It ended by itself; run again when this has come.
+    /// The process ended by itself; it is restarted at this time.
     Ended(Instant),
 }
 
-/// The stage.
+/// The nodes and relays, and the actions on them.
 pub(super) struct Stage<'a> {
     nodes: &'a [Arc<Node>],
-    /// Those that are no authorities, and the authorities.
+    /// The relays without the authorities, then the authorities.
     relays: [Vec<&'a Relay>; 2],
     watch: &'a Watch<'a>,
     teller: &'a Teller,
@@ -45,9 +47,9 @@ pub(super) struct Stage<'a> {
 
 struct State {
     processes: Vec<Process>,
-    /// Whether the disk is full now.
+    /// Whether the disk is full now, by node.
     disk_is_full: Vec<bool>,
-    /// Whether the disk has been full since the process was started.
+    /// Whether the disk has been full at any time since the process started, by node.
     disk_was_full: Vec<bool>,
     counts: BTreeMap<&'static str, usize>,
     starts: usize,
@@ -71,7 +73,7 @@ impl<'a> Stage<'a> {
         self.state.lock()
     }
 
-    /// Adds what was done to a report.
+    /// Adds the faults, starts and ends to a report.
     pub(super) fn tell_all(&self, report: &mut Report) {
         let state = self.lock();
         report.faults.clone_from(&state.counts);
@@ -79,7 +81,7 @@ impl<'a> Stage<'a> {
         (report.starts, report.ended_for_disk) = (state.starts, state.ended_for_disk);
     }
 
-    /// Carries out an action; what takes long, on a thread of its own.
+    /// Carries out an action; one that takes long runs on its own thread.
     pub(super) fn carry_out<'s>(&'s self, action: Action, deeds: &'s Scope<'s, '_>) {
         match action {
             Action::Begin(node, fault) => self.begin(node, fault),
@@ -108,7 +110,7 @@ impl<'a> Stage<'a> {
             Fault::Cut => node.set_cut(true),
             Fault::FullDisk => self.fill_disk(index),
         };
-        // It may have ended by itself a moment ago, which the supervision notices.
+        // The process may have just ended by itself, which `supervise` notices.
         if let Err(error) = done {
             self.teller.tell(format_args!("{}: {} failed: {error:#}", node.name(), fault.name()));
         }
@@ -147,7 +149,7 @@ impl<'a> Stage<'a> {
         self.nodes[index].set_disk_full(false)
     }
 
-    /// Runs a node again; while nothing runs, its state is looked at.
+    /// Checks the state directory of a stopped node and restarts the node.
     fn up(&self, index: usize) -> Result<()> {
         self.watch.check_store(index);
         self.nodes[index].run()?;
@@ -162,7 +164,7 @@ impl<'a> Stage<'a> {
         let node = &self.nodes[index];
         match node.await_exit(END_LIMIT) {
             Ok(Some(0)) => {}
-            Ok(code) => self.lock().ended.push(format!("{} ended with {code:?} when it was asked to end", node.name())),
+            Ok(code) => self.lock().ended.push(format!("{} ended with {code:?} after SIGTERM", node.name())),
             Err(error) => {
                 self.lock().ended.push(format!("{error:#}"));
                 node.kill9()?;
@@ -171,7 +173,8 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Looks whether daemons have ended by themselves, and runs them again. Those that have.
+    /// Restarts daemons that have ended by themselves, after the pause. Returns those that ended
+    /// since the last call.
     pub(super) fn supervise(&self) -> Vec<usize> {
         let mut failed = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
@@ -183,7 +186,7 @@ impl<'a> Stage<'a> {
                 }
                 Process::Ended(until) if Instant::now() >= until => {
                     if let Err(error) = self.up(index) {
-                        self.teller.tell(format_args!("{} cannot be run again: {error:#}", node.name()));
+                        self.teller.tell(format_args!("{} cannot be restarted: {error:#}", node.name()));
                     }
                     self.watch.relieve(index);
                 }
@@ -193,7 +196,8 @@ impl<'a> Stage<'a> {
         failed
     }
 
-    /// A daemon has ended by itself: that of a node whose disk was full may, if it says why.
+    /// Records that a daemon has ended by itself. This is allowed if its disk was full and it gives
+    /// that reason.
     fn note_end(&self, index: usize) {
         let node = &self.nodes[index];
         let (code, said) = (node.ended().flatten(), node.last_words());
@@ -218,7 +222,7 @@ impl<'a> Stage<'a> {
     fn revive(&self, relay: &Relay) {
         let done = relay.restart();
         self.watch.forget_directory(relay);
-        self.teller.tell(format_args!("{}: run again{}", relay.nickname, describe(&done)));
+        self.teller.tell(format_args!("{}: restarted{}", relay.nickname, describe(&done)));
     }
 }
 

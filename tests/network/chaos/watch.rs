@@ -1,4 +1,5 @@
-//! The watch: what nodes say, what directories hold and what the machine gives, all the while; and what is wrong in it.
+//! Observes the nodes' status, the directories and the load of the machine during the chaos, and
+//! records lost state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,17 +19,19 @@ use super::Teller;
 use crate::secrets::opened_copy;
 use crate::support::Eye;
 
-/// Between two questions to a node.
+/// Interval between two status requests to a node.
 const NODE_PAUSE: Duration = Duration::from_secs(2);
-/// Between two looks at the directories, while a node's points are watched and otherwise.
+/// Interval between two reads of the directories while the removal of a node's points is watched.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// Interval between two reads of the directories otherwise.
 const IDLE_LOOK_PAUSE: Duration = Duration::from_secs(10);
-/// Between two looks at the machine.
+/// Interval between two samples of the machine's load.
 const MACHINE_PAUSE: Duration = Duration::from_secs(5);
-/// Of four directories, so many must answer for a look to count. Those that don't can serve nobody either.
+/// Number of directories in four that must answer for a read to count. Directories that do not
+/// answer cannot serve clients either.
 const QUORUM: usize = 3;
 
-/// What must not be lost, as it was last seen in a state directory.
+/// The state of a node that must not be lost, as last read from its state directory.
 struct Kept {
     node: String,
     cluster: String,
@@ -50,7 +53,7 @@ impl Kept {
         })
     }
 
-    /// What is worse now than it was.
+    /// Describes every value that changed or fell since this one.
     fn lost(&self, now: &Self) -> Vec<String> {
         let mut lost = Vec::new();
         for (what, was, is) in [
@@ -77,32 +80,32 @@ impl Kept {
     }
 }
 
-/// One node as it was last seen.
+/// The last observation of a node.
 struct Seen {
     status: Option<(Instant, Status)>,
-    /// The process, and the highest term it has told of.
+    /// The process id, and the term in its latest status.
     term: (i32, u64),
     fault: Option<Fault>,
-    /// Since when the last fault is over; until the node has been seen whole.
+    /// The end of the last fault; `None` once the node has recovered.
     relieved: Option<Instant>,
     departing: Option<Departing>,
     kept: Option<Kept>,
 }
 
 impl Seen {
-    /// Whether nothing is known to be wrong with it.
+    /// Whether the node has no fault and has recovered from the last one.
     fn is_sound(&self) -> bool {
         self.fault.is_none() && self.relieved.is_none()
     }
 
-    /// What it has said to a question asked after this moment.
+    /// The last status, if it was requested after this moment.
     fn since(&self, moment: Instant) -> Option<&Status> {
         let (asked, status) = self.status.as_ref()?;
         (*asked > moment).then_some(status)
     }
 }
 
-/// A failed node whose points are watched.
+/// A failed node; the removal of its introduction points from the directories is watched.
 struct Departing {
     at: Instant,
     fault: Fault,
@@ -119,27 +122,27 @@ struct State {
     loads: Vec<f64>,
     periods: BTreeSet<u64>,
     terms: BTreeSet<u64>,
-    /// By period and directory.
+    /// Highest revision seen, by time period and directory.
     revisions: BTreeMap<(u64, String), u64>,
     lost: BTreeSet<String>,
 }
 
-/// The watch.
+/// The observers, which run on several threads until [`Watch::end`].
 pub(super) struct Watch<'a> {
     nodes: &'a [Arc<Node>],
     onion: &'a str,
     eye: &'a Eye,
     teller: &'a Teller,
-    /// Who the members are: addresses and roles.
+    /// The addresses and roles of the members.
     members: BTreeSet<(String, String)>,
-    /// The node's addresses.
+    /// The addresses of the nodes, in their order.
     ids: Vec<String>,
     state: Mutex<State>,
     ended: AtomicBool,
 }
 
 impl<'a> Watch<'a> {
-    /// Of nodes that are all whole.
+    /// Begins with nodes that all run without a fault.
     pub(super) fn new(nodes: &'a [Arc<Node>], onion: &'a str, eye: &'a Eye, teller: &'a Teller) -> Result<Self> {
         let statuses = nodes.iter().map(|node| node.status()).collect::<Result<Vec<_>>>()?;
         let members = statuses.iter().map(|status| (status.node.clone(), status.role.clone())).collect();
@@ -160,12 +163,12 @@ impl<'a> Watch<'a> {
         self.state.lock()
     }
 
-    /// Ends all watching.
+    /// Stops all observers.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
     }
 
-    /// Sleeps; false once it has ended.
+    /// Sleeps; false once the watch has ended.
     fn goes_on_after(&self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         while Instant::now() < until && !self.ended.load(Ordering::SeqCst) {
@@ -174,7 +177,8 @@ impl<'a> Watch<'a> {
         !self.ended.load(Ordering::SeqCst)
     }
 
-    /// A fault befalls a node: from now on its points are watched. Whether it publishes.
+    /// Notes that a fault begins at a node and watches the removal of its points. Returns whether
+    /// the node publishes.
     pub(super) fn befall(&self, index: usize, fault: Fault) -> bool {
         let mut state = self.lock();
         let seen = &mut state.nodes[index];
@@ -189,7 +193,7 @@ impl<'a> Watch<'a> {
         publisher
     }
 
-    /// Its fault has ended.
+    /// Notes that the node's fault has ended.
     pub(super) fn relieve(&self, index: usize) {
         let mut state = self.lock();
         let seen = &mut state.nodes[index];
@@ -208,18 +212,20 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// The nodes that have been seen to be whole again since this was asked last.
+    /// The nodes that have recovered since the last call.
     pub(super) fn whole(&self) -> Vec<usize> {
         let mut state = self.lock();
         let mut whole = Vec::new();
         for index in 0..self.nodes.len() {
             let Some(relieved) = state.nodes[index].relieved else { continue };
-            // Somebody who was cut off may take itself for the publisher of everybody: the others must say so too.
+            // A node that was cut off may take itself for the publisher, so the other nodes must
+            // confirm it.
             let others = state.nodes.iter().enumerate().filter(|(other, seen)| *other == index || seen.is_sound());
-            let told: Option<Vec<&Status>> = others.map(|(_, seen)| seen.since(relieved)).collect();
-            let Some(told) = told else { continue };
-            let own = told.iter().find(|status| status.node == self.ids[index]);
-            let mut publishers = told.iter().filter(|it| it.publisher.as_ref().is_some_and(|publisher| publisher.me));
+            let statuses: Option<Vec<&Status>> = others.map(|(_, seen)| seen.since(relieved)).collect();
+            let Some(statuses) = statuses else { continue };
+            let own = statuses.iter().find(|status| status.node == self.ids[index]);
+            let mut publishers =
+                statuses.iter().filter(|status| status.publisher.as_ref().is_some_and(|publisher| publisher.me));
             let published = match (publishers.next(), publishers.next()) {
                 (Some(only), None) => only.published_of(&self.ids[index]) > 0,
                 _ => false,
@@ -233,12 +239,12 @@ impl<'a> Watch<'a> {
         }
         drop(state);
         for index in &whole {
-            self.teller.tell(format_args!("{}: whole again", self.nodes[*index].name()));
+            self.teller.tell(format_args!("{}: recovered", self.nodes[*index].name()));
         }
         whole
     }
 
-    /// Watches a node until the end.
+    /// Observes a node until the watch ends.
     pub(super) fn node(&self, index: usize) {
         let node = &self.nodes[index];
         while self.goes_on_after(NODE_PAUSE) {
@@ -249,19 +255,19 @@ impl<'a> Watch<'a> {
                 state.samples.push(Sample { at, node: node.name().to_owned(), vitals });
                 state.nodes[index].fault
             };
-            // The frozen don't answer.
+            // The process is stopped or absent, so it does not answer.
             if matches!(fault, Some(Fault::Freeze | Fault::Kill | Fault::Restart)) {
                 continue;
             }
             let asked = Instant::now();
-            // It may just have died.
+            // The process may have just died.
             let Ok(status) = node.status() else { continue };
             self.examine(index, vitals.pid, &status);
             self.lock().nodes[index].status = Some((asked, status));
         }
     }
 
-    /// Looks for lost state in what a node says.
+    /// Looks for lost state in a node's status.
     fn examine(&self, index: usize, pid: i32, status: &Status) {
         let name = self.nodes[index].name();
         let mut state = self.lock();
@@ -271,7 +277,7 @@ impl<'a> Watch<'a> {
         if status.cluster != self.onion {
             state.lost.insert(format!("{name} serves {}", status.cluster));
         }
-        // Before that it may not have told the members to those who answer.
+        // A node that is not healthy yet may not have received all members.
         if status.phase == "healthy" {
             let said: BTreeSet<_> = status.members.iter().map(|it| (it.node.clone(), it.role.clone())).collect();
             if said != self.members {
@@ -282,7 +288,7 @@ impl<'a> Watch<'a> {
             state.terms.insert(publisher.term);
             let (of, highest) = state.nodes[index].term;
             if of == pid && publisher.term < highest {
-                state.lost.insert(format!("{name} told of term {highest}, then of {}", publisher.term));
+                state.lost.insert(format!("{name} reported term {highest}, then {}", publisher.term));
             }
             state.nodes[index].term = (pid, publisher.term);
         }
@@ -291,7 +297,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Watches the directories until the end.
+    /// Observes the directories until the watch ends.
     pub(super) fn directories(&self) {
         let mut last = Instant::now();
         while self.goes_on_after(LOOK_PAUSE) {
@@ -301,7 +307,7 @@ impl<'a> Watch<'a> {
                 continue;
             }
             last = Instant::now();
-            // Its own Tor client suffers from dead relays too.
+            // The reader's own Tor client also suffers from dead relays.
             let Ok((held, silent)) = self.eye.glance(self.onion) else { continue };
             let mut state = self.lock();
             for one in &held {
@@ -332,12 +338,13 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// A directory that was run again has forgotten what it held, so anything is new to it.
+    /// Forgets the revisions of a restarted directory, which has lost its descriptors and accepts
+    /// any revision.
     pub(super) fn forget_directory(&self, relay: &Relay) {
         self.lock().revisions.retain(|(_, known), _| !known.contains(&relay.rsa_fingerprint));
     }
 
-    /// Watches the machine until the end.
+    /// Samples the machine's load until the watch ends.
     pub(super) fn machine(&self) {
         while self.goes_on_after(MACHINE_PAUSE) {
             let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -346,7 +353,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Holds a node's state directory against what was in it before; it may run.
+    /// Compares a node's state directory with its earlier state. The node may be running.
     pub(super) fn check_store(&self, index: usize) {
         let name = self.nodes[index].name();
         let now =
@@ -362,7 +369,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Adds all that was seen to a report.
+    /// Adds all observations to a report.
     pub(super) fn tell_all(&self, report: &mut Report) {
         for index in 0..self.nodes.len() {
             self.check_store(index);
