@@ -152,7 +152,7 @@ fn a_hangup_changes_nothing_and_says_how_to_apply_a_configuration() {
     for _ in 0..2 {
         daemon.signal(Signal::HUP);
     }
-    daemon.until("the log answers SIGHUP", |daemon| daemon.log().contains("SIGHUP: nothing was read again"));
+    daemon.until("it answers SIGHUP in the log", |daemon| daemon.log().contains("SIGHUP: the daemon does not reload"));
     assert!(daemon.log().contains("systemctl restart rustbalance"), "{}", daemon.log());
     std::thread::sleep(Duration::from_millis(500));
     daemon.until_it_can_be_asked();

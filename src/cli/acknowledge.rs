@@ -1,15 +1,15 @@
-//! `rustbalance acknowledge`: the operator knows to whom the key of the address was given, and has
-//! acted on it.
+//! `rustbalance acknowledge`: the operator confirms an alarm that more nodes than planned hold the
+//! key of the address.
 
 use clap::Args;
 
 use super::{Context, ask};
 use crate::control::{InvitationPrefix, Request};
 
-/// Ends the alarm of `rustbalance status` that more nodes have joined as publishers with one
-/// invitation than it was made for, on this node and for the nodes that are named there now. Each
-/// of them holds the address's key, expelled or not: if one is not yours, move to a new address
-/// first.
+/// Ends an alarm in `rustbalance status`: more nodes have joined as publishers with one invitation
+/// than it was made for. This ends it on this node only, and for the nodes that it names now. Each
+/// of these nodes holds the address's key, even after an eviction: if one of them is not yours,
+/// move to a new address first.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Options {

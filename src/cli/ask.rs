@@ -1,4 +1,4 @@
-//! Asking the daemon.
+//! Requests to the daemon, over its control socket.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -11,12 +11,12 @@ use super::output::say;
 use super::{Context, SYSTEM_DIR};
 use crate::control::{ControlError, Request, Response, SOCKET_NAME, call};
 
-/// For an answer the daemon has at hand.
+/// Time limit of a request that the daemon can answer at once.
 pub(super) const SHORT: Duration = Duration::from_secs(15);
-/// For what takes the daemon its time.
+/// Time limit of a request that takes the daemon longer.
 pub(super) const LONG: Duration = Duration::from_secs(130);
 
-/// Asks; a refusal is an error in the daemon's words.
+/// Sends a request. If the daemon refuses it, its message becomes the error.
 pub(super) async fn ask(context: &Context, request: Request, limit: Duration) -> anyhow::Result<Response> {
     match call(&context.dir, &request, limit).await {
         Ok(Response::Refused { message }) => bail!(message),
@@ -26,7 +26,7 @@ pub(super) async fn ask(context: &Context, request: Request, limit: Duration) ->
     }
 }
 
-/// No daemon runs where this user's own would be, but the machine's service may have one.
+/// No daemon runs in this user's own state directory, but one may run in the system's.
 #[derive(Debug, thiserror::Error)]
 enum Elsewhere {
     #[error(
@@ -41,8 +41,8 @@ enum Elsewhere {
     Running { own: PathBuf, system: PathBuf },
 }
 
-/// The error for a state directory `own` in which no daemon runs: it names the daemon of `system`,
-/// if there may be one.
+/// The error for a state directory `own` in which no daemon runs. It names the directory `system`
+/// if a daemon runs or may run there.
 fn no_daemon(own: PathBuf, system: &Path) -> anyhow::Error {
     if own == system {
         return ControlError::NotRunning(own).into();
@@ -55,7 +55,7 @@ fn no_daemon(own: PathBuf, system: &Path) -> anyhow::Error {
     }
 }
 
-/// Asks for something to be done, and prints what the daemon says of it.
+/// Sends a request for an action, and prints the daemon's message about the result.
 pub(super) async fn order(context: &Context, request: Request) -> anyhow::Result<()> {
     match ask(context, request, LONG).await? {
         Response::Done { message } => Ok(say(message)?),
@@ -63,9 +63,11 @@ pub(super) async fn order(context: &Context, request: Request) -> anyhow::Result
     }
 }
 
-/// The daemon answered something else than what it was asked.
+/// The error for an answer that does not belong to the request.
 pub(super) fn unexpected() -> anyhow::Error {
-    anyhow::anyhow!("the daemon answered something else than it was asked: restart it, so that both are of one version")
+    anyhow::anyhow!(
+        "the daemon's answer does not fit the request: restart the daemon, so that both have the same version"
+    )
 }
 
 #[cfg(test)]
@@ -80,21 +82,21 @@ mod tests {
     fn a_daemon_of_the_machines_service_is_named_where_the_users_own_does_not_run() {
         let home = tempfile::tempdir().unwrap();
         let (own, system) = (home.path().join("own"), home.path().join("system"));
-        let told = |system: &Path| no_daemon(own.clone(), system);
+        let error = |system: &Path| no_daemon(own.clone(), system);
         let is_none =
             |error: anyhow::Error| matches!(error.downcast_ref(), Some(ControlError::NotRunning(dir)) if *dir == own);
-        assert!(is_none(told(&system)), "there is no such directory");
+        assert!(is_none(error(&system)), "there is no such directory");
         std::fs::create_dir(&system).unwrap();
-        assert!(is_none(told(&system)) && is_none(told(&own)), "no daemon runs there either");
+        assert!(is_none(error(&system)) && is_none(error(&own)), "no daemon runs there either");
         let listener = UnixListener::bind(system.join(SOCKET_NAME)).unwrap();
-        let running = told(&system).to_string();
+        let running = error(&system).to_string();
         assert!(running.contains(&format!("add `--dir {}`", system.display())), "{running}");
         drop(listener);
-        assert!(is_none(told(&system)), "a socket that was left behind");
-        // Root may read all; the command of a plain user is tried in tests/daemon.rs.
+        assert!(is_none(error(&system)), "a socket that was left behind");
+        // Root may read everything; tests/daemon.rs tests the command of another user.
         set_permissions(&system, Permissions::from_mode(0o000)).unwrap();
         if pwd_grp::geteuid() != 0 {
-            let hidden = told(&system).to_string();
+            let hidden = error(&system).to_string();
             assert!(hidden.contains(&system.display().to_string()) && hidden.contains("sudo"), "{hidden}");
         }
     }

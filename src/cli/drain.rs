@@ -1,13 +1,14 @@
-//! `rustbalance drain`: this node's introduction points leave the address, while clients that are there are served on.
+//! `rustbalance drain`: withdraws this node's introduction points from the address. Connected
+//! clients are still served.
 
 use clap::Args;
 
 use super::{Context, ask};
 use crate::control::Request;
 
-/// Takes this node's introduction points out of the address and hands on the right to publish.
-/// Clients that are connected are served on. The node stays a member and drains until `rustbalance
-/// resume`, also when it is restarted meanwhile.
+/// Withdraws this node's introduction points from the address, and hands over the right to publish.
+/// Connected clients are still served. The node stays a member, and takes no new clients until
+/// `rustbalance resume`, even after a restart.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Options {}

@@ -1,4 +1,4 @@
-//! `rustbalance evict`: a node that is lost or no longer trusted is a member no more.
+//! `rustbalance evict`: ends the membership of a node that is lost or no longer trusted.
 
 use clap::Args;
 

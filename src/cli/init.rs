@@ -1,4 +1,4 @@
-//! `rustbalance init`: a new address, or an imported one, and this machine its first node.
+//! `rustbalance init`: creates or imports an address, and makes this machine its first node.
 
 use std::path::PathBuf;
 
@@ -16,21 +16,22 @@ use crate::store::{Store, import_master_key};
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket (unix:/run/app.sock)
+    /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket
+    /// (unix:/run/app.sock)
     #[arg(long, value_name = "TARGET", default_value = "127.0.0.1:8080")]
     target: Target,
     /// The port of the onion address that clients use
     #[arg(long, value_name = "PORT", default_value = "80", value_parser = virtual_port)]
     port: u16,
-    /// Keep an existing address: its key, or the folder that holds it, as C tor, Arti, mkp224o or
-    /// onionbalance-config write it, or PEM, base64, hex, ED25519-V3:..., or a copy of a
-    /// publisher's identity.key
+    /// Keep an existing address. PATH is its key, or the folder that holds the key: as C tor, Arti,
+    /// mkp224o or onionbalance-config write it; as PEM, base64, hex or ED25519-V3:...; or as a copy
+    /// of a publisher's identity.key
     #[arg(long, value_name = "PATH")]
     import_key: Option<PathBuf>,
-    /// Configure Tor with this file of Arti's (TOML), which is copied
+    /// Configure Tor with this configuration file for Arti (TOML), which is copied
     #[arg(long, value_name = "FILE")]
     arti_config: Option<PathBuf>,
-    /// Print the address and nothing else
+    /// Print only the address
     #[arg(short, long)]
     quiet: bool,
 }
@@ -47,7 +48,7 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
 
     let draft = Store::create(&context.dir)?;
-    // Before the node is whole: then `init` can be run again if this fails.
+    // Before the node is complete, so that `init` can be run again if this fails.
     let ports = vec![PortTarget { port: options.port, target: options.target.clone() }];
     Config::write_initial(&context.dir, &Initial { ports, arti, ..Initial::default() })?;
     let store = found(draft, imported, unix_now(), &mut rand::rng())?;
@@ -63,11 +64,11 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
          Next:\n  \
          {:<43} start this node, and leave it running\n  \
          {:<43} let another machine join, as a worker; with --role publisher it gets the address's key, too\n  \
-         {:<43} see how it is\n\n\
+         {:<43} show whether clients are served, and any problems\n\n\
          Configuration: {dir}/{}\n\
          Keep a copy of the file that holds the address's key in a safe place:\n  \
          {key}\n\
-         Anyone with this file can take over the address (`init --import-key`); without it and this machine the address is lost.",
+         Anyone with this file can take over the address (`init --import-key`); if you lose both the file and this machine, the address is lost.",
         store.cluster(),
         options.port,
         options.target,

@@ -1,6 +1,5 @@
-//! `rustbalance invite`: a token for another machine; which tokens there are; and the way to take
-//! one back. For a person a token comes with the command to use it in; with `--quiet` alone, for a
-//! script to pipe.
+//! `rustbalance invite`: makes a token for another machine, lists the invitations, or revokes one.
+//! A token is printed with the command that uses it, or alone with `--quiet`, for a script to pipe.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -18,36 +17,35 @@ use crate::join::MAX_LIFETIME;
 
 /// Bounds of `--expires`.
 const EXPIRES: RangeInclusive<Duration> = Duration::from_secs(60)..=MAX_LIFETIME;
-/// Options that make a token.
+/// Options that apply only when a token is made.
 const MAKING: [&str; 4] = ["role", "expires", "uses", "quiet"];
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// What the new node becomes
+    /// Role of the new node
     #[arg(long, value_enum, default_value_t = RoleOption::Worker)]
     role: RoleOption,
-    /// For how long the token is good, from 1m to 30d
+    /// How long the token is valid, from 1m to 30d
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = expires)]
     expires: Duration,
-    /// How many nodes may join with it
+    /// Number of nodes that may join with it
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(Invitation::MAX_USES)))]
     uses: u16,
-    /// Print the token and nothing else
+    /// Print only the token
     #[arg(short, long)]
     quiet: bool,
-    /// Make no token; show the invitations that there are, and which nodes joined with them
+    /// Make no token; list the invitations, and the nodes that joined with them
     #[arg(long, conflicts_with_all = MAKING)]
     list: bool,
     /// With --list: print JSON, for programs
     #[arg(long, requires = "list")]
     json: bool,
-    /// Make no token; take back the invitation with this id, or the beginning of it as --list shows
-    /// it
+    /// Make no token; revoke the invitation with this id, or the beginning of it as --list shows it
     #[arg(long, value_name = "ID", conflicts_with_all = MAKING, conflicts_with = "list")]
     revoke: Option<InvitationPrefix>,
 }
 
-/// `--role`.
+/// The values of `--role`.
 #[derive(Clone, Copy, ValueEnum)]
 enum RoleOption {
     /// Serves clients; never holds a secret of the address
@@ -65,11 +63,11 @@ impl From<RoleOption> for Role {
     }
 }
 
-/// What it means to invite one.
+/// The consequence of inviting a node with this role.
 fn meaning(role: Role) -> &'static str {
     match role {
         Role::Publisher => {
-            "A publisher holds the address's key and admits others: whoever has the machine has the address."
+            "A publisher holds the address's key and admits others: anyone who controls the machine controls the address."
         }
         Role::Worker => "A worker serves clients and never receives the address's key.",
     }
@@ -99,14 +97,14 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     if options.quiet {
         return Ok(say(&token.0)?);
     }
-    let who = plural(usize::from(options.uses), &format!("new {role}"));
+    let nodes = plural(usize::from(options.uses), &format!("new {role}"));
     say(format_args!(
-        "An invitation for {who}, good until {}.\n\
+        "An invitation for {nodes}, valid until {}.\n\
          {}\n\n\
-         On the new machine, with TARGET the place of your site there (as 127.0.0.1:8080):\n\n  \
+         On the new machine, with TARGET for the place of your site there (such as 127.0.0.1:8080):\n\n  \
          rustbalance join {master} --target TARGET\n\n\
-         It asks for this token, which is a secret: whoever has it can join.\n\n  {}\n\n\
-         To take it back: {}",
+         The command asks for this token. Keep it secret: anyone who has it can join.\n\n  {}\n\n\
+         To revoke it: {}",
         moment(expires),
         meaning(role),
         token.0,
@@ -119,7 +117,7 @@ async fn list(context: &Context, json: bool) -> anyhow::Result<()> {
     let invitations = fetch(context).await?.invitations;
     match (json, invitations.is_empty()) {
         (true, _) => say(serde_json::to_string_pretty(&invitations)?)?,
-        (false, true) => say("No invitation is known here.")?,
+        (false, true) => say("This node knows no invitation.")?,
         (false, false) => say(invitation_table(&invitations, true))?,
     }
     Ok(())
@@ -132,9 +130,9 @@ mod tests {
     #[test]
     fn the_key_of_the_address_is_given_away_only_where_that_was_asked_for() {
         use clap::Parser;
-        let role = |words: &[&str]| match super::super::Cli::try_parse_from(words).map(|cli| cli.command) {
+        let role = |line: &[&str]| match super::super::Cli::try_parse_from(line).map(|cli| cli.command) {
             Ok(super::super::Command::Invite(options)) => Role::from(options.role),
-            _ => panic!("{words:?} is not read"),
+            _ => panic!("{line:?} cannot be parsed"),
         };
         assert_eq!(role(&["rustbalance", "invite"]), Role::Worker);
         assert_eq!(role(&["rustbalance", "invite", "--role", "publisher"]), Role::Publisher);

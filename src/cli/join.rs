@@ -1,8 +1,9 @@
-//! `rustbalance join`: this machine becomes a node of an existing address, with the token that `invite` printed there.
+//! `rustbalance join`: makes this machine a node of an existing address, with a token that `invite`
+//! has printed on one of its nodes.
 //!
-//! Nothing is written but the beginnings, until the cluster has taken this node in. A join that did not get so far as to
-//! ask for that removes them again; from then on the cluster may know the node's key whatever is answered, so they stay,
-//! and the same command goes on with them.
+//! Until the cluster has admitted this node, the state directory is incomplete. A join that fails
+//! before it has sent its request removes it again. From then on the cluster may know the node's
+//! key, whatever it answers, so the files stay, and the same command continues with them.
 
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -31,17 +32,17 @@ use crate::tor::arti::{ArtiConfig, ArtiEngine};
 use crate::tor::{Engine, TorError};
 use crate::typed;
 
-/// Tor's bootstrap is given up after this long without a step forward.
+/// How long Tor's bootstrap may make no progress before the join fails.
 const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(180);
-/// Dialling the master address once.
+/// Time limit for one attempt to connect to the cluster's address.
 const DIAL_LIMIT: Duration = Duration::from_secs(90);
 /// Pauses between attempts to reach the cluster.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(2), Duration::from_secs(5), Duration::from_secs(10), Duration::from_secs(20)];
-/// Pause before a publisher that admits no joiner yet is asked again.
+/// Pause before the next attempt if a publisher does not admit nodes yet.
 const NOT_YET_PAUSE: Duration = Duration::from_secs(5);
-/// Such pauses: together a little longer than a publisher listens after its start before it admits
-/// workers.
+/// Most such pauses. Together they are a little longer than the time for which a publisher listens
+/// after its start before it admits workers.
 const NOT_YET_PAUSES: u64 = LISTEN_BEFORE_ADMITTING.as_secs() / NOT_YET_PAUSE.as_secs() + 2;
 /// Largest token file, in bytes.
 const MAX_TOKEN_FILE: u64 = 4096;
@@ -51,18 +52,19 @@ pub(super) struct Options {
     /// The address to serve
     #[arg(value_name = "MASTER.ONION", value_parser = typed::address::<ClusterId>)]
     cluster: ClusterId,
-    /// Read the token from this file; "-" is standard input. Without it you are asked
+    /// Read the token from this file; "-" is standard input. Without this option you are asked for
+    /// it
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket
-    /// (unix:/run/app.sock). Where the address has several ports, once for each, as in
+    /// (unix:/run/app.sock). If the address has several ports, give one for each, as in
     /// 80=127.0.0.1:8080
     #[arg(long, value_name = "[PORT=]TARGET", default_value = "127.0.0.1:8080")]
     target: Vec<TargetOption>,
-    /// Configure Tor with this file of Arti's (TOML), which is copied
+    /// Configure Tor with this configuration file for Arti (TOML), which is copied
     #[arg(long, value_name = "FILE")]
     arti_config: Option<PathBuf>,
-    /// Go on as `rustbalance run`
+    /// Run the node afterwards, as `rustbalance run` does
     #[arg(long)]
     run: bool,
 }
@@ -72,8 +74,8 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
         true => context.log_as_daemon()?,
         false => context.log_quietly()?,
     }
-    // The token and what the join has brought end here: the daemon would hold them for its whole
-    // life.
+    // The token and the received secrets are dropped at the end of the join. Otherwise the daemon
+    // would hold them for as long as it runs.
     Box::pin(join(context, &options)).await?;
     match options.run {
         true => run::serve(context).await,
@@ -81,11 +83,11 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     }
 }
 
-/// Joins and writes the state directory; gives its lock back.
+/// Joins, writes the state directory, and releases its lock.
 async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
     targets::check(&options.target)?;
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
-    // Before the token is spent: what stops `run` must not be found out after that.
+    // Before the token is used, because a problem that stops `run` must be found before that.
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
     let token = read_token(options.token_file.as_deref())?;
     if !token.is_for(options.cluster) {
@@ -93,7 +95,7 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
     }
 
     let mut draft = Store::create(&context.dir)?;
-    // What an earlier try left would not be there if it had not asked.
+    // An earlier attempt has left its files only if the cluster may know its key.
     let mut known = draft.begun() == Some((Beginning::Joining, options.cluster));
     draft.begin(Beginning::Joining, options.cluster)?;
     let config = arti.clone().unwrap_or_default();
@@ -114,30 +116,31 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    // Before the node is whole: then the same command can be run again if this fails.
+    // Before the node is complete, so that the same command can be run again if this fails.
     let initial = Initial { ports: served, unserved, arti };
     Config::write_initial(&context.dir, &initial)?;
     drop(persist_joined(draft, &joined)?);
     report(context, options, &joined, &initial)
 }
 
-/// After a join that failed: what was begun on disk stays for another try if the cluster may know its node key. What goes
-/// wrong here must not hide why the join has failed.
+/// Cleans up after a failed join. The files on disk stay for another attempt if the cluster may
+/// know the node's key (`known`). An error here is only printed, so that it does not hide why the
+/// join failed.
 fn clean_up(draft: Draft, known: bool) {
     let dir = draft.dir().to_owned();
     if known {
         note(format_args!(
-            "what was begun stays in {}, for the cluster may know this node's key by now: the same command goes on with \
-             it, with this token or another",
+            "the files of this join stay in {}, because the cluster may know this node's key by now: run the same command \
+             again to continue, with this token or another",
             dir.display()
         ));
     } else if let Err(error) = draft.discard() {
-        note(format_args!("what was begun in {} could not be removed: {error}", dir.display()));
+        note(format_args!("the files of this join in {} could not be removed: {error}", dir.display()));
     }
 }
 
-/// From the token to the membership. Tor has let go of its directories when this returns. Says in `known` whether the
-/// cluster may know the node's key.
+/// Redeems the token over Tor. Tor has released its directories when this returns. Sets `known` if
+/// the cluster may know the node's key.
 async fn take_in(
     draft: &Draft,
     token: &Token,
@@ -175,14 +178,14 @@ async fn bootstrap(engine: &Arc<ArtiEngine>, progress: &mut Progress) -> anyhow:
         if now.fraction > furthest {
             (furthest, since) = (now.fraction, tokio::time::Instant::now());
         }
-        let said = if now.message.is_empty() { "connecting to Tor".into() } else { format!("Tor: {}", now.message) };
-        progress.step(&said, Some(now.fraction));
+        let text = if now.message.is_empty() { "connecting to Tor".into() } else { format!("Tor: {}", now.message) };
+        progress.step(&text, Some(now.fraction));
         let left = BOOTSTRAP_PATIENCE.saturating_sub(since.elapsed());
         match timeout(left, state.changed()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => bail!("Tor has stopped: {}", now.message),
             Err(_) => bail!(
-                "Tor does not get further than {:.0} % ({}): check this machine's network and clock, and whether it needs \
+                "Tor's bootstrap does not get beyond {:.0} % ({}): check this machine's network and clock, and whether it needs \
                  bridges (--arti-config)",
                 now.fraction * 100.0,
                 now.message
@@ -191,7 +194,7 @@ async fn bootstrap(engine: &Arc<ArtiEngine>, progress: &mut Progress) -> anyhow:
     }
 }
 
-/// Dials the cluster and redeems the token, again where that may help.
+/// Connects to the cluster and redeems the token, repeatedly if that may help.
 async fn knock(
     engine: &Arc<ArtiEngine>,
     token: &Token,
@@ -231,8 +234,8 @@ async fn knock(
 
 fn nobody_admits(error: TorError, cluster: ClusterId) -> anyhow::Error {
     anyhow::Error::from(error).context(format!(
-        "nobody admits nodes at {cluster}: its nodes listen for joins only while there are invitations, and for a day \
-         after the last has ended, so the token may be an old one, or no node may be running"
+        "no node of {cluster} accepts joins: nodes listen for joins only while there are invitations, and for a day \
+         after the last one has expired, so the token may be too old, or no node may be running"
     ))
 }
 
@@ -251,7 +254,7 @@ fn more_telling(earlier: Option<anyhow::Error>, later: anyhow::Error) -> anyhow:
     }
 }
 
-/// How long to wait before the next attempt.
+/// The pauses before further attempts.
 struct Pauses {
     left: std::array::IntoIter<Duration, 4>,
     not_yet: u64,
@@ -268,8 +271,8 @@ impl Pauses {
         self.left.next()
     }
 
-    /// After an answer; `None` where the same call cannot go through in a moment, or was tried
-    /// often enough.
+    /// The pause after an answer; `None` if another attempt cannot succeed soon, or if there were
+    /// enough attempts.
     fn after(&mut self, error: &JoinError) -> Option<Duration> {
         match error {
             JoinError::Refused(Refusal::NotYet) => {
@@ -285,8 +288,8 @@ impl Pauses {
     }
 }
 
-/// The token: from a file, from standard input, or typed without an echo. Never from the command line, which every
-/// user of the machine can read.
+/// Reads the token from a file, from standard input, or typed without an echo. It is never on the
+/// command line, which every user of the machine can read.
 fn read_token(file: Option<&Path>) -> anyhow::Result<Token> {
     let text = match file {
         Some(path) if path == Path::new("-") => read_bounded(io::stdin(), "standard input")?,
@@ -314,7 +317,7 @@ fn read_bounded(from: impl Read, name: &str) -> anyhow::Result<Zeroizing<String>
     if bytes.len() as u64 > MAX_TOKEN_FILE {
         bail!("{name} holds more than a token: give the one line that `rustbalance invite` printed");
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| anyhow::anyhow!("{name} holds no text, so no token"))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| anyhow::anyhow!("{name} is not text, and so not a token"))?;
     Ok(Zeroizing::new(text.to_owned()))
 }
 
@@ -326,8 +329,8 @@ fn report(context: &Context, options: &Options, joined: &Joined, initial: &Initi
     }
     for port in &initial.unserved {
         note(format_args!(
-            "port {port} of the address has no target here: clients that reach this node are refused there, until you \
-             write one in {}",
+            "port {port} of the address has no target here: this node refuses clients of that port until you add a \
+             target in {}",
             context.dir.join(config::FILE_NAME).display()
         ));
     }
@@ -396,8 +399,8 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_tried_again_and_what_does_not_is_told_at_once() {
-        // A token that was made a moment ago is unknown to a publisher that has not heard of it.
+    fn refusals_that_may_pass_are_tried_again_and_lasting_ones_are_reported_at_once() {
+        // A new token is unknown to a publisher that has not received its record yet.
         let after = |refusal| Pauses::default().after(&JoinError::Refused(refusal));
         for passing in [Refusal::UnknownToken, Refusal::NoPublisher, Refusal::Busy, Refusal::NotYet] {
             assert!(after(passing.clone()).is_some(), "{passing}");
@@ -413,10 +416,11 @@ mod tests {
         let not_yet = || JoinError::Refused(Refusal::NotYet);
         let waited: Duration = std::iter::from_fn(|| pauses.after(&not_yet())).sum();
         assert!(waited > LISTEN_BEFORE_ADMITTING && waited < LISTEN_BEFORE_ADMITTING * 2, "{waited:?}");
-        assert!(pauses.after(&JoinError::Refused(Refusal::Busy)).is_some(), "what else happens has its own pauses");
+        assert!(pauses.after(&JoinError::Refused(Refusal::Busy)).is_some(), "other refusals have their own pauses");
     }
 
-    /// The master key that an interrupted join has brought: it stays, and why the join failed is told all the same.
+    /// The identity key that an interrupted join has received stays, and the error of the join is
+    /// still reported.
     #[test]
     fn what_cannot_be_removed_hides_no_error() {
         let folder = tempfile::tempdir().unwrap();
@@ -438,7 +442,7 @@ mod tests {
     #[test]
     fn an_answer_that_was_lost_is_not_forgotten_over_later_attempts() {
         let lost = || Some(JoinError::Unanswered(Box::new(JoinError::Timeout(90))).into());
-        for later in [anyhow::anyhow!("nobody admits nodes"), JoinError::Refused(Refusal::UnknownToken).into()] {
+        for later in [anyhow::anyhow!("no node accepts joins"), JoinError::Refused(Refusal::UnknownToken).into()] {
             let shown = more_telling(lost(), later);
             assert!(shown.to_string().contains("may have taken this node in"), "{shown:#}");
         }
@@ -449,7 +453,7 @@ mod tests {
     #[test]
     fn an_answer_of_a_publisher_is_shown_though_a_later_attempt_found_no_way_to_the_cluster() {
         let refused = Some(JoinError::Refused(Refusal::UnknownToken).into());
-        let shown = more_telling(refused, anyhow::anyhow!("nobody admits nodes"));
+        let shown = more_telling(refused, anyhow::anyhow!("no node accepts joins"));
         assert!(shown.to_string().contains("does not know this token"), "{shown:#}");
     }
 }

@@ -1,9 +1,9 @@
-//! The `rustbalance` command: one file a command, formatting apart.
+//! The `rustbalance` command: one file for each subcommand, and separate files for formatting.
 //!
-//! One enters with [`main`]. The commands decide nothing: they read what the operator said, call
-//! the library or ask the daemon over its control socket, and say what happened. Exit codes: 0
-//! done, 1 failed, 2 wrong usage, 3 no daemon runs, 4 the daemon cannot run until the operator has
-//! mended something, so a supervisor need not try again.
+//! [`main`] is the entry point. The commands decide nothing: they read the options, call the
+//! library or ask the daemon over its control socket, and print the result. Exit codes: 0 done, 1
+//! failed, 2 wrong usage, 3 no daemon runs, 4 the daemon cannot run until the operator has fixed
+//! something, so a supervisor need not try again.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -38,11 +38,12 @@ mod targets;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
-/// Exit code of a command that was used wrongly; clap's own too.
+/// Exit code of a command that was used wrongly; clap has the same.
 const USAGE: u8 = 2;
 /// Exit code of a command that needs a daemon where none runs.
 const NOT_RUNNING: u8 = 3;
-/// Exit code of a daemon that would end in the same way if it were started again. `rustbalance.service` names it.
+/// Exit code of a daemon that cannot run until the operator has fixed something.
+/// `rustbalance.service` names it, so that systemd does not start the daemon again.
 const MEND_FIRST: u8 = 4;
 
 /// The state directory of the machine's own node: root's, and that of `rustbalance.service`.
@@ -62,30 +63,30 @@ struct Cli {
 #[derive(Args)]
 #[command(next_help_heading = "Global options")]
 struct Global {
-    /// State directory: keys, configuration and control socket [default: /var/lib/rustbalance for root, else
-    /// rustbalance in the XDG state directory]
+    /// State directory: keys, configuration and control socket [default: /var/lib/rustbalance for
+    /// root, else rustbalance in the XDG state directory]
     #[arg(long, global = true, value_name = "DIR", env = "RUSTBALANCE_DIR", hide_env_values = true)]
     dir: Option<PathBuf>,
-    /// Form of the log on standard error
+    /// Format of the log on standard error
     #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     log_format: Format,
-    /// Log more; twice and thrice for still more
+    /// Log more; repeat it to log still more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
-/// `--log-format`.
+/// The values of `--log-format`.
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
     /// Lines for a person or systemd's journal
     Text,
-    /// One JSON object a line
+    /// One JSON object per line
     Json,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make a new onion address, and this machine its first node
+    /// Create a new onion address, with this machine as its first node
     Init(init::Options),
     /// Run this machine's node (the daemon, in the foreground)
     Run(run::Options),
@@ -97,27 +98,27 @@ enum Command {
     Status(status::Options),
     /// Say goodbye to the other nodes, and stop this one; it stays a member
     Leave(leave::Options),
-    /// Take no new clients on this node until `resume`, also after a restart
+    /// Take no new clients on this node until `resume`, even after a restart
     Drain(drain::Options),
     /// Take clients again after `drain`
     Resume(resume::Options),
-    /// Expel another node from the cluster
+    /// Evict another node from the cluster
     Evict(evict::Options),
-    /// End the alarm that the address's key was given to more nodes than you wanted
+    /// End an alarm that more nodes have received the address's key than you wanted
     Acknowledge(acknowledge::Options),
 }
 
-/// What every command is given.
+/// The global options, as every command gets them.
 struct Context {
     dir: PathBuf,
-    /// True where `dir` is what it would be without `--dir`.
+    /// True if `dir` is the default directory.
     default_dir: bool,
     format: LogFormat,
     verbose: u8,
 }
 
 impl Context {
-    /// Starts logging for a command that speaks to the operator itself.
+    /// Starts logging for a command that prints its own output to the operator.
     fn log_quietly(&self) -> Result<(), log::LogError> {
         log::init(self.format, self.verbose)
     }
@@ -127,7 +128,7 @@ impl Context {
         log::init(self.format, self.verbose.saturating_add(1))
     }
 
-    /// A command line to suggest, with `--dir` where it takes one.
+    /// A command line to suggest, with `--dir` if it needs one.
     fn suggest(&self, command: &str) -> String {
         match self.default_dir {
             true => format!("rustbalance {command}"),
@@ -136,7 +137,7 @@ impl Context {
     }
 }
 
-/// What was said on the command line cannot be done that way: exit code 2.
+/// The command line is wrong in a way that only the command can detect: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Usage(String);
@@ -148,14 +149,14 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version come this way too, and their code is 0.
+            // Help and version also arrive here, with code 0.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED));
         }
     };
     match execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads our output has seen enough.
+        // The reader of the output has closed the pipe, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {}", with_causes(error.as_ref()));
@@ -186,9 +187,9 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
 fn context(global: Global) -> anyhow::Result<Context> {
     let default = default_dir(is_root(), |name| std::env::var_os(name));
     let given = global.dir.map(std::path::absolute).transpose()?;
-    let dir = given.or_else(|| default.clone()).ok_or_else(|| {
-        Usage("neither XDG_STATE_HOME nor HOME is set: say with --dir where the state directory is".into())
-    })?;
+    let dir = given
+        .or_else(|| default.clone())
+        .ok_or_else(|| Usage("neither XDG_STATE_HOME nor HOME is set: give the state directory with --dir".into()))?;
     let format = match global.log_format {
         Format::Text => LogFormat::Text,
         Format::Json => LogFormat::Json,
@@ -196,7 +197,7 @@ fn context(global: Global) -> anyhow::Result<Context> {
     Ok(Context { default_dir: Some(&dir) == default.as_ref(), dir, format, verbose: global.verbose })
 }
 
-/// Where the state is unless `--dir` says otherwise.
+/// The state directory without `--dir`; `None` if no environment variable gives one.
 fn default_dir(root: bool, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let absolute = |name| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     if root {
@@ -206,7 +207,7 @@ fn default_dir(root: bool, variable: impl Fn(&str) -> Option<OsString>) -> Optio
     Some(state.join("rustbalance"))
 }
 
-/// Whether this process is root's. The kernel is asked, not `/proc`: a bare chroot has none.
+/// True if this process runs as root. Asks the kernel, not `/proc`, which a bare chroot lacks.
 fn is_root() -> bool {
     pwd_grp::geteuid() == 0
 }

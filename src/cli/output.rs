@@ -1,4 +1,4 @@
-//! Words, numbers and times as a person reads them.
+//! Output for people: how numbers and times are formatted, and how lines are printed.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -10,12 +10,13 @@ pub(super) fn say(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
-/// Tells something beside the error that the command ends with. That nobody may hear it must not hide the error.
+/// Prints a note on standard error. A failure to print it is ignored, so that it does not hide the
+/// error that the command ends with.
 pub(super) fn note(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "note: {line}");
 }
 
-/// A length of time in its two largest units.
+/// A duration in its two largest units.
 pub(super) fn time(seconds: u64) -> String {
     let (minute, hour, day) = (60, 3600, 24 * 3600);
     let two = |large: u64, name: &str, small: u64, small_name: &str| match (seconds / large, seconds % large / small) {
@@ -30,7 +31,7 @@ pub(super) fn time(seconds: u64) -> String {
     }
 }
 
-/// A moment given in seconds since the Unix epoch.
+/// The date and time of a moment given in seconds since the Unix epoch; `never` if it has no date.
 pub(super) fn moment(unix: u64) -> String {
     date(unix).map_or("never".into(), |date| date.replace('T', " ").replace('Z', " UTC"))
 }
@@ -58,7 +59,7 @@ pub(super) fn plural(count: usize, noun: &str) -> String {
     }
 }
 
-/// Colours, on a terminal that is not asked to go without.
+/// Whether to print colours: only on a terminal, and not if `NO_COLOR` is set.
 #[derive(Clone, Copy)]
 pub(super) struct Paint(pub(super) bool);
 

@@ -1,18 +1,19 @@
-//! How far long work is, on standard error: a moving bar on a terminal, a line for each new step elsewhere.
+//! The progress of a long operation, on standard error: a moving bar on a terminal, a line for each
+//! new step elsewhere.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Long work under way. Dropped, the bar goes.
+/// A long operation under way. Its bar disappears when this is dropped.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     last: String,
 }
 
 impl Progress {
-    /// Begins.
+    /// Starts the bar, if standard error is a terminal.
     pub(super) fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(100);
@@ -22,7 +23,7 @@ impl Progress {
         Self { bar, last: String::new() }
     }
 
-    /// Says what is done now, and how far that is (0.0 to 1.0) where it can be known.
+    /// Shows the current step, and how far it is (0.0 to 1.0); `None` if that is not known.
     pub(super) fn step(&mut self, message: &str, fraction: Option<f32>) {
         match &self.bar {
             Some(bar) => {

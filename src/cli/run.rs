@@ -20,10 +20,10 @@ pub(super) async fn execute(context: &Context, _options: Options) -> anyhow::Res
     serve(context).await
 }
 
-/// Runs the node of the state directory. Logging has been started.
+/// Runs the node of the state directory. The caller has started logging.
 pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
-    // First, so that one message names all files that cannot be read, and that nothing is changed in
-    // a directory of a later release.
+    // First, so that one error names all files with wrong permissions, and that nothing is changed
+    // in a directory of a later release.
     store::inspect(&context.dir).map_err(NodeError::from)?;
     let config = Config::load(&context.dir).map_err(NodeError::from)?;
     node::preflight(&context.dir, &config.arti).map_err(NodeError::from)?;
@@ -39,16 +39,16 @@ pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
     Ok(outcome?)
 }
 
-/// Cancelled by SIGTERM or SIGINT; a second one ends the process at once. SIGHUP is answered in the
-/// log and changes nothing. A signal that the process was started to ignore, as `nohup` does with
-/// SIGHUP, stays ignored.
+/// A token that SIGTERM or SIGINT cancels; a second one of them ends the process at once. SIGHUP
+/// only logs a warning. A signal that was ignored when the process started (as `nohup` does with
+/// SIGHUP) stays ignored.
 fn stop_on_signals() -> std::io::Result<CancellationToken> {
     let ignored = signals::ignored_at_start();
     let mut terminate = signals::listen(SignalKind::terminate(), &ignored)?;
     let mut interrupt = signals::listen(SignalKind::interrupt(), &ignored)?;
     let mut hangup = signals::listen(SignalKind::hangup(), &ignored)?;
     let stop = CancellationToken::new();
-    let told = stop.clone();
+    let stopped = stop.clone();
     tokio::spawn(async move {
         loop {
             let name = tokio::select! {
@@ -56,19 +56,19 @@ fn stop_on_signals() -> std::io::Result<CancellationToken> {
                 () = signals::next(&mut interrupt) => "SIGINT",
                 () = signals::next(&mut hangup) => {
                     warn!(
-                        "SIGHUP: nothing was read again, and nothing changes; restart the daemon to apply a changed \
-                         configuration (`systemctl restart rustbalance`)"
+                        "SIGHUP: the daemon does not reload its configuration; to apply a changed one, restart it \
+                         (`systemctl restart rustbalance`)"
                     );
                     continue;
                 }
             };
-            if told.is_cancelled() {
-                warn!("{name} again: ending at once");
+            if stopped.is_cancelled() {
+                warn!(signal = name, "second signal: ending at once");
                 std::process::exit(i32::from(super::FAILED));
             }
-            info!("{name}: stopping; once more ends at once");
+            info!(signal = name, "stopping; a second signal ends the process at once");
             systemd::stopping();
-            told.cancel();
+            stopped.cancel();
         }
     });
     Ok(stop)

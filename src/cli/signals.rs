@@ -11,7 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(super) struct Ignored(u64);
 
 impl Ignored {
-    /// Reads the text of `/proc/PID/status`; no signal where it does not say.
+    /// Reads the text of `/proc/PID/status`; no signals if it has no valid mask.
     fn parse(status: &str) -> Self {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
         Self(mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0))
@@ -23,8 +23,8 @@ impl Ignored {
     }
 }
 
-/// The signals that this process ignores now. Called before the first [`listen`], which changes it:
-/// tokio replaces the disposition of a signal, and cannot tell what it was.
+/// The signals that this process ignores now. Called before the first [`listen`], because tokio
+/// then replaces the disposition of a signal and does not report the old one.
 pub(super) fn ignored_at_start() -> Ignored {
     fs::read_to_string("/proc/self/status").map(|status| Ignored::parse(&status)).unwrap_or_default()
 }
@@ -34,7 +34,7 @@ pub(super) fn listen(kind: SignalKind, ignored: &Ignored) -> io::Result<Option<S
     if ignored.contains(kind) { Ok(None) } else { signal(kind).map(Some) }
 }
 
-/// Waits for the next one; for ever if it is ignored.
+/// Waits for the next signal; for ever if it is ignored.
 pub(super) async fn next(signal: &mut Option<Signal>) {
     let received = match signal {
         Some(signal) => signal.recv().await,
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn ignored_signals_are_read_from_the_mask_of_proc() {
-        // What `nohup` leaves, with Python's SIGPIPE and SIGXFSZ: signals 1, 13 and 25.
+        // `nohup` ignores SIGHUP (1), and Python ignores SIGPIPE (13) and SIGXFSZ (25).
         let ignored = Ignored::parse("Name:\tx\nSigBlk:\t0000000000000002\nSigIgn:\t0000000001001001\nSigCgt:\t0\n");
         assert!(ignored.contains(SignalKind::hangup()) && ignored.contains(SignalKind::pipe()));
         assert!(!ignored.contains(SignalKind::interrupt()) && !ignored.contains(SignalKind::terminate()));

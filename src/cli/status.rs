@@ -1,4 +1,5 @@
-//! `rustbalance status`: how the running node sees itself and the cluster, once or again and again.
+//! `rustbalance status`: shows how the running node sees itself and the cluster, once or
+//! repeatedly.
 
 use std::io::{IsTerminal, Write, stdout};
 use std::time::Duration;
@@ -12,9 +13,9 @@ use super::status_view::view;
 use crate::causes::with_causes;
 use crate::control::{Request, Response, Status};
 
-/// Between two pictures of `--watch`.
+/// Time between two outputs of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// Clears a terminal.
+/// Clears the terminal and moves the cursor to its top left corner.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
 #[derive(Args)]
@@ -22,7 +23,7 @@ pub(super) struct Options {
     /// Print JSON, for programs
     #[arg(long)]
     json: bool,
-    /// Go on and show it every two seconds; with --json, one line each
+    /// Repeat every two seconds; with --json, print one line each time
     #[arg(short, long)]
     watch: bool,
 }
@@ -45,7 +46,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
             tokio::time::sleep(WATCH_INTERVAL).await;
             match fetch(context).await {
                 Ok(status) => break status,
-                // The daemon may be back in a moment; a program that reads JSON is told by the exit code.
+                // The daemon may come back soon; a reader of JSON gets an exit code instead.
                 Err(error) if options.json => return Err(error),
                 Err(error) => show(&format!("{}\n", with_causes(error.as_ref())))?,
             }
@@ -60,7 +61,7 @@ pub(super) async fn fetch(context: &Context) -> anyhow::Result<Status> {
     }
 }
 
-/// One picture in place of the last on a terminal, one after the other elsewhere.
+/// Replaces the previous output on a terminal; appends elsewhere.
 fn show(picture: &str) -> std::io::Result<()> {
     let before = if stdout().is_terminal() { CLEAR } else { "" };
     let mut out = stdout().lock();

@@ -1,4 +1,4 @@
-//! The status as a person reads it: first whether clients are served, then what is wrong, then the tables.
+//! The status for people: first whether clients are served, then the problems, then the tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -11,14 +11,14 @@ use rustbalance_gossip::view::Condition;
 use super::output::{Paint, bytes, moment, plural, time};
 use crate::control::{AlarmStatus, InvitationStatus, MemberStatus, Status};
 
-/// Nodes that an alarm names.
+/// Most nodes that an alarm names.
 const MOST_NODES: usize = 6;
-/// Ports of which it is said one by one that some nodes do not serve them.
+/// Most ports that are listed one by one because only some nodes serve them.
 const MOST_PORTS: usize = 5;
-/// Characters of an address that tell nodes apart.
+/// Characters of an address or id that are shown.
 const SHORT: usize = 8;
 
-/// The whole picture, ending with a line's end.
+/// The whole status as text, which ends with a newline.
 pub(super) fn view(status: &Status, paint: Paint) -> String {
     let mut text = String::new();
     head(&mut text, status, paint);
@@ -30,7 +30,7 @@ pub(super) fn view(status: &Status, paint: Paint) -> String {
     text
 }
 
-/// What an operator has to look at, the worst first.
+/// The problems that the operator has to look at, the worst first.
 fn problems(status: &Status) -> Vec<String> {
     let mut list: Vec<String> = status.alarms.iter().map(alarm).collect();
     if !status.tor.ready {
@@ -49,21 +49,21 @@ fn problems(status: &Status) -> Vec<String> {
         }
     }
     if let Some(stranger) = &status.stranger {
-        let whose =
-            if stranger.readable { "its clients reach it" } else { "only clients that it has authorized reach it" };
+        let effect =
+            if stranger.readable { "clients reach it" } else { "only clients that it has authorized reach it" };
         list.push(format!(
-            "another publisher, which is no member, has published this address {} ago, and {whose} until this node has \
-             published again: stop the old service that has the address's key; if there is none, the key is in other \
-             hands, and only a new address is safe",
+            "a publisher that is not a member has published this address {} ago, and {effect} until this node has \
+             published again: stop the old service that has the address's key; if there is none, others have the key, \
+             and only a new address is safe",
             time(stranger.seen_seconds)
         ));
     }
     match (&status.publisher, &status.publication) {
         (None, _) => list.push("no publisher is known: the address will not be kept up to date".into()),
-        (Some(_), None) => list.push("nothing is known to be published yet".into()),
+        (Some(_), None) => list.push("no published descriptor is known yet".into()),
         (Some(_), Some(publication)) => {
             if publication.intro_points.is_empty() {
-                list.push("nobody's introduction points are published: clients cannot reach the address".into());
+                list.push("no introduction points are published: clients cannot reach the address".into());
             }
             for period in publication.periods.iter().filter(|period| period.confirmed < period.directories) {
                 list.push(format!(
@@ -107,7 +107,8 @@ fn problems(status: &Status) -> Vec<String> {
     list
 }
 
-/// Ports that some nodes serve and others do not: a client is sent to any node.
+/// Ports that some nodes serve and others do not. A client may reach any node, so all should serve
+/// the same ports.
 fn ports_apart(members: &[MemberStatus]) -> Vec<String> {
     let serving = members.iter().filter(|member| member.alive && member.phase != Some(Condition::Gone));
     let nodes: Vec<_> = serving.filter_map(|member| Some((short(&member.node), member.ports.as_ref()?))).collect();
@@ -117,22 +118,22 @@ fn ports_apart(members: &[MemberStatus]) -> Vec<String> {
         let names = |nodes: Vec<&(&str, &Vec<u16>)>| Vec::from_iter(nodes.iter().map(|(node, _)| *node)).join(", ");
         (!without.is_empty()).then(|| {
             format!(
-                "port {port} is served by {} and not by {}, which refuses clients there: write [[port]] in its \
-                 rustbalance.toml, or take the port out of the others'",
+                "port {port} is served by {} and not by {}, which refuses clients there: add [[port]] to its \
+                 rustbalance.toml, or remove the port from the others",
                 names(with),
                 names(without)
             )
         })
     });
     let mut list: Vec<String> = apart.collect();
-    // A hostile member may name ports as it likes.
+    // A hostile member may announce any number of ports.
     let more = list.len().saturating_sub(MOST_PORTS);
     list.truncate(MOST_PORTS);
-    list.extend((more > 0).then(|| format!("{} more are served by some nodes alone", plural(more, "port"))));
+    list.extend((more > 0).then(|| format!("{} more are served by only some nodes", plural(more, "port"))));
     list
 }
 
-/// The worst there is: a node that is not the operator's may have the address.
+/// The worst problem: a node that is not the operator's may have the key of the address.
 fn alarm(alarm: &AlarmStatus) -> String {
     let named: Vec<_> = alarm.nodes.iter().take(MOST_NODES).map(|node| short(node)).collect();
     let more = if alarm.nodes.len() > MOST_NODES { ", ..." } else { "" };
@@ -146,15 +147,15 @@ fn alarm(alarm: &AlarmStatus) -> String {
     )
 }
 
-/// What the operator can do about an isolated node, or why it only takes time.
+/// The problem of an isolated node, with advice to the operator or the reason to wait.
 fn isolated(why: Isolated) -> String {
     let advice = match why {
         Isolated::ShutOut => {
-            "it was evicted (ask `rustbalance status` on another node), or missed changes of the key and will be reached soon"
+            "it was evicted (check `rustbalance status` on another node), or it missed key rotations and will be reached soon"
         }
-        Isolated::LacksRevocations { .. } => "they come with the first link to another publisher",
+        Isolated::LacksRevocations { .. } => "they arrive with the first link to another publisher",
         Isolated::SecondProcess => {
-            "most likely a copy of its state directory runs on another machine, and both stop: delete all copies but one"
+            "most likely a copy of its state directory runs on another machine; both stop: delete all copies but one"
         }
     };
     format!("this node does not publish, because {why}: {advice}")
@@ -212,7 +213,7 @@ fn members(text: &mut String, status: &Status, paint: Paint) {
             member.invitation.as_deref().map_or("-", short).into(),
         ]);
     }
-    section(text, "Nodes (* publishes; what they offer and what is published are introduction points)", &table, paint);
+    section(text, "Nodes (* publishes; OFFERS and PUBLISHED count introduction points)", &table, paint);
 }
 
 fn state(member: &MemberStatus) -> String {
@@ -259,8 +260,7 @@ fn invitations(text: &mut String, status: &Status, paint: Paint) {
     }
 }
 
-/// Those that admit nodes first, then what has become of the others. `nodes`: with those that have
-/// joined.
+/// The invitations, those that still admit nodes first. `nodes`: with the nodes that have joined.
 pub(super) fn invitation_table(invitations: &[InvitationStatus], nodes: bool) -> Table {
     let titles = ["INVITATION", "ROLE", "USED", "UNTIL", "STATE", "NODES"];
     let mut table = table(if nodes { &titles } else { &titles[..5] }, &[]);
@@ -305,7 +305,7 @@ fn tail(text: &mut String, status: &Status) {
     }
 }
 
-/// For whom, and what it has brought.
+/// The nodes for which this node stands in, and the introductions that it has answered for them.
 fn stand_ins(status: &Status) -> String {
     let nodes: BTreeSet<&str> = status.stand_ins.iter().map(|point| short(&point.node)).collect();
     let introductions: u64 = status.stand_ins.iter().map(|point| point.introductions).sum();
@@ -316,8 +316,8 @@ fn stand_ins(status: &Status) -> String {
     )
 }
 
-/// How many there are over which route, and how long the answers take of those that carry gossip: over Tor that tells how
-/// the network does.
+/// The number of links over each route, and the round-trip times of those that carry gossip. Over
+/// Tor, these times show the state of the network.
 fn links(status: &Status) -> String {
     let carrying = status.links.iter().filter(|link| link.carries);
     let times: Vec<u64> = carrying.filter_map(|link| link.round_trip_ms).collect();

@@ -1,9 +1,10 @@
-//! `join --target`: where a node sends clients, for the one port of the address or for each of
+//! `join --target`: where this node sends clients, for the only port of the address or for each of
 //! several.
 //!
-//! Which ports the address has is known only once the cluster has let this node in. So nothing here
-//! costs the token: where a target is missing, the person at the terminal is asked; without one,
-//! either the same command goes on with more targets, or the port is written as a comment.
+//! The node learns the ports of the address only when the cluster admits it, so a wrong target must
+//! not use up the token. If a target is missing, the person at the terminal is asked. If there is
+//! no terminal, either the same command can be run again with more targets, or the port is written
+//! to the configuration as a comment.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::str::FromStr;
@@ -12,10 +13,10 @@ use super::Usage;
 use crate::config::check_virtual_port;
 use crate::proxy::{PortTarget, Target};
 
-/// One `--target`.
+/// The value of one `--target`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TargetOption {
-    /// `None`: for the one port of the address.
+    /// The virtual port; `None` for the only port of the address.
     port: Option<u16>,
     target: Target,
 }
@@ -35,19 +36,19 @@ impl FromStr for TargetOption {
     }
 }
 
-/// Which ports of the address have a target.
+/// The ports of the address, with and without a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Assigned {
     pub(super) served: Vec<PortTarget>,
-    /// Those without one.
+    /// Ports without a target.
     pub(super) unserved: Vec<u16>,
 }
 
-/// Whether the options fit together, whatever ports the address has.
+/// Fails if the options contradict each other, whatever ports the address has.
 pub(super) fn check(options: &[TargetOption]) -> Result<(), Usage> {
     let plain = options.iter().filter(|option| option.port.is_none()).count();
     if plain > 0 && options.len() > 1 {
-        return Err(Usage("of several --target each names its port, as in --target 80=127.0.0.1:8080".into()));
+        return Err(Usage("with several --target, each must name its port, as in --target 80=127.0.0.1:8080".into()));
     }
     let mut ports: Vec<_> = options.iter().filter_map(|option| option.port).collect();
     ports.sort_unstable();
@@ -57,12 +58,12 @@ pub(super) fn check(options: &[TargetOption]) -> Result<(), Usage> {
     }
 }
 
-/// Gives each port of the address its target. `ask` is called for a port that has none; it gives
-/// `None` where the node is not to serve that port. Without `ask` no person is there to answer.
+/// Assigns each port of the address its target. `ask` is called for a port that has none; it
+/// returns `None` if the node is not to serve that port. Without `ask`, no person can be asked.
 ///
 /// # Errors
-/// A target for several ports, or for a port that the address has not. The same command may go on
-/// with others.
+/// There is one target for several ports, or a target for a port that the address does not have.
+/// The same command can be run again with other targets.
 pub(super) fn assign(
     options: &[TargetOption],
     ports: &[u16],
@@ -70,13 +71,15 @@ pub(super) fn assign(
 ) -> anyhow::Result<Assigned> {
     let stranger = options.iter().filter_map(|option| option.port).find(|port| !ports.contains(port));
     if let Some(port) = stranger {
-        return Err(go_on(format!("the address has no port {port}, it has {}", listed(ports))).into());
+        return Err(go_on(format!("the address has no port {port}; its ports are {}", listed(ports))).into());
     }
     let plain = options.iter().find(|option| option.port.is_none());
     if plain.is_some() && ports.len() > 1 && ask.is_none() {
-        return Err(
-            go_on(format!("the address has the ports {}, and one --target is not for all", listed(ports))).into()
-        );
+        return Err(go_on(format!(
+            "the address has the ports {}, and one --target cannot serve them all",
+            listed(ports)
+        ))
+        .into());
     }
     let mut assigned = Assigned { served: Vec::new(), unserved: Vec::new() };
     for &port in ports {
@@ -93,16 +96,16 @@ pub(super) fn assign(
         }
     }
     match assigned.served.is_empty() {
-        true => Err(go_on(format!("no port of the address has a target here, and it has {}", listed(ports))).into()),
+        true => Err(go_on(format!("no port of the address has a target here; its ports are {}", listed(ports))).into()),
         false => Ok(assigned),
     }
 }
 
-/// What was given does not fit the address; the cluster has let the node in all the same.
+/// The error if the targets do not fit the address. The cluster has admitted the node already.
 fn go_on(why: String) -> Usage {
     Usage(format!(
-        "{why}: run the same command again with one for each, as in --target 80=127.0.0.1:8080 --target \
-         22=127.0.0.1:22 (the token is not used up by that)"
+        "{why}: run the same command again with a target for each port, as in --target 80=127.0.0.1:8080 --target \
+         22=127.0.0.1:22 (that does not use up the token)"
     ))
 }
 
@@ -121,7 +124,7 @@ pub(super) fn ask(port: u16) -> io::Result<Option<Target>> {
     loop {
         write!(
             io::stderr(),
-            "Where does port {port} of the address go on this machine, as in 127.0.0.1:{port}? (empty: nowhere) "
+            "Target for port {port} of the address on this machine, such as 127.0.0.1:{port} (empty for none): "
         )?;
         let Some(line) = lines.next().transpose()? else { return Ok(None) };
         match line.trim() {
@@ -143,7 +146,7 @@ mod tests {
     }
 
     fn shown(assigned: &Assigned) -> (String, Vec<u16>) {
-        let served = assigned.served.iter().map(|it| format!("{}={}", it.port, it.target));
+        let served = assigned.served.iter().map(|port| format!("{}={}", port.port, port.target));
         (Vec::from_iter(served).join(" "), assigned.unserved.clone())
     }
 
@@ -170,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sits_at_a_terminal_is_asked_for_what_is_missing() {
+    fn a_person_at_a_terminal_is_asked_for_missing_targets() {
         let mut asked = Vec::new();
         let mut answer = |port| {
             asked.push(port);

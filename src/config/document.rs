@@ -1,5 +1,5 @@
-//! Writes `docs/CONFIGURATION.md` from the tables, and holds the file to it. `RUSTBALANCE_WRITE_DOCS=1` makes the test
-//! write it.
+//! Generates `docs/CONFIGURATION.md` from the tables, and tests that the file is up to date. With
+//! `RUSTBALANCE_WRITE_DOCS=1` the test writes the file.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,7 +12,7 @@ struct Document(String);
 impl Document {
     fn heading(&mut self, title: &str, effect: Effect, meaning: &str) {
         let change = match effect {
-            Effect::Running => "The running daemon can take over a change, for what begins after it.",
+            Effect::Running => "A change needs a restart until the daemon can reload its configuration.",
             Effect::Restart => "A change needs a restart.",
         };
         let _ = write!(self.0, "\n## {title}\n\n{meaning}{change}\n");
@@ -73,14 +73,14 @@ impl Keys for Document {
 fn document() -> String {
     let mut document = Document(format!(
         "# Configuration\n\n\
-         `{FILE_NAME}` in the state directory configures one node. `init` and `join` write it with every key as a comment \
-         that\nshows its default; the daemon reads it when it starts. A key that it does not know and a value that is not \
-         allowed are\nerrors, which name the line, the nearest key and what is allowed. A time has a unit: `\"500ms\"`, \
-         `\"2s\"`, `\"30m\"`, `\"1h\"`.\n\n\
-         A test writes this page from `src/config/tables.rs`, where each key stands once. Today every change is applied \
-         by a\nrestart (`systemctl restart rustbalance`).\n"
+         `{FILE_NAME}` in the state directory configures one node. `init` and `join` write it with every other key as a \
+         comment\nthat shows its default, or an example if it has none. The daemon reads the file when it starts. An \
+         unknown key and a value\nthat is not allowed are errors, which name the line, the nearest key and the allowed \
+         values. A time has a unit: `\"500ms\"`,\n`\"2s\"`, `\"30m\"`, `\"1h\"`.\n\n\
+         To apply a change, restart the daemon (`systemctl restart rustbalance`): it cannot reload the file yet. A test \
+         generates\nthis page from `src/config/tables.rs`, which defines every key.\n"
     ));
-    document.heading("Above all tables", Effect::Restart, "");
+    document.heading("Keys above all tables", Effect::Restart, "");
     document.columns();
     tables::walk(&mut document, &mut Config::default());
     document.0

@@ -1,4 +1,5 @@
-//! The file that `init` and `join` write: what was asked for, and every other key as a comment with its default.
+//! The file that `init` and `join` write: the values that the operator asked for, and every other
+//! key as a comment with its default or an example.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -7,17 +8,18 @@ use super::keys::{Effect, Keys, Value};
 use super::{ARTI_FILE_NAME, Config, ConfigError, FILE_NAME, tables, write_new};
 use crate::proxy::PortTarget;
 
-/// Longest line of a comment, in characters, but for words that are longer.
+/// Longest comment line, in characters, unless it is a single longer piece without a space.
 const WIDTH: usize = 100;
 
-/// What the operator asked for at `init` or `join`.
+/// The values that the operator asked for at `init` or `join`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Initial {
     /// The virtual ports and their targets.
     pub ports: Vec<PortTarget>,
-    /// Virtual ports of the address for which no target was given: written as comments.
+    /// Virtual ports of the address for which no target was given. They are written as comments.
     pub unserved: Vec<u16>,
-    /// The text of the file given with `--arti-config` (see [`super::read_arti`]); it is copied as it is.
+    /// The text of the file given with `--arti-config` (see [`super::read_arti`]), which is copied
+    /// unchanged; `None` if none was given.
     pub arti: Option<String>,
 }
 
@@ -25,7 +27,7 @@ impl Config {
     /// Writes the first configuration into the state directory `dir`.
     ///
     /// # Errors
-    /// If a file with another content is there already: it stays. If the directory cannot be written.
+    /// A file with another content exists (it is not changed), or the directory cannot be written.
     pub fn write_initial(dir: &Path, initial: &Initial) -> Result<(), ConfigError> {
         if let Some(arti) = &initial.arti {
             write_new(&dir.join(ARTI_FILE_NAME), arti)?;
@@ -43,8 +45,8 @@ pub(super) fn text(initial: &Initial) -> String {
     };
     let mut writer = Writer { text: String::new(), unserved: &initial.unserved, shape: Shape::Whole };
     writer.comment(
-        "The configuration of this RustBalance node, read when the daemon starts. A key behind \"#\" has the default \
-         that is shown. A time has a unit: \"500ms\", \"2s\", \"30m\", \"1h\".",
+        "The configuration of this RustBalance node. The daemon reads it when it starts. A key behind \"#\" is not set: \
+         the line shows its default, or an example if it has none. A time has a unit: \"500ms\", \"2s\", \"30m\", \"1h\".",
     );
     writer.text.push('\n');
     tables::walk(&mut writer, &mut config);
@@ -57,14 +59,14 @@ struct Writer<'a> {
     shape: Shape,
 }
 
-/// What is written of a key.
+/// The parts of a key that are written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shape {
-    /// Its meaning, and a line with its value.
+    /// Its meaning, and the line with its value.
     Whole,
-    /// Its meaning, behind its name: what stands before several tables alike.
+    /// Its name and meaning only: written once above a list of tables with the same keys.
     Meaning,
-    /// The line with its value.
+    /// The line with its value only.
     Line,
 }
 
@@ -102,12 +104,12 @@ impl Writer<'_> {
         }
     }
 
-    /// A port of the address for which no target was given.
+    /// Writes a port of the address for which no target was given, as a comment.
     fn unserved(&mut self, port: u16) {
         self.text.push('\n');
         self.comment(&format!(
-            "The address has port {port}, too. This node refuses its clients until it has a target here; other nodes \
-             may serve them."
+            "Port {port} of the address has no target on this node. Until you add one here, this node refuses clients of \
+             that port; other nodes may serve them."
         ));
         let _ = write!(self.text, "#[[port]]\n#virtual = {port}\n#target = \"127.0.0.1:{port}\"\n");
     }
@@ -136,7 +138,7 @@ impl Keys for Writer<'_> {
         self.explain::<V>(name, &allowed, meaning);
         match value {
             Some(value) => self.line(&format!("{name} = {}", value.show())),
-            // Its meaning stands above the tables.
+            // An example is written only with the meaning, above the tables.
             None if self.shape == Shape::Line => {}
             None => self.line(&format!("# {name} = {}", example.show())),
         }

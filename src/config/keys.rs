@@ -1,7 +1,9 @@
-//! What a key of the configuration is: a name, the values allowed, its place in [`super::Config`], a meaning.
+//! The definition of a configuration key: its name, the allowed values, its field in
+//! [`super::Config`] and its meaning.
 //!
-//! `tables` says that once for each key, to whatever walks the tables: `reader` takes the values from a file, `initial`
-//! writes the first file, `document` (a test) writes `docs/CONFIGURATION.md`, and `live` compares two configurations.
+//! `tables` defines each key once, and passes the keys to a visitor ([`Keys`]): `reader` reads
+//! their values from a file, `initial` writes the first file, `document` (a test) generates
+//! `docs/CONFIGURATION.md`, and `live` compares two configurations.
 
 use std::ops::{RangeFull, RangeInclusive};
 use std::path::PathBuf;
@@ -15,21 +17,22 @@ use crate::proxy::Target;
 /// When a changed value takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// In the running daemon, for what begins after the change.
+    /// In the running daemon: connections, streams and checks that begin after the change use it.
     Running,
     /// At the next start.
     Restart,
 }
 
-/// Walks the tables key by key.
+/// A visitor of the tables, key by key.
 pub(super) trait Keys: Sized {
-    /// Begins the table `[name]`: the keys that follow stand in it. Those before the first one stand at the top level.
+    /// Begins the table `[name]`, to which the next keys belong. Keys before the first table belong
+    /// to the top level.
     fn table(&mut self, name: &'static str, effect: Effect, meaning: &'static str);
 
-    /// A key whose default is the value that is there already.
+    /// A key. `value` holds its default before the call.
     fn key<V: Value>(&mut self, name: &'static str, allowed: V::Allowed, value: &mut V, meaning: &'static str);
 
-    /// A key without a default; `example` is a value to show.
+    /// A key without a default; `example` is an allowed value to show.
     fn optional<V: Value>(
         &mut self,
         name: &'static str,
@@ -39,7 +42,7 @@ pub(super) trait Keys: Sized {
         meaning: &'static str,
     );
 
-    /// The tables `[[name]]`, none or more. `keys` walks one of them and sees those before it.
+    /// The repeated tables `[[name]]`. `keys` visits one of them, and is given those before it.
     fn each<T: Default>(
         &mut self,
         name: &'static str,
@@ -49,30 +52,31 @@ pub(super) trait Keys: Sized {
         keys: fn(&mut Self, &mut T, &[T]),
     );
 
-    /// A table whose keys another program defines, as TOML text. True if it is there.
+    /// A table whose keys another program defines, as TOML text. True if it is in the file.
     fn foreign(&mut self, name: &'static str, effect: Effect, meaning: &'static str, text: &mut String) -> bool;
 
-    /// What must hold for the key `name` beyond the values allowed; otherwise `why` says what is wrong with it.
+    /// A requirement on the key `name`, beyond its allowed values. If it does not hold, `why`
+    /// returns the reason.
     fn require(&mut self, name: &'static str, holds: bool, why: impl FnOnce() -> String);
 }
 
-/// Why a value was refused, as the rest of a sentence.
+/// Why a value was refused, as the end of an error message.
 pub(super) enum Refused {
-    /// What to write instead: the value itself is not in it.
+    /// The values to write instead. The message adds the refused value.
     Instead(String),
-    /// A whole sentence that names the value.
+    /// The complete reason. The message does not add the value.
     Because(String),
 }
 
-/// What a key may hold.
+/// A type of value that a key may hold.
 pub(super) trait Value: Clone + PartialEq {
-    /// The values allowed.
+    /// The description of the allowed values.
     type Allowed;
-    /// Reads a value of a file.
+    /// Reads a value from a file, and refuses it unless it is allowed.
     fn read(value: &DeValue<'_>, allowed: &Self::Allowed) -> Result<Self, Refused>;
-    /// As it stands in a file.
+    /// The value as TOML.
     fn show(&self) -> String;
-    /// The values allowed, for a person; `None` where the default shows it.
+    /// The allowed values, for a person; `None` if the default or the meaning shows them.
     fn allowed(allowed: &Self::Allowed) -> Option<String>;
 }
 
@@ -82,7 +86,7 @@ macro_rules! whole_numbers {
             type Allowed = RangeInclusive<Self>;
 
             fn read(value: &DeValue<'_>, allowed: &Self::Allowed) -> Result<Self, Refused> {
-                let number = value.as_integer().and_then(|it| i128::from_str_radix(it.as_str(), it.radix()).ok());
+                let number = value.as_integer().and_then(|int| i128::from_str_radix(int.as_str(), int.radix()).ok());
                 let number = number.and_then(|number| Self::try_from(number).ok());
                 number.filter(|number| allowed.contains(number)).ok_or_else(|| {
                     Refused::Instead(format!("a whole number from {} to {}", allowed.start(), allowed.end()))
@@ -126,7 +130,7 @@ impl Value for Duration {
     }
 }
 
-/// How a time that never comes is written.
+/// The value that turns a timeout off.
 const NEVER: &str = "never";
 
 /// A time, or [`NEVER`] (also `"off"`), which is `None`.
@@ -218,12 +222,12 @@ impl Value for Target {
     }
 }
 
-/// A text as TOML: a path may hold quotes and backslashes.
+/// A text as a TOML string: a path may contain quotes and backslashes.
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
-/// A time as a person writes it.
+/// A time with its units, as in `1h 5m`.
 pub(super) fn duration(time: Duration) -> String {
     humantime::format_duration(time).to_string()
 }

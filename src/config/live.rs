@@ -1,7 +1,8 @@
-//! The configuration of a running daemon, part of which can change without a restart.
+//! The configuration of a running daemon. Some tables of it can change without a restart.
 //!
-//! [`LiveConfig::apply`] takes a new configuration. Each part of the node that can follow holds a watch and reads it at
-//! each use, so what is open already keeps the bounds with which it began, and what comes next has the new ones.
+//! [`LiveConfig::apply`] takes a new configuration; the daemon has no reload yet that calls it. The
+//! parts of the node that can follow a change hold a watch and read it at each use. So connections
+//! and streams that are open keep their limits, and new ones get the new limits.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +29,7 @@ pub struct LiveConfig {
 }
 
 impl LiveConfig {
-    /// The one that the daemon starts with.
+    /// The configuration that the daemon starts with.
     pub fn new(start: Config) -> Self {
         Self {
             service: watch::Sender::new(start.service),
@@ -40,13 +41,13 @@ impl LiveConfig {
         }
     }
 
-    /// The configuration at the start: right for what needs a restart to change.
+    /// The configuration at the start, for the keys that need a restart to change.
     pub fn at_start(&self) -> &Config {
         &self.start
     }
 
-    /// Puts the tables of `new` into use that can change while the daemon runs. Returns the names of the other keys in
-    /// which it differs from the start, as `[table] key`: these need a restart.
+    /// Applies the tables of `new` that can change while the daemon runs. Returns the names, as
+    /// `[table] key`, of the other keys that differ from the start: they need a restart.
     pub fn apply(&self, new: &Config) -> Vec<String> {
         publish(&self.service, new.service);
         publish(&self.proxy, new.proxy.clone());
@@ -95,8 +96,9 @@ struct Shown {
 /// The keys of a configuration that need a restart to change.
 struct List {
     keys: Vec<Shown>,
-    /// What stands before the names of the current table, and when its keys take effect.
+    /// Prefix of the names of the current table's keys.
     table: String,
+    /// When changes of these keys take effect.
     effect: Effect,
 }
 
@@ -146,7 +148,7 @@ impl Keys for List {
         items: &mut Vec<T>,
         keys: fn(&mut Self, &mut T, &[T]),
     ) {
-        // All of them are one value: what was the first table may be the second one now.
+        // All the tables are compared as one value, because they may have changed places.
         let mut inner = Self::new(Effect::Restart);
         for at in 0..items.len() {
             let (before, rest) = items.split_at_mut(at);

@@ -1,9 +1,10 @@
-//! `rustbalance.toml` in the state directory: what the operator may choose for this node.
+//! `rustbalance.toml` in the state directory: the operator's settings for this node.
 //!
-//! The daemon reads it with [`Config::load`], `init` and `join` write the first one with [`Config::write_initial`], and
-//! [`LiveConfig`] holds it while the daemon runs. `tables` has every key once: its name, default, the values allowed and
-//! its meaning. A wrong value and an unknown key are errors that name the line, the key, its table and the way out.
-//! Tor's own settings go to Arti as they are: in the table `[arti]`, or in the file that `arti_config` names.
+//! `init` and `join` write the first file with [`Config::write_initial`], the daemon reads it with
+//! [`Config::load`], and [`LiveConfig`] holds it while the daemon runs. `tables` defines every key
+//! once: its name, default, allowed values and meaning. A wrong value and an unknown key are errors
+//! that name the line, the key, its table and the way out. Tor's own settings are passed to Arti
+//! unchanged: they are in the table `[arti]`, or in the file that `arti_config` names.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -39,92 +40,94 @@ mod tables;
 
 /// The file's name in the state directory.
 pub const FILE_NAME: &str = "rustbalance.toml";
-/// Where `init` and `join` put a copy of the file given with `--arti-config`.
+/// Name in the state directory for the copy of the file given with `--arti-config`.
 pub const ARTI_FILE_NAME: &str = "arti.toml";
 /// Largest configuration file, in bytes: room for Arti's lists of bridges and relays.
 const MAX_FILE: u64 = 1 << 20;
-/// Virtual port of the master address, at which joining nodes dial.
+/// Virtual port of the cluster's first service, to which joining nodes connect.
 pub const JOIN_PORT: u16 = 7441;
 
-/// Why there is no configuration. Nothing was changed.
+/// Why a configuration file cannot be read or written. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub struct ConfigError {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// The problem with it.
     pub problem: Problem,
 }
 
 impl ConfigError {
-    /// True if it stays so until somebody mends it: what is written is wrong, not the disk or the moment.
+    /// True if the error lasts until the operator fixes the file or its permissions. Other errors
+    /// of the operating system may pass.
     pub fn is_permanent(&self) -> bool {
         let lasts = |kind| matches!(kind, io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidData);
         !matches!(&self.problem, Problem::Io(_, error) if !lasts(error.kind()))
     }
 }
 
-/// What is wrong with a configuration file.
+/// A problem with a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// Not there.
+    /// The file does not exist.
     #[error("there is no such file: `rustbalance init` or `rustbalance join` makes it")]
     Missing,
-    /// Cannot be read or written.
+    /// The file cannot be read or written. Holds the failed action and the system's error.
     #[error("cannot be {0}: {1}")]
     Io(&'static str, io::Error),
-    /// Larger than [`MAX_FILE`].
-    #[error("is larger than {MAX_FILE} bytes, which no configuration is")]
+    /// The file is larger than [`MAX_FILE`].
+    #[error("is larger than {MAX_FILE} bytes, the most that a configuration may have")]
     TooLarge,
-    /// Is there already.
-    #[error("is there already, says something else, and is never overwritten: move it away")]
+    /// A file with another content exists.
+    #[error("already exists with another content, and is never overwritten: move it away")]
     Exists,
-    /// Not TOML. Says where, and quotes nothing of the file.
+    /// The file is not TOML. Holds the place and perhaps the key, but no value, which may be
+    /// secret.
     #[error("is not valid TOML: {0}")]
     Syntax(String),
-    /// Keys that are unknown, or values that are not allowed.
+    /// The file has unknown keys, or values that are not allowed.
     #[error("{0}")]
     Keys(Mistakes),
 }
 
-/// Ports of services beside the one that names the cluster, each with at least one.
+/// The ports of the services other than the first. Each service has at least one port.
 pub type FurtherPorts = BTreeMap<ServiceId, Vec<PortTarget>>;
 
 /// The configuration of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {
-    /// `[node]`.
+    /// `[node]`: values that this node announces.
     pub node: NodeConfig,
     /// `[[port]]` of the service that names the cluster, at least one, each virtual port once.
     pub ports: Vec<PortTarget>,
     /// `[[port]]` with `service`: the ports of further services.
     pub further_ports: FurtherPorts,
-    /// `[cluster]`.
+    /// `[cluster]`: timing and introduction points.
     pub cluster: ClusterConfig,
-    /// `[limits]`, as far as the Tor engine enforces it.
+    /// `[limits]`: the limits that the Tor engine enforces.
     pub service: ServiceLimits,
-    /// `[limits]`, as far as it is about streams.
+    /// `[limits]`: the limits on streams to targets.
     pub proxy: ProxyLimits,
-    /// `[health]`.
+    /// `[health]`: checks of the targets.
     pub health: HealthSettings,
-    /// `[links]`.
+    /// `[links]`: links to other members, and limits on them.
     pub links: LinkLimits,
-    /// `[joins]`.
+    /// `[joins]`: limits on joining nodes.
     pub joins: DoorLimits,
-    /// `[gossip]`.
+    /// `[gossip]`: limits on the gossip that is kept.
     pub gossip: GossipConfig,
-    /// What Arti is configured with, as TOML text; empty for its defaults.
+    /// Arti's settings as TOML text; empty for its defaults.
     pub arti: String,
-    /// The file that `arti_config` names, from which `arti` was read.
+    /// The file that `arti_config` names and from which `arti` was read; `None` without that key.
     pub arti_file: Option<PathBuf>,
 }
 
-/// `[node]`: what this node tells the others of itself.
+/// `[node]`: values that this node announces to the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// Lower is asked first to publish.
+    /// Order in which publishers are chosen to publish: the lowest number first.
     pub priority: u8,
-    /// Its share of the introduction points, against the others', 1 to 100.
+    /// Share of the introduction points, relative to the other nodes' weights; 1 to 100.
     pub weight: u8,
 }
 
@@ -134,17 +137,17 @@ impl Default for NodeConfig {
     }
 }
 
-/// `[cluster]`: the rhythm. Nodes of one cluster should agree on it.
+/// `[cluster]`: timing, which should be the same on all nodes, and introduction points.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterConfig {
-    /// Between two signs of life.
+    /// Time between two heartbeats.
     pub heartbeat: Duration,
-    /// For how long the right to publish is good without renewal; at least 3 heartbeats.
+    /// How long the right to publish lasts without renewal; at least 3 heartbeats.
     pub lease_ttl: Duration,
     /// Introduction points this node keeps, 1 to 10.
     pub intro_points: usize,
-    /// Whether the points of a silent node stay in the descriptor for a random time while
-    /// publishers stand in at them. Matters on publishers.
+    /// True if the introduction points of a silent node stay in the descriptor for a random time,
+    /// while publishers stand in at them. Only publishers use it.
     pub hide_outages: bool,
 }
 
@@ -159,12 +162,12 @@ impl Default for ClusterConfig {
     }
 }
 
-/// `[gossip]`: bounds on what is kept of what other members announce.
+/// `[gossip]`: limits on the gossip of other members that this node keeps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GossipConfig {
-    /// In the mesh.
+    /// Limits in the mesh.
     pub mesh: MeshLimits,
-    /// Records that wait for their signer's certificates.
+    /// Most records that wait for their signer's certificates.
     pub waiting: usize,
 }
 
@@ -178,7 +181,7 @@ impl Config {
     /// Reads the configuration in the state directory `dir`, and Arti's file if it names one.
     ///
     /// # Errors
-    /// With every mistake in the file, each with its place.
+    /// A file cannot be read, or has mistakes: the error lists all of them with their places.
     pub fn load(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join(FILE_NAME);
         let text = read_bounded(&path)?;
@@ -197,7 +200,10 @@ impl Config {
     }
 }
 
-/// A virtual port that clients may see; else in words why not.
+/// Returns a virtual port that clients may use.
+///
+/// # Errors
+/// The reason why the port is not allowed, for the operator.
 pub fn check_virtual_port(port: u16) -> Result<u16, String> {
     match port {
         0 => Err("there is no port 0: choose one from 1 to 65535".into()),
@@ -220,7 +226,7 @@ fn read_bounded(path: &Path) -> Result<String, ConfigError> {
     if text.len() as u64 > MAX_FILE { Err(wrong(Problem::TooLarge)) } else { Ok(text) }
 }
 
-/// Reads a file for Arti: its keys are Arti's business, but it must be TOML.
+/// Reads a configuration file for Arti. It must be valid TOML; its keys are not checked here.
 pub fn read_arti(path: &Path) -> Result<String, ConfigError> {
     let wrong = |problem| ConfigError { path: path.into(), problem };
     let text = read_bounded(path).map_err(|error| match error.problem {
@@ -233,8 +239,8 @@ pub fn read_arti(path: &Path) -> Result<String, ConfigError> {
     }
 }
 
-/// Writes a new file, whole or not at all, readable by its owner alone. One that says the same already is fine: an
-/// interrupted command has written it.
+/// Writes a new file atomically, readable by its owner alone. An existing file with the same
+/// content is accepted, because an interrupted command may have written it.
 fn write_new(path: &Path, text: &str) -> Result<(), ConfigError> {
     if read_bounded(path).is_ok_and(|there| there == text) {
         return Ok(());

@@ -1,7 +1,8 @@
-//! Takes the values of a file as the tables are walked, and finds every mistake in it with its place.
+//! Reads the values of a file while the tables are walked, and finds every mistake with its place.
 //!
-//! What the walk asks for is what is known, so a key that it leaves over is an unknown one. A key that misses a
-//! requirement is reported only where nothing else is wrong: what is missing is often what is misspelt.
+//! The keys that the walk asks for are the known ones, so a key that is left over is unknown. An
+//! unmet requirement is reported only if there is no other mistake, because a key that seems to be
+//! missing is often misspelt.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,15 +16,15 @@ use crate::syntax;
 
 /// Most mistakes shown at once.
 const SHOWN: usize = 12;
-/// Longest part of a wrong value that is shown, in characters.
+/// Most characters of a wrong value that are shown.
 const LONGEST: usize = 80;
-/// What stands in no table.
+/// Name, in messages, for keys outside of tables.
 const TOP: &str = "the top level";
 
 /// One mistake in a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mistake {
-    /// Line and column, counted from 1; `None` for what is not in the file.
+    /// Line and column, counted from 1; `None` if the mistake has no place in the file.
     place: Option<(usize, usize)>,
     text: String,
 }
@@ -37,7 +38,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// All that is wrong with the keys and values of a configuration file, in its order. Never empty.
+/// All mistakes in the keys and values of a configuration file, in the file's order. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistakes(Vec<Mistake>);
 
@@ -55,7 +56,7 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// Reads `text`, which is valid TOML as `table` shows.
+/// Reads `text`, of which `document` and `table` are two parsed forms.
 pub(super) fn read(text: &str, document: Spanned<DeTable<'_>>, table: toml::Table) -> Result<Config, Mistakes> {
     let mut config = Config::default();
     let mut reader = Reader {
@@ -72,27 +73,27 @@ pub(super) fn read(text: &str, document: Spanned<DeTable<'_>>, table: toml::Tabl
     reader.finish().map(|()| config)
 }
 
-/// A table of the file, with the keys that were not asked for yet.
+/// A table of the file, with the keys that have not been read yet.
 struct Section<'t> {
-    /// For messages.
+    /// Name for messages.
     name: String,
-    /// Where it begins; `None` if it is not in the file.
+    /// Byte offset of the table; `None` if it is not in the file.
     start: Option<usize>,
     keys: DeTable<'t>,
-    /// Where the keys begin that were asked for and are there.
+    /// Byte offsets of the keys that have been read.
     places: BTreeMap<&'static str, usize>,
 }
 
 struct Reader<'t> {
     text: &'t str,
     top: Section<'t>,
-    /// The table that is being walked, if it is not the top level.
+    /// The table that is being walked; `None` at the top level.
     inner: Option<Section<'t>>,
-    /// The whole file again, for tables that are handed on as they are.
+    /// The whole file again, for tables that are passed on unchanged.
     foreign: toml::Table,
-    /// Table and name of every key that was asked for.
+    /// Table and name of every key that the walk has asked for.
     known: Vec<(String, &'static str)>,
-    /// Table, name and place of every key that was not.
+    /// Table, name and byte offset of every other key in the file.
     unknown: Vec<(String, String, usize)>,
     mistakes: Vec<Mistake>,
     unmet: Vec<Mistake>,
@@ -103,7 +104,7 @@ impl<'t> Reader<'t> {
         self.inner.as_mut().unwrap_or(&mut self.top)
     }
 
-    /// The value of a key of the current table.
+    /// Takes the value of a key out of the current table; `None` if the key is not there.
     fn take(&mut self, name: &'static str) -> Option<Spanned<DeValue<'t>>> {
         let section = self.section();
         let entry = section.keys.remove_entry(name);
@@ -121,7 +122,7 @@ impl<'t> Reader<'t> {
         self.inner = Some(Section { name, start, keys, places: BTreeMap::new() });
     }
 
-    /// Ends the current table: what is left in it is unknown.
+    /// Ends the current table: the keys that are left in it are unknown.
     fn end(&mut self) {
         if let Some(section) = self.inner.take() {
             self.leave_over(section.name, section.keys);
@@ -137,7 +138,7 @@ impl<'t> Reader<'t> {
         Mistake { place: at.map(|at| syntax::place(self.text, at)), text }
     }
 
-    /// Notes that `value`, of `name` in the current table, was refused.
+    /// Records that `value`, of the key `name` in the current table, was refused.
     fn refuse(&mut self, name: &str, value: &Spanned<DeValue<'t>>, refused: Refused) {
         let span = value.span();
         let shown = match value.get_ref() {
@@ -159,7 +160,7 @@ impl<'t> Reader<'t> {
         V::read(value.get_ref(), allowed).map_err(|refused| self.refuse(name, &value, refused)).ok()
     }
 
-    /// A table of the top level, by name.
+    /// Takes the value of a table at the top level, with its byte offset.
     fn take_top(&mut self, name: &'static str) -> Option<(usize, Spanned<DeValue<'t>>)> {
         self.end();
         let value = self.take(name)?;
@@ -180,7 +181,7 @@ impl<'t> Reader<'t> {
         if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
     }
 
-    /// What an unknown key was most likely meant to be.
+    /// Advice on an unknown key: the key that was most likely meant, or all keys of its table.
     fn hint(&self, table: &str, key: &str) -> String {
         let (here, elsewhere): (Vec<_>, Vec<_>) = self.known.iter().partition(|(known_in, _)| known_in == table);
         let nearest = |candidates: &[&(String, &'static str)], most: usize| {
@@ -195,7 +196,7 @@ impl<'t> Reader<'t> {
             let mut names: Vec<_> = here.iter().map(|(_, name)| *name).collect();
             names.sort_unstable();
             names.dedup();
-            format!("it knows {}", names.join(", "))
+            format!("known keys are {}", names.join(", "))
         }
     }
 }
@@ -269,7 +270,7 @@ impl Keys for Reader<'_> {
                     self.mistakes.push(mistake);
                 }
             },
-            // Without the value: it may be a bridge.
+            // The message leaves the value out, because it may be a bridge line.
             _ => self.refuse(name, &value, Refused::Because(format!("it is a table, write [{name}]"))),
         }
         true

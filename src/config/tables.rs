@@ -1,7 +1,8 @@
-//! Every table and key of `rustbalance.toml`: name, values allowed, default, meaning. Nothing else names them.
+//! Every table and key of `rustbalance.toml`: name, allowed values, default and meaning.
 //!
-//! To add a key: its field and default in the struct that uses it, and one statement here. The first file, the
-//! reader with its errors, `docs/CONFIGURATION.md` and the comparison at a reload follow.
+//! To add a key, add a field with its default to the struct that uses it, and one statement here.
+//! The first file, the reader with its errors, `docs/CONFIGURATION.md` and the comparison at a
+//! reload follow from it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,51 +43,55 @@ const DAY: Duration = seconds(24 * 3600);
 
 fn arti(keys: &mut impl Keys, config: &mut Config) {
     let (file, example) = (&mut config.arti_file, PathBuf::from(ARTI_FILE_NAME));
-    let meaning = "A file in the state directory with the settings of Tor, in place of the table [arti].";
+    let meaning = "A file in the state directory with Tor's settings, to use instead of the table [arti].";
     keys.optional("arti_config", .., file, example, meaning);
     let is_file = file.is_some();
-    let meaning = "Settings of Tor (bridges, vanguards, a private network) in the terms of Arti, which this daemon uses. \
-                   Where Arti stores its data is not among them: that is in the state directory.";
+    let meaning = "Tor's settings (bridges, vanguards, a private network), as keys of Arti, the Tor implementation in this \
+                   daemon. Arti's data is always in the state directory; its place cannot be set.";
     let is_table = keys.foreign("arti", Effect::Restart, meaning, &mut config.arti);
     keys.require("arti_config", !(is_file && is_table), || "there is a table [arti] too: keep one of the two".into());
 }
 
 fn node(keys: &mut impl Keys, node: &mut NodeConfig) {
-    keys.table("node", Effect::Restart, "What this node announces about itself.");
-    keys.key("priority", 0..=255, &mut node.priority, "The node with the lowest priority is asked first to publish.");
+    keys.table("node", Effect::Restart, "Values that this node announces to the others.");
+    let meaning = "Order in which publishers are chosen to publish the address: the lowest number first.";
+    keys.key("priority", 0..=255, &mut node.priority, meaning);
     keys.key(
         "weight",
         1..=100,
         &mut node.weight,
-        "Share of the clients that this node takes, beside the others' weights.",
+        "Share of the clients that this node takes, relative to the weights of the other nodes.",
     );
 }
 
-/// A port while it is read: port and target must be there.
+/// A `[[port]]` while it is read. A complete one has `port` and `target`.
 #[derive(Default)]
 struct PortKeys {
     port: Option<u16>,
     target: Option<Target>,
-    /// `None`: the service that names the cluster.
+    /// `None`: the first service of the cluster.
     service: Option<ServiceId>,
 }
 
 fn ports<K: Keys>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut FurtherPorts) {
-    let whole = |service| move |it: PortTarget| PortKeys { port: Some(it.port), target: Some(it.target), service };
+    let whole =
+        |service| move |PortTarget { port, target }| PortKeys { port: Some(port), target: Some(target), service };
     let mut tables: Vec<_> = std::mem::take(ports).into_iter().map(whole(None)).collect();
     for (service, ports) in std::mem::take(further) {
         tables.extend(ports.into_iter().map(whole(Some(service))));
     }
-    let meaning = "A port of the onion address, and where its streams go on this host. More ports: repeat the table.";
+    let meaning = "A port of the onion address, and its target on this host. For more ports, repeat the table.";
     keys.each("port", Effect::Restart, meaning, &mut tables, port::<K>);
-    keys.require("port", !tables.is_empty(), || "there is none: add [[port]] with \"virtual\" and \"target\"".into());
-    let of = |service| tables.iter().filter(|it| it.service == service).count();
-    keys.require("port", tables.is_empty() || of(None) > 0, || {
-        "all of them have a \"service\": the first address of the cluster needs one, too, without that key".into()
+    keys.require("port", !tables.is_empty(), || {
+        "no port is configured: add [[port]] with \"virtual\" and \"target\"".into()
     });
-    let most = tables.iter().map(|it| of(it.service)).max().unwrap_or(0);
+    let of = |service| tables.iter().filter(|table| table.service == service).count();
+    keys.require("port", tables.is_empty() || of(None) > 0, || {
+        "every [[port]] has a \"service\": the first address of the cluster needs a [[port]] without that key".into()
+    });
+    let most = tables.iter().map(|table| of(table.service)).max().unwrap_or(0);
     keys.require("port", most <= MAX_PORTS, || {
-        format!("there are {most} of one address, at most {MAX_PORTS} are possible")
+        format!("one address has {most} ports, and at most {MAX_PORTS} are allowed")
     });
     for PortKeys { port, target, service } in tables {
         let (Some(port), Some(target)) = (port, target) else { continue };
@@ -104,58 +109,66 @@ fn port<K: Keys>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
     keys.require("virtual", it.port.is_some(), || "is missing: which port of the onion address is it?".into());
     keys.require("virtual", refused.is_none(), || refused.unwrap_or_default());
     let example = Target::Tcp(([127, 0, 0, 1], 8080).into());
-    let meaning = "\"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/app.sock\".";
+    let meaning = "Where this node sends the streams of clients: \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \
+                   \"unix:/run/app.sock\".";
     keys.optional("target", .., &mut it.target, example, meaning);
     keys.require("target", it.target.is_some(), || {
         "is missing: where do the streams of this port go, as in \"127.0.0.1:8080\"?".into()
     });
     let example = ServiceId::from_public_key([0x5a; 32]);
     let meaning =
-        "The onion address that has this port, if the cluster serves several. The first address needs no mention.";
+        "The onion address that has this port, if the cluster serves several. Leave it out for the first one.";
     keys.optional("service", .., &mut it.service, example, meaning);
     // The same port may belong to several addresses.
     let twice = it.port.is_some() && before.iter().any(|other| (other.port, other.service) == (it.port, it.service));
     keys.require("virtual", !twice, || {
-        format!("{} stands there twice: a port has one target", it.port.unwrap_or_default())
+        format!("{} is configured twice: a port has one target", it.port.unwrap_or_default())
     });
 }
 
 fn cluster(keys: &mut impl Keys, it: &mut ClusterConfig) {
-    keys.table("cluster", Effect::Restart, "The rhythm of the cluster.");
+    keys.table("cluster", Effect::Restart, "Heartbeats, the right to publish, and introduction points.");
     let range = millis(200)..=seconds(30);
-    keys.key("heartbeat", range, &mut it.heartbeat, "Time between two heartbeats. The same on every node.");
+    keys.key("heartbeat", range, &mut it.heartbeat, "Time between two heartbeats. Set the same on every node.");
     let range = seconds(3)..=seconds(600);
-    let meaning = "How long the right to publish lasts: 3 heartbeats at least. The same on every node.";
+    let meaning =
+        "How long the right to publish lasts without renewal: at least 3 heartbeats. Set the same on every node.";
     keys.key("lease_ttl", range, &mut it.lease_ttl, meaning);
     keys.require("lease_ttl", it.lease_ttl >= it.heartbeat * 3, || {
-        let (ttl, beat) = (duration(it.lease_ttl), duration(it.heartbeat));
-        format!("{ttl} is shorter than 3 heartbeats of {beat}: a lease must outlive the loss of one")
+        let (ttl, heartbeat) = (duration(it.lease_ttl), duration(it.heartbeat));
+        format!("{ttl} is shorter than 3 heartbeats of {heartbeat}: a lease must outlive the loss of one")
     });
-    keys.key("intro_points", 1..=10, &mut it.intro_points, "Introduction points that this node keeps.");
-    let meaning = "Keep the introduction points of a silent node published for 10 to 60 min, while a publisher \
-                   stands in. Set it on all publishers.";
+    keys.key("intro_points", 1..=10, &mut it.intro_points, "Introduction points that this node keeps open.");
+    let meaning = "Keep the introduction points of a silent node in the descriptor for 10 to 60 min, while publishers \
+                   stand in at them. Set the same on all publishers.";
     keys.key("hide_outages", .., &mut it.hide_outages, meaning);
 }
 
 fn limits(keys: &mut impl Keys, service: &mut ServiceLimits, proxy: &mut ProxyLimits) {
-    keys.table("limits", Effect::Running, "Bounds on what clients can make this node do.");
+    keys.table("limits", Effect::Running, "Limits on the load that clients can put on this node.");
     let count = || 1..=1_000_000;
-    let meaning = "Streams of clients open at once. Each is a connection to a target: not more than the targets take.";
+    let meaning =
+        "Streams of clients open at once. Each is a connection to a target: set no more than the targets accept.";
     keys.key("streams", count(), &mut proxy.streams, meaning);
     keys.key(
         "streams_per_circuit",
         count(),
         &mut service.streams_per_circuit,
-        "Streams open at once on one client's circuit.",
+        "Streams open at once on one circuit of a client.",
     );
-    keys.key("open_rendezvous", count(), &mut service.open_rendezvous, "Circuits of clients open at once.");
+    keys.key(
+        "open_rendezvous",
+        count(),
+        &mut service.open_rendezvous,
+        "Circuits of clients (rendezvous circuits) open at once.",
+    );
     keys.key(
         "pending_rendezvous",
         count(),
         &mut service.pending_rendezvous,
-        "Circuits to clients being built at once.",
+        "Rendezvous circuits being built at once.",
     );
-    let meaning = "Clients that wait to be answered, per introduction point.";
+    let meaning = "Introductions that may wait at one introduction point. Further ones are dropped.";
     keys.key("introduction_queue", count(), &mut service.introduction_queue, meaning);
     introduction_rate(keys, &mut service.introductions_per_second);
     keys.key(
@@ -170,44 +183,55 @@ fn limits(keys: &mut impl Keys, service: &mut ServiceLimits, proxy: &mut ProxyLi
         "stall_timeout",
         time(),
         &mut proxy.stall,
-        "A stream of which one side reads nothing for this long is closed.",
+        "A stream whose client or target reads nothing for this long is closed.",
     );
     let meaning = "A stream that has ended in one direction and carries nothing for this long is closed.";
     keys.key("half_closed_timeout", time(), &mut proxy.half_closed, meaning);
 }
 
-/// The burst where only the rate is given, as C tor has it.
+/// The burst if only the rate is set: C tor's default.
 const DEFAULT_BURST: u32 = 200;
 
 fn introduction_rate(keys: &mut impl Keys, limit: &mut Option<(u32, u32)>) {
     let (mut rate, mut burst) = limit.unzip();
     let count = || 1..=1_000_000;
-    let meaning = "Clients a second that the relay of an introduction point lets through; without a limit unless set.";
+    let meaning = "Introductions per second that the relay of an introduction point passes on. No limit unless set.";
     keys.optional("introductions_per_second", count(), &mut rate, 25, meaning);
-    let meaning = "Clients that it lets through at once after a pause. Only with introductions_per_second.";
+    let meaning = "Introductions that the relay passes on at once after a pause. Needs introductions_per_second.";
     keys.optional("introductions_burst", count(), &mut burst, DEFAULT_BURST, meaning);
-    keys.require("introductions_burst", burst.is_none() || rate.is_some(), || {
-        "means nothing without introductions_per_second".into()
-    });
+    keys.require("introductions_burst", burst.is_none() || rate.is_some(), || "needs introductions_per_second".into());
     let of = rate.unwrap_or_default();
     keys.require("introductions_burst", burst.is_none_or(|burst| burst >= of), || {
-        format!("{} is less than the {of} a second of introductions_per_second", burst.unwrap_or_default())
+        format!("{} is less than introductions_per_second, which is {of}", burst.unwrap_or_default())
     });
     *limit = rate.map(|rate| (rate, burst.unwrap_or(DEFAULT_BURST.max(rate))));
 }
 
 fn health(keys: &mut impl Keys, it: &mut HealthSettings) {
-    keys.table("health", Effect::Running, "Checks of the targets. A node whose target is down leaves the address.");
-    let meaning = "Time between two connections to each target, which the target's log may show.";
+    keys.table(
+        "health",
+        Effect::Running,
+        "Checks of the targets. While one is down, this node's introduction points are not published.",
+    );
+    let meaning = "Time between two checks of a target. Each is a connection, which the target may log.";
     keys.key("interval", millis(100)..=seconds(600), &mut it.interval, meaning);
-    keys.key("timeout", millis(100)..=seconds(60), &mut it.timeout, "How long such a connection may take.");
-    keys.key("failures", 1..=100, &mut it.failures, "Failures in a row after which a target counts as down.");
+    keys.key("timeout", millis(100)..=seconds(60), &mut it.timeout, "How long a check may take.");
+    keys.key("failures", 1..=100, &mut it.failures, "Failed checks in a row after which a target counts as down.");
 }
 
 fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
-    keys.table("links", Effect::Running, "Links with other members, and bounds on what these can make this node do.");
+    keys.table(
+        "links",
+        Effect::Running,
+        "Links to other members, and limits on the load that they can put on this node.",
+    );
     keys.key("neighbours", 1..=64, &mut it.neighbours, "Members to which this node opens a link.");
-    keys.key("open", 2..=1024, &mut it.links, "Links open at once, in both directions together.");
+    keys.key(
+        "open",
+        2..=1024,
+        &mut it.links,
+        "Links open at once over each route (Tor, WireGuard), incoming and outgoing together.",
+    );
     keys.require("open", it.links >= 2 * it.neighbours, || {
         let (links, neighbours) = (it.links, it.neighbours);
         format!("{links} is less than twice the {neighbours} neighbours: the same number may dial this node")
@@ -216,12 +240,17 @@ fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
         "handshakes",
         1..=1024,
         &mut it.handshakes,
-        "Incoming links at once whose other side has not proved itself yet.",
+        "Incoming links at once that have not finished the handshake.",
     );
-    keys.key("accepts_per_second", 1..=10_000, &mut it.accepts_per_second.0, "Incoming links a second.");
-    keys.key("accepts_burst", 1..=10_000, &mut it.accepts_per_second.1, "Incoming links at once after a pause.");
-    keys.key("carried_joins", 1..=1024, &mut it.carried.0, "Joiners at once that other members pass on to this node.");
-    keys.key("carried_joins_of_one", 1..=1024, &mut it.carried.1, "The same, from one member.");
+    keys.key("accepts_per_second", 1..=10_000, &mut it.accepts_per_second.0, "New incoming links per second.");
+    keys.key("accepts_burst", 1..=10_000, &mut it.accepts_per_second.1, "New incoming links at once after a pause.");
+    keys.key(
+        "carried_joins",
+        1..=1024,
+        &mut it.carried.0,
+        "Joining nodes at once that reach this node through other members.",
+    );
+    keys.key("carried_joins_of_one", 1..=1024, &mut it.carried.1, "The same, through one member.");
     let time = |most| millis(100)..=seconds(most);
     keys.key("dial_timeout", time(300), &mut it.dial, "How long connecting to a member may take.");
     keys.key("handshake_timeout", time(120), &mut it.handshake, "How long the handshake of a link may take.");
@@ -230,7 +259,7 @@ fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
         "silence",
         time(300),
         &mut it.silence,
-        "A link on which nothing arrives for this long is closed: 2 pings at least.",
+        "A link on which nothing arrives for this long is closed. At least 2 pings.",
     );
     keys.require("silence", it.silence >= it.ping * 2, || {
         format!("{} is shorter than 2 pings of {}", duration(it.silence), duration(it.ping))
@@ -246,7 +275,7 @@ fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
         "bytes_per_second",
         16_384..=1 << 30,
         &mut it.bytes_per_second,
-        "Bytes of gossip accepted from one member a second.",
+        "Bytes of gossip accepted from one member per second.",
     );
     let range = 2 * frame::MAX as u64..=1 << 30;
     keys.key(
@@ -258,27 +287,37 @@ fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
 }
 
 fn joins(keys: &mut impl Keys, it: &mut DoorLimits) {
-    keys.table("joins", Effect::Running, "Bounds on what joining nodes can make this node do.");
-    keys.key("at_once", 1..=1024, &mut it.at_once, "Joiners served at once.");
-    keys.key("burst", 1..=10_000, &mut it.burst, "Joiners admitted in a row after a pause.");
+    keys.table("joins", Effect::Running, "Limits on the load that joining nodes can put on this node.");
+    keys.key("at_once", 1..=1024, &mut it.at_once, "Joining nodes served at once.");
+    keys.key("burst", 1..=10_000, &mut it.burst, "Joining nodes admitted in a row after a pause.");
     keys.key(
         "every",
         millis(100)..=seconds(600),
         &mut it.every,
-        "After such a burst, one joiner is admitted in this time.",
+        "After such a burst, one joining node is admitted in each interval of this length.",
     );
     keys.key(
         "patience",
         millis(100)..=seconds(300),
         &mut it.patience,
-        "How long a joiner may take for its next message.",
+        "How long to wait for the next message of a joining node.",
     );
     keys.key("record_timeout", millis(100)..=seconds(120), &mut it.record, "How long storing a new member may take.");
 }
 
 fn gossip(keys: &mut impl Keys, it: &mut GossipConfig) {
-    keys.table("gossip", Effect::Restart, "Bounds on what this node keeps of what members announce.");
-    keys.key("strangers", 1..=256, &mut it.mesh.strangers, "Starts of unknown nodes whose gossip is kept.");
-    keys.key("node_bytes", 65_536..=1 << 26, &mut it.mesh.node_bytes, "Bytes of gossip kept for one start of a node.");
+    keys.table("gossip", Effect::Restart, "Limits on the gossip of other members that this node keeps.");
+    keys.key(
+        "strangers",
+        1..=256,
+        &mut it.mesh.strangers,
+        "Unknown nodes whose gossip is kept. A node that has restarted counts again.",
+    );
+    keys.key(
+        "node_bytes",
+        65_536..=1 << 26,
+        &mut it.mesh.node_bytes,
+        "Bytes of gossip kept for one incarnation (one start) of a node.",
+    );
     keys.key("waiting", 1..=100_000, &mut it.waiting, "Records kept until the certificates of their signer arrive.");
 }

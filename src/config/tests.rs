@@ -1,4 +1,4 @@
-//! What is read, what is refused and in which words.
+//! Values that are read, values that are refused, and the texts of the errors.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -70,13 +70,13 @@ fn a_port_may_belong_to_a_further_address() {
         format!("[[port]]\nvirtual = {virtual_port}\ntarget = \"[::1]:{virtual_port}\"\nservice = \"{further}\"\n")
     };
     let config = parse(&format!("{PORT}{}{}", port(80), port(81))).unwrap();
-    assert_eq!(config.ports.iter().map(|it| it.port).collect::<Vec<_>>(), [80]);
-    let of_further: Vec<_> = config.further_ports[&further].iter().map(|it| it.port).collect();
+    assert_eq!(config.ports.iter().map(|target| target.port).collect::<Vec<_>>(), [80]);
+    let of_further: Vec<_> = config.further_ports[&further].iter().map(|target| target.port).collect();
     assert_eq!((config.further_ports.len(), of_further), (1, vec![80, 81]));
     let twice = refused(&format!("{}{}", port(80), port(80)));
-    assert!(twice.contains("80 stands there twice"), "{twice}");
+    assert!(twice.contains("80 is configured twice"), "{twice}");
     let alone = parse(&port(80)).unwrap_err().to_string();
-    assert!(alone.contains("the first address of the cluster needs one"), "{alone}");
+    assert!(alone.contains("the first address of the cluster needs a [[port]]"), "{alone}");
     let mistyped = refused(&port(80).replace(".onion", ".onoin"));
     assert!(mistyped.contains("\"service\" in [[port]]") && mistyped.contains("onion address"), "{mistyped}");
 }
@@ -112,7 +112,7 @@ fn all_mistakes_are_named_in_the_order_of_the_file() {
     assert!(shown.starts_with("20 mistakes:\n  line 1, column 1: ") && shown.ends_with("\n  and 8 more"), "{shown}");
 }
 
-/// What one requirement is about may be what is wrong with the other.
+/// A key that seems to be missing may be the one that is misspelt.
 #[test]
 fn what_is_missing_is_named_only_where_nothing_is_misspelt() {
     let error = parse("[cluster]\nlease_ttl = \"3s\"\n[[port]]\nvirtual = 80\n").unwrap_err();
@@ -143,7 +143,7 @@ fn a_running_daemon_takes_over_what_it_can_and_names_what_needs_a_restart() {
     assert!(live.apply(&parse(PORT).unwrap()).is_empty(), "the keys that need a restart are as they were at the start");
 }
 
-/// Errors end in the journal, where a bridge's address and fingerprint have no place.
+/// Errors end up in the journal, which must not contain a bridge's address or fingerprint.
 #[test]
 fn no_error_shows_a_bridge_line() {
     let bridge = "obfs4 192.0.2.7:4430 0123456789ABCDEF0123456789ABCDEF01234567 cert=sEcReT";
@@ -195,7 +195,7 @@ fn an_unknown_key_is_named_with_its_table_and_the_nearest_known_one() {
     insta::assert_snapshot!(refused("[cluster]\nhartbeat = \"2s\""), @r#"line 2, column 1: unknown key "hartbeat" in [cluster]: did you mean "heartbeat"?"#);
     insta::assert_snapshot!(refused("[limit]\nstreams = 1"), @r#"line 1, column 2: unknown key "limit" in the top level: did you mean "limits"?"#);
     insta::assert_snapshot!(refused("weight = 2"), @r#"line 1, column 1: unknown key "weight" in the top level: "weight" belongs in [node]"#);
-    insta::assert_snapshot!(refused("[node]\ncolour = 2"), @r#"line 2, column 1: unknown key "colour" in [node]: it knows priority, weight"#);
+    insta::assert_snapshot!(refused("[node]\ncolour = 2"), @r#"line 2, column 1: unknown key "colour" in [node]: known keys are priority, weight"#);
     insta::assert_snapshot!(
         parse("[[port]]\nvirtul = 80\ntarget = \"127.0.0.1:1\"").unwrap_err(),
         @r#"line 2, column 1: unknown key "virtul" in [[port]]: did you mean "virtual"?"#
@@ -211,13 +211,13 @@ fn a_wrong_value_is_named_with_what_could_be() {
     insta::assert_snapshot!(refused("[node]\npriority = 256"), @r#"line 2, column 12: "priority" in [node] cannot be 256: write a whole number from 0 to 255"#);
     insta::assert_snapshot!(refused("[node]\npriority = \"first\""), @r#"line 2, column 12: "priority" in [node] cannot be "first": write a whole number from 0 to 255"#);
     insta::assert_snapshot!(refused("node = 1"), @r#"line 1, column 8: "node" in the top level cannot be 1: write a table, [node]"#);
-    insta::assert_snapshot!(refused("[limits]\nintroductions_burst = 5"), @r#"line 2, column 1: "introductions_burst" in [limits]: means nothing without introductions_per_second"#);
+    insta::assert_snapshot!(refused("[limits]\nintroductions_burst = 5"), @r#"line 2, column 1: "introductions_burst" in [limits]: needs introductions_per_second"#);
     insta::assert_snapshot!(refused("arti_config = \"a\"\n[arti]"), @r#"line 1, column 1: "arti_config" in the top level: there is a table [arti] too: keep one of the two"#);
     insta::assert_snapshot!(refused("[[port]]\nvirtual = 81\ntarget = \"example.com:80\""), @r#"line 3, column 10: "target" in [[port]]: the target "example.com:80" is not on this host: a client's stream never leaves it in the clear. For an application in another container share a Unix socket between the two (a common volume and unix:/...), or the network (network_mode: "service:NAME" or "container:NAME", and 127.0.0.1:PORT); write "127.0.0.1:8080", "[::1]:8080", "localhost:8080" or "unix:/run/app.sock""#);
-    insta::assert_snapshot!(refused("[[port]]\nvirtual = 80\ntarget = \"[::1]:80\""), @r#"line 5, column 1: "virtual" in [[port]]: 80 stands there twice: a port has one target"#);
+    insta::assert_snapshot!(refused("[[port]]\nvirtual = 80\ntarget = \"[::1]:80\""), @r#"line 5, column 1: "virtual" in [[port]]: 80 is configured twice: a port has one target"#);
     insta::assert_snapshot!(refused("[[port]]\nvirtual = 7441\ntarget = \"[::1]:80\""), @r#"line 2, column 1: "virtual" in [[port]]: 7440 and 7441 are used by the nodes themselves: choose another"#);
     insta::assert_snapshot!(refused("[[port]]\nvirtual = 81"), @r#"line 1, column 1: "target" in [[port]]: is missing: where do the streams of this port go, as in "127.0.0.1:8080"?"#);
-    insta::assert_snapshot!(parse("[node]\nweight = 2").unwrap_err(), @r#""port" in the top level: there is none: add [[port]] with "virtual" and "target""#);
+    insta::assert_snapshot!(parse("[node]\nweight = 2").unwrap_err(), @r#""port" in the top level: no port is configured: add [[port]] with "virtual" and "target""#);
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! Whom the files of a state directory are open to. All of them are looked at before any is read,
-//! Arti's too, so that one message names all that has to be mended and one command mends it.
+//! Checks that only this user owns, reads and writes the files of a state directory. All files,
+//! Arti's too, are checked before any is read, so that one error lists everything that is wrong and
+//! one command fixes it.
 
 use std::fmt;
 use std::fs::{self, Metadata};
@@ -12,34 +13,34 @@ use super::kind::{Kind, Place};
 use super::{intro, lock, service};
 use crate::shell;
 
-/// Files named in a message; of the others it says how many.
+/// Most paths that an error message lists; it counts the others.
 const SHOWN: usize = 3;
-/// Arti's directory, and what in it Arti wants for its user alone. Deeper down it refuses only what
-/// others may write.
+/// Arti's directory, and the directories that Arti requires to be private to its user. Deeper down,
+/// Arti refuses only what other users may write.
 const ARTI: &str = "arti";
 const ARTI_PRIVATE: [&str; 3] = ["arti", "arti/state", "arti/cache"];
-/// How the names of Arti's lock files end. Arti makes them with the permissions that the umask
-/// leaves, and they are empty: Arti itself judges a group that may write them, because it knows
-/// which group is the user's own.
+/// File name extension of Arti's lock files. Arti creates them empty, with the permissions that the
+/// umask leaves. Arti itself decides whether a group may write them, because it knows which group
+/// is the user's own.
 const ARTI_LOCK: &str = "lock";
-/// Directories below the state directory that are walked; Arti's are the deepest.
+/// Deepest level below the state directory that is checked; Arti's directories are the deepest.
 const DEEPEST: usize = 8;
-/// The bit of a directory that gives its group to the files made in it.
+/// The set-group-ID bit: new files in such a directory get the directory's group.
 const SET_GROUP_ID: u32 = 0o2000;
 
-/// Files that others own, may read or may write, although they must not.
+/// Files that other users own, may read or may write, although they must be private.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposed {
-    /// What the commands that mend it are to be given.
+    /// The path to give to the commands that fix the permissions.
     pub(super) root: PathBuf,
-    /// The user that this process runs as.
+    /// The effective user ID of this process.
     pub(super) me: u32,
-    /// Those of other users, with their user ids.
+    /// Paths that other users own, with the owner's user ID.
     pub(super) foreign: Vec<(PathBuf, u32)>,
-    /// Those open to other users, with their permission bits.
+    /// Paths that other users may access, with their permission bits.
     pub(super) open: Vec<(PathBuf, u32)>,
-    /// A directory among the latter hands its group down, as Kubernetes' `fsGroup` has it at each
-    /// mount.
+    /// True if a directory in `open` has the set-group-ID bit, which Kubernetes' `fsGroup` sets at
+    /// each mount.
     pub(super) hands_group_down: bool,
 }
 
@@ -49,7 +50,8 @@ impl Exposed {
         Self { root, me: pwd_grp::geteuid(), foreign: Vec::new(), open: Vec::new(), hands_group_down: false }
     }
 
-    /// Looks at one file or directory, which must not have any of the `forbidden` permission bits.
+    /// Checks one file or directory: its owner must be one of `owners`, and it must have none of
+    /// the `forbidden` permission bits.
     fn look(&mut self, path: &Path, metadata: &Metadata, forbidden: u32, owners: &[u32]) {
         if !owners.contains(&metadata.uid()) {
             self.foreign.push((path.to_owned(), metadata.uid()));
@@ -74,26 +76,26 @@ impl fmt::Display for Exposed {
             let (me, list) = (self.me, listed(&self.foreign, owner));
             write!(
                 f,
-                "rustbalance runs as user {me}, and other users own {list}: run it as their user, or mend all with \
+                "rustbalance runs as user {me}, but other users own {list}: run it as that user, or fix all with \
                  `chown -R {me} {root}`"
             )?;
         }
         if !self.open.is_empty() {
             let and = if self.foreign.is_empty() { "" } else { "; " };
             let list = listed(&self.open, |(path, mode)| format!("{} (mode {mode:04o})", path.display()));
-            write!(f, "{and}open to other users: {list}: mend all with `chmod -R go= {root}`")?;
+            write!(f, "{and}accessible to other users: {list}: fix all with `chmod -R go= {root}`")?;
         }
         if self.hands_group_down {
             f.write_str(
-                ". A directory hands its group down, as Kubernetes' `fsGroup` sets it at each mount: leave `fsGroup` out \
-                 of the pod's security context, and give the volume to the pod's user once",
+                ". New files in a directory get its group, as Kubernetes' `fsGroup` sets it up at each mount: remove \
+                 `fsGroup` from the pod's security context, and change the volume's owner to the pod's user once",
             )?;
         }
         Ok(())
     }
 }
 
-/// The first of them, and how many there are.
+/// The first [`SHOWN`] entries as text, and the number of the others.
 fn listed<T>(all: &[T], show: impl Fn(&T) -> String) -> String {
     let shown = all.iter().take(SHOWN).map(show).collect::<Vec<_>>().join(", ");
     match all.len().saturating_sub(SHOWN) {
@@ -102,11 +104,11 @@ fn listed<T>(all: &[T], show: impl Fn(&T) -> String) -> String {
     }
 }
 
-/// Looks at all files of the node in `dir`, if it is there: those that this build keeps, and
-/// Arti's. The operator's own (the configuration) may be as the operator likes.
+/// Checks all files of the node in `dir`, if it exists: those that this build writes, and Arti's.
+/// The operator's own files (such as the configuration) may have any owner and permissions.
 pub(super) fn check_all(dir: &Path) -> Result<(), StoreError> {
     let mut exposed = Exposed::none(dir);
-    // The last two are those of version 1, in which they lay here.
+    // The last two were here in version 1.
     let names = Kind::at(Place::Directory).map(Kind::name);
     let names = names.chain([lock::NAME, service::FOLDER, ARTI, intro::FOLDER, "master.key"]);
     for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {
@@ -115,14 +117,14 @@ pub(super) fn check_all(dir: &Path) -> Result<(), StoreError> {
     exposed.verdict()
 }
 
-/// Looks at a file, or at a directory and, unless it is `alone`, what is in it.
+/// Checks a file, or a directory and, unless `alone`, everything in it.
 fn walk(exposed: &mut Exposed, path: &Path, alone: bool, depth: usize) -> Result<(), StoreError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(StoreError::io("read", path, error)),
     };
-    // What is neither is refused where it is read; Arti refuses it itself.
+    // Anything else, such as a link, is refused when it is read, by the store or by Arti.
     if !metadata.is_dir() && !metadata.is_file() {
         return Ok(());
     }
@@ -140,7 +142,7 @@ fn walk(exposed: &mut Exposed, path: &Path, alone: bool, depth: usize) -> Result
     }
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
-        // Another user's, which the message names already.
+        // The directory of another user, which the error lists already.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && metadata.uid() != me => return Ok(()),
         Err(error) => return Err(StoreError::io("read", path, error)),
     };
@@ -151,8 +153,8 @@ fn walk(exposed: &mut Exposed, path: &Path, alone: bool, depth: usize) -> Result
     Ok(())
 }
 
-/// Refuses a file or directory that others own, may read or may write, and what is no plain file
-/// (or directory).
+/// Refuses a path that is not a regular file (or a directory), and one that other users own, may
+/// read or may write.
 pub(super) fn check_one(path: &Path, metadata: &Metadata, directory: bool) -> Result<(), StoreError> {
     if directory && !metadata.is_dir() {
         return Err(StoreError::NotPlain { path: path.to_owned(), want: "directory" });

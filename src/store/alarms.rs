@@ -1,5 +1,5 @@
-//! Publishers' tokens that more nodes have used than may. Kept until the operator acknowledges it,
-//! however long ago the token ended.
+//! Alarms about publishers' tokens that more nodes have used than they were made for. An alarm is
+//! kept until the operator acknowledges it, even if the token expired long ago.
 
 use std::collections::BTreeSet;
 
@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::kind::Kind;
 use super::{Store, StoreError};
 
-/// Most alarms kept. A member that makes up more of them holds the key of the address, which the
-/// first alarm says.
+/// Most alarms kept. A member that can fabricate more holds the key of the address, which the first
+/// alarm already reports.
 pub const MAX_ALARMS: usize = 64;
 
 /// More nodes joined as publishers with one token than it was made for.
@@ -19,17 +19,17 @@ pub const MAX_ALARMS: usize = 64;
 pub struct KeyAlarm {
     /// The token's public half.
     pub invitation: InvitationId,
-    /// How many nodes it was made for.
+    /// Number of nodes that the token was made for.
     pub uses: u16,
-    /// Every node that was given the key with it. Only the operator can tell which of them was not
-    /// meant to have it.
+    /// Every node that received the key with this token. Only the operator knows which of them must
+    /// not have it.
     pub nodes: BTreeSet<NodeId>,
-    /// Those of which the operator of this node has said that they are known.
+    /// The nodes that the operator of this node has acknowledged.
     pub acknowledged: BTreeSet<NodeId>,
 }
 
 impl KeyAlarm {
-    /// One that the operator has not acknowledged.
+    /// An alarm about `invitation` that the operator has not acknowledged.
     pub fn new(invitation: &Invitation) -> Self {
         Self {
             invitation: invitation.token,
@@ -39,13 +39,13 @@ impl KeyAlarm {
         }
     }
 
-    /// True until all nodes are acknowledged.
+    /// True until the operator has acknowledged all nodes.
     pub fn is_open(&self) -> bool {
         !self.nodes.is_subset(&self.acknowledged)
     }
 
-    /// Takes in what another version knows: neither a node nor an acknowledgement is ever
-    /// forgotten. True if it knew more.
+    /// Adds the nodes and acknowledgements of another version; none is ever removed. True if any
+    /// was new.
     pub fn merge(&mut self, other: &Self) -> bool {
         let before = (self.nodes.len(), self.acknowledged.len());
         self.nodes.extend(&other.nodes);
@@ -55,7 +55,7 @@ impl KeyAlarm {
 }
 
 impl Store {
-    /// The alarms known.
+    /// The stored alarms.
     ///
     /// # Errors
     /// The file is damaged or cannot be read.
@@ -63,7 +63,7 @@ impl Store {
         self.list(Kind::Alarms, MAX_ALARMS)
     }
 
-    /// Merges these into the alarms known. Those beyond [`MAX_ALARMS`] are not kept.
+    /// Merges `given` into the stored alarms. New alarms beyond [`MAX_ALARMS`] are dropped.
     ///
     /// # Errors
     /// The file is damaged, or cannot be read or written.

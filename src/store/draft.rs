@@ -1,9 +1,10 @@
-//! A state directory in the making.
+//! A state directory that `init` or `join` is creating.
 //!
-//! `pending` is written first and says what was begun, `membership` is written last and says that all is there; then
-//! `pending` goes. A crash in between leaves a directory that [`super::Store::open`] refuses with the command that goes
-//! on, and with which that command does go on: what is there already is used again. Another command may start over only
-//! while there is no key of a service in it.
+//! `pending` is written first and records which command was begun. `membership` is written last and
+//! marks the directory as complete; then `pending` is removed. After a crash in between,
+//! [`super::Store::open`] refuses the directory with an error that names the command to run again,
+//! and that command reuses the files that are there. A different command may start over only while
+//! the directory holds no key of a service.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,16 +24,16 @@ use super::{invalid, read_discovery, read_key, write};
 use crate::discovery::KeyRing;
 use crate::keys::{AuthoritySecret, MAX_SERVICES, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
 
-/// How a state directory comes to be.
+/// The command that creates a state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginning {
-    /// By `init`.
+    /// `init`: the first node of a new cluster.
     Founding,
-    /// By `join`.
+    /// `join`: a further node of an existing cluster.
     Joining,
 }
 
-/// What was begun, and for which cluster.
+/// The command that was begun, and its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pending {
     beginning: Beginning,
@@ -59,25 +60,26 @@ impl Pending {
     }
 }
 
-/// What a whole state directory begins with.
+/// The initial content of a complete state directory.
 #[derive(Debug)]
 pub struct Contents<'a> {
     /// The node's certificates.
     pub chain: &'a Chain,
-    /// Every service of the cluster, with its secrets on publishers and with none on workers.
+    /// Every service of the cluster: with its secrets on publishers, without any on workers.
     pub services: &'a [ServiceSecrets],
-    /// Publishers only.
+    /// The certificate-signing key; `None` on workers.
     pub authority: Option<&'a AuthoritySecret>,
     /// The keys of the restricted discovery.
     pub discovery: &'a KeyRing,
-    /// What the keys of the node's introduction points are derived from.
+    /// The seed from which the keys of the node's introduction points are derived.
     pub points: &'a PointSeed,
-    /// Other members.
+    /// The certificates of other members.
     pub members: &'a [Chain],
 }
 
 impl Contents<'_> {
-    /// What a file of this kind in the state directory holds; `None` if a new node has no such file.
+    /// The initial payload of a file of this kind in the state directory; `None` if a new node has
+    /// no such file.
     fn payload(&self, kind: Kind, cluster: ClusterId) -> Result<Option<Payload>, DecodeError> {
         let brought = match kind {
             Kind::MasterPub => Some(Zeroizing::new(format!("{cluster}\n").into_bytes())),
@@ -92,12 +94,12 @@ impl Contents<'_> {
     }
 }
 
-/// A locked state directory without a node, or with the beginnings of one.
+/// A locked state directory that holds no node, or an incomplete one.
 #[derive(Debug)]
 pub struct Draft {
     dir: PathBuf,
     lock: File,
-    /// Which directories were not there before, outermost first.
+    /// The directories that this draft has created, outermost first.
     made: Vec<PathBuf>,
     pending: Option<Pending>,
 }
@@ -120,7 +122,7 @@ impl Draft {
         }
         let begun = dir.join(Kind::Pending.name()).symlink_metadata().is_ok();
         if !begun && holds_state(dir) {
-            // Not an interrupted beginning: a whole node that has lost a file.
+            // Not an interrupted command: a complete node that has lost a file.
             return Err(StoreError::Missing { path: membership, kind: Kind::Membership });
         }
         if begun {
@@ -141,23 +143,23 @@ impl Draft {
         &self.dir
     }
 
-    /// What was begun here earlier and not finished, and for which cluster.
+    /// The command that was begun here earlier and not finished, and its cluster.
     pub fn begun(&self) -> Option<(Beginning, ClusterId)> {
         self.pending.map(|pending| (pending.beginning, pending.cluster))
     }
 
-    /// Where Arti keeps its state. Exists, 0700.
+    /// The directory for Arti's state. Exists, mode 0700.
     pub fn arti_state_dir(&self) -> PathBuf {
         self.dir.join("arti/state")
     }
 
-    /// Where Arti keeps the network's directory. Exists, 0700.
+    /// The directory for Arti's cache of the network directory. Exists, mode 0700.
     pub fn arti_cache_dir(&self) -> PathBuf {
         self.dir.join("arti/cache")
     }
 
-    /// Begins, or goes on with what was begun. What another beginning left is removed, unless it
-    /// has a key of a service.
+    /// Begins a command, or continues it if the same one was begun earlier. Removes the files of a
+    /// different command, and fails if they include a key of a service.
     pub fn begin(&mut self, beginning: Beginning, cluster: ClusterId) -> Result<(), StoreError> {
         let wanted = Pending { beginning, cluster };
         if self.pending == Some(wanted) {
@@ -176,7 +178,8 @@ impl Draft {
         Ok(())
     }
 
-    /// The node's key: the one from before, or the one that `make` gives, which is on disk when this returns.
+    /// The node's key: the stored one, or else the one that `make` returns, which is on disk when
+    /// this returns.
     pub fn node_secret(&self, make: impl FnOnce() -> NodeSecret) -> Result<NodeSecret, StoreError> {
         let home = self.home()?;
         if let Some(seed) = read_key(&home, Kind::NodeKey)? {
@@ -187,25 +190,27 @@ impl Draft {
         Ok(secret)
     }
 
-    /// The identity key of the cluster's first service that an interrupted beginning left.
+    /// The identity key of the cluster's first service, if an interrupted command has left it.
     pub fn identity_secret(&self) -> Result<Option<MasterSecret>, StoreError> {
         let Some(pending) = self.pending else { return Ok(None) };
         let first = pending.cluster.first_service();
         service::read_identity(&Home::of_service(&self.dir, first), first)
     }
 
-    /// The authority key that an interrupted beginning left.
+    /// The authority key, if an interrupted command has left it.
     pub fn authority_secret(&self) -> Result<Option<AuthoritySecret>, StoreError> {
         let seed = read_key(&self.home()?, Kind::AuthorityKey)?;
         Ok(seed.map(|seed| AuthoritySecret::from_seed(&seed)))
     }
 
-    /// The discovery keys that an interrupted beginning left, if this authority has signed them.
+    /// The discovery keys, if an interrupted command has left them. Fails unless this authority has
+    /// signed them.
     pub fn discovery(&self, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
         read_discovery(&self.home()?, authority)
     }
 
-    /// Writes everything, `membership` last, and opens the store. Interrupted, it can be called again.
+    /// Writes all files, `membership` last, and opens the store. If it is interrupted, it can be
+    /// called again on a new draft.
     pub fn complete(self, contents: &Contents<'_>) -> Result<Store, StoreError> {
         let home = self.home()?;
         at_most("members", contents.members.len(), MAX_NODES)?;
@@ -223,9 +228,9 @@ impl Draft {
         Store::load(&self.dir, self.lock)
     }
 
-    /// Removes all that was begun and has come to nothing. Of directories only those that were made for it, and the
-    /// outermost only if nothing else is in it: somebody's own files may be in the place that was named by mistake. An
-    /// error, and nothing removed, if there is a key of a service.
+    /// Removes everything that was begun. Of the directories it removes only those that this draft
+    /// has created, and the outermost only if it is empty: the operator may have named a directory
+    /// with other files by mistake. Fails and removes nothing if there is a key of a service.
     pub fn discard(self) -> Result<(), StoreError> {
         self.clear()?;
         file::remove(&self.path(Kind::Pending))?;
@@ -241,7 +246,8 @@ impl Draft {
         if self.made.contains(&self.dir) { file::remove_if_empty(&self.dir) } else { Ok(()) }
     }
 
-    /// Removes every file of a node but `pending`, which goes last so that a crash here is known for what it is.
+    /// Removes every file of a node except `pending`. The caller removes that one last, so that the
+    /// directory is still recognized as incomplete after a crash in between.
     fn clear(&self) -> Result<(), StoreError> {
         if let Some(pending) = self.pending
             && !service::keys(&self.dir)?.is_empty()
@@ -270,7 +276,7 @@ impl Draft {
     }
 }
 
-/// What was begun in this directory and not finished.
+/// The command that was begun in this directory and not finished.
 pub(super) fn read_pending(dir: &Path) -> Result<Option<Pending>, StoreError> {
     let path = dir.join(Kind::Pending.name());
     let Some((cluster, payload)) = file::read(&path, Kind::Pending)? else {
@@ -279,7 +285,7 @@ pub(super) fn read_pending(dir: &Path) -> Result<Option<Pending>, StoreError> {
     let beginning = match payload.as_slice() {
         b"founding\n" => Beginning::Founding,
         b"joining\n" => Beginning::Joining,
-        _ => return Err(StoreError::content(&path, Kind::Pending, "it names nothing that can be begun")),
+        _ => return Err(StoreError::content(&path, Kind::Pending, "it names neither an init nor a join")),
     };
     Ok(Some(Pending { beginning, cluster: cluster.into() }))
 }

@@ -1,5 +1,5 @@
-//! What can be wrong with a state directory, each with its way out. No error here has changed an existing file, and
-//! none carries a byte of a file's payload.
+//! Errors of the state directory, each with a way out. An operation that fails with one of them has
+//! not changed an existing file, and no error contains a byte of a file's payload.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::kind::{Kind, VERSION};
 /// Why the state directory could not be used. Nothing on disk was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// There is nothing in the directory.
+    /// The directory holds no node.
     #[error("{} holds no node yet: make one with `rustbalance init` or `rustbalance join <master.onion>`", .0.display())]
     NotFound(PathBuf),
     /// A later release has migrated the directory.
@@ -22,14 +22,14 @@ pub enum StoreError {
         path.display(), release_or_newer(release.as_deref())
     )]
     Newer {
-        /// The file that says so.
+        /// The file that shows the later version.
         path: PathBuf,
         /// The version of the directory.
         found: u32,
-        /// The release that brought the directory to this version, as far as it is known.
+        /// The release that migrated the directory to this version; `None` if unknown.
         release: Option<String>,
     },
-    /// There is a node in the directory and a new one was to be made.
+    /// A new node was to be created in a directory that holds one.
     #[error(
         "{} already holds a node of {cluster}, and existing keys are never overwritten: \
          start it with `rustbalance run`, or choose another directory with --dir",
@@ -46,9 +46,9 @@ pub enum StoreError {
     Unfinished {
         /// The state directory.
         dir: PathBuf,
-        /// What was interrupted.
+        /// The interrupted command, for the message: `an init` or `a join`.
         doing: &'static str,
-        /// The command line that goes on with it.
+        /// The arguments of `rustbalance` that finish it.
         command: String,
     },
     /// An interrupted `init` or `join` of another cluster left a key of a service.
@@ -60,14 +60,14 @@ pub enum StoreError {
     KeyInTheWay {
         /// The state directory.
         dir: PathBuf,
-        /// Whose key it is.
+        /// The cluster that the key belongs to.
         cluster: ClusterId,
-        /// What was interrupted.
+        /// The interrupted command, for the message: `an init` or `a join`.
         doing: &'static str,
-        /// The command line that goes on with it.
+        /// The arguments of `rustbalance` that finish it.
         command: String,
     },
-    /// Another process has it.
+    /// Another process has locked the directory.
     #[error(
         "{} is in use by a running rustbalance{}: ask it with `rustbalance --dir {0} status`, or stop it first",
         dir.display(), process.map(|id| format!(" (process {id})")).unwrap_or_default()
@@ -75,93 +75,94 @@ pub enum StoreError {
     Locked {
         /// The state directory.
         dir: PathBuf,
-        /// Its process id, as far as it is known.
+        /// The other process's ID; `None` if unknown.
         process: Option<u32>,
     },
-    /// Other users own, may read or may write what they must not.
+    /// Other users own, may read or may write files that must be private.
     #[error("{0}")]
     Exposed(Box<Exposed>),
-    /// A directory where a file should be, a link, or the other way round.
-    #[error("{} is no {want}: move it away", path.display())]
+    /// A path is not a regular file, or not a directory; it may be a symbolic link.
+    #[error("{} is not a {want}: move it away", path.display())]
     NotPlain {
-        /// What is in the way.
+        /// The path that must be moved away.
         path: PathBuf,
-        /// "file" or "directory".
+        /// The expected type: `file` or `directory`.
         want: &'static str,
     },
-    /// It cannot be read for what it should be.
+    /// A file is not what its kind requires.
     #[error("{}: {damage}; nothing was overwritten. {}", path.display(), way_out(*kind, damage))]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What it should be.
+        /// The expected kind of file.
         kind: Kind,
-        /// What is wrong.
+        /// The damage.
         damage: Damage,
     },
-    /// It must be there and is not.
+    /// A required file is missing.
     #[error("{} is missing; nothing was overwritten. {}", path.display(), kind.row().way_out)]
     Missing {
         /// The file.
         path: PathBuf,
-        /// What it should be.
+        /// Its kind.
         kind: Kind,
     },
-    /// A worker's directory holds what only publishers may hold.
+    /// A worker's directory holds this file, which only publishers may hold.
     #[error("{} is here although this node is a worker, which must not hold it: move it to a safe place", .0.display())]
     NotForWorkers(PathBuf),
-    /// A key was to be written where another one is.
+    /// A key was to be written to a file that holds a different one.
     #[error("{} holds another key, and existing keys are never overwritten: choose another directory with --dir", .0.display())]
     KeyExists(PathBuf),
     /// The file system is full.
     #[error("no space left to write {}: free some and try again; what was there before is intact", .0.display())]
     Full(PathBuf),
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
     Io {
-        /// What was tried.
+        /// The failed operation, as a verb for the message.
         action: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A number that only rises was to be lowered: a fault of the caller.
+    /// The caller tried to lower a number that may only rise, which is a bug.
     #[error("{what} would fall from {stored} to {given}")]
     Falls {
-        /// Which.
+        /// The number's name, for the message.
         what: &'static str,
-        /// What is stored.
+        /// The stored value.
         stored: u64,
-        /// What was given.
+        /// The value given.
         given: u64,
     },
-    /// A list would become longer than its bound.
+    /// A list or a payload would exceed its bound.
     #[error("{what}: {given} entries, at most {max} are kept")]
     TooMany {
-        /// Which.
+        /// The name of the list or file, for the message.
         what: &'static str,
-        /// How many were given.
+        /// The number of entries given.
         given: usize,
-        /// The bound.
+        /// The most that are allowed.
         max: usize,
     },
-    /// There is no such intro point.
+    /// No introduction point with this nonce is stored.
     #[error("no introduction point with nonce {0} is stored")]
     NoIntroPoint(String),
-    /// A value that cannot be encoded or that does not verify: a fault of the caller.
+    /// A value cannot be encoded, which is a bug in the caller.
     #[error("cannot store {what}: {why}")]
     Invalid {
-        /// What.
+        /// The value's name, for the message.
         what: &'static str,
-        /// In words.
+        /// The reason.
         why: String,
     },
 }
 
 impl StoreError {
-    /// True if it stays so until somebody mends it: what is on disk is wrong, not the disk or the moment.
+    /// True if the error lasts until the operator fixes the directory or its permissions. A full
+    /// disk, a lock of another process and most errors of the operating system may pass.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Full(_) | Self::Locked { .. } => false,
@@ -171,63 +172,63 @@ impl StoreError {
     }
 }
 
-/// What is wrong with a file.
+/// The damage to a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
-    /// Nothing in it.
+    /// The file is empty.
     #[error("is empty")]
     Empty,
-    /// Its first line is not ours.
+    /// The first line is not a valid header.
     #[error("is not a file of rustbalance, or its first line is damaged")]
     Header,
-    /// A file of ours, of another kind.
+    /// A state file of another kind, which has this name.
     #[error("is a {0} file, not the one expected under this name")]
     Kind(String),
-    /// Written by a later release.
+    /// The file was written by a later release.
     #[error("is in format {format}, and this build reads none above {newest}")]
     Newer {
-        /// The format, by the version of the directory that brought it.
+        /// The format number: the version of the directory that introduced the format.
         format: u32,
         /// The newest format of its kind that this build reads.
         newest: u32,
     },
-    /// Written by an earlier release, after the directory was migrated.
+    /// The file has an old format although the directory has been migrated.
     #[error("is in format {format}, and this build reads format {newest}")]
     Older {
-        /// The format, by the version of the directory that brought it.
+        /// The format number: the version of the directory that introduced the format.
         format: u32,
         /// The format that this build reads.
         newest: u32,
     },
-    /// Shorter than its header says.
+    /// The file is shorter than its header says.
     #[error("is cut short ({have} of {want} bytes)")]
     Short {
-        /// Bytes of payload there.
+        /// Payload bytes present.
         have: usize,
-        /// Bytes of payload its header announces.
+        /// Payload bytes that the header announces.
         want: usize,
     },
-    /// Longer than its header says, or than the bound.
+    /// The file is longer than its header says, or than its kind allows.
     #[error("is too long ({have} bytes, {want} expected)")]
     Long {
-        /// Bytes there.
+        /// Bytes present.
         have: usize,
-        /// Bytes expected.
+        /// Bytes expected, or the most that are allowed.
         want: usize,
     },
-    /// Its content is not what was written.
+    /// The checksum does not match the content.
     #[error("is damaged: its checksum does not match")]
     Checksum,
-    /// Another cluster's, or another service's.
+    /// The file belongs to this other cluster or service.
     #[error("belongs to another address, {0}")]
     Owner(OnionAddress),
-    /// It fits its checksum and says what cannot be.
+    /// The checksum matches, but the content is not valid, for this reason.
     #[error("cannot be used: {0}")]
     Content(String),
 }
 
 impl StoreError {
-    /// Of the operating system's error while doing `action` to `path`.
+    /// An error of the operating system while doing `action` to `path`.
     pub(super) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full(path.to_owned()),
@@ -235,13 +236,13 @@ impl StoreError {
         }
     }
 
-    /// Of a file whose content fits its checksum and cannot be.
+    /// A file whose checksum matches and whose content is not valid.
     pub(super) fn content(path: &Path, kind: Kind, why: impl ToString) -> Self {
         Self::Damaged { path: path.to_owned(), kind, damage: Damage::Content(why.to_string()) }
     }
 }
 
-/// What to install for a directory that a later release has migrated.
+/// The release to install for a directory that a later release has migrated.
 fn release_or_newer(release: Option<&str>) -> String {
     match release {
         Some(release) => format!("rustbalance {release} or newer"),
@@ -249,7 +250,7 @@ fn release_or_newer(release: Option<&str>) -> String {
     }
 }
 
-/// What to do about an error of the operating system, where there is something.
+/// Advice on an error of the operating system; empty if there is none.
 fn hint(source: &io::Error) -> &'static str {
     use rustix::io::Errno;
     match Errno::from_io_error(source) {
@@ -262,7 +263,7 @@ fn hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// What to do about a damaged file.
+/// Advice on a damaged file.
 fn way_out(kind: Kind, damage: &Damage) -> &'static str {
     match damage {
         Damage::Newer { .. } => "Use the rustbalance that wrote it, or a newer one.",
@@ -277,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_is_told_apart() {
+    fn a_full_disk_has_its_own_error() {
         let error = StoreError::io("write", Path::new("/x/term"), io::Error::from_raw_os_error(28));
         assert_eq!(
             error.to_string(),

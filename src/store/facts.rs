@@ -1,4 +1,4 @@
-//! Facts on disk: invitations and revocations each in a file of their own, all other kinds in `facts`.
+//! Facts on disk: invitations and revocations have a file each, all other kinds share `facts`.
 
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::facts::{AllFacts, CarriedFact};
@@ -9,7 +9,7 @@ use tracing::warn;
 use super::{Kind, Store, StoreError, at_most};
 
 impl Store {
-    /// The facts known, of every kind.
+    /// The stored facts of every kind.
     pub fn facts(&self) -> Result<Vec<AnyFact>, StoreError> {
         let mut facts: Vec<AnyFact> = self.revocations()?.into_iter().map(AnyFact::from).collect();
         facts.extend(self.invitations()?.into_iter().map(AnyFact::from));
@@ -17,7 +17,8 @@ impl Store {
         Ok(facts)
     }
 
-    /// Adds these to the facts known, at `unix` seconds since the epoch: each kind in its file.
+    /// Adds facts to those stored, each to the file of its kind. `unix` is the time now, in seconds
+    /// since the epoch.
     pub fn put_facts(&self, given: &[AnyFact], unix: u64) -> Result<(), StoreError> {
         let (mut invitations, mut revocations, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for fact in given {
@@ -39,7 +40,7 @@ impl Store {
         for stored in self.value::<Vec<CarriedFact>>(kind)? {
             let key = stored.kind.clone();
             let Some((of, record)) = stored.read() else {
-                return Err(self.content(kind, format!("no fact has the key {key:?}")));
+                return Err(self.content(kind, format!("{key:?} is not the key of a fact")));
             };
             let fact = AnyFact::read(of, &record, authority.public_key(), &Strict);
             let fact = fact.map_err(|error| self.content(kind, format!("{key}: {error}")))?;
@@ -59,7 +60,7 @@ impl Store {
             let key = fact.kind().key();
             match kept.put(fact, unix) {
                 Ok(news) => changed |= news,
-                Err(error) => warn!(%key, %error, "a fact is not stored: neighbours have it again after a restart"),
+                Err(error) => warn!(%key, %error, "cannot store a fact: a neighbour must send it after a restart"),
             }
         }
         if !changed {
@@ -73,15 +74,19 @@ impl Store {
         self.put_value(Kind::Facts, &list)
     }
 
-    /// The invitations known. Several versions of one may be among them, none of which covers another.
+    /// The stored invitations. One token may have several versions, each with a redemption or a
+    /// revocation that the others lack.
     pub fn invitations(&self) -> Result<Vec<Verified<Invitation>>, StoreError> {
         self.statements(Kind::Invitations, Invitation::MOST)
     }
 
-    /// Adds these to the invitations known, at `unix` seconds since the epoch. What was redeemed or revoked stays so: of
-    /// two versions the one that knows more is kept, and both if each knows something of its own. Where there is no room
-    /// left, those that ended long ago are forgotten, then others that are over, the longest first. One that is used up
-    /// and not over stays: forgotten, an older version that somebody kept would make its token good again.
+    /// Adds invitations to those stored; `unix` is the time now, in seconds since the epoch. No
+    /// redemption or revocation is lost: of two versions of a token, the one that contains the
+    /// other is kept, or both if neither does.
+    ///
+    /// Beyond `Invitation::MOST`, invitations that expired long ago are removed, then other
+    /// expired ones, the longest expired first. A used-up invitation that has not expired stays:
+    /// otherwise an older version that another node has kept would make its token valid again.
     pub fn put_invitations(&self, given: &[Verified<Invitation>], unix: u64) -> Result<(), StoreError> {
         let _changing = self.change();
         let mut kept = self.invitations()?;
@@ -105,12 +110,12 @@ impl Store {
         self.put_statements(Kind::Invitations, &kept, Invitation::MOST)
     }
 
-    /// The revocations known.
+    /// The stored revocations.
     pub fn revocations(&self) -> Result<Vec<Verified<Revocation>>, StoreError> {
         self.statements(Kind::Revocations, Revocation::MOST)
     }
 
-    /// Adds these to the revocations known. None is ever forgotten.
+    /// Adds revocations to those stored. None is ever removed.
     pub fn put_revocations(&self, given: &[Verified<Revocation>]) -> Result<(), StoreError> {
         let _changing = self.change();
         let mut kept = self.revocations()?;
@@ -136,12 +141,12 @@ impl Store {
             .collect()
     }
 
-    /// Whether the cluster's authority is the signer. One foreign entry must not keep the others
-    /// off the disk, so it is skipped, and logged.
+    /// True if the cluster's authority is the signer; logs otherwise. A foreign entry is skipped,
+    /// so that it does not keep the others off the disk.
     fn is_of_our_authority(&self, kind: Kind, signer: &[u8; 32]) -> bool {
         let ours = signer == self.membership.authority_id().public_key();
         if !ours {
-            warn!(file = kind.name(), "an entry that another authority has signed is skipped");
+            warn!(file = kind.name(), "skipping an entry that another authority has signed");
         }
         ours
     }

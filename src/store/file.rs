@@ -1,4 +1,4 @@
-//! One state file: how it looks and how it is written.
+//! The format of a state file, and how it is written.
 //!
 //! A line of text, then the payload:
 //!
@@ -6,9 +6,13 @@
 //! rustbalance <kind> v<format> <owner>.onion <payload bytes> <SHA3-256 in hexadecimal>\n
 //! ```
 //!
-//! Each kind has a format number of its own (see [`Kind`]); the owner is the cluster or the service. The checksum is over the line up to itself and the payload, so that no byte of the file can change unseen. A file is
-//! replaced by writing a new one beside it, syncing it, renaming it over the old one and syncing the directory: after
-//! a crash at any moment there is the old content or the new. Key files are never replaced.
+//! Each kind has its own format numbers (see [`Kind`]); the owner is the cluster or the service.
+//! The checksum covers the line up to itself and the payload, so that a change of any byte is
+//! detected.
+//!
+//! To replace a file, a new one is written beside it, synced, and renamed over the old one; then
+//! the directory is synced. After a crash at any moment, either the old or the new content is
+//! there. Key files are never replaced.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -24,14 +28,14 @@ use super::access;
 use super::error::{Damage, StoreError};
 use super::kind::Kind;
 
-/// What every file begins with.
+/// The beginning of every file.
 const MAGIC: &str = "rustbalance";
-/// The longest first line, in bytes, its end included; ours need at most 180.
+/// Longest first line, in bytes, with its line end. This build writes at most 180.
 const MAX_HEADER: usize = 256;
-/// What the names of files begin with that are still being written.
+/// Name prefix of files and folders that are still being written.
 const UNFINISHED: &str = ".new-";
 
-/// The content of a file, wiped from memory after use: it may be a key.
+/// The content of a file. It may be a key, so it is wiped from memory after use.
 pub(super) type Payload = Zeroizing<Vec<u8>>;
 
 /// The first line up to the checksum.
@@ -43,12 +47,12 @@ fn checksum(header: &str, payload: &[u8]) -> String {
     HEXLOWER.encode(&labelled(Label::StateFile, &[header.as_bytes(), b"\0", payload]))
 }
 
-/// A whole file in the present format of its kind.
+/// A complete file in the current format of its kind.
 pub(super) fn encode(kind: Kind, owner: OnionAddress, payload: &[u8]) -> Zeroizing<Vec<u8>> {
     encode_as(kind.name(), kind.row().format, owner, payload)
 }
 
-/// A whole file of any kind and format.
+/// A complete file of any kind and format.
 pub(super) fn encode_as(name: &str, format: u32, owner: OnionAddress, payload: &[u8]) -> Zeroizing<Vec<u8>> {
     let header = header(name, format, owner, payload.len());
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_HEADER + payload.len()));
@@ -59,18 +63,18 @@ pub(super) fn encode_as(name: &str, format: u32, owner: OnionAddress, payload: &
     bytes
 }
 
-/// The size of the largest file of a kind, in bytes.
+/// The largest size of a file of this kind, in bytes, header included.
 pub(super) fn max_size(kind: Kind) -> usize {
     MAX_HEADER + kind.max_payload()
 }
 
-/// True if it begins like a file of ours, whole or not.
+/// True if the content begins like a state file, even if it is incomplete.
 pub(super) fn is_ours(bytes: &[u8]) -> bool {
     bytes.strip_prefix(MAGIC.as_bytes()).is_some_and(|rest| rest.starts_with(b" "))
 }
 
-/// The name of the kind and the number of the format that a first line gives: all of it that no format changes. Nothing
-/// is verified.
+/// The name of the kind and the format number in a first line, which are in the same place in every
+/// format. Nothing is verified.
 pub(super) fn label(bytes: &[u8]) -> Result<(&str, u32), Damage> {
     let mut fields = bytes.get(..bytes.len().min(MAX_HEADER)).unwrap_or_default().splitn(4, |byte| *byte == b' ');
     let mut next = || fields.next().and_then(|field| std::str::from_utf8(field).ok()).ok_or(Damage::Header);
@@ -82,20 +86,20 @@ pub(super) fn label(bytes: &[u8]) -> Result<(&str, u32), Damage> {
     Ok((name, format))
 }
 
-/// A file whose checksum is right.
+/// A file whose checksum matches.
 pub(super) struct Whole<'a> {
     /// The name of its kind.
     pub(super) name: &'a str,
-    /// The number of its format.
+    /// Its format number.
     pub(super) format: u32,
-    /// The cluster or the service that it belongs to, by address.
+    /// The address of the cluster or service that it belongs to.
     pub(super) owner: OnionAddress,
-    /// What it holds.
+    /// Everything after the first line.
     pub(super) payload: &'a [u8],
 }
 
 impl<'a> Whole<'a> {
-    /// Takes a file of any kind and format apart.
+    /// Parses a file of any kind and format, and verifies its checksum.
     pub(super) fn read(bytes: &'a [u8]) -> Result<Self, Damage> {
         if bytes.is_empty() {
             return Err(Damage::Empty);
@@ -113,7 +117,7 @@ impl<'a> Whole<'a> {
             let have = payload.len();
             return Err(if have < want { Damage::Short { have, want } } else { Damage::Long { have, want } });
         }
-        // Rebuilding the line leaves no second way to write it.
+        // The line is rebuilt and compared, so that only one spelling is accepted.
         let header = header(name, format, owner, want);
         if line.strip_prefix(&header) != Some(sum) || sum != checksum(&header, payload) {
             return Err(Damage::Checksum);
@@ -122,20 +126,20 @@ impl<'a> Whole<'a> {
     }
 }
 
-/// The owner and the payload of a whole file in the present format of its kind.
+/// The owner and the payload of a complete file in the current format of its kind.
 pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(OnionAddress, &[u8]), Damage> {
     if bytes.is_empty() {
         return Err(Damage::Empty);
     }
     let (name, format) = label(bytes)?;
     let found = Kind::from_name(name).ok_or(Damage::Header)?;
-    // First: nothing else of a file in another format need be as it is in this one.
+    // The format is checked first, because everything else may differ in another format.
     found.check_format(format)?;
     let Whole { owner, payload, .. } = Whole::read(bytes)?;
     if found == kind { Ok((owner, payload)) } else { Err(Damage::Kind(name.to_owned())) }
 }
 
-/// The payload of the file at `path`, in the present format of its kind; `None` if there is no such file.
+/// The owner and payload of the file at `path`, in its current format; `None` if it does not exist.
 pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(OnionAddress, Payload)>, StoreError> {
     let Some(bytes) = read_bytes(path, kind)? else { return Ok(None) };
     let damaged = |damage| StoreError::Damaged { path: path.to_owned(), kind, damage };
@@ -143,8 +147,8 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(OnionAddress, Payl
     Ok(Some((owner, Zeroizing::new(payload.to_vec()))))
 }
 
-/// All of the file at `path`, whatever its format; `None` if there is no such file. An error if others may read it or
-/// if it is larger than its kind allows.
+/// The whole file at `path`, in any format; `None` if there is no such file. Fails if other users
+/// may read it, or if it is larger than its kind allows.
 pub(super) fn read_bytes(path: &Path, kind: Kind) -> Result<Option<Payload>, StoreError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -158,7 +162,7 @@ pub(super) fn read_bytes(path: &Path, kind: Kind) -> Result<Option<Payload>, Sto
         let damage = Damage::Long { have: size, want: max };
         return Err(StoreError::Damaged { path: path.to_owned(), kind, damage });
     }
-    // One allocation, so that no freed copy of a key stays behind.
+    // The buffer never grows, so that no freed memory holds a copy of a key.
     let mut bytes = Zeroizing::new(Vec::with_capacity(max.min(size + 1)));
     File::open(path)
         .and_then(|file| file.take(size as u64).read_to_end(&mut bytes))
@@ -166,7 +170,7 @@ pub(super) fn read_bytes(path: &Path, kind: Kind) -> Result<Option<Payload>, Sto
     Ok(Some(bytes))
 }
 
-/// The first bytes of a file, as many as a first line may have.
+/// The first [`MAX_HEADER`] bytes of a file, or all of it if it is shorter.
 pub(super) fn read_beginning(path: &Path) -> Result<Vec<u8>, StoreError> {
     let mut bytes = Vec::with_capacity(MAX_HEADER);
     File::open(path)
@@ -175,7 +179,8 @@ pub(super) fn read_beginning(path: &Path) -> Result<Vec<u8>, StoreError> {
     Ok(bytes)
 }
 
-/// Makes a directory (0700) if it is missing, or checks the one that is there. True if it was made.
+/// Creates a directory (0700), or checks the permissions of an existing one. True if it was
+/// created.
 pub(super) fn make_dir(path: &Path) -> Result<bool, StoreError> {
     let made = match fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => true,
@@ -190,18 +195,18 @@ pub(super) fn make_dir(path: &Path) -> Result<bool, StoreError> {
     Ok(made)
 }
 
-/// Makes a folder (0700) that is swept away unless it gets another name.
+/// Creates a folder (0700) that [`sweep`] removes unless it is renamed.
 pub(super) fn unfinished_dir(dir: &Path) -> Result<PathBuf, StoreError> {
     let made = tempfile::Builder::new().prefix(UNFINISHED).permissions(Permissions::from_mode(0o700)).tempdir_in(dir);
     Ok(made.map_err(|error| StoreError::io("make", dir, error))?.keep())
 }
 
-/// Replaces the file at `path`, or makes it.
+/// Writes the file at `path`, replacing an existing one.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     put(path, true, |file| file.write_all(bytes))
 }
 
-/// Makes the key file at `path`. One with the same content may be there already, another never.
+/// Creates the key file at `path`. Fails if a file with a different content exists.
 pub(super) fn create(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     match put(path, false, |file| file.write_all(bytes)) {
         Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
@@ -215,7 +220,8 @@ pub(super) fn create(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     }
 }
 
-/// Writes a file beside `path`, and puts it in its place once it is safely on disk.
+/// Writes a file beside `path`, and moves it to `path` once it is on disk. An existing file is
+/// replaced if `over`, and is an error otherwise.
 fn put(path: &Path, over: bool, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
     let failed = |error| StoreError::io("write", path, error);
     let dir = path.parent().unwrap_or(Path::new("."));
@@ -230,7 +236,7 @@ fn put(path: &Path, over: bool, write: impl FnOnce(&mut File) -> io::Result<()>)
     sync_dir(dir)
 }
 
-/// Moves a file or a folder to a place where nothing is, for good.
+/// Moves a file or folder to a path where nothing exists. On disk when this returns.
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     fs::rename(from, to).map_err(|error| StoreError::io("move", from, error))?;
     for path in [to, from] {
@@ -239,7 +245,7 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Removes a file, if it is there, for good.
+/// Removes a file, if it exists. On disk when this returns.
 pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Ok(()) => sync_dir(path.parent().unwrap_or(Path::new("."))),
@@ -248,7 +254,7 @@ pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Removes a folder, if it is there and nothing is in it.
+/// Removes a folder, if it exists and is empty.
 pub(super) fn remove_if_empty(path: &Path) -> Result<(), StoreError> {
     match fs::remove_dir(path) {
         Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
@@ -258,7 +264,7 @@ pub(super) fn remove_if_empty(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Removes what a crash left half written. The caller holds the lock.
+/// Removes the unfinished files and folders that a crash has left. The caller holds the lock.
 pub(super) fn sweep(dir: &Path) -> Result<(), StoreError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -280,12 +286,12 @@ pub(super) fn sweep(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Makes a rename or removal in `dir` outlive a power cut.
+/// Makes renames and removals in `dir` survive a power failure.
 fn sync_dir(dir: &Path) -> Result<(), StoreError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| StoreError::io("sync", dir, error))
 }
 
-/// Opens the lock file, making it (0600) if it is missing.
+/// Opens the lock file, and creates it (0600) if it is missing.
 pub(super) fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
@@ -328,13 +334,13 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_told_from_damage() {
+    fn a_newer_format_is_distinguished_from_damage() {
         let text = b"rustbalance term v9 something else entirely\n";
         assert_eq!(decode(Kind::Term, text), Err(Damage::Newer { format: 9, newest: 1 }));
     }
 
     #[test]
-    fn an_older_format_is_told_from_damage_and_an_earlier_one_than_its_kind_is_none() {
+    fn an_older_format_is_distinguished_from_damage_unless_it_is_older_than_its_kind() {
         let of = |kind: Kind, format| encode_as(kind.name(), format, cluster(), b"payload");
         let older = Err(Damage::Older { format: 1, newest: 2 });
         assert_eq!(decode(Kind::MasterPub, &of(Kind::MasterPub, 1)), older);

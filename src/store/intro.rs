@@ -1,8 +1,9 @@
-//! Introduction points over restarts: a file each, `intro/<nonce>.point` in the folder of the service, and its replay log
-//! beside it.
+//! Introduction points that survive a restart: a file `intro/<nonce>.point` for each in the folder
+//! of the service, and its replay log beside it.
 //!
-//! Clients with an old descriptor go on using a point's keys, so a restart must find the nonce that they are derived
-//! with; and what was seen with the keys must live exactly as long as that: the log is removed after it, never before.
+//! Clients with an old descriptor go on using a point's keys, so a restart must find the nonce from
+//! which the keys are derived. The replay log must exist for as long as the keys: it is removed
+//! after the point's file, never before.
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,32 +21,33 @@ use super::{Store, at_most, invalid};
 
 /// The folder of introduction points, in the folder of a service.
 pub(super) const FOLDER: &str = "intro";
-/// Most introduction points kept of a service: those in use and those that old descriptors still name.
+/// Most introduction points stored for one service: those in use, and those that old descriptors
+/// still name.
 pub const MAX_STORED_POINTS: usize = 64;
-/// How the name of a replay log ends.
+/// File name extension of a replay log.
 const REPLAYS: &str = "replays";
 
-/// An introduction point as it is kept.
+/// A stored introduction point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredIntroPoint {
-    /// What its keys are derived with, and by which it is found.
+    /// The nonce from which its keys are derived; also the name of its file.
     pub nonce: PointNonce,
-    /// Where.
+    /// The relay at which it is established.
     pub relay: RelayId,
     /// When it was made, in seconds since the Unix epoch.
     pub created: u64,
-    /// Introductions seen so far, as of the last time this was stored.
+    /// Number of introductions seen when this was last stored.
     pub introductions: u64,
-    /// For how many seconds it is to serve.
+    /// It retires after this number of seconds.
     pub max_seconds: u64,
-    /// For how many introductions.
+    /// It retires after this number of introductions.
     pub max_introductions: u64,
-    /// When it retired, in seconds since the Unix epoch, if it has.
+    /// When it retired, in seconds since the Unix epoch; `None` while it is in use.
     pub retired: Option<u64>,
 }
 
 impl Store {
-    /// Those of a service, the oldest first.
+    /// The stored introduction points of a service, the oldest first.
     pub fn intro_points(&self, service: ServiceId) -> Result<Vec<StoredIntroPoint>, StoreError> {
         let mut points = Vec::new();
         for (key, ending) in self.intro_files(service)? {
@@ -58,14 +60,14 @@ impl Store {
         Ok(points)
     }
 
-    /// Keeps a new one.
+    /// Stores a new introduction point.
     pub fn add_intro_point(&self, service: ServiceId, point: &StoredIntroPoint) -> Result<(), StoreError> {
         let _changing = self.change();
         at_most("introduction points", self.intro_points(service)?.len() + 1, MAX_STORED_POINTS)?;
         file::create(&self.point_path(service, point.nonce), &encode_intro_point(service, point)?)
     }
 
-    /// Notes how many introductions one has seen, and whether it has retired.
+    /// Stores how many introductions a point has seen, and when it retired (`None`: not yet).
     pub fn update_intro_point(
         &self,
         service: ServiceId,
@@ -79,19 +81,19 @@ impl Store {
         file::replace(&self.point_path(service, nonce), &encode_intro_point(service, &point)?)
     }
 
-    /// Forgets one and what was seen at it.
+    /// Removes an introduction point and its replay log.
     pub fn remove_intro_point(&self, service: ServiceId, nonce: PointNonce) -> Result<(), StoreError> {
         let _changing = self.change();
         file::remove(&self.point_path(service, nonce))?;
         file::remove(&self.replay_log_path(service, nonce))
     }
 
-    /// Where the replay log of one belongs (see [`crate::tor::ReplayLog::open`]).
+    /// The path of an introduction point's replay log (see [`crate::tor::ReplayLog::open`]).
     pub fn replay_log_path(&self, service: ServiceId, nonce: PointNonce) -> PathBuf {
         self.intro_path(service, &hex(nonce), REPLAYS)
     }
 
-    /// Removes what a crash left: half-written files, and replay logs whose keys are gone.
+    /// Removes the leftovers of a crash: half-written files, and replay logs whose keys are gone.
     pub(super) fn sweep_intro_points(&self, service: ServiceId) -> Result<(), StoreError> {
         file::sweep(&self.intro_dir(service))?;
         for (key, ending) in self.intro_files(service)? {
@@ -114,7 +116,7 @@ impl Store {
         self.intro_dir(service).join(format!("{name}.{ending}"))
     }
 
-    /// Nonce in hexadecimal and ending of each file.
+    /// The nonce in hexadecimal and the file name extension of each file.
     pub(super) fn intro_files(&self, service: ServiceId) -> Result<Vec<(String, String)>, StoreError> {
         let dir = self.intro_dir(service);
         let failed = |error| StoreError::io("read", &dir, error);
@@ -138,7 +140,7 @@ impl Store {
         let point: StoredIntroPoint =
             codec::decode(&payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))?;
         if hex(point.nonce) != name {
-            return Err(StoreError::content(&path, kind, "its name is not that of its nonce"));
+            return Err(StoreError::content(&path, kind, "its file name does not match its nonce"));
         }
         Ok(point)
     }

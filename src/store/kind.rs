@@ -1,9 +1,9 @@
 //! The files of a state directory: one table, a row for each kind.
 //!
-//! Versions of the directory are counted from 1. A file's header carries the version that brought
-//! the file's present format, so that one number orders directories, kinds and formats alike. A new
-//! kind, or a new format of an old one, is a row here, a higher [`VERSION`], and a migration (see
-//! [`super::migrations`]) where an older directory must change for it.
+//! Versions of the directory are counted from 1. The format number in a file's header is the
+//! version of the directory that introduced the format, so that one sequence orders directories,
+//! kinds and formats. To add a kind, or a new format of a kind: add or change a row here, raise
+//! [`VERSION`], and write a migration (see [`super::migrations`]) if older directories must change.
 
 use rustbalance_gossip::codec::{self, DecodeError};
 use rustbalance_gossip::record::Chain;
@@ -12,8 +12,8 @@ use zeroize::Zeroizing;
 use super::error::Damage;
 use super::file::Payload;
 
-/// The version of the state directory that this build writes. Older ones are migrated, newer ones
-/// refused.
+/// The version of the state directory that this build writes. Older directories are migrated, newer
+/// ones are refused.
 pub const VERSION: u32 = 2;
 
 /// Largest payload, in bytes, of a file that holds a key, a number or one statement.
@@ -28,30 +28,30 @@ const FROM_PUBLISHER: &str = "Put it back from a backup or from another publishe
 const FROM_OTHER_NODE: &str =
     "Put it back from a backup of this directory, or copy it from another node of this cluster.";
 
-/// What is known of a kind of file.
+/// The properties of one kind of file.
 pub(super) struct Row {
-    /// Its name, or, for [`Place::Point`], the ending of its name.
+    /// The file's name, or, for [`Place::Point`], its file name extension.
     pub(super) name: &'static str,
-    /// Where it lies.
+    /// Where files of this kind are.
     pub(super) place: Place,
     /// The first version of the directory that has it.
     pub(super) since: u32,
-    /// The version of the directory that brought its present format.
+    /// The version of the directory that introduced the current format.
     pub(super) format: u32,
     /// The largest payload, in bytes.
     pub(super) max_payload: usize,
-    /// What it means that a node lacks it.
+    /// The meaning of a missing file.
     pub(super) absent: Absent,
-    /// What a new node's file holds unless `init` or `join` brings more, and what an absent file
-    /// with a default stands for.
+    /// The initial payload, unless `init` or `join` provides another; with [`Absent::Default`], the
+    /// value that an absent file stands for.
     pub(super) first: Option<First>,
     /// True if the file is written once and never replaced: keys.
     pub(super) once: bool,
-    /// What to do when it is lost or damaged.
+    /// Advice to the operator if the file is lost or damaged.
     pub(super) way_out: &'static str,
 }
 
-/// Where files of a kind lie.
+/// Where files of a kind are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// In the state directory: one file.
@@ -62,22 +62,22 @@ pub(super) enum Place {
     Point,
 }
 
-/// Encodes what a file holds at first.
+/// Encodes an initial payload.
 type First = fn() -> Result<Vec<u8>, DecodeError>;
 
-/// What it means that a whole node lacks a file.
+/// The meaning of a file's absence in the directory of a complete node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Absent {
     /// The directory is damaged.
     Required,
     /// The directory of a publisher is damaged. Workers must not have the file.
     PublishersOnly,
-    /// The default: [`Row::first`], or, where the row has none, what the kind's own documentation
-    /// says.
+    /// The default applies: [`Row::first`], or, if the row has none, the meaning in the kind's own
+    /// documentation.
     Default,
 }
 
-/// Of a row with the values that most rows have.
+/// A row with the values that most rows have.
 const fn row(name: &'static str, way_out: &'static str) -> Row {
     let (place, since, format, max_payload) = (Place::Directory, 1, 1, SMALL);
     Row { name, place, since, format, max_payload, absent: Absent::Required, first: None, once: false, way_out }
@@ -86,17 +86,17 @@ const fn row(name: &'static str, way_out: &'static str) -> Row {
 /// Makes [`Kind`] and its table.
 macro_rules! kinds {
     ($($(#[doc = $doc:literal])+ $kind:ident = $row:expr;)+) => {
-        /// The files of a state directory.
+        /// A kind of file in a state directory.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Kind {
             $($(#[doc = $doc])+ $kind,)+
         }
 
         impl Kind {
-            /// All of them, in the order in which `init` and `join` write them.
+            /// All kinds, in the order in which `init` and `join` write them.
             pub(super) const ALL: &[Self] = &[$(Self::$kind),+];
 
-            /// What is known of it.
+            /// Its row in the table.
             pub(super) const fn row(self) -> Row {
                 match self {
                     $(Self::$kind => $row,)+
@@ -107,14 +107,14 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// `pending`: an `init` or `join` is under way; gone once it is done.
+    /// `pending`: exists while an `init` or `join` is unfinished.
     Pending = Row {
         absent: Absent::Default,
         ..row("pending", "Remove it if there is no key in the folder `services` beside it, and run `init` or `join` \
             again; otherwise move the whole directory to a safe place first.")
     };
-    /// `version`: the version of the directory, and the release that brought the directory to it
-    /// (see [`super::version`]). Absent: version 1, which had no such file.
+    /// `version`: the version of the directory, and the release that created it or migrated it to
+    /// that version (see [`super::version`]). Absent: version 1, which had no such file.
     Version = Row {
         since: 2,
         format: 2,
@@ -123,46 +123,49 @@ kinds! {
     };
     /// `node.key`: the node's seed.
     NodeKey = Row { once: true, ..row("node.key", FROM_BACKUP_OR_JOIN) };
-    /// `master.pub`: the master address, as text. Its format is 2 only so that a release that knows
-    /// version 1 alone refuses the directory with the right reason; the payload has not changed.
+    /// `master.pub`: the address of the cluster's first service, as text. Format 2 has the payload
+    /// of format 1; it exists so that a release that knows only version 1 refuses the directory for
+    /// the right reason.
     MasterPub = Row { format: 2, once: true, ..row("master.pub", FROM_BACKUP_OR_JOIN) };
     /// `authority.key`: the seed of the certificate-signing key.
     AuthorityKey = Row { absent: Absent::PublishersOnly, once: true, ..row("authority.key", FROM_PUBLISHER) };
-    /// `discovery.key`: the keys of the restricted discovery.
+    /// `discovery.key`: the keys for restricted discovery (client authorization) of the nodes' own
+    /// services.
     DiscoveryKey = row("discovery.key", FROM_BACKUP_OR_JOIN);
-    /// `points.key`: what the keys of the node's introduction points are derived from.
+    /// `points.key`: the seed from which the keys of the node's introduction points are derived.
     PointSeed = Row { once: true, ..row("points.key", FROM_BACKUP_OR_JOIN) };
     /// `boot`: the number of the last start of the daemon.
     Boot = Row { first: Some(zero), ..row("boot", FROM_BACKUP_OR_JOIN) };
     /// `term`: the highest term known.
     Term = Row { first: Some(zero), ..row("term", FROM_BACKUP_OR_JOIN) };
-    /// `invitations`: those known.
+    /// `invitations`: all invitations known.
     Invitations = Row { max_payload: 8 << 20, first: Some(empty_list), ..row("invitations", FROM_OTHER_NODE) };
-    /// `revocations`: those known.
+    /// `revocations`: all revocations known.
     Revocations = Row { max_payload: LIST, first: Some(empty_list), ..row("revocations", FROM_BACKUP_OR_JOIN) };
     /// `members`: certificates of other members.
     Members = Row { max_payload: LIST, first: Some(empty_list), ..row("members", FROM_OTHER_NODE) };
-    /// `draining`: there while the node takes no new clients, by `drain`; `resume` removes it. Its
+    /// `draining`: exists from `drain` to `resume`, while the node takes no new clients. Its
     /// payload is empty.
     Draining = Row {
         absent: Absent::Default,
         ..row("draining", "Remove it, and run `rustbalance drain` again if this node is to take no clients.")
     };
-    /// `alarms`: publishers' tokens that more nodes have used than may. Absent: none.
+    /// `alarms`: publishers' tokens that more nodes have used than they were made for. Absent:
+    /// none.
     Alarms = Row {
         max_payload: LIST,
         absent: Absent::Default,
         first: Some(empty_list),
-        ..row("alarms", "Put it back from a backup of this directory, or remove it: alarms of old tokens are forgotten then.")
+        ..row("alarms", "Put it back from a backup of this directory, or remove it: the alarms of old tokens are lost then.")
     };
-    /// `facts`: those of kinds that have no file of their own. Absent: none.
+    /// `facts`: facts of the kinds that have no file of their own. Absent: none.
     Facts = Row {
         since: 2,
         format: 2,
         max_payload: LIST,
         absent: Absent::Default,
         first: Some(empty_list),
-        ..row("facts", "Put it back from a backup of this directory, or remove it: other nodes hand over again what it held.")
+        ..row("facts", "Put it back from a backup of this directory, or remove it: other nodes send its facts again.")
     };
     /// `services/<address>/identity.key`: the expanded identity key of the service.
     IdentityKey = Row {
@@ -181,24 +184,23 @@ kinds! {
         absent: Absent::Default,
         ..row("point", "Remove it: the node makes a new introduction point.")
     };
-    /// `membership`: the node's own certificates. Written last: its presence says that the state is
-    /// whole.
+    /// `membership`: the node's own certificates. Written last: its presence marks the directory as
+    /// complete.
     Membership = row("membership", FROM_BACKUP_OR_JOIN);
 }
 
 impl Kind {
-    /// Those of which there is one file in the state directory, or one in the folder of each
-    /// service.
+    /// All kinds of files in this place.
     pub(super) fn at(place: Place) -> impl Iterator<Item = Self> {
         Self::ALL.iter().copied().filter(move |kind| kind.row().place == place)
     }
 
-    /// The one whose files have this name or ending.
+    /// The kind whose files have this name or extension.
     pub(super) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.name() == name)
     }
 
-    /// Its name, or, for [`Place::Point`], the ending of its name.
+    /// The file's name, or, for [`Place::Point`], its file name extension.
     pub(super) fn name(self) -> &'static str {
         self.row().name
     }
@@ -208,7 +210,7 @@ impl Kind {
         self.row().max_payload
     }
 
-    /// Whether this build reads a file of this format number.
+    /// Fails if this build does not read files with this format number.
     pub(super) fn check_format(self, format: u32) -> Result<(), Damage> {
         let Row { since, format: newest, .. } = self.row();
         match format {
@@ -219,14 +221,14 @@ impl Kind {
         }
     }
 
-    /// What an absent file stands for, encoded; `None` if it must not be absent, or if its absence
-    /// is no value.
+    /// The encoded value of an absent file; `None` if the file must exist, or if its absence has no
+    /// value.
     pub(super) fn default(self) -> Option<Result<Vec<u8>, DecodeError>> {
         let row = self.row();
         row.first.filter(|_| row.absent == Absent::Default).map(|first| first())
     }
 
-    /// What was brought for a new node's file, or what the table says that the file holds first;
+    /// The payload of a new node's file: `brought`, or else the initial payload in the table;
     /// `None` if a new node has no such file.
     pub(super) fn or_first(self, brought: Option<Payload>) -> Result<Option<Payload>, DecodeError> {
         let row = self.row();
@@ -236,7 +238,7 @@ impl Kind {
         }
     }
 
-    /// True if its presence says that a node is there, whole or not.
+    /// True if the presence of this file shows that the directory holds a node, complete or not.
     pub(super) fn tells_of_a_node(self) -> bool {
         self == Self::Pending || self.row().absent != Absent::Default
     }
@@ -246,7 +248,7 @@ fn zero() -> Result<Vec<u8>, DecodeError> {
     codec::encode(&0u64)
 }
 
-/// All empty lists are encoded alike.
+/// An empty list, which has the same encoding for every type of entry.
 fn empty_list() -> Result<Vec<u8>, DecodeError> {
     codec::encode(&Vec::<Chain>::new())
 }

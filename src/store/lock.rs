@@ -1,5 +1,5 @@
-//! One process a state directory: an advisory lock on the file `lock`, which the system drops with the process. The
-//! file's text (a process id) is for people and never trusted.
+//! One process per state directory: an advisory lock on the file `lock`, which the system releases
+//! when the process ends. The file's text (a process ID) is for people and never trusted.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -12,7 +12,7 @@ use super::{access, file};
 /// The lock file's name.
 pub(super) const NAME: &str = "lock";
 
-/// Takes the lock, which is held until the file is closed.
+/// Takes the lock, which is held until the returned file is closed.
 pub(super) fn take(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(NAME);
     let failed = |error| StoreError::io("lock", &path, error);
@@ -27,9 +27,10 @@ pub(super) fn take(dir: &Path) -> Result<File, StoreError> {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        // Whoever held it may have removed it meanwhile (a refused `join` leaves nothing): then it locks nothing.
+        // A refused `join` removes the file. If it did so before this process got the lock, the
+        // lock protects nothing: try again with a new file.
         if fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (opened.dev(), opened.ino())) {
-            // Only a help for people, so a full disk is no reason to stop.
+            // The process ID only helps people, so an error (such as a full disk) is ignored.
             let _ =
                 file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
             return Ok(file);
@@ -37,7 +38,7 @@ pub(super) fn take(dir: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// The process id in the lock file.
+/// The process ID in the lock file; `None` if it cannot be read.
 fn process(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.take(16).read_to_string(&mut text).ok()?;

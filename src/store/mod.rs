@@ -1,12 +1,17 @@
-//! The state directory: what a node must remember, of its cluster and of each service.
+//! The state directory: the data about the cluster and each service that a node keeps over
+//! restarts.
 //!
-//! [`Store::create`] gives a [`Draft`], which `init` and `join` fill; [`Store::open`] gives a whole one to the daemon.
-//! Both hold the directory's lock until dropped. [`kind`] is the table of the files, [`service`] says what lies in the
-//! folder of each service. A directory of an earlier release is migrated when it is opened (see [`migrations`]); one of
-//! a later release is refused before it is locked. Everything is checked when it is opened: a file that is missing,
-//! damaged, of another cluster or readable by others is an error that names it and the way out, and nothing is
-//! overwritten. Each write is on disk when it returns (see [`file`]); numbers that only rise refuse to fall. All
-//! methods block for the time of a disk access.
+//! [`Store::create`] returns a [`Draft`], which `init` and `join` fill; [`Store::open`] opens a
+//! complete directory for the daemon. Both hold the directory's lock until dropped. [`kind`] is the
+//! table of files; [`service`] has the files of one service.
+//!
+//! A directory of an earlier release is migrated when it is opened (see [`migrations`]); one of a
+//! later release is refused before it is locked. Opening checks every file. If one is missing,
+//! damaged, of another cluster or readable by other users, the error names the file and the way
+//! out, and nothing is overwritten.
+//!
+//! Each write is on disk when it returns (see [`file`]), and numbers that may only rise cannot be
+//! lowered. All methods block for the time of a disk access.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -48,11 +53,11 @@ mod service;
 mod tests;
 mod version;
 
-/// A folder of files, and whose they are.
+/// A folder of state files, and their owner.
 #[derive(Debug, Clone)]
 struct Home {
     dir: PathBuf,
-    /// The address of the cluster or of the service, which every header of a file in the folder names.
+    /// The address of the cluster or service. The header of every file in the folder names it.
     owner: OnionAddress,
 }
 
@@ -67,8 +72,8 @@ impl Home {
     }
 }
 
-/// Looks at a state directory, if it is there, before anything is written, locked or read: whom its
-/// files are open to, and whether a later release has migrated it.
+/// Checks a state directory, if it exists, before anything is written, locked or read: that its
+/// files are private, and that no later release has migrated it.
 ///
 /// # Errors
 /// [`StoreError::Exposed`], [`StoreError::Newer`], or a file cannot be read.
@@ -82,19 +87,19 @@ pub fn inspect(dir: &Path) -> Result<(), StoreError> {
 pub struct Store {
     dir: PathBuf,
     membership: Member,
-    /// Held while something is read in order to be changed.
+    /// Held while a file is read, changed and written.
     changing: Mutex<()>,
-    /// Locked until it is closed.
+    /// The open lock file. The lock is released when it is closed.
     _lock: File,
 }
 
 impl Store {
-    /// Starts a new node in `dir`, which is made if missing. An error if there is a node already.
+    /// Starts a new node in `dir`, which is created if missing. Fails if it holds a node already.
     pub fn create(dir: &Path) -> Result<Draft, StoreError> {
         Draft::open(dir)
     }
 
-    /// Opens the state of a node that `init` or `join` has made, and checks all of it.
+    /// Opens the state of a node that `init` or `join` has created, and checks all of it.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         if !holds_state(dir) {
             return Err(StoreError::NotFound(dir.to_owned()));
@@ -118,7 +123,7 @@ impl Store {
         let home = Home::of_cluster(dir, cluster);
         let path = home.path(Kind::Membership);
         let chain: Chain = read_value(&home, Kind::Membership)?;
-        // Whether the certificate has expired is for those to say who have a clock.
+        // Expiry is not checked here: it is up to the callers that have a clock.
         let membership =
             chain.verify(cluster, 0).map_err(|error| StoreError::content(&path, Kind::Membership, error))?;
         let store = Self { dir: dir.to_owned(), membership, changing: Mutex::new(()), _lock: lock };
@@ -127,7 +132,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Reads all there is, so that what is damaged is known before the node starts.
+    /// Reads every file, so that damage is found before the node starts.
     fn check(&self) -> Result<(), StoreError> {
         self.node_secret()?;
         self.authority_secret()?;
@@ -153,12 +158,12 @@ impl Store {
         &self.dir
     }
 
-    /// The cluster this node is in.
+    /// The cluster that this node belongs to.
     pub fn cluster(&self) -> ClusterId {
         self.membership.certificate.cluster
     }
 
-    /// This node.
+    /// The ID of this node.
     pub fn node_id(&self) -> NodeId {
         self.membership.node()
     }
@@ -168,12 +173,12 @@ impl Store {
         &self.membership
     }
 
-    /// Where Arti keeps its state (guards and the like). Exists, 0700.
+    /// The directory for Arti's state (guards and the like). Exists, mode 0700.
     pub fn arti_state_dir(&self) -> PathBuf {
         self.arti_dir().join("state")
     }
 
-    /// Where Arti keeps the network's directory. Exists, 0700.
+    /// The directory for Arti's cache of the network directory. Exists, mode 0700.
     pub fn arti_cache_dir(&self) -> PathBuf {
         self.arti_dir().join("cache")
     }
@@ -191,7 +196,7 @@ impl Store {
         Ok(secret)
     }
 
-    /// The certificate-signing key: on publishers, and only there.
+    /// The certificate-signing key; `None` on workers.
     pub fn authority_secret(&self) -> Result<Option<AuthoritySecret>, StoreError> {
         if !self.publisher_file(&self.path(Kind::AuthorityKey))? {
             return Ok(None);
@@ -209,7 +214,7 @@ impl Store {
             .ok_or_else(|| StoreError::Missing { path: self.path(Kind::DiscoveryKey), kind: Kind::DiscoveryKey })
     }
 
-    /// What the keys of this node's introduction points are derived from.
+    /// The seed from which the keys of this node's introduction points are derived.
     pub fn point_seed(&self) -> Result<PointSeed, StoreError> {
         let seed = PointSeed::from_bytes(&self.key(Kind::PointSeed)?);
         let derived = self.authority_secret()?.map(|authority| PointSeed::derive(&authority, self.node_id()));
@@ -221,8 +226,8 @@ impl Store {
         }
     }
 
-    /// Puts a key on the ring, at `unix` seconds since the epoch. Gives the ring, and whether it has changed: only a key
-    /// newer than all of them is taken.
+    /// Adds a key to the ring if it is newer than all keys there; `unix` is the time now, in
+    /// seconds since the epoch. Returns the ring, and whether it has changed.
     pub fn adopt_discovery(&self, next: Discovery, unix: u64) -> Result<(KeyRing, bool), StoreError> {
         let _changing = self.change();
         let mut ring = self.discovery()?;
@@ -233,18 +238,20 @@ impl Store {
         Ok((ring, newer))
     }
 
-    /// Counts a start of the daemon, at `unix` seconds since the epoch: a number that no earlier start was given, below 2^32.
+    /// Counts a start of the daemon at `unix` seconds since the epoch. Returns a number below 2^32
+    /// that is higher than that of every earlier start.
     ///
-    /// At least the hours since the epoch, so that a directory restored from an old backup, which has forgotten the starts
-    /// since, does not give their numbers again: what others still know of those would outlive every word of this node.
+    /// The number is at least the hours since the epoch. A directory restored from an old backup
+    /// has forgotten the later starts and must not reuse their numbers: other nodes would take
+    /// their old records of those starts for newer than everything that this node announces.
     pub fn next_boot(&self, unix: u64) -> Result<u64, StoreError> {
         let _changing = self.change();
         let counted = self.value::<u64>(Kind::Boot)?;
-        // Others believe no greater step, whatever this machine's clock says.
+        // Other nodes accept no greater step, so a clock that is far ahead must not cause one.
         let hours = (unix / 3600).min(counted.saturating_add(MAX_BOOT_JUMP));
         let boot = counted.saturating_add(1).max(hours);
         if boot > u64::from(u32::MAX) {
-            return Err(self.content(Kind::Boot, "its count cannot rise any more"));
+            return Err(self.content(Kind::Boot, "its count has reached its maximum"));
         }
         self.put_value(Kind::Boot, &boot)?;
         Ok(boot)
@@ -255,7 +262,7 @@ impl Store {
         self.value(Kind::Term)
     }
 
-    /// Stores a term. It never falls.
+    /// Stores a term. Fails if it is lower than the stored one.
     pub fn raise_term(&self, term: u64) -> Result<(), StoreError> {
         let _changing = self.change();
         let stored = self.term()?;
@@ -266,7 +273,7 @@ impl Store {
         }
     }
 
-    /// Whether the node takes no new clients: what [`Store::set_draining`] has stored last.
+    /// True if the node takes no new clients, as [`Store::set_draining`] has last stored.
     pub fn is_draining(&self) -> Result<bool, StoreError> {
         match read_payload(&self.home(), Kind::Draining)? {
             Some(payload) if !payload.is_empty() => Err(self.content(Kind::Draining, "it holds more than its header")),
@@ -274,17 +281,17 @@ impl Store {
         }
     }
 
-    /// Stores that the node takes no new clients, or that it takes them again, for the next start.
+    /// Stores for the next start whether the node takes no new clients.
     pub fn set_draining(&self, draining: bool) -> Result<(), StoreError> {
         if draining { write(&self.home(), Kind::Draining, &[]) } else { file::remove(&self.path(Kind::Draining)) }
     }
 
-    /// The certificates of the members known, to be verified by whoever uses them.
+    /// The stored certificates of other members. The caller has to verify them.
     pub fn members(&self) -> Result<Vec<Chain>, StoreError> {
         self.list(Kind::Members, MAX_NODES)
     }
 
-    /// Replaces them.
+    /// Replaces the stored certificates of other members.
     pub fn put_members(&self, members: &[Chain]) -> Result<(), StoreError> {
         at_most("members", members.len(), MAX_NODES)?;
         let _changing = self.change();
@@ -340,7 +347,7 @@ fn bounded<T>(home: &Home, kind: Kind, list: Vec<T>, max: usize) -> Result<Vec<T
     }
 }
 
-/// True if any file of a node is there, whole or not.
+/// True if the directory holds any file of a node, complete or not.
 fn holds_state(dir: &Path) -> bool {
     let mut kinds = Kind::at(Place::Directory).filter(|kind| kind.tells_of_a_node());
     kinds.any(|kind| dir.join(kind.name()).symlink_metadata().is_ok())
@@ -353,7 +360,7 @@ fn read_cluster(dir: &Path) -> Result<ClusterId, StoreError> {
     let (cluster, payload) =
         file::read(&path, kind)?.ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
     if *payload != format!("{cluster}\n").into_bytes() {
-        return Err(StoreError::content(&path, kind, "its two addresses differ"));
+        return Err(StoreError::content(&path, kind, "its header and its content name different addresses"));
     }
     Ok(cluster.into())
 }
@@ -386,15 +393,15 @@ fn write_value<T: Serialize>(home: &Home, kind: Kind, value: &T) -> Result<(), S
     write(home, kind, &codec::encode(value).map_err(|error| invalid(kind.name(), error))?)
 }
 
-/// Writes a file: a key only if there is none, anything else in place of what is there.
+/// Writes a file. A key is only created, never replaced; other files are replaced.
 fn write(home: &Home, kind: Kind, payload: &[u8]) -> Result<(), StoreError> {
-    // What could not be read again is not written.
+    // A larger payload could not be read again.
     at_most(kind.name(), payload.len(), kind.max_payload())?;
     let (path, bytes) = (home.path(kind), file::encode(kind, home.owner, payload));
     if kind.row().once { file::create(&path, &bytes) } else { file::replace(&path, &bytes) }
 }
 
-/// Of a value that cannot be encoded.
+/// The error for a value that cannot be encoded.
 fn invalid(what: &'static str, why: impl ToString) -> StoreError {
     StoreError::Invalid { what, why: why.to_string() }
 }

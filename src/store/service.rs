@@ -1,8 +1,8 @@
-//! What belongs to one service: the folder `services/<address>`, with the secrets of publishers,
-//! the revisions and the introduction points of that service.
+//! The files of one service: the folder `services/<address>`, with the secrets (on publishers), the
+//! revisions and the introduction points of that service.
 //!
-//! Headers of these files name the service instead of the cluster, so that a file in the wrong
-//! folder is noticed.
+//! The headers of these files name the service instead of the cluster, so that a file in the wrong
+//! folder is detected.
 
 use std::fs;
 use std::io;
@@ -32,7 +32,7 @@ impl Home {
     }
 }
 
-/// Makes the folder of a service, 0700.
+/// Creates the folder of a service, 0700, unless it exists.
 pub(super) fn make(dir: &Path, service: ServiceId) -> Result<(), StoreError> {
     let home = Home::of_service(dir, service);
     for dir in [dir.join(FOLDER), home.dir.clone(), home.dir.join(intro::FOLDER)] {
@@ -61,17 +61,18 @@ pub(super) fn listed(dir: &Path) -> Result<Vec<ServiceId>, StoreError> {
     Ok(found)
 }
 
-/// The secret keys of services in a state directory, whole or not, those of version 1 too.
+/// The paths of all secret keys of services in a state directory, complete or not. Includes the key
+/// of a version 1 directory.
 pub(super) fn keys(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut paths: Vec<_> =
-        listed(dir)?.into_iter().map(|it| Home::of_service(dir, it).path(Kind::IdentityKey)).collect();
+        listed(dir)?.into_iter().map(|service| Home::of_service(dir, service).path(Kind::IdentityKey)).collect();
     paths.push(dir.join("master.key"));
     paths.retain(|path| path.symlink_metadata().is_ok());
     Ok(paths)
 }
 
-/// Removes what `init` or `join` has made for services, keys excepted, and the folders in which
-/// nothing else is.
+/// Removes the files that `init` or `join` has created for services, except keys, and the folders
+/// that are empty then.
 pub(super) fn clear(dir: &Path) -> Result<(), StoreError> {
     for service in listed(dir)? {
         let home = Home::of_service(dir, service);
@@ -85,7 +86,7 @@ pub(super) fn clear(dir: &Path) -> Result<(), StoreError> {
 }
 
 impl Store {
-    /// The services of which this node keeps anything, the one that names the cluster first.
+    /// The services of which this node stores anything, the one that names the cluster first.
     ///
     /// # Errors
     /// The folder cannot be read, or holds more than [`MAX_SERVICES`].
@@ -95,13 +96,13 @@ impl Store {
         Ok(std::iter::once(first).chain(further).collect())
     }
 
-    /// Begins to keep a further service; on publishers, with its secrets. Its folder appears whole or
-    /// not at all.
+    /// Adds a further service; on publishers, with its secrets. Its folder appears complete or not
+    /// at all.
     ///
     /// # Errors
-    /// [`StoreError::KeyExists`] if the service is kept with another key,
+    /// [`StoreError::KeyExists`] if the service is stored with another key,
     /// [`StoreError::NotForWorkers`] if a worker is given secrets, [`StoreError::TooMany`] beyond
-    /// [`MAX_SERVICES`]. The disk cannot be written.
+    /// [`MAX_SERVICES`]; or the disk cannot be written.
     pub fn add_service(&self, added: &ServiceSecrets) -> Result<(), StoreError> {
         let _changing = self.change();
         let home = self.of(added.service);
@@ -120,21 +121,21 @@ impl Store {
         file::rename(&new.dir, &home.dir)
     }
 
-    /// The secrets of every service: on publishers, and only there.
+    /// The secrets of every service; empty on workers.
     ///
     /// # Errors
-    /// A file is missing or damaged, belongs to another service, or is there although this node is
-    /// a worker.
+    /// A file is missing or damaged, belongs to another service, or exists although this node is a
+    /// worker.
     pub fn service_secrets(&self) -> Result<Vec<ServiceSecrets>, StoreError> {
         let of = |service| Ok(self.identity_secret(service)?.map(ServiceSecrets::of));
         self.services()?.into_iter().filter_map(|service| of(service).transpose()).collect()
     }
 
-    /// The identity key of a service: on publishers, and only there.
+    /// The identity key of a service; `None` on workers.
     ///
     /// # Errors
-    /// The file is missing or damaged, belongs to another service, or is there although this node
-    /// is a worker.
+    /// The file is missing or damaged, belongs to another service, or exists although this node is
+    /// a worker.
     pub fn identity_secret(&self, service: ServiceId) -> Result<Option<MasterSecret>, StoreError> {
         let (home, kind) = (self.of(service), Kind::IdentityKey);
         if !self.publisher_file(&home.path(kind))? {
@@ -143,7 +144,7 @@ impl Store {
         read_identity(&home, service)?.map(Some).ok_or_else(|| StoreError::Missing { path: home.path(kind), kind })
     }
 
-    /// Where the identity key of a service lies on publishers.
+    /// The path of the identity key of a service on publishers.
     pub fn identity_path(&self, service: ServiceId) -> PathBuf {
         self.of(service).path(Kind::IdentityKey)
     }
@@ -158,8 +159,8 @@ impl Store {
         bounded(&home, kind, read_value(&home, kind)?, MAX_REVISIONS)
     }
 
-    /// Stores the revision about to be used in a period. It never falls; the oldest periods are
-    /// forgotten.
+    /// Stores the revision about to be used in a period. Beyond [`MAX_REVISIONS`], the oldest
+    /// periods are removed.
     ///
     /// # Errors
     /// [`StoreError::Falls`] if the revision is lower than the one stored. The file cannot be read
@@ -177,14 +178,14 @@ impl Store {
         }
         revisions.sort_by_key(|(known, _)| (known.number.saturating_mul(known.length_minutes.into()), *known));
         while revisions.len() > MAX_REVISIONS {
-            // The one just given stays, however old it is: it is in use.
+            // The period just given is in use, so it stays however old it is.
             let oldest = revisions.iter().position(|(known, _)| *known != period).unwrap_or(0);
             revisions.remove(oldest);
         }
         write_value(&self.of(service), Kind::Revisions, &revisions)
     }
 
-    /// Reads all that belongs to a service.
+    /// Reads and checks all files of a service.
     pub(super) fn check_service(&self, service: ServiceId) -> Result<(), StoreError> {
         self.identity_secret(service)?;
         self.revisions(service)?;
@@ -198,7 +199,7 @@ impl Store {
         Home::of_service(&self.dir, service)
     }
 
-    /// True if a publisher's file is to be read; an error if it is where it must not be.
+    /// True on publishers, which read the file; false on workers. Fails if a worker has the file.
     pub(super) fn publisher_file(&self, path: &Path) -> Result<bool, StoreError> {
         let publisher = self.membership.role() == Role::Publisher;
         match publisher || path.symlink_metadata().is_err() {
@@ -219,8 +220,8 @@ pub(super) fn read_identity(home: &Home, service: ServiceId) -> Result<Option<Ma
     Ok(Some(secret))
 }
 
-/// Writes what a new node keeps of a service into the folder of the service. What is there already
-/// stays; a key must be the same.
+/// Writes the initial files of a service into its folder. Existing files stay; an existing key must
+/// be the same.
 pub(super) fn fill(home: &Home, service: &ServiceSecrets) -> Result<(), StoreError> {
     for kind in Kind::at(Place::Service) {
         if !kind.row().once && home.path(kind).symlink_metadata().is_ok() {
@@ -233,14 +234,15 @@ pub(super) fn fill(home: &Home, service: &ServiceSecrets) -> Result<(), StoreErr
     Ok(())
 }
 
-/// What a file of this kind holds first in the folder of a service; `None` if there is no such file.
+/// The initial payload of a file of this kind in the folder of a service; `None` if a new node has
+/// no such file.
 fn first_payload(service: &ServiceSecrets, kind: Kind) -> Result<Option<Payload>, DecodeError> {
     let mut secrets = service.secrets.iter().map(encode_secret);
     let brought = secrets.find(|(of, _)| *of == kind).map(|(_, bytes)| Zeroizing::new(bytes.to_vec()));
     kind.or_first(brought)
 }
 
-/// The file of a secret, and what the file holds.
+/// The kind of file that holds a secret, and the file's payload.
 fn encode_secret(secret: &ServiceSecret) -> (Kind, &[u8]) {
     match secret {
         ServiceSecret::Identity(key) => (Kind::IdentityKey, &key.expanded()[..]),

@@ -1,9 +1,9 @@
-//! Which version a state directory is of.
+//! Determines the version of a state directory.
 //!
-//! The file `version` says it, with the release that brought the directory to it: `2 0.1.0`.
-//! Version 1 had no such file. Its form is the one thing that no later release may change, because
-//! earlier ones read it to say what to install. A file in another format than the directory's
-//! version has (put back from a backup, or left by a migration that a crash ended) counts, too.
+//! The file `version` holds the version, and the release that created or migrated the directory: `2
+//! 0.1.0`. Version 1 had no such file. No later release may change the format of this file, because
+//! earlier releases read it to tell the operator which release to install. A file in the format of
+//! another version counts too: it was restored from a backup, or a crash ended a migration.
 
 use std::fs;
 use std::io;
@@ -15,22 +15,22 @@ use super::error::{Damage, StoreError};
 use super::file::{self, Payload, Whole};
 use super::kind::{Kind, VERSION};
 
-/// Files that only directories of earlier versions have. One that is put back from a backup is
+/// Files that only directories of earlier versions have. One that is restored from a backup is
 /// migrated again.
 const FORMER: [&str; 1] = ["master.key"];
-/// Longest name of a release that is shown, in bytes.
+/// Longest release name that is shown, in bytes.
 const MAX_RELEASE: usize = 32;
 
-/// The version from which the directory has to be migrated: the oldest that any file in it shows.
+/// The version from which the directory has to be migrated: the oldest that any of its files shows.
 ///
 /// # Errors
 /// [`StoreError::Newer`] if any file shows a version that this build does not know. Nothing is
 /// written or locked.
 pub(super) fn of(dir: &Path) -> Result<u32, StoreError> {
-    let told = read(dir)?;
-    let release = told.as_ref().and_then(|(_, release)| release.clone());
+    let stored = read(dir)?;
+    let release = stored.as_ref().and_then(|(_, release)| release.clone());
     let newer = |path, found| StoreError::Newer { path, found, release: release.clone() };
-    let mut version = told.map_or(1, |(version, _)| version);
+    let mut version = stored.map_or(1, |(version, _)| version);
     if version > VERSION {
         return Err(newer(dir.join(Kind::Version.name()), version));
     }
@@ -50,7 +50,7 @@ pub(super) fn of(dir: &Path) -> Result<u32, StoreError> {
     Ok(version)
 }
 
-/// What `version` holds for a directory that this build has made or migrated.
+/// The payload of `version` in a directory that this build has created or migrated.
 pub(super) fn payload(version: u32) -> String {
     format!("{version} {}\n", env!("CARGO_PKG_VERSION"))
 }
@@ -60,7 +60,8 @@ pub(super) fn encode(version: u32, cluster: ClusterId) -> Payload {
     file::encode(Kind::Version, cluster.first_service().address(), payload(version).as_bytes())
 }
 
-/// What the file `version` says: the version of the directory, and the release that brought it.
+/// The version and the release in the file `version`; `None` if there is no such file. The release
+/// is `None` if it is missing or not a plain name.
 fn read(dir: &Path) -> Result<Option<(u32, Option<String>)>, StoreError> {
     let (path, kind) = (dir.join(Kind::Version.name()), Kind::Version);
     let Some(bytes) = file::read_bytes(&path, kind)? else { return Ok(None) };
@@ -72,7 +73,7 @@ fn read(dir: &Path) -> Result<Option<(u32, Option<String>)>, StoreError> {
     let text = std::str::from_utf8(whole.payload).unwrap_or_default();
     let mut fields = text.split_ascii_whitespace();
     let version = fields.next().and_then(|digits| digits.parse().ok()).filter(|version| *version > 0);
-    let version = version.ok_or_else(|| StoreError::content(&path, kind, "it names no version"))?;
+    let version = version.ok_or_else(|| StoreError::content(&path, kind, "it does not name a version"))?;
     let is_plain = |release: &&str| {
         release.len() <= MAX_RELEASE
             && release.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+".contains(&byte))
@@ -80,8 +81,8 @@ fn read(dir: &Path) -> Result<Option<(u32, Option<String>)>, StoreError> {
     Ok(Some((version, fields.next().filter(is_plain).map(str::to_owned))))
 }
 
-/// The files of ours directly in the directory, under the names of their kinds, and their formats.
-/// A file that cannot be told to be ours is for its reader to judge.
+/// The state files directly in the directory that have the name of their kind, and their format
+/// numbers. A file without a valid first line is skipped here, and checked when it is read.
 fn formats(dir: &Path) -> Result<Vec<(PathBuf, u32)>, StoreError> {
     let failed = |error| StoreError::io("read", dir, error);
     let entries = match fs::read_dir(dir) {
@@ -93,7 +94,7 @@ fn formats(dir: &Path) -> Result<Vec<(PathBuf, u32)>, StoreError> {
     for entry in entries {
         let entry = entry.map_err(failed)?;
         let path = entry.path();
-        // Read as text: in the directory are the operator's files too, which may be closed to us.
+        // The operator's own files may be here too, and may be unreadable: skip them.
         let Ok(beginning) = file::read_beginning(&path) else { continue };
         if let Ok((name, format)) = file::label(&beginning)
             && entry.file_name().to_str() == Some(name)

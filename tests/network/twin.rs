@@ -146,9 +146,9 @@ fn is_overtaken(
 
     let text = node.command(&["status"], "", OVERTAKING)?.ok("status")?;
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let whose = if restricted { "only clients that it has authorized reach it" } else { "its clients reach it" };
-    for part in ["another publisher, which is no member, has published this address", whose] {
-        ensure!(text.contains(part), "the status lacks {part:?}: {text}");
+    let whose = if restricted { "only clients that it has authorized reach it" } else { "clients reach it" };
+    for part in ["a publisher that is not a member has published this address", whose] {
+        ensure!(text.contains(part), "status does not say {part:?}: {text}");
     }
     let (name, elapsed) = cluster.fetch()?;
     ensure!(name == node.name(), "a fresh client reaches {name}");

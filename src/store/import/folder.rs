@@ -1,20 +1,20 @@
-//! Which file of a folder is the key.
+//! Finds the key file in a folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::ImportError;
 
-/// Names of files that hold an identity key, the first of which that is there counts: of C tor and
-/// mkp224o, of Arti, our own, our own in version 1 of the state directory.
+/// Names of files that hold an identity key: of C tor and mkp224o, of Arti, of this program, and of
+/// version 1 of its state directory. In a folder, the first that exists is taken.
 pub(super) const NAMES: [&str; 4] =
     ["hs_ed25519_secret_key", "ks_hs_id.ed25519_expanded_private", "identity.key", "master.key"];
-/// How far below the folder is looked: `keystore/hss/NICKNAME` of Arti.
+/// Depth of the search below the folder, for Arti's `keystore/hss/NICKNAME`.
 const DEPTH: u32 = 3;
-/// Most entries of a folder that are looked at.
+/// Most entries of a folder that are searched.
 const MOST_ENTRIES: usize = 4096;
 
-/// The one key file in `folder`, or in the folders below it.
+/// The only key file in `folder`, or in the folders below it.
 pub(super) fn find(folder: &Path) -> Result<PathBuf, ImportError> {
     let mut found = Vec::new();
     search(folder, DEPTH, &mut found)?;
@@ -31,7 +31,7 @@ fn search(folder: &Path, depth: u32, found: &mut Vec<PathBuf>) -> Result<(), Imp
         found.push(known);
         return Ok(());
     }
-    // A state directory of ours: the other keys in it are of no service.
+    // A RustBalance state directory: its other keys are not keys of services.
     if folder.join("node.key").is_file() && folder.join("services").is_dir() {
         return search(&folder.join("services"), depth, found);
     }

@@ -1,5 +1,5 @@
-//! The forms in which other programs write a v3 service's secret key, recognized by what the file
-//! holds.
+//! The formats in which other programs write the secret key of a v3 service. The content of a file
+//! determines its format.
 
 use std::str;
 
@@ -12,53 +12,53 @@ use zeroize::Zeroizing;
 use crate::keys::{KeyError, MasterSecret};
 use crate::tor::keystore::{self, KeystoreError};
 
-/// What C tor's secret key file begins with.
+/// The beginning of C tor's secret key file.
 pub(super) const SECRET_HEADER: &[u8; 32] = b"== ed25519v1-secret: type0 ==\0\0\0";
-/// What the public key file beside it begins with.
+/// The beginning of the public key file beside it.
 pub(super) const PUBLIC_HEADER: &[u8; 32] = b"== ed25519v1-public: type0 ==\0\0\0";
-/// What is accepted, for error messages.
+/// The accepted formats, for error messages.
 const FORMS: &str = "give C tor's hs_ed25519_secret_key or the folder that holds it, mkp224o's output, a PEM file \
     (PKCS#8) such as onionbalance-config writes, Arti's ks_hs_id.ed25519_expanded_private, the 64 bytes of the expanded \
     key in base64, in hex or as ED25519-V3:..., or the identity.key of a publisher";
 
-/// Why a file's content is not the secret key of a v3 onion service. Holds no byte of it.
+/// Why a file's content is not the secret key of a v3 onion service. Contains no byte of the file.
 #[derive(Debug, thiserror::Error)]
 pub enum FormError {
-    /// None of the forms.
-    #[error("is not the secret key of a v3 onion service in a form that is known ({0} bytes): {FORMS}")]
+    /// The content has none of the accepted formats. Holds the file's size in bytes.
+    #[error("is not the secret key of a v3 onion service in a known format ({0} bytes): {FORMS}")]
     Unknown(u64),
-    /// C tor's header, and not its length.
-    #[error("begins as C tor's hs_ed25519_secret_key does and has {0} bytes instead of 96: it is not whole")]
+    /// The file has C tor's header, but this wrong length, in bytes.
+    #[error("begins like C tor's hs_ed25519_secret_key, but has {0} bytes instead of 96: it is damaged")]
     Length(u64),
-    /// The public half.
+    /// The file holds a public key.
     #[error("is a public key: give the secret key that belongs to it")]
     Public,
-    /// A passphrase protects it.
-    #[error("is locked with a passphrase: unlock a copy with `openssl pkey -in FILE -out COPY` and give that")]
+    /// The key is encrypted with a passphrase.
+    #[error("is encrypted with a passphrase: decrypt a copy with `openssl pkey -in FILE -out COPY` and give that copy")]
     Locked,
-    /// PKCS#8, of another algorithm or damaged.
-    #[error("is not a whole Ed25519 key in PEM (PKCS#8)")]
+    /// PKCS#8 that is damaged or holds a key of another algorithm.
+    #[error("is not a complete Ed25519 key in PEM (PKCS#8)")]
     Pem,
-    /// OpenSSH's format, and not the key of an address.
+    /// OpenSSH's format, but not the identity key of a service.
     #[error(transparent)]
     Keystore(#[from] KeystoreError),
-    /// A service of the version that Tor has ended.
-    #[error("is the key of a version 2 onion service, which Tor does not serve any more: only version 3 has a future")]
+    /// The key of a version 2 service, which Tor no longer supports.
+    #[error("is the key of a version 2 onion service, which Tor no longer supports: give a version 3 key")]
     Version2,
-    /// Several services in one file.
+    /// The file holds the keys of this number of services.
     #[error("holds the keys of {0} services: give a file with one of them")]
     Several(usize),
-    /// The bytes are not a key that may sign.
+    /// The bytes are not a safe signing key.
     #[error("is damaged: {0}")]
     Key(#[from] KeyError),
 }
 
-/// A key, and what its file says of it.
+/// A key, and what its file says about it.
 pub(super) struct Found {
     pub(super) secret: MasterSecret,
-    /// The address that stands in the same file, not checked.
+    /// The address that the same file names, not verified.
     pub(super) hostname: Option<String>,
-    /// True for C tor's own file, which has others beside it.
+    /// True for C tor's own file, which may have `hostname` and a public key beside it.
     pub(super) of_c_tor: bool,
 }
 
@@ -68,8 +68,8 @@ impl Found {
     }
 }
 
-/// The key in a file of this content; `size` is that of the whole file, of which `bytes` may be the
-/// beginning.
+/// Reads the key from a file of `size` bytes. `bytes` is its content, or its beginning if the file
+/// is too long.
 pub(super) fn read(bytes: &[u8], size: u64) -> Result<Found, FormError> {
     if let Some(secret) = c_tor_key(bytes, size)? {
         return Ok(Found { of_c_tor: true, ..Found::alone(secret) });
@@ -96,7 +96,8 @@ pub(super) fn read(bytes: &[u8], size: u64) -> Result<Found, FormError> {
     encoded_key(text.strip_prefix("ED25519-V3:").unwrap_or(text), size).map(Found::alone)
 }
 
-/// The key in C tor's file, with or without the line end that an editor or a shell has added.
+/// The key in C tor's file, with or without the line end that an editor or a shell has added;
+/// `None` if the content is not C tor's.
 fn c_tor_key(bytes: &[u8], size: u64) -> Result<Option<MasterSecret>, FormError> {
     if bytes.starts_with(PUBLIC_HEADER) {
         return Err(FormError::Public);
@@ -168,8 +169,8 @@ fn encoded_key(text: &str, size: u64) -> Result<MasterSecret, FormError> {
     expanded_key(bytes.as_slice().try_into().map_err(|_| unknown())?)
 }
 
-/// The key of these 64 bytes: scalar and hash prefix, or seed and public key, as libsodium and Go
-/// write it.
+/// The key in 64 bytes: scalar and hash prefix, or seed and public key as libsodium and Go write
+/// them.
 fn expanded_key(bytes: &[u8; 64]) -> Result<MasterSecret, FormError> {
     let (first, second) = bytes.split_at(32);
     let mut seed = Zeroizing::new([0; 32]);
@@ -178,8 +179,8 @@ fn expanded_key(bytes: &[u8; 64]) -> Result<MasterSecret, FormError> {
         return Ok(MasterSecret::from_seed(&seed));
     }
     let secret = MasterSecret::from_expanded(&Zeroizing::new(*bytes))?;
-    // Every nonce comes from the second half: whoever knows it computes the secret scalar from one
-    // signature.
+    // Signature nonces are derived from the second half. If it is public, a single signature
+    // reveals the secret scalar.
     let is_known = second == secret.public_key() || second == [0; 32];
     if is_known { Err(KeyError::PublicPrefix.into()) } else { Ok(secret) }
 }

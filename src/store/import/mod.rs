@@ -1,10 +1,6 @@
-//! A master key that is there already: as C tor, Arti, mkp224o or onionbalance-config write it, or
-//! a copy of our own `identity.key`, which is all that is needed to have the address again.
-
-mod folder;
-mod forms;
-#[cfg(test)]
-mod tests;
+//! Imports the identity key of an existing service, as C tor, Arti, mkp224o or onionbalance-config
+//! write it, or from a copy of a publisher's `identity.key`, which is enough to restore the
+//! address.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -20,36 +16,41 @@ use crate::typed;
 pub use forms::FormError;
 use forms::{Found, PUBLIC_HEADER};
 
-/// Longest file that may hold a key, in bytes: PEM with a preamble, or mkp224o's YAML.
+mod folder;
+mod forms;
+#[cfg(test)]
+mod tests;
+
+/// Largest key file, in bytes: room for PEM with a preamble, or for mkp224o's YAML.
 const LONGEST: usize = 16 << 10;
 
-/// Why a key file was not taken.
+/// Why a key could not be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// It cannot be read.
+    /// A file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It holds no such key.
+    /// The file holds no usable key.
     #[error("{} {source}", path.display())]
     Form {
         /// The file.
         path: PathBuf,
-        /// What it is instead.
+        /// The reason.
         source: FormError,
     },
-    /// The folder holds no file of a known name.
+    /// The folder holds no file with a known name.
     #[error(
-        "{} holds no key file of a known name ({}, or one that ends in .key): give the file itself",
+        "{} holds no key file with a known name ({}, or one that ends in .key): give the file itself",
         .0.display(), folder::NAMES.join(", ")
     )]
     NotFound(PathBuf),
-    /// The folder holds more than one.
+    /// The folder holds several key files.
     #[error("{} holds several keys: give one of them, such as {}", folder.display(), one.display())]
     Several {
         /// The folder.
@@ -57,27 +58,28 @@ pub enum ImportError {
         /// One of the keys.
         one: PathBuf,
     },
-    /// It is a file of ours, and not a whole identity key.
+    /// A RustBalance state file that is not an intact identity key.
     #[error("{} {damage}: give another copy of the identity.key of a publisher", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The damage.
         damage: Damage,
     },
-    /// It does not belong to what stands beside it, or in it.
-    #[error("{} names another address than the secret key, which is that of {key}: they do not belong together", path.display())]
+    /// The key has another address than its file, its file's name or a file beside it says.
+    #[error("{} names another address, but the secret key belongs to {key}: find out which of the two is wrong", path.display())]
     Mismatch {
-        /// What names the address.
+        /// The file that names the other address.
         path: PathBuf,
         /// The address of the secret key.
         key: ServiceId,
     },
 }
 
-/// Reads the key from a file in one of the forms of [`FormError::Unknown`]'s text, or from the
-/// folder that holds it, and compares it with what names its address: the public key and the
-/// `hostname` beside C tor's, or the file's own name.
+/// Reads the identity key from a file, or from the only key file in a folder. The message of
+/// [`FormError::Unknown`] lists the accepted formats. The key must match every address that is
+/// named with it: in the file, in the file's name, and in the public key and `hostname` beside C
+/// tor's file.
 pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
     let path = if path.is_dir() { folder::find(path)? } else { path.to_owned() };
     let bytes = read(&path, LONGEST)?;
@@ -105,7 +107,7 @@ pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
     Ok(secret)
 }
 
-/// Whether the file is called after another address, as onionbalance-config calls its key files.
+/// True if the file has the name of another address; onionbalance-config names its key files so.
 fn names_another(path: &Path, address: ServiceId) -> bool {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     typed::address::<ServiceId>(stem).is_ok_and(|named| named != address)
@@ -134,21 +136,21 @@ fn own_key(path: PathBuf, bytes: &[u8]) -> Result<MasterSecret, ImportError> {
     }
 }
 
-/// Longest file beside the key, in bytes.
+/// Largest file beside the key that is compared, in bytes.
 const LONGEST_COMPARED: usize = 128;
 
-/// Checks a file beside the key, if there is one.
+/// Compares a file beside the key, if there is one.
 fn compare(path: PathBuf, key: ServiceId, same: impl Fn(&[u8]) -> bool) -> Result<(), ImportError> {
     match read(&path, LONGEST_COMPARED) {
         Err(ImportError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
-        // What was cut off may be anything.
+        // A longer file does not match: the part that was not read may be anything.
         Ok(bytes) if bytes.len() <= LONGEST_COMPARED && same(&bytes) => Ok(()),
         Ok(_) => Err(ImportError::Mismatch { path, key }),
     }
 }
 
-/// At most `expected + 1` bytes of a file, so that a longer one is noticed.
+/// At most `expected + 1` bytes of a file, so that a longer one is detected.
 fn read(path: &Path, expected: usize) -> Result<Zeroizing<Vec<u8>>, ImportError> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(expected + 64));
     File::open(path)

@@ -1,4 +1,4 @@
-//! Keys as other programs write them, each made here.
+//! Imports of keys in the formats of other programs; the tests create the files themselves.
 
 use curve25519_dalek::Scalar;
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
@@ -67,7 +67,7 @@ fn a_hostname_is_read_to_its_end() {
     assert!(matches!(import_master_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
 }
 
-/// A key of which the seed is known, as C tor's expanded keys are not.
+/// A key whose seed is known, unlike that of C tor's expanded keys.
 fn seeded() -> (SigningKey, MasterSecret) {
     let seed = Zeroizing::new(rand::rng().random::<[u8; 32]>());
     (SigningKey::from_bytes(&seed), MasterSecret::from_seed(&seed))
@@ -79,7 +79,7 @@ fn pem(key: &SigningKey) -> String {
     format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", BASE64.encode(&der))
 }
 
-/// The same in version 2, which names the public half, with the line ends of Windows.
+/// The same in PKCS#8 version 2, which includes the public key, with the line ends of Windows.
 fn pem_with_public_half(key: &SigningKey) -> String {
     let (seed, public) = ([&[4, 32], &key.to_bytes()[..]].concat(), key.verifying_key().to_bytes());
     let algorithm = AlgorithmIdentifierRef { oid: forms::ED25519, parameters: None };
@@ -87,7 +87,7 @@ fn pem_with_public_half(key: &SigningKey) -> String {
     SecretDocument::encode_msg(&info).unwrap().to_pem("PRIVATE KEY", LineEnding::CRLF).unwrap().to_string()
 }
 
-/// What is read of a file of this content.
+/// Imports a file with this content.
 fn imported(content: impl AsRef<[u8]>) -> Result<ServiceId, ImportError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), content).unwrap();
@@ -145,7 +145,7 @@ fn the_key_in_a_folder_is_found() {
     let label = address.to_string().trim_end_matches(".onion").to_owned();
     let ours = file::encode(Kind::IdentityKey, address.address(), secret.expanded());
     let of_version_1 = file::encode_as("master.key", 1, address.address(), secret.expanded());
-    // One key each, and what else is there.
+    // The key file, its content, and another file in the same folder.
     let folders = [
         ("hs_ed25519_secret_key".to_owned(), file.clone(), "authorized_clients/x.auth"),
         (format!("{address}/hs_ed25519_secret_key"), file.clone(), "README"),
@@ -201,7 +201,7 @@ fn what_is_known_and_no_secret_key_is_refused_with_what_to_do() {
     let public_file = [&PUBLIC_HEADER[..], &public].concat();
     let yaml = format!("hs_ed25519_secret_key: {}\n", BASE64.encode(secret.expanded()));
     let labelled = |label| pem(&key).replace("PRIVATE KEY", label);
-    // A nonce that anyone can compute.
+    // Anyone can compute the signature nonces of these two.
     let leaks = [&secret.expanded()[..32], &public].concat();
     let zeros = [&secret.expanded()[..32], &[0; 32]].concat();
     let (_, other) = seeded();

@@ -1,11 +1,13 @@
-//! Brings a state directory of an earlier release to the version of this build.
+//! Migrates a state directory of an earlier release to the version of this build.
 //!
-//! `vN` turns a directory of version N into one of version N + 1. It is frozen once a release has
-//! shipped version N + 1: it names files, formats and types of its time, and nothing that changes
-//! later. Each migration is a list of [`Step`]s, made from what the directory holds. A step happens
-//! whole or not at all, and after any of them the directory opens again: what was done is not in
-//! the next list, and the last step alone makes the version rise. Every file is read before the
-//! first step, so that a damaged directory is left as it is.
+//! `vN` migrates a directory from version N to version N + 1. Once a release has shipped version
+//! N + 1, `vN` is frozen: it names files, formats and types of its time, and nothing that changes
+//! later.
+//!
+//! A migration is a list of atomic [`Step`]s, computed from the files in the directory. After a
+//! crash between two steps the next start continues: the steps already done are not in the new
+//! list, and only the last step raises the version. All files are read before the first step, so
+//! that a damaged directory stays as it is.
 
 use std::path::{Path, PathBuf};
 
@@ -19,29 +21,29 @@ use super::version;
 
 mod v1;
 
-/// One change of a directory, whole or not at all.
+/// One atomic change of a directory.
 pub(super) enum Step {
-    /// Makes a folder, 0700. It may be there.
+    /// Creates a folder, 0700, unless it exists.
     Folder(PathBuf),
-    /// Replaces the file at `path`, or makes it.
+    /// Writes the file at `path`, replacing an existing one.
     Replace {
         /// The file.
         path: PathBuf,
-        /// All of its new content.
+        /// Its whole new content.
         bytes: Payload,
     },
-    /// Makes a key file at `path`, and fails if another key is there.
+    /// Creates a key file at `path`; fails if another key is there.
     Create {
         /// The file.
         path: PathBuf,
-        /// All of its content.
+        /// Its whole content.
         bytes: Payload,
     },
-    /// Moves a file or a folder to a place where nothing is.
+    /// Moves a file or a folder to a path where nothing exists.
     Move {
-        /// Where it is.
+        /// The old path.
         from: PathBuf,
-        /// Where it will be.
+        /// The new path.
         to: PathBuf,
     },
     /// Removes a file that another has replaced.
@@ -75,7 +77,7 @@ pub(super) fn run(dir: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// What is left to do to bring a directory of this version to the next.
+/// The steps that remain to migrate a directory of this version to the next.
 pub(super) fn steps(dir: &Path, version: u32) -> Result<Vec<Step>, StoreError> {
     let Some(cluster) = cluster_of(dir)? else { return Ok(Vec::new()) };
     let mut steps = match version {
@@ -87,8 +89,8 @@ pub(super) fn steps(dir: &Path, version: u32) -> Result<Vec<Step>, StoreError> {
     Ok(steps)
 }
 
-/// The cluster that a directory belongs to, whole or in the making; `None` if the files that tell
-/// are not there.
+/// The cluster that a directory belongs to, complete or not; `None` if neither of the files that
+/// name it exists.
 fn cluster_of(dir: &Path) -> Result<Option<ClusterId>, StoreError> {
     for kind in [Kind::MasterPub, Kind::Pending] {
         let path = dir.join(kind.name());

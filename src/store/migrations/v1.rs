@@ -13,8 +13,8 @@ use super::super::kind::Kind;
 use super::Step;
 use crate::keys::MasterSecret;
 
-/// The files of version 1 but for those in `intro`, and the kind whose advice an operator gets for
-/// a damaged one.
+/// The files of version 1, except those in `intro`. The kind selects the advice to the operator if
+/// the file is damaged.
 const FILES: [(&str, Kind); 16] = [
     ("pending", Kind::Pending),
     ("node.key", Kind::NodeKey),
@@ -34,7 +34,7 @@ const FILES: [(&str, Kind); 16] = [
     ("alarms", Kind::Alarms),
 ];
 
-/// What is left to do in a directory of this cluster.
+/// The steps that remain in a directory of this cluster.
 pub(super) fn steps(dir: &Path, cluster: ClusterId) -> Result<Vec<Step>, StoreError> {
     let owner = cluster.first_service().address();
     let services = dir.join("services");
@@ -52,15 +52,15 @@ pub(super) fn steps(dir: &Path, cluster: ClusterId) -> Result<Vec<Step>, StoreEr
             return Err(damaged(Damage::Owner(whole.owner)));
         }
         match (name, whole.format) {
-            // First of all: a release that knows version 1 alone reads this file early, and refuses
-            // the new format with the advice to use a newer release.
+            // The first step: a release that knows only version 1 reads this file early, and
+            // refuses the new format with the advice to use a newer release.
             ("master.pub", 1) => {
                 steps.insert(0, Step::Replace { path, bytes: file::encode_as(name, 2, owner, whole.payload) })
             }
             ("master.key", _) => {
                 let bytes = identity_key(owner, whole.payload).map_err(damaged)?;
                 steps.push(Step::Create { path: service.join("identity.key"), bytes });
-                // Only now that the other is on disk: at every moment there is the whole key.
+                // After the new file is on disk, so that a complete key exists at every moment.
                 steps.push(Step::Remove(path));
             }
             ("revisions", _) => steps.extend(moved(path, service.join("revisions"))),
@@ -75,7 +75,7 @@ pub(super) fn steps(dir: &Path, cluster: ClusterId) -> Result<Vec<Step>, StoreEr
     Ok(folders.chain(steps).collect())
 }
 
-/// The file `identity.key` of what `master.key` held.
+/// The file `identity.key` with the key in the payload of `master.key`.
 fn identity_key(owner: OnionAddress, payload: &[u8]) -> Result<Payload, Damage> {
     let mut key = Zeroizing::new([0; 64]);
     if payload.len() != key.len() {
@@ -89,7 +89,7 @@ fn identity_key(owner: OnionAddress, payload: &[u8]) -> Result<Payload, Damage> 
     Ok(file::encode_as("identity.key", 2, owner, &*key))
 }
 
-/// The step that moves a file or folder, unless something newer is in its new place.
+/// The step that moves a file or folder, unless something (newer) exists at the new path.
 fn moved(from: PathBuf, to: PathBuf) -> Option<Step> {
     to.symlink_metadata().is_err().then_some(Step::Move { from, to })
 }

@@ -1,4 +1,4 @@
-//! Whom files and directories are open to.
+//! Owners and permissions of files and directories.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -38,7 +38,7 @@ fn all_that_is_open_to_others_is_named_at_once_with_one_command() {
     let text = error.to_string();
     assert!(text.contains(&format!("{} (mode 0766), ", dir.display())), "{text}");
     assert!(text.contains(&format!("and {} more", changed - 3)), "of {changed} files: {text}");
-    assert!(text.ends_with(&format!("mend all with `chmod -R go= {}`", dir.display())), "{text}");
+    assert!(text.ends_with(&format!("fix all with `chmod -R go= {}`", dir.display())), "{text}");
     assert_eq!(Store::create(&dir).unwrap_err().to_string(), text);
 }
 
@@ -59,7 +59,7 @@ fn what_other_users_own_is_named_at_once_with_one_command() {
     assert!(text.contains(&format!("`chmod -R go= {}`", dir.display())), "{text}");
 }
 
-/// At each mount Kubernetes gives the files of a volume to a group.
+/// At each mount, Kubernetes gives the files of a volume to a group.
 #[test]
 fn a_group_that_a_directory_hands_down_is_called_fs_group() {
     let (folder, _) = publisher();
@@ -83,7 +83,7 @@ fn the_operators_own_files_may_be_as_the_operator_likes() {
     Store::open(&state(&folder)).unwrap();
 }
 
-/// As versions that inherited the umask 002 had Arti make them.
+/// Versions that inherited the umask 002 let Arti create its lock files with these permissions.
 #[test]
 fn arti_s_empty_lock_files_may_be_open_to_a_group_and_its_other_files_may_not() {
     let (folder, _) = publisher();
@@ -99,8 +99,8 @@ fn arti_s_empty_lock_files_may_be_open_to_a_group_and_its_other_files_may_not() 
     assert!(Store::open(&dir).unwrap_err().to_string().contains("dir.lock (mode 0664)"));
 }
 
-/// Sets more bits of the mode of everything below; how many there are. A `chmod` would inherit the
-/// locks of other tests.
+/// Adds permission bits to `path` and everything below it; returns the number of files and
+/// directories. A `chmod` process would inherit the locks of other tests.
 fn change_modes(path: &std::path::Path, more: u32) -> usize {
     let mode = fs::metadata(path).unwrap().mode() & 0o7777;
     fs::set_permissions(path, fs::Permissions::from_mode(mode | more)).unwrap();

@@ -1,11 +1,10 @@
-//! State directories in the making.
+//! Incomplete state directories.
 
 use std::fs;
 
 use super::*;
 
-/// Every state a crash of `complete` can leave is one that `open` explains and that the same
-/// command finishes.
+/// Whatever a crash of `complete` leaves: `open` explains it, and the same command finishes it.
 #[test]
 fn an_interrupted_beginning_can_be_finished() {
     let order = [
@@ -26,7 +25,7 @@ fn an_interrupted_beginning_can_be_finished() {
     ];
     for written in 2..=order.len() {
         let (folder, cluster) = publisher();
-        // The whole directory, less what a crash would not have written yet.
+        // A complete directory without the files that were not written before the crash.
         fs::remove_file(state(&folder).join("membership")).unwrap();
         write(&Home::of_cluster(&state(&folder), cluster.id()), Kind::Pending, b"founding\n").unwrap();
         for kind in &order[written..] {
@@ -82,7 +81,7 @@ fn a_refused_join_leaves_no_trace() {
     fs::write(draft.arti_state_dir().join("guards"), b"x").unwrap();
     draft.discard().unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    // What was there before stays.
+    // Files that were there before stay.
     fs::create_dir(state(&folder)).unwrap();
     fs::set_permissions(state(&folder), fs::Permissions::from_mode(0o700)).unwrap();
     fs::write(state(&folder).join("rustbalance.toml"), b"").unwrap();

@@ -1,4 +1,4 @@
-//! What the authority has signed, and other lists.
+//! Facts, and other lists.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -40,7 +40,7 @@ fn a_redemption_is_never_forgotten() {
     store.put_invitations(&[cluster.invitation(1, &[], false)], 2).unwrap();
     assert_eq!(store.invitations().unwrap().len(), 2);
     assert_eq!(store.invitations().unwrap()[0].redeemed.len(), 1);
-    // Each of the two knows something of its own: both stay until one knows it all.
+    // Each version has something that the other lacks: both stay until one contains it all.
     store.put_invitations(&[cluster.invitation(1, &[5], true)], 2).unwrap();
     assert_eq!(store.invitations().unwrap().len(), 3);
     store.put_invitations(&[cluster.invitation(1, &[4, 5], true)], 2).unwrap();
@@ -61,14 +61,14 @@ fn invitations_that_ended_long_ago_make_room() {
         let whole = Invitation { token, expires, redeemed, ..(*cluster.invitation(0, &[], false)).clone() };
         Verified::sign(whole, &cluster.authority).unwrap()
     };
-    // The number that the cluster itself keeps; each ends a second after the one before.
+    // The most that a cluster keeps; each expires a second after the one before.
     let full: Vec<_> = (0..Invitation::MOST).map(|number| invitation(number, 100 + number as u64, 3)).collect();
     store.put_invitations(&full, 2).unwrap();
     let next = [invitation(1000, 1_000_000_000, 0), invitation(1001, 1_000_000_000, 0)];
-    // Used up is not over.
+    // An invitation that is used up but has not expired stays.
     assert!(matches!(store.put_invitations(&next, 100), Err(StoreError::TooMany { .. })));
-    assert_eq!(store.invitations().unwrap().len(), Invitation::MOST, "what did not fit has changed nothing");
-    // Those that are over go, the longest first, and no more of them than must.
+    assert_eq!(store.invitations().unwrap().len(), Invitation::MOST, "a refused list must change nothing");
+    // Expired ones are removed, the longest expired first, until the list fits.
     store.put_invitations(&next, 110).unwrap();
     let kept = store.invitations().unwrap();
     assert_eq!((kept.len(), kept[0].expires), (Invitation::MOST, 102));
@@ -99,20 +99,21 @@ fn revocations_stay() {
     assert_eq!(store.revocations().unwrap().len(), 2);
 }
 
-/// A hostile publisher can certify a second authority; what that one has signed must not keep the
-/// rest off the disk.
+/// A hostile publisher can certify a second authority. Entries signed by it must not keep the
+/// others off the disk.
 #[test]
 fn entries_of_another_authority_are_skipped_and_the_others_written_and_read() {
     let (folder, cluster) = publisher();
     let foreign = Cluster { master: cluster.master.duplicate(), ..Cluster::new() };
-    let revoked = |store: &Store| store.revocations().unwrap().iter().map(|it| it.node).collect::<Vec<_>>();
+    let revoked =
+        |store: &Store| store.revocations().unwrap().iter().map(|revocation| revocation.node).collect::<Vec<_>>();
     let node = |number| NodeId::from_public_key([number; 32]);
     let store = Store::open(&state(&folder)).unwrap();
     store.put_revocations(&[foreign.revocation(1), cluster.revocation(1), foreign.revocation(2)]).unwrap();
     store.put_revocations(&[cluster.revocation(3), foreign.revocation(4)]).unwrap();
     store.put_invitations(&[foreign.invitation(1, &[], false), cluster.invitation(2, &[], false)], 2).unwrap();
     assert_eq!((revoked(&store), store.invitations().unwrap().len()), (vec![node(1), node(3)], 1));
-    // As an older version may have left the file.
+    // An older version may have left the file like this.
     let list = [foreign.revocation(1), cluster.revocation(3)].map(|entry| entry.unverified());
     let bytes = file::encode(Kind::Revocations, cluster.service().address(), &codec::encode(&list).unwrap());
     file::replace(&state(&folder).join("revocations"), &bytes).unwrap();

@@ -1,5 +1,5 @@
-//! Directories of earlier and later releases. `tests/fixtures/state-v1` is what the release before
-//! version 2 wrote.
+//! Directories of earlier and later releases. The release before version 2 has written
+//! `tests/fixtures/state-v1`.
 
 use std::fs::Permissions;
 
@@ -11,25 +11,25 @@ use super::*;
 #[path = "../../../tests/fixtures/state.rs"]
 mod fixtures;
 
-/// A state directory that holds a fixture.
+/// A state directory with the files of a fixture.
 fn directory(name: &str) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fixtures::copy(&fixtures::of_version_1(name), &state(&folder));
     folder
 }
 
-/// Puts a file of a fixture into a state directory.
+/// Copies a file of a fixture into a state directory.
 fn put_back(name: &str, to: &Path) {
     fs::copy(fixtures::of_version_1(name), to).unwrap();
     fs::set_permissions(to, Permissions::from_mode(0o600)).unwrap();
 }
 
-/// What the release of the fixture read in it.
+/// The values that the fixture's own release has read from it.
 fn expected(name: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(fixtures::of_version_1(name)).unwrap()).unwrap()
 }
 
-/// All that a store holds.
+/// All values in a store.
 fn values(store: &Store) -> Value {
     let hex = |bytes: &[u8]| HEXLOWER.encode(bytes);
     let statements = |list: Vec<Vec<u8>>| list.iter().map(|bytes| hex(bytes)).collect::<Vec<_>>();
@@ -69,13 +69,13 @@ fn values(store: &Store) -> Value {
     })
 }
 
-/// What is left to do to a directory.
+/// The migration steps that remain in a directory.
 fn steps(folder: &TempDir) -> Vec<super::super::migrations::Step> {
     let version = version::of(&state(folder)).unwrap();
     (version..VERSION).flat_map(|version| super::super::migrations::steps(&state(folder), version).unwrap()).collect()
 }
 
-/// Name and content of every file, in all folders, but those of Arti and the lock.
+/// Path and content of every file in all folders, except Arti's files and the lock.
 fn everything(folder: &TempDir) -> Vec<(PathBuf, Vec<u8>)> {
     let (mut dirs, mut files) = (vec![state(folder)], Vec::new());
     while let Some(dir) = dirs.pop() {
@@ -100,7 +100,7 @@ fn the_table_of_files_is_consistent() {
         assert!((1..=format).contains(&since) && format <= VERSION && max_payload > 0, "{name}");
         assert!(names.insert(name), "{name} twice");
     }
-    assert!(Kind::ALL.iter().any(|kind| kind.row().format == VERSION), "a version that has changed nothing");
+    assert!(Kind::ALL.iter().any(|kind| kind.row().format == VERSION), "a version must change something");
     assert_eq!(Kind::ALL.iter().position(|kind| *kind == Kind::Membership), Some(Kind::ALL.len() - 1), "written last");
 }
 
@@ -117,7 +117,7 @@ fn a_directory_of_version_1_is_migrated_with_every_value() {
         }
         let before = everything(&folder);
         drop(Store::open(&state(&folder)).unwrap());
-        assert!(everything(&folder) == before, "{name}: what is migrated is migrated once");
+        assert!(everything(&folder) == before, "{name}: a migrated directory must not change again");
         let boot = fs::read(fixtures::of_version_1(name).join("boot")).unwrap();
         let boot: u64 = codec::decode(file::Whole::read(&boot).unwrap().payload, 16).unwrap();
         assert_eq!(Store::open(&state(&folder)).unwrap().next_boot(0).unwrap(), boot + 1, "{name}");
@@ -131,7 +131,7 @@ fn a_node_that_drained_still_drains() {
     assert!(Store::open(&state(&folder)).unwrap().is_draining().unwrap());
 }
 
-/// A crash leaves the steps before it done, and perhaps a file half written beside its place.
+/// A crash leaves the earlier steps done, and perhaps a half-written file beside its place.
 #[test]
 fn a_migration_that_a_crash_ends_at_any_step_goes_on_at_the_next_start() {
     for name in ["publisher", "worker"] {
@@ -162,7 +162,7 @@ fn a_file_of_the_old_version_put_back_from_a_backup_is_migrated_again() {
     assert_eq!(values(&Store::open(&state(&folder)).unwrap()), expected("publisher.json"));
 }
 
-/// Where the identity key of a fixture's service lies after the migration.
+/// The path of the identity key of a fixture's service after the migration.
 fn identity_path(folder: &TempDir) -> PathBuf {
     let service: ServiceId = expected("publisher.json")["cluster"].as_str().unwrap().parse().unwrap();
     Home::of_service(&state(folder), service).path(Kind::IdentityKey)
@@ -238,8 +238,8 @@ fn an_init_that_the_old_release_began_is_finished_with_its_keys() {
     Store::open(&state(&folder)).unwrap();
 }
 
-/// Opens a directory to which a file was added, which must be refused as one of a later release,
-/// untouched.
+/// Opens a directory to which a file was added. It must be refused as one of a later release, and
+/// stay unchanged. Returns the error's text.
 fn refused(name: &str, bytes: &[u8]) -> String {
     let (folder, _) = publisher();
     fs::write(state(&folder).join(name), bytes).unwrap();
@@ -262,10 +262,10 @@ fn a_directory_of_a_later_release_is_refused_untouched_with_the_release_to_insta
     let text = refused("version", &of("version", 2, &format!("{next} 7.8.9-rc.1 and what is not known yet\n")));
     assert!(text.contains("Install rustbalance 7.8.9-rc.1 or newer"), "{text}");
     assert!(text.contains("nothing was changed"), "{text}");
-    // A name that is none is not shown.
+    // A release name with unexpected characters is not shown.
     let text = refused("version", &of("version", 2, &format!("{next} \u{1b}[31m\n")));
     assert!(text.contains("Install the release of rustbalance that wrote it"), "{text}");
-    // Without the file `version`, the files tell by themselves, known ones and others.
+    // Without the file `version`, other files show the version, even those of unknown kinds.
     refused("term", format!("rustbalance term v{next} something else entirely\n").as_bytes());
     refused("backends", &of("backends", next, "x"));
 }

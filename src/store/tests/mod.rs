@@ -25,7 +25,7 @@ mod lists;
 mod migrations;
 mod services;
 
-/// The keys of a cluster, to make state directories of.
+/// The keys of a cluster, from which state directories are made.
 struct Cluster {
     master: MasterSecret,
     authority: AuthoritySecret,
@@ -97,7 +97,7 @@ impl Cluster {
     }
 }
 
-/// A publisher's state directory, closed.
+/// The state directory of a publisher, whose store is closed.
 fn publisher() -> (TempDir, Cluster) {
     let (folder, cluster) = (tempfile::tempdir().unwrap(), Cluster::new());
     cluster.complete(Store::create(&folder.path().join("state")).unwrap(), Role::Publisher).unwrap();
@@ -108,12 +108,12 @@ fn state(folder: &TempDir) -> PathBuf {
     folder.path().join("state")
 }
 
-/// The files that a publisher must not lack.
+/// The kinds of files that a publisher must have.
 fn required() -> impl Iterator<Item = Kind> {
     Kind::ALL.iter().copied().filter(|kind| kind.row().absent != kind::Absent::Default)
 }
 
-/// Where a publisher's file lies.
+/// The path of a publisher's file.
 fn path_of(kind: Kind, folder: &TempDir, cluster: &Cluster) -> PathBuf {
     match kind.row().place {
         Place::Directory => state(folder).join(kind.name()),
@@ -184,7 +184,7 @@ fn a_node_is_never_made_over_another() {
     assert_eq!(snapshot(&folder), before);
 }
 
-/// Name and content of every file but the lock.
+/// Name and content of every file except the lock.
 fn snapshot(folder: &TempDir) -> Vec<(String, Vec<u8>)> {
     let files = fs::read_dir(state(folder)).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<_> = files
@@ -240,7 +240,7 @@ fn every_file_cut_short_or_changed_is_named_and_left_alone() {
 }
 
 #[test]
-fn a_file_of_another_cluster_or_under_another_name_is_told() {
+fn a_file_of_another_cluster_or_under_another_name_is_reported() {
     let ((ours, cluster), (theirs, other)) = (publisher(), publisher());
     for kind in required().filter(|kind| *kind != Kind::MasterPub) {
         let path = path_of(kind, &ours, &cluster);
@@ -256,7 +256,7 @@ fn a_file_of_another_cluster_or_under_another_name_is_told() {
 }
 
 #[test]
-fn keys_of_another_node_or_authority_of_the_same_cluster_are_told() {
+fn keys_of_another_node_or_authority_of_the_same_cluster_are_reported() {
     let (folder, cluster) = publisher();
     for (kind, bytes) in [(Kind::NodeKey, vec![9; 32]), (Kind::AuthorityKey, vec![9; 32]), (Kind::NodeKey, vec![9; 31])]
     {
@@ -299,7 +299,8 @@ fn numbers_only_rise() {
     drop(store);
     let store = Store::open(&state(&folder)).unwrap();
     assert_eq!(store.next_boot(0).unwrap(), 3);
-    // What a backup has forgotten is not given again; a clock that is far ahead takes the count only so far.
+    // Numbers that a backup has forgotten are not reused. A clock that is far ahead raises the
+    // count by `MAX_BOOT_JUMP` at most.
     assert_eq!([(); 2].map(|()| store.next_boot(3600 * 500_000).unwrap()), [500_000, 500_001]);
     assert_eq!(store.next_boot(u64::MAX).unwrap(), 500_001 + MAX_BOOT_JUMP);
     assert_eq!(store.term().unwrap(), 7);

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A publisher's state directory with two services, closed: the second service's key, and the file
-/// of the first's.
+/// The state directory of a publisher with two services, whose store is closed, its cluster and the
+/// key of the second service.
 fn two_services() -> (TempDir, Cluster, MasterSecret) {
     let (folder, cluster, second) = (tempfile::tempdir().unwrap(), Cluster::new(), MasterSecret::generate(&mut rng()));
     let mut draft = Store::create(&state(&folder)).unwrap();
@@ -58,7 +58,7 @@ fn a_file_in_the_folder_of_another_service_is_noticed() {
         assert!(matches!(&error, StoreError::Damaged { path, damage: Damage::Owner(_), .. } if *path == to), "{error}");
         fs::write(&to, whole).unwrap();
     }
-    // What is of no service is the operator's.
+    // A folder that is not a service's is the operator's own.
     fs::create_dir(state(&folder).join("services/notes")).unwrap();
     fs::set_permissions(state(&folder).join("services/notes"), fs::Permissions::from_mode(0o700)).unwrap();
     assert_eq!(Store::open(&state(&folder)).unwrap().services().unwrap().len(), 2);
@@ -70,7 +70,7 @@ fn a_service_is_added_whole_or_not_at_all_and_never_over_another_key() {
     let second = MasterSecret::generate(&mut rng());
     let (service, added) = (second.service_id(), ServiceSecrets::of(second.duplicate()));
     let store = Store::open(&state(&folder)).unwrap();
-    // What a crash in the middle leaves is swept away.
+    // The folder that a crash in the middle leaves is removed.
     let unfinished = file::unfinished_dir(&state(&folder).join("services")).unwrap();
     write(&Home { dir: unfinished.clone(), owner: service.address() }, Kind::IdentityKey, second.expanded()).unwrap();
     assert_eq!(store.services().unwrap(), [cluster.service()]);
