@@ -107,7 +107,9 @@ fn of_rust(source: &str) -> Vec<Passage> {
                 Some(Kind::DocComment)
             }
             TokenKind::LineComment { .. } | TokenKind::BlockComment { .. } => Some(Kind::Comment),
-            TokenKind::Literal { kind: LiteralKind::Str { .. } | LiteralKind::RawStr { .. }, .. } => Some(Kind::Literal),
+            TokenKind::Literal { kind: LiteralKind::Str { .. } | LiteralKind::RawStr { .. }, .. } => {
+                Some(Kind::Literal)
+            }
             _ => None,
         };
         if let Some(kind) = kind {
@@ -186,7 +188,8 @@ fn code_has_one_dialect_of_imports_and_closures() {
     let import = Regex::new(r"^(pub(\([a-z]+\))? )?use ").unwrap();
     let nameless = Regex::new(r"\|(e|err)\|").unwrap();
     let mut found = Vec::new();
-    for (path, source) in files().into_iter().filter(|(path, _)| path.extension().is_some_and(|ending| ending == "rs")) {
+    for (path, source) in files().into_iter().filter(|(path, _)| path.extension().is_some_and(|ending| ending == "rs"))
+    {
         let mut modules = false;
         for (at, line) in source.lines().enumerate() {
             modules |= module.is_match(line);
