@@ -91,15 +91,15 @@ pub enum Counter {
     /// Link handshakes that cannot be read.
     LinkMalformed,
     /// Incoming links refused because they came too fast or too many handshakes were under way.
-    LinkCrowd,
+    LinkOverRate,
     /// Incoming links whose handshake failed or was not finished in time.
     LinkUnfinished,
     /// Links ended by a frame that cannot be read or is too long.
-    LinkNonsense,
+    LinkBadFrame,
     /// Links ended because the peer stopped reading.
-    LinkDeaf,
+    LinkStuck,
     /// Discovery keys, sent by a member, that the cluster's authority has not signed.
-    LinkFalseKey,
+    LinkUnsignedKey,
     /// Messages dropped because the member that sent them exceeded its rate limit.
     LinkFlood,
     /// Messages on links that only a later version of the program knows, and that were skipped.
@@ -116,7 +116,7 @@ pub enum Counter {
     /// Joiners that came while there was no invitation.
     JoinClosed,
     /// Joiners turned away because too many were there at once.
-    JoinCrowd,
+    JoinOverLimit,
     /// Joiners that went away or fell silent.
     JoinUnfinished,
     /// Joiners with a token that is not known.
@@ -155,11 +155,11 @@ pub enum Counter {
     /// Gossip that cannot be read or is more than a peer may send.
     GossipMalformed,
     /// Mentions of unknown nodes beyond the number that is kept.
-    GossipStrangers,
+    GossipUnknownNodes,
     /// Gossip about one incarnation of a node beyond its quota.
-    GossipHoards,
+    GossipOverQuota,
     /// Spoofed versions: claims that this node has announced more than it has.
-    GossipLies,
+    GossipSpoofed,
     /// Restarts of this node's gossip, mostly because of spoofed versions.
     GossipRestarts,
 
@@ -282,7 +282,7 @@ impl Counters {
 mod tests {
     use std::collections::BTreeSet;
 
-    use rustbalance_gossip::view::Rejection;
+    use rustbalance_gossip::view::RecordRejection;
 
     use super::*;
 
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn every_reason_to_refuse_a_record_has_a_counter() {
-        let names: BTreeSet<_> = Rejection::names().iter().map(|reason| format!("record_{reason}")).collect();
+        let names: BTreeSet<_> = RecordRejection::names().iter().map(|reason| format!("record_{reason}")).collect();
         let counters = Counter::all().map(|counter| counter.name().to_owned());
         assert_eq!(names, counters.filter(|name| name.starts_with("record_")).collect());
     }
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn a_clone_counts_in_the_same_place() {
         let counters = Counters::default();
-        counters.clone().count(Counter::LinkCrowd);
-        assert_eq!((counters.get(Counter::LinkCrowd), counters.get(Counter::LinkFlood)), (1, 0));
+        counters.clone().count(Counter::LinkOverRate);
+        assert_eq!((counters.get(Counter::LinkOverRate), counters.get(Counter::LinkFlood)), (1, 0));
     }
 }

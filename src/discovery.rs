@@ -220,9 +220,9 @@ impl KeyRing {
 /// Holds a key that counts more revocations than this node knows, until it knows them. On the ring,
 /// a key of an absurdly high generation would end the rotation of keys for good.
 #[derive(Debug, Default)]
-pub struct Early(Option<Discovery>);
+pub struct PendingKey(Option<Discovery>);
 
-impl Early {
+impl PendingKey {
     /// Holds a key. Of two, the one that counts fewer revocations is held: they may be known
     /// sooner.
     pub fn hold(&mut self, key: Discovery) {
@@ -277,7 +277,7 @@ mod tests {
     fn a_key_waits_for_the_revocations_that_it_counts() {
         let authority = AuthoritySecret::generate(&mut rand::rng());
         let (absurd, next) = (make(&authority, u32::MAX), make(&authority, 2));
-        let mut early = Early::default();
+        let mut early = PendingKey::default();
         early.hold(absurd.duplicate());
         assert_eq!((early.counted(), early.take(4096).is_some()), (u32::MAX, false));
         early.hold(next.duplicate());

@@ -111,9 +111,9 @@ seed_secret! {
 /// The identity key of a service, `KS_hs_id`, in its expanded form (scalar and hash prefix), the
 /// only form that C tor keeps. Publishers hold it.
 #[derive(Zeroize, ZeroizeOnDrop)]
-pub struct MasterSecret([u8; 64]);
+pub struct IdentitySecret([u8; 64]);
 
-impl MasterSecret {
+impl IdentitySecret {
     /// A new key: a random clamped scalar (RFC 8032, section 5.1.5) and a random hash prefix.
     pub fn generate(rng: &mut impl CryptoRng) -> Self {
         let mut bytes = [0; 64];
@@ -174,7 +174,7 @@ impl MasterSecret {
     }
 }
 
-impl Sign for MasterSecret {
+impl Sign for IdentitySecret {
     fn public_key(&self) -> [u8; 32] {
         VerifyingKey::from(&self.signing()).to_bytes()
     }
@@ -308,7 +308,7 @@ impl IntroPointSecrets {
     }
 }
 
-redact!(NodeSecret, AuthoritySecret, TokenSecret, MasterSecret, DiscoverySecret, PointSeed, IntroPointSecrets);
+redact!(NodeSecret, AuthoritySecret, TokenSecret, IdentitySecret, DiscoverySecret, PointSeed, IntroPointSecrets);
 
 #[cfg(test)]
 mod tests {
@@ -319,7 +319,7 @@ mod tests {
 
     #[test]
     fn the_expanded_master_key_signs_for_its_address() {
-        let master = MasterSecret::generate(&mut rand::rng());
+        let master = IdentitySecret::generate(&mut rand::rng());
         let certificate = AuthorityCertificate {
             cluster: ClusterId::named_by(master.service_id()),
             authority: AuthorityId::from_public_key([1; 32]),
@@ -327,22 +327,22 @@ mod tests {
         };
         let signed = Verified::sign(certificate, &master).unwrap();
         assert!(signed.unverified().verify(master.service_id().public_key()).is_ok());
-        let again = MasterSecret::from_expanded(&Zeroizing::new(*master.expanded())).unwrap();
+        let again = IdentitySecret::from_expanded(&Zeroizing::new(*master.expanded())).unwrap();
         assert_eq!(again.service_id(), master.service_id());
     }
 
     #[test]
     fn a_scalar_is_clamped_or_reduced_and_else_refused() {
-        let master = MasterSecret::generate(&mut rand::rng());
+        let master = IdentitySecret::generate(&mut rand::rng());
         let mut reduced = Zeroizing::new(*master.expanded());
         let scalar = Scalar::from_bytes_mod_order(*reduced.first_chunk().unwrap());
         reduced[..32].copy_from_slice(scalar.as_bytes());
         assert_ne!(*reduced, *master.expanded());
-        let of_arti = MasterSecret::from_expanded(&reduced).unwrap();
+        let of_arti = IdentitySecret::from_expanded(&reduced).unwrap();
         assert_eq!(of_arti.service_id(), master.service_id());
         assert_eq!(of_arti.sign_bytes(b"a message"), master.sign_bytes(b"a message"));
         for wrong in [0xff, 0] {
-            assert!(MasterSecret::from_expanded(&Zeroizing::new([wrong; 64])).is_err());
+            assert!(IdentitySecret::from_expanded(&Zeroizing::new([wrong; 64])).is_err());
         }
     }
 

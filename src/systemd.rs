@@ -9,17 +9,17 @@ use tracing::debug;
 /// Reports that the control socket answers (`READY=1`). The progress of Tor and the node goes into
 /// [`status`].
 pub fn ready() {
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 }
 
 /// Sets the line that `systemctl status` shows.
 pub fn status(status: &str) {
-    tell(&[NotifyState::Status(status)]);
+    notify(&[NotifyState::Status(status)]);
 }
 
 /// Reports that the ordered shutdown has begun.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
 }
 
 /// If systemd watches over this service (`WatchdogSec=`), reports twice per interval that the
@@ -31,12 +31,12 @@ pub async fn keep_watchdog() {
     }
     let half = Duration::from_micros(microseconds / 2).max(Duration::from_millis(10));
     loop {
-        tell(&[NotifyState::Watchdog]);
+        notify(&[NotifyState::Watchdog]);
         tokio::time::sleep(half).await;
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     // Without NOTIFY_SOCKET this does nothing. If systemd does not answer there is nothing better
     // to do.
     if let Err(error) = sd_notify::notify(false, states) {

@@ -133,10 +133,10 @@ pub struct Situation {
     pub alone: bool,
     /// True if every other member has been heard since [`Election::listening_since`]; then
     /// listening longer brings nothing.
-    pub complete: bool,
+    pub all_heard: bool,
     /// True if a live lease has a lower term than this node remembers: its holder is expected to
     /// claim a higher one.
-    pub lower: bool,
+    pub lower_term_live: bool,
     /// True if this node should hand over, and another node could take over.
     pub hand_over: bool,
 }
@@ -244,7 +244,7 @@ impl Election {
             State::Holding { term, renewed, raising } => self.hold(term, renewed, raising, situation, mono, out),
             State::Storing { term, asked } => self.claim(term, asked, situation, mono, out),
             _ if situation.live => self.state = State::Following,
-            State::Listening { since } if mono < since + self.timing.listen && !situation.complete => {}
+            State::Listening { since } if mono < since + self.timing.listen && !situation.all_heard => {}
             State::Listening { .. } | State::Following => {
                 self.state = State::Vacant { since: mono };
                 self.wait(mono, situation, mono, out);
@@ -258,25 +258,25 @@ impl Election {
         match self.state {
             State::Listening { since } => Some(since + self.timing.listen),
             State::Following => None,
-            State::Vacant { since } => situation.place.map(|place| since + self.patience(place, situation)),
+            State::Vacant { since } => situation.place.map(|place| since + self.wait_for_turn(place, situation)),
             State::Storing { asked, .. } => Some(asked + self.timing.storing),
             State::Holding { renewed, .. } => Some(renewed + self.timing.ttl / 3),
         }
     }
 
-    fn patience(&self, place: usize, situation: &Situation) -> Duration {
+    fn wait_for_turn(&self, place: usize, situation: &Situation) -> Duration {
         if situation.alone {
             return Duration::ZERO;
         }
         let place = u32::try_from(place).unwrap_or(u32::MAX);
         let queue = self.timing.step.checked_mul(place).unwrap_or(MAX_WAIT).min(MAX_WAIT);
-        let courtesy = if situation.lower { self.timing.ttl / 2 } else { Duration::ZERO };
-        self.timing.grace + queue + courtesy
+        let catch_up = if situation.lower_term_live { self.timing.ttl / 2 } else { Duration::ZERO };
+        self.timing.grace + queue + catch_up
     }
 
     fn wait(&mut self, since: Duration, situation: &Situation, mono: Duration, out: &mut Vec<Step>) {
         let Some(place) = situation.place else { return };
-        if mono >= since + self.patience(place, situation) {
+        if mono >= since + self.wait_for_turn(place, situation) {
             let term = self.asked.max(self.stored) + 1;
             self.asked = term;
             self.state = State::Storing { term, asked: mono };
@@ -305,10 +305,10 @@ impl Election {
         mono: Duration,
         out: &mut Vec<Step>,
     ) {
-        let beaten = situation.best.is_some_and(|best| best.term >= term && best.holder != self.me);
+        let outranked = situation.best.is_some_and(|best| best.term >= term && best.holder != self.me);
         if mono.saturating_sub(renewed) >= self.timing.ttl {
             self.interrupted(mono, out);
-        } else if beaten || situation.place.is_none() || situation.hand_over {
+        } else if outranked || situation.place.is_none() || situation.hand_over {
             out.extend([Step::Follow, Step::GiveUp(term)]);
             self.state = if situation.live { State::Following } else { State::Vacant { since: mono } };
         } else if let Some((higher, _)) = raising.filter(|(higher, _)| self.stored >= *higher) {
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn alone_it_waits_for_nobody_but_the_disk() {
         let mut election = Election::new(node(1), Timing::default(), 0);
-        let alone = Situation { alone: true, complete: true, ..vacant(0) };
+        let alone = Situation { alone: true, all_heard: true, ..vacant(0) };
         assert_eq!(step(&mut election, &alone, 0), vec![Step::Store(1)]);
         election.stored(1);
         assert_eq!(step(&mut election, &alone, 0), vec![Step::Renew(1), Step::Lead(1)]);

@@ -53,7 +53,7 @@ impl Patience {
 
 /// State of one node's heartbeats. Times are on the monotonic clock.
 #[derive(Debug, Clone, Copy)]
-struct Pulse {
+struct HeartbeatState {
     /// When its last heartbeat arrived.
     heard: Duration,
     /// Start of the silence that is judged: `heard`, or the last amnesty if that was later.
@@ -63,7 +63,7 @@ struct Pulse {
     gone: bool,
 }
 
-impl Pulse {
+impl HeartbeatState {
     fn allowance(&self, patience: &Patience) -> Duration {
         (self.mean * INTERVALS).clamp(patience.least, patience.most)
     }
@@ -80,7 +80,7 @@ pub struct Liveness {
     given: Patience,
     /// The bounds scaled to the size of the cluster.
     patience: Patience,
-    pulses: BTreeMap<NodeId, Pulse>,
+    pulses: BTreeMap<NodeId, HeartbeatState>,
 }
 
 impl Liveness {
@@ -101,10 +101,11 @@ impl Liveness {
 
     /// Processes a new heartbeat of `node`; `goodbye` means that the node announces its departure.
     /// Returns true if this changed whether the node is alive.
-    pub fn beat(&mut self, node: NodeId, goodbye: bool, mono: Duration) -> bool {
+    pub fn on_heartbeat(&mut self, node: NodeId, goodbye: bool, mono: Duration) -> bool {
         let patience = self.patience;
         let Some(pulse) = self.pulses.get_mut(&node) else {
-            let pulse = Pulse { heard: mono, last: mono, mean: patience.interval, alive: false, gone: goodbye };
+            let pulse =
+                HeartbeatState { heard: mono, last: mono, mean: patience.interval, alive: false, gone: goodbye };
             self.pulses.insert(node, pulse);
             return false;
         };
@@ -162,7 +163,7 @@ impl Liveness {
     /// Earliest time at which a living node would be declared dead if it stays silent; `None` if
     /// none is alive.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let allowed = |pulse: &Pulse| pulse.last + pulse.allowance(&self.patience) + Duration::from_millis(1);
+        let allowed = |pulse: &HeartbeatState| pulse.last + pulse.allowance(&self.patience) + Duration::from_millis(1);
         self.pulses.values().filter(|pulse| pulse.alive).map(allowed).min()
     }
 
@@ -187,7 +188,7 @@ mod tests {
     fn beating(every: u64, until: u64) -> Liveness {
         let mut liveness = Liveness::new(Patience::default());
         for at in (0..=until).step_by(every as usize) {
-            liveness.beat(node(), false, seconds(at));
+            liveness.on_heartbeat(node(), false, seconds(at));
         }
         liveness
     }
@@ -195,9 +196,9 @@ mod tests {
     #[test]
     fn the_last_word_of_the_dead_does_not_revive_them() {
         let mut liveness = Liveness::new(Patience::default());
-        assert!(!liveness.beat(node(), false, seconds(0)));
+        assert!(!liveness.on_heartbeat(node(), false, seconds(0)));
         assert!(!liveness.is_alive(&node()));
-        assert!(liveness.beat(node(), false, seconds(2)));
+        assert!(liveness.on_heartbeat(node(), false, seconds(2)));
         assert!(liveness.is_alive(&node()));
     }
 
@@ -208,8 +209,8 @@ mod tests {
         assert_eq!(liveness.next_deadline(), Some(seconds(70) + Duration::from_millis(1)));
         assert_eq!(liveness.expire(seconds(71)), vec![node()]);
         assert_eq!(liveness.expire(seconds(72)), vec![]);
-        assert!(!liveness.beat(node(), false, seconds(200)));
-        assert!(liveness.beat(node(), false, seconds(202)));
+        assert!(!liveness.on_heartbeat(node(), false, seconds(200)));
+        assert!(liveness.on_heartbeat(node(), false, seconds(202)));
     }
 
     #[test]
@@ -217,7 +218,7 @@ mod tests {
         let mut liveness = beating(8, 160);
         assert!(liveness.is_alive(&node()));
         assert_eq!(liveness.expire(seconds(185)), vec![]);
-        liveness.beat(node(), false, seconds(186));
+        liveness.on_heartbeat(node(), false, seconds(186));
         assert!(liveness.is_alive(&node()));
         assert_eq!(beating(15, 300).expire(seconds(339)), vec![]);
         assert_eq!(beating(15, 300).expire(seconds(341)), vec![node()]);
@@ -231,8 +232,8 @@ mod tests {
         assert_eq!((many.interval, many.least, many.most), (seconds(10), seconds(40), seconds(40)));
         let mut liveness = Liveness::new(usual);
         liveness.adapt(500);
-        liveness.beat(node(), false, seconds(0));
-        assert!(liveness.beat(node(), false, seconds(10)));
+        liveness.on_heartbeat(node(), false, seconds(0));
+        assert!(liveness.on_heartbeat(node(), false, seconds(10)));
         assert_eq!(liveness.expire(seconds(50)), vec![]);
         assert_eq!(liveness.expire(seconds(51)), vec![node()]);
     }
@@ -240,10 +241,10 @@ mod tests {
     #[test]
     fn goodbye_is_believed_at_once_and_ended_by_two_new_beats() {
         let mut liveness = beating(2, 20);
-        assert!(liveness.beat(node(), true, seconds(21)));
+        assert!(liveness.on_heartbeat(node(), true, seconds(21)));
         assert!(!liveness.is_alive(&node()) && liveness.is_gone(&node()));
-        assert!(!liveness.beat(node(), false, seconds(23)));
-        assert!(liveness.beat(node(), false, seconds(25)));
+        assert!(!liveness.on_heartbeat(node(), false, seconds(23)));
+        assert!(liveness.on_heartbeat(node(), false, seconds(25)));
     }
 
     #[test]

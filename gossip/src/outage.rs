@@ -22,7 +22,7 @@ use crate::stand_in;
 use crate::view::{MemberView, View};
 
 /// Shortest and longest time from a node's last heartbeat until its points leave the descriptor.
-pub const HIDDEN: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(3600));
+pub const HIDDEN_TIME: (Duration, Duration) = (Duration::from_secs(600), Duration::from_secs(3600));
 
 /// The secret from which these times are drawn. All publishers have it, so they draw the same
 /// times; no other node has it, so no observer can predict them.
@@ -41,8 +41,8 @@ impl OutageSecret {
     fn hidden_for(&self, node: NodeId, heard: u64) -> Duration {
         let digest = labelled(Label::HiddenOutage, &[&self.0, node.public_key(), &heard.to_be_bytes()]);
         let bits = digest.iter().take(4).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
-        let span = (HIDDEN.1 - HIDDEN.0).as_millis() as u64;
-        HIDDEN.0 + Duration::from_millis((bits * span) >> 32)
+        let span = (HIDDEN_TIME.1 - HIDDEN_TIME.0).as_millis() as u64;
+        HIDDEN_TIME.0 + Duration::from_millis((bits * span) >> 32)
     }
 }
 
@@ -66,11 +66,13 @@ pub struct Hidden {
 pub fn hidden(view: &View, service: &ServiceId, secret: &OutageSecret, before: &Choice, mono: Duration) -> Hidden {
     let chosen: BTreeSet<FixedBytes<32>> = before.points.iter().map(|(_, point)| point.session_key).collect();
     let mut hidden = Hidden::default();
-    for orphan in stand_in::covered(view, mono).into_iter().filter(|orphan| orphan.service == *service) {
-        let point = orphan.served.point;
-        let leaves = view.member(&orphan.node).and_then(|node| leaves_at(node, secret));
+    for unattended in
+        stand_in::points_stood_in_for(view, mono).into_iter().filter(|unattended| unattended.service == *service)
+    {
+        let point = unattended.served.point;
+        let leaves = view.member(&unattended.node).and_then(|node| leaves_at(node, secret));
         let Some(leaves) = leaves.filter(|at| *at > mono && chosen.contains(&point.session_key)) else { continue };
-        hidden.points.entry(orphan.node).or_default().push(point);
+        hidden.points.entry(unattended.node).or_default().push(point);
         hidden.until = Some(hidden.until.map_or(leaves, |until| until.min(leaves)));
     }
     hidden
@@ -90,7 +92,7 @@ mod tests {
 
     #[test]
     fn times_are_spread_over_the_whole_span_and_differ_by_node_outage_and_cluster() {
-        let (least, most) = HIDDEN;
+        let (least, most) = HIDDEN_TIME;
         let node = |n| NodeId::from_public_key([n; 32]);
         let secret = OutageSecret::from_bytes([7; 32]);
         let drawn: BTreeSet<_> = (0..200)

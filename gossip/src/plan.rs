@@ -1,6 +1,6 @@
 //! Chooses the introduction points that the descriptor of one service should list.
 //!
-//! This is a pure function of the candidates, the last choice and the rotation epoch (`count`).
+//! This is a pure function of the candidates, the last choice and the rotation epoch (`rotation_epoch`).
 //! Sources are tried in tiers: the healthy ones; if there are none, members of the last healthy set
 //! that are degraded or down; then all that are degraded or down; then the draining ones. Each
 //! relay is listed once: for the source that has it in the last choice, or else for the source with
@@ -31,15 +31,15 @@ pub struct Choice {
 
 /// Chooses at most `limit` (and never more than [`MAX_INTRO_POINTS`]) points.
 ///
-/// `before` is the last choice; `count` is the rotation epoch, which changes the listed sources
+/// `before` is the last choice; `rotation_epoch` is the rotation epoch, which changes the listed sources
 /// when there are more of them than places. Without any candidate the choice is empty: the
 /// published descriptor is then best left as it is.
-pub fn choose(candidates: &[Candidate<'_>], before: &Choice, limit: usize, count: u64) -> Choice {
+pub fn choose(candidates: &[Candidate<'_>], before: &Choice, limit: usize, rotation_epoch: u64) -> Choice {
     let limit = limit.min(MAX_INTRO_POINTS);
     let candidates: Vec<Candidate<'_>> = candidates.iter().copied().filter(|it| !it.points.is_empty()).collect();
     let chosen = best_tier(&candidates, &before.healthy);
     let published: BTreeSet<_> = before.points.iter().map(|(source, point)| (*source, point.session_key)).collect();
-    let mut points = share(draw(chosen, &published, limit, count), limit);
+    let mut points = share(draw(chosen, &published, limit, rotation_epoch), limit);
     points.sort_by_key(|(_, point)| point.session_key);
     let healthy: BTreeSet<Source> =
         candidates.iter().filter(|it| it.fitness == Fitness::Healthy).map(|it| it.source).collect();
@@ -111,12 +111,12 @@ fn draw<'a>(
     mut candidates: Vec<Candidate<'a>>,
     published: &BTreeSet<(Source, FixedBytes<32>)>,
     limit: usize,
-    count: u64,
+    rotation_epoch: u64,
 ) -> Vec<Offer<'a>> {
     if candidates.len() <= limit {
         return one_per_relay(&candidates, published);
     }
-    candidates.sort_by_cached_key(|it| (lot(it, count), it.source));
+    candidates.sort_by_cached_key(|it| (lot(it, rotation_epoch), it.source));
     let mut drawn = limit;
     loop {
         let offers = one_per_relay(&candidates[..drawn], published);
@@ -131,8 +131,8 @@ fn draw<'a>(
 /// An exponential variate with the source's weight as its rate: among many sources, each draws the
 /// least with a probability proportional to its weight. Returned as bits, which sort as the number
 /// does.
-fn lot(of: &Candidate<'_>, count: u64) -> u64 {
-    let digest = labelled(Label::Lot, &[&count.to_be_bytes(), of.source.public_key()]);
+fn lot(of: &Candidate<'_>, rotation_epoch: u64) -> u64 {
+    let digest = labelled(Label::Lot, &[&rotation_epoch.to_be_bytes(), of.source.public_key()]);
     let bits = digest.iter().take(6).fold(0u64, |bits, byte| bits << 8 | u64::from(*byte));
     let uniform = (bits as f64 + 1.0) / (1u64 << 48) as f64;
     (uniform.ln().abs() / f64::from(of.weight.clamp(1, 100))).to_bits()
@@ -173,14 +173,14 @@ mod tests {
     }
 
     #[derive(Debug, Clone)]
-    struct Given {
+    struct TestSource {
         node: u32,
         fitness: Fitness,
         weight: u8,
         points: Vec<IntroPoint>,
     }
 
-    impl Given {
+    impl TestSource {
         fn healthy(node: u32, points: u32) -> Self {
             let points = (0..points).map(|n| point(node * 100 + n, node * 100 + n)).collect();
             Self { node, fitness: Fitness::Healthy, weight: 10, points }
@@ -195,12 +195,12 @@ mod tests {
         }
     }
 
-    fn choose_from(given: &[Given], before: &Choice, limit: usize, count: u64) -> Choice {
+    fn choose_from(given: &[TestSource], before: &Choice, limit: usize, rotation_epoch: u64) -> Choice {
         let candidates: Vec<Candidate<'_>> = given
             .iter()
             .map(|it| Candidate { source: source(it.node), fitness: it.fitness, weight: it.weight, points: &it.points })
             .collect();
-        choose(&candidates, before, limit, count)
+        choose(&candidates, before, limit, rotation_epoch)
     }
 
     fn shares(choice: &Choice) -> BTreeMap<Source, usize> {
@@ -217,8 +217,11 @@ mod tests {
 
     #[test]
     fn shares_follow_weights() {
-        let given =
-            [Given::healthy(1, 20).weight(30), Given::healthy(2, 20).weight(10), Given::healthy(3, 20).weight(10)];
+        let given = [
+            TestSource::healthy(1, 20).weight(30),
+            TestSource::healthy(2, 20).weight(10),
+            TestSource::healthy(3, 20).weight(10),
+        ];
         let choice = choose_from(&given, &Choice::default(), 20, 0);
         assert_eq!(shares(&choice), BTreeMap::from([(source(1), 12), (source(2), 4), (source(3), 4)]));
     }
@@ -227,7 +230,7 @@ mod tests {
     fn a_relay_stands_once_and_a_lot_says_whose_it_is() {
         let mut won = BTreeMap::<Source, u32>::new();
         for at in 0..40 {
-            let mut given = [Given::healthy(1, 2), Given::healthy(2, 2)];
+            let mut given = [TestSource::healthy(1, 2), TestSource::healthy(2, 2)];
             given[0].points[0].relay = relay(at);
             given[1].points[0].relay = relay(at);
             let choice = choose_from(&given, &Choice::default(), 20, 0);
@@ -240,7 +243,7 @@ mod tests {
 
     #[test]
     fn who_names_the_relays_of_the_published_takes_none_of_them() {
-        let honest = [Given::healthy(2, 3), Given::healthy(3, 3)];
+        let honest = [TestSource::healthy(2, 3), TestSource::healthy(3, 3)];
         let first = choose_from(&honest, &Choice::default(), 20, 0);
         for id in [1, 4] {
             // Relays with both identities, or with one of them and a foreign one.
@@ -249,7 +252,7 @@ mod tests {
             let other_half = relays.clone().map(|it| RelayId { ed25519: FixedBytes([7; 32]), ..it });
             let relays = relays.chain(half).chain(other_half);
             let points = relays.zip(0..).map(|(relay, n)| IntroPoint { relay, ..point(0, 900 + n) }).collect();
-            let greedy = Given { node: id, fitness: Fitness::Healthy, weight: 100, points };
+            let greedy = TestSource { node: id, fitness: Fitness::Healthy, weight: 100, points };
             let given = [greedy, honest[0].clone(), honest[1].clone()];
             assert_eq!(choose_from(&given, &first, 20, 0).points, first.points);
         }
@@ -257,22 +260,23 @@ mod tests {
 
     #[test]
     fn an_error_page_beats_a_dead_address() {
-        let healthy = [Given::healthy(1, 2), Given::healthy(2, 2), Given::healthy(3, 2).fitness(Fitness::Down)];
+        let healthy =
+            [TestSource::healthy(1, 2), TestSource::healthy(2, 2), TestSource::healthy(3, 2).fitness(Fitness::Down)];
         let first = choose_from(&healthy, &Choice::default(), 20, 0);
         assert_eq!(shares(&first).len(), 2);
-        let sick: Vec<Given> = healthy.iter().cloned().map(|it| it.fitness(Fitness::Degraded)).collect();
+        let sick: Vec<TestSource> = healthy.iter().cloned().map(|it| it.fitness(Fitness::Degraded)).collect();
         let second = choose_from(&sick, &first, 20, 0);
         assert_eq!(second.points, first.points);
         assert_eq!(shares(&choose_from(&sick[1..], &second, 20, 0)).len(), 1);
         assert_eq!(shares(&choose_from(&sick[2..], &second, 20, 0)), BTreeMap::from([(source(3), 2)]));
-        let leaving: Vec<Given> = sick.iter().cloned().map(|it| it.fitness(Fitness::Draining)).collect();
+        let leaving: Vec<TestSource> = sick.iter().cloned().map(|it| it.fitness(Fitness::Draining)).collect();
         assert_eq!(shares(&choose_from(&leaving, &second, 20, 0)).len(), 3);
         assert!(choose_from(&[], &second, 20, 0).points.is_empty());
     }
 
     #[test]
     fn points_that_stand_already_are_kept() {
-        let mut given = vec![Given::healthy(1, 20), Given::healthy(2, 20)];
+        let mut given = vec![TestSource::healthy(1, 20), TestSource::healthy(2, 20)];
         let first = choose_from(&given, &Choice::default(), 20, 0);
         given[0].points.reverse();
         given[1].points.rotate_left(7);
@@ -281,13 +285,13 @@ mod tests {
 
     #[test]
     fn with_more_nodes_than_places_everybody_has_a_turn() {
-        let given: Vec<Given> = (0..60).map(|n| Given::healthy(n, 3)).collect();
+        let given: Vec<TestSource> = (0..60).map(|n| TestSource::healthy(n, 3)).collect();
         let mut seen = BTreeSet::new();
-        for count in 0..40 {
-            let choice = choose_from(&given, &Choice::default(), 20, count);
+        for rotation_epoch in 0..40 {
+            let choice = choose_from(&given, &Choice::default(), 20, rotation_epoch);
             assert_eq!((choice.points.len(), shares(&choice).len()), (20, 20));
             assert_eq!(
-                changed(&choice, &choose_from(&given[1..], &choice, 20, count)),
+                changed(&choice, &choose_from(&given[1..], &choice, 20, rotation_epoch)),
                 usize::from(shares(&choice).contains_key(&source(0)))
             );
             seen.extend(shares(&choice).into_keys());
@@ -295,7 +299,7 @@ mod tests {
         assert_eq!(seen.len(), 60);
     }
 
-    fn any_given() -> impl Strategy<Value = Vec<Given>> {
+    fn any_given() -> impl Strategy<Value = Vec<TestSource>> {
         let fitness = prop::sample::select(vec![Fitness::Healthy, Fitness::Degraded, Fitness::Down, Fitness::Draining]);
         let points = prop::collection::btree_map(0u32..10_000, 0u32..40, 0..20);
         let node = (0u32..50, fitness, 0u8..=255, points).prop_map(|(node, fitness, weight, points)| {
@@ -307,7 +311,7 @@ mod tests {
                 IntroPoint { relay: RelayId { ed25519, ..point.relay }, ..point }
             });
             let points = points.collect();
-            Given { node, fitness, weight, points }
+            TestSource { node, fitness, weight, points }
         });
         prop::collection::vec(node, 0..40).prop_map(|mut given| {
             given.sort_by_key(|it| it.node);
@@ -320,40 +324,40 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(128))]
 
         #[test]
-        fn every_choice_is_publishable(given in any_given(), limit in 0usize..30, count: u64) {
-            let choice = choose_from(&given, &Choice::default(), limit, count);
+        fn every_choice_is_publishable(given in any_given(), limit in 0usize..30, rotation_epoch: u64) {
+            let choice = choose_from(&given, &Choice::default(), limit, rotation_epoch);
             let limit = limit.min(MAX_INTRO_POINTS);
             prop_assert!(choice.points.len() <= limit);
             let identities: BTreeSet<&[u8]> = choice.points.iter().flat_map(|(_, point)| point.relay.identities()).collect();
             prop_assert_eq!(identities.len(), 2 * choice.points.len());
-            let of = |it: &Given, point: &IntroPoint| it.points.contains(point);
+            let of = |it: &TestSource, point: &IntroPoint| it.points.contains(point);
             for (id, point) in &choice.points {
                 prop_assert!(given.iter().any(|it| source(it.node) == *id && of(it, point)));
             }
             // No source has a second point while another that could have one has none.
             let shares = shares(&choice);
             let clash = |a: &IntroPoint, b: &IntroPoint| a != b && (a.relay.rsa == b.relay.rsa || a.relay.ed25519 == b.relay.ed25519);
-            let free = |it: &&Given| it.points.iter().any(|point| {
+            let free = |it: &&TestSource| it.points.iter().any(|point| {
                 given.iter().all(|other| !other.points.iter().any(|b| clash(point, b)))
             });
             let absent = given.iter().filter(|it| it.fitness == Fitness::Healthy && !shares.contains_key(&source(it.node))).find(free);
             if limit > 0 && absent.is_some() {
                 prop_assert!(shares.len() == limit);
             }
-            prop_assert_eq!(&choose_from(&given, &Choice::default(), limit, count), &choice);
-            let again = choose_from(&given, &choice, limit, count);
-            prop_assert_eq!(choose_from(&given, &again, limit, count), again);
+            prop_assert_eq!(&choose_from(&given, &Choice::default(), limit, rotation_epoch), &choice);
+            let again = choose_from(&given, &choice, limit, rotation_epoch);
+            prop_assert_eq!(choose_from(&given, &again, limit, rotation_epoch), again);
         }
 
         #[test]
-        fn one_node_more_moves_only_its_own_share(nodes in 1u32..30, weights in prop::collection::vec(1u8..=100, 31), count: u64) {
-            let given: Vec<Given> = (0..=nodes).map(|n| Given::healthy(n, 20).weight(weights[n as usize])).collect();
-            let before = choose_from(&given[..nodes as usize], &Choice::default(), 20, count);
-            let after = choose_from(&given, &before, 20, count);
+        fn one_node_more_moves_only_its_own_share(nodes in 1u32..30, weights in prop::collection::vec(1u8..=100, 31), rotation_epoch: u64) {
+            let given: Vec<TestSource> = (0..=nodes).map(|n| TestSource::healthy(n, 20).weight(weights[n as usize])).collect();
+            let before = choose_from(&given[..nodes as usize], &Choice::default(), 20, rotation_epoch);
+            let after = choose_from(&given, &before, 20, rotation_epoch);
             let newcomer = shares(&after).get(&source(nodes)).copied().unwrap_or_default();
             prop_assert_eq!(changed(&before, &after), newcomer);
             prop_assert_eq!(before.points.len(), 20);
-            let gone = choose_from(&given[..nodes as usize], &after, 20, count);
+            let gone = choose_from(&given[..nodes as usize], &after, 20, rotation_epoch);
             prop_assert_eq!(changed(&after, &gone), newcomer);
         }
     }

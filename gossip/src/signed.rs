@@ -26,7 +26,7 @@ pub trait Statement: Serialize + DeserializeOwned + Clone {
 /// Signs an encoded statement under a context that no type of this version has, as a later version
 /// would.
 #[cfg(any(test, feature = "sim"))]
-pub fn sign_foreign(context: &str, statement: Vec<u8>, key: &dyn Sign) -> Result<Vec<u8>, DecodeError> {
+pub fn sign_unknown_kind(context: &str, statement: Vec<u8>, key: &dyn Sign) -> Result<Vec<u8>, DecodeError> {
     let signature = FixedBytes(key.sign_bytes(&in_context(context, &statement)));
     codec::encode(&Envelope { signer: FixedBytes(key.public_key()), statement: VarBytes(statement), signature })
 }
@@ -175,11 +175,11 @@ impl<T: Statement> Verified<T> {
 
 /// A signed statement of a kind that this version does not know, kept as the bytes that arrived.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Foreign {
+pub struct UnknownStatement {
     envelope: Envelope,
 }
 
-impl Foreign {
+impl UnknownStatement {
     /// Reads an envelope of at most `max` bytes.
     pub(crate) fn from_bytes(bytes: &[u8], max: usize) -> Result<Self, DecodeError> {
         codec::decode(bytes, max).map(|envelope| Self { envelope })

@@ -20,16 +20,16 @@ use crate::view::{MemberView, Standing, View};
 
 /// Time after a node's last heartbeat during which publishers stand in for it: directories and
 /// clients keep a descriptor that long.
-pub const REMEMBERED: Duration = Duration::from_secs(3 * 3600);
+pub const STAND_IN_TIME: Duration = Duration::from_secs(3 * 3600);
 /// Maximum number of unattended points at which one node serves: the size of one descriptor.
 pub const MAX_SHARE: usize = crate::record::MAX_INTRO_POINTS;
 /// Maximum number of unattended points over all publishers. They are taken in turns, one per node
 /// and service, starting with the nodes heard last.
-const MAX_ORPHANS: usize = 64;
+const MAX_UNATTENDED: usize = 64;
 
 /// An unattended point: an introduction point whose node does not answer.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Orphan {
+pub struct UnattendedPoint {
     /// The silent node.
     pub node: NodeId,
     /// The service whose clients use the point.
@@ -41,36 +41,36 @@ pub struct Orphan {
 /// The points at which this node must stand in, at most [`MAX_SHARE`] over all services. Empty if
 /// it may not publish; a service's points are included only if this node serves that service
 /// itself.
-pub fn share(view: &View, mono: Duration) -> Vec<Orphan> {
+pub fn share(view: &View, mono: Duration) -> Vec<UnattendedPoint> {
     if !view.may_publish() {
         return Vec::new();
     }
     let mut able: BTreeMap<ServiceId, Vec<NodeId>> = BTreeMap::new();
-    let falls_to_me = |orphan: &Orphan| {
-        let publishers = able.entry(orphan.service).or_insert_with(|| able_publishers(view, &orphan.service));
-        drawn(&orphan.served.point, publishers) == Some(view.me())
+    let falls_to_me = |unattended: &UnattendedPoint| {
+        let publishers = able.entry(unattended.service).or_insert_with(|| able_publishers(view, &unattended.service));
+        publisher_for(&unattended.served.point, publishers) == Some(view.me())
     };
-    orphans(view, mono).into_iter().filter(falls_to_me).take(MAX_SHARE).collect()
+    unattended_points(view, mono).into_iter().filter(falls_to_me).take(MAX_SHARE).collect()
 }
 
 /// The unattended points that a healthy publisher serves within its share of [`MAX_SHARE`].
-pub(crate) fn covered(view: &View, mono: Duration) -> Vec<Orphan> {
+pub(crate) fn points_stood_in_for(view: &View, mono: Duration) -> Vec<UnattendedPoint> {
     let mut healthy: BTreeMap<ServiceId, Vec<NodeId>> = BTreeMap::new();
     let mut shares: BTreeMap<NodeId, usize> = BTreeMap::new();
-    let mut covered = orphans(view, mono);
-    covered.retain(|orphan| {
-        let service = &orphan.service;
+    let mut points_stood_in_for = unattended_points(view, mono);
+    points_stood_in_for.retain(|unattended| {
+        let service = &unattended.service;
         let healthy = healthy.entry(*service).or_insert_with(|| publishers_that_are(view, service, Fitness::Healthy));
-        let Some(publisher) = drawn(&orphan.served.point, healthy) else { return false };
+        let Some(publisher) = publisher_for(&unattended.served.point, healthy) else { return false };
         let share = shares.entry(publisher).or_default();
         *share += 1;
         *share <= MAX_SHARE
     });
-    covered
+    points_stood_in_for
 }
 
 /// The publisher among these to which a point is assigned; `None` if there are none.
-pub fn drawn(point: &IntroPoint, publishers: &[NodeId]) -> Option<NodeId> {
+pub fn publisher_for(point: &IntroPoint, publishers: &[NodeId]) -> Option<NodeId> {
     publishers.iter().copied().min_by_key(|publisher| lot(point, publisher))
 }
 
@@ -87,27 +87,27 @@ fn publishers_that_are(view: &View, service: &ServiceId, fitness: Fitness) -> Ve
 }
 
 /// The points of nodes that are dead or evicted and were heard recently, the last heard first.
-fn orphans(view: &View, mono: Duration) -> Vec<Orphan> {
+fn unattended_points(view: &View, mono: Duration) -> Vec<UnattendedPoint> {
     // The minimum silence, because a node that said goodbye serves for some seconds more, and one
     // that was not heard twice since our start may be alive.
     let least = view.patience().least;
     let silence = |node: &MemberView| node.last_heard.map(|heard| mono.saturating_sub(heard));
     let lost = |node: &MemberView| {
         let answers = node.alive && node.standing == Standing::Member;
-        !answers && silence(node).is_some_and(|silence| (least..REMEMBERED).contains(&silence))
+        !answers && silence(node).is_some_and(|silence| (least..STAND_IN_TIME).contains(&silence))
     };
     let mut lost: Vec<&MemberView> = view.nodes().filter(|node| node.node() != view.me() && lost(node)).collect();
     lost.sort_by_key(|node| (silence(node), node.node()));
     let records = lost.into_iter().flat_map(MemberView::all_intro_points);
     let points = records.flat_map(|record| {
-        let orphan = |served| Orphan { node: record.node, service: record.service, served };
-        record.served().enumerate().map(move |(turn, served)| (turn, orphan(served)))
+        let unattended = |served| UnattendedPoint { node: record.node, service: record.service, served };
+        record.served().enumerate().map(move |(turn, served)| (turn, unattended(served)))
     });
     // In turns, so that a record with many points, at relays that may not exist, leaves places for
     // the others.
-    let mut points: Vec<(usize, Orphan)> = points.collect();
+    let mut points: Vec<(usize, UnattendedPoint)> = points.collect();
     points.sort_by_key(|(turn, _)| *turn);
-    points.into_iter().map(|(_, orphan)| orphan).take(MAX_ORPHANS).collect()
+    points.into_iter().map(|(_, unattended)| unattended).take(MAX_UNATTENDED).collect()
 }
 
 fn lot(point: &IntroPoint, publisher: &NodeId) -> [u8; 32] {
@@ -192,7 +192,7 @@ mod tests {
             }
         }
 
-        fn share(&self, of: usize, seconds: u64) -> Vec<Orphan> {
+        fn share(&self, of: usize, seconds: u64) -> Vec<UnattendedPoint> {
             share(&self.views[of], at(seconds).mono)
         }
 
@@ -202,9 +202,9 @@ mod tests {
             let mut seen = BTreeSet::new();
             let mut shared = Vec::new();
             for publisher in among {
-                for orphan in self.share(*publisher, seconds) {
-                    assert!(seen.insert(orphan.served.point.session_key), "two stand in at one point");
-                    let whose = self.nodes.iter().position(|node| node.node() == orphan.node).unwrap();
+                for unattended in self.share(*publisher, seconds) {
+                    assert!(seen.insert(unattended.served.point.session_key), "two stand in at one point");
+                    let whose = self.nodes.iter().position(|node| node.node() == unattended.node).unwrap();
                     shared.push((whose, *publisher));
                 }
             }
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!(cluster.shared(&[0, 1, 2], 36), [], "it serves until its last clients have gone");
         cluster.beat(&[0, 1, 2, 4], Phase::Active, 32..50);
         assert_eq!(cluster.shared(&[0, 1, 2], 50).len(), 4);
-        let later = 30 + REMEMBERED.as_secs();
+        let later = 30 + STAND_IN_TIME.as_secs();
         cluster.beat(&[0, 1, 2, 4], Phase::Active, later - 20..later + 10);
         assert_eq!(cluster.shared(&[0, 1, 2], later + 10), []);
     }
@@ -269,7 +269,7 @@ mod tests {
         cluster.beat(&[0, 1, 2, 3], Phase::Active, 30..50);
         let taken = |of: usize| {
             let taken = cluster.share(of, 50).into_iter();
-            taken.filter(|orphan| orphan.service == service).count()
+            taken.filter(|unattended| unattended.service == service).count()
         };
         assert_eq!((taken(0), taken(1) + taken(2), taken(3)), (0, 2, 0));
         assert_eq!(cluster.shared(&[0, 1, 2, 3], 50).len(), 6, "and all of them for the first service");

@@ -16,7 +16,7 @@ fn every_fault_strikes() {
     assert!(outcome.violations.is_empty(), "{:?}", outcome.violations);
     let idle: Vec<_> = Fault::ALL.into_iter().filter(|fault| !outcome.struck.contains_key(fault)).collect();
     assert!(idle.is_empty(), "never struck: {idle:?}");
-    assert!(outcome.torn > 0, "no process died while it stored a term");
+    assert!(outcome.killed_while_storing > 0, "no process died while it stored a term");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use ciborium::Value;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{ClusterId, NodeId};
 use rustbalance_gossip::record::{NodeCard, RecordKind};
-use rustbalance_gossip::signed::{Statement, Unverified, sign_foreign};
+use rustbalance_gossip::signed::{Statement, Unverified, sign_unknown_kind};
 use rustbalance_gossip::sim::{FOUNDED, Founder, Identity, Records, sign, upgrade};
 use serde::{Deserialize, Serialize};
 
@@ -64,10 +64,10 @@ fn announced(founder: &Founder, node: &Identity) -> Records {
     let seq = (1 << 32) + 1_000_000;
     let Value::Map(mut fields) = Value::serialized(&node.card(seq, 100)).unwrap() else { panic!("a record is a map") };
     fields.push((Value::Text("region".into()), Value::Text("north".into())));
-    let card = sign_foreign(NodeCard::CONTEXT, codec::encode(&Value::Map(fields)).unwrap(), &node.key).unwrap();
+    let card = sign_unknown_kind(NodeCard::CONTEXT, codec::encode(&Value::Map(fields)).unwrap(), &node.key).unwrap();
     let endpoint = Endpoint { cluster, node: id, seq, endpoint: "[2001:db8::1]:51820".into() };
     let region = Region { cluster, seq: 1, name: "north".into(), expires: FOUNDED + 1_000_000 };
-    let region = founder.sign_foreign(Region::CONTEXT, codec::encode(&region).unwrap());
+    let region = founder.sign_unknown_kind(Region::CONTEXT, codec::encode(&region).unwrap());
     kinds().into_iter().zip([card, sign(endpoint, &node.key).to_bytes().unwrap(), region]).collect()
 }
 

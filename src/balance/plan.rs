@@ -1,7 +1,7 @@
 //! Which introduction points this node keeps: a reconciler between the number it wants and those it
 //! has.
 //!
-//! Enter with [`Plan::handle`]; [`Plan::next_timeout`] says when to call it again. Each call looks
+//! Enter with [`BalancePlan::handle`]; [`BalancePlan::next_timeout`] says when to call it again. Each call looks
 //! at the whole state:
 //!
 //! 1. A **slot** is one set of keys. A slot that should serve and has no circuit is opened: at its
@@ -10,7 +10,7 @@
 //!    stock clients can use only one of two points at the same relay.
 //! 2. A slot retires when it is old (a random 18 to 24 hours) or worn (16,384 to 32,768
 //!    introductions; both as in C tor). It also retires at a relay that it must leave to another
-//!    member (`stronger`); such moves are rationed, so that a member that follows the others from
+//!    member (`must_leave`); such moves are rationed, so that a member that follows the others from
 //!    relay to relay cannot keep them moving for ever. And it retires when its relay failed three
 //!    times in a row, or repeatedly closed its circuit soon.
 //! 3. A retired slot is no longer advertised, but stays open (and is retried with growing pauses)
@@ -101,11 +101,11 @@ pub enum Event {
     /// this event says otherwise.
     MayChoose(bool),
     /// Relays of other members.
-    Others {
+    RelaysOfOthers {
         /// Relays of this node that another member uses too, with precedence: to be left.
-        stronger: BTreeSet<RelayId>,
+        must_leave: BTreeSet<RelayId>,
         /// Relays of all other members: not to be chosen, but this node may stay at one it uses.
-        weaker: BTreeSet<RelayId>,
+        avoid: BTreeSet<RelayId>,
     },
     /// A slot is open. The point is what the others must know of it; the lifetime counts if the
     /// slot is new.
@@ -175,13 +175,13 @@ struct Slot {
 
 /// The reconciler. It has no clock, no randomness and no circuits.
 #[derive(Debug)]
-pub struct Plan {
+pub struct BalancePlan {
     want: usize,
     may_choose: bool,
     slots: BTreeMap<SlotId, Slot>,
     next: u64,
-    stronger: BTreeSet<RelayId>,
-    weaker: BTreeSet<RelayId>,
+    must_leave: BTreeSet<RelayId>,
+    avoid: BTreeSet<RelayId>,
     /// How many slots may leave their relay to another member now, and when one more was last
     /// allowed.
     moves: (u32, Duration),
@@ -193,7 +193,7 @@ pub struct Plan {
 /// How long a relay that failed is avoided.
 const AVOID: Duration = Duration::from_secs(600);
 
-impl Machine for Plan {
+impl Machine for BalancePlan {
     type Event = Event;
     type Action = Action;
 
@@ -207,9 +207,9 @@ impl Machine for Plan {
             Event::Tick => {}
             Event::Restored(stored) => self.restore(stored, now),
             Event::MayChoose(may) => self.may_choose = may,
-            Event::Others { stronger, weaker } => {
-                self.stronger = stronger;
-                self.weaker = weaker;
+            Event::RelaysOfOthers { must_leave, avoid } => {
+                self.must_leave = must_leave;
+                self.avoid = avoid;
             }
             Event::Opened(id, point, lifetime) => self.opened(id, point, lifetime, now, &mut actions),
             Event::OpenFailed(id) => self.failed(id, now),
@@ -229,7 +229,7 @@ impl Machine for Plan {
     }
 }
 
-impl Plan {
+impl BalancePlan {
     /// A plan that keeps `want` points.
     pub fn new(want: usize) -> Self {
         Self {
@@ -237,8 +237,8 @@ impl Plan {
             may_choose: true,
             slots: BTreeMap::new(),
             next: 1,
-            stronger: BTreeSet::new(),
-            weaker: BTreeSet::new(),
+            must_leave: BTreeSet::new(),
+            avoid: BTreeSet::new(),
             moves: (MOVES.0, Duration::ZERO),
             failed: BTreeMap::new(),
             advertised: Vec::new(),
@@ -334,13 +334,13 @@ impl Plan {
         }
     }
 
-    /// Leaves the relays that the last [`Event::Others`] named as `stronger`. A point that no
+    /// Leaves the relays that the last [`Event::RelaysOfOthers`] named as `must_leave`. A point that no
     /// client knows yet is closed at once.
     fn leave(&mut self, now: Now, actions: &mut Vec<Action>) {
         while self.moves.0 < MOVES.0 && now.mono >= self.moves.1 + MOVES.1 {
             self.moves = (self.moves.0 + 1, self.moves.1 + MOVES.1);
         }
-        let clashes = |slot: &Slot| slot.relay.is_some_and(|relay| self.stronger.contains(&relay));
+        let clashes = |slot: &Slot| slot.relay.is_some_and(|relay| self.must_leave.contains(&relay));
         for id in self.ids(|slot| !slot.is_retired() && clashes(slot)) {
             let (Some(slot), 1..) = (self.slots.get(&id), self.moves.0) else { return };
             let full = self.moves.0 == MOVES.0;
@@ -400,8 +400,8 @@ impl Plan {
                 .values()
                 .filter(|slot| !slot.is_retired() || !matches!(slot.circuit, Circuit::Down { .. }))
                 .filter_map(|slot| slot.relay)
-                .chain(self.stronger.iter().copied())
-                .chain(self.weaker.iter().copied())
+                .chain(self.must_leave.iter().copied())
+                .chain(self.avoid.iter().copied())
                 .chain(self.failed.keys().copied())
                 .collect();
             let Some(slot) = self.slots.get_mut(&id) else { continue };

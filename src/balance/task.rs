@@ -1,4 +1,4 @@
-//! The shell of [`Plan`] that keeps this node's introduction points open, through the [`Engine`].
+//! The shell of [`BalancePlan`] that keeps this node's introduction points open, through the [`Engine`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::circuit;
-use super::plan::{Action, Event, Lifetime, Plan, SlotId, Stored};
+use super::plan::{Action, BalancePlan, Event, Lifetime, SlotId, Stored};
 use crate::blocking::on_disk;
 use crate::clock::{Clock, unix_now};
 use crate::drive::{Driver, Jobs, Shell};
@@ -40,13 +40,13 @@ pub trait IntroPointStore: Send + Sync {
 
 /// The cluster's requirements for this node's points.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedPoints {
     /// Whether the relays of the other members are known, so that new ones may be chosen.
-    pub others_known: bool,
+    pub others_points_known: bool,
     /// Relays of this node that another member uses too, with precedence: to be left.
-    pub stronger: BTreeSet<RelayId>,
+    pub must_leave: BTreeSet<RelayId>,
     /// Relays of the other members: not to be chosen.
-    pub weaker: BTreeSet<RelayId>,
+    pub avoid: BTreeSet<RelayId>,
 }
 
 /// One open point, for `status`.
@@ -75,7 +75,7 @@ pub struct Balance {
     /// How many points to keep.
     pub points: usize,
     /// The current requirements of the cluster.
-    pub wanted: watch::Receiver<Wanted>,
+    pub wanted: watch::Receiver<WantedPoints>,
     /// The points to advertise, written by the task.
     pub advertised: watch::Sender<Vec<ServedPoint>>,
     /// The open points, written by the task for `status`.
@@ -84,7 +84,7 @@ pub struct Balance {
 
 /// An input of the shell.
 enum Input {
-    Wanted(Wanted),
+    WantedPoints(WantedPoints),
     /// It is time to count introductions.
     Count,
     Opened(SlotId, Result<(Arc<dyn OpenIntroPoint>, PointNonce), String>),
@@ -124,7 +124,7 @@ impl Balance {
         let stored = self.store.restore()?;
         self.wanted.mark_changed();
         let known = stored.iter().map(|stored| (stored.slot, stored.clone())).collect();
-        let (plan, count) = (Plan::new(self.points), tokio::time::interval(COUNT_EVERY));
+        let (plan, count) = (BalancePlan::new(self.points), tokio::time::interval(COUNT_EVERY));
         let shell = BalanceShell { balance: self, open: BTreeMap::new(), known, count };
         let mut driver = Driver::new(plan, shell, Clock::start());
         // Stored points come first: new ones are only for what is missing after that.
@@ -133,21 +133,21 @@ impl Balance {
     }
 }
 
-impl Shell<Plan> for BalanceShell {
+impl Shell<BalancePlan> for BalanceShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
         let wanted = &mut self.balance.wanted;
         tokio::select! {
-            changed = wanted.changed() => changed.ok().map(|()| Input::Wanted(wanted.borrow_and_update().clone())),
+            changed = wanted.changed() => changed.ok().map(|()| Input::WantedPoints(wanted.borrow_and_update().clone())),
             _ = self.count.tick() => Some(Input::Count),
         }
     }
 
     fn take(&mut self, input: Input, jobs: &mut Jobs<Input>) -> Vec<Event> {
         match input {
-            Input::Wanted(Wanted { others_known, stronger, weaker }) => {
-                vec![Event::Others { stronger, weaker }, Event::MayChoose(others_known)]
+            Input::WantedPoints(WantedPoints { others_points_known, must_leave, avoid }) => {
+                vec![Event::RelaysOfOthers { must_leave, avoid }, Event::MayChoose(others_points_known)]
             }
             Input::Count => self.count(),
             Input::Opened(slot, Ok((handle, nonce))) => vec![self.opened(slot, handle, nonce, jobs)],
@@ -179,7 +179,7 @@ impl Shell<Plan> for BalanceShell {
     }
 
     /// Updates `status` with the open points.
-    fn settle(&mut self, _: &Plan, _: Now) -> Vec<Event> {
+    fn settle(&mut self, _: &BalancePlan, _: Now) -> Vec<Event> {
         let status = |open: &Open| PointStatus {
             point: open.handle.describe(),
             created: open.stored.created,

@@ -19,5 +19,5 @@ pub(super) struct Options {
 
 pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
-    ask::order(context, Request::Acknowledge { invitation: options.invitation }).await
+    ask::request_action(context, Request::Acknowledge { invitation: options.invitation }).await
 }

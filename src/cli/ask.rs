@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::output::say;
+use super::output::print_line;
 use super::{Context, SYSTEM_DIR};
 use crate::control::{ControlError, Request, Response, SOCKET_NAME, call};
 
@@ -28,7 +28,7 @@ pub(super) async fn ask(context: &Context, request: Request, limit: Duration) ->
 
 /// No daemon runs in this user's own state directory, but one may run in the system's.
 #[derive(Debug, thiserror::Error)]
-enum Elsewhere {
+enum DaemonElsewhere {
     #[error(
         "no daemon runs in {}, this user's state directory, but there is {}, which this user may not read: if you mean \
          the node in there, run the command as root (sudo)", .own.display(), .system.display()
@@ -49,16 +49,16 @@ fn no_daemon(own: PathBuf, system: &Path) -> anyhow::Error {
     }
     let system = system.to_owned();
     match UnixStream::connect(system.join(SOCKET_NAME)) {
-        Ok(_) => Elsewhere::Running { own, system }.into(),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Elsewhere::Hidden { own, system }.into(),
+        Ok(_) => DaemonElsewhere::Running { own, system }.into(),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => DaemonElsewhere::Hidden { own, system }.into(),
         Err(_) => ControlError::NotRunning(own).into(),
     }
 }
 
 /// Sends a request for an action, and prints the daemon's message about the result.
-pub(super) async fn order(context: &Context, request: Request) -> anyhow::Result<()> {
+pub(super) async fn request_action(context: &Context, request: Request) -> anyhow::Result<()> {
     match ask(context, request, LONG).await? {
-        Response::Done { message } => Ok(say(message)?),
+        Response::Done { message } => Ok(print_line(message)?),
         _ => Err(unexpected()),
     }
 }

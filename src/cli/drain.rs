@@ -15,5 +15,5 @@ pub(super) struct Options {}
 
 pub(super) async fn execute(context: &Context, _options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
-    ask::order(context, Request::Drain {}).await
+    ask::request_action(context, Request::Drain {}).await
 }

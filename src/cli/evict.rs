@@ -13,5 +13,5 @@ pub(super) struct Options {
 
 pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
-    ask::order(context, Request::Evict { node: options.node }).await
+    ask::request_action(context, Request::Evict { node: options.node }).await
 }

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Context;
-use super::output::say;
+use super::output::print_line;
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial};
 use crate::join::found;
 use crate::node::preflight;
 use crate::proxy::{PortTarget, Target};
 use crate::shell;
-use crate::store::{Store, import_master_key};
+use crate::store::{Store, import_identity_key};
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -43,7 +43,7 @@ fn virtual_port(text: &str) -> Result<u16, String> {
 
 pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
-    let imported = options.import_key.as_deref().map(import_master_key).transpose()?;
+    let imported = options.import_key.as_deref().map(import_identity_key).transpose()?;
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
 
@@ -54,11 +54,11 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
     let store = found(draft, imported, unix_now(), &mut rand::rng())?;
 
     if options.quiet {
-        return Ok(say(store.cluster())?);
+        return Ok(print_line(store.cluster())?);
     }
     let dir = shell::path(&context.dir);
     let key = shell::path(&store.identity_path(store.cluster().first_service()));
-    say(format_args!(
+    print_line(format_args!(
         "{}\n\n\
          is the address, and this machine its first node. Port {} goes to {}.\n\n\
          Next:\n  \

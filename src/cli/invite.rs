@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 use rustbalance_gossip::record::{Invitation, Role};
 
 use super::Context;
-use super::ask::{SHORT, ask, order, unexpected};
-use super::output::{moment, note, plural, say};
+use super::ask::{SHORT, ask, request_action, unexpected};
+use super::output::{moment, plural, print_line, print_note};
 use super::status::fetch;
 use super::status_view::invitation_table;
 use crate::control::{InvitationPrefix, Request, Response};
@@ -18,7 +18,7 @@ use crate::join::MAX_LIFETIME;
 /// Bounds of `--expires`.
 const EXPIRES: RangeInclusive<Duration> = Duration::from_secs(60)..=MAX_LIFETIME;
 /// Options that apply only when a token is made.
-const MAKING: [&str; 4] = ["role", "expires", "uses", "quiet"];
+const TOKEN_OPTIONS: [&str; 4] = ["role", "expires", "uses", "quiet"];
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -35,13 +35,13 @@ pub(super) struct Options {
     #[arg(short, long)]
     quiet: bool,
     /// Make no token; list the invitations, and the nodes that joined with them
-    #[arg(long, conflicts_with_all = MAKING)]
+    #[arg(long, conflicts_with_all = TOKEN_OPTIONS)]
     list: bool,
     /// With --list: print JSON, for programs
     #[arg(long, requires = "list")]
     json: bool,
     /// Make no token; revoke the invitation with this id, or the beginning of it as --list shows it
-    #[arg(long, value_name = "ID", conflicts_with_all = MAKING, conflicts_with = "list")]
+    #[arg(long, value_name = "ID", conflicts_with_all = TOKEN_OPTIONS, conflicts_with = "list")]
     revoke: Option<InvitationPrefix>,
 }
 
@@ -81,24 +81,25 @@ fn expires(text: &str) -> Result<Duration, String> {
 pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
     if let Some(invitation) = options.revoke {
-        return order(context, Request::RevokeInvitation { invitation }).await;
+        return request_action(context, Request::RevokeInvitation { invitation }).await;
     }
     if options.list {
         return list(context, options.json).await;
     }
     let role = Role::from(options.role);
     let request = Request::Invite { role, expires_seconds: options.expires.as_secs(), uses: options.uses };
-    let Response::Invited { master, token, id, expires, note: hindrance } = ask(context, request, SHORT).await? else {
+    let Response::Invited { master, token, id, expires, note: why_not_admitted } = ask(context, request, SHORT).await?
+    else {
         return Err(unexpected());
     };
-    if let Some(hindrance) = hindrance {
-        note(hindrance);
+    if let Some(why_not_admitted) = why_not_admitted {
+        print_note(why_not_admitted);
     }
     if options.quiet {
-        return Ok(say(&token.0)?);
+        return Ok(print_line(&token.0)?);
     }
     let nodes = plural(usize::from(options.uses), &format!("new {role}"));
-    say(format_args!(
+    print_line(format_args!(
         "An invitation for {nodes}, valid until {}.\n\
          {}\n\n\
          On the new machine, with TARGET for the place of your site there (such as 127.0.0.1:8080):\n\n  \
@@ -116,9 +117,9 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
 async fn list(context: &Context, json: bool) -> anyhow::Result<()> {
     let invitations = fetch(context).await?.invitations;
     match (json, invitations.is_empty()) {
-        (true, _) => say(serde_json::to_string_pretty(&invitations)?)?,
-        (false, true) => say("This node knows no invitation.")?,
-        (false, false) => say(invitation_table(&invitations, true))?,
+        (true, _) => print_line(serde_json::to_string_pretty(&invitations)?)?,
+        (false, true) => print_line("This node knows no invitation.")?,
+        (false, false) => print_line(invitation_table(&invitations, true))?,
     }
     Ok(())
 }

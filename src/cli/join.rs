@@ -17,17 +17,17 @@ use rustbalance_gossip::id::ClusterId;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::output::{note, plural, say};
+use super::output::{plural, print_line, print_note};
 use super::progress::Progress;
-use super::targets::{self, Assigned, TargetOption};
+use super::targets::{self, AssignedTargets, TargetOption};
 use super::{Context, Usage, run};
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
-use crate::join::{JoinError, Joined, Refusal, Token, persist_joined, redeem};
+use crate::join::{JoinError, JoinRefusal, Joined, Token, persist_joined, redeem};
 use crate::keys::NodeSecret;
 use crate::node::preflight;
 use crate::proxy::{PortTarget, Target};
-use crate::store::{Beginning, Draft, Store};
+use crate::store::{Draft, SetupCommand, Store};
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
 use crate::tor::{Engine, TorError};
 use crate::typed;
@@ -96,10 +96,10 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
 
     let mut draft = Store::create(&context.dir)?;
     // An earlier attempt has left its files only if the cluster may know its key.
-    let mut known = draft.begun() == Some((Beginning::Joining, options.cluster));
-    draft.begin(Beginning::Joining, options.cluster)?;
+    let mut known = draft.unfinished_command() == Some((SetupCommand::Join, options.cluster));
+    draft.begin(SetupCommand::Join, options.cluster)?;
     let config = arti.clone().unwrap_or_default();
-    let joined = match Box::pin(take_in(&draft, &token, options.cluster, config, &mut known)).await {
+    let joined = match Box::pin(redeem_over_tor(&draft, &token, options.cluster, config, &mut known)).await {
         Ok(joined) => joined,
         Err(error) => {
             clean_up(draft, known);
@@ -109,7 +109,7 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
     let ask: Option<&mut dyn FnMut(u16) -> io::Result<Option<Target>>> =
         if targets::can_ask() { Some(&mut targets::ask) } else { None };
     let ports = joined.services.first().map_or(&[][..], |service| service.ports.as_slice());
-    let Assigned { served, unserved } = match targets::assign(&options.target, ports, ask) {
+    let AssignedTargets { served, unserved } = match targets::assign(&options.target, ports, ask) {
         Ok(assigned) => assigned,
         Err(error) => {
             clean_up(draft, true);
@@ -129,19 +129,19 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
 fn clean_up(draft: Draft, known: bool) {
     let dir = draft.dir().to_owned();
     if known {
-        note(format_args!(
+        print_note(format_args!(
             "the files of this join stay in {}, because the cluster may know this node's key by now: run the same command \
              again to continue, with this token or another",
             dir.display()
         ));
     } else if let Err(error) = draft.discard() {
-        note(format_args!("the files of this join in {} could not be removed: {error}", dir.display()));
+        print_note(format_args!("the files of this join in {} could not be removed: {error}", dir.display()));
     }
 }
 
 /// Redeems the token over Tor. Tor has released its directories when this returns. Sets `known` if
 /// the cluster may know the node's key.
-async fn take_in(
+async fn redeem_over_tor(
     draft: &Draft,
     token: &Token,
     cluster: ClusterId,
@@ -157,7 +157,7 @@ async fn take_in(
     let mut progress = Progress::new();
     let outcome = async {
         bootstrap(&engine, &mut progress).await?;
-        knock(&engine, token, &node, cluster, known, &mut progress).await
+        connect_and_redeem(&engine, token, &node, cluster, known, &mut progress).await
     }
     .await;
     drop(progress);
@@ -195,7 +195,7 @@ async fn bootstrap(engine: &Arc<ArtiEngine>, progress: &mut Progress) -> anyhow:
 }
 
 /// Connects to the cluster and redeems the token, repeatedly if that may help.
-async fn knock(
+async fn connect_and_redeem(
     engine: &Arc<ArtiEngine>,
     token: &Token,
     node: &NodeSecret,
@@ -219,7 +219,7 @@ async fn knock(
                     }
                 }
             }
-            Err(error) if error.is_transient() => (nobody_admits(error, cluster), pauses.next()),
+            Err(error) if error.is_transient() => (no_node_accepts_joins(error, cluster), pauses.next()),
             Err(error) => (error.into(), None),
         };
         let shown = format!("{error:#}");
@@ -232,7 +232,7 @@ async fn knock(
     }
 }
 
-fn nobody_admits(error: TorError, cluster: ClusterId) -> anyhow::Error {
+fn no_node_accepts_joins(error: TorError, cluster: ClusterId) -> anyhow::Error {
     anyhow::Error::from(error).context(format!(
         "no node of {cluster} accepts joins: nodes listen for joins only while there are invitations, and for a day \
          after the last one has expired, so the token may be too old, or no node may be running"
@@ -275,7 +275,7 @@ impl Pauses {
     /// enough attempts.
     fn after(&mut self, error: &JoinError) -> Option<Duration> {
         match error {
-            JoinError::Refused(Refusal::NotYet) => {
+            JoinError::Refused(JoinRefusal::NotYet) => {
                 self.not_yet = self.not_yet.checked_sub(1)?;
                 Some(NOT_YET_PAUSE)
             }
@@ -323,19 +323,19 @@ fn read_bounded(from: impl Read, name: &str) -> anyhow::Result<Zeroizing<String>
 
 fn report(context: &Context, options: &Options, joined: &Joined, initial: &Initial) -> anyhow::Result<()> {
     let others = plural(joined.members.len(), "other member");
-    say(format_args!("This machine is a {} of {} now, with {others}.", joined.member.role(), options.cluster))?;
+    print_line(format_args!("This machine is a {} of {} now, with {others}.", joined.member.role(), options.cluster))?;
     for PortTarget { port, target } in &initial.ports {
-        say(format_args!("Port {port} goes to {target} (in {}).", config::FILE_NAME))?;
+        print_line(format_args!("Port {port} goes to {target} (in {}).", config::FILE_NAME))?;
     }
     for port in &initial.unserved {
-        note(format_args!(
+        print_note(format_args!(
             "port {port} of the address has no target here: this node refuses clients of that port until you add a \
              target in {}",
             context.dir.join(config::FILE_NAME).display()
         ));
     }
     if !options.run {
-        say(format_args!("\nNext: {}", context.suggest("run")))?;
+        print_line(format_args!("\nNext: {}", context.suggest("run")))?;
     }
     Ok(())
 }
@@ -345,7 +345,7 @@ mod tests {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 
     use super::*;
-    use crate::keys::{MasterSecret, TokenSecret};
+    use crate::keys::{IdentitySecret, TokenSecret};
     use crate::store::StoreError;
 
     fn token_text() -> Zeroizing<String> {
@@ -378,10 +378,10 @@ mod tests {
     fn a_key_the_cluster_may_know_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("node");
-        let master = MasterSecret::generate(&mut rand::rng());
+        let master = IdentitySecret::generate(&mut rand::rng());
         let begin = || {
             let mut draft = Store::create(&dir).unwrap();
-            draft.begin(Beginning::Joining, ClusterId::named_by(master.service_id())).unwrap();
+            draft.begin(SetupCommand::Join, ClusterId::named_by(master.service_id())).unwrap();
             let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng())).unwrap();
             (draft, key.node_id())
         };
@@ -394,7 +394,7 @@ mod tests {
         clean_up(begin().0, false);
         assert!(!dir.exists());
         assert!(JoinError::Unanswered(Box::new(JoinError::Timeout(90))).may_have_joined());
-        assert!(JoinError::Refused(Refusal::UnknownToken).may_have_joined());
+        assert!(JoinError::Refused(JoinRefusal::UnknownToken).may_have_joined());
         assert!(!JoinError::Timeout(90).may_have_joined());
     }
 
@@ -402,10 +402,15 @@ mod tests {
     fn refusals_that_may_pass_are_tried_again_and_lasting_ones_are_reported_at_once() {
         // A new token is unknown to a publisher that has not received its record yet.
         let after = |refusal| Pauses::default().after(&JoinError::Refused(refusal));
-        for passing in [Refusal::UnknownToken, Refusal::NoPublisher, Refusal::Busy, Refusal::NotYet] {
+        for passing in [JoinRefusal::UnknownToken, JoinRefusal::NoPublisher, JoinRefusal::Busy, JoinRefusal::NotYet] {
             assert!(after(passing.clone()).is_some(), "{passing}");
         }
-        for lasting in [Refusal::Revoked, Refusal::Evicted, Refusal::UsedUp { uses: 1 }, Refusal::Expired { ago: 1 }] {
+        for lasting in [
+            JoinRefusal::Revoked,
+            JoinRefusal::Evicted,
+            JoinRefusal::UsedUp { uses: 1 },
+            JoinRefusal::Expired { ago: 1 },
+        ] {
             assert!(after(lasting.clone()).is_none(), "{lasting}");
         }
     }
@@ -413,10 +418,10 @@ mod tests {
     #[test]
     fn a_publisher_that_has_just_started_is_asked_until_it_admits_workers() {
         let mut pauses = Pauses::default();
-        let not_yet = || JoinError::Refused(Refusal::NotYet);
+        let not_yet = || JoinError::Refused(JoinRefusal::NotYet);
         let waited: Duration = std::iter::from_fn(|| pauses.after(&not_yet())).sum();
         assert!(waited > LISTEN_BEFORE_ADMITTING && waited < LISTEN_BEFORE_ADMITTING * 2, "{waited:?}");
-        assert!(pauses.after(&JoinError::Refused(Refusal::Busy)).is_some(), "other refusals have their own pauses");
+        assert!(pauses.after(&JoinError::Refused(JoinRefusal::Busy)).is_some(), "other refusals have their own pauses");
     }
 
     /// The identity key that an interrupted join has received stays, and the error of the join is
@@ -426,7 +431,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut draft = Store::create(&folder.path().join("node")).unwrap();
         let cluster = ClusterId::from_public_key([7; 32]);
-        draft.begin(Beginning::Joining, cluster).unwrap();
+        draft.begin(SetupCommand::Join, cluster).unwrap();
         let dir = draft.dir().to_owned();
         let label = cluster.to_string().trim_end_matches(".onion").to_owned();
         let key = dir.join("services").join(label).join("identity.key");
@@ -442,17 +447,17 @@ mod tests {
     #[test]
     fn an_answer_that_was_lost_is_not_forgotten_over_later_attempts() {
         let lost = || Some(JoinError::Unanswered(Box::new(JoinError::Timeout(90))).into());
-        for later in [anyhow::anyhow!("no node accepts joins"), JoinError::Refused(Refusal::UnknownToken).into()] {
+        for later in [anyhow::anyhow!("no node accepts joins"), JoinError::Refused(JoinRefusal::UnknownToken).into()] {
             let shown = more_telling(lost(), later);
             assert!(shown.to_string().contains("may have taken this node in"), "{shown:#}");
         }
-        let shown = more_telling(None, JoinError::Refused(Refusal::UnknownToken).into());
+        let shown = more_telling(None, JoinError::Refused(JoinRefusal::UnknownToken).into());
         assert!(shown.to_string().contains("does not know this token"), "{shown:#}");
     }
 
     #[test]
     fn an_answer_of_a_publisher_is_shown_though_a_later_attempt_found_no_way_to_the_cluster() {
-        let refused = Some(JoinError::Refused(Refusal::UnknownToken).into());
+        let refused = Some(JoinError::Refused(JoinRefusal::UnknownToken).into());
         let shown = more_telling(refused, anyhow::anyhow!("no node accepts joins"));
         assert!(shown.to_string().contains("does not know this token"), "{shown:#}");
     }

@@ -44,7 +44,7 @@ const USAGE: u8 = 2;
 const NOT_RUNNING: u8 = 3;
 /// Exit code of a daemon that cannot run until the operator has fixed something.
 /// `rustbalance.service` names it, so that systemd does not start the daemon again.
-const MEND_FIRST: u8 = 4;
+const NEEDS_OPERATOR: u8 = 4;
 
 /// The state directory of the machine's own node: root's, and that of `rustbalance.service`.
 const SYSTEM_DIR: &str = "/var/lib/rustbalance";
@@ -218,7 +218,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     } else if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ControlError::NotRunning(_)))) {
         NOT_RUNNING
     } else if error.chain().any(|cause| cause.downcast_ref().is_some_and(NodeError::is_permanent)) {
-        MEND_FIRST
+        NEEDS_OPERATOR
     } else {
         FAILED
     }
@@ -260,15 +260,15 @@ mod tests {
         assert_eq!(exit_code(&anyhow::Error::from(Usage("no".into())).context("while")), USAGE);
         assert_eq!(exit_code(&anyhow::anyhow!("no")), FAILED);
         let store = |error| exit_code(&NodeError::Store(error).into());
-        assert_eq!(store(StoreError::NotForWorkers("/x".into())), MEND_FIRST);
+        assert_eq!(store(StoreError::NotForWorkers("/x".into())), NEEDS_OPERATOR);
         assert_eq!(store(StoreError::Full("/x".into())), FAILED);
-        assert_eq!(exit_code(&NodeError::Excluded("evicted".into()).into()), MEND_FIRST);
+        assert_eq!(exit_code(&NodeError::Excluded("evicted".into()).into()), NEEDS_OPERATOR);
         assert_eq!(exit_code(&NodeError::TaskEnded("a".into()).into()), FAILED);
         let tor = |error| exit_code(&NodeError::Tor(error).into());
-        assert_eq!(tor(TorError::Config("a wrong key".into(), None)), MEND_FIRST);
+        assert_eq!(tor(TorError::Config("a wrong key".into(), None)), NEEDS_OPERATOR);
         assert_eq!(tor(TorError::State { dir: "/x".into(), why: "no space".into() }), FAILED);
         let control = |error| exit_code(&NodeError::Control(error).into());
-        assert_eq!(control(ControlError::PathTooLong("/x".into())), MEND_FIRST);
+        assert_eq!(control(ControlError::PathTooLong("/x".into())), NEEDS_OPERATOR);
         assert_eq!(control(ControlError::AlreadyRunning("/x".into())), FAILED);
     }
 }

@@ -6,13 +6,13 @@ use std::io::{self, IsTerminal, Write};
 use crate::clock::date;
 
 /// Prints a line.
-pub(super) fn say(line: impl Display) -> io::Result<()> {
+pub(super) fn print_line(line: impl Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
 /// Prints a note on standard error. A failure to print it is ignored, so that it does not hide the
 /// error that the command ends with.
-pub(super) fn note(line: impl Display) {
+pub(super) fn print_note(line: impl Display) {
     let _ = writeln!(io::stderr().lock(), "note: {line}");
 }
 

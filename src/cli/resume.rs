@@ -12,5 +12,5 @@ pub(super) struct Options {}
 
 pub(super) async fn execute(context: &Context, _options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
-    ask::order(context, Request::Resume {}).await
+    ask::request_action(context, Request::Resume {}).await
 }

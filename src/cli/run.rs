@@ -7,8 +7,8 @@ use tracing::{info, warn};
 
 use super::{Context, signals};
 use crate::config::Config;
-use crate::descriptors;
 use crate::node::{self, NodeError};
+use crate::open_files;
 use crate::store::{self, Store};
 use crate::systemd;
 
@@ -27,10 +27,10 @@ pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
     store::inspect(&context.dir).map_err(NodeError::from)?;
     let config = Config::load(&context.dir).map_err(NodeError::from)?;
     node::preflight(&context.dir, &config.arti).map_err(NodeError::from)?;
-    let shutdown = stop_on_signals()?;
+    let shutdown = cancel_on_signals()?;
     tokio::spawn(systemd::keep_watchdog());
     info!(version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), "starting");
-    if let Err(error) = descriptors::raise() {
+    if let Err(error) = open_files::raise() {
         warn!(%error, "cannot raise the soft limit of open files to the hard one");
     }
     let store = Store::open(&context.dir).map_err(NodeError::from)?;
@@ -42,7 +42,7 @@ pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
 /// A token that SIGTERM or SIGINT cancels; a second one of them ends the process at once. SIGHUP
 /// only logs a warning. A signal that was ignored when the process started (as `nohup` does with
 /// SIGHUP) stays ignored.
-fn stop_on_signals() -> std::io::Result<CancellationToken> {
+fn cancel_on_signals() -> std::io::Result<CancellationToken> {
     let ignored = signals::ignored_at_start();
     let mut terminate = signals::listen(SignalKind::terminate(), &ignored)?;
     let mut interrupt = signals::listen(SignalKind::interrupt(), &ignored)?;

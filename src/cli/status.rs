@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::Context;
 use super::ask::{SHORT, ask, unexpected};
-use super::output::{Paint, say};
+use super::output::{Paint, print_line};
 use super::status_view::view;
 use crate::causes::with_causes;
 use crate::control::{Request, Response, Status};
@@ -33,13 +33,13 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     let mut status = fetch(context).await?;
     if !options.watch {
         return match options.json {
-            true => Ok(say(serde_json::to_string_pretty(&status)?)?),
+            true => Ok(print_line(serde_json::to_string_pretty(&status)?)?),
             false => Ok(write!(stdout(), "{}", view(&status, Paint::for_stdout()))?),
         };
     }
     loop {
         match options.json {
-            true => say(serde_json::to_string(&status)?)?,
+            true => print_line(serde_json::to_string(&status)?)?,
             false => show(&view(&status, Paint::for_stdout()))?,
         }
         status = loop {

@@ -48,14 +48,14 @@ fn problems(status: &Status) -> Vec<String> {
             ));
         }
     }
-    if let Some(stranger) = &status.stranger {
+    if let Some(other_publisher) = &status.other_publisher {
         let effect =
-            if stranger.readable { "clients reach it" } else { "only clients that it has authorized reach it" };
+            if other_publisher.readable { "clients reach it" } else { "only clients that it has authorized reach it" };
         list.push(format!(
             "a publisher that is not a member has published this address {} ago, and {effect} until this node has \
              published again: stop the old service that has the address's key; if there is none, others have the key, \
              and only a new address is safe",
-            time(stranger.seen_seconds)
+            time(other_publisher.seen_seconds)
         ));
     }
     match (&status.publisher, &status.publication) {
@@ -87,7 +87,7 @@ fn problems(status: &Status) -> Vec<String> {
         let why = port.error.as_deref().unwrap_or("not checked yet");
         list.push(format!("port {}: the target {} does not answer: {why}", port.port, port.target));
     }
-    list.extend(ports_apart(&status.members));
+    list.extend(unevenly_served_ports(&status.members));
     for member in status.members.iter().filter(|member| !member.me && !member.alive) {
         match (member.phase, member.last_heard_seconds) {
             (Some(Condition::Gone), _) => {}
@@ -109,7 +109,7 @@ fn problems(status: &Status) -> Vec<String> {
 
 /// Ports that some nodes serve and others do not. A client may reach any node, so all should serve
 /// the same ports.
-fn ports_apart(members: &[MemberStatus]) -> Vec<String> {
+fn unevenly_served_ports(members: &[MemberStatus]) -> Vec<String> {
     let serving = members.iter().filter(|member| member.alive && member.phase != Some(Condition::Gone));
     let nodes: Vec<_> = serving.filter_map(|member| Some((short(&member.node), member.ports.as_ref()?))).collect();
     let all: BTreeSet<u16> = nodes.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
@@ -408,7 +408,7 @@ mod tests {
                 introductions: 17,
             }],
             stand_ins: Vec::new(),
-            stranger: None,
+            other_publisher: None,
             publication: Some(PublicationStatus {
                 node: "bb".repeat(8),
                 term: 4,
@@ -510,7 +510,8 @@ mod tests {
     #[test]
     fn another_publisher_of_the_address_is_a_problem() {
         for readable in [true, false] {
-            let status = Status { stranger: Some(StrangerStatus { seen_seconds: 720, readable }), ..well() };
+            let status =
+                Status { other_publisher: Some(OtherPublisherStatus { seen_seconds: 720, readable }), ..well() };
             let [problem] = problems(&status).try_into().unwrap();
             assert!(problem.contains("12m ago") && problem.contains("stop the old service"), "{problem}");
             assert_eq!(problem.contains("authorized"), !readable);

@@ -38,7 +38,7 @@ impl FromStr for TargetOption {
 
 /// The ports of the address, with and without a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Assigned {
+pub(super) struct AssignedTargets {
     pub(super) served: Vec<PortTarget>,
     /// Ports without a target.
     pub(super) unserved: Vec<u16>,
@@ -68,20 +68,22 @@ pub(super) fn assign(
     options: &[TargetOption],
     ports: &[u16],
     mut ask: Option<&mut dyn FnMut(u16) -> io::Result<Option<Target>>>,
-) -> anyhow::Result<Assigned> {
+) -> anyhow::Result<AssignedTargets> {
     let stranger = options.iter().filter_map(|option| option.port).find(|port| !ports.contains(port));
     if let Some(port) = stranger {
-        return Err(go_on(format!("the address has no port {port}; its ports are {}", listed(ports))).into());
+        return Err(
+            retry_with_targets(format!("the address has no port {port}; its ports are {}", listed(ports))).into()
+        );
     }
     let plain = options.iter().find(|option| option.port.is_none());
     if plain.is_some() && ports.len() > 1 && ask.is_none() {
-        return Err(go_on(format!(
+        return Err(retry_with_targets(format!(
             "the address has the ports {}, and one --target cannot serve them all",
             listed(ports)
         ))
         .into());
     }
-    let mut assigned = Assigned { served: Vec::new(), unserved: Vec::new() };
+    let mut assigned = AssignedTargets { served: Vec::new(), unserved: Vec::new() };
     for &port in ports {
         let named = options.iter().find(|option| option.port == Some(port));
         let given = named.or(plain.filter(|_| ports.len() == 1)).map(|option| option.target.clone());
@@ -96,13 +98,17 @@ pub(super) fn assign(
         }
     }
     match assigned.served.is_empty() {
-        true => Err(go_on(format!("no port of the address has a target here; its ports are {}", listed(ports))).into()),
+        true => Err(retry_with_targets(format!(
+            "no port of the address has a target here; its ports are {}",
+            listed(ports)
+        ))
+        .into()),
         false => Ok(assigned),
     }
 }
 
 /// The error if the targets do not fit the address. The cluster has admitted the node already.
-fn go_on(why: String) -> Usage {
+fn retry_with_targets(why: String) -> Usage {
     Usage(format!(
         "{why}: run the same command again with a target for each port, as in --target 80=127.0.0.1:8080 --target \
          22=127.0.0.1:22 (that does not use up the token)"
@@ -145,7 +151,7 @@ mod tests {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
-    fn shown(assigned: &Assigned) -> (String, Vec<u16>) {
+    fn shown(assigned: &AssignedTargets) -> (String, Vec<u16>) {
         let served = assigned.served.iter().map(|port| format!("{}={}", port.port, port.target));
         (Vec::from_iter(served).join(" "), assigned.unserved.clone())
     }

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::keys::{Effect, Keys, Value};
+use super::keys::{Effect, KeyVisitor, Value};
 use super::{Config, FILE_NAME, tables};
 
 struct Document(String);
@@ -28,7 +28,7 @@ impl Document {
     }
 }
 
-impl Keys for Document {
+impl KeyVisitor for Document {
     fn table(&mut self, name: &'static str, effect: Effect, meaning: &'static str) {
         self.heading(&format!("`[{name}]`"), effect, &format!("{meaning} "));
         self.columns();

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use super::keys::{Effect, Keys, Value};
+use super::keys::{Effect, KeyVisitor, Value};
 use super::{ARTI_FILE_NAME, Config, ConfigError, FILE_NAME, tables, write_new};
 use crate::proxy::PortTarget;
 
@@ -115,7 +115,7 @@ impl Writer<'_> {
     }
 }
 
-impl Keys for Writer<'_> {
+impl KeyVisitor for Writer<'_> {
     fn table(&mut self, name: &'static str, _effect: Effect, meaning: &'static str) {
         self.text.push('\n');
         self.comment(meaning);

@@ -1,7 +1,7 @@
 //! The definition of a configuration key: its name, the allowed values, its field in
 //! [`super::Config`] and its meaning.
 //!
-//! `tables` defines each key once, and passes the keys to a visitor ([`Keys`]): `reader` reads
+//! `tables` defines each key once, and passes the keys to a visitor ([`KeyVisitor`]): `reader` reads
 //! their values from a file, `initial` writes the first file, `document` (a test) generates
 //! `docs/CONFIGURATION.md`, and `live` compares two configurations.
 
@@ -24,7 +24,7 @@ pub(super) enum Effect {
 }
 
 /// A visitor of the tables, key by key.
-pub(super) trait Keys: Sized {
+pub(super) trait KeyVisitor: Sized {
     /// Begins the table `[name]`, to which the next keys belong. Keys before the first table belong
     /// to the top level.
     fn table(&mut self, name: &'static str, effect: Effect, meaning: &'static str);

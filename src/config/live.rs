@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use tokio::sync::watch;
 
-use super::keys::{Effect, Keys, Value};
+use super::keys::{Effect, KeyVisitor, Value};
 use super::{Config, tables};
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
@@ -54,8 +54,8 @@ impl LiveConfig {
         publish(&self.health, new.health.clone());
         publish(&self.links, new.links.clone());
         publish(&self.joins, new.joins);
-        let (old, new) = (List::of(&self.start), List::of(new));
-        let differs = |key: &&Shown| !new.contains(key) || !old.contains(key);
+        let (old, new) = (RestartKeys::of(&self.start), RestartKeys::of(new));
+        let differs = |key: &&KeyAndValue| !new.contains(key) || !old.contains(key);
         let names: BTreeSet<_> = old.iter().chain(&new).filter(differs).map(|key| key.name.clone()).collect();
         names.into_iter().collect()
     }
@@ -88,26 +88,26 @@ impl LiveConfig {
 
 /// A key and its value.
 #[derive(PartialEq)]
-struct Shown {
+struct KeyAndValue {
     name: String,
     value: String,
 }
 
 /// The keys of a configuration that need a restart to change.
-struct List {
-    keys: Vec<Shown>,
+struct RestartKeys {
+    keys: Vec<KeyAndValue>,
     /// Prefix of the names of the current table's keys.
     table: String,
     /// When changes of these keys take effect.
     effect: Effect,
 }
 
-impl List {
+impl RestartKeys {
     fn new(effect: Effect) -> Self {
         Self { keys: Vec::new(), table: String::new(), effect }
     }
 
-    fn of(config: &Config) -> Vec<Shown> {
+    fn of(config: &Config) -> Vec<KeyAndValue> {
         let mut list = Self::new(Effect::Restart);
         tables::walk(&mut list, &mut config.clone());
         list.keys
@@ -115,12 +115,12 @@ impl List {
 
     fn push(&mut self, name: &str, value: String) {
         if self.effect == Effect::Restart {
-            self.keys.push(Shown { name: format!("{}{name}", self.table), value });
+            self.keys.push(KeyAndValue { name: format!("{}{name}", self.table), value });
         }
     }
 }
 
-impl Keys for List {
+impl KeyVisitor for RestartKeys {
     fn table(&mut self, name: &'static str, effect: Effect, _meaning: &'static str) {
         (self.table, self.effect) = (format!("[{name}] "), effect);
     }

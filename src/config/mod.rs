@@ -87,7 +87,7 @@ pub enum Problem {
     Syntax(String),
     /// The file has unknown keys, or values that are not allowed.
     #[error("{0}")]
-    Keys(Mistakes),
+    KeyVisitor(Mistakes),
 }
 
 /// The ports of the services other than the first. Each service has at least one port.
@@ -196,7 +196,7 @@ impl Config {
         let syntax = |error| Problem::Syntax(syntax::describe(text, &error));
         let table = text.parse().map_err(syntax)?;
         let document = DeTable::parse(text).map_err(syntax)?;
-        reader::read(text, document, table).map_err(Problem::Keys)
+        reader::read(text, document, table).map_err(Problem::KeyVisitor)
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{Effect, Keys, Refused, Value};
+use super::keys::{Effect, KeyVisitor, Refused, Value};
 use super::{Config, tables};
 use crate::syntax;
 
@@ -67,7 +67,7 @@ pub(super) fn read(text: &str, document: Spanned<DeTable<'_>>, table: toml::Tabl
         known: Vec::new(),
         unknown: Vec::new(),
         mistakes: Vec::new(),
-        unmet: Vec::new(),
+        unmet_requirements: Vec::new(),
     };
     tables::walk(&mut reader, &mut config);
     reader.finish().map(|()| config)
@@ -96,7 +96,7 @@ struct Reader<'t> {
     /// Table, name and byte offset of every other key in the file.
     unknown: Vec<(String, String, usize)>,
     mistakes: Vec<Mistake>,
-    unmet: Vec<Mistake>,
+    unmet_requirements: Vec<Mistake>,
 }
 
 impl<'t> Reader<'t> {
@@ -125,11 +125,11 @@ impl<'t> Reader<'t> {
     /// Ends the current table: the keys that are left in it are unknown.
     fn end(&mut self) {
         if let Some(section) = self.inner.take() {
-            self.leave_over(section.name, section.keys);
+            self.mark_unknown(section.name, section.keys);
         }
     }
 
-    fn leave_over(&mut self, table: String, keys: DeTable<'t>) {
+    fn mark_unknown(&mut self, table: String, keys: DeTable<'t>) {
         let names = keys.into_iter().map(|(key, _)| (table.clone(), key.get_ref().to_string(), key.span().start));
         self.unknown.extend(names);
     }
@@ -170,13 +170,13 @@ impl<'t> Reader<'t> {
     fn finish(mut self) -> Result<(), Mistakes> {
         self.end();
         let rest = std::mem::take(&mut self.top.keys);
-        self.leave_over(TOP.into(), rest);
+        self.mark_unknown(TOP.into(), rest);
         for (table, key, at) in std::mem::take(&mut self.unknown) {
             let text = format!("unknown key {key:?} in {table}: {}", self.hint(&table, &key));
             let mistake = self.mistake(Some(at), text);
             self.mistakes.push(mistake);
         }
-        let mut mistakes = if self.mistakes.is_empty() { self.unmet } else { self.mistakes };
+        let mut mistakes = if self.mistakes.is_empty() { self.unmet_requirements } else { self.mistakes };
         mistakes.sort();
         if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
     }
@@ -201,7 +201,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-impl Keys for Reader<'_> {
+impl KeyVisitor for Reader<'_> {
     fn table(&mut self, name: &'static str, _effect: Effect, _meaning: &'static str) {
         let (start, keys) = match self.take_top(name) {
             None => (None, DeTable::new()),
@@ -283,7 +283,7 @@ impl Keys for Reader<'_> {
         let section = self.section();
         let (at, table) = (section.places.get(name).copied().or(section.start), section.name.clone());
         let mistake = self.mistake(at, format!("{name:?} in {table}: {}", why()));
-        self.unmet.push(mistake);
+        self.unmet_requirements.push(mistake);
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustbalance_gossip::id::ServiceId;
 
-use super::keys::{Effect, Keys, duration};
+use super::keys::{Effect, KeyVisitor, duration};
 use super::{ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, NodeConfig, check_virtual_port};
 use crate::frame;
 use crate::health::HealthSettings;
@@ -19,7 +19,7 @@ use crate::proxy::{PortTarget, ProxyLimits, Target};
 use crate::tor::ServiceLimits;
 
 /// Walks all tables in the order of the first file, beginning with the keys of the top level.
-pub(super) fn walk<K: Keys>(keys: &mut K, config: &mut Config) {
+pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     arti(keys, config);
     node(keys, &mut config.node);
     ports(keys, &mut config.ports, &mut config.further_ports);
@@ -41,7 +41,7 @@ const fn millis(millis: u64) -> Duration {
 
 const DAY: Duration = seconds(24 * 3600);
 
-fn arti(keys: &mut impl Keys, config: &mut Config) {
+fn arti(keys: &mut impl KeyVisitor, config: &mut Config) {
     let (file, example) = (&mut config.arti_file, PathBuf::from(ARTI_FILE_NAME));
     let meaning = "A file in the state directory with Tor's settings, to use instead of the table [arti].";
     keys.optional("arti_config", .., file, example, meaning);
@@ -52,7 +52,7 @@ fn arti(keys: &mut impl Keys, config: &mut Config) {
     keys.require("arti_config", !(is_file && is_table), || "there is a table [arti] too: keep one of the two".into());
 }
 
-fn node(keys: &mut impl Keys, node: &mut NodeConfig) {
+fn node(keys: &mut impl KeyVisitor, node: &mut NodeConfig) {
     keys.table("node", Effect::Restart, "Values that this node announces to the others.");
     let meaning = "Order in which publishers are chosen to publish the address: the lowest number first.";
     keys.key("priority", 0..=255, &mut node.priority, meaning);
@@ -73,7 +73,7 @@ struct PortKeys {
     service: Option<ServiceId>,
 }
 
-fn ports<K: Keys>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut FurtherPorts) {
+fn ports<K: KeyVisitor>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut FurtherPorts) {
     let whole =
         |service| move |PortTarget { port, target }| PortKeys { port: Some(port), target: Some(target), service };
     let mut tables: Vec<_> = std::mem::take(ports).into_iter().map(whole(None)).collect();
@@ -103,7 +103,7 @@ fn ports<K: Keys>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut Furth
     }
 }
 
-fn port<K: Keys>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
+fn port<K: KeyVisitor>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
     keys.optional("virtual", 1..=u16::MAX, &mut it.port, 80, "The port that clients connect to.");
     let refused = it.port.map(check_virtual_port).and_then(Result::err);
     keys.require("virtual", it.port.is_some(), || "is missing: which port of the onion address is it?".into());
@@ -126,7 +126,7 @@ fn port<K: Keys>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
     });
 }
 
-fn cluster(keys: &mut impl Keys, it: &mut ClusterConfig) {
+fn cluster(keys: &mut impl KeyVisitor, it: &mut ClusterConfig) {
     keys.table("cluster", Effect::Restart, "Heartbeats, the right to publish, and introduction points.");
     let range = millis(200)..=seconds(30);
     keys.key("heartbeat", range, &mut it.heartbeat, "Time between two heartbeats. Set the same on every node.");
@@ -144,7 +144,7 @@ fn cluster(keys: &mut impl Keys, it: &mut ClusterConfig) {
     keys.key("hide_outages", .., &mut it.hide_outages, meaning);
 }
 
-fn limits(keys: &mut impl Keys, service: &mut ServiceLimits, proxy: &mut ProxyLimits) {
+fn limits(keys: &mut impl KeyVisitor, service: &mut ServiceLimits, proxy: &mut ProxyLimits) {
     keys.table("limits", Effect::Running, "Limits on the load that clients can put on this node.");
     let count = || 1..=1_000_000;
     let meaning =
@@ -192,7 +192,7 @@ fn limits(keys: &mut impl Keys, service: &mut ServiceLimits, proxy: &mut ProxyLi
 /// The burst if only the rate is set: C tor's default.
 const DEFAULT_BURST: u32 = 200;
 
-fn introduction_rate(keys: &mut impl Keys, limit: &mut Option<(u32, u32)>) {
+fn introduction_rate(keys: &mut impl KeyVisitor, limit: &mut Option<(u32, u32)>) {
     let (mut rate, mut burst) = limit.unzip();
     let count = || 1..=1_000_000;
     let meaning = "Introductions per second that the relay of an introduction point passes on. No limit unless set.";
@@ -207,7 +207,7 @@ fn introduction_rate(keys: &mut impl Keys, limit: &mut Option<(u32, u32)>) {
     *limit = rate.map(|rate| (rate, burst.unwrap_or(DEFAULT_BURST.max(rate))));
 }
 
-fn health(keys: &mut impl Keys, it: &mut HealthSettings) {
+fn health(keys: &mut impl KeyVisitor, it: &mut HealthSettings) {
     keys.table(
         "health",
         Effect::Running,
@@ -219,7 +219,7 @@ fn health(keys: &mut impl Keys, it: &mut HealthSettings) {
     keys.key("failures", 1..=100, &mut it.failures, "Failed checks in a row after which a target counts as down.");
 }
 
-fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
+fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
     keys.table(
         "links",
         Effect::Running,
@@ -286,7 +286,7 @@ fn links(keys: &mut impl Keys, it: &mut LinkLimits) {
     );
 }
 
-fn joins(keys: &mut impl Keys, it: &mut DoorLimits) {
+fn joins(keys: &mut impl KeyVisitor, it: &mut DoorLimits) {
     keys.table("joins", Effect::Running, "Limits on the load that joining nodes can put on this node.");
     keys.key("at_once", 1..=1024, &mut it.at_once, "Joining nodes served at once.");
     keys.key("burst", 1..=10_000, &mut it.burst, "Joining nodes admitted in a row after a pause.");
@@ -305,12 +305,12 @@ fn joins(keys: &mut impl Keys, it: &mut DoorLimits) {
     keys.key("record_timeout", millis(100)..=seconds(120), &mut it.record, "How long storing a new member may take.");
 }
 
-fn gossip(keys: &mut impl Keys, it: &mut GossipConfig) {
+fn gossip(keys: &mut impl KeyVisitor, it: &mut GossipConfig) {
     keys.table("gossip", Effect::Restart, "Limits on the gossip of other members that this node keeps.");
     keys.key(
         "strangers",
         1..=256,
-        &mut it.mesh.strangers,
+        &mut it.mesh.unknown_nodes,
         "Unknown nodes whose gossip is kept. A node that has restarted counts again.",
     );
     keys.key(

@@ -242,7 +242,7 @@ fn bounds_on_peers_are_read_and_checked() {
     assert_eq!((config.links.links, config.links.neighbours, config.links.accepts_per_second), (12, 3, (4, 30)));
     assert_eq!((config.links.silence, config.links.ping), (Duration::from_secs(40), Duration::from_secs(5)));
     assert_eq!((config.joins.at_once, config.joins.every), (2, Duration::from_secs(2)));
-    assert_eq!((config.gossip.mesh.strangers, config.gossip.waiting), (9, 10));
+    assert_eq!((config.gossip.mesh.unknown_nodes, config.gossip.waiting), (9, 10));
     insta::assert_snapshot!(refused("[links]\nopen = 11"), @r#"line 2, column 1: "open" in [links]: 11 is less than twice the 6 neighbours: the same number may dial this node"#);
     insta::assert_snapshot!(refused("[links]\nping = \"15s\""), @r#"line 1, column 2: "silence" in [links]: 20s is shorter than 2 pings of 15s"#);
     insta::assert_snapshot!(refused("[links]\nbytes_burst = 1"), @r#"line 2, column 15: "bytes_burst" in [links] cannot be 1: write a whole number from 262144 to 1073741824"#);

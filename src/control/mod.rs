@@ -20,9 +20,9 @@ pub use client::call;
 pub use invitation::{InvitationPrefix, InvitationPrefixError};
 pub use server::{Handler, bind, serve};
 pub use status::{
-    AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus, PortStatus,
-    PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, Status,
-    StrangerStatus, TrafficStatus,
+    AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
+    OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
+    StandInStatus, Status, TrafficStatus,
 };
 
 mod client;

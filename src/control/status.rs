@@ -39,7 +39,7 @@ pub struct Status {
     pub publication: Option<PublicationStatus>,
     /// Another publisher of the address, which is not a member, if this node has seen one in the
     /// last three hours.
-    pub stranger: Option<StrangerStatus>,
+    pub other_publisher: Option<OtherPublisherStatus>,
     /// The virtual ports and their targets on this node.
     pub ports: Vec<PortStatus>,
     /// Client traffic of this node.
@@ -160,7 +160,7 @@ pub struct PublicationStatus {
 
 /// A publisher of the address that is not a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StrangerStatus {
+pub struct OtherPublisherStatus {
     /// How long ago a directory last held its descriptor in place of one of this node, in seconds.
     pub seen_seconds: u64,
     /// False if only authorized clients can read its descriptor.

@@ -51,13 +51,13 @@ pub struct PortHealth {
 
 /// The verdict on one target: it has no clock and no sockets.
 #[derive(Debug, Default)]
-struct Judge {
+struct TargetVerdict {
     healthy: bool,
     failures: u32,
     error: Option<String>,
 }
 
-impl Judge {
+impl TargetVerdict {
     /// Applies the outcome of one connection; returns whether `healthy` has changed.
     fn observe(&mut self, outcome: Result<(), String>, failures_allowed: u32) -> bool {
         let before = self.healthy;
@@ -84,7 +84,7 @@ impl Health {
     /// Starts the checks; each round uses the latest `settings`. Must be called within a tokio
     /// runtime.
     pub fn start(ports: Vec<PortTarget>, settings: watch::Receiver<HealthSettings>) -> Self {
-        let first = ports.iter().map(|port| report(port, &Judge::default())).collect();
+        let first = ports.iter().map(|port| report(port, &TargetVerdict::default())).collect();
         let (ready, ready_receiver) = watch::channel(false);
         let (statuses, ports_receiver) = watch::channel(first);
         let stop = CancellationToken::new();
@@ -104,7 +104,7 @@ impl Health {
     }
 }
 
-fn report(port: &PortTarget, judge: &Judge) -> PortHealth {
+fn report(port: &PortTarget, judge: &TargetVerdict) -> PortHealth {
     PortHealth { port: port.port, target: port.target.clone(), healthy: judge.healthy, error: judge.error.clone() }
 }
 
@@ -115,7 +115,7 @@ async fn check(
     ready: watch::Sender<bool>,
     statuses: watch::Sender<Arc<[PortHealth]>>,
 ) {
-    let mut judges: Vec<Judge> = ports.iter().map(|_| Judge::default()).collect();
+    let mut judges: Vec<TargetVerdict> = ports.iter().map(|_| TargetVerdict::default()).collect();
     loop {
         let (began, HealthSettings { timeout, failures, .. }) = (Instant::now(), settings.borrow().clone());
         let asked = ports.iter().map(|port| ask(&port.target, timeout));
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn one_success_heals_and_three_failures_in_a_row_fell() {
-        let mut judge = Judge::default();
+        let mut judge = TargetVerdict::default();
         assert!(!judge.observe(failed(), 3));
         assert!(judge.observe(Ok(()), 3) && judge.healthy);
         assert!(!judge.observe(failed(), 3) && !judge.observe(failed(), 3));

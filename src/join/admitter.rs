@@ -13,7 +13,7 @@ use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::Verified;
 
-use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, Redeem, Refusal};
+use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, JoinRefusal, Redeem};
 use super::parcel::{Facts, JoinedService, Parcel, PublisherSecrets};
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
 use super::{MAX_SKEW, MEMBERSHIP_SECONDS};
@@ -43,7 +43,7 @@ pub trait Admissions {
     /// True if the node is revoked.
     fn is_revoked(&self, node: &NodeId) -> bool;
     /// Why no joiner may be admitted as `role` for now, even with a valid token. `None` if one may.
-    fn postponed(&self, role: Role) -> Option<Refusal>;
+    fn postponed(&self, role: Role) -> Option<JoinRefusal>;
     /// Certificates of members for the new node, the most useful first: publishers, nodes that are
     /// alive.
     fn chains(&self) -> Vec<Chain>;
@@ -96,7 +96,7 @@ pub enum Outcome {
         again: bool,
     },
     /// The joiner was refused.
-    Refused(Refusal),
+    Refused(JoinRefusal),
 }
 
 /// The admission of one joiner.
@@ -147,8 +147,8 @@ impl Admission {
             (State::Recording { answer, outcome }, Event::Recorded(true)) => {
                 Ok(vec![Effect::Send(answer), Effect::Close(outcome)])
             }
-            (State::Recording { .. }, Event::Recorded(false)) => Err(Refusal::Failed),
-            _ => Err(Refusal::Malformed),
+            (State::Recording { .. }, Event::Recorded(false)) => Err(JoinRefusal::Failed),
+            _ => Err(JoinRefusal::Malformed),
         };
         result.unwrap_or_else(|refusal| {
             let frame = message::refusal(&refusal).ok().map(Effect::Send);
@@ -156,23 +156,23 @@ impl Admission {
         })
     }
 
-    fn challenge(&mut self, frame: &[u8], us: &Publisher) -> Result<Vec<Effect>, Refusal> {
+    fn challenge(&mut self, frame: &[u8], us: &Publisher) -> Result<Vec<Effect>, JoinRefusal> {
         let FromJoiner::Hello(Hello { version, cluster, ephemeral, .. }) = read(frame)? else {
-            return Err(Refusal::Malformed);
+            return Err(JoinRefusal::Malformed);
         };
         if version != message::VERSION {
-            return Err(Refusal::Version(message::VERSION));
+            return Err(JoinRefusal::Version(message::VERSION));
         }
         if us.membership.role() != Role::Publisher {
-            return Err(Refusal::NotPublisher);
+            return Err(JoinRefusal::NotPublisher);
         }
         let ours = us.membership.certificate.cluster;
         if cluster != ours {
-            return Err(Refusal::OtherCluster(ours));
+            return Err(JoinRefusal::OtherCluster(ours));
         }
         let (nonce, public) = (FixedBytes(self.fresh.nonce), FixedBytes(self.fresh.public()));
         let challenge = Challenge { version: message::VERSION, nonce, ephemeral: public };
-        let challenge = codec::encode(&FromPublisher::Challenge(challenge)).map_err(|_| Refusal::Failed)?;
+        let challenge = codec::encode(&FromPublisher::Challenge(challenge)).map_err(|_| JoinRefusal::Failed)?;
         let said = Challenged { hello: frame.to_vec(), challenge: challenge.clone(), theirs: ephemeral.0 };
         self.state = State::Challenged(said);
         Ok(vec![Effect::Send(challenge)])
@@ -185,17 +185,17 @@ impl Admission {
         unix: u64,
         us: &Publisher,
         cluster: &dyn Admissions,
-    ) -> Result<Vec<Effect>, Refusal> {
-        let FromJoiner::Redeem(redeem) = read(frame)? else { return Err(Refusal::Malformed) };
-        let invitation = cluster.invitation(&redeem.invitation).ok_or(Refusal::UnknownToken)?;
+    ) -> Result<Vec<Effect>, JoinRefusal> {
+        let FromJoiner::Redeem(redeem) = read(frame)? else { return Err(JoinRefusal::Malformed) };
+        let invitation = cluster.invitation(&redeem.invitation).ok_or(JoinRefusal::UnknownToken)?;
         let request = transcript::request(&said.hello, &said.challenge, &redeem.node, &redeem.invitation, redeem.unix);
         let proven =
             |context, key, signature: &FixedBytes<64>| transcript::verify(context, &request, key, &signature.0);
         if !proven(BY_TOKEN, redeem.invitation.public_key(), &redeem.token_signature) {
-            return Err(Refusal::UnknownToken);
+            return Err(JoinRefusal::UnknownToken);
         }
         if !proven(BY_NODE, redeem.node.public_key(), &redeem.node_signature) {
-            return Err(Refusal::Malformed);
+            return Err(JoinRefusal::Malformed);
         }
 
         let known = judge(&redeem, &invitation, unix, us, cluster)?;
@@ -217,7 +217,7 @@ impl Admission {
         }
         let mut redeemed = invitation;
         redeemed.redeemed.insert(node);
-        let invitation = Verified::sign(redeemed, &us.authority).map_err(|_| Refusal::Failed)?;
+        let invitation = Verified::sign(redeemed, &us.authority).map_err(|_| JoinRefusal::Failed)?;
         self.state = State::Recording { answer, outcome };
         Ok(vec![Effect::Record(Box::new(Redemption { invitation, member }))])
     }
@@ -231,10 +231,10 @@ impl Admission {
         unix: u64,
         us: &Publisher,
         cluster: &dyn Admissions,
-    ) -> Result<Vec<u8>, Refusal> {
+    ) -> Result<Vec<u8>, JoinRefusal> {
         let (role, publisher) = (member.role(), us.membership.node());
         let said = transcript::answer(request, role, &publisher);
-        let discovery = cluster.discovery().ok_or(Refusal::Failed)?;
+        let discovery = cluster.discovery().ok_or(JoinRefusal::Failed)?;
         let facts = Facts {
             signature: FixedBytes(transcript::sign(BY_PUBLISHER, &said, &us.node)),
             publisher: us.membership.chain(),
@@ -250,10 +250,10 @@ impl Admission {
         });
         let points = PointSeed::derive(&us.authority, member.node());
         let parcel = Parcel { discovery: discovery.secret, points, secrets, facts };
-        let plain = parcel.to_bytes().ok_or(Refusal::Failed)?;
-        let sealed = transcript::seal(&self.fresh.ephemeral, theirs, &said, plain).ok_or(Refusal::Malformed)?;
+        let plain = parcel.to_bytes().ok_or(JoinRefusal::Failed)?;
+        let sealed = transcript::seal(&self.fresh.ephemeral, theirs, &said, plain).ok_or(JoinRefusal::Malformed)?;
         let answer = Answer { role, publisher, sealed: VarBytes(sealed) };
-        codec::encode(&FromPublisher::Answer(answer)).map_err(|_| Refusal::Failed)
+        codec::encode(&FromPublisher::Answer(answer)).map_err(|_| JoinRefusal::Failed)
     }
 }
 
@@ -265,34 +265,34 @@ fn judge(
     unix: u64,
     us: &Publisher,
     cluster: &dyn Admissions,
-) -> Result<Option<Member>, Refusal> {
+) -> Result<Option<Member>, JoinRefusal> {
     if redeem.unix.abs_diff(unix) > MAX_SKEW {
-        return Err(Refusal::ClockSkew { publisher: unix, joiner: redeem.unix });
+        return Err(JoinRefusal::ClockSkew { publisher: unix, joiner: redeem.unix });
     }
     if cluster.is_revoked(&redeem.node) {
-        return Err(Refusal::Evicted);
+        return Err(JoinRefusal::Evicted);
     }
     if let Some(member) = cluster.member(&redeem.node) {
         let same = member.certificate.invitation == Some(redeem.invitation) && member.role() == invitation.role;
-        return if same { Ok(Some(member)) } else { Err(Refusal::AlreadyMember) };
+        return if same { Ok(Some(member)) } else { Err(JoinRefusal::AlreadyMember) };
     }
     if redeem.node == us.membership.node() {
-        return Err(Refusal::AlreadyMember);
+        return Err(JoinRefusal::AlreadyMember);
     }
     if invitation.revoked {
-        return Err(Refusal::Revoked);
+        return Err(JoinRefusal::Revoked);
     }
     let (used, uses) = (invitation.redeemed.len(), usize::from(invitation.uses));
     if invitation.redeemed.contains(&redeem.node) {
         // The redemption was recorded, but the certificate was lost before any node received it: it
         // gets another.
-        return if used <= uses { Ok(None) } else { Err(Refusal::UsedUp { uses: invitation.uses }) };
+        return if used <= uses { Ok(None) } else { Err(JoinRefusal::UsedUp { uses: invitation.uses }) };
     }
     if unix > invitation.expires {
-        return Err(Refusal::Expired { ago: unix - invitation.expires });
+        return Err(JoinRefusal::Expired { ago: unix - invitation.expires });
     }
     if used >= uses {
-        return Err(Refusal::UsedUp { uses: invitation.uses });
+        return Err(JoinRefusal::UsedUp { uses: invitation.uses });
     }
     Ok(None)
 }
@@ -300,7 +300,7 @@ fn judge(
 /// Makes the new member's certificate. A second one for the same node is dated like the invitation:
 /// if two nodes race for a token, the earlier certificate wins, and a node must not fall behind
 /// because it asked again.
-fn certify(redeem: &Redeem, invitation: &Invitation, unix: u64, us: &Publisher) -> Result<Member, Refusal> {
+fn certify(redeem: &Redeem, invitation: &Invitation, unix: u64, us: &Publisher) -> Result<Member, JoinRefusal> {
     let again = invitation.redeemed.contains(&redeem.node);
     let certificate = MemberCertificate {
         cluster: us.membership.certificate.cluster,
@@ -310,14 +310,14 @@ fn certify(redeem: &Redeem, invitation: &Invitation, unix: u64, us: &Publisher) 
         expires: unix.saturating_add(MEMBERSHIP_SECONDS),
         invitation: Some(redeem.invitation),
     };
-    let certificate = Verified::sign(certificate, &us.authority).map_err(|_| Refusal::Failed)?;
+    let certificate = Verified::sign(certificate, &us.authority).map_err(|_| JoinRefusal::Failed)?;
     Ok(Member { authority: us.membership.authority.clone(), certificate })
 }
 
 /// Decodes a message from a peer that has proved nothing.
-fn read(frame: &[u8]) -> Result<FromJoiner, Refusal> {
+fn read(frame: &[u8]) -> Result<FromJoiner, JoinRefusal> {
     message::read(frame, frame::MAX_UNPROVEN).map_err(|error| match error {
-        DecodeError::Version(_) => Refusal::Version(message::VERSION),
-        _ => Refusal::Malformed,
+        DecodeError::Version(_) => JoinRefusal::Version(message::VERSION),
+        _ => JoinRefusal::Malformed,
     })
 }

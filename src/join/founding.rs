@@ -9,8 +9,8 @@ use rustbalance_gossip::signed::{Statement, Verified};
 
 use super::joiner::Joined;
 use crate::discovery::{Discovery, KeyRing};
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
-use crate::store::{Beginning, Contents, Draft, Store, StoreError};
+use crate::keys::{AuthoritySecret, IdentitySecret, NodeSecret, PointSeed, ServiceSecrets};
+use crate::store::{Draft, InitialContents, SetupCommand, Store, StoreError};
 
 /// Lifetime of a membership, in seconds: ten years. Only a revocation ends it earlier.
 pub const MEMBERSHIP_SECONDS: u64 = 10 * 365 * 86_400;
@@ -22,7 +22,7 @@ pub const MEMBERSHIP_SECONDS: u64 = 10 * 365 * 86_400;
 /// See [`found_with`].
 pub fn found(
     draft: Draft,
-    imported: Option<MasterSecret>,
+    imported: Option<IdentitySecret>,
     unix: u64,
     rng: &mut impl CryptoRng,
 ) -> Result<Store, StoreError> {
@@ -35,19 +35,19 @@ pub fn found(
 /// The state directory cannot be written, or holds the rest of an interrupted join.
 pub fn found_with(
     mut draft: Draft,
-    imported: Option<MasterSecret>,
-    further: &[MasterSecret],
+    imported: Option<IdentitySecret>,
+    further: &[IdentitySecret],
     unix: u64,
     rng: &mut impl CryptoRng,
 ) -> Result<Store, StoreError> {
     // Keys that an interrupted founding left are used again; those that a join left are not.
-    let left = match draft.begun() {
-        Some((Beginning::Founding, _)) => draft.identity_secret()?,
+    let left = match draft.unfinished_command() {
+        Some((SetupCommand::Init, _)) => draft.identity_secret()?,
         _ => None,
     };
-    let master = imported.or(left).unwrap_or_else(|| MasterSecret::generate(rng));
+    let master = imported.or(left).unwrap_or_else(|| IdentitySecret::generate(rng));
     let cluster = ClusterId::named_by(master.service_id());
-    draft.begin(Beginning::Founding, cluster)?;
+    draft.begin(SetupCommand::Init, cluster)?;
     let node = draft.node_secret(|| NodeSecret::generate(rng))?;
     let authority = draft.authority_secret()?.unwrap_or_else(|| AuthoritySecret::generate(rng));
     let discovery = match draft.discovery(authority.authority_id())? {
@@ -69,7 +69,7 @@ pub fn found_with(
         member: signed(founder, &authority)?.unverified(),
     };
     let further = further.iter().map(|secret| ServiceSecrets::of(secret.duplicate()));
-    draft.complete(&Contents {
+    draft.complete(&InitialContents {
         chain: &chain,
         services: &Vec::from_iter(std::iter::once(ServiceSecrets::of(master)).chain(further)),
         authority: Some(&authority),
@@ -86,7 +86,7 @@ pub fn persist_joined(draft: Draft, joined: &Joined) -> Result<Store, StoreError
         Some(secrets) => secrets.services.iter().map(ServiceSecrets::duplicate).collect(),
         None => joined.services.iter().map(|joined| ServiceSecrets::none(joined.service)).collect(),
     };
-    draft.complete(&Contents {
+    draft.complete(&InitialContents {
         chain: &joined.member.chain(),
         services: &services,
         authority: joined.secrets.as_ref().map(|secrets| &secrets.authority),

@@ -7,7 +7,7 @@ use rustbalance_gossip::id::ClusterId;
 use rustbalance_gossip::record::{ChainError, Member, Role};
 
 use super::MAX_SKEW;
-use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, Redeem, Refusal};
+use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, JoinRefusal, Redeem};
 use super::parcel::{JoinedService, Parcel, PublisherSecrets};
 use super::token::Token;
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
@@ -23,10 +23,10 @@ pub enum JoinError {
     ForeignToken(ClusterId),
     /// The publisher, or a worker in between, refused the joiner.
     #[error("{0}")]
-    Refused(Refusal),
+    Refused(JoinRefusal),
     /// The publisher's clock differs too much from ours. The publisher has admitted this node all
     /// the same.
-    #[error("{}", Refusal::ClockSkew { publisher: *publisher, joiner: *joiner })]
+    #[error("{}", JoinRefusal::ClockSkew { publisher: *publisher, joiner: *joiner })]
     ClockSkew {
         /// The publisher's clock, in seconds since the Unix epoch.
         publisher: u64,
@@ -161,7 +161,7 @@ impl Joiner {
 
     fn redeem(&mut self, hello: &[u8], frame: &[u8], challenge: &Challenge, unix: u64) -> Result<Vec<u8>, JoinError> {
         if challenge.version != message::VERSION {
-            return Err(JoinError::Refused(Refusal::Version(challenge.version)));
+            return Err(JoinError::Refused(JoinRefusal::Version(challenge.version)));
         }
         let (node, invitation) = (self.node.node_id(), self.token.invitation_id());
         let request = transcript::request(hello, frame, &node, &invitation, unix);

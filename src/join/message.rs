@@ -56,7 +56,7 @@ pub(super) struct Answer {
 
 /// Why a joiner was refused. The text says what its operator can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Refusal {
+pub enum JoinRefusal {
     /// The invitation is unknown, or the token's signature is wrong. One refusal for both, so that
     /// guessing teaches nothing.
     #[error(
@@ -144,7 +144,7 @@ pub enum Refusal {
     Malformed,
 }
 
-impl Refusal {
+impl JoinRefusal {
     /// The counter for this refusal.
     pub fn counter(&self) -> Counter {
         match self {
@@ -195,7 +195,7 @@ pub(super) enum FromJoiner {
 pub(super) enum FromPublisher {
     Challenge(Challenge),
     Answer(Answer),
-    Refused(Refusal),
+    Refused(JoinRefusal),
 }
 
 /// Decodes a message of at most `max` bytes, and accepts only its canonical encoding: CBOR can
@@ -209,6 +209,6 @@ pub(super) fn read<T: Serialize + DeserializeOwned>(frame: &[u8], max: usize) ->
 }
 
 /// The frame of a refusal.
-pub(super) fn refusal(refusal: &Refusal) -> Result<Vec<u8>, DecodeError> {
+pub(super) fn refusal(refusal: &JoinRefusal) -> Result<Vec<u8>, DecodeError> {
     codec::encode(&FromPublisher::Refused(refusal.clone()))
 }

@@ -26,7 +26,7 @@ pub use admitter::{Admission, Admissions, Effect, Event, Outcome, Publisher, Red
 pub use founding::{MEMBERSHIP_SECONDS, found, found_with, persist_joined};
 pub use invite::{InviteError, MAX_LIFETIME, Terms, invite};
 pub use joiner::{JoinError, Joined, Joiner, Step};
-pub use message::Refusal;
+pub use message::JoinRefusal;
 pub use parcel::{JoinedService, MAX_PORTS, Parcel, ParcelError, PublisherSecrets};
 pub use task::{Admitter, Door, DoorLimits, carry, redeem, refuse};
 pub use token::{Token, TokenError};

@@ -26,7 +26,8 @@ use zeroize::Zeroizing;
 
 use crate::frame;
 use crate::keys::{
-    AuthoritySecret, DiscoverySecret, MAX_SERVICES, MasterSecret, PointSeed, SecretRole, ServiceSecret, ServiceSecrets,
+    AuthoritySecret, DiscoverySecret, IdentitySecret, MAX_SERVICES, PointSeed, SecretRole, ServiceSecret,
+    ServiceSecrets,
 };
 
 /// The version of the parcel that this build writes and reads.
@@ -247,7 +248,7 @@ fn secrets_of_services(entries: &[Entry<'_>]) -> Result<Vec<ServiceSecrets>, Par
     let mut services: Vec<ServiceSecrets> = Vec::new();
     for entry in entries {
         let (SecretRole::IdentityKey, Some(service)) = (entry.role, entry.service) else { continue };
-        let identity = MasterSecret::from_expanded(&key(entry)?).map_err(|_| ParcelError::Key(entry.role))?;
+        let identity = IdentitySecret::from_expanded(&key(entry)?).map_err(|_| ParcelError::Key(entry.role))?;
         services.push(ServiceSecrets { service, secrets: vec![ServiceSecret::Identity(identity)] });
     }
     services.sort_by_key(|of| of.service);

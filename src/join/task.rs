@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::admitter::{Admission, Admissions, Effect, Event, Outcome, Publisher, Redemption};
 use super::joiner::{JoinError, Joined, Joiner, Step};
-use super::message::{self, Refusal};
+use super::message::{self, JoinRefusal};
 use super::token::Token;
 use super::transcript::Fresh;
 use crate::bucket::{Rate, TokenBucket};
@@ -148,8 +148,8 @@ impl Door {
         let place = self.places.take(limits.at_once);
         if place.is_none() || !self.within_rate(Instant::now()) {
             drop(place);
-            refuse(stream, Refusal::Busy).await;
-            return Some(Outcome::Refused(Refusal::Busy));
+            refuse(stream, JoinRefusal::Busy).await;
+            return Some(Outcome::Refused(JoinRefusal::Busy));
         }
         let mut admission = Admission::new(Fresh::generate(&mut rand::rng()));
         loop {
@@ -231,7 +231,7 @@ fn ask(admission: &mut Admission, event: Event<'_>, admitter: &dyn Admitter) -> 
 
 /// Refuses a joiner without reading its messages, for instance on a worker that can reach no
 /// publisher.
-pub async fn refuse(mut stream: BoxStream, refusal: Refusal) {
+pub async fn refuse(mut stream: BoxStream, refusal: JoinRefusal) {
     if let Ok(frame) = message::refusal(&refusal)
         && let Ok(Ok(())) = timeout(LINGER, frame::write(&mut stream, &frame)).await
     {

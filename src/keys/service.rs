@@ -7,7 +7,7 @@
 
 use rustbalance_gossip::id::ServiceId;
 
-use super::MasterSecret;
+use super::IdentitySecret;
 
 /// Most services of one cluster: the answer to a join has room for all their identity keys and
 /// facts.
@@ -57,7 +57,7 @@ impl SecretRole {
 #[derive(Debug)]
 pub enum ServiceSecret {
     /// The identity key.
-    Identity(MasterSecret),
+    Identity(IdentitySecret),
 }
 
 impl ServiceSecret {
@@ -80,7 +80,7 @@ pub struct ServiceSecrets {
 
 impl ServiceSecrets {
     /// The secrets of a service of which this node holds only the identity key.
-    pub fn of(identity: MasterSecret) -> Self {
+    pub fn of(identity: IdentitySecret) -> Self {
         Self { service: identity.service_id(), secrets: vec![ServiceSecret::Identity(identity)] }
     }
 
@@ -90,7 +90,7 @@ impl ServiceSecrets {
     }
 
     /// The identity key, if this node holds it.
-    pub fn identity(&self) -> Option<&MasterSecret> {
+    pub fn identity(&self) -> Option<&IdentitySecret> {
         self.secrets.iter().map(|ServiceSecret::Identity(key)| key).next()
     }
 

@@ -1,8 +1,8 @@
 //! Runs links through the conformance suite of mesh carriers: in memory from this crate, over Tor
 //! from the network tests, which include this file.
 //!
-//! [`Linked`] is the suite's network, built on the engines of a [`Ground`]. [`launch`] starts one
-//! node's links and its own onion service as the daemon does. [`World`] holds the keys of a small
+//! [`LinkedNetwork`] is the suite's network, built on the engines of a [`Ground`]. [`launch`] starts one
+//! node's links and its own onion service as the daemon does. [`TestCluster`] holds the keys of a small
 //! cluster.
 #![allow(clippy::unwrap_used)]
 
@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance::counters::Counters;
 use rustbalance::discovery::Discovery;
-use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret};
+use rustbalance::keys::{AuthoritySecret, DiscoverySecret, IdentitySecret, NodeSecret};
 use rustbalance::link::{Channel, LINK_PORT, LinkConfig, LinkLimits, LinkOutputs, Links, MemberSet, Route, TorRoute};
 use rustbalance::tor::{Engine, Incoming, Listening, OwnService};
 use rustbalance_gossip::id::{ClusterId, NodeId};
@@ -24,21 +24,21 @@ use rustbalance_mesh::conformance::Network;
 use tokio::sync::{mpsc, watch};
 
 /// The keys of a cluster, sorted so that node ids rise with their index.
-pub(crate) struct World {
-    pub(crate) master: MasterSecret,
+pub(crate) struct TestCluster {
+    pub(crate) master: IdentitySecret,
     pub(crate) authority: AuthoritySecret,
     /// Opens the descriptors of the nodes' own onion services.
     pub(crate) discovery: DiscoverySecret,
     pub(crate) keys: Vec<NodeSecret>,
 }
 
-impl World {
+impl TestCluster {
     pub(crate) fn new() -> Self {
         let mut rng = rand::rng();
         let mut keys: Vec<_> = (0..6).map(|_| NodeSecret::generate(&mut rng)).collect();
         keys.sort_by_key(NodeSecret::node_id);
         Self {
-            master: MasterSecret::generate(&mut rng),
+            master: IdentitySecret::generate(&mut rng),
             authority: AuthoritySecret::generate(&mut rng),
             discovery: DiscoverySecret::generate(&mut rng),
             keys,
@@ -96,7 +96,7 @@ pub(crate) struct Launched {
 
 /// Starts the links of node `i` over Tor, and its own onion service.
 pub(crate) async fn launch(
-    world: &World,
+    world: &TestCluster,
     engine: Arc<dyn Engine>,
     i: usize,
     set: MemberSet,
@@ -107,7 +107,7 @@ pub(crate) async fn launch(
 
 /// Like [`launch`], with faster routes.
 pub(crate) async fn launch_with(
-    world: &World,
+    world: &TestCluster,
     engine: Arc<dyn Engine>,
     faster: Vec<Arc<dyn Route>>,
     i: usize,
@@ -170,9 +170,9 @@ pub(crate) trait Ground: Send + Sync {
 }
 
 /// A network of nodes connected by links.
-pub(crate) struct Linked<'g, G> {
+pub(crate) struct LinkedNetwork<'g, G> {
     ground: &'g G,
-    world: World,
+    world: TestCluster,
     count: usize,
     running: BTreeMap<usize, Running>,
 }
@@ -187,9 +187,9 @@ struct Running {
     _service: Box<dyn Listening>,
 }
 
-impl<'g, G: Ground> Linked<'g, G> {
+impl<'g, G: Ground> LinkedNetwork<'g, G> {
     pub(crate) fn new(ground: &'g G) -> Self {
-        Self { ground, world: World::new(), count: 0, running: BTreeMap::new() }
+        Self { ground, world: TestCluster::new(), count: 0, running: BTreeMap::new() }
     }
 
     async fn launch(&mut self, number: usize) -> Carrier {
@@ -215,7 +215,7 @@ impl<'g, G: Ground> Linked<'g, G> {
 }
 
 #[async_trait]
-impl<G: Ground> Network for Linked<'_, G> {
+impl<G: Ground> Network for LinkedNetwork<'_, G> {
     async fn start(&mut self, count: usize) -> Vec<(NodeId, Carrier)> {
         self.count = count;
         let mut carriers = Vec::new();

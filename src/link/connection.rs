@@ -69,7 +69,7 @@ pub enum Frame {
 
 /// Why a link ended.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Ended {
+pub(super) enum LinkEnd {
     /// No frame arrived for this time.
     #[error("silent for {0:?}")]
     Silent(Duration),
@@ -81,13 +81,13 @@ pub(super) enum Ended {
     Message(#[from] MessageError),
 }
 
-impl Ended {
+impl LinkEnd {
     /// The counter for an ending that an honest member does not cause; `None` for the others.
     pub(super) fn counter(&self) -> Option<Counter> {
         match self {
-            Self::Stuck(_) => Some(Counter::LinkDeaf),
+            Self::Stuck(_) => Some(Counter::LinkStuck),
             Self::Message(MessageError::Decode(_) | MessageError::Frame(FrameError::TooLong { .. })) => {
-                Some(Counter::LinkNonsense)
+                Some(Counter::LinkBadFrame)
             }
             Self::Silent(_) | Self::Message(MessageError::Frame(_)) => None,
         }
@@ -96,12 +96,12 @@ impl Ended {
 
 /// Traffic over one link in one direction.
 #[derive(Debug, Default)]
-pub(super) struct Passed {
+pub(super) struct Traffic {
     frames: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Passed {
+impl Traffic {
     fn add(&self, bytes: usize) {
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -116,8 +116,8 @@ impl Passed {
 /// Counters of one link.
 #[derive(Debug, Default)]
 pub(super) struct LinkCounts {
-    pub(super) read: Passed,
-    pub(super) written: Passed,
+    pub(super) read: Traffic,
+    pub(super) written: Traffic,
     pub(super) dropped: AtomicU64,
     /// Round-trip time in milliseconds, plus one; 0 while unknown.
     pub(super) round_trip: AtomicU64,
@@ -141,7 +141,7 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Runs until the link ends. Cancel by dropping the future.
-    pub(super) async fn run(self, stream: BoxStream) -> Ended {
+    pub(super) async fn run(self, stream: BoxStream) -> LinkEnd {
         let (reader, writer) = tokio::io::split(stream);
         let start = Instant::now();
         let (heard, theirs) = watch::channel(None);
@@ -156,14 +156,14 @@ impl Connection {
         mut reader: R,
         start: Instant,
         heard: watch::Sender<Option<FactsDigest>>,
-    ) -> Ended {
+    ) -> LinkEnd {
         let rate = Rate::per_second(self.limits.bytes_per_second, self.limits.bytes_burst);
         let mut bucket = TokenBucket::new(rate, Instant::now());
         let offers = Rate::every(OFFER_PAUSE, OFFERS_AT_ONCE);
         let mut offers = TokenBucket::new(offers, Instant::now());
         loop {
             let (frame, bytes) = match timeout(self.limits.silence, read_message(&mut reader, MAX)).await {
-                Err(_) => return Ended::Silent(self.limits.silence),
+                Err(_) => return LinkEnd::Silent(self.limits.silence),
                 Ok(Err(error)) => return error.into(),
                 Ok(Ok(read)) => read,
             };
@@ -231,7 +231,7 @@ impl Connection {
         mut writer: W,
         start: Instant,
         mut theirs: watch::Receiver<Option<FactsDigest>>,
-    ) -> Ended {
+    ) -> LinkEnd {
         let mut pings = interval(self.limits.ping);
         let (mut discovery, mut members) = (self.discovery.clone(), self.members.clone());
         let mut sync = FactSync::default();
@@ -251,7 +251,7 @@ impl Connection {
                 let (rank, (last, since)) = (newest.key.rank(), handed_over);
                 let again = rank == last && since.elapsed() >= OFFER_AGAIN;
                 (rank > last || again)
-                    && sync.is_given(facts.digest(), start.elapsed())
+                    && sync.has_facts(facts.digest(), start.elapsed())
                     && self.may_have(newest, &members)
             });
             let frame = match (due.pop_front(), offer) {
@@ -270,7 +270,7 @@ impl Connection {
                 },
             };
             match timeout(self.limits.write, write_message(&mut writer, &frame)).await {
-                Err(_) => return Ended::Stuck(self.limits.write),
+                Err(_) => return LinkEnd::Stuck(self.limits.write),
                 Ok(Err(error)) => return error.into(),
                 Ok(Ok(bytes)) => self.counts.written.add(bytes),
             }
@@ -301,7 +301,7 @@ fn compare(
     }
     loop {
         match sync.step(facts.digest(), start.elapsed()) {
-            FactStep::Tell => due.push_back(Frame::FactsDigest(facts.digest())),
+            FactStep::SendDigest => due.push_back(Frame::FactsDigest(facts.digest())),
             FactStep::HandOver => due.extend(facts.batches().into_iter().map(Frame::Facts)),
             FactStep::Wait(until) => return start + until,
         }

@@ -105,8 +105,8 @@ enum Answer {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// The reason.
-    pub why: Refusal,
-    /// Present with [`Refusal::Revoked`].
+    pub why: LinkRefusal,
+    /// Present with [`LinkRefusal::Revoked`].
     pub revocation: Option<Box<Unverified<Revocation>>>,
 }
 
@@ -120,15 +120,15 @@ impl Refused {
     }
 }
 
-impl From<Refusal> for Refused {
-    fn from(why: Refusal) -> Self {
+impl From<LinkRefusal> for Refused {
+    fn from(why: LinkRefusal) -> Self {
         Self { why, revocation: None }
     }
 }
 
 /// Why a side does not open a link. A stranger learns only that it is not a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, thiserror::Error)]
-pub enum Refusal {
+pub enum LinkRefusal {
     /// No valid certificate of this cluster, or the peer does not hold its key.
     #[error("not a member of this cluster")]
     NotMember,
@@ -155,7 +155,7 @@ pub enum Refusal {
     Malformed,
 }
 
-impl Refusal {
+impl LinkRefusal {
     /// The counter for this refusal.
     pub fn counter(self) -> Counter {
         match self {
@@ -171,7 +171,7 @@ impl Refusal {
     }
 }
 
-impl From<ChainError> for Refusal {
+impl From<ChainError> for LinkRefusal {
     fn from(error: ChainError) -> Self {
         match error {
             ChainError::Expired(_) => Self::Expired,
@@ -185,14 +185,14 @@ impl From<ChainError> for Refusal {
 pub enum HandshakeError {
     /// The listener refused the link.
     #[error("{0} refused the link: {1}")]
-    Refused(NodeId, Refusal),
+    Refused(NodeId, LinkRefusal),
     /// The listener refused the link, and has proved that the cluster's authority revoked this
     /// node.
     #[error("this node is no longer a member of the cluster")]
     Revoked(Box<Verified<Revocation>>),
     /// The answering node is not the one that was dialled, or is not a member.
     #[error("the node that answers as {0} has not proved its identity: {1}")]
-    Unproven(NodeId, Refusal),
+    Unproven(NodeId, LinkRefusal),
     /// No common version.
     #[error("{node} speaks versions {theirs:?} of the link protocol, this node {ours:?}: update the older one")]
     Version {
@@ -233,18 +233,18 @@ impl Own<'_> {
     }
 
     /// Checks the other side's certificates, at `unix` seconds since the epoch.
-    fn member(&self, chain: Chain, unix: u64) -> Result<Member, Refusal> {
+    fn member(&self, chain: Chain, unix: u64) -> Result<Member, LinkRefusal> {
         let member = chain.verify(self.cluster(), unix)?;
         // The service's master key may have certified another authority, whose revocations this
         // node does not know.
         let known: AuthorityId = self.membership.authority_id();
-        if member.authority_id() == known { Ok(member) } else { Err(Refusal::NotMember) }
+        if member.authority_id() == known { Ok(member) } else { Err(LinkRefusal::NotMember) }
     }
 }
 
 /// A peer that has proved itself to this listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proved {
+pub struct ProvedPeer {
     /// The peer, with its certificates.
     pub member: Member,
     /// The use it asks for.
@@ -276,18 +276,18 @@ impl<'a> Listener<'a> {
         bytes: &[u8],
         revoked: &BTreeMap<NodeId, Verified<Revocation>>,
         unix: u64,
-    ) -> Result<Proved, Refused> {
+    ) -> Result<ProvedPeer, Refused> {
         let proof: Proof = codec::decode(bytes, MAX_UNPROVEN).map_err(|error| match error {
-            DecodeError::Version(_) => Refusal::Version,
-            _ => Refusal::Malformed,
+            DecodeError::Version(_) => LinkRefusal::Version,
+            _ => LinkRefusal::Malformed,
         })?;
         if proof.version < VERSIONS.0 || proof.version > VERSIONS.1 {
-            return Err(Refusal::Version.into());
+            return Err(LinkRefusal::Version.into());
         }
         let member = self.own.member(proof.chain, unix)?;
-        let stated = proof.proof.verify(member.node().public_key()).map_err(|_| Refusal::NotMember)?;
+        let stated = proof.proof.verify(member.node().public_key()).map_err(|_| LinkRefusal::NotMember)?;
         if let Some(revocation) = revoked.get(&member.node()) {
-            return Err(Refused { why: Refusal::Revoked, revocation: Some(Box::new(revocation.unverified())) });
+            return Err(Refused { why: LinkRefusal::Revoked, revocation: Some(Box::new(revocation.unverified())) });
         }
         let session = Session {
             cluster: self.own.cluster(),
@@ -303,16 +303,16 @@ impl<'a> Listener<'a> {
         };
         // A node does not dial itself: such a session comes from a proof that was reflected.
         if stated.0 != session || session.dialler == session.listener {
-            return Err(Refusal::WrongNode.into());
+            return Err(LinkRefusal::WrongNode.into());
         }
-        Ok(Proved { member, purpose: session.purpose, session })
+        Ok(ProvedPeer { member, purpose: session.purpose, session })
     }
 
     /// Proves this side to a dialler that has proved itself; returns the last message, to be sent.
     ///
     /// # Errors
     /// None in practice: the proof is of a fixed form.
-    pub fn accept(&self, proved: &Proved) -> Result<Vec<u8>, DecodeError> {
+    pub fn accept(&self, proved: &ProvedPeer) -> Result<Vec<u8>, DecodeError> {
         let proof = Verified::sign(ListenerProof(proved.session.clone()), self.own.key)?.unverified();
         codec::encode(&Answer::Accepted { chain: Box::new(self.own.membership.chain()), proof })
     }
@@ -333,7 +333,7 @@ impl<'a> Dialler<'a> {
     ///
     /// # Errors
     /// [`HandshakeError::Malformed`] or [`HandshakeError::Version`].
-    pub fn challenge(&self, bytes: &[u8]) -> Result<(Vec<u8>, Claimed<'a>), HandshakeError> {
+    pub fn challenge(&self, bytes: &[u8]) -> Result<(Vec<u8>, AwaitingAnswer<'a>), HandshakeError> {
         let malformed = |error| HandshakeError::Malformed(self.dialled, error);
         let challenge: Challenge = codec::decode(bytes, MAX_UNPROVEN).map_err(malformed)?;
         let (oldest, newest) = challenge.versions;
@@ -355,17 +355,17 @@ impl<'a> Dialler<'a> {
         };
         let signed = Verified::sign(DiallerProof(session.clone()), self.own.key).map_err(malformed)?;
         let proof = Proof { version, chain: self.own.membership.chain(), proof: signed.unverified() };
-        Ok((codec::encode(&proof).map_err(malformed)?, Claimed { own: self.own, session }))
+        Ok((codec::encode(&proof).map_err(malformed)?, AwaitingAnswer { own: self.own, session }))
     }
 }
 
 /// The dialler's side of one stream after it has sent its proof. Reads one answer.
-pub struct Claimed<'a> {
+pub struct AwaitingAnswer<'a> {
     own: Own<'a>,
     session: Session,
 }
 
-impl Claimed<'_> {
+impl AwaitingAnswer<'_> {
     /// Reads the last message, at `unix` seconds since the epoch; returns the listener, which has
     /// proved itself.
     ///
@@ -383,27 +383,27 @@ impl Claimed<'_> {
                 let member = self.listener(*chain, proof, unix);
                 let member = member.map_err(|why| HandshakeError::Unproven(listener, why))?;
                 match revoked.contains_key(&listener) {
-                    true => Err(HandshakeError::Unproven(listener, Refusal::Revoked)),
+                    true => Err(HandshakeError::Unproven(listener, LinkRefusal::Revoked)),
                     false => Ok(member),
                 }
             }
             Ok(Answer::Refused(Refused { why, revocation })) => Err(revocation
-                .and_then(|it| self.concerned(*it))
+                .and_then(|it| self.own_revocation(*it))
                 .map_or(HandshakeError::Refused(listener, why), |it| HandshakeError::Revoked(Box::new(it)))),
             Err(error) => Err(HandshakeError::Malformed(listener, error)),
         }
     }
 
-    fn listener(&self, chain: Chain, proof: Unverified<ListenerProof>, unix: u64) -> Result<Member, Refusal> {
+    fn listener(&self, chain: Chain, proof: Unverified<ListenerProof>, unix: u64) -> Result<Member, LinkRefusal> {
         let member = self.own.member(chain, unix)?;
-        let stated = proof.verify(member.node().public_key()).map_err(|_| Refusal::NotMember)?;
+        let stated = proof.verify(member.node().public_key()).map_err(|_| LinkRefusal::NotMember)?;
         // The listener of the session is the node that was dialled.
         let right = stated.0 == self.session && member.node() == self.session.listener;
-        if right { Ok(member) } else { Err(Refusal::WrongNode) }
+        if right { Ok(member) } else { Err(LinkRefusal::WrongNode) }
     }
 
     /// The revocation, if the authority of this cluster has signed it for this node.
-    fn concerned(&self, revocation: Unverified<Revocation>) -> Option<Verified<Revocation>> {
+    fn own_revocation(&self, revocation: Unverified<Revocation>) -> Option<Verified<Revocation>> {
         let revocation = revocation.verify(self.own.membership.authority_id().public_key()).ok()?;
         let ours = revocation.cluster == self.own.cluster() && revocation.node == self.own.node();
         ours.then_some(revocation)

@@ -258,13 +258,13 @@ impl Links {
     }
 
     /// Counts a stream that was dropped before [`Links::accept`] because too many came at once.
-    pub fn count_crowd(&self) {
-        self.shared.counters.count(Counter::LinkCrowd);
+    pub fn count_excess_stream(&self) {
+        self.shared.counters.count(Counter::LinkOverRate);
     }
 
     /// Counts a discovery key from a member that the authority has not signed.
     pub fn count_false_key(&self) {
-        self.shared.counters.count(Counter::LinkFalseKey);
+        self.shared.counters.count(Counter::LinkUnsignedKey);
     }
 
     /// The open links.

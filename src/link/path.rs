@@ -29,7 +29,7 @@ const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// Probes in a row without an answer after which the link is closed.
 const MOST_MISSED: u32 = 3;
 /// Answers in a row that prove a route again after a failure: minimum and maximum.
-const RETURN: (u32, u32) = (5, 40);
+const ANSWERS_TO_RETURN: (u32, u32) = (5, 40);
 /// A route that was proven for this time is forgiven its earlier failures.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -63,7 +63,7 @@ pub(super) enum PathEvent {
     /// A link has opened over this route and replaces any other over it.
     Opened(RouteKind),
     /// The link over this route has ended.
-    Ended(RouteKind),
+    LinkEnd(RouteKind),
     /// The peer has answered the probe of this number.
     Answered(RouteKind, u64),
     /// Time has passed.
@@ -85,13 +85,13 @@ pub(super) enum PathAction {
 #[derive(Debug)]
 pub(super) struct Path {
     /// Best first; the last is the base.
-    legs: Vec<Leg>,
+    routes: Vec<RouteProgress>,
     chosen: Option<RouteKind>,
 }
 
 /// One of the routes of a path.
 #[derive(Debug)]
-struct Leg {
+struct RouteProgress {
     kind: RouteKind,
     is_base: bool,
     state: RouteState,
@@ -106,7 +106,7 @@ struct Leg {
     proven_at: Option<Instant>,
 }
 
-impl Leg {
+impl RouteProgress {
     fn new(kind: RouteKind, is_base: bool) -> Self {
         Self {
             kind,
@@ -143,7 +143,11 @@ impl Leg {
     /// probes in a row to be proven again.
     fn fail(&mut self, now: Instant) {
         let steady = self.proven_at.is_some_and(|at| now.saturating_duration_since(at) >= STEADY);
-        self.required = if steady { RETURN.0 } else { self.required.saturating_mul(2).clamp(RETURN.0, RETURN.1) };
+        self.required = if steady {
+            ANSWERS_TO_RETURN.0
+        } else {
+            self.required.saturating_mul(2).clamp(ANSWERS_TO_RETURN.0, ANSWERS_TO_RETURN.1)
+        };
         self.state = RouteState::Degraded;
     }
 
@@ -187,8 +191,8 @@ impl Path {
     /// A path over these routes, best first, the base last.
     pub(super) fn new(routes: &Arc<[RouteKind]>) -> Self {
         let base = routes.len().saturating_sub(1);
-        let legs = routes.iter().enumerate().map(|(i, kind)| Leg::new(*kind, i == base)).collect();
-        Self { legs, chosen: None }
+        let routes = routes.iter().enumerate().map(|(i, kind)| RouteProgress::new(*kind, i == base)).collect();
+        Self { routes, chosen: None }
     }
 
     /// The route of the next frame; `None` if no link is open.
@@ -198,28 +202,31 @@ impl Path {
 
     /// The state of a route.
     pub(super) fn state(&self, kind: RouteKind) -> RouteState {
-        self.legs.iter().find(|leg| leg.kind == kind).map_or(RouteState::Unproven, |leg| leg.state)
+        self.routes
+            .iter()
+            .find(|progress| progress.kind == kind)
+            .map_or(RouteState::Unproven, |progress| progress.state)
     }
 
     /// When [`PathEvent::Tick`] is due.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
-        self.legs.iter().filter_map(|leg| leg.next_probe).min()
+        self.routes.iter().filter_map(|progress| progress.next_probe).min()
     }
 
     /// Applies an event and the time, then chooses the route again; returns the actions.
     pub(super) fn handle(&mut self, event: PathEvent, now: Instant) -> Vec<PathAction> {
         let kind = match event {
-            PathEvent::Opened(kind) | PathEvent::Ended(kind) | PathEvent::Answered(kind, _) => Some(kind),
+            PathEvent::Opened(kind) | PathEvent::LinkEnd(kind) | PathEvent::Answered(kind, _) => Some(kind),
             PathEvent::Tick => None,
         };
-        let route = self.legs.iter_mut().find(|leg| Some(leg.kind) == kind);
+        let route = self.routes.iter_mut().find(|progress| Some(progress.kind) == kind);
         match (event, route) {
             (PathEvent::Opened(_), Some(route)) => route.open(now),
-            (PathEvent::Ended(_), Some(route)) => route.end(now),
+            (PathEvent::LinkEnd(_), Some(route)) => route.end(now),
             (PathEvent::Answered(_, number), Some(route)) => route.answer(number, now),
             _ => {}
         }
-        let mut actions: Vec<_> = self.legs.iter_mut().filter_map(|leg| leg.tick(now)).collect();
+        let mut actions: Vec<_> = self.routes.iter_mut().filter_map(|progress| progress.tick(now)).collect();
         let chosen = self.choose();
         if chosen != self.chosen {
             actions.extend(self.chosen.map(PathAction::Leave));
@@ -229,9 +236,9 @@ impl Path {
     }
 
     fn choose(&self) -> Option<RouteKind> {
-        let proven = self.legs.iter().find(|leg| leg.state == RouteState::Proven);
-        let open = || self.legs.iter().find(|leg| leg.state != RouteState::Unproven);
-        proven.or_else(open).map(|leg| leg.kind)
+        let proven = self.routes.iter().find(|progress| progress.state == RouteState::Proven);
+        let open = || self.routes.iter().find(|progress| progress.state != RouteState::Unproven);
+        proven.or_else(open).map(|progress| progress.kind)
     }
 }
 

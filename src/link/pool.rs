@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::LinkCounts;
-use super::handshake::Refusal;
+use super::handshake::LinkRefusal;
 use super::path::{Path, PathAction, PathEvent, RouteState};
 use super::queue::OutQueue;
 use super::{LinkLimits, LinkStatus, MemberSet, Reach, RouteKind};
@@ -24,11 +24,11 @@ use crate::counters::{Counter, Counters};
 
 /// A link younger than this may have crossed one that the peer dialled at the same time. If the
 /// peer dials while an older link is open, the peer must have forgotten that one.
-const CROSSING: Duration = Duration::from_secs(10);
+const CROSSED_LINK_AGE: Duration = Duration::from_secs(10);
 /// A link that lasted this long counts as a success: the backoff of dials starts again.
-const LASTING: Duration = Duration::from_secs(10);
+const SUCCESSFUL_LINK_AGE: Duration = Duration::from_secs(10);
 /// Time after which a link that this node has opened and no longer needs is closed.
-const UNNEEDED: Duration = Duration::from_secs(60);
+const CLOSE_UNNEEDED_AFTER: Duration = Duration::from_secs(60);
 
 /// One open link.
 pub(super) struct Link {
@@ -114,18 +114,24 @@ impl Pool {
 
     /// Whether a link may be opened with `peer`, in the direction that `outgoing` gives.
     /// [`Pool::open`] decides the same way.
-    pub(super) fn may_open(&self, peer: NodeId, route: RouteKind, outgoing: bool, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn may_open(
+        &self,
+        peer: NodeId,
+        route: RouteKind,
+        outgoing: bool,
+        now: Instant,
+    ) -> Result<(), LinkRefusal> {
         let dialler = |outgoing| if outgoing { self.me } else { peer };
         let other = self.link(peer, route);
         let better = other.is_some_and(|link| {
-            dialler(link.outgoing) < dialler(outgoing) && now.saturating_duration_since(link.since) < CROSSING
+            dialler(link.outgoing) < dialler(outgoing) && now.saturating_duration_since(link.since) < CROSSED_LINK_AGE
         });
         if better {
-            return Err(Refusal::Duplicate);
+            return Err(LinkRefusal::Duplicate);
         }
         // If the peer already has a link, the new one replaces it.
         let full = self.links.values().filter(|link| link.route == route).count() >= self.limits.links;
-        if full && other.is_none() { Err(Refusal::Busy) } else { Ok(()) }
+        if full && other.is_none() { Err(LinkRefusal::Busy) } else { Ok(()) }
     }
 
     /// Opens a link, in place of any other with that peer over that route.
@@ -136,7 +142,7 @@ impl Pool {
         outgoing: bool,
         expires: u64,
         now: Instant,
-    ) -> Result<OpenedLink, Refusal> {
+    ) -> Result<OpenedLink, LinkRefusal> {
         self.may_open(peer, route, outgoing, now)?;
         let replaced = self.links.extract_if(.., |_, link| (link.peer, link.route) == (peer, route));
         let replaced: Vec<_> = replaced.map(|(_, link)| link).collect();
@@ -151,7 +157,7 @@ impl Pool {
         self.follow(peer, PathEvent::Opened(route), now);
         for link in replaced {
             link.close.cancel();
-            self.hand_over(&link);
+            self.requeue(&link);
         }
         Ok(opened)
     }
@@ -166,10 +172,10 @@ impl Pool {
         now: Instant,
     ) {
         if let Some(link) = self.links.remove(&id) {
-            self.follow(peer, PathEvent::Ended(route), now);
-            self.hand_over(&link);
+            self.follow(peer, PathEvent::LinkEnd(route), now);
+            self.requeue(&link);
         }
-        if lasted >= LASTING {
+        if lasted >= SUCCESSFUL_LINK_AGE {
             self.dials.entry((peer, route)).or_default().failures = 0;
         }
         if !self.has(peer, route) {
@@ -215,7 +221,7 @@ impl Pool {
                     let dead = self.links.extract_if(.., |_, link| (link.peer, link.route) == (peer, route));
                     for (_, link) in dead.collect::<Vec<_>>() {
                         link.close.cancel();
-                        self.hand_over(&link);
+                        self.requeue(&link);
                     }
                 }
                 PathAction::Leave(route) => {
@@ -229,7 +235,7 @@ impl Pool {
 
     /// Moves the messages left on a closed link to the peer's other route. Without one they are
     /// lost, which is safe: gossip repeats what matters.
-    fn hand_over(&mut self, link: &Link) {
+    fn requeue(&mut self, link: &Link) {
         if self.route_to(link.peer).is_some() {
             link.out.drain().into_iter().for_each(|message| self.send(link.peer, message));
         }
@@ -322,14 +328,14 @@ impl Pool {
         for link in self.links.values_mut() {
             let needed = wanted.contains(&link.peer) || !link.outgoing;
             link.unneeded = if needed { None } else { link.unneeded.or(Some(now)) };
-            let idle = link.unneeded.is_some_and(|since| now.saturating_duration_since(since) >= UNNEEDED);
+            let idle = link.unneeded.is_some_and(|since| now.saturating_duration_since(since) >= CLOSE_UNNEEDED_AFTER);
             if set.revoked.contains_key(&link.peer) || link.expires < unix || idle {
                 link.close.cancel();
             }
         }
         let closed: Vec<_> = self.links.extract_if(.., |_, link| link.close.is_cancelled()).collect();
         for (_, link) in closed {
-            self.follow(link.peer, PathEvent::Ended(link.route), now);
+            self.follow(link.peer, PathEvent::LinkEnd(link.route), now);
         }
     }
 
@@ -361,11 +367,11 @@ impl Pool {
     }
 
     /// Takes one of the places for joiners' streams, for the member that carries one.
-    pub(super) fn take_carried(&mut self, from: NodeId) -> Result<(), Refusal> {
+    pub(super) fn take_carried(&mut self, from: NodeId) -> Result<(), LinkRefusal> {
         let (all, of_one) = self.limits.carried;
         let of_it = self.carried.get(&from).copied().unwrap_or(0);
         if of_it >= of_one || self.carried.values().sum::<usize>() >= all {
-            return Err(Refusal::Busy);
+            return Err(LinkRefusal::Busy);
         }
         self.carried.insert(from, of_it + 1);
         Ok(())

@@ -19,7 +19,7 @@ use tracing::{Instrument, debug, info, info_span};
 
 use super::connection::Connection;
 use super::frame::MessageError;
-use super::handshake::{Dialler, HandshakeError, Listener, Own, Proved, Purpose, Refusal, Refused};
+use super::handshake::{Dialler, HandshakeError, LinkRefusal, Listener, Own, ProvedPeer, Purpose, Refused};
 use super::pool::{OpenedLink, Pool};
 use super::{
     CarriedJoin, Channel, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Reach, Route, RouteError,
@@ -175,7 +175,7 @@ impl Shared {
             // The peer may have dialled meanwhile: that link is as good, and this one would only
             // cross it.
             if purpose == Purpose::Mesh && self.pool().has(to, route.kind()) {
-                return Err(HandshakeError::Refused(to, Refusal::Duplicate).into());
+                return Err(HandshakeError::Refused(to, LinkRefusal::Duplicate).into());
             }
             frame::write(stream, &proof).await.map_err(broken)?;
             let answer = frame::read(stream, MAX_UNPROVEN).await.map_err(broken)?;
@@ -248,7 +248,7 @@ async fn open(shared: Arc<Shared>, peer: NodeId, route: RouteKind) {
     match dialled {
         Some(Ok((stream, member))) => {
             shared.pool().dial_done(peer, route);
-            let proven = Proven { peer, route, outgoing: true, expires: member.certificate.expires };
+            let proven = ProvenLink { peer, route, outgoing: true, expires: member.certificate.expires };
             run(shared, proven, stream).await;
         }
         Some(Err(error)) => {
@@ -271,7 +271,7 @@ async fn open(shared: Arc<Shared>, peer: NodeId, route: RouteKind) {
 
 /// A link on which both sides have proved their identity.
 #[derive(Clone, Copy)]
-struct Proven {
+struct ProvenLink {
     peer: NodeId,
     route: RouteKind,
     outgoing: bool,
@@ -280,10 +280,10 @@ struct Proven {
 }
 
 /// Runs a link after its handshake.
-async fn run(shared: Arc<Shared>, proven: Proven, stream: BoxStream) {
-    let Proven { peer, route, outgoing, expires } = proven;
+async fn run(shared: Arc<Shared>, proven: ProvenLink, stream: BoxStream) {
+    let ProvenLink { peer, route, outgoing, expires } = proven;
     if shared.members.borrow().revoked.contains_key(&peer) {
-        shared.counters.count(Refusal::Revoked.counter());
+        shared.counters.count(LinkRefusal::Revoked.counter());
         return;
     }
     let opened = Instant::now();
@@ -340,7 +340,7 @@ pub(super) fn accept(shared: &Arc<Shared>, channel: Channel) {
     let in_time = accepts.take_at(Rate::per_second(rate, burst), 1, Instant::now());
     drop(accepts);
     let (true, Some(room)) = (in_time, shared.handshakes.take(handshakes)) else {
-        shared.counters.count(Counter::LinkCrowd);
+        shared.counters.count(Counter::LinkOverRate);
         return;
     };
     let shared = Arc::clone(shared);
@@ -369,14 +369,14 @@ async fn listen(shared: Arc<Shared>, mut channel: Channel, room: places::Place) 
         Ok((proved, None)) => {
             let (peer, expires, route) = (proved.member.node(), proved.member.certificate.expires, channel.route);
             let span = info_span!("link", peer = peer.short(), %route);
-            let proven = Proven { peer, route, outgoing: false, expires };
+            let proven = ProvenLink { peer, route, outgoing: false, expires };
             run(shared, proven, channel.stream).instrument(span).await;
         }
         Ok((proved, Some(place))) => {
             let from = proved.member.node();
             let stream = Box::new(CarriedStream { stream: channel.stream, _place: place });
             if shared.joins.try_send(CarriedJoin { from, stream }).is_err() {
-                shared.counters.count(Refusal::Busy.counter());
+                shared.counters.count(LinkRefusal::Busy.counter());
             }
         }
         Err(refusal) => {
@@ -387,11 +387,11 @@ async fn listen(shared: Arc<Shared>, mut channel: Channel, room: places::Place) 
 }
 
 /// The peer that has proved itself, with a place if it carries a joiner; or the refusal.
-type Judged = Result<(Proved, Option<Place>), Refused>;
+type HandshakeOutcome = Result<(ProvedPeer, Option<Place>), Refused>;
 
 /// Sends the challenge, reads the proof, sends the answer. A refusal is sent to the dialler and
 /// returned.
-async fn shake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<Judged, MessageError> {
+async fn shake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<HandshakeOutcome, MessageError> {
     let (listener, challenge) = Listener::new(shared.own(channel))?;
     let (route, stream) = (channel.route, &mut channel.stream);
     frame::write(stream, &challenge).await?;
@@ -400,7 +400,7 @@ async fn shake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<Judged, Me
             let revoked = shared.members.borrow().revoked.clone();
             listener.proof(&proof, &revoked, unix_now()).and_then(|proved| Ok(admit(shared, proved, route)?))
         }
-        Err(FrameError::TooLong { .. }) => Err(Refusal::Malformed.into()),
+        Err(FrameError::TooLong { .. }) => Err(LinkRefusal::Malformed.into()),
         Err(error) => return Err(error.into()),
     };
     let answer = match &judged {
@@ -412,7 +412,11 @@ async fn shake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<Judged, Me
 }
 
 /// Whether there is space for the peer's purpose.
-fn admit(shared: &Arc<Shared>, proved: Proved, route: RouteKind) -> Result<(Proved, Option<Place>), Refusal> {
+fn admit(
+    shared: &Arc<Shared>,
+    proved: ProvedPeer,
+    route: RouteKind,
+) -> Result<(ProvedPeer, Option<Place>), LinkRefusal> {
     let peer = proved.member.node();
     match proved.purpose {
         Purpose::Mesh => {
@@ -421,7 +425,7 @@ fn admit(shared: &Arc<Shared>, proved: Proved, route: RouteKind) -> Result<(Prov
         }
         Purpose::CarryJoin => {
             if shared.joins.is_closed() || shared.joins.capacity() == 0 {
-                return Err(Refusal::Busy);
+                return Err(LinkRefusal::Busy);
             }
             shared.pool().take_carried(peer)?;
             Ok((proved, Some(Place { shared: Arc::clone(shared), from: peer })))

@@ -17,10 +17,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::conformance::{Ground, Launched, Linked, World, launch};
+use super::conformance::{Ground, Launched, LinkedNetwork, TestCluster, launch};
 use super::connection::Frame;
 use super::frame::{read_message, write_message};
-use super::handshake::{Dialler, Own, Purpose, Refusal, Refused};
+use super::handshake::{Dialler, LinkRefusal, Own, Purpose, Refused};
 use super::*;
 use crate::frame::{self, MAX, MAX_UNPROVEN};
 use crate::tor::fake::{FakeEngine, FakeNet};
@@ -33,13 +33,13 @@ pub(super) const NOW: u64 = 1_800_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The authority's revocation of node `i`.
-pub(super) fn revocation(world: &World, i: usize) -> Verified<Revocation> {
+pub(super) fn revocation(world: &TestCluster, i: usize) -> Verified<Revocation> {
     let revocation = Revocation { cluster: world.cluster(), node: world.node(i), revoked: 9 };
     Verified::sign(revocation, &world.authority).unwrap()
 }
 
 /// The facts of a node that knows the revocations of these members.
-fn facts(world: &World, revoked: &[usize]) -> Arc<SharedFacts> {
+fn facts(world: &TestCluster, revoked: &[usize]) -> Arc<SharedFacts> {
     let mut view = View::new(world.member(0), Patience::default(), 0);
     for i in revoked {
         let record = revocation(world, *i).to_bytes().unwrap();
@@ -82,7 +82,7 @@ struct Node {
     _service: Box<dyn Listening>,
 }
 
-async fn node(world: &World, net: &FakeNet, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
+async fn node(world: &TestCluster, net: &FakeNet, i: usize, set: MemberSet, limits: LinkLimits) -> Node {
     let engine = net.engine();
     let launched = launch(world, Arc::clone(&engine) as Arc<dyn Engine>, i, set, limits).await;
     let Launched { links, outputs, set, limits, newest, counters, service } = launched;
@@ -91,7 +91,12 @@ async fn node(world: &World, net: &FakeNet, i: usize, set: MemberSet, limits: Li
     Node { links, engine, set, limits, counters, newest, carrier, joins, revoked, offered, facts, _service: service }
 }
 
-async fn nodes<const N: usize>(world: &World, net: &FakeNet, sets: [MemberSet; N], limits: LinkLimits) -> Vec<Node> {
+async fn nodes<const N: usize>(
+    world: &TestCluster,
+    net: &FakeNet,
+    sets: [MemberSet; N],
+    limits: LinkLimits,
+) -> Vec<Node> {
     let mut nodes = Vec::new();
     for (i, set) in sets.into_iter().enumerate() {
         nodes.push(node(world, net, i, set, limits.clone()).await);
@@ -133,7 +138,7 @@ impl Node {
     /// refusal, or `None` if it was accepted.
     async fn hostile(
         &self,
-        world: &World,
+        world: &TestCluster,
         i: usize,
         to: usize,
         purpose: Purpose,
@@ -152,13 +157,13 @@ impl Node {
 
 #[tokio::test(start_paused = true)]
 async fn new_bounds_hold_for_what_begins_after_them() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let closed = LinkLimits { handshakes: 0, ..limits() };
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), closed).await;
     drop(nodes[0].stranger());
     sleep(limits().tick * 5).await;
     assert!(nodes[0].peers().is_empty() && nodes[1].peers().is_empty());
-    assert!(nodes[0].refused("link_crowd") >= 1);
+    assert!(nodes[0].refused("link_over_rate") >= 1);
     for node in &nodes {
         node.limits.send_replace(limits());
     }
@@ -167,7 +172,7 @@ async fn new_bounds_hold_for_what_begins_after_them() {
 
 #[tokio::test(start_paused = true)]
 async fn neighbours_find_each_other_and_keep_one_link_each() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let nodes = nodes(&world, &net, [(); 4].map(|()| world.set(0..4)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 3)).await;
     sleep(Duration::from_millis(300)).await;
@@ -194,7 +199,7 @@ async fn hears(updates: &mut mpsc::Receiver<Update>, origin: NodeId, value: &[u8
 
 #[tokio::test(start_paused = true)]
 async fn records_travel_over_links_and_again_after_they_broke() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     // A chain: 0 and 2 know each other only through what 1 forwards.
     let sets = [world.set([0, 1]), world.set([0, 1, 2]), world.set([1, 2])];
     let mut nodes = nodes(&world, &net, sets, limits()).await;
@@ -218,7 +223,7 @@ async fn records_travel_over_links_and_again_after_they_broke() {
 
 #[tokio::test(start_paused = true)]
 async fn a_frozen_node_is_let_go_and_taken_back() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
     nodes[1].engine.freeze(true);
@@ -233,7 +238,7 @@ async fn a_frozen_node_is_let_go_and_taken_back() {
 
 #[tokio::test(start_paused = true)]
 async fn how_far_a_node_reaches_is_shown_as_it_changes() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     let mut reach = nodes[0].links.reach();
     timeout(PATIENCE, reach.wait_for(|reach| reach.linked)).await.unwrap().unwrap();
@@ -244,7 +249,7 @@ async fn how_far_a_node_reaches_is_shown_as_it_changes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     // There is no tick: the change of the member set alone must close the link.
     let patient = LinkLimits { tick: Duration::from_secs(3600), ..limits() };
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), patient.clone()).await;
@@ -260,7 +265,7 @@ async fn a_revoked_members_link_closes_at_once_and_stays_closed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_evicted_while_away_is_shown_the_authoritys_revocation() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let mut set = world.set([0, 1]);
     set.revoked.insert(world.node(1), revocation(&world, 1));
     let _listening = node(&world, &net, 0, set, limits()).await;
@@ -271,7 +276,7 @@ async fn a_node_evicted_while_away_is_shown_the_authoritys_revocation() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_discovery_key_reaches_all_but_the_revoked() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let mut nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
     let key = Discovery::generate(world.cluster(), 1, &world.authority, &mut rand::rng()).unwrap();
@@ -303,7 +308,7 @@ async fn a_new_discovery_key_reaches_all_but_the_revoked() {
 
 #[tokio::test(start_paused = true)]
 async fn neighbours_hand_over_the_facts_that_the_other_lacks() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let revoked = [4, 5].map(|i| (world.node(i), revocation(&world, i)));
     let knows = MemberSet { facts: facts(&world, &[4, 5]), revoked: revoked.into(), ..world.set(0..2) };
     let mut nodes = nodes(&world, &net, [knows, world.set(0..2)], limits()).await;
@@ -323,7 +328,7 @@ async fn neighbours_hand_over_the_facts_that_the_other_lacks() {
 
 #[tokio::test(start_paused = true)]
 async fn a_key_is_not_handed_over_before_the_facts_that_it_counts() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let revoked = [4, 5].map(|i| (world.node(i), revocation(&world, i)));
     let knows = MemberSet { facts: facts(&world, &[4, 5]), revoked: revoked.into(), ..world.set([]) };
     let patient = LinkLimits { silence: Duration::from_secs(60), ..limits() };
@@ -343,7 +348,7 @@ async fn a_key_is_not_handed_over_before_the_facts_that_it_counts() {
 
 #[tokio::test(start_paused = true)]
 async fn strangers_and_their_garbage_change_nothing() {
-    let (world, other, net) = (World::new(), World::new(), net());
+    let (world, other, net) = (TestCluster::new(), TestCluster::new(), net());
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
     for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0xff; 64], &[0, 0, 0, 3, 1, 2, 3], &[0, 0, 0, 9, 1]] {
@@ -362,17 +367,17 @@ async fn strangers_and_their_garbage_change_nothing() {
     let dialler = Dialler { own: own(&membership, &key), dialled: world.node(0), purpose: Purpose::Mesh };
     frame::write(&mut stream, &dialler.challenge(&challenge).unwrap().0).await.unwrap();
     let answer = frame::read(&mut stream, MAX_UNPROVEN).await.unwrap();
-    assert_eq!(answer, Refused::from(Refusal::NotMember).answer().unwrap());
+    assert_eq!(answer, Refused::from(LinkRefusal::NotMember).answer().unwrap());
     until("the counts", || nodes[0].refused("link_not_member") == 1 && nodes[0].refused("link_malformed") >= 2).await;
     assert_eq!(nodes[0].peers(), BTreeSet::from([world.node(1)]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_dialler_that_takes_its_time_loses_its_place() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let node = node(&world, &net, 0, MemberSet::default(), LinkLimits { handshakes: 2, ..limits() }).await;
     let mut slow: Vec<_> = (0..10).map(|_| node.stranger()).collect();
-    assert_eq!(node.refused("link_crowd"), 8);
+    assert_eq!(node.refused("link_over_rate"), 8);
     // The first stream sends a kilobyte, byte by byte; the second sends nothing.
     let drip = async {
         slow[0].write_all(&[0, 0, 4, 0]).await.unwrap();
@@ -388,7 +393,7 @@ async fn a_dialler_that_takes_its_time_loses_its_place() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let mut node = node(&world, &net, 0, MemberSet::default(), limits()).await;
     let carrier = node.carrier.take().unwrap();
     // Frozen: nothing comes, nothing is read.
@@ -417,7 +422,7 @@ async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
 
 #[tokio::test(start_paused = true)]
 async fn nonsense_on_an_open_link_ends_that_link_only() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let mut nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
     let too_long = (MAX as u32 + 1).to_be_bytes().to_vec();
@@ -437,7 +442,7 @@ async fn nonsense_on_an_open_link_ends_that_link_only() {
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let roomy = LinkLimits { accepts_per_second: (100_000, 100_000), handshakes: 64, ..limits() };
     let mut node = node(&world, &net, 0, MemberSet::default(), LinkLimits { bytes_burst: 100_000, ..roomy }).await;
     let mut open = Vec::new();
@@ -460,7 +465,7 @@ async fn a_flood_and_a_thousand_links_of_one_member_are_bounded() {
 
 #[tokio::test(start_paused = true)]
 async fn a_joiners_bytes_are_carried_both_ways() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let worker = node(&world, &net, 0, MemberSet::default(), limits()).await;
     let limits = LinkLimits { carried: (3, 2), ..limits() };
     let mut publisher = node(&world, &net, 1, MemberSet::default(), limits).await;
@@ -480,7 +485,7 @@ async fn a_joiners_bytes_are_carried_both_ways() {
     let second = worker.links.carry_join(world.node(1)).await.unwrap();
     assert!(matches!(
         worker.links.carry_join(world.node(1)).await,
-        Err(LinkError::Handshake(HandshakeError::Refused(_, Refusal::Busy)))
+        Err(LinkError::Handshake(HandshakeError::Refused(_, LinkRefusal::Busy)))
     ));
     drop((carried, second, joins.recv().await));
     worker.links.carry_join(world.node(1)).await.unwrap();
@@ -493,7 +498,7 @@ async fn a_joiners_bytes_are_carried_both_ways() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_left_running() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     until("a link", || nodes[0].peers().len() == 1).await;
     let mut nodes = nodes.into_iter();
@@ -508,7 +513,7 @@ async fn nothing_is_left_running() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_without_room_for_another_link_dials_less_and_less() {
-    let (world, net) = (World::new(), net());
+    let (world, net) = (TestCluster::new(), net());
     let patient = LinkLimits { silence: PATIENCE * 9, ..limits() };
     let full = LinkLimits { links: 1, pause: (Duration::from_millis(20), Duration::from_secs(5)), ..patient.clone() };
     let full = node(&world, &net, 0, world.set([0, 2]), full).await;
@@ -519,7 +524,7 @@ async fn a_node_without_room_for_another_link_dials_less_and_less() {
         node(&world, &net, 2, MemberSet::default(), LinkLimits { accepts_per_second: (1, 20), ..patient }).await;
     sleep(Duration::from_secs(4)).await;
     assert_eq!(full.peers(), BTreeSet::from([world.node(1)]));
-    assert_eq!(dialled.refused("link_crowd"), 0, "it dials again and again without a pause");
+    assert_eq!(dialled.refused("link_over_rate"), 0, "it dials again and again without a pause");
 }
 
 /// Engines in memory for the suite that every carrier must pass.
@@ -562,5 +567,5 @@ impl Ground for Memory {
 async fn links_are_a_carrier_of_the_mesh() {
     let net = net();
     let ground = Memory { engines: (0..6).map(|_| net.engine()).collect(), net };
-    conformance::check_all(|| Linked::new(&ground)).await;
+    conformance::check_all(|| LinkedNetwork::new(&ground)).await;
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustbalance_gossip::coordinator::{Coordinator, Event, NotYet};
+use rustbalance_gossip::coordinator::{AdmissionDelay, Coordinator, Event};
 use rustbalance_gossip::id::{InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use rustbalance_gossip::time::Now;
@@ -16,13 +16,13 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::cluster::Cluster;
-use super::supervisor::{Ended, Supervisor};
+use super::supervisor::{PartResult, Supervisor};
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::counters::{Counter, Counters};
 use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, JoinedService, MAX_PORTS};
-use crate::join::{Outcome, Publisher, Redemption, Refusal};
+use crate::join::{JoinRefusal, Outcome, Publisher, Redemption};
 use crate::link::{CarriedJoin, Links};
 use crate::places::Places;
 use crate::store::Store;
@@ -31,7 +31,7 @@ use crate::tor::{Incoming, Rejection};
 
 /// Time that the port stays open after the last invitation has expired, in seconds. A late joiner,
 /// or one whose token is used up, gets the reason instead of a closed port.
-const TELL_WHY: u64 = 24 * 3600;
+const OPEN_AFTER_EXPIRY: u64 = 24 * 3600;
 /// Time limit for accepting a joiner's stream.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 /// Number of publishers that a worker tries for one joiner.
@@ -43,7 +43,7 @@ pub(super) struct JoinPort {
     links: Arc<Links>,
     door: Door,
     /// `None` on workers.
-    gatekeeper: Option<Gatekeeper>,
+    admitter: Option<PublisherAdmitter>,
     /// Joiners that dialled this node, at the same time; Tor rejects the streams beyond.
     places: Places,
     limits: watch::Receiver<DoorLimits>,
@@ -51,7 +51,7 @@ pub(super) struct JoinPort {
 }
 
 /// The inputs of [`JoinPort::start`].
-pub(super) struct AdmissionNeeds {
+pub(super) struct AdmissionInputs {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
     pub(super) store: Arc<Store>,
@@ -70,12 +70,17 @@ pub(super) struct AdmissionNeeds {
 impl JoinPort {
     /// Starts to answer the joiners that workers carry here; the result answers those that dial
     /// this node.
-    pub(super) fn start(needs: AdmissionNeeds, parts: &mut Supervisor) -> Arc<Self> {
-        let AdmissionNeeds { cluster, links, store, ports, discovery, publisher, carried, limits, counters } = needs;
-        let gatekeeper =
-            publisher.map(|publisher| Gatekeeper { publisher, cluster: cluster.clone(), store, ports, discovery });
+    pub(super) fn start(needs: AdmissionInputs, parts: &mut Supervisor) -> Arc<Self> {
+        let AdmissionInputs { cluster, links, store, ports, discovery, publisher, carried, limits, counters } = needs;
+        let admitter = publisher.map(|publisher| PublisherAdmitter {
+            publisher,
+            cluster: cluster.clone(),
+            store,
+            ports,
+            discovery,
+        });
         let (door, places) = (Door::new(limits.clone()), Places::default());
-        let port = Arc::new(Self { cluster, links, door, gatekeeper, places, limits, counters });
+        let port = Arc::new(Self { cluster, links, door, admitter, places, limits, counters });
         parts.spawn("carried joins", answer_carried(carried, Arc::clone(&port)));
         port
     }
@@ -83,18 +88,18 @@ impl JoinPort {
     /// Answers a stream to the join port of the cluster's first service.
     pub(super) async fn answer(&self, incoming: Incoming) {
         let open = self.cluster.look(|coordinator, now| {
-            let recent = |invitation: &Invitation| now.unix <= invitation.expires.saturating_add(TELL_WHY);
+            let recent = |invitation: &Invitation| now.unix <= invitation.expires.saturating_add(OPEN_AFTER_EXPIRY);
             coordinator.view().invitations().iter().any(recent)
         });
         let place = self.places.take(self.limits.borrow().at_once);
         if !open || place.is_none() || !self.may_carry() {
-            self.counters.count(if open { Counter::JoinCrowd } else { Counter::JoinClosed });
+            self.counters.count(if open { Counter::JoinOverLimit } else { Counter::JoinClosed });
             incoming.request.reject(Rejection::Unavailable).await;
             return;
         }
         match tokio::time::timeout(ACCEPT_LIMIT, incoming.request.accept()).await {
-            Ok(Ok(stream)) => match &self.gatekeeper {
-                Some(gatekeeper) => self.admit(stream, gatekeeper).await,
+            Ok(Ok(stream)) => match &self.admitter {
+                Some(admitter) => self.admit(stream, admitter).await,
                 None => self.carry(stream).await,
             },
             Ok(Err(error)) => debug!(%error, "the stream of a joiner cannot be accepted"),
@@ -106,7 +111,7 @@ impl JoinPort {
     /// the publishers' links. A publisher admits joiners itself, and its door limits their rate.
     fn may_carry(&self) -> bool {
         let worker = |member: &&MemberView| member.alive && member.member.role() == Role::Worker;
-        self.gatekeeper.is_some() || {
+        self.admitter.is_some() || {
             let workers = self.cluster.look(|coordinator, _| coordinator.view().members().filter(worker).count());
             self.door.may_carry(Instant::now(), workers)
         }
@@ -114,19 +119,19 @@ impl JoinPort {
 
     /// Answers a joiner that a worker has carried here; refuses it if this node is a worker.
     pub(super) async fn answer_carried(&self, stream: BoxStream) {
-        match &self.gatekeeper {
-            Some(gatekeeper) => self.admit(stream, gatekeeper).await,
-            None => self.refuse(stream, Refusal::NoPublisher).await,
+        match &self.admitter {
+            Some(admitter) => self.admit(stream, admitter).await,
+            None => self.refuse(stream, JoinRefusal::NoPublisher).await,
         }
     }
 
-    async fn refuse(&self, stream: BoxStream, refusal: Refusal) {
+    async fn refuse(&self, stream: BoxStream, refusal: JoinRefusal) {
         self.counters.count(refusal.counter());
         join::refuse(stream, refusal).await;
     }
 
-    async fn admit(&self, stream: BoxStream, gatekeeper: &Gatekeeper) {
-        match self.door.admit(stream, gatekeeper).await {
+    async fn admit(&self, stream: BoxStream, admitter: &PublisherAdmitter) {
+        match self.door.admit(stream, admitter).await {
             Some(Outcome::Admitted { node, role, again }) => info!(%node, %role, again, "admitted a new member"),
             Some(Outcome::Refused(refusal)) => {
                 self.counters.count(refusal.counter());
@@ -143,7 +148,7 @@ impl JoinPort {
 
     /// Carries the joiner's frames, unread, to a publisher that is alive.
     async fn carry(&self, joiner: BoxStream) {
-        for publisher in self.cluster.look(|coordinator, _| living_publishers(coordinator)).into_iter().take(TRIES) {
+        for publisher in self.cluster.look(|coordinator, _| alive_publishers(coordinator)).into_iter().take(TRIES) {
             match self.links.carry_join(publisher).await {
                 Ok(link) => {
                     let (there, back) = join::carry(joiner, link).await;
@@ -154,12 +159,12 @@ impl JoinPort {
             }
         }
         debug!("no publisher can be reached, so no node can join through this one");
-        self.refuse(joiner, Refusal::NoPublisher).await;
+        self.refuse(joiner, JoinRefusal::NoPublisher).await;
     }
 }
 
 /// Answers the joiners that workers carry here, until the links end.
-async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, port: Arc<JoinPort>) -> Ended {
+async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, port: Arc<JoinPort>) -> PartResult {
     while let Some(CarriedJoin { from, stream }) = carried.recv().await {
         debug!(from = %from.short(), "a joiner is carried here");
         // Bounded by the links' own limit on carried joins.
@@ -170,7 +175,7 @@ async fn answer_carried(mut carried: mpsc::Receiver<CarriedJoin>, port: Arc<Join
 }
 
 /// The other publishers that are alive, the leaseholder first.
-fn living_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
+fn alive_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
     let view = coordinator.view();
     let holder = view.best_claim().map(|claim| claim.holder);
     let alive = view.members().filter(|member| member.alive && member.member.role() == Role::Publisher);
@@ -180,7 +185,7 @@ fn living_publishers(coordinator: &Coordinator) -> Vec<NodeId> {
 }
 
 /// The publisher's side of joins.
-struct Gatekeeper {
+struct PublisherAdmitter {
     publisher: Publisher,
     cluster: Cluster,
     store: Arc<Store>,
@@ -192,7 +197,7 @@ struct Gatekeeper {
 }
 
 #[async_trait]
-impl Admitter for Gatekeeper {
+impl Admitter for PublisherAdmitter {
     fn publisher(&self) -> &Publisher {
         &self.publisher
     }
@@ -202,7 +207,7 @@ impl Admitter for Gatekeeper {
     }
 
     fn with_admissions(&self, decide: &mut dyn FnMut(&dyn Admissions)) {
-        self.cluster.look(|coordinator, now| decide(&Known { coordinator, now, gatekeeper: self }));
+        self.cluster.look(|coordinator, now| decide(&AdmissionState { coordinator, now, admitter: self }));
     }
 
     async fn record(&self, redemption: &Redemption) -> bool {
@@ -212,20 +217,20 @@ impl Admitter for Gatekeeper {
             return false;
         }
         let known = Event::KnownMembers(vec![redemption.member.chain()]);
-        self.cluster.tell_and_wait(Event::Fact(redemption.invitation.clone().into())).await.is_ok()
-            && self.cluster.tell_and_wait(known).await.is_ok()
+        self.cluster.send_event_and_wait(Event::Fact(redemption.invitation.clone().into())).await.is_ok()
+            && self.cluster.send_event_and_wait(known).await.is_ok()
     }
 }
 
 /// The state of the cluster during one decision. It is all in memory: the decision is made inside
 /// [`Cluster::look`].
-struct Known<'a> {
+struct AdmissionState<'a> {
     coordinator: &'a Coordinator,
     now: Now,
-    gatekeeper: &'a Gatekeeper,
+    admitter: &'a PublisherAdmitter,
 }
 
-impl Admissions for Known<'_> {
+impl Admissions for AdmissionState<'_> {
     fn invitation(&self, id: &InvitationId) -> Option<Invitation> {
         self.coordinator.invitation(id).cloned()
     }
@@ -238,10 +243,10 @@ impl Admissions for Known<'_> {
         self.coordinator.view().revoked(node)
     }
 
-    fn postponed(&self, role: Role) -> Option<Refusal> {
+    fn postponed(&self, role: Role) -> Option<JoinRefusal> {
         self.coordinator.may_admit(role, self.now).err().map(|missing| match missing {
-            NotYet::Isolated | NotYet::Starting(_) => Refusal::NotYet,
-            NotYet::Silent(node) => Refusal::Silent(node),
+            AdmissionDelay::Isolated | AdmissionDelay::Starting(_) => JoinRefusal::NotYet,
+            AdmissionDelay::Silent(node) => JoinRefusal::Silent(node),
         })
     }
 
@@ -256,21 +261,21 @@ impl Admissions for Known<'_> {
             member.alive && member.member.role() == Role::Publisher && member.node() != self.coordinator.view().me()
         });
         let of_others = others.filter_map(|member| member.card()).flat_map(|card| card.ports.iter().copied());
-        let first = self.gatekeeper.publisher.membership.certificate.cluster.first_service();
-        let own = |service| self.gatekeeper.ports.get(&service).cloned().unwrap_or_default();
+        let first = self.admitter.publisher.membership.certificate.cluster.first_service();
+        let own = |service| self.admitter.ports.get(&service).cloned().unwrap_or_default();
         let mut ports = own(first);
         for port in of_others {
             if !ports.contains(&port) && ports.len() < MAX_PORTS {
                 ports.push(port);
             }
         }
-        let services = self.gatekeeper.publisher.services.iter().map(|secrets| secrets.service);
+        let services = self.admitter.publisher.services.iter().map(|secrets| secrets.service);
         let further = services.filter(|service| *service != first);
         let further = further.map(|service| JoinedService { service, ports: own(service) });
         std::iter::once(JoinedService { service: first, ports }).chain(further).collect()
     }
 
     fn discovery(&self) -> Option<Offer> {
-        self.gatekeeper.discovery.borrow().as_ref().map(|newest| newest.offer())
+        self.admitter.discovery.borrow().as_ref().map(|newest| newest.offer())
     }
 }

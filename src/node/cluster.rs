@@ -8,7 +8,7 @@
 //! `&Coordinator`, so they cannot change it. Messages with replies would copy hundreds of members
 //! for each `status` or joiner. A reader holds the lock while it copies or checks state in memory,
 //! never across an await or a disk access. A decision that must take effect before any later one
-//! (admitting a joiner) becomes an event; [`Cluster::tell_and_wait`] returns once it is part of the
+//! (admitting a joiner) becomes an event; [`Cluster::send_event_and_wait`] returns once it is part of the
 //! state that the next reader sees.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ use rustbalance_gossip::facts::SharedFacts;
 use rustbalance_gossip::id::{ClusterId, NodeId, ServiceId};
 use rustbalance_gossip::record::{Chain, Phase, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
-use rustbalance_gossip::stand_in::Orphan;
+use rustbalance_gossip::stand_in::UnattendedPoint;
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::{Condition, View};
 use rustbalance_mesh::{Mesh, Update};
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::alarms::Alarms;
-use super::writer::Kept;
+use super::writer::DesiredState;
 use crate::clock::{Clock, unix_now};
 use crate::drive::{Driver, Jobs, Machine, Shell};
 use crate::keys::AuthoritySecret;
@@ -42,7 +42,7 @@ use crate::{balance, publish, sync};
 const QUEUE: usize = 256;
 /// Time in the mesh after which all members that are alive count as heard: then new introduction
 /// points may be chosen.
-const ACQUAINTANCE: Duration = Duration::from_secs(6);
+const MEMBERS_HEARD_AFTER: Duration = Duration::from_secs(6);
 /// The cluster's task wakes at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -59,22 +59,22 @@ pub struct Cluster {
 
 /// The decisions for one service.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ServiceWanted {
+pub struct ServiceDecisions {
     /// The input of the publisher.
-    pub publish: publish::task::Wanted,
+    pub publish: publish::task::WantedPublication,
     /// The input of the task for this node's own introduction points.
-    pub balance: balance::task::Wanted,
+    pub balance: balance::task::WantedPoints,
     /// The points at which this node is to stand in.
-    pub stand_in: BTreeSet<Orphan>,
+    pub stand_in: BTreeSet<UnattendedPoint>,
 }
 
 /// The decisions for each service of the cluster.
-pub type Services = BTreeMap<ServiceId, ServiceWanted>;
+pub type DecisionsByService = BTreeMap<ServiceId, ServiceDecisions>;
 
 /// The decisions for the node. The members for its links go out in [`ClusterParts::members`].
 pub struct Decisions {
     /// The decisions for each service.
-    pub services: watch::Receiver<Services>,
+    pub services: watch::Receiver<DecisionsByService>,
     /// Whether this node is the publisher.
     pub publishes: watch::Receiver<bool>,
     /// The condition of this node: its phase, or why it cannot serve.
@@ -86,7 +86,7 @@ pub struct Decisions {
 /// The channels to and from the disk writer (see [`super::writer`]).
 pub struct Disk {
     /// The state that should be on disk.
-    pub(super) wanted: watch::Receiver<Kept>,
+    pub(super) wanted: watch::Receiver<DesiredState>,
     /// The term that is on disk; the writer reports it.
     pub(super) stored_term: watch::Sender<u64>,
 }
@@ -101,7 +101,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The cluster's task has ended.
-    pub async fn tell(&self, event: Event) -> Result<(), Stopping> {
+    pub async fn send_event(&self, event: Event) -> Result<(), Stopping> {
         self.messages.send((event, None)).await.map_err(|_| Stopping)
     }
 
@@ -110,7 +110,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The cluster's task has ended.
-    pub async fn tell_and_wait(&self, event: Event) -> Result<(), Stopping> {
+    pub async fn send_event_and_wait(&self, event: Event) -> Result<(), Stopping> {
         let (done, dealt_with) = oneshot::channel();
         self.messages.send((event, Some(done))).await.map_err(|_| Stopping)?;
         dealt_with.await.map_err(|_| Stopping)
@@ -207,27 +207,27 @@ struct ClusterShell {
     joined: Option<Duration>,
     /// Whether the other members' introduction points are known. Before, this node opens no new
     /// ones: two nodes at one relay count only as one.
-    others_known: bool,
+    others_points_known: bool,
     /// When `stand_ins` was computed last, on the monotonic clock.
     asked: Option<Duration>,
     /// The points to stand in at, as of `asked`.
-    stand_ins: Vec<Orphan>,
+    stand_ins: Vec<UnattendedPoint>,
     /// See [`ClusterParts::services`].
     served: Vec<ServiceId>,
-    services: watch::Sender<Services>,
+    services: watch::Sender<DecisionsByService>,
     members: watch::Sender<MemberSet>,
     publishes: watch::Sender<bool>,
     phase: watch::Sender<Condition>,
     excluded: watch::Sender<Option<String>>,
     /// The state that should be on disk.
-    kept: watch::Sender<Kept>,
+    desired: watch::Sender<DesiredState>,
 }
 
 /// Makes the cluster's task and handles the state from disk. The task runs once [`Starting::run`]
 /// is polled.
 pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
     let (messages, inbox) = mpsc::channel(QUEUE);
-    let (services, services_watch) = watch::channel(Services::new());
+    let (services, services_watch) = watch::channel(DecisionsByService::new());
     let (publishes, publishes_watch) = watch::channel(false);
     let (phase, phase_watch) = watch::channel(Condition::Joining);
     let (excluded, excluded_watch) = watch::channel(None);
@@ -237,7 +237,7 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
         phase: phase_watch,
         excluded: excluded_watch,
     };
-    let (kept, wanted) = watch::channel(Kept::default());
+    let (desired, wanted) = watch::channel(DesiredState::default());
     let (stored, stored_term) = watch::channel(0);
     let disk = Disk { wanted, stored_term: stored };
     let ClusterParts { coordinator, mesh, updates, facts: handed_over, members, cluster, alarms, authority, .. } =
@@ -260,7 +260,7 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
         alarms,
         authority,
         joined: None,
-        others_known: false,
+        others_points_known: false,
         asked: None,
         stand_ins: Vec::new(),
         served,
@@ -269,7 +269,7 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
         publishes,
         phase,
         excluded,
-        kept,
+        desired,
     };
     let mut driver = Driver::new(Shared(coordinator), shell, clock);
     driver.handle(known);
@@ -343,13 +343,13 @@ impl Shell<Shared> for ClusterShell {
         let (members, invitations) = (mem::take(&mut self.members_changed), mem::take(&mut self.invitations_changed));
         let mut signed = Vec::new();
         if members {
-            signed.extend(self.keep_members(coordinator.view(), coordinator.chains()));
+            signed.extend(self.apply_members(coordinator.view(), coordinator.chains()));
         }
         if invitations {
-            signed.extend(self.keep_invitations(coordinator.view()));
+            signed.extend(self.apply_invitations(coordinator.view()));
         }
         if mem::take(&mut self.facts_changed) {
-            self.keep_facts(coordinator.view(), now);
+            self.apply_facts(coordinator.view(), now);
         }
         self.decide(&coordinator, now);
         if signed.is_empty() {
@@ -365,20 +365,20 @@ impl Shell<Shared> for ClusterShell {
 impl ClusterShell {
     /// Asks the writer to store a term. A term is used only once it is on disk.
     fn store_term(&mut self, term: u64) {
-        self.kept.send_if_modified(|kept| {
-            let higher = term > kept.term;
-            kept.term = kept.term.max(term);
+        self.desired.send_if_modified(|desired| {
+            let higher = term > desired.term;
+            desired.term = desired.term.max(term);
             higher
         });
     }
 
     /// Passes the members to the mesh and to disk, where a restart finds them. Revokes nodes that
     /// joined with an invitation that was used up.
-    fn keep_members(&mut self, view: &View, chains: Vec<Chain>) -> Vec<Event> {
+    fn apply_members(&mut self, view: &View, chains: Vec<Chain>) -> Vec<Event> {
         let members: BTreeSet<_> = view.members().map(|member| member.node()).collect();
         self.mesh.set_seeds(members.iter().copied().filter(|node| *node != view.me()).collect());
         self.mesh.set_members(members);
-        self.kept.send_if_modified(|kept| put(&mut kept.members, chains));
+        self.desired.send_if_modified(|desired| put(&mut desired.members, chains));
         let evict = |node: NodeId| {
             warn!(node = %node.short(), "evicted: it joined with an invitation that other nodes had used up");
             let revocation = Revocation { cluster: self.cluster, node, revoked: unix_now() };
@@ -389,19 +389,19 @@ impl ClusterShell {
 
     /// Raises alarms. Signs the merged version of each invitation that two publishers changed at
     /// the same time.
-    fn keep_invitations(&mut self, view: &View) -> Vec<Event> {
+    fn apply_invitations(&mut self, view: &View) -> Vec<Event> {
         let known = view.invitations();
         self.alarms.look_at(known.iter());
         let alarms = self.alarms.all();
-        self.kept.send_if_modified(|kept| put(&mut kept.alarms, alarms));
+        self.desired.send_if_modified(|desired| put(&mut desired.alarms, alarms));
         known.unsigned().cloned().filter_map(|merged| Some(Event::Fact(self.sign(merged)?.into()))).collect()
     }
 
     /// Passes the facts of every kind to the neighbours and to disk.
-    fn keep_facts(&mut self, view: &View, now: Now) {
+    fn apply_facts(&mut self, view: &View, now: Now) {
         let known = view.facts();
         self.facts = Arc::new(known.shared(now.unix));
-        self.kept.send_if_modified(|kept| put(&mut kept.facts, known.wholes()));
+        self.desired.send_if_modified(|desired| put(&mut desired.facts, known.complete_statements()));
     }
 
     /// Signs as the cluster's authority; `None` if this node does not have its key.
@@ -411,16 +411,16 @@ impl ClusterShell {
     }
 
     /// The decisions for one service.
-    fn wanted(&self, coordinator: &Coordinator, service: ServiceId, term: Option<u64>) -> ServiceWanted {
+    fn wanted(&self, coordinator: &Coordinator, service: ServiceId, term: Option<u64>) -> ServiceDecisions {
         let view = coordinator.view();
         let points = coordinator.desired_points(&service).iter().map(|(_, point)| point.clone()).collect();
         let (floors, of_others) = (view.revisions(&service), view.revisions_of_others(&service));
         let unheard = !view.hears_all_publishers();
-        let publish = publish::task::Wanted { term, points, floors, of_others, unheard };
-        let (stronger, weaker) = (view.relays_to_leave(&service), view.relays_of_others(&service));
-        let balance = balance::task::Wanted { others_known: self.others_known, stronger, weaker };
-        let stand_in = self.stand_ins.iter().filter(|orphan| orphan.service == service).cloned().collect();
-        ServiceWanted { publish, balance, stand_in }
+        let publish = publish::task::WantedPublication { term, points, floors, of_others, unheard };
+        let (must_leave, avoid) = (view.relays_to_leave(&service), view.relays_of_others(&service));
+        let balance = balance::task::WantedPoints { others_points_known: self.others_points_known, must_leave, avoid };
+        let stand_in = self.stand_ins.iter().filter(|unattended| unattended.service == service).cloned().collect();
+        ServiceDecisions { publish, balance, stand_in }
     }
 
     /// Updates the watches from the coordinator's state.
@@ -429,7 +429,7 @@ impl ClusterShell {
         if coordinator.phase() != Phase::Joining {
             let since = *self.joined.get_or_insert(now.mono);
             let acquainted = view.is_alone() || view.heard_all_since(Duration::ZERO);
-            self.others_known |= acquainted || now.mono - since >= ACQUAINTANCE;
+            self.others_points_known |= acquainted || now.mono - since >= MEMBERS_HEARD_AFTER;
         }
         let term = match coordinator.leadership() {
             Leadership::Publisher { term } => Some(term),
@@ -448,7 +448,8 @@ impl ClusterShell {
         let members = view.members().map(|member| member.node()).collect();
         let publishers = view.members().filter(|member| member.member.role() == Role::Publisher);
         let publishers = publishers.map(|member| member.node()).collect();
-        let revoked = view.revocations().wholes().map(|revocation| (revocation.node, revocation.clone())).collect();
+        let revoked =
+            view.revocations().complete_statements().map(|revocation| (revocation.node, revocation.clone())).collect();
         sync::publish(&self.members, MemberSet { members, publishers, revoked, facts: Arc::clone(&self.facts) });
     }
 }

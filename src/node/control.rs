@@ -21,15 +21,15 @@ use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus};
 use crate::counters::Counters;
-use crate::descriptors::Descriptors;
 use crate::discovery::Discovery;
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
+use crate::open_files::OpenFiles;
 use crate::store::Store;
 use crate::tor;
 
 /// The state that requests can use once Tor is ready and the cluster's task runs.
-pub(super) struct Running {
+pub(super) struct RunningParts {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
     pub(super) services: watch::Receiver<ServiceViews>,
@@ -46,8 +46,8 @@ pub(super) struct Daemon {
     pub(super) store: Arc<Store>,
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
-    pub(super) descriptors: Descriptors,
-    pub(super) running: OnceLock<Running>,
+    pub(super) descriptors: OpenFiles,
+    pub(super) running: OnceLock<RunningParts>,
     /// Cancelling it stops the daemon.
     pub(super) leave: CancellationToken,
 }
@@ -80,7 +80,7 @@ impl Daemon {
         let Some(running) = self.running.get() else { return not_yet() };
         let stored = on_disk(|| self.store.set_draining(draining));
         let event = if draining { Event::Drain } else { Event::Resume };
-        if let Err(stopping) = running.cluster.tell_and_wait(event).await {
+        if let Err(stopping) = running.cluster.send_event_and_wait(event).await {
             return Response::refused(stopping);
         }
         info!(draining, "the operator has changed whether this node takes new clients");
@@ -105,7 +105,7 @@ impl Daemon {
         info!("leaving, as asked");
         if let Some(running) = self.running.get() {
             // If the cluster's task has ended, the node is stopping anyway.
-            let _ = running.cluster.tell_and_wait(Event::Leave).await;
+            let _ = running.cluster.send_event_and_wait(Event::Leave).await;
         }
         self.leave.cancel();
         Response::done("this node has said goodbye and stops; `rustbalance run` would bring it back")
@@ -147,7 +147,7 @@ impl Daemon {
         if let Err(error) = on_disk(|| self.store.put_revocations(std::slice::from_ref(&signed))) {
             return Response::refused(error);
         }
-        match running.cluster.tell_and_wait(Event::Fact(signed.into())).await {
+        match running.cluster.send_event_and_wait(Event::Fact(signed.into())).await {
             Ok(()) => Response::done(format!("{node} is no longer a member")),
             Err(stopping) => Response::refused(stopping),
         }
@@ -168,7 +168,7 @@ impl Daemon {
             intro_points: Vec::new(),
             stand_ins: Vec::new(),
             publication: None,
-            stranger: None,
+            other_publisher: None,
             ports: Vec::new(),
             traffic: TrafficStatus::default(),
             refused: Default::default(),
@@ -187,7 +187,7 @@ impl Daemon {
     }
 }
 
-impl Running {
+impl RunningParts {
     fn fill(&self, status: &mut Status) {
         let part = self.cluster.look(status::cluster_part);
         status.publisher = part.publisher;
@@ -200,8 +200,8 @@ impl Running {
         status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
         for service in self.services.borrow().values() {
             status.intro_points.extend(status::intro_points(&service.points.borrow(), unix_now()));
-            if status.stranger.is_none() {
-                status.stranger = service.stranger.borrow().as_ref().and_then(status::stranger);
+            if status.other_publisher.is_none() {
+                status.other_publisher = service.other_publisher.borrow().as_ref().and_then(status::other_publisher);
             }
             status.stand_ins.extend(status::stand_ins(&service.stand_ins.borrow()));
             let ports = service.health.as_ref().map(|health| status::ports(&health.ports()));

@@ -12,10 +12,10 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, error, info, warn};
 
 use super::cluster::Cluster;
-use super::supervisor::Ended;
+use super::supervisor::PartResult;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
-use crate::discovery::{Discovery, Early, KeyRing, Offer};
+use crate::discovery::{Discovery, KeyRing, Offer, PendingKey};
 use crate::keys::DiscoveryPublic;
 use crate::link::{Links, MemberSet, Reach};
 use crate::store::Store;
@@ -50,16 +50,16 @@ impl Rotation {
         cluster: Cluster,
         mut publishes: watch::Receiver<bool>,
         mut offered: mpsc::Receiver<Offer>,
-    ) -> Ended {
+    ) -> PartResult {
         let mut ring = self.store.discovery()?;
         let mut trusted = BTreeSet::from([self.store.node_id()]);
-        let (mut told, mut early) = (None, Early::default());
+        let (mut told, mut early) = (None, PendingKey::default());
         loop {
             let counted = ring.newest().key.generation.max(early.counted());
             if told != Some(counted) {
                 told = Some(counted);
                 // If the cluster's task has ended, that task reports why.
-                let _ = cluster.tell(Event::DiscoveryKey { counted }).await;
+                let _ = cluster.send_event(Event::DiscoveryKey { counted }).await;
             }
             let publisher = *publishes.borrow_and_update();
             let revoked = self.members.borrow_and_update().revoked.len();
@@ -83,7 +83,7 @@ impl Rotation {
 
     /// Accepts a key from a peer, to be adopted once the revocations that it counts are known here.
     /// A known or older key causes no disk access.
-    fn take(&self, ring: &KeyRing, offer: Offer, early: &mut Early) {
+    fn take(&self, ring: &KeyRing, offer: Offer, early: &mut PendingKey) {
         if ring.has(&offer) {
             return;
         }

@@ -11,16 +11,16 @@ use rustbalance_gossip::record::PeriodId;
 
 use crate::balance::plan::{Lifetime, SlotId, Stored};
 use crate::balance::task::IntroPointStore;
-use crate::keys::{IntroPointSecrets, MasterSecret, PointSeed};
+use crate::keys::{IdentitySecret, IntroPointSecrets, PointSeed};
 use crate::publish::task::{CredentialSource, RevisionLog};
 use crate::store::{Store, StoreError, StoredIntroPoint};
 use crate::tor::descriptor::PeriodCredentials;
 use crate::tor::{IntroPointKeys, ReplayLog, TorError};
 
 /// Makes credentials from the service's master key, on this node.
-pub(super) struct MasterKeyCredentials(pub(super) MasterSecret);
+pub(super) struct IdentityKeyCredentials(pub(super) IdentitySecret);
 
-impl CredentialSource for MasterKeyCredentials {
+impl CredentialSource for IdentityKeyCredentials {
     fn credentials(&self, period: PeriodId, now: SystemTime) -> Result<PeriodCredentials, TorError> {
         PeriodCredentials::derive(&self.0, period, now)
     }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use rustbalance_gossip::coordinator::{Coordinator, Event, NotYet};
+use rustbalance_gossip::coordinator::{AdmissionDelay, Coordinator, Event};
 use rustbalance_gossip::id::InvitationId;
 use rustbalance_gossip::record::{Fact, Invitation, Role};
 use rustbalance_gossip::signed::Verified;
 use rustbalance_gossip::time::Now;
 use tracing::info;
 
-use super::control::{Daemon, Running, not_yet};
+use super::control::{Daemon, RunningParts, not_yet};
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{InvitationPrefix, Response, TokenText};
@@ -21,19 +21,19 @@ fn too_many_invitations() -> Response {
     Response::refused(format!(
         "the cluster knows {} invitations, and no more are kept until one of them has been over for a week: \
          make fewer, each for more nodes (--uses) or for a shorter time (--expires)",
-        Invitation::MOST
+        Invitation::MAX_KEPT
     ))
 }
 
 /// A text for the operator: why no node can join with a new token at the moment. `None` if one can.
-fn hindrance(coordinator: &Coordinator, role: Role, now: Now) -> Option<String> {
+fn why_not_admitted(coordinator: &Coordinator, role: Role, now: Now) -> Option<String> {
     match coordinator.may_admit(role, now).err()? {
-        NotYet::Isolated => {
+        AdmissionDelay::Isolated => {
             Some("this node is isolated, as `rustbalance status` shows, and admits no node until that ends".into())
         }
         // This passes within a minute, and `join` waits for it.
-        NotYet::Starting(_) => None,
-        NotYet::Silent(node) => Some(format!(
+        AdmissionDelay::Starting(_) => None,
+        AdmissionDelay::Silent(node) => Some(format!(
             "publisher {} is silent: no other publisher is admitted until it is heard, or evicted with `rustbalance evict`",
             node.short()
         )),
@@ -66,7 +66,7 @@ impl Daemon {
             token: TokenText(token.text().to_string()),
             id: id.to_string(),
             expires,
-            note: running.cluster.look(|coordinator, now| hindrance(coordinator, role, now)),
+            note: running.cluster.look(|coordinator, now| why_not_admitted(coordinator, role, now)),
         }
     }
 
@@ -119,13 +119,13 @@ impl Daemon {
 
     /// Writes an invitation to disk, then announces it to the cluster. A crash can neither leave
     /// the operator with a token that no node knows, nor bring back a revoked one.
-    async fn announce(&self, running: &Running, signed: Verified<Invitation>) -> Result<(), Response> {
+    async fn announce(&self, running: &RunningParts, signed: Verified<Invitation>) -> Result<(), Response> {
         match on_disk(|| self.store.put_invitations(std::slice::from_ref(&signed), unix_now())) {
             Ok(()) => {}
             Err(StoreError::TooMany { .. }) => return Err(too_many_invitations()),
             Err(error) => return Err(Response::refused(error)),
         }
-        running.cluster.tell_and_wait(Event::Fact(signed.into())).await.map_err(Response::refused)
+        running.cluster.send_event_and_wait(Event::Fact(signed.into())).await.map_err(Response::refused)
     }
 }
 

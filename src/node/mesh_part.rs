@@ -17,13 +17,13 @@ use tracing::warn;
 
 use super::NodeError;
 use super::alarms::Alarms;
-use super::cluster::{self, Cluster, ClusterParts, Decisions, Services};
+use super::cluster::{self, Cluster, ClusterParts, Decisions, DecisionsByService};
 use super::discovery::Rotation;
 use super::known::{self, Boot};
 use super::own_service::OwnServicePart;
 use super::reports::{report_eviction, report_reach, show_phase};
 use super::service_facts;
-use super::supervisor::{Ended, Supervisor};
+use super::supervisor::{PartResult, Supervisor};
 use super::writer;
 use crate::balance::check::point_check;
 use crate::clock::unix_now;
@@ -39,7 +39,7 @@ use crate::tor::{Engine, RefusedCounts};
 const STOP_STEP: Duration = Duration::from_secs(5);
 
 /// The inputs of [`MeshPart::start`].
-pub(super) struct MeshNeeds<'a> {
+pub(super) struct MeshInputs<'a> {
     /// A Tor engine that is ready.
     pub(super) engine: &'a Arc<dyn Engine>,
     pub(super) store: &'a Arc<Store>,
@@ -57,7 +57,7 @@ pub(super) struct MeshPart {
     /// The handle of the cluster's task.
     pub(super) cluster: Cluster,
     /// The decisions for each service.
-    pub(super) services: watch::Receiver<Services>,
+    pub(super) services: watch::Receiver<DecisionsByService>,
     pub(super) links: Arc<Links>,
     /// Joiners that workers carry here.
     pub(super) joins: mpsc::Receiver<CarriedJoin>,
@@ -70,11 +70,11 @@ pub(super) struct MeshPart {
 
 impl MeshPart {
     /// Starts the links first and the cluster's task last: its goodbye needs all the others.
-    pub(super) async fn start(needs: MeshNeeds<'_>, parts: &mut Supervisor) -> Result<Self, NodeError> {
-        let MeshNeeds { engine, store, authority, .. } = needs;
+    pub(super) async fn start(needs: MeshInputs<'_>, parts: &mut Supervisor) -> Result<Self, NodeError> {
+        let MeshInputs { engine, store, authority, .. } = needs;
         let (newest, discovery) = watch::channel(None);
         let (accepted, accepted_watch) = watch::channel(Vec::new());
-        let Linked { links, members, carrier, outputs } = start_links(&needs, discovery.clone(), parts)?;
+        let LinkParts { links, members, carrier, outputs } = start_links(&needs, discovery.clone(), parts)?;
         let own_service = OwnServicePart {
             engine: Arc::clone(engine),
             identity: store.node_secret()?,
@@ -122,7 +122,7 @@ impl MeshPart {
 }
 
 /// The links, and the ends that the rest of the mesh needs.
-struct Linked {
+struct LinkParts {
     links: Arc<Links>,
     /// The members that the links are to reach.
     members: watch::Sender<MemberSet>,
@@ -139,10 +139,10 @@ struct Outputs {
 }
 
 fn start_links(
-    needs: &MeshNeeds<'_>,
+    needs: &MeshInputs<'_>,
     discovery: watch::Receiver<Option<Arc<Discovery>>>,
     parts: &mut Supervisor,
-) -> Result<Linked, NodeError> {
+) -> Result<LinkParts, NodeError> {
     let store = needs.store;
     let (members, members_watch) = watch::channel(known::members(store)?);
     let config = LinkConfig {
@@ -162,11 +162,11 @@ fn start_links(
         closing.shutdown();
         Ok(())
     });
-    Ok(Linked { links, members, carrier, outputs: Outputs { joins, revoked, offered, facts } })
+    Ok(LinkParts { links, members, carrier, outputs: Outputs { joins, revoked, offered, facts } })
 }
 
 async fn start_gossip(
-    needs: &MeshNeeds<'_>,
+    needs: &MeshInputs<'_>,
     boot: Boot,
     carrier: Carrier,
     members: &watch::Sender<MemberSet>,
@@ -179,8 +179,8 @@ async fn start_gossip(
     Ok((mesh, updates))
 }
 
-fn coordinator(needs: &MeshNeeds<'_>, boot: Boot) -> Result<Coordinator, NodeError> {
-    let MeshNeeds { store, live, authority, .. } = *needs;
+fn coordinator(needs: &MeshInputs<'_>, boot: Boot) -> Result<Coordinator, NodeError> {
+    let MeshInputs { store, live, authority, .. } = *needs;
     let settings = known::settings(store, live.at_start(), boot, authority)?;
     let coordinator = Coordinator::new(settings, Box::new(store.node_secret()?), store.membership().clone());
     Ok(coordinator.with_point_check(point_check(authority.map(AuthoritySecret::duplicate))))
@@ -205,7 +205,7 @@ fn start_cluster(made_of: ClusterParts, store: Arc<Store>, parts: &mut Superviso
 }
 
 /// Ends the node once it is no longer a member.
-async fn end_of_membership(mut excluded: watch::Receiver<Option<String>>) -> Ended {
+async fn end_of_membership(mut excluded: watch::Receiver<Option<String>>) -> PartResult {
     match excluded.wait_for(Option::is_some).await.ok().and_then(|why| why.clone()) {
         Some(why) => Err(NodeError::Excluded(why)),
         None => Ok(()),

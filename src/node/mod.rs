@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError, LiveConfig};
 use crate::control::ControlError;
-use crate::descriptors::Descriptors;
+use crate::open_files::OpenFiles;
 use crate::store::{Store, StoreError};
 use crate::systemd;
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
@@ -127,9 +127,9 @@ pub async fn run_on(
     live: &LiveConfig,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
-    let descriptors = Descriptors::of_process(live.at_start().proxy.streams);
+    let descriptors = OpenFiles::of_process(live.at_start().proxy.streams);
     if !descriptors.suffice() {
-        let Descriptors { limit, needed } = descriptors;
+        let OpenFiles { limit, needed } = descriptors;
         warn!(
             limit,
             needed,

@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::supervisor::Ended;
+use super::supervisor::PartResult;
 use crate::keys::{DiscoveryPublic, NodeSecret};
 use crate::link::{Channel, LINK_PORT, Links};
 use crate::tor::{Engine, Incoming, Listening, OwnService, RefusedCounts, TorError};
@@ -36,7 +36,7 @@ pub(super) struct OwnServicePart {
 
 impl OwnServicePart {
     /// Serves until `stop`.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Ended {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> PartResult {
         // Holds a sender, so that the channel stays open if the service loses its own: another
         // process may take the service over.
         let (streams, incoming) = mpsc::channel(QUEUE);
@@ -74,7 +74,7 @@ impl OwnServicePart {
         listening: &dyn Listening,
         mut incoming: mpsc::Receiver<Incoming>,
         stop: &CancellationToken,
-    ) -> Ended {
+    ) -> PartResult {
         let places = Arc::new(Semaphore::new(ACCEPTING));
         loop {
             tokio::select! {
@@ -94,7 +94,7 @@ impl OwnServicePart {
     fn accept_one(&self, incoming: Incoming, places: &Arc<Semaphore>) {
         // Dropping a stream rejects it.
         let Ok(place) = Arc::clone(places).try_acquire_owned() else {
-            self.links.count_crowd();
+            self.links.count_excess_stream();
             return;
         };
         let links = Arc::clone(&self.links);

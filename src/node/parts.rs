@@ -12,12 +12,12 @@ use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 use super::NodeError;
-use super::admission::{AdmissionNeeds, JoinPort};
-use super::control::{Daemon, Running};
-use super::mesh_part::{MeshNeeds, MeshPart};
+use super::admission::{AdmissionInputs, JoinPort};
+use super::control::{Daemon, RunningParts};
+use super::mesh_part::{MeshInputs, MeshPart};
 use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
 use super::service_units::ServiceUnits;
-use super::supervisor::{Ended, Supervisor};
+use super::supervisor::{PartResult, Supervisor};
 use crate::config::{Config, LiveConfig};
 use crate::counters::Counters;
 use crate::join::Publisher as Admitting;
@@ -42,9 +42,9 @@ pub(super) async fn start(
     let authority = secrets.as_ref().map(|secrets| &secrets.authority);
     let targets = targets(store.cluster().first_service(), config);
     let ports: BTreeMap<_, _> = targets.iter().map(|(service, targets)| (*service, ports(targets))).collect();
-    let needs = MeshNeeds { engine: &engine, store: &store, live, ports: &ports, authority, counters: &counters };
+    let needs = MeshInputs { engine: &engine, store: &store, live, ports: &ports, authority, counters: &counters };
     let MeshPart { cluster, services, links, joins, discovery, gossip, alarms } = MeshPart::start(needs, parts).await?;
-    let admission = AdmissionNeeds {
+    let admission = AdmissionInputs {
         cluster: cluster.clone(),
         links: Arc::clone(&links),
         store: Arc::clone(&store),
@@ -77,11 +77,11 @@ pub(super) async fn start(
         stop.cancelled().await;
         info!("saying goodbye");
         // If the cluster's task has ended, there is nothing to announce.
-        let _ = saying.tell_and_wait(Event::Leave).await;
+        let _ = saying.send_event_and_wait(Event::Leave).await;
         Ok(())
     });
     // The cell is set once: a daemon starts its parts once.
-    let running = Running { cluster, links, services, discovery, counters, gossip, alarms };
+    let running = RunningParts { cluster, links, services, discovery, counters, gossip, alarms };
     let _ = daemon.running.set(running);
     Ok(())
 }
@@ -109,13 +109,13 @@ fn admitting(store: &Store, secrets: Option<&PublisherSecrets>) -> Result<Option
 }
 
 /// Ends the node when the engine has ended for good. All parts that use Tor start later.
-async fn end_of_tor(mut bootstrap: watch::Receiver<Bootstrap>) -> Ended {
+async fn end_of_tor(mut bootstrap: watch::Receiver<Bootstrap>) -> PartResult {
     while bootstrap.changed().await.is_ok() {}
     Err(TorError::Stopped("its connection to the network is lost for good".into()).into())
 }
 
 /// Ends the node when a service cannot continue.
-async fn end_of_service(mut failure: mpsc::Receiver<NodeError>) -> Ended {
+async fn end_of_service(mut failure: mpsc::Receiver<NodeError>) -> PartResult {
     match failure.recv().await {
         Some(error) => Err(error),
         // The services have stopped, or their part reports its own failure.

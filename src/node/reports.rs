@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::cluster::Cluster;
-use super::supervisor::Ended;
+use super::supervisor::PartResult;
 use crate::link::Reach;
 use crate::systemd;
 
@@ -18,10 +18,10 @@ pub(super) async fn report<T: Clone>(
     mut watch: watch::Receiver<T>,
     cluster: Cluster,
     event: impl Fn(T) -> Event,
-) -> Ended {
+) -> PartResult {
     while watch.changed().await.is_ok() {
         let value = watch.borrow_and_update().clone();
-        if cluster.tell(event(value)).await.is_err() {
+        if cluster.send_event(event(value)).await.is_err() {
             break;
         }
     }
@@ -30,9 +30,9 @@ pub(super) async fn report<T: Clone>(
 
 /// Reports this node's eviction to the cluster's task. Peers prove it with the signed revocation
 /// when they refuse a link.
-pub(super) async fn report_eviction(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: Cluster) -> Ended {
+pub(super) async fn report_eviction(mut revoked: mpsc::Receiver<Verified<Revocation>>, cluster: Cluster) -> PartResult {
     while let Some(revocation) = revoked.recv().await {
-        if cluster.tell(Event::Fact(revocation.into())).await.is_err() {
+        if cluster.send_event(Event::Fact(revocation.into())).await.is_err() {
             break;
         }
     }
@@ -41,11 +41,11 @@ pub(super) async fn report_eviction(mut revoked: mpsc::Receiver<Verified<Revocat
 
 /// Reports to the cluster's task the first link, and each time that this node starts or stops to be
 /// shut out.
-pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Cluster) -> Ended {
+pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Cluster) -> PartResult {
     let mut before = Reach::default();
     loop {
         let now = *reach.borrow_and_update();
-        if now.linked && !before.linked && cluster.tell(Event::MeshReached).await.is_err() {
+        if now.linked && !before.linked && cluster.send_event(Event::MeshReached).await.is_err() {
             return Ok(());
         }
         if now.shut_out && !before.shut_out {
@@ -55,7 +55,7 @@ pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Clu
                  `rustbalance status` on another node whether this one is still a member"
             );
         }
-        if now.shut_out != before.shut_out && cluster.tell(Event::ShutOut(now.shut_out)).await.is_err() {
+        if now.shut_out != before.shut_out && cluster.send_event(Event::ShutOut(now.shut_out)).await.is_err() {
             return Ok(());
         }
         // The mesh counts as reached from the first link on.
@@ -67,7 +67,7 @@ pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Clu
 }
 
 /// Shows each change of the node's condition in the log and in `systemctl status`.
-pub(super) async fn show_phase(mut phase: watch::Receiver<Condition>) -> Ended {
+pub(super) async fn show_phase(mut phase: watch::Receiver<Condition>) -> PartResult {
     loop {
         let now = *phase.borrow_and_update();
         info!(phase = %now, "phase");

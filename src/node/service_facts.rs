@@ -56,12 +56,12 @@ mod tests {
     use super::*;
     use crate::clock::unix_now;
     use crate::join::found_with;
-    use crate::keys::MasterSecret;
+    use crate::keys::IdentitySecret;
 
     #[test]
     fn a_founder_makes_the_fact_of_each_service_once() {
         let folder = tempfile::tempdir().unwrap();
-        let further = MasterSecret::generate(&mut rng());
+        let further = IdentitySecret::generate(&mut rng());
         let draft = Store::create(&folder.path().join("state")).unwrap();
         let store = found_with(draft, None, std::slice::from_ref(&further), unix_now(), &mut rng()).unwrap();
         let [first, second] = [store.cluster().first_service(), further.service_id()];

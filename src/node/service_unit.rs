@@ -8,26 +8,26 @@ use std::time::Duration;
 use rand::RngExt;
 use rustbalance_gossip::coordinator::Event;
 use rustbalance_gossip::id::ServiceId;
-use rustbalance_gossip::stand_in::Orphan;
+use rustbalance_gossip::stand_in::UnattendedPoint;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info_span};
 
 use super::NodeError;
 use super::admission::JoinPort;
-use super::cluster::{Cluster, ServiceWanted};
-use super::disk::{MasterKeyCredentials, StoredIntroPoints, StoredRevisions};
+use super::cluster::{Cluster, ServiceDecisions};
+use super::disk::{IdentityKeyCredentials, StoredIntroPoints, StoredRevisions};
 use super::reports::report;
-use super::supervisor::{Ended, Supervisor};
+use super::supervisor::{PartResult, Supervisor};
 use crate::balance;
 use crate::balance::stand_in::task::{StandIn, StandInPoint};
 use crate::balance::task::{Balance, PointStatus};
 use crate::config::JOIN_PORT;
 use crate::health::{Health, HealthSettings};
-use crate::keys::{AuthoritySecret, MasterSecret};
+use crate::keys::{AuthoritySecret, IdentitySecret};
 use crate::proxy::{PortTarget, Proxy};
 use crate::publish;
-use crate::publish::task::{Publisher, StrangerSeen};
+use crate::publish::task::{OtherPublisherSeen, Publisher};
 use crate::store::Store;
 use crate::sync;
 use crate::tor::{Engine, Incoming, Refused, ServiceGuard};
@@ -63,7 +63,7 @@ pub(super) struct ServiceContext {
 /// The secrets that a publisher holds for a service.
 pub(super) struct PublisherSecrets {
     pub(super) authority: AuthoritySecret,
-    pub(super) master: MasterSecret,
+    pub(super) master: IdentitySecret,
 }
 
 impl PublisherSecrets {
@@ -79,22 +79,22 @@ impl PublisherSecrets {
 
 /// The desired states of a service's parts.
 pub(super) struct ServiceWatches {
-    publish: watch::Sender<publish::task::Wanted>,
-    balance: watch::Sender<balance::task::Wanted>,
-    stand_in: watch::Sender<BTreeSet<Orphan>>,
+    publish: watch::Sender<publish::task::WantedPublication>,
+    balance: watch::Sender<balance::task::WantedPoints>,
+    stand_in: watch::Sender<BTreeSet<UnattendedPoint>>,
 }
 
 impl ServiceWatches {
-    pub(super) fn new(first: ServiceWanted) -> Self {
-        let ServiceWanted { publish, balance, stand_in } = first;
+    pub(super) fn new(first: ServiceDecisions) -> Self {
+        let ServiceDecisions { publish, balance, stand_in } = first;
         let (publish, balance, stand_in) =
             (watch::Sender::new(publish), watch::Sender::new(balance), watch::Sender::new(stand_in));
         Self { publish, balance, stand_in }
     }
 
     /// Replaces the desired states; wakes the parts whose state changes.
-    pub(super) fn set(&self, wanted: ServiceWanted) {
-        let ServiceWanted { publish, balance, stand_in } = wanted;
+    pub(super) fn set(&self, wanted: ServiceDecisions) {
+        let ServiceDecisions { publish, balance, stand_in } = wanted;
         sync::publish(&self.publish, publish);
         sync::publish(&self.balance, balance);
         sync::publish(&self.stand_in, stand_in);
@@ -106,7 +106,7 @@ impl ServiceWatches {
 pub(super) struct ServiceView {
     pub(super) points: watch::Receiver<Vec<PointStatus>>,
     pub(super) stand_ins: watch::Receiver<Vec<StandInPoint>>,
-    pub(super) stranger: watch::Receiver<Option<StrangerSeen>>,
+    pub(super) other_publisher: watch::Receiver<Option<OtherPublisherSeen>>,
     /// `None` if this node has no targets for the service.
     pub(super) health: Option<Arc<Health>>,
 }
@@ -169,12 +169,12 @@ impl Starting<'_> {
         wanted: &ServiceWatches,
         secrets: Option<PublisherSecrets>,
     ) -> Result<ServiceView, NodeError> {
-        let (stranger, stranger_watch) = watch::channel(None);
+        let (other_publisher, stranger_watch) = watch::channel(None);
         let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
         let (points, points_watch) = watch::channel(Vec::new());
         let mut health = None;
         let authority = secrets.map(|PublisherSecrets { authority, master }| {
-            self.publisher(master, wanted.publish.subscribe(), stranger);
+            self.publisher(master, wanted.publish.subscribe(), other_publisher);
             authority
         });
         if !targets.is_empty() {
@@ -186,7 +186,7 @@ impl Starting<'_> {
             }
             self.proxy(targets, incoming);
         }
-        Ok(ServiceView { points: points_watch, stand_ins: stand_ins_watch, stranger: stranger_watch, health })
+        Ok(ServiceView { points: points_watch, stand_ins: stand_ins_watch, other_publisher: stranger_watch, health })
     }
 
     fn report<T: Clone + Send + Sync + 'static>(
@@ -200,21 +200,21 @@ impl Starting<'_> {
 
     fn publisher(
         &mut self,
-        master: MasterSecret,
-        wanted: watch::Receiver<publish::task::Wanted>,
-        stranger: watch::Sender<Option<StrangerSeen>>,
+        master: IdentitySecret,
+        wanted: watch::Receiver<publish::task::WantedPublication>,
+        other_publisher: watch::Sender<Option<OtherPublisherSeen>>,
     ) {
         let (published, published_watch) = watch::channel(Vec::new());
-        let (unable, unable_watch) = watch::channel(());
+        let (cannot_publish, unable_watch) = watch::channel(());
         let publisher = Publisher {
             engine: Arc::clone(&self.context.engine),
             service: self.service,
-            credentials: Arc::new(MasterKeyCredentials(master)),
+            credentials: Arc::new(IdentityKeyCredentials(master)),
             revisions: Arc::new(StoredRevisions { store: Arc::clone(&self.context.store), service: self.service }),
             wanted,
             report: published,
-            unable,
-            stranger,
+            cannot_publish,
+            other_publisher,
             refresh: Duration::from_secs(rand::rng().random_range(3600..7200)),
         };
         self.parts.start("publisher", STOP_LIMIT, |stop| async move {
@@ -240,7 +240,7 @@ impl Starting<'_> {
 
     fn introduction_points(
         &mut self,
-        wanted: watch::Receiver<balance::task::Wanted>,
+        wanted: watch::Receiver<balance::task::WantedPoints>,
         streams: mpsc::Sender<Incoming>,
         status: watch::Sender<Vec<PointStatus>>,
     ) -> Result<(), NodeError> {
@@ -267,7 +267,7 @@ impl Starting<'_> {
     fn stand_in(
         &mut self,
         authority: AuthoritySecret,
-        wanted: watch::Receiver<BTreeSet<Orphan>>,
+        wanted: watch::Receiver<BTreeSet<UnattendedPoint>>,
         streams: mpsc::Sender<Incoming>,
         status: watch::Sender<Vec<StandInPoint>>,
     ) {
@@ -305,7 +305,7 @@ async fn sort_streams(
     proxy: mpsc::Sender<Incoming>,
     door: Option<Arc<JoinPort>>,
     limits: Arc<ServiceGuard>,
-) -> Ended {
+) -> PartResult {
     while let Some(stream) = incoming.recv().await {
         match &door {
             Some(door) if stream.port == JOIN_PORT => {

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::NodeError;
-use super::cluster::{ServiceWanted, Services};
+use super::cluster::{DecisionsByService, ServiceDecisions};
 use super::service_unit::{ServiceContext, ServiceUnit, ServiceView, ServiceWatches};
-use super::supervisor::Ended;
+use super::supervisor::PartResult;
 use crate::proxy::PortTarget;
 
 /// The state of each service that has a unit, for `status`.
@@ -24,7 +24,7 @@ pub(super) struct ServiceUnits {
     /// The targets of each service, from this node's configuration.
     targets: BTreeMap<ServiceId, Vec<PortTarget>>,
     /// The cluster's decisions for each service.
-    services: watch::Receiver<Services>,
+    services: watch::Receiver<DecisionsByService>,
     units: BTreeMap<ServiceId, Unit>,
     running: JoinSet<ServiceId>,
     views: watch::Sender<ServiceViews>,
@@ -46,7 +46,7 @@ impl ServiceUnits {
     pub(super) fn start(
         context: ServiceContext,
         targets: BTreeMap<ServiceId, Vec<PortTarget>>,
-        services: watch::Receiver<Services>,
+        services: watch::Receiver<DecisionsByService>,
         failed: mpsc::Sender<NodeError>,
     ) -> Result<Self, NodeError> {
         let (units, running, views) = (BTreeMap::new(), JoinSet::new(), watch::Sender::default());
@@ -61,7 +61,7 @@ impl ServiceUnits {
     }
 
     /// Runs until `stop` and until every unit has stopped.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> Ended {
+    pub(super) async fn run(mut self, stop: CancellationToken) -> PartResult {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -107,7 +107,7 @@ impl ServiceUnits {
         Ok(())
     }
 
-    fn start_unit(&mut self, service: ServiceId, first: ServiceWanted) -> Result<(), NodeError> {
+    fn start_unit(&mut self, service: ServiceId, first: ServiceDecisions) -> Result<(), NodeError> {
         let ports = self.targets.get(&service).cloned().unwrap_or_default();
         let wanted = ServiceWatches::new(first);
         let unit = ServiceUnit::start(service, ports, &wanted, &self.context)?;

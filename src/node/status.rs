@@ -14,12 +14,12 @@ use rustbalance_mesh::MeshCounters;
 use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
 use crate::control::{
-    IntroPointStatus, InvitationState, InvitationStatus, MemberStatus, PortStatus, PublicationStatus,
-    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, StrangerStatus, TrafficStatus,
+    IntroPointStatus, InvitationState, InvitationStatus, MemberStatus, OtherPublisherStatus, PortStatus,
+    PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, TrafficStatus,
 };
 use crate::counters::{Counter, Counters};
 use crate::health::PortHealth;
-use crate::publish::task::StrangerSeen;
+use crate::publish::task::OtherPublisherSeen;
 
 /// The part of `status` that comes from the coordinator.
 pub(super) struct ClusterPart {
@@ -81,7 +81,7 @@ fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<Source, usiz
         priority: member.card().map(|card| card.priority),
         weight: member.card().map(|card| card.weight),
         ports: member.card().map(|card| card.ports.clone()),
-        doubled_seconds: member.doubled.map(|at| now.mono.saturating_sub(at).as_secs()),
+        doubled_seconds: member.duplicate_key_seen.map(|at| now.mono.saturating_sub(at).as_secs()),
     }
 }
 
@@ -151,9 +151,9 @@ pub(super) fn stand_ins(points: &[StandInPoint]) -> Vec<StandInStatus> {
 const STRANGER_SHOWN: Duration = Duration::from_secs(3 * 3600);
 
 /// The other publisher, while it may still be active.
-pub(super) fn stranger(seen: &StrangerSeen) -> Option<StrangerStatus> {
+pub(super) fn other_publisher(seen: &OtherPublisherSeen) -> Option<OtherPublisherStatus> {
     let ago = seen.at.elapsed();
-    (ago < STRANGER_SHOWN).then_some(StrangerStatus { seen_seconds: ago.as_secs(), readable: seen.readable })
+    (ago < STRANGER_SHOWN).then_some(OtherPublisherStatus { seen_seconds: ago.as_secs(), readable: seen.readable })
 }
 
 /// The health of each port's target.
@@ -189,10 +189,10 @@ pub(super) fn collect(counters: &Counters, records: &RefusedRecords, mesh: MeshC
             counters.set(counter, count);
         }
     }
-    let MeshCounters { malformed, strangers, hoards, lies, restarts } = mesh;
+    let MeshCounters { malformed, unknown_nodes, over_quota, spoofed_versions, restarts } = mesh;
     counters.set(Counter::GossipMalformed, malformed);
-    counters.set(Counter::GossipStrangers, strangers);
-    counters.set(Counter::GossipHoards, hoards);
-    counters.set(Counter::GossipLies, lies);
+    counters.set(Counter::GossipUnknownNodes, unknown_nodes);
+    counters.set(Counter::GossipOverQuota, over_quota);
+    counters.set(Counter::GossipSpoofed, spoofed_versions);
     counters.set(Counter::GossipRestarts, restarts);
 }

@@ -16,7 +16,7 @@ use tracing::{Instrument, Span, debug, error, warn};
 use super::NodeError;
 
 /// The result of a part: `Ok` if it was stopped, or if its input has ended.
-pub(super) type Ended = Result<(), NodeError>;
+pub(super) type PartResult = Result<(), NodeError>;
 
 /// Time after the first end in which further ends are collected. Parts that fail with Tor notice it
 /// at their next call, within milliseconds; 1 s allows for a busy machine.
@@ -28,7 +28,7 @@ const PROMPT: Duration = Duration::from_secs(5);
 /// Parts in the order of their start. Dropping it aborts all of them.
 #[derive(Default)]
 pub(super) struct Supervisor {
-    tasks: JoinSet<Ended>,
+    tasks: JoinSet<PartResult>,
     parts: Vec<Part>,
     /// The span of everything that the parts log.
     span: Option<Span>,
@@ -40,7 +40,7 @@ struct Part {
     task: AbortHandle,
     limit: Duration,
     /// The result of the part; `None` while it runs.
-    ended: Option<Ended>,
+    ended: Option<PartResult>,
 }
 
 impl Supervisor {
@@ -57,7 +57,7 @@ impl Supervisor {
         limit: Duration,
         work: impl FnOnce(CancellationToken) -> F,
     ) where
-        F: Future<Output = Ended> + Send + 'static,
+        F: Future<Output = PartResult> + Send + 'static,
     {
         let stop = CancellationToken::new();
         let span = self.span.clone().unwrap_or_else(Span::none);
@@ -66,7 +66,7 @@ impl Supervisor {
     }
 
     /// Starts a part that is dropped at its next await when it is stopped.
-    pub(super) fn spawn(&mut self, name: impl Into<String>, work: impl Future<Output = Ended> + Send + 'static) {
+    pub(super) fn spawn(&mut self, name: impl Into<String>, work: impl Future<Output = PartResult> + Send + 'static) {
         self.start(name, PROMPT, |stop| async move { stop.run_until_cancelled_owned(work).await.unwrap_or(Ok(())) });
     }
 
@@ -141,7 +141,7 @@ impl Supervisor {
         self.note(failed.id(), Ok(()));
     }
 
-    fn note(&mut self, id: Id, ended: Ended) {
+    fn note(&mut self, id: Id, ended: PartResult) {
         if let Some(part) = self.parts.iter_mut().find(|part| part.task.id() == id) {
             part.ended = Some(ended);
         }

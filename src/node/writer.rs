@@ -21,7 +21,7 @@ const RETRY: Duration = Duration::from_secs(10);
 
 /// The state that should be on disk.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Kept {
+pub(super) struct DesiredState {
     /// The highest term that this node has claimed or seen.
     pub(super) term: u64,
     /// The chains of all members, including this node.
@@ -34,8 +34,12 @@ pub(super) struct Kept {
 
 /// Writes until the cluster's task has ended and its last state has been tried. Reports in `stored`
 /// the term that is on disk.
-pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kept>, stored: watch::Sender<u64>) {
-    let mut written = Kept::default();
+pub(super) async fn write_all(
+    store: Arc<Store>,
+    mut wanted: watch::Receiver<DesiredState>,
+    stored: watch::Sender<u64>,
+) {
+    let mut written = DesiredState::default();
     loop {
         let next = wanted.borrow_and_update().clone();
         let whole = on_disk(|| write(&store, next, &mut written, &stored));
@@ -47,8 +51,8 @@ pub(super) async fn write_all(store: Arc<Store>, mut wanted: watch::Receiver<Kep
 }
 
 /// Writes what differs; false if a write failed.
-fn write(store: &Store, wanted: Kept, written: &mut Kept, stored: &watch::Sender<u64>) -> bool {
-    let Kept { term, members, facts, alarms } = wanted;
+fn write(store: &Store, wanted: DesiredState, written: &mut DesiredState, stored: &watch::Sender<u64>) -> bool {
+    let DesiredState { term, members, facts, alarms } = wanted;
     // The term comes first because the election waits for it.
     let mut whole = put("the term (this node cannot publish)", term, &mut written.term, |term| store.raise_term(*term));
     if whole {

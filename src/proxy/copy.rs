@@ -52,7 +52,7 @@ pub(super) enum Ended {
 
 /// The activity of a stream, reported to those that may have to close it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sign {
+pub(super) enum StreamActivity {
     /// The client has sent its first bytes.
     Used,
     /// Bytes have moved, either way.
@@ -61,7 +61,7 @@ pub(super) enum Sign {
 
 /// The direction in which bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Direction {
     FromClient,
     ToClient,
 }
@@ -70,7 +70,7 @@ enum Way {
 struct Activity<'a> {
     times: Mutex<Times>,
     half_closed: AtomicBool,
-    report: &'a (dyn Fn(Sign) + Sync),
+    report: &'a (dyn Fn(StreamActivity) + Sync),
 }
 
 struct Times {
@@ -80,7 +80,7 @@ struct Times {
 }
 
 impl<'a> Activity<'a> {
-    fn new(report: &'a (dyn Fn(Sign) + Sync)) -> Self {
+    fn new(report: &'a (dyn Fn(StreamActivity) + Sync)) -> Self {
         let now = Instant::now();
         let times = Mutex::new(Times { last: now, reported: now, used: false });
         Self { times, half_closed: AtomicBool::new(false), report }
@@ -92,17 +92,17 @@ impl<'a> Activity<'a> {
 
     /// Notes that bytes have moved, and reports the client's first bytes at once, others at most
     /// every [`REPORT`].
-    fn touch(&self, way: Way) {
+    fn touch(&self, way: Direction) {
         let now = Instant::now();
         let sign = {
             let mut times = self.times();
             times.last = now;
-            if way == Way::FromClient && !times.used {
+            if way == Direction::FromClient && !times.used {
                 times.used = true;
-                Some(Sign::Used)
+                Some(StreamActivity::Used)
             } else if now >= times.reported + REPORT {
                 times.reported = now;
-                Some(Sign::Moved)
+                Some(StreamActivity::Moved)
             } else {
                 None
             }
@@ -147,15 +147,15 @@ pub(super) async fn copy_both(
     client: BoxStream,
     target: BoxStream,
     bounds: Bounds,
-    report: &(dyn Fn(Sign) + Sync),
+    report: &(dyn Fn(StreamActivity) + Sync),
     from_client: &AtomicU64,
     to_client: &AtomicU64,
 ) -> Ended {
     let (client_read, client_write) = tokio::io::split(client);
     let (target_read, target_write) = tokio::io::split(target);
     let activity = Activity::new(report);
-    let up = copy_one_way(client_read, target_write, bounds.stall, (&activity, Way::FromClient), from_client);
-    let down = copy_one_way(target_read, client_write, bounds.stall, (&activity, Way::ToClient), to_client);
+    let up = copy_one_way(client_read, target_write, bounds.stall, (&activity, Direction::FromClient), from_client);
+    let down = copy_one_way(target_read, client_write, bounds.stall, (&activity, Direction::ToClient), to_client);
     tokio::select! {
         done = futures::future::try_join(up, down) => done.err().unwrap_or(Ended::Whole),
         ended = activity.watch(bounds) => ended,
@@ -167,7 +167,7 @@ async fn copy_one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     stall: Option<Duration>,
-    (activity, way): (&Activity<'_>, Way),
+    (activity, way): (&Activity<'_>, Direction),
     bytes: &AtomicU64,
 ) -> Result<(), Ended> {
     let mut buffer = vec![0; BUFFER];

@@ -19,8 +19,8 @@ use tracing::debug;
 
 use crate::counters::{Counter, Counters};
 use crate::tor::{CircuitId, Incoming, Rejection, TorError};
-use copy::{Bounds, Ended, Sign, copy_both};
-use room::{Admitted, Room};
+use copy::{Bounds, Ended, StreamActivity, copy_both};
+use room::{Admitted, StreamRoom};
 
 pub use target::{MAX_UNIX_PATH, PortTarget, Target, TargetError};
 
@@ -89,7 +89,7 @@ struct Shared {
     limits: watch::Receiver<ProxyLimits>,
     /// The most streams that the process has files for.
     files: usize,
-    room: Arc<Room>,
+    room: Arc<StreamRoom>,
     counters: Counters,
 }
 
@@ -179,7 +179,7 @@ impl Proxy {
         };
         let _open = OpenStream::new(counters);
         let bounds = Bounds { idle: limits.idle, stall: limits.stall, half_closed: limits.half_closed };
-        let report = |sign: Sign| admitted.report(sign);
+        let report = |sign: StreamActivity| admitted.report(sign);
         let (from_client, to_client) = (Counter::BytesFromClients, Counter::BytesToClients);
         let (from_client, to_client) = (counters.cell(from_client), counters.cell(to_client));
         match copy_both(client, upstream, bounds, &report, from_client, to_client).await {

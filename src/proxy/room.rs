@@ -8,13 +8,13 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::copy::Sign;
+use super::copy::StreamActivity;
 use super::plan::{Action, Event, StreamId, StreamPlan};
 use crate::counters::Counter;
 use crate::tor::CircuitId;
 
 /// The places for streams, shared by all proxies of a node.
-pub(super) struct Room {
+pub(super) struct StreamRoom {
     origin: Instant,
     state: Mutex<State>,
 }
@@ -26,13 +26,13 @@ struct State {
     closing: HashMap<StreamId, CancellationToken>,
 }
 
-impl Default for Room {
+impl Default for StreamRoom {
     fn default() -> Self {
         Self { origin: Instant::now(), state: Mutex::default() }
     }
 }
 
-impl Room {
+impl StreamRoom {
     /// Admits a stream of this circuit as one of at most `streams`, possibly closing another one
     /// for it; else returns the counter of the refusal.
     pub(super) fn admit(self: &Arc<Self>, circuit: CircuitId, streams: usize) -> Result<Admitted, Counter> {
@@ -66,7 +66,7 @@ impl Room {
 /// The place of one stream; free again when dropped.
 pub(super) struct Admitted {
     id: StreamId,
-    room: Arc<Room>,
+    room: Arc<StreamRoom>,
     closed: CancellationToken,
 }
 
@@ -77,10 +77,10 @@ impl Admitted {
     }
 
     /// Reports activity of the stream.
-    pub(super) fn report(&self, sign: Sign) {
+    pub(super) fn report(&self, sign: StreamActivity) {
         let event = match sign {
-            Sign::Used => Event::Used(self.id),
-            Sign::Moved => Event::Moved(self.id),
+            StreamActivity::Used => Event::Used(self.id),
+            StreamActivity::Moved => Event::Moved(self.id),
         };
         self.room.state().plan.handle(event, self.room.origin.elapsed());
     }

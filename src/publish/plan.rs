@@ -1,8 +1,8 @@
 //! Decides what to upload where: a reconciler between what should be published and what each
 //! directory holds.
 //!
-//! Enter with [`Plan::handle`], once per event: it returns everything that is to be done now.
-//! [`Plan::next_timeout`] says when to call it again if nothing happens. Each call looks at the
+//! Enter with [`PublishPlan::handle`], once per event: it returns everything that is to be done now.
+//! [`PublishPlan::next_timeout`] says when to call it again if nothing happens. Each call looks at the
 //! whole state:
 //!
 //! 1. If this node is not the publisher, or there are no introduction points or no directories,
@@ -17,7 +17,7 @@
 //! 4. A confirmed directory is read back at intervals. If it holds something else, the edition is
 //!    uploaded again. If it does not answer twice in a row, it no longer counts as confirmed.
 //!
-//! A descriptor that has replaced one of ours is another publisher's ([`Action::Stranger`]) if only
+//! A descriptor that has replaced one of ours is another publisher's ([`Action::OtherPublisher`]) if only
 //! authorized clients can read it, or if it names no point of this cluster and no member has
 //! announced so high a revision. A descriptor that was there before our first upload is not: it may
 //! be left over from a service that has ended.
@@ -85,7 +85,7 @@ pub enum Event {
         outcome: Outcome,
     },
     /// A directory was read back.
-    Held {
+    ReadBackAnswered {
         /// The period.
         period: PeriodId,
         /// The directory.
@@ -141,7 +141,7 @@ pub enum Action {
         /// The revision of the edition.
         revision: u64,
     },
-    /// Read the descriptor of a directory back; answer with [`Event::Held`].
+    /// Read the descriptor of a directory back; answer with [`Event::ReadBackAnswered`].
     ReadBack {
         /// The period.
         period: PeriodId,
@@ -151,12 +151,12 @@ pub enum Action {
     /// Tell the cluster which revisions are published, and on how many directories.
     Report(Vec<PublishedPeriod>),
     /// Tell the operator that a publisher outside the cluster publishes this address.
-    Stranger(Stranger),
+    OtherPublisher(OtherPublisher),
 }
 
 /// A descriptor of this address with which a publisher outside the cluster has replaced ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stranger {
+pub struct OtherPublisher {
     /// Its period.
     pub period: PeriodId,
     /// Its revision.
@@ -202,7 +202,7 @@ struct Target {
 
 /// The reconciler. It has no clock and no sockets.
 #[derive(Debug)]
-pub struct Plan {
+pub struct PublishPlan {
     term: Option<u64>,
     desired: Vec<IntroPoint>,
     targets: BTreeMap<PeriodId, Target>,
@@ -213,7 +213,7 @@ pub struct Plan {
     /// them.
     known: BTreeMap<FixedBytes<32>, Duration>,
     /// The last stranger's descriptor seen. It is on several directories, but is reported once.
-    stranger: Option<Stranger>,
+    other_publisher: Option<OtherPublisher>,
     /// When the desired set last began to differ from what is published.
     changed_at: Option<Duration>,
     led_since: Duration,
@@ -221,7 +221,7 @@ pub struct Plan {
     reported: Vec<PublishedPeriod>,
 }
 
-impl Plan {
+impl PublishPlan {
     /// `refresh` is the age at which an unchanged descriptor is published again (a random 60 to 120
     /// minutes, drawn by the caller).
     pub fn new(refresh: Duration) -> Self {
@@ -232,7 +232,7 @@ impl Plan {
             floors: BTreeMap::new(),
             of_others: BTreeMap::new(),
             known: BTreeMap::new(),
-            stranger: None,
+            other_publisher: None,
             changed_at: None,
             led_since: Duration::ZERO,
             refresh,
@@ -241,7 +241,7 @@ impl Plan {
     }
 }
 
-impl Machine for Plan {
+impl Machine for PublishPlan {
     type Event = Event;
     type Action = Action;
 
@@ -265,8 +265,8 @@ impl Machine for Plan {
             Event::Uploaded { period, directory, revision, outcome } => {
                 self.uploaded(period, &directory, revision, outcome, now);
             }
-            Event::Held { period, directory, reading } => {
-                actions.extend(self.held(period, &directory, reading, now).map(Action::Stranger));
+            Event::ReadBackAnswered { period, directory, reading } => {
+                actions.extend(self.held(period, &directory, reading, now).map(Action::OtherPublisher));
             }
         }
         self.reconcile(now, &mut actions);
@@ -297,7 +297,7 @@ impl Machine for Plan {
     }
 }
 
-impl Plan {
+impl PublishPlan {
     fn lead(&mut self, term: Option<u64>, now: Duration) {
         if term.is_some() && term != self.term {
             self.led_since = now;
@@ -404,7 +404,7 @@ impl Plan {
         directory: &Directory,
         reading: Result<Option<Reading>, String>,
         now: Duration,
-    ) -> Option<Stranger> {
+    ) -> Option<OtherPublisher> {
         let held = self.held_mut(period, directory)?;
         held.busy = false;
         held.read_back_at = Some(now + READ_BACK);
@@ -431,19 +431,19 @@ impl Plan {
             target.renew |= reading.revision <= MAX_FENCE;
             self.raise_floor(period, reading.revision);
         }
-        (replaces_ours && self.term.is_some()).then(|| self.stranger(period, &reading)).flatten()
+        (replaces_ours && self.term.is_some()).then(|| self.other_publisher(period, &reading)).flatten()
     }
 
     /// The stranger whose descriptor this is; `None` if a member has published it, or if it was
     /// reported before.
-    fn stranger(&mut self, period: PeriodId, reading: &Reading) -> Option<Stranger> {
+    fn other_publisher(&mut self, period: PeriodId, reading: &Reading) -> Option<OtherPublisher> {
         let by_member = self.of_others.get(&period).is_some_and(|highest| *highest >= reading.revision);
         let members = |points: &Vec<_>| by_member || points.iter().any(|point| self.known.contains_key(point));
         if reading.points.as_ref().is_some_and(members) {
             return None;
         }
-        let stranger = Stranger { period, revision: reading.revision, readable: reading.points.is_some() };
-        (self.stranger.replace(stranger) != Some(stranger)).then_some(stranger)
+        let other_publisher = OtherPublisher { period, revision: reading.revision, readable: reading.points.is_some() };
+        (self.other_publisher.replace(other_publisher) != Some(other_publisher)).then_some(other_publisher)
     }
 
     fn held_mut(&mut self, period: PeriodId, directory: &Directory) -> Option<&mut Held> {

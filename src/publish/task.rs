@@ -1,4 +1,4 @@
-//! The shell of [`Plan`] that publishes the descriptor, through the [`Engine`].
+//! The shell of [`PublishPlan`] that publishes the descriptor, through the [`Engine`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::plan::{Action, Event, Outcome, Plan, Reading, Stranger};
+use super::plan::{Action, Event, OtherPublisher, Outcome, PublishPlan, Reading};
 use crate::clock::Clock;
 use crate::drive::{Driver, JobPanicked, Jobs, Shell};
 use crate::tor::descriptor::{self, PeriodCredentials};
@@ -45,7 +45,7 @@ pub trait RevisionLog: Send + Sync {
 
 /// The cluster's requirements for this node as a publisher.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct WantedPublication {
     /// The term in which this node holds the lease; `None` while another node holds it.
     pub term: Option<u64>,
     /// The points to publish, at most 20, ordered.
@@ -61,7 +61,7 @@ pub struct Wanted {
 
 /// A sighting of a publisher of this address outside the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StrangerSeen {
+pub struct OtherPublisherSeen {
     /// When a directory last held its descriptor in place of ours.
     pub at: Instant,
     /// False if only authorized clients can read its descriptor.
@@ -79,21 +79,21 @@ pub struct Publisher {
     /// The log that keeps revisions rising across restarts.
     pub revisions: Arc<dyn RevisionLog>,
     /// The current requirements of the cluster.
-    pub wanted: watch::Receiver<Wanted>,
+    pub wanted: watch::Receiver<WantedPublication>,
     /// The published revisions and how many directories hold them, written by the task.
     pub report: watch::Sender<Vec<PublishedPeriod>>,
     /// Notified each time this node cannot publish because its disk does not store the revision: a
     /// revision that is not on disk is not used.
-    pub unable: watch::Sender<()>,
+    pub cannot_publish: watch::Sender<()>,
     /// The last sighting of a publisher outside the cluster, written by the task.
-    pub stranger: watch::Sender<Option<StrangerSeen>>,
+    pub other_publisher: watch::Sender<Option<OtherPublisherSeen>>,
     /// The age at which an unchanged descriptor is published again.
     pub refresh: Duration,
 }
 
 /// An input of the shell.
 enum Input {
-    Wanted(Wanted),
+    WantedPublication(WantedPublication),
     /// The periods and their directories may have changed.
     PeriodsDue,
     Periods(Result<Vec<Period>, TorError>),
@@ -120,7 +120,7 @@ struct PublisherShell {
     editions: BTreeMap<PeriodId, (u64, Arc<str>)>,
     /// When the last warning about another publisher was logged.
     warned: Option<Instant>,
-    /// [`Wanted::unheard`], as of the last input.
+    /// [`WantedPublication::unheard`], as of the last input.
     unheard: bool,
 }
 
@@ -141,7 +141,7 @@ impl Publisher {
     /// If a job panics.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), JobPanicked> {
         self.wanted.mark_changed();
-        let plan = Plan::new(self.refresh);
+        let plan = PublishPlan::new(self.refresh);
         let shell = PublisherShell {
             network: self.engine.network_changes(),
             publisher: self,
@@ -164,13 +164,13 @@ impl PeriodsDue {
     }
 }
 
-impl Shell<Plan> for PublisherShell {
+impl Shell<PublishPlan> for PublisherShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
         let wanted = &mut self.publisher.wanted;
         tokio::select! {
-            changed = wanted.changed() => changed.ok().map(|()| Input::Wanted(wanted.borrow_and_update().clone())),
+            changed = wanted.changed() => changed.ok().map(|()| Input::WantedPublication(wanted.borrow_and_update().clone())),
             changed = self.network.changed() => changed.ok().map(|()| Input::PeriodsDue),
             () = self.periods_due.wait() => Some(Input::PeriodsDue),
         }
@@ -178,7 +178,7 @@ impl Shell<Plan> for PublisherShell {
 
     fn take(&mut self, input: Input, jobs: &mut Jobs<Input>) -> Vec<Event> {
         match input {
-            Input::Wanted(wanted) => self.want(wanted),
+            Input::WantedPublication(wanted) => self.want(wanted),
             Input::PeriodsDue => {
                 self.ask_for_periods(jobs);
                 Vec::new()
@@ -194,14 +194,14 @@ impl Shell<Plan> for PublisherShell {
             Action::Build { period, points, floor } => self.build(period, points, floor, jobs),
             Action::Upload { period, directory, revision } => self.upload(period, directory, revision, jobs),
             Action::ReadBack { period, directory } => self.read_back(period, directory, jobs),
-            Action::Stranger(stranger) => self.meet(&stranger),
+            Action::OtherPublisher(other_publisher) => self.meet(&other_publisher),
             Action::Report(periods) => self.report(periods),
         }
     }
 }
 
 impl PublisherShell {
-    fn want(&mut self, wanted: Wanted) -> Vec<Event> {
+    fn want(&mut self, wanted: WantedPublication) -> Vec<Event> {
         self.unheard = wanted.unheard;
         let of_others = wanted.of_others.into_iter().map(|(period, revision)| Event::OfOthers(period, revision));
         let floors = wanted.floors.into_iter().map(|(period, revision)| Event::Floor(period, revision));
@@ -253,7 +253,7 @@ impl PublisherShell {
                 // Another publisher's disk may work; an error in the descriptor itself would occur
                 // everywhere.
                 if matches!(error, Unbuilt::Unstored(_)) {
-                    self.publisher.unable.send_replace(());
+                    self.publisher.cannot_publish.send_replace(());
                 }
                 Event::Built(period, Err(error.to_string()))
             }
@@ -277,7 +277,7 @@ impl PublisherShell {
     /// Logs a warning at once and then at most every [`STRANGER_PAUSE`]; passes every sighting on
     /// to `status`. Does neither while the descriptor may be from a publisher of the cluster that
     /// is not heard.
-    fn meet(&mut self, stranger: &Stranger) {
+    fn meet(&mut self, other_publisher: &OtherPublisher) {
         if self.unheard {
             return;
         }
@@ -285,15 +285,17 @@ impl PublisherShell {
         if self.warned.is_none_or(|at| now.duration_since(at) >= STRANGER_PAUSE) {
             self.warned = Some(now);
             warn!(
-                period = stranger.period.number,
-                revision = stranger.revision,
-                readable = stranger.readable,
+                period = other_publisher.period.number,
+                revision = other_publisher.revision,
+                readable = other_publisher.readable,
                 "another publisher, which is not a member, publishes this address and takes clients away until this \
                  node publishes again: stop the old service that has this key; if there is none, someone else has the \
                  key, and only a new address is safe"
             );
         }
-        self.publisher.stranger.send_replace(Some(StrangerSeen { at: now, readable: stranger.readable }));
+        self.publisher
+            .other_publisher
+            .send_replace(Some(OtherPublisherSeen { at: now, readable: other_publisher.readable }));
     }
 
     fn build(&mut self, period: PeriodId, points: Vec<IntroPoint>, floor: u64, jobs: &mut Jobs<Input>) {
@@ -354,7 +356,7 @@ impl PublisherShell {
             if let Err(error) = &reading {
                 debug!(period = period.number, directory = %directory.relay, %error, "cannot read the descriptor back");
             }
-            Input::Answered(Event::Held { period, directory, reading })
+            Input::Answered(Event::ReadBackAnswered { period, directory, reading })
         });
     }
 }

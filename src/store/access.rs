@@ -41,13 +41,13 @@ pub struct Exposed {
     pub(super) open: Vec<(PathBuf, u32)>,
     /// True if a directory in `open` has the set-group-ID bit, which Kubernetes' `fsGroup` sets at
     /// each mount.
-    pub(super) hands_group_down: bool,
+    pub(super) has_set_group_id: bool,
 }
 
 impl Exposed {
     fn none(root: &Path) -> Self {
         let root = root.to_owned();
-        Self { root, me: pwd_grp::geteuid(), foreign: Vec::new(), open: Vec::new(), hands_group_down: false }
+        Self { root, me: pwd_grp::geteuid(), foreign: Vec::new(), open: Vec::new(), has_set_group_id: false }
     }
 
     /// Checks one file or directory: its owner must be one of `owners`, and it must have none of
@@ -58,7 +58,7 @@ impl Exposed {
         }
         let mode = metadata.mode() & 0o7777;
         if mode & forbidden != 0 {
-            self.hands_group_down |= metadata.is_dir() && mode & SET_GROUP_ID != 0;
+            self.has_set_group_id |= metadata.is_dir() && mode & SET_GROUP_ID != 0;
             self.open.push((path.to_owned(), mode));
         }
     }
@@ -85,7 +85,7 @@ impl fmt::Display for Exposed {
             let list = listed(&self.open, |(path, mode)| format!("{} (mode {mode:04o})", path.display()));
             write!(f, "{and}accessible to other users: {list}: fix all with `chmod -R go= {root}`")?;
         }
-        if self.hands_group_down {
+        if self.has_set_group_id {
             f.write_str(
                 ". New files in a directory get its group, as Kubernetes' `fsGroup` sets it up at each mount: remove \
                  `fsGroup` from the pod's security context, and change the volume's owner to the pod's user once",

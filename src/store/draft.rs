@@ -19,39 +19,39 @@ use zeroize::Zeroizing;
 use super::error::StoreError;
 use super::file::{self, Payload};
 use super::kind::{Kind, Place, VERSION};
-use super::{Home, Store, at_most, holds_state, inspect, lock, migrations, service, version};
+use super::{OwnedFolder, Store, at_most, holds_state, inspect, lock, migrations, service, version};
 use super::{invalid, read_discovery, read_key, write};
 use crate::discovery::KeyRing;
-use crate::keys::{AuthoritySecret, MAX_SERVICES, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
+use crate::keys::{AuthoritySecret, IdentitySecret, MAX_SERVICES, NodeSecret, PointSeed, ServiceSecrets};
 
 /// The command that creates a state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Beginning {
+pub enum SetupCommand {
     /// `init`: the first node of a new cluster.
-    Founding,
+    Init,
     /// `join`: a further node of an existing cluster.
-    Joining,
+    Join,
 }
 
 /// The command that was begun, and its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pending {
-    beginning: Beginning,
+    beginning: SetupCommand,
     cluster: ClusterId,
 }
 
 impl Pending {
     fn doing(self) -> &'static str {
         match self.beginning {
-            Beginning::Founding => "an init",
-            Beginning::Joining => "a join",
+            SetupCommand::Init => "an init",
+            SetupCommand::Join => "a join",
         }
     }
 
     fn command(self) -> String {
         match self.beginning {
-            Beginning::Founding => "init".into(),
-            Beginning::Joining => format!("join {}", self.cluster),
+            SetupCommand::Init => "init".into(),
+            SetupCommand::Join => format!("join {}", self.cluster),
         }
     }
 
@@ -62,7 +62,7 @@ impl Pending {
 
 /// The initial content of a complete state directory.
 #[derive(Debug)]
-pub struct Contents<'a> {
+pub struct InitialContents<'a> {
     /// The node's certificates.
     pub chain: &'a Chain,
     /// Every service of the cluster: with its secrets on publishers, without any on workers.
@@ -77,7 +77,7 @@ pub struct Contents<'a> {
     pub members: &'a [Chain],
 }
 
-impl Contents<'_> {
+impl InitialContents<'_> {
     /// The initial payload of a file of this kind in the state directory; `None` if a new node has
     /// no such file.
     fn payload(&self, kind: Kind, cluster: ClusterId) -> Result<Option<Payload>, DecodeError> {
@@ -144,7 +144,7 @@ impl Draft {
     }
 
     /// The command that was begun here earlier and not finished, and its cluster.
-    pub fn begun(&self) -> Option<(Beginning, ClusterId)> {
+    pub fn unfinished_command(&self) -> Option<(SetupCommand, ClusterId)> {
         self.pending.map(|pending| (pending.beginning, pending.cluster))
     }
 
@@ -160,7 +160,7 @@ impl Draft {
 
     /// Begins a command, or continues it if the same one was begun earlier. Removes the files of a
     /// different command, and fails if they include a key of a service.
-    pub fn begin(&mut self, beginning: Beginning, cluster: ClusterId) -> Result<(), StoreError> {
+    pub fn begin(&mut self, beginning: SetupCommand, cluster: ClusterId) -> Result<(), StoreError> {
         let wanted = Pending { beginning, cluster };
         if self.pending == Some(wanted) {
             return Ok(());
@@ -169,11 +169,11 @@ impl Draft {
             self.clear()?;
         }
         let text = match beginning {
-            Beginning::Founding => "founding\n",
-            Beginning::Joining => "joining\n",
+            SetupCommand::Init => "founding\n",
+            SetupCommand::Join => "joining\n",
         };
         file::replace(&self.path(Kind::Version), &version::encode(VERSION, cluster))?;
-        write(&Home::of_cluster(&self.dir, cluster), Kind::Pending, text.as_bytes())?;
+        write(&OwnedFolder::of_cluster(&self.dir, cluster), Kind::Pending, text.as_bytes())?;
         self.pending = Some(wanted);
         Ok(())
     }
@@ -191,10 +191,10 @@ impl Draft {
     }
 
     /// The identity key of the cluster's first service, if an interrupted command has left it.
-    pub fn identity_secret(&self) -> Result<Option<MasterSecret>, StoreError> {
+    pub fn identity_secret(&self) -> Result<Option<IdentitySecret>, StoreError> {
         let Some(pending) = self.pending else { return Ok(None) };
         let first = pending.cluster.first_service();
-        service::read_identity(&Home::of_service(&self.dir, first), first)
+        service::read_identity(&OwnedFolder::of_service(&self.dir, first), first)
     }
 
     /// The authority key, if an interrupted command has left it.
@@ -211,13 +211,13 @@ impl Draft {
 
     /// Writes all files, `membership` last, and opens the store. If it is interrupted, it can be
     /// called again on a new draft.
-    pub fn complete(self, contents: &Contents<'_>) -> Result<Store, StoreError> {
+    pub fn complete(self, contents: &InitialContents<'_>) -> Result<Store, StoreError> {
         let home = self.home()?;
         at_most("members", contents.members.len(), MAX_NODES)?;
         at_most("services", contents.services.len(), MAX_SERVICES)?;
         for service in contents.services {
             service::make(&self.dir, service.service)?;
-            service::fill(&Home::of_service(&self.dir, service.service), service)?;
+            service::fill(&OwnedFolder::of_service(&self.dir, service.service), service)?;
         }
         for kind in Kind::at(Place::Directory) {
             let payload = contents.payload(kind, home.owner.into()).map_err(|error| invalid(kind.name(), error))?;
@@ -269,9 +269,9 @@ impl Draft {
         self.dir.join(kind.name())
     }
 
-    fn home(&self) -> Result<Home, StoreError> {
+    fn home(&self) -> Result<OwnedFolder, StoreError> {
         self.pending
-            .map(|pending| Home::of_cluster(&self.dir, pending.cluster))
+            .map(|pending| OwnedFolder::of_cluster(&self.dir, pending.cluster))
             .ok_or_else(|| StoreError::Missing { path: self.path(Kind::Pending), kind: Kind::Pending })
     }
 }
@@ -283,8 +283,8 @@ pub(super) fn read_pending(dir: &Path) -> Result<Option<Pending>, StoreError> {
         return Ok(None);
     };
     let beginning = match payload.as_slice() {
-        b"founding\n" => Beginning::Founding,
-        b"joining\n" => Beginning::Joining,
+        b"founding\n" => SetupCommand::Init,
+        b"joining\n" => SetupCommand::Join,
         _ => return Err(StoreError::content(&path, Kind::Pending, "it names neither an init nor a join")),
     };
     Ok(Some(Pending { beginning, cluster: cluster.into() }))

@@ -90,7 +90,7 @@ pub enum StoreError {
         want: &'static str,
     },
     /// A file is not what its kind requires.
-    #[error("{}: {damage}; nothing was overwritten. {}", path.display(), way_out(*kind, damage))]
+    #[error("{}: {damage}; nothing was overwritten. {}", path.display(), advice(*kind, damage))]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -100,7 +100,7 @@ pub enum StoreError {
         damage: Damage,
     },
     /// A required file is missing.
-    #[error("{} is missing; nothing was overwritten. {}", path.display(), kind.row().way_out)]
+    #[error("{} is missing; nothing was overwritten. {}", path.display(), kind.row().advice)]
     Missing {
         /// The file.
         path: PathBuf,
@@ -264,12 +264,12 @@ fn hint(source: &io::Error) -> &'static str {
 }
 
 /// Advice on a damaged file.
-fn way_out(kind: Kind, damage: &Damage) -> &'static str {
+fn advice(kind: Kind, damage: &Damage) -> &'static str {
     match damage {
         Damage::Newer { .. } => "Use the rustbalance that wrote it, or a newer one.",
         Damage::Older { .. } => "Stop the node: `rustbalance run` migrates the file when it starts.",
         Damage::Owner(_) | Damage::Kind(_) => "Put the right file back from a backup of this directory.",
-        _ => kind.row().way_out,
+        _ => kind.row().advice,
     }
 }
 

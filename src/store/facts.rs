@@ -13,7 +13,7 @@ impl Store {
     pub fn facts(&self) -> Result<Vec<AnyFact>, StoreError> {
         let mut facts: Vec<AnyFact> = self.revocations()?.into_iter().map(AnyFact::from).collect();
         facts.extend(self.invitations()?.into_iter().map(AnyFact::from));
-        facts.extend(self.other_facts()?.wholes());
+        facts.extend(self.other_facts()?.complete_statements());
         Ok(facts)
     }
 
@@ -70,21 +70,21 @@ impl Store {
             let record = fact.to_bytes().map_err(|error| self.content(Kind::Facts, error))?;
             Ok(CarriedFact { kind: fact.kind().key(), record: VarBytes(record) })
         };
-        let list = kept.wholes().into_iter().map(carried).collect::<Result<Vec<_>, StoreError>>()?;
+        let list = kept.complete_statements().into_iter().map(carried).collect::<Result<Vec<_>, StoreError>>()?;
         self.put_value(Kind::Facts, &list)
     }
 
     /// The stored invitations. One token may have several versions, each with a redemption or a
     /// revocation that the others lack.
     pub fn invitations(&self) -> Result<Vec<Verified<Invitation>>, StoreError> {
-        self.statements(Kind::Invitations, Invitation::MOST)
+        self.statements(Kind::Invitations, Invitation::MAX_KEPT)
     }
 
     /// Adds invitations to those stored; `unix` is the time now, in seconds since the epoch. No
     /// redemption or revocation is lost: of two versions of a token, the one that contains the
     /// other is kept, or both if neither does.
     ///
-    /// Beyond `Invitation::MOST`, invitations that expired long ago are removed, then other
+    /// Beyond `Invitation::MAX_KEPT`, invitations that expired long ago are removed, then other
     /// expired ones, the longest expired first. A used-up invitation that has not expired stays:
     /// otherwise an older version that another node has kept would make its token valid again.
     pub fn put_invitations(&self, given: &[Verified<Invitation>], unix: u64) -> Result<(), StoreError> {
@@ -101,18 +101,18 @@ impl Store {
         if !changed {
             return Ok(());
         }
-        if kept.len() > Invitation::MOST {
+        if kept.len() > Invitation::MAX_KEPT {
             kept.retain(|invitation| invitation.is_kept(unix));
             kept.sort_by_key(|invitation| invitation.expires);
             let over = kept.iter().take_while(|invitation| invitation.expires < unix).count();
-            kept.drain(..over.min(kept.len().saturating_sub(Invitation::MOST)));
+            kept.drain(..over.min(kept.len().saturating_sub(Invitation::MAX_KEPT)));
         }
-        self.put_statements(Kind::Invitations, &kept, Invitation::MOST)
+        self.put_statements(Kind::Invitations, &kept, Invitation::MAX_KEPT)
     }
 
     /// The stored revocations.
     pub fn revocations(&self) -> Result<Vec<Verified<Revocation>>, StoreError> {
-        self.statements(Kind::Revocations, Revocation::MOST)
+        self.statements(Kind::Revocations, Revocation::MAX_KEPT)
     }
 
     /// Adds revocations to those stored. None is ever removed.
@@ -128,7 +128,7 @@ impl Store {
         if kept.len() == before {
             return Ok(());
         }
-        self.put_statements(Kind::Revocations, &kept, Revocation::MOST)
+        self.put_statements(Kind::Revocations, &kept, Revocation::MAX_KEPT)
     }
 
     /// A list of statements signed by the authority.

@@ -29,7 +29,7 @@ const FROM_OTHER_NODE: &str =
     "Put it back from a backup of this directory, or copy it from another node of this cluster.";
 
 /// The properties of one kind of file.
-pub(super) struct Row {
+pub(super) struct KindProperties {
     /// The file's name, or, for [`Place::Point`], its file name extension.
     pub(super) name: &'static str,
     /// Where files of this kind are.
@@ -41,14 +41,14 @@ pub(super) struct Row {
     /// The largest payload, in bytes.
     pub(super) max_payload: usize,
     /// The meaning of a missing file.
-    pub(super) absent: Absent,
-    /// The initial payload, unless `init` or `join` provides another; with [`Absent::Default`], the
+    pub(super) absent: IfAbsent,
+    /// The initial payload, unless `init` or `join` provides another; with [`IfAbsent::Default`], the
     /// value that an absent file stands for.
     pub(super) first: Option<First>,
     /// True if the file is written once and never replaced: keys.
     pub(super) once: bool,
     /// Advice to the operator if the file is lost or damaged.
-    pub(super) way_out: &'static str,
+    pub(super) advice: &'static str,
 }
 
 /// Where files of a kind are.
@@ -67,20 +67,30 @@ type First = fn() -> Result<Vec<u8>, DecodeError>;
 
 /// The meaning of a file's absence in the directory of a complete node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Absent {
+pub(super) enum IfAbsent {
     /// The directory is damaged.
     Required,
     /// The directory of a publisher is damaged. Workers must not have the file.
     PublishersOnly,
-    /// The default applies: [`Row::first`], or, if the row has none, the meaning in the kind's own
+    /// The default applies: [`KindProperties::first`], or, if the row has none, the meaning in the kind's own
     /// documentation.
     Default,
 }
 
 /// A row with the values that most rows have.
-const fn row(name: &'static str, way_out: &'static str) -> Row {
+const fn row(name: &'static str, advice: &'static str) -> KindProperties {
     let (place, since, format, max_payload) = (Place::Directory, 1, 1, SMALL);
-    Row { name, place, since, format, max_payload, absent: Absent::Required, first: None, once: false, way_out }
+    KindProperties {
+        name,
+        place,
+        since,
+        format,
+        max_payload,
+        absent: IfAbsent::Required,
+        first: None,
+        once: false,
+        advice,
+    }
 }
 
 /// Makes [`Kind`] and its table.
@@ -97,7 +107,7 @@ macro_rules! kinds {
             pub(super) const ALL: &[Self] = &[$(Self::$kind),+];
 
             /// Its row in the table.
-            pub(super) const fn row(self) -> Row {
+            pub(super) const fn row(self) -> KindProperties {
                 match self {
                     $(Self::$kind => $row,)+
                 }
@@ -108,80 +118,80 @@ macro_rules! kinds {
 
 kinds! {
     /// `pending`: exists while an `init` or `join` is unfinished.
-    Pending = Row {
-        absent: Absent::Default,
+    Pending = KindProperties {
+        absent: IfAbsent::Default,
         ..row("pending", "Remove it if there is no key in the folder `services` beside it, and run `init` or `join` \
             again; otherwise move the whole directory to a safe place first.")
     };
     /// `version`: the version of the directory, and the release that created it or migrated it to
     /// that version (see [`super::version`]). Absent: version 1, which had no such file.
-    Version = Row {
+    Version = KindProperties {
         since: 2,
         format: 2,
-        absent: Absent::Default,
+        absent: IfAbsent::Default,
         ..row("version", "Remove it: `rustbalance run` writes it again.")
     };
     /// `node.key`: the node's seed.
-    NodeKey = Row { once: true, ..row("node.key", FROM_BACKUP_OR_JOIN) };
+    NodeKey = KindProperties { once: true, ..row("node.key", FROM_BACKUP_OR_JOIN) };
     /// `master.pub`: the address of the cluster's first service, as text. Format 2 has the payload
     /// of format 1; it exists so that a release that knows only version 1 refuses the directory for
     /// the right reason.
-    MasterPub = Row { format: 2, once: true, ..row("master.pub", FROM_BACKUP_OR_JOIN) };
+    MasterPub = KindProperties { format: 2, once: true, ..row("master.pub", FROM_BACKUP_OR_JOIN) };
     /// `authority.key`: the seed of the certificate-signing key.
-    AuthorityKey = Row { absent: Absent::PublishersOnly, once: true, ..row("authority.key", FROM_PUBLISHER) };
+    AuthorityKey = KindProperties { absent: IfAbsent::PublishersOnly, once: true, ..row("authority.key", FROM_PUBLISHER) };
     /// `discovery.key`: the keys for restricted discovery (client authorization) of the nodes' own
     /// services.
     DiscoveryKey = row("discovery.key", FROM_BACKUP_OR_JOIN);
     /// `points.key`: the seed from which the keys of the node's introduction points are derived.
-    PointSeed = Row { once: true, ..row("points.key", FROM_BACKUP_OR_JOIN) };
+    PointSeed = KindProperties { once: true, ..row("points.key", FROM_BACKUP_OR_JOIN) };
     /// `boot`: the number of the last start of the daemon.
-    Boot = Row { first: Some(zero), ..row("boot", FROM_BACKUP_OR_JOIN) };
+    Boot = KindProperties { first: Some(zero), ..row("boot", FROM_BACKUP_OR_JOIN) };
     /// `term`: the highest term known.
-    Term = Row { first: Some(zero), ..row("term", FROM_BACKUP_OR_JOIN) };
+    Term = KindProperties { first: Some(zero), ..row("term", FROM_BACKUP_OR_JOIN) };
     /// `invitations`: all invitations known.
-    Invitations = Row { max_payload: 8 << 20, first: Some(empty_list), ..row("invitations", FROM_OTHER_NODE) };
+    Invitations = KindProperties { max_payload: 8 << 20, first: Some(empty_list), ..row("invitations", FROM_OTHER_NODE) };
     /// `revocations`: all revocations known.
-    Revocations = Row { max_payload: LIST, first: Some(empty_list), ..row("revocations", FROM_BACKUP_OR_JOIN) };
+    Revocations = KindProperties { max_payload: LIST, first: Some(empty_list), ..row("revocations", FROM_BACKUP_OR_JOIN) };
     /// `members`: certificates of other members.
-    Members = Row { max_payload: LIST, first: Some(empty_list), ..row("members", FROM_OTHER_NODE) };
+    Members = KindProperties { max_payload: LIST, first: Some(empty_list), ..row("members", FROM_OTHER_NODE) };
     /// `draining`: exists from `drain` to `resume`, while the node takes no new clients. Its
     /// payload is empty.
-    Draining = Row {
-        absent: Absent::Default,
+    Draining = KindProperties {
+        absent: IfAbsent::Default,
         ..row("draining", "Remove it, and run `rustbalance drain` again if this node is to take no clients.")
     };
     /// `alarms`: publishers' tokens that more nodes have used than they were made for. Absent:
     /// none.
-    Alarms = Row {
+    Alarms = KindProperties {
         max_payload: LIST,
-        absent: Absent::Default,
+        absent: IfAbsent::Default,
         first: Some(empty_list),
         ..row("alarms", "Put it back from a backup of this directory, or remove it: the alarms of old tokens are lost then.")
     };
     /// `facts`: facts of the kinds that have no file of their own. Absent: none.
-    Facts = Row {
+    Facts = KindProperties {
         since: 2,
         format: 2,
         max_payload: LIST,
-        absent: Absent::Default,
+        absent: IfAbsent::Default,
         first: Some(empty_list),
         ..row("facts", "Put it back from a backup of this directory, or remove it: other nodes send its facts again.")
     };
     /// `services/<address>/identity.key`: the expanded identity key of the service.
-    IdentityKey = Row {
+    IdentityKey = KindProperties {
         place: Place::Service,
         since: 2,
         format: 2,
-        absent: Absent::PublishersOnly,
+        absent: IfAbsent::PublishersOnly,
         once: true,
         ..row("identity.key", FROM_PUBLISHER)
     };
     /// `services/<address>/revisions`: the highest revision used in each period.
-    Revisions = Row { place: Place::Service, first: Some(empty_list), ..row("revisions", FROM_BACKUP_OR_JOIN) };
+    Revisions = KindProperties { place: Place::Service, first: Some(empty_list), ..row("revisions", FROM_BACKUP_OR_JOIN) };
     /// `services/<address>/intro/<nonce>.point`: an introduction point. A service may have none.
-    IntroPoint = Row {
+    IntroPoint = KindProperties {
         place: Place::Point,
-        absent: Absent::Default,
+        absent: IfAbsent::Default,
         ..row("point", "Remove it: the node makes a new introduction point.")
     };
     /// `membership`: the node's own certificates. Written last: its presence marks the directory as
@@ -212,7 +222,7 @@ impl Kind {
 
     /// Fails if this build does not read files with this format number.
     pub(super) fn check_format(self, format: u32) -> Result<(), Damage> {
-        let Row { since, format: newest, .. } = self.row();
+        let KindProperties { since, format: newest, .. } = self.row();
         match format {
             format if format == newest => Ok(()),
             format if format > newest => Err(Damage::Newer { format, newest }),
@@ -225,7 +235,7 @@ impl Kind {
     /// value.
     pub(super) fn default(self) -> Option<Result<Vec<u8>, DecodeError>> {
         let row = self.row();
-        row.first.filter(|_| row.absent == Absent::Default).map(|first| first())
+        row.first.filter(|_| row.absent == IfAbsent::Default).map(|first| first())
     }
 
     /// The payload of a new node's file: `brought`, or else the initial payload in the table;
@@ -233,14 +243,14 @@ impl Kind {
     pub(super) fn or_first(self, brought: Option<Payload>) -> Result<Option<Payload>, DecodeError> {
         let row = self.row();
         match (brought, row.first) {
-            (None, Some(first)) if row.absent != Absent::Default => first().map(|first| Some(Zeroizing::new(first))),
+            (None, Some(first)) if row.absent != IfAbsent::Default => first().map(|first| Some(Zeroizing::new(first))),
             (brought, _) => Ok(brought),
         }
     }
 
     /// True if the presence of this file shows that the directory holds a node, complete or not.
-    pub(super) fn tells_of_a_node(self) -> bool {
-        self == Self::Pending || self.row().absent != Absent::Default
+    pub(super) fn shows_a_node(self) -> bool {
+        self == Self::Pending || self.row().absent != IfAbsent::Default
     }
 }
 

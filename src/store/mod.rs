@@ -30,9 +30,9 @@ use crate::keys::{AuthoritySecret, NodeSecret, PointSeed};
 
 pub use access::Exposed;
 pub use alarms::{KeyAlarm, MAX_ALARMS};
-pub use draft::{Beginning, Contents, Draft};
+pub use draft::{Draft, InitialContents, SetupCommand};
 pub use error::{Damage, StoreError};
-pub use import::{FormError, ImportError, import_master_key};
+pub use import::{ImportError, KeyFormatError, import_identity_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
 use kind::Place;
 pub use kind::{Kind, VERSION};
@@ -55,13 +55,13 @@ mod version;
 
 /// A folder of state files, and their owner.
 #[derive(Debug, Clone)]
-struct Home {
+struct OwnedFolder {
     dir: PathBuf,
     /// The address of the cluster or service. The header of every file in the folder names it.
     owner: OnionAddress,
 }
 
-impl Home {
+impl OwnedFolder {
     /// The state directory itself.
     fn of_cluster(dir: &Path, cluster: ClusterId) -> Self {
         Self { dir: dir.to_owned(), owner: cluster.first_service().address() }
@@ -120,7 +120,7 @@ impl Store {
     /// Checks every file. The caller holds the lock.
     fn load(dir: &Path, lock: File) -> Result<Self, StoreError> {
         let cluster = read_cluster(dir)?;
-        let home = Home::of_cluster(dir, cluster);
+        let home = OwnedFolder::of_cluster(dir, cluster);
         let path = home.path(Kind::Membership);
         let chain: Chain = read_value(&home, Kind::Membership)?;
         // Expiry is not checked here: it is up to the callers that have a clock.
@@ -305,8 +305,8 @@ impl Store {
         self.changing.lock()
     }
 
-    fn home(&self) -> Home {
-        Home::of_cluster(&self.dir, self.cluster())
+    fn home(&self) -> OwnedFolder {
+        OwnedFolder::of_cluster(&self.dir, self.cluster())
     }
 
     fn path(&self, kind: Kind) -> PathBuf {
@@ -338,7 +338,7 @@ fn at_most(what: &'static str, given: usize, max: usize) -> Result<(), StoreErro
     if given > max { Err(StoreError::TooMany { what, given, max }) } else { Ok(()) }
 }
 
-fn bounded<T>(home: &Home, kind: Kind, list: Vec<T>, max: usize) -> Result<Vec<T>, StoreError> {
+fn bounded<T>(home: &OwnedFolder, kind: Kind, list: Vec<T>, max: usize) -> Result<Vec<T>, StoreError> {
     match list.len() {
         given if given > max => {
             Err(StoreError::content(&home.path(kind), kind, format!("{given} entries, {max} allowed")))
@@ -349,7 +349,7 @@ fn bounded<T>(home: &Home, kind: Kind, list: Vec<T>, max: usize) -> Result<Vec<T
 
 /// True if the directory holds any file of a node, complete or not.
 fn holds_state(dir: &Path) -> bool {
-    let mut kinds = Kind::at(Place::Directory).filter(|kind| kind.tells_of_a_node());
+    let mut kinds = Kind::at(Place::Directory).filter(|kind| kind.shows_a_node());
     kinds.any(|kind| dir.join(kind.name()).symlink_metadata().is_ok())
         || service::keys(dir).is_ok_and(|keys| !keys.is_empty())
 }
@@ -366,7 +366,7 @@ fn read_cluster(dir: &Path) -> Result<ClusterId, StoreError> {
 }
 
 /// The payload of a file of this owner; `None` if there is no such file.
-fn read_payload(home: &Home, kind: Kind) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+fn read_payload(home: &OwnedFolder, kind: Kind) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
     let path = home.path(kind);
     match file::read(&path, kind)? {
         Some((found, _)) if found != home.owner => {
@@ -377,7 +377,7 @@ fn read_payload(home: &Home, kind: Kind) -> Result<Option<Zeroizing<Vec<u8>>>, S
 }
 
 /// The value in a file of this owner, or the default of its kind if there is no such file.
-fn read_value<T: DeserializeOwned>(home: &Home, kind: Kind) -> Result<T, StoreError> {
+fn read_value<T: DeserializeOwned>(home: &OwnedFolder, kind: Kind) -> Result<T, StoreError> {
     let path = home.path(kind);
     let payload = match read_payload(home, kind)? {
         Some(payload) => payload,
@@ -389,12 +389,12 @@ fn read_value<T: DeserializeOwned>(home: &Home, kind: Kind) -> Result<T, StoreEr
     codec::decode(&payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))
 }
 
-fn write_value<T: Serialize>(home: &Home, kind: Kind, value: &T) -> Result<(), StoreError> {
+fn write_value<T: Serialize>(home: &OwnedFolder, kind: Kind, value: &T) -> Result<(), StoreError> {
     write(home, kind, &codec::encode(value).map_err(|error| invalid(kind.name(), error))?)
 }
 
 /// Writes a file. A key is only created, never replaced; other files are replaced.
-fn write(home: &Home, kind: Kind, payload: &[u8]) -> Result<(), StoreError> {
+fn write(home: &OwnedFolder, kind: Kind, payload: &[u8]) -> Result<(), StoreError> {
     // A larger payload could not be read again.
     at_most(kind.name(), payload.len(), kind.max_payload())?;
     let (path, bytes) = (home.path(kind), file::encode(kind, home.owner, payload));
@@ -406,7 +406,7 @@ fn invalid(what: &'static str, why: impl ToString) -> StoreError {
     StoreError::Invalid { what, why: why.to_string() }
 }
 
-fn read_key<const N: usize>(home: &Home, kind: Kind) -> Result<Option<Zeroizing<[u8; N]>>, StoreError> {
+fn read_key<const N: usize>(home: &OwnedFolder, kind: Kind) -> Result<Option<Zeroizing<[u8; N]>>, StoreError> {
     let Some(payload) = read_payload(home, kind)? else { return Ok(None) };
     let mut key = Zeroizing::new([0; N]);
     if payload.len() != N {
@@ -416,14 +416,14 @@ fn read_key<const N: usize>(home: &Home, kind: Kind) -> Result<Option<Zeroizing<
     Ok(Some(key))
 }
 
-fn read_discovery(home: &Home, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
+fn read_discovery(home: &OwnedFolder, authority: AuthorityId) -> Result<Option<KeyRing>, StoreError> {
     let kind = Kind::DiscoveryKey;
     let Some(payload) = read_payload(home, kind)? else { return Ok(None) };
     let ring = KeyRing::from_bytes(&payload, home.owner.into(), authority);
     ring.map(Some).map_err(|error| StoreError::content(&home.path(kind), kind, error))
 }
 
-fn write_discovery(home: &Home, ring: &KeyRing) -> Result<(), StoreError> {
+fn write_discovery(home: &OwnedFolder, ring: &KeyRing) -> Result<(), StoreError> {
     let payload = ring.to_bytes().map_err(|error| invalid(Kind::DiscoveryKey.name(), error))?;
     write(home, Kind::DiscoveryKey, &payload)
 }

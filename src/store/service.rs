@@ -17,13 +17,13 @@ use zeroize::Zeroizing;
 use super::error::StoreError;
 use super::file::Payload;
 use super::kind::{Kind, Place};
-use super::{Home, Store, at_most, bounded, file, intro, invalid, read_key, read_value, write, write_value};
-use crate::keys::{MAX_SERVICES, MasterSecret, ServiceSecret, ServiceSecrets};
+use super::{OwnedFolder, Store, at_most, bounded, file, intro, invalid, read_key, read_value, write, write_value};
+use crate::keys::{IdentitySecret, MAX_SERVICES, ServiceSecret, ServiceSecrets};
 
 /// The folder of all services, in the state directory.
 pub(super) const FOLDER: &str = "services";
 
-impl Home {
+impl OwnedFolder {
     /// The folder of a service in a state directory.
     pub(super) fn of_service(dir: &Path, service: ServiceId) -> Self {
         let address = service.to_string();
@@ -34,7 +34,7 @@ impl Home {
 
 /// Creates the folder of a service, 0700, unless it exists.
 pub(super) fn make(dir: &Path, service: ServiceId) -> Result<(), StoreError> {
-    let home = Home::of_service(dir, service);
+    let home = OwnedFolder::of_service(dir, service);
     for dir in [dir.join(FOLDER), home.dir.clone(), home.dir.join(intro::FOLDER)] {
         file::make_dir(&dir)?;
     }
@@ -65,7 +65,7 @@ pub(super) fn listed(dir: &Path) -> Result<Vec<ServiceId>, StoreError> {
 /// of a version 1 directory.
 pub(super) fn keys(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let mut paths: Vec<_> =
-        listed(dir)?.into_iter().map(|service| Home::of_service(dir, service).path(Kind::IdentityKey)).collect();
+        listed(dir)?.into_iter().map(|service| OwnedFolder::of_service(dir, service).path(Kind::IdentityKey)).collect();
     paths.push(dir.join("master.key"));
     paths.retain(|path| path.symlink_metadata().is_ok());
     Ok(paths)
@@ -75,7 +75,7 @@ pub(super) fn keys(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
 /// that are empty then.
 pub(super) fn clear(dir: &Path) -> Result<(), StoreError> {
     for service in listed(dir)? {
-        let home = Home::of_service(dir, service);
+        let home = OwnedFolder::of_service(dir, service);
         for kind in Kind::at(Place::Service).filter(|kind| !kind.row().once) {
             file::remove(&home.path(kind))?;
         }
@@ -115,7 +115,7 @@ impl Store {
         }
         at_most("services", services.len() + 1, MAX_SERVICES)?;
         let folder = self.dir.join(FOLDER);
-        let new = Home { dir: file::unfinished_dir(&folder)?, owner: home.owner };
+        let new = OwnedFolder { dir: file::unfinished_dir(&folder)?, owner: home.owner };
         file::make_dir(&new.dir.join(intro::FOLDER))?;
         fill(&new, added)?;
         file::rename(&new.dir, &home.dir)
@@ -136,7 +136,7 @@ impl Store {
     /// # Errors
     /// The file is missing or damaged, belongs to another service, or exists although this node is
     /// a worker.
-    pub fn identity_secret(&self, service: ServiceId) -> Result<Option<MasterSecret>, StoreError> {
+    pub fn identity_secret(&self, service: ServiceId) -> Result<Option<IdentitySecret>, StoreError> {
         let (home, kind) = (self.of(service), Kind::IdentityKey);
         if !self.publisher_file(&home.path(kind))? {
             return Ok(None);
@@ -195,8 +195,8 @@ impl Store {
         self.intro_points(service).map(|_| ())
     }
 
-    pub(super) fn of(&self, service: ServiceId) -> Home {
-        Home::of_service(&self.dir, service)
+    pub(super) fn of(&self, service: ServiceId) -> OwnedFolder {
+        OwnedFolder::of_service(&self.dir, service)
     }
 
     /// True on publishers, which read the file; false on workers. Fails if a worker has the file.
@@ -210,10 +210,10 @@ impl Store {
 }
 
 /// The identity key in the folder of a service; `None` if there is none.
-pub(super) fn read_identity(home: &Home, service: ServiceId) -> Result<Option<MasterSecret>, StoreError> {
+pub(super) fn read_identity(home: &OwnedFolder, service: ServiceId) -> Result<Option<IdentitySecret>, StoreError> {
     let (path, kind) = (home.path(Kind::IdentityKey), Kind::IdentityKey);
     let Some(key) = read_key(home, kind)? else { return Ok(None) };
-    let secret = MasterSecret::from_expanded(&key).map_err(|error| StoreError::content(&path, kind, error))?;
+    let secret = IdentitySecret::from_expanded(&key).map_err(|error| StoreError::content(&path, kind, error))?;
     if secret.service_id() != service {
         return Err(StoreError::content(&path, kind, format!("it is the key of {}", secret.service_id())));
     }
@@ -222,7 +222,7 @@ pub(super) fn read_identity(home: &Home, service: ServiceId) -> Result<Option<Ma
 
 /// Writes the initial files of a service into its folder. Existing files stay; an existing key must
 /// be the same.
-pub(super) fn fill(home: &Home, service: &ServiceSecrets) -> Result<(), StoreError> {
+pub(super) fn fill(home: &OwnedFolder, service: &ServiceSecrets) -> Result<(), StoreError> {
     for kind in Kind::at(Place::Service) {
         if !kind.row().once && home.path(kind).symlink_metadata().is_ok() {
             continue;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use rustbalance::keys::{DiscoverySecret, MasterSecret, NodeSecret, PointSeed};
+use rustbalance::keys::{DiscoverySecret, IdentitySecret, NodeSecret, PointSeed};
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::descriptor::{self, PeriodCredentials};
 use rustbalance::tor::{
@@ -38,7 +38,7 @@ pub(crate) trait Stage: Sync {
     async fn engine(&self) -> Arc<dyn Engine>;
     /// A visitor to a service that is not restricted: if possible, a stock Tor client in its own
     /// process.
-    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Guest, TorError>;
+    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Visitor, TorError>;
     /// Stops a relay for good; false if this network cannot do that.
     async fn kill_relay(&self, relay: RelayId) -> bool;
     /// Time limit for one operation that must succeed.
@@ -49,7 +49,7 @@ pub(crate) trait Stage: Sync {
 
 /// A visitor whose circuits end when it is dropped. Tor clients within this process may keep
 /// theirs.
-pub(crate) struct Guest {
+pub(crate) struct Visitor {
     /// The stream to the service.
     pub(crate) stream: BoxStream,
     /// Ends the visitor when dropped.
@@ -240,7 +240,7 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     let _ = timeout(stage.patience(), again.read_to_end(&mut received)).await.expect("the stream did not end");
     assert_eq!(received.len(), BULK, "bytes sent before the end were lost");
     let guest = async || stage.guest(address, OPEN, stage.patience()).await;
-    let Guest { stream, life: _life } = eventually(stage, "a stock client's visit", guest).await;
+    let Visitor { stream, life: _life } = eventually(stage, "a stock client's visit", guest).await;
     echoes(stream).await;
     assert!(point.introductions() > introduced);
     let refused = [Refused::Replay, Refused::Malformed, Refused::Introduction, Refused::Stream];
@@ -360,7 +360,7 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let address = master.service_id().address();
     let guest = async |limit| stage.guest(address, OPEN, limit).await;
     let first = eventually(stage, "the first client", async || guest(stage.patience()).await).await;
-    let Guest { mut stream, life: _life } = first;
+    let Visitor { mut stream, life: _life } = first;
     let in_use = async {
         while stream.write_all(b"x").await.is_ok() && stream.flush().await.is_ok() {
             stream.read_exact(&mut [0]).await.unwrap();
@@ -409,8 +409,8 @@ async fn ready(stage: &dyn Stage) -> Arc<dyn Engine> {
     engine
 }
 
-fn new_master() -> MasterSecret {
-    MasterSecret::generate(&mut rand::rng())
+fn new_master() -> IdentitySecret {
+    IdentitySecret::generate(&mut rand::rng())
 }
 
 fn new_keys() -> IntroPointKeys {
@@ -433,7 +433,7 @@ fn limits() -> Arc<ServiceGuard> {
 }
 
 fn request(
-    master: &MasterSecret,
+    master: &IdentitySecret,
     relay: RelayChoice,
     limits: &Arc<ServiceGuard>,
     keys: IntroPointKeys,
@@ -445,7 +445,7 @@ fn request(
 async fn open(
     stage: &dyn Stage,
     engine: &dyn Engine,
-    master: &MasterSecret,
+    master: &IdentitySecret,
     relay: RelayChoice,
     limits: &Arc<ServiceGuard>,
     keys: IntroPointKeys,
@@ -462,7 +462,7 @@ async fn open(
 }
 
 /// Uploads a descriptor to every directory of every period. `bump` is added to the revision.
-async fn publish(stage: &dyn Stage, engine: &dyn Engine, master: &MasterSecret, points: &[IntroPoint], bump: u64) {
+async fn publish(stage: &dyn Stage, engine: &dyn Engine, master: &IdentitySecret, points: &[IntroPoint], bump: u64) {
     let upload = async |period: &Period, text: &str, at: usize| {
         let upload = async || engine.upload(&period.directories[at], period.id, text, stage.patience()).await;
         eventually(stage, "an upload", upload).await

@@ -31,7 +31,7 @@ use tor_protover::named::{FLOWCTRL_AUTH_SENDME, FLOWCTRL_CC};
 use zeroize::Zeroizing;
 
 use super::TorError;
-use crate::keys::MasterSecret;
+use crate::keys::IdentitySecret;
 
 /// Largest descriptor that directories accept, in bytes, unless the consensus sets a lower limit
 /// (`HSV3MaxDescriptorSize`).
@@ -101,7 +101,7 @@ impl std::fmt::Debug for PeriodCredentials {
 impl PeriodCredentials {
     /// The credentials of `period`, with a new descriptor-signing key whose certificate is valid
     /// for 54 hours from `now`.
-    pub fn derive(master: &MasterSecret, period: PeriodId, now: SystemTime) -> Result<Self, TorError> {
+    pub fn derive(master: &IdentitySecret, period: PeriodId, now: SystemTime) -> Result<Self, TorError> {
         let (blinded, blinded_pair, subcredential) = blinded_pair(master, period)?;
         let signing = ed25519::Keypair::generate(&mut rand::rng());
         let expires = now + CERTIFICATE_LIFETIME;
@@ -242,7 +242,7 @@ pub(super) fn blinded(service: ServiceId, period: TimePeriod) -> Result<(HsBlind
 /// period. Never sign the same message with the keys of two periods: they share the nonce prefix
 /// (rend-spec-v3, appendix A.2). Certificates are safe, because each names its signing key.
 fn blinded_pair(
-    master: &MasterSecret,
+    master: &IdentitySecret,
     period: PeriodId,
 ) -> Result<(HsBlindIdKey, HsBlindIdKeypair, Subcredential), TorError> {
     ed25519::ExpandedKeypair::from_secret_key_bytes(*master.expanded())

@@ -15,19 +15,19 @@ use rustbalance_gossip::view::Condition;
 
 use crate::evicted::evict;
 use crate::member::Member;
-use crate::town::{Town, until};
+use crate::test_cluster::{TestCluster, until};
 
 /// Joins and evicts two members. This changes the discovery key twice, so that no node accepts the
 /// first one.
-async fn change_the_key_twice(town: &Town) {
-    let mut generation = town.named("alpha").status().await.unwrap().discovery_generation;
+async fn change_the_key_twice(test_cluster: &TestCluster) {
+    let mut generation = test_cluster.named("alpha").status().await.unwrap().discovery_generation;
     for _ in 0..2 {
-        let mallory = Member::join(town, Role::Worker).await;
-        evict(town, mallory.id()).await;
+        let mallory = Member::join(test_cluster, Role::Worker).await;
+        evict(test_cluster, mallory.id()).await;
         std::fs::remove_dir_all(mallory.store.dir()).unwrap();
         generation += 1;
         until("all running nodes have the next key", async || {
-            for daemon in town.running() {
+            for daemon in test_cluster.running() {
                 let known = daemon.status().await?.discovery_generation;
                 ensure!(known >= generation, "{} has the key of generation {known}", daemon.name);
             }
@@ -39,15 +39,15 @@ async fn change_the_key_twice(town: &Town) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_missed_the_new_keys_is_reached_and_given_them() {
-    let mut town = Town::start("").await;
-    town.named_mut("gamma").kill().await;
-    town.healthy().await;
-    change_the_key_twice(&town).await;
-    let net = town.net.clone();
-    town.named_mut("gamma").run(&net);
-    town.healthy().await;
+    let mut test_cluster = TestCluster::start("").await;
+    test_cluster.named_mut("gamma").kill().await;
+    test_cluster.healthy().await;
+    change_the_key_twice(&test_cluster).await;
+    let net = test_cluster.net.clone();
+    test_cluster.named_mut("gamma").run(&net);
+    test_cluster.healthy().await;
     until("gamma has the newest key", async || {
-        let generation = town.named("gamma").status().await?.discovery_generation;
+        let generation = test_cluster.named("gamma").status().await?.discovery_generation;
         ensure!(generation == 2, "it has the key of generation {generation}");
         Ok(())
     })
@@ -59,38 +59,39 @@ async fn who_missed_the_new_keys_is_reached_and_given_them() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn halves_that_have_changed_the_key_apart_find_each_other() {
     const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
-    let mut town = Town::start("").await;
+    let mut test_cluster = TestCluster::start("").await;
     for name in NAMES {
-        town.named_mut(name).kill().await;
+        test_cluster.named_mut(name).kill().await;
     }
-    let authority = Store::open(&town.named("alpha").dir).unwrap().authority_secret().unwrap().unwrap();
+    let authority = Store::open(&test_cluster.named("alpha").dir).unwrap().authority_secret().unwrap().unwrap();
     let evicted = NodeSecret::generate(&mut rand::rng()).node_id();
-    let revocation = Revocation { cluster: town.cluster, node: evicted, revoked: unix_now() };
+    let revocation = Revocation { cluster: test_cluster.cluster, node: evicted, revoked: unix_now() };
     let revocation = Verified::sign(revocation, &authority).unwrap();
-    let [key, other] = [(); 2].map(|()| Discovery::generate(town.cluster, 1, &authority, &mut rand::rng()).unwrap());
+    let [key, other] =
+        [(); 2].map(|()| Discovery::generate(test_cluster.cluster, 1, &authority, &mut rand::rng()).unwrap());
     for (name, key) in NAMES.into_iter().zip([&key, &other, &other]) {
-        let store = Store::open(&town.named(name).dir).unwrap();
+        let store = Store::open(&test_cluster.named(name).dir).unwrap();
         store.put_revocations(std::slice::from_ref(&revocation)).unwrap();
         assert!(store.adopt_discovery(key.duplicate(), unix_now() - 2 * OVERLAP.as_secs()).unwrap().1);
     }
-    let net = town.net.clone();
+    let net = test_cluster.net.clone();
     for name in NAMES {
-        town.named_mut(name).run(&net);
+        test_cluster.named_mut(name).run(&net);
     }
     until("all nodes are linked with alpha", async || {
-        let links = town.named("alpha").status().await?.links.len();
+        let links = test_cluster.named("alpha").status().await?.links.len();
         ensure!(links == 2, "{links} are linked");
         Ok(())
     })
     .await;
-    town.healthy().await;
+    test_cluster.healthy().await;
     for name in NAMES {
-        town.named_mut(name).kill().await;
+        test_cluster.named_mut(name).kill().await;
     }
     // All nodes have the key of the higher rank.
     let greater = if key.key.rank() > other.key.rank() { key } else { other };
     for name in NAMES {
-        let ring = Store::open(&town.named(name).dir).unwrap().discovery().unwrap();
+        let ring = Store::open(&test_cluster.named(name).dir).unwrap().discovery().unwrap();
         assert_eq!(ring.newest().key, greater.key, "{name} has the other key");
     }
 }
@@ -99,21 +100,21 @@ async fn halves_that_have_changed_the_key_apart_find_each_other() {
 /// find them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_evicted_publisher_that_nobody_can_tell_waits() {
-    let mut town = Town::start("").await;
-    let beta = town.named("beta").id;
-    town.named_mut("beta").kill().await;
-    town.healthy().await;
-    evict(&town, beta).await;
-    change_the_key_twice(&town).await;
-    let before = town.publisher().await;
-    let mut away = town.daemons.remove(1);
-    away.run(&town.net);
+    let mut test_cluster = TestCluster::start("").await;
+    let beta = test_cluster.named("beta").id;
+    test_cluster.named_mut("beta").kill().await;
+    test_cluster.healthy().await;
+    evict(&test_cluster, beta).await;
+    change_the_key_twice(&test_cluster).await;
+    let before = test_cluster.publisher().await;
+    let mut away = test_cluster.daemons.remove(1);
+    away.run(&test_cluster.net);
     until("the node knows that it is isolated", async || {
         ensure!(away.status().await?.isolated == Some(Isolated::ShutOut), "status shows no isolation");
         Ok(())
     })
     .await;
-    let visitors = town.visitors();
+    let visitors = test_cluster.visitors();
     tokio::time::sleep(Duration::from_secs(3)).await;
     let status = away.status().await.unwrap();
     assert!(
@@ -121,8 +122,8 @@ async fn an_evicted_publisher_that_nobody_can_tell_waits() {
         "{status:?}"
     );
     visitors.all_served().await;
-    town.healthy().await;
-    town.publishes_by_itself(&before, beta).await;
+    test_cluster.healthy().await;
+    test_cluster.assert_honest_publisher(&before, beta).await;
     assert!(away.shown().contains("none of this node's discovery keys"), "{}", away.shown());
     away.kill().await;
 }

@@ -11,17 +11,17 @@ use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::town::{Town, until};
+use crate::test_cluster::{TestCluster, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_are_never_read_are_cut_off() {
     let limits = "[limits]\nstreams = 200\nstreams_per_circuit = 8\nstall_timeout = \"3s\"\n";
-    let town = Town::start(limits).await;
-    let visitors = town.visitors();
+    let test_cluster = TestCluster::start(limits).await;
+    let visitors = test_cluster.visitors();
     let mut clients = JoinSet::new();
     for _ in 0..20 {
-        let engine = town.net.engine();
-        let address = town.address();
+        let engine = test_cluster.net.engine();
+        let address = test_cluster.address();
         clients.spawn(async move {
             let mut deaf = Vec::new();
             for _ in 0..12 {
@@ -42,17 +42,17 @@ async fn streams_that_are_never_read_are_cut_off() {
         opened += deaf;
     }
     assert!(opened > 50, "{opened} streams were opened");
-    town.counts("streams_stalled", 20).await;
-    town.counts("circuit_streams_over_limit", 20).await;
+    test_cluster.counts("streams_stalled", 20).await;
+    test_cluster.counts("circuit_streams_over_limit", 20).await;
     until("the streams of the attack are closed", async || {
-        for daemon in town.running() {
+        for daemon in test_cluster.running() {
             let open = daemon.status().await?.traffic.streams_open;
             ensure!(open < 5, "{} has {open} open streams", daemon.name);
         }
         Ok(())
     })
     .await;
-    town.healthy().await;
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }
 
@@ -65,11 +65,11 @@ const ATTACK: Duration = Duration::from_secs(12);
 const REFUSED_ONCE: Duration = Duration::from_secs(15);
 
 /// Runs an attack while clients visit one after the other. All must be served without one refusal.
-async fn attacked(town: &Town, what: &str, attack: impl Future<Output = ()> + Send + 'static) {
+async fn attacked(test_cluster: &TestCluster, what: &str, attack: impl Future<Output = ()> + Send + 'static) {
     let attack = tokio::spawn(attack);
     // The attack reaches its full size before the first client visits.
     sleep(Duration::from_secs(6)).await;
-    let visitors = town.visitors();
+    let visitors = test_cluster.visitors();
     sleep(ATTACK).await;
     attack.abort();
     let seen = visitors.end().await;
@@ -105,22 +105,23 @@ async fn streams_that_say_nothing(net: FakeNet, to: OnionAddress, byte_every: Op
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_say_nothing_or_little_lock_no_client_out() {
-    let town = Town::start(NARROW).await;
-    let (net, to) = (town.net.clone(), town.address());
-    attacked(&town, "idle streams", streams_that_say_nothing(net.clone(), to, None)).await;
-    assert!(town.refused("streams_evicted").await > 20, "the attack has not reached a limit");
-    attacked(&town, "a byte now and then", streams_that_say_nothing(net, to, Some(Duration::from_secs(7)))).await;
-    assert!(town.refused("streams_evicted").await > 200, "the attack has not reached a limit");
-    town.healthy().await;
+    let test_cluster = TestCluster::start(NARROW).await;
+    let (net, to) = (test_cluster.net.clone(), test_cluster.address());
+    attacked(&test_cluster, "idle streams", streams_that_say_nothing(net.clone(), to, None)).await;
+    assert!(test_cluster.refused("streams_evicted").await > 20, "the attack has not reached a limit");
+    attacked(&test_cluster, "a byte now and then", streams_that_say_nothing(net, to, Some(Duration::from_secs(7))))
+        .await;
+    assert!(test_cluster.refused("streams_evicted").await > 200, "the attack has not reached a limit");
+    test_cluster.healthy().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn circuits_that_ask_for_nothing_lock_no_client_out() {
     // Each circuit has five seconds to open a stream, so these limits withstand nine new circuits a
     // second.
-    let town = Town::start("[limits]\nopen_rendezvous = 16\n").await;
-    let (net, to) = (town.net.clone(), town.address());
-    attacked(&town, "circuits that ask for nothing", async move {
+    let test_cluster = TestCluster::start("[limits]\nopen_rendezvous = 16\n").await;
+    let (net, to) = (test_cluster.net.clone(), test_cluster.address());
+    attacked(&test_cluster, "circuits that ask for nothing", async move {
         let mut held = Vec::new();
         loop {
             let engine = net.engine();
@@ -131,36 +132,36 @@ async fn circuits_that_ask_for_nothing_lock_no_client_out() {
         }
     })
     .await;
-    assert!(town.refused("circuits_evicted").await > 5, "the attack has not reached a limit");
-    town.healthy().await;
+    assert!(test_cluster.refused("circuits_evicted").await > 5, "the attack has not reached a limit");
+    test_cluster.healthy().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rendezvous_points_that_never_answer_lock_no_client_out() {
-    let town = Town::start(NARROW).await;
-    let (engine, to) = (town.net.engine(), town.address());
-    attacked(&town, "rendezvous points that never answer", async move {
+    let test_cluster = TestCluster::start(NARROW).await;
+    let (engine, to) = (test_cluster.net.engine(), test_cluster.address());
+    attacked(&test_cluster, "rendezvous points that never answer", async move {
         for relay in (0..3).cycle() {
             engine.introduce_in_vain(to, relay).await.ok();
             sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
-    assert!(town.refused("introductions_given_up").await > 20, "the attack has not reached a limit");
-    town.healthy().await;
+    assert!(test_cluster.refused("introductions_given_up").await > 20, "the attack has not reached a limit");
+    test_cluster.healthy().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_introductions_a_second_are_bounded() {
-    let town = Town::start("[limits]\npending_rendezvous = 8\nintroduction_queue = 4\n").await;
+    let test_cluster = TestCluster::start("[limits]\npending_rendezvous = 8\nintroduction_queue = 4\n").await;
     // With this latency, as on a slow day of Tor, many rendezvous are in progress at once even on a
     // slow machine: the capacity of all nodes is 48 clients a second.
-    town.net.latency(Duration::from_millis(250));
-    let visitors = town.visitors();
+    test_cluster.net.latency(Duration::from_millis(250));
+    let visitors = test_cluster.visitors();
     let start = Instant::now();
     let mut clients = JoinSet::new();
     for count in 0..1500_u32 {
-        let (engine, address) = (town.net.engine(), town.address());
+        let (engine, address) = (test_cluster.net.engine(), test_cluster.address());
         clients.spawn(async move {
             // Each visit is by a new client, which leaves at once.
             drop(engine.dial(address, 80, Duration::from_secs(10)).await);
@@ -170,9 +171,9 @@ async fn a_thousand_introductions_a_second_are_bounded() {
         }
     }
     while clients.join_next().await.is_some() {}
-    town.counts("introductions_over_limit", 100).await;
-    town.net.latency(Duration::ZERO);
-    town.healthy().await;
+    test_cluster.counts("introductions_over_limit", 100).await;
+    test_cluster.net.latency(Duration::ZERO);
+    test_cluster.healthy().await;
     let seen = visitors.end().await;
     // A client that reaches a full queue tries the next introduction point, so all are served in
     // the end.

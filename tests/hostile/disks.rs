@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::town::{Town, until};
+use crate::test_cluster::{TestCluster, until};
 
 /// Makes a directory read-only until it is dropped. Files that are already open for writing stay
 /// writable.
@@ -35,26 +35,26 @@ fn mount(options: &[&str], paths: &[&Path]) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_publisher_whose_disk_is_read_only_hands_over_and_serves_on() {
-    let mut town = Town::start("").await;
-    let (publisher, term) = town.publisher().await;
-    let dir = town.daemons.iter().find(|daemon| daemon.id.to_string() == publisher).unwrap().dir().to_owned();
+    let mut test_cluster = TestCluster::start("").await;
+    let (publisher, term) = test_cluster.publisher().await;
+    let dir = test_cluster.daemons.iter().find(|daemon| daemon.id.to_string() == publisher).unwrap().dir().to_owned();
     let read_only = match ReadOnly::make(&dir) {
         Ok(read_only) => read_only,
         Err(error) => return eprintln!("skipped, because nothing can be mounted here: {error:#}"),
     };
     assert!(std::fs::write(dir.join("x"), "x").is_err());
-    let visitors = town.visitors();
-    town.named_mut("gamma").kill().await;
+    let visitors = test_cluster.visitors();
+    test_cluster.named_mut("gamma").kill().await;
     until("the other publisher has removed the dead node's points from every directory", async || {
-        town.is_healthy().await?;
-        let (now, later) = town.publisher().await;
+        test_cluster.is_healthy().await?;
+        let (now, later) = test_cluster.publisher().await;
         ensure!(now != publisher && later > term, "the lease did not move");
         Ok(())
     })
     .await;
     visitors.all_served().await;
     drop(read_only);
-    let net = town.net.clone();
-    town.named_mut("gamma").run(&net);
-    town.healthy().await;
+    let net = test_cluster.net.clone();
+    test_cluster.named_mut("gamma").run(&net);
+    test_cluster.healthy().await;
 }

@@ -9,14 +9,14 @@ use rustbalance::join::{Joined, Token, persist_joined, redeem};
 use rustbalance::keys::{NodeSecret, TokenSecret};
 use rustbalance::link::handshake::Purpose;
 use rustbalance::node::NodeError;
-use rustbalance::store::{Beginning, Store};
+use rustbalance::store::{SetupCommand, Store};
 use rustbalance::stream::BoxStream;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::Role;
 use tokio::task::JoinSet;
 
 use crate::member::Member;
-use crate::town::{Town, until};
+use crate::test_cluster::{TestCluster, until};
 
 /// The reason in a frame that refuses a join; an error for any other frame.
 pub(crate) fn refusal_in(frame: &[u8]) -> Result<String> {
@@ -36,13 +36,13 @@ pub(crate) struct Capture {
 /// Carries a join and copies its frames. With `keep`, the Redeem frame is not forwarded and the
 /// connection is closed.
 pub(crate) async fn carried(
-    town: &Town,
+    test_cluster: &TestCluster,
     token: &Token,
     key: &NodeSecret,
     keep: bool,
 ) -> Result<(Capture, Option<Joined>)> {
     let (near, mut joiner) = tokio::io::duplex(1 << 16);
-    let (mut cluster, _engine) = town.knock().await?;
+    let (mut cluster, _engine) = test_cluster.dial_join_port().await?;
     let carrying = async {
         let hello = frame::read(&mut joiner, MAX).await?;
         frame::write(&mut cluster, &hello).await?;
@@ -56,7 +56,7 @@ pub(crate) async fn carried(
         anyhow::Ok(Capture { hello, redeem })
     };
     let near: BoxStream = Box::new(near);
-    let (joined, capture) = tokio::join!(redeem(near, token, key, town.cluster, unix_now), carrying);
+    let (joined, capture) = tokio::join!(redeem(near, token, key, test_cluster.cluster, unix_now), carrying);
     match (capture?, joined) {
         (capture, Ok(joined)) => Ok((capture, Some(joined))),
         (capture, Err(_)) if keep => Ok((capture, None)),
@@ -80,9 +80,9 @@ fn redeemed(status: &Status, token: &Token) -> u16 {
 }
 
 /// The number of members; fails unless all running daemons know the same number.
-async fn members(town: &Town) -> usize {
+async fn members(test_cluster: &TestCluster) -> usize {
     let mut counts = Vec::new();
-    for daemon in town.running() {
+    for daemon in test_cluster.running() {
         counts.push(daemon.status().await.unwrap().members.len());
     }
     assert!(counts.iter().all(|count| *count == counts[0]), "{counts:?}");
@@ -91,12 +91,12 @@ async fn members(town: &Town) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guessing_tokens_gets_nobody_in() {
-    let town = Town::start("[joins]\nat_once = 6\nburst = 20\nevery = \"1s\"\n").await;
-    let good = town.invite(Role::Worker, 1).await;
-    let visitors = town.visitors();
+    let test_cluster = TestCluster::start("[joins]\nat_once = 6\nburst = 20\nevery = \"1s\"\n").await;
+    let good = test_cluster.invite(Role::Worker, 1).await;
+    let visitors = test_cluster.visitors();
     let mut guesses = JoinSet::new();
     for _ in 0..150 {
-        let (net, cluster) = (town.net.clone(), town.cluster);
+        let (net, cluster) = (test_cluster.net.clone(), test_cluster.cluster);
         guesses.spawn(async move {
             let engine = net.engine();
             let dial = rustbalance::tor::Engine::dial(
@@ -115,26 +115,27 @@ async fn guessing_tokens_gets_nobody_in() {
     while let Some(guess) = guesses.join_next().await {
         guess.unwrap();
     }
-    town.counts("join_unknown_token", 1).await;
-    let turned_away = town.refused("join_crowd").await + town.refused("join_busy").await;
+    test_cluster.counts("join_unknown_token", 1).await;
+    let turned_away = test_cluster.refused("join_over_limit").await + test_cluster.refused("join_busy").await;
     assert!(turned_away > 10, "only {turned_away} guesses were refused by the rate limit");
-    assert_eq!(members(&town).await, 3);
+    assert_eq!(members(&test_cluster).await, 3);
     // The real token still admits a node.
-    drop(town.join("delta", &good).await);
-    town.healthy().await;
+    drop(test_cluster.join("delta", &good).await);
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_captured_join_is_of_no_use_to_whoever_has_it() {
-    let town = Town::start("").await;
-    let token = town.invite(Role::Publisher, 2).await;
-    let visitors = town.visitors();
+    let test_cluster = TestCluster::start("").await;
+    let token = test_cluster.invite(Role::Publisher, 2).await;
+    let visitors = test_cluster.visitors();
     let key = NodeSecret::generate(&mut rand::rng());
-    let (capture, joined) = until("a node joins", async || Box::pin(carried(&town, &token, &key, false)).await).await;
+    let (capture, joined) =
+        until("a node joins", async || Box::pin(carried(&test_cluster, &token, &key, false)).await).await;
     assert_eq!(joined.unwrap().member.node(), key.node_id());
     until("every node knows that the token was used", async || {
-        for daemon in town.running() {
+        for daemon in test_cluster.running() {
             ensure!(redeemed(&daemon.status().await?, &token) == 1, "{} does not know it", daemon.name);
         }
         Ok(())
@@ -144,73 +145,73 @@ async fn a_captured_join_is_of_no_use_to_whoever_has_it() {
     // Redeem frame.
     for _ in 0..6 {
         let refused = until("the replay is answered", async || {
-            let (stream, _engine) = town.knock().await?;
+            let (stream, _engine) = test_cluster.dial_join_port().await?;
             replayed(stream, &capture.hello, &capture.redeem).await
         })
         .await;
         assert_eq!(refused, "UnknownToken");
     }
-    town.counts("join_unknown_token", 6).await;
-    for daemon in town.running() {
+    test_cluster.counts("join_unknown_token", 6).await;
+    for daemon in test_cluster.running() {
         assert_eq!(redeemed(&daemon.status().await.unwrap(), &token), 1, "{}", daemon.name);
     }
-    town.healthy().await;
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_token_raced_at_two_publishers_makes_one_member() {
-    let mut town = Town::start("").await;
-    let token = town.invite(Role::Worker, 1).await;
+    let mut test_cluster = TestCluster::start("").await;
+    let token = test_cluster.invite(Role::Worker, 1).await;
     // A worker carries the two joins to different publishers, which have no path between them.
-    let carrier = Member::join(&town, Role::Worker).await;
-    let visitors = town.visitors();
+    let carrier = Member::join(&test_cluster, Role::Worker).await;
+    let visitors = test_cluster.visitors();
     let streams = [
-        carrier.link(town.daemons[0].id, Purpose::CarryJoin).await.unwrap(),
-        carrier.link(town.daemons[1].id, Purpose::CarryJoin).await.unwrap(),
+        carrier.link(test_cluster.daemons[0].id, Purpose::CarryJoin).await.unwrap(),
+        carrier.link(test_cluster.daemons[1].id, Purpose::CarryJoin).await.unwrap(),
     ];
-    let engines: Vec<_> = town.daemons.iter().map(|daemon| std::sync::Arc::clone(&daemon.engine)).collect();
+    let engines: Vec<_> = test_cluster.daemons.iter().map(|daemon| std::sync::Arc::clone(&daemon.engine)).collect();
     for (one, other) in [(0, 1), (0, 2), (1, 2)] {
-        town.net.sever(&engines[one], &engines[other]);
+        test_cluster.net.sever(&engines[one], &engines[other]);
     }
     let racer = async |name: &str, stream: BoxStream| -> Result<Store> {
-        let mut draft = Store::create(&town.daemons[0].dir().with_file_name(name))?;
-        draft.begin(Beginning::Joining, town.cluster)?;
+        let mut draft = Store::create(&test_cluster.daemons[0].dir().with_file_name(name))?;
+        draft.begin(SetupCommand::Join, test_cluster.cluster)?;
         let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng()))?;
-        let joined = redeem(stream, &token, &key, town.cluster, unix_now).await?;
+        let joined = redeem(stream, &token, &key, test_cluster.cluster, unix_now).await?;
         Ok(persist_joined(draft, &joined)?)
     };
     let [to_alpha, to_beta] = streams;
     let (one, two) = tokio::join!(racer("one", to_alpha), racer("two", to_beta));
-    town.net.heal();
+    test_cluster.net.heal();
     for (name, store) in [("one", one.unwrap()), ("two", two.unwrap())] {
         let (id, dir) = (store.node_id(), store.dir().to_owned());
         drop(store);
-        town.add(name, id, dir).await;
+        test_cluster.add(name, id, dir).await;
     }
     // The cluster detects it, and the loser is notified and ends.
     let loser = until("one of the two nodes ends", async || {
-        let ended = ["one", "two"].into_iter().find(|name| town.named(name).has_ended());
+        let ended = ["one", "two"].into_iter().find(|name| test_cluster.named(name).has_ended());
         ended.context("both are running")
     })
     .await;
-    let why = town.named_mut(loser).end().await;
+    let why = test_cluster.named_mut(loser).end().await;
     assert!(matches!(why, NodeError::Excluded(_)), "{loser} ended with {why}");
     until("a refusal of the loser is counted", async || {
         let mut refused = 0;
         for name in ["record_overdrawn", "record_revoked", "link_revoked"] {
-            refused += town.refused(name).await;
+            refused += test_cluster.refused(name).await;
         }
         ensure!(refused > 0, "no daemon counts one");
         Ok(())
     })
     .await;
     // In a healthy cluster the winner is a live member and the stopped node is not.
-    town.healthy().await;
-    assert_eq!(town.running().count(), 4);
-    let winner = town.named(if loser == "one" { "two" } else { "one" }).id.to_string();
+    test_cluster.healthy().await;
+    assert_eq!(test_cluster.running().count(), 4);
+    let winner = test_cluster.named(if loser == "one" { "two" } else { "one" }).id.to_string();
     let id = token.invitation_id().to_string();
-    for daemon in town.running() {
+    for daemon in test_cluster.running() {
         let members = daemon.status().await.unwrap().members;
         let with_it = members.iter().filter(|member| member.invitation.as_deref() == Some(&id));
         let with_it: Vec<&str> = with_it.map(|member| member.node.as_str()).collect();

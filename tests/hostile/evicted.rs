@@ -3,40 +3,40 @@
 
 use anyhow::{bail, ensure};
 use rustbalance::control::{Request, Response};
-use rustbalance::join::{JoinError, Refusal};
+use rustbalance::join::{JoinError, JoinRefusal};
 use rustbalance::link::handshake::Purpose;
 use rustbalance::node::NodeError;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::Role;
 
 use crate::member::{Member, is_revoked};
-use crate::town::{Town, until};
+use crate::test_cluster::{TestCluster, until};
 
-pub(crate) async fn evict(town: &Town, node: NodeId) {
+pub(crate) async fn evict(test_cluster: &TestCluster, node: NodeId) {
     let prefix = node.to_string().trim_end_matches(".onion").parse().unwrap();
-    let answer = town.named("alpha").call(Request::Evict { node: prefix }).await.unwrap();
+    let answer = test_cluster.named("alpha").call(Request::Evict { node: prefix }).await.unwrap();
     assert!(matches!(answer, Response::Done { .. }), "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_evicted_member_is_kept_out_for_good() {
-    let mut town = Town::start("").await;
-    let mallory = Member::join(&town, Role::Worker).await;
+    let mut test_cluster = TestCluster::start("").await;
+    let mallory = Member::join(&test_cluster, Role::Worker).await;
     let id = mallory.id();
-    let mut mouth = mallory.open(&town, 1).await;
-    let voice = mallory.speak(&town, &mut mouth).await;
+    let mut raw_links = mallory.open(&test_cluster, 1).await;
+    let raw_gossip = mallory.speak(&test_cluster, &mut raw_links).await;
     until("every node knows the member", async || {
-        for daemon in town.running() {
+        for daemon in test_cluster.running() {
             let known = daemon.status().await?.members;
             ensure!(known.iter().any(|member| member.node == id.to_string()), "{} does not know it", daemon.name);
         }
         Ok(())
     })
     .await;
-    let visitors = town.visitors();
-    evict(&town, id).await;
+    let visitors = test_cluster.visitors();
+    evict(&test_cluster, id).await;
     until("all links of the evicted member are closed", async || {
-        for daemon in town.running() {
+        for daemon in test_cluster.running() {
             let status = daemon.status().await?;
             ensure!(status.links.iter().all(|link| link.peer != id.to_string()), "{} has a link with it", daemon.name);
             ensure!(status.members.iter().all(|member| member.node != id.to_string()), "{} lists it", daemon.name);
@@ -44,11 +44,11 @@ async fn an_evicted_member_is_kept_out_for_good() {
         Ok(())
     })
     .await;
-    drop((voice, mouth));
+    drop((raw_gossip, raw_links));
     // The nodes' descriptors may be unreadable for it by now. If it connects, the link must be
     // refused.
-    let knocks = async |town: &Town| {
-        for daemon in town.running() {
+    let knocks = async |test_cluster: &TestCluster| {
+        for daemon in test_cluster.running() {
             for purpose in [Purpose::Mesh, Purpose::CarryJoin] {
                 let Err(error) = mallory.link(daemon.id, purpose).await else {
                     panic!("{} has accepted its link", daemon.name)
@@ -59,11 +59,11 @@ async fn an_evicted_member_is_kept_out_for_good() {
             }
         }
     };
-    knocks(&town).await;
+    knocks(&test_cluster).await;
     // It joins with a new token and its old key.
-    let token = town.invite(Role::Worker, 1).await;
+    let token = test_cluster.invite(Role::Worker, 1).await;
     let key = mallory.store.node_secret().unwrap();
-    let refused = until("its join is answered", async || match town.redeem(&token, &key).await {
+    let refused = until("its join is answered", async || match test_cluster.redeem(&token, &key).await {
         Ok(_) => panic!("the evicted node has joined again"),
         Err(error) => match error.downcast::<JoinError>()? {
             JoinError::Refused(refusal) if !refusal.is_transient() => Ok(refusal),
@@ -71,36 +71,36 @@ async fn an_evicted_member_is_kept_out_for_good() {
         },
     })
     .await;
-    assert_eq!(refused, Refusal::Evicted);
-    town.counts("join_evicted", 1).await;
-    town.healthy().await;
+    assert_eq!(refused, JoinRefusal::Evicted);
+    test_cluster.counts("join_evicted", 1).await;
+    test_cluster.healthy().await;
     // A restarted node still refuses it.
-    let net = town.net.clone();
+    let net = test_cluster.net.clone();
     for name in ["alpha", "beta"] {
-        town.named_mut(name).kill().await;
-        town.named_mut(name).run(&net);
-        town.healthy().await;
+        test_cluster.named_mut(name).kill().await;
+        test_cluster.named_mut(name).run(&net);
+        test_cluster.healthy().await;
     }
-    knocks(&town).await;
+    knocks(&test_cluster).await;
     let seen = visitors.end().await;
     assert!(seen.failures.len() <= 2, "more visits have failed than the dead nodes explain: {seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_evicted_daemon_stops_and_does_not_come_back() {
-    let mut town = Town::start("").await;
-    let visitors = town.visitors();
-    evict(&town, town.named("gamma").id).await;
-    let why = town.named_mut("gamma").end().await;
+    let mut test_cluster = TestCluster::start("").await;
+    let visitors = test_cluster.visitors();
+    evict(&test_cluster, test_cluster.named("gamma").id).await;
+    let why = test_cluster.named_mut("gamma").end().await;
     assert!(matches!(&why, NodeError::Excluded(why) if why.contains("evicted")), "{why}");
-    town.healthy().await;
+    test_cluster.healthy().await;
     // A restarted node may not have the revocation yet; then it receives it from its peers.
-    let net = town.net.clone();
-    town.named_mut("gamma").run(&net);
-    let why = town.named_mut("gamma").end().await;
+    let net = test_cluster.net.clone();
+    test_cluster.named_mut("gamma").run(&net);
+    let why = test_cluster.named_mut("gamma").end().await;
     assert!(matches!(&why, NodeError::Excluded(why) if why.contains("evicted")), "{why}");
-    town.healthy().await;
-    let served = town.visitors();
+    test_cluster.healthy().await;
+    let served = test_cluster.visitors();
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     assert!(!served.end().await.by.contains_key("gamma"));
     let seen = visitors.end().await;

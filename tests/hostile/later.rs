@@ -11,12 +11,12 @@ use rustbalance::link::handshake::Purpose;
 use rustbalance::stream::BoxStream;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::{NodeCard, RecordKind, Role};
-use rustbalance_gossip::signed::{Sign, Statement, sign_foreign};
+use rustbalance_gossip::signed::{Sign, Statement, sign_unknown_kind};
 use tokio::time::timeout;
 
 use crate::hand::payload;
 use crate::member::Member;
-use crate::town::{PATIENCE, Town, until};
+use crate::test_cluster::{PATIENCE, TestCluster, until};
 
 /// An encoded message with these fields.
 fn fields(fields: &[(&str, Value)]) -> Vec<u8> {
@@ -35,7 +35,7 @@ fn card(member: &Member) -> Vec<u8> {
     };
     entries.push((Value::Text("region".into()), Value::Text("north".into())));
     let statement = codec::encode(&Value::Map(entries)).unwrap();
-    sign_foreign(NodeCard::CONTEXT, statement, &member.store.node_secret().unwrap()).unwrap()
+    sign_unknown_kind(NodeCard::CONTEXT, statement, &member.store.node_secret().unwrap()).unwrap()
 }
 
 /// A record about the node itself, of a kind that the daemons do not know.
@@ -43,7 +43,7 @@ fn endpoint(member: &Member) -> Vec<u8> {
     let cluster = key(member.store.cluster().public_key());
     let node = key(member.id().public_key());
     let statement = fields(&[("cluster", cluster), ("node", node), ("seq", 1.into()), ("port", 51_820.into())]);
-    sign_foreign("rustbalance record ep", statement, &member.store.node_secret().unwrap()).unwrap()
+    sign_unknown_kind("rustbalance record ep", statement, &member.store.node_secret().unwrap()).unwrap()
 }
 
 /// A fact of a kind that the daemons do not know.
@@ -51,7 +51,7 @@ fn region(member: &Member) -> Vec<u8> {
     let (cluster, expires) = (key(member.store.cluster().public_key()), unix_now() + 3600);
     let statement = fields(&[("cluster", cluster), ("seq", 1.into()), ("expires", expires.into())]);
     let authority = member.store.authority_secret().unwrap().unwrap();
-    sign_foreign("rustbalance record region", statement, &authority as &dyn Sign).unwrap()
+    sign_unknown_kind("rustbalance record region", statement, &authority as &dyn Sign).unwrap()
 }
 
 /// Reads frames until the answer to this ping arrives.
@@ -71,9 +71,9 @@ async fn pong(stream: &mut BoxStream, ping: u64) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_of_a_later_version_are_skipped_and_end_no_link() {
-    let town = Town::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
-    let later = Member::join(&town, Role::Worker).await;
-    let alpha = town.named("alpha");
+    let test_cluster = TestCluster::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
+    let later = Member::join(&test_cluster, Role::Worker).await;
+    let alpha = test_cluster.named("alpha");
     let mut stream = later.link(alpha.id, Purpose::Mesh).await.unwrap();
     let messages = [
         codec::encode(&"Farewell").unwrap(),
@@ -99,24 +99,24 @@ async fn messages_of_a_later_version_are_skipped_and_end_no_link() {
     })
     .await;
     assert!(!reading.is_finished(), "the link has ended");
-    assert_eq!(alpha.refused("link_nonsense").await, 0);
-    town.healthy().await;
+    assert_eq!(alpha.refused("link_bad_frame").await, 0);
+    test_cluster.healthy().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_a_later_version_are_carried_to_the_nodes_that_know_them() {
-    let mut town = Town::start("").await;
-    let later = Member::join(&town, Role::Publisher).await;
+    let mut test_cluster = TestCluster::start("").await;
+    let later = Member::join(&test_cluster, Role::Publisher).await;
     let [card_kind, endpoint_kind, region_kind] =
         ["card", "ep", "region/north"].map(|key| RecordKind::from_key(key).unwrap());
     let said = [(card_kind, card(&later)), (endpoint_kind, endpoint(&later)), (region_kind, region(&later))];
-    let mut mouth = later.open(&town, 1).await;
-    let voice = mouth.speak(&town, later.id(), 2).await;
+    let mut raw_links = later.open(&test_cluster, 1).await;
+    let raw_gossip = raw_links.speak(&test_cluster, later.id(), 2).await;
     for (kind, bytes) in &said {
-        voice.say(*kind, bytes);
+        raw_gossip.say(*kind, bytes);
     }
     until("every daemon accepts the card", async || {
-        for daemon in town.running() {
+        for daemon in test_cluster.running() {
             let members = daemon.status().await?.members;
             let known = members.iter().find(|member| member.node == later.id().to_string());
             ensure!(known.is_some_and(|member| member.weight == Some(100)), "{} does not accept it", daemon.name);
@@ -124,31 +124,35 @@ async fn records_of_a_later_version_are_carried_to_the_nodes_that_know_them() {
         Ok(())
     })
     .await;
-    assert_eq!(town.refused("link_nonsense").await + town.refused("gossip_malformed").await, 0);
+    assert_eq!(test_cluster.refused("link_bad_frame").await + test_cluster.refused("gossip_malformed").await, 0);
     // The later node leaves and a daemon restarts. A newcomer of the later version receives the
     // records from the daemons.
-    drop((voice, mouth));
+    drop((raw_gossip, raw_links));
     let id = later.id();
     drop(later);
-    town.named_mut("beta").kill().await;
-    let net = town.net.clone();
-    town.named_mut("beta").run(&net);
-    let token = town.invite(Role::Worker, 1).await;
-    let newcomer = Member::of(&town, town.join("newcomer", &token).await);
-    let mut mouth = newcomer.open(&town, 1).await;
-    let voice = mouth.speak(&town, newcomer.id(), 1).await;
-    voice.say(RecordKind::Card, &newcomer.sign(newcomer.card(newcomer.id(), 1 << 32)));
+    test_cluster.named_mut("beta").kill().await;
+    let net = test_cluster.net.clone();
+    test_cluster.named_mut("beta").run(&net);
+    let token = test_cluster.invite(Role::Worker, 1).await;
+    let newcomer = Member::of(&test_cluster, test_cluster.join("newcomer", &token).await);
+    let mut raw_links = newcomer.open(&test_cluster, 1).await;
+    let raw_gossip = raw_links.speak(&test_cluster, newcomer.id(), 1).await;
+    raw_gossip.say(RecordKind::Card, &newcomer.sign(newcomer.card(newcomer.id(), 1 << 32)));
     until("the newcomer has received all of the records", async || {
         for (kind, bytes) in &said[..2] {
-            ensure!(voice.heard(id, *kind).contains(bytes), "{kind:?} is missing");
+            ensure!(raw_gossip.heard(id, *kind).contains(bytes), "{kind:?} is missing");
         }
         // Every daemon announces the facts that it knows.
-        for daemon in town.running() {
-            ensure!(voice.heard(daemon.id, region_kind).contains(&said[2].1), "{} does not announce it", daemon.name);
+        for daemon in test_cluster.running() {
+            ensure!(
+                raw_gossip.heard(daemon.id, region_kind).contains(&said[2].1),
+                "{} does not announce it",
+                daemon.name
+            );
         }
         Ok(())
     })
     .await;
-    assert_eq!(town.refused("link_nonsense").await, 0);
-    town.healthy().await;
+    assert_eq!(test_cluster.refused("link_bad_frame").await, 0);
+    test_cluster.healthy().await;
 }

@@ -17,17 +17,17 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::hand::{nonsense, payload, question};
 use crate::member::Member;
-use crate::town::{PATIENCE, Town, until};
+use crate::test_cluster::{PATIENCE, TestCluster, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_is_bounded_and_disturbs_nobody() {
-    let town = Town::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
-    let mallory = Member::join(&town, Role::Worker).await;
-    let visitors = town.visitors();
-    let syn = question(&mallory.store, town.daemons[0].id).await;
+    let test_cluster = TestCluster::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
+    let mallory = Member::join(&test_cluster, Role::Worker).await;
+    let visitors = test_cluster.visitors();
+    let syn = question(&mallory.store, test_cluster.daemons[0].id).await;
     let heavy = payload(&Frame::Gossip(VarBytes(vec![0x5a; 60_000])));
     let mut floods = JoinSet::new();
-    for daemon in &town.daemons {
+    for daemon in &test_cluster.daemons {
         let stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
         let (mut reader, mut writer) = tokio::io::split(stream);
         // It reads all answers, so that its links are not closed because it does not read.
@@ -43,24 +43,25 @@ async fn a_flood_is_bounded_and_disturbs_nobody() {
             Ok(())
         });
     }
-    for _ in &town.daemons {
-        town.healthy().await;
+    for _ in &test_cluster.daemons {
+        test_cluster.healthy().await;
     }
     floods.shutdown().await;
-    for daemon in &town.daemons {
+    for daemon in &test_cluster.daemons {
         assert!(daemon.refused("link_flood").await > 50, "{} counts no flood", daemon.name);
         assert!(daemon.refused("gossip_malformed").await > 0, "{} counts no nonsense", daemon.name);
     }
-    town.healthy().await;
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn oversized_and_truncated_frames_end_one_link() {
-    let town = Town::start("[links]\nsilence = \"2s\"\nping = \"500ms\"\nhandshake_timeout = \"1s\"\n").await;
-    let mallory = Member::join(&town, Role::Worker).await;
-    let visitors = town.visitors();
-    let alpha = town.named("alpha");
+    let test_cluster =
+        TestCluster::start("[links]\nsilence = \"2s\"\nping = \"500ms\"\nhandshake_timeout = \"1s\"\n").await;
+    let mallory = Member::join(&test_cluster, Role::Worker).await;
+    let visitors = test_cluster.visitors();
+    let alpha = test_cluster.named("alpha");
     let links = async || alpha.status().await.unwrap().links.len();
     let before = links().await;
     for bytes in nonsense() {
@@ -75,8 +76,8 @@ async fn oversized_and_truncated_frames_end_one_link() {
             assert!(rest.len() < 4096, "{} bytes were answered with {}", bytes.len(), rest.len());
         }
     }
-    for (name, least) in [("link_nonsense", 5), ("link_malformed", 4), ("link_unfinished", 2)] {
-        town.counts(name, least).await;
+    for (name, least) in [("link_bad_frame", 5), ("link_malformed", 4), ("link_unfinished", 2)] {
+        test_cluster.counts(name, least).await;
     }
     until("the links with the other nodes are the same as before", async || {
         let now = links().await;
@@ -84,16 +85,16 @@ async fn oversized_and_truncated_frames_end_one_link() {
         Ok(())
     })
     .await;
-    town.healthy().await;
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_links_of_one_member_are_one() {
-    let town = Town::start("").await;
-    let mallory = std::sync::Arc::new(Member::join(&town, Role::Worker).await);
-    let visitors = town.visitors();
-    let alpha = town.named("alpha");
+    let test_cluster = TestCluster::start("").await;
+    let mallory = std::sync::Arc::new(Member::join(&test_cluster, Role::Worker).await);
+    let visitors = test_cluster.visitors();
+    let alpha = test_cluster.named("alpha");
     let mut dials = JoinSet::new();
     for _ in 0..1000 {
         let (mallory, to) = (std::sync::Arc::clone(&mallory), alpha.id);
@@ -109,51 +110,51 @@ async fn a_thousand_links_of_one_member_are_one() {
         }
     }
     assert!((1..=200).contains(&open.len()), "{} of 1000 links were accepted", open.len());
-    let counted = alpha.refused("link_crowd").await + alpha.refused("link_streams_over_limit").await;
+    let counted = alpha.refused("link_over_rate").await + alpha.refused("link_streams_over_limit").await;
     assert!(
         counted + alpha.refused("link_busy").await + 100 > 1000 - open.len() as u64,
         "only {counted} refusals are counted"
     );
-    town.healthy().await;
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_discovery_key_of_its_own_making_opens_nothing() {
-    let town = Town::start("").await;
-    let mallory = Member::join(&town, Role::Worker).await;
-    let visitors = town.visitors();
-    let before = town.named("alpha").status().await.unwrap().discovery_generation;
+    let test_cluster = TestCluster::start("").await;
+    let mallory = Member::join(&test_cluster, Role::Worker).await;
+    let visitors = test_cluster.visitors();
+    let before = test_cluster.named("alpha").status().await.unwrap().discovery_generation;
     let own = AuthoritySecret::generate(&mut rand::rng());
-    let false_key = || Discovery::generate(town.cluster, 99, &own, &mut rand::rng()).unwrap();
+    let false_key = || Discovery::generate(test_cluster.cluster, 99, &own, &mut rand::rng()).unwrap();
     // A key signed by the attacker's own authority, and the authority's statement with the
     // attacker's secret.
     let mut borrowed = mallory.store.discovery().unwrap().newest().offer();
     borrowed.secret = false_key().secret;
     let offers = [false_key().offer(), borrowed].map(|offer| payload(&Frame::Discovery(offer)));
-    for daemon in &town.daemons {
+    for daemon in &test_cluster.daemons {
         let mut stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
         for offer in &offers {
             frame::write(&mut stream, offer).await.unwrap();
         }
         until("both offers are refused", async || {
-            let refused = daemon.refused("link_false_key").await;
+            let refused = daemon.refused("link_unsigned_key").await;
             ensure!(refused == 2, "{refused} are refused");
             Ok(())
         })
         .await;
         assert_eq!(daemon.status().await.unwrap().discovery_generation, before);
     }
-    town.healthy().await;
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_pings_is_bounded_as_any_other() {
-    let town = Town::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
-    let mallory = Member::join(&town, Role::Worker).await;
-    let visitors = town.visitors();
-    let alpha = town.named("alpha");
+    let test_cluster = TestCluster::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
+    let mallory = Member::join(&test_cluster, Role::Worker).await;
+    let visitors = test_cluster.visitors();
+    let alpha = test_cluster.named("alpha");
     let stream = mallory.link(alpha.id, Purpose::Mesh).await.unwrap();
     let (mut reader, mut writer) = tokio::io::split(stream);
     let answers = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
@@ -171,19 +172,19 @@ async fn a_flood_of_pings_is_bounded_as_any_other() {
         .await;
     }
     answers.abort();
-    town.healthy().await;
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_never_reads_is_let_go() {
-    let town = Town::start("[links]\nwrite_timeout = \"1s\"\n").await;
-    let mallory = Member::join(&town, Role::Worker).await;
-    let visitors = town.visitors();
-    let syn = question(&mallory.store, town.daemons[0].id).await;
+    let test_cluster = TestCluster::start("[links]\nwrite_timeout = \"1s\"\n").await;
+    let mallory = Member::join(&test_cluster, Role::Worker).await;
+    let visitors = test_cluster.visitors();
+    let syn = question(&mallory.store, test_cluster.daemons[0].id).await;
     let ping = payload(&Frame::Ping(1));
     let mut deaf = JoinSet::new();
-    for daemon in &town.daemons {
+    for daemon in &test_cluster.daemons {
         let mut stream = mallory.link(daemon.id, Purpose::Mesh).await.unwrap();
         let (syn, ping) = (syn.clone(), ping.clone());
         // It asks for all records and reads no answer.
@@ -195,9 +196,9 @@ async fn a_member_that_never_reads_is_let_go() {
     }
     let ended = async { while deaf.join_next().await.is_some() {} };
     timeout(PATIENCE, ended).await.expect("a member that never reads keeps its links");
-    for daemon in &town.daemons {
-        assert!(daemon.refused("link_deaf").await > 0, "{} counts no member that never reads", daemon.name);
+    for daemon in &test_cluster.daemons {
+        assert!(daemon.refused("link_stuck").await > 0, "{} counts no member that never reads", daemon.name);
     }
-    town.healthy().await;
+    test_cluster.healthy().await;
     visitors.all_served().await;
 }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use parking_lot::Mutex;
 use rustbalance::counters::Counters;
 use rustbalance::discovery::Discovery;
-use rustbalance::link::handshake::{HandshakeError, Purpose, Refusal};
+use rustbalance::link::handshake::{HandshakeError, LinkRefusal, Purpose};
 use rustbalance::link::{LinkConfig, LinkLimits, Links, MemberSet, TorRoute};
 use rustbalance::store::Store;
 use rustbalance::stream::BoxStream;
@@ -21,7 +21,7 @@ use rustbalance_mesh::{Carrier, Mesh, MeshConfig, Update};
 use tokio::sync::{mpsc, watch};
 
 use crate::hand;
-use crate::town::{Town, until};
+use crate::test_cluster::{TestCluster, until};
 
 /// A member with its Tor client and its state.
 pub(crate) struct Member {
@@ -30,13 +30,13 @@ pub(crate) struct Member {
 }
 
 /// A gossip instance, with the member's own node id or that of another node.
-pub(crate) struct Voice {
+pub(crate) struct RawGossip {
     pub(crate) mesh: Mesh,
     heard: Arc<Mutex<Vec<Update>>>,
 }
 
 /// The member's links, and the carriers for gossip instances over them.
-pub(crate) struct Mouth {
+pub(crate) struct RawLinks {
     _links: Links,
     carriers: Vec<Carrier>,
     _set: (watch::Sender<MemberSet>, watch::Sender<Option<Arc<Discovery>>>),
@@ -44,16 +44,16 @@ pub(crate) struct Mouth {
 
 impl Member {
     /// Joins with a new token.
-    pub(crate) async fn join(town: &Town, role: Role) -> Self {
-        let token = town.invite(role, 1).await;
-        Self::of(town, town.join("mallory", &token).await)
+    pub(crate) async fn join(test_cluster: &TestCluster, role: Role) -> Self {
+        let token = test_cluster.invite(role, 1).await;
+        Self::of(test_cluster, test_cluster.join("mallory", &token).await)
     }
 
     /// The member whose state is in `store`.
-    pub(crate) fn of(town: &Town, store: Store) -> Self {
-        let engine = town.net.engine();
+    pub(crate) fn of(test_cluster: &TestCluster, store: Store) -> Self {
+        let engine = test_cluster.net.engine();
         let keys = store.discovery().unwrap();
-        for daemon in &town.daemons {
+        for daemon in &test_cluster.daemons {
             engine.trust_discovery(daemon.id, &keys.secrets()).unwrap();
         }
         Self { engine, store }
@@ -73,9 +73,9 @@ impl Member {
         hand::link(&*self.engine, &self.store, to, purpose).await
     }
 
-    /// Opens links to all running daemons, with carriers for `voices` gossip instances.
-    pub(crate) async fn open(&self, town: &Town, voices: usize) -> Mouth {
-        let members = town.daemons.iter().map(|daemon| daemon.id).collect();
+    /// Opens links to all running daemons, with carriers for `instances` gossip instances.
+    pub(crate) async fn open(&self, test_cluster: &TestCluster, instances: usize) -> RawLinks {
+        let members = test_cluster.daemons.iter().map(|daemon| daemon.id).collect();
         let (sender, members) = watch::channel(MemberSet { members, ..MemberSet::default() });
         let (keys, discovery) = watch::channel(None);
         let limits =
@@ -90,20 +90,20 @@ impl Member {
             counters: Counters::default(),
         };
         let (links, outputs) = Links::start(config, members);
-        let wanted = town.running().count();
+        let wanted = test_cluster.running().count();
         until("the hostile member has links", async || match links.status().len() {
             open if open == wanted => Ok(()),
             open => bail!("it has {open} of {wanted} links"),
         })
         .await;
-        Mouth { _links: links, carriers: share(outputs.carrier, voices), _set: (sender, keys) }
+        RawLinks { _links: links, carriers: share(outputs.carrier, instances), _set: (sender, keys) }
     }
 
     /// Gossips with its own node id and announces its card.
-    pub(crate) async fn speak(&self, town: &Town, mouth: &mut Mouth) -> Voice {
-        let voice = mouth.speak(town, self.id(), 1).await;
-        voice.say(RecordKind::Card, &self.sign(self.card(self.id(), 1 << 32)));
-        voice
+    pub(crate) async fn speak(&self, test_cluster: &TestCluster, raw_links: &mut RawLinks) -> RawGossip {
+        let raw_gossip = raw_links.speak(test_cluster, self.id(), 1).await;
+        raw_gossip.say(RecordKind::Card, &self.sign(self.card(self.id(), 1 << 32)));
+        raw_gossip
     }
 
     /// A card for `node` with this member's certificates.
@@ -132,14 +132,14 @@ impl Member {
     }
 }
 
-impl Mouth {
+impl RawLinks {
     /// Gossips as the node `me`, which may be another node, in this generation, which may be that
     /// node's current one.
-    pub(crate) async fn speak(&mut self, town: &Town, me: NodeId, generation: u64) -> Voice {
+    pub(crate) async fn speak(&mut self, test_cluster: &TestCluster, me: NodeId, generation: u64) -> RawGossip {
         let carrier = self.carriers.pop().expect("`open` was called with too few voices");
         let interval = Duration::from_millis(200);
-        let config = MeshConfig { me, cluster: town.cluster, generation, interval };
-        let seeds: Vec<_> = town.daemons.iter().map(|daemon| daemon.id).filter(|id| *id != me).collect();
+        let config = MeshConfig { me, cluster: test_cluster.cluster, generation, interval };
+        let seeds: Vec<_> = test_cluster.daemons.iter().map(|daemon| daemon.id).filter(|id| *id != me).collect();
         let (mesh, mut updates) = Mesh::start(config, carrier, seeds).await.unwrap();
         let heard = Arc::new(Mutex::new(Vec::new()));
         let note = Arc::clone(&heard);
@@ -148,11 +148,11 @@ impl Mouth {
                 note.lock().push(update);
             }
         });
-        Voice { mesh, heard }
+        RawGossip { mesh, heard }
     }
 }
 
-impl Voice {
+impl RawGossip {
     /// All records received from a node of one kind, oldest first.
     pub(crate) fn heard(&self, origin: NodeId, kind: RecordKind) -> Vec<Vec<u8>> {
         let heard = self.heard.lock();
@@ -166,9 +166,9 @@ impl Voice {
 }
 
 /// Splits a carrier for several gossip instances; each receives every message.
-fn share(carrier: Carrier, voices: usize) -> Vec<Carrier> {
+fn share(carrier: Carrier, instances: usize) -> Vec<Carrier> {
     let Carrier { send, mut received } = carrier;
-    let (senders, receivers): (Vec<_>, Vec<_>) = (0..voices).map(|_| mpsc::channel(256)).unzip();
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..instances).map(|_| mpsc::channel(256)).unzip();
     tokio::spawn(async move {
         while let Some(message) = received.recv().await {
             for sender in &senders {
@@ -182,5 +182,5 @@ fn share(carrier: Carrier, voices: usize) -> Vec<Carrier> {
 
 /// Whether a link was refused because the member is revoked.
 pub(crate) fn is_revoked(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(HandshakeError::Refused(_, Refusal::Revoked) | HandshakeError::Revoked(_)))
+    matches!(error.downcast_ref(), Some(HandshakeError::Refused(_, LinkRefusal::Revoked) | HandshakeError::Revoked(_)))
 }

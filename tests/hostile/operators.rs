@@ -9,17 +9,17 @@ use rustbalance::tor::Engine;
 use rustbalance_gossip::view::Condition;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::town::{Town, until};
+use crate::test_cluster::{TestCluster, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drained_node_drains_on_after_a_restart_until_it_is_resumed() {
-    let mut town = Town::start("").await;
-    let beta = town.named("beta").id.to_string();
-    let drained = async |town: &Town| {
+    let mut test_cluster = TestCluster::start("").await;
+    let beta = test_cluster.named("beta").id.to_string();
+    let drained = async |test_cluster: &TestCluster| {
         until("beta drains and has no clients", async || {
-            let status = town.named("beta").status().await?;
+            let status = test_cluster.named("beta").status().await?;
             ensure!(status.phase == Condition::Draining, "beta is {}", status.phase);
-            let alpha = town.named("alpha").status().await?;
+            let alpha = test_cluster.named("alpha").status().await?;
             let known = alpha.members.iter().find(|member| member.node == beta);
             ensure!(known.is_some_and(|member| member.alive && member.phase == Some(Condition::Draining)), "{known:?}");
             ensure!(known.is_some_and(|member| member.published == 0), "{known:?}");
@@ -28,38 +28,38 @@ async fn a_drained_node_drains_on_after_a_restart_until_it_is_resumed() {
         })
         .await;
     };
-    match town.named("beta").call(Request::Drain {}).await.unwrap() {
+    match test_cluster.named("beta").call(Request::Drain {}).await.unwrap() {
         Response::Done { message } => assert!(message.contains("also after a restart"), "{message}"),
         other => panic!("beta does not drain: {other:?}"),
     }
-    drained(&town).await;
+    drained(&test_cluster).await;
 
-    let net = town.net.clone();
-    let node = town.named_mut("beta");
+    let net = test_cluster.net.clone();
+    let node = test_cluster.named_mut("beta");
     node.kill().await;
     node.run(&net);
-    until("beta answers", async || town.named("beta").status().await).await;
-    drained(&town).await;
-    let shown = town.named("beta").shown();
+    until("beta answers", async || test_cluster.named("beta").status().await).await;
+    drained(&test_cluster).await;
+    let shown = test_cluster.named("beta").shown();
     assert!(shown.contains("this node drains") && shown.contains("`rustbalance resume`"), "{shown}");
 
-    let resumed = town.named("beta").call(Request::Resume {}).await.unwrap();
+    let resumed = test_cluster.named("beta").call(Request::Resume {}).await.unwrap();
     assert!(matches!(resumed, Response::Done { .. }), "{resumed:?}");
-    town.healthy().await;
-    let node = town.named_mut("beta");
+    test_cluster.healthy().await;
+    let node = test_cluster.named_mut("beta");
     node.kill().await;
     node.run(&net);
-    town.healthy().await;
+    test_cluster.healthy().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_change_under_a_running_daemon() {
-    let town = Town::start("[limits]\nstreams_per_circuit = 1\n").await;
-    let (client, address) = (town.net.engine(), town.address());
+    let test_cluster = TestCluster::start("[limits]\nstreams_per_circuit = 1\n").await;
+    let (client, address) = (test_cluster.net.engine(), test_cluster.address());
     // All streams use one circuit, so they reach one daemon.
     let open = async || client.dial(address, 80, Duration::from_secs(10)).await;
     let change = |change: fn(&mut Config)| {
-        town.running().for_each(|daemon| assert!(daemon.reconfigure(change).is_empty(), "{}", daemon.name));
+        test_cluster.running().for_each(|daemon| assert!(daemon.reconfigure(change).is_empty(), "{}", daemon.name));
     };
     let mut first = open().await.unwrap();
     assert!(open().await.is_err(), "a second stream was accepted on a circuit that may have one");
@@ -75,6 +75,6 @@ async fn limits_change_under_a_running_daemon() {
     let mut name = String::new();
     first.read_to_string(&mut name).await.unwrap();
     assert!(!name.is_empty(), "the change has broken an open stream");
-    let daemon = town.named("beta");
+    let daemon = test_cluster.named("beta");
     assert_eq!(daemon.reconfigure(|config| config.node.weight = 9), ["[node] weight"]);
 }

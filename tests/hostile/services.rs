@@ -8,21 +8,21 @@ use std::time::SystemTime;
 use anyhow::{Result, ensure};
 use rustbalance::clock::unix_now;
 use rustbalance::join::found_with;
-use rustbalance::keys::MasterSecret;
+use rustbalance::keys::IdentitySecret;
 use rustbalance::store::Store;
 use rustbalance::tor::descriptor;
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::Role;
 
-use crate::town::{Town, until};
+use crate::test_cluster::{TestCluster, until};
 
 /// The session keys of a service's published introduction points, and its revision. Fails unless
 /// all directories of the current period hold the same.
-fn published(town: &Town, service: ServiceId) -> Result<(BTreeSet<String>, u64)> {
-    let period = town.net.periods()[0];
+fn published(test_cluster: &TestCluster, service: ServiceId) -> Result<(BTreeSet<String>, u64)> {
+    let period = test_cluster.net.periods()[0];
     let mut all = BTreeSet::new();
-    for directory in town.net.directories(service, period) {
-        let held = town.net.held(&directory, service, period);
+    for directory in test_cluster.net.directories(service, period) {
+        let held = test_cluster.net.held(&directory, service, period);
         let text = held.ok_or_else(|| anyhow::anyhow!("{} has no descriptor", directory.relay))?;
         let content = descriptor::read(&text, service, period, SystemTime::now())?;
         let keys: BTreeSet<_> =
@@ -34,11 +34,11 @@ fn published(town: &Town, service: ServiceId) -> Result<(BTreeSet<String>, u64)>
 }
 
 /// Waits until all these nodes have served clients of both services.
-async fn both_served_by(town: &Town, names: &[&str]) {
-    for service in [town.service(), town.further.unwrap()] {
+async fn both_served_by(test_cluster: &TestCluster, names: &[&str]) {
+    for service in [test_cluster.service(), test_cluster.further.unwrap()] {
         let mut seen = BTreeSet::new();
         until(&format!("{names:?} serve {service}"), async || {
-            seen.insert(town.visit_service(service).await?);
+            seen.insert(test_cluster.visit_service(service).await?);
             let missing: Vec<_> = names.iter().filter(|name| !seen.contains(**name)).collect();
             ensure!(missing.is_empty(), "{missing:?} have not served a client yet");
             Ok(())
@@ -49,46 +49,53 @@ async fn both_served_by(town: &Town, names: &[&str]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_addresses_live_in_one_cluster() {
-    let second = MasterSecret::generate(&mut rand::rng());
-    let services = |town: &Town| [town.service(), town.further.unwrap()];
+    let second = IdentitySecret::generate(&mut rand::rng());
+    let services = |test_cluster: &TestCluster| [test_cluster.service(), test_cluster.further.unwrap()];
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("alpha");
     let draft = Store::create(&dir).unwrap();
     let alpha = found_with(draft, None, std::slice::from_ref(&second), unix_now(), &mut rand::rng()).unwrap();
     let (cluster, id) = (alpha.cluster(), alpha.node_id());
     drop(alpha);
-    let mut town = Town::without_nodes(cluster, folder);
-    town.further = Some(second.service_id());
-    town.add("alpha", id, dir).await;
-    both_served_by(&town, &["alpha"]).await;
+    let mut test_cluster = TestCluster::without_nodes(cluster, folder);
+    test_cluster.further = Some(second.service_id());
+    test_cluster.add("alpha", id, dir).await;
+    both_served_by(&test_cluster, &["alpha"]).await;
 
     // A node that joins receives both services, and a publisher their keys.
     for (name, role) in [("beta", Role::Publisher), ("gamma", Role::Worker)] {
-        let token = town.invite(role, 1).await;
-        let store = town.join(name, &token).await;
-        assert_eq!(store.services().unwrap(), services(&town));
-        for service in services(&town) {
+        let token = test_cluster.invite(role, 1).await;
+        let store = test_cluster.join(name, &token).await;
+        assert_eq!(store.services().unwrap(), services(&test_cluster));
+        for service in services(&test_cluster) {
             assert_eq!(store.identity_secret(service).unwrap().is_some(), role == Role::Publisher, "{name}");
         }
         let (id, dir) = (store.node_id(), store.dir().to_owned());
         drop(store);
-        town.add(name, id, dir).await;
+        test_cluster.add(name, id, dir).await;
     }
-    town.healthy().await;
-    both_served_by(&town, &["alpha", "beta", "gamma"]).await;
+    test_cluster.healthy().await;
+    both_served_by(&test_cluster, &["alpha", "beta", "gamma"]).await;
 
     // One node publishes both, with separate revisions.
-    let revisions = services(&town).map(|service| published(&town, service).unwrap().1);
+    let revisions = services(&test_cluster).map(|service| published(&test_cluster, service).unwrap().1);
     assert_ne!(revisions[0], revisions[1]);
 
     // A dead node is removed from both descriptors.
-    let of_gamma: BTreeSet<_> =
-        town.named("gamma").status().await.unwrap().intro_points.into_iter().map(|point| point.session_key).collect();
+    let of_gamma: BTreeSet<_> = test_cluster
+        .named("gamma")
+        .status()
+        .await
+        .unwrap()
+        .intro_points
+        .into_iter()
+        .map(|point| point.session_key)
+        .collect();
     assert_eq!(of_gamma.len(), 2 * 3, "three introduction points for each service");
-    town.named_mut("gamma").kill().await;
+    test_cluster.named_mut("gamma").kill().await;
     until("gamma is in neither descriptor", async || {
-        for service in services(&town) {
-            let (keys, _) = published(&town, service)?;
+        for service in services(&test_cluster) {
+            let (keys, _) = published(&test_cluster, service)?;
             ensure!(!keys.is_empty() && keys.is_disjoint(&of_gamma), "the descriptor of {service} still names gamma");
         }
         Ok(())
@@ -96,27 +103,27 @@ async fn two_addresses_live_in_one_cluster() {
     .await;
 
     // The next publisher takes over both services.
-    town.healthy().await;
-    let before = services(&town).map(|service| published(&town, service).unwrap().1);
-    let (publisher, _) = town.publisher().await;
-    let name = town.daemons.iter().find(|daemon| daemon.id.to_string() == publisher).unwrap().name.clone();
+    test_cluster.healthy().await;
+    let before = services(&test_cluster).map(|service| published(&test_cluster, service).unwrap().1);
+    let (publisher, _) = test_cluster.publisher().await;
+    let name = test_cluster.daemons.iter().find(|daemon| daemon.id.to_string() == publisher).unwrap().name.clone();
     let left = if name == "alpha" { "beta" } else { "alpha" };
-    town.named_mut(&name).kill().await;
+    test_cluster.named_mut(&name).kill().await;
     until("the other publisher publishes both, with its own points only", async || {
-        let own = town.named(left).status().await?.intro_points.into_iter().map(|point| point.session_key);
+        let own = test_cluster.named(left).status().await?.intro_points.into_iter().map(|point| point.session_key);
         let own: BTreeSet<_> = own.collect();
-        for (service, before) in services(&town).into_iter().zip(before) {
-            let (keys, revision) = published(&town, service)?;
+        for (service, before) in services(&test_cluster).into_iter().zip(before) {
+            let (keys, revision) = published(&test_cluster, service)?;
             ensure!(keys.is_subset(&own) && revision > before, "the descriptor of {service} has not changed");
         }
         Ok(())
     })
     .await;
-    both_served_by(&town, &[left]).await;
-    town.named_mut(left).stop().await;
+    both_served_by(&test_cluster, &[left]).await;
+    test_cluster.named_mut(left).stop().await;
 
     // On disk, too, each service has its own revisions.
-    let store = Store::open(&town.named(left).dir).unwrap();
-    let [first, second] = services(&town).map(|service| store.revisions(service).unwrap());
+    let store = Store::open(&test_cluster.named(left).dir).unwrap();
+    let [first, second] = services(&test_cluster).map(|service| store.revisions(service).unwrap());
     assert!(!first.is_empty() && !second.is_empty() && first != second, "{first:?} {second:?}");
 }

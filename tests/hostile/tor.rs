@@ -4,17 +4,17 @@
 use rustbalance::node::NodeError;
 use rustbalance::tor::TorError;
 
-use crate::town::Town;
+use crate::test_cluster::TestCluster;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_without_tor_ends_and_says_why() {
-    let mut town = Town::start("").await;
-    town.named("gamma").engine.kill();
-    let error = town.named_mut("gamma").end().await;
+    let mut test_cluster = TestCluster::start("").await;
+    test_cluster.named("gamma").engine.kill();
+    let error = test_cluster.named_mut("gamma").end().await;
     assert!(matches!(error, NodeError::Tor(TorError::Stopped(_))), "{error}");
     assert!(!error.is_permanent(), "a restart helps, so the error must not be permanent");
-    town.healthy().await;
-    let net = town.net.clone();
-    town.named_mut("gamma").run(&net);
-    town.healthy().await;
+    test_cluster.healthy().await;
+    let net = test_cluster.net.clone();
+    test_cluster.named_mut("gamma").run(&net);
+    test_cluster.healthy().await;
 }

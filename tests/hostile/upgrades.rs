@@ -6,20 +6,20 @@ use rustbalance::store::{Store, VERSION};
 use rustbalance_gossip::record::PeriodId;
 
 use crate::fixtures;
-use crate::town::Town;
+use crate::test_cluster::TestCluster;
 
 /// The state that a store must not lose: the term, the revisions, and the nonces of the
 /// introduction points.
-type Kept = (u64, Vec<(PeriodId, u64)>, Vec<[u8; 16]>);
+type StoredState = (u64, Vec<(PeriodId, u64)>, Vec<[u8; 16]>);
 
-fn kept(store: &Store) -> Kept {
+fn kept(store: &Store) -> StoredState {
     let service = store.cluster().first_service();
     let points = store.intro_points(service).unwrap().iter().map(|point| point.nonce.0.0).collect();
     (store.term().unwrap(), store.revisions(service).unwrap(), points)
 }
 
 /// Fails if a value of `before` is lost.
-fn nothing_is_lost(before: &Kept, after: &Kept) {
+fn nothing_is_lost(before: &StoredState, after: &StoredState) {
     assert!(after.0 >= before.0, "{before:?} {after:?}");
     for (period, revision) in &before.1 {
         let after = after.1.iter().find(|(known, _)| known == period).map(|(_, revision)| *revision);
@@ -45,17 +45,17 @@ async fn a_cluster_of_version_1_is_migrated_starts_serves_and_restarts() {
         let store = Store::open(&again).unwrap();
         (dir, store.node_id(), store.cluster(), kept(&store))
     });
-    let mut town = Town::without_nodes(alpha.2, folder);
-    town.add("alpha", alpha.1, alpha.0.clone()).await;
-    town.add("gamma", gamma.1, gamma.0.clone()).await;
-    town.healthy().await;
-    let net = town.net.clone();
-    for daemon in &mut town.daemons {
+    let mut test_cluster = TestCluster::without_nodes(alpha.2, folder);
+    test_cluster.add("alpha", alpha.1, alpha.0.clone()).await;
+    test_cluster.add("gamma", gamma.1, gamma.0.clone()).await;
+    test_cluster.healthy().await;
+    let net = test_cluster.net.clone();
+    for daemon in &mut test_cluster.daemons {
         daemon.stop().await;
         daemon.run(&net);
     }
-    town.healthy().await;
-    for daemon in &mut town.daemons {
+    test_cluster.healthy().await;
+    for daemon in &mut test_cluster.daemons {
         daemon.stop().await;
     }
     for (dir, node, cluster, before) in [alpha, gamma] {

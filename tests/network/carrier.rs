@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use conformance::{Ground, Linked};
+use conformance::{Ground, LinkedNetwork};
 use rustbalance::link::LinkLimits;
 use rustbalance::tor::Engine;
 use rustbalance_mesh::conformance::check_all;
 
-use crate::support::{Arti, Story, Turn};
+use crate::support::{Arti, ClusterPermit, Progress};
 
 #[path = "../../src/link/conformance.rs"]
 mod conformance;
@@ -48,12 +48,12 @@ impl Ground for Tor {
 
 #[test]
 fn links_over_tor_are_a_carrier_of_the_mesh() {
-    let _turn = Turn::take();
-    let mut story = Story::new("carrier");
+    let _turn = ClusterPermit::take();
+    let mut progress = Progress::new("carrier");
     let clients = (0..5).map(|number| Arti::start(&format!("carrier-{number}")).unwrap()).collect();
     let ground = Tor { clients };
-    story.tell(format_args!("five Tor clients are ready"));
+    progress.tell(format_args!("five Tor clients are ready"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(check_all(|| Linked::new(&ground)));
-    story.tell(format_args!("done"));
+    runtime.block_on(check_all(|| LinkedNetwork::new(&ground)));
+    progress.tell(format_args!("done"));
 }

@@ -22,7 +22,7 @@ const OTHER_FAILURES: usize = 3;
 
 #[test]
 fn clients_find_a_descriptor_over_two_changes_of_time_period() {
-    scenario("time periods", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+    scenario("time periods", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         let url = format!("http://{}/", cluster.onion()?);
         let regular = network().client("regular", Warmth::Warm)?;
         let length = network().time_period_length();
@@ -39,7 +39,7 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
                 fetches += 1;
                 if let Err(error) = answer {
                     let error = format!("{error:#}");
-                    story.tell(format_args!("fetch {fetches} failed: {error}"));
+                    progress.tell(format_args!("fetch {fetches} failed: {error}"));
                     ensure!(
                         !wants_descriptor(&error),
                         "fetch {fetches} failed because a descriptor was missing: {error}"
@@ -56,14 +56,15 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
                 .collect();
             if !now.is_subset(&periods) {
                 periods.extend(&now);
-                story.tell(format_args!("periods {now:?} are published; {fetches} fetches, {} failed", failures.len()));
+                progress
+                    .tell(format_args!("periods {now:?} are published; {fetches} fetches, {} failed", failures.len()));
             }
             if fetches % 100 == 0 {
-                story.tell(format_args!("{fetches} fetches, {} failed", failures.len()));
+                progress.tell(format_args!("{fetches} fetches, {} failed", failures.len()));
             }
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
-        story.tell(format_args!("{fetches} fetches, {} failed", failures.len()));
+        progress.tell(format_args!("{fetches} fetches, {} failed", failures.len()));
         // The periods that were current at first, and one more with each change.
         ensure!(periods.len() > CHANGES, "only these periods were published: {periods:?}");
         let bound = 1 + fetches * OTHER_FAILURES / 100;

@@ -18,7 +18,7 @@ use rustbalance_testnet::chaos::{Bounds, Driver, Event, Report, Rules, Visitors}
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Network, Options};
 
-use crate::support::{BINARY, Eye, Story, Turn, agreed_publisher};
+use crate::support::{BINARY, ClusterPermit, DescriptorReader, Progress, agreed_publisher};
 use stage::Stage;
 use watch::Watch;
 
@@ -45,8 +45,8 @@ struct Plan {
     /// Relays without the authorities. Each introduction point of a node, of which it has three,
     /// needs its own relay, and relays die.
     relays: usize,
-    most_nodes: usize,
-    most_relays: usize,
+    max_down_nodes: usize,
+    max_dead_relays: usize,
     regulars: usize,
     newcomers: usize,
     /// Path of the report in JSON; `None`: no such report.
@@ -57,14 +57,14 @@ struct Plan {
 /// The bounds are a minute above those of the long form, because the machine may be busy.
 #[test]
 fn clients_are_served_through_a_short_chaos() {
-    let _turn = Turn::take();
+    let _turn = ClusterPermit::take();
     run(Plan {
         seed: drawn_seed(),
         chaos: Duration::from_secs(90),
         nodes: 4,
         relays: 12,
-        most_nodes: 2,
-        most_relays: 1,
+        max_down_nodes: 2,
+        max_dead_relays: 1,
         regulars: 2,
         newcomers: 1,
         file: variable("RUSTBALANCE_SOAK_REPORT").map(PathBuf::from),
@@ -90,8 +90,8 @@ fn soak() {
         chaos: Duration::from_secs(60 * minutes),
         nodes: 5,
         relays: 18,
-        most_nodes: 3,
-        most_relays: 2,
+        max_down_nodes: 3,
+        max_dead_relays: 2,
         regulars: 3,
         newcomers: 2,
         file: variable("RUSTBALANCE_SOAK_REPORT").map(PathBuf::from),
@@ -136,23 +136,23 @@ fn run(plan: Plan) {
 }
 
 /// Prints events and keeps them for the report.
-struct Teller {
+struct EventLog {
     started: Instant,
-    story: Mutex<(Story, Vec<(Duration, String)>)>,
+    progress: Mutex<(Progress, Vec<(Duration, String)>)>,
 }
 
-impl Teller {
+impl EventLog {
     fn tell(&self, what: std::fmt::Arguments<'_>) {
-        let mut story = self.story.lock();
-        story.0.tell(what);
-        story.1.push((self.started.elapsed(), what.to_string()));
+        let mut progress = self.progress.lock();
+        progress.0.tell(what);
+        progress.1.push((self.started.elapsed(), what.to_string()));
     }
 }
 
 /// Stops the visitors and the watch when it is dropped.
-struct Dismissal<'a>(&'a Visitors<'a>, &'a Watch<'a>);
+struct StopOnDrop<'a>(&'a Visitors<'a>, &'a Watch<'a>);
 
-impl Drop for Dismissal<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.dismiss();
         self.1.end();
@@ -160,7 +160,7 @@ impl Drop for Dismissal<'_> {
 }
 
 /// Starts the nodes with small disks. If no disk can be mounted here, also returns why.
-fn grow(cluster: &Cluster<'_>, names: &[&str], story: &mut Story) -> Result<(Vec<Arc<Node>>, Option<String>)> {
+fn grow(cluster: &Cluster<'_>, names: &[&str], progress: &mut Progress) -> Result<(Vec<Arc<Node>>, Option<String>)> {
     let mut diskless = None;
     let mut run = |node: &Node| {
         if let Err(error) = node.confine() {
@@ -179,20 +179,20 @@ fn grow(cluster: &Cluster<'_>, names: &[&str], story: &mut Story) -> Result<(Vec
         nodes.push(node);
     }
     cluster.await_served(&nodes)?;
-    story.tell(format_args!("{} nodes are published", nodes.len()));
+    progress.tell(format_args!("{} nodes are published", nodes.len()));
     Ok((nodes, diskless))
 }
 
 /// Runs a plan on its own network.
 fn chaos(plan: &Plan) -> Result<Report> {
-    let mut story = Story::new("chaos");
-    story.tell(format_args!("seed {}", plan.seed));
+    let mut progress = Progress::new("chaos");
+    progress.tell(format_args!("seed {}", plan.seed));
     let network = Network::boot(Options { relays: plan.relays, exits: 4, ..Options::default() })?;
     // A copy, so that a build during the run does not change the program that is restarted.
     let binary = network.base().join("rustbalance");
     std::fs::copy(BINARY, &binary)?;
     let cluster = Cluster::new(&network, &binary)?.cabled();
-    let report = torment(plan, &cluster, story);
+    let report = run_faults(plan, &cluster, progress);
     if report.as_ref().map_or(true, |report| !report.missed(&plan.bounds).is_empty()) {
         cluster.keep_logs();
     }
@@ -200,35 +200,35 @@ fn chaos(plan: &Plan) -> Result<Report> {
 }
 
 /// Starts a cluster whose nodes can be cut off, and runs the faults of the plan on it.
-fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Report> {
+fn run_faults(plan: &Plan, cluster: &Cluster<'_>, mut progress: Progress) -> Result<Report> {
     let network = cluster.network();
-    let (nodes, diskless) = grow(cluster, &NAMES[..plan.nodes], &mut story)?;
+    let (nodes, diskless) = grow(cluster, &NAMES[..plan.nodes], &mut progress)?;
     let onion = cluster.onion()?;
-    let eye = Eye::open(network)?;
+    let eye = DescriptorReader::open(network)?;
     let authorities = network.relays().iter().filter(|relay| relay.dir_port.is_some()).count();
     let rules = Rules {
         publishers: PUBLISHERS,
         nodes: nodes.len(),
         relays: network.relays().len() - authorities,
         authorities,
-        most_nodes: plan.most_nodes,
-        most_silent: plan.most_nodes.min(2),
-        most_relays: plan.most_relays,
+        max_down_nodes: plan.max_down_nodes,
+        max_silent_nodes: plan.max_down_nodes.min(2),
+        max_dead_relays: plan.max_dead_relays,
         disks: diskless.is_none(),
         calm: plan.chaos,
     };
     let mut driver = Driver::new(rules, plan.seed);
     let witness = nodes[driver.witness()].name().to_owned();
-    story.tell(format_args!("{witness} is the witness: its process is never killed or restarted"));
+    progress.tell(format_args!("{witness} is the witness: its process is never killed or restarted"));
 
     let started = Instant::now();
-    let teller = Teller { started, story: Mutex::new((story, Vec::new())) };
+    let teller = EventLog { started, progress: Mutex::new((progress, Vec::new())) };
     let watch = Watch::new(&nodes, &onion, &eye, &teller)?;
     let visitors = Visitors::new(network, &onion, &NAMES, started);
     let stage = Stage::new(network, &nodes, &watch, &teller);
     let settled = thread::scope(|scope| {
         // Stops the other threads however this closure ends.
-        let _dismissal = Dismissal(&visitors, &watch);
+        let _dismissal = StopOnDrop(&visitors, &watch);
         for index in 0..plan.regulars {
             let visitors = &visitors;
             scope.spawn(move || visitors.regular(&format!("regular-{index}")));
@@ -273,13 +273,13 @@ fn torment(plan: &Plan, cluster: &Cluster<'_>, mut story: Story) -> Result<Repor
     if matches!(report.settled, Some(Err(_))) {
         report.last_news = nodes.iter().map(|node| (node.name().to_owned(), node.last_news(LAST_NEWS))).collect();
     }
-    report.timeline = std::mem::take(&mut teller.story.lock().1);
+    report.timeline = std::mem::take(&mut teller.progress.lock().1);
     Ok(report)
 }
 
 /// Carries out the driver's actions until the calm has begun and all faults are over. Returns the
 /// begin of the calm.
-fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'_>, teller: &Teller) -> Instant {
+fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'_>, teller: &EventLog) -> Instant {
     thread::scope(|deeds| {
         let mut calm = None;
         loop {
@@ -310,7 +310,7 @@ fn await_whole(
     stage: &Stage<'_>,
     nodes: &[Arc<Node>],
     onion: &str,
-    eye: &Eye,
+    eye: &DescriptorReader,
     calm: Instant,
 ) -> Result<Duration, String> {
     let check = || {

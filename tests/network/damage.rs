@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustbalance_testnet::cluster::{Cluster, Node};
 
-use crate::support::{Nodes, Story, scenario};
+use crate::support::{Nodes, Progress, scenario};
 
 /// Entries of the state directory that are not checked: Arti's own files, the lock, and the control
 /// socket.
@@ -20,7 +20,7 @@ fn damaged_state_is_named_and_never_overwritten() {
     scenario("damage", &["alpha"], every_file);
 }
 
-fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn every_file(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let node = &nodes.0[0];
     node.kill9()?;
     let whole = files(&node.state())?;
@@ -49,7 +49,7 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
         damaged_files += 1;
     }
     ensure!(damaged_files >= 9, "only {damaged_files} files of state were found: {:?}", whole.keys());
-    story.tell(format_args!("{damaged_files} files were damaged in three ways, and named"));
+    progress.tell(format_args!("{damaged_files} files were damaged in three ways, and named"));
 
     // An unknown key in the configuration is named, with the one that was probably meant.
     let path = node.state().join("rustbalance.toml");
@@ -63,7 +63,7 @@ fn every_file(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result
     // With all files restored, the daemon runs.
     node.run()?;
     cluster.await_served(&nodes.0)?;
-    tors_files(story, cluster, node, nodes)
+    tors_files(progress, cluster, node, nodes)
 }
 
 /// Maps a file's content to the damaged content.
@@ -71,7 +71,7 @@ type Damage<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
 
 /// Damages the Arti files of a node that has served: they are set aside, and the node serves again
 /// by itself.
-fn tors_files(story: &mut Story, cluster: &Cluster<'_>, node: &Node, nodes: &Nodes) -> Result<()> {
+fn tors_files(progress: &mut Progress, cluster: &Cluster<'_>, node: &Node, nodes: &Nodes) -> Result<()> {
     let arti = node.state().join("arti");
     let noise = |content: &[u8]| content.iter().enumerate().map(|(at, byte)| byte ^ (at as u8 | 1)).collect();
     let half = |content: &[u8]| content[..content.len() / 2].to_vec();
@@ -99,7 +99,7 @@ fn tors_files(story: &mut Story, cluster: &Cluster<'_>, node: &Node, nodes: &Nod
         let log = node.log();
         let said = log.get(before..).unwrap_or(&log);
         ensure!(said.contains("is set aside"), "with {how} the daemon says: {said}");
-        story.tell(format_args!("{how}: {damaged_files} files of Arti, and the node serves again"));
+        progress.tell(format_args!("{how}: {damaged_files} files of Arti, and the node serves again"));
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::support::{
-    Nodes, Story, agreed_publisher, all_served, check_directories, look, median, scenario, session_keys,
+    Nodes, Progress, agreed_publisher, all_served, check_directories, look, median, scenario, session_keys,
 };
 
 /// Bound on the median time from the death of a node that does not publish until no directory has
@@ -23,22 +23,22 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn the_dead_leave_the_directories_and_come_back() {
-    scenario("deaths", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
-        followers_die(story, cluster, nodes)?;
-        publisher_dies(story, cluster, nodes)?;
-        all_die(story, cluster, nodes)
+    scenario("deaths", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
+        followers_die(progress, cluster, nodes)?;
+        publisher_dies(progress, cluster, nodes)?;
+        all_die(progress, cluster, nodes)
     });
 }
 
 /// Three times, a node that does not publish is killed and restarted.
-fn followers_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn followers_die(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let mut measured = Vec::new();
     for run in 0..3 {
         let (publisher, term) = nodes.publisher()?;
         let followers = nodes.but(publisher);
         let victim = &followers[run % followers.len()];
         let out = kill_and_time(cluster, nodes, victim)?;
-        story.tell(format_args!(
+        progress.tell(format_args!(
             "{} was killed; out of every directory after {:.1} s",
             victim.name(),
             out.as_secs_f64()
@@ -48,7 +48,7 @@ fn followers_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Res
         ensure!(!served.contains(victim.name()), "the dead {} has served: {served:?}", victim.name());
 
         let back = run_and_time(cluster, nodes, victim)?;
-        story.tell(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
+        progress.tell(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
         ensure!(back <= BACK, "{} was back after {back:?}, later than {BACK:?}", victim.name());
         ensure!(nodes.publisher()?.1 == term, "the lease moved although its holder was alive");
     }
@@ -58,13 +58,13 @@ fn followers_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Res
 }
 
 /// The publisher is killed, another node takes over, and the first comes back without the lease.
-fn publisher_dies(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn publisher_dies(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let (victim, term) = nodes.publisher()?;
     let out = kill_and_time(cluster, nodes, victim)?;
     let survivors = nodes.but(victim);
     let (holder, new_term) =
         cluster.wait_until("the survivors agree on a publisher", PATIENCE, || agreed_publisher(&survivors))?;
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "the publisher {} was killed; {} took over in term {new_term}, and no directory has the dead one after {:.1} s",
         victim.name(),
         nodes.at(&holder)?.name(),
@@ -76,7 +76,7 @@ fn publisher_dies(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Re
     ensure!(!served.contains(victim.name()), "the dead {} has served: {served:?}", victim.name());
 
     let back = run_and_time(cluster, nodes, victim)?;
-    story.tell(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
+    progress.tell(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
     ensure!(back <= BACK, "{} was back after {back:?}, later than {BACK:?}", victim.name());
     // Long enough for the restarted node to claim the lease by mistake.
     let until = Instant::now() + Duration::from_secs(15);
@@ -89,7 +89,7 @@ fn publisher_dies(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Re
 }
 
 /// All nodes are killed and restarted.
-fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn all_die(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let address = cluster.onion()?;
     let (_, term) = nodes.publisher()?;
     let before = look(&address)?;
@@ -120,7 +120,7 @@ fn all_die(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()
         }
         Ok(())
     })?;
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "all nodes were killed and restarted; on every directory after {:.1} s, in term {new_term} after {term}",
         started.elapsed().as_secs_f64()
     ));

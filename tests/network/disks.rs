@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use rustbalance_testnet::cluster::{Cluster, Node};
 
-use crate::support::{Nodes, Story, agreed_publisher, check_directories, scenario, session_keys};
+use crate::support::{Nodes, Progress, agreed_publisher, check_directories, scenario, session_keys};
 
 /// From the death of a node until no directory has its points, while the publisher's disk is full.
 const OUT: Duration = Duration::from_secs(45);
@@ -17,11 +17,11 @@ fn a_publisher_with_a_full_disk_hands_over() {
     scenario("full disks", &["alpha", "beta", "gamma"], full_disk);
 }
 
-fn full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn full_disk(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     for node in &nodes.0 {
         node.kill9()?;
         if let Err(error) = node.confine() {
-            story.tell(format_args!("skipped, because no disk can be mounted here: {error:#}"));
+            progress.tell(format_args!("skipped, because no disk can be mounted here: {error:#}"));
             return Ok(());
         }
     }
@@ -43,7 +43,7 @@ fn full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<
     })?;
     let (holder, new_term) =
         cluster.wait_until("the survivors agree on a publisher", PATIENCE, || agreed_publisher(&survivors))?;
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "{} had a full disk; {} took over, and a dead node was out of every directory after {:.1} s",
         publisher.name(),
         nodes.at(&holder)?.name(),
@@ -54,12 +54,12 @@ fn full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<
     publisher.set_disk_full(false)?;
     worker.run()?;
     cluster.await_served(&nodes.0)?;
-    start_on_full_disk(story, cluster, nodes, worker)
+    start_on_full_disk(progress, cluster, nodes, worker)
 }
 
 /// A Tor client that cannot write its cache at the start cannot retry. If the process ends, it must
 /// give the reason; systemd restarts it.
-fn start_on_full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, node: &Node) -> Result<()> {
+fn start_on_full_disk(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes, node: &Node) -> Result<()> {
     node.kill9()?;
     node.set_disk_full(true)?;
     let before = node.log().len();
@@ -75,8 +75,8 @@ fn start_on_full_disk(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, n
         Ok(ended)
     })?;
     if let Some(code) = ended {
-        let said = node.last_words();
-        story.tell(format_args!("started on a full disk, {} ended ({code:?}): {said}", node.name()));
+        let said = node.last_log_line();
+        progress.tell(format_args!("started on a full disk, {} ended ({code:?}): {said}", node.name()));
         ensure!(code == Some(1) && said.contains("full"), "the node ended with {code:?}: {said}");
         node.run()?;
     }

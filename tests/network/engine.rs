@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use conformance::Guest;
+use conformance::Visitor;
 use parking_lot::Mutex;
 use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
 use rustbalance::tor::{Engine, TorError};
@@ -40,7 +40,7 @@ impl conformance::Stage for ArtiStage<'_> {
         start(self.network, &self.folder.path().join(number.to_string()))
     }
 
-    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Guest, TorError> {
+    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Visitor, TorError> {
         // Starting a client blocks until its process is ready.
         let client = tokio::task::block_in_place(|| self.network.client("guest", Warmth::Warm)).unwrap();
         let late = |_| TorError::Timeout { what: "a stock client's visit".into(), limit };
@@ -50,7 +50,7 @@ impl conformance::Stage for ArtiStage<'_> {
             why: error.to_string(),
             source: Some(error.into()),
         })?;
-        Ok(Guest { stream: Box::new(stream), life: Box::new(client) })
+        Ok(Visitor { stream: Box::new(stream), life: Box::new(client) })
     }
 
     async fn kill_relay(&self, relay: RelayId) -> bool {

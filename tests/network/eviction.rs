@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::secrets::{copy_state, opened_copy};
-use crate::support::{Nodes, Story, all_served, check_directories, scenario, session_keys};
+use crate::support::{Nodes, Progress, all_served, check_directories, scenario, session_keys};
 
 /// From the command until no directory has the node's points.
 const OUT: Duration = Duration::from_secs(30);
@@ -18,26 +18,26 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 #[test]
 fn the_evicted_stay_out() {
-    scenario("eviction", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+    scenario("eviction", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         let evicted = nodes.named("gamma")?;
         let backup = tempfile::tempdir()?;
         copy_state(&evicted.state(), &backup.path().join("state"))?;
         let stayed = nodes.but(evicted);
 
-        it_stops_and_its_points_go(story, cluster, evicted, &stayed)?;
-        the_discovery_key_is_changed(story, cluster, evicted, &stayed)?;
-        it_does_not_come_back(story, cluster, evicted, &stayed)?;
+        it_stops_and_its_points_go(progress, cluster, evicted, &stayed)?;
+        the_discovery_key_is_changed(progress, cluster, evicted, &stayed)?;
+        it_does_not_come_back(progress, cluster, evicted, &stayed)?;
         // A state from before the eviction does not help either: its peers send it the revocation
         // again.
         fs::remove_dir_all(evicted.state())?;
         copy_state(&backup.path().join("state"), &evicted.state())?;
-        it_does_not_come_back(story, cluster, evicted, &stayed)?;
-        a_new_member_is_given_the_new_key(story, cluster, &stayed)
+        it_does_not_come_back(progress, cluster, evicted, &stayed)?;
+        a_new_member_is_given_the_new_key(progress, cluster, &stayed)
     });
 }
 
 fn it_stops_and_its_points_go(
-    story: &mut Story,
+    progress: &mut Progress,
     cluster: &Cluster<'_>,
     evicted: &Node,
     stayed: &[Arc<Node>],
@@ -50,7 +50,7 @@ fn it_stops_and_its_points_go(
         check_directories(&cluster.onion()?, &there, &gone)?;
         Ok(started.elapsed())
     })?;
-    story.tell(format_args!("out of every directory after {:.1} s", out.as_secs_f64()));
+    progress.tell(format_args!("out of every directory after {:.1} s", out.as_secs_f64()));
     ensure!(out <= OUT, "the evicted node's points stayed for {out:?}");
     let code = evicted.await_exit(PATIENCE)?.context("the evicted node continues to run")?;
     ensure!(code == 4, "the evicted node ended with {code}");
@@ -61,7 +61,7 @@ fn it_stops_and_its_points_go(
 }
 
 fn the_discovery_key_is_changed(
-    story: &mut Story,
+    progress: &mut Progress,
     cluster: &Cluster<'_>,
     evicted: &Node,
     stayed: &[Arc<Node>],
@@ -77,11 +77,16 @@ fn the_discovery_key_is_changed(
     let (old, new) = (newest(evicted)?, newest(&stayed[0])?);
     ensure!(new == newest(&stayed[1])?, "the members have different keys");
     ensure!(old.generation == 0 && new.public != old.public, "the evicted node has the key in use");
-    story.tell(format_args!("the members have a new discovery key, the evicted node does not"));
+    progress.tell(format_args!("the members have a new discovery key, the evicted node does not"));
     Ok(())
 }
 
-fn it_does_not_come_back(story: &mut Story, cluster: &Cluster<'_>, evicted: &Node, stayed: &[Arc<Node>]) -> Result<()> {
+fn it_does_not_come_back(
+    progress: &mut Progress,
+    cluster: &Cluster<'_>,
+    evicted: &Node,
+    stayed: &[Arc<Node>],
+) -> Result<()> {
     let log = evicted.log().len();
     evicted.run()?;
     let code = evicted.await_exit(PATIENCE)?.context("the evicted node is back")?;
@@ -91,12 +96,16 @@ fn it_does_not_come_back(story: &mut Story, cluster: &Cluster<'_>, evicted: &Nod
     for node in stayed {
         ensure!(node.status()?.members.len() == 2, "{} knows the evicted node again", node.name());
     }
-    story.tell(format_args!("the evicted node was started, received its revocation, and ended"));
+    progress.tell(format_args!("the evicted node was started, received its revocation, and ended"));
     cluster.await_served(stayed)
 }
 
 /// A node that joins now receives only the new key, and opens links with all members.
-fn a_new_member_is_given_the_new_key(story: &mut Story, cluster: &Cluster<'_>, stayed: &[Arc<Node>]) -> Result<()> {
+fn a_new_member_is_given_the_new_key(
+    progress: &mut Progress,
+    cluster: &Cluster<'_>,
+    stayed: &[Arc<Node>],
+) -> Result<()> {
     let joined = cluster.add(&stayed[0], "delta", "worker")?;
     let all = Nodes(stayed.iter().chain([&joined]).cloned().collect());
     cluster.await_served(&all.0)?;
@@ -108,6 +117,6 @@ fn a_new_member_is_given_the_new_key(story: &mut Story, cluster: &Cluster<'_>, s
         }
         Ok(())
     })?;
-    story.tell(format_args!("a new member has the new key and is linked with all members"));
+    progress.tell(format_args!("a new member has the new key and is linked with all members"));
     all_served(cluster, 3).map(|_| ())
 }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use rustbalance_testnet::Warmth;
 use rustbalance_testnet::cluster::{Cluster, Node};
 
-use crate::support::{Nodes, Story, agreed_publisher, all_served, check_directories, scenario, session_keys};
+use crate::support::{Nodes, Progress, agreed_publisher, all_served, check_directories, scenario, session_keys};
 
 /// From the freeze until no directory has the node's points.
 const OUT: Duration = Duration::from_secs(45);
@@ -21,37 +21,41 @@ const VISITS: usize = 12;
 /// Time limit of one request.
 const VISIT: Duration = Duration::from_secs(40);
 /// From the fetch of a descriptor until the last visit that uses it, at most.
-const REMEMBERED: Duration = Duration::from_secs(120);
+const STAND_IN_TIME: Duration = Duration::from_secs(120);
 /// Time limit of a wait. It exceeds the bounds above, to distinguish a slow event from none.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn the_frozen_leave_the_directories_and_find_their_place_when_thawed() {
-    scenario("freezing", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+    scenario("freezing", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         let (publisher, _) = nodes.publisher()?;
         let follower = nodes.but(publisher).remove(0);
-        freeze_and_thaw(story, cluster, nodes, &follower)?;
+        freeze_and_thaw(progress, cluster, nodes, &follower)?;
         let (publisher, term) = nodes.publisher()?;
         let publisher = publisher.clone();
-        freeze_and_thaw(story, cluster, nodes, &publisher)?;
+        freeze_and_thaw(progress, cluster, nodes, &publisher)?;
         let (holder, new_term) = nodes.publisher()?;
         ensure!(
             new_term > term,
             "the frozen publisher was not replaced: {} publishes in term {new_term}",
             holder.name()
         );
-        those_who_remember_the_frozen_are_served(story, cluster, nodes)
+        those_who_remember_the_frozen_are_served(progress, cluster, nodes)
     });
 }
 
 /// All nodes but one freeze. Relays still forward the introductions of clients with the old
 /// descriptor to the frozen nodes, which do not answer. The last node stands in at their points,
 /// and they take them back afterwards.
-fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn those_who_remember_the_frozen_are_served(
+    progress: &mut Progress,
+    cluster: &Cluster<'_>,
+    nodes: &Nodes,
+) -> Result<()> {
     let url = format!("http://{}/", cluster.onion()?);
     let client = cluster.network().client("regular", Warmth::Warm)?;
     // The client discards the descriptor when the time period ends.
-    cluster.network().await_steady_period(REMEMBERED);
+    cluster.network().await_steady_period(STAND_IN_TIME);
     client.get_isolated("before", &url, VISIT)?;
     let last = &nodes.0[0];
     let frozen = nodes.but(last);
@@ -81,7 +85,7 @@ fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster
         node.cont()?;
     }
     let (taken, brought) = (taken?, brought?);
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "all nodes but one were frozen; it stood in at their points after {:.1} s, and {brought} of {VISITS} visits came through these",
         taken.as_secs_f64()
     ));
@@ -102,7 +106,7 @@ fn those_who_remember_the_frozen_are_served(story: &mut Story, cluster: &Cluster
     Ok(())
 }
 
-fn freeze_and_thaw(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, victim: &Node) -> Result<()> {
+fn freeze_and_thaw(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes, victim: &Node) -> Result<()> {
     let address = cluster.onion()?;
     let gone = session_keys(victim)?;
     let others = nodes.but(victim);
@@ -117,7 +121,11 @@ fn freeze_and_thaw(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, vict
         victim.cont()?;
     }
     let out = out?;
-    story.tell(format_args!("{} was frozen; out of every directory after {:.1} s", victim.name(), out.as_secs_f64()));
+    progress.tell(format_args!(
+        "{} was frozen; out of every directory after {:.1} s",
+        victim.name(),
+        out.as_secs_f64()
+    ));
     let served = all_served(cluster, 6)?;
     ensure!(!served.contains(victim.name()), "the frozen {} has served: {served:?}", victim.name());
     let (holder, term) = agreed_publisher(&others)?;
@@ -132,7 +140,7 @@ fn freeze_and_thaw(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, vict
         check_directories(&address, &[own], &Default::default())?;
         Ok(thawed.elapsed())
     })?;
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "{} was thawed; published again, with one publisher, after {:.1} s",
         victim.name(),
         settled.as_secs_f64()

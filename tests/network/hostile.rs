@@ -25,7 +25,7 @@ use tokio::time::timeout;
 
 use crate::engine::socks_connect;
 use crate::hand::{link, nonsense, payload, question};
-use crate::support::{Arti, Nodes, Story, network, over_tor, scenario};
+use crate::support::{Arti, Nodes, Progress, network, over_tor, scenario};
 
 /// Limits of every node, lower than the defaults, so that an attack from this machine reaches them
 /// within seconds. Every node has them, because a client that never reads may reach any node.
@@ -50,7 +50,7 @@ const CROWDED: Duration = Duration::from_secs(20);
 
 #[test]
 fn hostile_members_and_clients_keep_nobody_out() {
-    scenario("hostile", &["alpha"], |story, cluster, nodes| {
+    scenario("hostile", &["alpha"], |progress, cluster, nodes| {
         let alpha = nodes.named("alpha")?.clone();
         alpha.kill9()?;
         bound(&alpha, &OF_ALL)?;
@@ -61,13 +61,13 @@ fn hostile_members_and_clients_keep_nobody_out() {
         let joined = cluster.join("mallory", &alpha.invite("worker", 1, "1h")?)?;
         let nodes = &Nodes(vec![alpha, beta, gamma]);
         cluster.await_served(&nodes.0)?;
-        let mallory = Mallory::of(&joined, nodes)?;
-        story.tell(format_args!("three nodes are published, a fourth member is hostile"));
-        mallory.floods(story, cluster, nodes)?;
-        mallory.sends_nonsense(story, cluster, nodes)?;
-        mallory.never_reads(story, cluster, nodes)?;
-        clients_never_read(story, cluster, nodes)?;
-        clients_come_in_crowds(story, cluster, nodes)?;
+        let mallory = HostileMember::of(&joined, nodes)?;
+        progress.tell(format_args!("three nodes are published, a fourth member is hostile"));
+        mallory.floods(progress, cluster, nodes)?;
+        mallory.sends_nonsense(progress, cluster, nodes)?;
+        mallory.never_reads(progress, cluster, nodes)?;
+        clients_never_read(progress, cluster, nodes)?;
+        clients_come_in_crowds(progress, cluster, nodes)?;
         cluster.await_served(&nodes.0)
     });
 }
@@ -127,14 +127,14 @@ fn undisturbed(cluster: &Cluster<'_>, nodes: &Nodes, counted: &str) -> Result<u6
 }
 
 /// A hostile member: the state of a node that has joined, and a Tor client.
-struct Mallory {
+struct HostileMember {
     arti: Arti,
     store: Arc<Store>,
     /// The honest nodes, by name.
     others: BTreeMap<String, NodeId>,
 }
 
-impl Mallory {
+impl HostileMember {
     fn of(joined: &Node, nodes: &Nodes) -> Result<Self> {
         let store = Store::open(&joined.state())?;
         let arti = Arti::start("mallory")?;
@@ -162,7 +162,7 @@ impl Mallory {
         }))
     }
 
-    fn floods(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    fn floods(&self, progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
         let floods = ["alpha", "gamma"].map(|name| {
             self.attack(name, |stream, question| async move {
                 let heavy = payload(&Frame::Gossip(VarBytes(vec![0x5a; 60_000])));
@@ -179,11 +179,11 @@ impl Mallory {
         for flood in floods {
             flood?.abort();
         }
-        story.tell(format_args!("flooded two links: {count} messages refused, no client or node disturbed"));
+        progress.tell(format_args!("flooded two links: {count} messages refused, no client or node disturbed"));
         Ok(())
     }
 
-    fn sends_nonsense(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    fn sends_nonsense(&self, progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
         // The inputs after the first five never end. Their links are closed for silence, which
         // tests/hostile checks faster.
         for bytes in nonsense().into_iter().take(5) {
@@ -198,15 +198,15 @@ impl Mallory {
             })?;
             self.arti.runtime.block_on(sent)??;
         }
-        let count = undisturbed(cluster, nodes, "link_nonsense")?;
-        story.tell(format_args!(
+        let count = undisturbed(cluster, nodes, "link_bad_frame")?;
+        progress.tell(format_args!(
             "sent oversized and unreadable frames: {count} links closed, no client or node disturbed"
         ));
         Ok(())
     }
 
-    fn never_reads(&self, story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
-        let before = refused(nodes, "link_deaf")?;
+    fn never_reads(&self, progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+        let before = refused(nodes, "link_stuck")?;
         let deaf = self.attack("gamma", |mut stream, question| async move {
             let ping = payload(&Frame::Ping(1));
             while frame::write(&mut stream, &ping).await.is_ok() && frame::write(&mut stream, &question).await.is_ok() {
@@ -218,7 +218,7 @@ impl Mallory {
         let me = self.store.node_id().to_string();
         let gamma = nodes.named("gamma")?;
         cluster.wait_until("the link of a member that never reads is closed", PATIENCE, || {
-            let ended = refused(nodes, "link_deaf")? - before;
+            let ended = refused(nodes, "link_stuck")? - before;
             let linked = gamma.status()?.links.iter().any(|link| link.peer == me);
             ensure!(
                 ended > 0 && !linked,
@@ -226,15 +226,15 @@ impl Mallory {
             );
             Ok(())
         })?;
-        let count = undisturbed(cluster, nodes, "link_deaf")? - before;
+        let count = undisturbed(cluster, nodes, "link_stuck")? - before;
         deaf.abort();
-        story.tell(format_args!("a member that never reads: {count} links closed, no client or node disturbed"));
+        progress.tell(format_args!("a member that never reads: {count} links closed, no client or node disturbed"));
         Ok(())
     }
 }
 
 /// Clients request large answers and never read them.
-fn clients_never_read(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn clients_never_read(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let onion = cluster.onion()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let clients = (0..3).map(|_| network().client("deaf", Warmth::Warm)).collect::<Result<Vec<Client>>>()?;
@@ -251,7 +251,7 @@ fn clients_never_read(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -
     }
     ensure!(deaf.len() > DEAF, "only {} streams were opened", deaf.len());
     let count = undisturbed(cluster, nodes, "streams_stalled")?;
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "{} streams that are never read: {count} closed so far, no other client disturbed",
         deaf.len()
     ));
@@ -260,7 +260,7 @@ fn clients_never_read(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -
 
 /// Clients request as much rendezvous as stock clients can. Their rate depends on the machine, so a
 /// node's process is stopped for moments: afterwards it meets all requests of that time at once.
-fn clients_come_in_crowds(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn clients_come_in_crowds(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let url = format!("http://{}/", cluster.onion()?);
     let clients = (0..2).map(|_| network().client("crowd", Warmth::Warm)).collect::<Result<Vec<Client>>>()?;
     let held = nodes.named("gamma")?;
@@ -289,9 +289,9 @@ fn clients_come_in_crowds(story: &mut Story, cluster: &Cluster<'_>, nodes: &Node
             .and_then(|()| undisturbed(cluster, nodes, "introductions_over_limit"));
         over.store(true, Ordering::Relaxed);
         let served: usize = visitors.into_iter().filter_map(|visitor| visitor.join().ok()).sum();
-        story.tell(format_args!("{served} requests from a crowd of {} were served", 2 * CROWD));
+        progress.tell(format_args!("{served} requests from a crowd of {} were served", 2 * CROWD));
         count
     })?;
-    story.tell(format_args!("{count} introductions were refused, no other client disturbed"));
+    progress.tell(format_args!("{count} introductions were refused, no other client disturbed"));
     Ok(())
 }

@@ -12,11 +12,11 @@ use rustbalance::keys::TokenSecret;
 use rustbalance::tor::Engine;
 use rustbalance_gossip::id::ClusterId;
 use rustbalance_gossip::record::Role;
-use rustbalance_testnet::cluster::{Cluster, Node, Said, Token};
+use rustbalance_testnet::cluster::{Cluster, CommandOutput, Node, Token};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::serving::garbage;
-use crate::support::{Arti, Nodes, Story, scenario};
+use crate::support::{Arti, Nodes, Progress, scenario};
 
 /// The virtual port of the service's address at which nodes join.
 const JOIN_PORT: u16 = 7441;
@@ -24,9 +24,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn only_a_good_token_admits_and_only_once() {
-    scenario("joining", &["alpha"], |story, cluster, nodes| {
+    scenario("joining", &["alpha"], |progress, cluster, nodes| {
         the_door_is_shut(cluster)?;
-        story.tell(format_args!("the join port is closed before the first invitation"));
+        progress.tell(format_args!("the join port is closed before the first invitation"));
         let alpha = nodes.named("alpha")?.clone();
         let beta = cluster.add(&alpha, "beta", "publisher")?;
         let gamma = cluster.add(&alpha, "gamma", "worker")?;
@@ -34,9 +34,9 @@ fn only_a_good_token_admits_and_only_once() {
         cluster.await_served(&nodes.0)?;
         // From here on there is always an open invitation, so that the join port is open.
         let spare = nodes.named("beta")?.invite("worker", 1, "1h")?;
-        bad_tokens_are_refused(story, cluster, nodes)?;
+        bad_tokens_are_refused(progress, cluster, nodes)?;
         garbage_at_the_door_changes_nothing(cluster, nodes)?;
-        story.tell(format_args!("garbage at the join port changed nothing"));
+        progress.tell(format_args!("garbage at the join port changed nothing"));
         // The spare token still admits a node; then it is used up.
         let other = nodes.named("alpha")?.invite("worker", 1, "1h")?;
         let joined = cluster.join("delta", &spare)?;
@@ -45,8 +45,8 @@ fn only_a_good_token_admits_and_only_once() {
         all.push(joined);
         cluster.await_served(&all)?;
         kept_its_key(&*refused(cluster, "late", &spare, "used up")?)?;
-        story.tell(format_args!("a used token is refused"));
-        a_race_has_one_winner(story, cluster, nodes, &other)
+        progress.tell(format_args!("a used token is refused"));
+        a_race_has_one_winner(progress, cluster, nodes, &other)
     });
 }
 
@@ -57,7 +57,7 @@ fn the_door_is_shut(cluster: &Cluster<'_>) -> Result<()> {
     Ok(())
 }
 
-fn bad_tokens_are_refused(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn bad_tokens_are_refused(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let named: ClusterId = cluster.onion()?.parse()?;
     let unknown = JoinToken::new(TokenSecret::generate(&mut rand::rng()), named);
     kept_its_key(&*refused(cluster, "wrong", &Token(unknown.text().to_string()), "does not know this token")?)?;
@@ -80,7 +80,7 @@ fn bad_tokens_are_refused(story: &mut Story, cluster: &Cluster<'_>, nodes: &Node
     kept_its_key(&*refused(cluster, "expired", &expired, "expired")?)?;
     let revoked = revoked(cluster, nodes)?;
     kept_its_key(&*refused(cluster, "revoked", &revoked, "was revoked")?)?;
-    story.tell(format_args!("wrong, foreign, mistyped, expired and revoked tokens are refused"));
+    progress.tell(format_args!("wrong, foreign, mistyped, expired and revoked tokens are refused"));
     Ok(())
 }
 
@@ -113,7 +113,7 @@ fn short_lived(node: &Node) -> Result<Token> {
 }
 
 /// Runs `join`, and repeats it as its message advises if Tor has lost the answer.
-fn answered(cluster: &Cluster<'_>, node: &Node, token: &Token) -> Result<Said> {
+fn answered(cluster: &Cluster<'_>, node: &Node, token: &Token) -> Result<CommandOutput> {
     let mut said = cluster.try_join(node, token)?;
     for _ in 0..2 {
         if said.code == Some(0) || !said.errors.contains("run the same command again") {
@@ -190,7 +190,7 @@ fn garbage_at_the_door_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> 
 
 /// Two nodes redeem one token at the same time, perhaps at different publishers: in the end exactly
 /// one is a member.
-fn a_race_has_one_winner(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes, token: &Token) -> Result<()> {
+fn a_race_has_one_winner(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes, token: &Token) -> Result<()> {
     let racers = [cluster.vacant("epsilon")?, cluster.vacant("zeta")?];
     let finished = std::thread::scope(|scope| {
         let threads = racers.each_ref().map(|racer| scope.spawn(|| answered(cluster, racer, token)));
@@ -207,7 +207,7 @@ fn a_race_has_one_winner(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes
         }
     }
     ensure!(!admitted.is_empty(), "no racer was admitted");
-    story.tell(format_args!("two nodes raced for one token, and {} were admitted at first", admitted.len()));
+    progress.tell(format_args!("two nodes raced for one token, and {} were admitted at first", admitted.len()));
     for racer in &admitted {
         racer.run()?;
     }
@@ -223,7 +223,7 @@ fn a_race_has_one_winner(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes
         }
         Ok(winner)
     })?;
-    story.tell(format_args!("one racer is a member after {:.1} s", started.elapsed().as_secs_f64()));
+    progress.tell(format_args!("one racer is a member after {:.1} s", started.elapsed().as_secs_f64()));
     cluster.wait_until("all members know only the winner", LIMIT, || {
         for node in &nodes.0 {
             let members = node.status()?.members;

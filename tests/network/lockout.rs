@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::hostile::bound;
 use crate::introducer::Introducer;
-use crate::support::{Story, look, network, scenario};
+use crate::support::{Progress, look, network, scenario};
 
 /// Environment variable: length of each attack in minutes, for the benchmark.
 const MINUTES: &str = "RUSTBALANCE_LOCKOUT_MINUTES";
@@ -82,7 +82,7 @@ impl Form {
 #[test]
 fn clients_that_hold_what_they_do_not_use_lock_no_client_out() {
     let minutes: Option<u64> = std::env::var(MINUTES).ok().and_then(|text| text.parse().ok());
-    scenario("lockout", &["alpha"], |story, cluster, nodes| {
+    scenario("lockout", &["alpha"], |progress, cluster, nodes| {
         let alpha = nodes.named("alpha")?;
         if minutes.is_none() {
             alpha.kill9()?;
@@ -90,16 +90,16 @@ fn clients_that_hold_what_they_do_not_use_lock_no_client_out() {
             alpha.run()?;
             cluster.await_served(&nodes.0)?;
         }
-        rustbalance::descriptors::raise()?;
+        rustbalance::open_files::raise()?;
         let time = minutes.map(|minutes| Duration::from_secs(60 * minutes));
         let honest = network().client("honest", Warmth::Warm)?;
         let clients = (0..CLIENTS).map(|_| network().client("attacker", Warmth::Warm)).collect::<Result<Vec<_>>>()?;
         let calm = visits(&honest, "calm", cluster, None)?;
-        story.tell(format_args!("without an attack: {calm}"));
+        progress.tell(format_args!("without an attack: {calm}"));
         let mut rows = vec![row("none", &calm, None, 0)];
         for form in Form::ALL {
             let attack = Attack { form, clients: &clients, honest: &honest, time };
-            rows.push(attack.is_withstood(story, cluster, alpha, &calm)?);
+            rows.push(attack.is_withstood(progress, cluster, alpha, &calm)?);
         }
         if minutes.is_some() {
             print(&rows);
@@ -119,7 +119,13 @@ struct Attack<'a> {
 
 impl Attack<'_> {
     /// Runs the attack, and fails unless the honest client is served. Returns the row of the table.
-    fn is_withstood(&self, story: &mut Story, cluster: &Cluster<'_>, node: &Node, calm: &Visits) -> Result<String> {
+    fn is_withstood(
+        &self,
+        progress: &mut Progress,
+        cluster: &Cluster<'_>,
+        node: &Node,
+        calm: &Visits,
+    ) -> Result<String> {
         let name = self.form.name();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let made = Arc::new(AtomicU64::new(0));
@@ -134,7 +140,7 @@ impl Attack<'_> {
         runtime.shutdown_timeout(Duration::from_secs(2));
         let counted = node.status()?.refused;
         let count = |name: &str| counted.get(name).copied().unwrap_or(0);
-        story.tell(format_args!(
+        progress.tell(format_args!(
             "{name} ({made} made): {seen}; {} streams, {} circuits closed, {} introductions given up, {} refused",
             count("streams_evicted"),
             count("circuits_evicted"),

@@ -15,7 +15,7 @@ use rustbalance_testnet::cluster::{Cluster, Node};
 use crate::hand::link;
 use crate::intruder::{claim, stay};
 use crate::secrets::copy_state;
-use crate::support::{Arti, Story, all_served, check_directories, over_tor, scenario, session_keys};
+use crate::support::{Arti, Progress, all_served, check_directories, over_tor, scenario, session_keys};
 
 /// Time limit for every expected event.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -30,7 +30,7 @@ const OUT: Duration = Duration::from_secs(60);
 
 #[test]
 fn an_evicted_worker_that_comes_first_is_put_out_within_a_minute() {
-    scenario("returning", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+    scenario("returning", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         let (alpha, beta, gamma) = (nodes.named("alpha")?, nodes.named("beta")?, nodes.named("gamma")?);
         let evicted = cluster.add(alpha, "mallory", "worker")?;
         let all: Vec<_> = nodes.0.iter().chain([&evicted]).cloned().collect();
@@ -68,10 +68,10 @@ fn an_evicted_worker_that_comes_first_is_put_out_within_a_minute() {
         let believed = beta.status()?.alive().contains(&address.as_str());
         honest.iter().try_for_each(|node| node.cont())?;
         ensure!(believed, "beta does not take the evicted node for alive, so the test proves nothing");
-        story.tell(format_args!("beta is back and takes the evicted node for a live member"));
-        it_is_put_out(story, cluster, (alpha, beta), &address, &gone)?;
+        progress.tell(format_args!("beta is back and takes the evicted node for a live member"));
+        it_is_put_out(progress, cluster, (alpha, beta), &address, &gone)?;
         cluster.await_served(&nodes.0)?;
-        beta_publishes_without_it(story, cluster, alpha, beta, gamma, &gone)?;
+        beta_publishes_without_it(progress, cluster, alpha, beta, gamma, &gone)?;
         stays.abort();
         Ok(())
     });
@@ -82,7 +82,7 @@ fn id(node: &Node) -> Result<NodeId> {
 }
 
 fn it_is_put_out(
-    story: &mut Story,
+    progress: &mut Progress,
     cluster: &Cluster<'_>,
     (alpha, beta): (&Node, &Node),
     address: &str,
@@ -100,7 +100,7 @@ fn it_is_put_out(
         check_directories(&cluster.onion()?, &[], gone).map(|_| ())
     })?;
     let out = linked.elapsed();
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "the evicted node was removed from beta's view and every directory {:.1} s after beta's link with alpha",
         out.as_secs_f64()
     ));
@@ -109,7 +109,7 @@ fn it_is_put_out(
 }
 
 fn beta_publishes_without_it(
-    story: &mut Story,
+    progress: &mut Progress,
     cluster: &Cluster<'_>,
     alpha: &Node,
     beta: &Arc<Node>,
@@ -125,6 +125,6 @@ fn beta_publishes_without_it(
     })?;
     let served = all_served(cluster, 3)?;
     ensure!(served.iter().all(|name| ["beta", "gamma"].contains(&name.as_str())), "served by {served:?}");
-    story.tell(format_args!("beta publishes without the evicted node; {served:?} serve stock clients"));
+    progress.tell(format_args!("beta publishes without the evicted node; {served:?} serve stock clients"));
     Ok(())
 }

@@ -14,22 +14,22 @@ use rustbalance_testnet::cluster::{Cluster, Node, Token};
 use tempfile::TempDir;
 
 use crate::needles::Needles;
-use crate::support::{BINARY, Nodes, Story, Turn, all_served, network};
+use crate::support::{BINARY, ClusterPermit, Nodes, Progress, all_served, network};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn no_secret_is_told_and_a_worker_holds_none_of_the_address() {
-    let _turn = Turn::take();
-    let mut story = Story::new("secrets");
+    let _turn = ClusterPermit::take();
+    let mut progress = Progress::new("secrets");
     // All log levels of all crates, Arti and the async runtime included.
     let cluster = Cluster::logging(network(), BINARY, "trace").unwrap();
-    let done = whole_life(&mut story, &cluster);
-    story.ends(done);
+    let done = whole_life(&mut progress, &cluster);
+    progress.ends(done);
 }
 
 /// Takes nodes through joins, service and every kind of end, then searches all output for secrets.
-fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
+fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     let mut nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
     let (alpha, beta) = (nodes[0].clone(), nodes[1].clone());
     let token = alpha.invite("publisher", 1, "1h")?;
@@ -51,7 +51,7 @@ fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
         node.command(&["status"], "", LIMIT)?.ok("status")?;
         node.command(&["status", "--json"], "", LIMIT)?.ok("status --json")?;
     }
-    story.tell(format_args!("three nodes are served, one a worker"));
+    progress.tell(format_args!("three nodes are served, one a worker"));
 
     let nodes = Nodes(nodes);
     let mut needles = Needles::new();
@@ -64,7 +64,7 @@ fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
 
     command_lines_are_clean(&needles, &nodes)?;
     a_worker_holds_nothing(&nodes, &beta)?;
-    story.tell(format_args!("no command line shows a secret, and the worker holds none of the service"));
+    progress.tell(format_args!("no command line shows a secret, and the worker holds none of the service"));
 
     // Every kind of end: SIGTERM, SIGKILL with a restart, and refusal to start with a damaged key.
     alpha.term()?;
@@ -84,7 +84,7 @@ fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
     }
     cluster.wait_until("the worker is back", LIMIT, || beta.status().map(|_| ()))?;
     beta.command(&["leave"], "", LIMIT)?.ok("leave")?;
-    story.tell(format_args!("the nodes have ended in every way"));
+    progress.tell(format_args!("the nodes have ended in every way"));
 
     for node in &nodes.0 {
         let log = node.log();
@@ -94,13 +94,13 @@ fn whole_life(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
             ensure!(found.is_empty(), "{} of {} shows {found:?}", file.display(), node.name());
         }
     }
-    story.tell(format_args!("no log, status or error shows a secret"));
+    progress.tell(format_args!("no log, status or error shows a secret"));
     Ok(())
 }
 
 /// The command line that `invite` suggests must not contain the token.
 fn the_hint_keeps_the_token_apart(node: &Node) -> Result<()> {
-    let said = node.command_untold(&["invite"], "", LIMIT)?.ok("invite")?;
+    let said = node.command_without_transcript(&["invite"], "", LIMIT)?.ok("invite")?;
     let hint = said
         .lines()
         .find(|line| line.contains("rustbalance join"))

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustbalance::clock::unix_now;
 use rustbalance::config::{Config, LiveConfig};
 use rustbalance::join::found_with;
-use rustbalance::keys::MasterSecret;
+use rustbalance::keys::IdentitySecret;
 use rustbalance::node::run_on;
 use rustbalance::store::Store;
 use rustbalance::tor::Engine;
@@ -16,7 +16,7 @@ use rustbalance_gossip::id::ServiceId;
 use rustbalance_testnet::{Client, Site, Warmth};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Arti, Story, Turn, look, network};
+use crate::support::{Arti, ClusterPermit, Progress, look, network};
 
 /// From the first start of a node until clients reach it.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -25,14 +25,14 @@ const VISIT: Duration = Duration::from_secs(20);
 
 #[test]
 fn stock_clients_reach_both_addresses_of_a_cluster() {
-    let _turn = Turn::take();
-    let mut story = Story::new("services");
-    let done = two_addresses(&mut story);
-    story.ends(done);
+    let _turn = ClusterPermit::take();
+    let mut progress = Progress::new("services");
+    let done = two_addresses(&mut progress);
+    progress.ends(done);
 }
 
-fn two_addresses(story: &mut Story) -> Result<()> {
-    let (folder, second) = (tempfile::tempdir()?, MasterSecret::generate(&mut rand::rng()));
+fn two_addresses(progress: &mut Progress) -> Result<()> {
+    let (folder, second) = (tempfile::tempdir()?, IdentitySecret::generate(&mut rand::rng()));
     let dir = folder.path().join("node");
     let further = std::slice::from_ref(&second);
     let store = Arc::new(found_with(Store::create(&dir)?, None, further, unix_now(), &mut rand::rng())?);
@@ -53,7 +53,7 @@ fn two_addresses(story: &mut Story) -> Result<()> {
     let client = network().client("of-two-addresses", Warmth::Warm)?;
     for (service, site) in services.iter().zip(&sites) {
         reach(&client, *service, site)?;
-        story.tell(format_args!("{} is served", site.name()));
+        progress.tell(format_args!("{} is served", site.name()));
     }
     let mut revisions = Vec::new();
     for service in services {

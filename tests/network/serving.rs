@@ -11,7 +11,7 @@ use rustbalance_testnet::{Warmth, decrypt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::secrets::opened_copy;
-use crate::support::{Arti, Nodes, Story, look, network, scenario};
+use crate::support::{Arti, Nodes, Progress, look, network, scenario};
 
 /// The virtual port for links at a node's own address.
 const LINK_PORT: u16 = 7440;
@@ -22,19 +22,19 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
 fn everybody_reaches_every_node_and_strangers_learn_nothing() {
-    scenario("serving", &["alpha", "beta", "gamma"], |story, cluster, nodes| {
+    scenario("serving", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         // Two nodes that choose the same relay at the same time detect it, and one of them moves.
         cluster.wait_until("no two nodes use the same relay", LIMIT, || relays_differ(nodes))?;
-        story.tell(format_args!("no two nodes use the same relay"));
-        stock_clients_reach_all(story, cluster, nodes)?;
+        progress.tell(format_args!("no two nodes use the same relay"));
+        stock_clients_reach_all(progress, cluster, nodes)?;
         arti_clients_are_served(cluster, nodes)?;
-        story.tell(format_args!("an Arti client was served"));
+        progress.tell(format_args!("an Arti client was served"));
         bodies_arrive_whole(cluster)?;
-        story.tell(format_args!("large bodies arrive whole, both ways"));
+        progress.tell(format_args!("large bodies arrive whole, both ways"));
         directories_hold_what_status_says(cluster, nodes)?;
-        story.tell(format_args!("python3-stem reads the same introduction points as `status` shows"));
+        progress.tell(format_args!("python3-stem reads the same introduction points as `status` shows"));
         strangers_learn_nothing(cluster, nodes)?;
-        story.tell(format_args!("outsiders learn nothing"));
+        progress.tell(format_args!("outsiders learn nothing"));
         garbage_on_a_link_changes_nothing(cluster, nodes)
     });
 }
@@ -58,7 +58,7 @@ fn relays_differ(nodes: &Nodes) -> Result<()> {
 }
 
 /// Fresh clients are served, and together they reach every node.
-fn stock_clients_reach_all(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn stock_clients_reach_all(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let wanted: BTreeSet<String> = nodes.0.iter().map(|node| node.name().to_owned()).collect();
     let mut seen = BTreeSet::new();
     for draw in 1..=DRAWS {
@@ -67,7 +67,7 @@ fn stock_clients_reach_all(story: &mut Story, cluster: &Cluster<'_>, nodes: &Nod
         let (name, _) = cluster.fetch_as(warmth).with_context(|| format!("fetch {draw}\n{}", cluster.diagnosis()))?;
         seen.insert(name);
         if seen == wanted {
-            story.tell(format_args!("{draw} fresh stock clients have reached all nodes"));
+            progress.tell(format_args!("{draw} fresh stock clients have reached all nodes"));
             return Ok(());
         }
     }

@@ -44,11 +44,11 @@ pub(crate) fn network() -> &'static Network {
 }
 
 /// A permit to run a cluster on the shared network, until it is dropped.
-pub(crate) struct Turn;
+pub(crate) struct ClusterPermit;
 
 static TAKEN: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
-impl Turn {
+impl ClusterPermit {
     /// Waits until fewer than [`TURNS`] clusters run.
     pub(crate) fn take() -> Self {
         let (taken, freed) = &TAKEN;
@@ -59,7 +59,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for ClusterPermit {
     fn drop(&mut self) {
         let (taken, freed) = &TAKEN;
         *taken.lock() -= 1;
@@ -68,25 +68,29 @@ impl Drop for Turn {
 }
 
 /// Runs a scenario on its own cluster with these nodes, of which the first two are publishers.
-pub(crate) fn scenario(title: &str, names: &[&str], body: impl FnOnce(&mut Story, &Cluster<'_>, &Nodes) -> Result<()>) {
-    let _turn = Turn::take();
-    let mut story = Story::new(title);
+pub(crate) fn scenario(
+    title: &str,
+    names: &[&str],
+    body: impl FnOnce(&mut Progress, &Cluster<'_>, &Nodes) -> Result<()>,
+) {
+    let _turn = ClusterPermit::take();
+    let mut progress = Progress::new(title);
     let cluster = Cluster::new(network(), BINARY).unwrap();
     let done = cluster.grow(names, &["publisher", "publisher", "worker"]).and_then(|nodes| {
-        story.tell(format_args!("{} nodes are published", nodes.len()));
-        body(&mut story, &cluster, &Nodes(nodes))
+        progress.tell(format_args!("{} nodes are published", nodes.len()));
+        body(&mut progress, &cluster, &Nodes(nodes))
     });
     // Before the cluster is dropped, so that its logs are kept.
-    story.ends(done);
+    progress.ends(done);
 }
 
 /// Prints the progress of a scenario to standard error.
-pub(crate) struct Story {
+pub(crate) struct Progress {
     title: String,
     started: Instant,
 }
 
-impl Story {
+impl Progress {
     pub(crate) fn new(title: &str) -> Self {
         Self { title: title.to_owned(), started: Instant::now() }
     }
@@ -216,14 +220,14 @@ pub(crate) async fn over_tor<T, E, F: Future<Output = Result<T, E>>>(mut attempt
 
 /// The content of one directory for a service.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct DirectoryContent {
     pub(crate) period: PeriodId,
     pub(crate) directory: Directory,
     /// `None` if the directory has no descriptor of the service.
     pub(crate) content: Option<DescriptorContent>,
 }
 
-impl Held {
+impl DirectoryContent {
     /// The session keys of the introduction points in the descriptor, in hexadecimal digits.
     pub(crate) fn keys(&self) -> BTreeSet<String> {
         self.content.iter().flat_map(|content| &content.points).map(|point| hex(&point.session_key.0)).collect()
@@ -235,9 +239,9 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Reads descriptors from the directories of one network.
-pub(crate) struct Eye(Arti);
+pub(crate) struct DescriptorReader(Arti);
 
-impl Eye {
+impl DescriptorReader {
     /// Starts a reader with its own Tor client.
     pub(crate) fn open(network: &Network) -> Result<Self> {
         Arti::start_on(network, "eye").map(Self)
@@ -245,13 +249,13 @@ impl Eye {
 
     /// Asks every responsible directory of every current period. A directory that does not answer
     /// is an error.
-    pub(crate) fn look(&self, master: &str) -> Result<Vec<Held>> {
+    pub(crate) fn look(&self, master: &str) -> Result<Vec<DirectoryContent>> {
         self.answers(master, 3, ASK_LIMIT)?.into_iter().collect()
     }
 
     /// Asks the same directories once. Returns the answers and the number of directories that did
     /// not answer.
-    pub(crate) fn glance(&self, master: &str) -> Result<(Vec<Held>, usize)> {
+    pub(crate) fn glance(&self, master: &str) -> Result<(Vec<DirectoryContent>, usize)> {
         let answers = self.answers(master, 1, GLANCE_LIMIT)?;
         let asked = answers.len();
         let held: Vec<_> = answers.into_iter().flatten().collect();
@@ -259,7 +263,7 @@ impl Eye {
         Ok((held, silent))
     }
 
-    fn answers(&self, service: &str, tries: usize, limit: Duration) -> Result<Vec<Result<Held>>> {
+    fn answers(&self, service: &str, tries: usize, limit: Duration) -> Result<Vec<Result<DirectoryContent>>> {
         let engine = &self.0.engine;
         let service: ServiceId = service.parse()?;
         self.0.runtime.block_on(async {
@@ -275,9 +279,9 @@ impl Eye {
 }
 
 /// Asks every responsible directory of every current period on the shared network.
-pub(crate) fn look(service: &str) -> Result<Vec<Held>> {
-    static EYE: OnceLock<Result<Eye, String>> = OnceLock::new();
-    let eye = EYE.get_or_init(|| Eye::open(network()).map_err(|error| format!("{error:#}")));
+pub(crate) fn look(service: &str) -> Result<Vec<DirectoryContent>> {
+    static EYE: OnceLock<Result<DescriptorReader, String>> = OnceLock::new();
+    let eye = EYE.get_or_init(|| DescriptorReader::open(network()).map_err(|error| format!("{error:#}")));
     eye.as_ref().map_err(|error| anyhow::anyhow!(error.clone()))?.look(service)
 }
 
@@ -289,14 +293,14 @@ async fn ask(
     directory: Directory,
     tries: usize,
     limit: Duration,
-) -> Result<Held> {
+) -> Result<DirectoryContent> {
     let mut last: Option<TorError> = None;
     for _ in 0..tries {
         match engine.fetch(&directory, service, period, limit).await {
             Ok(text) => {
                 let now = std::time::SystemTime::now();
                 let content = text.map(|text| descriptor::read(&text, service, period, now)).transpose()?;
-                return Ok(Held { period, directory, content });
+                return Ok(DirectoryContent { period, directory, content });
             }
             Err(error) => last = Some(error),
         }
@@ -315,7 +319,7 @@ pub(crate) fn check_directories(
     master: &str,
     there: &[BTreeSet<String>],
     gone: &BTreeSet<String>,
-) -> Result<Vec<Held>> {
+) -> Result<Vec<DirectoryContent>> {
     let held = look(master)?;
     if held.is_empty() {
         bail!("no directory is responsible");

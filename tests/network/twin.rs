@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use rustbalance_testnet::cluster::{Cluster, Node, Period, Status, Stranger};
+use rustbalance_testnet::cluster::{Cluster, Node, OtherPublisher, Period, Status};
 use rustbalance_testnet::{OnionService, Site};
 
-use crate::support::{BINARY, Story, Turn, network};
+use crate::support::{BINARY, ClusterPermit, Progress, network};
 
 /// Longest duration of the scenario. No time period may change meanwhile, because both sides would
 /// publish again.
@@ -29,31 +29,31 @@ const LAG: Duration = Duration::from_secs(1);
 
 #[test]
 fn an_old_service_that_goes_on_publishing_is_reported_and_gone_above() {
-    let _turn = Turn::take();
-    let mut story = Story::new("twin");
+    let _turn = ClusterPermit::take();
+    let mut progress = Progress::new("twin");
     let cluster = Cluster::new(network(), BINARY).unwrap();
     // Before the cluster is dropped, so that its logs are kept.
-    let done = twin(&mut story, &cluster);
-    story.ends(done);
+    let done = twin(&mut progress, &cluster);
+    progress.ends(done);
 }
 
-fn twin(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
+fn twin(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     network().await_steady_period(AHEAD);
-    story.tell(format_args!("the time period is steady"));
+    progress.tell(format_args!("the time period is steady"));
     let site = Site::start("old")?;
     let old = network().onion_service("old", 80, site.addr())?;
     let node = cluster.import("alpha", &old.service_folder())?;
     ensure!(cluster.onion()? == old.hostname(), "the imported key is of {}", cluster.onion()?);
-    story.tell(format_args!("the old service is published, and the node has imported its key"));
+    progress.tell(format_args!("the old service is published, and the node has imported its key"));
     node.run()?;
     cluster.await_served(std::slice::from_ref(&node))?;
-    story.tell(format_args!("the node is published"));
-    let stranger = node.status()?.stranger;
-    ensure!(stranger.is_none(), "a descriptor older than the node's first one is reported: {stranger:?}");
+    progress.tell(format_args!("the node is published"));
+    let other_publisher = node.status()?.other_publisher;
+    ensure!(other_publisher.is_none(), "a descriptor older than the node's first one is reported: {other_publisher:?}");
 
     // First a descriptor that only authorized clients can read, then one that every client can.
     for restricted in [true, false] {
-        is_overtaken(story, cluster, &node, &old, restricted)?;
+        is_overtaken(progress, cluster, &node, &old, restricted)?;
     }
     let warnings = node.log().matches("another publisher, which is not a member, publishes this address").count();
     ensure!(warnings == 1, "the log warns {warnings} times of the other publisher, not once an hour");
@@ -63,7 +63,7 @@ fn twin(story: &mut Story, cluster: &Cluster<'_>) -> Result<()> {
 /// The old service publishes again and replaces the node's descriptor; the node must publish a
 /// higher revision.
 fn is_overtaken(
-    story: &mut Story,
+    progress: &mut Progress,
     cluster: &Cluster<'_>,
     node: &Arc<Node>,
     old: &OnionService,
@@ -85,7 +85,7 @@ fn is_overtaken(
     let is_theirs = |revision: u64| periods(&before).all(|period| period.revision != revision);
     let replaced: BTreeMap<String, u64> =
         held.iter().filter(|held| is_theirs(held.revision)).map(|held| (held.relay.clone(), held.revision)).collect();
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "the old service is published again after {:.1} s; {} of {} directories hold its descriptor after {:.1} s",
         published.as_secs_f64(),
         replaced.len(),
@@ -95,10 +95,11 @@ fn is_overtaken(
     let theirs =
         *replaced.values().max().with_context(|| format!("no directory has the old service's descriptor: {held:?}"))?;
     let is_seen = |status: &Status| {
-        let is_new = |stranger: Stranger| {
-            stranger.readable != restricted && Duration::from_secs(stranger.seen_seconds) <= started.elapsed()
+        let is_new = |other_publisher: OtherPublisher| {
+            other_publisher.readable != restricted
+                && Duration::from_secs(other_publisher.seen_seconds) <= started.elapsed()
         };
-        status.stranger.is_some_and(is_new)
+        status.other_publisher.is_some_and(is_new)
     };
     ensure!(
         !is_seen(&node.status()?),
@@ -112,7 +113,7 @@ fn is_overtaken(
         || {
             let status = node.status()?;
             samples.push((Instant::now(), status.clone()));
-            ensure!(is_seen(&status), "status shows this other publisher: {:?}", status.stranger);
+            ensure!(is_seen(&status), "status shows this other publisher: {:?}", status.other_publisher);
             ensure!(status.is_confirmed(), "the newest descriptor is not on every directory");
             // Only the directories that were replaced are checked: a relay that was responsible in
             // an earlier consensus may keep an old descriptor.
@@ -127,7 +128,7 @@ fn is_overtaken(
         },
     )?;
     let (seen, _) = samples.iter().find(|(_, status)| is_seen(status)).context("the old service was never seen")?;
-    story.tell(format_args!(
+    progress.tell(format_args!(
         "the node has seen it after {:.1} s, and published a higher revision after {:.1} s",
         seen.duration_since(started).as_secs_f64(),
         started.elapsed().as_secs_f64()
@@ -152,7 +153,7 @@ fn is_overtaken(
     }
     let (name, elapsed) = cluster.fetch()?;
     ensure!(name == node.name(), "a fresh client reaches {name}");
-    story.tell(format_args!("a fresh client reaches the node's site in {:.1} s", elapsed.as_secs_f64()));
+    progress.tell(format_args!("a fresh client reaches the node's site in {:.1} s", elapsed.as_secs_f64()));
     ensure!(old.client().is_running(), "the old service has ended");
     Ok(())
 }

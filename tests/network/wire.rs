@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::namespace::{Flow, Namespace};
 
-use crate::support::{BINARY, Story, Turn, all_served, network};
+use crate::support::{BINARY, ClusterPermit, Progress, all_served, network};
 
 /// Time limit of a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
@@ -17,24 +17,24 @@ const RESOLVER: (&str, u16) = ("198.51.100.53", 53);
 
 #[test]
 fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
-    let _turn = Turn::take();
-    let mut story = Story::new("wire");
+    let _turn = ClusterPermit::take();
+    let mut progress = Progress::new("wire");
     if let Some(reason) = Namespace::impossible() {
-        return story.tell(format_args!("skipped, because a network namespace is not possible here: {reason}"));
+        return progress.tell(format_args!("skipped, because a network namespace is not possible here: {reason}"));
     }
     let namespace = Arc::new(Namespace::open().unwrap());
     let cluster = Cluster::new(network(), BINARY).unwrap().within(&namespace).unwrap();
-    let done = a_cluster_lives(&mut story, &cluster, &namespace);
-    story.ends(done);
+    let done = a_cluster_lives(&mut progress, &cluster, &namespace);
+    progress.ends(done);
 }
 
 /// Runs the life of a cluster in the namespace: nodes are created, join, publish, open links and
 /// serve; then one is evicted and one leaves.
-fn a_cluster_lives(story: &mut Story, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
+fn a_cluster_lives(progress: &mut Progress, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
     let before = namespace.listeners()?;
     let nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
     all_served(cluster, 3)?;
-    story.tell(format_args!("two nodes are published, linked, and serve"));
+    progress.tell(format_args!("two nodes are published, linked, and serve"));
 
     let opened: BTreeSet<String> = namespace.listeners()?.difference(&before).cloned().collect();
     let sites: BTreeSet<String> = nodes.iter().map(|node| forwarded(node.site().addr().port())).collect();
@@ -42,15 +42,15 @@ fn a_cluster_lives(story: &mut Story, cluster: &Cluster<'_>, namespace: &Namespa
     ensure!(opened == &sites | &sockets.collect(), "the nodes listen on: {opened:?}");
     let relays: BTreeSet<String> = network().relays().iter().map(|relay| forwarded(relay.or_port)).collect();
     ensure!(before == relays, "the namespace itself listens on {before:?}");
-    story.tell(format_args!("the nodes listen on nothing but their control sockets"));
+    progress.tell(format_args!("the nodes listen on nothing but their control sockets"));
 
     let (alpha, beta) = (&nodes[0], &nodes[1]);
     alpha.command(&["evict", &beta.status()?.node], "", COMMAND_LIMIT)?.ok("evict")?;
     alpha.command(&["leave"], "", COMMAND_LIMIT)?.ok("leave")?;
-    only_relays_were_sent_to(story, namespace, &nodes)
+    only_relays_were_sent_to(progress, namespace, &nodes)
 }
 
-fn only_relays_were_sent_to(story: &mut Story, namespace: &Namespace, nodes: &[Arc<Node>]) -> Result<()> {
+fn only_relays_were_sent_to(progress: &mut Progress, namespace: &Namespace, nodes: &[Arc<Node>]) -> Result<()> {
     let relays: BTreeSet<u16> = network().relays().iter().map(|relay| relay.or_port).collect();
     let sites: BTreeSet<u16> = nodes.iter().map(|node| node.site().addr().port()).collect();
     let between = |flow: &Flow, ports: &BTreeSet<u16>| {
@@ -74,7 +74,7 @@ fn only_relays_were_sent_to(story: &mut Story, namespace: &Namespace, nodes: &[A
     let after = namespace.capture()?;
     let is_probe = |flow: &&Flow| flow.device == "wire" && (flow.target.as_str(), flow.target_port) == RESOLVER;
     ensure!(after.flows.iter().any(|flow| is_probe(&flow)), "the capture would miss a DNS query: {after:?}");
-    story.tell(format_args!("the nodes connected only to relays, as {to_relays} packets show"));
+    progress.tell(format_args!("the nodes connected only to relays, as {to_relays} packets show"));
     Ok(())
 }
 

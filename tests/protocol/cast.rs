@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use rand::{TryCryptoRng, TryRng};
 use rustbalance::discovery::Discovery;
 use rustbalance::join::{MEMBERSHIP_SECONDS, Token};
-use rustbalance::keys::{AuthoritySecret, MasterSecret, NodeSecret, TokenSecret};
+use rustbalance::keys::{AuthoritySecret, IdentitySecret, NodeSecret, TokenSecret};
 use rustbalance_gossip::id::{ClusterId, InvitationId};
 use rustbalance_gossip::record::{AuthorityCertificate, Invitation, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::{Sign, Statement, Verified};
@@ -29,15 +29,15 @@ fn seed(first: u8) -> Zeroizing<[u8; 32]> {
 }
 
 /// A random number generator that returns these bytes in turn.
-pub(crate) struct Script(pub(crate) std::vec::IntoIter<u8>);
+pub(crate) struct FixedRng(pub(crate) std::vec::IntoIter<u8>);
 
-impl Script {
+impl FixedRng {
     pub(crate) fn of(parts: &[[u8; 32]]) -> Self {
         Self(parts.concat().into_iter())
     }
 }
 
-impl TryRng for Script {
+impl TryRng for FixedRng {
     type Error = Infallible;
 
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
@@ -54,11 +54,11 @@ impl TryRng for Script {
     }
 }
 
-impl TryCryptoRng for Script {}
+impl TryCryptoRng for FixedRng {}
 
 /// The keys of one cluster: alpha founded it, beta joins as a worker, gamma as a publisher.
-pub(crate) struct Cast {
-    pub(crate) master: MasterSecret,
+pub(crate) struct VectorKeys {
+    pub(crate) master: IdentitySecret,
     pub(crate) authority: AuthoritySecret,
     pub(crate) alpha: NodeSecret,
     pub(crate) beta: NodeSecret,
@@ -67,7 +67,7 @@ pub(crate) struct Cast {
     publisher_token: TokenSecret,
 }
 
-impl Cast {
+impl VectorKeys {
     pub(crate) fn new() -> Self {
         let mut master = Zeroizing::new([0; 64]);
         master[..32].copy_from_slice(&bytes(0x01));
@@ -75,7 +75,7 @@ impl Cast {
         master[0] &= 248;
         master[31] = master[31] & 63 | 64;
         Self {
-            master: MasterSecret::from_expanded(&master).unwrap(),
+            master: IdentitySecret::from_expanded(&master).unwrap(),
             authority: AuthoritySecret::from_seed(&seed(0x41)),
             alpha: NodeSecret::from_seed(&seed(0x51)),
             beta: NodeSecret::from_seed(&seed(0x61)),
@@ -142,7 +142,7 @@ impl Cast {
     /// The discovery key after `generation` revocations; 0 is the key of the founding.
     pub(crate) fn discovery(&self, generation: u32) -> Discovery {
         let first = 0xa1 + 0x10 * generation as u8;
-        Discovery::generate(self.cluster(), generation, &self.authority, &mut Script::of(&[bytes(first)])).unwrap()
+        Discovery::generate(self.cluster(), generation, &self.authority, &mut FixedRng::of(&[bytes(first)])).unwrap()
     }
 
     /// The secrets and the values derived from them.

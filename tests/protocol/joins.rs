@@ -4,8 +4,8 @@ use rustbalance::discovery::Offer;
 use rustbalance::frame;
 use rustbalance::join::transcript;
 use rustbalance::join::{
-    Admission, Admissions, Effect, Event, Fresh, JoinError, Joined, JoinedService, Joiner, Outcome, Publisher,
-    Redemption, Refusal, Step, Token, refuse,
+    Admission, Admissions, Effect, Event, Fresh, JoinError, JoinRefusal, Joined, JoinedService, Joiner, Outcome,
+    Publisher, Redemption, Step, Token, refuse,
 };
 use rustbalance::keys::{NodeSecret, PointSeed, ServiceSecrets};
 use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId};
@@ -13,7 +13,7 @@ use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use serde_json::{Value, json};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::cast::{Cast, NOW, Script, bytes};
+use crate::cast::{FixedRng, NOW, VectorKeys, bytes};
 use crate::{hex, unhex, value_of};
 
 const JOINER_EPHEMERAL: u8 = 0x11;
@@ -25,13 +25,13 @@ const JOINER_UNIX: u64 = NOW - 3;
 
 /// Alpha as the publisher that admits nodes, with one invitation.
 struct Host<'a> {
-    cast: &'a Cast,
+    cast: &'a VectorKeys,
     us: Publisher,
     invitation: Invitation,
 }
 
 impl<'a> Host<'a> {
-    fn new(cast: &'a Cast, role: Role) -> Self {
+    fn new(cast: &'a VectorKeys, role: Role) -> Self {
         let us = Publisher {
             membership: cast.founder(),
             node: cast.alpha.duplicate(),
@@ -71,7 +71,7 @@ impl Admissions for Host<'_> {
     fn is_revoked(&self, _: &NodeId) -> bool {
         false
     }
-    fn postponed(&self, _: Role) -> Option<Refusal> {
+    fn postponed(&self, _: Role) -> Option<JoinRefusal> {
         None
     }
     fn chains(&self) -> Vec<Chain> {
@@ -86,19 +86,19 @@ impl Admissions for Host<'_> {
 }
 
 fn fresh(ephemeral: u8, nonce: u8) -> Fresh {
-    Fresh::generate(&mut Script::of(&[bytes(ephemeral), bytes(nonce)]))
+    Fresh::generate(&mut FixedRng::of(&[bytes(ephemeral), bytes(nonce)]))
 }
 
 fn admission() -> Admission {
     Admission::new(fresh(PUBLISHER_EPHEMERAL, PUBLISHER_NONCE))
 }
 
-fn joiner(cast: &Cast, role: Role) -> (Joiner, Vec<u8>) {
+fn joiner(cast: &VectorKeys, role: Role) -> (Joiner, Vec<u8>) {
     let fresh = fresh(JOINER_EPHEMERAL, JOINER_NONCE);
     Joiner::new(&cast.token(role), node(cast, role), cast.cluster(), fresh).unwrap()
 }
 
-fn node(cast: &Cast, role: Role) -> &NodeSecret {
+fn node(cast: &VectorKeys, role: Role) -> &NodeSecret {
     match role {
         Role::Worker => &cast.beta,
         Role::Publisher => &cast.gamma,
@@ -113,7 +113,7 @@ fn step(joiner: &mut Joiner, frame: &[u8]) -> Result<Vec<u8>, Box<Joined>> {
 }
 
 /// The joins of a worker and of a publisher, and every refusal.
-pub(crate) async fn joins(cast: &Cast) -> Value {
+pub(crate) async fn joins(cast: &VectorKeys) -> Value {
     json!({
         "worker": join(cast, Role::Worker),
         "publisher": join(cast, Role::Publisher),
@@ -121,7 +121,7 @@ pub(crate) async fn joins(cast: &Cast) -> Value {
     })
 }
 
-fn join(cast: &Cast, role: Role) -> Value {
+fn join(cast: &VectorKeys, role: Role) -> Value {
     let (host, mut admission) = (Host::new(cast, role), admission());
     let (mut joiner, hello) = joiner(cast, role);
     let challenge = host.hear(&mut admission, &hello).0;
@@ -164,28 +164,28 @@ fn unhex_of(rendered: &Value) -> Vec<u8> {
     unhex(&text.unwrap().into())
 }
 
-fn every_refusal(cluster: ClusterId, node: NodeId) -> Vec<Refusal> {
+fn every_refusal(cluster: ClusterId, node: NodeId) -> Vec<JoinRefusal> {
     vec![
-        Refusal::UnknownToken,
-        Refusal::Expired { ago: 10 },
-        Refusal::UsedUp { uses: 1 },
-        Refusal::Revoked,
-        Refusal::OtherCluster(cluster),
-        Refusal::ClockSkew { publisher: NOW, joiner: NOW + 601 },
-        Refusal::NotPublisher,
-        Refusal::NoPublisher,
-        Refusal::AlreadyMember,
-        Refusal::Evicted,
-        Refusal::Version(2),
-        Refusal::Busy,
-        Refusal::NotYet,
-        Refusal::Silent(node),
-        Refusal::Failed,
-        Refusal::Malformed,
+        JoinRefusal::UnknownToken,
+        JoinRefusal::Expired { ago: 10 },
+        JoinRefusal::UsedUp { uses: 1 },
+        JoinRefusal::Revoked,
+        JoinRefusal::OtherCluster(cluster),
+        JoinRefusal::ClockSkew { publisher: NOW, joiner: NOW + 601 },
+        JoinRefusal::NotPublisher,
+        JoinRefusal::NoPublisher,
+        JoinRefusal::AlreadyMember,
+        JoinRefusal::Evicted,
+        JoinRefusal::Version(2),
+        JoinRefusal::Busy,
+        JoinRefusal::NotYet,
+        JoinRefusal::Silent(node),
+        JoinRefusal::Failed,
+        JoinRefusal::Malformed,
     ]
 }
 
-async fn refusals(cast: &Cast) -> Value {
+async fn refusals(cast: &VectorKeys) -> Value {
     let mut frames = Vec::new();
     for refusal in every_refusal(cast.cluster(), cast.alpha.node_id()) {
         let (near, mut far) = tokio::io::duplex(4096);
@@ -201,7 +201,7 @@ async fn refusals(cast: &Cast) -> Value {
 
 /// Each side, given the other side's messages from the vectors, sends its own messages of the
 /// vectors.
-pub(crate) fn check(cast: &Cast, vectors: &Value) {
+pub(crate) fn check(cast: &VectorKeys, vectors: &Value) {
     for role in [Role::Worker, Role::Publisher] {
         check_join(cast, role, &vectors[role.to_string()]);
     }
@@ -214,7 +214,7 @@ pub(crate) fn check(cast: &Cast, vectors: &Value) {
     }
 }
 
-fn check_join(cast: &Cast, role: Role, vector: &Value) {
+fn check_join(cast: &VectorKeys, role: Role, vector: &Value) {
     let message = |name: &str| unhex(&vector[name]["bytes"]);
     let (hello, challenge, redeem, answer) =
         (message("hello"), message("challenge"), message("redeem"), message("answer"));
@@ -248,7 +248,14 @@ fn check_join(cast: &Cast, role: Role, vector: &Value) {
     nothing_flipped_is_taken(cast, role, &hello, &challenge, &redeem, &answer);
 }
 
-fn nothing_flipped_is_taken(cast: &Cast, role: Role, hello: &[u8], challenge: &[u8], redeem: &[u8], answer: &[u8]) {
+fn nothing_flipped_is_taken(
+    cast: &VectorKeys,
+    role: Role,
+    hello: &[u8],
+    challenge: &[u8],
+    redeem: &[u8],
+    answer: &[u8],
+) {
     let host = Host::new(cast, role);
     for flipped in crate::flips(redeem) {
         let mut admission = admission();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustbalance::frame;
 use rustbalance::keys::NodeSecret;
-use rustbalance::link::handshake::{Dialler, HandshakeError, Listener, Own, Purpose, Refusal, Refused};
+use rustbalance::link::handshake::{Dialler, HandshakeError, LinkRefusal, Listener, Own, Purpose, Refused};
 use rustbalance::link::{ChannelBinding, Frame, RouteKind};
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
@@ -17,42 +17,45 @@ use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::View;
 use serde_json::{Value, json};
 
-use crate::cast::{Cast, NOW, bytes, sign};
+use crate::cast::{NOW, VectorKeys, bytes, sign};
 use crate::records::{invitation_redeemed, revocation};
 use crate::{hex, unhex, value_of};
 
 const LISTENER_NONCE: u8 = 0xe1;
 const DIALLER_NONCE: u8 = 0xd1;
 
-const REFUSALS: [Refusal; 8] = [
-    Refusal::NotMember,
-    Refusal::Revoked,
-    Refusal::WrongNode,
-    Refusal::Expired,
-    Refusal::Busy,
-    Refusal::Duplicate,
-    Refusal::Version,
-    Refusal::Malformed,
+const REFUSALS: [LinkRefusal; 8] = [
+    LinkRefusal::NotMember,
+    LinkRefusal::Revoked,
+    LinkRefusal::WrongNode,
+    LinkRefusal::Expired,
+    LinkRefusal::Busy,
+    LinkRefusal::Duplicate,
+    LinkRefusal::Version,
+    LinkRefusal::Malformed,
 ];
 
 fn own<'a>(membership: &'a Member, key: &'a NodeSecret, nonce: u8) -> Own<'a> {
     Own { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce: bytes(nonce) }
 }
 
-fn listener<'a>(cast: &'a Cast, membership: &'a Member) -> (Listener<'a>, Vec<u8>) {
+fn listener<'a>(cast: &'a VectorKeys, membership: &'a Member) -> (Listener<'a>, Vec<u8>) {
     Listener::new(own(membership, &cast.alpha, LISTENER_NONCE)).unwrap()
 }
 
-fn dialler<'a>(cast: &'a Cast, membership: &'a Member, purpose: Purpose) -> Dialler<'a> {
+fn dialler<'a>(cast: &'a VectorKeys, membership: &'a Member, purpose: Purpose) -> Dialler<'a> {
     Dialler { own: own(membership, &cast.beta, DIALLER_NONCE), dialled: cast.alpha.node_id(), purpose }
 }
 
-fn revoked(cast: &Cast) -> Refused {
-    Refused { why: Refusal::Revoked, revocation: Some(Box::new(sign(revocation(cast), &cast.authority).unverified())) }
+fn revoked(cast: &VectorKeys) -> Refused {
+    Refused {
+        why: LinkRefusal::Revoked,
+        revocation: Some(Box::new(sign(revocation(cast), &cast.authority).unverified())),
+    }
 }
 
 /// The handshake messages when beta dials alpha.
-pub(crate) fn handshake(cast: &Cast) -> Value {
+pub(crate) fn handshake(cast: &VectorKeys) -> Value {
     let (founder, worker) = (cast.founder(), cast.worker());
     let (listener, challenge) = listener(cast, &founder);
     let proof = |purpose| dialler(cast, &worker, purpose).challenge(&challenge).unwrap().0;
@@ -75,7 +78,7 @@ pub(crate) fn handshake(cast: &Cast) -> Value {
 }
 
 /// Both sides accept the other side's messages from the vectors.
-pub(crate) fn check_handshake(cast: &Cast, vectors: &Value) {
+pub(crate) fn check_handshake(cast: &VectorKeys, vectors: &Value) {
     let (founder, worker) = (cast.founder(), cast.worker());
     let (listener, challenge) = listener(cast, &founder);
     assert_eq!(challenge, unhex(&vectors["challenge"]["bytes"]));
@@ -102,7 +105,7 @@ pub(crate) fn check_handshake(cast: &Cast, vectors: &Value) {
     let shown = sign(revocation(cast), &cast.authority);
     assert_eq!(hears(&vectors["refused_with_revocation"]), HandshakeError::Revoked(Box::new(shown)));
     // An answer for another purpose is not accepted.
-    let unproven = HandshakeError::Unproven(alpha, Refusal::WrongNode);
+    let unproven = HandshakeError::Unproven(alpha, LinkRefusal::WrongNode);
     assert_eq!(hears(&vectors["accepted_carry_join"]), unproven);
 }
 
@@ -114,7 +117,7 @@ fn survivors<T: PartialEq + std::fmt::Debug>(message: &[u8], read: impl Fn(&[u8]
     read.len()
 }
 
-fn frames(cast: &Cast, gossip: &[u8]) -> [(&'static str, Frame); 8] {
+fn frames(cast: &VectorKeys, gossip: &[u8]) -> [(&'static str, Frame); 8] {
     let facts = facts_of(cast);
     [
         ("ping", Frame::Ping(1000)),
@@ -129,7 +132,7 @@ fn frames(cast: &Cast, gossip: &[u8]) -> [(&'static str, Frame); 8] {
 }
 
 /// A revocation and a redeemed invitation.
-fn facts_of(cast: &Cast) -> SharedFacts {
+fn facts_of(cast: &VectorKeys) -> SharedFacts {
     let mut view = View::new(cast.founder(), Patience::default(), 0);
     let now = Now { mono: Duration::ZERO, unix: NOW };
     let (revoked, redeemed) = (revocation(cast), invitation_redeemed(cast));
@@ -144,7 +147,7 @@ fn facts_of(cast: &Cast) -> SharedFacts {
 }
 
 /// The messages on an open link; `gossip` is a message of the mesh.
-pub(crate) async fn messages(cast: &Cast, gossip: &[u8]) -> Value {
+pub(crate) async fn messages(cast: &VectorKeys, gossip: &[u8]) -> Value {
     let mut all = json!({});
     for (name, message) in frames(cast, gossip) {
         let payload = codec::encode(&message).unwrap();
@@ -161,7 +164,7 @@ async fn framed(payload: &[u8]) -> Vec<u8> {
 }
 
 /// Decodes the messages of the vectors.
-pub(crate) async fn check_messages(cast: &Cast, gossip: &[u8], vectors: &Value) {
+pub(crate) async fn check_messages(cast: &VectorKeys, gossip: &[u8], vectors: &Value) {
     for (name, sent) in frames(cast, gossip) {
         let stream = unhex(&vectors[name]["frame"]);
         let payload = frame::read(&mut &stream[..], frame::MAX).await.unwrap();
@@ -199,7 +202,7 @@ fn clamped(mut secret: [u8; 32]) -> [u8; 32] {
 }
 
 /// The members, of ten, to which a node of a large cluster opens links.
-pub(crate) fn neighbours(cast: &Cast) -> Value {
+pub(crate) fn neighbours(cast: &VectorKeys) -> Value {
     let me = cast.alpha.node_id();
     let members = (1..10).map(|n| NodeId::from_public_key(bytes(n * 25))).chain([me]).collect();
     let chosen = rustbalance_gossip::neighbours::neighbours(me, &members, 4);

@@ -14,7 +14,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use cast::Cast;
+use cast::VectorKeys;
 use data_encoding::HEXLOWER;
 use serde_json::{Map, Value, json};
 
@@ -74,7 +74,7 @@ pub(crate) fn flips(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
 
 /// The whole file, computed by the code.
 async fn computed() -> Value {
-    let cast = Cast::new();
+    let cast = VectorKeys::new();
     let statements = records::statements(&cast);
     let mesh = mesh::messages(&cast, &statements).await;
     json!({
@@ -127,28 +127,28 @@ async fn every_vector_is_what_the_code_says() {
 
 #[test]
 fn statements_are_read_back_and_no_changed_one_is_believed() {
-    let (cast, vectors) = (Cast::new(), committed());
-    for (name, tale) in records::tales(&cast) {
-        tale.check(&vectors["statements"][name]);
+    let (cast, vectors) = (VectorKeys::new(), committed());
+    for (name, statement_case) in records::statement_cases(&cast) {
+        statement_case.check(&vectors["statements"][name]);
     }
     records::check_view(&cast, &vectors["statements"]);
 }
 
 #[test]
 fn both_sides_of_a_link_understand_the_vectors() {
-    links::check_handshake(&Cast::new(), &committed()["handshake"]);
+    links::check_handshake(&VectorKeys::new(), &committed()["handshake"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_crosses_a_link_is_read_back() {
-    let (cast, vectors) = (Cast::new(), committed());
+    let (cast, vectors) = (VectorKeys::new(), committed());
     links::check_messages(&cast, &unhex(&vectors["mesh"]["syn"]), &vectors["links"]).await;
     mesh::check(&cast, &vectors["statements"], &vectors["mesh"]).await;
 }
 
 #[test]
 fn both_sides_of_a_join_understand_the_vectors() {
-    joins::check(&Cast::new(), &committed()["joins"]);
+    joins::check(&VectorKeys::new(), &committed()["joins"]);
 }
 
 #[test]

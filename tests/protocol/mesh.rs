@@ -12,7 +12,7 @@ use rustbalance_mesh::{Carrier, Mesh, MeshConfig, Update};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::cast::Cast;
+use crate::cast::VectorKeys;
 use crate::{hex, unhex};
 
 /// Start number of both nodes; their gossip is in the first incarnation of this start.
@@ -32,7 +32,7 @@ struct Wired {
 }
 
 impl Wired {
-    async fn start(cast: &Cast, me: NodeId, seeds: Vec<NodeId>, says: &[(RecordKind, &[u8])]) -> Self {
+    async fn start(cast: &VectorKeys, me: NodeId, seeds: Vec<NodeId>, says: &[(RecordKind, &[u8])]) -> Self {
         let (to, received) = mpsc::channel(8);
         let (sender, from) = mpsc::unbounded_channel();
         let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
@@ -63,7 +63,7 @@ impl Wired {
 }
 
 /// Alpha sends a SYN to beta, beta answers with a SYN-ACK, and alpha with an ACK.
-pub(crate) async fn messages(cast: &Cast, statements: &Value) -> Value {
+pub(crate) async fn messages(cast: &VectorKeys, statements: &Value) -> Value {
     let (alpha, beta) = (cast.alpha.node_id(), cast.beta.node_id());
     let beat = unhex(&statements["heartbeat"]["envelope"]);
     let mut asked = Wired::start(cast, beta, Vec::new(), &[]).await;
@@ -105,7 +105,7 @@ fn plain_ack(of: NodeId, values: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// A mesh accepts the compressed and the plain ACK, and reports the record.
-pub(crate) async fn check(cast: &Cast, statements: &Value, vectors: &Value) {
+pub(crate) async fn check(cast: &VectorKeys, statements: &Value, vectors: &Value) {
     let (alpha, beta) = (cast.alpha.node_id(), cast.beta.node_id());
     for name in ["ack", "ack_plain"] {
         let mut asked = Wired::start(cast, beta, Vec::new(), &[]).await;

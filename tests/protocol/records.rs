@@ -15,7 +15,7 @@ use rustbalance_gossip::view::{Condition, View};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::cast::{Cast, NOW, bytes, sign};
+use crate::cast::{NOW, VectorKeys, bytes, sign};
 use crate::{hex, render, unhex};
 
 /// An example of every form of CBOR in use.
@@ -35,13 +35,13 @@ pub(crate) fn codec_examples() -> Value {
         example("list [1, 2]", codec::encode(&vec![1u8, 2])),
         example("pair (1, 1)", codec::encode(&(1u16, 1u16))),
         example("variant without a value", codec::encode(&Role::Worker)),
-        example("variant with fields", codec::encode(&rustbalance::join::Refusal::Expired { ago: 10 })),
-        example("variant with a value", codec::encode(&rustbalance::join::Refusal::Version(2))),
+        example("variant with fields", codec::encode(&rustbalance::join::JoinRefusal::Expired { ago: 10 })),
+        example("variant with a value", codec::encode(&rustbalance::join::JoinRefusal::Version(2))),
     ])
 }
 
 /// Public keys, their onion addresses and their mesh addresses.
-pub(crate) fn names(cast: &Cast) -> Value {
+pub(crate) fn names(cast: &VectorKeys) -> Value {
     let name = |id: NodeId| {
         let (address, mesh) = (id.to_string(), mesh_address(&id).to_string());
         json!({ "public": hex(id.public_key()), "address": address, "mesh": mesh })
@@ -51,22 +51,22 @@ pub(crate) fn names(cast: &Cast) -> Value {
 }
 
 /// A statement of any type with its signer.
-pub(crate) trait Told {
+pub(crate) trait VectorCase {
     fn describe(&self) -> Value;
     /// Decodes and verifies the vector's envelope, and checks that changed envelopes are refused.
     fn check(&self, vector: &Value);
 }
 
-struct Tale<T> {
+struct StatementCase<T> {
     statement: T,
     signer: Box<dyn Sign>,
 }
 
-fn tale<T: Statement>(statement: T, signer: impl Sign + 'static) -> Tale<T> {
-    Tale { statement, signer: Box::new(signer) }
+fn statement_case<T: Statement>(statement: T, signer: impl Sign + 'static) -> StatementCase<T> {
+    StatementCase { statement, signer: Box::new(signer) }
 }
 
-impl<T: Statement + Serialize + Debug + PartialEq> Told for Tale<T> {
+impl<T: Statement + Serialize + Debug + PartialEq> VectorCase for StatementCase<T> {
     fn describe(&self) -> Value {
         json!({
             "context": T::CONTEXT,
@@ -121,7 +121,7 @@ pub(crate) fn nonce(n: u8) -> PointNonce {
 pub(crate) const PERIOD: PeriodId = PeriodId { number: 20_832, length_minutes: 1440, offset_seconds: 43_200 };
 
 /// Every statement with its name, except the proof of a link, which is in `links`.
-pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
+pub(crate) fn statement_cases(cast: &VectorKeys) -> Vec<(&'static str, Box<dyn VectorCase>)> {
     let (cluster, node, seq) = (cast.cluster(), cast.alpha.node_id(), (7 << 32) | 1);
     let founder = cast.founder();
     let authority = || cast.authority.duplicate();
@@ -143,40 +143,40 @@ pub(crate) fn tales(cast: &Cast) -> Vec<(&'static str, Box<dyn Told>)> {
     vec![
         (
             "authority_certificate",
-            Box::new(tale((*founder.authority).clone(), cast.master.duplicate())) as Box<dyn Told>,
+            Box::new(statement_case((*founder.authority).clone(), cast.master.duplicate())) as Box<dyn VectorCase>,
         ),
-        ("founder_certificate", Box::new(tale((*founder.certificate).clone(), authority()))),
-        ("member_certificate", Box::new(tale((*cast.worker().certificate).clone(), authority()))),
-        ("invitation", Box::new(tale(cast.invitation(Role::Worker), authority()))),
-        ("invitation_redeemed", Box::new(tale(invitation_redeemed(cast), authority()))),
-        ("revocation", Box::new(tale(revocation(cast), authority()))),
-        ("service", Box::new(tale(served(cast), authority()))),
-        ("discovery_key", Box::new(tale((*cast.discovery(1).key).clone(), authority()))),
-        ("node_card", Box::new(tale(card, alpha()))),
-        ("heartbeat", Box::new(tale(heartbeat(cast), alpha()))),
-        ("intro_points", Box::new(tale(intro_points(cast), alpha()))),
-        ("lease", Box::new(tale(lease(cluster, node, 5, 100), alpha()))),
-        ("publication", Box::new(tale(publication, alpha()))),
+        ("founder_certificate", Box::new(statement_case((*founder.certificate).clone(), authority()))),
+        ("member_certificate", Box::new(statement_case((*cast.worker().certificate).clone(), authority()))),
+        ("invitation", Box::new(statement_case(cast.invitation(Role::Worker), authority()))),
+        ("invitation_redeemed", Box::new(statement_case(invitation_redeemed(cast), authority()))),
+        ("revocation", Box::new(statement_case(revocation(cast), authority()))),
+        ("service", Box::new(statement_case(served(cast), authority()))),
+        ("discovery_key", Box::new(statement_case((*cast.discovery(1).key).clone(), authority()))),
+        ("node_card", Box::new(statement_case(card, alpha()))),
+        ("heartbeat", Box::new(statement_case(heartbeat(cast), alpha()))),
+        ("intro_points", Box::new(statement_case(intro_points(cast), alpha()))),
+        ("lease", Box::new(statement_case(lease(cluster, node, 5, 100), alpha()))),
+        ("publication", Box::new(statement_case(publication, alpha()))),
     ]
 }
 
-pub(crate) fn revocation(cast: &Cast) -> Revocation {
+pub(crate) fn revocation(cast: &VectorKeys) -> Revocation {
     Revocation { cluster: cast.cluster(), node: cast.beta.node_id(), revoked: NOW }
 }
 
 /// The worker's invitation after beta has joined with it.
-pub(crate) fn invitation_redeemed(cast: &Cast) -> Invitation {
+pub(crate) fn invitation_redeemed(cast: &VectorKeys) -> Invitation {
     Invitation { redeemed: [cast.beta.node_id()].into(), ..cast.invitation(Role::Worker) }
 }
 
 /// The fact of the first service, with a setting that no version knows.
-fn served(cast: &Cast) -> Service {
+fn served(cast: &VectorKeys) -> Service {
     let (cluster, service) = (cast.cluster(), cast.cluster().first_service());
     let settings = [("later".to_owned(), Setting { version: 1, value: VarBytes(vec![1, 2, 3]) })].into();
     Service { cluster, service, seq: 1, issued: NOW, removed: false, ports: vec![22, 80], settings }
 }
 
-fn heartbeat(cast: &Cast) -> Heartbeat {
+fn heartbeat(cast: &VectorKeys) -> Heartbeat {
     let (cluster, node) = (cast.cluster(), cast.alpha.node_id());
     Heartbeat {
         cluster,
@@ -189,7 +189,7 @@ fn heartbeat(cast: &Cast) -> Heartbeat {
     }
 }
 
-fn intro_points(cast: &Cast) -> IntroPoints {
+fn intro_points(cast: &VectorKeys) -> IntroPoints {
     let (cluster, node) = (cast.cluster(), cast.alpha.node_id());
     IntroPoints {
         cluster,
@@ -207,13 +207,14 @@ pub(crate) fn lease(cluster: ClusterId, holder: NodeId, term: u64, priority: u8)
 }
 
 /// All statements in the form of the file.
-pub(crate) fn statements(cast: &Cast) -> Value {
-    let described = tales(cast).into_iter().map(|(name, tale)| (name.to_owned(), tale.describe()));
+pub(crate) fn statements(cast: &VectorKeys) -> Value {
+    let described =
+        statement_cases(cast).into_iter().map(|(name, statement_case)| (name.to_owned(), statement_case.describe()));
     Value::Object(described.collect::<Map<_, _>>())
 }
 
 /// A new view accepts the vectors one after the other.
-pub(crate) fn check_view(cast: &Cast, vectors: &Value) {
+pub(crate) fn check_view(cast: &VectorKeys, vectors: &Value) {
     let gamma = cast.member(&cast.gamma, Role::Publisher, NOW, None);
     let mut view = View::new(gamma, Default::default(), 0);
     let now = Now { mono: std::time::Duration::ZERO, unix: NOW };

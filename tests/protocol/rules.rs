@@ -20,7 +20,7 @@ use rustbalance_gossip::view::View;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::cast::{Cast, NOW, bytes, sign};
+use crate::cast::{NOW, VectorKeys, bytes, sign};
 use crate::records::{PERIOD, lease, nonce, point};
 use crate::{hex, render};
 
@@ -32,7 +32,7 @@ fn key(node: &NodeId) -> String {
     hex(node.public_key())
 }
 
-pub(crate) fn rules(cast: &Cast) -> Value {
+pub(crate) fn rules(cast: &VectorKeys) -> Value {
     json!({
         "ranks": ranks(),
         "claims": claims(cast),
@@ -64,7 +64,7 @@ fn ranks() -> Value {
 }
 
 /// Claims to the lease, from the worst to the best.
-fn claims(cast: &Cast) -> Value {
+fn claims(cast: &VectorKeys) -> Value {
     let made = [(1, 10, 0), (2, 10, 100), (2, 20, 100), (2, 30, 50), (3, 40, 200), (3, 50, 200)];
     let mut claims: Vec<_> =
         made.iter().map(|(term, n, priority)| lease(cast.cluster(), node(*n), *term, *priority)).collect();
@@ -82,7 +82,7 @@ fn liveness() -> Value {
         liveness.adapt(nodes);
         for at in beats {
             liveness.expire(Duration::from_millis(*at));
-            liveness.beat(node(1), false, Duration::from_millis(*at));
+            liveness.on_heartbeat(node(1), false, Duration::from_millis(*at));
         }
         let dead = liveness.next_deadline().map(|at| at.as_millis() as u64);
         json!({ "nodes": nodes, "beats": beats, "dead_at": dead })
@@ -97,7 +97,7 @@ fn liveness() -> Value {
     ])
 }
 
-fn view(cast: &Cast) -> View {
+fn view(cast: &VectorKeys) -> View {
     View::new(cast.founder(), Patience::default(), 0)
 }
 
@@ -106,7 +106,7 @@ fn now() -> Now {
 }
 
 /// Versions of one invitation, and the merged invitation.
-fn invitations(cast: &Cast) -> Value {
+fn invitations(cast: &VectorKeys) -> Value {
     let mut view = view(cast);
     let first = Invitation { uses: 2, ..cast.invitation(Role::Publisher) };
     let mut versions = vec![first.clone(), first.clone(), first];
@@ -128,7 +128,7 @@ fn invitations(cast: &Cast) -> Value {
 
 /// Nodes that joined with one token for two uses, and those of them that are not members because of
 /// that.
-fn overdrawn(cast: &Cast) -> Value {
+fn overdrawn(cast: &VectorKeys) -> Value {
     let mut view = view(cast);
     let invitation = Invitation { uses: 2, ..cast.invitation(Role::Worker) };
     let token = invitation.token;
@@ -145,7 +145,7 @@ fn overdrawn(cast: &Cast) -> Value {
 }
 
 /// Discovery keys by rank, from the oldest to the newest.
-fn discovery(cast: &Cast) -> Value {
+fn discovery(cast: &VectorKeys) -> Value {
     let mut keys: Vec<_> = [0, 1].map(|generation| cast.discovery(generation).key.clone()).into();
     let mut twin = (*keys[1]).clone();
     twin.public = FixedBytes(bytes(0xff));
@@ -238,7 +238,7 @@ fn choices() -> Value {
 
 /// The keys of one of beta's points. Beta received the seed when it joined, and every publisher can
 /// derive it.
-fn point_keys(cast: &Cast) -> Value {
+fn point_keys(cast: &VectorKeys) -> Value {
     let seed = PointSeed::derive(&cast.authority, cast.beta.node_id());
     let secrets = seed.secrets(nonce(1));
     json!({
@@ -256,7 +256,7 @@ fn stand_ins() -> Value {
     let publishers = [node(10), node(20), node(30)];
     let at = |n: u8| {
         let point = point(n);
-        let stands_in = stand_in::drawn(&point, &publishers).unwrap();
+        let stands_in = stand_in::publisher_for(&point, &publishers).unwrap();
         json!({ "session_key": hex(&point.session_key.0), "stands_in": key(&stands_in) })
     };
     json!({ "publishers": publishers.each_ref().map(key), "points": (1..=6).map(at).collect::<Vec<_>>() })
@@ -264,7 +264,7 @@ fn stand_ins() -> Value {
 
 /// Revisions that follow from the clock alone, by the seconds since the shared-random protocol run
 /// began.
-fn revisions(cast: &Cast) -> Value {
+fn revisions(cast: &VectorKeys) -> Value {
     let credentials = PeriodCredentials::derive(&cast.master, PERIOD, UNIX_EPOCH + Duration::from_secs(NOW)).unwrap();
     let revision =
         |seconds| json!({ "clock": seconds, "revision": credentials.revision(Duration::from_secs(seconds)) });

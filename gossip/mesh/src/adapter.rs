@@ -36,7 +36,7 @@ const BURST: f64 = MAX_MESSAGE as f64;
 const SCARCE: f64 = BURST * 0.75;
 
 /// Limits the rate of questions that a node sends.
-struct Budget {
+struct QuestionLimit {
     /// Seeds the draws, so that nodes draw differently.
     me: NodeId,
     asked_bytes: LeakyBucket,
@@ -45,7 +45,7 @@ struct Budget {
     open: bool,
 }
 
-impl Budget {
+impl QuestionLimit {
     fn new(me: NodeId) -> Self {
         Self { me, asked_bytes: LeakyBucket::new(Instant::now()), asked: 0, open: false }
     }
@@ -77,7 +77,7 @@ pub(super) struct Adapter {
     gate: Arc<Gate>,
     send: Arc<dyn Fn(NodeId, Vec<u8>) + Send + Sync>,
     received: Arc<Mutex<Inbox>>,
-    budget: Arc<Mutex<Budget>>,
+    budget: Arc<Mutex<QuestionLimit>>,
 }
 
 impl Adapter {
@@ -86,7 +86,7 @@ impl Adapter {
             gate,
             send: carrier.send,
             received: Arc::new(Mutex::new(carrier.received)),
-            budget: Arc::new(Mutex::new(Budget::new(me))),
+            budget: Arc::new(Mutex::new(QuestionLimit::new(me))),
         }
     }
 
@@ -113,7 +113,7 @@ impl Socket for AdapterSocket {
         // An address without a node belongs to an incarnation that has just been forgotten.
         if let Some(node) = self.adapter.gate.node_at(&to) {
             let mut bytes = message.serialize_to_vec();
-            self.adapter.gate.decline(node, &mut bytes);
+            self.adapter.gate.suppress(node, &mut bytes);
             if !wire::is_question(&bytes) || self.adapter.budget.lock().await.allows(bytes.len()) {
                 (self.adapter.send)(node, bytes);
             }
@@ -147,7 +147,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_silent_are_asked_too_where_not_all_can_be() {
         for digest in [10_000, 12_000, 25_000, 40_000] {
-            let mut budget = Budget::new(NodeId::from_public_key([7; 32]));
+            let mut budget = QuestionLimit::new(NodeId::from_public_key([7; 32]));
             let mut asked = [0_usize; 5];
             for _ in 0..10_000 {
                 for count in &mut asked {

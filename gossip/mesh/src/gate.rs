@@ -26,27 +26,27 @@ use rustbalance_gossip::id::NodeId;
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::hoard::{Hoards, Room};
+use crate::incarnations::{Incarnations, Naming};
 use crate::leaky::LeakyBucket;
-use crate::lives::{Lives, Naming};
-use crate::wire::{Life, Message, Names, Told, WireError};
+use crate::quota::{Quota, Quotas};
+use crate::wire::{Incarnation, IncarnationDelta, Message, Names, WireError};
 
 /// How long this node claims to be up to date on an incarnation whose quota a peer has exceeded, so
 /// that the peer stops sending it.
-const ENOUGH: Duration = Duration::from_secs(30);
+const SUPPRESS_FOR: Duration = Duration::from_secs(30);
 /// One in this number of a peer's digests is answered with members' own incarnations only.
-const SELECT: u32 = 3;
+const SELF_ANNOUNCED_EVERY: u32 = 3;
 /// Sustained rate of changes to an incarnation of a member, in bytes per second. An honest node
 /// needs some hundred.
-const CHANGES: usize = 8192;
+const MEMBER_CHANGES: usize = 8192;
 /// The same for a node that is not known as a member.
-const STRANGE_CHANGES: usize = 1024;
+const NON_MEMBER_CHANGES: usize = 1024;
 /// Bytes that an incarnation of a non-member may have in any case: more than its card, which would
 /// make it known.
-const STRANGE_BYTES: usize = 4096;
+const NON_MEMBER_BYTES: usize = 4096;
 /// Bytes of all incarnations of non-members together up to which one of them may exceed
-/// [`STRANGE_BYTES`]. Half of the largest message.
-const STRANGE_TOGETHER: usize = 32_768;
+/// [`NON_MEMBER_BYTES`]. Half of the largest message.
+const NON_MEMBER_TOTAL_BYTES: usize = 32_768;
 /// Bytes read from one peer per second, packed and unpacked sizes added: twice what a link lets
 /// through.
 const READ: usize = 1 << 20;
@@ -57,7 +57,7 @@ const READ_BURST: f64 = (8 << 20) as f64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MeshLimits {
     /// Most incarnations at once of nodes that are not known as members.
-    pub strangers: usize,
+    pub unknown_nodes: usize,
     /// Quota of one incarnation of a member, in bytes. 2000 facts of the authority, which every
     /// node re-announces, take 1 MiB. All incarnations of the member together get twice as much,
     /// and each a sixteenth in any case.
@@ -66,7 +66,7 @@ pub struct MeshLimits {
 
 impl Default for MeshLimits {
     fn default() -> Self {
-        Self { strangers: 64, node_bytes: 1 << 20 }
+        Self { unknown_nodes: 64, node_bytes: 1 << 20 }
     }
 }
 
@@ -76,12 +76,12 @@ pub struct MeshCounters {
     /// Messages that could not be read, and values that are not records.
     pub malformed: u64,
     /// Mentions of nodes or incarnations that were not admitted.
-    pub strangers: u64,
+    pub unknown_nodes: u64,
     /// Times that a peer sent more of one incarnation than its quota.
-    pub hoards: u64,
+    pub over_quota: u64,
     /// Spoofed versions: times that peers claimed more of this node's present incarnation than it
     /// has announced.
-    pub lies: u64,
+    pub spoofed_versions: u64,
     /// Restarts of gossip under a new generation: it had stopped, versions of this node were
     /// spoofed, or [`super::Mesh::restart`] was called.
     pub restarts: u64,
@@ -99,11 +99,11 @@ struct State {
     limits: MeshLimits,
     /// The members, this node included.
     members: BTreeSet<NodeId>,
-    lives: Lives,
-    hoards: Hoards,
+    incarnations: Incarnations,
+    quotas: Quotas,
     /// For each peer and incarnation whose quota the peer has exceeded: until when this node claims
     /// to know all of it.
-    enough: BTreeMap<(NodeId, Life), Instant>,
+    suppressed_until: BTreeMap<(NodeId, Incarnation), Instant>,
     peers: BTreeMap<NodeId, Peer>,
     addresses: BTreeMap<SocketAddr, NodeId>,
     claimed: Claim,
@@ -141,9 +141,9 @@ impl Gate {
         let mut state = self.lock();
         state.generation = generation;
         state.claimed = Claim::default();
-        state.lives.clear();
-        state.hoards.clear();
-        state.enough.clear();
+        state.incarnations.clear();
+        state.quotas.clear();
+        state.suppressed_until.clear();
     }
 
     /// Replaces the limits.
@@ -158,7 +158,7 @@ impl Gate {
         if state.members != members {
             state.members = members;
             // A node that has become a member gets a larger quota.
-            state.enough.clear();
+            state.suppressed_until.clear();
         }
     }
 
@@ -169,14 +169,14 @@ impl Gate {
 
     /// Forgets the incarnations that chitchat has forgotten. `has` holds the highest version that
     /// chitchat has of each.
-    pub(super) fn prune(&self, has: &BTreeMap<Life, u64>) {
+    pub(super) fn prune(&self, has: &BTreeMap<Incarnation, u64>) {
         let mut state = self.lock();
         let now = Instant::now();
-        let State { members, addresses, lives, hoards, enough, peers, .. } = &mut *state;
-        lives.prune(|life| has.contains_key(life), now);
-        hoards.prune(has);
-        enough.retain(|(_, life), until| *until > now && lives.contains(life));
-        let nodes: BTreeSet<_> = lives.iter().map(|life| life.node).collect();
+        let State { members, addresses, incarnations, quotas, suppressed_until, peers, .. } = &mut *state;
+        incarnations.prune(|incarnation| has.contains_key(incarnation), now);
+        quotas.prune(has);
+        suppressed_until.retain(|(_, incarnation), until| *until > now && incarnations.contains(incarnation));
+        let nodes: BTreeSet<_> = incarnations.iter().map(|incarnation| incarnation.node).collect();
         addresses.retain(|_, node| nodes.contains(node) || members.contains(node));
         peers.retain(|peer, _| nodes.contains(peer) || members.contains(peer));
     }
@@ -199,8 +199,8 @@ impl Gate {
         self.lock().counters.restarts += 1;
     }
 
-    pub(super) fn count_lie(&self) {
-        self.lock().counters.lies += 1;
+    pub(super) fn count_spoofed_version(&self) {
+        self.lock().counters.spoofed_versions += 1;
     }
 
     pub(super) fn count_malformed(&self, values: usize) {
@@ -210,13 +210,15 @@ impl Gate {
     /// Changes the digest in a message to a peer so that the peer sends nothing of incarnations
     /// whose quota it has exceeded. The length stays the same. Never done for the peer's own
     /// incarnations: the peer would take it for a spoofed version.
-    pub(super) fn decline(&self, to: NodeId, bytes: &mut [u8]) {
+    pub(super) fn suppress(&self, to: NodeId, bytes: &mut [u8]) {
         let mut state = self.lock();
-        let State { enough, names, .. } = &mut *state;
+        let State { suppressed_until, names, .. } = &mut *state;
         let now = Instant::now();
-        let has_enough = |life: &Life| life.node != to && enough.get(&(to, *life)).is_some_and(|until| *until > now);
-        if enough.keys().any(|(peer, _)| *peer == to)
-            && let Err(error) = crate::wire::decline(bytes, names, has_enough)
+        let has_enough = |incarnation: &Incarnation| {
+            incarnation.node != to && suppressed_until.get(&(to, *incarnation)).is_some_and(|until| *until > now)
+        };
+        if suppressed_until.keys().any(|(peer, _)| *peer == to)
+            && let Err(error) = crate::wire::suppress(bytes, names, has_enough)
         {
             debug!(%error, "cannot read a message that chitchat wrote");
         }
@@ -241,25 +243,35 @@ impl Gate {
         let now = Instant::now();
         state.may_read(from, now)?;
         let mut message = Message::read(bytes, &mut state.names)?;
-        let own = Life { node: self.me, generation: state.generation };
+        let own = Incarnation { node: self.me, generation: state.generation };
         state.addresses.insert(mesh_socket(&from), from);
-        for known in message.digest().iter().filter(|known| known.life == own) {
+        for known in message.digest().iter().filter(|known| known.incarnation == own) {
             state.claimed.heartbeat = state.claimed.heartbeat.max(known.heartbeat);
             state.claimed.version = state.claimed.version.max(known.version);
         }
         // chitchat ignores the values of an incarnation that no digest has named, so it is enough
         // to admit those in the digest.
-        let named: BTreeSet<Life> = message.digest().iter().map(|known| known.life).collect();
-        let named: BTreeSet<Life> =
-            named.into_iter().filter(|life| *life == own || state.admit(*life, from, now)).collect();
-        let told = message.told();
-        let read = bytes.len() + message.told_bytes();
+        let named: BTreeSet<Incarnation> = message.digest().iter().map(|known| known.incarnation).collect();
+        let named: BTreeSet<Incarnation> = named
+            .into_iter()
+            .filter(|incarnation| *incarnation == own || state.admit(*incarnation, from, now))
+            .collect();
+        let values_by_incarnation = message.values_by_incarnation();
+        let read = bytes.len() + message.delta_bytes();
         // Values of this node's own present incarnation come from this node alone.
-        let told = told.iter().filter(|told| told.life != own);
-        let kept: BTreeMap<Life, usize> = told.map(|told| (told.life, state.weigh(told, from, now))).collect();
-        let mut changed = message.retain(|life| named.contains(life), |life| kept.get(life).copied().unwrap_or(0));
+        let values_by_incarnation =
+            values_by_incarnation.iter().filter(|values_by_incarnation| values_by_incarnation.incarnation != own);
+        let kept: BTreeMap<Incarnation, usize> = values_by_incarnation
+            .map(|values_by_incarnation| {
+                (values_by_incarnation.incarnation, state.weigh(values_by_incarnation, from, now))
+            })
+            .collect();
+        let mut changed = message.retain(
+            |incarnation| named.contains(incarnation),
+            |incarnation| kept.get(incarnation).copied().unwrap_or(0),
+        );
         if message.has_digest() {
-            changed |= message.know_all(&state.untold(from, &named, now));
+            changed |= message.claim_up_to_date(&state.suppressed(from, &named, now));
         }
         state.peer(from, now).read.add(read);
         if changed { message.for_chitchat() } else { crate::wire::for_chitchat(bytes) }
@@ -277,49 +289,64 @@ impl State {
         if self.peer(from, now).read.now(now, READ) > READ_BURST { Err(WireError::Greedy) } else { Ok(()) }
     }
 
-    fn admit(&mut self, life: Life, from: NodeId, now: Instant) -> bool {
-        let naming = Naming { from, members: &self.members, strangers: self.limits.strangers, now };
-        let admitted = self.lives.admit(life, naming);
+    fn admit(&mut self, incarnation: Incarnation, from: NodeId, now: Instant) -> bool {
+        let naming = Naming { from, members: &self.members, unknown_nodes: self.limits.unknown_nodes, now };
+        let admitted = self.incarnations.admit(incarnation, naming);
         if admitted {
-            self.addresses.insert(mesh_socket(&life.node), life.node);
+            self.addresses.insert(mesh_socket(&incarnation.node), incarnation.node);
         } else {
-            self.counters.strangers += 1;
+            self.counters.unknown_nodes += 1;
         }
         admitted
     }
 
     /// Number of leading values that may enter of those that a peer sends of an incarnation.
-    fn weigh(&mut self, told: &Told<'_>, from: NodeId, now: Instant) -> usize {
-        if !self.lives.contains(&told.life) {
+    fn weigh(&mut self, values_by_incarnation: &IncarnationDelta<'_>, from: NodeId, now: Instant) -> usize {
+        if !self.incarnations.contains(&values_by_incarnation.incarnation) {
             return 0;
         }
-        let node = told.life.node;
+        let node = values_by_incarnation.incarnation.node;
         let first_hand = node == from;
         let members = &self.members;
         let bytes = self.limits.node_bytes;
         let weighed = if members.contains(&node) {
-            let room = Room { least: bytes / 16, most: bytes, together: 2 * bytes, per_second: CHANGES };
-            self.hoards.weigh(told, first_hand, room, |(life, own)| life.node == node && *own == first_hand, now)
+            let room = Quota { least: bytes / 16, most: bytes, together: 2 * bytes, per_second: MEMBER_CHANGES };
+            self.quotas.weigh(
+                values_by_incarnation,
+                first_hand,
+                room,
+                |(incarnation, own)| incarnation.node == node && *own == first_hand,
+                now,
+            )
         } else {
-            let (least, together) = (STRANGE_BYTES, STRANGE_TOGETHER);
-            let room = Room { least, most: together, together, per_second: STRANGE_CHANGES };
-            self.hoards.weigh(told, first_hand, room, |(life, _)| !members.contains(&life.node), now)
+            let (least, together) = (NON_MEMBER_BYTES, NON_MEMBER_TOTAL_BYTES);
+            let room = Quota { least, most: together, together, per_second: NON_MEMBER_CHANGES };
+            self.quotas.weigh(
+                values_by_incarnation,
+                first_hand,
+                room,
+                |(incarnation, _)| !members.contains(&incarnation.node),
+                now,
+            )
         };
         if weighed.full {
             debug!(node = %node.short(), %from, kept = weighed.kept, "a peer exceeds the quota of a node");
-            self.counters.hoards += 1;
-            self.enough.insert((from, told.life), now + ENOUGH);
+            self.counters.over_quota += 1;
+            self.suppressed_until.insert((from, values_by_incarnation.incarnation), now + SUPPRESS_FOR);
         }
         weighed.kept
     }
 
     /// The incarnations of which a peer that names these gets nothing.
-    fn untold(&mut self, peer: NodeId, named: &BTreeSet<Life>, now: Instant) -> BTreeSet<Life> {
+    fn suppressed(&mut self, peer: NodeId, named: &BTreeSet<Incarnation>, now: Instant) -> BTreeSet<Incarnation> {
         let peer = self.peer(peer, now);
         peer.asked = peer.asked.wrapping_add(1);
-        let select = peer.asked.is_multiple_of(SELECT).then(|| self.lives.newest_first_hand(&self.members));
-        let select = |life: &Life| select.as_ref().is_none_or(|select| select.contains(life));
-        self.lives.iter().filter(|life| !named.contains(life) || !select(life)).collect()
+        let select = peer
+            .asked
+            .is_multiple_of(SELF_ANNOUNCED_EVERY)
+            .then(|| self.incarnations.newest_self_announced(&self.members));
+        let select = |incarnation: &Incarnation| select.as_ref().is_none_or(|select| select.contains(incarnation));
+        self.incarnations.iter().filter(|incarnation| !named.contains(incarnation) || !select(incarnation)).collect()
     }
 }
 

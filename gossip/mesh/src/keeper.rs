@@ -16,12 +16,12 @@ use tracing::{debug, warn};
 use crate::adapter::Adapter;
 use crate::delivery::Delivery;
 use crate::gate::{Claim, Gate};
-use crate::wire::Life;
+use crate::wire::Incarnation;
 use crate::{Carrier, MeshConfig, MeshError, Own, Update};
 
 /// Bits of chitchat's generation that count the incarnations within one start of the node. The bits
 /// above them are [`MeshConfig::generation`].
-const LIFE_BITS: u32 = 16;
+const INCARNATION_BITS: u32 = 16;
 /// Number of peers that get the last values at a shutdown.
 const FAREWELLS: usize = 3;
 /// How long chitchat remembers a silent node. After half of it the node's values are no longer
@@ -33,12 +33,12 @@ const DEAD_NODE_GRACE: Duration = Duration::from_secs(3600);
 const DELETION_GRACE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Shortest time between the first restarts of gossip: while versions of this node are spoofed, the
 /// others ignore its values.
-const SHORT_REST: Duration = Duration::from_secs(5);
-/// Number of restarts after [`SHORT_REST`] only. Then [`REST`] applies, because each incarnation
+const QUICK_RESTART_AFTER: Duration = Duration::from_secs(5);
+/// Number of restarts after [`QUICK_RESTART_AFTER`] only. Then [`RESTART_AFTER`] applies, because each incarnation
 /// stays in the digests of all nodes for as long as chitchat remembers it.
-const SHORT_LIVES: u64 = 8;
+const QUICK_RESTARTS: u64 = 8;
 /// Shortest time between two further restarts of gossip.
-const REST: Duration = Duration::from_secs(60);
+const RESTART_AFTER: Duration = Duration::from_secs(60);
 
 pub(super) struct Keeper {
     config: MeshConfig,
@@ -48,7 +48,7 @@ pub(super) struct Keeper {
     updates: mpsc::Sender<Update>,
     chitchat: ChitchatHandle,
     changed: Arc<Notify>,
-    life: u64,
+    incarnation: u64,
     born: Instant,
     /// The last spoofed version that was counted.
     claimed: Claim,
@@ -76,7 +76,7 @@ impl Keeper {
             updates,
             chitchat,
             changed,
-            life: 0,
+            incarnation: 0,
             born: Instant::now(),
             claimed: Claim::default(),
             delivery: Delivery::default(),
@@ -105,7 +105,7 @@ impl Keeper {
                 _ = tick.tick() => self.look_after().await,
             }
         }
-        self.say_goodbye().await;
+        self.send_last_values().await;
     }
 
     /// Writes this node's values to chitchat's state. An unchanged value keeps its version.
@@ -141,14 +141,14 @@ impl Keeper {
     async fn look_after(&mut self) {
         // Picks up changes whose notification was missed.
         self.changed.notify_one();
-        if self.must_begin_anew().await {
-            self.begin_anew().await;
+        if self.must_restart().await {
+            self.restart().await;
         }
         self.write_own().await;
         let chitchat = self.chitchat.chitchat();
         let chitchat = chitchat.lock().await;
         let states = chitchat.node_states();
-        let has: BTreeMap<Life, u64> =
+        let has: BTreeMap<Incarnation, u64> =
             states.iter().filter_map(|(id, state)| Some((life_of(id)?, state.max_version()))).collect();
         self.gate.prune(&has);
         self.delivery.forget(|id| !states.contains_key(id));
@@ -157,7 +157,7 @@ impl Keeper {
         self.ask_a_seed(&live);
     }
 
-    async fn must_begin_anew(&mut self) -> bool {
+    async fn must_restart(&mut self) -> bool {
         if timeout(Duration::ZERO, self.chitchat.termination_watcher()).await.is_ok() {
             return true;
         }
@@ -168,23 +168,25 @@ impl Keeper {
         let lied = claimed.version > state.max_version() || claimed.heartbeat > u64::from(state.heartbeat());
         if lied && claimed != self.claimed {
             self.claimed = claimed;
-            self.gate.count_lie();
+            self.gate.count_spoofed_version();
         }
         let asked = self.own.restart.load(Ordering::Relaxed);
-        (lied || asked) && self.born.elapsed() >= if self.life < SHORT_LIVES { SHORT_REST } else { REST }
+        (lied || asked)
+            && self.born.elapsed()
+                >= if self.incarnation < QUICK_RESTARTS { QUICK_RESTART_AFTER } else { RESTART_AFTER }
     }
 
-    async fn begin_anew(&mut self) {
-        if self.life + 1 >= 1 << LIFE_BITS {
+    async fn restart(&mut self) {
+        if self.incarnation + 1 >= 1 << INCARNATION_BITS {
             return;
         }
-        let life = self.life + 1;
+        let incarnation = self.incarnation + 1;
         self.chitchat.abort();
-        match begin(&self.config, life, &self.adapter, &self.gate, &self.changed).await {
+        match begin(&self.config, incarnation, &self.adapter, &self.gate, &self.changed).await {
             Ok(chitchat) => {
-                warn!(life, "gossip restarted under a new generation");
+                warn!(incarnation, "gossip restarted under a new generation");
                 self.chitchat = chitchat;
-                self.life = life;
+                self.incarnation = incarnation;
                 self.born = Instant::now();
                 self.claimed = Claim::default();
                 self.delivery = Delivery::default();
@@ -209,7 +211,7 @@ impl Keeper {
     }
 
     /// Sends the last values to some peers, then stops chitchat.
-    async fn say_goodbye(self) {
+    async fn send_last_values(self) {
         self.write_own().await;
         self.adapter.ask_freely().await;
         let peers: Vec<_> = {
@@ -231,19 +233,19 @@ impl Keeper {
     }
 }
 
-fn life_of(id: &ChitchatId) -> Option<Life> {
-    Some(Life { node: id.node_id.parse().ok()?, generation: id.generation_id })
+fn life_of(id: &ChitchatId) -> Option<Incarnation> {
+    Some(Incarnation { node: id.node_id.parse().ok()?, generation: id.generation_id })
 }
 
 /// Starts chitchat for one incarnation of this node.
 async fn begin(
     config: &MeshConfig,
-    life: u64,
+    incarnation: u64,
     adapter: &Adapter,
     gate: &Gate,
     changed: &Arc<Notify>,
 ) -> Result<ChitchatHandle, MeshError> {
-    let generation = (config.generation << LIFE_BITS) | life;
+    let generation = (config.generation << INCARNATION_BITS) | incarnation;
     let address = mesh_socket(&config.me);
     gate.begin(generation);
     let chitchat_config = ChitchatConfig {

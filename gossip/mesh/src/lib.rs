@@ -74,12 +74,12 @@ mod adapter;
 pub mod conformance;
 mod delivery;
 mod gate;
-mod hoard;
+mod incarnations;
 mod keeper;
 mod leaky;
-mod lives;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
+mod quota;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -209,7 +209,7 @@ impl Mesh {
     }
 
     /// Replaces the set of known members. Of other nodes only a few are admitted at a time
-    /// ([`MeshLimits::strangers`]).
+    /// ([`MeshLimits::unknown_nodes`]).
     pub fn set_members(&self, members: BTreeSet<NodeId>) {
         self.gate.set_members(members);
     }

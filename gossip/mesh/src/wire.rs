@@ -79,15 +79,15 @@ pub(super) fn for_chitchat(mut bytes: &[u8]) -> Result<ChitchatMessage, WireErro
 
 /// One incarnation of a node, as chitchat names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Life {
+pub(super) struct Incarnation {
     pub(super) node: NodeId,
     pub(super) generation: u64,
 }
 
 /// An entry of a digest: what a peer claims to know of one incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Known {
-    pub(super) life: Life,
+pub(super) struct DigestEntry {
+    pub(super) incarnation: Incarnation,
     pub(super) heartbeat: u64,
     pub(super) last_gc: u64,
     pub(super) version: u64,
@@ -98,23 +98,23 @@ pub(super) struct Known {
 /// hostile peer could hide all values of an incarnation with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Operation {
-    Life { life: Life, from: u64 },
+    Incarnation { incarnation: Incarnation, from: u64 },
     Value { key: String, value: String, version: u64, status: u8 },
 }
 
 /// The values of one incarnation in a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Told<'a> {
-    pub(super) life: Life,
+pub(super) struct IncarnationDelta<'a> {
+    pub(super) incarnation: Incarnation,
     /// All values have versions above this one.
     pub(super) from: u64,
     /// The values, in the order of their versions.
-    pub(super) words: Vec<Word<'a>>,
+    pub(super) values: Vec<ValueHeader<'a>>,
 }
 
 /// One value, with the size of key and value in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Word<'a> {
+pub(super) struct ValueHeader<'a> {
     pub(super) key: &'a str,
     pub(super) bytes: usize,
     pub(super) version: u64,
@@ -150,7 +150,7 @@ impl Names {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Message {
     kind: u8,
-    digest: Vec<Known>,
+    digest: Vec<DigestEntry>,
     delta: Vec<Operation>,
     cluster: String,
 }
@@ -186,7 +186,7 @@ impl Message {
     }
 
     /// The digest; empty if the message has none.
-    pub(super) fn digest(&self) -> &[Known] {
+    pub(super) fn digest(&self) -> &[DigestEntry] {
         &self.digest
     }
 
@@ -196,25 +196,33 @@ impl Message {
     }
 
     /// The values in the message, by incarnation.
-    pub(super) fn told(&self) -> Vec<Told<'_>> {
-        let mut told: Vec<Told<'_>> = Vec::new();
+    pub(super) fn values_by_incarnation(&self) -> Vec<IncarnationDelta<'_>> {
+        let mut values_by_incarnation: Vec<IncarnationDelta<'_>> = Vec::new();
         for operation in &self.delta {
             match operation {
-                Operation::Life { life, from } => told.push(Told { life: *life, from: *from, words: Vec::new() }),
+                Operation::Incarnation { incarnation, from } => values_by_incarnation.push(IncarnationDelta {
+                    incarnation: *incarnation,
+                    from: *from,
+                    values: Vec::new(),
+                }),
                 Operation::Value { key, value, version, .. } => {
-                    if let Some(told) = told.last_mut() {
-                        told.words.push(Word { key, bytes: key.len() + value.len(), version: *version });
+                    if let Some(values_by_incarnation) = values_by_incarnation.last_mut() {
+                        values_by_incarnation.values.push(ValueHeader {
+                            key,
+                            bytes: key.len() + value.len(),
+                            version: *version,
+                        });
                     }
                 }
             }
         }
-        told
+        values_by_incarnation
     }
 
     /// Unpacked size of the delta, in bytes.
-    pub(super) fn told_bytes(&self) -> usize {
+    pub(super) fn delta_bytes(&self) -> usize {
         let bytes = |operation: &Operation| match operation {
-            Operation::Life { .. } => LIFE,
+            Operation::Incarnation { .. } => LIFE,
             Operation::Value { key, value, .. } => key.len() + value.len(),
         };
         self.delta.iter().map(bytes).sum()
@@ -225,15 +233,15 @@ impl Message {
     /// of an incarnation are valid without the others. True if anything was left out.
     pub(super) fn retain(
         &mut self,
-        mut known: impl FnMut(&Life) -> bool,
-        mut room: impl FnMut(&Life) -> usize,
+        mut known: impl FnMut(&Incarnation) -> bool,
+        mut room: impl FnMut(&Incarnation) -> usize,
     ) -> bool {
         let before = (self.digest.len(), self.delta.len());
-        self.digest.retain(|entry| known(&entry.life));
+        self.digest.retain(|entry| known(&entry.incarnation));
         let mut left = 0;
         self.delta.retain(|operation| match operation {
-            Operation::Life { life, .. } => {
-                left = room(life);
+            Operation::Incarnation { incarnation, .. } => {
+                left = room(incarnation);
                 left > 0
             }
             Operation::Value { .. } if left > 0 => {
@@ -247,15 +255,20 @@ impl Message {
 
     /// Changes the digest so that its sender seems to know all of these incarnations; chitchat then
     /// answers with nothing of them. True if there are any.
-    pub(super) fn know_all(&mut self, lives: &BTreeSet<Life>) -> bool {
+    pub(super) fn claim_up_to_date(&mut self, incarnations: &BTreeSet<Incarnation>) -> bool {
         let mut named = BTreeSet::new();
-        for known in self.digest.iter_mut().filter(|known| lives.contains(&known.life)) {
+        for known in self.digest.iter_mut().filter(|known| incarnations.contains(&known.incarnation)) {
             known.version = MAX_COUNT;
-            named.insert(known.life);
+            named.insert(known.incarnation);
         }
-        let unnamed = lives.difference(&named);
-        self.digest.extend(unnamed.map(|life| Known { life: *life, heartbeat: 0, last_gc: 0, version: MAX_COUNT }));
-        !lives.is_empty()
+        let unnamed = incarnations.difference(&named);
+        self.digest.extend(unnamed.map(|incarnation| DigestEntry {
+            incarnation: *incarnation,
+            heartbeat: 0,
+            last_gc: 0,
+            version: MAX_COUNT,
+        }));
+        !incarnations.is_empty()
     }
 
     /// Writes the message again and has chitchat parse it.
@@ -267,7 +280,7 @@ impl Message {
         let mut bytes = MAGIC.to_vec();
         bytes.extend([VERSION, self.kind]);
         if matches!(self.kind, SYN | SYN_ACK) {
-            // 16 bits suffice: a message has room for some 600 entries, and `know_all` adds at most
+            // 16 bits suffice: a message has room for some 600 entries, and `claim_up_to_date` adds at most
             // the admitted incarnations.
             bytes.extend((self.digest.len() as u16).to_le_bytes());
             self.digest.iter().for_each(|known| write_known(&mut bytes, known));
@@ -288,11 +301,11 @@ impl Message {
 /// Requires that values follow an incarnation, that each incarnation occurs once, and that its
 /// versions rise: chitchat panics if the last version is not the highest.
 fn check_order(delta: &[Operation]) -> Result<(), WireError> {
-    let mut lives = BTreeSet::new();
+    let mut incarnations = BTreeSet::new();
     let mut highest = None;
     for operation in delta {
         highest = match (operation, highest) {
-            (Operation::Life { life, .. }, _) if lives.insert(*life) => Some(0),
+            (Operation::Incarnation { incarnation, .. }, _) if incarnations.insert(*incarnation) => Some(0),
             (Operation::Value { version, .. }, Some(known)) if *version > known => Some(*version),
             _ => return Err(WireError::Malformed("order of versions")),
         };
@@ -301,9 +314,13 @@ fn check_order(delta: &[Operation]) -> Result<(), WireError> {
 }
 
 /// Changes the digest in an outgoing message so that this node seems to know all of the
-/// incarnations for which `life` is true; the peer then sends nothing of them. The length stays the
+/// incarnations for which `incarnation` is true; the peer then sends nothing of them. The length stays the
 /// same.
-pub(super) fn decline(bytes: &mut [u8], names: &mut Names, life: impl Fn(&Life) -> bool) -> Result<(), WireError> {
+pub(super) fn suppress(
+    bytes: &mut [u8],
+    names: &mut Names,
+    incarnation: impl Fn(&Incarnation) -> bool,
+) -> Result<(), WireError> {
     let length = bytes.len();
     let mut reader = Reader(bytes);
     let [.., kind] = reader.array::<4>()?;
@@ -312,7 +329,7 @@ pub(super) fn decline(bytes: &mut [u8], names: &mut Names, life: impl Fn(&Life) 
     }
     let mut ends = Vec::new();
     for _ in 0..reader.u16()? {
-        if life(&reader.known(names)?.life) {
+        if incarnation(&reader.known(names)?.incarnation) {
             ends.push(length - reader.0.len());
         }
     }
@@ -361,7 +378,7 @@ impl<'a> Reader<'a> {
 
     /// Reads an incarnation: a node id, a generation and the mesh address that belongs to the id.
     /// There is only one valid form, so that one node is one key.
-    fn life(&mut self, names: &mut Names) -> Result<Life, WireError> {
+    fn incarnation(&mut self, names: &mut Names) -> Result<Incarnation, WireError> {
         let name = self.text(MAX_KEY)?;
         let generation = self.u64()?;
         let [family] = self.array()?;
@@ -370,23 +387,28 @@ impl<'a> Reader<'a> {
         }
         let octets: [u8; 16] = self.array()?;
         let address = SocketAddr::from((octets, self.u16()?));
-        Ok(Life { node: names.node(name, address)?, generation })
+        Ok(Incarnation { node: names.node(name, address)?, generation })
     }
 
-    fn known(&mut self, names: &mut Names) -> Result<Known, WireError> {
-        Ok(Known { life: self.life(names)?, heartbeat: self.count()?, last_gc: self.count()?, version: self.count()? })
+    fn known(&mut self, names: &mut Names) -> Result<DigestEntry, WireError> {
+        Ok(DigestEntry {
+            incarnation: self.incarnation(names)?,
+            heartbeat: self.count()?,
+            last_gc: self.count()?,
+            version: self.count()?,
+        })
     }
 
     fn operation(&mut self, names: &mut Names) -> Result<Operation, WireError> {
         let [tag] = self.array()?;
         Ok(match tag {
             0 => {
-                let life = self.life(names)?;
+                let incarnation = self.incarnation(names)?;
                 // If values were collected, chitchat would discard the values that it has.
                 if self.count()? != 0 {
                     return Err(WireError::Malformed("collected values"));
                 }
-                Operation::Life { life, from: self.count()? }
+                Operation::Incarnation { incarnation, from: self.count()? }
             }
             1 => Operation::Value {
                 key: self.text(MAX_KEY)?.to_owned(),
@@ -442,17 +464,17 @@ fn write_text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-fn write_life(out: &mut Vec<u8>, life: &Life) {
-    write_text(out, &life.node.to_string());
-    out.extend(life.generation.to_le_bytes());
-    let address = mesh_socket(&life.node);
+fn write_life(out: &mut Vec<u8>, incarnation: &Incarnation) {
+    write_text(out, &incarnation.node.to_string());
+    out.extend(incarnation.generation.to_le_bytes());
+    let address = mesh_socket(&incarnation.node);
     out.push(6);
-    out.extend(rustbalance_gossip::address::mesh_address(&life.node).octets());
+    out.extend(rustbalance_gossip::address::mesh_address(&incarnation.node).octets());
     out.extend(address.port().to_le_bytes());
 }
 
-fn write_known(out: &mut Vec<u8>, known: &Known) {
-    write_life(out, &known.life);
+fn write_known(out: &mut Vec<u8>, known: &DigestEntry) {
+    write_life(out, &known.incarnation);
     for count in [known.heartbeat, known.last_gc, known.version] {
         out.extend(count.to_le_bytes());
     }
@@ -460,9 +482,9 @@ fn write_known(out: &mut Vec<u8>, known: &Known) {
 
 fn write_operation(out: &mut Vec<u8>, operation: &Operation) {
     match operation {
-        Operation::Life { life, from } => {
+        Operation::Incarnation { incarnation, from } => {
             out.push(0);
-            write_life(out, life);
+            write_life(out, incarnation);
             out.extend(0u64.to_le_bytes());
             out.extend(from.to_le_bytes());
         }

@@ -20,7 +20,7 @@ pub const LISTEN_BEFORE_ADMITTING: Duration = Duration::from_secs(60);
 
 /// Reason why a node may not admit a joiner yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotYet {
+pub enum AdmissionDelay {
     /// This node is isolated ([`super::Isolated`]) or no longer a member.
     Isolated,
     /// This node started recently and has not heard this publisher since.
@@ -36,25 +36,25 @@ impl Coordinator {
     /// # Errors
     /// Names what is missing. It resolves without intervention, except for a publisher that never
     /// returns: it must be evicted before another publisher is admitted.
-    pub fn may_admit(&self, role: Role, now: Now) -> Result<(), NotYet> {
+    pub fn may_admit(&self, role: Role, now: Now) -> Result<(), AdmissionDelay> {
         if self.life.is_excluded() || self.isolation(now).is_some() {
-            return Err(NotYet::Isolated);
+            return Err(AdmissionDelay::Isolated);
         }
         let starting = now.mono < self.started.mono + LISTEN_BEFORE_ADMITTING;
         let mut others = self.view.members().filter(|node| self.is_other_publisher(node));
         let missing = match role {
-            Role::Publisher => others.find(|node| !(node.alive || self.has_nothing_to_tell(node))),
+            Role::Publisher => others.find(|node| !(node.alive || self.has_no_unknown_admissions(node))),
             // A publisher that joined after our start can have admitted nodes only while we were
             // listening.
             Role::Worker if starting => {
-                others.find(|node| !(node.been_alive || self.is_newcomer(node) || self.has_nothing_to_tell(node)))
+                others.find(|node| !(node.been_alive || self.is_newcomer(node) || self.has_no_unknown_admissions(node)))
             }
             Role::Worker => None,
         };
         match missing {
             None => Ok(()),
-            Some(node) if starting && !node.been_alive => Err(NotYet::Starting(node.node())),
-            Some(node) => Err(NotYet::Silent(node.node())),
+            Some(node) if starting && !node.been_alive => Err(AdmissionDelay::Starting(node.node())),
+            Some(node) => Err(AdmissionDelay::Silent(node.node())),
         }
     }
 
@@ -65,7 +65,7 @@ impl Coordinator {
     /// True if a publisher cannot have admissions that this node lacks: it said goodbye after
     /// announcing everything else, or it joined since our start and has never announced anything.
     /// Such a newcomer has not run yet, and must hear us before it admits a publisher itself.
-    fn has_nothing_to_tell(&self, node: &MemberView) -> bool {
+    fn has_no_unknown_admissions(&self, node: &MemberView) -> bool {
         node.phase() == Phase::Gone || (self.is_newcomer(node) && node.card().is_none())
     }
 
@@ -115,7 +115,7 @@ mod tests {
             self.hear(of, seq + 1, Phase::Active, second);
         }
 
-        fn may(&self, role: Role, second: u64) -> Result<(), NotYet> {
+        fn may(&self, role: Role, second: u64) -> Result<(), AdmissionDelay> {
             self.coordinator.may_admit(role, at(second))
         }
     }
@@ -127,10 +127,14 @@ mod tests {
         let worker = founder.node(3, Role::Worker);
         let mut node = Node::new(&me, &[&other, &worker]);
         for role in [Role::Worker, Role::Publisher] {
-            assert_eq!(node.may(role, 1), Err(NotYet::Starting(other.node())), "{role}");
+            assert_eq!(node.may(role, 1), Err(AdmissionDelay::Starting(other.node())), "{role}");
         }
         node.hear(&other, 1, Phase::Active, 2);
-        assert_eq!(node.may(Role::Worker, 2), Err(NotYet::Starting(other.node())), "one heartbeat proves nothing");
+        assert_eq!(
+            node.may(Role::Worker, 2),
+            Err(AdmissionDelay::Starting(other.node())),
+            "one heartbeat proves nothing"
+        );
         node.hear(&other, 2, Phase::Active, 4);
         for role in [Role::Worker, Role::Publisher] {
             assert_eq!(node.may(role, 4), Ok(()), "{role}");
@@ -142,16 +146,16 @@ mod tests {
         let founder = Founder::new(1);
         let [me, other] = [1, 2].map(|number| founder.node(number, Role::Publisher));
         let mut node = Node::new(&me, &[&other]);
-        assert_eq!(node.may(Role::Worker, 59), Err(NotYet::Starting(other.node())));
+        assert_eq!(node.may(Role::Worker, 59), Err(AdmissionDelay::Starting(other.node())));
         assert_eq!(node.may(Role::Worker, 60), Ok(()));
-        assert_eq!(node.may(Role::Publisher, 60), Err(NotYet::Silent(other.node())));
+        assert_eq!(node.may(Role::Publisher, 60), Err(AdmissionDelay::Silent(other.node())));
         // The other publisher appears, falls silent, and returns to say goodbye.
         node.hear_alive(&other, 1, 70);
         assert_eq!(node.may(Role::Publisher, 70), Ok(()));
         for second in 71..=130 {
             node.coordinator.handle(Event::Tick, at(second));
         }
-        assert_eq!(node.may(Role::Publisher, 130), Err(NotYet::Silent(other.node())));
+        assert_eq!(node.may(Role::Publisher, 130), Err(AdmissionDelay::Silent(other.node())));
         node.hear(&other, 3, Phase::Gone, 131);
         assert_eq!(node.may(Role::Publisher, 131), Ok(()));
         // An evicted publisher is not waited for.
@@ -173,7 +177,7 @@ mod tests {
         // Once it has announced a record, it counts like any other.
         let bytes = sign(newcomer.card(1, 100), &newcomer.key).to_bytes().unwrap();
         node.coordinator.handle(Event::Record { origin: newcomer.node(), kind: RecordKind::Card, bytes }, at(7));
-        assert_eq!(node.may(Role::Publisher, 7), Err(NotYet::Starting(newcomer.node())));
+        assert_eq!(node.may(Role::Publisher, 7), Err(AdmissionDelay::Starting(newcomer.node())));
         assert_eq!(node.may(Role::Worker, 7), Ok(()));
     }
 
@@ -183,10 +187,10 @@ mod tests {
         let [me, other] = [1, 2].map(|number| founder.node(number, Role::Publisher));
         let mut node = Node::new(&me, &[&other]);
         node.coordinator.handle(Event::ShutOut(true), at(100));
-        assert_eq!(node.may(Role::Worker, 100), Err(NotYet::Isolated));
+        assert_eq!(node.may(Role::Worker, 100), Err(AdmissionDelay::Isolated));
         node.coordinator.handle(Event::ShutOut(false), at(101));
         assert_eq!(node.may(Role::Worker, 101), Ok(()));
         node.coordinator.handle(Event::Fact(founder.revoke(me.node()).into()), at(102));
-        assert_eq!(node.may(Role::Worker, 102), Err(NotYet::Isolated));
+        assert_eq!(node.may(Role::Worker, 102), Err(AdmissionDelay::Isolated));
     }
 }

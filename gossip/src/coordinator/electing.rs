@@ -10,27 +10,27 @@ use crate::view::{Changes, View};
 
 /// This node's position in the election.
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(super) struct ElectionState {
     /// The term and this node's place in the queue for it; cleared when a member is added, removed
     /// or changed.
     place: Option<(u64, usize)>,
     /// The lease was handed over for a drain. If it returns to this node, no other node could take
     /// it.
-    handed_over: bool,
+    drain_handed_over: bool,
     /// The term in which this node published last.
     last_term: u64,
     elect_at: Option<Duration>,
 }
 
-impl Queue {
+impl ElectionState {
     /// `term` is the highest term on disk.
     pub(super) fn new(term: u64) -> Self {
-        Self { place: None, handed_over: false, last_term: term, elect_at: None }
+        Self { place: None, drain_handed_over: false, last_term: term, elect_at: None }
     }
 
     /// Ends the drain, so that the next one hands over again.
     pub(super) fn resume(&mut self) {
-        self.handed_over = false;
+        self.drain_handed_over = false;
     }
 
     /// The term in which this node published last.
@@ -62,9 +62,9 @@ impl Coordinator {
         let mut steps = Vec::new();
         let mut situation = self.situation(now);
         self.election.step(&situation, now.mono, &mut steps);
-        self.queue.handed_over |= situation.hand_over && self.life.is_draining();
+        self.queue.drain_handed_over |= situation.hand_over && self.life.is_draining();
         let leading = self.election.leading().is_some();
-        self.publishing.values_mut().for_each(|publishing| publishing.unable &= leading);
+        self.publishing.values_mut().for_each(|publishing| publishing.cannot_publish &= leading);
         if !steps.is_empty() {
             changes.leases = true;
             self.perform(&steps, now, out);
@@ -86,13 +86,13 @@ impl Coordinator {
         // The publisher needs no place in the queue, so other nodes' ranks are not computed.
         let next = self.election.stored_term().max(highest) + 1;
         situation.place = may.then(|| if leading { 0 } else { self.queue.place(&mut self.view, next) });
-        let unable = self.publishing.values().any(|publishing| publishing.unable);
-        let unwilling = unable || (self.life.is_draining() && !self.queue.handed_over);
+        let cannot_publish = self.publishing.values().any(|publishing| publishing.cannot_publish);
+        let unwilling = cannot_publish || (self.life.is_draining() && !self.queue.drain_handed_over);
         situation.hand_over = leading && unwilling && self.view.has_successor();
         if !leading {
             situation.alone = self.view.is_alone();
-            situation.complete = self.election.listening_since().is_some_and(|since| self.view.heard_all_since(since));
-            situation.lower = self.view.is_lower_live(now.mono);
+            situation.all_heard = self.election.listening_since().is_some_and(|since| self.view.heard_all_since(since));
+            situation.lower_term_live = self.view.is_lower_live(now.mono);
         }
         situation
     }

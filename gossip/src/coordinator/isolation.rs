@@ -15,26 +15,26 @@ use crate::record::Heartbeat;
 
 /// Delay allowed between a discovery key and the revocations that it counts: a peer sends the
 /// revocations first on the link, but another task processes them.
-const FOLLOWING: Duration = Duration::from_secs(5);
+const REVOCATION_DELAY: Duration = Duration::from_secs(5);
 /// Time for which a node that lacks revocations stays isolated: 180 s is three times the minute in
 /// which neighbours compare facts. After that it assumes that the revocations do not exist (a
 /// hostile publisher can make such a key), because a cluster that does not publish is worse.
-const LACKING: Duration = Duration::from_secs(180);
+const LACK_TIMEOUT: Duration = Duration::from_secs(180);
 /// Time for which one heartbeat of another process isolates this node if no other follows.
-const SUSPICION: Duration = Duration::from_secs(120);
+const SUSPICION_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for which a process continues its heartbeats after a second one is proven, so that the
 /// other one also hears enough of them to stop.
-const LINGERING: Duration = Duration::from_secs(15);
+const EXIT_DELAY: Duration = Duration::from_secs(15);
 /// Seconds for which a second process must be heard, and by which the dates of its heartbeats must
 /// have advanced meanwhile. The last heartbeats of a process that has stopped span less, however
 /// late they arrive.
-const SPAN: u64 = 8;
+const PROOF_SPAN: u64 = 8;
 /// Largest difference in seconds from this machine's clock at which a heartbeat shows a second
 /// process. At a larger one it may be a replay from an earlier process whose clock was ahead.
-const FRESH: u64 = 120;
+const MAX_CLOCK_DISTANCE: u64 = 120;
 /// A heartbeat dated this many seconds after this process's start cannot be from an earlier
 /// process: dates are whole seconds.
-const LATER: u64 = 2;
+const START_MARGIN: u64 = 2;
 
 /// Reason why a node is isolated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -95,7 +95,7 @@ impl Isolation {
     pub(super) fn compare(&mut self, known: usize, now: Now) {
         let lacks = (known as u64) < u64::from(self.counted);
         self.lacking = if lacks { self.lacking.or(Some(now.mono)) } else { None };
-        let lasts = |since: Now| self.proven.is_some() || now.mono < since.mono + SUSPICION;
+        let lasts = |since: Now| self.proven.is_some() || now.mono < since.mono + SUSPICION_TIMEOUT;
         self.suspected = self.suspected.filter(|(since, _)| lasts(*since));
     }
 
@@ -103,16 +103,16 @@ impl Isolation {
     /// that this process has used. It is from another process if its random number differs, or if
     /// it is `ahead` (a machine that was cloned while it ran keeps the random number). The other
     /// process is proven to run if this heartbeat was made after the first one had arrived here,
-    /// and both arrivals and dates are at least `SPAN` apart.
-    pub(super) fn hear_own(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
-        let since_began = self.began.is_some_and(|began| beat.unix >= began + LATER);
+    /// and both arrivals and dates are at least `PROOF_SPAN` apart.
+    pub(super) fn on_own_heartbeat(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
+        let since_began = self.began.is_some_and(|began| beat.unix >= began + START_MARGIN);
         let foreign = beat.instance != self.instance || ahead;
-        if !foreign || !since_began || beat.unix.abs_diff(now.unix) > FRESH {
+        if !foreign || !since_began || beat.unix.abs_diff(now.unix) > MAX_CLOCK_DISTANCE {
             return;
         }
         let (first, dated) = *self.suspected.get_or_insert((now, beat.unix));
-        let span = now.mono.saturating_sub(first.mono) >= Duration::from_secs(SPAN);
-        if span && beat.unix >= dated + SPAN && beat.unix > first.unix {
+        let span = now.mono.saturating_sub(first.mono) >= Duration::from_secs(PROOF_SPAN);
+        if span && beat.unix >= dated + PROOF_SPAN && beat.unix > first.unix {
             self.proven.get_or_insert(now.mono);
         }
     }
@@ -120,14 +120,14 @@ impl Isolation {
     /// Whether this process must stop, because another one runs with its key and has had time to
     /// notice it.
     pub(super) fn must_end(&self, mono: Duration) -> bool {
-        self.proven.is_some_and(|since| mono >= since + LINGERING)
+        self.proven.is_some_and(|since| mono >= since + EXIT_DELAY)
     }
 
     /// Why this node is isolated now; `None` if it is not. If there is no other publisher the first
     /// two signs prove nothing: only publishers evict and rotate keys, so a worker that rejects
     /// this node's keys must not stop the only publisher.
     pub(super) fn reason(&self, known: usize, others_publish: bool, mono: Duration) -> Option<Isolated> {
-        let lacks = self.lacking.is_some_and(|since| (since + FOLLOWING..since + LACKING).contains(&mono));
+        let lacks = self.lacking.is_some_and(|since| (since + REVOCATION_DELAY..since + LACK_TIMEOUT).contains(&mono));
         if self.suspected.is_some() {
             Some(Isolated::SecondProcess)
         } else if self.shut_out && others_publish {
@@ -141,9 +141,9 @@ impl Isolation {
 
     /// When [`Isolation::reason`] or [`Isolation::must_end`] may change by time alone.
     pub(super) fn next_deadline(&self, mono: Duration) -> Option<Duration> {
-        let lacks = self.lacking.map(|since| [since + FOLLOWING, since + LACKING]);
-        let suspicion = self.suspected.map(|(since, _)| since.mono + SUSPICION);
-        let end = self.proven.map(|since| since + LINGERING);
+        let lacks = self.lacking.map(|since| [since + REVOCATION_DELAY, since + LACK_TIMEOUT]);
+        let suspicion = self.suspected.map(|(since, _)| since.mono + SUSPICION_TIMEOUT);
+        let end = self.proven.map(|since| since + EXIT_DELAY);
         lacks.into_iter().flatten().chain(suspicion).chain(end).filter(|at| *at > mono).min()
     }
 }
@@ -173,10 +173,10 @@ mod tests {
     fn a_process_that_goes_on_after_it_was_first_heard_is_proven() {
         for instance in [1, 2] {
             let (mut isolation, ahead) = (started(), instance == 1);
-            isolation.hear_own(&beat(1, 10), false, at(10));
+            isolation.on_own_heartbeat(&beat(1, 10), false, at(10));
             assert_eq!(isolation.reason(0, false, at(10).mono), None, "its own");
             for seconds in [10, 12, 14, 16, 18] {
-                isolation.hear_own(&beat(instance, seconds), ahead, at(seconds + 2));
+                isolation.on_own_heartbeat(&beat(instance, seconds), ahead, at(seconds + 2));
                 assert_eq!(isolation.reason(0, false, at(20).mono), Some(Isolated::SecondProcess));
             }
             assert_eq!(isolation.proven, Some(at(20).mono));
@@ -190,17 +190,17 @@ mod tests {
     fn what_an_earlier_process_has_said_proves_nothing() {
         let mut isolation = started();
         // Made by the process before this one, and delivered late.
-        isolation.hear_own(&beat(2, 0), true, at(30));
-        isolation.hear_own(&beat(2, 1), true, at(30));
+        isolation.on_own_heartbeat(&beat(2, 0), true, at(30));
+        isolation.on_own_heartbeat(&beat(2, 1), true, at(30));
         // Made by a process whose clock was ahead by an hour, and replayed for as long.
         for seconds in 0..60 {
-            isolation.hear_own(&beat(2, 3600 + seconds), true, at(seconds));
+            isolation.on_own_heartbeat(&beat(2, 3600 + seconds), true, at(seconds));
         }
         assert_eq!(isolation.reason(0, false, at(60).mono), None);
         // The last heartbeats of a process whose clock was ahead by a minute, some of them
         // delivered late.
         for (seconds, arrives) in [(60, 1), (62, 1), (64, 20), (66, 40)] {
-            isolation.hear_own(&beat(2, seconds), true, at(arrives));
+            isolation.on_own_heartbeat(&beat(2, seconds), true, at(arrives));
         }
         assert_eq!(isolation.proven, None);
     }
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn a_suspicion_ends_if_nothing_follows() {
         let mut isolation = started();
-        isolation.hear_own(&beat(2, 10), false, at(10));
+        isolation.on_own_heartbeat(&beat(2, 10), false, at(10));
         isolation.compare(0, at(129));
         assert!(isolation.reason(0, false, at(129).mono).is_some());
         assert_eq!(isolation.next_deadline(at(129).mono), Some(at(130).mono));

@@ -55,7 +55,7 @@ pub(super) struct LifeCycle {
     /// Time to look for other members before the node joins without having reached any.
     joining: Duration,
     started: Duration,
-    reached: bool,
+    mesh_reached: bool,
     joined: bool,
     draining: bool,
     leaving: bool,
@@ -72,7 +72,7 @@ impl LifeCycle {
         Self {
             joining,
             started: Duration::ZERO,
-            reached: false,
+            mesh_reached: false,
             joined: false,
             draining: false,
             leaving: false,
@@ -97,7 +97,7 @@ impl LifeCycle {
 
     /// To be called once at least one link is up.
     pub(super) fn reach_mesh(&mut self) {
-        self.reached = true;
+        self.mesh_reached = true;
     }
 
     pub(super) fn set_draining(&mut self, draining: bool) {
@@ -118,8 +118,8 @@ impl LifeCycle {
 
     /// Processes a heartbeat signed with this node's key; `ahead`: its sequence number is above all
     /// that this process has used.
-    pub(super) fn hear_own(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
-        self.isolation.hear_own(beat, ahead, now);
+    pub(super) fn on_own_heartbeat(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
+        self.isolation.on_own_heartbeat(beat, ahead, now);
     }
 
     /// The phase that the node announces.
@@ -175,7 +175,7 @@ impl LifeCycle {
         }
         self.isolate(around, now);
         let waited = now.mono >= self.started + self.joining && self.isolated.is_none();
-        if !self.joined && (self.reached || waited || around.alone || around.hears_others) {
+        if !self.joined && (self.mesh_reached || waited || around.alone || around.hears_others) {
             self.joined = true;
             return Some(LifeStep::Joined);
         }

@@ -19,7 +19,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub use admit::{LISTEN_BEFORE_ADMITTING, NotYet};
+pub use admit::{AdmissionDelay, LISTEN_BEFORE_ADMITTING};
 pub use isolation::Isolated;
 pub use settings::{Action, Event, Leadership, Settings};
 
@@ -28,10 +28,10 @@ use crate::lease::Election;
 use crate::record::{Chain, IntroPoint, Invitation, Member, Phase, RecordKind, Signer};
 use crate::signed::{Check, Sign};
 use crate::source::Source;
-use crate::stand_in::{self, Orphan};
+use crate::stand_in::{self, UnattendedPoint};
 pub use crate::time::Now;
-use crate::view::{Changes, Condition, PointCheck, Rejection, View};
-use electing::Queue;
+use crate::view::{Changes, Condition, PointCheck, RecordRejection, View};
+use electing::ElectionState;
 use facts::ForwardedFacts;
 use lifecycle::{LifeCycle, LifeStep, Surroundings};
 use planning::Planner;
@@ -71,7 +71,7 @@ pub struct Coordinator {
     speaker: Speaker,
     announcements: Announcements,
     election: Election,
-    queue: Queue,
+    queue: ElectionState,
     forwarded: ForwardedFacts,
     /// The services that this node serves.
     serving: BTreeMap<ServiceId, Serving>,
@@ -98,7 +98,7 @@ impl Coordinator {
             speaker: Speaker::new(key, settings.boot),
             announcements: Announcements::default(),
             election: Election::new(me, settings.timing, settings.term),
-            queue: Queue::new(settings.term),
+            queue: ElectionState::new(settings.term),
             forwarded: ForwardedFacts::default(),
             serving: BTreeMap::new(),
             publishing: BTreeMap::new(),
@@ -159,7 +159,7 @@ impl Coordinator {
 
     /// The unattended points at which this node must serve. Costly with hundreds of nodes: once per
     /// second is enough.
-    pub fn stand_ins(&self, now: Now) -> Vec<Orphan> {
+    pub fn stand_ins(&self, now: Now) -> Vec<UnattendedPoint> {
         let out = self.phase() != Phase::Active || self.isolation(now).is_some();
         if out { Vec::new() } else { stand_in::share(&self.view, now.mono) }
     }
@@ -195,7 +195,7 @@ impl Coordinator {
             return out;
         }
         let now = self.advance(now, &mut out);
-        let mut changes = self.take(event, now, &mut out);
+        let mut changes = self.apply(event, now, &mut out);
         if now.mono >= self.refresh_at || self.announcements.is_heartbeat_due(now.mono) {
             changes |= self.view.refresh(now);
             self.refresh_at = self.view.next_deadline().unwrap_or(now.mono + self.view.patience().most);
@@ -249,10 +249,10 @@ impl Coordinator {
         self.announce_lease(self.settings.term, Duration::ZERO, now, out);
     }
 
-    fn take(&mut self, event: Event, now: Now, out: &mut Vec<Action>) -> Changes {
+    fn apply(&mut self, event: Event, now: Now, out: &mut Vec<Action>) -> Changes {
         match event {
             Event::Tick => {}
-            Event::Record { origin, kind, bytes } => return self.take_record(origin, kind, &bytes, now),
+            Event::Record { origin, kind, bytes } => return self.apply_record(origin, kind, &bytes, now),
             Event::IntroPoints { service, points } => {
                 if let Err(error) = self.serve(service).set_points(points) {
                     tracing::error!(%error, %service, "cannot announce our own intro points");
@@ -263,7 +263,7 @@ impl Coordinator {
             Event::ShutOut(shut_out) => self.life.set_shut_out(shut_out),
             Event::DiscoveryKey { counted } => self.life.set_counted(counted),
             Event::CannotPublish { service } => {
-                self.publishing.entry(service).or_default().unable = self.election.leading().is_some();
+                self.publishing.entry(service).or_default().cannot_publish = self.election.leading().is_some();
             }
             Event::Drain => self.life.set_draining(true),
             Event::Resume => {
@@ -291,22 +291,22 @@ impl Coordinator {
         Changes::default()
     }
 
-    fn fold(&mut self, fold: impl FnOnce(&mut View) -> Result<Changes, Rejection>) -> Changes {
+    fn fold(&mut self, fold: impl FnOnce(&mut View) -> Result<Changes, RecordRejection>) -> Changes {
         fold(&mut self.view).unwrap_or_else(|rejection| {
             tracing::warn!(%rejection, "a record of our own was rejected");
             Changes::default()
         })
     }
 
-    fn take_record(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Changes {
+    fn apply_record(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Changes {
         if origin == self.me && kind.signer() == Signer::Node {
-            self.hear_own(kind, bytes, now);
+            self.on_own_record(kind, bytes, now);
             return Changes::default();
         }
         match self.view.ingest(origin, kind, bytes, now) {
             Ok(changes) => changes,
             Err(rejection) => {
-                if rejection == Rejection::Old && self.view.refused().of(rejection.name()) == 1 {
+                if rejection == RecordRejection::Old && self.view.refused().of(rejection.name()) == 1 {
                     tracing::warn!(
                         origin = %origin.short(),
                         "stale heartbeat: this machine's clock is fast, the origin's clock is slow, or an old record of a \
@@ -366,7 +366,7 @@ impl Coordinator {
         for planner in self.planners.values_mut() {
             planner.step(&self.view, &self.settings, changes.points, pressing, now);
         }
-        if changes.misled {
+        if changes.heard_evicted_node {
             out.push(Action::RestartGossip);
         }
         if changes.members || changes.revocations {

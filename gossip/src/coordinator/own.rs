@@ -3,16 +3,16 @@
 
 use std::time::Duration;
 
-use super::speaker::Due;
+use super::speaker::DueRecords;
 use super::{Action, Coordinator, Now};
 use crate::address::mesh_address;
 use crate::id::ServiceId;
 use crate::record::{AnyRecord, Heartbeat, IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
-use crate::view::{Changes, Rejection};
+use crate::view::{Changes, RecordRejection};
 
 impl Coordinator {
     /// Announces the records that are due, and those of its services that have changed.
-    pub(super) fn announce(&mut self, due: Due, now: Now, out: &mut Vec<Action>) -> Changes {
+    pub(super) fn announce(&mut self, due: DueRecords, now: Now, out: &mut Vec<Action>) -> Changes {
         let mut changes = Changes::default();
         if due.slow {
             self.announce_card(now, out);
@@ -108,10 +108,10 @@ impl Coordinator {
     /// Processes a record of this node that came back by gossip. It changes nothing that this node
     /// announces except its sequence numbers and terms, which must be higher than those of the
     /// record. It may also show that another process signs with the same key.
-    pub(super) fn hear_own(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
+    pub(super) fn on_own_record(&mut self, kind: RecordKind, bytes: &[u8], now: Now) {
         let Ok(Some(record)) = self.view.open_own(self.me, kind, bytes, None) else { return };
         if let AnyRecord::Heartbeat(beat) = &record {
-            self.life.hear_own(beat, self.speaker.is_ahead(beat.seq), now);
+            self.life.on_own_heartbeat(beat, self.speaker.is_ahead(beat.seq), now);
         }
         if let AnyRecord::Lease(lease) = &record {
             self.view.raise_term(lease.term);
@@ -120,8 +120,8 @@ impl Coordinator {
             tracing::warn!(
                 "received a newer record of this node than it has made: its state is an old backup, or a second node has its key"
             );
-            self.view.count_refusal(&Rejection::Own);
-            self.announcements.outnumbered(now.mono);
+            self.view.count_refusal(&RecordRejection::Own);
+            self.announcements.schedule_reannouncement(now.mono);
         }
     }
 }

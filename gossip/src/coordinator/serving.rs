@@ -78,7 +78,7 @@ pub(super) struct Publishing {
     /// The periods on the directories, at most [`MAX_PERIODS`].
     pub(super) periods: Vec<PublishedPeriod>,
     /// This node holds the lease and cannot publish this service.
-    pub(super) unable: bool,
+    pub(super) cannot_publish: bool,
 }
 
 impl Publishing {
@@ -88,7 +88,7 @@ impl Publishing {
         periods.sort_by_key(|it| it.period.start());
         periods.drain(..periods.len().saturating_sub(MAX_PERIODS));
         self.periods = periods;
-        self.unable = false;
+        self.cannot_publish = false;
     }
 }
 

@@ -165,7 +165,7 @@ pub enum Action {
     /// [`crate::view::View::overdrawn`].
     MembersChanged,
     /// Invitations have changed. Update the join port and the list on disk
-    /// ([`crate::facts::Facts::wholes`]). A holder of the authority key signs those in
+    /// ([`crate::facts::Facts::complete_statements`]). A holder of the authority key signs those in
     /// [`crate::facts::Facts::unsigned`] again.
     InvitationsChanged,
     /// Facts of any kind have changed. Update those sent to neighbours and those on disk

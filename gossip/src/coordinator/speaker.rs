@@ -66,7 +66,7 @@ impl Speaker {
 
 /// The records that are to be announced now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Due {
+pub(super) struct DueRecords {
     /// The lease, held or given up.
     pub(super) lease: bool,
     /// The card, intro points and publications.
@@ -97,7 +97,7 @@ impl Announcements {
 
     /// To be called when a record of ours came back that this process did not make: schedules a
     /// full re-announcement.
-    pub(super) fn outnumbered(&mut self, mono: Duration) {
+    pub(super) fn schedule_reannouncement(&mut self, mono: Duration) {
         let rested = self.reannounced.map_or(mono, |at| (at + REANNOUNCE_PAUSE).max(mono));
         self.reannounce_at = self.reannounce_at.or(Some(rested));
     }
@@ -120,7 +120,7 @@ impl Announcements {
 
     /// Returns what a node in this phase must announce now if it sends a heartbeat every
     /// `interval`; it counts as announced.
-    pub(super) fn step(&mut self, phase: Phase, interval: Duration, mono: Duration) -> Due {
+    pub(super) fn step(&mut self, phase: Phase, interval: Duration, mono: Duration) -> DueRecords {
         let everything = self.reannounce_at.is_some_and(|at| mono >= at);
         let slow = everything || mono >= self.repeat_at;
         let heartbeat = everything || self.is_heartbeat_due(mono) || self.phase != Some(phase);
@@ -133,7 +133,7 @@ impl Announcements {
         if heartbeat {
             (self.next_heartbeat, self.phase) = (mono + interval, Some(phase));
         }
-        Due { lease: everything, slow, heartbeat }
+        DueRecords { lease: everything, slow, heartbeat }
     }
 }
 
@@ -170,9 +170,9 @@ mod tests {
     #[test]
     fn a_heartbeat_is_due_by_time_and_with_every_new_phase() {
         let mut announcements = started();
-        let heartbeat = Due { heartbeat: true, ..Due::default() };
+        let heartbeat = DueRecords { heartbeat: true, ..DueRecords::default() };
         assert_eq!(announcements.step(Phase::Joining, INTERVAL, at(100)), heartbeat);
-        assert_eq!(announcements.step(Phase::Joining, INTERVAL, at(101)), Due::default());
+        assert_eq!(announcements.step(Phase::Joining, INTERVAL, at(101)), DueRecords::default());
         assert_eq!(announcements.step(Phase::Active, INTERVAL, at(101)), heartbeat);
         assert_eq!(announcements.next_deadline(), at(103));
         assert_eq!(announcements.step(Phase::Gone, INTERVAL, at(102)), heartbeat);
@@ -190,11 +190,11 @@ mod tests {
     fn everything_is_announced_again_above_a_number_that_came_back_but_not_more_often_than_in_ten_seconds() {
         let mut announcements = started();
         announcements.step(Phase::Active, INTERVAL, at(100));
-        announcements.outnumbered(at(101));
-        let everything = Due { lease: true, slow: true, heartbeat: true };
+        announcements.schedule_reannouncement(at(101));
+        let everything = DueRecords { lease: true, slow: true, heartbeat: true };
         assert_eq!(announcements.step(Phase::Active, INTERVAL, at(101)), everything);
-        announcements.outnumbered(at(102));
-        announcements.outnumbered(at(103));
+        announcements.schedule_reannouncement(at(102));
+        announcements.schedule_reannouncement(at(103));
         assert!(!announcements.step(Phase::Active, INTERVAL, at(110)).lease);
         assert_eq!(announcements.step(Phase::Active, INTERVAL, at(111)), everything);
         assert!(!announcements.step(Phase::Active, INTERVAL, at(200)).lease);

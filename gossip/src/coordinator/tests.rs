@@ -13,7 +13,7 @@ struct Scene {
     own: Identity,
     node: Coordinator,
     now: Now,
-    said: BTreeMap<RecordKind, Vec<u8>>,
+    announced: BTreeMap<RecordKind, Vec<u8>>,
 }
 
 fn settings() -> Settings {
@@ -47,7 +47,7 @@ impl Scene {
         let own = founder.node(0, role);
         let node = Coordinator::new(settings, Box::new(own.key.clone()), own.member.clone());
         let now = Now { mono: Duration::from_secs(100), unix: FOUNDED };
-        Self { founder, own, node, now, said: BTreeMap::new() }
+        Self { founder, own, node, now, announced: BTreeMap::new() }
     }
 
     fn new() -> Self {
@@ -58,8 +58,8 @@ impl Scene {
         let actions = self.node.handle(event, self.now);
         for action in &actions {
             match action {
-                Action::Gossip { kind, bytes } => drop(self.said.insert(*kind, bytes.clone())),
-                Action::Retract(kind) => drop(self.said.remove(kind)),
+                Action::Gossip { kind, bytes } => drop(self.announced.insert(*kind, bytes.clone())),
+                Action::Retract(kind) => drop(self.announced.remove(kind)),
                 _ => {}
             }
         }
@@ -116,7 +116,7 @@ impl Scene {
     }
 
     fn last<T: Statement>(&self, kind: RecordKind) -> Verified<T> {
-        let bytes = self.said.get(&kind).unwrap();
+        let bytes = self.announced.get(&kind).unwrap();
         Unverified::from_bytes(bytes).unwrap().verify(self.own.node().public_key()).unwrap()
     }
 
@@ -154,8 +154,8 @@ fn a_cluster_of_one_publishes_at_once_but_not_before_the_disk() {
 fn a_worker_never_publishes() {
     let mut scene = Scene::with(settings(), Role::Worker);
     assert_eq!(leads(&scene.pass(300)), vec![]);
-    assert!(!scene.said.contains_key(&RecordKind::Lease));
-    assert!(scene.said.contains_key(&RecordKind::Heartbeat));
+    assert!(!scene.announced.contains_key(&RecordKind::Lease));
+    assert!(scene.announced.contains_key(&RecordKind::Heartbeat));
 }
 
 /// The fitness that the node announced last.
@@ -470,7 +470,7 @@ fn a_merger_that_somebody_signed_as_a_whole_is_passed_on() {
         let actions = scene.event(Event::Record { origin: one.node(), kind, bytes });
         assert!(actions.contains(&Action::InvitationsChanged));
     }
-    assert_eq!(scene.said[&kind], versions[2].to_bytes().unwrap());
+    assert_eq!(scene.announced[&kind], versions[2].to_bytes().unwrap());
 }
 
 #[test]
@@ -479,18 +479,18 @@ fn what_changes_seldom_is_said_again_and_changes_nothing() {
     let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
     scene.event(published(vec![PublishedPeriod { period, revision: 5, confirmed: 8, directories: 8 }]));
     let kinds = [RecordKind::Card, RecordKind::IntroPoints(service()), RecordKind::Publication(service())];
-    let before = scene.said.clone();
+    let before = scene.announced.clone();
     let mut reader = View::new(scene.founder.node(1, Role::Publisher).member, Default::default(), 0);
     let mut tell = |scene: &Scene, kind| {
         reader
-            .ingest(scene.own.node(), kind, &scene.said[&kind], scene.now)
+            .ingest(scene.own.node(), kind, &scene.announced[&kind], scene.now)
             .map(|it| it.members || it.points || it.publications)
     };
     assert_eq!(kinds.map(|kind| tell(&scene, kind)), [Ok(true), Ok(true), Ok(true)]);
     scene.pass(290);
-    assert!(kinds.iter().all(|kind| scene.said[kind] == before[kind]));
+    assert!(kinds.iter().all(|kind| scene.announced[kind] == before[kind]));
     let actions = scene.pass(20);
-    assert!(kinds.iter().all(|kind| scene.said[kind] != before[kind]));
+    assert!(kinds.iter().all(|kind| scene.announced[kind] != before[kind]));
     assert!(actions.iter().all(|it| matches!(it, Action::Gossip { .. })), "{actions:?}");
     // A node that has already received them sees no change.
     assert_eq!(kinds.map(|kind| tell(&scene, kind)), [Ok(false), Ok(false), Ok(false)]);
@@ -510,8 +510,8 @@ fn revocations_are_passed_on_by_all_invitations_by_publishers() {
         let actions =
             scene.event(Event::Record { origin: other.node(), kind: evicted, bytes: revocation.to_bytes().unwrap() });
         assert!(actions.contains(&Action::MembersChanged));
-        assert_eq!(scene.said.get(&kind) == Some(&bytes), role == Role::Publisher);
-        assert!(scene.said.contains_key(&evicted));
+        assert_eq!(scene.announced.get(&kind) == Some(&bytes), role == Role::Publisher);
+        assert!(scene.announced.contains_key(&evicted));
     }
 }
 
@@ -521,11 +521,11 @@ fn a_publisher_that_has_served_for_long_tells_of_the_newest_periods() {
     let period = |number| PeriodId { number, length_minutes: 1440, offset_seconds: 0 };
     let used = |number| PublishedPeriod { period: period(number), revision: 7, confirmed: 0, directories: 0 };
     scene.event(published((100..116).map(used).collect()));
-    let said = scene.last::<Publication>(RecordKind::Publication(service()));
-    assert_eq!(said.periods, (108..116).map(used).collect::<Vec<_>>());
+    let announced = scene.last::<Publication>(RecordKind::Publication(service()));
+    assert_eq!(announced.periods, (108..116).map(used).collect::<Vec<_>>());
     let mut reader = View::new(scene.founder.node(1, Role::Publisher).member, Default::default(), 0);
     for kind in [RecordKind::Card, RecordKind::Publication(service())] {
-        reader.ingest(scene.own.node(), kind, &scene.said[&kind], scene.now).unwrap();
+        reader.ingest(scene.own.node(), kind, &scene.announced[&kind], scene.now).unwrap();
     }
     assert_eq!(reader.highest_revision(&service(), &period(115)), Some(7));
 }

@@ -30,7 +30,7 @@ pub enum FactError {
 
 /// All that is known about one subject.
 #[derive(Debug, Clone)]
-struct Known<T> {
+struct KnownFact<T> {
     merged: T,
     /// The signed statement that equals the merger; `None` if there is none.
     whole: Option<Verified<T>>,
@@ -39,7 +39,7 @@ struct Known<T> {
 /// All facts of one kind that a node knows.
 #[derive(Debug, Clone)]
 pub struct Facts<T: Fact> {
-    known: BTreeMap<T::Id, Known<T>>,
+    known: BTreeMap<T::Id, KnownFact<T>>,
 }
 
 impl<T: Fact> Default for Facts<T> {
@@ -56,7 +56,7 @@ impl<T: Fact> Facts<T> {
         let id = statement.id();
         let Some(known) = self.known.get_mut(&id) else {
             self.make_room(unix)?;
-            self.known.insert(id, Known { merged: (*statement).clone(), whole: Some(statement) });
+            self.known.insert(id, KnownFact { merged: (*statement).clone(), whole: Some(statement) });
             return Ok(true);
         };
         let before = known.merged.clone();
@@ -78,7 +78,7 @@ impl<T: Fact> Facts<T> {
     }
 
     fn make_room(&mut self, unix: u64) -> Result<(), FactError> {
-        if self.known.len() < T::MOST {
+        if self.known.len() < T::MAX_KEPT {
             return Ok(());
         }
         let oldest = self.known.iter().min_by_key(|(_, known)| known.merged.kept_until());
@@ -122,7 +122,7 @@ impl<T: Fact> Facts<T> {
     }
 
     /// The signed statements that equal their mergers, by id.
-    pub fn wholes(&self) -> impl Iterator<Item = &Verified<T>> + '_ {
+    pub fn complete_statements(&self) -> impl Iterator<Item = &Verified<T>> + '_ {
         self.known.values().filter_map(|known| known.whole.as_ref())
     }
 
@@ -225,9 +225,9 @@ macro_rules! all_facts {
             }
 
             /// Every signed statement that equals the merger of its subject.
-            pub fn wholes(&self) -> Vec<AnyFact> {
+            pub fn complete_statements(&self) -> Vec<AnyFact> {
                 let unknown = self.unknown.iter().cloned().map(AnyFact::Unknown);
-                std::iter::empty()$(.chain(self.$facts.wholes().cloned().map(AnyFact::$Fact)))*.chain(unknown).collect()
+                std::iter::empty()$(.chain(self.$facts.complete_statements().cloned().map(AnyFact::$Fact)))*.chain(unknown).collect()
             }
 
             /// Every fact of every kind.

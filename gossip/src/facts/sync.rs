@@ -23,7 +23,7 @@ const SEND_AGAIN: Duration = Duration::from_secs(60);
 /// sooner.
 const DIFFERING: Duration = Duration::from_secs(2);
 /// Time that a peer may take to send a new digest after a hand-over.
-const TAKEN: Duration = Duration::from_secs(10);
+const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// Shortest pause between two hand-overs on one link. It doubles while they change nothing, up to
 /// [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_secs(2);
@@ -117,7 +117,7 @@ impl Default for SharedFacts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FactStep {
     /// Send the peer the digest of our facts.
-    Tell,
+    SendDigest,
     /// Send the peer all our facts.
     HandOver,
     /// Do nothing until this time, measured from the start of the link.
@@ -158,7 +158,7 @@ impl FactSync {
         };
         if now >= send_at {
             self.sent = Some((ours, now));
-            return FactStep::Tell;
+            return FactStep::SendDigest;
         }
         let Some(theirs) = self.theirs.filter(|theirs| *theirs != ours) else {
             self.differ = None;
@@ -178,9 +178,9 @@ impl FactSync {
     }
 
     /// True if the peer knows our facts with the digest `ours`: it sent the same digest, or it was
-    /// handed all of them more than `TAKEN` ago and either knows more or rejects some.
-    pub fn is_given(&self, ours: FactsDigest, now: Duration) -> bool {
-        let handed = self.handed.is_some_and(|last| last.ours == ours && now >= last.first + TAKEN);
+    /// handed all of them more than `ANSWER_TIME` ago and either knows more or rejects some.
+    pub fn has_facts(&self, ours: FactsDigest, now: Duration) -> bool {
+        let handed = self.handed.is_some_and(|last| last.ours == ours && now >= last.first + ANSWER_TIME);
         self.theirs == Some(ours) || handed
     }
 }
@@ -251,21 +251,21 @@ mod tests {
     #[test]
     fn a_digest_is_sent_at_once_after_a_change_and_once_a_minute() {
         let mut sync = FactSync::default();
-        assert_eq!(sync.step(digest(1), seconds(0)), FactStep::Tell);
+        assert_eq!(sync.step(digest(1), seconds(0)), FactStep::SendDigest);
         assert_eq!(sync.step(digest(1), seconds(1)), FactStep::Wait(seconds(60)));
-        assert_eq!(sync.step(digest(2), seconds(5)), FactStep::Tell);
-        assert_eq!(sync.step(digest(2), seconds(65)), FactStep::Tell);
+        assert_eq!(sync.step(digest(2), seconds(5)), FactStep::SendDigest);
+        assert_eq!(sync.step(digest(2), seconds(65)), FactStep::SendDigest);
     }
 
     #[test]
     fn facts_are_handed_over_while_digests_differ_and_ever_more_seldom_if_that_changes_nothing() {
         let mut sync = FactSync::default();
-        assert!(!sync.is_given(digest(1), seconds(0)));
+        assert!(!sync.has_facts(digest(1), seconds(0)));
         sync.step(digest(1), seconds(0));
         sync.hear(digest(2));
         assert_eq!(sync.step(digest(1), seconds(1)), FactStep::Wait(seconds(3)), "gossip may bring them");
         assert_eq!(sync.step(digest(1), seconds(3)), FactStep::HandOver);
-        assert!(!sync.is_given(digest(1), seconds(12)) && sync.is_given(digest(1), seconds(13)));
+        assert!(!sync.has_facts(digest(1), seconds(12)) && sync.has_facts(digest(1), seconds(13)));
         let mut handed = 0;
         for at in 4..3600 {
             handed += u32::from(sync.step(digest(1), seconds(at)) == FactStep::HandOver);
@@ -273,11 +273,11 @@ mod tests {
         assert!((10..20).contains(&handed), "{handed}");
         // The peer has learnt some facts, but not all.
         sync.hear(digest(3));
-        assert_eq!(sync.step(digest(1), seconds(3600)), FactStep::Tell);
+        assert_eq!(sync.step(digest(1), seconds(3600)), FactStep::SendDigest);
         assert_eq!(sync.step(digest(1), seconds(3601)), FactStep::HandOver);
         sync.hear(digest(1));
-        assert!(sync.is_given(digest(1), seconds(3602)), "it knows the same");
-        assert!(matches!(sync.step(digest(1), seconds(3700)), FactStep::Tell));
+        assert!(sync.has_facts(digest(1), seconds(3602)), "it knows the same");
+        assert!(matches!(sync.step(digest(1), seconds(3700)), FactStep::SendDigest));
         assert!(matches!(sync.step(digest(1), seconds(3701)), FactStep::Wait(_)));
     }
 }

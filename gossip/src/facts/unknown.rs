@@ -10,7 +10,7 @@ use super::{FactEntry, FactError, Whole};
 use crate::record::{RecordKind, UnknownFact, UnknownKey};
 
 /// Maximum number of facts of unknown kinds.
-const MOST: usize = 512;
+const MAX_KEPT: usize = 512;
 /// Maximum total size of these facts in bytes: together with the records of known kinds they fit
 /// into the quota that a peer grants to one node.
 const MOST_BYTES: usize = 256 * 1024;
@@ -46,7 +46,7 @@ impl UnknownFacts {
         }
         let replaced = known.map_or(0, size);
         let fits =
-            |it: &Self| it.bytes - replaced + size(&fact) <= MOST_BYTES && (replaced > 0 || it.known.len() < MOST);
+            |it: &Self| it.bytes - replaced + size(&fact) <= MOST_BYTES && (replaced > 0 || it.known.len() < MAX_KEPT);
         if !fits(self) {
             self.known.retain(|kept, fact| *kept == key || unix <= fact.kept_until());
             self.bytes = self.known.values().map(size).sum();
@@ -125,7 +125,7 @@ mod tests {
         fn record(&self, name: &str, seq: u64, expires: Option<u64>, what: &str) -> Vec<u8> {
             let cluster = self.founder.node(0, Role::Publisher).cluster();
             let statement = codec::encode(&Later { cluster, seq, expires, what: what.into() }).unwrap();
-            self.founder.sign_foreign(&format!("rustbalance record {name}"), statement)
+            self.founder.sign_unknown_kind(&format!("rustbalance record {name}"), statement)
         }
 
         fn read(&self, key: UnknownKey, bytes: &[u8]) -> Result<UnknownFact, OpenError> {
@@ -184,9 +184,9 @@ mod tests {
         assert!(take(30, None, FOUNDED + Invitation::KEPT_SECONDS + 1));
         assert!(!take(31, None, FOUNDED + Invitation::KEPT_SECONDS + 1));
         let mut scene = Scene::new();
-        for number in 0..MOST + 10 {
+        for number in 0..MAX_KEPT + 10 {
             let record = scene.record("later", 1, None, "");
-            assert_eq!(scene.take(key(&format!("later/{number}")), &record, FOUNDED).is_ok(), number < MOST);
+            assert_eq!(scene.take(key(&format!("later/{number}")), &record, FOUNDED).is_ok(), number < MAX_KEPT);
         }
     }
 }

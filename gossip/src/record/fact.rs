@@ -18,7 +18,7 @@ pub trait Fact: Statement + PartialEq {
     /// The plural of the kind's name, for messages.
     const PLURAL: &'static str;
     /// Maximum number of facts of this kind that a node keeps.
-    const MOST: usize;
+    const MAX_KEPT: usize;
     /// True if workers announce it in their gossip, as publishers do.
     const BY_WORKERS: bool;
 

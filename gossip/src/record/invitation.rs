@@ -54,7 +54,7 @@ impl Invitation {
 impl Fact for Invitation {
     type Id = InvitationId;
     const PLURAL: &'static str = "invitations";
-    const MOST: usize = 512;
+    const MAX_KEPT: usize = 512;
     /// Only publishers admit nodes.
     const BY_WORKERS: bool = false;
 

@@ -26,7 +26,7 @@ impl Statement for Revocation {
 impl Fact for Revocation {
     type Id = NodeId;
     const PLURAL: &'static str = "revocations";
-    const MOST: usize = 4096;
+    const MAX_KEPT: usize = 4096;
     /// A revocation must survive even if only a worker knows it.
     const BY_WORKERS: bool = true;
 

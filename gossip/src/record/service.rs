@@ -65,7 +65,7 @@ impl Service {
 impl Fact for Service {
     type Id = ServiceId;
     const PLURAL: &'static str = "services";
-    const MOST: usize = 4 * MAX_SERVICES;
+    const MAX_KEPT: usize = 4 * MAX_SERVICES;
     const BY_WORKERS: bool = true;
 
     fn cluster(&self) -> ClusterId {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Invitation, MAX_RECORD, OpenError};
 use crate::codec::DecodeError;
 use crate::id::ClusterId;
-use crate::signed::{Check, Foreign};
+use crate::signed::{Check, UnknownStatement};
 
 /// Maximum length of a record's key, in bytes.
 pub const MAX_KEY: usize = 96;
@@ -89,7 +89,7 @@ struct Header {
 pub struct UnknownFact {
     key: UnknownKey,
     header: Header,
-    statement: Foreign,
+    statement: UnknownStatement,
 }
 
 impl UnknownFact {
@@ -100,7 +100,7 @@ impl UnknownFact {
         authority: &[u8; 32],
         check: &dyn Check,
     ) -> Result<Self, OpenError> {
-        let statement = Foreign::from_bytes(bytes, MAX_RECORD)?;
+        let statement = UnknownStatement::from_bytes(bytes, MAX_RECORD)?;
         statement.verify(&key.context(), authority, check)?;
         Ok(Self { key, header: statement.read()?, statement })
     }

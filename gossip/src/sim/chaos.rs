@@ -6,7 +6,7 @@ use super::host::{Fate, Host, Pace};
 use super::net::Wall;
 use super::rng::Rng;
 use super::script::{Fault, Planned, script};
-use super::world::{Due, Happening, World};
+use super::world::{ProcessEvent, SimEvent, World};
 use super::{FOUNDED, sign};
 use crate::coordinator::Event;
 use crate::id::InvitationId;
@@ -35,7 +35,7 @@ impl World {
         self.delay = self.scenario.delay;
         for planned in script(&self.scenario) {
             if only.is_none_or(|only| only.contains(&planned.number)) {
-                self.at(planned.at, Happening::Fault(planned));
+                self.at(planned.at, SimEvent::Fault(planned));
             }
         }
     }
@@ -98,10 +98,10 @@ impl World {
         // Half of the time, a process that is storing a term.
         let writing =
             |world: &Self, host: usize| world.hosts[host].process.as_ref().is_some_and(|process| process.storing > 0);
-        let torn = if self.dice.chance(0.5) { self.draw(writing) } else { None };
-        let host = torn.or_else(|| self.running())?;
+        let killed_while_storing = if self.dice.chance(0.5) { self.draw(writing) } else { None };
+        let host = killed_while_storing.or_else(|| self.running())?;
         self.kill(host);
-        Some(format!("node {host}{}", if torn.is_some() { ", while it stored a term" } else { "" }))
+        Some(format!("node {host}{}", if killed_while_storing.is_some() { ", while it stored a term" } else { "" }))
     }
 
     fn restart(&mut self) -> Struck {
@@ -126,7 +126,7 @@ impl World {
         let host = self.running()?;
         self.freeze_host(host);
         let after = self.dice.between(Duration::from_secs(1), Duration::from_secs(most));
-        self.at(after, Happening::Thaw { host, asleep_since: asleep.then_some(self.now) });
+        self.at(after, SimEvent::Thaw { host, asleep_since: asleep.then_some(self.now) });
         Some(format!("node {host} for {:.0} s", after.as_secs_f64()))
     }
 
@@ -265,7 +265,7 @@ impl World {
     fn target(&mut self) -> Struck {
         let host = self.running()?;
         self.hosts[host].target_up ^= true;
-        self.due(host, Duration::ZERO, Due::Target);
+        self.due(host, Duration::ZERO, ProcessEvent::Target);
         Some(format!("of node {host} is {}", if self.hosts[host].target_up { "up" } else { "down" }))
     }
 
@@ -305,8 +305,8 @@ impl World {
             }
         }
         let (kind, bytes) = (forged.0, forged.1.unwrap_or_default());
-        let due = Due::Record { origin: who.node(), kind, bytes };
-        self.at(Duration::from_millis(500), Happening::At { host: to, life: None, due });
+        let due = ProcessEvent::Record { origin: who.node(), kind, bytes };
+        self.at(Duration::from_millis(500), SimEvent::At { host: to, process_number: None, due });
         Some(format!("{kind:?} of node {victim} by {liar} to {to}"))
     }
 }

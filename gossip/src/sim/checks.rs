@@ -14,7 +14,7 @@ use crate::liveness::Patience;
 use crate::plan::{Choice, choose};
 use crate::record::{IntroPoint, PeriodId, Role};
 use crate::source::{Candidate, Source};
-use crate::stand_in::Orphan;
+use crate::stand_in::UnattendedPoint;
 use crate::view::{Condition, MemberView};
 
 /// Longest time for which another node may want a node's points in the descriptor after that node's
@@ -255,7 +255,8 @@ impl World {
         let running = || self.hosts.iter().filter(|host| host.runs());
         let coordinators =
             || running().filter_map(|host| Some((host.clock(self.now), &host.process.as_ref()?.coordinator)));
-        let taken: Vec<Orphan> = coordinators().flat_map(|(clock, coordinator)| coordinator.stand_ins(clock)).collect();
+        let taken: Vec<UnattendedPoint> =
+            coordinators().flat_map(|(clock, coordinator)| coordinator.stand_ins(clock)).collect();
         let publisher = self.publisher_now().and_then(|host| self.hosts[host].process.as_ref());
         let node = publisher.and_then(|process| process.coordinator.view().node(&id));
         let records = node.into_iter().flat_map(MemberView::all_intro_points);

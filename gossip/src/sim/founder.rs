@@ -12,7 +12,7 @@ use crate::record::{
     AuthorityCertificate, Fitness, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, MemberCertificate,
     NodeCard, Phase, PointNonce, RelayId, Revocation, Role, ServedPoint, Service,
 };
-use crate::signed::{Sign, Statement, Verified, sign_foreign};
+use crate::signed::{Sign, Statement, Verified, sign_unknown_kind};
 
 /// When every simulated cluster is founded, in seconds since the Unix epoch.
 pub const FOUNDED: u64 = 1_800_000_000;
@@ -95,8 +95,8 @@ impl Founder {
     }
 
     /// An encoded statement signed by the authority in a context that this version does not know.
-    pub fn sign_foreign(&self, context: &str, statement: Vec<u8>) -> Vec<u8> {
-        sign_foreign(context, statement, &self.authority).unwrap()
+    pub fn sign_unknown_kind(&self, context: &str, statement: Vec<u8>) -> Vec<u8> {
+        sign_unknown_kind(context, statement, &self.authority).unwrap()
     }
 
     /// The `number`th invitation, with this number of uses and these redeemers.

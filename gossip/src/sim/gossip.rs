@@ -20,7 +20,7 @@ pub(super) type Digest = Rc<[Stamp]>;
 /// A value as its origin announced it, and what the harness knows of it independently of the code
 /// that it checks.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct AnnouncedValue {
     pub(super) kind: RecordKind,
     /// `None` once it was retracted.
     pub(super) bytes: Option<Vec<u8>>,
@@ -33,10 +33,10 @@ pub(super) struct Said {
 pub(super) struct Value {
     pub(super) origin: usize,
     pub(super) stamp: Stamp,
-    pub(super) said: Rc<Said>,
+    pub(super) said: Rc<AnnouncedValue>,
 }
 
-/// A gossip message. `from` is a machine and its `Host::life`: an answer to a question of an
+/// A gossip message. `from` is a machine and its `Host::process_number`: an answer to a question of an
 /// earlier process there would leave gaps in the state of the present one.
 #[derive(Debug, Clone)]
 pub(super) enum Message {
@@ -57,7 +57,7 @@ pub(super) struct Store {
 
 impl Store {
     /// Announces a value of the node itself.
-    pub(super) fn say(&mut self, origin: usize, boot: u64, said: Said) {
+    pub(super) fn say(&mut self, origin: usize, boot: u64, said: AnnouncedValue) {
         let last = self.reached.get(origin).copied().unwrap_or_default();
         let stamp = last.max(boot << 32) + 1;
         self.put(Value { origin, stamp, said: Rc::new(said) });

@@ -80,7 +80,7 @@ pub(super) struct Host {
     pub(super) evicted: bool,
     pub(super) process: Option<Process>,
     /// Number of starts and ends of processes here: events for an earlier process are dropped.
-    pub(super) life: u64,
+    pub(super) process_number: u64,
     pub(super) frozen: bool,
     /// Time for which the monotonic clock stood still while the machine slept.
     pub(super) slept: Duration,
@@ -107,7 +107,7 @@ impl Host {
             fate: Fate::Here,
             evicted: false,
             process: None,
-            life: 0,
+            process_number: 0,
             frozen: false,
             slept: Duration::ZERO,
             skew: 0,

@@ -34,9 +34,9 @@ impl Check for Memo {
 /// Accepts every signature, as a view that trusts unverified records would. The bug
 /// [`super::Bug::TrustsUnverified`].
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Gullible;
+pub(super) struct AcceptsAll;
 
-impl Check for Gullible {
+impl Check for AcceptsAll {
     fn check(&self, _key: &[u8; 32], _message: &[u8], _signature: &[u8; 64]) -> bool {
         true
     }

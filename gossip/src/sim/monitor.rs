@@ -47,7 +47,7 @@ impl std::fmt::Display for Violation {
 #[derive(Debug, Default)]
 pub(super) struct Witness {
     /// The highest term on disk when it started.
-    pub(super) floor: u64,
+    pub(super) initial_term: u64,
     /// The last true claim of each member that it has received, its own included, unless it was
     /// given up.
     pub(super) told: BTreeMap<NodeId, Claim>,
@@ -120,7 +120,7 @@ impl Witness {
     /// any.
     pub(super) fn believe(&mut self, claim: Claim) -> Option<(Invariant, String)> {
         let before = self.believed.replace(claim);
-        let highest = self.term.max(self.floor);
+        let highest = self.term.max(self.initial_term);
         self.term = highest.max(claim.term);
         if claim.term < highest {
             Some((Invariant::Terms, format!("believes term {} after {highest}", claim.term)))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::gossip::{Message, Value};
 use super::host::Fate;
-use super::world::{Due, Happening, World};
+use super::world::{ProcessEvent, SimEvent, World};
 use crate::coordinator::Event;
 use crate::record::RecordKind;
 
@@ -50,12 +50,12 @@ impl World {
         let own = if self.rng.chance(0.3) { process.store.of(host) } else { Vec::new() };
         for _ in 0..FANOUT {
             if let Some(to) = self.peer(host) {
-                let from = (host, self.hosts[host].life);
+                let from = (host, self.hosts[host].process_number);
                 let message = Message::Syn { from, digest: Rc::clone(&digest), own: own.clone() };
                 self.send(host, (to, None), message);
             }
         }
-        self.due(host, ROUND, Due::Round);
+        self.due(host, ROUND, ProcessEvent::Round);
     }
 
     /// A random other machine that takes part, running or not; `None` if none was drawn.
@@ -64,36 +64,36 @@ impl World {
         (0..20).map(drawn).find(|other| *other != host && self.hosts[*other].fate == Fate::Here)
     }
 
-    fn send(&mut self, from: usize, (to, life): (usize, Option<u64>), message: Message) {
+    fn send(&mut self, from: usize, (to, process_number): (usize, Option<u64>), message: Message) {
         if self.walls.iter().any(|wall| wall.stops(from, to)) || self.rng.chance(self.loss) {
             return;
         }
         if !self.calm && self.rng.chance(TWICE) {
-            self.deliver(to, life, message.clone());
+            self.deliver(to, process_number, message.clone());
         }
-        self.deliver(to, life, message);
+        self.deliver(to, process_number, message);
     }
 
-    fn deliver(&mut self, host: usize, life: Option<u64>, message: Message) {
+    fn deliver(&mut self, host: usize, process_number: Option<u64>, message: Message) {
         let after = self.rng.between(SOONEST, self.delay);
-        self.at(after, Happening::At { host, life, due: Due::Message(message) });
+        self.at(after, SimEvent::At { host, process_number, due: ProcessEvent::Message(message) });
     }
 
     pub(super) fn hear(&mut self, host: usize, message: Message) {
         self.traffic.0 += 1;
-        let own = (host, self.hosts[host].life);
+        let own = (host, self.hosts[host].process_number);
         let Some(process) = &mut self.hosts[host].process else { return };
         match message {
-            Message::Syn { from: (from, life), digest, own: theirs } => {
+            Message::Syn { from: (from, process_number), digest, own: theirs } => {
                 self.take(host, theirs);
                 let Some(process) = &self.hosts[host].process else { return };
                 let (values, mine) = (process.store.lacking(&digest), process.store.digest());
-                self.send(host, (from, Some(life)), Message::Ack { from: own, digest: mine, values });
+                self.send(host, (from, Some(process_number)), Message::Ack { from: own, digest: mine, values });
             }
-            Message::Ack { from: (from, life), digest, values } => {
+            Message::Ack { from: (from, process_number), digest, values } => {
                 let lacking = process.store.lacking(&digest);
                 if !lacking.is_empty() {
-                    self.send(host, (from, Some(life)), Message::Delta { values: lacking });
+                    self.send(host, (from, Some(process_number)), Message::Delta { values: lacking });
                 }
                 self.take(host, values);
             }

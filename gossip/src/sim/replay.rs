@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::monitor::Violation;
 use super::takeover::until_settled;
-use super::world::{Due, Happening, World};
+use super::world::{ProcessEvent, SimEvent, World};
 use super::{Scenario, Weights};
 use crate::record::RecordKind;
 
@@ -50,8 +50,8 @@ pub fn replay(seed: u64, nodes: usize) -> Option<Replay> {
     for (number, beat) in beats.into_iter().enumerate() {
         for (kind, bytes) in others.iter().chain([&beat]) {
             for host in &readers {
-                let due = Due::Record { origin, kind: *kind, bytes: bytes.clone() };
-                world.at(PAUSE * number as u32, Happening::At { host: *host, life: None, due });
+                let due = ProcessEvent::Record { origin, kind: *kind, bytes: bytes.clone() };
+                world.at(PAUSE * number as u32, SimEvent::At { host: *host, process_number: None, due });
             }
         }
     }

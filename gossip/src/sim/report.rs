@@ -25,7 +25,7 @@ pub struct Outcome {
     /// How often each fault found something to strike.
     pub struck: BTreeMap<Fault, u64>,
     /// Processes killed while a term was on its way to disk.
-    pub torn: u64,
+    pub killed_while_storing: u64,
     /// Every fault that struck, in order.
     pub log: Vec<String>,
     /// Simulated time of the run.
@@ -55,8 +55,8 @@ pub(super) fn play(case: &Case) -> Outcome {
         world.end_chaos();
         settled = settle(&mut world, chaos_ends);
     }
-    let World { violations, traffic, struck, torn, log, now, .. } = world;
-    Outcome { violations, settled, traffic, struck, torn, log, lasted: now }
+    let World { violations, traffic, struck, killed_while_storing, log, now, .. } = world;
+    Outcome { violations, settled, traffic, struck, killed_while_storing, log, lasted: now }
 }
 
 /// How long a necessary change (a new period, a lost point) may take to reach the directories.
@@ -148,7 +148,7 @@ pub fn sweep(
     for (_, outcome) in outcomes {
         sum.settled = sum.settled.max(outcome.settled);
         sum.traffic = (sum.traffic.0 + outcome.traffic.0, sum.traffic.1 + outcome.traffic.1);
-        sum.torn += outcome.torn;
+        sum.killed_while_storing += outcome.killed_while_storing;
         sum.lasted += outcome.lasted;
         for (fault, count) in outcome.struck {
             *sum.struck.entry(fault).or_default() += count;
@@ -162,7 +162,7 @@ pub fn sweep(
     );
     eprintln!(
         "  {} messages, {} records; killed while storing: {}; struck: {:?}",
-        sum.traffic.0, sum.traffic.1, sum.torn, sum.struck
+        sum.traffic.0, sum.traffic.1, sum.killed_while_storing, sum.struck
     );
 }
 

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::checks::period_at;
 use super::faults::Bug;
-use super::gossip::Said;
+use super::gossip::AnnouncedValue;
 use super::host::{Fate, Pace};
 use super::monitor::Invariant;
-use super::world::{Directory, Due, World};
+use super::world::{Directory, ProcessEvent, World};
 use super::{point, served};
 use crate::coordinator::{Action, Event, Leadership};
 use crate::id::{NodeId, ServiceId};
@@ -26,8 +26,8 @@ impl World {
         match action {
             Action::StoreTerm(term) => self.store_term(host, term),
             Action::Gossip { kind: RecordKind::Lease, bytes } => self.say_lease(host, bytes),
-            Action::Gossip { kind, bytes } => self.say(host, Said { kind, bytes: Some(bytes), claim: None }),
-            Action::Retract(kind) => self.say(host, Said { kind, bytes: None, claim: None }),
+            Action::Gossip { kind, bytes } => self.say(host, AnnouncedValue { kind, bytes: Some(bytes), claim: None }),
+            Action::Retract(kind) => self.say(host, AnnouncedValue { kind, bytes: None, claim: None }),
             Action::Leadership(Leadership::Publisher { term }) => {
                 process.leading = Some(term);
                 if self.hosts[host].led.last().is_some_and(|last| *last >= term) {
@@ -87,11 +87,11 @@ impl World {
             } else {
                 self.rng.between(Duration::from_millis(200), Duration::from_secs(2))
             };
-            self.due(host, wait, Due::Publish(service));
+            self.due(host, wait, ProcessEvent::Publish(service));
         }
     }
 
-    pub(super) fn say(&mut self, host: usize, said: Said) {
+    pub(super) fn say(&mut self, host: usize, said: AnnouncedValue) {
         let boot = self.hosts[host].disk.boot;
         if let Some(process) = &mut self.hosts[host].process {
             process.store.say(host, boot, said);
@@ -105,7 +105,7 @@ impl World {
             return;
         }
         let claim = (lease.ttl_ms > 0).then(|| Claim::of(&lease));
-        self.say(host, Said { kind: RecordKind::Lease, bytes: Some(bytes), claim });
+        self.say(host, AnnouncedValue { kind: RecordKind::Lease, bytes: Some(bytes), claim });
         let Some(process) = &mut self.hosts[host].process else { return };
         process.witness.lease(me, claim);
         if let Some(claim) = claim {
@@ -132,7 +132,7 @@ impl World {
             if let Some(process) = &mut self.hosts[host].process {
                 process.storing += 1;
             }
-            self.due(host, wait, Due::TermOnDisk(term));
+            self.due(host, wait, ProcessEvent::TermOnDisk(term));
         }
     }
 
@@ -151,7 +151,7 @@ impl World {
             if let Some(process) = &mut self.hosts[host].process {
                 process.listing = true;
             }
-            self.due(host, wait, Due::ListOnDisk);
+            self.due(host, wait, ProcessEvent::ListOnDisk);
         }
     }
 
@@ -160,7 +160,7 @@ impl World {
         process.listing = false;
         let members = process.coordinator.view().members();
         let members = members.filter_map(|node| self.index.get(&node.node()).copied()).collect();
-        let facts = process.coordinator.view().facts().wholes();
+        let facts = process.coordinator.view().facts().complete_statements();
         let disk = &mut self.hosts[host].disk;
         (disk.members, disk.facts) = (members, facts);
     }
@@ -208,7 +208,7 @@ impl World {
         for service in self.services_of(host) {
             self.keep_points_of(host, service);
         }
-        self.due(host, Duration::from_secs(3), Due::Points);
+        self.due(host, Duration::from_secs(3), ProcessEvent::Points);
     }
 
     fn keep_points_of(&mut self, host: usize, service: ServiceId) {
@@ -268,7 +268,7 @@ impl World {
         }
         if self.hosts[host].pace(self.now) == Pace::Full {
             // A publisher does not use a revision that it cannot store.
-            self.due(host, Duration::from_secs(5), Due::Publish(service));
+            self.due(host, Duration::from_secs(5), ProcessEvent::Publish(service));
             self.handle(host, Event::CannotPublish { service });
             return;
         }
@@ -295,7 +295,7 @@ impl World {
         let directory = self.directories.entry(key).or_default();
         if revision <= directory.revision {
             self.refused.insert((host, service, period));
-            self.due(host, Duration::from_secs(2), Due::Publish(service));
+            self.due(host, Duration::from_secs(2), ProcessEvent::Publish(service));
             return;
         }
         *directory = Directory { revision, points };

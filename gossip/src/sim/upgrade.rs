@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::faults::{Scenario, Weights};
-use super::gossip::Said;
+use super::gossip::AnnouncedValue;
 use super::monitor::Violation;
 use super::takeover::until_settled;
 use super::world::World;
@@ -40,7 +40,7 @@ pub fn upgrade(seed: u64, nodes: usize, later: impl FnOnce(&Founder, &Identity) 
     let [speaker, neighbour, restarted] = [1, 0, 2];
     let announced = later(&world.founder, &world.hosts[speaker].identity);
     for (kind, bytes) in &announced {
-        world.say(speaker, Said { kind: *kind, bytes: Some(bytes.clone()), claim: None });
+        world.say(speaker, AnnouncedValue { kind: *kind, bytes: Some(bytes.clone()), claim: None });
     }
     world.run_until(world.now + SPREADING);
     let heard_by_neighbour = world.carried(neighbour, speaker, &announced);
@@ -70,7 +70,11 @@ impl World {
         let view = process.coordinator.view();
         let known = view.node(&self.hosts[speaker].id()).into_iter().flat_map(|node| node.records());
         let known = known.filter_map(|record| Some((record.kind(), record.to_bytes().ok()?)));
-        let facts = view.facts().wholes().into_iter().filter_map(|fact| Some((fact.kind(), fact.to_bytes().ok()?)));
+        let facts = view
+            .facts()
+            .complete_statements()
+            .into_iter()
+            .filter_map(|fact| Some((fact.kind(), fact.to_bytes().ok()?)));
         let gossip = process.store.of(speaker).into_iter();
         let gossip = gossip.filter_map(|value| Some((value.said.kind, value.said.bytes.clone()?)));
         let gossip = gossip.filter(|(kind, _)| kind.signer() == Signer::Unknown);

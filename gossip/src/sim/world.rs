@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::faults::{Bug, Scenario};
 use super::gossip::{Message, Store};
 use super::host::{Fate, Host, Pace, Process};
-use super::memo::{Gullible, Memo};
+use super::memo::{AcceptsAll, Memo};
 use super::monitor::{Claims, Invariant, Violation, Witness};
 use super::net::{ROUND, Wall};
 use super::rng::Rng;
@@ -25,7 +25,7 @@ const RELAYS: usize = 400;
 
 /// An event for the process on a machine.
 #[derive(Debug)]
-pub(super) enum Due {
+pub(super) enum ProcessEvent {
     Tick,
     Round,
     Message(Message),
@@ -39,11 +39,11 @@ pub(super) enum Due {
     End,
 }
 
-/// A scheduled event. `life` is the `Host::life` that it is meant for; `None` if any process on the
+/// A scheduled event. `process_number` is the `Host::process_number` that it is meant for; `None` if any process on the
 /// machine takes it.
 #[derive(Debug)]
-pub(super) enum Happening {
-    At { host: usize, life: Option<u64>, due: Due },
+pub(super) enum SimEvent {
+    At { host: usize, process_number: Option<u64>, due: ProcessEvent },
     Thaw { host: usize, asleep_since: Option<Duration> },
     Fault(Planned),
     Probe,
@@ -55,7 +55,7 @@ pub(super) enum Happening {
 struct Scheduled {
     at: Duration,
     number: u64,
-    what: Happening,
+    what: SimEvent,
 }
 
 impl Ord for Scheduled {
@@ -105,7 +105,7 @@ pub struct World {
     pub(super) delay: Duration,
     pub(super) calm: bool,
     pub(super) relays: usize,
-    held: BTreeMap<usize, Vec<Due>>,
+    held: BTreeMap<usize, Vec<ProcessEvent>>,
     pub(super) directories: BTreeMap<(ServiceId, PeriodId), Directory>,
     pub(super) claims: Claims,
     pub(super) tokens: u32,
@@ -116,7 +116,7 @@ pub struct World {
     pub(super) log: Vec<String>,
     pub(super) struck: BTreeMap<Fault, u64>,
     /// Processes that were killed while a term was on its way to disk.
-    pub(super) torn: u64,
+    pub(super) killed_while_storing: u64,
     /// Messages delivered, and records handed to coordinators.
     pub traffic: (u64, u64),
     pub(super) refused: BTreeSet<(usize, ServiceId, PeriodId)>,
@@ -150,7 +150,7 @@ impl World {
             violations: Vec::new(),
             log: Vec::new(),
             struck: BTreeMap::new(),
-            torn: 0,
+            killed_while_storing: 0,
             traffic: (0, 0),
             refused: BTreeSet::new(),
         };
@@ -166,7 +166,7 @@ impl World {
                 (0..scenario.services).map(|number| world.founder.serve(number).into()).collect();
             world.start(host);
         }
-        world.at(Duration::from_secs(1), Happening::Probe);
+        world.at(Duration::from_secs(1), SimEvent::Probe);
         world
     }
 
@@ -180,15 +180,15 @@ impl World {
         host
     }
 
-    pub(super) fn at(&mut self, after: Duration, what: Happening) {
+    pub(super) fn at(&mut self, after: Duration, what: SimEvent) {
         self.count += 1;
         self.queue.push(Scheduled { at: self.now + after, number: self.count, what });
     }
 
     /// Schedules an event for the process that runs on `host` now.
-    pub(super) fn due(&mut self, host: usize, after: Duration, due: Due) {
-        let life = Some(self.hosts[host].life);
-        self.at(after, Happening::At { host, life, due });
+    pub(super) fn due(&mut self, host: usize, after: Duration, due: ProcessEvent) {
+        let process_number = Some(self.hosts[host].process_number);
+        self.at(after, SimEvent::At { host, process_number, due });
     }
 
     /// Runs all events up to `end`, a time since the start of the run.
@@ -202,10 +202,12 @@ impl World {
         self.now = end;
     }
 
-    fn happen(&mut self, what: Happening) {
+    fn happen(&mut self, what: SimEvent) {
         match what {
-            Happening::At { host, life, due } => {
-                if life.is_some_and(|life| life != self.hosts[host].life) || self.hosts[host].process.is_none() {
+            SimEvent::At { host, process_number, due } => {
+                if process_number.is_some_and(|process_number| process_number != self.hosts[host].process_number)
+                    || self.hosts[host].process.is_none()
+                {
                     return;
                 }
                 if self.hosts[host].frozen {
@@ -214,11 +216,11 @@ impl World {
                     self.run_due(host, due);
                 }
             }
-            Happening::Thaw { host, asleep_since } => self.thaw(host, asleep_since),
-            Happening::Fault(planned) => self.strike(planned),
-            Happening::Probe => {
+            SimEvent::Thaw { host, asleep_since } => self.thaw(host, asleep_since),
+            SimEvent::Fault(planned) => self.strike(planned),
+            SimEvent::Probe => {
                 self.probe();
-                self.at(Duration::from_secs(1), Happening::Probe);
+                self.at(Duration::from_secs(1), SimEvent::Probe);
             }
         }
     }
@@ -235,13 +237,13 @@ impl World {
             process.witness.woken = self.now;
             process.tick_at = None;
         }
-        let life = it.life;
+        let process_number = it.process_number;
         for due in self.held.remove(&host).unwrap_or_default() {
-            if self.hosts[host].life == life {
+            if self.hosts[host].process_number == process_number {
                 self.run_due(host, due);
             }
         }
-        if self.hosts[host].life == life {
+        if self.hosts[host].process_number == process_number {
             self.handle(host, Event::Tick);
         }
     }
@@ -254,7 +256,7 @@ impl World {
         if it.process.is_some() || it.fate != Fate::Here || it.pace(now) == Pace::Full {
             return;
         }
-        it.life += 1;
+        it.process_number += 1;
         it.disk.boot += 1;
         if bug == Some(Bug::ForgetsTerm) {
             it.disk.term = 0;
@@ -265,10 +267,10 @@ impl World {
         let settings = Settings { priority: 100, ..Settings::new(it.disk.boot, it.disk.boot, it.disk.term) };
         let mut coordinator = Coordinator::new(settings, Box::new(it.identity.key.clone()), it.identity.member.clone());
         coordinator = match bug {
-            Some(Bug::TrustsUnverified) => coordinator.with_check(Box::new(Gullible)),
+            Some(Bug::TrustsUnverified) => coordinator.with_check(Box::new(AcceptsAll)),
             _ => coordinator.with_check(Box::new(self.memo.clone())),
         };
-        let witness = Witness { floor: it.disk.term, woken: now, ..Witness::default() };
+        let witness = Witness { initial_term: it.disk.term, woken: now, ..Witness::default() };
         it.process = Some(Process {
             coordinator,
             store: Store::default(),
@@ -301,29 +303,29 @@ impl World {
             self.handle(host, Event::Drain);
         }
         let second = Duration::from_secs(1);
-        self.due(host, ROUND, Due::Round);
-        self.due(host, second * 2, Due::Target);
+        self.due(host, ROUND, ProcessEvent::Round);
+        self.due(host, second * 2, ProcessEvent::Target);
         let wait = self.rng.between(second, second * 6);
-        self.due(host, wait, Due::Points);
+        self.due(host, wait, ProcessEvent::Points);
         let wait = self.rng.between(second * 3, second * 20);
-        self.due(host, wait, Due::Reached);
+        self.due(host, wait, ProcessEvent::Reached);
     }
 
     /// Ends the process on a machine, as kill -9 does.
     pub(super) fn kill(&mut self, host: usize) {
         let it = &mut self.hosts[host];
         if let Some(process) = it.process.take() {
-            it.life += 1;
+            it.process_number += 1;
             it.frozen = false;
             it.silent_since = it.silent_since.or(Some(self.now));
             self.held.remove(&host);
-            self.torn += u64::from(process.storing > 0);
+            self.killed_while_storing += u64::from(process.storing > 0);
         }
     }
 
-    fn run_due(&mut self, host: usize, due: Due) {
+    fn run_due(&mut self, host: usize, due: ProcessEvent) {
         match due {
-            Due::Tick => {
+            ProcessEvent::Tick => {
                 // A tick that was replaced by an earlier one is dropped.
                 if let Some(process) = &mut self.hosts[host].process
                     && process.tick_at.is_some_and(|at| at <= self.now)
@@ -332,16 +334,16 @@ impl World {
                     self.handle(host, Event::Tick);
                 }
             }
-            Due::Round => self.round(host),
-            Due::Message(message) => self.hear(host, message),
-            Due::Record { origin, kind, bytes } => self.handle(host, Event::Record { origin, kind, bytes }),
-            Due::TermOnDisk(term) => self.term_on_disk(host, term),
-            Due::ListOnDisk => self.list_on_disk(host),
-            Due::Points => self.keep_points(host),
-            Due::Publish(service) => self.publish(host, service),
-            Due::Target => self.look_at_target(host),
-            Due::Reached => self.handle(host, Event::MeshReached),
-            Due::End => self.kill(host),
+            ProcessEvent::Round => self.round(host),
+            ProcessEvent::Message(message) => self.hear(host, message),
+            ProcessEvent::Record { origin, kind, bytes } => self.handle(host, Event::Record { origin, kind, bytes }),
+            ProcessEvent::TermOnDisk(term) => self.term_on_disk(host, term),
+            ProcessEvent::ListOnDisk => self.list_on_disk(host),
+            ProcessEvent::Points => self.keep_points(host),
+            ProcessEvent::Publish(service) => self.publish(host, service),
+            ProcessEvent::Target => self.look_at_target(host),
+            ProcessEvent::Reached => self.handle(host, Event::MeshReached),
+            ProcessEvent::End => self.kill(host),
         }
     }
 
@@ -363,14 +365,14 @@ impl World {
                 if let Some(process) = &mut self.hosts[host].process {
                     process.tick_at = Some(at);
                 }
-                self.due(host, at - self.now, Due::Tick);
+                self.due(host, at - self.now, ProcessEvent::Tick);
             }
         } else if !process.ends {
             if let Some(process) = &mut self.hosts[host].process {
                 process.ends = true;
             }
             // The process ends three seconds later, so that its last records are gossiped.
-            self.due(host, Duration::from_secs(3), Due::End);
+            self.due(host, Duration::from_secs(3), ProcessEvent::End);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Changes, MemberView, Rejection, Standing, View};
+use super::{Changes, MemberView, RecordRejection, Standing, View};
 use crate::id::{InvitationId, NodeId, ServiceId};
 use crate::record::{AnyFact, Fact, OpenError, RecordKind, Signer};
 use crate::record_kinds;
@@ -23,10 +23,10 @@ macro_rules! learns {
     ) => {
         impl View {
             /// Folds a fact whose signature has been checked.
-            pub(crate) fn fold_fact(&mut self, fact: impl Into<AnyFact>, now: Now) -> Result<Changes, Rejection> {
+            pub(crate) fn fold_fact(&mut self, fact: impl Into<AnyFact>, now: Now) -> Result<Changes, RecordRejection> {
                 let fact = fact.into();
                 if fact.cluster() != self.cluster {
-                    return Err(Rejection::Cluster);
+                    return Err(RecordRejection::Cluster);
                 }
                 let mut changes = Changes { facts: true, ..Changes::default() };
                 match fact {
@@ -48,7 +48,7 @@ macro_rules! learns {
 record_kinds!(learns);
 
 impl View {
-    pub(super) fn take_fact(&mut self, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
+    pub(super) fn take_fact(&mut self, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, RecordRejection> {
         if self.facts.has(kind, bytes) {
             return Ok(Changes::default());
         }
@@ -56,14 +56,14 @@ impl View {
             Ok(fact) => self.fold_fact(fact, now),
             // A record of a later version, signed by its node: only gossip carries it.
             Err(OpenError::Verify(VerifyError::Signer)) if kind.signer() == Signer::Unknown => Ok(Changes::default()),
-            Err(OpenError::Verify(VerifyError::Signer)) => Err(Rejection::Authority),
+            Err(OpenError::Verify(VerifyError::Signer)) => Err(RecordRejection::Authority),
             Err(error) => Err(error.into()),
         }
     }
 
     fn learn_invitation(&mut self, token: InvitationId, _now: Now) -> Changes {
         let mut changes = Changes { invitations: true, ..Changes::default() };
-        changes |= self.judge_redeemers(&token);
+        changes |= self.update_redeemers(&token);
         changes
     }
 
@@ -77,7 +77,7 @@ impl View {
         let late = revoked < self.began || revoked.saturating_add(LATE) < now.unix;
         let mut changes = Changes { members: true, points: true, revocations: true, ..Changes::default() };
         if let Some(known) = self.nodes.get_mut(&node) {
-            changes.misled = known.alive && late;
+            changes.heard_evicted_node = known.alive && late;
             known.standing = Standing::Revoked;
             known.alive = false;
             changes.leases = known.lease().is_some();
@@ -93,13 +93,13 @@ impl View {
     /// merged invitation then has more redeemers than uses. The nodes with the lowest (issue date
     /// of the member certificate, node id) are members, the others are not: every node that knows
     /// the same certificates computes the same result.
-    pub(super) fn judge_redeemers(&mut self, token: &InvitationId) -> Changes {
+    pub(super) fn update_redeemers(&mut self, token: &InvitationId) -> Changes {
         let with_token = |node: &MemberView| node.member.certificate.invitation == Some(*token);
         let uses = self.facts.invitations.get(token).map_or(usize::MAX, |invitation| invitation.uses.into());
         let joined: BTreeSet<(u64, NodeId)> =
             self.nodes.values().filter(|node| with_token(node)).map(|node| (node.joined, node.node())).collect();
         let overdrawn: BTreeSet<NodeId> = joined.into_iter().skip(uses).map(|(_, node)| node).collect();
-        self.judge_again(|node| match (node.standing, overdrawn.contains(&node.node())) {
+        self.update_standings(|node| match (node.standing, overdrawn.contains(&node.node())) {
             (other, _) if !with_token(node) => other,
             (Standing::Revoked, _) => Standing::Revoked,
             (_, true) => Standing::Overdrawn,
@@ -110,7 +110,7 @@ impl View {
 
     /// Gives each node the standing that `judge` returns, and ranks the claims again if any
     /// changed.
-    pub(super) fn judge_again(&mut self, judge: impl Fn(&MemberView) -> Standing) -> Changes {
+    pub(super) fn update_standings(&mut self, judge: impl Fn(&MemberView) -> Standing) -> Changes {
         let mut changes = Changes::default();
         for node in self.nodes.values_mut() {
             let standing = judge(node);

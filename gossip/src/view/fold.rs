@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::services::start;
-use super::{Changes, MemberView, Rejection, View};
+use super::{Changes, MemberView, RecordRejection, View};
 use crate::lease::TERMS_PER_SECOND;
 use crate::record::{AnyRecord, Heartbeat, IntroPoints, Lease, NodeCard, Phase, Publication, Role};
 use crate::record_kinds;
@@ -31,7 +31,7 @@ macro_rules! folds {
     ) => {
         impl View {
             /// Folds a record that has been checked, or that is this node's own.
-            pub(crate) fn fold_record(&mut self, record: AnyRecord, now: Now) -> Result<Changes, Rejection> {
+            pub(crate) fn fold_record(&mut self, record: AnyRecord, now: Now) -> Result<Changes, RecordRejection> {
                 match record {
                     $(AnyRecord::$Own(record) => self.$own_fold(record, now),)*
                     $(AnyRecord::$Keyed(record) => self.$keyed_fold(record, now),)*
@@ -45,7 +45,7 @@ record_kinds!(folds);
 
 impl View {
     /// Replaces the node's previous record of this kind, and changes nothing else.
-    fn keep(&mut self, record: impl Into<AnyRecord>, _now: Now) -> Result<Changes, Rejection> {
+    fn keep(&mut self, record: impl Into<AnyRecord>, _now: Now) -> Result<Changes, RecordRejection> {
         let record = record.into();
         if let Some(node) = self.nodes.get_mut(&record.node()) {
             node.records.insert(record.kind(), record);
@@ -53,7 +53,7 @@ impl View {
         Ok(Changes::default())
     }
 
-    pub(crate) fn fold_card(&mut self, card: Verified<NodeCard>, now: Now) -> Result<Changes, Rejection> {
+    pub(crate) fn fold_card(&mut self, card: Verified<NodeCard>, now: Now) -> Result<Changes, RecordRejection> {
         let known = self.nodes.get(&card.node).and_then(MemberView::card);
         // A card is re-announced every few minutes under a new sequence number. That alone does not
         // count as a change, so that nothing is written to disk for it.
@@ -63,22 +63,22 @@ impl View {
         Ok(Changes { members: changed, points: changed, ..Changes::default() })
     }
 
-    pub(crate) fn fold_heartbeat(&mut self, beat: Verified<Heartbeat>, now: Now) -> Result<Changes, Rejection> {
+    pub(crate) fn fold_heartbeat(&mut self, beat: Verified<Heartbeat>, now: Now) -> Result<Changes, RecordRejection> {
         let (id, phase) = (beat.node, beat.phase);
         let of_other = id != self.me;
         if of_other && self.is_too_old(&beat, now) {
             if let Some(node) = self.nodes.get_mut(&id) {
-                node.doubted = Some(now.mono);
+                node.stale_heartbeat_at = Some(now.mono);
             }
-            return Err(Rejection::Old);
+            return Err(RecordRejection::Old);
         }
-        let turned = of_other && self.liveness.beat(id, phase == Phase::Gone, now.mono);
+        let turned = of_other && self.liveness.on_heartbeat(id, phase == Phase::Gone, now.mono);
         let alive = !of_other || self.liveness.is_alive(&id);
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(Changes::default()) };
         let changed = turned || node.phase() != phase || node.heartbeat().is_none();
         let restarted = node.heartbeat().is_some_and(|known| start(known.seq) != start(beat.seq));
         if of_other && node.instances.take(&beat) {
-            node.doubled = Some(now.mono);
+            node.duplicate_key_seen = Some(now.mono);
         }
         node.alive = alive;
         node.been_alive |= alive;
@@ -100,15 +100,15 @@ impl View {
     /// A heartbeat numbered below the newest can show only one thing: that a second process signs
     /// with the node's key.
     pub(super) fn take_stale_beat(&mut self, beat: &Heartbeat, now: Now) {
-        if let Some(node) = self.nodes.get_mut(&beat.node).filter(|node| node.instances.outlasts(beat)) {
-            node.doubled = Some(now.mono);
+        if let Some(node) = self.nodes.get_mut(&beat.node).filter(|node| node.instances.runs_beside_current(beat)) {
+            node.duplicate_key_seen = Some(now.mono);
         }
     }
 
-    pub(crate) fn fold_points(&mut self, points: Verified<IntroPoints>, now: Now) -> Result<Changes, Rejection> {
+    pub(crate) fn fold_points(&mut self, points: Verified<IntroPoints>, now: Now) -> Result<Changes, RecordRejection> {
         let sound = points.node == self.me || points.served().all(|served| (self.point_check)(points.node, &served));
         if !sound {
-            return Err(Rejection::Points);
+            return Err(RecordRejection::Points);
         }
         let Some(node) = self.nodes.get_mut(&points.node) else { return Ok(Changes::default()) };
         let (id, service) = (points.node, points.service);
@@ -120,13 +120,13 @@ impl View {
         Ok(Changes { points: moved || after != Some(before), ..Changes::default() })
     }
 
-    pub(crate) fn fold_lease(&mut self, lease: Verified<Lease>, now: Now) -> Result<Changes, Rejection> {
+    pub(crate) fn fold_lease(&mut self, lease: Verified<Lease>, now: Now) -> Result<Changes, RecordRejection> {
         let Some(node) = self.nodes.get_mut(&lease.holder) else { return Ok(Changes::default()) };
         if node.member.role() != Role::Publisher {
-            return Err(Rejection::Role);
+            return Err(RecordRejection::Role);
         }
         if lease.holder != self.me && lease.term > now.unix.saturating_mul(TERMS_PER_SECOND) {
-            return Err(Rejection::Jump("term"));
+            return Err(RecordRejection::Jump("term"));
         }
         self.highest_term = self.highest_term.max(lease.term);
         // A lease with ttl 0 claims nothing: each node gives up any lease of an earlier process
@@ -150,10 +150,10 @@ impl View {
         &mut self,
         publication: Verified<Publication>,
         now: Now,
-    ) -> Result<Changes, Rejection> {
+    ) -> Result<Changes, RecordRejection> {
         let Some(node) = self.nodes.get_mut(&publication.node) else { return Ok(Changes::default()) };
         if node.member.role() != Role::Publisher {
-            return Err(Rejection::Role);
+            return Err(RecordRejection::Role);
         }
         node.make_service_room(publication.service, publication.seq)?;
         let revisions = node.revisions.entry(publication.service).or_default();

@@ -5,7 +5,7 @@
 //! signer is a member. Nothing in the view changes before all of them have passed.
 
 use super::services::start;
-use super::{Changes, MAX_NODES, MemberView, Rejection, Standing, View};
+use super::{Changes, MAX_NODES, MemberView, RecordRejection, Standing, View};
 use crate::id::NodeId;
 use crate::record::{AnyRecord, Chain, Member, NodeCard, RecordKind, Signer};
 use crate::signed::Verified;
@@ -16,13 +16,13 @@ use crate::time::Now;
 pub const MAX_BOOT_JUMP: u64 = 1 << 20;
 
 /// Refuses a sequence number that is not above the known one, or too far above it.
-fn follows(known: Option<&AnyRecord>, record: &AnyRecord) -> Result<(), Rejection> {
+fn follows(known: Option<&AnyRecord>, record: &AnyRecord) -> Result<(), RecordRejection> {
     let known = known.map(|known| known.seq());
     if let Some(known) = known.filter(|known| record.seq() <= *known) {
-        return Err(Rejection::Stale { known, got: record.seq() });
+        return Err(RecordRejection::Stale { known, got: record.seq() });
     }
     let furthest = known.map_or(1 << 31, |known| start(known) + MAX_BOOT_JUMP);
-    if start(record.seq()) > furthest { Err(Rejection::Jump("sequence number")) } else { Ok(()) }
+    if start(record.seq()) > furthest { Err(RecordRejection::Jump("sequence number")) } else { Ok(()) }
 }
 
 impl View {
@@ -34,15 +34,21 @@ impl View {
     /// # Errors
     ///
     /// The reason why the record was refused. It is counted in [`View::refused`], except for
-    /// [`Rejection::Unknown`]: such a record waits for its card.
-    pub fn ingest(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
+    /// [`RecordRejection::Unknown`]: such a record waits for its card.
+    pub fn ingest(
+        &mut self,
+        origin: NodeId,
+        kind: RecordKind,
+        bytes: &[u8],
+        now: Now,
+    ) -> Result<Changes, RecordRejection> {
         let outcome = match kind.signer() {
             Signer::Node => self.take_record(origin, kind, bytes, now),
             Signer::Authority | Signer::Unknown => self.take_fact(kind, bytes, now),
         };
         // A record that waits for a card is not refused yet.
         if let Err(rejection) = &outcome
-            && *rejection != Rejection::Unknown
+            && *rejection != RecordRejection::Unknown
         {
             self.refused.count(rejection);
         }
@@ -50,23 +56,29 @@ impl View {
     }
 
     /// Ingests a record that a node signed about itself.
-    fn take_record(&mut self, origin: NodeId, kind: RecordKind, bytes: &[u8], now: Now) -> Result<Changes, Rejection> {
+    fn take_record(
+        &mut self,
+        origin: NodeId,
+        kind: RecordKind,
+        bytes: &[u8],
+        now: Now,
+    ) -> Result<Changes, RecordRejection> {
         if origin == self.me {
-            return Err(Rejection::Own);
+            return Err(RecordRejection::Own);
         }
         if self.revoked(&origin) {
-            return Err(Rejection::Revoked);
+            return Err(RecordRejection::Revoked);
         }
         if kind != RecordKind::Card && !self.nodes.contains_key(&origin) {
             for _ in 0..self.pending.keep(origin, kind, bytes) {
-                self.refused.count(&Rejection::TooMany("records without a card"));
+                self.refused.count(&RecordRejection::TooMany("records without a card"));
             }
-            return Err(Rejection::Unknown);
+            return Err(RecordRejection::Unknown);
         }
         let known = self.nodes.get(&origin).and_then(|node| node.records.get(&kind));
         let Some(record) = self.open_own(origin, kind, bytes, known)? else { return Ok(Changes::default()) };
         if let Err(rejection) = follows(known, &record) {
-            if let (Rejection::Stale { .. }, AnyRecord::Heartbeat(beat)) = (&rejection, &record) {
+            if let (RecordRejection::Stale { .. }, AnyRecord::Heartbeat(beat)) = (&rejection, &record) {
                 self.take_stale_beat(beat, now);
             }
             return Err(rejection);
@@ -90,27 +102,27 @@ impl View {
         kind: RecordKind,
         bytes: &[u8],
         known: Option<&AnyRecord>,
-    ) -> Result<Option<AnyRecord>, Rejection> {
+    ) -> Result<Option<AnyRecord>, RecordRejection> {
         let Some(record) = AnyRecord::open(kind, bytes, origin, known, &*self.check)? else { return Ok(None) };
         if record.node() != origin {
-            return Err(Rejection::Origin);
+            return Err(RecordRejection::Origin);
         }
-        if record.cluster() == self.cluster { Ok(Some(record)) } else { Err(Rejection::Cluster) }
+        if record.cluster() == self.cluster { Ok(Some(record)) } else { Err(RecordRejection::Cluster) }
     }
 
-    fn check_standing(&self, origin: NodeId) -> Result<(), Rejection> {
+    fn check_standing(&self, origin: NodeId) -> Result<(), RecordRejection> {
         match self.nodes.get(&origin).map(|node| node.standing) {
             Some(Standing::Member) => Ok(()),
-            Some(Standing::Expired) => Err(Rejection::Expired),
-            Some(Standing::Overdrawn) => Err(Rejection::Overdrawn),
-            Some(Standing::Revoked) => Err(Rejection::Revoked),
-            None => Err(Rejection::Unknown),
+            Some(Standing::Expired) => Err(RecordRejection::Expired),
+            Some(Standing::Overdrawn) => Err(RecordRejection::Overdrawn),
+            Some(Standing::Revoked) => Err(RecordRejection::Revoked),
+            None => Err(RecordRejection::Unknown),
         }
     }
 
-    fn admit_by_card(&mut self, card: &Verified<NodeCard>, now: Now) -> Result<Changes, Rejection> {
+    fn admit_by_card(&mut self, card: &Verified<NodeCard>, now: Now) -> Result<Changes, RecordRejection> {
         let member = card.chain.clone().verify_with(self.cluster, now.unix, &*self.check)?;
-        if member.node() == card.node { self.admit(member, now) } else { Err(Rejection::Origin) }
+        if member.node() == card.node { self.admit(member, now) } else { Err(RecordRejection::Origin) }
     }
 
     /// Admits a member by certificates from elsewhere than its own card: the answer to a join, or
@@ -119,10 +131,10 @@ impl View {
     /// # Errors
     ///
     /// The reason why the certificates were refused, which is counted like that of a record.
-    pub fn admit_chain(&mut self, chain: Chain, now: Now) -> Result<Changes, Rejection> {
+    pub fn admit_chain(&mut self, chain: Chain, now: Now) -> Result<Changes, RecordRejection> {
         let outcome = chain
             .verify_with(self.cluster, now.unix, &*self.check)
-            .map_err(Rejection::from)
+            .map_err(RecordRejection::from)
             .and_then(|member| if member.node() == self.me { Ok(Changes::default()) } else { self.admit(member, now) });
         if let Err(rejection) = &outcome {
             self.refused.count(rejection);
@@ -132,15 +144,15 @@ impl View {
 
     /// Adds a member whose certificates have been checked, or renews its certificates. Then ingests
     /// the records that waited for it.
-    fn admit(&mut self, member: Member, now: Now) -> Result<Changes, Rejection> {
+    fn admit(&mut self, member: Member, now: Now) -> Result<Changes, RecordRejection> {
         let node = member.node();
         // A publisher holds the master key and could certify a second authority, whose facts the
         // other nodes could not store.
         if member.authority_id() != self.authority {
-            return Err(Rejection::Authority);
+            return Err(RecordRejection::Authority);
         }
         if self.revoked(&node) {
-            return Err(Rejection::Revoked);
+            return Err(RecordRejection::Revoked);
         }
         let changed = Changes { members: true, points: true, ..Changes::default() };
         if let Some(known) = self.nodes.get_mut(&node) {
@@ -159,7 +171,7 @@ impl View {
             // Which redeemers are members must not depend on the order in which certificates
             // arrive.
             if earlier || tokens.first() != tokens.last() {
-                tokens.into_iter().flatten().for_each(|token| changes |= self.judge_redeemers(&token));
+                tokens.into_iter().flatten().for_each(|token| changes |= self.update_redeemers(&token));
             }
             return Ok(changes);
         }
@@ -168,7 +180,7 @@ impl View {
         self.nodes.insert(node, MemberView::new(member));
         let mut changes = changed;
         if let Some(token) = token {
-            changes |= self.judge_redeemers(&token);
+            changes |= self.update_redeemers(&token);
         }
         for (kind, bytes) in self.pending.take(node) {
             // `ingest` counts the refusal of a record that waited; it must not undo the card.
@@ -179,7 +191,7 @@ impl View {
         Ok(changes)
     }
 
-    fn make_room(&mut self) -> Result<(), Rejection> {
+    fn make_room(&mut self) -> Result<(), RecordRejection> {
         if self.nodes.len() < MAX_NODES {
             return Ok(());
         }
@@ -188,7 +200,7 @@ impl View {
         let mut lost =
             self.nodes.values().filter(|node| matches!(node.standing, Standing::Revoked | Standing::Expired));
         let Some(lost) = lost.next().map(MemberView::node).filter(|lost| *lost != self.me) else {
-            return Err(Rejection::TooMany("nodes"));
+            return Err(RecordRejection::TooMany("nodes"));
         };
         self.nodes.remove(&lost);
         self.liveness.forget(&lost);

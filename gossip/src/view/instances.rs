@@ -28,15 +28,15 @@ impl Instances {
             self.current = self.current.or(Some((beat.instance, beat.unix)));
             return false;
         };
-        let doubled = self.previous == Some(beat.instance) && self.outlasts(beat);
+        let duplicate_key_seen = self.previous == Some(beat.instance) && self.runs_beside_current(beat);
         self.previous = Some(instance);
         self.current = Some((beat.instance, beat.unix));
-        doubled
+        duplicate_key_seen
     }
 
     /// Whether a heartbeat was made by another process than the current one, after the current one
     /// had begun. For a heartbeat numbered below those taken in, this shows that two processes run.
-    pub(super) fn outlasts(&self, beat: &Heartbeat) -> bool {
+    pub(super) fn runs_beside_current(&self, beat: &Heartbeat) -> bool {
         self.current.is_some_and(|(instance, first)| instance != beat.instance && beat.unix > first + OVERLAP)
     }
 }
@@ -57,7 +57,7 @@ mod tests {
         let mut instances = Instances::default();
         for (instance, seconds) in [(1, 0), (1, 2), (2, 2), (2, 100), (3, 102), (3, 104)] {
             assert!(!instances.take(&beat(instance, seconds)));
-            assert!(!instances.outlasts(&beat(1, 3)), "an old heartbeat that arrives late");
+            assert!(!instances.runs_beside_current(&beat(1, 3)), "an old heartbeat that arrives late");
         }
     }
 
@@ -68,6 +68,6 @@ mod tests {
         assert!(instances.take(&beat(1, 16)));
         let mut instances = Instances::default();
         assert!(!instances.take(&beat(1, 0)));
-        assert!(instances.outlasts(&beat(2, 12)), "a second process with a lower sequence number");
+        assert!(instances.runs_beside_current(&beat(2, 12)), "a second process with a lower sequence number");
     }
 }

@@ -1,7 +1,7 @@
 //! The verified picture of the cluster, folded from records and liveness.
 //!
 //! Everything that comes off the wire enters through [`View::ingest`]: it checks a record, then
-//! folds it or returns a [`Rejection`]. Everything read from a view has been verified.
+//! folds it or returns a [`RecordRejection`]. Everything read from a view has been verified.
 //! [`View::refresh`] lets time pass.
 //!
 //! Two nodes that have ingested the same records, in any order and any number of times, agree on
@@ -14,7 +14,7 @@ pub use condition::Condition;
 pub use fold::{MAX_FENCE, MAX_REVISIONS};
 pub use ingest::MAX_BOOT_JUMP;
 pub use pending::DEFAULT_WAITING;
-pub use rejection::{RefusedRecords, Rejection};
+pub use rejection::{RecordRejection, RefusedRecords};
 
 use crate::facts::{AllFacts, Facts};
 use crate::id::{AuthorityId, ClusterId, NodeId, ServiceId};
@@ -73,10 +73,10 @@ pub struct MemberView {
     pub last_heard: Option<Duration>,
     /// When its heartbeats last showed that two processes run with its key, on the monotonic clock;
     /// `None` if never.
-    pub doubled: Option<Duration>,
+    pub duplicate_key_seen: Option<Duration>,
     instances: Instances,
     /// When a heartbeat of it was last refused as too old, on the monotonic clock.
-    doubted: Option<Duration>,
+    stale_heartbeat_at: Option<Duration>,
     /// When its newest lease arrived, on the monotonic clock.
     lease_seen: Duration,
     /// The highest revision that it has announced for each service and period. Each node has its
@@ -100,9 +100,9 @@ impl MemberView {
             alive: false,
             been_alive: false,
             last_heard: None,
-            doubled: None,
+            duplicate_key_seen: None,
             instances: Instances::default(),
-            doubted: None,
+            stale_heartbeat_at: None,
             lease_seen: Duration::ZERO,
             revisions: BTreeMap::new(),
             claimed: 0,
@@ -194,7 +194,7 @@ pub struct Changes {
     /// The services of the cluster, and their settings.
     pub services: bool,
     /// A revocation arrived late: a node that counted as a living member had been evicted before.
-    pub misled: bool,
+    pub heard_evicted_node: bool,
 }
 
 impl std::ops::BitOrAssign for Changes {
@@ -207,7 +207,7 @@ impl std::ops::BitOrAssign for Changes {
         self.revocations |= other.revocations;
         self.publications |= other.publications;
         self.services |= other.services;
-        self.misled |= other.misled;
+        self.heard_evicted_node |= other.heard_evicted_node;
     }
 }
 
@@ -229,7 +229,7 @@ pub struct View {
     pending: Pending,
     refused: RefusedRecords,
     /// Highest term known before this process started; claims of lower terms are not believed.
-    floor: u64,
+    initial_term: u64,
     /// The highest term ever claimed. Never falls; claims of lower terms are void.
     claimed_term: u64,
     /// The best claim to `claimed_term` that its holder has not given up.
@@ -264,7 +264,7 @@ impl View {
             liveness: Liveness::new(patience),
             pending: Pending::default(),
             refused: RefusedRecords::default(),
-            floor: term,
+            initial_term: term,
             claimed_term: term,
             best: None,
             highest_term: term,
@@ -372,7 +372,7 @@ impl View {
         &self.refused
     }
 
-    pub(crate) fn count_refusal(&mut self, rejection: &Rejection) {
+    pub(crate) fn count_refusal(&mut self, rejection: &RecordRejection) {
         self.refused.count(rejection);
     }
 
@@ -434,7 +434,7 @@ impl View {
     fn rank_members_claims(&mut self) {
         if self.nodes.get(&self.me).is_some_and(|own| own.member.role() != Role::Publisher) {
             let claimed = self.members().map(|node| node.claimed).max();
-            self.claimed_term = claimed.unwrap_or_default().max(self.floor);
+            self.claimed_term = claimed.unwrap_or_default().max(self.initial_term);
         }
         self.rank_claims();
     }
@@ -447,11 +447,11 @@ impl View {
     /// True if another lease is live whose term is too low to be believed here.
     pub(crate) fn is_lower_live(&self, mono: Duration) -> bool {
         // Most nodes start with term 0 on disk and can skip the search.
-        let floored = self.floor > 0;
+        let floored = self.initial_term > 0;
         floored
             && self.members().any(|node| {
                 node.lease()
-                    .is_some_and(|lease| lease.term < self.floor && self.is_live(&node.node(), lease.term, mono))
+                    .is_some_and(|lease| lease.term < self.initial_term && self.is_live(&node.node(), lease.term, mono))
             })
     }
 
@@ -465,8 +465,10 @@ impl View {
         let Some(lease) = node.lease().filter(|lease| lease.term == term) else { return false };
         let age = mono.saturating_sub(node.lease_seen);
         let ttl = Duration::from_millis(lease.ttl_ms.into()).min(MAX_TTL);
-        let doubted = node.doubted.is_some_and(|at| mono.saturating_sub(at) < self.patience().least);
-        age < ttl && (node.alive || doubted || (age < self.patience().least && !self.liveness.is_gone(holder)))
+        let stale_heartbeat_at =
+            node.stale_heartbeat_at.is_some_and(|at| mono.saturating_sub(at) < self.patience().least);
+        age < ttl
+            && (node.alive || stale_heartbeat_at || (age < self.patience().least && !self.liveness.is_gone(holder)))
     }
 
     /// True if this node may take the lease.
@@ -523,7 +525,7 @@ impl View {
                 changes |= Changes { members: true, points: true, ..Changes::default() };
             }
         }
-        changes |= self.judge_again(|node| {
+        changes |= self.update_standings(|node| {
             let expired = node.member.certificate.expires < now.unix;
             match node.standing {
                 Standing::Member if expired => Standing::Expired,

@@ -10,11 +10,11 @@ use crate::record::{ChainError, OpenError, OutOfBounds};
 use crate::signed::VerifyError;
 
 /// Why a record was not folded into the view. The view is unchanged, with one exception:
-/// [`Rejection::Old`] marks the signer as possibly alive, which keeps its lease live a little
+/// [`RecordRejection::Old`] marks the signer as possibly alive, which keeps its lease live a little
 /// longer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, EnumDiscriminants)]
 #[strum_discriminants(name(Reason), vis(), derive(IntoStaticStr, VariantNames), strum(serialize_all = "snake_case"))]
-pub enum Rejection {
+pub enum RecordRejection {
     /// The bytes are not a record of this kind.
     #[error("cannot be read")]
     Unreadable(#[from] DecodeError),
@@ -79,7 +79,7 @@ pub enum Rejection {
     Own,
 }
 
-impl From<VerifyError> for Rejection {
+impl From<VerifyError> for RecordRejection {
     fn from(error: VerifyError) -> Self {
         match error {
             VerifyError::Decode(error) => Self::Unreadable(error),
@@ -89,7 +89,7 @@ impl From<VerifyError> for Rejection {
     }
 }
 
-impl From<OpenError> for Rejection {
+impl From<OpenError> for RecordRejection {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Verify(error) => error.into(),
@@ -98,7 +98,7 @@ impl From<OpenError> for Rejection {
     }
 }
 
-impl From<OutOfBounds> for Rejection {
+impl From<OutOfBounds> for RecordRejection {
     fn from(error: OutOfBounds) -> Self {
         match error {
             OutOfBounds::Field(what) => Self::Bounds(what),
@@ -108,7 +108,7 @@ impl From<OutOfBounds> for Rejection {
     }
 }
 
-impl From<FactError> for Rejection {
+impl From<FactError> for RecordRejection {
     fn from(error: FactError) -> Self {
         match error {
             FactError::Bounds(error) => error.into(),
@@ -117,7 +117,7 @@ impl From<FactError> for Rejection {
     }
 }
 
-impl From<ChainError> for Rejection {
+impl From<ChainError> for RecordRejection {
     fn from(error: ChainError) -> Self {
         match error {
             ChainError::Expired(_) => Self::Expired,
@@ -127,7 +127,7 @@ impl From<ChainError> for Rejection {
     }
 }
 
-impl Rejection {
+impl RecordRejection {
     /// The name of the reason in counters, in snake case.
     pub fn name(&self) -> &'static str {
         Reason::from(self).into()
@@ -145,16 +145,16 @@ pub struct RefusedRecords(BTreeMap<&'static str, u64>);
 
 impl RefusedRecords {
     /// Counts one more refusal.
-    pub(super) fn count(&mut self, rejection: &Rejection) {
+    pub(super) fn count(&mut self, rejection: &RecordRejection) {
         *self.0.entry(rejection.name()).or_default() += 1;
     }
 
-    /// Each reason that occurred, by [`Rejection::name`], with its count.
+    /// Each reason that occurred, by [`RecordRejection::name`], with its count.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         self.0.iter().map(|(name, count)| (*name, *count))
     }
 
-    /// The count of the reason with this [`Rejection::name`]; 0 if it never occurred.
+    /// The count of the reason with this [`RecordRejection::name`]; 0 if it never occurred.
     pub fn of(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or_default()
     }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{MemberView, Rejection, View};
+use super::{MemberView, RecordRejection, View};
 use crate::id::{NodeId, ServiceId};
 use crate::record::{
     Fitness, IntroPoint, IntroPoints, Listed, MAX_SERVICES, PeriodId, Phase, Publication, RecordKind, RelayId,
@@ -58,7 +58,7 @@ impl MemberView {
     /// Makes room for a record with sequence number `seq` about `service`. A node with
     /// [`MAX_SERVICES`] other services loses the records of the one for which its newest record is
     /// the oldest. The node may have served other services before.
-    pub(super) fn make_service_room(&mut self, service: ServiceId, seq: u64) -> Result<(), Rejection> {
+    pub(super) fn make_service_room(&mut self, service: ServiceId, seq: u64) -> Result<(), RecordRejection> {
         let mut newest: BTreeMap<ServiceId, u64> = BTreeMap::new();
         for (kind, record) in &self.records {
             if let RecordKind::IntroPoints(of) | RecordKind::Publication(of) = kind {
@@ -71,7 +71,7 @@ impl MemberView {
         }
         let oldest = newest.into_iter().min_by_key(|(of, newest)| (*newest, *of));
         let Some((oldest, _)) = oldest.filter(|(_, newest)| *newest < seq) else {
-            return Err(Rejection::TooMany("services"));
+            return Err(RecordRejection::TooMany("services"));
         };
         self.records.remove(&RecordKind::IntroPoints(oldest));
         self.records.remove(&RecordKind::Publication(oldest));

@@ -46,7 +46,7 @@ impl Scene {
         kind: RecordKind,
         record: T,
         now: Now,
-    ) -> Result<Changes, Rejection> {
+    ) -> Result<Changes, RecordRejection> {
         self.view.ingest(who.node(), kind, &sign(record, &who.key).to_bytes().unwrap(), now)
     }
 
@@ -79,8 +79,8 @@ fn what_came_before_the_card_is_taken_in_with_it() {
     let mut scene = Scene::new();
     let who = scene.publisher(1);
     let points = who.points(seq(1, 2), vec![point(1, 1)]);
-    assert_eq!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(0)), Err(Rejection::Unknown));
-    assert_eq!(scene.say(&who, RecordKind::Lease, who.lease(seq(1, 3), 1, TTL), at(0)), Err(Rejection::Unknown));
+    assert_eq!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(0)), Err(RecordRejection::Unknown));
+    assert_eq!(scene.say(&who, RecordKind::Lease, who.lease(seq(1, 3), 1, TTL), at(0)), Err(RecordRejection::Unknown));
     assert_eq!(scene.view.holder(at(0)), None);
     scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(1)).unwrap();
     assert_eq!(scene.view.holder(at(1)), Some((who.node(), 1)));
@@ -95,7 +95,7 @@ fn certificates_known_from_elsewhere_make_a_member_too() {
     assert!(scene.view.is_member(&who.node()));
     assert!(scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 1), Phase::Active), at(0)).is_ok());
     let foreign = Founder::new(2).node(2, Role::Publisher).member.chain();
-    assert!(matches!(scene.view.admit_chain(foreign, at(0)), Err(Rejection::Chain(_))));
+    assert!(matches!(scene.view.admit_chain(foreign, at(0)), Err(RecordRejection::Chain(_))));
 }
 
 #[test]
@@ -104,18 +104,18 @@ fn nothing_is_believed_that_its_speaker_did_not_sign() {
     let (who, liar) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
     let heartbeat = who.beat(seq(2, 1), Phase::Gone);
     let forged = sign(heartbeat.clone(), &liar.key).to_bytes().unwrap();
-    assert_eq!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &forged, at(3)), Err(Rejection::Origin));
-    assert_eq!(scene.view.ingest(liar.node(), RecordKind::Heartbeat, &forged, at(3)), Err(Rejection::Origin));
+    assert_eq!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &forged, at(3)), Err(RecordRejection::Origin));
+    assert_eq!(scene.view.ingest(liar.node(), RecordKind::Heartbeat, &forged, at(3)), Err(RecordRejection::Origin));
     let mut broken = sign(heartbeat, &who.key).to_bytes().unwrap();
     let last = broken.len() - 1;
     broken[last] ^= 1;
-    assert_eq!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &broken, at(3)), Err(Rejection::Signature));
+    assert_eq!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &broken, at(3)), Err(RecordRejection::Signature));
     // The signature of a lease is not valid for a heartbeat.
     let lease = sign(who.lease(seq(2, 1), 1, TTL), &who.key).to_bytes().unwrap();
     assert!(scene.view.ingest(who.node(), RecordKind::Heartbeat, &lease, at(3)).is_err());
     assert!(matches!(
         scene.view.ingest(who.node(), RecordKind::Heartbeat, &[0; 600], at(3)),
-        Err(Rejection::Unreadable(_))
+        Err(RecordRejection::Unreadable(_))
     ));
     assert!(scene.view.member(&who.node()).unwrap().alive);
     assert_eq!((scene.view.refused().of("origin"), scene.view.refused().of("signature")), (2, 2));
@@ -127,21 +127,21 @@ fn a_foreign_a_fallen_or_an_evicted_member_is_not_heard() {
     let foreign = Founder::new(2).node(9, Role::Publisher);
     assert!(matches!(
         scene.say(&foreign, RecordKind::Card, foreign.card(1, 1), at(0)),
-        Err(Rejection::Cluster | Rejection::Chain(_))
+        Err(RecordRejection::Cluster | RecordRejection::Chain(_))
     ));
     let expired = scene.founder.admit(8, Role::Worker, FOUNDED - 2 * 365 * 24 * 3600, None);
-    assert_eq!(scene.say(&expired, RecordKind::Card, expired.card(1, 1), at(0)), Err(Rejection::Expired));
+    assert_eq!(scene.say(&expired, RecordKind::Card, expired.card(1, 1), at(0)), Err(RecordRejection::Expired));
     let who = scene.meet(1, at(0));
     let revocation = scene.founder.revoke(who.node()).to_bytes().unwrap();
     let changes = scene.view.ingest(foreign.node(), RecordKind::Revocation(who.node()), &revocation, at(3)).unwrap();
     assert!(changes.members && changes.revocations);
     assert!(!scene.view.is_member(&who.node()) && scene.view.revoked(&who.node()));
-    assert_eq!(scene.say(&who, RecordKind::Card, who.card(seq(9, 1), 1), at(4)), Err(Rejection::Revoked));
+    assert_eq!(scene.say(&who, RecordKind::Card, who.card(seq(9, 1), 1), at(4)), Err(RecordRejection::Revoked));
     assert_eq!(
         scene.say(&who, RecordKind::Heartbeat, who.beat(seq(9, 2), Phase::Active), at(4)),
-        Err(Rejection::Revoked)
+        Err(RecordRejection::Revoked)
     );
-    assert_eq!(scene.view.admit_chain(who.member.chain(), at(4)), Err(Rejection::Revoked));
+    assert_eq!(scene.view.admit_chain(who.member.chain(), at(4)), Err(RecordRejection::Revoked));
     assert!(!scene.view.is_member(&who.node()));
 }
 
@@ -174,12 +174,12 @@ fn only_the_authority_revokes_and_invites() {
     let forged = sign(statement, &liar.key).to_bytes().unwrap();
     assert_eq!(
         scene.view.ingest(liar.node(), RecordKind::Revocation(who.node()), &forged, at(3)),
-        Err(Rejection::Authority)
+        Err(RecordRejection::Authority)
     );
     let invitation = scene.founder.invitation(1, 1, &[]);
     let kind = RecordKind::Invitation(invitation.token);
     let forged = sign((*invitation).clone(), &liar.key).to_bytes().unwrap();
-    assert_eq!(scene.view.ingest(liar.node(), kind, &forged, at(3)), Err(Rejection::Authority));
+    assert_eq!(scene.view.ingest(liar.node(), kind, &forged, at(3)), Err(RecordRejection::Authority));
     assert!(scene.view.ingest(liar.node(), kind, &invitation.to_bytes().unwrap(), at(3)).unwrap().invitations);
 }
 
@@ -191,18 +191,18 @@ fn a_second_authority_of_the_address_is_not_believed() {
     let second = Founder::with_authority(1, 2);
     assert_eq!(second.cluster(), scene.founder.cluster());
     let made_up = second.node(9, Role::Publisher);
-    assert_eq!(scene.view.admit_chain(made_up.member.chain(), at(1)), Err(Rejection::Authority));
+    assert_eq!(scene.view.admit_chain(made_up.member.chain(), at(1)), Err(RecordRejection::Authority));
     let card = made_up.card(seq(1, 1), 100);
-    assert_eq!(scene.say(&made_up, RecordKind::Card, card, at(1)), Err(Rejection::Authority));
+    assert_eq!(scene.say(&made_up, RecordKind::Card, card, at(1)), Err(RecordRejection::Authority));
     let renewed = second.admit(1, Role::Publisher, FOUNDED + 9, None).member.chain();
-    assert_eq!(scene.view.admit_chain(renewed, at(1)), Err(Rejection::Authority));
+    assert_eq!(scene.view.admit_chain(renewed, at(1)), Err(RecordRejection::Authority));
     let revocation = second.revoke(honest.node()).to_bytes().unwrap();
     let kind = RecordKind::Revocation(honest.node());
-    assert_eq!(scene.view.ingest(honest.node(), kind, &revocation, at(1)), Err(Rejection::Authority));
+    assert_eq!(scene.view.ingest(honest.node(), kind, &revocation, at(1)), Err(RecordRejection::Authority));
     let invitation = second.invitation(1, 1, &[]);
     let kind = RecordKind::Invitation(invitation.token);
     let refused = scene.view.ingest(honest.node(), kind, &invitation.to_bytes().unwrap(), at(1));
-    assert_eq!(refused, Err(Rejection::Authority));
+    assert_eq!(refused, Err(RecordRejection::Authority));
     assert!(scene.view.is_member(&honest.node()) && !scene.view.is_member(&made_up.node()));
 }
 
@@ -211,13 +211,16 @@ fn replays_and_absurd_numbers_are_refused() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
     let beat = |n| who.beat(n, Phase::Active);
-    let stale = Rejection::Stale { known: seq(1, 3), got: seq(1, 2) };
+    let stale = RecordRejection::Stale { known: seq(1, 3), got: seq(1, 2) };
     assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(seq(1, 2)), at(3)), Err(stale));
     assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(seq(1, 3)), at(3)), Ok(Changes::default()));
-    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(u64::MAX), at(3)), Err(Rejection::Jump("sequence number")));
+    assert_eq!(
+        scene.say(&who, RecordKind::Heartbeat, beat(u64::MAX), at(3)),
+        Err(RecordRejection::Jump("sequence number"))
+    );
     let lease = |n, term| who.lease(seq(1, n), term, TTL);
     let far = at(3).unix * TERMS_PER_SECOND + 1;
-    assert_eq!(scene.say(&who, RecordKind::Lease, lease(4, far), at(3)), Err(Rejection::Jump("term")));
+    assert_eq!(scene.say(&who, RecordKind::Lease, lease(4, far), at(3)), Err(RecordRejection::Jump("term")));
     assert!(scene.say(&who, RecordKind::Lease, lease(5, far - 1), at(3)).is_ok());
     let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
     let publication = |n, revision| Publication {
@@ -230,7 +233,7 @@ fn replays_and_absurd_numbers_are_refused() {
     };
     let kind = RecordKind::Publication(who.service());
     let (absurd, high, low) = (publication(7, u64::MAX), publication(8, 77), publication(9, 7));
-    assert_eq!(scene.say(&who, kind, absurd, at(3)), Err(Rejection::Jump("revision")));
+    assert_eq!(scene.say(&who, kind, absurd, at(3)), Err(RecordRejection::Jump("revision")));
     assert!(scene.say(&who, kind, high, at(3)).unwrap().publications);
     assert!(scene.say(&who, kind, low, at(3)).unwrap().publications);
     assert_eq!(scene.view.highest_revision(&who.service(), &period), Some(77));
@@ -256,7 +259,7 @@ fn no_record_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_ref
         PeriodId { length_minutes: u32::MAX, ..day(1) },
     ];
     for period in strange {
-        assert_eq!(say(&mut scene, &liar, period, 1), Err(Rejection::Bounds("period")));
+        assert_eq!(say(&mut scene, &liar, period, 1), Err(RecordRejection::Bounds("period")));
     }
     assert_eq!(say(&mut scene, &other, day(today), 50), Ok(true));
     // Its own map of revisions stays bounded too.
@@ -299,7 +302,7 @@ fn an_old_heartbeat_proves_nothing_about_a_node_that_was_never_heard() {
     scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(hour)).unwrap();
     for n in 1..60 {
         let old = beat(n, FOUNDED + 2 * n);
-        assert_eq!(scene.say(&who, RecordKind::Heartbeat, old, at(hour + 2 * n)), Err(Rejection::Old));
+        assert_eq!(scene.say(&who, RecordKind::Heartbeat, old, at(hour + 2 * n)), Err(RecordRejection::Old));
     }
     let seen = scene.view.member(&who.node()).unwrap();
     assert!(!seen.alive && seen.last_heard.is_none() && scene.view.refused().of("old") == 59);
@@ -312,7 +315,7 @@ fn an_old_heartbeat_proves_nothing_about_a_node_that_was_never_heard() {
     // After half an hour of silence its last record may be forgotten: an old heartbeat is refused
     // again.
     let late = at(2 * hour);
-    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(64, FOUNDED + hour), late), Err(Rejection::Old));
+    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(64, FOUNDED + hour), late), Err(RecordRejection::Old));
     assert!(scene.say(&who, RecordKind::Heartbeat, beat(65, late.unix), late).is_ok());
 }
 
@@ -326,12 +329,12 @@ fn two_processes_with_one_key_are_noticed_by_others_and_a_restart_is_not() {
     for (boot, n, instance) in [(1, 2, 1), (1, 4, 1), (2, 6, 2), (2, 30, 2)] {
         scene.say(&who, RecordKind::Heartbeat, beat(boot, n, instance), at(n)).unwrap();
     }
-    let doubled = |scene: &Scene| scene.view.member(&who.node()).unwrap().doubled;
+    let duplicate_key_seen = |scene: &Scene| scene.view.member(&who.node()).unwrap().duplicate_key_seen;
     let late = scene.say(&who, RecordKind::Heartbeat, beat(1, 5, 1), at(31));
-    assert!(matches!(late, Err(Rejection::Stale { .. })) && doubled(&scene).is_none());
+    assert!(matches!(late, Err(RecordRejection::Stale { .. })) && duplicate_key_seen(&scene).is_none());
     let second = scene.say(&who, RecordKind::Heartbeat, beat(1, 32, 1), at(32));
-    assert!(matches!(second, Err(Rejection::Stale { .. })));
-    assert_eq!(doubled(&scene), Some(at(32).mono));
+    assert!(matches!(second, Err(RecordRejection::Stale { .. })));
+    assert_eq!(duplicate_key_seen(&scene), Some(at(32).mono));
 }
 
 #[test]
@@ -345,7 +348,7 @@ fn a_node_with_a_fast_clock_hears_no_other_and_still_leaves_the_lease_to_its_hol
             scene.say(&who, RecordKind::Lease, who.lease(seq(1, 100 + n), 3, TTL), fast(2 * n)).unwrap();
         }
         let beat = who.beat(seq(1, n), Phase::Active);
-        assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat, fast(2 * n)), Err(Rejection::Old));
+        assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat, fast(2 * n)), Err(RecordRejection::Old));
         assert_eq!(scene.view.holder(fast(2 * n)), Some((who.node(), 3)));
     }
     assert_eq!((scene.view.hears(), scene.view.holder(fast(70))), (0, None));
@@ -357,7 +360,7 @@ fn every_field_is_within_its_bounds() {
     let who = scene.meet(1, at(0));
     let card = who.card(seq(1, 9), 100);
     let elsewhere = NodeCard { address: "fd00::1".parse().unwrap(), ..card.clone() };
-    assert_eq!(scene.say(&who, RecordKind::Card, elsewhere, at(3)), Err(Rejection::Address));
+    assert_eq!(scene.say(&who, RecordKind::Card, elsewhere, at(3)), Err(RecordRejection::Address));
     for bad in [
         NodeCard { weight: 0, ..card.clone() },
         NodeCard { weight: 101, ..card.clone() },
@@ -367,7 +370,7 @@ fn every_field_is_within_its_bounds() {
         NodeCard { ports: vec![80, 80], ..card.clone() },
         NodeCard { ports: (1..=65).collect(), ..card.clone() },
     ] {
-        assert!(matches!(scene.say(&who, RecordKind::Card, bad, at(3)), Err(Rejection::Bounds(_))));
+        assert!(matches!(scene.say(&who, RecordKind::Card, bad, at(3)), Err(RecordRejection::Bounds(_))));
     }
     let long = |length| IntroPoint { link_specifiers: vec![VarBytes(vec![0; length])], ..point(1, 1) };
     for bad in [
@@ -379,7 +382,7 @@ fn every_field_is_within_its_bounds() {
     ] {
         let points = who.points(seq(1, 9), bad);
         let outcome = scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3));
-        assert!(matches!(outcome, Err(Rejection::Bounds(_))), "{outcome:?}");
+        assert!(matches!(outcome, Err(RecordRejection::Bounds(_))), "{outcome:?}");
     }
     let points = who.points(seq(1, 9), (0..20).map(|n| point(n, n)).collect());
     assert!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)).unwrap().points);
@@ -392,7 +395,7 @@ fn points_that_do_not_pass_the_check_are_not_believed() {
     scene.view = scene.view.with_point_check(Box::new(move |_, served| served.point.session_key != bad));
     let who = scene.meet(1, at(0));
     let points = who.points(seq(1, 9), vec![point(1, 1), point(2, 2)]);
-    assert_eq!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)), Err(Rejection::Points));
+    assert_eq!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)), Err(RecordRejection::Points));
     assert!(scene.view.member(&who.node()).unwrap().intro_points(&who.service()).is_none());
     let points = who.points(seq(1, 9), vec![point(1, 1)]);
     assert!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)).unwrap().points);
@@ -428,7 +431,7 @@ fn a_worker_holds_no_lease_and_publishes_nothing() {
     let mut scene = Scene::new();
     let worker = scene.founder.node(5, Role::Worker);
     scene.say(&worker, RecordKind::Card, worker.card(1, 0), at(0)).unwrap();
-    assert_eq!(scene.say(&worker, RecordKind::Lease, worker.lease(2, 1, TTL), at(0)), Err(Rejection::Role));
+    assert_eq!(scene.say(&worker, RecordKind::Lease, worker.lease(2, 1, TTL), at(0)), Err(RecordRejection::Role));
     assert_eq!((scene.view.holder(at(0)), scene.view.highest_term()), (None, 0));
 }
 
@@ -486,7 +489,7 @@ fn of_two_that_shared_a_token_the_first_stands() {
     assert!(scene.view.is_member(&early.node()) && !scene.view.is_member(&late.node()));
     assert_eq!(scene.view.overdrawn().collect::<Vec<_>>(), vec![late.node()]);
     let beat = late.beat(2, Phase::Active);
-    assert_eq!(scene.say(&late, RecordKind::Heartbeat, beat, at(3)), Err(Rejection::Overdrawn));
+    assert_eq!(scene.say(&late, RecordKind::Heartbeat, beat, at(3)), Err(RecordRejection::Overdrawn));
 }
 
 #[test]
@@ -532,7 +535,7 @@ fn a_view_holds_max_nodes_and_no_more() {
         scene.view.admit_chain(scene.publisher(number).member.chain(), at(0)).unwrap();
     }
     let one_more = scene.publisher(MAX_NODES as u32).member.chain();
-    assert_eq!(scene.view.admit_chain(one_more.clone(), at(0)), Err(Rejection::TooMany("nodes")));
+    assert_eq!(scene.view.admit_chain(one_more.clone(), at(0)), Err(RecordRejection::TooMany("nodes")));
     let gone = scene.publisher(1).node();
     let revocation = scene.founder.revoke(gone).to_bytes().unwrap();
     scene.view.ingest(gone, RecordKind::Revocation(gone), &revocation, at(0)).unwrap();

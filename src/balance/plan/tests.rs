@@ -23,7 +23,7 @@ fn point(relay: RelayId, keys: u8) -> ServedPoint {
 
 /// Opens every point it is asked for, at one of the relays 1..=`relays`, unless the relay is dead.
 struct World {
-    plan: Plan,
+    plan: BalancePlan,
     now: Now,
     relays: u8,
     dead: BTreeSet<RelayId>,
@@ -35,7 +35,7 @@ struct World {
 impl World {
     fn new(want: usize) -> Self {
         let now = Now { mono: Duration::from_secs(100), unix: 1_800_000_000 };
-        let plan = Plan::new(want);
+        let plan = BalancePlan::new(want);
         let (dead, retired) = (BTreeSet::new(), BTreeSet::new());
         Self { plan, now, relays: 9, dead, advertised: Vec::new(), open: BTreeMap::new(), retired }
     }
@@ -95,7 +95,7 @@ impl World {
 #[test]
 fn it_keeps_as_many_points_as_wanted_each_at_its_own_relay() {
     let mut world = World::new(3);
-    world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::from([relay(2)]) });
+    world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::from([relay(2)]) });
     world.run(5);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(3), relay(4), relay(5)]));
 }
@@ -171,7 +171,7 @@ fn a_restart_after_a_rotation_advertises_the_new_points_and_keeps_the_old_open()
 fn of_two_that_chose_one_relay_at_once_the_weaker_closes_its_point() {
     let mut world = World::new(2);
     world.run(3);
-    world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::new() });
+    world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::new() });
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
     assert_eq!(world.open.len(), 2, "no client knows the old point");
@@ -185,7 +185,7 @@ fn before_it_knows_the_others_it_opens_only_what_it_had() {
     world.tell(Event::Restored(restored));
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(4)]));
-    world.tell(Event::Others { stronger: BTreeSet::new(), weaker: BTreeSet::from([relay(1)]) });
+    world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::new(), avoid: BTreeSet::from([relay(1)]) });
     world.tell(Event::MayChoose(true));
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(4), relay(2)]));
@@ -195,7 +195,7 @@ fn before_it_knows_the_others_it_opens_only_what_it_had() {
 fn the_weaker_node_leaves_a_shared_relay_and_lingers_there() {
     let mut world = World::new(2);
     world.run(UNKNOWN + 3);
-    world.tell(Event::Others { stronger: BTreeSet::from([relay(1)]), weaker: BTreeSet::from([relay(2)]) });
+    world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::from([relay(2)]) });
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
     assert_eq!(world.open.len(), 3, "the old point still serves");
@@ -229,8 +229,8 @@ fn a_member_that_goes_where_this_node_is_has_it_on_the_move_for_a_while_only() {
     for _ in 0..1800 {
         let before: BTreeSet<SlotId> = world.open.keys().copied().collect();
         world.run(1);
-        let stronger = world.relays_advertised();
-        world.tell(Event::Others { stronger, weaker: BTreeSet::new() });
+        let must_leave = world.relays_advertised();
+        world.tell(Event::RelaysOfOthers { must_leave, avoid: BTreeSet::new() });
         opened += world.open.keys().filter(|slot| !before.contains(slot)).count();
         assert_eq!(world.advertised.len(), 2);
     }

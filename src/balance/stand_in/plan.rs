@@ -1,7 +1,7 @@
 //! Which points of silent nodes this node serves at: a reconciler between the unattended points
 //! that are assigned to it and those it has.
 //!
-//! Enter with [`Plan::handle`]; [`Plan::next_timeout`] says when to call it again. A point that is
+//! Enter with [`StandInPlan::handle`]; [`StandInPlan::next_timeout`] says when to call it again. A point that is
 //! assigned to this node is opened at its relay. If its circuit is lost, it was most likely taken
 //! back by the node, alive after all, or taken by another publisher with another view of the
 //! cluster. The point is retried with growing pauses, so that two nodes do not compete for it for
@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rustbalance_gossip::stand_in::Orphan;
+use rustbalance_gossip::stand_in::UnattendedPoint;
 use rustbalance_gossip::time::Now;
 
 use crate::backoff::Backoff;
@@ -32,26 +32,26 @@ pub enum Event {
     /// Time passed.
     Tick,
     /// The points that are assigned to this node now.
-    Wanted(BTreeSet<Orphan>),
+    Wanted(BTreeSet<UnattendedPoint>),
     /// A point is open.
-    Opened(Orphan),
+    Opened(UnattendedPoint),
     /// A point could not be opened.
-    OpenFailed(Orphan),
+    OpenFailed(UnattendedPoint),
     /// The circuit of a point ended.
-    Lost(Orphan),
+    Lost(UnattendedPoint),
 }
 
 /// An action that the task carries out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Open a point. Answer with `Opened` or `OpenFailed`.
-    Open(Orphan),
+    Open(UnattendedPoint),
     /// Close a point if it is open, and forget it.
-    Forget(Orphan),
+    Forget(UnattendedPoint),
 }
 
 #[derive(Debug)]
-struct Held {
+struct PointState {
     circuit: Circuit,
     /// How often the point could not be opened, or was lost.
     setbacks: u32,
@@ -61,11 +61,11 @@ struct Held {
 
 /// The reconciler. It has no clock and no circuits.
 #[derive(Debug, Default)]
-pub struct Plan {
-    held: BTreeMap<Orphan, Held>,
+pub struct StandInPlan {
+    held: BTreeMap<UnattendedPoint, PointState>,
 }
 
-impl Machine for Plan {
+impl Machine for StandInPlan {
     type Event = Event;
     type Action = Action;
 
@@ -78,19 +78,19 @@ impl Machine for Plan {
         match event {
             Event::Tick => {}
             Event::Wanted(wanted) => self.want(wanted, mono),
-            Event::Opened(orphan) => match self.held.get_mut(&orphan) {
+            Event::Opened(unattended) => match self.held.get_mut(&unattended) {
                 Some(held) => held.circuit = Circuit::Up,
-                None => actions.push(Action::Forget(orphan)),
+                None => actions.push(Action::Forget(unattended)),
             },
-            Event::OpenFailed(orphan) => self.set_back(&orphan, RETRY, mono),
-            Event::Lost(orphan) => self.set_back(&orphan, PAUSES.longest, mono),
+            Event::OpenFailed(unattended) => self.set_back(&unattended, RETRY, mono),
+            Event::Lost(unattended) => self.set_back(&unattended, PAUSES.longest, mono),
         }
         self.reconcile(mono, &mut actions);
         actions
     }
 
     fn next_timeout(&self, _: Now) -> Option<Duration> {
-        let due = |held: &Held| match held.circuit {
+        let due = |held: &PointState| match held.circuit {
             Circuit::Down { not_before } => Some(not_before),
             Circuit::Opening => None,
             Circuit::Up => held.unwanted.map(|since| since + HOLD),
@@ -99,36 +99,36 @@ impl Machine for Plan {
     }
 }
 
-impl Plan {
-    fn want(&mut self, wanted: BTreeSet<Orphan>, mono: Duration) {
-        for (orphan, held) in &mut self.held {
-            held.unwanted = if wanted.contains(orphan) { None } else { held.unwanted.or(Some(mono)) };
+impl StandInPlan {
+    fn want(&mut self, wanted: BTreeSet<UnattendedPoint>, mono: Duration) {
+        for (unattended, held) in &mut self.held {
+            held.unwanted = if wanted.contains(unattended) { None } else { held.unwanted.or(Some(mono)) };
         }
-        for orphan in wanted {
+        for unattended in wanted {
             let circuit = Circuit::Down { not_before: mono };
-            self.held.entry(orphan).or_insert(Held { circuit, setbacks: 0, unwanted: None });
+            self.held.entry(unattended).or_insert(PointState { circuit, setbacks: 0, unwanted: None });
         }
     }
 
-    fn set_back(&mut self, orphan: &Orphan, longest: Duration, mono: Duration) {
-        let Some(held) = self.held.get_mut(orphan) else { return };
+    fn set_back(&mut self, unattended: &UnattendedPoint, longest: Duration, mono: Duration) {
+        let Some(held) = self.held.get_mut(unattended) else { return };
         let pause = Backoff { longest, ..PAUSES }.pause(held.setbacks);
         held.setbacks = held.setbacks.saturating_add(1);
         held.circuit = Circuit::Down { not_before: mono + pause };
     }
 
     fn reconcile(&mut self, mono: Duration, actions: &mut Vec<Action>) {
-        let over = |held: &mut Held| match held.circuit {
+        let over = |held: &mut PointState| match held.circuit {
             Circuit::Down { .. } => held.unwanted.is_some(),
             Circuit::Opening => false,
             Circuit::Up => held.unwanted.is_some_and(|since| mono >= since + HOLD),
         };
         let over = self.held.extract_if(.., |_, held| over(held));
-        actions.extend(over.map(|(orphan, _)| Action::Forget(orphan)));
-        for (orphan, held) in &mut self.held {
+        actions.extend(over.map(|(unattended, _)| Action::Forget(unattended)));
+        for (unattended, held) in &mut self.held {
             if held.circuit.is_due(mono) {
                 held.circuit = Circuit::Opening;
-                actions.push(Action::Open(orphan.clone()));
+                actions.push(Action::Open(unattended.clone()));
             }
         }
     }

@@ -1,11 +1,11 @@
-//! The shell of [`Plan`] that stands in for silent nodes, through the [`Engine`].
+//! The shell of [`StandInPlan`] that stands in for silent nodes, through the [`Engine`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use rustbalance_gossip::id::{NodeId, ServiceId};
 use rustbalance_gossip::record::RelayId;
-use rustbalance_gossip::stand_in::Orphan;
+use rustbalance_gossip::stand_in::UnattendedPoint;
 use rustbalance_gossip::time::Now;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -13,7 +13,7 @@ use tokio::time::Interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::plan::{Action, Event, Plan};
+use super::plan::{Action, Event, StandInPlan};
 use crate::balance::circuit;
 use crate::balance::task::COUNT_EVERY;
 use crate::clock::Clock;
@@ -48,27 +48,27 @@ pub struct StandIn {
     /// The queue for client streams.
     pub streams: mpsc::Sender<Incoming>,
     /// The points that are assigned to this node now.
-    pub wanted: watch::Receiver<BTreeSet<Orphan>>,
+    pub wanted: watch::Receiver<BTreeSet<UnattendedPoint>>,
     /// The points at which it serves, written by the task for `status`.
     pub status: watch::Sender<Vec<StandInPoint>>,
 }
 
 /// An input of the shell.
 enum Input {
-    Wanted(BTreeSet<Orphan>),
+    Wanted(BTreeSet<UnattendedPoint>),
     /// It is time to count introductions.
     Count,
-    Opened(Orphan, Result<Arc<dyn OpenIntroPoint>, String>),
-    Lost(Orphan, String),
+    Opened(UnattendedPoint, Result<Arc<dyn OpenIntroPoint>, String>),
+    Lost(UnattendedPoint, String),
 }
 
 struct StandInShell {
     stand_in: StandIn,
     /// The jobs that hold each open point and wait for the loss of its circuit. Aborting the job
     /// closes the point.
-    open: BTreeMap<Orphan, AbortHandle>,
+    open: BTreeMap<UnattendedPoint, AbortHandle>,
     /// The introductions seen at each point since this node began to serve at it.
-    seen: BTreeMap<Orphan, Arc<ReplayLog>>,
+    seen: BTreeMap<UnattendedPoint, Arc<ReplayLog>>,
     count: Interval,
 }
 
@@ -81,17 +81,17 @@ impl StandIn {
         self.wanted.mark_changed();
         let count = tokio::time::interval(COUNT_EVERY);
         let shell = StandInShell { stand_in: self, open: BTreeMap::new(), seen: BTreeMap::new(), count };
-        Driver::new(Plan::default(), shell, Clock::start()).run(&stop).await.map_err(|error| error.to_string())
+        Driver::new(StandInPlan::default(), shell, Clock::start()).run(&stop).await.map_err(|error| error.to_string())
     }
 
     /// The keys of a point. The view has checked, when the point was announced, that it has these
     /// keys.
-    fn secrets(&self, orphan: &Orphan) -> IntroPointSecrets {
-        PointSeed::derive(&self.authority, orphan.node).secrets(orphan.served.nonce)
+    fn secrets(&self, unattended: &UnattendedPoint) -> IntroPointSecrets {
+        PointSeed::derive(&self.authority, unattended.node).secrets(unattended.served.nonce)
     }
 }
 
-impl Shell<Plan> for StandInShell {
+impl Shell<StandInPlan> for StandInShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
@@ -103,45 +103,45 @@ impl Shell<Plan> for StandInShell {
     }
 
     fn take(&mut self, input: Input, jobs: &mut Jobs<Input>) -> Vec<Event> {
-        let named = |orphan: &Orphan| (orphan.node.short(), orphan.served.point.relay);
+        let named = |unattended: &UnattendedPoint| (unattended.node.short(), unattended.served.point.relay);
         match input {
             Input::Wanted(wanted) => vec![Event::Wanted(wanted)],
             Input::Count => Vec::new(),
-            Input::Opened(orphan, Ok(handle)) => {
-                let (node, relay) = named(&orphan);
+            Input::Opened(unattended, Ok(handle)) => {
+                let (node, relay) = named(&unattended);
                 info!(%node, %relay, "standing in for a silent node at an introduction point");
-                let lost = orphan.clone();
+                let lost = unattended.clone();
                 let holder = jobs.spawn(async move { Input::Lost(lost, handle.lost().await) });
-                self.open.insert(orphan.clone(), holder);
-                vec![Event::Opened(orphan)]
+                self.open.insert(unattended.clone(), holder);
+                vec![Event::Opened(unattended)]
             }
-            Input::Opened(orphan, Err(error)) => {
-                let (node, relay) = named(&orphan);
+            Input::Opened(unattended, Err(error)) => {
+                let (node, relay) = named(&unattended);
                 debug!(%node, %relay, %error, "cannot stand in for a silent node, will try again");
-                vec![Event::OpenFailed(orphan)]
+                vec![Event::OpenFailed(unattended)]
             }
-            Input::Lost(orphan, why) => {
-                let (node, relay) = named(&orphan);
+            Input::Lost(unattended, why) => {
+                let (node, relay) = named(&unattended);
                 info!(%node, %relay, %why, "no longer standing in at an introduction point");
-                self.open.remove(&orphan);
-                vec![Event::Lost(orphan)]
+                self.open.remove(&unattended);
+                vec![Event::Lost(unattended)]
             }
         }
     }
 
     fn act(&mut self, action: Action, jobs: &mut Jobs<Input>) {
         match action {
-            Action::Open(orphan) => self.open(orphan, jobs),
-            Action::Forget(orphan) => self.forget(&orphan),
+            Action::Open(unattended) => self.open(unattended, jobs),
+            Action::Forget(unattended) => self.forget(&unattended),
         }
     }
 
     /// Updates `status` with the points at which this node serves.
-    fn settle(&mut self, _: &Plan, _: Now) -> Vec<Event> {
-        let status = |orphan: &Orphan| StandInPoint {
-            node: orphan.node,
-            relay: orphan.served.point.relay,
-            introductions: self.seen.get(orphan).map_or(0, |seen| seen.len() as u64),
+    fn settle(&mut self, _: &StandInPlan, _: Now) -> Vec<Event> {
+        let status = |unattended: &UnattendedPoint| StandInPoint {
+            node: unattended.node,
+            relay: unattended.served.point.relay,
+            introductions: self.seen.get(unattended).map_or(0, |seen| seen.len() as u64),
         };
         publish(&self.stand_in.status, self.open.keys().map(status).collect());
         Vec::new()
@@ -149,27 +149,28 @@ impl Shell<Plan> for StandInShell {
 }
 
 impl StandInShell {
-    fn open(&mut self, orphan: Orphan, jobs: &mut Jobs<Input>) {
+    fn open(&mut self, unattended: UnattendedPoint, jobs: &mut Jobs<Input>) {
         let StandIn { engine, service, limits, streams, .. } = &self.stand_in;
         let (engine, limits, streams) = (Arc::clone(engine), Arc::clone(limits), streams.clone());
-        let replays = Arc::clone(self.seen.entry(orphan.clone()).or_insert_with(|| Arc::new(ReplayLog::ephemeral())));
+        let replays =
+            Arc::clone(self.seen.entry(unattended.clone()).or_insert_with(|| Arc::new(ReplayLog::ephemeral())));
         let request = IntroRequest {
             service: *service,
-            keys: IntroPointKeys { secrets: self.stand_in.secrets(&orphan), replays },
-            relay: RelayChoice::Exactly(orphan.served.point.relay),
+            keys: IntroPointKeys { secrets: self.stand_in.secrets(&unattended), replays },
+            relay: RelayChoice::Exactly(unattended.served.point.relay),
             limits,
         };
         jobs.spawn(async move {
             let opened = circuit::open(&*engine, request, streams).await;
-            Input::Opened(orphan, opened)
+            Input::Opened(unattended, opened)
         });
     }
 
-    fn forget(&mut self, orphan: &Orphan) {
-        self.seen.remove(orphan);
-        if let Some(holder) = self.open.remove(orphan) {
+    fn forget(&mut self, unattended: &UnattendedPoint) {
+        self.seen.remove(unattended);
+        if let Some(holder) = self.open.remove(unattended) {
             holder.abort();
-            info!(node = %orphan.node.short(), "gave up an introduction point of another node");
+            info!(node = %unattended.node.short(), "gave up an introduction point of another node");
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::join::message::{Challenge, FromJoiner, FromPublisher, Redeem};
 
 #[test]
 fn a_captured_join_is_worth_nothing_against_another_challenge() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Worker, 5), node());
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
@@ -19,7 +19,7 @@ fn a_captured_join_is_worth_nothing_against_another_challenge() {
 
     let mut other = Admission::new(fresh());
     host.hear(&mut other, &hello, NOW);
-    assert_eq!(host.hear(&mut other, &redeem, NOW).1, Some(Outcome::Refused(Refusal::UnknownToken)));
+    assert_eq!(host.hear(&mut other, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
     assert_eq!(host.recorded(), 0);
     // A captured answer, sent to another join.
     let answer = host.hear(&mut admission, &redeem, NOW).0.unwrap();
@@ -33,7 +33,7 @@ fn a_captured_join_is_worth_nothing_against_another_challenge() {
 /// A worker that carries a join can change its messages; the changed ones must be rejected.
 #[test]
 fn a_carrier_cannot_put_itself_in_the_joiner_s_or_the_publisher_s_place() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Worker, 5), node());
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
@@ -43,7 +43,7 @@ fn a_carrier_cannot_put_itself_in_the_joiner_s_or_the_publisher_s_place() {
     let forged = Challenge { ephemeral: FixedBytes(fresh().public()), ..said };
     let forged = codec::encode(&FromPublisher::Challenge(forged)).unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&forged, NOW) else { panic!() };
-    assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(Refusal::UnknownToken)));
+    assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
 
     // The carrier's node id under the joiner's token signature.
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
@@ -56,13 +56,13 @@ fn a_carrier_cannot_put_itself_in_the_joiner_s_or_the_publisher_s_place() {
     let node_signature = FixedBytes(transcript::sign(transcript::BY_NODE, &request, &thief));
     let stolen = Redeem { node: thief.node_id(), node_signature, ..redeem };
     let stolen = codec::encode(&FromJoiner::Redeem(stolen)).unwrap();
-    assert_eq!(host.hear(&mut admission, &stolen, NOW).1, Some(Outcome::Refused(Refusal::UnknownToken)));
+    assert_eq!(host.hear(&mut admission, &stolen, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
     assert_eq!(host.recorded(), 0);
 }
 
 #[test]
 fn a_node_key_that_is_not_the_joiner_s_is_refused() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, mine, victim) = (host.invite(Role::Worker, 5), node(), node());
     let (mut joiner, hello) = Joiner::new(&token, &mine, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
@@ -77,7 +77,7 @@ fn a_node_key_that_is_not_the_joiner_s_is_refused() {
         node_signature: FixedBytes(transcript::sign(transcript::BY_NODE, &request, &mine)),
     };
     let redeem = codec::encode(&FromJoiner::Redeem(redeem)).unwrap();
-    assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(Refusal::Malformed)));
+    assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::Malformed)));
     assert_eq!(host.recorded(), 0);
 }
 
@@ -85,12 +85,12 @@ fn a_node_key_that_is_not_the_joiner_s_is_refused() {
 fn an_answer_from_a_node_that_is_not_a_publisher_of_the_cluster_is_rejected() {
     // A worker that admits, with an authority key that it should not have; and a publisher of
     // another cluster.
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Worker, 5), node());
-    let worker = Host::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Worker);
-    let stranger = Host::new();
+    let worker = TestPublisher::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Worker);
+    let stranger = TestPublisher::new();
     // A carrier that has the real publisher's certificates, but not its key.
-    let copycat = Host::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Publisher);
+    let copycat = TestPublisher::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Publisher);
     let key = super::node();
     for (impostor, key) in [(&worker, &worker.us.node), (&stranger, &stranger.us.node), (&copycat, &key)] {
         let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
@@ -135,13 +135,13 @@ fn an_answer_from_a_node_that_is_not_a_publisher_of_the_cluster_is_rejected() {
 
 #[test]
 fn garbage_and_messages_out_of_turn_change_nothing() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
     let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
-    let malformed = Some(Outcome::Refused(Refusal::Malformed));
+    let malformed = Some(Outcome::Refused(JoinRefusal::Malformed));
     let long = [&[1][..], &vec![0x61; frame::MAX_UNPROVEN]].concat();
     for first in [&b""[..], b"\x01", &redeem, &challenge, &long] {
         assert_eq!(host.hear(&mut Admission::new(fresh()), first, NOW).1, malformed);
@@ -155,7 +155,7 @@ fn garbage_and_messages_out_of_turn_change_nothing() {
     }
     assert_eq!(
         host.hear(&mut Admission::new(fresh()), b"GET / HTTP/1.1\r\n", NOW).1,
-        Some(Outcome::Refused(Refusal::Version(2)))
+        Some(Outcome::Refused(JoinRefusal::Version(2)))
     );
     for frame in [&b""[..], b"\x01\xff", &hello, &redeem, &challenge] {
         let (mut joiner, _) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
@@ -168,7 +168,7 @@ fn garbage_and_messages_out_of_turn_change_nothing() {
 
 #[test]
 fn an_answer_with_a_thousand_members_still_fits() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     for id in 0..1000u64 {
         let key = std::array::from_fn(|at| id.to_be_bytes()[at % 8]);
         let mut certificate = (*host.us.membership.certificate).clone();
@@ -184,14 +184,14 @@ fn an_answer_with_a_thousand_members_still_fits() {
 
 #[test]
 fn the_same_message_in_another_encoding_is_not_taken() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let token = host.invite(Role::Worker, 1);
     let (_, mut hello) = Joiner::new(&token, &node(), host.cluster(), fresh()).unwrap();
     // The name of the first field as a byte string, which serde would accept.
     let at = hello.windows(8).position(|window| window == b"\x67version").unwrap();
     hello[at] ^= 0x20;
     assert!(codec::decode::<FromJoiner>(&hello, 4096).is_ok());
-    assert_eq!(host.hear(&mut Admission::new(fresh()), &hello, NOW).1, Some(Outcome::Refused(Refusal::Malformed)));
+    assert_eq!(host.hear(&mut Admission::new(fresh()), &hello, NOW).1, Some(Outcome::Refused(JoinRefusal::Malformed)));
 }
 
 proptest! {
@@ -199,7 +199,7 @@ proptest! {
 
     #[test]
     fn any_change_on_the_way_ends_the_join(step in 0usize..4, at in any::<prop::sample::Index>(), bit in 0u8..8) {
-        let host = Host::new();
+        let host = TestPublisher::new();
         let (token, node) = (host.invite(Role::Worker, 1), node());
         let mut frames = 0;
         let mut disturb = |mut frame: Vec<u8>| {
@@ -228,7 +228,7 @@ proptest! {
 
     #[test]
     fn any_frames_are_survived(frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 1..4)) {
-        let host = Host::new();
+        let host = TestPublisher::new();
         let (token, node) = (host.invite(Role::Worker, 1), node());
         let mut admission = Admission::new(fresh());
         let (mut joiner, _) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();

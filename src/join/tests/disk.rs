@@ -3,7 +3,7 @@
 use rustbalance_gossip::record::Revocation;
 
 use super::*;
-use crate::store::{Beginning, Store, StoreError};
+use crate::store::{SetupCommand, Store, StoreError};
 
 #[test]
 fn a_founder_is_a_publisher_of_a_cluster_of_one() {
@@ -23,7 +23,7 @@ fn a_founder_is_a_publisher_of_a_cluster_of_one() {
 fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("founder");
-    let master = MasterSecret::generate(&mut rng());
+    let master = IdentitySecret::generate(&mut rng());
     let store = found(Store::create(&dir).unwrap(), Some(master.duplicate()), NOW, &mut rng()).unwrap();
     let cluster = ClusterId::named_by(master.service_id());
     assert_eq!(store.cluster(), cluster);
@@ -33,11 +33,11 @@ fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
     std::fs::remove_file(dir.join("membership")).unwrap();
     let other = folder.path().join("other");
     let mut pending = Store::create(&other).unwrap();
-    pending.begin(Beginning::Founding, cluster).unwrap();
+    pending.begin(SetupCommand::Init, cluster).unwrap();
     std::fs::copy(other.join("pending"), dir.join("pending")).unwrap();
 
     let error =
-        found(Store::create(&dir).unwrap(), Some(MasterSecret::generate(&mut rng())), NOW, &mut rng()).unwrap_err();
+        found(Store::create(&dir).unwrap(), Some(IdentitySecret::generate(&mut rng())), NOW, &mut rng()).unwrap_err();
     assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");
     let store = found(Store::create(&dir).unwrap(), None, NOW, &mut rng()).unwrap();
     assert_eq!((store.cluster(), store.node_id()), (cluster, node));
@@ -46,11 +46,11 @@ fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
 #[test]
 fn what_a_join_brought_is_there_after_opening_again() {
     let folder = tempfile::tempdir().unwrap();
-    let host = Host::new();
+    let host = TestPublisher::new();
     for role in [Role::Worker, Role::Publisher] {
         let dir = folder.path().join(role.to_string());
         let mut draft = Store::create(&dir).unwrap();
-        draft.begin(Beginning::Joining, host.cluster()).unwrap();
+        draft.begin(SetupCommand::Join, host.cluster()).unwrap();
         let secret = draft.node_secret(node).unwrap();
         let joined = host.join(&host.invite(role, 1), &secret).unwrap();
         persist_joined(draft, &joined).unwrap();

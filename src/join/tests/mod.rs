@@ -13,7 +13,7 @@ use rustbalance_gossip::signed::Verified;
 
 use super::*;
 use crate::discovery::{Discovery, Offer};
-use crate::keys::{AuthoritySecret, MasterSecret, NodeSecret, PointSeed, ServiceSecrets};
+use crate::keys::{AuthoritySecret, IdentitySecret, NodeSecret, PointSeed, ServiceSecrets};
 
 mod attacks;
 mod disk;
@@ -26,32 +26,32 @@ const NOW: u64 = 1_800_000_000;
 
 /// The state of one publisher.
 #[derive(Default)]
-struct Known {
+struct PublisherState {
     invitations: BTreeMap<InvitationId, Invitation>,
     members: BTreeMap<NodeId, Member>,
     revoked: BTreeSet<NodeId>,
     recorded: Vec<Redemption>,
     /// See [`Admissions::postponed`].
-    postponed: Option<Refusal>,
+    postponed: Option<JoinRefusal>,
     /// Services to name in the answer, in place of those that have secrets.
     named: Option<Vec<ServiceId>>,
 }
 
 /// A publisher with its state.
-struct Host {
+struct TestPublisher {
     us: Publisher,
     discovery: Discovery,
-    known: Mutex<Known>,
+    known: Mutex<PublisherState>,
     broken_disk: AtomicBool,
 }
 
-impl Host {
+impl TestPublisher {
     fn new() -> Self {
-        Self::beside(MasterSecret::generate(&mut rng()), AuthoritySecret::generate(&mut rng()), Role::Publisher)
+        Self::beside(IdentitySecret::generate(&mut rng()), AuthoritySecret::generate(&mut rng()), Role::Publisher)
     }
 
     /// A node of the cluster that has these keys.
-    fn beside(master: MasterSecret, authority: AuthoritySecret, role: Role) -> Self {
+    fn beside(master: IdentitySecret, authority: AuthoritySecret, role: Role) -> Self {
         let node = NodeSecret::generate(&mut rng());
         let cluster = ClusterId::named_by(master.service_id());
         let certificate = AuthorityCertificate { cluster, authority: authority.authority_id(), issued: NOW };
@@ -75,7 +75,7 @@ impl Host {
     }
 
     /// The identity key of the first service.
-    fn master(&self) -> &MasterSecret {
+    fn master(&self) -> &IdentitySecret {
         self.us.services[0].identity().unwrap()
     }
 
@@ -138,12 +138,12 @@ impl Host {
         self.join_at(token, node, NOW, NOW)
     }
 
-    fn refusal(&self, token: &Token, node: &NodeSecret) -> Refusal {
+    fn refusal(&self, token: &Token, node: &NodeSecret) -> JoinRefusal {
         refusal(self.join(token, node))
     }
 }
 
-struct Snapshot<'a>(&'a Host);
+struct Snapshot<'a>(&'a TestPublisher);
 
 impl Admissions for Snapshot<'_> {
     fn invitation(&self, id: &InvitationId) -> Option<Invitation> {
@@ -155,7 +155,7 @@ impl Admissions for Snapshot<'_> {
     fn is_revoked(&self, node: &NodeId) -> bool {
         self.0.known.lock().revoked.contains(node)
     }
-    fn postponed(&self, _: Role) -> Option<Refusal> {
+    fn postponed(&self, _: Role) -> Option<JoinRefusal> {
         self.0.known.lock().postponed.clone()
     }
     fn chains(&self) -> Vec<Chain> {
@@ -173,7 +173,7 @@ impl Admissions for Snapshot<'_> {
 }
 
 #[async_trait]
-impl Admitter for Host {
+impl Admitter for TestPublisher {
     fn publisher(&self) -> &Publisher {
         &self.us
     }
@@ -202,7 +202,7 @@ fn node() -> NodeSecret {
     NodeSecret::generate(&mut rng())
 }
 
-fn refusal(result: Result<Joined, JoinError>) -> Refusal {
+fn refusal(result: Result<Joined, JoinError>) -> JoinRefusal {
     match result {
         Err(JoinError::Refused(refusal)) => refusal,
         other => panic!("{other:?}"),

@@ -5,12 +5,12 @@ use rustbalance_gossip::bytes::FixedBytes;
 use super::*;
 use crate::join::parcel::{Facts, Parcel, ParcelError};
 use crate::keys::{SecretRole, ServiceSecret};
-use crate::store::{Beginning, Store};
+use crate::store::{SetupCommand, Store};
 
 /// A publisher of a cluster with two services; returns the second service, too.
-fn host_of_two() -> (Host, ServiceId) {
-    let mut host = Host::new();
-    let second = MasterSecret::generate(&mut rng());
+fn host_of_two() -> (TestPublisher, ServiceId) {
+    let mut host = TestPublisher::new();
+    let second = IdentitySecret::generate(&mut rng());
     let service = second.service_id();
     host.us.services.push(ServiceSecrets::of(second));
     (host, service)
@@ -23,7 +23,7 @@ fn a_join_brings_every_service_and_to_publishers_all_their_secrets() {
     let folder = tempfile::tempdir().unwrap();
     for role in [Role::Worker, Role::Publisher] {
         let mut draft = Store::create(&folder.path().join(role.to_string())).unwrap();
-        draft.begin(Beginning::Joining, host.cluster()).unwrap();
+        draft.begin(SetupCommand::Join, host.cluster()).unwrap();
         let joined = host.join(&host.invite(role, 1), &draft.node_secret(node).unwrap()).unwrap();
         let named: Vec<_> = joined.services.iter().map(|joined| (joined.service, joined.ports.clone())).collect();
         assert_eq!(named, [(first, vec![80, 443]), (second, vec![80, 443])]);
@@ -50,8 +50,8 @@ fn a_publisher_that_lacks_a_key_of_a_service_or_gives_another_is_not_believed() 
         assert!(matches!(&error, JoinError::Impostor { why, .. } if why.contains("keys")), "{error}");
     };
     wrong(|services| _ = services.pop());
-    wrong(|services| services[1].secrets = vec![ServiceSecret::Identity(MasterSecret::generate(&mut rng()))]);
-    wrong(|services| services.push(ServiceSecrets::of(MasterSecret::generate(&mut rng()))));
+    wrong(|services| services[1].secrets = vec![ServiceSecret::Identity(IdentitySecret::generate(&mut rng()))]);
+    wrong(|services| services.push(ServiceSecrets::of(IdentitySecret::generate(&mut rng()))));
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn door(limits: DoorLimits) -> Door {
 /// Runs a join at a door, directly or carried by a worker.
 async fn at_door(
     door: &Door,
-    host: &Host,
+    host: &TestPublisher,
     token: &Token,
     node: &NodeSecret,
     carried: bool,
@@ -43,7 +43,7 @@ async fn at_door(
 
 #[tokio::test(start_paused = true)]
 async fn a_node_joins_directly_and_through_a_carrier() {
-    let (host, door) = (Host::new(), door(DoorLimits::default()));
+    let (host, door) = (TestPublisher::new(), door(DoorLimits::default()));
     for (carried, role) in [(false, Role::Publisher), (true, Role::Publisher), (true, Role::Worker)] {
         let token = host.invite(role, 1);
         let joined = at_door(&door, &host, &token, &node(), carried).await.unwrap();
@@ -54,22 +54,22 @@ async fn a_node_joins_directly_and_through_a_carrier() {
 
 #[tokio::test(start_paused = true)]
 async fn one_token_raced_at_one_door_makes_one_member() {
-    let (host, door) = (Host::new(), door(DoorLimits::default()));
+    let (host, door) = (TestPublisher::new(), door(DoorLimits::default()));
     let (token, one, two) = (host.invite(Role::Worker, 1), node(), node());
     let (one, two) =
         tokio::join!(at_door(&door, &host, &token, &one, false), at_door(&door, &host, &token, &two, true));
     assert!(one.is_ok() != two.is_ok());
-    assert_eq!(refusal(if one.is_ok() { two } else { one }), Refusal::UsedUp { uses: 1 });
+    assert_eq!(refusal(if one.is_ok() { two } else { one }), JoinRefusal::UsedUp { uses: 1 });
     assert_eq!(host.recorded(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
-    let (host, door) = (Host::new(), door(DoorLimits::default()));
+    let (host, door) = (TestPublisher::new(), door(DoorLimits::default()));
     let (token, node) = (host.invite(Role::Worker, 1), node());
     host.broken_disk.store(true, Ordering::Relaxed);
     let error = at_door(&door, &host, &token, &node, false).await.unwrap_err();
-    assert!(matches!(error, JoinError::Refused(Refusal::Failed)) && error.may_have_joined());
+    assert!(matches!(error, JoinError::Refused(JoinRefusal::Failed)) && error.may_have_joined());
     host.broken_disk.store(false, Ordering::Relaxed);
     at_door(&door, &host, &token, &node, false).await.unwrap();
     assert_eq!(host.recorded(), 1);
@@ -79,7 +79,7 @@ async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
 /// once.
 #[tokio::test(start_paused = true)]
 async fn an_answer_lost_on_the_way_is_asked_for_again() {
-    let (host, door) = (Arc::new(Host::new()), Arc::new(door(DoorLimits::default())));
+    let (host, door) = (Arc::new(TestPublisher::new()), Arc::new(door(DoorLimits::default())));
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let (near, mut carried) = pair();
     let (mut inner, far) = pair();
@@ -110,8 +110,8 @@ async fn an_answer_lost_on_the_way_is_asked_for_again() {
 /// key.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_a_carrier_makes_up_costs_no_key() {
-    for made_up in [Refusal::UnknownToken, Refusal::Evicted, Refusal::UsedUp { uses: 1 }] {
-        let (host, door) = (Host::new(), door(DoorLimits::default()));
+    for made_up in [JoinRefusal::UnknownToken, JoinRefusal::Evicted, JoinRefusal::UsedUp { uses: 1 }] {
+        let (host, door) = (TestPublisher::new(), door(DoorLimits::default()));
         let (token, node) = (host.invite(Role::Worker, 1), node());
         let (near, mut carried) = pair();
         let (mut inner, far) = pair();
@@ -139,7 +139,7 @@ async fn a_refusal_that_a_carrier_makes_up_costs_no_key() {
 #[tokio::test(start_paused = true)]
 async fn silence_and_garbage_free_the_door_again() {
     let limits = DoorLimits { patience: Duration::from_millis(300), ..DoorLimits::default() };
-    let (host, door) = (Arc::new(Host::new()), Arc::new(door(limits)));
+    let (host, door) = (Arc::new(TestPublisher::new()), Arc::new(door(limits)));
     let mut silent = Vec::new();
     let mut waiting = Vec::new();
     for _ in 0..16 {
@@ -151,7 +151,7 @@ async fn silence_and_garbage_free_the_door_again() {
     tokio::task::yield_now().await;
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let error = at_door(&door, &host, &token, &node, false).await.unwrap_err();
-    assert!(matches!(error, JoinError::Refused(Refusal::Busy)), "{error}");
+    assert!(matches!(error, JoinError::Refused(JoinRefusal::Busy)), "{error}");
     for waiting in waiting {
         assert_eq!(waiting.await.unwrap(), None);
     }
@@ -161,7 +161,7 @@ async fn silence_and_garbage_free_the_door_again() {
     let refused = door.admit(far, &*host);
     let read = async move {
         let frame = frame::read(&mut near, frame::MAX).await.unwrap();
-        assert!(matches!(codec::decode(&frame, 100), Ok(FromPublisher::Refused(Refusal::Malformed))));
+        assert!(matches!(codec::decode(&frame, 100), Ok(FromPublisher::Refused(JoinRefusal::Malformed))));
     };
     tokio::join!(read, async { assert!(refused.await.is_some()) });
     at_door(&door, &host, &token, &node, false).await.unwrap();
@@ -169,25 +169,25 @@ async fn silence_and_garbage_free_the_door_again() {
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_is_turned_away_beyond_the_burst() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let door = door(DoorLimits { burst: 4, every: Duration::from_secs(1 << 30), ..DoorLimits::default() });
     let mut busy = 0;
     for _ in 0..100 {
         let (near, far) = pair();
         drop(near);
-        busy += usize::from(door.admit(far, &host).await == Some(Outcome::Refused(Refusal::Busy)));
+        busy += usize::from(door.admit(far, &host).await == Some(Outcome::Refused(JoinRefusal::Busy)));
     }
     assert_eq!(busy, 96);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_without_a_publisher_says_so_and_a_dead_cluster_times_out() {
-    let (host, node) = (Host::new(), node());
+    let (host, node) = (TestPublisher::new(), node());
     let token = host.invite(Role::Worker, 1);
     let (near, far) = pair();
     let (joined, ()) =
-        tokio::join!(redeem(near, &token, &node, host.cluster(), || NOW), refuse(far, Refusal::NoPublisher));
-    assert_eq!(refusal(joined), Refusal::NoPublisher);
+        tokio::join!(redeem(near, &token, &node, host.cluster(), || NOW), refuse(far, JoinRefusal::NoPublisher));
+    assert_eq!(refusal(joined), JoinRefusal::NoPublisher);
     let (near, _far) = pair();
     let limit = Duration::from_millis(50);
     let error = redeem_within(limit, near, &token, &node, host.cluster(), || NOW).await.unwrap_err();

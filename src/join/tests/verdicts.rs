@@ -10,7 +10,7 @@ use crate::keys::{PointSeed, TokenSecret};
 
 #[test]
 fn a_publisher_is_given_everything_and_it_verifies() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Publisher, 1), node());
     let joined = host.join(&token, &node).unwrap();
     assert_eq!((joined.member.node(), joined.member.role()), (node.node_id(), Role::Publisher));
@@ -31,7 +31,7 @@ fn a_publisher_is_given_everything_and_it_verifies() {
 
 #[test]
 fn a_worker_is_given_no_secret_of_the_master_address() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let joined = host.join(&token, &node).unwrap();
     assert_eq!(joined.member.role(), Role::Worker);
@@ -65,7 +65,7 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
 /// Opens the exact bytes of a worker's answer with the joiner's own key.
 #[test]
 fn the_answer_on_the_wire_to_a_worker_opens_to_no_secret_of_the_master_address() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let (ours, theirs) = (fresh(), fresh());
     let copy = Fresh { nonce: ours.nonce, ephemeral: ours.ephemeral.clone() };
@@ -91,21 +91,21 @@ fn the_answer_on_the_wire_to_a_worker_opens_to_no_secret_of_the_master_address()
 
 #[test]
 fn each_token_that_is_not_good_has_its_own_refusal_and_none_is_recorded() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let unknown = Token::new(TokenSecret::generate(&mut rng()), host.cluster());
-    assert_eq!(host.refusal(&unknown, &node()), Refusal::UnknownToken);
+    assert_eq!(host.refusal(&unknown, &node()), JoinRefusal::UnknownToken);
 
     let token = host.invite(Role::Worker, 2);
-    assert_eq!(refusal(host.join_at(&token, &node(), NOW + 3610, NOW + 3610)), Refusal::Expired { ago: 10 });
+    assert_eq!(refusal(host.join_at(&token, &node(), NOW + 3610, NOW + 3610)), JoinRefusal::Expired { ago: 10 });
     host.change(&token, |invitation| invitation.revoked = true);
-    assert_eq!(host.refusal(&token, &node()), Refusal::Revoked);
+    assert_eq!(host.refusal(&token, &node()), JoinRefusal::Revoked);
     host.change(&token, |invitation| {
         invitation.revoked = false;
         invitation.redeemed = [1, 2].map(|id| NodeId::from_public_key([id; 32])).into();
     });
-    assert_eq!(host.refusal(&token, &node()), Refusal::UsedUp { uses: 2 });
+    assert_eq!(host.refusal(&token, &node()), JoinRefusal::UsedUp { uses: 2 });
 
-    let foreign = Host::new().invite(Role::Worker, 1);
+    let foreign = TestPublisher::new().invite(Role::Worker, 1);
     let error = host.join(&foreign, &node()).unwrap_err();
     assert!(matches!(error, JoinError::ForeignToken(cluster) if cluster == host.cluster()), "{error}");
     assert!(!error.may_have_joined());
@@ -114,13 +114,13 @@ fn each_token_that_is_not_good_has_its_own_refusal_and_none_is_recorded() {
 
 #[test]
 fn clocks_too_far_apart_are_told_before_the_token_is_used() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let token = host.invite(Role::Worker, 1);
     for joiner in [NOW - 3600, NOW + 3600, NOW + 601, NOW - 601] {
         let refused = refusal(host.join_at(&token, &node(), joiner, NOW));
-        assert_eq!(refused, Refusal::ClockSkew { publisher: NOW, joiner });
+        assert_eq!(refused, JoinRefusal::ClockSkew { publisher: NOW, joiner });
     }
-    let text = Refusal::ClockSkew { publisher: NOW, joiner: NOW + 3600 }.to_string();
+    let text = JoinRefusal::ClockSkew { publisher: NOW, joiner: NOW + 3600 }.to_string();
     assert!(text.contains("3600 s apart (this node is ahead)") && text.contains("set this node's clock"), "{text}");
     assert_eq!(host.recorded(), 0);
     host.join_at(&token, &node(), NOW + 600, NOW).unwrap();
@@ -128,54 +128,54 @@ fn clocks_too_far_apart_are_told_before_the_token_is_used() {
 
 #[test]
 fn a_member_an_evicted_node_and_the_publisher_itself_are_told_so() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (first, second, node) = (host.invite(Role::Worker, 1), host.invite(Role::Worker, 1), node());
     host.join(&first, &node).unwrap();
-    assert_eq!(host.refusal(&second, &node), Refusal::AlreadyMember);
-    assert_eq!(host.refusal(&second, &host.us.node.duplicate()), Refusal::AlreadyMember);
+    assert_eq!(host.refusal(&second, &node), JoinRefusal::AlreadyMember);
+    assert_eq!(host.refusal(&second, &host.us.node.duplicate()), JoinRefusal::AlreadyMember);
     host.known.lock().revoked.insert(node.node_id());
-    assert_eq!(host.refusal(&first, &node), Refusal::Evicted);
+    assert_eq!(host.refusal(&first, &node), JoinRefusal::Evicted);
     assert_eq!(host.recorded(), 1);
 }
 
 #[test]
 fn another_cluster_another_version_and_a_worker_are_told_at_once() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let other = ClusterId::from_public_key([9; 32]);
     let token = Token::new(TokenSecret::generate(&mut rng()), other);
     let (mut joiner, hello) = Joiner::new(&token, &node(), other, fresh()).unwrap();
     let refused = host.hear(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
-    assert!(matches!(joiner.handle(&refused, NOW), Err(JoinError::Refused(Refusal::OtherCluster(_)))));
+    assert!(matches!(joiner.handle(&refused, NOW), Err(JoinError::Refused(JoinRefusal::OtherCluster(_)))));
 
     let Ok(FromJoiner::Hello(mut newer)) = codec::decode(&hello, 4096) else { panic!() };
     newer.version = 3;
     let newer = codec::encode(&FromJoiner::Hello(newer)).unwrap();
     let (_, outcome) = host.hear(&mut Admission::new(fresh()), &newer, NOW);
-    assert_eq!(outcome, Some(Outcome::Refused(Refusal::Version(2))));
+    assert_eq!(outcome, Some(Outcome::Refused(JoinRefusal::Version(2))));
 
-    let worker = Host::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Worker);
-    assert_eq!(worker.refusal(&worker.invite(Role::Worker, 1), &node()), Refusal::NotPublisher);
+    let worker = TestPublisher::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Worker);
+    assert_eq!(worker.refusal(&worker.invite(Role::Worker, 1), &node()), JoinRefusal::NotPublisher);
 }
 
 #[test]
 fn every_refusal_says_what_to_do_in_words_of_its_own() {
     let refusals = [
-        Refusal::UnknownToken,
-        Refusal::Expired { ago: 5 },
-        Refusal::UsedUp { uses: 1 },
-        Refusal::Revoked,
-        Refusal::OtherCluster(ClusterId::from_public_key([9; 32])),
-        Refusal::ClockSkew { publisher: 1, joiner: 9 },
-        Refusal::NotPublisher,
-        Refusal::NoPublisher,
-        Refusal::AlreadyMember,
-        Refusal::Evicted,
-        Refusal::Version(2),
-        Refusal::Busy,
-        Refusal::NotYet,
-        Refusal::Silent(node().node_id()),
-        Refusal::Failed,
-        Refusal::Malformed,
+        JoinRefusal::UnknownToken,
+        JoinRefusal::Expired { ago: 5 },
+        JoinRefusal::UsedUp { uses: 1 },
+        JoinRefusal::Revoked,
+        JoinRefusal::OtherCluster(ClusterId::from_public_key([9; 32])),
+        JoinRefusal::ClockSkew { publisher: 1, joiner: 9 },
+        JoinRefusal::NotPublisher,
+        JoinRefusal::NoPublisher,
+        JoinRefusal::AlreadyMember,
+        JoinRefusal::Evicted,
+        JoinRefusal::Version(2),
+        JoinRefusal::Busy,
+        JoinRefusal::NotYet,
+        JoinRefusal::Silent(node().node_id()),
+        JoinRefusal::Failed,
+        JoinRefusal::Malformed,
     ];
     let texts: BTreeSet<String> = refusals.iter().map(ToString::to_string).collect();
     assert_eq!(texts.len(), refusals.len());
@@ -191,31 +191,31 @@ fn every_refusal_says_what_to_do_in_words_of_its_own() {
 /// refusals are given all the same.
 #[test]
 fn while_admitting_is_postponed_no_token_is_redeemed() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, joiner) = (host.invite(Role::Publisher, 1), node());
     let postpone = |why| host.known.lock().postponed = why;
-    postpone(Some(Refusal::NotYet));
-    assert_eq!(host.refusal(&token, &joiner), Refusal::NotYet);
+    postpone(Some(JoinRefusal::NotYet));
+    assert_eq!(host.refusal(&token, &joiner), JoinRefusal::NotYet);
     assert_eq!(host.recorded(), 0);
     postpone(None);
     host.join(&token, &joiner).unwrap();
     // A member does not get its secrets again, either. A joiner that is too late learns it at once.
-    postpone(Some(Refusal::NotYet));
-    assert_eq!(host.refusal(&token, &joiner), Refusal::NotYet);
-    assert_eq!(host.refusal(&token, &node()), Refusal::UsedUp { uses: 1 });
+    postpone(Some(JoinRefusal::NotYet));
+    assert_eq!(host.refusal(&token, &joiner), JoinRefusal::NotYet);
+    assert_eq!(host.refusal(&token, &node()), JoinRefusal::UsedUp { uses: 1 });
 }
 
 /// The answer was lost: the same node key and token ask again.
 #[test]
 fn a_lost_answer_is_given_again_without_another_use() {
-    let host = Host::new();
+    let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let first = host.join(&token, &node).unwrap();
     // Also after the token has expired, because it was redeemed in time.
     let again = host.join_at(&token, &node, NOW + 90_000, NOW + 90_000).unwrap();
     assert_eq!(again.member, first.member);
     assert_eq!(host.recorded(), 1);
-    assert_eq!(host.refusal(&token, &super::node()), Refusal::UsedUp { uses: 1 });
+    assert_eq!(host.refusal(&token, &super::node()), JoinRefusal::UsedUp { uses: 1 });
 
     // The redemption was recorded, but the publisher lost the certificate: it makes another one,
     // still for one use. It is dated like the invitation, so that no later rival can precede it.
@@ -229,8 +229,8 @@ fn a_lost_answer_is_given_again_without_another_use() {
 
 #[test]
 fn the_loser_of_a_race_between_two_publishers_is_told_that_the_token_is_used_up() {
-    let one = Host::new();
-    let two = Host::beside(one.master().duplicate(), one.us.authority.duplicate(), Role::Publisher);
+    let one = TestPublisher::new();
+    let two = TestPublisher::beside(one.master().duplicate(), one.us.authority.duplicate(), Role::Publisher);
     let (token, winner, loser) = (one.invite(Role::Worker, 1), node(), node());
     let invitation = one.known.lock().invitations[&token.invitation_id()].clone();
     two.known.lock().invitations.insert(invitation.token, invitation);
@@ -240,6 +240,6 @@ fn the_loser_of_a_race_between_two_publishers_is_told_that_the_token_is_used_up(
     one.change(&token, |invitation| {
         invitation.redeemed.insert(loser.node_id());
     });
-    assert_eq!(one.refusal(&token, &loser), Refusal::UsedUp { uses: 1 });
+    assert_eq!(one.refusal(&token, &loser), JoinRefusal::UsedUp { uses: 1 });
     assert!(one.join(&token, &winner).is_ok());
 }

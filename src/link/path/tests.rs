@@ -38,7 +38,7 @@ impl Run {
                     }
                     PathAction::Close(route) => {
                         assert_eq!(self.path.state(route), RouteState::Unproven);
-                        answers.push(PathEvent::Ended(route));
+                        answers.push(PathEvent::LinkEnd(route));
                     }
                     PathAction::Leave(route) => {
                         assert_ne!(self.path.chosen(), Some(route));
@@ -53,8 +53,8 @@ impl Run {
 
     /// Checks the invariants, which hold at any time.
     fn check(&self) {
-        let open = |leg: &&Leg| leg.state != RouteState::Unproven;
-        assert_eq!(self.path.chosen().is_some(), self.path.legs.iter().any(|leg| open(&leg)));
+        let open = |progress: &&RouteProgress| progress.state != RouteState::Unproven;
+        assert_eq!(self.path.chosen().is_some(), self.path.routes.iter().any(|progress| open(&progress)));
         let Some(chosen) = self.path.chosen() else { return };
         let state = self.path.state(chosen);
         assert_ne!(state, RouteState::Unproven, "frames go by a route without a link");
@@ -109,9 +109,9 @@ fn a_route_that_has_failed_must_be_good_for_longer_and_longer() {
         assert_eq!(run.path.chosen(), Some(FAST));
     }
     run.seconds(STEADY.as_secs());
-    run.handle(PathEvent::Ended(FAST));
+    run.handle(PathEvent::LinkEnd(FAST));
     run.handle(PathEvent::Opened(FAST));
-    run.seconds(RETURN.0.into());
+    run.seconds(ANSWERS_TO_RETURN.0.into());
     assert_eq!(run.path.chosen(), Some(FAST), "a route that was proven for a minute is not forgiven");
 }
 
@@ -122,13 +122,13 @@ fn a_late_answer_keeps_the_link_and_does_not_prove_it() {
     run.handle(PathEvent::Opened(BASE));
     run.handle(PathEvent::Opened(FAST));
     for _ in 0..20 {
-        let number = run.path.legs[0].probe;
+        let number = run.path.routes[0].probe;
         run.seconds(1);
         run.handle(PathEvent::Answered(FAST, number));
     }
     assert_eq!(run.path.state(FAST), RouteState::Probing);
     // Numbers of probes that were never sent.
-    for number in [0, run.path.legs[0].probe + 1, u64::MAX] {
+    for number in [0, run.path.routes[0].probe + 1, u64::MAX] {
         run.handle(PathEvent::Answered(FAST, number));
     }
     assert_eq!(run.path.state(FAST), RouteState::Probing);
@@ -142,7 +142,7 @@ fn frames_take_any_open_link_before_they_wait() {
     assert_eq!((run.path.state(FAST), run.path.chosen()), (RouteState::Probing, Some(FAST)));
     run.handle(PathEvent::Opened(BASE));
     assert_eq!(run.path.chosen(), Some(BASE));
-    run.handle(PathEvent::Ended(BASE));
+    run.handle(PathEvent::LinkEnd(BASE));
     assert_eq!(run.path.chosen(), Some(FAST));
     run.seconds(10);
     assert_eq!(run.path.chosen(), None);
@@ -179,7 +179,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Open(route) => run.handle(PathEvent::Opened(route)),
-                Step::End(route) => run.handle(PathEvent::Ended(route)),
+                Step::End(route) => run.handle(PathEvent::LinkEnd(route)),
                 Step::Answer(route, true) => run.answering.push(route),
                 Step::Answer(route, false) => run.answering.retain(|other| *other != route),
                 Step::Wait(millis) => run.wait(Duration::from_millis(millis)),
@@ -195,7 +195,7 @@ proptest! {
         run.answering.extend([dies, FAST]);
         run.handle(PathEvent::Opened(dies));
         run.handle(PathEvent::Opened(FAST));
-        run.seconds(u64::from(RETURN.1));
+        run.seconds(u64::from(ANSWERS_TO_RETURN.1));
         prop_assert_eq!(run.path.chosen(), Some(FAST));
     }
 

@@ -85,12 +85,12 @@ fn the_newer_of_one_diallers_links_is_kept_and_a_forgotten_one_gives_way() {
     let first = pool.open(node(2), TOR, true, 99, now).unwrap();
     let link = pool.open(node(2), TOR, true, 99, now).unwrap();
     assert!(first.close.is_cancelled());
-    assert_eq!(pool.open(node(2), TOR, false, 99, now).err(), Some(Refusal::Duplicate));
+    assert_eq!(pool.open(node(2), TOR, false, 99, now).err(), Some(LinkRefusal::Duplicate));
     // Node 2 has restarted, knows of no link, and dials.
-    assert!(pool.open(node(2), TOR, false, 99, now + CROSSING).is_ok());
+    assert!(pool.open(node(2), TOR, false, 99, now + CROSSED_LINK_AGE).is_ok());
     assert_eq!(peers(&pool, now), [(node(2), false)]);
     // The end of the replaced link leaves the new one alone.
-    pool.ended(link.id, (node(2), TOR), CROSSING, 0.0, now);
+    pool.ended(link.id, (node(2), TOR), CROSSED_LINK_AGE, 0.0, now);
     assert!(pool.has(node(2), TOR));
 }
 
@@ -101,7 +101,7 @@ fn links_are_bounded() {
     for peer in 2..5 {
         pool.open(node(peer), TOR, false, 99, now).unwrap();
     }
-    assert_eq!(pool.open(node(5), TOR, false, 99, now).err(), Some(Refusal::Busy));
+    assert_eq!(pool.open(node(5), TOR, false, 99, now).err(), Some(LinkRefusal::Busy));
     assert!(pool.open(node(4), TOR, false, 99, now).is_ok());
     let (all, of_one) = LinkLimits::default().carried;
     assert_eq!((0..all).filter(|_| pool.take_carried(node(2)).is_ok()).count(), of_one);
@@ -120,11 +120,11 @@ fn a_node_without_links_whose_keys_a_member_rejects_is_shut_out() {
     let link = pool.open(node(2), TOR, false, 99, now).unwrap();
     assert!(!pool.is_shut_out(), "a link with another member is open");
     assert!(pool.is_refused(), "node 3 still accepts none of the keys");
-    pool.ended(link.id, (node(2), TOR), LASTING, 0.0, now);
+    pool.ended(link.id, (node(2), TOR), SUCCESSFUL_LINK_AGE, 0.0, now);
     assert!(pool.is_shut_out());
     let link = pool.open(node(3), TOR, false, 99, now).unwrap();
     assert!(!pool.is_refused());
-    pool.ended(link.id, (node(3), TOR), LASTING, 0.0, now);
+    pool.ended(link.id, (node(3), TOR), SUCCESSFUL_LINK_AGE, 0.0, now);
     pool.dial_failed(node(3), TOR, false, 0.0, now);
     assert!(!pool.is_shut_out());
 }
@@ -180,7 +180,7 @@ fn dials_wait_longer_and_longer_up_to_a_bound_and_one_at_a_time() {
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
     // A link that lasted resets the backoff.
     let link = pool.open(node(2), TOR, true, 99, now).unwrap();
-    pool.ended(link.id, (node(2), TOR), LASTING, 0.0, now);
+    pool.ended(link.id, (node(2), TOR), SUCCESSFUL_LINK_AGE, 0.0, now);
     assert_eq!(pool.reconcile(&members, everywhere, 0, now + Duration::from_secs(1)), [(node(2), TOR)]);
 }
 
@@ -191,9 +191,9 @@ fn what_is_not_needed_any_more_is_closed_after_a_while() {
         Pool::new(node(1), [TOR].into(), LinkLimits { neighbours: 1, ..LinkLimits::default() }, Counters::default());
     let close = pool.open(node(3), TOR, true, 99, now).unwrap().close;
     pool.reconcile(&set([1, 2, 3], &[]), everywhere, 0, now);
-    pool.reconcile(&set([1, 2, 3], &[]), everywhere, 0, now + UNNEEDED / 2);
+    pool.reconcile(&set([1, 2, 3], &[]), everywhere, 0, now + CLOSE_UNNEEDED_AFTER / 2);
     assert!(!close.is_cancelled());
-    pool.reconcile(&set([1, 2, 3], &[]), everywhere, 0, now + UNNEEDED);
+    pool.reconcile(&set([1, 2, 3], &[]), everywhere, 0, now + CLOSE_UNNEEDED_AFTER);
     assert!(close.is_cancelled());
 }
 
@@ -237,7 +237,7 @@ fn each_route_to_a_peer_has_a_link_a_bound_and_a_pause_of_its_own() {
     for peer in 3..5 {
         pool.open(node(peer), TOR, false, 99, later).unwrap();
     }
-    assert_eq!(pool.open(node(5), TOR, false, 99, later).err(), Some(Refusal::Busy));
+    assert_eq!(pool.open(node(5), TOR, false, 99, later).err(), Some(LinkRefusal::Busy));
     assert!(pool.open(node(5), FAST, false, 99, later).is_ok());
     // A revocation closes the links over every route.
     pool.reconcile(&set(1..3, &[2]), everywhere, 0, later);
@@ -274,7 +274,7 @@ fn frames_go_by_the_proven_route_and_what_it_leaves_behind_by_the_other() {
     assert_eq!(write(&mut pool, &tor, true, now), [[3], [4]]);
     pool.send(node(2), vec![5]);
     assert_eq!(write(&mut pool, &tor, true, now), [[5]]);
-    pool.ended(fast.id, (node(2), FAST), LASTING, 0.0, now);
+    pool.ended(fast.id, (node(2), FAST), SUCCESSFUL_LINK_AGE, 0.0, now);
     assert!(Counter::all().all(|counter| pool.counters.get(counter) == 0), "{:?}", pool.counters);
 }
 

@@ -96,7 +96,7 @@ fn patient() -> LinkLimits {
 
 /// Starts one node for each entry of `routes`; true gives the node the second route.
 async fn launch_nodes(
-    world: &World,
+    world: &TestCluster,
     net: &FakeNet,
     fast: &Arc<MemoryNet>,
     routes: &[bool],
@@ -156,11 +156,11 @@ impl Stream {
 
 #[tokio::test(start_paused = true)]
 async fn frames_move_to_the_faster_route_survive_its_death_and_return() {
-    let (world, net, fast) = (World::new(), net(), Arc::new(MemoryNet::default()));
+    let (world, net, fast) = (TestCluster::new(), net(), Arc::new(MemoryNet::default()));
     let mut nodes = launch_nodes(&world, &net, &fast, &[true, true], patient()).await;
     let links: Vec<_> = nodes.iter().map(|(node, _)| Arc::clone(&node.links)).collect();
     let by = |route| {
-        move |links: &[Arc<Links>], world: &World| {
+        move |links: &[Arc<Links>], world: &TestCluster| {
             carrying(&links[0], world.node(1)) == Some(route) && carrying(&links[1], world.node(0)) == Some(route)
         }
     };
@@ -195,7 +195,7 @@ async fn frames_move_to_the_faster_route_survive_its_death_and_return() {
 
 #[tokio::test(start_paused = true)]
 async fn a_member_without_the_faster_route_is_linked_over_tor_alone() {
-    let (world, net, fast) = (World::new(), net(), Arc::new(MemoryNet::default()));
+    let (world, net, fast) = (TestCluster::new(), net(), Arc::new(MemoryNet::default()));
     let nodes = launch_nodes(&world, &net, &fast, &[true, true, false], patient()).await;
     let of = |i: usize, peer: usize| carrying(&nodes[i].0.links, world.node(peer));
     until("the two have moved", || of(0, 1) == Some(FAST) && of(1, 0) == Some(FAST)).await;
@@ -210,7 +210,7 @@ async fn a_member_without_the_faster_route_is_linked_over_tor_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn with_tor_cut_off_frames_and_joins_go_by_the_other_route_and_back() {
-    let (world, net, fast) = (World::new(), net(), Arc::new(MemoryNet::default()));
+    let (world, net, fast) = (TestCluster::new(), net(), Arc::new(MemoryNet::default()));
     let mut nodes = launch_nodes(&world, &net, &fast, &[true, true], limits()).await;
     let peer = world.node(1);
     until("both links", || nodes[0].0.links.status().len() == 2).await;
@@ -234,7 +234,7 @@ async fn with_tor_cut_off_frames_and_joins_go_by_the_other_route_and_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_in_the_middle_of_a_route_gets_no_link() {
-    let (world, net, fast) = (World::new(), net(), Arc::new(MemoryNet::default()));
+    let (world, net, fast) = (TestCluster::new(), net(), Arc::new(MemoryNet::default()));
     fast.has_middle.store(true, Ordering::Relaxed);
     let nodes = launch_nodes(&world, &net, &fast, &[true, true], patient()).await;
     let wrong = |i: usize| nodes[i].0.counters.get(Counter::LinkWrongNode);

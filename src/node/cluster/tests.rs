@@ -18,7 +18,7 @@ use super::super::reports::report_reach;
 use super::super::writer;
 use super::*;
 use crate::join::{Terms, found_with, invite};
-use crate::keys::{MasterSecret, NodeSecret};
+use crate::keys::{IdentitySecret, NodeSecret};
 use crate::link::Reach;
 use crate::store::Store;
 
@@ -28,14 +28,14 @@ fn founder() -> (TempDir, Arc<Store>) {
 }
 
 /// Like [`founder`], with further services.
-pub(in crate::node) fn founder_with(further: &[MasterSecret]) -> (TempDir, Arc<Store>) {
+pub(in crate::node) fn founder_with(further: &[IdentitySecret]) -> (TempDir, Arc<Store>) {
     let folder = tempfile::tempdir().unwrap();
     let draft = Store::create(&folder.path().join("state")).unwrap();
     (folder, Arc::new(found_with(draft, None, further, unix_now(), &mut rng()).unwrap()))
 }
 
 /// The cluster's task of a node, not running yet, over a mesh without other members.
-pub(in crate::node) struct Alone {
+pub(in crate::node) struct IdleCluster {
     pub(in crate::node) cluster: Cluster,
     pub(in crate::node) starting: Starting,
     pub(in crate::node) disk: Disk,
@@ -65,7 +65,7 @@ impl Running {
     }
 }
 
-pub(in crate::node) async fn alone(store: &Arc<Store>, known: Vec<Event>) -> Alone {
+pub(in crate::node) async fn alone(store: &Arc<Store>, known: Vec<Event>) -> IdleCluster {
     let (others, received) = mpsc::channel(1);
     let carrier = Carrier { send: Arc::new(|_, _| {}), received };
     let config = MeshConfig {
@@ -90,7 +90,7 @@ pub(in crate::node) async fn alone(store: &Arc<Store>, known: Vec<Event>) -> Alo
         authority,
         known,
     });
-    Alone { cluster, starting, disk, _others: others }
+    IdleCluster { cluster, starting, disk, _others: others }
 }
 
 /// A worker of the cluster of `store`.
@@ -108,7 +108,7 @@ fn member(store: &Store, role: Role) -> (NodeSecret, Member) {
     (key, Member { authority: store.membership().authority.clone(), certificate })
 }
 
-fn said<T: Statement>(key: &NodeSecret, kind: RecordKind, statement: T) -> Event {
+fn record_event<T: Statement>(key: &NodeSecret, kind: RecordKind, statement: T) -> Event {
     let bytes = Verified::sign(statement, key).unwrap().to_bytes().unwrap();
     Event::Record { origin: NodeId::from_public_key(key.public_key()), kind, bytes }
 }
@@ -128,7 +128,8 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
     chains.sort_by_key(|chain| chain.clone().verify(cluster, 0).unwrap().node());
     store.put_members(&chains).unwrap();
     let before = inode(store.dir(), "members");
-    let Alone { cluster: handle, starting, disk, _others } = alone(&store, vec![Event::KnownMembers(chains)]).await;
+    let IdleCluster { cluster: handle, starting, disk, _others } =
+        alone(&store, vec![Event::KnownMembers(chains)]).await;
     let running = Running::start(&store, starting, disk);
     let card = NodeCard {
         cluster,
@@ -141,11 +142,11 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
         version: "1".into(),
         ports: vec![80],
     };
-    handle.tell(said(&key, RecordKind::Card, card)).await.unwrap();
+    handle.send_event(record_event(&key, RecordKind::Card, card)).await.unwrap();
     for turn in 1..200 {
         let phase = if turn % 2 == 0 { Phase::Draining } else { Phase::Active };
         let beat = Heartbeat { cluster, node, seq: (1 << 32) + turn, phase, hears: 1, unix: unix_now(), instance: 1 };
-        handle.tell_and_wait(said(&key, RecordKind::Heartbeat, beat)).await.unwrap();
+        handle.send_event_and_wait(record_event(&key, RecordKind::Heartbeat, beat)).await.unwrap();
     }
     let known = handle.look(|coordinator, _| coordinator.view().member(&node).map(|member| member.phase()));
     assert_eq!(known, Some(Phase::Active), "the heartbeats of the worker were not accepted");
@@ -164,7 +165,7 @@ async fn what_the_disk_knows_is_not_written_again_and_hides_no_term() {
     store.put_invitations(&invitations, unix_now()).unwrap();
     let before = inode(store.dir(), "invitations");
     let known = store.invitations().unwrap().into_iter().map(|fact| Event::Fact(fact.into())).collect();
-    let Alone { cluster: handle, starting, disk, _others } = alone(&store, known).await;
+    let IdleCluster { cluster: handle, starting, disk, _others } = alone(&store, known).await;
     let running = Running::start(&store, starting, disk);
     // Alone in its cluster, the node publishes as soon as its term is on disk.
     while handle.look(|coordinator, _| coordinator.leadership()) == Leadership::Follower {
@@ -181,7 +182,7 @@ async fn the_coordinator_hears_of_every_change_of_how_far_the_links_reach() {
     // A node can be shut out only if there is another publisher.
     let (_, member) = member(&store, Role::Publisher);
     let known = vec![Event::KnownMembers(vec![store.membership().chain(), member.chain()])];
-    let Alone { cluster, starting, disk, _others } = alone(&store, known).await;
+    let IdleCluster { cluster, starting, disk, _others } = alone(&store, known).await;
     let running = Running::start(&store, starting, disk);
     let (reach, watch) = watch::channel(Reach::default());
     let reporting = tokio::spawn(report_reach(watch, cluster.clone()));
@@ -211,13 +212,13 @@ async fn a_term_that_could_not_be_stored_is_stored_later() {
     let (_folder, store) = founder();
     let (path, aside) = (store.dir().join("term"), store.dir().join("aside"));
     fs::rename(&path, &aside).unwrap();
-    let (kept, wanted) = watch::channel(Kept { term: 7, ..Kept::default() });
+    let (desired, wanted) = watch::channel(DesiredState { term: 7, ..DesiredState::default() });
     let (stored, mut told) = watch::channel(0);
     let writer = tokio::spawn(writer::write_all(Arc::clone(&store), wanted, stored));
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(*told.borrow(), 0, "a term was reported that is not on disk");
     // A second term arrives while the first is not on disk.
-    kept.send_modify(|kept| kept.term = 9);
+    desired.send_modify(|desired| desired.term = 9);
     tokio::time::sleep(Duration::from_secs(60)).await;
     fs::rename(&aside, &path).unwrap();
     tokio::time::timeout(Duration::from_secs(60), told.changed())
@@ -226,8 +227,8 @@ async fn a_term_that_could_not_be_stored_is_stored_later() {
         .unwrap();
     assert_eq!((*told.borrow_and_update(), store.term().unwrap()), (9, 9));
     // The last state is written before the writer ends.
-    kept.send_modify(|kept| kept.term = 10);
-    drop(kept);
+    desired.send_modify(|desired| desired.term = 10);
+    drop(desired);
     writer.await.unwrap();
     assert_eq!(store.term().unwrap(), 10);
 }

@@ -10,12 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use super::super::cluster::tests::{Alone, Running, alone, founder_with};
+use super::super::cluster::tests::{IdleCluster, Running, alone, founder_with};
 use super::*;
 use crate::balance;
 use crate::counters::Counters;
 use crate::health::HealthSettings;
-use crate::keys::MasterSecret;
+use crate::keys::IdentitySecret;
 use crate::proxy::{Proxy, ProxyLimits, Target};
 use crate::stream::BoxStream;
 use crate::tor::descriptor::{self, DescriptorParameters, PeriodCredentials};
@@ -43,7 +43,7 @@ async fn site(name: &'static str) -> SocketAddr {
 
 /// A service with the introduction points of one unit, published once.
 struct Site {
-    secret: MasterSecret,
+    secret: IdentitySecret,
     name: &'static str,
 }
 
@@ -94,19 +94,19 @@ async fn points(views: &mut watch::Receiver<ServiceViews>, service: ServiceId) -
     points.iter().map(|status| status.point.clone()).collect()
 }
 
-fn wanted() -> ServiceWanted {
-    let balance = balance::task::Wanted { others_known: true, ..Default::default() };
-    ServiceWanted { balance, ..ServiceWanted::default() }
+fn wanted() -> ServiceDecisions {
+    let balance = balance::task::WantedPoints { others_points_known: true, ..Default::default() };
+    ServiceDecisions { balance, ..ServiceDecisions::default() }
 }
 
 #[tokio::test]
 async fn a_service_comes_and_goes_while_another_is_served() {
-    let (net, second) = (FakeNet::new(7, 20), MasterSecret::generate(&mut rng()));
+    let (net, second) = (FakeNet::new(7, 20), IdentitySecret::generate(&mut rng()));
     let (_folder, store) = founder_with(std::slice::from_ref(&second));
     let first = store.cluster().first_service();
     let first = Site { secret: store.identity_secret(first).unwrap().unwrap(), name: "the first" };
     let second = Site { secret: second, name: "the second" };
-    let Alone { cluster, starting, disk, _others } = alone(&store, Vec::new()).await;
+    let IdleCluster { cluster, starting, disk, _others } = alone(&store, Vec::new()).await;
     let actor = Running::start(&store, starting, disk);
     let engine = net.engine();
     let context = ServiceContext {
@@ -123,7 +123,7 @@ async fn a_service_comes_and_goes_while_another_is_served() {
     for of in [&first, &second] {
         targets.insert(of.id(), vec![PortTarget { port: 80, target: Target::Tcp(site(of.name).await) }]);
     }
-    let services = watch::Sender::new(Services::from([(first.id(), wanted())]));
+    let services = watch::Sender::new(DecisionsByService::from([(first.id(), wanted())]));
     let (failed, mut failures) = mpsc::channel(1);
     let units = ServiceUnits::start(context, targets, services.subscribe(), failed).unwrap();
     let mut views = units.views();

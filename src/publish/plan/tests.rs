@@ -38,7 +38,7 @@ fn period(number: u64, directories: std::ops::Range<u8>) -> Period {
 /// Simulates the network: answers every action at once; directories accept every revision above the
 /// one they hold.
 struct World {
-    plan: Plan,
+    plan: PublishPlan,
     now: Duration,
     held: BTreeMap<(PeriodId, Directory), (u64, Vec<IntroPoint>)>,
     editions: BTreeMap<(PeriodId, u64), Vec<IntroPoint>>,
@@ -47,13 +47,13 @@ struct World {
     /// Directories that accept uploads and do not answer read-backs.
     mute: BTreeSet<Directory>,
     report: Vec<PublishedPeriod>,
-    strangers: Vec<Stranger>,
+    strangers: Vec<OtherPublisher>,
 }
 
 impl World {
     fn new() -> Self {
         let mut world = Self {
-            plan: Plan::new(Duration::from_secs(5000)),
+            plan: PublishPlan::new(Duration::from_secs(5000)),
             now: NOON,
             held: BTreeMap::new(),
             editions: BTreeMap::new(),
@@ -107,14 +107,14 @@ impl World {
                     points: (!points.is_empty()).then(|| points.iter().map(|point| point.session_key).collect()),
                 });
                 let reading = if self.mute.contains(&directory) { Err("no answer".into()) } else { Ok(reading) };
-                Some(Event::Held { period, directory, reading })
+                Some(Event::ReadBackAnswered { period, directory, reading })
             }
             Action::Report(periods) => {
                 self.report = periods;
                 None
             }
-            Action::Stranger(stranger) => {
-                self.strangers.push(stranger);
+            Action::OtherPublisher(other_publisher) => {
+                self.strangers.push(other_publisher);
                 None
             }
         }
@@ -191,22 +191,22 @@ fn an_empty_set_leaves_the_last_descriptor_in_place() {
 #[test]
 fn a_higher_revision_on_a_directory_is_gone_above() {
     let mut world = World::new();
-    let stranger =
+    let other_publisher =
         (PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 }, Directory { relay: relay(3) });
-    world.held.insert(stranger.clone(), (99_999, vec![point(9)]));
+    world.held.insert(other_publisher.clone(), (99_999, vec![point(9)]));
     world.tell(Event::Desired(vec![point(1)]));
     world.tell(Event::Lead(Some(1)));
     world.run(Duration::from_secs(30));
     assert!(world.everywhere(&[point(1)]));
-    assert_eq!(world.held[&stranger].0, 100_000);
+    assert_eq!(world.held[&other_publisher].0, 100_000);
 }
 
 #[test]
 fn a_revision_that_nobody_can_go_above_is_left_where_it_is() {
     let mut world = World::new();
     let id = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 };
-    let stranger = (id, Directory { relay: relay(3) });
-    world.held.insert(stranger.clone(), (u64::MAX, vec![point(9)]));
+    let other_publisher = (id, Directory { relay: relay(3) });
+    world.held.insert(other_publisher.clone(), (u64::MAX, vec![point(9)]));
     world.tell(Event::Floor(id, u64::MAX));
     world.tell(Event::Floor(PeriodId { number: u64::MAX, ..id }, 7));
     world.tell(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
@@ -261,7 +261,7 @@ fn an_old_descriptor_is_made_new_and_a_floor_is_kept() {
 
 #[test]
 fn an_unreachable_directory_is_retried_with_back_off() {
-    let mut plan = Plan::new(Duration::from_secs(5000));
+    let mut plan = PublishPlan::new(Duration::from_secs(5000));
     let id = period(1, 0..1).id;
     plan.handle(Event::Periods(vec![period(1, 0..1)]), at(NOON));
     plan.handle(Event::Desired(vec![point(1)]), at(NOON));
@@ -334,7 +334,7 @@ fn a_publisher_that_is_no_member_is_reported_once_for_each_descriptor_and_gone_a
         let mut seen = Vec::new();
         for _ in 0..2 {
             let revision = world.overwrite(points);
-            seen.push(Stranger { period: first, revision, readable });
+            seen.push(OtherPublisher { period: first, revision, readable });
             world.run(READ_BACK + Duration::from_secs(10));
             assert_eq!(world.strangers, seen, "on eight directories, reported once");
             assert!(world.everywhere(&[point(1), point(2)]));

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::time::timeout;
 
 use super::*;
-use crate::keys::MasterSecret;
+use crate::keys::IdentitySecret;
 use crate::tor::fake::FakeNet;
 use crate::tor::fake::tests::{limits, new_keys};
 use crate::tor::{Incoming, IntroRequest, RelayChoice};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-struct Credentials(MasterSecret);
+struct Credentials(IdentitySecret);
 
 impl CredentialSource for Credentials {
     fn credentials(&self, period: PeriodId, now: SystemTime) -> Result<PeriodCredentials, TorError> {
@@ -48,29 +48,29 @@ async fn point(engine: &Arc<crate::tor::fake::FakeEngine>, service: ServiceId) -
 /// A running publisher task and its outputs.
 struct Working {
     net: FakeNet,
-    secret: MasterSecret,
+    secret: IdentitySecret,
     point: IntroPoint,
     disk: Arc<Disk>,
     reported: watch::Receiver<Vec<PublishedPeriod>>,
     told: watch::Receiver<()>,
-    strangers: watch::Receiver<Option<StrangerSeen>>,
+    strangers: watch::Receiver<Option<OtherPublisherSeen>>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<Result<(), JobPanicked>>,
-    _wanted: watch::Sender<Wanted>,
+    _wanted: watch::Sender<WantedPublication>,
 }
 
 impl Working {
     async fn start(disk_is_full: bool) -> Self {
         let net = FakeNet::new(5, 12);
         let engine = net.engine();
-        let secret = MasterSecret::generate(&mut rand::rng());
+        let secret = IdentitySecret::generate(&mut rand::rng());
         let service = secret.service_id();
         let point = point(&engine, service).await;
         let (wanted_sender, wanted) =
-            watch::channel(Wanted { term: Some(1), points: vec![point.clone()], ..Default::default() });
+            watch::channel(WantedPublication { term: Some(1), points: vec![point.clone()], ..Default::default() });
         let (report, reported) = watch::channel(Vec::new());
-        let (unable, told) = watch::channel(());
-        let (stranger, strangers) = watch::channel(None);
+        let (cannot_publish, told) = watch::channel(());
+        let (other_publisher, strangers) = watch::channel(None);
         let disk = Arc::new(Disk(AtomicBool::new(disk_is_full)));
         let publisher = Publisher {
             engine,
@@ -79,8 +79,8 @@ impl Working {
             revisions: Arc::clone(&disk) as Arc<dyn RevisionLog>,
             wanted,
             report,
-            unable,
-            stranger,
+            cannot_publish,
+            other_publisher,
             refresh: Duration::from_secs(3600),
         };
         let stop = CancellationToken::new();

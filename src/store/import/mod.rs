@@ -11,10 +11,10 @@ use zeroize::Zeroizing;
 
 use super::error::Damage;
 use super::file::{self, Whole};
-use crate::keys::MasterSecret;
+use crate::keys::IdentitySecret;
 use crate::typed;
-pub use forms::FormError;
-use forms::{Found, PUBLIC_HEADER};
+pub use forms::KeyFormatError;
+use forms::{ImportedKey, PUBLIC_HEADER};
 
 mod folder;
 mod forms;
@@ -42,7 +42,7 @@ pub enum ImportError {
         /// The file.
         path: PathBuf,
         /// The reason.
-        source: FormError,
+        source: KeyFormatError,
     },
     /// The folder holds no file with a known name.
     #[error(
@@ -77,10 +77,10 @@ pub enum ImportError {
 }
 
 /// Reads the identity key from a file, or from the only key file in a folder. The message of
-/// [`FormError::Unknown`] lists the accepted formats. The key must match every address that is
+/// [`KeyFormatError::Unknown`] lists the accepted formats. The key must match every address that is
 /// named with it: in the file, in the file's name, and in the public key and `hostname` beside C
 /// tor's file.
-pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
+pub fn import_identity_key(path: &Path) -> Result<IdentitySecret, ImportError> {
     let path = if path.is_dir() { folder::find(path)? } else { path.to_owned() };
     let bytes = read(&path, LONGEST)?;
     if file::is_ours(&bytes) {
@@ -89,9 +89,9 @@ pub fn import_master_key(path: &Path) -> Result<MasterSecret, ImportError> {
     let size = fs::metadata(&path).map_or(bytes.len() as u64, |metadata| metadata.len());
     let form = |source| ImportError::Form { path: path.clone(), source };
     if bytes.len() > LONGEST {
-        return Err(form(FormError::Unknown(size)));
+        return Err(form(KeyFormatError::Unknown(size)));
     }
-    let Found { secret, hostname, of_c_tor } = forms::read(&bytes, size).map_err(form)?;
+    let ImportedKey { secret, hostname, of_c_tor } = forms::read(&bytes, size).map_err(form)?;
     let address = secret.service_id();
 
     if hostname.is_some_and(|name| typed::address(&name) != Ok(address)) || names_another(&path, address) {
@@ -114,7 +114,7 @@ fn names_another(path: &Path, address: ServiceId) -> bool {
 }
 
 /// The key in a publisher's `identity.key`, or in the `master.key` of version 1.
-fn own_key(path: PathBuf, bytes: &[u8]) -> Result<MasterSecret, ImportError> {
+fn own_key(path: PathBuf, bytes: &[u8]) -> Result<IdentitySecret, ImportError> {
     let whole = match Whole::read(bytes) {
         Ok(whole) => whole,
         Err(damage) => return Err(ImportError::Damaged { path, damage }),
@@ -127,7 +127,7 @@ fn own_key(path: PathBuf, bytes: &[u8]) -> Result<MasterSecret, ImportError> {
         let damage = Damage::Short { have: whole.payload.len(), want: 64 };
         return Err(ImportError::Damaged { path, damage });
     };
-    let secret = MasterSecret::from_expanded(&Zeroizing::new(*expanded))
+    let secret = IdentitySecret::from_expanded(&Zeroizing::new(*expanded))
         .map_err(|error| ImportError::Form { path: path.clone(), source: error.into() })?;
     if secret.service_id().address() == whole.owner {
         Ok(secret)

@@ -13,9 +13,9 @@ use crate::tor::keystore::write_identity_key;
 
 const SECRET_NAME: &str = folder::NAMES[0];
 
-fn service() -> (tempfile::TempDir, MasterSecret) {
+fn service() -> (tempfile::TempDir, IdentitySecret) {
     let folder = tempfile::tempdir().unwrap();
-    let secret = MasterSecret::generate(&mut rand::rng());
+    let secret = IdentitySecret::generate(&mut rand::rng());
     fs::write(folder.path().join(SECRET_NAME), [&SECRET_HEADER[..], secret.expanded()].concat()).unwrap();
     (folder, secret)
 }
@@ -24,12 +24,12 @@ fn service() -> (tempfile::TempDir, MasterSecret) {
 fn the_key_of_a_hidden_service_dir_is_taken() {
     let (folder, secret) = service();
     let file = folder.path().join(SECRET_NAME);
-    assert_eq!(import_master_key(&file).unwrap().expanded(), secret.expanded());
+    assert_eq!(import_identity_key(&file).unwrap().expanded(), secret.expanded());
     let address = secret.service_id();
     fs::write(folder.path().join("hostname"), format!("{address}\n")).unwrap();
     let public = [&PUBLIC_HEADER[..], address.public_key()].concat();
     fs::write(folder.path().join("hs_ed25519_public_key"), public).unwrap();
-    assert_eq!(import_master_key(folder.path()).unwrap().service_id(), address);
+    assert_eq!(import_identity_key(folder.path()).unwrap().service_id(), address);
 }
 
 #[test]
@@ -38,25 +38,25 @@ fn a_copy_of_our_own_master_key_is_taken_whole_or_not_at_all() {
     let (path, address) = (folder.path().join("copy"), secret.service_id());
     let whole = file::encode(Kind::IdentityKey, address.address(), secret.expanded());
     fs::write(&path, &*whole).unwrap();
-    assert_eq!(import_master_key(&path).unwrap().expanded(), secret.expanded());
+    assert_eq!(import_identity_key(&path).unwrap().expanded(), secret.expanded());
     for cut in [whole.len() - 1, whole.len() - 64, 20] {
         fs::write(&path, &whole[..cut]).unwrap();
-        assert!(matches!(import_master_key(&path), Err(ImportError::Damaged { .. })), "cut to {cut}");
+        assert!(matches!(import_identity_key(&path), Err(ImportError::Damaged { .. })), "cut to {cut}");
     }
-    let other = MasterSecret::generate(&mut rand::rng()).service_id();
+    let other = IdentitySecret::generate(&mut rand::rng()).service_id();
     fs::write(&path, &*file::encode(Kind::IdentityKey, other.address(), secret.expanded())).unwrap();
-    assert!(matches!(import_master_key(&path), Err(ImportError::Mismatch { key, .. }) if key == address));
+    assert!(matches!(import_identity_key(&path), Err(ImportError::Mismatch { key, .. }) if key == address));
     fs::write(&path, &*file::encode(Kind::AuthorityKey, address.address(), &secret.expanded()[..32])).unwrap();
-    assert!(matches!(import_master_key(&path), Err(ImportError::Damaged { damage: Damage::Kind(_), .. })));
+    assert!(matches!(import_identity_key(&path), Err(ImportError::Damaged { damage: Damage::Kind(_), .. })));
 }
 
 #[test]
 fn files_that_do_not_belong_together_are_refused() {
     let (folder, _) = service();
-    let other = MasterSecret::generate(&mut rand::rng()).service_id();
+    let other = IdentitySecret::generate(&mut rand::rng()).service_id();
     let hostname = folder.path().join("hostname");
     fs::write(&hostname, format!("{other}\n")).unwrap();
-    assert!(matches!(import_master_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
+    assert!(matches!(import_identity_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
 }
 
 #[test]
@@ -64,13 +64,13 @@ fn a_hostname_is_read_to_its_end() {
     let (folder, secret) = service();
     let hostname = folder.path().join("hostname");
     fs::write(&hostname, format!("{}\n{}and more", secret.service_id(), " ".repeat(100))).unwrap();
-    assert!(matches!(import_master_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
+    assert!(matches!(import_identity_key(folder.path()), Err(ImportError::Mismatch { path, .. }) if path == hostname));
 }
 
 /// A key whose seed is known, unlike that of C tor's expanded keys.
-fn seeded() -> (SigningKey, MasterSecret) {
+fn seeded() -> (SigningKey, IdentitySecret) {
     let seed = Zeroizing::new(rand::rng().random::<[u8; 32]>());
-    (SigningKey::from_bytes(&seed), MasterSecret::from_seed(&seed))
+    (SigningKey::from_bytes(&seed), IdentitySecret::from_seed(&seed))
 }
 
 /// As `openssl genpkey -algorithm ed25519` and onionbalance-config write a seed: PKCS#8, version 1.
@@ -91,7 +91,7 @@ fn pem_with_public_half(key: &SigningKey) -> String {
 fn imported(content: impl AsRef<[u8]>) -> Result<ServiceId, ImportError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), content).unwrap();
-    import_master_key(file.path()).map(|secret| secret.service_id())
+    import_identity_key(file.path()).map(|secret| secret.service_id())
 }
 
 #[test]
@@ -163,17 +163,17 @@ fn the_key_in_a_folder_is_found() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        let found = import_master_key(folder.path());
+        let found = import_identity_key(folder.path());
         assert_eq!(found.unwrap_or_else(|error| panic!("{name}: {error}")).service_id(), address);
     }
 
     let folder = tempfile::tempdir().unwrap();
-    assert!(matches!(import_master_key(folder.path()), Err(ImportError::NotFound(_))));
+    assert!(matches!(import_identity_key(folder.path()), Err(ImportError::NotFound(_))));
     for name in ["a", "b"] {
         fs::create_dir(folder.path().join(name)).unwrap();
         fs::write(folder.path().join(name).join(SECRET_NAME), &file).unwrap();
     }
-    let several = import_master_key(folder.path()).unwrap_err();
+    let several = import_identity_key(folder.path()).unwrap_err();
     assert!(several.to_string().ends_with(&format!("a/{SECRET_NAME}")), "{several}");
 }
 
@@ -181,14 +181,14 @@ fn the_key_in_a_folder_is_found() {
 fn a_key_file_called_after_another_address_is_refused() {
     let ((key, secret), (_, other)) = (seeded(), seeded());
     let folder = tempfile::tempdir().unwrap();
-    let named = |of: &MasterSecret| {
+    let named = |of: &IdentitySecret| {
         folder.path().join(format!("{}.key", of.service_id().to_string().trim_end_matches(".onion")))
     };
     for of in [&secret, &other] {
         fs::write(named(of), pem(&key)).unwrap();
     }
-    assert_eq!(import_master_key(&named(&secret)).unwrap().service_id(), secret.service_id());
-    assert!(matches!(import_master_key(&named(&other)), Err(ImportError::Mismatch { .. })));
+    assert_eq!(import_identity_key(&named(&secret)).unwrap().service_id(), secret.service_id());
+    assert!(matches!(import_identity_key(&named(&other)), Err(ImportError::Mismatch { .. })));
     let yaml =
         format!("hostname: {}\nhs_ed25519_secret_key: {}\n", other.service_id(), BASE64.encode(secret.expanded()));
     assert!(matches!(imported(yaml), Err(ImportError::Mismatch { .. })));
@@ -249,17 +249,16 @@ fn damaged_files_of_c_tor_are_refused_as_such() {
     let whole = fs::read(&file).unwrap();
     for length in 0..whole.len() {
         fs::write(&file, &whole[..length]).unwrap();
-        let refused = import_master_key(&file).unwrap_err();
-        let is_cut =
-            matches!(&refused, ImportError::Form { source: FormError::Length(size), .. } if *size == length as u64);
-        let unknown = matches!(&refused, ImportError::Form { source: FormError::Unknown(_), .. });
+        let refused = import_identity_key(&file).unwrap_err();
+        let is_cut = matches!(&refused, ImportError::Form { source: KeyFormatError::Length(size), .. } if *size == length as u64);
+        let unknown = matches!(&refused, ImportError::Form { source: KeyFormatError::Unknown(_), .. });
         assert!(if length < 32 { unknown } else { is_cut }, "cut to {length}: {refused}");
     }
     fs::write(&file, [&whole[..], b"x"].concat()).unwrap();
-    assert!(matches!(import_master_key(&file), Err(ImportError::Form { source: FormError::Length(97), .. })));
+    assert!(matches!(import_identity_key(&file), Err(ImportError::Form { source: KeyFormatError::Length(97), .. })));
     fs::write(&file, [&PUBLIC_HEADER[..], secret.service_id().public_key()].concat()).unwrap();
-    assert!(matches!(import_master_key(&file), Err(ImportError::Form { source: FormError::Public, .. })));
+    assert!(matches!(import_identity_key(&file), Err(ImportError::Form { source: KeyFormatError::Public, .. })));
     fs::write(&file, [&SECRET_HEADER[..], &[0xff; 64]].concat()).unwrap();
-    assert!(matches!(import_master_key(&file), Err(ImportError::Form { source: FormError::Key(_), .. })));
-    assert!(matches!(import_master_key(Path::new("/nonexistent")), Err(ImportError::Io { .. })));
+    assert!(matches!(import_identity_key(&file), Err(ImportError::Form { source: KeyFormatError::Key(_), .. })));
+    assert!(matches!(import_identity_key(Path::new("/nonexistent")), Err(ImportError::Io { .. })));
 }

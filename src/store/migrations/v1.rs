@@ -11,7 +11,7 @@ use super::super::error::{Damage, StoreError};
 use super::super::file::{self, Payload, Whole};
 use super::super::kind::Kind;
 use super::Step;
-use crate::keys::MasterSecret;
+use crate::keys::IdentitySecret;
 
 /// The files of version 1, except those in `intro`. The kind selects the advice to the operator if
 /// the file is damaged.
@@ -82,7 +82,7 @@ fn identity_key(owner: OnionAddress, payload: &[u8]) -> Result<Payload, Damage> 
         return Err(Damage::Content(format!("a key of {} bytes", payload.len())));
     }
     key.copy_from_slice(payload);
-    let secret = MasterSecret::from_expanded(&key).map_err(|error| Damage::Content(error.to_string()))?;
+    let secret = IdentitySecret::from_expanded(&key).map_err(|error| Damage::Content(error.to_string()))?;
     if secret.service_id().address() != owner {
         return Err(Damage::Content(format!("it is the key of {}", secret.service_id())));
     }

@@ -27,7 +27,7 @@ fn an_interrupted_beginning_can_be_finished() {
         let (folder, cluster) = publisher();
         // A complete directory without the files that were not written before the crash.
         fs::remove_file(state(&folder).join("membership")).unwrap();
-        write(&Home::of_cluster(&state(&folder), cluster.id()), Kind::Pending, b"founding\n").unwrap();
+        write(&OwnedFolder::of_cluster(&state(&folder), cluster.id()), Kind::Pending, b"founding\n").unwrap();
         for kind in &order[written..] {
             fs::remove_file(path_of(*kind, &folder, &cluster)).unwrap();
         }
@@ -36,7 +36,7 @@ fn an_interrupted_beginning_can_be_finished() {
         assert!(matches!(error, StoreError::Unfinished { .. }), "{error}");
         assert!(error.to_string().contains("`rustbalance init`"), "{error}");
         let draft = Store::create(&state(&folder)).unwrap();
-        assert_eq!(draft.begun(), Some((Beginning::Founding, cluster.id())));
+        assert_eq!(draft.unfinished_command(), Some((SetupCommand::Init, cluster.id())));
         assert_eq!(draft.identity_secret().unwrap().is_some(), written >= 4);
         cluster.complete(draft, Role::Publisher).unwrap();
         let store = Store::open(&state(&folder)).unwrap();
@@ -51,7 +51,7 @@ fn another_beginning_starts_over_only_without_a_master_key() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (Cluster::new(), Cluster::new());
     let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, one.id()).unwrap();
+    draft.begin(SetupCommand::Join, one.id()).unwrap();
     let first = draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id();
     assert_eq!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
     drop(draft);
@@ -60,13 +60,13 @@ fn another_beginning_starts_over_only_without_a_master_key() {
     );
 
     let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, two.id()).unwrap();
+    draft.begin(SetupCommand::Join, two.id()).unwrap();
     assert_ne!(draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap().node_id(), first);
 
     service::make(&state(&folder), two.service()).unwrap();
-    write(&Home::of_service(&state(&folder), two.service()), Kind::IdentityKey, two.master.expanded()).unwrap();
+    write(&OwnedFolder::of_service(&state(&folder), two.service()), Kind::IdentityKey, two.master.expanded()).unwrap();
     let before = snapshot(&folder);
-    let error = draft.begin(Beginning::Founding, one.id()).unwrap_err();
+    let error = draft.begin(SetupCommand::Init, one.id()).unwrap_err();
     assert!(matches!(error, StoreError::KeyInTheWay { .. }), "{error}");
     assert!(matches!(draft.discard(), Err(StoreError::KeyInTheWay { .. })));
     assert_eq!(snapshot(&folder), before);
@@ -76,7 +76,7 @@ fn another_beginning_starts_over_only_without_a_master_key() {
 fn a_refused_join_leaves_no_trace() {
     let folder = tempfile::tempdir().unwrap();
     let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
+    draft.begin(SetupCommand::Join, Cluster::new().id()).unwrap();
     draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap();
     fs::write(draft.arti_state_dir().join("guards"), b"x").unwrap();
     draft.discard().unwrap();
@@ -99,7 +99,7 @@ fn a_refused_join_removes_nothing_that_it_did_not_make() {
     }
     fs::write(made_before.join("guards"), b"the operator's own").unwrap();
     let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, Cluster::new().id()).unwrap();
+    draft.begin(SetupCommand::Join, Cluster::new().id()).unwrap();
     draft.discard().unwrap();
     assert_eq!(fs::read(made_before.join("guards")).unwrap(), b"the operator's own");
     assert!(!state(&folder).join("arti/cache").exists() && !state(&folder).join("pending").exists());

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use ciborium::Value;
 use rustbalance_gossip::record::{AnyFact, RecordKind};
-use rustbalance_gossip::signed::{Strict, sign_foreign};
+use rustbalance_gossip::signed::{Strict, sign_unknown_kind};
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn facts_of_every_kind_are_kept_also_of_kinds_that_a_later_version_has() {
         let statement = [("cluster", Value::from(&cluster.id().public_key()[..])), ("seq", seq.into())];
         let statement = statement.map(|(name, value)| (Value::from(name), value));
         let bytes = codec::encode(&Value::Map(statement.into())).unwrap();
-        let record = sign_foreign("rustbalance record later", bytes, &cluster.authority).unwrap();
+        let record = sign_unknown_kind("rustbalance record later", bytes, &cluster.authority).unwrap();
         AnyFact::read(RecordKind::from_key(key).unwrap(), &record, authority.public_key(), &Strict).unwrap()
     };
     assert!(store.facts().unwrap().is_empty());
@@ -62,16 +62,16 @@ fn invitations_that_ended_long_ago_make_room() {
         Verified::sign(whole, &cluster.authority).unwrap()
     };
     // The most that a cluster keeps; each expires a second after the one before.
-    let full: Vec<_> = (0..Invitation::MOST).map(|number| invitation(number, 100 + number as u64, 3)).collect();
+    let full: Vec<_> = (0..Invitation::MAX_KEPT).map(|number| invitation(number, 100 + number as u64, 3)).collect();
     store.put_invitations(&full, 2).unwrap();
     let next = [invitation(1000, 1_000_000_000, 0), invitation(1001, 1_000_000_000, 0)];
     // An invitation that is used up but has not expired stays.
     assert!(matches!(store.put_invitations(&next, 100), Err(StoreError::TooMany { .. })));
-    assert_eq!(store.invitations().unwrap().len(), Invitation::MOST, "a refused list must change nothing");
+    assert_eq!(store.invitations().unwrap().len(), Invitation::MAX_KEPT, "a refused list must change nothing");
     // Expired ones are removed, the longest expired first, until the list fits.
     store.put_invitations(&next, 110).unwrap();
     let kept = store.invitations().unwrap();
-    assert_eq!((kept.len(), kept[0].expires), (Invitation::MOST, 102));
+    assert_eq!((kept.len(), kept[0].expires), (Invitation::MAX_KEPT, 102));
     store.put_invitations(&[invitation(1002, 1_000_000_000, 0)], 30 * 24 * 3600).unwrap();
     assert_eq!(store.invitations().unwrap().len(), 3);
 }

@@ -96,7 +96,7 @@ fn everything(folder: &TempDir) -> Vec<(PathBuf, Vec<u8>)> {
 fn the_table_of_files_is_consistent() {
     let mut names = BTreeSet::new();
     for kind in Kind::ALL {
-        let kind::Row { name, since, format, max_payload, .. } = kind.row();
+        let kind::KindProperties { name, since, format, max_payload, .. } = kind.row();
         assert!((1..=format).contains(&since) && format <= VERSION && max_payload > 0, "{name}");
         assert!(names.insert(name), "{name} twice");
     }
@@ -165,7 +165,7 @@ fn a_file_of_the_old_version_put_back_from_a_backup_is_migrated_again() {
 /// The path of the identity key of a fixture's service after the migration.
 fn identity_path(folder: &TempDir) -> PathBuf {
     let service: ServiceId = expected("publisher.json")["cluster"].as_str().unwrap().parse().unwrap();
-    Home::of_service(&state(folder), service).path(Kind::IdentityKey)
+    OwnedFolder::of_service(&state(folder), service).path(Kind::IdentityKey)
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn an_init_that_the_old_release_began_is_finished_with_its_keys() {
     assert!(matches!(error, StoreError::Unfinished { .. }), "{error}");
     let draft = Store::create(&state(&folder)).unwrap();
     let (master, authority) = (draft.identity_secret().unwrap().unwrap(), draft.authority_secret().unwrap().unwrap());
-    let first = Discovery::generate(draft.begun().unwrap().1, 0, &authority, &mut rng()).unwrap();
+    let first = Discovery::generate(draft.unfinished_command().unwrap().1, 0, &authority, &mut rng()).unwrap();
     let cluster = Cluster { master, authority, discovery: KeyRing::new(first) };
     let store = cluster.complete(draft, Role::Publisher).unwrap();
     assert_eq!(expected["cluster"], store.cluster().to_string());

@@ -16,7 +16,7 @@ use rustbalance_gossip::view::MAX_REVISIONS;
 use tempfile::TempDir;
 
 use super::*;
-use crate::keys::{MasterSecret, PointSeed, ServiceSecrets};
+use crate::keys::{IdentitySecret, PointSeed, ServiceSecrets};
 use crate::tor::ReplayLog;
 
 mod access;
@@ -27,14 +27,14 @@ mod services;
 
 /// The keys of a cluster, from which state directories are made.
 struct Cluster {
-    master: MasterSecret,
+    master: IdentitySecret,
     authority: AuthoritySecret,
     discovery: KeyRing,
 }
 
 impl Cluster {
     fn new() -> Self {
-        let (master, authority) = (MasterSecret::generate(&mut rng()), AuthoritySecret::generate(&mut rng()));
+        let (master, authority) = (IdentitySecret::generate(&mut rng()), AuthoritySecret::generate(&mut rng()));
         let first = Discovery::generate(ClusterId::named_by(master.service_id()), 0, &authority, &mut rng()).unwrap();
         Self { master, authority, discovery: KeyRing::new(first) }
     }
@@ -58,12 +58,12 @@ impl Cluster {
     }
 
     fn complete(&self, mut draft: Draft, role: Role) -> Result<Store, StoreError> {
-        let beginning = if role == Role::Publisher { Beginning::Founding } else { Beginning::Joining };
+        let beginning = if role == Role::Publisher { SetupCommand::Init } else { SetupCommand::Join };
         draft.begin(beginning, self.id())?;
         let node = draft.node_secret(|| NodeSecret::generate(&mut rng()))?;
         let publisher = role == Role::Publisher;
         let points = PointSeed::derive(&self.authority, node.node_id());
-        draft.complete(&Contents {
+        draft.complete(&InitialContents {
             chain: &self.chain(node.node_id(), role),
             services: &[if publisher {
                 ServiceSecrets::of(self.master.duplicate())
@@ -110,14 +110,14 @@ fn state(folder: &TempDir) -> PathBuf {
 
 /// The kinds of files that a publisher must have.
 fn required() -> impl Iterator<Item = Kind> {
-    Kind::ALL.iter().copied().filter(|kind| kind.row().absent != kind::Absent::Default)
+    Kind::ALL.iter().copied().filter(|kind| kind.row().absent != kind::IfAbsent::Default)
 }
 
 /// The path of a publisher's file.
 fn path_of(kind: Kind, folder: &TempDir, cluster: &Cluster) -> PathBuf {
     match kind.row().place {
         Place::Directory => state(folder).join(kind.name()),
-        _ => Home::of_service(&state(folder), cluster.service()).path(kind),
+        _ => OwnedFolder::of_service(&state(folder), cluster.service()).path(kind),
     }
 }
 
@@ -278,7 +278,8 @@ fn a_worker_has_no_key_of_the_master_address_and_may_not_get_one() {
     let path = path_of(Kind::IdentityKey, &folder, &cluster);
     assert!(!path.exists() && !state(&folder).join("authority.key").exists());
     drop(store);
-    write(&Home::of_service(&state(&folder), cluster.service()), Kind::IdentityKey, cluster.master.expanded()).unwrap();
+    write(&OwnedFolder::of_service(&state(&folder), cluster.service()), Kind::IdentityKey, cluster.master.expanded())
+        .unwrap();
     assert!(matches!(Store::open(&state(&folder)), Err(StoreError::NotForWorkers(at)) if at == path));
 }
 
@@ -383,7 +384,7 @@ fn intro_points_are_bounded() {
 #[test]
 fn half_written_files_of_a_crash_are_swept() {
     let (folder, cluster) = publisher();
-    let service = Home::of_service(&state(&folder), cluster.service()).dir;
+    let service = OwnedFolder::of_service(&state(&folder), cluster.service()).dir;
     let leftovers = [state(&folder), service.clone(), service.join("intro")].map(|dir| dir.join(".new-abc"));
     for leftover in &leftovers {
         fs::write(leftover, b"half").unwrap();

@@ -4,13 +4,14 @@ use super::*;
 
 /// The state directory of a publisher with two services, whose store is closed, its cluster and the
 /// key of the second service.
-fn two_services() -> (TempDir, Cluster, MasterSecret) {
-    let (folder, cluster, second) = (tempfile::tempdir().unwrap(), Cluster::new(), MasterSecret::generate(&mut rng()));
+fn two_services() -> (TempDir, Cluster, IdentitySecret) {
+    let (folder, cluster, second) =
+        (tempfile::tempdir().unwrap(), Cluster::new(), IdentitySecret::generate(&mut rng()));
     let mut draft = Store::create(&state(&folder)).unwrap();
-    draft.begin(Beginning::Joining, cluster.id()).unwrap();
+    draft.begin(SetupCommand::Join, cluster.id()).unwrap();
     let node = draft.node_secret(|| NodeSecret::generate(&mut rng())).unwrap();
     let services = [cluster.master.duplicate(), second.duplicate()].map(ServiceSecrets::of);
-    let contents = Contents {
+    let contents = InitialContents {
         chain: &cluster.chain(node.node_id(), Role::Publisher),
         services: &services,
         authority: Some(&cluster.authority),
@@ -49,7 +50,8 @@ fn each_service_has_keys_revisions_and_introduction_points_of_its_own() {
 #[test]
 fn a_file_in_the_folder_of_another_service_is_noticed() {
     let (folder, cluster, second) = two_services();
-    let homes = [cluster.service(), second.service_id()].map(|service| Home::of_service(&state(&folder), service));
+    let homes =
+        [cluster.service(), second.service_id()].map(|service| OwnedFolder::of_service(&state(&folder), service));
     for kind in [Kind::Revisions, Kind::IdentityKey] {
         let [from, to] = homes.each_ref().map(|home| home.path(kind));
         let whole = fs::read(&to).unwrap();
@@ -67,12 +69,13 @@ fn a_file_in_the_folder_of_another_service_is_noticed() {
 #[test]
 fn a_service_is_added_whole_or_not_at_all_and_never_over_another_key() {
     let (folder, cluster) = publisher();
-    let second = MasterSecret::generate(&mut rng());
+    let second = IdentitySecret::generate(&mut rng());
     let (service, added) = (second.service_id(), ServiceSecrets::of(second.duplicate()));
     let store = Store::open(&state(&folder)).unwrap();
     // The folder that a crash in the middle leaves is removed.
     let unfinished = file::unfinished_dir(&state(&folder).join("services")).unwrap();
-    write(&Home { dir: unfinished.clone(), owner: service.address() }, Kind::IdentityKey, second.expanded()).unwrap();
+    write(&OwnedFolder { dir: unfinished.clone(), owner: service.address() }, Kind::IdentityKey, second.expanded())
+        .unwrap();
     assert_eq!(store.services().unwrap(), [cluster.service()]);
     drop(store);
     let store = Store::open(&state(&folder)).unwrap();
@@ -80,7 +83,7 @@ fn a_service_is_added_whole_or_not_at_all_and_never_over_another_key() {
     store.add_service(&added).unwrap();
     store.raise_revision(service, period(1), 7).unwrap();
     store.add_service(&added).unwrap();
-    let other = ServiceSecrets { service, ..ServiceSecrets::of(MasterSecret::generate(&mut rng())) };
+    let other = ServiceSecrets { service, ..ServiceSecrets::of(IdentitySecret::generate(&mut rng())) };
     assert!(matches!(store.add_service(&other), Err(StoreError::KeyExists(_))));
     drop(store);
     let store = Store::open(&state(&folder)).unwrap();
@@ -93,7 +96,7 @@ fn a_service_is_added_whole_or_not_at_all_and_never_over_another_key() {
 fn a_worker_keeps_a_service_without_secrets() {
     let (folder, cluster) = (tempfile::tempdir().unwrap(), Cluster::new());
     let store = cluster.complete(Store::create(&state(&folder)).unwrap(), Role::Worker).unwrap();
-    let added = ServiceSecrets::of(MasterSecret::generate(&mut rng()));
+    let added = ServiceSecrets::of(IdentitySecret::generate(&mut rng()));
     assert!(matches!(store.add_service(&added), Err(StoreError::NotForWorkers(_))));
     store.add_service(&ServiceSecrets::none(added.service)).unwrap();
     drop(store);

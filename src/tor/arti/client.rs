@@ -69,14 +69,14 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 /// The client, with its parts that build circuits directly.
 #[derive(Clone)]
-pub(super) struct Live {
+pub(super) struct ReadyClient {
     pub(super) tor: Arc<TorClient<PreferredRuntime>>,
     pub(super) netdir: Arc<dyn NetDirProvider>,
     pub(super) pool: Arc<HsCircPool<PreferredRuntime>>,
     pub(super) directories: Arc<Directories<PreferredRuntime>>,
 }
 
-impl Live {
+impl ReadyClient {
     /// The network's directory, if it is valid now.
     pub(super) fn netdir(&self) -> Result<Arc<NetDir>, TorError> {
         self.netdir
@@ -90,7 +90,7 @@ pub(super) struct Shared {
     /// `None` once stopped, and while a failed client is replaced.
     tor: RwLock<Option<Arc<TorClient<PreferredRuntime>>>>,
     /// Set after the bootstrap; `None` once stopped.
-    live: RwLock<Option<Live>>,
+    live: RwLock<Option<ReadyClient>>,
     /// The reason, once stopped.
     stopped: OnceLock<String>,
     /// Consecutive circuits that failed for lack of a vanguard, and the time of the first.
@@ -293,12 +293,12 @@ fn tell(bootstrap: &watch::Sender<Bootstrap>, status: &BootstrapStatus) {
 }
 
 /// The parts of a client that has bootstrapped.
-fn live(tor: &Arc<TorClient<PreferredRuntime>>, attempts: &Arc<Attempts>) -> Result<Live, arti_client::Error> {
+fn live(tor: &Arc<TorClient<PreferredRuntime>>, attempts: &Arc<Attempts>) -> Result<ReadyClient, arti_client::Error> {
     let netdir: Arc<dyn NetDirProvider> = tor.dirmgr()?.upcast_arc();
     let pool = tor.hs_circ_pool()?;
     let attempts = Arc::clone(attempts);
     let directories = Arc::new(Directories { netdir: Arc::clone(&netdir), pool: Arc::clone(&pool), attempts });
-    Ok(Live { tor: Arc::clone(tor), netdir, pool, directories })
+    Ok(ReadyClient { tor: Arc::clone(tor), netdir, pool, directories })
 }
 
 /// Arti's status as text for the operator.
@@ -316,7 +316,7 @@ fn in_words(status: &BootstrapStatus) -> String {
 
 impl Shared {
     /// The client and its parts, or why they are not available.
-    pub(super) fn live(&self) -> Result<Live, TorError> {
+    pub(super) fn live(&self) -> Result<ReadyClient, TorError> {
         let live = self.live.read().clone();
         live.ok_or_else(|| match self.stopped.get() {
             Some(why) => TorError::Stopped(why.clone()),
@@ -325,7 +325,7 @@ impl Shared {
     }
 
     /// Waits until the client is ready; an error means that it never will be.
-    pub(super) async fn ready(&self) -> Result<Live, TorError> {
+    pub(super) async fn ready(&self) -> Result<ReadyClient, TorError> {
         let mut bootstrap = self.bootstrap.clone();
         let _ = bootstrap.wait_for(|state| state.ready).await;
         self.live()
@@ -341,7 +341,7 @@ impl Shared {
     /// cache.
     async fn renew(&self, maker: &mut Maker, failed: &str) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
         *self.tor.write() = None;
-        maker.cache_let_go(failed).await?;
+        maker.wait_cache_released(failed).await?;
         let tor = on_disk(|| maker.make())?;
         let mut place = self.tor.write();
         // If the engine was stopped meanwhile, it stays stopped.
@@ -402,7 +402,7 @@ mod tests {
 
     use tokio::time::timeout;
 
-    use super::super::maker::{CACHE_LOCK, LET_GO};
+    use super::super::maker::{CACHE_LOCK, RELEASE_WAIT};
     use super::*;
 
     /// Configuration with new directories. The tests need no network: no client here bootstraps.
@@ -420,7 +420,9 @@ mod tests {
 
     /// Waits until the client is given up; returns the reason.
     async fn given_up(shared: &Shared) -> String {
-        timeout(STALLED + 2 * LET_GO.0, shared.shutdown.cancelled()).await.expect("the client is not given up in time");
+        timeout(STALLED + 2 * RELEASE_WAIT.0, shared.shutdown.cancelled())
+            .await
+            .expect("the client is not given up in time");
         assert!(!shared.bootstrap.borrow().ready, "there is no directory");
         assert!(matches!(shared.client(), Err(TorError::Stopped(_))));
         shared.stopped.get().cloned().unwrap_or_default()

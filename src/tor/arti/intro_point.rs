@@ -31,8 +31,8 @@ use tor_proto::{MetaCellDisposition, MsgHandler, TargetHop};
 use tor_protover::named::HSINTRO_RATELIM;
 use tor_relay_selection::{RelayExclusion, RelaySelector, RelayUsage};
 
-use super::client::{Live, Shared};
-use super::introduction::{Reading, Unanswerable};
+use super::client::{ReadyClient, Shared};
+use super::introduction::{IntroductionError, IntroductionReader};
 use super::{keys, rendezvous};
 use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, Refused, RelayChoice, ServiceGuard, TorError, descriptor};
 
@@ -59,7 +59,7 @@ pub(super) async fn open(
     descriptor::blinded(request.service, live.netdir()?.hs_time_period())?;
     let session = keys::session_keypair(&request.keys.secrets);
     let encryption = keys::encryption_keypair(&request.keys.secrets);
-    let reading = Reading {
+    let reading = IntroductionReader {
         service: request.service,
         session: HsIntroPtSessionIdKey::from(session.as_ref().verifying_key()),
         encryption,
@@ -92,7 +92,7 @@ pub(super) async fn open(
         session_key: FixedBytes(request.keys.secrets.session_key()),
         encryption_key: FixedBytes(request.keys.secrets.encryption_key()),
     };
-    let answering = Answering {
+    let answering = IntroductionTask {
         shared: Arc::clone(&shared),
         live,
         reading: Arc::new(reading),
@@ -104,7 +104,7 @@ pub(super) async fn open(
 }
 
 /// An established introduction circuit.
-struct Made {
+struct EstablishedCircuit {
     tunnel: ServiceOnionServiceIntroTunnel,
     relay: RelayId,
     link_specifiers: Vec<VarBytes>,
@@ -115,11 +115,11 @@ struct Made {
 /// if another attempt may succeed.
 async fn establish(
     shared: &Shared,
-    live: &Live,
+    live: &ReadyClient,
     choice: &RelayChoice,
     session: &HsIntroPtSessionIdKeypair,
     handler: Handler,
-) -> Result<Made, (Option<RelayId>, TorError)> {
+) -> Result<EstablishedCircuit, (Option<RelayId>, TorError)> {
     let attempt = shared.attempts.turn().await;
     let netdir = live.netdir().map_err(|error| (None, error))?;
     let relay = choose(&netdir, choice).map_err(|error| (None, error))?;
@@ -139,7 +139,7 @@ async fn establish(
     drop(netdir);
     let message = establish_intro(&tunnel, &id, session, dos.flatten()).await.map_err(again)?;
     greet(&tunnel, &id, message, handler).await.map_err(again)?;
-    Ok(Made { tunnel, relay: id, link_specifiers, onion_key })
+    Ok(EstablishedCircuit { tunnel, relay: id, link_specifiers, onion_key })
 }
 
 /// The relay for the next attempt.
@@ -293,10 +293,10 @@ impl OpenIntroPoint for Point {
 }
 
 /// State of the task that answers introductions.
-struct Answering {
+struct IntroductionTask {
     shared: Arc<Shared>,
-    live: Live,
-    reading: Arc<Reading>,
+    live: ReadyClient,
+    reading: Arc<IntroductionReader>,
     introductions: Arc<AtomicU64>,
     limits: Arc<ServiceGuard>,
     streams: mpsc::Sender<Incoming>,
@@ -307,7 +307,7 @@ fn start(
     shared: &Arc<Shared>,
     tunnel: ServiceOnionServiceIntroTunnel,
     describe: IntroPoint,
-    answering: Answering,
+    answering: IntroductionTask,
     queue: mpsc::Receiver<(Introduce2, Instant)>,
 ) -> Point {
     let stop = shared.shutdown.child_token();
@@ -346,7 +346,7 @@ async fn unlisted(netdir: Arc<dyn tor_netdir::NetDirProvider>, relay: RelayId) {
     std::future::pending().await
 }
 
-impl Answering {
+impl IntroductionTask {
     /// Reads introductions one by one and starts a rendezvous task for each valid one, so no client
     /// waits for the rendezvous of another.
     async fn run(self, mut queue: mpsc::Receiver<(Introduce2, Instant)>) {
@@ -382,11 +382,11 @@ impl Answering {
             read.map_err(|error| TorError::Invalid("reading an introduction failed".into(), Some(Box::new(error))))?;
         // A cell that does not decrypt costs its sender nothing, so it must not count towards the
         // number of introductions after which the point is replaced.
-        if !matches!(read, Err(Unanswerable::Replay | Unanswerable::Handshake(_))) {
+        if !matches!(read, Err(IntroductionError::Replay | IntroductionError::Handshake(_))) {
             self.introductions.fetch_add(1, Ordering::Relaxed);
         }
         read.map_err(|error| {
-            let is_replay = matches!(error, Unanswerable::Replay);
+            let is_replay = matches!(error, IntroductionError::Replay);
             self.limits.refused.count(if is_replay { Refused::Replay } else { Refused::Malformed });
             TorError::Invalid(format!("cannot answer an introduction: {error}"), Some(Box::new(error)))
         })

@@ -27,7 +27,7 @@ use crate::tor::circuits::RendezvousPoint;
 use crate::tor::{ReplayLog, descriptor};
 
 /// Keys and state with which a point reads its introductions.
-pub(super) struct Reading {
+pub(super) struct IntroductionReader {
     /// The service whose clients are introduced here.
     pub(super) service: ServiceId,
     /// The point's session key, `KP_hs_ipt_sid`.
@@ -37,7 +37,7 @@ pub(super) struct Reading {
     /// The introductions received before.
     pub(super) replays: Arc<ReplayLog>,
     /// Limits the warnings that the replay log cannot be written to disk.
-    pub(super) unwritten: OnceAMinute,
+    pub(super) unwritten: WarningLimit,
     /// Subcredentials, and the periods for which they were computed.
     pub(super) cached: Mutex<(Vec<TimePeriod>, Arc<Vec<Subcredential>>)>,
 }
@@ -58,7 +58,7 @@ pub(super) struct Introduction {
 
 /// Why an introduction cannot be answered.
 #[derive(Debug, thiserror::Error)]
-pub enum Unanswerable {
+pub enum IntroductionError {
     /// The same cell was received before.
     #[error("it is a replay")]
     Replay,
@@ -79,7 +79,7 @@ pub enum Unanswerable {
 
 /// A client's request, from the decrypted part of its cell.
 #[derive(Debug)]
-pub struct Asked {
+pub struct ClientRequest {
     payload: IntroduceHandshakePayload,
     /// The ntor key of the rendezvous point.
     onion_key: curve25519::PublicKey,
@@ -87,29 +87,30 @@ pub struct Asked {
     capabilities: Protocols,
 }
 
-impl Asked {
+impl ClientRequest {
     /// Parses the decrypted bytes. Does not check that the rendezvous point is a relay, which takes
     /// the network's directory.
     ///
     /// # Errors
     /// If the bytes cannot be parsed, or the client requests what is not offered.
-    pub fn read(plain: &[u8]) -> Result<Self, Unanswerable> {
+    pub fn read(plain: &[u8]) -> Result<Self, IntroductionError> {
         // The reader need not be exhausted: the rest is padding.
-        let payload: IntroduceHandshakePayload = Reader::from_slice(plain).extract().map_err(Unanswerable::Payload)?;
+        let payload: IntroduceHandshakePayload =
+            Reader::from_slice(plain).extract().map_err(IntroductionError::Payload)?;
         let OnionKey::NtorOnionKey(onion_key) = *payload.onion_key() else {
-            return Err(Unanswerable::Unsupported);
+            return Err(IntroductionError::Unsupported);
         };
-        let capabilities = granted(&payload).ok_or(Unanswerable::Unsupported)?;
+        let capabilities = granted(&payload).ok_or(IntroductionError::Unsupported)?;
         Ok(Self { payload, onion_key, capabilities })
     }
 }
 
-impl Reading {
+impl IntroductionReader {
     /// Reads one cell. Does heavy computation and writes to the replay log, so it must not run in
     /// the reactor.
-    pub(super) fn read(&self, cell: &Introduce2, netdir: &NetDir) -> Result<Introduction, Unanswerable> {
+    pub(super) fn read(&self, cell: &Introduce2, netdir: &NetDir) -> Result<Introduction, IntroductionError> {
         if self.replays.has_seen(cell.encrypted_body()) {
-            return Err(Unanswerable::Replay);
+            return Err(IntroductionError::Replay);
         }
         let subcredentials = self.subcredentials(netdir);
         let (keys, answer, plain) = hs_ntor::server_receive_intro(
@@ -120,20 +121,20 @@ impl Reading {
             cell.encoded_header(),
             cell.encrypted_body(),
         )
-        .map_err(|error| Unanswerable::Handshake(Box::new(error)))?;
+        .map_err(|error| IntroductionError::Handshake(Box::new(error)))?;
         // Only cells that decrypt are remembered: anyone can produce any number of other cells.
         match self.replays.is_new(cell.encrypted_body()) {
             Ok(true) => {}
-            Ok(false) => return Err(Unanswerable::Replay),
+            Ok(false) => return Err(IntroductionError::Replay),
             // The cell is remembered in memory. A full disk must not keep clients out.
             Err(error) => self.unwritten.complain(Instant::now(), |times| {
                 tracing::warn!(%error, times, "cannot write to the replay log of an introduction point");
             }),
         }
-        let Asked { payload, onion_key, capabilities } = Asked::read(&plain)?;
+        let ClientRequest { payload, onion_key, capabilities } = ClientRequest::read(&plain)?;
         let rendezvous_point = netdir
             .circ_target_from_verbatim_linkspecs(payload.link_specifiers(), &onion_key)
-            .map_err(Unanswerable::RendezvousPoint)?;
+            .map_err(IntroductionError::RendezvousPoint)?;
         let waits_at = waits_at(&rendezvous_point, &onion_key, netdir);
         let answer = Rendezvous1::new(*payload.cookie(), answer);
         Ok(Introduction { rendezvous_point, waits_at, answer, keys, capabilities })
@@ -186,9 +187,9 @@ fn periods(netdir: &NetDir) -> Vec<TimePeriod> {
 /// Limits the log of an event that strangers can cause at will to one line a minute, which contains
 /// the number of events.
 #[derive(Default)]
-pub(super) struct OnceAMinute(Mutex<(Option<Instant>, u64)>);
+pub(super) struct WarningLimit(Mutex<(Option<Instant>, u64)>);
 
-impl OnceAMinute {
+impl WarningLimit {
     /// Counts an event, and calls `log` with the number of events since the last line, unless that
     /// line is less than a minute old.
     fn complain(&self, now: Instant, log: impl FnOnce(u64)) {
@@ -219,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_strangers_repeat_is_logged_once_a_minute_with_its_count() {
-        let (complaint, start) = (OnceAMinute::default(), Instant::now());
+        let (complaint, start) = (WarningLimit::default(), Instant::now());
         let mut logged = Vec::new();
         for second in 0..150 {
             complaint.complain(start + Duration::from_secs(second), |times| logged.push((second, times)));

@@ -19,7 +19,7 @@ use crate::tor::TorError;
 /// How long to wait until a dropped client releases the cache, and the interval of the checks. Once
 /// its parts were made, a client releases the cache only when it receives a new directory of the
 /// network, so it never does if it failed before it requested one.
-pub(super) const LET_GO: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
+pub(super) const RELEASE_WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 
 /// The lock file in Arti's cache. Only the client that holds the lock writes there; in Arti all
 /// others wait for it without a time limit.
@@ -52,8 +52,8 @@ impl Maker {
 
     /// Waits until the failed client releases the cache: a new client could only read it before.
     /// The error contains `failed`, the reason why that client failed.
-    pub(super) async fn cache_let_go(&self, failed: &str) -> Result<(), TorError> {
-        let (limit, pause) = LET_GO;
+    pub(super) async fn wait_cache_released(&self, failed: &str) -> Result<(), TorError> {
+        let (limit, pause) = RELEASE_WAIT;
         let free = async {
             while on_disk(|| self.cache_is_held()) {
                 sleep(pause).await;
@@ -66,7 +66,7 @@ impl Maker {
     }
 
     pub(super) fn make(&mut self) -> Result<Arc<TorClient<PreferredRuntime>>, TorError> {
-        self.salvage.sift();
+        self.salvage.set_aside_damaged();
         loop {
             let made = TorClient::with_runtime(self.runtime.clone())
                 .config(self.config.clone())
@@ -95,10 +95,10 @@ mod tests {
         let [state_dir, cache_dir] = ["state", "cache"].map(|name| folder.path().join(name));
         let config = ArtiConfig { toml: String::new(), state_dir, cache_dir };
         let mut maker = Maker::new(&config).unwrap();
-        maker.cache_let_go("there is none").await.unwrap();
+        maker.wait_cache_released("there is none").await.unwrap();
         let tor = maker.make().unwrap();
         assert!(maker.cache_is_held());
         drop(tor);
-        maker.cache_let_go("it was dropped").await.unwrap();
+        maker.wait_cache_released("it was dropped").await.unwrap();
     }
 }

@@ -22,7 +22,7 @@ use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;
 
 pub use config::{ArtiConfig, check};
-pub use introduction::{Asked, Unanswerable};
+pub use introduction::{ClientRequest, IntroductionError};
 
 mod attempts;
 mod client;

@@ -61,7 +61,7 @@ pub(super) async fn listen(
         )
     };
     let (running, requests) = if shared.launched.first(node) {
-        forget_former_state(&shared, &nickname).await;
+        remove_old_state(&shared, &nickname).await;
         let launched = live.tor.launch_onion_service_with_hsid(config, keys::node_keypair(&identity));
         launched.map_err(failed)?.map(|(running, requests)| (running, requests.boxed()))
     } else {
@@ -73,7 +73,7 @@ pub(super) async fn listen(
     let (reached, reachable) = watch::channel(running.status().state().is_fully_reachable());
     let handle = Arc::downgrade(&running);
     shared.tasks.spawn(stop.clone().run_until_cancelled_owned(hold(running, reached)));
-    let own = Own { shared: Arc::clone(&shared), ports: ports.into_iter().collect(), streams, refused };
+    let own = OwnServiceTask { shared: Arc::clone(&shared), ports: ports.into_iter().collect(), streams, refused };
     shared.tasks.spawn(stop.clone().run_until_cancelled_owned(Arc::new(own).run(requests)));
     Ok(Box::new(Service { running: handle, nickname, reachable, _stop: stop.drop_guard() }))
 }
@@ -97,7 +97,7 @@ fn nickname(node: NodeId) -> Result<HsNickname, TorError> {
 }
 
 /// Removes the state of this service that an earlier process left.
-async fn forget_former_state(shared: &Shared, nickname: &HsNickname) {
+async fn remove_old_state(shared: &Shared, nickname: &HsNickname) {
     let folder = shared.state_dir.join("hss").join(nickname.to_string());
     match tokio::fs::remove_dir_all(&folder).await {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -143,14 +143,14 @@ async fn hold(running: Arc<RunningOnionService>, reached: watch::Sender<bool>) {
 }
 
 /// State shared by the tasks that serve the service's circuits.
-struct Own {
+struct OwnServiceTask {
     shared: Arc<Shared>,
     ports: BTreeSet<u16>,
     streams: mpsc::Sender<Incoming>,
     refused: Arc<RefusedCounts>,
 }
 
-impl Own {
+impl OwnServiceTask {
     /// Accepts circuits, each in its own task.
     async fn run(self: Arc<Self>, mut requests: impl Stream<Item = RendRequest> + Unpin) {
         let stop = self.shared.shutdown.child_token();

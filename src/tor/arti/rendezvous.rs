@@ -116,7 +116,7 @@ async fn meet(
 /// Builds a circuit to the rendezvous point. The place of the circuit bounds the attempts.
 async fn circuit(
     shared: &Shared,
-    live: &super::client::Live,
+    live: &super::client::ReadyClient,
     introduction: &Introduction,
     place: &Place,
 ) -> Result<ServiceOnionServiceDataTunnel, TorError> {

@@ -70,7 +70,7 @@ impl Salvage {
     /// consensus whose content does not match the digest in its name. Arti never replaces a state
     /// file that it cannot read, and repeats in vain the request for the difference between a
     /// damaged consensus and the next one.
-    pub(super) fn sift(&self) {
+    pub(super) fn set_aside_damaged(&self) {
         let state = self.state_files().into_iter().map(|path| (read_json(&path), path));
         let blobs = list(&self.cache_dir.join("dir_blobs")).into_iter().map(|path| (check_digest(&path), path));
         for (checked, path) in state.chain(blobs) {
@@ -273,7 +273,7 @@ mod tests {
             fs::write(state.join("good.json"), "{}").unwrap();
             fs::write(state.join("state.lock"), "").unwrap();
             fs::create_dir_all(state.join("odd.json")).unwrap();
-            salvage.sift();
+            salvage.set_aside_damaged();
             let mut left: Vec<_> =
                 fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
             left.sort();
@@ -292,7 +292,7 @@ mod tests {
         fs::write(blobs.join(&good), "network-status-version 3").unwrap();
         fs::write(blobs.join(&cut), "network-status-ver").unwrap();
         fs::write(blobs.join("another"), "").unwrap();
-        salvage.sift();
+        salvage.set_aside_damaged();
         assert!(blobs.join(&good).exists() && blobs.join("another").exists() && !blobs.join(&cut).exists());
         assert!(folder.path().join("damaged").join(&cut).exists());
     }
@@ -305,7 +305,7 @@ mod tests {
         let long = fs::File::create(state.join("guards.json")).unwrap();
         long.set_len(MAX_STATE_FILE + 1).unwrap();
         std::os::unix::fs::symlink("loop.json", state.join("loop.json")).unwrap();
-        salvage.sift();
+        salvage.set_aside_damaged();
         assert_eq!(fs::read_dir(&state).unwrap().count(), 2);
         assert!(!folder.path().join("damaged").exists());
     }
@@ -344,7 +344,7 @@ mod tests {
     fn nothing_there_is_nothing_damaged() {
         let (folder, salvage) = arti();
         fs::remove_dir_all(folder.path().join("state")).unwrap();
-        salvage.sift();
+        salvage.set_aside_damaged();
         assert!(!folder.path().join("damaged").exists());
     }
 }

@@ -11,10 +11,10 @@ use super::*;
 const PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
 
 /// One key of each origin: generated, imported from a seed (PEM), imported in C tor's format.
-fn masters() -> [MasterSecret; 3] {
-    let created = MasterSecret::generate(&mut rand::rng());
-    let of_seed = MasterSecret::from_seed(&Zeroizing::new([7; 32]));
-    let imported = MasterSecret::from_expanded(&Zeroizing::new(*created.expanded())).unwrap();
+fn masters() -> [IdentitySecret; 3] {
+    let created = IdentitySecret::generate(&mut rand::rng());
+    let of_seed = IdentitySecret::from_seed(&Zeroizing::new([7; 32]));
+    let imported = IdentitySecret::from_expanded(&Zeroizing::new(*created.expanded())).unwrap();
     [created, of_seed, imported]
 }
 
@@ -24,7 +24,7 @@ fn commitment(signature: &[u8]) -> [u8; 32] {
 }
 
 /// The commitment to the nonce when the key blinded for this period signs this message.
-fn blinded_commitment(master: &MasterSecret, period: PeriodId, message: &[u8]) -> [u8; 32] {
+fn blinded_commitment(master: &IdentitySecret, period: PeriodId, message: &[u8]) -> [u8; 32] {
     let (public, pair, _) = blinded_pair(master, period).unwrap();
     let signature = ed25519::ExpandedKeypair::from(pair).sign(message);
     let public: ed25519::PublicKey = public.into();
@@ -33,10 +33,10 @@ fn blinded_commitment(master: &MasterSecret, period: PeriodId, message: &[u8]) -
 }
 
 /// The same key with one bit flipped in byte `at`.
-fn changed(master: &MasterSecret, at: usize) -> MasterSecret {
+fn changed(master: &IdentitySecret, at: usize) -> IdentitySecret {
     let mut bytes = Zeroizing::new(*master.expanded());
     bytes[at] ^= 1;
-    MasterSecret::from_expanded(&bytes).unwrap()
+    IdentitySecret::from_expanded(&bytes).unwrap()
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn every_byte_of_the_second_half_of_the_secret_is_in_the_nonce() {
 #[test]
 fn the_second_half_is_a_secret_of_its_own() {
     let [created, of_seed, _] = masters();
-    let again = MasterSecret::generate(&mut rand::rng());
+    let again = IdentitySecret::generate(&mut rand::rng());
     for (one, other) in [(&created, &of_seed), (&created, &again)] {
         assert_ne!(one.expanded()[32..], other.expanded()[32..]);
     }

@@ -12,11 +12,11 @@ fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
 }
 
-fn master(fill: u8) -> MasterSecret {
+fn master(fill: u8) -> IdentitySecret {
     let mut bytes = Zeroizing::new([fill; 64]);
     bytes[0] &= 248;
     bytes[31] = bytes[31] & 63 | 64;
-    MasterSecret::from_expanded(&bytes).unwrap()
+    IdentitySecret::from_expanded(&bytes).unwrap()
 }
 
 fn specifier(kind: u8, body: &[u8]) -> VarBytes {

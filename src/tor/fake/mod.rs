@@ -168,7 +168,7 @@ impl FakeEngine {
         self.node.dead.cancel();
         drop(self.bootstrap.lock().take());
         self.circuits().clear();
-        self.net.world().bury(self.node.id);
+        self.net.world().remove_node(self.node.id);
     }
 
     /// Stops all traffic to and from this node without closing its connections; `freeze(false)`

@@ -6,8 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::keys::{MasterSecret, NodeSecret, PointSeed};
-use crate::tor::conformance::{self, Guest, Stage};
+use crate::keys::{IdentitySecret, NodeSecret, PointSeed};
+use crate::tor::conformance::{self, Stage, Visitor};
 use crate::tor::descriptor::{self, PeriodCredentials};
 use crate::tor::{IntroPointKeys, RelayChoice, ReplayLog, ServiceGuard, ServiceLimits};
 
@@ -20,10 +20,10 @@ impl Stage for FakeNet {
         FakeNet::engine(self)
     }
 
-    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Guest, TorError> {
+    async fn guest(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<Visitor, TorError> {
         let engine = FakeNet::engine(self);
         let stream = engine.dial(to, port, limit).await?;
-        Ok(Guest { stream, life: Box::new(engine) })
+        Ok(Visitor { stream, life: Box::new(engine) })
     }
 
     async fn kill_relay(&self, relay: RelayId) -> bool {
@@ -88,7 +88,7 @@ pub(crate) fn new_keys() -> IntroPointKeys {
 }
 
 /// A node with an introduction point for the service of `master`; it echoes all streams.
-async fn node(net: &FakeNet, master: &MasterSecret) -> (Arc<FakeEngine>, Box<dyn OpenIntroPoint>) {
+async fn node(net: &FakeNet, master: &IdentitySecret) -> (Arc<FakeEngine>, Box<dyn OpenIntroPoint>) {
     let engine = net.engine();
     let (streams, mut incoming) = mpsc::channel::<Incoming>(8);
     tokio::spawn(async move {
@@ -103,7 +103,7 @@ async fn node(net: &FakeNet, master: &MasterSecret) -> (Arc<FakeEngine>, Box<dyn
     (engine, point)
 }
 
-async fn publish(engine: &FakeEngine, master: &MasterSecret, points: &[&dyn OpenIntroPoint], revision: u64) {
+async fn publish(engine: &FakeEngine, master: &IdentitySecret, points: &[&dyn OpenIntroPoint], revision: u64) {
     let points: Vec<_> = points.iter().map(|point| point.describe()).collect();
     for period in engine.publication(master.service_id()).await.unwrap() {
         let credentials = PeriodCredentials::derive(master, period.id, SystemTime::now()).unwrap();
@@ -120,10 +120,10 @@ async fn echo(stream: &mut BoxStream, limit: Duration) -> bool {
     timeout(limit, echo).await.unwrap_or(false)
 }
 
-fn master() -> MasterSecret {
+fn master() -> IdentitySecret {
     let mut bytes = Zeroizing::new([9; 64]);
     (bytes[0], bytes[31]) = (8, 72);
-    MasterSecret::from_expanded(&bytes).unwrap()
+    IdentitySecret::from_expanded(&bytes).unwrap()
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ pub(super) struct Point {
 }
 
 /// A descriptor at a directory.
-struct Held {
+struct StoredDescriptor {
     text: String,
     revision: u64,
     since: Instant,
@@ -92,7 +92,7 @@ pub(super) struct World {
     services: HashMap<OnionAddress, Service>,
     /// By session key.
     points: HashMap<[u8; 32], Point>,
-    held: HashMap<(RelayId, ServiceId, PeriodId), Held>,
+    held: HashMap<(RelayId, ServiceId, PeriodId), StoredDescriptor>,
 }
 
 impl World {
@@ -148,7 +148,7 @@ impl World {
     }
 
     /// Removes the services and introduction points of a killed node.
-    pub(super) fn bury(&mut self, node: usize) {
+    pub(super) fn remove_node(&mut self, node: usize) {
         self.services.retain(|_, service| service.node.id != node);
         self.end_points("the Tor client has stopped", |point| point.node.id == node);
     }
@@ -190,7 +190,7 @@ impl World {
         if self.held.get(&key).is_some_and(|held| held.since.elapsed() < LIFETIME && held.revision >= revision) {
             return Err(refused());
         }
-        self.held.insert(key, Held { text: text.into(), revision, since: Instant::now() });
+        self.held.insert(key, StoredDescriptor { text: text.into(), revision, since: Instant::now() });
         Ok(())
     }
 

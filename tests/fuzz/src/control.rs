@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance::control::{
     AlarmStatus, Bootstrap, Handler, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
-    PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response,
-    SOCKET_NAME, StandInStatus, Status, StrangerStatus, TrafficStatus, bind, call, serve,
+    OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
+    Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, bind, call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
@@ -181,7 +181,7 @@ fn example() -> Status {
         publisher: Some(PublisherStatus { node: node.clone(), term: 3, me: true }),
         members: vec![member],
         intro_points: vec![IntroPointStatus { relay: relay.clone(), session_key, age_seconds: 5, introductions: 7 }],
-        stranger: Some(StrangerStatus { seen_seconds: 9, readable: true }),
+        other_publisher: Some(OtherPublisherStatus { seen_seconds: 9, readable: true }),
         stand_ins: vec![StandInStatus { node: node.clone(), relay, introductions: 2 }],
         publication: Some(PublicationStatus {
             node: node.clone(),

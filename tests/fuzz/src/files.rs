@@ -16,7 +16,7 @@ use rustbalance::config::{self, Config, Initial};
 use rustbalance::join::found;
 use rustbalance::keys::AuthoritySecret;
 use rustbalance::proxy::{PortTarget, Target};
-use rustbalance::store::{Beginning, Store, StoredIntroPoint, import_master_key};
+use rustbalance::store::{SetupCommand, Store, StoredIntroPoint, import_identity_key};
 use rustbalance::tor::ReplayLog;
 use rustbalance::typed;
 use rustbalance_gossip::bytes::FixedBytes;
@@ -29,12 +29,12 @@ use sha3::{Digest, Sha3_256};
 use tempfile::TempDir;
 
 use super::Seed;
-use super::script::{Orders, Script};
+use super::script::{Script, ScriptBuilder};
 use super::world::{NOW, PERIOD, scratch, signed, world};
 
 thread_local! {
     static CONFIGURED: OnceCell<TempDir> = const { OnceCell::new() };
-    static GROUND: OnceCell<Ground> = const { OnceCell::new() };
+    static GROUND: OnceCell<StateDirectory> = const { OnceCell::new() };
     static HIDDEN_SERVICE: OnceCell<TempDir> = const { OnceCell::new() };
 }
 
@@ -124,7 +124,7 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
 }
 
 /// The complete state directory of a publisher.
-struct Ground {
+struct StateDirectory {
     folder: TempDir,
     authority: AuthorityId,
     /// The original content of every file, by its path in the directory.
@@ -163,7 +163,7 @@ const UNFINISHED: u8 = 2;
 /// Flag: the header names format 1, which all files had in version 1 of the directory.
 const OLDER: u8 = 4;
 
-impl Ground {
+impl StateDirectory {
     fn new() -> Self {
         let (folder, world) = (scratch(), world());
         let mut rng = StdRng::seed_from_u64(7);
@@ -273,7 +273,7 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
     let [which, how, content @ ..] = bytes else { return false };
     let which = usize::from(*which) % FILES.len();
     GROUND.with(|cell| {
-        let ground = cell.get_or_init(Ground::new);
+        let ground = cell.get_or_init(StateDirectory::new);
         let dir = ground.dir();
         let format = if how & OLDER == 0 && matches!(FILES[which], "master.pub" | "version" | "identity.key" | "facts")
         {
@@ -362,8 +362,8 @@ fn opened(dir: &Path) -> bool {
 fn resumed(dir: &Path, signs: AuthorityId) -> bool {
     assert!(Store::open(dir).is_err());
     let Ok(mut draft) = Store::create(dir) else { return false };
-    let Some((Beginning::Founding, cluster)) = draft.begun() else { return false };
-    if draft.begin(Beginning::Founding, cluster).is_err() {
+    let Some((SetupCommand::Init, cluster)) = draft.unfinished_command() else { return false };
+    if draft.begin(SetupCommand::Init, cluster).is_err() {
         return false;
     }
     let node = draft.node_secret(|| world().keys[0].duplicate());
@@ -392,7 +392,7 @@ fn replays(path: &Path, bytes: &[u8]) -> bool {
 }
 
 pub(crate) fn state_seeds() -> Vec<Seed> {
-    let ground = Ground::new();
+    let ground = StateDirectory::new();
     let seed = |which: usize, how: u8, content: &[u8]| [&[which as u8, how][..], content].concat();
     let mut seeds = Vec::new();
     for (which, name) in FILES.iter().enumerate().skip(1) {
@@ -431,7 +431,7 @@ pub(crate) fn import(bytes: &[u8]) -> bool {
             let _ = fs::remove_file(dir.join(name));
         }
     }
-    let read = import_master_key(&dir);
+    let read = import_identity_key(&dir);
     let Ok(key) = read else {
         assert!(!read.unwrap_err().to_string().is_empty());
         return false;
@@ -448,7 +448,7 @@ pub(crate) fn import(bytes: &[u8]) -> bool {
         let _ = fs::remove_file(dir.join("hs_ed25519_public_key"));
         let _ = fs::remove_file(dir.join("hostname"));
         put(&dir.join("hs_ed25519_secret_key"), &whole);
-        assert_eq!(import_master_key(&dir).unwrap().expanded(), key.expanded());
+        assert_eq!(import_identity_key(&dir).unwrap().expanded(), key.expanded());
     }
     true
 }
@@ -476,7 +476,7 @@ pub(crate) fn import_seeds() -> Vec<Seed> {
     let secret = [&HEADER[..], world.master.expanded()].concat();
     let public = [&b"== ed25519v1-public: type0 ==\0\0\0"[..], world.cluster.public_key()].concat();
     let files = |beside: u8, secret: &[u8], hostname: String| {
-        Orders::default().byte(beside).bytes(secret).bytes(&public).rest(hostname.as_bytes()).0
+        ScriptBuilder::default().byte(beside).bytes(secret).bytes(&public).rest(hostname.as_bytes()).0
     };
     let hostname = || format!("{}\n", world.cluster);
     let text = |name, text: String| Seed::good(name, files(0, text.as_bytes(), String::new()));

@@ -12,13 +12,13 @@ use rustbalance_mesh::{Carrier, Gate, MAX_MESSAGE, Mesh, MeshConfig};
 use tokio::sync::mpsc;
 
 use super::Seed;
-use super::script::{Orders, Script};
+use super::script::{Script, ScriptBuilder};
 use super::world::{MEMBERS, NODES, world};
 
 /// Size of an unpacked block, in bytes.
 const BLOCK: usize = 16_384;
 /// The generation number of this node's current incarnation in [`mesh`].
-const OWN_LIFE: u64 = 1 << 16;
+const OWN_GENERATION: u64 = 1 << 16;
 const SYN: u8 = 0;
 const SYN_ACK: u8 = 1;
 const ACK: u8 = 2;
@@ -91,39 +91,39 @@ impl Writer {
 }
 
 /// One operation of a delta, before it is written into a stream.
-enum Told {
+enum DeltaOperation {
     /// Begins the changes of an incarnation: node, generation, and the pair of its last
     /// garbage-collected version and the version before the changes.
-    Life(usize, u64, [u64; 2]),
+    Incarnation(usize, u64, [u64; 2]),
     /// A value: key, value, version, status (1: deleted).
     Value(String, String, u64, u8),
     /// The version up to which the changes are complete.
     Version(u64),
 }
 
-impl Told {
+impl DeltaOperation {
     fn value(key: &str, value: &str, version: u64) -> Self {
         Self::Value(key.into(), value.into(), version, 0)
     }
 }
 
-fn body(told: &[Told]) -> Vec<u8> {
+fn body(told: &[DeltaOperation]) -> Vec<u8> {
     let mut out = Writer(Vec::new());
     for operation in told {
         match operation {
-            Told::Life(who, generation, counts) => {
+            DeltaOperation::Incarnation(who, generation, counts) => {
                 out.0.push(0);
                 out.life(*who, *generation);
                 out.numbers(counts);
             }
-            Told::Value(key, value, version, status) => {
+            DeltaOperation::Value(key, value, version, status) => {
                 out.0.push(1);
                 out.text(key);
                 out.text(value);
                 out.numbers(&[*version]);
                 out.0.push(*status);
             }
-            Told::Version(version) => {
+            DeltaOperation::Version(version) => {
                 out.0.push(2);
                 out.numbers(&[*version]);
             }
@@ -139,13 +139,13 @@ fn syn(known: &[(usize, u64, [u64; 3])]) -> Vec<u8> {
     message.0
 }
 
-fn ack(told: &[Told], packed: bool) -> Vec<u8> {
+fn ack(told: &[DeltaOperation], packed: bool) -> Vec<u8> {
     let mut message = Writer::new(ACK);
     message.stream(&body(told), packed);
     message.0
 }
 
-fn syn_ack(known: &[(usize, u64, [u64; 3])], told: &[Told], packed: bool) -> Vec<u8> {
+fn syn_ack(known: &[(usize, u64, [u64; 3])], told: &[DeltaOperation], packed: bool) -> Vec<u8> {
     let mut message = Writer::new(SYN_ACK);
     message.digest(known);
     message.stream(&body(told), packed);
@@ -154,13 +154,20 @@ fn syn_ack(known: &[(usize, u64, [u64; 3])], told: &[Told], packed: bool) -> Vec
 
 pub(crate) fn message_seeds() -> Vec<Seed> {
     let from = |message: &[u8]| [&[1][..], message].concat();
-    let known = [(0, OWN_LIFE, [3, 0, 4]), (1, 7, [9, 0, 2]), (5, 1, [1, 0, 0])];
-    let told = |value: &str| [Told::Life(1, 7, [0, 0]), Told::value("beat", value, 1), Told::value("card", value, 2)];
-    let deleted = [Told::Life(1, 7, [0, 0]), Told::Value("card".into(), String::new(), 5, 1)];
-    let silent = [Told::Life(2, 1, [3, 0]), Told::Version(9)];
+    let known = [(0, OWN_GENERATION, [3, 0, 4]), (1, 7, [9, 0, 2]), (5, 1, [1, 0, 0])];
+    let told = |value: &str| {
+        [
+            DeltaOperation::Incarnation(1, 7, [0, 0]),
+            DeltaOperation::value("beat", value, 1),
+            DeltaOperation::value("card", value, 2),
+        ]
+    };
+    let deleted =
+        [DeltaOperation::Incarnation(1, 7, [0, 0]), DeltaOperation::Value("card".into(), String::new(), 5, 1)];
+    let silent = [DeltaOperation::Incarnation(2, 1, [3, 0]), DeltaOperation::Version(9)];
     let long = "A".repeat(20_000);
-    let values = (1..=100).map(|version| Told::value("card", &long, version));
-    let bomb: Vec<_> = std::iter::once(Told::Life(1, 7, [0, 0])).chain(values).collect();
+    let values = (1..=100).map(|version| DeltaOperation::value("card", &long, version));
+    let bomb: Vec<_> = std::iter::once(DeltaOperation::Incarnation(1, 7, [0, 0])).chain(values).collect();
     let mut absurd = known;
     absurd[1].2[0] = u64::MAX;
     vec![
@@ -220,14 +227,14 @@ fn composed(script: &mut Script<'_>) -> Vec<u8> {
     message.0
 }
 
-fn operation(script: &mut Script<'_>) -> Told {
+fn operation(script: &mut Script<'_>) -> DeltaOperation {
     match script.choice(4) {
-        0 => Told::Life(script.choice(NODES), script.number(), [script.number(), script.number()]),
-        1 => Told::Version(script.number()),
+        0 => DeltaOperation::Incarnation(script.choice(NODES), script.number(), [script.number(), script.number()]),
+        1 => DeltaOperation::Version(script.number()),
         _ => {
             let key = key(script.byte());
             let value = String::from_utf8_lossy(script.bytes()).chars().take(MAX_RECORD / 4).collect();
-            Told::Value(key, value, script.number(), script.byte())
+            DeltaOperation::Value(key, value, script.number(), script.byte())
         }
     }
 }
@@ -263,7 +270,7 @@ async fn converse(messages: Vec<(usize, Vec<u8>)>) -> bool {
     }
     tokio::time::sleep(interval * 2).await;
     let after = mesh.counters();
-    assert!(after.restarts <= after.lies, "chitchat has stopped and was restarted: {after:?}");
+    assert!(after.restarts <= after.spoofed_versions, "chitchat has stopped and was restarted: {after:?}");
     sent.lock().unwrap().clear();
     to_mesh.send((world().nodes[1], syn(&[(1, 3, [1, 0, 0])]))).await.unwrap();
     tokio::time::sleep(interval / 4).await;
@@ -279,16 +286,17 @@ async fn converse(messages: Vec<(usize, Vec<u8>)>) -> bool {
 }
 
 pub(crate) fn mesh_seeds() -> Vec<Seed> {
-    let life = |who: u8| Orders::default().byte(0).byte(who).number(7).number(0).number(0);
-    let value = |key: u8, version: u64| Orders::default().byte(2).byte(key).bytes(b"QUJD").number(version).byte(0);
-    let version = |version: u64| Orders::default().byte(1).number(version);
-    let told = |from: u8, told: Vec<Orders>| {
-        let orders = Orders::default().byte(from - 1).byte(ACK).byte(told.len() as u8);
+    let life = |who: u8| ScriptBuilder::default().byte(0).byte(who).number(7).number(0).number(0);
+    let value =
+        |key: u8, version: u64| ScriptBuilder::default().byte(2).byte(key).bytes(b"QUJD").number(version).byte(0);
+    let version = |version: u64| ScriptBuilder::default().byte(1).number(version);
+    let told = |from: u8, told: Vec<ScriptBuilder>| {
+        let orders = ScriptBuilder::default().byte(from - 1).byte(ACK).byte(told.len() as u8);
         told.into_iter().fold(orders, |orders, next| orders.rest(&next.0)).0
     };
     // The numbers: heartbeat, last garbage-collected version (0), highest version (3).
     let asked = |from: u8, who: u8, generation: u64, beat: u64| {
-        let orders = Orders::default().byte(from - 1).byte(SYN).byte(1).byte(who).number(generation);
+        let orders = ScriptBuilder::default().byte(from - 1).byte(SYN).byte(1).byte(who).number(generation);
         orders.number(beat).number(0).number(3).0
     };
     vec![
@@ -300,7 +308,7 @@ pub(crate) fn mesh_seeds() -> Vec<Seed> {
         Seed::bad("silent", [asked(1, 1, 7, 5), told(1, vec![life(1), version(9)])].concat()),
         // The delta claims to be complete up to a version below that of its last value.
         Seed::bad("falls", [asked(1, 1, 7, 5), told(1, vec![life(1), value(0, 9), version(2)])].concat()),
-        Seed::bad("lies", [asked(1, 0, OWN_LIFE, 500), asked(2, 0, OWN_LIFE, 900)].concat()),
-        Seed::bad("nonsense", Orders::default().byte(0).byte(3).bytes(&syn(&[])).0),
+        Seed::bad("lies", [asked(1, 0, OWN_GENERATION, 500), asked(2, 0, OWN_GENERATION, 900)].concat()),
+        Seed::bad("nonsense", ScriptBuilder::default().byte(0).byte(3).bytes(&syn(&[])).0),
     ]
 }

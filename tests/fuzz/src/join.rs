@@ -5,10 +5,10 @@ use rand::rngs::StdRng;
 use rustbalance::discovery::Offer;
 use rustbalance::frame::{MAX, MAX_UNPROVEN};
 use rustbalance::join::{
-    Admission, Admissions, Effect, Event, Fresh, JoinedService, Joiner, Outcome, Parcel, Publisher, Refusal, Step,
+    Admission, Admissions, Effect, Event, Fresh, JoinRefusal, JoinedService, Joiner, Outcome, Parcel, Publisher, Step,
     Token,
 };
-use rustbalance::keys::{MasterSecret, ServiceSecrets, TokenSecret};
+use rustbalance::keys::{IdentitySecret, ServiceSecrets, TokenSecret};
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{InvitationId, NodeId};
@@ -39,7 +39,7 @@ impl Admissions for Cluster {
         *node == world().nodes[3]
     }
 
-    fn postponed(&self, _: Role) -> Option<Refusal> {
+    fn postponed(&self, _: Role) -> Option<JoinRefusal> {
         None
     }
 
@@ -66,8 +66,8 @@ struct Meeting {
 }
 
 /// The identity key of a second service.
-fn second() -> MasterSecret {
-    MasterSecret::generate(&mut StdRng::seed_from_u64(22))
+fn second() -> IdentitySecret {
+    IdentitySecret::generate(&mut StdRng::seed_from_u64(22))
 }
 
 fn services() -> Vec<JoinedService> {

@@ -5,7 +5,9 @@ use std::sync::OnceLock;
 
 use rustbalance::discovery::{Discovery, KeyRing, MAX_KEYS, Offer};
 use rustbalance::frame::{MAX, MAX_UNPROVEN};
-use rustbalance::link::handshake::{Claimed, Dialler, HandshakeError, Listener, Own, Purpose, Refusal, Refused};
+use rustbalance::link::handshake::{
+    AwaitingAnswer, Dialler, HandshakeError, LinkRefusal, Listener, Own, Purpose, Refused,
+};
 use rustbalance::link::{ChannelBinding, RouteKind};
 use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::codec;
@@ -43,7 +45,7 @@ fn listener() -> (Listener<'static>, Vec<u8>) {
 }
 
 /// Node 1 as dialler, after it has answered node 0's challenge.
-fn claimed() -> Claimed<'static> {
+fn claimed() -> AwaitingAnswer<'static> {
     dialler(Purpose::Mesh).challenge(&listener().1).unwrap().1
 }
 
@@ -62,7 +64,7 @@ fn challenge(bytes: &[u8]) -> bool {
     let (listener, own) = listener();
     match listener.proof(&proof, revoked(), NOW) {
         Ok(proved) => assert!(proved.member == world().members[1] && !own.is_empty()),
-        Err(refused) => assert_eq!(refused.why, Refusal::WrongNode),
+        Err(refused) => assert_eq!(refused.why, LinkRefusal::WrongNode),
     }
     true
 }
@@ -77,7 +79,7 @@ fn proof(bytes: &[u8]) -> bool {
             true
         }
         Err(refused) => {
-            assert_eq!(refused.revocation.is_some(), refused.why == Refusal::Revoked);
+            assert_eq!(refused.revocation.is_some(), refused.why == LinkRefusal::Revoked);
             assert!(refused.answer().unwrap().len() <= MAX_UNPROVEN);
             false
         }
@@ -121,9 +123,9 @@ pub(crate) fn handshake_seeds() -> Vec<Seed> {
         Seed::bad("replayed", seed(1, proof(Purpose::Mesh, &other))),
         Seed::good("accepted", seed(2, accepted(Purpose::Mesh))),
         Seed::bad("accepted-otherwise", seed(2, accepted(Purpose::CarryJoin))),
-        Seed::good("busy", seed(2, refused(Refusal::Busy, None))),
-        Seed::good("revoked", seed(2, refused(Refusal::Revoked, Some(world().revocation(1))))),
-        Seed::good("anothers-revocation", seed(2, refused(Refusal::Revoked, Some(world().revocation(2))))),
+        Seed::good("busy", seed(2, refused(LinkRefusal::Busy, None))),
+        Seed::good("revoked", seed(2, refused(LinkRefusal::Revoked, Some(world().revocation(1))))),
+        Seed::good("anothers-revocation", seed(2, refused(LinkRefusal::Revoked, Some(world().revocation(2))))),
     ]
 }
 

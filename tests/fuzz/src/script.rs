@@ -56,9 +56,9 @@ impl<'a> Script<'a> {
 
 /// Builds an input for [`Script`].
 #[derive(Default)]
-pub(crate) struct Orders(pub(crate) Vec<u8>);
+pub(crate) struct ScriptBuilder(pub(crate) Vec<u8>);
 
-impl Orders {
+impl ScriptBuilder {
     pub(crate) fn byte(mut self, byte: u8) -> Self {
         self.0.push(byte);
         self

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
-use rustbalance::tor::arti::Asked;
+use rustbalance::tor::arti::ClientRequest;
 use rustbalance::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR, PeriodCredentials};
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::id::NodeId;
@@ -14,7 +14,7 @@ use rustbalance_gossip::record::{Fitness, IntroPoint, MAX_INTRO_POINTS, RelayId}
 use rustbalance_gossip::source::Candidate;
 
 use super::Seed;
-use super::script::{Orders, Script};
+use super::script::{Script, ScriptBuilder};
 use super::world::{NOW, PERIOD, point, world};
 
 fn now() -> SystemTime {
@@ -115,8 +115,8 @@ fn offer(script: &mut Script<'_>) -> IntroPoint {
 }
 
 pub(crate) fn points_seeds() -> Vec<Seed> {
-    let good = |relay: u8| Orders::default().byte(0).byte(relay);
-    let spoilt = |part: u8| Orders::default().byte(1 << part).byte(1);
+    let good = |relay: u8| ScriptBuilder::default().byte(0).byte(relay);
+    let spoilt = |part: u8| ScriptBuilder::default().byte(1 << part).byte(1);
     let ipv6 = [&[1, 18][..], &[9; 18]].concat();
     let many = (0..20).flat_map(|relay| good(relay).0).collect::<Vec<u8>>();
     vec![
@@ -135,11 +135,11 @@ pub(crate) fn points_seeds() -> Vec<Seed> {
 
 /// The decrypted part of an INTRODUCE2 cell, which any client can make.
 pub(crate) fn introduction(bytes: &[u8]) -> bool {
-    let taken = Asked::read(bytes).is_ok();
+    let taken = ClientRequest::read(bytes).is_ok();
     if taken {
         // Bytes after the payload are padding, whatever their value.
-        assert!(Asked::read(&[bytes, &[0; 50]].concat()).is_ok());
-        assert!(Asked::read(&[bytes, &[0xff; 50]].concat()).is_ok());
+        assert!(ClientRequest::read(&[bytes, &[0; 50]].concat()).is_ok());
+        assert!(ClientRequest::read(&[bytes, &[0xff; 50]].concat()).is_ok());
     }
     taken
 }

@@ -13,11 +13,11 @@ use rustbalance_gossip::record::{
 };
 use rustbalance_gossip::signed::Unverified;
 use rustbalance_gossip::time::Now;
-use rustbalance_gossip::view::{MAX_NODES, Rejection, Standing, View};
+use rustbalance_gossip::view::{MAX_NODES, RecordRejection, Standing, View};
 use serde::Serialize;
 
 use super::Seed;
-use super::script::{Orders, Script};
+use super::script::{Script, ScriptBuilder};
 use super::world::{Lenient, MEMBERS, NODES, NOW, PERIOD, envelope, nonce, point, unsigned, world};
 
 /// Most steps in one input; longer scripts find nothing new.
@@ -217,9 +217,9 @@ fn put(view: &mut View, origin: NodeId, kind: RecordKind, record: &[u8], now: No
     let after = Summary::of(view, now);
     assert!(after.highest_term >= before.highest_term);
     match outcome {
-        Err(Rejection::Unknown) => assert_eq!(after, before),
+        Err(RecordRejection::Unknown) => assert_eq!(after, before),
         // An old heartbeat shows that its sender may be alive, which may extend its lease.
-        Err(Rejection::Old) => assert_eq!((&after.nodes, after.best), (&before.nodes, before.best)),
+        Err(RecordRejection::Old) => assert_eq!((&after.nodes, after.best), (&before.nodes, before.best)),
         Err(rejection) => {
             assert_eq!(after, before, "refused as {rejection:?}");
             assert!(view.refused().of(rejection.name()) > 0);
@@ -259,7 +259,7 @@ impl Summary {
             highest_term: view.highest_term(),
             best: view.best_claim(),
             holder: view.holder(now),
-            facts: view.facts().wholes(),
+            facts: view.facts().complete_statements(),
             invitations: view.invitations().iter().cloned().collect(),
         }
     }
@@ -297,7 +297,7 @@ fn check(view: &View, now: Now) {
 
 pub(crate) fn view_seeds() -> Vec<Seed> {
     let world = world();
-    let record = |who: usize, kind: u8| Orders::default().byte(RECORD).byte(who as u8).byte(kind);
+    let record = |who: usize, kind: u8| ScriptBuilder::default().byte(RECORD).byte(who as u8).byte(kind);
     // In this order: role, issued, expires, whether there is an invitation and its token, priority,
     // weight, length of the version.
     let card = |who: usize, role: u8| {
@@ -311,9 +311,9 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         |who: usize| record(who, 4).byte(0).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
     let invitation = |uses: u8| record(1, 5).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
     let revocation = |who: usize| record(1, 6).byte(who as u8).byte(1).number(1);
-    let script = |orders: Vec<Orders>| orders.into_iter().flat_map(|orders| orders.0).collect::<Vec<u8>>();
-    let again = |who: usize| Orders::default().byte(AGAIN).byte(who as u8);
-    let wait = Orders::default().byte(WAIT).byte(60);
+    let script = |orders: Vec<ScriptBuilder>| orders.into_iter().flat_map(|orders| orders.0).collect::<Vec<u8>>();
+    let again = |who: usize| ScriptBuilder::default().byte(AGAIN).byte(who as u8);
+    let wait = ScriptBuilder::default().byte(WAIT).byte(60);
     let strange = unsigned(world.nodes[1].public_key(), &world.revocation(2));
     let statement = codec::encode(&Lease {
         cluster: world.cluster,
@@ -324,7 +324,7 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         ttl_ms: 9000,
     })
     .unwrap();
-    let raw = |order: u8, kind: u8, bytes: &[u8]| Orders::default().byte(order).byte(1).byte(kind).bytes(bytes);
+    let raw = |order: u8, kind: u8, bytes: &[u8]| ScriptBuilder::default().byte(order).byte(1).byte(kind).bytes(bytes);
     let whole = (1..MEMBERS).flat_map(|who| [card(who, u8::from(who > 1)), beat(who, 1), beat(who, 2), points(who)]);
     vec![
         Seed::good("members", script(whole.collect())),

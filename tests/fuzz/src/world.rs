@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use rustbalance::discovery::Discovery;
-use rustbalance::keys::{AuthoritySecret, DiscoverySecret, MasterSecret, NodeSecret, TokenSecret};
+use rustbalance::keys::{AuthoritySecret, DiscoverySecret, IdentitySecret, NodeSecret, TokenSecret};
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{AuthorityId, ClusterId, InvitationId, NodeId};
@@ -29,8 +29,8 @@ pub(crate) const MEMBERS: usize = 4;
 const EXPIRES: u64 = NOW + 86_400;
 
 /// The keys of the cluster and the statements signed with them.
-pub(crate) struct World {
-    pub(crate) master: MasterSecret,
+pub(crate) struct TestCluster {
+    pub(crate) master: IdentitySecret,
     pub(crate) authority: AuthoritySecret,
     pub(crate) keys: Vec<NodeSecret>,
     pub(crate) nodes: Vec<NodeId>,
@@ -42,17 +42,17 @@ pub(crate) struct World {
     pub(crate) token_id: InvitationId,
 }
 
-pub(crate) fn world() -> &'static World {
-    static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(World::new)
+pub(crate) fn world() -> &'static TestCluster {
+    static WORLD: OnceLock<TestCluster> = OnceLock::new();
+    WORLD.get_or_init(TestCluster::new)
 }
 
-impl World {
+impl TestCluster {
     fn new() -> Self {
         let mut expanded = Zeroizing::new([7; 64]);
         expanded[0] &= 248;
         expanded[31] = expanded[31] & 63 | 64;
-        let master = MasterSecret::from_expanded(&expanded).unwrap();
+        let master = IdentitySecret::from_expanded(&expanded).unwrap();
         let cluster = ClusterId::named_by(master.service_id());
         let authority = AuthoritySecret::from_seed(&Zeroizing::new([2; 32]));
         let token = TokenSecret::from_seed(&Zeroizing::new([5; 32]));

@@ -12,7 +12,7 @@ use rustbalance_testnet::chaos::{Action, Fault, Report};
 use rustbalance_testnet::cluster::Node;
 use rustbalance_testnet::{Network, Relay};
 
-use super::Teller;
+use super::EventLog;
 use super::watch::Watch;
 
 /// Time limit for a daemon to end after SIGTERM.
@@ -41,7 +41,7 @@ pub(super) struct Stage<'a> {
     /// The relays without the authorities, then the authorities.
     relays: [Vec<&'a Relay>; 2],
     watch: &'a Watch<'a>,
-    teller: &'a Teller,
+    teller: &'a EventLog,
     state: Mutex<State>,
 }
 
@@ -58,7 +58,12 @@ struct State {
 }
 
 impl<'a> Stage<'a> {
-    pub(super) fn new(network: &'a Network, nodes: &'a [Arc<Node>], watch: &'a Watch<'a>, teller: &'a Teller) -> Self {
+    pub(super) fn new(
+        network: &'a Network,
+        nodes: &'a [Arc<Node>],
+        watch: &'a Watch<'a>,
+        teller: &'a EventLog,
+    ) -> Self {
         let (authorities, relays) = network.relays().iter().partition(|relay| relay.dir_port.is_some());
         let processes = vec![Process::Up; nodes.len()];
         let (disk_is_full, disk_was_full) = (vec![false; nodes.len()], vec![false; nodes.len()]);
@@ -96,7 +101,7 @@ impl<'a> Stage<'a> {
     fn begin(&self, index: usize, fault: Fault) {
         let node = &self.nodes[index];
         *self.lock().counts.entry(fault.name()).or_default() += 1;
-        let publishes = self.watch.befall(index, fault);
+        let publishes = self.watch.begin_fault(index, fault);
         self.teller.tell(format_args!(
             "{}: {}{}",
             node.name(),
@@ -128,7 +133,7 @@ impl<'a> Stage<'a> {
         if let Err(error) = done {
             self.teller.tell(format_args!("{}: the end of {} failed: {error:#}", node.name(), fault.name()));
         }
-        self.watch.relieve(index);
+        self.watch.end_fault(index);
         self.teller.tell(format_args!("{}: end of {}", node.name(), fault.name()));
     }
 
@@ -188,7 +193,7 @@ impl<'a> Stage<'a> {
                     if let Err(error) = self.up(index) {
                         self.teller.tell(format_args!("{} cannot be restarted: {error:#}", node.name()));
                     }
-                    self.watch.relieve(index);
+                    self.watch.end_fault(index);
                 }
                 _ => {}
             }
@@ -200,7 +205,7 @@ impl<'a> Stage<'a> {
     /// that reason.
     fn note_end(&self, index: usize) {
         let node = &self.nodes[index];
-        let (code, said) = (node.ended().flatten(), node.last_words());
+        let (code, said) = (node.ended().flatten(), node.last_log_line());
         self.teller.tell(format_args!("{} has ended by itself ({code:?}): {said}", node.name()));
         let mut state = self.lock();
         let says_why = ["no space left", "No space left", "disk is full"].iter().any(|why| said.contains(why))

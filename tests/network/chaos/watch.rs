@@ -12,12 +12,12 @@ use parking_lot::{Mutex, MutexGuard};
 use rustbalance::store::Store;
 use rustbalance_gossip::record::PeriodId;
 use rustbalance_testnet::Relay;
-use rustbalance_testnet::chaos::{Departure, Fault, Report, Sample};
+use rustbalance_testnet::chaos::{Fault, Report, Sample, Withdrawal};
 use rustbalance_testnet::cluster::{Node, Status};
 
-use super::Teller;
+use super::EventLog;
 use crate::secrets::opened_copy;
-use crate::support::Eye;
+use crate::support::DescriptorReader;
 
 /// Interval between two status requests to a node.
 const NODE_PAUSE: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ const MACHINE_PAUSE: Duration = Duration::from_secs(5);
 const QUORUM: usize = 3;
 
 /// The state of a node that must not be lost, as last read from its state directory.
-struct Kept {
+struct StoredState {
     node: String,
     cluster: String,
     role: String,
@@ -41,7 +41,7 @@ struct Kept {
     members: usize,
 }
 
-impl Kept {
+impl StoredState {
     fn of(store: &Store) -> Result<Self> {
         Ok(Self {
             node: store.node_id().to_string(),
@@ -81,18 +81,18 @@ impl Kept {
 }
 
 /// The last observation of a node.
-struct Seen {
+struct NodeObservation {
     status: Option<(Instant, Status)>,
     /// The process id, and the term in its latest status.
     term: (i32, u64),
     fault: Option<Fault>,
     /// The end of the last fault; `None` once the node has recovered.
     relieved: Option<Instant>,
-    departing: Option<Departing>,
-    kept: Option<Kept>,
+    departing: Option<WatchedRemoval>,
+    kept: Option<StoredState>,
 }
 
-impl Seen {
+impl NodeObservation {
     /// Whether the node has no fault and has recovered from the last one.
     fn is_sound(&self) -> bool {
         self.fault.is_none() && self.relieved.is_none()
@@ -106,7 +106,7 @@ impl Seen {
 }
 
 /// A failed node; the removal of its introduction points from the directories is watched.
-struct Departing {
+struct WatchedRemoval {
     at: Instant,
     fault: Fault,
     publisher: bool,
@@ -116,8 +116,8 @@ struct Departing {
 
 #[derive(Default)]
 struct State {
-    nodes: Vec<Seen>,
-    departures: Vec<Departure>,
+    nodes: Vec<NodeObservation>,
+    departures: Vec<Withdrawal>,
     samples: Vec<Sample>,
     loads: Vec<f64>,
     periods: BTreeSet<u64>,
@@ -131,8 +131,8 @@ struct State {
 pub(super) struct Watch<'a> {
     nodes: &'a [Arc<Node>],
     onion: &'a str,
-    eye: &'a Eye,
-    teller: &'a Teller,
+    eye: &'a DescriptorReader,
+    teller: &'a EventLog,
     /// The addresses and roles of the members.
     members: BTreeSet<(String, String)>,
     /// The addresses of the nodes, in their order.
@@ -143,11 +143,16 @@ pub(super) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// Begins with nodes that all run without a fault.
-    pub(super) fn new(nodes: &'a [Arc<Node>], onion: &'a str, eye: &'a Eye, teller: &'a Teller) -> Result<Self> {
+    pub(super) fn new(
+        nodes: &'a [Arc<Node>],
+        onion: &'a str,
+        eye: &'a DescriptorReader,
+        teller: &'a EventLog,
+    ) -> Result<Self> {
         let statuses = nodes.iter().map(|node| node.status()).collect::<Result<Vec<_>>>()?;
         let members = statuses.iter().map(|status| (status.node.clone(), status.role.clone())).collect();
         let ids = statuses.iter().map(|status| status.node.clone()).collect();
-        let seen = |status| Seen {
+        let seen = |status| NodeObservation {
             status: Some((Instant::now(), status)),
             term: (0, 0),
             fault: None,
@@ -179,7 +184,7 @@ impl<'a> Watch<'a> {
 
     /// Notes that a fault begins at a node and watches the removal of its points. Returns whether
     /// the node publishes.
-    pub(super) fn befall(&self, index: usize, fault: Fault) -> bool {
+    pub(super) fn begin_fault(&self, index: usize, fault: Fault) -> bool {
         let mut state = self.lock();
         let seen = &mut state.nodes[index];
         let status = seen.status.as_ref().map(|(_, status)| status);
@@ -187,21 +192,21 @@ impl<'a> Watch<'a> {
         let keys: BTreeSet<String> =
             status.iter().flat_map(|status| &status.intro_points).map(|point| point.session_key.clone()).collect();
         seen.departing = (matches!(fault, Fault::Kill | Fault::Freeze | Fault::Cut) && !keys.is_empty())
-            .then(|| Departing { at: Instant::now(), fault, publisher, keys, out: None });
+            .then(|| WatchedRemoval { at: Instant::now(), fault, publisher, keys, out: None });
         seen.fault = Some(fault);
         seen.relieved = None;
         publisher
     }
 
     /// Notes that the node's fault has ended.
-    pub(super) fn relieve(&self, index: usize) {
+    pub(super) fn end_fault(&self, index: usize) {
         let mut state = self.lock();
         let seen = &mut state.nodes[index];
         seen.fault = None;
         seen.relieved = Some(Instant::now());
         if let Some(departing) = seen.departing.take() {
-            let Departing { at, fault, publisher, out, .. } = departing;
-            state.departures.push(Departure {
+            let WatchedRemoval { at, fault, publisher, out, .. } = departing;
+            state.departures.push(Withdrawal {
                 node: self.nodes[index].name().to_owned(),
                 fault: fault.name(),
                 publisher,
@@ -356,8 +361,9 @@ impl<'a> Watch<'a> {
     /// Compares a node's state directory with its earlier state. The node may be running.
     pub(super) fn check_store(&self, index: usize) {
         let name = self.nodes[index].name();
-        let now =
-            opened_copy(&self.nodes[index]).and_then(|copy| Kept::of(&copy.store)).context("its state is damaged");
+        let now = opened_copy(&self.nodes[index])
+            .and_then(|copy| StoredState::of(&copy.store))
+            .context("its state is damaged");
         let mut state = self.lock();
         match now {
             Err(error) => _ = state.lost.insert(format!("{name}: {error:#}")),

@@ -17,7 +17,7 @@ const BODY: usize = 20_000_000;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// The number of measurements.
-pub(crate) struct Extent {
+pub(crate) struct BenchSizes {
     /// Starts of each kind of service.
     pub(crate) starts: usize,
     /// Requests, each on circuits of its own.
@@ -42,8 +42,9 @@ struct Subject {
 }
 
 /// Runs the measurements, and prints a table in Markdown.
-pub(crate) fn bench(binary: PathBuf, extent: &Extent) -> Result<()> {
-    let network = Network::boot_and_tell(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
+pub(crate) fn bench(binary: PathBuf, extent: &BenchSizes) -> Result<()> {
+    let network =
+        Network::boot_with_progress(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
     let mut starts = [Vec::new(), Vec::new()];
     for round in 1..=extent.starts {
         eprintln!("start {round} of {}", extent.starts);

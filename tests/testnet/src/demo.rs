@@ -18,14 +18,14 @@ pub(crate) const RELAYS: usize = 11;
 /// The nodes, in the order in which they join.
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
 /// Maximum number of fresh clients until each node has answered. A run in ten million needs more.
-const MOST_VISITORS: usize = 45;
+const MAX_VISITORS: usize = 45;
 /// Fresh clients after the takeover; each of them must be served.
 const VISITORS_AFTER: usize = 6;
 /// How long the takeover may take.
 const TAKEOVER_PATIENCE: Duration = Duration::from_secs(90);
 
 #[derive(Default)]
-struct Measured {
+struct Measurements {
     boot: Duration,
     first_answer: Duration,
     complete: Duration,
@@ -41,11 +41,12 @@ struct Measured {
 /// Runs the demonstration. The error says what went wrong.
 pub(crate) fn demo(binary: PathBuf) -> Result<()> {
     let stage = Stage::new();
-    let mut measured = Measured::default();
+    let mut measured = Measurements::default();
     stage.title("RustBalance: one .onion address, served by three machines, none of which matters more than another");
 
     stage.step("A private Tor network boots: C tor processes on loopback, no internet");
-    let network = Network::boot_and_tell(Options { relays: RELAYS, ..Options::default() }, |line| stage.note(line))?;
+    let network =
+        Network::boot_with_progress(Options { relays: RELAYS, ..Options::default() }, |line| stage.note(line))?;
     measured.boot = stage.since_step();
 
     stage.step("Three nodes start; each has a site of its own, which answers the node's name");
@@ -53,7 +54,7 @@ pub(crate) fn demo(binary: PathBuf) -> Result<()> {
     let nodes = start_nodes(&stage, &cluster, &mut measured)?;
 
     stage.step("Stock Tor clients, each without any memory, fetch the address until every node has answered");
-    meet_everybody(&stage, &cluster, &mut measured)?;
+    visit_until_all_served(&stage, &cluster, &mut measured)?;
 
     stage.step("The publisher dies: kill -9, without a goodbye");
     let (dead, heir) = kill_the_publisher(&stage, &cluster, &nodes, &mut measured)?;
@@ -71,7 +72,7 @@ pub(crate) fn demo(binary: PathBuf) -> Result<()> {
     Ok(())
 }
 
-fn start_nodes(stage: &Stage, cluster: &Cluster<'_>, measured: &mut Measured) -> Result<Vec<Arc<Node>>> {
+fn start_nodes(stage: &Stage, cluster: &Cluster<'_>, measured: &mut Measurements) -> Result<Vec<Arc<Node>>> {
     let started = Instant::now();
     let first = cluster.init(NAMES[0])?;
     first.run()?;
@@ -103,11 +104,11 @@ fn start_nodes(stage: &Stage, cluster: &Cluster<'_>, measured: &mut Measured) ->
     Ok(nodes)
 }
 
-fn meet_everybody(stage: &Stage, cluster: &Cluster<'_>, measured: &mut Measured) -> Result<()> {
+fn visit_until_all_served(stage: &Stage, cluster: &Cluster<'_>, measured: &mut Measurements) -> Result<()> {
     while measured.served.len() < NAMES.len() {
         let visitor = measured.fetches.len() + 1;
-        if visitor > MOST_VISITORS {
-            bail!("{MOST_VISITORS} visitors were served only by {:?}", measured.served.keys());
+        if visitor > MAX_VISITORS {
+            bail!("{MAX_VISITORS} visitors were served only by {:?}", measured.served.keys());
         }
         let (name, took) = cluster.fetch().with_context(|| cluster.diagnosis())?;
         stage.note(&format!("visitor {visitor:2} was served by {name:5} in {:.2} s", took.as_secs_f64()));
@@ -123,7 +124,7 @@ fn kill_the_publisher(
     stage: &Stage,
     cluster: &Cluster<'_>,
     nodes: &[Arc<Node>],
-    measured: &mut Measured,
+    measured: &mut Measurements,
 ) -> Result<(Arc<Node>, Arc<Node>)> {
     let publisher = nodes[0].status()?.publisher.context("no node publishes")?.node;
     let mut dead = None;
@@ -246,7 +247,7 @@ impl Stage {
         self.note(&self.paint("1;32", text));
     }
 
-    fn summary(&self, onion: &str, dead: &Node, heir: &Node, measured: &Measured) {
+    fn summary(&self, onion: &str, dead: &Node, heir: &Node, measured: &Measurements) {
         let seconds = |duration: Duration| format!("{:.1} s", duration.as_secs_f64());
         let mut fetches = measured.fetches.clone();
         fetches.sort_unstable();

@@ -39,7 +39,7 @@ impl Look {
 /// Watches a cluster of `count` nodes and prints a Markdown table: a row per node, and the medians.
 pub(crate) fn idle(binary: PathBuf, count: usize) -> Result<()> {
     let options = Options { relays: 3 * count + SPARE_RELAYS, ..Options::default() };
-    let network = Network::boot_and_tell(options, |line| eprintln!("{line}"))?;
+    let network = Network::boot_with_progress(options, |line| eprintln!("{line}"))?;
     let cluster = Cluster::new(&network, &binary)?;
     let names: Vec<String> = (1..=count).map(|number| format!("node{number}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();

@@ -201,7 +201,7 @@ fn stay(
 fn boot(options: Options, receiver: &Receiver<Event>) -> Result<Option<Network>> {
     let (sender, booted) = channel();
     std::thread::spawn(move || {
-        let network = Network::boot_and_tell(options, |line| eprintln!("{line}"));
+        let network = Network::boot_with_progress(options, |line| eprintln!("{line}"));
         let _ = sender.send(network);
     });
     loop {
@@ -227,7 +227,7 @@ fn up(mut arguments: Arguments) -> Result<ExitCode> {
     };
     describe(&network);
     println!("Ctrl-C ends it.");
-    tell_ready(ready, &network.socks().to_string())?;
+    write_ready_file(ready, &network.socks().to_string())?;
     stay(sender, &receiver, || Ok(()))
 }
 
@@ -303,7 +303,7 @@ fn client(mut arguments: Arguments) -> Result<ExitCode> {
     let network = Network::attach(&base)?;
     let client = network.client(&name, warmth)?;
     println!("{}", client.socks());
-    tell_ready(ready, &client.socks().to_string())?;
+    write_ready_file(ready, &client.socks().to_string())?;
     stay(sender, &receiver, || if client.is_running() { Ok(()) } else { bail!("the client {name} has ended") })
 }
 
@@ -357,7 +357,7 @@ fn site(mut arguments: Arguments) -> Result<ExitCode> {
     let (sender, receiver) = events()?;
     let site = Site::start(&name)?;
     println!("{}", site.addr());
-    tell_ready(ready, &site.addr().to_string())?;
+    write_ready_file(ready, &site.addr().to_string())?;
     stay(sender, &receiver, || Ok(()))
 }
 
@@ -369,7 +369,7 @@ fn show(mut arguments: Arguments) -> Result<ExitCode> {
 
 fn measure(mut arguments: Arguments) -> Result<ExitCode> {
     let binary = binary(&mut arguments)?;
-    let extent = bench::Extent {
+    let extent = bench::BenchSizes {
         starts: arguments.option("--starts")?.unwrap_or(3),
         requests: arguments.option("--requests")?.unwrap_or(100),
         bodies: arguments.option("--bodies")?.unwrap_or(5),
@@ -428,7 +428,7 @@ fn warmth(arguments: &mut Arguments) -> Result<Option<Warmth>> {
 }
 
 /// Writes `text` to the ready file, whole at once.
-fn tell_ready(file: Option<PathBuf>, text: &str) -> Result<()> {
+fn write_ready_file(file: Option<PathBuf>, text: &str) -> Result<()> {
     let Some(file) = file else { return Ok(()) };
     let fresh = file.with_extension("new");
     std::fs::write(&fresh, format!("{text}\n"))

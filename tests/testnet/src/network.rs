@@ -47,11 +47,11 @@ struct Ownership {
 impl Network {
     /// Boots a network and waits until its consensus lists every relay and its client is warm.
     pub fn boot(options: Options) -> Result<Self> {
-        Self::boot_and_tell(options, |_| {})
+        Self::boot_with_progress(options, |_| {})
     }
 
     /// Like [`Network::boot`]; `tell` receives a line for each step.
-    pub fn boot_and_tell(options: Options, tell: impl Fn(&str)) -> Result<Self> {
+    pub fn boot_with_progress(options: Options, tell: impl Fn(&str)) -> Result<Self> {
         options.check()?;
         sweep_temporary();
         keys::create_private(&options.base)?;
@@ -99,7 +99,7 @@ impl Network {
         fs::write(base.join("arti.toml"), torrc::arti(&facts))?;
 
         let keeper = Keeper::new(&base, Scope::Everything, options.wipe)?;
-        await_a_good_start();
+        await_time_before_vote();
         for relay in &facts.relays {
             process::launch(&base, &relay.nickname, NETWORK_RECORD)?;
         }
@@ -389,7 +389,7 @@ fn sweep_temporary() {
     for entry in entries.flatten() {
         let is_ours = entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX);
         let is_over = is_ours && fs::canonicalize(entry.path()).is_ok_and(|base| sweep_abandoned(&base));
-        if is_over && !entry.path().join(process::KEPT).exists() {
+        if is_over && !entry.path().join(process::KEEP_MARKER).exists() {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -397,7 +397,7 @@ fn sweep_temporary() {
 
 /// Waits until the authorities' first vote is far enough away for every relay to upload its
 /// descriptor before it. A consensus that misses a relay costs another voting interval.
-fn await_a_good_start() {
+fn await_time_before_vote() {
     const ENOUGH: Duration = Duration::from_secs(6);
     let interval = Duration::from_secs(torrc::FIRST_INTERVAL).as_millis();
     let delays = Duration::from_secs(2 * torrc::FIRST_DELAY).as_millis();

@@ -24,7 +24,7 @@ use crate::cluster::disk::unmount_below;
 const RECORDS: &str = "pids";
 
 /// This file marks a temporary folder that must not be removed.
-pub(crate) const KEPT: &str = "kept";
+pub(crate) const KEEP_MARKER: &str = "kept";
 
 /// By this file in its folder, the command line of a tor shows that it is ours.
 const TORRC: &str = "torrc";
@@ -88,7 +88,7 @@ impl Keeper {
         // The file `kept` says it to a later boot, which removes abandoned temporary folders.
         let keep = std::env::var_os(crate::ENV_KEEP).is_some();
         if wipe && keep {
-            fs::write(base.join(KEPT), "")?;
+            fs::write(base.join(KEEP_MARKER), "")?;
         }
         let wipe = wipe && !keep;
         let own_record = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
@@ -153,7 +153,7 @@ pub(crate) const NETWORK_RECORD: &str = "network";
 
 /// How long a killed process may take to end: a thread that waits for the disk ends only after that
 /// wait.
-const DYING: Duration = Duration::from_secs(20);
+const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a process ended; empty while it runs.
 pub(crate) type Exit = Arc<OnceLock<ExitStatus>>;
@@ -244,10 +244,10 @@ pub(crate) fn kill(base: &Path, name: &str) -> Result<()> {
         return Ok(());
     };
     let _ = kill_process(pid, Signal::KILL);
-    let deadline = Instant::now() + DYING;
+    let deadline = Instant::now() + KILL_PATIENCE;
     while !has_ended(pid) {
         if Instant::now() > deadline {
-            bail!("{name}, process {pid:?}, did not end within {DYING:?} of being killed");
+            bail!("{name}, process {pid:?}, did not end within {KILL_PATIENCE:?} of being killed");
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -21,7 +21,8 @@ const STRETCH: Duration = Duration::from_secs(300);
 
 /// Watches three nodes for `minutes` and prints a row of a Markdown table every five minutes.
 pub(crate) fn steady(binary: PathBuf, minutes: u64) -> Result<()> {
-    let network = Network::boot_and_tell(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
+    let network =
+        Network::boot_with_progress(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
     let cluster = Cluster::new(&network, &binary)?;
     let nodes = cluster.grow(&["one", "two", "three"], &["publisher", "publisher", "worker"])?;
     let url = format!("http://{}/", cluster.onion()?);

@@ -15,8 +15,8 @@ async fn garbage_and_crowds_change_nothing() {
     (hostile.send)(node(0), vec![0xff; 1000]);
     (hostile.send)(node(0), Vec::new());
     for crowd in 0..20u16 {
-        let lives = (0..200).map(|i| (node(2000 + crowd * 200 + i), 1));
-        (hostile.send)(node(0), syn(lives, 5, 5));
+        let incarnations = (0..200).map(|i| (node(2000 + crowd * 200 + i), 1));
+        (hostile.send)(node(0), syn(incarnations, 5, 5));
     }
     // A counter so high that it is refused. The counters above are only higher than the true ones.
     (hostile.send)(node(0), syn([(node(1), 1 << 16)].into_iter(), u64::MAX, 5));
@@ -25,7 +25,7 @@ async fn garbage_and_crowds_change_nothing() {
     until(&mut peers, "a change despite it all", |peers| peers[0].knows(1, RecordKind::Lease, "still here")).await;
     let counters = peers[0].mesh.counters();
     assert_eq!(counters.malformed, 3, "{counters:?}");
-    assert!(counters.strangers > 3000, "{counters:?}");
+    assert!(counters.unknown_nodes > 3000, "{counters:?}");
     let known: BTreeSet<_> = peers[2].seen.keys().map(|(origin, _)| *origin).collect();
     assert_eq!(known.len(), 2);
 }
@@ -55,7 +55,7 @@ async fn a_hoarder_does_not_fill_the_memory_of_others() {
     // One after the other, because values that they forward to each other count apart.
     for (filled, away) in [(0, 1), (1, 0)] {
         network.set_down(node(away), true);
-        let full = |peers: &[Peer]| peers[filled].mesh.counters().hoards > 3;
+        let full = |peers: &[Peer]| peers[filled].mesh.counters().over_quota > 3;
         until(&mut peers, "the quota of the hoarder is full", full).await;
         let bytes = taken(&peers[filled]);
         assert!(bytes < 160_000, "{bytes} bytes of the hoarder were taken");
@@ -87,7 +87,7 @@ async fn a_spoofed_version_silences_a_living_node_for_seconds_only() {
             .await;
     }
     let counters = peers[1].mesh.counters();
-    assert_eq!((counters.lies, counters.restarts), (3, 3), "{counters:?}");
+    assert_eq!((counters.spoofed_versions, counters.restarts), (3, 3), "{counters:?}");
 }
 
 /// Incompressible values of about 20 kB each, of which at most three fit into a message.
@@ -101,14 +101,14 @@ fn junk(about: &str, pieces: u64, version: u64) -> Vec<(String, String, u64)> {
 
 /// Twelve made-up incarnations of each of four members.
 fn made_up(first: u64) -> impl Iterator<Item = (NodeId, u64)> {
-    (10..14).flat_map(move |of| (first..first + 12).map(move |life| (node(of), life << 16)))
+    (10..14).flat_map(move |of| (first..first + 12).map(move |incarnation| (node(of), incarnation << 16)))
 }
 
 /// Names the made-up incarnations and sends about 60 kB of values of each.
 async fn make_up(hostile: &Carrier, to: u16) {
     (hostile.send)(node(to), syn(made_up(1), 5, 0));
-    for (of, life) in made_up(1) {
-        (hostile.send)(node(to), ack(of, life, &junk(&format!("{of} {life}"), 3, 1)));
+    for (of, incarnation) in made_up(1) {
+        (hostile.send)(node(to), ack(of, incarnation, &junk(&format!("{of} {incarnation}"), 3, 1)));
         sleep(INTERVAL * 2).await;
     }
 }
@@ -131,7 +131,7 @@ async fn refused_values_do_not_keep_other_values_from_a_node() {
         let took = until(&mut peers, "a value", |peers| peers[1].knows(0, RecordKind::Lease, &said)).await;
         assert!(took < INTERVAL * 30, "{took:?}");
     }
-    assert!(peers[1].mesh.counters().strangers > 40, "{:?}", peers[1].mesh.counters());
+    assert!(peers[1].mesh.counters().unknown_nodes > 40, "{:?}", peers[1].mesh.counters());
 }
 
 /// The same if the other node has reached the quota of an incarnation.
@@ -154,7 +154,7 @@ async fn values_beyond_a_quota_do_not_keep_other_values_from_a_node() {
         sleep(INTERVAL * 10).await;
     }
     let counters = peers[1].mesh.counters();
-    assert!((1..20).contains(&counters.hoards), "{counters:?}");
+    assert!((1..20).contains(&counters.over_quota), "{counters:?}");
 }
 
 /// chitchat sends made-up values first if they are new to a peer that accepts them. In every third
@@ -183,9 +183,9 @@ async fn a_node_that_restarts_is_heard_among_made_up_lives() {
     until(&mut peers, "all cards", all_cards_everywhere).await;
     let hostile = network.join(node(66));
     for to in 0..2 {
-        (hostile.send)(node(to), syn((0..500).map(|life| (node(66), life)), 5, 5));
-        for life in 0..20u64 {
-            (hostile.send)(node(to), syn((0..MEMBERS).map(|of| (node(of), (1000 + life) << 16)), 5, 5));
+        (hostile.send)(node(to), syn((0..500).map(|incarnation| (node(66), incarnation)), 5, 5));
+        for incarnation in 0..20u64 {
+            (hostile.send)(node(to), syn((0..MEMBERS).map(|of| (node(of), (1000 + incarnation) << 16)), 5, 5));
         }
         (hostile.send)(node(to), syn((0..200).map(|i| (node(2000 + i), 1)), 5, 5));
     }

@@ -12,14 +12,14 @@ pub(crate) fn ack(node: NodeId, generation: u64, values: &[(String, String, u64)
         version: *version,
         status: 0,
     });
-    let life = Operation::Life { life: Life { node, generation }, from: 0 };
-    ack_of(std::iter::once(life).chain(values).collect())
+    let incarnation = Operation::Incarnation { incarnation: Incarnation { node, generation }, from: 0 };
+    ack_of(std::iter::once(incarnation).chain(values).collect())
 }
 
 /// An ACK that raises the version without a value, as chitchat does after it has collected values.
 pub(crate) fn bare_version(node: NodeId, generation: u64, collected: u64, version: u64) -> Vec<u8> {
     let mut body = Vec::new();
-    write_operation(&mut body, &Operation::Life { life: Life { node, generation }, from: 0 });
+    write_operation(&mut body, &Operation::Incarnation { incarnation: Incarnation { node, generation }, from: 0 });
     let at = body.len() - 16;
     body[at..at + 8].copy_from_slice(&collected.to_le_bytes());
     body.push(2);
@@ -34,13 +34,16 @@ fn ack_of(delta: Vec<Operation>) -> Vec<u8> {
 }
 
 /// A SYN whose digest names these incarnations, with these counters.
-pub(crate) fn syn(lives: impl Iterator<Item = (NodeId, u64)>, heartbeat: u64, version: u64) -> Vec<u8> {
+pub(crate) fn syn(incarnations: impl Iterator<Item = (NodeId, u64)>, heartbeat: u64, version: u64) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     bytes.extend([VERSION, SYN]);
-    let lives: Vec<_> = lives.collect();
-    bytes.extend((lives.len() as u16).to_le_bytes());
-    for (node, generation) in lives {
-        write_known(&mut bytes, &Known { life: Life { node, generation }, heartbeat, last_gc: 0, version });
+    let incarnations: Vec<_> = incarnations.collect();
+    bytes.extend((incarnations.len() as u16).to_le_bytes());
+    for (node, generation) in incarnations {
+        write_known(
+            &mut bytes,
+            &DigestEntry { incarnation: Incarnation { node, generation }, heartbeat, last_gc: 0, version },
+        );
     }
     write_text(&mut bytes, &rustbalance_gossip::id::ClusterId::from_public_key([1; 32]).to_string());
     bytes
@@ -59,7 +62,7 @@ fn our_reading_is_chitchats() {
     let bytes = syn([(node(1), 7), (node(2), 9)].into_iter(), 3, 4);
     let again = for_chitchat(&bytes).unwrap().serialize_to_vec();
     let (mut ours, theirs) = (read(&bytes).unwrap(), read(&again).unwrap());
-    ours.digest.sort_by_key(|known| known.life.node.to_string());
+    ours.digest.sort_by_key(|known| known.incarnation.node.to_string());
     assert_eq!(ours, theirs);
     assert_eq!(theirs.digest()[0].version, 4);
 }
@@ -68,30 +71,37 @@ fn value(version: u64) -> Operation {
     Operation::Value { key: "k".into(), value: "v".into(), version, status: 0 }
 }
 
-fn life(i: u8) -> Operation {
-    Operation::Life { life: Life { node: node(i), generation: 1 }, from: 0 }
+fn incarnation(i: u8) -> Operation {
+    Operation::Incarnation { incarnation: Incarnation { node: node(i), generation: 1 }, from: 0 }
 }
 
 #[test]
 fn what_is_not_admitted_is_left_out_and_the_rest_stays() {
-    let delta = vec![life(1), value(1), value(2), life(2), value(3), value(4)];
+    let delta = vec![incarnation(1), value(1), value(2), incarnation(2), value(3), value(4)];
     let mut message = read(&ack_of(delta.clone())).unwrap();
-    assert_eq!(message.told().iter().map(|told| told.words.len()).collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(
+        message
+            .values_by_incarnation()
+            .iter()
+            .map(|values_by_incarnation| values_by_incarnation.values.len())
+            .collect::<Vec<_>>(),
+        [2, 2]
+    );
     // The leading values alone are a valid message too.
-    assert!(message.retain(|_| true, |told| usize::from(told.node == node(2))));
-    assert_eq!(message.delta, [life(2), value(3)]);
+    assert!(message.retain(|_| true, |values_by_incarnation| usize::from(values_by_incarnation.node == node(2))));
+    assert_eq!(message.delta, [incarnation(2), value(3)]);
     assert_eq!(read(&message.write()).map(|read| read.delta), Ok(message.delta.clone()));
     assert!(message.for_chitchat().is_ok());
 }
 
 #[test]
 fn versions_that_fall_and_lives_told_twice_are_refused() {
-    let told = |delta: &[Operation]| read(&ack_of(delta.to_vec())).is_ok();
-    assert!(told(&[life(1), value(1), value(5), life(2), value(2)]));
-    assert!(!told(&[life(1), value(5), value(4)]));
-    assert!(!told(&[life(1), value(5), value(5)]));
-    assert!(!told(&[life(1), value(5), life(1), value(6)]));
-    assert!(!told(&[value(1), life(1)]));
+    let values_by_incarnation = |delta: &[Operation]| read(&ack_of(delta.to_vec())).is_ok();
+    assert!(values_by_incarnation(&[incarnation(1), value(1), value(5), incarnation(2), value(2)]));
+    assert!(!values_by_incarnation(&[incarnation(1), value(5), value(4)]));
+    assert!(!values_by_incarnation(&[incarnation(1), value(5), value(5)]));
+    assert!(!values_by_incarnation(&[incarnation(1), value(5), incarnation(1), value(6)]));
+    assert!(!values_by_incarnation(&[value(1), incarnation(1)]));
 }
 
 #[test]
@@ -102,16 +112,16 @@ fn a_version_without_its_values_is_refused() {
 
 #[test]
 fn incarnations_that_a_digest_claims_to_know_are_known_to_chitchat() {
-    let life = |i| Life { node: node(i), generation: 7 };
+    let incarnation = |i| Incarnation { node: node(i), generation: 7 };
     let mut bytes = syn([(node(1), 7), (node(2), 7)].into_iter(), 3, 4);
     let length = bytes.len();
-    decline(&mut bytes, &mut Names::default(), |declined| *declined == life(2)).unwrap();
+    suppress(&mut bytes, &mut Names::default(), |declined| *declined == incarnation(2)).unwrap();
     assert_eq!(bytes.len(), length);
     let mut message = read(&bytes).unwrap();
     assert_eq!(message.digest().iter().map(|known| known.version).collect::<Vec<_>>(), [4, MAX_COUNT]);
     assert_eq!(message.digest().iter().map(|known| known.heartbeat).collect::<Vec<_>>(), [3, 3]);
-    assert!(message.know_all(&BTreeSet::from([life(1), life(3)])));
-    let known = |known: &Known| (known.life.node, known.heartbeat, known.version);
+    assert!(message.claim_up_to_date(&BTreeSet::from([incarnation(1), incarnation(3)])));
+    let known = |known: &DigestEntry| (known.incarnation.node, known.heartbeat, known.version);
     let all = [(node(1), 3, MAX_COUNT), (node(2), 3, MAX_COUNT), (node(3), 0, MAX_COUNT)];
     assert_eq!(message.digest().iter().map(known).collect::<Vec<_>>(), all);
     assert!(message.for_chitchat().is_ok());
@@ -153,7 +163,7 @@ fn a_message_that_unpacks_to_too_much_is_refused() {
 fn a_message_of_too_many_operations_is_refused() {
     let many = |count: usize| {
         let mut body = Vec::new();
-        write_operation(&mut body, &life(1));
+        write_operation(&mut body, &incarnation(1));
         (1..count as u64).for_each(|version| write_operation(&mut body, &value(version)));
         let mut bytes = [&MAGIC[..], &[VERSION, ACK]].concat();
         for block in body.chunks(MAX_BLOCK) {

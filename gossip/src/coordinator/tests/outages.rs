@@ -1,7 +1,7 @@
 //! `hide_outages`: which points of a silent node stay in the descriptor, and for how long.
 
 use super::*;
-use crate::outage::{HIDDEN, OutageSecret};
+use crate::outage::{HIDDEN_TIME, OutageSecret};
 
 /// A publisher with one introduction point and another node with two, all published and healthy.
 fn pair(hides: bool, role: Role) -> (Scene, Identity) {
@@ -44,7 +44,7 @@ fn a_silent_nodes_points_leave_at_once_or_after_a_hidden_time() {
         assert_eq!(scene.node.stand_ins(scene.now).len(), 2, "this node serves at them");
         assert_eq!((listed(&scene, &other), scene.node.desired_version(&service())), (2, version));
         let left = 60 + leaves_after(&mut scene, &other);
-        assert!((HIDDEN.0.as_secs() - 3..HIDDEN.1.as_secs()).contains(&left), "{left} s");
+        assert!((HIDDEN_TIME.0.as_secs() - 3..HIDDEN_TIME.1.as_secs()).contains(&left), "{left} s");
         assert_eq!(scene.node.desired_version(&service()), version + 1, "both in one edition");
         // The time is drawn from what all publishers know, so another publisher draws the same one.
         let (mut again, other) = pair(true, role);

@@ -10,7 +10,7 @@ use crate::signed::Sign;
 
 /// One record or fact, as gossip delivers it.
 #[derive(Debug, Clone)]
-struct Said {
+struct Announced {
     origin: NodeId,
     kind: RecordKind,
     bytes: Vec<u8>,
@@ -18,7 +18,7 @@ struct Said {
 
 /// All records of a cluster: three publishers, five workers of which three raced for an invitation
 /// with two uses, and an eviction.
-fn everything() -> Vec<Said> {
+fn everything() -> Vec<Announced> {
     let founder = Founder::new(1);
     let token = founder.invitation(1, 2, &[]).token;
     let mut nodes: Vec<Identity> = (1..4).map(|n| founder.node(n, Role::Publisher)).collect();
@@ -26,7 +26,7 @@ fn everything() -> Vec<Said> {
     nodes.extend((6..9).map(|n| founder.admit(n, Role::Worker, FOUNDED + u64::from(n % 2), Some(token))));
     let mut said = Vec::new();
     let mut push =
-        |origin: NodeId, kind, bytes: Result<Vec<u8>, _>| said.push(Said { origin, kind, bytes: bytes.unwrap() });
+        |origin: NodeId, kind, bytes: Result<Vec<u8>, _>| said.push(Announced { origin, kind, bytes: bytes.unwrap() });
     for (index, who) in nodes.iter().enumerate() {
         let id = who.node();
         push(id, RecordKind::Card, sign(who.card(1, index as u8), &who.key).to_bytes());
@@ -81,7 +81,7 @@ proptest! {
         for said in everything() {
             let _ = scene.view.ingest(said.origin, said.kind, &said.bytes, at(0));
         }
-        let again: Vec<Said> = repeated.iter().map(|index| index.get(&order).clone()).collect();
+        let again: Vec<Announced> = repeated.iter().map(|index| index.get(&order).clone()).collect();
         for said in order.into_iter().chain(again) {
             let _ = other.view.ingest(said.origin, said.kind, &said.bytes, at(0));
         }
@@ -110,7 +110,7 @@ proptest! {
             _ => scene.put::<Publication>(&who, RecordKind::Publication(who.service()), statement),
         };
         // The signature is good, so only the content can be the reason for a refusal.
-        prop_assert!(!matches!(outcome, Err(Rejection::Signature | Rejection::Unknown)), "{outcome:?}");
+        prop_assert!(!matches!(outcome, Err(RecordRejection::Signature | RecordRejection::Unknown)), "{outcome:?}");
         let known = scene.view.member(&who.node()).unwrap();
         prop_assert!((1..=100).contains(&known.weight()));
         let points = known.intro_points(&who.service()).map_or(0, |record| record.points.len());
@@ -149,7 +149,7 @@ impl Scene {
         who: &Identity,
         kind: RecordKind,
         statement: Vec<u8>,
-    ) -> Result<Changes, Rejection> {
+    ) -> Result<Changes, RecordRejection> {
         let signed = [T::CONTEXT.as_bytes(), &[0], &statement].concat();
         let (signer, signature) = (FixedBytes(who.key.public_key()), FixedBytes(who.key.sign_bytes(&signed)));
         let envelope = codec::encode(&Envelope { signer, statement: VarBytes(statement), signature }).unwrap();

@@ -13,12 +13,18 @@ impl Scene {
         who: &Identity,
         (service, fitness, seq): (ServiceId, Fitness, u64),
         points: Vec<IntroPoint>,
-    ) -> Result<Changes, Rejection> {
+    ) -> Result<Changes, RecordRejection> {
         let record = IntroPoints { service, fitness, ..who.points(seq, points) };
         self.say(who, RecordKind::IntroPoints(service), record, at(3))
     }
 
-    fn publish(&mut self, who: &Identity, service: ServiceId, seq: u64, revision: u64) -> Result<Changes, Rejection> {
+    fn publish(
+        &mut self,
+        who: &Identity,
+        service: ServiceId,
+        seq: u64,
+        revision: u64,
+    ) -> Result<Changes, RecordRejection> {
         let periods = vec![PublishedPeriod { period: DAY, revision, confirmed: 1, directories: 1 }];
         let record = Publication { cluster: who.cluster(), node: who.node(), seq, service, term: 1, periods };
         self.say(who, RecordKind::Publication(service), record, at(3))
@@ -52,11 +58,11 @@ fn a_record_under_the_key_of_another_service_is_refused() {
     let who = scene.meet(1, at(0));
     let other = RecordKind::IntroPoints(scene.founder.service(1));
     let record = who.points(seq(1, 9), vec![point(1, 1)]);
-    assert_eq!(scene.say(&who, other, record, at(3)), Err(Rejection::Origin));
+    assert_eq!(scene.say(&who, other, record, at(3)), Err(RecordRejection::Origin));
     let other = RecordKind::Publication(scene.founder.service(1));
     let (cluster, node, service) = (who.cluster(), who.node(), who.service());
     let record = Publication { cluster, node, seq: seq(1, 9), service, term: 1, periods: Vec::new() };
-    assert_eq!(scene.say(&who, other, record, at(3)), Err(Rejection::Origin));
+    assert_eq!(scene.say(&who, other, record, at(3)), Err(RecordRejection::Origin));
 }
 
 #[test]
@@ -88,7 +94,7 @@ fn a_node_keeps_max_services_and_the_oldest_makes_way() {
     for number in 0..MAX_SERVICES {
         announce(&mut scene, number, 100 + number).unwrap();
     }
-    assert_eq!(announce(&mut scene, 99, 50), Err(Rejection::TooMany("services")));
+    assert_eq!(announce(&mut scene, 99, 50), Err(RecordRejection::TooMany("services")));
     // The first is announced again, so the second is the oldest.
     announce(&mut scene, 0, 200).unwrap();
     announce(&mut scene, 99, 201).unwrap();

@@ -6,7 +6,7 @@ use rustbalance_gossip::record::{IntroPoint, PointNonce, RelayId, ServedPoint};
 
 use super::*;
 
-fn orphan(n: u8) -> Orphan {
+fn unattended(n: u8) -> UnattendedPoint {
     let point = IntroPoint {
         relay: RelayId { rsa: FixedBytes([n; 20]), ed25519: FixedBytes([n; 32]) },
         link_specifiers: Vec::new(),
@@ -16,7 +16,7 @@ fn orphan(n: u8) -> Orphan {
     };
     let served = ServedPoint { point, nonce: PointNonce(FixedBytes([n; 16])) };
     let service = ServiceId::from_public_key([0xff; 32]);
-    Orphan { node: NodeId::from_public_key([n; 32]), service, served }
+    UnattendedPoint { node: NodeId::from_public_key([n; 32]), service, served }
 }
 
 fn at(mono: Duration) -> Now {
@@ -28,16 +28,16 @@ fn seconds(seconds: u64) -> Duration {
 }
 
 fn wanted(which: &[u8]) -> Event {
-    Event::Wanted(which.iter().copied().map(orphan).collect())
+    Event::Wanted(which.iter().copied().map(unattended).collect())
 }
 
 /// A plan that serves at these points.
-fn serving(which: &[u8]) -> Plan {
-    let mut plan = Plan::default();
+fn serving(which: &[u8]) -> StandInPlan {
+    let mut plan = StandInPlan::default();
     let opened = plan.handle(wanted(which), at(seconds(0)));
-    assert_eq!(opened, which.iter().copied().map(|n| Action::Open(orphan(n))).collect::<Vec<_>>());
+    assert_eq!(opened, which.iter().copied().map(|n| Action::Open(unattended(n))).collect::<Vec<_>>());
     for n in which {
-        assert_eq!(plan.handle(Event::Opened(orphan(*n)), at(seconds(1))), []);
+        assert_eq!(plan.handle(Event::Opened(unattended(*n)), at(seconds(1))), []);
     }
     plan
 }
@@ -47,17 +47,17 @@ fn what_falls_to_this_node_is_opened_once() {
     let mut plan = serving(&[1, 2]);
     assert_eq!(plan.handle(wanted(&[1, 2]), at(seconds(2))), []);
     assert_eq!(plan.next_timeout(Now::default()), None);
-    assert_eq!(plan.handle(wanted(&[1, 2, 3]), at(seconds(3))), [Action::Open(orphan(3))]);
+    assert_eq!(plan.handle(wanted(&[1, 2, 3]), at(seconds(3))), [Action::Open(unattended(3))]);
 }
 
 #[test]
 fn a_point_is_held_until_the_one_who_is_back_has_taken_it() {
     let mut plan = serving(&[1, 2]);
     assert_eq!(plan.handle(wanted(&[]), at(seconds(10))), []);
-    assert_eq!(plan.handle(Event::Lost(orphan(1)), at(seconds(12))), [Action::Forget(orphan(1))]);
+    assert_eq!(plan.handle(Event::Lost(unattended(1)), at(seconds(12))), [Action::Forget(unattended(1))]);
     assert_eq!(plan.next_timeout(Now::default()), Some(seconds(10) + HOLD));
     assert_eq!(plan.handle(Event::Tick, at(seconds(9) + HOLD)), []);
-    assert_eq!(plan.handle(Event::Tick, at(seconds(10) + HOLD)), [Action::Forget(orphan(2))]);
+    assert_eq!(plan.handle(Event::Tick, at(seconds(10) + HOLD)), [Action::Forget(unattended(2))]);
     assert_eq!(plan.next_timeout(Now::default()), None);
 }
 
@@ -65,9 +65,9 @@ fn a_point_is_held_until_the_one_who_is_back_has_taken_it() {
 fn who_falls_silent_again_is_stood_in_for_at_once() {
     let mut plan = serving(&[1, 2]);
     plan.handle(wanted(&[]), at(seconds(10)));
-    plan.handle(Event::Lost(orphan(1)), at(seconds(12)));
-    assert_eq!(plan.handle(wanted(&[1, 2]), at(seconds(20))), [Action::Open(orphan(1))]);
-    plan.handle(Event::Opened(orphan(1)), at(seconds(21)));
+    plan.handle(Event::Lost(unattended(1)), at(seconds(12)));
+    assert_eq!(plan.handle(wanted(&[1, 2]), at(seconds(20))), [Action::Open(unattended(1))]);
+    plan.handle(Event::Opened(unattended(1)), at(seconds(21)));
     assert_eq!(plan.handle(Event::Tick, at(seconds(30) + HOLD)), [], "the other point is kept without a break");
 }
 
@@ -76,12 +76,12 @@ fn nobody_is_fought_for_a_point() {
     let mut plan = serving(&[1]);
     let (mut now, mut taken) = (seconds(1), Vec::new());
     while now < seconds(3600) {
-        assert_eq!(plan.handle(Event::Lost(orphan(1)), at(now)), []);
+        assert_eq!(plan.handle(Event::Lost(unattended(1)), at(now)), []);
         let next = plan.next_timeout(Now::default()).unwrap();
         taken.push((next - now).as_secs());
         now = next;
-        assert_eq!(plan.handle(Event::Tick, at(now)), [Action::Open(orphan(1))]);
-        plan.handle(Event::Opened(orphan(1)), at(now));
+        assert_eq!(plan.handle(Event::Tick, at(now)), [Action::Open(unattended(1))]);
+        plan.handle(Event::Opened(unattended(1)), at(now));
     }
     assert_eq!(taken[..8], [5, 10, 20, 40, 80, 160, 320, 600]);
     assert!(taken[8..].iter().all(|pause| *pause == 600));
@@ -89,12 +89,12 @@ fn nobody_is_fought_for_a_point() {
 
 #[test]
 fn what_cannot_be_opened_is_tried_again_while_it_falls_to_this_node() {
-    let mut plan = Plan::default();
+    let mut plan = StandInPlan::default();
     plan.handle(wanted(&[1]), at(seconds(0)));
-    assert_eq!(plan.handle(Event::OpenFailed(orphan(1)), at(seconds(2))), []);
+    assert_eq!(plan.handle(Event::OpenFailed(unattended(1)), at(seconds(2))), []);
     assert_eq!(plan.next_timeout(Now::default()), Some(seconds(7)));
-    assert_eq!(plan.handle(Event::Tick, at(seconds(7))), [Action::Open(orphan(1))]);
+    assert_eq!(plan.handle(Event::Tick, at(seconds(7))), [Action::Open(unattended(1))]);
     assert_eq!(plan.handle(wanted(&[]), at(seconds(8))), [], "it is being opened");
-    assert_eq!(plan.handle(Event::OpenFailed(orphan(1)), at(seconds(9))), [Action::Forget(orphan(1))]);
-    assert_eq!(plan.handle(Event::Opened(orphan(1)), at(seconds(10))), [Action::Forget(orphan(1))]);
+    assert_eq!(plan.handle(Event::OpenFailed(unattended(1)), at(seconds(9))), [Action::Forget(unattended(1))]);
+    assert_eq!(plan.handle(Event::Opened(unattended(1)), at(seconds(10))), [Action::Forget(unattended(1))]);
 }

@@ -43,7 +43,7 @@ impl Owner {
 }
 
 /// A running task that is asked to stand in at these points.
-fn standing_in(net: &FakeNet, owner: &Owner, wanted: &[Orphan]) -> watch::Receiver<Vec<StandInPoint>> {
+fn standing_in(net: &FakeNet, owner: &Owner, wanted: &[UnattendedPoint]) -> watch::Receiver<Vec<StandInPoint>> {
     let (wanted, wanted_watch) = watch::channel(wanted.iter().cloned().collect());
     let (status, shown) = watch::channel(Vec::new());
     let (streams, _) = mpsc::channel(1);
@@ -69,8 +69,8 @@ async fn a_silent_nodes_point_is_taken_and_goes_back_to_it() {
     let owner = Owner::new(&net);
     let own = owner.open(RelayChoice::AnyBut(Default::default())).await;
     let served = ServedPoint { point: own.describe(), nonce: owner.nonce };
-    let orphan = Orphan { node: owner.node, service: owner.service, served };
-    let mut shown = standing_in(&net, &owner, std::slice::from_ref(&orphan));
+    let unattended = UnattendedPoint { node: owner.node, service: owner.service, served };
+    let mut shown = standing_in(&net, &owner, std::slice::from_ref(&unattended));
     timeout(LIMIT, own.lost()).await.expect("the stand-in did not take the point");
     let taken = timeout(LIMIT, shown.wait_for(|points| !points.is_empty())).await.unwrap().unwrap().clone();
     let relay = own.describe().relay;

@@ -18,7 +18,7 @@ const READING: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct Directories {
     control: Control,
-    awaited: Awaited,
+    awaited: AwaitedDirectory,
 }
 
 impl Directories {
@@ -26,7 +26,7 @@ impl Directories {
     pub(super) fn of(client: &Client) -> Result<Self> {
         let mut control = client.control()?;
         control.command("SETEVENTS HS_DESC")?;
-        Ok(Self { control, awaited: Awaited::default() })
+        Ok(Self { control, awaited: AwaitedDirectory::default() })
     }
 
     /// The RSA identity of the directory that was asked for a descriptor and has not answered yet.
@@ -39,9 +39,9 @@ impl Directories {
 }
 
 #[derive(Debug, Default)]
-struct Awaited(Option<String>);
+struct AwaitedDirectory(Option<String>);
 
-impl Awaited {
+impl AwaitedDirectory {
     /// Processes an event: `HS_DESC ACTION ADDRESS AUTH $FINGERPRINT~NAME ...` (control-spec,
     /// 4.1.25).
     fn note(&mut self, event: &str) {
@@ -65,7 +65,7 @@ mod tests {
         let (one, other) = ("A".repeat(40), "B".repeat(40));
         let event = |action: &str, directory: &str| format!("HS_DESC {action} address NO_AUTH ${directory}~name id");
         for answer in ["RECEIVED", "FAILED"] {
-            let mut awaited = Awaited::default();
+            let mut awaited = AwaitedDirectory::default();
             awaited.note(&event("REQUESTED", &one));
             assert_eq!(awaited.0.as_ref(), Some(&one));
             awaited.note(&event(answer, &other));
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn what_is_no_such_event_is_passed_over() {
-        let mut awaited = Awaited::default();
+        let mut awaited = AwaitedDirectory::default();
         for event in ["", "HS_DESC", "HS_DESC REQUESTED", "HS_DESC REQUESTED a b UNKNOWN", "SIGNAL NEWNYM"] {
             awaited.note(event);
             assert_eq!(awaited.0, None);

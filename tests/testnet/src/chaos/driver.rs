@@ -4,8 +4,8 @@
 //!
 //! * leaves less than one publisher whole (a worker alone cannot publish); that one must have been
 //!   whole for a while, so that its introduction points are on the directories;
-//! * lets more than [`Rules::most_nodes`] nodes fail or recover at once;
-//! * kills more than [`Rules::most_relays`] relays or half of the authorities: Tor itself must go
+//! * lets more than [`Rules::max_down_nodes`] nodes fail or recover at once;
+//! * kills more than [`Rules::max_dead_relays`] relays or half of the authorities: Tor itself must go
 //!   on;
 //! * ends the process of the *witness*, a node drawn at the start: memory over time is meaningful
 //!   only in a process that runs for long.
@@ -81,11 +81,11 @@ pub struct Rules {
     /// Number of directory authorities.
     pub authorities: usize,
     /// Maximum number of nodes that fail or recover at once.
-    pub most_nodes: usize,
+    pub max_down_nodes: usize,
     /// Maximum number of nodes that are silent (frozen or cut off) at once.
-    pub most_silent: usize,
+    pub max_silent_nodes: usize,
     /// Maximum number of relays that are dead at once.
-    pub most_relays: usize,
+    pub max_dead_relays: usize,
     /// Whether disks can be filled on this machine.
     pub disks: bool,
     /// When the calm begins, since the start.
@@ -200,13 +200,13 @@ impl Driver {
         if now >= self.next_node {
             self.next_node = now + self.dice.seconds(&(4..20));
             let several = self.dice.below(8) == 0;
-            for _ in 0..if several { self.rules.most_nodes } else { 1 } {
-                actions.extend(self.befall_node(now));
+            for _ in 0..if several { self.rules.max_down_nodes } else { 1 } {
+                actions.extend(self.draw_node_fault(now));
             }
         }
         if now >= self.next_relay {
             self.next_relay = now + RELAY_PAUSE + self.dice.seconds(&(0..30));
-            actions.extend(self.befall_relay(now));
+            actions.extend(self.draw_relay_death(now));
         }
         actions
     }
@@ -232,7 +232,7 @@ impl Driver {
         actions
     }
 
-    fn befall_node(&mut self, now: Duration) -> Option<Action> {
+    fn draw_node_fault(&mut self, now: Duration) -> Option<Action> {
         let node = self.dice.below(self.nodes.len());
         let faults: &[Fault] = match self.rules.disks {
             true => &[Fault::Kill, Fault::Kill, Fault::Restart, Fault::Freeze, Fault::Cut, Fault::FullDisk],
@@ -260,16 +260,16 @@ impl Driver {
         let is_silent =
             |condition: &&Condition| matches!(condition, Condition::Failing { fault, .. } if fault.is_silent());
         let silent = self.nodes.iter().filter(is_silent).count();
-        left && down < self.rules.most_nodes && (!fault.is_silent() || silent < self.rules.most_silent)
+        left && down < self.rules.max_down_nodes && (!fault.is_silent() || silent < self.rules.max_silent_nodes)
     }
 
-    fn befall_relay(&mut self, now: Duration) -> Option<Action> {
+    fn draw_relay_death(&mut self, now: Duration) -> Option<Action> {
         let until = Some(now + self.dice.seconds(&(10..90)));
         let dead = |relays: &[Option<Duration>]| relays.iter().flatten().count();
         // Each relay and each authority is drawn with the same probability.
         let drawn = self.dice.below(self.relays.len() + self.authorities.len());
         match drawn.checked_sub(self.relays.len()) {
-            None if self.relays[drawn].is_none() && dead(&self.relays) < self.rules.most_relays => {
+            None if self.relays[drawn].is_none() && dead(&self.relays) < self.rules.max_dead_relays => {
                 self.relays[drawn] = until;
                 Some(Action::KillRelay(drawn))
             }
@@ -323,9 +323,9 @@ mod tests {
             nodes: 5,
             relays: 13,
             authorities: 3,
-            most_nodes: 3,
-            most_silent: 2,
-            most_relays: 2,
+            max_down_nodes: 3,
+            max_silent_nodes: 2,
+            max_dead_relays: 2,
             disks: true,
             calm: CALM,
         }

@@ -9,7 +9,7 @@
 
 pub use driver::{Action, Driver, Event, Fault, Rules};
 pub use ledger::{Cause, Ledger, Outage, Visit};
-pub use report::{Bounds, Departure, Life, Report, Sample};
+pub use report::{Bounds, ProcessRun, Report, Sample, Withdrawal};
 pub use visitors::Visitors;
 
 mod directories;

@@ -10,7 +10,7 @@ use super::ledger::{Cause, Outage, Visit};
 use crate::cluster::Vitals;
 
 /// Minimum length of a life (one run of a daemon's process) whose memory is checked for growth.
-const LONG_LIFE: Duration = Duration::from_secs(1080);
+const MIN_RUN: Duration = Duration::from_secs(1080);
 /// Time after which the early window begins: the memory of a daemon under chaos rises for some ten
 /// minutes after its start.
 const WARM_UP: Duration = Duration::from_secs(600);
@@ -34,7 +34,7 @@ pub struct Bounds {
 
 /// How long a failed node's introduction points stayed on a directory.
 #[derive(Clone, Debug, Serialize)]
-pub struct Departure {
+pub struct Withdrawal {
     /// The node's name.
     pub node: String,
     /// The fault of the node.
@@ -63,7 +63,7 @@ pub struct Sample {
 
 /// One run of a daemon's process, from its first sample to its last.
 #[derive(Clone, Debug, Serialize)]
-pub struct Life {
+pub struct ProcessRun {
     /// The node's name.
     pub node: String,
     /// Time of its first sample, since the start of the chaos.
@@ -110,7 +110,7 @@ pub struct Report {
     /// The visits that failed.
     pub failed: Vec<Visit>,
     /// How long the introduction points of failed nodes stayed published.
-    pub departures: Vec<Departure>,
+    pub departures: Vec<Withdrawal>,
     /// Number of descriptors that directories have accepted.
     pub uploads: usize,
     /// Number of uploads that failed, and of those that were refused.
@@ -162,12 +162,12 @@ impl Report {
     }
 
     /// The lives of all processes, the longest first.
-    pub fn lives(&self) -> Vec<Life> {
+    pub fn lives(&self) -> Vec<ProcessRun> {
         let mut by_process: BTreeMap<(&str, i32), Vec<&Sample>> = BTreeMap::new();
         for sample in &self.samples {
             by_process.entry((&sample.node, sample.vitals.pid)).or_default().push(sample);
         }
-        let mut lives: Vec<Life> = by_process.values().filter_map(|samples| life(samples)).collect();
+        let mut lives: Vec<ProcessRun> = by_process.values().filter_map(|samples| life(samples)).collect();
         lives.sort_by_key(|life| std::cmp::Reverse(life.length));
         lives
     }
@@ -265,7 +265,7 @@ impl Report {
         }
         for fault in ["kill", "freeze", "partition"] {
             let stayed = self.stayed(fault);
-            let came_back = |departure: &&Departure| departure.fault == fault && departure.out.is_none();
+            let came_back = |departure: &&Withdrawal| departure.fault == fault && departure.out.is_none();
             let back = self.departures.iter().filter(came_back).count();
             let of = [0.5, 1.0].iter().filter_map(|share| quantile(&stayed, *share)).collect::<Vec<_>>();
             line(
@@ -341,7 +341,7 @@ fn counts(counts: impl Iterator<Item = (String, usize)>) -> String {
 }
 
 /// The life of a process, from its samples, which are in the order of time.
-fn life(samples: &[&Sample]) -> Option<Life> {
+fn life(samples: &[&Sample]) -> Option<ProcessRun> {
     let (first, last) = (samples.first()?, samples.last()?);
     let length = last.at.saturating_sub(first.at);
     let early = first.at + WARM_UP..first.at + WARM_UP + WINDOW;
@@ -350,9 +350,9 @@ fn life(samples: &[&Sample]) -> Option<Life> {
         let within = |window: &std::ops::Range<Duration>| {
             median(samples.iter().filter(|sample| window.contains(&sample.at)).map(|sample| of(&sample.vitals)))
         };
-        if length < LONG_LIFE { None } else { within(&early).zip(within(&late)) }
+        if length < MIN_RUN { None } else { within(&early).zip(within(&late)) }
     };
-    Some(Life {
+    Some(ProcessRun {
         node: first.node.clone(),
         from: first.at,
         length,

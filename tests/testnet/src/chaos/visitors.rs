@@ -45,12 +45,12 @@ pub struct Visitors<'n> {
 }
 
 /// A visitor's Tor client, and the directories that it asks.
-struct Caller {
+struct VisitorClient {
     client: Client,
     directories: Directories,
 }
 
-impl Caller {
+impl VisitorClient {
     fn new(client: Client) -> Result<Self> {
         let directories = Directories::of(&client)?;
         Ok(Self { client, directories })
@@ -76,7 +76,7 @@ impl<'n> Visitors<'n> {
     /// Runs a regular until it is dismissed. An error means that its Tor client could not be
     /// started.
     pub fn regular(&self, name: &str) -> Result<()> {
-        let mut caller = Caller::new(self.network.brief_client(name, Warmth::Warm, DIRTINESS)?)?;
+        let mut caller = VisitorClient::new(self.network.brief_client(name, Warmth::Warm, DIRTINESS)?)?;
         let mut count = 0_usize;
         while !self.is_dismissed() {
             count += 1;
@@ -92,7 +92,7 @@ impl<'n> Visitors<'n> {
             let number = self.newcomers.fetch_add(1, Ordering::Relaxed) + 1;
             let warmth = if number.is_multiple_of(WARM + 1) { Warmth::Fresh } else { Warmth::Warm };
             // A newcomer whose Tor does not even reach the network says nothing about the service.
-            match self.network.client("newcomer", warmth).and_then(Caller::new) {
+            match self.network.client("newcomer", warmth).and_then(VisitorClient::new) {
                 Ok(mut caller) => self.newcomer(&mut caller, &format!("newcomer {number}")),
                 Err(_) => _ = self.not_started.fetch_add(1, Ordering::Relaxed),
             }
@@ -100,7 +100,7 @@ impl<'n> Visitors<'n> {
         }
     }
 
-    fn newcomer(&self, caller: &mut Caller, name: &str) {
+    fn newcomer(&self, caller: &mut VisitorClient, name: &str) {
         let deadline = Instant::now() + PERSISTENCE;
         let mut count = 0_usize;
         while !self.is_dismissed() && Instant::now() < deadline {
@@ -113,7 +113,7 @@ impl<'n> Visitors<'n> {
     }
 
     /// Makes one visit, on circuits of its own. Returns whether it was served.
-    fn visit(&self, caller: &mut Caller, visitor: &str, circuits: &str) -> bool {
+    fn visit(&self, caller: &mut VisitorClient, visitor: &str, circuits: &str) -> bool {
         let begun = self.started.elapsed();
         let answer = caller.client.get_isolated(circuits, &self.url, PATIENCE);
         let outcome = match answer {

@@ -18,9 +18,9 @@ use crate::network::Network;
 use crate::site::Site;
 use node::Common;
 
-pub use node::{Node, Said, Token};
+pub use node::{CommandOutput, Node, Token};
 pub use status::{
-    IntroPoint, Invitation, Link, Member, Period, Publication, Published, Publisher, StandIn, Status, Stranger,
+    IntroPoint, Invitation, Link, Member, OtherPublisher, Period, Publication, Published, Publisher, StandIn, Status,
 };
 pub use vitals::Vitals;
 
@@ -131,7 +131,7 @@ impl<'n> Cluster<'n> {
     }
 
     /// Tries to make a vacant node a member of this cluster with `join`.
-    pub fn try_join(&self, node: &Node, token: &Token) -> Result<Said> {
+    pub fn try_join(&self, node: &Node, token: &Token) -> Result<CommandOutput> {
         let target = node.site().addr().to_string();
         let arti = node.arti().to_string_lossy().into_owned();
         let master = self.onion()?;

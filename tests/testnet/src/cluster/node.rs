@@ -84,7 +84,7 @@ impl std::fmt::Debug for Token {
 
 /// The output of a command, and how it ended.
 #[derive(Clone, Debug)]
-pub struct Said {
+pub struct CommandOutput {
     /// Its exit code; `None` if a signal ended it.
     pub code: Option<i32>,
     /// Its standard output.
@@ -95,7 +95,7 @@ pub struct Said {
     pub elapsed: Duration,
 }
 
-impl Said {
+impl CommandOutput {
     /// Its standard output; an error if it failed. `what` names the command in the error.
     pub fn ok(self, what: &str) -> Result<String> {
         match self.code {
@@ -200,7 +200,7 @@ impl Node {
     }
 
     /// The last line that its daemon has logged.
-    pub fn last_words(&self) -> String {
+    pub fn last_log_line(&self) -> String {
         self.log().lines().last().unwrap_or_default().to_owned()
     }
 
@@ -284,8 +284,8 @@ impl Node {
 
     /// Runs `rustbalance --dir STATE` with more arguments and this standard input. Its output is
     /// also appended to the transcript.
-    pub fn command(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
-        let said = self.command_untold(words, input, limit)?;
+    pub fn command(&self, words: &[&str], input: &str, limit: Duration) -> Result<CommandOutput> {
+        let said = self.command_without_transcript(words, input, limit)?;
         let text = format!("$ rustbalance {}\n{}{}", words.join(" "), said.output, said.errors);
         fs::OpenOptions::new()
             .create(true)
@@ -297,7 +297,7 @@ impl Node {
     }
 
     /// Like [`Node::command`], but without a transcript, for commands that print a secret.
-    pub fn command_untold(&self, words: &[&str], input: &str, limit: Duration) -> Result<Said> {
+    pub fn command_without_transcript(&self, words: &[&str], input: &str, limit: Duration) -> Result<CommandOutput> {
         let started = Instant::now();
         let record = &self.common.record;
         let mut child = process::recorded(&self.common.base, &self.folder, record)
@@ -334,12 +334,17 @@ impl Node {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        Ok(Said { code: status.code(), output: collect(output), errors: collect(errors), elapsed: started.elapsed() })
+        Ok(CommandOutput {
+            code: status.code(),
+            output: collect(output),
+            errors: collect(errors),
+            elapsed: started.elapsed(),
+        })
     }
 
     /// The status that its daemon reports.
     pub fn status(&self) -> Result<Status> {
-        let text = self.command_untold(&["status", "--json"], "", COMMAND_PATIENCE)?.ok("status --json")?;
+        let text = self.command_without_transcript(&["status", "--json"], "", COMMAND_PATIENCE)?.ok("status --json")?;
         serde_json::from_str(&text).with_context(|| format!("cannot read the status of {}: {text}", self.name))
     }
 
@@ -347,7 +352,7 @@ impl Node {
     pub fn invite(&self, role: &str, uses: u16, expires: &str) -> Result<Token> {
         let uses = uses.to_string();
         let words = ["invite", "--quiet", "--role", role, "--uses", &uses, "--expires", expires];
-        let token = self.command_untold(&words, "", COMMAND_PATIENCE)?.ok("invite")?;
+        let token = self.command_without_transcript(&words, "", COMMAND_PATIENCE)?.ok("invite")?;
         Ok(Token(token.trim().to_owned()))
     }
 

@@ -30,7 +30,7 @@ pub struct Status {
     pub publication: Option<Publication>,
     /// Another publisher of the address that is not a member; `None` if the node has not seen one
     /// in the last hours.
-    pub stranger: Option<Stranger>,
+    pub other_publisher: Option<OtherPublisher>,
     /// The links to other members.
     pub links: Vec<Link>,
     /// The invitations that the node knows.
@@ -106,7 +106,7 @@ pub struct Publication {
 
 /// A publisher of the address that is not a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub struct Stranger {
+pub struct OtherPublisher {
     /// Seconds since a directory last held its descriptor in place of the node's.
     pub seen_seconds: u64,
     /// Whether every client can read its descriptor.

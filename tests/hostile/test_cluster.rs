@@ -14,7 +14,7 @@ use rustbalance::control::{Request, Response, Status, call};
 use rustbalance::join::{JoinError, Joined, Token, found, persist_joined, redeem};
 use rustbalance::keys::NodeSecret;
 use rustbalance::node::{NodeError, run_on};
-use rustbalance::store::{Beginning, Store};
+use rustbalance::store::{SetupCommand, Store};
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::Engine;
 use rustbalance::tor::fake::{FakeEngine, FakeNet};
@@ -40,7 +40,7 @@ pub(crate) const OWN_TERMS: u64 = 50;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A cluster on its own in-memory network.
-pub(crate) struct Town {
+pub(crate) struct TestCluster {
     pub(crate) net: FakeNet,
     pub(crate) cluster: ClusterId,
     pub(crate) daemons: Vec<Daemon>,
@@ -99,7 +99,7 @@ async fn site(name: String) -> std::net::SocketAddr {
     address
 }
 
-impl Town {
+impl TestCluster {
     /// The first service of the cluster, after which it is named.
     pub(crate) fn service(&self) -> ServiceId {
         self.cluster.first_service()
@@ -123,19 +123,19 @@ impl Town {
         let store = found(Store::create(&dir).unwrap(), None, unix_now(), &mut rand::rng()).unwrap();
         let (cluster, id) = (store.cluster(), store.node_id());
         drop(store);
-        let mut town = Self { extra: extra.to_owned(), ..Self::without_nodes(cluster, folder) };
-        town.add("alpha", id, dir).await;
-        until("alpha is published", async || town.served().await).await;
-        let publisher = town.invite(Role::Publisher, 1).await;
-        let worker = town.invite(Role::Worker, 1).await;
-        let (beta, gamma) = tokio::join!(town.join("beta", &publisher), town.join("gamma", &worker));
+        let mut test_cluster = Self { extra: extra.to_owned(), ..Self::without_nodes(cluster, folder) };
+        test_cluster.add("alpha", id, dir).await;
+        until("alpha is published", async || test_cluster.served().await).await;
+        let publisher = test_cluster.invite(Role::Publisher, 1).await;
+        let worker = test_cluster.invite(Role::Worker, 1).await;
+        let (beta, gamma) = tokio::join!(test_cluster.join("beta", &publisher), test_cluster.join("gamma", &worker));
         for (name, store) in [("beta", beta), ("gamma", gamma)] {
             let (id, dir) = (store.node_id(), store.dir().to_owned());
             drop(store);
-            town.add(name, id, dir).await;
+            test_cluster.add(name, id, dir).await;
         }
-        town.healthy().await;
-        town
+        test_cluster.healthy().await;
+        test_cluster
     }
 
     /// Adds and runs a node that already has a state directory.
@@ -196,7 +196,7 @@ impl Town {
     }
 
     /// A stream to the join port from a new Tor client.
-    pub(crate) async fn knock(&self) -> Result<(BoxStream, Arc<FakeEngine>)> {
+    pub(crate) async fn dial_join_port(&self) -> Result<(BoxStream, Arc<FakeEngine>)> {
         let engine = self.net.engine();
         let stream = engine.dial(self.address(), JOIN_PORT, VISIT).await?;
         Ok((stream, engine))
@@ -204,14 +204,14 @@ impl Town {
 
     /// Redeems a token once, as the `join` command does.
     pub(crate) async fn redeem(&self, token: &Token, key: &NodeSecret) -> Result<Joined> {
-        let (stream, _engine) = self.knock().await?;
+        let (stream, _engine) = self.dial_join_port().await?;
         Ok(redeem(stream, token, key, self.cluster, unix_now).await?)
     }
 
     /// Joins a node and stores the result in a new state directory.
     pub(crate) async fn join(&self, name: &str, token: &Token) -> Store {
         let mut draft = Store::create(&self.folder.path().join(name)).unwrap();
-        draft.begin(Beginning::Joining, self.cluster).unwrap();
+        draft.begin(SetupCommand::Join, self.cluster).unwrap();
         let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng())).unwrap();
         let joined = until(&format!("{name} joins"), async || {
             let joined = self.redeem(token, &key).await;
@@ -284,7 +284,7 @@ impl Town {
     /// Fails unless an honest node publishes in a term that the cluster has reached by itself since
     /// `before`. The lease may have moved: a daemon loses it if the machine does not run it for
     /// longer than the short lease of these tests.
-    pub(crate) async fn publishes_by_itself(&self, before: &(String, u64), hostile: NodeId) {
+    pub(crate) async fn assert_honest_publisher(&self, before: &(String, u64), hostile: NodeId) {
         let after = self.publisher().await;
         let own = (before.1..before.1 + OWN_TERMS).contains(&after.1);
         assert!(own && after.0 != hostile.to_string(), "{before:?}, then {after:?}");
@@ -310,12 +310,12 @@ impl Town {
         .await;
     }
 
-    /// Starts fresh clients, one after the other, until [`Visitors::end`].
-    pub(crate) fn visitors(&self) -> Visitors {
+    /// Starts fresh clients, one after the other, until [`OngoingVisits::end`].
+    pub(crate) fn visitors(&self) -> OngoingVisits {
         let (net, address, enough) = (self.net.clone(), self.address(), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&enough);
         let task = tokio::spawn(async move {
-            let mut seen = Seen::default();
+            let mut seen = VisitResults::default();
             while !stopped.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 match visit(&net, address).await {
@@ -327,7 +327,7 @@ impl Town {
             }
             seen
         });
-        Visitors { enough, task }
+        OngoingVisits { enough, task }
     }
 }
 
@@ -346,22 +346,22 @@ async fn visit(net: &FakeNet, address: OnionAddress) -> Result<String> {
 }
 
 /// Visits in progress.
-pub(crate) struct Visitors {
+pub(crate) struct OngoingVisits {
     enough: Arc<AtomicBool>,
-    task: JoinHandle<Seen>,
+    task: JoinHandle<VisitResults>,
 }
 
 /// Results of the visits.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct VisitResults {
     pub(crate) by: BTreeMap<String, usize>,
     pub(crate) failures: Vec<String>,
     pub(crate) slowest: Duration,
 }
 
-impl Visitors {
+impl OngoingVisits {
     /// Stops the visits and returns their results.
-    pub(crate) async fn end(self) -> Seen {
+    pub(crate) async fn end(self) -> VisitResults {
         self.enough.store(true, Ordering::Relaxed);
         self.task.await.unwrap()
     }

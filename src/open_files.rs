@@ -14,14 +14,14 @@ pub const RESERVE: u64 = 256;
 
 /// The number of open files that the process may have, and that its configuration needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Descriptors {
+pub struct OpenFiles {
     /// Files that the system allows; `u64::MAX` if it sets no limit.
     pub limit: u64,
     /// Files that `[limits] streams` needs, including [`RESERVE`].
     pub needed: u64,
 }
 
-impl Descriptors {
+impl OpenFiles {
     /// The limit of this process, and the need if `[limits] streams` is `streams`.
     pub fn of_process(streams: usize) -> Self {
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
@@ -65,14 +65,14 @@ mod tests {
 
     #[test]
     fn no_more_streams_are_served_than_there_are_files_for() {
-        let streams = |limit, streams: u64| Descriptors { limit, needed: RESERVE + streams }.streams();
+        let streams = |limit, streams: u64| OpenFiles { limit, needed: RESERVE + streams }.streams();
         assert_eq!(streams(u64::MAX, 4096), 4096);
         assert_eq!(streams(4352, 4096), 4096);
         assert_eq!(streams(1024, 4096), 768);
         assert_eq!(streams(200, 4096), 25);
         assert_eq!(streams(0, 4096), 1);
-        assert!(Descriptors { limit: 4352, needed: 4352 }.suffice());
-        assert!(!Descriptors { limit: 4351, needed: 4352 }.suffice());
+        assert!(OpenFiles { limit: 4352, needed: 4352 }.suffice());
+        assert!(!OpenFiles { limit: 4351, needed: 4352 }.suffice());
     }
 
     #[test]
