@@ -455,7 +455,7 @@ def check_joins(vectors):
         equal("variant of a refusal", list(message("refusal", refused)), ["Refused"])
 
 
-# 8. The election; 9. who lives; 10. invitations; 11. discovery keys; 12. neighbours.
+# 8. The election; 9. liveness; 10. invitations; 11. discovery keys; 12. neighbours.
 
 
 def rank(priority, term, node):
