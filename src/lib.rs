@@ -12,8 +12,8 @@
 //!
 //! # Examples
 //!
-//! Two daemons on a network in memory: the first founds a cluster, the second joins it with a token,
-//! and clients of the one address are sent to both.
+//! Two daemons on a network in memory: the first founds a cluster, the second joins with a token, and
+//! clients of the one address are sent to both.
 //!
 //! ```
 //! use std::collections::BTreeSet;
@@ -41,10 +41,16 @@
 //! const PAUSE: Duration = Duration::from_millis(200);
 //!
 //! /// Runs the node of a state directory. Its application answers each client with `name`.
-//! async fn run(net: &FakeNet, dir: PathBuf, name: &'static str, stop: CancellationToken) -> anyhow::Result<()> {
+//! async fn run(
+//!     net: &FakeNet,
+//!     dir: PathBuf,
+//!     name: &'static str,
+//!     stop: CancellationToken,
+//! ) -> anyhow::Result<()> {
 //!     let application = TcpListener::bind("127.0.0.1:0").await?;
 //!     let target = application.local_addr()?;
-//!     std::fs::write(dir.join("rustbalance.toml"), format!("[[port]]\nvirtual = 80\ntarget = \"{target}\"\n"))?;
+//!     let config = format!("[[port]]\nvirtual = 80\ntarget = \"{target}\"\n");
+//!     std::fs::write(dir.join("rustbalance.toml"), config)?;
 //!     tokio::spawn(async move {
 //!         while let Ok((mut client, _)) = application.accept().await {
 //!             // A health check does not wait for the answer.
@@ -82,7 +88,9 @@
 //!
 //! // `invite` on the first node, `join` on the second.
 //! let invite = Request::Invite { role: Role::Worker, expires_seconds: 3600, uses: 1 };
-//! let Response::Invited { token, .. } = call(&alpha, &invite, LIMIT).await? else { anyhow::bail!("no token") };
+//! let Response::Invited { token, .. } = call(&alpha, &invite, LIMIT).await? else {
+//!     anyhow::bail!("no token")
+//! };
 //! let token = Token::parse(&token.0)?;
 //! let beta = folder.path().join("beta");
 //! let mut draft = Store::create(&beta)?;

@@ -20,7 +20,7 @@ const DAEMON: Floors = &[
     ("causes", 0),
     ("clock", 0),
     ("counters", 0),
-    ("descriptors", 0),
+    ("open_files", 0),
     ("drive", 1),
     ("keys", 0),
     ("discovery", 1),

@@ -3,7 +3,8 @@
 //! Pure: no Tor, no runtime, no IO, no clock, no randomness of its own (`gossip/.clippy.toml` bans
 //! them by type). `rustbalance_mesh` carries the records. The way in:
 //!
-//! * [`coordinator::Coordinator`] is one node's part in the cluster: `handle(event, now) -> actions`.
+//! * [`coordinator::Coordinator`] is one node's part in the cluster:
+//!   `handle(event, now) -> actions`.
 //! * [`record`] has everything that nodes sign, [`signed`] how it is signed and verified.
 //! * [`view::View`] is the verified picture of the cluster; [`lease`] elects the publisher from it,
 //!   [`plan`] chooses the introduction points of a descriptor.

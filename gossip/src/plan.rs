@@ -1,10 +1,10 @@
 //! Chooses the introduction points that the descriptor of one service should list.
 //!
-//! This is a pure function of the candidates, the last choice and the rotation epoch (`rotation_epoch`).
-//! Sources are tried in tiers: the healthy ones; if there are none, members of the last healthy set
-//! that are degraded or down; then all that are degraded or down; then the draining ones. Each
-//! relay is listed once: for the source that has it in the last choice, or else for the source with
-//! the lowest lot at this relay. Every source gets one point before any gets a second; the rest are
+//! This is a pure function of the candidates, the last choice and the rotation epoch. Sources are
+//! tried in tiers: the healthy ones; if there are none, members of the last healthy set that are
+//! degraded or down; then all that are degraded or down; then the draining ones. Each relay is
+//! listed once: for the source that has it in the last choice, or else for the source with the
+//! lowest lot at this relay. Every source gets one point before any gets a second; the rest are
 //! shared out by weight (Sainte-Laguë's divisors, so that adding or removing one source moves only
 //! its own share). Points that are already published are preferred.
 //!
@@ -31,9 +31,9 @@ pub struct Choice {
 
 /// Chooses at most `limit` (and never more than [`MAX_INTRO_POINTS`]) points.
 ///
-/// `before` is the last choice; `rotation_epoch` is the rotation epoch, which changes the listed sources
-/// when there are more of them than places. Without any candidate the choice is empty: the
-/// published descriptor is then best left as it is.
+/// `before` is the last choice; `rotation_epoch` changes the listed sources when there are more of
+/// them than places. Without any candidate the choice is empty: the published descriptor is then
+/// best left as it is.
 pub fn choose(candidates: &[Candidate<'_>], before: &Choice, limit: usize, rotation_epoch: u64) -> Choice {
     let limit = limit.min(MAX_INTRO_POINTS);
     let candidates: Vec<Candidate<'_>> = candidates.iter().copied().filter(|it| !it.points.is_empty()).collect();

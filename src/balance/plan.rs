@@ -1,8 +1,8 @@
 //! Which introduction points this node keeps: a reconciler between the number it wants and those it
 //! has.
 //!
-//! Enter with [`BalancePlan::handle`]; [`BalancePlan::next_timeout`] says when to call it again. Each call looks
-//! at the whole state:
+//! Enter with [`BalancePlan::handle`]; [`BalancePlan::next_timeout`] says when to call it again.
+//! Each call looks at the whole state:
 //!
 //! 1. A **slot** is one set of keys. A slot that should serve and has no circuit is opened: at its
 //!    own relay if it has one (after a restart or a loss, so that clients with an old descriptor
@@ -334,8 +334,8 @@ impl BalancePlan {
         }
     }
 
-    /// Leaves the relays that the last [`Event::RelaysOfOthers`] named as `must_leave`. A point that no
-    /// client knows yet is closed at once.
+    /// Leaves the relays that the last [`Event::RelaysOfOthers`] named as `must_leave`. A point
+    /// that no client knows yet is closed at once.
     fn leave(&mut self, now: Now, actions: &mut Vec<Action>) {
         while self.moves.0 < MOVES.0 && now.mono >= self.moves.1 + MOVES.1 {
             self.moves = (self.moves.0 + 1, self.moves.1 + MOVES.1);

@@ -1,4 +1,5 @@
-//! The shell of [`BalancePlan`] that keeps this node's introduction points open, through the [`Engine`].
+//! The shell of [`BalancePlan`] that keeps this node's introduction points open, through the
+//! [`Engine`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! The definition of a configuration key: its name, the allowed values, its field in
 //! [`super::Config`] and its meaning.
 //!
-//! `tables` defines each key once, and passes the keys to a visitor ([`KeyVisitor`]): `reader` reads
-//! their values from a file, `initial` writes the first file, `document` (a test) generates
+//! `tables` defines each key once, and passes the keys to a visitor ([`KeyVisitor`]): `reader`
+//! reads their values from a file, `initial` writes the first file, `document` (a test) generates
 //! `docs/CONFIGURATION.md`, and `live` compares two configurations.
 
 use std::ops::{RangeFull, RangeInclusive};

@@ -1,9 +1,9 @@
 //! Runs links through the conformance suite of mesh carriers: in memory from this crate, over Tor
 //! from the network tests, which include this file.
 //!
-//! [`LinkedNetwork`] is the suite's network, built on the engines of a [`Ground`]. [`launch`] starts one
-//! node's links and its own onion service as the daemon does. [`TestCluster`] holds the keys of a small
-//! cluster.
+//! [`LinkedNetwork`] is the suite's network, built on the engines of a [`Ground`]. [`launch`]
+//! starts one node's links and its own onion service as the daemon does. [`TestCluster`] holds the
+//! keys of a small cluster.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -8,8 +8,8 @@
 //! `&Coordinator`, so they cannot change it. Messages with replies would copy hundreds of members
 //! for each `status` or joiner. A reader holds the lock while it copies or checks state in memory,
 //! never across an await or a disk access. A decision that must take effect before any later one
-//! (admitting a joiner) becomes an event; [`Cluster::send_event_and_wait`] returns once it is part of the
-//! state that the next reader sees.
+//! (admitting a joiner) becomes an event; [`Cluster::send_event_and_wait`] returns once it is part
+//! of the state that the next reader sees.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;

@@ -1,9 +1,9 @@
 //! Decides what to upload where: a reconciler between what should be published and what each
 //! directory holds.
 //!
-//! Enter with [`PublishPlan::handle`], once per event: it returns everything that is to be done now.
-//! [`PublishPlan::next_timeout`] says when to call it again if nothing happens. Each call looks at the
-//! whole state:
+//! Enter with [`PublishPlan::handle`], once per event: it returns everything that is to be done
+//! now. [`PublishPlan::next_timeout`] says when to call it again if nothing happens. Each call
+//! looks at the whole state:
 //!
 //! 1. If this node is not the publisher, or there are no introduction points or no directories,
 //!    nothing is done. The last descriptor stays in place: an error page is better than a dead
@@ -17,10 +17,10 @@
 //! 4. A confirmed directory is read back at intervals. If it holds something else, the edition is
 //!    uploaded again. If it does not answer twice in a row, it no longer counts as confirmed.
 //!
-//! A descriptor that has replaced one of ours is another publisher's ([`Action::OtherPublisher`]) if only
-//! authorized clients can read it, or if it names no point of this cluster and no member has
-//! announced so high a revision. A descriptor that was there before our first upload is not: it may
-//! be left over from a service that has ended.
+//! A descriptor that has replaced one of ours is another publisher's ([`Action::OtherPublisher`])
+//! if only authorized clients can read it, or if it names no point of this cluster and no member
+//! has announced so high a revision. A descriptor that was there before our first upload is not: it
+//! may be left over from a service that has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

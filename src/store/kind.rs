@@ -42,8 +42,8 @@ pub(super) struct KindProperties {
     pub(super) max_payload: usize,
     /// The meaning of a missing file.
     pub(super) absent: IfAbsent,
-    /// The initial payload, unless `init` or `join` provides another; with [`IfAbsent::Default`], the
-    /// value that an absent file stands for.
+    /// The initial payload, unless `init` or `join` provides another; with [`IfAbsent::Default`],
+    /// the value that an absent file stands for.
     pub(super) first: Option<First>,
     /// True if the file is written once and never replaced: keys.
     pub(super) once: bool,
@@ -72,8 +72,8 @@ pub(super) enum IfAbsent {
     Required,
     /// The directory of a publisher is damaged. Workers must not have the file.
     PublishersOnly,
-    /// The default applies: [`KindProperties::first`], or, if the row has none, the meaning in the kind's own
-    /// documentation.
+    /// The default applies: [`KindProperties::first`], or, if the row has none, the meaning in the
+    /// kind's own documentation.
     Default,
 }
 

@@ -34,8 +34,8 @@ const DELETION_GRACE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Shortest time between the first restarts of gossip: while versions of this node are spoofed, the
 /// others ignore its values.
 const QUICK_RESTART_AFTER: Duration = Duration::from_secs(5);
-/// Number of restarts after [`QUICK_RESTART_AFTER`] only. Then [`RESTART_AFTER`] applies, because each incarnation
-/// stays in the digests of all nodes for as long as chitchat remembers it.
+/// Number of restarts after [`QUICK_RESTART_AFTER`] only. Then [`RESTART_AFTER`] applies, because
+/// each incarnation stays in the digests of all nodes for as long as chitchat remembers it.
 const QUICK_RESTARTS: u64 = 8;
 /// Shortest time between two further restarts of gossip.
 const RESTART_AFTER: Duration = Duration::from_secs(60);

@@ -43,8 +43,9 @@
 //!     generation: 1,
 //!     interval: Duration::from_millis(50),
 //! };
-//! let (one, _) = Mesh::start(config(alpha), carrier(alpha, to_beta, for_alpha), vec![beta]).await?;
-//! let (other, mut updates) = Mesh::start(config(beta), carrier(beta, to_alpha, for_beta), vec![alpha]).await?;
+//! let carriers = (carrier(alpha, to_beta, for_alpha), carrier(beta, to_alpha, for_beta));
+//! let (one, _) = Mesh::start(config(alpha), carriers.0, vec![beta]).await?;
+//! let (other, mut updates) = Mesh::start(config(beta), carriers.1, vec![alpha]).await?;
 //! one.set(RecordKind::Card, b"a signed record")?;
 //! let update = updates.recv().await.ok_or("the mesh has ended")?;
 //! assert_eq!((update.origin, update.bytes.as_slice()), (alpha, &b"a signed record"[..]));

@@ -280,8 +280,8 @@ impl Message {
         let mut bytes = MAGIC.to_vec();
         bytes.extend([VERSION, self.kind]);
         if matches!(self.kind, SYN | SYN_ACK) {
-            // 16 bits suffice: a message has room for some 600 entries, and `claim_up_to_date` adds at most
-            // the admitted incarnations.
+            // 16 bits suffice: a message has room for some 600 entries, and `claim_up_to_date` adds
+            // at most the admitted incarnations.
             bytes.extend((self.digest.len() as u16).to_le_bytes());
             self.digest.iter().for_each(|known| write_known(&mut bytes, known));
         }
@@ -314,8 +314,8 @@ fn check_order(delta: &[Operation]) -> Result<(), WireError> {
 }
 
 /// Changes the digest in an outgoing message so that this node seems to know all of the
-/// incarnations for which `incarnation` is true; the peer then sends nothing of them. The length stays the
-/// same.
+/// incarnations for which `incarnation` is true; the peer then sends nothing of them. The length
+/// stays the same.
 pub(super) fn suppress(
     bytes: &mut [u8],
     names: &mut Names,

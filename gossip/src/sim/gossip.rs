@@ -36,8 +36,8 @@ pub(super) struct Value {
     pub(super) said: Rc<AnnouncedValue>,
 }
 
-/// A gossip message. `from` is a machine and its `Host::process_number`: an answer to a question of an
-/// earlier process there would leave gaps in the state of the present one.
+/// A gossip message. `from` is a machine and its `Host::process_number`: an answer to a question of
+/// an earlier process there would leave gaps in the state of the present one.
 #[derive(Debug, Clone)]
 pub(super) enum Message {
     /// The digest of the sender, and now and then its own values unasked.

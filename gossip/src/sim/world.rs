@@ -39,8 +39,8 @@ pub(super) enum ProcessEvent {
     End,
 }
 
-/// A scheduled event. `process_number` is the `Host::process_number` that it is meant for; `None` if any process on the
-/// machine takes it.
+/// A scheduled event. `process_number` is the `Host::process_number` that it is meant for; `None`
+/// if any process on the machine takes it.
 #[derive(Debug)]
 pub(super) enum SimEvent {
     At { host: usize, process_number: Option<u64>, due: ProcessEvent },

@@ -1,12 +1,12 @@
 //! Which points of silent nodes this node serves at: a reconciler between the unattended points
 //! that are assigned to it and those it has.
 //!
-//! Enter with [`StandInPlan::handle`]; [`StandInPlan::next_timeout`] says when to call it again. A point that is
-//! assigned to this node is opened at its relay. If its circuit is lost, it was most likely taken
-//! back by the node, alive after all, or taken by another publisher with another view of the
-//! cluster. The point is retried with growing pauses, so that two nodes do not compete for it for
-//! long. A point that is no longer assigned is kept for [`HOLD`]: the node that has come back opens
-//! its own circuit in that time, and clients are served until then.
+//! Enter with [`StandInPlan::handle`]; [`StandInPlan::next_timeout`] says when to call it again. A
+//! point that is assigned to this node is opened at its relay. If its circuit is lost, it was most
+//! likely taken back by the node, alive after all, or taken by another publisher with another view
+//! of the cluster. The point is retried with growing pauses, so that two nodes do not compete for
+//! it for long. A point that is no longer assigned is kept for [`HOLD`]: the node that has come
+//! back opens its own circuit in that time, and clients are served until then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

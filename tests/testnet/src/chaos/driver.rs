@@ -5,8 +5,8 @@
 //! * leaves less than one publisher whole (a worker alone cannot publish); that one must have been
 //!   whole for a while, so that its introduction points are on the directories;
 //! * lets more than [`Rules::max_down_nodes`] nodes fail or recover at once;
-//! * kills more than [`Rules::max_dead_relays`] relays or half of the authorities: Tor itself must go
-//!   on;
+//! * kills more than [`Rules::max_dead_relays`] relays or half of the authorities: Tor itself must
+//!   go on;
 //! * ends the process of the *witness*, a node drawn at the start: memory over time is meaningful
 //!   only in a process that runs for long.
 //!
