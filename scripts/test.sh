@@ -87,7 +87,7 @@ lane network env RUST_TEST_THREADS=5 cargo test --locked --workspace --no-fail-f
 lane tests nice env RUST_TEST_THREADS=4 cargo test --locked --workspace --no-fail-fast \
     --lib --bins --test '[!n]*' "${timed[@]}"
 lane licences licences
-lane docs nice cargo test --locked --workspace --doc
+lane docs docs
 # The core alone: in the workspace build it would have features that other crates enable.
 lane core nice cargo check --locked -p rustbalance-gossip
 failed=

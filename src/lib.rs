@@ -27,7 +27,7 @@
 //! use rustbalance::join::{Token, found, persist_joined, redeem};
 //! use rustbalance::keys::NodeSecret;
 //! use rustbalance::node::run_on;
-//! use rustbalance::store::{Beginning, Store};
+//! use rustbalance::store::{SetupCommand, Store};
 //! use rustbalance::tor::Engine;
 //! use rustbalance::tor::fake::FakeNet;
 //! use rustbalance_gossip::id::OnionAddress;
@@ -94,7 +94,7 @@
 //! let token = Token::parse(&token.0)?;
 //! let beta = folder.path().join("beta");
 //! let mut draft = Store::create(&beta)?;
-//! draft.begin(Beginning::Joining, cluster)?;
+//! draft.begin(SetupCommand::Join, cluster)?;
 //! let key = draft.node_secret(|| NodeSecret::generate(&mut rand::rng()))?;
 //! let joiner = net.engine();
 //! let joined = loop {

@@ -18,6 +18,7 @@ use rustbalance_gossip::record::NodeCard;
 use rustbalance_gossip::view::DEFAULT_WAITING;
 use rustbalance_mesh::MeshLimits;
 use toml::de::DeTable;
+use tracing::warn;
 
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
@@ -87,7 +88,7 @@ pub enum Problem {
     Syntax(String),
     /// The file has unknown keys, or values that are not allowed.
     #[error("{0}")]
-    KeyVisitor(Mistakes),
+    Keys(Mistakes),
 }
 
 /// The ports of the services other than the first. Each service has at least one port.
@@ -185,18 +186,23 @@ impl Config {
     pub fn load(dir: &Path) -> Result<Self, ConfigError> {
         let path = dir.join(FILE_NAME);
         let text = read_bounded(&path)?;
-        let mut config = Self::parse(&text).map_err(|problem| ConfigError { path, problem })?;
+        let (mut config, renamed) =
+            Self::parse(&text).map_err(|problem| ConfigError { path: path.clone(), problem })?;
+        for key in renamed {
+            warn!(file = %path.display(), "{key}");
+        }
         if let Some(file) = &config.arti_file {
             config.arti = read_arti(&dir.join(file))?;
         }
         Ok(config)
     }
 
-    fn parse(text: &str) -> Result<Self, Problem> {
+    /// Also returns a hint for each key that has its former name.
+    fn parse(text: &str) -> Result<(Self, Vec<Mistake>), Problem> {
         let syntax = |error| Problem::Syntax(syntax::describe(text, &error));
         let table = text.parse().map_err(syntax)?;
         let document = DeTable::parse(text).map_err(syntax)?;
-        reader::read(text, document, table).map_err(Problem::KeyVisitor)
+        reader::read(text, document, table).map_err(Problem::Keys)
     }
 }
 

@@ -57,7 +57,11 @@ impl fmt::Display for Mistakes {
 }
 
 /// Reads `text`, of which `document` and `table` are two parsed forms.
-pub(super) fn read(text: &str, document: Spanned<DeTable<'_>>, table: toml::Table) -> Result<Config, Mistakes> {
+pub(super) fn read(
+    text: &str,
+    document: Spanned<DeTable<'_>>,
+    table: toml::Table,
+) -> Result<(Config, Vec<Mistake>), Mistakes> {
     let mut config = Config::default();
     let mut reader = Reader {
         text,
@@ -66,11 +70,12 @@ pub(super) fn read(text: &str, document: Spanned<DeTable<'_>>, table: toml::Tabl
         foreign: table,
         known: Vec::new(),
         unknown: Vec::new(),
+        renamed: Vec::new(),
         mistakes: Vec::new(),
         unmet_requirements: Vec::new(),
     };
     tables::walk(&mut reader, &mut config);
-    reader.finish().map(|()| config)
+    reader.finish().map(|renamed| (config, renamed))
 }
 
 /// A table of the file, with the keys that have not been read yet.
@@ -95,6 +100,8 @@ struct Reader<'t> {
     known: Vec<(String, &'static str)>,
     /// Table, name and byte offset of every other key in the file.
     unknown: Vec<(String, String, usize)>,
+    /// Hints about keys that were read by their former names.
+    renamed: Vec<Mistake>,
     mistakes: Vec<Mistake>,
     unmet_requirements: Vec<Mistake>,
 }
@@ -107,7 +114,17 @@ impl<'t> Reader<'t> {
     /// Takes the value of a key out of the current table; `None` if the key is not there.
     fn take(&mut self, name: &'static str) -> Option<Spanned<DeValue<'t>>> {
         let section = self.section();
-        let entry = section.keys.remove_entry(name);
+        let mut entry = section.keys.remove_entry(name);
+        let former = tables::former_name(&section.name, name);
+        if let Some(former) = former.filter(|_| entry.is_none()) {
+            entry = section.keys.remove_entry(former);
+            if let Some((key, _)) = &entry {
+                let text = format!("{former:?} in {} is called {name:?} now: rename it", section.name);
+                let hint = self.mistake(Some(key.span().start), text);
+                self.renamed.push(hint);
+            }
+        }
+        let section = self.section();
         if let Some((key, _)) = &entry {
             section.places.insert(name, key.span().start);
         }
@@ -167,7 +184,7 @@ impl<'t> Reader<'t> {
         Some((self.top.places.get(name).copied().unwrap_or_default(), value))
     }
 
-    fn finish(mut self) -> Result<(), Mistakes> {
+    fn finish(mut self) -> Result<Vec<Mistake>, Mistakes> {
         self.end();
         let rest = std::mem::take(&mut self.top.keys);
         self.mark_unknown(TOP.into(), rest);
@@ -178,7 +195,7 @@ impl<'t> Reader<'t> {
         }
         let mut mistakes = if self.mistakes.is_empty() { self.unmet_requirements } else { self.mistakes };
         mistakes.sort();
-        if mistakes.is_empty() { Ok(()) } else { Err(Mistakes(mistakes)) }
+        if mistakes.is_empty() { Ok(self.renamed) } else { Err(Mistakes(mistakes)) }
     }
 
     /// Advice on an unknown key: the key that was most likely meant, or all keys of its table.

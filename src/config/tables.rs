@@ -31,6 +31,24 @@ pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     gossip(keys, &mut config.gossip);
 }
 
+/// Keys that had another name: table, former name, name. The reader takes the former one too, with
+/// a hint.
+const RENAMED: [(&str, &str, &str); 8] = [
+    ("[links]", "carried_joins_of_one", "carried_joins_per_member"),
+    ("[links]", "ping", "ping_interval"),
+    ("[links]", "silence", "silence_timeout"),
+    ("[joins]", "at_once", "concurrent"),
+    ("[joins]", "every", "interval"),
+    ("[joins]", "patience", "message_timeout"),
+    ("[gossip]", "strangers", "unknown_nodes"),
+    ("[gossip]", "waiting", "pending_records"),
+];
+
+/// The former name of a key, if it had one.
+pub(super) fn former_name(table: &str, name: &str) -> Option<&'static str> {
+    RENAMED.iter().find(|(in_table, _, now)| (*in_table, *now) == (table, name)).map(|(_, former, _)| *former)
+}
+
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -250,18 +268,18 @@ fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
         &mut it.carried.0,
         "Joining nodes at once that reach this node through other members.",
     );
-    keys.key("carried_joins_of_one", 1..=1024, &mut it.carried.1, "The same, through one member.");
+    keys.key("carried_joins_per_member", 1..=1024, &mut it.carried.1, "The same, through one member.");
     let time = |most| millis(100)..=seconds(most);
     keys.key("dial_timeout", time(300), &mut it.dial, "How long connecting to a member may take.");
     keys.key("handshake_timeout", time(120), &mut it.handshake, "How long the handshake of a link may take.");
-    keys.key("ping", time(60), &mut it.ping, "Time between two pings on a link.");
+    keys.key("ping_interval", time(60), &mut it.ping, "Time between two pings on a link.");
     keys.key(
-        "silence",
+        "silence_timeout",
         time(300),
         &mut it.silence,
         "A link on which nothing arrives for this long is closed. At least 2 pings.",
     );
-    keys.require("silence", it.silence >= it.ping * 2, || {
+    keys.require("silence_timeout", it.silence >= it.ping * 2, || {
         format!("{} is shorter than 2 pings of {}", duration(it.silence), duration(it.ping))
     });
     keys.key(
@@ -288,16 +306,16 @@ fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
 
 fn joins(keys: &mut impl KeyVisitor, it: &mut DoorLimits) {
     keys.table("joins", Effect::Running, "Limits on the load that joining nodes can put on this node.");
-    keys.key("at_once", 1..=1024, &mut it.at_once, "Joining nodes served at once.");
+    keys.key("concurrent", 1..=1024, &mut it.at_once, "Joining nodes served at once.");
     keys.key("burst", 1..=10_000, &mut it.burst, "Joining nodes admitted in a row after a pause.");
     keys.key(
-        "every",
+        "interval",
         millis(100)..=seconds(600),
         &mut it.every,
         "After such a burst, one joining node is admitted in each interval of this length.",
     );
     keys.key(
-        "patience",
+        "message_timeout",
         millis(100)..=seconds(300),
         &mut it.patience,
         "How long to wait for the next message of a joining node.",
@@ -308,7 +326,7 @@ fn joins(keys: &mut impl KeyVisitor, it: &mut DoorLimits) {
 fn gossip(keys: &mut impl KeyVisitor, it: &mut GossipConfig) {
     keys.table("gossip", Effect::Restart, "Limits on the gossip of other members that this node keeps.");
     keys.key(
-        "strangers",
+        "unknown_nodes",
         1..=256,
         &mut it.mesh.unknown_nodes,
         "Unknown nodes whose gossip is kept. A node that has restarted counts again.",
@@ -319,5 +337,10 @@ fn gossip(keys: &mut impl KeyVisitor, it: &mut GossipConfig) {
         &mut it.mesh.node_bytes,
         "Bytes of gossip kept for one incarnation (one start) of a node.",
     );
-    keys.key("waiting", 1..=100_000, &mut it.waiting, "Records kept until the certificates of their signer arrive.");
+    keys.key(
+        "pending_records",
+        1..=100_000,
+        &mut it.waiting,
+        "Records kept until the certificates of their signer arrive.",
+    );
 }

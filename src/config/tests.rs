@@ -9,7 +9,7 @@ use proptest::prelude::*;
 const PORT: &str = "[[port]]\nvirtual = 80\ntarget = \"127.0.0.1:8080\"\n";
 
 fn parse(text: &str) -> Result<Config, String> {
-    Config::parse(text).map_err(|problem| problem.to_string())
+    Config::parse(text).map(|(config, _)| config).map_err(|problem| problem.to_string())
 }
 
 fn refused(text: &str) -> String {
@@ -132,7 +132,7 @@ fn a_running_daemon_takes_over_what_it_can_and_names_what_needs_a_restart() {
     assert!(live.apply(&parse(PORT).unwrap()).is_empty());
     assert!(!proxy.has_changed().unwrap());
     let new = parse(&format!(
-        "[limits]\nstreams = 9\nopen_rendezvous = 8\n[joins]\nat_once = 3\n[links]\nopen = 20\n[health]\nfailures = 5\n\
+        "[limits]\nstreams = 9\nopen_rendezvous = 8\n[joins]\nconcurrent = 3\n[links]\nopen = 20\n[health]\nfailures = 5\n\
          [node]\nweight = 7\n[cluster]\nhide_outages = true\n{PORT}[[port]]\nvirtual = 81\ntarget = \"[::1]:81\"\n"
     ));
     assert_eq!(live.apply(&new.unwrap()), ["[[port]]", "[cluster] hide_outages", "[node] weight"]);
@@ -235,8 +235,8 @@ fn limits_reach_the_engine_and_the_proxy() {
 #[test]
 fn bounds_on_peers_are_read_and_checked() {
     let config = parse(&format!(
-        "{PORT}[links]\nopen = 12\nneighbours = 3\naccepts_per_second = 4\nsilence = \"40s\"\n\
-         [joins]\nat_once = 2\nevery = \"2s\"\n[gossip]\nstrangers = 9\nwaiting = 10\n"
+        "{PORT}[links]\nopen = 12\nneighbours = 3\naccepts_per_second = 4\nsilence_timeout = \"40s\"\n\
+         [joins]\nconcurrent = 2\ninterval = \"2s\"\n[gossip]\nunknown_nodes = 9\npending_records = 10\n"
     ))
     .unwrap();
     assert_eq!((config.links.links, config.links.neighbours, config.links.accepts_per_second), (12, 3, (4, 30)));
@@ -244,11 +244,11 @@ fn bounds_on_peers_are_read_and_checked() {
     assert_eq!((config.joins.at_once, config.joins.every), (2, Duration::from_secs(2)));
     assert_eq!((config.gossip.mesh.unknown_nodes, config.gossip.waiting), (9, 10));
     insta::assert_snapshot!(refused("[links]\nopen = 11"), @r#"line 2, column 1: "open" in [links]: 11 is less than twice the 6 neighbours: the same number may dial this node"#);
-    insta::assert_snapshot!(refused("[links]\nping = \"15s\""), @r#"line 1, column 2: "silence" in [links]: 20s is shorter than 2 pings of 15s"#);
+    insta::assert_snapshot!(refused("[links]\nping_interval = \"15s\""), @r#"line 1, column 2: "silence_timeout" in [links]: 20s is shorter than 2 pings of 15s"#);
     insta::assert_snapshot!(refused("[links]\nbytes_burst = 1"), @r#"line 2, column 15: "bytes_burst" in [links] cannot be 1: write a whole number from 262144 to 1073741824"#);
     insta::assert_snapshot!(refused("[links]\nhandshake = 1"), @r#"line 2, column 1: unknown key "handshake" in [links]: did you mean "handshakes"?"#);
-    insta::assert_snapshot!(refused("[joins]\nat_once = 0"), @r#"line 2, column 11: "at_once" in [joins] cannot be 0: write a whole number from 1 to 1024"#);
-    insta::assert_snapshot!(refused("[gossip]\nstranger = 1"), @r#"line 2, column 1: unknown key "stranger" in [gossip]: did you mean "strangers"?"#);
+    insta::assert_snapshot!(refused("[joins]\nconcurrent = 0"), @r#"line 2, column 14: "concurrent" in [joins] cannot be 0: write a whole number from 1 to 1024"#);
+    insta::assert_snapshot!(refused("[gossip]\nunknown_node = 1"), @r#"line 2, column 1: unknown key "unknown_node" in [gossip]: did you mean "unknown_nodes"?"#);
 }
 
 proptest! {
@@ -266,4 +266,27 @@ fn idle_and_stalled_streams_are_closed_only_if_the_operator_says_so() {
     let set = limits("idle_timeout = \"30m\"\nstall_timeout = \"2m\"\n");
     assert_eq!((set.idle, set.stall), (Some(Duration::from_secs(1800)), Some(Duration::from_secs(120))));
     insta::assert_snapshot!(refused("[limits]\nidle_timeout = \"ever\""), @r#"line 2, column 16: "idle_timeout" in [limits] cannot be "ever": write a time from 1s to 1day with its unit, in quotes; or "never""#);
+}
+
+#[test]
+fn a_key_is_read_by_its_former_name_with_a_hint_where_it_stands() {
+    let text = format!("{PORT}[joins]\nat_once = 3\n[links]\nsilence = \"50s\"\nping_interval = \"6s\"\n");
+    let (config, hints) = Config::parse(&text).unwrap();
+    assert_eq!((config.joins.at_once, config.links.silence), (3, Duration::from_secs(50)));
+    let hints: Vec<String> = hints.iter().map(ToString::to_string).collect();
+    let at = |key: &str| text.lines().position(|line| line.starts_with(key)).unwrap() + 1;
+    assert_eq!(
+        hints,
+        [
+            format!(
+                "line {}, column 1: \"silence\" in [links] is called \"silence_timeout\" now: rename it",
+                at("silence")
+            ),
+            format!("line {}, column 1: \"at_once\" in [joins] is called \"concurrent\" now: rename it", at("at_once")),
+        ]
+    );
+    let both = refused("[joins]\nat_once = 3\nconcurrent = 4");
+    assert!(both.contains("unknown key \"at_once\" in [joins]"), "{both}");
+    let wrong = refused("[joins]\nat_once = 0");
+    assert!(wrong.contains("\"concurrent\" in [joins] cannot be 0"), "{wrong}");
 }

@@ -1,5 +1,5 @@
-//! Joining: how a node that has only the master address and a token becomes a member (DESIGN,
-//! section 3).
+//! Joining: how a node that has only the master address and a token becomes a member
+//! (docs/PROTOCOL.md, section 7).
 //!
 //! ```text
 //! joiner                                          publisher (a worker may carry it, unread)
@@ -19,7 +19,7 @@
 //! the publisher does nothing costly for it.
 //!
 //! [`joiner`] and [`admitter`] decide, without a clock or a socket; [`redeem`], [`Door`] and
-//! [`carry`] do the IO; [`found`] and [`persist_joined`] write the state directory; [`invite`]
+//! [`carry`] do the IO; [`found`] and [`persist_joined`] write the state directory; [`invite()`]
 //! makes a token.
 
 pub use admitter::{Admission, Admissions, Effect, Event, Outcome, Publisher, Redemption};

@@ -91,7 +91,7 @@ async fn members(test_cluster: &TestCluster) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guessing_tokens_gets_nobody_in() {
-    let test_cluster = TestCluster::start("[joins]\nat_once = 6\nburst = 20\nevery = \"1s\"\n").await;
+    let test_cluster = TestCluster::start("[joins]\nconcurrent = 6\nburst = 20\ninterval = \"1s\"\n").await;
     let good = test_cluster.invite(Role::Worker, 1).await;
     let visitors = test_cluster.visitors();
     let mut guesses = JoinSet::new();

@@ -57,8 +57,10 @@ async fn a_flood_is_bounded_and_disturbs_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn oversized_and_truncated_frames_end_one_link() {
-    let test_cluster =
-        TestCluster::start("[links]\nsilence = \"2s\"\nping = \"500ms\"\nhandshake_timeout = \"1s\"\n").await;
+    let test_cluster = TestCluster::start(
+        "[links]\nsilence_timeout = \"2s\"\nping_interval = \"500ms\"\nhandshake_timeout = \"1s\"\n",
+    )
+    .await;
     let mallory = Member::join(&test_cluster, Role::Worker).await;
     let visitors = test_cluster.visitors();
     let alpha = test_cluster.named("alpha");

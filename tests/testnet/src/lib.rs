@@ -22,6 +22,25 @@
 //!
 //! [`Network::shared`] gives all tests of a process one network. Under `rustbalance-testnet run` it
 //! attaches to that command's network instead, so that several test programs share it.
+//!
+//! # Examples
+//!
+//! A cluster of three nodes, and a stock client that fetches its address (not run here: it takes a
+//! minute and needs Debian's `tor`).
+//!
+//! ```no_run
+//! use rustbalance_testnet::cluster::Cluster;
+//! use rustbalance_testnet::{Network, Options};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let network = Network::boot(Options::default())?;
+//! let names = ["alpha", "beta", "gamma"];
+//! let (cluster, _nodes) = Cluster::start(&network, "target/debug/rustbalance", &names)?;
+//! let (served_by, elapsed) = cluster.fetch()?;
+//! println!("{served_by} answered after {elapsed:?}");
+//! # Ok(())
+//! # }
+//! ```
 
 // This crate listens and connects on loopback, and only tests use it.
 #![allow(clippy::disallowed_methods)]
