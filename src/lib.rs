@@ -12,8 +12,8 @@
 //!
 //! # Examples
 //!
-//! Two daemons on a network in memory: the first founds a cluster, the second joins with a token, and
-//! clients of the one address are sent to both.
+//! Two daemons on a network in memory: the first founds a cluster, the second joins with a token,
+//! and clients of the one address are sent to both.
 //!
 //! ```
 //! use std::collections::BTreeSet;

@@ -10,8 +10,8 @@
 //! damaged, of another cluster or readable by other users, the error names the file and the way
 //! out, and nothing is overwritten.
 //!
-//! Each write is on disk when it returns (see [`mod@file`]), and numbers that may only rise cannot be
-//! lowered. All methods block for the time of a disk access.
+//! Each write is on disk when it returns (see [`mod@file`]), and numbers that may only rise cannot
+//! be lowered. All methods block for the time of a disk access.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

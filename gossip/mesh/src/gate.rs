@@ -3,8 +3,8 @@
 //!
 //! chitchat keeps every node id that a peer mentions in its state, and so in every digest, for an
 //! hour. With enough of them a digest no longer fits a message. Keys cost nothing, so a hostile
-//! member could name thousands. So the gate limits the number of [incarnations](super::incarnations) and
-//! the [bytes of each](super::quota).
+//! member could name thousands. So the gate limits the number of
+//! [incarnations](super::incarnations) and the [bytes of each](super::quota).
 //!
 //! Each node decides this alone. But a peer must not offer for ever what this node refuses, because
 //! chitchat sends what it takes for new first, and nothing else would get through. Therefore
