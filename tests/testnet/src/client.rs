@@ -1,7 +1,7 @@
 //! A stock C tor client.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -143,6 +143,12 @@ impl Client {
     /// points.
     pub fn get_isolated(&self, user: &str, url: &str, timeout: Duration) -> Result<Response> {
         http::request(self.ports.socks, Some(user), url, None, timeout)
+    }
+
+    /// Opens a stream to a port of an onion service, on circuits of its own like those of
+    /// [`Client::get_isolated`]. Dropping it closes the stream; the circuits stay for a while.
+    pub fn open_isolated(&self, user: &str, onion: &str, port: u16, timeout: Duration) -> Result<TcpStream> {
+        http::open(self.ports.socks, user, onion, port, timeout)
     }
 
     /// Posts a body to `http://HOST[:PORT]/PATH`.

@@ -134,6 +134,15 @@ pub(crate) fn request(
     })
 }
 
+/// Opens a stream on circuits that it shares only with the same `user`.
+pub(crate) fn open(socks: SocketAddr, user: &str, host: &str, port: u16, timeout: Duration) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&socks, timeout)
+        .with_context(|| format!("cannot connect to the client's SOCKS port {socks}"))?;
+    let mut bounded = Bounded { stream, start: Instant::now(), timeout };
+    connect(&mut bounded, Some(user), host, port).with_context(|| format!("no stream to {host}:{port}"))?;
+    Ok(bounded.stream)
+}
+
 /// Once the head is complete: the status, the offset of the body, and its length if the head states
 /// it.
 fn parse_head(answer: &[u8]) -> Result<Option<(u16, usize, Option<usize>)>> {

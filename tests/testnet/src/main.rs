@@ -15,6 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 mod bench;
+mod cost;
 mod demo;
 mod idle;
 mod steady;
@@ -35,6 +36,8 @@ A private Tor network of C tor processes on loopback.
   rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (100)] [--bodies N (5)]
                                                              boot one, and compare RustBalance with a C tor onion service
   rustbalance-testnet idle [--binary FILE] [--nodes N (3)]   boot one, and measure what N idle nodes cost
+  rustbalance-testnet cost [--binary FILE] [--bodies N (20)] [--requests N (240)] [--circuits N (1200)]
+                                                             boot one, and compare what clients cost RustBalance and C tor
   rustbalance-testnet steady [--binary FILE] [--minutes N (60)]
                                                              boot one, and measure the memory of three nodes over time
 
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         "demo" => show(arguments),
         "bench" => measure(arguments),
         "idle" => watch_idle(arguments),
+        "cost" => measure_cost(arguments),
         "steady" => watch_steady(arguments),
         _ => Err(Usage(format!("there is no command {command:?}")).into()),
     };
@@ -376,6 +380,17 @@ fn measure(mut arguments: Arguments) -> Result<ExitCode> {
     };
     arguments.end()?;
     until_asked_to_end(move || bench::bench(binary, &extent))
+}
+
+fn measure_cost(mut arguments: Arguments) -> Result<ExitCode> {
+    let binary = binary(&mut arguments)?;
+    let sizes = cost::CostSizes {
+        bodies: arguments.option("--bodies")?.unwrap_or(20),
+        requests: arguments.option("--requests")?.unwrap_or(240),
+        circuits: arguments.option("--circuits")?.unwrap_or(1200),
+    };
+    arguments.end()?;
+    until_asked_to_end(move || cost::cost(binary, sizes))
 }
 
 fn watch_idle(mut arguments: Arguments) -> Result<ExitCode> {

@@ -1,0 +1,239 @@
+//! Measures what clients cost a service: processor time for bytes and requests, memory for circuits,
+//! and how much of it is given back. A C tor onion service with the same site is measured in the
+//! same run, in turns.
+
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustbalance_testnet::cluster::{Cluster, Vitals};
+use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
+
+use crate::bench::quantile;
+use crate::demo::RELAYS;
+
+/// Size of one body, in bytes.
+const BODY: usize = 20_000_000;
+/// How long one request may take.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Requests under way at once, and circuits being built at once.
+const AT_ONCE: usize = 24;
+/// Stock clients that share the circuits.
+const CLIENTS: usize = 4;
+/// After this time the work that follows a start, or a change, is over.
+const SETTLING: Duration = Duration::from_secs(20);
+/// After this time the memory of a burst must be given back.
+const GIVEN_BACK: Duration = Duration::from_secs(120);
+
+/// The number of measurements of each service.
+#[derive(Clone, Copy)]
+pub(crate) struct CostSizes {
+    /// Bodies of 20 MB.
+    pub(crate) bodies: usize,
+    /// Requests, each on circuits of its own.
+    pub(crate) requests: usize,
+    /// Circuits with one idle stream each, open at the same time.
+    pub(crate) circuits: usize,
+}
+
+/// One of the compared services.
+struct Subject<'a> {
+    name: &'static str,
+    onion: String,
+    vitals: Box<dyn Fn() -> Option<Vitals> + 'a>,
+    /// In KiB: at rest, with the circuits open, right after their end, and two minutes later.
+    memory: Vec<u64>,
+    /// Processor seconds for a GB to clients.
+    seconds_per_gb: f64,
+    /// In bytes per second, of each body.
+    throughput: Vec<f64>,
+    /// Processor milliseconds for a request.
+    ms_per_request: f64,
+    /// Time of each request.
+    requests: Vec<Duration>,
+    failures: usize,
+    /// Circuits that could be opened.
+    circuits: usize,
+}
+
+/// Runs the measurements, and prints a table in Markdown.
+pub(crate) fn cost(binary: PathBuf, sizes: CostSizes) -> Result<()> {
+    let network =
+        Network::boot_with_progress(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
+    let site = Site::start("tor")?;
+    let service = network.onion_service("reference", 80, site.addr())?;
+    let cluster = Cluster::new(&network, &binary)?;
+    let node = cluster.grow(&["one"], &["publisher"])?.pop().context("the cluster has no node")?;
+    let clients = (0..CLIENTS).map(|_| network.client("load", Warmth::Warm)).collect::<Result<Vec<_>>>()?;
+    let mut subjects = [
+        Subject::new("C tor", service.hostname().to_owned(), Box::new(|| service.client().vitals())),
+        Subject::new("RustBalance", cluster.onion()?, Box::new(|| node.vitals())),
+    ];
+    std::thread::sleep(SETTLING);
+    for subject in &mut subjects {
+        eprintln!("{}: at rest, then {} bodies", subject.name, sizes.bodies);
+        subject.remember_memory()?;
+        subject.bodies(&clients[0], sizes.bodies)?;
+    }
+    for subject in &mut subjects {
+        eprintln!("{}: {} requests", subject.name, sizes.requests);
+        subject.requests(&clients, sizes.requests)?;
+    }
+    for subject in &mut subjects {
+        eprintln!("{}: {} circuits", subject.name, sizes.circuits);
+        subject.circuits(&clients, sizes.circuits)?;
+    }
+    report(&subjects);
+    Ok(())
+}
+
+impl<'a> Subject<'a> {
+    fn new(name: &'static str, onion: String, vitals: Box<dyn Fn() -> Option<Vitals> + 'a>) -> Self {
+        Self {
+            name,
+            onion,
+            vitals,
+            memory: Vec::new(),
+            seconds_per_gb: 0.0,
+            throughput: Vec::new(),
+            ms_per_request: 0.0,
+            requests: Vec::new(),
+            failures: 0,
+            circuits: 0,
+        }
+    }
+
+    fn vitals(&self) -> Result<Vitals> {
+        (self.vitals)().with_context(|| format!("{} does not run", self.name))
+    }
+
+    fn remember_memory(&mut self) -> Result<()> {
+        self.memory.push(self.vitals()?.rss_kib);
+        Ok(())
+    }
+
+    fn bodies(&mut self, client: &Client, count: usize) -> Result<()> {
+        let url = format!("http://{}/bytes/{BODY}", self.onion);
+        // The first one builds the circuit.
+        client.get_isolated("bodies", &format!("http://{}/", self.onion), LIMIT)?;
+        let before = self.vitals()?.cpu_ms;
+        for _ in 0..count {
+            let answer = client.get_isolated("bodies", &url, LIMIT)?;
+            ensure!(answer.body.len() == BODY, "{} of {BODY} bytes came", answer.body.len());
+            self.throughput.push(BODY as f64 / (answer.elapsed - answer.first_byte).as_secs_f64());
+        }
+        let seconds = (self.vitals()?.cpu_ms - before) as f64 / 1000.0;
+        self.seconds_per_gb = seconds / (count * BODY) as f64 * 1e9;
+        Ok(())
+    }
+
+    fn requests(&mut self, clients: &[Client], count: usize) -> Result<()> {
+        let url = format!("http://{}/", self.onion);
+        let before = self.vitals()?.cpu_ms;
+        let answers = side_by_side(count, |number| {
+            let client = &clients[number % clients.len()];
+            client.get_isolated(&format!("request{number}"), &url, LIMIT).map(|answer| answer.elapsed)
+        });
+        let cost = (self.vitals()?.cpu_ms - before) as f64;
+        for answer in answers {
+            match answer {
+                Ok(elapsed) => self.requests.push(elapsed),
+                Err(error) => {
+                    eprintln!("{}: {error:#}", self.name);
+                    self.failures += 1;
+                }
+            }
+        }
+        ensure!(!self.requests.is_empty(), "{} answered no request", self.name);
+        self.ms_per_request = cost / self.requests.len() as f64;
+        Ok(())
+    }
+
+    /// Opens the circuits, then closes them.
+    fn circuits(&mut self, clients: &[Client], count: usize) -> Result<()> {
+        // Without what the requests have left.
+        std::thread::sleep(SETTLING);
+        self.remember_memory()?;
+        let opened = side_by_side(count, |number| {
+            clients[number % clients.len()].open_isolated(&format!("circuit{number}"), &self.onion, 80, LIMIT)
+        });
+        let streams: Vec<TcpStream> = opened.into_iter().flatten().collect();
+        self.circuits = streams.len();
+        ensure!(self.circuits > 0, "{} accepted no stream", self.name);
+        self.remember_memory()?;
+        drop(streams);
+        // The clients keep circuits without streams; a new identity closes them.
+        for client in clients {
+            client.new_identity()?;
+        }
+        let ended = Instant::now();
+        self.remember_memory()?;
+        std::thread::sleep(GIVEN_BACK.saturating_sub(ended.elapsed()));
+        self.remember_memory()
+    }
+
+    /// Memory of one open circuit with its stream, in KiB.
+    fn memory_per_circuit(&self) -> f64 {
+        let (before, open) = (self.memory[1], self.memory[2]);
+        open.saturating_sub(before) as f64 / self.circuits as f64
+    }
+}
+
+/// Does something `count` times, at most [`AT_ONCE`] at a time; the results are in no order.
+fn side_by_side<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = Arc::new(AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_ONCE)
+            .map(|_| {
+                scope.spawn(|| {
+                    let numbers = std::iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)));
+                    numbers.take_while(|number| *number < count).map(&work).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+    })
+}
+
+/// Prints the table, with ratios to the first subject.
+fn report(subjects: &[Subject<'_>]) {
+    type Measure = (&'static str, fn(&Subject<'_>) -> f64);
+    let measures: [Measure; 10] = [
+        ("memory at rest (MiB)", |subject| subject.memory[0] as f64 / 1024.0),
+        ("processor for a GB downloaded (s)", |subject| subject.seconds_per_gb),
+        ("throughput of 20 MB, median (MB/s)", |subject| {
+            quantile(&subject.throughput, 0.5).unwrap_or_default() / 1e6
+        }),
+        ("processor for a request on fresh circuits, 24 at once (ms)", |subject| subject.ms_per_request),
+        ("such a request, median (s)", |subject| request_time(subject, 0.5)),
+        ("such a request, p95 (s)", |subject| request_time(subject, 0.95)),
+        ("failed requests", |subject| subject.failures as f64),
+        ("memory of an open circuit with an idle stream (KiB)", Subject::memory_per_circuit),
+        ("memory with these circuits open (MiB)", |subject| subject.memory[2] as f64 / 1024.0),
+        ("memory two minutes after their end (MiB)", |subject| subject.memory[4] as f64 / 1024.0),
+    ];
+    println!("| |{}", subjects.iter().map(|subject| format!(" {} |", subject.name)).collect::<String>());
+    println!("|---|{}", "---:|".repeat(subjects.len()));
+    for (name, measure) in measures {
+        let base = measure(&subjects[0]);
+        let cells = subjects.iter().enumerate().map(|(index, subject)| match measure(subject) {
+            value if index > 0 && base > 0.0 => format!(" {value:.2} ({:.2}×) |", value / base),
+            value => format!(" {value:.2} |"),
+        });
+        println!("| {name} |{}", cells.collect::<String>());
+    }
+    let open: Vec<String> = subjects.iter().map(|subject| subject.circuits.to_string()).collect();
+    println!(
+        "\n{} bodies and {} requests each, {} circuits; ratios to C tor.",
+        subjects[0].throughput.len(),
+        subjects[0].requests.len() + subjects[0].failures,
+        open.join(" and ")
+    );
+}
+
+fn request_time(subject: &Subject<'_>, share: f64) -> f64 {
+    quantile(&subject.requests, share).unwrap_or_default().as_secs_f64()
+}
