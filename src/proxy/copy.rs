@@ -7,13 +7,17 @@
 //! shutdown, and the other direction goes on as long as it moves within the (shorter) half-close
 //! time: a target may finish what it writes, but cannot linger.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::stream::BoxStream;
@@ -23,6 +27,12 @@ const REPORT: Duration = Duration::from_millis(500);
 
 /// Size of one read, in bytes: the payload of 32 relay cells, so that full cells go out.
 const BUFFER: usize = 32 * 498;
+
+thread_local! {
+    /// Receives what is read. One for each thread is enough: a stream that waits for bytes then needs
+    /// no buffer of its own, and most streams wait.
+    static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
+}
 
 /// The timeouts of one stream.
 #[derive(Debug, Clone, Copy)]
@@ -92,12 +102,12 @@ impl<'a> Activity<'a> {
 
     /// Notes that bytes have moved, and reports the client's first bytes at once, others at most
     /// every [`REPORT`].
-    fn touch(&self, way: Direction) {
+    fn touch(&self, direction: Direction) {
         let now = Instant::now();
-        let sign = {
+        let activity = {
             let mut times = self.times();
             times.last = now;
-            if way == Direction::FromClient && !times.used {
+            if direction == Direction::FromClient && !times.used {
                 times.used = true;
                 Some(StreamActivity::Used)
             } else if now >= times.reported + REPORT {
@@ -107,8 +117,8 @@ impl<'a> Activity<'a> {
                 None
             }
         };
-        if let Some(sign) = sign {
-            (self.report)(sign);
+        if let Some(activity) = activity {
+            (self.report)(activity);
         }
     }
 
@@ -125,13 +135,13 @@ impl<'a> Activity<'a> {
     /// ended.
     async fn watch(&self, bounds: Bounds) -> Ended {
         // Looking again at least this often notices a half-close in time, without a channel for it.
-        let beat = bounds.idle.map_or(bounds.half_closed, |idle| idle.min(bounds.half_closed));
+        let wake_interval = bounds.idle.map_or(bounds.half_closed, |idle| idle.min(bounds.half_closed));
         loop {
             let (limit, ended) = match self.half_closed.load(Ordering::Relaxed) {
                 true => (Some(bounds.half_closed), Ended::HalfClosed),
                 false => (bounds.idle, Ended::Idle),
             };
-            let look = Instant::now() + beat;
+            let look = Instant::now() + wake_interval;
             let deadline = limit.map(|limit| self.last() + limit);
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return ended;
@@ -167,13 +177,14 @@ async fn copy_one_way(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     stall: Option<Duration>,
-    (activity, way): (&Activity<'_>, Direction),
+    (activity, direction): (&Activity<'_>, Direction),
     bytes: &AtomicU64,
 ) -> Result<(), Ended> {
-    let mut buffer = vec![0; BUFFER];
+    // What was read and is not written yet; without memory while the stream waits.
+    let mut buffer = Vec::new();
     let mut unflushed = false;
     loop {
-        let read = match from.read(&mut buffer).now_or_never() {
+        let read = match read_into(&mut from, &mut buffer).now_or_never() {
             Some(read) => read,
             // There is no more input yet: flush what is held back to fill a cell.
             None if unflushed => {
@@ -181,20 +192,23 @@ async fn copy_one_way(
                 unflushed = false;
                 continue;
             }
-            None => from.read(&mut buffer).await,
+            None => {
+                buffer = Vec::new();
+                read_into(&mut from, &mut buffer).await
+            }
         };
-        let length = read.map_err(Ended::Broken)?;
-        if length == 0 {
+        read.map_err(Ended::Broken)?;
+        if buffer.is_empty() {
             break;
         }
-        activity.touch(way);
-        let mut rest = buffer.get(..length).unwrap_or_default();
+        activity.touch(direction);
+        let mut rest = buffer.as_slice();
         while !rest.is_empty() {
             let written = within(stall, to.write(rest)).await?;
             if written == 0 {
                 return Err(Ended::Broken(io::ErrorKind::WriteZero.into()));
             }
-            activity.touch(way);
+            activity.touch(direction);
             bytes.fetch_add(written as u64, Ordering::Relaxed);
             rest = rest.get(written..).unwrap_or_default();
         }
@@ -202,6 +216,20 @@ async fn copy_one_way(
     }
     activity.end_one_way();
     within(stall, to.shutdown()).await
+}
+
+/// Replaces the content of `buffer` by the next bytes of the stream; by nothing at its end.
+async fn read_into(from: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<()> {
+    poll_fn(|context| {
+        READ.with_borrow_mut(|read| {
+            let mut read = ReadBuf::new(read);
+            ready!(Pin::new(&mut *from).poll_read(context, &mut read))?;
+            buffer.clear();
+            buffer.extend_from_slice(read.filled());
+            Poll::Ready(Ok(()))
+        })
+    })
+    .await
 }
 
 /// Bounds a write by the stall time, if there is one.

@@ -179,7 +179,7 @@ impl Proxy {
         };
         let _open = OpenStream::new(counters);
         let bounds = Bounds { idle: limits.idle, stall: limits.stall, half_closed: limits.half_closed };
-        let report = |sign: StreamActivity| admitted.report(sign);
+        let report = |activity: StreamActivity| admitted.report(activity);
         let (from_client, to_client) = (Counter::BytesFromClients, Counter::BytesToClients);
         let (from_client, to_client) = (counters.cell(from_client), counters.cell(to_client));
         match copy_both(client, upstream, bounds, &report, from_client, to_client).await {
