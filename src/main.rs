@@ -1,7 +1,7 @@
 //! The `rustbalance` command.
 
-/// Returns the memory of a burst of circuits ten seconds after it is free; glibc's allocator keeps
-/// it (docs/DECISIONS.md).
+/// Returns freed memory to the system after ten seconds, which matters after a burst of circuits;
+/// glibc's allocator would keep it (docs/DECISIONS.md).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

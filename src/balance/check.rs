@@ -2,9 +2,9 @@
 //! descriptor.
 //!
 //! Enter with [`point_check`], which the view calls before it accepts a member's points. A
-//! publisher derives the keys that a member's points must have. So no member can announce another's
-//! session key: clients that fail at the copy would hold the failure against the true point. A
-//! worker cannot derive the keys, and publishes nothing.
+//! publisher derives the keys that a member's points must have. So no member can announce a point
+//! with another member's session key: clients count failures by that key, and would avoid the true
+//! point after they failed at the copy. A worker cannot derive the keys, but publishes nothing.
 
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::ServedPoint;

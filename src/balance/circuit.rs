@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use crate::tor::{Engine, Incoming, IntroRequest, OpenIntroPoint, TorError};
 
-/// Bound on opening one point.
+/// Time limit for opening one point.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]

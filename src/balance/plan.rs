@@ -15,8 +15,8 @@
 //!    times in a row, or repeatedly closed its circuit soon.
 //! 3. A retired slot is no longer advertised, but stays open (and is retried with growing pauses)
 //!    for [`LINGER`], across restarts too, so that clients with the old descriptor still get
-//!    through. If two nodes chose one relay at the same moment, no client has come yet, and the
-//!    slot is closed at once.
+//!    through. A slot that must leave its relay before clients know it (two nodes chose one relay
+//!    at the same moment) is closed at once instead.
 //! 4. If fewer slots serve than wanted, a new one is opened once the relays of the others are
 //!    known. If more serve, the youngest retires.
 
@@ -36,8 +36,8 @@ use crate::tor::RelayChoice;
 pub const LINGER: Duration = Duration::from_secs(3 * 3600);
 /// Most retired points that go on serving at once; beyond that, the oldest is closed.
 pub const MAX_LINGERING: usize = 8;
-/// A point that is younger than this (in seconds) and has had no introduction is in hardly any
-/// client's descriptor.
+/// A point that is younger than this (in seconds) and has had no introduction counts as unknown to
+/// clients: hardly any has fetched a descriptor that names it.
 const UNKNOWN: u64 = 60;
 /// How long a lost point stays advertised while its circuit is made again.
 pub const GRACE: Duration = Duration::from_secs(8);
@@ -45,11 +45,11 @@ pub const GRACE: Duration = Duration::from_secs(8);
 const MAX_FAILURES: u32 = 3;
 /// A circuit that ends sooner than this did not last: it counts as one of [`MAX_LOSSES`].
 const LASTING: Duration = Duration::from_secs(60);
-/// Circuits in a row that did not last: with more than the first number a slot is not advertised
-/// until one lasts, and with the second it retires.
+/// Bounds on the circuits of a slot that did not last, counted in a row. Above the first bound the
+/// slot is not advertised until a circuit lasts; at the second it retires.
 const MAX_LOSSES: (u32, u32) = (1, 6);
-/// Slots that may leave their relay to another member at once, and the time after which one more
-/// may.
+/// Rate limit of moves, in which a slot leaves its relay to another member: the burst, and the time
+/// after which one more move is allowed.
 const MOVES: (u32, Duration) = (6, Duration::from_secs(1800));
 /// Pauses between two attempts to open a slot that serves: at most 20 s, because clients wait for
 /// it.
@@ -182,8 +182,8 @@ pub struct BalancePlan {
     next: u64,
     must_leave: BTreeSet<RelayId>,
     avoid: BTreeSet<RelayId>,
-    /// How many slots may leave their relay to another member now, and when one more was last
-    /// allowed.
+    /// How many slots may leave their relay to another member now, and when that number last rose
+    /// (see [`MOVES`]).
     moves: (u32, Duration),
     /// Relays that failed, and when: not chosen for [`AVOID`].
     failed: BTreeMap<RelayId, Duration>,
@@ -360,7 +360,8 @@ impl BalancePlan {
         }
     }
 
-    /// Retires slots that are over or surplus, and closes those that have lingered long enough.
+    /// Retires slots that are at their end ([`Slot::is_over`]) or surplus, and closes retired ones
+    /// after [`LINGER`].
     fn retire(&mut self, now: Now, actions: &mut Vec<Action>) {
         let over = self.ids(|slot| !slot.is_retired() && slot.is_over(now));
         let serving = self.ids(|slot| !slot.is_retired());
@@ -368,8 +369,8 @@ impl BalancePlan {
         for id in over.iter().copied().chain(surplus) {
             self.retire_one(id, now, actions);
         }
-        // A slot that never had a relay is in no descriptor. If too many linger, the oldest are
-        // closed.
+        // Closes at once a retired slot that never had a relay, because no descriptor names it, and
+        // the oldest ones if there are too many.
         let lingering = self.ids(Slot::is_retired);
         let surplus = lingering.len().saturating_sub(MAX_LINGERING);
         for (position, id) in lingering.into_iter().enumerate() {

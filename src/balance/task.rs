@@ -33,7 +33,7 @@ pub trait IntroPointStore: Send + Sync {
     fn restore(&self) -> Result<Vec<Stored>, String>;
     /// The keys of a slot, made if it has none.
     fn keys(&self, slot: SlotId) -> Result<IntroPointKeys, String>;
-    /// Stores a slot's relay, its wear, and whether it has retired.
+    /// Stores a slot: its relay, number of introductions, lifetime, and whether it has retired.
     fn note(&self, stored: &Stored) -> Result<(), String>;
     /// Forgets a slot, its keys and its replay log.
     fn forget(&self, slot: SlotId) -> Result<(), String>;

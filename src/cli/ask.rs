@@ -11,9 +11,9 @@ use super::output::print_line;
 use super::{Context, SYSTEM_DIR};
 use crate::control::{ControlError, Request, Response, SOCKET_NAME, call};
 
-/// Time limit of a request that the daemon can answer at once.
+/// Time limit of a request that the daemon answers without waiting for other nodes.
 pub(super) const SHORT: Duration = Duration::from_secs(15);
-/// Time limit of a request that takes the daemon longer.
+/// Time limit of an action: longer than the daemon's own limit of 120 s for an answer.
 pub(super) const LONG: Duration = Duration::from_secs(130);
 
 /// Sends a request. If the daemon refuses it, its message becomes the error.

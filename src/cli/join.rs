@@ -139,8 +139,8 @@ fn clean_up(draft: Draft, known: bool) {
     }
 }
 
-/// Redeems the token over Tor. Tor has released its directories when this returns. Sets `known` if
-/// the cluster may know the node's key.
+/// Redeems the token over Tor. When this returns, Arti no longer uses its state directory and
+/// cache. Sets `known` if the cluster may know the node's key.
 async fn redeem_over_tor(
     draft: &Draft,
     token: &Token,
@@ -239,11 +239,12 @@ fn no_node_accepts_joins(error: TorError, cluster: ClusterId) -> anyhow::Error {
     ))
 }
 
-/// Of two attempts, the one that says more about the cluster; the later one if both say as much. An
-/// attempt that Tor has lost on its way must not hide what a publisher has answered before.
+/// Of the errors of two attempts, the one that says more about the cluster; the later one if they
+/// are equal in that. A later attempt that failed within Tor must not hide the answer that a
+/// publisher gave to the earlier one.
 fn more_telling(earlier: Option<anyhow::Error>, later: anyhow::Error) -> anyhow::Error {
     let weight = |error: &anyhow::Error| match error.downcast_ref() {
-        // It may have made this node a member.
+        // The attempt may have made this node a member.
         Some(JoinError::Unanswered(_)) => 2,
         Some(JoinError::Refused(_)) => 1,
         _ => 0,

@@ -24,7 +24,7 @@ pub struct Initial {
 }
 
 impl Config {
-    /// Writes the first configuration into the state directory `dir`.
+    /// Writes the initial configuration into the state directory `dir`.
     ///
     /// # Errors
     /// A file with another content exists (it is not changed), or the directory cannot be written.

@@ -2,7 +2,7 @@
 //! [`super::Config`] and its meaning.
 //!
 //! `tables` defines each key once, and passes the keys to a visitor ([`KeyVisitor`]): `reader`
-//! reads their values from a file, `initial` writes the first file, `document` (a test) generates
+//! reads their values from a file, `initial` writes the initial file, `document` (a test) generates
 //! `docs/CONFIGURATION.md`, and `live` compares two configurations.
 
 use std::ops::{RangeFull, RangeInclusive};

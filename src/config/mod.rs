@@ -1,10 +1,10 @@
 //! `rustbalance.toml` in the state directory: the operator's settings for this node.
 //!
-//! `init` and `join` write the first file with [`Config::write_initial`], the daemon reads it with
-//! [`Config::load`], and [`LiveConfig`] holds it while the daemon runs. `tables` defines every key
-//! once: its name, default, allowed values and meaning. A wrong value and an unknown key are errors
-//! that name the line, the key, its table and the way out. Tor's own settings are passed to Arti
-//! unchanged: they are in the table `[arti]`, or in the file that `arti_config` names.
+//! `init` and `join` write the initial file with [`Config::write_initial`], the daemon reads it
+//! with [`Config::load`], and [`LiveConfig`] holds it while the daemon runs. `tables` defines every
+//! key once: its name, default, allowed values and meaning. A wrong value and an unknown key are
+//! errors that name the line, the key, its table and the way out. Tor's own settings are passed to
+//! Arti unchanged: they are in the table `[arti]`, or in the file that `arti_config` names.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};

@@ -56,7 +56,8 @@ impl fmt::Display for Mistakes {
     }
 }
 
-/// Reads `text`, of which `document` and `table` are two parsed forms.
+/// Reads the configuration from `text`, which is passed in two parsed forms as well: `document`
+/// keeps the place of each value, `table` is for tables that are passed on unchanged.
 pub(super) fn read(
     text: &str,
     document: Spanned<DeTable<'_>>,

@@ -1,7 +1,7 @@
 //! Every table and key of `rustbalance.toml`: name, allowed values, default and meaning.
 //!
 //! To add a key, add a field with its default to the struct that uses it, and one statement here.
-//! The first file, the reader with its errors, `docs/CONFIGURATION.md` and the comparison at a
+//! The initial file, the reader with its errors, `docs/CONFIGURATION.md` and the comparison at a
 //! reload follow from it.
 
 use std::path::PathBuf;
@@ -18,7 +18,8 @@ use crate::link::LinkLimits;
 use crate::proxy::{PortTarget, ProxyLimits, Target};
 use crate::tor::ServiceLimits;
 
-/// Walks all tables in the order of the first file, beginning with the keys of the top level.
+/// Passes all tables and keys to the visitor, in the order in which the initial file has them:
+/// first the keys of the top level.
 pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     arti(keys, config);
     node(keys, &mut config.node);

@@ -242,8 +242,8 @@ pub struct LinkStatus {
     pub bytes_in: u64,
     /// Bytes sent, likewise.
     pub bytes_out: u64,
-    /// Messages dropped: of the other node because it sent too much, of this node because too many
-    /// waited.
+    /// Messages dropped, in both directions together: received ones above the rate limit, and own
+    /// ones because the queue of the link was full.
     pub dropped: u64,
     /// The last measured round trip, in milliseconds; `None` before the first answer.
     pub round_trip_ms: Option<u64>,

@@ -154,7 +154,7 @@ async fn next_round(began: Instant, settings: &mut watch::Receiver<HealthSetting
     }
 }
 
-/// Connects once; `None` if it failed for want of a file descriptor of our own.
+/// Connects once; `None` if this process had no free file descriptor.
 async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
     match timeout(limit, target.connect()).await {
         Ok(Ok(_)) => Some(Ok(())),
@@ -171,8 +171,8 @@ async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
 /// or not at all (`ProtectHome=`).
 const HIDDEN_BY_THE_UNIT: [&str; 5] = ["/tmp", "/var/tmp", "/home", "/root", "/run/user"];
 
-/// Why a target could not be reached. If the unit may hide its path, says so: the operator sees the
-/// socket from outside the daemon.
+/// Why a target could not be reached. If the sandbox of `rustbalance.service` may hide the path,
+/// says so, because the operator, who is outside of it, does see the socket.
 fn explain(target: &Target, error: &io::Error) -> String {
     let unseen = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied);
     match target {

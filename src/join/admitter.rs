@@ -199,8 +199,8 @@ impl Admission {
         }
 
         let known = judge(&redeem, &invitation, unix, us, cluster)?;
-        // After the final refusals, which stay true. Also for a member that asks again: it gets
-        // secrets, too.
+        // Checked after the refusals of `judge`, which waiting cannot change. It also holds for a
+        // member that requests its lost answer, because that contains secrets.
         if let Some(postponed) = cluster.postponed(invitation.role) {
             return Err(postponed);
         }
@@ -284,8 +284,8 @@ fn judge(
     }
     let (used, uses) = (invitation.redeemed.len(), usize::from(invitation.uses));
     if invitation.redeemed.contains(&redeem.node) {
-        // The redemption was recorded, but the certificate was lost before any node received it: it
-        // gets another.
+        // The redemption was recorded, but the certificate was lost before any node received it:
+        // the joiner gets another one.
         return if used <= uses { Ok(None) } else { Err(JoinRefusal::UsedUp { uses: invitation.uses }) };
     }
     if unix > invitation.expires {

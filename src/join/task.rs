@@ -204,9 +204,10 @@ impl Door {
         self.take(now, Rate::every(every, burst.into()))
     }
 
-    /// Like [`Door::admit`]'s rate limit, for a worker: `carriers` workers together carry as much
-    /// as one publisher admits, in bursts of a quarter. Each carried join uses one of the links
-    /// that a publisher accepts per second from all members.
+    /// Whether a worker may carry another joiner now. All `carriers` workers together may carry
+    /// joiners at the rate at which one publisher admits them, but with a quarter of its burst:
+    /// each carried join counts towards the streams per second that a publisher accepts from all
+    /// members.
     pub fn may_carry(&self, now: Instant, carriers: usize) -> bool {
         let carriers = u32::try_from(carriers).unwrap_or(u32::MAX).max(1);
         let DoorLimits { every, burst, .. } = self.limits();

@@ -114,7 +114,7 @@ impl Refused {
     /// The listener's last message, encoded.
     ///
     /// # Errors
-    /// None in practice: it is of a fixed form.
+    /// Never in practice: a message of this fixed form can be encoded.
     pub fn answer(&self) -> Result<Vec<u8>, DecodeError> {
         codec::encode(&Answer::Refused(self.clone()))
     }
@@ -208,7 +208,7 @@ pub enum HandshakeError {
     Malformed(NodeId, #[source] DecodeError),
 }
 
-/// What one side brings to a handshake.
+/// The inputs of one side of a handshake: its identity and the stream.
 #[derive(Clone, Copy)]
 pub struct Own<'a> {
     /// The certificates of this side.
@@ -247,7 +247,7 @@ impl Own<'_> {
 pub struct ProvedPeer {
     /// The peer, with its certificates.
     pub member: Member,
-    /// The use it asks for.
+    /// The use of the link that it requests.
     pub purpose: Purpose,
     session: Session,
 }
@@ -261,7 +261,7 @@ impl<'a> Listener<'a> {
     /// Starts the handshake; returns the challenge to be sent.
     ///
     /// # Errors
-    /// None in practice: the challenge is of a fixed form.
+    /// Never in practice: a message of this fixed form can be encoded.
     pub fn new(own: Own<'a>) -> Result<(Self, Vec<u8>), DecodeError> {
         let challenge = codec::encode(&Challenge { versions: VERSIONS, nonce: FixedBytes(own.nonce) })?;
         Ok((Self { own }, challenge))
@@ -311,7 +311,7 @@ impl<'a> Listener<'a> {
     /// Proves this side to a dialler that has proved itself; returns the last message, to be sent.
     ///
     /// # Errors
-    /// None in practice: the proof is of a fixed form.
+    /// Never in practice: a message of this fixed form can be encoded.
     pub fn accept(&self, proved: &ProvedPeer) -> Result<Vec<u8>, DecodeError> {
         let proof = Verified::sign(ListenerProof(proved.session.clone()), self.own.key)?.unverified();
         codec::encode(&Answer::Accepted { chain: Box::new(self.own.membership.chain()), proof })
@@ -324,7 +324,7 @@ pub struct Dialler<'a> {
     pub own: Own<'a>,
     /// The node it has dialled.
     pub dialled: NodeId,
-    /// The use to ask for.
+    /// The use of the link that the dialler requests.
     pub purpose: Purpose,
 }
 

@@ -275,9 +275,9 @@ impl Pool {
 
     /// True if this node seems to be shut out: it has no link with a publisher, and a publisher's
     /// service accepts none of its keys; or it has no link at all, and any member's service accepts
-    /// none. A link with a worker refutes nothing, because that worker may be evicted itself. Nor
-    /// can a worker that rejects the keys stop a node that others accept. A link with a publisher
-    /// over any route refutes it: both sides have proved their membership.
+    /// none. A link with a publisher over any route refutes it, because both sides have proved
+    /// their membership. A link with a worker does not, because that worker may be evicted itself.
+    /// Conversely, a worker that rejects the keys does not count while this node has any link.
     pub(super) fn is_shut_out(&self) -> bool {
         let reached = self.links.values().any(|link| self.publishers.contains(&link.peer));
         let refused_by_publisher = self.refusing().any(|peer| self.publishers.contains(&peer));

@@ -107,8 +107,9 @@ impl JoinPort {
         }
     }
 
-    /// False if this node would carry the join and has carried too many: strangers must not fill
-    /// the publishers' links. A publisher admits joiners itself, and its door limits their rate.
+    /// False if this node is a worker and exceeds its share of the rate of carried joins: strangers
+    /// must not fill the publishers' links. A publisher carries none; [`Door::admit`] limits its
+    /// rate.
     fn may_carry(&self) -> bool {
         let worker = |member: &&MemberView| member.alive && member.member.role() == Role::Worker;
         self.admitter.is_some() || {

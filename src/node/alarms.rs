@@ -35,8 +35,8 @@ impl Alarms {
         self.known.lock()
     }
 
-    /// Raises an alarm for each publisher's invitation with more redemptions than uses, and logs
-    /// those that are new.
+    /// Raises an alarm for each invitation with which more nodes joined as publishers than it
+    /// allows, and logs the new alarms.
     pub(super) fn look_at<'a>(&self, invitations: impl Iterator<Item = &'a Invitation>) {
         let over = |it: &&Invitation| it.role == Role::Publisher && it.redeemed.len() > usize::from(it.uses);
         let mut known = self.lock();

@@ -144,7 +144,7 @@ pub struct ClusterParts {
     /// The services whose state this node has on its disk. It serves those that the cluster has,
     /// too.
     pub services: Vec<ServiceId>,
-    /// Alarms about publishers' invitations with more redemptions than uses.
+    /// The alarms that more nodes joined as publishers with one invitation than it allows.
     pub alarms: Arc<Alarms>,
     /// Signs facts; `None` on workers.
     pub authority: Option<AuthoritySecret>,

@@ -35,9 +35,9 @@ pub(super) struct RunningParts {
     pub(super) services: watch::Receiver<ServiceViews>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) counters: Counters,
-    /// Counts the messages that gossip has refused.
+    /// Reads how many messages gossip has refused, by reason.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
-    /// Alarms about publishers' invitations with more redemptions than uses.
+    /// The alarms that more nodes joined as publishers with one invitation than it allows.
     pub(super) alarms: Arc<Alarms>,
 }
 

@@ -63,7 +63,7 @@ pub(super) struct MeshPart {
     pub(super) joins: mpsc::Receiver<CarriedJoin>,
     /// The newest discovery key.
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
-    /// Counts the messages that gossip has refused.
+    /// Reads how many messages gossip has refused, by reason.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
     pub(super) alarms: Arc<Alarms>,
 }
@@ -189,7 +189,8 @@ fn coordinator(needs: &MeshInputs<'_>, boot: Boot) -> Result<Coordinator, NodeEr
 /// Starts the disk writer, then the cluster's task, which stops first.
 fn start_cluster(made_of: ClusterParts, store: Arc<Store>, parts: &mut Supervisor) -> (Cluster, Decisions) {
     let (cluster, decisions, disk, actor) = cluster::start(made_of);
-    // Ends by itself: the cluster's task has ended, and the last state has been tried.
+    // Needs no stop signal: it ends by itself after the cluster's task, once it has tried to write
+    // the last state.
     parts.start("disk writer", STOP_STEP, |_| async move {
         writer::write_all(store, disk.wanted, disk.stored_term).await;
         Ok(())

@@ -28,12 +28,12 @@ pub(super) struct DesiredState {
     pub(super) members: Vec<Chain>,
     /// The facts of every kind, each signed as a whole.
     pub(super) facts: Vec<AnyFact>,
-    /// Alarms about publishers' invitations with more redemptions than uses.
+    /// The alarms that more nodes joined as publishers with one invitation than it allows.
     pub(super) alarms: Vec<KeyAlarm>,
 }
 
-/// Writes until the cluster's task has ended and its last state has been tried. Reports in `stored`
-/// the term that is on disk.
+/// Writes until the cluster's task has ended; then tries once to write its last state. Reports in
+/// `stored` the term that is on disk.
 pub(super) async fn write_all(
     store: Arc<Store>,
     mut wanted: watch::Receiver<DesiredState>,

@@ -29,7 +29,7 @@ mod plan;
 mod room;
 mod target;
 
-/// Bound on accepting a stream, which tells the client that it is connected.
+/// Time limit for accepting a stream, that is for sending CONNECTED to the client.
 const ACCEPT_LIMIT: Duration = Duration::from_secs(30);
 
 /// Bounds on the streams of the proxy.
@@ -87,21 +87,21 @@ pub struct Proxy {
 /// The state that the proxies of all services of a node share.
 struct Shared {
     limits: watch::Receiver<ProxyLimits>,
-    /// The most streams that the process has files for.
+    /// Most streams for which the process has file descriptors.
     files: usize,
     room: Arc<StreamRoom>,
     counters: Counters,
 }
 
 impl Proxy {
-    /// A proxy for these virtual ports. Each stream is held to the `limits` in force when it
-    /// begins. Never serves more than `files` streams at once.
+    /// A proxy for these virtual ports. A stream keeps the `limits` that applied when it began.
+    /// Never serves more than `files` streams at once.
     pub fn new(ports: Vec<PortTarget>, limits: watch::Receiver<ProxyLimits>, files: usize, counters: Counters) -> Self {
         Self { ports: ports.into(), shared: Arc::new(Shared { limits, files, room: Arc::default(), counters }) }
     }
 
-    /// A proxy for the virtual ports of another service. It shares the bounds and the counters: all
-    /// proxies together hold no more streams than one may.
+    /// A proxy for the virtual ports of another service. It shares the bounds and the counters, so
+    /// the bound on open streams holds for all proxies together.
     pub fn with_ports(&self, ports: Vec<PortTarget>) -> Self {
         Self { ports: ports.into(), shared: Arc::clone(&self.shared) }
     }
@@ -112,8 +112,8 @@ impl Proxy {
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
         while let Some(Some(incoming)) = shutdown.run_until_cancelled(streams.recv()).await {
-            // Admission comes before the task, so it bounds the tasks, too: a flood makes none. A
-            // request that is dropped is rejected.
+            // Admitted before a task is spawned, so that a flood of requests spawns no tasks.
+            // Dropping `incoming` rejects the stream.
             let Some(admitted) = self.admit(incoming.circuit) else { continue };
             let (proxy, cut) = (self.clone(), cut.clone());
             tasks.spawn(async move { cut.run_until_cancelled(proxy.serve_admitted(incoming, admitted)).await });

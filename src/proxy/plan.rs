@@ -23,10 +23,10 @@ use crate::tor::CircuitId;
 
 /// Streams that one circuit may open under pressure: browsers open up to six to a site at once.
 pub(super) const SHARE: usize = 8;
-/// A stream that has not moved for less than this may be of a client that waits for Tor (a round
-/// trip takes one to three seconds).
+/// A stream counts as idle only after this time without a byte: the round trips of Tor take one to
+/// three seconds, and a client that waits for one must not lose its stream.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
-/// Unused streams are bounded by `streams` divided by this.
+/// A newcomer replaces an unused stream once `streams` divided by this are unused.
 const UNUSED_PART: usize = 8;
 
 /// Identifies a stream for as long as the proxy runs.
@@ -138,7 +138,7 @@ impl StreamPlan {
             }
         };
         let ranked = self.streams.iter().filter_map(|(id, stream)| rank(stream).map(|rank| (rank, *id)));
-        // Of equals, the oldest.
+        // Among streams of equal rank, the oldest.
         ranked.max_by_key(|(rank, id)| (*rank, std::cmp::Reverse(*id))).map(|(_, id)| id)
     }
 

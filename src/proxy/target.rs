@@ -1,5 +1,5 @@
-//! Targets: where a node sends its clients' streams, always on its own host, as the operator writes
-//! them.
+//! Targets: where a node sends its clients' streams, always on its own host; and their text form in
+//! the configuration.
 
 use std::fmt;
 use std::io;

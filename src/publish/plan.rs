@@ -212,7 +212,8 @@ pub struct PublishPlan {
     /// The session keys of all points that were desired, and until when a descriptor may still name
     /// them.
     known: BTreeMap<FixedBytes<32>, Duration>,
-    /// The last stranger's descriptor seen. It is on several directories, but is reported once.
+    /// The last descriptor seen of a publisher outside the cluster. It is on several directories,
+    /// but is reported once.
     other_publisher: Option<OtherPublisher>,
     /// When the desired set last began to differ from what is published.
     changed_at: Option<Duration>,
@@ -326,7 +327,8 @@ impl PublishPlan {
     fn periods(&mut self, periods: Vec<Period>) {
         let current: BTreeSet<PeriodId> = periods.iter().map(|period| period.id).collect();
         self.targets.retain(|id, _| current.contains(id));
-        // Gossip names a period that begins soon before the network does.
+        // Keeps what gossip announced for neighbouring periods: other members may publish in the
+        // next period before this node's directory names it.
         let soon = |id: &PeriodId| current.iter().any(|it| it.number.abs_diff(id.number) <= 2);
         self.floors.retain(|id, _| soon(id));
         self.of_others.retain(|id, _| soon(id));
@@ -350,8 +352,8 @@ impl PublishPlan {
         *floor = (*floor).max(revision);
         if let Some(target) = self.targets.get_mut(&period) {
             target.floor = target.floor.max(revision);
-            // A publisher that could not hear this one uses the revision: its descriptor is in
-            // place of ours.
+            // Another publisher, which did not hear this one, has used a higher revision: its
+            // descriptor may have replaced ours.
             target.renew |= target.edition.as_ref().is_some_and(|edition| revision > edition.revision);
         }
     }
@@ -397,7 +399,8 @@ impl PublishPlan {
         }
     }
 
-    /// Applies the answer to a read-back. Returns the stranger that it reveals, if that is new.
+    /// Applies the answer to a read-back. Returns the publisher outside the cluster that it
+    /// reveals, if that was not reported before.
     fn held(
         &mut self,
         period: PeriodId,
@@ -426,7 +429,7 @@ impl PublishPlan {
         let replaces_ours = held.accepted.is_some_and(|ours| reading.revision > ours);
         let target = self.targets.get_mut(&period)?;
         // Another publisher's descriptor, or our own from before the clock was set back: the next
-        // edition must go above it.
+        // edition must have a higher revision.
         if reading.revision >= target.edition.as_ref().map_or(0, |edition| edition.revision) {
             target.renew |= reading.revision <= MAX_FENCE;
             self.raise_floor(period, reading.revision);
@@ -434,8 +437,8 @@ impl PublishPlan {
         (replaces_ours && self.term.is_some()).then(|| self.other_publisher(period, &reading)).flatten()
     }
 
-    /// The stranger whose descriptor this is; `None` if a member has published it, or if it was
-    /// reported before.
+    /// The publisher outside the cluster whose descriptor this is; `None` if a member has published
+    /// it, or if it was reported before.
     fn other_publisher(&mut self, period: PeriodId, reading: &Reading) -> Option<OtherPublisher> {
         let by_member = self.of_others.get(&period).is_some_and(|highest| *highest >= reading.revision);
         let members = |points: &Vec<_>| by_member || points.iter().any(|point| self.known.contains_key(point));

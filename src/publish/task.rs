@@ -17,9 +17,10 @@ use crate::drive::{Driver, JobPanicked, Jobs, Shell};
 use crate::tor::descriptor::{self, PeriodCredentials};
 use crate::tor::{Directory, Engine, Period, TorError};
 
-/// Bound on one upload, including the circuit that may have to be built and the directory's answer.
+/// Time limit for one upload, including the circuit that may have to be built and the directory's
+/// answer.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(25);
-/// Bound on one read-back.
+/// Time limit for one read-back.
 const FETCH_LIMIT: Duration = Duration::from_secs(25);
 /// Pause before the periods are asked for again if Tor had no directory.
 const NOT_READY_PAUSE: Duration = Duration::from_secs(2);

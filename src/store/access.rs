@@ -104,11 +104,12 @@ fn listed<T>(all: &[T], show: impl Fn(&T) -> String) -> String {
     }
 }
 
-/// Checks all files of the node in `dir`, if it exists: those that this build writes, and Arti's.
-/// The operator's own files (such as the configuration) may have any owner and permissions.
+/// Checks owner and permissions of all files of the node in `dir`, if that exists: those that this
+/// build writes, and Arti's. The operator's own files (such as the configuration) may have any
+/// owner and permissions.
 pub(super) fn check_all(dir: &Path) -> Result<(), StoreError> {
     let mut exposed = Exposed::none(dir);
-    // The last two were here in version 1.
+    // In a version 1 directory the last two are directly in the state directory.
     let names = Kind::at(Place::Directory).map(Kind::name);
     let names = names.chain([lock::NAME, service::FOLDER, ARTI, intro::FOLDER, "master.key"]);
     for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {

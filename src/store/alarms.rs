@@ -1,4 +1,4 @@
-//! Alarms about publishers' tokens that more nodes have used than they were made for. An alarm is
+//! Alarms that more nodes joined as publishers with one token than it was made for. An alarm is
 //! kept until the operator acknowledges it, even if the token expired long ago.
 
 use std::collections::BTreeSet;

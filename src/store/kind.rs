@@ -160,8 +160,8 @@ kinds! {
         absent: IfAbsent::Default,
         ..row("draining", "Remove it, and run `rustbalance drain` again if this node is to take no clients.")
     };
-    /// `alarms`: publishers' tokens that more nodes have used than they were made for. Absent:
-    /// none.
+    /// `alarms`: the tokens with which more nodes joined as publishers than they were made for.
+    /// Absent: none.
     Alarms = KindProperties {
         max_payload: LIST,
         absent: IfAbsent::Default,

@@ -33,7 +33,7 @@ struct PublisherState {
     recorded: Vec<Redemption>,
     /// See [`Admissions::postponed`].
     postponed: Option<JoinRefusal>,
-    /// Services to name in the answer, in place of those that have secrets.
+    /// The services that the answer lists; `None` for those whose secrets `us` has.
     named: Option<Vec<ServiceId>>,
 }
 

@@ -37,8 +37,8 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
     assert_eq!(joined.member.role(), Role::Worker);
     assert!(joined.secrets.is_none());
     assert_eq!(joined.points.as_bytes(), PointSeed::derive(&host.us.authority, node.node_id()).as_bytes());
-    // Searches the plain text of the worker's answer byte by byte; the publisher's shows that the
-    // search works.
+    // Searches the plain text of a worker's answer for the secrets. The search of a publisher's
+    // answer must find them, which shows that the search works.
     for (role, given) in [(Role::Worker, false), (Role::Publisher, true)] {
         let facts = parcel::Facts {
             signature: FixedBytes([0; 64]),
@@ -187,8 +187,8 @@ fn every_refusal_says_what_to_do_in_words_of_its_own() {
     }
 }
 
-/// A publisher that lacks news refuses for the moment, and takes no use of the token. Final
-/// refusals are given all the same.
+/// A publisher that may not know of other admissions postpones a joiner without using up the token.
+/// A joiner with no chance is refused for good even then.
 #[test]
 fn while_admitting_is_postponed_no_token_is_redeemed() {
     let host = TestPublisher::new();
@@ -199,7 +199,8 @@ fn while_admitting_is_postponed_no_token_is_redeemed() {
     assert_eq!(host.recorded(), 0);
     postpone(None);
     host.join(&token, &joiner).unwrap();
-    // A member does not get its secrets again, either. A joiner that is too late learns it at once.
+    // A member that requests its answer again is postponed, too. A joiner whose token is used up
+    // learns that at once.
     postpone(Some(JoinRefusal::NotYet));
     assert_eq!(host.refusal(&token, &joiner), JoinRefusal::NotYet);
     assert_eq!(host.refusal(&token, &node()), JoinRefusal::UsedUp { uses: 1 });

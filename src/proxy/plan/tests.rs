@@ -182,8 +182,9 @@ proptest! {
     ) {
         let mut plan = plan_of(MOST);
         let mut held = Vec::new();
-        // A known limit (see THREATS): attackers on more circuits than half of the streams hold one
-        // stream each, and none of these is unfair or idle.
+        // A known limit (see THREATS): attackers that use more circuits than half of the allowed
+        // streams need only one stream on each, so that no circuit exceeds its share, and keep each
+        // from being idle.
         prop_assume!(circuits * 2 <= MOST as u64 || pause.is_none_or(|pause| pause > PATIENCE.as_secs()));
         for second in 0..60 {
             let now = at(4 * second);

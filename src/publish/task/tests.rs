@@ -113,8 +113,8 @@ async fn a_full_disk_is_told_until_there_is_room_again() {
     working.end().await;
 }
 
-/// The old service with the same key still runs: once readable for all, once for its authorized
-/// clients alone.
+/// The old service with the same key still runs. Its descriptor is readable for all in the first
+/// run, for authorized clients only in the second.
 #[tokio::test(start_paused = true)]
 async fn another_publisher_of_the_address_is_reported_and_gone_above() {
     for readable in [true, false] {
@@ -149,7 +149,7 @@ async fn another_publisher_of_the_address_is_reported_and_gone_above() {
         };
         let mut tries = 0..60;
         while !restored().await {
-            assert!(tries.next().is_some(), "the stranger's descriptor is still there");
+            assert!(tries.next().is_some(), "the other publisher's descriptor is still there");
             tokio::time::sleep(Duration::from_secs(20)).await;
         }
         working.end().await;

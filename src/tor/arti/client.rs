@@ -6,8 +6,8 @@
 //! as failed.
 //!
 //! The client stops for good, and every later call returns [`TorError::Stopped`], when it is shut
-//! down or cannot recover by itself. The supervisor of the engine then starts another. The client
-//! cannot recover in these cases:
+//! down or cannot recover by itself. The daemon then ends, and its service manager starts it again.
+//! The client cannot recover in these cases:
 //! * A failed client does not release its cache, so a new one in its place could only read it.
 //! * Arti's vanguard manager has ended, which it does when it meets an expired directory; then no
 //!   circuit can be built. It cannot be asked, so two signs are used: the directory had expired and
@@ -405,7 +405,8 @@ mod tests {
     use super::super::maker::{CACHE_LOCK, RELEASE_WAIT};
     use super::*;
 
-    /// Configuration with new directories. The tests need no network: no client here bootstraps.
+    /// Configuration with new state and cache directories. The tests need no network: no client
+    /// here bootstraps.
     fn directories() -> (tempfile::TempDir, ArtiConfig) {
         let folder = tempfile::tempdir().unwrap();
         let [state_dir, cache_dir] = ["state", "cache"].map(|name| folder.path().join(name));

@@ -111,8 +111,9 @@ struct EstablishedCircuit {
     onion_key: [u8; 32],
 }
 
-/// Chooses a relay and makes one attempt to establish the point there. The error contains the relay
-/// if another attempt may succeed.
+/// Chooses a relay and makes one attempt to establish the point there. The error names the relay if
+/// another attempt is worthwhile (at another relay, unless the caller asked for this one); `None`
+/// if not.
 async fn establish(
     shared: &Shared,
     live: &ReadyClient,

@@ -1,4 +1,4 @@
-//! Makes Tor clients on the same directories, one after another.
+//! Makes Tor clients, one after another, that share one state directory and one cache on disk.
 
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
@@ -16,16 +16,17 @@ use crate::blocking::on_disk;
 use crate::causes::with_causes;
 use crate::tor::TorError;
 
-/// How long to wait until a dropped client releases the cache, and the interval of the checks. Once
-/// its parts were made, a client releases the cache only when it receives a new directory of the
-/// network, so it never does if it failed before it requested one.
+/// How long to wait until a dropped client releases the cache, and the interval of the checks. A
+/// client that was completely made releases the cache only when it receives a new consensus, so
+/// never if it failed before it requested one.
 pub(super) const RELEASE_WAIT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 
 /// The lock file in Arti's cache. Only the client that holds the lock writes there; in Arti all
 /// others wait for it without a time limit.
 pub(super) const CACHE_LOCK: &str = "dir.lock";
 
-/// Makes clients on the same directories; before that, sets damaged files aside.
+/// Makes clients that use the same state directory and cache; before each, sets damaged files
+/// aside.
 pub(super) struct Maker {
     config: TorClientConfig,
     runtime: PreferredRuntime,

@@ -48,9 +48,9 @@ pub const REPEATED_WARNINGS: &str = "tor_circmgr::hspool=error,tor_netdir=error"
 
 /// The engine on Arti. Dropping it stops it.
 ///
-/// After that, Arti releases its directories only at the network's next consensus. A new engine of
-/// the same process can be started on them before: it only reads them until they are free, then
-/// takes them over. If it cannot connect in this state, it stops after half an hour.
+/// After that, Arti releases its state directory and cache only at the network's next consensus. A
+/// new engine of the same process can be started on them earlier: it only reads them until they are
+/// free, then takes them over. If it cannot connect in this state, it stops after half an hour.
 pub struct ArtiEngine {
     shared: Arc<client::Shared>,
 }

@@ -3,14 +3,14 @@
 //! The entry point is [`CircuitPlan::handle`]. A circuit is *in the making* from its introduction
 //! until it reaches the client at the rendezvous point (the client is *met*), then *open*.
 //!
-//! 1. **In the making.** A rendezvous point that never answers must not block other clients. If
-//!    all places are taken, a newcomer replaces the first circuit found in this order: one whose
+//! 1. **In the making.** A rendezvous point that never answers must not block other clients. If all
+//!    places are taken, a newcomer replaces the first circuit found in this order: one whose
 //!    rendezvous point is not in the network's directory (a client can invent any number of these);
 //!    one older than [`PATIENCE`], at the rendezvous point with the most places; one at the
-//!    rendezvous point with the most places, if it has at least two more than the newcomer's.
-//!    If there is none, the newcomer is refused; so it is when all open circuits are spared by
-//!    rule 3. A newcomer whose own rendezvous point is not in the directory never replaces a
-//!    circuit whose rendezvous point is.
+//!    rendezvous point with the most places, if it has at least two more than the newcomer's. If
+//!    there is none, the newcomer is refused. It is also refused while the open circuits are at
+//!    their bound and rule 3 allows none of them to be replaced. A newcomer whose own rendezvous
+//!    point is not in the directory never replaces a circuit whose rendezvous point is.
 //! 2. **Attempts.** A quick failure (a badly chosen path) is tried again, up to [`ATTEMPTS`]
 //!    attempts in total. A slow failure is mostly the rendezvous point's fault: [`SLOW_ATTEMPTS`]
 //!    of these end the client's circuit, or a single one while more than half of the places are
