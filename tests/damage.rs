@@ -86,7 +86,7 @@ fn run(dir: &Path, expected: usize) -> Outcome {
         sleep(Duration::from_millis(20));
     };
     let log = fs::read_to_string(&log_path).unwrap();
-    // The next run must not take the socket of the killed daemon for an answer.
+    // Otherwise the next run would find the socket of the killed daemon and count it as an answer.
     let _ = fs::remove_file(dir.join("control.sock"));
     Outcome { code, log }
 }

@@ -205,7 +205,8 @@ fn every_file_says_what_it_is_and_stays_readable() {
     }
 }
 
-/// Exempt are the hashes that Tor's specifications define and those of the fake network for tests.
+/// The hashes that Tor's specifications define, and those of the fake network for tests, are
+/// exempt.
 #[test]
 fn every_hash_of_ours_has_a_label_from_the_one_list() {
     let others = ["gossip/src/hash.rs", "gossip/src/id.rs", "src/tor/arti/disaster.rs", "src/tor/fake/world.rs"];

@@ -31,10 +31,10 @@ const AVOIDED: [(&str, &str); 9] = [
 const FINE: [&str; 8] = [
     r"(?i)\bthere (is|are|was|were) no\b",
     r"(?i)\b(is|are|was|were) no (longer|more|less|better|worse|later|earlier|older|newer|larger|smaller|need)\b",
-    // A user of the system, or a part of a file name.
+    // A Unix user, or a part of a file name.
     r"\bnobody[.@]|:nobody\b",
     r"\bas many as\b",
-    // A kind of record on the wire, and this test.
+    // The name of the heartbeat record on the wire, and the name of this test.
     r#"[`"]beats?[`"]"#,
     r"tests/words\.rs|--test words\b",
     // A variable of a shell.
@@ -161,7 +161,7 @@ fn comments_fit_in_a_hundred_columns() {
         let lines: Vec<&str> = source.lines().collect();
         for Passage { line, kind, .. } in passages(&path, &source) {
             let width = lines[line - 1].chars().count();
-            // Behind code, the code decides.
+            // Only lines that are all comment: behind code, rustfmt decides the width.
             let alone = lines[line - 1].trim_start().starts_with(['/', '#', '*']);
             if matches!(kind, Kind::Comment | Kind::DocComment) && alone && width > COMMENT_WIDTH {
                 found.push(format!("{}:{line}: {width} columns", path.display()));

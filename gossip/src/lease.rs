@@ -3,9 +3,10 @@
 //!
 //! The right to publish is a [`crate::record::Lease`]: signed by its holder, renewed at a third of
 //! its time to live (ttl), with a term that only rises. No quorum is needed: two publishers at a
-//! time are harmless, none is not. All nodes order claims alike ([`Claim`]): the higher term wins,
-//! and within one term the better rank. Only the best claim to the highest term ever claimed can be
-//! live, unless its holder has given it up; so the term that a node believes never falls.
+//! time are harmless, but a time without a publisher is not. All nodes order claims alike
+//! ([`Claim`]): the higher term wins, and within one term the better rank. Only the best claim to
+//! the highest term ever claimed can be live, unless its holder has given it up; so the term that a
+//! node believes never falls.
 //!
 //! The election acts when the best claim is no longer live (given up, expired, or its holder is
 //! dead). Each eligible node waits a grace period that grows with its place in the queue, has the
@@ -20,8 +21,8 @@ use crate::id::NodeId;
 use crate::record::Lease;
 
 /// A term may be at most this number times the seconds since the Unix epoch, on the reader's clock;
-/// higher terms are rejected. However far a hostile publisher makes the cluster jump, a second
-/// later higher terms are valid for honest nodes, for the next 34,000 years. The bound does not
+/// higher terms are rejected. A hostile publisher may claim the highest valid term, but a second
+/// later honest nodes can go above it, and the numbers suffice for 34,000 years. The bound does not
 /// depend on earlier records, so a node that joins or restarts believes the same terms as the
 /// others.
 pub const TERMS_PER_SECOND: u64 = 1 << 24;

@@ -84,7 +84,7 @@ pub struct Liveness {
 }
 
 impl Liveness {
-    /// A detector that has heard of no node.
+    /// A detector that knows no node yet.
     pub fn new(patience: Patience) -> Self {
         Self { given: patience, patience, pulses: BTreeMap::new() }
     }
@@ -112,8 +112,8 @@ impl Liveness {
         let was_alive = pulse.alive;
         let elapsed = mono.saturating_sub(pulse.last);
         // A pause longer than the longest allowance was a death or a restart and does not enter the
-        // mean. A shorter one does, even if the node was declared dead meanwhile: so a slow path is
-        // learnt.
+        // mean. A shorter one does, even if the node was declared dead during it, so that the
+        // allowance adapts to a slow path.
         if !pulse.gone && elapsed <= patience.most {
             pulse.mean = (pulse.mean * 4 + elapsed) / 5;
         }

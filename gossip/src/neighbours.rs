@@ -1,5 +1,5 @@
-//! The members to which a node keeps links: few of them, chosen by a function that all nodes
-//! compute alike, and such that the graph stays connected.
+//! Chooses the few members to which a node keeps links. All nodes compute the same function, and
+//! the graph of all links stays connected.
 //!
 //! The members form a ring in the order of their ids. Each keeps links to its two successors, so
 //! the ring alone connects all members and stays connected when one node dies. The rest of its `k`

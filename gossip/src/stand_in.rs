@@ -86,10 +86,11 @@ fn publishers_that_are(view: &View, service: &ServiceId, fitness: Fitness) -> Ve
     active.filter(|node| node.fitness(service) == fitness).map(MemberView::node).collect()
 }
 
-/// The points of nodes that are dead or evicted and were heard recently, the last heard first.
+/// The points of nodes that are dead or evicted and were heard recently, the most recently heard
+/// first.
 fn unattended_points(view: &View, mono: Duration) -> Vec<UnattendedPoint> {
-    // The minimum silence, because a node that said goodbye serves for some seconds more, and one
-    // that was not heard twice since our start may be alive.
+    // Stand in only after the shortest silence that means death: a node that said goodbye still
+    // serves for some seconds, and one heard only once since our start may be alive.
     let least = view.patience().least;
     let silence = |node: &MemberView| node.last_heard.map(|heard| mono.saturating_sub(heard));
     let lost = |node: &MemberView| {
@@ -103,8 +104,8 @@ fn unattended_points(view: &View, mono: Duration) -> Vec<UnattendedPoint> {
         let unattended = |served| UnattendedPoint { node: record.node, service: record.service, served };
         record.served().enumerate().map(move |(turn, served)| (turn, unattended(served)))
     });
-    // In turns, so that a record with many points, at relays that may not exist, leaves places for
-    // the others.
+    // One point of each record in turn: a record with many points, perhaps at relays that do not
+    // exist, must leave places for the others.
     let mut points: Vec<(usize, UnattendedPoint)> = points.collect();
     points.sort_by_key(|(turn, _)| *turn);
     points.into_iter().map(|(_, unattended)| unattended).take(MAX_UNATTENDED).collect()
@@ -233,7 +234,7 @@ mod tests {
         let mut cluster = Cluster::new();
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         cluster.beat(&[3], Phase::Gone, 30..31);
-        assert_eq!(cluster.shared(&[0, 1, 2], 36), [], "it serves until its last clients have gone");
+        assert_eq!(cluster.shared(&[0, 1, 2], 36), [], "a leaving node still serves its last clients");
         cluster.beat(&[0, 1, 2, 4], Phase::Active, 32..50);
         assert_eq!(cluster.shared(&[0, 1, 2], 50).len(), 4);
         let later = 30 + STAND_IN_TIME.as_secs();
@@ -302,6 +303,6 @@ mod tests {
             cluster.beat(&[0], Phase::Draining, seconds..seconds + 1);
             cluster.beat(&[1], Phase::Active, seconds..seconds + 1);
         }
-        assert_eq!((cluster.share(0, 80).len(), cluster.share(1, 80).len()), (0, 12), "better an error than silence");
+        assert_eq!((cluster.share(0, 80).len(), cluster.share(1, 80).len()), (0, 12), "an error, not silence");
     }
 }

@@ -1,4 +1,4 @@
-//! No node wants points of a node in the descriptor that has been silent for longer than
+//! No node wants the descriptor to list points of a node that has been silent for longer than
 //! `sim::longest_silence`.
 
 use rustbalance_gossip::sim::{Scenario, Weights, replay, sweep};

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use rustbalance_gossip::sim::{Death, takeover};
 
-/// Ends the publisher of clusters of 3, 5 and 8 nodes in this way. All must agree on the next one
-/// within `limit`.
+/// In clusters of 3, 5 and 8 nodes the publisher ends as `death` says. All others must agree on the
+/// next publisher within `limit`.
 fn is_followed(death: Death, limit: Duration) {
     for nodes in [3, 5, 8] {
         for seed in 1..=3 {

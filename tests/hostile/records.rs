@@ -166,7 +166,8 @@ async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
     let living = raw_links.speak(&test_cluster, gamma, of_gamma).await;
     let mut version = 0_u32;
     until("gamma detects the spoofed versions", async || {
-        // As long as it takes: how many of them arrive in a second depends on the machine.
+        // Repeated until the refusals are counted: how many arrive in a second depends on the
+        // machine.
         for _ in 0..100 {
             living.say(RecordKind::Lease, &version.to_be_bytes());
             version += 1;
@@ -176,7 +177,7 @@ async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
             test_cluster.named("gamma").refused("gossip_spoofed").await,
             test_cluster.named("gamma").refused("gossip_restarts").await,
         );
-        ensure!(lies > 0 && restarts > 0, "{lies} lies, {restarts} restarts");
+        ensure!(lies > 0 && restarts > 0, "{lies} spoofed versions, {restarts} restarts");
         Ok(())
     })
     .await;

@@ -15,8 +15,8 @@ use crate::intruder::{claim, stay};
 use crate::member::Member;
 use crate::test_cluster::{TestCluster, until};
 
-/// Versions that the spoofed claims add to the current ones. The honest nodes exceed them while the
-/// test waits.
+/// Number of versions by which the spoofed claims exceed the true ones when they are made. While
+/// the test waits, the true versions grow beyond the claims.
 const AHEAD: u64 = 45;
 /// From the returned publisher's first link with an honest publisher until the evicted node is in
 /// neither its view nor any directory.

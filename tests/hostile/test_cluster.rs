@@ -100,7 +100,7 @@ async fn site(name: String) -> std::net::SocketAddr {
 }
 
 impl TestCluster {
-    /// The first service of the cluster, after which it is named.
+    /// The first service, whose key is the cluster's id.
     pub(crate) fn service(&self) -> ServiceId {
         self.cluster.first_service()
     }

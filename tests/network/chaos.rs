@@ -277,8 +277,8 @@ fn run_faults(plan: &Plan, cluster: &Cluster<'_>, mut progress: Progress) -> Res
     Ok(report)
 }
 
-/// Carries out the driver's actions until the calm has begun and all faults are over. Returns the
-/// begin of the calm.
+/// Carries out the driver's actions until the calm has begun and all faults are over. Returns when
+/// the calm began.
 fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'_>, teller: &EventLog) -> Instant {
     thread::scope(|deeds| {
         let mut calm = None;
@@ -304,8 +304,8 @@ fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'
 }
 
 /// Waits until there is one publisher on which all nodes agree, and every directory holds its
-/// descriptor with points of every node. Returns the time since the begin of the calm, or what is
-/// missing. A node whose disk was full may end by itself as late as now, and is restarted.
+/// descriptor with points of every node. Returns the time since the calm began, or what is missing.
+/// A node whose disk was full may still end by itself, and is restarted.
 fn await_whole(
     stage: &Stage<'_>,
     nodes: &[Arc<Node>],

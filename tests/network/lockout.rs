@@ -1,5 +1,5 @@
-//! Four stock clients with two hundred circuits hold as much as a node lets them; other clients
-//! must still be served.
+//! Four stock clients with two hundred circuits use all the streams and circuits that a node
+//! permits them; other clients must still be served.
 //!
 //! The test is a short form with low limits. `./scripts/bench.sh lockout --minutes 10` runs each
 //! attack for ten minutes on a node with the default limits, and prints the cost for both sides.

@@ -19,8 +19,9 @@ use crate::support::{Arti, Progress, all_served, check_directories, over_tor, sc
 
 /// Time limit for every expected event.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Versions that the spoofed claims add to the current ones. The honest nodes announce more records
-/// than this until the publisher is back, so that their real versions exceed the claims.
+/// Number of versions by which the spoofed claims exceed the true ones when they are made. The
+/// honest nodes announce more records than this until the publisher is back, so that their true
+/// versions exceed the claims.
 const AHEAD: u64 = 15;
 /// How long the honest nodes need to announce that many records.
 const RISING: Duration = Duration::from_secs(25);

@@ -28,7 +28,7 @@ fn no_secret_is_told_and_a_worker_holds_none_of_the_address() {
     progress.ends(done);
 }
 
-/// Takes nodes through joins, service and every kind of end, then searches all output for secrets.
+/// Runs nodes through joining, serving and every way to end, then searches all output for secrets.
 fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     let mut nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
     let (alpha, beta) = (nodes[0].clone(), nodes[1].clone());
@@ -66,7 +66,7 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     a_worker_holds_nothing(&nodes, &beta)?;
     progress.tell(format_args!("no command line shows a secret, and the worker holds none of the service"));
 
-    // Every kind of end: SIGTERM, SIGKILL with a restart, and refusal to start with a damaged key.
+    // Every way to end: SIGTERM, SIGKILL with a restart, and refusal to start with a damaged key.
     alpha.term()?;
     ensure!(alpha.await_exit(LIMIT)? == Some(0), "alpha did not end with exit code 0");
     beta.kill9()?;

@@ -142,8 +142,8 @@ impl Nodes {
     }
 }
 
-/// The address of the publisher and its term, if all these nodes agree on them and exactly that
-/// node takes itself for the publisher.
+/// The address of the publisher and its term, if all these nodes agree on them and that node alone
+/// reports that it publishes.
 pub(crate) fn agreed_publisher(nodes: &[Arc<Node>]) -> Result<(String, u64)> {
     let mut said = BTreeSet::new();
     let mut holders = Vec::new();

@@ -88,12 +88,13 @@ pub(crate) fn check_handshake(cast: &VectorKeys, vectors: &Value) {
         let proof = unhex(&vectors[format!("proof_{name}")]["bytes"]);
         let proved = listen(&proof).unwrap();
         assert_eq!((&proved.member, proved.purpose), (&worker, purpose));
-        // The names of fourteen fields survive as byte strings, as in a statement's envelope.
+        // Fourteen flips are harmless: each makes the name of a field a byte string instead of a
+        // text string, which decodes alike.
         assert_eq!(survivors(&proof, |flipped| listen(flipped).ok(), &proved), 14, "proof_{name}");
         let accepted = unhex(&vectors[format!("accepted_{name}")]["bytes"]);
         let hear = |answer: &[u8]| claimed(purpose).answer(answer, &BTreeMap::new(), NOW).ok();
         assert_eq!(hear(&accepted), Some(founder.clone()));
-        // The names of thirteen fields and of the variant survive.
+        // Likewise for the names of thirteen fields and of the variant.
         assert_eq!(survivors(&accepted, hear, &founder), 14, "accepted_{name}");
     }
     let hears =

@@ -96,7 +96,8 @@ impl<T: Statement + Serialize + Debug + PartialEq> VectorCase for StatementCase<
                 survivors += 1;
             }
         }
-        // Text string and byte string differ by one bit, so the names of the three fields survive.
+        // Text string and byte string differ by one bit, and both decode as the name of a field:
+        // one harmless flip for each of the three fields.
         assert_eq!(survivors, 3, "{}", T::CONTEXT);
     }
 }

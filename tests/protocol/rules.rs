@@ -126,8 +126,8 @@ fn invitations(cast: &VectorKeys) -> Value {
     json!({ "versions": versions.iter().map(rendered).collect::<Vec<_>>(), "merged": merged })
 }
 
-/// Nodes that joined with one token for two uses, and those of them that are not members because of
-/// that.
+/// Nodes that joined with one token for two uses, and the ones among them that are not members
+/// because the token was used up.
 fn overdrawn(cast: &VectorKeys) -> Value {
     let mut view = view(cast);
     let invitation = Invitation { uses: 2, ..cast.invitation(Role::Worker) };

@@ -30,7 +30,7 @@ pub(super) struct Delivery {
     last: Option<ChitchatId>,
 }
 
-/// The values delivered at a time.
+/// One batch of values for delivery.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) updates: Vec<Update>,
@@ -78,8 +78,8 @@ impl Delivery {
 }
 
 /// At most `room` values above version `handed`, in the order of their versions; the version up to
-/// which these are all; and the number of values that cannot be records. Values of kinds unknown to
-/// this version are not counted.
+/// which this covers the state; and the number of values that cannot be records. Among those,
+/// values of kinds unknown to this version are not counted.
 fn newer(state: &NodeState, handed: u64, room: usize) -> (Vec<(RecordKind, Vec<u8>)>, u64, usize) {
     let mut fresh: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > handed).collect();
     fresh.sort_by_key(|(_, value)| value.version);

@@ -10,9 +10,9 @@
 //! chitchat sends what it takes for new first, and nothing else would get through. Therefore
 //!
 //! * a peer is sent only values of incarnations that it names itself, and this node's own;
-//! * a peer that exceeds the quota of an incarnation reads in this node's digests for a while that
-//!   all of it is known;
-//! * every third time a peer is sent only the newest incarnation that each member announces over
+//! * a peer that has exceeded the quota of an incarnation is sent, for a while, digests that claim
+//!   that this node knows all of it;
+//! * every third answer to a peer has only the newest incarnation that each member announces over
 //!   its own link, since no other node can make these up.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,18 +34,19 @@ use crate::wire::{Incarnation, IncarnationDelta, Message, Names, WireError};
 /// How long this node claims to be up to date on an incarnation whose quota a peer has exceeded, so
 /// that the peer stops sending it.
 const SUPPRESS_FOR: Duration = Duration::from_secs(30);
-/// One in this number of a peer's digests is answered with members' own incarnations only.
+/// Each time a peer has sent this number of digests, the last one is answered only with the
+/// incarnations that members announce of themselves.
 const SELF_ANNOUNCED_EVERY: u32 = 3;
 /// Sustained rate of changes to an incarnation of a member, in bytes per second. An honest node
 /// needs some hundred.
 const MEMBER_CHANGES: usize = 8192;
 /// The same for a node that is not known as a member.
 const NON_MEMBER_CHANGES: usize = 1024;
-/// Bytes that an incarnation of a non-member may have in any case: more than its card, which would
-/// make it known.
+/// Bytes that every incarnation of a non-member may have, whatever others use: enough for its card,
+/// which makes the node known as a member.
 const NON_MEMBER_BYTES: usize = 4096;
-/// Bytes of all incarnations of non-members together up to which one of them may exceed
-/// [`NON_MEMBER_BYTES`]. Half of the largest message.
+/// An incarnation of a non-member may exceed [`NON_MEMBER_BYTES`] while all incarnations of
+/// non-members together have at most this number of bytes: half of the largest message.
 const NON_MEMBER_TOTAL_BYTES: usize = 32_768;
 /// Bytes read from one peer per second, packed and unpacked sizes added: twice what a link lets
 /// through.
@@ -59,8 +60,8 @@ pub struct MeshLimits {
     /// Most incarnations at once of nodes that are not known as members.
     pub unknown_nodes: usize,
     /// Quota of one incarnation of a member, in bytes. 2000 facts of the authority, which every
-    /// node re-announces, take 1 MiB. All incarnations of the member together get twice as much,
-    /// and each a sixteenth in any case.
+    /// node re-announces, take 1 MiB. All incarnations of the member together may have twice as
+    /// much; a sixteenth is granted to each, whatever the others use.
     pub node_bytes: usize,
 }
 
@@ -337,7 +338,9 @@ impl State {
         weighed.kept
     }
 
-    /// The incarnations of which a peer that names these gets nothing.
+    /// The incarnations of which nothing is sent to a peer whose digest names these: all that it
+    /// does not name and, in every [`SELF_ANNOUNCED_EVERY`]th answer, all that members have not
+    /// announced of themselves.
     fn suppressed(&mut self, peer: NodeId, named: &BTreeSet<Incarnation>, now: Instant) -> BTreeSet<Incarnation> {
         let peer = self.peer(peer, now);
         peer.asked = peer.asked.wrapping_add(1);

@@ -34,7 +34,7 @@ const OF_A_STRANGER: usize = 2;
 /// A node at its limit is granted one more incarnation per interval of this length. This is the
 /// rate at which a node whose versions are spoofed restarts its gossip.
 const PACE: Duration = Duration::from_secs(60);
-/// How long an incarnation is remembered of which chitchat has no state.
+/// How long an incarnation of which chitchat has no state is remembered after a peer named it last.
 const FORGET: Duration = Duration::from_secs(60);
 
 /// The admitted incarnations.

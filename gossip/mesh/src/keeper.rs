@@ -27,9 +27,9 @@ const FAREWELLS: usize = 3;
 /// How long chitchat remembers a silent node. After half of it the node's values are no longer
 /// forwarded.
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(3600);
-/// How long a retracted value leaves a mark: longer than any incarnation lasts. If marks were
-/// collected, a version would not show which values exist below it, and a hostile peer could hide
-/// values by claiming a collection.
+/// How long chitchat keeps the tombstone of a retracted value: longer than any incarnation lasts,
+/// so tombstones are never garbage-collected. Otherwise gaps in the versions would be normal, and a
+/// hostile peer could hide values by claiming that they were collected.
 const DELETION_GRACE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Shortest time between the first restarts of gossip: while versions of this node are spoofed, the
 /// others ignore its values.

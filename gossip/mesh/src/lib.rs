@@ -116,8 +116,8 @@ pub struct MeshConfig {
 /// A value that is new or has changed. It is not verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
-    /// The node in whose state it stands. The value is valid only if this node signed it, or the
-    /// authority. Values of earlier incarnations of this node itself are delivered too.
+    /// The node whose chitchat state has this value. It is valid only if that node or the authority
+    /// signed it. Values of earlier incarnations of this node itself are delivered too.
     pub origin: NodeId,
     /// The kind of record that its key claims.
     pub kind: RecordKind,

@@ -18,17 +18,18 @@ const OVERHEAD: usize = 64;
 /// The quota of one incarnation, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Quota {
-    /// Bytes that it may have in any case.
+    /// Bytes that it may have whatever others use.
     pub(super) least: usize,
     /// Most bytes that it may have. Also the burst of changes.
     pub(super) most: usize,
-    /// Bytes of all incarnations that share this bound up to which it may exceed `least`.
+    /// It may exceed `least` while all incarnations that share this bound have at most this number
+    /// of bytes together.
     pub(super) together: usize,
     /// Sustained rate of changes, in bytes per second.
     pub(super) per_second: usize,
 }
 
-/// The result for the values that a peer sends of an incarnation.
+/// What the quota permits of the values that a peer sends of an incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Weighed {
     /// Number of leading values that may enter.

@@ -94,8 +94,9 @@ pub(super) struct DigestEntry {
 }
 
 /// An operation in a delta. chitchat has a third one, which raises the version of an incarnation
-/// without a value. It stands for retracted values that were collected, which our nodes never do; a
-/// hostile peer could hide all values of an incarnation with it.
+/// without a value. It stands for tombstones of retracted values that were garbage-collected. Our
+/// nodes never collect any, and a hostile peer could hide all values of an incarnation with it, so
+/// it is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Operation {
     Incarnation { incarnation: Incarnation, from: u64 },
@@ -404,7 +405,8 @@ impl<'a> Reader<'a> {
         Ok(match tag {
             0 => {
                 let incarnation = self.incarnation(names)?;
-                // If values were collected, chitchat would discard the values that it has.
+                // The last garbage-collected version, 0 at our nodes: a higher one makes chitchat
+                // discard values.
                 if self.count()? != 0 {
                     return Err(WireError::Malformed("collected values"));
                 }

@@ -14,8 +14,8 @@ pub(super) struct ElectionState {
     /// The term and this node's place in the queue for it; cleared when a member is added, removed
     /// or changed.
     place: Option<(u64, usize)>,
-    /// The lease was handed over for a drain. If it returns to this node, no other node could take
-    /// it.
+    /// True once this node has handed the lease over because it drains. It does so once per drain:
+    /// a lease that comes back shows that no other node can take it.
     drain_handed_over: bool,
     /// The term in which this node published last.
     last_term: u64,

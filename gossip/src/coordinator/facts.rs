@@ -1,5 +1,5 @@
-//! Selects the facts of the authority that this node announces in its own gossip, because the node
-//! that announced one first may be gone.
+//! Selects the facts of the authority that this node announces in its own gossip. Many nodes
+//! announce each fact, so that it outlives the node that announced it first.
 //!
 //! Which role forwards which kind is set in the table of kinds
 //! ([`crate::record::Fact::BY_WORKERS`]).
@@ -24,8 +24,8 @@ impl ForwardedFacts {
         let entries = view.facts().entries();
         for entry in entries.filter(|entry| entry.is_announced_by(role) && entry.is_kept(unix)) {
             let (kind, before) = (entry.kind, self.known.get(&entry.kind).copied());
-            // Until a signed statement covers the whole merger, the one announced before is better
-            // than none.
+            // No single signed statement equals the merged fact yet: keep announcing the previous
+            // one.
             let Some(signature) = entry.whole.map(|whole| whole.signature()).or(before) else { continue };
             if before != Some(signature)
                 && let Some(bytes) = entry.whole.and_then(|whole| whole.record())

@@ -26,8 +26,8 @@ const SUSPICION_TIMEOUT: Duration = Duration::from_secs(120);
 /// other one also hears enough of them to stop.
 const EXIT_DELAY: Duration = Duration::from_secs(15);
 /// Seconds for which a second process must be heard, and by which the dates of its heartbeats must
-/// have advanced meanwhile. The last heartbeats of a process that has stopped span less, however
-/// late they arrive.
+/// have advanced meanwhile. Longer than what a stopped process can still cause: its last heartbeats
+/// may arrive late, but their dates lie closer together.
 const PROOF_SPAN: u64 = 8;
 /// Largest difference in seconds from this machine's clock at which a heartbeat shows a second
 /// process. At a larger one it may be a replay from an earlier process whose clock was ahead.
@@ -101,9 +101,10 @@ impl Isolation {
 
     /// Processes a heartbeat signed with this node's key; `ahead`: its sequence number is above all
     /// that this process has used. It is from another process if its random number differs, or if
-    /// it is `ahead` (a machine that was cloned while it ran keeps the random number). The other
-    /// process is proven to run if this heartbeat was made after the first one had arrived here,
-    /// and both arrivals and dates are at least `PROOF_SPAN` apart.
+    /// it is `ahead` (a machine that was cloned while it ran keeps the random number). A first such
+    /// heartbeat is a suspicion. A later one proves that the other process still runs, if it is
+    /// dated after the first one arrived, and if the two are at least `PROOF_SPAN` apart both by
+    /// date and by arrival.
     pub(super) fn on_own_heartbeat(&mut self, beat: &Heartbeat, ahead: bool, now: Now) {
         let since_began = self.began.is_some_and(|began| beat.unix >= began + START_MARGIN);
         let foreign = beat.instance != self.instance || ahead;
@@ -189,16 +190,16 @@ mod tests {
     #[test]
     fn what_an_earlier_process_has_said_proves_nothing() {
         let mut isolation = started();
-        // Made by the process before this one, and delivered late.
+        // From the previous process of this node, delivered late.
         isolation.on_own_heartbeat(&beat(2, 0), true, at(30));
         isolation.on_own_heartbeat(&beat(2, 1), true, at(30));
-        // Made by a process whose clock was ahead by an hour, and replayed for as long.
+        // From an earlier process whose clock was an hour ahead, replayed for a minute.
         for seconds in 0..60 {
             isolation.on_own_heartbeat(&beat(2, 3600 + seconds), true, at(seconds));
         }
         assert_eq!(isolation.reason(0, false, at(60).mono), None);
-        // The last heartbeats of a process whose clock was ahead by a minute, some of them
-        // delivered late.
+        // The last heartbeats of an earlier process whose clock was a minute ahead, some delivered
+        // late.
         for (seconds, arrives) in [(60, 1), (62, 1), (64, 20), (66, 40)] {
             isolation.on_own_heartbeat(&beat(2, seconds), true, at(arrives));
         }

@@ -89,8 +89,8 @@ impl LifeCycle {
         self.isolation.begin(now);
     }
 
-    /// To be called when the wall clock was set forward: a heartbeat dated since the start may then
-    /// be from an earlier process.
+    /// To be called when the wall clock was set forward: measured by the new time, the recorded
+    /// start is too early, and heartbeats of an earlier process could be dated after it.
     pub(super) fn clock_stepped(&mut self, now: Now) {
         self.isolation.begin(now);
     }

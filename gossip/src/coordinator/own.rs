@@ -66,7 +66,8 @@ impl Coordinator {
         self.fold(|view| view.fold_heartbeat(beat, now))
     }
 
-    /// Announces the intro points for a service if they have changed, or in any case if `again`.
+    /// Announces the intro points for a service if they have changed, or even if they have not
+    /// (`again`).
     fn announce_points(&mut self, service: ServiceId, again: bool, now: Now, out: &mut Vec<Action>) -> Changes {
         let draining = self.life.is_draining();
         let Some(serving) = self.serving.get_mut(&service) else { return Changes::default() };

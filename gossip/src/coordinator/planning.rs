@@ -17,7 +17,7 @@ use crate::view::View;
 pub(super) struct Planner {
     service: ServiceId,
     choice: Choice,
-    /// The input has changed since the last choice.
+    /// True if the input has changed since the last choice.
     stale: bool,
     /// When the hidden points of a silent node must leave the descriptor; `None` if none are
     /// hidden.
@@ -34,7 +34,7 @@ impl Planner {
         Self { service, choice, stale: true, hidden_until: None, rotation_epoch: 0, version: 0 }
     }
 
-    /// The last choice.
+    /// What the descriptor should list, as the last [`Planner::step`] that chose has decided.
     pub(super) fn choice(&self) -> &Choice {
         &self.choice
     }
@@ -50,9 +50,10 @@ impl Planner {
         self.hidden_until
     }
 
-    /// Chooses again if the input has changed and the choice is `pressing`. In a large cluster
-    /// there are many changes per second, and a choice costs more than processing a record: so only
-    /// the publisher plans after every event, and other nodes plan with each heartbeat.
+    /// Chooses again if the input has changed since the last choice (`changed`: it has since the
+    /// last call) and this node plans now (`pressing`). A large cluster changes many times a
+    /// second, and a choice costs more than processing a record, so `pressing` is always true for
+    /// the publisher but only at each heartbeat for other nodes.
     pub(super) fn step(&mut self, view: &View, settings: &Settings, changed: bool, pressing: bool, now: Now) {
         let rotation_epoch = now.unix / settings.rotation.max(1);
         let over = self.hidden_until.is_some_and(|at| now.mono >= at);

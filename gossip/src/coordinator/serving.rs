@@ -23,7 +23,7 @@ impl Serving {
     /// are dropped.
     ///
     /// # Errors
-    /// The points must not stand in a descriptor; then the earlier ones stay.
+    /// A point may not be listed in a descriptor; the earlier points then stay.
     pub(super) fn set_points(&mut self, mut served: Vec<ServedPoint>) -> Result<(), OutOfBounds> {
         served.truncate(MAX_INTRO_POINTS);
         let (points, nonces): (Vec<_>, Vec<_>) = served.into_iter().map(|it| (it.point, it.nonce)).unzip();
@@ -47,9 +47,9 @@ impl Serving {
         }
     }
 
-    /// Whether the points or the fitness differ from those announced last. A process announces
-    /// nothing before its first introduction point: the record of the process before it names the
-    /// points at which others stand in.
+    /// Whether the points or the fitness differ from those announced last. False until this process
+    /// has its first introduction point: an empty record would replace the one of the previous
+    /// process, which names the points at which publishers stand in.
     pub(super) fn has_news(&mut self, draining: bool) -> bool {
         let fitness = self.fitness(draining);
         self.been_healthy |= fitness == Fitness::Healthy;

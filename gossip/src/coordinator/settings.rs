@@ -135,7 +135,8 @@ pub enum Event {
     /// A fact that this node has signed with the authority key, or has read from disk.
     Fact(AnyFact),
     /// Members known from the answer to a join or from disk. If there are any, this must be the
-    /// first event: a node that knows no other member waits for none.
+    /// first event: a node that knows no other member joins and claims the lease without waiting
+    /// for others.
     KnownMembers(Vec<Chain>),
 }
 

@@ -200,7 +200,7 @@ fn a_node_that_starts_drained_joins_first_and_drains_then() {
     let other = scene.founder.node(1, Role::Publisher);
     scene.event(Event::KnownMembers(vec![other.member.chain()]));
     scene.event(Event::Drain);
-    assert_eq!(scene.node.phase(), Phase::Joining, "a node that has heard no other must not be taken for one that has");
+    assert_eq!(scene.node.phase(), Phase::Joining, "no draining before it has joined");
     scene.event(Event::MeshReached);
     assert_eq!(scene.node.phase(), Phase::Draining);
     scene.event(ready(true));
@@ -445,8 +445,8 @@ fn words_of_its_own_that_come_back_raise_its_numbers_and_nothing_else() {
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq > high);
     assert!(scene.last::<IntroPoints>(RecordKind::IntroPoints(service())).seq > high);
     assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > high);
-    // A second one raises the numbers at once; the other records are announced above it after a
-    // pause.
+    // A second record comes back with a higher number: the sequence numbers rise at once, but the
+    // full re-announcement waits for its minimum interval.
     scene.hear(&own, RecordKind::Card, own.card(2 * high, 100));
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq < 2 * high);
     scene.pass(2);

@@ -1,6 +1,6 @@
-//! The facts of the authority that a node knows. For each subject it keeps the merger of all
-//! statements; the facts are bounded, re-announced in the node's own gossip, compared with
-//! neighbours, and stored.
+//! The facts of the authority that a node knows. It merges all statements about one subject into
+//! one fact. The number of facts is bounded; they are re-announced in the node's own gossip,
+//! compared with neighbours, and stored.
 //!
 //! Publishers that are cut off from each other may sign different statements about one subject.
 //! Merging forms a semilattice (any order and any repetition give one result), so replayed
@@ -23,7 +23,7 @@ pub enum FactError {
     /// A field is out of its bounds, which no signature permits.
     #[error(transparent)]
     Bounds(#[from] OutOfBounds),
-    /// The container is full of facts of this kind that must all be kept; the kind's plural.
+    /// The container is full, and every fact in it must be kept. Holds the plural name of the kind.
     #[error("too many {0}")]
     Full(&'static str),
 }
@@ -50,7 +50,7 @@ impl<T: Fact> Default for Facts<T> {
 
 impl<T: Fact> Facts<T> {
     /// Merges a statement whose signature has been checked. Returns true if it adds anything, or is
-    /// the first one that equals the merger.
+    /// the first signed statement that equals the merged fact.
     pub(crate) fn fold(&mut self, statement: Verified<T>, unix: u64) -> Result<bool, FactError> {
         statement.check_bounds()?;
         let id = statement.id();
@@ -63,8 +63,8 @@ impl<T: Fact> Facts<T> {
         known.merged.merge(&statement);
         let says_more = known.merged != before;
         if *statement == known.merged {
-            // Of two equal statements the longer one has fields of a later version, which readers
-            // of that version must not lose.
+            // Two statements can be equal to this version and differ in fields that only a later
+            // version reads. The longer one is kept, so that those fields are not lost.
             let is_better = known.whole.as_ref().is_none_or(|whole| rank(&statement) > rank(whole));
             if says_more || is_better {
                 known.whole = Some(statement);
@@ -111,17 +111,18 @@ impl<T: Fact> Facts<T> {
         self.known.get(id).map(|known| &known.merged)
     }
 
-    /// The mergers that no known statement equals: a holder of the authority key should sign them.
+    /// The merged facts that no signed statement equals yet: a holder of the authority key should
+    /// sign them.
     pub fn unsigned(&self) -> impl Iterator<Item = &T> + '_ {
         self.known.values().filter(|known| known.whole.is_none()).map(|known| &known.merged)
     }
 
-    /// The signed statement that equals the merger of one fact; `None` if there is none.
+    /// The signed statement that equals one merged fact; `None` if there is none.
     pub fn whole(&self, id: &T::Id) -> Option<&Verified<T>> {
         self.known.get(id).and_then(|known| known.whole.as_ref())
     }
 
-    /// The signed statements that equal their mergers, by id.
+    /// The signed statements that equal their merged facts, by id.
     pub fn complete_statements(&self) -> impl Iterator<Item = &Verified<T>> + '_ {
         self.known.values().filter_map(|known| known.whole.as_ref())
     }
@@ -145,9 +146,9 @@ fn rank<T: Fact>(statement: &Verified<T>) -> (usize, &[u8]) {
 pub(crate) trait Whole {
     /// The signature, which distinguishes two statements.
     fn signature(&self) -> [u8; 64];
-    /// The bytes for the wire.
+    /// The bytes for the wire; `None` if encoding fails, which does not happen in practice.
     fn record(&self) -> Option<Vec<u8>>;
-    /// The part of the statement that is equal on two nodes with the same knowledge.
+    /// The part of the statement that enters the digest: see [`Fact::content`].
     fn content(&self) -> &[u8];
 }
 
@@ -213,7 +214,8 @@ macro_rules! all_facts {
             }
 
             /// Merges a fact whose signature has been checked, at `unix` seconds since the epoch.
-            /// Returns true if it adds anything, or is the first statement that equals the merger.
+            /// Returns true if it adds anything, or is the first signed statement that equals the
+            /// merged fact.
             ///
             /// # Errors
             /// It is out of its bounds, or there is no room for it.
@@ -224,7 +226,7 @@ macro_rules! all_facts {
                 }
             }
 
-            /// Every signed statement that equals the merger of its subject.
+            /// Every signed statement that equals the merged fact about its subject.
             pub fn complete_statements(&self) -> Vec<AnyFact> {
                 let unknown = self.unknown.iter().cloned().map(AnyFact::Unknown);
                 std::iter::empty()$(.chain(self.$facts.complete_statements().cloned().map(AnyFact::$Fact)))*.chain(unknown).collect()

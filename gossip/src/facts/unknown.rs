@@ -29,7 +29,7 @@ impl Whole for UnknownFact {
     }
 }
 
-/// The facts of unknown kinds. When full, the earlier ones stay.
+/// The facts of unknown kinds. A full container refuses new ones.
 #[derive(Debug, Clone, Default)]
 pub struct UnknownFacts {
     known: BTreeMap<UnknownKey, UnknownFact>,
@@ -38,7 +38,8 @@ pub struct UnknownFacts {
 
 impl UnknownFacts {
     /// Keeps a fact. Returns true if it is newer than the one known under its key. If there is no
-    /// room, it first drops facts that need not be kept any longer, and then fails.
+    /// room, facts that need not be kept any longer are dropped; if that is not enough, the new
+    /// fact is refused.
     pub(crate) fn fold(&mut self, fact: UnknownFact, unix: u64) -> Result<bool, FactError> {
         let (key, known) = (fact.key(), self.known.get(&fact.key()));
         if known.is_some_and(|known| known.rank() >= fact.rank()) {

@@ -11,7 +11,7 @@ use crate::signed::Statement;
 /// hand it on.
 ///
 /// Two different statements with one id may both be signed. They are merged, and a node that holds
-/// the authority key signs the merger.
+/// the authority key signs the result.
 pub trait Fact: Statement + PartialEq {
     /// Distinguishes the facts of this kind.
     type Id: Copy + Ord + Display + FromStr;
@@ -37,7 +37,9 @@ pub trait Fact: Statement + PartialEq {
     /// The time after which it is no longer announced and may be forgotten, in seconds since the
     /// Unix epoch.
     fn kept_until(&self) -> u64;
-    /// The part of an encoded statement that is equal on two nodes with the same knowledge.
+    /// The part of an encoded statement that enters the digest by which neighbours compare facts.
+    /// It must be equal at two nodes that know the same about the subject, even if they hold
+    /// different signed statements.
     fn content(statement: &[u8]) -> &[u8] {
         statement
     }

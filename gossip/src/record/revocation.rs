@@ -49,7 +49,8 @@ impl Fact for Revocation {
         u64::MAX
     }
 
-    /// Empty, because two publishers may each have signed a statement about one node.
+    /// Empty: two publishers may each have signed a revocation of this node, and both mean the
+    /// same.
     fn content(_statement: &[u8]) -> &[u8] {
         &[]
     }

@@ -26,7 +26,7 @@ pub struct UnknownKey {
 }
 
 impl UnknownKey {
-    /// Parses a key; `None` if no version may have such a key.
+    /// Parses a key; `None` if it is not a valid key in any version.
     pub(super) fn new(key: &str) -> Option<Self> {
         let length = u8::try_from(key.len()).ok()?;
         let mut bytes = [0; MAX_KEY];

@@ -165,7 +165,8 @@ impl World {
         let host = self.running()?;
         let skew = self.dice.below(1201) as i64 - 600;
         self.hosts[host].skew = skew;
-        // The node takes the jump for a sleep and then ignores the silence of the others before it.
+        // The node takes a jump for a sleep, after which the silence of others before it does not
+        // count.
         if let Some(process) = &mut self.hosts[host].process {
             process.witness.woken = self.now;
         }

@@ -17,10 +17,10 @@ use crate::source::{Candidate, Source};
 use crate::stand_in::UnattendedPoint;
 use crate::view::{Condition, MemberView};
 
-/// Longest time for which another node may want a node's points in the descriptor after that node's
-/// last heartbeat was delivered to it, or after it was itself woken from a stop. The longest
-/// allowance in a cluster of this size, plus one heartbeat interval (a node that does not publish
-/// plans again only with its own heartbeat), plus 3 s. 45 s up to a hundred nodes.
+/// Longest time for which a node may keep a silent node's points in its plan for the descriptor,
+/// counted from the last heartbeat that it received or from the end of a stop of its own. It is the
+/// longest allowance in a cluster of this size, one heartbeat interval (a node that does not
+/// publish plans only with its own heartbeat) and 3 s of margin: 45 s up to a hundred nodes.
 pub fn longest_silence(nodes: usize) -> Duration {
     let patience = Patience::default().among(nodes);
     patience.most + patience.interval + Duration::from_secs(3)

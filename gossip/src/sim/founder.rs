@@ -115,7 +115,7 @@ impl Founder {
         sign(statement, &self.authority)
     }
 
-    /// Signs an invitation, such as the merger of several versions.
+    /// Signs an invitation, such as one merged from several versions.
     pub fn sign_invitation(&self, invitation: Invitation) -> Verified<Invitation> {
         sign(invitation, &self.authority)
     }

@@ -36,11 +36,12 @@ pub(super) struct Value {
     pub(super) said: Rc<AnnouncedValue>,
 }
 
-/// A gossip message. `from` is a machine and its `Host::process_number`: an answer to a question of
-/// an earlier process there would leave gaps in the state of the present one.
+/// A gossip message. `from` is the sending machine and its `Host::process_number`. A reply to an
+/// earlier process on that machine is dropped: it would leave gaps in the state of the present one.
 #[derive(Debug, Clone)]
 pub(super) enum Message {
-    /// The digest of the sender, and now and then its own values unasked.
+    /// The digest of the sender. Sometimes also its own values, which the receiver has not asked
+    /// for.
     Syn { from: (usize, u64), digest: Digest, own: Vec<Value> },
     /// The answer to `Syn`: the values that the other lacks, and the digest of the sender.
     Ack { from: (usize, u64), digest: Digest, values: Vec<Value> },

@@ -17,7 +17,7 @@ pub enum Invariant {
     OneHolder,
     /// A publisher's revision never falls, and is above every revision that it knows of.
     Revisions,
-    /// No node wants points of a node in the descriptor that has been silent for longer than
+    /// No node wants the descriptor to list points of a node that has been silent for longer than
     /// [`super::longest_silence`].
     NoDeadPoints,
     /// A descriptor has at most twenty points, one at each relay, each of a member.

@@ -62,8 +62,9 @@ pub(super) fn play(case: &Case) -> Outcome {
 /// How long a necessary change (a new period, a lost point) may take to reach the directories.
 const LAG: Duration = Duration::from_secs(5);
 
-/// Waits for agreement, then checks that it lasts. Until the limit, late effects of the chaos may
-/// still end it. Returns the time from `since` until agreement.
+/// Waits for agreement, then checks that it lasts. Before the time limit, late effects of the chaos
+/// may break the agreement again; after it, only for [`LAG`]. Returns the time from `since` until
+/// the agreement that lasted.
 fn settle(world: &mut World, since: Duration) -> Option<Duration> {
     let limit = since + world.scenario.settle;
     let end = limit + world.scenario.watch;

@@ -23,9 +23,10 @@ pub struct Services {
     pub publishers: usize,
     /// Whether the publisher serves all of the services itself.
     pub publisher_serves_all: bool,
-    /// The revision of each service on the directories once all agree.
+    /// The revision of each service's descriptor on the directories, when the nodes first agree.
     pub before: Vec<u64>,
-    /// The same after the points of the last service have changed three times.
+    /// The same revisions, after the introduction points of the last service were changed three
+    /// times.
     pub after: Vec<u64>,
     /// Time from the death of a node until no descriptor of the first and the last service has a
     /// point of it.

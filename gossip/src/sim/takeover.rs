@@ -34,8 +34,8 @@ pub struct Takeover {
     pub stand_ins: [Vec<usize>; 2],
 }
 
-/// Runs until the cluster has settled and returns how long that took; `None` after two minutes. It
-/// looks only after 250 ms, so that a death just before it is noticed.
+/// Runs until the cluster has settled and returns how long that took; `None` after two minutes. The
+/// first check is after 250 ms, so that a fault just before the call has had its effect.
 pub(super) fn until_settled(world: &mut World) -> Option<Duration> {
     let since = world.now;
     while world.now < since + Duration::from_secs(120) {

@@ -17,15 +17,14 @@ const SPREADING: Duration = Duration::from_secs(60);
 /// Signed records as bytes, by kind.
 pub type Records = BTreeMap<RecordKind, Vec<u8>>;
 
-/// The records of a node of a later version that other nodes have.
+/// The records of a node of a later version (the *later node*) that have reached other nodes.
 #[derive(Debug)]
 pub struct Upgrade {
-    /// Those of a node that was running all the time.
+    /// At a node that ran all the time, before the later node died.
     pub neighbour: Records,
-    /// Those of a node that was restarted after the later one had died: from its disk and from the
-    /// gossip of the others.
+    /// At a node that was restarted after the later node had died: from its disk and from gossip.
     pub restarted: Records,
-    /// Those of a node that joined after the later one had died.
+    /// At a node that joined after the later node had died.
     pub newcomer: Records,
     /// Broken invariants.
     pub violations: Vec<Violation>,

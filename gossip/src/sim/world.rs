@@ -326,7 +326,7 @@ impl World {
     fn run_due(&mut self, host: usize, due: ProcessEvent) {
         match due {
             ProcessEvent::Tick => {
-                // A tick that was replaced by an earlier one is dropped.
+                // A tick is dropped if an earlier one has replaced it since it was scheduled.
                 if let Some(process) = &mut self.hosts[host].process
                     && process.tick_at.is_some_and(|at| at <= self.now)
                 {

@@ -1,11 +1,11 @@
-//! The state of a node as one term for people, from its phase and its fitness for each service.
+//! Sums up a node's phase and its fitness for each service in one term for the operator.
 
 use serde::{Deserialize, Serialize};
 
 use super::MemberView;
 use crate::record::{Fitness, Phase};
 
-/// The state of a node, as one term for people.
+/// The state of a node in one term, as `status` shows it to the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Condition {

@@ -88,9 +88,9 @@ impl View {
     }
 
     /// Whether a heartbeat may be a replay: it is older than [`MAX_AGE`], and its node has been
-    /// silent here for longer than that, so the records that would show an old one as stale may be
-    /// forgotten. Nodes that hear each other compare no dates, so a clock that jumps silences no
-    /// node. A future date is accepted: a replay has none, and our own clock may be slow.
+    /// silent here for longer than that, so the newer record that would make it stale may have been
+    /// forgotten. While a node is heard its dates are not checked, so a clock that jumps does not
+    /// silence it. A future date is accepted: a replay has none, and our own clock may be slow.
     fn is_too_old(&self, beat: &Heartbeat, now: Now) -> bool {
         let heard = self.nodes.get(&beat.node).and_then(|node| node.last_heard);
         let lost = heard.is_none_or(|at| now.mono.saturating_sub(at) > MAX_AGE);

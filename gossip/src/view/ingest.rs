@@ -195,7 +195,7 @@ impl View {
         if self.nodes.len() < MAX_NODES {
             return Ok(());
         }
-        // A revoked or expired node makes way first: its revocation, or the date in its
+        // Only a revoked or expired node is dropped: its revocation, or the date in its
         // certificate, still keeps it out.
         let mut lost =
             self.nodes.values().filter(|node| matches!(node.standing, Standing::Revoked | Standing::Expired));

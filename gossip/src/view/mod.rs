@@ -183,7 +183,7 @@ pub struct Changes {
     pub facts: bool,
     /// The invitations and their redeemers.
     pub invitations: bool,
-    /// The introduction points that may stand in a descriptor.
+    /// The introduction points that may be listed in a descriptor.
     pub points: bool,
     /// Leases of any node.
     pub leases: bool,
@@ -211,15 +211,16 @@ impl std::ops::BitOrAssign for Changes {
     }
 }
 
-/// Whether an introduction point announced by a node can be its own and may stand in a descriptor.
-/// The answer needs Tor's encodings or keys, which this crate does not have.
+/// Whether an introduction point announced by a node can be its own and may be listed in a
+/// descriptor. The answer needs Tor's encodings or keys, which this crate does not have.
 pub type PointCheck = Box<dyn Fn(NodeId, &ServedPoint) -> bool + Send + Sync>;
 
 /// The cluster as this node knows it.
 pub struct View {
     cluster: ClusterId,
     me: NodeId,
-    /// The one key that signs for the cluster. The store and the discovery keys also know only one.
+    /// The only authority of the cluster. Members certified by another one are refused, because the
+    /// store and the discovery keys support only one.
     authority: AuthorityId,
     /// When this process began, in seconds since the Unix epoch; 0 until that is known.
     began: u64,
@@ -341,7 +342,7 @@ impl View {
         self.nodes.get(&self.me).map_or(Standing::Member, |node| node.standing)
     }
 
-    /// True if the node was revoked, even if this node never knew it.
+    /// True if the node was revoked, even if its certificates never arrived here.
     pub fn revoked(&self, node: &NodeId) -> bool {
         self.facts.revocations.get(node).is_some()
     }
@@ -376,8 +377,8 @@ impl View {
         self.refused.count(rejection);
     }
 
-    /// Raises the highest term seen: gossip still has a lease of this term that an earlier process
-    /// of this node signed.
+    /// Raises the highest term seen. For a lease that an earlier process of this node signed and
+    /// that gossip still has.
     pub(crate) fn raise_term(&mut self, term: u64) {
         self.highest_term = self.highest_term.max(term);
     }
@@ -446,7 +447,7 @@ impl View {
 
     /// True if another lease is live whose term is too low to be believed here.
     pub(crate) fn is_lower_live(&self, mono: Duration) -> bool {
-        // Most nodes start with term 0 on disk and can skip the search.
+        // Without a term on disk no term is too low, so the search can be skipped.
         let floored = self.initial_term > 0;
         floored
             && self.members().any(|node| {
@@ -455,11 +456,11 @@ impl View {
             })
     }
 
-    /// True if `holder` has an unexpired lease of `term` and counts as alive. In two cases it
-    /// counts as alive without heartbeats that prove it. Its lease arrived within the shortest
-    /// silence that means death: after a start, leases arrive before the heartbeats. Or its
-    /// heartbeats were refused as too old within that time: if our clock is fast, those of every
-    /// node are.
+    /// True if `holder` has an unexpired lease of `term` and is alive, or may be: a holder that has
+    /// not said goodbye gets the shortest silence that means death from the arrival of its lease,
+    /// because after our start leases arrive before enough heartbeats. It gets the same time after
+    /// a heartbeat that was refused as too old, because a fast clock here makes all heartbeats look
+    /// old.
     fn is_live(&self, holder: &NodeId, term: u64, mono: Duration) -> bool {
         let Some(node) = self.member(holder).filter(|node| node.member.role() == Role::Publisher) else { return false };
         let Some(lease) = node.lease().filter(|lease| lease.term == term) else { return false };

@@ -11,8 +11,8 @@ use crate::record::{
 use crate::signed::Verified;
 use crate::source::{Candidate, Source, relay_lot};
 
-/// Number of the start of its node at which a record was signed: the upper 32 bits of the sequence
-/// number count the starts.
+/// Which start of its node, counted from the first, signed a record: the upper 32 bits of the
+/// sequence number.
 pub(super) fn start(seq: u64) -> u64 {
     seq >> 32
 }
@@ -50,7 +50,7 @@ impl MemberView {
         self.heartbeat().is_some_and(|beat| start(seq) >= start(beat.seq))
     }
 
-    /// A candidate for the descriptor of this service, with these of the node's points.
+    /// This node as a candidate for the descriptor of this service, offering these of its points.
     pub(crate) fn candidate<'a>(&self, service: &ServiceId, points: &'a [IntroPoint]) -> Candidate<'a> {
         Candidate { source: self.node().into(), fitness: self.fitness(service), weight: self.weight(), points }
     }

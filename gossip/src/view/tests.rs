@@ -162,7 +162,7 @@ fn a_worker_does_not_wait_for_somebody_to_go_above_a_claim_of_the_evicted() {
     }
     let other = scene.publisher(2).node();
     assert_eq!(of_worker.view.holder(at(5)), Some((other, 1)));
-    // A publisher claims term 3 instead.
+    // A publisher does not fall back to term 1: it can claim term 3.
     assert_eq!((scene.view.holder(at(5)), scene.view.highest_term()), (None, 2));
 }
 
@@ -422,7 +422,7 @@ fn of_two_at_one_relay_one_leaves_whichever_identity_they_share() {
             left[position] += leave.len();
         }
     }
-    // A lot decides; adding another relay's identity to the true one does not improve it.
+    // A lot decides. Naming one identity of the true relay and one of another gains nothing.
     assert!((8..=32).contains(&left[0]) && left[1] <= 32, "{left:?}");
 }
 

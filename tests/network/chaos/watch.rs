@@ -223,7 +223,7 @@ impl<'a> Watch<'a> {
         let mut whole = Vec::new();
         for index in 0..self.nodes.len() {
             let Some(relieved) = state.nodes[index].relieved else { continue };
-            // A node that was cut off may take itself for the publisher, so the other nodes must
+            // A node that was cut off may believe that it is the publisher, so the other nodes must
             // confirm it.
             let others = state.nodes.iter().enumerate().filter(|(other, seen)| *other == index || seen.is_sound());
             let statuses: Option<Vec<&Status>> = others.map(|(_, seen)| seen.since(relieved)).collect();

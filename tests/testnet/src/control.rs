@@ -93,7 +93,7 @@ impl Control {
         }
     }
 
-    /// Sends a command without awaiting its reply, which [`Control::reply`] must be called for.
+    /// Sends a command without awaiting its reply; the caller must then call [`Control::reply`].
     pub(crate) fn send(&mut self, command: &str) -> Result<()> {
         self.input
             .get_mut()

@@ -200,7 +200,7 @@ impl Network {
         self.keeper.base()
     }
 
-    /// Whether this process booted the network, which then ends with this process.
+    /// Whether this process booted the network. If so, the network ends with it.
     pub fn is_owner(&self) -> bool {
         self.ownership.is_some()
     }

@@ -84,8 +84,8 @@ impl Keeper {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let records = base.join(RECORDS);
         fs::create_dir_all(&records).with_context(|| format!("cannot create {}", records.display()))?;
-        // The reaper must know it, too: it ends a network that is shared until its process ends.
-        // The file `kept` says it to a later boot, which removes abandoned temporary folders.
+        // If the folder is to be kept, the reaper learns that from its argument, and a later boot,
+        // which removes abandoned temporary folders, from the file `kept`.
         let keep = std::env::var_os(crate::ENV_KEEP).is_some();
         if wipe && keep {
             fs::write(base.join(KEEP_MARKER), "")?;

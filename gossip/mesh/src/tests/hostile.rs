@@ -56,15 +56,15 @@ async fn a_hoarder_does_not_fill_the_memory_of_others() {
     for (filled, away) in [(0, 1), (1, 0)] {
         network.set_down(node(away), true);
         let full = |peers: &[Peer]| peers[filled].mesh.counters().over_quota > 3;
-        until(&mut peers, "the quota of the hoarder is full", full).await;
+        until(&mut peers, "the quota of the flooding member is used up", full).await;
         let bytes = taken(&peers[filled]);
-        assert!(bytes < 160_000, "{bytes} bytes of the hoarder were taken");
+        assert!(bytes < 160_000, "{bytes} bytes of the flooding member were kept");
         network.set_down(node(away), false);
     }
     peers[1].mesh.set(RecordKind::Lease, b"still here").unwrap();
     until(&mut peers, "a change despite it all", |peers| peers[0].knows(1, RecordKind::Lease, "still here")).await;
     for bytes in peers[..2].iter().map(taken) {
-        assert!(bytes < 2 * 160_000, "{bytes} bytes of the hoarder were taken, from itself and others");
+        assert!(bytes < 2 * 160_000, "{bytes} bytes of the flooding member were kept, from itself and others");
     }
 }
 

@@ -16,7 +16,8 @@ pub(crate) fn ack(node: NodeId, generation: u64, values: &[(String, String, u64)
     ack_of(std::iter::once(incarnation).chain(values).collect())
 }
 
-/// An ACK that raises the version without a value, as chitchat does after it has collected values.
+/// An ACK that raises the version without a value, as chitchat does after it has garbage-collected
+/// tombstones.
 pub(crate) fn bare_version(node: NodeId, generation: u64, collected: u64, version: u64) -> Vec<u8> {
     let mut body = Vec::new();
     write_operation(&mut body, &Operation::Incarnation { incarnation: Incarnation { node, generation }, from: 0 });

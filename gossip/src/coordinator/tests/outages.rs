@@ -22,7 +22,7 @@ fn listed(scene: &Scene, who: &Identity) -> usize {
     scene.node.desired_points(&service()).iter().filter(|(source, _)| *source == who.node().into()).count()
 }
 
-/// Seconds of silence after which its points leave, exact to the second.
+/// Number of seconds from now until the descriptor lists no point of this node.
 fn leaves_after(scene: &mut Scene, who: &Identity) -> u64 {
     for seconds in 1..4000 {
         scene.pass(1);
@@ -66,13 +66,13 @@ fn an_outage_within_the_hidden_time_changes_nothing_in_the_descriptor() {
 fn a_node_that_is_evicted_or_says_goodbye_leaves_at_once() {
     let (mut scene, other) = pair(true, Role::Worker);
     scene.pass_with(2, &other, Phase::Gone);
-    assert_eq!(listed(&scene, &other), 0, "it closes its points");
+    assert_eq!(listed(&scene, &other), 0, "a leaving node closes its points");
 
     let (mut scene, other) = pair(true, Role::Worker);
     scene.pass(60);
     let revocation = scene.founder.revoke(other.node());
     scene.event(Event::Fact(revocation.into()));
-    assert_eq!(listed(&scene, &other), 0, "in the middle of its hidden time");
+    assert_eq!(listed(&scene, &other), 0, "an evicted node is not hidden any longer");
 }
 
 #[test]
@@ -93,5 +93,5 @@ fn points_that_were_not_published_do_not_come_of_a_node_that_is_silent() {
     scene.pass(60);
     scene.hear(&other, RecordKind::IntroPoints(service()), other.points(1000, vec![point(2, 2), point(4, 4)]));
     scene.pass(5);
-    assert_eq!(listed(&scene, &other), 1, "the one that its last record names, and that was chosen before");
+    assert_eq!(listed(&scene, &other), 1, "only the point in its last record that was chosen before");
 }

@@ -150,7 +150,7 @@ impl Ledger {
         counts
     }
 
-    /// How long the visits took that were served, sorted.
+    /// Durations of the visits that were served, sorted.
     pub fn waits(&self) -> Vec<Duration> {
         let served = self.0.iter().filter(|visit| visit.outcome.is_ok());
         let mut waits: Vec<_> = served.map(|visit| visit.ended.saturating_sub(visit.begun)).collect();
@@ -158,8 +158,7 @@ impl Ledger {
         waits
     }
 
-    /// Each client's times without an answer to a request, beginning with the one whose part in the
-    /// service's responsibility is longest.
+    /// The outages of all clients, sorted by [`Outage::of_service`], longest first.
     pub fn outages(&self) -> Vec<Outage> {
         let mut of_visitors: BTreeMap<&str, Vec<&Visit>> = BTreeMap::new();
         for visit in &self.0 {

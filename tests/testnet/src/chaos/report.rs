@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::ledger::{Cause, Outage, Visit};
 use crate::cluster::Vitals;
 
-/// Minimum length of a life (one run of a daemon's process) whose memory is checked for growth.
+/// Minimum length of a run of a daemon's process whose memory is checked for growth.
 const MIN_RUN: Duration = Duration::from_secs(1080);
 /// Time after which the early window begins: the memory of a daemon under chaos rises for some ten
 /// minutes after its start.
@@ -26,7 +26,8 @@ pub struct Bounds {
     pub settled: Duration,
     /// Minimum number of changes of the time period during the run.
     pub period_changes: usize,
-    /// Factor by which memory, file descriptors and threads may grow during a long life.
+    /// Factor by which memory, file descriptors and threads may grow during a long run of a
+    /// process.
     pub growth: f64,
     /// Growth of memory, in KiB, that is allowed in addition to the factor.
     pub growth_kib: u64,
@@ -70,7 +71,7 @@ pub struct ProcessRun {
     pub from: Duration,
     /// Time from its first sample to its last.
     pub length: Duration,
-    /// Median memory in KiB, in the early and in the late window; `None` if the life was too short.
+    /// Median memory in KiB, in the early and in the late window; `None` if the run was too short.
     pub rss_kib: Option<(u64, u64)>,
     /// The same for file descriptors.
     pub files: Option<(u64, u64)>,
@@ -161,7 +162,7 @@ impl Report {
         self.waits = [0.5, 0.95, 0.99, 1.0].iter().filter_map(|share| quantile(sorted, *share)).collect();
     }
 
-    /// The lives of all processes, the longest first.
+    /// The runs of all processes, the longest first.
     pub fn lives(&self) -> Vec<ProcessRun> {
         let mut by_process: BTreeMap<(&str, i32), Vec<&Sample>> = BTreeMap::new();
         for sample in &self.samples {
@@ -340,7 +341,7 @@ fn counts(counts: impl Iterator<Item = (String, usize)>) -> String {
     if all.is_empty() { "none".into() } else { all.join(", ") }
 }
 
-/// The life of a process, from its samples, which are in the order of time.
+/// One run of a process, from its samples, which are in the order of time.
 fn life(samples: &[&Sample]) -> Option<ProcessRun> {
     let (first, last) = (samples.first()?, samples.last()?);
     let length = last.at.saturating_sub(first.at);
@@ -378,7 +379,8 @@ mod tests {
         Report { settled: Some(Ok(Duration::from_secs(9))), periods: vec![7], ..Report::default() }
     }
 
-    /// A report with one life whose memory follows `rss_kib`, with a sample every ten seconds.
+    /// A report with one process run whose memory follows `rss_kib`, with a sample every ten
+    /// seconds.
     fn lived(rss_kib: impl Fn(u64) -> u64, seconds: u64) -> Report {
         let sample = |at: u64| Sample {
             at: Duration::from_secs(at),
@@ -427,7 +429,7 @@ mod tests {
         assert_eq!(warms_up.missed(&BOUNDS), Vec::<String>::new());
         let leaks = lived(|at| 40_000 + at * 30, 1200);
         assert_eq!(leaks.missed(&BOUNDS).len(), 1);
-        // The memory of a short life is not checked.
+        // The memory of a short run is not checked.
         assert_eq!(lived(|at| 40_000 + at * 30, 1000).missed(&BOUNDS), Vec::<String>::new());
     }
 }
