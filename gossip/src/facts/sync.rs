@@ -86,7 +86,7 @@ impl SharedFacts {
         self.digest
     }
 
-    /// All facts, in messages of at most about 48 kB.
+    /// All facts, in messages of at most some 35 kB: `MAX_BATCH` and the encoding.
     pub fn batches(&self) -> Vec<Vec<CarriedFact>> {
         let mut batches = vec![Vec::new()];
         let mut size = 0;
