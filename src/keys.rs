@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha512};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-pub use service::{MAX_SERVICES, SecretRole, ServiceSecret, ServiceSecrets};
+pub use service::{MAX_SERVICES, SecretPurpose, ServiceSecret, ServiceSecrets};
 
 mod service;
 

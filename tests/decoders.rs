@@ -74,7 +74,7 @@ fn the_corpus_holds_every_seed() {
             } else {
                 assert!(
                     there.contains(&name),
-                    "the corpus of {} lacks {name}: write it with `WRITE_SEEDS=1 cargo test --test decoders`",
+                    "the corpus of {} lacks {name}: write it with `WRITE_SEEDS=1 cargo test --workspace --test decoders`",
                     target.name
                 );
             }

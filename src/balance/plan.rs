@@ -38,7 +38,7 @@ pub const LINGER: Duration = Duration::from_secs(3 * 3600);
 pub const MAX_LINGERING: usize = 8;
 /// A point that is younger than this (in seconds) and has had no introduction counts as unknown to
 /// clients: hardly any has fetched a descriptor that names it.
-const UNKNOWN: u64 = 60;
+const UNKNOWN_TO_CLIENTS_SECONDS: u64 = 60;
 /// How long a lost point stays advertised while its circuit is made again.
 pub const GRACE: Duration = Duration::from_secs(8);
 /// Failures in a row after which a slot retires.
@@ -345,7 +345,7 @@ impl BalancePlan {
             let (Some(slot), 1..) = (self.slots.get(&id), self.moves.0) else { return };
             let full = self.moves.0 == MOVES.0;
             self.moves = (self.moves.0 - 1, if full { now.mono } else { self.moves.1 });
-            if slot.introductions == 0 && now.unix < slot.created.saturating_add(UNKNOWN) {
+            if slot.introductions == 0 && now.unix < slot.created.saturating_add(UNKNOWN_TO_CLIENTS_SECONDS) {
                 self.close(id, actions);
             } else {
                 self.retire_one(id, now, actions);

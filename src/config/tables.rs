@@ -245,12 +245,7 @@ fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
         "Links to other members, and limits on the load that they can put on this node.",
     );
     keys.key("neighbours", 1..=64, &mut it.neighbours, "Members to which this node opens a link.");
-    keys.key(
-        "open",
-        2..=1024,
-        &mut it.links,
-        "Links open at once over each route (Tor, WireGuard), incoming and outgoing together.",
-    );
+    keys.key("open", 2..=1024, &mut it.links, "Links open at once over each route, incoming and outgoing together.");
     keys.require("open", it.links >= 2 * it.neighbours, || {
         let (links, neighbours) = (it.links, it.neighbours);
         format!("{links} is less than twice the {neighbours} neighbours: the same number may dial this node")

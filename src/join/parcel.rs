@@ -3,7 +3,7 @@
 //! ```text
 //! 1 byte    version of the parcel: 1
 //! 2 bytes   number of secrets
-//! each      2 bytes   what it is for (see [`SecretRole`])
+//! each      2 bytes   what it is for (see [`SecretPurpose`])
 //!           32 bytes  the service that it belongs to, or zeroes
 //!           4 bytes   its version: 0
 //!           2 bytes   its length in bytes
@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use crate::frame;
 use crate::keys::{
-    AuthoritySecret, DiscoverySecret, IdentitySecret, MAX_SERVICES, PointSeed, SecretRole, ServiceSecret,
+    AuthoritySecret, DiscoverySecret, IdentitySecret, MAX_SERVICES, PointSeed, SecretPurpose, ServiceSecret,
     ServiceSecrets,
 };
 
@@ -57,13 +57,13 @@ pub enum ParcelError {
     Bounds,
     /// It lacks a secret that the role needs.
     #[error("it lacks the {0:?}")]
-    Lacks(SecretRole),
+    Lacks(SecretPurpose),
     /// It is for a worker, and contains a secret that only publishers may have.
     #[error("it gives a worker the {0:?}, which only publishers may have")]
-    NotForWorkers(SecretRole),
+    NotForWorkers(SecretPurpose),
     /// A secret is not a valid key of its role.
     #[error("its {0:?} is not a key")]
-    Key(SecretRole),
+    Key(SecretPurpose),
     /// Its public part is malformed.
     #[error("it cannot be decoded")]
     Malformed,
@@ -118,7 +118,7 @@ pub struct Parcel {
 
 /// A secret with its label.
 struct Entry<'a> {
-    role: SecretRole,
+    role: SecretPurpose,
     service: Option<ServiceId>,
     secret: &'a [u8],
 }
@@ -157,15 +157,15 @@ impl Parcel {
     fn entries(&self) -> Vec<Entry<'_>> {
         let own = |role, secret| Entry { role, service: None, secret };
         let mut entries = vec![
-            own(SecretRole::DiscoveryKey, self.discovery.as_bytes()),
-            own(SecretRole::PointSeed, self.points.as_bytes()),
+            own(SecretPurpose::DiscoveryKey, self.discovery.as_bytes()),
+            own(SecretPurpose::PointSeed, self.points.as_bytes()),
         ];
         if let Some(PublisherSecrets { authority, services }) = &self.secrets {
-            entries.push(own(SecretRole::AuthorityKey, authority.seed()));
+            entries.push(own(SecretPurpose::AuthorityKey, authority.seed()));
             for of in services {
                 entries.extend(of.secrets.iter().map(|secret| match secret {
                     ServiceSecret::Identity(key) => {
-                        Entry { role: SecretRole::IdentityKey, service: Some(of.service), secret: key.expanded() }
+                        Entry { role: SecretPurpose::IdentityKey, service: Some(of.service), secret: key.expanded() }
                     }
                 }));
             }
@@ -196,12 +196,12 @@ impl Parcel {
             return Err(ParcelError::NotForWorkers(entry.role));
         }
         let one = |role| entries.iter().find(|entry| entry.role == role).ok_or(ParcelError::Lacks(role));
-        let discovery = DiscoverySecret::from_bytes(&key(one(SecretRole::DiscoveryKey)?)?);
-        let points = PointSeed::from_bytes(&key(one(SecretRole::PointSeed)?)?);
+        let discovery = DiscoverySecret::from_bytes(&key(one(SecretPurpose::DiscoveryKey)?)?);
+        let points = PointSeed::from_bytes(&key(one(SecretPurpose::PointSeed)?)?);
         let secrets = match role {
             Role::Worker => None,
             Role::Publisher => Some(PublisherSecrets {
-                authority: AuthoritySecret::from_seed(&key(one(SecretRole::AuthorityKey)?)?),
+                authority: AuthoritySecret::from_seed(&key(one(SecretPurpose::AuthorityKey)?)?),
                 services: secrets_of_services(&entries)?,
             }),
         };
@@ -229,13 +229,13 @@ fn read_entries(bytes: &[u8]) -> Result<(Vec<Entry<'_>>, &[u8]), ParcelError> {
         let (secret, after) = after.split_at_checked(u16::from_be_bytes(*length).into()).ok_or(ParcelError::Short)?;
         rest = after;
         let Some(role) =
-            SecretRole::from_number(u16::from_be_bytes(*role)).filter(|_| u32::from_be_bytes(*version) == 0)
+            SecretPurpose::from_number(u16::from_be_bytes(*role)).filter(|_| u32::from_be_bytes(*version) == 0)
         else {
             continue;
         };
         let service = (*service != [0; 32]).then(|| ServiceId::from_public_key(*service));
         let is_twice = entries.iter().any(|known| (known.role, known.service) == (role, service));
-        if is_twice || service.is_some() != role.is_of_a_service() {
+        if is_twice || service.is_some() != role.is_per_service() {
             return Err(ParcelError::Bounds);
         }
         entries.push(Entry { role, service, secret });
@@ -247,7 +247,7 @@ fn read_entries(bytes: &[u8]) -> Result<(Vec<Entry<'_>>, &[u8]), ParcelError> {
 fn secrets_of_services(entries: &[Entry<'_>]) -> Result<Vec<ServiceSecrets>, ParcelError> {
     let mut services: Vec<ServiceSecrets> = Vec::new();
     for entry in entries {
-        let (SecretRole::IdentityKey, Some(service)) = (entry.role, entry.service) else { continue };
+        let (SecretPurpose::IdentityKey, Some(service)) = (entry.role, entry.service) else { continue };
         let identity = IdentitySecret::from_expanded(&key(entry)?).map_err(|_| ParcelError::Key(entry.role))?;
         services.push(ServiceSecrets { service, secrets: vec![ServiceSecret::Identity(identity)] });
     }

@@ -2,7 +2,7 @@
 //!
 //! Today a service has only its identity key. Certificates made in advance, shares of the key and a
 //! secret of all publishers can be added as further variants of [`ServiceSecret`]: each gets a row
-//! of [`SecretRole`], a file of its own in the state directory, and an entry of its own in the
+//! of [`SecretPurpose`], a file of its own in the state directory, and an entry of its own in the
 //! answer to a join.
 
 use rustbalance_gossip::id::ServiceId;
@@ -17,7 +17,7 @@ pub const MAX_SERVICES: usize = 64;
 /// again for another purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u16)]
-pub enum SecretRole {
+pub enum SecretPurpose {
     /// Opens the descriptors of the members' own onion services. Every member has it.
     DiscoveryKey = 1,
     /// Seed of the keys of a node's introduction points. That node has it.
@@ -28,7 +28,7 @@ pub enum SecretRole {
     IdentityKey = 4,
 }
 
-impl SecretRole {
+impl SecretPurpose {
     /// All roles.
     pub const ALL: [Self; 4] = [Self::DiscoveryKey, Self::PointSeed, Self::AuthorityKey, Self::IdentityKey];
 
@@ -48,7 +48,7 @@ impl SecretRole {
     }
 
     /// True if each service has a secret of its own in this role.
-    pub fn is_of_a_service(self) -> bool {
+    pub fn is_per_service(self) -> bool {
         self == Self::IdentityKey
     }
 }

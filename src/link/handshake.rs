@@ -210,7 +210,7 @@ pub enum HandshakeError {
 
 /// The inputs of one side of a handshake: its identity and the stream.
 #[derive(Clone, Copy)]
-pub struct Own<'a> {
+pub struct HandshakeSide<'a> {
     /// The certificates of this side.
     pub membership: &'a Member,
     /// The key of this side.
@@ -223,7 +223,7 @@ pub struct Own<'a> {
     pub nonce: [u8; 32],
 }
 
-impl Own<'_> {
+impl HandshakeSide<'_> {
     fn node(&self) -> NodeId {
         self.membership.node()
     }
@@ -254,7 +254,7 @@ pub struct ProvedPeer {
 
 /// The listener's side of one stream. Handles one proof.
 pub struct Listener<'a> {
-    own: Own<'a>,
+    own: HandshakeSide<'a>,
 }
 
 impl<'a> Listener<'a> {
@@ -262,7 +262,7 @@ impl<'a> Listener<'a> {
     ///
     /// # Errors
     /// Never in practice: a message of this fixed form can be encoded.
-    pub fn new(own: Own<'a>) -> Result<(Self, Vec<u8>), DecodeError> {
+    pub fn new(own: HandshakeSide<'a>) -> Result<(Self, Vec<u8>), DecodeError> {
         let challenge = codec::encode(&Challenge { versions: VERSIONS, nonce: FixedBytes(own.nonce) })?;
         Ok((Self { own }, challenge))
     }
@@ -321,7 +321,7 @@ impl<'a> Listener<'a> {
 /// The dialler's side of one stream, before the challenge.
 pub struct Dialler<'a> {
     /// This side.
-    pub own: Own<'a>,
+    pub own: HandshakeSide<'a>,
     /// The node it has dialled.
     pub dialled: NodeId,
     /// The use of the link that the dialler requests.
@@ -361,7 +361,7 @@ impl<'a> Dialler<'a> {
 
 /// The dialler's side of one stream after it has sent its proof. Reads one answer.
 pub struct AwaitingAnswer<'a> {
-    own: Own<'a>,
+    own: HandshakeSide<'a>,
     session: Session,
 }
 

@@ -19,7 +19,7 @@ use tracing::{Instrument, debug, info, info_span};
 
 use super::connection::Connection;
 use super::frame::MessageError;
-use super::handshake::{Dialler, HandshakeError, LinkRefusal, Listener, Own, ProvedPeer, Purpose, Refused};
+use super::handshake::{Dialler, HandshakeError, HandshakeSide, LinkRefusal, Listener, ProvedPeer, Purpose, Refused};
 use super::pool::{OpenedLink, Pool};
 use super::{
     CarriedJoin, Channel, LinkConfig, LinkError, LinkLimits, LinkOutputs, MemberSet, Reach, Route, RouteError,
@@ -134,8 +134,8 @@ impl Shared {
     }
 
     /// This side of a handshake over `channel`.
-    fn own(&self, channel: &Channel) -> Own<'_> {
-        Own {
+    fn own(&self, channel: &Channel) -> HandshakeSide<'_> {
+        HandshakeSide {
             membership: &self.membership,
             key: &self.identity,
             route: channel.route,
@@ -169,7 +169,7 @@ impl Shared {
         let dialler = Dialler { own: self.own(&channel), dialled: to, purpose };
         let stream = &mut channel.stream;
         let broken = |error| LinkError::Broken(to, error);
-        let shake = async {
+        let listener_handshake = async {
             let challenge = frame::read(stream, MAX_UNPROVEN).await.map_err(broken)?;
             let (proof, claimed) = dialler.challenge(&challenge)?;
             // The peer may have dialled meanwhile: that link is as good, and this one would only
@@ -182,7 +182,7 @@ impl Shared {
             let revoked = self.members.borrow().revoked.clone();
             claimed.answer(&answer, &revoked, unix_now()).map_err(LinkError::from)
         };
-        let member = timeout(self.limits().handshake, shake).await.map_err(|_| LinkError::Slow(to))??;
+        let member = timeout(self.limits().handshake, listener_handshake).await.map_err(|_| LinkError::Slow(to))??;
         Ok((channel.stream, member))
     }
 
@@ -339,20 +339,20 @@ pub(super) fn accept(shared: &Arc<Shared>, channel: Channel) {
     let mut accepts = shared.accepts.lock();
     let in_time = accepts.take_at(Rate::per_second(rate, burst), 1, Instant::now());
     drop(accepts);
-    let (true, Some(room)) = (in_time, shared.handshakes.take(handshakes)) else {
+    let (true, Some(handshake_place)) = (in_time, shared.handshakes.take(handshakes)) else {
         shared.counters.count(Counter::LinkOverRate);
         return;
     };
     let shared = Arc::clone(shared);
     tokio::spawn(async move {
         let stop = shared.stop.clone();
-        stop.run_until_cancelled(listen(shared, channel, room)).await;
+        stop.run_until_cancelled(listen(shared, channel, handshake_place)).await;
     });
 }
 
 /// Runs the listener's handshake, then the link or the joiner's stream.
-async fn listen(shared: Arc<Shared>, mut channel: Channel, room: places::Place) {
-    let proved = match timeout(shared.limits().handshake, shake(&shared, &mut channel)).await {
+async fn listen(shared: Arc<Shared>, mut channel: Channel, handshake_place: places::Place) {
+    let proved = match timeout(shared.limits().handshake, listener_handshake(&shared, &mut channel)).await {
         Ok(Ok(proved)) => proved,
         Ok(Err(error)) => {
             debug!(error = &error as &dyn std::error::Error, "handshake of a dialler failed");
@@ -364,7 +364,7 @@ async fn listen(shared: Arc<Shared>, mut channel: Channel, room: places::Place) 
             return;
         }
     };
-    drop(room);
+    drop(handshake_place);
     match proved {
         Ok((proved, None)) => {
             let (peer, expires, route) = (proved.member.node(), proved.member.certificate.expires, channel.route);
@@ -391,7 +391,7 @@ type HandshakeOutcome = Result<(ProvedPeer, Option<Place>), Refused>;
 
 /// Sends the challenge, reads the proof, sends the answer. A refusal is sent to the dialler and
 /// returned.
-async fn shake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<HandshakeOutcome, MessageError> {
+async fn listener_handshake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<HandshakeOutcome, MessageError> {
     let (listener, challenge) = Listener::new(shared.own(channel))?;
     let (route, stream) = (channel.route, &mut channel.stream);
     frame::write(stream, &challenge).await?;

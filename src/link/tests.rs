@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::conformance::{Ground, Launched, LinkedNetwork, TestCluster, launch};
 use super::connection::Frame;
 use super::frame::{read_message, write_message};
-use super::handshake::{Dialler, LinkRefusal, Own, Purpose, Refused};
+use super::handshake::{Dialler, HandshakeSide, LinkRefusal, Purpose, Refused};
 use super::*;
 use crate::frame::{self, MAX, MAX_UNPROVEN};
 use crate::tor::fake::{FakeEngine, FakeNet};
@@ -113,9 +113,9 @@ async fn until(what: &str, done: impl Fn() -> bool) {
 }
 
 /// One side of a handshake over Tor.
-fn own<'a>(membership: &'a Member, key: &'a NodeSecret) -> Own<'a> {
+fn own<'a>(membership: &'a Member, key: &'a NodeSecret) -> HandshakeSide<'a> {
     let (route, binding) = (RouteKind::TOR, ChannelBinding::BY_ID);
-    Own { membership, key, route, binding, nonce: rand::random() }
+    HandshakeSide { membership, key, route, binding, nonce: rand::random() }
 }
 
 impl Node {

@@ -41,7 +41,7 @@ const TRIES: usize = 3;
 pub(super) struct JoinPort {
     cluster: Cluster,
     links: Arc<Links>,
-    door: Door,
+    join_port: Door,
     /// `None` on workers.
     admitter: Option<PublisherAdmitter>,
     /// Joiners that dialled this node, at the same time; Tor rejects the streams beyond.
@@ -79,8 +79,8 @@ impl JoinPort {
             ports,
             discovery,
         });
-        let (door, places) = (Door::new(limits.clone()), Places::default());
-        let port = Arc::new(Self { cluster, links, door, admitter, places, limits, counters });
+        let (join_port, places) = (Door::new(limits.clone()), Places::default());
+        let port = Arc::new(Self { cluster, links, join_port, admitter, places, limits, counters });
         parts.spawn("carried joins", answer_carried(carried, Arc::clone(&port)));
         port
     }
@@ -114,7 +114,7 @@ impl JoinPort {
         let worker = |member: &&MemberView| member.alive && member.member.role() == Role::Worker;
         self.admitter.is_some() || {
             let workers = self.cluster.look(|coordinator, _| coordinator.view().members().filter(worker).count());
-            self.door.may_carry(Instant::now(), workers)
+            self.join_port.may_carry(Instant::now(), workers)
         }
     }
 
@@ -132,7 +132,7 @@ impl JoinPort {
     }
 
     async fn admit(&self, stream: BoxStream, admitter: &PublisherAdmitter) {
-        match self.door.admit(stream, admitter).await {
+        match self.join_port.admit(stream, admitter).await {
             Some(Outcome::Admitted { node, role, again }) => info!(%node, %role, again, "admitted a new member"),
             Some(Outcome::Refused(refusal)) => {
                 self.counters.count(refusal.counter());

@@ -70,7 +70,7 @@ impl Rotation {
                 self.adopt(&mut ring, made, &mut trusted);
             }
             let refused = self.reach.borrow_and_update().refused;
-            self.tell(&ring, refused, &mut trusted);
+            self.distribute_keys(&ring, refused, &mut trusted);
             tokio::select! {
                 changed = self.members.changed() => if changed.is_err() { return Ok(()) },
                 changed = self.reach.changed() => if changed.is_err() { return Ok(()) },
@@ -124,7 +124,7 @@ impl Rotation {
 
     /// Passes the keys to the links, the own service and the Tor client. If some peer has `refused`
     /// all of this node's keys, older ones are accepted, too.
-    fn tell(&self, ring: &KeyRing, refused: bool, trusted: &mut BTreeSet<NodeId>) {
+    fn distribute_keys(&self, ring: &KeyRing, refused: bool, trusted: &mut BTreeSet<NodeId>) {
         let newest = ring.newest();
         self.newest.send_if_modified(|told| {
             let news = told.as_ref().is_none_or(|told| told.key != newest.key);

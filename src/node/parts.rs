@@ -55,13 +55,13 @@ pub(super) async fn start(
         limits: live.joins(),
         counters: counters.clone(),
     };
-    let door = JoinPort::start(admission, parts);
+    let join_port = JoinPort::start(admission, parts);
 
     let context = ServiceContext {
         engine: Arc::clone(&engine),
         store: Arc::clone(&store),
         cluster: cluster.clone(),
-        door: Some(door),
+        join_port: Some(join_port),
         limits: Arc::new(ServiceGuard::new(live.service(), RefusedCounts::of_clients(counters.clone()))),
         proxy: Proxy::new(Vec::new(), live.proxy(), daemon.descriptors.room(), counters.clone()),
         points: config.cluster.intro_points,

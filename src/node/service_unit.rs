@@ -50,7 +50,7 @@ pub(super) struct ServiceContext {
     /// Receives events about the service.
     pub(super) cluster: Cluster,
     /// Answers at the join port of the cluster's first service.
-    pub(super) door: Option<Arc<JoinPort>>,
+    pub(super) join_port: Option<Arc<JoinPort>>,
     /// Bounds on clients' circuits, over all services together.
     pub(super) limits: Arc<ServiceGuard>,
     /// Bounds and counts client streams, over all services together.
@@ -169,7 +169,7 @@ impl Starting<'_> {
         wanted: &ServiceWatches,
         secrets: Option<PublisherSecrets>,
     ) -> Result<ServiceView, NodeError> {
-        let (other_publisher, stranger_watch) = watch::channel(None);
+        let (other_publisher, other_publisher_watch) = watch::channel(None);
         let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
         let (points, points_watch) = watch::channel(Vec::new());
         let mut health = None;
@@ -186,7 +186,12 @@ impl Starting<'_> {
             }
             self.proxy(targets, incoming);
         }
-        Ok(ServiceView { points: points_watch, stand_ins: stand_ins_watch, other_publisher: stranger_watch, health })
+        Ok(ServiceView {
+            points: points_watch,
+            stand_ins: stand_ins_watch,
+            other_publisher: other_publisher_watch,
+            health,
+        })
     }
 
     fn report<T: Clone + Send + Sync + 'static>(
@@ -288,8 +293,8 @@ impl Starting<'_> {
         let (to_proxy, clients) = mpsc::channel(STREAMS);
         // Joiners dial the cluster's first service.
         let is_first = self.service == self.context.store.cluster().first_service();
-        let door = self.context.door.clone().filter(|_| is_first);
-        let sorted = sort_streams(incoming, to_proxy, door, Arc::clone(&self.context.limits));
+        let join_port = self.context.join_port.clone().filter(|_| is_first);
+        let sorted = sort_streams(incoming, to_proxy, join_port, Arc::clone(&self.context.limits));
         self.parts.spawn("client streams", sorted);
         let proxy = self.context.proxy.with_ports(targets);
         self.parts.start("proxy", GRACE + STOP_LIMIT, |stop| async move {
@@ -303,15 +308,15 @@ impl Starting<'_> {
 async fn sort_streams(
     mut incoming: mpsc::Receiver<Incoming>,
     proxy: mpsc::Sender<Incoming>,
-    door: Option<Arc<JoinPort>>,
+    join_port: Option<Arc<JoinPort>>,
     limits: Arc<ServiceGuard>,
 ) -> PartResult {
     while let Some(stream) = incoming.recv().await {
-        match &door {
-            Some(door) if stream.port == JOIN_PORT => {
+        match &join_port {
+            Some(join_port) if stream.port == JOIN_PORT => {
                 // The join port bounds these by its own places.
-                let door = Arc::clone(door);
-                tokio::spawn(async move { door.answer(stream).await });
+                let join_port = Arc::clone(join_port);
+                tokio::spawn(async move { join_port.answer(stream).await });
             }
             _ => {
                 // Dropping a stream rejects it: the queue is full, or the service stops.

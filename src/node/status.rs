@@ -148,12 +148,13 @@ pub(super) fn stand_ins(points: &[StandInPoint]) -> Vec<StandInStatus> {
 
 /// How long another publisher of the address, which is not a member, is shown after it was last
 /// seen. It may publish only every two hours, and a descriptor is served for three.
-const STRANGER_SHOWN: Duration = Duration::from_secs(3 * 3600);
+const OTHER_PUBLISHER_SHOWN: Duration = Duration::from_secs(3 * 3600);
 
 /// The other publisher, while it may still be active.
 pub(super) fn other_publisher(seen: &OtherPublisherSeen) -> Option<OtherPublisherStatus> {
     let ago = seen.at.elapsed();
-    (ago < STRANGER_SHOWN).then_some(OtherPublisherStatus { seen_seconds: ago.as_secs(), readable: seen.readable })
+    (ago < OTHER_PUBLISHER_SHOWN)
+        .then_some(OtherPublisherStatus { seen_seconds: ago.as_secs(), readable: seen.readable })
 }
 
 /// The health of each port's target.

@@ -29,8 +29,8 @@ const REPORT: Duration = Duration::from_millis(500);
 const BUFFER: usize = 32 * 498;
 
 thread_local! {
-    /// Receives what is read. One for each thread is enough: a stream that waits for bytes then needs
-    /// no buffer of its own, and most streams wait.
+    /// Receives what is read. One for each thread is enough: a stream that waits for bytes then
+    /// needs no buffer of its own, and most streams wait.
     static READ: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
 }
 

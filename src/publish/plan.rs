@@ -175,7 +175,7 @@ struct Edition {
 
 /// The state of one directory for one period.
 #[derive(Debug, Clone, Default)]
-struct Held {
+struct DirectoryState {
     confirmed: Option<u64>,
     /// The highest revision of ours that it has accepted since this process started.
     accepted: Option<u64>,
@@ -190,8 +190,8 @@ struct Held {
 
 /// A period to publish in.
 #[derive(Debug, Clone, Default)]
-struct Target {
-    directories: BTreeMap<Directory, Held>,
+struct PeriodTarget {
+    directories: BTreeMap<Directory, DirectoryState>,
     edition: Option<Edition>,
     building: Option<Vec<IntroPoint>>,
     floor: u64,
@@ -205,7 +205,7 @@ struct Target {
 pub struct PublishPlan {
     term: Option<u64>,
     desired: Vec<IntroPoint>,
-    targets: BTreeMap<PeriodId, Target>,
+    targets: BTreeMap<PeriodId, PeriodTarget>,
     floors: BTreeMap<PeriodId, u64>,
     /// The highest revisions that other members have announced.
     of_others: BTreeMap<PeriodId, u64>,
@@ -449,12 +449,12 @@ impl PublishPlan {
         (self.other_publisher.replace(other_publisher) != Some(other_publisher)).then_some(other_publisher)
     }
 
-    fn held_mut(&mut self, period: PeriodId, directory: &Directory) -> Option<&mut Held> {
+    fn held_mut(&mut self, period: PeriodId, directory: &Directory) -> Option<&mut DirectoryState> {
         self.targets.get_mut(&period)?.directories.get_mut(directory)
     }
 
     /// When a new edition of this target is due, if ever.
-    fn edition_due(&self, target: &Target) -> Option<Duration> {
+    fn edition_due(&self, target: &PeriodTarget) -> Option<Duration> {
         if self.desired.is_empty() || target.directories.is_empty() {
             return None;
         }
@@ -546,7 +546,7 @@ impl PublishPlan {
     }
 }
 
-impl Held {
+impl DirectoryState {
     /// Backs off after a failure. Up to half of the pause is added, depending on the directory, so
     /// that the retries spread.
     fn back_off(&mut self, now: Duration, directory: &Directory) {

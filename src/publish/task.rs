@@ -25,7 +25,7 @@ const FETCH_LIMIT: Duration = Duration::from_secs(25);
 /// Pause before the periods are asked for again if Tor had no directory.
 const NOT_READY_PAUSE: Duration = Duration::from_secs(2);
 /// Minimum time between two logged warnings about another publisher.
-const STRANGER_PAUSE: Duration = Duration::from_secs(3600);
+const OTHER_PUBLISHER_PAUSE: Duration = Duration::from_secs(3600);
 /// Interval at which the periods are asked for without a notification: a change of period is a
 /// matter of time alone.
 const PERIODS_PAUSE: Duration = Duration::from_secs(30);
@@ -275,15 +275,15 @@ impl PublisherShell {
         self.publisher.report.send_replace(periods);
     }
 
-    /// Logs a warning at once and then at most every [`STRANGER_PAUSE`]; passes every sighting on
-    /// to `status`. Does neither while the descriptor may be from a publisher of the cluster that
-    /// is not heard.
+    /// Logs a warning at once and then at most every [`OTHER_PUBLISHER_PAUSE`]; passes every
+    /// sighting on to `status`. Does neither while the descriptor may be from a publisher of the
+    /// cluster that is not heard.
     fn meet(&mut self, other_publisher: &OtherPublisher) {
         if self.unheard {
             return;
         }
         let now = Instant::now();
-        if self.warned.is_none_or(|at| now.duration_since(at) >= STRANGER_PAUSE) {
+        if self.warned.is_none_or(|at| now.duration_since(at) >= OTHER_PUBLISHER_PAUSE) {
             self.warned = Some(now);
             warn!(
                 period = other_publisher.period.number,

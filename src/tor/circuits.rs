@@ -134,18 +134,18 @@ impl Place {
 
     /// Reports an accepted stream. The circuit is kept open until the returned value is dropped.
     pub(crate) fn accepted(self: &Arc<Self>) -> StreamUse {
-        self.tell(Event::Accepted(self.id));
+        self.apply(Event::Accepted(self.id));
         StreamUse { place: Arc::clone(self), reported: None }
     }
 
-    fn tell(&self, event: Event) {
+    fn apply(&self, event: Event) {
         self.circuits.state().plan.handle(event, self.circuits.origin.elapsed());
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.tell(Event::Ended(self.id));
+        self.apply(Event::Ended(self.id));
         self.circuits.state().closing.remove(&self.id);
     }
 }
@@ -161,13 +161,13 @@ impl StreamUse {
     pub(crate) fn moved(&mut self) {
         if self.reported.is_none_or(|reported| reported.elapsed() >= REPORT) {
             self.reported = Some(Instant::now());
-            self.place.tell(Event::Moved(self.place.id));
+            self.place.apply(Event::Moved(self.place.id));
         }
     }
 }
 
 impl Drop for StreamUse {
     fn drop(&mut self) {
-        self.place.tell(Event::Released(self.place.id));
+        self.place.apply(Event::Released(self.place.id));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rustbalance::clock::unix_now;
 use rustbalance::frame::{self, MAX, MAX_UNPROVEN};
-use rustbalance::link::handshake::{Dialler, Own, Purpose};
+use rustbalance::link::handshake::{Dialler, HandshakeSide, Purpose};
 use rustbalance::link::{ChannelBinding, Frame, LINK_PORT, RouteKind};
 use rustbalance::store::Store;
 use rustbalance::stream::BoxStream;
@@ -34,7 +34,7 @@ pub(crate) async fn link(engine: &dyn Engine, store: &Store, to: NodeId, purpose
     let mut stream = dial(engine, to).await?;
     let (membership, key) = (store.membership(), store.node_secret()?);
     let (route, binding) = (RouteKind::TOR, ChannelBinding::BY_ID);
-    let own = Own { membership, key: &key, route, binding, nonce: rand::random() };
+    let own = HandshakeSide { membership, key: &key, route, binding, nonce: rand::random() };
     let dialler = Dialler { own, dialled: to, purpose };
     let challenge = frame::read(&mut stream, MAX_UNPROVEN).await?;
     let (proof, claimed) = dialler.challenge(&challenge)?;

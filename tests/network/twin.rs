@@ -16,8 +16,10 @@ use crate::support::{BINARY, ClusterPermit, Progress, network};
 const AHEAD: Duration = Duration::from_secs(90);
 /// From the upload of a descriptor until it is first read back.
 const READ_BACK: Duration = Duration::from_secs(20);
-/// From then until the node has published a higher revision: its limits for one fetch and one
-/// upload, and one failed upload before.
+/// From the end of one upload of the old service until a directory has its descriptor.
+const UPLOADING: Duration = Duration::from_secs(10);
+/// From the first reading until the node has published a higher revision: its limits for one fetch
+/// and one upload, and one failed upload before.
 const OVERTAKING: Duration = Duration::from_secs(80);
 /// Introduction points that a node keeps by default; with fewer, it soon publishes again by itself.
 const POINTS: usize = 3;
@@ -81,10 +83,16 @@ fn is_overtaken(
     let started = Instant::now();
     old.restrict(restricted)?;
     let published = started.elapsed();
-    let held = network().published(&onion)?;
     let is_theirs = |revision: u64| periods(&before).all(|period| period.revision != revision);
-    let replaced: BTreeMap<String, u64> =
-        held.iter().filter(|held| is_theirs(held.revision)).map(|held| (held.relay.clone(), held.revision)).collect();
+    // Tor uploads one time period after the other, and only that of the network's own client is
+    // seen here: the other one may be the first to be complete.
+    let (held, replaced) = cluster.wait_until("a directory has the old service's descriptor", UPLOADING, || {
+        let held: BTreeMap<String, u64> =
+            network().published(&onion)?.into_iter().map(|held| (held.relay, held.revision)).collect();
+        let replaced: BTreeMap<_, _> = held.clone().into_iter().filter(|(_, revision)| is_theirs(*revision)).collect();
+        ensure!(!replaced.is_empty(), "they hold {held:?}");
+        Ok((held, replaced))
+    })?;
     progress.tell(format_args!(
         "the old service is published again after {:.1} s; {} of {} directories hold its descriptor after {:.1} s",
         published.as_secs_f64(),
@@ -92,8 +100,7 @@ fn is_overtaken(
         held.len(),
         started.elapsed().as_secs_f64()
     ));
-    let theirs =
-        *replaced.values().max().with_context(|| format!("no directory has the old service's descriptor: {held:?}"))?;
+    let theirs = *replaced.values().max().context("no descriptor was replaced")?;
     let is_seen = |status: &Status| {
         let is_new = |other_publisher: OtherPublisher| {
             other_publisher.readable != restricted

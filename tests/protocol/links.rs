@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustbalance::frame;
 use rustbalance::keys::NodeSecret;
-use rustbalance::link::handshake::{Dialler, HandshakeError, LinkRefusal, Listener, Own, Purpose, Refused};
+use rustbalance::link::handshake::{Dialler, HandshakeError, HandshakeSide, LinkRefusal, Listener, Purpose, Refused};
 use rustbalance::link::{ChannelBinding, Frame, RouteKind};
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
@@ -35,8 +35,8 @@ const REFUSALS: [LinkRefusal; 8] = [
     LinkRefusal::Malformed,
 ];
 
-fn own<'a>(membership: &'a Member, key: &'a NodeSecret, nonce: u8) -> Own<'a> {
-    Own { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce: bytes(nonce) }
+fn own<'a>(membership: &'a Member, key: &'a NodeSecret, nonce: u8) -> HandshakeSide<'a> {
+    HandshakeSide { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce: bytes(nonce) }
 }
 
 fn listener<'a>(cast: &'a VectorKeys, membership: &'a Member) -> (Listener<'a>, Vec<u8>) {

@@ -6,8 +6,8 @@
 //! `tests/vectors/check.py`, an independent implementation of the document, computes the same.
 //!
 //! The file must not change, because nodes of all versions must understand each other. If the
-//! protocol is changed on purpose, `RUSTBALANCE_WRITE_VECTORS=1 cargo test --test protocol`
-//! rewrites the file; then adapt the document and check.py.
+//! protocol is changed on purpose, `RUSTBALANCE_WRITE_VECTORS=1 cargo test --workspace --test
+//! protocol` rewrites the file; then adapt the document and check.py.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -78,7 +78,7 @@ async fn computed() -> Value {
     let statements = records::statements(&cast);
     let mesh = mesh::messages(&cast, &statements).await;
     json!({
-        "about": "Test vectors of docs/PROTOCOL.md, written and checked by `cargo test --test protocol`. Bytes are in hex.",
+        "about": "Test vectors of docs/PROTOCOL.md, written and checked by `cargo test --workspace --test protocol`. Bytes are in hex.",
         "now": cast::NOW,
         "keys": cast.describe(),
         "codec": records::codec_examples(),

@@ -26,7 +26,7 @@ use rustbalance_gossip::id::NodeId;
 use tokio::time::Instant;
 use tracing::debug;
 
-use crate::incarnations::{Incarnations, Naming};
+use crate::incarnations::{Incarnations, NamingContext};
 use crate::leaky::LeakyBucket;
 use crate::quota::{Quota, Quotas};
 use crate::wire::{Incarnation, IncarnationDelta, Message, Names, WireError};
@@ -291,7 +291,7 @@ impl State {
     }
 
     fn admit(&mut self, incarnation: Incarnation, from: NodeId, now: Instant) -> bool {
-        let naming = Naming { from, members: &self.members, unknown_nodes: self.limits.unknown_nodes, now };
+        let naming = NamingContext { from, members: &self.members, unknown_nodes: self.limits.unknown_nodes, now };
         let admitted = self.incarnations.admit(incarnation, naming);
         if admitted {
             self.addresses.insert(mesh_socket(&incarnation.node), incarnation.node);

@@ -26,9 +26,9 @@ const RESERVED_OF_ONE: usize = 4;
 /// within the hour.
 const FIRST_HAND: usize = 24;
 /// Most incarnations of one member that only other peers have named.
-const HEARSAY: usize = 12;
+const MAX_SECOND_HAND: usize = 12;
 /// Most incarnations that only other peers have named, over all members, beyond the first of each.
-const FURTHER_HEARSAY: usize = 120;
+const MAX_FURTHER_SECOND_HAND: usize = 120;
 /// Most incarnations of one node that is not known as a member.
 const OF_A_STRANGER: usize = 2;
 /// A node at its limit is granted one more incarnation per interval of this length. This is the
@@ -50,7 +50,7 @@ struct AdmittedIncarnation {
 
 /// The circumstances in which a peer names an incarnation.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Naming<'a> {
+pub(super) struct NamingContext<'a> {
     pub(super) from: NodeId,
     pub(super) members: &'a BTreeSet<NodeId>,
     /// Most incarnations of all nodes that are not known as members.
@@ -61,7 +61,7 @@ pub(super) struct Naming<'a> {
 impl Incarnations {
     /// Admits an incarnation that a peer names, if there is room. True if it is admitted now or was
     /// before.
-    pub(super) fn admit(&mut self, incarnation: Incarnation, naming: Naming<'_>) -> bool {
+    pub(super) fn admit(&mut self, incarnation: Incarnation, naming: NamingContext<'_>) -> bool {
         let first_hand = incarnation.node == naming.from;
         if let Some(held) = self.0.get_mut(&incarnation) {
             held.named = naming.now;
@@ -77,7 +77,7 @@ impl Incarnations {
                     && self.has_few(incarnation.node, true, RESERVED_OF_ONE, naming.now))
         } else {
             total < MAX_INCARNATIONS
-                && self.has_few(incarnation.node, false, HEARSAY, naming.now)
+                && self.has_few(incarnation.node, false, MAX_SECOND_HAND, naming.now)
                 && self.admits_hearsay(incarnation.node, naming.members)
         };
         if admitted {
@@ -99,13 +99,13 @@ impl Incarnations {
     }
 
     fn admits_hearsay(&self, node: NodeId, members: &BTreeSet<NodeId>) -> bool {
-        let told =
+        let named_incarnations =
             || self.0.iter().filter(|(incarnation, held)| !held.first_hand && members.contains(&incarnation.node));
-        let nodes: BTreeSet<_> = told().map(|(incarnation, _)| incarnation.node).collect();
-        self.of(node).next().is_none() || told().count() - nodes.len() < FURTHER_HEARSAY
+        let nodes: BTreeSet<_> = named_incarnations().map(|(incarnation, _)| incarnation.node).collect();
+        self.of(node).next().is_none() || named_incarnations().count() - nodes.len() < MAX_FURTHER_SECOND_HAND
     }
 
-    fn admits_stranger(&self, node: NodeId, naming: Naming<'_>) -> bool {
+    fn admits_stranger(&self, node: NodeId, naming: NamingContext<'_>) -> bool {
         let unknown_nodes = self.0.keys().filter(|incarnation| !naming.members.contains(&incarnation.node)).count();
         unknown_nodes < naming.unknown_nodes && self.of(node).count() < OF_A_STRANGER
     }
@@ -156,7 +156,7 @@ mod tests {
         now: Instant,
     ) -> usize {
         let members = (0..MEMBERS).map(node).collect();
-        let naming = Naming { from: node(from), members: &members, unknown_nodes: 64, now };
+        let naming = NamingContext { from: node(from), members: &members, unknown_nodes: 64, now };
         named
             .filter(|(of, generation)| {
                 incarnations.admit(Incarnation { node: node(*of), generation: *generation }, naming)
@@ -168,8 +168,8 @@ mod tests {
     fn a_peer_cannot_fill_it_with_lives_of_one_node() {
         let (mut incarnations, now) = (Incarnations::default(), Instant::now());
         assert_eq!(name(&mut incarnations, 7, (0..400).map(|incarnation| (7, incarnation)), now), FIRST_HAND);
-        assert_eq!(name(&mut incarnations, 8, (400..800).map(|incarnation| (7, incarnation)), now), HEARSAY);
-        assert_eq!(name(&mut incarnations, 7, (0..400).map(|incarnation| (9, incarnation)), now), HEARSAY);
+        assert_eq!(name(&mut incarnations, 8, (400..800).map(|incarnation| (7, incarnation)), now), MAX_SECOND_HAND);
+        assert_eq!(name(&mut incarnations, 7, (0..400).map(|incarnation| (9, incarnation)), now), MAX_SECOND_HAND);
         assert_eq!(name(&mut incarnations, 9, [(9, 1000)].into_iter(), now), 1, "a member names its own");
     }
 
@@ -177,7 +177,7 @@ mod tests {
     fn a_node_with_many_lives_is_heard_again_before_long() {
         let (mut incarnations, now) = (Incarnations::default(), Instant::now());
         assert_eq!(name(&mut incarnations, 7, (0..100).map(|incarnation| (7, incarnation)), now), FIRST_HAND);
-        assert_eq!(name(&mut incarnations, 8, (100..200).map(|incarnation| (7, incarnation)), now), HEARSAY);
+        assert_eq!(name(&mut incarnations, 8, (100..200).map(|incarnation| (7, incarnation)), now), MAX_SECOND_HAND);
         assert_eq!(name(&mut incarnations, 7, (200..300).map(|incarnation| (7, incarnation)), now + PACE), 1);
         assert_eq!(name(&mut incarnations, 8, (300..400).map(|incarnation| (7, incarnation)), now + PACE), 1);
     }
@@ -187,7 +187,7 @@ mod tests {
         let (mut incarnations, now) = (Incarnations::default(), Instant::now());
         let all = (0..MEMBERS - 100).flat_map(|of| (0..20).map(move |incarnation| (of, incarnation)));
         // One of each of the 199 other members, the further ones, and twenty of its own.
-        assert_eq!(name(&mut incarnations, 7, all, now), 199 + FURTHER_HEARSAY + 20);
+        assert_eq!(name(&mut incarnations, 7, all, now), 199 + MAX_FURTHER_SECOND_HAND + 20);
         let unknown_nodes = (0..200).flat_map(|of| (0..20).map(move |incarnation| (1000 + of, incarnation)));
         name(&mut incarnations, 7, unknown_nodes, now);
         name(&mut incarnations, 7, (0..MEMBERS).map(|of| (of, 77)), now);

@@ -223,8 +223,8 @@ impl Keeper {
             let known = chitchat.node_states().keys().filter(others);
             live.chain(known).map(|id| id.gossip_advertise_addr).take(FAREWELLS).collect()
         };
-        let told = peers.iter().filter(|peer| self.chitchat.gossip(**peer).is_ok()).count();
-        if told > 0 {
+        let notified = peers.iter().filter(|peer| self.chitchat.gossip(**peer).is_ok()).count();
+        if notified > 0 {
             tokio::time::sleep(self.config.interval).await;
         }
         if let Err(error) = self.chitchat.shutdown().await {

@@ -72,7 +72,7 @@ impl Quotas {
         // chitchat ignores values that would leave a gap in the versions, and those that are not
         // new.
         if values_by_incarnation.from > *known
-            || values_by_incarnation.values.last().is_none_or(|word| word.version <= *known)
+            || values_by_incarnation.values.last().is_none_or(|value| value.version <= *known)
         {
             return Weighed { kept: 0, full: false };
         }
@@ -82,12 +82,12 @@ impl Quotas {
         let quota = self.kept.entry(account).or_insert_with(new);
         let mut changed = quota.changed.now(now, room.per_second) as usize;
         let before = *known;
-        for (count, word) in values_by_incarnation.values.iter().enumerate() {
-            if word.version <= before {
+        for (count, value) in values_by_incarnation.values.iter().enumerate() {
+            if value.version <= before {
                 continue;
             }
-            let size = word.bytes + OVERHEAD;
-            let replaced = quota.sizes.get(word.key).copied().unwrap_or(0);
+            let size = value.bytes + OVERHEAD;
+            let replaced = quota.sizes.get(value.key).copied().unwrap_or(0);
             let bytes = quota.bytes - replaced + size;
             let fits = bytes <= room.least || (bytes <= room.most && shared + bytes <= room.together);
             if (size > replaced && !fits) || changed + size > room.most {
@@ -96,8 +96,8 @@ impl Quotas {
             changed += size;
             quota.changed.add(size);
             quota.bytes = bytes;
-            quota.sizes.insert(word.key.to_owned(), size);
-            *known = word.version;
+            quota.sizes.insert(value.key.to_owned(), size);
+            *known = value.version;
         }
         Weighed { kept: values_by_incarnation.values.len(), full: false }
     }
@@ -132,13 +132,13 @@ mod tests {
 
     /// Sends values of 1000 bytes each under these keys, with versions from `version` on.
     fn tell(quotas: &mut Quotas, of: u64, first_hand: bool, keys: &[&str], version: u64, now: Instant) -> Weighed {
-        let word =
+        let value =
             |(i, key): (usize, &&'static str)| ValueHeader { key, bytes: 1000 - OVERHEAD, version: version + i as u64 };
         let keys: Vec<&'static str> = keys.iter().map(|key| &*String::leak((*key).to_owned())).collect();
         let values_by_incarnation = IncarnationDelta {
             incarnation: incarnation(of),
             from: 0,
-            values: keys.iter().enumerate().map(word).collect(),
+            values: keys.iter().enumerate().map(value).collect(),
         };
         quotas.weigh(&values_by_incarnation, first_hand, ROOM, |(_, own)| *own == first_hand, now)
     }

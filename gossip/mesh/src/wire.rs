@@ -26,7 +26,7 @@ const MAX_BLOCK: usize = 16_384;
 /// cannot be compressed.
 const MAX_OPERATIONS: usize = 4096;
 /// Bytes that name an incarnation in a delta.
-const LIFE: usize = 108;
+const INCARNATION_BYTES: usize = 108;
 /// Most bytes in a key; ours have at most 68.
 const MAX_KEY: usize = 128;
 /// Most bytes in a value: base64 of the largest record.
@@ -223,7 +223,7 @@ impl Message {
     /// Unpacked size of the delta, in bytes.
     pub(super) fn delta_bytes(&self) -> usize {
         let bytes = |operation: &Operation| match operation {
-            Operation::Incarnation { .. } => LIFE,
+            Operation::Incarnation { .. } => INCARNATION_BYTES,
             Operation::Value { key, value, .. } => key.len() + value.len(),
         };
         self.delta.iter().map(bytes).sum()

@@ -362,9 +362,9 @@ impl Coordinator {
         if changes.facts {
             out.extend(self.forwarded.step(&self.view, self.member.role(), now.unix));
         }
-        let pressing = self.election.leading().is_some() || due.heartbeat;
+        let plans_now = self.election.leading().is_some() || due.heartbeat;
         for planner in self.planners.values_mut() {
-            planner.step(&self.view, &self.settings, changes.points, pressing, now);
+            planner.step(&self.view, &self.settings, changes.points, plans_now, now);
         }
         if changes.heard_evicted_node {
             out.push(Action::RestartGossip);

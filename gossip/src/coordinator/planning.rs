@@ -51,14 +51,14 @@ impl Planner {
     }
 
     /// Chooses again if the input has changed since the last choice (`changed`: it has since the
-    /// last call) and this node plans now (`pressing`). A large cluster changes many times a
-    /// second, and a choice costs more than processing a record, so `pressing` is always true for
+    /// last call) and this node plans now (`plans_now`). A large cluster changes many times a
+    /// second, and a choice costs more than processing a record, so `plans_now` is always true for
     /// the publisher but only at each heartbeat for other nodes.
-    pub(super) fn step(&mut self, view: &View, settings: &Settings, changed: bool, pressing: bool, now: Now) {
+    pub(super) fn step(&mut self, view: &View, settings: &Settings, changed: bool, plans_now: bool, now: Now) {
         let rotation_epoch = now.unix / settings.rotation.max(1);
         let over = self.hidden_until.is_some_and(|at| now.mono >= at);
         self.stale |= changed || rotation_epoch != self.rotation_epoch || over;
-        if !self.stale || !pressing {
+        if !self.stale || !plans_now {
             return;
         }
         (self.stale, self.rotation_epoch) = (false, rotation_epoch);

@@ -132,7 +132,7 @@ impl<T: Fact> Facts<T> {
             kind: kind(*id),
             kept_until: known.merged.kept_until(),
             by_workers: T::BY_WORKERS,
-            whole: known.whole.as_ref().map(|whole| whole as &dyn Whole),
+            whole: known.whole.as_ref().map(|whole| whole as &dyn CompleteStatement),
         })
     }
 }
@@ -143,7 +143,7 @@ fn rank<T: Fact>(statement: &Verified<T>) -> (usize, &[u8]) {
 }
 
 /// A signed fact of any kind.
-pub(crate) trait Whole {
+pub(crate) trait CompleteStatement {
     /// The signature, which distinguishes two statements.
     fn signature(&self) -> [u8; 64];
     /// The bytes for the wire; `None` if encoding fails, which does not happen in practice.
@@ -152,7 +152,7 @@ pub(crate) trait Whole {
     fn content(&self) -> &[u8];
 }
 
-impl<T: Fact> Whole for Verified<T> {
+impl<T: Fact> CompleteStatement for Verified<T> {
     fn signature(&self) -> [u8; 64] {
         *Verified::signature(self)
     }
@@ -172,7 +172,7 @@ pub(crate) struct FactEntry<'a> {
     kept_until: u64,
     by_workers: bool,
     /// The signed statement that equals the merger; `None` if there is none.
-    pub(crate) whole: Option<&'a dyn Whole>,
+    pub(crate) whole: Option<&'a dyn CompleteStatement>,
 }
 
 impl FactEntry<'_> {
@@ -204,10 +204,10 @@ macro_rules! all_facts {
 
         impl AllFacts {
             /// The signed statement that equals the merger.
-            fn whole(&self, kind: RecordKind) -> Option<&dyn Whole> {
+            fn whole(&self, kind: RecordKind) -> Option<&dyn CompleteStatement> {
                 match kind {
-                    $(RecordKind::$Fact(id) => self.$facts.whole(&id).map(|whole| whole as &dyn Whole),)*
-                    RecordKind::Unknown(key) => self.unknown.get(&key).map(|fact| fact as &dyn Whole),
+                    $(RecordKind::$Fact(id) => self.$facts.whole(&id).map(|whole| whole as &dyn CompleteStatement),)*
+                    RecordKind::Unknown(key) => self.unknown.get(&key).map(|fact| fact as &dyn CompleteStatement),
                     $(RecordKind::$Own => None,)*
                     $(RecordKind::$Keyed(_) => None,)*
                 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{FactEntry, FactError, Whole};
+use super::{CompleteStatement, FactEntry, FactError};
 use crate::record::{RecordKind, UnknownFact, UnknownKey};
 
 /// Maximum number of facts of unknown kinds.
@@ -15,7 +15,7 @@ const MAX_KEPT: usize = 512;
 /// into the quota that a peer grants to one node.
 const MOST_BYTES: usize = 256 * 1024;
 
-impl Whole for UnknownFact {
+impl CompleteStatement for UnknownFact {
     fn signature(&self) -> [u8; 64] {
         *UnknownFact::signature(self)
     }

@@ -51,7 +51,7 @@ impl World {
                 self.list_members(host);
                 self.revoke_overdrawn(host);
             }
-            Action::InvitationsChanged => self.sign_mergers(host),
+            Action::InvitationsChanged => self.sign_merged_facts(host),
             Action::Excluded(_) => {
                 self.hosts[host].fate = Fate::Excluded;
                 self.kill(host);
@@ -167,7 +167,7 @@ impl World {
 
     /// A publisher holds the authority key: it signs merged invitations for which there is no
     /// single signed statement.
-    fn sign_mergers(&mut self, host: usize) {
+    fn sign_merged_facts(&mut self, host: usize) {
         let Some(process) = &self.hosts[host].process else { return };
         if self.hosts[host].identity.member.role() == Role::Publisher {
             let merged: Vec<_> = process.coordinator.view().invitations().unsigned().cloned().collect();

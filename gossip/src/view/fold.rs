@@ -99,7 +99,7 @@ impl View {
 
     /// A heartbeat numbered below the newest can show only one thing: that a second process signs
     /// with the node's key.
-    pub(super) fn take_stale_beat(&mut self, beat: &Heartbeat, now: Now) {
+    pub(super) fn on_stale_heartbeat(&mut self, beat: &Heartbeat, now: Now) {
         if let Some(node) = self.nodes.get_mut(&beat.node).filter(|node| node.instances.runs_beside_current(beat)) {
             node.duplicate_key_seen = Some(now.mono);
         }

@@ -79,7 +79,7 @@ impl View {
         let Some(record) = self.open_own(origin, kind, bytes, known)? else { return Ok(Changes::default()) };
         if let Err(rejection) = follows(known, &record) {
             if let (RecordRejection::Stale { .. }, AnyRecord::Heartbeat(beat)) = (&rejection, &record) {
-                self.take_stale_beat(beat, now);
+                self.on_stale_heartbeat(beat, now);
             }
             return Err(rejection);
         }

@@ -194,7 +194,7 @@ fn before_it_knows_the_others_it_opens_only_what_it_had() {
 #[test]
 fn the_weaker_node_leaves_a_shared_relay_and_lingers_there() {
     let mut world = World::new(2);
-    world.run(UNKNOWN + 3);
+    world.run(UNKNOWN_TO_CLIENTS_SECONDS + 3);
     world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::from([relay(2)]) });
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));

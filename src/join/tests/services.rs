@@ -4,7 +4,7 @@ use rustbalance_gossip::bytes::FixedBytes;
 
 use super::*;
 use crate::join::parcel::{Facts, Parcel, ParcelError};
-use crate::keys::{SecretRole, ServiceSecret};
+use crate::keys::{SecretPurpose, ServiceSecret};
 use crate::store::{SetupCommand, Store};
 
 /// A publisher of a cluster with two services; returns the second service, too.
@@ -106,7 +106,7 @@ fn a_parcel_that_is_cut_changed_or_of_another_role_is_refused() {
         assert!(read(&bytes[..length], Role::Publisher).is_err(), "cut to {length}");
     }
     let refused = read(&bytes, Role::Worker);
-    assert_eq!(refused, Err(ParcelError::NotForWorkers(SecretRole::AuthorityKey)));
+    assert_eq!(refused, Err(ParcelError::NotForWorkers(SecretPurpose::AuthorityKey)));
     let changed = |at: usize, byte: u8| {
         let mut bytes = bytes.to_vec();
         bytes[at] = byte;
@@ -134,7 +134,8 @@ fn a_secret_of_a_later_release_is_skipped_and_one_that_is_needed_is_missed() {
     let read = Parcel::from_bytes(&later, Role::Publisher).unwrap();
     assert_eq!(*read.to_bytes().unwrap(), *bytes);
     // A secret of an unknown version counts as missing.
-    for (start, role) in starts.iter().zip([SecretRole::DiscoveryKey, SecretRole::PointSeed, SecretRole::AuthorityKey])
+    for (start, role) in
+        starts.iter().zip([SecretPurpose::DiscoveryKey, SecretPurpose::PointSeed, SecretPurpose::AuthorityKey])
     {
         let mut newer = bytes.to_vec();
         newer[start + 2 + 32 + 3] = 1;

@@ -23,9 +23,9 @@ impl Side {
         Self { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce }
     }
 
-    fn own(&self) -> Own<'_> {
+    fn own(&self) -> HandshakeSide<'_> {
         let Self { membership, key, route, binding, nonce } = self;
-        Own { membership, key, route: *route, binding: *binding, nonce: *nonce }
+        HandshakeSide { membership, key, route: *route, binding: *binding, nonce: *nonce }
     }
 
     fn dials(&self, dialled: NodeId) -> Dialler<'_> {

@@ -113,7 +113,7 @@ async fn a_service_comes_and_goes_while_another_is_served() {
         engine: Arc::clone(&engine) as Arc<dyn Engine>,
         store: Arc::clone(&store),
         cluster,
-        door: None,
+        join_port: None,
         limits: limits(),
         proxy: Proxy::new(Vec::new(), watch::channel(ProxyLimits::default()).1, usize::MAX, Counters::default()),
         points: 2,

@@ -47,7 +47,7 @@ struct World {
     /// Directories that accept uploads and do not answer read-backs.
     mute: BTreeSet<Directory>,
     report: Vec<PublishedPeriod>,
-    strangers: Vec<OtherPublisher>,
+    other_publishers: Vec<OtherPublisher>,
 }
 
 impl World {
@@ -61,7 +61,7 @@ impl World {
             editions_made: Vec::new(),
             mute: BTreeSet::new(),
             report: Vec::new(),
-            strangers: Vec::new(),
+            other_publishers: Vec::new(),
         };
         world.tell(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
         world
@@ -114,7 +114,7 @@ impl World {
                 None
             }
             Action::OtherPublisher(other_publisher) => {
-                self.strangers.push(other_publisher);
+                self.other_publishers.push(other_publisher);
                 None
             }
         }
@@ -336,7 +336,7 @@ fn a_publisher_that_is_no_member_is_reported_once_for_each_descriptor_and_gone_a
             let revision = world.overwrite(points);
             seen.push(OtherPublisher { period: first, revision, readable });
             world.run(READ_BACK + Duration::from_secs(10));
-            assert_eq!(world.strangers, seen, "on eight directories, reported once");
+            assert_eq!(world.other_publishers, seen, "on eight directories, reported once");
             assert!(world.everywhere(&[point(1), point(2)]));
             assert_eq!(world.confirmed(), 16);
         }
@@ -351,7 +351,7 @@ fn what_a_stranger_has_put_in_place_of_ours_is_not_counted_as_ours() {
     world.run(READ_BACK + Duration::from_secs(2));
     // Two read-backs in a row got no answer, and the upload of the same edition was refused.
     assert_eq!(world.confirmed(), 0);
-    assert!(world.strangers.is_empty());
+    assert!(world.other_publishers.is_empty());
     world.mute.clear();
     world.run(BACKOFF.longest * 3);
     assert_eq!(world.confirmed(), 16);
@@ -375,19 +375,19 @@ fn no_member_is_taken_for_a_stranger() {
     let mut world = published();
     world.overwrite(&[point(8), point(2)]);
     world.run(READ_BACK * 2);
-    assert!(world.strangers.is_empty());
+    assert!(world.other_publishers.is_empty());
     // The previous publisher names points that have left meanwhile.
     world.tell(Event::Desired(vec![point(3)]));
     world.run(Duration::from_secs(60));
     world.overwrite(&[point(1)]);
     world.run(READ_BACK * 2);
-    assert!(world.strangers.is_empty());
+    assert!(world.other_publishers.is_empty());
     // A member that this node could not hear names other points; then its revision is announced.
     let revision = world.overwrite(&[point(9)]);
     world.tell(Event::OfOthers(first, revision));
     world.tell(Event::Floor(first, revision));
     world.run(READ_BACK * 2);
-    assert!(world.strangers.is_empty());
+    assert!(world.other_publishers.is_empty());
     assert!(world.everywhere(&[point(3)]));
 }
 
@@ -402,5 +402,5 @@ fn what_stood_there_before_this_node_published_is_no_stranger() {
     world.tell(Event::Lead(Some(1)));
     world.run(READ_BACK * 2);
     assert!(world.everywhere(&[point(1)]));
-    assert!(world.strangers.is_empty(), "it may be left over from a service that has ended");
+    assert!(world.other_publishers.is_empty(), "it may be left over from a service that has ended");
 }

@@ -53,7 +53,7 @@ struct Working {
     disk: Arc<Disk>,
     reported: watch::Receiver<Vec<PublishedPeriod>>,
     told: watch::Receiver<()>,
-    strangers: watch::Receiver<Option<OtherPublisherSeen>>,
+    other_publishers: watch::Receiver<Option<OtherPublisherSeen>>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<Result<(), JobPanicked>>,
     _wanted: watch::Sender<WantedPublication>,
@@ -70,7 +70,7 @@ impl Working {
             watch::channel(WantedPublication { term: Some(1), points: vec![point.clone()], ..Default::default() });
         let (report, reported) = watch::channel(Vec::new());
         let (cannot_publish, told) = watch::channel(());
-        let (other_publisher, strangers) = watch::channel(None);
+        let (other_publisher, other_publishers) = watch::channel(None);
         let disk = Arc::new(Disk(AtomicBool::new(disk_is_full)));
         let publisher = Publisher {
             engine,
@@ -85,7 +85,7 @@ impl Working {
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(publisher.run(stop.clone()));
-        Self { net, secret, point, disk, reported, told, strangers, stop, running, _wanted: wanted_sender }
+        Self { net, secret, point, disk, reported, told, other_publishers, stop, running, _wanted: wanted_sender }
     }
 
     async fn is_everywhere(&mut self) {
@@ -120,7 +120,7 @@ async fn another_publisher_of_the_address_is_reported_and_gone_above() {
     for readable in [true, false] {
         let mut working = Working::start(false).await;
         working.is_everywhere().await;
-        assert!(working.strangers.borrow().is_none());
+        assert!(working.other_publishers.borrow().is_none());
 
         let (engine, service, period) = (working.net.engine(), working.secret.service_id(), working.net.periods()[0]);
         let directories = working.net.directories(service, period);
@@ -139,8 +139,8 @@ async fn another_publisher_of_the_address_is_reported_and_gone_above() {
             engine.upload(directory, period, &theirs, LIMIT).await.unwrap();
         }
 
-        timeout(LIMIT * 3, working.strangers.changed()).await.unwrap().unwrap();
-        assert_eq!(working.strangers.borrow().unwrap().readable, readable);
+        timeout(LIMIT * 3, working.other_publishers.changed()).await.unwrap().unwrap();
+        assert_eq!(working.other_publishers.borrow().unwrap().readable, readable);
         // Our descriptor is back at the latest after the next read-back.
         let restored = async || {
             let held = directories.iter().map(|directory| working.net.held(directory, service, period).unwrap());

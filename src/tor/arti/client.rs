@@ -194,7 +194,7 @@ async fn watch_client(
     let mut refuses = false;
     loop {
         tokio::select! {
-            Some(status) = progress.next() => tell(&bootstrap, &status),
+            Some(status) = progress.next() => publish_progress(&bootstrap, &status),
             Some(_) = events.next() => changes.send_modify(|count| *count += 1),
             _ = check.tick() => refuses = on_disk(|| refuses_writes(&maker.cache_dir)),
         }
@@ -276,7 +276,7 @@ async fn attempt(
         tokio::select! {
             outcome = &mut outcome => return outcome.map_err(Failure::Arti),
             Some(status) = progress.next() => {
-                tell(bootstrap, &status);
+                publish_progress(bootstrap, &status);
                 if status.as_frac() > furthest {
                     furthest = status.as_frac();
                     stalled.as_mut().reset(tokio::time::Instant::now() + STALLED);
@@ -288,7 +288,7 @@ async fn attempt(
 }
 
 /// Publishes the client's progress.
-fn tell(bootstrap: &watch::Sender<Bootstrap>, status: &BootstrapStatus) {
+fn publish_progress(bootstrap: &watch::Sender<Bootstrap>, status: &BootstrapStatus) {
     bootstrap.send_modify(|state| (state.fraction, state.message) = (status.as_frac(), in_words(status)));
 }
 

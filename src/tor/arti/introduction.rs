@@ -127,7 +127,7 @@ impl IntroductionReader {
             Ok(true) => {}
             Ok(false) => return Err(IntroductionError::Replay),
             // The cell is remembered in memory. A full disk must not keep clients out.
-            Err(error) => self.unwritten.complain(Instant::now(), |times| {
+            Err(error) => self.unwritten.log_limited(Instant::now(), |times| {
                 tracing::warn!(%error, times, "cannot write to the replay log of an introduction point");
             }),
         }
@@ -192,7 +192,7 @@ pub(super) struct WarningLimit(Mutex<(Option<Instant>, u64)>);
 impl WarningLimit {
     /// Counts an event, and calls `log` with the number of events since the last line, unless that
     /// line is less than a minute old.
-    fn complain(&self, now: Instant, log: impl FnOnce(u64)) {
+    fn log_limited(&self, now: Instant, log: impl FnOnce(u64)) {
         let mut state = self.0.lock();
         let (last, times) = &mut *state;
         *times += 1;
@@ -223,7 +223,7 @@ mod tests {
         let (complaint, start) = (WarningLimit::default(), Instant::now());
         let mut logged = Vec::new();
         for second in 0..150 {
-            complaint.complain(start + Duration::from_secs(second), |times| logged.push((second, times)));
+            complaint.log_limited(start + Duration::from_secs(second), |times| logged.push((second, times)));
         }
         assert_eq!(logged, [(0, 1), (60, 60), (120, 60)]);
     }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use rustbalance::discovery::{Discovery, KeyRing, MAX_KEYS, Offer};
 use rustbalance::frame::{MAX, MAX_UNPROVEN};
 use rustbalance::link::handshake::{
-    AwaitingAnswer, Dialler, HandshakeError, LinkRefusal, Listener, Own, Purpose, Refused,
+    AwaitingAnswer, Dialler, HandshakeError, HandshakeSide, LinkRefusal, Listener, Purpose, Refused,
 };
 use rustbalance::link::{ChannelBinding, RouteKind};
 use rustbalance_gossip::bytes::FixedBytes;
@@ -29,9 +29,9 @@ pub(crate) fn handshake(bytes: &[u8]) -> bool {
 }
 
 /// The local side of a handshake at node `i`.
-fn own(i: usize, nonce: u8) -> Own<'static> {
+fn own(i: usize, nonce: u8) -> HandshakeSide<'static> {
     let (membership, key) = (&world().members[i], &world().keys[i]);
-    Own { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce: [nonce; 32] }
+    HandshakeSide { membership, key, route: RouteKind::TOR, binding: ChannelBinding::BY_ID, nonce: [nonce; 32] }
 }
 
 /// Node 1 dials node 0.

@@ -1,6 +1,6 @@
-//! Measures what clients cost a service: processor time for bytes and requests, memory for circuits,
-//! and how much of it is given back. A C tor onion service with the same site is measured in the
-//! same run, in turns.
+//! Measures what clients cost a service: processor time for bytes and requests, memory for
+//! circuits, and how much of it is given back. A C tor onion service with the same site is measured
+//! in the same run, in turns.
 
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -204,14 +204,12 @@ fn report(subjects: &[Subject<'_>]) {
     let measures: [Measure; 10] = [
         ("memory at rest (MiB)", |subject| subject.memory[0] as f64 / 1024.0),
         ("processor for a GB downloaded (s)", |subject| subject.seconds_per_gb),
-        ("throughput of 20 MB, median (MB/s)", |subject| {
-            quantile(&subject.throughput, 0.5).unwrap_or_default() / 1e6
-        }),
+        ("throughput of 20 MB, median (MB/s)", |subject| quantile(&subject.throughput, 0.5).unwrap_or_default() / 1e6),
         ("processor for a request on fresh circuits, 24 at once (ms)", |subject| subject.ms_per_request),
         ("such a request, median (s)", |subject| request_time(subject, 0.5)),
         ("such a request, p95 (s)", |subject| request_time(subject, 0.95)),
         ("failed requests", |subject| subject.failures as f64),
-        ("memory of an open circuit with an idle stream (KiB)", Subject::memory_per_circuit),
+        ("memory of an open circuit with an idle stream (KiB)", |subject| subject.memory_per_circuit()),
         ("memory with these circuits open (MiB)", |subject| subject.memory[2] as f64 / 1024.0),
         ("memory two minutes after their end (MiB)", |subject| subject.memory[4] as f64 / 1024.0),
     ];
