@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_gives_a_burst_and_then_the_rate() {
+    fn a_bucket_gives_a_burst_and_then_the_rate() {
         let start = Instant::now();
         let mut bucket = TokenBucket::new(Rate::per_second(10, 20), start);
         assert!(bucket.take(20, start) && !bucket.take(1, start));

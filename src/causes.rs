@@ -22,7 +22,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_is_shown_once() {
         let cause = std::io::Error::other("disk full");
         let error = anyhow::Error::from(cause).context("cannot write x: disk full").context("init failed");
         assert_eq!(with_causes(error.as_ref()), "init failed: cannot write x: disk full");

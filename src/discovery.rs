@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_authority_has_named_is_believed() {
+    fn only_keys_that_the_authority_has_signed_are_accepted() {
         let (authority, other) =
             (AuthoritySecret::generate(&mut rand::rng()), AuthoritySecret::generate(&mut rand::rng()));
         let (good, bad) = (make(&authority, 1), make(&other, 1));
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn two_of_one_generation_end_as_one_everywhere() {
+    fn all_nodes_choose_the_same_of_two_keys_of_one_generation() {
         let authority = AuthoritySecret::generate(&mut rand::rng());
         let (first, one, other) = (make(&authority, 0), make(&authority, 1), make(&authority, 1));
         let meet = |order: [&Discovery; 2]| {
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_before_is_accepted_for_a_while_and_all_are_tried() {
+    fn the_previous_key_is_accepted_for_a_while_and_all_keys_are_tried() {
         let authority = AuthoritySecret::generate(&mut rand::rng());
         let (old, new) = (make(&authority, 0), make(&authority, 1));
         let publics = [new.secret.public(), old.secret.public()];

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scalar_is_clamped_or_reduced_and_else_refused() {
+    fn a_scalar_that_is_neither_clamped_nor_reduced_is_refused() {
         let master = IdentitySecret::generate(&mut rand::rng());
         let mut reduced = Zeroizing::new(*master.expanded());
         let scalar = Scalar::from_bytes_mod_order(*reduced.first_chunk().unwrap());
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_says_nothing() {
+    fn debug_output_shows_no_secret() {
         let secret = NodeSecret::generate(&mut rand::rng());
         assert_eq!(format!("{secret:?}"), "NodeSecret(redacted)");
     }

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_heard_and_artis_chatter_is_not() {
+    fn own_messages_are_logged_and_artis_details_are_not() {
         assert_eq!(
             logged(&default_filter(1)),
             "<4> WARN tor_guardmgr: guard\n<6> INFO rustbalance::node: ours count=3\n"

@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_that_is_lowered_holds_for_whoever_comes_next() {
+    fn a_lowered_bound_holds_for_the_next_place_that_is_taken() {
         let places = Places::default();
         let taken: Vec<_> = std::iter::from_fn(|| places.take(3)).collect();
         assert_eq!(taken.len(), 3);

@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_and_paths_can_be_pasted() {
+    fn quoted_arguments_and_paths_can_be_pasted_into_a_shell() {
         assert_eq!(word("/var/lib/rb"), "/var/lib/rb");
         assert_eq!(word(""), "''");
         assert_eq!(path(Path::new("/a b/it's")), r"'/a b/it'\''s'");

@@ -39,7 +39,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_and_the_key_are_named() {
+    fn a_syntax_error_is_named_with_its_place_and_key() {
         let text = described("[vanguards]\nmode = \n");
         assert!(text.starts_with("line 2, column 8 (\"mode\"): "), "{text}");
     }

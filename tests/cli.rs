@@ -209,11 +209,11 @@ fn run_refuses_an_unknown_key_and_names_the_nearest() {
     let done = run(&dir, &["run"]);
     assert_eq!(done.code, 4);
     let line = 1 + config.lines().position(|line| line.starts_with("hartbeat")).unwrap();
-    let told = format!(
+    let expected = format!(
         "error: {}: line {line}, column 1: unknown key \"hartbeat\" in [cluster]: did you mean \"heartbeat\"?\n",
         path.display()
     );
-    assert_eq!(done.err, told);
+    assert_eq!(done.err, expected);
     let wrong = "\n[arti.address_filter]\nallow_onion_addrs = \"banana\"\n";
     let config = std::fs::read_to_string(&path).unwrap().replace("hartbeat = ", "# heartbeat = ");
     std::fs::write(&path, config + wrong).unwrap();
@@ -226,7 +226,7 @@ fn run_refuses_an_unknown_key_and_names_the_nearest() {
 
 /// `init` and `join` refuse what `run` would refuse, before they create a file or read a token.
 #[test]
-fn what_run_needs_is_checked_before_anything_is_made() {
+fn init_and_join_check_what_run_needs_before_they_create_a_file() {
     let home = tempfile::tempdir().unwrap();
     let open = home.path().join("open");
     std::fs::create_dir(&open).unwrap();
@@ -240,11 +240,11 @@ fn what_run_needs_is_checked_before_anything_is_made() {
         (&open.join("node"), &[], &["mode 0775", "`chmod go-w "]),
         (&home.path().join("node"), &options, &["\"application", "\"proxy", "\"logging"]),
     ];
-    for (dir, options, told) in cases {
+    for (dir, options, expected) in cases {
         for command in [&["init"][..], &["join", DUCK]] {
             let done = run_with(dir, &[command, options].concat(), "no token");
             assert_eq!(done.code, 1, "{command:?}: {}", done.err);
-            assert!(told.iter().all(|part| done.err.contains(part)), "{command:?}: {}", done.err);
+            assert!(expected.iter().all(|part| done.err.contains(part)), "{command:?}: {}", done.err);
             assert!(!dir.exists(), "{command:?} has created something");
         }
     }
@@ -283,7 +283,7 @@ fn one_message_and_one_command_mend_a_backup_without_modes_and_owners() {
 }
 
 #[test]
-fn join_without_a_token_that_can_be_one_touches_nothing() {
+fn join_without_a_valid_token_creates_nothing() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("node");
     let none = run(&dir, &["join", DUCK]);
@@ -316,7 +316,7 @@ fn an_address_may_be_typed_as_a_browser_shows_it() {
 }
 
 #[test]
-fn a_token_of_another_cluster_is_told_before_anything_is_touched() {
+fn a_token_of_another_cluster_is_reported_before_anything_is_created() {
     use rustbalance::join::Token;
     use rustbalance::keys::TokenSecret;
     use rustbalance_gossip::id::ClusterId;

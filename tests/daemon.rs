@@ -176,7 +176,7 @@ fn a_signal_that_is_ignored_at_the_start_stays_ignored() {
 }
 
 #[test]
-fn systemd_hears_ready_once_the_node_can_be_asked_whatever_tor_does() {
+fn systemd_is_notified_once_the_control_socket_answers_whatever_tor_does() {
     let mut daemon = Daemon::founded();
     let path = daemon.folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -307,7 +307,7 @@ fn with_own_mounts(script: &str, program: &Path) -> Option<Output> {
 }
 
 #[test]
-fn a_plain_user_is_told_where_the_machines_node_is() {
+fn an_unprivileged_user_learns_where_the_system_node_is() {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("rustbalance");
@@ -331,7 +331,7 @@ fn a_plain_user_is_told_where_the_machines_node_is() {
 }
 
 #[test]
-fn root_is_root_without_proc() {
+fn root_is_recognized_without_proc() {
     let script = "mount -t tmpfs none /var/lib; mount -t tmpfs none /proc; exec \"$1\" status";
     let Some(done) = with_own_mounts(script, Path::new(BINARY)) else { return };
     let why = String::from_utf8_lossy(&done.stderr).into_owned();

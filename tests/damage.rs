@@ -208,7 +208,7 @@ fn check(path: &Path, how: &str, outcome: &Outcome, dir: &Path) -> Result<(), St
 }
 
 #[test]
-fn whatever_is_damaged_is_set_aside_or_named() {
+fn every_damaged_file_is_set_aside_or_named() {
     let _turn = TURN.lock();
     let folder = tempfile::tempdir().unwrap();
     let node = node(folder.path());

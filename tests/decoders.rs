@@ -92,7 +92,7 @@ fn the_dictionary_is_that_of_the_cluster() {
 }
 
 #[test]
-fn the_corpus_is_survived_and_small() {
+fn the_corpus_causes_no_panic_and_is_small() {
     let mut bytes = 0;
     for target in TARGETS {
         let files = corpus(target);
@@ -213,7 +213,7 @@ macro_rules! survive_changes {
             const NAMED: &[&str] = &[$(stringify!($name)),*];
 
             #[test]
-            fn all_are_named() {
+            fn every_target_has_a_test_of_its_own() {
                 assert!(super::TARGETS.iter().map(|target| target.name).eq(NAMED.iter().copied()));
             }
         }

@@ -186,7 +186,7 @@ fn only_the_tor_folder_names_arti() {
 }
 
 #[test]
-fn links_name_tor_where_its_route_is_alone() {
+fn only_the_tor_route_of_the_links_names_tor() {
     let tests = ["src/link/tests.rs", "src/link/conformance.rs"];
     for (path, text) in sources("src/link") {
         let may = path == Path::new("src/link/tor.rs") || tests.iter().any(|test| path == Path::new(test));

@@ -60,10 +60,10 @@ fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
     {
         let (_folder, unit) = installed(drop_ins);
         let verified = analyze(&["verify", "--man=no"], &unit);
-        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        let errors = String::from_utf8_lossy(&verified.stderr).into_owned();
         // systemd only warns of an unknown key or value and ignores it. The exit status is not
         // checked, because other units of this machine may have faults.
-        assert!(!said.contains("rustbalance"), "{drop_ins:?}: {said}");
+        assert!(!errors.contains("rustbalance"), "{drop_ins:?}: {errors}");
         let exposure = exposure(&unit);
         assert!(exposure <= most_exposed, "{drop_ins:?}: {exposure}");
     }
@@ -156,9 +156,9 @@ fn install_waits_for_another_installation_and_names_each_package_once() {
 3) echo "E: Unable to acquire the dpkg frontend lock (/var/lib/dpkg/lock-frontend), is another process using it?" >&2; exit 100 ;;
 esac"#;
     let (output, folder) = install(&["tor", "tor-gencert", "make"], busy);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{said}");
-    assert_eq!(said.matches("waiting for it").count(), 1, "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    assert_eq!(errors.matches("waiting for it").count(), 1, "{errors}");
     let asked = fs::read_to_string(folder.path().join("asked")).unwrap();
     let asked: Vec<&str> = asked.lines().collect();
     assert_eq!(asked.len(), 4, "{asked:?}");
@@ -175,8 +175,8 @@ esac"#;
 fn install_gives_up_at_once_where_waiting_does_not_help() {
     let (output, folder) = install(&["tor"], "echo 'E: Unable to locate package tor' >&2; exit 100");
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("Unable to locate package tor") && said.contains("could not install: tor"), "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains("Unable to locate package tor") && errors.contains("could not install: tor"), "{errors}");
     assert_eq!(fs::read_to_string(folder.path().join("asked")).unwrap().lines().count(), 1);
 }
 
@@ -192,9 +192,9 @@ fn the_check_for_advisories_says_that_it_needs_the_internet() {
         .env("CARGO_TARGET_DIR", folder.path())
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("cannot be reached: run this on a machine with internet"), "{said}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("cannot be reached: run this on a machine with internet"), "{errors}");
     let release = fs::read_to_string(repository().join("docs/RELEASE.md")).unwrap();
     assert!(release.contains("./scripts/advisories.sh"));
 }

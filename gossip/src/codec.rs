@@ -68,7 +68,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_was_written_is_read() {
+    fn an_encoded_value_decodes_to_itself() {
         let value = (7u64, "seven".to_string(), vec![Some(1u8), None]);
         assert_eq!(decode(&encode(&value).unwrap(), 100), Ok(value));
     }

@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_address_is_told_apart_from_another_version() {
+    fn a_mistyped_address_is_distinguished_from_another_version() {
         let label = DUCK.trim_end_matches(".onion");
         for at in 0..label.len() {
             for new in ["a", "2", "x", "c", "e"].into_iter().filter(|new| *new != &label[at..=at]) {

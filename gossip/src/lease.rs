@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn it_listens_then_waits_its_turn_then_stores_then_claims() {
+    fn a_candidate_listens_waits_its_turn_stores_the_term_and_then_claims() {
         let mut election = Election::new(node(1), Timing::default(), 5);
         assert_eq!(step(&mut election, &vacant(1), 9), vec![]);
         assert_eq!(election.next_deadline(&vacant(1)), Some(seconds(10)));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn alone_it_waits_for_nobody_but_the_disk() {
+    fn a_node_that_is_alone_waits_only_for_the_disk() {
         let mut election = Election::new(node(1), Timing::default(), 0);
         let alone = Situation { alone: true, all_heard: true, ..vacant(0) };
         assert_eq!(step(&mut election, &alone, 0), vec![Step::Store(1)]);
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_may_not_publish_never_claims() {
+    fn a_node_that_may_not_publish_never_claims_the_lease() {
         let mut election = Election::new(node(1), Timing::default(), 0);
         for at in 0..500 {
             assert_eq!(step(&mut election, &Situation::default(), at), vec![]);
@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_lease_is_respected_whoever_ranks_better() {
+    fn a_live_lease_is_respected_by_a_node_that_ranks_better() {
         let mut election = Election::new(node(1), Timing::default(), 0);
         let situation = live(claim(2, 7, 200));
         assert_eq!(step(&mut election, &situation, 0), vec![Step::Store(7)]);
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn it_renews_at_a_third_of_the_ttl() {
+    fn the_holder_renews_the_lease_at_a_third_of_its_ttl() {
         let mut election = holding();
         assert_eq!(step(&mut election, &mine(6), 21), vec![]);
         assert_eq!(election.next_deadline(&mine(6)), Some(seconds(22)));
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn after_being_stopped_it_steps_down_and_listens() {
+    fn a_holder_that_was_stopped_steps_down_and_listens() {
         let mut election = holding();
         let mut out = Vec::new();
         election.interrupted(seconds(30), &mut out);
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_term_that_another_burned_is_passed_over_without_a_pause() {
+    fn the_holder_moves_above_a_higher_term_of_another_node_without_a_pause() {
         let mut election = holding();
         let burned = Situation { highest: 9, ..mine(6) };
         assert_eq!(step(&mut election, &burned, 14), vec![Step::Store(9), Step::Store(10)]);

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_of_the_dead_does_not_revive_them() {
+    fn a_single_heartbeat_of_a_dead_node_does_not_revive_it() {
         let mut liveness = Liveness::new(Patience::default());
         assert!(!liveness.on_heartbeat(node(), false, seconds(0)));
         assert!(!liveness.is_alive(&node()));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_death_after_ten_seconds_on_a_good_network() {
+    fn a_silent_node_is_dead_after_ten_seconds_on_a_good_network() {
         let mut liveness = beating(2, 60);
         assert_eq!(liveness.expire(seconds(70)), vec![]);
         assert_eq!(liveness.next_deadline(), Some(seconds(70) + Duration::from_millis(1)));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_path_is_learnt_but_not_without_end() {
+    fn a_slow_path_extends_the_patience_up_to_a_bound() {
         let mut liveness = beating(8, 160);
         assert!(liveness.is_alive(&node()));
         assert_eq!(liveness.expire(seconds(185)), vec![]);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn hundreds_beat_more_seldom_and_are_given_more_time() {
+    fn hundreds_of_nodes_send_heartbeats_more_seldom_and_get_more_time() {
         let usual = Patience::default();
         assert_eq!(usual.among(100), usual);
         let many = usual.among(500);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn goodbye_is_believed_at_once_and_ended_by_two_new_beats() {
+    fn a_goodbye_takes_effect_at_once_and_two_new_heartbeats_end_it() {
         let mut liveness = beating(2, 20);
         assert!(liveness.on_heartbeat(node(), true, seconds(21)));
         assert!(!liveness.is_alive(&node()) && liveness.is_gone(&node()));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_stopped_does_not_judge_the_others() {
+    fn a_node_that_was_stopped_does_not_declare_others_dead_at_once() {
         let mut liveness = beating(2, 20);
         liveness.amnesty(seconds(500));
         assert_eq!(liveness.expire(seconds(509)), vec![]);

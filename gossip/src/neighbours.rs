@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn every_size_and_every_k_is_connected() {
+    fn the_graph_is_connected_for_every_size_and_number_of_neighbours() {
         for count in [2, 3, 8, 20, 61, 200] {
             for k in [0, 1, 2, 3, 6] {
                 let all = members(count);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn any_one_death_leaves_it_connected() {
+    fn the_graph_stays_connected_after_any_single_death() {
         let all = members(40);
         for dead in &all {
             let gone = BTreeSet::from([*dead]);

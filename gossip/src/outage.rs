@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_spread_over_the_whole_span_and_differ_by_node_outage_and_cluster() {
+    fn hidden_times_are_spread_over_the_whole_span_and_differ_by_node_outage_and_cluster() {
         let (least, most) = HIDDEN_TIME;
         let node = |n| NodeId::from_public_key([n; 32]);
         let secret = OutageSecret::from_bytes([7; 32]);

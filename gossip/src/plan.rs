@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_stands_once_and_a_lot_says_whose_it_is() {
+    fn a_relay_is_named_once_and_a_lot_decides_for_which_source() {
         let mut won = BTreeMap::<Source, u32>::new();
         for at in 0..40 {
             let mut given = [TestSource::healthy(1, 2), TestSource::healthy(2, 2)];
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn who_names_the_relays_of_the_published_takes_none_of_them() {
+    fn a_source_that_names_published_relays_displaces_no_published_point() {
         let honest = [TestSource::healthy(2, 3), TestSource::healthy(3, 3)];
         let first = choose_from(&honest, &Choice::default(), 20, 0);
         for id in [1, 4] {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_page_beats_a_dead_address() {
+    fn unhealthy_sources_are_named_if_there_are_no_healthy_ones() {
         let healthy =
             [TestSource::healthy(1, 2), TestSource::healthy(2, 2), TestSource::healthy(3, 2).fitness(Fitness::Down)];
         let first = choose_from(&healthy, &Choice::default(), 20, 0);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn points_that_stand_already_are_kept() {
+    fn published_points_are_kept() {
         let mut given = vec![TestSource::healthy(1, 20), TestSource::healthy(2, 20)];
         let first = choose_from(&given, &Choice::default(), 20, 0);
         given[0].points.reverse();
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn with_more_nodes_than_places_everybody_has_a_turn() {
+    fn every_node_has_a_turn_if_there_are_more_nodes_than_places() {
         let given: Vec<TestSource> = (0..60).map(|n| TestSource::healthy(n, 3)).collect();
         let mut seen = BTreeSet::new();
         for rotation_epoch in 0..40 {

@@ -153,7 +153,7 @@ mod tests {
             for n in 0..5 {
                 let node = &cluster.nodes[n as usize];
                 let card = sign(node.card(1, 100), &node.key).to_bytes().unwrap();
-                cluster.tell(n as usize, RecordKind::Card, &card, 0);
+                cluster.deliver(n as usize, RecordKind::Card, &card, 0);
                 let points = cluster.nodes[n as usize].points(1, points(n));
                 cluster.announce(n as usize, points, 0);
             }
@@ -164,11 +164,11 @@ mod tests {
         fn announce(&mut self, of: usize, points: IntroPoints, seconds: u64) {
             let kind = RecordKind::IntroPoints(points.service);
             let record = sign(points, &self.nodes[of].key);
-            self.tell(of, kind, &record.to_bytes().unwrap(), seconds);
+            self.deliver(of, kind, &record.to_bytes().unwrap(), seconds);
             self.views[of].fold_points(record, at(seconds)).unwrap();
         }
 
-        fn tell(&mut self, of: usize, kind: RecordKind, bytes: &[u8], seconds: u64) {
+        fn deliver(&mut self, of: usize, kind: RecordKind, bytes: &[u8], seconds: u64) {
             let origin = self.nodes[of].node();
             for (n, view) in self.views.iter_mut().enumerate() {
                 if n != of {
@@ -184,7 +184,7 @@ mod tests {
                     let node = &self.nodes[*of];
                     let beat: Verified<_> =
                         sign(Heartbeat { unix: at(seconds).unix, ..node.beat(seconds + 1, phase) }, &node.key);
-                    self.tell(*of, RecordKind::Heartbeat, &beat.to_bytes().unwrap(), seconds);
+                    self.deliver(*of, RecordKind::Heartbeat, &beat.to_bytes().unwrap(), seconds);
                     self.views[*of].fold_heartbeat(beat, at(seconds)).unwrap();
                 }
                 for view in &mut self.views {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_living_publishers_share_the_points_of_the_dead_and_of_nobody_else() {
+    fn living_publishers_share_the_points_of_dead_nodes_and_of_no_others() {
         let mut cluster = Cluster::new();
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         assert_eq!(cluster.shared(&[0, 1, 2, 3, 4], 30), []);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_stands_in_before_the_silence_is_long_nor_when_no_client_can_remember() {
+    fn no_publisher_stands_in_after_a_short_silence_or_if_no_client_knows_the_points() {
         let mut cluster = Cluster::new();
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         cluster.beat(&[3], Phase::Gone, 30..31);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn who_had_many_points_leaves_room_for_those_of_others() {
+    fn a_silent_node_with_many_points_leaves_room_for_those_of_others() {
         let mut cluster = Cluster::new();
         let many = (0..20).map(|i| point(100 + i, 100 + i)).collect();
         let many = cluster.nodes[3].points(2, many);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evicted_node_is_stood_in_for_though_it_may_live() {
+    fn publishers_stand_in_for_an_evicted_node_that_may_still_run() {
         let mut cluster = Cluster::new();
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         let revocation = cluster.founder.revoke(cluster.nodes[4].node());
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_draining_or_sick_leaves_it_to_the_others_while_there_are_any() {
+    fn a_draining_or_unhealthy_publisher_leaves_standing_in_to_the_others() {
         let mut cluster = Cluster::new();
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
         let unhealthy = IntroPoints { fitness: Fitness::Degraded, ..cluster.nodes[1].points(2, points(1)) };

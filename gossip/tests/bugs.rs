@@ -44,7 +44,7 @@ fn a_lease_renewed_by_its_loser_is_caught() {
 /// The report of a sweep: a run with fewer nodes and faults than the one that failed, the faults
 /// that struck, and the command that replays it.
 #[test]
-fn a_failure_is_made_smaller_and_says_how_to_see_it_again() {
+fn a_failure_is_reduced_and_reported_with_the_command_that_replays_it() {
     let weights = Weights { join: 2, partition: 2, heal: 4, point: 6, ..CRASHES };
     let make = |seed, nodes| Scenario { bug: Some(Bug::KeepsDead), weights, ..Scenario::new(seed, nodes) };
     let whole = run(make(7, 6));

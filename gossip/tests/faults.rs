@@ -20,7 +20,7 @@ fn every_fault_strikes() {
 }
 
 #[test]
-fn one_seed_is_one_run() {
+fn the_same_seed_gives_the_same_run() {
     let once = || run(Scenario::new(3, 5));
     let (one, two) = (once(), once());
     assert_eq!((one.traffic, one.log, one.settled), (two.traffic, two.log, two.settled));

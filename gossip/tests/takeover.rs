@@ -25,16 +25,16 @@ fn is_followed(death: Death, limit: Duration) {
 }
 
 #[test]
-fn a_killed_publisher_is_followed_within_25_seconds() {
+fn a_killed_publisher_is_replaced_within_25_seconds() {
     is_followed(Death::Killed, Duration::from_secs(25));
 }
 
 #[test]
-fn a_frozen_publisher_is_followed_within_25_seconds() {
+fn a_frozen_publisher_is_replaced_within_25_seconds() {
     is_followed(Death::Frozen, Duration::from_secs(25));
 }
 
 #[test]
-fn a_goodbye_is_followed_within_12_seconds() {
+fn a_leaving_publisher_is_replaced_within_12_seconds() {
     is_followed(Death::Goodbye, Duration::from_secs(12));
 }

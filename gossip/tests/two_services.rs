@@ -12,7 +12,7 @@ fn both_services_are_whole_after_the_faults() {
 }
 
 #[test]
-fn one_publisher_keeps_their_revisions_apart_and_a_dead_node_leaves_both() {
+fn one_publisher_keeps_separate_revisions_and_a_dead_node_leaves_both_services() {
     let mut published_without_serving = false;
     for seed in 1..=6 {
         let seen = services(seed, 6, 2).unwrap();

@@ -72,7 +72,7 @@ fn announced(founder: &Founder, node: &Identity) -> Records {
 }
 
 #[test]
-fn what_a_later_version_announces_is_carried_byte_for_byte() {
+fn records_of_a_later_version_are_forwarded_byte_for_byte() {
     let mut sent = Records::new();
     let mut speaker = None;
     let outcome = upgrade(1, 5, |founder, node| {

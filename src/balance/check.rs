@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_member_is_believed_its_own_points_alone() {
+    async fn a_publisher_accepts_points_of_a_member_only_with_the_keys_of_that_member() {
         let (publisher, worker) = (point_check(Some(authority())), point_check(None));
         let honest = honest().await;
         assert!(publisher(node(2), &honest) && worker(node(2), &honest));

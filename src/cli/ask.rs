@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_of_the_machines_service_is_named_where_the_users_own_does_not_run() {
+    fn the_system_daemon_is_named_if_the_users_own_daemon_does_not_run() {
         let home = tempfile::tempdir().unwrap();
         let (own, system) = (home.path().join("own"), home.path().join("system"));
         let error = |system: &Path| no_daemon(own.clone(), system);

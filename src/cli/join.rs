@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_refused_without_showing_it() {
+    fn an_invalid_token_is_refused_without_showing_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut text = token_text();
         text.truncate(40);
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_the_cluster_may_know_is_kept() {
+    fn a_node_key_that_the_cluster_may_know_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("node");
         let master = IdentitySecret::generate(&mut rand::rng());
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_that_may_pass_are_tried_again_and_lasting_ones_are_reported_at_once() {
+    fn temporary_refusals_are_tried_again_and_lasting_ones_are_reported_at_once() {
         // A new token is unknown to a publisher that has not received its record yet.
         let after = |refusal| Pauses::default().after(&JoinError::Refused(refusal));
         for passing in [JoinRefusal::UnknownToken, JoinRefusal::NoPublisher, JoinRefusal::Busy, JoinRefusal::NotYet] {
@@ -428,7 +428,7 @@ mod tests {
     /// The identity key that an interrupted join has received stays, and the error of the join is
     /// still reported.
     #[test]
-    fn what_cannot_be_removed_hides_no_error() {
+    fn a_failed_clean_up_does_not_hide_the_error_of_the_join() {
         let folder = tempfile::tempdir().unwrap();
         let mut draft = Store::create(&folder.path().join("node")).unwrap();
         let cluster = ClusterId::from_public_key([7; 32]);
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_was_lost_is_not_forgotten_over_later_attempts() {
+    fn a_lost_answer_is_still_reported_after_later_attempts() {
         let lost = || Some(JoinError::Unanswered(Box::new(JoinError::Timeout(90))).into());
         for later in [anyhow::anyhow!("no node accepts joins"), JoinError::Refused(JoinRefusal::UnknownToken).into()] {
             let shown = more_telling(lost(), later);

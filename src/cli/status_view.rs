@@ -461,12 +461,12 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_is_well() {
+    fn a_healthy_cluster_is_shown_without_problems() {
         insta::assert_snapshot!(view(&well(), Paint(false)));
     }
 
     #[test]
-    fn a_cluster_in_trouble() {
+    fn a_cluster_in_trouble_is_shown_with_its_problems() {
         let mut status = well();
         status.tor = Bootstrap { fraction: 0.45, ready: false, message: "fetching the directory".into() };
         status.members[1].alive = false;
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_has_just_started() {
+    fn a_node_that_has_just_started_is_shown() {
         let mut status = well();
         (status.publisher, status.publication) = (None, None);
         status.members.clear();

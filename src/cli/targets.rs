@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn each_port_goes_to_its_target_and_no_port_to_anothers() {
+    fn each_port_goes_to_its_own_target_only() {
         let one = assign(&options(&["127.0.0.1:8080"]), &[80], None).unwrap();
         assert_eq!(shown(&one), ("80=127.0.0.1:8080".into(), vec![]));
         let both = options(&["22=127.0.0.1:22", "80=unix:/run/a=b.sock"]);

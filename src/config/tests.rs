@@ -25,7 +25,7 @@ fn initial() -> Initial {
 }
 
 #[test]
-fn the_first_file_holds_what_was_asked_for_and_defaults() {
+fn the_first_file_holds_the_given_values_and_defaults() {
     let dir = tempfile::tempdir().unwrap();
     Config::write_initial(dir.path(), &initial()).unwrap();
     let config = Config::load(dir.path()).unwrap();
@@ -114,7 +114,7 @@ fn all_mistakes_are_named_in_the_order_of_the_file() {
 
 /// A key that seems to be missing may be the one that is misspelt.
 #[test]
-fn what_is_missing_is_named_only_where_nothing_is_misspelt() {
+fn a_missing_key_is_named_only_if_no_key_is_misspelt() {
     let error = parse("[cluster]\nlease_ttl = \"3s\"\n[[port]]\nvirtual = 80\n").unwrap_err();
     insta::assert_snapshot!(error, @r#"
     2 mistakes:
@@ -203,7 +203,7 @@ fn an_unknown_key_is_named_with_its_table_and_the_nearest_known_one() {
 }
 
 #[test]
-fn a_wrong_value_is_named_with_what_could_be() {
+fn a_wrong_value_is_named_with_the_allowed_ones() {
     insta::assert_snapshot!(refused("[cluster]\nheartbeat = 2"), @r#"line 2, column 13: "heartbeat" in [cluster] cannot be 2: write "2s" for seconds: a time has a unit"#);
     insta::assert_snapshot!(refused("[cluster]\nheartbeat = \"2h\""), @r#"line 2, column 13: "heartbeat" in [cluster] cannot be "2h": write a time from 200ms to 30s with its unit, in quotes"#);
     insta::assert_snapshot!(refused("[cluster]\nheartbeat = \"20s\""), @r#"line 1, column 2: "lease_ttl" in [cluster]: 30s is shorter than 3 heartbeats of 20s: a lease must outlive the loss of one"#);

@@ -41,7 +41,7 @@ async fn ask_raw(dir: &Path, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_request_is_answered_and_the_socket_goes_with_the_daemon() {
+async fn a_request_is_answered_and_the_socket_is_removed_with_the_daemon() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let (shutdown, served) = start(dir.path());
@@ -57,7 +57,7 @@ async fn a_request_is_answered_and_the_socket_goes_with_the_daemon() {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_refused_in_words() {
+async fn an_invalid_request_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let (_shutdown, _served) = start(dir.path());
     for garbage in [
@@ -96,7 +96,7 @@ async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
 }
 
 #[tokio::test]
-async fn what_lies_in_the_sockets_place_is_not_removed() {
+async fn a_folder_in_the_place_of_the_socket_is_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let link = dir.path().join(SOCKET_NAME);
     std::fs::create_dir(&link).unwrap();
@@ -105,7 +105,7 @@ async fn what_lies_in_the_sockets_place_is_not_removed() {
 }
 
 #[tokio::test]
-async fn a_path_too_long_for_a_socket_is_told_with_the_way_out() {
+async fn a_path_too_long_for_a_socket_is_reported_with_the_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let deep = dir.path().join("d".repeat(100));
     let error = bind(&deep).unwrap_err().to_string();

@@ -148,7 +148,7 @@ async fn inputs_results_and_ticks_reach_the_machine_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_settling_brings_up_is_handled_before_anything_else() {
+async fn events_that_settling_causes_are_handled_before_other_inputs() {
     let (mut driver, orders) = driver(Work::IsAborted);
     driver.shell.after = vec![Event::Settled];
     orders.send(Event::Begin).await.unwrap();
@@ -160,7 +160,7 @@ async fn what_settling_brings_up_is_handled_before_anything_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_ends_when_it_is_stopped_or_no_input_can_come_and_a_job_that_is_aborted_does_not_end_it() {
+async fn a_driver_ends_if_stopped_or_without_inputs_but_not_if_a_job_is_aborted() {
     let (mut stopped, _orders) = driver(Work::IsAborted);
     stopped.handle([Event::Begin]);
     let stop = CancellationToken::new();
@@ -174,7 +174,7 @@ async fn it_ends_when_it_is_stopped_or_no_input_can_come_and_a_job_that_is_abort
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_job_that_panics_ends_it() {
+async fn a_job_that_panics_ends_the_driver() {
     let (mut driver, _orders) = driver(Work::Panics);
     driver.handle([Event::Begin]);
     let failed = run_for(&mut driver, Duration::from_secs(60)).await.unwrap_err();

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn one_success_heals_and_three_failures_in_a_row_fell() {
+    fn one_success_makes_a_target_healthy_and_three_failures_in_a_row_unhealthy() {
         let mut judge = TargetVerdict::default();
         assert!(!judge.observe(failed(), 3));
         assert!(judge.observe(Ok(()), 3) && judge.healthy);
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_the_unit_hides_is_told_from_one_that_is_not_there() {
+    async fn a_socket_that_the_unit_hides_is_distinguished_from_a_missing_one() {
         let asked = |path: &str| {
             let target = Target::Unix(path.into());
             async move { ask(&target, Duration::from_secs(2)).await.unwrap().unwrap_err() }
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dropped_it_stops() {
+    async fn health_checks_stop_when_dropped() {
         let health = Health::start(Vec::new(), watch::channel(fast()).1);
         let mut ready = health.ready();
         ready.wait_for(|ready| *ready).await.unwrap();

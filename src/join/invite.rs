@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_holds_what_was_asked_for_and_not_the_secret() {
+    fn an_invitation_holds_the_given_terms_and_not_the_secret() {
         let cluster = ClusterId::from_public_key([7; 32]);
         let authority = AuthoritySecret::generate(&mut rand::rng());
         let terms = Terms { role: Role::Publisher, uses: 3, lifetime: Duration::from_secs(60) };

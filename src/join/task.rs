@@ -292,7 +292,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_is_let_in_and_then_the_rate_holds() {
+    fn a_burst_of_joins_is_admitted_and_then_the_rate_holds() {
         let limits = DoorLimits { burst: 3, every: Duration::from_secs(2), ..DoorLimits::default() };
         let door = Door::new(watch::channel(limits).1);
         let start = Instant::now();
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_carry_share_the_rate_of_one_door() {
+    fn nodes_that_carry_joins_share_the_rate_of_one_join_port() {
         let limits = DoorLimits { burst: 32, every: Duration::from_secs(1), ..DoorLimits::default() };
         let doors = [(); 4].map(|()| Door::new(watch::channel(limits).1));
         let start = Instant::now();

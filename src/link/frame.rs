@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_and_nothing_more() {
+    fn a_message_is_read_as_written_and_no_byte_more() {
         block_on(async {
             let mut bytes = Vec::new();
             let long = || Known::Bytes(VarBytes(vec![7; 30_000]));
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_of_a_later_version_is_told_from_nonsense() {
+    fn a_variant_of_a_later_version_is_distinguished_from_nonsense() {
         #[derive(Serialize)]
         enum Later {
             Plain,

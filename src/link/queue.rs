@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_answered_probe_confirms_is_handed_over_in_order() {
+    fn frames_that_no_answered_probe_confirms_are_handed_over_in_order() {
         let queue = OutQueue::new(8, true);
         (1..4).for_each(|i| assert!(!queue.push(vec![i])));
         assert_eq!(written(&queue), [1, 2, 3]);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_and_only_where_another_route_can_take_over() {
+    fn unconfirmed_frames_are_bounded_and_kept_only_if_another_route_can_take_over() {
         for (keeps, left) in [(true, 8), (false, 0)] {
             let queue = OutQueue::new(8, keeps);
             for i in 0..20 {

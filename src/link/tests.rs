@@ -156,7 +156,7 @@ impl Node {
 }
 
 #[tokio::test(start_paused = true)]
-async fn new_bounds_hold_for_what_begins_after_them() {
+async fn new_limits_apply_to_links_that_begin_later() {
     let (world, net) = (TestCluster::new(), net());
     let closed = LinkLimits { handshakes: 0, ..limits() };
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), closed).await;
@@ -185,7 +185,7 @@ async fn neighbours_find_each_other_and_keep_one_link_each() {
     assert_eq!(outgoing, 6);
 }
 
-async fn hears(updates: &mut mpsc::Receiver<Update>, origin: NodeId, value: &[u8]) {
+async fn receives(updates: &mut mpsc::Receiver<Update>, origin: NodeId, value: &[u8]) {
     let found = async {
         while let Some(update) = updates.recv().await {
             if update.origin == origin && update.bytes == value {
@@ -212,17 +212,17 @@ async fn records_travel_over_links_and_again_after_they_broke() {
     }
     meshes[0].0.set(RecordKind::Card, b"from 0").unwrap();
     meshes[2].0.set(RecordKind::Card, b"from 2").unwrap();
-    hears(&mut meshes[2].1, world.node(0), b"from 0").await;
-    hears(&mut meshes[0].1, world.node(2), b"from 2").await;
+    receives(&mut meshes[2].1, world.node(0), b"from 0").await;
+    receives(&mut meshes[0].1, world.node(2), b"from 2").await;
     net.sever(&nodes[0].engine, &nodes[1].engine);
     until("the cut", || nodes[0].peers().is_empty() && !nodes[1].peers().contains(&world.node(0))).await;
     meshes[0].0.set(RecordKind::Lease, b"announced while cut off").unwrap();
     net.heal();
-    hears(&mut meshes[2].1, world.node(0), b"announced while cut off").await;
+    receives(&mut meshes[2].1, world.node(0), b"announced while cut off").await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frozen_node_is_let_go_and_taken_back() {
+async fn links_with_a_frozen_node_end_and_come_back() {
     let (world, net) = (TestCluster::new(), net());
     let nodes = nodes(&world, &net, [(); 3].map(|()| world.set(0..3)), limits()).await;
     until("a full mesh", || nodes.iter().all(|node| node.peers().len() == 2)).await;
@@ -237,7 +237,7 @@ async fn a_frozen_node_is_let_go_and_taken_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn how_far_a_node_reaches_is_shown_as_it_changes() {
+async fn the_reach_of_a_node_is_shown_as_it_changes() {
     let (world, net) = (TestCluster::new(), net());
     let nodes = nodes(&world, &net, [(); 2].map(|()| world.set(0..2)), limits()).await;
     let mut reach = nodes[0].links.reach();
@@ -373,7 +373,7 @@ async fn strangers_and_their_garbage_change_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dialler_that_takes_its_time_loses_its_place() {
+async fn a_slow_dialler_loses_its_place() {
     let (world, net) = (TestCluster::new(), net());
     let node = node(&world, &net, 0, MemberSet::default(), LinkLimits { handshakes: 2, ..limits() }).await;
     let mut slow: Vec<_> = (0..10).map(|_| node.stranger()).collect();
@@ -392,7 +392,7 @@ async fn a_dialler_that_takes_its_time_loses_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_is_frozen_or_never_reads_is_let_go() {
+async fn a_peer_that_is_frozen_or_never_reads_is_disconnected() {
     let (world, net) = (TestCluster::new(), net());
     let mut node = node(&world, &net, 0, MemberSet::default(), limits()).await;
     let carrier = node.carrier.take().unwrap();

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_service_that_accepts_no_key_shuts_out() {
+    fn only_a_service_that_accepts_none_of_the_keys_counts_as_shutting_out() {
         let (peer, limit) = (NodeId::from_public_key([1; 32]), Duration::from_secs(9));
         let to = || peer.address().to_string();
         let of = |error| route_error(peer, error);

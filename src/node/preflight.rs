@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_system_without_sockets_or_locks_is_refused_and_nothing_stays_of_the_trial() {
+    fn a_file_system_without_sockets_or_locks_is_refused_and_the_test_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("deep/er");
         let refuse = |errno: i32| move |_: &Path| Err(io::Error::from_raw_os_error(errno));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn artis_configuration_is_judged_as_the_daemon_will() {
+    fn artis_configuration_is_checked_as_the_daemon_checks_it() {
         let folder = tempfile::tempdir().unwrap();
         let error =
             preflight(&folder.path().join("node"), "[logging]\nx = 1\n[proxy]\ny = 1\n").unwrap_err().to_string();

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_parts_that_end_together_the_one_that_was_started_first_is_named() {
+    async fn the_part_that_was_started_first_is_named_if_several_end_together() {
         let mut supervisor = Supervisor::default();
         let (alive, watch) = tokio::sync::watch::channel(());
         supervisor.spawn("cause", async move {

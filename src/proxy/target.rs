@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_leaves_the_host() {
+    fn a_target_on_another_host_is_refused() {
         for text in ["10.0.0.1:80", "0.0.0.0:80", "[fe80::1]:80", "[::]:80", "example.com:80", "[::ffff:9.9.9.9]:80"] {
             assert!(matches!(text.parse::<Target>(), Err(TargetError::OtherHost(_))), "{text}");
         }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_is_named() {
+    fn an_invalid_target_is_refused_with_the_reason() {
         for text in
             ["", "80", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:99999", "::1:80", "unix:", "http://127.0.0.1:80"]
         {

@@ -108,7 +108,7 @@ async fn bytes_go_both_ways_and_are_counted() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_said_all_still_hears_the_answer() {
+async fn a_client_that_has_ended_its_half_still_receives_the_answer() {
     let (proxy, listener) = tcp_proxy(short()).await;
     let (mut client, mut target, served) = open(&proxy, &listener).await;
     client.write_all(b"question").await.unwrap();
@@ -202,7 +202,7 @@ async fn a_unix_target_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn by_default_an_idle_stream_and_one_that_is_not_read_live_on() {
+async fn idle_streams_and_unread_streams_stay_open_by_default() {
     let (proxy, _listener) = tcp_proxy(ProxyLimits::default()).await;
     let (client, theirs) = duplex(16);
     let (mut target, targets) = duplex(16);

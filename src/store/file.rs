@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_could_read_is_refused_with_the_command_that_mends_it() {
+    fn a_file_that_others_could_read_is_refused_with_the_command_that_mends_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node.key");
         create(&path, &encode(Kind::NodeKey, cluster(), &[1; 32])).unwrap();

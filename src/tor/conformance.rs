@@ -76,7 +76,7 @@ pub(crate) async fn all(stage: &dyn Stage) {
         clients_are_served_at_an_intro_point,
         points_keep_clear_of_excluded_relays,
         a_dropped_point_serves_again_with_its_keys,
-        a_point_passes_to_whoever_makes_it_last,
+        a_point_passes_to_the_node_that_opened_it_last,
         streams_on_one_circuit_are_bounded,
         rendezvous_are_bounded,
         a_point_is_lost_with_its_relay
@@ -301,7 +301,7 @@ pub(crate) async fn a_dropped_point_serves_again_with_its_keys(stage: &dyn Stage
 /// When a second node opens a point with the same keys at the same relay, it serves the clients
 /// from then on, and the first node learns that it has lost the point. The same holds when the
 /// first node takes the point back.
-pub(crate) async fn a_point_passes_to_whoever_makes_it_last(stage: &dyn Stage) {
+pub(crate) async fn a_point_passes_to_the_node_that_opened_it_last(stage: &dyn Stage) {
     let (first, second, master, limits) = (ready(stage).await, ready(stage).await, new_master(), limits());
     let seed = PointSeed::from_bytes(&Zeroizing::new(rand::random()));
     let nonce = seed.draw(&mut rand::rng()).nonce;

@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_makes_it_forget_the_oldest_and_never_deaf() {
+    fn a_flood_makes_the_log_forget_the_oldest_and_never_refuse_new_ones() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("replay");
         let log = ReplayLog::open(&path).unwrap();

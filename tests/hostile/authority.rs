@@ -34,8 +34,9 @@ async fn a_second_authority_keeps_no_revocation_off_the_disk() {
 
     let mut raw_links = mallory.open(&test_cluster, 1).await;
     let raw_gossip = mallory.speak(&test_cluster, &mut raw_links).await;
-    raw_gossip.say(RecordKind::Card, &mallory.sign(NodeCard { chain, ..mallory.card(me, (1 << 32) + 1) }));
-    raw_gossip.say(RecordKind::Revocation(stranger), &Verified::sign(revocation, &second).unwrap().to_bytes().unwrap());
+    raw_gossip.announce(RecordKind::Card, &mallory.sign(NodeCard { chain, ..mallory.card(me, (1 << 32) + 1) }));
+    raw_gossip
+        .announce(RecordKind::Revocation(stranger), &Verified::sign(revocation, &second).unwrap().to_bytes().unwrap());
     test_cluster.counts("record_authority", 6).await;
     // If the forged revocation were accepted, every later list of revocations would contain it and
     // could not be stored.

@@ -38,7 +38,7 @@ async fn change_the_key_twice(test_cluster: &TestCluster) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_missed_the_new_keys_is_reached_and_given_them() {
+async fn a_node_that_missed_the_new_keys_is_reached_and_receives_them() {
     let mut test_cluster = TestCluster::start("").await;
     test_cluster.named_mut("gamma").kill().await;
     test_cluster.healthy().await;
@@ -57,7 +57,7 @@ async fn who_missed_the_new_keys_is_reached_and_given_them() {
 /// Alpha was partitioned from the others. Each side has evicted a node and made a new discovery key
 /// long ago.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn halves_that_have_changed_the_key_apart_find_each_other() {
+async fn partitions_that_changed_the_key_separately_find_each_other() {
     const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
     let mut test_cluster = TestCluster::start("").await;
     for name in NAMES {
@@ -99,7 +99,7 @@ async fn halves_that_have_changed_the_key_apart_find_each_other() {
 /// The evicted publisher cannot learn of its eviction: the others do not dial it, and it cannot
 /// find them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_evicted_publisher_that_nobody_can_tell_waits() {
+async fn an_evicted_publisher_that_cannot_learn_of_it_waits() {
     let mut test_cluster = TestCluster::start("").await;
     let beta = test_cluster.named("beta").id;
     test_cluster.named_mut("beta").kill().await;

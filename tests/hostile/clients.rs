@@ -80,7 +80,7 @@ async fn attacked(test_cluster: &TestCluster, what: &str, attack: impl Future<Ou
 
 /// Forty clients that open streams without end, each on its own circuit, and send a byte on each
 /// stream every `byte_every`, or nothing if that is `None`.
-async fn streams_that_say_nothing(net: FakeNet, to: OnionAddress, byte_every: Option<Duration>) {
+async fn streams_that_send_little(net: FakeNet, to: OnionAddress, byte_every: Option<Duration>) {
     let mut clients = JoinSet::new();
     for _ in 0..40 {
         let engine = net.engine();
@@ -104,12 +104,12 @@ async fn streams_that_say_nothing(net: FakeNet, to: OnionAddress, byte_every: Op
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_that_say_nothing_or_little_lock_no_client_out() {
+async fn streams_that_send_little_or_nothing_lock_no_client_out() {
     let test_cluster = TestCluster::start(NARROW).await;
     let (net, to) = (test_cluster.net.clone(), test_cluster.address());
-    attacked(&test_cluster, "idle streams", streams_that_say_nothing(net.clone(), to, None)).await;
+    attacked(&test_cluster, "idle streams", streams_that_send_little(net.clone(), to, None)).await;
     assert!(test_cluster.refused("streams_evicted").await > 20, "the attack has not reached a limit");
-    attacked(&test_cluster, "a byte now and then", streams_that_say_nothing(net, to, Some(Duration::from_secs(7))))
+    attacked(&test_cluster, "a byte now and then", streams_that_send_little(net, to, Some(Duration::from_secs(7))))
         .await;
     assert!(test_cluster.refused("streams_evicted").await > 200, "the attack has not reached a limit");
     test_cluster.healthy().await;

@@ -90,7 +90,7 @@ async fn members(test_cluster: &TestCluster) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn guessing_tokens_gets_nobody_in() {
+async fn guessed_tokens_admit_no_node() {
     let test_cluster = TestCluster::start("[joins]\nconcurrent = 6\nburst = 20\ninterval = \"1s\"\n").await;
     let good = test_cluster.invite(Role::Worker, 1).await;
     let visitors = test_cluster.visitors();
@@ -126,7 +126,7 @@ async fn guessing_tokens_gets_nobody_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_captured_join_is_of_no_use_to_whoever_has_it() {
+async fn a_captured_join_is_of_no_use_to_another_node() {
     let test_cluster = TestCluster::start("").await;
     let token = test_cluster.invite(Role::Publisher, 2).await;
     let visitors = test_cluster.visitors();

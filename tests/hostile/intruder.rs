@@ -32,7 +32,7 @@ pub(crate) async fn claim(engine: &dyn Engine, store: &Store, to: NodeId, ahead:
     let mut stream = hand::link(engine, store, to, Purpose::Mesh).await?;
     let own = Known { node: store.node_id(), generation: GENERATION, version: 0 };
     raw_gossip::send(&mut stream, raw_gossip::question(store.cluster(), 1, &[own])).await?;
-    let known = raw_gossip::hear(&mut stream, to).await?;
+    let known = raw_gossip::read_known(&mut stream, to).await?;
     Ok(Known { version: known.version + ahead, ..known })
 }
 

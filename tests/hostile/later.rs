@@ -109,11 +109,11 @@ async fn records_of_a_later_version_are_carried_to_the_nodes_that_know_them() {
     let later = Member::join(&test_cluster, Role::Publisher).await;
     let [card_kind, endpoint_kind, region_kind] =
         ["card", "ep", "region/north"].map(|key| RecordKind::from_key(key).unwrap());
-    let said = [(card_kind, card(&later)), (endpoint_kind, endpoint(&later)), (region_kind, region(&later))];
+    let records = [(card_kind, card(&later)), (endpoint_kind, endpoint(&later)), (region_kind, region(&later))];
     let mut raw_links = later.open(&test_cluster, 1).await;
     let raw_gossip = raw_links.speak(&test_cluster, later.id(), 2).await;
-    for (kind, bytes) in &said {
-        raw_gossip.say(*kind, bytes);
+    for (kind, bytes) in &records {
+        raw_gossip.announce(*kind, bytes);
     }
     until("every daemon accepts the card", async || {
         for daemon in test_cluster.running() {
@@ -137,15 +137,15 @@ async fn records_of_a_later_version_are_carried_to_the_nodes_that_know_them() {
     let newcomer = Member::of(&test_cluster, test_cluster.join("newcomer", &token).await);
     let mut raw_links = newcomer.open(&test_cluster, 1).await;
     let raw_gossip = raw_links.speak(&test_cluster, newcomer.id(), 1).await;
-    raw_gossip.say(RecordKind::Card, &newcomer.sign(newcomer.card(newcomer.id(), 1 << 32)));
+    raw_gossip.announce(RecordKind::Card, &newcomer.sign(newcomer.card(newcomer.id(), 1 << 32)));
     until("the newcomer has received all of the records", async || {
-        for (kind, bytes) in &said[..2] {
+        for (kind, bytes) in &records[..2] {
             ensure!(raw_gossip.heard(id, *kind).contains(bytes), "{kind:?} is missing");
         }
         // Every daemon announces the facts that it knows.
         for daemon in test_cluster.running() {
             ensure!(
-                raw_gossip.heard(daemon.id, region_kind).contains(&said[2].1),
+                raw_gossip.heard(daemon.id, region_kind).contains(&records[2].1),
                 "{} does not announce it",
                 daemon.name
             );

@@ -20,7 +20,7 @@ use crate::member::Member;
 use crate::test_cluster::{PATIENCE, TestCluster, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_is_bounded_and_disturbs_nobody() {
+async fn a_flood_is_bounded_and_disturbs_no_other_node() {
     let test_cluster = TestCluster::start("[links]\nbytes_per_second = 65536\nbytes_burst = 524288\n").await;
     let mallory = Member::join(&test_cluster, Role::Worker).await;
     let visitors = test_cluster.visitors();
@@ -122,7 +122,7 @@ async fn a_thousand_links_of_one_member_are_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_discovery_key_of_its_own_making_opens_nothing() {
+async fn a_discovery_key_that_a_member_made_itself_is_refused() {
     let test_cluster = TestCluster::start("").await;
     let mallory = Member::join(&test_cluster, Role::Worker).await;
     let visitors = test_cluster.visitors();
@@ -179,7 +179,7 @@ async fn a_flood_of_pings_is_bounded_as_any_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_never_reads_is_let_go() {
+async fn a_member_that_never_reads_is_disconnected() {
     let test_cluster = TestCluster::start("[links]\nwrite_timeout = \"1s\"\n").await;
     let mallory = Member::join(&test_cluster, Role::Worker).await;
     let visitors = test_cluster.visitors();

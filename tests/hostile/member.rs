@@ -102,7 +102,7 @@ impl Member {
     /// Gossips with its own node id and announces its card.
     pub(crate) async fn speak(&self, test_cluster: &TestCluster, raw_links: &mut RawLinks) -> RawGossip {
         let raw_gossip = raw_links.speak(test_cluster, self.id(), 1).await;
-        raw_gossip.say(RecordKind::Card, &self.sign(self.card(self.id(), 1 << 32)));
+        raw_gossip.announce(RecordKind::Card, &self.sign(self.card(self.id(), 1 << 32)));
         raw_gossip
     }
 
@@ -160,7 +160,7 @@ impl RawGossip {
         heard.iter().filter(fits).map(|update| update.bytes.clone()).collect()
     }
 
-    pub(crate) fn say(&self, kind: RecordKind, bytes: &[u8]) {
+    pub(crate) fn announce(&self, kind: RecordKind, bytes: &[u8]) {
         self.mesh.set(kind, bytes).unwrap();
     }
 }

@@ -64,7 +64,7 @@ pub(crate) fn value(kind: RecordKind, record: &[u8], version: u64) -> (String, V
 }
 
 /// Reads frames until a digest names the own incarnation and version of `node`.
-pub(crate) async fn hear(stream: &mut (impl AsyncRead + Unpin), node: NodeId) -> Result<Known> {
+pub(crate) async fn read_known(stream: &mut (impl AsyncRead + Unpin), node: NodeId) -> Result<Known> {
     for _ in 0..100 {
         let frame = frame::read(stream, MAX).await?;
         if let Ok(Frame::Gossip(VarBytes(bytes))) = codec::decode::<Frame>(&frame, MAX)

@@ -35,7 +35,7 @@ async fn stays_dead(test_cluster: &TestCluster, dead: NodeId) {
 
 /// Waits until a gossip instance has received at least `least` records of a kind from a node, and
 /// returns them.
-async fn hears(raw_gossip: &RawGossip, origin: NodeId, kind: RecordKind, least: usize) -> Vec<Vec<u8>> {
+async fn receives(raw_gossip: &RawGossip, origin: NodeId, kind: RecordKind, least: usize) -> Vec<Vec<u8>> {
     until("the hostile member receives the records", async || {
         let heard = raw_gossip.heard(origin, kind);
         ensure!(heard.len() >= least, "{} records of {kind:?}", heard.len());
@@ -47,7 +47,7 @@ async fn hears(raw_gossip: &RawGossip, origin: NodeId, kind: RecordKind, least: 
 /// The generation of a node's gossip, computed from a heartbeat: its start number, and some bits of
 /// its instance number.
 async fn generation_of(raw_gossip: &RawGossip, node: NodeId) -> u64 {
-    let beats = hears(raw_gossip, node, RecordKind::Heartbeat, 1).await;
+    let beats = receives(raw_gossip, node, RecordKind::Heartbeat, 1).await;
     let beat = Unverified::<Heartbeat>::from_bytes(&beats[0]).unwrap().verify(node.public_key()).unwrap();
     beat.seq >> 32 << 16 | beat.instance & 0xffff
 }
@@ -59,17 +59,17 @@ async fn old_records_do_not_keep_the_dead_alive() {
     let beta = test_cluster.named("beta").id;
     let mut raw_links = mallory.open(&test_cluster, 2).await;
     let own = mallory.speak(&test_cluster, &mut raw_links).await;
-    let beats = hears(&own, beta, RecordKind::Heartbeat, 5).await;
+    let beats = receives(&own, beta, RecordKind::Heartbeat, 5).await;
     let kind = RecordKind::IntroPoints(test_cluster.service());
-    let points = hears(&own, beta, kind, 1).await;
+    let points = receives(&own, beta, kind, 1).await;
     let visitors = test_cluster.visitors();
     test_cluster.named_mut("beta").kill().await;
     // Beta's old records, repeated without end in an incarnation that beta never had.
     let liar = raw_links.speak(&test_cluster, beta, FUTURE << 16).await;
-    liar.say(kind, &points[0]);
+    liar.announce(kind, &points[0]);
     let replay = async {
         for beat in beats.iter().cycle() {
-            liar.say(RecordKind::Heartbeat, beat);
+            liar.announce(RecordKind::Heartbeat, beat);
             sleep(Duration::from_millis(100)).await;
         }
     };
@@ -88,7 +88,7 @@ async fn old_records_do_not_keep_the_dead_alive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn forged_records_of_others_are_believed_by_nobody() {
+async fn forged_records_of_other_nodes_are_refused_by_every_node() {
     let test_cluster = TestCluster::start("").await;
     let mallory = Member::join(&test_cluster, Role::Worker).await;
     let (alpha, gamma) = (test_cluster.named("alpha").id, test_cluster.named("gamma").id);
@@ -121,12 +121,12 @@ async fn forged_records_of_others_are_believed_by_nobody() {
         };
         // Some are signed with the attacker's key, some name the victim as the signer with a false
         // signature.
-        liar.say(RecordKind::Heartbeat, &mallory.forge(gone, *victim.public_key()));
-        liar.say(RecordKind::IntroPoints(service), &mallory.sign(points));
-        liar.say(RecordKind::Lease, &mallory.forge(lease, *victim.public_key()));
-        liar.say(RecordKind::Card, &mallory.sign(card));
-        liar.say(RecordKind::Revocation(alpha), &mallory.sign(revocation));
-        liar.say(RecordKind::Invitation(token), &mallory.sign(invitation));
+        liar.announce(RecordKind::Heartbeat, &mallory.forge(gone, *victim.public_key()));
+        liar.announce(RecordKind::IntroPoints(service), &mallory.sign(points));
+        liar.announce(RecordKind::Lease, &mallory.forge(lease, *victim.public_key()));
+        liar.announce(RecordKind::Card, &mallory.sign(card));
+        liar.announce(RecordKind::Revocation(alpha), &mallory.sign(revocation));
+        liar.announce(RecordKind::Invitation(token), &mallory.sign(invitation));
         for name in ["record_signature", "record_origin", "record_authority"] {
             test_cluster.counts(name, 2).await;
         }
@@ -148,7 +148,7 @@ async fn forged_records_of_others_are_believed_by_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
+async fn spoofed_heartbeats_neither_keep_dead_nodes_alive_nor_silence_living_ones() {
     let mut test_cluster = TestCluster::start("").await;
     let mallory = Member::join(&test_cluster, Role::Worker).await;
     let (beta, gamma) = (test_cluster.named("beta").id, test_cluster.named("gamma").id);
@@ -169,7 +169,7 @@ async fn raised_heartbeats_neither_keep_the_dead_nor_silence_the_living() {
         // Repeated until the refusals are counted: how many arrive in a second depends on the
         // machine.
         for _ in 0..100 {
-            living.say(RecordKind::Lease, &version.to_be_bytes());
+            living.announce(RecordKind::Lease, &version.to_be_bytes());
             version += 1;
             sleep(Duration::from_millis(2)).await;
         }
@@ -201,12 +201,12 @@ async fn absurd_terms_are_claimed_in_vain() {
     let terms = [u64::MAX, u64::MAX / 2, unix_now() * TERMS_PER_SECOND + hour, (1 << 60) - 1];
     for (seq, term) in ((1 << 32) + 1..).zip(terms) {
         let lease = Lease { cluster, holder: me, seq, term, priority: 0, ttl_ms: u32::MAX };
-        raw_gossip.say(RecordKind::Lease, &mallory.sign(lease));
+        raw_gossip.announce(RecordKind::Lease, &mallory.sign(lease));
         sleep(Duration::from_millis(700)).await;
     }
     let absurd =
         Heartbeat { cluster, node: me, seq: u64::MAX, phase: Phase::Active, hears: 3, unix: unix_now(), instance: 1 };
-    raw_gossip.say(RecordKind::Heartbeat, &mallory.sign(absurd));
+    raw_gossip.announce(RecordKind::Heartbeat, &mallory.sign(absurd));
     test_cluster.counts("record_jump", 6).await;
     test_cluster.healthy().await;
     test_cluster.assert_honest_publisher(&before, mallory.id()).await;
@@ -226,7 +226,7 @@ async fn absurd_terms_are_claimed_in_vain() {
     for seq in [(1 << 32) + 10, (1 << 32) + 11] {
         let term = unix_now() * TERMS_PER_SECOND;
         let lease = Lease { cluster, holder: me, seq, term, priority: 0, ttl_ms: 0 };
-        raw_gossip.say(RecordKind::Lease, &mallory.sign(lease));
+        raw_gossip.announce(RecordKind::Lease, &mallory.sign(lease));
         until("the publisher claims a higher term", async || {
             let status = test_cluster.running().next().context("no daemon runs")?.status().await?;
             let highest = status.publisher.map_or(0, |publisher| publisher.term);

@@ -48,7 +48,7 @@ async fn both_served_by(test_cluster: &TestCluster, names: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_addresses_live_in_one_cluster() {
+async fn one_cluster_serves_two_addresses() {
     let second = IdentitySecret::generate(&mut rand::rng());
     let services = |test_cluster: &TestCluster| [test_cluster.service(), test_cluster.further.unwrap()];
     let folder = tempfile::tempdir().unwrap();

@@ -97,7 +97,7 @@ async fn a_used_token_stays_used_at_a_publisher_that_was_away() {
 /// No path is cut, but all have the same latency: the thief reaches the returning publisher as fast
 /// as the members do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thief_does_not_outrun_the_news_to_a_publisher_that_starts() {
+async fn a_thief_cannot_use_a_used_token_at_a_publisher_that_starts() {
     let mut test_cluster = TestCluster::start("").await;
     let carrier = Member::join(&test_cluster, Role::Worker).await;
     let token = test_cluster.invite(Role::Publisher, 1).await;

@@ -33,12 +33,12 @@ async fn a_worker_claims_the_lease_in_vain() {
     let promoted = Verified::sign(promoted, &mallory.store.node_secret().unwrap()).unwrap();
     let chain = Chain { authority: mallory.store.membership().authority.unverified(), member: promoted.unverified() };
     let lease = Lease { cluster, holder: me, seq, term: before.1 + OWN_TERMS, priority: 0, ttl_ms: 60_000 };
-    raw_gossip.say(RecordKind::Lease, &mallory.sign(lease));
+    raw_gossip.announce(RecordKind::Lease, &mallory.sign(lease));
     let (service, term) = (test_cluster.service(), before.1 + OWN_TERMS);
     let publication = Publication { cluster, node: me, seq, service, term, periods: Vec::new() };
-    raw_gossip.say(RecordKind::Publication(service), &mallory.sign(publication));
+    raw_gossip.announce(RecordKind::Publication(service), &mallory.sign(publication));
     test_cluster.counts("record_role", 6).await;
-    raw_gossip.say(RecordKind::Card, &mallory.sign(NodeCard { chain, ..mallory.card(me, seq + 1) }));
+    raw_gossip.announce(RecordKind::Card, &mallory.sign(NodeCard { chain, ..mallory.card(me, seq + 1) }));
     test_cluster.counts("record_chain", 3).await;
     sleep(Duration::from_secs(2)).await;
     test_cluster.healthy().await;
@@ -52,7 +52,7 @@ async fn a_worker_claims_the_lease_in_vain() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_cannot_redeem_what_it_carries() {
+async fn a_worker_cannot_redeem_a_token_that_it_carries() {
     let test_cluster = TestCluster::start("").await;
     let mallory = Member::join(&test_cluster, Role::Worker).await;
     let token = test_cluster.invite(Role::Publisher, 1).await;

@@ -52,8 +52,8 @@ fn links_over_tor_are_a_carrier_of_the_mesh() {
     let mut progress = Progress::new("carrier");
     let clients = (0..5).map(|number| Arti::start(&format!("carrier-{number}")).unwrap()).collect();
     let ground = Tor { clients };
-    progress.tell(format_args!("five Tor clients are ready"));
+    progress.report(format_args!("five Tor clients are ready"));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(check_all(|| LinkedNetwork::new(&ground)));
-    progress.tell(format_args!("done"));
+    progress.report(format_args!("done"));
 }

@@ -39,7 +39,7 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
                 fetches += 1;
                 if let Err(error) = answer {
                     let error = format!("{error:#}");
-                    progress.tell(format_args!("fetch {fetches} failed: {error}"));
+                    progress.report(format_args!("fetch {fetches} failed: {error}"));
                     ensure!(
                         !wants_descriptor(&error),
                         "fetch {fetches} failed because a descriptor was missing: {error}"
@@ -56,15 +56,17 @@ fn clients_find_a_descriptor_over_two_changes_of_time_period() {
                 .collect();
             if !now.is_subset(&periods) {
                 periods.extend(&now);
-                progress
-                    .tell(format_args!("periods {now:?} are published; {fetches} fetches, {} failed", failures.len()));
+                progress.report(format_args!(
+                    "periods {now:?} are published; {fetches} fetches, {} failed",
+                    failures.len()
+                ));
             }
             if fetches % 100 == 0 {
-                progress.tell(format_args!("{fetches} fetches, {} failed", failures.len()));
+                progress.report(format_args!("{fetches} fetches, {} failed", failures.len()));
             }
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
         }
-        progress.tell(format_args!("{fetches} fetches, {} failed", failures.len()));
+        progress.report(format_args!("{fetches} fetches, {} failed", failures.len()));
         // The periods that were current at first, and one more with each change.
         ensure!(periods.len() > CHANGES, "only these periods were published: {periods:?}");
         let bound = 1 + fetches * OTHER_FAILURES / 100;

@@ -142,9 +142,9 @@ struct EventLog {
 }
 
 impl EventLog {
-    fn tell(&self, what: std::fmt::Arguments<'_>) {
+    fn report(&self, what: std::fmt::Arguments<'_>) {
         let mut progress = self.progress.lock();
-        progress.0.tell(what);
+        progress.0.report(what);
         progress.1.push((self.started.elapsed(), what.to_string()));
     }
 }
@@ -179,14 +179,14 @@ fn grow(cluster: &Cluster<'_>, names: &[&str], progress: &mut Progress) -> Resul
         nodes.push(node);
     }
     cluster.await_served(&nodes)?;
-    progress.tell(format_args!("{} nodes are published", nodes.len()));
+    progress.report(format_args!("{} nodes are published", nodes.len()));
     Ok((nodes, diskless))
 }
 
 /// Runs a plan on its own network.
 fn chaos(plan: &Plan) -> Result<Report> {
     let mut progress = Progress::new("chaos");
-    progress.tell(format_args!("seed {}", plan.seed));
+    progress.report(format_args!("seed {}", plan.seed));
     let network = Network::boot(Options { relays: plan.relays, exits: 4, ..Options::default() })?;
     // A copy, so that a build during the run does not change the program that is restarted.
     let binary = network.base().join("rustbalance");
@@ -219,13 +219,13 @@ fn run_faults(plan: &Plan, cluster: &Cluster<'_>, mut progress: Progress) -> Res
     };
     let mut driver = Driver::new(rules, plan.seed);
     let witness = nodes[driver.witness()].name().to_owned();
-    progress.tell(format_args!("{witness} is the witness: its process is never killed or restarted"));
+    progress.report(format_args!("{witness} is the witness: its process is never killed or restarted"));
 
     let started = Instant::now();
-    let teller = EventLog { started, progress: Mutex::new((progress, Vec::new())) };
-    let watch = Watch::new(&nodes, &onion, &eye, &teller)?;
+    let event_log = EventLog { started, progress: Mutex::new((progress, Vec::new())) };
+    let watch = Watch::new(&nodes, &onion, &eye, &event_log)?;
     let visitors = Visitors::new(network, &onion, &NAMES, started);
-    let stage = Stage::new(network, &nodes, &watch, &teller);
+    let stage = Stage::new(network, &nodes, &watch, &event_log);
     let settled = thread::scope(|scope| {
         // Stops the other threads however this closure ends.
         let _dismissal = StopOnDrop(&visitors, &watch);
@@ -242,13 +242,12 @@ fn run_faults(plan: &Plan, cluster: &Cluster<'_>, mut progress: Progress) -> Res
         }
         scope.spawn(|| watch.directories());
         scope.spawn(|| watch.machine());
-        let calm = play(&mut driver, plan.chaos, &stage, &watch, &teller);
+        let calm = play(&mut driver, plan.chaos, &stage, &watch, &event_log);
         let settled = await_whole(&stage, &nodes, &onion, &eye, calm);
         match &settled {
-            Ok(took) => {
-                teller.tell(format_args!("everything has recovered {:.1} s after the calm began", took.as_secs_f64()))
-            }
-            Err(missing) => teller.tell(format_args!("no full recovery in the calm: {missing}")),
+            Ok(took) => event_log
+                .report(format_args!("everything has recovered {:.1} s after the calm began", took.as_secs_f64())),
+            Err(missing) => event_log.report(format_args!("no full recovery in the calm: {missing}")),
         }
         thread::sleep(AFTERMATH);
         settled
@@ -257,8 +256,8 @@ fn run_faults(plan: &Plan, cluster: &Cluster<'_>, mut progress: Progress) -> Res
     let mut report = Report { seed: plan.seed, lasted: started.elapsed(), witness, ..Report::default() };
     report.skipped.extend(diskless);
     report.settled = Some(settled);
-    stage.tell_all(&mut report);
-    watch.tell_all(&mut report);
+    stage.fill(&mut report);
+    watch.fill(&mut report);
     visitors.look(|ledger| {
         report.requests = ledger.visits().len();
         report.failures = ledger.failures();
@@ -273,24 +272,24 @@ fn run_faults(plan: &Plan, cluster: &Cluster<'_>, mut progress: Progress) -> Res
     if matches!(report.settled, Some(Err(_))) {
         report.last_news = nodes.iter().map(|node| (node.name().to_owned(), node.last_news(LAST_NEWS))).collect();
     }
-    report.timeline = std::mem::take(&mut teller.progress.lock().1);
+    report.timeline = std::mem::take(&mut event_log.progress.lock().1);
     Ok(report)
 }
 
 /// Carries out the driver's actions until the calm has begun and all faults are over. Returns when
 /// the calm began.
-fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'_>, teller: &EventLog) -> Instant {
+fn play(driver: &mut Driver, chaos: Duration, stage: &Stage<'_>, watch: &Watch<'_>, event_log: &EventLog) -> Instant {
     thread::scope(|deeds| {
         let mut calm = None;
         loop {
-            let now = teller.started.elapsed();
+            let now = event_log.started.elapsed();
             let failed = stage.supervise().into_iter().map(Event::Failed);
             let events = failed.chain(watch.whole().into_iter().map(Event::Whole)).chain([Event::Tick]);
             for action in events.flat_map(|event| driver.handle(event, now)).collect::<Vec<_>>() {
                 stage.carry_out(action, deeds);
             }
             if now >= chaos && calm.is_none() {
-                teller.tell(format_args!("the calm begins"));
+                event_log.report(format_args!("the calm begins"));
                 calm = Some(Instant::now());
             }
             if let Some(calm) = calm

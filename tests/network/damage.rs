@@ -49,7 +49,7 @@ fn every_file(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> 
         damaged_files += 1;
     }
     ensure!(damaged_files >= 9, "only {damaged_files} files of state were found: {:?}", whole.keys());
-    progress.tell(format_args!("{damaged_files} files were damaged in three ways, and named"));
+    progress.report(format_args!("{damaged_files} files were damaged in three ways, and named"));
 
     // An unknown key in the configuration is named, with the one that was probably meant.
     let path = node.state().join("rustbalance.toml");
@@ -97,9 +97,9 @@ fn tors_files(progress: &mut Progress, cluster: &Cluster<'_>, node: &Node, nodes
         node.run()?;
         cluster.await_served(&nodes.0).with_context(|| format!("with {how}"))?;
         let log = node.log();
-        let said = log.get(before..).unwrap_or(&log);
-        ensure!(said.contains("is set aside"), "with {how} the daemon says: {said}");
-        progress.tell(format_args!("{how}: {damaged_files} files of Arti, and the node serves again"));
+        let new_log = log.get(before..).unwrap_or(&log);
+        ensure!(new_log.contains("is set aside"), "with {how} the daemon says: {new_log}");
+        progress.report(format_args!("{how}: {damaged_files} files of Arti, and the node serves again"));
     }
     Ok(())
 }
@@ -107,9 +107,9 @@ fn tors_files(progress: &mut Progress, cluster: &Cluster<'_>, node: &Node, nodes
 /// Runs the daemon, which must end with exit code 4, after which systemd does not restart it.
 /// Returns its errors.
 fn refuses_to_run(node: &Node) -> Result<String> {
-    let said = node.command(&["run"], "", Duration::from_secs(20))?;
-    ensure!(said.code == Some(4), "the daemon ended with {:?}: {}", said.code, said.errors);
-    Ok(said.errors)
+    let result = node.command(&["run"], "", Duration::from_secs(20))?;
+    ensure!(result.code == Some(4), "the daemon ended with {:?}: {}", result.code, result.errors);
+    Ok(result.errors)
 }
 
 /// All files of a state directory that are checked.

@@ -22,7 +22,7 @@ const BACK: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
-fn the_dead_leave_the_directories_and_come_back() {
+fn points_of_dead_nodes_leave_the_directories_and_come_back() {
     scenario("deaths", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         followers_die(progress, cluster, nodes)?;
         publisher_dies(progress, cluster, nodes)?;
@@ -38,7 +38,7 @@ fn followers_die(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) 
         let followers = nodes.but(publisher);
         let victim = &followers[run % followers.len()];
         let out = kill_and_time(cluster, nodes, victim)?;
-        progress.tell(format_args!(
+        progress.report(format_args!(
             "{} was killed; out of every directory after {:.1} s",
             victim.name(),
             out.as_secs_f64()
@@ -48,7 +48,7 @@ fn followers_die(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) 
         ensure!(!served.contains(victim.name()), "the dead {} has served: {served:?}", victim.name());
 
         let back = run_and_time(cluster, nodes, victim)?;
-        progress.tell(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
+        progress.report(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
         ensure!(back <= BACK, "{} was back after {back:?}, later than {BACK:?}", victim.name());
         ensure!(nodes.publisher()?.1 == term, "the lease moved although its holder was alive");
     }
@@ -64,7 +64,7 @@ fn publisher_dies(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes)
     let survivors = nodes.but(victim);
     let (holder, new_term) =
         cluster.wait_until("the survivors agree on a publisher", PATIENCE, || agreed_publisher(&survivors))?;
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "the publisher {} was killed; {} took over in term {new_term}, and no directory has the dead one after {:.1} s",
         victim.name(),
         nodes.at(&holder)?.name(),
@@ -76,7 +76,7 @@ fn publisher_dies(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes)
     ensure!(!served.contains(victim.name()), "the dead {} has served: {served:?}", victim.name());
 
     let back = run_and_time(cluster, nodes, victim)?;
-    progress.tell(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
+    progress.report(format_args!("{} is back on every directory after {:.1} s", victim.name(), back.as_secs_f64()));
     ensure!(back <= BACK, "{} was back after {back:?}, later than {BACK:?}", victim.name());
     // Long enough for the restarted node to claim the lease by mistake.
     let until = Instant::now() + Duration::from_secs(15);
@@ -120,14 +120,14 @@ fn all_die(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Res
         }
         Ok(())
     })?;
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "all nodes were killed and restarted; on every directory after {:.1} s, in term {new_term} after {term}",
         started.elapsed().as_secs_f64()
     ));
     ensure!(new_term >= term, "the term fell from {term} to {new_term}");
     for node in &nodes.0 {
-        let said = node.status()?.cluster;
-        ensure!(said == address, "{} serves {said} now, not {address}", node.name());
+        let served = node.status()?.cluster;
+        ensure!(served == address, "{} serves {served} now, not {address}", node.name());
     }
     all_served(cluster, 4)?;
     Ok(())

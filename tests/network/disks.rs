@@ -21,7 +21,7 @@ fn full_disk(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> R
     for node in &nodes.0 {
         node.kill9()?;
         if let Err(error) = node.confine() {
-            progress.tell(format_args!("skipped, because no disk can be mounted here: {error:#}"));
+            progress.report(format_args!("skipped, because no disk can be mounted here: {error:#}"));
             return Ok(());
         }
     }
@@ -43,7 +43,7 @@ fn full_disk(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> R
     })?;
     let (holder, new_term) =
         cluster.wait_until("the survivors agree on a publisher", PATIENCE, || agreed_publisher(&survivors))?;
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "{} had a full disk; {} took over, and a dead node was out of every directory after {:.1} s",
         publisher.name(),
         nodes.at(&holder)?.name(),
@@ -75,9 +75,9 @@ fn start_on_full_disk(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &No
         Ok(ended)
     })?;
     if let Some(code) = ended {
-        let said = node.last_log_line();
-        progress.tell(format_args!("started on a full disk, {} ended ({code:?}): {said}", node.name()));
-        ensure!(code == Some(1) && said.contains("full"), "the node ended with {code:?}: {said}");
+        let last_line = node.last_log_line();
+        progress.report(format_args!("started on a full disk, {} ended ({code:?}): {last_line}", node.name()));
+        ensure!(code == Some(1) && last_line.contains("full"), "the node ended with {code:?}: {last_line}");
         node.run()?;
     }
     cluster.await_served(&nodes.0)

@@ -113,7 +113,7 @@ pub(crate) async fn conforms(network: &Network) {
 
 /// Uses its own network, because the suite kills a relay.
 #[test]
-fn the_engine_on_arti_does_what_every_engine_must() {
+fn the_arti_engine_passes_the_conformance_suite() {
     let network = Network::boot(Options::default()).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(conforms(&network));

@@ -17,26 +17,26 @@ const OUT: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(90);
 
 #[test]
-fn the_evicted_stay_out() {
+fn an_evicted_node_stays_out() {
     scenario("eviction", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         let evicted = nodes.named("gamma")?;
         let backup = tempfile::tempdir()?;
         copy_state(&evicted.state(), &backup.path().join("state"))?;
         let stayed = nodes.but(evicted);
 
-        it_stops_and_its_points_go(progress, cluster, evicted, &stayed)?;
+        the_evicted_node_stops_and_its_points_leave(progress, cluster, evicted, &stayed)?;
         the_discovery_key_is_changed(progress, cluster, evicted, &stayed)?;
-        it_does_not_come_back(progress, cluster, evicted, &stayed)?;
+        the_evicted_node_does_not_come_back(progress, cluster, evicted, &stayed)?;
         // A state from before the eviction does not help either: its peers send it the revocation
         // again.
         fs::remove_dir_all(evicted.state())?;
         copy_state(&backup.path().join("state"), &evicted.state())?;
-        it_does_not_come_back(progress, cluster, evicted, &stayed)?;
+        the_evicted_node_does_not_come_back(progress, cluster, evicted, &stayed)?;
         a_new_member_is_given_the_new_key(progress, cluster, &stayed)
     });
 }
 
-fn it_stops_and_its_points_go(
+fn the_evicted_node_stops_and_its_points_leave(
     progress: &mut Progress,
     cluster: &Cluster<'_>,
     evicted: &Node,
@@ -50,7 +50,7 @@ fn it_stops_and_its_points_go(
         check_directories(&cluster.onion()?, &there, &gone)?;
         Ok(started.elapsed())
     })?;
-    progress.tell(format_args!("out of every directory after {:.1} s", out.as_secs_f64()));
+    progress.report(format_args!("out of every directory after {:.1} s", out.as_secs_f64()));
     ensure!(out <= OUT, "the evicted node's points stayed for {out:?}");
     let code = evicted.await_exit(PATIENCE)?.context("the evicted node continues to run")?;
     ensure!(code == 4, "the evicted node ended with {code}");
@@ -77,11 +77,11 @@ fn the_discovery_key_is_changed(
     let (old, new) = (newest(evicted)?, newest(&stayed[0])?);
     ensure!(new == newest(&stayed[1])?, "the members have different keys");
     ensure!(old.generation == 0 && new.public != old.public, "the evicted node has the key in use");
-    progress.tell(format_args!("the members have a new discovery key, the evicted node does not"));
+    progress.report(format_args!("the members have a new discovery key, the evicted node does not"));
     Ok(())
 }
 
-fn it_does_not_come_back(
+fn the_evicted_node_does_not_come_back(
     progress: &mut Progress,
     cluster: &Cluster<'_>,
     evicted: &Node,
@@ -91,12 +91,12 @@ fn it_does_not_come_back(
     evicted.run()?;
     let code = evicted.await_exit(PATIENCE)?.context("the evicted node is back")?;
     ensure!(code == 4, "the evicted node ended with {code}");
-    let said = evicted.log();
-    ensure!(said[log..].contains("was evicted"), "the evicted node does not log why it ended: {}", &said[log..]);
+    let text = evicted.log();
+    ensure!(text[log..].contains("was evicted"), "the evicted node does not log why it ended: {}", &text[log..]);
     for node in stayed {
         ensure!(node.status()?.members.len() == 2, "{} knows the evicted node again", node.name());
     }
-    progress.tell(format_args!("the evicted node was started, received its revocation, and ended"));
+    progress.report(format_args!("the evicted node was started, received its revocation, and ended"));
     cluster.await_served(stayed)
 }
 
@@ -117,6 +117,6 @@ fn a_new_member_is_given_the_new_key(
         }
         Ok(())
     })?;
-    progress.tell(format_args!("a new member has the new key and is linked with all members"));
+    progress.report(format_args!("a new member has the new key and is linked with all members"));
     all_served(cluster, 3).map(|_| ())
 }

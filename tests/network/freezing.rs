@@ -26,7 +26,7 @@ const STAND_IN_TIME: Duration = Duration::from_secs(120);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
-fn the_frozen_leave_the_directories_and_find_their_place_when_thawed() {
+fn points_of_frozen_nodes_leave_the_directories_and_come_back_when_thawed() {
     scenario("freezing", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         let (publisher, _) = nodes.publisher()?;
         let follower = nodes.but(publisher).remove(0);
@@ -40,14 +40,14 @@ fn the_frozen_leave_the_directories_and_find_their_place_when_thawed() {
             "the frozen publisher was not replaced: {} publishes in term {new_term}",
             holder.name()
         );
-        those_who_remember_the_frozen_are_served(progress, cluster, nodes)
+        clients_that_know_the_frozen_points_are_served(progress, cluster, nodes)
     });
 }
 
 /// All nodes but one freeze. Relays still forward the introductions of clients with the old
 /// descriptor to the frozen nodes, which do not answer. The last node stands in at their points,
 /// and they take them back afterwards.
-fn those_who_remember_the_frozen_are_served(
+fn clients_that_know_the_frozen_points_are_served(
     progress: &mut Progress,
     cluster: &Cluster<'_>,
     nodes: &Nodes,
@@ -85,7 +85,7 @@ fn those_who_remember_the_frozen_are_served(
         node.cont()?;
     }
     let (taken, brought) = (taken?, brought?);
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "all nodes but one were frozen; it stood in at their points after {:.1} s, and {brought} of {VISITS} visits came through these",
         taken.as_secs_f64()
     ));
@@ -121,7 +121,7 @@ fn freeze_and_thaw(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes
         victim.cont()?;
     }
     let out = out?;
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "{} was frozen; out of every directory after {:.1} s",
         victim.name(),
         out.as_secs_f64()
@@ -140,7 +140,7 @@ fn freeze_and_thaw(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes
         check_directories(&address, &[own], &Default::default())?;
         Ok(thawed.elapsed())
     })?;
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "{} was thawed; published again, with one publisher, after {:.1} s",
         victim.name(),
         settled.as_secs_f64()

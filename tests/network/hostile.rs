@@ -49,7 +49,7 @@ const HELD: Duration = Duration::from_secs(4);
 const CROWDED: Duration = Duration::from_secs(20);
 
 #[test]
-fn hostile_members_and_clients_keep_nobody_out() {
+fn hostile_members_and_clients_lock_no_client_out() {
     scenario("hostile", &["alpha"], |progress, cluster, nodes| {
         let alpha = nodes.named("alpha")?.clone();
         alpha.kill9()?;
@@ -62,12 +62,12 @@ fn hostile_members_and_clients_keep_nobody_out() {
         let nodes = &Nodes(vec![alpha, beta, gamma]);
         cluster.await_served(&nodes.0)?;
         let mallory = HostileMember::of(&joined, nodes)?;
-        progress.tell(format_args!("three nodes are published, a fourth member is hostile"));
+        progress.report(format_args!("three nodes are published, a fourth member is hostile"));
         mallory.floods(progress, cluster, nodes)?;
         mallory.sends_nonsense(progress, cluster, nodes)?;
         mallory.never_reads(progress, cluster, nodes)?;
         clients_never_read(progress, cluster, nodes)?;
-        clients_come_in_crowds(progress, cluster, nodes)?;
+        clients_come_in_great_numbers(progress, cluster, nodes)?;
         cluster.await_served(&nodes.0)
     });
 }
@@ -179,7 +179,7 @@ impl HostileMember {
         for flood in floods {
             flood?.abort();
         }
-        progress.tell(format_args!("flooded two links: {count} messages refused, no client or node disturbed"));
+        progress.report(format_args!("flooded two links: {count} messages refused, no client or node disturbed"));
         Ok(())
     }
 
@@ -199,7 +199,7 @@ impl HostileMember {
             self.arti.runtime.block_on(sent)??;
         }
         let count = undisturbed(cluster, nodes, "link_bad_frame")?;
-        progress.tell(format_args!(
+        progress.report(format_args!(
             "sent oversized and unreadable frames: {count} links closed, no client or node disturbed"
         ));
         Ok(())
@@ -228,7 +228,7 @@ impl HostileMember {
         })?;
         let count = undisturbed(cluster, nodes, "link_stuck")? - before;
         deaf.abort();
-        progress.tell(format_args!("a member that never reads: {count} links closed, no client or node disturbed"));
+        progress.report(format_args!("a member that never reads: {count} links closed, no client or node disturbed"));
         Ok(())
     }
 }
@@ -251,7 +251,7 @@ fn clients_never_read(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &No
     }
     ensure!(deaf.len() > DEAF, "only {} streams were opened", deaf.len());
     let count = undisturbed(cluster, nodes, "streams_stalled")?;
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "{} streams that are never read: {count} closed so far, no other client disturbed",
         deaf.len()
     ));
@@ -260,7 +260,7 @@ fn clients_never_read(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &No
 
 /// Clients request as much rendezvous as stock clients can. Their rate depends on the machine, so a
 /// node's process is stopped for moments: afterwards it meets all requests of that time at once.
-fn clients_come_in_crowds(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn clients_come_in_great_numbers(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let url = format!("http://{}/", cluster.onion()?);
     let clients = (0..2).map(|_| network().client("crowd", Warmth::Warm)).collect::<Result<Vec<Client>>>()?;
     let held = nodes.named("gamma")?;
@@ -289,9 +289,9 @@ fn clients_come_in_crowds(progress: &mut Progress, cluster: &Cluster<'_>, nodes:
             .and_then(|()| undisturbed(cluster, nodes, "introductions_over_limit"));
         over.store(true, Ordering::Relaxed);
         let served: usize = visitors.into_iter().filter_map(|visitor| visitor.join().ok()).sum();
-        progress.tell(format_args!("{served} requests from a crowd of {} were served", 2 * CROWD));
+        progress.report(format_args!("{served} requests from a crowd of {} were served", 2 * CROWD));
         count
     })?;
-    progress.tell(format_args!("{count} introductions were refused, no other client disturbed"));
+    progress.report(format_args!("{count} introductions were refused, no other client disturbed"));
     Ok(())
 }

@@ -25,8 +25,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 #[test]
 fn only_a_good_token_admits_and_only_once() {
     scenario("joining", &["alpha"], |progress, cluster, nodes| {
-        the_door_is_shut(cluster)?;
-        progress.tell(format_args!("the join port is closed before the first invitation"));
+        the_join_port_is_closed(cluster)?;
+        progress.report(format_args!("the join port is closed before the first invitation"));
         let alpha = nodes.named("alpha")?.clone();
         let beta = cluster.add(&alpha, "beta", "publisher")?;
         let gamma = cluster.add(&alpha, "gamma", "worker")?;
@@ -35,8 +35,8 @@ fn only_a_good_token_admits_and_only_once() {
         // From here on there is always an open invitation, so that the join port is open.
         let spare = nodes.named("beta")?.invite("worker", 1, "1h")?;
         bad_tokens_are_refused(progress, cluster, nodes)?;
-        garbage_at_the_door_changes_nothing(cluster, nodes)?;
-        progress.tell(format_args!("garbage at the join port changed nothing"));
+        garbage_at_the_join_port_changes_nothing(cluster, nodes)?;
+        progress.report(format_args!("garbage at the join port changed nothing"));
         // The spare token still admits a node; then it is used up.
         let other = nodes.named("alpha")?.invite("worker", 1, "1h")?;
         let joined = cluster.join("delta", &spare)?;
@@ -45,12 +45,12 @@ fn only_a_good_token_admits_and_only_once() {
         all.push(joined);
         cluster.await_served(&all)?;
         kept_its_key(&*refused(cluster, "late", &spare, "used up")?)?;
-        progress.tell(format_args!("a used token is refused"));
+        progress.report(format_args!("a used token is refused"));
         a_race_has_one_winner(progress, cluster, nodes, &other)
     });
 }
 
-fn the_door_is_shut(cluster: &Cluster<'_>) -> Result<()> {
+fn the_join_port_is_closed(cluster: &Cluster<'_>) -> Result<()> {
     let arti = Arti::start("early")?;
     let dialled = arti.runtime.block_on(arti.engine.dial(cluster.onion()?.parse()?, JOIN_PORT, LIMIT));
     ensure!(dialled.is_err(), "the join port is open although there was never an invitation");
@@ -80,7 +80,7 @@ fn bad_tokens_are_refused(progress: &mut Progress, cluster: &Cluster<'_>, nodes:
     kept_its_key(&*refused(cluster, "expired", &expired, "expired")?)?;
     let revoked = revoked(cluster, nodes)?;
     kept_its_key(&*refused(cluster, "revoked", &revoked, "was revoked")?)?;
-    progress.tell(format_args!("wrong, foreign, mistyped, expired and revoked tokens are refused"));
+    progress.report(format_args!("wrong, foreign, mistyped, expired and revoked tokens are refused"));
     Ok(())
 }
 
@@ -114,23 +114,23 @@ fn short_lived(node: &Node) -> Result<Token> {
 
 /// Runs `join`, and repeats it as its message advises if Tor has lost the answer.
 fn answered(cluster: &Cluster<'_>, node: &Node, token: &Token) -> Result<CommandOutput> {
-    let mut said = cluster.try_join(node, token)?;
+    let mut result = cluster.try_join(node, token)?;
     for _ in 0..2 {
-        if said.code == Some(0) || !said.errors.contains("run the same command again") {
+        if result.code == Some(0) || !result.errors.contains("run the same command again") {
             break;
         }
-        said = cluster.try_join(node, token)?;
+        result = cluster.try_join(node, token)?;
     }
-    Ok(said)
+    Ok(result)
 }
 
 /// Runs a `join` that must fail with this message.
 fn refused(cluster: &Cluster<'_>, name: &str, token: &Token, message: &str) -> Result<Arc<Node>> {
     let node = cluster.vacant(name)?;
-    let said = answered(cluster, &node, token)?;
-    ensure!(said.code == Some(1), "joining with a {name} token ended with {:?}: {}", said.code, said.errors);
-    ensure!(said.errors.contains(message), "a {name} token is refused without {message:?}: {}", said.errors);
-    ensure!(!said.errors.contains(&token.0), "the refusal shows the token");
+    let result = answered(cluster, &node, token)?;
+    ensure!(result.code == Some(1), "joining with a {name} token ended with {:?}: {}", result.code, result.errors);
+    ensure!(result.errors.contains(message), "a {name} token is refused without {message:?}: {}", result.errors);
+    ensure!(!result.errors.contains(&token.0), "the refusal shows the token");
     Ok(node)
 }
 
@@ -155,7 +155,7 @@ fn left_nothing(node: &Node) -> Result<()> {
     }
 }
 
-fn garbage_at_the_door_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+fn garbage_at_the_join_port_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
     let before = nodes.0.iter().map(|node| node.status()).collect::<Result<Vec<_>>>()?;
     let arti = Arti::start("vandal")?;
     let master = cluster.onion()?.parse()?;
@@ -197,17 +197,17 @@ fn a_race_has_one_winner(progress: &mut Progress, cluster: &Cluster<'_>, nodes: 
         threads.map(|thread| thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a join panicked"))))
     });
     let mut admitted = Vec::new();
-    for (racer, said) in racers.iter().zip(finished) {
-        let said = said?;
-        if said.code == Some(0) {
+    for (racer, result) in racers.iter().zip(finished) {
+        let result = result?;
+        if result.code == Some(0) {
             admitted.push(racer);
         } else {
-            ensure!(said.errors.contains("used up"), "the loser is refused with: {}", said.errors);
+            ensure!(result.errors.contains("used up"), "the loser is refused with: {}", result.errors);
             kept_its_key(racer)?;
         }
     }
     ensure!(!admitted.is_empty(), "no racer was admitted");
-    progress.tell(format_args!("two nodes raced for one token, and {} were admitted at first", admitted.len()));
+    progress.report(format_args!("two nodes raced for one token, and {} were admitted at first", admitted.len()));
     for racer in &admitted {
         racer.run()?;
     }
@@ -223,7 +223,7 @@ fn a_race_has_one_winner(progress: &mut Progress, cluster: &Cluster<'_>, nodes: 
         }
         Ok(winner)
     })?;
-    progress.tell(format_args!("one racer is a member after {:.1} s", started.elapsed().as_secs_f64()));
+    progress.report(format_args!("one racer is a member after {:.1} s", started.elapsed().as_secs_f64()));
     cluster.wait_until("all members know only the winner", LIMIT, || {
         for node in &nodes.0 {
             let members = node.status()?.members;

@@ -95,7 +95,7 @@ fn clients_that_hold_what_they_do_not_use_lock_no_client_out() {
         let honest = network().client("honest", Warmth::Warm)?;
         let clients = (0..CLIENTS).map(|_| network().client("attacker", Warmth::Warm)).collect::<Result<Vec<_>>>()?;
         let calm = visits(&honest, "calm", cluster, None)?;
-        progress.tell(format_args!("without an attack: {calm}"));
+        progress.report(format_args!("without an attack: {calm}"));
         let mut rows = vec![row("none", &calm, None, 0)];
         for form in Form::ALL {
             let attack = Attack { form, clients: &clients, honest: &honest, time };
@@ -140,7 +140,7 @@ impl Attack<'_> {
         runtime.shutdown_timeout(Duration::from_secs(2));
         let counted = node.status()?.refused;
         let count = |name: &str| counted.get(name).copied().unwrap_or(0);
-        progress.tell(format_args!(
+        progress.report(format_args!(
             "{name} ({made} made): {seen}; {} streams, {} circuits closed, {} introductions given up, {} refused",
             count("streams_evicted"),
             count("circuits_evicted"),

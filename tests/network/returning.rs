@@ -30,7 +30,7 @@ const RISING: Duration = Duration::from_secs(25);
 const OUT: Duration = Duration::from_secs(60);
 
 #[test]
-fn an_evicted_worker_that_comes_first_is_put_out_within_a_minute() {
+fn an_evicted_worker_that_comes_first_is_excluded_within_a_minute() {
     scenario("returning", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         let (alpha, beta, gamma) = (nodes.named("alpha")?, nodes.named("beta")?, nodes.named("gamma")?);
         let evicted = cluster.add(alpha, "mallory", "worker")?;
@@ -69,8 +69,8 @@ fn an_evicted_worker_that_comes_first_is_put_out_within_a_minute() {
         let believed = beta.status()?.alive().contains(&address.as_str());
         honest.iter().try_for_each(|node| node.cont())?;
         ensure!(believed, "beta does not take the evicted node for alive, so the test proves nothing");
-        progress.tell(format_args!("beta is back and takes the evicted node for a live member"));
-        it_is_put_out(progress, cluster, (alpha, beta), &address, &gone)?;
+        progress.report(format_args!("beta is back and takes the evicted node for a live member"));
+        it_is_excluded(progress, cluster, (alpha, beta), &address, &gone)?;
         cluster.await_served(&nodes.0)?;
         beta_publishes_without_it(progress, cluster, alpha, beta, gamma, &gone)?;
         stays.abort();
@@ -82,7 +82,7 @@ fn id(node: &Node) -> Result<NodeId> {
     Ok(node.status()?.node.parse()?)
 }
 
-fn it_is_put_out(
+fn it_is_excluded(
     progress: &mut Progress,
     cluster: &Cluster<'_>,
     (alpha, beta): (&Node, &Node),
@@ -101,7 +101,7 @@ fn it_is_put_out(
         check_directories(&cluster.onion()?, &[], gone).map(|_| ())
     })?;
     let out = linked.elapsed();
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "the evicted node was removed from beta's view and every directory {:.1} s after beta's link with alpha",
         out.as_secs_f64()
     ));
@@ -126,6 +126,6 @@ fn beta_publishes_without_it(
     })?;
     let served = all_served(cluster, 3)?;
     ensure!(served.iter().all(|name| ["beta", "gamma"].contains(&name.as_str())), "served by {served:?}");
-    progress.tell(format_args!("beta publishes without the evicted node; {served:?} serve stock clients"));
+    progress.report(format_args!("beta publishes without the evicted node; {served:?} serve stock clients"));
     Ok(())
 }

@@ -19,7 +19,7 @@ use crate::support::{BINARY, ClusterPermit, Nodes, Progress, all_served, network
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
-fn no_secret_is_told_and_a_worker_holds_none_of_the_address() {
+fn no_secret_leaks_and_a_worker_holds_none_of_the_address() {
     let _turn = ClusterPermit::take();
     let mut progress = Progress::new("secrets");
     // All log levels of all crates, Arti and the async runtime included.
@@ -33,7 +33,7 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     let mut nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
     let (alpha, beta) = (nodes[0].clone(), nodes[1].clone());
     let token = alpha.invite("publisher", 1, "1h")?;
-    the_hint_keeps_the_token_apart(&alpha)?;
+    the_hint_does_not_contain_the_token(&alpha)?;
     // A join that fails for its token, one that receives the service's secrets, and one whose token
     // is used up.
     let mut mistyped = token.0.clone();
@@ -51,7 +51,7 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
         node.command(&["status"], "", LIMIT)?.ok("status")?;
         node.command(&["status", "--json"], "", LIMIT)?.ok("status --json")?;
     }
-    progress.tell(format_args!("three nodes are served, one a worker"));
+    progress.report(format_args!("three nodes are served, one a worker"));
 
     let nodes = Nodes(nodes);
     let mut needles = Needles::new();
@@ -64,7 +64,7 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
 
     command_lines_are_clean(&needles, &nodes)?;
     a_worker_holds_nothing(&nodes, &beta)?;
-    progress.tell(format_args!("no command line shows a secret, and the worker holds none of the service"));
+    progress.report(format_args!("no command line shows a secret, and the worker holds none of the service"));
 
     // Every way to end: SIGTERM, SIGKILL with a restart, and refusal to start with a damaged key.
     alpha.term()?;
@@ -84,29 +84,29 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     }
     cluster.wait_until("the worker is back", LIMIT, || beta.status().map(|_| ()))?;
     beta.command(&["leave"], "", LIMIT)?.ok("leave")?;
-    progress.tell(format_args!("the nodes have ended in every way"));
+    progress.report(format_args!("the nodes have ended in every way"));
 
     for node in &nodes.0 {
         let log = node.log();
         ensure!(log.contains("TRACE"), "the log of {} has no TRACE lines", node.name());
-        for file in node.said() {
+        for file in node.output_files() {
             let found = needles.find_in(&file)?;
             ensure!(found.is_empty(), "{} of {} shows {found:?}", file.display(), node.name());
         }
     }
-    progress.tell(format_args!("no log, status or error shows a secret"));
+    progress.report(format_args!("no log, status or error shows a secret"));
     Ok(())
 }
 
 /// The command line that `invite` suggests must not contain the token.
-fn the_hint_keeps_the_token_apart(node: &Node) -> Result<()> {
-    let said = node.command_without_transcript(&["invite"], "", LIMIT)?.ok("invite")?;
-    let hint = said
+fn the_hint_does_not_contain_the_token(node: &Node) -> Result<()> {
+    let output = node.command_without_transcript(&["invite"], "", LIMIT)?.ok("invite")?;
+    let hint = output
         .lines()
         .find(|line| line.contains("rustbalance join"))
         .context("invite does not print the command to join")?;
     ensure!(!hint.contains("rb1-"), "the command line that invite suggests contains the token");
-    ensure!(said.contains("rb1-"), "invite does not print the token");
+    ensure!(output.contains("rb1-"), "invite does not print the token");
     Ok(())
 }
 

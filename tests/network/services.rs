@@ -53,7 +53,7 @@ fn two_addresses(progress: &mut Progress) -> Result<()> {
     let client = network().client("of-two-addresses", Warmth::Warm)?;
     for (service, site) in services.iter().zip(&sites) {
         reach(&client, *service, site)?;
-        progress.tell(format_args!("{} is served", site.name()));
+        progress.report(format_args!("{} is served", site.name()));
     }
     let mut revisions = Vec::new();
     for service in services {

@@ -21,20 +21,20 @@ const DRAWS: usize = 40;
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[test]
-fn everybody_reaches_every_node_and_strangers_learn_nothing() {
+fn clients_reach_every_node_and_outsiders_learn_nothing() {
     scenario("serving", &["alpha", "beta", "gamma"], |progress, cluster, nodes| {
         // Two nodes that choose the same relay at the same time detect it, and one of them moves.
         cluster.wait_until("no two nodes use the same relay", LIMIT, || relays_differ(nodes))?;
-        progress.tell(format_args!("no two nodes use the same relay"));
+        progress.report(format_args!("no two nodes use the same relay"));
         stock_clients_reach_all(progress, cluster, nodes)?;
         arti_clients_are_served(cluster, nodes)?;
-        progress.tell(format_args!("an Arti client was served"));
+        progress.report(format_args!("an Arti client was served"));
         bodies_arrive_whole(cluster)?;
-        progress.tell(format_args!("large bodies arrive whole, both ways"));
+        progress.report(format_args!("large bodies arrive whole, both ways"));
         directories_hold_what_status_says(cluster, nodes)?;
-        progress.tell(format_args!("python3-stem reads the same introduction points as `status` shows"));
+        progress.report(format_args!("python3-stem reads the same introduction points as `status` shows"));
         strangers_learn_nothing(cluster, nodes)?;
-        progress.tell(format_args!("outsiders learn nothing"));
+        progress.report(format_args!("outsiders learn nothing"));
         garbage_on_a_link_changes_nothing(cluster, nodes)
     });
 }
@@ -67,7 +67,7 @@ fn stock_clients_reach_all(progress: &mut Progress, cluster: &Cluster<'_>, nodes
         let (name, _) = cluster.fetch_as(warmth).with_context(|| format!("fetch {draw}\n{}", cluster.diagnosis()))?;
         seen.insert(name);
         if seen == wanted {
-            progress.tell(format_args!("{draw} fresh stock clients have reached all nodes"));
+            progress.report(format_args!("{draw} fresh stock clients have reached all nodes"));
             return Ok(());
         }
     }
@@ -125,8 +125,8 @@ fn directories_hold_what_status_says(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
             .collect();
         ensure!(!texts.is_empty(), "no responsible directory has a descriptor");
         for text in texts {
-            let said = decrypt(&onion, &text)?;
-            let read: BTreeSet<(String, String)> = said
+            let content = decrypt(&onion, &text)?;
+            let read: BTreeSet<(String, String)> = content
                 .intro_points
                 .iter()
                 .map(|point| {
@@ -134,7 +134,7 @@ fn directories_hold_what_status_says(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
                 })
                 .collect();
             let relays: BTreeSet<_> = read.iter().map(|(relay, _)| relay).collect();
-            ensure!(relays.len() == said.intro_points.len(), "two points of the descriptor use the same relay");
+            ensure!(relays.len() == content.intro_points.len(), "two points of the descriptor use the same relay");
             ensure!(read.len() <= 20, "{} points in one descriptor", read.len());
             for node in &nodes.0 {
                 let status = node.status()?;

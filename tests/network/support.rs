@@ -77,7 +77,7 @@ pub(crate) fn scenario(
     let mut progress = Progress::new(title);
     let cluster = Cluster::new(network(), BINARY).unwrap();
     let done = cluster.grow(names, &["publisher", "publisher", "worker"]).and_then(|nodes| {
-        progress.tell(format_args!("{} nodes are published", nodes.len()));
+        progress.report(format_args!("{} nodes are published", nodes.len()));
         body(&mut progress, &cluster, &Nodes(nodes))
     });
     // Before the cluster is dropped, so that its logs are kept.
@@ -95,7 +95,7 @@ impl Progress {
         Self { title: title.to_owned(), started: Instant::now() }
     }
 
-    pub(crate) fn tell(&mut self, what: std::fmt::Arguments<'_>) {
+    pub(crate) fn report(&mut self, what: std::fmt::Arguments<'_>) {
         // One write call, so that lines of parallel scenarios do not mix.
         let line = format!("{:>20} {:6.1} s  {what}\n", self.title, self.started.elapsed().as_secs_f64());
         let _ = std::io::stderr().write_all(line.as_bytes());
@@ -104,9 +104,9 @@ impl Progress {
     /// Prints the result of the scenario, and panics if it failed. The first line of the error is
     /// printed separately, because the panic message contains the nodes' logs and may be cut.
     pub(crate) fn ends(&mut self, done: Result<()>) {
-        let Err(error) = done else { return self.tell(format_args!("done")) };
+        let Err(error) = done else { return self.report(format_args!("done")) };
         let message = format!("{error:#}");
-        self.tell(format_args!("failed: {}", message.lines().next().unwrap_or_default()));
+        self.report(format_args!("failed: {}", message.lines().next().unwrap_or_default()));
         panic!("{}: {message}", self.title);
     }
 }
@@ -145,7 +145,7 @@ impl Nodes {
 /// The address of the publisher and its term, if all these nodes agree on them and that node alone
 /// reports that it publishes.
 pub(crate) fn agreed_publisher(nodes: &[Arc<Node>]) -> Result<(String, u64)> {
-    let mut said = BTreeSet::new();
+    let mut leaders = BTreeSet::new();
     let mut holders = Vec::new();
     for node in nodes {
         let status = node.status()?;
@@ -153,10 +153,10 @@ pub(crate) fn agreed_publisher(nodes: &[Arc<Node>]) -> Result<(String, u64)> {
         if publisher.me {
             holders.push(publisher.node.clone());
         }
-        said.insert((publisher.node, publisher.term));
+        leaders.insert((publisher.node, publisher.term));
     }
-    let mut said = said.into_iter();
-    match (said.next(), said.next(), holders.as_slice()) {
+    let mut leaders = leaders.into_iter();
+    match (leaders.next(), leaders.next(), holders.as_slice()) {
         (Some((node, term)), None, [holder]) if *holder == node => Ok((node, term)),
         (first, second, _) => bail!("the nodes do not agree on a publisher: {first:?}, {second:?}, {holders:?}"),
     }

@@ -30,7 +30,7 @@ const STEP: Duration = Duration::from_secs(2);
 const LAG: Duration = Duration::from_secs(1);
 
 #[test]
-fn an_old_service_that_goes_on_publishing_is_reported_and_gone_above() {
+fn an_old_service_that_goes_on_publishing_is_reported_and_its_revision_exceeded() {
     let _turn = ClusterPermit::take();
     let mut progress = Progress::new("twin");
     let cluster = Cluster::new(network(), BINARY).unwrap();
@@ -41,15 +41,15 @@ fn an_old_service_that_goes_on_publishing_is_reported_and_gone_above() {
 
 fn twin(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     network().await_steady_period(AHEAD);
-    progress.tell(format_args!("the time period is steady"));
+    progress.report(format_args!("the time period is steady"));
     let site = Site::start("old")?;
     let old = network().onion_service("old", 80, site.addr())?;
     let node = cluster.import("alpha", &old.service_folder())?;
     ensure!(cluster.onion()? == old.hostname(), "the imported key is of {}", cluster.onion()?);
-    progress.tell(format_args!("the old service is published, and the node has imported its key"));
+    progress.report(format_args!("the old service is published, and the node has imported its key"));
     node.run()?;
     cluster.await_served(std::slice::from_ref(&node))?;
-    progress.tell(format_args!("the node is published"));
+    progress.report(format_args!("the node is published"));
     let other_publisher = node.status()?.other_publisher;
     ensure!(other_publisher.is_none(), "a descriptor older than the node's first one is reported: {other_publisher:?}");
 
@@ -93,7 +93,7 @@ fn is_overtaken(
         ensure!(!replaced.is_empty(), "they hold {held:?}");
         Ok((held, replaced))
     })?;
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "the old service is published again after {:.1} s; {} of {} directories hold its descriptor after {:.1} s",
         published.as_secs_f64(),
         replaced.len(),
@@ -135,7 +135,7 @@ fn is_overtaken(
         },
     )?;
     let (seen, _) = samples.iter().find(|(_, status)| is_seen(status)).context("the old service was never seen")?;
-    progress.tell(format_args!(
+    progress.report(format_args!(
         "the node has seen it after {:.1} s, and published a higher revision after {:.1} s",
         seen.duration_since(started).as_secs_f64(),
         started.elapsed().as_secs_f64()
@@ -160,7 +160,7 @@ fn is_overtaken(
     }
     let (name, elapsed) = cluster.fetch()?;
     ensure!(name == node.name(), "a fresh client reaches {name}");
-    progress.tell(format_args!("a fresh client reaches the node's site in {:.1} s", elapsed.as_secs_f64()));
+    progress.report(format_args!("a fresh client reaches the node's site in {:.1} s", elapsed.as_secs_f64()));
     ensure!(old.client().is_running(), "the old service has ended");
     Ok(())
 }

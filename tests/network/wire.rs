@@ -20,21 +20,21 @@ fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
     let _turn = ClusterPermit::take();
     let mut progress = Progress::new("wire");
     if let Some(reason) = Namespace::impossible() {
-        return progress.tell(format_args!("skipped, because a network namespace is not possible here: {reason}"));
+        return progress.report(format_args!("skipped, because a network namespace is not possible here: {reason}"));
     }
     let namespace = Arc::new(Namespace::open().unwrap());
     let cluster = Cluster::new(network(), BINARY).unwrap().within(&namespace).unwrap();
-    let done = a_cluster_lives(&mut progress, &cluster, &namespace);
+    let done = run_whole_life(&mut progress, &cluster, &namespace);
     progress.ends(done);
 }
 
 /// Runs the life of a cluster in the namespace: nodes are created, join, publish, open links and
 /// serve; then one is evicted and one leaves.
-fn a_cluster_lives(progress: &mut Progress, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
+fn run_whole_life(progress: &mut Progress, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
     let before = namespace.listeners()?;
     let nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
     all_served(cluster, 3)?;
-    progress.tell(format_args!("two nodes are published, linked, and serve"));
+    progress.report(format_args!("two nodes are published, linked, and serve"));
 
     let opened: BTreeSet<String> = namespace.listeners()?.difference(&before).cloned().collect();
     let sites: BTreeSet<String> = nodes.iter().map(|node| forwarded(node.site().addr().port())).collect();
@@ -42,7 +42,7 @@ fn a_cluster_lives(progress: &mut Progress, cluster: &Cluster<'_>, namespace: &N
     ensure!(opened == &sites | &sockets.collect(), "the nodes listen on: {opened:?}");
     let relays: BTreeSet<String> = network().relays().iter().map(|relay| forwarded(relay.or_port)).collect();
     ensure!(before == relays, "the namespace itself listens on {before:?}");
-    progress.tell(format_args!("the nodes listen on nothing but their control sockets"));
+    progress.report(format_args!("the nodes listen on nothing but their control sockets"));
 
     let (alpha, beta) = (&nodes[0], &nodes[1]);
     alpha.command(&["evict", &beta.status()?.node], "", COMMAND_LIMIT)?.ok("evict")?;
@@ -74,7 +74,7 @@ fn only_relays_were_sent_to(progress: &mut Progress, namespace: &Namespace, node
     let after = namespace.capture()?;
     let is_probe = |flow: &&Flow| flow.device == "wire" && (flow.target.as_str(), flow.target_port) == RESOLVER;
     ensure!(after.flows.iter().any(|flow| is_probe(&flow)), "the capture would miss a DNS query: {after:?}");
-    progress.tell(format_args!("the nodes connected only to relays, as {to_relays} packets show"));
+    progress.report(format_args!("the nodes connected only to relays, as {to_relays} packets show"));
     Ok(())
 }
 

@@ -43,7 +43,7 @@ impl<'a> Host<'a> {
 
     /// Handles a frame. Returns the answer, the redemption to record, and the outcome if the join
     /// has ended.
-    fn hear(&self, admission: &mut Admission, heard: &[u8]) -> (Vec<u8>, Option<Redemption>, Option<Outcome>) {
+    fn receive(&self, admission: &mut Admission, heard: &[u8]) -> (Vec<u8>, Option<Redemption>, Option<Outcome>) {
         let (mut sent, mut recorded, mut outcome) = (Vec::new(), None, None);
         let mut effects = admission.handle(Event::Frame(heard), NOW, &self.us, self);
         if let [Effect::Record(redemption)] = effects.as_slice() {
@@ -124,19 +124,19 @@ pub(crate) async fn joins(cast: &VectorKeys) -> Value {
 fn join(cast: &VectorKeys, role: Role) -> Value {
     let (host, mut admission) = (Host::new(cast, role), admission());
     let (mut joiner, hello) = joiner(cast, role);
-    let challenge = host.hear(&mut admission, &hello).0;
+    let challenge = host.receive(&mut admission, &hello).0;
     let redeem = step(&mut joiner, &challenge).unwrap();
-    let (answer, recorded, _) = host.hear(&mut admission, &redeem);
+    let (answer, recorded, _) = host.receive(&mut admission, &redeem);
     step(&mut joiner, &answer).unwrap_err();
 
     let (node, invitation) = (node(cast, role).node_id(), cast.token(role).invitation_id());
     let request = transcript::request(&hello, &challenge, &node, &invitation, JOINER_UNIX);
-    let said = transcript::answer(&request, role, &cast.alpha.node_id());
+    let answer_hash = transcript::answer(&request, role, &cast.alpha.node_id());
     let (ours, theirs) = (StaticSecret::from(bytes(JOINER_EPHEMERAL)), StaticSecret::from(bytes(PUBLISHER_EPHEMERAL)));
     let theirs = PublicKey::from(&theirs);
-    let key = transcript::answer_key(&ours, theirs.to_bytes(), &said).unwrap();
+    let key = transcript::answer_key(&ours, theirs.to_bytes(), &answer_hash).unwrap();
     let sealed = unhex_of(&value_of(&answer)["Answer"]["sealed"]);
-    let plain = transcript::open(&ours, theirs.to_bytes(), &said, sealed).unwrap();
+    let plain = transcript::open(&ours, theirs.to_bytes(), &answer_hash, sealed).unwrap();
     // A header of 3 bytes, then a header of 40 bytes before each secret.
     let secrets = 3 + if role == Role::Publisher { 4 * 40 + 3 * 32 + 64 } else { 2 * 40 + 2 * 32 };
     let message = |bytes: &[u8]| json!({ "value": value_of(bytes), "bytes": hex(bytes) });
@@ -148,7 +148,7 @@ fn join(cast: &VectorKeys, role: Role) -> Value {
         "challenge": message(&challenge),
         "request_hash": hex(&request),
         "redeem": message(&redeem),
-        "answer_hash": hex(&said),
+        "answer_hash": hex(&answer_hash),
         "shared": hex(ours.diffie_hellman(&theirs).as_bytes()),
         "key": hex(&key[..32]),
         "nonce": hex(&key[32..]),
@@ -224,8 +224,8 @@ fn check_join(cast: &VectorKeys, role: Role, vector: &Value) {
     assert!(token.is_for(cast.cluster()));
     assert_eq!(token.invitation_id(), cast.token(role).invitation_id());
 
-    let (mut joiner, said) = joiner(cast, role);
-    assert_eq!(said, hello);
+    let (mut joiner, first) = joiner(cast, role);
+    assert_eq!(first, hello);
     assert_eq!(step(&mut joiner, &challenge).unwrap(), redeem);
     let joined = *step(&mut joiner, &answer).unwrap_err();
     assert_eq!((joined.member.node(), joined.member.role(), joined.skew), (node_id, role, 3));
@@ -240,15 +240,15 @@ fn check_join(cast: &VectorKeys, role: Role, vector: &Value) {
     assert_eq!(secrets, (role == Role::Publisher).then_some(expected));
 
     let (host, mut admission) = (Host::new(cast, role), admission());
-    assert_eq!(host.hear(&mut admission, &hello).0, challenge);
-    let (said, recorded, outcome) = host.hear(&mut admission, &redeem);
-    assert_eq!(said, answer);
+    assert_eq!(host.receive(&mut admission, &hello).0, challenge);
+    let (reply, recorded, outcome) = host.receive(&mut admission, &redeem);
+    assert_eq!(reply, answer);
     assert_eq!(outcome, Some(Outcome::Admitted { node: node_id, role, again: false }));
     assert_eq!(recorded.unwrap().member, joined.member);
-    nothing_flipped_is_taken(cast, role, &hello, &challenge, &redeem, &answer);
+    no_changed_message_is_accepted(cast, role, &hello, &challenge, &redeem, &answer);
 }
 
-fn nothing_flipped_is_taken(
+fn no_changed_message_is_accepted(
     cast: &VectorKeys,
     role: Role,
     hello: &[u8],
@@ -259,16 +259,16 @@ fn nothing_flipped_is_taken(
     let host = Host::new(cast, role);
     for flipped in crate::flips(redeem) {
         let mut admission = admission();
-        host.hear(&mut admission, hello);
-        let (_, recorded, outcome) = host.hear(&mut admission, &flipped);
+        host.receive(&mut admission, hello);
+        let (_, recorded, outcome) = host.receive(&mut admission, &flipped);
         assert!(matches!(outcome, Some(Outcome::Refused(_))) && recorded.is_none());
     }
     for flipped in crate::flips(hello) {
         // The publisher may answer the changed Hello, but the Redeem was signed for the original
         // one.
         let mut admission = admission();
-        host.hear(&mut admission, &flipped);
-        assert!(host.hear(&mut admission, redeem).1.is_none());
+        host.receive(&mut admission, &flipped);
+        assert!(host.receive(&mut admission, redeem).1.is_none());
     }
     for at in 0..answer.len() {
         let mut flipped = answer.to_vec();

@@ -92,22 +92,22 @@ pub(crate) fn check_handshake(cast: &VectorKeys, vectors: &Value) {
         // text string, which decodes alike.
         assert_eq!(survivors(&proof, |flipped| listen(flipped).ok(), &proved), 14, "proof_{name}");
         let accepted = unhex(&vectors[format!("accepted_{name}")]["bytes"]);
-        let hear = |answer: &[u8]| claimed(purpose).answer(answer, &BTreeMap::new(), NOW).ok();
-        assert_eq!(hear(&accepted), Some(founder.clone()));
+        let read = |answer: &[u8]| claimed(purpose).answer(answer, &BTreeMap::new(), NOW).ok();
+        assert_eq!(read(&accepted), Some(founder.clone()));
         // Likewise for the names of thirteen fields and of the variant.
-        assert_eq!(survivors(&accepted, hear, &founder), 14, "accepted_{name}");
+        assert_eq!(survivors(&accepted, read, &founder), 14, "accepted_{name}");
     }
-    let hears =
+    let error_for =
         |answer: &Value| claimed(Purpose::Mesh).answer(&unhex(&answer["bytes"]), &BTreeMap::new(), NOW).unwrap_err();
     let alpha = cast.alpha.node_id();
     for (why, answer) in REFUSALS.iter().zip(vectors["refused"].as_array().unwrap()) {
-        assert_eq!(hears(answer), HandshakeError::Refused(alpha, *why));
+        assert_eq!(error_for(answer), HandshakeError::Refused(alpha, *why));
     }
     let shown = sign(revocation(cast), &cast.authority);
-    assert_eq!(hears(&vectors["refused_with_revocation"]), HandshakeError::Revoked(Box::new(shown)));
+    assert_eq!(error_for(&vectors["refused_with_revocation"]), HandshakeError::Revoked(Box::new(shown)));
     // An answer for another purpose is not accepted.
     let unproven = HandshakeError::Unproven(alpha, LinkRefusal::WrongNode);
-    assert_eq!(hears(&vectors["accepted_carry_join"]), unproven);
+    assert_eq!(error_for(&vectors["accepted_carry_join"]), unproven);
 }
 
 /// The number of changed messages that are accepted; fails unless each decodes to the expected

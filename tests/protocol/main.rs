@@ -114,7 +114,7 @@ fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_vector_is_what_the_code_says() {
+async fn every_vector_matches_the_code() {
     let computed = computed().await;
     if std::env::var_os(WRITE).is_some() {
         let text = serde_json::to_string_pretty(&computed).unwrap();
@@ -140,7 +140,7 @@ fn both_sides_of_a_link_understand_the_vectors() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_crosses_a_link_is_read_back() {
+async fn messages_of_a_link_are_read_back() {
     let (cast, vectors) = (VectorKeys::new(), committed());
     links::check_messages(&cast, &unhex(&vectors["mesh"]["syn"]), &vectors["links"]).await;
     mesh::check(&cast, &vectors["statements"], &vectors["mesh"]).await;
@@ -158,10 +158,10 @@ fn the_document_quotes_the_vectors_as_they_are() {
 
 /// `check.py` implements the document independently.
 #[test]
-fn the_document_suffices_to_come_to_the_same() {
+fn the_document_suffices_to_compute_the_vectors() {
     let script = Path::new(FILE).with_file_name("check.py");
     let output = Command::new("/usr/bin/python3").arg(script).arg(FILE).output().unwrap();
-    let (said, erred) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{said}{erred}");
-    print!("{said}");
+    let (printed, erred) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{printed}{erred}");
+    print!("{printed}");
 }

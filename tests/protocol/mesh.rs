@@ -32,13 +32,13 @@ struct Wired {
 }
 
 impl Wired {
-    async fn start(cast: &VectorKeys, me: NodeId, seeds: Vec<NodeId>, says: &[(RecordKind, &[u8])]) -> Self {
+    async fn start(cast: &VectorKeys, me: NodeId, seeds: Vec<NodeId>, records: &[(RecordKind, &[u8])]) -> Self {
         let (to, received) = mpsc::channel(8);
         let (sender, from) = mpsc::unbounded_channel();
         let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
         let config = MeshConfig { me, cluster: cast.cluster(), generation: BOOT, interval: Duration::from_secs(1) };
         let (mesh, updates) = Mesh::start(config, Carrier { send, received }, seeds).await.unwrap();
-        for (kind, bytes) in says {
+        for (kind, bytes) in records {
             mesh.set(*kind, bytes).unwrap();
         }
         // Waits for the end of the first round. Otherwise the order of that round and the first
@@ -47,12 +47,12 @@ impl Wired {
         Self { _mesh: mesh, updates, to, from }
     }
 
-    async fn hear(&self, from: NodeId, message: &[u8]) {
+    async fn receive(&self, from: NodeId, message: &[u8]) {
         self.to.send((from, message.to_vec())).await.unwrap();
     }
 
     /// The next message of this kind that the mesh sends.
-    async fn says(&mut self, kind: u8) -> Vec<u8> {
+    async fn next_of_kind(&mut self, kind: u8) -> Vec<u8> {
         loop {
             let message = self.from.recv().await.unwrap();
             if message[3] == kind {
@@ -68,11 +68,11 @@ pub(crate) async fn messages(cast: &VectorKeys, statements: &Value) -> Value {
     let beat = unhex(&statements["heartbeat"]["envelope"]);
     let mut asked = Wired::start(cast, beta, Vec::new(), &[]).await;
     let mut asks = Wired::start(cast, alpha, vec![beta], &[(RecordKind::Heartbeat, &beat)]).await;
-    let syn = asks.says(0).await;
-    asked.hear(alpha, &syn).await;
-    let syn_ack = asked.says(1).await;
-    asks.hear(beta, &syn_ack).await;
-    let ack = asks.says(2).await;
+    let syn = asks.next_of_kind(0).await;
+    asked.receive(alpha, &syn).await;
+    let syn_ack = asked.next_of_kind(1).await;
+    asks.receive(beta, &syn_ack).await;
+    let ack = asks.next_of_kind(2).await;
     json!({
         "asks": alpha.to_string(),
         "answers": beta.to_string(),
@@ -109,9 +109,9 @@ pub(crate) async fn check(cast: &VectorKeys, statements: &Value, vectors: &Value
     let (alpha, beta) = (cast.alpha.node_id(), cast.beta.node_id());
     for name in ["ack", "ack_plain"] {
         let mut asked = Wired::start(cast, beta, Vec::new(), &[]).await;
-        asked.hear(alpha, &unhex(&vectors["syn"])).await;
-        assert_eq!(hex(&asked.says(1).await), vectors["syn_ack"]);
-        asked.hear(alpha, &unhex(&vectors[name])).await;
+        asked.receive(alpha, &unhex(&vectors["syn"])).await;
+        assert_eq!(hex(&asked.next_of_kind(1).await), vectors["syn_ack"]);
+        asked.receive(alpha, &unhex(&vectors[name])).await;
         let update = asked.updates.recv().await.unwrap();
         let bytes = unhex(&statements["heartbeat"]["envelope"]);
         assert_eq!(update, Update { origin: alpha, kind: RecordKind::Heartbeat, bytes }, "{name}");

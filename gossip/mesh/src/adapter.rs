@@ -145,7 +145,7 @@ mod tests {
     /// Each round has questions to three living nodes, then to two silent ones. The budget of a
     /// round is enough for less than one.
     #[tokio::test(start_paused = true)]
-    async fn the_silent_are_asked_too_where_not_all_can_be() {
+    async fn silent_nodes_get_questions_if_the_rate_limit_allows_only_some() {
         for digest in [10_000, 12_000, 25_000, 40_000] {
             let mut budget = QuestionLimit::new(NodeId::from_public_key([7; 32]));
             let mut asked = [0_usize; 5];

@@ -57,10 +57,10 @@ pub async fn check_all<N: Network>(mut make: impl FnMut() -> N) {
     messages_reach_the_right_node(&mut make()).await;
     large_messages_arrive_whole(&mut make()).await;
     unknown_nodes_do_no_harm(&mut make()).await;
-    a_node_that_does_not_read_blocks_nobody(&mut make()).await;
+    a_node_that_does_not_read_blocks_no_other(&mut make()).await;
     a_death_disturbs_no_others(&mut make()).await;
     a_mesh_forms(&mut make()).await;
-    a_death_is_silence_and_a_return_is_heard(&mut make()).await;
+    a_dead_node_is_not_heard_and_a_returned_one_is(&mut make()).await;
     a_partition_heals(&mut make()).await;
 }
 
@@ -146,7 +146,7 @@ pub async fn unknown_nodes_do_no_harm(network: &mut impl Network) {
 /// Sending a flood to a node that does not read returns at once, and all but a bounded part of it
 /// is dropped. The node receives new messages when it reads again, and a third node is not
 /// affected.
-pub async fn a_node_that_does_not_read_blocks_nobody(network: &mut impl Network) {
+pub async fn a_node_that_does_not_read_blocks_no_other(network: &mut impl Network) {
     const FLOOD: usize = 5000;
     let mut nodes = network.start(3).await;
     let (from, to) = pair(&mut nodes, 0, 1);
@@ -206,7 +206,7 @@ impl Node {
         Self { id, mesh, updates, heard: BTreeMap::new() }
     }
 
-    fn say(&self, what: &str) {
+    fn announce(&self, what: &str) {
         self.mesh.set(RecordKind::Heartbeat, what.as_bytes()).unwrap();
     }
 
@@ -246,7 +246,7 @@ async fn until(patience: Duration, nodes: &mut [Node], what: &str, done: impl Fn
 
 /// Has every node announce `what`, and waits until all nodes know it of all.
 async fn all_are_heard(network: &impl Network, nodes: &mut [Node], what: &str) {
-    nodes.iter().for_each(|node| node.say(what));
+    nodes.iter().for_each(|node| node.announce(what));
     let ids: Vec<NodeId> = nodes.iter().map(|node| node.id).collect();
     let everywhere = |nodes: &[Node]| nodes.iter().all(|node| ids.iter().all(|of| node.knows(*of, what)));
     until(network.patience(), nodes, what, everywhere).await;
@@ -262,7 +262,7 @@ pub async fn a_mesh_forms(network: &mut impl Network) {
 
 /// After a node dies, nothing new arrives from it and the others go on. After its return it is
 /// heard again.
-pub async fn a_death_is_silence_and_a_return_is_heard(network: &mut impl Network) {
+pub async fn a_dead_node_is_not_heard_and_a_returned_one_is(network: &mut impl Network) {
     let mut nodes = meshes(network, 4).await;
     all_are_heard(network, &mut nodes, "before the death").await;
     let all: BTreeSet<NodeId> = nodes.iter().map(|node| node.id).collect();
@@ -290,7 +290,7 @@ pub async fn a_partition_heals(network: &mut impl Network) {
         return;
     }
     sleep(network.interval() * 2).await;
-    nodes.iter().for_each(|node| node.say("during the partition"));
+    nodes.iter().for_each(|node| node.announce("during the partition"));
     let ids: Vec<NodeId> = nodes.iter().map(|node| node.id).collect();
     let within = |nodes: &[Node]| {
         let sides = [&nodes[..2], &nodes[2..]];

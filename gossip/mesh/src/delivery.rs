@@ -107,14 +107,14 @@ mod tests {
         ChitchatId::new(node.to_string(), generation, mesh_socket(&node))
     }
 
-    fn say(state: &mut NodeState, i: u8, value: &str) {
+    fn set_value(state: &mut NodeState, i: u8, value: &str) {
         let kind = RecordKind::Invitation(InvitationId::from_public_key([i; 32]));
         state.set(kind.key(), BASE64.encode(value.as_bytes()));
     }
 
     /// Nineteen incarnations come first, and each changes more than one batch can deliver.
     #[test]
-    fn one_that_never_stops_does_not_delay_others() {
+    fn a_node_with_endless_changes_does_not_delay_the_values_of_others() {
         let mut ids: Vec<_> = (1..=20).map(|i| id(i, 1)).collect();
         ids.sort();
         let own = id(99, 1);
@@ -125,9 +125,9 @@ mod tests {
         for round in 0..40 {
             for loud in &ids[..19] {
                 let state = states.get_mut(loud).unwrap();
-                (0..100).for_each(|i| say(state, i, &format!("again {round}")));
+                (0..100).for_each(|i| set_value(state, i, &format!("again {round}")));
             }
-            say(states.get_mut(&ids[19]).unwrap(), 1, &format!("value {round}"));
+            set_value(states.get_mut(&ids[19]).unwrap(), 1, &format!("value {round}"));
             let batch = delivery.next(&states, &own);
             assert!(batch.more && batch.updates.len() == BATCH);
             heard += batch.updates.iter().filter(|update| update.origin == quiet).count();
@@ -137,12 +137,12 @@ mod tests {
     }
 
     #[test]
-    fn all_is_handed_on_once_but_for_what_this_life_says() {
+    fn every_value_is_delivered_once_except_those_of_the_own_incarnation() {
         let own = id(1, 2);
         let mut states = BTreeMap::new();
         for id in [id(1, 1), own.clone(), id(2, 1)] {
             let mut state = NodeState::for_test();
-            (0..20).for_each(|i| say(&mut state, i, "value"));
+            (0..20).for_each(|i| set_value(&mut state, i, "value"));
             states.insert(id, state);
         }
         let mut delivery = Delivery::default();
@@ -156,7 +156,7 @@ mod tests {
         }
         assert_eq!(updates.len(), 40, "of an earlier incarnation of this node and of another node");
         assert!(delivery.next(&states, &own).updates.is_empty());
-        say(states.get_mut(&id(2, 1)).unwrap(), 3, "another");
+        set_value(states.get_mut(&id(2, 1)).unwrap(), 3, "another");
         assert_eq!(delivery.next(&states, &own).updates.len(), 1);
     }
 }

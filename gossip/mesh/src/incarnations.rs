@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_cannot_fill_it_with_lives_of_one_node() {
+    fn a_peer_cannot_fill_the_table_with_incarnations_of_one_node() {
         let (mut incarnations, now) = (Incarnations::default(), Instant::now());
         assert_eq!(name(&mut incarnations, 7, (0..400).map(|incarnation| (7, incarnation)), now), FIRST_HAND);
         assert_eq!(name(&mut incarnations, 8, (400..800).map(|incarnation| (7, incarnation)), now), MAX_SECOND_HAND);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_with_many_lives_is_heard_again_before_long() {
+    fn a_node_with_too_many_incarnations_gets_one_more_after_each_interval() {
         let (mut incarnations, now) = (Incarnations::default(), Instant::now());
         assert_eq!(name(&mut incarnations, 7, (0..100).map(|incarnation| (7, incarnation)), now), FIRST_HAND);
         assert_eq!(name(&mut incarnations, 8, (100..200).map(|incarnation| (7, incarnation)), now), MAX_SECOND_HAND);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_lives_leave_room_for_one_of_each_member_and_for_what_members_say_themselves() {
+    fn invented_incarnations_leave_room_for_one_of_each_member_and_for_first_hand_ones() {
         let (mut incarnations, now) = (Incarnations::default(), Instant::now());
         let all = (0..MEMBERS - 100).flat_map(|of| (0..20).map(move |incarnation| (of, incarnation)));
         // One of each of the 199 other members, the further ones, and twenty of its own.
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn of_strangers_there_are_few() {
+    fn incarnations_of_unknown_nodes_are_bounded() {
         let (mut incarnations, now) = (Incarnations::default(), Instant::now());
         let unknown_nodes = (0..200).flat_map(|of| (0..20).map(move |incarnation| (1000 + of, incarnation)));
         assert_eq!(name(&mut incarnations, 7, unknown_nodes, now), 64);

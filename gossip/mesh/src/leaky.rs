@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_used_up_comes_back_at_the_rate_and_no_more() {
+    fn the_bucket_drains_at_the_rate_and_never_below_empty() {
         let start = Instant::now();
         let mut bucket = LeakyBucket::new(start);
         bucket.add(100);

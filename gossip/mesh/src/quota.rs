@@ -131,14 +131,21 @@ mod tests {
     }
 
     /// Sends values of 1000 bytes each under these keys, with versions from `version` on.
-    fn tell(quotas: &mut Quotas, of: u64, first_hand: bool, keys: &[&str], version: u64, now: Instant) -> Weighed {
-        let value =
+    fn weigh_values(
+        quotas: &mut Quotas,
+        of: u64,
+        first_hand: bool,
+        keys: &[&str],
+        version: u64,
+        now: Instant,
+    ) -> Weighed {
+        let header =
             |(i, key): (usize, &&'static str)| ValueHeader { key, bytes: 1000 - OVERHEAD, version: version + i as u64 };
         let keys: Vec<&'static str> = keys.iter().map(|key| &*String::leak((*key).to_owned())).collect();
         let values_by_incarnation = IncarnationDelta {
             incarnation: incarnation(of),
             from: 0,
-            values: keys.iter().enumerate().map(value).collect(),
+            values: keys.iter().enumerate().map(header).collect(),
         };
         quotas.weigh(&values_by_incarnation, first_hand, ROOM, |(_, own)| *own == first_hand, now)
     }
@@ -146,19 +153,23 @@ mod tests {
     const KEYS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
 
     #[test]
-    fn the_first_values_enter_as_far_as_there_is_room() {
+    fn new_values_are_kept_up_to_the_quota_and_at_least_one_of_each_incarnation() {
         let (mut quotas, now) = (Quotas::default(), Instant::now());
-        assert_eq!(tell(&mut quotas, 1, false, &KEYS, 1, now), Weighed { kept: 10, full: true });
-        assert_eq!(tell(&mut quotas, 2, false, &KEYS, 1, now), Weighed { kept: 5, full: true });
+        assert_eq!(weigh_values(&mut quotas, 1, false, &KEYS, 1, now), Weighed { kept: 10, full: true });
+        assert_eq!(weigh_values(&mut quotas, 2, false, &KEYS, 1, now), Weighed { kept: 5, full: true });
         assert_eq!(
-            tell(&mut quotas, 3, false, &KEYS, 1, now),
+            weigh_values(&mut quotas, 3, false, &KEYS, 1, now),
             Weighed { kept: 1, full: true },
             "the least that each may have"
         );
-        assert_eq!(tell(&mut quotas, 3, true, &KEYS, 2, now), Weighed { kept: 10, full: true }, "its own values");
+        assert_eq!(
+            weigh_values(&mut quotas, 3, true, &KEYS, 2, now),
+            Weighed { kept: 10, full: true },
+            "its own values"
+        );
         quotas.prune(&BTreeMap::from([(incarnation(2), 5)]));
         assert_eq!(
-            tell(&mut quotas, 1, false, &KEYS, 1, now),
+            weigh_values(&mut quotas, 1, false, &KEYS, 1, now),
             Weighed { kept: 10, full: true },
             "after it was forgotten"
         );
@@ -167,25 +178,25 @@ mod tests {
     /// Values that chitchat ignores do not count: otherwise peers could use up a node's quota with
     /// values that are not there.
     #[test]
-    fn what_is_not_new_or_leaves_a_gap_does_not_count() {
+    fn values_that_are_old_or_leave_a_gap_do_not_use_up_the_quota() {
         let (mut quotas, now) = (Quotas::default(), Instant::now());
-        assert_eq!(tell(&mut quotas, 1, false, &KEYS[..2], 100, now).kept, 2);
-        assert_eq!(tell(&mut quotas, 1, false, &KEYS[2..], 1, now), Weighed { kept: 0, full: false });
+        assert_eq!(weigh_values(&mut quotas, 1, false, &KEYS[..2], 100, now).kept, 2);
+        assert_eq!(weigh_values(&mut quotas, 1, false, &KEYS[2..], 1, now), Weighed { kept: 0, full: false });
         let gap = IncarnationDelta {
             incarnation: incarnation(1),
             from: 102,
             values: vec![ValueHeader { key: "z", bytes: 9, version: 103 }],
         };
         assert_eq!(quotas.weigh(&gap, false, ROOM, |_| true, now), Weighed { kept: 0, full: false });
-        assert_eq!(tell(&mut quotas, 1, false, &KEYS[2..10], 102, now), Weighed { kept: 8, full: false });
+        assert_eq!(weigh_values(&mut quotas, 1, false, &KEYS[2..10], 102, now), Weighed { kept: 8, full: false });
     }
 
     #[test]
-    fn what_changes_without_end_is_taken_at_a_slow_rate() {
+    fn endless_changes_of_one_value_are_kept_at_a_slow_rate() {
         let (mut quotas, now) = (Quotas::default(), Instant::now());
         let often: Vec<u64> = (0..50).map(|i| i + 1).collect();
         let taken = |quotas: &mut Quotas, now, more: u64| {
-            often.iter().filter(|i| tell(quotas, 1, false, &["a"], *i + more, now).kept == 1).count()
+            often.iter().filter(|i| weigh_values(quotas, 1, false, &["a"], *i + more, now).kept == 1).count()
         };
         assert_eq!(taken(&mut quotas, now, 0), 10);
         assert_eq!(taken(&mut quotas, now + Duration::from_secs(20), 100), 2);

@@ -140,13 +140,13 @@ async fn life_of_a_cluster(count: u16, interval: Duration) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn twenty_nodes_join_die_part_and_meet_again() {
+async fn twenty_nodes_agree_through_joins_a_death_and_a_partition() {
     let idle = life_of_a_cluster(20, INTERVAL).await;
     assert!(idle < 60_000, "{idle} bytes per node and interval");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lossy_network_only_delays() {
+async fn a_lossy_network_delays_values_but_loses_none() {
     let network = MemoryNetwork::default();
     network.set_loss(30, 7);
     let mut peers = start(&network, 6, INTERVAL).await;
@@ -222,7 +222,7 @@ async fn seeds_can_be_set_later_and_kinds_retracted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_cluster_is_not_heard() {
+async fn values_of_another_cluster_are_not_received() {
     let network = MemoryNetwork::default();
     let config = |i| MeshConfig {
         me: node(i),
@@ -239,7 +239,7 @@ async fn another_cluster_is_not_heard() {
 /// A node whose disk was replaced by an older copy receives its own later values, so that it can
 /// count on from there.
 #[tokio::test(start_paused = true)]
-async fn a_node_receives_its_values_of_another_life() {
+async fn a_node_receives_its_own_values_of_another_incarnation() {
     let network = MemoryNetwork::default();
     let mut peers = vec![Peer::start(&network, 0, 1, INTERVAL).await, Peer::start(&network, 1, 5, INTERVAL).await];
     peers[1].mesh.set(RecordKind::Lease, b"in the fifth").unwrap();

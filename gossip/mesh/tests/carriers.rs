@@ -50,6 +50,6 @@ impl Network for InMemory {
 }
 
 #[tokio::test(start_paused = true)]
-async fn memory_carries_gossip() {
+async fn the_memory_network_is_a_carrier_of_the_mesh() {
     check_all(InMemory::default).await;
 }

@@ -56,7 +56,7 @@ async fn life_of_a_cluster(count: u32) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cluster_lives() {
+async fn clusters_of_each_size_agree_through_joins_deaths_and_a_partition() {
     let sizes = std::env::var("GOSSIP_NODES").unwrap_or_else(|_| "3,60".into());
     for size in sizes.split(',') {
         life_of_a_cluster(size.parse().unwrap()).await;
@@ -67,7 +67,7 @@ async fn a_cluster_lives() {
 /// chitchat counts a node that was cut off for half a minute as dead. Shorter rounds show this with
 /// fewer nodes.
 #[tokio::test(start_paused = true)]
-async fn halves_meet_again_where_few_questions_can_be_asked() {
+async fn the_halves_of_a_partition_agree_again_if_few_questions_are_allowed() {
     let cluster = Cluster::start(40, ROUND / 4).await;
     cluster.until("the cluster forms", Cluster::agrees).await;
     cluster.split(Duration::from_secs(45)).await;

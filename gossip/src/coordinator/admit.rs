@@ -102,7 +102,7 @@ mod tests {
             Self { coordinator }
         }
 
-        fn hear(&mut self, of: &Identity, seq: u64, phase: Phase, second: u64) {
+        fn receive(&mut self, of: &Identity, seq: u64, phase: Phase, second: u64) {
             let beat = Heartbeat { unix: START + second, ..of.beat(seq, phase) };
             let bytes = sign(beat, &of.key).to_bytes().unwrap();
             let record = Event::Record { origin: of.node(), kind: RecordKind::Heartbeat, bytes };
@@ -110,9 +110,9 @@ mod tests {
         }
 
         /// Delivers two heartbeats, because one proves nothing.
-        fn hear_alive(&mut self, of: &Identity, seq: u64, second: u64) {
-            self.hear(of, seq, Phase::Active, second - 1);
-            self.hear(of, seq + 1, Phase::Active, second);
+        fn receive_two_heartbeats(&mut self, of: &Identity, seq: u64, second: u64) {
+            self.receive(of, seq, Phase::Active, second - 1);
+            self.receive(of, seq + 1, Phase::Active, second);
         }
 
         fn may(&self, role: Role, second: u64) -> Result<(), AdmissionDelay> {
@@ -129,13 +129,13 @@ mod tests {
         for role in [Role::Worker, Role::Publisher] {
             assert_eq!(node.may(role, 1), Err(AdmissionDelay::Starting(other.node())), "{role}");
         }
-        node.hear(&other, 1, Phase::Active, 2);
+        node.receive(&other, 1, Phase::Active, 2);
         assert_eq!(
             node.may(Role::Worker, 2),
             Err(AdmissionDelay::Starting(other.node())),
             "one heartbeat proves nothing"
         );
-        node.hear(&other, 2, Phase::Active, 4);
+        node.receive(&other, 2, Phase::Active, 4);
         for role in [Role::Worker, Role::Publisher] {
             assert_eq!(node.may(role, 4), Ok(()), "{role}");
         }
@@ -150,13 +150,13 @@ mod tests {
         assert_eq!(node.may(Role::Worker, 60), Ok(()));
         assert_eq!(node.may(Role::Publisher, 60), Err(AdmissionDelay::Silent(other.node())));
         // The other publisher appears, falls silent, and returns to say goodbye.
-        node.hear_alive(&other, 1, 70);
+        node.receive_two_heartbeats(&other, 1, 70);
         assert_eq!(node.may(Role::Publisher, 70), Ok(()));
         for second in 71..=130 {
             node.coordinator.handle(Event::Tick, at(second));
         }
         assert_eq!(node.may(Role::Publisher, 130), Err(AdmissionDelay::Silent(other.node())));
-        node.hear(&other, 3, Phase::Gone, 131);
+        node.receive(&other, 3, Phase::Gone, 131);
         assert_eq!(node.may(Role::Publisher, 131), Ok(()));
         // An evicted publisher is not waited for.
         let mut node = Node::new(&me, &[&other]);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_joined_a_moment_ago_and_does_not_run_yet_is_not_waited_for() {
+    fn a_newcomer_that_does_not_run_yet_is_not_waited_for() {
         let founder = Founder::new(1);
         let me = founder.node(1, Role::Publisher);
         let newcomer = founder.admit(2, Role::Publisher, START + 5, None);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_shut_out_admits_no_joiner() {
+    fn an_isolated_node_admits_no_joiner() {
         let founder = Founder::new(1);
         let [me, other] = [1, 2].map(|number| founder.node(number, Role::Publisher));
         let mut node = Node::new(&me, &[&other]);

@@ -53,7 +53,7 @@ mod tests {
     const NOW: Now = Now { mono: Duration::ZERO, unix: FOUNDED };
 
     #[test]
-    fn each_fact_is_forwarded_once_and_taken_back_when_it_is_over() {
+    fn each_fact_is_forwarded_once_and_retracted_after_it_has_expired() {
         let founder = Founder::new(1);
         let mut view = View::new(founder.node(0, Role::Publisher).member, Patience::default(), 0);
         let mut facts = ForwardedFacts::default();

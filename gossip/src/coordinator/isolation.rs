@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_goes_on_after_it_was_first_heard_is_proven() {
+    fn a_second_process_that_continues_to_send_heartbeats_is_proven() {
         for instance in [1, 2] {
             let (mut isolation, ahead) = (started(), instance == 1);
             isolation.on_own_heartbeat(&beat(1, 10), false, at(10));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_process_has_said_proves_nothing() {
+    fn heartbeats_of_an_earlier_process_prove_no_second_process() {
         let mut isolation = started();
         // From the previous process of this node, delivered late.
         isolation.on_own_heartbeat(&beat(2, 0), true, at(30));
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suspicion_ends_if_nothing_follows() {
+    fn a_suspicion_of_a_second_process_ends_without_further_heartbeats() {
         let mut isolation = started();
         isolation.on_own_heartbeat(&beat(2, 10), false, at(10));
         isolation.compare(0, at(129));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn revocations_may_follow_the_key_that_counts_them_but_not_stay_away() {
+    fn a_node_without_the_revocations_that_its_key_counts_is_isolated_after_a_delay() {
         let mut isolation = started();
         isolation.set_counted(2);
         isolation.compare(1, at(10));

@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn an_isolated_node_does_not_go_on_without_the_others() {
+    fn an_isolated_node_stays_in_the_joining_phase() {
         let mut life = started();
         life.set_shut_out(true);
         assert_eq!(life.step(&LOST, at(100)), None);
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_drains_only_once_it_has_joined_and_a_goodbye_is_the_end() {
+    fn a_node_drains_only_after_it_has_joined_and_leaving_is_final() {
         let mut life = started();
         life.set_draining(true);
         life.step(&LOST, at(1));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_no_member_any_more_is_told_why() {
+    fn a_node_that_is_not_a_member_any_more_is_excluded_with_the_reason() {
         for (standing, part) in
             [(Standing::Expired, "expired"), (Standing::Revoked, "evicted"), (Standing::Overdrawn, "invitation")]
         {

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn only_news_is_announced_and_nothing_before_the_first_point() {
+    fn only_changes_are_announced_and_none_before_the_first_point() {
         let mut none = Serving::default();
         none.set_ready(true);
         assert!(!none.has_news(false) && !none.has_news(true));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn points_that_no_descriptor_may_name_are_not_taken() {
+    fn points_that_no_descriptor_may_name_are_not_announced() {
         let mut serving = serving(2);
         assert!(serving.set_points(vec![served(point(1, 1)), served(point(2, 1))]).is_err());
         assert_eq!(serving.announce(false).1.len(), 2);

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_rise_above_those_of_the_last_start_and_of_what_comes_back() {
+    fn sequence_numbers_rise_above_those_of_the_last_start_and_of_returned_records() {
         let own = Founder::new(1).node(0, Role::Publisher);
         let mut speaker = Speaker::new(Box::new(own.key.clone()), 7);
         let mut seq = || speaker.sign(|seq| own.beat(seq, Phase::Active)).unwrap().0.seq;
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_announced_again_above_a_number_that_came_back_but_not_more_often_than_in_ten_seconds() {
+    fn all_records_are_announced_again_at_most_every_ten_seconds() {
         let mut announcements = started();
         announcements.step(Phase::Active, INTERVAL, at(100));
         announcements.schedule_reannouncement(at(101));

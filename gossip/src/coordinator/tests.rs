@@ -92,7 +92,7 @@ impl Scene {
         all
     }
 
-    fn hear<T: Statement>(&mut self, who: &Identity, kind: RecordKind, record: T) -> Vec<Action> {
+    fn receive<T: Statement>(&mut self, who: &Identity, kind: RecordKind, record: T) -> Vec<Action> {
         let bytes = sign(record, &who.key).to_bytes().unwrap();
         self.event(Event::Record { origin: who.node(), kind, bytes })
     }
@@ -100,7 +100,7 @@ impl Scene {
     /// Delivers the card of another publisher or worker.
     fn meet(&mut self, number: u32, role: Role) -> Identity {
         let who = self.founder.node(number, role);
-        self.hear(&who, RecordKind::Card, who.card(1, 100));
+        self.receive(&who, RecordKind::Card, who.card(1, 100));
         who
     }
 
@@ -109,7 +109,7 @@ impl Scene {
         let mut all = Vec::new();
         for _ in 0..seconds / 2 {
             let seq = self.now.mono.as_secs() + 10;
-            all.extend(self.hear(who, RecordKind::Heartbeat, who.beat(seq, phase)));
+            all.extend(self.receive(who, RecordKind::Heartbeat, who.beat(seq, phase)));
             all.extend(self.pass(2));
         }
         all
@@ -164,7 +164,7 @@ fn fitness(scene: &Scene) -> Fitness {
 }
 
 #[test]
-fn the_life_of_a_node() {
+fn a_node_goes_through_all_its_phases() {
     let mut scene = Scene::new();
     let other = scene.founder.node(1, Role::Worker);
     scene.event(Event::KnownMembers(vec![other.member.chain()]));
@@ -211,7 +211,7 @@ fn a_node_that_starts_drained_joins_first_and_drains_then() {
 }
 
 #[test]
-fn it_beats_every_two_seconds_with_rising_numbers_above_those_of_the_last_start() {
+fn heartbeats_are_sent_every_two_seconds_with_numbers_above_those_of_the_last_start() {
     let mut scene = Scene::with(Settings::new(7, 1, 0), Role::Worker);
     let beats = |actions: Vec<Action>| {
         actions.iter().filter(|it| matches!(it, Action::Gossip { kind: RecordKind::Heartbeat, .. })).count()
@@ -229,16 +229,16 @@ fn a_restarted_node_does_not_take_the_lease_back() {
     let other = scene.founder.node(1, Role::Publisher);
     scene.event(Event::KnownMembers(vec![other.member.chain()]));
     scene.event(Event::MeshReached);
-    scene.hear(&other, RecordKind::Card, other.card(1, 255));
+    scene.receive(&other, RecordKind::Card, other.card(1, 255));
     for round in 0..20 {
-        scene.hear(&other, RecordKind::Lease, other.lease(50 + round, 6, Duration::from_secs(30)));
+        scene.receive(&other, RecordKind::Lease, other.lease(50 + round, 6, Duration::from_secs(30)));
         assert_eq!(leads(&scene.pass_with(10, &other, Phase::Active)), vec![]);
     }
     assert_eq!(scene.node.view().holder(scene.now), Some((other.node(), 6)));
 }
 
 #[test]
-fn alone_among_the_dead_it_goes_on_without_them() {
+fn a_node_whose_peers_are_all_dead_publishes_without_them() {
     let mut scene = Scene::new();
     let other = scene.founder.node(1, Role::Publisher);
     scene.event(Event::KnownMembers(vec![other.member.chain()]));
@@ -247,7 +247,7 @@ fn alone_among_the_dead_it_goes_on_without_them() {
 }
 
 #[test]
-fn shut_out_it_does_not_take_the_others_for_dead() {
+fn an_isolated_node_does_not_take_the_others_for_dead() {
     let mut scene = Scene::new();
     let other = scene.founder.node(1, Role::Publisher);
     scene.event(Event::KnownMembers(vec![other.member.chain()]));
@@ -262,7 +262,7 @@ fn shut_out_it_does_not_take_the_others_for_dead() {
 }
 
 #[test]
-fn a_worker_that_closes_its_door_stops_no_publisher() {
+fn a_worker_that_shuts_a_publisher_out_does_not_stop_it() {
     let mut scene = Scene::new();
     let worker = scene.founder.node(1, Role::Worker);
     scene.event(Event::KnownMembers(vec![worker.member.chain()]));
@@ -287,7 +287,7 @@ fn a_node_that_lacks_revocations_which_its_key_counts_does_not_publish() {
 }
 
 #[test]
-fn gossip_is_heard_again_once_a_living_node_turns_out_to_have_been_evicted_before() {
+fn gossip_restarts_if_a_living_node_turns_out_to_have_been_evicted_long_ago() {
     for (late, restarts) in [(40, false), (1000, true)] {
         let mut scene = Scene::new();
         scene.event(Event::Tick);
@@ -300,29 +300,29 @@ fn gossip_is_heard_again_once_a_living_node_turns_out_to_have_been_evicted_befor
 }
 
 #[test]
-fn a_second_process_with_its_key_ends_it() {
+fn a_node_stops_if_a_second_process_runs_with_its_key() {
     let mut scene = Scene::publishing();
     let own = scene.own.clone();
     let beat = |scene: &Scene, n| Heartbeat { instance: 2, unix: scene.now.unix, ..own.beat(n, Phase::Active) };
     scene.pass(10);
     // The other process may use numbers below or above its own.
     let first = beat(&scene, 1);
-    assert_eq!(leads(&scene.hear(&own, RecordKind::Heartbeat, first)), vec![Leadership::Follower]);
+    assert_eq!(leads(&scene.receive(&own, RecordKind::Heartbeat, first)), vec![Leadership::Follower]);
     scene.pass(9);
     let second = beat(&scene, 1 << 40);
-    scene.hear(&own, RecordKind::Heartbeat, second);
+    scene.receive(&own, RecordKind::Heartbeat, second);
     let ended = scene.pass(20);
     assert!(matches!(ended.last(), Some(Action::Excluded(why)) if why.contains("second process")), "{ended:?}");
 }
 
 #[test]
-fn a_dead_publisher_is_followed_and_its_points_leave() {
+fn a_dead_publisher_is_replaced_and_its_points_leave_the_descriptor() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);
     scene.event(waits_at(point(1, 1)));
     scene.event(ready(true));
-    scene.hear(&other, RecordKind::IntroPoints(service()), other.points(2, vec![point(2, 2)]));
-    scene.hear(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));
+    scene.receive(&other, RecordKind::IntroPoints(service()), other.points(2, vec![point(2, 2)]));
+    scene.receive(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));
     assert_eq!(leads(&scene.pass_with(20, &other, Phase::Active)), vec![]);
     assert_eq!(scene.node.desired_points(&service()).len(), 2);
     let version = scene.node.desired_version(&service());
@@ -333,17 +333,17 @@ fn a_dead_publisher_is_followed_and_its_points_leave() {
 }
 
 #[test]
-fn a_goodbye_is_acted_on_at_once() {
+fn a_publisher_that_says_goodbye_is_replaced_at_once() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);
-    scene.hear(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));
+    scene.receive(&other, RecordKind::Lease, other.lease(3, 4, Duration::from_secs(30)));
     scene.pass_with(20, &other, Phase::Active);
-    scene.hear(&other, RecordKind::Heartbeat, other.beat(9999, Phase::Gone));
+    scene.receive(&other, RecordKind::Heartbeat, other.beat(9999, Phase::Gone));
     assert_eq!(leads(&scene.pass(2)), vec![Leadership::Publisher { term: 5 }]);
 }
 
 #[test]
-fn frozen_it_wakes_as_a_follower_and_declares_nobody_dead() {
+fn a_frozen_publisher_resumes_as_a_follower_and_declares_no_node_dead() {
     let mut scene = Scene::publishing();
     let other = scene.meet(1, Role::Worker);
     scene.pass_with(10, &other, Phase::Active);
@@ -357,7 +357,7 @@ fn frozen_it_wakes_as_a_follower_and_declares_nobody_dead() {
 }
 
 #[test]
-fn a_machine_that_slept_is_noticed_by_the_other_clock() {
+fn a_suspended_machine_is_noticed_by_the_wall_clock() {
     let mut scene = Scene::publishing();
     assert_eq!(scene.node.leadership(), Leadership::Publisher { term: 1 });
     scene.now.unix += 3600;
@@ -365,7 +365,7 @@ fn a_machine_that_slept_is_noticed_by_the_other_clock() {
 }
 
 #[test]
-fn draining_hands_over_only_to_somebody() {
+fn a_draining_publisher_hands_over_only_if_another_is_heard() {
     let mut scene = Scene::publishing();
     let other = scene.meet(1, Role::Publisher);
     assert_eq!(leads(&scene.event(Event::Drain)), vec![]);
@@ -381,7 +381,7 @@ fn draining_hands_over_only_to_somebody() {
 }
 
 #[test]
-fn who_cannot_publish_hands_over_as_soon_as_there_is_somebody() {
+fn a_node_that_cannot_publish_hands_over_as_soon_as_another_publisher_is_heard() {
     let mut scene = Scene::publishing();
     assert_eq!(leads(&scene.event(cannot_publish())), vec![]);
     let other = scene.meet(1, Role::Publisher);
@@ -397,14 +397,14 @@ fn who_cannot_publish_hands_over_as_soon_as_there_is_somebody() {
 }
 
 #[test]
-fn leaving_gives_the_lease_up() {
+fn a_leaving_node_gives_up_the_lease() {
     let mut scene = Scene::publishing();
     let actions = scene.event(Event::Leave);
     assert_eq!((leads(&actions), scene.lease().ttl_ms), (vec![Leadership::Follower], 0));
 }
 
 #[test]
-fn evicted_it_stops_and_says_why() {
+fn an_evicted_node_stops_and_reports_why() {
     let mut scene = Scene::publishing();
     let revocation = scene.founder.revoke(scene.own.node());
     let kind = RecordKind::Revocation(scene.own.node());
@@ -417,49 +417,49 @@ fn evicted_it_stops_and_says_why() {
 }
 
 #[test]
-fn of_two_with_one_token_the_later_excludes_itself() {
+fn the_later_of_two_nodes_with_one_token_excludes_itself() {
     let mut scene = Scene::new();
     let token = scene.founder.invitation(1, 1, &[]).token;
     scene.own = scene.founder.admit(0, Role::Worker, FOUNDED + 9, Some(token));
     scene.node = Coordinator::new(settings(), Box::new(scene.own.key.clone()), scene.own.member.clone());
     let first = scene.founder.admit(1, Role::Worker, FOUNDED + 8, Some(token));
-    scene.hear(&first, RecordKind::Card, first.card(1, 1));
+    scene.receive(&first, RecordKind::Card, first.card(1, 1));
     let whole = scene.founder.invitation(1, 1, &[scene.own.node(), first.node()]);
     let actions = scene.event(Event::Fact(whole.into()));
     assert!(actions.iter().any(|it| matches!(it, Action::Excluded(reason) if reason.contains("invitation"))));
 }
 
 #[test]
-fn words_of_its_own_that_come_back_raise_its_numbers_and_nothing_else() {
+fn own_records_that_return_raise_the_numbers_and_change_nothing_else() {
     let mut scene = Scene::publishing();
     let own = scene.own.clone();
     let high = 9u64 << 32;
     let other = scene.founder.node(1, Role::Publisher);
-    scene.hear(&own, RecordKind::Heartbeat, own.beat(1, Phase::Gone));
+    scene.receive(&own, RecordKind::Heartbeat, own.beat(1, Phase::Gone));
     assert_eq!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq >> 32, 1);
     let forged = sign(own.beat(high, Phase::Gone), &other.key).to_bytes().unwrap();
     scene.event(Event::Record { origin: own.node(), kind: RecordKind::Heartbeat, bytes: forged });
     assert_eq!(scene.node.view().refused().of("own"), 0);
-    scene.hear(&own, RecordKind::Heartbeat, own.beat(high, Phase::Gone));
+    scene.receive(&own, RecordKind::Heartbeat, own.beat(high, Phase::Gone));
     assert_eq!(scene.node.condition(), Condition::Healthy);
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq > high);
     assert!(scene.last::<IntroPoints>(RecordKind::IntroPoints(service())).seq > high);
     assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > high);
     // A second record comes back with a higher number: the sequence numbers rise at once, but the
     // full re-announcement waits for its minimum interval.
-    scene.hear(&own, RecordKind::Card, own.card(2 * high, 100));
+    scene.receive(&own, RecordKind::Card, own.card(2 * high, 100));
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq < 2 * high);
     scene.pass(2);
     assert!(scene.last::<Heartbeat>(RecordKind::Heartbeat).seq > 2 * high);
     scene.pass(10);
     assert!(scene.last::<NodeCard>(RecordKind::Card).seq > 2 * high);
-    let actions = scene.hear(&own, RecordKind::Lease, own.lease(3, 40, Duration::from_secs(30)));
+    let actions = scene.receive(&own, RecordKind::Lease, own.lease(3, 40, Duration::from_secs(30)));
     assert!(scene.store(actions).contains(&Action::Leadership(Leadership::Publisher { term: 41 })));
     assert_eq!(scene.node.view().refused().of("own"), 2);
 }
 
 #[test]
-fn a_merger_that_somebody_signed_as_a_whole_is_passed_on() {
+fn a_merged_invitation_that_a_publisher_has_signed_is_forwarded() {
     let mut scene = Scene::new();
     let (one, two) = (scene.meet(1, Role::Publisher), scene.meet(2, Role::Publisher));
     let version = |redeemed: &[NodeId]| scene.founder.invitation(1, 3, redeemed);
@@ -474,30 +474,30 @@ fn a_merger_that_somebody_signed_as_a_whole_is_passed_on() {
 }
 
 #[test]
-fn what_changes_seldom_is_said_again_and_changes_nothing() {
+fn slow_records_are_announced_again_and_change_nothing() {
     let mut scene = Scene::publishing();
     let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
     scene.event(published(vec![PublishedPeriod { period, revision: 5, confirmed: 8, directories: 8 }]));
     let kinds = [RecordKind::Card, RecordKind::IntroPoints(service()), RecordKind::Publication(service())];
     let before = scene.announced.clone();
     let mut reader = View::new(scene.founder.node(1, Role::Publisher).member, Default::default(), 0);
-    let mut tell = |scene: &Scene, kind| {
+    let mut ingest = |scene: &Scene, kind| {
         reader
             .ingest(scene.own.node(), kind, &scene.announced[&kind], scene.now)
             .map(|it| it.members || it.points || it.publications)
     };
-    assert_eq!(kinds.map(|kind| tell(&scene, kind)), [Ok(true), Ok(true), Ok(true)]);
+    assert_eq!(kinds.map(|kind| ingest(&scene, kind)), [Ok(true), Ok(true), Ok(true)]);
     scene.pass(290);
     assert!(kinds.iter().all(|kind| scene.announced[kind] == before[kind]));
     let actions = scene.pass(20);
     assert!(kinds.iter().all(|kind| scene.announced[kind] != before[kind]));
     assert!(actions.iter().all(|it| matches!(it, Action::Gossip { .. })), "{actions:?}");
     // A node that has already received them sees no change.
-    assert_eq!(kinds.map(|kind| tell(&scene, kind)), [Ok(false), Ok(false), Ok(false)]);
+    assert_eq!(kinds.map(|kind| ingest(&scene, kind)), [Ok(false), Ok(false), Ok(false)]);
 }
 
 #[test]
-fn revocations_are_passed_on_by_all_invitations_by_publishers() {
+fn all_nodes_forward_revocations_and_only_publishers_forward_invitations() {
     for role in [Role::Publisher, Role::Worker] {
         let mut scene = Scene::with(settings(), role);
         let other = scene.meet(1, Role::Publisher);
@@ -516,7 +516,7 @@ fn revocations_are_passed_on_by_all_invitations_by_publishers() {
 }
 
 #[test]
-fn a_publisher_that_has_served_for_long_tells_of_the_newest_periods() {
+fn a_publisher_that_has_served_for_long_announces_the_newest_periods() {
     let mut scene = Scene::publishing();
     let period = |number| PeriodId { number, length_minutes: 1440, offset_seconds: 0 };
     let used = |number| PublishedPeriod { period: period(number), revision: 7, confirmed: 0, directories: 0 };
@@ -541,7 +541,7 @@ fn a_publisher_that_was_overwritten_sees_the_higher_revision() {
     for (seq, revision, known) in [(2, 4, 5), (3, 6, 6)] {
         let (cluster, node) = (scene.founder.cluster(), other.node());
         let record = Publication { cluster, node, seq, service: service(), term: 1, periods: used(revision) };
-        scene.hear(&other, RecordKind::Publication(service()), record);
+        scene.receive(&other, RecordKind::Publication(service()), record);
         assert_eq!(fence(&scene), Some(known));
     }
     scene.event(published(used(7)));

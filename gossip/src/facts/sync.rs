@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_are_handed_over_while_digests_differ_and_ever_more_seldom_if_that_changes_nothing() {
+    fn facts_are_handed_over_while_digests_differ_with_growing_pauses() {
         let mut sync = FactSync::default();
         assert!(!sync.has_facts(digest(1), seconds(0)));
         sync.step(digest(1), seconds(0));

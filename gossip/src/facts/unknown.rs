@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_statement_of_a_key_stays_as_it_came() {
+    fn the_highest_version_of_an_unknown_fact_is_kept_byte_for_byte() {
         let mut scene = Scene::new();
         let key = key("later/x");
         let [old, new] = [1, 2].map(|seq| scene.record("later", seq, None, "something"));
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn they_are_bounded_and_those_that_are_over_make_room() {
+    fn unknown_facts_are_bounded_and_expired_ones_make_room() {
         let mut scene = Scene::new();
         let large = "x".repeat(15_000);
         let mut take = |number: usize, expires, unix| {

@@ -149,7 +149,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_order_and_any_repetition_give_one_result(a in any_service(), b in any_service(), c in any_service()) {
+        fn merging_gives_the_same_result_in_any_order_and_repetition(a in any_service(), b in any_service(), c in any_service()) {
             let merged = |order: &[&Service]| {
                 let mut first = order[0].clone();
                 order[1..].iter().for_each(|other| first.merge(other));

@@ -33,7 +33,7 @@ pub(super) struct AnnouncedValue {
 pub(super) struct Value {
     pub(super) origin: usize,
     pub(super) stamp: Stamp,
-    pub(super) said: Rc<AnnouncedValue>,
+    pub(super) announced: Rc<AnnouncedValue>,
 }
 
 /// A gossip message. `from` is the sending machine and its `Host::process_number`. A reply to an
@@ -58,10 +58,10 @@ pub(super) struct Store {
 
 impl Store {
     /// Announces a value of the node itself.
-    pub(super) fn say(&mut self, origin: usize, boot: u64, said: AnnouncedValue) {
+    pub(super) fn announce(&mut self, origin: usize, boot: u64, announced: AnnouncedValue) {
         let last = self.reached.get(origin).copied().unwrap_or_default();
         let stamp = last.max(boot << 32) + 1;
-        self.put(Value { origin, stamp, said: Rc::new(said) });
+        self.put(Value { origin, stamp, announced: Rc::new(announced) });
     }
 
     fn put(&mut self, value: Value) {
@@ -75,7 +75,7 @@ impl Store {
             kinds.clear();
         }
         *reached = (*reached).max(value.stamp);
-        match kinds.iter_mut().find(|known| known.said.kind == value.said.kind) {
+        match kinds.iter_mut().find(|known| known.announced.kind == value.announced.kind) {
             Some(known) => *known = value,
             None => kinds.push(value),
         }

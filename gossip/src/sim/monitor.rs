@@ -50,7 +50,7 @@ pub(super) struct Witness {
     pub(super) initial_term: u64,
     /// The last true claim of each member that it has received, its own included, unless it was
     /// given up.
-    pub(super) received_claims: BTreeMap<NodeId, Claim>,
+    pub(super) last_claims: BTreeMap<NodeId, Claim>,
     /// The highest term of each member among the true claims that it has received.
     pub(super) claimed: BTreeMap<NodeId, u64>,
     /// True if the membership has changed since the claims above were last checked against it.
@@ -76,7 +76,7 @@ impl Witness {
     pub(super) fn lease(&mut self, holder: NodeId, claim: Option<Claim>) {
         match claim {
             Some(claim) => {
-                self.received_claims.insert(holder, claim);
+                self.last_claims.insert(holder, claim);
                 let claimed = self.claimed.entry(holder).or_default();
                 *claimed = (*claimed).max(claim.term);
             }
@@ -99,7 +99,7 @@ impl Witness {
 
     /// Drops the claim of this node.
     pub(super) fn forget(&mut self, holder: &NodeId) {
-        self.received_claims.remove(holder);
+        self.last_claims.remove(holder);
         self.believed = self.believed.filter(|claim| claim.holder != *holder);
     }
 
@@ -134,8 +134,8 @@ impl Witness {
     /// The best claim of another node that it knows, if it is better than the claim of `me` to
     /// `term`.
     pub(super) fn better(&self, me: NodeId, term: u64) -> Option<&Claim> {
-        let own = self.received_claims.get(&me).filter(|own| own.term == term);
-        let others = self.received_claims.values().filter(|claim| claim.holder != me && claim.term >= term);
+        let own = self.last_claims.get(&me).filter(|own| own.term == term);
+        let others = self.last_claims.values().filter(|claim| claim.holder != me && claim.term >= term);
         others.max().filter(|claim| claim.term > term || Some(*claim) > own)
     }
 }

@@ -79,7 +79,7 @@ impl World {
         self.at(after, SimEvent::At { host, process_number, due: ProcessEvent::Message(message) });
     }
 
-    pub(super) fn hear(&mut self, host: usize, message: Message) {
+    pub(super) fn receive(&mut self, host: usize, message: Message) {
         self.traffic.0 += 1;
         let own = (host, self.hosts[host].process_number);
         let Some(process) = &mut self.hosts[host].process else { return };
@@ -103,20 +103,20 @@ impl World {
 
     fn take(&mut self, host: usize, values: Vec<Value>) {
         let Some(process) = &mut self.hosts[host].process else { return };
-        for Value { origin, said, .. } in process.store.merge(values) {
-            let Some(bytes) = &said.bytes else { continue };
+        for Value { origin, announced, .. } in process.store.merge(values) {
+            let Some(bytes) = &announced.bytes else { continue };
             self.traffic.1 += 1;
             let node = self.hosts[origin].id();
             let Some(process) = &mut self.hosts[host].process else { return };
-            match said.kind {
+            match announced.kind {
                 RecordKind::Heartbeat => process.witness.beat(origin, self.now),
                 RecordKind::Lease if process.coordinator.view().is_member(&node) => {
-                    process.witness.lease(node, said.claim);
+                    process.witness.lease(node, announced.claim);
                 }
                 _ => {}
             }
-            self.handle(host, Event::Record { origin: node, kind: said.kind, bytes: bytes.clone() });
-            if matches!(said.kind, RecordKind::Publication(_)) {
+            self.handle(host, Event::Record { origin: node, kind: announced.kind, bytes: bytes.clone() });
+            if matches!(announced.kind, RecordKind::Publication(_)) {
                 self.check_revisions(host);
             }
         }

@@ -35,8 +35,9 @@ pub fn replay(seed: u64, nodes: usize) -> Option<Replay> {
     let (mut beats, mut others) = (Vec::new(), Vec::new());
     for _ in 0..60 {
         world.run_until(world.now + Duration::from_secs(2));
-        let said = world.hosts[dead].process.as_ref()?.store.of(dead);
-        let records = said.into_iter().filter_map(|value| Some((value.said.kind, value.said.bytes.clone()?)));
+        let values = world.hosts[dead].process.as_ref()?.store.of(dead);
+        let records =
+            values.into_iter().filter_map(|value| Some((value.announced.kind, value.announced.bytes.clone()?)));
         let (new, rest): (Vec<_>, Vec<_>) = records.partition(|(kind, _)| *kind == RecordKind::Heartbeat);
         beats.extend(new.into_iter().filter(|beat| beats.last() != Some(beat)).collect::<Vec<_>>());
         others = rest;

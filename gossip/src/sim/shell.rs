@@ -25,9 +25,11 @@ impl World {
         let Some(process) = &mut self.hosts[host].process else { return };
         match action {
             Action::StoreTerm(term) => self.store_term(host, term),
-            Action::Gossip { kind: RecordKind::Lease, bytes } => self.say_lease(host, bytes),
-            Action::Gossip { kind, bytes } => self.say(host, AnnouncedValue { kind, bytes: Some(bytes), claim: None }),
-            Action::Retract(kind) => self.say(host, AnnouncedValue { kind, bytes: None, claim: None }),
+            Action::Gossip { kind: RecordKind::Lease, bytes } => self.announce_lease(host, bytes),
+            Action::Gossip { kind, bytes } => {
+                self.announce(host, AnnouncedValue { kind, bytes: Some(bytes), claim: None })
+            }
+            Action::Retract(kind) => self.announce(host, AnnouncedValue { kind, bytes: None, claim: None }),
             Action::Leadership(Leadership::Publisher { term }) => {
                 process.leading = Some(term);
                 if self.hosts[host].led.last().is_some_and(|last| *last >= term) {
@@ -91,21 +93,21 @@ impl World {
         }
     }
 
-    pub(super) fn say(&mut self, host: usize, said: AnnouncedValue) {
+    pub(super) fn announce(&mut self, host: usize, announced: AnnouncedValue) {
         let boot = self.hosts[host].disk.boot;
         if let Some(process) = &mut self.hosts[host].process {
-            process.store.say(host, boot, said);
+            process.store.announce(host, boot, announced);
         }
     }
 
-    fn say_lease(&mut self, host: usize, bytes: Vec<u8>) {
+    fn announce_lease(&mut self, host: usize, bytes: Vec<u8>) {
         let me = self.hosts[host].id();
         let lease = Unverified::<Lease>::from_bytes(&bytes).unwrap().verify(me.public_key()).unwrap();
         if self.scenario.bug == Some(Bug::LoserRenews) && lease.ttl_ms == 0 && lease.term > 0 {
             return;
         }
         let claim = (lease.ttl_ms > 0).then(|| Claim::of(&lease));
-        self.say(host, AnnouncedValue { kind: RecordKind::Lease, bytes: Some(bytes), claim });
+        self.announce(host, AnnouncedValue { kind: RecordKind::Lease, bytes: Some(bytes), claim });
         let Some(process) = &mut self.hosts[host].process else { return };
         process.witness.lease(me, claim);
         if let Some(claim) = claim {

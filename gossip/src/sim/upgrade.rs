@@ -39,7 +39,7 @@ pub fn upgrade(seed: u64, nodes: usize, later: impl FnOnce(&Founder, &Identity) 
     let [speaker, neighbour, restarted] = [1, 0, 2];
     let announced = later(&world.founder, &world.hosts[speaker].identity);
     for (kind, bytes) in &announced {
-        world.say(speaker, AnnouncedValue { kind: *kind, bytes: Some(bytes.clone()), claim: None });
+        world.announce(speaker, AnnouncedValue { kind: *kind, bytes: Some(bytes.clone()), claim: None });
     }
     world.run_until(world.now + SPREADING);
     let heard_by_neighbour = world.carried(neighbour, speaker, &announced);
@@ -75,7 +75,7 @@ impl World {
             .into_iter()
             .filter_map(|fact| Some((fact.kind(), fact.to_bytes().ok()?)));
         let gossip = process.store.of(speaker).into_iter();
-        let gossip = gossip.filter_map(|value| Some((value.said.kind, value.said.bytes.clone()?)));
+        let gossip = gossip.filter_map(|value| Some((value.announced.kind, value.announced.bytes.clone()?)));
         let gossip = gossip.filter(|(kind, _)| kind.signer() == Signer::Unknown);
         let all: Records = gossip.chain(known).chain(facts).collect();
         all.into_iter().filter(|(kind, _)| announced.contains_key(kind)).collect()

@@ -335,7 +335,7 @@ impl World {
                 }
             }
             ProcessEvent::Round => self.round(host),
-            ProcessEvent::Message(message) => self.hear(host, message),
+            ProcessEvent::Message(message) => self.receive(host, message),
             ProcessEvent::Record { origin, kind, bytes } => self.handle(host, Event::Record { origin, kind, bytes }),
             ProcessEvent::TermOnDisk(term) => self.term_on_disk(host, term),
             ProcessEvent::ListOnDisk => self.list_on_disk(host),

@@ -53,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn restarts_are_one_process_after_another() {
+    fn a_restart_is_not_a_second_process() {
         let mut instances = Instances::default();
         for (instance, seconds) in [(1, 0), (1, 2), (2, 2), (2, 100), (3, 102), (3, 104)] {
             assert!(!instances.take(&beat(instance, seconds)));

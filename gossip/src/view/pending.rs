@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_each_kind_waits_for_its_origin_alone() {
+    fn the_last_record_of_each_kind_waits_for_its_origin() {
         let mut pending = Pending::default();
         pending.keep(node(1), RecordKind::Lease, b"old");
         pending.keep(node(1), RecordKind::Lease, b"new");
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_strangers_pushes_out_the_oldest() {
+    fn waiting_records_are_bounded_and_the_oldest_are_dropped() {
         let mut pending = Pending::default();
         let dropped: usize = (0..3000).map(|n| pending.keep(node(n), RecordKind::Heartbeat, &[0; 4000])).sum();
         assert!(pending.records.len() <= DEFAULT_WAITING && pending.bytes <= MAX_BYTES);

@@ -40,7 +40,7 @@ impl Scene {
         self.founder.node(number, Role::Publisher)
     }
 
-    fn say<T: Statement>(
+    fn receive<T: Statement>(
         &mut self,
         who: &Identity,
         kind: RecordKind,
@@ -53,16 +53,16 @@ impl Scene {
     /// Ingests a publisher's card and two heartbeats: the node is alive then.
     fn meet(&mut self, number: u32, now: Now) -> Identity {
         let who = self.publisher(number);
-        self.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), now).unwrap();
-        self.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 2), Phase::Active), now).unwrap();
-        self.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 3), Phase::Active), now.plus(Duration::from_secs(2)))
+        self.receive(&who, RecordKind::Card, who.card(seq(1, 1), 100), now).unwrap();
+        self.receive(&who, RecordKind::Heartbeat, who.beat(seq(1, 2), Phase::Active), now).unwrap();
+        self.receive(&who, RecordKind::Heartbeat, who.beat(seq(1, 3), Phase::Active), now.plus(Duration::from_secs(2)))
             .unwrap();
         who
     }
 }
 
 #[test]
-fn a_member_is_met_heard_and_lost() {
+fn a_member_becomes_known_is_heard_and_falls_silent() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
     let seen = scene.view.member(&who.node()).unwrap();
@@ -75,31 +75,37 @@ fn a_member_is_met_heard_and_lost() {
 }
 
 #[test]
-fn what_came_before_the_card_is_taken_in_with_it() {
+fn records_that_arrive_before_the_card_are_ingested_with_it() {
     let mut scene = Scene::new();
     let who = scene.publisher(1);
     let points = who.points(seq(1, 2), vec![point(1, 1)]);
-    assert_eq!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(0)), Err(RecordRejection::Unknown));
-    assert_eq!(scene.say(&who, RecordKind::Lease, who.lease(seq(1, 3), 1, TTL), at(0)), Err(RecordRejection::Unknown));
+    assert_eq!(
+        scene.receive(&who, RecordKind::IntroPoints(who.service()), points, at(0)),
+        Err(RecordRejection::Unknown)
+    );
+    assert_eq!(
+        scene.receive(&who, RecordKind::Lease, who.lease(seq(1, 3), 1, TTL), at(0)),
+        Err(RecordRejection::Unknown)
+    );
     assert_eq!(scene.view.holder(at(0)), None);
-    scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(1)).unwrap();
+    scene.receive(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(1)).unwrap();
     assert_eq!(scene.view.holder(at(1)), Some((who.node(), 1)));
     assert_eq!(scene.view.member(&who.node()).unwrap().intro_points(&who.service()).unwrap().points.len(), 1);
 }
 
 #[test]
-fn certificates_known_from_elsewhere_make_a_member_too() {
+fn a_valid_certificate_makes_a_member_without_a_card() {
     let mut scene = Scene::new();
     let who = scene.publisher(1);
     scene.view.admit_chain(who.member.chain(), at(0)).unwrap();
     assert!(scene.view.is_member(&who.node()));
-    assert!(scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, 1), Phase::Active), at(0)).is_ok());
+    assert!(scene.receive(&who, RecordKind::Heartbeat, who.beat(seq(1, 1), Phase::Active), at(0)).is_ok());
     let foreign = Founder::new(2).node(2, Role::Publisher).member.chain();
     assert!(matches!(scene.view.admit_chain(foreign, at(0)), Err(RecordRejection::Chain(_))));
 }
 
 #[test]
-fn nothing_is_believed_that_its_speaker_did_not_sign() {
+fn a_record_that_its_origin_did_not_sign_is_refused() {
     let mut scene = Scene::new();
     let (who, liar) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
     let heartbeat = who.beat(seq(2, 1), Phase::Gone);
@@ -122,23 +128,23 @@ fn nothing_is_believed_that_its_speaker_did_not_sign() {
 }
 
 #[test]
-fn a_foreign_a_fallen_or_an_evicted_member_is_not_heard() {
+fn records_of_foreign_expired_and_evicted_nodes_are_refused() {
     let mut scene = Scene::new();
     let foreign = Founder::new(2).node(9, Role::Publisher);
     assert!(matches!(
-        scene.say(&foreign, RecordKind::Card, foreign.card(1, 1), at(0)),
+        scene.receive(&foreign, RecordKind::Card, foreign.card(1, 1), at(0)),
         Err(RecordRejection::Cluster | RecordRejection::Chain(_))
     ));
     let expired = scene.founder.admit(8, Role::Worker, FOUNDED - 2 * 365 * 24 * 3600, None);
-    assert_eq!(scene.say(&expired, RecordKind::Card, expired.card(1, 1), at(0)), Err(RecordRejection::Expired));
+    assert_eq!(scene.receive(&expired, RecordKind::Card, expired.card(1, 1), at(0)), Err(RecordRejection::Expired));
     let who = scene.meet(1, at(0));
     let revocation = scene.founder.revoke(who.node()).to_bytes().unwrap();
     let changes = scene.view.ingest(foreign.node(), RecordKind::Revocation(who.node()), &revocation, at(3)).unwrap();
     assert!(changes.members && changes.revocations);
     assert!(!scene.view.is_member(&who.node()) && scene.view.revoked(&who.node()));
-    assert_eq!(scene.say(&who, RecordKind::Card, who.card(seq(9, 1), 1), at(4)), Err(RecordRejection::Revoked));
+    assert_eq!(scene.receive(&who, RecordKind::Card, who.card(seq(9, 1), 1), at(4)), Err(RecordRejection::Revoked));
     assert_eq!(
-        scene.say(&who, RecordKind::Heartbeat, who.beat(seq(9, 2), Phase::Active), at(4)),
+        scene.receive(&who, RecordKind::Heartbeat, who.beat(seq(9, 2), Phase::Active), at(4)),
         Err(RecordRejection::Revoked)
     );
     assert_eq!(scene.view.admit_chain(who.member.chain(), at(4)), Err(RecordRejection::Revoked));
@@ -148,14 +154,14 @@ fn a_foreign_a_fallen_or_an_evicted_member_is_not_heard() {
 /// Two nodes see a third claim term 2. The rest of the cluster, cut off from them, evicts that node
 /// before it sees the claim, and goes on in term 1.
 #[test]
-fn a_worker_does_not_wait_for_somebody_to_go_above_a_claim_of_the_evicted() {
+fn a_worker_follows_the_lower_term_if_an_evicted_node_claimed_the_higher() {
     let mut scene = Scene::new();
     let worker = scene.founder.node(9, Role::Worker).member;
     let mut of_worker = Scene { view: View::new(worker, Patience::default(), 0), founder: scene.founder.clone() };
     for scene in [&mut scene, &mut of_worker] {
         let (evicted, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
-        scene.say(&evicted, RecordKind::Lease, evicted.lease(seq(1, 4), 2, TTL), at(3)).unwrap();
-        scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), 1, TTL), at(4)).unwrap();
+        scene.receive(&evicted, RecordKind::Lease, evicted.lease(seq(1, 4), 2, TTL), at(3)).unwrap();
+        scene.receive(&other, RecordKind::Lease, other.lease(seq(1, 4), 1, TTL), at(4)).unwrap();
         assert_eq!(scene.view.holder(at(4)), Some((evicted.node(), 2)));
         let revocation = scene.founder.revoke(evicted.node());
         scene.view.fold_fact(revocation, at(9)).unwrap();
@@ -193,7 +199,7 @@ fn a_second_authority_of_the_address_is_not_believed() {
     let made_up = second.node(9, Role::Publisher);
     assert_eq!(scene.view.admit_chain(made_up.member.chain(), at(1)), Err(RecordRejection::Authority));
     let card = made_up.card(seq(1, 1), 100);
-    assert_eq!(scene.say(&made_up, RecordKind::Card, card, at(1)), Err(RecordRejection::Authority));
+    assert_eq!(scene.receive(&made_up, RecordKind::Card, card, at(1)), Err(RecordRejection::Authority));
     let renewed = second.admit(1, Role::Publisher, FOUNDED + 9, None).member.chain();
     assert_eq!(scene.view.admit_chain(renewed, at(1)), Err(RecordRejection::Authority));
     let revocation = second.revoke(honest.node()).to_bytes().unwrap();
@@ -212,16 +218,16 @@ fn replays_and_absurd_numbers_are_refused() {
     let who = scene.meet(1, at(0));
     let beat = |n| who.beat(n, Phase::Active);
     let stale = RecordRejection::Stale { known: seq(1, 3), got: seq(1, 2) };
-    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(seq(1, 2)), at(3)), Err(stale));
-    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(seq(1, 3)), at(3)), Ok(Changes::default()));
+    assert_eq!(scene.receive(&who, RecordKind::Heartbeat, beat(seq(1, 2)), at(3)), Err(stale));
+    assert_eq!(scene.receive(&who, RecordKind::Heartbeat, beat(seq(1, 3)), at(3)), Ok(Changes::default()));
     assert_eq!(
-        scene.say(&who, RecordKind::Heartbeat, beat(u64::MAX), at(3)),
+        scene.receive(&who, RecordKind::Heartbeat, beat(u64::MAX), at(3)),
         Err(RecordRejection::Jump("sequence number"))
     );
     let lease = |n, term| who.lease(seq(1, n), term, TTL);
     let far = at(3).unix * TERMS_PER_SECOND + 1;
-    assert_eq!(scene.say(&who, RecordKind::Lease, lease(4, far), at(3)), Err(RecordRejection::Jump("term")));
-    assert!(scene.say(&who, RecordKind::Lease, lease(5, far - 1), at(3)).is_ok());
+    assert_eq!(scene.receive(&who, RecordKind::Lease, lease(4, far), at(3)), Err(RecordRejection::Jump("term")));
+    assert!(scene.receive(&who, RecordKind::Lease, lease(5, far - 1), at(3)).is_ok());
     let period = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 0 };
     let publication = |n, revision| Publication {
         cluster: scene.founder.cluster(),
@@ -233,24 +239,24 @@ fn replays_and_absurd_numbers_are_refused() {
     };
     let kind = RecordKind::Publication(who.service());
     let (absurd, high, low) = (publication(7, u64::MAX), publication(8, 77), publication(9, 7));
-    assert_eq!(scene.say(&who, kind, absurd, at(3)), Err(RecordRejection::Jump("revision")));
-    assert!(scene.say(&who, kind, high, at(3)).unwrap().publications);
-    assert!(scene.say(&who, kind, low, at(3)).unwrap().publications);
+    assert_eq!(scene.receive(&who, kind, absurd, at(3)), Err(RecordRejection::Jump("revision")));
+    assert!(scene.receive(&who, kind, high, at(3)).unwrap().publications);
+    assert!(scene.receive(&who, kind, low, at(3)).unwrap().publications);
     assert_eq!(scene.view.highest_revision(&who.service(), &period), Some(77));
 }
 
 #[test]
-fn no_record_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_refused() {
+fn a_hostile_publisher_cannot_make_a_view_forget_or_refuse_the_revisions_of_others() {
     let mut scene = Scene::new();
     let (liar, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
     let day = |number| PeriodId { number, length_minutes: 1440, offset_seconds: 0 };
     let today = FOUNDED / 86_400;
     let (cluster, service, mut n) = (scene.founder.cluster(), scene.founder.service(0), 3);
-    let mut say = |scene: &mut Scene, who: &Identity, period, revision| {
+    let mut publish = |scene: &mut Scene, who: &Identity, period, revision| {
         n += 1;
         let periods = vec![PublishedPeriod { period, revision, confirmed: 1, directories: 1 }];
         let record = Publication { cluster, node: who.node(), seq: seq(1, n), service, term: 1, periods };
-        scene.say(who, RecordKind::Publication(service), record, at(3)).map(|changes| changes.publications)
+        scene.receive(who, RecordKind::Publication(service), record, at(3)).map(|changes| changes.publications)
     };
     let strange = [
         day(u64::MAX),
@@ -259,16 +265,16 @@ fn no_record_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_ref
         PeriodId { length_minutes: u32::MAX, ..day(1) },
     ];
     for period in strange {
-        assert_eq!(say(&mut scene, &liar, period, 1), Err(RecordRejection::Bounds("period")));
+        assert_eq!(publish(&mut scene, &liar, period, 1), Err(RecordRejection::Bounds("period")));
     }
-    assert_eq!(say(&mut scene, &other, day(today), 50), Ok(true));
+    assert_eq!(publish(&mut scene, &other, day(today), 50), Ok(true));
     // Its own map of revisions stays bounded too.
-    assert_eq!(say(&mut scene, &liar, day(today), 1 << 57), Ok(true));
+    assert_eq!(publish(&mut scene, &liar, day(today), 1 << 57), Ok(true));
     for number in (0..60).chain(2_900_000..2_900_060) {
-        assert_eq!(say(&mut scene, &liar, day(number), 7), Ok(true));
+        assert_eq!(publish(&mut scene, &liar, day(number), 7), Ok(true));
     }
     assert_eq!(scene.view.highest_revision(&service, &day(today)), Some(1 << 56));
-    assert_eq!(say(&mut scene, &other, day(today), (1 << 56) + 1), Ok(true));
+    assert_eq!(publish(&mut scene, &other, day(today), (1 << 56) + 1), Ok(true));
     // Revisions that evicted nodes have used still count.
     scene.view.fold_fact(scene.founder.revoke(liar.node()), at(9)).unwrap();
     scene.view.fold_fact(scene.founder.revoke(other.node()), at(9)).unwrap();
@@ -278,18 +284,18 @@ fn no_record_of_a_hostile_publisher_has_the_revisions_of_others_forgotten_or_ref
 
 /// One view ingested every jump; the other joins later.
 #[test]
-fn after_a_hostile_publisher_has_jumped_as_it_liked_newcomers_follow_the_next() {
+fn newcomers_follow_the_next_holder_after_a_hostile_publisher_raised_the_term() {
     let (mut scene, mut newcomer) = (Scene::new(), Scene::new());
     let (liar, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
     for n in 0..10 {
         let term = (at(3).unix - 9 + n) * TERMS_PER_SECOND;
-        scene.say(&liar, RecordKind::Lease, liar.lease(seq(1, 4 + n), term, TTL), at(3)).unwrap();
+        scene.receive(&liar, RecordKind::Lease, liar.lease(seq(1, 4 + n), term, TTL), at(3)).unwrap();
     }
     let term = scene.view.highest_term() + 1;
     newcomer.meet(2, at(0));
     for scene in [&mut scene, &mut newcomer] {
         scene.view.fold_fact(scene.founder.revoke(liar.node()), at(9)).unwrap();
-        scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), term, TTL), at(4)).unwrap();
+        scene.receive(&other, RecordKind::Lease, other.lease(seq(1, 4), term, TTL), at(4)).unwrap();
         assert_eq!(scene.view.holder(at(4)), Some((other.node(), term)));
     }
 }
@@ -299,40 +305,40 @@ fn an_old_heartbeat_proves_nothing_about_a_node_that_was_never_heard() {
     let mut scene = Scene::new();
     let (who, hour) = (scene.publisher(1), 3600);
     let beat = |n: u64, unix| Heartbeat { unix, ..who.beat(seq(1, n), Phase::Active) };
-    scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(hour)).unwrap();
+    scene.receive(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(hour)).unwrap();
     for n in 1..60 {
         let old = beat(n, FOUNDED + 2 * n);
-        assert_eq!(scene.say(&who, RecordKind::Heartbeat, old, at(hour + 2 * n)), Err(RecordRejection::Old));
+        assert_eq!(scene.receive(&who, RecordKind::Heartbeat, old, at(hour + 2 * n)), Err(RecordRejection::Old));
     }
     let seen = scene.view.member(&who.node()).unwrap();
     assert!(!seen.alive && seen.last_heard.is_none() && scene.view.refused().of("old") == 59);
     // It returns with a clock a quarter of an hour slow. Then its clock jumps both ways, and it
     // still counts as alive.
     for (n, unix) in [(60, 2700), (61, 2702), (62, 0), (63, 1 << 30)] {
-        scene.say(&who, RecordKind::Heartbeat, beat(n, FOUNDED + unix), at(hour + 2 * n)).unwrap();
+        scene.receive(&who, RecordKind::Heartbeat, beat(n, FOUNDED + unix), at(hour + 2 * n)).unwrap();
         assert_eq!(scene.view.member(&who.node()).unwrap().alive, n > 60);
     }
     // After half an hour of silence its last record may be forgotten: an old heartbeat is refused
     // again.
     let late = at(2 * hour);
-    assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat(64, FOUNDED + hour), late), Err(RecordRejection::Old));
-    assert!(scene.say(&who, RecordKind::Heartbeat, beat(65, late.unix), late).is_ok());
+    assert_eq!(scene.receive(&who, RecordKind::Heartbeat, beat(64, FOUNDED + hour), late), Err(RecordRejection::Old));
+    assert!(scene.receive(&who, RecordKind::Heartbeat, beat(65, late.unix), late).is_ok());
 }
 
 #[test]
 fn two_processes_with_one_key_are_noticed_by_others_and_a_restart_is_not() {
     let mut scene = Scene::new();
     let who = scene.publisher(1);
-    scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(0)).unwrap();
+    scene.receive(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(0)).unwrap();
     let beat =
         |boot, n: u64, instance| Heartbeat { instance, unix: FOUNDED + n, ..who.beat(seq(boot, n), Phase::Active) };
     for (boot, n, instance) in [(1, 2, 1), (1, 4, 1), (2, 6, 2), (2, 30, 2)] {
-        scene.say(&who, RecordKind::Heartbeat, beat(boot, n, instance), at(n)).unwrap();
+        scene.receive(&who, RecordKind::Heartbeat, beat(boot, n, instance), at(n)).unwrap();
     }
     let duplicate_key_seen = |scene: &Scene| scene.view.member(&who.node()).unwrap().duplicate_key_seen;
-    let late = scene.say(&who, RecordKind::Heartbeat, beat(1, 5, 1), at(31));
+    let late = scene.receive(&who, RecordKind::Heartbeat, beat(1, 5, 1), at(31));
     assert!(matches!(late, Err(RecordRejection::Stale { .. })) && duplicate_key_seen(&scene).is_none());
-    let second = scene.say(&who, RecordKind::Heartbeat, beat(1, 32, 1), at(32));
+    let second = scene.receive(&who, RecordKind::Heartbeat, beat(1, 32, 1), at(32));
     assert!(matches!(second, Err(RecordRejection::Stale { .. })));
     assert_eq!(duplicate_key_seen(&scene), Some(at(32).mono));
 }
@@ -341,14 +347,14 @@ fn two_processes_with_one_key_are_noticed_by_others_and_a_restart_is_not() {
 fn a_node_with_a_fast_clock_hears_no_other_and_still_leaves_the_lease_to_its_holder() {
     let mut scene = Scene::new();
     let who = scene.publisher(1);
-    scene.say(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(0)).unwrap();
+    scene.receive(&who, RecordKind::Card, who.card(seq(1, 1), 100), at(0)).unwrap();
     let fast = |seconds| Now { unix: FOUNDED + 4000, ..at(seconds) };
     for n in 1..30 {
         if n % 6 == 1 {
-            scene.say(&who, RecordKind::Lease, who.lease(seq(1, 100 + n), 3, TTL), fast(2 * n)).unwrap();
+            scene.receive(&who, RecordKind::Lease, who.lease(seq(1, 100 + n), 3, TTL), fast(2 * n)).unwrap();
         }
         let beat = who.beat(seq(1, n), Phase::Active);
-        assert_eq!(scene.say(&who, RecordKind::Heartbeat, beat, fast(2 * n)), Err(RecordRejection::Old));
+        assert_eq!(scene.receive(&who, RecordKind::Heartbeat, beat, fast(2 * n)), Err(RecordRejection::Old));
         assert_eq!(scene.view.holder(fast(2 * n)), Some((who.node(), 3)));
     }
     assert_eq!((scene.view.hears(), scene.view.holder(fast(70))), (0, None));
@@ -360,7 +366,7 @@ fn every_field_is_within_its_bounds() {
     let who = scene.meet(1, at(0));
     let card = who.card(seq(1, 9), 100);
     let elsewhere = NodeCard { address: "fd00::1".parse().unwrap(), ..card.clone() };
-    assert_eq!(scene.say(&who, RecordKind::Card, elsewhere, at(3)), Err(RecordRejection::Address));
+    assert_eq!(scene.receive(&who, RecordKind::Card, elsewhere, at(3)), Err(RecordRejection::Address));
     for bad in [
         NodeCard { weight: 0, ..card.clone() },
         NodeCard { weight: 101, ..card.clone() },
@@ -370,7 +376,7 @@ fn every_field_is_within_its_bounds() {
         NodeCard { ports: vec![80, 80], ..card.clone() },
         NodeCard { ports: (1..=65).collect(), ..card.clone() },
     ] {
-        assert!(matches!(scene.say(&who, RecordKind::Card, bad, at(3)), Err(RecordRejection::Bounds(_))));
+        assert!(matches!(scene.receive(&who, RecordKind::Card, bad, at(3)), Err(RecordRejection::Bounds(_))));
     }
     let long = |length| IntroPoint { link_specifiers: vec![VarBytes(vec![0; length])], ..point(1, 1) };
     for bad in [
@@ -381,11 +387,11 @@ fn every_field_is_within_its_bounds() {
         vec![IntroPoint { link_specifiers: vec![VarBytes(vec![0; 52]); 5], ..point(1, 1) }],
     ] {
         let points = who.points(seq(1, 9), bad);
-        let outcome = scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3));
+        let outcome = scene.receive(&who, RecordKind::IntroPoints(who.service()), points, at(3));
         assert!(matches!(outcome, Err(RecordRejection::Bounds(_))), "{outcome:?}");
     }
     let points = who.points(seq(1, 9), (0..20).map(|n| point(n, n)).collect());
-    assert!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)).unwrap().points);
+    assert!(scene.receive(&who, RecordKind::IntroPoints(who.service()), points, at(3)).unwrap().points);
 }
 
 #[test]
@@ -395,14 +401,17 @@ fn points_that_do_not_pass_the_check_are_not_believed() {
     scene.view = scene.view.with_point_check(Box::new(move |_, served| served.point.session_key != bad));
     let who = scene.meet(1, at(0));
     let points = who.points(seq(1, 9), vec![point(1, 1), point(2, 2)]);
-    assert_eq!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)), Err(RecordRejection::Points));
+    assert_eq!(
+        scene.receive(&who, RecordKind::IntroPoints(who.service()), points, at(3)),
+        Err(RecordRejection::Points)
+    );
     assert!(scene.view.member(&who.node()).unwrap().intro_points(&who.service()).is_none());
     let points = who.points(seq(1, 9), vec![point(1, 1)]);
-    assert!(scene.say(&who, RecordKind::IntroPoints(who.service()), points, at(3)).unwrap().points);
+    assert!(scene.receive(&who, RecordKind::IntroPoints(who.service()), points, at(3)).unwrap().points);
 }
 
 #[test]
-fn of_two_at_one_relay_one_leaves_whichever_identity_they_share() {
+fn one_of_two_nodes_at_one_relay_leaves_whichever_relay_identity_they_share() {
     let mut scene = Scene::new();
     let who = scene.meet(1, at(0));
     let own = scene.publisher(0);
@@ -414,7 +423,7 @@ fn of_two_at_one_relay_one_leaves_whichever_identity_they_share() {
             let n = 10 + u64::from(at_relay) * 2 + position as u64;
             let theirs = IntroPoint { relay, ..point(0, 200 + at_relay) };
             scene
-                .say(&who, RecordKind::IntroPoints(who.service()), who.points(seq(1, n), vec![theirs]), at(3))
+                .receive(&who, RecordKind::IntroPoints(who.service()), who.points(seq(1, n), vec![theirs]), at(3))
                 .unwrap();
             scene.view.fold_points(sign(own.points(seq(1, n), vec![ours.clone()]), &own.key), at(3)).unwrap();
             let leave = scene.view.relays_to_leave(&who.service());
@@ -430,32 +439,32 @@ fn of_two_at_one_relay_one_leaves_whichever_identity_they_share() {
 fn a_worker_holds_no_lease_and_publishes_nothing() {
     let mut scene = Scene::new();
     let worker = scene.founder.node(5, Role::Worker);
-    scene.say(&worker, RecordKind::Card, worker.card(1, 0), at(0)).unwrap();
-    assert_eq!(scene.say(&worker, RecordKind::Lease, worker.lease(2, 1, TTL), at(0)), Err(RecordRejection::Role));
+    scene.receive(&worker, RecordKind::Card, worker.card(1, 0), at(0)).unwrap();
+    assert_eq!(scene.receive(&worker, RecordKind::Lease, worker.lease(2, 1, TTL), at(0)), Err(RecordRejection::Role));
     assert_eq!((scene.view.holder(at(0)), scene.view.highest_term()), (None, 0));
 }
 
 #[test]
-fn a_lease_is_live_while_young_held_and_its_holder_lives() {
+fn a_lease_is_live_while_it_is_young_and_its_holder_alive() {
     let mut scene = Scene::new();
     let (who, other) = (scene.meet(1, at(0)), scene.meet(2, at(0)));
-    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 4), 3, TTL), at(3)).unwrap();
+    scene.receive(&who, RecordKind::Lease, who.lease(seq(1, 4), 3, TTL), at(3)).unwrap();
     assert_eq!(scene.view.holder(at(4)), Some((who.node(), 3)));
     // Lower terms are not believed. Age, silence and the holder's own ttl 0 end a lease.
-    scene.say(&other, RecordKind::Lease, other.lease(seq(1, 4), 2, TTL), at(4)).unwrap();
+    scene.receive(&other, RecordKind::Lease, other.lease(seq(1, 4), 2, TTL), at(4)).unwrap();
     assert_eq!(scene.view.holder(at(4)), Some((who.node(), 3)));
     for n in 5..20 {
-        scene.say(&who, RecordKind::Heartbeat, who.beat(seq(1, n), Phase::Active), at(2 * n)).unwrap();
+        scene.receive(&who, RecordKind::Heartbeat, who.beat(seq(1, n), Phase::Active), at(2 * n)).unwrap();
     }
     assert_eq!(scene.view.holder(at(32)), Some((who.node(), 3)));
     assert_eq!(scene.view.holder(at(33)), None);
-    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 21), 3, TTL), at(40)).unwrap();
+    scene.receive(&who, RecordKind::Lease, who.lease(seq(1, 21), 3, TTL), at(40)).unwrap();
     assert_eq!(scene.view.holder(at(41)), Some((who.node(), 3)));
     scene.view.refresh(at(60));
     assert_eq!(scene.view.holder(at(60)), None);
-    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 22), 3, TTL), at(61)).unwrap();
+    scene.receive(&who, RecordKind::Lease, who.lease(seq(1, 22), 3, TTL), at(61)).unwrap();
     assert_eq!(scene.view.holder(at(61)), Some((who.node(), 3)));
-    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 23), 3, Duration::ZERO), at(62)).unwrap();
+    scene.receive(&who, RecordKind::Lease, who.lease(seq(1, 23), 3, Duration::ZERO), at(62)).unwrap();
     assert_eq!(scene.view.holder(at(62)), None);
 }
 
@@ -464,20 +473,20 @@ fn after_a_restart_lower_terms_than_on_disk_are_not_believed() {
     let mut scene = Scene::new();
     scene.view = View::new(scene.publisher(0).member, Patience::default(), 7);
     let who = scene.meet(1, at(0));
-    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 4), 6, TTL), at(3)).unwrap();
+    scene.receive(&who, RecordKind::Lease, who.lease(seq(1, 4), 6, TTL), at(3)).unwrap();
     assert_eq!((scene.view.holder(at(3)), scene.view.is_lower_live(at(3).mono)), (None, true));
-    scene.say(&who, RecordKind::Lease, who.lease(seq(1, 5), 7, TTL), at(3)).unwrap();
+    scene.receive(&who, RecordKind::Lease, who.lease(seq(1, 5), 7, TTL), at(3)).unwrap();
     assert_eq!(scene.view.holder(at(3)), Some((who.node(), 7)));
 }
 
 #[test]
-fn of_two_that_shared_a_token_the_first_stands() {
+fn the_first_of_two_nodes_with_one_token_stays_a_member() {
     let mut scene = Scene::new();
     let token = scene.founder.invitation(1, 1, &[]).token;
     let early = scene.founder.admit(11, Role::Worker, FOUNDED + 10, Some(token));
     let late = scene.founder.admit(12, Role::Worker, FOUNDED + 11, Some(token));
     for (who, now) in [(&late, at(0)), (&early, at(1))] {
-        scene.say(who, RecordKind::Card, who.card(1, 1), now).unwrap();
+        scene.receive(who, RecordKind::Card, who.card(1, 1), now).unwrap();
     }
     assert!(scene.view.is_member(&late.node()) && scene.view.is_member(&early.node()));
     for redeemed in [late.node(), early.node()] {
@@ -489,11 +498,11 @@ fn of_two_that_shared_a_token_the_first_stands() {
     assert!(scene.view.is_member(&early.node()) && !scene.view.is_member(&late.node()));
     assert_eq!(scene.view.overdrawn().collect::<Vec<_>>(), vec![late.node()]);
     let beat = late.beat(2, Phase::Active);
-    assert_eq!(scene.say(&late, RecordKind::Heartbeat, beat, at(3)), Err(RecordRejection::Overdrawn));
+    assert_eq!(scene.receive(&late, RecordKind::Heartbeat, beat, at(3)), Err(RecordRejection::Overdrawn));
 }
 
 #[test]
-fn of_two_that_shared_a_token_the_same_stands_in_whatever_order_their_certificates_come() {
+fn the_same_of_two_nodes_with_one_token_stays_in_any_order_of_their_certificates() {
     let founder = Founder::new(1);
     let (token, other_token) = (founder.invitation(1, 1, &[]).token, founder.invitation(2, 1, &[]).token);
     let admit = |number, after, token| founder.admit(number, Role::Worker, FOUNDED + after, Some(token)).member;

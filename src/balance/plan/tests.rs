@@ -40,7 +40,7 @@ impl World {
         Self { plan, now, relays: 9, dead, advertised: Vec::new(), open: BTreeMap::new(), retired }
     }
 
-    fn tell(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         let mut actions = self.plan.handle(event, self.now);
         while let Some(action) = actions.pop() {
             let event = match action {
@@ -83,7 +83,7 @@ impl World {
         for _ in 0..seconds {
             self.now.mono += Duration::from_secs(1);
             self.now.unix += 1;
-            self.tell(Event::Tick);
+            self.handle(Event::Tick);
         }
     }
 
@@ -93,9 +93,9 @@ impl World {
 }
 
 #[test]
-fn it_keeps_as_many_points_as_wanted_each_at_its_own_relay() {
+fn a_node_keeps_the_wanted_number_of_points_each_at_its_own_relay() {
     let mut world = World::new(3);
-    world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::from([relay(2)]) });
+    world.handle(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::from([relay(2)]) });
     world.run(5);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(3), relay(4), relay(5)]));
 }
@@ -106,24 +106,24 @@ fn a_lost_point_comes_back_with_its_keys_and_a_dead_relay_is_replaced() {
     world.run(3);
     let before = world.advertised.clone();
     let slot = *world.open.keys().next().unwrap();
-    world.tell(Event::Lost(slot));
+    world.handle(Event::Lost(slot));
     world.run(2);
     assert_eq!(world.advertised, before);
     let dead = world.open[&slot];
     world.dead.insert(dead);
-    world.tell(Event::Lost(slot));
+    world.handle(Event::Lost(slot));
     world.run(60);
     assert_eq!(world.advertised.len(), 2);
     assert!(!world.relays_advertised().contains(&dead));
 }
 
 #[test]
-fn a_dead_relay_that_comes_back_serves_those_who_remember_it() {
+fn a_dead_relay_that_comes_back_serves_clients_that_know_the_old_point() {
     let mut world = World::new(2);
     world.run(3);
     let (slot, dead) = world.open.pop_first().unwrap();
     world.dead.insert(dead);
-    world.tell(Event::Lost(slot));
+    world.handle(Event::Lost(slot));
     world.run(60);
     assert!(world.retired.contains(&slot) && !world.open.contains_key(&slot));
     world.dead.clear();
@@ -141,7 +141,7 @@ fn stored(world: &World, n: u8) -> Stored {
 fn a_restart_serves_where_it_served() {
     let mut world = World::new(2);
     let restored = vec![stored(&world, 7), stored(&world, 8)];
-    world.tell(Event::Restored(restored));
+    world.handle(Event::Restored(restored));
     world.run(2);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(7), relay(8)]));
     assert_eq!(world.open.keys().copied().collect::<Vec<_>>(), [SlotId(7), SlotId(8)]);
@@ -158,7 +158,7 @@ fn a_restart_after_a_rotation_advertises_the_new_points_and_keeps_the_old_open()
     let lingering = old(1, LINGER - Duration::from_secs(30));
     let over = old(2, LINGER);
     let restored = vec![lingering, over, stored(&world, 3), stored(&world, 4)];
-    world.tell(Event::Restored(restored));
+    world.handle(Event::Restored(restored));
     world.run(2);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(3), relay(4)]));
     assert_eq!(world.open.keys().copied().collect::<Vec<_>>(), [SlotId(1), SlotId(3), SlotId(4)]);
@@ -168,34 +168,34 @@ fn a_restart_after_a_rotation_advertises_the_new_points_and_keeps_the_old_open()
 }
 
 #[test]
-fn of_two_that_chose_one_relay_at_once_the_weaker_closes_its_point() {
+fn the_weaker_of_two_nodes_that_chose_one_relay_at_once_closes_its_point() {
     let mut world = World::new(2);
     world.run(3);
-    world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::new() });
+    world.handle(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::new() });
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
     assert_eq!(world.open.len(), 2, "no client knows the old point");
 }
 
 #[test]
-fn before_it_knows_the_others_it_opens_only_what_it_had() {
+fn a_node_opens_only_its_earlier_points_before_it_knows_the_others() {
     let mut world = World::new(2);
     world.plan.handle(Event::MayChoose(false), world.now);
     let restored = vec![stored(&world, 4)];
-    world.tell(Event::Restored(restored));
+    world.handle(Event::Restored(restored));
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(4)]));
-    world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::new(), avoid: BTreeSet::from([relay(1)]) });
-    world.tell(Event::MayChoose(true));
+    world.handle(Event::RelaysOfOthers { must_leave: BTreeSet::new(), avoid: BTreeSet::from([relay(1)]) });
+    world.handle(Event::MayChoose(true));
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(4), relay(2)]));
 }
 
 #[test]
-fn the_weaker_node_leaves_a_shared_relay_and_lingers_there() {
+fn the_weaker_node_leaves_a_shared_relay_and_still_serves_there_for_a_while() {
     let mut world = World::new(2);
     world.run(UNKNOWN_TO_CLIENTS_SECONDS + 3);
-    world.tell(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::from([relay(2)]) });
+    world.handle(Event::RelaysOfOthers { must_leave: BTreeSet::from([relay(1)]), avoid: BTreeSet::from([relay(2)]) });
     world.run(3);
     assert_eq!(world.relays_advertised(), BTreeSet::from([relay(2), relay(3)]));
     assert_eq!(world.open.len(), 3, "the old point still serves");
@@ -209,7 +209,7 @@ fn points_rotate_by_age_and_by_wear() {
     world.run(2);
     let first = world.relays_advertised();
     let slot = *world.open.keys().next().unwrap();
-    world.tell(Event::Introductions(slot, 20_000));
+    world.handle(Event::Introductions(slot, 20_000));
     world.run(2);
     let second = world.relays_advertised();
     assert_ne!(first, second);
@@ -221,7 +221,7 @@ fn points_rotate_by_age_and_by_wear() {
 }
 
 #[test]
-fn a_member_that_goes_where_this_node_is_has_it_on_the_move_for_a_while_only() {
+fn a_member_that_follows_this_node_to_its_relays_makes_it_move_only_a_few_times() {
     let mut world = World::new(2);
     world.relays = 100;
     world.run(2);
@@ -230,7 +230,7 @@ fn a_member_that_goes_where_this_node_is_has_it_on_the_move_for_a_while_only() {
         let before: BTreeSet<SlotId> = world.open.keys().copied().collect();
         world.run(1);
         let must_leave = world.relays_advertised();
-        world.tell(Event::RelaysOfOthers { must_leave, avoid: BTreeSet::new() });
+        world.handle(Event::RelaysOfOthers { must_leave, avoid: BTreeSet::new() });
         opened += world.open.keys().filter(|slot| !before.contains(slot)).count();
         assert_eq!(world.advertised.len(), 2);
     }
@@ -247,7 +247,7 @@ fn a_relay_that_closes_circuits_at_once_is_left() {
     let (slot, bad) = world.open.pop_first().unwrap();
     let mut shown = 0;
     for lost in 1.. {
-        world.tell(Event::Lost(slot));
+        world.handle(Event::Lost(slot));
         world.run(2);
         if world.retired.contains(&slot) {
             assert_eq!(lost, 1 + MAX_LOSSES.1);
@@ -266,12 +266,12 @@ fn a_relay_that_closes_circuits_at_once_is_left() {
 }
 
 #[test]
-fn a_circuit_that_lasts_makes_up_for_those_that_did_not() {
+fn a_lasting_circuit_makes_up_for_earlier_short_ones() {
     let mut world = World::new(1);
     world.run(2);
     let slot = *world.open.keys().next().unwrap();
     for _ in 0..20 {
-        world.tell(Event::Lost(slot));
+        world.handle(Event::Lost(slot));
         world.run(LASTING.as_secs() + 40);
         assert_eq!(world.advertised.len(), 1);
     }
@@ -279,7 +279,7 @@ fn a_circuit_that_lasts_makes_up_for_those_that_did_not() {
 }
 
 #[test]
-fn without_a_free_relay_it_waits_and_takes_the_first_that_frees() {
+fn a_node_without_a_free_relay_waits_and_takes_the_first_free_one() {
     let mut world = World::new(2);
     world.relays = 1;
     world.run(30);

@@ -14,17 +14,17 @@ fn a_captured_join_is_worth_nothing_against_another_challenge() {
     let (token, node) = (host.invite(Role::Worker, 5), node());
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
-    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let challenge = host.receive(&mut admission, &hello, NOW).0.unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
 
     let mut other = Admission::new(fresh());
-    host.hear(&mut other, &hello, NOW);
-    assert_eq!(host.hear(&mut other, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
+    host.receive(&mut other, &hello, NOW);
+    assert_eq!(host.receive(&mut other, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
     assert_eq!(host.recorded(), 0);
     // A captured answer, sent to another join.
-    let answer = host.hear(&mut admission, &redeem, NOW).0.unwrap();
+    let answer = host.receive(&mut admission, &redeem, NOW).0.unwrap();
     let (mut again, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
-    let challenge = host.hear(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
+    let challenge = host.receive(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
     again.handle(&challenge, NOW).unwrap();
     assert!(matches!(again.handle(&answer, NOW), Err(JoinError::Impostor { .. })));
     assert!(joiner.handle(&answer, NOW).is_ok());
@@ -37,18 +37,18 @@ fn a_carrier_cannot_put_itself_in_the_joiner_s_or_the_publisher_s_place() {
     let (token, node) = (host.invite(Role::Worker, 5), node());
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
-    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let challenge = host.receive(&mut admission, &hello, NOW).0.unwrap();
     // The carrier's ephemeral key in the publisher's challenge.
-    let Ok(FromPublisher::Challenge(said)) = codec::decode(&challenge, 4096) else { panic!() };
-    let forged = Challenge { ephemeral: FixedBytes(fresh().public()), ..said };
+    let Ok(FromPublisher::Challenge(original)) = codec::decode(&challenge, 4096) else { panic!() };
+    let forged = Challenge { ephemeral: FixedBytes(fresh().public()), ..original };
     let forged = codec::encode(&FromPublisher::Challenge(forged)).unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&forged, NOW) else { panic!() };
-    assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
+    assert_eq!(host.receive(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
 
     // The carrier's node id under the joiner's token signature.
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
-    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let challenge = host.receive(&mut admission, &hello, NOW).0.unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
     let Ok(FromJoiner::Redeem(redeem)) = codec::decode(&redeem, 4096) else { panic!() };
     let thief = super::node();
@@ -56,7 +56,7 @@ fn a_carrier_cannot_put_itself_in_the_joiner_s_or_the_publisher_s_place() {
     let node_signature = FixedBytes(transcript::sign(transcript::BY_NODE, &request, &thief));
     let stolen = Redeem { node: thief.node_id(), node_signature, ..redeem };
     let stolen = codec::encode(&FromJoiner::Redeem(stolen)).unwrap();
-    assert_eq!(host.hear(&mut admission, &stolen, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
+    assert_eq!(host.receive(&mut admission, &stolen, NOW).1, Some(Outcome::Refused(JoinRefusal::UnknownToken)));
     assert_eq!(host.recorded(), 0);
 }
 
@@ -66,7 +66,7 @@ fn a_node_key_that_is_not_the_joiner_s_is_refused() {
     let (token, mine, victim) = (host.invite(Role::Worker, 5), node(), node());
     let (mut joiner, hello) = Joiner::new(&token, &mine, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
-    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let challenge = host.receive(&mut admission, &hello, NOW).0.unwrap();
     joiner.handle(&challenge, NOW).unwrap();
     let request = transcript::request(&hello, &challenge, &victim.node_id(), &token.invitation_id(), NOW);
     let redeem = Redeem {
@@ -77,7 +77,7 @@ fn a_node_key_that_is_not_the_joiner_s_is_refused() {
         node_signature: FixedBytes(transcript::sign(transcript::BY_NODE, &request, &mine)),
     };
     let redeem = codec::encode(&FromJoiner::Redeem(redeem)).unwrap();
-    assert_eq!(host.hear(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::Malformed)));
+    assert_eq!(host.receive(&mut admission, &redeem, NOW).1, Some(Outcome::Refused(JoinRefusal::Malformed)));
     assert_eq!(host.recorded(), 0);
 }
 
@@ -98,10 +98,10 @@ fn an_answer_from_a_node_that_is_not_a_publisher_of_the_cluster_is_rejected() {
         let challenge = Challenge { version: 2, nonce: FixedBytes([1; 32]), ephemeral: FixedBytes(theirs.public()) };
         let challenge = codec::encode(&FromPublisher::Challenge(challenge)).unwrap();
         joiner.handle(&challenge, NOW).unwrap();
-        let Ok(FromJoiner::Hello(said)) = codec::decode(&hello, 4096) else { panic!() };
+        let Ok(FromJoiner::Hello(greeting)) = codec::decode(&hello, 4096) else { panic!() };
         let request = transcript::request(&hello, &challenge, &node.node_id(), &token.invitation_id(), NOW);
         let publisher = impostor.us.membership.node();
-        let said_so = transcript::answer(&request, Role::Worker, &publisher);
+        let answer_transcript = transcript::answer(&request, Role::Worker, &publisher);
         let certificate = MemberCertificate {
             cluster: impostor.cluster(),
             node: node.node_id(),
@@ -113,7 +113,7 @@ fn an_answer_from_a_node_that_is_not_a_publisher_of_the_cluster_is_rejected() {
         let certificate = Verified::sign(certificate, &impostor.us.authority).unwrap();
         let member = Member { authority: impostor.us.membership.authority.clone(), certificate };
         let facts = parcel::Facts {
-            signature: FixedBytes(transcript::sign(transcript::BY_PUBLISHER, &said_so, key)),
+            signature: FixedBytes(transcript::sign(transcript::BY_PUBLISHER, &answer_transcript, key)),
             publisher: impostor.us.membership.chain(),
             member: member.chain(),
             members: vec![],
@@ -124,7 +124,7 @@ fn an_answer_from_a_node_that_is_not_a_publisher_of_the_cluster_is_rejected() {
         let discovery = Snapshot(impostor).discovery().unwrap().secret;
         let points = PointSeed::derive(&impostor.us.authority, node.node_id());
         let plain = parcel::Parcel { discovery, points, secrets: None, facts }.to_bytes().unwrap();
-        let sealed = transcript::seal(&theirs.ephemeral, said.ephemeral.0, &said_so, plain).unwrap();
+        let sealed = transcript::seal(&theirs.ephemeral, greeting.ephemeral.0, &answer_transcript, plain).unwrap();
         let sealed = VarBytes(sealed);
         let answer = message::Answer { role: Role::Worker, publisher, sealed };
         let answer = codec::encode(&FromPublisher::Answer(answer)).unwrap();
@@ -139,22 +139,22 @@ fn garbage_and_messages_out_of_turn_change_nothing() {
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
     let mut admission = Admission::new(fresh());
-    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let challenge = host.receive(&mut admission, &hello, NOW).0.unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
     let malformed = Some(Outcome::Refused(JoinRefusal::Malformed));
     let long = [&[1][..], &vec![0x61; frame::MAX_UNPROVEN]].concat();
     for first in [&b""[..], b"\x01", &redeem, &challenge, &long] {
-        assert_eq!(host.hear(&mut Admission::new(fresh()), first, NOW).1, malformed);
+        assert_eq!(host.receive(&mut Admission::new(fresh()), first, NOW).1, malformed);
     }
     for second in [&b""[..], b"\x01\xff", &hello, &challenge] {
         let mut admission = Admission::new(fresh());
-        host.hear(&mut admission, &hello, NOW);
-        assert_eq!(host.hear(&mut admission, second, NOW).1, malformed);
+        host.receive(&mut admission, &hello, NOW);
+        assert_eq!(host.receive(&mut admission, second, NOW).1, malformed);
         // The admission is over: even the right message changes nothing.
-        assert_eq!(host.hear(&mut admission, &redeem, NOW).1, malformed);
+        assert_eq!(host.receive(&mut admission, &redeem, NOW).1, malformed);
     }
     assert_eq!(
-        host.hear(&mut Admission::new(fresh()), b"GET / HTTP/1.1\r\n", NOW).1,
+        host.receive(&mut Admission::new(fresh()), b"GET / HTTP/1.1\r\n", NOW).1,
         Some(Outcome::Refused(JoinRefusal::Version(2)))
     );
     for frame in [&b""[..], b"\x01\xff", &hello, &redeem, &challenge] {
@@ -191,7 +191,10 @@ fn the_same_message_in_another_encoding_is_not_taken() {
     let at = hello.windows(8).position(|window| window == b"\x67version").unwrap();
     hello[at] ^= 0x20;
     assert!(codec::decode::<FromJoiner>(&hello, 4096).is_ok());
-    assert_eq!(host.hear(&mut Admission::new(fresh()), &hello, NOW).1, Some(Outcome::Refused(JoinRefusal::Malformed)));
+    assert_eq!(
+        host.receive(&mut Admission::new(fresh()), &hello, NOW).1,
+        Some(Outcome::Refused(JoinRefusal::Malformed))
+    );
 }
 
 proptest! {
@@ -214,12 +217,12 @@ proptest! {
         let mut admission = Admission::new(fresh());
         let challenge = {
             let hello = disturb(hello);
-            disturb(host.hear(&mut admission, &hello, NOW).0.unwrap())
+            disturb(host.receive(&mut admission, &hello, NOW).0.unwrap())
         };
         if let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) {
             let answer = {
                 let redeem = disturb(redeem);
-                disturb(host.hear(&mut admission, &redeem, NOW).0.unwrap())
+                disturb(host.receive(&mut admission, &redeem, NOW).0.unwrap())
             };
             prop_assert!(joiner.handle(&answer, NOW).is_err());
         }
@@ -233,7 +236,7 @@ proptest! {
         let mut admission = Admission::new(fresh());
         let (mut joiner, _) = Joiner::new(&token, &node, host.cluster(), fresh()).unwrap();
         for frame in frames {
-            host.hear(&mut admission, &frame, NOW);
+            host.receive(&mut admission, &frame, NOW);
             prop_assert!(joiner.handle(&frame, NOW).is_err());
         }
         prop_assert_eq!(host.recorded(), 0);

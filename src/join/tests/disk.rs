@@ -44,7 +44,7 @@ fn an_imported_key_gives_its_address_and_an_interrupted_founding_keeps_it() {
 }
 
 #[test]
-fn what_a_join_brought_is_there_after_opening_again() {
+fn the_state_of_a_join_is_there_after_opening_again() {
     let folder = tempfile::tempdir().unwrap();
     let host = TestPublisher::new();
     for role in [Role::Worker, Role::Publisher] {

@@ -103,7 +103,7 @@ impl TestPublisher {
 
     /// Passes a frame to an admission, and records redemptions at once. Returns the frame to send
     /// and the outcome.
-    fn hear(&self, admission: &mut Admission, bytes: &[u8], unix: u64) -> (Option<Vec<u8>>, Option<Outcome>) {
+    fn receive(&self, admission: &mut Admission, bytes: &[u8], unix: u64) -> (Option<Vec<u8>>, Option<Outcome>) {
         let mut effects = admission.handle(Event::Frame(bytes), unix, &self.us, &Snapshot(self));
         if let [Effect::Record(redemption)] = effects.as_slice() {
             let redemption = redemption.clone();
@@ -126,7 +126,7 @@ impl TestPublisher {
         let (mut joiner, mut frame) = Joiner::new(token, node, self.cluster(), fresh())?;
         let mut admission = Admission::new(fresh());
         loop {
-            let (answer, _) = self.hear(&mut admission, &frame, ours);
+            let (answer, _) = self.receive(&mut admission, &frame, ours);
             match joiner.handle(&answer.unwrap(), theirs)? {
                 Step::Send(next) => frame = next,
                 Step::Joined(joined) => return Ok(*joined),

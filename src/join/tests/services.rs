@@ -123,7 +123,7 @@ fn a_parcel_that_is_cut_changed_or_of_another_role_is_refused() {
 }
 
 #[test]
-fn a_secret_of_a_later_release_is_skipped_and_one_that_is_needed_is_missed() {
+fn a_secret_of_a_later_release_is_skipped_and_a_missing_required_one_is_reported() {
     let parcel = parcel();
     let bytes = parcel.to_bytes().unwrap();
     let starts = starts();

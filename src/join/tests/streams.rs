@@ -53,7 +53,7 @@ async fn a_node_joins_directly_and_through_a_carrier() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_token_raced_at_one_door_makes_one_member() {
+async fn two_joins_at_once_with_one_token_make_one_member() {
     let (host, door) = (TestPublisher::new(), door(DoorLimits::default()));
     let (token, one, two) = (host.invite(Role::Worker, 1), node(), node());
     let (one, two) =
@@ -64,7 +64,7 @@ async fn one_token_raced_at_one_door_makes_one_member() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_recorded_is_not_admitted_and_can_be_tried_again() {
+async fn a_join_that_cannot_be_recorded_is_refused_and_can_be_tried_again() {
     let (host, door) = (TestPublisher::new(), door(DoorLimits::default()));
     let (token, node) = (host.invite(Role::Worker, 1), node());
     host.broken_disk.store(true, Ordering::Relaxed);
@@ -109,7 +109,7 @@ async fn an_answer_lost_on_the_way_is_asked_for_again() {
 /// A carrier forwards Redeem and forges a refusal: the joiner is a member, and must not delete its
 /// key.
 #[tokio::test(start_paused = true)]
-async fn a_refusal_that_a_carrier_makes_up_costs_no_key() {
+async fn a_refusal_that_a_carrier_forges_does_not_cost_the_joiner_its_key() {
     for made_up in [JoinRefusal::UnknownToken, JoinRefusal::Evicted, JoinRefusal::UsedUp { uses: 1 }] {
         let (host, door) = (TestPublisher::new(), door(DoorLimits::default()));
         let (token, node) = (host.invite(Role::Worker, 1), node());
@@ -137,7 +137,7 @@ async fn a_refusal_that_a_carrier_makes_up_costs_no_key() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_and_garbage_free_the_door_again() {
+async fn silent_and_malformed_joins_lose_their_places() {
     let limits = DoorLimits { patience: Duration::from_millis(300), ..DoorLimits::default() };
     let (host, door) = (Arc::new(TestPublisher::new()), Arc::new(door(limits)));
     let mut silent = Vec::new();
@@ -168,7 +168,7 @@ async fn silence_and_garbage_free_the_door_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flood_is_turned_away_beyond_the_burst() {
+async fn a_flood_of_joins_is_refused_beyond_the_burst() {
     let host = TestPublisher::new();
     let door = door(DoorLimits { burst: 4, every: Duration::from_secs(1 << 30), ..DoorLimits::default() });
     let mut busy = 0;

@@ -9,7 +9,7 @@ use crate::join::message::{FromJoiner, FromPublisher};
 use crate::keys::{PointSeed, TokenSecret};
 
 #[test]
-fn a_publisher_is_given_everything_and_it_verifies() {
+fn a_joining_publisher_receives_all_secrets_and_verifies_them() {
     let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Publisher, 1), node());
     let joined = host.join(&token, &node).unwrap();
@@ -64,24 +64,24 @@ fn a_worker_is_given_no_secret_of_the_master_address() {
 
 /// Opens the exact bytes of a worker's answer with the joiner's own key.
 #[test]
-fn the_answer_on_the_wire_to_a_worker_opens_to_no_secret_of_the_master_address() {
+fn the_decrypted_answer_to_a_worker_contains_no_secret_of_the_master_address() {
     let host = TestPublisher::new();
     let (token, node) = (host.invite(Role::Worker, 1), node());
     let (ours, theirs) = (fresh(), fresh());
     let copy = Fresh { nonce: ours.nonce, ephemeral: ours.ephemeral.clone() };
     let (mut joiner, hello) = Joiner::new(&token, &node, host.cluster(), ours).unwrap();
     let mut admission = Admission::new(theirs);
-    let challenge = host.hear(&mut admission, &hello, NOW).0.unwrap();
+    let challenge = host.receive(&mut admission, &hello, NOW).0.unwrap();
     let Ok(Step::Send(redeem)) = joiner.handle(&challenge, NOW) else { panic!() };
-    let answer = host.hear(&mut admission, &redeem, NOW).0.unwrap();
-    let (Ok(FromPublisher::Challenge(said)), Ok(FromPublisher::Answer(sealed))) =
+    let answer = host.receive(&mut admission, &redeem, NOW).0.unwrap();
+    let (Ok(FromPublisher::Challenge(sent)), Ok(FromPublisher::Answer(sealed))) =
         (codec::decode(&challenge, 4096), codec::decode(&answer, frame::MAX))
     else {
         panic!()
     };
     let request = transcript::request(&hello, &challenge, &node.node_id(), &token.invitation_id(), NOW);
     let key = transcript::answer(&request, sealed.role, &sealed.publisher);
-    let plain = transcript::open(&copy.ephemeral, said.ephemeral.0, &key, sealed.sealed.0).unwrap();
+    let plain = transcript::open(&copy.ephemeral, sent.ephemeral.0, &key, sealed.sealed.0).unwrap();
     assert!(contains(&plain, host.discovery.secret.as_bytes()));
     assert!(!contains(&answer, host.discovery.secret.as_bytes()));
     for secret in [&host.master().expanded()[..32], &host.master().expanded()[32..], host.us.authority.seed()] {
@@ -113,7 +113,7 @@ fn each_token_that_is_not_good_has_its_own_refusal_and_none_is_recorded() {
 }
 
 #[test]
-fn clocks_too_far_apart_are_told_before_the_token_is_used() {
+fn clocks_too_far_apart_are_reported_before_the_token_is_used() {
     let host = TestPublisher::new();
     let token = host.invite(Role::Worker, 1);
     for joiner in [NOW - 3600, NOW + 3600, NOW + 601, NOW - 601] {
@@ -127,7 +127,7 @@ fn clocks_too_far_apart_are_told_before_the_token_is_used() {
 }
 
 #[test]
-fn a_member_an_evicted_node_and_the_publisher_itself_are_told_so() {
+fn a_member_an_evicted_node_and_the_publisher_itself_are_refused_with_the_reason() {
     let host = TestPublisher::new();
     let (first, second, node) = (host.invite(Role::Worker, 1), host.invite(Role::Worker, 1), node());
     host.join(&first, &node).unwrap();
@@ -139,18 +139,18 @@ fn a_member_an_evicted_node_and_the_publisher_itself_are_told_so() {
 }
 
 #[test]
-fn another_cluster_another_version_and_a_worker_are_told_at_once() {
+fn another_cluster_another_version_and_a_worker_are_reported_at_once() {
     let host = TestPublisher::new();
     let other = ClusterId::from_public_key([9; 32]);
     let token = Token::new(TokenSecret::generate(&mut rng()), other);
     let (mut joiner, hello) = Joiner::new(&token, &node(), other, fresh()).unwrap();
-    let refused = host.hear(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
+    let refused = host.receive(&mut Admission::new(fresh()), &hello, NOW).0.unwrap();
     assert!(matches!(joiner.handle(&refused, NOW), Err(JoinError::Refused(JoinRefusal::OtherCluster(_)))));
 
     let Ok(FromJoiner::Hello(mut newer)) = codec::decode(&hello, 4096) else { panic!() };
     newer.version = 3;
     let newer = codec::encode(&FromJoiner::Hello(newer)).unwrap();
-    let (_, outcome) = host.hear(&mut Admission::new(fresh()), &newer, NOW);
+    let (_, outcome) = host.receive(&mut Admission::new(fresh()), &newer, NOW);
     assert_eq!(outcome, Some(Outcome::Refused(JoinRefusal::Version(2))));
 
     let worker = TestPublisher::beside(host.master().duplicate(), host.us.authority.duplicate(), Role::Worker);
@@ -158,7 +158,7 @@ fn another_cluster_another_version_and_a_worker_are_told_at_once() {
 }
 
 #[test]
-fn every_refusal_says_what_to_do_in_words_of_its_own() {
+fn every_refusal_has_its_own_text_that_says_what_to_do() {
     let refusals = [
         JoinRefusal::UnknownToken,
         JoinRefusal::Expired { ago: 5 },
@@ -229,7 +229,7 @@ fn a_lost_answer_is_given_again_without_another_use() {
 }
 
 #[test]
-fn the_loser_of_a_race_between_two_publishers_is_told_that_the_token_is_used_up() {
+fn the_loser_of_a_race_between_two_publishers_learns_that_the_token_is_used_up() {
     let one = TestPublisher::new();
     let two = TestPublisher::beside(one.master().duplicate(), one.us.authority.duplicate(), Role::Publisher);
     let (token, winner, loser) = (one.invite(Role::Worker, 1), node(), node());

@@ -63,7 +63,7 @@ fn meet(
 }
 
 #[test]
-fn both_sides_learn_who_the_other_is_and_what_for() {
+fn both_sides_learn_the_identity_of_the_other_and_the_purpose() {
     let world = TestCluster::new();
     let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
     for purpose in [Purpose::Mesh, Purpose::CarryJoin] {
@@ -97,10 +97,10 @@ fn strangers_are_refused() {
 }
 
 #[test]
-fn what_answers_in_place_of_the_dialled_node_is_not_believed() {
+fn an_answer_from_another_than_the_dialled_node_is_refused() {
     let (world, other) = (TestCluster::new(), TestCluster::new());
     let (beta, dialled) = (Side::new(&world, 1), world.node(0));
-    let hears = |answer: &[u8], challenge: &[u8]| {
+    let error_for = |answer: &[u8], challenge: &[u8]| {
         let dialler = beta.dials(dialled);
         dialler.challenge(challenge).unwrap().1.answer(answer, &none(), NOW).unwrap_err()
     };
@@ -116,10 +116,10 @@ fn what_answers_in_place_of_the_dialled_node_is_not_believed() {
     // A member that names itself; one that names the dialled node; a stranger.
     let gamma = Side::new(&world, 2);
     let (meant, challenge) = session(&gamma);
-    assert_eq!(hears(&signed(&gamma, meant.clone()), &challenge), unproven(LinkRefusal::WrongNode));
+    assert_eq!(error_for(&signed(&gamma, meant.clone()), &challenge), unproven(LinkRefusal::WrongNode));
     let thief = Side { key: world.key(2), ..Side::new(&world, 0) };
-    assert_eq!(hears(&signed(&thief, meant.clone()), &challenge), unproven(LinkRefusal::NotMember));
-    assert_eq!(hears(&signed(&Side::new(&other, 0), meant), &challenge), unproven(LinkRefusal::NotMember));
+    assert_eq!(error_for(&signed(&thief, meant.clone()), &challenge), unproven(LinkRefusal::NotMember));
+    assert_eq!(error_for(&signed(&Side::new(&other, 0), meant), &challenge), unproven(LinkRefusal::NotMember));
     // The dialled node itself, with one field of the session changed.
     let alpha = Side::new(&world, 0);
     let (meant, challenge) = session(&alpha);
@@ -134,7 +134,7 @@ fn what_answers_in_place_of_the_dialled_node_is_not_believed() {
     others[7].listener_nonce = FixedBytes([7; 32]);
     others[8].purpose = Purpose::CarryJoin;
     for session in others {
-        assert_eq!(hears(&signed(&alpha, session), &challenge), unproven(LinkRefusal::WrongNode));
+        assert_eq!(error_for(&signed(&alpha, session), &challenge), unproven(LinkRefusal::WrongNode));
     }
     let claimed = beta.dials(dialled).challenge(&challenge).unwrap().1;
     assert_eq!(claimed.answer(&signed(&alpha, meant), &none(), NOW), Ok(world.member(0)));
@@ -150,13 +150,13 @@ fn the_revoked_and_the_expired_are_refused_on_either_side() {
     let refused = listener.proof(&proof, &revoked, NOW).unwrap_err();
     assert_eq!(refused.why, LinkRefusal::Revoked);
     // The dialler sees the authority's revocation.
-    let hears = |refused: Refused| claimed.answer(&refused.answer().unwrap(), &none(), NOW).unwrap_err();
-    assert_eq!(hears(refused), HandshakeError::Revoked(Box::new(revocation(&world, 1))));
+    let error_for = |refused: Refused| claimed.answer(&refused.answer().unwrap(), &none(), NOW).unwrap_err();
+    assert_eq!(error_for(refused), HandshakeError::Revoked(Box::new(revocation(&world, 1))));
     // A revocation of another node, or of another cluster, evicts no node.
     let other = TestCluster::new();
-    for word in [revocation(&world, 2), revocation(&other, 1)] {
-        let refused = Refused { why: LinkRefusal::Revoked, revocation: Some(Box::new(word.unverified())) };
-        assert_eq!(hears(refused), HandshakeError::Refused(world.node(0), LinkRefusal::Revoked));
+    for unrelated in [revocation(&world, 2), revocation(&other, 1)] {
+        let refused = Refused { why: LinkRefusal::Revoked, revocation: Some(Box::new(unrelated.unverified())) };
+        assert_eq!(error_for(refused), HandshakeError::Refused(world.node(0), LinkRefusal::Revoked));
     }
     // A listener that was evicted.
     let proved = listener.proof(&proof, &none(), NOW).unwrap();
@@ -198,7 +198,7 @@ fn a_proof_is_good_for_one_stream_one_node_and_one_route() {
 }
 
 #[test]
-fn a_proof_of_one_role_is_none_of_the_other() {
+fn a_proof_of_one_side_is_not_valid_for_the_other() {
     let world = TestCluster::new();
     let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
     let (listener, challenge) = alpha.listens();
@@ -238,7 +238,7 @@ fn a_member_in_the_middle_cannot_pass_a_handshake_on() {
 }
 
 #[test]
-fn versions_must_meet_and_cannot_be_narrowed_in_the_middle() {
+fn versions_must_overlap_and_a_man_in_the_middle_cannot_narrow_them() {
     let world = TestCluster::new();
     let (alpha, beta) = (Side::new(&world, 0), Side::new(&world, 1));
     let dialler = beta.dials(world.node(0));

@@ -94,7 +94,7 @@ fn a_route_that_answers_takes_the_frames_over_and_gives_them_back_when_it_falls_
 }
 
 #[test]
-fn a_route_that_has_failed_must_be_good_for_longer_and_longer() {
+fn a_route_must_prove_itself_for_longer_after_each_failure() {
     let mut run = Run::new(&[FAST, BASE]);
     run.handle(PathEvent::Opened(BASE));
     run.handle(PathEvent::Opened(FAST));
@@ -171,7 +171,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn whatever_happens_frames_have_a_route_and_a_dead_one_is_left_in_time(
+    fn frames_always_have_a_route_and_a_dead_route_is_left_in_time(
         steps in prop::collection::vec(step(), 0..60),
         dies in prop::sample::select(vec![FAST, SECOND]),
     ) {

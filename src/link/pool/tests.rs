@@ -62,7 +62,7 @@ fn peers(pool: &Pool, now: Instant) -> Vec<(NodeId, bool)> {
 }
 
 #[test]
-fn of_two_links_that_cross_the_smaller_ids_is_kept_on_both_ends() {
+fn both_ends_keep_the_link_of_the_smaller_id_if_two_links_cross() {
     let now = Instant::now();
     for first_outgoing in [true, false] {
         // Node 1 dials node 2 while node 2 dials node 1; either may open first, at either end.
@@ -79,7 +79,7 @@ fn of_two_links_that_cross_the_smaller_ids_is_kept_on_both_ends() {
 }
 
 #[test]
-fn the_newer_of_one_diallers_links_is_kept_and_a_forgotten_one_gives_way() {
+fn the_newer_link_of_one_dialler_is_kept_and_a_forgotten_link_gives_way() {
     let now = Instant::now();
     let mut pool = pool(1);
     let first = pool.open(node(2), TOR, true, 99, now).unwrap();
@@ -185,7 +185,7 @@ fn dials_wait_longer_and_longer_up_to_a_bound_and_one_at_a_time() {
 }
 
 #[test]
-fn what_is_not_needed_any_more_is_closed_after_a_while() {
+fn links_that_are_not_needed_any_more_are_closed_after_a_while() {
     let now = Instant::now();
     let mut pool =
         Pool::new(node(1), [TOR].into(), LinkLimits { neighbours: 1, ..LinkLimits::default() }, Counters::default());
@@ -198,7 +198,7 @@ fn what_is_not_needed_any_more_is_closed_after_a_while() {
 }
 
 #[test]
-fn a_message_for_a_stranger_goes_to_each_peer_in_turn() {
+fn messages_for_a_node_without_a_link_go_to_each_peer_in_turn() {
     let now = Instant::now();
     let mut pool = pool(1);
     pool.send(node(9), vec![1]);
@@ -245,7 +245,7 @@ fn each_route_to_a_peer_has_a_link_a_bound_and_a_pause_of_its_own() {
 }
 
 #[test]
-fn frames_go_by_the_proven_route_and_what_it_leaves_behind_by_the_other() {
+fn frames_take_the_proven_route_and_unconfirmed_ones_move_to_the_other() {
     let mut now = Instant::now();
     let mut pool = two_routes(1);
     let tor = pool.open(node(2), TOR, true, 99, now).unwrap();
@@ -279,7 +279,7 @@ fn frames_go_by_the_proven_route_and_what_it_leaves_behind_by_the_other() {
 }
 
 #[test]
-fn only_tor_shuts_out_and_a_link_with_a_publisher_by_any_route_refutes_it() {
+fn only_tor_shows_that_a_node_is_shut_out_and_any_link_with_a_publisher_refutes_it() {
     let (mut pool, now) = (two_routes(1), Instant::now());
     let members = MemberSet { publishers: [node(1), node(2)].into(), ..set(1..4, &[]) };
     pool.reconcile(&members, everywhere, 1, now);

@@ -119,7 +119,7 @@ fn inode(dir: &Path, name: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
+async fn a_member_that_changes_its_phase_all_the_time_causes_no_writes() {
     let (_folder, store) = founder();
     let (key, member) = worker(&store);
     let (cluster, node) = (store.cluster(), key.node_id());
@@ -156,7 +156,7 @@ async fn a_member_that_changes_its_phase_all_the_time_writes_nothing() {
 }
 
 #[tokio::test]
-async fn what_the_disk_knows_is_not_written_again_and_hides_no_term() {
+async fn facts_on_disk_are_not_written_again_and_a_new_term_is_stored() {
     let (_folder, store) = founder();
     let authority = store.authority_secret().unwrap().unwrap();
     let invitations: Vec<_> = (0..100)
@@ -177,7 +177,7 @@ async fn what_the_disk_knows_is_not_written_again_and_hides_no_term() {
 }
 
 #[tokio::test]
-async fn the_coordinator_hears_of_every_change_of_how_far_the_links_reach() {
+async fn the_coordinator_learns_of_every_change_of_the_reach_of_the_links() {
     let (_folder, store) = founder();
     // A node can be shut out only if there is another publisher.
     let (_, member) = member(&store, Role::Publisher);
@@ -213,19 +213,19 @@ async fn a_term_that_could_not_be_stored_is_stored_later() {
     let (path, aside) = (store.dir().join("term"), store.dir().join("aside"));
     fs::rename(&path, &aside).unwrap();
     let (desired, wanted) = watch::channel(DesiredState { term: 7, ..DesiredState::default() });
-    let (stored, mut told) = watch::channel(0);
+    let (stored, mut reported) = watch::channel(0);
     let writer = tokio::spawn(writer::write_all(Arc::clone(&store), wanted, stored));
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(*told.borrow(), 0, "a term was reported that is not on disk");
+    assert_eq!(*reported.borrow(), 0, "a term was reported that is not on disk");
     // A second term arrives while the first is not on disk.
     desired.send_modify(|desired| desired.term = 9);
     tokio::time::sleep(Duration::from_secs(60)).await;
     fs::rename(&aside, &path).unwrap();
-    tokio::time::timeout(Duration::from_secs(60), told.changed())
+    tokio::time::timeout(Duration::from_secs(60), reported.changed())
         .await
         .expect("the write was not tried again")
         .unwrap();
-    assert_eq!((*told.borrow_and_update(), store.term().unwrap()), (9, 9));
+    assert_eq!((*reported.borrow_and_update(), store.term().unwrap()), (9, 9));
     // The last state is written before the writer ends.
     desired.send_modify(|desired| desired.term = 10);
     drop(desired);

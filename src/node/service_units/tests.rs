@@ -67,14 +67,14 @@ impl Site {
     async fn visit(&self, net: &FakeNet) -> Result<BoxStream, TorError> {
         let client = net.engine();
         let mut stream = client.dial(self.id().address(), 80, LIMIT).await?;
-        assert_eq!(hear(&mut stream, self.name.len()).await, self.name);
+        assert_eq!(read_text(&mut stream, self.name.len()).await, self.name);
         // The client must exist as long as the test.
         std::mem::forget(client);
         Ok(stream)
     }
 }
 
-async fn hear(stream: &mut BoxStream, length: usize) -> String {
+async fn read_text(stream: &mut BoxStream, length: usize) -> String {
     let mut heard = vec![0; length];
     timeout(LIMIT, stream.read_exact(&mut heard)).await.unwrap().unwrap();
     String::from_utf8(heard).unwrap()
@@ -82,7 +82,7 @@ async fn hear(stream: &mut BoxStream, length: usize) -> String {
 
 async fn is_open(stream: &mut BoxStream) {
     stream.write_all(b"still there?").await.unwrap();
-    assert_eq!(hear(stream, 12).await, "still there?");
+    assert_eq!(read_text(stream, 12).await, "still there?");
 }
 
 /// Waits until the service has its introduction points; returns them.

@@ -42,7 +42,7 @@ fn filled(each: u64, now: Duration) -> StreamPlan {
 }
 
 #[test]
-fn the_longest_idle_goes_and_not_the_newcomer() {
+fn the_longest_idle_stream_is_closed_and_not_the_newest() {
     let mut plan = filled(4, at(0));
     for number in 0..MOST as u64 {
         plan.handle(Event::Moved(StreamId(number)), at(100 - number));
@@ -68,7 +68,7 @@ fn a_newcomer_has_time_to_send_its_first_byte() {
 }
 
 #[test]
-fn a_circuit_that_holds_more_than_its_share_gives_first() {
+fn a_circuit_that_holds_more_than_its_share_loses_streams_first() {
     let mut plan = plan_of(MOST);
     let mut hog = Vec::new();
     for number in 0..MOST as u64 {
@@ -94,20 +94,20 @@ fn under_pressure_a_circuit_gets_no_more_than_its_share() {
 }
 
 #[test]
-fn where_all_move_a_circuit_that_holds_much_gives_to_one_that_holds_little() {
+fn a_circuit_with_many_active_streams_loses_one_to_a_circuit_with_few() {
     let mut plan = filled(4, at(0));
     let (_, victim) = ask(&mut plan, 99, at(1)).unwrap();
     assert_eq!(victim, Some(StreamId(0)));
 }
 
 #[test]
-fn where_all_have_one_stream_and_use_it_the_newcomer_is_refused() {
+fn a_newcomer_is_refused_if_every_circuit_uses_its_only_stream() {
     let mut plan = filled(1, at(0));
     assert_eq!(ask(&mut plan, 999, at(1)), Err(Action::RefuseFull));
 }
 
 #[test]
-fn an_eighth_may_be_unused_and_the_application_is_spared_the_rest() {
+fn at_most_an_eighth_of_the_streams_may_be_unused() {
     let mut plan = plan_of(MOST);
     let unused: Vec<_> = (0..8).map(|number| ask(&mut plan, number, at(number)).unwrap().0).collect();
     assert_eq!(ask(&mut plan, 99, at(60)).unwrap().1, Some(unused[0]));
@@ -138,7 +138,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn the_bound_holds_and_only_what_was_served_is_closed(steps in prop::collection::vec(step(), 0..400), most in 1..40_usize) {
+    fn the_bound_holds_and_only_open_streams_are_closed(steps in prop::collection::vec(step(), 0..400), most in 1..40_usize) {
         let mut plan = plan_of(most);
         let mut open = std::collections::BTreeSet::new();
         let mut now = Duration::ZERO;

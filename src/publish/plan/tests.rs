@@ -63,11 +63,11 @@ impl World {
             report: Vec::new(),
             other_publishers: Vec::new(),
         };
-        world.tell(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
+        world.handle(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
         world
     }
 
-    fn tell(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         let mut actions = self.plan.handle(event, at(self.now));
         while !actions.is_empty() {
             let mut next = Vec::new();
@@ -124,7 +124,7 @@ impl World {
         let end = self.now + time;
         while let Some(at) = self.plan.next_timeout(at(self.now)).filter(|at| *at <= end) {
             self.now = at;
-            self.tell(Event::Tick);
+            self.handle(Event::Tick);
         }
         self.now = end;
     }
@@ -137,10 +137,10 @@ impl World {
 #[test]
 fn a_publisher_fills_every_directory_of_every_period() {
     let mut world = World::new();
-    world.tell(Event::Desired(vec![point(1), point(2)]));
+    world.handle(Event::Desired(vec![point(1), point(2)]));
     world.run(Duration::from_secs(60));
     assert_eq!(world.uploads, 0, "a follower uploads nothing");
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(1));
     assert!(world.everywhere(&[point(1), point(2)]));
     world.run(Duration::from_secs(600));
@@ -148,15 +148,15 @@ fn a_publisher_fills_every_directory_of_every_period() {
 }
 
 #[test]
-fn a_point_that_left_goes_out_at_once_and_one_that_came_after_a_pause() {
+fn a_removed_point_is_published_at_once_and_an_added_one_after_a_pause() {
     let mut world = World::new();
-    world.tell(Event::Desired(vec![point(1), point(2)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Desired(vec![point(1), point(2)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(60));
-    world.tell(Event::Desired(vec![point(1)]));
+    world.handle(Event::Desired(vec![point(1)]));
     assert!(world.everywhere(&[point(1)]));
     world.run(Duration::from_secs(60));
-    world.tell(Event::Desired(vec![point(1), point(3)]));
+    world.handle(Event::Desired(vec![point(1), point(3)]));
     assert!(world.everywhere(&[point(1)]));
     world.run(BATCH_PAUSE);
     assert!(world.everywhere(&[point(1), point(3)]));
@@ -165,9 +165,9 @@ fn a_point_that_left_goes_out_at_once_and_one_that_came_after_a_pause() {
 #[test]
 fn changes_never_outrun_the_revision_clock() {
     let mut world = World::new();
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Lead(Some(1)));
     for n in 0..40 {
-        world.tell(Event::Desired(vec![point(n % 7)]));
+        world.handle(Event::Desired(vec![point(n % 7)]));
         world.run(Duration::from_millis(100));
     }
     world.run(Duration::from_secs(10));
@@ -180,38 +180,38 @@ fn changes_never_outrun_the_revision_clock() {
 #[test]
 fn an_empty_set_leaves_the_last_descriptor_in_place() {
     let mut world = World::new();
-    world.tell(Event::Desired(vec![point(1)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(9));
-    world.tell(Event::Desired(Vec::new()));
+    world.handle(Event::Desired(Vec::new()));
     world.run(Duration::from_secs(9000));
     assert!(world.everywhere(&[point(1)]));
 }
 
 #[test]
-fn a_higher_revision_on_a_directory_is_gone_above() {
+fn a_higher_revision_on_a_directory_is_exceeded() {
     let mut world = World::new();
     let other_publisher =
         (PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 }, Directory { relay: relay(3) });
     world.held.insert(other_publisher.clone(), (99_999, vec![point(9)]));
-    world.tell(Event::Desired(vec![point(1)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(30));
     assert!(world.everywhere(&[point(1)]));
     assert_eq!(world.held[&other_publisher].0, 100_000);
 }
 
 #[test]
-fn a_revision_that_nobody_can_go_above_is_left_where_it_is() {
+fn the_highest_possible_revision_is_left_in_place() {
     let mut world = World::new();
     let id = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 };
     let other_publisher = (id, Directory { relay: relay(3) });
     world.held.insert(other_publisher.clone(), (u64::MAX, vec![point(9)]));
-    world.tell(Event::Floor(id, u64::MAX));
-    world.tell(Event::Floor(PeriodId { number: u64::MAX, ..id }, 7));
-    world.tell(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
-    world.tell(Event::Desired(vec![point(1)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Floor(id, u64::MAX));
+    world.handle(Event::Floor(PeriodId { number: u64::MAX, ..id }, 7));
+    world.handle(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
+    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(600));
     assert_eq!(world.held.values().filter(|held| held.1 == [point(1)]).count(), 15);
     assert!(world.editions_made.len() <= 4, "{} editions", world.editions_made.len());
@@ -221,25 +221,25 @@ fn a_revision_that_nobody_can_go_above_is_left_where_it_is() {
 #[test]
 fn an_edition_of_an_earlier_term_is_not_uploaded() {
     let mut world = World::new();
-    world.tell(Event::Desired(vec![point(1)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(30));
-    world.tell(Event::Lead(None));
-    world.tell(Event::Desired(vec![point(2)]));
-    world.tell(Event::Periods(vec![period(1, 1..9), period(2, 4..12)]));
+    world.handle(Event::Lead(None));
+    world.handle(Event::Desired(vec![point(2)]));
+    world.handle(Event::Periods(vec![period(1, 1..9), period(2, 4..12)]));
     world.run(Duration::from_secs(30));
     let uploads = world.uploads;
-    world.tell(Event::Lead(Some(3)));
+    world.handle(Event::Lead(Some(3)));
     assert_eq!(world.uploads, uploads, "nothing before the new edition");
     world.run(Duration::from_secs(30));
     assert_eq!(world.held.values().filter(|held| held.1 == [point(2)]).count(), 16);
 }
 
 #[test]
-fn a_directory_that_forgot_gets_it_again() {
+fn a_directory_that_lost_the_descriptor_gets_it_again() {
     let mut world = World::new();
-    world.tell(Event::Desired(vec![point(1)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(120));
     let key = world.held.keys().next().unwrap().clone();
     world.held.remove(&key);
@@ -248,12 +248,12 @@ fn a_directory_that_forgot_gets_it_again() {
 }
 
 #[test]
-fn an_old_descriptor_is_made_new_and_a_floor_is_kept() {
+fn an_old_descriptor_is_renewed_above_the_known_revision() {
     let mut world = World::new();
     let first = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 };
-    world.tell(Event::Floor(first, 1_000_000));
-    world.tell(Event::Desired(vec![point(1)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Floor(first, 1_000_000));
+    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(5100));
     let made: BTreeSet<u64> = world.editions.keys().filter(|(period, _)| *period == first).map(|key| key.1).collect();
     assert_eq!(made, BTreeSet::from([1_000_001, 1_000_002]));
@@ -286,14 +286,14 @@ fn an_unreachable_directory_is_retried_with_back_off() {
 }
 
 #[test]
-fn a_higher_revision_told_by_another_publisher_is_gone_above() {
+fn a_higher_revision_announced_by_another_publisher_is_exceeded() {
     let mut world = World::new();
-    world.tell(Event::Desired(vec![point(1)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(9));
     let first = period(1, 0..0).id;
     world.held.iter_mut().filter(|(key, _)| key.0 == first).for_each(|(_, held)| *held = (70_000, vec![point(9)]));
-    world.tell(Event::Floor(first, 70_000));
+    world.handle(Event::Floor(first, 70_000));
     world.run(Duration::from_secs(9));
     assert!(world.everywhere(&[point(1)]));
 }
@@ -301,8 +301,8 @@ fn a_higher_revision_told_by_another_publisher_is_gone_above() {
 /// A world in which this node has published for a minute.
 fn published() -> World {
     let mut world = World::new();
-    world.tell(Event::Desired(vec![point(1), point(2)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Desired(vec![point(1), point(2)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(60));
     assert!(world.everywhere(&[point(1), point(2)]));
     world
@@ -327,7 +327,7 @@ impl World {
 }
 
 #[test]
-fn a_publisher_that_is_no_member_is_reported_once_for_each_descriptor_and_gone_above() {
+fn a_publisher_outside_the_cluster_is_reported_once_per_descriptor_and_exceeded() {
     let first = period(1, 0..0).id;
     for (points, readable) in [(&[point(9)][..], true), (&[], false)] {
         let mut world = published();
@@ -344,7 +344,7 @@ fn a_publisher_that_is_no_member_is_reported_once_for_each_descriptor_and_gone_a
 }
 
 #[test]
-fn what_a_stranger_has_put_in_place_of_ours_is_not_counted_as_ours() {
+fn a_descriptor_that_a_stranger_has_replaced_is_not_counted_as_ours() {
     let mut world = published();
     world.mute = world.plan.targets.values().flat_map(|target| target.directories.keys().cloned()).collect();
     assert_eq!(world.confirmed(), 16);
@@ -358,7 +358,7 @@ fn what_a_stranger_has_put_in_place_of_ours_is_not_counted_as_ours() {
 }
 
 #[test]
-fn a_directory_that_answers_no_question_gets_the_descriptor_again() {
+fn a_directory_that_answers_no_read_back_gets_the_descriptor_again() {
     let mut world = published();
     let key = world.held.keys().next().unwrap().clone();
     world.held.remove(&key);
@@ -377,29 +377,29 @@ fn no_member_is_taken_for_a_stranger() {
     world.run(READ_BACK * 2);
     assert!(world.other_publishers.is_empty());
     // The previous publisher names points that have left meanwhile.
-    world.tell(Event::Desired(vec![point(3)]));
+    world.handle(Event::Desired(vec![point(3)]));
     world.run(Duration::from_secs(60));
     world.overwrite(&[point(1)]);
     world.run(READ_BACK * 2);
     assert!(world.other_publishers.is_empty());
     // A member that this node could not hear names other points; then its revision is announced.
     let revision = world.overwrite(&[point(9)]);
-    world.tell(Event::OfOthers(first, revision));
-    world.tell(Event::Floor(first, revision));
+    world.handle(Event::OfOthers(first, revision));
+    world.handle(Event::Floor(first, revision));
     world.run(READ_BACK * 2);
     assert!(world.other_publishers.is_empty());
     assert!(world.everywhere(&[point(3)]));
 }
 
 #[test]
-fn what_stood_there_before_this_node_published_is_no_stranger() {
+fn a_descriptor_from_before_the_first_upload_is_not_taken_for_a_stranger() {
     let mut world = World::new();
     let first = period(1, 0..0).id;
     for n in 0..8 {
         world.held.insert((first, Directory { relay: relay(n) }), (99_999, vec![point(9)]));
     }
-    world.tell(Event::Desired(vec![point(1)]));
-    world.tell(Event::Lead(Some(1)));
+    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(Event::Lead(Some(1)));
     world.run(READ_BACK * 2);
     assert!(world.everywhere(&[point(1)]));
     assert!(world.other_publishers.is_empty(), "it may be left over from a service that has ended");

@@ -52,7 +52,7 @@ struct Working {
     point: IntroPoint,
     disk: Arc<Disk>,
     reported: watch::Receiver<Vec<PublishedPeriod>>,
-    told: watch::Receiver<()>,
+    notices: watch::Receiver<()>,
     other_publishers: watch::Receiver<Option<OtherPublisherSeen>>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<Result<(), JobPanicked>>,
@@ -69,7 +69,7 @@ impl Working {
         let (wanted_sender, wanted) =
             watch::channel(WantedPublication { term: Some(1), points: vec![point.clone()], ..Default::default() });
         let (report, reported) = watch::channel(Vec::new());
-        let (cannot_publish, told) = watch::channel(());
+        let (cannot_publish, notices) = watch::channel(());
         let (other_publisher, other_publishers) = watch::channel(None);
         let disk = Arc::new(Disk(AtomicBool::new(disk_is_full)));
         let publisher = Publisher {
@@ -85,7 +85,7 @@ impl Working {
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(publisher.run(stop.clone()));
-        Self { net, secret, point, disk, reported, told, other_publishers, stop, running, _wanted: wanted_sender }
+        Self { net, secret, point, disk, reported, notices, other_publishers, stop, running, _wanted: wanted_sender }
     }
 
     async fn is_everywhere(&mut self) {
@@ -102,10 +102,10 @@ impl Working {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_until_there_is_room_again() {
+async fn a_full_disk_is_reported_until_there_is_room_again() {
     let mut working = Working::start(true).await;
-    timeout(LIMIT, working.told.changed()).await.unwrap().unwrap();
-    timeout(LIMIT, working.told.changed()).await.unwrap().unwrap();
+    timeout(LIMIT, working.notices.changed()).await.unwrap().unwrap();
+    timeout(LIMIT, working.notices.changed()).await.unwrap().unwrap();
     assert!(working.reported.borrow().is_empty(), "published without its revision on disk");
 
     working.disk.0.store(false, Ordering::SeqCst);
@@ -116,7 +116,7 @@ async fn a_full_disk_is_told_until_there_is_room_again() {
 /// The old service with the same key still runs. Its descriptor is readable for all in the first
 /// run, for authorized clients only in the second.
 #[tokio::test(start_paused = true)]
-async fn another_publisher_of_the_address_is_reported_and_gone_above() {
+async fn another_publisher_of_the_address_is_reported_and_its_revision_exceeded() {
     for readable in [true, false] {
         let mut working = Working::start(false).await;
         working.is_everywhere().await;

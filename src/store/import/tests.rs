@@ -195,7 +195,7 @@ fn a_key_file_called_after_another_address_is_refused() {
 }
 
 #[test]
-fn what_is_known_and_no_secret_key_is_refused_with_what_to_do() {
+fn known_files_without_a_usable_secret_key_are_refused_with_what_to_do() {
     let (key, secret) = seeded();
     let public = secret.service_id().public_key().to_owned();
     let public_file = [&PUBLIC_HEADER[..], &public].concat();

@@ -25,7 +25,7 @@ fn everything_is_for_the_owner_alone() {
 }
 
 #[test]
-fn all_that_is_open_to_others_is_named_at_once_with_one_command() {
+fn all_files_open_to_others_are_named_at_once_with_one_command() {
     let (folder, _) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
     store.add_intro_point(store.services().unwrap()[0], &point(1)).unwrap();
@@ -43,7 +43,7 @@ fn all_that_is_open_to_others_is_named_at_once_with_one_command() {
 }
 
 #[test]
-fn what_other_users_own_is_named_at_once_with_one_command() {
+fn all_files_of_other_users_are_named_at_once_with_one_command() {
     if pwd_grp::geteuid() != 0 {
         return;
     }
@@ -61,7 +61,7 @@ fn what_other_users_own_is_named_at_once_with_one_command() {
 
 /// At each mount, Kubernetes gives the files of a volume to a group.
 #[test]
-fn a_group_that_a_directory_hands_down_is_called_fs_group() {
+fn a_group_that_files_inherit_from_a_directory_is_reported_as_fs_group() {
     let (folder, _) = publisher();
     let dir = state(&folder);
     change_modes(&dir, 0o060);
@@ -71,7 +71,7 @@ fn a_group_that_a_directory_hands_down_is_called_fs_group() {
 }
 
 #[test]
-fn the_operators_own_files_may_be_as_the_operator_likes() {
+fn the_operators_own_files_may_have_any_mode() {
     let (folder, _) = publisher();
     for name in ["rustbalance.toml", "arti.toml", "notes"] {
         fs::write(state(&folder).join(name), "x").unwrap();

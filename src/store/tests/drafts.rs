@@ -6,7 +6,7 @@ use super::*;
 
 /// Whatever a crash of `complete` leaves: `open` explains it, and the same command finishes it.
 #[test]
-fn an_interrupted_beginning_can_be_finished() {
+fn an_interrupted_setup_can_be_finished() {
     let order = [
         Kind::Version,
         Kind::Pending,
@@ -47,7 +47,7 @@ fn an_interrupted_beginning_can_be_finished() {
 }
 
 #[test]
-fn another_beginning_starts_over_only_without_a_master_key() {
+fn another_setup_starts_over_only_without_a_master_key() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (Cluster::new(), Cluster::new());
     let mut draft = Store::create(&state(&folder)).unwrap();

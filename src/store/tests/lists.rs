@@ -77,7 +77,7 @@ fn invitations_that_ended_long_ago_make_room() {
 }
 
 #[test]
-fn what_changes_nothing_is_not_written() {
+fn an_update_that_changes_nothing_is_not_written() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
     let inode = |name: &str| fs::metadata(state(&folder).join(name)).unwrap().ino();
@@ -91,7 +91,7 @@ fn what_changes_nothing_is_not_written() {
 }
 
 #[test]
-fn revocations_stay() {
+fn revocations_are_never_removed() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
     store.put_revocations(&[cluster.revocation(1), cluster.revocation(1)]).unwrap();

@@ -283,7 +283,7 @@ fn a_file_that_is_not_ours_or_not_in_its_place_says_nothing_of_the_version() {
 }
 
 #[test]
-fn an_absent_file_that_has_a_default_is_its_default() {
+fn a_missing_file_with_a_default_reads_as_the_default() {
     let folder = directory("publisher");
     let store = Store::open(&state(&folder)).unwrap();
     assert_eq!(store.alarms().unwrap().len(), 1);

@@ -138,7 +138,7 @@ fn point(relay: u8) -> StoredIntroPoint {
 }
 
 #[test]
-fn what_was_written_is_there_after_opening_again() {
+fn written_state_is_there_after_opening_again() {
     let (folder, cluster) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
     assert_eq!(store.cluster(), cluster.id());
@@ -154,7 +154,7 @@ fn what_was_written_is_there_after_opening_again() {
 }
 
 #[test]
-fn one_process_at_a_time() {
+fn only_one_process_opens_a_directory_at_a_time() {
     let (folder, _) = publisher();
     let store = Store::open(&state(&folder)).unwrap();
     let error = Store::open(&state(&folder)).unwrap_err();
@@ -166,7 +166,7 @@ fn one_process_at_a_time() {
 }
 
 #[test]
-fn nothing_is_not_a_node_and_stays_nothing() {
+fn a_missing_or_empty_directory_is_not_a_node_and_stays_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(Store::open(&state(&folder)), Err(StoreError::NotFound(_))));
     assert!(!state(&folder).exists());
@@ -284,7 +284,7 @@ fn a_worker_has_no_key_of_the_master_address_and_may_not_get_one() {
 }
 
 #[test]
-fn numbers_only_rise() {
+fn stored_numbers_only_rise() {
     let (folder, cluster) = publisher();
     let (store, service) = (Store::open(&state(&folder)).unwrap(), cluster.service());
     assert_eq!((store.next_boot(0).unwrap(), store.next_boot(0).unwrap()), (1, 2));
@@ -338,7 +338,7 @@ fn the_discovery_key_changes_only_to_a_newer_generation() {
 }
 
 #[test]
-fn intro_points_live_as_long_as_their_replay_logs() {
+fn intro_points_are_kept_and_removed_with_their_replay_logs() {
     let (folder, cluster) = publisher();
     let (store, service) = (Store::open(&state(&folder)).unwrap(), cluster.service());
     let (one, two) = (point(1), point(2));

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_that_were_under_way_together_find_no_guard_once() {
+    fn simultaneous_attempts_without_a_guard_count_as_one_failure() {
         let (mut plan, start) = (Plan::default(), Instant::now());
         let numbers: Vec<u64> = (0..20).map(|_| go(&mut plan, HEARD, start)).collect();
         for number in numbers {
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_attempt_that_is_given_up_makes_way() {
+    async fn an_abandoned_attempt_frees_its_place() {
         let attempts = Attempts::default();
         // No cell has arrived in this process.
         let first = attempts.turn().await;

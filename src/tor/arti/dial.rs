@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fresh_starts_are_few_until_one_succeeds() {
+    fn fresh_starts_become_rarer_until_one_succeeds() {
         let (dials, to, start) = (Dials::default(), OnionAddress::from_public_key([1; 32]), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let fresh: Vec<u64> = (0..3600).filter(|second| dials.failed(to, at(*second))).collect();

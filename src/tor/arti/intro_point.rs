@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circuit_that_nobody_listens_to_any_more_is_closed() {
+    fn a_circuit_without_a_listener_is_closed() {
         let (mut handler, established, cells) = handler(1);
         drop(established);
         assert!(matches!(handler.handle_msg(IntroEstablished::new().into()), Ok(MetaCellDisposition::CloseCirc)));

@@ -219,7 +219,7 @@ mod tests {
     use tor_protover::named::{RELAY_CRYPT_CGO, RELAY_NTORV3};
 
     #[test]
-    fn what_strangers_repeat_is_logged_once_a_minute_with_its_count() {
+    fn a_repeated_complaint_is_logged_once_a_minute_with_its_count() {
         let (complaint, start) = (WarningLimit::default(), Instant::now());
         let mut logged = Vec::new();
         for second in 0..150 {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_offered_is_not_granted() {
+    fn a_protocol_that_was_never_offered_is_not_granted() {
         let asked: SubprotocolRequest = [RELAY_CRYPT_CGO, RELAY_NTORV3].into_iter().collect();
         assert_eq!(granted(&payload([CcRequest::default().into(), asked.into()])), None);
         let nothing: SubprotocolRequest = std::iter::empty::<tor_protover::NamedSubver>().collect();

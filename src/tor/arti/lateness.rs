@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_that_takes_nothing_is_told_from_one_that_does() {
+    fn a_disk_that_accepts_no_writes_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         assert!(!refuses_writes(folder.path()) && refuses_writes(&folder.path().join("gone")));
         // A folder with free space in which the kernel lets no user create a file.

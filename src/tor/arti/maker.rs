@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_cache_that_is_let_go_of_is_free() {
+    async fn a_dropped_client_releases_its_cache() {
         let folder = tempfile::tempdir().unwrap();
         let [state_dir, cache_dir] = ["state", "cache"].map(|name| folder.path().join(name));
         let config = ArtiConfig { toml: String::new(), state_dir, cache_dir };

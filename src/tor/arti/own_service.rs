@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_that_everybody_could_find_is_refused() {
+    fn a_service_without_discovery_keys_is_refused() {
         let nickname = nickname(NodeId::from_public_key([7; 32])).unwrap();
         assert!(configure(&nickname, &[]).is_err());
         let (one, two) = (DiscoveryPublic([1; 32]), DiscoveryPublic([2; 32]));

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_json_is_set_aside_and_what_is_stays() {
+    fn state_files_that_are_not_json_are_set_aside_and_others_stay() {
         let (folder, salvage) = arti();
         let state = folder.path().join("state/state");
         for round in 0..2 {
@@ -299,7 +299,7 @@ mod tests {
 
     /// Setting the guards aside costs anonymity, and a file that cannot be read now may be whole.
     #[test]
-    fn what_cannot_be_read_or_is_too_long_stays() {
+    fn unreadable_and_too_long_files_stay() {
         let (folder, salvage) = arti();
         let state = folder.path().join("state/state");
         let long = fs::File::create(state.join("guards.json")).unwrap();
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_state_only_the_file_that_the_error_names_is_set_aside_and_only_once() {
+    fn only_the_state_file_that_the_error_names_is_set_aside_and_only_once() {
         let (folder, mut salvage) = arti();
         let state = folder.path().join("state/state");
         for name in ["guards.json", "vanguards.json", "other.json"] {
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_is_not_the_databases_costs_no_cache_and_ends_the_second_time() {
+    fn an_error_outside_the_database_keeps_the_cache_and_is_final_the_second_time() {
         let (folder, mut salvage) = arti();
         let cache = folder.path().join("cache/dir_blobs");
         assert!(matches!(salvage.at_creation("tor: internal error"), Verdict::Again));
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_there_is_nothing_damaged() {
+    fn a_missing_state_is_not_damage() {
         let (folder, salvage) = arti();
         fs::remove_dir_all(folder.path().join("state")).unwrap();
         salvage.set_aside_damaged();

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_what_is_open_and_fits_is_offered() {
+    async fn only_valid_streams_to_open_ports_are_offered_while_the_queue_has_room() {
         let (answer, mut answers) = mpsc::channel(9);
         let (streams, mut offered) = mpsc::channel(2);
         let refused = RefusedCounts::default();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_circuit_ends_when_nobody_takes_its_streams() {
+    async fn a_circuit_ends_if_its_streams_are_not_taken() {
         let (answer, _answers) = mpsc::channel(9);
         let (streams, offered) = mpsc::channel(1);
         drop(offered);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_circuit_on_which_nothing_is_asked_for_ends_soon() {
+    async fn a_circuit_without_requests_ends_soon() {
         let (streams, _offered) = mpsc::channel(1);
         let start = tokio::time::Instant::now();
         serve(futures::stream::pending::<Asked>(), &streams, |_| true, &RefusedCounts::default(), &place()).await;
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_end_is_told_from_an_error() {
+    fn an_ordinary_end_is_distinguished_from_an_error() {
         let io = |reason| io::Error::from(tor_proto::Error::EndReceived(reason));
         assert!(is_plain_end(&io(EndReason::MISC)));
         assert!(is_plain_end(&io(EndReason::DONE)));

@@ -92,7 +92,7 @@ fn every_byte_of_the_second_half_of_the_secret_is_in_the_nonce() {
 }
 
 #[test]
-fn the_second_half_is_a_secret_of_its_own() {
+fn the_second_half_of_the_key_is_an_independent_secret() {
     let [created, of_seed, _] = masters();
     let again = IdentitySecret::generate(&mut rand::rng());
     for (one, other) in [(&created, &of_seed), (&created, &again)] {

@@ -110,7 +110,7 @@ fn congestion_control_is_advertised_where_asked() {
 }
 
 #[test]
-fn a_point_that_is_not_what_it_says_is_refused() {
+fn an_inconsistent_point_is_refused() {
     assert!(check_point(&point(1)).is_ok());
     let spoilt = |spoil: fn(&mut IntroPoint)| {
         let mut point = point(1);
@@ -172,7 +172,7 @@ fn revisions_rise_with_the_clock_and_are_alike_at_all_publishers() {
 }
 
 #[test]
-fn credentials_show_nothing() {
+fn debug_output_of_credentials_shows_no_secret() {
     let shown = format!("{:?}", credentials());
     assert!(shown.ends_with("redacted)"), "{shown}");
     assert!(shown.len() < 120, "{shown}");

@@ -57,14 +57,14 @@ conforms!(
     clients_are_served_at_an_intro_point,
     points_keep_clear_of_excluded_relays,
     a_dropped_point_serves_again_with_its_keys,
-    a_point_passes_to_whoever_makes_it_last,
+    a_point_passes_to_the_node_that_opened_it_last,
     streams_on_one_circuit_are_bounded,
     rendezvous_are_bounded,
     a_point_is_lost_with_its_relay,
 );
 
 #[tokio::test]
-async fn the_whole_suite_holds_on_a_slow_network() {
+async fn the_conformance_suite_passes_on_a_slow_network() {
     let net = FakeNet::new(2, 30);
     net.latency(Duration::from_millis(2));
     conformance::all(&net).await;
@@ -127,7 +127,7 @@ fn master() -> IdentitySecret {
 }
 
 #[tokio::test]
-async fn a_killed_node_breaks_its_streams_and_serves_nobody() {
+async fn a_killed_node_breaks_its_streams_and_serves_no_client() {
     let (net, master) = (FakeNet::new(3, 12), master());
     let (host, point) = node(&net, &master).await;
     publish(&host, &master, &[&*point], 1).await;
@@ -165,7 +165,7 @@ async fn a_frozen_node_answers_nothing_and_thaws() {
 }
 
 #[tokio::test]
-async fn severed_nodes_reach_everybody_but_each_other() {
+async fn severed_nodes_reach_all_others_but_not_each_other() {
     let net = FakeNet::new(5, 12);
     let key = DiscoverySecret::generate(&mut rand::rng());
     let [one, other, third] = [0; 3].map(|_| net.engine());
@@ -219,7 +219,7 @@ async fn clients_move_on_with_the_time_period() {
 }
 
 #[tokio::test]
-async fn latency_is_felt() {
+async fn latency_delays_streams() {
     let (net, master) = (FakeNet::new(8, 12), master());
     let (host, point) = node(&net, &master).await;
     publish(&host, &master, &[&*point], 1).await;

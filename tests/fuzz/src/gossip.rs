@@ -59,7 +59,7 @@ impl Writer {
         numbers.iter().for_each(|number| self.0.extend(number.to_le_bytes()));
     }
 
-    fn life(&mut self, who: usize, generation: u64) {
+    fn incarnation(&mut self, who: usize, generation: u64) {
         let node = world().nodes[who];
         self.text(&node.to_string());
         self.numbers(&[generation]);
@@ -73,7 +73,7 @@ impl Writer {
     fn digest(&mut self, known: &[(usize, u64, [u64; 3])]) {
         self.0.extend(u16::try_from(known.len()).unwrap().to_le_bytes());
         for (who, generation, counts) in known {
-            self.life(*who, *generation);
+            self.incarnation(*who, *generation);
             self.numbers(counts);
         }
     }
@@ -107,13 +107,13 @@ impl DeltaOperation {
     }
 }
 
-fn body(told: &[DeltaOperation]) -> Vec<u8> {
+fn body(delta: &[DeltaOperation]) -> Vec<u8> {
     let mut out = Writer(Vec::new());
-    for operation in told {
+    for operation in delta {
         match operation {
             DeltaOperation::Incarnation(who, generation, counts) => {
                 out.0.push(0);
-                out.life(*who, *generation);
+                out.incarnation(*who, *generation);
                 out.numbers(counts);
             }
             DeltaOperation::Value(key, value, version, status) => {
@@ -139,23 +139,23 @@ fn syn(known: &[(usize, u64, [u64; 3])]) -> Vec<u8> {
     message.0
 }
 
-fn ack(told: &[DeltaOperation], packed: bool) -> Vec<u8> {
+fn ack(delta: &[DeltaOperation], packed: bool) -> Vec<u8> {
     let mut message = Writer::new(ACK);
-    message.stream(&body(told), packed);
+    message.stream(&body(delta), packed);
     message.0
 }
 
-fn syn_ack(known: &[(usize, u64, [u64; 3])], told: &[DeltaOperation], packed: bool) -> Vec<u8> {
+fn syn_ack(known: &[(usize, u64, [u64; 3])], delta: &[DeltaOperation], packed: bool) -> Vec<u8> {
     let mut message = Writer::new(SYN_ACK);
     message.digest(known);
-    message.stream(&body(told), packed);
+    message.stream(&body(delta), packed);
     message.0
 }
 
 pub(crate) fn message_seeds() -> Vec<Seed> {
     let from = |message: &[u8]| [&[1][..], message].concat();
     let known = [(0, OWN_GENERATION, [3, 0, 4]), (1, 7, [9, 0, 2]), (5, 1, [1, 0, 0])];
-    let told = |value: &str| {
+    let two_values = |value: &str| {
         [
             DeltaOperation::Incarnation(1, 7, [0, 0]),
             DeltaOperation::value("beat", value, 1),
@@ -172,9 +172,9 @@ pub(crate) fn message_seeds() -> Vec<Seed> {
     absurd[1].2[0] = u64::MAX;
     vec![
         Seed::good("question", from(&syn(&known))),
-        Seed::good("answer", from(&syn_ack(&known, &told("QUJD"), false))),
-        Seed::good("packed-answer", from(&syn_ack(&known, &told("QUJD"), true))),
-        Seed::good("values", from(&ack(&told("QUJD"), false))),
+        Seed::good("answer", from(&syn_ack(&known, &two_values("QUJD"), false))),
+        Seed::good("packed-answer", from(&syn_ack(&known, &two_values("QUJD"), true))),
+        Seed::good("values", from(&ack(&two_values("QUJD"), false))),
         Seed::good("deleted", from(&ack(&deleted, false))),
         Seed::bad("silent", from(&ack(&silent, false))),
         Seed::good("nothing", from(&ack(&[], true))),
@@ -222,8 +222,8 @@ fn composed(script: &mut Script<'_>) -> Vec<u8> {
         message.text(&world().cluster.to_string());
         return message.0;
     }
-    let told: Vec<_> = (0..script.choice(ENTRIES)).map(|_| operation(script)).collect();
-    message.stream(&body(&told), false);
+    let delta: Vec<_> = (0..script.choice(ENTRIES)).map(|_| operation(script)).collect();
+    message.stream(&body(&delta), false);
     message.0
 }
 
@@ -286,13 +286,13 @@ async fn converse(messages: Vec<(usize, Vec<u8>)>) -> bool {
 }
 
 pub(crate) fn mesh_seeds() -> Vec<Seed> {
-    let life = |who: u8| ScriptBuilder::default().byte(0).byte(who).number(7).number(0).number(0);
+    let incarnation = |who: u8| ScriptBuilder::default().byte(0).byte(who).number(7).number(0).number(0);
     let value =
         |key: u8, version: u64| ScriptBuilder::default().byte(2).byte(key).bytes(b"QUJD").number(version).byte(0);
     let version = |version: u64| ScriptBuilder::default().byte(1).number(version);
-    let told = |from: u8, told: Vec<ScriptBuilder>| {
-        let orders = ScriptBuilder::default().byte(from - 1).byte(ACK).byte(told.len() as u8);
-        told.into_iter().fold(orders, |orders, next| orders.rest(&next.0)).0
+    let ack = |from: u8, operations: Vec<ScriptBuilder>| {
+        let orders = ScriptBuilder::default().byte(from - 1).byte(ACK).byte(operations.len() as u8);
+        operations.into_iter().fold(orders, |orders, next| orders.rest(&next.0)).0
     };
     // The numbers: heartbeat, last garbage-collected version (0), highest version (3).
     let asked = |from: u8, who: u8, generation: u64, beat: u64| {
@@ -302,12 +302,15 @@ pub(crate) fn mesh_seeds() -> Vec<Seed> {
     vec![
         Seed::good(
             "records",
-            [asked(1, 1, 7, 5), told(1, vec![life(1), value(0, 1), value(1, 2), value(2, 3)])].concat(),
+            [asked(1, 1, 7, 5), ack(1, vec![incarnation(1), value(0, 1), value(1, 2), value(2, 3)])].concat(),
         ),
-        Seed::good("passed-on", [asked(1, 2, 7, 5), told(1, vec![life(2), value(3, 4)]), asked(2, 2, 7, 6)].concat()),
-        Seed::bad("silent", [asked(1, 1, 7, 5), told(1, vec![life(1), version(9)])].concat()),
+        Seed::good(
+            "passed-on",
+            [asked(1, 2, 7, 5), ack(1, vec![incarnation(2), value(3, 4)]), asked(2, 2, 7, 6)].concat(),
+        ),
+        Seed::bad("silent", [asked(1, 1, 7, 5), ack(1, vec![incarnation(1), version(9)])].concat()),
         // The delta claims to be complete up to a version below that of its last value.
-        Seed::bad("falls", [asked(1, 1, 7, 5), told(1, vec![life(1), value(0, 9), version(2)])].concat()),
+        Seed::bad("falls", [asked(1, 1, 7, 5), ack(1, vec![incarnation(1), value(0, 9), version(2)])].concat()),
         Seed::bad("lies", [asked(1, 0, OWN_GENERATION, 500), asked(2, 0, OWN_GENERATION, 900)].concat()),
         Seed::bad("nonsense", ScriptBuilder::default().byte(0).byte(3).bytes(&syn(&[])).0),
     ]

@@ -52,8 +52,8 @@ fn claimed() -> AwaitingAnswer<'static> {
 /// The known revocations: node 3 is evicted.
 fn revoked() -> &'static BTreeMap<NodeId, Verified<Revocation>> {
     static REVOKED: OnceLock<BTreeMap<NodeId, Verified<Revocation>>> = OnceLock::new();
-    let word = || Verified::sign(world().revocation(3), &world().authority).unwrap();
-    REVOKED.get_or_init(|| BTreeMap::from([(world().nodes[3], word())]))
+    let revocation = || Verified::sign(world().revocation(3), &world().authority).unwrap();
+    REVOKED.get_or_init(|| BTreeMap::from([(world().nodes[3], revocation())]))
 }
 
 /// A challenge from a listener. Whatever it contains, the dialler's proof is valid only for that
@@ -94,9 +94,9 @@ fn answer(bytes: &[u8]) -> bool {
             true
         }
         Err(HandshakeError::Refused(..)) => true,
-        Err(HandshakeError::Revoked(word)) => {
-            assert_eq!(word.signer(), world().authority_id.public_key());
-            assert_eq!(*word, Verified::sign(world().revocation(1), &world().authority).unwrap());
+        Err(HandshakeError::Revoked(revocation)) => {
+            assert_eq!(revocation.signer(), world().authority_id.public_key());
+            assert_eq!(*revocation, Verified::sign(world().revocation(1), &world().authority).unwrap());
             true
         }
         Err(_) => false,
@@ -107,8 +107,9 @@ pub(crate) fn handshake_seeds() -> Vec<Seed> {
     let seed = |turn: u8, bytes: Vec<u8>| [&[turn][..], &bytes].concat();
     let (listener, challenge) = listener();
     let proof = |purpose, challenge: &[u8]| dialler(purpose).challenge(challenge).unwrap().0;
-    let refused = |why, word: Option<Revocation>| {
-        let revocation = word.map(|word| Box::new(Verified::sign(word, &world().authority).unwrap().unverified()));
+    let refused = |why, revoked: Option<Revocation>| {
+        let revocation =
+            revoked.map(|revoked| Box::new(Verified::sign(revoked, &world().authority).unwrap().unverified()));
         Refused { why, revocation }.answer().unwrap()
     };
     let other = Listener::new(own(0, 7)).unwrap().1;

@@ -25,7 +25,7 @@ pub(super) fn look(nodes: &[Arc<Node>], report: &mut Report) {
 fn read_logs(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
     let mut complaints = BTreeMap::new();
     for node in nodes {
-        let [log, _] = node.said();
+        let [log, _] = node.output_files();
         let file = std::fs::File::open(&log).with_context(|| format!("cannot read {}", log.display()))?;
         for line in BufReader::new(file).split(b'\n') {
             let line = line?;
@@ -61,7 +61,7 @@ fn search_secrets(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
         opened_copy(node)?.add_to(&mut needles, node.name())?;
     }
     for node in nodes {
-        for file in node.said().iter().filter(|file| file.exists()) {
+        for file in node.output_files().iter().filter(|file| file.exists()) {
             let found = needles.find_in(file)?;
             report.secrets.extend(found.into_iter().map(|secret| format!("{secret}, in {}", file.display())));
         }
@@ -70,7 +70,7 @@ fn search_secrets(nodes: &[Arc<Node>], report: &mut Report) -> Result<()> {
 }
 
 #[test]
-fn complaints_are_told_apart_by_their_words() {
+fn complaints_are_distinguished_by_their_message() {
     let line = "2026-11-22T19:00:00.000000Z  WARN rustbalance::publish::task: cannot build the descriptor period=7";
     assert_eq!(complaint(line).as_deref(), Some("WARN rustbalance::publish::task: cannot build the descriptor"));
     assert_eq!(complaint("2026-11-22T19:00:00.000000Z  INFO rustbalance: all is well"), None);

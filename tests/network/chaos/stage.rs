@@ -41,7 +41,7 @@ pub(super) struct Stage<'a> {
     /// The relays without the authorities, then the authorities.
     relays: [Vec<&'a Relay>; 2],
     watch: &'a Watch<'a>,
-    teller: &'a EventLog,
+    event_log: &'a EventLog,
     state: Mutex<State>,
 }
 
@@ -62,7 +62,7 @@ impl<'a> Stage<'a> {
         network: &'a Network,
         nodes: &'a [Arc<Node>],
         watch: &'a Watch<'a>,
-        teller: &'a EventLog,
+        event_log: &'a EventLog,
     ) -> Self {
         let (authorities, relays) = network.relays().iter().partition(|relay| relay.dir_port.is_some());
         let processes = vec![Process::Up; nodes.len()];
@@ -71,7 +71,7 @@ impl<'a> Stage<'a> {
         let (starts, ended_for_disk) = (nodes.len(), 0);
         let state = State { processes, disk_is_full, disk_was_full, counts, starts, ended, ended_for_disk };
         let state = Mutex::new(state);
-        Self { nodes, relays: [relays, authorities], watch, teller, state }
+        Self { nodes, relays: [relays, authorities], watch, event_log, state }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -79,7 +79,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Adds the faults, starts and ends to a report.
-    pub(super) fn tell_all(&self, report: &mut Report) {
+    pub(super) fn fill(&self, report: &mut Report) {
         let state = self.lock();
         report.faults.clone_from(&state.counts);
         report.ended.clone_from(&state.ended);
@@ -102,7 +102,7 @@ impl<'a> Stage<'a> {
         let node = &self.nodes[index];
         *self.lock().counts.entry(fault.name()).or_default() += 1;
         let publishes = self.watch.begin_fault(index, fault);
-        self.teller.tell(format_args!(
+        self.event_log.report(format_args!(
             "{}: {}{}",
             node.name(),
             fault.name(),
@@ -117,7 +117,7 @@ impl<'a> Stage<'a> {
         };
         // The process may have just ended by itself, which `supervise` notices.
         if let Err(error) = done {
-            self.teller.tell(format_args!("{}: {} failed: {error:#}", node.name(), fault.name()));
+            self.event_log.report(format_args!("{}: {} failed: {error:#}", node.name(), fault.name()));
         }
     }
 
@@ -131,10 +131,10 @@ impl<'a> Stage<'a> {
             Fault::FullDisk => self.free_disk(index),
         };
         if let Err(error) = done {
-            self.teller.tell(format_args!("{}: the end of {} failed: {error:#}", node.name(), fault.name()));
+            self.event_log.report(format_args!("{}: the end of {} failed: {error:#}", node.name(), fault.name()));
         }
         self.watch.end_fault(index);
-        self.teller.tell(format_args!("{}: end of {}", node.name(), fault.name()));
+        self.event_log.report(format_args!("{}: end of {}", node.name(), fault.name()));
     }
 
     fn down(&self, index: usize) -> Result<()> {
@@ -191,7 +191,7 @@ impl<'a> Stage<'a> {
                 }
                 Process::Ended(until) if Instant::now() >= until => {
                     if let Err(error) = self.up(index) {
-                        self.teller.tell(format_args!("{} cannot be restarted: {error:#}", node.name()));
+                        self.event_log.report(format_args!("{} cannot be restarted: {error:#}", node.name()));
                     }
                     self.watch.end_fault(index);
                 }
@@ -205,15 +205,15 @@ impl<'a> Stage<'a> {
     /// that reason.
     fn note_end(&self, index: usize) {
         let node = &self.nodes[index];
-        let (code, said) = (node.ended().flatten(), node.last_log_line());
-        self.teller.tell(format_args!("{} has ended by itself ({code:?}): {said}", node.name()));
+        let (code, last_line) = (node.ended().flatten(), node.last_log_line());
+        self.event_log.report(format_args!("{} has ended by itself ({code:?}): {last_line}", node.name()));
         let mut state = self.lock();
-        let says_why = ["no space left", "No space left", "disk is full"].iter().any(|why| said.contains(why))
+        let says_why = ["no space left", "No space left", "disk is full"].iter().any(|why| last_line.contains(why))
             || node.log().lines().rev().take(LAST_LINES).any(|line| line.contains("directory is no longer updated"));
         if code == Some(1) && state.disk_was_full[index] && says_why {
             state.ended_for_disk += 1;
         } else {
-            state.ended.push(format!("{} ({code:?}): {said}", node.name()));
+            state.ended.push(format!("{} ({code:?}): {last_line}", node.name()));
         }
         state.processes[index] = Process::Ended(Instant::now() + RESTART_PAUSE);
     }
@@ -221,13 +221,13 @@ impl<'a> Stage<'a> {
     fn kill_relay(&self, relay: &Relay, what: &'static str) {
         *self.lock().counts.entry(what).or_default() += 1;
         let done = relay.kill().with_context(|| format!("cannot kill {}", relay.nickname));
-        self.teller.tell(format_args!("{what} {}: kill{}", relay.nickname, describe(&done)));
+        self.event_log.report(format_args!("{what} {}: kill{}", relay.nickname, describe(&done)));
     }
 
     fn revive(&self, relay: &Relay) {
         let done = relay.restart();
         self.watch.forget_directory(relay);
-        self.teller.tell(format_args!("{}: restarted{}", relay.nickname, describe(&done)));
+        self.event_log.report(format_args!("{}: restarted{}", relay.nickname, describe(&done)));
     }
 }
 

@@ -132,7 +132,7 @@ pub(super) struct Watch<'a> {
     nodes: &'a [Arc<Node>],
     onion: &'a str,
     eye: &'a DescriptorReader,
-    teller: &'a EventLog,
+    event_log: &'a EventLog,
     /// The addresses and roles of the members.
     members: BTreeSet<(String, String)>,
     /// The addresses of the nodes, in their order.
@@ -147,7 +147,7 @@ impl<'a> Watch<'a> {
         nodes: &'a [Arc<Node>],
         onion: &'a str,
         eye: &'a DescriptorReader,
-        teller: &'a EventLog,
+        event_log: &'a EventLog,
     ) -> Result<Self> {
         let statuses = nodes.iter().map(|node| node.status()).collect::<Result<Vec<_>>>()?;
         let members = statuses.iter().map(|status| (status.node.clone(), status.role.clone())).collect();
@@ -161,7 +161,7 @@ impl<'a> Watch<'a> {
             kept: None,
         };
         let state = Mutex::new(State { nodes: statuses.into_iter().map(seen).collect(), ..State::default() });
-        Ok(Self { nodes, onion, eye, teller, members, ids, state, ended: AtomicBool::new(false) })
+        Ok(Self { nodes, onion, eye, event_log, members, ids, state, ended: AtomicBool::new(false) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -210,7 +210,7 @@ impl<'a> Watch<'a> {
                 node: self.nodes[index].name().to_owned(),
                 fault: fault.name(),
                 publisher,
-                at: at.saturating_duration_since(self.teller.started),
+                at: at.saturating_duration_since(self.event_log.started),
                 out,
                 watched: at.elapsed(),
             });
@@ -244,7 +244,7 @@ impl<'a> Watch<'a> {
         }
         drop(state);
         for index in &whole {
-            self.teller.tell(format_args!("{}: recovered", self.nodes[*index].name()));
+            self.event_log.report(format_args!("{}: recovered", self.nodes[*index].name()));
         }
         whole
     }
@@ -256,7 +256,7 @@ impl<'a> Watch<'a> {
             let Some(vitals) = node.vitals() else { continue };
             let fault = {
                 let mut state = self.lock();
-                let at = self.teller.started.elapsed();
+                let at = self.event_log.started.elapsed();
                 state.samples.push(Sample { at, node: node.name().to_owned(), vitals });
                 state.nodes[index].fault
             };
@@ -284,9 +284,9 @@ impl<'a> Watch<'a> {
         }
         // A node that is not healthy yet may not have received all members.
         if status.phase == "healthy" {
-            let said: BTreeSet<_> = status.members.iter().map(|it| (it.node.clone(), it.role.clone())).collect();
-            if said != self.members {
-                state.lost.insert(format!("{name} knows {} members, not {}", said.len(), self.members.len()));
+            let listed: BTreeSet<_> = status.members.iter().map(|it| (it.node.clone(), it.role.clone())).collect();
+            if listed != self.members {
+                state.lost.insert(format!("{name} knows {} members, not {}", listed.len(), self.members.len()));
             }
         }
         if let Some(publisher) = &status.publisher {
@@ -337,7 +337,7 @@ impl<'a> Watch<'a> {
                 if departing.keys.is_disjoint(&keys) {
                     departing.out = Some(departing.at.elapsed());
                     let took = departing.at.elapsed().as_secs_f64();
-                    self.teller.tell(format_args!("{}: out of every directory after {took:.1} s", node.name()));
+                    self.event_log.report(format_args!("{}: out of every directory after {took:.1} s", node.name()));
                 }
             }
         }
@@ -376,7 +376,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Adds all observations to a report.
-    pub(super) fn tell_all(&self, report: &mut Report) {
+    pub(super) fn fill(&self, report: &mut Report) {
         for index in 0..self.nodes.len() {
             self.check_store(index);
         }

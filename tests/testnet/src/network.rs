@@ -50,8 +50,8 @@ impl Network {
         Self::boot_with_progress(options, |_| {})
     }
 
-    /// Like [`Network::boot`]; `tell` receives a line for each step.
-    pub fn boot_with_progress(options: Options, tell: impl Fn(&str)) -> Result<Self> {
+    /// Like [`Network::boot`]; `report` receives a line for each step.
+    pub fn boot_with_progress(options: Options, report: impl Fn(&str)) -> Result<Self> {
         options.check()?;
         sweep_temporary();
         keys::create_private(&options.base)?;
@@ -76,7 +76,7 @@ impl Network {
         let ports = options.reserve_ports()?;
         let started = Instant::now();
         let relays = keys::relays(&options, &ports, &base)?;
-        tell(&format!(
+        report(&format!(
             "keys of {} relays are ready after {:.1} s; ports from {}",
             relays.len(),
             started.elapsed().as_secs_f64(),
@@ -103,7 +103,7 @@ impl Network {
         for relay in &facts.relays {
             process::launch(&base, &relay.nickname, NETWORK_RECORD)?;
         }
-        wait_for_consensus(&base, &facts, &tell)?;
+        wait_for_consensus(&base, &facts, &report)?;
         // A client that starts before there is a consensus fails to get one, and then waits longer
         // before each new attempt.
         let teacher = facts.authorities().next().map(Relay::folder);
@@ -112,7 +112,7 @@ impl Network {
         let client = client.finish(BOOT_PATIENCE)?;
         facts.client = Some(client.ports());
         facts.save(&base)?;
-        tell(&format!("the network is up after {:.1} s", started.elapsed().as_secs_f64()));
+        report(&format!("the network is up after {:.1} s", started.elapsed().as_secs_f64()));
         Ok(Self {
             facts,
             client,
@@ -417,7 +417,7 @@ fn since_epoch() -> Duration {
 }
 
 /// Waits until every authority's consensus lists every relay as a directory of onion services.
-fn wait_for_consensus(base: &Path, facts: &Facts, tell: &impl Fn(&str)) -> Result<()> {
+fn wait_for_consensus(base: &Path, facts: &Facts, report: &impl Fn(&str)) -> Result<()> {
     let started = Instant::now();
     let seconds = || started.elapsed().as_secs_f64();
     let mut most = 0;
@@ -425,7 +425,7 @@ fn wait_for_consensus(base: &Path, facts: &Facts, tell: &impl Fn(&str)) -> Resul
         let listed = facts.authorities().map(|authority| directories_listed(&authority.folder())).min().unwrap_or(0);
         if listed > most {
             most = listed;
-            tell(&format!("the consensus lists {listed} of {} relays after {:.1} s", facts.relays.len(), seconds()));
+            report(&format!("the consensus lists {listed} of {} relays after {:.1} s", facts.relays.len(), seconds()));
         }
         if listed == facts.relays.len() {
             return Ok(());

@@ -209,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_of_a_namespace_are_known_by_who_they_are_outside() {
+    fn users_of_a_namespace_are_mapped_to_their_outer_ids() {
         assert_eq!(outside(0, "         0       1000          1\n"), Some(1000));
         assert_eq!(outside(5, "0 1000 1\n1 100000 65536\n"), Some(100_004));
         assert_eq!(outside(1000, "0 0 4294967295\n"), Some(1000));

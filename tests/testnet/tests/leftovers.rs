@@ -168,7 +168,7 @@ fn directories_are_seen_as_they_are(network: &Network) {
 }
 
 #[test]
-fn run_passes_on_what_its_command_says_and_obeys_signals() {
+fn run_returns_the_status_of_its_command_and_obeys_signals() {
     let folder = Folder::new("run");
     let script = "test -s \"$RUSTBALANCE_TESTNET_ARTI\" && test -d \"$RUSTBALANCE_TESTNET\" && \
                   \"$0\" status \"$RUSTBALANCE_TESTNET\" >/dev/null && exit 42";

@@ -8,7 +8,7 @@ use rustbalance_testnet::{Network, Site, Warmth, decrypt};
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[test]
-fn clients_reach_a_site_and_directories_tell_what_they_hold() {
+fn clients_reach_a_site_and_directories_show_what_they_hold() {
     let started = Instant::now();
     let mark = |what: &str| eprintln!("{:6.1} s {what}", started.elapsed().as_secs_f64());
     let network = Network::shared().unwrap();
@@ -41,10 +41,10 @@ fn clients_reach_a_site_and_directories_tell_what_they_hold() {
     let published = network.published(onion).unwrap();
     mark("asked every directory");
     assert!(published.len() >= 4, "{}", published.len());
-    let said = decrypt(onion, &published[0].text).unwrap();
-    assert_eq!(said.revision, published[0].revision);
-    assert!(!said.intro_points.is_empty());
-    for point in &said.intro_points {
+    let content = decrypt(onion, &published[0].text).unwrap();
+    assert_eq!(content.revision, published[0].revision);
+    assert!(!content.intro_points.is_empty());
+    for point in &content.intro_points {
         let relay = network
             .relays()
             .iter()

@@ -7,7 +7,7 @@ use super::*;
 use crate::wire::tests::{ack, bare_version, syn};
 
 #[tokio::test(start_paused = true)]
-async fn garbage_and_crowds_change_nothing() {
+async fn garbage_and_floods_of_unknown_nodes_change_nothing() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 3, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
@@ -33,7 +33,7 @@ async fn garbage_and_crowds_change_nothing() {
 /// A member announces more and more values of its own, and its peers forward them. Neither fills
 /// the memory of the others.
 #[tokio::test(start_paused = true)]
-async fn a_hoarder_does_not_fill_the_memory_of_others() {
+async fn a_member_with_too_many_values_does_not_fill_the_memory_of_others() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 3, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
@@ -41,13 +41,13 @@ async fn a_hoarder_does_not_fill_the_memory_of_others() {
         peer.mesh.set_limits(MeshLimits { node_bytes: 160_000, ..MeshLimits::default() });
         peer.mesh.set_members((0..3).map(node).collect());
     }
-    let hoarder = &peers[2].mesh;
+    let flooding = &peers[2].mesh;
     for i in 0..50 {
         let token = rustbalance_gossip::id::InvitationId::from_public_key([i; 32]);
         // Not compressible, like signatures.
         let noise: Vec<u8> =
             (0..280u16).flat_map(|n| Sha3_256::digest([&[i][..], &n.to_be_bytes()].concat())).collect();
-        hoarder.set(RecordKind::Invitation(token), &noise).unwrap();
+        flooding.set(RecordKind::Invitation(token), &noise).unwrap();
     }
     let taken = |peer: &Peer| -> usize {
         peer.seen.iter().filter(|((origin, _), _)| *origin == node(2)).map(|(_, value)| value.len()).sum()
@@ -76,14 +76,14 @@ async fn a_spoofed_version_silences_a_living_node_for_seconds_only() {
     let mut peers = start(&network, 3, interval).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
     let hostile = network.join(node(66));
-    for lie in 0..3 {
+    for spoofed in 0..3 {
         for to in 0..3 {
-            (hostile.send)(node(to), syn([(node(1), (1 << 16) | lie)].into_iter(), 50_000, 50_000));
+            (hostile.send)(node(to), syn([(node(1), (1 << 16) | spoofed)].into_iter(), 50_000, 50_000));
         }
         sleep(Duration::from_secs(8)).await;
-        let said = format!("after spoofed version {lie}");
-        peers[1].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
-        until(&mut peers, "a value after the spoofed version", |peers| peers[0].knows(1, RecordKind::Lease, &said))
+        let text = format!("after spoofed version {spoofed}");
+        peers[1].mesh.set(RecordKind::Lease, text.as_bytes()).unwrap();
+        until(&mut peers, "a value after the spoofed version", |peers| peers[0].knows(1, RecordKind::Lease, &text))
             .await;
     }
     let counters = peers[1].mesh.counters();
@@ -126,9 +126,9 @@ async fn refused_values_do_not_keep_other_values_from_a_node() {
     network.heal();
     sleep(INTERVAL * 20).await;
     for round in 0..5 {
-        let said = format!("round {round}");
-        peers[0].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
-        let took = until(&mut peers, "a value", |peers| peers[1].knows(0, RecordKind::Lease, &said)).await;
+        let text = format!("round {round}");
+        peers[0].mesh.set(RecordKind::Lease, text.as_bytes()).unwrap();
+        let took = until(&mut peers, "a value", |peers| peers[1].knows(0, RecordKind::Lease, &text)).await;
         assert!(took < INTERVAL * 30, "{took:?}");
     }
     assert!(peers[1].mesh.counters().unknown_nodes > 40, "{:?}", peers[1].mesh.counters());
@@ -148,9 +148,9 @@ async fn values_beyond_a_quota_do_not_keep_other_values_from_a_node() {
         sleep(INTERVAL).await;
     }
     for round in 0..5 {
-        let said = format!("round {round}");
-        peers[0].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
-        until(&mut peers, "a value", |peers| peers[1].knows(0, RecordKind::Lease, &said)).await;
+        let text = format!("round {round}");
+        peers[0].mesh.set(RecordKind::Lease, text.as_bytes()).unwrap();
+        until(&mut peers, "a value", |peers| peers[1].knows(0, RecordKind::Lease, &text)).await;
         sleep(INTERVAL * 10).await;
     }
     let counters = peers[1].mesh.counters();
@@ -160,7 +160,7 @@ async fn values_beyond_a_quota_do_not_keep_other_values_from_a_node() {
 /// chitchat sends made-up values first if they are new to a peer that accepts them. In every third
 /// answer the gate leaves them out.
 #[tokio::test(start_paused = true)]
-async fn members_own_values_arrive_between_made_up_ones() {
+async fn values_of_a_member_arrive_among_invented_ones() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 2, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
@@ -177,7 +177,7 @@ async fn members_own_values_arrive_between_made_up_ones() {
 /// A hostile member names a flood of incarnations, of itself and of all others. A node that
 /// restarts is heard all the same.
 #[tokio::test(start_paused = true)]
-async fn a_node_that_restarts_is_heard_among_made_up_lives() {
+async fn a_node_that_restarts_is_heard_among_invented_incarnations() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 2, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;
@@ -193,16 +193,16 @@ async fn a_node_that_restarts_is_heard_among_made_up_lives() {
     for generation in 2..20 {
         peers.pop();
         peers.push(Peer::start(&network, 1, generation, INTERVAL).await);
-        let said = format!("life {generation}");
-        peers[1].mesh.set(RecordKind::Lease, said.as_bytes()).unwrap();
-        until(&mut peers, "a value", |peers| peers[0].knows(1, RecordKind::Lease, &said)).await;
+        let text = format!("incarnation {generation}");
+        peers[1].mesh.set(RecordKind::Lease, text.as_bytes()).unwrap();
+        until(&mut peers, "a value", |peers| peers[0].knows(1, RecordKind::Lease, &text)).await;
     }
 }
 
 /// A hostile member sends a starting node versions without values, as if it had nothing more to
 /// learn of the others.
 #[tokio::test(start_paused = true)]
-async fn nothing_is_hidden_by_a_version_without_its_values() {
+async fn a_version_without_its_values_hides_no_value() {
     let network = MemoryNetwork::default();
     let mut peers = start(&network, 2, INTERVAL).await;
     until(&mut peers, "all cards", all_cards_everywhere).await;

@@ -59,7 +59,7 @@ fn node(i: u8) -> NodeId {
 }
 
 #[test]
-fn our_reading_is_chitchats() {
+fn our_parser_reads_a_message_as_chitchat_does() {
     let bytes = syn([(node(1), 7), (node(2), 9)].into_iter(), 3, 4);
     let again = for_chitchat(&bytes).unwrap().serialize_to_vec();
     let (mut ours, theirs) = (read(&bytes).unwrap(), read(&again).unwrap());
@@ -77,7 +77,7 @@ fn incarnation(i: u8) -> Operation {
 }
 
 #[test]
-fn what_is_not_admitted_is_left_out_and_the_rest_stays() {
+fn values_that_are_not_admitted_are_removed_and_the_rest_stays() {
     let delta = vec![incarnation(1), value(1), value(2), incarnation(2), value(3), value(4)];
     let mut message = read(&ack_of(delta.clone())).unwrap();
     assert_eq!(
@@ -96,7 +96,7 @@ fn what_is_not_admitted_is_left_out_and_the_rest_stays() {
 }
 
 #[test]
-fn versions_that_fall_and_lives_told_twice_are_refused() {
+fn falling_versions_and_repeated_incarnations_are_refused() {
     let values_by_incarnation = |delta: &[Operation]| read(&ack_of(delta.to_vec())).is_ok();
     assert!(values_by_incarnation(&[incarnation(1), value(1), value(5), incarnation(2), value(2)]));
     assert!(!values_by_incarnation(&[incarnation(1), value(5), value(4)]));

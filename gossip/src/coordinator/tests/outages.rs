@@ -11,7 +11,7 @@ fn pair(hides: bool, role: Role) -> (Scene, Identity) {
     scene.event(waits_at(point(1, 1)));
     scene.event(ready(true));
     let other = scene.meet(1, role);
-    scene.hear(&other, RecordKind::IntroPoints(service()), other.points(2, vec![point(2, 2), point(3, 3)]));
+    scene.receive(&other, RecordKind::IntroPoints(service()), other.points(2, vec![point(2, 2), point(3, 3)]));
     scene.pass_with(60, &other, Phase::Active);
     assert_eq!(listed(&scene, &other), 2);
     (scene, other)
@@ -88,10 +88,10 @@ fn points_at_which_no_healthy_publisher_stands_in_leave_at_once() {
 }
 
 #[test]
-fn points_that_were_not_published_do_not_come_of_a_node_that_is_silent() {
+fn unpublished_points_of_a_silent_node_are_not_added() {
     let (mut scene, other) = pair(true, Role::Worker);
     scene.pass(60);
-    scene.hear(&other, RecordKind::IntroPoints(service()), other.points(1000, vec![point(2, 2), point(4, 4)]));
+    scene.receive(&other, RecordKind::IntroPoints(service()), other.points(1000, vec![point(2, 2), point(4, 4)]));
     scene.pass(5);
     assert_eq!(listed(&scene, &other), 1, "only the point in its last record that was chosen before");
 }

@@ -24,9 +24,9 @@ fn everything() -> Vec<Announced> {
     let mut nodes: Vec<Identity> = (1..4).map(|n| founder.node(n, Role::Publisher)).collect();
     nodes.extend((4..6).map(|n| founder.node(n, Role::Worker)));
     nodes.extend((6..9).map(|n| founder.admit(n, Role::Worker, FOUNDED + u64::from(n % 2), Some(token))));
-    let mut said = Vec::new();
+    let mut all = Vec::new();
     let mut push =
-        |origin: NodeId, kind, bytes: Result<Vec<u8>, _>| said.push(Announced { origin, kind, bytes: bytes.unwrap() });
+        |origin: NodeId, kind, bytes: Result<Vec<u8>, _>| all.push(Announced { origin, kind, bytes: bytes.unwrap() });
     for (index, who) in nodes.iter().enumerate() {
         let id = who.node();
         push(id, RecordKind::Card, sign(who.card(1, index as u8), &who.key).to_bytes());
@@ -45,7 +45,7 @@ fn everything() -> Vec<Announced> {
         push(nodes[0].node(), RecordKind::Invitation(token), version.to_bytes());
     }
     push(nodes[0].node(), RecordKind::Revocation(nodes[3].node()), founder.revoke(nodes[3].node()).to_bytes());
-    said
+    all
 }
 
 /// The part of a view on which two nodes must agree.
@@ -78,12 +78,12 @@ proptest! {
         repeated in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
         let (mut scene, mut other) = (Scene::new(), Scene::new());
-        for said in everything() {
-            let _ = scene.view.ingest(said.origin, said.kind, &said.bytes, at(0));
+        for announced in everything() {
+            let _ = scene.view.ingest(announced.origin, announced.kind, &announced.bytes, at(0));
         }
         let again: Vec<Announced> = repeated.iter().map(|index| index.get(&order).clone()).collect();
-        for said in order.into_iter().chain(again) {
-            let _ = other.view.ingest(said.origin, said.kind, &said.bytes, at(0));
+        for announced in order.into_iter().chain(again) {
+            let _ = other.view.ingest(announced.origin, announced.kind, &announced.bytes, at(0));
         }
         prop_assert_eq!(opinion(&scene.view), opinion(&other.view));
         prop_assert_eq!(scene.view.members().count(), 7);

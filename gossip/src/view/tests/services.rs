@@ -15,7 +15,7 @@ impl Scene {
         points: Vec<IntroPoint>,
     ) -> Result<Changes, RecordRejection> {
         let record = IntroPoints { service, fitness, ..who.points(seq, points) };
-        self.say(who, RecordKind::IntroPoints(service), record, at(3))
+        self.receive(who, RecordKind::IntroPoints(service), record, at(3))
     }
 
     fn publish(
@@ -27,7 +27,7 @@ impl Scene {
     ) -> Result<Changes, RecordRejection> {
         let periods = vec![PublishedPeriod { period: DAY, revision, confirmed: 1, directories: 1 }];
         let record = Publication { cluster: who.cluster(), node: who.node(), seq, service, term: 1, periods };
-        self.say(who, RecordKind::Publication(service), record, at(3))
+        self.receive(who, RecordKind::Publication(service), record, at(3))
     }
 }
 
@@ -58,11 +58,11 @@ fn a_record_under_the_key_of_another_service_is_refused() {
     let who = scene.meet(1, at(0));
     let other = RecordKind::IntroPoints(scene.founder.service(1));
     let record = who.points(seq(1, 9), vec![point(1, 1)]);
-    assert_eq!(scene.say(&who, other, record, at(3)), Err(RecordRejection::Origin));
+    assert_eq!(scene.receive(&who, other, record, at(3)), Err(RecordRejection::Origin));
     let other = RecordKind::Publication(scene.founder.service(1));
     let (cluster, node, service) = (who.cluster(), who.node(), who.service());
     let record = Publication { cluster, node, seq: seq(1, 9), service, term: 1, periods: Vec::new() };
-    assert_eq!(scene.say(&who, other, record, at(3)), Err(RecordRejection::Origin));
+    assert_eq!(scene.receive(&who, other, record, at(3)), Err(RecordRejection::Origin));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_record_from_before_the_last_restart_proves_no_fitness() {
     let fitness = |scene: &Scene| scene.view.member(&who.node()).unwrap().fitness(&service);
     scene.announce(&who, (service, Fitness::Healthy, seq(1, 9)), vec![point(1, 1)]).unwrap();
     assert_eq!(fitness(&scene), Fitness::Healthy);
-    let restarted = scene.say(&who, RecordKind::Heartbeat, who.beat(seq(2, 1), Phase::Active), at(4)).unwrap();
+    let restarted = scene.receive(&who, RecordKind::Heartbeat, who.beat(seq(2, 1), Phase::Active), at(4)).unwrap();
     assert!(restarted.points);
     assert_eq!(fitness(&scene), Fitness::Down);
     assert_eq!(scene.view.member(&who.node()).unwrap().condition(), Condition::Initializing);

@@ -43,7 +43,7 @@ fn serving(which: &[u8]) -> StandInPlan {
 }
 
 #[test]
-fn what_falls_to_this_node_is_opened_once() {
+fn each_point_assigned_to_this_node_is_opened_once() {
     let mut plan = serving(&[1, 2]);
     assert_eq!(plan.handle(wanted(&[1, 2]), at(seconds(2))), []);
     assert_eq!(plan.next_timeout(Now::default()), None);
@@ -51,7 +51,7 @@ fn what_falls_to_this_node_is_opened_once() {
 }
 
 #[test]
-fn a_point_is_held_until_the_one_who_is_back_has_taken_it() {
+fn a_point_is_held_until_the_returned_node_has_taken_it() {
     let mut plan = serving(&[1, 2]);
     assert_eq!(plan.handle(wanted(&[]), at(seconds(10))), []);
     assert_eq!(plan.handle(Event::Lost(unattended(1)), at(seconds(12))), [Action::Forget(unattended(1))]);
@@ -62,7 +62,7 @@ fn a_point_is_held_until_the_one_who_is_back_has_taken_it() {
 }
 
 #[test]
-fn who_falls_silent_again_is_stood_in_for_at_once() {
+fn points_of_a_node_that_falls_silent_again_are_opened_at_once() {
     let mut plan = serving(&[1, 2]);
     plan.handle(wanted(&[]), at(seconds(10)));
     plan.handle(Event::Lost(unattended(1)), at(seconds(12)));
@@ -72,7 +72,7 @@ fn who_falls_silent_again_is_stood_in_for_at_once() {
 }
 
 #[test]
-fn nobody_is_fought_for_a_point() {
+fn a_lost_point_is_opened_again_only_after_growing_pauses() {
     let mut plan = serving(&[1]);
     let (mut now, mut taken) = (seconds(1), Vec::new());
     while now < seconds(3600) {
@@ -88,7 +88,7 @@ fn nobody_is_fought_for_a_point() {
 }
 
 #[test]
-fn what_cannot_be_opened_is_tried_again_while_it_falls_to_this_node() {
+fn a_point_that_cannot_be_opened_is_tried_again_while_it_is_assigned_to_this_node() {
     let mut plan = StandInPlan::default();
     plan.handle(wanted(&[1]), at(seconds(0)));
     assert_eq!(plan.handle(Event::OpenFailed(unattended(1)), at(seconds(2))), []);

@@ -57,7 +57,7 @@ fn a_rendezvous_point_that_never_answers_gives_its_places_to_others() {
 }
 
 #[test]
-fn rendezvous_points_that_no_directory_names_go_first_and_take_no_other_place() {
+fn unlisted_rendezvous_points_are_given_up_first_and_displace_no_listed_one() {
     let mut plan = CircuitPlan::default();
     let (honest, _) = introduce(&mut plan, listed(1), (4, 99), at(0)).unwrap();
     let fake: Vec<_> = (0..3).map(|n| introduce(&mut plan, made_up(n), (4, 99), at(n)).unwrap().0).collect();
@@ -68,7 +68,7 @@ fn rendezvous_points_that_no_directory_names_go_first_and_take_no_other_place() 
 }
 
 #[test]
-fn clients_that_have_just_come_are_not_given_up_for_more_of_their_kind() {
+fn new_clients_are_not_given_up_for_further_new_clients() {
     let mut plan = CircuitPlan::default();
     for relay in 0..8 {
         introduce(&mut plan, listed(relay), (8, 99), at(0)).unwrap();
@@ -94,7 +94,7 @@ fn a_slow_failure_is_tried_again_less_than_a_quick_one() {
 }
 
 #[test]
-fn only_accepted_streams_extend_a_circuit() {
+fn only_accepted_streams_keep_a_circuit_open() {
     let mut plan = CircuitPlan::default();
     let (id, _) = meet(&mut plan, 9, at(100)).unwrap();
     assert_eq!(plan.left(id, at(110)), at(20));
@@ -192,7 +192,7 @@ proptest! {
     /// ones. A client with its own rendezvous point still gets a place at once, and keeps it for
     /// the two seconds that it needs.
     #[test]
-    fn an_honest_client_is_met_whatever_others_ask(
+    fn an_honest_client_gets_a_rendezvous_whatever_others_ask(
         dead in prop::collection::vec(0..3_u8, 0..60), fake in prop::collection::vec(0..1000_u64, 0..60), making in 8..40_usize,
     ) {
         let mut plan = CircuitPlan::default();

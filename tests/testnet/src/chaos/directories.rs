@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_such_event_is_passed_over() {
+    fn other_events_are_ignored() {
         let mut awaited = AwaitedDirectory::default();
         for event in ["", "HS_DESC", "HS_DESC REQUESTED", "HS_DESC REQUESTED a b UNKNOWN", "SIGNAL NEWNYM"] {
             awaited.note(event);

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_is_always_whole_and_tor_goes_on() {
+    fn one_publisher_is_always_whole_and_tor_keeps_working() {
         for seed in 0..200 {
             play(seed, |driver, now| {
                 assert!((0..3).any(|node| driver.is_whole(node)), "seed {seed}: no publisher is whole at {now:?}");
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_fault_comes_and_the_witness_lives() {
+    fn every_kind_of_fault_occurs_and_the_witness_is_never_ended() {
         for seed in 0..50 {
             let done = play(seed, |_, _| {});
             let witness = Driver::new(rules(), seed).witness();
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn in_the_calm_everything_ends() {
+    fn every_fault_ends_in_the_calm() {
         for seed in 0..50 {
             let done = play(seed, |driver, now| {
                 assert!(
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_replays() {
+    fn a_seed_replays_the_same_run() {
         assert_eq!(play(7, |_, _| {}), play(7, |_, _| {}));
         assert_ne!(play(7, |_, _| {}), play(8, |_, _| {}));
     }

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_lasts_from_the_first_request_in_vain_until_an_answer() {
+    fn an_outage_lasts_from_the_first_failed_request_until_an_answer() {
         let ledger = ledger(&[
             ("a", 0, 1, true),
             ("a", 3, 8, false),
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_for_dead_directories_is_told_apart() {
+    fn waiting_for_dead_directories_is_counted_separately() {
         let visit = |begun, ended, outcome| Visit {
             visitor: "a".into(),
             begun: Duration::from_secs(begun),
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_is_one_of_all_clients_and_reaches_to_the_end() {
+    fn a_silence_concerns_all_clients_and_may_last_to_the_end() {
         let ledger = ledger(&[("a", 0, 1, true), ("b", 5, 7, true), ("a", 2, 9, true)]);
         assert_eq!(ledger.longest_silence(Duration::from_secs(10)).length.as_secs(), 6);
         let last = ledger.longest_silence(Duration::from_secs(40));
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn causes_are_found_below_what_was_added() {
+    fn causes_are_found_below_added_context() {
         let refused = anyhow::Error::new(Refusal(0xF0)).context("no stream");
         assert_eq!(Cause::of(&refused), Cause::NoDescriptor);
         let late: anyhow::Result<()> = Err(std::io::Error::from(ErrorKind::WouldBlock)).context("no answer");

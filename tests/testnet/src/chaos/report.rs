@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_report_misses_nothing() {
+    fn a_good_report_meets_every_bound() {
         assert_eq!(good().missed(&BOUNDS), Vec::<String>::new());
     }
 

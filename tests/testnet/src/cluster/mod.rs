@@ -112,8 +112,8 @@ impl<'n> Cluster<'n> {
         let target = node.site().addr().to_string();
         let arti = node.arti().to_string_lossy().into_owned();
         let words = [&["init", "--target", &target, "--arti-config", &arti], options].concat();
-        let said = node.command(&words, "", INIT_PATIENCE)?.ok("init")?;
-        let address = onion_in(&said).with_context(|| format!("init does not print the address: {said}"))?;
+        let output = node.command(&words, "", INIT_PATIENCE)?.ok("init")?;
+        let address = onion_in(&output).with_context(|| format!("init does not print the address: {output}"))?;
         *self.master.lock() = Some(address);
         Ok(node)
     }
@@ -246,7 +246,7 @@ impl<'n> Cluster<'n> {
         for node in self.nodes.lock().iter() {
             let kept = folder.join("network-failures").join(node.folder().file_name().unwrap_or_default());
             let _ = std::fs::create_dir_all(&kept);
-            for file in node.said() {
+            for file in node.output_files() {
                 let _ = std::fs::copy(&file, kept.join(file.file_name().unwrap_or_default()));
             }
         }

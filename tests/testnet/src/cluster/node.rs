@@ -205,7 +205,7 @@ impl Node {
     }
 
     /// The files with the output of its daemon and of its commands.
-    pub fn said(&self) -> [PathBuf; 2] {
+    pub fn output_files(&self) -> [PathBuf; 2] {
         [LOG, TRANSCRIPT].map(|name| self.folder().join(name))
     }
 
@@ -285,15 +285,15 @@ impl Node {
     /// Runs `rustbalance --dir STATE` with more arguments and this standard input. Its output is
     /// also appended to the transcript.
     pub fn command(&self, words: &[&str], input: &str, limit: Duration) -> Result<CommandOutput> {
-        let said = self.command_without_transcript(words, input, limit)?;
-        let text = format!("$ rustbalance {}\n{}{}", words.join(" "), said.output, said.errors);
+        let result = self.command_without_transcript(words, input, limit)?;
+        let text = format!("$ rustbalance {}\n{}{}", words.join(" "), result.output, result.errors);
         fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.folder().join(TRANSCRIPT))
             .and_then(|mut file| file.write_all(text.as_bytes()))
             .with_context(|| format!("cannot write the transcript of {}", self.name))?;
-        Ok(said)
+        Ok(result)
     }
 
     /// Like [`Node::command`], but without a transcript, for commands that print a secret.

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_on_a_processor_is_read_whatever_the_name() {
+    fn processor_time_is_read_whatever_the_process_name() {
         let line = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 1 0 9 1 1 1";
         assert_eq!(cpu_ms(line), Some(3000));
         assert_eq!(cpu_ms("7 (cut"), None);
