@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// One argument for a shell, quoted if needed.
-pub(crate) fn word(word: &str) -> String {
+pub(crate) fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+%".contains(c);
     match !word.is_empty() && word.chars().all(plain) {
         true => word.into(),
@@ -13,7 +13,7 @@ pub(crate) fn word(word: &str) -> String {
 
 /// A path as one argument for a shell, quoted if needed.
 pub(crate) fn path(path: &Path) -> String {
-    word(&path.to_string_lossy())
+    quote(&path.to_string_lossy())
 }
 
 #[cfg(test)]
@@ -22,8 +22,8 @@ mod tests {
 
     #[test]
     fn quoted_arguments_and_paths_can_be_pasted_into_a_shell() {
-        assert_eq!(word("/var/lib/rb"), "/var/lib/rb");
-        assert_eq!(word(""), "''");
+        assert_eq!(quote("/var/lib/rb"), "/var/lib/rb");
+        assert_eq!(quote(""), "''");
         assert_eq!(path(Path::new("/a b/it's")), r"'/a b/it'\''s'");
     }
 }

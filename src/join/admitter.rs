@@ -143,7 +143,7 @@ impl Admission {
         let state = std::mem::replace(&mut self.state, State::Over);
         let result = match (state, event) {
             (State::Silent, Event::Frame(frame)) => self.challenge(frame, us),
-            (State::Challenged(said), Event::Frame(frame)) => self.decide(frame, &said, unix, us, cluster),
+            (State::Challenged(challenged), Event::Frame(frame)) => self.decide(frame, &challenged, unix, us, cluster),
             (State::Recording { answer, outcome }, Event::Recorded(true)) => {
                 Ok(vec![Effect::Send(answer), Effect::Close(outcome)])
             }
@@ -173,22 +173,28 @@ impl Admission {
         let (nonce, public) = (FixedBytes(self.fresh.nonce), FixedBytes(self.fresh.public()));
         let challenge = Challenge { version: message::VERSION, nonce, ephemeral: public };
         let challenge = codec::encode(&FromPublisher::Challenge(challenge)).map_err(|_| JoinRefusal::Failed)?;
-        let said = Challenged { hello: frame.to_vec(), challenge: challenge.clone(), theirs: ephemeral.0 };
-        self.state = State::Challenged(said);
+        let challenged = Challenged { hello: frame.to_vec(), challenge: challenge.clone(), theirs: ephemeral.0 };
+        self.state = State::Challenged(challenged);
         Ok(vec![Effect::Send(challenge)])
     }
 
     fn decide(
         &mut self,
         frame: &[u8],
-        said: &Challenged,
+        challenged: &Challenged,
         unix: u64,
         us: &Publisher,
         cluster: &dyn Admissions,
     ) -> Result<Vec<Effect>, JoinRefusal> {
         let FromJoiner::Redeem(redeem) = read(frame)? else { return Err(JoinRefusal::Malformed) };
         let invitation = cluster.invitation(&redeem.invitation).ok_or(JoinRefusal::UnknownToken)?;
-        let request = transcript::request(&said.hello, &said.challenge, &redeem.node, &redeem.invitation, redeem.unix);
+        let request = transcript::request(
+            &challenged.hello,
+            &challenged.challenge,
+            &redeem.node,
+            &redeem.invitation,
+            redeem.unix,
+        );
         let proven =
             |context, key, signature: &FixedBytes<64>| transcript::verify(context, &request, key, &signature.0);
         if !proven(BY_TOKEN, redeem.invitation.public_key(), &redeem.token_signature) {
@@ -209,7 +215,7 @@ impl Admission {
             Some(member) => member,
             None => certify(&redeem, &invitation, unix, us)?,
         };
-        let answer = self.answer(&request, said.theirs, &member, unix, us, cluster)?;
+        let answer = self.answer(&request, challenged.theirs, &member, unix, us, cluster)?;
         let (node, role) = (member.node(), member.role());
         let outcome = Outcome::Admitted { node, role, again };
         if again {
@@ -233,10 +239,10 @@ impl Admission {
         cluster: &dyn Admissions,
     ) -> Result<Vec<u8>, JoinRefusal> {
         let (role, publisher) = (member.role(), us.membership.node());
-        let said = transcript::answer(request, role, &publisher);
+        let transcript = transcript::answer(request, role, &publisher);
         let discovery = cluster.discovery().ok_or(JoinRefusal::Failed)?;
         let facts = Facts {
-            signature: FixedBytes(transcript::sign(BY_PUBLISHER, &said, &us.node)),
+            signature: FixedBytes(transcript::sign(BY_PUBLISHER, &transcript, &us.node)),
             publisher: us.membership.chain(),
             member: member.chain(),
             members: cluster.chains(),
@@ -251,7 +257,8 @@ impl Admission {
         let points = PointSeed::derive(&us.authority, member.node());
         let parcel = Parcel { discovery: discovery.secret, points, secrets, facts };
         let plain = parcel.to_bytes().ok_or(JoinRefusal::Failed)?;
-        let sealed = transcript::seal(&self.fresh.ephemeral, theirs, &said, plain).ok_or(JoinRefusal::Malformed)?;
+        let sealed =
+            transcript::seal(&self.fresh.ephemeral, theirs, &transcript, plain).ok_or(JoinRefusal::Malformed)?;
         let answer = Answer { role, publisher, sealed: VarBytes(sealed) };
         codec::encode(&FromPublisher::Answer(answer)).map_err(|_| JoinRefusal::Failed)
     }

@@ -174,8 +174,8 @@ impl Joiner {
 
     fn accept(&self, request: &[u8; 32], theirs: [u8; 32], answer: Answer, unix: u64) -> Result<Joined, JoinError> {
         let impostor = |why: String| JoinError::Impostor { cluster: self.cluster, why };
-        let said = transcript::answer(request, answer.role, &answer.publisher);
-        let plain = transcript::open(&self.fresh.ephemeral, theirs, &said, answer.sealed.0)
+        let transcript = transcript::answer(request, answer.role, &answer.publisher);
+        let plain = transcript::open(&self.fresh.ephemeral, theirs, &transcript, answer.sealed.0)
             .ok_or_else(|| impostor("its answer is not sealed for this join".into()))?;
         let parcel =
             Parcel::from_bytes(&plain, answer.role).map_err(|why| impostor(format!("its answer is wrong: {why}")))?;
@@ -191,7 +191,7 @@ impl Joiner {
         if publisher.role() != Role::Publisher || publisher.node() != answer.publisher {
             return Err(impostor("its certificate is not a publisher's, or another node's".into()));
         }
-        if !transcript::verify(BY_PUBLISHER, &said, publisher.node().public_key(), &facts.signature.0) {
+        if !transcript::verify(BY_PUBLISHER, &transcript, publisher.node().public_key(), &facts.signature.0) {
             return Err(impostor("its signature is wrong".into()));
         }
         let member = facts.member.verify(self.cluster, now).map_err(|error| chain("our", error))?;

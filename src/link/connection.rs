@@ -297,7 +297,7 @@ fn compare(
     due: &mut VecDeque<Frame>,
 ) -> Instant {
     if let Some(theirs) = theirs {
-        sync.hear(theirs);
+        sync.set_peer_digest(theirs);
     }
     loop {
         match sync.step(facts.digest(), start.elapsed()) {

@@ -76,7 +76,7 @@ impl Shared {
         let (received, inbox) = mpsc::channel(INBOX);
         let limits = config.limits.borrow().clone();
         let (joins, carried) = mpsc::channel(limits.carried.0.max(1));
-        let (revoked, word) = mpsc::channel(1);
+        let (revoked, revocation) = mpsc::channel(1);
         let (offered, offers) = mpsc::channel(OFFERS);
         let (facts, handed_over) = mpsc::channel(FACTS);
         let (rate, burst) = limits.accepts_per_second;
@@ -109,7 +109,7 @@ impl Shared {
             }
         };
         let carrier = Carrier { send: Arc::new(send), received: inbox };
-        (shared, LinkOutputs { carrier, joins: carried, revoked: word, offered: offers, facts: handed_over })
+        (shared, LinkOutputs { carrier, joins: carried, revoked: revocation, offered: offers, facts: handed_over })
     }
 
     /// The bounds for links and handshakes that start now.

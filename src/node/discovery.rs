@@ -53,11 +53,11 @@ impl Rotation {
     ) -> PartResult {
         let mut ring = self.store.discovery()?;
         let mut trusted = BTreeSet::from([self.store.node_id()]);
-        let (mut told, mut early) = (None, PendingKey::default());
+        let (mut announced, mut early) = (None, PendingKey::default());
         loop {
             let counted = ring.newest().key.generation.max(early.counted());
-            if told != Some(counted) {
-                told = Some(counted);
+            if announced != Some(counted) {
+                announced = Some(counted);
                 // If the cluster's task has ended, that task reports why.
                 let _ = cluster.send_event(Event::DiscoveryKey { counted }).await;
             }
@@ -126,17 +126,17 @@ impl Rotation {
     /// all of this node's keys, older ones are accepted, too.
     fn distribute_keys(&self, ring: &KeyRing, refused: bool, trusted: &mut BTreeSet<NodeId>) {
         let newest = ring.newest();
-        self.newest.send_if_modified(|told| {
-            let news = told.as_ref().is_none_or(|told| told.key != newest.key);
+        self.newest.send_if_modified(|announced| {
+            let news = announced.as_ref().is_none_or(|announced| announced.key != newest.key);
             if news {
-                *told = Some(Arc::new(newest.duplicate()));
+                *announced = Some(Arc::new(newest.duplicate()));
             }
             news
         });
         let accepted = ring.accepted(unix_now(), refused);
-        self.accepted.send_if_modified(|told| {
-            let news = *told != accepted;
-            *told = accepted;
+        self.accepted.send_if_modified(|announced| {
+            let news = *announced != accepted;
+            *announced = accepted;
             news
         });
         let new: Vec<NodeId> = self.members.borrow().members.difference(trusted).copied().collect();

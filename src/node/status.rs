@@ -94,15 +94,15 @@ fn publication(
 ) -> Option<PublicationStatus> {
     let (node, _) = holder?;
     let view = coordinator.view();
-    let said = view.member(&node)?.publication(&view.cluster().first_service())?;
-    let periods = said.periods.iter().map(|period| PublishedPeriodStatus {
+    let published = view.member(&node)?.publication(&view.cluster().first_service())?;
+    let periods = published.periods.iter().map(|period| PublishedPeriodStatus {
         number: period.period.number,
         length_minutes: period.period.length_minutes,
         revision: period.revision,
         directories: period.directories,
         confirmed: period.confirmed,
     });
-    Some(PublicationStatus { node: node.to_string(), term: said.term, periods: periods.collect(), intro_points })
+    Some(PublicationStatus { node: node.to_string(), term: published.term, periods: periods.collect(), intro_points })
 }
 
 fn invitation_status(invitation: &Invitation, unix: u64) -> InvitationStatus {

@@ -56,7 +56,7 @@ fn write(store: &Store, wanted: DesiredState, written: &mut DesiredState, stored
     // The term comes first because the election waits for it.
     let mut whole = put("the term (this node cannot publish)", term, &mut written.term, |term| store.raise_term(*term));
     if whole {
-        stored.send_if_modified(|told| std::mem::replace(told, term) != term);
+        stored.send_if_modified(|last_stored| std::mem::replace(last_stored, term) != term);
     }
     whole &= put("the members", members, &mut written.members, |list| store.put_members(list));
     whole &= put("the facts", facts, &mut written.facts, |list| store.put_facts(list, unix_now()));

@@ -117,7 +117,7 @@ impl Coordinator {
         if let AnyRecord::Lease(lease) = &record {
             self.view.raise_term(lease.term);
         }
-        if self.speaker.hear(record.seq()) {
+        if self.speaker.adopt_seq(record.seq()) {
             tracing::warn!(
                 "received a newer record of this node than it has made: its state is an old backup, or a second node has its key"
             );

@@ -55,7 +55,7 @@ impl Speaker {
     /// Processes the sequence number of a record of ours that came back. Returns true if this
     /// process did not make it: then the disk is older than the last announcements, or another
     /// process has our key. All records must then be announced again under higher numbers.
-    pub(super) fn hear(&mut self, seq: u64) -> bool {
+    pub(super) fn adopt_seq(&mut self, seq: u64) -> bool {
         let ahead = self.is_ahead(seq);
         if ahead {
             self.next = seq + 1;
@@ -161,9 +161,9 @@ mod tests {
         let mut speaker = Speaker::new(Box::new(own.key.clone()), 7);
         let mut seq = || speaker.sign(|seq| own.beat(seq, Phase::Active)).unwrap().0.seq;
         assert_eq!((seq(), seq()), (7 << 32 | 1, 7 << 32 | 2));
-        assert!(!speaker.hear(7 << 32 | 2), "its own");
-        assert!(speaker.hear(9 << 32));
-        assert!(!speaker.hear(u64::MAX), "above what is believed");
+        assert!(!speaker.adopt_seq(7 << 32 | 2), "its own");
+        assert!(speaker.adopt_seq(9 << 32));
+        assert!(!speaker.adopt_seq(u64::MAX), "above what is believed");
         assert_eq!(speaker.sign(|seq| own.beat(seq, Phase::Active)).unwrap().0.seq, 9 << 32 | 1);
     }
 

@@ -146,7 +146,7 @@ struct HandedOver {
 
 impl FactSync {
     /// Processes a digest sent by the peer.
-    pub fn hear(&mut self, theirs: FactsDigest) {
+    pub fn set_peer_digest(&mut self, theirs: FactsDigest) {
         self.theirs = Some(theirs);
     }
 
@@ -262,7 +262,7 @@ mod tests {
         let mut sync = FactSync::default();
         assert!(!sync.has_facts(digest(1), seconds(0)));
         sync.step(digest(1), seconds(0));
-        sync.hear(digest(2));
+        sync.set_peer_digest(digest(2));
         assert_eq!(sync.step(digest(1), seconds(1)), FactStep::Wait(seconds(3)), "gossip may bring them");
         assert_eq!(sync.step(digest(1), seconds(3)), FactStep::HandOver);
         assert!(!sync.has_facts(digest(1), seconds(12)) && sync.has_facts(digest(1), seconds(13)));
@@ -272,10 +272,10 @@ mod tests {
         }
         assert!((10..20).contains(&handed), "{handed}");
         // The peer has learnt some facts, but not all.
-        sync.hear(digest(3));
+        sync.set_peer_digest(digest(3));
         assert_eq!(sync.step(digest(1), seconds(3600)), FactStep::SendDigest);
         assert_eq!(sync.step(digest(1), seconds(3601)), FactStep::HandOver);
-        sync.hear(digest(1));
+        sync.set_peer_digest(digest(1));
         assert!(sync.has_facts(digest(1), seconds(3602)), "it knows the same");
         assert!(matches!(sync.step(digest(1), seconds(3700)), FactStep::SendDigest));
         assert!(matches!(sync.step(digest(1), seconds(3701)), FactStep::Wait(_)));
