@@ -3,6 +3,9 @@
 #
 #   ./scripts/bench.sh [--starts N] [--requests N] [--bodies N]
 #       our proxied path compared with a C tor onion service, with the same site
+#   ./scripts/bench.sh cost [--bodies N (20)] [--requests N (240)] [--circuits N (1200)]
+#       processor time for bytes and requests, memory for circuits, compared with a C tor onion
+#       service in the same run
 #   ./scripts/bench.sh idle [--nodes N]
 #       processor time, memory and traffic of N nodes without clients
 #   ./scripts/bench.sh steady [--minutes N]
@@ -14,7 +17,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 what=bench
 case "${1:-}" in
-idle | steady)
+cost | idle | steady)
     what=$1
     shift
     ;;
@@ -29,6 +32,8 @@ if [ "${1:-}" = lockout ]; then
     # The network test of the same name, but longer and with the daemon's default bounds.
     RUSTBALANCE_LOCKOUT_MINUTES=$minutes exec cargo test --locked --test network -- lockout --nocapture
 fi
-# All targets, as the tests build them: with other features, Arti would be compiled a second time.
+# The harness as the tests build it, and the daemon as an operator does, which takes a while.
 cargo build --locked --workspace --all-targets
-exec "${CARGO_TARGET_DIR:-target}/debug/rustbalance-testnet" "$what" "$@"
+cargo build --locked --release -p rustbalance
+target=${CARGO_TARGET_DIR:-target}
+exec "$target/debug/rustbalance-testnet" "$what" --binary "$target/release/rustbalance" "$@"

@@ -140,6 +140,7 @@ pub mod join;
 pub mod keys;
 pub mod link;
 pub mod log;
+mod memory;
 pub mod node;
 pub mod open_files;
 mod places;

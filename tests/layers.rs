@@ -23,6 +23,7 @@ const DAEMON: Floors = &[
     ("open_files", 0),
     ("drive", 1),
     ("keys", 0),
+    ("memory", 0),
     ("discovery", 1),
     ("frame", 0),
     ("places", 0),

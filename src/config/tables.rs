@@ -179,7 +179,7 @@ fn limits(keys: &mut impl KeyVisitor, service: &mut ServiceLimits, proxy: &mut P
         "open_rendezvous",
         count(),
         &mut service.open_rendezvous,
-        "Circuits of clients (rendezvous circuits) open at once.",
+        "Circuits of clients (rendezvous circuits) open at once; fewer on a host with less than 1.6 GB of memory.",
     );
     keys.key(
         "pending_rendezvous",

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError, LiveConfig};
 use crate::control::ControlError;
+use crate::memory;
 use crate::open_files::OpenFiles;
 use crate::store::{Store, StoreError};
 use crate::systemd;
@@ -136,6 +137,13 @@ pub async fn run_on(
             streams = descriptors.streams(),
             "too few open files are allowed for [limits] streams, so fewer streams are served at once: raise the limit \
              (LimitNOFILE= in the unit, `ulimit -n` in a shell) or lower streams"
+        );
+    }
+    let (circuits, configured) = (memory::circuits(), live.at_start().service.open_rendezvous);
+    if circuits < configured {
+        info!(
+            circuits,
+            configured, "this host has memory for fewer circuits of clients at once than [limits] open_rendezvous"
         );
     }
     let daemon = Arc::new(Daemon {

@@ -21,6 +21,7 @@ use super::supervisor::{PartResult, Supervisor};
 use crate::config::{Config, LiveConfig};
 use crate::counters::Counters;
 use crate::join::Publisher as Admitting;
+use crate::memory;
 use crate::proxy::{PortTarget, Proxy};
 use crate::store::Store;
 use crate::tor::{Bootstrap, Engine, RefusedCounts, ServiceGuard, TorError};
@@ -62,7 +63,11 @@ pub(super) async fn start(
         store: Arc::clone(&store),
         cluster: cluster.clone(),
         join_port: Some(join_port),
-        limits: Arc::new(ServiceGuard::new(live.service(), RefusedCounts::of_clients(counters.clone()))),
+        limits: Arc::new(ServiceGuard::new(
+            live.service(),
+            memory::circuits(),
+            RefusedCounts::of_clients(counters.clone()),
+        )),
         proxy: Proxy::new(Vec::new(), live.proxy(), daemon.descriptors.room(), counters.clone()),
         points: config.cluster.intro_points,
         health: live.health(),

@@ -251,20 +251,22 @@ impl Default for ServiceLimits {
 #[derive(Debug)]
 pub struct ServiceGuard {
     limits: watch::Receiver<ServiceLimits>,
+    /// The most circuits for which there is memory.
+    room: usize,
     /// Counts the requests that exceed a limit or are not valid.
     pub refused: RefusedCounts,
 }
 
 impl ServiceGuard {
     /// Applies the latest value of `limits` to new introductions, circuits and streams; those
-    /// already open stay.
-    pub fn new(limits: watch::Receiver<ServiceLimits>, refused: RefusedCounts) -> Self {
-        Self { limits, refused }
+    /// already open stay. Never allows more than `room` circuits of clients to be open.
+    pub fn new(limits: watch::Receiver<ServiceLimits>, room: usize, refused: RefusedCounts) -> Self {
+        Self { limits, room, refused }
     }
 
     /// A guard whose limits never change, with its own counters.
     pub fn fixed(limits: ServiceLimits) -> Self {
-        Self::new(watch::channel(limits).1, RefusedCounts::default())
+        Self::new(watch::channel(limits).1, usize::MAX, RefusedCounts::default())
     }
 
     /// The current limits.
@@ -275,6 +277,6 @@ impl ServiceGuard {
     /// The current bounds on clients' circuits.
     pub(crate) fn circuits(&self) -> circuits::CircuitBounds {
         let ServiceLimits { pending_rendezvous, open_rendezvous, .. } = self.now();
-        circuits::CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous }
+        circuits::CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous.min(self.room) }
     }
 }

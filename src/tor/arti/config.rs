@@ -8,10 +8,9 @@ use tor_config::load::ConfigResolveOptions;
 use tor_config::sources::MustRead;
 use tor_config::{ConfigurationSource, ConfigurationSources};
 
-use super::memory;
 use crate::causes::with_causes;
 use crate::tor::TorError;
-use crate::{shell, syntax};
+use crate::{memory, shell, syntax};
 
 /// Most unknown keys that one message names.
 const MOST_KEYS: usize = 12;

@@ -35,7 +35,6 @@ mod introduction;
 mod keys;
 mod lateness;
 mod maker;
-mod memory;
 mod own_service;
 mod rendezvous;
 mod salvage;

@@ -1,5 +1,7 @@
-//! Arti's memory quota: a bound on the bytes that clients and targets have sent and the other side
-//! has not read yet.
+//! The memory that clients may take: a share of what this machine or its control group has.
+//!
+//! It bounds the bytes that clients and targets have sent and the other side has not read yet
+//! (Arti's quota), and the circuits of clients that are open at once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,9 +13,22 @@ const SHARE: u64 = 4;
 /// Smallest quota, in bytes: below it, circuits of clients that only download would be closed.
 const LEAST: u64 = 64 << 20;
 
+/// Memory of one client's circuit with its streams, in bytes, as an attacker can make it last
+/// (docs/MEASUREMENTS.md, "What clients cost").
+const CIRCUIT: u64 = 100 << 10;
+
+/// Circuits of clients for which there is memory, whatever is configured.
+pub(crate) fn circuits() -> usize {
+    circuits_in(quota())
+}
+
+fn circuits_in(quota: Option<u64>) -> usize {
+    quota.map_or(usize::MAX, |quota| usize::try_from(quota / CIRCUIT).unwrap_or(usize::MAX))
+}
+
 /// The quota in bytes for this machine and control group; `None` if the amount of memory cannot be
 /// read from either.
-pub(super) fn quota() -> Option<u64> {
+pub(crate) fn quota() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = limits_of(&groups).into_iter().filter_map(|file| fs::read_to_string(file).ok());
@@ -62,6 +77,14 @@ mod tests {
         );
         assert_eq!(of(Some(128 << 20), [].into_iter()), Some(LEAST));
         assert_eq!(of(None, [].into_iter()), None);
+    }
+
+    #[test]
+    fn a_small_host_has_memory_for_fewer_circuits_than_the_default_allows() {
+        let of_host = |mebibytes: u64| circuits_in(of(Some(mebibytes << 20), [].into_iter()));
+        assert_eq!((of_host(128), of_host(512)), (655, 1310));
+        assert!(of_host(2048) > 4096);
+        assert_eq!(circuits_in(None), usize::MAX);
     }
 
     #[test]
