@@ -72,7 +72,7 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
         store.cluster(),
         options.port,
         options.target,
-        context.suggest("run"),
+        context.suggest_start(),
         context.suggest("invite"),
         context.suggest("status"),
         config::FILE_NAME,

@@ -336,7 +336,7 @@ fn report(context: &Context, options: &Options, joined: &Joined, initial: &Initi
         ));
     }
     if !options.run {
-        print_line(format_args!("\nNext: {}", context.suggest("run")))?;
+        print_line(format_args!("\nNext: {}", context.suggest_start()))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -48,6 +48,8 @@ const NEEDS_OPERATOR: u8 = 4;
 
 /// The state directory of the machine's own node: root's, and that of `rustbalance.service`.
 const SYSTEM_DIR: &str = "/var/lib/rustbalance";
+/// The unit of scripts/packaging, where README installs it.
+const UNIT: &str = "/etc/systemd/system/rustbalance.service";
 
 /// One .onion address, served by many machines, with no machine that matters more than another.
 #[derive(Parser)]
@@ -133,6 +135,14 @@ impl Context {
         match self.default_dir {
             true => format!("rustbalance {command}"),
             false => format!("rustbalance --dir {} {command}", shell::path(&self.dir)),
+        }
+    }
+
+    /// The command line that starts the node: systemd's if its unit is installed for this directory.
+    fn suggest_start(&self) -> String {
+        match self.default_dir && Path::new(UNIT).exists() {
+            true => "systemctl enable --now rustbalance".into(),
+            false => self.suggest("run"),
         }
     }
 }
