@@ -138,7 +138,8 @@ impl Context {
         }
     }
 
-    /// The command line that starts the node: systemd's if its unit is installed for this directory.
+    /// The command line that starts the node: systemd's if its unit is installed for this
+    /// directory.
     fn suggest_start(&self) -> String {
         match self.default_dir && Path::new(UNIT).exists() {
             true => "systemctl enable --now rustbalance".into(),
