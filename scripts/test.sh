@@ -63,6 +63,14 @@ licences() {
     "$tools/bin/cargo-deny" --locked --config .deny.toml check licenses bans sources
 }
 
+# The examples run, and every link in the documentation leads somewhere: also between private items,
+# which maintainers read.
+docs() {
+    nice cargo test --locked --workspace --doc
+    RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
+        nice cargo doc --quiet --locked --workspace --no-deps --document-private-items
+}
+
 # In the foreground, because it may ask for a password.
 tell ./scripts/install.sh
 ./scripts/install.sh
