@@ -7,6 +7,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use tree::{files, root};
+
+#[path = "fixtures/tree.rs"]
+mod tree;
+
 /// The modules of one crate, each with its floor. A module may name only modules of lower floors.
 type Floors = &'static [(&'static str, u32)];
 
@@ -90,26 +95,8 @@ const CORE_DEPENDENCIES: [&str; 9] =
 /// Most lines in a source file.
 const LONGEST: usize = 600;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
-    let mut found = Vec::new();
-    let mut folders = vec![root().join(folder)];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|ending| ending == "rs") {
-                let text = fs::read_to_string(&path).unwrap();
-                found.push((path.strip_prefix(root()).unwrap().to_owned(), text));
-            }
-        }
-    }
-    assert!(!found.is_empty(), "{folder} has no source files");
-    found
+    files(folder, &["rs"], &[])
 }
 
 /// The modules that a source text names after `crate::`.

@@ -4,11 +4,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, iter};
 
 use ra_ap_rustc_lexer::{FrontmatterAllowed, LiteralKind, TokenKind, tokenize};
 use regex::Regex;
+use tree::{files, root};
+
+#[path = "fixtures/tree.rs"]
+mod tree;
 
 /// Longest line with a comment, in columns.
 const COMMENT_WIDTH: usize = 100;
@@ -23,7 +27,7 @@ const AVOIDED: [(&str, &str); 9] = [
     (r"(?i)\b(so|as) many\b", "give the number or name the bound"),
     (r"(?i)\b(beats?|hoards?|orphans?)\b", "say heartbeat, quota, unattended point"),
     (r"(?i)\bput out\b", "say evict or revoke"),
-    (r"(?:^|[.:;] )(Who|Whoever|Whose)\b", "begin with the subject: 'A node that ...'"),
+    (r"(?:^|[.:;] )(Who|Whose)\b|(?i:\bwhoever\b)", "begin with the subject: 'A node that ...'"),
     (r"(?i)\b(is|are|was|were) no\b", "say 'is not a'"),
 ];
 
@@ -45,30 +49,12 @@ const FINE: [&str; 8] = [
 /// Sources, scripts and documents.
 const FOLDERS: [&str; 5] = ["src", "gossip", "tests", "scripts", "docs"];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn files() -> Vec<(PathBuf, String)> {
-    let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|folder| root().join(folder)).collect();
-    let mut found = vec![root().join("README.md")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap();
-            if path.is_dir() {
-                // Built files, and state directories of earlier versions.
-                if !["target", "fixtures"].contains(&name) {
-                    folders.push(path);
-                }
-            } else if ["rs", "sh", "md"].iter().any(|ending| path.extension().is_some_and(|other| other == *ending)) {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    let relative = |path: &PathBuf| path.strip_prefix(root()).unwrap().to_owned();
-    found.iter().map(|path| (relative(path), fs::read_to_string(path).unwrap())).collect()
+/// Those of [`FOLDERS`] without built files, and README.
+fn all() -> Vec<(PathBuf, String)> {
+    let readme = PathBuf::from("README.md");
+    let text = fs::read_to_string(root().join(&readme)).unwrap();
+    let below = FOLDERS.iter().flat_map(|folder| files(folder, &["rs", "sh", "md"], &["target"]));
+    iter::once((readme, text)).chain(below).collect()
 }
 
 /// A line of a comment, a text or a document.
@@ -136,7 +122,7 @@ fn no_text_uses_an_avoided_term() {
     let avoided = AVOIDED.map(|(pattern, instead)| (Regex::new(pattern).unwrap(), instead));
     let fine = FINE.map(|pattern| Regex::new(pattern).unwrap());
     let mut found = Vec::new();
-    for (path, source) in files() {
+    for (path, source) in all() {
         // They name what they look for.
         if path == Path::new("tests/words.rs") {
             continue;
@@ -157,7 +143,7 @@ fn no_text_uses_an_avoided_term() {
 #[test]
 fn comments_fit_in_a_hundred_columns() {
     let mut found = Vec::new();
-    for (path, source) in files() {
+    for (path, source) in all() {
         let lines: Vec<&str> = source.lines().collect();
         for Passage { line, kind, .. } in passages(&path, &source) {
             let width = lines[line - 1].chars().count();
@@ -174,7 +160,7 @@ fn comments_fit_in_a_hundred_columns() {
 #[test]
 fn doc_comments_say_more_than_one_term() {
     let mut found = Vec::new();
-    for (path, source) in files() {
+    for (path, source) in all() {
         let docs: Vec<_> = passages(&path, &source).into_iter().filter(|it| it.kind == Kind::DocComment).collect();
         let lines: Vec<usize> = docs.iter().map(|doc| doc.line).collect();
         for doc in &docs {
@@ -193,8 +179,7 @@ fn code_has_one_dialect_of_imports_and_closures() {
     let import = Regex::new(r"^(pub(\([a-z]+\))? )?use ").unwrap();
     let nameless = Regex::new(r"\|(e|err)\|").unwrap();
     let mut found = Vec::new();
-    for (path, source) in files().into_iter().filter(|(path, _)| path.extension().is_some_and(|ending| ending == "rs"))
-    {
+    for (path, source) in all().into_iter().filter(|(path, _)| path.extension().is_some_and(|ending| ending == "rs")) {
         let mut modules = false;
         for (at, line) in source.lines().enumerate() {
             modules |= module.is_match(line);
