@@ -46,7 +46,7 @@ pub(super) struct Daemon {
     pub(super) store: Arc<Store>,
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
-    pub(super) descriptors: OpenFiles,
+    pub(super) files: OpenFiles,
     pub(super) running: OnceLock<RunningParts>,
     /// Cancelling it stops the daemon.
     pub(super) leave: CancellationToken,
@@ -176,8 +176,8 @@ impl Daemon {
             invitations: Vec::new(),
             alarms: Vec::new(),
             discovery_generation: 0,
-            files_allowed: Some(self.descriptors.limit).filter(|limit| *limit < u64::MAX),
-            files_needed: self.descriptors.needed,
+            files_allowed: Some(self.files.limit).filter(|limit| *limit < u64::MAX),
+            files_needed: self.files.needed,
             isolated: None,
         };
         if let Some(running) = self.running.get() {

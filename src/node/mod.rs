@@ -21,7 +21,6 @@ use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError, LiveConfig};
 use crate::control::ControlError;
-use crate::memory;
 use crate::open_files::OpenFiles;
 use crate::store::{Store, StoreError};
 use crate::systemd;
@@ -128,29 +127,22 @@ pub async fn run_on(
     live: &LiveConfig,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
-    let descriptors = OpenFiles::of_process(live.at_start().proxy.streams);
-    if !descriptors.suffice() {
-        let OpenFiles { limit, needed } = descriptors;
+    let files = OpenFiles::of_process(live.at_start().proxy.streams);
+    if !files.suffice() {
+        let OpenFiles { limit, needed } = files;
         warn!(
             limit,
             needed,
-            streams = descriptors.streams(),
+            streams = files.streams(),
             "too few open files are allowed for [limits] streams, so fewer streams are served at once: raise the limit \
              (LimitNOFILE= in the unit, `ulimit -n` in a shell) or lower streams"
-        );
-    }
-    let (circuits, configured) = (memory::circuits(), live.at_start().service.open_rendezvous);
-    if circuits < configured {
-        info!(
-            circuits,
-            configured, "this host has memory for fewer circuits of clients at once than [limits] open_rendezvous"
         );
     }
     let daemon = Arc::new(Daemon {
         store: Arc::clone(&store),
         started: Instant::now(),
         bootstrap: engine.bootstrap(),
-        descriptors,
+        files,
         running: OnceLock::new(),
         leave: stop.clone(),
     });

@@ -58,17 +58,20 @@ pub(super) async fn start(
     };
     let join_port = JoinPort::start(admission, parts);
 
+    let (circuits, configured) = (memory::circuits(), config.service.open_rendezvous);
+    if circuits < configured {
+        info!(
+            circuits,
+            configured, "this host has memory for fewer circuits of clients at once than [limits] open_rendezvous"
+        );
+    }
     let context = ServiceContext {
         engine: Arc::clone(&engine),
         store: Arc::clone(&store),
         cluster: cluster.clone(),
         join_port: Some(join_port),
-        limits: Arc::new(ServiceGuard::new(
-            live.service(),
-            memory::circuits(),
-            RefusedCounts::of_clients(counters.clone()),
-        )),
-        proxy: Proxy::new(Vec::new(), live.proxy(), daemon.descriptors.room(), counters.clone()),
+        limits: Arc::new(ServiceGuard::new(live.service(), circuits, RefusedCounts::of_clients(counters.clone()))),
+        proxy: Proxy::new(Vec::new(), live.proxy(), daemon.files.room(), counters.clone()),
         points: config.cluster.intro_points,
         health: live.health(),
     };
