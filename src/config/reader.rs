@@ -116,14 +116,14 @@ impl<'t> Reader<'t> {
     fn take(&mut self, name: &'static str) -> Option<Spanned<DeValue<'t>>> {
         let section = self.section();
         let mut entry = section.keys.remove_entry(name);
-        let former = tables::former_name(&section.name, name);
-        if let Some(former) = former.filter(|_| entry.is_none()) {
-            entry = section.keys.remove_entry(former);
-            if let Some((key, _)) = &entry {
-                let text = format!("{former:?} in {} is called {name:?} now: rename it", section.name);
-                let hint = self.mistake(Some(key.span().start), text);
-                self.renamed.push(hint);
-            }
+        if entry.is_none()
+            && let Some(former) = tables::former_name(&section.name, name)
+            && let Some((key, value)) = section.keys.remove_entry(former)
+        {
+            let text = format!("{former:?} in {} is called {name:?} now: rename it", section.name);
+            let hint = self.mistake(Some(key.span().start), text);
+            self.renamed.push(hint);
+            entry = Some((key, value));
         }
         let section = self.section();
         if let Some((key, _)) = &entry {
