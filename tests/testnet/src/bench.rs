@@ -12,9 +12,9 @@ use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
 use crate::demo::RELAYS;
 
 /// Size, in bytes, of the bodies whose throughput is measured.
-const BODY: usize = 20_000_000;
+pub(crate) const BODY: usize = 20_000_000;
 /// How long one request may take.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// The number of measurements.
 pub(crate) struct BenchSizes {
@@ -172,21 +172,9 @@ fn report(subjects: &[Subject]) {
         ),
         ("failed requests", Box::new(|subject| Some(subject.failures as f64))),
     ];
-    println!("| |{}", subjects.iter().map(|subject| format!(" {} |", subject.name)).collect::<String>());
-    println!("|---|{}", "---:|".repeat(subjects.len()));
-    for (name, measure) in measures {
-        let reference = measure(&subjects[0]);
-        let mut row = format!("| {name} |");
-        for (index, subject) in subjects.iter().enumerate() {
-            let cell = match (measure(subject), reference) {
-                (None, _) => "-".to_owned(),
-                (Some(value), Some(base)) if index > 0 && base > 0.0 => format!("{value:.2} ({:.2}×)", value / base),
-                (Some(value), _) => format!("{value:.2}"),
-            };
-            row.push_str(&format!(" {cell} |"));
-        }
-        println!("{row}");
-    }
+    let names: Vec<&str> = subjects.iter().map(|subject| subject.name).collect();
+    let rows = measures.iter().map(|(name, measure)| (*name, subjects.iter().map(measure).collect()));
+    print_table(&names, rows);
     let of = &subjects[0];
     println!(
         "\n{} starts, {} first fetches, {} requests and {} bodies each; ratios to C tor.",
@@ -195,4 +183,24 @@ fn report(subjects: &[Subject]) {
         of.requests.len(),
         of.throughput.len()
     );
+}
+
+/// Prints a table in Markdown: a column for each subject, a row for each measure. Values carry
+/// their ratio to the first subject's.
+pub(crate) fn print_table<'a>(subjects: &[&str], rows: impl Iterator<Item = (&'a str, Vec<Option<f64>>)>) {
+    println!("| |{}", subjects.iter().map(|name| format!(" {name} |")).collect::<String>());
+    println!("|---|{}", "---:|".repeat(subjects.len()));
+    for (name, values) in rows {
+        let reference = values.first().copied().flatten();
+        let mut row = format!("| {name} |");
+        for (index, value) in values.into_iter().enumerate() {
+            let cell = match (value, reference) {
+                (None, _) => "-".to_owned(),
+                (Some(value), Some(base)) if index > 0 && base > 0.0 => format!("{value:.2} ({:.2}×)", value / base),
+                (Some(value), _) => format!("{value:.2}"),
+            };
+            row.push_str(&format!(" {cell} |"));
+        }
+        println!("{row}");
+    }
 }

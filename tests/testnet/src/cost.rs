@@ -3,22 +3,18 @@
 //! in the same run, in turns.
 
 use std::net::TcpStream;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustbalance_testnet::cluster::{Cluster, Vitals};
 use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
 
-use crate::bench::quantile;
+use crate::bench::{BODY, LIMIT, print_table, quantile};
 use crate::demo::RELAYS;
 
-/// Size of one body, in bytes.
-const BODY: usize = 20_000_000;
-/// How long one request may take.
-const LIMIT: Duration = Duration::from_secs(120);
 /// Requests under way at once, and circuits being built at once.
 const AT_ONCE: usize = 24;
 /// Stock clients that share the circuits.
@@ -44,8 +40,7 @@ struct Subject<'a> {
     name: &'static str,
     onion: String,
     vitals: Box<dyn Fn() -> Option<Vitals> + 'a>,
-    /// In KiB: at rest, with the circuits open, right after their end, and two minutes later.
-    memory: Vec<u64>,
+    memory: Memory,
     /// Processor seconds for a GB to clients.
     seconds_per_gb: f64,
     /// In bytes per second, of each body.
@@ -57,6 +52,16 @@ struct Subject<'a> {
     failures: usize,
     /// Circuits that could be opened.
     circuits: usize,
+}
+
+/// The memory of a service, in MiB.
+#[derive(Default)]
+struct Memory {
+    at_rest: f64,
+    before_circuits: f64,
+    with_circuits: f64,
+    /// Two minutes after the end of the circuits.
+    afterwards: f64,
 }
 
 /// Runs the measurements, and prints a table in Markdown.
@@ -75,7 +80,7 @@ pub(crate) fn cost(binary: PathBuf, sizes: CostSizes) -> Result<()> {
     std::thread::sleep(SETTLING);
     for subject in &mut subjects {
         eprintln!("{}: at rest, then {} bodies", subject.name, sizes.bodies);
-        subject.remember_memory()?;
+        subject.memory.at_rest = subject.mebibytes()?;
         subject.bodies(&clients[0], sizes.bodies)?;
     }
     for subject in &mut subjects {
@@ -96,7 +101,7 @@ impl<'a> Subject<'a> {
             name,
             onion,
             vitals,
-            memory: Vec::new(),
+            memory: Memory::default(),
             seconds_per_gb: 0.0,
             throughput: Vec::new(),
             ms_per_request: 0.0,
@@ -110,9 +115,8 @@ impl<'a> Subject<'a> {
         (self.vitals)().with_context(|| format!("{} does not run", self.name))
     }
 
-    fn remember_memory(&mut self) -> Result<()> {
-        self.memory.push(self.vitals()?.rss_kib);
-        Ok(())
+    fn mebibytes(&self) -> Result<f64> {
+        Ok(self.vitals()?.rss_kib as f64 / 1024.0)
     }
 
     fn bodies(&mut self, client: &Client, count: usize) -> Result<()> {
@@ -156,35 +160,33 @@ impl<'a> Subject<'a> {
     fn circuits(&mut self, clients: &[Client], count: usize) -> Result<()> {
         // Without what the requests have left.
         std::thread::sleep(SETTLING);
-        self.remember_memory()?;
+        self.memory.before_circuits = self.mebibytes()?;
         let opened = side_by_side(count, |number| {
             clients[number % clients.len()].open_isolated(&format!("circuit{number}"), &self.onion, 80, LIMIT)
         });
         let streams: Vec<TcpStream> = opened.into_iter().flatten().collect();
         self.circuits = streams.len();
         ensure!(self.circuits > 0, "{} accepted no stream", self.name);
-        self.remember_memory()?;
+        self.memory.with_circuits = self.mebibytes()?;
         drop(streams);
         // The clients keep circuits without streams; a new identity closes them.
         for client in clients {
             client.new_identity()?;
         }
-        let ended = Instant::now();
-        self.remember_memory()?;
-        std::thread::sleep(GIVEN_BACK.saturating_sub(ended.elapsed()));
-        self.remember_memory()
+        std::thread::sleep(GIVEN_BACK);
+        self.memory.afterwards = self.mebibytes()?;
+        Ok(())
     }
 
     /// Memory of one open circuit with its stream, in KiB.
     fn memory_per_circuit(&self) -> f64 {
-        let (before, open) = (self.memory[1], self.memory[2]);
-        open.saturating_sub(before) as f64 / self.circuits as f64
+        (self.memory.with_circuits - self.memory.before_circuits).max(0.0) * 1024.0 / self.circuits as f64
     }
 }
 
 /// Does something `count` times, at most [`AT_ONCE`] at a time; the results are in no order.
 fn side_by_side<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let next = Arc::new(AtomicUsize::new(0));
+    let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..AT_ONCE)
             .map(|_| {
@@ -194,7 +196,7 @@ fn side_by_side<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<
                 })
             })
             .collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
     })
 }
 
@@ -202,7 +204,7 @@ fn side_by_side<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<
 fn report(subjects: &[Subject<'_>]) {
     type Measure = (&'static str, fn(&Subject<'_>) -> f64);
     let measures: [Measure; 10] = [
-        ("memory at rest (MiB)", |subject| subject.memory[0] as f64 / 1024.0),
+        ("memory at rest (MiB)", |subject| subject.memory.at_rest),
         ("processor for a GB downloaded (s)", |subject| subject.seconds_per_gb),
         ("throughput of 20 MB, median (MB/s)", |subject| quantile(&subject.throughput, 0.5).unwrap_or_default() / 1e6),
         ("processor for a request on fresh circuits, 24 at once (ms)", |subject| subject.ms_per_request),
@@ -210,19 +212,12 @@ fn report(subjects: &[Subject<'_>]) {
         ("such a request, p95 (s)", |subject| request_time(subject, 0.95)),
         ("failed requests", |subject| subject.failures as f64),
         ("memory of an open circuit with an idle stream (KiB)", |subject| subject.memory_per_circuit()),
-        ("memory with these circuits open (MiB)", |subject| subject.memory[2] as f64 / 1024.0),
-        ("memory two minutes after their end (MiB)", |subject| subject.memory[4] as f64 / 1024.0),
+        ("memory with these circuits open (MiB)", |subject| subject.memory.with_circuits),
+        ("memory two minutes after their end (MiB)", |subject| subject.memory.afterwards),
     ];
-    println!("| |{}", subjects.iter().map(|subject| format!(" {} |", subject.name)).collect::<String>());
-    println!("|---|{}", "---:|".repeat(subjects.len()));
-    for (name, measure) in measures {
-        let base = measure(&subjects[0]);
-        let cells = subjects.iter().enumerate().map(|(index, subject)| match measure(subject) {
-            value if index > 0 && base > 0.0 => format!(" {value:.2} ({:.2}×) |", value / base),
-            value => format!(" {value:.2} |"),
-        });
-        println!("| {name} |{}", cells.collect::<String>());
-    }
+    let names: Vec<&str> = subjects.iter().map(|subject| subject.name).collect();
+    let rows = measures.iter().map(|(name, measure)| (*name, subjects.iter().map(|it| Some(measure(it))).collect()));
+    print_table(&names, rows);
     let open: Vec<String> = subjects.iter().map(|subject| subject.circuits.to_string()).collect();
     println!(
         "\n{} bodies and {} requests each, {} circuits; ratios to C tor.",

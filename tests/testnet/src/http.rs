@@ -36,6 +36,14 @@ struct Bounded {
 }
 
 impl Bounded {
+    /// Connects to a client's SOCKS port; the deadline is `timeout` from now.
+    fn to_socks(socks: SocketAddr, timeout: Duration) -> Result<Self> {
+        let start = Instant::now();
+        let stream = TcpStream::connect_timeout(&socks, timeout)
+            .with_context(|| format!("cannot connect to the client's SOCKS port {socks}"))?;
+        Ok(Self { stream, start, timeout })
+    }
+
     fn left(&self) -> std::io::Result<Duration> {
         let left = self.timeout.saturating_sub(self.start.elapsed());
         if left.is_zero() {
@@ -80,13 +88,8 @@ pub(crate) fn request(
         None => (authority, 80),
     };
 
-    let start = Instant::now();
-    let mut stream = Bounded {
-        stream: TcpStream::connect_timeout(&socks, timeout)
-            .with_context(|| format!("cannot connect to the client's SOCKS port {socks}"))?,
-        start,
-        timeout,
-    };
+    let mut stream = Bounded::to_socks(socks, timeout)?;
+    let start = stream.start;
     let late = |what: &str| format!("{url}: {what}, {:.1} s after the start", start.elapsed().as_secs_f64());
     connect(&mut stream, user, host, port).with_context(|| late("no stream"))?;
     let connected = start.elapsed();
@@ -136,11 +139,9 @@ pub(crate) fn request(
 
 /// Opens a stream on circuits that it shares only with the same `user`.
 pub(crate) fn open(socks: SocketAddr, user: &str, host: &str, port: u16, timeout: Duration) -> Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&socks, timeout)
-        .with_context(|| format!("cannot connect to the client's SOCKS port {socks}"))?;
-    let mut bounded = Bounded { stream, start: Instant::now(), timeout };
-    connect(&mut bounded, Some(user), host, port).with_context(|| format!("no stream to {host}:{port}"))?;
-    Ok(bounded.stream)
+    let mut stream = Bounded::to_socks(socks, timeout)?;
+    connect(&mut stream, Some(user), host, port).with_context(|| format!("no stream to {host}:{port}"))?;
+    Ok(stream.stream)
 }
 
 /// Once the head is complete: the status, the offset of the body, and its length if the head states
