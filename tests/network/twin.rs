@@ -13,11 +13,12 @@ use crate::support::{BINARY, ClusterPermit, Progress, network};
 
 /// Longest duration of the scenario. No time period may change meanwhile, because both sides would
 /// publish again.
-const AHEAD: Duration = Duration::from_secs(90);
+const AHEAD: Duration = Duration::from_secs(120);
 /// From the upload of a descriptor until it is first read back.
 const READ_BACK: Duration = Duration::from_secs(20);
-/// From the end of one upload of the old service until a directory has its descriptor.
-const UPLOADING: Duration = Duration::from_secs(10);
+/// From the upload of the old service's descriptor for one time period until directories hold that
+/// of the other, for which tor first builds circuits to other introduction points.
+const UPLOADING: Duration = Duration::from_secs(60);
 /// From the first reading until the node has published a higher revision: its limits for one fetch
 /// and one upload, and one failed upload before.
 const OVERTAKING: Duration = Duration::from_secs(80);
@@ -44,6 +45,12 @@ fn twin(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     progress.report(format_args!("the time period is steady"));
     let site = Site::start("old")?;
     let old = network().onion_service("old", 80, site.addr())?;
+    // Until then, what the node publishes might replace nothing.
+    cluster.wait_until("directories hold the old service's descriptor", UPLOADING, || {
+        let held = network().published(old.hostname())?.len();
+        ensure!(held > 0, "none does");
+        Ok(())
+    })?;
     let node = cluster.import("alpha", &old.service_folder())?;
     ensure!(cluster.onion()? == old.hostname(), "the imported key is of {}", cluster.onion()?);
     progress.report(format_args!("the old service is published, and the node has imported its key"));
@@ -81,7 +88,7 @@ fn is_overtaken(
     std::thread::sleep(STEP);
     let before = node.status()?;
     let started = Instant::now();
-    old.restrict(restricted)?;
+    let uploads = old.restrict(restricted)?;
     let published = started.elapsed();
     let is_theirs = |revision: u64| periods(&before).all(|period| period.revision != revision);
     // Tor uploads one time period after the other, and only that of the network's own client is
@@ -90,7 +97,7 @@ fn is_overtaken(
         let held: BTreeMap<String, u64> =
             network().published(&onion)?.into_iter().map(|held| (held.relay, held.revision)).collect();
         let replaced: BTreeMap<_, _> = held.clone().into_iter().filter(|(_, revision)| is_theirs(*revision)).collect();
-        ensure!(!replaced.is_empty(), "they hold {held:?}");
+        ensure!(!replaced.is_empty(), "{uploads}; they hold {held:?}");
         Ok((held, replaced))
     })?;
     progress.report(format_args!(

@@ -97,14 +97,17 @@ impl OnionService {
         self.client.relaunch()?;
         let uploads = watch_uploads(self.client.early_control()?)?;
         self.client.await_ready(READY_PATIENCE)?;
-        self.wait_until_published(uploads, started)
+        self.wait_until_published(uploads, started)?;
+        Ok(())
     }
 
     /// Restricts its descriptor to an authorized client that does not exist, or opens it to every
     /// client again, and waits until tor has published it again: within seconds, with the same
     /// introduction points and a higher revision. `restricted` must differ from the present state,
-    /// or tor publishes nothing.
-    pub fn restrict(&self, restricted: bool) -> Result<()> {
+    /// or tor publishes nothing. Tor publishes each time period when the introduction points of that
+    /// period are established, so only one of two may be published yet. Returns what became of the
+    /// uploads, for a message.
+    pub fn restrict(&self, restricted: bool) -> Result<String> {
         let started = Instant::now();
         let client = self.service_folder().join("authorized_clients/nobody.auth");
         match restricted {
@@ -114,11 +117,12 @@ impl OnionService {
         .with_context(|| format!("cannot change {}", client.display()))?;
         let mut uploads = watch_uploads(self.client.control()?)?;
         uploads.command("SIGNAL RELOAD")?;
-        self.wait_until_published(uploads, started)
+        let tally = self.wait_until_published(uploads, started)?;
+        Ok(format!("{} uploads were accepted, {} failed: {:?}", tally.done, tally.failures.len(), tally.failures))
     }
 
     /// Waits until a directory has the descriptor and no upload is under way.
-    fn wait_until_published(&self, mut uploads: Control, started: Instant) -> Result<()> {
+    fn wait_until_published(&self, mut uploads: Control, started: Instant) -> Result<Tally> {
         let mut tally = Tally::default();
         let deadline = started + PATIENCE;
         // The descriptors of the two time periods are uploaded one after the other, so the wait
@@ -127,7 +131,7 @@ impl OnionService {
             let quiet = Instant::now() + Duration::from_millis(1500);
             match uploads.event(quiet.min(deadline))? {
                 Some(event) => tally.count(&event),
-                None if tally.is_done() => return Ok(()),
+                None if tally.is_done() => return Ok(tally),
                 None if Instant::now() >= deadline => bail!(
                     "the onion service {} was not published within {PATIENCE:?}; its log ends with:\n{}",
                     self.hostname,
@@ -144,6 +148,8 @@ impl OnionService {
 struct Tally {
     under_way: i32,
     done: usize,
+    /// The reasons that tor gives.
+    failures: Vec<String>,
 }
 
 impl Tally {
@@ -155,7 +161,10 @@ impl Tally {
                 self.under_way -= 1;
                 self.done += 1;
             }
-            (Some("HS_DESC"), Some("FAILED")) => self.under_way -= 1,
+            (Some("HS_DESC"), Some("FAILED")) => {
+                self.under_way -= 1;
+                self.failures.extend(words.next_back().map(str::to_owned));
+            }
             _ => {}
         }
     }
