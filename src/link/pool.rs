@@ -361,6 +361,11 @@ impl Pool {
         }
     }
 
+    /// The peers with which there is a link.
+    pub(super) fn peers(&self) -> BTreeSet<NodeId> {
+        self.links.values().filter(|link| self.carries(link)).map(|link| link.peer).collect()
+    }
+
     /// Whether frames to the link's peer go over this link.
     fn carries(&self, link: &Link) -> bool {
         self.route_to(link.peer) == Some(link.route)

@@ -108,7 +108,9 @@ impl Shared {
                 shared.pool().send(to, message);
             }
         };
-        let carrier = Carrier { send: Arc::new(send), received: inbox };
+        let linked = Arc::downgrade(&shared);
+        let links = move || linked.upgrade().map(|shared| shared.pool().peers()).unwrap_or_default();
+        let carrier = Carrier { send: Arc::new(send), received: inbox, links: Arc::new(links) };
         (shared, LinkOutputs { carrier, joins: carried, revoked: revocation, offered: offers, facts: handed_over })
     }
 

@@ -1,6 +1,6 @@
 //! Raw streams, handshakes and frames of a hostile member, over any engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,7 +76,8 @@ pub(crate) async fn question(store: &Store, to: NodeId) -> Vec<u8> {
     let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
     let (me, cluster) = (store.node_id(), store.cluster());
     let config = MeshConfig { me, cluster, generation: 1, interval: Duration::from_millis(100) };
-    let (_mesh, _updates) = Mesh::start(config, Carrier { send, received }, vec![to]).await.unwrap();
+    let (_mesh, _updates) =
+        Mesh::start(config, Carrier { send, received, links: Arc::new(BTreeSet::new) }, vec![to]).await.unwrap();
     payload(&Frame::Gossip(VarBytes(sent.recv().await.unwrap())))
 }
 

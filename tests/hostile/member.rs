@@ -167,7 +167,7 @@ impl RawGossip {
 
 /// Splits a carrier for several gossip instances; each receives every message.
 fn share(carrier: Carrier, instances: usize) -> Vec<Carrier> {
-    let Carrier { send, mut received } = carrier;
+    let Carrier { send, mut received, links } = carrier;
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..instances).map(|_| mpsc::channel(256)).unzip();
     tokio::spawn(async move {
         while let Some(message) = received.recv().await {
@@ -177,7 +177,10 @@ fn share(carrier: Carrier, instances: usize) -> Vec<Carrier> {
             }
         }
     });
-    receivers.into_iter().map(|received| Carrier { send: Arc::clone(&send), received }).collect()
+    receivers
+        .into_iter()
+        .map(|received| Carrier { send: Arc::clone(&send), received, links: Arc::clone(&links) })
+        .collect()
 }
 
 /// Whether a link was refused because the member is revoked.

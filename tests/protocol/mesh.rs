@@ -1,6 +1,7 @@
 //! Gossip on a link: two real meshes meet for the first time, and the test intercepts every
 //! message.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +38,8 @@ impl Wired {
         let (sender, from) = mpsc::unbounded_channel();
         let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
         let config = MeshConfig { me, cluster: cast.cluster(), generation: BOOT, interval: Duration::from_secs(1) };
-        let (mesh, updates) = Mesh::start(config, Carrier { send, received }, seeds).await.unwrap();
+        let (mesh, updates) =
+            Mesh::start(config, Carrier { send, received, links: Arc::new(BTreeSet::new) }, seeds).await.unwrap();
         for (kind, bytes) in records {
             mesh.set(*kind, bytes).unwrap();
         }

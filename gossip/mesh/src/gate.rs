@@ -29,6 +29,7 @@ use tracing::debug;
 use crate::incarnations::{Incarnations, NamingContext};
 use crate::leaky::LeakyBucket;
 use crate::quota::{Quota, Quotas};
+use crate::supply::{Pulls, Supply};
 use crate::wire::{Incarnation, IncarnationDelta, Message, Names, WireError};
 
 /// How long this node claims to be up to date on an incarnation whose quota a peer has exceeded, so
@@ -91,10 +92,10 @@ pub struct MeshCounters {
 /// The gate of one [`super::Mesh`], shared by its transport and its task.
 pub struct Gate {
     me: NodeId,
+    round: Duration,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     generation: u64,
     limits: MeshLimits,
@@ -110,6 +111,7 @@ struct State {
     claimed: Claim,
     names: Names,
     counters: MeshCounters,
+    supply: Supply,
 }
 
 /// The state of one peer that sends messages.
@@ -127,10 +129,24 @@ pub(super) struct Claim {
 }
 
 impl Gate {
-    /// A gate with the default limits that knows no other member.
-    pub fn new(me: NodeId) -> Self {
-        let members = BTreeSet::from([me]);
-        Self { me, state: Mutex::new(State { members, ..State::default() }) }
+    /// A gate with the default limits that knows no other member, with this time between two rounds
+    /// of gossip.
+    pub fn new(me: NodeId, round: Duration) -> Self {
+        let state = State {
+            generation: 0,
+            limits: MeshLimits::default(),
+            members: BTreeSet::from([me]),
+            incarnations: Incarnations::default(),
+            quotas: Quotas::default(),
+            suppressed_until: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            claimed: Claim::default(),
+            names: Names::default(),
+            counters: MeshCounters::default(),
+            supply: Supply::new(round, Instant::now()),
+        };
+        Self { me, round, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -145,6 +161,44 @@ impl Gate {
         state.incarnations.clear();
         state.quotas.clear();
         state.suppressed_until.clear();
+        state.supply = Supply::new(self.round, Instant::now());
+    }
+
+    /// Whether this node compares itself with others in every round.
+    pub(super) fn is_busy(&self) -> bool {
+        self.lock().supply.is_busy(Instant::now())
+    }
+
+    /// Makes this node busy for some rounds.
+    pub(super) fn stir(&self) {
+        self.lock().supply.stir(Instant::now());
+    }
+
+    /// The incarnations to pull now, by peer, with these links.
+    pub(super) fn pulls(&self, links: &BTreeSet<NodeId>) -> Pulls {
+        self.lock().supply.pulls(links, Instant::now())
+    }
+
+    /// The peers that sent values of incarnations unknown here since the last call.
+    pub(super) fn take_unknown(&self) -> BTreeSet<NodeId> {
+        self.lock().supply.take_unknown()
+    }
+
+    /// The nodes among these that are silent, and for how long they have been.
+    pub(super) fn silent(&self, nodes: impl Iterator<Item = NodeId>) -> Vec<(NodeId, Duration)> {
+        let (state, now) = (self.lock(), Instant::now());
+        nodes.filter_map(|node| Some((node, state.supply.silent_for(node, now)?))).collect()
+    }
+
+    /// The peers among `links` that get this node's own new values.
+    pub(super) fn met(&self, links: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        self.lock().supply.met(links)
+    }
+
+    /// The peers among `links` that have subscribed to this incarnation of another node, without
+    /// the peer that delivered its last value.
+    pub(super) fn subscribers(&self, incarnation: &Incarnation, links: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        self.lock().supply.subscribers(incarnation, links, Instant::now()).collect()
     }
 
     /// Replaces the limits.
@@ -173,7 +227,8 @@ impl Gate {
     pub(super) fn prune(&self, has: &BTreeMap<Incarnation, u64>) {
         let mut state = self.lock();
         let now = Instant::now();
-        let State { members, addresses, incarnations, quotas, suppressed_until, peers, .. } = &mut *state;
+        let State { members, addresses, incarnations, quotas, suppressed_until, peers, supply, .. } = &mut *state;
+        supply.prune(|incarnation| has.contains_key(incarnation), now);
         incarnations.prune(|incarnation| has.contains_key(incarnation), now);
         quotas.prune(has);
         suppressed_until.retain(|(_, incarnation), until| *until > now && incarnations.contains(incarnation));
@@ -249,6 +304,7 @@ impl Gate {
         for known in message.digest().iter().filter(|known| known.incarnation == own) {
             state.claimed.heartbeat = state.claimed.heartbeat.max(known.heartbeat);
             state.claimed.version = state.claimed.version.max(known.version);
+            state.supply.meet(from);
         }
         // chitchat ignores the values of an incarnation that no digest has named, so it is enough
         // to admit those in the digest.
@@ -257,6 +313,10 @@ impl Gate {
             .into_iter()
             .filter(|incarnation| *incarnation == own || state.admit(*incarnation, from, now))
             .collect();
+        state.supply.hear(from, now);
+        for entry in message.digest().iter().filter(|entry| named.contains(&entry.incarnation)) {
+            state.supply.on_entry(entry, from, now);
+        }
         let values_by_incarnation = message.values_by_incarnation();
         let read = bytes.len() + message.delta_bytes();
         // Values of this node's own present incarnation come from this node alone.
@@ -264,7 +324,8 @@ impl Gate {
             values_by_incarnation.iter().filter(|values_by_incarnation| values_by_incarnation.incarnation != own);
         let kept: BTreeMap<Incarnation, usize> = values_by_incarnation
             .map(|values_by_incarnation| {
-                (values_by_incarnation.incarnation, state.weigh(values_by_incarnation, from, now))
+                let kept = state.enter(values_by_incarnation, from, message.has_digest(), now);
+                (values_by_incarnation.incarnation, kept)
             })
             .collect();
         let mut changed = message.retain(
@@ -292,8 +353,12 @@ impl State {
 
     fn admit(&mut self, incarnation: Incarnation, from: NodeId, now: Instant) -> bool {
         let naming = NamingContext { from, members: &self.members, unknown_nodes: self.limits.unknown_nodes, now };
+        let new = !self.incarnations.contains(&incarnation);
         let admitted = self.incarnations.admit(incarnation, naming);
         if admitted {
+            if new {
+                self.supply.stir(now);
+            }
             self.addresses.insert(mesh_socket(&incarnation.node), incarnation.node);
         } else {
             self.counters.unknown_nodes += 1;
@@ -301,11 +366,26 @@ impl State {
         admitted
     }
 
-    /// Number of leading values that may enter of those that a peer sends of an incarnation.
-    fn weigh(&mut self, values_by_incarnation: &IncarnationDelta<'_>, from: NodeId, now: Instant) -> usize {
-        if !self.incarnations.contains(&values_by_incarnation.incarnation) {
+    /// Number of leading values that may enter of those that a peer sends of an incarnation. Notes
+    /// what they show about this node's supply.
+    fn enter(&mut self, values: &IncarnationDelta<'_>, from: NodeId, compared: bool, now: Instant) -> usize {
+        if !self.incarnations.contains(&values.incarnation) {
+            if self.members.contains(&values.incarnation.node) {
+                self.supply.on_unknown(from);
+            }
             return 0;
         }
+        let known = self.quotas.version(&values.incarnation);
+        let kept = self.weigh(values, from, now);
+        // Values above a quota are not missing here.
+        if kept > 0 || values.from > known || values.values.last().is_some_and(|value| value.version <= known) {
+            self.supply.on_values(values, known, from, compared, now);
+        }
+        kept
+    }
+
+    /// Number of leading values that the quotas let enter.
+    fn weigh(&mut self, values_by_incarnation: &IncarnationDelta<'_>, from: NodeId, now: Instant) -> usize {
         let node = values_by_incarnation.incarnation.node;
         let first_hand = node == from;
         let members = &self.members;
@@ -361,7 +441,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_sends_too_much_to_unpack_is_not_read_for_a_while() {
         let node = |i| NodeId::from_public_key([i; 32]);
-        let gate = Gate::new(node(1));
+        let gate = Gate::new(node(1), Duration::from_millis(500));
         let long = ack(node(2), 1, &[("a".into(), "b".repeat(20_000), 1), ("b".into(), "b".repeat(20_000), 2)]);
         let read = (0..1000).take_while(|_| gate.read(node(2), &long).is_ok()).count();
         assert!((50..250).contains(&read), "{read}");

@@ -1,29 +1,32 @@
-//! The task of a mesh. It starts chitchat, writes this node's values, delivers those of others and
-//! contacts seeds.
+//! The task of a mesh. It starts chitchat, writes this node's values, delivers those of others,
+//! pushes new values to peers, and asks for what is missing.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chitchat::{Chitchat, ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, spawn_chitchat};
 use rustbalance_gossip::address::mesh_socket;
+use rustbalance_gossip::id::NodeId;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use crate::adapter::Adapter;
 use crate::delivery::Delivery;
 use crate::gate::{Claim, Gate};
-use crate::wire::Incarnation;
-use crate::{Carrier, MeshConfig, MeshError, Own, Update};
+use crate::news::{Found, News};
+use crate::wire::{Fresh, Incarnation};
+use crate::{Carrier, MeshConfig, MeshError, Own, Update, wire};
 
 /// Bits of chitchat's generation that count the incarnations within one start of the node. The bits
 /// above them are [`MeshConfig::generation`].
 const INCARNATION_BITS: u32 = 16;
 /// Number of peers that get the last values at a shutdown.
 const FAREWELLS: usize = 3;
+/// Part of a round for which new values are collected before they are pushed in one message.
+const PUSH_DELAY: u32 = 5;
 /// How long chitchat remembers a silent node. After half of it the node's values are no longer
 /// forwarded.
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(3600);
@@ -48,13 +51,17 @@ pub(super) struct Keeper {
     updates: mpsc::Sender<Update>,
     chitchat: ChitchatHandle,
     changed: Arc<Notify>,
+    /// Values have changed that may have to be pushed.
+    stale: Arc<Notify>,
+    push_at: Option<Instant>,
+    news: News,
+    links: Arc<dyn Fn() -> BTreeSet<NodeId> + Send + Sync>,
     incarnation: u64,
     born: Instant,
     /// The last spoofed version that was counted.
     claimed: Claim,
     delivery: Delivery,
     outbox: VecDeque<Update>,
-    next_seed: usize,
 }
 
 impl Keeper {
@@ -65,9 +72,10 @@ impl Keeper {
         gate: Arc<Gate>,
         updates: mpsc::Sender<Update>,
     ) -> Result<Self, MeshError> {
-        let adapter = Adapter::new(config.me, carrier, Arc::clone(&gate));
-        let changed = Arc::new(Notify::new());
-        let chitchat = begin(&config, 0, &adapter, &gate, &changed).await?;
+        let links = Arc::clone(&carrier.links);
+        let adapter = Adapter::new(&config, carrier, Arc::clone(&gate));
+        let (changed, stale) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let chitchat = begin(&config, 0, &adapter, &gate, [&changed, &stale]).await?;
         Ok(Self {
             config,
             adapter,
@@ -76,12 +84,15 @@ impl Keeper {
             updates,
             chitchat,
             changed,
+            stale,
+            push_at: None,
+            news: News::default(),
+            links,
             incarnation: 0,
             born: Instant::now(),
             claimed: Claim::default(),
             delivery: Delivery::default(),
             outbox: VecDeque::new(),
-            next_seed: 0,
         })
     }
 
@@ -89,13 +100,18 @@ impl Keeper {
         let mut tick = interval(self.config.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let own = Arc::clone(&self.own);
-        let changed = Arc::clone(&self.changed);
+        let (changed, stale) = (Arc::clone(&self.changed), Arc::clone(&self.stale));
         let updates = self.updates.clone();
         loop {
+            let push_at = self.push_at;
             tokio::select! {
                 _ = &mut stop => break,
                 () = own.changed.notified() => self.write_own().await,
                 () = changed.notified(), if self.outbox.is_empty() => self.collect().await,
+                () = stale.notified(), if push_at.is_none() => {
+                    self.push_at = Some(Instant::now() + self.config.interval / PUSH_DELAY);
+                }
+                () = sleep_until(push_at.unwrap_or_else(Instant::now)), if push_at.is_some() => self.push().await,
                 permit = updates.reserve(), if !self.outbox.is_empty() => {
                     let Ok(permit) = permit else { break };
                     if let Some(update) = self.outbox.pop_front() {
@@ -117,8 +133,40 @@ impl Keeper {
         for (key, value) in values {
             match value {
                 Some(value) => state.set(key, value),
-                None if state.contains_key(&key) => state.delete(&key),
+                None if state.contains_key(&key) => {
+                    state.delete(&key);
+                    // chitchat reports changed values, but not deleted ones.
+                    self.stale.notify_one();
+                }
                 None => {}
+            }
+        }
+    }
+
+    /// Pushes new values: this node's own over every link to a peer that can use them, those of
+    /// others to the peers that have subscribed to them.
+    async fn push(&mut self) {
+        self.push_at = None;
+        let chitchat = self.chitchat.chitchat();
+        let chitchat = chitchat.lock().await;
+        let own = chitchat.self_chitchat_id();
+        let (Found { news, too_much }, own) = (self.news.next(chitchat.node_states(), own), Incarnation::of(own));
+        drop(chitchat);
+        if too_much {
+            self.gate.stir();
+        }
+        let links = (self.links)();
+        let mut by_peer: BTreeMap<NodeId, Vec<&Fresh>> = BTreeMap::new();
+        for fresh in &news {
+            let peers = match Some(fresh.incarnation) == own {
+                true => self.gate.met(&links),
+                false => self.gate.subscribers(&fresh.incarnation, &links),
+            };
+            peers.into_iter().for_each(|peer| by_peer.entry(peer).or_default().push(fresh));
+        }
+        for (peer, news) in by_peer {
+            for message in wire::push(&news) {
+                self.adapter.send(peer, message);
             }
         }
     }
@@ -137,10 +185,11 @@ impl Keeper {
     }
 
     /// Once per interval: restarts gossip if it must, writes values again, forgets what chitchat
-    /// has forgotten, contacts a seed.
+    /// has forgotten, asks for what is missing.
     async fn look_after(&mut self) {
         // Picks up changes whose notification was missed.
         self.changed.notify_one();
+        self.stale.notify_one();
         if self.must_restart().await {
             self.restart().await;
         }
@@ -149,12 +198,25 @@ impl Keeper {
         let chitchat = chitchat.lock().await;
         let states = chitchat.node_states();
         let has: BTreeMap<Incarnation, u64> =
-            states.iter().filter_map(|(id, state)| Some((life_of(id)?, state.max_version()))).collect();
+            states.iter().filter_map(|(id, state)| Some((Incarnation::of(id)?, state.max_version()))).collect();
         self.gate.prune(&has);
         self.delivery.forget(|id| !states.contains_key(id));
-        let live: BTreeSet<_> = chitchat.live_nodes().map(|id| id.gossip_advertise_addr).collect();
+        self.news.forget(|id| !states.contains_key(id));
         drop(chitchat);
-        self.ask_a_seed(&live);
+        let links = (self.links)();
+        self.pull(&links, &has);
+        self.ask(links);
+    }
+
+    /// Asks peers for single incarnations. `has` holds the version that chitchat has of each.
+    fn pull(&self, links: &BTreeSet<NodeId>, has: &BTreeMap<Incarnation, u64>) {
+        for (peer, incarnations) in self.gate.pulls(links) {
+            // The newest one that the peer has announced.
+            let of_peer = Incarnation { node: peer, generation: 0 }..=Incarnation { node: peer, generation: u64::MAX };
+            let Some((own, version)) = has.range(of_peer).next_back() else { continue };
+            let lacked = incarnations.into_iter().filter_map(|lacked| Some((lacked, *has.get(&lacked)?)));
+            self.adapter.send(peer, wire::pull((*own, *version), &lacked.collect::<Vec<_>>()));
+        }
     }
 
     async fn must_restart(&mut self) -> bool {
@@ -182,7 +244,7 @@ impl Keeper {
         }
         let incarnation = self.incarnation + 1;
         self.chitchat.abort();
-        match begin(&self.config, incarnation, &self.adapter, &self.gate, &self.changed).await {
+        match begin(&self.config, incarnation, &self.adapter, &self.gate, [&self.changed, &self.stale]).await {
             Ok(chitchat) => {
                 warn!(incarnation, "gossip restarted under a new generation");
                 self.chitchat = chitchat;
@@ -190,6 +252,8 @@ impl Keeper {
                 self.born = Instant::now();
                 self.claimed = Claim::default();
                 self.delivery = Delivery::default();
+                self.news = News::default();
+                self.adapter.questions().restart();
                 self.own.restart.store(false, Ordering::Relaxed);
                 self.gate.count_restart();
             }
@@ -197,23 +261,25 @@ impl Keeper {
         }
     }
 
-    /// Starts a comparison with the next seed that is not live. chitchat's own seeds cannot change
-    /// after its start, so it gets none.
-    fn ask_a_seed(&mut self, live: &BTreeSet<SocketAddr>) {
-        let seeds = self.own.seeds.lock();
-        let others: Vec<_> = seeds.iter().filter(|seed| !live.contains(&mesh_socket(seed))).collect();
-        let Some(seed) = others.get(self.next_seed % others.len().max(1)) else { return };
-        self.next_seed = self.next_seed.wrapping_add(1);
-        self.gate.know(**seed);
-        if let Err(error) = self.chitchat.gossip(mesh_socket(seed)) {
-            debug!(%error, "gossip has stopped");
+    /// Starts the comparisons that are due. chitchat's own seeds cannot change after its start, so
+    /// it gets none.
+    fn ask(&self, links: BTreeSet<NodeId>) {
+        let members = self.own.seeds.lock().iter().copied().filter(|seed| *seed != self.config.me).collect::<Vec<_>>();
+        let (silent, unknown) = (self.gate.silent(members.into_iter()), self.gate.take_unknown());
+        let due = self.adapter.questions().due(links, &silent, unknown, Instant::now());
+        for node in due {
+            self.gate.know(node);
+            if let Err(error) = self.chitchat.gossip(mesh_socket(&node)) {
+                debug!(%error, "gossip has stopped");
+            }
         }
     }
 
     /// Sends the last values to some peers, then stops chitchat.
-    async fn send_last_values(self) {
+    async fn send_last_values(mut self) {
         self.write_own().await;
-        self.adapter.ask_freely().await;
+        self.push().await;
+        self.adapter.questions().open();
         let peers: Vec<_> = {
             let chitchat = self.chitchat.chitchat();
             let chitchat = chitchat.lock().await;
@@ -233,17 +299,13 @@ impl Keeper {
     }
 }
 
-fn life_of(id: &ChitchatId) -> Option<Incarnation> {
-    Some(Incarnation { node: id.node_id.parse().ok()?, generation: id.generation_id })
-}
-
 /// Starts chitchat for one incarnation of this node.
 async fn begin(
     config: &MeshConfig,
     incarnation: u64,
     adapter: &Adapter,
     gate: &Gate,
-    changed: &Arc<Notify>,
+    changed: [&Arc<Notify>; 2],
 ) -> Result<ChitchatHandle, MeshError> {
     let generation = (config.generation << INCARNATION_BITS) | incarnation;
     let address = mesh_socket(&config.me);
@@ -262,19 +324,19 @@ async fn begin(
     let handle = spawn_chitchat(chitchat_config, Vec::new(), adapter)
         .await
         .map_err(|error| MeshError::Start(error.to_string()))?;
-    let changed = Arc::clone(changed);
+    let changed = changed.map(Arc::clone);
     handle
         .with_chitchat(move |chitchat: &mut Chitchat| {
-            let changed = Arc::clone(&changed);
-            chitchat.subscribe_event("", move |_| changed.notify_one()).forever();
+            let changed = changed.clone();
+            chitchat.subscribe_event("", move |_| changed.iter().for_each(|changed| changed.notify_one())).forever();
         })
         .await;
     Ok(handle)
 }
 
-/// Only decides which nodes chitchat contacts; liveness is judged by signed heartbeats. Tolerant,
-/// because over Tor the time between two signs of life of a node that is not a neighbour varies
-/// from less than a second to half a minute.
+/// Only decides which nodes chitchat contacts while this node is busy, and when it forgets a node;
+/// liveness is judged by signed heartbeats. chitchat sees signs of life in comparisons alone, which
+/// are rare while nothing happens, so it waits for minutes.
 fn failure_detector(interval: Duration) -> FailureDetectorConfig {
-    FailureDetectorConfig::new(8.0, 200, interval * 60, interval * 5, DEAD_NODE_GRACE)
+    FailureDetectorConfig::new(8.0, 8, interval * 3600, interval * 60, DEAD_NODE_GRACE)
 }

@@ -8,7 +8,8 @@
 //! differ from chitchat's state. It [delivers](delivery) the values of others by version: for every
 //! incarnation of every node it remembers the highest version delivered, and after each change it
 //! delivers what is newer. A slow receiver thus misses superseded values and never the latest.
-//! Messages pass a [`gate`] on their way in and out.
+//! Messages pass a [`gate`] on their way in and out. New values are [pushed](news) to the peers
+//! that need them ([`supply`]); [comparisons](questions) find what no push has brought.
 //!
 //! Gossip restarts under a higher generation if chitchat stops, or if versions of this node's
 //! present incarnation were spoofed: a peer that believes in a version which the node has not
@@ -33,9 +34,9 @@
 //! let (to_alpha, for_alpha) = mpsc::channel(64);
 //! let (to_beta, for_beta) = mpsc::channel(64);
 //! // A carrier may lose messages, so a full channel does no harm.
-//! let carrier = |me: NodeId, queue: mpsc::Sender<(NodeId, Vec<u8>)>, received| Carrier {
-//!     send: Arc::new(move |_to, message| drop(queue.try_send((me, message)))),
-//!     received,
+//! let carrier = |me: NodeId, peer: NodeId, queue: mpsc::Sender<(NodeId, Vec<u8>)>, received| {
+//!     let send = Arc::new(move |_to, message| drop(queue.try_send((me, message))));
+//!     Carrier { send, received, links: Arc::new(move || [peer].into()) }
 //! };
 //! let config = |me| MeshConfig {
 //!     me,
@@ -43,7 +44,8 @@
 //!     generation: 1,
 //!     interval: Duration::from_millis(50),
 //! };
-//! let carriers = (carrier(alpha, to_beta, for_alpha), carrier(beta, to_alpha, for_beta));
+//! let carriers =
+//!     (carrier(alpha, beta, to_beta, for_alpha), carrier(beta, alpha, to_alpha, for_beta));
 //! let (one, _) = Mesh::start(config(alpha), carriers.0, vec![beta]).await?;
 //! let (other, mut updates) = Mesh::start(config(beta), carriers.1, vec![alpha]).await?;
 //! one.set(RecordKind::Card, b"a signed record")?;
@@ -80,7 +82,10 @@ mod keeper;
 mod leaky;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
+mod news;
+mod questions;
 mod quota;
+mod supply;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -98,6 +103,8 @@ pub struct Carrier {
     pub send: Arc<dyn Fn(NodeId, Vec<u8>) + Send + Sync>,
     /// Received messages, each with the node that sent it.
     pub received: mpsc::Receiver<(NodeId, Vec<u8>)>,
+    /// Returns the nodes that have a link with this node now. Must not block.
+    pub links: Arc<dyn Fn() -> BTreeSet<NodeId> + Send + Sync>,
 }
 
 /// The settings of a mesh.
@@ -166,7 +173,7 @@ impl Mesh {
         seeds: Vec<NodeId>,
     ) -> Result<(Self, mpsc::Receiver<Update>), MeshError> {
         let own = Arc::new(Own { seeds: Mutex::new(seeds), ..Own::default() });
-        let gate = Arc::new(Gate::new(config.me));
+        let gate = Arc::new(Gate::new(config.me, config.interval));
         let (updates, queue) = mpsc::channel(QUEUE);
         let (stop, stopped) = oneshot::channel();
         let keeper = Keeper::start(config, carrier, Arc::clone(&own), Arc::clone(&gate), updates).await?;

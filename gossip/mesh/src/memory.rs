@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::neighbours::{DEFAULT_NEIGHBOURS, neighbours};
 use tokio::sync::mpsc;
 
 use crate::Carrier;
@@ -37,9 +38,26 @@ struct Inner {
     delay: Duration,
     loss_percent: u64,
     random: u64,
+    /// The links of each node; empty if nodes have joined since they were computed.
+    links: BTreeMap<NodeId, BTreeSet<NodeId>>,
 }
 
 impl Inner {
+    /// The nodes that would have a link with this one in a cluster of all nodes that have joined.
+    /// A node that is down or cut off keeps its links, as a real one does for a while.
+    fn links(&mut self, of: NodeId) -> BTreeSet<NodeId> {
+        if self.links.is_empty() {
+            let all: BTreeSet<NodeId> = self.sockets.keys().copied().collect();
+            for node in &all {
+                for peer in neighbours(*node, &all, DEFAULT_NEIGHBOURS) {
+                    self.links.entry(*node).or_default().insert(peer);
+                    self.links.entry(peer).or_default().insert(*node);
+                }
+            }
+        }
+        self.links.get(&of).cloned().unwrap_or_default()
+    }
+
     /// Whether a message gets through. Loss is drawn from a seeded SplitMix64, so that a run can be
     /// repeated.
     fn passes(&mut self, from: NodeId, to: NodeId) -> bool {
@@ -101,9 +119,17 @@ impl MemoryNetwork {
     /// Puts a node on the network. A second call for the same node cuts off the first carrier.
     pub fn join(&self, node: NodeId) -> Carrier {
         let (sender, received) = mpsc::channel(QUEUE);
-        self.lock().sockets.insert(node, sender);
-        let network = self.clone();
-        Carrier { send: Arc::new(move |to, bytes| network.send(node, to, bytes)), received }
+        {
+            let mut inner = self.lock();
+            inner.sockets.insert(node, sender);
+            inner.links.clear();
+        }
+        let (network, linked) = (self.clone(), self.clone());
+        Carrier {
+            send: Arc::new(move |to, bytes| network.send(node, to, bytes)),
+            received,
+            links: Arc::new(move || linked.lock().links(node)),
+        }
     }
 
     fn send(&self, from: NodeId, to: NodeId, bytes: Vec<u8>) {

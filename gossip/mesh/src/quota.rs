@@ -102,6 +102,11 @@ impl Quotas {
         Weighed { kept: values_by_incarnation.values.len(), full: false }
     }
 
+    /// The highest version that chitchat has of an incarnation, or will have soon.
+    pub(super) fn version(&self, incarnation: &Incarnation) -> u64 {
+        self.versions.get(incarnation).copied().unwrap_or(0)
+    }
+
     /// Forgets the incarnations that chitchat has forgotten. `has` holds the highest version that
     /// chitchat has of each.
     pub(super) fn prune(&mut self, has: &BTreeMap<Incarnation, u64>) {

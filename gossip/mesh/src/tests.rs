@@ -12,6 +12,7 @@ use super::*;
 use crate::memory::MemoryNetwork;
 use rustbalance_gossip::record::RecordKind;
 
+mod calm;
 mod hostile;
 
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -208,8 +209,10 @@ async fn seeds_can_be_set_later_and_kinds_retracted() {
     let network = MemoryNetwork::default();
     let config =
         |i| MeshConfig { me: node(i), cluster: ClusterId::from_public_key([1; 32]), generation: 1, interval: INTERVAL };
-    let (a, mut heard) = Mesh::start(config(0), network.join(node(0)), vec![]).await.unwrap();
-    let (b, _updates) = Mesh::start(config(1), network.join(node(1)), vec![]).await.unwrap();
+    // Without links: only a seed brings them together.
+    let carrier = |i| Carrier { links: Arc::new(BTreeSet::new), ..network.join(node(i)) };
+    let (a, mut heard) = Mesh::start(config(0), carrier(0), vec![]).await.unwrap();
+    let (b, _updates) = Mesh::start(config(1), carrier(1), vec![]).await.unwrap();
     b.set(RecordKind::Lease, b"taken back").unwrap();
     b.set(RecordKind::Card, b"card").unwrap();
     b.retract(RecordKind::Lease);

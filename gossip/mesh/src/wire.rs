@@ -9,10 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use chitchat::{ChitchatMessage, Deserializable};
+use chitchat::{ChitchatId, ChitchatMessage, Deserializable};
 use rustbalance_gossip::address::mesh_socket;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::MAX_RECORD;
+
+pub(super) use outgoing::{Fresh, pull, push};
+
+mod outgoing;
 
 /// Largest message, in bytes; chitchat does not make larger ones.
 pub const MAX_MESSAGE: usize = 65_507;
@@ -84,6 +88,13 @@ pub(super) struct Incarnation {
     pub(super) generation: u64,
 }
 
+impl Incarnation {
+    /// The incarnation that chitchat names so; `None` if its name is not an onion address.
+    pub(super) fn of(id: &ChitchatId) -> Option<Self> {
+        Some(Self { node: id.node_id.parse().ok()?, generation: id.generation_id })
+    }
+}
+
 /// An entry of a digest: what a peer claims to know of one incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DigestEntry {
@@ -91,6 +102,13 @@ pub(super) struct DigestEntry {
     pub(super) heartbeat: u64,
     pub(super) last_gc: u64,
     pub(super) version: u64,
+}
+
+impl DigestEntry {
+    /// Whether the peer asks for further values of the incarnation when they arrive.
+    pub(super) fn subscribes(&self) -> bool {
+        self.last_gc == outgoing::SUBSCRIBES
+    }
 }
 
 /// An operation in a delta. chitchat has a third one, which raises the version of an incarnation

@@ -1,5 +1,6 @@
 //! The cluster's task, and the state that it brings to disk.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -67,7 +68,7 @@ impl Running {
 
 pub(in crate::node) async fn alone(store: &Arc<Store>, known: Vec<Event>) -> IdleCluster {
     let (others, received) = mpsc::channel(1);
-    let carrier = Carrier { send: Arc::new(|_, _| {}), received };
+    let carrier = Carrier { send: Arc::new(|_, _| {}), received, links: Arc::new(BTreeSet::new) };
     let config = MeshConfig {
         me: store.node_id(),
         cluster: store.cluster(),

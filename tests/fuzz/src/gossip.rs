@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustbalance_gossip::address::{MESH_PORT, mesh_address};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::{MAX_RECORD, RecordKind};
-use rustbalance_mesh::{Carrier, Gate, MAX_MESSAGE, Mesh, MeshConfig};
+use rustbalance_mesh::{Carrier, Gate, MAX_MESSAGE, Mesh, MeshConfig, ROUND};
 use tokio::sync::mpsc;
 
 use super::Seed;
@@ -32,7 +32,7 @@ fn members() -> BTreeSet<NodeId> {
 pub(crate) fn message(bytes: &[u8]) -> bool {
     let Some((&from, bytes)) = bytes.split_first() else { return false };
     let from = world().nodes[usize::from(from) % NODES];
-    let gate = Gate::new(world().nodes[0]);
+    let gate = Gate::new(world().nodes[0], ROUND);
     gate.set_members(members());
     if gate.read(from, bytes).is_err() {
         return false;
@@ -260,7 +260,8 @@ async fn converse(messages: Vec<(usize, Vec<u8>)>) -> bool {
     let send = Arc::new(move |to, message| taken.lock().unwrap().push((to, message)));
     let interval = Duration::from_secs(1);
     let config = MeshConfig { me, cluster: world().cluster, generation: 1, interval };
-    let (mesh, mut updates) = Mesh::start(config, Carrier { send, received }, Vec::new()).await.unwrap();
+    let (mesh, mut updates) =
+        Mesh::start(config, Carrier { send, received, links: Arc::new(BTreeSet::new) }, Vec::new()).await.unwrap();
     mesh.set_members(members());
     mesh.set(RecordKind::Card, b"our own").unwrap();
     tokio::time::sleep(interval).await;

@@ -1,0 +1,131 @@
+//! Finds the values in chitchat's state that are new since the last call, in a form that can be
+//! pushed to peers.
+//!
+//! A push says on which versions it builds: on the highest version among the values that it does
+//! not contain. So it applies to a peer that missed earlier pushes of the same key, such as
+//! heartbeats. A peer that misses a value under another key finds the gap and asks.
+
+use std::collections::BTreeMap;
+
+use chitchat::{ChitchatId, DeletionStatus, NodeState};
+
+use crate::wire::{Fresh, Incarnation};
+
+/// Most bytes of one incarnation that are pushed at a time: one of chitchat's blocks. Larger
+/// changes are left to comparisons, which know what a peer lacks.
+const MAX_PUSH: usize = 16_384;
+
+/// The versions pushed so far.
+#[derive(Default)]
+pub(super) struct News {
+    pushed: BTreeMap<ChitchatId, u64>,
+}
+
+/// The new values.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) news: Vec<Fresh>,
+    /// Whether some incarnation changed by more than can be pushed.
+    pub(super) too_much: bool,
+}
+
+impl News {
+    /// The values that are new since the last call, of all incarnations. What another node's
+    /// incarnation has when it is seen for the first time is not new: it came by a comparison.
+    pub(super) fn next(&mut self, states: &BTreeMap<ChitchatId, NodeState>, own: &ChitchatId) -> Found {
+        let mut found = Found::default();
+        for (id, state) in states {
+            let first = if id == own { 0 } else { state.max_version() };
+            let pushed = self.pushed.entry(id.clone()).or_insert(first);
+            if state.max_version() == *pushed {
+                continue;
+            }
+            // The version of a state falls only if chitchat has reset it.
+            let fresh = (state.max_version() > *pushed).then(|| newer(id, state, *pushed)).flatten();
+            *pushed = state.max_version();
+            match fresh {
+                Some(fresh) if fresh.bytes() <= MAX_PUSH => found.news.push(fresh),
+                Some(_) => found.too_much = true,
+                None => {}
+            }
+        }
+        found
+    }
+
+    /// Forgets incarnations that are gone.
+    pub(super) fn forget(&mut self, gone: impl Fn(&ChitchatId) -> bool) {
+        self.pushed.retain(|id, _| !gone(id));
+    }
+}
+
+/// The values above version `pushed`; `None` if the id is not one of ours.
+fn newer(id: &ChitchatId, state: &NodeState, pushed: u64) -> Option<Fresh> {
+    let older = state.key_values_including_deleted().map(|(_, value)| value.version);
+    let from = older.filter(|version| *version <= pushed).max().unwrap_or(0);
+    let mut fresh = Fresh::new(Incarnation::of(id)?, from);
+    let mut values: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > pushed).collect();
+    values.sort_by_key(|(_, value)| value.version);
+    for (key, value) in values {
+        let status = match value.status {
+            DeletionStatus::Set => 0,
+            DeletionStatus::Deleted(_) => 1,
+            DeletionStatus::DeleteAfterTtl(_) => 2,
+        };
+        fresh.add(key, &value.value, value.version, status);
+    }
+    Some(fresh)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustbalance_gossip::address::mesh_socket;
+    use rustbalance_gossip::id::NodeId;
+
+    fn id(i: u8) -> ChitchatId {
+        let node = NodeId::from_public_key([i; 32]);
+        ChitchatId::new(node.to_string(), 1, mesh_socket(&node))
+    }
+
+    fn fresh(id: &ChitchatId, from: u64, values: &[(&str, &str, u64, u8)]) -> Fresh {
+        let mut fresh = Fresh::new(Incarnation::of(id).unwrap(), from);
+        values.iter().for_each(|(key, value, version, status)| fresh.add(key, value, *version, *status));
+        fresh
+    }
+
+    #[test]
+    fn each_value_is_found_once_and_builds_on_the_newest_other_value() {
+        let (own, other) = (id(1), id(2));
+        let mut states = BTreeMap::from([(own.clone(), NodeState::for_test()), (other.clone(), NodeState::for_test())]);
+        let set = |states: &mut BTreeMap<ChitchatId, NodeState>, id: &ChitchatId, key: &str, value: &str| {
+            states.get_mut(id).unwrap().set(key, value);
+        };
+        set(&mut states, &own, "card", "a");
+        set(&mut states, &other, "card", "b");
+        let mut news = News::default();
+        let found = news.next(&states, &own);
+        assert_eq!(found.news, [fresh(&own, 0, &[("card", "a", 1, 0)])], "the other's came by a comparison");
+        for beat in 0..3 {
+            set(&mut states, &own, "beat", &beat.to_string());
+            let found = news.next(&states, &own);
+            assert_eq!(found.news, [fresh(&own, 1, &[("beat", &beat.to_string(), 2 + beat, 0)])]);
+        }
+        set(&mut states, &other, "lease", "c");
+        set(&mut states, &other, "beat", "d");
+        states.get_mut(&other).unwrap().delete("lease");
+        let found = news.next(&states, &own);
+        assert_eq!(found.news, [fresh(&other, 1, &[("beat", "d", 3, 0), ("lease", "", 4, 1)])]);
+        assert_eq!(news.next(&states, &own), Found::default());
+    }
+
+    #[test]
+    fn large_changes_are_left_to_comparisons() {
+        let own = id(1);
+        let mut states = BTreeMap::from([(own.clone(), NodeState::for_test())]);
+        states.get_mut(&own).unwrap().set("long", "x".repeat(MAX_PUSH));
+        let mut news = News::default();
+        assert_eq!(news.next(&states, &own), Found { news: vec![], too_much: true });
+        states.get_mut(&own).unwrap().set("beat", "x");
+        assert_eq!(news.next(&states, &own).news, [fresh(&own, 1, &[("beat", "x", 2, 0)])]);
+    }
+}

@@ -1,0 +1,401 @@
+//! Decides from whom this node gets the values of each incarnation, and which peers get them from
+//! this node.
+//!
+//! A node pushes its own new values over all of its links. What a member without a link to a node
+//! needs, it subscribes to at the neighbour that delivered that node's last heartbeat: the
+//! neighbour had the value first, so subscriptions do not form a circle. A heartbeat that is late
+//! shows that a value was lost or a neighbour failed. The node then pulls from one neighbour after
+//! the other, and the one that delivers becomes the supplier.
+//!
+//! While much is new (after a start, when an incarnation appears, when comparisons bring values
+//! that no push brought) the node is *busy*: it compares itself with others in every round.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::record::RecordKind;
+use tokio::time::Instant;
+
+use crate::wire::{DigestEntry, Incarnation, IncarnationDelta};
+
+/// Rounds for which a node compares itself in every round after its start: until it has met all.
+const BUSY_AT_START: u32 = 20;
+/// The same after other news: long enough for it to reach all members.
+const BUSY_AFTER_NEWS: u32 = 6;
+/// Rounds after which a subscription ends unless it is renewed.
+const SUBSCRIBED: u32 = 300;
+/// Rounds after which a subscription is renewed: two renewals may be lost.
+const RENEW: u32 = 100;
+/// Rounds that a heartbeat may be late, beyond half an interval, before it is pulled.
+const LATE: u32 = 2;
+/// Most pulls for one missing heartbeat. By the last one the node has long been declared dead.
+const PULLS: u32 = 8;
+/// Longest pause between two heartbeats, in rounds, that counts for their interval.
+const LONGEST_PAUSE: u32 = 80;
+/// Rounds without a sign of life after which a node counts as silent.
+const SILENT: u32 = 10;
+/// Most subscriptions of one peer: more than the incarnations that a node admits.
+const SUBSCRIPTIONS: usize = 512;
+
+/// The arrivals of one incarnation's heartbeats.
+#[derive(Debug, Clone, Copy)]
+struct Stream {
+    heard: Instant,
+    /// Mean interval.
+    mean: Duration,
+    /// The peer that delivered the last one.
+    from: NodeId,
+    /// The peer at which this node has subscribed, and when it renews that.
+    supplier: Option<(NodeId, Instant)>,
+    /// Pulls since the last heartbeat, and the time of the next one.
+    pulls: u32,
+    pull_at: Instant,
+}
+
+/// What a node does for its supply at one time: the incarnations to pull, by peer.
+pub(super) type Pulls = BTreeMap<NodeId, BTreeSet<Incarnation>>;
+
+/// The supply of one incarnation of this node.
+#[derive(Debug)]
+pub(super) struct Supply {
+    /// Time between two rounds of gossip.
+    round: Duration,
+    streams: BTreeMap<Incarnation, Stream>,
+    /// The peer that delivered the last new value of each incarnation.
+    sources: BTreeMap<Incarnation, NodeId>,
+    /// Until when each peer gets the values of each incarnation.
+    subscriptions: BTreeMap<NodeId, BTreeMap<Incarnation, Instant>>,
+    /// The peers that have this node's present incarnation: only they can use its values.
+    met: BTreeSet<NodeId>,
+    /// The last sign of life of each node: a message of its own, or a new value.
+    heard: BTreeMap<NodeId, Instant>,
+    /// Incarnations to pull from a peer at once.
+    gaps: BTreeSet<(NodeId, Incarnation)>,
+    /// Peers that sent values of incarnations unknown here.
+    unknown: BTreeSet<NodeId>,
+    began: Instant,
+    busy_until: Instant,
+}
+
+impl Supply {
+    /// Begins busy, at `now`.
+    pub(super) fn new(round: Duration, now: Instant) -> Self {
+        Self {
+            round,
+            streams: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            met: BTreeSet::new(),
+            heard: BTreeMap::new(),
+            gaps: BTreeSet::new(),
+            unknown: BTreeSet::new(),
+            began: now,
+            busy_until: now + round * BUSY_AT_START,
+        }
+    }
+
+    /// Notes a message of `peer` itself.
+    pub(super) fn hear(&mut self, peer: NodeId, now: Instant) {
+        self.heard.insert(peer, now);
+    }
+
+    /// Notes that a digest of `peer` names this node's present incarnation.
+    pub(super) fn meet(&mut self, peer: NodeId) {
+        self.met.insert(peer);
+    }
+
+    /// The peers among `links` that get this node's own new values.
+    pub(super) fn met(&self, links: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        links.intersection(&self.met).copied().collect()
+    }
+
+    /// Makes this node busy for some rounds.
+    pub(super) fn stir(&mut self, now: Instant) {
+        self.busy_until = self.busy_until.max(now + self.round * BUSY_AFTER_NEWS);
+    }
+
+    /// Whether this node compares itself with others in every round.
+    pub(super) fn is_busy(&self, now: Instant) -> bool {
+        now < self.busy_until
+    }
+
+    /// Notes an entry of a digest from `peer`.
+    pub(super) fn on_entry(&mut self, entry: &DigestEntry, peer: NodeId, now: Instant) {
+        let of_peer = self.subscriptions.entry(peer).or_default();
+        if entry.subscribes() && (of_peer.len() < SUBSCRIPTIONS || of_peer.contains_key(&entry.incarnation)) {
+            of_peer.insert(entry.incarnation, now + self.round * SUBSCRIBED);
+        }
+    }
+
+    /// Notes that `peer` sent values of an incarnation unknown here: it must be asked for all.
+    pub(super) fn on_unknown(&mut self, peer: NodeId) {
+        self.unknown.insert(peer);
+    }
+
+    /// Notes values that `peer` sent, of an incarnation that was known up to version `known`.
+    /// `compared`: they came with a digest, and thus not by a push.
+    pub(super) fn on_values(
+        &mut self,
+        values: &IncarnationDelta<'_>,
+        known: u64,
+        peer: NodeId,
+        compared: bool,
+        now: Instant,
+    ) {
+        let incarnation = values.incarnation;
+        let Some(last) = values.values.last().map(|value| value.version) else { return };
+        if values.from > known {
+            self.gaps.insert((peer, incarnation));
+            return;
+        }
+        if last <= known {
+            // The node itself is behind what is known of it: others spoofed its version. It finds
+            // that out when it reads what this node knows.
+            if last < known && incarnation.node == peer {
+                self.gaps.insert((peer, incarnation));
+            }
+            return;
+        }
+        self.heard.insert(incarnation.node, now);
+        self.sources.insert(incarnation, peer);
+        let heartbeat = RecordKind::Heartbeat.key();
+        let mut fresh = values.values.iter().filter(|value| value.version > known);
+        let (mut beats, mut others) = (false, false);
+        fresh.by_ref().for_each(|value| if value.key == heartbeat { beats = true } else { others = true });
+        if beats {
+            self.on_heartbeat(incarnation, peer, now);
+        }
+        if others && compared {
+            self.stir(now);
+        }
+    }
+
+    fn on_heartbeat(&mut self, incarnation: Incarnation, peer: NodeId, now: Instant) {
+        let (pause, first) = (self.round * LONGEST_PAUSE, self.round * 4);
+        let new = Stream { heard: now, mean: first, from: peer, supplier: None, pulls: 0, pull_at: now };
+        let stream = self.streams.entry(incarnation).or_insert(new);
+        let elapsed = now.saturating_duration_since(stream.heard);
+        if !elapsed.is_zero() && elapsed <= pause {
+            stream.mean = (stream.mean * 4 + elapsed) / 5;
+        }
+        (stream.heard, stream.from, stream.pulls) = (now, peer, 0);
+    }
+
+    /// The incarnations to pull now, by peer, of a node with these links.
+    pub(super) fn pulls(&mut self, links: &BTreeSet<NodeId>, now: Instant) -> Pulls {
+        let mut pulls = Pulls::new();
+        for (peer, incarnation) in std::mem::take(&mut self.gaps) {
+            pulls.entry(peer).or_default().insert(incarnation);
+        }
+        for (incarnation, stream) in &mut self.streams {
+            if let Some(peer) = stream.pulled_from(*incarnation, links, self.round, now) {
+                pulls.entry(peer).or_default().insert(*incarnation);
+            }
+        }
+        pulls
+    }
+
+    /// The peers that sent values of unknown incarnations since the last call.
+    pub(super) fn take_unknown(&mut self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut self.unknown)
+    }
+
+    /// The peers among `links` that get new values of another node's incarnation from this node.
+    pub(super) fn subscribers<'a>(
+        &'a self,
+        incarnation: &'a Incarnation,
+        links: &'a BTreeSet<NodeId>,
+        now: Instant,
+    ) -> impl Iterator<Item = NodeId> + 'a {
+        let source = self.sources.get(incarnation);
+        links.iter().copied().filter(move |peer| {
+            let until = self.subscriptions.get(peer).and_then(|of_peer| of_peer.get(incarnation));
+            until.is_some_and(|until| *until > now) && source != Some(peer) && *peer != incarnation.node
+        })
+    }
+
+    /// For how long a node has been silent; `None` if it is not.
+    pub(super) fn silent_for(&self, node: NodeId, now: Instant) -> Option<Duration> {
+        let silence = now.saturating_duration_since(self.heard.get(&node).copied().unwrap_or(self.began));
+        let all = Incarnation { node, generation: 0 }..=Incarnation { node, generation: u64::MAX };
+        let interval = self.streams.range(all).map(|(_, stream)| stream.mean).max().unwrap_or_default();
+        let met = self.heard.contains_key(&node);
+        (!met || silence > (self.round * SILENT).max(interval * 3)).then_some(silence)
+    }
+
+    /// Forgets incarnations that are gone, and subscriptions that have ended.
+    pub(super) fn prune(&mut self, has: impl Fn(&Incarnation) -> bool, now: Instant) {
+        self.streams.retain(|incarnation, _| has(incarnation));
+        self.sources.retain(|incarnation, _| has(incarnation));
+        for of_peer in self.subscriptions.values_mut() {
+            of_peer.retain(|incarnation, until| has(incarnation) && *until > now);
+        }
+        self.subscriptions.retain(|_, of_peer| !of_peer.is_empty());
+        // A peer whose last sign of life is older counts as silent either way.
+        let long = self.round * 8000;
+        self.heard.retain(|_, heard| now.saturating_duration_since(*heard) < long);
+        self.met.retain(|peer| self.heard.contains_key(peer));
+    }
+}
+
+impl Stream {
+    /// The peer from which to pull now.
+    fn pulled_from(
+        &mut self,
+        incarnation: Incarnation,
+        links: &BTreeSet<NodeId>,
+        round: Duration,
+        now: Instant,
+    ) -> Option<NodeId> {
+        let late = now.saturating_duration_since(self.heard) > self.mean * 3 / 2 + round * LATE;
+        if late {
+            if self.pulls == PULLS || now < self.pull_at {
+                return None;
+            }
+            let others: Vec<_> = links.iter().filter(|peer| **peer != incarnation.node).collect();
+            // Begins at another place for each incarnation, so that not all go to one peer.
+            let first = usize::from(incarnation.node.public_key()[0]);
+            let peer = others.get((first + self.pulls as usize) % others.len().max(1)).map(|peer| **peer);
+            self.pulls += 1;
+            self.pull_at = now + round * (1 + self.pulls);
+            return peer;
+        }
+        if links.contains(&incarnation.node) {
+            self.supplier = None;
+            return None;
+        }
+        if self.supplier.is_some_and(|(peer, renew)| links.contains(&peer) && now < renew) {
+            return None;
+        }
+        let peer = Some(self.from).filter(|peer| links.contains(peer))?;
+        self.supplier = Some((peer, now + round * RENEW));
+        Some(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ValueHeader;
+
+    const ROUND: Duration = Duration::from_millis(500);
+
+    fn node(i: u8) -> NodeId {
+        NodeId::from_public_key([i; 32])
+    }
+
+    fn of(i: u8) -> Incarnation {
+        Incarnation { node: node(i), generation: 1 }
+    }
+
+    /// Values of incarnation `i` from a peer: the version they build on, what was known, the new
+    /// version, and its key.
+    fn values(
+        supply: &mut Supply,
+        i: u8,
+        peer: u8,
+        versions: (u64, u64, u64),
+        key: &str,
+        compared: bool,
+        now: Instant,
+    ) {
+        let (from, known, version) = versions;
+        let values = vec![ValueHeader { key, bytes: 100, version }];
+        supply.on_values(&IncarnationDelta { incarnation: of(i), from, values }, known, node(peer), compared, now);
+    }
+
+    fn beat(supply: &mut Supply, i: u8, peer: u8, version: u64, now: Instant) {
+        values(supply, i, peer, (0, version - 1, version), "beat", false, now);
+    }
+
+    fn links(peers: &[u8]) -> BTreeSet<NodeId> {
+        peers.iter().map(|peer| node(*peer)).collect()
+    }
+
+    fn one(peer: u8, i: u8) -> Pulls {
+        Pulls::from([(node(peer), BTreeSet::from([of(i)]))])
+    }
+
+    #[test]
+    fn the_heartbeats_of_a_node_without_a_link_are_subscribed_where_the_last_one_came_from() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        beat(&mut supply, 9, 2, 1, start);
+        beat(&mut supply, 3, 3, 1, start);
+        assert_eq!(supply.pulls(&links(&[2, 3]), start), one(2, 9), "node 3 has a link");
+        assert_eq!(supply.pulls(&links(&[2, 3]), start + ROUND), Pulls::new());
+        for second in 1..=51u32 {
+            let now = start + ROUND * 2 * second;
+            beat(&mut supply, 9, 2, 1 + u64::from(second), now);
+            beat(&mut supply, 3, 3, 1 + u64::from(second), now);
+            let due = if second == 50 { one(2, 9) } else { Pulls::new() };
+            assert_eq!(supply.pulls(&links(&[2, 3]), now), due, "renewed in round {}", second * 2);
+        }
+    }
+
+    #[test]
+    fn a_late_heartbeat_is_pulled_from_one_peer_after_the_other() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        (1..=20u32).for_each(|i| beat(&mut supply, 9, 9, u64::from(i), start + ROUND * 4 * i));
+        let last = start + ROUND * 80;
+        assert_eq!(supply.pulls(&links(&[2, 3, 9]), last + ROUND * 8), Pulls::new());
+        let pulled: Vec<_> =
+            (9..200u32).flat_map(|round| supply.pulls(&links(&[2, 3, 9]), last + ROUND * round).into_keys()).collect();
+        assert_eq!(pulled.len(), PULLS as usize);
+        assert!(pulled.windows(2).all(|pair| pair[0] != pair[1]) && !pulled.contains(&node(9)), "{pulled:?}");
+    }
+
+    #[test]
+    fn a_gap_is_pulled_from_the_peer_that_showed_it_and_a_spoofed_version_shown_to_its_node() {
+        let now = Instant::now();
+        let mut supply = Supply::new(ROUND, now);
+        values(&mut supply, 9, 2, (7, 5, 8), "beat", false, now);
+        values(&mut supply, 8, 8, (7, 5000, 8), "beat", false, now);
+        values(&mut supply, 7, 2, (7, 5000, 8), "beat", false, now);
+        let both = [one(2, 9), one(8, 8)].into_iter().flatten().collect();
+        assert_eq!(supply.pulls(&links(&[2, 8]), now), both);
+        assert_eq!(supply.pulls(&links(&[2, 8]), now), Pulls::new());
+    }
+
+    #[test]
+    fn only_news_that_no_push_brought_makes_busy() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        let calm = start + ROUND * BUSY_AT_START;
+        assert!(supply.is_busy(calm - ROUND) && !supply.is_busy(calm));
+        values(&mut supply, 9, 2, (0, 0, 1), "lease", false, calm);
+        values(&mut supply, 9, 2, (0, 1, 2), "beat", true, calm);
+        assert!(!supply.is_busy(calm));
+        values(&mut supply, 9, 2, (0, 2, 3), "lease", true, calm);
+        assert!(supply.is_busy(calm) && !supply.is_busy(calm + ROUND * BUSY_AFTER_NEWS));
+    }
+
+    #[test]
+    fn a_subscription_ends_unless_it_is_renewed_and_does_not_send_values_back() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        let entry = |last_gc| DigestEntry { incarnation: of(9), heartbeat: 0, last_gc, version: 1 };
+        supply.on_entry(&entry(1), node(2), start);
+        supply.on_entry(&entry(1), node(3), start);
+        supply.on_entry(&entry(0), node(4), start);
+        beat(&mut supply, 9, 3, 1, start);
+        let all = links(&[2, 3, 4, 9]);
+        let now_and_then = |at| supply.subscribers(&of(9), &all, at).collect::<Vec<_>>();
+        assert_eq!(now_and_then(start), [node(2)]);
+        assert_eq!(now_and_then(start + ROUND * SUBSCRIBED), []);
+        assert_eq!(supply.subscribers(&of(9), &links(&[4]), start).count(), 0, "without a link");
+    }
+
+    #[test]
+    fn a_node_is_silent_after_three_intervals_or_before_it_was_met() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        assert_eq!(supply.silent_for(node(9), start), Some(Duration::ZERO));
+        (1..=50u32).for_each(|i| beat(&mut supply, 9, 2, u64::from(i), start + ROUND * 10 * i));
+        let last = start + ROUND * 500;
+        assert_eq!(supply.silent_for(node(9), last + ROUND * 29), None);
+        assert_eq!(supply.silent_for(node(9), last + ROUND * 31), Some(ROUND * 31));
+    }
+}
