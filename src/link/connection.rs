@@ -48,7 +48,7 @@ pub enum Frame {
     Ping(u64),
     /// The answer to a ping, with its value.
     Pong(u64),
-    /// A message of the mesh.
+    /// A message of chitchat.
     Gossip(VarBytes),
     /// A discovery key that the receiver may not have yet.
     Discovery(Offer),
@@ -65,6 +65,9 @@ pub enum Frame {
     },
     /// The answer: the probe with this number and every frame before it have been read.
     Probed(u64),
+    /// New values that the mesh sends unasked. A node of an earlier version skips it, and gets the
+    /// values when it asks.
+    Push(VarBytes),
 }
 
 /// Why a link ended.
@@ -205,7 +208,9 @@ impl Connection {
             Frame::FactsDigest(digest) => {
                 heard.send_if_modified(|theirs| theirs.replace(digest) != Some(digest));
             }
-            Frame::Gossip(message) => return self.received.try_send((self.peer, message.0)).is_ok(),
+            Frame::Gossip(message) | Frame::Push(message) => {
+                return self.received.try_send((self.peer, message.0)).is_ok();
+            }
             Frame::Discovery(offer) => {
                 return offers.take(1, Instant::now()) && self.offered.try_send(offer).is_ok();
             }

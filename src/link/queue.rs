@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::bytes::VarBytes;
+use rustbalance_mesh::is_push;
 use tokio::sync::Notify;
 
 use super::connection::Frame;
@@ -116,7 +117,9 @@ impl OutQueue {
             let last = state.last_probe;
             state.unconfirmed.push_back((last, message.clone()));
         }
-        Some(Frame::Gossip(VarBytes(message)))
+        let push = is_push(&message);
+        let message = VarBytes(message);
+        Some(if push { Frame::Push(message) } else { Frame::Gossip(message) })
     }
 
     /// The next frame to be written. Cancel-safe.

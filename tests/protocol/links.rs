@@ -118,7 +118,7 @@ fn survivors<T: PartialEq + std::fmt::Debug>(message: &[u8], read: impl Fn(&[u8]
     read.len()
 }
 
-fn frames(cast: &VectorKeys, gossip: &[u8]) -> [(&'static str, Frame); 8] {
+fn frames(cast: &VectorKeys, gossip: &[u8]) -> [(&'static str, Frame); 9] {
     let facts = facts_of(cast);
     [
         ("ping", Frame::Ping(1000)),
@@ -129,6 +129,7 @@ fn frames(cast: &VectorKeys, gossip: &[u8]) -> [(&'static str, Frame); 8] {
         ("facts", Frame::Facts(facts.batches().concat())),
         ("probe", Frame::Probe { number: 7, padding: VarBytes(vec![0; 16]) }),
         ("probed", Frame::Probed(7)),
+        ("push", Frame::Push(VarBytes(b"rb\0".to_vec()))),
     ]
 }
 
@@ -172,7 +173,9 @@ pub(crate) async fn check_messages(cast: &VectorKeys, gossip: &[u8], vectors: &V
         assert_eq!(payload, unhex(&vectors[name]["bytes"]));
         match (codec::decode(&payload, frame::MAX).unwrap(), sent) {
             (Frame::Ping(read), Frame::Ping(sent)) | (Frame::Pong(read), Frame::Pong(sent)) => assert_eq!(read, sent),
-            (Frame::Gossip(read), Frame::Gossip(sent)) => assert_eq!(read, sent),
+            (Frame::Gossip(read), Frame::Gossip(sent)) | (Frame::Push(read), Frame::Push(sent)) => {
+                assert_eq!(read, sent);
+            }
             (Frame::Probe { number, .. }, Frame::Probe { number: sent, .. }) => assert_eq!(number, sent),
             (Frame::Probed(read), Frame::Probed(sent)) => assert_eq!(read, sent),
             (Frame::FactsDigest(read), Frame::FactsDigest(sent)) => assert_eq!(read, sent),

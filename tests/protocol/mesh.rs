@@ -9,7 +9,7 @@ use data_encoding::BASE64;
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::RecordKind;
-use rustbalance_mesh::{Carrier, Mesh, MeshConfig, Update};
+use rustbalance_mesh::{Carrier, Mesh, MeshConfig, PUSH_DICTIONARY, Update, is_push};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -26,7 +26,7 @@ const FIRST_ROUND: Duration = Duration::from_millis(100);
 
 /// A mesh whose messages the test sends and receives.
 struct Wired {
-    _mesh: Mesh,
+    mesh: Mesh,
     updates: mpsc::Receiver<Update>,
     to: mpsc::Sender<(NodeId, Vec<u8>)>,
     from: mpsc::UnboundedReceiver<Vec<u8>>,
@@ -34,19 +34,31 @@ struct Wired {
 
 impl Wired {
     async fn start(cast: &VectorKeys, me: NodeId, seeds: Vec<NodeId>, records: &[(RecordKind, &[u8])]) -> Self {
+        Self::linked(cast, me, seeds, BTreeSet::new(), records).await
+    }
+
+    async fn linked(
+        cast: &VectorKeys,
+        me: NodeId,
+        seeds: Vec<NodeId>,
+        links: BTreeSet<NodeId>,
+        records: &[(RecordKind, &[u8])],
+    ) -> Self {
         let (to, received) = mpsc::channel(8);
         let (sender, from) = mpsc::unbounded_channel();
         let send = Arc::new(move |_, message| sender.send(message).unwrap_or_default());
         let config = MeshConfig { me, cluster: cast.cluster(), generation: BOOT, interval: Duration::from_secs(1) };
         let (mesh, updates) =
-            Mesh::start(config, Carrier { send, received, links: Arc::new(BTreeSet::new) }, seeds).await.unwrap();
+            Mesh::start(config, Carrier { send, received, links: Arc::new(move || links.clone()) }, seeds)
+                .await
+                .unwrap();
         for (kind, bytes) in records {
             mesh.set(*kind, bytes).unwrap();
         }
         // Waits for the end of the first round. Otherwise the order of that round and the first
         // received message, and with it the heartbeat, would depend on chance.
         tokio::time::sleep(FIRST_ROUND).await;
-        Self { _mesh: mesh, updates, to, from }
+        Self { mesh, updates, to, from }
     }
 
     async fn receive(&self, from: NodeId, message: &[u8]) {
@@ -57,7 +69,17 @@ impl Wired {
     async fn next_of_kind(&mut self, kind: u8) -> Vec<u8> {
         loop {
             let message = self.from.recv().await.unwrap();
-            if message[3] == kind {
+            if !is_push(&message) && message[3] == kind {
+                return message;
+            }
+        }
+    }
+
+    /// The next push that the mesh sends.
+    async fn pushes(&mut self) -> Vec<u8> {
+        loop {
+            let message = self.from.recv().await.unwrap();
+            if is_push(&message) {
                 return message;
             }
         }
@@ -75,7 +97,15 @@ pub(crate) async fn messages(cast: &VectorKeys, statements: &Value) -> Value {
     let syn_ack = asked.next_of_kind(1).await;
     asks.receive(beta, &syn_ack).await;
     let ack = asks.next_of_kind(2).await;
+    let linked = BTreeSet::from([beta]);
+    let mut pushes = Wired::linked(cast, alpha, Vec::new(), linked, &[(RecordKind::Heartbeat, &beat)]).await;
+    pushes.receive(beta, &syn_ack).await;
+    pushes.next_of_kind(2).await;
+    pushes.mesh.set(RecordKind::Lease, &unhex(&statements["lease"]["envelope"])).unwrap();
+    let push = pushes.pushes().await;
     json!({
+        "push": hex(&push),
+        "push_dictionary": hex(PUSH_DICTIONARY),
         "asks": alpha.to_string(),
         "answers": beta.to_string(),
         "generation": GENERATION,
@@ -117,5 +147,8 @@ pub(crate) async fn check(cast: &VectorKeys, statements: &Value, vectors: &Value
         let update = asked.updates.recv().await.unwrap();
         let bytes = unhex(&statements["heartbeat"]["envelope"]);
         assert_eq!(update, Update { origin: alpha, kind: RecordKind::Heartbeat, bytes }, "{name}");
+        asked.receive(alpha, &unhex(&vectors["push"])).await;
+        let bytes = unhex(&statements["lease"]["envelope"]);
+        assert_eq!(asked.updates.recv().await, Some(Update { origin: alpha, kind: RecordKind::Lease, bytes }));
     }
 }

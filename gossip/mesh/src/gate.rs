@@ -328,7 +328,8 @@ impl Gate {
                 (values_by_incarnation.incarnation, kept)
             })
             .collect();
-        let mut changed = message.retain(
+        let mut changed = crate::wire::is_push(bytes);
+        changed |= message.retain(
             |incarnation| named.contains(incarnation),
             |incarnation| kept.get(incarnation).copied().unwrap_or(0),
         );

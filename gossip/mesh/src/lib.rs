@@ -70,7 +70,7 @@ use tokio::task::JoinHandle;
 
 pub use gate::{Gate, MeshCounters, MeshLimits};
 use keeper::Keeper;
-pub use wire::{MAX_MESSAGE, WireError};
+pub use wire::{MAX_MESSAGE, PUSH_DICTIONARY, WireError, is_push};
 
 mod adapter;
 #[cfg(any(test, feature = "testing"))]

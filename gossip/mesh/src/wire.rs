@@ -15,8 +15,10 @@ use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::MAX_RECORD;
 
 pub(super) use outgoing::{Fresh, pull, push};
+pub use packed::{PUSH_DICTIONARY, is_push};
 
 mod outgoing;
+mod packed;
 
 /// Largest message, in bytes; chitchat does not make larger ones.
 pub const MAX_MESSAGE: usize = 65_507;
@@ -179,6 +181,11 @@ impl Message {
     pub(super) fn read(bytes: &[u8], names: &mut Names) -> Result<Self, WireError> {
         if bytes.len() > MAX_MESSAGE {
             return Err(WireError::TooLong);
+        }
+        if is_push(bytes) {
+            let delta = packed::read(bytes)?;
+            check_order(&delta)?;
+            return Ok(Self { kind: ACK, digest: Vec::new(), delta, cluster: String::new() });
         }
         let mut reader = Reader(bytes);
         if reader.array()? != MAGIC {

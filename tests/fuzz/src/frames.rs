@@ -53,6 +53,7 @@ pub(crate) fn frame_seeds() -> Vec<Seed> {
         Frame::Probe { number: 1, padding: VarBytes(vec![0; 30]) },
         Frame::Probed(u64::MAX),
         Frame::Gossip(VarBytes(vec![7; 40])),
+        Frame::Push(VarBytes(vec![7; 40])),
         Frame::Discovery(world().discovery.offer()),
     ];
     let framed = |messages: &[Frame]| -> Vec<u8> {

@@ -1,11 +1,7 @@
-//! The messages that this crate writes itself. Both are chitchat's own, so nodes of every version
-//! read them: new values in an ACK, and a request for some incarnations in a SYN-ACK without
-//! values.
+//! The messages that this crate writes itself: new values in a [push](super::packed), and a request
+//! for some incarnations in a SYN-ACK without values, which nodes of every version answer.
 
-use super::{
-    ACK, DigestEntry, INCARNATION_BYTES, Incarnation, MAGIC, MAX_BLOCK, Operation, SYN_ACK, VERSION, write_known,
-    write_operation,
-};
+use super::{DigestEntry, INCARNATION_BYTES, Incarnation, MAGIC, Operation, SYN_ACK, VERSION, packed, write_known};
 
 /// In a digest entry's field for the last deletion, which chitchat always leaves at 0 here: "send
 /// me further values of this incarnation when they arrive". Nodes that do not know it ignore it.
@@ -41,32 +37,19 @@ impl Fresh {
     }
 }
 
-/// Messages with these values, at least one incarnation in each.
+/// Pushes with these values, at least one incarnation in each.
 pub(crate) fn push(news: &[&Fresh]) -> Vec<Vec<u8>> {
     let mut bodies: Vec<Vec<u8>> = Vec::new();
     for Fresh { incarnation, from, values } in news {
-        if bodies.last().is_none_or(|body| body.len() >= MAX_BLOCK) {
-            bodies.push(Vec::new());
+        let mut fresh = Vec::new();
+        packed::write(&mut fresh, &Operation::Incarnation { incarnation: *incarnation, from: *from });
+        values.iter().for_each(|value| packed::write(&mut fresh, value));
+        match bodies.last_mut() {
+            Some(body) if body.len() + fresh.len() <= packed::MAX_PUSH => body.extend(fresh),
+            _ => bodies.push(fresh),
         }
-        let Some(body) = bodies.last_mut() else { continue };
-        write_operation(body, &Operation::Incarnation { incarnation: *incarnation, from: *from });
-        values.iter().for_each(|value| write_operation(body, value));
     }
-    bodies.iter().map(|body| pack(body)).collect()
-}
-
-/// An ACK with this body, compressed as chitchat does it.
-fn pack(body: &[u8]) -> Vec<u8> {
-    let mut bytes = [&MAGIC[..], &[VERSION, ACK]].concat();
-    for block in body.chunks(MAX_BLOCK) {
-        let packed = zstd::bulk::compress(block, 0).ok().filter(|packed| packed.len() < block.len());
-        bytes.push(if packed.is_some() { 1 } else { 2 });
-        let block = packed.as_deref().unwrap_or(block);
-        bytes.extend((block.len() as u16).to_le_bytes());
-        bytes.extend(block);
-    }
-    bytes.push(0);
-    bytes
+    bodies.iter().filter_map(|body| packed::pack(body)).collect()
 }
 
 /// A request for the values of these incarnations above the given versions, now and when new ones
@@ -102,19 +85,20 @@ mod tests {
     }
 
     #[test]
-    fn chitchat_reads_what_is_pushed() {
+    fn what_is_pushed_is_read_as_chitchats() {
         let mut fresh = Fresh::new(incarnation(1), 4);
-        fresh.add("beat", &"x".repeat(20_000), 6, 0);
+        fresh.add("beat", &"?".repeat(20_000), 6, 0);
         fresh.add("lease", "", 9, 1);
         let mut short = Fresh::new(incarnation(2), 7);
         short.add("beat", "x", 8, 0);
         let messages = push(&[&short, &fresh, &Fresh { incarnation: incarnation(3), ..fresh.clone() }]);
         let read = |bytes: &Vec<u8>| {
-            assert!(for_chitchat(bytes).is_ok());
             let message = Message::read(bytes, &mut Names::default()).unwrap();
+            assert!(message.for_chitchat().is_ok());
             message.values_by_incarnation().iter().map(|values| (values.from, values.values.len())).collect::<Vec<_>>()
         };
         assert_eq!(messages.iter().map(read).collect::<Vec<_>>(), [vec![(7, 1), (4, 2)], vec![(4, 2)]]);
+        assert!(messages.iter().all(|message| message.len() < 32_000));
     }
 
     #[test]
