@@ -268,7 +268,7 @@ fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
     let time = |most| millis(100)..=seconds(most);
     keys.key("dial_timeout", time(300), &mut it.dial, "How long connecting to a member may take.");
     keys.key("handshake_timeout", time(120), &mut it.handshake, "How long the handshake of a link may take.");
-    keys.key("ping_interval", time(60), &mut it.ping, "Time between two pings on a link.");
+    keys.key("ping_interval", time(60), &mut it.ping, "Time without frames after which a link is pinged.");
     keys.key(
         "silence_timeout",
         time(300),

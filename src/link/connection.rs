@@ -1,9 +1,9 @@
 //! One open link: reads and writes frames until either side falls silent.
 //!
-//! Each side pings every few seconds, and closes the link after a bounded time without any frame:
-//! this tells a frozen peer from a quiet one. Nothing that a peer does or fails to do can block the
-//! other side: outgoing messages wait in the link's queue, and a write that takes too long ends the
-//! link.
+//! Each side pings when it has written nothing for a few seconds, and closes the link after a
+//! bounded time without any frame: this tells a frozen peer from a quiet one. Nothing that a peer
+//! does or fails to do can block the other side: outgoing messages wait in the link's queue, and a
+//! write that takes too long ends the link.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use rustbalance_mesh::Update;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, interval, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::frame::{MessageError, read_message, write_message};
 use super::queue::OutQueue;
@@ -38,6 +38,39 @@ const OFFER_AGAIN: Duration = Duration::from_secs(300);
 const OFFER_PAUSE: Duration = Duration::from_secs(10);
 /// Burst above [`OFFER_PAUSE`]: two evictions may follow each other closely.
 const OFFERS_AT_ONCE: f64 = 4.0;
+
+/// Pings of a link that carries other frames, for its round-trip time: one in this number of ping
+/// intervals.
+const MEASURE_EVERY: u32 = 12;
+
+/// When a link pings: at the start, after a ping interval in which nothing was written, and seldom
+/// otherwise.
+struct Pings {
+    interval: Duration,
+    /// The last frame that was written.
+    written: Instant,
+    pinged: Option<Instant>,
+}
+
+impl Pings {
+    fn new(interval: Duration, now: Instant) -> Self {
+        Self { interval, written: now, pinged: None }
+    }
+
+    /// The time of the next ping.
+    fn next(&self) -> Instant {
+        let first = self.written;
+        self.pinged.map_or(first, |at| (self.written + self.interval).min(at + self.interval * MEASURE_EVERY))
+    }
+
+    /// Notes a written frame.
+    fn on_frame(&mut self, frame: &Frame, now: Instant) {
+        self.written = now;
+        if matches!(frame, Frame::Ping(_)) {
+            self.pinged = Some(now);
+        }
+    }
+}
 
 /// A message on an open link, in a frame of at most [`MAX`] bytes. Variants of a later version are
 /// skipped.
@@ -237,7 +270,7 @@ impl Connection {
         start: Instant,
         mut theirs: watch::Receiver<Option<FactsDigest>>,
     ) -> LinkEnd {
-        let mut pings = interval(self.limits.ping);
+        let mut pings = Pings::new(self.limits.ping, start);
         let (mut discovery, mut members) = (self.discovery.clone(), self.members.clone());
         let mut sync = FactSync::default();
         let mut due = VecDeque::new();
@@ -267,13 +300,14 @@ impl Connection {
                 }
                 (None, None) => tokio::select! {
                     frame = self.out.next() => frame,
-                    _ = pings.tick() => Frame::Ping(start.elapsed().as_millis() as u64),
+                    () = sleep_until(pings.next()) => Frame::Ping(start.elapsed().as_millis() as u64),
                     Ok(()) = discovery.changed() => continue,
                     Ok(()) = members.changed() => continue,
                     Ok(()) = theirs.changed() => continue,
                     () = sleep_until(wake) => continue,
                 },
             };
+            pings.on_frame(&frame, Instant::now());
             match timeout(self.limits.write, write_message(&mut writer, &frame)).await {
                 Err(_) => return LinkEnd::Stuck(self.limits.write),
                 Ok(Err(error)) => return error.into(),
@@ -310,5 +344,24 @@ fn compare(
             FactStep::HandOver => due.extend(facts.batches().into_iter().map(Frame::Facts)),
             FactStep::Wait(until) => return start + until,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_carries_frames_is_pinged_seldom_and_a_quiet_one_often() {
+        let (start, interval) = (Instant::now(), Duration::from_secs(5));
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut pings = Pings::new(interval, start);
+        assert_eq!(pings.next(), start);
+        pings.on_frame(&Frame::Ping(0), start);
+        assert_eq!(pings.next(), at(5));
+        (1..=29).for_each(|i| pings.on_frame(&Frame::Probed(0), at(i * 2)));
+        assert_eq!(pings.next(), at(60));
+        pings.on_frame(&Frame::Ping(0), at(60));
+        assert_eq!(pings.next(), at(65));
     }
 }
