@@ -71,9 +71,9 @@ docs() {
         nice cargo doc --quiet --locked --workspace --no-deps --document-private-items
 }
 
-# Tests of clusters wait for what takes seconds, beside builds and other clusters, and a busy machine
-# can exceed any bound. So up to three failed tests of a lane are repeated once, alone. One that
-# passes then is listed: its bound, or how it waits, is a defect to mend.
+# Tests of clusters wait for what takes seconds, beside builds and other clusters, and a busy
+# machine can exceed any bound. So up to three failed tests of a lane are repeated once, alone. One
+# that passes then is listed: its bound, or how it waits, is a defect to mend.
 repeat() { # LANE COMMAND...
     local lane=$1 names
     shift

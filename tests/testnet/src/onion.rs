@@ -104,9 +104,9 @@ impl OnionService {
     /// Restricts its descriptor to an authorized client that does not exist, or opens it to every
     /// client again, and waits until tor has published it again: within seconds, with the same
     /// introduction points and a higher revision. `restricted` must differ from the present state,
-    /// or tor publishes nothing. Tor publishes each time period when the introduction points of that
-    /// period are established, so only one of two may be published yet. Returns what became of the
-    /// uploads, for a message.
+    /// or tor publishes nothing. Tor publishes each time period when the introduction points of
+    /// that period are established, so only one of two may be published yet. Returns the result of
+    /// the uploads, for a message.
     pub fn restrict(&self, restricted: bool) -> Result<String> {
         let started = Instant::now();
         let client = self.service_folder().join("authorized_clients/nobody.auth");
