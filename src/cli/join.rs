@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 use super::output::{plural, print_line, print_note};
 use super::progress::Progress;
 use super::targets::{self, AssignedTargets, TargetOption};
-use super::{Context, Usage, run};
+use super::{Context, Usage, run, runtime};
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
 use crate::join::{JoinError, JoinRefusal, Joined, Token, persist_joined, redeem};
@@ -69,16 +69,16 @@ pub(super) struct Options {
     run: bool,
 }
 
-pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
+pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
     match options.run {
         true => context.log_as_daemon()?,
         false => context.log_quietly()?,
     }
     // The token and the received secrets are dropped at the end of the join. Otherwise the daemon
     // would hold them for as long as it runs.
-    Box::pin(join(context, &options)).await?;
+    runtime::run(join(context, &options))?;
     match options.run {
-        true => run::serve(context).await,
+        true => run::serve(context),
         false => Ok(()),
     }
 }

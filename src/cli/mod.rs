@@ -30,6 +30,7 @@ mod output;
 mod progress;
 mod resume;
 mod run;
+mod runtime;
 mod secrecy;
 mod signals;
 mod status;
@@ -178,21 +179,18 @@ pub fn main() -> ExitCode {
 
 fn execute(cli: Cli) -> anyhow::Result<()> {
     let context = context(cli.global)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        match cli.command {
-            Command::Init(options) => init::execute(&context, options),
-            Command::Run(options) => run::execute(&context, options).await,
-            Command::Invite(options) => invite::execute(&context, options).await,
-            Command::Join(options) => join::execute(&context, options).await,
-            Command::Status(options) => status::execute(&context, options).await,
-            Command::Leave(options) => leave::execute(&context, options).await,
-            Command::Drain(options) => drain::execute(&context, options).await,
-            Command::Resume(options) => resume::execute(&context, options).await,
-            Command::Evict(options) => evict::execute(&context, options).await,
-            Command::Acknowledge(options) => acknowledge::execute(&context, options).await,
-        }
-    })
+    match cli.command {
+        Command::Init(options) => init::execute(&context, options),
+        Command::Run(options) => run::execute(&context, options),
+        Command::Invite(options) => runtime::run(invite::execute(&context, options)),
+        Command::Join(options) => join::execute(&context, options),
+        Command::Status(options) => runtime::run(status::execute(&context, options)),
+        Command::Leave(options) => runtime::run(leave::execute(&context, options)),
+        Command::Drain(options) => runtime::run(drain::execute(&context, options)),
+        Command::Resume(options) => runtime::run(resume::execute(&context, options)),
+        Command::Evict(options) => runtime::run(evict::execute(&context, options)),
+        Command::Acknowledge(options) => runtime::run(acknowledge::execute(&context, options)),
+    }
 }
 
 fn context(global: Global) -> anyhow::Result<Context> {

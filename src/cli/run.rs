@@ -5,7 +5,7 @@ use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Context, signals};
+use super::{Context, runtime, signals};
 use crate::config::Config;
 use crate::node::{self, NodeError};
 use crate::open_files;
@@ -15,21 +15,26 @@ use crate::systemd;
 #[derive(Args)]
 pub(super) struct Options {}
 
-pub(super) async fn execute(context: &Context, _options: Options) -> anyhow::Result<()> {
+pub(super) fn execute(context: &Context, _options: Options) -> anyhow::Result<()> {
     context.log_as_daemon()?;
-    serve(context).await
+    serve(context)
 }
 
 /// Runs the node of the state directory. The caller has started logging.
-pub(super) async fn serve(context: &Context) -> anyhow::Result<()> {
+pub(super) fn serve(context: &Context) -> anyhow::Result<()> {
     // First, so that one error names all files with wrong permissions, and that nothing is changed
     // in a directory of a later release.
     store::inspect(&context.dir).map_err(NodeError::from)?;
     let config = Config::load(&context.dir).map_err(NodeError::from)?;
     node::preflight(&context.dir, &config.arti).map_err(NodeError::from)?;
+    let threads = runtime::daemon_threads(config.threads);
+    info!(version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), threads, "starting");
+    runtime::run_on(threads, serve_until_signal(context, config))
+}
+
+async fn serve_until_signal(context: &Context, config: Config) -> anyhow::Result<()> {
     let shutdown = cancel_on_signals()?;
     tokio::spawn(systemd::keep_watchdog());
-    info!(version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), "starting");
     if let Err(error) = open_files::raise() {
         warn!(%error, "cannot raise the soft limit of open files to the hard one");
     }

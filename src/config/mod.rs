@@ -97,6 +97,8 @@ pub type FurtherPorts = BTreeMap<ServiceId, Vec<PortTarget>>;
 /// The configuration of one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Config {
+    /// Threads that run the daemon's tasks; `None` for one for two processors.
+    pub threads: Option<usize>,
     /// `[node]`: values that this node announces.
     pub node: NodeConfig,
     /// `[[port]]` of the service that names the cluster, at least one, each virtual port once.

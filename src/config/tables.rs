@@ -21,6 +21,7 @@ use crate::tor::ServiceLimits;
 /// Passes all tables and keys to the visitor, in the order in which the initial file has them:
 /// first the keys of the top level.
 pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
+    threads(keys, &mut config.threads);
     arti(keys, config);
     node(keys, &mut config.node);
     ports(keys, &mut config.ports, &mut config.further_ports);
@@ -59,6 +60,12 @@ const fn millis(millis: u64) -> Duration {
 }
 
 const DAY: Duration = seconds(24 * 3600);
+
+fn threads(keys: &mut impl KeyVisitor, threads: &mut Option<usize>) {
+    let meaning = "Threads that move the bytes of clients and gossip. Unless set, one for two processors: each further one \
+                   serves more clients at once, and makes each byte dearer.";
+    keys.optional("threads", 1..=64, threads, 1, meaning);
+}
 
 fn arti(keys: &mut impl KeyVisitor, config: &mut Config) {
     let (file, example) = (&mut config.arti_file, PathBuf::from(ARTI_FILE_NAME));

@@ -57,6 +57,7 @@ fn the_comments_of_the_first_file_are_the_defaults() {
         text.lines().map(|line| line.strip_prefix("# ").filter(|rest| key(rest)).unwrap_or(line)).collect();
     let mut config = parse(&uncommented.join("\n")).unwrap();
     assert_eq!(config.arti_file.take().as_deref(), Some(Path::new(ARTI_FILE_NAME)));
+    assert_eq!(config.threads.take(), Some(1));
     let rate = config.service.introductions_per_second.take();
     assert_eq!(rate, Some((25, 200)), "the one key of a table that is off by default");
     assert_eq!(Ok(config), parse(&text));

@@ -2,14 +2,16 @@
 //! circuits, and how much of it is given back. A C tor onion service with the same site is measured
 //! in the same run, in turns.
 
+use std::fs;
 use std::net::TcpStream;
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use rustbalance_testnet::cluster::{Cluster, Vitals};
+use rustbalance_testnet::cluster::{Cluster, Node, Vitals};
 use rustbalance_testnet::{Client, Network, Options, Site, Warmth};
 
 use crate::bench::{BODY, LIMIT, print_table, quantile};
@@ -24,8 +26,11 @@ const SETTLING: Duration = Duration::from_secs(20);
 /// After this time the memory of a burst must be given back.
 const GIVEN_BACK: Duration = Duration::from_secs(120);
 
+/// The daemons' log as an operator has it. Tests log more, which would be charged to the clients.
+const LOG: &str = "warn,rustbalance=info,rustbalance_gossip=info";
+
 /// The number of measurements of each service.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct CostSizes {
     /// Bodies of 20 MB.
     pub(crate) bodies: usize,
@@ -33,16 +38,20 @@ pub(crate) struct CostSizes {
     pub(crate) requests: usize,
     /// Circuits with one idle stream each, open at the same time.
     pub(crate) circuits: usize,
+    /// Numbers of threads, each with a node of its own; empty for one node with the default.
+    pub(crate) threads: Vec<usize>,
 }
 
 /// One of the compared services.
 struct Subject<'a> {
-    name: &'static str,
+    name: String,
     onion: String,
     vitals: Box<dyn Fn() -> Option<Vitals> + 'a>,
     memory: Memory,
     /// Processor seconds for a GB to clients.
     seconds_per_gb: f64,
+    /// Times that a thread of the service gave up its processor, for a MB to clients.
+    switches_per_mb: f64,
     /// In bytes per second, of each body.
     throughput: Vec<f64>,
     /// Processor milliseconds for a request.
@@ -70,13 +79,15 @@ pub(crate) fn cost(binary: PathBuf, sizes: CostSizes) -> Result<()> {
         Network::boot_with_progress(Options { relays: RELAYS, ..Options::default() }, |line| eprintln!("{line}"))?;
     let site = Site::start("tor")?;
     let service = network.onion_service("reference", 80, site.addr())?;
-    let cluster = Cluster::new(&network, &binary)?;
-    let node = cluster.grow(&["one"], &["publisher"])?.pop().context("the cluster has no node")?;
+    let numbers = if sizes.threads.is_empty() { vec![None] } else { sizes.threads.iter().copied().map(Some).collect() };
+    let nodes = numbers.into_iter().map(|threads| Serving::start(&network, &binary, threads));
+    let nodes = nodes.collect::<Result<Vec<_>>>()?;
     let clients = (0..CLIENTS).map(|_| network.client("load", Warmth::Warm)).collect::<Result<Vec<_>>>()?;
-    let mut subjects = [
-        Subject::new("C tor", service.hostname().to_owned(), Box::new(|| service.client().vitals())),
-        Subject::new("RustBalance", cluster.onion()?, Box::new(|| node.vitals())),
-    ];
+    let c_tor = Subject::new("C tor".into(), service.hostname().to_owned(), Box::new(|| service.client().vitals()));
+    let mut subjects = vec![c_tor];
+    for node in &nodes {
+        subjects.push(Subject::new(node.name(), node.cluster.onion()?, Box::new(|| node.node.vitals())));
+    }
     std::thread::sleep(SETTLING);
     for subject in &mut subjects {
         eprintln!("{}: at rest, then {} bodies", subject.name, sizes.bodies);
@@ -95,14 +106,47 @@ pub(crate) fn cost(binary: PathBuf, sizes: CostSizes) -> Result<()> {
     Ok(())
 }
 
+/// A cluster of one node.
+struct Serving<'n> {
+    cluster: Cluster<'n>,
+    node: Arc<Node>,
+    /// `None` for the daemon's default.
+    threads: Option<usize>,
+}
+
+impl<'n> Serving<'n> {
+    fn start(network: &'n Network, binary: &Path, threads: Option<usize>) -> Result<Self> {
+        let cluster = Cluster::logging(network, binary, LOG)?;
+        let node = cluster.init("one")?;
+        if let Some(threads) = threads {
+            let path = node.state().join("rustbalance.toml");
+            let text = fs::read_to_string(&path).context("cannot read the node's configuration")?;
+            // Above the first table, because the key belongs to none.
+            fs::write(&path, format!("threads = {threads}\n{text}"))?;
+        }
+        node.run()?;
+        cluster.await_served(&[Arc::clone(&node)])?;
+        Ok(Self { cluster, node, threads })
+    }
+
+    fn name(&self) -> String {
+        match self.threads {
+            None => "RustBalance".into(),
+            Some(1) => "RustBalance, 1 thread".into(),
+            Some(threads) => format!("RustBalance, {threads} threads"),
+        }
+    }
+}
+
 impl<'a> Subject<'a> {
-    fn new(name: &'static str, onion: String, vitals: Box<dyn Fn() -> Option<Vitals> + 'a>) -> Self {
+    fn new(name: String, onion: String, vitals: Box<dyn Fn() -> Option<Vitals> + 'a>) -> Self {
         Self {
             name,
             onion,
             vitals,
             memory: Memory::default(),
             seconds_per_gb: 0.0,
+            switches_per_mb: 0.0,
             throughput: Vec::new(),
             ms_per_request: 0.0,
             requests: Vec::new(),
@@ -123,14 +167,17 @@ impl<'a> Subject<'a> {
         let url = format!("http://{}/bytes/{BODY}", self.onion);
         // The first one builds the circuit.
         client.get_isolated("bodies", &format!("http://{}/", self.onion), LIMIT)?;
-        let before = self.vitals()?.cpu_ms;
+        let before = self.vitals()?;
         for _ in 0..count {
             let answer = client.get_isolated("bodies", &url, LIMIT)?;
             ensure!(answer.body.len() == BODY, "{} of {BODY} bytes came", answer.body.len());
             self.throughput.push(BODY as f64 / (answer.elapsed - answer.first_byte).as_secs_f64());
         }
-        let seconds = (self.vitals()?.cpu_ms - before) as f64 / 1000.0;
-        self.seconds_per_gb = seconds / (count * BODY) as f64 * 1e9;
+        let after = self.vitals()?;
+        let (seconds, bytes) = ((after.cpu_ms - before.cpu_ms) as f64 / 1000.0, (count * BODY) as f64);
+        self.seconds_per_gb = seconds / bytes * 1e9;
+        // A thread that has ended takes its count with it.
+        self.switches_per_mb = after.switches.saturating_sub(before.switches) as f64 / bytes * 1e6;
         Ok(())
     }
 
@@ -203,9 +250,10 @@ fn side_by_side<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<
 /// Prints the table, with ratios to the first subject.
 fn report(subjects: &[Subject<'_>]) {
     type Measure = (&'static str, fn(&Subject<'_>) -> f64);
-    let measures: [Measure; 10] = [
+    let measures: [Measure; 11] = [
         ("memory at rest (MiB)", |subject| subject.memory.at_rest),
         ("processor for a GB downloaded (s)", |subject| subject.seconds_per_gb),
+        ("task switches for a MB downloaded", |subject| subject.switches_per_mb),
         ("throughput of 20 MB, median (MB/s)", |subject| quantile(&subject.throughput, 0.5).unwrap_or_default() / 1e6),
         ("processor for a request on fresh circuits, 24 at once (ms)", |subject| subject.ms_per_request),
         ("such a request, median (s)", |subject| request_time(subject, 0.5)),
@@ -215,7 +263,7 @@ fn report(subjects: &[Subject<'_>]) {
         ("memory with these circuits open (MiB)", |subject| subject.memory.with_circuits),
         ("memory two minutes after their end (MiB)", |subject| subject.memory.afterwards),
     ];
-    let names: Vec<&str> = subjects.iter().map(|subject| subject.name).collect();
+    let names: Vec<&str> = subjects.iter().map(|subject| subject.name.as_str()).collect();
     let rows = measures.iter().map(|(name, measure)| (*name, subjects.iter().map(|it| Some(measure(it))).collect()));
     print_table(&names, rows);
     let open: Vec<String> = subjects.iter().map(|subject| subject.circuits.to_string()).collect();

@@ -36,8 +36,9 @@ A private Tor network of C tor processes on loopback.
   rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (100)] [--bodies N (5)]
                                                              boot one, and compare RustBalance with a C tor onion service
   rustbalance-testnet idle [--binary FILE] [--nodes N (3)]   boot one, and measure what N idle nodes cost
-  rustbalance-testnet cost [--binary FILE] [--bodies N (20)] [--requests N (240)] [--circuits N (1200)]
-                                                             boot one, and compare what clients cost RustBalance and C tor
+  rustbalance-testnet cost [--binary FILE] [--bodies N (20)] [--requests N (240)] [--circuits N (1200)] [--threads N,...]
+                                                             boot one, and compare what clients cost RustBalance and C tor;
+                                                             with --threads, a node for each number of threads
   rustbalance-testnet steady [--binary FILE] [--minutes N (60)]
                                                              boot one, and measure the memory of three nodes over time
 
@@ -388,9 +389,18 @@ fn measure_cost(mut arguments: Arguments) -> Result<ExitCode> {
         bodies: arguments.option("--bodies")?.unwrap_or(20),
         requests: arguments.option("--requests")?.unwrap_or(240),
         circuits: arguments.option("--circuits")?.unwrap_or(1200),
+        threads: thread_numbers(&mut arguments)?,
     };
     arguments.end()?;
     until_asked_to_end(move || cost::cost(binary, sizes))
+}
+
+/// The numbers of `--threads`, separated by commas.
+fn thread_numbers(arguments: &mut Arguments) -> Result<Vec<usize>> {
+    let Some(text) = arguments.option::<String>("--threads")? else { return Ok(Vec::new()) };
+    let numbers = text.split(',').map(|number| number.parse().ok().filter(|number| *number > 0));
+    let numbers: Option<Vec<usize>> = numbers.collect();
+    numbers.ok_or_else(|| Usage(format!("{text:?} is not a valid value for --threads")).into())
 }
 
 fn watch_idle(mut arguments: Arguments) -> Result<ExitCode> {

@@ -385,7 +385,7 @@ mod tests {
         let sample = |at: u64| Sample {
             at: Duration::from_secs(at),
             node: "alpha".into(),
-            vitals: Vitals { pid: 1, rss_kib: rss_kib(at), files: 30, threads: 4, cpu_ms: 0 },
+            vitals: Vitals { pid: 1, rss_kib: rss_kib(at), files: 30, threads: 4, cpu_ms: 0, switches: 0 },
         };
         Report { samples: (0..seconds).step_by(10).map(sample).collect(), ..good() }
     }

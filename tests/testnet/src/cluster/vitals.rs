@@ -19,6 +19,9 @@ pub struct Vitals {
     pub threads: u64,
     /// Processor time since its start, in milliseconds.
     pub cpu_ms: u64,
+    /// Times that its threads of now have given up their processor, whether to wait or to let
+    /// others run.
+    pub switches: u64,
 }
 
 impl Vitals {
@@ -31,8 +34,18 @@ impl Vitals {
         };
         let files = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
         let cpu_ms = cpu_ms(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
-        Some(Self { pid, rss_kib: number("VmRSS:")?, files, threads: number("Threads:")?, cpu_ms })
+        Some(Self { pid, rss_kib: number("VmRSS:")?, files, threads: number("Threads:")?, cpu_ms, switches: switches(pid) })
     }
+}
+
+/// Sums the context switches of all threads. A thread that ends meanwhile counts as none.
+fn switches(pid: i32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of = |text: String| -> u64 {
+        let counts = text.lines().filter_map(|line| line.split_once("ctxt_switches:"));
+        counts.filter_map(|(_, count)| count.trim().parse::<u64>().ok()).sum()
+    };
+    threads.filter_map(|thread| fs::read_to_string(thread.path().join("status")).ok()).map(of).sum()
 }
 
 /// The user and system time, in milliseconds, in a `/proc/PID/stat`: fields 14 and 15 (proc(5)),
