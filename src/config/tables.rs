@@ -62,8 +62,8 @@ const fn millis(millis: u64) -> Duration {
 const DAY: Duration = seconds(24 * 3600);
 
 fn threads(keys: &mut impl KeyVisitor, threads: &mut Option<usize>) {
-    let meaning = "Threads that move the bytes of clients and gossip. Unless set, one for two processors: each further one \
-                   serves more clients at once, and makes each byte dearer.";
+    let meaning = "Threads of the daemon. Unless set, one for two processors. More of them serve more clients at once, at \
+                   more processor time for each byte.";
     keys.optional("threads", 1..=64, threads, 1, meaning);
 }
 
