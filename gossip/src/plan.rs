@@ -11,12 +11,16 @@
 //! With more sources than places, each source draws a weighted lot from the epoch and its key, and
 //! the lowest lots are listed. The next epoch draws again, so all get a turn; adding or removing a
 //! source moves at most one place. Relays are then assigned among the listed sources only.
+//!
+//! A descriptor offers a subprotocol at all of its points or at none. So it offers those that every
+//! candidate grants, listed or not: an unlisted publisher may stand in at a listed point, and the
+//! offer does not change with the epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::bytes::FixedBytes;
 use crate::hash::{Label, labelled};
-use crate::record::{Fitness, IntroPoint, MAX_INTRO_POINTS};
+use crate::record::{Fitness, IntroPoint, MAX_INTRO_POINTS, Subprotocol};
 use crate::source::{Candidate, Source, relay_lot};
 
 /// The choice for one service.
@@ -25,6 +29,8 @@ pub struct Choice {
     /// The points that the descriptor should list, sorted by session key, so that their order does
     /// not reveal which points belong to one source.
     pub points: Vec<(Source, IntroPoint)>,
+    /// The subprotocols that the descriptor should offer.
+    pub subprotocols: BTreeSet<Subprotocol>,
     /// The sources that were healthy when last any source was.
     pub healthy: BTreeSet<Source>,
 }
@@ -44,7 +50,14 @@ pub fn choose(candidates: &[Candidate<'_>], before: &Choice, limit: usize, rotat
     let healthy: BTreeSet<Source> =
         candidates.iter().filter(|it| it.fitness == Fitness::Healthy).map(|it| it.source).collect();
     let healthy = if healthy.is_empty() { before.healthy.clone() } else { healthy };
-    Choice { points, healthy }
+    Choice { points, subprotocols: granted_by_all(&candidates), healthy }
+}
+
+/// The subprotocols that each of these candidates grants.
+fn granted_by_all(candidates: &[Candidate<'_>]) -> BTreeSet<Subprotocol> {
+    let Some((first, others)) = candidates.split_first() else { return BTreeSet::new() };
+    let by_others = |it: &&Subprotocol| others.iter().all(|other| other.subprotocols.contains(it));
+    first.subprotocols.iter().filter(by_others).copied().collect()
 }
 
 /// The candidates of the first tier that is not empty.
@@ -178,12 +191,13 @@ mod tests {
         fitness: Fitness,
         weight: u8,
         points: Vec<IntroPoint>,
+        subprotocols: Vec<Subprotocol>,
     }
 
     impl TestSource {
         fn healthy(node: u32, points: u32) -> Self {
             let points = (0..points).map(|n| point(node * 100 + n, node * 100 + n)).collect();
-            Self { node, fitness: Fitness::Healthy, weight: 10, points }
+            Self { node, fitness: Fitness::Healthy, weight: 10, points, subprotocols: Vec::new() }
         }
 
         fn fitness(self, fitness: Fitness) -> Self {
@@ -198,7 +212,13 @@ mod tests {
     fn choose_from(given: &[TestSource], before: &Choice, limit: usize, rotation_epoch: u64) -> Choice {
         let candidates: Vec<Candidate<'_>> = given
             .iter()
-            .map(|it| Candidate { source: source(it.node), fitness: it.fitness, weight: it.weight, points: &it.points })
+            .map(|it| Candidate {
+                source: source(it.node),
+                fitness: it.fitness,
+                weight: it.weight,
+                points: &it.points,
+                subprotocols: &it.subprotocols,
+            })
             .collect();
         choose(&candidates, before, limit, rotation_epoch)
     }
@@ -252,7 +272,7 @@ mod tests {
             let other_half = relays.clone().map(|it| RelayId { ed25519: FixedBytes([7; 32]), ..it });
             let relays = relays.chain(half).chain(other_half);
             let points = relays.zip(0..).map(|(relay, n)| IntroPoint { relay, ..point(0, 900 + n) }).collect();
-            let greedy = TestSource { node: id, fitness: Fitness::Healthy, weight: 100, points };
+            let greedy = TestSource { points, ..TestSource::healthy(id, 0).weight(100) };
             let given = [greedy, honest[0].clone(), honest[1].clone()];
             assert_eq!(choose_from(&given, &first, 20, 0).points, first.points);
         }
@@ -272,6 +292,30 @@ mod tests {
         let leaving: Vec<TestSource> = sick.iter().cloned().map(|it| it.fitness(Fitness::Draining)).collect();
         assert_eq!(shares(&choose_from(&leaving, &second, 20, 0)).len(), 3);
         assert!(choose_from(&[], &second, 20, 0).points.is_empty());
+    }
+
+    #[test]
+    fn a_subprotocol_is_offered_if_every_source_with_points_grants_it() {
+        let grants = |node, granted: &[u8]| TestSource {
+            subprotocols: granted.iter().map(|version| Subprotocol(2, *version)).collect(),
+            ..TestSource::healthy(node, 3)
+        };
+        let offered = |given: &[TestSource], limit| {
+            let versions = choose_from(given, &Choice::default(), limit, 0).subprotocols;
+            versions.into_iter().map(|Subprotocol(_, version)| version).collect::<Vec<_>>()
+        };
+        assert!(offered(&[], 20).is_empty());
+        assert_eq!(offered(&[grants(1, &[5, 6])], 20), [5, 6]);
+        assert_eq!(offered(&[grants(1, &[5, 6]), grants(2, &[6, 9])], 20), [6]);
+        // A source that is not listed counts, whatever the reason; one without points does not.
+        let mut given = vec![grants(1, &[6]), grants(2, &[6]), grants(3, &[])];
+        assert!(offered(&given, 20).is_empty() && offered(&given, 2).is_empty());
+        for fitness in [Fitness::Degraded, Fitness::Draining, Fitness::Down] {
+            given[2].fitness = fitness;
+            assert!(offered(&given, 20).is_empty(), "{fitness:?}");
+        }
+        given[2].points.clear();
+        assert_eq!(offered(&given, 20), [6]);
     }
 
     #[test]
@@ -311,7 +355,7 @@ mod tests {
                 IntroPoint { relay: RelayId { ed25519, ..point.relay }, ..point }
             });
             let points = points.collect();
-            TestSource { node, fitness, weight, points }
+            TestSource { points, ..TestSource::healthy(node, 0).fitness(fitness).weight(weight) }
         });
         prop::collection::vec(node, 0..40).prop_map(|mut given| {
             given.sort_by_key(|it| it.node);

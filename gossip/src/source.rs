@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::hash::{Label, labelled};
 use crate::id::NodeId;
-use crate::record::{Fitness, IntroPoint, RelayId};
+use crate::record::{Fitness, IntroPoint, RelayId, Subprotocol};
 
 /// The origin of a candidate for the descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +56,8 @@ pub struct Candidate<'a> {
     pub weight: u8,
     /// Its introduction points, the preferred ones first.
     pub points: &'a [IntroPoint],
+    /// The subprotocols that clients may request at them.
+    pub subprotocols: &'a [Subprotocol],
 }
 
 /// The lot of a source at a relay; the source with the lowest lot keeps the relay.

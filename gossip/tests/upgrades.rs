@@ -6,9 +6,9 @@
 use ciborium::Value;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{ClusterId, NodeId};
-use rustbalance_gossip::record::{NodeCard, RecordKind};
+use rustbalance_gossip::record::{IntroPoints, MAX_SUBPROTOCOLS, NodeCard, NodeRecord, RecordKind, Role, Subprotocol};
 use rustbalance_gossip::signed::{Statement, Unverified, sign_unknown_kind};
-use rustbalance_gossip::sim::{FOUNDED, Founder, Identity, Records, sign, upgrade};
+use rustbalance_gossip::sim::{FOUNDED, Founder, Identity, Records, point, sign, upgrade};
 use serde::{Deserialize, Serialize};
 
 /// A node's record of a kind that this version does not know.
@@ -95,4 +95,30 @@ fn records_of_a_later_version_are_forwarded_byte_for_byte() {
     assert_eq!(endpoint.endpoint, "[2001:db8::1]:51820");
     let region = Unverified::<Region>::from_bytes(&region).unwrap().verify(authority.public_key()).unwrap();
     assert_eq!(region.name, "north");
+}
+
+#[test]
+fn intro_points_of_an_earlier_version_grant_no_subprotocol() {
+    let node = Founder::new(1).node(1, Role::Worker);
+    let record = IntroPoints { subprotocols: vec![Subprotocol(2, 6)], ..node.points(7, vec![point(1, 1)]) };
+    let Value::Map(mut fields) = Value::serialized(&record).unwrap() else { panic!("a record is a map") };
+    fields.retain(|(name, _)| name.as_text() != Some("subprotocols"));
+    let statement = codec::encode(&Value::Map(fields)).unwrap();
+    let earlier = sign_unknown_kind(IntroPoints::CONTEXT, statement, &node.key).unwrap();
+    let read = Unverified::<IntroPoints>::from_bytes(&earlier).unwrap().verify(node.node().public_key()).unwrap();
+    assert_eq!(*read, IntroPoints { subprotocols: Vec::new(), ..record });
+}
+
+#[test]
+fn subprotocols_are_bounded_and_rise() {
+    let node = Founder::new(1).node(1, Role::Worker);
+    let granting = |versions: &[u8]| IntroPoints {
+        subprotocols: versions.iter().map(|version| Subprotocol(2, *version)).collect(),
+        ..node.points(7, vec![point(1, 1)])
+    };
+    let most: Vec<u8> = (0..).take(MAX_SUBPROTOCOLS).collect();
+    granting(&most).check_bounds().unwrap();
+    for bad in [&[6, 6][..], &[6, 5], &[most, vec![200]].concat()] {
+        assert!(granting(bad).check_bounds().is_err(), "{bad:?}");
+    }
 }

@@ -36,6 +36,7 @@ use crate::clock::{Clock, unix_now};
 use crate::drive::{Driver, Jobs, Machine, Shell};
 use crate::keys::AuthoritySecret;
 use crate::link::MemberSet;
+use crate::publish::plan::DesiredContent;
 use crate::{balance, publish, sync};
 
 /// Events that may wait for the cluster's task.
@@ -416,7 +417,8 @@ impl ClusterShell {
         let points = coordinator.desired_points(&service).iter().map(|(_, point)| point.clone()).collect();
         let (floors, of_others) = (view.revisions(&service), view.revisions_of_others(&service));
         let unheard = !view.hears_all_publishers();
-        let publish = publish::task::WantedPublication { term, points, floors, of_others, unheard };
+        let content = DesiredContent { points, subprotocols: coordinator.desired_subprotocols(&service) };
+        let publish = publish::task::WantedPublication { term, content, floors, of_others, unheard };
         let (must_leave, avoid) = (view.relays_to_leave(&service), view.relays_of_others(&service));
         let balance = balance::task::WantedPoints { others_points_known: self.others_points_known, must_leave, avoid };
         let stand_in = self.stand_ins.iter().filter(|unattended| unattended.service == service).cloned().collect();

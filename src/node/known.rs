@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::keys::{AuthoritySecret, outage_secret};
 use crate::link::MemberSet;
 use crate::store::Store;
+use crate::tor::subprotocols;
 
 /// Identifies one start of the daemon: the number of this start, and a random number that tells two
 /// processes with the same key apart.
@@ -45,6 +46,7 @@ pub(super) fn settings(
     settings.priority = config.node.priority;
     settings.weight = config.node.weight;
     settings.ports = config.ports.iter().map(|port| port.port).collect();
+    settings.subprotocols = subprotocols::granted();
     settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
     settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
     settings.waiting = config.gossip.waiting;

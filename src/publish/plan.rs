@@ -9,9 +9,9 @@
 //!    nothing is done. The last descriptor stays in place: an error page is better than a dead
 //!    address.
 //! 2. A period gets a new **edition** (one built descriptor with one revision) if it has none, if
-//!    the edition names other introduction points than desired or is too old, or if a directory
-//!    holds a higher revision. The edition is built at once if a point left, after a short pause
-//!    for batching if points were only added, and never within [`MIN_GAP`] of the one before.
+//!    the edition has another content than desired or is too old, or if a directory holds a higher
+//!    revision. The edition is built at once if a point or a subprotocol left, after a short pause
+//!    for batching if they were only added, and never within [`MIN_GAP`] of the one before.
 //! 3. Every responsible directory that has not confirmed the current edition gets it, with back-off
 //!    after failures.
 //! 4. A confirmed directory is read back at intervals. If it holds something else, the edition is
@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rustbalance_gossip::bytes::FixedBytes;
-use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
+use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod, Subprotocol};
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MAX_FENCE;
 
@@ -56,6 +56,23 @@ const MAX_KNOWN: usize = 4096;
 /// Most uploads and read-backs under way at once.
 const MAX_IN_FLIGHT: usize = 16;
 
+/// What a descriptor tells clients.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DesiredContent {
+    /// The introduction points: at most 20, ordered, one per relay.
+    pub points: Vec<IntroPoint>,
+    /// The subprotocols that clients may request at each of these points.
+    pub subprotocols: BTreeSet<Subprotocol>,
+}
+
+impl DesiredContent {
+    /// Whether it lacks a point or a subprotocol of `other`, with which clients would fail.
+    fn withdraws_from(&self, other: &Self) -> bool {
+        other.points.iter().any(|point| !self.points.contains(point))
+            || !self.subprotocols.is_superset(&other.subprotocols)
+    }
+}
+
 /// An event that the plan handles.
 #[derive(Debug, Clone)]
 pub enum Event {
@@ -63,8 +80,8 @@ pub enum Event {
     Tick,
     /// This node became the publisher in this term, or stopped being it (`None`).
     Lead(Option<u64>),
-    /// The points that should be published: at most 20, ordered, one per relay.
-    Desired(Vec<IntroPoint>),
+    /// The content that should be published.
+    Desired(DesiredContent),
     /// The current periods and their directories.
     Periods(Vec<Period>),
     /// A revision that is already used for a period, known from gossip or from disk.
@@ -127,8 +144,8 @@ pub enum Action {
     Build {
         /// The period.
         period: PeriodId,
-        /// The introduction points that it names.
-        points: Vec<IntroPoint>,
+        /// What it tells clients.
+        content: DesiredContent,
         /// Its revision must be higher than this.
         floor: u64,
     },
@@ -169,7 +186,7 @@ pub struct OtherPublisher {
 #[derive(Debug, Clone)]
 struct Edition {
     revision: u64,
-    points: Vec<IntroPoint>,
+    content: DesiredContent,
     made: Duration,
 }
 
@@ -193,9 +210,9 @@ struct DirectoryState {
 struct PeriodTarget {
     directories: BTreeMap<Directory, DirectoryState>,
     edition: Option<Edition>,
-    building: Option<Vec<IntroPoint>>,
+    building: Option<DesiredContent>,
     floor: u64,
-    /// A new edition is due although its points are unchanged.
+    /// A new edition is due although its content is unchanged.
     renew: bool,
     not_before: Duration,
 }
@@ -204,7 +221,7 @@ struct PeriodTarget {
 #[derive(Debug)]
 pub struct PublishPlan {
     term: Option<u64>,
-    desired: Vec<IntroPoint>,
+    desired: DesiredContent,
     targets: BTreeMap<PeriodId, PeriodTarget>,
     floors: BTreeMap<PeriodId, u64>,
     /// The highest revisions that other members have announced.
@@ -228,7 +245,7 @@ impl PublishPlan {
     pub fn new(refresh: Duration) -> Self {
         Self {
             term: None,
-            desired: Vec::new(),
+            desired: DesiredContent::default(),
             targets: BTreeMap::new(),
             floors: BTreeMap::new(),
             of_others: BTreeMap::new(),
@@ -255,7 +272,7 @@ impl Machine for PublishPlan {
         match event {
             Event::Tick => {}
             Event::Lead(term) => self.lead(term, now),
-            Event::Desired(points) => self.desire(points, now),
+            Event::Desired(content) => self.desire(content, now),
             Event::Periods(periods) => self.periods(periods),
             Event::Floor(period, revision) => self.raise_floor(period, revision),
             Event::OfOthers(period, revision) => {
@@ -309,17 +326,17 @@ impl PublishPlan {
         self.term = term;
     }
 
-    fn desire(&mut self, points: Vec<IntroPoint>, now: Duration) {
+    fn desire(&mut self, content: DesiredContent, now: Duration) {
         let until = now + NAMED_FOR;
-        self.known.extend(points.iter().map(|point| (point.session_key, until)));
+        self.known.extend(content.points.iter().map(|point| (point.session_key, until)));
         self.known.retain(|_, until| *until > now);
         while self.known.len() > MAX_KNOWN
             && let Some(oldest) = self.known.iter().min_by_key(|(_, until)| **until).map(|(point, _)| *point)
         {
             self.known.remove(&oldest);
         }
-        if points != self.desired {
-            self.desired = points;
+        if content != self.desired {
+            self.desired = content;
             self.changed_at.get_or_insert(now);
         }
     }
@@ -360,12 +377,12 @@ impl PublishPlan {
 
     fn built(&mut self, period: PeriodId, result: Result<u64, String>, now: Duration) {
         let Some(target) = self.targets.get_mut(&period) else { return };
-        let Some(points) = target.building.take() else { return };
+        let Some(content) = target.building.take() else { return };
         target.not_before = now + MIN_GAP;
         if let Ok(revision) = result {
             target.floor = target.floor.max(revision);
             target.renew = false;
-            target.edition = Some(Edition { revision, points, made: now });
+            target.edition = Some(Edition { revision, content, made: now });
             for held in target.directories.values_mut() {
                 held.failures = 0;
                 held.not_before = now;
@@ -375,7 +392,7 @@ impl PublishPlan {
         if self
             .targets
             .values()
-            .all(|target| target.edition.as_ref().is_some_and(|edition| edition.points == self.desired))
+            .all(|target| target.edition.as_ref().is_some_and(|edition| edition.content == self.desired))
         {
             self.changed_at = None;
         }
@@ -455,16 +472,15 @@ impl PublishPlan {
 
     /// When a new edition of this target is due, if ever.
     fn edition_due(&self, target: &PeriodTarget) -> Option<Duration> {
-        if self.desired.is_empty() || target.directories.is_empty() {
+        if self.desired.points.is_empty() || target.directories.is_empty() {
             return None;
         }
         let settled = self.led_since + SETTLE;
         let Some(edition) = &target.edition else { return Some(settled.max(target.not_before)) };
         let refresh = edition.made + self.refresh;
-        let due = if edition.points != self.desired {
-            let left = edition.points.iter().any(|point| !self.desired.contains(point));
+        let due = if edition.content != self.desired {
             let changed = self.changed_at.unwrap_or(edition.made);
-            if left { changed } else { changed + BATCH_PAUSE }
+            if self.desired.withdraws_from(&edition.content) { changed } else { changed + BATCH_PAUSE }
         } else if target.renew {
             settled
         } else {
@@ -496,7 +512,7 @@ impl PublishPlan {
         for period in due {
             if let Some(target) = self.targets.get_mut(&period) {
                 target.building = Some(self.desired.clone());
-                actions.push(Action::Build { period, points: self.desired.clone(), floor: target.floor });
+                actions.push(Action::Build { period, content: self.desired.clone(), floor: target.floor });
             }
         }
     }

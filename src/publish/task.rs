@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustbalance_gossip::id::ServiceId;
-use rustbalance_gossip::record::{IntroPoint, PeriodId, PublishedPeriod};
+use rustbalance_gossip::record::{PeriodId, PublishedPeriod};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::plan::{Action, Event, OtherPublisher, Outcome, PublishPlan, Reading};
+use super::plan::{Action, DesiredContent, Event, OtherPublisher, Outcome, PublishPlan, Reading};
 use crate::clock::Clock;
 use crate::drive::{Driver, JobPanicked, Jobs, Shell};
-use crate::tor::descriptor::{self, PeriodCredentials};
+use crate::tor::descriptor::{self, DescriptorContent, PeriodCredentials};
 use crate::tor::{Directory, Engine, Period, TorError};
 
 /// Time limit for one upload, including the circuit that may have to be built and the directory's
@@ -49,8 +49,8 @@ pub trait RevisionLog: Send + Sync {
 pub struct WantedPublication {
     /// The term in which this node holds the lease; `None` while another node holds it.
     pub term: Option<u64>,
-    /// The points to publish, at most 20, ordered.
-    pub points: Vec<IntroPoint>,
+    /// What the descriptor should tell clients.
+    pub content: DesiredContent,
     /// The highest revisions known from gossip.
     pub floors: BTreeMap<PeriodId, u64>,
     /// Of these, those that other members have announced.
@@ -192,7 +192,7 @@ impl Shell<PublishPlan> for PublisherShell {
 
     fn act(&mut self, action: Action, jobs: &mut Jobs<Input>) {
         match action {
-            Action::Build { period, points, floor } => self.build(period, points, floor, jobs),
+            Action::Build { period, content, floor } => self.build(period, content, floor, jobs),
             Action::Upload { period, directory, revision } => self.upload(period, directory, revision, jobs),
             Action::ReadBack { period, directory } => self.read_back(period, directory, jobs),
             Action::OtherPublisher(other_publisher) => self.meet(&other_publisher),
@@ -206,8 +206,8 @@ impl PublisherShell {
         self.unheard = wanted.unheard;
         let of_others = wanted.of_others.into_iter().map(|(period, revision)| Event::OfOthers(period, revision));
         let floors = wanted.floors.into_iter().map(|(period, revision)| Event::Floor(period, revision));
-        let points = [Event::Desired(wanted.points), Event::Lead(wanted.term)];
-        of_others.chain(floors).chain(points).collect()
+        let decisions = [Event::Desired(wanted.content), Event::Lead(wanted.term)];
+        of_others.chain(floors).chain(decisions).collect()
     }
 
     /// Asks Tor for the periods and their directories, unless it is being asked already.
@@ -299,7 +299,7 @@ impl PublisherShell {
             .send_replace(Some(OtherPublisherSeen { at: now, readable: other_publisher.readable }));
     }
 
-    fn build(&mut self, period: PeriodId, points: Vec<IntroPoint>, floor: u64, jobs: &mut Jobs<Input>) {
+    fn build(&mut self, period: PeriodId, content: DesiredContent, floor: u64, jobs: &mut Jobs<Input>) {
         let Some((asked, known)) = self.periods.get(&period) else { return };
         let (clock, parameters) = (known.revision_clock + asked.elapsed(), known.parameters);
         let credentials = Arc::clone(&self.publisher.credentials);
@@ -310,8 +310,18 @@ impl PublisherShell {
             let built = credentials.credentials(period, now).map_err(unmade).and_then(|credentials| {
                 let revision = credentials.revision(clock).max(floor + 1);
                 revisions.advance(period, revision).map_err(Unbuilt::Unstored)?;
-                let text = descriptor::build(&credentials, &points, revision, parameters, now).map_err(unmade)?;
-                debug!(period = period.number, revision, points = points.len(), bytes = text.len(), "descriptor built");
+                let DesiredContent { points, subprotocols } = content;
+                let content = DescriptorContent { revision, points, subprotocols };
+                let text = descriptor::build(&credentials, &content, parameters, now).map_err(unmade)?;
+                let DescriptorContent { points, subprotocols, .. } = &content;
+                debug!(
+                    period = period.number,
+                    revision,
+                    points = points.len(),
+                    ?subprotocols,
+                    bytes = text.len(),
+                    "descriptor built"
+                );
                 Ok((revision, Arc::from(text)))
             });
             Input::Edition(period, built)

@@ -13,10 +13,10 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use rustbalance::keys::{DiscoverySecret, IdentitySecret, NodeSecret, PointSeed};
 use rustbalance::stream::BoxStream;
-use rustbalance::tor::descriptor::{self, PeriodCredentials};
+use rustbalance::tor::descriptor::{self, DescriptorContent, PeriodCredentials};
 use rustbalance::tor::{
     Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, Refused, Rejection,
-    RelayChoice, ReplayLog, ServiceGuard, ServiceLimits, TorError,
+    RelayChoice, ReplayLog, ServiceGuard, ServiceLimits, TorError, subprotocols,
 };
 use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::{IntroPoint, RelayId};
@@ -123,8 +123,8 @@ pub(crate) async fn directories_keep_the_highest_revision(stage: &dyn Stage) {
     assert_eq!(fetch(&*engine, master.service_id()).await, None);
     let credentials = PeriodCredentials::derive(&master, period.id, SystemTime::now()).unwrap();
     let text = |revision| {
-        let points = [point.describe()];
-        descriptor::build(&credentials, &points, revision, period.parameters, SystemTime::now()).unwrap()
+        let content = DescriptorContent { revision, points: vec![point.describe()], ..Default::default() };
+        descriptor::build(&credentials, &content, period.parameters, SystemTime::now()).unwrap()
     };
     let first = text(1000);
     upload(&first).await.unwrap();
@@ -471,7 +471,8 @@ async fn publish(stage: &dyn Stage, engine: &dyn Engine, master: &IdentitySecret
         let now = SystemTime::now();
         let credentials = PeriodCredentials::derive(master, period.id, now).unwrap();
         let revision = credentials.revision(period.revision_clock) + bump;
-        let text = descriptor::build(&credentials, points, revision, period.parameters, now).unwrap();
+        let content = DescriptorContent { revision, points: points.to_vec(), subprotocols: subprotocols::granted() };
+        let text = descriptor::build(&credentials, &content, period.parameters, now).unwrap();
         join_all((0..period.directories.len()).map(|at| upload(&period, &text, at))).await;
     }
 }

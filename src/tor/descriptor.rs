@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::id::ServiceId;
-use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, MAX_SPECIFIED, PeriodId, RelayId};
+use rustbalance_gossip::record::{IntroPoint, MAX_INTRO_POINTS, MAX_SPECIFIED, PeriodId, RelayId, Subprotocol};
 use tor_bytes::{Readable, Reader, Writeable};
 use tor_cell::chancell::msg::HandshakeType;
 use tor_cert::EncodedEd25519Cert;
@@ -30,7 +30,7 @@ use tor_netdoc::doc::hsdesc::{HsDesc, HsDescBuilder, IntroPointDesc, create_desc
 use tor_protover::named::{FLOWCTRL_AUTH_SENDME, FLOWCTRL_CC};
 use zeroize::Zeroizing;
 
-use super::TorError;
+use super::{TorError, subprotocols};
 use crate::keys::IdentitySecret;
 
 /// Largest descriptor that directories accept, in bytes, unless the consensus sets a lower limit
@@ -67,13 +67,16 @@ impl Default for DescriptorParameters {
 }
 
 /// The content of a descriptor.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DescriptorContent {
     /// The revision counter. Directories refuse an upload whose revision is not higher than that
     /// of the descriptor they hold.
     pub revision: u64,
-    /// The introduction points, sorted: at least one, at most [`MAX_INTRO_POINTS`].
+    /// The introduction points: at least one, at most [`MAX_INTRO_POINTS`]. [`read`] sorts them.
     pub points: Vec<IntroPoint>,
+    /// The subprotocols that clients may request at each of the points, of those that this node
+    /// knows.
+    pub subprotocols: BTreeSet<Subprotocol>,
 }
 
 /// The keys that sign a service's descriptors in one time period. The service key itself is not
@@ -133,26 +136,27 @@ impl PeriodCredentials {
     }
 }
 
-/// Builds and signs a descriptor of these points: one to [`MAX_INTRO_POINTS`], no two at one relay.
+/// Builds and signs a descriptor. No two of its points may be at one relay.
+///
+/// It offers only the subprotocols that this node knows, and none on a network without congestion
+/// control, which they need.
 ///
 /// # Errors
 /// If a point or the number of points is not valid, the descriptor exceeds the size limit, or the
 /// credentials expire within a descriptor's lifetime.
 pub fn build(
     credentials: &PeriodCredentials,
-    points: &[IntroPoint],
-    revision: u64,
+    content: &DescriptorContent,
     parameters: DescriptorParameters,
     now: SystemTime,
 ) -> Result<String, TorError> {
-    build_for(credentials, points, revision, parameters, now, None)
+    build_for(credentials, content, parameters, now, None)
 }
 
 /// Like [`build`]; if `clients` is set, only these clients can decrypt the introduction points.
 fn build_for(
     credentials: &PeriodCredentials,
-    points: &[IntroPoint],
-    revision: u64,
+    content: &DescriptorContent,
     parameters: DescriptorParameters,
     now: SystemTime,
     clients: Option<&[curve25519::PublicKey]>,
@@ -161,10 +165,11 @@ fn build_for(
     if now + minutes > credentials.expires {
         return Err(TorError::Invalid("the period's credentials expire: derive new ones".into(), None));
     }
-    let points = descriptor_points(points)?;
+    let points = descriptor_points(&content.points)?;
     let flow_control = parameters
         .sendme_increment
         .map(|increment| ([FLOWCTRL_AUTH_SENDME, FLOWCTRL_CC].into_iter().collect(), increment));
+    let offer = parameters.sendme_increment.map(|_| subprotocols::offer(&content.subprotocols)).unwrap_or_default();
     HsDescBuilder::default()
         .blinded_id(&credentials.blinded)
         .hs_desc_sign(&credentials.signing)
@@ -177,9 +182,10 @@ fn build_for(
         .intro_auth_key_cert_expiry(now + CERTIFICATE_LIFETIME)
         .intro_enc_key_cert_expiry(now + CERTIFICATE_LIFETIME)
         .lifetime(LIFETIME_MINUTES.into())
-        .revision_counter(RevisionCounter::from(revision))
+        .revision_counter(RevisionCounter::from(content.revision))
         .subcredential(credentials.subcredential)
         .flow_control(flow_control)
+        .supported_protocols(offer)
         .max_generated_len(parameters.max_size.min(MAX_DESCRIPTOR))
         .build_sign(&mut rand::rng())
         .map_err(|error| {
@@ -201,7 +207,8 @@ pub fn read(text: &str, service: ServiceId, period: PeriodId, now: SystemTime) -
         .map_err(|error| unreadable(error.into()))?;
     let mut points = descriptor.intro_points().iter().map(point_of_descriptor).collect::<Result<Vec<_>, _>>()?;
     points.sort();
-    Ok(DescriptorContent { revision: descriptor.revision().into(), points })
+    let subprotocols = subprotocols::offered(descriptor.declared_capabilities());
+    Ok(DescriptorContent { revision: descriptor.revision().into(), points, subprotocols })
 }
 
 /// The revision of a descriptor, from its outer layer, which is readable even if the inner layers
@@ -368,8 +375,8 @@ fn point_of_descriptor(point: &IntroPointDesc) -> Result<IntroPoint, TorError> {
 #[cfg(test)]
 pub(crate) fn build_restricted(credentials: &PeriodCredentials, points: &[IntroPoint], revision: u64) -> String {
     let clients = [curve25519::PublicKey::from(&curve25519::StaticSecret::from([5; 32]))];
-    let parameters = DescriptorParameters::default();
-    build_for(credentials, points, revision, parameters, SystemTime::now(), Some(&clients)).unwrap()
+    let content = DescriptorContent { revision, points: points.to_vec(), subprotocols: BTreeSet::new() };
+    build_for(credentials, &content, DescriptorParameters::default(), SystemTime::now(), Some(&clients)).unwrap()
 }
 
 #[cfg(test)]

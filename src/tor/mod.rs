@@ -39,6 +39,7 @@ pub mod fake;
 pub mod keystore;
 mod refused;
 mod replay;
+pub mod subprotocols;
 
 /// One Tor client, with the operations that the daemon needs.
 #[async_trait]

@@ -90,5 +90,8 @@ async fn points(engine: &dyn Engine, store: &Store) -> Result<Vec<u8>> {
     let opened = engine.open_intro_point(request, clients).await?;
     let (cluster, node, seq) = (store.cluster(), store.node_id(), (BOOT << 32) + 1);
     let (fitness, points, nonces) = (Fitness::Healthy, vec![opened.describe()], vec![nonce]);
-    Ok(hand::sign(store, IntroPoints { cluster, node, seq, service, fitness, points, nonces }))
+    Ok(hand::sign(
+        store,
+        IntroPoints { cluster, node, seq, service, fitness, points, nonces, subprotocols: Vec::new() },
+    ))
 }

@@ -103,8 +103,16 @@ async fn forged_records_of_other_nodes_are_refused_by_every_node() {
         let gone =
             Heartbeat { cluster, node: victim, seq, phase: Phase::Gone, hears: 0, unix: unix_now(), instance: 1 };
         let (service, fitness) = (test_cluster.service(), Fitness::Down);
-        let points =
-            IntroPoints { cluster, node: victim, seq, service, fitness, points: Vec::new(), nonces: Vec::new() };
+        let points = IntroPoints {
+            cluster,
+            node: victim,
+            seq,
+            service,
+            fitness,
+            points: Vec::new(),
+            nonces: Vec::new(),
+            subprotocols: Vec::new(),
+        };
         let lease = Lease { cluster, holder: victim, seq, term: before.1 + OWN_TERMS, priority: 0, ttl_ms: 60_000 };
         let card = mallory.card(victim, seq);
         let revocation = Revocation { cluster, node: alpha, revoked: 7 };

@@ -10,14 +10,14 @@ use rustbalance::clock::unix_now;
 use rustbalance::join::found_with;
 use rustbalance::keys::IdentitySecret;
 use rustbalance::store::Store;
-use rustbalance::tor::descriptor;
+use rustbalance::tor::{descriptor, subprotocols};
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::Role;
 
 use crate::test_cluster::{TestCluster, until};
 
 /// The session keys of a service's published introduction points, and its revision. Fails unless
-/// all directories of the current period hold the same.
+/// all directories of the current period hold the same, and offer what every node grants.
 fn published(test_cluster: &TestCluster, service: ServiceId) -> Result<(BTreeSet<String>, u64)> {
     let period = test_cluster.net.periods()[0];
     let mut all = BTreeSet::new();
@@ -25,6 +25,7 @@ fn published(test_cluster: &TestCluster, service: ServiceId) -> Result<(BTreeSet
         let held = test_cluster.net.held(&directory, service, period);
         let text = held.ok_or_else(|| anyhow::anyhow!("{} has no descriptor", directory.relay))?;
         let content = descriptor::read(&text, service, period, SystemTime::now())?;
+        ensure!(content.subprotocols == subprotocols::granted(), "it offers {:?}", content.subprotocols);
         let keys: BTreeSet<_> =
             content.points.iter().map(|point| data_encoding::HEXLOWER.encode(&point.session_key.0)).collect();
         all.insert((keys, content.revision));

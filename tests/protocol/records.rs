@@ -200,6 +200,7 @@ fn intro_points(cast: &VectorKeys) -> IntroPoints {
         fitness: Fitness::Healthy,
         points: vec![point(1), point(2)],
         nonces: vec![nonce(1), nonce(2)],
+        subprotocols: vec![Subprotocol(2, 6)],
     }
 }
 

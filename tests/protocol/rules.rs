@@ -12,7 +12,7 @@ use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::lease::{Claim, Rank};
 use rustbalance_gossip::liveness::{Liveness, Patience};
 use rustbalance_gossip::plan::{Choice, choose};
-use rustbalance_gossip::record::{Fitness, IntroPoint, Invitation, RecordKind, RelayId, Role};
+use rustbalance_gossip::record::{Fitness, IntroPoint, Invitation, RecordKind, RelayId, Role, Subprotocol};
 use rustbalance_gossip::source::Candidate;
 use rustbalance_gossip::stand_in;
 use rustbalance_gossip::time::Now;
@@ -160,6 +160,7 @@ struct Server {
     fitness: Fitness,
     weight: u8,
     points: Vec<IntroPoint>,
+    subprotocols: Vec<Subprotocol>,
 }
 
 fn server(n: u8, fitness: Fitness, weight: u8, relays: &[u8]) -> Server {
@@ -169,7 +170,7 @@ fn server(n: u8, fitness: Fitness, weight: u8, relays: &[u8]) -> Server {
         point.session_key = FixedBytes(bytes(relay.wrapping_mul(7).wrapping_add(n)));
         point
     });
-    Server { node: node(n), fitness, weight, points: points.collect() }
+    Server { node: node(n), fitness, weight, points: points.collect(), subprotocols: vec![Subprotocol(2, 6)] }
 }
 
 /// A choice of introduction points. `published` are the points of the last choice, as pairs of
@@ -178,11 +179,17 @@ fn server(n: u8, fitness: Fitness, weight: u8, relays: &[u8]) -> Server {
 fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], limit: usize, count: u64) -> Value {
     let candidates: Vec<Candidate<'_>> = servers
         .iter()
-        .map(|it| Candidate { source: it.node.into(), fitness: it.fitness, weight: it.weight, points: &it.points })
+        .map(|it| Candidate {
+            source: it.node.into(),
+            fitness: it.fitness,
+            weight: it.weight,
+            points: &it.points,
+            subprotocols: &it.subprotocols,
+        })
         .collect();
     let before = published.iter().map(|(at, which)| (servers[*at].node.into(), servers[*at].points[*which].clone()));
     let healthy = healthy.iter().map(|at| servers[*at].node.into()).collect();
-    let before = Choice { points: before.collect(), healthy };
+    let before = Choice { points: before.collect(), healthy, ..Choice::default() };
     let described: Vec<_> = servers
         .iter()
         .map(|it| {
@@ -191,18 +198,19 @@ fn choice(servers: &[Server], published: &[(usize, usize)], healthy: &[usize], l
                 json!({ "rsa": hex(&rsa.0), "ed25519": hex(&ed25519.0), "session_key": hex(&point.session_key.0) })
             };
             let points: Vec<_> = it.points.iter().map(point).collect();
-            json!({ "node": key(&it.node), "fitness": it.fitness, "weight": it.weight, "points": points })
+            json!({ "node": key(&it.node), "fitness": it.fitness, "weight": it.weight, "points": points, "subprotocols": it.subprotocols })
         })
         .collect();
     let keys = |choice: &Choice| choice.points.iter().map(|(_, point)| hex(&point.session_key.0)).collect::<Vec<_>>();
-    let chosen = keys(&choose(&candidates, &before, limit, count));
+    let chosen = choose(&candidates, &before, limit, count);
     json!({
         "servers": described,
         "published": keys(&before),
         "last_healthy": before.healthy.iter().filter_map(|it| it.node()).map(|it| key(&it)).collect::<Vec<_>>(),
         "limit": limit,
         "count": count,
-        "chosen": chosen,
+        "chosen": keys(&chosen),
+        "offered": chosen.subprotocols,
     })
 }
 
@@ -221,6 +229,14 @@ fn choices() -> Value {
     // One point names the RSA identity of one relay and the Ed25519 identity of another.
     let mut mixed = few();
     mixed[3].points[0].relay = RelayId { rsa: mixed[0].points[1].relay.rsa, ..mixed[1].points[2].relay };
+    // Two servers grant another subprotocol as well; one, without points, grants none.
+    let mut unlike = few();
+    unlike[0].subprotocols = vec![Subprotocol(2, 6), Subprotocol(11, 3)];
+    unlike[1].subprotocols = vec![Subprotocol(2, 5), Subprotocol(2, 6)];
+    unlike.push(Server { subprotocols: Vec::new(), ..server(50, Healthy, 10, &[]) });
+    // A server of a version that grants nothing.
+    let mut earlier = few();
+    earlier[2].subprotocols.clear();
     let ill = [server(10, Down, 10, &[1, 2]), server(20, Draining, 10, &[3]), server(30, Degraded, 10, &[4])];
     json!([
         choice(&few(), &[], &[], 9, 0),
@@ -229,6 +245,8 @@ fn choices() -> Value {
         choice(&few(), &[(1, 0)], &[], 20, 0),
         choice(&mixed, &[], &[], 20, 0),
         choice(&mixed, &[(0, 1)], &[], 20, 0),
+        choice(&unlike, &[], &[], 20, 0),
+        choice(&earlier, &[], &[], 20, 0),
         choice(&ill, &[], &[], 20, 0),
         choice(&ill, &[], &[2], 20, 0),
         choice(&many, &[], &[], 5, 1),

@@ -518,6 +518,7 @@ def check_rules(vectors):
     equal("neighbours", [node.hex() for node in chosen], case["chosen"])
     for case in rules["choices"]:
         equal("choice", choose(case), case["chosen"])
+        equal("offered subprotocols", offered(case), case["offered"])
     check_points(vectors)
     check_publishing(vectors)
 
@@ -593,6 +594,12 @@ def choose(case):
         best = min(due, key=lambda node: (-offers[node][0] / (2 * seats[node] + 1), node))
         seats[best] += 1
     return sorted(key for node, (_, points) in offers.items() for key in points[: seats[node]])
+
+
+def offered(case):
+    """The subprotocols that every server with points grants."""
+    granted = [set(map(tuple, server["subprotocols"])) for server in case["servers"] if server["points"]]
+    return [list(subprotocol) for subprotocol in sorted(set.intersection(*granted))] if granted else []
 
 
 ORDER = 2**252 + 27742317777372353535851937790883648493

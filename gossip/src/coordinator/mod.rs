@@ -16,7 +16,7 @@
 //! 5. `planning`, one for each service: what the descriptor should list. The publisher plans after
 //!    every event, other nodes with each heartbeat.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use admit::{AdmissionDelay, LISTEN_BEFORE_ADMITTING};
@@ -25,7 +25,7 @@ pub use settings::{Action, Event, Leadership, Settings};
 
 use crate::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use crate::lease::Election;
-use crate::record::{Chain, IntroPoint, Invitation, Member, Phase, RecordKind, Signer};
+use crate::record::{Chain, IntroPoint, Invitation, Member, Phase, RecordKind, Signer, Subprotocol};
 use crate::signed::{Check, Sign};
 use crate::source::Source;
 use crate::stand_in::{self, UnattendedPoint};
@@ -152,7 +152,13 @@ impl Coordinator {
         self.planners.get(service).map_or(&[], |planner| &planner.choice().points)
     }
 
-    /// A number that rises with every change of [`Coordinator::desired_points`] of this service.
+    /// The subprotocols that the descriptor of this service should offer.
+    pub fn desired_subprotocols(&self, service: &ServiceId) -> BTreeSet<Subprotocol> {
+        self.planners.get(service).map(|planner| planner.choice().subprotocols.clone()).unwrap_or_default()
+    }
+
+    /// A number that rises with every change of [`Coordinator::desired_points`] or
+    /// [`Coordinator::desired_subprotocols`] of this service.
     pub fn desired_version(&self, service: &ServiceId) -> u64 {
         self.planners.get(service).map_or(0, Planner::version)
     }

@@ -7,7 +7,9 @@ use super::speaker::DueRecords;
 use super::{Action, Coordinator, Now};
 use crate::address::mesh_address;
 use crate::id::ServiceId;
-use crate::record::{AnyRecord, Heartbeat, IntroPoints, Lease, NodeCard, Publication, RecordKind, Role};
+use crate::record::{
+    AnyRecord, Heartbeat, IntroPoints, Lease, MAX_SUBPROTOCOLS, NodeCard, Publication, RecordKind, Role,
+};
 use crate::view::{Changes, RecordRejection};
 
 impl Coordinator {
@@ -76,7 +78,8 @@ impl Coordinator {
         }
         let (cluster, node) = (self.cluster, self.me);
         let (fitness, points, nonces) = serving.announce(draining);
-        let record = |seq| IntroPoints { cluster, node, seq, service, fitness, points, nonces };
+        let subprotocols = self.settings.subprotocols.iter().copied().take(MAX_SUBPROTOCOLS).collect();
+        let record = |seq| IntroPoints { cluster, node, seq, service, fitness, points, nonces, subprotocols };
         let Some((record, bytes)) = self.speaker.sign(record) else { return Changes::default() };
         out.push(Action::Gossip { kind: RecordKind::IntroPoints(service), bytes });
         self.fold(|view| view.fold_points(record, now))

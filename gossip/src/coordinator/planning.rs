@@ -39,7 +39,7 @@ impl Planner {
         &self.choice
     }
 
-    /// A number that rises with every change of the chosen points.
+    /// A number that rises with every change of the chosen points and subprotocols.
     pub(super) fn version(&self) -> u64 {
         self.version
     }
@@ -63,7 +63,8 @@ impl Planner {
         }
         (self.stale, self.rotation_epoch) = (false, rotation_epoch);
         let choice = self.choose(view, settings, now);
-        self.version += u64::from(choice.points != self.choice.points);
+        let same = (&choice.points, &choice.subprotocols) == (&self.choice.points, &self.choice.subprotocols);
+        self.version += u64::from(!same);
         self.choice = choice;
     }
 

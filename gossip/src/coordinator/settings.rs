@@ -7,7 +7,9 @@ use crate::id::{NodeId, ServiceId};
 use crate::lease::Timing;
 use crate::liveness::Patience;
 use crate::outage::OutageSecret;
-use crate::record::{AnyFact, Chain, MAX_INTRO_POINTS, NodeCard, PublishedPeriod, RecordKind, ServedPoint};
+use crate::record::{
+    AnyFact, Chain, MAX_INTRO_POINTS, NodeCard, PublishedPeriod, RecordKind, ServedPoint, Subprotocol,
+};
 use crate::view::DEFAULT_WAITING;
 
 /// The settings of a coordinator, which do not change while it runs.
@@ -21,6 +23,9 @@ pub struct Settings {
     pub version: String,
     /// The virtual ports that this node serves, none of them 0.
     pub ports: BTreeSet<u16>,
+    /// The subprotocols that this node grants to clients, at most
+    /// [`MAX_SUBPROTOCOLS`](crate::record::MAX_SUBPROTOCOLS).
+    pub subprotocols: BTreeSet<Subprotocol>,
     /// How often this node has started, including this start; counted on disk. It is the upper half
     /// of every sequence number.
     pub boot: u64,
@@ -56,6 +61,7 @@ impl Settings {
             weight: NodeCard::DEFAULT_WEIGHT,
             version: env!("CARGO_PKG_VERSION").into(),
             ports: BTreeSet::new(),
+            subprotocols: BTreeSet::new(),
             boot,
             instance,
             term,

@@ -333,6 +333,29 @@ fn a_dead_publisher_is_replaced_and_its_points_leave_the_descriptor() {
 }
 
 #[test]
+fn a_descriptor_offers_a_subprotocol_once_every_node_grants_it() {
+    let cgo = Subprotocol(2, 6);
+    let mut scene = Scene::with(Settings { subprotocols: [cgo].into(), ..settings() }, Role::Publisher);
+    let offered = |scene: &Scene| scene.node.desired_subprotocols(&service()).into_iter().collect::<Vec<_>>();
+    scene.pass(1);
+    scene.event(waits_at(point(1, 1)));
+    scene.event(ready(true));
+    assert_eq!(scene.last::<IntroPoints>(RecordKind::IntroPoints(service())).subprotocols, [cgo]);
+    assert_eq!(offered(&scene), [cgo]);
+    // A node of an earlier version, which is upgraded later. Its points stay the same.
+    let other = scene.meet(1, Role::Worker);
+    let points = other.points(2, vec![point(2, 2)]);
+    scene.receive(&other, RecordKind::IntroPoints(service()), points.clone());
+    scene.pass_with(4, &other, Phase::Active);
+    assert_eq!((scene.node.desired_points(&service()).len(), offered(&scene).len()), (2, 0));
+    let version = scene.node.desired_version(&service());
+    let upgraded = IntroPoints { seq: 1 << 30, subprotocols: vec![cgo], ..points };
+    scene.receive(&other, RecordKind::IntroPoints(service()), upgraded);
+    assert_eq!((scene.node.desired_points(&service()).len(), offered(&scene)), (2, vec![cgo]));
+    assert_eq!(scene.node.desired_version(&service()), version + 1);
+}
+
+#[test]
 fn a_publisher_that_says_goodbye_is_replaced_at_once() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);

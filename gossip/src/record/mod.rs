@@ -9,8 +9,9 @@ pub use fact::Fact;
 pub use invitation::Invitation;
 pub use kinds::{AnyFact, AnyRecord, KINDS, KindInfo, Listed, MAX_RECORD, OpenError, RecordKind, Signer};
 pub use node::{
-    Fitness, Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SERVICES, MAX_SPECIFIED, NodeCard,
-    PeriodId, Phase, PointNonce, Publication, PublishedPeriod, RelayId, ServedPoint,
+    Fitness, Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SERVICES, MAX_SPECIFIED,
+    MAX_SUBPROTOCOLS, NodeCard, PeriodId, Phase, PointNonce, Publication, PublishedPeriod, RelayId, ServedPoint,
+    Subprotocol,
 };
 pub use own::{Keyed, NodeRecord, OutOfBounds};
 pub(crate) use own::{MAX_PERIODS, check_points};

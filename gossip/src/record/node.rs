@@ -18,6 +18,10 @@ pub const MAX_INTRO_POINTS: usize = 20;
 /// keeps of a node.
 pub const MAX_SERVICES: usize = 16;
 
+/// Maximum number of subprotocols in one record: more than Tor has defined for introductions, at 4
+/// bytes each.
+pub const MAX_SUBPROTOCOLS: usize = 16;
+
 /// The phase of a node's life cycle. Its state for each service is its [`Fitness`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -179,6 +183,11 @@ pub struct ServedPoint {
     pub nonce: PointNonce,
 }
 
+/// A capability of the Tor protocol: the protocol's number and the version (tor-spec, "Subprotocol
+/// versioning"). Relay=6 is (2, 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Subprotocol(pub u8, pub u8);
+
 /// A node's introduction points for one service, and whether it can serve the clients of that
 /// service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,6 +206,10 @@ pub struct IntroPoints {
     pub points: Vec<IntroPoint>,
     /// The nonce of each point, in the same order.
     pub nonces: Vec<PointNonce>,
+    /// The subprotocols that the node grants to clients who request them in their introduction: in
+    /// rising order, at most [`MAX_SUBPROTOCOLS`]. Empty for nodes of versions without this field.
+    #[serde(default)]
+    pub subprotocols: Vec<Subprotocol>,
 }
 
 impl IntroPoints {

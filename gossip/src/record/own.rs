@@ -1,7 +1,8 @@
 //! The traits of a node's own records, and the bounds of their fields.
 
 use super::{
-    Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, NodeCard, PeriodId, Publication,
+    Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, MAX_SUBPROTOCOLS, NodeCard, PeriodId,
+    Publication,
 };
 use crate::address::mesh_address;
 use crate::id::{ClusterId, NodeId, ServiceId};
@@ -89,6 +90,8 @@ node_record! {
     Heartbeat, node, |_beat| Ok(());
     IntroPoints, node, |record| {
         within(record.nonces.len() == record.points.len(), "number of nonces")?;
+        let rising = record.subprotocols.is_sorted_by(|a, b| a < b);
+        within(rising && record.subprotocols.len() <= MAX_SUBPROTOCOLS, "subprotocols")?;
         check_points(&record.points)
     };
     Lease, holder, |_lease| Ok(());

@@ -177,7 +177,7 @@ impl Identity {
     pub fn points(&self, seq: u64, points: Vec<IntroPoint>) -> IntroPoints {
         let nonces = points.iter().map(nonce).collect();
         let (cluster, node, service) = (self.cluster(), self.node(), self.service());
-        IntroPoints { cluster, node, seq, service, fitness: Fitness::Healthy, points, nonces }
+        IntroPoints { cluster, node, seq, service, fitness: Fitness::Healthy, points, nonces, subprotocols: Vec::new() }
     }
 }
 

@@ -113,7 +113,9 @@ impl View {
         let Some(node) = self.nodes.get_mut(&points.node) else { return Ok(Changes::default()) };
         let (id, service) = (points.node, points.service);
         node.make_service_room(service, points.seq)?;
-        let moved = node.intro_points(&service).is_none_or(|known| known.points != points.points);
+        let moved = node
+            .intro_points(&service)
+            .is_none_or(|known| (&known.points, &known.subprotocols) != (&points.points, &points.subprotocols));
         let before = node.fitness(&service);
         self.keep(points, now)?;
         let after = self.nodes.get(&id).map(|node| node.fitness(&service));

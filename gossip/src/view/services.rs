@@ -51,8 +51,10 @@ impl MemberView {
     }
 
     /// This node as a candidate for the descriptor of this service, offering these of its points.
-    pub(crate) fn candidate<'a>(&self, service: &ServiceId, points: &'a [IntroPoint]) -> Candidate<'a> {
-        Candidate { source: self.node().into(), fitness: self.fitness(service), weight: self.weight(), points }
+    pub(crate) fn candidate<'a>(&'a self, service: &ServiceId, points: &'a [IntroPoint]) -> Candidate<'a> {
+        let subprotocols = self.intro_points(service).map_or(&[][..], |record| &record.subprotocols);
+        let (source, fitness, weight) = (self.node().into(), self.fitness(service), self.weight());
+        Candidate { source, fitness, weight, points, subprotocols }
     }
 
     /// Makes room for a record with sequence number `seq` about `service`. A node with

@@ -18,7 +18,7 @@ use crate::health::HealthSettings;
 use crate::keys::IdentitySecret;
 use crate::proxy::{Proxy, ProxyLimits, Target};
 use crate::stream::BoxStream;
-use crate::tor::descriptor::{self, DescriptorParameters, PeriodCredentials};
+use crate::tor::descriptor::{self, DescriptorContent, DescriptorParameters, PeriodCredentials};
 use crate::tor::fake::FakeNet;
 use crate::tor::fake::tests::limits;
 use crate::tor::{Engine, TorError};
@@ -56,7 +56,8 @@ impl Site {
         for period in engine.publication(self.id()).await.unwrap() {
             let credentials = PeriodCredentials::derive(&self.secret, period.id, SystemTime::now()).unwrap();
             let parameters = DescriptorParameters::default();
-            let text = descriptor::build(&credentials, points, 1, parameters, SystemTime::now()).unwrap();
+            let content = DescriptorContent { revision: 1, points: points.to_vec(), ..Default::default() };
+            let text = descriptor::build(&credentials, &content, parameters, SystemTime::now()).unwrap();
             for directory in &period.directories {
                 engine.upload(directory, period.id, &text, LIMIT).await.unwrap();
             }

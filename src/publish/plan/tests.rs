@@ -26,6 +26,14 @@ fn point(n: u8) -> IntroPoint {
     }
 }
 
+fn content<const N: usize>(points: [u8; N]) -> DesiredContent {
+    DesiredContent { points: points.map(point).into(), ..DesiredContent::default() }
+}
+
+fn desired<const N: usize>(points: [u8; N]) -> Event {
+    Event::Desired(content(points))
+}
+
 fn period(number: u64, directories: std::ops::Range<u8>) -> Period {
     Period {
         id: PeriodId { number, length_minutes: 1440, offset_seconds: 43_200 },
@@ -40,8 +48,8 @@ fn period(number: u64, directories: std::ops::Range<u8>) -> Period {
 struct World {
     plan: PublishPlan,
     now: Duration,
-    held: BTreeMap<(PeriodId, Directory), (u64, Vec<IntroPoint>)>,
-    editions: BTreeMap<(PeriodId, u64), Vec<IntroPoint>>,
+    held: BTreeMap<(PeriodId, Directory), (u64, DesiredContent)>,
+    editions: BTreeMap<(PeriodId, u64), DesiredContent>,
     uploads: usize,
     editions_made: Vec<Duration>,
     /// Directories that accept uploads and do not answer read-backs.
@@ -82,29 +90,30 @@ impl World {
 
     fn carry_out(&mut self, action: Action) -> Option<Event> {
         match action {
-            Action::Build { period, points, floor } => {
+            Action::Build { period, content, floor } => {
                 let revision = (self.now.as_secs()).max(floor + 1);
                 assert!(!self.editions.contains_key(&(period, revision)), "a revision is used once");
-                self.editions.insert((period, revision), points);
+                self.editions.insert((period, revision), content);
                 self.editions_made.push(self.now);
                 Some(Event::Built(period, Ok(revision)))
             }
             Action::Upload { period, directory, revision } => {
                 self.uploads += 1;
-                let points = self.editions[&(period, revision)].clone();
-                let held = self.held.entry((period, directory.clone())).or_insert((0, Vec::new()));
+                let content = self.editions[&(period, revision)].clone();
+                let held = self.held.entry((period, directory.clone())).or_default();
                 let outcome = if revision > held.0 { Outcome::Accepted } else { Outcome::Refused };
                 if outcome == Outcome::Accepted {
-                    *held = (revision, points);
+                    *held = (revision, content);
                 }
                 Some(Event::Uploaded { period, directory, revision, outcome })
             }
             Action::ReadBack { period, directory } => {
-                let reading = self.held.get(&(period, directory.clone())).map(|(revision, points)| Reading {
+                let reading = self.held.get(&(period, directory.clone())).map(|(revision, held)| Reading {
                     revision: *revision,
-                    ours: self.editions.get(&(period, *revision)) == Some(points),
+                    ours: self.editions.get(&(period, *revision)) == Some(held),
                     // Without points it is a descriptor that only authorized clients can read.
-                    points: (!points.is_empty()).then(|| points.iter().map(|point| point.session_key).collect()),
+                    points: (!held.points.is_empty())
+                        .then(|| held.points.iter().map(|point| point.session_key).collect()),
                 });
                 let reading = if self.mute.contains(&directory) { Err("no answer".into()) } else { Ok(reading) };
                 Some(Event::ReadBackAnswered { period, directory, reading })
@@ -130,14 +139,14 @@ impl World {
     }
 
     fn everywhere(&self, points: &[IntroPoint]) -> bool {
-        self.held.len() == 16 && self.held.values().all(|(_, held)| held == points)
+        self.held.len() == 16 && self.held.values().all(|(_, held)| held.points == points)
     }
 }
 
 #[test]
 fn a_publisher_fills_every_directory_of_every_period() {
     let mut world = World::new();
-    world.handle(Event::Desired(vec![point(1), point(2)]));
+    world.handle(desired([1, 2]));
     world.run(Duration::from_secs(60));
     assert_eq!(world.uploads, 0, "a follower uploads nothing");
     world.handle(Event::Lead(Some(1)));
@@ -150,16 +159,36 @@ fn a_publisher_fills_every_directory_of_every_period() {
 #[test]
 fn a_removed_point_is_published_at_once_and_an_added_one_after_a_pause() {
     let mut world = World::new();
-    world.handle(Event::Desired(vec![point(1), point(2)]));
+    world.handle(desired([1, 2]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(60));
-    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(desired([1]));
     assert!(world.everywhere(&[point(1)]));
     world.run(Duration::from_secs(60));
-    world.handle(Event::Desired(vec![point(1), point(3)]));
+    world.handle(desired([1, 3]));
     assert!(world.everywhere(&[point(1)]));
     world.run(BATCH_PAUSE);
     assert!(world.everywhere(&[point(1), point(3)]));
+}
+
+#[test]
+fn a_withdrawn_subprotocol_is_published_at_once_and_a_new_one_after_a_pause() {
+    let mut world = World::new();
+    let offering = |granted: &[u8]| DesiredContent {
+        subprotocols: granted.iter().map(|version| Subprotocol(2, *version)).collect(),
+        ..content([1, 2])
+    };
+    let everywhere = |world: &World, granted| world.held.values().all(|(_, held)| *held == offering(granted));
+    world.handle(Event::Desired(offering(&[])));
+    world.handle(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(60));
+    world.handle(Event::Desired(offering(&[6])));
+    assert!(everywhere(&world, &[]));
+    world.run(BATCH_PAUSE);
+    assert!(everywhere(&world, &[6]));
+    world.run(Duration::from_secs(60));
+    world.handle(Event::Desired(offering(&[9])));
+    assert!(everywhere(&world, &[9]), "clients must not request what a node does not grant");
 }
 
 #[test]
@@ -167,7 +196,7 @@ fn changes_never_outrun_the_revision_clock() {
     let mut world = World::new();
     world.handle(Event::Lead(Some(1)));
     for n in 0..40 {
-        world.handle(Event::Desired(vec![point(n % 7)]));
+        world.handle(desired([n % 7]));
         world.run(Duration::from_millis(100));
     }
     world.run(Duration::from_secs(10));
@@ -180,10 +209,10 @@ fn changes_never_outrun_the_revision_clock() {
 #[test]
 fn an_empty_set_leaves_the_last_descriptor_in_place() {
     let mut world = World::new();
-    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(desired([1]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(9));
-    world.handle(Event::Desired(Vec::new()));
+    world.handle(desired([]));
     world.run(Duration::from_secs(9000));
     assert!(world.everywhere(&[point(1)]));
 }
@@ -193,8 +222,8 @@ fn a_higher_revision_on_a_directory_is_exceeded() {
     let mut world = World::new();
     let other_publisher =
         (PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 }, Directory { relay: relay(3) });
-    world.held.insert(other_publisher.clone(), (99_999, vec![point(9)]));
-    world.handle(Event::Desired(vec![point(1)]));
+    world.held.insert(other_publisher.clone(), (99_999, content([9])));
+    world.handle(desired([1]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(30));
     assert!(world.everywhere(&[point(1)]));
@@ -206,14 +235,14 @@ fn the_highest_possible_revision_is_left_in_place() {
     let mut world = World::new();
     let id = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 };
     let other_publisher = (id, Directory { relay: relay(3) });
-    world.held.insert(other_publisher.clone(), (u64::MAX, vec![point(9)]));
+    world.held.insert(other_publisher.clone(), (u64::MAX, content([9])));
     world.handle(Event::Floor(id, u64::MAX));
     world.handle(Event::Floor(PeriodId { number: u64::MAX, ..id }, 7));
     world.handle(Event::Periods(vec![period(1, 0..8), period(2, 4..12)]));
-    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(desired([1]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(600));
-    assert_eq!(world.held.values().filter(|held| held.1 == [point(1)]).count(), 15);
+    assert_eq!(world.held.values().filter(|held| held.1 == content([1])).count(), 15);
     assert!(world.editions_made.len() <= 4, "{} editions", world.editions_made.len());
     assert!(world.uploads < 60, "{} uploads", world.uploads);
 }
@@ -221,24 +250,24 @@ fn the_highest_possible_revision_is_left_in_place() {
 #[test]
 fn an_edition_of_an_earlier_term_is_not_uploaded() {
     let mut world = World::new();
-    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(desired([1]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(30));
     world.handle(Event::Lead(None));
-    world.handle(Event::Desired(vec![point(2)]));
+    world.handle(desired([2]));
     world.handle(Event::Periods(vec![period(1, 1..9), period(2, 4..12)]));
     world.run(Duration::from_secs(30));
     let uploads = world.uploads;
     world.handle(Event::Lead(Some(3)));
     assert_eq!(world.uploads, uploads, "nothing before the new edition");
     world.run(Duration::from_secs(30));
-    assert_eq!(world.held.values().filter(|held| held.1 == [point(2)]).count(), 16);
+    assert_eq!(world.held.values().filter(|held| held.1 == content([2])).count(), 16);
 }
 
 #[test]
 fn a_directory_that_lost_the_descriptor_gets_it_again() {
     let mut world = World::new();
-    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(desired([1]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(120));
     let key = world.held.keys().next().unwrap().clone();
@@ -252,7 +281,7 @@ fn an_old_descriptor_is_renewed_above_the_known_revision() {
     let mut world = World::new();
     let first = PeriodId { number: 1, length_minutes: 1440, offset_seconds: 43_200 };
     world.handle(Event::Floor(first, 1_000_000));
-    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(desired([1]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(5100));
     let made: BTreeSet<u64> = world.editions.keys().filter(|(period, _)| *period == first).map(|key| key.1).collect();
@@ -264,7 +293,7 @@ fn an_unreachable_directory_is_retried_with_back_off() {
     let mut plan = PublishPlan::new(Duration::from_secs(5000));
     let id = period(1, 0..1).id;
     plan.handle(Event::Periods(vec![period(1, 0..1)]), at(NOON));
-    plan.handle(Event::Desired(vec![point(1)]), at(NOON));
+    plan.handle(desired([1]), at(NOON));
     plan.handle(Event::Lead(Some(1)), at(NOON));
     let mut now = NOON + SETTLE;
     plan.handle(Event::Tick, at(now));
@@ -288,11 +317,11 @@ fn an_unreachable_directory_is_retried_with_back_off() {
 #[test]
 fn a_higher_revision_announced_by_another_publisher_is_exceeded() {
     let mut world = World::new();
-    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(desired([1]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(9));
     let first = period(1, 0..0).id;
-    world.held.iter_mut().filter(|(key, _)| key.0 == first).for_each(|(_, held)| *held = (70_000, vec![point(9)]));
+    world.held.iter_mut().filter(|(key, _)| key.0 == first).for_each(|(_, held)| *held = (70_000, content([9])));
     world.handle(Event::Floor(first, 70_000));
     world.run(Duration::from_secs(9));
     assert!(world.everywhere(&[point(1)]));
@@ -301,7 +330,7 @@ fn a_higher_revision_announced_by_another_publisher_is_exceeded() {
 /// A world in which this node has published for a minute.
 fn published() -> World {
     let mut world = World::new();
-    world.handle(Event::Desired(vec![point(1), point(2)]));
+    world.handle(desired([1, 2]));
     world.handle(Event::Lead(Some(1)));
     world.run(Duration::from_secs(60));
     assert!(world.everywhere(&[point(1), point(2)]));
@@ -317,7 +346,7 @@ impl World {
         self.held
             .iter_mut()
             .filter(|(key, _)| key.0 == first)
-            .for_each(|(_, held)| *held = (revision, points.to_vec()));
+            .for_each(|(_, held)| *held = (revision, DesiredContent { points: points.to_vec(), ..content([]) }));
         revision
     }
 
@@ -377,7 +406,7 @@ fn no_member_is_taken_for_a_stranger() {
     world.run(READ_BACK * 2);
     assert!(world.other_publishers.is_empty());
     // The previous publisher names points that have left meanwhile.
-    world.handle(Event::Desired(vec![point(3)]));
+    world.handle(desired([3]));
     world.run(Duration::from_secs(60));
     world.overwrite(&[point(1)]);
     world.run(READ_BACK * 2);
@@ -396,9 +425,9 @@ fn a_descriptor_from_before_the_first_upload_is_not_taken_for_a_stranger() {
     let mut world = World::new();
     let first = period(1, 0..0).id;
     for n in 0..8 {
-        world.held.insert((first, Directory { relay: relay(n) }), (99_999, vec![point(9)]));
+        world.held.insert((first, Directory { relay: relay(n) }), (99_999, content([9])));
     }
-    world.handle(Event::Desired(vec![point(1)]));
+    world.handle(desired([1]));
     world.handle(Event::Lead(Some(1)));
     world.run(READ_BACK * 2);
     assert!(world.everywhere(&[point(1)]));

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustbalance_gossip::record::IntroPoint;
 use tokio::time::timeout;
 
 use super::*;
@@ -66,8 +67,9 @@ impl Working {
         let secret = IdentitySecret::generate(&mut rand::rng());
         let service = secret.service_id();
         let point = point(&engine, service).await;
+        let content = DesiredContent { points: vec![point.clone()], ..Default::default() };
         let (wanted_sender, wanted) =
-            watch::channel(WantedPublication { term: Some(1), points: vec![point.clone()], ..Default::default() });
+            watch::channel(WantedPublication { term: Some(1), content, ..Default::default() });
         let (report, reported) = watch::channel(Vec::new());
         let (cannot_publish, notices) = watch::channel(());
         let (other_publisher, other_publishers) = watch::channel(None);
@@ -131,7 +133,8 @@ async fn another_publisher_of_the_address_is_reported_and_its_revision_exceeded(
         let theirs = match readable {
             true => {
                 let parameters = descriptor::DescriptorParameters::default();
-                descriptor::build(&credentials, &points, revision, parameters, SystemTime::now()).unwrap()
+                let content = DescriptorContent { revision, points: points.into(), ..Default::default() };
+                descriptor::build(&credentials, &content, parameters, SystemTime::now()).unwrap()
             }
             false => descriptor::build_restricted(&credentials, &points, revision),
         };

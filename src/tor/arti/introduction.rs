@@ -21,10 +21,10 @@ use tor_linkspec::{CircTarget, HasAddrs, HasRelayIds, OwnedCircTarget};
 use tor_llcrypto::pk::curve25519;
 use tor_netdir::NetDir;
 use tor_proto::client::circuit::handshake::hs_ntor::{self, HsNtorHkdfKeyGenerator};
-use tor_protover::{Protocols, named::FLOWCTRL_CC};
+use tor_protover::Protocols;
 
 use crate::tor::circuits::RendezvousPoint;
-use crate::tor::{ReplayLog, descriptor};
+use crate::tor::{ReplayLog, descriptor, subprotocols};
 
 /// Keys and state with which a point reads its introductions.
 pub(super) struct IntroductionReader {
@@ -52,7 +52,7 @@ pub(super) struct Introduction {
     pub(super) answer: Rendezvous1,
     /// The keys shared with the client.
     pub(super) keys: HsNtorHkdfKeyGenerator,
-    /// The protocol features that the client requested and gets.
+    /// The capabilities that the client requested and gets.
     pub(super) capabilities: Protocols,
 }
 
@@ -68,9 +68,9 @@ pub enum IntroductionError {
     /// The cell decrypts to garbage.
     #[error("its payload cannot be parsed")]
     Payload(#[source] tor_bytes::Error),
-    /// The onion key is of an unknown type, or the client requests a feature that no descriptor of
-    /// ours offers.
-    #[error("it uses an onion key type or a protocol feature that this service does not offer")]
+    /// The onion key is of an unknown type, or the client requests a capability that this node does
+    /// not grant.
+    #[error("it uses an onion key type, or requests a capability of the protocol, that this node does not support")]
     Unsupported,
     /// The link specifiers do not lead to a relay.
     #[error("its rendezvous point is invalid")]
@@ -83,7 +83,7 @@ pub struct ClientRequest {
     payload: IntroduceHandshakePayload,
     /// The ntor key of the rendezvous point.
     onion_key: curve25519::PublicKey,
-    /// The protocol features that the client requested and gets.
+    /// The capabilities that the client requested and gets.
     capabilities: Protocols,
 }
 
@@ -100,7 +100,7 @@ impl ClientRequest {
         let OnionKey::NtorOnionKey(onion_key) = *payload.onion_key() else {
             return Err(IntroductionError::Unsupported);
         };
-        let capabilities = granted(&payload).ok_or(IntroductionError::Unsupported)?;
+        let capabilities = subprotocols::requested(&payload).ok_or(IntroductionError::Unsupported)?;
         Ok(Self { payload, onion_key, capabilities })
     }
 }
@@ -203,20 +203,9 @@ impl WarningLimit {
     }
 }
 
-/// The protocol features that the client requested; `None` if one of them was not offered. A
-/// descriptor offers only congestion control.
-fn granted(payload: &IntroduceHandshakePayload) -> Option<Protocols> {
-    if payload.subprotocol_request_extension().is_some_and(|asked| !asked.contains_only(&Protocols::new())) {
-        return None;
-    }
-    Some(payload.cc_request_extension().map(|_| FLOWCTRL_CC).into_iter().collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tor_cell::relaycell::extend::{CcRequest, CircRequestExt, SubprotocolRequest};
-    use tor_protover::named::{RELAY_CRYPT_CGO, RELAY_NTORV3};
 
     #[test]
     fn a_repeated_complaint_is_logged_once_a_minute_with_its_count() {
@@ -226,27 +215,5 @@ mod tests {
             complaint.log_limited(start + Duration::from_secs(second), |times| logged.push((second, times)));
         }
         assert_eq!(logged, [(0, 1), (60, 60), (120, 60)]);
-    }
-
-    fn payload(extensions: impl IntoIterator<Item = CircRequestExt>) -> IntroduceHandshakePayload {
-        let key = OnionKey::NtorOnionKey([1; 32].into());
-        let mut payload = IntroduceHandshakePayload::new([2; 20].into(), key, vec![], None);
-        extensions.into_iter().for_each(|extension| payload.add_extension(extension));
-        payload
-    }
-
-    #[test]
-    fn congestion_control_is_granted_where_asked_for() {
-        assert_eq!(granted(&payload([])), Some(Protocols::new()));
-        let asked = payload([CcRequest::default().into()]);
-        assert_eq!(granted(&asked), Some([FLOWCTRL_CC].into_iter().collect()));
-    }
-
-    #[test]
-    fn a_protocol_that_was_never_offered_is_not_granted() {
-        let asked: SubprotocolRequest = [RELAY_CRYPT_CGO, RELAY_NTORV3].into_iter().collect();
-        assert_eq!(granted(&payload([CcRequest::default().into(), asked.into()])), None);
-        let nothing: SubprotocolRequest = std::iter::empty::<tor_protover::NamedSubver>().collect();
-        assert_eq!(granted(&payload([nothing.into()])), Some(Protocols::new()));
     }
 }

@@ -5,6 +5,7 @@ use crate::keys::PointSeed;
 use proptest::prelude::*;
 use rustbalance_gossip::record::PointNonce;
 use std::sync::OnceLock;
+use tor_protover::named::RELAY_CRYPT_CGO;
 
 const PERIOD: PeriodId = PeriodId { number: 20_000, length_minutes: 1440, offset_seconds: 43_200 };
 
@@ -49,8 +50,17 @@ fn credentials() -> PeriodCredentials {
     PeriodCredentials::derive(&master(7), PERIOD, now()).unwrap()
 }
 
+fn content(points: &[IntroPoint]) -> DescriptorContent {
+    DescriptorContent { revision: 77, points: points.to_vec(), subprotocols: subprotocols::granted() }
+}
+
 fn built(points: &[IntroPoint]) -> Result<String, TorError> {
-    build(&credentials(), points, 77, DescriptorParameters::default(), now())
+    build(&credentials(), &content(points), DescriptorParameters::default(), now())
+}
+
+fn parsed(text: &str) -> HsDesc {
+    let (blinded, subcredential) = blinded(master(7).service_id(), time_period(PERIOD).unwrap()).unwrap();
+    HsDesc::parse_decrypt_validate(text, &blinded.id(), &subcredential, None).unwrap().dangerously_assume_timely()
 }
 
 fn why(result: Result<impl std::fmt::Debug, TorError>) -> String {
@@ -61,8 +71,7 @@ fn why(result: Result<impl std::fmt::Debug, TorError>) -> String {
 fn a_descriptor_reads_as_it_was_built() {
     for count in [1, 3, 10, 20] {
         let text = built(&points(count)).unwrap();
-        let content = read(&text, master(7).service_id(), PERIOD, now()).unwrap();
-        assert_eq!(content, DescriptorContent { revision: 77, points: points(count) });
+        assert_eq!(read(&text, master(7).service_id(), PERIOD, now()).unwrap(), content(&points(count)));
     }
 }
 
@@ -80,7 +89,7 @@ fn the_largest_descriptor_is_within_the_directories_bound() {
     assert!(built(&largest).unwrap().len() <= MAX_DESCRIPTOR);
     let text = built(&points(20)).unwrap();
     let tight = DescriptorParameters { max_size: text.len() - 1, ..Default::default() };
-    assert!(build(&credentials(), &points(20), 77, tight, now()).is_err());
+    assert!(build(&credentials(), &content(&points(20)), tight, now()).is_err());
 }
 
 #[test]
@@ -96,16 +105,24 @@ fn a_descriptor_is_never_empty_nor_too_full_nor_twice_at_one_relay() {
 fn congestion_control_is_advertised_where_asked() {
     let none = DescriptorParameters { sendme_increment: None, ..Default::default() };
     for parameters in [none, DescriptorParameters::default()] {
-        let text = build(&credentials(), &points(1), 1, parameters, now()).unwrap();
-        let (blinded, subcredential) = blinded(master(7).service_id(), time_period(PERIOD).unwrap()).unwrap();
-        let parsed = HsDesc::parse_decrypt_validate(&text, &blinded.id(), &subcredential, None)
-            .unwrap()
-            .dangerously_assume_timely();
+        let parsed = parsed(&build(&credentials(), &content(&points(1)), parameters, now()).unwrap());
         let increment = parsed.flow_control().map(|(protocols, increment)| {
             assert!(protocols.supports_named_subver(FLOWCTRL_CC));
             increment.get()
         });
         assert_eq!(increment, parameters.sendme_increment);
+        let offers_cgo = parsed.declared_capabilities().supports_named_subver(RELAY_CRYPT_CGO);
+        assert_eq!(offers_cgo, increment.is_some(), "CGO needs congestion control");
+    }
+}
+
+#[test]
+fn a_descriptor_offers_the_subprotocols_of_its_content() {
+    for (offered, line) in [(subprotocols::granted(), "Relay=5-6"), (BTreeSet::new(), "")] {
+        let content = DescriptorContent { subprotocols: offered, ..content(&points(2)) };
+        let text = build(&credentials(), &content, DescriptorParameters::default(), now()).unwrap();
+        assert_eq!(parsed(&text).declared_capabilities().to_string(), line);
+        assert_eq!(read(&text, master(7).service_id(), PERIOD, now()).unwrap(), content);
     }
 }
 
@@ -157,7 +174,7 @@ fn a_descriptor_of_another_address_or_period_or_time_is_not_believed() {
 #[test]
 fn expiring_credentials_are_not_used() {
     let late = now() + CERTIFICATE_LIFETIME - Duration::from_secs(3600);
-    let result = build(&credentials(), &points(1), 1, DescriptorParameters::default(), late);
+    let result = build(&credentials(), &content(&points(1)), DescriptorParameters::default(), late);
     assert!(why(result).contains("derive new ones"));
 }
 

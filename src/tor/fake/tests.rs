@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::keys::{IdentitySecret, NodeSecret, PointSeed};
 use crate::tor::conformance::{self, Stage, Visitor};
-use crate::tor::descriptor::{self, PeriodCredentials};
+use crate::tor::descriptor::{self, DescriptorContent, PeriodCredentials};
 use crate::tor::{IntroPointKeys, RelayChoice, ReplayLog, ServiceGuard, ServiceLimits};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -107,7 +107,8 @@ async fn publish(engine: &FakeEngine, master: &IdentitySecret, points: &[&dyn Op
     let points: Vec<_> = points.iter().map(|point| point.describe()).collect();
     for period in engine.publication(master.service_id()).await.unwrap() {
         let credentials = PeriodCredentials::derive(master, period.id, SystemTime::now()).unwrap();
-        let text = descriptor::build(&credentials, &points, revision, period.parameters, SystemTime::now()).unwrap();
+        let content = DescriptorContent { revision, points: points.clone(), ..Default::default() };
+        let text = descriptor::build(&credentials, &content, period.parameters, SystemTime::now()).unwrap();
         for directory in &period.directories {
             engine.upload(directory, period.id, &text, LIMIT).await.unwrap();
         }

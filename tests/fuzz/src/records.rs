@@ -6,7 +6,7 @@ use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::{
     AuthorityCertificate, Chain, DiscoveryKey, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MemberCertificate,
-    NodeCard, Phase, Publication, PublishedPeriod,
+    NodeCard, Phase, Publication, PublishedPeriod, Subprotocol,
 };
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 
@@ -98,6 +98,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         fitness: Fitness::Healthy,
         points: (1..4).map(point).collect(),
         nonces: (1..4).map(point).map(|point| nonce(&point)).collect(),
+        subprotocols: vec![Subprotocol(2, 6)],
     };
     let lease = Lease { cluster, holder, seq: 1 << 32, term: 3, priority: 100, ttl_ms: 30_000 };
     let period = PublishedPeriod { period: PERIOD, revision: 1 << 40, confirmed: 5, directories: 6 };

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use rustbalance::tor::arti::ClientRequest;
-use rustbalance::tor::descriptor::{self, DescriptorParameters, MAX_DESCRIPTOR, PeriodCredentials};
+use rustbalance::tor::descriptor::{self, DescriptorContent, DescriptorParameters, MAX_DESCRIPTOR, PeriodCredentials};
+use rustbalance::tor::subprotocols;
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::plan::{Choice, choose};
@@ -27,7 +28,8 @@ fn credentials() -> &'static PeriodCredentials {
 }
 
 fn build(points: &[IntroPoint]) -> String {
-    descriptor::build(credentials(), points, 77, DescriptorParameters::default(), now()).unwrap()
+    let content = DescriptorContent { revision: 77, points: points.to_vec(), subprotocols: subprotocols::granted() };
+    descriptor::build(credentials(), &content, DescriptorParameters::default(), now()).unwrap()
 }
 
 /// A descriptor from a directory. Only one signed with the service's key may be accepted, and that
@@ -75,7 +77,7 @@ pub(crate) fn points(bytes: &[u8]) -> bool {
     let (ours, theirs) = offered.split_at(offered.len() / 2);
     let candidates = [(1, ours), (2, theirs)].map(|(id, points)| {
         let source = NodeId::from_public_key([id; 32]).into();
-        Candidate { source, fitness: Fitness::Healthy, weight: 1, points }
+        Candidate { source, fitness: Fitness::Healthy, weight: 1, points, subprotocols: &[] }
     });
     let chosen = choose(&candidates, &Choice::default(), MAX_INTRO_POINTS, 0).points;
     let mut chosen: Vec<IntroPoint> = chosen.into_iter().map(|(_, point)| point).collect();
@@ -156,7 +158,9 @@ pub(crate) fn introduction_seeds() -> Vec<Seed> {
         Seed::good("congestion-control", payload(&[1, 1, 0], 1, &specifiers)),
         Seed::good("proof-of-work", payload(&[1, 2, 4, 1, 2, 3, 4], 1, &specifiers)),
         Seed::bad("other-key", payload(&[0], 2, &specifiers)),
-        Seed::bad("other-protocols", payload(&[1, 3, 2, 5, 6], 1, &specifiers)),
+        Seed::good("cgo", payload(&[2, 1, 0, 3, 2, 2, 6], 1, &specifiers)),
+        Seed::bad("cgo-alone", payload(&[1, 3, 2, 2, 6], 1, &specifiers)),
+        Seed::bad("other-protocols", payload(&[2, 1, 0, 3, 4, 2, 5, 2, 6], 1, &specifiers)),
         Seed::bad("cut", payload(&[0], 1, &specifiers[..20])),
     ]
 }

@@ -9,7 +9,7 @@ use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::record::{
     AnyFact, Chain, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SERVICES,
     MemberCertificate, NodeCard, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Revocation, Role, Service,
-    Signer,
+    Signer, Subprotocol,
 };
 use rustbalance_gossip::signed::Unverified;
 use rustbalance_gossip::time::Now;
@@ -158,7 +158,8 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
             let fitness = [Fitness::Healthy, Fitness::Degraded, Fitness::Draining, Fitness::Down][script.choice(4)];
             let points: Vec<_> = (0..script.choice(MAX_INTRO_POINTS + 2)).map(|_| point(script.byte())).collect();
             let nonces = points.iter().map(nonce).collect();
-            unsigned(&key, &IntroPoints { cluster, node, seq, service, fitness, nonces, points })
+            let subprotocols = (0..fitness as u8).map(|version| Subprotocol(2, version)).collect();
+            unsigned(&key, &IntroPoints { cluster, node, seq, service, fitness, nonces, points, subprotocols })
         }
         RecordKind::Lease => {
             let (term, ttl_ms, priority) = (script.number(), script.number() as u32, script.byte());
