@@ -1,6 +1,7 @@
-//! The memory that clients may take: a share of what this machine or its control group has.
+//! The memory that clients may take, a share of what this machine or its control group has, and the
+//! memory that this process has.
 //!
-//! It bounds the bytes that clients and targets have sent and the other side has not read yet
+//! The share bounds the bytes that clients and targets have sent and the other side has not read yet
 //! (Arti's quota), and the circuits of clients that are open at once.
 
 use std::fs;
@@ -22,6 +23,12 @@ pub(crate) fn circuits() -> usize {
     circuits_in(quota())
 }
 
+/// The resident memory of this process in bytes, pages of its program file included; `None` where
+/// the system does not say.
+pub(crate) fn resident() -> Option<u64> {
+    amount(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
 fn circuits_in(quota: Option<u64>) -> usize {
     quota.map_or(usize::MAX, |quota| usize::try_from(quota / CIRCUIT).unwrap_or(usize::MAX))
 }
@@ -29,7 +36,7 @@ fn circuits_in(quota: Option<u64>) -> usize {
 /// The quota in bytes for this machine and control group; `None` if the amount of memory cannot be
 /// read from either.
 pub(crate) fn quota() -> Option<u64> {
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| amount(&text, "MemTotal:"));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = limits_of(&groups).into_iter().filter_map(|file| fs::read_to_string(file).ok());
     of(machine, limits.filter_map(|text| text.trim().parse().ok()))
@@ -41,9 +48,9 @@ fn of(machine: Option<u64>, limits: impl Iterator<Item = u64>) -> Option<u64> {
     Some((memory / SHARE).max(LEAST))
 }
 
-/// `MemTotal` of `/proc/meminfo`, in bytes.
-fn total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+/// The amount in bytes that stands after `name` in `/proc/meminfo` or a process's `status`.
+fn amount(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
     kib.checked_mul(1024)
 }
@@ -67,16 +74,25 @@ mod tests {
     #[test]
     fn the_quota_is_a_quarter_of_the_least_memory_there_is() {
         let meminfo = "MemTotal:        2048000 kB\nMemFree:          100000 kB\n";
-        assert_eq!(total(meminfo), Some(2_048_000 * 1024));
-        assert_eq!(total("MemFree: 1 kB"), None);
-        assert_eq!(of(total(meminfo), [].into_iter()), Some(512_000 * 1024));
+        let total = amount(meminfo, "MemTotal:");
+        assert_eq!(total, Some(2_048_000 * 1024));
+        assert_eq!(amount("MemFree: 1 kB", "MemTotal:"), None);
+        assert_eq!(of(total, [].into_iter()), Some(512_000 * 1024));
         assert_eq!(
-            of(total(meminfo), [1 << 30, 600 << 20].into_iter()),
+            of(total, [1 << 30, 600 << 20].into_iter()),
             Some(150 << 20),
             "a unit's or container's limit"
         );
         assert_eq!(of(Some(128 << 20), [].into_iter()), Some(LEAST));
         assert_eq!(of(None, [].into_iter()), None);
+    }
+
+    #[test]
+    fn the_resident_memory_is_at_least_what_was_just_written() {
+        let before = resident().unwrap();
+        let written = vec![1_u8; 64 << 20];
+        let after = resident().unwrap();
+        assert!(after >= before + (32 << 20), "{before} and then {after} bytes with {} written", written.len());
     }
 
     #[test]

@@ -294,6 +294,7 @@ fn tail(text: &mut String, status: &Status) {
     );
     let own = plural(status.intro_points.len(), "introduction point");
     let _ = writeln!(text, "Clients     {own} kept, {introductions} introductions");
+    let _ = writeln!(text, "Usage       {}", usage(status));
     if !status.stand_ins.is_empty() {
         let _ = writeln!(text, "Standing in {}", stand_ins(status));
     }
@@ -303,6 +304,20 @@ fn tail(text: &mut String, status: &Status) {
     if !refused.is_empty() {
         let _ = writeln!(text, "Refused     {}", refused.join(", "));
     }
+}
+
+/// What the daemon holds for clients, of what it may hold.
+fn usage(status: &Status) -> String {
+    let usage = &status.usage;
+    let memory = usage.memory_bytes.map(|resident| format!("{} of memory, ", bytes(resident)));
+    format!(
+        "{}{} of {} circuits, {} of {} streams",
+        memory.unwrap_or_default(),
+        usage.circuits_open,
+        usage.circuits_allowed,
+        status.traffic.streams_open,
+        usage.streams_allowed,
+    )
 }
 
 /// The nodes for which this node stands in, and the introductions that it has answered for them.
@@ -427,6 +442,15 @@ mod tests {
                 streams_total: 40,
                 bytes_from_clients: 9000,
                 bytes_to_clients: 1 << 21,
+            },
+            usage: UsageStatus {
+                memory_bytes: Some(30 << 20),
+                waiting_bytes_allowed: Some(512 << 20),
+                circuits_open: 3,
+                circuits_allowed: 4096,
+                circuits_making: 1,
+                circuits_making_allowed: 256,
+                streams_allowed: 4096,
             },
             refused: [("replays".to_string(), 0), ("streams_idle".to_string(), 2)].into(),
             links: vec![LinkStatus {

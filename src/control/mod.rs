@@ -22,7 +22,7 @@ pub use server::{Handler, bind, serve};
 pub use status::{
     AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
     OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
-    StandInStatus, Status, TrafficStatus,
+    StandInStatus, Status, TrafficStatus, UsageStatus,
 };
 
 mod client;

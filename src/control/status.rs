@@ -44,6 +44,9 @@ pub struct Status {
     pub ports: Vec<PortStatus>,
     /// Client traffic of this node.
     pub traffic: TrafficStatus,
+    /// What this node holds for its clients now, and the bounds.
+    #[serde(default)]
+    pub usage: UsageStatus,
     /// Refusals since the daemon's start, by the name of their counter.
     pub refused: BTreeMap<String, u64>,
     /// This node's links to other members.
@@ -217,6 +220,29 @@ pub struct TrafficStatus {
     pub bytes_from_clients: u64,
     /// Bytes that clients got.
     pub bytes_to_clients: u64,
+}
+
+/// What a node holds for its clients now, and how much it may hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageStatus {
+    /// Resident memory of the daemon, in bytes, pages of its program file included; `None` where
+    /// the system does not say.
+    pub memory_bytes: Option<u64>,
+    /// Bytes that may wait in the daemon for slow clients and targets; above that, the circuits
+    /// that hold most are closed. `None` where the system does not say how much memory there is.
+    pub waiting_bytes_allowed: Option<u64>,
+    /// Clients' circuits open now.
+    pub circuits_open: u64,
+    /// Clients' circuits that may be open at once: `[limits] open_rendezvous`, or less on a host
+    /// with little memory.
+    pub circuits_allowed: u64,
+    /// Clients' circuits being built now.
+    pub circuits_making: u64,
+    /// Clients' circuits that may be in the making at once.
+    pub circuits_making_allowed: u64,
+    /// Clients' streams that may be open at once: `[limits] streams`, or less if the system allows
+    /// too few open files.
+    pub streams_allowed: u64,
 }
 
 /// A link to another member.

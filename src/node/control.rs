@@ -19,14 +19,16 @@ use super::service_units::ServiceViews;
 use super::status;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
-use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus};
+use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus};
 use crate::counters::Counters;
 use crate::discovery::Discovery;
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
+use crate::memory;
 use crate::open_files::OpenFiles;
+use crate::proxy::Proxy;
 use crate::store::Store;
-use crate::tor;
+use crate::tor::{self, Engine, ServiceGuard};
 
 /// The state that requests can use once Tor is ready and the cluster's task runs.
 pub(super) struct RunningParts {
@@ -35,6 +37,12 @@ pub(super) struct RunningParts {
     pub(super) services: watch::Receiver<ServiceViews>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) counters: Counters,
+    /// Says how many circuits of clients there are.
+    pub(super) engine: Arc<dyn Engine>,
+    /// The bounds on these circuits.
+    pub(super) limits: Arc<ServiceGuard>,
+    /// The bound on clients' streams.
+    pub(super) proxy: Proxy,
     /// Reads how many messages gossip has refused, by reason.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
     /// The alarms that more nodes joined as publishers with one invitation than it allows.
@@ -171,6 +179,7 @@ impl Daemon {
             other_publisher: None,
             ports: Vec::new(),
             traffic: TrafficStatus::default(),
+            usage: UsageStatus::default(),
             refused: Default::default(),
             links: Vec::new(),
             invitations: Vec::new(),
@@ -183,6 +192,8 @@ impl Daemon {
         if let Some(running) = self.running.get() {
             running.fill(&mut status);
         }
+        status.usage.memory_bytes = memory::resident();
+        status.usage.waiting_bytes_allowed = memory::quota();
         status
     }
 }
@@ -210,6 +221,7 @@ impl RunningParts {
         status.links = self.links.status().into_iter().map(link_status).collect();
         status::collect(&self.counters, &part.refused, (self.gossip)());
         status.traffic = status::traffic(&self.counters);
+        status.usage = status::usage(self.engine.client_circuits(), self.limits.circuits(), self.proxy.most_streams());
         status.refused = status::refused(&self.counters);
     }
 }

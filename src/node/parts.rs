@@ -65,13 +65,16 @@ pub(super) async fn start(
             configured, "this host has memory for fewer circuits of clients at once than [limits] open_rendezvous"
         );
     }
+    let limits = ServiceGuard::new(live.service(), circuits, RefusedCounts::of_clients(counters.clone()));
+    let limits = Arc::new(limits);
+    let proxy = Proxy::new(Vec::new(), live.proxy(), daemon.files.room(), counters.clone());
     let context = ServiceContext {
         engine: Arc::clone(&engine),
         store: Arc::clone(&store),
         cluster: cluster.clone(),
         join_port: Some(join_port),
-        limits: Arc::new(ServiceGuard::new(live.service(), circuits, RefusedCounts::of_clients(counters.clone()))),
-        proxy: Proxy::new(Vec::new(), live.proxy(), daemon.files.room(), counters.clone()),
+        limits: Arc::clone(&limits),
+        proxy: proxy.clone(),
         points: config.cluster.intro_points,
         health: live.health(),
     };
@@ -89,7 +92,8 @@ pub(super) async fn start(
         Ok(())
     });
     // The cell is set once: a daemon starts its parts once.
-    let running = RunningParts { cluster, links, services, discovery, counters, gossip, alarms };
+    let running =
+        RunningParts { cluster, links, services, discovery, counters, engine, limits, proxy, gossip, alarms };
     let _ = daemon.running.set(running);
     Ok(())
 }

@@ -16,10 +16,12 @@ use crate::balance::task::PointStatus;
 use crate::control::{
     IntroPointStatus, InvitationState, InvitationStatus, MemberStatus, OtherPublisherStatus, PortStatus,
     PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, TrafficStatus,
+    UsageStatus,
 };
 use crate::counters::{Counter, Counters};
 use crate::health::PortHealth;
 use crate::publish::task::OtherPublisherSeen;
+use crate::tor::{CircuitBounds, CircuitCounts};
 
 /// The part of `status` that comes from the coordinator.
 pub(super) struct ClusterPart {
@@ -175,6 +177,19 @@ pub(super) fn traffic(counters: &Counters) -> TrafficStatus {
         streams_total: counters.get(Counter::StreamsTotal),
         bytes_from_clients: counters.get(Counter::BytesFromClients),
         bytes_to_clients: counters.get(Counter::BytesToClients),
+    }
+}
+
+/// The circuits of clients, and how many circuits and streams there may be.
+pub(super) fn usage(circuits: CircuitCounts, bounds: CircuitBounds, streams: usize) -> UsageStatus {
+    let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    UsageStatus {
+        circuits_open: number(circuits.open),
+        circuits_allowed: number(bounds.open),
+        circuits_making: number(circuits.making),
+        circuits_making_allowed: number(bounds.making),
+        streams_allowed: number(streams),
+        ..UsageStatus::default()
     }
 }
 

@@ -106,6 +106,11 @@ impl Proxy {
         Self { ports: ports.into(), shared: Arc::clone(&self.shared) }
     }
 
+    /// Most streams that may be open at once now, over all services of the node.
+    pub fn most_streams(&self) -> usize {
+        self.shared.limits.borrow().streams.min(self.shared.files)
+    }
+
     /// Serves every stream that comes until `shutdown`; then accepts no more, gives the open ones
     /// `grace` to end, and cuts off the rest.
     pub async fn run(self, mut streams: mpsc::Receiver<Incoming>, shutdown: CancellationToken, grace: Duration) {

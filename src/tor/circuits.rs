@@ -23,6 +23,15 @@ mod plan;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CircuitId(pub u64);
 
+/// How many circuits of clients there are now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CircuitCounts {
+    /// Circuits in the making: their client was introduced, and is not met yet.
+    pub making: usize,
+    /// Open circuits.
+    pub open: usize,
+}
+
 /// Minimum interval between two reports that bytes move on a stream: each report takes a lock.
 const REPORT: Duration = Duration::from_millis(500);
 
@@ -61,6 +70,11 @@ impl Circuits {
         let closed = CancellationToken::new();
         state.closing.insert(id, closed.clone());
         Some(Place { id, circuits: Arc::clone(self), closed, bounds })
+    }
+
+    /// How many there are now.
+    pub(crate) fn counts(&self) -> CircuitCounts {
+        self.state().plan.counts()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

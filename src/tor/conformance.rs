@@ -361,6 +361,7 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let guest = async |limit| stage.guest(address, OPEN, limit).await;
     let first = eventually(stage, "the first client", async || guest(stage.patience()).await).await;
     let Visitor { mut stream, life: _life } = first;
+    assert_eq!(host.client_circuits().open, 1);
     let in_use = async {
         while stream.write_all(b"x").await.is_ok() && stream.flush().await.is_ok() {
             stream.read_exact(&mut [0]).await.unwrap();

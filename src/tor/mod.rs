@@ -24,7 +24,8 @@ use tokio::sync::{mpsc, watch};
 use crate::keys::{DiscoveryPublic, DiscoverySecret, NodeSecret};
 use crate::stream::BoxStream;
 
-pub use circuits::CircuitId;
+pub(crate) use circuits::CircuitBounds;
+pub use circuits::{CircuitCounts, CircuitId};
 pub use error::TorError;
 pub use refused::{Refused, RefusedCounts};
 pub use replay::{IntroPointKeys, ReplayLog};
@@ -74,6 +75,9 @@ pub trait Engine: Send + Sync + 'static {
         request: IntroRequest,
         streams: mpsc::Sender<Incoming>,
     ) -> Result<Box<dyn OpenIntroPoint>, TorError>;
+
+    /// How many circuits of clients of the cluster's services there are now.
+    fn client_circuits(&self) -> CircuitCounts;
 
     /// The current time periods, with the responsible directories and the revision clock of each.
     /// [`Engine::network_changes`] rises when the periods or the directories may have changed.
@@ -276,8 +280,8 @@ impl ServiceGuard {
     }
 
     /// The current bounds on clients' circuits.
-    pub(crate) fn circuits(&self) -> circuits::CircuitBounds {
+    pub(crate) fn circuits(&self) -> CircuitBounds {
         let ServiceLimits { pending_rendezvous, open_rendezvous, .. } = self.now();
-        circuits::CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous.min(self.room) }
+        CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous.min(self.room) }
     }
 }

@@ -16,7 +16,7 @@ use rustbalance_gossip::record::PeriodId;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Bootstrap, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, TorError,
+    Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, TorError,
 };
 use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;
@@ -104,6 +104,10 @@ impl Engine for ArtiEngine {
         streams: mpsc::Sender<Incoming>,
     ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
         intro_point::open(Arc::clone(&self.shared), request, streams).await
+    }
+
+    fn client_circuits(&self) -> CircuitCounts {
+        self.shared.circuits.counts()
     }
 
     async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError> {

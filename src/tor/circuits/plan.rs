@@ -25,7 +25,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::CircuitId;
+use super::{CircuitCounts, CircuitId};
 
 /// Time limit from an introduction to RENDEZVOUS1, over all attempts. Few clients wait longer.
 pub(crate) const MEETING_LIMIT: Duration = Duration::from_secs(30);
@@ -149,6 +149,11 @@ impl CircuitPlan {
             }
         }
         Vec::new()
+    }
+
+    /// How many circuits there are now.
+    pub(super) fn counts(&self) -> CircuitCounts {
+        CircuitCounts { making: self.making.len(), open: self.open.len() }
     }
 
     /// How long this open circuit may stay open if nothing happens.

@@ -30,7 +30,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
-    Bootstrap, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, Refused,
+    Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, Refused,
     TorError,
 };
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
@@ -435,6 +435,10 @@ impl Engine for FakeEngine {
             Ok(Box::new(FakePoint { net: self.net.clone(), point, lost }) as Box<dyn OpenIntroPoint>)
         };
         self.within(|| "opening an introduction point".into(), Duration::from_secs(90), opening).await
+    }
+
+    fn client_circuits(&self) -> CircuitCounts {
+        self.node.circuits.counts()
     }
 
     async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError> {

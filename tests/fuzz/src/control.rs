@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use rustbalance::control::{
     AlarmStatus, Bootstrap, Handler, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
     OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
-    Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, bind, call, serve,
+    Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, UsageStatus, bind, call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
@@ -191,6 +191,7 @@ fn example() -> Status {
         }),
         ports: vec![PortStatus { port: 80, target: "127.0.0.1:8080".into(), healthy: false, error: Some("x".into()) }],
         traffic: TrafficStatus::default(),
+        usage: UsageStatus::default(),
         refused: [("link_busy".to_owned(), 3)].into(),
         links: vec![LinkStatus {
             peer: node,
