@@ -78,11 +78,7 @@ mod tests {
         assert_eq!(total, Some(2_048_000 * 1024));
         assert_eq!(amount("MemFree: 1 kB", "MemTotal:"), None);
         assert_eq!(of(total, [].into_iter()), Some(512_000 * 1024));
-        assert_eq!(
-            of(total, [1 << 30, 600 << 20].into_iter()),
-            Some(150 << 20),
-            "a unit's or container's limit"
-        );
+        assert_eq!(of(total, [1 << 30, 600 << 20].into_iter()), Some(150 << 20), "a unit's or container's limit");
         assert_eq!(of(Some(128 << 20), [].into_iter()), Some(LEAST));
         assert_eq!(of(None, [].into_iter()), None);
     }

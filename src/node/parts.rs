@@ -92,8 +92,7 @@ pub(super) async fn start(
         Ok(())
     });
     // The cell is set once: a daemon starts its parts once.
-    let running =
-        RunningParts { cluster, links, services, discovery, counters, engine, limits, proxy, gossip, alarms };
+    let running = RunningParts { cluster, links, services, discovery, counters, engine, limits, proxy, gossip, alarms };
     let _ = daemon.running.set(running);
     Ok(())
 }

@@ -124,6 +124,13 @@ async fn streams_that_send_little_or_nothing_lock_no_client_out() {
     attacked(&test_cluster, "idle streams", ("streams_evicted", 20), idle).await;
     let slow = streams_that_send_little(net, to, Some(Duration::from_secs(7)));
     attacked(&test_cluster, "a byte now and then", ("streams_evicted", 200), slow).await;
+    for daemon in test_cluster.running() {
+        let status = daemon.status().await.unwrap();
+        let usage = status.usage;
+        assert_eq!((usage.streams_allowed, usage.circuits_making_allowed), (64, 16));
+        assert!(status.traffic.streams_open <= 64 && usage.circuits_open <= usage.circuits_allowed, "{usage:?}");
+        assert!(usage.memory_bytes.is_some_and(|resident| resident > 0), "{usage:?}");
+    }
     test_cluster.healthy().await;
 }
 

@@ -16,7 +16,8 @@ use rustbalance_gossip::record::PeriodId;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, TorError,
+    Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
+    TorError,
 };
 use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;

@@ -30,8 +30,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
-    Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period, Refused,
-    TorError,
+    Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
+    Refused, TorError,
 };
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
 use crate::places::Places;
