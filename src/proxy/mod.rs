@@ -141,14 +141,14 @@ impl Proxy {
     }
 
     fn admit(&self, circuit: CircuitId) -> Option<Admitted> {
-        let Shared { limits, files, room, counters } = &*self.shared;
-        let streams = limits.borrow().streams.min(*files);
-        room.admit(circuit, streams).map_err(|why| counters.count(why)).ok()
+        let Shared { room, counters, .. } = &*self.shared;
+        room.admit(circuit, self.most_streams()).map_err(|why| counters.count(why)).ok()
     }
 
     /// Serves a stream until it ends, or until another stream takes its place.
     async fn serve_admitted(&self, incoming: Incoming, admitted: Admitted) {
-        let served = self.serve_whole(incoming, &admitted);
+        // Boxed, because `run_until_cancelled` has memory for several copies of what it runs.
+        let served = Box::pin(self.serve_whole(incoming, &admitted));
         if admitted.closed().run_until_cancelled(served).await.is_none() {
             self.shared.counters.count(Counter::StreamsEvicted);
         }

@@ -273,3 +273,13 @@ async fn shutdown_lets_streams_end_then_cuts_them_off() {
     assert_eq!(count(&proxy, Counter::StreamsOpen), 0);
     assert!(streams.send(request(80).0).await.is_err());
 }
+
+#[tokio::test]
+async fn a_stream_that_waits_takes_little_memory() {
+    let (proxy, _listener) = tcp_proxy(short()).await;
+    let (incoming, ..) = request(80);
+    let admitted = proxy.admit(incoming.circuit).unwrap();
+    let (outer, inner) =
+        (size_of_val(&proxy.serve(request(80).0)), size_of_val(&proxy.serve_whole(incoming, &admitted)));
+    assert!(outer <= 1024 && inner <= 2048, "{outer} and {inner} bytes");
+}

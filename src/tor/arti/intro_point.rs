@@ -368,8 +368,9 @@ impl IntroductionTask {
             let Some(place) = shared.circuits.introduce(at, limits.circuits(), &limits.refused) else { continue };
             let visit = rendezvous::Visit { introduction, arrived, place };
             let task = rendezvous::answer(Arc::clone(&shared), visit, limits, self.streams.clone());
-            // The task outlives the point, and ends with the engine.
-            shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(task));
+            // The task outlives the point, and ends with the engine. It is boxed, because
+            // `run_until_cancelled_owned` has memory for three copies of what it runs.
+            shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(Box::pin(task)));
         }
     }
 

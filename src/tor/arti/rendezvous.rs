@@ -17,7 +17,9 @@ use tor_circmgr::build::onion_circparams_from_netparams;
 use tor_netdir::{NetDir, Timeliness};
 use tor_proto::circuit::CircHopSyncView;
 use tor_proto::client::circuit::handshake::{HandshakeRole, RelayProtocol};
-use tor_proto::stream::{IncomingStreamRequestContext, IncomingStreamRequestDisposition, IncomingStreamRequestFilter};
+use tor_proto::stream::{
+    IncomingStream, IncomingStreamRequestContext, IncomingStreamRequestDisposition, IncomingStreamRequestFilter,
+};
 
 use super::client::Shared;
 use super::introduction::Introduction;
@@ -35,32 +37,46 @@ pub(super) struct Visit {
 }
 
 /// Meets one client and serves its circuit to the end.
-pub(super) async fn answer(
+pub(super) fn answer(
     shared: Arc<Shared>,
     visit: Visit,
     limits: Arc<ServiceGuard>,
     streams: mpsc::Sender<Incoming>,
-) {
+) -> impl Future<Output = ()> + Send {
     let Visit { introduction, arrived, place } = visit;
     let place = Arc::new(place);
-    let per_circuit = StreamCap { limits: Arc::clone(&limits) };
+    // In memory of its own, which is freed once the client is met: a task keeps the size of its
+    // largest step, and most of a circuit's time is spent waiting for requests.
+    let meeting = Box::pin(meet_in_time(shared, introduction, Arc::clone(&limits), Arc::clone(&place)));
+    async move {
+        let Some((tunnel, requests)) = meeting.await else { return };
+        let _ends_with_us = Terminating(tunnel);
+        if !place.met(&limits.refused) {
+            return tracing::debug!("met a client, but there is no room for its circuit");
+        }
+        tracing::debug!(after = ?arrived.elapsed(), "met a client");
+        stream::serve(requests, &streams, |_| true, &limits.refused, &place).await;
+    }
+}
+
+/// Meets the client within the time limit, unless another client takes the place. Logs why if it
+/// fails.
+async fn meet_in_time(
+    shared: Arc<Shared>,
+    introduction: Introduction,
+    limits: Arc<ServiceGuard>,
+    place: Arc<Place>,
+) -> Option<(ServiceOnionServiceDataTunnel, impl futures::Stream<Item = IncomingStream> + use<>)> {
     let made = tokio::select! {
         () = place.closed().cancelled() => {
-            return tracing::debug!("gave up a client before it was met, to make room for another");
+            tracing::debug!("gave up a client before it was met, to make room for another");
+            return None;
         }
-        made = timeout(MEETING_LIMIT, meet(&shared, introduction, per_circuit, &place)) => made,
+        made = timeout(MEETING_LIMIT, meet(&shared, introduction, StreamCap { limits }, &place)) => made,
     };
-    match made.unwrap_or_else(|_| Err(TorError::Timeout { what: "meeting a client".into(), limit: MEETING_LIMIT })) {
-        Ok((tunnel, requests)) => {
-            let _ends_with_us = Terminating(tunnel);
-            if !place.met(&limits.refused) {
-                return tracing::debug!("met a client, but there is no room for its circuit");
-            }
-            tracing::debug!(after = ?arrived.elapsed(), "met a client");
-            stream::serve(requests, &streams, |_| true, &limits.refused, &place).await;
-        }
-        Err(error) => tracing::debug!(%error, "cannot meet a client at its rendezvous point"),
-    }
+    let made =
+        made.unwrap_or_else(|_| Err(TorError::Timeout { what: "meeting a client".into(), limit: MEETING_LIMIT }));
+    made.inspect_err(|error| tracing::debug!(%error, "cannot meet a client at its rendezvous point")).ok()
 }
 
 /// Closes the circuit and all its streams when dropped, so also if the task is aborted.
@@ -78,7 +94,7 @@ async fn meet(
     introduction: Introduction,
     filter: StreamCap,
     place: &Place,
-) -> Result<(ServiceOnionServiceDataTunnel, impl futures::Stream<Item = tor_proto::stream::IncomingStream>), TorError> {
+) -> Result<(ServiceOnionServiceDataTunnel, impl futures::Stream<Item = IncomingStream> + use<>), TorError> {
     let live = shared.live()?;
     let failed = |why: &str, error: tor_circmgr::Error| TorError::Unreachable {
         to: "a client's rendezvous point".into(),

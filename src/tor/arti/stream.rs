@@ -93,11 +93,11 @@ pub(super) async fn serve<P: Pending>(
             Ok(None) => return,
             Err(_) => continue,
         };
-        let Some(port) = begin_port(request.request()).filter(|port| open(*port)) else {
-            refuse(request, Rejection::Unavailable).await;
+        let (port, request) = Request::new(request, place);
+        let Some(port) = port.filter(|port| open(*port)) else {
+            request.reject(Rejection::Unavailable).await;
             continue;
         };
-        let request = Box::new(Request { pending: Some(request), place: Arc::clone(place) });
         match streams.try_send(Incoming { port, circuit: place.id(), request }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(incoming)) => {
@@ -130,6 +130,14 @@ async fn refuse<P: Pending>(request: P, why: Rejection) {
 struct Request<P: Pending> {
     pending: Option<P>,
     place: Arc<Place>,
+}
+
+impl<P: Pending> Request<P> {
+    /// The request, with the port that it asks for if it is valid. On the heap, so that the task of
+    /// a circuit that waits for requests has no memory for one.
+    fn new(pending: P, place: &Arc<Place>) -> (Option<u16>, Box<Self>) {
+        (begin_port(pending.request()), Box::new(Self { pending: Some(pending), place: Arc::clone(place) }))
+    }
 }
 
 #[async_trait]
@@ -327,6 +335,15 @@ mod tests {
         let start = tokio::time::Instant::now();
         serve(futures::stream::pending::<Asked>(), &streams, |_| true, &RefusedCounts::default(), &place()).await;
         assert_eq!(start.elapsed().as_secs(), 30);
+    }
+
+    #[tokio::test]
+    async fn a_circuit_that_waits_for_requests_takes_little_memory() {
+        let (streams, _offered) = mpsc::channel(1);
+        let (refused, place) = (RefusedCounts::default(), place());
+        let waiting = serve(futures::stream::pending::<Asked>(), &streams, |_| true, &refused, &place);
+        let size = size_of_val(&waiting);
+        assert!(size <= 1024, "{size} bytes");
     }
 
     #[test]
