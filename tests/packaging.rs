@@ -198,3 +198,16 @@ fn the_check_for_advisories_says_that_it_needs_the_internet() {
     let release = fs::read_to_string(repository().join("docs/RELEASE.md")).unwrap();
     assert!(release.contains("./scripts/advisories.sh"));
 }
+
+/// jemalloc's build script reads its settings from the environment, which `.cargo/config.toml` sets.
+/// jemalloc lists the settings that it has if `confirm_conf` asks for it.
+#[test]
+fn the_allocator_has_the_settings_of_this_repository() {
+    let text = fs::read_to_string(repository().join(".cargo/config.toml")).unwrap();
+    let settings = toml::from_str::<toml::Table>(&text).unwrap()["env"]["JEMALLOC_SYS_WITH_MALLOC_CONF"].clone();
+    let settings = settings.as_str().unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_rustbalance"));
+    let output = program.arg("--version").env("_RJEM_MALLOC_CONF", "confirm_conf:true").output().unwrap();
+    let listed = String::from_utf8(output.stderr).unwrap();
+    assert!(listed.contains(settings), "the program was not built with {settings:?}: {listed}");
+}
