@@ -82,7 +82,7 @@ pub(crate) fn cost(binary: PathBuf, sizes: CostSizes) -> Result<()> {
     let numbers = if sizes.threads.is_empty() { vec![None] } else { sizes.threads.iter().copied().map(Some).collect() };
     let nodes = numbers.into_iter().map(|threads| Serving::start(&network, &binary, threads));
     let nodes = nodes.collect::<Result<Vec<_>>>()?;
-    let clients = (0..CLIENTS).map(|_| network.client("load", Warmth::Warm)).collect::<Result<Vec<_>>>()?;
+    let clients = load_clients(&network)?;
     let c_tor = Subject::new("C tor".into(), service.hostname().to_owned(), Box::new(|| service.client().vitals()));
     let mut subjects = vec![c_tor];
     for node in &nodes {
@@ -98,9 +98,11 @@ pub(crate) fn cost(binary: PathBuf, sizes: CostSizes) -> Result<()> {
         eprintln!("{}: {} requests", subject.name, sizes.requests);
         subject.requests(&clients, sizes.requests)?;
     }
+    // Their circuits would end in the middle of what follows.
+    drop(clients);
     for subject in &mut subjects {
         eprintln!("{}: {} circuits", subject.name, sizes.circuits);
-        subject.circuits(&clients, sizes.circuits)?;
+        subject.circuits(&network, sizes.circuits)?;
     }
     report(&subjects);
     Ok(())
@@ -136,6 +138,11 @@ impl<'n> Serving<'n> {
             Some(threads) => format!("RustBalance, {threads} threads"),
         }
     }
+}
+
+/// Stock clients that make the load.
+fn load_clients(network: &Network) -> Result<Vec<Client>> {
+    (0..CLIENTS).map(|_| network.client("load", Warmth::Warm)).collect()
 }
 
 impl<'a> Subject<'a> {
@@ -203,8 +210,10 @@ impl<'a> Subject<'a> {
         Ok(())
     }
 
-    /// Opens the circuits, then closes them.
-    fn circuits(&mut self, clients: &[Client], count: usize) -> Result<()> {
+    /// Opens the circuits, then ends their clients: a client that keeps running closes circuits
+    /// without streams only after minutes, and asking it for a new identity does not change that.
+    fn circuits(&mut self, network: &Network, count: usize) -> Result<()> {
+        let clients = load_clients(network)?;
         // Without what the requests have left.
         std::thread::sleep(SETTLING);
         self.memory.before_circuits = self.mebibytes()?;
@@ -216,10 +225,7 @@ impl<'a> Subject<'a> {
         ensure!(self.circuits > 0, "{} accepted no stream", self.name);
         self.memory.with_circuits = self.mebibytes()?;
         drop(streams);
-        // The clients keep circuits without streams; a new identity closes them.
-        for client in clients {
-            client.new_identity()?;
-        }
+        drop(clients);
         std::thread::sleep(GIVEN_BACK);
         self.memory.afterwards = self.mebibytes()?;
         Ok(())

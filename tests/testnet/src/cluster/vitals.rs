@@ -34,7 +34,14 @@ impl Vitals {
         };
         let files = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
         let cpu_ms = cpu_ms(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
-        Some(Self { pid, rss_kib: number("VmRSS:")?, files, threads: number("Threads:")?, cpu_ms, switches: switches(pid) })
+        Some(Self {
+            pid,
+            rss_kib: number("VmRSS:")?,
+            files,
+            threads: number("Threads:")?,
+            cpu_ms,
+            switches: switches(pid),
+        })
     }
 }
 
