@@ -1,8 +1,8 @@
-//! The memory that clients may take, a share of what this machine or its control group has, and the
-//! memory that this process has.
+//! The memory that clients may take, a share of what this machine or its control group has. And the
+//! memory that this process takes.
 //!
-//! The share bounds the bytes that clients and targets have sent and the other side has not read yet
-//! (Arti's quota), and the circuits of clients that are open at once.
+//! The share bounds the bytes that clients and targets have sent and the other side has not read
+//! yet (Arti's quota), and the circuits of clients that are open at once.
 
 use std::fs;
 use std::path::{Path, PathBuf};

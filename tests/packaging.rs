@@ -199,8 +199,8 @@ fn the_check_for_advisories_says_that_it_needs_the_internet() {
     assert!(release.contains("./scripts/advisories.sh"));
 }
 
-/// jemalloc's build script reads its settings from the environment, which `.cargo/config.toml` sets.
-/// jemalloc lists the settings that it has if `confirm_conf` asks for it.
+/// jemalloc is built with the settings of its environment, which `.cargo/config.toml` sets. It
+/// lists them at its start if `confirm_conf` asks for it.
 #[test]
 fn the_allocator_has_the_settings_of_this_repository() {
     let text = fs::read_to_string(repository().join(".cargo/config.toml")).unwrap();
