@@ -3,7 +3,8 @@
 #
 #   ./scripts/bench.sh [--starts N] [--requests N] [--bodies N]
 #       our proxied path compared with a C tor onion service, with the same site
-#   ./scripts/bench.sh cost [--bodies N (20)] [--requests N (240)] [--circuits N (1200)] [--threads N,...]
+#   ./scripts/bench.sh cost [--bodies N (20)] [--requests N (240)] [--circuits N (1200)]
+#                           [--threads N,...]
 #       processor time for bytes and requests, memory for circuits, compared with a C tor onion
 #       service in the same run; with --threads, a node for each number of threads
 #   ./scripts/bench.sh idle [--nodes N]
