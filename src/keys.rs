@@ -19,8 +19,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha512};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+pub use offset::KeyOffset;
 pub use service::{MAX_SERVICES, SecretPurpose, ServiceSecret, ServiceSecrets};
 
+mod offset;
 mod service;
 
 /// Why bytes are not a usable secret key.
@@ -128,7 +130,7 @@ impl IdentitySecret {
     /// # Errors
     /// [`KeyError::Scalar`] if the scalar is neither.
     pub fn from_expanded(bytes: &Zeroizing<[u8; 64]>) -> Result<Self, KeyError> {
-        let clamped = bytes[0] & 7 == 0 && bytes[31] & 0xc0 == 0x40;
+        let clamped = offset::is_clamped(bytes);
         let scalar = bytes.first_chunk().and_then(|scalar| Scalar::from_canonical_bytes(*scalar).into_option());
         let reduced = scalar.is_some_and(|scalar| scalar != Scalar::ZERO);
         if clamped || reduced { Ok(Self(**bytes)) } else { Err(KeyError::Scalar) }

@@ -154,6 +154,7 @@ mod syntax;
 pub mod systemd;
 pub mod tor;
 pub mod typed;
+pub mod vanity;
 
 // The conformance suites are compiled into this crate and into the network tests, and name it
 // `rustbalance` in both.

@@ -39,6 +39,7 @@ const DAEMON: Floors = &[
     ("systemd", 0),
     ("typed", 0),
     ("tor", 1),
+    ("vanity", 1),
     ("store", 2),
     ("proxy", 2),
     ("link", 2),
@@ -155,6 +156,25 @@ fn the_core_depends_on_nothing_that_does_io() {
     let dependencies: Vec<&String> = manifest["dependencies"].as_table().unwrap().keys().collect();
     assert_eq!(dependencies, CORE_DEPENDENCIES);
     assert!(!manifest.contains_key("target"), "the core must not have dependencies for one platform only");
+}
+
+/// The search calls code for certain processors, which the language has as `unsafe` only. That call
+/// has a crate of its own.
+#[test]
+fn one_crate_contains_the_only_unsafe() {
+    let dispatch = "src/vanity/dispatch";
+    let workspace: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    assert_eq!(workspace["workspace"]["lints"]["rust"]["unsafe_code"].as_str(), Some("forbid"));
+    let members = workspace["workspace"]["members"].as_array().unwrap();
+    for member in members.iter().map(|member| member.as_str().unwrap()).chain(["."]) {
+        let manifest: toml::Table =
+            fs::read_to_string(root().join(member).join("Cargo.toml")).unwrap().parse().unwrap();
+        let inherits = manifest["lints"].get("workspace").and_then(toml::Value::as_bool) == Some(true);
+        assert_eq!(inherits, member != dispatch, "{member} forbids `unsafe`");
+    }
+    let [(path, text)] = sources(&format!("{dispatch}/src")).try_into().unwrap();
+    assert_eq!(text.matches("unsafe {").count(), 1, "{}", path.display());
+    assert!(text.lines().count() < 40, "{} has more than the call", path.display());
 }
 
 #[test]

@@ -1,11 +1,12 @@
-//! `rustbalance init`: creates or imports an address, and makes this machine its first node.
+//! `rustbalance init`: creates, searches or imports an address, and makes this machine its first node.
 
 use std::path::PathBuf;
 
 use clap::Args;
+use rustbalance_vanity::Prefix;
 
-use super::Context;
 use super::output::print_line;
+use super::{Context, vanity};
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial};
 use crate::join::found;
@@ -28,6 +29,10 @@ pub(super) struct Options {
     /// of a publisher's identity.key
     #[arg(long, value_name = "PATH")]
     import_key: Option<PathBuf>,
+    /// Search a new address that begins with PREFIX, which is any of a to z and 2 to 7. Give it
+    /// again to take the first address that has one of them. `vanity` has more options
+    #[arg(long, value_name = "PREFIX", conflicts_with = "import_key")]
+    vanity: Vec<Prefix>,
     /// Configure Tor with this configuration file for Arti (TOML), which is copied
     #[arg(long, value_name = "FILE")]
     arti_config: Option<PathBuf>,
@@ -41,17 +46,27 @@ fn virtual_port(text: &str) -> Result<u16, String> {
     config::check_virtual_port(port)
 }
 
-pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
+pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Result<()> {
     context.log_quietly()?;
     let imported = options.import_key.as_deref().map(import_identity_key).transpose()?;
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
 
     let draft = Store::create(&context.dir)?;
+    let identity = match options.vanity.as_slice() {
+        [] => imported,
+        prefixes => match vanity::search_key(prefixes).await {
+            Ok(key) => Some(key),
+            Err(error) => {
+                draft.discard()?;
+                return Err(error);
+            }
+        },
+    };
     // Before the node is complete, so that `init` can be run again if this fails.
     let ports = vec![PortTarget { port: options.port, target: options.target.clone() }];
     Config::write_initial(&context.dir, &Initial { ports, arti, ..Initial::default() })?;
-    let store = found(draft, imported, unix_now(), &mut rand::rng())?;
+    let store = found(draft, identity, unix_now(), &mut rand::rng())?;
 
     if options.quiet {
         return Ok(print_line(store.cluster())?);

@@ -36,6 +36,8 @@ mod signals;
 mod status;
 mod status_view;
 mod targets;
+mod vanity;
+mod vanity_view;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
@@ -107,6 +109,8 @@ enum Command {
     Resume(resume::Options),
     /// Evict another node from the cluster
     Evict(evict::Options),
+    /// Search an address that begins with given characters
+    Vanity(vanity::Options),
     /// End an alarm that more nodes have received the address's key than you wanted
     Acknowledge(acknowledge::Options),
 }
@@ -180,7 +184,7 @@ pub fn main() -> ExitCode {
 fn execute(cli: Cli) -> anyhow::Result<()> {
     let context = context(cli.global)?;
     match cli.command {
-        Command::Init(options) => init::execute(&context, options),
+        Command::Init(options) => runtime::run(init::execute(&context, options)),
         Command::Run(options) => run::execute(&context, options),
         Command::Invite(options) => runtime::run(invite::execute(&context, options)),
         Command::Join(options) => join::execute(&context, options),
@@ -189,6 +193,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Drain(options) => runtime::run(drain::execute(&context, options)),
         Command::Resume(options) => runtime::run(resume::execute(&context, options)),
         Command::Evict(options) => runtime::run(evict::execute(&context, options)),
+        Command::Vanity(options) => runtime::run(vanity::execute(&context, options)),
         Command::Acknowledge(options) => runtime::run(acknowledge::execute(&context, options)),
     }
 }

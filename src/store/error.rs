@@ -113,6 +113,9 @@ pub enum StoreError {
     /// A key was to be written to a file that holds a different one.
     #[error("{} holds another key, and existing keys are never overwritten: choose another directory with --dir", .0.display())]
     KeyExists(PathBuf),
+    /// A key was to be written to a new folder, and something of that name exists.
+    #[error("{} exists already, and keys are never overwritten: move it away, or choose another directory with --out", .0.display())]
+    Taken(PathBuf),
     /// The file system is full.
     #[error("no space left to write {}: free some and try again; what was there before is intact", .0.display())]
     Full(PathBuf),

@@ -35,4 +35,5 @@ mod services;
 mod serving;
 mod support;
 mod twin;
+mod vanity;
 mod wire;

@@ -13,9 +13,9 @@ use crate::keys::{IdentitySecret, KeyError};
 use crate::tor::keystore::{self, KeystoreError};
 
 /// The beginning of C tor's secret key file.
-pub(super) const SECRET_HEADER: &[u8; 32] = b"== ed25519v1-secret: type0 ==\0\0\0";
+pub(in crate::store) const SECRET_HEADER: &[u8; 32] = b"== ed25519v1-secret: type0 ==\0\0\0";
 /// The beginning of the public key file beside it.
-pub(super) const PUBLIC_HEADER: &[u8; 32] = b"== ed25519v1-public: type0 ==\0\0\0";
+pub(in crate::store) const PUBLIC_HEADER: &[u8; 32] = b"== ed25519v1-public: type0 ==\0\0\0";
 /// The accepted formats, for error messages.
 const FORMS: &str = "give C tor's hs_ed25519_secret_key or the folder that holds it, mkp224o's output, a PEM file \
     (PKCS#8) such as onionbalance-config writes, Arti's ks_hs_id.ed25519_expanded_private, the 64 bytes of the expanded \

@@ -14,13 +14,18 @@ use super::file::{self, Whole};
 use crate::keys::IdentitySecret;
 use crate::typed;
 pub use forms::KeyFormatError;
-use forms::{ImportedKey, PUBLIC_HEADER};
+use forms::ImportedKey;
+pub(super) use forms::{PUBLIC_HEADER, SECRET_HEADER};
 
 mod folder;
 mod forms;
 #[cfg(test)]
 mod tests;
 
+/// Names of the files in C tor's folder of a service.
+pub(super) const C_TOR_SECRET: &str = folder::NAMES[0];
+pub(super) const C_TOR_PUBLIC: &str = "hs_ed25519_public_key";
+pub(super) const C_TOR_HOSTNAME: &str = "hostname";
 /// Largest key file, in bytes: room for PEM with a preamble, or for mkp224o's YAML.
 const LONGEST: usize = 16 << 10;
 
@@ -99,8 +104,8 @@ pub fn import_identity_key(path: &Path) -> Result<IdentitySecret, ImportError> {
     }
     if of_c_tor {
         let public = [&PUBLIC_HEADER[..], address.public_key()].concat();
-        compare(path.with_file_name("hs_ed25519_public_key"), address, |bytes| *bytes == public)?;
-        compare(path.with_file_name("hostname"), address, |bytes| {
+        compare(path.with_file_name(C_TOR_PUBLIC), address, |bytes| *bytes == public)?;
+        compare(path.with_file_name(C_TOR_HOSTNAME), address, |bytes| {
             std::str::from_utf8(bytes).is_ok_and(|text| typed::address(text) == Ok(address))
         })?;
     }

@@ -6,24 +6,21 @@ use ed25519_dalek::SigningKey;
 use pkcs8::{AlgorithmIdentifierRef, LineEnding, PrivateKeyInfo, SecretDocument};
 use rand::RngExt;
 
-use super::forms::SECRET_HEADER;
 use super::*;
 use crate::store::Kind;
 use crate::tor::keystore::write_identity_key;
 
-const SECRET_NAME: &str = folder::NAMES[0];
-
 fn service() -> (tempfile::TempDir, IdentitySecret) {
     let folder = tempfile::tempdir().unwrap();
     let secret = IdentitySecret::generate(&mut rand::rng());
-    fs::write(folder.path().join(SECRET_NAME), [&SECRET_HEADER[..], secret.expanded()].concat()).unwrap();
+    fs::write(folder.path().join(C_TOR_SECRET), [&SECRET_HEADER[..], secret.expanded()].concat()).unwrap();
     (folder, secret)
 }
 
 #[test]
 fn the_key_of_a_hidden_service_dir_is_taken() {
     let (folder, secret) = service();
-    let file = folder.path().join(SECRET_NAME);
+    let file = folder.path().join(C_TOR_SECRET);
     assert_eq!(import_identity_key(&file).unwrap().expanded(), secret.expanded());
     let address = secret.service_id();
     fs::write(folder.path().join("hostname"), format!("{address}\n")).unwrap();
@@ -171,10 +168,10 @@ fn the_key_in_a_folder_is_found() {
     assert!(matches!(import_identity_key(folder.path()), Err(ImportError::NotFound(_))));
     for name in ["a", "b"] {
         fs::create_dir(folder.path().join(name)).unwrap();
-        fs::write(folder.path().join(name).join(SECRET_NAME), &file).unwrap();
+        fs::write(folder.path().join(name).join(C_TOR_SECRET), &file).unwrap();
     }
     let several = import_identity_key(folder.path()).unwrap_err();
-    assert!(several.to_string().ends_with(&format!("a/{SECRET_NAME}")), "{several}");
+    assert!(several.to_string().ends_with(&format!("a/{C_TOR_SECRET}")), "{several}");
 }
 
 #[test]
@@ -245,7 +242,7 @@ fn known_files_without_a_usable_secret_key_are_refused_with_what_to_do() {
 #[test]
 fn damaged_files_of_c_tor_are_refused_as_such() {
     let (folder, secret) = service();
-    let file = folder.path().join(SECRET_NAME);
+    let file = folder.path().join(C_TOR_SECRET);
     let whole = fs::read(&file).unwrap();
     for length in 0..whole.len() {
         fs::write(&file, &whole[..length]).unwrap();

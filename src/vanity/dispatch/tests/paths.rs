@@ -67,7 +67,7 @@ fn compare(path: Path, start: &EdwardsPoint, prefixes: &Arc<Prefixes>, table: &A
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2))]
+    #![proptest_config(ProptestConfig::with_cases(1))]
 
     #[test]
     fn every_path_finds_exactly_the_keys_of_the_reference(
@@ -89,7 +89,7 @@ proptest! {
 fn a_search_across_the_neutral_element_is_exact() {
     let table = Arc::new(Table::new());
     let picks: Vec<bool> = (0..1024).map(|index| index % 3 != 0).collect();
-    for before in [1, 1000, 1024, 1030, 2048] {
+    for before in [1, 1030, 2048] {
         let start = -multiple(before);
         compare(Path::best(), &start, &half_of_all(&picks), &table, 1);
     }

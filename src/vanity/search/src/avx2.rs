@@ -21,7 +21,7 @@ pub(crate) type Vector = [__m256i; 10];
 
 /// Bits of limb `k`.
 const fn bits(k: usize) -> u32 {
-    if k % 2 == 0 { 26 } else { 25 }
+    [26, 25][k % 2]
 }
 
 /// A canonical number in limbs of this path.
@@ -136,7 +136,7 @@ fn column<const K: usize>(sum: __m256i, factors: &Factors) -> __m256i {
 #[inline]
 fn carry<const K: usize>(limbs: &mut Vector) {
     let limb = limbs[K];
-    let excess = if K % 2 == 0 { _mm256_srli_epi64::<26>(limb) } else { _mm256_srli_epi64::<25>(limb) };
+    let excess = if bits(K) == 26 { _mm256_srli_epi64::<26>(limb) } else { _mm256_srli_epi64::<25>(limb) };
     limbs[K] = _mm256_and_si256(limb, _mm256_set1_epi64x((1 << bits(K)) - 1));
     let (next, excess) = if K == 9 { (0, times_19(excess)) } else { (K + 1, excess) };
     limbs[next] = _mm256_add_epi64(limbs[next], excess);
@@ -196,6 +196,10 @@ fn low_product(a: &Vector, b: &Vector) -> __m256i {
 }
 
 /// Tests the keys of one pass.
+///
+/// # Safety
+/// A caller without the features of this function must have seen that the processor has them;
+/// [`Search::new`] refuses a processor that lacks them.
 #[target_feature(enable = "avx2")]
 pub fn pass(search: &mut Search) {
     let Search { walk, near, scratch, table, .. } = search;

@@ -26,8 +26,8 @@ fn zero() -> Vector {
 #[inline]
 fn splat(number: &Number) -> Vector {
     let mut vector = zero();
-    for k in 0..5 {
-        vector[k] = _mm512_set1_epi64(number.0[k].cast_signed());
+    for (element, limb) in vector.iter_mut().zip(number.0) {
+        *element = _mm512_set1_epi64(limb.cast_signed());
     }
     vector
 }
@@ -96,8 +96,8 @@ fn mul_add(term: &Vector, a: &Vector, b: &Vector) -> Vector {
         }
     }
     // An upper half counts 2^52, a limb 2^51.
-    for k in 1..10 {
-        sums[k] = _mm512_add_epi64(sums[k], sums[k]);
+    for sum in &mut sums {
+        *sum = _mm512_add_epi64(*sum, *sum);
     }
     for k in 0..5 {
         sums[k] = _mm512_add_epi64(sums[k], term[k]);
@@ -169,6 +169,10 @@ fn may_fit(low: __m512i, tables: &[__m512i; 2]) -> bool {
 }
 
 /// Tests the keys of one pass.
+///
+/// # Safety
+/// A caller without the features of this function must have seen that the processor has them;
+/// [`Search::new`] refuses a processor that lacks them.
 #[target_feature(enable = "avx512f,avx512ifma")]
 pub fn pass(search: &mut Search) {
     let Search { walk, near, scratch, table, .. } = search;

@@ -106,6 +106,11 @@ impl<'n> Cluster<'n> {
         self.found(name, &["--import-key", &key.to_string_lossy()])
     }
 
+    /// Makes the first node with `init --vanity`, without running it.
+    pub fn search(&self, name: &str, prefix: &str) -> Result<Arc<Node>> {
+        self.found(name, &["--vanity", prefix])
+    }
+
     /// Makes the first node with `init` and further options.
     fn found(&self, name: &str, options: &[&str]) -> Result<Arc<Node>> {
         let node = self.vacant(name)?;
