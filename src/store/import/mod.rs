@@ -13,8 +13,8 @@ use super::error::Damage;
 use super::file::{self, Whole};
 use crate::keys::IdentitySecret;
 use crate::typed;
-pub use forms::KeyFormatError;
 use forms::ImportedKey;
+pub use forms::KeyFormatError;
 pub(super) use forms::{PUBLIC_HEADER, SECRET_HEADER};
 
 mod folder;
