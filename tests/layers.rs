@@ -172,7 +172,7 @@ fn one_crate_contains_the_only_unsafe() {
         let inherits = manifest["lints"].get("workspace").and_then(toml::Value::as_bool) == Some(true);
         assert_eq!(inherits, member != dispatch, "{member} forbids `unsafe`");
     }
-    let [(path, text)] = sources(&format!("{dispatch}/src")).try_into().unwrap();
+    let [(path, text)]: [(PathBuf, String); 1] = sources(&format!("{dispatch}/src")).try_into().unwrap();
     assert_eq!(text.matches("unsafe {").count(), 1, "{}", path.display());
     assert!(text.lines().count() < 40, "{} has more than the call", path.display());
 }

@@ -204,7 +204,7 @@ fn another_machine_searches_without_the_secret_and_its_owner_applies_the_offset(
     let refusals = [
         (vec![offsets[0], "--key", &key, "--out", "applied"], "keys are never overwritten"),
         (vec![offsets[0], "--key", out.lines().next().unwrap()], "give the other key with --key"),
-        (vec![&key], "--key"),
+        (vec![key.as_str()], "--key"),
         (vec!["home/nothing", "--key", &key], "cannot read home/nothing"),
     ];
     for (arguments, reason) in refusals {
