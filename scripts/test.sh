@@ -91,7 +91,8 @@ repeat() { # LANE COMMAND...
 # In the foreground, because it may ask for a password.
 tell ./scripts/install.sh
 ./scripts/install.sh
-step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-mesh -p rustbalance-testnet --check
+step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-mesh -p rustbalance-testnet \
+    -p rustbalance-vanity -p rustbalance-vanity-dispatch --check
 step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 
 # Lints and tests share one compilation.

@@ -60,7 +60,9 @@ fn help_names_every_command() {
     let home = tempfile::tempdir().unwrap();
     let done = run(home.path(), &["--help"]);
     assert_eq!(done.code, 0);
-    for command in ["init", "run", "invite", "join", "status", "leave", "drain", "resume", "evict", "acknowledge", "vanity"] {
+    for command in
+        ["init", "run", "invite", "join", "status", "leave", "drain", "resume", "evict", "acknowledge", "vanity"]
+    {
         assert!(done.out.contains(&format!("\n  {command} ")), "{command} is not in\n{}", done.out);
         assert_eq!(run(home.path(), &[command, "--help"]).code, 0);
     }
