@@ -1,4 +1,5 @@
-//! `rustbalance init`: creates, searches or imports an address, and makes this machine its first node.
+//! `rustbalance init`: creates, searches or imports an address, and makes this machine its first
+//! node.
 
 use std::path::PathBuf;
 

@@ -66,7 +66,7 @@ impl Number {
         Self(limbs)
     }
 
-    /// `self^(2^times)`.
+    /// Squares this number `times` times.
     fn squared(&self, times: u32) -> Self {
         (0..times).fold(*self, |number, _| number.mul(&number))
     }

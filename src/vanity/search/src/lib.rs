@@ -18,8 +18,8 @@
 //! ```
 //!
 //! with one denominator for both. It is never zero: 1 - (d x1 x2 y1 y2)^2, by which the addition
-//! law divides, is the product of it and (1 + d x1^2 x2^2) / (w(x1) w(x2)), and Edwards' law for this
-//! d has no exception. So neither has the formula.
+//! law divides, is the product of it and (1 + d x1^2 x2^2) / (w(x1) w(x2)), and Edwards' law for
+//! this d has no exception. So neither has the formula.
 //!
 //! Numerator and denominator are divided by (1 + d) x2, and m = y1 w(x1) is taken out of the
 //! numerator:

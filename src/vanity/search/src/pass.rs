@@ -45,8 +45,8 @@ pub(crate) struct Arithmetic<Load, Store, Mul, Denominator, Low> {
     pub(crate) mul: Mul,
     /// `alpha + s * beta`.
     pub(crate) denominator: Denominator,
-    /// The lowest bits of `(g + k) * i` in each lane, as [`Number::low_product`] has them; keys that
-    /// do not fit may be among them. `None` if none can fit.
+    /// The lowest bits of `(g + k) * i` in each lane, as [`Number::low_product`] has them; keys
+    /// that do not fit may be among them. `None` if none can fit.
     pub(crate) low: Low,
 }
 
