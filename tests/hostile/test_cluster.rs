@@ -275,10 +275,15 @@ impl TestCluster {
         }
     }
 
-    /// The publisher and its term in a healthy cluster.
+    /// The publisher and its term. Waits for one, because a daemon that a busy machine does not run
+    /// for longer than the short lease of these tests loses it.
     pub(crate) async fn publisher(&self) -> (String, u64) {
-        let status = self.running().next().unwrap().status().await.unwrap();
-        status.publisher.map(|publisher| (publisher.node, publisher.term)).unwrap()
+        until("a daemon knows a publisher", async || {
+            let status = self.running().next().context("no daemon runs")?.status().await?;
+            let publisher = status.publisher.context("it knows none")?;
+            Ok((publisher.node, publisher.term))
+        })
+        .await
     }
 
     /// Fails unless an honest node publishes in a term that the cluster has reached by itself since
