@@ -65,7 +65,8 @@ impl KeyOffset {
             _ => {
                 let mut scalar = Zeroizing::new([0; 32]);
                 scalar.copy_from_slice(&origin.0[..32]);
-                let reduced = Scalar::from_bytes_mod_order(*scalar) + Scalar::from(self.0) * Scalar::from(8_u8);
+                let origin = Zeroizing::new(Scalar::from_bytes_mod_order(*scalar));
+                let reduced = Zeroizing::new(*origin + Scalar::from(self.0) * Scalar::from(8_u8));
                 sum[..32].copy_from_slice(reduced.as_bytes());
                 IdentitySecret(*sum)
             }
