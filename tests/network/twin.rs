@@ -12,8 +12,9 @@ use rustbalance_testnet::{OnionService, Site};
 use crate::support::{BINARY, ClusterPermit, Progress, network};
 
 /// Longest duration of the scenario. No time period may change meanwhile, because both sides would
-/// publish again.
-const AHEAD: Duration = Duration::from_secs(120);
+/// publish again. Nor may the clock of revisions begin anew, because the revisions of one side
+/// could then be below those of the other.
+const AHEAD: Duration = Duration::from_secs(100);
 /// From the upload of a descriptor until it is first read back.
 const READ_BACK: Duration = Duration::from_secs(20);
 /// From the upload of the old service's descriptor for one time period until directories hold that
@@ -41,8 +42,8 @@ fn an_old_service_that_goes_on_publishing_is_reported_and_its_revision_exceeded(
 }
 
 fn twin(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
-    network().await_steady_period(AHEAD);
-    progress.report(format_args!("the time period is steady"));
+    network().await_steady_revisions(AHEAD);
+    progress.report(format_args!("the time period and the clock of revisions are steady"));
     let site = Site::start("old")?;
     let old = network().onion_service("old", 80, site.addr())?;
     // Until then, what the node publishes might replace nothing.

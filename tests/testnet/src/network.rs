@@ -304,11 +304,26 @@ impl Network {
     /// within `ahead`, which may be at most 20 voting intervals. Comparisons across a change fail,
     /// because the directories change and clients forget descriptors.
     pub fn await_steady_period(&self, ahead: Duration) {
-        let settling = self.voting_interval() * 3;
+        self.await_steady(self.time_period_length(), self.next_time_period(), ahead);
+    }
+
+    /// Like [`Network::await_steady_period`], but also away from the middle of time periods, where
+    /// the authorities begin to agree on the next shared random value. From there on the clock of
+    /// descriptors' revisions runs anew, and tors with consensuses of different ages disagree on
+    /// it. `ahead` may be at most 8 voting intervals.
+    pub fn await_steady_revisions(&self, ahead: Duration) {
+        let half = self.time_period_length() / 2;
         let next = self.next_time_period();
+        self.await_steady(half, next.checked_sub(half).unwrap_or(next), ahead);
+    }
+
+    /// Waits for a time that is 3 voting intervals after an event which comes every `cycle`, next
+    /// after `next`, and `ahead` before the one that follows.
+    fn await_steady(&self, cycle: Duration, next: Duration, ahead: Duration) {
+        let settling = self.voting_interval() * 3;
         let wait = match next < ahead {
             true => next + settling,
-            false => (next + settling).saturating_sub(self.time_period_length()),
+            false => (next + settling).saturating_sub(cycle),
         };
         std::thread::sleep(wait);
     }
