@@ -22,6 +22,8 @@ const VISITS: usize = 12;
 const VISIT: Duration = Duration::from_secs(40);
 /// From the fetch of a descriptor until the last visit that uses it, at most.
 const STAND_IN_TIME: Duration = Duration::from_secs(120);
+/// From the freeze of a node until it is published again, usually half of this.
+const FREEZE_TIME: Duration = Duration::from_secs(60);
 /// Time limit of a wait. It exceeds the bounds above, to distinguish a slow event from none.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -107,6 +109,9 @@ fn clients_that_know_the_frozen_points_are_served(
 }
 
 fn freeze_and_thaw(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes, victim: &Node) -> Result<()> {
+    // A node that is frozen while a time period begins finds no other node until it has a new
+    // consensus (KNOWN-ISSUES).
+    cluster.network().await_steady_period(FREEZE_TIME);
     let address = cluster.onion()?;
     let gone = session_keys(victim)?;
     let others = nodes.but(victim);

@@ -12,8 +12,8 @@ use rustbalance_testnet::{OnionService, Site};
 use crate::support::{BINARY, ClusterPermit, Progress, network};
 
 /// Longest duration of the scenario. No time period may change meanwhile, because both sides would
-/// publish again. Nor may the clock of revisions begin anew, because the revisions of one side
-/// could then be below those of the other.
+/// publish again. Nor may the clock of revisions begin again, because the revisions of one
+/// side could then be below those of the other.
 const AHEAD: Duration = Duration::from_secs(100);
 /// From the upload of a descriptor until it is first read back.
 const READ_BACK: Duration = Duration::from_secs(20);

@@ -308,8 +308,8 @@ impl Network {
     }
 
     /// Like [`Network::await_steady_period`], but also away from the middle of time periods, where
-    /// the authorities begin to agree on the next shared random value. From there on the clock of
-    /// descriptors' revisions runs anew, and tors with consensuses of different ages disagree on
+    /// the authorities begin to agree on the next shared random value. There the clock of
+    /// descriptors' revisions begins again, and tors with consensuses of different ages disagree on
     /// it. `ahead` may be at most 8 voting intervals.
     pub fn await_steady_revisions(&self, ahead: Duration) {
         let half = self.time_period_length() / 2;
