@@ -17,7 +17,7 @@ use rustbalance::tor::{Engine, subprotocols};
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_testnet::{Client, Site, Warmth};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tor_protover::named::RELAY_CRYPT_CGO;
 
@@ -28,8 +28,8 @@ use crate::support::{Arti, ClusterPermit, Progress, look, network};
 const LIMIT: Duration = Duration::from_secs(90);
 /// Time limit of one request.
 const VISIT: Duration = Duration::from_secs(20);
-/// Most tries of the client that requests CGO.
-const TRIES: u32 = 5;
+/// Pause between two tries to reach a service.
+const PAUSE: Duration = Duration::from_millis(500);
 
 #[test]
 fn stock_clients_reach_both_addresses_of_a_cluster() {
@@ -84,12 +84,14 @@ async fn request_cgo(service: ServiceId, published: &DescriptorContent, site: &S
     ensure!(published.subprotocols == subprotocols::granted(), "offered: {:?}", published.subprotocols);
     let client = Introducer::start().await?;
     // Arti gives up circuits that take longer than most, and any client then tries again.
-    let mut tries = 1;
+    let start = Instant::now();
     let mut stream = loop {
         match client.meet(service, &published.points[0], 80, &[RELAY_CRYPT_CGO]).await {
             Ok(stream) => break stream,
-            Err(error) if tries == TRIES => return Err(error.context(format!("{TRIES} tries to meet have failed"))),
-            Err(_) => tries += 1,
+            Err(error) if start.elapsed() > LIMIT => {
+                return Err(error.context("the client and the service do not meet"));
+            }
+            Err(_) => sleep(PAUSE).await,
         }
     };
     let mut answer = Vec::new();
@@ -112,7 +114,7 @@ fn reach(client: &Client, service: ServiceId, site: &Site) -> Result<()> {
             Err(error) if start.elapsed() > LIMIT => {
                 return Err(error.context(format!("{service} cannot be reached")));
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(500)),
+            Err(_) => std::thread::sleep(PAUSE),
         }
     }
 }
