@@ -130,7 +130,7 @@ impl Number {
         self.canonical().0[0] & 1 == 1
     }
 
-    /// The lowest 51 bits of the canonical product, as [`crate::steps::visit`] needs them: correct
+    /// The lowest 51 bits of the canonical product, for [`crate::pass::Arithmetic::low`]: correct
     /// but for one product in 2^40, because the lower part of the three missing columns is not
     /// carried.
     #[inline]
