@@ -447,11 +447,20 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// Reads items until the end, at most [`MAX_OPERATIONS`].
+    fn all<T>(mut self, mut item: impl FnMut(&mut Reader<'_>) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
+        let mut items = Vec::new();
+        while !self.0.is_empty() {
+            if items.len() == MAX_OPERATIONS {
+                return Err(WireError::TooLong);
+            }
+            items.push(item(&mut self)?);
+        }
+        Ok(items)
+    }
+
     /// Reads the items of a stream of blocks, each compressed with zstd or plain.
-    fn stream<T>(
-        &mut self,
-        mut item: impl FnMut(&mut Reader<'_>) -> Result<T, WireError>,
-    ) -> Result<Vec<T>, WireError> {
+    fn stream<T>(&mut self, item: impl FnMut(&mut Reader<'_>) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
         let mut unpacked: Vec<u8> = Vec::new();
         for blocks in 0.. {
             let [block] = self.array()?;
@@ -473,15 +482,7 @@ impl<'a> Reader<'a> {
                 _ => return Err(WireError::Malformed("block type")),
             }
         }
-        let mut reader = Reader(&unpacked);
-        let mut items = Vec::new();
-        while !reader.0.is_empty() {
-            if items.len() == MAX_OPERATIONS {
-                return Err(WireError::TooLong);
-            }
-            items.push(item(&mut reader)?);
-        }
-        Ok(items)
+        Reader(&unpacked).all(item)
     }
 }
 

@@ -7,7 +7,7 @@
 use data_encoding::BASE64;
 use rustbalance_gossip::id::NodeId;
 
-use super::{Incarnation, MAX_KEY, MAX_OPERATIONS, MAX_VALUE, Operation, Reader, WireError, write_text};
+use super::{Incarnation, MAX_KEY, MAX_VALUE, Operation, Reader, WireError, write_text};
 
 /// Begins a push: a mark that chitchat's messages do not begin with, and the version.
 const HEAD: [u8; 3] = [b'r', b'b', 0];
@@ -68,15 +68,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Operation>, WireError> {
     let unpacked = zstd::bulk::Decompressor::with_dictionary(PUSH_DICTIONARY)
         .and_then(|mut decompressor| decompressor.decompress(packed, MAX_PUSH))
         .map_err(|_| WireError::Malformed("push"))?;
-    let mut reader = Reader(&unpacked);
-    let mut operations = Vec::new();
-    while !reader.0.is_empty() {
-        if operations.len() == MAX_OPERATIONS {
-            return Err(WireError::TooLong);
-        }
-        operations.push(operation(&mut reader)?);
-    }
-    Ok(operations)
+    Reader(&unpacked).all(operation)
 }
 
 fn operation(reader: &mut Reader<'_>) -> Result<Operation, WireError> {
