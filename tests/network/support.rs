@@ -73,13 +73,19 @@ pub(crate) fn scenario(
     names: &[&str],
     body: impl FnOnce(&mut Progress, &Cluster<'_>, &Nodes) -> Result<()>,
 ) {
+    with_cluster(title, |progress, cluster| {
+        let nodes = cluster.grow(names, &["publisher", "publisher", "worker"])?;
+        progress.report(format_args!("{} nodes are published", nodes.len()));
+        body(progress, cluster, &Nodes(nodes))
+    });
+}
+
+/// Runs a scenario that makes the nodes of its cluster itself.
+pub(crate) fn with_cluster(title: &str, body: impl FnOnce(&mut Progress, &Cluster<'_>) -> Result<()>) {
     let _turn = ClusterPermit::take();
     let mut progress = Progress::new(title);
     let cluster = Cluster::new(network(), BINARY).unwrap();
-    let done = cluster.grow(names, &["publisher", "publisher", "worker"]).and_then(|nodes| {
-        progress.report(format_args!("{} nodes are published", nodes.len()));
-        body(&mut progress, &cluster, &Nodes(nodes))
-    });
+    let done = body(&mut progress, &cluster);
     // Before the cluster is dropped, so that its logs are kept.
     progress.ends(done);
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rustbalance_testnet::cluster::{Cluster, Node, OtherPublisher, Period, Status};
 use rustbalance_testnet::{OnionService, Site};
 
-use crate::support::{BINARY, ClusterPermit, Progress, network};
+use crate::support::{Progress, network, with_cluster};
 
 /// Longest duration of the scenario. No time period may change meanwhile, because both sides would
 /// publish again. Nor may the clock of revisions begin again, because the revisions of one
@@ -33,12 +33,7 @@ const LAG: Duration = Duration::from_secs(1);
 
 #[test]
 fn an_old_service_that_goes_on_publishing_is_reported_and_its_revision_exceeded() {
-    let _turn = ClusterPermit::take();
-    let mut progress = Progress::new("twin");
-    let cluster = Cluster::new(network(), BINARY).unwrap();
-    // Before the cluster is dropped, so that its logs are kept.
-    let done = twin(&mut progress, &cluster);
-    progress.ends(done);
+    with_cluster("twin", twin);
 }
 
 fn twin(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {

@@ -3,19 +3,14 @@
 use anyhow::{Result, ensure};
 use rustbalance_testnet::cluster::Cluster;
 
-use crate::support::{BINARY, ClusterPermit, Progress, network};
+use crate::support::{Progress, with_cluster};
 
 /// One key in a million: less than a second even where the processor has no vectors.
 const PREFIX: &str = "rust";
 
 #[test]
 fn a_searched_address_is_served() {
-    let _turn = ClusterPermit::take();
-    let mut progress = Progress::new("vanity");
-    let cluster = Cluster::new(network(), BINARY).unwrap();
-    let done = served(&mut progress, &cluster);
-    // Before the cluster is dropped, so that its logs are kept.
-    progress.ends(done);
+    with_cluster("vanity", served);
 }
 
 fn served(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
