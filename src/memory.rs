@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 /// The quota is one quarter of the memory. Above it, Arti closes the circuits that hold most. Its
 /// own default is three quarters, which leaves too little for the application on a small host, and
@@ -34,8 +35,13 @@ fn circuits_in(quota: Option<u64>) -> usize {
 }
 
 /// The quota in bytes for this machine and control group; `None` if the amount of memory cannot be
-/// read from either.
+/// read from either. It is read once: Arti and the bound on circuits keep the first value.
 pub(crate) fn quota() -> Option<u64> {
+    static QUOTA: LazyLock<Option<u64>> = LazyLock::new(read_quota);
+    *QUOTA
+}
+
+fn read_quota() -> Option<u64> {
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| amount(&text, "MemTotal:"));
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = limits_of(&groups).into_iter().filter_map(|file| fs::read_to_string(file).ok());
