@@ -3,7 +3,8 @@
 //! with a public key alone; `vanity apply` then makes the secret key at home.
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use crate::keys::IdentitySecret;
 use crate::shell;
 use crate::store::{export_distance, export_key, import_identity_key, make_export_dir};
 use crate::typed;
-use crate::vanity::{Distance, Found, Origin, Plan, Session, measure};
+use crate::vanity::{Distance, DistanceError, Found, Origin, Plan, Session, measure};
 
 /// By how much a search lowers its priority, unless the operator says otherwise: all programs that
 /// serve come first.
@@ -261,10 +262,10 @@ fn apply(options: &ApplyOptions) -> anyhow::Result<()> {
 }
 
 fn read_distance(path: &std::path::Path) -> anyhow::Result<Distance> {
-    let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
-    let text = match size {
-        0..=MAX_OFFSET_FILE => fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?,
-        _ => String::new(),
-    };
-    text.parse::<Distance>().map_err(|error| anyhow::anyhow!("{} {error}", path.display()))
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_OFFSET_FILE + 1).read_to_string(&mut text))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    let distance = if text.len() as u64 > MAX_OFFSET_FILE { Err(DistanceError::Form) } else { text.parse() };
+    distance.map_err(|error| anyhow::anyhow!("{} {error}", path.display()))
 }
