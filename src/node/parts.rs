@@ -65,8 +65,8 @@ pub(super) async fn start(
             configured, "this host has memory for fewer circuits of clients at once than [limits] open_rendezvous"
         );
     }
-    let limits = ServiceGuard::new(live.service(), circuits, RefusedCounts::of_clients(counters.clone()));
-    let limits = Arc::new(limits);
+    let refused = RefusedCounts::of_clients(counters.clone());
+    let limits = Arc::new(ServiceGuard::new(live.service(), circuits, refused));
     let proxy = Proxy::new(Vec::new(), live.proxy(), daemon.files.room(), counters.clone());
     let context = ServiceContext {
         engine: Arc::clone(&engine),

@@ -313,12 +313,11 @@ impl PublisherShell {
                 let DesiredContent { points, subprotocols } = content;
                 let content = DescriptorContent { revision, points, subprotocols };
                 let text = descriptor::build(&credentials, &content, parameters, now).map_err(unmade)?;
-                let DescriptorContent { points, subprotocols, .. } = &content;
                 debug!(
                     period = period.number,
                     revision,
-                    points = points.len(),
-                    ?subprotocols,
+                    points = content.points.len(),
+                    subprotocols = ?content.subprotocols,
                     bytes = text.len(),
                     "descriptor built"
                 );
