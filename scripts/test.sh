@@ -125,7 +125,7 @@ done
 running=()
 
 tell the slowest tests
-sed -nE 's/^[a-z]+: test (.*) \.\.\. [a-z]+ <([0-9.]+)s>$/\2 s  \1/p' "$log" | sort -rn | head -n 25
+sed -nE 's/^[a-z]+: test (.*) \.\.\. [a-z]+ <([0-9.]+)s>$/\2 s  \1/p' "$log" | sort -rn | sed -n 1,25p
 unsteady=()
 broken=()
 for lane in ${failed[@]+"${failed[@]}"}; do
