@@ -71,6 +71,12 @@ docs() {
         nice cargo doc --quiet --locked --workspace --no-deps --document-private-items
 }
 
+# The fuzz targets are a workspace of their own, so no build here notices that their lock is out of
+# date.
+fuzz_lock() {
+    cargo metadata --locked --manifest-path tests/fuzz/Cargo.toml --format-version 1 >/dev/null
+}
+
 # Tests of clusters wait for what takes seconds, beside builds and other clusters, and a busy
 # machine can exceed any bound. So up to three failed tests of a lane are repeated once, alone. One
 # that passes then is listed: its bound, or how it waits, is a defect to mend.
@@ -94,6 +100,7 @@ tell ./scripts/install.sh
 step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-mesh -p rustbalance-testnet \
     -p rustbalance-vanity -p rustbalance-vanity-dispatch --check
 step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+step fuzz_lock
 
 # Lints and tests share one compilation.
 export RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/lint.sh
