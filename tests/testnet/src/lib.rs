@@ -50,7 +50,7 @@ pub use control::{Control, Reply, ReplyLine};
 pub use decrypt::{DecryptedDescriptor, DecryptedIntroPoint, decrypt};
 pub use http::{Refusal, Response};
 pub use network::Network;
-pub use onion::OnionService;
+pub use onion::{OnionService, Uploads};
 pub use options::Options;
 pub use published::PublishedDescriptor;
 pub use relay::{Relay, Role};

@@ -1,5 +1,6 @@
 //! A plain C tor onion service, for comparison.
 
+use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -65,10 +66,10 @@ impl OnionService {
         let mut uploads = watch_uploads(starting.early_control()?)?;
         let client = starting.finish(READY_PATIENCE)?;
         let hostname = fs::read_to_string(client.folder().join("service/hostname"))?.trim().to_owned();
-        let mut tally = Tally::default();
+        let mut tally = Uploads::default();
         while let Some(event) = uploads.event(started + PATIENCE)? {
             tally.count(&event);
-            if tally.is_done() {
+            if tally.accepted > 0 && tally.under_way <= 0 {
                 return Ok(Self { client, hostname });
             }
         }
@@ -102,12 +103,12 @@ impl OnionService {
     }
 
     /// Restricts its descriptor to an authorized client that does not exist, or opens it to every
-    /// client again, and waits until tor has published it again: within seconds, with the same
-    /// introduction points and a higher revision. `restricted` must differ from the present state,
-    /// or tor publishes nothing. Tor publishes each time period when the introduction points of
-    /// that period are established, so only one of two may be published yet. Returns the result of
-    /// the uploads, for a message.
-    pub fn restrict(&self, restricted: bool) -> Result<String> {
+    /// client again, and waits until tor has published it again, or directories have refused it:
+    /// within seconds, with the same introduction points and normally with a higher revision.
+    /// `restricted` must differ from the present state, or tor publishes nothing. Tor publishes
+    /// each time period when the introduction points of that period are established, so only one of
+    /// two may be published yet.
+    pub fn restrict(&self, restricted: bool) -> Result<Uploads> {
         let started = Instant::now();
         let client = self.service_folder().join("authorized_clients/nobody.auth");
         match restricted {
@@ -117,13 +118,22 @@ impl OnionService {
         .with_context(|| format!("cannot change {}", client.display()))?;
         let mut uploads = watch_uploads(self.client.control()?)?;
         uploads.command("SIGNAL RELOAD")?;
-        let tally = self.wait_until_published(uploads, started)?;
-        Ok(format!("{} uploads were accepted, {} failed: {:?}", tally.done, tally.failures.len(), tally.failures))
+        self.wait_until(uploads, started, |uploads| uploads.accepted + uploads.failures.len() > 0)
     }
 
     /// Waits until a directory has the descriptor and no upload is under way.
-    fn wait_until_published(&self, mut uploads: Control, started: Instant) -> Result<Tally> {
-        let mut tally = Tally::default();
+    fn wait_until_published(&self, uploads: Control, started: Instant) -> Result<()> {
+        self.wait_until(uploads, started, |uploads| uploads.accepted > 0).map(drop)
+    }
+
+    /// Waits until no upload is under way and `is_enough` of what has ended.
+    fn wait_until(
+        &self,
+        mut uploads: Control,
+        started: Instant,
+        is_enough: impl Fn(&Uploads) -> bool,
+    ) -> Result<Uploads> {
+        let mut tally = Uploads::default();
         let deadline = started + PATIENCE;
         // The descriptors of the two time periods are uploaded one after the other, so the wait
         // ends only after a time without events.
@@ -131,7 +141,7 @@ impl OnionService {
             let quiet = Instant::now() + Duration::from_millis(1500);
             match uploads.event(quiet.min(deadline))? {
                 Some(event) => tally.count(&event),
-                None if tally.is_done() => return Ok(tally),
+                None if tally.under_way <= 0 && is_enough(&tally) => return Ok(tally),
                 None if Instant::now() >= deadline => bail!(
                     "the onion service {} was not published within {PATIENCE:?}; its log ends with:\n{}",
                     self.hostname,
@@ -143,23 +153,29 @@ impl OnionService {
     }
 }
 
-/// The state of a service's uploads.
-#[derive(Default)]
-struct Tally {
+/// What tor has reported of a service's uploads.
+#[derive(Debug, Default)]
+pub struct Uploads {
     under_way: i32,
-    done: usize,
+    accepted: usize,
     /// The reasons that tor gives.
     failures: Vec<String>,
 }
 
-impl Tally {
+impl Uploads {
+    /// Whether a directory has refused a descriptor, as it does if it has one of this or a higher
+    /// revision.
+    pub fn were_refused(&self) -> bool {
+        self.failures.iter().any(|reason| reason == "REASON=UPLOAD_REJECTED")
+    }
+
     fn count(&mut self, event: &Reply) {
         let mut words = event.text().split(' ');
         match (words.next(), words.next()) {
             (Some("HS_DESC"), Some("UPLOAD")) => self.under_way += 1,
             (Some("HS_DESC"), Some("UPLOADED")) => {
                 self.under_way -= 1;
-                self.done += 1;
+                self.accepted += 1;
             }
             (Some("HS_DESC"), Some("FAILED")) => {
                 self.under_way -= 1;
@@ -168,10 +184,17 @@ impl Tally {
             _ => {}
         }
     }
+}
 
-    /// Whether a directory has the descriptor and no upload is under way.
-    fn is_done(&self) -> bool {
-        self.done > 0 && self.under_way <= 0
+impl fmt::Display for Uploads {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "{} uploads were accepted, {} failed: {:?}",
+            self.accepted,
+            self.failures.len(),
+            self.failures
+        )
     }
 }
 
