@@ -140,10 +140,20 @@ pub enum StoreError {
         /// The value given.
         given: u64,
     },
-    /// A list or a payload would exceed its bound.
+    /// A file would exceed its bound.
+    #[error("{what}: {given} bytes, at most {max} are kept")]
+    TooLarge {
+        /// The name of the file's kind.
+        what: &'static str,
+        /// The number of bytes given.
+        given: usize,
+        /// The most that are allowed.
+        max: usize,
+    },
+    /// A list would exceed its bound.
     #[error("{what}: {given} entries, at most {max} are kept")]
     TooMany {
-        /// The name of the list or file, for the message.
+        /// The name of the list, for the message.
         what: &'static str,
         /// The number of entries given.
         given: usize,

@@ -398,7 +398,10 @@ fn write_value<T: Serialize>(home: &OwnedFolder, kind: Kind, value: &T) -> Resul
 /// Writes a file. A key is only created, never replaced; other files are replaced.
 fn write(home: &OwnedFolder, kind: Kind, payload: &[u8]) -> Result<(), StoreError> {
     // A larger payload could not be read again.
-    at_most(kind.name(), payload.len(), kind.max_payload())?;
+    let (what, given, max) = (kind.name(), payload.len(), kind.max_payload());
+    if given > max {
+        return Err(StoreError::TooLarge { what, given, max });
+    }
     let (path, bytes) = (home.path(kind), file::encode(kind, home.owner, payload));
     if kind.row().once { file::create(&path, &bytes) } else { file::replace(&path, &bytes) }
 }
