@@ -9,8 +9,8 @@ pub enum Refused {
     Replay,
     /// An introduction that cannot be decrypted or parsed.
     Malformed,
-    /// An introduction that found its queue full, or waited too long there, or found no free place
-    /// for a circuit.
+    /// An introduction that found its queue full, waited too long there, came while the network's
+    /// directory was out of date, or found no free place for a circuit.
     Introduction,
     /// A circuit that was still being built, given up for another client.
     GivenUp,

@@ -377,7 +377,7 @@ impl IntroductionTask {
     /// Reads one introduction on a blocking thread, because that computes and writes to disk, and
     /// would delay the tasks that move bytes.
     async fn read(&self, cell: Introduce2) -> Result<super::introduction::Introduction, TorError> {
-        let netdir = self.live.netdir()?;
+        let netdir = self.live.netdir().inspect_err(|_| self.limits.refused.count(Refused::Introduction))?;
         let reading = Arc::clone(&self.reading);
         let read = tokio::task::spawn_blocking(move || reading.read(&cell, &netdir)).await;
         let read =
