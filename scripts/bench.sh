@@ -11,6 +11,8 @@
 #       processor time, memory and traffic of N nodes without clients
 #   ./scripts/bench.sh steady [--minutes N]
 #       memory of three nodes while clients come and go
+#   ./scripts/bench.sh cgo [--rounds N (10)]
+#       processor time for a GB with Counter Galois Onion and with the older encryption
 #   ./scripts/bench.sh lockout [--minutes N (10)]
 #       how clients are served while attackers hold all streams and rendezvous that they can get, N
 #       minutes for each kind of attack
@@ -37,4 +39,13 @@ fi
 cargo build --locked --workspace --all-targets
 cargo build --locked --release -p rustbalance
 target=${CARGO_TARGET_DIR:-target}
+if [ "${1:-}" = cgo ]; then
+    case "${2:-} ${3:-}" in
+    "--rounds "[1-9]*) rounds=$3 ;;
+    " ") rounds=10 ;;
+    *) echo "usage: $0 cgo [--rounds N]" >&2 && exit 2 ;;
+    esac
+    RUSTBALANCE_CGO_ROUNDS=$rounds RUSTBALANCE_BENCH_BINARY=$(realpath "$target/release/rustbalance") \
+        exec cargo test --locked --test network -- cgo --ignored --nocapture
+fi
 exec "$target/debug/rustbalance-testnet" "$what" --binary "$target/release/rustbalance" "$@"

@@ -4,7 +4,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use arti_client::TorClient;
@@ -38,6 +38,9 @@ use crate::support::network;
 const LIMIT: Duration = Duration::from_secs(10);
 /// Time limit from the introduction until the service has come to the rendezvous point.
 const MEETING_LIMIT: Duration = Duration::from_secs(20);
+/// Time limit for all attempts to meet, and the pause between two.
+const PATIENCE: Duration = Duration::from_secs(90);
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long the circuit stays open afterwards, so that the introduction is delivered.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -77,7 +80,28 @@ impl Introducer {
 
     /// Meets the service at a rendezvous point and opens a stream to `port`. The client requests
     /// congestion control and these subprotocols, and uses them as if they were granted.
+    ///
+    /// Arti gives up circuits that take longer than most, so it tries again, as any client does.
     pub(crate) async fn meet(
+        &self,
+        to: ServiceId,
+        point: &IntroPoint,
+        port: u16,
+        subprotocols: &[NamedSubver],
+    ) -> Result<DataStream> {
+        let start = Instant::now();
+        loop {
+            match self.try_to_meet(to, point, port, subprotocols).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) if start.elapsed() > PATIENCE => {
+                    return Err(error.context("the client and the service do not meet"));
+                }
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    async fn try_to_meet(
         &self,
         to: ServiceId,
         point: &IntroPoint,

@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods)]
 
 mod carrier;
+mod cgo;
 mod changes_of_time_period;
 mod chaos;
 mod damage;

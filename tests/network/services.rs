@@ -17,7 +17,7 @@ use rustbalance::tor::{Engine, subprotocols};
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_testnet::{Client, Site, Warmth};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tor_protover::named::RELAY_CRYPT_CGO;
 
@@ -83,17 +83,7 @@ fn two_addresses(progress: &mut Progress) -> Result<()> {
 async fn request_cgo(service: ServiceId, published: &DescriptorContent, site: &Site) -> Result<()> {
     ensure!(published.subprotocols == subprotocols::granted(), "offered: {:?}", published.subprotocols);
     let client = Introducer::start().await?;
-    // Arti gives up circuits that take longer than most, and any client then tries again.
-    let start = Instant::now();
-    let mut stream = loop {
-        match client.meet(service, &published.points[0], 80, &[RELAY_CRYPT_CGO]).await {
-            Ok(stream) => break stream,
-            Err(error) if start.elapsed() > LIMIT => {
-                return Err(error.context("the client and the service do not meet"));
-            }
-            Err(_) => sleep(PAUSE).await,
-        }
-    };
+    let mut stream = client.meet(service, &published.points[0], 80, &[RELAY_CRYPT_CGO]).await?;
     let mut answer = Vec::new();
     stream.write_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await?;
     stream.flush().await?;
