@@ -29,6 +29,8 @@ labels! {
     MeshAddress = "rustbalance mesh address v1",
     /// The digest by which neighbours compare the facts they know.
     Facts = "rustbalance facts v2",
+    /// The short name of an incarnation of gossip.
+    Incarnation = "rustbalance incarnation v1",
     /// The preference of two members for each other as neighbours.
     Neighbours = "rustbalance neighbours v1",
     /// A node's place among those of equal priority, in the queue for a term.

@@ -4,10 +4,10 @@
 //! A node becomes *alive* when two new heartbeats arrive within its allowance, and stays alive
 //! until it has been silent for longer than that. One heartbeat proves little: gossip keeps the
 //! last records of dead nodes, and a node that has just started receives them all. The allowance
-//! follows the observed rate: four times the mean interval between the node's heartbeats, within
+//! follows the observed rate: a multiple of the mean interval between the node's heartbeats, within
 //! bounds. A node that says goodbye is dead at once.
 //!
-//! Every heartbeat reaches every node, so the total must be bounded: above a hundred nodes the
+//! Every heartbeat reaches every node, so the total must be bounded: above 54 nodes the
 //! heartbeat interval and the allowance grow with the size of the cluster ([`Patience::among`]).
 //!
 //! After this process itself was stopped (SIGSTOP, a suspended machine), silence proves nothing:
@@ -37,8 +37,12 @@ impl Default for Patience {
 
 /// Number of mean intervals of silence that are allowed.
 const INTERVALS: u32 = 4;
-/// Minimum mean interval between two heartbeats of the whole cluster: at most 50 per second.
-const BETWEEN_BEATS: Duration = Duration::from_millis(20);
+/// The same in a large cluster: while an interval lasts, a heartbeat has reached all nodes, and a
+/// lost one was pulled from several neighbours.
+const INTERVALS_OF_MANY: u32 = 3;
+/// Minimum mean interval between two heartbeats of the whole cluster, so that 200 nodes receive
+/// less than 200 kB a minute each.
+const BETWEEN_BEATS: Duration = Duration::from_millis(37);
 
 impl Patience {
     /// These bounds scaled to a cluster of `nodes` nodes. Nodes may briefly disagree on the count;
@@ -46,8 +50,23 @@ impl Patience {
     pub fn among(self, nodes: usize) -> Self {
         let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
         let interval = BETWEEN_BEATS.saturating_mul(nodes).max(self.interval);
-        let least = if interval > self.interval { self.least.max(interval * INTERVALS) } else { self.least };
+        let least = self.least.max(interval.saturating_mul(INTERVALS_OF_MANY));
         Self { interval, least, most: self.most.max(least) }
+    }
+
+    /// The allowance of a node with this mean interval.
+    fn allowance(&self, mean: Duration) -> Duration {
+        let many = self.interval.saturating_mul(INTERVALS) > self.least;
+        let intervals = if many { INTERVALS_OF_MANY } else { INTERVALS };
+        mean.saturating_mul(intervals).clamp(self.least, self.most)
+    }
+
+    /// Longest pause of this process after which silence still counts. The last heartbeat of each
+    /// node may have arrived an interval before the pause, so half an interval of the allowance
+    /// remains. A node that receives nothing still wakes for its own heartbeats: the bound is above
+    /// an interval.
+    pub fn longest_pause(&self) -> Duration {
+        (self.interval * 3).min(self.least.saturating_sub(self.interval * 3 / 2))
     }
 }
 
@@ -64,12 +83,8 @@ struct HeartbeatState {
 }
 
 impl HeartbeatState {
-    fn allowance(&self, patience: &Patience) -> Duration {
-        (self.mean * INTERVALS).clamp(patience.least, patience.most)
-    }
-
     fn silent(&self, patience: &Patience, mono: Duration) -> bool {
-        mono.saturating_sub(self.last) > self.allowance(patience)
+        mono.saturating_sub(self.last) > patience.allowance(self.mean)
     }
 }
 
@@ -163,7 +178,8 @@ impl Liveness {
     /// Earliest time at which a living node would be declared dead if it stays silent; `None` if
     /// none is alive.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let allowed = |pulse: &HeartbeatState| pulse.last + pulse.allowance(&self.patience) + Duration::from_millis(1);
+        let allowed =
+            |pulse: &HeartbeatState| pulse.last + self.patience.allowance(pulse.mean) + Duration::from_millis(1);
         self.pulses.values().filter(|pulse| pulse.alive).map(allowed).min()
     }
 
@@ -225,17 +241,60 @@ mod tests {
     }
 
     #[test]
-    fn hundreds_of_nodes_send_heartbeats_more_seldom_and_get_more_time() {
+    fn a_cluster_of_up_to_54_nodes_has_the_usual_bounds_and_a_larger_one_longer_ones() {
         let usual = Patience::default();
-        assert_eq!(usual.among(100), usual);
-        let many = usual.among(500);
-        assert_eq!((many.interval, many.least, many.most), (seconds(10), seconds(40), seconds(40)));
-        let mut liveness = Liveness::new(usual);
-        liveness.adapt(500);
+        assert!((1..=54).all(|nodes| usual.among(nodes) == usual));
+        let bounds = |nodes| {
+            let patience = usual.among(nodes);
+            [patience.interval, patience.least, patience.most].map(|bound| bound.as_millis())
+        };
+        assert_eq!(bounds(60), [2220, 10_000, 40_000]);
+        assert_eq!(bounds(100), [3700, 11_100, 40_000]);
+        assert_eq!(bounds(200), [7400, 22_200, 40_000]);
+        assert_eq!(bounds(500), [18_500, 55_500, 55_500]);
+    }
+
+    #[test]
+    fn hundreds_of_nodes_send_heartbeats_more_seldom_and_get_more_time() {
+        let mut liveness = Liveness::new(Patience::default());
+        liveness.adapt(200);
         liveness.on_heartbeat(node(), false, seconds(0));
-        assert!(liveness.on_heartbeat(node(), false, seconds(10)));
-        assert_eq!(liveness.expire(seconds(50)), vec![]);
-        assert_eq!(liveness.expire(seconds(51)), vec![node()]);
+        assert!(liveness.on_heartbeat(node(), false, seconds(7)));
+        assert_eq!(liveness.expire(seconds(29)), vec![]);
+        assert_eq!(liveness.expire(seconds(30)), vec![node()]);
+    }
+
+    /// Nodes learn of joins and evictions at different times, so for a while one sends heartbeats
+    /// at the interval of another size than its reader expects. A node that has just started may
+    /// know no other yet.
+    #[test]
+    fn a_cluster_that_grows_or_shrinks_threefold_declares_no_node_dead() {
+        for [before, after] in [[50, 200], [200, 50], [1, 270], [270, 1], [120, 360], [360, 120]] {
+            let patience = |nodes| Patience::default().among(nodes);
+            for [reads, sends] in [[before, after], [after, before]] {
+                let mut liveness = Liveness::new(Patience::default());
+                liveness.adapt(before);
+                let mut at = Duration::ZERO;
+                for (beat, nodes) in (0..40).map(|beat| (beat, if beat < 20 { before } else { sends })) {
+                    assert!(beat < 2 || liveness.expire(at).is_empty(), "{before} to {after} nodes, beat {beat}");
+                    liveness.on_heartbeat(node(), false, at);
+                    at += patience(nodes).interval;
+                    liveness.adapt(if beat < 20 { before } else { reads });
+                }
+                assert!(liveness.is_alive(&node()));
+            }
+        }
+    }
+
+    /// An isolated node must declare the others dead although it wakes only for its own heartbeats.
+    #[test]
+    fn a_pause_declares_no_node_dead_and_waiting_for_the_own_heartbeat_is_no_pause() {
+        assert_eq!(Patience::default().longest_pause(), seconds(6));
+        for nodes in 1..=500 {
+            let patience = Patience::default().among(nodes);
+            assert!(patience.longest_pause() + patience.interval < patience.least, "{nodes} nodes");
+            assert!(patience.longest_pause() * 10 >= patience.interval * 15, "{nodes} nodes");
+        }
     }
 
     #[test]

@@ -105,6 +105,17 @@ impl<T: Statement> Unverified<T> {
         codec::decode(bytes, T::MAX_SIZE).map(|envelope| Self { envelope, kind: PhantomData })
     }
 
+    /// The record that has this signature, which is not checked.
+    pub(crate) fn assemble(statement: &T, signer: &[u8; 32], signature: &[u8; 64]) -> Result<Vec<u8>, DecodeError> {
+        let statement = VarBytes(codec::encode(statement)?);
+        codec::encode(&Envelope { signer: FixedBytes(*signer), statement, signature: FixedBytes(*signature) })
+    }
+
+    /// The statement and its signature, which is not checked: to encode the record in another way.
+    pub(crate) fn unchecked(&self) -> Result<(T, [u8; 64]), DecodeError> {
+        Ok((codec::decode(&self.envelope.statement.0, T::MAX_SIZE)?, self.envelope.signature.0))
+    }
+
     /// The key that the envelope names as its signer. Use it only to choose the key for the check.
     pub fn claimed_signer(&self) -> &[u8; 32] {
         &self.envelope.signer.0

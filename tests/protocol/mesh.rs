@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use data_encoding::BASE64;
 use rustbalance_gossip::address::mesh_address;
+use rustbalance_gossip::hash::{Label, labelled};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::RecordKind;
 use rustbalance_mesh::{Carrier, Mesh, MeshConfig, PUSH_DICTIONARY, Update, is_push};
@@ -98,14 +99,18 @@ pub(crate) async fn messages(cast: &VectorKeys, statements: &Value) -> Value {
     asks.receive(beta, &syn_ack).await;
     let ack = asks.next_of_kind(2).await;
     let linked = BTreeSet::from([beta]);
-    let mut pushes = Wired::linked(cast, alpha, Vec::new(), linked, &[(RecordKind::Heartbeat, &beat)]).await;
+    let mut pushes = Wired::linked(cast, alpha, Vec::new(), linked, &[]).await;
     pushes.receive(beta, &syn_ack).await;
     pushes.next_of_kind(2).await;
+    pushes.mesh.set(RecordKind::Heartbeat, &beat).unwrap();
+    let heartbeat = pushes.pushes().await;
     pushes.mesh.set(RecordKind::Lease, &unhex(&statements["lease"]["envelope"])).unwrap();
-    let push = pushes.pushes().await;
+    let lease = pushes.pushes().await;
     json!({
-        "push": hex(&push),
+        "push_heartbeat": hex(&heartbeat),
+        "push_lease": hex(&lease),
         "push_dictionary": hex(PUSH_DICTIONARY),
+        "subscriptions": hex(&subscriptions(alpha)),
         "asks": alpha.to_string(),
         "answers": beta.to_string(),
         "generation": GENERATION,
@@ -114,6 +119,12 @@ pub(crate) async fn messages(cast: &VectorKeys, statements: &Value) -> Value {
         "ack": hex(&ack),
         "ack_plain": hex(&plain_ack(alpha, &[("beat", &beat)])),
     })
+}
+
+/// The subscription of the document: to the incarnation of alpha.
+fn subscriptions(of: NodeId) -> Vec<u8> {
+    let name = labelled(Label::Incarnation, &[of.public_key(), &GENERATION.to_le_bytes()]);
+    [&b"rb\x02"[..], &name[..8]].concat()
 }
 
 /// The uncompressed ACK of the document: alpha's values, from version 1 on.
@@ -136,19 +147,23 @@ fn plain_ack(of: NodeId, values: &[(&str, &[u8])]) -> Vec<u8> {
     [&[0x53, 0xb0, 0, 2, 2][..], &(body.len() as u16).to_le_bytes(), &body, &[0]].concat()
 }
 
-/// A mesh accepts the compressed and the plain ACK, and reports the record.
+/// A mesh accepts the compressed and the plain ACK and the push, and reports the record. It sends a
+/// value of alpha to a peer that has subscribed.
 pub(crate) async fn check(cast: &VectorKeys, statements: &Value, vectors: &Value) {
     let (alpha, beta) = (cast.alpha.node_id(), cast.beta.node_id());
-    for name in ["ack", "ack_plain"] {
-        let mut asked = Wired::start(cast, beta, Vec::new(), &[]).await;
+    let peer = cast.gamma.node_id();
+    for name in ["ack", "ack_plain", "push_heartbeat"] {
+        let mut asked = Wired::linked(cast, beta, Vec::new(), BTreeSet::from([peer]), &[]).await;
         asked.receive(alpha, &unhex(&vectors["syn"])).await;
         assert_eq!(hex(&asked.next_of_kind(1).await), vectors["syn_ack"]);
         asked.receive(alpha, &unhex(&vectors[name])).await;
         let update = asked.updates.recv().await.unwrap();
         let bytes = unhex(&statements["heartbeat"]["envelope"]);
         assert_eq!(update, Update { origin: alpha, kind: RecordKind::Heartbeat, bytes }, "{name}");
-        asked.receive(alpha, &unhex(&vectors["push"])).await;
+        asked.receive(peer, &unhex(&vectors["subscriptions"])).await;
+        asked.receive(alpha, &unhex(&vectors["push_lease"])).await;
         let bytes = unhex(&statements["lease"]["envelope"]);
         assert_eq!(asked.updates.recv().await, Some(Update { origin: alpha, kind: RecordKind::Lease, bytes }));
+        assert_eq!(hex(&asked.pushes().await), vectors["push_lease"], "{name}");
     }
 }

@@ -87,7 +87,8 @@ impl Socket for AdapterSocket {
                 anyhow::bail!("the carrier of gossip has ended");
             };
             match self.adapter.gate.read(from, &bytes) {
-                Ok(message) => return Ok((mesh_socket(&from), message)),
+                Ok(Some(message)) => return Ok((mesh_socket(&from), message)),
+                Ok(None) => {}
                 Err(error) => debug!(%from, %error, "gossip message refused"),
             }
         }

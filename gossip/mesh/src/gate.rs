@@ -22,15 +22,15 @@ use std::time::Duration;
 use chitchat::ChitchatMessage;
 use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::address::mesh_socket;
-use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::id::{ClusterId, NodeId};
 use tokio::time::Instant;
 use tracing::debug;
 
 use crate::incarnations::{Incarnations, NamingContext};
 use crate::leaky::LeakyBucket;
 use crate::quota::{Quota, Quotas};
-use crate::supply::{Pulls, Supply};
-use crate::wire::{Incarnation, IncarnationDelta, Message, Names, WireError};
+use crate::supply::{ByPeer, Supply};
+use crate::wire::{self, Incarnation, IncarnationDelta, Message, Names, ShortName, WireError};
 
 /// How long this node claims to be up to date on an incarnation whose quota a peer has exceeded, so
 /// that the peer stops sending it.
@@ -129,9 +129,9 @@ pub(super) struct Claim {
 }
 
 impl Gate {
-    /// A gate with the default limits that knows no other member, with this time between two rounds
-    /// of gossip.
-    pub fn new(me: NodeId, round: Duration) -> Self {
+    /// A gate with the default limits that knows no other member of this cluster, with this time
+    /// between two rounds of gossip.
+    pub fn new(me: NodeId, cluster: ClusterId, round: Duration) -> Self {
         let state = State {
             generation: 0,
             limits: MeshLimits::default(),
@@ -142,7 +142,7 @@ impl Gate {
             peers: BTreeMap::new(),
             addresses: BTreeMap::new(),
             claimed: Claim::default(),
-            names: Names::default(),
+            names: Names::new(cluster),
             counters: MeshCounters::default(),
             supply: Supply::new(round, Instant::now()),
         };
@@ -159,6 +159,7 @@ impl Gate {
         state.generation = generation;
         state.claimed = Claim::default();
         state.incarnations.clear();
+        state.names.retain(|_| false);
         state.quotas.clear();
         state.suppressed_until.clear();
         state.supply = Supply::new(self.round, Instant::now());
@@ -175,8 +176,13 @@ impl Gate {
     }
 
     /// The incarnations to pull now, by peer, with these links.
-    pub(super) fn pulls(&self, links: &BTreeSet<NodeId>) -> Pulls {
+    pub(super) fn pulls(&self, links: &BTreeSet<NodeId>) -> ByPeer {
         self.lock().supply.pulls(links, Instant::now())
+    }
+
+    /// The subscriptions to send now, by peer, with these links.
+    pub(super) fn subscribe(&self, links: &BTreeSet<NodeId>) -> ByPeer {
+        self.lock().supply.subscribe(links, Instant::now())
     }
 
     /// The peers that sent values of incarnations unknown here since the last call.
@@ -227,9 +233,11 @@ impl Gate {
     pub(super) fn prune(&self, has: &BTreeMap<Incarnation, u64>) {
         let mut state = self.lock();
         let now = Instant::now();
-        let State { members, addresses, incarnations, quotas, suppressed_until, peers, supply, .. } = &mut *state;
+        let State { members, addresses, incarnations, names, quotas, suppressed_until, peers, supply, .. } =
+            &mut *state;
         supply.prune(|incarnation| has.contains_key(incarnation), now);
         incarnations.prune(|incarnation| has.contains_key(incarnation), now);
+        names.retain(|incarnation| incarnations.contains(incarnation));
         quotas.prune(has);
         suppressed_until.retain(|(_, incarnation), until| *until > now && incarnations.contains(incarnation));
         let nodes: BTreeSet<_> = incarnations.iter().map(|incarnation| incarnation.node).collect();
@@ -274,19 +282,20 @@ impl Gate {
             incarnation.node != to && suppressed_until.get(&(to, *incarnation)).is_some_and(|until| *until > now)
         };
         if suppressed_until.keys().any(|(peer, _)| *peer == to)
-            && let Err(error) = crate::wire::suppress(bytes, names, has_enough)
+            && let Err(error) = wire::suppress(bytes, names, has_enough)
         {
             debug!(%error, "cannot read a message that chitchat wrote");
         }
     }
 
-    /// Reads a message from `from` and leaves out what may not enter chitchat's state.
+    /// Reads a message from `from` and leaves out what may not enter chitchat's state. `None` if the
+    /// message is not for chitchat, or nothing is left of a push.
     ///
     /// # Errors
     ///
     /// Why nothing of the message enters: it cannot be read, or the peer sends too much. Counted as
     /// malformed.
-    pub fn read(&self, from: NodeId, bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
+    pub fn read(&self, from: NodeId, bytes: &[u8]) -> Result<Option<ChitchatMessage>, WireError> {
         let mut state = self.lock();
         let result = self.filter(&mut state, from, bytes);
         if result.is_err() {
@@ -295,9 +304,13 @@ impl Gate {
         result
     }
 
-    fn filter(&self, state: &mut State, from: NodeId, bytes: &[u8]) -> Result<ChitchatMessage, WireError> {
+    fn filter(&self, state: &mut State, from: NodeId, bytes: &[u8]) -> Result<Option<ChitchatMessage>, WireError> {
         let now = Instant::now();
         state.may_read(from, now)?;
+        if let Some(names) = wire::subscriptions(bytes) {
+            state.on_subscriptions(from, &names?, bytes.len(), now);
+            return Ok(None);
+        }
         let mut message = Message::read(bytes, &mut state.names)?;
         let own = Incarnation { node: self.me, generation: state.generation };
         state.addresses.insert(mesh_socket(&from), from);
@@ -314,8 +327,8 @@ impl Gate {
             .filter(|incarnation| *incarnation == own || state.admit(*incarnation, from, now))
             .collect();
         state.supply.hear(from, now);
-        for entry in message.digest().iter().filter(|entry| named.contains(&entry.incarnation)) {
-            state.supply.on_entry(entry, from, now);
+        if message.names_unknown() {
+            state.supply.on_unknown(from);
         }
         let values_by_incarnation = message.values_by_incarnation();
         let read = bytes.len() + message.delta_bytes();
@@ -328,7 +341,8 @@ impl Gate {
                 (values_by_incarnation.incarnation, kept)
             })
             .collect();
-        let mut changed = crate::wire::is_push(bytes);
+        let push = wire::is_push(bytes);
+        let mut changed = push;
         changed |= message.retain(
             |incarnation| named.contains(incarnation),
             |incarnation| kept.get(incarnation).copied().unwrap_or(0),
@@ -337,7 +351,10 @@ impl Gate {
             changed |= message.claim_up_to_date(&state.suppressed(from, &named, now));
         }
         state.peer(from, now).read.add(read);
-        if changed { message.for_chitchat() } else { crate::wire::for_chitchat(bytes) }
+        if push && kept.values().all(|kept| *kept == 0) {
+            return Ok(None);
+        }
+        if changed { message.for_chitchat() } else { wire::for_chitchat(bytes) }.map(Some)
     }
 }
 
@@ -352,6 +369,15 @@ impl State {
         if self.peer(from, now).read.now(now, READ) > READ_BURST { Err(WireError::Greedy) } else { Ok(()) }
     }
 
+    /// Replaces what a peer subscribes to here. It is not asked for what is unknown here: the peer
+    /// has received it meanwhile, or will pull it.
+    fn on_subscriptions(&mut self, from: NodeId, names: &[ShortName], bytes: usize, now: Instant) {
+        self.peer(from, now).read.add(bytes);
+        self.supply.hear(from, now);
+        let incarnations = names.iter().filter_map(|name| self.names.incarnation(name)).collect();
+        self.supply.on_subscriptions(from, incarnations, now);
+    }
+
     fn admit(&mut self, incarnation: Incarnation, from: NodeId, now: Instant) -> bool {
         let naming = NamingContext { from, members: &self.members, unknown_nodes: self.limits.unknown_nodes, now };
         let new = !self.incarnations.contains(&incarnation);
@@ -359,6 +385,7 @@ impl State {
         if admitted {
             if new {
                 self.supply.stir(now);
+                self.names.learn(incarnation);
             }
             self.addresses.insert(mesh_socket(&incarnation.node), incarnation.node);
         } else {
@@ -442,7 +469,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_sends_too_much_to_unpack_is_not_read_for_a_while() {
         let node = |i| NodeId::from_public_key([i; 32]);
-        let gate = Gate::new(node(1), Duration::from_millis(500));
+        let gate = Gate::new(node(1), ClusterId::from_public_key([1; 32]), Duration::from_millis(500));
         let long = ack(node(2), 1, &[("a".into(), "b".repeat(20_000), 1), ("b".into(), "b".repeat(20_000), 2)]);
         let read = (0..1000).take_while(|_| gate.read(node(2), &long).is_ok()).count();
         assert!((50..250).contains(&read), "{read}");

@@ -165,7 +165,7 @@ impl Keeper {
             peers.into_iter().for_each(|peer| by_peer.entry(peer).or_default().push(fresh));
         }
         for (peer, news) in by_peer {
-            for message in wire::push(&news) {
+            for message in wire::push(self.config.cluster, &news) {
                 self.adapter.send(peer, message);
             }
         }
@@ -205,17 +205,22 @@ impl Keeper {
         drop(chitchat);
         let links = (self.links)();
         self.pull(&links, &has);
+        for (peer, incarnations) in self.gate.subscribe(&links) {
+            self.adapter.send(peer, wire::subscribe(&incarnations));
+        }
         self.ask(links);
     }
 
     /// Asks peers for single incarnations. `has` holds the version that chitchat has of each.
     fn pull(&self, links: &BTreeSet<NodeId>, has: &BTreeMap<Incarnation, u64>) {
         for (peer, incarnations) in self.gate.pulls(links) {
-            // The newest one that the peer has announced.
+            // All of them: others may have made up one that is newer than the present one.
             let of_peer = Incarnation { node: peer, generation: 0 }..=Incarnation { node: peer, generation: u64::MAX };
-            let Some((own, version)) = has.range(of_peer).next_back() else { continue };
-            let lacked = incarnations.into_iter().filter_map(|lacked| Some((lacked, *has.get(&lacked)?)));
-            self.adapter.send(peer, wire::pull((*own, *version), &lacked.collect::<Vec<_>>()));
+            let own: Vec<_> = has.range(of_peer).map(|(own, version)| (*own, *version)).collect();
+            if !own.is_empty() {
+                let lacked = incarnations.into_iter().filter_map(|lacked| Some((lacked, *has.get(&lacked)?)));
+                self.adapter.send(peer, wire::pull(&own, &lacked.collect::<Vec<_>>()));
+            }
         }
     }
 

@@ -173,7 +173,7 @@ impl Mesh {
         seeds: Vec<NodeId>,
     ) -> Result<(Self, mpsc::Receiver<Update>), MeshError> {
         let own = Arc::new(Own { seeds: Mutex::new(seeds), ..Own::default() });
-        let gate = Arc::new(Gate::new(config.me, config.interval));
+        let gate = Arc::new(Gate::new(config.me, config.cluster, config.interval));
         let (updates, queue) = mpsc::channel(QUEUE);
         let (stop, stopped) = oneshot::channel();
         let keeper = Keeper::start(config, carrier, Arc::clone(&own), Arc::clone(&gate), updates).await?;

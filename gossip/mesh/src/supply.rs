@@ -5,7 +5,8 @@
 //! needs, it subscribes to at the neighbour that delivered that node's last heartbeat: the
 //! neighbour had the value first, so subscriptions do not form a circle. A heartbeat that is late
 //! shows that a value was lost or a neighbour failed. The node then pulls from one neighbour after
-//! the other, and the one that delivers becomes the supplier.
+//! the other, and the one that delivers becomes the supplier. A message with subscriptions replaces
+//! those before, so that a node gets each heartbeat from one neighbour only.
 //!
 //! While much is new (after a start, when an incarnation appears, when comparisons bring values
 //! that no push brought) the node is *busy*: it compares itself with others in every round.
@@ -17,26 +18,26 @@ use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::RecordKind;
 use tokio::time::Instant;
 
-use crate::wire::{DigestEntry, Incarnation, IncarnationDelta};
+use crate::wire::{Incarnation, IncarnationDelta};
 
 /// Rounds for which a node compares itself in every round after its start: until it has met all.
 const BUSY_AT_START: u32 = 20;
 /// The same after other news: long enough for it to reach all members.
 const BUSY_AFTER_NEWS: u32 = 6;
-/// Rounds after which a subscription ends unless it is renewed.
+/// Rounds after which subscriptions end unless they are renewed.
 const SUBSCRIBED: u32 = 300;
-/// Rounds after which a subscription is renewed: two renewals may be lost.
+/// Rounds after which subscriptions are renewed: two renewals may be lost.
 const RENEW: u32 = 100;
 /// Rounds that a heartbeat may be late, beyond half an interval, before it is pulled.
 const LATE: u32 = 2;
+/// Most rounds that it may be late: its way to here takes a second or two at any interval.
+const LATEST: u32 = 6;
 /// Most pulls for one missing heartbeat. By the last one the node has long been declared dead.
 const PULLS: u32 = 8;
 /// Longest pause between two heartbeats, in rounds, that counts for their interval.
 const LONGEST_PAUSE: u32 = 80;
 /// Rounds without a sign of life after which a node counts as silent.
 const SILENT: u32 = 10;
-/// Most subscriptions of one peer: more than the incarnations that a node admits.
-const SUBSCRIPTIONS: usize = 512;
 
 /// The arrivals of one incarnation's heartbeats.
 #[derive(Debug, Clone, Copy)]
@@ -46,15 +47,23 @@ struct Stream {
     mean: Duration,
     /// The peer that delivered the last one.
     from: NodeId,
-    /// The peer at which this node has subscribed, and when it renews that.
-    supplier: Option<(NodeId, Instant)>,
+    /// The peer at which this node subscribes; `None` if the incarnation's node has a link.
+    supplier: Option<NodeId>,
     /// Pulls since the last heartbeat, and the time of the next one.
     pulls: u32,
     pull_at: Instant,
 }
 
-/// What a node does for its supply at one time: the incarnations to pull, by peer.
-pub(super) type Pulls = BTreeMap<NodeId, BTreeSet<Incarnation>>;
+/// Incarnations by peer: to pull from it, or to subscribe to at it.
+pub(super) type ByPeer = BTreeMap<NodeId, BTreeSet<Incarnation>>;
+
+/// What one node subscribes to at another.
+#[derive(Debug, Default)]
+struct Subscriptions {
+    incarnations: BTreeSet<Incarnation>,
+    /// When they end at the supplier, or are renewed by the subscriber.
+    until: Option<Instant>,
+}
 
 /// The supply of one incarnation of this node.
 #[derive(Debug)]
@@ -64,8 +73,10 @@ pub(super) struct Supply {
     streams: BTreeMap<Incarnation, Stream>,
     /// The peer that delivered the last new value of each incarnation.
     sources: BTreeMap<Incarnation, NodeId>,
-    /// Until when each peer gets the values of each incarnation.
-    subscriptions: BTreeMap<NodeId, BTreeMap<Incarnation, Instant>>,
+    /// What each peer subscribes to here.
+    subscriptions: BTreeMap<NodeId, Subscriptions>,
+    /// What this node subscribes to at each peer that has a link.
+    subscribed: BTreeMap<NodeId, Subscriptions>,
     /// The peers that have this node's present incarnation: only they can use its values.
     met: BTreeSet<NodeId>,
     /// The last sign of life of each node: a message of its own, or a new value.
@@ -86,6 +97,7 @@ impl Supply {
             streams: BTreeMap::new(),
             sources: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
+            subscribed: BTreeMap::new(),
             met: BTreeSet::new(),
             heard: BTreeMap::new(),
             gaps: BTreeSet::new(),
@@ -120,12 +132,9 @@ impl Supply {
         now < self.busy_until
     }
 
-    /// Notes an entry of a digest from `peer`.
-    pub(super) fn on_entry(&mut self, entry: &DigestEntry, peer: NodeId, now: Instant) {
-        let of_peer = self.subscriptions.entry(peer).or_default();
-        if entry.subscribes() && (of_peer.len() < SUBSCRIPTIONS || of_peer.contains_key(&entry.incarnation)) {
-            of_peer.insert(entry.incarnation, now + self.round * SUBSCRIBED);
-        }
+    /// Replaces the subscriptions of `peer`.
+    pub(super) fn on_subscriptions(&mut self, peer: NodeId, incarnations: BTreeSet<Incarnation>, now: Instant) {
+        self.subscriptions.insert(peer, Subscriptions { incarnations, until: Some(now + self.round * SUBSCRIBED) });
     }
 
     /// Notes that `peer` sent values of an incarnation unknown here: it must be asked for all.
@@ -179,12 +188,16 @@ impl Supply {
         if !elapsed.is_zero() && elapsed <= pause {
             stream.mean = (stream.mean * 4 + elapsed) / 5;
         }
+        if stream.pulls > 0 {
+            // The supplier has failed: the peer that delivers now replaces it.
+            stream.supplier = None;
+        }
         (stream.heard, stream.from, stream.pulls) = (now, peer, 0);
     }
 
     /// The incarnations to pull now, by peer, of a node with these links.
-    pub(super) fn pulls(&mut self, links: &BTreeSet<NodeId>, now: Instant) -> Pulls {
-        let mut pulls = Pulls::new();
+    pub(super) fn pulls(&mut self, links: &BTreeSet<NodeId>, now: Instant) -> ByPeer {
+        let mut pulls = ByPeer::new();
         for (peer, incarnation) in std::mem::take(&mut self.gaps) {
             pulls.entry(peer).or_default().insert(incarnation);
         }
@@ -194,6 +207,32 @@ impl Supply {
             }
         }
         pulls
+    }
+
+    /// The subscriptions to send now, by peer, of a node with these links: where they have changed,
+    /// and to renew them.
+    pub(super) fn subscribe(&mut self, links: &BTreeSet<NodeId>, now: Instant) -> ByPeer {
+        let mut wanted = ByPeer::new();
+        for (incarnation, stream) in &mut self.streams {
+            let kept = stream.supplier.filter(|peer| links.contains(peer));
+            let next = kept.or(Some(stream.from)).filter(|peer| links.contains(peer));
+            stream.supplier = next.filter(|_| !links.contains(&incarnation.node));
+            if let Some(peer) = stream.supplier {
+                wanted.entry(peer).or_default().insert(*incarnation);
+            }
+        }
+        self.subscribed.retain(|peer, _| links.contains(peer));
+        let mut due = ByPeer::new();
+        for peer in links {
+            let wanted = wanted.remove(peer).unwrap_or_default();
+            let sent = self.subscribed.entry(*peer).or_default();
+            let renew = !wanted.is_empty() && sent.until.is_none_or(|until| now >= until);
+            if renew || sent.incarnations != wanted {
+                due.insert(*peer, wanted.clone());
+                *sent = Subscriptions { incarnations: wanted, until: Some(now + self.round * RENEW) };
+            }
+        }
+        due
     }
 
     /// The peers that sent values of unknown incarnations since the last call.
@@ -210,8 +249,9 @@ impl Supply {
     ) -> impl Iterator<Item = NodeId> + 'a {
         let source = self.sources.get(incarnation);
         links.iter().copied().filter(move |peer| {
-            let until = self.subscriptions.get(peer).and_then(|of_peer| of_peer.get(incarnation));
-            until.is_some_and(|until| *until > now) && source != Some(peer) && *peer != incarnation.node
+            let of_peer = self.subscriptions.get(peer).filter(|of_peer| of_peer.until.is_some_and(|until| until > now));
+            let subscribed = of_peer.is_some_and(|of_peer| of_peer.incarnations.contains(incarnation));
+            subscribed && source != Some(peer) && *peer != incarnation.node
         })
     }
 
@@ -229,9 +269,10 @@ impl Supply {
         self.streams.retain(|incarnation, _| has(incarnation));
         self.sources.retain(|incarnation, _| has(incarnation));
         for of_peer in self.subscriptions.values_mut() {
-            of_peer.retain(|incarnation, until| has(incarnation) && *until > now);
+            of_peer.incarnations.retain(&has);
         }
-        self.subscriptions.retain(|_, of_peer| !of_peer.is_empty());
+        let lasts = |of_peer: &Subscriptions| of_peer.until.is_some_and(|until| until > now);
+        self.subscriptions.retain(|_, of_peer| !of_peer.incarnations.is_empty() && lasts(of_peer));
         // A peer whose last sign of life is older counts as silent either way.
         let long = self.round * 8000;
         self.heard.retain(|_, heard| now.saturating_duration_since(*heard) < long);
@@ -240,7 +281,7 @@ impl Supply {
 }
 
 impl Stream {
-    /// The peer from which to pull now.
+    /// The peer from which to pull now, because a heartbeat is late.
     fn pulled_from(
         &mut self,
         incarnation: Incarnation,
@@ -248,29 +289,18 @@ impl Stream {
         round: Duration,
         now: Instant,
     ) -> Option<NodeId> {
-        let late = now.saturating_duration_since(self.heard) > self.mean * 3 / 2 + round * LATE;
-        if late {
-            if self.pulls == PULLS || now < self.pull_at {
-                return None;
-            }
-            let others: Vec<_> = links.iter().filter(|peer| **peer != incarnation.node).collect();
-            // Begins at another place for each incarnation, so that not all go to one peer.
-            let first = usize::from(incarnation.node.public_key()[0]);
-            let peer = others.get((first + self.pulls as usize) % others.len().max(1)).map(|peer| **peer);
-            self.pulls += 1;
-            self.pull_at = now + round * (1 + self.pulls);
-            return peer;
-        }
-        if links.contains(&incarnation.node) {
-            self.supplier = None;
+        let allowed = self.mean + (self.mean / 2 + round * LATE).min(round * LATEST);
+        let late = now.saturating_duration_since(self.heard) > allowed;
+        if !late || self.pulls == PULLS || now < self.pull_at {
             return None;
         }
-        if self.supplier.is_some_and(|(peer, renew)| links.contains(&peer) && now < renew) {
-            return None;
-        }
-        let peer = Some(self.from).filter(|peer| links.contains(peer))?;
-        self.supplier = Some((peer, now + round * RENEW));
-        Some(peer)
+        let others: Vec<_> = links.iter().filter(|peer| **peer != incarnation.node).collect();
+        // Begins at another place for each incarnation, so that not all go to one peer.
+        let first = usize::from(incarnation.node.public_key()[0]);
+        let peer = others.get((first + self.pulls as usize) % others.len().max(1)).map(|peer| **peer);
+        self.pulls += 1;
+        self.pull_at = now + round * (1 + self.pulls);
+        peer
     }
 }
 
@@ -313,8 +343,8 @@ mod tests {
         peers.iter().map(|peer| node(*peer)).collect()
     }
 
-    fn one(peer: u8, i: u8) -> Pulls {
-        Pulls::from([(node(peer), BTreeSet::from([of(i)]))])
+    fn one(peer: u8, i: u8) -> ByPeer {
+        ByPeer::from([(node(peer), BTreeSet::from([of(i)]))])
     }
 
     #[test]
@@ -323,15 +353,34 @@ mod tests {
         let mut supply = Supply::new(ROUND, start);
         beat(&mut supply, 9, 2, 1, start);
         beat(&mut supply, 3, 3, 1, start);
-        assert_eq!(supply.pulls(&links(&[2, 3]), start), one(2, 9), "node 3 has a link");
-        assert_eq!(supply.pulls(&links(&[2, 3]), start + ROUND), Pulls::new());
+        assert_eq!(supply.subscribe(&links(&[2, 3]), start), one(2, 9), "node 3 has a link");
+        assert_eq!(supply.subscribe(&links(&[2, 3]), start + ROUND), ByPeer::new());
         for second in 1..=51u32 {
             let now = start + ROUND * 2 * second;
             beat(&mut supply, 9, 2, 1 + u64::from(second), now);
             beat(&mut supply, 3, 3, 1 + u64::from(second), now);
-            let due = if second == 50 { one(2, 9) } else { Pulls::new() };
-            assert_eq!(supply.pulls(&links(&[2, 3]), now), due, "renewed in round {}", second * 2);
+            assert_eq!(supply.pulls(&links(&[2, 3]), now), ByPeer::new());
+            let due = if second == 50 { one(2, 9) } else { ByPeer::new() };
+            assert_eq!(supply.subscribe(&links(&[2, 3]), now), due, "renewed in round {}", second * 2);
         }
+    }
+
+    /// With both suppliers, the node would get every heartbeat twice.
+    #[test]
+    fn a_supplier_that_fails_is_replaced_by_the_peer_that_delivers_and_gets_no_subscription_any_more() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        (1..=9u32).for_each(|i| beat(&mut supply, 9, 2, u64::from(i), start + ROUND * 4 * i));
+        let all = links(&[2, 3]);
+        assert_eq!(supply.subscribe(&all, start + ROUND * 36), one(2, 9));
+        beat(&mut supply, 9, 3, 10, start + ROUND * 40);
+        assert_eq!(supply.subscribe(&all, start + ROUND * 40), ByPeer::new(), "it was not late");
+        assert_eq!(supply.pulls(&all, start + ROUND * 49).len(), 1);
+        beat(&mut supply, 9, 3, 11, start + ROUND * 50);
+        let both = ByPeer::from([(node(2), BTreeSet::new()), (node(3), BTreeSet::from([of(9)]))]);
+        assert_eq!(supply.subscribe(&all, start + ROUND * 50), both);
+        assert_eq!(supply.subscribe(&links(&[2]), start + ROUND * 51), ByPeer::new(), "no peer has it");
+        assert_eq!(supply.subscribe(&all, start + ROUND * 52), one(3, 9), "the link is back");
     }
 
     #[test]
@@ -340,7 +389,7 @@ mod tests {
         let mut supply = Supply::new(ROUND, start);
         (1..=20u32).for_each(|i| beat(&mut supply, 9, 9, u64::from(i), start + ROUND * 4 * i));
         let last = start + ROUND * 80;
-        assert_eq!(supply.pulls(&links(&[2, 3, 9]), last + ROUND * 8), Pulls::new());
+        assert_eq!(supply.pulls(&links(&[2, 3, 9]), last + ROUND * 8), ByPeer::new());
         let pulled: Vec<_> =
             (9..200u32).flat_map(|round| supply.pulls(&links(&[2, 3, 9]), last + ROUND * round).into_keys()).collect();
         assert_eq!(pulled.len(), PULLS as usize);
@@ -356,7 +405,7 @@ mod tests {
         values(&mut supply, 7, 2, (7, 5000, 8), "beat", false, now);
         let both = [one(2, 9), one(8, 8)].into_iter().flatten().collect();
         assert_eq!(supply.pulls(&links(&[2, 8]), now), both);
-        assert_eq!(supply.pulls(&links(&[2, 8]), now), Pulls::new());
+        assert_eq!(supply.pulls(&links(&[2, 8]), now), ByPeer::new());
     }
 
     #[test]
@@ -373,19 +422,33 @@ mod tests {
     }
 
     #[test]
-    fn a_subscription_ends_unless_it_is_renewed_and_does_not_send_values_back() {
+    fn a_heartbeat_of_a_large_cluster_is_pulled_three_seconds_after_its_time() {
         let start = Instant::now();
         let mut supply = Supply::new(ROUND, start);
-        let entry = |last_gc| DigestEntry { incarnation: of(9), heartbeat: 0, last_gc, version: 1 };
-        supply.on_entry(&entry(1), node(2), start);
-        supply.on_entry(&entry(1), node(3), start);
-        supply.on_entry(&entry(0), node(4), start);
+        (1..=40u32).for_each(|i| beat(&mut supply, 9, 9, u64::from(i), start + ROUND * 14 * i));
+        let last = start + ROUND * 14 * 40;
+        assert_eq!(supply.pulls(&links(&[2, 9]), last + ROUND * 19), ByPeer::new());
+        assert_eq!(supply.pulls(&links(&[2, 9]), last + ROUND * 21), one(2, 9));
+    }
+
+    #[test]
+    fn subscriptions_end_unless_they_are_renewed_are_replaced_and_do_not_send_values_back() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        for peer in [2, 3] {
+            supply.on_subscriptions(node(peer), BTreeSet::from([of(9)]), start);
+        }
+        supply.on_subscriptions(node(4), BTreeSet::from([of(8)]), start);
         beat(&mut supply, 9, 3, 1, start);
         let all = links(&[2, 3, 4, 9]);
-        let now_and_then = |at| supply.subscribers(&of(9), &all, at).collect::<Vec<_>>();
-        assert_eq!(now_and_then(start), [node(2)]);
-        assert_eq!(now_and_then(start + ROUND * SUBSCRIBED), []);
+        let subscribers = |supply: &Supply, at| supply.subscribers(&of(9), &all, at).collect::<Vec<_>>();
+        assert_eq!(subscribers(&supply, start), [node(2)]);
+        assert_eq!(subscribers(&supply, start + ROUND * SUBSCRIBED), []);
         assert_eq!(supply.subscribers(&of(9), &links(&[4]), start).count(), 0, "without a link");
+        supply.on_subscriptions(node(2), BTreeSet::from([of(7)]), start);
+        assert_eq!(subscribers(&supply, start), []);
+        supply.prune(|_| true, start + ROUND * SUBSCRIBED);
+        assert!(supply.subscriptions.is_empty());
     }
 
     #[test]

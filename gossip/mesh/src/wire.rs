@@ -6,7 +6,7 @@
 //! message within bounds and leaves out what is not admitted before chitchat sees it. The layout is
 //! that of chitchat 0.11 (`message.rs`, `digest.rs`, `delta.rs`, `serialize.rs`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use chitchat::{ChitchatId, ChitchatMessage, Deserializable};
@@ -14,9 +14,12 @@ use rustbalance_gossip::address::mesh_socket;
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::MAX_RECORD;
 
+pub(super) use names::{Names, ShortName};
 pub(super) use outgoing::{Fresh, pull, push};
 pub use packed::{PUSH_DICTIONARY, is_push};
+pub(super) use packed::{subscribe, subscriptions};
 
+mod names;
 mod outgoing;
 mod packed;
 
@@ -102,15 +105,8 @@ impl Incarnation {
 pub(super) struct DigestEntry {
     pub(super) incarnation: Incarnation,
     pub(super) heartbeat: u64,
-    pub(super) last_gc: u64,
+    last_gc: u64,
     pub(super) version: u64,
-}
-
-impl DigestEntry {
-    /// Whether the peer asks for further values of the incarnation when they arrive.
-    pub(super) fn subscribes(&self) -> bool {
-        self.last_gc == outgoing::SUBSCRIBES
-    }
 }
 
 /// An operation in a delta. chitchat has a third one, which raises the version of an incarnation
@@ -141,32 +137,6 @@ pub(super) struct ValueHeader<'a> {
     pub(super) version: u64,
 }
 
-/// A cache of node names with their addresses, which are costly to derive.
-#[derive(Default)]
-pub(super) struct Names(BTreeMap<String, (NodeId, SocketAddr)>);
-
-impl Names {
-    /// Most names in the cache; a full cache is cleared.
-    const MAX: usize = 1024;
-
-    /// The node of this name. Fails unless the name is an onion address and the mesh address
-    /// belongs to it.
-    fn node(&mut self, name: &str, address: SocketAddr) -> Result<NodeId, WireError> {
-        if let Some((node, at)) = self.0.get(name) {
-            return if *at == address { Ok(*node) } else { Err(WireError::Identity) };
-        }
-        let node: NodeId = name.parse().map_err(|_| WireError::Identity)?;
-        if mesh_socket(&node) != address {
-            return Err(WireError::Identity);
-        }
-        if self.0.len() >= Self::MAX {
-            self.0.clear();
-        }
-        self.0.insert(name.to_owned(), (node, address));
-        Ok(node)
-    }
-}
-
 /// A parsed message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Message {
@@ -174,6 +144,8 @@ pub(super) struct Message {
     digest: Vec<DigestEntry>,
     delta: Vec<Operation>,
     cluster: String,
+    /// Whether it is a push with values of an incarnation that is unknown here.
+    unknown: bool,
 }
 
 impl Message {
@@ -183,9 +155,9 @@ impl Message {
             return Err(WireError::TooLong);
         }
         if is_push(bytes) {
-            let delta = packed::read(bytes)?;
+            let packed::Push { delta, unknown } = packed::read(bytes, names)?;
             check_order(&delta)?;
-            return Ok(Self { kind: ACK, digest: Vec::new(), delta, cluster: String::new() });
+            return Ok(Self { kind: ACK, digest: Vec::new(), delta, cluster: String::new(), unknown });
         }
         let mut reader = Reader(bytes);
         if reader.array()? != MAGIC {
@@ -195,7 +167,8 @@ impl Message {
         if version != VERSION {
             return Err(WireError::Malformed("version"));
         }
-        let mut message = Self { kind, digest: Vec::new(), delta: Vec::new(), cluster: String::new() };
+        let (digest, delta, cluster) = (Vec::new(), Vec::new(), String::new());
+        let mut message = Self { kind, digest, delta, cluster, unknown: false };
         if matches!(kind, SYN | SYN_ACK) {
             message.digest = (0..reader.u16()?).map(|_| reader.known(names)).collect::<Result<_, _>>()?;
         }
@@ -219,6 +192,11 @@ impl Message {
     /// Whether the message has a digest.
     pub(super) fn has_digest(&self) -> bool {
         matches!(self.kind, SYN | SYN_ACK)
+    }
+
+    /// Whether it is a push with values of an incarnation that is unknown here, which are left out.
+    pub(super) fn names_unknown(&self) -> bool {
+        self.unknown
     }
 
     /// The values in the message, by incarnation.

@@ -18,33 +18,31 @@ mod cluster;
 /// traffic, and checks that they are within bounds.
 async fn life_of_a_cluster(count: u32) {
     let mut cluster = Cluster::start(count, ROUND).await;
+    // Each is printed at once: a large cluster takes minutes.
+    let show = |what: &str, took: Duration| eprintln!("{count} nodes: {what} in {:.0} s", took.as_secs_f64());
     let formed = cluster.until("the cluster forms", Cluster::agrees).await;
+    show("formed", formed);
     sleep(Duration::from_secs(20)).await;
     let traffic = cluster.traffic(Duration::from_secs(30)).await;
+    let kilobytes = traffic.bytes / 1000;
+    eprintln!("{count} nodes: {} messages and {kilobytes} kB per node and minute", traffic.messages);
 
     cluster.add(count).await;
     let joined = cluster.until("a join is known", Cluster::agrees).await;
+    show("a join known", joined);
     let publisher = cluster.publisher().unwrap();
     let other = if publisher == 0 { 1 } else { 0 };
     let died = cluster.kill(other).await;
+    show("a death known", died);
     let publisher = cluster.publisher().unwrap();
     let followed = cluster.kill(publisher).await;
+    show("the publisher's death known", followed);
 
     cluster.split(Duration::from_secs(60)).await;
     let one = cluster.until("one publisher after the partition", |cluster| cluster.publisher().is_some()).await;
+    show("one publisher after a partition", one);
     let healed = one + cluster.until("all agree after the partition", Cluster::agrees).await;
-    eprintln!(
-        "{count} nodes: formed in {:.0} s, a join {:.0} s, a death {:.0} s, the publisher's {:.0} s, after a partition one \
-         publisher in {:.0} s and all agree in {:.0} s; {} messages and {} kB per node and minute",
-        formed.as_secs_f64(),
-        joined.as_secs_f64(),
-        died.as_secs_f64(),
-        followed.as_secs_f64(),
-        one.as_secs_f64(),
-        healed.as_secs_f64(),
-        traffic.messages,
-        traffic.bytes / 1000,
-    );
+    show("all agree after a partition", healed);
     let within = |what: &str, took: Duration, most: u64| assert!(took <= Duration::from_secs(most), "{what}: {took:?}");
     within("forming", formed, 40);
     within("a join", joined, 30);

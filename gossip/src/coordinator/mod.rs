@@ -232,7 +232,7 @@ impl Coordinator {
             self.life.clock_stepped(now);
         }
         let slept = gone.saturating_sub(passed) >= self.settings.timing.ttl;
-        if slept || passed > self.view.patience().interval * 3 {
+        if slept || passed > self.view.patience().longest_pause() {
             self.view.amnesty(now.mono);
             self.refresh_at = now.mono;
         }

@@ -17,6 +17,7 @@ pub use own::{Keyed, NodeRecord, OutOfBounds};
 pub(crate) use own::{MAX_PERIODS, check_points};
 pub use revocation::Revocation;
 pub use service::{Service, Setting};
+pub use short::ShortHeartbeat;
 pub use unknown::{MAX_KEY, UnknownFact, UnknownKey};
 
 mod certificate;
@@ -27,4 +28,5 @@ mod node;
 mod own;
 mod revocation;
 mod service;
+mod short;
 mod unknown;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustbalance_gossip::address::{MESH_PORT, mesh_address};
+use rustbalance_gossip::hash::{Label, labelled};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::record::{MAX_RECORD, RecordKind};
 use rustbalance_mesh::{Carrier, Gate, MAX_MESSAGE, Mesh, MeshConfig, ROUND};
@@ -32,7 +33,7 @@ fn members() -> BTreeSet<NodeId> {
 pub(crate) fn message(bytes: &[u8]) -> bool {
     let Some((&from, bytes)) = bytes.split_first() else { return false };
     let from = world().nodes[usize::from(from) % NODES];
-    let gate = Gate::new(world().nodes[0], ROUND);
+    let gate = Gate::new(world().nodes[0], world().cluster, ROUND);
     gate.set_members(members());
     if gate.read(from, bytes).is_err() {
         return false;
@@ -152,6 +153,16 @@ fn syn_ack(known: &[(usize, u64, [u64; 3])], delta: &[DeltaOperation], packed: b
     message.0
 }
 
+/// A push of heartbeats of these nodes, in the incarnation of this generation.
+fn push(heartbeats: &[usize], generation: u64) -> Vec<u8> {
+    let heartbeat = |who: &usize| {
+        let name = labelled(Label::Incarnation, &[world().nodes[*who].public_key(), &generation.to_le_bytes()]);
+        // The version before, the heartbeat's version, its sequence number, and its other fields.
+        [&[0][..], &name[..8], &[2], &[3, 5, 1, 77, 9, 100, 1], &[7; 8], &[8; 64]].concat()
+    };
+    b"rb\x01".iter().copied().chain(heartbeats.iter().flat_map(heartbeat)).collect()
+}
+
 pub(crate) fn message_seeds() -> Vec<Seed> {
     let from = |message: &[u8]| [&[1][..], message].concat();
     let known = [(0, OWN_GENERATION, [3, 0, 4]), (1, 7, [9, 0, 2]), (5, 1, [1, 0, 0])];
@@ -177,6 +188,9 @@ pub(crate) fn message_seeds() -> Vec<Seed> {
         Seed::good("values", from(&ack(&two_values("QUJD"), false))),
         Seed::good("deleted", from(&ack(&deleted, false))),
         Seed::bad("silent", from(&ack(&silent, false))),
+        Seed::good("push", from(&push(&[1, 2], 7))),
+        Seed::bad("push-of-nothing", from(b"rb\x01\x03")),
+        Seed::good("subscriptions", from(b"rb\x02nodenodeothernod")),
         Seed::good("nothing", from(&ack(&[], true))),
         Seed::good("other-cluster", from(&Writer::new(3).0)),
         Seed::bad("absurd", from(&syn(&absurd))),
@@ -308,6 +322,16 @@ pub(crate) fn mesh_seeds() -> Vec<Seed> {
         Seed::good(
             "passed-on",
             [asked(1, 2, 7, 5), ack(1, vec![incarnation(2), value(3, 4)]), asked(2, 2, 7, 6)].concat(),
+        ),
+        // A push above version 2, after which the node has version 5.
+        Seed::good(
+            "pushed",
+            [
+                asked(1, 1, 7, 5),
+                ack(1, vec![incarnation(1), value(0, 1), value(1, 2)]),
+                ScriptBuilder::default().byte(0).byte(3).bytes(&push(&[1], 7)).0,
+            ]
+            .concat(),
         ),
         Seed::bad("silent", [asked(1, 1, 7, 5), ack(1, vec![incarnation(1), version(9)])].concat()),
         // The delta claims to be complete up to a version below that of its last value.

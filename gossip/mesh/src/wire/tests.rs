@@ -3,6 +3,7 @@
 use super::*;
 use chitchat::Serializable;
 use proptest::prelude::*;
+use rustbalance_gossip::id::ClusterId;
 
 /// An ACK with these values of an incarnation: key, value, version.
 pub(crate) fn ack(node: NodeId, generation: u64, values: &[(String, String, u64)]) -> Vec<u8> {
@@ -31,7 +32,7 @@ pub(crate) fn bare_version(node: NodeId, generation: u64, collected: u64, versio
 }
 
 fn ack_of(delta: Vec<Operation>) -> Vec<u8> {
-    Message { kind: ACK, digest: Vec::new(), delta, cluster: String::new() }.write()
+    Message { kind: ACK, digest: Vec::new(), delta, cluster: String::new(), unknown: false }.write()
 }
 
 /// A SYN whose digest names these incarnations, with these counters.
@@ -46,12 +47,17 @@ pub(crate) fn syn(incarnations: impl Iterator<Item = (NodeId, u64)>, heartbeat: 
             &DigestEntry { incarnation: Incarnation { node, generation }, heartbeat, last_gc: 0, version },
         );
     }
-    write_text(&mut bytes, &rustbalance_gossip::id::ClusterId::from_public_key([1; 32]).to_string());
+    write_text(&mut bytes, &ClusterId::from_public_key([1; 32]).to_string());
     bytes
 }
 
+/// Names of the cluster of these tests, without any incarnation.
+pub(crate) fn names() -> Names {
+    Names::new(ClusterId::from_public_key([1; 32]))
+}
+
 fn read(bytes: &[u8]) -> Result<Message, WireError> {
-    Message::read(bytes, &mut Names::default())
+    Message::read(bytes, &mut names())
 }
 
 fn node(i: u8) -> NodeId {
@@ -116,7 +122,7 @@ fn incarnations_that_a_digest_claims_to_know_are_known_to_chitchat() {
     let incarnation = |i| Incarnation { node: node(i), generation: 7 };
     let mut bytes = syn([(node(1), 7), (node(2), 7)].into_iter(), 3, 4);
     let length = bytes.len();
-    suppress(&mut bytes, &mut Names::default(), |declined| *declined == incarnation(2)).unwrap();
+    suppress(&mut bytes, &mut names(), |declined| *declined == incarnation(2)).unwrap();
     assert_eq!(bytes.len(), length);
     let mut message = read(&bytes).unwrap();
     assert_eq!(message.digest().iter().map(|known| known.version).collect::<Vec<_>>(), [4, MAX_COUNT]);
