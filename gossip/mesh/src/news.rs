@@ -11,9 +11,12 @@ use chitchat::{ChitchatId, DeletionStatus, NodeState};
 
 use crate::wire::{Fresh, Incarnation};
 
-/// Most bytes of one incarnation that are pushed at a time: one of chitchat's blocks. Larger
-/// changes are left to comparisons, which know what a peer lacks.
-const MAX_PUSH: usize = 16_384;
+/// Most bytes of one incarnation in a message, unless one value has more: three quarters of what a
+/// push may have.
+const PART: usize = 24_576;
+/// Most such parts that are pushed at a time. Larger changes are left to comparisons, which know
+/// what a peer lacks. A node that announces all records of sixteen services again has about one.
+const PARTS: usize = 4;
 
 /// The versions pushed so far.
 #[derive(Default)]
@@ -21,7 +24,8 @@ pub(super) struct News {
     pushed: BTreeMap<ChitchatId, u64>,
 }
 
-/// The new values.
+/// The new values. Those of one incarnation may be in several parts, of which each builds on the
+/// one before.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) news: Vec<Fresh>,
@@ -41,12 +45,12 @@ impl News {
                 continue;
             }
             // The version of a state falls only if chitchat has reset it.
-            let fresh = (state.max_version() > *pushed).then(|| newer(id, state, *pushed)).flatten();
+            let parts = if state.max_version() > *pushed { newer(id, state, *pushed) } else { Vec::new() };
             *pushed = state.max_version();
-            match fresh {
-                Some(fresh) if fresh.bytes() <= MAX_PUSH => found.news.push(fresh),
-                Some(_) => found.too_much = true,
-                None => {}
+            if parts.len() <= PARTS {
+                found.news.extend(parts);
+            } else {
+                found.too_much = true;
             }
         }
         found
@@ -58,11 +62,12 @@ impl News {
     }
 }
 
-/// The values above version `pushed`; `None` if the id is not one of ours.
-fn newer(id: &ChitchatId, state: &NodeState, pushed: u64) -> Option<Fresh> {
+/// The values above version `pushed`, in parts; none if the id is not one of ours.
+fn newer(id: &ChitchatId, state: &NodeState, pushed: u64) -> Vec<Fresh> {
+    let Some(incarnation) = Incarnation::of(id) else { return Vec::new() };
     let older = state.key_values_including_deleted().map(|(_, value)| value.version);
-    let from = older.filter(|version| *version <= pushed).max().unwrap_or(0);
-    let mut fresh = Fresh::new(Incarnation::of(id)?, from);
+    let mut from = older.filter(|version| *version <= pushed).max().unwrap_or(0);
+    let mut parts: Vec<Fresh> = Vec::new();
     let mut values: Vec<_> = state.key_values_including_deleted().filter(|(_, value)| value.version > pushed).collect();
     values.sort_by_key(|(_, value)| value.version);
     for (key, value) in values {
@@ -71,9 +76,18 @@ fn newer(id: &ChitchatId, state: &NodeState, pushed: u64) -> Option<Fresh> {
             DeletionStatus::Deleted(_) => 1,
             DeletionStatus::DeleteAfterTtl(_) => 2,
         };
-        fresh.add(key, &value.value, value.version, status);
+        let fits = |part: &&mut Fresh| part.bytes() + key.len() + value.value.len() <= PART;
+        match parts.last_mut().filter(fits) {
+            Some(part) => part.add(key, &value.value, value.version, status),
+            None => {
+                let mut part = Fresh::new(incarnation, from);
+                part.add(key, &value.value, value.version, status);
+                parts.push(part);
+            }
+        }
+        from = value.version;
     }
-    Some(fresh)
+    parts
 }
 
 #[cfg(test)]
@@ -119,13 +133,24 @@ mod tests {
     }
 
     #[test]
-    fn large_changes_are_left_to_comparisons() {
+    fn large_changes_are_pushed_in_parts_and_the_largest_are_left_to_comparisons() {
         let own = id(1);
         let mut states = BTreeMap::from([(own.clone(), NodeState::for_test())]);
-        states.get_mut(&own).unwrap().set("long", "x".repeat(MAX_PUSH));
+        let (long, longest) = ("x".repeat(PART / 2), "x".repeat(PART));
+        let state = states.get_mut(&own).unwrap();
+        [("a", &long), ("b", &longest), ("c", &long)].into_iter().for_each(|(key, value)| state.set(key, value));
+        state.set("beat", "x");
         let mut news = News::default();
+        let parts = [
+            fresh(&own, 0, &[("a", &long, 1, 0)]),
+            fresh(&own, 1, &[("b", &longest, 2, 0)]),
+            fresh(&own, 2, &[("c", &long, 3, 0), ("beat", "x", 4, 0)]),
+        ];
+        assert_eq!(news.next(&states, &own), Found { news: parts.into(), too_much: false });
+        (0..=PARTS).for_each(|i| states.get_mut(&own).unwrap().set(format!("k{i}"), &longest));
         assert_eq!(news.next(&states, &own), Found { news: vec![], too_much: true });
-        states.get_mut(&own).unwrap().set("beat", "x");
-        assert_eq!(news.next(&states, &own).news, [fresh(&own, 1, &[("beat", "x", 2, 0)])]);
+        states.get_mut(&own).unwrap().set("beat", "y");
+        let version = 4 + PARTS as u64 + 1;
+        assert_eq!(news.next(&states, &own).news, [fresh(&own, version, &[("beat", "y", version + 1, 0)])]);
     }
 }

@@ -49,6 +49,8 @@ struct Stream {
     from: NodeId,
     /// The peer at which this node subscribes; `None` if the incarnation's node has a link.
     supplier: Option<NodeId>,
+    /// Whether the supplier has failed: a peer with a link that delivers replaces it.
+    failed: bool,
     /// Pulls since the last heartbeat, and the time of the next one.
     pulls: u32,
     pull_at: Instant,
@@ -173,25 +175,33 @@ impl Supply {
         let (mut beats, mut others) = (false, false);
         fresh.by_ref().for_each(|value| if value.key == heartbeat { beats = true } else { others = true });
         if beats {
-            self.on_heartbeat(incarnation, peer, now);
+            self.on_heartbeat(incarnation, last - known, (peer, compared), now);
         }
         if others && compared {
             self.stir(now);
         }
     }
 
-    fn on_heartbeat(&mut self, incarnation: Incarnation, peer: NodeId, now: Instant) {
+    /// Processes a heartbeat whose version is `versions` above the last known one. A node counts a
+    /// version for each value, so more than one shows how many were missed: a supplier that withholds
+    /// some of the heartbeats does not make them expected later.
+    fn on_heartbeat(
+        &mut self,
+        incarnation: Incarnation,
+        versions: u64,
+        (peer, compared): (NodeId, bool),
+        now: Instant,
+    ) {
         let (pause, first) = (self.round * LONGEST_PAUSE, self.round * 4);
-        let new = Stream { heard: now, mean: first, from: peer, supplier: None, pulls: 0, pull_at: now };
+        let new = Stream { heard: now, mean: first, from: peer, supplier: None, failed: false, pulls: 0, pull_at: now };
         let stream = self.streams.entry(incarnation).or_insert(new);
         let elapsed = now.saturating_duration_since(stream.heard);
         if !elapsed.is_zero() && elapsed <= pause {
-            stream.mean = (stream.mean * 4 + elapsed) / 5;
+            let interval = elapsed / u32::try_from(versions).unwrap_or(u32::MAX).max(1);
+            stream.mean = (stream.mean * 4 + interval.max(self.round)) / 5;
         }
-        if stream.pulls > 0 {
-            // The supplier has failed: the peer that delivers now replaces it.
-            stream.supplier = None;
-        }
+        // A supplier that is slower than a comparison with another peer has failed, too.
+        stream.failed |= stream.pulls > 0 || compared;
         (stream.heard, stream.from, stream.pulls) = (now, peer, 0);
     }
 
@@ -214,9 +224,10 @@ impl Supply {
     pub(super) fn subscribe(&mut self, links: &BTreeSet<NodeId>, now: Instant) -> ByPeer {
         let mut wanted = ByPeer::new();
         for (incarnation, stream) in &mut self.streams {
-            let kept = stream.supplier.filter(|peer| links.contains(peer));
-            let next = kept.or(Some(stream.from)).filter(|peer| links.contains(peer));
-            stream.supplier = next.filter(|_| !links.contains(&incarnation.node));
+            let [kept, next] = [stream.supplier, Some(stream.from)].map(|it| it.filter(|peer| links.contains(peer)));
+            let supplier = if stream.failed { next.or(kept) } else { kept.or(next) };
+            stream.failed &= next.is_none();
+            stream.supplier = supplier.filter(|_| !links.contains(&incarnation.node));
             if let Some(peer) = stream.supplier {
                 wanted.entry(peer).or_default().insert(*incarnation);
             }
@@ -380,7 +391,13 @@ mod tests {
         let both = ByPeer::from([(node(2), BTreeSet::new()), (node(3), BTreeSet::from([of(9)]))]);
         assert_eq!(supply.subscribe(&all, start + ROUND * 50), both);
         assert_eq!(supply.subscribe(&links(&[2]), start + ROUND * 51), ByPeer::new(), "no peer has it");
+        values(&mut supply, 9, 4, (0, 11, 12), "beat", true, start + ROUND * 51);
+        assert_eq!(supply.subscribe(&links(&[2]), start + ROUND * 51), ByPeer::new(), "node 4 has no link");
+        values(&mut supply, 9, 3, (0, 12, 13), "beat", false, start + ROUND * 52);
         assert_eq!(supply.subscribe(&all, start + ROUND * 52), one(3, 9), "the link is back");
+        values(&mut supply, 9, 2, (0, 13, 14), "beat", true, start + ROUND * 53);
+        let both = ByPeer::from([(node(3), BTreeSet::new()), (node(2), BTreeSet::from([of(9)]))]);
+        assert_eq!(supply.subscribe(&all, start + ROUND * 53), both, "a comparison was faster");
     }
 
     #[test]
@@ -394,6 +411,19 @@ mod tests {
             (9..200u32).flat_map(|round| supply.pulls(&links(&[2, 3, 9]), last + ROUND * round).into_keys()).collect();
         assert_eq!(pulled.len(), PULLS as usize);
         assert!(pulled.windows(2).all(|pair| pair[0] != pair[1]) && !pulled.contains(&node(9)), "{pulled:?}");
+    }
+
+    #[test]
+    fn a_supplier_that_withholds_two_of_three_heartbeats_is_found_out_each_time() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        (1..=20u32).for_each(|i| beat(&mut supply, 9, 2, u64::from(i), start + ROUND * 4 * i));
+        for i in 7..200u32 {
+            let at = start + ROUND * 12 * i;
+            assert_eq!(supply.pulls(&links(&[2, 3]), at - ROUND).len(), usize::from(i > 7), "{i}");
+            let version = u64::from(i) * 3;
+            values(&mut supply, 9, 2, (0, version - 3, version), "beat", false, at);
+        }
     }
 
     #[test]

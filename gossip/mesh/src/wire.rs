@@ -146,6 +146,8 @@ pub(super) struct Message {
     cluster: String,
     /// Whether it is a push with values of an incarnation that is unknown here.
     unknown: bool,
+    /// Unpacked size of a push, with what was left out.
+    unpacked: usize,
 }
 
 impl Message {
@@ -155,9 +157,9 @@ impl Message {
             return Err(WireError::TooLong);
         }
         if is_push(bytes) {
-            let packed::Push { delta, unknown } = packed::read(bytes, names)?;
+            let packed::Push { delta, unknown, unpacked } = packed::read(bytes, names)?;
             check_order(&delta)?;
-            return Ok(Self { kind: ACK, digest: Vec::new(), delta, cluster: String::new(), unknown });
+            return Ok(Self { kind: ACK, digest: Vec::new(), delta, cluster: String::new(), unknown, unpacked });
         }
         let mut reader = Reader(bytes);
         if reader.array()? != MAGIC {
@@ -168,7 +170,7 @@ impl Message {
             return Err(WireError::Malformed("version"));
         }
         let (digest, delta, cluster) = (Vec::new(), Vec::new(), String::new());
-        let mut message = Self { kind, digest, delta, cluster, unknown: false };
+        let mut message = Self { kind, digest, delta, cluster, unknown: false, unpacked: 0 };
         if matches!(kind, SYN | SYN_ACK) {
             message.digest = (0..reader.u16()?).map(|_| reader.known(names)).collect::<Result<_, _>>()?;
         }
@@ -229,7 +231,7 @@ impl Message {
             Operation::Incarnation { .. } => INCARNATION_BYTES,
             Operation::Value { key, value, .. } => key.len() + value.len(),
         };
-        self.delta.iter().map(bytes).sum()
+        self.delta.iter().map(bytes).sum::<usize>().max(self.unpacked)
     }
 
     /// Leaves out what is not admitted: digest entries of incarnations for which `known` is false,

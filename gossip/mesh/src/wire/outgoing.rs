@@ -35,16 +35,20 @@ impl Fresh {
     }
 }
 
-/// Pushes with these values, at least one incarnation in each.
+/// Pushes with these values: at least one incarnation in each, and none twice.
 pub(crate) fn push(cluster: ClusterId, news: &[&Fresh]) -> Vec<Vec<u8>> {
     let mut bodies: Vec<Vec<u8>> = Vec::new();
+    let mut last = None;
     for Fresh { incarnation, from, values } in news {
         let mut fresh = Vec::new();
         packed::write(&mut fresh, cluster, incarnation, *from, values);
         match bodies.last_mut() {
-            Some(body) if body.len() + fresh.len() <= packed::MAX_PUSH => body.extend(fresh),
+            Some(body) if last != Some(incarnation) && body.len() + fresh.len() <= packed::MAX_PUSH => {
+                body.extend(fresh);
+            }
             _ => bodies.push(fresh),
         }
+        last = Some(incarnation);
     }
     bodies.iter().map(|body| packed::pack(body)).collect()
 }
@@ -102,6 +106,9 @@ mod tests {
         };
         assert_eq!(messages.iter().map(&mut read).collect::<Vec<_>>(), [vec![(7, 1), (4, 2)], vec![(4, 2)]]);
         assert!(messages.iter().all(|message| message.len() < 32_000));
+        let next = Fresh { from: 8, ..short.clone() };
+        let parts = push(ClusterId::from_public_key([1; 32]), &[&short, &next]);
+        assert_eq!(parts.iter().map(&mut read).collect::<Vec<_>>(), [vec![(7, 1)], vec![(8, 1)]]);
     }
 
     #[test]

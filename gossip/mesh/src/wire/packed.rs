@@ -131,6 +131,8 @@ pub(super) struct Push {
     pub(super) delta: Vec<Operation>,
     /// Whether it has values of an incarnation that is unknown here. They are left out.
     pub(super) unknown: bool,
+    /// Size of all operations, in bytes.
+    pub(super) unpacked: usize,
 }
 
 /// Reads a push.
@@ -158,7 +160,7 @@ pub(super) fn read(bytes: &[u8], names: &Names) -> Result<Push, WireError> {
         current = Some(incarnation);
         Ok(incarnation.map(|incarnation| Operation::Incarnation { incarnation, from }))
     })?;
-    Ok(Push { delta: operations.into_iter().flatten().collect(), unknown })
+    Ok(Push { delta: operations.into_iter().flatten().collect(), unknown, unpacked: unpacked.len() })
 }
 
 impl<'a> Reader<'a> {
@@ -318,6 +320,15 @@ mod tests {
         let message = Message::read(&pack(&body(&all)), &mut names()).unwrap();
         assert!(message.names_unknown());
         assert_eq!(message.delta, [Operation::Incarnation { incarnation: incarnation(1), from: 4 }, heartbeat(1)]);
+    }
+
+    /// Otherwise a peer could have this node unpack without end what it leaves out.
+    #[test]
+    fn what_is_left_out_counts_with_its_unpacked_size() {
+        let long = value("lease", &"x".repeat(20_000));
+        let bytes = pack(&body(&[(3, vec![long])]));
+        let message = Message::read(&bytes, &mut names()).unwrap();
+        assert!(bytes.len() < 200 && message.delta.is_empty() && message.delta_bytes() > 20_000);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(crate) fn bare_version(node: NodeId, generation: u64, collected: u64, versio
 }
 
 fn ack_of(delta: Vec<Operation>) -> Vec<u8> {
-    Message { kind: ACK, digest: Vec::new(), delta, cluster: String::new(), unknown: false }.write()
+    Message { kind: ACK, digest: Vec::new(), delta, cluster: String::new(), unknown: false, unpacked: 0 }.write()
 }
 
 /// A SYN whose digest names these incarnations, with these counters.
