@@ -207,6 +207,11 @@ impl Gate {
         self.lock().supply.subscribers(incarnation, links, Instant::now()).collect()
     }
 
+    /// Whether the last new value of this incarnation came from this peer, or the peer is its node.
+    pub(super) fn is_source(&self, incarnation: &Incarnation, peer: &NodeId) -> bool {
+        incarnation.node == *peer || self.lock().supply.is_source(incarnation, peer)
+    }
+
     /// Replaces the limits.
     pub(super) fn set_limits(&self, limits: MeshLimits) {
         self.lock().limits = limits;
@@ -384,7 +389,7 @@ impl State {
         let admitted = self.incarnations.admit(incarnation, naming);
         if admitted {
             if new {
-                self.supply.stir(now);
+                self.supply.on_admitted(incarnation, from, now);
                 self.names.learn(incarnation);
             }
             self.addresses.insert(mesh_socket(&incarnation.node), incarnation.node);

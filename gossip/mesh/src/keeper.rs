@@ -27,6 +27,9 @@ const INCARNATION_BITS: u32 = 16;
 const FAREWELLS: usize = 3;
 /// Part of a round for which new values are collected before they are pushed in one message.
 const PUSH_DELAY: u32 = 5;
+/// Rounds after the start of an incarnation in which all others are new to this node, and so it need
+/// not tell its neighbours of them.
+const ALL_IS_NEW: u32 = 20;
 /// How long chitchat remembers a silent node. After half of it the node's values are no longer
 /// forwarded.
 const DEAD_NODE_GRACE: Duration = Duration::from_secs(3600);
@@ -150,7 +153,8 @@ impl Keeper {
         let chitchat = self.chitchat.chitchat();
         let chitchat = chitchat.lock().await;
         let own = chitchat.self_chitchat_id();
-        let (Found { news, too_much }, own) = (self.news.next(chitchat.node_states(), own), Incarnation::of(own));
+        let (found, own) = (self.news.next(chitchat.node_states(), own), Incarnation::of(own));
+        let Found { news, appeared, too_much } = found;
         drop(chitchat);
         if too_much {
             self.gate.stir();
@@ -163,6 +167,11 @@ impl Keeper {
                 false => self.gate.subscribers(&fresh.incarnation, &links),
             };
             peers.into_iter().for_each(|peer| by_peer.entry(peer).or_default().push(fresh));
+        }
+        // To the neighbours that do not know the incarnation this is the reason to ask.
+        for fresh in appeared.iter().filter(|_| self.born.elapsed() > self.config.interval * ALL_IS_NEW) {
+            let peers = links.iter().filter(|peer| !self.gate.is_source(&fresh.incarnation, peer));
+            peers.for_each(|peer| by_peer.entry(*peer).or_default().push(fresh));
         }
         for (peer, news) in by_peer {
             for message in wire::push(self.config.cluster, &news) {
@@ -218,8 +227,9 @@ impl Keeper {
             let of_peer = Incarnation { node: peer, generation: 0 }..=Incarnation { node: peer, generation: u64::MAX };
             let own: Vec<_> = has.range(of_peer).map(|(own, version)| (*own, *version)).collect();
             if !own.is_empty() {
-                let lacked = incarnations.into_iter().filter_map(|lacked| Some((lacked, *has.get(&lacked)?)));
-                self.adapter.send(peer, wire::pull(&own, &lacked.collect::<Vec<_>>()));
+                let version = |lacked| has.get(lacked).copied().unwrap_or(0);
+                let lacked: Vec<_> = incarnations.iter().map(|lacked| (*lacked, version(lacked))).collect();
+                self.adapter.send(peer, wire::pull(&own, &lacked));
             }
         }
     }

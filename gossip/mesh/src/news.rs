@@ -29,19 +29,26 @@ pub(super) struct News {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) news: Vec<Fresh>,
+    /// The newest value of each incarnation of another node that had none before.
+    pub(super) appeared: Vec<Fresh>,
     /// Whether some incarnation changed by more than can be pushed.
     pub(super) too_much: bool,
 }
 
 impl News {
     /// The values that are new since the last call, of all incarnations. What another node's
-    /// incarnation has when it is seen for the first time is not new: it came by a comparison.
+    /// incarnation has when it is seen for the first time came by a comparison. Peers cannot have
+    /// subscribed to it yet, and may not know it.
     pub(super) fn next(&mut self, states: &BTreeMap<ChitchatId, NodeState>, own: &ChitchatId) -> Found {
         let mut found = Found::default();
         for (id, state) in states {
-            let first = if id == own { 0 } else { state.max_version() };
-            let pushed = self.pushed.entry(id.clone()).or_insert(first);
+            let pushed = self.pushed.entry(id.clone()).or_insert(0);
             if state.max_version() == *pushed {
+                continue;
+            }
+            if *pushed == 0 && id != own {
+                *pushed = state.max_version();
+                found.appeared.extend(newer(id, state, *pushed - 1));
                 continue;
             }
             // The version of a state falls only if chitchat has reset it.
@@ -118,7 +125,8 @@ mod tests {
         set(&mut states, &other, "card", "b");
         let mut news = News::default();
         let found = news.next(&states, &own);
-        assert_eq!(found.news, [fresh(&own, 0, &[("card", "a", 1, 0)])], "the other's came by a comparison");
+        let appeared = vec![fresh(&other, 0, &[("card", "b", 1, 0)])];
+        assert_eq!(found, Found { news: vec![fresh(&own, 0, &[("card", "a", 1, 0)])], appeared, too_much: false });
         for beat in 0..3 {
             set(&mut states, &own, "beat", &beat.to_string());
             let found = news.next(&states, &own);
@@ -146,9 +154,9 @@ mod tests {
             fresh(&own, 1, &[("b", &longest, 2, 0)]),
             fresh(&own, 2, &[("c", &long, 3, 0), ("beat", "x", 4, 0)]),
         ];
-        assert_eq!(news.next(&states, &own), Found { news: parts.into(), too_much: false });
+        assert_eq!(news.next(&states, &own), Found { news: parts.into(), ..Found::default() });
         (0..=PARTS).for_each(|i| states.get_mut(&own).unwrap().set(format!("k{i}"), &longest));
-        assert_eq!(news.next(&states, &own), Found { news: vec![], too_much: true });
+        assert_eq!(news.next(&states, &own), Found { too_much: true, ..Found::default() });
         states.get_mut(&own).unwrap().set("beat", "y");
         let version = 4 + PARTS as u64 + 1;
         assert_eq!(news.next(&states, &own).news, [fresh(&own, version, &[("beat", "y", version + 1, 0)])]);

@@ -139,6 +139,18 @@ impl Supply {
         self.subscriptions.insert(peer, Subscriptions { incarnations, until: Some(now + self.round * SUBSCRIBED) });
     }
 
+    /// Notes a new incarnation that `peer` has named. A peer sends values only of those that it was
+    /// told are known here, so the first ones must be pulled.
+    pub(super) fn on_admitted(&mut self, incarnation: Incarnation, peer: NodeId, now: Instant) {
+        self.gaps.insert((peer, incarnation));
+        self.stir(now);
+    }
+
+    /// Whether the last new value of this incarnation came from this peer.
+    pub(super) fn is_source(&self, incarnation: &Incarnation, peer: &NodeId) -> bool {
+        self.sources.get(incarnation) == Some(peer)
+    }
+
     /// Notes that `peer` sent values of an incarnation unknown here: it must be asked for all.
     pub(super) fn on_unknown(&mut self, peer: NodeId) {
         self.unknown.insert(peer);

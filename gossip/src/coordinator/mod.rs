@@ -361,7 +361,8 @@ impl Coordinator {
         if changes.services {
             self.follow_services(out);
         }
-        let (phase, interval) = (self.phase(), self.view.patience().interval);
+        let bounds = if self.announcements.begins() { self.settings.patience } else { self.view.patience() };
+        let (phase, interval) = (self.phase(), bounds.interval);
         let due = self.announcements.step(phase, interval, now.mono);
         changes |= self.announce(due, now, out);
         self.elect(&mut changes, now, out);

@@ -13,6 +13,10 @@ const REANNOUNCE_PAUSE: Duration = Duration::from_secs(10);
 /// member can convince a peer that it already has our latest version; the peer then stops asking,
 /// and recovers only when a new one appears.
 const REPEAT: Duration = Duration::from_secs(300);
+/// Number of heartbeats after the start that come at the interval of a small cluster. A node is
+/// alive for others from its second one on, and the first ones may be lost: no other node has
+/// subscribed to them yet.
+const FIRST_HEARTBEATS: u32 = 5;
 /// A record of our own that comes back with this sequence number or a higher one is ignored, so
 /// that higher numbers always remain for new records.
 const MAX_SEQ: u64 = 1 << 62;
@@ -80,6 +84,8 @@ pub(super) struct DueRecords {
 #[derive(Debug, Default)]
 pub(super) struct Announcements {
     next_heartbeat: Duration,
+    /// Number of heartbeats announced, up to [`FIRST_HEARTBEATS`].
+    heartbeats: u32,
     /// The phase in the last heartbeat.
     phase: Option<Phase>,
     repeat_at: Duration,
@@ -107,6 +113,11 @@ impl Announcements {
         self.phase == Some(Phase::Gone)
     }
 
+    /// True until the first heartbeats have been announced, which come at a shorter interval.
+    pub(super) fn begins(&self) -> bool {
+        self.heartbeats < FIRST_HEARTBEATS
+    }
+
     /// True if the next heartbeat is due by time.
     pub(super) fn is_heartbeat_due(&self, mono: Duration) -> bool {
         mono >= self.next_heartbeat
@@ -132,6 +143,7 @@ impl Announcements {
         }
         if heartbeat {
             (self.next_heartbeat, self.phase) = (mono + interval, Some(phase));
+            self.heartbeats = FIRST_HEARTBEATS.min(self.heartbeats + 1);
         }
         DueRecords { lease: everything, slow, heartbeat }
     }
@@ -177,6 +189,16 @@ mod tests {
         assert_eq!(announcements.next_deadline(), at(103));
         assert_eq!(announcements.step(Phase::Gone, INTERVAL, at(102)), heartbeat);
         assert!(announcements.has_said_goodbye());
+    }
+
+    #[test]
+    fn the_first_five_heartbeats_are_told_from_later_ones() {
+        let mut announcements = started();
+        let begins = |second| {
+            announcements.step(Phase::Active, INTERVAL, at(100 + second));
+            announcements.begins()
+        };
+        assert_eq!((0..12).map(begins).filter(|begins| *begins).count(), 8, "until the fifth, after 8 s");
     }
 
     #[test]

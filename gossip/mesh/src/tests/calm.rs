@@ -56,6 +56,21 @@ async fn every_heartbeat_reaches_all_in_time_with_few_messages() {
     }
 }
 
+/// Calm nodes compare themselves seldom, and busy ones with few others: a rumour that spreads by
+/// chance alone leaves out some.
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_is_soon_known_to_every_node_of_a_calm_cluster() {
+    let network = MemoryNetwork::default();
+    let (mut peers, first) = calm(&network, 40).await;
+    peers.push(Peer::start(&network, 40, 1, INTERVAL).await);
+    peers[40].mesh.set_members((0..41).map(node).collect());
+    let took = until(&mut peers, "the newcomer's card", all_cards_everywhere).await;
+    assert!(took < INTERVAL * 40, "{took:?}");
+    beat(&mut peers, first).await;
+    beat(&mut peers, first + 1).await;
+    assert!(all_hear(&peers, first + 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_next_heartbeat_shows_a_value_that_was_lost() {
     let network = MemoryNetwork::default();
