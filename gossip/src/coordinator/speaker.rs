@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn the_first_five_heartbeats_are_told_from_later_ones() {
         let mut announcements = started();
-        let begins = |second| {
+        let begins = |second: u64| {
             announcements.step(Phase::Active, INTERVAL, at(100 + second));
             announcements.begins()
         };
