@@ -3,10 +3,12 @@
 //!
 //! A node pushes its own new values over all of its links. What a member without a link to a node
 //! needs, it subscribes to at the neighbour that delivered that node's last heartbeat: the
-//! neighbour had the value first, so subscriptions do not form a circle. A heartbeat that is late
-//! shows that a value was lost or a neighbour failed. The node then pulls from one neighbour after
-//! the other, and the one that delivers becomes the supplier. A message with subscriptions replaces
-//! those before, so that a node gets each heartbeat from one neighbour only.
+//! neighbour had the value first. A heartbeat that is late shows that a value was lost, a neighbour
+//! failed, or nodes wait for each other in a circle. The node then pulls from one neighbour after
+//! the other, and the one that delivers becomes the supplier. Where there is no supplier yet, such
+//! as for a newcomer whose first heartbeat came by a comparison, the next one is pulled at its time.
+//! A message with subscriptions replaces those before, so that a node gets each heartbeat from one
+//! neighbour only.
 //!
 //! While much is new (after a start, when an incarnation appears, when comparisons bring values
 //! that no push brought) the node is *busy*: it compares itself with others in every round.
@@ -54,6 +56,8 @@ struct Stream {
     /// Pulls since the last heartbeat, and the time of the next one.
     pulls: u32,
     pull_at: Instant,
+    /// All pulls: each goes to another neighbour, because one may itself wait for this node.
+    turn: usize,
 }
 
 /// Incarnations by peer: to pull from it, or to subscribe to at it.
@@ -139,8 +143,8 @@ impl Supply {
         self.subscriptions.insert(peer, Subscriptions { incarnations, until: Some(now + self.round * SUBSCRIBED) });
     }
 
-    /// Notes a new incarnation that `peer` has named. A peer sends values only of those that it was
-    /// told are known here, so the first ones must be pulled.
+    /// Notes a new incarnation that `peer` has named. A peer sends values only of those that a
+    /// digest from here has named, so the first ones must be pulled.
     pub(super) fn on_admitted(&mut self, incarnation: Incarnation, peer: NodeId, now: Instant) {
         self.gaps.insert((peer, incarnation));
         self.stir(now);
@@ -195,8 +199,8 @@ impl Supply {
     }
 
     /// Processes a heartbeat whose version is `versions` above the last known one. A node counts a
-    /// version for each value, so more than one shows how many were missed: a supplier that withholds
-    /// some of the heartbeats does not make them expected later.
+    /// version for each value, so more than one shows how many were missed: a supplier that
+    /// withholds some of the heartbeats does not make them expected later.
     fn on_heartbeat(
         &mut self,
         incarnation: Incarnation,
@@ -205,7 +209,16 @@ impl Supply {
         now: Instant,
     ) {
         let (pause, first) = (self.round * LONGEST_PAUSE, self.round * 4);
-        let new = Stream { heard: now, mean: first, from: peer, supplier: None, failed: false, pulls: 0, pull_at: now };
+        let new = Stream {
+            heard: now,
+            mean: first,
+            from: peer,
+            supplier: None,
+            failed: false,
+            pulls: 0,
+            pull_at: now,
+            turn: 0,
+        };
         let stream = self.streams.entry(incarnation).or_insert(new);
         let elapsed = now.saturating_duration_since(stream.heard);
         if !elapsed.is_zero() && elapsed <= pause {
@@ -235,8 +248,13 @@ impl Supply {
     /// and to renew them.
     pub(super) fn subscribe(&mut self, links: &BTreeSet<NodeId>, now: Instant) -> ByPeer {
         let mut wanted = ByPeer::new();
+        let gets = |peer: &NodeId, of: &Incarnation| {
+            self.subscriptions.get(peer).is_some_and(|of_peer| of_peer.incarnations.contains(of))
+        };
         for (incarnation, stream) in &mut self.streams {
-            let [kept, next] = [stream.supplier, Some(stream.from)].map(|it| it.filter(|peer| links.contains(peer)));
+            // A peer that gets the values from here would wait for this node.
+            let can = |peer: &NodeId| links.contains(peer) && !gets(peer, incarnation);
+            let [kept, next] = [stream.supplier, Some(stream.from)].map(|it| it.filter(can));
             let supplier = if stream.failed { next.or(kept) } else { kept.or(next) };
             stream.failed &= next.is_none();
             stream.supplier = supplier.filter(|_| !links.contains(&incarnation.node));
@@ -312,17 +330,20 @@ impl Stream {
         round: Duration,
         now: Instant,
     ) -> Option<NodeId> {
-        let allowed = self.mean + (self.mean / 2 + round * LATE).min(round * LATEST);
-        let late = now.saturating_duration_since(self.heard) > allowed;
+        // Without a link to the node and without a supplier, no push will bring it.
+        let pushed = links.contains(&incarnation.node) || self.supplier.is_some_and(|peer| links.contains(&peer));
+        let grace = if pushed { (self.mean / 2 + round * LATE).min(round * LATEST) } else { Duration::ZERO };
+        let late = now.saturating_duration_since(self.heard) > self.mean + grace;
         if !late || self.pulls == PULLS || now < self.pull_at {
             return None;
         }
         let others: Vec<_> = links.iter().filter(|peer| **peer != incarnation.node).collect();
         // Begins at another place for each incarnation, so that not all go to one peer.
         let first = usize::from(incarnation.node.public_key()[0]);
-        let peer = others.get((first + self.pulls as usize) % others.len().max(1)).map(|peer| **peer);
+        let peer = others.get((first + self.turn) % others.len().max(1)).map(|peer| **peer);
         self.pulls += 1;
-        self.pull_at = now + round * (1 + self.pulls);
+        self.turn += 1;
+        self.pull_at = now + round * (1 + if pushed { self.pulls } else { self.pulls / 2 });
         peer
     }
 }
@@ -461,6 +482,36 @@ mod tests {
         assert!(!supply.is_busy(calm));
         values(&mut supply, 9, 2, (0, 2, 3), "lease", true, calm);
         assert!(supply.is_busy(calm) && !supply.is_busy(calm + ROUND * BUSY_AFTER_NEWS));
+    }
+
+    /// A comparison with a node without a link brings the first heartbeat of a newcomer; and a link
+    /// may close.
+    #[test]
+    fn a_heartbeat_that_no_peer_will_push_is_pulled_at_its_time() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        values(&mut supply, 9, 4, (0, 0, 1), "beat", true, start);
+        beat(&mut supply, 8, 8, 1, start);
+        assert_eq!(supply.subscribe(&links(&[2, 8]), start), ByPeer::new());
+        assert_eq!(supply.pulls(&links(&[2, 8]), start + ROUND * 4), ByPeer::new());
+        // Node 8 has its link no more.
+        assert_eq!(supply.pulls(&links(&[2]), start + ROUND * 5), ByPeer::from([(node(2), [of(8), of(9)].into())]));
+        beat(&mut supply, 9, 2, 2, start + ROUND * 5);
+        assert_eq!(supply.subscribe(&links(&[2]), start + ROUND * 5), one(2, 9));
+    }
+
+    /// Two nodes that subscribe at each other would both wait.
+    #[test]
+    fn a_subscriber_is_no_supplier() {
+        let start = Instant::now();
+        let mut supply = Supply::new(ROUND, start);
+        beat(&mut supply, 9, 2, 1, start);
+        assert_eq!(supply.subscribe(&links(&[2]), start), one(2, 9));
+        supply.on_subscriptions(node(2), BTreeSet::from([of(9)]), start);
+        assert_eq!(supply.subscribe(&links(&[2]), start), ByPeer::from([(node(2), BTreeSet::new())]));
+        supply.on_subscriptions(node(2), BTreeSet::new(), start);
+        beat(&mut supply, 9, 2, 2, start + ROUND * 4);
+        assert_eq!(supply.subscribe(&links(&[2]), start + ROUND * 4), one(2, 9));
     }
 
     #[test]
