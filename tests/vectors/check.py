@@ -465,12 +465,12 @@ def rank(priority, term, node):
 def dead_at(nodes, beats):
     """Milliseconds; None while the node is not alive."""
     interval, least, most = 2000, 10_000, 40_000
-    if 20 * nodes > interval:
-        interval = 20 * nodes
-        least = max(least, 4 * interval)
-        most = max(most, least)
+    interval = max(interval, 40 * (nodes - 16))
+    least = max(least, 3 * interval)
+    most = max(most, least)
+    intervals = 3 if 4 * interval > least else 4
     mean, alive = interval, False
-    allowed = lambda: min(max(4 * mean, least), most)
+    allowed = lambda: min(max(intervals * mean, least), most)
     for before, at in zip(beats, beats[1:]):
         elapsed = at - before
         if elapsed <= most:
