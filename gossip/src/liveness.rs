@@ -40,7 +40,7 @@ const INTERVALS: u32 = 4;
 /// The same in a large cluster: while an interval lasts, a heartbeat has reached all nodes, and a
 /// lost one was pulled from several neighbours.
 const INTERVALS_OF_MANY: u32 = 3;
-/// A heartbeat interval has this time for each node beyond [`FEW`]: so that no more than 200 kB a
+/// A heartbeat interval has this time for each node beyond [`FEW`]: so that at most some 200 kB a
 /// minute reach a node of 200.
 const OF_EACH: Duration = Duration::from_millis(40);
 /// Nodes that do not lengthen the interval: it stays short enough for 100 nodes to notice a death
@@ -278,11 +278,12 @@ mod tests {
                 let mut liveness = Liveness::new(Patience::default());
                 liveness.adapt(before);
                 let mut at = Duration::ZERO;
-                for (beat, nodes) in (0..40).map(|beat| (beat, if beat < 20 { before } else { sends })) {
-                    assert!(beat < 2 || liveness.expire(at).is_empty(), "{before} to {after} nodes, beat {beat}");
+                for (count, nodes) in (0..40).map(|count| (count, if count < 20 { before } else { sends })) {
+                    let expired = liveness.expire(at);
+                    assert!(count < 2 || expired.is_empty(), "{before} to {after} nodes, heartbeat {count}");
                     liveness.on_heartbeat(node(), false, at);
                     at += patience(nodes).interval;
-                    liveness.adapt(if beat < 20 { before } else { reads });
+                    liveness.adapt(if count < 20 { before } else { reads });
                 }
                 assert!(liveness.is_alive(&node()));
             }

@@ -27,8 +27,8 @@ const BURST: f64 = MAX_MESSAGE as f64;
 const SCARCE: f64 = BURST * 0.75;
 /// Least number of rounds between two questions of a calm node.
 const CALM_ROUNDS: u32 = 60;
-/// Bytes of such questions per round, which makes them rarer in clusters of more than fifty.
-const CALM_BYTES: usize = 100;
+/// Bytes of such questions per round, which makes them rarer in clusters of more than forty.
+const CALM_BYTES: usize = 80;
 /// Rounds for which a silent member is asked in every round; then every [`SELDOM`] rounds.
 const PATIENT: u32 = 240;
 /// Rounds between two questions to members that have been silent for longer.
