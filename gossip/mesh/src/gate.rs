@@ -293,8 +293,8 @@ impl Gate {
         }
     }
 
-    /// Reads a message from `from` and leaves out what may not enter chitchat's state. `None` if the
-    /// message is not for chitchat, or nothing is left of a push.
+    /// Reads a message from `from` and leaves out what may not enter chitchat's state. `None` if
+    /// the message is not for chitchat, or nothing is left of a push.
     ///
     /// # Errors
     ///

@@ -27,8 +27,8 @@ const INCARNATION_BITS: u32 = 16;
 const FAREWELLS: usize = 3;
 /// Part of a round for which new values are collected before they are pushed in one message.
 const PUSH_DELAY: u32 = 5;
-/// Rounds after the start of an incarnation in which all others are new to this node, and so it need
-/// not tell its neighbours of them.
+/// Rounds after the start of an incarnation in which all others are new to this node: it need not
+/// push them to its neighbours.
 const ALL_IS_NEW: u32 = 20;
 /// How long chitchat remembers a silent node. After half of it the node's values are no longer
 /// forwarded.

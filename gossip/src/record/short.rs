@@ -11,23 +11,23 @@ use crate::signed::Unverified;
 /// The parts of a heartbeat's record that differ from one to the next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShortHeartbeat {
-    /// [`Heartbeat::seq`].
+    /// As in the record, [`Heartbeat::seq`].
     pub seq: u64,
-    /// [`Heartbeat::phase`].
+    /// As in the record, [`Heartbeat::phase`].
     pub phase: Phase,
-    /// [`Heartbeat::hears`].
+    /// As in the record, [`Heartbeat::hears`].
     pub hears: u16,
-    /// [`Heartbeat::unix`].
+    /// As in the record, [`Heartbeat::unix`].
     pub unix: u64,
-    /// [`Heartbeat::instance`].
+    /// As in the record, [`Heartbeat::instance`].
     pub instance: u64,
     /// The signature of the record.
     pub signature: [u8; 64],
 }
 
 impl ShortHeartbeat {
-    /// The short form of a record of this node; `None` if the record cannot be restored from it byte
-    /// for byte, such as one with a field of a later version. The signature is not checked.
+    /// The short form of a record of this node; `None` if the record cannot be restored from it
+    /// byte for byte, such as one with a field of a later version. The signature is not checked.
     pub fn of(record: &[u8], cluster: ClusterId, node: NodeId) -> Option<Self> {
         let (heartbeat, signature) = Unverified::<Heartbeat>::from_bytes(record).ok()?.unchecked().ok()?;
         let Heartbeat { seq, phase, hears, unix, instance, .. } = heartbeat;
