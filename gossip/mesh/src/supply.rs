@@ -6,9 +6,9 @@
 //! neighbour had the value first. A heartbeat that is late shows that a value was lost, a neighbour
 //! failed, or nodes wait for each other in a circle. The node then pulls from one neighbour after
 //! the other, and the one that delivers becomes the supplier. Where there is no supplier yet, such
-//! as for a newcomer whose first heartbeat came by a comparison, the next one is pulled at its time.
-//! A message with subscriptions replaces those before, so that a node gets each heartbeat from one
-//! neighbour only.
+//! as for a newcomer whose first heartbeat came by a comparison, the next one is pulled when it is
+//! due. A message with subscriptions replaces those before, so that a node gets each heartbeat from
+//! one neighbour only.
 //!
 //! While much is new (after a start, when an incarnation appears, when comparisons bring values
 //! that no push brought) the node is *busy*: it compares itself with others in every round.
