@@ -40,8 +40,8 @@ const INTERVALS: u32 = 4;
 /// The same in a large cluster: while an interval lasts, a heartbeat has reached all nodes, and a
 /// lost one was pulled from several neighbours.
 const INTERVALS_OF_MANY: u32 = 3;
-/// A heartbeat interval has this time for each node beyond [`FEW`]: so that at most some 200 kB a
-/// minute reach a node of 200.
+/// A heartbeat interval has this time for each node beyond [`FEW`]: so that each of 200 nodes sends
+/// less than 200 kB a minute (MEASUREMENTS, "Gossip").
 const OF_EACH: Duration = Duration::from_millis(40);
 /// Nodes that do not lengthen the interval: it stays short enough for 100 nodes to notice a death
 /// after ten seconds, like a small cluster.
