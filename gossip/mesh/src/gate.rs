@@ -36,7 +36,8 @@ use crate::wire::{self, Incarnation, IncarnationDelta, Message, Names, ShortName
 /// that the peer stops sending it.
 const SUPPRESS_FOR: Duration = Duration::from_secs(30);
 /// Each time a peer has sent this number of digests, the last one is answered only with the
-/// incarnations that members announce of themselves.
+/// incarnations that members announce of themselves. Pulls do not count: each names the few values
+/// that it lacks, and a late heartbeat must not wait for the second pull.
 const SELF_ANNOUNCED_EVERY: u32 = 3;
 /// Sustained rate of changes to an incarnation of a member, in bytes per second. An honest node
 /// needs some hundred.
@@ -117,7 +118,7 @@ struct State {
 /// The state of one peer that sends messages.
 struct Peer {
     read: LeakyBucket,
-    /// Number of digests received from it.
+    /// Number of digests received from it, without those of pulls.
     asked: u32,
 }
 
@@ -346,14 +347,14 @@ impl Gate {
                 (values_by_incarnation.incarnation, kept)
             })
             .collect();
-        let push = wire::is_push(bytes);
+        let (push, pull) = (wire::is_push(bytes), message.may_be_pull());
         let mut changed = push;
         changed |= message.retain(
             |incarnation| named.contains(incarnation),
             |incarnation| kept.get(incarnation).copied().unwrap_or(0),
         );
         if message.has_digest() {
-            changed |= message.claim_up_to_date(&state.suppressed(from, &named, now));
+            changed |= message.claim_up_to_date(&state.suppressed(from, &named, pull, now));
         }
         state.peer(from, now).read.add(read);
         if push && kept.values().all(|kept| *kept == 0) {
@@ -452,15 +453,19 @@ impl State {
     }
 
     /// The incarnations of which nothing is sent to a peer whose digest names these: all that it
-    /// does not name and, in every [`SELF_ANNOUNCED_EVERY`]th answer, all that members have not
-    /// announced of themselves.
-    fn suppressed(&mut self, peer: NodeId, named: &BTreeSet<Incarnation>, now: Instant) -> BTreeSet<Incarnation> {
+    /// does not name and, in every [`SELF_ANNOUNCED_EVERY`]th answer unless it is to a pull, all
+    /// that members have not announced of themselves.
+    fn suppressed(
+        &mut self,
+        peer: NodeId,
+        named: &BTreeSet<Incarnation>,
+        pull: bool,
+        now: Instant,
+    ) -> BTreeSet<Incarnation> {
         let peer = self.peer(peer, now);
-        peer.asked = peer.asked.wrapping_add(1);
-        let select = peer
-            .asked
-            .is_multiple_of(SELF_ANNOUNCED_EVERY)
-            .then(|| self.incarnations.newest_self_announced(&self.members));
+        peer.asked = peer.asked.wrapping_add(u32::from(!pull));
+        let limited = !pull && peer.asked.is_multiple_of(SELF_ANNOUNCED_EVERY);
+        let select = limited.then(|| self.incarnations.newest_self_announced(&self.members));
         let select = |incarnation: &Incarnation| select.as_ref().is_none_or(|select| select.contains(incarnation));
         self.incarnations.iter().filter(|incarnation| !named.contains(incarnation) || !select(incarnation)).collect()
     }
@@ -482,5 +487,21 @@ mod tests {
         assert!(gate.read(node(3), &long).is_ok(), "other peers are read");
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(gate.read(node(2), &long).is_ok());
+    }
+
+    /// A late heartbeat is pulled from one neighbour after the other. If any of them answered
+    /// without it, the node could count as dead.
+    #[test]
+    fn a_pull_is_never_answered_without_the_incarnation_that_it_names() {
+        let node = |i| NodeId::from_public_key([i; 32]);
+        let gate = Gate::new(node(1), ClusterId::from_public_key([1; 32]), Duration::from_millis(500));
+        let [own, other] = [1, 3].map(|i| Incarnation { node: node(i), generation: 1 << 16 });
+        let mut state = gate.lock();
+        let named = BTreeSet::from([own, other]);
+        let now = Instant::now();
+        assert!(named.iter().all(|incarnation| state.admit(*incarnation, node(2), now)));
+        let mut left_out = |pull| state.suppressed(node(2), &named, pull, now).contains(&other);
+        assert_eq!([true; 7].map(&mut left_out), [false; 7]);
+        assert_eq!([false; 6].map(&mut left_out), [false, false, true, false, false, true], "a comparison");
     }
 }

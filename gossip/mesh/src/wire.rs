@@ -196,6 +196,11 @@ impl Message {
         matches!(self.kind, SYN | SYN_ACK)
     }
 
+    /// Whether it has the form of a [`pull`]. So has the answer to a question if it has no values.
+    pub(super) fn may_be_pull(&self) -> bool {
+        self.kind == SYN_ACK && self.delta.is_empty()
+    }
+
     /// Whether it is a push with values of an incarnation that is unknown here, which are left out.
     pub(super) fn names_unknown(&self) -> bool {
         self.unknown
