@@ -113,6 +113,17 @@ pub enum Counter {
     /// Streams to the node's own service refused because there were too many.
     LinkStreamsOverLimit,
 
+    /// Datagrams at the WireGuard port that no peer has made, or that are replays.
+    WireguardJunk,
+    /// WireGuard handshakes with a key that is not a peer's.
+    WireguardUnknownKey,
+    /// WireGuard handshakes refused because too many came.
+    WireguardOverRate,
+    /// Packets through the tunnel that are not for links, or not from the peer's own address.
+    WireguardForbidden,
+    /// Streams through the tunnel refused because there were too many.
+    WireguardStreamsOverLimit,
+
     /// Joiners that came while there was no invitation.
     JoinClosed,
     /// Joiners turned away because too many were there at once.

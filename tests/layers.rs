@@ -49,6 +49,7 @@ const DAEMON: Floors = &[
     ("health", 3),
     ("join", 3),
     ("control", 3),
+    ("wireguard", 3),
     ("config", 4),
     ("node", 5),
     ("cli", 6),

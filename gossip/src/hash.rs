@@ -61,6 +61,8 @@ labels! {
     JoinRequest = "rustbalance join request v1",
     /// The transcript of a join, up to what the publisher signs.
     JoinAnswer = "rustbalance join answer v1",
+    /// The channel binding of links through a WireGuard tunnel.
+    WireguardBinding = "rustbalance wireguard binding v1",
     /// The checksum of a state file.
     StateFile = "rustbalance state file",
 }

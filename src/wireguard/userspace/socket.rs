@@ -1,0 +1,94 @@
+//! The UDP sockets of the engine: one for each family, bound to exactly one address.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use tokio::net::UdpSocket;
+
+use super::tunnel::LONGEST_DATAGRAM;
+use crate::wireguard::EngineError;
+
+/// Datagrams that are read before anything is sent.
+const AT_ONCE: usize = 64;
+
+/// One socket, or one of each family.
+pub(super) struct Sockets {
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+}
+
+/// A datagram with its source. One that fills the buffer is longer than any valid one.
+pub(super) type Received = (SocketAddr, Vec<u8>);
+
+impl Sockets {
+    /// Binds the addresses.
+    ///
+    /// # Errors
+    /// [`EngineError::Addresses`] and [`EngineError::Bind`].
+    #[expect(clippy::disallowed_methods, reason = "the one port of the host, and only with --wireguard")]
+    pub(super) async fn bind(addresses: &[SocketAddr]) -> Result<Self, EngineError> {
+        let refused = || EngineError::Addresses(addresses.to_vec());
+        let mut sockets = Self { v4: None, v6: None };
+        for address in addresses {
+            let place = if address.is_ipv4() { &mut sockets.v4 } else { &mut sockets.v6 };
+            // The socket must neither listen on nor send from any other address of the host.
+            if place.is_some() || address.ip().is_unspecified() {
+                return Err(refused());
+            }
+            let socket = UdpSocket::bind(address).await;
+            *place = Some(socket.map_err(|source| EngineError::Bind { address: *address, source })?);
+        }
+        if addresses.is_empty() { Err(refused()) } else { Ok(sockets) }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &UdpSocket> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// The addresses that are bound, with the ports that the system chose for port 0.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.all().filter_map(|socket| socket.local_addr().ok()).collect()
+    }
+
+    /// The addresses without ports.
+    pub(super) fn hosts(&self) -> Vec<IpAddr> {
+        self.addresses().iter().map(SocketAddr::ip).collect()
+    }
+
+    /// Waits for datagrams, and returns those at hand. Cancel-safe. An error of a socket is that of
+    /// an earlier datagram and says nothing about this one.
+    pub(super) async fn receive(&self) -> Vec<Received> {
+        tokio::select! {
+            () = readable(self.v4.as_ref()) => {}
+            () = readable(self.v6.as_ref()) => {}
+        }
+        let mut received = Vec::new();
+        for socket in self.all() {
+            let mut buffer = [0; LONGEST_DATAGRAM + 1];
+            for _ in 0..AT_ONCE {
+                match socket.try_recv_from(&mut buffer) {
+                    Ok((length, from)) => received.push((from, buffer[..length].to_vec())),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(_) => {}
+                }
+            }
+        }
+        received
+    }
+
+    /// Sends a datagram. Waits while the socket's buffer is full.
+    pub(super) async fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
+        let Some(socket) = socket else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
+        socket.send_to(datagram, to).await.map(drop)
+    }
+}
+
+/// Waits until a socket may have a datagram; forever without a socket.
+async fn readable(socket: Option<&UdpSocket>) {
+    match socket {
+        // An error is returned again by the read that follows.
+        Some(socket) => drop(socket.readable().await),
+        None => std::future::pending().await,
+    }
+}
