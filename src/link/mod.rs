@@ -35,7 +35,7 @@ use task::Shared;
 pub use tor::TorRoute;
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 mod connection;
 mod frame;
 pub mod handshake;

@@ -36,6 +36,9 @@ impl RouteKind {
     /// Over Tor, to the node's own onion service. Every member has it.
     pub const TOR: Self = Self(0);
 
+    /// Over WireGuard, between nodes that are willing to know each other's addresses.
+    pub const WIREGUARD: Self = Self(1);
+
     /// The kind of this number (docs/PROTOCOL.md, section 5).
     pub const fn new(number: u8) -> Self {
         Self(number)
@@ -46,6 +49,7 @@ impl fmt::Display for RouteKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::TOR => formatter.write_str("tor"),
+            Self::WIREGUARD => formatter.write_str("wireguard"),
             Self(number) => write!(formatter, "route {number}"),
         }
     }

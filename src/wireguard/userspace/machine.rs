@@ -366,6 +366,12 @@ impl Machine {
         self.peers.get(&node).is_some_and(|peer| peer.is_up(now))
     }
 
+    /// Number of peers, of keys that belong to one, and of tunnels.
+    #[cfg(test)]
+    pub(super) fn sizes(&self) -> (usize, usize, usize) {
+        (self.peers.len(), self.by_key.len(), self.by_index.len())
+    }
+
     /// What is known of each peer.
     pub(super) fn status(&self, now: Instant) -> BTreeMap<NodeId, PeerStatus> {
         self.peers.iter().map(|(node, peer)| (*node, peer.status(now))).collect()

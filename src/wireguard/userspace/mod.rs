@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use self::machine::{Action, Event, Machine, StreamId};
-use self::socket::Sockets;
+use self::socket::{Datagrams, Sockets};
 use self::stream::{TunnelEnd, Wakers};
 use super::{Desired, Engine, EngineError, PeerStatus, TunnelStream};
 use crate::counters::{Counter, Counters};
@@ -33,7 +33,7 @@ mod socket;
 mod stack;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tunnel;
 
 /// Streams of peers that wait for their owner.
@@ -74,8 +74,13 @@ impl Userspace {
         bind: &[SocketAddr],
         counters: Counters,
     ) -> Result<(Self, mpsc::Receiver<TunnelStream>), EngineError> {
-        let sockets = Sockets::bind(bind).await?;
-        let machine = Machine::new(me, sockets.hosts(), counters.clone(), rand::random(), Instant::now());
+        Ok(Self::start_on(me, Sockets::bind(bind).await?, counters))
+    }
+
+    fn start_on(me: NodeId, sockets: impl Datagrams, counters: Counters) -> (Self, mpsc::Receiver<TunnelStream>) {
+        let addresses = sockets.addresses();
+        let hosts = addresses.iter().map(SocketAddr::ip).collect();
+        let machine = Machine::new(me, hosts, counters.clone(), rand::random(), Instant::now());
         let state = EngineState {
             machine,
             actions: Vec::new(),
@@ -85,10 +90,10 @@ impl Userspace {
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
         let (arrivals, receiver) = mpsc::channel(ARRIVALS);
-        let (addresses, stop) = (sockets.addresses(), CancellationToken::new());
+        let stop = CancellationToken::new();
         let task = Task { shared: Arc::clone(&shared), sockets, arrivals, counters };
         tokio::spawn(task.run(stop.clone()));
-        Ok((Self { shared, addresses, stop }, receiver))
+        (Self { shared, addresses, stop }, receiver)
     }
 
     /// The addresses that it sends from and listens on, with their ports.
@@ -149,14 +154,14 @@ impl Shared {
 }
 
 /// Does the IO for the machine.
-struct Task {
+struct Task<D> {
     shared: Arc<Shared>,
-    sockets: Sockets,
+    sockets: D,
     arrivals: mpsc::Sender<TunnelStream>,
     counters: Counters,
 }
 
-impl Task {
+impl<D: Datagrams> Task<D> {
     async fn run(self, stop: CancellationToken) {
         loop {
             let due = self.shared.state.lock().machine.next_timeout();

@@ -1,24 +1,43 @@
 //! The UDP sockets of the engine: one for each family, bound to exactly one address.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::net::UdpSocket;
+use tokio::time::timeout;
 
 use super::tunnel::LONGEST_DATAGRAM;
 use crate::wireguard::EngineError;
 
 /// Datagrams that are read before anything is sent.
 const AT_ONCE: usize = 64;
+/// How long a datagram may wait for room in the socket's buffer. Then it is lost, like others.
+const ROOM: Duration = Duration::from_millis(100);
+
+/// A datagram with its source. One that fills the buffer is longer than any valid one.
+pub(super) type Received = (SocketAddr, Vec<u8>);
+
+/// Sends and receives the datagrams of the engine.
+pub(super) trait Datagrams: Send + Sync + 'static {
+    /// The addresses that it sends from.
+    fn addresses(&self) -> Vec<SocketAddr>;
+
+    /// Waits for datagrams, and returns those at hand. Cancel-safe.
+    fn receive(&self) -> impl Future<Output = Vec<Received>> + Send;
+
+    /// Sends a datagram.
+    ///
+    /// # Errors
+    /// The system's reason why it is not sent.
+    fn send(&self, to: SocketAddr, datagram: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
+}
 
 /// One socket, or one of each family.
 pub(super) struct Sockets {
     v4: Option<UdpSocket>,
     v6: Option<UdpSocket>,
 }
-
-/// A datagram with its source. One that fills the buffer is longer than any valid one.
-pub(super) type Received = (SocketAddr, Vec<u8>);
 
 impl Sockets {
     /// Binds the addresses.
@@ -44,20 +63,16 @@ impl Sockets {
     fn all(&self) -> impl Iterator<Item = &UdpSocket> {
         self.v4.iter().chain(&self.v6)
     }
+}
 
-    /// The addresses that are bound, with the ports that the system chose for port 0.
-    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+impl Datagrams for Sockets {
+    /// With the ports that the system has chosen for port 0.
+    fn addresses(&self) -> Vec<SocketAddr> {
         self.all().filter_map(|socket| socket.local_addr().ok()).collect()
     }
 
-    /// The addresses without ports.
-    pub(super) fn hosts(&self) -> Vec<IpAddr> {
-        self.addresses().iter().map(SocketAddr::ip).collect()
-    }
-
-    /// Waits for datagrams, and returns those at hand. Cancel-safe. An error of a socket is that of
-    /// an earlier datagram and says nothing about this one.
-    pub(super) async fn receive(&self) -> Vec<Received> {
+    /// An error of a socket is that of an earlier datagram and says nothing about the next.
+    async fn receive(&self) -> Vec<Received> {
         tokio::select! {
             () = readable(self.v4.as_ref()) => {}
             () = readable(self.v6.as_ref()) => {}
@@ -76,11 +91,16 @@ impl Sockets {
         received
     }
 
-    /// Sends a datagram. Waits while the socket's buffer is full.
-    pub(super) async fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+    async fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
         let Some(socket) = socket else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
-        socket.send_to(datagram, to).await.map(drop)
+        match socket.try_send_to(datagram, to) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let sent = timeout(ROOM, socket.send_to(datagram, to)).await;
+                sent.unwrap_or_else(|_| Err(io::ErrorKind::WouldBlock.into())).map(drop)
+            }
+            sent => sent.map(drop),
+        }
     }
 }
 

@@ -19,8 +19,9 @@ use crate::wireguard::{WireguardKey, WireguardSecret, channel_binding};
 /// Longest datagram of a tunnel: a packet with header and tag, after padding to 16 bytes.
 pub(super) const LONGEST_DATAGRAM: usize = MTU + 32;
 /// Pauses between handshakes that are not answered. The first are shorter than WireGuard's 5 s, so
-/// that one lost datagram costs a second.
-const HANDSHAKES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(15));
+/// that one lost datagram costs a second; the longest is how long a path that works again may stay
+/// unnoticed.
+const HANDSHAKES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(8));
 
 /// A key of this node, with what bounds the handshakes for it.
 pub(super) struct OwnKey {

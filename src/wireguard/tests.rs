@@ -1,0 +1,3 @@
+//! Links over WireGuard.
+
+mod links;
