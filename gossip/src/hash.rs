@@ -63,6 +63,8 @@ labels! {
     JoinAnswer = "rustbalance join answer v1",
     /// The channel binding of links through a WireGuard tunnel.
     WireguardBinding = "rustbalance wireguard binding v1",
+    /// The key that seals what a node announces of its WireGuard.
+    EndpointSeal = "rustbalance endpoint seal v1",
     /// The checksum of a state file.
     StateFile = "rustbalance state file",
 }

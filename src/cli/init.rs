@@ -7,6 +7,7 @@ use clap::Args;
 use rustbalance_vanity::Prefix;
 
 use super::output::print_line;
+use super::wireguard::{self, ListenOption};
 use super::{Context, vanity};
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial};
@@ -37,6 +38,11 @@ pub(super) struct Options {
     /// Configure Tor with this configuration file for Arti (TOML), which is copied
     #[arg(long, value_name = "FILE")]
     arti_config: Option<PathBuf>,
+    /// Also reach other nodes that have it over WireGuard (UDP), which is faster: they learn this
+    /// node's address. ADDRESS[:PORT] is where to listen, or an IPv4 and an IPv6 address with a
+    /// comma between them [default: the addresses of the default routes, port 7440]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    wireguard: Option<ListenOption>,
     /// Print only the address
     #[arg(short, long)]
     quiet: bool,
@@ -52,6 +58,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     let imported = options.import_key.as_deref().map(import_identity_key).transpose()?;
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
+    let wireguard = wireguard::configure(options.wireguard.as_ref())?;
 
     let draft = Store::create(&context.dir)?;
     let identity = match options.vanity.as_slice() {
@@ -66,7 +73,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     };
     // Before the node is complete, so that `init` can be run again if this fails.
     let ports = vec![PortTarget { port: options.port, target: options.target.clone() }];
-    Config::write_initial(&context.dir, &Initial { ports, arti, ..Initial::default() })?;
+    Config::write_initial(&context.dir, &Initial { ports, arti, wireguard, ..Initial::default() })?;
     let store = found(draft, identity, unix_now(), &mut rand::rng())?;
 
     if options.quiet {

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::output::{plural, print_line, print_note};
 use super::progress::Progress;
 use super::targets::{self, AssignedTargets, TargetOption};
+use super::wireguard::{self, ListenOption};
 use super::{Context, Usage, run, runtime};
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
@@ -64,6 +65,11 @@ pub(super) struct Options {
     /// Configure Tor with this configuration file for Arti (TOML), which is copied
     #[arg(long, value_name = "FILE")]
     arti_config: Option<PathBuf>,
+    /// Also reach other nodes that have it over WireGuard (UDP), which is faster: they learn this
+    /// node's address. ADDRESS[:PORT] is where to listen, or an IPv4 and an IPv6 address with a
+    /// comma between them [default: the addresses of the default routes, port 7440]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    wireguard: Option<ListenOption>,
     /// Run the node afterwards, as `rustbalance run` does
     #[arg(long)]
     run: bool,
@@ -89,6 +95,7 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
     // Before the token is used, because a problem that stops `run` must be found before that.
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;
+    let wireguard = wireguard::configure(options.wireguard.as_ref())?;
     let token = read_token(options.token_file.as_deref())?;
     if !token.is_for(options.cluster) {
         return Err(JoinError::ForeignToken(options.cluster).into());
@@ -117,7 +124,7 @@ async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
         }
     };
     // Before the node is complete, so that the same command can be run again if this fails.
-    let initial = Initial { ports: served, unserved, arti };
+    let initial = Initial { ports: served, unserved, arti, wireguard };
     Config::write_initial(&context.dir, &initial)?;
     drop(persist_joined(draft, &joined)?);
     report(context, options, &joined, &initial)

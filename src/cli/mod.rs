@@ -38,6 +38,8 @@ mod status_view;
 mod targets;
 mod vanity;
 mod vanity_view;
+mod wireguard;
+mod wireguard_view;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
@@ -111,6 +113,8 @@ enum Command {
     Evict(evict::Options),
     /// Search an address that begins with given characters
     Vanity(vanity::Options),
+    /// Show or switch the faster route between nodes that know each other's addresses
+    Wireguard(wireguard::Options),
     /// End an alarm that more nodes have received the address's key than you wanted
     Acknowledge(acknowledge::Options),
 }
@@ -194,6 +198,7 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Resume(options) => runtime::run(resume::execute(&context, options)),
         Command::Evict(options) => runtime::run(evict::execute(&context, options)),
         Command::Vanity(options) => runtime::run(vanity::execute(&context, options)),
+        Command::Wireguard(options) => runtime::run(wireguard::execute(&context, options)),
         Command::Acknowledge(options) => runtime::run(acknowledge::execute(&context, options)),
     }
 }

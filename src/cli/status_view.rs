@@ -9,6 +9,7 @@ use rustbalance_gossip::coordinator::Isolated;
 use rustbalance_gossip::view::Condition;
 
 use super::output::{Paint, bytes, moment, plural, time};
+use super::wireguard_view;
 use crate::control::{AlarmStatus, InvitationStatus, MemberStatus, Status};
 
 /// Most nodes that an alarm names.
@@ -26,6 +27,7 @@ pub(super) fn view(status: &Status, paint: Paint) -> String {
     ports(&mut text, status, paint);
     publication(&mut text, status, paint);
     invitations(&mut text, status, paint);
+    wireguard_view::peers(&mut text, &status.wireguard, paint);
     tail(&mut text, status);
     text
 }
@@ -83,6 +85,7 @@ fn problems(status: &Status) -> Vec<String> {
             status.files_needed
         ));
     }
+    list.extend(wireguard_view::problem(&status.wireguard));
     for port in status.ports.iter().filter(|port| !port.healthy) {
         let why = port.error.as_deref().unwrap_or("not checked yet");
         list.push(format!("port {}: the target {} does not answer: {why}", port.port, port.target));
@@ -355,7 +358,7 @@ fn links(status: &Status) -> String {
     }
 }
 
-fn table(titles: &[&str], right: &[usize]) -> Table {
+pub(super) fn table(titles: &[&str], right: &[usize]) -> Table {
     let mut table = Table::new();
     // Never wrapped to the terminal: a cut line is easier to read than a folded one.
     table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(titles);
@@ -367,7 +370,7 @@ fn table(titles: &[&str], right: &[usize]) -> Table {
     table
 }
 
-fn section(text: &mut String, title: &str, table: &Table, paint: Paint) {
+pub(super) fn section(text: &mut String, title: &str, table: &Table, paint: Paint) {
     let _ = writeln!(text, "\n{}", paint.bold(title));
     for line in table.to_string().lines() {
         let _ = writeln!(text, " {}", line.trim_end());
@@ -375,7 +378,7 @@ fn section(text: &mut String, title: &str, table: &Table, paint: Paint) {
 }
 
 /// The beginning of an address or id.
-fn short(id: &str) -> &str {
+pub(super) fn short(id: &str) -> &str {
     id.get(..SHORT).unwrap_or(id)
 }
 
@@ -472,6 +475,7 @@ mod tests {
             files_needed: 4352,
             alarms: Vec::new(),
             isolated: None,
+            wireguard: WireguardStatus::default(),
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
                 role: Role::Worker,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::keys::{Effect, KeyVisitor, Value};
-use super::{ARTI_FILE_NAME, Config, ConfigError, FILE_NAME, tables, write_new};
+use super::{ARTI_FILE_NAME, Config, ConfigError, FILE_NAME, WireguardConfig, tables, write_new};
 use crate::proxy::PortTarget;
 
 /// Longest comment line, in characters, unless it is a single longer piece without a space.
@@ -21,6 +21,8 @@ pub struct Initial {
     /// The text of the file given with `--arti-config` (see [`super::read_arti`]), which is copied
     /// unchanged; `None` if none was given.
     pub arti: Option<String>,
+    /// `[wireguard]`.
+    pub wireguard: WireguardConfig,
 }
 
 impl Config {
@@ -40,6 +42,7 @@ impl Config {
 pub(super) fn text(initial: &Initial) -> String {
     let mut config = Config {
         ports: initial.ports.clone(),
+        wireguard: initial.wireguard.clone(),
         arti_file: initial.arti.as_ref().map(|_| ARTI_FILE_NAME.into()),
         ..Config::default()
     };

@@ -6,12 +6,14 @@
 //! `docs/CONFIGURATION.md`, and `live` compares two configurations.
 
 use std::ops::{RangeFull, RangeInclusive};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustbalance_gossip::id::ServiceId;
 use toml::de::DeValue;
 
+use super::{WIREGUARD_PORT, WireguardDevice};
 use crate::proxy::Target;
 
 /// When a changed value takes effect.
@@ -215,6 +217,58 @@ impl Value for Target {
 
     fn show(&self) -> String {
         quoted(&self.to_string())
+    }
+
+    fn allowed(_allowed: &RangeFull) -> Option<String> {
+        None
+    }
+}
+
+/// Socket addresses: a list, or a single one without brackets. An address without a port has
+/// [`WIREGUARD_PORT`].
+impl Value for Vec<SocketAddr> {
+    type Allowed = RangeFull;
+
+    fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
+        let why = || Refused::Instead("an address with a port in quotes, as in \"203.0.113.7:7440\", or a list of them".into());
+        let one = |value: &DeValue<'_>| socket_address(value.as_str()?);
+        let all = match value.as_array() {
+            Some(list) => list.iter().map(|item| one(item.get_ref())).collect(),
+            None => one(value).map(|address| vec![address]),
+        };
+        all.ok_or_else(why)
+    }
+
+    fn show(&self) -> String {
+        let shown: Vec<_> = self.iter().map(|address| quoted(&address.to_string())).collect();
+        format!("[{}]", shown.join(", "))
+    }
+
+    fn allowed(_allowed: &RangeFull) -> Option<String> {
+        None
+    }
+}
+
+/// An address with a port, or without one: then it has [`WIREGUARD_PORT`].
+pub(crate) fn socket_address(text: &str) -> Option<SocketAddr> {
+    let bare = || text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+    text.parse().ok().or_else(|| bare().map(|ip| SocketAddr::new(ip, WIREGUARD_PORT)))
+}
+
+impl Value for WireguardDevice {
+    type Allowed = RangeFull;
+
+    fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
+        match value.as_str() {
+            Some("userspace") => Ok(Self::Userspace),
+            _ => Err(Refused::Instead("\"userspace\"".into())),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Userspace => quoted("userspace"),
+        }
     }
 
     fn allowed(_allowed: &RangeFull) -> Option<String> {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use crate::syntax;
 use crate::tor::ServiceLimits;
 
 pub use initial::Initial;
+pub(crate) use keys::socket_address;
 pub use live::LiveConfig;
 pub use reader::{Mistake, Mistakes};
 
@@ -45,6 +47,9 @@ pub const FILE_NAME: &str = "rustbalance.toml";
 pub const ARTI_FILE_NAME: &str = "arti.toml";
 /// Largest configuration file, in bytes: room for Arti's lists of bridges and relays.
 const MAX_FILE: u64 = 1 << 20;
+/// UDP port for WireGuard, unless another is configured: the number of the port for links, so that
+/// operators have one to remember. Not WireGuard's usual 51820, which a tunnel of the host may have.
+pub const WIREGUARD_PORT: u16 = LINK_PORT;
 /// Virtual port of the cluster's first service, to which joining nodes connect.
 pub const JOIN_PORT: u16 = 7441;
 
@@ -119,6 +124,8 @@ pub struct Config {
     pub joins: DoorLimits,
     /// `[gossip]`: limits on the gossip that is kept.
     pub gossip: GossipConfig,
+    /// `[wireguard]`: the faster route between members.
+    pub wireguard: WireguardConfig,
     /// Arti's settings as TOML text; empty for its defaults.
     pub arti: String,
     /// The file that `arti_config` names and from which `arti` was read; `None` without that key.
@@ -178,6 +185,28 @@ impl Default for GossipConfig {
     fn default() -> Self {
         Self { mesh: MeshLimits::default(), waiting: DEFAULT_WAITING }
     }
+}
+
+/// `[wireguard]`: the faster route between members that know each other's addresses.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WireguardConfig {
+    /// True if the node takes part. `None`: it does not, and shows no address to anyone.
+    pub enabled: Option<bool>,
+    /// Where to listen: one IPv4 address, one IPv6 address, or one of each. `None`: the addresses
+    /// that this host's default routes have, with [`WIREGUARD_PORT`].
+    pub listen: Option<Vec<SocketAddr>>,
+    /// The addresses to announce, if other nodes reach this one at others than it listens on.
+    pub endpoints: Option<Vec<SocketAddr>>,
+    /// What carries the packets.
+    pub device: WireguardDevice,
+}
+
+/// What carries WireGuard's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WireguardDevice {
+    /// The daemon itself, without privileges and without a network interface.
+    #[default]
+    Userspace,
 }
 
 impl Config {

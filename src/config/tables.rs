@@ -4,19 +4,24 @@
 //! The initial file, the reader with its errors, `docs/CONFIGURATION.md` and the comparison at a
 //! reload follow from it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use rustbalance_gossip::id::ServiceId;
 
 use super::keys::{Effect, KeyVisitor, duration};
-use super::{ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, NodeConfig, check_virtual_port};
+use super::{
+    ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, NodeConfig, WIREGUARD_PORT, WireguardConfig,
+    check_virtual_port,
+};
 use crate::frame;
 use crate::health::HealthSettings;
 use crate::join::{DoorLimits, MAX_PORTS};
 use crate::link::LinkLimits;
 use crate::proxy::{PortTarget, ProxyLimits, Target};
 use crate::tor::ServiceLimits;
+use crate::wireguard::{MOST_ENDPOINTS, is_possible};
 
 /// Passes all tables and keys to the visitor, in the order in which the initial file has them:
 /// first the keys of the top level.
@@ -31,6 +36,7 @@ pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     links(keys, &mut config.links);
     joins(keys, &mut config.joins);
     gossip(keys, &mut config.gossip);
+    wireguard(keys, &mut config.wireguard);
 }
 
 /// Keys that had another name: table, former name, name. The reader takes the former one too, with
@@ -346,4 +352,38 @@ fn gossip(keys: &mut impl KeyVisitor, it: &mut GossipConfig) {
         &mut it.waiting,
         "Records kept until the certificates of their signer arrive.",
     );
+}
+
+fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
+    let meaning = "A faster route for the cluster's own messages, between nodes that have it. With it, the other members \
+                   learn this node's addresses, and the networks in between see which hosts belong together and when \
+                   they talk. The data of clients still goes over Tor alone.";
+    keys.table("wireguard", Effect::Restart, meaning);
+    keys.optional("enabled", .., &mut it.enabled, true, "Whether this node takes part. It does not unless set.");
+    let example = vec![SocketAddr::from(([203, 0, 113, 7], WIREGUARD_PORT))];
+    let meaning = "Where to listen (UDP): an address of this host with a port, or a list of an IPv4 and an IPv6 address. \
+                   Unless set, the addresses of the default routes.";
+    keys.optional("listen", .., &mut it.listen, example.clone(), meaning);
+    let listen = it.listen.as_deref().unwrap_or_default();
+    let of = |is_ipv4: bool| listen.iter().filter(|address| address.is_ipv4() == is_ipv4).count();
+    keys.require("listen", it.listen.is_none() || (1..=2).contains(&listen.len()) && of(true) < 2 && of(false) < 2, || {
+        "needs one IPv4 address, one IPv6 address, or one of each".into()
+    });
+    let unfit = listen.iter().find(|address| !is_possible(address));
+    keys.require("listen", unfit.is_none(), || {
+        format!("{} is not an address of one network interface with a port", unfit.map(ToString::to_string).unwrap_or_default())
+    });
+    let meaning = "Where other nodes send to this one, if not to the addresses in listen: behind a router, the router's \
+                   address and forwarded port. An empty list: other nodes wait until this one has sent to them.";
+    keys.optional("endpoints", .., &mut it.endpoints, example, meaning);
+    let endpoints = it.endpoints.as_deref().unwrap_or_default();
+    keys.require("endpoints", endpoints.len() <= MOST_ENDPOINTS, || {
+        format!("{} addresses, and at most {MOST_ENDPOINTS} are allowed", endpoints.len())
+    });
+    let unfit = endpoints.iter().find(|address| !is_possible(address));
+    keys.require("endpoints", unfit.is_none(), || {
+        format!("{} is not an address that other nodes can send to", unfit.map(ToString::to_string).unwrap_or_default())
+    });
+    let meaning = "What carries the packets: \"userspace\", the daemon itself, without privileges or a network interface.";
+    keys.key("device", .., &mut it.device, meaning);
 }

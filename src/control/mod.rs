@@ -22,7 +22,7 @@ pub use server::{Handler, bind, serve};
 pub use status::{
     AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
     OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
-    StandInStatus, Status, TrafficStatus, UsageStatus,
+    StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch,
 };
 
 mod client;
@@ -116,6 +116,11 @@ pub enum Request {
     Drain {},
     /// Take clients again.
     Resume {},
+    /// Switch WireGuard on until the next start, as the configuration says. Answered by
+    /// [`Response::Done`] once it runs.
+    WireguardOn {},
+    /// Switch WireGuard off until the next start.
+    WireguardOff {},
     /// Revoke another member.
     Evict {
         /// The node, by the beginning of its address.

@@ -67,6 +67,9 @@ pub struct Status {
     pub files_needed: u64,
     /// Why this node must not publish, admit or rotate keys now; `None` if it may.
     pub isolated: Option<Isolated>,
+    /// The faster route between members that know each other's addresses.
+    #[serde(default)]
+    pub wireguard: WireguardStatus,
 }
 
 /// The progress of the connection to Tor.
@@ -273,6 +276,60 @@ pub struct LinkStatus {
     pub dropped: u64,
     /// The last measured round trip, in milliseconds; `None` before the first answer.
     pub round_trip_ms: Option<u64>,
+}
+
+/// WireGuard on this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireguardStatus {
+    /// Whether it runs.
+    pub state: WireguardSwitch,
+    /// Why it does not run although it is switched on; `None` otherwise.
+    pub problem: Option<String>,
+    /// Where it listens, as address and UDP port.
+    pub listens: Vec<String>,
+    /// The addresses that this node announces to the other members.
+    pub endpoints: Vec<String>,
+    /// The other members; empty while it does not run.
+    pub peers: Vec<WireguardPeerStatus>,
+}
+
+/// Whether WireGuard runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WireguardSwitch {
+    /// It is switched off.
+    #[default]
+    Off,
+    /// It is switched on, and starts.
+    Starting,
+    /// It is switched on, and cannot run.
+    Failed,
+    /// It runs.
+    On,
+}
+
+/// Another member, as WireGuard sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireguardPeerStatus {
+    /// Its address.
+    pub node: String,
+    /// The route by which messages go to it now, such as "wireguard" or "tor"; `None` if there is
+    /// no link with it.
+    pub route: Option<String>,
+    /// Whether WireGuard is proven as a route to it.
+    pub proven: bool,
+    /// Why it is not; `None` if it is.
+    pub reason: Option<String>,
+    /// Where packets to it go, as address and UDP port; `None` if no address is known.
+    pub endpoint: Option<String>,
+    /// The last measured round trip over WireGuard, in milliseconds; `None` before the first.
+    pub round_trip_ms: Option<u64>,
+    /// Time since the last handshake of the tunnel, in seconds; `None` if there is no session.
+    pub last_handshake_seconds: Option<u64>,
+    /// Bytes of WireGuard packets received from it since WireGuard was switched on.
+    pub bytes_in: u64,
+    /// Bytes of WireGuard packets sent to it, likewise.
+    pub bytes_out: u64,
 }
 
 /// An invitation: public, the token is not in it.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::facts::SharedFacts;
 use rustbalance_gossip::id::{ClusterId, NodeId, ServiceId};
@@ -24,7 +25,7 @@ use rustbalance_gossip::record::{Chain, Phase, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_gossip::stand_in::UnattendedPoint;
 use rustbalance_gossip::time::Now;
-use rustbalance_gossip::view::{Condition, View};
+use rustbalance_gossip::view::{Condition, MemberView, View};
 use rustbalance_mesh::{Mesh, Update};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -82,7 +83,12 @@ pub struct Decisions {
     pub phase: watch::Receiver<Condition>,
     /// Why this node is no longer a member; `None` while it is one.
     pub excluded: watch::Receiver<Option<String>>,
+    /// The WireGuard announcements of the members, this node's among them.
+    pub endpoints: watch::Receiver<SealedEndpoints>,
 }
+
+/// The sealed WireGuard announcement of each member that has one.
+pub type SealedEndpoints = BTreeMap<NodeId, VarBytes>;
 
 /// The channels to and from the disk writer (see [`super::writer`]).
 pub struct Disk {
@@ -199,6 +205,7 @@ struct ClusterShell {
     members_changed: bool,
     invitations_changed: bool,
     facts_changed: bool,
+    endpoints_changed: bool,
     /// Senders to notify once the current events have been handled.
     waiting: Vec<oneshot::Sender<()>>,
     cluster: ClusterId,
@@ -220,6 +227,7 @@ struct ClusterShell {
     publishes: watch::Sender<bool>,
     phase: watch::Sender<Condition>,
     excluded: watch::Sender<Option<String>>,
+    endpoints: watch::Sender<SealedEndpoints>,
     /// The state that should be on disk.
     desired: watch::Sender<DesiredState>,
 }
@@ -232,11 +240,13 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
     let (publishes, publishes_watch) = watch::channel(false);
     let (phase, phase_watch) = watch::channel(Condition::Joining);
     let (excluded, excluded_watch) = watch::channel(None);
+    let (endpoints, endpoints_watch) = watch::channel(SealedEndpoints::new());
     let decisions = Decisions {
         services: services_watch,
         publishes: publishes_watch,
         phase: phase_watch,
         excluded: excluded_watch,
+        endpoints: endpoints_watch,
     };
     let (desired, wanted) = watch::channel(DesiredState::default());
     let (stored, stored_term) = watch::channel(0);
@@ -256,6 +266,7 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
         members_changed: false,
         invitations_changed: false,
         facts_changed: false,
+        endpoints_changed: false,
         waiting: Vec::new(),
         cluster,
         alarms,
@@ -270,6 +281,7 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
         publishes,
         phase,
         excluded,
+        endpoints,
         desired,
     };
     let mut driver = Driver::new(Shared(coordinator), shell, clock);
@@ -335,6 +347,7 @@ impl Shell<Shared> for ClusterShell {
             Action::MembersChanged => self.members_changed = true,
             Action::InvitationsChanged => self.invitations_changed = true,
             Action::FactsChanged => self.facts_changed = true,
+            Action::EndpointsChanged => self.endpoints_changed = true,
         }
     }
 
@@ -351,6 +364,10 @@ impl Shell<Shared> for ClusterShell {
         }
         if mem::take(&mut self.facts_changed) {
             self.apply_facts(coordinator.view(), now);
+        }
+        if mem::take(&mut self.endpoints_changed) {
+            let sealed = |member: &MemberView| Some((member.node(), member.endpoint()?.sealed.clone()));
+            sync::publish(&self.endpoints, coordinator.view().members().filter_map(sealed).collect());
         }
         self.decide(&coordinator, now);
         if signed.is_empty() {

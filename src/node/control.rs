@@ -17,9 +17,13 @@ use super::alarms::Alarms;
 use super::cluster::Cluster;
 use super::service_units::ServiceViews;
 use super::status;
+use super::wireguard::WireguardHandle;
+use super::wireguard_status;
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
-use crate::control::{Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus};
+use crate::control::{
+    Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus, WireguardStatus,
+};
 use crate::counters::Counters;
 use crate::discovery::Discovery;
 use crate::keys::AuthoritySecret;
@@ -47,6 +51,7 @@ pub(super) struct RunningParts {
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
     /// The alarms that more nodes joined as publishers with one invitation than it allows.
     pub(super) alarms: Arc<Alarms>,
+    pub(super) wireguard: WireguardHandle,
 }
 
 /// The daemon as seen by the control socket.
@@ -77,6 +82,8 @@ impl Handler for Daemon {
             Request::Drain {} => self.set_draining(true).await,
             Request::Resume {} => self.set_draining(false).await,
             Request::Evict { node } => self.evict(&node).await,
+            Request::WireguardOn {} => self.switch_wireguard(true).await,
+            Request::WireguardOff {} => self.switch_wireguard(false).await,
         }
     }
 }
@@ -188,6 +195,7 @@ impl Daemon {
             files_allowed: Some(self.files.limit).filter(|limit| *limit < u64::MAX),
             files_needed: self.files.needed,
             isolated: None,
+            wireguard: WireguardStatus::default(),
         };
         if let Some(running) = self.running.get() {
             running.fill(&mut status);
@@ -218,7 +226,13 @@ impl RunningParts {
             let ports = service.health.as_ref().map(|health| status::ports(&health.ports()));
             status.ports.extend(ports.unwrap_or_default());
         }
-        status.links = self.links.status().into_iter().map(link_status).collect();
+        let links = self.links.status();
+        let others = |coordinator: &Coordinator, _| {
+            let view = coordinator.view();
+            view.members().map(MemberView::node).filter(|node| *node != view.me()).collect::<Vec<_>>()
+        };
+        status.wireguard = wireguard_status::status(&self.wireguard, &self.cluster.look(others), &links);
+        status.links = links.into_iter().map(link_status).collect();
         status::collect(&self.counters, &part.refused, (self.gossip)());
         status.traffic = status::traffic(&self.counters);
         status.usage = status::usage(self.engine.client_circuits(), self.limits.circuits(), self.proxy.most_streams());

@@ -24,6 +24,7 @@ use super::own_service::OwnServicePart;
 use super::reports::{report_eviction, report_reach, show_phase};
 use super::service_facts;
 use super::supervisor::{PartResult, Supervisor};
+use super::wireguard::{UserspaceStarter, WireguardHandle, WireguardPart};
 use super::writer;
 use crate::balance::check::point_check;
 use crate::clock::unix_now;
@@ -31,9 +32,10 @@ use crate::config::LiveConfig;
 use crate::counters::Counters;
 use crate::discovery::{Discovery, Offer};
 use crate::keys::AuthoritySecret;
-use crate::link::{CarriedJoin, LinkConfig, LinkOutputs, Links, MemberSet, TorRoute};
+use crate::link::{CarriedJoin, LinkConfig, LinkOutputs, Links, MemberSet, Route, TorRoute};
 use crate::store::Store;
-use crate::tor::{Engine, RefusedCounts};
+use crate::tor::{Engine as TorEngine, RefusedCounts};
+use crate::wireguard::{Engine, EngineSlot, WireguardRoute};
 
 /// Time limit for the cluster's task to end, and then for the mesh to spread the goodbye.
 const STOP_STEP: Duration = Duration::from_secs(5);
@@ -41,7 +43,7 @@ const STOP_STEP: Duration = Duration::from_secs(5);
 /// The inputs of [`MeshPart::start`].
 pub(super) struct MeshInputs<'a> {
     /// A Tor engine that is ready.
-    pub(super) engine: &'a Arc<dyn Engine>,
+    pub(super) engine: &'a Arc<dyn TorEngine>,
     pub(super) store: &'a Arc<Store>,
     pub(super) live: &'a LiveConfig,
     /// The virtual ports of each service that this node serves.
@@ -66,6 +68,7 @@ pub(super) struct MeshPart {
     /// Reads how many messages gossip has refused, by reason.
     pub(super) gossip: Box<dyn Fn() -> MeshCounters + Send + Sync>,
     pub(super) alarms: Arc<Alarms>,
+    pub(super) wireguard: WireguardHandle,
 }
 
 impl MeshPart {
@@ -74,7 +77,10 @@ impl MeshPart {
         let MeshInputs { engine, store, authority, .. } = needs;
         let (newest, discovery) = watch::channel(None);
         let (accepted, accepted_watch) = watch::channel(Vec::new());
-        let LinkParts { links, members, carrier, outputs } = start_links(&needs, discovery.clone(), parts)?;
+        let slot = Arc::new(EngineSlot::default());
+        let faster = WireguardRoute::new(Arc::clone(&slot) as Arc<dyn Engine>);
+        let LinkParts { links, members, carrier, outputs } =
+            start_links(&needs, Arc::new(faster), discovery.clone(), parts)?;
         let own_service = OwnServicePart {
             engine: Arc::clone(engine),
             identity: store.node_secret()?,
@@ -111,13 +117,25 @@ impl MeshPart {
             known: known::events(store)?,
         };
         let (cluster, decisions) = start_cluster(cluster_parts, Arc::clone(store), parts);
-        let Decisions { services, publishes, phase, excluded } = decisions;
+        let Decisions { services, publishes, phase, excluded, endpoints } = decisions;
         parts.spawn("membership", end_of_membership(excluded));
         parts.spawn("discovery keys", rotation.run(cluster.clone(), publishes, outputs.offered));
         parts.spawn("report of evictions", report_eviction(outputs.revoked, cluster.clone()));
         parts.spawn("report of links", report_reach(links.reach(), cluster.clone()));
         parts.spawn("report of phases", show_phase(phase));
-        Ok(Self { cluster, services, links, joins: outputs.joins, discovery, gossip, alarms })
+        let wireguard = WireguardPart {
+            starter: Box::new(UserspaceStarter { me: store.node_id(), counters: needs.counters.clone() }),
+            config: needs.live.at_start().wireguard.clone(),
+            store: Arc::clone(store),
+            cluster: cluster.clone(),
+            links: Arc::clone(&links),
+            slot,
+            sealed: endpoints,
+            newest: discovery.clone(),
+        };
+        let (wireguard, task) = wireguard.into_task();
+        parts.start("WireGuard", STOP_STEP, |stop| task.run(stop));
+        Ok(Self { cluster, services, links, joins: outputs.joins, discovery, gossip, alarms, wireguard })
     }
 }
 
@@ -140,6 +158,7 @@ struct Outputs {
 
 fn start_links(
     needs: &MeshInputs<'_>,
+    faster: Arc<dyn Route>,
     discovery: watch::Receiver<Option<Arc<Discovery>>>,
     parts: &mut Supervisor,
 ) -> Result<LinkParts, NodeError> {
@@ -147,7 +166,7 @@ fn start_links(
     let (members, members_watch) = watch::channel(known::members(store)?);
     let config = LinkConfig {
         base: Arc::new(TorRoute::new(Arc::clone(needs.engine))),
-        faster: Vec::new(),
+        faster: vec![faster],
         identity: store.node_secret()?,
         membership: store.membership().clone(),
         discovery,

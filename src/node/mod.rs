@@ -49,6 +49,8 @@ mod service_unit;
 mod service_units;
 mod status;
 mod supervisor;
+mod wireguard;
+mod wireguard_status;
 mod writer;
 
 /// Time limit for stopping the control socket: 10 s for requests in progress, and a margin.

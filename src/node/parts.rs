@@ -44,7 +44,8 @@ pub(super) async fn start(
     let targets = targets(store.cluster().first_service(), config);
     let ports: BTreeMap<_, _> = targets.iter().map(|(service, targets)| (*service, ports(targets))).collect();
     let needs = MeshInputs { engine: &engine, store: &store, live, ports: &ports, authority, counters: &counters };
-    let MeshPart { cluster, services, links, joins, discovery, gossip, alarms } = MeshPart::start(needs, parts).await?;
+    let MeshPart { cluster, services, links, joins, discovery, gossip, alarms, wireguard } =
+        MeshPart::start(needs, parts).await?;
     let admission = AdmissionInputs {
         cluster: cluster.clone(),
         links: Arc::clone(&links),
@@ -92,7 +93,19 @@ pub(super) async fn start(
         Ok(())
     });
     // The cell is set once: a daemon starts its parts once.
-    let running = RunningParts { cluster, links, services, discovery, counters, engine, limits, proxy, gossip, alarms };
+    let running = RunningParts {
+        cluster,
+        links,
+        services,
+        discovery,
+        counters,
+        engine,
+        limits,
+        proxy,
+        gossip,
+        alarms,
+        wireguard,
+    };
     let _ = daemon.running.set(running);
     Ok(())
 }

@@ -177,6 +177,14 @@ kinds! {
         first: Some(empty_list),
         ..row("facts", "Put it back from a backup of this directory, or remove it: other nodes send its facts again.")
     };
+    /// `wireguard.key`: the node's WireGuard keys, one or two, each with the start of its use.
+    /// Absent until WireGuard is first switched on.
+    WireguardKey = KindProperties {
+        since: 2,
+        format: 2,
+        absent: IfAbsent::Default,
+        ..row("wireguard.key", "Remove it: the node makes a new key, and announces it.")
+    };
     /// `services/<address>/identity.key`: the expanded identity key of the service.
     IdentityKey = KindProperties {
         place: Place::Service,

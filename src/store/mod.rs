@@ -54,6 +54,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod version;
+mod wireguard;
 
 /// A folder of state files, and their owner.
 #[derive(Debug, Clone)]
@@ -148,6 +149,7 @@ impl Store {
         self.members()?;
         self.is_draining()?;
         self.alarms()?;
+        self.wireguard_keys()?;
         for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir()] {
             file::make_dir(&dir)?;
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use rustbalance::keys::AuthoritySecret;
+use rustbalance::wireguard::{Announcement, DatedKey, WireguardSecret, seal};
 use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec;
@@ -156,6 +157,7 @@ pub(crate) fn statement_cases(cast: &VectorKeys) -> Vec<(&'static str, Box<dyn V
         ("node_card", Box::new(statement_case(card, alpha()))),
         ("heartbeat", Box::new(statement_case(heartbeat(cast), alpha()))),
         ("intro_points", Box::new(statement_case(intro_points(cast), alpha()))),
+        ("endpoint", Box::new(statement_case(endpoint(cast), alpha()))),
         ("lease", Box::new(statement_case(lease(cluster, node, 5, 100), alpha()))),
         ("publication", Box::new(statement_case(publication, alpha()))),
     ]
@@ -175,6 +177,23 @@ fn served(cast: &VectorKeys) -> Service {
     let (cluster, service) = (cast.cluster(), cast.cluster().first_service());
     let settings = [("later".to_owned(), Setting { version: 1, value: VarBytes(vec![1, 2, 3]) })].into();
     Service { cluster, service, seq: 1, issued: NOW, removed: false, ports: vec![22, 80], settings }
+}
+
+/// Alpha's WireGuard keys during a rotation, and its two addresses.
+pub(crate) fn announcement() -> Announcement {
+    let key = |n| WireguardSecret::from_bytes(&zeroize::Zeroizing::new(bytes(n))).public();
+    let keys = [(0xb1, NOW - 82_800), (0xb2, NOW + 3600)].map(|(n, from)| DatedKey { key: key(n), from });
+    let endpoints = ["203.0.113.7:7440", "[2001:db8::7]:7440"].map(|text| text.parse().unwrap());
+    Announcement { keys: keys.into(), endpoints: endpoints.into() }
+}
+
+/// The nonce under which [`announcement`] is sealed.
+pub(crate) const SEAL_NONCE: [u8; 12] = [0xc5; 12];
+
+fn endpoint(cast: &VectorKeys) -> Endpoint {
+    let (cluster, node, discovery) = (cast.cluster(), cast.alpha.node_id(), cast.discovery(1).secret);
+    let sealed = seal(&announcement(), &discovery, cluster, node, SEAL_NONCE).unwrap();
+    Endpoint { cluster, node, seq: (7 << 32) | 4, sealed }
 }
 
 fn heartbeat(cast: &VectorKeys) -> Heartbeat {
@@ -227,6 +246,7 @@ pub(crate) fn check_view(cast: &VectorKeys, vectors: &Value) {
         (RecordKind::Heartbeat, "heartbeat"),
         (RecordKind::Card, "node_card"),
         (RecordKind::IntroPoints(service), "intro_points"),
+        (RecordKind::Endpoint, "endpoint"),
         (RecordKind::Lease, "lease"),
         (RecordKind::Publication(service), "publication"),
         (invitation, "invitation"),

@@ -21,8 +21,8 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::cast::{NOW, VectorKeys, bytes, sign};
-use crate::records::{PERIOD, lease, nonce, point};
-use crate::{hex, render};
+use crate::records::{PERIOD, SEAL_NONCE, announcement, lease, nonce, point};
+use crate::{hex, render, value_of};
 
 fn node(n: u8) -> NodeId {
     NodeId::from_public_key(bytes(n))
@@ -46,6 +46,7 @@ pub(crate) fn rules(cast: &VectorKeys) -> Value {
         "stand_ins": stand_ins(),
         "revisions": revisions(cast),
         "ring": ring(),
+        "announcement": announced(),
     })
 }
 
@@ -267,6 +268,12 @@ fn point_keys(cast: &VectorKeys) -> Value {
         "encryption_secret": hex(&secrets.encryption),
         "encryption_key": hex(&secrets.encryption_key()),
     })
+}
+
+/// The content of the record `statements.endpoint`, and the nonce under which it is sealed.
+fn announced() -> Value {
+    let content = announcement().to_bytes().unwrap();
+    json!({ "content": hex(&content), "value": value_of(&content), "nonce": hex(&SEAL_NONCE) })
 }
 
 /// The publisher, of three, that stands in at each point.

@@ -217,6 +217,7 @@ STATEMENTS = {
     "node_card": ("rustbalance node card v1", "alpha", 4096),
     "heartbeat": ("rustbalance heartbeat v2", "alpha", 512),
     "intro_points": ("rustbalance intro points v2", "alpha", 12288),
+    "endpoint": ("rustbalance record endpoint", "alpha", 1024),
     "lease": ("rustbalance lease v1", "alpha", 512),
     "publication": ("rustbalance publication v2", "alpha", 2048),
 }
@@ -519,8 +520,30 @@ def check_rules(vectors):
     for case in rules["choices"]:
         equal("choice", choose(case), case["chosen"])
         equal("offered subprotocols", offered(case), case["offered"])
+    check_announcement(vectors)
     check_points(vectors)
     check_publishing(vectors)
+
+
+# 15. WireGuard.
+
+
+def check_announcement(vectors):
+    case, keys = vectors["rules"]["announcement"], vectors["keys"]
+    record = decode(unhex(vectors["statements"]["endpoint"]["statement"]))
+    secret = unhex(keys["discovery_1"]["secret"])
+    key = sha3(b"rustbalance endpoint seal v1\0", secret, record["cluster"], record["node"])
+    nonce, text = record["sealed"][:12], record["sealed"][12:]
+    equal("nonce of the seal", nonce.hex(), case["nonce"])
+    content = AESGCM(key).decrypt(nonce, text, b"")
+    equal("sealed content", content.hex(), case["content"])
+    value = decode(content)
+    equal("announcement", shown(value), case["value"])
+    equal("announcement, written again", encode(value), content)
+    starts = [entry["from"] for entry in value["keys"]]
+    equal("order of the keys", starts, sorted(set(starts)))
+    read = lambda packed: (str(ipaddress.ip_address(packed[:-2])), int.from_bytes(packed[-2:], "big"))
+    equal("addresses", list(map(read, value["endpoints"])), [("203.0.113.7", 7440), ("2001:db8::7", 7440)])
 
 
 def check_points(vectors):

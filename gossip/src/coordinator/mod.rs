@@ -23,6 +23,7 @@ pub use admit::{AdmissionDelay, LISTEN_BEFORE_ADMITTING};
 pub use isolation::Isolated;
 pub use settings::{Action, Event, Leadership, Settings};
 
+use crate::bytes::VarBytes;
 use crate::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use crate::lease::Election;
 use crate::record::{Chain, IntroPoint, Invitation, Member, Phase, RecordKind, Signer, Subprotocol};
@@ -77,6 +78,8 @@ pub struct Coordinator {
     serving: BTreeMap<ServiceId, Serving>,
     /// The services that this node has published, or failed to publish.
     publishing: BTreeMap<ServiceId, Publishing>,
+    /// This node's sealed WireGuard keys and addresses; `None` until it has had any.
+    endpoint: Option<VarBytes>,
     /// One planner for each service of the cluster.
     planners: BTreeMap<ServiceId, Planner>,
 }
@@ -102,6 +105,7 @@ impl Coordinator {
             forwarded: ForwardedFacts::default(),
             serving: BTreeMap::new(),
             publishing: BTreeMap::new(),
+            endpoint: None,
             planners: BTreeMap::from([(first, Planner::new(first))]),
             settings,
         }
@@ -285,6 +289,10 @@ impl Coordinator {
                 self.publishing.entry(service).or_default().set_published(periods);
                 return self.announce_publication(service, now, out);
             }
+            Event::Endpoint { sealed } => {
+                self.endpoint = Some(sealed);
+                return self.announce_endpoint(now, out);
+            }
             Event::Fact(fact) => return self.fold(|view| view.fold_fact(fact, now)),
             Event::KnownMembers(chains) => {
                 let mut changes = Changes::default();
@@ -378,6 +386,9 @@ impl Coordinator {
         }
         if changes.members || changes.revocations {
             out.push(Action::MembersChanged);
+        }
+        if changes.endpoints || changes.members {
+            out.push(Action::EndpointsChanged);
         }
         if changes.invitations {
             out.push(Action::InvitationsChanged);

@@ -8,7 +8,7 @@ use super::{Action, Coordinator, Now};
 use crate::address::mesh_address;
 use crate::id::ServiceId;
 use crate::record::{
-    AnyRecord, Heartbeat, IntroPoints, Lease, MAX_SUBPROTOCOLS, NodeCard, Publication, RecordKind, Role,
+    AnyRecord, Endpoint, Heartbeat, IntroPoints, Lease, MAX_SUBPROTOCOLS, NodeCard, Publication, RecordKind, Role,
 };
 use crate::view::{Changes, RecordRejection};
 
@@ -18,6 +18,7 @@ impl Coordinator {
         let mut changes = Changes::default();
         if due.slow {
             self.announce_card(now, out);
+            changes |= self.announce_endpoint(now, out);
             for service in self.serving.keys().copied().collect::<Vec<_>>() {
                 self.announce_points(service, true, now, out);
             }
@@ -56,6 +57,17 @@ impl Coordinator {
             out.push(Action::Gossip { kind: RecordKind::Card, bytes });
             self.fold(|view| view.fold_card(card, now));
         }
+    }
+
+    /// Announces the WireGuard keys and addresses, if this node has had any since its start.
+    pub(super) fn announce_endpoint(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
+        let Some(sealed) = self.endpoint.clone() else { return Changes::default() };
+        let (cluster, node) = (self.cluster, self.me);
+        let Some((record, bytes)) = self.speaker.sign(|seq| Endpoint { cluster, node, seq, sealed }) else {
+            return Changes::default();
+        };
+        out.push(Action::Gossip { kind: RecordKind::Endpoint, bytes });
+        self.fold(|view| view.fold_endpoint(record, now))
     }
 
     fn announce_heartbeat(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::bytes::VarBytes;
 use crate::id::{NodeId, ServiceId};
 use crate::lease::Timing;
 use crate::liveness::Patience;
@@ -138,6 +139,13 @@ pub enum Event {
         /// The periods, in any order.
         periods: Vec<PublishedPeriod>,
     },
+    /// This node's WireGuard keys and addresses, sealed; empty if it takes no WireGuard packets any
+    /// more. Nothing is announced before the first.
+    Endpoint {
+        /// The content of the record, at most [`Endpoint::MAX_SEALED`](crate::record::Endpoint::MAX_SEALED)
+        /// bytes.
+        sealed: VarBytes,
+    },
     /// A fact that this node has signed with the authority key, or has read from disk.
     Fact(AnyFact),
     /// Members known from the answer to a join or from disk. If there are any, this must be the
@@ -178,6 +186,9 @@ pub enum Action {
     /// Facts of any kind have changed. Update those sent to neighbours and those on disk
     /// ([`crate::view::View::facts`]).
     FactsChanged,
+    /// A member's WireGuard keys or addresses have changed
+    /// ([`crate::view::MemberView::endpoint`]).
+    EndpointsChanged,
     /// Discard the gossiped state and fetch it again: this node took an evicted node for a member,
     /// and that node may have made it believe that it already has the newest records of others.
     RestartGossip,

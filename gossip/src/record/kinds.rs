@@ -30,6 +30,7 @@ macro_rules! record_kinds {
                 Card("card"): $crate::record::NodeCard => fold_card;
                 Heartbeat("beat"): $crate::record::Heartbeat => fold_heartbeat;
                 Lease("lease"): $crate::record::Lease => fold_lease;
+                Endpoint("endpoint"): $crate::record::Endpoint => fold_endpoint;
             }
             keyed {
                 IntroPoints("ipts", $crate::id::ServiceId): $crate::record::IntroPoints => fold_points;
@@ -441,6 +442,7 @@ mod tests {
             RecordKind::Card,
             RecordKind::Heartbeat,
             RecordKind::Lease,
+            RecordKind::Endpoint,
             RecordKind::IntroPoints(service),
             RecordKind::Publication(service),
             RecordKind::Invitation(token),

@@ -1,10 +1,11 @@
 //! The signed statements that nodes gossip.
 //!
-//! A node's own records (card, heartbeat, intro points, lease, publication) are signed by its key
-//! and carry a sequence number that rises over restarts. Facts (invitations, revocations, services)
+//! A node's own records (card, heartbeat, endpoint, intro points, lease, publication) are signed by
+//! its key and carry a sequence number that rises over restarts. Facts (invitations, revocations, services)
 //! are signed by the cluster's authority key, so that any node may forward them.
 
 pub use certificate::{AuthorityCertificate, Chain, ChainError, DiscoveryKey, Member, MemberCertificate, Role};
+pub use endpoint::Endpoint;
 pub use fact::Fact;
 pub use invitation::Invitation;
 pub use kinds::{AnyFact, AnyRecord, KINDS, KindInfo, Listed, MAX_RECORD, OpenError, RecordKind, Signer};
@@ -21,6 +22,7 @@ pub use short::ShortHeartbeat;
 pub use unknown::{MAX_KEY, UnknownFact, UnknownKey};
 
 mod certificate;
+mod endpoint;
 mod fact;
 mod invitation;
 mod kinds;

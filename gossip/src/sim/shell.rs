@@ -42,8 +42,8 @@ impl World {
                     process.leading = None;
                 }
             }
-            // Nothing in the simulation hides records from a node.
-            Action::RestartGossip => {}
+            // Nothing in the simulation hides records from a node, and no node has WireGuard.
+            Action::RestartGossip | Action::EndpointsChanged => {}
             Action::FactsChanged => {
                 self.list_members(host);
                 self.look_at_target(host);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::services::start;
 use super::{Changes, MemberView, RecordRejection, View};
 use crate::lease::TERMS_PER_SECOND;
-use crate::record::{AnyRecord, Heartbeat, IntroPoints, Lease, NodeCard, Phase, Publication, Role};
+use crate::record::{AnyRecord, Endpoint, Heartbeat, IntroPoints, Lease, NodeCard, Phase, Publication, Role};
 use crate::record_kinds;
 use crate::signed::Verified;
 use crate::time::Now;
@@ -84,7 +84,7 @@ impl View {
         node.been_alive |= alive;
         node.last_heard = Some(now.mono);
         self.keep(beat, now)?;
-        Ok(Changes { members: changed, points: changed || restarted, ..Changes::default() })
+        Ok(Changes { members: changed, points: changed || restarted, endpoints: restarted, ..Changes::default() })
     }
 
     /// Whether a heartbeat may be a replay: it is older than [`MAX_AGE`], and its node has been
@@ -146,6 +146,13 @@ impl View {
             self.rank_claims();
         }
         Ok(Changes { leases: true, ..Changes::default() })
+    }
+
+    pub(crate) fn fold_endpoint(&mut self, endpoint: Verified<Endpoint>, now: Now) -> Result<Changes, RecordRejection> {
+        let known = self.nodes.get(&endpoint.node).and_then(MemberView::endpoint);
+        let changed = known.is_none_or(|known| known.sealed != endpoint.sealed);
+        self.keep(endpoint, now)?;
+        Ok(Changes { endpoints: changed, ..Changes::default() })
     }
 
     pub(crate) fn fold_publication(

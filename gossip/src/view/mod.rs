@@ -21,7 +21,7 @@ use crate::id::{AuthorityId, ClusterId, NodeId, ServiceId};
 use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
 use crate::record::{
-    AnyRecord, Heartbeat, Invitation, Lease, Listed, Member, NodeCard, PeriodId, Phase, RecordKind, Revocation, Role,
+    AnyRecord, Endpoint, Heartbeat, Invitation, Lease, Listed, Member, NodeCard, PeriodId, Phase, RecordKind, Revocation, Role,
     ServedPoint,
 };
 use crate::signed::{Check, Strict, Verified};
@@ -141,6 +141,13 @@ impl MemberView {
         self.newest(RecordKind::Lease)
     }
 
+    /// Its newest WireGuard keys and addresses, sealed, if it has announced any since its last
+    /// restart.
+    pub fn endpoint(&self) -> Option<&Verified<Endpoint>> {
+        self.newest::<Endpoint>(RecordKind::Endpoint)
+            .filter(|record| !record.sealed.0.is_empty() && self.is_of_this_start(record.seq))
+    }
+
     /// Its phase, as its newest heartbeat states it; `Joining` before the first.
     pub fn phase(&self) -> Phase {
         self.heartbeat().map_or(Phase::Joining, |beat| beat.phase)
@@ -191,6 +198,8 @@ pub struct Changes {
     pub revocations: bool,
     /// The periods and revisions that publishers announce.
     pub publications: bool,
+    /// The WireGuard keys and addresses that members announce.
+    pub endpoints: bool,
     /// The services of the cluster, and their settings.
     pub services: bool,
     /// A revocation arrived late: a node that counted as a living member had been evicted before.
@@ -206,6 +215,7 @@ impl std::ops::BitOrAssign for Changes {
         self.leases |= other.leases;
         self.revocations |= other.revocations;
         self.publications |= other.publications;
+        self.endpoints |= other.endpoints;
         self.services |= other.services;
         self.heard_evicted_node |= other.heard_evicted_node;
     }

@@ -46,7 +46,9 @@ impl MemberView {
         records.filter(move |record| self.is_of_this_start(record.seq)).map(|record| record.fitness)
     }
 
-    fn is_of_this_start(&self, seq: u64) -> bool {
+    /// Whether a record with this sequence number is of the node's latest start, or of a later one
+    /// than that of its newest heartbeat.
+    pub(super) fn is_of_this_start(&self, seq: u64) -> bool {
         self.heartbeat().is_some_and(|beat| start(seq) >= start(beat.seq))
     }
 

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use rustbalance::control::{
     AlarmStatus, Bootstrap, Handler, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
     OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
-    Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, UsageStatus, bind, call, serve,
+    Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
@@ -149,6 +149,20 @@ pub(crate) fn status_seeds() -> Vec<Seed> {
     ]
 }
 
+fn wireguard_peer() -> WireguardPeerStatus {
+    WireguardPeerStatus {
+        node: world().nodes[2].to_string(),
+        route: Some("wireguard".into()),
+        proven: false,
+        reason: Some("probes have to be answered first".into()),
+        endpoint: Some("203.0.113.8:7440".into()),
+        round_trip_ms: Some(41),
+        last_handshake_seconds: Some(72),
+        bytes_in: 1,
+        bytes_out: 2,
+    }
+}
+
 /// A status in which every list has an entry.
 fn example() -> Status {
     let (node, relay, session_key) = (world().nodes[1].to_string(), format!("${}", "A".repeat(40)), "ab".repeat(32));
@@ -221,5 +235,12 @@ fn example() -> Status {
         files_allowed: None,
         files_needed: 4352,
         isolated: None,
+        wireguard: WireguardStatus {
+            state: WireguardSwitch::On,
+            problem: None,
+            listens: vec!["10.0.0.7:7440".into()],
+            endpoints: vec!["203.0.113.7:7440".into()],
+            peers: vec![wireguard_peer()],
+        },
     }
 }

@@ -63,12 +63,14 @@ pub(crate) fn config(bytes: &[u8]) -> bool {
     assert!(is_toml);
     within_bounds(&config);
     // `init` with the same ports and Arti configuration writes a file that reads back the same.
-    let initial = Initial { ports: config.ports.clone(), unserved: vec![22], arti: Some(config.arti.clone()) };
+    let wireguard = config.wireguard.clone();
+    let (ports, arti) = (config.ports.clone(), Some(config.arti.clone()));
+    let initial = Initial { ports, unserved: vec![22], arti, wireguard };
     fs::remove_file(&file).unwrap();
     fs::remove_file(dir.join(config::ARTI_FILE_NAME)).unwrap();
     Config::write_initial(&dir, &initial).unwrap();
     let again = Config::load(&dir).unwrap();
-    assert_eq!((again.ports, again.arti), (config.ports, config.arti));
+    assert_eq!((again.ports, again.arti, again.wireguard), (config.ports, config.arti, config.wireguard));
     true
 }
 
@@ -97,8 +99,9 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
     let ports = ["127.0.0.1:8080", "[::1]:8443", "unix:/run/a \"b\".sock"];
     let ports =
         ports.iter().zip([80, 443, 22]).map(|(target, port)| PortTarget { port, target: target.parse().unwrap() });
-    Config::write_initial(dir.path(), &Initial { ports: ports.collect(), unserved: vec![22], arti: Some(ARTI.into()) })
-        .unwrap();
+    let (ports, arti) = (ports.collect(), Some(ARTI.into()));
+    let initial = Initial { ports, unserved: vec![22], arti, ..Initial::default() };
+    Config::write_initial(dir.path(), &initial).unwrap();
     let initial = fs::read_to_string(dir.path().join(config::FILE_NAME)).unwrap();
     // Uncomments every default, that is every commented line that is `key = value` and not a
     // sentence.
@@ -119,6 +122,8 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
         Seed::bad("heartbeat", with("[cluster]\nheartbeat = \"20s\"\nlease_ttl = \"30s\"")),
         Seed::bad("no-unit", with("[cluster]\nheartbeat = 2")),
         Seed::bad("two-artis", format!("arti_config = \"arti.toml\"\n{port}[arti]\n")),
+        Seed::good("wireguard", with("[wireguard]\nenabled = true\nlisten = \"10.0.0.7\"\nendpoints = [\"203.0.113.7:9\"]")),
+        Seed::bad("wireguard-listen", with("[wireguard]\nlisten = [\"10.0.0.7:1\", \"10.0.0.8:1\"]")),
         Seed::bad("not-utf8", &b"[node]\n# \xff\n"[..]),
     ]
 }
@@ -134,7 +139,7 @@ struct StateDirectory {
 /// The kinds of state file that an input can be; its first byte is an index into this list.
 /// `identity.key` and `revisions` are in the folder of the service, `point` and `replays` in its
 /// folder `intro`. New kinds are appended, so that the corpus keeps its meaning.
-const FILES: [&str; 19] = [
+const FILES: [&str; 20] = [
     "pending",
     "node.key",
     "master.pub",
@@ -154,6 +159,7 @@ const FILES: [&str; 19] = [
     "draining",
     "version",
     "facts",
+    "wireguard.key",
 ];
 /// Flag: the input is only the payload, and the target adds the header. Otherwise it is the whole
 /// file.
@@ -175,6 +181,7 @@ impl StateDirectory {
         store.put_invitations(&[Verified::sign(world.invitation(3), &authority).unwrap()], NOW).unwrap();
         store.put_revocations(&[Verified::sign(world.revocation(3), &authority).unwrap()]).unwrap();
         store.put_facts(&[later(&authority)], NOW).unwrap();
+        store.put_wireguard_keys(&[7; 40]).unwrap();
         store.raise_term(7).unwrap();
         store.set_draining(true).unwrap();
         let service = store.cluster().first_service();
@@ -275,12 +282,9 @@ pub(crate) fn state(bytes: &[u8]) -> bool {
     GROUND.with(|cell| {
         let ground = cell.get_or_init(StateDirectory::new);
         let dir = ground.dir();
-        let format = if how & OLDER == 0 && matches!(FILES[which], "master.pub" | "version" | "identity.key" | "facts")
-        {
-            2
-        } else {
-            1
-        };
+        let is_of_version_2 =
+            matches!(FILES[which], "master.pub" | "version" | "identity.key" | "facts" | "wireguard.key");
+        let format = if how & OLDER == 0 && is_of_version_2 { 2 } else { 1 };
         let whole = if how & PAYLOAD != 0 { wrapped(FILES[which], format, content) } else { content.to_vec() };
         let taken = match FILES[which] {
             "replays" => replays(&placed(&dir, "services/SERVICE/intro/x.replays"), content),

@@ -16,6 +16,7 @@ use std::cell::OnceCell;
 use tokio::runtime::{Builder, Runtime};
 
 mod control;
+mod endpoint;
 mod files;
 mod frames;
 mod gossip;
@@ -86,6 +87,7 @@ targets! {
     "control": control::request, request_seeds;
     "descriptor": tor::descriptor, descriptor_seeds;
     "discovery": link::discovery, discovery_seeds;
+    "endpoint": endpoint::endpoint, endpoint_seeds;
     "frame": frames::frame, frame_seeds;
     "gossip": gossip::message, message_seeds;
     "handshake": link::handshake, handshake_seeds;

@@ -2,12 +2,13 @@
 //! of a record decides.
 
 use rustbalance_gossip::address::mesh_address;
+use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use rustbalance_gossip::lease::Claim;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::record::{
-    AnyFact, Chain, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SERVICES,
+    AnyFact, Chain, Endpoint, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SERVICES,
     MemberCertificate, NodeCard, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Revocation, Role, Service,
     Signer, Subprotocol,
 };
@@ -165,6 +166,10 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
             let (term, ttl_ms, priority) = (script.number(), script.number() as u32, script.byte());
             unsigned(&key, &Lease { cluster, holder: node, seq, term, priority, ttl_ms })
         }
+        RecordKind::Endpoint => {
+            let sealed = VarBytes(script.bytes().to_vec());
+            unsigned(&key, &Endpoint { cluster, node, seq, sealed })
+        }
         RecordKind::Publication(service) => {
             let mut period = || {
                 let period = PeriodId { number: script.number(), ..PERIOD };
@@ -306,12 +311,12 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         card.byte(0).byte(0).byte(100).byte(1).byte(5)
     };
     let beat = |who: usize, seq: u64| record(who, 1).byte(1).number(seq).byte(1).number(5);
-    let points = |who: usize| record(who, 3).byte(0).byte(1).number(1).byte(0).byte(2).byte(who as u8).byte(20);
+    let points = |who: usize| record(who, 4).byte(0).byte(1).number(1).byte(0).byte(2).byte(who as u8).byte(20);
     let lease = |who: usize, term: u64| record(who, 2).byte(1).number(term).number(term).number(30_000).byte(100);
     let publication =
-        |who: usize| record(who, 4).byte(0).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
-    let invitation = |uses: u8| record(1, 5).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
-    let revocation = |who: usize| record(1, 6).byte(who as u8).byte(1).number(1);
+        |who: usize| record(who, 5).byte(0).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
+    let invitation = |uses: u8| record(1, 6).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
+    let revocation = |who: usize| record(1, 7).byte(who as u8).byte(1).number(1);
     let script = |orders: Vec<ScriptBuilder>| orders.into_iter().flat_map(|orders| orders.0).collect::<Vec<u8>>();
     let again = |who: usize| ScriptBuilder::default().byte(AGAIN).byte(who as u8);
     let wait = ScriptBuilder::default().byte(WAIT).byte(60);

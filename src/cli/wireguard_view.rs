@@ -1,0 +1,109 @@
+//! WireGuard in the status for people.
+
+use super::output::{Paint, bytes, time};
+use super::status_view::{section, short, table};
+use crate::control::{WireguardPeerStatus, WireguardStatus, WireguardSwitch};
+
+/// WireGuard as `rustbalance wireguard status` shows it; ends with a newline.
+pub(super) fn wireguard_view(status: &WireguardStatus, paint: Paint) -> String {
+    let mut text = String::new();
+    let sentence = match (status.state, problem(status)) {
+        (_, Some(problem)) => format!("{problem}\n"),
+        (WireguardSwitch::Off, None) => "WireGuard is off: everything goes over Tor, and no member learns this node's \
+             address.\n"
+            .into(),
+        (WireguardSwitch::Starting, None) => "WireGuard starts.\n".into(),
+        (_, None) => String::new(),
+    };
+    text.push_str(&sentence);
+    peers(&mut text, status, paint);
+    text.trim_start().to_owned()
+}
+
+/// Why WireGuard does not run although it is switched on.
+pub(super) fn problem(status: &WireguardStatus) -> Option<String> {
+    status.problem.as_ref().map(|problem| format!("WireGuard cannot run, so everything goes over Tor: {problem}"))
+}
+
+/// The other members, while WireGuard runs.
+pub(super) fn peers(text: &mut String, status: &WireguardStatus, paint: Paint) {
+    if status.state != WireguardSwitch::On {
+        return;
+    }
+    let mut table = table(&["NODE", "ROUTE", "ROUND TRIP", "HANDSHAKE", "IN", "OUT", "ADDRESS", "NOT PROVEN BECAUSE"], &[2, 3, 4, 5]);
+    for peer in &status.peers {
+        table.add_row(row(peer));
+    }
+    let announced = match status.endpoints.as_slice() {
+        [] => "no address is announced".into(),
+        endpoints => format!("the others learn {}", endpoints.join(" and ")),
+    };
+    section(text, &format!("WireGuard: listens on {}, {announced}", status.listens.join(" and ")), &table, paint);
+}
+
+fn row(peer: &WireguardPeerStatus) -> [String; 8] {
+    let dash = || "-".to_owned();
+    [
+        short(&peer.node).into(),
+        peer.route.clone().unwrap_or_else(dash),
+        peer.round_trip_ms.map_or_else(dash, |milliseconds| format!("{milliseconds} ms")),
+        peer.last_handshake_seconds.map_or_else(dash, |seconds| format!("{} ago", time(seconds))),
+        bytes(peer.bytes_in),
+        bytes(peer.bytes_out),
+        peer.endpoint.clone().unwrap_or_else(dash),
+        peer.reason.clone().unwrap_or_else(dash),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn running() -> WireguardStatus {
+        let proven = WireguardPeerStatus {
+            node: "bb".repeat(8),
+            route: Some("wireguard".into()),
+            proven: true,
+            reason: None,
+            endpoint: Some("203.0.113.8:7440".into()),
+            round_trip_ms: Some(41),
+            last_handshake_seconds: Some(72),
+            bytes_in: 9000,
+            bytes_out: 1 << 21,
+        };
+        let without = WireguardPeerStatus {
+            node: "cc".repeat(8),
+            route: Some("tor".into()),
+            proven: false,
+            reason: Some("it does not announce WireGuard".into()),
+            endpoint: None,
+            round_trip_ms: None,
+            last_handshake_seconds: None,
+            bytes_in: 0,
+            bytes_out: 0,
+        };
+        WireguardStatus {
+            state: WireguardSwitch::On,
+            problem: None,
+            listens: vec!["10.0.0.7:7440".into()],
+            endpoints: vec!["203.0.113.7:7440".into()],
+            peers: vec![proven, without],
+        }
+    }
+
+    #[test]
+    fn each_peer_is_shown_with_its_route_or_the_reason() {
+        insta::assert_snapshot!(wireguard_view(&running(), Paint(false)));
+    }
+
+    #[test]
+    fn what_does_not_run_says_so() {
+        let view = |state, problem: Option<&str>| {
+            let status = WireguardStatus { state, problem: problem.map(str::to_owned), ..WireguardStatus::default() };
+            wireguard_view(&status, Paint(false))
+        };
+        assert!(view(WireguardSwitch::Off, None).contains("is off: everything goes over Tor"));
+        let failed = view(WireguardSwitch::Failed, Some("the port is in use"));
+        assert_eq!(failed, "WireGuard cannot run, so everything goes over Tor: the port is in use\n");
+    }
+}
