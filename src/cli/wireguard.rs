@@ -6,10 +6,10 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 
+use super::Context;
 use super::ask::{self, SHORT, ask, unexpected};
 use super::output::{Paint, print_line, print_note};
 use super::wireguard_view::wireguard_view;
-use super::Context;
 use crate::config::{WIREGUARD_PORT, WireguardConfig, socket_address};
 use crate::control::{Request, Response};
 use crate::wireguard::{default_addresses, is_possible};
@@ -67,7 +67,9 @@ impl FromStr for ListenOption {
         let read = |part: &str| {
             let address = socket_address(part).filter(is_possible);
             address.ok_or_else(|| {
-                format!("{part:?} is not an address of this host, such as 203.0.113.7:{WIREGUARD_PORT} or [2001:db8::7]")
+                format!(
+                    "{part:?} is not an address of this host, such as 203.0.113.7:{WIREGUARD_PORT} or [2001:db8::7]"
+                )
             })
         };
         let listens = text.split(',').filter(|part| !part.is_empty()).map(read).collect::<Result<Vec<_>, _>>()?;
@@ -101,7 +103,11 @@ pub(super) fn configure(option: Option<&ListenOption>) -> anyhow::Result<Wiregua
          forwarded port set `endpoints` in [wireguard]",
         shown.join(" and ")
     ));
-    Ok(WireguardConfig { enabled: Some(true), listen: Some(given.clone()).filter(|given| !given.is_empty()), ..WireguardConfig::default() })
+    Ok(WireguardConfig {
+        enabled: Some(true),
+        listen: Some(given.clone()).filter(|given| !given.is_empty()),
+        ..WireguardConfig::default()
+    })
 }
 
 #[cfg(test)]
@@ -115,7 +121,9 @@ mod tests {
         assert_eq!(read("203.0.113.7"), Ok(vec![SocketAddr::from(([203, 0, 113, 7], WIREGUARD_PORT))]));
         let both = vec!["203.0.113.7:9".parse().unwrap(), "[2001:db8::7]:7440".parse().unwrap()];
         assert_eq!(read("203.0.113.7:9,[2001:db8::7]"), Ok(both));
-        for wrong in ["host", "203.0.113.7:0", "0.0.0.0:7440", "[::]:7440", "10.0.0.1,10.0.0.2", "10.0.0.1,[::2],10.0.0.3"] {
+        for wrong in
+            ["host", "203.0.113.7:0", "0.0.0.0:7440", "[::]:7440", "10.0.0.1,10.0.0.2", "10.0.0.1,[::2],10.0.0.3"]
+        {
             assert!(read(wrong).is_err(), "{wrong}");
         }
     }

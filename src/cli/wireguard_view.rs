@@ -30,7 +30,10 @@ pub(super) fn peers(text: &mut String, status: &WireguardStatus, paint: Paint) {
     if status.state != WireguardSwitch::On {
         return;
     }
-    let mut table = table(&["NODE", "ROUTE", "ROUND TRIP", "HANDSHAKE", "IN", "OUT", "ADDRESS", "NOT PROVEN BECAUSE"], &[2, 3, 4, 5]);
+    let mut table = table(
+        &["NODE", "ROUTE", "ROUND TRIP", "HANDSHAKE", "IN", "OUT", "ADDRESS", "NOT PROVEN BECAUSE"],
+        &[2, 3, 4, 5],
+    );
     for peer in &status.peers {
         table.add_row(row(peer));
     }

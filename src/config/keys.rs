@@ -5,8 +5,8 @@
 //! reads their values from a file, `initial` writes the initial file, `document` (a test) generates
 //! `docs/CONFIGURATION.md`, and `live` compares two configurations.
 
-use std::ops::{RangeFull, RangeInclusive};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::{RangeFull, RangeInclusive};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -230,7 +230,9 @@ impl Value for Vec<SocketAddr> {
     type Allowed = RangeFull;
 
     fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
-        let why = || Refused::Instead("an address with a port in quotes, as in \"203.0.113.7:7440\", or a list of them".into());
+        let why = || {
+            Refused::Instead("an address with a port in quotes, as in \"203.0.113.7:7440\", or a list of them".into())
+        };
         let one = |value: &DeValue<'_>| socket_address(value.as_str()?);
         let all = match value.as_array() {
             Some(list) => list.iter().map(|item| one(item.get_ref())).collect(),

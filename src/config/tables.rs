@@ -366,12 +366,17 @@ fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
     keys.optional("listen", .., &mut it.listen, example.clone(), meaning);
     let listen = it.listen.as_deref().unwrap_or_default();
     let of = |is_ipv4: bool| listen.iter().filter(|address| address.is_ipv4() == is_ipv4).count();
-    keys.require("listen", it.listen.is_none() || (1..=2).contains(&listen.len()) && of(true) < 2 && of(false) < 2, || {
-        "needs one IPv4 address, one IPv6 address, or one of each".into()
-    });
+    keys.require(
+        "listen",
+        it.listen.is_none() || (1..=2).contains(&listen.len()) && of(true) < 2 && of(false) < 2,
+        || "needs one IPv4 address, one IPv6 address, or one of each".into(),
+    );
     let unfit = listen.iter().find(|address| !is_possible(address));
     keys.require("listen", unfit.is_none(), || {
-        format!("{} is not an address of one network interface with a port", unfit.map(ToString::to_string).unwrap_or_default())
+        format!(
+            "{} is not an address of one network interface with a port",
+            unfit.map(ToString::to_string).unwrap_or_default()
+        )
     });
     let meaning = "Where other nodes send to this one, if not to the addresses in listen: behind a router, the router's \
                    address and forwarded port. An empty list: other nodes wait until this one has sent to them.";
@@ -384,6 +389,7 @@ fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
     keys.require("endpoints", unfit.is_none(), || {
         format!("{} is not an address that other nodes can send to", unfit.map(ToString::to_string).unwrap_or_default())
     });
-    let meaning = "What carries the packets: \"userspace\", the daemon itself, without privileges or a network interface.";
+    let meaning =
+        "What carries the packets: \"userspace\", the daemon itself, without privileges or a network interface.";
     keys.key("device", .., &mut it.device, meaning);
 }

@@ -27,7 +27,9 @@ impl Daemon {
             WireguardState::Failed(why) if on => {
                 Response::refused(format!("WireGuard cannot run, and is tried again every few seconds: {why}"))
             }
-            WireguardState::Off if !on => Response::done(format!("WireGuard is off: everything goes over Tor; {until}")),
+            WireguardState::Off if !on => {
+                Response::done(format!("WireGuard is off: everything goes over Tor; {until}"))
+            }
             _ => Response::refused("WireGuard has not changed in time: see `rustbalance wireguard status`"),
         }
     }

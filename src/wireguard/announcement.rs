@@ -79,7 +79,8 @@ impl Announcement {
     /// # Errors
     /// None in practice: it has no type that CBOR lacks.
     pub fn to_bytes(&self) -> Result<Vec<u8>, DecodeError> {
-        let keys = self.keys.iter().map(|dated| ContentKey { key: FixedBytes(*dated.key.as_bytes()), from: dated.from });
+        let keys =
+            self.keys.iter().map(|dated| ContentKey { key: FixedBytes(*dated.key.as_bytes()), from: dated.from });
         let content = Content { keys: keys.collect(), endpoints: self.endpoints.iter().map(packed).collect() };
         codec::encode(&content)
     }
@@ -218,7 +219,8 @@ mod tests {
         let read = |changed: &Announcement| Announcement::from_bytes(&changed.to_bytes().unwrap());
         let none = Announcement { keys: Vec::new(), ..good.clone() };
         assert_eq!(read(&none), Err(AnnouncementError::Keys(0)));
-        let three = Announcement { keys: [100, 200, 300].map(|from| DatedKey { key: key(), from }).into(), ..good.clone() };
+        let three =
+            Announcement { keys: [100, 200, 300].map(|from| DatedKey { key: key(), from }).into(), ..good.clone() };
         assert_eq!(read(&three), Err(AnnouncementError::Keys(3)));
         let turned = Announcement { keys: good.keys.iter().rev().copied().collect(), ..good.clone() };
         assert_eq!(read(&turned), Err(AnnouncementError::Order));
@@ -240,7 +242,8 @@ mod tests {
     fn the_key_in_use_comes_first() {
         let announcement = announcement(&[]);
         let [old, new] = [announcement.keys[0].key, announcement.keys[1].key];
-        for (unix, order) in [(0, [old, new]), (100, [old, new]), (199, [old, new]), (200, [new, old]), (900, [new, old])]
+        for (unix, order) in
+            [(0, [old, new]), (100, [old, new]), (199, [old, new]), (200, [new, old]), (900, [new, old])]
         {
             assert_eq!(announcement.keys_at(unix), order, "at {unix}");
         }

@@ -15,7 +15,10 @@ const ELSEWHERE: [(IpAddr, IpAddr); 2] = [
 /// of IPv4 and one of IPv6. Empty without a default route.
 pub fn default_addresses(port: u16) -> Vec<SocketAddr> {
     let addresses = ELSEWHERE.into_iter().filter_map(|(any, elsewhere)| {
-        #[expect(clippy::disallowed_methods, reason = "asks the kernel for the source address of a route; sends nothing")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "asks the kernel for the source address of a route; sends nothing"
+        )]
         let socket = UdpSocket::bind((any, 0)).ok()?;
         socket.connect((elsewhere, port)).ok()?;
         let source = socket.local_addr().ok()?.ip();

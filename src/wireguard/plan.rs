@@ -105,8 +105,7 @@ impl WireguardPlan {
             actions.push(PlanAction::Apply(Desired { own: secrets, peers: wanted.1.clone() }));
             self.applied = Some(wanted);
         }
-        let announcement =
-            Announcement { keys: situation.own.announced(), endpoints: situation.endpoints.to_vec() };
+        let announcement = Announcement { keys: situation.own.announced(), endpoints: situation.endpoints.to_vec() };
         let announced = (announcement, self.ring.first().copied());
         if self.announced.as_ref() != Some(&announced) {
             actions.push(PlanAction::Announce(announced.0.clone()));

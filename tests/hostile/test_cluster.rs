@@ -47,8 +47,8 @@ pub(crate) struct TestCluster {
     folder: TempDir,
     /// A second service that the nodes serve, if any.
     pub(crate) further: Option<ServiceId>,
-    /// Further lines for the configuration of the daemons.
-    extra: String,
+    /// Further lines for the configuration of the daemon with this name.
+    extra: Box<dyn Fn(&str) -> String + Send + Sync>,
 }
 
 /// One daemon, running or not.
@@ -112,18 +112,25 @@ impl TestCluster {
 
     /// A cluster without nodes, for nodes that already have a state directory.
     pub(crate) fn without_nodes(cluster: ClusterId, folder: TempDir) -> Self {
-        Self { net: FakeNet::new(1, 30), cluster, daemons: Vec::new(), folder, further: None, extra: String::new() }
+        let extra = Box::new(|_: &str| String::new());
+        Self { net: FakeNet::new(1, 30), cluster, daemons: Vec::new(), folder, further: None, extra }
     }
 
     /// A healthy cluster of the publishers alpha and beta and the worker gamma. `extra` is appended
     /// to each configuration.
     pub(crate) async fn start(extra: &str) -> Self {
+        let extra = extra.to_owned();
+        Self::start_each(move |_| extra.clone()).await
+    }
+
+    /// Like [`TestCluster::start`], with further lines for the daemon of each name.
+    pub(crate) async fn start_each(extra: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("alpha");
         let store = found(Store::create(&dir).unwrap(), None, unix_now(), &mut rand::rng()).unwrap();
         let (cluster, id) = (store.cluster(), store.node_id());
         drop(store);
-        let mut test_cluster = Self { extra: extra.to_owned(), ..Self::without_nodes(cluster, folder) };
+        let mut test_cluster = Self { extra: Box::new(extra), ..Self::without_nodes(cluster, folder) };
         test_cluster.add("alpha", id, dir).await;
         until("alpha is published", async || test_cluster.served().await).await;
         let publisher = test_cluster.invite(Role::Publisher, 1).await;
@@ -148,7 +155,7 @@ impl TestCluster {
         let text = format!(
             "[[port]]\nvirtual = 80\ntarget = \"{site}\"\n{further}[health]\ninterval = \"500ms\"\n\
              [cluster]\nheartbeat = \"300ms\"\nlease_ttl = \"3s\"\n{}",
-            self.extra
+            (self.extra)(name)
         );
         std::fs::write(dir.join("rustbalance.toml"), text).unwrap();
         let mut daemon = Daemon {

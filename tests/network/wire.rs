@@ -1,6 +1,7 @@
 //! The ports that a node opens and the receivers of its packets, observed in its network namespace.
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use crate::support::{BINARY, ClusterPermit, Progress, all_served, network};
 
 /// Time limit of a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for a change of the route. A route that was lost must answer several probes before it
+/// is used again.
+const ROUTE_LIMIT: Duration = Duration::from_secs(90);
 /// A DNS resolver at an address reserved for documentation (RFC 5737).
 const RESOLVER: (&str, u16) = ("198.51.100.53", 53);
 
@@ -26,6 +30,69 @@ fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
     let cluster = Cluster::new(network(), BINARY).unwrap().within(&namespace).unwrap();
     let done = run_whole_life(&mut progress, &cluster, &namespace);
     progress.ends(done);
+}
+
+/// The WireGuard addresses of two nodes: the namespace has both.
+const TUNNEL_ENDS: [(&str, &str); 2] = [("alpha", "192.0.2.2"), ("beta", "192.0.2.3")];
+/// Their port, if none is given.
+const TUNNEL_PORT: u16 = 7440;
+
+#[test]
+fn with_wireguard_nodes_send_only_to_relays_and_from_their_one_udp_port() {
+    let _turn = ClusterPermit::take();
+    let mut progress = Progress::new("wireguard");
+    if let Some(reason) = Namespace::impossible() {
+        return progress.report(format_args!("skipped, because a network namespace is not possible here: {reason}"));
+    }
+    let namespace = Arc::new(Namespace::open().unwrap());
+    let cluster = Cluster::new(network(), BINARY).unwrap().with_wireguard(&TUNNEL_ENDS).within(&namespace).unwrap();
+    let done = run_with_wireguard(&mut progress, &cluster, &namespace);
+    progress.ends(done);
+}
+
+fn run_with_wireguard(progress: &mut Progress, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
+    let nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
+    progress.report(format_args!("two nodes are published; the second has joined over Tor"));
+    let linked_over = |route: &str| {
+        cluster.wait_until(&format!("both nodes reach each other over {route}"), ROUTE_LIMIT, || {
+            for (node, other) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
+                let (status, other) = (node.status()?, other.status()?.node);
+                let link = status.links.iter().find(|link| link.peer == other && link.carries);
+                ensure!(link.is_some_and(|link| link.route == route), "{}: {:?}", node.name(), status.wireguard);
+            }
+            Ok(())
+        })
+    };
+    linked_over("wireguard")?;
+    progress.report(format_args!("gossip goes over WireGuard"));
+    let transcript = std::fs::read_to_string(&nodes[1].output_files()[1])?;
+    ensure!(transcript.contains("the other members learn this node's IP addresses"), "join does not say what it costs");
+
+    let udp = namespace.listeners()?.into_iter().filter(|listener| listener.starts_with("udp")).collect::<Vec<_>>();
+    let expected = TUNNEL_ENDS.map(|(_, address)| listening(address));
+    ensure!(udp == expected, "the nodes have the UDP sockets {udp:?}, not {expected:?}");
+    let seen = namespace.capture()?;
+    ensure!(seen.dropped == 0, "the capture dropped {} packets", seen.dropped);
+    let is_end = |address: &str, port| port == TUNNEL_PORT && TUNNEL_ENDS.iter().any(|(_, end)| *end == address);
+    let in_tunnel = |flow: &Flow| {
+        flow.protocol == "udp" && is_end(&flow.source, flow.source_port) && is_end(&flow.target, flow.target_port)
+    };
+    let through: u64 = seen.flows.iter().filter(|flow| in_tunnel(flow)).map(|flow| flow.packets).sum();
+    ensure!(through > 0, "no packet of the tunnel was captured: {seen:?}");
+    let on_loopback = |flow: &Flow| flow.protocol == "tcp" && flow.source == "127.0.0.1" && flow.target == "127.0.0.1";
+    let others = seen.flows.iter().filter(|flow| !in_tunnel(flow) && !on_loopback(flow) && flow.protocol != "icmpv6");
+    let others: Vec<_> = others.collect();
+    ensure!(others.is_empty(), "packets outside of Tor and the tunnel: {others:?}");
+    progress.report(format_args!("of {through} packets in the tunnel, all are from and to the one port of each node"));
+
+    nodes[1].command(&["wireguard", "off"], "", COMMAND_LIMIT)?.ok("wireguard off")?;
+    linked_over("tor")?;
+    let udp = namespace.listeners()?.into_iter().filter(|listener| listener.starts_with("udp")).collect::<Vec<_>>();
+    ensure!(udp == [listening(TUNNEL_ENDS[0].1)], "after `wireguard off` the nodes have the UDP sockets {udp:?}");
+    nodes[1].command(&["wireguard", "on"], "", COMMAND_LIMIT)?.ok("wireguard on")?;
+    linked_over("wireguard")?;
+    progress.report(format_args!("switched off it closes its port, and switched on again it carries gossip"));
+    Ok(())
 }
 
 /// Runs the life of a cluster in the namespace: nodes are created, join, publish, open links and
@@ -76,6 +143,12 @@ fn only_relays_were_sent_to(progress: &mut Progress, namespace: &Namespace, node
     ensure!(after.flows.iter().any(|flow| is_probe(&flow)), "the capture would miss a DNS query: {after:?}");
     progress.report(format_args!("the nodes connected only to relays, as {to_relays} packets show"));
     Ok(())
+}
+
+/// The UDP socket of one end of the tunnel, in the notation of `/proc/net/udp`.
+fn listening(address: &str) -> String {
+    let octets = address.parse::<Ipv4Addr>().map_or([0; 4], |address| address.octets());
+    format!("udp {:08X}:{TUNNEL_PORT:04X}", u32::from_le_bytes(octets))
 }
 
 /// A listener on a port of 127.0.0.1, in the notation of `/proc/net/tcp`.

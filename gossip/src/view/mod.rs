@@ -21,8 +21,8 @@ use crate::id::{AuthorityId, ClusterId, NodeId, ServiceId};
 use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
 use crate::record::{
-    AnyRecord, Endpoint, Heartbeat, Invitation, Lease, Listed, Member, NodeCard, PeriodId, Phase, RecordKind, Revocation, Role,
-    ServedPoint,
+    AnyRecord, Endpoint, Heartbeat, Invitation, Lease, Listed, Member, NodeCard, PeriodId, Phase, RecordKind,
+    Revocation, Role, ServedPoint,
 };
 use crate::signed::{Check, Strict, Verified};
 use crate::time::Now;

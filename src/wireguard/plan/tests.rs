@@ -79,7 +79,8 @@ impl TestNode {
                 }
                 PlanAction::Announce(announcement) => {
                     self.announced += 1;
-                    sealed = sealing::seal(&announcement, &self.ring[0], cluster(), self.id, [self.announced as u8; 12]);
+                    sealed =
+                        sealing::seal(&announcement, &self.ring[0], cluster(), self.id, [self.announced as u8; 12]);
                 }
             }
         }

@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use rustbalance::control::{
     AlarmStatus, Bootstrap, Handler, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
     OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
-    Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve,
+    Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus,
+    WireguardStatus, WireguardSwitch, bind, call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;

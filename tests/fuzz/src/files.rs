@@ -122,7 +122,10 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
         Seed::bad("heartbeat", with("[cluster]\nheartbeat = \"20s\"\nlease_ttl = \"30s\"")),
         Seed::bad("no-unit", with("[cluster]\nheartbeat = 2")),
         Seed::bad("two-artis", format!("arti_config = \"arti.toml\"\n{port}[arti]\n")),
-        Seed::good("wireguard", with("[wireguard]\nenabled = true\nlisten = \"10.0.0.7\"\nendpoints = [\"203.0.113.7:9\"]")),
+        Seed::good(
+            "wireguard",
+            with("[wireguard]\nenabled = true\nlisten = \"10.0.0.7\"\nendpoints = [\"203.0.113.7:9\"]"),
+        ),
         Seed::bad("wireguard-listen", with("[wireguard]\nlisten = [\"10.0.0.7:1\", \"10.0.0.8:1\"]")),
         Seed::bad("not-utf8", &b"[node]\n# \xff\n"[..]),
     ]

@@ -4,6 +4,7 @@
 //! [`Site`], which answers the node's name, so that an answer shows which node served it. The
 //! harness controls daemons through the command line, as an operator does.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,6 +22,7 @@ use node::Common;
 pub use node::{CommandOutput, Node, Token};
 pub use status::{
     IntroPoint, Invitation, Link, Member, OtherPublisher, Period, Publication, Published, Publisher, StandIn, Status,
+    Wireguard, WireguardPeer,
 };
 pub use vitals::Vitals;
 
@@ -45,6 +47,8 @@ const LOG: &str = "";
 pub struct Cluster<'n> {
     network: &'n Network,
     common: Arc<Common>,
+    /// The value of `--wireguard` of the nodes that have it, by name.
+    wireguard: BTreeMap<String, String>,
     nodes: Mutex<Vec<Arc<Node>>>,
     master: Mutex<Option<String>>,
 }
@@ -69,13 +73,22 @@ impl<'n> Cluster<'n> {
             namespace: None,
             log: filters.to_owned(),
         };
-        Ok(Self { network, common: Arc::new(common), nodes: Mutex::default(), master: Mutex::default() })
+        let (common, wireguard) = (Arc::new(common), BTreeMap::new());
+        Ok(Self { network, common, wireguard, nodes: Mutex::default(), master: Mutex::default() })
     }
 
     /// Puts each node's Tor client behind a cable that can be cut. To be called before any node is
     /// made.
     pub fn cabled(mut self) -> Self {
         Arc::make_mut(&mut self.common).cabled = true;
+        self
+    }
+
+    /// Makes the nodes of these names with `--wireguard`, each listening on its address. To be called
+    /// before any node is made.
+    pub fn with_wireguard(mut self, listens: &[(&str, &str)]) -> Self {
+        self.wireguard =
+            listens.iter().map(|(name, address)| ((*name).into(), format!("--wireguard={address}"))).collect();
         self
     }
 
@@ -116,7 +129,8 @@ impl<'n> Cluster<'n> {
         let node = self.vacant(name)?;
         let target = node.site().addr().to_string();
         let arti = node.arti().to_string_lossy().into_owned();
-        let words = [&["init", "--target", &target, "--arti-config", &arti], options].concat();
+        let mut words = [&["init", "--target", &target, "--arti-config", &arti], options].concat();
+        words.extend(self.wireguard.get(name).map(String::as_str));
         let output = node.command(&words, "", INIT_PATIENCE)?.ok("init")?;
         let address = onion_in(&output).with_context(|| format!("init does not print the address: {output}"))?;
         *self.master.lock() = Some(address);
@@ -140,7 +154,8 @@ impl<'n> Cluster<'n> {
         let target = node.site().addr().to_string();
         let arti = node.arti().to_string_lossy().into_owned();
         let master = self.onion()?;
-        let words = ["join", &master, "--token-file", "-", "--target", &target, "--arti-config", &arti];
+        let mut words = vec!["join", &master, "--token-file", "-", "--target", &target, "--arti-config", &arti];
+        words.extend(self.wireguard.get(node.name()).map(String::as_str));
         node.command(&words, &format!("{}\n", token.0), JOIN_PATIENCE)
     }
 

@@ -39,6 +39,8 @@ pub struct Status {
     pub refused: BTreeMap<String, u64>,
     /// How often the discovery key has been changed.
     pub discovery_generation: u32,
+    /// The faster route to other members.
+    pub wireguard: Wireguard,
 }
 
 /// The node that publishes.
@@ -142,6 +144,10 @@ pub struct Published {
 pub struct Link {
     /// The onion address of the other member.
     pub peer: String,
+    /// `tor` or `wireguard`.
+    pub route: String,
+    /// Whether messages to the other member go over it.
+    pub carries: bool,
     /// Frames read.
     pub frames_in: u64,
     /// Frames written.
@@ -150,6 +156,28 @@ pub struct Link {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
+}
+
+/// WireGuard on the reporting node.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Wireguard {
+    /// `off`, `starting`, `failed` or `on`.
+    pub state: String,
+    /// Where it listens.
+    pub listens: Vec<String>,
+    /// The other members.
+    pub peers: Vec<WireguardPeer>,
+}
+
+/// Another member, as WireGuard sees it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct WireguardPeer {
+    /// Its onion address.
+    pub node: String,
+    /// The route of the messages to it: `wireguard`, `tor`, or `None` without a link.
+    pub route: Option<String>,
+    /// Why WireGuard is not proven; `None` if it is.
+    pub reason: Option<String>,
 }
 
 /// An invitation.
