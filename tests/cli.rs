@@ -60,9 +60,20 @@ fn help_names_every_command() {
     let home = tempfile::tempdir().unwrap();
     let done = run(home.path(), &["--help"]);
     assert_eq!(done.code, 0);
-    for command in
-        ["init", "run", "invite", "join", "status", "leave", "drain", "resume", "evict", "acknowledge", "vanity"]
-    {
+    for command in [
+        "init",
+        "run",
+        "invite",
+        "join",
+        "status",
+        "leave",
+        "drain",
+        "resume",
+        "evict",
+        "acknowledge",
+        "vanity",
+        "wireguard",
+    ] {
         assert!(done.out.contains(&format!("\n  {command} ")), "{command} is not in\n{}", done.out);
         assert_eq!(run(home.path(), &[command, "--help"]).code, 0);
     }
@@ -86,6 +97,9 @@ fn wrong_usage_has_exit_code_2() {
         &["invite", "--revoke", "abcd", "--role", "worker"],
         &["join", "abc.onion"],
         &["evict", "x/y"],
+        &["init", "--wireguard=0.0.0.0:7440"],
+        &["init", "--wireguard=10.0.0.1,10.0.0.2"],
+        &["wireguard"],
     ] {
         let done = run(home.path(), wrong);
         assert_eq!(done.code, 2, "{wrong:?}: {}", done.err);
@@ -94,6 +108,25 @@ fn wrong_usage_has_exit_code_2() {
     let done = run(home.path(), &["init", "--target", "example.com:80"]);
     assert!(done.err.contains("is not on this host"), "{}", done.err);
     assert!(contents(home.path()).is_empty());
+}
+
+#[test]
+fn init_with_wireguard_says_what_it_costs_and_writes_it() {
+    let home = tempfile::tempdir().unwrap();
+    let (with, without) = (home.path().join("with"), home.path().join("without"));
+    let done = run(&with, &["init", "--wireguard=203.0.113.7"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.err.contains("the other members learn this node's IP addresses"), "{}", done.err);
+    assert!(done.err.contains("203.0.113.7:7440"), "{}", done.err);
+    let config = std::fs::read_to_string(with.join("rustbalance.toml")).unwrap();
+    assert!(
+        config.contains("\nenabled = true\n") && config.contains("\nlisten = [\"203.0.113.7:7440\"]\n"),
+        "{config}"
+    );
+    let done = run(&without, &["init"]);
+    assert_eq!((done.code, done.err.contains("WireGuard")), (0, false), "{}", done.err);
+    let config = std::fs::read_to_string(without.join("rustbalance.toml")).unwrap();
+    assert!(config.contains("\n# enabled = true\n"), "{config}");
 }
 
 #[test]
@@ -111,6 +144,8 @@ fn commands_for_a_daemon_that_does_not_run_have_exit_code_3() {
         &["resume"],
         &["evict", "abcdefgh"],
         &["acknowledge", "abcd1234"],
+        &["wireguard", "status"],
+        &["wireguard", "off"],
     ] {
         let done = run(&dir, command);
         assert_eq!(done.code, 3, "{command:?}: {}", done.err);

@@ -52,9 +52,9 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
 }
 
 /// What a node gives up with WireGuard.
-const GIVEN_UP: &str = "with WireGuard, the other members learn this node's IP addresses and it learns theirs, and whoever \
-    watches the network on the way sees which hosts belong together and when they talk. Without it they see only Tor. \
-    Clients' data still goes over Tor alone, and clients learn no address";
+const GIVEN_UP: &str = "with WireGuard, the other members learn this node's IP addresses, and an observer of the network \
+    sees which hosts belong together and when they talk. Without it, they see only Tor. Clients' data still goes over \
+    Tor alone, and clients learn no address";
 
 /// The value of `--wireguard`: where to listen; empty for the addresses of the default routes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -47,8 +47,8 @@ pub const FILE_NAME: &str = "rustbalance.toml";
 pub const ARTI_FILE_NAME: &str = "arti.toml";
 /// Largest configuration file, in bytes: room for Arti's lists of bridges and relays.
 const MAX_FILE: u64 = 1 << 20;
-/// UDP port for WireGuard, unless another is configured: the number of the port for links, so that
-/// operators have one to remember. Not WireGuard's usual 51820, which a tunnel of the host may have.
+/// UDP port for WireGuard, unless another is configured: the number of the port for links. Not
+/// WireGuard's usual 51820, which a tunnel of the host itself may have.
 pub const WIREGUARD_PORT: u16 = LINK_PORT;
 /// Virtual port of the cluster's first service, to which joining nodes connect.
 pub const JOIN_PORT: u16 = 7441;

@@ -2,7 +2,7 @@
 //! randomness.
 //!
 //! The peers are the members whose announcement this node can open. They come and go with the
-//! membership: an evicted node is no peer from the next step on. Its keys follow its announcement
+//! membership: an evicted node leaves with the next step. Its keys follow its announcement
 //! at once. Its addresses do so only while the route to it is not proven: a tunnel that works
 //! follows a peer that moves by itself, and a change would interrupt it.
 

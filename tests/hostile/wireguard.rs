@@ -1,5 +1,5 @@
-//! The faster route over WireGuard between whole daemons: that it comes up, carries gossip, gives way
-//! to Tor and returns; and a member that abuses it. The datagrams are real, over loopback.
+//! The faster route over WireGuard between whole daemons: that it comes up, carries gossip, gives
+//! way to Tor and returns; and a member that abuses it. The datagrams are real, over loopback.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -198,7 +198,7 @@ async fn a_member_that_announces_a_wrong_address_or_key_gains_a_few_packets() {
     let raw_gossip = mallory.speak(&test_cluster, &mut raw_links).await;
     let victim = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let (cluster, node) = (test_cluster.cluster, mallory.id());
-    let seq = |number| 1 << 32 | number;
+    let seq = |number: u64| 1 << 32 | number;
     let beat = Heartbeat { cluster, node, seq: seq(2), phase: Phase::Active, hears: 2, unix: unix_now(), instance: 1 };
     raw_gossip.announce(RecordKind::Heartbeat, &mallory.sign(beat));
     let discovery = mallory.store.discovery().unwrap();

@@ -142,8 +142,8 @@ pub enum Event {
     /// This node's WireGuard keys and addresses, sealed; empty if it takes no WireGuard packets any
     /// more. Nothing is announced before the first.
     Endpoint {
-        /// The content of the record, at most [`Endpoint::MAX_SEALED`](crate::record::Endpoint::MAX_SEALED)
-        /// bytes.
+        /// The content of the record, at most
+        /// [`Endpoint::MAX_SEALED`](crate::record::Endpoint::MAX_SEALED) bytes.
         sealed: VarBytes,
     },
     /// A fact that this node has signed with the authority key, or has read from disk.

@@ -1,8 +1,8 @@
 //! The signed statements that nodes gossip.
 //!
 //! A node's own records (card, heartbeat, endpoint, intro points, lease, publication) are signed by
-//! its key and carry a sequence number that rises over restarts. Facts (invitations, revocations, services)
-//! are signed by the cluster's authority key, so that any node may forward them.
+//! its key and carry a sequence number that rises over restarts. Facts (invitations, revocations,
+//! services) are signed by the cluster's authority key, so that any node may forward them.
 
 pub use certificate::{AuthorityCertificate, Chain, ChainError, DiscoveryKey, Member, MemberCertificate, Role};
 pub use endpoint::Endpoint;

@@ -104,7 +104,8 @@ fn a_session_is_found_again_after_the_other_side_forgot_it() {
     lab.apply(1, BTreeMap::new());
     let hidden = Peer { endpoints: Vec::new(), ..lab.nodes[0].peer() };
     lab.apply(1, BTreeMap::from([(lab.nodes[0].id, hidden)]));
-    let _ = lab.nodes[0].machine.dial(lab.nodes[1].id).unwrap();
+    let to = lab.nodes[1].id;
+    let _ = lab.nodes[0].machine.dial(to).unwrap();
     lab.handle(0, Event::Tick);
     let found = lab.run_until("the session is up", |lab| lab.is_up(1, 0));
     assert!(found <= 6 * SECOND, "{found:?}");

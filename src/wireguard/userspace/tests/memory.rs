@@ -51,7 +51,8 @@ impl MemoryNet {
 
     fn deliver(&self, from: SocketAddr, to: SocketAddr, datagram: Vec<u8>) {
         let mut state = self.0.lock();
-        let is_lost = state.loss > 0.0 && state.rng.random_bool(state.loss);
+        let loss = state.loss;
+        let is_lost = loss > 0.0 && state.rng.random_bool(loss);
         let Some(host) = state.hosts.get(&to).filter(|_| !is_lost).cloned() else { return };
         tokio::spawn(async move {
             sleep(DELAY).await;

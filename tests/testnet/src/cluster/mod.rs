@@ -84,8 +84,8 @@ impl<'n> Cluster<'n> {
         self
     }
 
-    /// Makes the nodes of these names with `--wireguard`, each listening on its address. To be called
-    /// before any node is made.
+    /// Makes the nodes of these names with `--wireguard`, each listening on its address. To be
+    /// called before any node is made.
     pub fn with_wireguard(mut self, listens: &[(&str, &str)]) -> Self {
         self.wireguard =
             listens.iter().map(|(name, address)| ((*name).into(), format!("--wireguard={address}"))).collect();
