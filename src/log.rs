@@ -22,6 +22,9 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::tor::arti::REPEATED_WARNINGS;
 
+/// boringtun reports each handshake that is not answered as a warning; `status` shows that by peer.
+const WIREGUARD: &str = "defguard_boringtun=off";
+
 /// The environment variable with the filters.
 pub const FILTER_VARIABLE: &str = "RUSTBALANCE_LOG";
 
@@ -71,7 +74,7 @@ fn default_filter(verbosity: u8) -> String {
         2 => "debug",
         _ => "trace",
     };
-    format!("warn,{REPEATED_WARNINGS},rustbalance={ours},rustbalance_gossip={ours}")
+    format!("warn,{REPEATED_WARNINGS},{WIREGUARD},rustbalance={ours},rustbalance_gossip={ours}")
 }
 
 /// Whether standard error goes to systemd's journal: `JOURNAL_STREAM` must name this very file,
