@@ -135,7 +135,7 @@ pub(crate) async fn streams_go_both_ways_and_both_ends_agree_on_the_binding(grou
     let status = one.started.engine.status().remove(&two.id).unwrap();
     assert!(status.up && status.last_handshake.is_some() && status.problem.is_none(), "{status:?}");
     assert_eq!(status.endpoint, Some(two.started.endpoint));
-    assert!(status.bytes_in > 400_000 && status.bytes_out > 400_000, "{status:?}");
+    assert!(status.bytes_in > 400_000 && status.bytes_out > 200_000, "{status:?}");
 }
 
 pub(crate) async fn long_frames_pass_in_both_directions_at_once(ground: &dyn Ground) {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustbalance_gossip::id::NodeId;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::link::conformance::{Launched, TestCluster, launch_with};
 use crate::link::{Channel, LinkLimits, Links, Route, RouteKind};
 use crate::tor::fake::FakeNet;
-use crate::wireguard::conformance::{Ground, until};
+use crate::wireguard::conformance::{Ground, PATIENCE, until};
 use crate::wireguard::userspace::tests::memory::MemoryNet;
 use crate::wireguard::{Desired, Engine, Peer, WireguardRoute, WireguardSecret};
 
@@ -27,6 +27,7 @@ struct TestPair {
     world: TestCluster,
     net: MemoryNet,
     nodes: Vec<Node>,
+    frames: u64,
     _tor: FakeNet,
 }
 
@@ -56,7 +57,7 @@ impl TestPair {
         for (node, key) in nodes.iter().zip(keys) {
             node.wireguard.apply(Desired { own: vec![key], peers: peers.clone() });
         }
-        Self { world, net, nodes, _tor: tor }
+        Self { world, net, nodes, frames: 0, _tor: tor }
     }
 
     fn links(&self, i: usize) -> &Links {
@@ -75,18 +76,23 @@ impl TestPair {
         })
     }
 
-    /// Sends a frame each way every 100 ms, and returns the longest time that one took.
+    /// Sends a numbered frame each way every 100 ms, and returns the longest time that one took.
+    /// A frame may come twice when the route changes.
     async fn exchange(&mut self, time: Duration) -> Duration {
         let (end, mut longest) = (Instant::now() + time, Duration::ZERO);
         while Instant::now() < end {
             let start = Instant::now();
+            self.frames += 1;
+            let mut frame = self.frames.to_be_bytes().to_vec();
+            frame.resize(1000, 7);
             for i in 0..2 {
                 let peer = self.peer(i);
-                (self.nodes[i].launched.outputs.carrier.send)(peer, vec![7; 1000]);
+                (self.nodes[i].launched.outputs.carrier.send)(peer, frame.clone());
             }
             for node in &mut self.nodes {
-                let frame = node.launched.outputs.carrier.received.recv().await.unwrap();
-                assert_eq!(frame.1.len(), 1000);
+                let received = &mut node.launched.outputs.carrier.received;
+                let came = async { while received.recv().await.unwrap().1 != frame {} };
+                timeout(PATIENCE, came).await.expect("a frame was lost");
             }
             longest = longest.max(start.elapsed());
             sleep(SECOND / 10).await;

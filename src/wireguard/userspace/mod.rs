@@ -26,7 +26,7 @@ use crate::counters::{Counter, Counters};
 use crate::link::ChannelBinding;
 
 mod gate;
-mod machine;
+pub mod machine;
 mod packet;
 mod peer;
 mod socket;
@@ -183,6 +183,8 @@ impl<D: Datagrams> Task<D> {
         }
         let mut state = self.shared.state.lock();
         state.has_stopped = true;
+        // Forgets the keys, and the streams of owners that are still there.
+        state.machine.handle(Event::Apply(Desired::default()), Instant::now());
         state.dials.clear();
         let wakers = std::mem::take(&mut state.wakers);
         drop(state);

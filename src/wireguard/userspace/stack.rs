@@ -26,11 +26,13 @@ use crate::link::ChannelBinding;
 const BUFFER: usize = 32 * 1024;
 /// Streams with one peer in each direction: a link, its successor, and joiners that are carried.
 pub(super) const MOST_STREAMS: usize = 8;
-/// Time without an answer from the peer after which a stream has failed. The links' probes close
-/// one after the same time.
-const SILENCE: Duration = Duration::from_secs(4);
-/// Pause after which an idle stream asks whether the other end is still there.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Time without an answer from the peer after which a stream has failed. Longer than the 4 s after
+/// which the links' own probes close one: with every tenth datagram lost, smoltcp's pauses between
+/// retransmissions grow to 4 s.
+const SILENCE: Duration = Duration::from_secs(8);
+/// Pause after which an idle stream asks whether the other end is still there. smoltcp ends idle
+/// streams after [`SILENCE`], too, so three questions must fit into it.
+const KEEPALIVE: Duration = Duration::from_secs(1);
 /// How long a stream that its owner has dropped may take to deliver what is left.
 const LINGER: Duration = Duration::from_secs(10);
 /// Packets that one round may produce. The rest follows in the next round, after these are sent.
@@ -53,8 +55,8 @@ pub(super) enum StreamNews {
 
 /// Why a stream cannot be read or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Blocked {
-    /// Later: [`StreamNews::Wake`] says when.
+pub enum Blocked {
+    /// Later: [`super::machine::Action::Wake`] says when.
     Wait,
     /// The stream has failed.
     Broken,
