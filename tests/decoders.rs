@@ -222,5 +222,5 @@ macro_rules! survive_changes {
 
 survive_changes! {
     chain config control descriptor discovery endpoint frame gossip handshake import introduction join mesh points record state
-    status text token view
+    status text token view wireguard
 }

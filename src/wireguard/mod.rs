@@ -35,4 +35,4 @@ mod sealing;
 mod slot;
 #[cfg(test)]
 mod tests;
-mod userspace;
+pub mod userspace;

@@ -16,7 +16,8 @@ use tracing::debug;
 
 use super::gate::HandshakeGate;
 use super::peer::{Delivered, Outgoing, PeerState, is_usable};
-use super::stack::{Blocked, StreamNews};
+pub use super::stack::Blocked;
+use super::stack::StreamNews;
 use super::tunnel::{Kind, OwnKey, is_for_another_key};
 use crate::counters::{Counter, Counters};
 use crate::link::ChannelBinding;
@@ -31,13 +32,14 @@ const INDEX_BITS: u32 = 24;
 
 /// Names a stream of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct StreamId {
-    pub(super) peer: NodeId,
+pub struct StreamId {
+    /// The node at the other end.
+    pub peer: NodeId,
     number: u64,
 }
 
 /// An event of the machine.
-pub(super) enum Event<'a> {
+pub enum Event<'a> {
     /// A datagram has come.
     Datagram {
         /// Its source.
@@ -60,7 +62,7 @@ pub(super) enum Event<'a> {
 
 /// An action that the machine asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub enum Action {
     /// Send a datagram.
     Send(SocketAddr, Vec<u8>),
     /// A dialled stream is open.
@@ -74,7 +76,7 @@ pub(super) enum Action {
 }
 
 /// All peers and streams of one engine.
-pub(super) struct Machine {
+pub struct Machine {
     me: NodeId,
     address: Ipv6Addr,
     /// The addresses that the engine sends from.
@@ -95,8 +97,9 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// A machine without keys or peers.
-    pub(super) fn new(me: NodeId, bound: Vec<IpAddr>, counters: Counters, seed: [u8; 32], now: Instant) -> Self {
+    /// A machine of the node `me` without keys or peers, which sends from the addresses `bound`. All
+    /// that it draws at random comes from `seed`, but for WireGuard's own keys and nonces.
+    pub fn new(me: NodeId, bound: Vec<IpAddr>, counters: Counters, seed: [u8; 32], now: Instant) -> Self {
         Self {
             me,
             address: mesh_address(&me),
@@ -116,7 +119,7 @@ impl Machine {
     }
 
     /// Handles an event and returns the actions that follow, in order.
-    pub(super) fn handle(&mut self, event: Event<'_>, now: Instant) -> Vec<Action> {
+    pub fn handle(&mut self, event: Event<'_>, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Datagram { from, bytes } => self.receive(from, bytes, now, &mut actions),
@@ -141,7 +144,7 @@ impl Machine {
     }
 
     /// When [`Event::Tick`] is due if nothing else happens.
-    pub(super) fn next_timeout(&self) -> Instant {
+    pub fn next_timeout(&self) -> Instant {
         self.schedule.first().map_or(self.next_tick, |(due, _)| self.next_tick.min(*due))
     }
 
@@ -317,7 +320,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`EngineError::UnknownPeer`] and [`EngineError::TooManyStreams`].
-    pub(super) fn dial(&mut self, to: NodeId) -> Result<StreamId, EngineError> {
+    pub fn dial(&mut self, to: NodeId) -> Result<StreamId, EngineError> {
         let total: usize = self.peers.values().map(PeerState::streams).sum();
         let peer = self.peers.get_mut(&to).ok_or(EngineError::UnknownPeer(to))?;
         self.next_stream += 1;
@@ -329,7 +332,10 @@ impl Machine {
     }
 
     /// Reads from a stream; 0 bytes are its end.
-    pub(super) fn read(&mut self, id: StreamId, buffer: &mut [u8]) -> Result<usize, Blocked> {
+    ///
+    /// # Errors
+    /// See [`Blocked`].
+    pub fn read(&mut self, id: StreamId, buffer: &mut [u8]) -> Result<usize, Blocked> {
         let count = self.peers.get_mut(&id.peer).ok_or(Blocked::Broken)?.stack.read(id.number, buffer)?;
         // The peer may have waited for room.
         if count > 0 {
@@ -338,15 +344,18 @@ impl Machine {
         Ok(count)
     }
 
-    /// Writes a part of `bytes` to a stream.
-    pub(super) fn write(&mut self, id: StreamId, bytes: &[u8]) -> Result<usize, Blocked> {
+    /// Writes a part of `bytes` to a stream, and returns how long that is.
+    ///
+    /// # Errors
+    /// See [`Blocked`].
+    pub fn write(&mut self, id: StreamId, bytes: &[u8]) -> Result<usize, Blocked> {
         let count = self.peers.get_mut(&id.peer).ok_or(Blocked::Broken)?.stack.write(id.number, bytes)?;
         self.touched.insert(id.peer);
         Ok(count)
     }
 
     /// Ends this node's direction of a stream, after what was written.
-    pub(super) fn close(&mut self, id: StreamId) {
+    pub fn close(&mut self, id: StreamId) {
         if let Some(peer) = self.peers.get_mut(&id.peer) {
             peer.stack.close(id.number);
             self.touched.insert(id.peer);
@@ -354,7 +363,7 @@ impl Machine {
     }
 
     /// The owner of a stream has dropped it.
-    pub(super) fn release(&mut self, id: StreamId, now: Instant) {
+    pub fn release(&mut self, id: StreamId, now: Instant) {
         if let Some(peer) = self.peers.get_mut(&id.peer) {
             peer.stack.release(id.number, now);
             self.touched.insert(id.peer);
@@ -362,7 +371,7 @@ impl Machine {
     }
 
     /// Whether the session with a peer is up.
-    pub(super) fn reaches(&self, node: NodeId, now: Instant) -> bool {
+    pub fn reaches(&self, node: NodeId, now: Instant) -> bool {
         self.peers.get(&node).is_some_and(|peer| peer.is_up(now))
     }
 
@@ -373,7 +382,7 @@ impl Machine {
     }
 
     /// What is known of each peer.
-    pub(super) fn status(&self, now: Instant) -> BTreeMap<NodeId, PeerStatus> {
+    pub fn status(&self, now: Instant) -> BTreeMap<NodeId, PeerStatus> {
         self.peers.iter().map(|(node, peer)| (*node, peer.status(now))).collect()
     }
 }

@@ -27,6 +27,7 @@ mod script;
 mod texts;
 mod tor;
 mod view;
+mod wireguard;
 mod world;
 
 pub use world::dictionary;
@@ -102,6 +103,7 @@ targets! {
     "text": texts::text, text_seeds;
     "token": join::token, token_seeds;
     "view": view::view, view_seeds;
+    "wireguard": wireguard::wireguard, wireguard_seeds;
 }
 
 /// The target of this name.
