@@ -26,6 +26,17 @@ impl Number {
         Self(limbs)
     }
 
+    /// The canonical number in 32 bytes, least significant first.
+    pub(crate) fn to_bytes(self) -> [u8; 32] {
+        let [a, b, c, d, e] = self.canonical().0;
+        let words = [a | b << 51, b >> 13 | c << 38, c >> 26 | d << 25, d >> 39 | e << 12];
+        let mut bytes = [0; 32];
+        for (part, word) in bytes.chunks_exact_mut(8).zip(words) {
+            part.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
     pub(crate) fn small(value: u32) -> Self {
         Self([value.into(), 0, 0, 0, 0])
     }
@@ -210,6 +221,7 @@ mod tests {
             prop_assert!(canonical.0.iter().all(|limb| *limb <= MASK));
             let whole = canonical.0.iter().rev().fold(BigUint::ZERO, |sum, limb| (sum << LIMB_BITS) + *limb);
             prop_assert_eq!(whole, x);
+            prop_assert_eq!(Number::from_bytes(&a.to_bytes()).0, canonical.0);
         }
 
         #[test]

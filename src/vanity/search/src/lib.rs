@@ -62,7 +62,9 @@
 //!
 //! A [`Path`] is an implementation of the arithmetic: [`ifma`], [`avx2`] or [`portable`]. Their
 //! functions may use instructions that not every processor has; the crate
-//! `rustbalance-vanity-dispatch` calls them, because such a call is `unsafe`.
+//! `rustbalance-vanity-dispatch` calls them, because such a call is `unsafe`. A graphics processor
+//! runs passes by itself (the crate `rustbalance-vanity-gpu`); [`remote`] prepares them, and checks
+//! what it reports.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -100,6 +102,7 @@ mod pass;
 mod path;
 pub mod portable;
 mod prefix;
+pub mod remote;
 mod walk;
 
 /// The table of points around a centre, which all searches of a process share.
@@ -114,7 +117,7 @@ pub struct Table {
 impl Table {
     /// Computes the table: about a millisecond.
     pub fn new() -> Self {
-        let whole = walk::table();
+        let whole = walk::table(walk::REACH);
         #[cfg(target_arch = "x86_64")]
         let split = whole
             .iter()

@@ -22,11 +22,11 @@ const STRIDE: u64 = 2 * REACH as u64 + 1;
 /// Multiples of 8 B between two lanes, so that they never meet.
 const LANE_STRIDE: u64 = 1 << 56;
 
-/// The table for numbers of the portable form.
-pub(crate) fn table() -> Vec<Entry<Number>> {
+/// The first `reach` points of the table, for numbers of the portable form.
+pub(crate) fn table(reach: usize) -> Vec<Entry<Number>> {
     let step = Projective::from_dalek(&(ED25519_BASEPOINT_POINT * curve25519_dalek::Scalar::from(COFACTOR)));
     let points: Vec<Projective> =
-        std::iter::successors(Some(step), |point| Some(point.plus(&step))).take(REACH).collect();
+        std::iter::successors(Some(step), |point| Some(point.plus(&step))).take(reach).collect();
     // x and y need 1 / z, and 1 / x is z / x.
     let mut inverses: Vec<Number> = points.iter().map(|point| point.x.mul(&point.z)).collect();
     invert_all(&mut inverses);
@@ -63,7 +63,7 @@ struct Lane {
 
 impl Centre<Number> {
     /// The number whose inverse [`Centre::new`] needs.
-    fn to_invert(point: &Projective) -> Number {
+    pub(crate) fn to_invert(point: &Projective) -> Number {
         point.z.mul(&point.y).mul(&Self::z_squared_times_w(point))
     }
 
@@ -73,7 +73,7 @@ impl Centre<Number> {
     }
 
     /// `inverse` is that of [`Centre::to_invert`].
-    fn new(point: &Projective, inverse: &Number) -> Self {
+    pub(crate) fn new(point: &Projective, inverse: &Number) -> Self {
         let w = Self::z_squared_times_w(point);
         let inverse_of_z = point.y.mul(&w).mul(inverse);
         let (x, y) = (point.x.mul(&inverse_of_z), point.y.mul(&inverse_of_z));
