@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs on Debian what building and testing need: a C compiler; C tor, curl, python3-stem and
-# iproute2 for the private test network; systemd-analyze, which checks the unit and starts nothing.
+# iproute2 for the private test network; systemd-analyze, which checks the unit and starts nothing;
+# Mesa's software Vulkan, on which the search of `vanity --gpu` is tested.
 # `install.sh fuzz` also installs a C++ compiler. The script is silent and quick if nothing is
 # missing. Rust itself comes from https://rustup.rs.
 set -eu
@@ -32,6 +33,7 @@ need python3-cryptography /usr/bin/python3 -c 'import cryptography'
 need python3-stem /usr/bin/python3 -c 'import stem.descriptor.hidden_service'
 need systemd has systemd-analyze
 need iproute2 has ip
+need mesa-vulkan-drivers sh -c 'ls /usr/share/vulkan/icd.d/lvp_icd*.json'
 need tor has tor
 need tor has tor-gencert
 [ "${1:-}" != fuzz ] || need g++ has g++

@@ -98,7 +98,7 @@ repeat() { # LANE COMMAND...
 tell ./scripts/install.sh
 ./scripts/install.sh
 step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-mesh -p rustbalance-testnet \
-    -p rustbalance-vanity -p rustbalance-vanity-dispatch --check
+    -p rustbalance-vanity -p rustbalance-vanity-dispatch -p rustbalance-vanity-gpu --check
 step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 step fuzz_lock
 

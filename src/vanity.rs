@@ -13,17 +13,21 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustbalance_gossip::id::ServiceId;
-use rustbalance_vanity::{Path, Prefixes, Search, SearchError, Table};
-use rustbalance_vanity_dispatch::pass;
+use rustbalance_vanity::{Prefixes, SearchError, Table};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::keys::{IdentitySecret, KeyOffset};
+use engine::Worker;
+
+pub use engine::{Engine, GpuUnavailable};
+
+mod engine;
 
 /// How long [`measure`] searches.
 const MEASURED: Duration = Duration::from_millis(200);
 /// Most finds that wait for their receiver; then the threads wait.
 const WAITING: usize = 16;
-/// Interval between two looks whether all threads have stopped. A pass takes less.
+/// Interval between two looks whether all threads have stopped. A pass of the processor takes less.
 const STOP_POLL: Duration = Duration::from_millis(1);
 
 /// Where the starts of a search come from.
@@ -117,6 +121,10 @@ pub enum VanityError {
     /// The search cannot begin.
     #[error(transparent)]
     Search(#[from] SearchError),
+    /// The graphics processor has failed.
+    #[cfg(feature = "gpu")]
+    #[error("{0}; without `--gpu` the processor searches")]
+    Gpu(#[from] rustbalance_vanity_gpu::GpuError),
     /// A found key is not what its start and its distance give.
     #[error("the search is in error: {0} is not the key at its distance from the start; please report this")]
     Wrong(ServiceId),
@@ -130,10 +138,8 @@ pub enum VanityError {
 pub struct Plan {
     /// The beginnings of addresses.
     pub prefixes: Arc<Prefixes>,
-    /// The implementation.
-    pub path: Path,
-    /// Number of threads.
-    pub threads: usize,
+    /// What runs it.
+    pub engine: Engine,
     /// By how much the threads lower their priority (`nice`, 0 to 19).
     pub nice: i32,
     /// Where the starts come from.
@@ -177,7 +183,7 @@ impl Session {
                 }
             })
         };
-        let threads = (0..plan.threads).map(|_| one()).collect();
+        let threads = (0..plan.engine.threads()).map(|_| one()).collect();
         Ok(Self { shared, threads, found })
     }
 
@@ -239,12 +245,12 @@ impl Start {
         })
     }
 
-    fn search(&self, plan: &Plan, table: &Arc<Table>) -> Result<Search, SearchError> {
+    fn search(&self, plan: &Plan, table: &Arc<Table>) -> Result<Worker, VanityError> {
         let public = match self {
             Self::Secret(secret) => secret.service_id(),
             Self::Public { start, .. } => *start,
         };
-        Search::new(plan.path, public.public_key(), &plan.prefixes, table)
+        plan.engine.search(&public, &plan.prefixes, table)
     }
 
     /// What was found at this distance from the start; computed again from the start, and compared.
@@ -278,8 +284,8 @@ fn work(
             if shared.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let hits = pass(&mut search);
-            shared.tested.fetch_add(search.keys_per_pass(), Ordering::Relaxed);
+            let (tested, hits) = search.run()?;
+            shared.tested.fetch_add(tested, Ordering::Relaxed);
             // Only one key of each start.
             if let Some(hit) = hits.first() {
                 break *hit;
@@ -301,8 +307,7 @@ pub fn measure(plan: &Plan) -> Result<f64, VanityError> {
     let begun = Instant::now();
     let mut tested = 0;
     while begun.elapsed() < MEASURED {
-        let _ = pass(&mut search);
-        tested += search.keys_per_pass();
+        tested += search.run()?.0;
     }
     Ok(tested as f64 / begun.elapsed().as_secs_f64())
 }
@@ -311,10 +316,12 @@ pub fn measure(plan: &Plan) -> Result<f64, VanityError> {
 mod tests {
     use super::*;
     use rustbalance_gossip::signed::Sign;
+    use rustbalance_vanity::Path;
 
     fn plan(prefixes: &[&str], origin: Origin) -> Plan {
         let prefixes: Vec<_> = prefixes.iter().map(|text| text.parse().unwrap()).collect();
-        Plan { prefixes: Arc::new(Prefixes::new(&prefixes)), path: Path::best(), threads: 2, nice: 0, origin }
+        let engine = Engine::Processor { path: Path::best(), threads: 2 };
+        Plan { prefixes: Arc::new(Prefixes::new(&prefixes)), engine, nice: 0, origin }
     }
 
     #[tokio::test]

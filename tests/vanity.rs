@@ -227,3 +227,66 @@ fn init_searches_an_address_of_its_own() {
     let (code, _, err) = run(home.path(), &["init", "--vanity", "rb", "--import-key", "x"]);
     assert!(code == 2 && err.contains("cannot be used with"), "{err}");
 }
+
+/// A line of `--json`.
+fn events(out: &str) -> Vec<serde_json::Value> {
+    out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Builds of the workspace have the feature `gpu`; Mesa's software Vulkan stands in for a device.
+#[test]
+fn a_graphics_processor_searches_as_the_processor_does() {
+    let home = tempfile::tempdir().unwrap();
+    let vanity = |arguments: &[&str]| run(home.path(), &[&["vanity", "--json", "--gpu=llvmpipe"], arguments].concat());
+    let (code, out, err) = vanity(&["rb", "XYZ", "--count", "3", "--out", "keys"]);
+    assert_eq!(code, 0, "{err}");
+    let lines = events(&out);
+    assert_eq!((&lines[0]["path"], &lines[0]["threads"]), (&"gpu".into(), &1.into()), "{err}");
+    assert!(lines[0]["device"].as_str().unwrap().starts_with("llvmpipe"), "{out}");
+    let end = lines.last().unwrap();
+    assert!(end["found"] == 3 && end["keys"].as_u64().unwrap() > 1024, "{end}");
+    let keys = entries(&home.path().join("keys"));
+    assert_eq!(keys.len(), 3);
+    for key in &keys {
+        assert!(["rb", "xy"].contains(&&name(key)[..2]), "{}", key.display());
+        let (code, out, err) = run(key, &["init", "--quiet", "--import-key", "."]);
+        assert_eq!((code, out.trim()), (0, name(key)), "{err}");
+    }
+    // From a public key alone.
+    let (code, out, err) = vanity(&["zy", "--from", name(&keys[0]), "--out", "away"]);
+    assert_eq!(code, 0, "{err}");
+    let found = events(&out).into_iter().find(|line| line["event"] == "found").unwrap();
+    let offset = found["file"].as_str().unwrap();
+    let key = keys[0].to_str().unwrap();
+    let (code, out, err) = run(home.path(), &["vanity", "apply", offset, "--key", key, "--out", "applied"]);
+    assert!(code == 0 && out.contains("applied/zy"), "{err}");
+    // A deadline, and progress before it.
+    let (code, out, err) = vanity(&["abcdefghijkl", "--deadline", "2s"]);
+    assert_eq!(code, 1, "{err}");
+    let lines = events(&out);
+    assert!(lines.iter().any(|line| line["event"] == "progress"), "{out}");
+    assert_eq!(lines.last().unwrap()["stopped"], "deadline");
+    // An interrupt.
+    let mut search = command(home.path(), &["vanity", "--json", "--gpu=llvmpipe", "abcdefghijkl"]);
+    let mut search = search.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    await_event(&mut search, "progress");
+    assert!(Command::new("kill").args(["-INT", &search.id().to_string()]).status().unwrap().success());
+    assert_eq!(search.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn without_a_graphics_processor_the_processor_searches() {
+    let home = tempfile::tempdir().unwrap();
+    let (code, out, err) = run(home.path(), &["vanity", "rb", "--gpu=no such device", "--json"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("note: there is no graphics processor whose name contains \"no such device\""), "{err}");
+    assert!(err.contains("The processor searches instead"), "{err}");
+    assert!(out.contains("\"found\":1") && !out.contains("\"path\":\"gpu\""), "{out}");
+    // No driver at all.
+    let mut command = command(home.path(), &["vanity", "rb", "--gpu"]);
+    let output = command.env("VK_ICD_FILENAMES", "/nonexistent").env("VK_DRIVER_FILES", "/nonexistent").output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && err.contains("Vulkan shows no device"), "{err}");
+    let (code, _, err) = run(home.path(), &["vanity", "rb", "--gpu", "--threads", "1"]);
+    assert!(code == 2 && err.contains("cannot be used with"), "{err}");
+}

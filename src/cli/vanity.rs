@@ -25,7 +25,7 @@ use crate::keys::IdentitySecret;
 use crate::shell;
 use crate::store::{export_distance, export_key, import_identity_key, make_export_dir};
 use crate::typed;
-use crate::vanity::{Distance, DistanceError, Found, Origin, Plan, Session, measure};
+use crate::vanity::{Distance, DistanceError, Engine, Found, Origin, Plan, Session, measure};
 
 /// By how much a search lowers its priority, unless the operator says otherwise: all programs that
 /// serve come first.
@@ -69,6 +69,10 @@ struct SearchOptions {
     /// run]
     #[arg(long, value_name = "NAME")]
     path: Option<Path>,
+    /// Search on a graphics processor, or on the one whose name contains NAME. Without one, the
+    /// processor searches
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "", conflicts_with_all = ["path", "threads"])]
+    gpu: Option<String>,
     /// Search for the owner of this address, whose secret key stays at home. Writes offsets for
     /// `vanity apply`, which are worthless without that key
     #[arg(long, value_name = "ADDRESS", value_parser = typed::address::<ServiceId>)]
@@ -108,7 +112,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
 
 /// Searches one key, for `init`.
 pub(super) async fn search_key(prefixes: &[Prefix]) -> anyhow::Result<IdentitySecret> {
-    let plan = plan(prefixes, None, None, NICE, Origin::Fresh)?;
+    let plan = plan(prefixes, processor(None, None)?, NICE, Origin::Fresh);
     let mut result = None;
     search(&plan, Limits { count: 1, deadline: None }, &mut View::new(false), |found, _| {
         if let Found::Key(key) = found {
@@ -122,7 +126,7 @@ pub(super) async fn search_key(prefixes: &[Prefix]) -> anyhow::Result<IdentitySe
 
 async fn search_and_export(options: SearchOptions) -> anyhow::Result<()> {
     let origin = options.from.map_or(Origin::Fresh, Origin::Public);
-    let plan = plan(&options.prefixes, options.path, options.threads, options.nice, origin)?;
+    let plan = plan(&options.prefixes, engine(&options)?, options.nice, origin);
     make_export_dir(&options.out)?;
     let limits = Limits { count: options.count.get(), deadline: options.deadline };
     search(&plan, limits, &mut View::new(options.json), |found, view| {
@@ -135,13 +139,17 @@ async fn search_and_export(options: SearchOptions) -> anyhow::Result<()> {
     .await
 }
 
-fn plan(
-    prefixes: &[Prefix],
-    path: Option<Path>,
-    threads: Option<NonZeroUsize>,
-    nice: i32,
-    origin: Origin,
-) -> anyhow::Result<Plan> {
+fn engine(options: &SearchOptions) -> anyhow::Result<Engine> {
+    if let Some(named) = &options.gpu {
+        match Engine::gpu(named) {
+            Ok(engine) => return Ok(engine),
+            Err(error) => print_note(format_args!("{error}. The processor searches instead")),
+        }
+    }
+    processor(options.path, options.threads)
+}
+
+fn processor(path: Option<Path>, threads: Option<NonZeroUsize>) -> anyhow::Result<Engine> {
     let path = path.unwrap_or_else(Path::best);
     if !path.is_available() {
         bail!(Usage(format!(
@@ -149,7 +157,11 @@ fn plan(
         )));
     }
     let threads = threads.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-    Ok(Plan { prefixes: Arc::new(Prefixes::new(prefixes)), path, threads, nice, origin })
+    Ok(Engine::Processor { path, threads })
+}
+
+fn plan(prefixes: &[Prefix], engine: Engine, nice: i32, origin: Origin) -> Plan {
+    Plan { prefixes: Arc::new(Prefixes::new(prefixes)), engine, nice, origin }
 }
 
 /// When a search ends.
@@ -174,7 +186,7 @@ async fn search(
     let mut hangup = signals::listen(SignalKind::hangup(), &ignored)?;
 
     let odds = Odds::new(&plan.prefixes, limits.count);
-    view.begin(plan, odds, measure(plan)? * plan.threads as f64)?;
+    view.begin(plan, odds, measure(plan)? * plan.engine.threads() as f64)?;
     let begun = Instant::now();
     let deadline = limits.deadline.and_then(|deadline| begun.checked_add(deadline)).map(tokio::time::Instant::from_std);
     let mut session = Session::start(plan)?;

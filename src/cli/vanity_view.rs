@@ -84,6 +84,9 @@ enum Event<'a> {
     Begin {
         prefixes: Vec<String>,
         path: String,
+        /// The graphics processor.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device: Option<&'a str>,
         threads: usize,
         /// Keys that are tested in the mean.
         expected_keys: f64,
@@ -136,12 +139,13 @@ impl View {
     pub(super) fn begin(&mut self, plan: &Plan, odds: Odds, rate: f64) -> io::Result<()> {
         self.odds = odds;
         let prefixes: Vec<String> = plan.prefixes.all().iter().map(ToString::to_string).collect();
-        let (path, threads) = (plan.path.to_string(), plan.threads);
+        let (path, device, threads) = (plan.engine.path(), plan.engine.device(), plan.engine.threads());
         let expected = odds.expected() / rate;
         if self.json {
             return print_json(&Event::Begin {
                 prefixes,
                 path,
+                device,
                 threads,
                 expected_keys: odds.expected(),
                 expected_seconds: expected,
@@ -153,7 +157,7 @@ impl View {
             io::stderr(),
             "searching {list}: one address in {:.0}, about {mean} on this machine ({path}, {})",
             1.0 / odds.probability,
-            plural(threads, "thread")
+            device.map_or_else(|| plural(threads, "thread"), String::from)
         );
         if expected > LONG {
             print_note(format_args!(
