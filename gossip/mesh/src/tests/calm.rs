@@ -39,14 +39,15 @@ fn all_hear(peers: &[Peer], number: u32) -> bool {
         .all(|peer| (0..count).all(|of| node(of) == peer.id || peer.knows(of, RecordKind::Heartbeat, &heartbeat)))
 }
 
-/// The most heartbeats in sequence that a node has missed of another, up to this one.
-fn most_missed(peers: &[Peer], number: u32) -> u32 {
+/// The most heartbeats in sequence that a node has missed of another, up to this one. A newcomer
+/// has sent them from `first` on.
+fn most_missed(peers: &[Peer], first: u32, number: u32) -> u32 {
     let newest = |peer: &Peer, of: &Peer| -> Option<u32> {
         let heartbeat = peer.seen.get(&(of.id, RecordKind::Heartbeat))?;
         std::str::from_utf8(heartbeat).ok()?.strip_prefix("heartbeat ")?.parse().ok()
     };
     let pairs = peers.iter().flat_map(|peer| peers.iter().map(move |of| (peer, of))).filter(|(a, b)| a.id != b.id);
-    pairs.map(|(peer, of)| newest(peer, of).map_or(u32::MAX, |newest| number - newest)).max().unwrap_or_default()
+    pairs.map(|(peer, of)| number + 1 - newest(peer, of).map_or(first, |newest| newest + 1)).max().unwrap_or_default()
 }
 
 /// In the larger one, most nodes have no link with most others.
@@ -80,7 +81,7 @@ async fn a_newcomer_is_soon_known_to_every_node_of_a_calm_cluster() {
     let beats = first..first + 14;
     for number in beats.clone() {
         beat(&mut peers, number).await;
-        let missed = most_missed(&peers, number);
+        let missed = most_missed(&peers, first, number);
         assert!(missed < 5, "{missed} heartbeats missed before number {number}");
     }
     assert!(all_hear(&peers, beats.end - 1));
