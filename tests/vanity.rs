@@ -284,7 +284,8 @@ fn without_a_graphics_processor_the_processor_searches() {
     assert!(out.contains("\"found\":1") && !out.contains("\"path\":\"gpu\""), "{out}");
     // No driver at all.
     let mut command = command(home.path(), &["vanity", "rb", "--gpu"]);
-    let output = command.env("VK_ICD_FILENAMES", "/nonexistent").env("VK_DRIVER_FILES", "/nonexistent").output().unwrap();
+    let output =
+        command.env("VK_ICD_FILENAMES", "/nonexistent").env("VK_DRIVER_FILES", "/nonexistent").output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && err.contains("Vulkan shows no device"), "{err}");
     let (code, _, err) = run(home.path(), &["vanity", "rb", "--gpu", "--threads", "1"]);

@@ -55,13 +55,16 @@ impl Router {
                 if is_blocked.load(Ordering::Relaxed) {
                     continue;
                 }
-                if !ports.contains_key(&sender) {
+                let port = if let Some(port) = ports.get(&sender) {
+                    Arc::clone(port)
+                } else {
                     let port = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
                     tokio::spawn(back(Arc::clone(&port), Arc::clone(&public), sender, Arc::clone(&is_blocked)));
-                    ports.insert(sender, port);
-                }
+                    ports.insert(sender, Arc::clone(&port));
+                    port
+                };
                 count.fetch_add(1, Ordering::Relaxed);
-                let _ = ports[&sender].send_to(&packet[..length], inside).await;
+                let _ = port.send_to(&packet[..length], inside).await;
             }
         });
         Self { outside, inside, blocked, passed }
@@ -135,13 +138,13 @@ async fn wireguard_carries_gossip_gives_way_to_tor_and_returns() {
 
     let before = test_cluster.publisher().await;
     let visitors = test_cluster.visitors();
-    [&alpha, &beta].map(|router| router.block(true));
+    [&alpha, &beta].into_iter().for_each(|router| router.block(true));
     let blocked = Instant::now();
     linked_over(&test_cluster, "tor").await;
     let taken = blocked.elapsed();
     eprintln!("gossip went over Tor {taken:?} after UDP was blocked");
     let reason = peer(&test_cluster, "alpha", "beta").await.unwrap().reason.unwrap();
-    [&alpha, &beta].map(|router| router.block(false));
+    [&alpha, &beta].into_iter().for_each(|router| router.block(false));
     linked_over(&test_cluster, "wireguard").await;
     visitors.all_served().await;
     test_cluster.healthy().await;

@@ -162,7 +162,7 @@ pub(crate) fn wireguard_seeds() -> Vec<Seed> {
     let syn = packet(0x02, (1, 0), &options, &[]);
     let stream = [syn.clone(), packet(0x10, (2, 0), &[], &[]), packet(0x18, (2, 0), &[], b"some bytes")];
     vec![
-        Seed::good("handshake", script(0, &[initiation.clone()])),
+        Seed::good("handshake", script(0, std::slice::from_ref(&initiation))),
         Seed::bad("stranger", script(0, &[of_stranger])),
         Seed::bad("junk", script(0, &[data, vec![2; 92], vec![3; 64], Vec::new(), vec![1; 1400]])),
         Seed::good("replay", script(0, &[initiation.clone(), initiation])),

@@ -344,8 +344,8 @@ fn check(@builtin(global_invocation_id) id: vec3<u32>) {
         ) {
             let p = (BigUint::from(1_u8) << 255) - 19_u8;
             for (numbers, results) in numbers.iter().zip(check(&numbers)) {
-                let [a, b, c] = [0, 1, 2].map(|k| big(&numbers[k]));
-                let difference = &a + &p + &p - &b;
+                let [a, b, c] = [0, 1, 2].map(|k: usize| big(&numbers[k]));
+                let difference: BigUint = &a + &p + &p - &b;
                 let expected = [&c + &a * &b, &a + &b, difference.clone(), &difference * &c, a.modpow(&(&p - 2_u8), &p)];
                 for (k, expected) in expected.iter().enumerate() {
                     let result = &results[k * LIMBS..(k + 1) * LIMBS];
