@@ -21,7 +21,7 @@ pub struct Initial {
     /// The text of the file given with `--arti-config` (see [`super::read_arti`]), which is copied
     /// unchanged; `None` if none was given.
     pub arti: Option<String>,
-    /// `[wireguard]`.
+    /// The table `[wireguard]`, as `--wireguard` sets it.
     pub wireguard: WireguardConfig,
 }
 

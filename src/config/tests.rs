@@ -1,5 +1,6 @@
 //! Values that are read, values that are refused, and the texts of the errors.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -60,6 +61,14 @@ fn the_comments_of_the_first_file_are_the_defaults() {
     assert_eq!(config.threads.take(), Some(1));
     let rate = config.service.introductions_per_second.take();
     assert_eq!(rate, Some((25, 200)), "the one key of a table that is off by default");
+    let address: SocketAddr = "203.0.113.7:7440".parse().unwrap();
+    let example = WireguardConfig {
+        enabled: Some(true),
+        listen: Some(vec![address]),
+        endpoints: Some(vec![address]),
+        ..WireguardConfig::default()
+    };
+    assert_eq!(std::mem::take(&mut config.wireguard), example);
     assert_eq!(Ok(config), parse(&text));
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
 }

@@ -87,6 +87,7 @@ fn a_session_that_was_cut_is_down_in_seconds_and_comes_back() {
         down += SECOND / 10;
     }
     assert!(down <= 5 * SECOND, "{down:?}");
+    lab.run(5 * SECOND);
     assert_eq!(lab.nodes[0].machine.read(near, &mut [0]), Err(Blocked::Broken));
     lab.run(60 * SECOND);
     assert!(!lab.is_up(1, 0), "a silent session counts as up");
@@ -123,7 +124,7 @@ fn a_dial_that_is_not_answered_fails_and_dials_are_bounded() {
     let stranger = NodeId::from_public_key([99; 32]);
     assert!(matches!(lab.nodes[0].machine.dial(stranger), Err(EngineError::UnknownPeer(_))));
     lab.handle(0, Event::Tick);
-    lab.run(6 * SECOND);
+    lab.run(10 * SECOND);
     for id in &dialled {
         assert!(lab.nodes[0].failed.contains(id));
         lab.nodes[0].machine.release(*id, lab.now);
