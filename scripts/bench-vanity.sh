@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compares the search of `rustbalance vanity` with mkp224o and onion-vanity-address: keys a second of
-# one thread and of all threads, and the time to addresses with five, six and seven given characters.
-# Prints Markdown tables.
+# Compares the search of `rustbalance vanity` with mkp224o and onion-vanity-address: keys a second
+# of one thread and of all threads, and the time to addresses with five, six and seven given
+# characters. Prints Markdown tables.
 #
 #   ./scripts/bench-vanity.sh [--rounds N (5)] [--seconds N (4)] [--times]
 #
@@ -11,8 +11,8 @@
 # table, which takes minutes. mkp224o is the one on PATH or in $MKP224O; else it is built for this
 # processor below cargo's target folder, from $MKP224O_SOURCE or from its repository, which needs
 # git, autoconf and libsodium-dev. onion-vanity-address is the one on PATH or in
-# $ONION_VANITY_ADDRESS; else Go 1.25 installs it there from its registry. Without it the script says
-# so, and compares the others.
+# $ONION_VANITY_ADDRESS; else Go 1.25 installs it there from its registry. Without it the script
+# says so, and compares the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 rounds=5 seconds=4 times=

@@ -39,8 +39,8 @@ pub enum GpuUnavailable {
 }
 
 impl Engine {
-    /// The fastest graphics processor, or the first whose name contains `named`. It may take seconds
-    /// to compile the shader for it.
+    /// The fastest graphics processor, or the first whose name contains `named`. It may take
+    /// seconds to compile the shader for it.
     ///
     /// # Errors
     /// If there is none that can search.

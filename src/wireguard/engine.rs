@@ -137,7 +137,7 @@ pub enum EngineError {
     /// The peer is not in the desired state.
     #[error("{0} is not a WireGuard peer of this node")]
     UnknownPeer(NodeId),
-    /// As many streams as allowed are open with the peer.
+    /// The most streams that are allowed are open with the peer.
     #[error("too many WireGuard streams are open with {0}")]
     TooManyStreams(NodeId),
     /// The peer has refused the stream, or the keys have changed while it was opened.

@@ -1,9 +1,9 @@
 //! WireGuard inside the process: no device, no privilege, and nothing of the host that a peer could
 //! reach but the links.
 //!
-//! [`Userspace`] is the engine. `machine` decides, without socket or clock; `tunnel` is WireGuard by
-//! boringtun, `stack` TCP by smoltcp, `peer` joins the two for one peer, `packet` says what may pass
-//! between them, `gate` bounds handshakes. `socket` and `stream` do the IO.
+//! [`Userspace`] is the engine. `machine` decides, without socket or clock; `tunnel` is WireGuard
+//! by boringtun, `stack` TCP by smoltcp, `peer` joins the two for one peer, `packet` says what may
+//! pass between them, `gate` bounds handshakes. `socket` and `stream` do the IO.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! The packets inside the tunnel: only TCP over IPv6, between the mesh addresses of two nodes, to or
-//! from the port for links.
+//! The packets inside the tunnel: only TCP over IPv6, between the mesh addresses of two nodes, to
+//! or from the port for links.
 
 use std::net::Ipv6Addr;
 

@@ -22,7 +22,8 @@ use super::tunnel::KeyPair;
 use crate::link::ChannelBinding;
 
 /// Bytes buffered for each direction of a stream. smoltcp has no congestion control here, so this
-/// is also the most that is under way: little enough for the socket's buffer, and 6 Mbit/s at 40 ms.
+/// is also the most that is under way: little enough for the socket's buffer, and 6 Mbit/s at 40
+/// ms.
 const BUFFER: usize = 32 * 1024;
 /// Streams with one peer in each direction: a link, its successor, and joiners that are carried.
 pub(super) const MOST_STREAMS: usize = 8;

@@ -2,8 +2,8 @@
 //!
 //! Each invocation of a compute shader is one lane. Per pass it runs the formula over a table of
 //! 512 points, in three steps: `multiply` computes the denominators and their products, `turn`
-//! inverts the last product and moves the centre on, `test` computes the keys. All lanes search from
-//! one start.
+//! inverts the last product and moves the centre on, `test` computes the keys. All lanes search
+//! from one start.
 //!
 //! The device gets numbers that come from public points, and never a secret. What it reports is
 //! computed again by the processor.

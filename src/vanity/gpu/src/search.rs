@@ -11,14 +11,15 @@ use crate::GpuError;
 use crate::device::{Device, empty};
 use crate::shader::{LIMBS, STATE_WORDS, limbs};
 
-/// A batch of passes that takes less is doubled: the device waits for the processor between batches.
+/// A batch of passes that takes less is doubled: the device waits for the processor between
+/// batches.
 const SHORT: Duration = Duration::from_millis(40);
 /// Most passes of a batch.
 const MOST_PASSES: u64 = 64;
-/// Words of a candidate in a report; one word before them is their number.
+/// Numbers (of 32 bits) of a candidate in a report; one before them counts the candidates.
 const CANDIDATE_WORDS: u64 = 4;
 
-/// Bytes of this number of words.
+/// Bytes of this many numbers.
 const fn bytes(words: u64) -> u64 {
     words * size_of::<u32>() as u64
 }
@@ -112,8 +113,8 @@ impl Search {
         queue.submit([encoder.finish()]);
     }
 
-    /// Waits for the device. Returns how many candidates it has seen, and those that fitted into its
-    /// report.
+    /// Waits for the device. Returns how many candidates it has seen, and those that fitted into
+    /// its report.
     fn report(&self) -> Result<(u32, Vec<Candidate>), GpuError> {
         let capacity = self.device.layout.capacity;
         self.device.read(&self.read, |words| {

@@ -2,9 +2,9 @@
 //! passes (`pass.wgsl`).
 //!
 //! The language has no product of 64 bits, so a number has 20 limbs of 13 bits; limb k counts
-//! 2^(13 k). The products of one column then add up to less than 2^32. *Loose* limbs, the results of
-//! all functions but `sum` and `difference`, are at most 8255 = 2^13 + 63, and the highest has eight
-//! bits. Every function accepts loose numbers.
+//! 2^(13 k). The products of one column then add up to less than 2^32. *Loose* limbs, the results
+//! of all functions but `sum` and `difference`, are at most 8255 = 2^13 + 63, and the highest has
+//! eight bits. Every function accepts loose numbers.
 //!
 //! The text has neither loops over limbs nor computed indices: drivers would check each index, and
 //! keep the limbs in memory instead of registers.
@@ -21,9 +21,9 @@ const LIMB_BITS: usize = 13;
 const HIGHEST_BITS: usize = 255 - LIMB_BITS * (LIMBS - 1);
 /// 2^260, where the columns of a product wrap around, is 2^5 * 19.
 const WRAPPED: u32 = 19 << (LIMB_BITS * LIMBS - 255);
-/// Words in which a step of a pass has its two numbers: two limbs in each.
+/// Numbers (of 32 bits) in which a step of a pass has its two numbers: two limbs in each.
 pub(crate) const STEP_WORDS: usize = LIMBS;
-/// Words that a lane keeps between passes: eight numbers, and the number of its passes.
+/// Numbers that a lane keeps between passes: eight numbers, and the number of its passes.
 pub(crate) const STATE_WORDS: usize = 8 * LIMBS + 1;
 
 /// What the text depends on.
@@ -320,7 +320,7 @@ fn check(@builtin(global_invocation_id) id: vec3<u32>) {
         }
         encoder.copy_buffer_to_buffer(&state, 0, &read, 0, size);
         queue.submit([encoder.finish()]);
-        let words: Vec<u32> = DEVICE.read(&read, |words| words.collect()).unwrap();
+        let words: Vec<u32> = DEVICE.read(&read, |words| words.collect::<Vec<_>>()).unwrap();
         (0..numbers.len()).map(|lane| std::array::from_fn(|word| words[word * lanes + lane])).collect()
     }
 

@@ -173,13 +173,14 @@ impl Prefixes {
         self.all.iter().map(|prefix| 32_f64.powi(-(prefix.text.len() as i32))).sum()
     }
 
-    /// For each value of the lowest 16 bits of a key: true if such a key can fit. 64 in each element.
+    /// For each value of the lowest 16 bits of a key: true if such a key can fit. 64 in each
+    /// element.
     pub fn fine(&self) -> &[u64] {
         &self.filter.fine
     }
 
-    /// For each prefix, the bits that it fixes among the lowest 26 of a key, and their values. Equal
-    /// ones are left out.
+    /// For each prefix, the bits that it fixes among the lowest 26 of a key, and their values.
+    /// Equal ones are left out.
     pub fn low_bits(&self) -> Vec<[u32; 2]> {
         let low = |bits: u64| (bits & ((1 << LOW_BITS) - 1)) as u32;
         let mut all: Vec<_> = self.all.iter().map(|prefix| [low(prefix.mask), low(prefix.value)]).collect();

@@ -1,8 +1,9 @@
-//! A search whose passes another device runs: what the device gets, and what is made of its reports.
+//! A search whose passes another device runs: what the device gets, and what is made of its
+//! reports.
 //!
 //! The device gets the numbers of the formula, all of which come from public points. It reports
-//! where a key may fit, and [`RemoteSearch::hits`] computes each such key by curve25519-dalek again.
-//! So an error of the device can hide a key, but never give a wrong one.
+//! where a key may fit, and [`RemoteSearch::hits`] computes each such key by curve25519-dalek
+//! again. So an error of the device can hide a key, but never give a wrong one.
 //!
 //! The centres of all lanes lie beside each other, and each pass moves them on by [`stride`].
 
