@@ -127,7 +127,7 @@ impl Device {
         reason.map_or(Ok(()), |reason| Err(self.failed(reason)))
     }
 
-    /// Waits until the device has done what was submitted, and reads the numbers in a buffer.
+    /// Waits until the device has done what was submitted, and reads a buffer.
     ///
     /// # Errors
     /// If the device has failed.
@@ -156,7 +156,7 @@ impl Device {
         Ok(result)
     }
 
-    /// A buffer with these numbers.
+    /// A buffer with these integers.
     pub(crate) fn filled(&self, words: &[u32]) -> Buffer {
         filled(&self.device, &self.queue, words)
     }
@@ -186,7 +186,7 @@ fn missing(named: &str, names: &[String]) -> GpuError {
     GpuError::Missing { named, found }
 }
 
-/// The memory for the steps of a pass, for the most lanes that the device has memory for.
+/// The memory for the steps of a pass, for the largest number of lanes that its memory allows.
 fn steps(device: &wgpu::Device, most: u32, group: u32) -> Option<(u32, Buffer)> {
     let sizes = std::iter::successors(Some(most / group), |groups| Some(groups / 2));
     for lanes in sizes.take_while(|groups| *groups > 0).map(|groups| groups * group) {

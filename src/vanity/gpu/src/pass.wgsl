@@ -9,8 +9,8 @@ struct Entry { alpha: Number, beta: Number, g: Number }
 @group(0) @binding(1) var<storage, read> fine: array<u32>;
 // For each prefix, mask and value of the lowest 26 bits.
 @group(0) @binding(2) var<storage, read> wanted: array<vec2<u32>>;
-// What a lane keeps between passes. Word w of a lane is at w * LANES + lane, so that neighbours read
-// neighbouring words; `steps` has the same order.
+// What a lane keeps between passes. Integer n of a lane is at n * LANES + lane, so that neighbours
+// read neighbouring memory; `steps` has the same order.
 @group(0) @binding(3) var<storage, read_write> state: array<u32>;
 // Each denominator, and the product before it.
 @group(0) @binding(4) var<storage, read_write> steps: array<u32>;

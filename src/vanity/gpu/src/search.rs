@@ -11,15 +11,14 @@ use crate::GpuError;
 use crate::device::{Device, empty};
 use crate::shader::{LIMBS, STATE_WORDS, limbs};
 
-/// A batch of passes that takes less is doubled: the device waits for the processor between
-/// batches.
+/// A batch that takes less is doubled: the device waits for the processor between batches.
 const SHORT: Duration = Duration::from_millis(40);
 /// Most passes of a batch.
 const MOST_PASSES: u64 = 64;
-/// Numbers (of 32 bits) of a candidate in a report; one before them counts the candidates.
+/// Integers of a candidate in a report. Before all candidates comes their number.
 const CANDIDATE_WORDS: u64 = 4;
 
-/// Bytes of this many numbers.
+/// Bytes of this number of integers.
 const fn bytes(words: u64) -> u64 {
     words * size_of::<u32>() as u64
 }

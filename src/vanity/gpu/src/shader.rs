@@ -21,9 +21,9 @@ const LIMB_BITS: usize = 13;
 const HIGHEST_BITS: usize = 255 - LIMB_BITS * (LIMBS - 1);
 /// 2^260, where the columns of a product wrap around, is 2^5 * 19.
 const WRAPPED: u32 = 19 << (LIMB_BITS * LIMBS - 255);
-/// Numbers (of 32 bits) in which a step of a pass has its two numbers: two limbs in each.
+/// Integers for the two numbers of a step of a pass: two limbs in each.
 pub(crate) const STEP_WORDS: usize = LIMBS;
-/// Numbers that a lane keeps between passes: eight numbers, and the number of its passes.
+/// Integers that a lane keeps between passes: eight numbers, and how many passes it has done.
 pub(crate) const STATE_WORDS: usize = 8 * LIMBS + 1;
 
 /// What the text depends on.
@@ -344,7 +344,7 @@ fn check(@builtin(global_invocation_id) id: vec3<u32>) {
         ) {
             let p = (BigUint::from(1_u8) << 255) - 19_u8;
             for (numbers, results) in numbers.iter().zip(check(&numbers)) {
-                let [a, b, c] = [0, 1, 2].map(|k: usize| big(&numbers[k]));
+                let [a, b, c] = [0, 1, 2].map(|k| big(&numbers[k]));
                 let difference: BigUint = &a + &p + &p - &b;
                 let expected = [&c + &a * &b, &a + &b, difference.clone(), &difference * &c, a.modpow(&(&p - 2_u8), &p)];
                 for (k, expected) in expected.iter().enumerate() {

@@ -60,8 +60,7 @@ proptest! {
     #[test]
     fn a_device_finds_exactly_the_keys_of_the_reference(
         start in any::<[u8; 32]>(),
-        // With more prefixes, Mesa's limit of 65,535 rounds for all loops of a group would end a
-        // pass.
+        // With more prefixes, Mesa's limit of 65,535 rounds for all loops would end a pass.
         prefixes in proptest::sample::subsequence(pairs(), 50),
     ) {
         let start = EdwardsPoint::mul_base(&Scalar::from_bytes_mod_order(start));
@@ -70,7 +69,7 @@ proptest! {
 }
 
 /// The start is before the neutral element, so that a pass crosses it: P = Q, P = -Q and P = 0
-/// occur, and 0 = P + Q of the last lanes.
+/// occur, in a centre of the first lanes and between those of the last.
 #[test]
 fn a_search_across_the_neutral_element_is_exact() {
     let prefixes: Vec<Prefix> = pairs().into_iter().step_by(21).collect();

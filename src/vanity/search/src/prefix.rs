@@ -173,8 +173,7 @@ impl Prefixes {
         self.all.iter().map(|prefix| 32_f64.powi(-(prefix.text.len() as i32))).sum()
     }
 
-    /// For each value of the lowest 16 bits of a key: true if such a key can fit. 64 in each
-    /// element.
+    /// A bit for each value of the lowest 16 bits of a key: 1 if such a key can fit.
     pub fn fine(&self) -> &[u64] {
         &self.filter.fine
     }

@@ -1,5 +1,4 @@
-//! A search whose passes another device runs: what the device gets, and what is made of its
-//! reports.
+//! A search whose passes another device runs: what it gets, and what is made of its reports.
 //!
 //! The device gets the numbers of the formula, all of which come from public points. It reports
 //! where a key may fit, and [`RemoteSearch::hits`] computes each such key by curve25519-dalek
