@@ -97,8 +97,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine of the node `me` without keys or peers, which sends from the addresses `bound`. Its
-    /// random numbers come from `seed`, but for WireGuard's own keys and nonces.
+    /// A machine of the node `me` without keys or peers, which sends from the addresses `bound`.
+    /// Its random numbers come from `seed`, but for WireGuard's own keys and nonces.
     pub fn new(me: NodeId, bound: Vec<IpAddr>, counters: Counters, seed: [u8; 32], now: Instant) -> Self {
         Self {
             me,
