@@ -92,7 +92,8 @@ impl Working {
 
     async fn is_everywhere(&mut self) {
         let complete = |periods: &Vec<PublishedPeriod>| {
-            !periods.is_empty() && periods.iter().all(|it| it.directories > 0 && it.confirmed == it.directories)
+            // The first report may have only one of the two.
+            periods.len() == 2 && periods.iter().all(|it| it.directories > 0 && it.confirmed == it.directories)
         };
         timeout(LIMIT * 3, self.reported.wait_for(complete)).await.unwrap().unwrap();
     }
