@@ -95,8 +95,8 @@ repeat() { # LANE COMMAND...
 }
 
 # In the foreground, because it may ask for a password.
-tell ./scripts/install.sh
-./scripts/install.sh
+tell ./scripts/install.sh tests
+./scripts/install.sh tests
 step cargo fmt -p rustbalance -p rustbalance-gossip -p rustbalance-mesh -p rustbalance-testnet \
     -p rustbalance-vanity -p rustbalance-vanity-dispatch -p rustbalance-vanity-gpu --check
 step cargo fmt --manifest-path tests/fuzz/Cargo.toml --check

@@ -18,7 +18,7 @@ const STRIDE: u64 = 1025;
 /// Compiled once for all tests.
 static DEVICE: LazyLock<Arc<Device>> = LazyLock::new(|| match Device::open("llvmpipe") {
     Ok(device) => Arc::new(device),
-    Err(error) => panic!("{error}: ./scripts/install.sh installs mesa-vulkan-drivers"),
+    Err(error) => panic!("{error}: `./scripts/install.sh tests` installs mesa-vulkan-drivers"),
 });
 
 /// 8 n B.
