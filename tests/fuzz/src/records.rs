@@ -3,10 +3,11 @@
 use std::fmt::Debug;
 
 use rustbalance_gossip::address::mesh_address;
+use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::{
-    AuthorityCertificate, Chain, DiscoveryKey, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MemberCertificate,
-    NodeCard, Phase, Publication, PublishedPeriod, Subprotocol,
+    AuthorityCertificate, Chain, DiscoveryKey, Endpoint, Fitness, Heartbeat, IntroPoints, Invitation, Lease,
+    MemberCertificate, NodeCard, Phase, Publication, PublishedPeriod, Subprotocol,
 };
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 
@@ -100,6 +101,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         nonces: (1..4).map(point).map(|point| nonce(&point)).collect(),
         subprotocols: vec![Subprotocol(2, 6)],
     };
+    let endpoint = Endpoint { cluster, node, seq: 1 << 32, sealed: VarBytes(vec![7; 120]) };
     let lease = Lease { cluster, holder, seq: 1 << 32, term: 3, priority: 100, ttl_ms: 30_000 };
     let period = PublishedPeriod { period: PERIOD, revision: 1 << 40, confirmed: 5, directories: 6 };
     let publication =
@@ -121,6 +123,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         seed("heartbeat", &by(beat, key)),
         Seed::good("forged-heartbeat", forged),
         seed("intro-points", &by(points, key)),
+        seed("endpoint", &by(endpoint, key)),
         seed("lease", &by(lease, key)),
         seed("publication", &by(publication, key)),
         seed("invitation", &by(invitation, authority)),
